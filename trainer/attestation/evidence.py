@@ -1,0 +1,135 @@
+"""What a job shows of itself: claims, and the evidence that binds them to a measured VM.
+
+Sizes are capped here, before anything is parsed further: evidence comes over the network from a stranger.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, ValidationError
+
+from trainer.encoding import canonical_json, parse_json
+from trainer.errors import ErrorCode, VerificationError
+from trainer.models import Nonce, Sha256Hex, Strict, UnixTime
+
+MAX_EVIDENCE_BYTES: Final = 16 << 20
+
+AgeRecipient = Annotated[str, Field(pattern=r"^age1(pq1)?[02-9ac-hj-np-z]{50,2400}$")]
+"""An age recipient in its text form (`age1…` or `age1pq1…`)."""
+
+DerHex = Annotated[str, Field(pattern=r"^([0-9a-f]{2}){32,600}$")]
+
+
+class Recipients(Strict):
+    """Where a dataset can be sealed to.
+
+    `derived` comes from the TEE's key service and survives a restart of the same job spec; `instance` is random
+    and lives in this VM's memory only (attack 4 of the design: a later version of the same app cannot have it).
+    """
+
+    derived: AgeRecipient
+    instance: AgeRecipient
+
+
+class DatasetClaims(Strict):
+    """What the job says of itself before a dataset is uploaded; bound to the quote by `report_data`."""
+
+    version: Literal[1]
+    purpose: Literal["dataset"]
+    nonce: Nonce
+    job_spec_sha256: Sha256Hex
+    recipients: Recipients
+    receipt_key: DerHex
+    """DER SubjectPublicKeyInfo (EC P-256) that will sign the receipt, in hex."""
+    tls_spki_sha256: Sha256Hex | None
+    """SHA-256 of the DER SubjectPublicKeyInfo that ends TLS; None when files carry the exchange."""
+    gpu_evidence_sha256: Sha256Hex | None
+    """SHA-256 of the canonical JSON of `Evidence.gpu`; None where there is no GPU evidence."""
+    sandbox: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], bool], Field(max_length=64)]
+    software: Annotated[dict[str, Annotated[str, Field(max_length=128)]], Field(max_length=64)]
+    issued_at: UnixTime
+    expires_at: UnixTime
+
+
+class ReceiptClaims(Strict):
+    """What the job says when it hands over the result: this VM made exactly this statement."""
+
+    version: Literal[1]
+    purpose: Literal["receipt"]
+    job_spec_sha256: Sha256Hex
+    statement_sha256: Sha256Hex
+    """SHA-256 of the DSSE payload of `receipt.json`."""
+    issued_at: UnixTime
+
+
+Claims = Annotated[DatasetClaims | ReceiptClaims, Field(discriminator="purpose")]
+
+
+class FreshGpuEvidence(Strict):
+    """One GPU's signed attestation report, asked for while the job runs."""
+
+    report: Annotated[str, Field(pattern=r"^([0-9a-f]{2}){0,32768}$")]
+    """SPDM measurements request and response, in hex."""
+    certificate_chain: Annotated[str, Field(max_length=1 << 16)]
+    """PEM, leaf first."""
+
+
+class GpuEvidence(Strict):
+    """GPU evidence: what the measured OS collected at boot, and what the job collected itself."""
+
+    boot: Annotated[str, Field(max_length=4 << 20)] = ""
+    """Exact text of the guest agent's GpuInfo answer; empty where it has none."""
+    fresh: Annotated[tuple[FreshGpuEvidence, ...], Field(max_length=16)] = ()
+
+
+class DerivedKey(Strict):
+    """Proof that a key came from the key service: dstack's signature chain over its public half."""
+
+    path: Annotated[str, Field(max_length=512)]
+    purpose: Annotated[str, Field(max_length=128)]
+    public_key: Annotated[str, Field(pattern=r"^0[23][0-9a-f]{64}$")]
+    """Compressed SEC1 secp256k1 point, in hex."""
+    signature_chain: Annotated[tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{130}$")], ...], Field(max_length=4)]
+    """65-byte signatures r‖s‖recovery id, in hex: by the app key, then by the key service's root."""
+
+
+class Evidence(Strict):
+    """Everything a verifier needs, with the exact bytes of what was measured."""
+
+    claims: Claims
+    quote: Annotated[str, Field(pattern=r"^([0-9a-f]{2}){1,65536}$")]
+    event_log: Annotated[str, Field(max_length=4 << 20)]
+    vm_config: Annotated[str, Field(max_length=1 << 20)]
+    app_compose: Annotated[str, Field(max_length=1 << 20)]
+    compose_hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    gpu: GpuEvidence = GpuEvidence()
+    key_chain: Annotated[tuple[DerivedKey, ...], Field(max_length=4)] = ()
+
+    def canonical(self) -> bytes:
+        """RFC 8785 bytes, as they travel."""
+        return canonical_json(self.model_dump(mode="json"))
+
+
+def parse_evidence(data: bytes) -> Evidence:
+    """Parse the bytes of an evidence document.
+
+    Raises:
+        VerificationError: too large, not JSON, or not of this form; names the field, never its content.
+    """
+    if len(data) > MAX_EVIDENCE_BYTES:
+        raise VerificationError(
+            ErrorCode.EVIDENCE_INVALID,
+            "the evidence is too large",
+            expected=f"at most {MAX_EVIDENCE_BYTES} bytes",
+            found=len(data),
+        )
+    try:
+        parse_json(data)  # refuses what two readers could understand differently
+        return Evidence.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise VerificationError(ErrorCode.EVIDENCE_INVALID, f"evidence: {where}: {first['msg']}") from None
+    except ValueError as error:
+        raise VerificationError(ErrorCode.EVIDENCE_INVALID, f"evidence: {error}") from None

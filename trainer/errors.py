@@ -1,0 +1,190 @@
+"""Errors: each has a stable public code, an exit code, what was expected, what was found, and a hint.
+
+Inside the TEE only `TrainerError.code` may become public: messages, `expected`, `found` and `hint` may quote
+private content and belong into the sealed log. On the provider's machine all of them are shown.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """What the process tells its caller; part of the command-line contract."""
+
+    DONE = 0
+    BUG = 1
+    USAGE = 2
+    UNAVAILABLE = 3
+    VERIFICATION = 4
+    SEALING = 5
+    JOB = 6
+
+
+class ErrorCode(StrEnum):
+    """Closed set of public codes: safe to show to anyone, at any time."""
+
+    INTERNAL = "internal-error"
+
+    # 2: what was asked for cannot be done as asked
+    USAGE = "usage"
+    FILE_NOT_FOUND = "file-not-found"
+    OUTPUT_EXISTS = "output-exists"
+    SPEC_INVALID = "spec-invalid"
+    SPEC_UNKNOWN_KEY = "spec-unknown-key"
+    SPEC_TOO_LARGE = "spec-too-large"
+    POLICY_INVALID = "policy-invalid"
+    IDENTITY_INVALID = "identity-invalid"
+    RECIPIENT_INVALID = "recipient-invalid"
+
+    # 3: something outside did not answer; a retry may help
+    GUEST_AGENT_UNAVAILABLE = "guest-agent-unavailable"
+    GUEST_AGENT_PROTOCOL = "guest-agent-protocol"
+    JOB_UNREACHABLE = "job-unreachable"
+    JOB_BUSY = "job-busy"
+    COLLATERAL_UNAVAILABLE = "collateral-unavailable"
+    MODEL_UNAVAILABLE = "model-unavailable"
+    STORAGE_FULL = "storage-full"
+    TIMEOUT = "timeout"
+
+    # 4: do not upload, do not trust
+    EVIDENCE_INVALID = "evidence-invalid"
+    VERIFICATION_FAILED = "verification-failed"
+    ATTESTATION_EXPIRED = "attestation-expired"
+    TLS_KEY_MISMATCH = "tls-key-mismatch"
+    RECEIPT_INVALID = "receipt-invalid"
+    RECEIPT_MISMATCH = "receipt-mismatch"
+
+    # 5: sealing or opening failed
+    HEADER_INVALID = "sealed-header-invalid"
+    ARMOR_INVALID = "sealed-armor-invalid"
+    NO_IDENTITY_MATCH = "no-identity-match"
+    HEADER_MAC = "sealed-header-mac"
+    PAYLOAD_INVALID = "sealed-payload-invalid"
+    BUNDLE_INVALID = "bundle-invalid"
+    GRANT_MISMATCH = "grant-mismatch"
+    GRANT_EXPIRED = "grant-expired"
+
+    # 6: the job failed
+    MODEL_DIGEST_MISMATCH = "model-digest-mismatch"
+    MODEL_INVALID = "model-invalid"
+    DATASET_INVALID = "dataset-invalid"
+    DATASET_ROW_INVALID = "dataset-row-invalid"
+    DATASET_NOT_TRAINABLE = "dataset-not-trainable"
+    DATASET_OVERLONG = "dataset-overlong"
+    DATASET_TIMEOUT = "dataset-timeout"
+    DATASET_TOO_LARGE = "dataset-too-large"
+    ENGINE_UNAVAILABLE = "engine-unavailable"
+    TRAINING_DIVERGED = "training-diverged"
+    OUT_OF_MEMORY = "out-of-memory"
+    WORKER_DIED = "worker-died"
+    FRONT_DIED = "front-died"
+    WORKSPACE_UNSAFE = "workspace-unsafe"
+    WORKSPACE_FULL = "workspace-full"
+    INTERRUPTED = "interrupted"
+    JOB_FAILED = "job-failed"
+
+
+class TrainerError(Exception):
+    """Base of all errors this project raises on purpose.
+
+    Args:
+        code: public code of the failure.
+        message: what went wrong, in one clause, for the person who may see private content.
+        expected: what would have been right; shown together with `found`.
+        found: what was there instead.
+        hint: what to do about it.
+    """
+
+    exit_code: ClassVar[ExitCode] = ExitCode.BUG
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        expected: object = None,
+        found: object = None,
+        hint: str | None = None,
+    ) -> None:
+        self.code = code
+        self.message = message
+        self.expected = expected
+        self.found = found
+        self.hint = hint
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        if self.expected is None:
+            return self.message
+        return f"{self.message}: expected {self.expected}, got {self.found}"
+
+
+class UsageError(TrainerError):
+    """The command, a file or a field is not what it must be; repeating it will not help."""
+
+    exit_code = ExitCode.USAGE
+
+
+class UnavailableError(TrainerError):
+    """Something outside this process did not answer; a retry may help."""
+
+    exit_code = ExitCode.UNAVAILABLE
+
+
+class VerificationError(TrainerError):
+    """Evidence, receipt or policy do not fit: do not upload, do not use the result."""
+
+    exit_code = ExitCode.VERIFICATION
+
+
+class SealingError(TrainerError):
+    """Encrypting or decrypting failed: wrong key, tampered, truncated, or not for this job."""
+
+    exit_code = ExitCode.SEALING
+
+
+class JobError(TrainerError):
+    """The job failed for a reason that its provider must know."""
+
+    exit_code = ExitCode.JOB
+
+
+class DataError(JobError):
+    """A row or file of the dataset is not usable.
+
+    Args:
+        code: public code.
+        reason: what is wrong, in terms of the format; it never quotes the row.
+        file: name of the file as the provider gave it, relative to `data/`.
+        row: zero-based index of the row in its file; for JSONL, line = row + 1.
+        field: path of the field, such as `messages[2].role`; made of known names and indices only.
+        expected: what the field must be.
+        found: type or length of what is there; never its content.
+        hint: what to do about it.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        reason: str,
+        *,
+        file: str | None = None,
+        row: int | None = None,
+        field: str | None = None,
+        expected: object = None,
+        found: object = None,
+        hint: str | None = None,
+    ) -> None:
+        self.file = file
+        self.row = row
+        self.field = field
+        self.reason = reason
+        place = ", ".join(
+            f"{name} {value}"
+            for name, value in (("file", file), ("row", row), ("field", field))
+            if value is not None
+        )
+        message = f"{place}: {reason}" if place else reason
+        super().__init__(code, message, expected=expected, found=found, hint=hint)

@@ -1,0 +1,148 @@
+"""The only way out for words: a closed set of typed public events, and a private log that is sealed.
+
+Inside the TEE nothing else may reach stdout or stderr. `take_over_output()` keeps the real stdout for
+`public()` and sends file descriptors 1 and 2 to the private log, so that third-party prints and tracebacks,
+also those of C libraries, end up there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Final, TextIO
+
+from trainer.errors import ErrorCode
+from trainer.models import Phase
+
+private: Final = logging.getLogger("trainer")
+"""For anything that may hold private content. Goes to the sealed log only; dropped until one is open."""
+private.addHandler(logging.NullHandler())
+private.propagate = False
+
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class PublicEvent:
+    """One line of public output. Subclasses hold enums, counts and public digests; never free text."""
+
+    event: ClassVar[str]
+
+    def fields(self) -> dict[str, str | int | None]:
+        """The event's fields as JSON values.
+
+        Raises:
+            TypeError: a field is not an enum, a count or a digest.
+        """
+        return {name: _public_value(value) for name, value in vars(self).items()}
+
+
+def _public_value(value: object) -> str | int | None:
+    if isinstance(value, Phase | ErrorCode):
+        return value.value
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if isinstance(value, str) and _DIGEST.fullmatch(value):
+        return value
+    raise TypeError("a public field must be an enum, a count or a SHA-256 digest")
+
+
+@dataclass(frozen=True)
+class PhaseEntered(PublicEvent):
+    """The job went on to another phase."""
+
+    event = "phase"
+    phase: Phase
+
+
+@dataclass(frozen=True)
+class SpecLoaded(PublicEvent):
+    """The job spec was read; its digest is public."""
+
+    event = "spec"
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Listening(PublicEvent):
+    """The front serves; the TLS key's digest is also in the claims."""
+
+    event = "listening"
+    port: int
+    tls_spki_sha256: str | None
+
+
+@dataclass(frozen=True)
+class DatasetReceived(PublicEvent):
+    """A sealed dataset arrived whole; sizes of ciphertext are public."""
+
+    event = "dataset-received"
+    bytes: int
+
+
+@dataclass(frozen=True)
+class TrainingProgress(PublicEvent):
+    """An optimizer step ended."""
+
+    event = "progress"
+    step: int
+    total_steps: int
+    eta_seconds: int | None
+
+
+@dataclass(frozen=True)
+class ResultSealed(PublicEvent):
+    """The sealed result (or failure report) can be pulled."""
+
+    event = "result-sealed"
+    bytes: int
+
+
+@dataclass(frozen=True)
+class JobFailed(PublicEvent):
+    """The job failed; details are in the sealed failure report only."""
+
+    event = "failed"
+    code: ErrorCode
+
+
+class PublicLog:
+    """Writes public events as JSON lines to one text stream."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __call__(self, event: PublicEvent) -> None:
+        """Write one event. A reader that has gone away does not stop the job."""
+        line = json.dumps({"time": int(time.time()), "event": event.event, **event.fields()})
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except OSError:
+            private.warning("public output is closed")
+
+
+def take_over_output(private_log: Path) -> PublicLog:
+    """Send file descriptors 1 and 2 to `private_log` and return the only writer left for the real stdout.
+
+    Args:
+        private_log: file on the job's private tmpfs; appended to.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    public_stream = os.fdopen(os.dup(1), "w", encoding="ascii")
+    log = os.open(private_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(process)d %(message)s"))
+    private.addHandler(handler)
+    private.setLevel(logging.INFO)
+    return PublicLog(public_stream)

@@ -1,0 +1,56 @@
+"""Core types that several parts share: how bytes become frozen, strict values, and the job's phases."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_STATUS_STEPS: Final = 2**53 - 1
+
+
+class Strict(BaseModel):
+    """Base of all models made from bytes that someone else wrote: frozen, no coercion, no unknown keys."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""Lower-case hex SHA-256, without a prefix."""
+
+Nonce = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""32 random bytes in lower-case hex; used once."""
+
+UnixTime = Annotated[int, Field(ge=0, le=253402300799)]
+"""Whole seconds since 1970-01-01T00:00:00Z, up to the end of the year 9999."""
+
+
+class Phase(StrEnum):
+    """Where the job stands; public."""
+
+    STARTING = "starting"
+    PREPARING = "preparing"
+    AWAITING_DATASET = "awaiting-dataset"
+    OPENING = "opening"
+    TRAINING = "training"
+    SEALING = "sealing"
+    AWAITING_PULL = "awaiting-pull"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class Status(Strict):
+    """What anyone may know of a running job: the answer to `GET /status`.
+
+    `step` and `total_steps` count optimizer steps. `error` is a public code and is set only when
+    `phase` is `failed`. `result_bytes` is the size of the sealed result (or sealed failure report) once
+    it can be pulled.
+    """
+
+    phase: Phase
+    step: Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)] = 0
+    total_steps: Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)] = 0
+    eta_seconds: Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)] | None = None
+    error: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")] | None = None
+    result_bytes: Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)] | None = None
