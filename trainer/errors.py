@@ -37,16 +37,23 @@ class ErrorCode(StrEnum):
     POLICY_INVALID = "policy-invalid"
     IDENTITY_INVALID = "identity-invalid"
     RECIPIENT_INVALID = "recipient-invalid"
+    REQUEST_INVALID = "request-invalid"
+    NOT_FOUND = "not-found"
+    UNAUTHORIZED = "unauthorized"
 
     # 3: something outside did not answer; a retry may help
     GUEST_AGENT_UNAVAILABLE = "guest-agent-unavailable"
     GUEST_AGENT_PROTOCOL = "guest-agent-protocol"
+    GPU_EVIDENCE_UNAVAILABLE = "gpu-evidence-unavailable"
     JOB_UNREACHABLE = "job-unreachable"
     JOB_BUSY = "job-busy"
     COLLATERAL_UNAVAILABLE = "collateral-unavailable"
     MODEL_UNAVAILABLE = "model-unavailable"
     STORAGE_FULL = "storage-full"
     TIMEOUT = "timeout"
+    TOO_MANY_REQUESTS = "too-many-requests"
+    WRONG_PHASE = "wrong-phase"
+    UPLOAD_CONFLICT = "upload-conflict"
 
     # 4: do not upload, do not trust
     EVIDENCE_INVALID = "evidence-invalid"
@@ -65,6 +72,7 @@ class ErrorCode(StrEnum):
     BUNDLE_INVALID = "bundle-invalid"
     GRANT_MISMATCH = "grant-mismatch"
     GRANT_EXPIRED = "grant-expired"
+    RESULT_DIGEST_MISMATCH = "result-digest-mismatch"
 
     # 6: the job failed
     MODEL_DIGEST_MISMATCH = "model-digest-mismatch"

@@ -1,0 +1,73 @@
+"""Write docs/cli.md: the help of every `trainer` command, as the command prints it.
+
+Usage: python scripts/cli_docs.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import typer
+
+from trainer.cli.app import app
+
+PAGE: Final = Path(__file__).parents[1] / "docs" / "cli.md"
+WIDTH: Final = 100
+INTRODUCTION: Final = """\
+# Commands
+
+Written by `scripts/cli_docs.py` from the commands' own help; `scripts/check` compares them.
+"""
+
+
+def render() -> str:
+    """The whole page."""
+    command = typer.main.get_command(app)
+    sections = (f"## {name}\n\n```text\n{text}\n```\n" for name, text in helps(command, "trainer"))
+    return "\n".join([INTRODUCTION, *sections])
+
+
+def helps(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, str]]:
+    """The full name and help text of `command` and of all commands below it, in the order they are listed."""
+    context = command.context_class(
+        command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH
+    )
+    yield context.command_path, _trimmed(command.get_help(context))
+    if hasattr(command, "list_commands"):
+        for below in command.list_commands(context):
+            yield from helps(command.get_command(context, below), below, context)
+
+
+def _trimmed(text: str) -> str:
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
+
+
+def difference(found: str, expected: str) -> str:
+    """A unified diff from the page as it is to the page as it should be; empty if they agree."""
+    before, after = found.splitlines(keepends=True), expected.splitlines(keepends=True)
+    return "".join(difflib.unified_diff(before, after, "docs/cli.md", "trainer --help"))
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page, or compare it with `--check`: 1 if it differs."""
+    parser = argparse.ArgumentParser(description="Write docs/cli.md from the commands' help.")
+    parser.add_argument("--check", action="store_true", help="compare only; 1 if the page is out of date")
+    options = parser.parse_args(arguments)
+    page = render()
+    if not options.check:
+        PAGE.write_text(page, encoding="utf-8")
+        return 0
+    found = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    if changes := difference(found, page):
+        sys.stderr.write(f"{changes}docs/cli.md is out of date; hint: .venv/bin/python scripts/cli_docs.py\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

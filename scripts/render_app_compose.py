@@ -1,0 +1,124 @@
+"""Put a job spec into a compose file and the compose file into dstack's app-compose.json.
+
+The guest measures the exact bytes of app-compose.json, so the job spec inside is measured with it. The output is
+canonical JSON (RFC 8785): the same job and compose file give the same bytes, and a tool that sorts keys and
+drops white space on the way to the guest changes nothing.
+
+Usage: python scripts/render_app_compose.py JOB COMPOSE [-o APP_COMPOSE | --check APP_COMPOSE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+from trainer.encoding import canonical_json, sha256_hex
+from trainer.spec import parse_job_spec
+
+NAME: Final = "confidential-trainer"
+
+SETTINGS: Final[Mapping[str, object]] = {
+    "manifest_version": 2,
+    "name": NAME,
+    "runner": "docker-compose",
+    "kms_enabled": True,
+    "gateway_enabled": True,
+    "local_key_provider_enabled": False,
+    "key_provider_id": "",
+    "public_logs": False,
+    "public_sysinfo": False,
+    "public_tcbinfo": False,
+    "allowed_envs": [],
+    "no_instance_id": False,
+    "secure_time": True,
+}
+"""What dstack is told beside the compose file. The operator can set no environment variable, and the clock comes
+from authenticated time servers before anything starts."""
+
+_INDENT: Final = " " * 6
+_JOB_BLOCK: Final = re.compile(r"(?m)^(configs:\n  job:\n    content: \|\n)((?: {6}.*\n|[ ]*\n)*)")
+
+
+def render_compose(compose: str, job: str) -> str:
+    """The compose file with `job` as the content of its config `job`.
+
+    Raises:
+        ValueError: there is no such config, or the job spec would not arrive as it is.
+    """
+    job = job.rstrip("\n") + "\n"
+    if "$" in job:
+        raise ValueError("the job spec contains '$', which compose would replace by a variable")
+    block = "".join(f"{_INDENT}{line}" if line.strip() else "\n" for line in job.splitlines(keepends=True))
+    rendered, count = _JOB_BLOCK.subn(lambda match: match[1] + block, compose)
+    if count != 1:
+        raise ValueError("expected one top-level `configs:` that begins with `job:` and `content: |`")
+    if embedded_job(rendered) != job:
+        raise ValueError(
+            "the job spec does not survive being a block of YAML: tabs, or space at the ends of lines?"
+        )
+    return rendered
+
+
+def embedded_job(compose: str) -> str:
+    """The text of the job spec that a compose file mounts."""
+    content = yaml.safe_load(compose)["configs"]["job"]["content"]
+    if not isinstance(content, str):
+        raise TypeError("configs.job.content must be text")
+    return content
+
+
+def render_app_compose(compose: str) -> bytes:
+    """The bytes of app-compose.json, which the guest measures."""
+    return canonical_json({**SETTINGS, "docker_compose_file": compose})
+
+
+def render(job: str, compose: str) -> bytes:
+    """From the texts of job.yaml and docker-compose.yaml to the bytes of app-compose.json.
+
+    Raises:
+        UsageError: the job spec is not valid.
+        ValueError: see `render_compose`.
+    """
+    parse_job_spec(job.encode())
+    return render_app_compose(render_compose(compose, job))
+
+
+def main(arguments: list[str]) -> int:
+    """Command line: write, compare or print; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Render dstack's app-compose.json from a job and a compose file.")
+    parser.add_argument("job", type=Path, help="job.yaml")
+    parser.add_argument("compose", type=Path, help="docker-compose.yaml with a config named `job`")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("-o", "--output", type=Path, help="write app-compose.json here (default: standard output)")
+    target.add_argument("--check", type=Path, help="compare with this file; 1 if it differs")
+    parser.add_argument("--write-compose", action="store_true", help="put the job into COMPOSE itself, too")
+    options = parser.parse_args(arguments)
+    job, compose = (path.read_text(encoding="utf-8") for path in (options.job, options.compose))
+    data = render(job, compose)
+    if options.check:
+        return _compare(options.check, data)
+    if options.write_compose:
+        options.compose.write_text(render_compose(compose, job), encoding="utf-8")
+    if options.output is None:
+        sys.stdout.buffer.write(data)
+    else:
+        options.output.write_bytes(data)
+        sys.stderr.write(f"{options.output}: compose hash sha256:{sha256_hex(data)}\n")
+    return 0
+
+
+def _compare(path: Path, data: bytes) -> int:
+    if path.read_bytes() == data:
+        return 0
+    sys.stderr.write(f"{path} is not what its job spec and compose file render to; write it with -o {path}\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

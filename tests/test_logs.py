@@ -1,0 +1,94 @@
+"""Public output: a closed set of typed fields, and nothing else, not even from C."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from trainer import logs
+from trainer.errors import ErrorCode
+from trainer.models import Phase
+
+CHILD = """
+import ctypes, os, sys
+from pathlib import Path
+from trainer import logs
+from trainer.models import Phase
+public = logs.take_over_output(Path(sys.argv[1]))
+print("canary from print")
+sys.stderr.write("canary from stderr\\n")
+os.write(1, b"canary from the descriptor\\n")
+ctypes.CDLL(None).puts(b"canary from C"); ctypes.CDLL(None).fflush(None)
+logs.private.error("canary from the private log")
+public(logs.PhaseEntered(Phase.TRAINING))
+sys.stdout.flush()
+raise RuntimeError("canary from a traceback")
+"""
+
+
+def test_events_are_json_lines() -> None:
+    stream = StringIO()
+    public = logs.PublicLog(stream)
+    public(logs.PhaseEntered(Phase.TRAINING))
+    public(logs.TrainingProgress(3, 20, None))
+    public(logs.JobFailed(ErrorCode.WORKER_DIED))
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["phase", "progress", "failed"]
+    assert lines[1] | {"time": 0} == {
+        "time": 0,
+        "event": "progress",
+        "step": 3,
+        "total_steps": 20,
+        "eta_seconds": None,
+    }
+    assert lines[2]["code"] == "worker-died"
+
+
+@dataclass(frozen=True)
+class Leak(logs.PublicEvent):
+    event = "leak"
+    value: object
+
+
+@pytest.mark.parametrize(
+    "value", ["some text", 1.25, True, ["x"], {"a": 1}, ValueError("x"), Path("/x"), "A" * 64]
+)
+def test_free_text_losses_and_objects_cannot_be_public(value: object) -> None:
+    stream = StringIO()
+    with pytest.raises(TypeError):
+        logs.PublicLog(stream)(Leak(value))
+    assert stream.getvalue() == ""
+
+
+def test_every_public_event_has_public_fields_only() -> None:
+    allowed = {"Phase", "ErrorCode", "int", "str", "int | None", "str | None"}
+    for event in logs.PublicEvent.__subclasses__():
+        if event.__module__ == logs.__name__:
+            fields = {name: kind for name, kind in event.__annotations__.items() if name != "event"}
+            assert set(fields.values()) <= allowed
+
+
+def test_a_closed_reader_does_not_stop_the_job() -> None:
+    class Closed(StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    logs.PublicLog(Closed())(logs.PhaseEntered(Phase.DONE))
+
+
+def test_everything_else_goes_to_the_private_log(tmp_path: Path) -> None:
+    log = tmp_path / "private.log"
+    done = subprocess.run([sys.executable, "-c", CHILD, str(log)], capture_output=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == b""
+    assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == ["phase"]
+    private = log.read_text()
+    for source in ("print", "stderr", "the descriptor", "C", "the private log", "a traceback"):
+        assert f"canary from {source}" in private
+    assert log.stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,166 @@
+"""job.yaml: what is refused, what is named, and what the digest covers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import rfc8785
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.encoding import sha256_hex
+from trainer.errors import ErrorCode, UsageError
+from trainer.spec import MAX_SPEC_BYTES, JobSpec, leaf_names, meant_key, parse_job_spec, read_job_spec
+
+MINIMAL = """\
+version: 1
+model:
+  model_name_or_path: ./model
+  model_file_sha256:
+    config.json: "%s"
+    model.safetensors: "%s"
+""" % ("a" * 64, "b" * 64)
+
+
+def refused(text: str) -> UsageError:
+    with pytest.raises(UsageError) as caught:
+        parse_job_spec(text.encode())
+    return caught.value
+
+
+def test_minimal_spec_has_the_documented_defaults() -> None:
+    spec = parse_job_spec(MINIMAL.encode())
+    assert spec.lora.lora_r == 16
+    assert spec.train.learning_rate == 2e-4
+    assert spec.model.trust_remote_code is False
+
+
+def test_digest_is_that_of_the_document_as_anyone_else_reads_it() -> None:
+    text = (
+        MINIMAL
+        + "train: {learning_rate: 0.0001, max_steps: 20, bf16: false}\nlora: {lora_target_modules: [q_proj]}\n"
+    )
+    assert parse_job_spec(text.encode()).sha256() == sha256_hex(rfc8785.dumps(yaml.safe_load(text)))
+
+
+def test_digest_ignores_order_comments_and_spelling_of_numbers() -> None:
+    one = MINIMAL + "train: {learning_rate: 2e-4, max_steps: 20}\n"
+    other = "# a comment\ntrain:\n  max_steps: 20\n  learning_rate: 0.00020\n" + MINIMAL
+    assert parse_job_spec(one.encode()).sha256() == parse_job_spec(other.encode()).sha256()
+
+
+@given(st.sampled_from(["lora_r", "lora_alpha"]), st.integers(1, 1024), st.integers(1, 1024))
+def test_digest_changes_with_every_value(key: str, one: int, other: int) -> None:
+    digests = {parse_job_spec(f"{MINIMAL}lora: {{{key}: {value}}}\n".encode()).sha256() for value in (one, other)}
+    assert len(digests) == (1 if one == other else 2)
+
+
+def test_canonical_form_parses_to_the_same_spec() -> None:
+    spec = parse_job_spec((MINIMAL + "train: {learning_rate: 1, num_train_epochs: 2}\n").encode())
+    again = JobSpec.model_validate_json(spec.canonical())
+    assert again == spec
+    assert again.sha256() == spec.sha256()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "meant"),
+    [
+        ("train", "micro_batch_size", "train.per_device_train_batch_size"),
+        ("train", "learning_rat", "train.learning_rate"),
+        ("data", "max_seq_length", "data.max_length"),
+        ("lora", "r", "lora.lora_r"),
+        ("train", "packing", "data.packing"),
+    ],
+)
+def test_unknown_key_names_the_key_meant(section: str, key: str, meant: str) -> None:
+    error = refused(f"{MINIMAL}{section}: {{{key}: 3}}\n")
+    assert error.code is ErrorCode.SPEC_UNKNOWN_KEY
+    assert f"{section}.{key}" in str(error)
+    assert error.hint == f"did you mean {meant}?"
+
+
+def test_every_hint_names_a_key_that_exists() -> None:
+    from trainer.spec import _MEANT
+
+    assert set(_MEANT.values()) <= set(leaf_names())
+    assert meant_key("zzzzzz", leaf_names()) is None
+
+
+@pytest.mark.parametrize(
+    ("addition", "expected"),
+    [
+        ("train: {seed: x}", "train.seed"),
+        ("train: {max_steps: 0}", "max_steps must be -1"),
+        ("train: {learning_rate: true}", "train.learning_rate"),
+        ("data: {packing: true}", "data.packing"),
+        ("model2: {}", "model2"),
+        ("privacy: {target_epsilon: 3}", "privacy.target_epsilon"),
+        ("lora: {lora_r: 1, lora_r: 2}", "stands twice"),
+        ("lora: &a {}", "anchors"),
+        ("lora: !!python/object:os.system {}", "acceptable YAML"),
+        ("1: 2", "keys must be text"),
+        ("lora: [", "acceptable YAML"),
+    ],
+)
+def test_bad_documents_are_refused_by_name(addition: str, expected: str) -> None:
+    assert expected in str(refused(MINIMAL + addition + "\n"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("./model\n", "org/name\n", "needs model_revision"),
+        ("./model\n", "org/name\n  model_revision: main\n", "model.model_revision"),
+        ("./model\n", "./model\n  model_revision: " + "a" * 40 + "\n", "belongs to a hub id"),
+        ("./model\n", "https://example.org/x\n", "hub id"),
+        ("./model\n", "./model\n  trust_remote_code: true\n", "trust_remote_code"),
+        ("./model\n", "./model\n  load_in_4bit: true\n  load_in_8bit: true\n", "exclude each other"),
+        ("config.json:", "../config.json:", "plain relative file name"),
+        ("config.json:", "modeling.py:", "loaded safely"),
+        ("config.json:", "pytorch_model.bin:", "loaded safely"),
+        ("model.safetensors:", "tokenizer.json:", "at least one .safetensors"),
+        ("a" * 64, "A" * 64, "model_file_sha256"),
+        ("version: 1", "version: 2", "version"),
+    ],
+)
+def test_unsafe_or_unpinned_models_are_refused(old: str, new: str, expected: str) -> None:
+    assert expected in str(refused(MINIMAL.replace(old, new, 1)))
+
+
+def test_size_is_capped_before_parsing() -> None:
+    error = refused("#" * (MAX_SPEC_BYTES + 1))
+    assert error.code is ErrorCode.SPEC_TOO_LARGE
+
+
+def test_missing_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_job_spec(tmp_path / "job.yaml")
+    assert caught.value.code is ErrorCode.FILE_NOT_FOUND
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_spec_or_a_usage_error(data: bytes) -> None:
+    try:
+        parse_job_spec(data)
+    except UsageError as error:
+        assert error.exit_code == 2
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["version", "model", "train", "seed"]), inner, max_size=3)
+        ),
+        max_leaves=8,
+    )
+)
+def test_any_document_is_a_spec_or_a_usage_error(document: object) -> None:
+    try:
+        parse_job_spec(json.dumps(document).encode())
+    except UsageError as error:
+        assert error.code in {ErrorCode.SPEC_INVALID, ErrorCode.SPEC_UNKNOWN_KEY, ErrorCode.USAGE}

@@ -1,0 +1,308 @@
+"""TDX quotes: parsing, and DCAP verification with one clock value. The cryptography is dcap-qvl's.
+
+dcap-qvl verifies signatures, chains, CRLs, dates, the quoting enclave and the TDX module. What it leaves to its
+caller (root identity, bytes after the quote, TCB policy) is reported here as values for the appraisal to judge.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import dcap_qvl
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from trainer.attestation.checks import CheckCode
+from trainer.attestation.td_report import TdReport
+from trainer.encoding import parse_json
+
+MAX_COLLATERAL_BYTES: Final = 4 << 20
+
+INTEL_ROOT_KEY_ID: Final = bytes.fromhex(
+    "46e403bd34f05a3f2817ab9badcaacc7ffc98e0f261008cd30dae936cace18d5dcf58eef31463613de1570d516200993"
+)
+"""SHA-384 of the public key of the Intel SGX Root CA, as dcap-qvl reports it in `root_key_id`."""
+
+_HEADER_BYTES: Final = 48
+_REPORT_10_BYTES: Final = 584
+_SIGNATURE_AND_KEY_BYTES: Final = 128
+_QE_REPORT_BYTES: Final = 384
+_QE_SIGNATURE_BYTES: Final = 64
+_QE_CERTIFICATION: Final = 6
+_V5: Final = 5
+
+_OUT_OF_DATE: Final = ("OutOfDate", "OutOfDateConfigurationNeeded")
+
+
+class QuoteRefused(Exception):  # noqa: N818 -- what happened, not what is wrong with this program
+    """dcap-qvl refused a quote or its collateral.
+
+    Args:
+        code: the check that this refusal answers.
+        reason: dcap-qvl's own words.
+    """
+
+    def __init__(self, code: CheckCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class ParsedQuote:
+    """A quote that was read but not verified.
+
+    Attributes:
+        raw: its bytes.
+        report: the TD report.
+        slack: number of bytes after the quote, or between its parts, that belong to nothing. Zeros after the
+            quote are not counted: Intel's quote generation service fills its buffer with them.
+        roots: key ids of the self-issued certificates at the end of its certificate chain.
+    """
+
+    raw: bytes
+    report: TdReport
+    slack: int
+    roots: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Collateral:
+    """Collateral that was read but not verified; `tcb_info` is its TCB info document, parsed."""
+
+    handle: dcap_qvl.QuoteCollateralV3
+    tcb_info: Mapping[str, Any]
+    roots: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class TcbLevel:
+    """One matched TCB level: of the platform, the quoting enclave or the TDX module. `date` in Unix seconds."""
+
+    status: str
+    date: int
+
+    @property
+    def out_of_date(self) -> bool:
+        """Whether the level is out of date in any form."""
+        return self.status in _OUT_OF_DATE
+
+
+@dataclass(frozen=True)
+class VerifiedQuote:
+    """What dcap-qvl vouches for. Times in Unix seconds.
+
+    Attributes:
+        status: the worst of platform, quoting enclave and TDX module.
+        advisories: ids of all advisories that apply.
+        evaluation_number: the lower one of TCB info and QE identity.
+        root_key_id: SHA-384 of the root's public key.
+        valid_from: when the youngest part of the collateral was issued.
+        valid_until: when the first part of the collateral runs out.
+        levels: the levels that `status` was made from.
+    """
+
+    status: str
+    advisories: tuple[str, ...]
+    evaluation_number: int
+    root_key_id: bytes
+    valid_from: int
+    valid_until: int
+    levels: tuple[TcbLevel, ...]
+
+
+def root_key_id(certificate: x509.Certificate) -> bytes:
+    """SHA-384 of a root's EC public key point (0x04‖X‖Y): Intel's `root_key_id`.
+
+    Raises:
+        ValueError: not an EC key.
+    """
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ValueError("the root's key is not an EC key")  # noqa: TRY004 -- wrong content, not a wrong type here
+    return hashlib.sha384(key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)).digest()
+
+
+def parse_quote(raw: bytes) -> ParsedQuote:
+    """Read a TDX quote, version 4 or 5, without verifying anything.
+
+    Raises:
+        ValueError: not such a quote.
+    """
+    quote = dcap_qvl.parse_quote(raw)
+    report = quote.report
+    if not quote.is_tdx() or not isinstance(report, dcap_qvl.TdReport10):
+        raise ValueError(f"a {quote.quote_type()} quote")
+    chain = quote.cert_chain_pem_bytes() or b""
+    return ParsedQuote(raw, _report(report), _slack(raw, quote.header.version), _roots(chain))
+
+
+def _report(report: dcap_qvl.TdReport10) -> TdReport:
+    return TdReport(
+        tee_tcb_svn=report.tee_tcb_svn,
+        mr_seam=report.mr_seam,
+        mr_signer_seam=report.mr_signer_seam,
+        seam_attributes=report.seam_attributes,
+        td_attributes=report.td_attributes,
+        xfam=report.xfam,
+        mrtd=report.mr_td,
+        mr_config_id=report.mr_config_id,
+        mr_owner=report.mr_owner,
+        mr_owner_config=report.mr_owner_config,
+        rtmr0=report.rt_mr0,
+        rtmr1=report.rt_mr1,
+        rtmr2=report.rt_mr2,
+        rtmr3=report.rt_mr3,
+        report_data=report.report_data,
+        mr_service_td=report.mr_service_td if isinstance(report, dcap_qvl.TdReport15) else None,
+    )
+
+
+def _slack(raw: bytes, version: int) -> int:
+    """Bytes that no length field of the quote accounts for. `raw` has been decoded, so all lengths are there."""
+    at = _HEADER_BYTES + _REPORT_10_BYTES
+    if version == _V5:  # body type (2 bytes) and body size (4 bytes) come before the body
+        at = _HEADER_BYTES + 6 + _number(raw, _HEADER_BYTES + 2, 4)
+    signature_end = at + 4 + _number(raw, at, 4)
+    at += 4 + _SIGNATURE_AND_KEY_BYTES
+    kind, certification_end = _number(raw, at, 2), at + 6 + _number(raw, at + 2, 4)
+    slack = len(raw[signature_end:].rstrip(b"\0")) + abs(signature_end - certification_end)
+    if kind != _QE_CERTIFICATION:
+        return slack
+    at += 6 + _QE_REPORT_BYTES + _QE_SIGNATURE_BYTES
+    at += 2 + _number(raw, at, 2)
+    return slack + abs(certification_end - (at + 6 + _number(raw, at + 2, 4)))
+
+
+def _number(raw: bytes, at: int, size: int) -> int:
+    return int.from_bytes(raw[at : at + size], "little")
+
+
+def _roots(pem: bytes) -> tuple[bytes, ...]:
+    """Key ids of the self-issued certificates in a PEM chain; ends at what is not a certificate."""
+    return tuple(_self_issued(pem.rstrip(b"\0")))
+
+
+def _self_issued(pem: bytes) -> Iterator[bytes]:
+    if b"-----BEGIN CERTIFICATE-----" not in pem:
+        return
+    for certificate in x509.load_pem_x509_certificates(pem):
+        if certificate.issuer == certificate.subject:
+            yield root_key_id(certificate)
+
+
+def parse_collateral(data: bytes) -> Collateral:
+    """Read collateral in dcap-qvl's `QuoteCollateralV3` JSON form without verifying anything.
+
+    Raises:
+        ValueError: too large, or not such a document.
+    """
+    if len(data) > MAX_COLLATERAL_BYTES:
+        raise ValueError(f"larger than {MAX_COLLATERAL_BYTES} bytes")
+    parse_json(data)  # refuses what two readers could understand differently
+    handle = dcap_qvl.QuoteCollateralV3.from_json(data.decode())
+    tcb_info = parse_json(handle.tcb_info)
+    if not isinstance(tcb_info, dict):
+        raise ValueError("the TCB info is not a JSON object")  # noqa: TRY004 -- wrong content, not a wrong type
+    chains = (handle.pck_crl_issuer_chain, handle.tcb_info_issuer_chain, handle.qe_identity_issuer_chain)
+    roots = tuple(root for chain in chains for root in _roots(chain.encode()))
+    return Collateral(handle, tcb_info, roots)
+
+
+def verify_quote(quote: ParsedQuote, collateral: Collateral, *, root_der: bytes | None, now: int) -> VerifiedQuote:
+    """Verify a quote against its collateral at one moment.
+
+    Args:
+        quote: the quote.
+        collateral: its collateral.
+        root_der: the one trusted root certificate in DER; None for Intel's, built into dcap-qvl.
+        now: Unix seconds; the only clock that anything is compared with.
+
+    Raises:
+        QuoteRefused: with the check that failed and dcap-qvl's words.
+    """
+    policy = dcap_qvl.QuotePolicy.claims_only(now)  # TCB policy is judged by the appraisal, value by value
+    try:
+        claims = dcap_qvl.QuoteVerifier(root_der).verify_with_policy(quote.raw, collateral.handle, now, policy)
+    except ValueError as error:
+        reason = str(error).removeprefix("Verification failed: ")
+        raise QuoteRefused(_refused_check(reason), reason) from None
+    return _verified(json.loads(claims.to_json()), quote.report, collateral)
+
+
+_REFUSALS: Final = (
+    (
+        CheckCode.QUOTING_ENCLAVE,
+        ("QE MRSIGNER", "QE ISV", "QE MISCSELECT", "QE ATTRIBUTES", "QE report validation"),
+    ),
+    (CheckCode.QUOTING_ENCLAVE, ("Unsupported QE Identity", "No TCB levels found in QE")),
+    (CheckCode.COLLATERAL_VALIDITY, ("TCBInfo expired", "QE Identity expired", "in the future", "CrlExpired")),
+    (CheckCode.COLLATERAL_SIGNATURE, ("tcb_info", "qe_identity", "TcbInfo", "QeIdentity", "CRL", "TCB Info")),
+    (CheckCode.COLLATERAL_SIGNATURE, ("QE Identity", "IssuerNotCrlSigner", "InvalidCrlSignature")),
+    (CheckCode.TDX_MODULE, ("TDX module",)),
+    (CheckCode.TCB_LEVEL, ("No matching TCB level", "Fmspc", "component count", "non-TDX TCB", "TDX TCB")),
+    (CheckCode.TCB_STATUS, ("TCB status is invalid",)),
+    (CheckCode.TD_ATTRIBUTES, ("Debug mode", "SEPT_VE_DISABLE", "TD migration", "TD profiling", "TD attributes")),
+    (CheckCode.SERVICE_TD, ("service TD", "SERVTD")),
+    (CheckCode.QUOTE_FORMAT, ("decode quote", "quote version", "QE vendor", "TEE type", "TEE quote", "key type")),
+    (CheckCode.PLATFORM_CERTIFICATE, ("certificate", "Certificate", "CertRevoked", "PCK", "Intel extension")),
+)
+"""Which check a message of dcap-qvl answers: the first entry one of whose phrases it contains."""
+
+
+def _refused_check(reason: str) -> CheckCode:
+    for code, phrases in _REFUSALS:
+        if any(phrase in reason for phrase in phrases):
+            return code
+    return CheckCode.QUOTE_SIGNATURE  # also what a message of a later release falls back to: refused either way
+
+
+def _verified(claims: Mapping[str, Any], report: TdReport, collateral: Collateral) -> VerifiedQuote:
+    platform, qe = claims["platform"], claims["qe"]
+    documents = [platform["tcb_level"], qe["tcb_level"], platform["current_tcb_level"]]
+    module = module_level(collateral.tcb_info, report)
+    levels = [_level(document) for document in (*documents, module) if document]
+    return VerifiedQuote(
+        status=claims["tcb"]["status"],
+        advisories=tuple(claims["tcb"]["advisory_ids"]),
+        evaluation_number=claims["tcb"]["eval_data_number"],
+        root_key_id=bytes(platform["root_key_id"]),
+        valid_from=max(claims["latest_issue_date"], claims["qe_iden_latest_issue_date"]),
+        valid_until=min(claims["earliest_expiration_date"], claims["qe_iden_earliest_expiration_date"]),
+        levels=tuple(levels),
+    )
+
+
+def _level(document: Mapping[str, Any]) -> TcbLevel:
+    date = dt.datetime.fromisoformat(document["tcbDate"])
+    return TcbLevel(document["tcbStatus"], int(date.timestamp()))
+
+
+def module_identity(tcb_info: Mapping[str, Any], report: TdReport) -> Mapping[str, Any] | None:
+    """What the TCB info says of the TDX module that a report names: by its major version, or for all modules.
+
+    Source: Intel PCS API v4, `tdxModuleIdentities` (id `TDX_01` is major version 1) and `tdxModule`.
+    """
+    major = report.tee_tcb_svn[1]
+    if major == 0:
+        return _entry(tcb_info.get("tdxModule"))
+    identities: Sequence[Any] = tcb_info.get("tdxModuleIdentities") or ()
+    wanted = f"TDX_{major:02X}"
+    return next((entry for entry in identities if isinstance(entry, dict) and entry.get("id") == wanted), None)
+
+
+def _entry(value: object) -> Mapping[str, Any] | None:
+    return value if isinstance(value, dict) else None
+
+
+def module_level(tcb_info: Mapping[str, Any], report: TdReport) -> Mapping[str, Any] | None:
+    """The TCB level of the TDX module: the first whose version the module reaches."""
+    identity = module_identity(tcb_info, report) or {}
+    levels: Sequence[Mapping[str, Any]] = identity.get("tcbLevels", ())
+    return next((level for level in levels if report.tee_tcb_svn[0] >= level["tcb"]["isvsvn"]), None)

@@ -1,0 +1,400 @@
+"""Commands of the data provider. Each imports what it needs when it is called, so that `--help` stays quick."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trainer.cli.output import Report, print_checks, print_json
+from trainer.errors import ErrorCode, UsageError
+
+if TYPE_CHECKING:
+    from trainer.attestation.policy import Policy
+    from trainer.attestation.record import Record
+    from trainer.attestation.checks import Check
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")]
+Source = Annotated[str, typer.Argument(metavar="URL", help="https:// address of the job, or its spool directory.")]
+PolicyFile = Annotated[Path, typer.Option("--policy", help="What you demand of the job (policy.yaml).")]
+IdentityFile = Annotated[Path, typer.Option("--identity", "-i", help="Your identity, from `trainer keygen`.")]
+RecordFile = Annotated[
+    Path, typer.Option("--attestation", metavar="result.json", help="What `trainer verify -o` wrote.")
+]
+GrantFile = Annotated[
+    Path | None, typer.Option("--grant", help="The .grant.json that `trainer seal` wrote beside the sealed file.")
+]
+
+
+def cache_directory() -> Path:
+    """Where collateral is cached: `$XDG_CACHE_HOME/confidential-trainer`."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "confidential-trainer"
+
+
+def keygen(
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the identity; never overwritten.")],
+    x25519: Annotated[
+        bool, typer.Option("--x25519", help="Without post-quantum protection, for old age tools.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make your identity: the key that results are encrypted to. Prints its recipient (the public half)."""
+    from trainer.provider import new_identity
+
+    recipient = new_identity(output, hybrid=not x25519)
+    if as_json:
+        print_json({"identity": str(output), "recipient": recipient})
+    else:
+        typer.echo(recipient)
+
+
+def verify(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="URL|FILE", help="The job's https:// address, its spool directory, or evidence."),
+    ],
+    policy: PolicyFile,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the attestation result here.")
+    ] = None,
+    nonce: Annotated[
+        str | None, typer.Option("--nonce", help="For an evidence FILE: the 64 hex digits that you asked for.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Appraise a job: every check by name. Exit code 4 means: do not upload."""
+    from trainer import provider
+
+    demanded = provider.read_policy(policy)
+    if Path(source).is_file():
+        record = _appraise_file(Path(source), demanded, nonce)
+    else:
+        record = provider.attest(provider.connect(source), demanded, cache=cache_directory())
+    if output is not None:
+        from trainer.attestation.record import save_record
+
+        output.write_bytes(save_record(record))
+    _show(record, as_json=as_json)
+    record.result.require_pass(record.result.appraised_at)
+
+
+def _appraise_file(path: Path, policy: Policy, nonce: str | None) -> Record:
+    from trainer import provider
+    from trainer.attestation.evidence import MAX_EVIDENCE_BYTES, parse_evidence
+
+    if nonce is None:
+        raise UsageError(
+            ErrorCode.USAGE,
+            "evidence from a file",
+            expected="--nonce with the nonce that you chose",
+            found="none",
+            hint="without your own nonce, old evidence looks like new evidence",
+        )
+    evidence = parse_evidence(provider.read_small(path, "evidence", MAX_EVIDENCE_BYTES))
+    return provider.appraise_evidence(
+        evidence, policy, nonce=nonce, cache=cache_directory(), now=None, peer_spki_sha256=None
+    )
+
+
+def _show(record: Record, *, as_json: bool) -> None:
+    result = record.result
+    if as_json:
+        print_json(
+            {
+                "status": result.status,
+                "checks": check_states(result.checks),
+                "recipient": result.recipient,
+                "expires_at": result.expires_at,
+            }
+        )
+        return
+    print_checks(result.checks, title=f"appraisal: {result.status}")
+
+
+def check_states(checks: tuple[Check, ...]) -> dict[str, str]:
+    """Check code → state, in the order of the checks."""
+    return {check.code: check.state.value for check in checks}
+
+
+def validate(
+    data: Annotated[list[Path], typer.Argument(help="JSONL files with messages, prompt/completion or text rows.")],
+    job: Annotated[Path, typer.Option("--job", help="The job spec that the data is for.")],
+    as_json: Json = False,
+) -> None:
+    """Read every row as the job will, here, without a GPU: finds what is malformed before anything is sent."""
+    from trainer.provider import count_rows, data_files
+    from trainer.spec import read_job_spec
+
+    spec = read_job_spec(job)
+    kinds = count_rows(data_files(data))
+    if kinds.total() > spec.data.max_rows:
+        raise UsageError(
+            ErrorCode.USAGE, "too many rows", expected=f"at most {spec.data.max_rows}", found=kinds.total()
+        )
+    if as_json:
+        print_json({"rows": kinds.total(), "kinds": dict(kinds)})
+    else:
+        typer.echo(f"{kinds.total()} rows: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
+
+
+def seal(
+    data: Annotated[list[Path], typer.Argument(help="Data files.")],
+    attestation: RecordFile,
+    recipient: Annotated[list[str], typer.Option("--recipient", "-r", help="Who the result is for; repeatable.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The sealed dataset.")],
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Encrypt data files to an appraised job. Keeps the grant (secret) in OUTPUT.grant.json."""
+    from trainer import provider
+
+    record = provider.read_record(attestation)
+    grant_file = output.with_name(output.name + ".grant.json")
+    for path in (output, grant_file):
+        if path.exists():
+            raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{path} exists", hint="choose another name with -o")
+    with Report(quiet=quiet or as_json) as report:
+        grant = provider.seal_dataset(
+            provider.data_files(data),
+            record.result,
+            recipient,
+            output,
+            progress=lambda done, total: report.bytes_done("sealing", done, total),
+        )
+    provider.write_private(grant_file, grant.model_dump_json().encode())
+    summary = {
+        "sealed": str(output),
+        "grant": str(grant_file),
+        "rows": grant.rows,
+        "manifest": grant.manifest_sha256,
+    }
+    _print_summary(summary, as_json=as_json)
+
+
+def upload(
+    sealed: Annotated[Path, typer.Argument(help="The file that `trainer seal` wrote.")],
+    job_url: Annotated[
+        str, typer.Option("--job-url", help="https:// address of the job, or its spool directory.")
+    ],
+    attestation: RecordFile,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Send a sealed dataset; goes on where a broken connection left off."""
+    from trainer import provider
+
+    record = provider.read_record(attestation)
+    client = provider.connect(job_url, pinned_spki_sha256=record.result.peer_spki_sha256)
+    state = sealed.with_name(sealed.name + ".upload.json")
+    with Report(quiet=quiet or as_json) as report:
+        client.upload(
+            sealed, progress=lambda done, total: report.bytes_done("uploading", done, total), state=state
+        )
+    state.unlink(missing_ok=True)
+    _print_summary({"uploaded": str(sealed), "bytes": sealed.stat().st_size}, as_json=as_json)
+
+
+def watch(
+    source: Source,
+    attestation: RecordFile,
+    identity: Annotated[Path | None, typer.Option("--identity", "-i", help="To read private metrics.")] = None,
+    grant: GrantFile = None,
+    as_json: Json = False,
+) -> None:
+    """Follow a job until its result can be pulled. With your identity and grant, also its losses."""
+    from trainer import provider
+    from trainer.models import Status
+    from trainer.submission import describe_metrics
+
+    record = provider.read_record(attestation)
+    client = provider.connect(source, pinned_spki_sha256=record.result.peer_spki_sha256)
+    identities = provider.read_identities(identity) if identity else ()
+    token = provider.read_grant(grant).grant.token if grant and identity else None
+    for event in provider.watch(client, identities, token):
+        if as_json:
+            print_json(event.model_dump(mode="json") if isinstance(event, Status) else dict(event.values))
+        elif isinstance(event, Status):
+            eta = f", {event.eta_seconds} s left" if event.eta_seconds is not None else ""
+            steps = f" step {event.step} of {event.total_steps}{eta}" if event.total_steps else ""
+            typer.echo(f"{event.phase.value}{steps}" + (f" ({event.error})" if event.error else ""))
+        else:
+            typer.echo("  " + describe_metrics(event))
+
+
+def pull(
+    source: Source,
+    attestation: RecordFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The sealed result.")],
+    acknowledge: Annotated[
+        bool, typer.Option("--ack", help="Tell the job that it may end. Better done after `trainer open`.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch the sealed result (or failure report); resumes a broken download."""
+    from trainer import provider
+
+    record = provider.read_record(attestation)
+    client = provider.connect(source, pinned_spki_sha256=record.result.peer_spki_sha256)
+    with Report(quiet=quiet or as_json) as report:
+        client.download_result(output, progress=lambda done, total: report.bytes_done("pulling", done, total))
+    if acknowledge:
+        client.acknowledge()
+    _print_summary({"pulled": str(output), "bytes": output.stat().st_size}, as_json=as_json)
+
+
+def acknowledge(source: Source, attestation: RecordFile) -> None:
+    """Tell the job that the result arrived and opened, so that it ends."""
+    from trainer import provider
+
+    record = provider.read_record(attestation)
+    provider.connect(source, pinned_spki_sha256=record.result.peer_spki_sha256).acknowledge()
+
+
+def open_(
+    sealed: Annotated[Path, typer.Argument(metavar="FILE", help="The sealed result.")],
+    identity: IdentityFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the result; must not exist.")],
+    attestation: RecordFile,
+    grant: GrantFile = None,
+    as_json: Json = False,
+) -> None:
+    """Decrypt a result and check its receipt; writes nothing unless every check holds."""
+    from trainer import opening, provider
+
+    opened = opening.open_sealed_result(
+        sealed,
+        provider.read_identities(identity),
+        output,
+        record=provider.read_record(attestation),
+        grant=provider.read_grant(grant) if grant else None,
+    )
+    if not as_json:
+        print_checks(opened.checks, title="the result's receipt")
+    if (failure := opened.failure) is not None:
+        raise failure
+    _print_summary(
+        {
+            "adapter_dir": str(opened.adapter),
+            "checks": check_states(opened.checks),
+            "summary": opened.statement.metrics,
+        },
+        as_json=as_json,
+        show=("adapter_dir",),
+    )
+
+
+def submit(
+    data: Annotated[list[Path], typer.Argument(help="JSONL files.")],
+    job_url: Annotated[
+        str, typer.Option("--job-url", help="https:// address of the job, or its spool directory.")
+    ],
+    policy: PolicyFile,
+    identity: IdentityFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the result; must not exist.")],
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """All of it: verify → seal → upload → watch → pull → open. Repeat the command to go on after a break."""
+    from trainer import provider
+    from trainer.submission import Submission
+    from trainer.submission import submit as run
+
+    submission = Submission(
+        data, job_url, policy, provider.read_identities(identity), output, cache=cache_directory()
+    )
+    with Report(quiet=quiet) as report:
+        submitted = run(submission, report)
+    if not as_json and not quiet:
+        print_checks(submitted.checks, title="all checks")
+    if (failure := submitted.result.failure) is not None:
+        raise failure
+    result = submitted.result
+    _print_summary(
+        {
+            "adapter_dir": str(result.adapter),
+            "checks": check_states(submitted.checks),
+            "receipt": {
+                "job_spec_sha256": result.statement.predicate.buildDefinition.externalParameters.jobSpecSha256
+            },
+            "summary": dict(result.statement.metrics),
+            "seconds": dict(submitted.seconds),
+        },
+        as_json=as_json,
+        show=("adapter_dir",),
+    )
+
+
+def _print_summary(summary: dict[str, object], *, as_json: bool, show: tuple[str, ...] | None = None) -> None:
+    if as_json:
+        print_json(summary)
+        return
+    for name, value in summary.items():
+        if show is None or name in show:
+            typer.echo(f"{name}: {value}")
+
+
+policy_app = typer.Typer(help="Write and read policies: what you demand of a job.", no_args_is_help=True)
+
+
+@policy_app.command("init")
+def policy_init(
+    app_compose: Annotated[
+        Path, typer.Option("--app-compose", help="app-compose.json that you reviewed; exact bytes.")
+    ],
+    job: Annotated[Path, typer.Option("--job", help="job.yaml that you reviewed.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The policy; never overwritten.")],
+    trust_root: Annotated[
+        Path | None,
+        typer.Option("--trust-root", help="PEM of another root than Intel's, such as a development root."),
+    ] = None,
+    collateral: Annotated[
+        str | None,
+        typer.Option("--collateral", help="File with collateral, or URL of a PCCS; Intel's service if absent."),
+    ] = None,
+    measurements: Annotated[
+        Path | None, typer.Option("--measurements", help="JSON with mrtd and rtmr0-2 of the OS image you trust.")
+    ] = None,
+) -> None:
+    """Write a policy that demands exactly this app, this job and this OS."""
+    from trainer.provider import strict_policy_text, write_private
+
+    text = strict_policy_text(
+        app_compose,
+        job,
+        trust_root=trust_root,
+        collateral=collateral,
+        measurements=measurements,
+        beside=output.parent,
+    )
+    write_private(output, text.encode())
+    typer.echo(f"wrote {output}; read it before you rely on it: trainer policy explain {output}")
+
+
+@policy_app.command("explain")
+def policy_explain(policy: Annotated[Path, typer.Argument(help="policy.yaml")]) -> None:
+    """Say in plain words what a policy demands, and what it leaves open."""
+    from trainer.attestation.policy import explain
+    from trainer.provider import read_policy
+
+    for line in explain(read_policy(policy)):
+        typer.echo(line)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the provider's commands to `app`, in the order of the story."""
+    app.command("keygen")(keygen)
+    app.add_typer(policy_app, name="policy")
+    app.command("verify")(verify)
+    app.command("validate")(validate)
+    app.command("submit")(submit)
+    app.command("seal")(seal)
+    app.command("upload")(upload)
+    app.command("watch")(watch)
+    app.command("pull")(pull)
+    app.command("open")(open_)
+    app.command("ack")(acknowledge)

@@ -1,0 +1,1 @@
+"""The carrier: takes evidence, sealed datasets and sealed results across; knows no secret, sees no plaintext."""

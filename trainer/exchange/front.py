@@ -1,0 +1,138 @@
+"""The front: the only process that strangers reach. Holds ciphertext, evidence and its own TLS key; nothing else.
+
+Started by the supervisor as `python -m trainer.exchange.front` with one end of a socket pair; it ends when the
+supervisor says so or is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+
+from trainer.errors import ErrorCode
+from trainer.exchange.control import FrontFailed, Ready
+from trainer.exchange.limits import Limits
+from trainer.exchange.server.app import build_app
+from trainer.exchange.server.connection import CappedListener, capped_protocol, event_loop, listen
+from trainer.exchange.server.link import Link
+from trainer.exchange.tls import server_context
+from trainer.logs import private
+from trainer.spec import ExchangeSection
+
+_GRACEFUL_SECONDS: Final = 30
+
+
+@dataclass(frozen=True)
+class FrontSettings:
+    """What the front is started with.
+
+    Args:
+        control: connected socket to the supervisor.
+        spool: directory for ciphertext.
+        exchange: the job spec's section.
+        limits: caps.
+    """
+
+    control: socket.socket
+    spool: Path
+    exchange: ExchangeSection
+    limits: Limits
+
+
+async def serve(settings: FrontSettings) -> None:
+    """Serve until the supervisor says `Shutdown` or is gone.
+
+    Raises:
+        OSError: the address is not available.
+        JobError: the supervisor sent something that is no message.
+    """
+    limits = settings.limits
+    link = await Link.over(settings.control, limits)
+    try:
+        listener = listen(settings.exchange.host, settings.exchange.port, limits.connections)
+    except OSError:
+        await link.send(FrontFailed(code=ErrorCode.FRONT_DIED))
+        raise
+    app = build_app(link, settings.spool, max_upload_bytes=settings.exchange.max_upload_bytes, limits=limits)
+    context, spki = server_context(now=int(time.time()))
+    config = uvicorn.Config(
+        app,
+        loop="none",
+        http=capped_protocol(limits),
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=limits.idle_seconds,
+        timeout_graceful_shutdown=_GRACEFUL_SECONDS,
+        h11_max_incomplete_event_size=limits.head_bytes,
+        ssl_context_factory=lambda *_: context,
+    )
+    await link.send(Ready(port=listener.getsockname()[1], tls_spki_sha256=spki))
+    await _until_told(uvicorn.Server(config), listener, link)
+
+
+async def _until_told(server: uvicorn.Server, listener: CappedListener, link: Link) -> None:
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    listening = asyncio.create_task(link.run())
+    await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    await serving
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
+    if not listening.cancelled() and (error := listening.exception()) is not None:
+        raise error
+
+
+def _parse(arguments: list[str]) -> FrontSettings:
+    parser = argparse.ArgumentParser(prog="python -m trainer.exchange.front")
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--spool", type=Path, required=True)
+    parser.add_argument("--settings-json", default="{}")
+    parser.add_argument("--limits-json", default="{}")
+    given = parser.parse_args(arguments)
+    return FrontSettings(
+        control=socket.socket(fileno=given.control_fd),
+        spool=given.spool,
+        exchange=ExchangeSection.model_validate_json(given.settings_json),
+        limits=Limits.model_validate_json(given.limits_json),
+    )
+
+
+def quiet_libraries() -> None:
+    """Libraries' logs would let strangers fill the private log: only our own errors go to stderr."""
+    for name in ("uvicorn", "asyncio"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).propagate = False
+    private.addHandler(logging.StreamHandler(sys.stderr))
+    private.setLevel(logging.ERROR)
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point of the process; returns its exit status."""
+    quiet_libraries()
+    settings = _parse(arguments)
+    try:
+        with asyncio.Runner(loop_factory=lambda: event_loop(settings.limits)) as runner:
+            runner.run(serve(settings))
+    except Exception:  # noqa: BLE001 -- stderr is the private log; the supervisor sees the channel close
+        private.exception("the front failed")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

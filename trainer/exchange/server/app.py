@@ -1,0 +1,68 @@
+"""The front's application: routes, exception handlers, and an OpenAPI document without anything undocumented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from trainer.exchange.control import UploadReady
+from trainer.exchange.limits import Limits
+from trainer.exchange.server.answers import Refusal, answer_bug, answer_http, answer_invalid, answer_refusal
+from trainer.exchange.server.dataset import DatasetRoutes
+from trainer.exchange.server.guard import Guard
+from trainer.exchange.server.job import JobRoutes
+from trainer.exchange.server.link import Link
+from trainer.exchange.server.result import ResultRoutes
+from trainer.exchange.server.upload import UploadStore
+
+OPENAPI_PATH = "/openapi.json"
+
+
+def build_app(link: Link, spool: Path, *, max_upload_bytes: int, limits: Limits) -> Guard:
+    """The whole application over one link to the supervisor.
+
+    Args:
+        link: to the supervisor; its `on_open_upload` is taken.
+        spool: directory for ciphertext.
+        max_upload_bytes: largest dataset accepted.
+        limits: caps.
+    """
+
+    async def uploaded(size: int) -> None:
+        await link.send(UploadReady(size=size))
+
+    store = UploadStore(spool, max_upload_bytes, limits, uploaded)
+    link.on_open_upload = store.open
+    app = _Application(
+        title="Confidential training job",
+        version="1",
+        openapi_url=OPENAPI_PATH,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.add_exception_handler(Refusal, answer_refusal)
+    app.add_exception_handler(RequestValidationError, answer_invalid)
+    app.add_exception_handler(HTTPException, answer_http)
+    app.add_exception_handler(Exception, answer_bug)
+    app.include_router(JobRoutes(link, limits).router())
+    app.include_router(DatasetRoutes(store).router())
+    app.include_router(ResultRoutes(link, spool, limits).router())
+    return Guard(app, limits)
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The document, without the 422 that FastAPI adds: invalid parameters are answered with 400."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+            for unused in ("HTTPValidationError", "ValidationError"):
+                document["components"]["schemas"].pop(unused, None)
+        return super().openapi()

@@ -1,0 +1,159 @@
+"""Routes about the job: `/attestation`, `/status`, `/events`, `/ack`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from trainer.attestation.evidence import Evidence
+from trainer.errors import ErrorCode
+from trainer.exchange.control import Acknowledged
+from trainer.exchange.limits import Limits
+from trainer.exchange.server.answers import SECURITY_HEADERS, Refusal, documented
+from trainer.exchange.server.link import Link
+from trainer.models import Status
+
+_BEARER: Final = "Bearer "
+_EVENTS_TEXT: Final = (
+    "Server-sent events. `status`: the public status, as `GET /status` gives it. `private`: base64 of an age file "
+    "sealed to the grant's recipients; only with `Authorization: Bearer TOKEN` of the grant. "
+    "`Last-Event-ID` skips what was seen."
+)
+
+JobNonce = Annotated[str, Query(pattern=r"^[0-9a-f]{64}$", description="32 random bytes of the verifier, in hex")]
+
+
+class JobRoutes:
+    """What the job says of itself, and the acknowledgement that ends it."""
+
+    def __init__(self, link: Link, limits: Limits) -> None:
+        self._link = link
+        self._limits = limits
+        self._streams = 0
+        self._acknowledged = False
+
+    def router(self) -> APIRouter:
+        """The routes, documented with every answer they give."""
+        router = APIRouter(tags=["job"])
+        router.add_api_route(
+            "/attestation",
+            self.attestation,
+            methods=["GET"],
+            response_class=Response,
+            responses={
+                200: {"model": Evidence, "description": "evidence over claims that hold the nonce"},
+                **documented(
+                    (400, ErrorCode.REQUEST_INVALID),
+                    (429, ErrorCode.TOO_MANY_REQUESTS),
+                    (503, ErrorCode.TIMEOUT),
+                    (503, ErrorCode.GUEST_AGENT_UNAVAILABLE),
+                    (503, ErrorCode.GUEST_AGENT_PROTOCOL),
+                ),
+            },
+        )
+        router.add_api_route("/status", self.status, methods=["GET"])
+        router.add_api_route(
+            "/events",
+            self.events,
+            methods=["GET"],
+            response_class=StreamingResponse,
+            responses={
+                200: {
+                    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                    "description": _EVENTS_TEXT,
+                },
+                **documented(
+                    (400, ErrorCode.REQUEST_INVALID),
+                    (401, ErrorCode.UNAUTHORIZED),
+                    (503, ErrorCode.TOO_MANY_REQUESTS),
+                ),
+            },
+        )
+        router.add_api_route(
+            "/ack",
+            self.acknowledge,
+            methods=["POST"],
+            status_code=204,
+            response_model=None,
+            responses=documented((409, ErrorCode.WRONG_PHASE)),
+        )
+        return router
+
+    async def attestation(self, nonce: JobNonce) -> Response:
+        """Evidence: a quote over claims that hold the nonce, and what a verifier needs to appraise it."""
+        evidence = await self._link.evidence(nonce)
+        return Response(evidence, media_type="application/json", headers=SECURITY_HEADERS)
+
+    async def status(self, response: Response) -> Status:
+        """Phase, progress and public error code."""
+        response.headers.update(SECURITY_HEADERS)
+        return self._link.status
+
+    async def acknowledge(self) -> Response:
+        """The result arrived: the job may end. Saying it again changes nothing."""
+        if self._link.result is None:
+            raise Refusal(409, ErrorCode.WRONG_PHASE)
+        if not self._acknowledged:
+            self._acknowledged = True
+            await self._link.send(Acknowledged())
+        return Response(status_code=204, headers=SECURITY_HEADERS)
+
+    async def events(
+        self,
+        authorization: Annotated[str | None, Header(max_length=256)] = None,
+        last_event_id: Annotated[str, Header(pattern=r"^(0|[1-9][0-9]{0,15})$")] = "0",
+    ) -> StreamingResponse:
+        """Server-sent events: status for all, sealed private events for the holder of the grant's token."""
+        token = self._bearer(authorization)
+        if self._streams >= self._limits.event_streams:
+            raise Refusal(503, ErrorCode.TOO_MANY_REQUESTS, {"Retry-After": "5"})
+        cursor = int(last_event_id)
+        if cursor > self._link.feed.last_id:  # from an earlier process: its numbers mean nothing here
+            cursor = 0
+        self._streams += 1
+        return _EventStream(self._stream(token, cursor), self._stream_ended)
+
+    def _bearer(self, authorization: str | None) -> str | None:
+        if authorization is None:
+            return None
+        token = authorization.removeprefix(_BEARER)
+        if token == authorization or self._refuses(token):
+            raise Refusal(401, ErrorCode.UNAUTHORIZED, {"WWW-Authenticate": "Bearer"})
+        return token
+
+    def _refuses(self, token: str | None) -> bool:
+        """Whether `token` is known to be wrong; before a dataset is opened nothing is known."""
+        return token is not None and self._link.knows_token() and not self._link.is_token(token)
+
+    async def _stream(self, token: str | None, cursor: int) -> AsyncIterator[bytes]:
+        feed = self._link.feed
+        end = time.monotonic() + self._limits.event_stream_seconds
+        while not feed.closed and not self._refuses(token) and time.monotonic() < end:
+            events = feed.since(cursor, private=token is not None and self._link.is_token(token))
+            for event in events:
+                yield event.encode()
+                cursor = event.id
+            if not events and not await feed.wait(self._limits.heartbeat_seconds):
+                yield b": waiting\n\n"
+
+    def _stream_ended(self) -> None:
+        self._streams -= 1
+
+
+class _EventStream(StreamingResponse):
+    """A stream that says when it ended, in whatever way."""
+
+    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=SECURITY_HEADERS)
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._on_end()

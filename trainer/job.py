@@ -1,0 +1,333 @@
+"""The one-shot job, stage after stage. It runs as the supervisor: it has the keys, and no network.
+
+starting → preparing → awaiting-dataset → opening → training → sealing → awaiting-pull → done | failed
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import io
+import resource
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Final, NoReturn
+
+from pydantic import JsonValue
+
+from trainer import __version__, logs
+from trainer.attestation.binding import gpu_evidence_sha256
+from trainer.attestation.compose import compose_hash
+from trainer.attestation.evidence import DatasetClaims, Evidence, GpuEvidence
+from trainer.encoding import canonical_json, file_sha256, sha256_hex
+from trainer.errors import ErrorCode, ExitCode, JobError, SealingError, TrainerError
+from trainer.models import Phase, Status
+from trainer.sealing import encrypt, parse_recipient
+from trainer.sealing.bundle import BundleLimits, OpenedBundle
+from trainer.sealing.seal import open_bundle
+from trainer.spec import JobSpec, read_job_spec
+from trainer.supervisor import worker
+from trainer.supervisor.front import Front, front_process
+from trainer.supervisor.keys import JobKeys, derive_keys
+from trainer.supervisor.model import fetch_base_model
+from trainer.supervisor.result import Ending, Signer, seal_ending
+from trainer.supervisor.workspace import Workspace, filesystem_type, open_workspace
+from trainer.tee.evidence import collect
+from trainer.tee.gpu import collect_gpu_evidence
+from trainer.tee.guest_agent import GuestAgent
+from trainer.worker import protocol
+
+DATASET_FILE: Final = "dataset.age"
+RESULT_FILE: Final = "result.tar.age"
+
+_REPORTED_SOFTWARE: Final = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "unsloth",
+    "cryptography",
+)
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What the operator decides: none of it changes what the job does, only where it lies.
+
+    Args:
+        spec: job.yaml.
+        guest_agent: path of dstack's socket; None looks in its usual places.
+        spool: exchange through files in this directory instead of HTTP.
+        ciphertext: where sealed uploads and results wait under HTTP; None makes a temporary directory.
+        workspace: a directory on tmpfs; None looks for one.
+    """
+
+    spec: Path
+    guest_agent: str | None = None
+    spool: Path | None = None
+    ciphertext: Path | None = None
+    workspace: Path | None = None
+
+
+def run_job(options: JobOptions) -> ExitCode:
+    """Run one job from its spec to its end.
+
+    Returns:
+        DONE after the result was acknowledged or `linger_seconds` passed; JOB when the job failed and said why in
+        a sealed report; another code when it failed before it knew whom to tell.
+
+    Raises:
+        UsageError: the spec is not one (nothing private has been seen by then).
+        JobError: there is no safe workspace.
+    """
+    spec = read_job_spec(options.spec)
+    with open_workspace(options.workspace) as workspace, _ciphertext_directory(options) as ciphertext:
+        public = logs.take_over_output(workspace.private_log)
+        public(logs.SpecLoaded(spec.sha256()))
+        try:
+            with _termination_is_an_error():
+                return _Job(options, spec, workspace, ciphertext, public).run()
+        except TrainerError as error:
+            logs.private.exception("the job failed before it could report to the provider")
+            public(logs.JobFailed(error.code))
+            return error.exit_code
+        except Exception:  # noqa: BLE001 -- the last line of defence: its text must not reach stderr
+            logs.private.exception("internal error")
+            public(logs.JobFailed(ErrorCode.INTERNAL))
+            return ExitCode.BUG
+
+
+class _Job:
+    """State of the one job this process runs."""
+
+    def __init__(
+        self, options: JobOptions, spec: JobSpec, workspace: Workspace, ciphertext: Path, public: logs.PublicLog
+    ) -> None:
+        self.options, self.spec, self.workspace, self.ciphertext, self.public = (
+            options,
+            spec,
+            workspace,
+            ciphertext,
+            public,
+        )
+        self.agent = GuestAgent(options.guest_agent)
+        self.status = Status(phase=Phase.STARTING)
+        self.tls_spki_sha256: str | None = None
+
+    def run(self) -> ExitCode:
+        """The story of the job."""
+        self.public(logs.PhaseEntered(Phase.STARTING))
+        _no_core_dumps()
+        app_compose = self.agent.info().app_compose
+        keys = derive_keys(self.agent, self.spec.sha256())
+        signer = Signer(self.agent, keys, self.spec, compose_hash(app_compose).hex(), software_versions())
+        with self._front() as front:
+            self._enter(front, Phase.PREPARING)
+            fetch_base_model(self.spec, self.options.spec.parent, self.workspace)
+            front.serve_evidence(lambda nonce: self._evidence(nonce, keys))
+            bundle = self._receive(front, keys)
+            ending = self._train(front, bundle)
+            return self._hand_over(front, signer, bundle, ending)
+
+    # starting
+
+    @contextmanager
+    def _front(self) -> Iterator[Front]:
+        with front_process(
+            self.spec.exchange,
+            ciphertext=self.ciphertext,
+            by_files=self.options.spool is not None,
+            log=self.workspace.front_log,
+            home=self.workspace.scratch,
+        ) as front:
+            ready = front.wait_ready()
+            self.tls_spki_sha256 = ready.tls_spki_sha256
+            self.public(logs.Listening(ready.port, ready.tls_spki_sha256))
+            yield front
+
+    def _enter(
+        self, front: Front, phase: Phase, *, error: ErrorCode | None = None, result_bytes: int | None = None
+    ) -> None:
+        self.status = Status(
+            phase=phase,
+            step=self.status.step,
+            total_steps=self.status.total_steps,
+            error=error.value if error else None,
+            result_bytes=result_bytes,
+        )
+        front.update(self.status)
+        self.public(logs.PhaseEntered(phase))
+
+    # awaiting-dataset
+
+    def _evidence(self, nonce: str, keys: JobKeys) -> Evidence:
+        gpu = collect_gpu_evidence(self.agent, nonce)
+        return collect(self.agent, self._claims(nonce, keys, gpu), gpu=gpu, key_chain=keys.proofs)
+
+    def _claims(self, nonce: str, keys: JobKeys, gpu: GpuEvidence) -> DatasetClaims:
+        now = int(time.time())
+        return DatasetClaims(
+            version=1,
+            purpose="dataset",
+            nonce=nonce,
+            job_spec_sha256=self.spec.sha256(),
+            recipients=keys.recipients,
+            receipt_key=keys.receipt_public_key,
+            tls_spki_sha256=self.tls_spki_sha256,
+            gpu_evidence_sha256=gpu_evidence_sha256(gpu),
+            sandbox=_measured_containment(self.workspace),
+            software=dict(software_versions()),
+            issued_at=now,
+            expires_at=now + self.spec.tee.evidence_lifetime_seconds,
+        )
+
+    def _receive(self, front: Front, keys: JobKeys) -> OpenedBundle:
+        """Take uploads until one opens. A stranger's garbage must not end the job."""
+        deadline = time.monotonic() + self.spec.exchange.dataset_timeout_seconds
+        refused: ErrorCode | None = None
+        while True:
+            self._enter(front, Phase.AWAITING_DATASET, error=refused)
+            size = front.wait_upload(deadline - time.monotonic())
+            self.public(logs.DatasetReceived(size))
+            self._enter(front, Phase.OPENING)
+            try:
+                return self._open(keys)
+            except SealingError as error:
+                logs.private.exception("an upload was refused")
+                refused = error.code
+            finally:
+                (self.ciphertext / DATASET_FILE).unlink(missing_ok=True)
+
+    def _open(self, keys: JobKeys) -> OpenedBundle:
+        return open_bundle(
+            self.ciphertext / DATASET_FILE,
+            keys.identities,
+            self.spec.sha256(),
+            self.workspace.dataset,
+            now=int(time.time()),
+            limits=BundleLimits(),
+        )
+
+    # training
+
+    def _train(self, front: Front, bundle: OpenedBundle) -> Ending:
+        """Train; whatever goes wrong becomes an ending that the provider, and only the provider, can read."""
+        started = int(time.time())
+        summary: Mapping[str, JsonValue] = {}
+        failure: TrainerError | None = None
+        try:
+            if bundle.grant.allow.private_progress:
+                front.admit_token(sha256_hex(bundle.grant.token.encode()))
+            self._enter(front, Phase.TRAINING)
+            summary = worker.train(
+                self.spec, bundle.files, self.workspace, lambda message: self._follow(front, bundle, message)
+            )
+        except TrainerError as error:
+            logs.private.exception("training failed")
+            failure = error
+        except Exception as error:  # noqa: BLE001 -- reported under seal, never in public
+            logs.private.exception("internal error in training")
+            failure = JobError(
+                ErrorCode.INTERNAL, f"internal error: {type(error).__name__}", hint="see logs/job.log"
+            )
+        return Ending(started, int(time.time()), summary, failure)
+
+    def _follow(self, front: Front, bundle: OpenedBundle, message: protocol.Progress | protocol.Metrics) -> None:
+        front.check()
+        if isinstance(message, protocol.Progress):
+            self.status = Status(
+                phase=Phase.TRAINING,
+                step=message.step,
+                total_steps=message.total_steps,
+                eta_seconds=message.eta_seconds,
+            )
+            front.update(self.status)
+            self.public(logs.TrainingProgress(message.step, message.total_steps, message.eta_seconds))
+        elif bundle.grant.allow.private_progress:
+            front.private_event(
+                _seal_text(canonical_json(message.model_dump(mode="json")), bundle.grant.recipients)
+            )
+
+    # sealing and awaiting-pull
+
+    def _hand_over(self, front: Front, signer: Signer, bundle: OpenedBundle, ending: Ending) -> ExitCode:
+        self._enter(front, Phase.SEALING)
+        target = self.ciphertext / RESULT_FILE
+        size = seal_ending(signer, bundle, ending, self.workspace, target)
+        shutil.rmtree(self.workspace.dataset, ignore_errors=True)
+        front.offer_result(size, file_sha256(target))
+        self.public(logs.ResultSealed(size))
+        if ending.failure is None:
+            self._enter(front, Phase.AWAITING_PULL, result_bytes=size)
+        else:
+            self._enter(front, Phase.FAILED, error=ending.failure.code, result_bytes=size)
+            self.public(logs.JobFailed(ending.failure.code))
+        front.wait_acknowledged(self.spec.exchange.linger_seconds)
+        if ending.failure is not None:
+            return ExitCode.JOB
+        self._enter(front, Phase.DONE)
+        return ExitCode.DONE
+
+
+def _seal_text(text: bytes, recipients: tuple[str, ...]) -> str:
+    """An age file of `text`, in base64: the front carries it and cannot read it."""
+    sealed = io.BytesIO()
+    encrypt(io.BytesIO(text), sealed, [parse_recipient(recipient) for recipient in recipients])
+    return base64.b64encode(sealed.getvalue()).decode()
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of this package and of the libraries that shape the result, as installed."""
+    versions = {"confidential-trainer": __version__}
+    for name in _REPORTED_SOFTWARE:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _no_core_dumps() -> None:
+    """A core dump would write keys to a disk; children inherit the limit."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _measured_containment(workspace: Workspace) -> dict[str, bool]:
+    """What of the containment is in force, measured, not assumed."""
+    return {
+        "core_dumps_off": resource.getrlimit(resource.RLIMIT_CORE) == (0, 0),
+        "workspace_in_memory": filesystem_type(workspace.root) in {"tmpfs", "ramfs"},
+    }
+
+
+@contextmanager
+def _ciphertext_directory(options: JobOptions) -> Iterator[Path]:
+    named = options.spool or options.ciphertext
+    if named is not None:
+        named.mkdir(parents=True, exist_ok=True)
+        yield named
+        return
+    with tempfile.TemporaryDirectory(prefix="trainer-ciphertext-") as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _termination_is_an_error() -> Iterator[None]:
+    """SIGTERM raises in the main thread, so that the job can still seal a report of what happened."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+        raise JobError(ErrorCode.INTERRUPTED, "the job was told to end (SIGTERM)")
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,334 @@
+"""The provider's side, step by step: verify → seal → upload → watch → pull → open.
+
+Nothing here imports torch. Each step takes what the step before wrote, so that each can be repeated by itself;
+`trainer.submission` strings them together.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import JsonValue, ValidationError
+
+from trainer.attestation.evidence import Evidence, parse_evidence
+from trainer.attestation.policy import MAX_POLICY_BYTES, Policy, parse_policy
+from trainer.attestation.record import Record, load_record, make_record
+from trainer.attestation.result import AttestationResult
+from trainer.attestation.verifier import appraise
+from trainer.encoding import parse_json
+from trainer.errors import ErrorCode, SealingError, TrainerError, UsageError
+from trainer.exchange.client import JobClient
+from trainer.exchange.collateral import fetch_collateral
+from trainer.exchange.spool import SpoolClient
+from trainer.models import Phase, Sha256Hex, Status, Strict
+from trainer.rows import read_rows
+from trainer.sealing import Identity, decrypt, generate_identity, parse_identity_file, parse_recipient
+from trainer.sealing.bundle import Grant
+from trainer.sealing.seal import seal
+
+GRANT_SECONDS: Final = 7 * 86400
+"""How long a job may open a dataset after it was sealed, unless the provider says otherwise."""
+
+MAX_SMALL_FILE_BYTES: Final = 64 << 20
+
+Client = JobClient | SpoolClient
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+
+# identities
+
+
+def new_identity(path: Path, *, hybrid: bool = True) -> str:
+    """Write a new identity in age's file format, mode 0600, and return its recipient.
+
+    Raises:
+        UsageError: the file exists; an identity is never overwritten.
+    """
+    identity = generate_identity(hybrid=hybrid)
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    text = f"# created: {created}\n# public key: {identity.recipient()}\n{identity}\n"
+    write_private(path, text.encode())
+    return str(identity.recipient())
+
+
+def read_identities(path: Path) -> tuple[Identity, ...]:
+    """Identities of a file made by `trainer keygen` or age-keygen.
+
+    Raises:
+        UsageError: no such file, or no identity in it.
+    """
+    return parse_identity_file(read_small(path, "identity file").decode("utf-8", "replace"))
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a new file that only its owner may read.
+
+    Raises:
+        UsageError: the file exists already.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise UsageError(
+            ErrorCode.OUTPUT_EXISTS, f"{path} exists", hint="choose another name, or move the old file away"
+        ) from None
+    except OSError as error:
+        raise UsageError(ErrorCode.USAGE, f"cannot write {path}: {error.strerror}") from error
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+
+
+def read_small(path: Path, what: str, limit: int = MAX_SMALL_FILE_BYTES) -> bytes:
+    """Bytes of a file that is expected to be small.
+
+    Raises:
+        UsageError: it cannot be read, or is larger than `limit` bytes.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise UsageError(ErrorCode.FILE_NOT_FOUND, f"cannot read the {what} {path}: {error.strerror}") from error
+    if len(data) > limit:
+        raise UsageError(
+            ErrorCode.USAGE, f"the {what} {path} is too large", expected=f"at most {limit} bytes", found="more"
+        )
+    return data
+
+
+# verify
+
+
+def read_policy(path: Path) -> Policy:
+    """Read policy.yaml; files that it names are found beside it.
+
+    Raises:
+        UsageError: not a policy, or a file that it names is missing or has another fingerprint.
+    """
+    return parse_policy(
+        read_small(path, "policy", MAX_POLICY_BYTES),
+        read_file=lambda name: read_small(path.parent / name, "file named by the policy"),
+    )
+
+
+def connect(source: str, *, pinned_spki_sha256: str | None = None) -> Client:
+    """A client for a job: over TLS for an https URL, through files for a directory.
+
+    Raises:
+        UsageError: `source` is neither.
+    """
+    if source.startswith("https://"):
+        return JobClient(source, pinned_spki_sha256=pinned_spki_sha256)
+    if Path(source).is_dir():
+        return SpoolClient(Path(source))
+    raise UsageError(
+        ErrorCode.USAGE,
+        "this is no job to talk to",
+        expected="an https:// URL, or a directory used as spool",
+        found=source,
+    )
+
+
+def attest(client: Client, policy: Policy, *, cache: Path, now: int | None = None) -> Record:
+    """Ask a job for evidence over a fresh nonce, and appraise it. The record may be a fail.
+
+    Args:
+        client: a client that knows no pin yet.
+        policy: what is demanded.
+        cache: directory for collateral.
+        now: Unix time to appraise at; None reads the clock.
+
+    Raises:
+        UnavailableError: the job or the collateral service does not answer.
+        VerificationError: what the job sent is not evidence.
+    """
+    nonce = secrets.token_hex(32)
+    evidence = parse_evidence(client.attestation(nonce))
+    return appraise_evidence(
+        evidence, policy, nonce=nonce, cache=cache, now=now, peer_spki_sha256=client.peer_spki_sha256
+    )
+
+
+def appraise_evidence(
+    evidence: Evidence, policy: Policy, *, nonce: str, cache: Path, now: int | None, peer_spki_sha256: str | None
+) -> Record:
+    """Appraise evidence that came by any way; `nonce` must be the one that the provider chose."""
+    at = int(time.time()) if now is None else now
+    collateral = policy_collateral(evidence, policy, cache=cache, now=at)
+    result = appraise(
+        evidence, collateral=collateral, policy=policy, nonce=nonce, now=at, peer_spki_sha256=peer_spki_sha256
+    )
+    return make_record(result, evidence=evidence, collateral=collateral, policy=policy)
+
+
+def policy_collateral(evidence: Evidence, policy: Policy, *, cache: Path, now: int) -> bytes:
+    """The collateral that the policy names: the file's content, or fetched for this quote's platform."""
+    if policy.collateral.url is None:
+        return policy.collateral.content.encode()
+    return fetch_collateral(bytes.fromhex(evidence.quote), policy.collateral.url, cache_dir=cache, now=now)
+
+
+def read_record(path: Path) -> Record:
+    """Read a saved attestation result; it is appraised again, as of then.
+
+    Raises:
+        UsageError: no such file.
+        VerificationError: it does not hold, or was edited.
+    """
+    return load_record(read_small(path, "attestation result"))
+
+
+# seal
+
+
+class GrantRecord(Strict):
+    """What the provider keeps of a sealed dataset: the grant, with its token, and the dataset's digest."""
+
+    grant: Grant
+    manifest_sha256: Sha256Hex
+    rows: int
+
+
+def data_files(paths: Sequence[Path]) -> dict[str, Path]:
+    """Name inside the bundle → file.
+
+    Raises:
+        UsageError: a file is missing, or two have the same name.
+    """
+    files: dict[str, Path] = {}
+    for path in paths:
+        if not path.is_file():
+            raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such data file: {path}")
+        if path.name in files:
+            raise UsageError(ErrorCode.USAGE, f"two data files are called {path.name}", hint="rename one of them")
+        files[path.name] = path
+    return files
+
+
+def count_rows(files: Mapping[str, Path]) -> Counter[str]:
+    """Read every row as the job will; returns how many there are of each kind.
+
+    Raises:
+        DataError: a row is malformed: better to know before the upload.
+    """
+    kinds: Counter[str] = Counter()
+    for name, path in files.items():
+        kinds.update(row.kind.value for row in read_rows(path, name=name))
+    return kinds
+
+
+def new_grant(
+    result: AttestationResult, recipients: Sequence[str], *, now: int, seconds: int = GRANT_SECONDS
+) -> Grant:
+    """A grant for the appraised job: who the result is for, and until when the job may open the dataset.
+
+    Raises:
+        UsageError: a recipient is not an age recipient.
+    """
+    return Grant(
+        version=1,
+        job_spec_sha256=result.job_spec_sha256,
+        recipients=tuple(str(parse_recipient(recipient)) for recipient in recipients),
+        expires_at=now + seconds,
+        token=secrets.token_hex(32),
+    )
+
+
+def seal_dataset(
+    files: Mapping[str, Path],
+    result: AttestationResult,
+    recipients: Sequence[str],
+    target: Path,
+    *,
+    progress: Progress | None = None,
+) -> GrantRecord:
+    """Check the rows, seal the files to the appraised job, and return what to keep.
+
+    Raises:
+        DataError: a row is malformed.
+        VerificationError: the appraisal is not a pass, or has expired.
+    """
+    rows = count_rows(files)
+    now = int(time.time())
+    grant = new_grant(result, recipients, now=now)
+    total = sum(path.stat().st_size for path in files.values())
+    manifest = seal(
+        files,
+        result,
+        grant,
+        target,
+        now=now,
+        progress=(lambda done: progress(min(done, total), total)) if progress else None,
+    )
+    return GrantRecord(grant=grant, manifest_sha256=manifest.sha256(), rows=rows.total())
+
+
+def read_grant(path: Path) -> GrantRecord:
+    """Read what `seal_dataset` returned.
+
+    Raises:
+        UsageError: no such file, or not a grant record.
+    """
+    try:
+        return GrantRecord.model_validate_json(read_small(path, "grant"))
+    except ValidationError:
+        raise UsageError(
+            ErrorCode.USAGE, f"{path} is not a grant", hint="`trainer seal` writes it beside the sealed file"
+        ) from None
+
+
+# watch
+
+
+@dataclass(frozen=True)
+class PrivateMetrics:
+    """Metrics of one step, opened with the provider's identity."""
+
+    values: Mapping[str, JsonValue]
+
+
+def watch(client: Client, identities: Sequence[Identity], token: str | None) -> Iterator[Status | PrivateMetrics]:
+    """Follow a job until its result can be pulled (or it failed): public status, and what is for us alone.
+
+    Raises:
+        UnavailableError: the job cannot be reached any more.
+        SealingError: it refused the dataset.
+    """
+    for event in client.events(token):
+        if isinstance(event, Status):
+            yield event
+            if event.phase in {Phase.AWAITING_PULL, Phase.DONE, Phase.FAILED}:
+                return
+            _raise_if_refused(event)
+        elif (metrics := _open_event(event.sealed, identities)) is not None:
+            yield metrics
+
+
+def _raise_if_refused(status: Status) -> None:
+    if status.phase is Phase.AWAITING_DATASET and status.error is not None:
+        raise SealingError(
+            ErrorCode(status.error),
+            "the job could not open the dataset",
+            hint="verify again and seal anew: the job may have been restarted with other keys",
+        )
+
+
+def _open_event(sealed: str, identities: Sequence[Identity]) -> PrivateMetrics | None:
+    """Open one private event; None for what is not ours to read or not JSON: it is advice, never a decision."""
+    opened = io.BytesIO()
+    try:
+        decrypt(io.BytesIO(base64.b64decode(sealed)), opened, identities)
+        values = parse_json(opened.getvalue())
+    except (TrainerError, ValueError):
+        return None
+    return PrivateMetrics(values) if isinstance(values, dict) else None

@@ -1,0 +1,107 @@
+"""X25519 recipients (`age1…`), for providers whose tools know no others.
+
+Source: C2SP `age.md`, "The X25519 recipient type".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from trainer.sealing.age.bech32 import bech32_encode
+from trainer.sealing.age.identity import Family, derive_key
+from trainer.sealing.age.stanza import Stanza, encode_base64, header_invalid
+
+RECIPIENT_PREFIX: Final = "age"
+IDENTITY_PREFIX: Final = "age-secret-key-"
+KEY_BYTES: Final = 32
+
+_INFO: Final = b"age-encryption.org/v1/X25519"
+_ZERO_NONCE: Final = bytes(12)  # each wrap key encrypts one message
+
+
+class X25519Recipient:
+    """Public half of an X25519 identity.
+
+    Args:
+        raw: 32 bytes, a u-coordinate.
+
+    Raises:
+        ValueError: another length, or a point of low order, which would give everybody the same key.
+    """
+
+    family: Final = Family.X25519
+
+    def __init__(self, raw: bytes) -> None:
+        if len(raw) != KEY_BYTES:
+            raise ValueError(f"{len(raw)} bytes instead of {KEY_BYTES}")
+        self._raw = raw
+        self._key = X25519PublicKey.from_public_bytes(raw)
+        _shared(X25519PrivateKey.generate(), self._key)
+
+    def __str__(self) -> str:
+        return bech32_encode(RECIPIENT_PREFIX, self._raw)
+
+    def __repr__(self) -> str:
+        return f"<X25519Recipient {self}>"
+
+    def wrap(self, file_key: bytes) -> Stanza:
+        """Wrap under a fresh ephemeral key, whose public half is the stanza's argument."""
+        ephemeral = X25519PrivateKey.generate()
+        share = ephemeral.public_key().public_bytes_raw()
+        key = derive_key(_shared(ephemeral, self._key), share + self._raw, _INFO)
+        body = ChaCha20Poly1305(key).encrypt(_ZERO_NONCE, file_key, None)
+        return Stanza(Family.X25519, (encode_base64(share),), body)
+
+
+class X25519Identity:
+    """X25519 private key.
+
+    Args:
+        seed: 32 secret bytes, the scalar before clamping.
+    """
+
+    def __init__(self, seed: bytes) -> None:
+        self._seed = seed
+        self._key = X25519PrivateKey.from_private_bytes(seed)
+        self._public = self._key.public_key().public_bytes_raw()
+
+    def __str__(self) -> str:
+        return bech32_encode(IDENTITY_PREFIX, self._seed).upper()
+
+    def __repr__(self) -> str:
+        return "<X25519Identity>"
+
+    def recipient(self) -> X25519Recipient:
+        """The public half."""
+        return X25519Recipient(self._public)
+
+    def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
+        """The file key, if one of the stanzas was made for this identity; see `Identity`."""
+        for stanza in stanzas:
+            if stanza.type == Family.X25519 and (file_key := self._open(stanza)) is not None:
+                return file_key
+        return None
+
+    def _open(self, stanza: Stanza) -> bytes | None:
+        share, body = stanza.only_argument(KEY_BYTES), stanza.wrapped_key()
+        try:
+            shared = _shared(self._key, X25519PublicKey.from_public_bytes(share))
+        except ValueError:
+            raise header_invalid("X25519 stanza: the share is a point of low order") from None
+        key = derive_key(shared, share + self._public, _INFO)
+        try:
+            return ChaCha20Poly1305(key).decrypt(_ZERO_NONCE, body, None)
+        except InvalidTag:
+            return None
+
+
+def _shared(private: X25519PrivateKey, public: X25519PublicKey) -> bytes:
+    try:
+        return private.exchange(public)
+    except ValueError:  # all-zero shared secret
+        raise ValueError("is a point of low order") from None

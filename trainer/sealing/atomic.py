@@ -1,0 +1,75 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from trainer.errors import ErrorCode, UnavailableError, UsageError
+
+PRIVATE: Final = 0o600
+"""Mode of files that hold plaintext."""
+
+SHARED: Final = 0o644
+"""Mode of files that hold ciphertext, less the umask: the carrier may run as another user."""
+
+
+@contextmanager
+def replacing(target: Path, mode: int) -> Iterator[BinaryIO]:
+    """Write to a temporary name beside `target`; on success flush to the medium and rename, else remove it.
+
+    Yields:
+        An unbuffered stream.
+
+    Raises:
+        UsageError: FILE_NOT_FOUND: the directory of `target` is missing.
+        UnavailableError: STORAGE_FULL.
+    """
+    temporary = target.parent / f".{secrets.token_hex(8)}.partial"
+    try:
+        with storage_errors(), _create(temporary, mode) as file:
+            yield file
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        _flush_directory(target.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn the system's errors that a user can act on into ours.
+
+    Raises:
+        UsageError: FILE_NOT_FOUND; USAGE where a path is of the wrong kind or may not be used.
+        UnavailableError: STORAGE_FULL.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such file or directory: {error.filename}") from error
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise UnavailableError(ErrorCode.STORAGE_FULL, "no space left on the device") from error
+        if error.errno in {errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP}:
+            raise UsageError(ErrorCode.USAGE, f"{error.filename}: {error.strerror}") from error
+        raise
+
+
+def _create(path: Path, mode: int) -> BinaryIO:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return open(os.open(path, flags, mode), "wb", buffering=0)  # noqa: PTH123 -- takes a descriptor
+
+
+def _flush_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,227 @@
+"""`trainer submit`: the provider's whole story in one command, resumable at every step.
+
+verify → seal → upload → watch → pull → open
+
+What each step made is kept in a private directory beside the output (`DIR.submission`) until the result is in
+place. Called again with the same arguments, the story goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from trainer import provider
+from trainer.attestation.record import Record, save_record
+from trainer.attestation.checks import Check
+from trainer.encoding import canonical_json, file_sha256
+from trainer.errors import ErrorCode, SealingError, UsageError
+from trainer.models import Phase, Status
+from trainer.opening import OpenedResult, open_sealed_result
+from trainer.provider import GrantRecord, PrivateMetrics
+from trainer.sealing import Identity
+
+T = TypeVar("T")
+
+
+class Reporter(Protocol):
+    """Who is told how the story goes; `trainer.cli.output.Report` is one."""
+
+    def step(self, title: str) -> None:
+        """A step begins."""
+
+    def line(self, text: str) -> None:
+        """Something worth a line."""
+
+    def bytes_done(self, label: str, done: int, total: int) -> None:
+        """Progress of a transfer in bytes."""
+
+    def steps_done(self, label: str, done: int, total: int) -> None:
+        """Progress of training in optimizer steps."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What to submit, where, under which policy, and where the result goes.
+
+    Args:
+        data: data files.
+        source: https URL of the job, or its spool directory.
+        policy: policy.yaml.
+        identities: the provider's; the result is sealed to their recipients.
+        output: directory for the result; must not exist.
+        cache: directory for collateral.
+    """
+
+    data: Sequence[Path]
+    source: str
+    policy: Path
+    identities: Sequence[Identity]
+    output: Path
+    cache: Path
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The end of the story: the opened result, all checks made on the way, and seconds per step."""
+
+    result: OpenedResult
+    checks: tuple[Check, ...]
+    seconds: Mapping[str, float]
+
+
+def submit(submission: Submission, report: Reporter) -> Submitted:
+    """Go through all steps; see the module.
+
+    Raises:
+        TrainerError: of the step that failed; what earlier steps made is kept for the next call.
+    """
+    return _Story(submission, report).run()
+
+
+class _Story:
+    """One submission under way; `kept` is its private directory."""
+
+    def __init__(self, submission: Submission, report: Reporter) -> None:
+        output = submission.output
+        if output.exists():
+            raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{output} exists", hint="choose a new directory with -o")
+        self.submission = submission
+        self.report = report
+        self.seconds: dict[str, float] = {}
+        self.kept = output.with_name(output.name + ".submission")
+        self.files = provider.data_files(submission.data)
+        self.recipients = [str(identity.recipient()) for identity in submission.identities]
+
+    def run(self) -> Submitted:
+        """All steps in order."""
+        self._begin()
+        record = self._timed("verify", self._verify)
+        grant = self._timed("seal", lambda: self._seal(record))
+        client = provider.connect(self.submission.source, pinned_spki_sha256=record.result.peer_spki_sha256)
+        sealed_result = self.kept / "result.tar.age"
+        if not sealed_result.exists():
+            self._timed("upload", lambda: self._upload(client))
+            self._timed("watch", lambda: self._watch(client, grant))
+            self._timed("pull", lambda: self._pull(client, sealed_result))
+        result = self._timed("open", lambda: self._open(sealed_result, record, grant))
+        client.acknowledge()
+        shutil.rmtree(self.kept)
+        return Submitted(result, (*record.result.checks, *result.checks), self.seconds)
+
+    def _timed(self, name: str, action: Callable[[], T]) -> T:
+        started = time.monotonic()
+        try:
+            return action()
+        finally:
+            self.seconds[name] = round(time.monotonic() - started, 3)
+
+    def _begin(self) -> None:
+        """Note what this submission is, or make sure that the one under way is the same."""
+        described = canonical_json(
+            {
+                "source": self.submission.source,
+                "policy_sha256": file_sha256(self.submission.policy),
+                "data": {name: file_sha256(path) for name, path in self.files.items()},
+                "recipients": self.recipients,
+            }
+        )
+        note = self.kept / "submission.json"
+        if not note.exists():
+            self.kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+            note.write_bytes(described)
+        elif note.read_bytes() != described:
+            raise UsageError(
+                ErrorCode.USAGE,
+                f"another submission is under way in {self.kept}",
+                expected="the same job, policy, data and identity",
+                found="others",
+                hint=f"repeat the earlier command, or remove {self.kept} to give it up",
+            )
+        else:
+            self.report.line(f"going on with the submission in {self.kept}")
+
+    def _verify(self) -> Record:
+        saved = self.kept / "attestation.json"
+        if saved.exists():
+            record = provider.read_record(saved)
+            if (self.kept / "grant.json").exists() or record.result.expires_at > time.time():
+                return record
+        self.report.step("verify the job")
+        policy = provider.read_policy(self.submission.policy)
+        client = provider.connect(self.submission.source)
+        record = provider.attest(client, policy, cache=self.submission.cache)
+        record.result.require_pass(record.result.appraised_at)
+        saved.write_bytes(save_record(record))
+        return record
+
+    def _seal(self, record: Record) -> GrantRecord:
+        kept, sealed = self.kept / "grant.json", self.kept / "dataset.age"
+        if kept.exists() and sealed.exists():
+            return provider.read_grant(kept)
+        self.report.step("check and seal the dataset")
+        for stale in (kept, sealed):
+            stale.unlink(missing_ok=True)
+        grant = provider.seal_dataset(
+            self.files,
+            record.result,
+            self.recipients,
+            sealed,
+            progress=lambda done, total: self.report.bytes_done("sealing", done, total),
+        )
+        provider.write_private(kept, grant.model_dump_json().encode())
+        return grant
+
+    def _upload(self, client: provider.Client) -> None:
+        done = self.kept / "uploaded"
+        if done.exists():
+            return
+        self.report.step("upload the sealed dataset")
+        client.upload(
+            self.kept / "dataset.age",
+            progress=lambda sent, total: self.report.bytes_done("uploading", sent, total),
+            state=self.kept / "upload.json",
+        )
+        done.touch()
+
+    def _watch(self, client: provider.Client, grant: GrantRecord) -> None:
+        self.report.step("wait for the training")
+        phase: Phase | None = None
+        try:
+            for event in provider.watch(client, self.submission.identities, grant.grant.token):
+                phase = self._tell(event, phase)
+        except SealingError:
+            (self.kept / "uploaded").unlink()
+            raise
+
+    def _tell(self, event: Status | PrivateMetrics, phase: Phase | None) -> Phase | None:
+        if isinstance(event, PrivateMetrics):
+            self.report.line("  " + describe_metrics(event))
+            return phase
+        if event.phase is not phase:
+            self.report.line(f"  {event.phase.value}")
+        if event.phase is Phase.TRAINING:
+            self.report.steps_done("training", event.step, event.total_steps)
+        return event.phase
+
+    def _pull(self, client: provider.Client, target: Path) -> None:
+        self.report.step("pull the sealed result")
+        client.download_result(target, progress=lambda done, total: self.report.bytes_done("pulling", done, total))
+
+    def _open(self, source: Path, record: Record, grant: GrantRecord) -> OpenedResult:
+        self.report.step("open and check the result")
+        return open_sealed_result(
+            source, self.submission.identities, self.submission.output, record=record, grant=grant
+        )
+
+
+def describe_metrics(metrics: PrivateMetrics) -> str:
+    """One line for a person: `step 12  loss 1.234  …`."""
+    parts = []
+    for name, value in metrics.values.items():
+        parts.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
+    return "  ".join(parts)

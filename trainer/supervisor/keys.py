@@ -1,0 +1,58 @@
+"""The job's keys: who the dataset is sealed to, and what signs the receipt. They live in this process only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from trainer.attestation.evidence import DerivedKey, Recipients
+from trainer.receipt.dsse import public_key_der
+from trainer.sealing import Identity, generate_identity, identity_from_seed
+from trainer.tee import keys as tee_keys
+from trainer.tee.guest_agent import GuestAgent
+
+
+@dataclass(frozen=True, repr=False)
+class JobKeys:
+    """Private keys of one job.
+
+    `derived` comes from the key service and the job spec's digest; `instance` is random and dies with this
+    process; `receipt` signs the statement.
+    """
+
+    derived: Identity
+    instance: Identity
+    receipt: ec.EllipticCurvePrivateKey
+    proofs: tuple[DerivedKey, ...]
+
+    @property
+    def identities(self) -> tuple[Identity, ...]:
+        """What a sealed dataset may be addressed to."""
+        return (self.derived, self.instance)
+
+    @property
+    def recipients(self) -> Recipients:
+        """The public halves, as the claims state them."""
+        return Recipients(derived=str(self.derived.recipient()), instance=str(self.instance.recipient()))
+
+    @property
+    def receipt_public_key(self) -> str:
+        """DER SubjectPublicKeyInfo of the receipt key, in hex."""
+        return public_key_der(self.receipt.public_key()).hex()
+
+
+def derive_keys(agent: GuestAgent, spec_sha256: str) -> JobKeys:
+    """Derive the job's keys; their paths hold the spec's digest, so another job.yaml has other keys.
+
+    Raises:
+        UnavailableError: the guest agent does not answer, or answers what is not a key.
+    """
+    recipient = agent.derive_key(tee_keys.recipient_path(spec_sha256), "sealing")
+    receipt = agent.derive_key(tee_keys.receipt_path(spec_sha256), "signing")
+    return JobKeys(
+        derived=identity_from_seed(tee_keys.recipient_seed(recipient.secret, spec_sha256)),
+        instance=generate_identity(),
+        receipt=tee_keys.receipt_key(receipt.secret, spec_sha256),
+        proofs=(recipient.proof, receipt.proof),
+    )

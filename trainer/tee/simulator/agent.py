@@ -1,0 +1,275 @@
+"""A simulated confidential VM as a plain object: measurements, event log, keys and quotes, without sockets.
+
+Everything follows from a seed and the app-compose text; nothing is canned. Quotes are signed over the registers
+that the VM's own event log leads to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+from trainer.encoding import canonical_json, parse_json, sha256_hex
+from trainer.errors import ErrorCode, UsageError
+from trainer.tee.simulator.event_log import (
+    SYSTEM_EVENTS,
+    BootEvent,
+    Event,
+    EventVersion,
+    RuntimeEvent,
+    replay,
+)
+from trainer.tee.simulator.key_service import KeyService, key_provider_info
+from trainer.tee.simulator.pki import DevelopmentPki
+from trainer.tee.simulator.report import TdFields
+
+LABEL: Final = "confidential-trainer DEVELOPMENT simulated OS"
+"""Measurements of the simulated OS are SHA-384 digests of this label and their own names."""
+
+IMAGE_NAME: Final = "DEVELOPMENT-simulated-not-a-tee"
+APP_ID_BYTES: Final = 20
+REPORT_DATA_BYTES: Final = 64
+
+BANNER: Final = """\
+##################################################################################
+#  DEVELOPMENT GUEST AGENT: this is NOT a TEE.                                   #
+#  Quotes are signed by a development root; whoever has the state directory can  #
+#  sign more. They protect nothing: never seal real data to this VM.             #
+##################################################################################"""
+"""What `trainer simulate` prints first."""
+
+
+class Release(StrEnum):
+    """Which dstack guest agent is simulated."""
+
+    V0_5 = "0.5.11"
+    """Has `EmitEvent`; no `GpuInfo`; quotes carry the digests of runtime events."""
+    V0_6 = "0.6.0"
+    """Has `GpuInfo`; no `EmitEvent`; quotes leave the digests of runtime events empty."""
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What is measured before an app starts, in hex: a tuple that a policy can pin."""
+
+    mrtd: str
+    rtmr0: str
+    rtmr1: str
+    rtmr2: str
+
+
+@dataclass(frozen=True)
+class VmOptions:
+    """How a simulated VM is set up.
+
+    Args:
+        release: guest agent to simulate.
+        event_version: form of runtime events.
+        gpu_attestation: text of `GpuInfo`; where not empty, the boot log has the GPU events.
+        gpu_count: how many GPUs the boot log claims if there is a `gpu_attestation`.
+        config_id: whether the quote's MRCONFIGID carries the compose hash (form 01), as 0.6.0 does.
+    """
+
+    release: Release = Release.V0_6
+    event_version: EventVersion = 1
+    gpu_attestation: str = ""
+    gpu_count: int = 1
+    config_id: bool = True
+
+
+_DEFAULTS: Final = VmOptions()
+
+
+@dataclass(frozen=True)
+class SimulatedQuote:
+    """Answer to a request for a quote."""
+
+    quote: bytes
+    event_log: str
+    report_data: bytes
+    vm_config: str
+
+
+class SimulatedVm:
+    """One VM that runs one app.
+
+    Args:
+        app_compose: exact text of app-compose.json.
+        seed: secret of at least 16 bytes: PKI, key service and instance id follow from it.
+        app_id: 20 bytes; that of the app's first deployment. By default this is the first: the app id is then
+            the start of the compose hash.
+        options: how the VM is set up.
+
+    Raises:
+        UsageError: `app_compose` is not a JSON object.
+    """
+
+    def __init__(
+        self, app_compose: str, seed: bytes, *, app_id: bytes | None = None, options: VmOptions = _DEFAULTS
+    ) -> None:
+        self.app_compose = app_compose
+        self.options = options
+        self.app = _parse_compose(app_compose)
+        self.compose_hash = hashlib.sha256(app_compose.encode()).digest()
+        self.app_id = self.compose_hash[:APP_ID_BYTES] if app_id is None else app_id
+        self.instance_id = hashlib.sha256(b"instance" + seed + self.app_id).digest()[:20]
+        self.pki = DevelopmentPki(seed)
+        self.key_service = KeyService(seed)
+        self.keys = self.key_service.app_keys(self.app_id)
+        self.key_service_ca = self.pki.issue_root("KMS Root CA")
+        self.key_provider = key_provider_info(self.key_service_ca.key.public_key())
+        self._lock = threading.Lock()
+        self._events: tuple[Event, ...] = (*_boot_events(), *self._runtime_events())
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The event log so far."""
+        return self._events
+
+    def measure_instead(self, events: tuple[Event, ...]) -> None:
+        """Replace the event log and with it the registers: a VM whose system measured something else."""
+        with self._lock:
+            self._events = events
+
+    @property
+    def os_image_hash(self) -> bytes:
+        """SHA-256 that stands for the simulated OS image."""
+        return hashlib.sha256(f"{LABEL}: image".encode()).digest()
+
+    @property
+    def vm_config(self) -> str:
+        """What the host says of the VM's shape, as JSON."""
+        config = {
+            "spec_version": 1,
+            "os_image_hash": self.os_image_hash.hex(),
+            "cpu_count": 8,
+            "memory_size": 64 << 30,
+            "num_gpus": self.options.gpu_count if self.options.gpu_attestation else 0,
+            "image": IMAGE_NAME,
+        }
+        return json.dumps(config, separators=(",", ":"))
+
+    def event_log(self, *, with_digests: bool | None = None) -> str:
+        """The event log as JSON.
+
+        Args:
+            with_digests: whether runtime events carry their digests; by default as the release does it.
+        """
+        shown = self.options.release is Release.V0_5 if with_digests is None else with_digests
+        return json.dumps([event.entry(with_digest=shown) for event in self._events], separators=(",", ":"))
+
+    def td_fields(self, report_data: bytes = b"") -> TdFields:
+        """The TD report that a quote over `report_data` (at most 64 bytes) would hold now.
+
+        Raises:
+            ValueError: `report_data` is too long.
+        """
+        if len(report_data) > REPORT_DATA_BYTES:
+            raise ValueError(f"report_data: expected at most {REPORT_DATA_BYTES} bytes, got {len(report_data)}")
+        registers = (_register(self._events, index) for index in range(4))
+        rtmr0, rtmr1, rtmr2, rtmr3 = registers
+        return TdFields(
+            mrtd=_constant("mrtd"),
+            mr_config_id=self._config_id(),
+            rtmr0=rtmr0,
+            rtmr1=rtmr1,
+            rtmr2=rtmr2,
+            rtmr3=rtmr3,
+            report_data=report_data.ljust(REPORT_DATA_BYTES, b"\0"),
+        )
+
+    def quote(self, report_data: bytes, **changes: bytes) -> SimulatedQuote:
+        """A signed quote over `report_data`, right-padded with zeros to 64 bytes.
+
+        Args:
+            report_data: at most 64 bytes.
+            **changes: fields of `TdFields` to state otherwise, such as `rtmr3=bytes(48)`: a genuine signature
+                over a report that does not fit the rest of the evidence.
+
+        Raises:
+            ValueError: `report_data` is too long.
+        """
+        with self._lock:
+            td = replace(self.td_fields(report_data), **changes)
+            return SimulatedQuote(self.pki.quote(td), self.event_log(), td.report_data, self.vm_config)
+
+    def emit_event(self, name: str, payload: bytes) -> None:
+        """Extend RTMR3 with an application's event.
+
+        Raises:
+            ValueError: the name is empty or reserved for the measured OS.
+        """
+        if not name or name in SYSTEM_EVENTS:
+            raise ValueError("event: expected a name that the system does not use")
+        with self._lock:
+            self._events = (*self._events, self._event(name, payload))
+
+    def _event(self, name: str, payload: bytes = b"") -> RuntimeEvent:
+        return RuntimeEvent(name, payload, self.options.event_version)
+
+    def _runtime_events(self) -> tuple[RuntimeEvent, ...]:
+        return (
+            self._event("system-preparing"),
+            self._event("app-id", self.app_id),
+            self._event("compose-hash", self.compose_hash),
+            *self._gpu_events(),
+            self._event("instance-id", self.instance_id),
+            self._event("boot-mr-done"),
+            self._event("os-image-hash", self.os_image_hash),
+            self._event("key-provider", self.key_provider.encode()),
+            self._event("storage-fs", b"zfs"),
+            self._event("system-ready"),
+        )
+
+    def _gpu_events(self) -> tuple[RuntimeEvent, ...]:
+        if not self.options.gpu_attestation:
+            return ()
+        requirements = self.app.get("requirements")
+        policy = requirements.get("gpu_policy") if isinstance(requirements, dict) else None
+        attestation = {
+            "version": 2,
+            "provider": "nvidia",
+            "devices": self.options.gpu_count,
+            "cc_mode": "on",
+            "devtools": False,
+            "evidence_sha256": sha256_hex(self.options.gpu_attestation.encode()),
+        }
+        return (
+            self._event("gpu-policy-hash", hashlib.sha256(canonical_json(policy or {})).digest()),
+            self._event("gpu-attestation", json.dumps(attestation, separators=(",", ":")).encode()),
+        )
+
+    def _config_id(self) -> bytes:
+        return b"\x01" + self.compose_hash + bytes(15) if self.options.config_id else bytes(48)
+
+
+def simulated_measurements() -> Measurements:
+    """MRTD and RTMR0 to RTMR2 of the simulated OS: the same on every machine."""
+    registers = (_register(_boot_events(), index).hex() for index in range(3))
+    return Measurements(_constant("mrtd").hex(), *registers)
+
+
+def _boot_events() -> tuple[BootEvent, ...]:
+    return tuple(BootEvent(index, _constant(f"rtmr{index}")) for index in range(3))
+
+
+def _register(events: tuple[Event, ...], index: int) -> bytes:
+    return replay(event.digest for event in events if event.register == index)
+
+
+def _constant(name: str) -> bytes:
+    return hashlib.sha384(f"{LABEL}: {name}".encode()).digest()
+
+
+def _parse_compose(text: str) -> dict[str, object]:
+    try:
+        document = parse_json(text)
+    except ValueError as error:
+        raise UsageError(ErrorCode.USAGE, f"app-compose: {error}") from None
+    if not isinstance(document, dict):
+        raise UsageError(ErrorCode.USAGE, "app-compose", expected="a JSON object", found=type(document).__name__)
+    return document

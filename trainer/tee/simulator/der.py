@@ -1,0 +1,89 @@
+"""The SGX extension of a PCK certificate, in DER.
+
+Source: Intel SGX PCK Certificate and Certificate Revocation List Profile Specification 1.5, section 1.3.5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat import asn1
+
+SGX_EXTENSION_OID: Final = "1.2.840.113741.1.13.1"
+
+_SEQUENCE: Final = 0x30
+_ENUMERATED: Final = 0x0A
+_SHORT_LENGTH: Final = 0x80
+
+
+@dataclass(frozen=True)
+class PlatformConfiguration:
+    """What the manufacturer says of a multi-package platform: how it may change, and whether SMT is on."""
+
+    dynamic_platform: bool = False
+    cached_keys: bool = False
+    smt_enabled: bool = False
+
+
+@dataclass(frozen=True)
+class SgxExtension:
+    """Contents of the extension: which platform it is, and at which security versions."""
+
+    ppid: bytes
+    """16 bytes."""
+    cpu_svn: bytes
+    """16 bytes, one security version a byte."""
+    pce_svn: int
+    pce_id: bytes
+    """2 bytes."""
+    fmspc: bytes
+    """6 bytes."""
+    platform_instance_id: bytes
+    """16 bytes."""
+    configuration: PlatformConfiguration = PlatformConfiguration()
+    sgx_type: int = 1
+    """0 standard, 1 scalable, 2 scalable with integrity."""
+
+    def to_der(self) -> bytes:
+        """The value of the X.509 extension `1.2.840.113741.1.13.1`."""
+        return _sequence(
+            _entry(".1", asn1.encode_der(self.ppid)),
+            _entry(".2", self._tcb()),
+            _entry(".3", asn1.encode_der(self.pce_id)),
+            _entry(".4", asn1.encode_der(self.fmspc)),
+            _entry(".5", _tlv(_ENUMERATED, bytes([self.sgx_type]))),
+            _entry(".6", asn1.encode_der(self.platform_instance_id)),
+            _entry(".7", self._configuration()),
+        )
+
+    def _tcb(self) -> bytes:
+        components = [
+            _entry(f".2.{index}", asn1.encode_der(svn)) for index, svn in enumerate(self.cpu_svn, start=1)
+        ]
+        pce_svn = _entry(".2.17", asn1.encode_der(self.pce_svn))
+        return _sequence(*components, pce_svn, _entry(".2.18", asn1.encode_der(self.cpu_svn)))
+
+    def _configuration(self) -> bytes:
+        flags = (
+            self.configuration.dynamic_platform,
+            self.configuration.cached_keys,
+            self.configuration.smt_enabled,
+        )
+        return _sequence(*(_entry(f".7.{i}", asn1.encode_der(flag)) for i, flag in enumerate(flags, start=1)))
+
+
+def _entry(suffix: str, value: bytes) -> bytes:
+    return _sequence(asn1.encode_der(x509.ObjectIdentifier(SGX_EXTENSION_OID + suffix)), value)
+
+
+def _sequence(*items: bytes) -> bytes:
+    return _tlv(_SEQUENCE, b"".join(items))
+
+
+def _tlv(tag: int, value: bytes) -> bytes:
+    if len(value) < _SHORT_LENGTH:
+        return bytes([tag, len(value)]) + value
+    length = len(value).to_bytes((len(value).bit_length() + 7) // 8, "big")
+    return bytes([tag, _SHORT_LENGTH | len(length)]) + length + value
