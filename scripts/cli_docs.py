@@ -34,9 +34,8 @@ def render() -> str:
 
 def helps(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, str]]:
     """The full name and help text of `command` and of all commands below it, in the order they are listed."""
-    context = command.context_class(
-        command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH
-    )
+    settings = {**command.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
+    context = command.context_class(command, info_name=name, parent=parent, **settings)
     yield context.command_path, _trimmed(command.get_help(context))
     if hasattr(command, "list_commands"):
         for below in command.list_commands(context):

@@ -19,6 +19,7 @@ from typing import Final
 import yaml
 
 from trainer.encoding import canonical_json, sha256_hex
+from trainer.errors import TrainerError
 from trainer.spec import parse_job_spec
 
 NAME: Final = "confidential-trainer"
@@ -90,7 +91,7 @@ def render(job: str, compose: str) -> bytes:
 
 
 def main(arguments: list[str]) -> int:
-    """Command line: write, compare or print; returns the exit code."""
+    """Command line: write, compare, print; 1 if `--check` finds a difference, 2 if nothing can be rendered."""
     parser = argparse.ArgumentParser(description="Render dstack's app-compose.json from a job and a compose file.")
     parser.add_argument("job", type=Path, help="job.yaml")
     parser.add_argument("compose", type=Path, help="docker-compose.yaml with a config named `job`")
@@ -99,6 +100,14 @@ def main(arguments: list[str]) -> int:
     target.add_argument("--check", type=Path, help="compare with this file; 1 if it differs")
     parser.add_argument("--write-compose", action="store_true", help="put the job into COMPOSE itself, too")
     options = parser.parse_args(arguments)
+    try:
+        return _run(options)
+    except (TrainerError, OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        sys.stderr.write(f"render_app_compose: {error}\n")
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
     job, compose = (path.read_text(encoding="utf-8") for path in (options.job, options.compose))
     data = render(job, compose)
     if options.check:

@@ -29,7 +29,7 @@ from trainer.attestation.evidence import DatasetClaims, Evidence, GpuEvidence
 from trainer.encoding import canonical_json, file_sha256, sha256_hex
 from trainer.errors import ErrorCode, ExitCode, JobError, SealingError, TrainerError
 from trainer.models import Phase, Status
-from trainer.sealing import encrypt, parse_recipient
+from trainer.sealing.age import encrypt, parse_recipient
 from trainer.sealing.bundle import BundleLimits, OpenedBundle
 from trainer.sealing.seal import open_bundle
 from trainer.spec import JobSpec, read_job_spec
@@ -128,7 +128,7 @@ class _Job:
         _no_core_dumps()
         app_compose = self.agent.info().app_compose
         keys = derive_keys(self.agent, self.spec.sha256())
-        signer = Signer(self.agent, keys, self.spec, compose_hash(app_compose).hex(), software_versions())
+        signer = Signer(self.agent, keys, self.spec, compose_hash(app_compose), software_versions())
         with self._front() as front:
             self._enter(front, Phase.PREPARING)
             fetch_base_model(self.spec, self.options.spec.parent, self.workspace)
@@ -213,7 +213,7 @@ class _Job:
             self.spec.sha256(),
             self.workspace.dataset,
             now=int(time.time()),
-            limits=BundleLimits(),
+            limits=BundleLimits(max_bytes=self.spec.exchange.max_upload_bytes),
         )
 
     # training

@@ -20,7 +20,8 @@ from trainer.provider import GrantRecord
 from trainer.receipt.appraisal import Expected, appraise_statement
 from trainer.receipt.dsse import MAX_ENVELOPE_BYTES, verify_envelope
 from trainer.receipt.statement import UNSIGNED_FILES, Outcome, Statement, parse_statement
-from trainer.sealing import Identity
+from trainer.sealing.age import Identity
+from trainer.sealing.archive import ArchiveLimits
 from trainer.sealing.result import open_result
 
 MAX_REPORT_BYTES: Final = 1 << 20
@@ -71,7 +72,7 @@ def open_sealed_result(
         raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{target} exists", hint="choose a new directory")
     record.result.require_pass(record.result.appraised_at)
     with _beside(target) as folder:
-        open_result(source, identities, folder)
+        open_result(source, identities, folder, limits=ArchiveLimits())
         statement, checks = check_result(folder, identities, record=record, grant=grant)
         folder.rename(target)
     return OpenedResult(target, statement, checks)

@@ -20,18 +20,18 @@ from typing import Final
 from pydantic import JsonValue, ValidationError
 
 from trainer.attestation.evidence import Evidence, parse_evidence
-from trainer.attestation.policy import MAX_POLICY_BYTES, Policy, parse_policy
+from trainer.attestation.policy import MAX_POLICY_BYTES, CollateralDocument, Policy, parse_policy
 from trainer.attestation.record import Record, load_record, make_record
 from trainer.attestation.result import AttestationResult
 from trainer.attestation.verifier import appraise
 from trainer.encoding import parse_json
-from trainer.errors import ErrorCode, SealingError, TrainerError, UsageError
+from trainer.errors import ErrorCode, JobError, SealingError, TrainerError, UsageError
 from trainer.exchange.client import JobClient
 from trainer.exchange.collateral import fetch_collateral
 from trainer.exchange.spool import SpoolClient
 from trainer.models import Phase, Sha256Hex, Status, Strict
 from trainer.rows import read_rows
-from trainer.sealing import Identity, decrypt, generate_identity, parse_identity_file, parse_recipient
+from trainer.sealing.age import Identity, decrypt, generate_identity, parse_identity_file, parse_recipient
 from trainer.sealing.bundle import Grant
 from trainer.sealing.seal import seal
 
@@ -173,8 +173,8 @@ def appraise_evidence(
 
 def policy_collateral(evidence: Evidence, policy: Policy, *, cache: Path, now: int) -> bytes:
     """The collateral that the policy names: the file's content, or fetched for this quote's platform."""
-    if policy.collateral.url is None:
-        return policy.collateral.content.encode()
+    if isinstance(policy.collateral, CollateralDocument):
+        return policy.collateral.document.encode()
     return fetch_collateral(bytes.fromhex(evidence.quote), policy.collateral.url, cache_dir=cache, now=now)
 
 
@@ -303,18 +303,21 @@ def watch(client: Client, identities: Sequence[Identity], token: str | None) -> 
     Raises:
         UnavailableError: the job cannot be reached any more.
         SealingError: it refused the dataset.
+        JobError: it failed before it knew whom to tell why.
     """
     for event in client.events(token):
         if isinstance(event, Status):
             yield event
+            _raise_if_over(event)
             if event.phase in {Phase.AWAITING_PULL, Phase.DONE, Phase.FAILED}:
                 return
-            _raise_if_refused(event)
         elif (metrics := _open_event(event.sealed, identities)) is not None:
             yield metrics
 
 
-def _raise_if_refused(status: Status) -> None:
+def _raise_if_over(status: Status) -> None:
+    if status.phase is Phase.FAILED and status.result_bytes is None:
+        raise JobError(ErrorCode(status.error or ErrorCode.JOB_FAILED), "the job failed and left no report")
     if status.phase is Phase.AWAITING_DATASET and status.error is not None:
         raise SealingError(
             ErrorCode(status.error),

@@ -92,6 +92,28 @@ class TextRow(Row):
     text: str = field(repr=False)
 
 
+def read_files(files: Mapping[str, Path], *, max_rows: int) -> list[Row]:
+    """Read all rows of all files, in the order of the files' names.
+
+    Raises:
+        DataError: a row is not acceptable, or there are more than `max_rows`.
+    """
+    rows: list[Row] = []
+    for name in sorted(files):
+        for row in read_rows(files[name], name=name):
+            if len(rows) == max_rows:
+                raise DataError(
+                    ErrorCode.DATASET_TOO_LARGE,
+                    "too many rows",
+                    file=name,
+                    row=row.index,
+                    expected=f"at most {max_rows} (data.max_rows)",
+                    found="more",
+                )
+            rows.append(row)
+    return rows
+
+
 def read_rows(path: Path, *, name: str) -> Iterator[Row]:
     """Read a JSONL file row by row.
 

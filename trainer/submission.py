@@ -23,7 +23,7 @@ from trainer.errors import ErrorCode, SealingError, UsageError
 from trainer.models import Phase, Status
 from trainer.opening import OpenedResult, open_sealed_result
 from trainer.provider import GrantRecord, PrivateMetrics
-from trainer.sealing import Identity
+from trainer.sealing.age import Identity
 
 T = TypeVar("T")
 

@@ -153,7 +153,7 @@ DATASET_CHECKS: Final = (
     ),
     CheckDefinition(
         CheckCode.KEY_CHAIN,
-        "the derived keys chain to the policy's key service root and are for this job spec",
+        "the app's keys chain to the policy's key service root",
         "keys that only claim to come from the key service",
     ),
     CheckDefinition(
@@ -253,7 +253,7 @@ RECEIPT_CHECKS: Final = (
     ),
     CheckDefinition(
         CheckCode.CLAIMS_VALIDITY,
-        "the receipt was issued after the dataset's claims and not in the future",
+        "the receipt was issued after the claims that the dataset was sealed to",
         "replay of an earlier job's receipt",
     ),
 )

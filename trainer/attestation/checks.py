@@ -1,7 +1,8 @@
 """The checks of an appraisal: their list, the states they can end in, and the ledger that collects them.
 
-One list per purpose, in the order in which the checks run. A check that nobody recorded is `not-reached`, and an
-appraisal passes only if every check of its list is affirmed or was not demanded: nothing passes by being forgotten.
+One list per purpose, in the order in which the checks run. A check that nobody recorded is `not-reached`, and
+an appraisal passes only if every check of its list is affirmed or was not demanded: nothing passes by being
+forgotten.
 """
 
 from __future__ import annotations
@@ -139,10 +140,6 @@ class Ledger:
         for code in codes:
             if code not in self._outcomes:
                 self._record(code, CheckState.NOT_REACHED, None, None, why)
-
-    def affirmed(self, *codes: CheckCode) -> bool:
-        """Whether all of `codes` were affirmed."""
-        return all(code in self._outcomes and self._outcomes[code].state is CheckState.AFFIRMED for code in codes)
 
     def checks(self) -> tuple[Check, ...]:
         """All checks in order; those without an outcome are `not-reached`."""

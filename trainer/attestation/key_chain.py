@@ -1,7 +1,10 @@
 """dstack's signature chain: from a derived key to its app key to the key service's root.
 
-Source: dstack `kms` and `guest-agent`. A signature is 65 bytes r‖s‖recovery id over a Keccak-256 digest, from which
-the signer's public key is recovered; nothing in the chain names its signers.
+Source: dstack `kms` and `guest-agent`. A signature is 65 bytes r‖s‖recovery id over a Keccak-256 digest, from
+which the signer's public key is recovered; nothing in the chain names its signers.
+
+A chain proves that the key service knows this app and that the app's key signed a key. It does not prove that this
+VM holds that key: the quote and the measured code do.
 """
 
 from __future__ import annotations

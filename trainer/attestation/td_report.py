@@ -25,7 +25,7 @@ PRODUCTION_ATTRIBUTES: Final = (1 << SEPT_VE_DISABLE_BIT).to_bytes(8, "little")
 XFAM_REQUIRED: Final = 0x3
 """x87 and SSE state: always on."""
 XFAM_KNOWN: Final = 0x602E7
-"""x87, SSE, AVX, AVX-512 (three parts), PKRU, AMX (two parts): no tracing, no user interrupts, no supervisor state."""
+"""x87, SSE, AVX, AVX-512 (three parts), PKRU, AMX (two parts): no tracing, user interrupts or supervisor state."""
 
 
 @dataclass(frozen=True)

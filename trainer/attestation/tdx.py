@@ -7,27 +7,16 @@ caller (root identity, bytes after the quote, TCB policy) is reported here as va
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import dcap_qvl
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from trainer.attestation.checks import CheckCode
+from trainer.attestation.collateral import Collateral, module_level, root_key_ids
 from trainer.attestation.td_report import TdReport
-from trainer.encoding import parse_json
-
-MAX_COLLATERAL_BYTES: Final = 4 << 20
-
-INTEL_ROOT_KEY_ID: Final = bytes.fromhex(
-    "46e403bd34f05a3f2817ab9badcaacc7ffc98e0f261008cd30dae936cace18d5dcf58eef31463613de1570d516200993"
-)
-"""SHA-384 of the public key of the Intel SGX Root CA, as dcap-qvl reports it in `root_key_id`."""
 
 _HEADER_BYTES: Final = 48
 _REPORT_10_BYTES: Final = 584
@@ -36,6 +25,8 @@ _QE_REPORT_BYTES: Final = 384
 _QE_SIGNATURE_BYTES: Final = 64
 _QE_CERTIFICATION: Final = 6
 _V5: Final = 5
+
+_REPORTS: Final = (dcap_qvl.TdReport10, dcap_qvl.TdReport15)  # not one below the other, whatever the stubs say
 
 _OUT_OF_DATE: Final = ("OutOfDate", "OutOfDateConfigurationNeeded")
 
@@ -69,15 +60,6 @@ class ParsedQuote:
     raw: bytes
     report: TdReport
     slack: int
-    roots: tuple[bytes, ...]
-
-
-@dataclass(frozen=True)
-class Collateral:
-    """Collateral that was read but not verified; `tcb_info` is its TCB info document, parsed."""
-
-    handle: dcap_qvl.QuoteCollateralV3
-    tcb_info: Mapping[str, Any]
     roots: tuple[bytes, ...]
 
 
@@ -117,18 +99,6 @@ class VerifiedQuote:
     levels: tuple[TcbLevel, ...]
 
 
-def root_key_id(certificate: x509.Certificate) -> bytes:
-    """SHA-384 of a root's EC public key point (0x04‖X‖Y): Intel's `root_key_id`.
-
-    Raises:
-        ValueError: not an EC key.
-    """
-    key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ValueError("the root's key is not an EC key")  # noqa: TRY004 -- wrong content, not a wrong type here
-    return hashlib.sha384(key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)).digest()
-
-
 def parse_quote(raw: bytes) -> ParsedQuote:
     """Read a TDX quote, version 4 or 5, without verifying anything.
 
@@ -137,13 +107,15 @@ def parse_quote(raw: bytes) -> ParsedQuote:
     """
     quote = dcap_qvl.parse_quote(raw)
     report = quote.report
-    if not quote.is_tdx() or not isinstance(report, dcap_qvl.TdReport10):
-        raise ValueError(f"a {quote.quote_type()} quote")
+    if not isinstance(report, _REPORTS):
+        raise ValueError(  # noqa: TRY004 -- wrong content, not a wrong type here
+            f"a {quote.quote_type()} quote with a {type(report).__name__}"
+        )
     chain = quote.cert_chain_pem_bytes() or b""
-    return ParsedQuote(raw, _report(report), _slack(raw, quote.header.version), _roots(chain))
+    return ParsedQuote(raw, _report(report), _slack(raw, quote.header.version), root_key_ids(chain))
 
 
-def _report(report: dcap_qvl.TdReport10) -> TdReport:
+def _report(report: dcap_qvl.TdReport10 | dcap_qvl.TdReport15) -> TdReport:
     return TdReport(
         tee_tcb_svn=report.tee_tcb_svn,
         mr_seam=report.mr_seam,
@@ -165,7 +137,11 @@ def _report(report: dcap_qvl.TdReport10) -> TdReport:
 
 
 def _slack(raw: bytes, version: int) -> int:
-    """Bytes that no length field of the quote accounts for. `raw` has been decoded, so all lengths are there."""
+    """Bytes that no length field of the quote accounts for. `raw` has been decoded, so all lengths are there.
+
+    Raises:
+        ValueError: certification data of another kind, which dcap-qvl would read as if it were of this one.
+    """
     at = _HEADER_BYTES + _REPORT_10_BYTES
     if version == _V5:  # body type (2 bytes) and body size (4 bytes) come before the body
         at = _HEADER_BYTES + 6 + _number(raw, _HEADER_BYTES + 2, 4)
@@ -174,7 +150,7 @@ def _slack(raw: bytes, version: int) -> int:
     kind, certification_end = _number(raw, at, 2), at + 6 + _number(raw, at + 2, 4)
     slack = len(raw[signature_end:].rstrip(b"\0")) + abs(signature_end - certification_end)
     if kind != _QE_CERTIFICATION:
-        return slack
+        raise ValueError(f"certification data of kind {kind}")
     at += 6 + _QE_REPORT_BYTES + _QE_SIGNATURE_BYTES
     at += 2 + _number(raw, at, 2)
     return slack + abs(certification_end - (at + 6 + _number(raw, at + 2, 4)))
@@ -182,37 +158,6 @@ def _slack(raw: bytes, version: int) -> int:
 
 def _number(raw: bytes, at: int, size: int) -> int:
     return int.from_bytes(raw[at : at + size], "little")
-
-
-def _roots(pem: bytes) -> tuple[bytes, ...]:
-    """Key ids of the self-issued certificates in a PEM chain; ends at what is not a certificate."""
-    return tuple(_self_issued(pem.rstrip(b"\0")))
-
-
-def _self_issued(pem: bytes) -> Iterator[bytes]:
-    if b"-----BEGIN CERTIFICATE-----" not in pem:
-        return
-    for certificate in x509.load_pem_x509_certificates(pem):
-        if certificate.issuer == certificate.subject:
-            yield root_key_id(certificate)
-
-
-def parse_collateral(data: bytes) -> Collateral:
-    """Read collateral in dcap-qvl's `QuoteCollateralV3` JSON form without verifying anything.
-
-    Raises:
-        ValueError: too large, or not such a document.
-    """
-    if len(data) > MAX_COLLATERAL_BYTES:
-        raise ValueError(f"larger than {MAX_COLLATERAL_BYTES} bytes")
-    parse_json(data)  # refuses what two readers could understand differently
-    handle = dcap_qvl.QuoteCollateralV3.from_json(data.decode())
-    tcb_info = parse_json(handle.tcb_info)
-    if not isinstance(tcb_info, dict):
-        raise ValueError("the TCB info is not a JSON object")  # noqa: TRY004 -- wrong content, not a wrong type
-    chains = (handle.pck_crl_issuer_chain, handle.tcb_info_issuer_chain, handle.qe_identity_issuer_chain)
-    roots = tuple(root for chain in chains for root in _roots(chain.encode()))
-    return Collateral(handle, tcb_info, roots)
 
 
 def verify_quote(quote: ParsedQuote, collateral: Collateral, *, root_der: bytes | None, now: int) -> VerifiedQuote:
@@ -282,27 +227,3 @@ def _verified(claims: Mapping[str, Any], report: TdReport, collateral: Collatera
 def _level(document: Mapping[str, Any]) -> TcbLevel:
     date = dt.datetime.fromisoformat(document["tcbDate"])
     return TcbLevel(document["tcbStatus"], int(date.timestamp()))
-
-
-def module_identity(tcb_info: Mapping[str, Any], report: TdReport) -> Mapping[str, Any] | None:
-    """What the TCB info says of the TDX module that a report names: by its major version, or for all modules.
-
-    Source: Intel PCS API v4, `tdxModuleIdentities` (id `TDX_01` is major version 1) and `tdxModule`.
-    """
-    major = report.tee_tcb_svn[1]
-    if major == 0:
-        return _entry(tcb_info.get("tdxModule"))
-    identities: Sequence[Any] = tcb_info.get("tdxModuleIdentities") or ()
-    wanted = f"TDX_{major:02X}"
-    return next((entry for entry in identities if isinstance(entry, dict) and entry.get("id") == wanted), None)
-
-
-def _entry(value: object) -> Mapping[str, Any] | None:
-    return value if isinstance(value, dict) else None
-
-
-def module_level(tcb_info: Mapping[str, Any], report: TdReport) -> Mapping[str, Any] | None:
-    """The TCB level of the TDX module: the first whose version the module reaches."""
-    identity = module_identity(tcb_info, report) or {}
-    levels: Sequence[Mapping[str, Any]] = identity.get("tcbLevels", ())
-    return next((level for level in levels if report.tee_tcb_svn[0] >= level["tcb"]["isvsvn"]), None)

@@ -1,7 +1,7 @@
-"""The front: the only process that strangers reach. Holds ciphertext, evidence and its own TLS key; nothing else.
+"""The front: the only process that strangers reach, by network or (`--files`) by a directory.
 
-Started by the supervisor as `python -m trainer.exchange.front` with one end of a socket pair; it ends when the
-supervisor says so or is gone.
+It holds ciphertext, evidence and its own TLS key; nothing else. The supervisor starts it as
+`python -m trainer.exchange.front` with one end of a socket pair; it ends when told so, or when the supervisor is gone.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from trainer.exchange.limits import Limits
 from trainer.exchange.server.app import build_app
 from trainer.exchange.server.connection import CappedListener, capped_protocol, event_loop, listen
 from trainer.exchange.server.link import Link
+from trainer.exchange.spool_front import serve_files
 from trainer.exchange.tls import server_context
 from trainer.logs import private
 from trainer.spec import ExchangeSection
 
-_GRACEFUL_SECONDS: Final = 30
+_GRACEFUL_SECONDS: Final = 8
+_MAX_RECORDS: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,14 @@ class FrontSettings:
         spool: directory for ciphertext.
         exchange: the job spec's section.
         limits: caps.
+        by_files: exchange files in `spool` instead of HTTP.
     """
 
     control: socket.socket
     spool: Path
     exchange: ExchangeSection
     limits: Limits
+    by_files: bool = False
 
 
 async def serve(settings: FrontSettings) -> None:
@@ -103,8 +107,10 @@ def _parse(arguments: list[str]) -> FrontSettings:
     parser.add_argument("--spool", type=Path, required=True)
     parser.add_argument("--settings-json", default="{}")
     parser.add_argument("--limits-json", default="{}")
+    parser.add_argument("--files", action="store_true", help="exchange files in the spool; no network")
     given = parser.parse_args(arguments)
     return FrontSettings(
+        by_files=given.files,
         control=socket.socket(fileno=given.control_fd),
         spool=given.spool,
         exchange=ExchangeSection.model_validate_json(given.settings_json),
@@ -117,8 +123,22 @@ def quiet_libraries() -> None:
     for name in ("uvicorn", "asyncio"):
         logging.getLogger(name).addHandler(logging.NullHandler())
         logging.getLogger(name).propagate = False
-    private.addHandler(logging.StreamHandler(sys.stderr))
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_First(_MAX_RECORDS))
+    private.addHandler(handler)
     private.setLevel(logging.ERROR)
+
+
+class _First(logging.Filter):
+    """Lets a number of records pass: a bug that strangers can trigger must not fill the log either."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._left = count
+
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 -- all records are alike
+        self._left -= 1
+        return self._left >= 0
 
 
 def main(arguments: list[str]) -> int:
@@ -126,8 +146,11 @@ def main(arguments: list[str]) -> int:
     quiet_libraries()
     settings = _parse(arguments)
     try:
-        with asyncio.Runner(loop_factory=lambda: event_loop(settings.limits)) as runner:
-            runner.run(serve(settings))
+        if settings.by_files:
+            serve_files(settings.control, settings.spool, settings.exchange.max_upload_bytes)
+        else:
+            with asyncio.Runner(loop_factory=lambda: event_loop(settings.limits)) as runner:
+                runner.run(serve(settings))
     except Exception:  # noqa: BLE001 -- stderr is the private log; the supervisor sees the channel close
         private.exception("the front failed")
         return 1

@@ -9,14 +9,14 @@ can demand that a header be exactly what the writer would have written for its n
 
 from __future__ import annotations
 
-import hashlib
-import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from trainer.errors import ErrorCode, SealingError, UsageError
 from trainer.sealing.age.sources import write_all
+from trainer.sealing.hashing import hashing
 
 BLOCK_BYTES: Final = 512
 RECORD_BYTES: Final = 20 * BLOCK_BYTES
@@ -25,6 +25,7 @@ MAX_NAME_BYTES: Final = 100
 _COPY_BYTES: Final = 1 << 20
 _OCTAL_SIZE_END: Final = 1 << 33  # eleven octal digits; larger sizes are written in base 256, as GNU tar does
 _NAME, _SIZE, _TYPE = slice(0, 100), slice(124, 136), slice(156, 157)
+_OCTAL: Final = re.compile(rb"[0-7]{11}\0")
 _TYPES: Final = {
     b"1": "a hard link",
     b"2": "a symbolic link",
@@ -112,15 +113,16 @@ class ArchiveWriter:
             UsageError: the source has more or fewer bytes, so it changes while it is read.
         """
         self._write(member_header(require_member_name(name), size))
-        digest, left = hashlib.sha256(), size
-        while left and (block := source.read(min(left, _COPY_BYTES))):
-            digest.update(block)
-            self._write(block)
-            left -= len(block)
-        if left or source.read(1):
-            raise UsageError(ErrorCode.USAGE, f"{name} changed while it was read")
-        self._write(bytes(-size % BLOCK_BYTES))
-        return digest.hexdigest()
+        left = size
+        with hashing() as digest:
+            while left and (block := source.read(min(left, _COPY_BYTES))):
+                digest.update(block)
+                self._write(block)
+                left -= len(block)
+            if left or source.read(1):
+                raise UsageError(ErrorCode.USAGE, f"{name} changed while it was read")
+            self._write(bytes(-size % BLOCK_BYTES))
+            return digest.hexdigest()
 
     def finish(self) -> None:
         """Write the end of the archive."""
@@ -179,15 +181,16 @@ class ArchiveReader:
         Raises:
             SealingError: BUNDLE_INVALID.
         """
-        digest, left = hashlib.sha256(), member.size
-        while left:
-            block = self._read_exactly(min(left, _COPY_BYTES))
-            digest.update(block)
-            write(block)
-            left -= len(block)
-        if any(self._read_exactly(-member.size % BLOCK_BYTES)):
-            raise bundle_invalid(f"{member.name}: its padding is not zero")
-        return digest.hexdigest()
+        left = member.size
+        with hashing() as digest:
+            while left:
+                block = self._read_exactly(min(left, _COPY_BYTES))
+                digest.update(block)
+                write(block)
+                left -= len(block)
+            if any(self._read_exactly(-member.size % BLOCK_BYTES)):
+                raise bundle_invalid(f"{member.name}: its padding is not zero")
+            return digest.hexdigest()
 
     def _admit(self, member: Member) -> None:
         if member.name in self._names:
@@ -223,21 +226,6 @@ def bundle_invalid(what: str, expected: object = None, found: object = None) -> 
     return SealingError(ErrorCode.BUNDLE_INVALID, f"sealed archive: {what}", expected=expected, found=found)
 
 
-def open_regular(path: str | os.PathLike[str], directory: int | None = None) -> BinaryIO:
-    """Open a regular file for reading; symbolic links are refused, also if one appears meanwhile.
-
-    Args:
-        path: relative to `directory` where that is given.
-        directory: a directory's descriptor.
-
-    Raises:
-        UsageError: a link or not a regular file.
-        FileNotFoundError: it is not there.
-    """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a named pipe must not block us
-    raise NotImplementedError(path, directory, flags)
-
-
 def _parse_header(header: bytes) -> Member:
     if header[_TYPE] != b"0":
         raise bundle_invalid("kind of a member", "a regular file", _TYPES.get(header[_TYPE], "an unknown kind"))
@@ -253,8 +241,8 @@ def _parse_header(header: bytes) -> Member:
 
 
 def _parse_size(field: bytes) -> int:
-    if field[0] == 0x80:  # noqa: PLR2004 -- marks base 256
+    if field[0] == 0x80:  # marks base 256
         return int.from_bytes(field[1:], "big")
-    if not field[:11].isdigit():
+    if not _OCTAL.fullmatch(field):
         raise ValueError("a member's size is not a number")
     return int(field[:11], 8)

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from trainer.attestation.evidence import DerivedKey, Recipients
 from trainer.receipt.dsse import public_key_der
-from trainer.sealing import Identity, generate_identity, identity_from_seed
+from trainer.sealing.age import Identity, generate_identity, identity_from_seed
 from trainer.tee import keys as tee_keys
 from trainer.tee.guest_agent import GuestAgent
 

@@ -15,7 +15,7 @@ from trainer.encoding import canonical_json, file_sha256, sha256_hex
 from trainer.errors import DataError, ErrorCode, JobError, TrainerError
 from trainer.receipt.dsse import sign_envelope
 from trainer.receipt.statement import Outcome, Run, make_statement
-from trainer.sealing import parse_recipient
+from trainer.sealing.age import parse_recipient
 from trainer.sealing.bundle import OpenedBundle
 from trainer.sealing.result import seal_result
 from trainer.spec import JobSpec

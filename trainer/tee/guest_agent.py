@@ -6,6 +6,7 @@ dstack-sdk makes the calls that it knows; `GpuInfo`, newer than the SDK, goes ov
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -152,7 +153,7 @@ class GuestAgent:
         return self._text_if_there("Version", "version", MAX_VERSION_CHARACTERS)
 
     def _call(self, method: str, call: Callable[[], Result]) -> Result:
-        with self._transport(), self._protocol(method):
+        with self._transport(), self._protocol(method), self._client:  # a connection of its own for each call
             return call()
 
     def _text_if_there(self, method: str, name: str, limit: int) -> str:
@@ -168,19 +169,18 @@ class GuestAgent:
         return text
 
     def _post_if_there(self, method: str) -> bytes | None:
-        transport = httpx.HTTPTransport(uds=self._endpoint)
-        base_url = "http://localhost"
-        if self._endpoint.startswith(("http://", "https://")):
-            transport, base_url = httpx.HTTPTransport(), self._endpoint
-        with (
-            self._transport(),
-            self._protocol(method),
-            httpx.Client(transport=transport, base_url=base_url, timeout=self._timeout) as client,
-        ):
+        with self._transport(), self._protocol(method), self._connection() as client:
             response = client.post(f"/{method}", json={})
             if _says_no_such_method(response):
                 return None
             return response.raise_for_status().content
+
+    def _connection(self) -> httpx.Client:
+        if self._endpoint.startswith(("http://", "https://")):
+            return httpx.Client(base_url=self._endpoint, timeout=self._timeout, trust_env=False)
+        no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # spares httpx loading the system's CAs
+        transport = httpx.HTTPTransport(uds=self._endpoint, verify=no_tls)
+        return httpx.Client(transport=transport, base_url="http://localhost", timeout=self._timeout)
 
     @contextmanager
     def _transport(self) -> Iterator[None]:

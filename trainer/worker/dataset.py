@@ -1,14 +1,13 @@
-"""Rows → examples for training and evaluation, with nothing lost in silence: every row is used, counted or refused."""
+"""Rows → examples for training and evaluation; every row is used, counted or refused, none is lost in silence."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from trainer.errors import DataError, ErrorCode
-from trainer.rows import ChatRow, CompletionRow, Row, TextRow, read_rows
+from trainer.rows import ChatRow, CompletionRow, Row, TextRow
 from trainer.spec import DataSection
 from trainer.worker.encode import Example, encode
 from trainer.worker.tokens import Tokens
@@ -45,28 +44,6 @@ class Dataset:
     warnings: tuple[str, ...]
 
 
-def read_files(files: Mapping[str, Path], *, max_rows: int) -> list[Row]:
-    """Read all rows of all files, in the order of the files' names.
-
-    Raises:
-        DataError: a row is not acceptable, or there are more than `max_rows`.
-    """
-    rows: list[Row] = []
-    for name in sorted(files):
-        for row in read_rows(files[name], name=name):
-            if len(rows) == max_rows:
-                raise DataError(
-                    ErrorCode.DATASET_TOO_LARGE,
-                    "too many rows",
-                    file=name,
-                    row=row.index,
-                    expected=f"at most {max_rows} (data.max_rows)",
-                    found="more",
-                )
-            rows.append(row)
-    return rows
-
-
 def build_dataset(rows: list[Row], tokens: Tokens, data: DataSection, *, seed: int) -> Dataset:
     """Encode every row and hold out a share of them.
 
@@ -80,7 +57,7 @@ def build_dataset(rows: list[Row], tokens: Tokens, data: DataSection, *, seed: i
         raise DataError(
             ErrorCode.DATASET_NOT_TRAINABLE,
             "no rows are left",
-            expected=f"rows of {data.max_length} tokens",
+            expected="at least one",
             found=0,
         )
     train, evaluation = split(examples, data.test_split_size, seed=seed)
@@ -140,10 +117,10 @@ def _warnings(
     if counts.dropped:
         yield f"{counts.dropped} of {len(rows)} rows were dropped: too long (data.on_overlong)"
     if counts.truncated:
-        yield f"{counts.truncated} of {len(rows)} rows were truncated: their ends are not learned (data.on_overlong)"
+        yield f"{counts.truncated} of {len(rows)} rows were truncated: their ends are not learned"
     endless = sum(not example.stops for example in train)
     if endless == len(train):
-        yield "NO END OF TURN IS EVER TRAINED ON: the model will not learn to stop (no stop token in any trained part)"
+        yield "NO END OF TURN IS EVER TRAINED ON: no trained part holds a stop token, so no stopping is learned"
     elif endless > counts.truncated:
         yield f"{endless} of {len(train)} rows train on no end of turn"
     seen = {example.ids.tobytes() for example in train}

@@ -163,6 +163,8 @@ class _Whole:
 
 def _turn(row: ChatRow, tokens: Tokens, number: int, whole: _Whole) -> tuple[int, int]:
     """Where in the whole row's ids the assistant's turn `number` lies: [start, end)."""
+    if number == 0:
+        raise _not_derivable(row, number, "the assistant speaks first, so generation would have no prompt")
     before = _render(row, tokens, number, prompt=True)
     after = _render(row, tokens, number + 1, prompt=False)
     if not (after.startswith(before) and whole.text.startswith(after)):

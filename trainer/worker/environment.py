@@ -11,16 +11,7 @@ from pathlib import Path
 from typing import Final
 
 KEPT: Final = frozenset(
-    {
-        "PATH",
-        "LANG",
-        "LC_ALL",
-        "LC_CTYPE",
-        "LD_LIBRARY_PATH",
-        "CUDA_VISIBLE_DEVICES",
-        "OMP_NUM_THREADS",
-        "VIRTUAL_ENV",
-    }
+    {"PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"}
 )
 
 QUIET: Final[Mapping[str, str]] = {
@@ -44,6 +35,9 @@ QUIET: Final[Mapping[str, str]] = {
     "TQDM_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONDONTWRITEBYTECODE": "1",
+    # OpenMP threads that wait for one another sleep soon: where the host gives a virtual CPU to someone else,
+    # spinning at every barrier makes a step many times slower
+    "GOMP_SPINCOUNT": "10000",
     # lets CUDA matrix products be deterministic where asked to
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }

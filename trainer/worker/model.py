@@ -61,7 +61,9 @@ def choose_precision(spec: JobSpec) -> tuple[Precision, tuple[str, ...]]:
     quick = _cpu_has_bfloat16()
     weights = wanted if wanted is torch.bfloat16 and quick else torch.float32
     autocast = spec.train.bf16 and quick
-    warnings = [f"model.dtype {spec.model.dtype} is computed as float32 on this CPU"] if weights is not wanted else []
+    warnings = []
+    if weights is not wanted:
+        warnings.append(f"model.dtype {spec.model.dtype} is computed as float32 on this CPU")
     if spec.train.bf16 and not autocast:
         warnings.append("train.bf16 is off: this CPU has no bfloat16 instructions")
     return Precision(torch.device("cpu"), weights, autocast), tuple(warnings)
@@ -143,7 +145,7 @@ def _read_config(model_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise JobError(ErrorCode.MODEL_INVALID, "the base model's config.json cannot be read") from error
     if not isinstance(config, dict):
-        raise JobError(ErrorCode.MODEL_INVALID, "the base model's config.json", expected="an object", found="no object")
+        raise JobError(ErrorCode.MODEL_INVALID, "the base model's config.json is not an object")
     return config
 
 
@@ -191,7 +193,7 @@ def _quantization(spec: JobSpec, precision: Precision) -> Any:
         return None
     from transformers import BitsAndBytesConfig  # noqa: PLC0415 -- only with a GPU
 
-    return BitsAndBytesConfig(
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=spec.model.load_in_4bit,
         load_in_8bit=spec.model.load_in_8bit,
         bnb_4bit_quant_type="nf4",
@@ -240,5 +242,5 @@ def raise_if_out_of_memory(error: BaseException) -> None:
         raise JobError(
             ErrorCode.OUT_OF_MEMORY,
             "the memory does not suffice",
-            hint="lower train.per_device_train_batch_size (and raise gradient_accumulation_steps) or data.max_length",
+            hint="lower data.max_length, or train.per_device_train_batch_size for gradient_accumulation_steps",
         ) from error

@@ -59,6 +59,10 @@ def parse_order(data: bytes) -> Order:
         raise UsageError(ErrorCode.USAGE, f"order: {_first(error)}") from None
 
 
+_MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
 class Progress(Strict):
     """An optimizer step ended."""
 
@@ -69,16 +73,11 @@ class Progress(Strict):
 
 
 class Metrics(Strict):
-    """Numbers at a step: `loss`, `eval_loss`, `learning_rate`, `grad_norm`, `tokens_per_second` …"""
+    """Numbers at a step, such as `loss`, `eval_loss`, `learning_rate`, `grad_norm` and `tokens_per_second`."""
 
     kind: Literal["metrics"] = "metrics"
     step: _Count
-    values: Annotated[
-        dict[
-            Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], Annotated[float, Field(allow_inf_nan=False)]
-        ],
-        Field(max_length=64),
-    ]
+    values: Annotated[dict[_MetricName, _Finite], Field(max_length=64)]
 
 
 class Failed(Strict):
@@ -130,7 +129,7 @@ _MESSAGE: Final[TypeAdapter[Message]] = TypeAdapter(Annotated[Message, Field(dis
 
 def encode_message(message: Message) -> bytes:
     """One line, newline included."""
-    return message.model_dump_json(exclude_none=True).encode() + b"\n"
+    return message.model_dump_json().encode() + b"\n"
 
 
 def parse_message(line: bytes) -> Message:

@@ -1,4 +1,4 @@
-"""The base model's tokenizer, as training needs it: its chat template, its stop tokens, and a safe padding token."""
+"""The base model's tokenizer as training needs it: chat template, stop tokens, and a safe padding token."""
 
 from __future__ import annotations
 
@@ -84,9 +84,7 @@ class Tokens:
         for candidate in candidates:
             if candidate is not None and candidate not in self.stop_ids:
                 return int(candidate)
-        raise JobError(
-            ErrorCode.MODEL_INVALID, "the tokenizer has no token that could pad", expected="one", found=0
-        )
+        raise JobError(ErrorCode.MODEL_INVALID, "no token of the tokenizer could pad", expected="one", found=0)
 
     def _find_start(self) -> tuple[int, ...]:
         plain = self.ids("a")

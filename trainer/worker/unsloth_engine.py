@@ -5,7 +5,7 @@ What is closed here, each for a reason:
 - a *local* directory with `use_exact_model_name`: unsloth otherwise maps names to a mirror and drops the revision;
 - its statistics and hub look-ups, and where its generated code goes, are settled by `environment.QUIET` before the
   import;
-- `use_gradient_checkpointing` is never "unsloth": that moves activations over PCIe, which confidential GPUs encrypt;
+- `use_gradient_checkpointing` is never "unsloth": that moves activations over PCIe, slow where it is encrypted;
 - unsloth must be imported before transformers and peft; `choose_engine` imports this module first.
 """
 
@@ -65,7 +65,7 @@ class UnslothLoader:
 
     def _attach(self, model: Any, spec: JobSpec) -> Any:
         lora = spec.lora
-        named = {} if lora.lora_target_modules == "all-linear" else {"target_modules": list(lora.lora_target_modules)}
+        targets = lora.lora_target_modules
         return FastLanguageModel.get_peft_model(
             model,
             r=lora.lora_r,
@@ -77,5 +77,5 @@ class UnslothLoader:
             use_gradient_checkpointing=spec.train.gradient_checkpointing,
             random_state=spec.train.seed,
             max_seq_length=spec.data.max_length,
-            **named,
+            **({} if targets == "all-linear" else {"target_modules": list(targets)}),
         )

@@ -113,7 +113,7 @@ class CappedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 -- its words are not sent
         """Answer bytes that are no HTTP, or a head that is too large; without uvicorn's words."""
-        if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
+        if self.conn.our_state is not h11.IDLE:  # garbage inside a body, while a route is answering
             self.transport.abort()
             return
         length = str(len(_BAD_REQUEST)).encode()

@@ -51,6 +51,7 @@ class JobRoutes:
                     (400, ErrorCode.REQUEST_INVALID),
                     (429, ErrorCode.TOO_MANY_REQUESTS),
                     (503, ErrorCode.TIMEOUT),
+                    (503, ErrorCode.JOB_BUSY),
                     (503, ErrorCode.GUEST_AGENT_UNAVAILABLE),
                     (503, ErrorCode.GUEST_AGENT_PROTOCOL),
                 ),

@@ -17,8 +17,8 @@ from trainer.exchange.control import ResultReady
 from trainer.exchange.limits import Limits
 from trainer.exchange.server.answers import SECURITY_HEADERS, Refusal, documented
 from trainer.exchange.server.link import Link
+from trainer.exchange.spool import RESULT_NAME
 
-RESULT_NAME: Final = "result.tar.age"
 _RANGE: Final = re.compile(r"bytes=(\d{0,16})-(\d{0,16})")
 _BINARY: Final = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 

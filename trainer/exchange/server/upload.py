@@ -19,8 +19,8 @@ from typing import Final
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
 from trainer.exchange.server.answers import Refusal
+from trainer.exchange.spool import DATASET_NAME
 
-DATASET_NAME: Final = "dataset.age"
 _PARTIAL: Final = "upload-{}.partial"
 _SYNC_BYTES: Final = 64 << 20
 

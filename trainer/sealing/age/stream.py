@@ -66,13 +66,9 @@ def decrypt(
     Raises:
         SealingError: HEADER_INVALID, ARMOR_INVALID, NO_IDENTITY_MATCH, HEADER_MAC or PAYLOAD_INVALID.
     """
-    done = 0
-    with _reader(source, identities) as reader:
+    with _opening(source, identities, progress) as reader:
         while block := reader.block():
             write_all(target, block)
-            done += len(block)
-            if progress:
-                progress(done)
 
 
 @contextmanager
@@ -94,14 +90,16 @@ def encrypting_writer(
 
 
 @contextmanager
-def decrypting_reader(source: BinaryIO, identities: Sequence[Identity]) -> Iterator[BinaryIO]:
+def decrypting_reader(
+    source: BinaryIO, identities: Sequence[Identity], *, progress: Progress | None = None
+) -> Iterator[BinaryIO]:
     """A stream to read plaintext from. Leaving its context verifies what was not read, to the last chunk.
 
     Raises:
         SealingError: as `decrypt`; also from reads, and on leaving the context.
     """
-    with _reader(source, identities) as reader:
-        yield cast("BinaryIO", reader)
+    with _opening(source, identities, progress) as reader:
+        yield io.BufferedReader(reader)
         while reader.block():
             pass
 
@@ -119,13 +117,15 @@ def _sealing(
 
 
 @contextmanager
-def _reader(source: BinaryIO, identities: Sequence[Identity]) -> Iterator[DecryptingReader]:
+def _opening(
+    source: BinaryIO, identities: Sequence[Identity], progress: Progress | None
+) -> Iterator[DecryptingReader]:
     stream = buffered(source)
     if is_armored(stream.peek()):
         stream = io.BufferedReader(ArmorReader(cast("BinaryIO", stream)))
     opening = open_file(cast("BinaryIO", stream), identities)
     with Conveyor[Batch]() as conveyor:
-        yield DecryptingReader(stream, opening.key, conveyor)
+        yield DecryptingReader(stream, opening.key, conveyor, progress)
 
 
 def _apply(direction: Direction, key: ChaCha20Poly1305, first: int, batch: Batch, *, ends: bool) -> Batch:
@@ -213,7 +213,13 @@ class EncryptingWriter(io.RawIOBase):
 class DecryptingReader(io.RawIOBase):
     """Reads ahead, has batches opened in threads, hands out authenticated plaintext in order."""
 
-    def __init__(self, source: io.BufferedReader, key: ChaCha20Poly1305, conveyor: Conveyor[Batch]) -> None:
+    def __init__(
+        self,
+        source: io.BufferedReader,
+        key: ChaCha20Poly1305,
+        conveyor: Conveyor[Batch],
+        progress: Progress | None,
+    ) -> None:
         self._key = key
         self._conveyor = conveyor
         self._buffers = Buffers(OPEN)
@@ -221,6 +227,8 @@ class DecryptingReader(io.RawIOBase):
         self._current: Batch | None = None
         self._left = memoryview(b"")
         self._submitted = 0  # chunks
+        self._progress = progress
+        self._done = 0
         self._failure: BaseException | None = None
 
     def readable(self) -> bool:
@@ -261,4 +269,7 @@ class DecryptingReader(io.RawIOBase):
         if self._conveyor.empty:
             return memoryview(b"")
         self._current = self._conveyor.take()
+        self._done += self._current.done
+        if self._progress:
+            self._progress(self._done)
         return self._current.output

@@ -5,6 +5,7 @@ Source: C2SP `age.md`, "The X25519 recipient type".
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Final
 
@@ -51,7 +52,7 @@ class X25519Recipient:
 
     def wrap(self, file_key: bytes) -> Stanza:
         """Wrap under a fresh ephemeral key, whose public half is the stanza's argument."""
-        ephemeral = X25519PrivateKey.generate()
+        ephemeral = X25519PrivateKey.from_private_bytes(os.urandom(KEY_BYTES))
         share = ephemeral.public_key().public_bytes_raw()
         key = derive_key(_shared(ephemeral, self._key), share + self._raw, _INFO)
         body = ChaCha20Poly1305(key).encrypt(_ZERO_NONCE, file_key, None)

@@ -1,0 +1,139 @@
+"""Load an adapter with stock PEFT and take its loss on the held-out rows again, without this project's worker.
+
+What `report/summary.json` says of the loss before and after training must come out here too: the base model alone
+must give `eval_loss_before`, the base model with the adapter `eval_loss_after`. Rows are chat rows; the job holds
+out `round(test_split_size * rows)` of them, drawn by `random.Random(seed).sample` (trainer/SPEC.md).
+
+Usage: python scripts/check_adapter.py RESULT_DIR --model DIR --data FILE --job JOB [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+# Before the libraries read them: nothing here may ask a hub.
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TQDM_DISABLE="1")
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trainer.spec import DataSection, JobSpec, read_job_spec
+
+TOLERANCE: Final = 0.005
+"""Largest relative difference of a loss: the worker computes whole batches, this one row after the other."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one conversation; the loss is taken on those from `answer_start` on."""
+
+    ids: list[int]
+    answer_start: int
+
+
+def held_out(rows: int, data: DataSection, seed: int) -> list[int]:
+    """Indices of the rows that the job did not train on, ascending."""
+    return sorted(random.Random(seed).sample(range(rows), round(data.test_split_size * rows)))
+
+
+def encode(tokenizer: Any, messages: list[dict[str, str]]) -> Encoded:
+    """One question and one answer, up to the token that ends the answer's turn."""
+    prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    answer = messages[-1]["content"] + tokenizer.eos_token
+    start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
+    if whole[: len(start)] != start:
+        raise SystemExit("a token spans the end of the prompt; this check cannot tell the answer's tokens apart")
+    return Encoded(whole, len(start))
+
+
+@torch.inference_mode()
+def mean_loss(model: Any, rows: Sequence[Encoded], context: AbstractContextManager[Any]) -> float:
+    """Negative log-likelihood per token of the answers, in nats, over all rows together."""
+    total, count = 0.0, 0
+    with context:
+        for row in rows:
+            ids = torch.tensor([row.ids], device=model.device)
+            logits = model(input_ids=ids).logits[0, row.answer_start - 1 : -1].float()
+            targets = ids[0, row.answer_start :]
+            total += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+            count += len(targets)
+    return total / count
+
+
+def load(model_dir: Path, adapter_dir: Path, weights: str) -> Any:
+    """The base model in the precision that the report names, with the adapter on it."""
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, weights), local_files_only=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return PeftModel.from_pretrained(base, str(adapter_dir)).to(device).eval()
+
+
+def check(result: Path, model_dir: Path, data: Path, spec: JobSpec) -> dict[str, Any]:
+    """Both losses, taken again and compared with what the report says."""
+    summary = json.loads((result / "report" / "summary.json").read_bytes())
+    lines = [json.loads(line)["messages"] for line in data.read_text("utf-8").splitlines() if line.strip()]
+    chosen = held_out(len(lines), spec.data, spec.train.seed)
+    if summary["rows"]["dropped"] or summary["rows"]["eval"] != len(chosen):
+        raise SystemExit("the job did not hold out the rows that its spec names, or dropped some")
+    tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    rows = [encode(tokenizer, lines[index]) for index in chosen]
+    model = load(model_dir, result / "adapter", summary["environment"]["weights"])
+    after = mean_loss(model, rows, _context(model, summary))
+    with model.disable_adapter():
+        before = mean_loss(model, rows, _context(model, summary))
+    comparisons = {
+        "eval_loss_before": compare(before, summary["eval_loss_before"]),
+        "eval_loss_after": compare(after, summary["eval_loss_after"]),
+    }
+    passed = all(comparison["passed"] for comparison in comparisons.values())
+    return {"passed": passed, **comparisons, "tolerance": TOLERANCE, "held_out_rows": chosen}
+
+
+def _context(model: Any, summary: dict[str, Any]) -> AbstractContextManager[Any]:
+    if summary["environment"]["autocast"] == "off":
+        return nullcontext()
+    return torch.autocast(model.device.type, dtype=torch.bfloat16)
+
+
+def compare(found: float, reported: float) -> dict[str, Any]:
+    """Whether a loss is what the report says, within `TOLERANCE`."""
+    difference = abs(found - reported) / reported
+    return {"reported": reported, "found": found, "difference": difference, "passed": difference <= TOLERANCE}
+
+
+def main(arguments: list[str]) -> int:
+    """Command line; 1 where a loss does not come out again."""
+    parser = argparse.ArgumentParser(description="Take the losses of an adapter again, with stock PEFT.")
+    parser.add_argument("result", type=Path, help="directory with adapter/ and report/")
+    parser.add_argument("--model", type=Path, required=True, help="directory of the base model")
+    parser.add_argument("--data", type=Path, required=True, help="the JSONL file that was submitted")
+    parser.add_argument("--job", type=Path, required=True, help="job.yaml")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    options = parser.parse_args(arguments)
+    found = check(options.result, options.model, options.data, read_job_spec(options.job))
+    sys.stdout.write(f"{json.dumps(found)}\n" if options.json else describe(found))
+    return 0 if found["passed"] else 1
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The comparison for a person to read."""
+    lines = [f"held-out rows ({len(found['held_out_rows'])}): {', '.join(map(str, found['held_out_rows']))}"]
+    for name in ("eval_loss_before", "eval_loss_after"):
+        loss = found[name]
+        verdict = "same" if loss["passed"] else "DIFFERENT"
+        lines.append(f"{name}: reported {loss['reported']:.4f}, stock PEFT {loss['found']:.4f}: {verdict}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

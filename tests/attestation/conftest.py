@@ -1,0 +1,235 @@
+"""One whole, honest appraisal on the development simulator; tests change one thing in it at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from trainer.attestation.binding import gpu_evidence_sha256, report_data
+from trainer.attestation.checks import Check, CheckState
+from trainer.attestation.evidence import (
+    DatasetClaims,
+    DerivedKey,
+    Evidence,
+    GpuEvidence,
+    ReceiptClaims,
+    Recipients,
+)
+from trainer.attestation.policy import (
+    AppSection,
+    CollateralUrl,
+    FreshnessSection,
+    GpuSection,
+    KeyProviderDemand,
+    OsMeasurements,
+    OsSection,
+    Policy,
+    TcbSection,
+    TrustRoot,
+)
+from trainer.attestation.result import AttestationResult
+from trainer.attestation.verifier import appraise, appraise_receipt
+from trainer.encoding import sha256_hex
+from trainer.tee.keys import recipient_path
+from trainer.tee.simulator.agent import SimulatedVm, VmOptions, simulated_measurements
+
+NOW = 1_790_000_000
+SEED = b"a seed of 32 bytes for appraisals"
+COMPOSE = '{\n  "name": "demo",\n  "docker_compose_file": "services: {}"\n}\n'
+SPEC = "ab" * 32
+NONCE = "01" * 32
+PEER = "0e" * 32
+STATEMENT = b'{"_type": "https://in-toto.io/Statement/v1"}'
+GPU_BOOT = '{"claims": []}\n'
+
+Quoted = dict[str, bytes]
+
+
+def _receipt_key() -> str:
+    key = ec.derive_private_key(7, ec.SECP256R1()).public_key()
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex()
+
+
+def _derived_key(vm: SimulatedVm) -> DerivedKey:
+    path, purpose = recipient_path(SPEC), "recipient"
+    derived = vm.keys.derive(path, purpose)
+    return DerivedKey(
+        path=path,
+        purpose=purpose,
+        public_key=derived.public_key.hex(),
+        signature_chain=tuple(signature.hex() for signature in derived.signature_chain),
+    )
+
+
+def _claims(gpu: GpuEvidence) -> DatasetClaims:
+    return DatasetClaims(
+        version=1,
+        purpose="dataset",
+        nonce=NONCE,
+        job_spec_sha256=SPEC,
+        recipients=Recipients(derived="age1" + "q" * 58, instance="age1" + "p" * 58),
+        receipt_key=_receipt_key(),
+        tls_spki_sha256=PEER,
+        gpu_evidence_sha256=gpu_evidence_sha256(gpu),
+        sandbox={"seccomp": True, "landlock": True, "separate_users": False},
+        software={"trainer": "0.1.0"},
+        issued_at=NOW - 60,
+        expires_at=NOW + 3600,
+    )
+
+
+def _policy(vm: SimulatedVm) -> Policy:
+    """Everything that can be demanded, demanded."""
+    provider = json.loads(vm.key_provider)
+    return Policy(
+        version=1,
+        trust_root=TrustRoot(pem=vm.pki.root_pem, sha256=sha256_hex(vm.pki.root_der)),
+        collateral=CollateralUrl(url="https://pccs.invalid/"),
+        tcb=TcbSection(
+            accepted_statuses=("UpToDate",),
+            grace_days=0,
+            min_evaluation_number=19,
+            refused_advisories=("INTEL-SA-00001",),
+        ),
+        app=AppSection(
+            compose_sha256=(vm.compose_hash.hex(),),
+            job_spec_sha256=(SPEC,),
+            app_id=vm.app_id.hex(),
+            key_provider=KeyProviderDemand(name=provider["name"], id=provider["id"]),
+            kms_root_key=vm.key_service.root_public_key.hex(),
+            recipient="instance",
+        ),
+        os=OsSection(measurements=(OsMeasurements(**vars(simulated_measurements())),)),
+        gpu=GpuSection(required=True),
+        sandbox=("landlock", "seccomp"),
+        freshness=FreshnessSection(max_age_seconds=600),
+    )
+
+
+@dataclass(frozen=True)
+class World:
+    """Inputs of an appraisal. The quote is signed for `claims`, with the TD report's fields changed by `td`."""
+
+    vm: SimulatedVm
+    claims: DatasetClaims
+    gpu: GpuEvidence
+    policy: Policy
+    collateral: bytes
+    receipt: ReceiptClaims
+    quote: bytes | None = None
+    evidence_changes: dict[str, Any] = field(default_factory=dict)
+    td: Quoted = field(default_factory=dict)
+    nonce: str = NONCE
+    now: int = NOW
+    peer: str | None = PEER
+    statement: bytes = STATEMENT
+
+    def change(self, **changes: Any) -> World:
+        """This world with other inputs."""
+        return replace(self, **changes)
+
+    def claiming(self, **changes: Any) -> World:
+        """With other claims, for which the VM makes a quote."""
+        return replace(self, claims=self.claims.model_copy(update=changes))
+
+    def showing(self, **changes: Any) -> World:
+        """With other evidence around the same quote."""
+        return replace(self, evidence_changes={**self.evidence_changes, **changes})
+
+    def demanding(self, section: str, **changes: Any) -> World:
+        """With one section of the policy changed."""
+        before = getattr(self.policy, section)
+        return replace(self, policy=self.policy.model_copy(update={section: before.model_copy(update=changes)}))
+
+    def opened(self, section: str, value: object = "any") -> World:
+        """With one whole section of the policy replaced."""
+        return replace(self, policy=self.policy.model_copy(update={section: value}))
+
+    def with_collateral(self, **changes: Any) -> World:
+        """With other collateral, signed by the same root."""
+        return replace(self, collateral=json.dumps(self.vm.pki.collateral(self.now, **changes)).encode())
+
+    def evidence(self, claims: DatasetClaims | ReceiptClaims | None = None) -> Evidence:
+        """The evidence as the job would show it."""
+        claims = claims or self.claims
+        td = {"report_data": report_data(claims), **self.td}
+        quoted = self.vm.quote(td.pop("report_data"), **td)
+        fields: dict[str, Any] = {
+            "claims": claims,
+            "quote": (self.quote or quoted.quote).hex(),
+            "event_log": quoted.event_log,
+            "vm_config": quoted.vm_config,
+            "app_compose": self.vm.app_compose,
+            "compose_hash": f"sha256:{self.vm.compose_hash.hex()}",
+            "gpu": self.gpu,
+            "key_chain": (_derived_key(self.vm),),
+        }
+        return Evidence(**fields | self.evidence_changes)
+
+    def appraise(self) -> AttestationResult:
+        """The verdict."""
+        return appraise(
+            self.evidence(),
+            collateral=self.collateral,
+            policy=self.policy,
+            nonce=self.nonce,
+            now=self.now,
+            peer_spki_sha256=self.peer,
+        )
+
+    def appraise_receipt(self, earlier: AttestationResult) -> tuple[Check, ...]:
+        """The verdict on the evidence beside a receipt."""
+        return appraise_receipt(
+            self.evidence(self.receipt),
+            statement=self.statement,
+            earlier=earlier,
+            collateral=self.collateral,
+            policy=self.policy,
+            now=self.now,
+        )
+
+    def contraindicated(self) -> list[str]:
+        """Codes of the checks that do not hold."""
+        return [check.code for check in self.appraise().checks if check.state is CheckState.CONTRAINDICATED]
+
+    def state(self, code: str) -> Check:
+        """One check."""
+        return next(check for check in self.appraise().checks if check.code == code)
+
+
+@pytest.fixture
+def make_world() -> Callable[..., World]:
+    """Makes the honest world on a VM with other options."""
+
+    def make(options: VmOptions | None = None) -> World:
+        vm = SimulatedVm(COMPOSE, SEED, options=options or VmOptions(gpu_attestation=GPU_BOOT))
+        gpu = GpuEvidence(boot=vm.options.gpu_attestation)
+        receipt = ReceiptClaims(
+            version=1,
+            purpose="receipt",
+            job_spec_sha256=SPEC,
+            statement_sha256=sha256_hex(STATEMENT),
+            issued_at=NOW + 1000,
+        )
+        return World(
+            vm=vm,
+            claims=_claims(gpu),
+            gpu=gpu,
+            policy=_policy(vm),
+            collateral=json.dumps(vm.pki.collateral(NOW)).encode(),
+            receipt=receipt,
+        )
+
+    return make
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World]) -> World:
+    """The honest world: GPU, live connection, and a policy that demands everything."""
+    return make_world()

@@ -1,0 +1,283 @@
+"""Every route, in every phase, as a stranger sees it."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import threading
+from typing import Any
+
+import httpx
+
+from trainer.errors import ErrorCode
+from trainer.exchange.control import (
+    Acknowledged,
+    EvidenceReply,
+    EvidenceRequest,
+    OpenUpload,
+    PrivateEvent,
+    StatusUpdate,
+    TokenHash,
+)
+from trainer.models import Phase, Status
+
+NONCE = "ab" * 32
+TOKEN = "5c" * 32
+TUS = {"Tus-Resumable": "1.0.0"}
+ORDINARY = {"content-type", "content-length", "cache-control", "x-content-type-options"}
+
+
+def test_answers_evidence_over_the_nonce(front: Any) -> None:
+    with front.http() as http:
+        answer = http.get("/attestation", params={"nonce": NONCE})
+    assert answer.status_code == 200
+    assert answer.json() == {"nonce": NONCE}
+    assert set(answer.headers) == ORDINARY
+
+
+def test_refuses_a_malformed_nonce_without_asking(front: Any) -> None:
+    with front.http() as http:
+        for nonce in ["", "AB" * 32, "ab" * 31, "ab" * 33, "zz" * 32, "ab" * 32 + "\n"]:
+            answer = http.get("/attestation", params={"nonce": nonce})
+            assert (answer.status_code, answer.json()) == (400, {"error": "request-invalid"})
+    assert front.received(EvidenceRequest) == []
+
+
+def test_evidence_error_and_timeout(front: Any) -> None:
+    front.silent = True
+    with front.http() as http:
+        answer = http.get("/attestation", params={"nonce": NONCE})
+        assert (answer.status_code, answer.json()) == (503, {"error": "timeout"})
+        # A late or made-up answer changes nothing; the next question has its own number.
+        front.send(EvidenceReply(id=1, evidence="late", error=None))
+        front.silent = False
+        assert http.get("/attestation", params={"nonce": NONCE}).json() == {"nonce": NONCE}
+
+
+def test_evidence_code_of_the_supervisor(start_front: Any) -> None:
+    front = start_front(evidence_seconds=5.0)
+    front.silent = True
+
+    def fail() -> None:
+        asked = front.expect(EvidenceRequest)
+        front.send(EvidenceReply(id=asked.id + 7, evidence="for someone else", error=None))
+        front.send(EvidenceReply(id=asked.id, evidence=None, error=ErrorCode.GUEST_AGENT_UNAVAILABLE))
+
+    supervisor = threading.Thread(target=fail)
+    supervisor.start()
+    with front.http() as http:
+        answer = http.get("/attestation", params={"nonce": NONCE})
+    supervisor.join()
+    assert (answer.status_code, answer.json()) == (503, {"error": "guest-agent-unavailable"})
+
+
+def test_evidence_is_rate_limited(start_front: Any) -> None:
+    front = start_front(evidence_burst=2, evidence_per_second=0.01)
+    with front.http() as http:
+        answers = [http.get("/attestation", params={"nonce": NONCE}) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert answers[2].json() == {"error": "too-many-requests"}
+    assert 90 < int(answers[2].headers["retry-after"]) <= 101
+
+
+def test_status(front: Any) -> None:
+    front.send(StatusUpdate(status=Status(phase=Phase.TRAINING, step=3, total_steps=9, eta_seconds=60)))
+    front.enter(Phase.FAILED)
+    front.send(StatusUpdate(status=Status(phase=Phase.FAILED, error="out-of-memory", result_bytes=7)))
+    with front.http() as http:
+        for _ in range(100):
+            body = http.get("/status").json()
+            if body["error"]:
+                break
+    assert body == {
+        "phase": "failed", "step": 0, "total_steps": 0, "eta_seconds": None,
+        "error": "out-of-memory", "result_bytes": 7,
+    }  # fmt: skip
+
+
+def test_unknown_paths_and_methods(front: Any) -> None:
+    for method, path, status in [
+        ("GET", "/", 404), ("GET", "/docs", 404), ("GET", "/redoc", 404), ("GET", "/metrics", 404),
+        ("GET", "/status/", 404), ("GET", "/result/x", 404), ("GET", "/dataset/../status", 404),
+        ("DELETE", "/status", 405), ("PUT", "/dataset", 405), ("GET", "/ack", 405), ("TRACE", "/", 404),
+    ]:  # fmt: skip
+        connection = http.client.HTTPSConnection("127.0.0.1", front.ready.port)
+        connection.sock = front.connect()
+        connection.request(method, path)
+        answer = connection.getresponse()
+        body = json.loads(answer.read())
+        assert (answer.status, body) == (status, {"error": "not-found" if status == 404 else "request-invalid"})
+        connection.close()
+
+
+def test_each_phase_offers_only_its_routes(start_front: Any) -> None:
+    front = start_front(evidence_burst=100)
+    for phase in [*(phase for phase in Phase if phase is not Phase.AWAITING_PULL), Phase.AWAITING_PULL]:
+        open_now = phase is Phase.AWAITING_DATASET
+        if phase is Phase.AWAITING_PULL:
+            front.publish_result(b"sealed")
+        front.enter(phase, accept=open_now)
+        with front.http() as http:
+            check_phase(http, phase, open_now, has_result=phase is Phase.AWAITING_PULL)
+
+
+def check_phase(http: httpx.Client, phase: Phase, open_now: bool, has_result: bool) -> None:
+    assert http.get("/status").json()["phase"] == phase
+    assert http.get("/attestation", params={"nonce": NONCE}).status_code == 200
+    answers = [
+        (http.post("/dataset", headers={**TUS, "Upload-Length": "10"}), open_now, 201),
+        (http.get("/result"), has_result, 200),
+        (http.post("/ack"), has_result, 204),
+    ]
+    for answer, offered, status in answers:
+        if offered:
+            assert answer.status_code == status
+        else:
+            assert (answer.status_code, answer.json()) == (409, {"error": "wrong-phase"})
+
+
+def test_acknowledged_once(front: Any) -> None:
+    front.publish_result(b"sealed")
+    with front.http() as http:
+        assert [http.post("/ack").status_code for _ in range(3)] == [204] * 3
+    front.expect(Acknowledged)
+    front.enter(Phase.DONE)
+    assert len(front.received(Acknowledged)) == 1
+
+
+def test_result_ranges(front: Any) -> None:
+    content = bytes(range(256)) * 4000
+    digest = front.publish_result(content)
+    etag = f'"{digest}"'
+    with front.http() as http:
+        whole = http.get("/result")
+        assert (whole.status_code, whole.content, whole.headers["etag"]) == (200, content, etag)
+        assert http.get("/result", headers={"If-None-Match": etag}).status_code == 304
+        for asked, start, end in [("0-0", 0, 1), ("5-9", 5, 10), ("1000000-", 1000000, None), ("-7", -7, None),
+                                  ("0-99999999", 0, None), ("-99999999", 0, None)]:  # fmt: skip
+            part = http.get("/result", headers={"Range": f"bytes={asked}", "If-Range": etag})
+            assert (part.status_code, part.content) == (206, content[start:end]), asked
+        part = http.get("/result", headers={"Range": "bytes=5-9"})
+        assert part.headers["content-range"] == f"bytes 5-9/{len(content)}"
+
+
+def test_result_ranges_out_of_the_ordinary(front: Any) -> None:
+    front.publish_result(bytes(1024))
+    with front.http() as http:
+        for asked in ["bytes=1024-", "bytes=-0", "bytes=99999-999999"]:
+            answer = http.get("/result", headers={"Range": asked})
+            assert (answer.status_code, answer.json()) == (416, {"error": "request-invalid"}), asked
+            assert answer.headers["content-range"] == "bytes */1024"
+        for asked in ["bytes=0-1,3-4", "bytes=-", "bytes=9-3", "rows=1-2", "bytes=a-b", "bytes= 1-2"]:
+            answer = http.get("/result", headers={"Range": asked})
+            assert (answer.status_code, len(answer.content)) == (200, 1024), asked
+
+
+def test_result_if_range_of_another_file(front: Any) -> None:
+    front.publish_result(bytes(1024))
+    with front.http() as http:
+        answer = http.get("/result", headers={"Range": "bytes=5-9", "If-Range": '"' + "0" * 64 + '"'})
+    assert (answer.status_code, len(answer.content)) == (200, 1024)
+
+
+def read_events(answer: httpx.Response, count: int) -> list[dict[str, str]]:
+    events: list[dict[str, str]] = []
+    fields: dict[str, str] = {}
+    for line in answer.iter_lines():
+        if line == "" and fields:
+            events.append(fields)
+            fields = {}
+            if len(events) == count:
+                break
+        elif ": " in line and not line.startswith(":"):
+            name, _, value = line.partition(": ")
+            fields[name] = value
+    return events
+
+
+def test_events_are_private_to_the_token_holder(front: Any) -> None:
+    front.send(TokenHash(sha256=hashlib.sha256(TOKEN.encode()).hexdigest()))
+    front.send(PrivateEvent(sealed="QUFB"), PrivateEvent(sealed="QkJC"))
+    front.enter(Phase.TRAINING)
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    with front.http() as http:
+        with http.stream("GET", "/events") as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            (event,) = read_events(answer, 1)
+            assert (event["event"], json.loads(event["data"])["phase"]) == ("status", "training")
+        with http.stream("GET", "/events", headers=bearer) as answer:
+            events = read_events(answer, 3)
+        assert [(e["event"], e["data"]) for e in events[:2]] == [("private", "QUFB"), ("private", "QkJC")]
+        with http.stream("GET", "/events", headers={**bearer, "Last-Event-ID": events[0]["id"]}) as answer:
+            assert [e["data"] for e in read_events(answer, 2)][:1] == ["QkJC"]
+        with http.stream("GET", "/events", headers={**bearer, "Last-Event-ID": "999999"}) as answer:
+            assert [e["data"] for e in read_events(answer, 2)] == ["QUFB", "QkJC"]
+
+
+def test_events_with_a_wrong_token(front: Any) -> None:
+    front.send(TokenHash(sha256=hashlib.sha256(TOKEN.encode()).hexdigest()))
+    front.enter(Phase.TRAINING)
+    with front.http() as http:
+        for authorization in ["Bearer " + "5d" * 32, TOKEN, "Basic " + TOKEN, "Bearer", "Bearer \xe9"]:
+            answer = http.get("/events", headers={"Authorization": authorization.encode("latin1")})
+            assert (answer.status_code, answer.json()) == (401, {"error": "unauthorized"})
+
+
+def test_events_token_that_turns_out_wrong_ends_the_stream(front: Any) -> None:
+    with front.http() as http, http.stream("GET", "/events", headers={"Authorization": "Bearer x"}) as answer:
+        lines = answer.iter_lines()
+        assert next(lines).startswith("id: ")
+        front.send(TokenHash(sha256=hashlib.sha256(TOKEN.encode()).hexdigest()), PrivateEvent(sealed="QUFB"))
+        assert not any("QUFB" in line for line in lines)
+
+
+def test_events_heartbeat_and_cap(start_front: Any) -> None:
+    front = start_front(event_streams=2, event_stream_seconds=1.0)
+    with front.http() as http:
+        with http.stream("GET", "/events") as first, http.stream("GET", "/events") as second:
+            third = http.get("/events")
+            assert (third.status_code, third.json()) == (503, {"error": "too-many-requests"})
+            assert any(line == ": waiting" for line in first.iter_lines())  # and it ends by its age
+            assert second.status_code == 200
+        for _ in range(100):
+            with http.stream("GET", "/events") as again:
+                if again.status_code == 200:
+                    return
+    raise AssertionError("closed streams still count")
+
+
+def test_events_live(front: Any) -> None:
+    with front.http() as http, http.stream("GET", "/events") as answer:
+        lines = answer.iter_lines()
+        seen = []
+        front.send(OpenUpload(accept=False), StatusUpdate(status=Status(phase=Phase.OPENING)))
+        for line in lines:
+            if line.startswith("data: "):
+                seen.append(json.loads(line[6:])["phase"])
+            if seen[-1:] == ["opening"]:
+                break
+    assert seen in (["awaiting-dataset", "opening"], ["opening"])
+
+
+def test_openapi_documents_the_answers(front: Any) -> None:
+    with front.http() as http:
+        document = http.get("/openapi.json").json()
+    answers = {
+        f"{method.upper()} {path}": sorted(operation["responses"])
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    }
+    assert answers == {
+        "GET /attestation": ["200", "400", "429", "503"],
+        "GET /status": ["200"],
+        "GET /events": ["200", "400", "401", "503"],
+        "POST /ack": ["204", "409"],
+        "OPTIONS /dataset": ["204"],
+        "POST /dataset": ["201", "400", "409", "412", "413", "507"],
+        "HEAD /dataset/{upload_id}": ["200", "400", "404", "412"],
+        "PATCH /dataset/{upload_id}": ["204", "400", "404", "408", "409", "412", "413", "415", "507"],
+        "DELETE /dataset/{upload_id}": ["204", "400", "404", "409", "412"],
+        "GET /result": ["200", "206", "304", "400", "409", "416"],
+    }
+    assert document["components"]["schemas"]["ErrorBody"]["required"] == ["error"]

@@ -1,0 +1,161 @@
+"""The exchange by files: the same story as over HTTP, and hostile writers to the directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.errors import ErrorCode, JobError, SealingError, UnavailableError, UsageError
+from trainer.exchange.carrier import SealedEvent
+from trainer.exchange.control import (
+    Acknowledged,
+    EvidenceReply,
+    EvidenceRequest,
+    OpenUpload,
+    PrivateEvent,
+    ResultReady,
+    StatusUpdate,
+    UploadReady,
+)
+from trainer.exchange.spool import SpoolClient
+from trainer.models import Phase, Status
+
+NONCE = "cd" * 32
+
+
+@pytest.fixture
+def front(start_front: Any) -> Any:
+    front = start_front("--files", exchange={"max_upload_bytes": 2048})
+    front.silent = True
+    assert (front.ready.port, front.ready.tls_spki_sha256) == (0, None)
+    return front
+
+
+def client_of(front: Any) -> SpoolClient:
+    return SpoolClient(front.spool, timeout=5, pause=0.02)
+
+
+def evidence_over(nonce: str) -> str:
+    return json.dumps({"claims": {"nonce": nonce}})
+
+
+def test_the_whole_story(front: Any, tmp_path: Path) -> None:
+    client = client_of(front)
+    (front.spool / "evidence.json").write_text(evidence_over("0" * 64))  # of an earlier question
+
+    def answer() -> None:
+        asked = front.expect(EvidenceRequest)
+        front.send(EvidenceReply(id=asked.id, evidence=evidence_over(asked.nonce), error=None))
+
+    supervisor = threading.Thread(target=answer)
+    supervisor.start()
+    assert client.attestation(NONCE) == evidence_over(NONCE).encode()
+    supervisor.join()
+    assert client.peer_spki_sha256 is None
+
+    sealed = tmp_path / "sealed"
+    sealed.write_bytes(os.urandom(2048))
+    front.send(StatusUpdate(status=Status(phase=Phase.AWAITING_DATASET)), OpenUpload(accept=True))
+    seen: list[int] = []
+    client.upload(sealed, progress=seen.append)
+    assert front.expect(UploadReady).size == 2048
+    assert (front.spool / "dataset.age").read_bytes() == sealed.read_bytes()
+    assert seen == [2048]
+
+    front.send(PrivateEvent(sealed="QUFB"), StatusUpdate(status=Status(phase=Phase.TRAINING)))
+    events = client.events("token")
+    while isinstance(event := next(events), Status):
+        pass
+    assert event == SealedEvent(1, "QUFB")
+
+    (front.spool / "result.tar.age").write_bytes(b"sealed result")
+    digest = hashlib.sha256(b"sealed result").hexdigest()
+    front.send(ResultReady(size=13, sha256=digest))
+    assert client.download_result(tmp_path / "result") == digest
+    assert (tmp_path / "result").read_bytes() == b"sealed result"
+    client.acknowledge()
+    front.expect(Acknowledged)
+    front.send(StatusUpdate(status=Status(phase=Phase.DONE)))
+    assert list(events)[-1] == Status(phase=Phase.DONE)
+
+
+def test_dataset_that_lies_there_before(front: Any, tmp_path: Path) -> None:
+    sealed = tmp_path / "sealed"
+    sealed.write_bytes(b"sealed")
+    client_of(front).upload(sealed)
+    time.sleep(0.5)
+    assert front.received(UploadReady) == []
+    front.send(OpenUpload(accept=True))
+    front.expect(UploadReady)
+    # The opening failed: the same file is not delivered again, another one is.
+    front.send(OpenUpload(accept=True))
+    time.sleep(0.5)
+    assert not (front.spool / "dataset.age").exists()
+    client_of(front).upload(sealed)
+    front.expect(UploadReady, count=2)
+
+
+def test_too_large_dataset(front: Any, tmp_path: Path) -> None:
+    sealed = tmp_path / "sealed"
+    sealed.write_bytes(bytes(2049))
+    with pytest.raises(JobError) as caught:
+        client_of(front).upload(sealed)
+    assert caught.value.code is ErrorCode.DATASET_TOO_LARGE
+    assert str(caught.value).endswith("expected at most 2048 bytes, got 2049 bytes")
+    sealed.rename(front.spool / "dataset.age")  # someone who does not ask
+    front.send(OpenUpload(accept=True))
+    deadline = time.monotonic() + 5
+    while (front.spool / "dataset.age").exists():
+        assert time.monotonic() < deadline
+    assert front.received(UploadReady) == []
+
+
+def test_links_and_devices_are_no_files(front: Any, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(NONCE)
+    (front.spool / "dataset.age").symlink_to(secret)
+    (front.spool / "nonce").symlink_to(secret)
+    os.mkfifo(front.spool / "ack")
+    (front.spool / "status.json").symlink_to(secret)
+    front.send(OpenUpload(accept=True), StatusUpdate(status=Status(phase=Phase.OPENING)))
+    front.send(ResultReady(size=1, sha256="0" * 64))
+    assert client_of(front).status().phase is Phase.OPENING
+    time.sleep(0.6)
+    assert front.inbox[1:] == []  # nothing but Ready
+    assert secret.read_text() == NONCE
+    assert not (front.spool / "dataset.age").is_symlink()
+
+
+def test_result_that_was_changed(front: Any, tmp_path: Path) -> None:
+    (front.spool / "result.tar.age").write_bytes(b"changed")
+    front.send(ResultReady(size=6, sha256="0" * 64))
+    with pytest.raises(SealingError) as caught:
+        client_of(front).download_result(tmp_path / "result")
+    assert caught.value.code is ErrorCode.RESULT_DIGEST_MISMATCH
+    assert not (tmp_path / "result").exists()
+
+
+def test_earlier_result_is_kept(start_front: Any, tmp_path: Path) -> None:
+    (tmp_path / "spool0").mkdir()
+    (tmp_path / "spool0" / "result.tar.age").write_bytes(b"not pulled yet")
+    (tmp_path / "spool0" / "ack").write_bytes(b"")
+    front = start_front("--files")
+    assert front.ready.port == 0
+    assert (front.spool / "earlier-result.tar.age").read_bytes() == b"not pulled yet"
+    assert not (front.spool / "ack").exists()
+
+
+def test_nobody_answers(tmp_path: Path) -> None:
+    client = SpoolClient(tmp_path, timeout=1, sleep=lambda _: None)
+    with pytest.raises(UnavailableError) as caught:
+        client.status()
+    assert caught.value.code is ErrorCode.TIMEOUT
+    with pytest.raises(UsageError):
+        SpoolClient(tmp_path / "absent")

@@ -1,0 +1,45 @@
+"""The private directory is in memory or there is none, and it does not outlive the job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import ErrorCode, JobError
+from trainer.supervisor.workspace import filesystem_type, open_workspace
+
+SHM = Path("/dev/shm")
+needs_tmpfs = pytest.mark.skipif(filesystem_type(SHM) != "tmpfs", reason="no tmpfs at /dev/shm")
+
+
+@needs_tmpfs
+def test_it_is_private_and_gone_afterwards() -> None:
+    with open_workspace(SHM) as workspace:
+        assert workspace.root.stat().st_mode & 0o777 == 0o700
+        (workspace.dataset / "rows.jsonl").write_text("plaintext")
+        root = workspace.root
+    assert not root.exists()
+
+
+@needs_tmpfs
+def test_it_is_gone_after_a_failure_too() -> None:
+    with pytest.raises(RuntimeError), open_workspace(SHM) as workspace:
+        root = workspace.root
+        raise RuntimeError
+    assert not root.exists()
+
+
+def test_a_disk_is_refused() -> None:
+    disk = Path("/usr")
+    if filesystem_type(disk) == "tmpfs":
+        pytest.skip("everything here is memory")
+    with pytest.raises(JobError) as caught, open_workspace(disk):
+        pass
+    assert caught.value.code is ErrorCode.WORKSPACE_UNSAFE
+    assert "tmpfs" in str(caught.value)
+
+
+def test_file_system_of_the_deepest_mount_counts() -> None:
+    assert filesystem_type(Path("/proc/self")) == "proc"
+    assert filesystem_type(Path("/")) != "proc"

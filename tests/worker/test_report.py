@@ -1,0 +1,132 @@
+"""The report page: complete, self-contained, and safe to open."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.spec import JobSpec
+from trainer.worker.charts import Curve, line_chart, nice_ticks, smoothed
+from trainer.worker.protocol import Message, Metrics, Progress
+from trainer.worker.report import Recorder, render_page, write_report
+from trainer.worker.summary import Summary
+
+METRICS = [
+    Metrics(step=0, values={"eval_loss": 3.5}),
+    *(
+        Metrics(step=step, values={"loss": 3.5 - step / 50, "learning_rate": 1e-3, "grad_norm": 1.0, "epoch": 0.1})
+        for step in range(1, 61)
+    ),
+    Metrics(step=60, values={"eval_loss": 2.25}),
+]
+
+
+@pytest.fixture
+def summary() -> Summary:
+    return Summary(
+        eval_loss_before=3.5,
+        eval_loss_after=2.25,
+        train_loss=2.9,
+        trained_tokens=12345,
+        input_tokens=23456,
+        steps=60,
+        rows={"train": 90, "eval": 10, "dropped": 0, "truncated": 0},
+        tokens={"shortest": 3, "longest": 99},
+        seconds={"train": 12.5, "total": 15.25},
+        environment={"torch": "2", "device": "<b>CPU</b>"},
+        warnings=("1 of 2 rows & <script>alert(1)</script>",),
+    )
+
+
+class Page(HTMLParser):
+    """Collects tags and what they would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loaded: list[str] = []
+        self.text: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loaded += [
+            value or "" for name, value in attrs if name in {"src", "href", "srcset", "data", "action"}
+        ]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_the_page_stands_alone(summary: Summary, make_spec: Callable[..., JobSpec]) -> None:
+    html = render_page(summary, METRICS, make_spec())
+    page = Page(html)
+    assert page.loaded == []
+    assert not {"script", "link", "iframe", "img"} & set(page.tags)
+    assert "url(" not in html
+    assert "://" not in html
+    text = " ".join(page.text)
+    for shown in ("3.5000 → 2.2500", "12,345", "./models/tiny", "alert(1)", "Loss"):
+        assert shown in text
+
+
+def test_without_an_evaluation_there_is_no_arrow(summary: Summary, make_spec: Callable[..., JobSpec]) -> None:
+    without = summary.model_copy(update={"eval_loss_before": None, "eval_loss_after": None, "warnings": ()})
+    html = render_page(without, METRICS[1:-1], make_spec())
+    assert "→" not in html
+    assert "<h2>Warnings" not in html
+
+
+def test_files_are_written(summary: Summary, make_spec: Callable[..., JobSpec], tmp_path: Path) -> None:
+    forwarded: list[Message] = []
+    with Recorder(tmp_path / "report", forwarded.append) as recorder:
+        recorder(Progress(step=1, total_steps=2, eta_seconds=3))
+        for message in METRICS:
+            recorder(message)
+    write_report(tmp_path / "report", summary, recorder.metrics, make_spec())
+    lines = (tmp_path / "report" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": item.step, **item.values} for item in METRICS]
+    assert len(forwarded) == len(METRICS) + 1
+    assert Summary.model_validate_json((tmp_path / "report" / "summary.json").read_bytes()) == summary
+
+
+numbers = st.floats(-1e9, 1e9)
+
+
+@given(numbers, numbers)
+def test_ticks_are_even_and_cover_the_span(one: float, other: float) -> None:
+    low, high = min(one, other), max(one, other)
+    ticks = nice_ticks(low, high)
+    slack = 1e-6 * max(abs(low), abs(high), 1e-300)
+    assert 2 <= len(ticks) <= 8
+    assert ticks[0] <= low + slack
+    assert ticks[-1] >= high - slack
+    steps = [second - first for first, second in itertools.pairwise(ticks)]
+    assert max(steps) == pytest.approx(min(steps), rel=1e-3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), numbers), min_size=1, max_size=30))
+def test_any_curve_is_drawn_inside_the_picture(points: list[tuple[int, float]]) -> None:
+    curve = Curve("a <label> & more", [(float(x), y) for x, y in sorted(points)], "main", dots=True)
+    svg, _, legend = line_chart([curve], x_label="step").partition("<p class=legend>")
+    root = ElementTree.fromstring(svg.replace("class=grid", 'class="grid"'))
+    for circle in root.iter("circle"):
+        assert 0 <= float(circle.attrib["cx"]) <= 640
+        assert 0 <= float(circle.attrib["cy"]) <= 260
+    assert "a &lt;label&gt; &amp; more" in legend
+
+
+def test_no_points_no_chart() -> None:
+    assert line_chart([Curve("x", [], "main")], x_label="step") == ""
+
+
+def test_smoothing_is_a_trailing_mean() -> None:
+    assert smoothed([(1.0, 2.0), (2.0, 4.0), (3.0, 9.0)], 2) == [(1.0, 2.0), (2.0, 3.0), (3.0, 6.5)]

@@ -1,0 +1,42 @@
+"""Saving the adapter in PEFT's layout, without a word about the machine it was made on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from trainer.spec import ModelSection
+
+_CARD: Final = """---
+base_model: {base}
+library_name: peft
+tags:
+- lora
+- transformers
+---
+
+# LoRA adapter
+
+Made for the base model `{base}`{revision}. Load it with `peft.PeftModel.from_pretrained(base_model, DIR)`.
+"""
+
+
+def save_adapter(model: Any, section: ModelSection, target: Path) -> None:
+    """Write `adapter_config.json`, `adapter_model.safetensors` and `README.md`.
+
+    Args:
+        model: PEFT model.
+        section: names the base model as the job spec does; the directory it was loaded from is not mentioned.
+        target: new directory.
+    """
+    name, revision = section.model_name_or_path, section.model_revision
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = name
+        config.revision = revision
+        if not isinstance(config.target_modules, str):
+            config.target_modules = sorted(config.target_modules)  # a set has another order in each process
+    model.get_base_model().config._name_or_path = name  # noqa: SLF001 -- PEFT reads it for its README
+    # Not "auto": that looks for the base model's config on the hub to see whether its vocabulary grew.
+    model.save_pretrained(str(target), safe_serialization=True, save_embedding_layers=False)
+    note = f" at revision `{revision}`" if revision else ""
+    (target / "README.md").write_text(_CARD.format(base=name, revision=note), encoding="utf-8")

@@ -1,0 +1,121 @@
+"""Line charts as inline SVG: no script, no font, nothing loaded from anywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Final
+
+WIDTH, HEIGHT = 640, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 14, 34
+_TICKS: Final = 5
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart.
+
+    Attributes:
+        label: its name in the legend.
+        points: (x, y), in the order of x.
+        style: CSS class that gives it its colour.
+        dots: whether each point is marked: for few points.
+    """
+
+    label: str
+    points: Sequence[Point]
+    style: str
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class _Axes:
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def place(self, point: Point) -> Point:
+        """Where a point stands in the picture, in pixels from its top left corner."""
+        across = (point[0] - self.x[0]) / (self.x[1] - self.x[0])
+        up = (point[1] - self.y[0]) / (self.y[1] - self.y[0])
+        return (
+            _LEFT + across * (WIDTH - _LEFT - _RIGHT),
+            HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM),
+        )
+
+
+def line_chart(curves: Sequence[Curve], *, x_label: str) -> str:
+    """An SVG element with the given curves; an empty text if none has a point."""
+    points = [point for curve in curves for point in curve.points]
+    if not points:
+        return ""
+    axes = _axes(points)
+    label = f"{', '.join(curve.label for curve in curves)} by {x_label}"
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label, quote=True)}">'
+        f"{_grid(axes, x_label)}{''.join(_curve(curve, axes) for curve in curves)}</svg>"
+        f"<p class=legend>{''.join(_legend(curve) for curve in curves if curve.points)}</p>"
+    )
+
+
+def _axes(points: Sequence[Point]) -> _Axes:
+    xs, ys = [point[0] for point in points], [point[1] for point in points]
+    ticks = nice_ticks(min(ys), max(ys))
+    return _Axes((min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1), (ticks[0], ticks[-1]))
+
+
+def nice_ticks(low: float, high: float) -> list[float]:
+    """Round numbers, evenly spaced, from at most `low` to at least `high`; at least two."""
+    if not high > low:
+        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    rough = (high - low) / _TICKS
+    magnitude = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, max(last, first + 1) + 1)]
+
+
+def _grid(axes: _Axes, x_label: str) -> str:
+    parts = []
+    for value in nice_ticks(*axes.y):
+        x, y = axes.place((axes.x[0], value))
+        parts.append(f'<line class=grid x1="{x:.1f}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{x - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
+    for value in _inner_ticks(axes.x):
+        x, _ = axes.place((value, axes.y[0]))
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">{_number(value)}</text>')
+    parts.append(f'<text x="{WIDTH - _RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{escape(x_label)}</text>')
+    return "".join(parts)
+
+
+def _inner_ticks(span: tuple[float, float]) -> list[float]:
+    return [value for value in nice_ticks(*span) if span[0] <= value <= span[1]]
+
+
+def _curve(curve: Curve, axes: _Axes) -> str:
+    placed = [axes.place(point) for point in curve.points]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in placed) if curve.dots else ""
+    return f'<g class="{curve.style}"><polyline points="{line}"/>{dots}</g>'
+
+
+def _legend(curve: Curve) -> str:
+    return f'<span class="key {curve.style}">{escape(curve.label)}</span>'
+
+
+def _number(value: float) -> str:
+    if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e6):
+        return f"{value:.3g}"
+    return f"{value:.6g}"
+
+
+def smoothed(points: Sequence[Point], window: int) -> list[Point]:
+    """Mean over up to `window` points, ending at each; the x values stay."""
+    means = []
+    for index in range(len(points)):
+        part = [point[1] for point in points[max(0, index - window + 1) : index + 1]]
+        means.append((points[index][0], sum(part) / len(part)))
+    return means

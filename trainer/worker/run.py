@@ -1,0 +1,144 @@
+"""One order from beginning to end: rows → examples → trained adapter and report."""
+
+from __future__ import annotations
+
+import platform
+import random
+from collections.abc import Callable
+from typing import Any
+
+import peft
+import torch
+import transformers
+
+from trainer.errors import ErrorCode, JobError
+from trainer.rows import Row
+from trainer.worker.adapter import save_adapter
+from trainer.worker.dataset import Dataset, build_dataset
+from trainer.worker.loop import Outcome, Training
+from trainer.worker.loss import CausalLoss
+from trainer.worker.model import Loader, Precision, check_model_dir, choose_precision, raise_if_out_of_memory
+from trainer.worker.protocol import Message, Order
+from trainer.worker.report import Recorder, write_report
+from trainer.worker.stopwatch import Stopwatch
+from trainer.worker.summary import Summary, describe_lengths
+from trainer.worker.tokens import Tokens, load_tokens
+
+
+def run(
+    order: Order,
+    rows: list[Row],
+    loader: Loader,
+    *,
+    report: Callable[[Message], None],
+    watch: Stopwatch,
+) -> Summary:
+    """Carry out an order.
+
+    Args:
+        order: what to do, and where everything is.
+        rows: the dataset, parsed.
+        loader: engine that loads the base model.
+        report: gets progress and metrics.
+        watch: runs since the order arrived.
+
+    Returns:
+        What `report/summary.json` holds.
+
+    Raises:
+        JobError: the model, the data or the training failed, each with its code.
+    """
+    spec = order.spec
+    _seed(spec.train.seed)
+    with watch.part("tokenize"):
+        check_model_dir(order.model_dir)
+        tokens = load_tokens(order.model_dir)
+        data = build_dataset(rows, tokens, spec.data, seed=spec.train.seed)
+    try:
+        return _train(order, loader, tokens, data, watch, report)
+    except (RuntimeError, MemoryError) as error:
+        raise_if_out_of_memory(error)
+        raise
+
+
+def _train(
+    order: Order,
+    loader: Loader,
+    tokens: Tokens,
+    data: Dataset,
+    watch: Stopwatch,
+    report: Callable[[Message], None],
+) -> Summary:
+    spec = order.spec
+    precision, warnings = choose_precision(spec)
+    with watch.part("load"):
+        model = loader.load(order.model_dir, spec, precision)
+        _check_vocabulary(model, data)
+        loss = CausalLoss(model, precision, pad_id=tokens.pad_id)
+    with Recorder(order.output_dir / "report", report) as recorder:
+        outcome = Training(model, loss, data, spec.train, report=recorder).run()
+    watch.put("train", outcome.train_seconds)
+    watch.put("eval", outcome.eval_seconds)
+    with watch.part("save"):
+        save_adapter(model, spec.model, order.output_dir / "adapter")
+    environment = _environment(loader, precision, loss)
+    summary = _summary(outcome, data, watch, environment, (*data.warnings, *warnings))
+    write_report(order.output_dir / "report", summary, recorder.metrics, spec)
+    return summary
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    torch.manual_seed(seed)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
+    # On CPU every operation used here has a deterministic form; on a GPU some have none, and say so in the log.
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+
+
+def _check_vocabulary(model: Any, data: Dataset) -> None:
+    known = model.get_input_embeddings().num_embeddings
+    largest = max(max(example.ids) for example in (*data.train, *data.evaluation))
+    if largest >= known:
+        raise JobError(
+            ErrorCode.MODEL_INVALID,
+            "tokenizer and base model do not fit",
+            expected=f"token ids below {known}",
+            found=largest,
+        )
+
+
+def _environment(loader: Loader, precision: Precision, loss: CausalLoss) -> dict[str, str]:
+    gpu = precision.device.type == "cuda"
+    return {
+        "engine": loader.name,
+        "device": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
+        "weights": str(precision.weights).removeprefix("torch."),
+        "autocast": "bfloat16" if precision.autocast else "off",
+        "logits": "trained tokens only" if loss.selects else "all tokens",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+    }
+
+
+def _summary(
+    outcome: Outcome,
+    data: Dataset,
+    watch: Stopwatch,
+    environment: dict[str, str],
+    warnings: tuple[str, ...],
+) -> Summary:
+    return Summary(
+        eval_loss_before=outcome.eval_loss_before,
+        eval_loss_after=outcome.eval_loss_after,
+        train_loss=outcome.train_loss,
+        trained_tokens=outcome.trained_tokens,
+        input_tokens=outcome.input_tokens,
+        steps=outcome.steps,
+        rows=data.rows.as_dict(),
+        tokens=describe_lengths((*data.train, *data.evaluation)),
+        seconds=watch.read(),
+        environment=environment,
+        warnings=warnings,
+    )

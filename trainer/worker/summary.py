@@ -1,0 +1,42 @@
+"""The numbers of a finished run. All of it is private: it goes into the sealed result only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainer.models import Strict
+from trainer.worker.encode import Example
+
+
+class Summary(Strict):
+    """What `report/summary.json` holds.
+
+    Losses are nats per trained token, every token weighing the same. `rows` counts `train`, `eval`, `dropped` and
+    `truncated`; `tokens` describes the examples (see `describe_lengths`); `seconds` names the parts of the run.
+    """
+
+    eval_loss_before: float | None
+    eval_loss_after: float | None
+    train_loss: float
+    trained_tokens: int
+    input_tokens: int
+    steps: int
+    rows: dict[str, int]
+    tokens: dict[str, int]
+    seconds: dict[str, float]
+    environment: dict[str, str]
+    warnings: tuple[str, ...]
+
+
+def describe_lengths(examples: Sequence[Example]) -> dict[str, int]:
+    """Quantiles of the examples' lengths in tokens, and how many tokens they have and train on in all."""
+    lengths = sorted(example.length for example in examples)
+    last = len(lengths) - 1
+    return {
+        "shortest": lengths[0],
+        "median": lengths[last // 2],
+        "p95": lengths[round(0.95 * last)],
+        "longest": lengths[last],
+        "total": sum(lengths),
+        "trained": sum(example.targets for example in examples),
+    }
