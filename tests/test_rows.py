@@ -106,7 +106,7 @@ def test_bad_row_is_named_but_never_quoted(write: Write, line: str) -> None:
 
 
 def test_not_utf8_is_named_by_its_place(write: Write) -> None:
-    with pytest.raises(DataError, match="not UTF-8 at byte 10") as caught:
+    with pytest.raises(DataError, match="expected UTF-8, got something else at byte 10") as caught:
         rows_of(write(b'{"text": "\xff"}'))
     assert caught.value.row == 0
 

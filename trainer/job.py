@@ -46,6 +46,7 @@ from trainer.worker import protocol
 
 DATASET_FILE: Final = "dataset.age"
 RESULT_FILE: Final = "result.tar.age"
+INTERRUPTED_LINGER_SECONDS: Final = 30
 
 _REPORTED_SOFTWARE: Final = (
     "torch",
@@ -253,7 +254,7 @@ class _Job:
             self.public(logs.TrainingProgress(message.step, message.total_steps, message.eta_seconds))
         elif bundle.grant.allow.private_progress:
             front.private_event(
-                _seal_text(canonical_json(message.model_dump(mode="json")), bundle.grant.recipients)
+                _seal_text(canonical_json({"step": message.step, **message.values}), bundle.grant.recipients)
             )
 
     # sealing and awaiting-pull
@@ -270,11 +271,17 @@ class _Job:
         else:
             self._enter(front, Phase.FAILED, error=ending.failure.code, result_bytes=size)
             self.public(logs.JobFailed(ending.failure.code))
-        front.wait_acknowledged(self.spec.exchange.linger_seconds)
+        front.wait_acknowledged(self._linger_seconds(ending))
         if ending.failure is not None:
             return ExitCode.JOB
         self._enter(front, Phase.DONE)
         return ExitCode.DONE
+
+    def _linger_seconds(self, ending: Ending) -> int:
+        """How long the result is offered. Whoever sent SIGTERM follows it with SIGKILL: do not wait for that."""
+        linger = self.spec.exchange.linger_seconds
+        interrupted = ending.failure is not None and ending.failure.code is ErrorCode.INTERRUPTED
+        return min(linger, INTERRUPTED_LINGER_SECONDS) if interrupted else linger
 
 
 def _seal_text(text: bytes, recipients: tuple[str, ...]) -> str:
@@ -313,7 +320,7 @@ def _ciphertext_directory(options: JobOptions) -> Iterator[Path]:
     named = options.spool or options.ciphertext
     if named is not None:
         named.mkdir(parents=True, exist_ok=True)
-        yield named
+        yield named.resolve()  # the front has another working directory
         return
     with tempfile.TemporaryDirectory(prefix="trainer-ciphertext-") as folder:
         yield Path(folder)

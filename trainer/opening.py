@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from trainer.attestation.checks import Check, CheckState
 from trainer.attestation.evidence import parse_evidence
 from trainer.attestation.record import Record
-from trainer.attestation.checks import Check, CheckState
 from trainer.attestation.verifier import appraise_receipt
 from trainer.encoding import file_sha256, parse_json
 from trainer.errors import DataError, ErrorCode, JobError, UsageError, VerificationError

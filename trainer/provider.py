@@ -15,34 +15,63 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import JsonValue, ValidationError
 
 from trainer.attestation.evidence import Evidence, parse_evidence
-from trainer.attestation.policy import MAX_POLICY_BYTES, CollateralDocument, Policy, parse_policy
+from trainer.attestation.policy import (
+    MAX_POLICY_BYTES,
+    CollateralDocument,
+    CollateralUrl,
+    OsSection,
+    Policy,
+    parse_policy,
+    policy_yaml,
+    read_measurements,
+    strict_policy,
+)
 from trainer.attestation.record import Record, load_record, make_record
 from trainer.attestation.result import AttestationResult
 from trainer.attestation.verifier import appraise
 from trainer.encoding import parse_json
 from trainer.errors import ErrorCode, JobError, SealingError, TrainerError, UsageError
+from trainer.exchange.carrier import Carrier, SealedEvent
 from trainer.exchange.client import JobClient
 from trainer.exchange.collateral import fetch_collateral
 from trainer.exchange.spool import SpoolClient
 from trainer.models import Phase, Sha256Hex, Status, Strict
-from trainer.rows import read_rows
+from trainer.rows import ChatRow, CompletionRow, Row, TextRow, read_rows
 from trainer.sealing.age import Identity, decrypt, generate_identity, parse_identity_file, parse_recipient
 from trainer.sealing.bundle import Grant
 from trainer.sealing.seal import seal
+from trainer.spec import read_job_spec
 
 GRANT_SECONDS: Final = 7 * 86400
 """How long a job may open a dataset after it was sealed, unless the provider says otherwise."""
 
 MAX_SMALL_FILE_BYTES: Final = 64 << 20
 
-Client = JobClient | SpoolClient
+_KINDS: Final[Mapping[type[Row], str]] = {
+    ChatRow: "messages",
+    CompletionRow: "prompt/completion",
+    TextRow: "text",
+}
+
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
+
+
+DEMANDED_SANDBOX: Final = ("core_dumps_off", "workspace_in_memory")
+"""Containment that `policy init` demands: what every job of this version can have."""
+
+
+@dataclass(frozen=True)
+class ReviewedApp:
+    """Files that a provider read before trusting them: app-compose.json, and the job specs that may run."""
+
+    app_compose: Path
+    jobs: Sequence[Path]
 
 
 # identities
@@ -121,7 +150,7 @@ def read_policy(path: Path) -> Policy:
     )
 
 
-def connect(source: str, *, pinned_spki_sha256: str | None = None) -> Client:
+def connect(source: str, *, pinned_spki_sha256: str | None = None) -> Carrier:
     """A client for a job: over TLS for an https URL, through files for a directory.
 
     Raises:
@@ -139,7 +168,7 @@ def connect(source: str, *, pinned_spki_sha256: str | None = None) -> Client:
     )
 
 
-def attest(client: Client, policy: Policy, *, cache: Path, now: int | None = None) -> Record:
+def attest(client: Carrier, policy: Policy, *, cache: Path, now: int | None = None) -> Record:
     """Ask a job for evidence over a fresh nonce, and appraise it. The record may be a fail.
 
     Args:
@@ -188,6 +217,58 @@ def read_record(path: Path) -> Record:
     return load_record(read_small(path, "attestation result"))
 
 
+def strict_policy_text(
+    reviewed: ReviewedApp,
+    *,
+    trust_root: Path | None,
+    collateral: str | None,
+    measurements: Sequence[Path],
+    gpu_required: bool,
+    recipient: Literal["derived", "instance"],
+) -> str:
+    """YAML of a policy that demands exactly the reviewed app, job specs and OS.
+
+    Args:
+        reviewed: the files that the provider reviewed.
+        trust_root: PEM of another root than Intel's.
+        collateral: a file, or the URL of a PCS or PCCS; Intel's service where left out.
+        measurements: JSON files with `mrtd` and `rtmr0` to `rtmr2`; none accepts no OS until one is listed.
+        gpu_required: whether a GPU in confidential mode is demanded.
+        recipient: which of the job's recipients a dataset is sealed to.
+
+    Raises:
+        UsageError: a file cannot be read, or is not what it must be.
+    """
+    oses = tuple(read_measurements(read_small(path, "measurements")) for path in measurements)
+    policy = strict_policy(
+        _text(reviewed.app_compose, "app-compose file"),
+        [read_job_spec(path) for path in reviewed.jobs],
+        trust_root_pem=None if trust_root is None else _text(trust_root, "trust root"),
+        collateral=None if collateral is None else _collateral_source(collateral),
+        os=OsSection(measurements=oses),
+        gpu_required=gpu_required,
+        sandbox=DEMANDED_SANDBOX,
+        recipient=recipient,
+    )
+    return policy_yaml(policy)
+
+
+def _collateral_source(source: str) -> CollateralUrl | CollateralDocument:
+    if source.startswith(("http://", "https://")):
+        return CollateralUrl(url=source)
+    return CollateralDocument(document=_text(Path(source), "collateral"))
+
+
+def _text(path: Path, what: str) -> str:
+    """Text of a file with its line ends as they are: what is hashed must not be normalised."""
+    try:
+        return read_small(path, what).decode()
+    except UnicodeDecodeError:
+        raise UsageError(
+            ErrorCode.USAGE, f"the {what} {path}", expected="UTF-8 text", found="other bytes"
+        ) from None
+
+
 # seal
 
 
@@ -223,7 +304,7 @@ def count_rows(files: Mapping[str, Path]) -> Counter[str]:
     """
     kinds: Counter[str] = Counter()
     for name, path in files.items():
-        kinds.update(row.kind.value for row in read_rows(path, name=name))
+        kinds.update(_KINDS[type(row)] for row in read_rows(path, name=name))
     return kinds
 
 
@@ -297,7 +378,7 @@ class PrivateMetrics:
     values: Mapping[str, JsonValue]
 
 
-def watch(client: Client, identities: Sequence[Identity], token: str | None) -> Iterator[Status | PrivateMetrics]:
+def watch(client: Carrier, identities: Sequence[Identity], token: str | None) -> Iterator[Status | PrivateMetrics]:
     """Follow a job until its result can be pulled (or it failed): public status, and what is for us alone.
 
     Raises:
@@ -311,7 +392,7 @@ def watch(client: Client, identities: Sequence[Identity], token: str | None) -> 
             _raise_if_over(event)
             if event.phase in {Phase.AWAITING_PULL, Phase.DONE, Phase.FAILED}:
                 return
-        elif (metrics := _open_event(event.sealed, identities)) is not None:
+        elif (metrics := _open_event(event, identities)) is not None:
             yield metrics
 
 
@@ -326,11 +407,11 @@ def _raise_if_over(status: Status) -> None:
         )
 
 
-def _open_event(sealed: str, identities: Sequence[Identity]) -> PrivateMetrics | None:
+def _open_event(event: SealedEvent, identities: Sequence[Identity]) -> PrivateMetrics | None:
     """Open one private event; None for what is not ours to read or not JSON: it is advice, never a decision."""
     opened = io.BytesIO()
     try:
-        decrypt(io.BytesIO(base64.b64decode(sealed)), opened, identities)
+        decrypt(io.BytesIO(base64.b64decode(event.sealed)), opened, identities)
         values = parse_json(opened.getvalue())
     except (TrainerError, ValueError):
         return None

@@ -170,9 +170,11 @@ def _parse_object(row: Row, line: bytes) -> dict[str, object]:
     try:
         document = parse_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise _not_a_row(row, f"not UTF-8 at byte {error.start} of the line") from None
+        found = f"something else at byte {error.start} of the line"
+        raise _not_a_row(row, "not text", expected="UTF-8", found=found) from None
     except ValueError as error:
-        raise _not_a_row(row, str(error), hint="a JSONL file holds one whole JSON object per line") from None
+        hint = "a JSONL file holds one whole JSON object per line"
+        raise _not_a_row(row, "not readable", expected="a JSON object", found=str(error), hint=hint) from None
     if not isinstance(document, dict):
         raise _not_a_row(row, "not an object", expected="an object", found=describe(document))
     return document

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from trainer import provider
-from trainer.attestation.record import Record, save_record
 from trainer.attestation.checks import Check
+from trainer.attestation.record import Record, save_record
 from trainer.encoding import canonical_json, file_sha256
 from trainer.errors import ErrorCode, SealingError, UsageError
+from trainer.exchange.carrier import Carrier
 from trainer.models import Phase, Status
 from trainer.opening import OpenedResult, open_sealed_result
 from trainer.provider import GrantRecord, PrivateMetrics
@@ -176,19 +177,21 @@ class _Story:
         provider.write_private(kept, grant.model_dump_json().encode())
         return grant
 
-    def _upload(self, client: provider.Client) -> None:
+    def _upload(self, client: Carrier) -> None:
         done = self.kept / "uploaded"
         if done.exists():
             return
         self.report.step("upload the sealed dataset")
+        sealed = self.kept / "dataset.age"
+        size = sealed.stat().st_size
         client.upload(
-            self.kept / "dataset.age",
-            progress=lambda sent, total: self.report.bytes_done("uploading", sent, total),
+            sealed,
+            progress=lambda sent: self.report.bytes_done("uploading", sent, size),
             state=self.kept / "upload.json",
         )
         done.touch()
 
-    def _watch(self, client: provider.Client, grant: GrantRecord) -> None:
+    def _watch(self, client: Carrier, grant: GrantRecord) -> None:
         self.report.step("wait for the training")
         phase: Phase | None = None
         try:
@@ -208,9 +211,10 @@ class _Story:
             self.report.steps_done("training", event.step, event.total_steps)
         return event.phase
 
-    def _pull(self, client: provider.Client, target: Path) -> None:
+    def _pull(self, client: Carrier, target: Path) -> None:
         self.report.step("pull the sealed result")
-        client.download_result(target, progress=lambda done, total: self.report.bytes_done("pulling", done, total))
+        size = client.status().result_bytes or 0
+        client.download_result(target, progress=lambda done: self.report.bytes_done("pulling", done, size))
 
     def _open(self, source: Path, record: Record, grant: GrantRecord) -> OpenedResult:
         self.report.step("open and check the result")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import random
 import re
 import shutil
 import subprocess
@@ -15,16 +17,18 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer.errors import ErrorCode, ExitCode
 from trainer.spec import JobSpec
-from trainer.worker.protocol import Failed, Finished, Metrics, Progress
+from trainer.worker.protocol import Failed, Finished, Metrics, Order, Progress, parse_message
 
 RunWorker = Callable[..., Any]
 MakeSpec = Callable[..., JobSpec]
 CANARY = "canary-51c0de"
+ROOT = Path(__file__).parents[2]
 
 
 def failed(ended: Any) -> Failed:
@@ -80,8 +84,6 @@ def test_a_whole_order(run_worker: RunWorker, chat_file: Path, make_spec: MakeSp
 
 def held_out_loss(adapter: Path, base: Path, data: Path, spec: JobSpec) -> float:
     """The loss on the held-out rows, with stock PEFT and nothing of the worker but the split's documented rule."""
-    import random
-
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     rows = [json.loads(line)["messages"] for line in data.read_text().splitlines()]
@@ -98,15 +100,6 @@ def held_out_loss(adapter: Path, base: Path, data: Path, spec: JobSpec) -> float
     return math.fsum(losses) / len(losses)
 
 
-def test_another_seed_makes_another_adapter(run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec) -> None:
-    adapters = []
-    for seed in (1, 2):
-        ended = run_worker(chat_file, make_spec(train={"seed": seed, "max_steps": 1}))
-        assert ended.code == ExitCode.DONE, ended.log
-        adapters.append((ended.output_dir / "adapter" / "adapter_model.safetensors").read_bytes())
-    assert adapters[0] != adapters[1]
-
-
 BAD_DATA: dict[str, tuple[str, ErrorCode, str | None]] = {
     "cut off": (f'{{"text": "{CANARY}', ErrorCode.DATASET_ROW_INVALID, None),
     "wrong type": (f'{{"text": ["{CANARY}"]}}', ErrorCode.DATASET_ROW_INVALID, "text"),
@@ -114,11 +107,6 @@ BAD_DATA: dict[str, tuple[str, ErrorCode, str | None]] = {
         f'{{"messages": [{{"role": "{CANARY}", "content": "{CANARY}"}}]}}',
         ErrorCode.DATASET_ROW_INVALID,
         "messages[0].role",
-    ),
-    "no assistant": (
-        f'{{"messages": [{{"role": "user", "content": "{CANARY}"}}]}}',
-        ErrorCode.DATASET_NOT_TRAINABLE,
-        "messages",
     ),
     "too long": (f'{{"text": "{CANARY * 50}"}}', ErrorCode.DATASET_OVERLONG, None),
     "unknown key": (f'{{"text": "x", "{CANARY}": 1}}', ErrorCode.DATASET_ROW_INVALID, None),
@@ -141,80 +129,60 @@ def test_bad_rows_fail_with_their_code_and_are_not_quoted(
     assert not (ended.output_dir / "adapter").exists()
 
 
-def broken_copy(model: Path, into: Path, change: Callable[[Path], object]) -> Path:
-    shutil.copytree(model, into)
-    change(into)
-    return into
-
-
-def raising_template(directory: Path) -> None:
-    template = "{{ raise_exception('I refuse ' + messages[-1]['content']) }}"
-    (directory / "chat_template.jinja").write_text(template)
-
-
 def test_a_template_that_raises_with_the_rows_text_leaks_nothing(
     run_worker: RunWorker, tmp_path: Path, tiny_model: Path
 ) -> None:
     data = tmp_path / "rows.jsonl"
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": CANARY}]
     data.write_text(json.dumps({"messages": turns}) + "\n")
-    model = broken_copy(tiny_model, tmp_path / "model", raising_template)
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    (model / "chat_template.jinja").write_text("{{ raise_exception('I refuse ' + messages[-1]['content']) }}")
     message = failed(run_worker(data, model_dir=model))
     assert (message.code, message.row) == (ErrorCode.DATASET_ROW_INVALID, 0)
 
 
-def edit_config(**values: object) -> Callable[[Path], None]:
-    def edit(directory: Path) -> None:
-        path = directory / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_bytes()), **values}))
-
-    return edit
-
-
-BAD_MODELS: dict[str, Callable[[Path], object]] = {
-    "pickle": lambda directory: (directory / "pytorch_model.bin").write_bytes(b"\x80\x04."),
-    "code": lambda directory: (directory / "modeling.py").write_text("raise SystemExit(99)"),
-    "remote code": edit_config(auto_map={"AutoModelForCausalLM": "modeling.Model"}),
-    "no weights": lambda directory: (directory / "model.safetensors").unlink(),
-    "cut weights": lambda directory: (directory / "model.safetensors").write_bytes(b"\0" * 100),
-    "unknown architecture": edit_config(model_type="no-such-thing"),
-    "no tokenizer": lambda directory: (directory / "tokenizer.json").unlink(),
-    "not json": lambda directory: (directory / "config.json").write_text("{"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_MODELS)
-def test_bad_models_are_refused(
-    kind: str, run_worker: RunWorker, tmp_path: Path, tiny_model: Path, chat_file: Path
+def test_divergence_leaves_no_adapter(
+    run_worker: RunWorker, chat_file: Path, tmp_path: Path, tiny_model: Path
 ) -> None:
-    model = broken_copy(tiny_model, tmp_path / "model", BAD_MODELS[kind])
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    weights = load_file(model / "model.safetensors")
+    save_file(
+        {name: tensor * 1e30 for name, tensor in weights.items()}, model / "model.safetensors", {"format": "pt"}
+    )
     ended = run_worker(chat_file, model_dir=model)
-    assert failed(ended).code is ErrorCode.MODEL_INVALID
-    assert ended.code == ExitCode.JOB
+    assert failed(ended).code is ErrorCode.TRAINING_DIVERGED
+    assert not (ended.output_dir / "adapter").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is refused without a GPU")
-@pytest.mark.parametrize(
-    "section",
-    [{"train": {"engine": "unsloth"}}, {"model": {"load_in_4bit": True}}, {"model": {"load_in_8bit": True}}],
-)
-def test_what_needs_a_gpu_is_refused_without_one(
-    section: dict[str, Any], run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec
-) -> None:
-    message = failed(run_worker(chat_file, make_spec(**section)))
-    assert message.code is ErrorCode.ENGINE_UNAVAILABLE
-    assert "CUDA" in (message.expected or "")
-
-
-def test_divergence_is_reported(run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec) -> None:
-    spec = make_spec(train={"learning_rate": 1.0, "max_steps": 40}, lora={"lora_alpha": 4096, "lora_r": 1})
-    ended = run_worker(chat_file, spec, model_dir=None)
-    message = ended.messages[-1]
-    # A step this wild either overflows or not, by the machine: if it does, it must be this failure and no adapter.
-    if ended.code == ExitCode.DONE:
-        pytest.skip("this machine's arithmetic survived")
+def test_being_told_to_stop(chat_file: Path, make_spec: MakeSpec, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "output").mkdir()
+    order = Order(
+        spec=make_spec(train={"max_steps": 10**6}),
+        model_dir=tiny_model,
+        data_files={"chat.jsonl": chat_file},
+        output_dir=tmp_path / "output",
+    )
+    read, write = os.pipe()
+    command = [sys.executable, "-m", "trainer.worker", "--events-fd", str(write)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=(write,), cwd=ROOT
+    ) as process:
+        os.close(write)
+        assert process.stdin is not None
+        process.stdin.write(order.encode())
+        process.stdin.close()
+        with os.fdopen(read, "rb") as events:
+            while not isinstance(parse_message(events.readline()), Progress):
+                pass
+            process.terminate()
+            *_, last = events
+    message = parse_message(last)
     assert isinstance(message, Failed)
-    assert message.code is ErrorCode.TRAINING_DIVERGED
+    assert message.code is ErrorCode.INTERRUPTED
+    assert process.returncode == ExitCode.JOB
+    assert not (tmp_path / "output" / ".scratch").exists()
 
 
 @pytest.mark.parametrize("stdin", [b"{", b"[]", b'{"spec": {}}', b"x" * 3_000_000])
@@ -224,21 +192,12 @@ def test_what_is_not_an_order_is_refused(run_worker: RunWorker, chat_file: Path,
     assert ended.code == ExitCode.USAGE
 
 
-def test_a_spec_for_no_rows_on_one_side_is_refused(
-    run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec
-) -> None:
-    message = failed(run_worker(chat_file, make_spec(data={"test_split_size": 0.001})))
-    assert message.code is ErrorCode.DATASET_INVALID
-
-
 def test_the_worker_imports_neither_our_network_parts_nor_our_keys() -> None:
     code = (
         "import sys, trainer.worker.__main__, trainer.worker.run\n"
         "print(sorted(name for name in sys.modules if name.startswith('trainer')))"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
-    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = set(re.findall(r"'([\w.]+)'", out.stdout))
     assert "trainer.worker.run" in loaded
     parts = {name.split(".")[1] for name in loaded if "." in name}

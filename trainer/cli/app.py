@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from trainer import __version__
 from trainer.cli import operator, provider
 from trainer.cli.output import print_error, wants_json
-from trainer.errors import ErrorCode, ExitCode, TrainerError, UnavailableError
+from trainer.errors import ErrorCode, ExitCode, TrainerError, UnavailableError, UsageError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -52,21 +53,25 @@ def run(arguments: Sequence[str]) -> int:
     except TrainerError as error:
         print_error(error, as_json=as_json)
         return int(error.exit_code)
-    except click.exceptions.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except click.ClickException as error:
-        error.show()
+    except TyperException as error:
+        show = getattr(error, "show", lambda: typer.echo(f"error: {error.format_message()}", err=True))
+        show()  # with the command's usage line
         return int(ExitCode.USAGE)
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader left; say nothing more at interpreter exit
         return int(ExitCode.UNAVAILABLE)
     except OSError as error:
-        hint = "check that the path exists, is writable, and has room"
-        problem = UnavailableError(
-            ErrorCode.STORAGE_FULL if error.errno == 28 else ErrorCode.USAGE, str(error), hint=hint
-        )
+        problem = _storage_error(error)
         print_error(problem, as_json=as_json)
         return int(problem.exit_code)
-    return int(code) if isinstance(code, int) else int(ExitCode.DONE)
+    return code if isinstance(code, int) else int(ExitCode.DONE)
+
+
+def _storage_error(error: OSError) -> TrainerError:
+    """A file that could not be read or written, on the user's own machine."""
+    hint = "check that the path exists and may be written"
+    if error.errno == errno.ENOSPC:
+        return UnavailableError(ErrorCode.STORAGE_FULL, str(error), hint="make room and repeat the command")
+    return UsageError(ErrorCode.USAGE, str(error), hint=hint)

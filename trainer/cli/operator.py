@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+DEVELOPMENT_COMPOSE = '{"docker_compose_file":"services: {}\\n","manifest_version":2,"name":"development"}'
+"""What the simulated VM runs where nobody says otherwise."""
+
 
 def run(
     job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job spec.")],
@@ -26,25 +29,33 @@ def run(
     workspace: Annotated[
         Path | None, typer.Option("--workspace", help="Directory on a tmpfs; /run/trainer or /dev/shm if absent.")
     ] = None,
-) -> int:
+) -> None:
     """Run one job: the container's entry point. Prints public events as JSON lines, and nothing else."""
     from trainer.job import JobOptions, run_job
 
-    return int(run_job(JobOptions(job, guest_agent, spool, ciphertext, workspace)))
+    raise typer.Exit(int(run_job(JobOptions(job, guest_agent, spool, ciphertext, workspace))))
 
 
 def simulate(
     socket: Annotated[Path, typer.Option("--socket", help="Unix socket to listen on.")],
-    app_compose: Annotated[Path, typer.Option("--app-compose", help="app-compose.json of the simulated app.")],
-    state: Annotated[Path, typer.Option("--state", help="Keeps the development root and keys.")] = Path(
-        "simulator"
-    ),
+    state: Annotated[
+        Path, typer.Option("--state", help="Keeps the development root and keys; gets the files a verifier needs.")
+    ] = Path("simulator"),
+    app_compose: Annotated[
+        Path | None, typer.Option("--app-compose", help="app-compose.json of the simulated app, exact bytes.")
+    ] = None,
 ) -> None:
-    """Development guest agent: dstack's API with quotes signed by a DEVELOPMENT root. Proves nothing."""
+    """Development guest agent: dstack's API with quotes signed by a DEVELOPMENT root. It protects nothing."""
     from trainer.tee.simulator import BANNER, serve
 
+    compose = app_compose.read_bytes().decode() if app_compose else DEVELOPMENT_COMPOSE
     typer.echo(BANNER, err=True)
-    serve(socket, state, app_compose.read_text(encoding="utf-8"))
+    serve(
+        socket,
+        state,
+        compose,
+        started=lambda _vm: typer.echo(f"listening on {socket}; state in {state}", err=True),
+    )
 
 
 def register(app: typer.Typer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,9 +12,9 @@ from trainer.cli.output import Report, print_checks, print_json
 from trainer.errors import ErrorCode, UsageError
 
 if TYPE_CHECKING:
+    from trainer.attestation.checks import Check
     from trainer.attestation.policy import Policy
     from trainer.attestation.record import Record
-    from trainer.attestation.checks import Check
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")]
@@ -189,11 +189,11 @@ def upload(
 
     record = provider.read_record(attestation)
     client = provider.connect(job_url, pinned_spki_sha256=record.result.peer_spki_sha256)
-    state = sealed.with_name(sealed.name + ".upload.json")
+    if not sealed.is_file():
+        raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such file: {sealed}")
+    state, size = sealed.with_name(sealed.name + ".upload.json"), sealed.stat().st_size
     with Report(quiet=quiet or as_json) as report:
-        client.upload(
-            sealed, progress=lambda done, total: report.bytes_done("uploading", done, total), state=state
-        )
+        client.upload(sealed, progress=lambda done: report.bytes_done("uploading", done, size), state=state)
     state.unlink(missing_ok=True)
     _print_summary({"uploaded": str(sealed), "bytes": sealed.stat().st_size}, as_json=as_json)
 
@@ -241,7 +241,8 @@ def pull(
     record = provider.read_record(attestation)
     client = provider.connect(source, pinned_spki_sha256=record.result.peer_spki_sha256)
     with Report(quiet=quiet or as_json) as report:
-        client.download_result(output, progress=lambda done, total: report.bytes_done("pulling", done, total))
+        size = client.status().result_bytes or 0
+        client.download_result(output, progress=lambda done: report.bytes_done("pulling", done, size))
     if acknowledge:
         client.acknowledge()
     _print_summary({"pulled": str(output), "bytes": output.stat().st_size}, as_json=as_json)
@@ -346,33 +347,44 @@ def policy_init(
     app_compose: Annotated[
         Path, typer.Option("--app-compose", help="app-compose.json that you reviewed; exact bytes.")
     ],
-    job: Annotated[Path, typer.Option("--job", help="job.yaml that you reviewed.")],
+    job: Annotated[list[Path], typer.Option("--job", help="job.yaml that you reviewed; repeatable.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The policy; never overwritten.")],
     trust_root: Annotated[
         Path | None,
         typer.Option("--trust-root", help="PEM of another root than Intel's, such as a development root."),
     ] = None,
     collateral: Annotated[
-        str | None,
-        typer.Option("--collateral", help="File with collateral, or URL of a PCCS; Intel's service if absent."),
+        str | None, typer.Option("--collateral", help="A file, or the URL of a PCCS; Intel's service if absent.")
     ] = None,
     measurements: Annotated[
-        Path | None, typer.Option("--measurements", help="JSON with mrtd and rtmr0-2 of the OS image you trust.")
+        list[Path] | None,
+        typer.Option("--measurements", help="JSON with mrtd and rtmr0-2 of an OS image you trust; repeatable."),
     ] = None,
+    gpu: Annotated[bool, typer.Option("--gpu/--no-gpu", help="Demand a GPU in confidential mode.")] = True,
+    recipient: Annotated[
+        Literal["instance", "derived"],
+        typer.Option(
+            "--recipient", help="Key to seal to: of this VM only, or of the app through its key service."
+        ),
+    ] = "instance",
 ) -> None:
     """Write a policy that demands exactly this app, this job and this OS."""
-    from trainer.provider import strict_policy_text, write_private
+    from trainer import provider
 
-    text = strict_policy_text(
-        app_compose,
-        job,
+    text = provider.strict_policy_text(
+        provider.ReviewedApp(app_compose, job),
         trust_root=trust_root,
         collateral=collateral,
-        measurements=measurements,
-        beside=output.parent,
+        measurements=measurements or [],
+        gpu_required=gpu,
+        recipient=recipient,
     )
-    write_private(output, text.encode())
+    provider.write_private(output, text.encode())
     typer.echo(f"wrote {output}; read it before you rely on it: trainer policy explain {output}")
+    if not measurements:
+        typer.echo(
+            "it accepts no OS yet: add the measurements or the image hash that you trust under `os:`", err=True
+        )
 
 
 @policy_app.command("explain")

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from trainer.errors import ErrorCode, ExitCode, JobError, TrainerError
+from trainer.errors import ErrorCode, ExitCode, TrainerError
 from trainer.rows import read_files
 from trainer.worker.environment import take_environment
 from trainer.worker.protocol import MAX_ORDER_BYTES, Events, Failed, Finished, Order, parse_order
@@ -41,6 +41,9 @@ def main(arguments: list[str]) -> ExitCode:
         traceback.print_exc()
         events.send(Failed.of(error))
         return error.exit_code
+    except Interruption:
+        events.send(Failed(code=ErrorCode.INTERRUPTED, reason="the worker was told to stop"))
+        return ExitCode.JOB
     except MemoryError:
         traceback.print_exc()
         events.send(Failed(code=ErrorCode.OUT_OF_MEMORY, reason="the memory does not suffice"))
@@ -59,8 +62,12 @@ def _protect_process() -> None:
     signal.signal(signal.SIGTERM, _interrupted)
 
 
+class Interruption(BaseException):
+    """SIGTERM arrived. Not an `Exception`: no handler for what libraries raise may take it for one of theirs."""
+
+
 def _interrupted(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise JobError(ErrorCode.INTERRUPTED, "the worker was told to stop")
+    raise Interruption
 
 
 def _carry_out(order: Order, events: Events) -> None:

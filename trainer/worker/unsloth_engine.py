@@ -43,7 +43,7 @@ class UnslothLoader:
         try:
             model = self._load_base(model_dir, spec, precision)
             return self._attach(model, spec)
-        except (OSError, ValueError, RuntimeError, KeyError, NotImplementedError) as error:
+        except Exception as error:  # whatever a damaged file makes the libraries raise
             raise_if_out_of_memory(error)
             raise JobError(
                 ErrorCode.MODEL_INVALID, f"unsloth cannot load the base model ({type(error).__name__})"
