@@ -1,8 +1,26 @@
-"""Fixtures that all tests share."""
+"""Fixtures that all tests share. What is heavy is imported where it is needed."""
+
+from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>",
+    "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
+)  # fmt: skip
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +30,55 @@ def vectors() -> Path:
     if not folder.is_dir():
         pytest.skip("the public vectors (../shared/vectors) are not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def backend() -> Tokenizer:
+    """Byte-level BPE with a few hundred merges, trained on the standard library's own documentation."""
+    import pydoc_data.topics
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [text for _, text in sorted(pydoc_data.topics.topics.items())][:20]
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, backend: Tokenizer) -> Path:
+    """A Llama of 0.1 M random parameters in a directory, as a base model lies there."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    directory = tmp_path_factory.mktemp("tiny-model")
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=backend.get_vocab_size(),
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=backend.token_to_id("<|im_end|>"),
+        pad_token_id=backend.token_to_id("<|endoftext|>"),
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    model: Any = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    model.save_pretrained(directory)
+    tokenizer: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token="<|im_start|>"
+    )
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(directory)
+    return directory

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Impostor:
         self.port = self._listener.getsockname()[1]
         self.handshakes = 0
         self.received = b""
-        self._thread = threading.Thread(target=self._serve)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
@@ -63,19 +63,27 @@ class Impostor:
                 raw, _ = self._listener.accept()
             except OSError:
                 return
+            raw.settimeout(5)
             with contextlib.suppress(OSError), self._context.wrap_socket(raw, server_side=True) as connection:
                 self.handshakes += 1
                 while block := connection.recv(4096):
                     self.received += block
 
     def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # closed by the test already
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join(5)
 
 
-def test_an_impostor_gets_no_byte(client_of: Any, front: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def impostor() -> Iterator[Impostor]:
     impostor = Impostor()
+    yield impostor
+    impostor.close()
+
+
+def test_an_impostor_gets_no_byte(impostor: Impostor, client_of: Any, front: Any, tmp_path: Path) -> None:
     sealed = tmp_path / "sealed"
     sealed.write_bytes(b"sealed")
     calls: list[Callable[[JobClient], object]] = [
@@ -98,8 +106,9 @@ def test_an_impostor_gets_no_byte(client_of: Any, front: Any, tmp_path: Path) ->
     assert impostor.received == b""
 
 
-def test_key_that_changes_between_connections(client_of: Any, relay_to: Any, front: Any) -> None:
-    impostor = Impostor()
+def test_key_that_changes_between_connections(
+    impostor: Impostor, client_of: Any, relay_to: Any, front: Any
+) -> None:
     relay = relay_to(front)
     relay.cut_down = [4000]
     with client_of(front, relay.url, pinned_spki_sha256=None) as client:
@@ -175,7 +184,7 @@ class Stranger:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"https://127.0.0.1:{self._listener.getsockname()[1]}"
         self._answer = answer
-        self._thread = threading.Thread(target=self._serve)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:

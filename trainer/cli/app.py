@@ -56,8 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except TyperException as error:
-        show = getattr(error, "show", lambda: typer.echo(f"error: {error.format_message()}", err=True))
-        show()  # with the command's usage line
+        _print_usage_error(error)
         return int(ExitCode.USAGE)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader left; say nothing more at interpreter exit
@@ -67,6 +66,14 @@ def run(arguments: Sequence[str]) -> int:
         print_error(problem, as_json=as_json)
         return int(problem.exit_code)
     return code if isinstance(code, int) else int(ExitCode.DONE)
+
+
+def _print_usage_error(error: TyperException) -> None:
+    """The error with the command's usage line, where it has one."""
+    if callable(show := getattr(error, "show", None)):
+        show()
+    else:
+        typer.echo(f"error: {error.format_message()}", err=True)
 
 
 def _storage_error(error: OSError) -> TrainerError:

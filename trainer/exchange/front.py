@@ -1,7 +1,8 @@
 """The front: the only process that strangers reach, by network or (`--files`) by a directory.
 
 It holds ciphertext, evidence and its own TLS key; nothing else. The supervisor starts it as
-`python -m trainer.exchange.front` with one end of a socket pair; it ends when told so, or when the supervisor is gone.
+`python -m trainer.exchange.front` with one end of a socket pair; it ends when told so, or with the
+supervisor.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class PinnedContext(ssl.SSLContext):
         found = _peer_spki_sha256(connection)
         if self.pin is None:
             self.pin = found
-        elif False:
+        elif self.pin != found:
             raise VerificationError(
                 ErrorCode.TLS_KEY_MISMATCH,
                 "the TLS key is not the one that was verified",

@@ -1,0 +1,264 @@
+"""The real processes: a simulated guest agent, jobs, and the provider's commands, with a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trainer.encoding import file_sha256
+
+SHM = Path("/dev/shm")
+CANARY = "xylophonequartz"
+"""In every row of the tests' dataset, and nowhere else."""
+
+START_SECONDS = 90.0
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, object]:
+        """The object on the last line of stdout."""
+        value = json.loads(self.out.splitlines()[-1])
+        assert isinstance(value, dict)
+        return value
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """A terminal's environment without what only this machine has set."""
+    return {**os.environ, "COLUMNS": "160", "NO_COLOR": "1", **extra}
+
+
+@pytest.fixture(scope="session")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
+    """Run a command as a person would: `trainer("verify", url, "--policy", policy)`."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def run(*arguments: object, cwd: Path | None = None, timeout: float = 240) -> Ran:
+        done = subprocess.run(
+            [sys.executable, "-m", "trainer", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=cwd,
+            timeout=timeout,
+            env=environment(XDG_CACHE_HOME=str(cache)),
+        )
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+Trainer = Callable[..., Ran]
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A running simulated guest agent."""
+
+    socket: Path
+    state: Path
+    app_compose: Path
+
+
+@pytest.fixture(scope="session")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    folder = tmp_path_factory.mktemp("agent")
+    compose = folder / "app-compose.json"
+    compose.write_bytes(b'{"name":"e2e","docker_compose_file":"services: {}"}')
+    found = Agent(folder / "s", folder / "state", compose)
+    command = [sys.executable, "-m", "trainer", "simulate", "--socket", found.socket, "--state", found.state]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([*command, "--app-compose", compose], stdout=log, stderr=log)
+    try:
+        wait_for(lambda: (found.state / "measurements.json").exists() and found.socket.exists(), process)
+        yield found
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def wait_for(
+    condition: Callable[[], object], process: subprocess.Popen[bytes], seconds: float = START_SECONDS
+) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"ended with {process.returncode}"
+        assert time.monotonic() < deadline, "did not get there in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def rows() -> str:
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {number}" + " indeed" * (number % 5) + "?"},
+                {"role": "assistant", "content": f"The {CANARY} number {number}, as everybody knows."},
+            ]
+        }
+        for number in range(40)
+    ]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory, rows: str) -> Path:
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    path.write_text(rows)
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_spec(tiny_model: Path) -> Callable[..., Path]:
+    """`write_spec(path, train={"max_steps": 3})`: a quick job spec for the tiny model."""
+
+    def write(path: Path, **sections: dict[str, object]) -> Path:
+        document: dict[str, object] = {
+            "version": 1,
+            "model": {
+                "model_name_or_path": str(tiny_model),
+                "model_file_sha256": {file.name: file_sha256(file) for file in sorted(tiny_model.iterdir())},
+                "dtype": "float32",
+            },
+            "lora": {"lora_r": 4, "lora_alpha": 8},
+            "data": {"max_length": 256, "test_split_size": 0.2},
+            "train": {"learning_rate": 0.01, "max_steps": 4, "bf16": False},
+            "exchange": {"host": "127.0.0.1", "port": 0, "linger_seconds": 60, "max_upload_bytes": 1 << 20},
+        }
+        for name, leaves in sections.items():
+            section = document.setdefault(name, {})
+            assert isinstance(section, dict)
+            section.update(leaves)
+        path.write_text(yaml.safe_dump(document))
+        return path
+
+    return write
+
+
+WriteSpec = Callable[..., Path]
+
+
+@dataclass
+class Job:
+    """A running `trainer run`."""
+
+    process: subprocess.Popen[bytes]
+    spec: Path
+    out: Path
+    err: Path
+    ciphertext: Path
+    workspace: Path
+    seen: list[dict[str, object]] = field(default_factory=list)
+
+    @property
+    def events(self) -> list[dict[str, object]]:
+        """Public events so far; raises if stdout holds anything else."""
+        return [json.loads(line) for line in self.out.read_text().splitlines()]
+
+    def wait_event(self, **wanted: object) -> dict[str, object]:
+        """Wait until an event with these fields came."""
+
+        def find() -> dict[str, object] | None:
+            return next((event for event in self.events if wanted.items() <= event.items()), None)
+
+        wait_for(find, self.process)
+        found = find()
+        assert found is not None
+        return found
+
+    @property
+    def url(self) -> str:
+        """Address of the job, once it takes datasets."""
+        self.wait_event(event="phase", phase="awaiting-dataset")
+        return f"https://127.0.0.1:{self.wait_event(event='listening')['port']}"
+
+    def wait(self, seconds: float = 120) -> int:
+        """Exit code of the job."""
+        return self.process.wait(seconds)
+
+
+@pytest.fixture
+def start_job(tmp_path: Path, agent: Agent) -> Iterator[Callable[..., Job]]:
+    """`start_job(spec, "--spool", folder)`: ended with the test, by process id."""
+    jobs: list[Job] = []
+
+    def start(spec: Path, *options: object, guest_agent: Path | None = None) -> Job:
+        folder = tmp_path / f"job{len(jobs)}"
+        folder.mkdir()
+        workspace = (
+            Path(os.environ.get("TEST_TMPFS", SHM)) / f"trainer-test-{os.getpid()}-{tmp_path.name}-{len(jobs)}"
+        )
+        workspace.mkdir(mode=0o700)
+        out, err, ciphertext = folder / "out", folder / "err", folder / "ciphertext"
+        places = ["--guest-agent", guest_agent or agent.socket, "--workspace", workspace]
+        if "--spool" not in options:
+            places += ["--ciphertext-dir", ciphertext]
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            command = [sys.executable, "-m", "trainer", "run", spec, *places, *options]
+            process = subprocess.Popen(list(map(str, command)), stdout=stdout, stderr=stderr, env=environment())
+        jobs.append(Job(process, spec, out, err, ciphertext, workspace))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.process.kill()
+        job.process.wait(20)
+        subprocess.run(["rm", "-rf", str(job.workspace)], check=True)
+
+
+StartJob = Callable[..., Job]
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A provider's files and commands."""
+
+    folder: Path
+    trainer: Trainer
+    agent: Agent
+
+    @property
+    def identity(self) -> Path:
+        """The provider's identity file."""
+        return self.folder / "provider.key"
+
+    def keygen(self, *options: str, name: str = "provider.key") -> str:
+        """A new identity; returns its recipient."""
+        ran = self.trainer("keygen", "-o", self.folder / name, *options)
+        assert ran.code == 0, ran.err
+        return ran.out.strip()
+
+    def policy(self, spec: Path, *options: object, name: str = "policy.yaml", development: bool = True) -> Path:
+        """A strict policy for `spec`; trusts the development root if `development`."""
+        state, path = self.agent.state, self.folder / name
+        root: Sequence[object] = ["--trust-root", state / "root.pem"] if development else []
+        ran = self.trainer(
+            "policy", "init", "--app-compose", self.agent.app_compose, "--job", spec, *root,
+            "--collateral", state / "collateral.json", "--measurements", state / "measurements.json",
+            "--no-gpu", *options, "-o", path,
+        )  # fmt: skip
+        assert ran.code == 0, ran.err
+        return path
+
+
+@pytest.fixture
+def provider(tmp_path: Path, trainer: Trainer, agent: Agent) -> Provider:
+    folder = tmp_path / "provider"
+    folder.mkdir()
+    return Provider(folder, trainer, agent)

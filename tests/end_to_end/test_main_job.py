@@ -1,0 +1,135 @@
+"""The whole path with the real processes: what a provider types, and what comes out at either end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from trainer.receipt.statement import parse_statement
+
+if TYPE_CHECKING:
+    from conftest import Job, Provider, StartJob, Trainer, WriteSpec
+
+CANARY = b"xylophonequartz"
+
+
+def files_below(*folders: Path) -> list[Path]:
+    return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+
+
+def test_submit_brings_a_checked_adapter_and_nothing_leaks(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+) -> None:
+    spec = write_spec(tmp_path / "job.yaml")
+    job: Job = start_job(spec)
+    provider.keygen()
+    policy = provider.policy(spec)
+    result = tmp_path / "result"
+
+    ran = trainer(
+        "submit", data, "--job-url", job.url, "--policy", policy, "-i", provider.identity, "-o", result, "--json"
+    )
+
+    assert ran.code == 0, ran.err
+    assert job.wait() == 0
+    assert set(ran.json["checks"].values()) <= {"affirmed", "not-demanded"}  # type: ignore[attr-defined]
+    assert ran.json["checks"]["root-of-trust"] == "affirmed"  # type: ignore[index]
+    summary = ran.json["summary"]
+    assert isinstance(summary, dict)
+    assert summary["eval_loss_after"] < summary["eval_loss_before"]
+    assert (result / "adapter" / "adapter_model.safetensors").stat().st_size > 0
+    names = {path.relative_to(result).as_posix() for path in files_below(result)}
+    assert {"receipt.json", "evidence.json", "report/report.html", "report/summary.json", "logs/job.log"} <= names
+    assert not (tmp_path / "result.submission").exists()
+
+    # What the operator has: public events, ciphertext, an empty workspace.
+    assert {event["event"] for event in job.events} <= {
+        "spec", "phase", "listening", "dataset-received", "progress", "result-sealed",
+    }  # fmt: skip
+    assert job.err.read_bytes() == b""
+    assert list(job.workspace.iterdir()) == []
+    for path in [*files_below(job.ciphertext), job.out]:
+        content = path.read_bytes()
+        assert CANARY not in content, path
+        assert b"loss" not in content, path
+
+
+def test_single_steps_through_files(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+) -> None:
+    """Everything by hand, with X25519 keys and a directory in place of a network; stock age opens the result."""
+    spec, spool = write_spec(tmp_path / "job.yaml"), tmp_path / "spool"
+    job: Job = start_job(spec, "--spool", spool)
+    job.wait_event(event="phase", phase="awaiting-dataset")
+    recipient = provider.keygen("--x25519")
+    policy, attestation = provider.policy(spec), tmp_path / "attestation.json"
+    sealed, result = tmp_path / "dataset.age", tmp_path / "result.tar.age"
+
+    steps = [
+        ("verify", spool, "--policy", policy, "-o", attestation),
+        ("validate", data, "--job", spec),
+        ("seal", data, "--attestation", attestation, "-r", recipient, "-o", sealed),
+        ("upload", sealed, "--job-url", spool, "--attestation", attestation),
+        (
+            "watch", spool, "--attestation", attestation, "-i", provider.identity,
+            "--grant", f"{sealed}.grant.json", "--json",
+        ),
+        ("pull", spool, "--attestation", attestation, "-o", result),
+        (
+            "open", result, "-i", provider.identity, "-o", tmp_path / "out", "--attestation", attestation,
+            "--grant", f"{sealed}.grant.json", "--json",
+        ),
+        ("ack", spool, "--attestation", attestation),
+    ]  # fmt: skip
+    ran = {}
+    for step in steps:
+        ran[step[0]] = trainer(*step)
+        assert ran[step[0]].code == 0, (step, ran[step[0]].err)
+    assert job.wait() == 0
+    assert ran["validate"].out.strip() == "40 rows: 40 messages"
+    watched = [json.loads(line) for line in ran["watch"].out.splitlines()]
+    assert watched[-1]["phase"] == "awaiting-pull"
+    assert any("loss" in event for event in watched), "the provider reads its losses"
+    assert ran["open"].json["checks"]["receipt-dataset"] == "affirmed"  # type: ignore[index]
+    assert Path(f"{sealed}.grant.json").stat().st_mode & 0o777 == 0o600
+    _stock_age_lists_the_same(result, provider.identity, tmp_path / "out")
+
+
+def _stock_age_lists_the_same(sealed: Path, identity: Path, opened: Path) -> None:
+    try:
+        age = subprocess.run(["age", "-d", "-i", identity, sealed], capture_output=True, check=True)
+    except FileNotFoundError:
+        pytest.skip("Debian's age is not here")
+    listed = subprocess.run(["tar", "t"], input=age.stdout, capture_output=True, check=True).stdout.decode()
+    assert set(listed.splitlines()) == {path.relative_to(opened).as_posix() for path in files_below(opened)}
+
+
+def test_the_receipt_says_what_was_made_from_what(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+) -> None:
+    import base64
+
+    spec = write_spec(tmp_path / "job.yaml", output={"include_logs": False})
+    job: Job = start_job(spec)
+    provider.keygen()
+    result = tmp_path / "result"
+    ran = trainer(
+        "submit", data, "--job-url", job.url, "--policy", provider.policy(spec), "-i", provider.identity,
+        "-o", result, "-q",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert not (result / "logs").exists()
+    envelope = json.loads((result / "receipt.json").read_bytes())
+    statement = parse_statement(base64.b64decode(envelope["payload"]))
+    signed = set(statement.files)
+    present = {path.relative_to(result).as_posix() for path in files_below(result)}
+    assert present - signed == {"receipt.json", "evidence.json"}
+    assert signed <= present
+    dependencies = [resource.name for resource in statement.predicate.buildDefinition.resolvedDependencies]
+    assert "data/train.jsonl" in dependencies
+    assert any(name.endswith("model.safetensors") for name in dependencies)
+    assert CANARY not in (result / "receipt.json").read_bytes()
