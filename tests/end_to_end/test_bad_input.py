@@ -1,0 +1,423 @@
+"""What a provider, an operator or a stranger can do wrong: its own exit code, message, hint; nothing is left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from trainer import provider as steps
+from trainer.errors import SealingError, TrainerError, VerificationError
+from trainer.opening import open_sealed_result
+from trainer.sealing.age import decrypt_file, encrypt_file, generate_identity, parse_recipient
+from trainer.sealing.archive import ArchiveLimits
+from trainer.sealing.result import open_result, seal_result
+from trainer.sealing.seal import seal as seal_unchecked
+
+if TYPE_CHECKING:
+    from conftest import Job, Provider, Ran, StartJob, Trainer, WriteSpec
+
+
+def assert_error(ran: Ran, exit_code: int, code: str, *words: str) -> None:
+    assert ran.code == exit_code, ran.err
+    assert f"error[{code}]" in ran.err
+    for word in words:
+        assert word in ran.err
+    assert "Traceback" not in ran.err
+
+
+# the operator
+
+
+def test_unknown_key_in_the_job_spec(trainer: Trainer, write_spec: WriteSpec, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path / "job.yaml", train={"micro_batch_size": 3})
+    ran = trainer("run", spec)
+    assert_error(
+        ran,
+        2,
+        "spec-unknown-key",
+        "train.micro_batch_size",
+        "hint: did you mean train.per_device_train_batch_size?",
+    )
+
+
+def test_no_guest_agent(start_job: StartJob, write_spec: WriteSpec, tmp_path: Path) -> None:
+    job: Job = start_job(write_spec(tmp_path / "job.yaml"), guest_agent=tmp_path / "nobody")
+    assert job.wait() == 3
+    assert job.events[-1]["code"] == "guest-agent-unavailable"
+    assert list(job.workspace.iterdir()) == []
+
+
+def test_a_model_file_with_another_digest(
+    start_job: StartJob, write_spec: WriteSpec, tmp_path: Path, tiny_model: Path
+) -> None:
+    changed = tmp_path / "model"
+    shutil.copytree(tiny_model, changed)
+    with (changed / "model.safetensors").open("r+b") as weights:
+        weights.seek(-1, 2)
+        weights.write(b"\x55")
+    job: Job = start_job(write_spec(tmp_path / "job.yaml", model={"model_name_or_path": str(changed)}))
+    assert job.wait() == 6
+    assert job.events[-1] == job.events[-1] | {"event": "failed", "code": "model-digest-mismatch"}
+    assert list(job.workspace.iterdir()) == []
+
+
+def test_a_workspace_on_a_disk(trainer: Trainer, write_spec: WriteSpec, tmp_path: Path) -> None:
+    ran = trainer("run", write_spec(tmp_path / "job.yaml"), "--workspace", "/usr")
+    assert_error(ran, 6, "workspace-unsafe", "tmpfs", "hint:")
+
+
+# verification
+
+
+def test_a_development_root_that_the_policy_does_not_name(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+) -> None:
+    spec = write_spec(tmp_path / "job.yaml")
+    job: Job = start_job(spec)
+    policy, record = provider.policy(spec, development=False), tmp_path / "attestation.json"
+    ran = trainer("verify", job.url, "--policy", policy, "-o", record, "--json")
+    assert ran.code == 4
+    checks = json.loads(ran.out.splitlines()[0])["checks"]
+    assert checks["root-of-trust"] == "contraindicated"
+    recipient = provider.keygen()
+    sealed = tmp_path / "dataset.age"
+    assert_error(
+        trainer("seal", data, "--attestation", record, "-r", recipient, "-o", sealed), 4, "verification-failed"
+    )
+    result = tmp_path / "result"
+    submitted = trainer(
+        "submit", data, "--job-url", job.url, "--policy", policy, "-i", provider.identity, "-o", result
+    )
+    assert_error(submitted, 4, "verification-failed")
+    assert not sealed.exists()
+    assert not result.exists()
+    assert not any(event["event"] == "dataset-received" for event in job.events)
+
+
+def test_an_edited_attestation_result_does_not_open_the_way(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+) -> None:
+    spec = write_spec(tmp_path / "job.yaml")
+    job: Job = start_job(spec)
+    record = tmp_path / "attestation.json"
+    trainer("verify", job.url, "--policy", provider.policy(spec, development=False), "-o", record)
+    edited = json.loads(record.read_bytes())
+    edited["result"]["status"] = "pass"
+    record.write_text(json.dumps(edited))
+    ran = trainer("seal", data, "--attestation", record, "-r", provider.keygen(), "-o", tmp_path / "x.age")
+    assert ran.code == 4
+    assert not (tmp_path / "x.age").exists()
+
+
+def test_evidence_from_a_file_needs_the_nonce_that_was_asked_for(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, tmp_path: Path
+) -> None:
+    spec, spool = write_spec(tmp_path / "job.yaml"), tmp_path / "spool"
+    job: Job = start_job(spec, "--spool", spool)
+    job.wait_event(event="phase", phase="awaiting-dataset")
+    policy, evidence, nonce = provider.policy(spec), tmp_path / "evidence.json", "ab" * 32
+    evidence.write_bytes(steps.connect(str(spool)).attestation(nonce))
+    assert_error(trainer("verify", evidence, "--policy", policy), 2, "usage", "--nonce")
+    good = trainer("verify", evidence, "--policy", policy, "--nonce", nonce, "--json")
+    assert good.code == 0, good.err
+    wrong = trainer("verify", evidence, "--policy", policy, "--nonce", "cd" * 32, "--json")
+    assert wrong.code == 4
+    assert json.loads(wrong.out.splitlines()[0])["checks"]["nonce"] == "contraindicated"
+    tampered = json.loads(evidence.read_bytes())
+    tampered["quote"] = (
+        tampered["quote"][:400] + ("0" if tampered["quote"][400] != "0" else "1") + tampered["quote"][401:]
+    )
+    evidence.write_text(json.dumps(tampered))
+    assert trainer("verify", evidence, "--policy", policy, "--nonce", nonce).code == 4
+
+
+# the dataset
+
+
+def test_a_malformed_row_is_found_before_anything_is_sent(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, rows: str, tmp_path: Path
+) -> None:
+    spec = write_spec(tmp_path / "job.yaml")
+    job: Job = start_job(spec)
+    data = tmp_path / "train.jsonl"
+    data.write_text(
+        rows + '{"messages": [{"role": "user", "content": "canary-in-a-bad-row"}, {"role": "assistant"}]}\n'
+    )
+    provider.keygen()
+    ran = trainer(
+        "submit", data, "--job-url", job.url, "--policy", provider.policy(spec), "-i", provider.identity,
+        "-o", tmp_path / "result",
+    )  # fmt: skip
+    assert_error(ran, 6, "dataset-row-invalid", "row 40", "messages[1]")
+    assert "canary" not in ran.err + ran.out
+    assert not any(event["event"] == "dataset-received" for event in job.events)
+    assert_error(trainer("validate", data, "--job", spec), 6, "dataset-row-invalid", "row 40")
+
+
+ASKED = '{"role": "user", "content": "canary-in-a-bad-row"}'
+BAD_ROWS = {
+    "wrong type": (
+        f'{{"messages": [{ASKED}, {{"role": 7, "content": ""}}]}}', "dataset-row-invalid", "messages[1].role",
+    ),
+    "not JSON": ('{"messages": broken canary-in-a-bad-row', "dataset-row-invalid", "row 0"),
+    "nothing to train on": (f'{{"messages": [{ASKED}]}}', "dataset-not-trainable", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "code", "told"), BAD_ROWS.values(), ids=list(BAD_ROWS))
+def test_bad_rows_inside_the_job_are_reported_under_seal(
+    row: str,
+    code: str,
+    told: str,
+    start_job: StartJob,
+    write_spec: WriteSpec,
+    provider: Provider,
+    trainer: Trainer,
+    tmp_path: Path,
+) -> None:
+    """The provider's own check is left out here, as an older tool might."""
+    spec = write_spec(tmp_path / "job.yaml")
+    job: Job = start_job(spec)
+    recipient, policy, record = provider.keygen(), provider.policy(spec), tmp_path / "attestation.json"
+    assert trainer("verify", job.url, "--policy", policy, "-o", record).code == 0
+    data, sealed, result = tmp_path / "train.jsonl", tmp_path / "dataset.age", tmp_path / "result.tar.age"
+    data.write_text(row + "\n")
+    appraised = steps.read_record(record).result
+    now = appraised.appraised_at
+    grant = steps.new_grant(appraised, [recipient], now=now)
+    seal_unchecked({"train.jsonl": data}, appraised, grant, sealed, now=now)
+    assert trainer("upload", sealed, "--job-url", job.url, "--attestation", record).code == 0
+    assert trainer("watch", job.url, "--attestation", record).code == 0
+    assert trainer("pull", job.url, "--attestation", record, "-o", result, "--ack").code == 0
+    assert job.wait() == 6
+    ran = trainer("open", result, "-i", provider.identity, "-o", tmp_path / "out", "--attestation", record)
+    assert_error(ran, 6, code, told)
+    assert job.events[-1]["code"] == code
+    public = job.out.read_bytes() + job.err.read_bytes() + ran.err.encode() + ran.out.encode()
+    public += (tmp_path / "out" / "report" / "failure.json").read_bytes()
+    assert b"canary" not in public
+    assert not (tmp_path / "out" / "adapter").exists()
+    assert list(job.workspace.iterdir()) == []
+
+
+# the sealed dataset
+
+
+def test_damaged_and_misaddressed_uploads_are_refused_and_the_right_one_still_works(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+) -> None:
+    spec = write_spec(tmp_path / "job.yaml")
+    job: Job = start_job(spec)
+    recipient, policy, record = provider.keygen(), provider.policy(spec), tmp_path / "attestation.json"
+    assert trainer("verify", job.url, "--policy", policy, "-o", record).code == 0
+    good = tmp_path / "good.age"
+    assert trainer("seal", data, "--attestation", record, "-r", recipient, "-o", good).code == 0
+    whole = good.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-100] ^= 1
+    stranger = tmp_path / "stranger.age"
+    encrypt_file(data, stranger, [generate_identity().recipient()])
+    not_a_bundle = tmp_path / "not-a-bundle.age"
+    encrypt_file(data, not_a_bundle, [parse_recipient(steps.read_record(record).result.recipient)])
+    attacks = {
+        "truncated": (whole[:-50], "sealed-payload-invalid"),
+        "flipped": (bytes(flipped), "sealed-payload-invalid"),
+        "header": (whole.replace(b"--- ", b"--- A", 1), "sealed-header-invalid"),
+        "garbage": (b"\0" * 5000, "sealed-header-invalid"),
+        "stranger": (stranger.read_bytes(), "no-identity-match"),
+        "not a bundle": (not_a_bundle.read_bytes(), "bundle-invalid"),
+    }
+    for name, (content, code) in attacks.items():
+        path = tmp_path / f"{name}.age"
+        path.write_bytes(content)
+        assert trainer("upload", path, "--job-url", job.url, "--attestation", record).code == 0
+        ran = trainer("watch", job.url, "--attestation", record)
+        assert_error(ran, 5, code, "hint:")
+    assert trainer("upload", good, "--job-url", job.url, "--attestation", record).code == 0
+    assert trainer("watch", job.url, "--attestation", record).code == 0
+
+
+def test_a_job_spec_changed_after_sealing_cannot_open_the_data(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+) -> None:
+    """Attack 1: same VM, same app key, another job.yaml: the derived key is another."""
+    spec = write_spec(tmp_path / "job.yaml")
+    job: Job = start_job(spec)
+    recipient, record = provider.keygen(), tmp_path / "attestation.json"
+    policy = provider.policy(spec, "--recipient", "derived")
+    assert trainer("verify", job.url, "--policy", policy, "-o", record).code == 0
+    sealed = tmp_path / "dataset.age"
+    assert trainer("seal", data, "--attestation", record, "-r", recipient, "-o", sealed).code == 0
+    job.process.terminate()
+    job.wait()
+
+    changed = write_spec(tmp_path / "changed.yaml", train={"max_steps": 3})
+    other: Job = start_job(changed)
+    other_record = tmp_path / "other.json"
+    assert trainer("verify", other.url, "--policy", policy, "-o", other_record).code == 4
+    changed_policy = provider.policy(changed, "--recipient", "derived", name="changed-policy.yaml")
+    assert trainer("verify", other.url, "--policy", changed_policy, "-o", other_record).code == 0
+    assert trainer("upload", sealed, "--job-url", other.url, "--attestation", other_record).code == 0
+    assert_error(trainer("watch", other.url, "--attestation", other_record), 5, "no-identity-match")
+
+    # and the unchanged spec, restarted, has the same derived key
+    again: Job = start_job(spec)
+    assert trainer("verify", again.url, "--policy", policy, "-o", tmp_path / "again.json").code == 0
+    first, second = (steps.read_record(path).result.recipient for path in (record, tmp_path / "again.json"))
+    assert first == second
+
+
+def test_too_large_an_upload(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, tmp_path: Path
+) -> None:
+    spec = write_spec(tmp_path / "job.yaml", exchange={"max_upload_bytes": 1 << 14})
+    job: Job = start_job(spec)
+    record, big = tmp_path / "attestation.json", tmp_path / "big.age"
+    assert trainer("verify", job.url, "--policy", provider.policy(spec), "-o", record).code == 0
+    big.write_bytes(bytes(1 << 15))
+    ran = trainer("upload", big, "--job-url", job.url, "--attestation", record)
+    assert_error(ran, 6, "dataset-too-large")
+    assert [path for path in job.ciphertext.rglob("*") if path.is_file() and path.stat().st_size] == []
+
+
+# the result
+
+
+@pytest.fixture
+def finished(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+) -> tuple[Path, Path, Path]:
+    """A sealed result, its attestation result, and its grant."""
+    spec = write_spec(tmp_path / "job.yaml", train={"max_steps": 1})
+    job: Job = start_job(spec)
+    recipient, record = provider.keygen(), tmp_path / "attestation.json"
+    sealed, result = tmp_path / "dataset.age", tmp_path / "result.tar.age"
+    for step in (
+        ("verify", job.url, "--policy", provider.policy(spec), "-o", record),
+        ("seal", data, "--attestation", record, "-r", recipient, "-o", sealed),
+        ("upload", sealed, "--job-url", job.url, "--attestation", record),
+        ("watch", job.url, "--attestation", record),
+        ("pull", job.url, "--attestation", record, "-o", result, "--ack"),
+    ):
+        ran = trainer(*step)
+        assert ran.code == 0, ran.err
+    assert job.wait() == 0
+    return result, record, sealed.with_name(sealed.name + ".grant.json")
+
+
+def test_what_is_wrong_with_a_result_is_told_and_nothing_is_written(
+    finished: tuple[Path, Path, Path], provider: Provider, trainer: Trainer, tmp_path: Path
+) -> None:
+    result, record, grant = finished
+    provider.keygen(name="other.key")
+    out = tmp_path / "out"
+    opening = ("-o", out, "--attestation", record, "--grant", grant)
+    wrong_key = trainer("open", result, "-i", provider.folder / "other.key", *opening)
+    assert_error(wrong_key, 5, "no-identity-match")
+    truncated = tmp_path / "truncated.age"
+    truncated.write_bytes(result.read_bytes()[:-10])
+    assert_error(trainer("open", truncated, "-i", provider.identity, *opening), 5, "sealed-payload-invalid")
+    assert not out.exists()
+    assert not list(tmp_path.glob(".out-*"))
+    assert trainer("open", result, "-i", provider.identity, *opening).code == 0
+    assert_error(trainer("open", result, "-i", provider.identity, *opening), 2, "output-exists")
+
+
+def test_results_that_were_touched_are_refused(
+    finished: tuple[Path, Path, Path], provider: Provider, tmp_path: Path
+) -> None:
+    """Whoever knows the provider's recipient can seal to it; the receipt tells what came from the job."""
+    result, record_path, grant_path = finished
+    identities, record = steps.read_identities(provider.identity), steps.read_record(record_path)
+    grant = steps.read_grant(grant_path)
+
+    def change_weights(tree: Path) -> None:
+        (tree / "adapter" / "adapter_model.safetensors").write_bytes(b"other weights")
+
+    def add_file(tree: Path) -> None:
+        (tree / "adapter" / "extra.py").write_text("import os")
+
+    def drop_file(tree: Path) -> None:
+        (tree / "report" / "metrics.jsonl").unlink()
+
+    def drop_receipt(tree: Path) -> None:
+        (tree / "receipt.json").unlink()
+
+    def drop_evidence(tree: Path) -> None:
+        (tree / "evidence.json").unlink()
+
+    def sign_anew(tree: Path) -> None:
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        from trainer.receipt.dsse import sign_envelope, verify_envelope
+
+        payload = verify_envelope((tree / "receipt.json").read_bytes(), record.result.receipt_key)
+        (tree / "receipt.json").write_bytes(sign_envelope(payload, ec.generate_private_key(ec.SECP256R1())))
+
+    def old_evidence(tree: Path) -> None:
+        (tree / "evidence.json").write_bytes(record.evidence.canonical())
+
+    def bend_quote(tree: Path) -> None:
+        evidence = json.loads((tree / "evidence.json").read_bytes())
+        quote = bytearray.fromhex(evidence["quote"])
+        quote[600] ^= 1
+        (tree / "evidence.json").write_text(json.dumps(evidence | {"quote": quote.hex()}))
+
+    attacks = (
+        change_weights,
+        add_file,
+        drop_file,
+        drop_receipt,
+        drop_evidence,
+        sign_anew,
+        old_evidence,
+        bend_quote,
+    )
+    for attack in attacks:
+        tree, bent, out = tmp_path / attack.__name__, tmp_path / f"{attack.__name__}.age", tmp_path / "out"
+        tree.mkdir()
+        open_result(result, identities, tree, limits=ArchiveLimits())
+        attack(tree)
+        seal_result(tree, bent, [identity.recipient() for identity in identities])
+        with pytest.raises(VerificationError):
+            open_sealed_result(bent, identities, out, record=record, grant=grant)
+        assert not out.exists(), attack.__name__
+        assert not list(tmp_path.glob(".out-*"))
+
+
+def test_a_result_for_others_than_the_grant_named_is_refused(
+    finished: tuple[Path, Path, Path], provider: Provider, tmp_path: Path
+) -> None:
+    """Attack 2: the statement says who can read the result; an added recipient shows."""
+    result, record_path, grant_path = finished
+    identities, record = steps.read_identities(provider.identity), steps.read_record(record_path)
+    grant = steps.read_grant(grant_path)
+    others = (*grant.grant.recipients, str(generate_identity().recipient()))
+    wider = grant.model_copy(update={"grant": grant.grant.model_copy(update={"recipients": others})})
+    with pytest.raises(VerificationError, match="receipt-recipients"):
+        open_sealed_result(result, identities, tmp_path / "out", record=record, grant=wider)
+    with pytest.raises(VerificationError, match="receipt-dataset"):
+        open_sealed_result(
+            result, identities, tmp_path / "out", record=record,
+            grant=grant.model_copy(update={"manifest_sha256": "0" * 64}),
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_identities_and_outputs_are_never_overwritten(provider: Provider, trainer: Trainer) -> None:
+    provider.keygen()
+    before = provider.identity.read_bytes()
+    assert_error(trainer("keygen", "-o", provider.identity), 2, "output-exists", "hint:")
+    assert provider.identity.read_bytes() == before
+    assert provider.identity.stat().st_mode & 0o777 == 0o600
+
+
+def test_errors_are_of_the_documented_kinds(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError) as caught:
+        decrypt_file(tmp_path / "nothing", tmp_path / "out", [generate_identity()])
+    assert not isinstance(caught.value, SealingError)
+    assert caught.value.exit_code == 2
