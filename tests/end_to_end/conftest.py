@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -32,7 +33,7 @@ class Ran:
     err: str
 
     @property
-    def json(self) -> dict[str, object]:
+    def json(self) -> dict[str, Any]:
         """The object on the last line of stdout."""
         value = json.loads(self.out.splitlines()[-1])
         assert isinstance(value, dict)
@@ -82,9 +83,9 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     compose = folder / "app-compose.json"
     compose.write_bytes(b'{"name":"e2e","docker_compose_file":"services: {}"}')
     found = Agent(folder / "s", folder / "state", compose)
-    command = [sys.executable, "-m", "trainer", "simulate", "--socket", found.socket, "--state", found.state]
+    command = ["trainer", "simulate", "--socket", found.socket, "--state", found.state, "--app-compose", compose]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([*command, "--app-compose", compose], stdout=log, stderr=log)
+        process = subprocess.Popen([sys.executable, "-m", *map(str, command)], stdout=log, stderr=log)
     try:
         wait_for(lambda: (found.state / "measurements.json").exists() and found.socket.exists(), process)
         yield found

@@ -18,7 +18,7 @@ from trainer.sealing.result import open_result, seal_result
 from trainer.sealing.seal import seal as seal_unchecked
 
 if TYPE_CHECKING:
-    from conftest import Job, Provider, Ran, StartJob, Trainer, WriteSpec
+    from tests.end_to_end.conftest import Job, Provider, Ran, StartJob, Trainer, WriteSpec
 
 
 def assert_error(ran: Ran, exit_code: int, code: str, *words: str) -> None:

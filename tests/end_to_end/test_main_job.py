@@ -12,7 +12,7 @@ import pytest
 from trainer.receipt.statement import parse_statement
 
 if TYPE_CHECKING:
-    from conftest import Job, Provider, StartJob, Trainer, WriteSpec
+    from tests.end_to_end.conftest import Job, Provider, StartJob, Trainer, WriteSpec
 
 CANARY = b"xylophonequartz"
 
@@ -36,8 +36,8 @@ def test_submit_brings_a_checked_adapter_and_nothing_leaks(
 
     assert ran.code == 0, ran.err
     assert job.wait() == 0
-    assert set(ran.json["checks"].values()) <= {"affirmed", "not-demanded"}  # type: ignore[attr-defined]
-    assert ran.json["checks"]["root-of-trust"] == "affirmed"  # type: ignore[index]
+    assert set(ran.json["checks"].values()) <= {"affirmed", "not-demanded"}
+    assert ran.json["checks"]["root-of-trust"] == "affirmed"
     summary = ran.json["summary"]
     assert isinstance(summary, dict)
     assert summary["eval_loss_after"] < summary["eval_loss_before"]
@@ -94,7 +94,7 @@ def test_single_steps_through_files(
     watched = [json.loads(line) for line in ran["watch"].out.splitlines()]
     assert watched[-1]["phase"] == "awaiting-pull"
     assert any("loss" in event for event in watched), "the provider reads its losses"
-    assert ran["open"].json["checks"]["receipt-dataset"] == "affirmed"  # type: ignore[index]
+    assert ran["open"].json["checks"]["receipt-dataset"] == "affirmed"
     assert Path(f"{sealed}.grant.json").stat().st_mode & 0o777 == 0o600
     _stock_age_lists_the_same(result, provider.identity, tmp_path / "out")
 

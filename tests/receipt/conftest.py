@@ -9,12 +9,12 @@ from trainer.receipt.appraisal import Expected
 from trainer.receipt.statement import Outcome, Run
 from trainer.spec import JobSpec, parse_job_spec
 
-SPEC = """\
+SPEC = f"""\
 version: 1
 model:
   model_name_or_path: ./model
-  model_file_sha256: {config.json: "%s", model.safetensors: "%s"}
-""" % ("a" * 64, "b" * 64)
+  model_file_sha256: {{config.json: {"a" * 64}, model.safetensors: {"b" * 64}}}
+"""
 
 
 @pytest.fixture

@@ -24,10 +24,16 @@ def test_it_is_private_and_gone_afterwards() -> None:
 
 @needs_tmpfs
 def test_it_is_gone_after_a_failure_too() -> None:
-    with pytest.raises(RuntimeError), open_workspace(SHM) as workspace:
-        root = workspace.root
-        raise RuntimeError
-    assert not root.exists()
+    roots = []
+
+    def fail() -> None:
+        with open_workspace(SHM) as workspace:
+            roots.append(workspace.root)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert not roots[0].exists()
 
 
 def test_a_disk_is_refused() -> None:

@@ -13,11 +13,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Final
+from typing import IO, Annotated, Final
 
 from pydantic import Field, ValidationError
 
@@ -160,18 +160,41 @@ def _download(model: ModelSection, name: str, staging: Path) -> Path:
     return Path(path)
 
 
-def fetch_model_in_child(model: ModelSection, base_dir: Path, into: Path, *, timeout: float) -> None:
+def fetch_model_in_child(
+    model: ModelSection,
+    base_dir: Path,
+    into: Path,
+    *,
+    timeout: float,
+    environment: Mapping[str, str] | None = None,
+    log: IO[bytes] | None = None,
+) -> None:
     """`fetch_model` in a process of its own, which gets nothing of this one but the names of its files.
+
+    Args:
+        model: the job spec's section.
+        base_dir: what a local model's path is relative to.
+        into: an existing directory.
+        timeout: seconds.
+        environment: the child's variables; this process's own where left out.
+        log: takes what the child and its libraries print; this process's stderr where left out.
 
     Raises:
         TrainerError: as `fetch_model`; `timeout` after as many seconds, `model-unavailable` if the child died.
     """
     order = Order(model=model, base_dir=str(base_dir), into=str(into))
-    command = [sys.executable, "-m", "trainer.exchange.base_model"]
     # An explicit dump of what was written: defaults stay unset, as in the spec.
     document = order.model_dump_json(exclude_unset=True).encode()
     try:
-        done = subprocess.run(command, input=document, stdout=subprocess.PIPE, timeout=timeout, check=False)
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "trainer.exchange.base_model"],
+            input=document,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment,
+            timeout=timeout,
+            check=False,
+        )
     except subprocess.TimeoutExpired as error:
         raise UnavailableError(ErrorCode.TIMEOUT, f"the base model did not arrive in {timeout:.0f} s") from error
     try:
