@@ -1,0 +1,144 @@
+"""trainer/SPEC.md says what the code does; with UPDATE_DOCS=1 in the environment this file rewrites it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic.fields import FieldInfo
+
+from trainer import logs
+from trainer.errors import ErrorCode
+from trainer.models import Phase, Strict
+from trainer.receipt.dsse import public_key_der, sign_envelope, verify_envelope
+from trainer.sealing.age import identity_from_seed
+from trainer.spec import JobSpec, parse_job_spec
+from trainer.tee import keys
+
+DOCUMENT = Path(__file__).parents[1] / "trainer" / "SPEC.md"
+RECEIPT_SCALAR = 12345
+
+SPEC_YAML = f"""\
+version: 1
+model:
+  model_name_or_path: ./models/tiny
+  model_file_sha256: {{config.json: {"a" * 64}, model.safetensors: {"b" * 64}}}
+train: {{learning_rate: 2e-4, max_steps: 20}}
+"""
+
+
+def key_table() -> str:
+    lines = ["| key | default | |", "|---|---|---|"]
+    for section, field in JobSpec.model_fields.items():
+        model = field.annotation
+        if isinstance(model, type) and issubclass(model, Strict):
+            for name, leaf in model.model_fields.items():
+                default = "required" if leaf.is_required() else f"`{json.dumps(leaf.default)}`"
+                lines.append(f"| `{section}.{name}` | {default} | {describe(leaf)} |")
+    return "\n".join(lines)
+
+
+def describe(leaf: FieldInfo) -> str:
+    bounds = [
+        f"{mark} {getattr(part, name)}" for part in leaf.metadata for mark, name in BOUNDS if hasattr(part, name)
+    ]
+    return ", ".join([kind(leaf.annotation), *bounds])
+
+
+BOUNDS = (("≥", "ge"), (">", "gt"), ("≤", "le"), ("<", "lt"))
+
+
+def kind(annotation: object) -> str:
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{json.dumps(value)}`" for value in get_args(annotation))
+    if get_origin(annotation) in (UnionType, Union):
+        return " or ".join(kind(part) for part in get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        return kind(get_args(annotation)[0])
+    if isinstance(annotation, type) and hasattr(annotation, "__members__"):
+        return " or ".join(f"`{value}`" for value in annotation)  # type: ignore[attr-defined]
+    names = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null", None: "null"}
+    return names.get(annotation, "list" if get_origin(annotation) is tuple else "mapping")  # type: ignore[call-overload,no-any-return]
+
+
+def job_spec() -> str:
+    spec = parse_job_spec(SPEC_YAML.encode())
+    return f"{spec.canonical().decode()}\nSHA-256 {spec.sha256()}"
+
+
+def receipt() -> str:
+    key = ec.derive_private_key(RECEIPT_SCALAR, ec.SECP256R1())
+    envelope = sign_envelope(b'{"_type":"example"}', key)
+    assert verify_envelope(envelope, public_key_der(key.public_key())) == b'{"_type":"example"}'
+    return envelope.decode()
+
+
+def derived_keys() -> str:
+    secret, digest = b"\x01" * 32, "ab" * 32
+    seed, signing = keys.recipient_seed(secret, digest), keys.receipt_key(secret, digest)
+    return "\n".join(
+        [
+            f"path       {keys.recipient_path(digest)}",
+            f"seed       {seed.hex()}",
+            f"X25519     {identity_from_seed(seed, hybrid=False).recipient()}",
+            f"path       {keys.receipt_path(digest)}",
+            f"public key {public_key_der(signing.public_key()).hex()}",
+        ]
+    )
+
+
+def events() -> str:
+    stream = io.StringIO()
+    public = logs.PublicLog(stream)
+    for event in (
+        logs.SpecLoaded("0" * 64),
+        logs.PhaseEntered(Phase.AWAITING_DATASET),
+        logs.Listening(8443, "1" * 64),
+        logs.DatasetReceived(22139),
+        logs.TrainingProgress(3, 20, 41),
+        logs.ResultSealed(73355),
+        logs.JobFailed(ErrorCode.WORKER_DIED),
+    ):
+        public(event)
+    return re.sub(r'"time": \d+', '"time": 1790000000', stream.getvalue()).strip()
+
+
+EXAMPLES: dict[str, Callable[[], str]] = {
+    "job-spec": job_spec,
+    "receipt": receipt,
+    "keys": derived_keys,
+    "events": events,
+}
+
+
+def rewrite(text: str) -> str:
+    text = re.sub(
+        r"<!-- keys -->.*<!-- /keys -->", f"<!-- keys -->\n{key_table()}\n<!-- /keys -->", text, flags=re.DOTALL
+    )
+    text = re.sub(r"```yaml\n.*?```", lambda _: f"```yaml\n{SPEC_YAML}```", text, count=1, flags=re.DOTALL)
+    for name, make in EXAMPLES.items():
+        block = f"<!-- example: {name} -->\n```\n{make()}\n```\n<!-- /example -->"
+        pattern = rf"<!-- example: {name} -->.*?<!-- /example -->"
+        text, found = re.subn(pattern, lambda _, block=block: block, text, flags=re.DOTALL)  # type: ignore[misc]
+        assert found == 1, name
+    return text
+
+
+def test_examples_are_what_the_code_makes() -> None:
+    text = DOCUMENT.read_text("utf-8")
+    if os.environ.get("UPDATE_DOCS"):
+        DOCUMENT.write_text(rewrite(text), "utf-8")
+    assert DOCUMENT.read_text("utf-8") == rewrite(text)
+
+
+@pytest.mark.parametrize("word", ["job.yaml", "grant.json", "manifest.json", "policy", "Result record"])
+def test_it_has_a_section_for_each_format(word: str) -> None:
+    assert word in DOCUMENT.read_text("utf-8")
