@@ -44,8 +44,8 @@ class Status(Strict):
     """What anyone may know of a running job: the answer to `GET /status`.
 
     `step` and `total_steps` count optimizer steps. `error` is a public code, set when `phase` is `failed`, and in
-    `awaiting-dataset` after an upload that could not be opened. `result_bytes` is the size of the sealed result (or sealed failure report) once
-    it can be pulled.
+    `awaiting-dataset` after an upload that could not be opened. `result_bytes` is the size of the sealed result
+    (or sealed failure report) once it can be pulled.
     """
 
     phase: Phase

@@ -1,0 +1,112 @@
+"""How long a person waits for the provider's commands: whole processes, alternating, medians.
+
+    python benchmarks/startup.py [--rounds 7] [--json]
+
+`verify` is measured on evidence in a file, with the collateral in the policy: everything but the network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from trainer.attestation.evidence import DatasetClaims, GpuEvidence, Recipients
+from trainer.receipt.dsse import public_key_der
+from trainer.sealing.age import generate_identity
+from trainer.supervisor.keys import derive_keys
+from trainer.tee.evidence import collect
+from trainer.tee.guest_agent import GuestAgent
+from trainer.tee.simulator.agent import SimulatedVm
+from trainer.tee.simulator.server import SimulatedAgentServer
+from trainer.tee.simulator.state import publish
+
+NONCE = "5a" * 32
+SPEC = f"""\
+version: 1
+model:
+  model_name_or_path: ./model
+  model_file_sha256: {{config.json: {"a" * 64}, model.safetensors: {"b" * 64}}}
+"""
+
+
+def trainer(*arguments: object) -> float:
+    """Seconds that one command takes."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "trainer", *map(str, arguments)], check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def prepare(folder: Path) -> None:
+    """Evidence, and a policy that accepts it."""
+    from trainer.spec import parse_job_spec
+
+    spec = parse_job_spec(SPEC.encode())
+    (folder / "job.yaml").write_text(SPEC)
+    vm = SimulatedVm('{"name":"benchmark"}', b"benchmark seed, 32 bytes long ..")
+    now = int(time.time())
+    publish(vm, folder, now)
+    with SimulatedAgentServer(folder / "s", vm):
+        agent = GuestAgent(str(folder / "s"))
+        keys = derive_keys(agent, spec.sha256())
+        claims = DatasetClaims(
+            version=1,
+            purpose="dataset",
+            nonce=NONCE,
+            job_spec_sha256=spec.sha256(),
+            recipients=Recipients(
+                derived=str(keys.derived.recipient()), instance=str(generate_identity().recipient())
+            ),
+            receipt_key=public_key_der(keys.receipt.public_key()).hex(),
+            tls_spki_sha256=None,
+            gpu_evidence_sha256=None,
+            sandbox={"core_dumps_off": True, "workspace_in_memory": True},
+            software={},
+            issued_at=now,
+            expires_at=now + 86400,
+        )
+        evidence = collect(agent, claims, gpu=GpuEvidence(), key_chain=keys.proofs)
+    (folder / "evidence.json").write_bytes(evidence.canonical())
+    trainer(
+        "policy", "init", "--app-compose", folder / "app-compose.json", "--job", folder / "job.yaml",
+        "--trust-root", folder / "root.pem", "--collateral", folder / "collateral.json",
+        "--measurements", folder / "measurements.json", "--no-gpu", "-o", folder / "policy.yaml",
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder)
+        commands: dict[str, tuple[object, ...]] = {
+            "--help": ("--help",),
+            "verify --help": ("verify", "--help"),
+            "policy explain": ("policy", "explain", folder / "policy.yaml"),
+            "verify": (
+                "verify", folder / "evidence.json", "--nonce", NONCE, "--policy", folder / "policy.yaml",
+                "-o", folder / "attestation.json",
+            ),
+        }  # fmt: skip
+        seconds: dict[str, list[float]] = {command: [] for command in commands}
+        for _ in range(options.rounds):
+            for command, arguments in commands.items():
+                seconds[command].append(trainer(*arguments))
+    medians = {command: round(statistics.median(values), 3) for command, values in seconds.items()}
+    if options.json:
+        print(json.dumps(medians))
+        return
+    for command, median in medians.items():
+        print(f"trainer {command:16} {median:.3f} s")
+
+
+if __name__ == "__main__":
+    main()
