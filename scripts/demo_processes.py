@@ -131,7 +131,8 @@ class Processes:
             if found.exists() and (not text or (line := _line_with(found, text))):
                 return line if text else ""
             if process.poll() is not None:
-                raise DemoError(f"{what}: its process ended with exit code {process.returncode}; see {self._logs}")
+                last = f"its last word: {_last_line(found)}" if text else f"see {self._logs}"
+                raise DemoError(f"{what}: its process ended with exit code {process.returncode}; {last}")
             time.sleep(0.1)
         raise DemoError(f"{what}: nothing in {seconds:.0f} s; see {self._logs}")
 
@@ -165,6 +166,11 @@ class _Limit:
     def _stop(self) -> None:
         self._ran_out.set()
         end(self._process)
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
+    return lines[-1] if lines else "none"
 
 
 def _line_with(path: Path, text: str) -> str:

@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 CACHE: Final = Path(".cache")
 DEMO: Final = Path(".demo")
-JOB: Final = Path("configs/demo.yaml")
+SPEC: Final = Path("configs/demo.yaml")
+JOB: Final = DEMO / "job.yaml"
 COMPOSE: Final = Path("configs/docker-compose.yaml")
 MODEL: Final = CACHE / "models" / "SmolLM2-135M-Instruct"
 MEMORY_BYTES: Final = 1 << 30
@@ -77,6 +78,9 @@ class Demo:
         self.run.say("— prepare: model (once), data, and the text that will be measured")
         self.run.foreground(sys.executable, "scripts/prepare_demo.py", str(CACHE), seconds=300, shown=False)
         shutil.copyfile(CACHE / "faq-en.jsonl", DEMO / "train.jsonl")
+        # The spec names its model relative to itself: the operator puts both into one place.
+        shutil.copyfile(SPEC, JOB)
+        (DEMO / "models").symlink_to((CACHE / "models").resolve())
         self.run.foreground(
             "python", "scripts/render_app_compose.py", str(JOB), str(COMPOSE),
             "-o", str(DEMO / "app-compose.json"), seconds=30,
@@ -122,7 +126,8 @@ class Demo:
         self.run.foreground(
             "trainer", "policy", "init", "--app-compose", str(DEMO / "app-compose.json"), "--job", str(JOB),
             "--trust-root", str(state / "root.pem"), "--collateral", str(state / "collateral.json"),
-            "--measurements", str(state / "measurements.json"), "-o", str(DEMO / "policy.yaml"), seconds=30,
+            "--measurements", str(state / "measurements.json"), "--no-gpu", "-o", str(DEMO / "policy.yaml"),
+            seconds=30,
         )  # fmt: skip
         self.run.foreground(
             "trainer", "verify", address, "--policy", str(DEMO / "policy.yaml"),
