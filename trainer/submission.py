@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
+
+from pydantic import JsonValue
 
 from trainer import provider
 from trainer.attestation.checks import Check
@@ -25,8 +27,12 @@ from trainer.models import Phase, Status
 from trainer.opening import OpenedResult, open_sealed_result
 from trainer.provider import GrantRecord, PrivateMetrics
 from trainer.sealing.age import Identity
+from trainer.sealing.atomic import PRIVATE, replacing
 
 T = TypeVar("T")
+
+_BEFORE_UPLOAD: Final = frozenset({Phase.STARTING, Phase.PREPARING, Phase.AWAITING_DATASET})
+_SHOWN_METRICS: Final = ("step", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
 
 
 class Reporter(Protocol):
@@ -134,7 +140,7 @@ class _Story:
         note = self.kept / "submission.json"
         if not note.exists():
             self.kept.mkdir(mode=0o700, parents=True, exist_ok=True)
-            note.write_bytes(described)
+            _keep(note, described)
         elif note.read_bytes() != described:
             raise UsageError(
                 ErrorCode.USAGE,
@@ -157,7 +163,7 @@ class _Story:
         client = provider.connect(self.submission.source)
         record = provider.attest(client, policy, cache=self.submission.cache)
         record.result.require_pass(record.result.appraised_at)
-        saved.write_bytes(save_record(record))
+        _keep(saved, save_record(record))
         return record
 
     def _seal(self, record: Record) -> GrantRecord:
@@ -174,14 +180,18 @@ class _Story:
             sealed,
             progress=lambda done, total: self.report.bytes_done("sealing", done, total),
         )
-        provider.write_private(kept, grant.model_dump_json().encode())
+        _keep(kept, grant.model_dump_json().encode())
         return grant
 
     def _upload(self, client: Carrier) -> None:
-        done = self.kept / "uploaded"
+        begun, done = self.kept / "upload-begun", self.kept / "uploaded"
         if done.exists():
             return
+        if begun.exists() and client.status().phase not in _BEFORE_UPLOAD:
+            done.touch()  # it was whole when we were interrupted: the job has taken it
+            return
         self.report.step("upload the sealed dataset")
+        begun.touch()
         sealed = self.kept / "dataset.age"
         size = sealed.stat().st_size
         client.upload(
@@ -198,7 +208,8 @@ class _Story:
             for event in provider.watch(client, self.submission.identities, grant.grant.token):
                 phase = self._tell(event, phase)
         except SealingError:
-            (self.kept / "uploaded").unlink()
+            for name in ("uploaded", "upload-begun"):
+                (self.kept / name).unlink(missing_ok=True)
             raise
 
     def _tell(self, event: Status | PrivateMetrics, phase: Phase | None) -> Phase | None:
@@ -223,9 +234,18 @@ class _Story:
         )
 
 
+def _keep(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all: the next call must be able to rely on it."""
+    with replacing(path, PRIVATE) as file:
+        file.write(data)
+
+
 def describe_metrics(metrics: PrivateMetrics) -> str:
     """One line for a person: `step 12  loss 1.234  …`."""
-    parts = []
-    for name, value in metrics.values.items():
-        parts.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
-    return "  ".join(parts)
+    values = metrics.values
+    shown = [name for name in _SHOWN_METRICS if name in values]
+    return "  ".join(f"{name.replace('_', ' ')} {_short(values[name])}" for name in shown)
+
+
+def _short(value: JsonValue) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

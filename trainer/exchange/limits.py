@@ -64,3 +64,5 @@ class Limits(Strict):
     """For the supervisor to answer with evidence."""
     upload_idle_seconds: Seconds = 120
     """After so long without a byte, an unfinished upload may be replaced by another."""
+    empty_upload_seconds: Seconds = 5
+    """The same for an upload that has no byte yet: its client may have died before it noted the upload's id."""

@@ -22,6 +22,7 @@ from trainer.exchange.tls import PinnedContext
 
 _USAGE: Final = frozenset({ErrorCode.REQUEST_INVALID, ErrorCode.NOT_FOUND, ErrorCode.UNAUTHORIZED})
 _WORTH_A_RETRY: Final = frozenset({
+    ErrorCode.JOB_BUSY,
     ErrorCode.JOB_UNREACHABLE,
     ErrorCode.TIMEOUT,
     ErrorCode.TOO_MANY_REQUESTS,

@@ -124,7 +124,8 @@ class UploadStore:
         """Seconds until another upload may take this one's place; never while a request is adding to it."""
         if upload.lock.locked():
             return self._limits.upload_idle_seconds
-        return max(0.0, upload.last_active + self._limits.upload_idle_seconds - self._clock())
+        idle = self._limits.upload_idle_seconds if upload.offset else self._limits.empty_upload_seconds
+        return max(0.0, upload.last_active + idle - self._clock())
 
     async def settled_offset(self, upload: Upload) -> int:
         """The offset to go on from, after ending a request that may still be under way."""

@@ -1,0 +1,173 @@
+"""Whatever is killed, and whenever: nothing is lost that was finished, nothing leaks, and the provider is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer import provider as steps
+
+if TYPE_CHECKING:
+    from tests.end_to_end.conftest import Job, Provider, Ran, StartJob, Trainer, WriteSpec
+
+LONG = {"max_steps": 400}
+
+
+def children(pid: int) -> dict[str, int]:
+    """Module → process id of the Python processes that `pid` started."""
+    found: dict[str, int] = {}
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in path.read_text().split():
+            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            if b"-m" in words:
+                found[words[words.index(b"-m") + 1].decode()] = int(child)
+    return found
+
+
+def submit_command(job: Job, provider: Provider, data: Path, result: Path, policy: Path) -> list[str]:
+    return [
+        "submit", str(data), "--job-url", job.url, "--policy", str(policy), "-i", str(provider.identity),
+        "-o", str(result), "--json",
+    ]  # fmt: skip
+
+
+def wait_until(condition: object, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_submit_goes_on_where_it_was_killed(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+) -> None:
+    spec = write_spec(tmp_path / "job.yaml", train={"max_steps": 60})
+    job: Job = start_job(spec)
+    provider.keygen()
+    result, kept = tmp_path / "result", tmp_path / "result.submission"
+    command = submit_command(job, provider, data, result, provider.policy(spec))
+    for milestone in ("attestation.json", "dataset.age", "uploaded"):
+        with subprocess.Popen(
+            [sys.executable, "-m", "trainer", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                wait_until(lambda milestone=milestone: (kept / milestone).exists())
+            finally:
+                process.kill()
+        assert not result.exists()
+    assert kept.stat().st_mode & 0o777 == 0o700
+    other_data = tmp_path / "other.jsonl"
+    other_data.write_text('{"text": "something else"}\n')
+    other = trainer(*[str(other_data) if word == str(data) else word for word in command])
+    assert other.code == 2, "another submission into the same directory is refused"
+    assert "another submission is under way" in other.err
+
+    ran: Ran = trainer(*command)
+    assert ran.code == 0, ran.err
+    assert "going on with the submission" in ran.err
+    assert [event["event"] for event in job.events].count("dataset-received") == 1
+    assert (result / "adapter" / "adapter_model.safetensors").exists()
+    assert not kept.exists()
+    assert job.wait() == 0
+
+
+def start_training(job: Job, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path) -> Path:
+    """Verify, seal and upload; returns the attestation result once the worker has begun."""
+    record, sealed = tmp_path / "attestation.json", tmp_path / "dataset.age"
+    recipient = provider.keygen()
+    for step in (
+        ("verify", job.url, "--policy", provider.policy(job.spec), "-o", record),
+        ("seal", data, "--attestation", record, "-r", recipient, "-o", sealed),
+        ("upload", sealed, "--job-url", job.url, "--attestation", record),
+    ):
+        ran = trainer(*step)
+        assert ran.code == 0, ran.err
+    job.wait_event(event="progress", step=1)
+    return record
+
+
+def pull_failure(
+    job: Job, provider: Provider, trainer: Trainer, record: Path, tmp_path: Path
+) -> dict[str, object]:
+    """Pull and open the failure report; the job ends with 6."""
+    result = tmp_path / "result.age"
+    pulled = trainer("pull", job.url, "--attestation", record, "-o", result, "--ack")
+    assert pulled.code == 0, pulled.err
+    assert job.wait() == 6
+    opened = trainer("open", result, "-i", provider.identity, "-o", tmp_path / "out", "--attestation", record)
+    assert opened.code == 6
+    report = json.loads((tmp_path / "out" / "report" / "failure.json").read_bytes())
+    assert isinstance(report, dict)
+    assert list(job.workspace.iterdir()) == []
+    return report
+
+
+def test_a_killed_worker_becomes_a_sealed_report(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+) -> None:
+    job: Job = start_job(write_spec(tmp_path / "job.yaml", train=LONG))
+    record = start_training(job, provider, trainer, data, tmp_path)
+    os.kill(children(job.process.pid)["trainer.worker"], signal.SIGKILL)
+    job.wait_event(event="failed", code="worker-died")
+    report = pull_failure(job, provider, trainer, record, tmp_path)
+    assert report["code"] == "worker-died"
+    assert report["found"] == "signal 9"
+
+
+def test_a_job_told_to_end_says_so_under_seal(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+) -> None:
+    job: Job = start_job(write_spec(tmp_path / "job.yaml", train=LONG))
+    record = start_training(job, provider, trainer, data, tmp_path)
+    worker = children(job.process.pid)["trainer.worker"]
+    job.process.terminate()
+    job.wait_event(event="failed", code="interrupted")
+    assert not Path(f"/proc/{worker}").exists()
+    assert pull_failure(job, provider, trainer, record, tmp_path)["code"] == "interrupted"
+
+
+def test_a_killed_front_ends_the_job_and_leaves_nothing(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+) -> None:
+    job: Job = start_job(write_spec(tmp_path / "job.yaml", train=LONG))
+    start_training(job, provider, trainer, data, tmp_path)
+    running = children(job.process.pid)
+    os.kill(running["trainer.exchange.front"], signal.SIGKILL)
+    assert job.wait() == 6
+    assert job.events[-1]["code"] == "front-died"
+    assert list(job.workspace.iterdir()) == []
+    assert not Path(f"/proc/{running['trainer.worker']}").exists()
+
+
+def test_the_three_processes_see_only_what_they_should(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+) -> None:
+    """The seams: the worker has no socket, the supervisor no inet socket, nobody inherits the guest agent's."""
+    job: Job = start_job(write_spec(tmp_path / "job.yaml", train=LONG))
+    record = start_training(job, provider, trainer, data, tmp_path)
+    pids = {"supervisor": job.process.pid, **children(job.process.pid)}
+    internet = {
+        line.split()[9] for table in ("tcp", "tcp6", "udp", "udp6") for line in _table(job.process.pid, table)
+    }
+    sockets = {name: _sockets(pid) for name, pid in pids.items()}
+    assert sockets["trainer.worker"] == set()
+    assert not sockets["supervisor"] & internet
+    assert sockets["trainer.exchange.front"] & internet
+    assert steps.read_record(record).result.claims.sandbox["workspace_in_memory"]
+    environment = Path(f"/proc/{pids['trainer.worker']}/environ").read_bytes()
+    assert str(tmp_path).encode() not in environment.replace(str(job.workspace).encode(), b"")
+
+
+def _table(pid: int, name: str) -> list[str]:
+    return Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
+
+
+def _sockets(pid: int) -> set[str]:
+    links = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    return {link[8:-1] for link in links if link.startswith("socket:[")}
