@@ -213,7 +213,7 @@ class Demo:
             "checks": self.checks,
             "eval_loss_before": summary["eval_loss_before"],
             "eval_loss_after": summary["eval_loss_after"],
-            "adapter_dir": submitted["adapter_dir"],
+            "adapter_dir": str(Path(submitted["adapter_dir"]).resolve()),
             "trained_tokens": summary["trained_tokens"],
             "seconds": {**self.seconds, **{f"submit.{name}": s for name, s in submitted["seconds"].items()}},
         }

@@ -1,10 +1,9 @@
-"""A tiny model made on the spot: random weights, a tokenizer with real merges, a chat template. No downloads."""
+"""Tokenizers, data, specs and the real worker process, for the tiny model that all tests share."""
 
 from __future__ import annotations
 
 import json
 import os
-import pydoc_data.topics
 import shutil
 import subprocess
 import sys
@@ -15,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, processors
+from transformers import PreTrainedTokenizerFast
 
 from trainer.spec import JobSpec
 from trainer.worker.protocol import MAX_MESSAGE_BYTES, Message, Order, parse_message
@@ -24,44 +23,11 @@ from trainer.worker.tokens import Tokens
 
 ROOT = Path(__file__).parents[2]
 
-SPECIAL = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>",
-    "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
-)  # fmt: skip
-
-CHATML = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-def train_tokenizer() -> Tokenizer:
-    """Byte-level BPE with a few hundred merges, trained on the standard library's own documentation."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    texts = [text for _, text in sorted(pydoc_data.topics.topics.items())][:20]
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """A tiny model gains nothing from threads, and its tests should not wait for a core that is busy."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def backend() -> Tokenizer:
-    return train_tokenizer()
 
 
 MakeTokens = Callable[..., Tokens]
@@ -92,34 +58,6 @@ def make_tokens(backend: Tokenizer) -> MakeTokens:
         return Tokens(fast, frozenset(id_ for name in stop if (id_ := copy.token_to_id(name)) is not None))
 
     return make
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory, backend: Tokenizer) -> Path:
-    """A Llama of 0.1 M random parameters in a directory, as a base model lies there."""
-    directory = tmp_path_factory.mktemp("tiny-model")
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=backend.get_vocab_size(),
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        eos_token_id=backend.token_to_id("<|im_end|>"),
-        pad_token_id=backend.token_to_id("<|endoftext|>"),
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-    )
-    model: Any = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
-    model.save_pretrained(directory)
-    tokenizer: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token="<|im_start|>"
-    )
-    tokenizer.chat_template = CHATML
-    tokenizer.save_pretrained(directory)
-    return directory
 
 
 def chat_lines(count: int) -> str:
