@@ -271,6 +271,28 @@ def test_a_job_spec_changed_after_sealing_cannot_open_the_data(
     assert first == second
 
 
+def test_data_sealed_to_an_instance_cannot_be_opened_by_a_later_one(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+) -> None:
+    """Attack 4: a later VM of the same app gets the same derived keys; the instance key died with the first."""
+    spec = write_spec(tmp_path / "job.yaml")
+    job: Job = start_job(spec)
+    recipient, policy, record = provider.keygen(), provider.policy(spec), tmp_path / "attestation.json"
+    assert trainer("verify", job.url, "--policy", policy, "-o", record).code == 0
+    sealed = tmp_path / "dataset.age"
+    assert trainer("seal", data, "--attestation", record, "-r", recipient, "-o", sealed).code == 0
+    job.process.terminate()
+    job.wait()
+
+    later: Job = start_job(spec)
+    impostor = trainer("upload", sealed, "--job-url", later.url, "--attestation", record)
+    assert_error(impostor, 4, "tls-key-mismatch")
+    later_record = tmp_path / "later.json"
+    assert trainer("verify", later.url, "--policy", policy, "-o", later_record).code == 0
+    assert trainer("upload", sealed, "--job-url", later.url, "--attestation", later_record).code == 0
+    assert_error(trainer("watch", later.url, "--attestation", later_record), 5, "no-identity-match")
+
+
 def test_too_large_an_upload(
     start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, tmp_path: Path
 ) -> None:

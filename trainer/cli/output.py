@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -132,8 +133,8 @@ class Report:
         self._progress, self._task, self._shown = None, None, -1
 
 
-def print_checks(checks: Iterable[Check], *, title: str) -> None:
-    """The checks as a table a person reads at a glance: green, red, grey."""
+def print_checks(checks: Sequence[Check], *, title: str) -> None:
+    """The checks as a table a person reads at a glance (green, red, grey), and a line that counts them."""
     table = Table(title=title, title_justify="left", show_lines=False, pad_edge=False)
     for name in ("#", "check", "", "what", "expected", "found"):
         table.add_column(name, overflow="fold")
@@ -143,7 +144,10 @@ def print_checks(checks: Iterable[Check], *, title: str) -> None:
             (check.expected or "", check.found or "") if state == "contraindicated" else ("", _short(check.found))
         )
         table.add_row(str(check.number), check.code, _MARK[state], check.title, *detail, style=_STYLE[state])
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    counts = Counter(check.state.value for check in checks)
+    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
 
 
 def _short(text: str | None, length: int = 40) -> str:

@@ -75,6 +75,7 @@ class Front:
                 found="none",
             )
         size, self._uploaded = self._uploaded, None
+        self._send(control.OpenUpload(accept=False))
         return size
 
     def update(self, status: Status) -> None:
