@@ -204,6 +204,29 @@ def test_bad_rows_inside_the_job_are_reported_under_seal(
     assert list(job.workspace.iterdir()) == []
 
 
+def test_submit_tells_why_a_job_failed_and_keeps_the_report(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, rows: str, tmp_path: Path
+) -> None:
+    """A row that only the job can refuse: it is too long once it is tokenised."""
+    spec = write_spec(tmp_path / "job.yaml")
+    job: Job = start_job(spec)
+    data, result = tmp_path / "train.jsonl", tmp_path / "result"
+    data.write_text(rows + json.dumps({"text": "canary-in-a-long-row " * 500}) + "\n")
+    provider.keygen()
+    ran = trainer(
+        "submit", data, "--job-url", job.url, "--policy", provider.policy(spec), "-i", provider.identity,
+        "-o", result, "--json",
+    )  # fmt: skip
+    assert_error(ran, 6, "dataset-overlong", "row 40")
+    assert ran.json["error"]["code"] == "dataset-overlong"
+    assert job.wait() == 6
+    report = json.loads((result / "report" / "failure.json").read_bytes())
+    assert (report["file"], report["row"]) == ("train.jsonl", 40)
+    assert (result / "receipt.json").exists()
+    assert not (result / "adapter").exists()
+    assert "canary" not in ran.err + ran.out + json.dumps(report)
+
+
 # the sealed dataset
 
 
