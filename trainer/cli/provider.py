@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from trainer.cli.audit import audit
 from trainer.cli.output import Report, print_checks, print_json
 from trainer.errors import ErrorCode, UsageError
 
@@ -400,6 +401,7 @@ def policy_explain(policy: Annotated[Path, typer.Argument(help="policy.yaml")]) 
 def register(app: typer.Typer) -> None:
     """Add the provider's commands to `app`, in the order of the story."""
     app.command("keygen")(keygen)
+    app.command("audit")(audit)
     app.add_typer(policy_app, name="policy")
     app.command("verify")(verify)
     app.command("validate")(validate)

@@ -1,0 +1,161 @@
+"""Reading compose files: lines, anchors, what is refused, and that nothing else than a refusal can happen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from trainer.attestation.audit import MAX_COMPOSE_BYTES, audit_compose
+from trainer.attestation.audit.document import read_document
+from trainer.errors import UsageError
+
+PINNED = "x@sha256:" + "ab" * 32
+
+ANCHORS = f"""\
+x-base: &base
+  image: {PINNED}
+  privileged: true
+services:
+  one:
+    <<: *base
+    privileged: false
+  two:
+    <<: [*base, {{network_mode: host}}]
+"""
+
+
+def codes(text: str) -> list[tuple[str, int, str]]:
+    return [(each.code, each.line, each.path) for each in audit_compose(text.encode()).findings]
+
+
+def test_merge_keys_never_override_what_stands_beside_them() -> None:
+    assert codes(ANCHORS) == [
+        ("privileged", 3, "services.two.privileged"),
+        ("shared-namespace", 9, "services.two.network_mode"),
+        ("job-spec-missing", 1, "configs"),
+    ]
+
+
+def test_lines_in_json_and_in_the_text_inside() -> None:
+    inside = f"services:\\n  a:\\n    image: {PINNED}\\n    pid: host\\n"
+    text = f'{{\n "runner": "docker-compose",\n "docker_compose_file": "{inside}",\n "public_logs": true}}'
+    found = {code: (line, path) for code, line, path in codes(text)}
+    assert found["public-logs"] == (4, "public_logs")
+    assert found["shared-namespace"] == (4, "docker_compose_file.services.a.pid")
+
+
+def test_the_hash_is_of_the_exact_bytes(render: Callable[..., bytes]) -> None:
+    for data in (render(), render() + b"\n"):
+        assert audit_compose(data).compose_sha256 == hashlib.sha256(data).hexdigest()
+
+
+def test_a_compose_file_may_be_json() -> None:
+    document = read_document(b'{"services": {"a": {"image": "x"}}}')
+    assert document.app is None
+    assert document.compose_sha256 is None
+
+
+def bomb(aliases: int) -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{index}: &a{index} [{', '.join([f'*a{index - 1}'] * 10)}]" for index in range(1, aliases)]
+    return "\n".join(lines) + "\nservices: {}\n"
+
+
+def merge_bomb(aliases: int) -> str:
+    lines = ["a0: &a0 {k: v}"]
+    for index in range(1, aliases):
+        below = ", ".join([f"*a{index - 1}"] * 10)
+        lines += [f"a{index}: &a{index} {{<<: [{below}]}}"]
+    return "\n".join(lines) + "\nservices: {}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1"),
+        ("services:\n  a: {image: x}\n  a: {image: y}\n", "line 3: a key stands twice"),
+        ("services:\n  a:\n    image: [\n", "line 4"),
+        ("services:\n  a: x\n", "line 2: a service must be a mapping"),
+        ("version: 1\n", "not a compose file"),
+        ("services: {}\n---\nservices: {}\n", "line 2"),
+        ("services:\n  a: !!python/name:os.system {}\n", "line 2: a tag"),
+        ("services: {}\nx: !reset null\n", "line 2: a tag"),
+        ("services: &s\n  a: *s\n", "too large or too deep"),
+        (bomb(12), "too large or too deep"),
+        (merge_bomb(12), "too large or too deep"),
+        (f"x-a: &a {'y' * 100_000}\nx-b: [{', '.join(['*a'] * 100)}]\nservices: {{}}\n", "too large once"),
+        ("services: {<<: 1}\n", "<< must name a mapping"),
+        ('services: {"<<": {}}\n', "keys must be plain text"),
+        ("services: {? [a] : b}\n", "keys must be plain text"),
+        ('services: {}\nx: "\\UFFFFFFFF"\n', "not acceptable YAML"),
+        ('services: {}\nx: "\\ud800"\n', "line 2: half of a surrogate pair"),
+        ("[" * 5000, "not acceptable YAML"),
+        ('{"runner": 1,\n "runner": 2}', "line 1: an object has the same key twice"),
+        ('{"runner":\n oops}', "line 2"),
+        ('{"runner": "\\ud800"}', "half of a surrogate pair"),
+        ('{"runner": ' + "[" * 500 + "]" * 500 + "}", "nested too deeply"),
+        ('{"runner": "x",\n "docker_compose_file": 7}', "line 2: docker_compose_file must be text"),
+        ('{"runner": "x", "docker_compose_file": "services:\\n\\t- a"}', "docker_compose_file, line 2"),
+    ],
+)
+def test_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        audit_compose(text.encode())
+
+
+def test_refused_bytes() -> None:
+    with pytest.raises(UsageError, match="line 2: not UTF-8"):
+        audit_compose(b"services:\n\xff")
+    with pytest.raises(UsageError, match="too large"):
+        audit_compose(b" " * (MAX_COMPOSE_BYTES + 1))
+
+
+WORDS = (
+    "services:", "\n  ", "a:", "image:", "x", "&a ", "*a", "<<: ", "[", "]", "{", "}", ", ", "\n", "- ", "ports:",
+    "volumes:", '"', "environment:", "KEY=v", "configs:", "job:", "content: |\n", "privileged: true", "${X}", ": ",
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.binary(max_size=300) | st.lists(st.sampled_from(WORDS), max_size=40).map(lambda w: "".join(w).encode()))
+@example(b"{}")
+@example(b"services:\n  a: {environment: {KEY: {}}, volumes: {a: b}, ports: 1, build: [], extends: x}\n")
+@example(b'{"runner": {}, "allowed_envs": {"a": 1}, "requirements": [], "docker_compose_file": null}')
+def test_any_bytes_are_audited_or_refused(data: bytes) -> None:
+    try:
+        audited = audit_compose(data, against=data)
+    except UsageError:
+        return
+    assert audited.changes == ()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = st.sampled_from(
+    ["image", "volumes", "ports", "configs", "environment", "cap_add", "devices", "build", "deploy", "post_start"]
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    service=st.dictionaries(KEYS, JSON, max_size=4),
+    app=st.dictionaries(st.sampled_from(["requirements", "allowed_envs", "init_script", "secure_time"]), JSON),
+)
+def test_values_of_any_shape_break_no_rule(
+    service: dict[str, object], app: dict[str, object], render: Callable[..., bytes]
+) -> None:
+    def edit(outer: dict[str, object], compose: dict[str, object]) -> None:
+        outer.update(app)
+        compose["services"] = {"a": service}
+
+    try:
+        audit_compose(render(edit), against=render())
+    except UsageError:
+        return

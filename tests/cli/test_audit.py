@@ -1,0 +1,66 @@
+"""`trainer audit`: exit codes, the one JSON object, and what a person reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer.cli.app import run
+from trainer.errors import ExitCode
+
+IMAGE = "x@sha256:" + "ab" * 32
+
+
+@pytest.fixture
+def compose(tmp_path: Path) -> Path:
+    path = tmp_path / "docker-compose.yaml"
+    path.write_text(f"services:\n  a:\n    image: {IMAGE}\n    pid: host\n    environment: [API_KEY=hunter2]\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "code"), [("high", 4), ("medium", 4), ("info", 4), ("critical", 0), ("never", 0)]
+)
+def test_exit_code_by_threshold(compose: Path, fail_on: str, code: int) -> None:
+    assert run(["audit", str(compose), "--fail-on", fail_on]) == code
+
+
+def test_high_is_the_default(compose: Path) -> None:
+    assert run(["audit", str(compose)]) == ExitCode.VERIFICATION
+    compose.write_text(f"services: {{a: {{image: '{IMAGE}'}}}}")
+    assert run(["audit", str(compose)]) == ExitCode.DONE
+
+
+def test_json_is_one_object(compose: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["audit", str(compose), "--against", str(compose), "--json"]) == ExitCode.VERIFICATION
+    audited = json.loads(capsys.readouterr().out)
+    assert set(audited) == {"compose_sha256", "job_spec_sha256", "findings", "changes"}
+    assert (audited["compose_sha256"], audited["job_spec_sha256"], audited["changes"]) == (None, None, [])
+    first = audited["findings"][0]
+    assert set(first) == {"severity", "code", "line", "path", "message", "hint"}
+    assert (first["severity"], first["code"], first["line"]) == ("high", "shared-namespace", 4)
+
+
+def test_a_person_reads_a_table_and_a_summary(compose: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = compose.with_name("old.yaml")
+    old.write_text(compose.read_text().replace("pid: host", "init: true").replace("hunter2", "hunter1"))
+    run(["audit", str(compose), "--against", str(old)])
+    text = capsys.readouterr().out
+    assert "shared-namespace" in text
+    assert "services.a.environment.API_KEY" in text
+    assert "hunter" not in text
+    assert "compose hash: none" in text
+    assert text.rstrip().endswith("findings: 2 high, 1 medium")
+
+
+@pytest.mark.parametrize("text", [None, "services: [", "a: 1", "{"])
+def test_what_cannot_be_read_is_a_usage_error(
+    tmp_path: Path, text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "compose"
+    if text is not None:
+        path.write_text(text)
+    assert run(["audit", str(path)]) == ExitCode.USAGE
+    assert "error[" in capsys.readouterr().err

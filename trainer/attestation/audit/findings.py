@@ -1,0 +1,98 @@
+"""What an audit says: findings by severity, changes, and how values are shown without their secrets."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from trainer.attestation.audit.nodes import Scalar
+from trainer.encoding import sha256_hex
+
+MASK: Final = "(hidden)"
+_MAX_SHOWN: Final = 160
+_WORDS: Final = (
+    r"(?:PASSWORD|PASSWD|PASSPHRASE|SECRET|CREDENTIAL)\w*|(?:TOKEN|KEY)S?(?:_(?:B64|BASE64|HEX|PEM|\d+))?"
+)
+_SECRET_NAME: Final = re.compile(rf"(?i)(?:{_WORDS})$")
+_ASSIGNED: Final = re.compile(rf"(?i)([\w.-]*(?:{_WORDS})=).+")
+_URL_PASSWORD: Final = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
+
+
+class Severity(StrEnum):
+    """How bad a finding is, worst first."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+    INFO = "info"
+
+    @property
+    def rank(self) -> int:
+        """0 for the worst."""
+        return tuple(Severity).index(self)
+
+    def reaches(self, threshold: Severity) -> bool:
+        """Whether this is as bad as `threshold`, or worse."""
+        return self.rank <= threshold.rank
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a reviewer should know. `line` counts within the text that `path` begins in."""
+
+    severity: Severity
+    code: str
+    line: int
+    path: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """One value that two files do not share; None where a file does not have it."""
+
+    path: str
+    old: str | None
+    new: str | None
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a variable of this name usually holds a secret. `…_FILE` names a file, not its content."""
+    upper = name.upper()
+    return bool(_SECRET_NAME.search(upper)) and not upper.endswith("_FILE") and "PUBLIC" not in upper
+
+
+def has_url_password(text: str) -> bool:
+    """Whether a URL in `text` carries a password."""
+    return bool(_URL_PASSWORD.search(text))
+
+
+def shown(value: Scalar, name: str = "") -> str:
+    """A value on one line, for a terminal: secrets masked, long text by its digest, control characters escaped.
+
+    Args:
+        value: the value.
+        name: what it is called; decides whether it is a secret.
+    """
+    if value not in (None, "") and not isinstance(value, bool) and is_secret_name(name):
+        return MASK
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if "\n" in value or len(value) > _MAX_SHOWN:
+        return f"{value.count(chr(10)) + 1} lines, sha256 {sha256_hex(value.encode())}"
+    text = _URL_PASSWORD.sub(f"://{MASK}@", _ASSIGNED.sub(rf"\1{MASK}", value))
+    return printable(json.dumps(text) if _reads_as_json(text) else text)
+
+
+def _reads_as_json(text: str) -> bool:
+    return text in {"", "true", "false", "null"} or re.fullmatch(r"[-+]?[\d.]+", text) is not None
+
+
+def printable(text: str) -> str:
+    """Text without characters that move a terminal's cursor or change its colours."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

@@ -1,0 +1,100 @@
+"""The tree that the rules read: values with the line and the path at which they stand."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NoReturn, TypeAlias
+
+from trainer.errors import ErrorCode, UsageError
+
+Scalar: TypeAlias = str | int | float | bool | None
+
+_OFF = frozenset({"", "false", "no", "off", "n", "f", "0"})
+_PLAIN_KEY = re.compile(r"[\w/-]+")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One value of a document.
+
+    Args:
+        value: a scalar, the elements of a sequence, or the entries of a mapping in their order.
+        line: 1-based line of its key, or of itself where it has none.
+        path: where it stands, such as `services.trainer.ports[0]`; empty for the document.
+    """
+
+    value: Scalar | tuple[Node, ...] | Mapping[str, Node]
+    line: int
+    path: str
+
+    @property
+    def is_mapping(self) -> bool:
+        """Whether it has entries by key."""
+        return isinstance(self.value, Mapping)
+
+    @property
+    def text(self) -> str:
+        """A scalar as text; empty for nothing and for collections."""
+        if self.value is None or isinstance(self.value, tuple | Mapping):
+            return ""
+        return str(self.value).lower() if isinstance(self.value, bool) else str(self.value)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it switches something on. What cannot be told (a variable, say) counts as on."""
+        return bool(self.value) if isinstance(self.value, tuple | Mapping) else self.text.lower() not in _OFF
+
+    def get(self, key: str) -> Node:
+        """The entry `key`, or a node of no value on the line of this one."""
+        if isinstance(self.value, Mapping) and key in self.value:
+            return self.value[key]
+        return Node(None, self.line, child_path(self.path, key))
+
+    def items(self) -> Iterator[tuple[str, Node]]:
+        """The entries of a mapping; none of anything else."""
+        if isinstance(self.value, Mapping):
+            yield from self.value.items()
+
+    def children(self) -> Iterator[Node]:
+        """The values of a mapping; none of anything else."""
+        if isinstance(self.value, Mapping):
+            yield from self.value.values()
+
+    def elements(self) -> Iterator[Node]:
+        """The elements of a sequence; a scalar is read as a sequence of one, so that no rule overlooks it."""
+        if isinstance(self.value, tuple):
+            yield from self.value
+        elif self.value is not None and not self.is_mapping:
+            yield self
+
+    def scalars(self) -> Iterator[Node]:
+        """All scalars in and below this node, in order."""
+        if isinstance(self.value, tuple):
+            for element in self.value:
+                yield from element.scalars()
+        elif isinstance(self.value, Mapping):
+            for entry in self.value.values():
+                yield from entry.scalars()
+        else:
+            yield self
+
+
+def child_path(path: str, key: str | int) -> str:
+    """The path of an entry or element; keys that are not plain words are quoted, so that no two paths collide."""
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    if not _PLAIN_KEY.fullmatch(key):
+        return f"{path}[{json.dumps(key)}]"
+    return f"{path}.{key}" if path else key
+
+
+def refuse(what: str, line: int, problem: str) -> NoReturn:
+    """Give up on a document.
+
+    Raises:
+        UsageError: always, with the line.
+    """
+    raise UsageError(ErrorCode.USAGE, f"{what}, line {line}: {problem}")

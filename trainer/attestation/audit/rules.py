@@ -1,0 +1,95 @@
+"""The table of all rules. Codes are public: scripts and reviews name them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from trainer.attestation.audit import app_rules as app
+from trainer.attestation.audit import environment_rules as environment
+from trainer.attestation.audit import mount_rules as mounts
+from trainer.attestation.audit import service_rules as service
+from trainer.attestation.audit.document import Document
+from trainer.attestation.audit.findings import Finding, Severity, printable
+from trainer.attestation.audit.service_rules import Hits
+
+CRITICAL, HIGH, MEDIUM, LOW, INFO = Severity
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that is looked for.
+
+    Args:
+        code: stable name.
+        severity: of everything it finds.
+        find: yields where, and in words.
+        hint: what to do about it.
+    """
+
+    code: str
+    severity: Severity
+    find: Callable[[Document], Hits]
+    hint: str
+
+
+RULES: Final = (
+    Rule("engine-socket", CRITICAL, mounts.engine_socket, "a job needs no container engine: remove it"),
+    Rule("privileged", CRITICAL, service.privileged, "remove it; GPUs are reserved under deploy.resources"),
+    Rule("capability-root", CRITICAL, service.capability_of_root, "remove it, and keep `cap_drop: [ALL]`"),
+    Rule("image-unpinned", HIGH, service.image_without_digest, "name it as image@sha256:… of what you reviewed"),
+    Rule("image-placeholder", HIGH, service.image_placeholder, "fill in the digest of the image you reviewed"),
+    Rule("image-missing", HIGH, service.image_missing, "name it as image@sha256:… of what you reviewed"),
+    Rule("image-built", HIGH, service.built_image, "build it elsewhere, review it, and name its digest"),
+    Rule("outside-text", HIGH, service.outside_text, "write everything into this one file"),
+    Rule("shared-namespace", HIGH, service.shared_namespace, "remove it; publish the one port that is needed"),
+    Rule("shared-network", HIGH, service.shared_network, "remove it; publish the one port that is needed"),
+    Rule("capability", HIGH, service.capability, "remove it, and keep `cap_drop: [ALL]`"),
+    Rule("device", HIGH, service.device, "remove it; GPUs are reserved under deploy.resources"),
+    Rule("unconfined", HIGH, service.unconfined, "remove it, and keep `no-new-privileges:true`"),
+    Rule("host-mount", HIGH, mounts.host_mount, "mount only the guest agent's socket and named volumes"),
+    Rule("volumes-from", MEDIUM, mounts.volumes_from, "name each volume that is needed"),
+    Rule(
+        "literal-secret", HIGH, environment.literal_secret, "take it out and replace it: it is no secret any more"
+    ),
+    Rule("env-file", MEDIUM, environment.env_file, "write the variables into this file"),
+    Rule("interpolated", MEDIUM, environment.interpolated, "write the value itself; `$$` is a dollar sign"),
+    Rule("restarted", LOW, service.restarted, 'restart: "no"'),
+    Rule("port-published", INFO, service.published_port, "expected: the job's own port, and no other"),
+    Rule("no-compose", HIGH, app.no_compose, "nothing here has looked at what it runs instead"),
+    Rule("root-script", HIGH, app.script, "read it as you would read a program with access to your data"),
+    Rule("env-steering", HIGH, app.steering_env, "take it out of allowed_envs"),
+    Rule(
+        "env-allowed", MEDIUM, app.allowed_env, "take it out of allowed_envs, or make sure that no value can harm"
+    ),
+    Rule("public-logs", HIGH, app.public_logs, "public_logs: false"),
+    Rule("public-sysinfo", MEDIUM, app.public_sysinfo, "public_sysinfo: false"),
+    Rule("public-tcbinfo", INFO, app.public_tcbinfo, "public_tcbinfo: false, if that matters to you"),
+    Rule("key-provider-local", MEDIUM, app.key_provider_local, "kms_enabled: true, or seal to this VM only"),
+    Rule("key-provider-none", MEDIUM, app.key_provider_none, "kms_enabled: true, or seal to this VM only"),
+    Rule("gateway", INFO, app.gateway, "harmless to the trainer's own client: it pins the key in the evidence"),
+    Rule("secure-time-off", MEDIUM, app.secure_time_off, "secure_time: true"),
+    Rule("secure-time-absent", LOW, app.secure_time_absent, "secure_time: true"),
+    Rule("gpu-policy-weak", HIGH, app.gpu_policy_weak, "keep to the defaults of requirements.gpu_policy"),
+    Rule("gpu-policy-absent", LOW, app.gpu_policy_absent, "demand GPU evidence by your own policy in any case"),
+    Rule("requirements-ignored", MEDIUM, app.requirements_ignored, 'manifest_version: "3", in quotes'),
+    Rule("unknown-key", LOW, app.unknown_key, "ask what it does, or take it out"),
+    Rule(
+        "job-spec-missing",
+        MEDIUM,
+        app.job_spec_missing,
+        "put job.yaml under `configs:` as `content:`, and mount it",
+    ),
+    Rule("job-spec-ambiguous", MEDIUM, app.job_spec_ambiguous, "keep the one that runs"),
+)
+
+
+def findings(document: Document) -> tuple[Finding, ...]:
+    """Everything that the rules find, worst first, then in the order of the text."""
+    found = (
+        Finding(rule.severity, rule.code, node.line, printable(node.path), message, rule.hint)
+        for rule in RULES
+        for node, message in rule.find(document)
+    )
+    return tuple(sorted(found, key=lambda each: (each.severity.rank, each.line, each.path, each.code)))
