@@ -104,6 +104,7 @@ def test_every_hint_names_a_key_that_exists() -> None:
         ("lora: !!python/object:os.system {}", "acceptable YAML"),
         ("1: 2", "keys must be text"),
         ("lora: [", "acceptable YAML"),
+        ('lora: "\\UFFFFFFFF"', "acceptable YAML"),
     ],
 )
 def test_bad_documents_are_refused_by_name(addition: str, expected: str) -> None:

@@ -255,7 +255,7 @@ def parse_yaml(data: bytes, *, what: str, limit: int, code: ErrorCode) -> object
         )
     try:
         return yaml.load(data, Loader=_StrictLoader)  # noqa: S506 -- a SafeLoader with fewer features
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(code, f"the {what} is not acceptable YAML: {_one_line(error)}") from error
 
 
