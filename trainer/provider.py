@@ -233,7 +233,7 @@ def strict_policy_text(
         trust_root: PEM of another root than Intel's.
         collateral: a file, or the URL of a PCS or PCCS; Intel's service where left out.
         measurements: JSON files with `mrtd` and `rtmr0` to `rtmr2`; none accepts no OS until one is listed.
-        gpu_required: whether a GPU in confidential mode is demanded.
+        gpu_required: whether GPUs in confidential mode are demanded, with fresh reports of their own.
         recipient: which of the job's recipients a dataset is sealed to.
 
     Raises:

@@ -128,6 +128,24 @@ def stale_claims(world: World) -> World:
     return world.claiming(issued_at=world.now - 601)
 
 
+def renamed(certificate: Any, **changes: Any) -> Any:
+    """A certificate of a GPU chain, made otherwise."""
+    return dataclasses.replace(certificate, **changes)
+
+
+def another_gpu(world: World) -> tuple[Any, ...]:
+    """The chain of another genuine GPU."""
+    return renamed(world.bench.leaf, scalar=2004), world.bench.ca, world.bench.root
+
+
+def altered(world: World, at: int) -> FreshGpuEvidence:
+    """The honest GPU's report with one bit changed after it was signed."""
+    honest: FreshGpuEvidence = world.gpu.fresh[0]
+    report = bytearray(bytes.fromhex(honest.report))
+    report[at] ^= 1
+    return honest.model_copy(update={"report": report.hex()})
+
+
 OTHER_OS = OsSection(
     measurements=(OsMeasurements(mrtd="00" * 48, rtmr0="00" * 48, rtmr1="00" * 48, rtmr2="00" * 48),)
 )
@@ -345,9 +363,7 @@ TAMPERINGS: dict[str, tuple[str, Callable[[World], World]]] = {
     "a receipt key that is no key": ("receipt-key", lambda w: w.claiming(receipt_key="00" * 91)),
     "other fresh GPU evidence": (
         "gpu-evidence",
-        lambda w: w.showing(
-            gpu=w.gpu.model_copy(update={"fresh": (FreshGpuEvidence(report="00", certificate_chain=""),)})
-        ),
+        lambda w: w.showing(gpu=w.with_gpu(*another_gpu(w)).gpu),
     ),
     "GPU evidence that nobody claimed": ("gpu-evidence", lambda w: w.claiming(gpu_evidence_sha256=None)),
     "boot evidence that the OS did not measure": (
@@ -362,6 +378,69 @@ TAMPERINGS: dict[str, tuple[str, Callable[[World], World]]] = {
     "a GPU outside confidential mode": (
         "gpu-required",
         lambda w: measuring(w, replaced("gpu-attestation", gpu_event(cc_mode="off"))),
+    ),
+    # fresh reports of GPUs
+    "a GPU report with a byte too many": ("gpu-report-format", lambda w: w.with_gpu(tail=b"!")),
+    "GPU certificates of a home-made root": (
+        "gpu-report-chain",
+        lambda w: w.with_gpu(w.bench.leaf, w.bench.ca, renamed(w.bench.root, scalar=2001)),
+    ),
+    "no GPU certificates": (
+        "gpu-report-chain",
+        lambda w: w.answering(w.bench.answer().model_copy(update={"certificate_chain": "none"})),
+    ),
+    "an expired GPU certificate": (
+        "gpu-report-chain",
+        lambda w: w.with_gpu(renamed(w.bench.leaf, end=w.now - 1), w.bench.ca, w.bench.root),
+    ),
+    "a GPU's own certificate as authority": (
+        "gpu-report-chain",
+        lambda w: w.with_gpu(renamed(w.bench.leaf, scalar=2002), w.bench.leaf, w.bench.ca, w.bench.root),
+    ),
+    "a GPU measurement changed after signing": ("gpu-report-signature", lambda w: w.answering(altered(w, 60))),
+    "a driver version changed after signing": (
+        "gpu-report-signature",
+        lambda w: w.answering(altered(w, bytes.fromhex(w.gpu.fresh[0].report).index(b"0.90.07"))),
+    ),
+    "a bit of a GPU's signature": ("gpu-report-signature", lambda w: w.answering(altered(w, -1))),
+    "a report that another key signed": (
+        "gpu-report-signature",
+        lambda w: w.with_gpu(key=renamed(w.bench.leaf, scalar=2003).key),
+    ),
+    "a GPU key on another curve": (
+        "gpu-report-signature",
+        lambda w: w.with_gpu(renamed(w.bench.leaf, curve=ec.SECP256R1()), w.bench.ca, w.bench.root),
+    ),
+    "an earlier GPU report": ("gpu-report-nonce", lambda w: w.with_gpu(nonce=bytes(32))),
+    "the provider's nonce itself, without the domain": (
+        "gpu-report-nonce",
+        lambda w: w.with_gpu(nonce=bytes.fromhex(w.nonce)),
+    ),
+    "other GPU firmware than certified": (
+        "gpu-report-fwid",
+        lambda w: w.with_gpu(opaque={**w.bench.opaque, 20: bytes(48)}),
+    ),
+    "a GPU certificate without firmware id": (
+        "gpu-report-fwid",
+        lambda w: w.with_gpu(renamed(w.bench.leaf, extensions=()), w.bench.ca, w.bench.root),
+    ),
+    "no fresh GPU report": ("gpu-report-count", lambda w: w.answering()),
+    "one GPU that answers for two": (
+        "gpu-report-count",
+        lambda w: w.answering(*w.gpu.fresh, *w.gpu.fresh).demanding("gpu", count=2),
+    ),
+    "one GPU that answers twice": (
+        "gpu-report-count",
+        lambda w: w.answering(*w.gpu.fresh, *w.gpu.fresh).demanding("gpu", count="any"),
+    ),
+    "a GPU that keeps silent": ("gpu-report-count", lambda w: w.demanding("gpu", count=2)),
+    "an old driver": (
+        "gpu-report-versions",
+        lambda w: w.with_gpu(opaque={**w.bench.opaque, 3: b"550.54.15\0"}),
+    ),
+    "an old VBIOS": (
+        "gpu-report-versions",
+        lambda w: w.with_gpu(opaque={**w.bench.opaque, 6: bytes.fromhex("009e009601000000")}),
     ),
     "a sandbox with a gap": ("sandbox", lambda w: w.opened("sandbox", ("landlock", "separate_users"))),
 }
@@ -489,6 +568,7 @@ OPENINGS: dict[str, Callable[[World], World]] = {
     "key-chain": lambda w: w.demanding("app", kms_root_key="any"),
     "tls-key": lambda w: w.change(peer=None),
     "gpu-required": lambda w: w.demanding("gpu", required=False),
+    "gpu-report-versions": lambda w: w.demanding("gpu", min_driver_version="any", min_vbios_version="any"),
     "sandbox": lambda w: w.opened("sandbox"),
 }
 
@@ -502,8 +582,8 @@ def test_what_is_left_open_shows_as_not_demanded(world: World, code: str) -> Non
 
 def test_a_vm_without_gpu(make_world: Callable[..., World]) -> None:
     world = make_world(VmOptions())
-    assert world.contraindicated() == ["gpu-required"]
-    lenient = world.demanding("gpu", required=False)
+    assert world.contraindicated() == ["gpu-required", "gpu-report-count"]
+    lenient = world.demanding("gpu", required=False).without_reports()
     assert lenient.contraindicated() == []
     assert lenient.state("gpu-boot").state is CheckState.NOT_DEMANDED
 
@@ -513,7 +593,8 @@ def test_boot_evidence_and_measured_event_belong_together(make_world: Callable[.
     world = make_world(VmOptions(gpu_attestation="" if boot else '{"claims": []}\n'))
     gpu = GpuEvidence(boot=boot)
     digest = gpu_evidence_sha256(gpu)
-    changed = world.change(gpu=gpu).claiming(gpu_evidence_sha256=digest).demanding("gpu", required=False)
+    opened = world.without_reports().demanding("gpu", required=False)
+    changed = opened.change(gpu=gpu).claiming(gpu_evidence_sha256=digest)
     assert changed.contraindicated() == ["gpu-boot"]
 
 

@@ -81,7 +81,12 @@ app:
   kms_root_key: any
   recipient: instance
 os: {image_sha256: [e6f5cfec20c02e7b97baa213d0f718020b55e040172d90ccbcb946d56c8b09db]}
-gpu: {required: true}
+gpu:
+  required: true
+  fresh: required
+  count: 1
+  min_driver_version: "550.90.07"
+  min_vbios_version: any
 sandbox: [landlock, seccomp]
 freshness: {max_age_seconds: 86400}
 """
@@ -177,7 +182,7 @@ def test_no_section_may_be_left_out(policy: Policy, name: str) -> None:
         ),
         *(("app", name) for name in ("compose_sha256", "job_spec_sha256", "app_id", "key_provider", "recipient")),
         ("app", "kms_root_key"),
-        ("gpu", "required"),
+        *(("gpu", name) for name in ("required", "fresh", "count", "min_driver_version", "min_vbios_version")),
         ("freshness", "max_age_seconds"),
     ],
 )
@@ -199,6 +204,13 @@ def test_no_demand_may_be_left_out(policy: Policy, section: str, name: str) -> N
         (lambda d: d["app"].update(recipient="any"), "app.recipient"),
         (lambda d: d.update(sandbox=[]), "sandbox"),
         (lambda d: d["gpu"].update(required="yes"), "gpu.required"),
+        (lambda d: d["gpu"].update(fresh=True), "gpu.fresh"),
+        (lambda d: d["gpu"].update(count=0), "gpu.count"),
+        (lambda d: d["gpu"].update(count=17), "gpu.count"),
+        (lambda d: d["gpu"].update(min_driver_version=550.9), "gpu.min_driver_version"),
+        (lambda d: d["gpu"].update(min_driver_version="550.90-beta"), "gpu.min_driver_version"),
+        (lambda d: d["gpu"].update(min_vbios_version="96.00"), "gpu.min_vbios_version"),
+        (lambda d: d["gpu"].update(fresh="any"), "gpu: count and least versions"),
         (lambda d: d["os"]["measurements"][0].update(mrtd="00"), "os.measurements.0.mrtd"),
         (lambda d: d.update(trust_root="amd"), "trust_root"),
         (lambda d: d.update(collateral={"url": "file:///etc/passwd"}), "collateral.url"),
@@ -225,8 +237,14 @@ def test_a_strict_policy_demands_exactly_what_was_reviewed() -> None:
     assert policy.app.job_spec_sha256 == (spec.sha256(),)
     assert policy.trust_root == "intel"
     assert isinstance(policy.collateral, CollateralUrl)
-    assert (policy.gpu.required, policy.app.recipient) == (True, "instance")
+    assert (policy.gpu.required, policy.gpu.fresh, policy.app.recipient) == (True, "required", "instance")
     assert policy.tcb.accepted_statuses == ("UpToDate",)
+
+
+def test_a_strict_policy_without_gpus_leaves_all_of_them_open() -> None:
+    gpu = strict_policy(COMPOSE, [job_spec()], gpu_required=False).gpu
+    assert gpu.required is False
+    assert (gpu.fresh, gpu.count, gpu.min_driver_version, gpu.min_vbios_version) == ("any",) * 4
 
 
 def test_a_strict_policy_without_measurements_accepts_no_os() -> None:
@@ -291,6 +309,8 @@ def test_a_full_policy_is_explained_without_gaps(world: World) -> None:
     ):
         assert word in text
     assert "GPUs in confidential mode" in text
+    for words in ("not that these are the ones wired to the VM", "Exactly 1 different", "550.90.07", "96.00.9F"):
+        assert words in text
 
 
 def test_an_open_policy_says_what_it_does_not_demand(world: World) -> None:
@@ -300,10 +320,12 @@ def test_an_open_policy_says_what_it_does_not_demand(world: World) -> None:
         .opened("sandbox")
         .demanding("tcb", min_evaluation_number="any", refused_advisories=())
         .demanding("app", app_id="any", key_provider="any", kms_root_key="any", recipient="derived")
-        .demanding("gpu", required=False)
+        .demanding("gpu", required=False, count="any", min_driver_version="any", min_vbios_version="any")
     )
     text = "\n".join(explain(opened.policy))
-    assert text.count("Not demanded") + text.count("not demanded") == 7
+    assert text.count("Not demanded") + text.count("not demanded") == 7 + 3
+    text = "\n".join(explain(opened.demanding("gpu", fresh="any").policy))
+    assert "fresh reports of GPUs" in text
     assert "later versions" in text
     assert "Intel" in text
 

@@ -212,6 +212,41 @@ DATASET_CHECKS: Final = (
         "training on a GPU whose memory the host can read",
     ),
     CheckDefinition(
+        CheckCode.GPU_REPORT_FORMAT,
+        "each fresh GPU report is a whole SPDM measurements request and response",
+        "a report that two readers understand differently",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_REPORT_CHAIN,
+        "the signer's certificates chain to NVIDIA's device identity root, in date",
+        "a GPU made of software, with certificates of the attacker's own",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_REPORT_SIGNATURE,
+        "the certified P-384 key of a GPU signed each report",
+        "any change to any byte of a GPU's report",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_REPORT_NONCE,
+        "each report answers the nonce that was asked with",
+        "replay of a genuine GPU's earlier report",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_REPORT_FWID,
+        "each report names the firmware that its certificate was issued for",
+        "a signing key of one firmware used by another",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_REPORT_COUNT,
+        "as many different GPUs report as the policy demands",
+        "one good GPU that answers for the others",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_REPORT_VERSIONS,
+        "driver and VBIOS versions reach the policy's minimum",
+        "a driver or VBIOS with known, unpatched holes",
+    ),
+    CheckDefinition(
         CheckCode.SANDBOX,
         "the job reports the sandbox that the policy demands",
         "a job that runs without its own walls",

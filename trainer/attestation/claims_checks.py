@@ -1,4 +1,4 @@
-"""Checks 30 to 41: do the claims belong to this quote, this moment, this connection and this policy?"""
+"""Checks 30 to 40 and 48: do the claims belong to this quote, this moment, this connection and this policy?"""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def judge_job(ledger: Ledger, claims: DatasetClaims, policy: Policy) -> None:
     # check 37 receipt-key
     kind = _key_kind(bytes.fromhex(claims.receipt_key))
     ledger.compare(CheckCode.RECEIPT_KEY, expected="EC secp256r1", found=kind)
-    # check 41 sandbox
+    # check 48 sandbox
     held = sorted(name for name, achieved in claims.sandbox.items() if achieved)
     found = ", ".join(held) or "nothing"
     if policy.sandbox == "any":

@@ -14,6 +14,7 @@ from trainer.errors import ErrorCode, VerificationError
 from trainer.models import Nonce, Sha256Hex, Strict, UnixTime
 
 MAX_EVIDENCE_BYTES: Final = 16 << 20
+MAX_GPUS: Final = 16
 
 AgeRecipient = Annotated[str, Field(pattern=r"^age1(pq1)?[02-9ac-hj-np-z]+$", min_length=54, max_length=2408)]
 """An age recipient in its text form (`age1…` or `age1pq1…`)."""
@@ -80,7 +81,7 @@ class GpuEvidence(Strict):
 
     boot: Annotated[str, Field(max_length=4 << 20)] = ""
     """Exact text of the guest agent's GpuInfo answer; empty where it has none."""
-    fresh: Annotated[tuple[FreshGpuEvidence, ...], Field(max_length=16)] = ()
+    fresh: Annotated[tuple[FreshGpuEvidence, ...], Field(max_length=MAX_GPUS)] = ()
 
 
 class DerivedKey(Strict):

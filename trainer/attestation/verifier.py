@@ -5,12 +5,18 @@ Read `appraise` first. Each check is recorded at the place that carries its tag,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from trainer.attestation.app_checks import judge_app
 from trainer.attestation.catalogue import DATASET_CHECKS, RECEIPT_CHECKS
 from trainer.attestation.checks import Check, Ledger
 from trainer.attestation.claims_checks import judge_binding, judge_gpu, judge_job, judge_time
 from trainer.attestation.compose import compose_hash
+from trainer.attestation.event_log import Event
 from trainer.attestation.evidence import DatasetClaims, Evidence, ReceiptClaims
+from trainer.attestation.gpu_chain import NVIDIA_ROOT_SHA256
+from trainer.attestation.gpu_report import gpu_nonce
+from trainer.attestation.gpu_report_checks import GpuQuestion, judge_gpu_reports
 from trainer.attestation.policy import Policy
 from trainer.attestation.quote_checks import QuoteFindings, judge_quote
 from trainer.attestation.receipt_checks import judge_receipt
@@ -19,24 +25,29 @@ from trainer.errors import ErrorCode, VerificationError
 
 
 def appraise(
-    evidence: Evidence, *, collateral: bytes, policy: Policy, nonce: str, now: int, peer_spki_sha256: str | None
+    evidence: Evidence,
+    *,
+    collateral: bytes,
+    policy: Policy,
+    nonce: str,
+    now: int,
+    peer_spki_sha256: str | None,
+    gpu_root_sha256: str = NVIDIA_ROOT_SHA256,
 ) -> AttestationResult:
     """Judge evidence that a dataset may be sealed to.
 
-    01 quote-format            15 td-attributes        29 key-chain
-    02 quote-trailing-bytes    16 td-xfam              30 report-data
-    03 collateral-format       17 service-td           31 nonce
-    04 root-of-trust           18 mr-owner             32 claims-validity
-    05 collateral-signature    19 os-measurements      33 freshness
-    06 collateral-validity     20 event-log-format     34 tls-key
-    07 platform-certificate    21 event-digests        35 job-spec-digest
-    08 quote-signature         22 event-order          36 recipient
-    09 quoting-enclave         23 rtmr3-replay         37 receipt-key
-    10 tcb-level               24 compose-hash         38 gpu-evidence
-    11 tcb-status              25 compose-accepted     39 gpu-boot
-    12 tcb-advisories          26 app-id               40 gpu-required
-    13 tcb-evaluation-number   27 mr-config-id         41 sandbox
-    14 tdx-module              28 key-provider
+    01 quote-format            13 tcb-evaluation-number   25 compose-accepted        37 receipt-key
+    02 quote-trailing-bytes    14 tdx-module              26 app-id                  38 gpu-evidence
+    03 collateral-format       15 td-attributes           27 mr-config-id            39 gpu-boot
+    04 root-of-trust           16 td-xfam                 28 key-provider            40 gpu-required
+    05 collateral-signature    17 service-td              29 key-chain               41 gpu-report-format
+    06 collateral-validity     18 mr-owner                30 report-data             42 gpu-report-chain
+    07 platform-certificate    19 os-measurements         31 nonce                   43 gpu-report-signature
+    08 quote-signature         20 event-log-format        32 claims-validity         44 gpu-report-nonce
+    09 quoting-enclave         21 event-digests           33 freshness               45 gpu-report-fwid
+    10 tcb-level               22 event-order             34 tls-key                 46 gpu-report-count
+    11 tcb-status              23 rtmr3-replay            35 job-spec-digest         47 gpu-report-versions
+    12 tcb-advisories          24 compose-hash            36 recipient               48 sandbox
 
     All of them run, whatever the earlier ones found, unless there is nothing left to look at (`not-reached`).
 
@@ -47,22 +58,18 @@ def appraise(
         nonce: what this provider asked with.
         now: Unix seconds; the only clock.
         peer_spki_sha256: digest of the TLS key that the evidence came from; None if it came as a file.
+        gpu_root_sha256: fingerprint of the root that vouches for GPUs; another than NVIDIA's is for tests.
 
     Raises:
         VerificationError: the evidence is for another purpose than to be sealed to.
     """
-    claims = evidence.claims
-    if not isinstance(claims, DatasetClaims):
-        raise VerificationError(
-            ErrorCode.EVIDENCE_INVALID, "the evidence's purpose", expected="dataset", found=claims.purpose
-        )
-    ledger = Ledger(DATASET_CHECKS)
+    claims, ledger = _dataset_claims(evidence), Ledger(DATASET_CHECKS)
     quote = judge_quote(ledger, evidence.quote, collateral, policy, now)
     events = judge_app(ledger, evidence, quote.td, policy)
     judge_binding(ledger, claims, quote.td, nonce, peer_spki_sha256)
     judge_time(ledger, claims, policy, now)
     judge_job(ledger, claims, policy)
-    judge_gpu(ledger, claims, evidence.gpu, events, policy)
+    _judge_gpus(ledger, evidence, claims, events, policy, now, gpu_root_sha256)
     return AttestationResult(
         checks=ledger.checks(),
         claims=claims,
@@ -76,6 +83,30 @@ def appraise(
         peer_spki_sha256=peer_spki_sha256,
         appraiser=APPRAISER,
     )
+
+
+def _dataset_claims(evidence: Evidence) -> DatasetClaims:
+    if isinstance(evidence.claims, DatasetClaims):
+        return evidence.claims
+    raise VerificationError(
+        ErrorCode.EVIDENCE_INVALID, "the evidence's purpose", expected="dataset", found=evidence.claims.purpose
+    )
+
+
+def _judge_gpus(
+    ledger: Ledger,
+    evidence: Evidence,
+    claims: DatasetClaims,
+    events: Sequence[Event] | None,
+    policy: Policy,
+    now: int,
+    root_sha256: str,
+) -> None:
+    """Record what the OS says of the GPUs, then what they say themselves."""
+    judge_gpu(ledger, claims, evidence.gpu, events, policy)
+    # Asked about the claims' nonce, which check 31 compares with the provider's: a wrong one gets one answer.
+    question = GpuQuestion(gpu_nonce(claims.nonce), now, root_sha256)
+    judge_gpu_reports(ledger, evidence.gpu.fresh, policy.gpu, question)
 
 
 def _expiry(claims: DatasetClaims, policy: Policy, quote: QuoteFindings, now: int) -> int:

@@ -361,7 +361,9 @@ def policy_init(
         list[Path] | None,
         typer.Option("--measurements", help="JSON with mrtd and rtmr0-2 of an OS image you trust; repeatable."),
     ] = None,
-    gpu: Annotated[bool, typer.Option("--gpu/--no-gpu", help="Demand a GPU in confidential mode.")] = True,
+    gpu: Annotated[
+        bool, typer.Option("--gpu/--no-gpu", help="Demand confidential GPUs with fresh reports.")
+    ] = True,
     recipient: Annotated[
         Literal["instance", "derived"],
         typer.Option(

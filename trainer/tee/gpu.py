@@ -7,19 +7,14 @@ runs in confidential mode and cannot be asked is an error: evidence that is sile
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
-from trainer.attestation.evidence import FreshGpuEvidence, GpuEvidence
+from trainer.attestation.evidence import MAX_GPUS, FreshGpuEvidence, GpuEvidence
+from trainer.attestation.gpu_report import gpu_nonce
 from trainer.errors import ErrorCode, UnavailableError
-
-GPU_NONCE_DOMAIN: Final = b"confidential-trainer/gpu-nonce/v1"
-GPU_NONCE_BYTES: Final = 32
-MAX_GPUS: Final = 16
 
 Nvml = Any
 """The module `pynvml` of `nvidia-ml-py`, or something that behaves like it."""
@@ -45,17 +40,6 @@ def collect_gpu_evidence(agent: GpuAgent, nonce: str, *, nvml: Nvml | None = Non
     """
     boot = agent.gpu_attestation()
     return GpuEvidence(boot=boot, fresh=collect_fresh(nonce, nvml=nvml if nvml is not None else find_nvml()))
-
-
-def gpu_nonce(nonce: str) -> bytes:
-    """The 32 bytes that a GPU signs for a provider's nonce: SHA-256(domain ‖ 0 ‖ the nonce's 32 bytes).
-
-    Raises:
-        ValueError: `nonce` is not 64 lower-case hex digits.
-    """
-    if not re.fullmatch(r"[0-9a-f]{64}", nonce):
-        raise ValueError("nonce: expected 64 lower-case hex digits")
-    return hashlib.sha256(GPU_NONCE_DOMAIN + b"\0" + bytes.fromhex(nonce)).digest()
 
 
 def find_nvml() -> Nvml | None:

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import Field, ValidationError, model_validator
 
 from trainer.attestation.collateral import INTEL_ROOT_KEY_ID, root_key_id
+from trainer.attestation.evidence import MAX_GPUS
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode, UsageError
 from trainer.models import Sha256Hex, Strict
@@ -134,9 +135,26 @@ class OsSection(Strict):
 
 
 class GpuSection(Strict):
-    """Whether the measured OS must have attested NVIDIA GPUs in confidential mode."""
+    """Whether there must be NVIDIA GPUs in confidential mode, by the OS's word and by their own.
+
+    `required` is about what the measured OS attested at boot. The rest is about fresh reports, which GPUs sign for
+    the provider's nonce: whether there must be any, by how many different GPUs, and of which versions at least.
+    """
 
     required: bool
+    fresh: Literal["required"] | Unset
+    count: Annotated[int, Field(ge=1, le=MAX_GPUS)] | Unset
+    min_driver_version: Annotated[str, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}$")] | Unset
+    """Such as `550.90.07`; compared number by number."""
+    min_vbios_version: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{2}(\.[0-9a-fA-F]{2}){4}$")] | Unset
+    """Such as `96.00.9F.00.01`; compared byte by byte, in hex."""
+
+    @model_validator(mode="after")
+    def _rests_on_reports(self) -> Self:
+        rest = (self.count, self.min_driver_version, self.min_vbios_version)
+        if self.fresh == "any" and rest != ("any", "any", "any"):
+            raise ValueError("count and least versions can be demanded only with `fresh: required`")
+        return self
 
 
 class FreshnessSection(Strict):

@@ -51,7 +51,7 @@ def strict_policy(
         trust_root_pem: a root certificate to trust in place of Intel's.
         collateral: where collateral comes from; Intel's service where left out.
         os: the OS images that may run; where left out none may, until the provider lists one.
-        gpu_required: whether the OS must have attested a GPU.
+        gpu_required: whether the OS must have attested a GPU, and each GPU must answer with a fresh report.
         sandbox: names of sandbox claims that must be true; not demanded where empty.
         recipient: the instance recipient is out of reach for later versions of the app.
 
@@ -76,9 +76,20 @@ def strict_policy(
             recipient=recipient,
         ),
         os=os or OsSection(),
-        gpu=GpuSection(required=gpu_required),
+        gpu=_strict_gpu(gpu_required),
         sandbox=tuple(sandbox) or "any",
         freshness=FreshnessSection(max_age_seconds=DEFAULT_MAX_AGE_SECONDS),
+    )
+
+
+def _strict_gpu(required: bool) -> GpuSection:
+    """How many GPUs and which versions is for the provider to add: the reviewed files do not say it."""
+    return GpuSection(
+        required=required,
+        fresh="required" if required else "any",
+        count="any",
+        min_driver_version="any",
+        min_vbios_version="any",
     )
 
 
@@ -117,7 +128,7 @@ _COMMENTS: Final = {
     "tcb": "Accepted platform states; how many days an accepted out-of-date state may lie back.",
     "app": "What may run: SHA-256 of app-compose.json, byte for byte, and of job.yaml in canonical form.",
     "os": "Which OS may run below it: registers, or image hashes. Empty lists accept none.",
-    "gpu": "Whether the OS must have attested NVIDIA GPUs in confidential mode before the app started.",
+    "gpu": "GPUs: attested by the OS in confidential mode before the app started; fresh: by reports of their own.",
     "sandbox": "Which walls the job must report to have put up around training.",
     "freshness": "How old the job's claims may be, in seconds.",
 }
@@ -159,9 +170,7 @@ def explain(policy: Policy) -> list[str]:
         *_explain_tcb(policy.tcb),
         *_explain_app(policy.app),
         _explain_os(policy.os),
-        "The OS must have attested NVIDIA GPUs in confidential mode."
-        if policy.gpu.required
-        else "Not demanded: GPUs in confidential mode.",
+        *_explain_gpu(policy.gpu),
         "Not demanded: any sandbox around training."
         if policy.sandbox == "any"
         else f"The job must report these walls: {', '.join(policy.sandbox)}.",
@@ -215,3 +224,25 @@ def _explain_os(section: OsSection | Literal["any"]) -> str:
         f"The OS must measure to one of {len(section.measurements)} listed tuples "
         f"or be one of {len(section.image_sha256)} listed images."
     )
+
+
+def _explain_gpu(gpu: GpuSection) -> Iterator[str]:
+    if gpu.required:
+        yield "The OS must have attested NVIDIA GPUs in confidential mode."
+    else:
+        yield "Not demanded: GPUs in confidential mode."
+    if gpu.fresh == "any":
+        yield "Not demanded: fresh reports of GPUs; those that are shown must be genuine all the same."
+        return
+    yield (
+        "GPUs must answer with fresh reports that chain to NVIDIA's root. They show that genuine GPUs answered, "
+        "not that these are the ones wired to the VM."
+    )
+    if gpu.count == "any":
+        yield "Not demanded: a number of GPUs."
+    else:
+        yield f"Exactly {gpu.count} different GPUs must answer."
+    for name, value in (("driver", gpu.min_driver_version), ("VBIOS", gpu.min_vbios_version)):
+        yield (
+            f"Not demanded: a least {name} version." if value == "any" else f"The {name} must be at least {value}."
+        )

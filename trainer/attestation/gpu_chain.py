@@ -1,0 +1,127 @@
+"""The certificates behind a GPU's report: from the key that signed it up to NVIDIA's device identity root."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtensionOID
+
+from trainer.attestation.gpu_report import FWID_BYTES
+
+NVIDIA_ROOT_SHA256: Final = "102bf659d5419614c9d8e6aecebc80454eb26b1df6a769ac720b9a690b167b48"
+"""SHA-256 of the DER certificate `CN=NVIDIA Device Identity CA`, valid since 2021-11-05 without an end."""
+
+MAX_CERTIFICATES: Final = 8
+
+_FWID_OID: Final = x509.ObjectIdentifier("2.23.133.5.4.1")
+# SEQUENCE { OBJECT IDENTIFIER sha384, OCTET STRING of 48 bytes }, up to those bytes
+_FWID_HEADER: Final = bytes.fromhex("303d06096086480165030402020430")
+_UNDERSTOOD: Final = (ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE)
+
+# What `cryptography` raises over certificates that a stranger wrote; not all of them are ValueErrors.
+_MALFORMED: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+
+Chain = tuple[x509.Certificate, ...]
+"""Certificates, the signer's own first, the root last."""
+
+
+def parse_chain(pem: str) -> Chain:
+    """Parse a PEM chain, leaf first; keys and extensions of all of it can be read after that.
+
+    Raises:
+        ValueError: not 2 to 8 certificates, or one is malformed.
+    """
+    try:
+        chain = tuple(x509.load_pem_x509_certificates(pem.encode()))
+        for certificate in chain:
+            certificate.public_key()
+            _ = certificate.extensions
+    except _MALFORMED:
+        raise ValueError("expected PEM certificates, got something else") from None
+    if not 2 <= len(chain) <= MAX_CERTIFICATES:
+        raise ValueError(f"expected 2 to {MAX_CERTIFICATES} certificates, got {len(chain)}")
+    return chain
+
+
+def verify_chain(chain: Chain, *, root_sha256: str, now: int) -> None:
+    """Check that each certificate is valid now and issued by the next one, up to the pinned root.
+
+    Revocation is not looked at: that needs NVIDIA's OCSP service.
+
+    Args:
+        chain: leaf first, root last.
+        root_sha256: fingerprint that the last certificate must have.
+        now: Unix seconds.
+
+    Raises:
+        ValueError: says what does not hold.
+    """
+    if chain[-1].fingerprint(hashes.SHA256()).hex() != root_sha256:
+        raise ValueError("the chain ends in another root")
+    for depth, certificate in enumerate(chain):
+        if not certificate.not_valid_before_utc.timestamp() <= now <= certificate.not_valid_after_utc.timestamp():
+            raise ValueError(f"certificate {depth} is not valid now")
+        if any(each.critical and each.oid not in _UNDERSTOOD for each in certificate.extensions):
+            raise ValueError(f"certificate {depth} demands an extension that is unknown here")
+    _verify_leaf(chain[0])
+    for depth in range(1, len(chain)):
+        _verify_issuer(chain, depth)
+
+
+def _verify_leaf(leaf: x509.Certificate) -> None:
+    constraints, usage = _roles(leaf)
+    if constraints is not None and constraints.ca:
+        raise ValueError("the signer of the report is a certificate authority")
+    if usage is not None and not usage.digital_signature:
+        raise ValueError("the signer of the report may not sign")
+
+
+def _verify_issuer(chain: Chain, depth: int) -> None:
+    """Check that the certificate at `depth` may issue the one before it, and did."""
+    constraints, usage = _roles(chain[depth])
+    if constraints is None or not constraints.ca or (usage is not None and not usage.key_cert_sign):
+        raise ValueError(f"certificate {depth} may not issue certificates")
+    if constraints.path_length is not None and constraints.path_length < depth - 1:
+        raise ValueError(f"certificate {depth} may not have so many authorities below it")
+    try:
+        chain[depth - 1].verify_directly_issued_by(chain[depth])
+    except (*_MALFORMED, InvalidSignature):
+        raise ValueError(f"certificate {depth - 1} was not issued by certificate {depth}") from None
+
+
+def _roles(certificate: x509.Certificate) -> tuple[x509.BasicConstraints | None, x509.KeyUsage | None]:
+    values = [each.value for each in certificate.extensions]
+    constraints = next((value for value in values if isinstance(value, x509.BasicConstraints)), None)
+    return constraints, next((value for value in values if isinstance(value, x509.KeyUsage)), None)
+
+
+def certified_fwid(leaf: x509.Certificate) -> bytes:
+    """The firmware id that the leaf was issued for: the SHA-384 in its TCG DICE extension.
+
+    Raises:
+        ValueError: the leaf has no such extension, or not in this form.
+    """
+    values = [each.value for each in leaf.extensions if each.oid == _FWID_OID]
+    raw = values[0].public_bytes() if values else b""
+    if raw[:-FWID_BYTES][-len(_FWID_HEADER) :] != _FWID_HEADER:
+        raise ValueError("the certificate names no firmware id")
+    return raw[-FWID_BYTES:]
+
+
+def different_keys(leaves: Sequence[x509.Certificate]) -> int:
+    """How many different keys there are: each GPU has its own."""
+    return len(
+        {leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for leaf in leaves}
+    )

@@ -1,0 +1,206 @@
+"""One GPU's signed attestation report: SPDM 1.1 GET_MEASUREMENTS as NVIDIA Hopper and Blackwell answer it.
+
+    request    11 e0 01 ff ‖ nonce (32) ‖ slot (1)
+    response   11 60 param1 param2 ‖ blocks (1) ‖ record length (3) ‖ record ‖ nonce (32)
+               ‖ opaque length (2) ‖ opaque data ‖ ECDSA P-384 signature r ‖ s (96), over all before it
+
+Integers are little-endian. Sources: DMTF DSP0274 1.1, and NVIDIA's published verifier for the opaque fields.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+GPU_NONCE_DOMAIN: Final = b"confidential-trainer/gpu-nonce/v1"
+GPU_NONCE_BYTES: Final = 32
+MAX_REPORT_BYTES: Final = 0x2000
+"""What NVML's buffer holds."""
+SIGNATURE_BYTES: Final = 96
+FWID_BYTES: Final = 48
+VBIOS_BYTES: Final = 8
+
+DRIVER_VERSION: Final = 3
+VBIOS_VERSION: Final = 6
+FWID: Final = 20
+"""Types of the opaque fields that are read here."""
+
+_REQUEST: Final = b"\x11\xe0\x01\xff"  # version 1.1, GET_MEASUREMENTS, signature requested, all measurements
+_RESPONSE: Final = b"\x11\x60"  # version 1.1, MEASUREMENTS
+_DMTF: Final = 1  # the only measurement specification that SPDM 1.1 knows
+
+
+@dataclass(frozen=True)
+class GpuReport:
+    """A parsed report. Nothing in it is proven until `verify_signature` and the chain of its signer hold.
+
+    Attributes:
+        nonce: the 32 bytes that the GPU was asked with.
+        measurements: raw value of each measurement block, by index.
+        opaque: raw value of each opaque field, by type.
+        driver_version: such as `550.90.07`.
+        vbios_version: such as `96.00.9F.00.01`.
+        fwid: SHA-384 of the firmware that holds the signing key, 48 bytes.
+        signed: what the signature is over.
+        signature: r ‖ s, 48 bytes each, big-endian.
+    """
+
+    nonce: bytes
+    measurements: Mapping[int, bytes]
+    opaque: Mapping[int, bytes]
+    driver_version: str
+    vbios_version: str
+    fwid: bytes
+    signed: bytes
+    signature: bytes
+
+
+def gpu_nonce(nonce: str) -> bytes:
+    """The 32 bytes that a GPU signs for a provider's nonce: SHA-256(domain ‖ 0 ‖ the nonce's 32 bytes).
+
+    Raises:
+        ValueError: `nonce` is not 64 lower-case hex digits.
+    """
+    if not re.fullmatch(r"[0-9a-f]{64}", nonce):
+        raise ValueError("nonce: expected 64 lower-case hex digits")
+    return hashlib.sha256(GPU_NONCE_DOMAIN + b"\0" + bytes.fromhex(nonce)).digest()
+
+
+class _Reader:
+    """Takes bytes off the front, never more than there are."""
+
+    def __init__(self, data: bytes, what: str) -> None:
+        self._data, self._what, self._at = data, what, 0
+
+    @property
+    def left(self) -> int:
+        return len(self._data) - self._at
+
+    def take(self, size: int) -> bytes:
+        if size > self.left:
+            raise ValueError(f"{self._what}: expected {size} more bytes, got {self.left}")
+        self._at += size
+        return self._data[self._at - size : self._at]
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "little")
+
+    def constant(self, value: bytes, name: str) -> None:
+        found = self.take(len(value))
+        if found != value:
+            raise ValueError(f"{name}: expected {value.hex()}, got {found.hex()}")
+
+    def end(self) -> None:
+        if self.left:
+            raise ValueError(f"{self._what}: {self.left} bytes too many")
+
+
+def parse_gpu_report(data: bytes) -> GpuReport:
+    """Parse a request with its response, every byte of it accounted for.
+
+    Raises:
+        ValueError: not of this form, or a field stands twice or is missing; says which.
+    """
+    if len(data) > MAX_REPORT_BYTES:
+        raise ValueError(f"the report: expected at most {MAX_REPORT_BYTES} bytes, got {len(data)}")
+    reader = _Reader(data, "the report")
+    reader.constant(_REQUEST, "the request")
+    nonce = reader.take(GPU_NONCE_BYTES)
+    slot = reader.number(1)
+    reader.constant(_RESPONSE, "the response")
+    reader.take(1)
+    if reader.number(1) & 0x0F != slot:
+        raise ValueError("the response is for another certificate slot than the request")
+    blocks = reader.number(1)
+    measurements = _measurements(reader.take(reader.number(3)), blocks)
+    reader.take(GPU_NONCE_BYTES)  # the responder's own; it only makes the signature unique
+    opaque = _opaque(reader.take(reader.number(2)))
+    signature = reader.take(SIGNATURE_BYTES)
+    reader.end()
+    return GpuReport(
+        nonce=nonce,
+        measurements=MappingProxyType(measurements),
+        opaque=MappingProxyType(opaque),
+        driver_version=_driver_version(_field(opaque, DRIVER_VERSION, "driver version")),
+        vbios_version=_vbios_version(_field(opaque, VBIOS_VERSION, "VBIOS version", VBIOS_BYTES)),
+        fwid=_field(opaque, FWID, "firmware id", FWID_BYTES),
+        signed=data[:-SIGNATURE_BYTES],
+        signature=signature,
+    )
+
+
+def _measurements(record: bytes, blocks: int) -> dict[int, bytes]:
+    """Blocks of index (1), specification (1), size (2), value type (1), value size (2), value."""
+    reader = _Reader(record, "the measurement record")
+    found: dict[int, bytes] = {}
+    for _ in range(blocks):
+        index = reader.number(1)
+        if index in found:
+            raise ValueError(f"measurement {index} stands twice")
+        if reader.number(1) != _DMTF:
+            raise ValueError(f"measurement {index} is not of the DMTF form")
+        block = _Reader(reader.take(reader.number(2)), f"measurement {index}")
+        block.take(1)
+        found[index] = block.take(block.number(2))
+        block.end()
+    reader.end()
+    return found
+
+
+def _opaque(data: bytes) -> dict[int, bytes]:
+    """Fields of type (2), size (2), value."""
+    reader = _Reader(data, "the opaque data")
+    found: dict[int, bytes] = {}
+    while reader.left:
+        kind = reader.number(2)
+        if kind in found:
+            raise ValueError(f"opaque field {kind} stands twice")
+        found[kind] = reader.take(reader.number(2))
+    return found
+
+
+def _field(opaque: Mapping[int, bytes], kind: int, name: str, size: int | None = None) -> bytes:
+    value = opaque.get(kind)
+    if value is None:
+        raise ValueError(f"the {name}: expected opaque field {kind}, got none")
+    if size is not None and len(value) != size:
+        raise ValueError(f"the {name}: expected {size} bytes, got {len(value)}")
+    return value
+
+
+def _driver_version(value: bytes) -> str:
+    text = value.rstrip(b"\0")
+    if not re.fullmatch(rb"[0-9]{1,4}(\.[0-9]{1,4}){1,3}", text):
+        raise ValueError("the driver version: expected numbers with dots between them")
+    return text.decode("ascii")
+
+
+def _vbios_version(value: bytes) -> str:
+    """NVIDIA's way of writing it: the low four bytes from the highest down, then the fifth byte."""
+    return ".".join(f"{byte:02X}" for byte in (*reversed(value[:4]), value[4]))
+
+
+def verify_signature(report: GpuReport, key: PublicKeyTypes) -> None:
+    """Check that `key`, on P-384, signed the report (ECDSA with SHA-384).
+
+    Raises:
+        ValueError: it did not, or is no such key.
+    """
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise ValueError("the signer's key is not on P-384")  # noqa: TRY004 - a fault of the evidence, not of the caller
+    half = SIGNATURE_BYTES // 2
+    r, s = (int.from_bytes(part, "big") for part in (report.signature[:half], report.signature[half:]))
+    try:
+        key.verify(encode_dss_signature(r, s), report.signed, ec.ECDSA(hashes.SHA384()))
+    except InvalidSignature:
+        raise ValueError("the signature does not fit the report") from None
