@@ -225,6 +225,7 @@ def strict_policy_text(
     measurements: Sequence[Path],
     gpu_required: bool,
     recipient: Literal["derived", "instance"],
+    beside: Path,
 ) -> str:
     """YAML of a policy that demands exactly the reviewed app, job specs and OS.
 
@@ -235,6 +236,7 @@ def strict_policy_text(
         measurements: JSON files with `mrtd` and `rtmr0` to `rtmr2`; none accepts no OS until one is listed.
         gpu_required: whether GPUs in confidential mode are demanded, with fresh reports of their own.
         recipient: which of the job's recipients a dataset is sealed to.
+        beside: directory of the policy; a collateral file is named relative to it.
 
     Raises:
         UsageError: a file cannot be read, or is not what it must be.
@@ -250,7 +252,9 @@ def strict_policy_text(
         sandbox=DEMANDED_SANDBOX,
         recipient=recipient,
     )
-    return policy_yaml(policy)
+    if not isinstance(policy.collateral, CollateralDocument) or collateral is None:
+        return policy_yaml(policy)
+    return policy_yaml(policy, collateral_file=os.path.relpath(collateral, beside))
 
 
 def _collateral_source(source: str) -> CollateralUrl | CollateralDocument:

@@ -381,6 +381,7 @@ def policy_init(
         measurements=measurements or [],
         gpu_required=gpu,
         recipient=recipient,
+        beside=output.parent,
     )
     provider.write_private(output, text.encode())
     typer.echo(f"wrote {output}; read it before you rely on it: trainer policy explain {output}")

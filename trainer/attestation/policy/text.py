@@ -28,6 +28,13 @@ from trainer.attestation.policy.model import (
 from trainer.errors import ErrorCode, UsageError
 from trainer.spec import JobSpec
 
+
+class CollateralFile(BaseModel):
+    """How YAML names collateral that lies in a file beside the policy."""
+
+    file: str | None
+
+
 DEFAULT_MAX_AGE_SECONDS: Final = 86400
 """As long as a job's claims are valid by default."""
 
@@ -134,15 +141,22 @@ _COMMENTS: Final = {
 }
 
 
-def policy_yaml(policy: Policy) -> str:
-    """The policy as commented YAML; `parse_policy` reads it back as the same policy."""
-    return "\n".join(_lines(policy)) + "\n"
+def policy_yaml(policy: Policy, *, collateral_file: str | None = None) -> str:
+    """The policy as commented YAML; `parse_policy` reads it back as the same policy.
+
+    Args:
+        policy: the policy.
+        collateral_file: name of the file that holds the policy's collateral document, to be named in its place:
+            the document is long, and nobody reads it.
+    """
+    return "\n".join(_lines(policy, collateral_file)) + "\n"
 
 
-def _lines(policy: Policy) -> Iterator[str]:
+def _lines(policy: Policy, collateral_file: str | None) -> Iterator[str]:
     for name, value in policy:
         yield from ("", f"# {_COMMENTS[name]}")[name == "version" :]
-        yield from _entry(name, value, "")
+        by_file = name == "collateral" and collateral_file is not None
+        yield from _entry(name, CollateralFile(file=collateral_file) if by_file else value, "")
 
 
 def _entry(name: str, value: object, indent: str) -> Iterator[str]:
@@ -207,7 +221,7 @@ def _explain_app(app: AppSection) -> Iterator[str]:
     else:
         yield "Data is sealed to a key that the key service also gives to later versions of the same app."
     for name, value in (("app id", app.app_id), ("key service root key", app.kms_root_key)):
-        yield f"Not demanded: an {name}." if value == "any" else f"The {name} must be {value}."
+        yield f"Not demanded: a particular {name}." if value == "any" else f"The {name} must be {value}."
     provider = app.key_provider
     if provider == "any":
         yield "Not demanded: a key provider."
