@@ -46,7 +46,7 @@ operator.register(app)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; returns the exit code of DESIGN.md section 4.1 and never raises."""
+    """Run one command; returns its exit code. What it raises is a bug of ours (exit code 1)."""
     as_json = wants_json(arguments)
     try:
         code = app(args=list(arguments), prog_name="trainer", standalone_mode=False)

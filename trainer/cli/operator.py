@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from trainer.errors import ErrorCode, UsageError
+
 DEVELOPMENT_COMPOSE = '{"docker_compose_file":"services: {}\\n","manifest_version":2,"name":"development"}'
 """What the simulated VM runs where nobody says otherwise."""
 
@@ -31,7 +33,14 @@ def run(
     ] = None,
 ) -> None:
     """Run one job: the container's entry point. Prints public events as JSON lines, and nothing else."""
-    from trainer.job import JobOptions, run_job
+    try:
+        from trainer.job import JobOptions, run_job
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            ErrorCode.USAGE,
+            f"the package {error.name} is missing",
+            hint="the job needs more than the provider's tool: install confidential-trainer[job]",
+        ) from error
 
     raise typer.Exit(int(run_job(JobOptions(job, guest_agent, spool, ciphertext, workspace))))
 
