@@ -145,6 +145,25 @@ def test_a_killed_front_ends_the_job_and_leaves_nothing(
     assert not Path(f"/proc/{running['trainer.worker']}").exists()
 
 
+def test_a_job_whose_result_nobody_fetches_ends_by_itself(
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+) -> None:
+    spec = write_spec(tmp_path / "job.yaml", train={"max_steps": 1}, exchange={"linger_seconds": 1})
+    job: Job = start_job(spec)
+    start_training(job, provider, trainer, data, tmp_path)
+    assert job.wait() == 0
+    assert job.events[-1]["phase"] == "done"
+
+
+def test_a_job_that_gets_no_dataset_ends_by_itself(
+    start_job: StartJob, write_spec: WriteSpec, tmp_path: Path
+) -> None:
+    job: Job = start_job(write_spec(tmp_path / "job.yaml", exchange={"dataset_timeout_seconds": 1}))
+    assert job.wait() == 6
+    assert job.events[-1]["code"] == "dataset-timeout"
+    assert list(job.workspace.iterdir()) == []
+
+
 def test_the_three_processes_see_only_what_they_should(
     start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
 ) -> None:
