@@ -11,7 +11,6 @@ import rfc8785
 
 from trainer.errors import ErrorCode, UsageError
 
-SHA256_HEX_LENGTH: Final = 64
 _BLOCK: Final = 1 << 20
 
 

@@ -27,10 +27,10 @@ from trainer.attestation.binding import gpu_evidence_sha256
 from trainer.attestation.compose import compose_hash
 from trainer.attestation.evidence import DatasetClaims, Evidence, GpuEvidence
 from trainer.encoding import canonical_json, file_sha256, sha256_hex
-from trainer.errors import ErrorCode, ExitCode, JobError, SealingError, TrainerError
+from trainer.errors import ErrorCode, ExitCode, JobError, SealingError, TrainerError, UnavailableError
 from trainer.models import Phase, Status
-from trainer.sealing.age import encrypt, parse_recipient
-from trainer.sealing.bundle import BundleLimits, OpenedBundle
+from trainer.sealing.age import encrypt
+from trainer.sealing.bundle import BundleLimits, Grant, OpenedBundle
 from trainer.sealing.seal import open_bundle
 from trainer.spec import JobSpec, read_job_spec
 from trainer.supervisor import worker
@@ -38,7 +38,7 @@ from trainer.supervisor.front import Front, front_process
 from trainer.supervisor.keys import JobKeys, derive_keys
 from trainer.supervisor.model import fetch_base_model
 from trainer.supervisor.result import Ending, Signer, seal_ending
-from trainer.supervisor.workspace import Workspace, filesystem_type, open_workspace
+from trainer.supervisor.workspace import Workspace, is_memory, open_workspace
 from trainer.tee.evidence import collect
 from trainer.tee.gpu import collect_gpu_evidence
 from trainer.tee.guest_agent import GuestAgent
@@ -112,13 +112,11 @@ class _Job:
     def __init__(
         self, options: JobOptions, spec: JobSpec, workspace: Workspace, ciphertext: Path, public: logs.PublicLog
     ) -> None:
-        self.options, self.spec, self.workspace, self.ciphertext, self.public = (
-            options,
-            spec,
-            workspace,
-            ciphertext,
-            public,
-        )
+        self.options = options
+        self.spec = spec
+        self.workspace = workspace
+        self.ciphertext = ciphertext
+        self.public = public
         self.agent = GuestAgent(options.guest_agent)
         self.status = Status(phase=Phase.STARTING)
         self.tls_spki_sha256: str | None = None
@@ -201,7 +199,7 @@ class _Job:
             self._enter(front, Phase.OPENING)
             try:
                 return self._open(keys)
-            except SealingError as error:
+            except (SealingError, UnavailableError) as error:  # the latter: more than the workspace can hold
                 logs.private.exception("an upload was refused")
                 refused = error.code
             finally:
@@ -253,9 +251,7 @@ class _Job:
             front.update(self.status)
             self.public(logs.TrainingProgress(message.step, message.total_steps, message.eta_seconds))
         elif bundle.grant.allow.private_progress:
-            front.private_event(
-                _seal_text(canonical_json({"step": message.step, **message.values}), bundle.grant.recipients)
-            )
+            front.private_event(_seal_text(canonical_json({"step": message.step, **message.values}), bundle.grant))
 
     # sealing and awaiting-pull
 
@@ -284,10 +280,10 @@ class _Job:
         return min(linger, INTERRUPTED_LINGER_SECONDS) if interrupted else linger
 
 
-def _seal_text(text: bytes, recipients: tuple[str, ...]) -> str:
+def _seal_text(text: bytes, grant: Grant) -> str:
     """An age file of `text`, in base64: the front carries it and cannot read it."""
     sealed = io.BytesIO()
-    encrypt(io.BytesIO(text), sealed, [parse_recipient(recipient) for recipient in recipients])
+    encrypt(io.BytesIO(text), sealed, grant.result_recipients())
     return base64.b64encode(sealed.getvalue()).decode()
 
 
@@ -311,7 +307,7 @@ def _measured_containment(workspace: Workspace) -> dict[str, bool]:
     """What of the containment is in force, measured, not assumed."""
     return {
         "core_dumps_off": resource.getrlimit(resource.RLIMIT_CORE) == (0, 0),
-        "workspace_in_memory": filesystem_type(workspace.root) in {"tmpfs", "ramfs"},
+        "workspace_in_memory": is_memory(workspace.root),
     }
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final
 from urllib.parse import urlsplit
 
 import httpx
@@ -29,8 +29,6 @@ _WORTH_A_RETRY: Final = frozenset({
     ErrorCode.UPLOAD_CONFLICT,
     ErrorCode.INTERNAL,
 })  # fmt: skip
-
-Answer = TypeVar("Answer")
 
 
 @dataclass
@@ -64,14 +62,6 @@ class Patience:
         if error.code not in _WORTH_A_RETRY or self._failures > self.retries:
             raise error
         self.sleep(min(self.longest_pause, self.first_pause * 2 ** (self._failures - 1)))
-
-    def attempt(self, action: Callable[[], Answer]) -> Answer:
-        """The answer of `action`, which is repeated while retries help."""
-        while True:
-            try:
-                return action()
-            except TrainerError as error:
-                self.failed(error)
 
 
 class Wire:

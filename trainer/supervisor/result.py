@@ -15,7 +15,6 @@ from trainer.encoding import canonical_json, file_sha256, sha256_hex
 from trainer.errors import DataError, ErrorCode, JobError, TrainerError
 from trainer.receipt.dsse import sign_envelope
 from trainer.receipt.statement import Outcome, Run, make_statement
-from trainer.sealing.age import parse_recipient
 from trainer.sealing.bundle import OpenedBundle
 from trainer.sealing.result import seal_result
 from trainer.spec import JobSpec
@@ -64,8 +63,7 @@ def seal_ending(signer: Signer, bundle: OpenedBundle, ending: Ending, workspace:
     )
     (tree / "receipt.json").write_bytes(sign_envelope(statement, signer.keys.receipt))
     (tree / "evidence.json").write_bytes(collect(signer.agent, claims, key_chain=signer.keys.proofs).canonical())
-    recipients = [parse_recipient(recipient) for recipient in bundle.grant.recipients]
-    return seal_result(tree, target, recipients)
+    return seal_result(tree, target, bundle.grant.result_recipients())
 
 
 def _gather(ending: Ending, workspace: Workspace, *, include_logs: bool) -> Path:

@@ -75,7 +75,7 @@ def open_workspace(base: Path | None) -> Iterator[Workspace]:
 def _memory_directory(base: Path | None) -> Path:
     candidates = [base] if base else [path for path in CANDIDATES if path.is_dir()]
     for path in candidates:
-        if filesystem_type(path) in _MEMORY_FILESYSTEMS:
+        if is_memory(path):
             return path
     raise JobError(
         ErrorCode.WORKSPACE_UNSAFE,
@@ -84,6 +84,11 @@ def _memory_directory(base: Path | None) -> Path:
         found=", ".join(f"{path} ({filesystem_type(path)})" for path in candidates) or "none",
         hint="mount a tmpfs at /run/trainer, or name one with --workspace",
     )
+
+
+def is_memory(path: Path) -> bool:
+    """Whether what is written below `path` stays in memory."""
+    return filesystem_type(path) in _MEMORY_FILESYSTEMS
 
 
 def filesystem_type(path: Path) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from trainer.attestation import event_log
 from trainer.encoding import canonical_json
 
 RUNTIME_EVENT_TYPE: Final = 0x08000001
@@ -20,22 +21,7 @@ RUNTIME_REGISTER: Final = 3
 BOOT_EVENT_TYPE: Final = 0x80000001
 """One of the TCG types that firmware uses; for RTMR0 to RTMR2 only digests count."""
 
-SYSTEM_EVENTS: Final = frozenset(
-    {
-        "system-preparing",
-        "app-id",
-        "compose-hash",
-        "init-script-hash",
-        "gpu-policy-hash",
-        "gpu-attestation",
-        "instance-id",
-        "boot-mr-done",
-        "os-image-hash",
-        "key-provider",
-        "storage-fs",
-        "system-ready",
-    }
-)
+SYSTEM_EVENTS: Final = frozenset(event_log.SYSTEM_EVENTS)
 """Names that only the measured OS may emit."""
 
 EventVersion = Literal[1, 2]

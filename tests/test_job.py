@@ -1,0 +1,59 @@
+"""The job's own decisions, where the real processes would take too long to bring them about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer import job
+from trainer.errors import ErrorCode, SealingError, TrainerError, UnavailableError
+from trainer.models import Phase, Status
+
+
+class Front:
+    """Stands where the front process does: each wait brings an upload; statuses are kept."""
+
+    def __init__(self) -> None:
+        self.statuses: list[Status] = []
+
+    def update(self, status: Status) -> None:
+        self.statuses.append(status)
+
+    def wait_upload(self, seconds: float) -> int:
+        assert seconds > 0
+        return 1
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        SealingError(ErrorCode.NO_IDENTITY_MATCH, "for somebody else"),
+        UnavailableError(ErrorCode.STORAGE_FULL, "larger than the workspace"),
+    ],
+    ids=lambda error: error.code.value,
+)
+def test_no_upload_of_a_stranger_ends_the_job(
+    refusal: TrainerError, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    outcomes: list[object] = [refusal, refusal, "opened"]
+
+    def open_next(_keys: object) -> object:
+        (tmp_path / job.DATASET_FILE).touch()
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, TrainerError):
+            raise outcome
+        return outcome
+
+    from trainer.spec import ExchangeSection
+
+    receiving = job._Job.__new__(job._Job)
+    receiving.ciphertext, receiving.status = tmp_path, Status(phase=Phase.PREPARING)
+    receiving.public = lambda _event: None  # type: ignore[assignment]
+    receiving.spec = type("Spec", (), {"exchange": ExchangeSection()})()
+    monkeypatch.setattr(receiving, "_open", open_next)
+    front = Front()
+    assert receiving._receive(front, None) == "opened"  # type: ignore[arg-type, comparison-overlap]
+    told = [(status.phase, status.error) for status in front.statuses if status.phase is Phase.AWAITING_DATASET]
+    assert [error for _, error in told] == [None, refusal.code.value, refusal.code.value]
+    assert not (tmp_path / job.DATASET_FILE).exists(), "refused ciphertext does not stay"
