@@ -229,6 +229,7 @@ def _policy(vm: SimulatedVm) -> Policy:
             grace_days=0,
             min_evaluation_number=19,
             refused_advisories=("INTEL-SA-00001",),
+            mr_seam=("00" * 48,),
         ),
         app=AppSection(
             compose_sha256=(vm.compose_hash.hex(),),
@@ -241,10 +242,15 @@ def _policy(vm: SimulatedVm) -> Policy:
         os=OsSection(measurements=(OsMeasurements(**vars(simulated_measurements())),)),
         gpu=GpuSection(
             required=True,
+            boot="required",
             fresh="required",
             count=1,
+            models=("GH100",),
             min_driver_version="550.90.07",
             min_vbios_version="96.00.9F.00.01",
+            devtools="refused",
+            reference_values="any",
+            revocation="any",
         ),
         sandbox=("landlock", "seccomp"),
         freshness=FreshnessSection(max_age_seconds=600),
@@ -290,6 +296,7 @@ class World:
     nonce: str = NONCE
     now: int = NOW
     peer: str | None = PEER
+    nonce_unused: bool | None = True
     statement: bytes = STATEMENT
     bench: GpuBench = field(default_factory=GpuBench)
     gpu_root_sha256: str = field(default_factory=gpu_root_sha256)
@@ -326,7 +333,8 @@ class World:
 
     def without_reports(self) -> World:
         """Without fresh GPU reports, and a policy that does not ask for them."""
-        left_open = {"fresh": "any", "count": "any", "min_driver_version": "any", "min_vbios_version": "any"}
+        values = ("boot", "fresh", "count", "models", "min_driver_version", "min_vbios_version")
+        left_open = dict.fromkeys(values, "any")
         return self.answering().demanding("gpu", **left_open)
 
     def with_collateral(self, **changes: Any) -> World:
@@ -359,6 +367,7 @@ class World:
             nonce=self.nonce,
             now=self.now,
             peer_spki_sha256=self.peer,
+            nonce_unused=self.nonce_unused,
             gpu_root_sha256=self.gpu_root_sha256,
         )
 

@@ -219,7 +219,7 @@ TAMPERINGS: dict[str, tuple[str, Callable[[World], World]]] = {
     "an out-of-date quoting enclave": ("tcb-status", lambda w: w.with_collateral(qe_status="OutOfDate")),
     "a revoked TCB": ("tcb-status", lambda w: w.with_collateral(status="Revoked")),
     "longer out of date than allowed": (
-        "tcb-status",
+        "tcb-grace",
         lambda w: outdated(w, 31).demanding("tcb", accepted_statuses=("UpToDate", "OutOfDate"), grace_days=30),
     ),
     "a refused advisory": ("tcb-advisories", lambda w: w.with_collateral(advisories=("intel-sa-00001",))),
@@ -232,17 +232,18 @@ TAMPERINGS: dict[str, tuple[str, Callable[[World], World]]] = {
     ),
     "an old module": ("tdx-module", lambda w: w.change(td={"tee_tcb_svn": b"\4\1\3" + bytes(13)})),
     # the TD
-    "a debuggable TD": ("td-attributes", lambda w: w.change(td={"td_attributes": b"\1\0\0\x10\0\0\0\0"})),
+    "a debuggable TD": ("td-debug", lambda w: w.change(td={"td_attributes": b"\1\0\0\x10\0\0\0\0"})),
     "no SEPT_VE_DISABLE": ("td-attributes", lambda w: w.change(td={"td_attributes": bytes(8)})),
     "a migratable TD": ("td-attributes", lambda w: w.change(td={"td_attributes": b"\0\0\0\x30\0\0\0\0"})),
     "protection keys": ("td-attributes", lambda w: w.change(td={"td_attributes": b"\0\0\0\x50\0\0\0\0"})),
     "key locker": ("td-attributes", lambda w: w.change(td={"td_attributes": b"\0\0\0\x90\0\0\0\0"})),
     "performance monitoring": ("td-attributes", lambda w: w.change(td={"td_attributes": b"\0\0\0\x10\0\0\0\x80"})),
+    "another TDX module of Intel's": ("mr-seam", lambda w: w.demanding("tcb", mr_seam=("11" * 48,))),
     "a reserved attribute": ("td-attributes", lambda w: w.change(td={"td_attributes": b"\0\0\0\x11\0\0\0\0"})),
     "processor trace": ("td-xfam", lambda w: w.change(td={"xfam": (0x602E7 | 1 << 8).to_bytes(8, "little")})),
     "no SSE": ("td-xfam", lambda w: w.change(td={"xfam": b"\1" + bytes(7)})),
     "an owner": ("mr-owner", lambda w: w.change(td={"mr_owner": b"\1" + bytes(47)})),
-    "an owner's configuration": ("mr-owner", lambda w: w.change(td={"mr_owner_config": bytes(47) + b"\1"})),
+    "an owner's configuration": ("mr-owner-config", lambda w: w.change(td={"mr_owner_config": bytes(47) + b"\1"})),
     "another compose hash in MRCONFIGID": (
         "mr-config-id",
         lambda w: w.change(td={"mr_config_id": b"\1" + bytes(47)}),
@@ -344,6 +345,7 @@ TAMPERINGS: dict[str, tuple[str, Callable[[World], World]]] = {
         lambda w: w.change(td={"report_data": honest_quote(w)[568:631] + b"\0"}),
     ),
     "another nonce": ("nonce", lambda w: w.change(nonce="02" * 32)),
+    "a nonce that was used before": ("nonce-unused", lambda w: w.change(nonce_unused=False)),
     "expired claims": ("claims-validity", lambda w: w.claiming(expires_at=w.now)),
     "claims from the future": ("claims-validity", lambda w: w.claiming(issued_at=w.now + 301)),
     "claims that end before they begin": (
@@ -372,11 +374,15 @@ TAMPERINGS: dict[str, tuple[str, Callable[[World], World]]] = {
     ),
     "a GPU event of another form": ("gpu-boot", lambda w: measuring(w, replaced("gpu-attestation", b"{}"))),
     "a GPU open to developer tools": (
-        "gpu-required",
+        "gpu-devtools",
         lambda w: measuring(w, replaced("gpu-attestation", gpu_event(devtools=True))),
     ),
-    "a GPU outside confidential mode": (
+    "GPUs of another maker": (
         "gpu-required",
+        lambda w: measuring(w, replaced("gpu-attestation", gpu_event(provider="other"))),
+    ),
+    "a GPU outside confidential mode": (
+        "gpu-cc-mode",
         lambda w: measuring(w, replaced("gpu-attestation", gpu_event(cc_mode="off"))),
     ),
     # fresh reports of GPUs
@@ -526,7 +532,7 @@ def test_an_out_of_date_module_counts_with_its_own_date(world: World) -> None:
     changed = with_module(world, tcbLevels=levels)
     assert changed.contraindicated() == ["tcb-status"]
     accepting = changed.demanding("tcb", accepted_statuses=("OutOfDate",), grace_days=365)
-    assert accepting.contraindicated() == ["tcb-status"]
+    assert accepting.contraindicated() == ["tcb-grace"]
     assert changed.demanding("tcb", accepted_statuses=("OutOfDate",), grace_days=3650).contraindicated() == []
 
 
@@ -561,6 +567,9 @@ def test_other_releases_and_event_versions_pass(make_world: Callable[..., World]
 
 OPENINGS: dict[str, Callable[[World], World]] = {
     "tcb-advisories": lambda w: w.demanding("tcb", refused_advisories=()),
+    "mr-seam": lambda w: w.demanding("tcb", mr_seam="any"),
+    "nonce-unused": lambda w: w.change(nonce_unused=None),
+    "gpu-devtools": lambda w: w.demanding("gpu", devtools="any"),
     "tcb-evaluation-number": lambda w: w.demanding("tcb", min_evaluation_number="any"),
     "os-measurements": lambda w: w.opened("os"),
     "app-id": lambda w: w.demanding("app", app_id="any"),
@@ -633,7 +642,7 @@ def test_numbers_follow_the_list_in_the_docstring_and_the_tags_in_the_code() -> 
 def test_receipt_numbers_follow_the_list_in_the_docstring_and_the_tags_in_the_code() -> None:
     listed = re.findall(r"(\d\d) ([a-z-]+-[a-z]+)", verifier.appraise_receipt.__doc__ or "")
     expected = {(f"{number:02}", definition.code.value) for number, definition in enumerate(RECEIPT_CHECKS, 1)}
-    assert set(listed) == {(number, code) for number, code in expected if int(number) > 18}
+    assert set(listed) == {(number, code) for number, code in expected if int(number) > len(QUOTE_CODES)}
     assert sorted(tags("receipt check")) == sorted(listed)
 
 
@@ -659,7 +668,7 @@ def checks_page() -> str:
         "",
         "## Evidence beside a receipt",
         "",
-        "Checks 1 to 18 as above (tests: `tests/attestation/test_receipt_evidence.py`), then:",
+        f"Checks 1 to {len(QUOTE_CODES)} as above (tests: `tests/attestation/test_receipt_evidence.py`), then:",
         "",
         "| | code | demands | stops |",
         "|---|---|---|---|",

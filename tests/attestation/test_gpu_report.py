@@ -36,7 +36,18 @@ Bench = Any  # conftest.GpuBench
 MID_JULY_2025 = 1_752_600_000
 YEAR_2021 = 1_610_000_000  # the GPU's own certificate is valid already, its provisioner's is not
 REAL_NONCE = bytes.fromhex("931d8dd0add203ac3d8b4fbde75e115278eefcdceac5b87671a748f32364dfcb")
-OPEN = GpuSection(required=False, fresh="any", count="any", min_driver_version="any", min_vbios_version="any")
+OPEN = GpuSection(
+    required=False,
+    boot="any",
+    fresh="any",
+    count="any",
+    models="any",
+    min_driver_version="any",
+    min_vbios_version="any",
+    devtools="any",
+    reference_values="any",
+    revocation="any",
+)
 
 
 # NVIDIA's own sample of a Hopper GPU

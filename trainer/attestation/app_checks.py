@@ -1,4 +1,4 @@
-"""Checks 19 to 29: which OS booted, and what it says it started."""
+"""Checks 23 to 35: which OS booted, and what it says it started."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _CONFIG_FORMS: Final = {2: "02: compose hash, app id and key provider", 3: "03: 
 
 
 def judge_app(ledger: Ledger, evidence: Evidence, td: TdReport | None, policy: Policy) -> tuple[Event, ...] | None:
-    """Record checks 19 to 29 and hand on the event log; None where it could not be read.
+    """Record checks 23 to 35 and hand on the event log; None where it could not be read.
 
     Args:
         ledger: where to.
@@ -50,7 +50,7 @@ def judge_app(ledger: Ledger, evidence: Evidence, td: TdReport | None, policy: P
     events = _judge_log(ledger, evidence.event_log)
     _judge_os(ledger, evidence.vm_config, events or (), td, policy)
     found = compose_hash(evidence.app_compose)
-    # check 25 compose-accepted
+    # check 30 compose-accepted
     ledger.judge(
         CheckCode.COMPOSE_ACCEPTED,
         found in policy.app.compose_sha256,
@@ -74,7 +74,7 @@ def _judge_log(ledger: Ledger, text: str) -> tuple[Event, ...] | None:
     try:
         events = parse_event_log(text)
     except VerificationError as error:
-        # check 20 event-log-format
+        # check 25 event-log-format
         ledger.judge(CheckCode.EVENT_LOG_FORMAT, False, expected="an event log", found=error.message)
         return None
     ledger.judge(CheckCode.EVENT_LOG_FORMAT, True, expected="an event log", found=f"{len(events)} events")
@@ -84,7 +84,8 @@ def _judge_log(ledger: Ledger, text: str) -> tuple[Event, ...] | None:
 def _judge_os(
     ledger: Ledger, vm_config: str, events: Sequence[Event], td: TdReport | None, policy: Policy
 ) -> None:
-    # check 19 os-measurements
+    ledger.leave_open(CheckCode.OS_DEVELOPMENT)
+    # check 23 os-measurements
     if td is None:
         return
     found = OsMeasurements(mrtd=td.mrtd.hex(), rtmr0=td.rtmr0.hex(), rtmr1=td.rtmr1.hex(), rtmr2=td.rtmr2.hex())
@@ -120,7 +121,7 @@ def _image_problem(
 
 
 def _judge_config_id(ledger: Ledger, config_id: bytes, compose_sha256: str) -> None:
-    # check 27 mr-config-id
+    # check 32 mr-config-id
     form = config_id[0]
     if form in _CONFIG_FORMS:
         ledger.leave_open(CheckCode.MR_CONFIG_ID, found=config_id, detail=f"form {_CONFIG_FORMS[form]}")
@@ -132,19 +133,19 @@ def _judge_config_id(ledger: Ledger, config_id: bytes, compose_sha256: str) -> N
 
 
 def _judge_events(ledger: Ledger, events: Sequence[Event], td: TdReport | None) -> None:
-    # check 21 event-digests
+    # check 26 event-digests
     problem = digest_problem(events)
     ledger.judge(CheckCode.EVENT_DIGESTS, problem is None, expected="digests as recomputed", found=problem or "so")
-    # check 22 event-order
+    # check 27 event-order
     problem = order_problem(events)
     ledger.judge(CheckCode.EVENT_ORDER, problem is None, expected="system events in order", found=problem or "so")
-    # check 23 rtmr3-replay
+    # check 28 rtmr3-replay
     if td is not None:
         ledger.compare(CheckCode.RTMR3_REPLAY, expected=td.rtmr3, found=replay(events))
 
 
 def _judge_compose(ledger: Ledger, evidence: Evidence, events: Sequence[Event], found: str) -> None:
-    # check 24 compose-hash
+    # check 29 compose-hash
     measured = payload(events, "compose-hash") or b""
     stated = evidence.compose_hash.removeprefix("sha256:")
     ledger.judge(
@@ -156,7 +157,7 @@ def _judge_compose(ledger: Ledger, evidence: Evidence, events: Sequence[Event], 
 
 
 def _judge_app_id(ledger: Ledger, events: Sequence[Event], policy: Policy) -> None:
-    # check 26 app-id
+    # check 31 app-id
     found = (payload(events, "app-id") or b"").hex()
     if policy.app.app_id == "any":
         ledger.leave_open(CheckCode.APP_ID, found=found)
@@ -165,7 +166,7 @@ def _judge_app_id(ledger: Ledger, events: Sequence[Event], policy: Policy) -> No
 
 
 def _judge_key_provider(ledger: Ledger, events: Sequence[Event], policy: Policy) -> None:
-    # check 28 key-provider
+    # check 33 key-provider
     provider = key_provider(events)
     found = "none readable" if provider is None else f"{provider.name} {provider.identity}"
     demand = policy.app.key_provider
@@ -178,7 +179,8 @@ def _judge_key_provider(ledger: Ledger, events: Sequence[Event], policy: Policy)
 def _judge_key_chain(
     ledger: Ledger, chains: Sequence[DerivedKey], events: Sequence[Event], policy: Policy
 ) -> None:
-    # check 29 key-chain
+    ledger.leave_open(CheckCode.KEY_POSSESSION)
+    # check 34 key-chain
     root = policy.app.kms_root_key
     if root == "any":
         ledger.leave_open(CheckCode.KEY_CHAIN)

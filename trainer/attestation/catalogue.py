@@ -63,6 +63,11 @@ _QUOTE_CHECKS: Final = (
         "a platform with known, unpatched holes",
     ),
     CheckDefinition(
+        CheckCode.TCB_GRACE,
+        "an accepted out-of-date state became so no longer ago than the policy's grace",
+        "a platform that was left unpatched for longer than agreed",
+    ),
+    CheckDefinition(
         CheckCode.TCB_ADVISORIES,
         "no advisory that the policy refuses applies to the platform",
         "a platform open to one particular published attack",
@@ -78,9 +83,19 @@ _QUOTE_CHECKS: Final = (
         "a debug or foreign TDX module below the VM",
     ),
     CheckDefinition(
+        CheckCode.MR_SEAM,
+        "MRSEAM is one that the policy lists",
+        "a TDX module of Intel's that the provider does not want",
+    ),
+    CheckDefinition(
+        CheckCode.TD_DEBUG,
+        "the VM is not debuggable",
+        "a VM whose memory and registers the host reads at will",
+    ),
+    CheckDefinition(
         CheckCode.TD_ATTRIBUTES,
-        "production TD: SEPT_VE_DISABLE and no other attribute",
-        "a debuggable, migratable or profiled VM whose memory the host can read",
+        "beside DEBUG, the attributes of a production TD: SEPT_VE_DISABLE and no other",
+        "a migratable or profiled VM whose memory the host can read",
     ),
     CheckDefinition(
         CheckCode.TD_XFAM,
@@ -94,8 +109,13 @@ _QUOTE_CHECKS: Final = (
     ),
     CheckDefinition(
         CheckCode.MR_OWNER,
-        "MROWNER and MROWNERCONFIG are zero",
+        "MROWNER is zero",
         "a VM that was configured for an owner whom nobody reviewed",
+    ),
+    CheckDefinition(
+        CheckCode.MR_OWNER_CONFIG,
+        "MROWNERCONFIG is zero",
+        "an owner's configuration that nobody reviewed",
     ),
 )
 
@@ -105,6 +125,11 @@ DATASET_CHECKS: Final = (
         CheckCode.OS_MEASUREMENTS,
         "MRTD and RTMR0-2 are those of an OS image that the policy accepts",
         "a changed firmware, kernel, initrd or command line that lies about everything above it",
+    ),
+    CheckDefinition(
+        CheckCode.OS_DEVELOPMENT,
+        "the OS is no development image",
+        "an OS with a login for whoever knows the published password",
     ),
     CheckDefinition(
         CheckCode.EVENT_LOG_FORMAT,
@@ -157,6 +182,11 @@ DATASET_CHECKS: Final = (
         "keys that only claim to come from the key service",
     ),
     CheckDefinition(
+        CheckCode.KEY_POSSESSION,
+        "who holds the app's keys signed these claims",
+        "another VM's chain of keys shown beside this VM's claims",
+    ),
+    CheckDefinition(
         CheckCode.REPORT_DATA,
         "all 64 bytes of report_data are the digest of the claims",
         "changed claims: recipients, keys or digests that the VM never made",
@@ -165,6 +195,11 @@ DATASET_CHECKS: Final = (
         CheckCode.NONCE,
         "the claims carry the nonce that was asked with",
         "replay of evidence from an earlier run",
+    ),
+    CheckDefinition(
+        CheckCode.NONCE_UNUSED,
+        "the nonce was never used for other evidence",
+        "a nonce that others know, so that evidence can be prepared for it",
     ),
     CheckDefinition(
         CheckCode.CLAIMS_VALIDITY,
@@ -208,8 +243,63 @@ DATASET_CHECKS: Final = (
     ),
     CheckDefinition(
         CheckCode.GPU_REQUIRED,
-        "the OS attested NVIDIA GPUs in confidential mode, without devtools",
+        "the OS attested NVIDIA GPUs",
+        "training on something that only calls itself a GPU",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_CC_MODE,
+        "every GPU runs in confidential mode",
         "training on a GPU whose memory the host can read",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_DEVTOOLS,
+        "no GPU is in devtools mode",
+        "a GPU whose memory opens to developer tools",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_BOOT_CLAIMS,
+        "the boot evidence is one whole result of nvattest",
+        "boot evidence that two readers understand differently",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_BOOT_RESULT,
+        "the OS verified every GPU: chain, signature, measurements",
+        "a GPU that the OS looked at and found wanting",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_BOOT_SECURE_BOOT,
+        "every GPU booted its firmware securely",
+        "a GPU with firmware of the attacker's",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_BOOT_DEBUG,
+        "debugging is disabled on every GPU",
+        "a GPU whose state a debugger reads",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_BOOT_NONCE,
+        "all boot claims answer one nonce, which the OS drew",
+        "claims of several occasions put together",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_BOOT_REVOCATION,
+        "no certificate behind the boot claims was revoked",
+        "a GPU or reference values whose certificate was withdrawn",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_BOOT_COUNT,
+        "as many different GPUs as were measured and are demanded",
+        "one good GPU that stands for the others",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_BOOT_MODELS,
+        "every GPU in the boot claims is of a model that the policy lists",
+        "a GPU of a kind that was not reviewed",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_BOOT_VERSIONS,
+        "driver and VBIOS in the boot claims reach the policy's minimum",
+        "a driver or VBIOS with known, unpatched holes",
     ),
     CheckDefinition(
         CheckCode.GPU_REPORT_FORMAT,
@@ -245,6 +335,21 @@ DATASET_CHECKS: Final = (
         CheckCode.GPU_REPORT_VERSIONS,
         "driver and VBIOS versions reach the policy's minimum",
         "a driver or VBIOS with known, unpatched holes",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_REPORT_MODELS,
+        "every GPU that reports is of a model that the policy lists",
+        "a GPU of a kind that was not reviewed",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_REPORT_MEASUREMENTS,
+        "each report's measurements are NVIDIA's reference values",
+        "a GPU with firmware or a driver that NVIDIA never published",
+    ),
+    CheckDefinition(
+        CheckCode.GPU_REPORT_REVOCATION,
+        "NVIDIA's responder says that no certificate of a GPU was revoked",
+        "a GPU whose key was extracted and revoked",
     ),
     CheckDefinition(
         CheckCode.SANDBOX,

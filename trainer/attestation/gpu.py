@@ -31,11 +31,6 @@ class GpuBootEvent(Strict):
     evidence_sha256: Sha256Hex
     """SHA-256 of the exact text of the guest agent's GpuInfo answer, final newline included."""
 
-    @property
-    def confidential(self) -> bool:
-        """Whether NVIDIA GPUs are there, in confidential mode, closed to developer tools."""
-        return self.provider == "nvidia" and self.devices > 0 and self.cc_mode == "on" and not self.devtools
-
 
 def gpu_boot_event(events: Sequence[Event]) -> GpuBootEvent | None:
     """The GPU event as the OS measured it; None where there is none.

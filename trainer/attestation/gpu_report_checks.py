@@ -1,4 +1,4 @@
-"""Checks 41 to 47: are the fresh GPU reports genuine, made for this nonce, and what the policy demands?"""
+"""Checks 59 to 68: are the fresh GPU reports genuine, made for this nonce, and what the policy demands?"""
 
 from __future__ import annotations
 
@@ -54,6 +54,12 @@ def judge_gpu_reports(
 
     Reports that are shown are verified whether the policy demands them or not.
     """
+    for code in (
+        CheckCode.GPU_REPORT_MODELS,
+        CheckCode.GPU_REPORT_MEASUREMENTS,
+        CheckCode.GPU_REPORT_REVOCATION,
+    ):
+        ledger.leave_open(code)
     if not shown and demand.fresh == "any":
         for code in _CODES:
             ledger.leave_open(code, found="no fresh report")
@@ -61,7 +67,7 @@ def judge_gpu_reports(
     if not shown:
         _judge_count(ledger, (), demand)
         return
-    # check 41 gpu-report-format
+    # check 59 gpu-report-format
     reports = _each(
         ledger,
         CheckCode.GPU_REPORT_FORMAT,
@@ -107,7 +113,7 @@ def _judge_chains(ledger: Ledger, shown: Sequence[FreshGpuEvidence], question: G
         verify_chain(chain, root_sha256=question.root_sha256, now=question.now)
         return chain
 
-    # check 42 gpu-report-chain
+    # check 60 gpu-report-chain
     return _each(
         ledger,
         CheckCode.GPU_REPORT_CHAIN,
@@ -119,7 +125,7 @@ def _judge_chains(ledger: Ledger, shown: Sequence[FreshGpuEvidence], question: G
 
 
 def _judge_signers(ledger: Ledger, pairs: Sequence[tuple[GpuReport, Chain]]) -> None:
-    # check 43 gpu-report-signature
+    # check 61 gpu-report-signature
     _each(
         ledger,
         CheckCode.GPU_REPORT_SIGNATURE,
@@ -128,7 +134,7 @@ def _judge_signers(ledger: Ledger, pairs: Sequence[tuple[GpuReport, Chain]]) -> 
         expected="signed by the certified key",
         detail=RELAY_LIMIT,
     )
-    # check 45 gpu-report-fwid
+    # check 63 gpu-report-fwid
     _each(
         ledger,
         CheckCode.GPU_REPORT_FWID,
@@ -145,7 +151,7 @@ def _same(expected: bytes, found: bytes) -> None:
 
 
 def _judge_nonces(ledger: Ledger, reports: Sequence[GpuReport], nonce: bytes) -> None:
-    # check 44 gpu-report-nonce
+    # check 62 gpu-report-nonce
     _each(
         ledger,
         CheckCode.GPU_REPORT_NONCE,
@@ -156,7 +162,7 @@ def _judge_nonces(ledger: Ledger, reports: Sequence[GpuReport], nonce: bytes) ->
 
 
 def _judge_count(ledger: Ledger, chains: Sequence[Chain], demand: GpuSection) -> None:
-    # check 46 gpu-report-count
+    # check 64 gpu-report-count
     different = different_keys([chain[0] for chain in chains])
     wanted = demand.count == "any" or demand.count == different
     ledger.judge(
@@ -168,7 +174,7 @@ def _judge_count(ledger: Ledger, chains: Sequence[Chain], demand: GpuSection) ->
 
 
 def _judge_versions(ledger: Ledger, reports: Sequence[GpuReport], demand: GpuSection) -> None:
-    # check 47 gpu-report-versions
+    # check 65 gpu-report-versions
     least_driver, least_vbios = demand.min_driver_version, demand.min_vbios_version
     found = "; ".join(f"driver {report.driver_version}, VBIOS {report.vbios_version}" for report in reports)
     if least_driver == least_vbios == "any":

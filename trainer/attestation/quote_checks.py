@@ -1,4 +1,4 @@
-"""Checks 01 to 18: is this a genuine quote of a healthy platform, over a production TD?"""
+"""Checks 01 to 22: is this a genuine quote of a healthy platform, over a production TD?"""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from trainer.attestation.td_report import (
     XFAM_KNOWN,
     TdReport,
     attribute_names,
+    debuggable,
+    without_debug,
     xfam_acceptable,
 )
 from trainer.attestation.tdx import ParsedQuote, QuoteRefused, VerifiedQuote, parse_quote, verify_quote
@@ -60,6 +62,7 @@ def judge_quote(ledger: Ledger, quote_hex: str, collateral: bytes, policy: Polic
     refused = outcome if isinstance(outcome, QuoteRefused) else None
     _judge_refusal(ledger, refused)
     _judge_report(ledger, quote.report, refused)
+    _judge_seam(ledger, quote.report, policy)
     if not isinstance(outcome, VerifiedQuote) or documents is None:
         ledger.unreached(QUOTE_CODES, "the quote was not verified")
         return QuoteFindings(quote.report, None)
@@ -117,9 +120,12 @@ def _judge_refusal(ledger: Ledger, refused: QuoteRefused | None) -> None:
         ledger.judge(CheckCode.QUOTE_FORMAT, False, expected="a TDX quote, version 4 or 5", found=refused.reason)
         return
     ledger.judge(CheckCode.QUOTE_FORMAT, True, expected="a TDX quote, version 4 or 5", found="one")
-    if refused is not None and refused.code not in (CheckCode.TD_ATTRIBUTES, CheckCode.SERVICE_TD):
+    if refused is not None and refused.code not in _OF_THE_REPORT:
         ledger.judge(refused.code, False, expected=_EXPECTED[refused.code], found=refused.reason)
 
+
+_OF_THE_REPORT: Final = (CheckCode.TD_DEBUG, CheckCode.TD_ATTRIBUTES, CheckCode.SERVICE_TD)
+"""Refusals that `_judge_report` answers, from the report's own fields."""
 
 _EXPECTED: Final = {
     CheckCode.COLLATERAL_SIGNATURE: "collateral signed under the root",
@@ -163,12 +169,18 @@ def _judge_tcb(ledger: Ledger, verified: VerifiedQuote, policy: Policy, now: int
     # check 11 tcb-status
     ledger.judge(
         CheckCode.TCB_STATUS,
-        verified.status in demands.accepted_statuses and _within_grace(verified, demands.grace_days, now),
-        expected=f"{accepted}; if out of date, by at most {demands.grace_days} days",
-        found=", ".join(f"{level.status} of {_date(level.date)}" for level in verified.levels),
-        detail=f"together: {verified.status}",
+        verified.status in demands.accepted_statuses,
+        expected=accepted,
+        found=verified.status,
     )
-    # check 12 tcb-advisories
+    # check 12 tcb-grace
+    ledger.judge(
+        CheckCode.TCB_GRACE,
+        verified.status not in demands.accepted_statuses or _within_grace(verified, demands.grace_days, now),
+        expected=f"if out of date, by at most {demands.grace_days} days",
+        found=", ".join(f"{level.status} of {_date(level.date)}" for level in verified.levels),
+    )
+    # check 13 tcb-advisories
     refused = {advisory.upper() for advisory in demands.refused_advisories}
     present = ", ".join(verified.advisories) or "none"
     if refused:
@@ -177,7 +189,7 @@ def _judge_tcb(ledger: Ledger, verified: VerifiedQuote, policy: Policy, now: int
         ledger.judge(CheckCode.TCB_ADVISORIES, not hit, expected=wanted, found=present)
     else:
         ledger.leave_open(CheckCode.TCB_ADVISORIES, found=present)
-    # check 13 tcb-evaluation-number
+    # check 14 tcb-evaluation-number
     least, number = demands.min_evaluation_number, verified.evaluation_number
     if least == "any":
         ledger.leave_open(CheckCode.TCB_EVALUATION_NUMBER, found=number)
@@ -205,7 +217,7 @@ def _judge_module(ledger: Ledger, td: TdReport, documents: Collateral) -> None:
         and found & ~mask == 0
         and found & mask == int(attributes or "0", 16) & mask
     )
-    # check 14 tdx-module
+    # check 15 tdx-module
     ledger.judge(
         CheckCode.TDX_MODULE,
         holds,
@@ -215,25 +227,43 @@ def _judge_module(ledger: Ledger, td: TdReport, documents: Collateral) -> None:
     )
 
 
+def _judge_seam(ledger: Ledger, td: TdReport, policy: Policy) -> None:
+    listed = policy.tcb.mr_seam
+    # check 16 mr-seam
+    if listed == "any":
+        ledger.leave_open(CheckCode.MR_SEAM, found=td.mr_seam)
+    else:
+        found = td.mr_seam.hex()
+        ledger.judge(CheckCode.MR_SEAM, found in listed, expected=" or ".join(listed), found=found)
+
+
 def _judge_report(ledger: Ledger, td: TdReport, refused: QuoteRefused | None) -> None:
     """What dcap-qvl does not demand of the TD; its own complaint about the same field counts as well."""
     reason = {refused.code: refused.reason} if refused else {}
-    # check 15 td-attributes
+    # check 17 td-debug
+    ledger.judge(
+        CheckCode.TD_DEBUG,
+        not debuggable(td.td_attributes) and CheckCode.TD_DEBUG not in reason,
+        expected="DEBUG off",
+        found="DEBUG on" if debuggable(td.td_attributes) else "DEBUG off",
+        detail=reason.get(CheckCode.TD_DEBUG),
+    )
+    # check 18 td-attributes
     ledger.judge(
         CheckCode.TD_ATTRIBUTES,
-        td.td_attributes == PRODUCTION_ATTRIBUTES and CheckCode.TD_ATTRIBUTES not in reason,
+        without_debug(td.td_attributes) == PRODUCTION_ATTRIBUTES and CheckCode.TD_ATTRIBUTES not in reason,
         expected=attribute_names(PRODUCTION_ATTRIBUTES),
         found=attribute_names(td.td_attributes),
         detail=reason.get(CheckCode.TD_ATTRIBUTES),
     )
-    # check 16 td-xfam
+    # check 19 td-xfam
     ledger.judge(
         CheckCode.TD_XFAM,
         xfam_acceptable(td.xfam),
         expected=f"x87 and SSE, nothing beyond {XFAM_KNOWN:#x}",
         found=f"{int.from_bytes(td.xfam, 'little'):#x}",
     )
-    # check 17 service-td
+    # check 20 service-td
     ledger.judge(
         CheckCode.SERVICE_TD,
         not any(td.mr_service_td or b"") and CheckCode.SERVICE_TD not in reason,
@@ -241,9 +271,11 @@ def _judge_report(ledger: Ledger, td: TdReport, refused: QuoteRefused | None) ->
         found="none" if td.mr_service_td is None else td.mr_service_td,
         detail=reason.get(CheckCode.SERVICE_TD),
     )
-    # check 18 mr-owner
-    owner = td.mr_owner + td.mr_owner_config
-    ledger.compare(CheckCode.MR_OWNER, expected=bytes(len(owner)), found=owner)
+    # check 21 mr-owner
+    ledger.compare(CheckCode.MR_OWNER, expected=bytes(len(td.mr_owner)), found=td.mr_owner)
+    # check 22 mr-owner-config
+    config = td.mr_owner_config
+    ledger.compare(CheckCode.MR_OWNER_CONFIG, expected=bytes(len(config)), found=config)
 
 
 def _date(seconds: int) -> str:

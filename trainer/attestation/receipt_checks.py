@@ -1,4 +1,4 @@
-"""Checks 19 to 25 of a receipt's evidence: the same VM, the same job, this statement."""
+"""Checks 23 to 29 of a receipt's evidence: the same VM, the same job, this statement."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def judge_receipt(
         statement: the signed statement's bytes.
         earlier: the result that the dataset was sealed to.
     """
-    # receipt check 19 earlier-result
+    # receipt check 23 earlier-result
     ledger.compare(CheckCode.EARLIER_RESULT, expected="pass", found=earlier.status)
     _judge_vm(ledger, app_compose, td, earlier)
-    # receipt check 22 same-job
+    # receipt check 26 same-job
     ledger.compare(CheckCode.SAME_JOB, expected=earlier.job_spec_sha256, found=claims.job_spec_sha256)
-    # receipt check 23 statement-digest
+    # receipt check 27 statement-digest
     ledger.compare(CheckCode.STATEMENT_DIGEST, expected=sha256_hex(statement), found=claims.statement_sha256)
-    # receipt check 24 report-data
+    # receipt check 28 report-data
     if td is not None:
         ledger.compare(CheckCode.REPORT_DATA, expected=report_data(claims), found=td.report_data)
-    # receipt check 25 claims-validity
+    # receipt check 29 claims-validity
     begin = earlier.claims.issued_at
     ledger.judge(
         CheckCode.CLAIMS_VALIDITY,
@@ -53,12 +53,12 @@ def judge_receipt(
 def _judge_vm(ledger: Ledger, app_compose: str, td: TdReport | None, earlier: AttestationResult) -> None:
     if td is None or earlier.td is None:
         return
-    # receipt check 20 same-vm
+    # receipt check 24 same-vm
     names = ("MRTD", "RTMR0", "RTMR1", "RTMR2", "RTMR3")
     pairs = zip(names, earlier.td.registers, td.registers, strict=True)
     other = [name for name, before, after in pairs if before != after]
     ledger.compare(CheckCode.SAME_VM, expected="all registers equal", found=_registers_text(other))
-    # receipt check 21 compose-hash
+    # receipt check 25 compose-hash
     ledger.compare(CheckCode.COMPOSE_HASH, expected=earlier.compose_sha256, found=compose_hash(app_compose))
 
 

@@ -65,6 +65,16 @@ def attribute_names(attributes: bytes) -> str:
     return ", ".join(ATTRIBUTE_NAMES.get(bit, f"reserved bit {bit}") for bit in bits) or "none"
 
 
+def debuggable(attributes: bytes) -> bool:
+    """Whether the host may read and change the VM's state."""
+    return bool(attributes[0] & 1)
+
+
+def without_debug(attributes: bytes) -> bytes:
+    """TD ATTRIBUTES but for DEBUG, which is a matter of its own."""
+    return bytes([attributes[0] & 0xFE]) + attributes[1:]
+
+
 def xfam_acceptable(xfam: bytes) -> bool:
     """Whether XFAM enables x87 and SSE and nothing beyond the known set."""
     number = int.from_bytes(xfam, "little")

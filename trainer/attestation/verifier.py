@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from trainer.attestation.app_checks import judge_app
 from trainer.attestation.catalogue import DATASET_CHECKS, RECEIPT_CHECKS
 from trainer.attestation.checks import Check, Ledger
-from trainer.attestation.claims_checks import judge_binding, judge_gpu, judge_job, judge_time
+from trainer.attestation.claims_checks import judge_binding, judge_job, judge_nonce_use, judge_time
 from trainer.attestation.compose import compose_hash
 from trainer.attestation.event_log import Event
 from trainer.attestation.evidence import DatasetClaims, Evidence, ReceiptClaims
 from trainer.attestation.gpu_chain import NVIDIA_ROOT_SHA256
+from trainer.attestation.gpu_checks import judge_gpu
 from trainer.attestation.gpu_report import gpu_nonce
 from trainer.attestation.gpu_report_checks import GpuQuestion, judge_gpu_reports
 from trainer.attestation.policy import Policy
@@ -32,22 +33,29 @@ def appraise(
     nonce: str,
     now: int,
     peer_spki_sha256: str | None,
+    nonce_unused: bool | None = None,
     gpu_root_sha256: str = NVIDIA_ROOT_SHA256,
 ) -> AttestationResult:
     """Judge evidence that a dataset may be sealed to.
 
-    01 quote-format            13 tcb-evaluation-number   25 compose-accepted        37 receipt-key
-    02 quote-trailing-bytes    14 tdx-module              26 app-id                  38 gpu-evidence
-    03 collateral-format       15 td-attributes           27 mr-config-id            39 gpu-boot
-    04 root-of-trust           16 td-xfam                 28 key-provider            40 gpu-required
-    05 collateral-signature    17 service-td              29 key-chain               41 gpu-report-format
-    06 collateral-validity     18 mr-owner                30 report-data             42 gpu-report-chain
-    07 platform-certificate    19 os-measurements         31 nonce                   43 gpu-report-signature
-    08 quote-signature         20 event-log-format        32 claims-validity         44 gpu-report-nonce
-    09 quoting-enclave         21 event-digests           33 freshness               45 gpu-report-fwid
-    10 tcb-level               22 event-order             34 tls-key                 46 gpu-report-count
-    11 tcb-status              23 rtmr3-replay            35 job-spec-digest         47 gpu-report-versions
-    12 tcb-advisories          24 compose-hash            36 recipient               48 sandbox
+    01 quote-format           19 td-xfam           37 nonce                 55 gpu-boot-revocation
+    02 quote-trailing-bytes   20 service-td        38 nonce-unused          56 gpu-boot-count
+    03 collateral-format      21 mr-owner          39 claims-validity       57 gpu-boot-models
+    04 root-of-trust          22 mr-owner-config   40 freshness             58 gpu-boot-versions
+    05 collateral-signature   23 os-measurements   41 tls-key               59 gpu-report-format
+    06 collateral-validity    24 os-development    42 job-spec-digest       60 gpu-report-chain
+    07 platform-certificate   25 event-log-format  43 recipient             61 gpu-report-signature
+    08 quote-signature        26 event-digests     44 receipt-key           62 gpu-report-nonce
+    09 quoting-enclave        27 event-order       45 gpu-evidence          63 gpu-report-fwid
+    10 tcb-level              28 rtmr3-replay      46 gpu-boot              64 gpu-report-count
+    11 tcb-status             29 compose-hash      47 gpu-required          65 gpu-report-versions
+    12 tcb-grace              30 compose-accepted  48 gpu-cc-mode           66 gpu-report-models
+    13 tcb-advisories         31 app-id            49 gpu-devtools          67 gpu-report-measurements
+    14 tcb-evaluation-number  32 mr-config-id      50 gpu-boot-claims       68 gpu-report-revocation
+    15 tdx-module             33 key-provider      51 gpu-boot-result       69 sandbox
+    16 mr-seam                34 key-chain         52 gpu-boot-secure-boot
+    17 td-debug               35 key-possession    53 gpu-boot-debug
+    18 td-attributes          36 report-data       54 gpu-boot-nonce
 
     All of them run, whatever the earlier ones found, unless there is nothing left to look at (`not-reached`).
 
@@ -58,6 +66,8 @@ def appraise(
         nonce: what this provider asked with.
         now: Unix seconds; the only clock.
         peer_spki_sha256: digest of the TLS key that the evidence came from; None if it came as a file.
+        nonce_unused: whether the nonce was never used for other evidence, as far as the caller keeps a record of
+            nonces; None if it keeps none.
         gpu_root_sha256: fingerprint of the root that vouches for GPUs; another than NVIDIA's is for tests.
 
     Raises:
@@ -67,6 +77,7 @@ def appraise(
     quote = judge_quote(ledger, evidence.quote, collateral, policy, now)
     events = judge_app(ledger, evidence, quote.td, policy)
     judge_binding(ledger, claims, quote.td, nonce, peer_spki_sha256)
+    judge_nonce_use(ledger, nonce_unused)
     judge_time(ledger, claims, policy, now)
     judge_job(ledger, claims, policy)
     _judge_gpus(ledger, evidence, claims, events, policy, now, gpu_root_sha256)
@@ -104,7 +115,7 @@ def _judge_gpus(
 ) -> None:
     """Record what the OS says of the GPUs, then what they say themselves."""
     judge_gpu(ledger, claims, evidence.gpu, events, policy)
-    # Asked about the claims' nonce, which check 31 compares with the provider's: a wrong one gets one answer.
+    # Asked about the claims' nonce, which check 37 compares with the provider's: a wrong one gets one answer.
     question = GpuQuestion(gpu_nonce(claims.nonce), now, root_sha256)
     judge_gpu_reports(ledger, evidence.gpu.fresh, policy.gpu, question)
 
@@ -126,11 +137,11 @@ def appraise_receipt(
 ) -> tuple[Check, ...]:
     """Judge the evidence beside a receipt: did the VM that was appraised before sealing make this statement?
 
-    01 to 18 as in `appraise`, then
+    01 to 22 as in `appraise`, then
 
-    19 earlier-result          22 same-job             24 report-data
-    20 same-vm                 23 statement-digest     25 claims-validity
-    21 compose-hash
+    23 earlier-result       26 same-job             29 claims-validity
+    24 same-vm              27 statement-digest
+    25 compose-hash         28 report-data
 
     The receipt holds only if every check is acceptable.
 

@@ -26,6 +26,8 @@ MAX_POLICY_BYTES: Final = 1 << 20
 Unset = Literal["any"]
 """How a policy says that it does not demand something."""
 
+GpuModel = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]{0,63}$")]
+
 Register = Annotated[str, Field(pattern=r"^[0-9a-f]{96}$")]
 """One TDX register (48 bytes) in lower-case hex."""
 
@@ -95,6 +97,8 @@ class TcbSection(Strict):
     grace_days: Annotated[int, Field(ge=0, le=3650)]
     min_evaluation_number: Annotated[int, Field(ge=0, le=2**31)] | Unset
     refused_advisories: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")], ...]
+    mr_seam: Annotated[tuple[Register, ...], Field(min_length=1)] | Unset
+    """Measurements of the TDX modules that may run; collateral names their signer and version only."""
 
 
 class KeyProviderDemand(Strict):
@@ -132,28 +136,39 @@ class OsSection(Strict):
 
     measurements: tuple[OsMeasurements, ...] = ()
     image_sha256: tuple[Sha256Hex, ...] = ()
+    development: Literal["refused"] | Unset = "refused"
 
 
 class GpuSection(Strict):
     """Whether there must be NVIDIA GPUs in confidential mode, by the OS's word and by their own.
 
-    `required` is about what the measured OS attested at boot. The rest is about fresh reports, which GPUs sign for
-    the provider's nonce: whether there must be any, by how many different GPUs, and of which versions at least.
+    `required` is about what the measured OS attested at boot; `boot` demands that the claims behind its word hold,
+    GPU by GPU; `fresh` demands reports that GPUs sign for the provider's nonce. The rest says what
+    these must show.     Reference values (RIM) and revocation (OCSP) are about fresh reports.
     """
 
     required: bool
+    boot: Literal["required"] | Unset
     fresh: Literal["required"] | Unset
     count: Annotated[int, Field(ge=1, le=MAX_GPUS)] | Unset
+    models: Annotated[tuple[GpuModel, ...], Field(min_length=1)] | Unset
+    """Starts of model names, such as `GH100`; a GPU must be of one of them."""
     min_driver_version: Annotated[str, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}$")] | Unset
     """Such as `550.90.07`; compared number by number."""
     min_vbios_version: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{2}(\.[0-9a-fA-F]{2}){4}$")] | Unset
     """Such as `96.00.9F.00.01`; compared byte by byte, in hex."""
+    devtools: Literal["refused"] | Unset
+    """Devtools mode, and debugging by the boot claims' word."""
+    reference_values: Unset
+    revocation: Unset
 
     @model_validator(mode="after")
-    def _rests_on_reports(self) -> Self:
-        rest = (self.count, self.min_driver_version, self.min_vbios_version)
-        if self.fresh == "any" and rest != ("any", "any", "any"):
-            raise ValueError("count and least versions can be demanded only with `fresh: required`")
+    def _rests_on_evidence(self) -> Self:
+        rest = (self.count, self.models, self.min_driver_version, self.min_vbios_version)
+        if self.boot == self.fresh == "any" and rest != ("any",) * len(rest):
+            raise ValueError("count, models and least versions need `boot: required` or `fresh: required`")
+        if self.boot == "required" and not self.required:
+            raise ValueError("`boot: required` needs `required: true`")
         return self
 
 

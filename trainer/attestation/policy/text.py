@@ -72,7 +72,11 @@ def strict_policy(
         trust_root="intel" if trust_root_pem is None else _trust_root(trust_root_pem),
         collateral=collateral or CollateralUrl(url=dcap_qvl.INTEL_PCS_URL),
         tcb=TcbSection(
-            accepted_statuses=("UpToDate",), grace_days=0, min_evaluation_number="any", refused_advisories=()
+            accepted_statuses=("UpToDate",),
+            grace_days=0,
+            min_evaluation_number="any",
+            refused_advisories=(),
+            mr_seam="any",
         ),
         app=AppSection(
             compose_sha256=(compose_hash(app_compose),),
@@ -93,10 +97,15 @@ def _strict_gpu(required: bool) -> GpuSection:
     """How many GPUs and which versions is for the provider to add: the reviewed files do not say it."""
     return GpuSection(
         required=required,
+        boot="required" if required else "any",
         fresh="required" if required else "any",
         count="any",
+        models="any",
         min_driver_version="any",
         min_vbios_version="any",
+        devtools="refused",
+        reference_values="any",
+        revocation="any",
     )
 
 
@@ -209,6 +218,10 @@ def _explain_tcb(tcb: TcbSection) -> Iterator[str]:
         yield "Not demanded: a least TCB evaluation data number."
     else:
         yield f"The TCB evaluation data number must be at least {tcb.min_evaluation_number}."
+    if tcb.mr_seam == "any":
+        yield "Not demanded: a particular TDX module; any that Intel signed and calls up to date will do."
+    else:
+        yield f"The TDX module must be one of {len(tcb.mr_seam)} listed."
     if tcb.refused_advisories:
         yield f"Platforms open to {', '.join(tcb.refused_advisories)} are refused."
 
@@ -245,17 +258,33 @@ def _explain_gpu(gpu: GpuSection) -> Iterator[str]:
         yield "The OS must have attested NVIDIA GPUs in confidential mode."
     else:
         yield "Not demanded: GPUs in confidential mode."
-    if gpu.fresh == "any":
+    if gpu.boot == "required":
+        yield "What the OS found out about each GPU at boot must be good."
+    else:
+        yield "Not demanded: what the OS found out about each GPU at boot."
+    if gpu.devtools == "any":
+        yield "CAUTION: GPUs may be open to developer tools, and through them to the host."
+    if gpu.fresh == "required":
+        yield (
+            "GPUs must answer with fresh reports that chain to NVIDIA's root. They show that genuine GPUs "
+            "answered, not that these are the ones wired to the VM."
+        )
+    else:
         yield "Not demanded: fresh reports of GPUs; those that are shown must be genuine all the same."
+    yield from _explain_gpu_values(gpu)
+
+
+def _explain_gpu_values(gpu: GpuSection) -> Iterator[str]:
+    if gpu.boot == gpu.fresh == "any":
         return
-    yield (
-        "GPUs must answer with fresh reports that chain to NVIDIA's root. They show that genuine GPUs answered, "
-        "not that these are the ones wired to the VM."
-    )
     if gpu.count == "any":
         yield "Not demanded: a number of GPUs."
     else:
-        yield f"Exactly {gpu.count} different GPUs must answer."
+        yield f"There must be exactly {gpu.count} different GPUs."
+    if gpu.models == "any":
+        yield "Not demanded: a GPU model."
+    else:
+        yield f"Each GPU must be a {' or '.join(gpu.models)}."
     for name, value in (("driver", gpu.min_driver_version), ("VBIOS", gpu.min_vbios_version)):
         yield (
             f"Not demanded: a least {name} version." if value == "any" else f"The {name} must be at least {value}."
