@@ -404,7 +404,9 @@ def make_world() -> Callable[..., World]:
 
     def make(options: VmOptions | None = None) -> World:
         vm = SimulatedVm(
-            COMPOSE, SEED, options=options or VmOptions(gpu_attestation=GPU_BOOT, image="dstack-0.6.0")
+            COMPOSE,
+            SEED,
+            options=replace(options or VmOptions(gpu_attestation=GPU_BOOT), image="dstack-0.6.0"),
         )
         boot = vm.options.gpu_attestation
         gpu = GpuEvidence(boot=boot, fresh=(gpu_answer(),) if boot else ())
