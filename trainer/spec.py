@@ -65,6 +65,8 @@ class ModelSection(Strict):
     load_in_4bit: bool = False
     load_in_8bit: bool = False
     trust_remote_code: Literal[False] = False
+    license: Annotated[str, Field(pattern=r"^[\w. +-]{1,128}$")] | None = None
+    """The base model's licence, as the adapter's model card is to name it."""
 
     @property
     def is_local(self) -> bool:
@@ -166,9 +168,14 @@ class TrainSection(Strict):
 
 
 class OutputSection(Strict):
-    """What the sealed result holds beside the adapter and the receipt."""
+    """What the sealed result holds beside the adapter and the receipt.
+
+    `samples` held-out prompts are answered before and after training, with at most `sample_max_new_tokens` tokens.
+    """
 
     include_logs: bool = True
+    samples: Annotated[int, Field(ge=0, le=64)] = 3
+    sample_max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
 
 
 class PrivacySection(Strict):

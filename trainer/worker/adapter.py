@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from trainer.spec import ModelSection
 
-_CARD: Final = """---
-base_model: {base}
-library_name: peft
-tags:
-- lora
-- transformers
----
-
-# LoRA adapter
-
-Made for the base model `{base}`{revision}. Load it with `peft.PeftModel.from_pretrained(base_model, DIR)`.
-"""
-
 
 def save_adapter(model: Any, section: ModelSection, target: Path) -> None:
-    """Write `adapter_config.json`, `adapter_model.safetensors` and `README.md`.
+    """Write `adapter_config.json` and `adapter_model.safetensors`; `README.md` is the model card's place.
 
     Args:
         model: PEFT model.
@@ -38,5 +25,4 @@ def save_adapter(model: Any, section: ModelSection, target: Path) -> None:
     model.get_base_model().config._name_or_path = name  # noqa: SLF001 -- PEFT reads it for its README
     # Not "auto": that looks for the base model's config on the hub to see whether its vocabulary grew.
     model.save_pretrained(str(target), safe_serialization=True, save_embedding_layers=False)
-    note = f" at revision `{revision}`" if revision else ""
-    (target / "README.md").write_text(_CARD.format(base=name, revision=note), encoding="utf-8")
+    (target / "README.md").unlink(missing_ok=True)  # PEFT's own knows nothing of this run

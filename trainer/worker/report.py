@@ -13,8 +13,10 @@ from types import TracebackType
 from typing import Final, Self
 
 from trainer.spec import JobSpec
+from trainer.worker.card import perplexity
 from trainer.worker.charts import Curve, Point, line_chart, smoothed
 from trainer.worker.protocol import Message, Metrics
+from trainer.worker.samples import Sample
 from trainer.worker.summary import Summary
 
 
@@ -49,19 +51,28 @@ class Recorder:
         self._file.close()
 
 
-def write_report(directory: Path, summary: Summary, metrics: Sequence[Metrics], spec: JobSpec) -> None:
-    """Write `summary.json` and `report.html` into an existing directory."""
+def write_report(
+    directory: Path, summary: Summary, metrics: Sequence[Metrics], spec: JobSpec, samples: Sequence[Sample] = ()
+) -> None:
+    """Write `summary.json`, `samples.json` and `report.html` into an existing directory."""
     document = summary.model_dump(mode="json")
+    shown = [sample.as_dict() for sample in samples]
     (directory / "summary.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    (directory / "report.html").write_text(render_page(summary, metrics, spec), encoding="utf-8")
+    (directory / "samples.json").write_text(
+        json.dumps(shown, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    (directory / "report.html").write_text(render_page(summary, metrics, spec, samples), encoding="utf-8")
 
 
-def render_page(summary: Summary, metrics: Sequence[Metrics], spec: JobSpec) -> str:
+def render_page(
+    summary: Summary, metrics: Sequence[Metrics], spec: JobSpec, samples: Sequence[Sample] = ()
+) -> str:
     """The page as one HTML document."""
     parts = (
         _headline(summary, spec),
         _warnings(summary.warnings),
         _charts(metrics),
+        _samples(samples),
         "<div class=columns>",
         _table("Rows", summary.rows),
         _table("Tokens of a row", summary.tokens),
@@ -82,6 +93,8 @@ def _headline(summary: Summary, spec: JobSpec) -> str:
     if summary.eval_loss_before is not None and summary.eval_loss_after is not None:
         change = f"{_loss(summary.eval_loss_before)} → {_loss(summary.eval_loss_after)}"
         figures.insert(0, ("loss on held-out rows", change))
+        odds = (perplexity(summary.eval_loss_before), perplexity(summary.eval_loss_after))
+        figures.insert(1, ("perplexity on held-out rows", " → ".join(f"{value:.2f}" for value in odds)))
     tiles = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in figures)
     base = escape(spec.model.model_name_or_path)
     return f"<h1>Fine-tuning report</h1><p class=base>LoRA on {base}</p><section class=tiles>{tiles}</section>"
@@ -125,6 +138,23 @@ def _figure(title: str, unit: str, curves: Sequence[Curve]) -> str:
     chart = line_chart([curve for curve in curves if curve.points], x_label="step")
     note = f" <small>{escape(unit)}</small>" if unit else ""
     return f"<figure><figcaption>{escape(title)}{note}</figcaption>{chart}</figure>" if chart else ""
+
+
+def _samples(samples: Sequence[Sample]) -> str:
+    """Each prompt over what the base model, the trained model and the row itself say to it."""
+    if not samples:
+        return ""
+    cards = "".join(
+        f"<article><p class=prompt>{escape(sample.prompt)}</p><div class=answers>"
+        f"{_answer('before', sample.before)}{_answer('after', sample.after)}{_answer('the row', sample.reference)}"
+        "</div></article>"
+        for sample in samples
+    )
+    return f"<section class=samples><h2>Held-out prompts, answered before and after</h2>{cards}</section>"
+
+
+def _answer(title: str, text: str) -> str:
+    return f"<div><h3>{escape(title)}</h3><p>{escape(text)}</p></div>"
 
 
 def points(metrics: Sequence[Metrics], name: str) -> list[Point]:
@@ -182,6 +212,12 @@ svg{display:block;width:100%;height:auto}svg text{font-size:12px;fill:var(--soft
 .key{margin-right:16px}.key::before{content:"";display:inline-block;width:18px;height:3px;margin:0 6px 3px 0;
 border-radius:2px;background:var(--main)}.key.second::before{background:var(--second)}
 .key.faint::before{opacity:.45}
+.samples article{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:14px 18px;
+margin-bottom:14px}
+.samples p{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;font-size:13.5px}
+.samples .prompt{color:var(--soft);padding-bottom:10px;border-bottom:1px solid var(--line);margin-bottom:10px}
+.samples h3{margin:0 0 4px;font-size:12.5px;font-weight:600;color:var(--soft)}
+.answers{display:grid;grid-template-columns:repeat(auto-fit,minmax(220px,1fr));gap:18px}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(230px,1fr));gap:16px;align-items:start}
 .columns section{padding:14px 18px}
 table{width:100%;border-collapse:collapse;font-size:13.5px}

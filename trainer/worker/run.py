@@ -13,13 +13,16 @@ import transformers
 
 from trainer.errors import ErrorCode, JobError
 from trainer.rows import Row
+from trainer.spec import JobSpec
 from trainer.worker.adapter import save_adapter
+from trainer.worker.card import model_card
 from trainer.worker.dataset import Dataset, build_dataset
 from trainer.worker.loop import Outcome, Training
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import Loader, Precision, check_model_dir, choose_precision, raise_if_out_of_memory
 from trainer.worker.protocol import Message, Order
 from trainer.worker.report import Recorder, write_report
+from trainer.worker.samples import Sampler
 from trainer.worker.stopwatch import Stopwatch
 from trainer.worker.summary import Summary, describe_lengths
 from trainer.worker.tokens import Tokens, load_tokens
@@ -75,16 +78,34 @@ def _train(
         model = loader.load(order.model_dir, spec, precision)
         _check_vocabulary(model, data)
         loss = CausalLoss(model, precision, pad_id=tokens.pad_id)
+    sampler = _sampler(model, tokens, precision, data, spec)
+    with watch.part("sample"):
+        samples = sampler.before()
     with Recorder(order.output_dir / "report", report) as recorder:
         outcome = Training(model, loss, data, spec.train, report=recorder).run()
     watch.put("train", outcome.train_seconds)
     watch.put("eval", outcome.eval_seconds)
+    with watch.part("sample"):
+        samples = sampler.after(samples)
     with watch.part("save"):
         save_adapter(model, spec.model, order.output_dir / "adapter")
     environment = _environment(loader, precision, loss)
     summary = _summary(outcome, data, watch, environment, (*data.warnings, *warnings))
-    write_report(order.output_dir / "report", summary, recorder.metrics, spec)
+    write_report(order.output_dir / "report", summary, recorder.metrics, spec, samples)
+    (order.output_dir / "adapter" / "README.md").write_text(model_card(summary, spec), encoding="utf-8")
     return summary
+
+
+def _sampler(model: Any, tokens: Tokens, precision: Precision, data: Dataset, spec: JobSpec) -> Sampler:
+    output = spec.output
+    return Sampler(
+        model,
+        tokens,
+        precision,
+        data.evaluation,
+        count=output.samples,
+        max_new_tokens=output.sample_max_new_tokens,
+    )
 
 
 def _seed(seed: int) -> None:
