@@ -17,6 +17,7 @@ from trainer.spec import JobSpec
 from trainer.worker.charts import Curve, line_chart, nice_ticks, smoothed
 from trainer.worker.protocol import Message, Metrics, Progress
 from trainer.worker.report import Recorder, render_page, write_report
+from trainer.worker.samples import Sample
 from trainer.worker.summary import Summary
 
 METRICS = [
@@ -130,3 +131,19 @@ def test_no_points_no_chart() -> None:
 
 def test_smoothing_is_a_trailing_mean() -> None:
     assert smoothed([(1.0, 2.0), (2.0, 4.0), (3.0, 9.0)], 2) == [(1.0, 2.0), (2.0, 3.0), (3.0, 6.5)]
+
+
+def test_samples_stand_side_by_side_and_are_text(summary: Summary, make_spec: Callable[..., JobSpec]) -> None:
+    sample = Sample("Who <i>is</i> it?", "the row's", "base's <script>", "tuned")
+    html = render_page(summary, METRICS, make_spec(), (sample,))
+    page = Page(html)
+    assert "script" not in page.tags
+    text = " ".join(page.text)
+    for shown in ("Who <i>is</i> it?", "the row's", "base's <script>", "tuned", "33.12 → 9.49"):
+        assert shown in text
+
+
+def test_samples_are_kept_as_data(tmp_path: Path, summary: Summary, make_spec: Callable[..., JobSpec]) -> None:
+    write_report(tmp_path, summary, METRICS, make_spec(), (Sample("ü?", "a", "b", "c"),))
+    kept = json.loads((tmp_path / "samples.json").read_text(encoding="utf-8"))
+    assert kept == [{"prompt": "ü?", "reference": "a", "before": "b", "after": "c"}]

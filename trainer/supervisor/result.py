@@ -7,6 +7,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from pydantic import JsonValue
 
@@ -53,6 +54,8 @@ def seal_ending(signer: Signer, bundle: OpenedBundle, ending: Ending, workspace:
         UnavailableError: the guest agent gives no quote.
     """
     tree = _gather(ending, workspace, include_logs=signer.spec.output.include_logs)
+    if ending.failure is None:
+        _add_provenance(tree / "adapter" / "README.md", signer, bundle)
     statement = make_statement(_run(signer, bundle, ending, tree))
     claims = ReceiptClaims(
         version=1,
@@ -83,6 +86,35 @@ def _gather(ending: Ending, workspace: Workspace, *, include_logs: bool) -> Path
             if log.exists():
                 shutil.copyfile(log, tree / "logs" / log.name)
     return tree
+
+
+def _add_provenance(card: Path, signer: Signer, bundle: OpenedBundle) -> None:
+    """Tell the reader of the model card what vouches for it.
+
+    The receipt's own digest cannot stand in a file that the receipt lists; its key's can.
+    """
+    key = sha256_hex(bytes.fromhex(signer.keys.receipt_public_key))
+    with card.open("a", encoding="utf-8") as file:
+        file.write(
+            _PROVENANCE.format(
+                dataset=bundle.manifest.sha256(), compose=signer.compose_sha256, spec=signer.spec.sha256(), key=key
+            )
+        )
+
+
+_PROVENANCE: Final = """
+## Provenance
+
+| | SHA-256 |
+|---|---|
+| job spec | `{spec}` |
+| dataset manifest | `{dataset}` |
+| app-compose.json | `{compose}` |
+| key that signed the receipt | `{key}` |
+
+`receipt.json` beside this folder lists the digest of every file here, signed inside the confidential VM, and
+`evidence.json` is the hardware's word for that signature. `trainer open` checks both.
+"""
 
 
 def failure_report(error: TrainerError) -> dict[str, JsonValue]:

@@ -81,15 +81,3 @@ def _table(values: Mapping[str, object]) -> Iterator[str]:
     for name, value in values.items():
         text = value if isinstance(value, str) else json.dumps(value)
         yield f"| {name} | {text.replace('|', chr(92) + '|')} |"
-
-
-def provenance(facts: Mapping[str, str]) -> str:
-    """The section that the supervisor adds: digests of what the receipt beside the adapter vouches for."""
-    lines = ("", "## Provenance", "", *_table(facts), "", _RECEIPT)
-    return "\n".join(lines) + "\n"
-
-
-_RECEIPT: Final = (
-    "`receipt.json` beside this folder lists the digest of every file, signed inside the confidential VM; "
-    "`evidence.json` is the hardware's word for it. `trainer open` checks both."
-)

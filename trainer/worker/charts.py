@@ -11,6 +11,8 @@ from typing import Final
 WIDTH, HEIGHT = 640, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 14, 34
 _TICKS: Final = 5
+_SMALLEST_SPAN: Final = 1e-300
+"""Below it, a fifth of the span is no longer a number that a logarithm can be taken of."""
 
 Point = tuple[float, float]
 
@@ -69,8 +71,9 @@ def _axes(points: Sequence[Point]) -> _Axes:
 
 def nice_ticks(low: float, high: float) -> list[float]:
     """Round numbers, evenly spaced, from at most `low` to at least `high`; at least two."""
-    if not high > low:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    if not high - low > _SMALLEST_SPAN:
+        half = max(abs(low), _SMALLEST_SPAN * 1e6) / 2 if low else 0.5
+        low, high = low - half, high + half
     rough = (high - low) / _TICKS
     magnitude = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough * 0.999)

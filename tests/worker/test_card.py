@@ -1,0 +1,68 @@
+"""The model card: statistics and settings, valid metadata, nothing of any row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import yaml
+
+from trainer.spec import JobSpec
+from trainer.worker.card import model_card, perplexity
+from trainer.worker.summary import Summary
+
+
+def summary(**changes: object) -> Summary:
+    fields: dict[str, object] = {
+        "eval_loss_before": 3.5,
+        "eval_loss_after": 2.25,
+        "train_loss": 2.9,
+        "trained_tokens": 12345,
+        "input_tokens": 23456,
+        "steps": 60,
+        "rows": {"train": 90, "eval": 10},
+        "tokens": {"shortest": 3, "longest": 99},
+        "seconds": {"total": 15.25},
+        "environment": {"device": "a | b"},
+        "warnings": (),
+    }
+    return Summary.model_validate({**fields, **changes})
+
+
+def metadata(card: str) -> dict[str, object]:
+    document: dict[str, object] = yaml.safe_load(card.split("---")[1])
+    return document
+
+
+def test_the_card_says_what_was_done(make_spec: Callable[..., JobSpec]) -> None:
+    spec = make_spec(model={"license": "apache-2.0"})
+    card = model_card(summary(), spec)
+    assert metadata(card)["base_model"] == "./models/tiny"
+    assert metadata(card)["license"] == "apache-2.0"
+    for words in (
+        "held-out loss after | 2.25",
+        "perplexity after | 9.49",
+        "12345",
+        "lora.lora_r | 4",
+        spec.sha256(),
+    ):
+        assert words in card
+    assert "a \\| b" in card
+
+
+def test_a_card_without_held_out_rows_claims_nothing_about_them(make_spec: Callable[..., JobSpec]) -> None:
+    card = model_card(summary(eval_loss_before=None, eval_loss_after=None), make_spec())
+    assert "held-out" not in card
+    assert "license" not in metadata(card)
+
+
+def test_a_name_cannot_break_out_of_the_metadata(make_spec: Callable[..., JobSpec]) -> None:
+    name = './models/a: b #"c"'
+    card = model_card(summary(), make_spec(model={"model_name_or_path": name}))
+    assert metadata(card)["base_model"] == name
+
+
+def test_perplexity_is_the_exponential_of_the_loss() -> None:
+    assert perplexity(0.0) == 1.0
+    assert math.isclose(perplexity(math.log(7)), 7)
+    assert perplexity(1e9) == math.inf

@@ -1,0 +1,78 @@
+"""Held-out prompts, continued before and after training."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.spec import JobSpec
+from trainer.worker.encode import Example
+from trainer.worker.model import Precision, TransformersLoader
+from trainer.worker.samples import Sampler, left_padded, split_example
+from trainer.worker.tokens import load_tokens
+
+CPU = Precision(torch.device("cpu"), torch.float32, autocast=False)
+
+
+def example(ids: list[int], trained: list[int]) -> Example:
+    return Example(array("i", ids), bytes(trained), stops=True)
+
+
+def test_an_example_is_split_where_training_begins() -> None:
+    assert split_example(example([5, 6, 7, 8], [0, 0, 1, 1])) == ([5, 6], [7, 8])
+    assert split_example(example([5, 6, 7, 8, 9], [0, 1, 0, 0, 1])) == ([5], [6])
+
+
+def test_prompts_end_at_the_same_place() -> None:
+    ids, mask = left_padded([[1, 2, 3], [4]], 0, torch.device("cpu"))
+    assert ids.tolist() == [[1, 2, 3], [0, 0, 4]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+@pytest.fixture
+def sampler(tiny_model: Path, make_spec: Callable[..., JobSpec]) -> Callable[..., Sampler]:
+    model = TransformersLoader().load(tiny_model, make_spec(), CPU)
+    tokens = load_tokens(tiny_model)
+
+    def make(prompts: list[str], count: int = 3) -> Sampler:
+        rows = [tokens.ids(prompt) for prompt in prompts]
+        examples = [example([*ids, 5, 6], [0] * len(ids) + [1, 1]) for ids in rows]
+        return Sampler(model, tokens, CPU, examples, count=count, max_new_tokens=5)
+
+    return make
+
+
+def test_padding_does_not_change_what_is_answered(sampler: Callable[..., Sampler]) -> None:
+    short, long = "Who?", "What is this, and who has ever been there to see it?"
+    together = sampler([short, long]).before()
+    alone = [sampler([text]).before()[0] for text in (short, long)]
+    assert [sample.before for sample in together] == [sample.before for sample in alone]
+    assert [sample.prompt for sample in together] == [short, long]
+
+
+def test_after_keeps_before(sampler: Callable[..., Sampler]) -> None:
+    made = sampler(["Who?"])
+    before = made.before()
+    after = made.after(before)
+    assert after[0].before == before[0].before == after[0].after
+    assert set(after[0].as_dict()) == {"prompt", "reference", "before", "after"}
+
+
+def test_no_more_than_asked_for_and_none_without_prompts(sampler: Callable[..., Sampler]) -> None:
+    assert len(sampler(["a", "b", "c"], count=2).before()) == 2
+    nothing = sampler(["", ""])
+    assert nothing.before() == nothing.after(()) == ()
+
+
+def test_sampling_leaves_the_model_as_it_was(sampler: Callable[..., Sampler]) -> None:
+    made = sampler(["Who?"])
+    made._model.train()
+    made.before()
+    assert made._model.training
+    state = torch.random.get_rng_state()
+    made.before()
+    assert torch.equal(state, torch.random.get_rng_state())
