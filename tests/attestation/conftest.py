@@ -45,6 +45,7 @@ from trainer.attestation.verifier import appraise, appraise_receipt
 from trainer.encoding import sha256_hex
 from trainer.tee.keys import recipient_path
 from trainer.tee.simulator.agent import SimulatedVm, VmOptions, simulated_measurements
+from trainer.tee.simulator.nvattest import SimulatedGpu, nvattest_result
 
 NOW = 1_790_000_000
 SEED = b"a seed of 32 bytes for appraisals"
@@ -53,7 +54,7 @@ SPEC = "ab" * 32
 NONCE = "01" * 32
 PEER = "0e" * 32
 STATEMENT = b'{"_type": "https://in-toto.io/Statement/v1"}'
-GPU_BOOT = '{"claims": []}\n'
+GPU_BOOT = nvattest_result([SimulatedGpu()], "5b" * 32)
 
 Quoted = dict[str, bytes]
 FWID = b"\x0f" * 48

@@ -30,11 +30,13 @@ from trainer.errors import ErrorCode, VerificationError
 from trainer.tee.simulator.agent import Release, SimulatedVm, VmOptions
 from trainer.tee.simulator.certificates import raw_signature
 from trainer.tee.simulator.event_log import RuntimeEvent
+from trainer.tee.simulator.nvattest import SimulatedGpu, nvattest_result
 from trainer.tee.simulator.pki import DevelopmentPki
 
 World = Any  # conftest.World; test files do not import from each other
 
 DAY = 86400
+GPU_BOOT = nvattest_result([SimulatedGpu()], "5b" * 32)  # the same as conftest's
 OTHER = DevelopmentPki(b"another seed of 32 bytes for quotes")
 
 
@@ -109,7 +111,7 @@ def gpu_event(**changes: Any) -> bytes:
         "devices": 1,
         "cc_mode": "on",
         "devtools": False,
-        "evidence_sha256": sha256_hex(b'{"claims": []}\n'),
+        "evidence_sha256": sha256_hex(GPU_BOOT.encode()),
     }
     return json.dumps(document | changes).encode()
 
@@ -541,7 +543,7 @@ def test_zeros_after_the_quote_are_padding(world: World) -> None:
 
 
 def test_mrconfigid_may_be_unset(make_world: Callable[..., World]) -> None:
-    world = make_world(VmOptions(gpu_attestation='{"claims": []}\n', config_id=False))
+    world = make_world(VmOptions(gpu_attestation=GPU_BOOT, config_id=False))
     assert world.contraindicated() == []
 
 
@@ -556,9 +558,9 @@ def test_wider_forms_of_mrconfigid_are_named_and_left_open(world: World, form: i
 @pytest.mark.parametrize(
     "options",
     [
-        VmOptions(gpu_attestation='{"claims": []}\n', event_version=2),
-        VmOptions(gpu_attestation='{"claims": []}\n', release=Release.V0_5),
-        VmOptions(gpu_attestation='{"claims": []}\n', release=Release.V0_5, event_version=2),
+        VmOptions(gpu_attestation=GPU_BOOT, event_version=2),
+        VmOptions(gpu_attestation=GPU_BOOT, release=Release.V0_5),
+        VmOptions(gpu_attestation=GPU_BOOT, release=Release.V0_5, event_version=2),
     ],
 )
 def test_other_releases_and_event_versions_pass(make_world: Callable[..., World], options: VmOptions) -> None:
@@ -599,7 +601,7 @@ def test_a_vm_without_gpu(make_world: Callable[..., World]) -> None:
 
 @pytest.mark.parametrize("boot", ["", '{"claims": [1]}\n'])
 def test_boot_evidence_and_measured_event_belong_together(make_world: Callable[..., World], boot: str) -> None:
-    world = make_world(VmOptions(gpu_attestation="" if boot else '{"claims": []}\n'))
+    world = make_world(VmOptions(gpu_attestation="" if boot else GPU_BOOT))
     gpu = GpuEvidence(boot=boot)
     digest = gpu_evidence_sha256(gpu)
     opened = world.without_reports().demanding("gpu", required=False)
