@@ -28,6 +28,7 @@ from trainer.attestation.evidence import (
     Recipients,
 )
 from trainer.attestation.gpu_report import gpu_nonce
+from trainer.attestation.key_chain import prove_possession
 from trainer.attestation.policy import (
     AppSection,
     CollateralUrl,
@@ -43,7 +44,7 @@ from trainer.attestation.policy import (
 from trainer.attestation.result import AttestationResult
 from trainer.attestation.verifier import appraise, appraise_receipt
 from trainer.encoding import sha256_hex
-from trainer.tee.keys import recipient_path
+from trainer.tee.keys import possession_path, recipient_path
 from trainer.tee.simulator.agent import SimulatedVm, VmOptions, simulated_measurements
 from trainer.tee.simulator.nvattest import SimulatedGpu, nvattest_result
 
@@ -190,8 +191,14 @@ def _receipt_key() -> str:
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex()
 
 
-def _derived_key(vm: SimulatedVm) -> DerivedKey:
-    path, purpose = recipient_path(SPEC), "recipient"
+def _key_chain(vm: SimulatedVm, claims: DatasetClaims) -> tuple[DerivedKey, ...]:
+    """The recipient's key, and the one that signs claims."""
+    signed = prove_possession(vm.keys.derive(possession_path(SPEC), "possession").secret, claims)
+    possession = _proof(vm, possession_path(SPEC), "possession").model_copy(update={"possession": signed})
+    return _proof(vm, recipient_path(SPEC), "sealing"), possession
+
+
+def _proof(vm: SimulatedVm, path: str, purpose: str) -> DerivedKey:
     derived = vm.keys.derive(path, purpose)
     return DerivedKey(
         path=path,
@@ -355,7 +362,7 @@ class World:
             "app_compose": self.vm.app_compose,
             "compose_hash": f"sha256:{self.vm.compose_hash.hex()}",
             "gpu": self.gpu,
-            "key_chain": (_derived_key(self.vm),),
+            "key_chain": _key_chain(self.vm, self.claims),
         }
         return Evidence(**fields | self.evidence_changes)
 
@@ -397,7 +404,11 @@ def make_world() -> Callable[..., World]:
     """Makes the honest world on a VM with other options."""
 
     def make(options: VmOptions | None = None) -> World:
-        vm = SimulatedVm(COMPOSE, SEED, options=options or VmOptions(gpu_attestation=GPU_BOOT))
+        vm = SimulatedVm(
+            COMPOSE,
+            SEED,
+            options=replace(options or VmOptions(gpu_attestation=GPU_BOOT), image="dstack-0.6.0"),
+        )
         boot = vm.options.gpu_attestation
         gpu = GpuEvidence(boot=boot, fresh=(gpu_answer(),) if boot else ())
         receipt = ReceiptClaims(

@@ -71,6 +71,7 @@ class VmOptions:
         event_version: form of runtime events.
         gpu_attestation: text of `GpuInfo`; where not empty, the boot log has the GPU events.
         gpu_count: how many GPUs the boot log claims if there is a `gpu_attestation`.
+        image: name of the OS image, as the host tells it.
         config_id: whether the quote's MRCONFIGID carries the compose hash (form 01), as 0.6.0 does.
     """
 
@@ -78,6 +79,7 @@ class VmOptions:
     event_version: EventVersion = 1
     gpu_attestation: str = ""
     gpu_count: int = 1
+    image: str = IMAGE_NAME
     config_id: bool = True
 
 
@@ -149,7 +151,7 @@ class SimulatedVm:
             "cpu_count": 8,
             "memory_size": 64 << 30,
             "num_gpus": self.options.gpu_count if self.options.gpu_attestation else 0,
-            "image": IMAGE_NAME,
+            "image": self.options.image,
         }
         return json.dumps(config, separators=(",", ":"))
 
