@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from trainer.attestation import presentation
 from trainer.attestation.catalogue import DATASET_CHECKS, RECEIPT_CHECKS
 from trainer.attestation.checks import Check, CheckState
 from trainer.attestation.ear import Submodule
-from trainer.attestation.presentation import explanation, grouped, printable, shortened, summary, utc
+from trainer.attestation.presentation import explanation, grouped, shortened, summary, utc
 
 World = Any  # conftest.World
 CODES = {definition.code.value for definition in (*DATASET_CHECKS, *RECEIPT_CHECKS)}
@@ -45,18 +43,6 @@ def test_a_failure_is_explained_in_full() -> None:
         "expected": "a",
         "found": "b",
     }
-
-
-@pytest.mark.parametrize(
-    "char", ["\x1b", "\n", "\r", "\x9b", "\u202e", "\u200f", "\u2028", "\x00", "\x7f", "\ufeff"]
-)
-def test_control_and_formatting_characters_become_visible(char: str) -> None:
-    assert printable(f"a{char}b") == f"a\\u{ord(char):04x}b"
-
-
-def test_ordinary_text_stays() -> None:
-    text = "GH100, 96.00.9F \N{EN DASH} ünïcode ✔"
-    assert printable(text) == text
 
 
 def test_shortened_keeps_both_ends() -> None:

@@ -147,6 +147,24 @@ def test_a_nonce_serves_one_piece_of_evidence(files: Files, capsys: Captured) ->
     assert judge(fresh, "--nonce", "77" * 32, "--policy", files.policy, "--quiet") == ExitCode.DONE
 
 
+def test_a_job_is_asked_with_a_new_nonce_each_time(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Job:
+        peer_spki_sha256 = None
+
+        def attestation(self, nonce: str) -> bytes:
+            asked.append(nonce)
+            return files.again("live.json", nonce=nonce).read_bytes()
+
+    monkeypatch.setattr("trainer.provider.connect", lambda source: Job())
+    for _ in range(2):
+        assert judge(files.folder, "--policy", files.policy, "--quiet") == ExitCode.DONE
+    assert len({*asked}) == 2
+    replayed = files.again("replayed.json", nonce=asked[0], software={"trainer": "another"})
+    assert judge(replayed, "--nonce", asked[0], "--policy", files.policy, "--quiet") == ExitCode.VERIFICATION
+
+
 def test_without_a_state_directory_reuse_is_not_judged(
     files: Files, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:

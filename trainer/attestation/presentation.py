@@ -11,6 +11,7 @@ from typing import Final
 from trainer.attestation.catalogue import DATASET_CHECKS, RECEIPT_CHECKS
 from trainer.attestation.checks import Check, CheckCode, CheckState
 from trainer.attestation.ear import PLACES, Submodule
+from trainer.encoding import printable
 
 SYMBOLS: Final[Mapping[CheckState, str]] = {
     CheckState.AFFIRMED: "✔",
@@ -128,14 +129,6 @@ def summary(checks: Sequence[Check]) -> str:
 def utc(seconds: int) -> str:
     """Unix seconds as a person reads them."""
     return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def printable(text: str) -> str:
-    """`text` with every control and formatting character made visible.
-
-    Evidence comes from strangers: it must not move the cursor, change colours or turn the reading direction.
-    """
-    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
 
 
 def shortened(text: str, length: int) -> str:

@@ -22,13 +22,13 @@ from trainer.attestation.presentation import (
     Group,
     explanation,
     grouped,
-    printable,
     shortened,
     utc,
 )
 from trainer.attestation.record import Record
 from trainer.attestation.report_style import STYLE
 from trainer.attestation.result import AttestationResult
+from trainer.encoding import printable
 
 LONG_VALUE: Final = 260
 """Characters from which on a value is folded away behind its two ends."""

@@ -60,9 +60,16 @@ def print_error(error: TrainerError, *, as_json: bool) -> None:
             "hint": error.hint,
         }
         print_json({"error": details, "exit_code": int(error.exit_code)})
-    typer.echo(f"error[{error.code.value}]: {error}", err=True)
+    typer.echo(_lines(f"error[{error.code.value}]: {error}"), err=True)
     if error.hint:
         typer.echo(f"hint: {error.hint}", err=True)
+
+
+def _lines(text: str) -> str:
+    """The message without control characters: it may name a key or value of a stranger's evidence."""
+    from trainer.encoding import printable
+
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _text(value: object) -> str | None:
@@ -196,7 +203,8 @@ def _print_rows(console: Console, checks: Sequence[Check]) -> None:
 
 def _cells(check: Check, width: int) -> tuple[str, ...]:
     """What a check's line says; beside what was found, also what was demanded, where the terminal is wide."""
-    from trainer.attestation.presentation import SYMBOLS, WORDS, printable, shortened
+    from trainer.attestation.presentation import SYMBOLS, WORDS, shortened
+    from trainer.encoding import printable
 
     told = "" if check.state == "affirmed" else WORDS[check.state]
     found = ": ".join(part for part in (told, check.found or check.detail) if part)
