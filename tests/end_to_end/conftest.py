@@ -48,7 +48,7 @@ def environment(**extra: str) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
     """Run a command as a person would: `trainer("verify", url, "--policy", policy)`."""
-    cache, state = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("state")
+    cache = tmp_path_factory.mktemp("cache")
 
     def run(*arguments: object, cwd: Path | None = None, timeout: float = 240) -> Ran:
         done = subprocess.run(
@@ -58,7 +58,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
             check=False,
             cwd=cwd,
             timeout=timeout,
-            env=environment(XDG_CACHE_HOME=str(cache), XDG_STATE_HOME=str(state)),
+            env=environment(XDG_CACHE_HOME=str(cache)),
         )
         return Ran(done.returncode, done.stdout, done.stderr)
 
