@@ -20,6 +20,7 @@ from trainer.attestation.policy import (
     OsMeasurements,
     OsSection,
     Policy,
+    ServiceUrl,
     explain,
     parse_policy,
     policy_yaml,
@@ -294,7 +295,9 @@ def test_measurements_are_read_from_json() -> None:
 
 
 def test_a_full_policy_is_explained_without_gaps(world: World) -> None:
-    lines = explain(world.demanding("tcb", accepted_statuses=("UpToDate", "OutOfDate"), grace_days=9).policy)
+    service = ServiceUrl(url="https://nvidia.invalid")
+    demanding = world.demanding("gpu", reference_values=service, revocation=service)
+    lines = explain(demanding.demanding("tcb", accepted_statuses=("UpToDate", "OutOfDate"), grace_days=9).policy)
     text = "\n".join(lines)
     assert "Not demanded" not in text
     for word in (
@@ -323,7 +326,7 @@ def test_an_open_policy_says_what_it_does_not_demand(world: World) -> None:
         .demanding("gpu", required=False, count="any", min_driver_version="any", min_vbios_version="any")
     )
     text = "\n".join(explain(opened.policy))
-    assert text.count("Not demanded") + text.count("not demanded") == 7 + 3
+    assert text.count("Not demanded") + text.count("not demanded") == 9 + 3
     text = "\n".join(explain(opened.demanding("gpu", fresh="any").policy))
     assert "fresh reports of GPUs" in text
     assert "later versions" in text

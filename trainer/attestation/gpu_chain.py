@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import ExtensionOID
+from cryptography.x509.oid import ExtensionOID, NameOID
 
 from trainer.attestation.gpu_report import FWID_BYTES
 
@@ -23,8 +23,7 @@ _FWID_OID: Final = x509.ObjectIdentifier("2.23.133.5.4.1")
 _FWID_HEADER: Final = bytes.fromhex("303d06096086480165030402020430")
 _UNDERSTOOD: Final = (ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE)
 
-# What `cryptography` raises over certificates that a stranger wrote; not all of them are ValueErrors.
-_MALFORMED: Final = (
+MALFORMED: Final = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
@@ -32,6 +31,7 @@ _MALFORMED: Final = (
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )
+"""What `cryptography` raises over certificates that a stranger wrote; not all of them are ValueErrors."""
 
 Chain = tuple[x509.Certificate, ...]
 """Certificates, the signer's own first, the root last."""
@@ -48,7 +48,7 @@ def parse_chain(pem: str) -> Chain:
         for certificate in chain:
             certificate.public_key()
             _ = certificate.extensions
-    except _MALFORMED:
+    except MALFORMED:
         raise ValueError("expected PEM certificates, got something else") from None
     if not 2 <= len(chain) <= MAX_CERTIFICATES:
         raise ValueError(f"expected 2 to {MAX_CERTIFICATES} certificates, got {len(chain)}")
@@ -58,7 +58,7 @@ def parse_chain(pem: str) -> Chain:
 def verify_chain(chain: Chain, *, root_sha256: str, now: int) -> None:
     """Check that each certificate is valid now and issued by the next one, up to the pinned root.
 
-    Revocation is not looked at: that needs NVIDIA's OCSP service.
+    Revocation is `gpu_ocsp`'s to look at.
 
     Args:
         chain: leaf first, root last.
@@ -83,9 +83,9 @@ def verify_chain(chain: Chain, *, root_sha256: str, now: int) -> None:
 def _verify_leaf(leaf: x509.Certificate) -> None:
     constraints, usage = _roles(leaf)
     if constraints is not None and constraints.ca:
-        raise ValueError("the signer of the report is a certificate authority")
+        raise ValueError("the signer is a certificate authority")
     if usage is not None and not usage.digital_signature:
-        raise ValueError("the signer of the report may not sign")
+        raise ValueError("the signer may not sign")
 
 
 def _verify_issuer(chain: Chain, depth: int) -> None:
@@ -97,7 +97,7 @@ def _verify_issuer(chain: Chain, depth: int) -> None:
         raise ValueError(f"certificate {depth} may not have so many authorities below it")
     try:
         chain[depth - 1].verify_directly_issued_by(chain[depth])
-    except (*_MALFORMED, InvalidSignature):
+    except (*MALFORMED, InvalidSignature):
         raise ValueError(f"certificate {depth - 1} was not issued by certificate {depth}") from None
 
 
@@ -118,6 +118,20 @@ def certified_fwid(leaf: x509.Certificate) -> bytes:
     if raw[:-FWID_BYTES][-len(_FWID_HEADER) :] != _FWID_HEADER:
         raise ValueError("the certificate names no firmware id")
     return raw[-FWID_BYTES:]
+
+
+def certified_model(chain: Chain) -> str:
+    """The GPU's model, such as `GH100 A01 GSP BROM`: the name that NVIDIA's authority certified for this GPU.
+
+    That certificate is the second one: the GPU itself issued the first, to the firmware that signs its reports.
+
+    Raises:
+        ValueError: the certificate has no such name, or several.
+    """
+    names = chain[1].subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    if len(names) != 1:
+        raise ValueError(f"the GPU's certificate: expected one name, got {len(names)}")
+    return str(names[0].value)
 
 
 def different_keys(leaves: Sequence[x509.Certificate]) -> int:
