@@ -258,6 +258,7 @@ def _policy(vm: SimulatedVm) -> Policy:
     )
 
 
+@dataclass(frozen=True)
 class GpuBench:
     """Makers and honest parts of GPU evidence, for test files, which do not import from here."""
 
