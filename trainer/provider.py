@@ -39,6 +39,7 @@ from trainer.errors import ErrorCode, JobError, SealingError, TrainerError, Usag
 from trainer.exchange.carrier import Carrier, SealedEvent
 from trainer.exchange.client import JobClient
 from trainer.exchange.collateral import fetch_collateral
+from trainer.exchange.gpu_endorsements import fetch_gpu_endorsements
 from trainer.exchange.spool import SpoolClient
 from trainer.models import Phase, Sha256Hex, Status, Strict
 from trainer.rows import ChatRow, CompletionRow, Row, TextRow, read_rows
@@ -195,7 +196,13 @@ def appraise_evidence(
     at = int(time.time()) if now is None else now
     collateral = policy_collateral(evidence, policy, cache=cache, now=at)
     result = appraise(
-        evidence, collateral=collateral, policy=policy, nonce=nonce, now=at, peer_spki_sha256=peer_spki_sha256
+        evidence,
+        collateral=collateral,
+        policy=policy,
+        nonce=nonce,
+        now=at,
+        peer_spki_sha256=peer_spki_sha256,
+        endorsements=fetch_gpu_endorsements(evidence.gpu.fresh, policy.gpu),
     )
     return make_record(result, evidence=evidence, collateral=collateral, policy=policy)
 

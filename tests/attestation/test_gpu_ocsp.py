@@ -50,7 +50,7 @@ def at(seconds: int) -> dt.datetime:
 class Reply:
     """One OCSP response to be made: everything that a test may change.
 
-    Of `subject` (issued by `issuer`) it says `status`. It is signed by `responder`, whom `certifier` certified, and
+    Of `subject` (issued by `issuer`) it says `status`. It is signed by `responder`, certified by `certifier`, and
     carries that certificate, or another that is `attached`. Where there is no responder the issuer signs.
     """
 

@@ -18,8 +18,8 @@ MAX_MANIFESTS: Final = 32
 """A driver's and a VBIOS's for each of 16 GPUs."""
 MAX_MANIFEST_BYTES: Final = 96 << 10
 """NVIDIA's have about 20 KiB."""
-MAX_ANSWERS: Final = 64
-"""One for each of 16 GPUs, and those for the authorities above them."""
+MAX_ANSWERS: Final = 128
+"""One for each certificate in the chains of 16 GPUs."""
 MAX_ANSWER_BYTES: Final = 8 << 10
 """One OCSP response with its responder's certificate: 1 to 2 KiB."""
 
