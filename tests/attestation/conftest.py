@@ -338,8 +338,7 @@ class World:
     def without_reports(self) -> World:
         """Without fresh GPU reports, and a policy that does not ask for them."""
         values = ("boot", "fresh", "count", "models", "min_driver_version", "min_vbios_version")
-        values += ("reference_values", "revocation")
-        left_open = dict.fromkeys(values, "any")
+        left_open = dict.fromkeys((*values, "reference_values", "revocation"), "any")
         return self.answering().demanding("gpu", **left_open)
 
     def with_collateral(self, **changes: Any) -> World:

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives import hashes
 from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
-from signxml import CanonicalizationMethod, DigestAlgorithm, SignatureMethod, XMLSigner
+from signxml.algorithms import CanonicalizationMethod, DigestAlgorithm, SignatureMethod
+from signxml.signer import XMLSigner
 
 from trainer.attestation.checks import CheckState
 from trainer.attestation.gpu_endorsements import MAX_MANIFEST_BYTES, GpuEndorsements
@@ -81,7 +82,11 @@ def signed(g: Bench, xml: str, *chain: Any, key: Any = None, uri: str | None = N
     )
     pems = [f"-----BEGIN{part}" for part in g.chain(*chain).split("-----BEGIN") if part]
     root = signer.sign(etree.fromstring(xml), key=key or chain[0].key, cert=pems, reference_uri=uri)
-    return etree.tostring(root).decode()
+    return text_of(root)
+
+
+def text_of(root: Any) -> str:
+    return str(etree.tostring(root).decode())
 
 
 @cache
@@ -128,7 +133,7 @@ def wrapped(g: Bench) -> str:
     signature = inner.find(f"{DSIG}Signature")
     forged.append(inner)
     forged.append(signature)
-    return etree.tostring(forged).decode()
+    return text_of(forged)
 
 
 def wrapped_by_id(g: Bench) -> str:
@@ -143,7 +148,7 @@ def signed_twice(g: Bench) -> str:
     forged = etree.fromstring(document(DRIVER, resource(0, MEASURED)))
     forged.append(etree.fromstring(honest(g)[0]))
     stranger = g.certificate("stranger", 2099, g.leaf_extensions)
-    return signed(g, etree.tostring(forged).decode(), stranger, *authorities(g)[1:])
+    return signed(g, text_of(forged), stranger, *authorities(g)[1:])
 
 
 def nested(g: Bench) -> str:
@@ -151,7 +156,7 @@ def nested(g: Bench) -> str:
     root = etree.fromstring(honest(g)[0])
     signature = root.find(f"{DSIG}Signature")
     root.find(f"{{{SWID}}}Payload").append(signature)
-    return etree.tostring(root).decode()
+    return text_of(root)
 
 
 def measuring(*blocks: bytes, **changes: Any) -> Callable[[World], World]:

@@ -234,7 +234,7 @@ UNUSABLE: dict[str, tuple[str, Callable[[Service], object]]] = {
         lambda s: s.files.update({DRIVER: rim("x" * 2 * MAX_MANIFEST_BYTES)}),
     ),
     "an error": ("status 500", lambda s: setattr(s, "status", 500)),
-    "a redirect": ("status 302", lambda s: (setattr(s, "status", 302), setattr(s, "location", "file:///"))),
+    "a redirect": ("status 302", lambda s: vars(s).update(status=302, location="file:///etc/passwd")),
     "no OCSP": ("something else than an OCSP", lambda s: setattr(s, "answer", b"<html>")),
     "an answer without end": ("more than", lambda s: setattr(s, "answer", bytes(MAX_ANSWER_BYTES + 1))),
     "no responder": ("status 404", lambda s: setattr(s, "answer", None)),
