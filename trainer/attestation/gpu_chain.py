@@ -19,6 +19,8 @@ NVIDIA_ROOT_SHA256: Final = "102bf659d5419614c9d8e6aecebc80454eb26b1df6a769ac720
 MAX_CERTIFICATES: Final = 8
 
 _FWID_OID: Final = x509.ObjectIdentifier("2.23.133.5.4.1")
+_TCB_INFO_OID: Final = x509.ObjectIdentifier("2.23.133.5.4.1.1")
+_TCB_INFO_FWIDS: Final = 0xA6  # field 6 of DiceTcbInfo
 # SEQUENCE { OBJECT IDENTIFIER sha384, OCTET STRING of 48 bytes }, up to those bytes
 _FWID_HEADER: Final = bytes.fromhex("303d06096086480165030402020430")
 _UNDERSTOOD: Final = (ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE)
@@ -108,16 +110,36 @@ def _roles(certificate: x509.Certificate) -> tuple[x509.BasicConstraints | None,
 
 
 def certified_fwid(leaf: x509.Certificate) -> bytes:
-    """The firmware id that the leaf was issued for: the SHA-384 in its TCG DICE extension.
+    """The firmware id that the leaf was issued for: a SHA-384 in its TCG DICE extension.
+
+    Hopper ends the extension with it. Blackwell has a DiceTcbInfo, whose field 6 lists it first.
 
     Raises:
         ValueError: the leaf has no such extension, or not in this form.
     """
-    values = [each.value for each in leaf.extensions if each.oid == _FWID_OID]
-    raw = values[0].public_bytes() if values else b""
-    if raw[:-FWID_BYTES][-len(_FWID_HEADER) :] != _FWID_HEADER:
+    values: dict[x509.ObjectIdentifier, bytes] = {each.oid: each.value.public_bytes() for each in leaf.extensions}
+    raw = values.get(_FWID_OID, b"")[-len(_FWID_HEADER) - FWID_BYTES :]
+    if _TCB_INFO_OID in values:
+        listed = _fields(next(iter(_fields(values[_TCB_INFO_OID]).values()), b"")).get(_TCB_INFO_FWIDS, b"")
+        raw = listed[: len(_FWID_HEADER) + FWID_BYTES]
+    if raw[:-FWID_BYTES] != _FWID_HEADER:
         raise ValueError("the certificate names no firmware id")
     return raw[-FWID_BYTES:]
+
+
+def _fields(der: bytes) -> dict[int, bytes]:
+    """Contents of DER elements that follow each other, by tag; of two with one tag the first counts."""
+    found: dict[int, bytes] = {}
+    while der:
+        tag, size, begin = der[0], int.from_bytes(der[1:2]), 2
+        if size > 0x80:
+            begin += size - 0x80
+            size = int.from_bytes(der[2:begin])
+        if len(der) < begin + size or size == 0x80:
+            raise ValueError("expected DER elements in the certificate's extension")
+        found.setdefault(tag, der[begin : begin + size])
+        der = der[begin + size :]
+    return found
 
 
 def certified_model(chain: Chain) -> str:
