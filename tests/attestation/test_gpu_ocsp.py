@@ -143,7 +143,7 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     ),
     "an answer about a certificate of another key": (
         CODE,
-        answered(lambda g: reply(g, issuer=replace(g.root, scalar=1101), certifier=replace(g.root, scalar=1101))),
+        answered(lambda g: reply(g, issuer=replace(g.root, scalar=1101))),
     ),
     "a stale answer": (CODE, answered(lambda g: reply(g, begin=NOW - 90_000, end=NOW - 1))),
     "an answer from the future": (CODE, answered(lambda g: reply(g, begin=NOW + 301))),
@@ -348,6 +348,8 @@ def test_any_bytes_are_a_response_or_refused(der: bytes) -> None:
     assert parsed_or_refused(der) == []
 
 
+# A mangled certificate may be one that a later release of the library refuses, and this one warns of.
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 def test_a_mangled_response_is_itself_or_refused(gpus: Bench) -> None:
     whole, chain = reply(gpus).der(), parse_chain(gpus.chain(gpus.leaf, gpus.ca, gpus.root))
     (honest,) = parse_answers(whole)
