@@ -39,6 +39,7 @@ from trainer.errors import ErrorCode, JobError, SealingError, TrainerError, Usag
 from trainer.exchange.carrier import Carrier, SealedEvent
 from trainer.exchange.client import JobClient
 from trainer.exchange.collateral import fetch_collateral
+from trainer.exchange.gpu_endorsements import fetch_gpu_endorsements
 from trainer.exchange.spool import SpoolClient
 from trainer.models import Phase, Sha256Hex, Status, Strict
 from trainer.nonces import spend_nonce
@@ -212,6 +213,7 @@ def appraise_evidence(
     clock = int(time.time())
     at = clock if now is None else now
     collateral = policy_collateral(evidence, policy, cache=cache, now=at)
+    endorsements = fetch_gpu_endorsements(evidence.gpu.fresh, policy.gpu)
     digest = sha256_hex(evidence.canonical())
     result = appraise(
         evidence,
@@ -221,8 +223,9 @@ def appraise_evidence(
         now=at,
         peer_spki_sha256=peer_spki_sha256,
         nonce_unused=None if nonces is None else spend_nonce(nonces, nonce, digest, now=clock),
+        endorsements=endorsements,
     )
-    return make_record(result, evidence=evidence, collateral=collateral, policy=policy)
+    return make_record(result, evidence=evidence, collateral=collateral, policy=policy, endorsements=endorsements)
 
 
 def policy_collateral(evidence: Evidence, policy: Policy, *, cache: Path, now: int) -> bytes:

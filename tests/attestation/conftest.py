@@ -27,6 +27,7 @@ from trainer.attestation.evidence import (
     ReceiptClaims,
     Recipients,
 )
+from trainer.attestation.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements
 from trainer.attestation.gpu_report import gpu_nonce
 from trainer.attestation.key_chain import prove_possession
 from trainer.attestation.policy import (
@@ -125,8 +126,8 @@ class GpuCertificate:
 
 
 GPU_ROOT = GpuCertificate("NOT NVIDIA - test root", 1001)
-GPU_CA = GpuCertificate("NOT NVIDIA - test provisioner", 1002)
-GPU_LEAF = GpuCertificate("NOT NVIDIA - test GPU", 1003, LEAF)
+GPU_CA = GpuCertificate("GH100 - NOT NVIDIA - test GPU", 1002)
+GPU_LEAF = GpuCertificate("NOT NVIDIA - test GPU's firmware", 1003, LEAF)
 
 
 def chain_pem(*certificates: GpuCertificate) -> str:
@@ -265,6 +266,7 @@ def _policy(vm: SimulatedVm) -> Policy:
     )
 
 
+@dataclass(frozen=True)
 class GpuBench:
     """Makers and honest parts of GPU evidence, for test files, which do not import from here."""
 
@@ -308,6 +310,8 @@ class World:
     statement: bytes = STATEMENT
     bench: GpuBench = field(default_factory=GpuBench)
     gpu_root_sha256: str = field(default_factory=gpu_root_sha256)
+    endorsements: GpuEndorsements = NO_ENDORSEMENTS
+    gpu_rim_root_sha256: str = "00" * 32
 
     def change(self, **changes: Any) -> World:
         """This world with other inputs."""
@@ -342,7 +346,7 @@ class World:
     def without_reports(self) -> World:
         """Without fresh GPU reports, and a policy that does not ask for them."""
         values = ("boot", "fresh", "count", "models", "min_driver_version", "min_vbios_version")
-        left_open = dict.fromkeys(values, "any")
+        left_open = dict.fromkeys((*values, "reference_values", "revocation"), "any")
         return self.answering().demanding("gpu", **left_open)
 
     def with_collateral(self, **changes: Any) -> World:
@@ -376,7 +380,9 @@ class World:
             now=self.now,
             peer_spki_sha256=self.peer,
             nonce_unused=self.nonce_unused,
+            endorsements=self.endorsements,
             gpu_root_sha256=self.gpu_root_sha256,
+            gpu_rim_root_sha256=self.gpu_rim_root_sha256,
         )
 
     def appraise_receipt(self, earlier: AttestationResult) -> tuple[Check, ...]:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from trainer.attestation.ear import ear_document
+from trainer.attestation.gpu_endorsements import GpuEndorsements
 from trainer.attestation.policy import CollateralDocument
 from trainer.attestation.record import (
     MAX_RECORD_BYTES,
-    Endorsements,
     Record,
     is_record,
     load_record,
@@ -150,7 +150,7 @@ def test_endorsements_come_back(world: World) -> None:
         evidence=world.evidence(),
         collateral=world.collateral,
         policy=world.policy,
-        endorsements=Endorsements(rims=("<SoftwareIdentity/>",), ocsp=("30",)),
+        endorsements=GpuEndorsements(("<SoftwareIdentity/>",), (b"0",)),
     )
     assert load_record(save_record(before)).endorsements == before.endorsements
 

@@ -8,8 +8,18 @@ from typing import Final, TypeVar
 
 from trainer.attestation.checks import CheckCode, Ledger
 from trainer.attestation.evidence import FreshGpuEvidence
-from trainer.attestation.gpu_chain import Chain, certified_fwid, different_keys, parse_chain, verify_chain
+from trainer.attestation.gpu_chain import (
+    Chain,
+    certified_fwid,
+    certified_model,
+    different_keys,
+    parse_chain,
+    verify_chain,
+)
+from trainer.attestation.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements
+from trainer.attestation.gpu_ocsp import Answer, parse_answers, verify_not_revoked
 from trainer.attestation.gpu_report import GpuReport, parse_gpu_report, verify_signature
+from trainer.attestation.gpu_rim import NVIDIA_RIM_ROOT_SHA256, Manifest, compare_measurements, verify_manifest
 from trainer.attestation.policy import GpuSection
 from trainer.attestation.versions import reaches
 
@@ -17,7 +27,8 @@ RELAY_LIMIT: Final = (
     "a genuine GPU answered; that it is one wired to this VM, and not elsewhere and relayed, "
     "cannot be told on Hopper and Blackwell"
 )
-NOT_LOOKED_AT: Final = "revocation is not looked at: it needs NVIDIA's OCSP service"
+NOT_LOOKED_AT: Final = "revocation is not looked at: the policy does not demand it"
+NOT_COMPARED: Final = "measurements are not compared with NVIDIA's reference values: the policy does not demand it"
 
 _CODES: Final = (
     CheckCode.GPU_REPORT_FORMAT,
@@ -27,6 +38,9 @@ _CODES: Final = (
     CheckCode.GPU_REPORT_FWID,
     CheckCode.GPU_REPORT_COUNT,
     CheckCode.GPU_REPORT_VERSIONS,
+    CheckCode.GPU_REPORT_MODELS,
+    CheckCode.GPU_REPORT_MEASUREMENTS,
+    CheckCode.GPU_REPORT_REVOCATION,
 )
 
 T = TypeVar("T")
@@ -41,26 +55,27 @@ class GpuQuestion:
         nonce: the 32 bytes that the GPUs were asked with.
         now: Unix seconds.
         root_sha256: fingerprint of the root that vouches for GPUs.
+        endorsements: what vouches for their measurements, and for their keys still being good.
+        rim_root_sha256: fingerprint of the root that vouches for reference values.
     """
 
     nonce: bytes
     now: int
     root_sha256: str
+    endorsements: GpuEndorsements = NO_ENDORSEMENTS
+    rim_root_sha256: str = NVIDIA_RIM_ROOT_SHA256
 
 
 def judge_gpu_reports(
     ledger: Ledger, shown: Sequence[FreshGpuEvidence], demand: GpuSection, question: GpuQuestion
 ) -> None:
-    """Record gpu-report-format, -chain, -signature, -nonce, -fwid, -count and -versions.
+    """Record the checks `gpu-report-…`.
 
     Reports that are shown are verified whether the policy demands them or not.
+
+    Raises:
+        UsageError: the policy demands reference values, and the libraries that read them are not installed.
     """
-    for code in (
-        CheckCode.GPU_REPORT_MODELS,
-        CheckCode.GPU_REPORT_MEASUREMENTS,
-        CheckCode.GPU_REPORT_REVOCATION,
-    ):
-        ledger.leave_open(code)
     if not shown and demand.fresh == "any":
         for code in _CODES:
             ledger.leave_open(code, found="no fresh report")
@@ -76,14 +91,18 @@ def judge_gpu_reports(
         parse_gpu_report,
         expected="SPDM 1.1 measurements with driver version, VBIOS version and firmware id",
     )
-    chains = _judge_chains(ledger, shown, question)
+    chains = _judge_chains(ledger, shown, demand, question)
     if chains is not None:
         _judge_count(ledger, chains, demand)
+        _judge_models(ledger, chains, demand)
+        _judge_revocation(ledger, chains, demand, question)
     if reports is not None:
         _judge_nonces(ledger, reports, question.nonce)
         _judge_versions(ledger, reports, demand)
     if reports is not None and chains is not None:
-        _judge_signers(ledger, list(zip(reports, chains, strict=True)))
+        pairs = list(zip(reports, chains, strict=True))
+        _judge_signers(ledger, pairs, demand)
+        _judge_measurements(ledger, pairs, demand, question)
 
 
 def _each(
@@ -106,7 +125,9 @@ def _each(
     return results if ledger.judge(code, not problems, expected=expected, found=found, detail=detail) else None
 
 
-def _judge_chains(ledger: Ledger, shown: Sequence[FreshGpuEvidence], question: GpuQuestion) -> list[Chain] | None:
+def _judge_chains(
+    ledger: Ledger, shown: Sequence[FreshGpuEvidence], demand: GpuSection, question: GpuQuestion
+) -> list[Chain] | None:
     """The chains, once they are verified: what they certify means nothing before."""
 
     def verified(item: FreshGpuEvidence) -> Chain:
@@ -121,11 +142,11 @@ def _judge_chains(ledger: Ledger, shown: Sequence[FreshGpuEvidence], question: G
         shown,
         verified,
         expected=f"valid certificates up to root {question.root_sha256}",
-        detail=NOT_LOOKED_AT,
+        detail=NOT_LOOKED_AT if demand.revocation == "any" else None,
     )
 
 
-def _judge_signers(ledger: Ledger, pairs: Sequence[tuple[GpuReport, Chain]]) -> None:
+def _judge_signers(ledger: Ledger, pairs: Sequence[tuple[GpuReport, Chain]], demand: GpuSection) -> None:
     # check 61 gpu-report-signature
     _each(
         ledger,
@@ -142,7 +163,7 @@ def _judge_signers(ledger: Ledger, pairs: Sequence[tuple[GpuReport, Chain]]) -> 
         pairs,
         lambda pair: _same(certified_fwid(pair[1][0]), pair[0].fwid),
         expected="the certified firmware id",
-        detail="measurements are not compared with NVIDIA's reference values (RIM)",
+        detail=NOT_COMPARED if demand.reference_values == "any" else None,
     )
 
 
@@ -188,3 +209,73 @@ def _judge_versions(ledger: Ledger, reports: Sequence[GpuReport], demand: GpuSec
     )
     wanted = f"driver {least_driver}, VBIOS {least_vbios}, or later"
     ledger.judge(CheckCode.GPU_REPORT_VERSIONS, reached, expected=wanted, found=found)
+
+
+def _judge_models(ledger: Ledger, chains: Sequence[Chain], demand: GpuSection) -> None:
+    # check 66 gpu-report-models
+    def listed(chain: Chain) -> None:
+        model = certified_model(chain)
+        if demand.models != "any" and not model.startswith(demand.models):
+            raise ValueError(f"the model is {model}")
+
+    if demand.models == "any":
+        ledger.leave_open(CheckCode.GPU_REPORT_MODELS)
+        return
+    wanted = " or ".join(demand.models)
+    _each(ledger, CheckCode.GPU_REPORT_MODELS, chains, listed, expected=f"GPUs certified as {wanted}")
+
+
+def _judge_measurements(
+    ledger: Ledger, pairs: Sequence[tuple[GpuReport, Chain]], demand: GpuSection, question: GpuQuestion
+) -> None:
+    # check 67 gpu-report-measurements
+    if demand.reference_values == "any":
+        ledger.leave_open(CheckCode.GPU_REPORT_MEASUREMENTS)
+        return
+    manifests, refused = _manifests(question)
+    _each(
+        ledger,
+        CheckCode.GPU_REPORT_MEASUREMENTS,
+        pairs,
+        lambda pair: compare_measurements(pair[0], certified_model(pair[1]), manifests),
+        expected="what NVIDIA published for this driver and this VBIOS",
+        detail="; ".join(refused) or None,
+    )
+
+
+def _manifests(question: GpuQuestion) -> tuple[list[Manifest], list[str]]:
+    """The manifests that hold, and why the others do not: one that nobody needs may have run out."""
+    manifests, refused = [], []
+    for place, text in enumerate(question.endorsements.reference_values):
+        try:
+            manifests.append(verify_manifest(text, root_sha256=question.rim_root_sha256, now=question.now))
+        except ValueError as error:
+            refused.append(f"manifest {place}: {error}")
+    return manifests, refused
+
+
+def _judge_revocation(ledger: Ledger, chains: Sequence[Chain], demand: GpuSection, question: GpuQuestion) -> None:
+    # check 68 gpu-report-revocation
+    if demand.revocation == "any":
+        ledger.leave_open(CheckCode.GPU_REPORT_REVOCATION)
+        return
+    answers, refused = _answers(question.endorsements)
+    _each(
+        ledger,
+        CheckCode.GPU_REPORT_REVOCATION,
+        chains,
+        lambda chain: verify_not_revoked(chain, answers, now=question.now),
+        expected="signed answers of NVIDIA's responder that no certificate is revoked",
+        detail="; ".join(refused) or None,
+    )
+
+
+def _answers(endorsements: GpuEndorsements) -> tuple[list[Answer], list[str]]:
+    """What responders answered, and which responses are none."""
+    answers, refused = [], []
+    for place, der in enumerate(endorsements.revocation):
+        try:
+            answers += parse_answers(der)
+        except ValueError as error:
+            refused.append(f"response {place}: {error}")
+    return answers, refused

@@ -16,6 +16,7 @@ from pydantic import Field, JsonValue, ValidationError
 from trainer.attestation.checks import CheckCode, CheckState
 from trainer.attestation.ear import BUILD, VERIFIER_ID, ear_document
 from trainer.attestation.evidence import MAX_EVIDENCE_BYTES, Evidence
+from trainer.attestation.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements, GpuEndorsementsDocument
 from trainer.attestation.policy import MAX_POLICY_BYTES, CollateralDocument, Policy
 from trainer.attestation.result import AttestationResult
 from trainer.attestation.verifier import appraise
@@ -26,24 +27,11 @@ from trainer.models import Nonce, Sha256Hex, Strict, UnixTime
 MAX_RECORD_BYTES: Final = MAX_EVIDENCE_BYTES + MAX_POLICY_BYTES + (32 << 20)
 
 
-class Endorsements(Strict):
-    """What NVIDIA's services said of the GPUs, as it was fetched; empty where nothing was.
-
-    `rims` are reference value documents in XML, `ocsp` revocation responses in hex.
-    """
-
-    rims: Annotated[tuple[Annotated[str, Field(max_length=4 << 20)], ...], Field(max_length=64)] = ()
-    ocsp: Annotated[tuple[Annotated[str, Field(max_length=1 << 16)], ...], Field(max_length=64)] = ()
-
-
-NO_ENDORSEMENTS: Final = Endorsements()
-
-
 class _RecordDocument(Strict):
     version: Literal[2]
     evidence: Evidence
     collateral: Annotated[str, Field(max_length=4 << 20)]
-    endorsements: Endorsements
+    endorsements: GpuEndorsementsDocument
     policy: Policy
     nonce: Nonce
     nonce_unused: bool | None
@@ -61,7 +49,7 @@ class Record:
     evidence: Evidence
     collateral: bytes
     policy: Policy
-    endorsements: Endorsements = NO_ENDORSEMENTS
+    endorsements: GpuEndorsements = NO_ENDORSEMENTS
 
 
 def make_record(
@@ -70,7 +58,7 @@ def make_record(
     evidence: Evidence,
     collateral: bytes,
     policy: Policy,
-    endorsements: Endorsements = NO_ENDORSEMENTS,
+    endorsements: GpuEndorsements = NO_ENDORSEMENTS,
 ) -> Record:
     """Keep together what an appraisal judged and what it came to.
 
@@ -95,7 +83,7 @@ def save_record(record: Record) -> bytes:
         version=2,
         evidence=record.evidence,
         collateral=_text(record.collateral),
-        endorsements=record.endorsements,
+        endorsements=GpuEndorsementsDocument.of(record.endorsements),
         policy=record.policy,
         nonce=result.nonce,
         nonce_unused=_nonce_unused(result),
@@ -144,7 +132,7 @@ def _confirmed(document: _RecordDocument) -> Record:
     record = _appraised(
         document.evidence,
         document.collateral.encode(),
-        document.endorsements,
+        document.endorsements.endorsements(),
         document.policy,
         _Occasion(document.nonce, document.nonce_unused, document.peer_spki_sha256, document.appraised_at),
     )
@@ -200,7 +188,7 @@ class _Occasion:
 
 
 def _appraised(
-    evidence: Evidence, collateral: bytes, endorsements: Endorsements, policy: Policy, occasion: _Occasion
+    evidence: Evidence, collateral: bytes, endorsements: GpuEndorsements, policy: Policy, occasion: _Occasion
 ) -> Record:
     """The one place that appraises what a record holds."""
     result = appraise(
@@ -211,6 +199,7 @@ def _appraised(
         now=occasion.now,
         peer_spki_sha256=occasion.peer_spki_sha256,
         nonce_unused=occasion.nonce_unused,
+        endorsements=endorsements,
     )
     return Record(result, evidence, collateral, policy, endorsements)
 
