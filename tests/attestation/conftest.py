@@ -58,7 +58,7 @@ def _receipt_key() -> str:
 
 def _derived_key(vm: SimulatedVm) -> DerivedKey:
     path, purpose = recipient_path(SPEC), "recipient"
-    derived = vm.keys.derive(path, purpose)
+    derived = vm.derive_key(path, purpose)
     return DerivedKey(
         path=path,
         purpose=purpose,
@@ -255,7 +255,7 @@ def make_world() -> Callable[..., World]:
             claims=_claims(gpu),
             gpu=gpu,
             policy=_policy(vm),
-            collateral=json.dumps(vm.pki.collateral(NOW)).encode(),
+            collateral=json.dumps(vm.collateral(NOW)).encode(),
             receipt=receipt,
         )
 
