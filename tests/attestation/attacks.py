@@ -1,6 +1,7 @@
-"""All attacks on evidence that the tests make, from every file of this folder that has some, and the page of them.
+"""All attacks on evidence that the tests make, from every file of this folder that has some.
 
-A file joins by having `ATTACKS`: name -> (code of the check that must answer, change of the honest world).
+A file joins by having `ATTACKS`: name -> (code of the check that must answer, change of the honest world). The
+simulator's faults are attacks as well.
 """
 
 from __future__ import annotations
@@ -12,21 +13,38 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.tee.simulator.fault import Fault
+from trainer.tee.simulator.faults import FAULTS
+
 if TYPE_CHECKING:
     from tests.attestation.conftest import World
 
 FOLDER = Path(__file__).parent
-RUNNER = "tests/attestation/test_attacks.py::test_one_change_is_answered_by_its_own_code"
+RUNNER = "test_attacks.py::test_answered_by_its_own_code"
 
 
 @dataclass(frozen=True)
 class Attack:
-    """One change of the honest world, and the one check that must answer it."""
+    """One change of the honest world, and the checks that must answer it: one, but for a few faults.
+
+    Attributes:
+        source: file, or `simulator`.
+        name: name within it.
+        description: what is done.
+        codes: the check that the attack is meant for, and those that the same field cannot but fail as well.
+        change: makes the attacked world.
+    """
 
     source: str
     name: str
-    code: str
+    description: str
+    codes: tuple[str, ...]
     change: Callable[[World], World]
+
+    @property
+    def code(self) -> str:
+        """The check that the attack is meant for."""
+        return self.codes[0]
 
     @property
     def key(self) -> str:
@@ -43,11 +61,20 @@ class Attack:
 def attacks() -> tuple[Attack, ...]:
     """Every attack, file after file in the order of their names."""
     files = sorted((*FOLDER.glob("attacks_*.py"), *FOLDER.glob("test_*.py")))
-    return tuple(attack for file in files for attack in _of(file.stem))
+    made = (attack for file in files for attack in _of(file.stem))
+    return (*made, *(_from_fault(fault) for fault in FAULTS.values()))
 
 
 def _of(stem: str) -> list[Attack]:
     module = importlib.import_module(f"tests.attestation.{stem}")
     source = stem.removeprefix("attacks_").removeprefix("test_")
     found = getattr(module, "ATTACKS", {})
-    return [Attack(source, name, str(code), change) for name, (code, change) in found.items()]
+    return [Attack(source, name, name, (str(code),), change) for name, (code, change) in found.items()]
+
+
+def _from_fault(fault: Fault) -> Attack:
+    def change(world: World) -> World:
+        return world.with_faults(fault)
+
+    codes = tuple(str(code) for code in fault.codes)
+    return Attack("simulator", fault.name, f"{fault.description} (`--fault {fault.name}`)", codes, change)

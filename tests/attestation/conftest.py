@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +42,7 @@ from trainer.attestation.verifier import appraise, appraise_receipt
 from trainer.encoding import sha256_hex
 from trainer.tee.keys import recipient_path
 from trainer.tee.simulator.agent import SimulatedVm, VmOptions, simulated_measurements
+from trainer.tee.simulator.fault import Fault
 
 SEED = b"a seed of 32 bytes for appraisals"
 COMPOSE = '{\n  "name": "demo",\n  "docker_compose_file": "services: {}"\n}\n'
@@ -185,6 +188,13 @@ class World:
         """With other collateral, signed by the same root."""
         return replace(self, collateral=json.dumps(self.vm.pki.collateral(self.now, **changes)).encode())
 
+    def with_faults(self, *faults: Fault) -> World:
+        """With a VM that lies in what it shows. What is demanded and asked stays as it was."""
+        vm = SimulatedVm(self.vm.app_compose, SEED, options=replace(self.vm.options, faults=faults))
+        gpu = self.gpu.model_copy(update={"boot": vm.gpu_attestation})
+        lying = replace(self, vm=vm, gpu=gpu, collateral=json.dumps(vm.collateral(self.now)).encode())
+        return lying.claiming(gpu_evidence_sha256=gpu_evidence_sha256(gpu))
+
     def evidence(self, claims: DatasetClaims | ReceiptClaims | None = None) -> Evidence:
         """The evidence as the job would show it."""
         claims = claims or self.claims
@@ -195,8 +205,8 @@ class World:
             "quote": (self.quote or quoted.quote).hex(),
             "event_log": quoted.event_log,
             "vm_config": quoted.vm_config,
-            "app_compose": self.vm.app_compose,
-            "compose_hash": f"sha256:{self.vm.compose_hash.hex()}",
+            "app_compose": self.vm.shown_compose,
+            "compose_hash": f"sha256:{sha256_hex(self.vm.shown_compose.encode())}",
             "gpu": self.gpu,
             "key_chain": (_derived_key(self.vm),),
         }
@@ -237,10 +247,10 @@ class World:
 
 @pytest.fixture
 def make_world() -> Callable[..., World]:
-    """Makes the honest world on a VM with other options."""
+    """Makes the honest world on a VM with other options, or on a given one."""
 
-    def make(options: VmOptions | None = None) -> World:
-        vm = SimulatedVm(COMPOSE, SEED, options=options or VmOptions(gpu_attestation=GPU_BOOT))
+    def make(options: VmOptions | None = None, vm: SimulatedVm | None = None) -> World:
+        vm = vm or SimulatedVm(COMPOSE, SEED, options=options or VmOptions(gpu_attestation=GPU_BOOT))
         boot = vm.options.gpu_attestation
         gpu = GpuEvidence(boot=boot, fresh=(gpu_answer(),) if boot else ())
         receipt = ReceiptClaims(
@@ -272,3 +282,10 @@ def world(make_world: Callable[..., World]) -> World:
 def gpus() -> GpuBench:
     """What GPU reports and their certificates are made with."""
     return GpuBench()
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder with a path short enough for a unix socket in it, wherever pytest keeps its own."""
+    with tempfile.TemporaryDirectory(prefix="tee-") as folder:
+        yield Path(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,11 +14,14 @@ from trainer.errors import ErrorCode, VerificationError
 if TYPE_CHECKING:
     from tests.attestation.conftest import World
 
+LEAST_ATTACKS = 60
+LEAST_CODES = 60
+
 
 @pytest.mark.parametrize("attack", attacks(), ids=lambda attack: attack.key)
-def test_one_change_is_answered_by_its_own_code(world: World, attack: Attack) -> None:
+def test_answered_by_its_own_code(world: World, attack: Attack) -> None:
     changed = attack.change(world)
-    assert changed.contraindicated() == [attack.code]
+    assert sorted(changed.contraindicated()) == sorted(attack.codes)
     result = changed.appraise()
     assert result.status == "fail"
     with pytest.raises(VerificationError) as refused:
@@ -27,4 +31,11 @@ def test_one_change_is_answered_by_its_own_code(world: World, attack: Attack) ->
 
 
 def test_every_check_has_an_attack_that_it_answers() -> None:
-    assert {attack.code for attack in attacks()} == {definition.code for definition in DATASET_CHECKS}
+    answered = {attack.code for attack in attacks()}
+    assert answered == {definition.code for definition in DATASET_CHECKS}
+    assert len(answered) >= LEAST_CODES
+    assert len(attacks()) >= LEAST_ATTACKS
+
+
+def test_no_two_attacks_have_one_name() -> None:
+    assert [key for key, count in Counter(attack.key for attack in attacks()).items() if count > 1] == []
