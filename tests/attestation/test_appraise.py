@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,6 @@ from trainer.attestation.checks import CheckState
 from trainer.attestation.evidence import GpuEvidence
 from trainer.errors import ErrorCode, VerificationError
 from trainer.tee.simulator.agent import Release, SimulatedVm, VmOptions
-from trainer.tee.simulator.certificates import raw_signature
 
 World = Any  # conftest.World
 
@@ -30,29 +28,6 @@ def test_the_honest_world_is_affirmed_in_everything(world: World) -> None:
     assert result.recipient == world.claims.recipients.instance
     assert result.receipt_key == bytes.fromhex(world.claims.receipt_key)
     assert result.job_spec_sha256 == world.claims.job_spec_sha256
-
-
-def service_td_quote(world: World, service_td: bytes) -> bytes:
-    """A version 5 quote, TD report 1.5, signed by the development PKI's attestation key."""
-    four = honest_quote(world)
-    header = struct.pack("<H", 5) + four[2:48]
-    body = four[48:632] + four[48:64] + service_td  # the current TCB is that at start
-    signed = header + struct.pack("<HI", 3, len(body)) + body
-    signature = raw_signature(world.vm.pki._attestation_key, signed)
-    return signed + four[632:636] + signature + four[700:]
-
-
-def test_a_service_td_is_refused(world: World) -> None:
-    changed = world.change(quote=service_td_quote(world, b"\1" * 48))
-    assert changed.contraindicated() == ["service-td"]
-    check = changed.state("service-td")
-    assert (check.expected, check.found) == ("none", "01" * 48)
-
-
-def test_a_version_5_quote_without_service_td_passes(world: World) -> None:
-    changed = world.change(quote=service_td_quote(world, bytes(48)))
-    assert changed.contraindicated() == []
-    assert changed.change(quote=changed.quote + b"!").contraindicated() == ["quote-trailing-bytes"]
 
 
 def test_another_compose_text_is_neither_the_measured_nor_a_listed_one(world: World) -> None:

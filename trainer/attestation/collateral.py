@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import dcap_qvl
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -42,7 +43,10 @@ def root_key_id(certificate: x509.Certificate) -> bytes:
     Raises:
         ValueError: not an EC key.
     """
-    key = certificate.public_key()
+    try:
+        key = certificate.public_key()
+    except UnsupportedAlgorithm as error:
+        raise ValueError("the root's key is of an unknown kind") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ValueError("the root's key is not an EC key")  # noqa: TRY004 -- wrong content, not a wrong type here
     return hashlib.sha384(key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)).digest()
