@@ -1,4 +1,4 @@
-"""Quotes of version 4 and 5, TD reports 1.0 and 1.5: read alike, verified alike, and no field of them to change."""
+"""Quotes of version 4 and 5, TD reports 1.0 and 1.5: read alike, verified alike, no field of them to change."""
 
 from __future__ import annotations
 

@@ -64,7 +64,11 @@ def root_key_ids(pem: bytes) -> tuple[bytes, ...]:
 def _self_issued(pem: bytes) -> Iterator[bytes]:
     if b"-----BEGIN CERTIFICATE-----" not in pem:
         return
-    for certificate in x509.load_pem_x509_certificates(pem):
+    try:
+        certificates = x509.load_pem_x509_certificates(pem)
+    except x509.InvalidVersion as error:  # the one that is no ValueError
+        raise ValueError("a certificate is of an unknown version of X.509") from error
+    for certificate in certificates:
         if certificate.issuer == certificate.subject:
             yield root_key_id(certificate)
 

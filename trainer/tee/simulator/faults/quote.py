@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ssl
 import struct
 from collections.abc import Callable
 from typing import Any, Final
@@ -35,6 +36,16 @@ def _chain(change: Callable[[list[str]], list[str]]) -> Callable[[QuoteParts], Q
         return dataclasses.replace(parts, chain="".join(change(certificates)))
 
     return changed
+
+
+def _root_bytes(old: str, new: str) -> Callable[[QuoteParts], QuoteParts]:
+    """Change bytes, in hex, of the root that stands at the chain's end."""
+
+    def changed(certificates: list[str]) -> list[str]:
+        der = ssl.PEM_cert_to_DER_cert(certificates[-1]).replace(bytes.fromhex(old), bytes.fromhex(new), 1)
+        return [*certificates[:-1], ssl.DER_cert_to_PEM_cert(der)]
+
+    return _chain(changed)
 
 
 def _bit(region: str) -> Callable[[bytes], bytes]:
@@ -201,6 +212,18 @@ _CERTIFICATES: Final = (
     _parts("chain-reversed", CheckCode.PLATFORM_CERTIFICATE, "the root first", _chain(lambda c: c[::-1])),
     _parts(
         "chain-foreign-root", CheckCode.ROOT_OF_TRUST, "another root at the chain's end", _chain(_foreign_root)
+    ),
+    _parts(
+        "root-x509-version",
+        CheckCode.QUOTE_FORMAT,
+        "a root certificate of X.509 version 11",
+        _root_bytes("a003020102", "a00302010a"),
+    ),
+    _parts(
+        "root-key-kind",
+        CheckCode.QUOTE_FORMAT,
+        "a root key of a kind that does not exist",
+        _root_bytes("06072a8648ce3d0201", "06072b8648ce3d0201"),
     ),
     Fault(
         "another-root",
