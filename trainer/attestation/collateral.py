@@ -22,6 +22,9 @@ from trainer.encoding import parse_json
 
 MAX_COLLATERAL_BYTES: Final = 4 << 20
 
+# What `cryptography` raises over certificates that a stranger wrote, beside ValueError.
+_MALFORMED: Final = (TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
+
 INTEL_ROOT_KEY_ID: Final = bytes.fromhex(
     "46e403bd34f05a3f2817ab9badcaacc7ffc98e0f261008cd30dae936cace18d5dcf58eef31463613de1570d516200993"
 )
@@ -43,10 +46,7 @@ def root_key_id(certificate: x509.Certificate) -> bytes:
     Raises:
         ValueError: not an EC key.
     """
-    try:
-        key = certificate.public_key()
-    except UnsupportedAlgorithm as error:
-        raise ValueError("the root's key is of an unknown kind") from error
+    key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ValueError("the root's key is not an EC key")  # noqa: TRY004 -- wrong content, not a wrong type here
     return hashlib.sha384(key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)).digest()
@@ -65,12 +65,11 @@ def _self_issued(pem: bytes) -> Iterator[bytes]:
     if b"-----BEGIN CERTIFICATE-----" not in pem:
         return
     try:
-        certificates = x509.load_pem_x509_certificates(pem)
-    except x509.InvalidVersion as error:  # the one that is no ValueError
-        raise ValueError("a certificate is of an unknown version of X.509") from error
-    for certificate in certificates:
-        if certificate.issuer == certificate.subject:
-            yield root_key_id(certificate)
+        for certificate in x509.load_pem_x509_certificates(pem):
+            if certificate.issuer == certificate.subject:
+                yield root_key_id(certificate)
+    except _MALFORMED as error:
+        raise ValueError(f"a certificate that cannot be read: {type(error).__name__}") from None
 
 
 def parse_collateral(data: bytes) -> Collateral:
