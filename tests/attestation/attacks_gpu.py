@@ -82,13 +82,13 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "no fresh GPU report": ("gpu-report-count", lambda w: w.answering()),
     "one GPU that answers for two": (
         "gpu-report-count",
-        lambda w: w.answering(*w.gpu.fresh, *w.gpu.fresh).demanding("gpu", count=2),
+        lambda w: w.answering(*w.gpu.fresh, *w.gpu.fresh).demanding("gpu", boot="any", count=2),
     ),
     "one GPU that answers twice": (
         "gpu-report-count",
         lambda w: w.answering(*w.gpu.fresh, *w.gpu.fresh).demanding("gpu", count="any"),
     ),
-    "a GPU that keeps silent": ("gpu-report-count", lambda w: w.demanding("gpu", count=2)),
+    "a GPU that keeps silent": ("gpu-report-count", lambda w: w.demanding("gpu", boot="any", count=2)),
     "an old driver": (
         "gpu-report-versions",
         lambda w: w.with_gpu(opaque={**w.bench.opaque, 3: b"550.54.15\0"}),

@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from tests.attestation.gpu_bench import NONCE, NOW, GpuBench, GpuCertificate, gpu_answer, gpu_root_sha256
+from tests.attestation.gpu_bench import GPU_BOOT, NONCE, NOW, GpuBench, GpuCertificate, gpu_answer, gpu_root_sha256
 from trainer.attestation.binding import gpu_evidence_sha256, report_data
 from trainer.attestation.checks import Check, CheckState
 from trainer.attestation.evidence import (
@@ -25,6 +25,7 @@ from trainer.attestation.evidence import (
     ReceiptClaims,
     Recipients,
 )
+from trainer.attestation.key_chain import prove_possession
 from trainer.attestation.policy import (
     AppSection,
     CollateralUrl,
@@ -40,7 +41,7 @@ from trainer.attestation.policy import (
 from trainer.attestation.result import AttestationResult
 from trainer.attestation.verifier import appraise, appraise_receipt
 from trainer.encoding import sha256_hex
-from trainer.tee.keys import recipient_path
+from trainer.tee.keys import possession_path, recipient_path
 from trainer.tee.simulator.agent import SimulatedVm, VmOptions, simulated_measurements
 from trainer.tee.simulator.fault import Fault
 
@@ -49,7 +50,6 @@ COMPOSE = '{\n  "name": "demo",\n  "docker_compose_file": "services: {}"\n}\n'
 SPEC = "ab" * 32
 PEER = "0e" * 32
 STATEMENT = b'{"_type": "https://in-toto.io/Statement/v1"}'
-GPU_BOOT = '{"claims": []}\n'
 
 Quoted = dict[str, bytes]
 
@@ -59,8 +59,14 @@ def _receipt_key() -> str:
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex()
 
 
-def _derived_key(vm: SimulatedVm) -> DerivedKey:
-    path, purpose = recipient_path(SPEC), "recipient"
+def _key_chain(vm: SimulatedVm, claims: DatasetClaims) -> tuple[DerivedKey, ...]:
+    """The recipient's key, and the one that signs claims."""
+    signed = prove_possession(vm.derive_key(possession_path(SPEC), "possession").secret, claims)
+    possession = _proof(vm, possession_path(SPEC), "possession").model_copy(update={"possession": signed})
+    return _proof(vm, recipient_path(SPEC), "sealing"), possession
+
+
+def _proof(vm: SimulatedVm, path: str, purpose: str) -> DerivedKey:
     derived = vm.derive_key(path, purpose)
     return DerivedKey(
         path=path,
@@ -208,7 +214,7 @@ class World:
             "app_compose": self.vm.shown_compose,
             "compose_hash": f"sha256:{sha256_hex(self.vm.shown_compose.encode())}",
             "gpu": self.gpu,
-            "key_chain": (_derived_key(self.vm),),
+            "key_chain": _key_chain(self.vm, self.claims),
         }
         return Evidence(**fields | self.evidence_changes)
 
@@ -250,7 +256,8 @@ def make_world() -> Callable[..., World]:
     """Makes the honest world on a VM with other options, or on a given one."""
 
     def make(options: VmOptions | None = None, vm: SimulatedVm | None = None) -> World:
-        vm = vm or SimulatedVm(COMPOSE, SEED, options=options or VmOptions(gpu_attestation=GPU_BOOT))
+        chosen = replace(options or VmOptions(gpu_attestation=GPU_BOOT), image="dstack-0.6.0")
+        vm = vm or SimulatedVm(COMPOSE, SEED, options=chosen)
         boot = vm.options.gpu_attestation
         gpu = GpuEvidence(boot=boot, fresh=(gpu_answer(),) if boot else ())
         receipt = ReceiptClaims(

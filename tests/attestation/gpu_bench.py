@@ -16,9 +16,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from trainer.attestation.evidence import FreshGpuEvidence
 from trainer.attestation.gpu_report import gpu_nonce
+from trainer.tee.simulator.nvattest import SimulatedGpu, nvattest_result
 
 NOW = 1_790_000_000
 NONCE = "01" * 32
+GPU_BOOT = nvattest_result([SimulatedGpu()], "5b" * 32)
+"""What the OS found out about one honest GPU at boot."""
 
 FWID = b"\x0f" * 48
 FWID_OID = x509.ObjectIdentifier("2.23.133.5.4.1")

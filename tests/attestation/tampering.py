@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from tests.attestation.gpu_bench import GPU_BOOT
 from trainer.attestation.evidence import FreshGpuEvidence
 from trainer.encoding import sha256_hex
 from trainer.tee.simulator.event_log import RuntimeEvent
@@ -93,7 +94,7 @@ def gpu_event(**changes: Any) -> bytes:
         "devices": 1,
         "cc_mode": "on",
         "devtools": False,
-        "evidence_sha256": sha256_hex(b'{"claims": []}\n'),
+        "evidence_sha256": sha256_hex(GPU_BOOT.encode()),
     }
     return json.dumps(document | changes).encode()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.attestation.gpu_bench import GPU_BOOT
 from tests.attestation.tampering import honest_quote, outdated, with_module
 from trainer.attestation import verifier
 from trainer.attestation.binding import gpu_evidence_sha256
@@ -68,7 +69,7 @@ def test_zeros_after_the_quote_are_padding(world: World) -> None:
 
 
 def test_mrconfigid_may_be_unset(make_world: Callable[..., World]) -> None:
-    world = make_world(VmOptions(gpu_attestation='{"claims": []}\n', config_id=False))
+    world = make_world(VmOptions(gpu_attestation=GPU_BOOT, config_id=False))
     assert world.contraindicated() == []
 
 
@@ -83,9 +84,9 @@ def test_wider_forms_of_mrconfigid_are_named_and_left_open(world: World, form: i
 @pytest.mark.parametrize(
     "options",
     [
-        VmOptions(gpu_attestation='{"claims": []}\n', event_version=2),
-        VmOptions(gpu_attestation='{"claims": []}\n', release=Release.V0_5),
-        VmOptions(gpu_attestation='{"claims": []}\n', release=Release.V0_5, event_version=2),
+        VmOptions(gpu_attestation=GPU_BOOT, event_version=2),
+        VmOptions(gpu_attestation=GPU_BOOT, release=Release.V0_5),
+        VmOptions(gpu_attestation=GPU_BOOT, release=Release.V0_5, event_version=2),
     ],
 )
 def test_other_releases_and_event_versions_pass(make_world: Callable[..., World], options: VmOptions) -> None:
@@ -126,7 +127,7 @@ def test_a_vm_without_gpu(make_world: Callable[..., World]) -> None:
 
 @pytest.mark.parametrize("boot", ["", '{"claims": [1]}\n'])
 def test_boot_evidence_and_measured_event_belong_together(make_world: Callable[..., World], boot: str) -> None:
-    world = make_world(VmOptions(gpu_attestation="" if boot else '{"claims": []}\n'))
+    world = make_world(VmOptions(gpu_attestation="" if boot else GPU_BOOT))
     gpu = GpuEvidence(boot=boot)
     digest = gpu_evidence_sha256(gpu)
     opened = world.without_reports().demanding("gpu", required=False)

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from trainer.attestation.evidence import GpuEvidence
+from trainer.attestation.key_chain import prove_possession
 from trainer.errors import ErrorCode, UnavailableError, UsageError
 from trainer.tee.evidence import collect
 from trainer.tee.guest_agent import GuestAgent
-from trainer.tee.keys import recipient_path
+from trainer.tee.keys import possession_path
 from trainer.tee.simulator.agent import Release, SimulatedVm, VmOptions
 from trainer.tee.simulator.fault import Fault
 from trainer.tee.simulator.faults import FAULTS, find_faults
@@ -123,16 +124,17 @@ def wait_until_it_listens(process: subprocess.Popen[bytes], said: Path) -> None:
 
 
 def world_of(make_world: Callable[..., World], state: Path, now: int) -> World:
-    """A provider who trusts the VM in `state`, and wants no GPU."""
+    """A provider who trusts the VM in `state`, a development image, and wants no GPU."""
     world = make_world(vm=open_vm(state, COMPOSE, VmOptions()))
-    lenient = world.demanding("gpu", required=False).without_reports()
+    lenient = world.demanding("gpu", required=False).without_reports().demanding("os", development="any")
     collateral = (state / "collateral.json").read_bytes()
     return lenient.change(now=now, collateral=collateral).claiming(issued_at=now - 60, expires_at=now + 600)
 
 
 def shown_over_the_wire(agent: GuestAgent, world: World) -> World:
-    key = agent.derive_key(recipient_path(world.claims.job_spec_sha256), "recipient")
-    evidence = collect(agent, world.claims, gpu=GpuEvidence(boot=agent.gpu_attestation()), key_chain=(key.proof,))
+    key = agent.derive_key(possession_path(world.claims.job_spec_sha256), "possession")
+    proof = key.proof.model_copy(update={"possession": prove_possession(key.secret, world.claims)})
+    evidence = collect(agent, world.claims, gpu=GpuEvidence(boot=agent.gpu_attestation()), key_chain=(proof,))
     return world.showing(**{name: getattr(evidence, name) for name in type(evidence).model_fields})
 
 

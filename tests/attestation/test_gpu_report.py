@@ -148,10 +148,10 @@ def test_under_nvidias_root_a_gpu_of_the_tests_is_refused(world: World) -> None:
 
 def test_several_gpus_pass_and_one_bad_one_is_named(world: World, gpus: Bench) -> None:
     other = gpus.answer(replace(gpus.leaf, scalar=3001), gpus.ca, gpus.root)
-    two = world.answering(*world.gpu.fresh, other).demanding("gpu", count=2)
+    two = world.answering(*world.gpu.fresh, other).demanding("gpu", boot="any", count=2)
     assert two.contraindicated() == []
     bad = gpus.answer(replace(gpus.leaf, scalar=3001), gpus.ca, gpus.root, nonce=bytes(32))
-    refused = world.answering(*world.gpu.fresh, bad).demanding("gpu", count=2)
+    refused = world.answering(*world.gpu.fresh, bad).demanding("gpu", boot="any", count=2)
     assert refused.contraindicated() == ["gpu-report-nonce"]
     assert "report 1: expected" in (refused.state("gpu-report-nonce").found or "")
 
@@ -176,7 +176,7 @@ def test_driver_versions_compare_as_numbers(
     world: World, gpus: Bench, driver: bytes, least: str, reached: bool
 ) -> None:
     answered = world.with_gpu(opaque={**gpus.opaque, 3: driver})
-    changed = answered.demanding("gpu", min_driver_version=least, min_vbios_version="any")
+    changed = answered.demanding("gpu", boot="any", min_driver_version=least, min_vbios_version="any")
     assert changed.contraindicated() == ([] if reached else ["gpu-report-versions"])
 
 
@@ -185,7 +185,7 @@ def test_driver_versions_compare_as_numbers(
     [("96.00.9f.00.01", True), ("96.00.9E.FF.FF", True), ("96.00.9F.00.02", False), ("9A.00.00.00.00", False)],
 )
 def test_vbios_versions_compare_as_hex(world: World, least: str, reached: bool) -> None:
-    changed = world.demanding("gpu", min_driver_version="any", min_vbios_version=least)
+    changed = world.demanding("gpu", boot="any", min_driver_version="any", min_vbios_version=least)
     assert changed.contraindicated() == ([] if reached else ["gpu-report-versions"])
 
 

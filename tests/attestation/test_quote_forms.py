@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import dcap_qvl
 import pytest
 
+from tests.attestation.gpu_bench import GPU_BOOT
 from tests.attestation.tampering import honest_quote
 from trainer.attestation.checks import CheckState
 from trainer.attestation.tdx import parse_quote
@@ -105,7 +106,7 @@ def test_version_and_body_must_fit_each_other(make_world: MakeWorld, at: int, si
 
 
 def test_a_service_td_is_refused(make_world: MakeWorld) -> None:
-    world = make_world(VmOptions(quote_version=5, td_report="1.5", gpu_attestation='{"claims": []}\n'))
+    world = make_world(VmOptions(quote_version=5, td_report="1.5", gpu_attestation=GPU_BOOT))
     changed = world.change(td={"mr_service_td": b"\1" * 48})
     assert changed.contraindicated() == ["service-td"]
     check = changed.state("service-td")

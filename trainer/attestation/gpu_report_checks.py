@@ -11,6 +11,7 @@ from trainer.attestation.evidence import FreshGpuEvidence
 from trainer.attestation.gpu_chain import Chain, certified_fwid, different_keys, parse_chain, verify_chain
 from trainer.attestation.gpu_report import GpuReport, parse_gpu_report, verify_signature
 from trainer.attestation.policy import GpuSection
+from trainer.attestation.versions import reaches
 
 RELAY_LIMIT: Final = (
     "a genuine GPU answered; that it is one wired to this VM, and not elsewhere and relayed, "
@@ -181,21 +182,9 @@ def _judge_versions(ledger: Ledger, reports: Sequence[GpuReport], demand: GpuSec
         ledger.leave_open(CheckCode.GPU_REPORT_VERSIONS, found=found)
         return
     reached = all(
-        _reaches(report.driver_version, least_driver, base=10)
-        and _reaches(report.vbios_version, least_vbios, base=16)
+        reaches(report.driver_version, least_driver, base=10)
+        and reaches(report.vbios_version, least_vbios, base=16)
         for report in reports
     )
     wanted = f"driver {least_driver}, VBIOS {least_vbios}, or later"
     ledger.judge(CheckCode.GPU_REPORT_VERSIONS, reached, expected=wanted, found=found)
-
-
-def _reaches(version: str, least: str, *, base: int) -> bool:
-    return least == "any" or _numbers(version, base) >= _numbers(least, base)
-
-
-def _numbers(version: str, base: int) -> list[int]:
-    """Parts of a dotted version, without zeros at the end: 550.90 and 550.90.00 are the same."""
-    numbers = [int(part, base) for part in version.split(".")]
-    while numbers and not numbers[-1]:
-        numbers.pop()
-    return numbers

@@ -75,7 +75,7 @@ def appraise(
     """
     claims, ledger = _dataset_claims(evidence), Ledger(DATASET_CHECKS)
     quote = judge_quote(ledger, evidence.quote, collateral, policy, now)
-    events = judge_app(ledger, evidence, quote.td, policy)
+    events = judge_app(ledger, evidence, claims, quote.td, policy)
     judge_binding(ledger, claims, quote.td, nonce, peer_spki_sha256)
     judge_nonce_use(ledger, nonce_unused)
     judge_time(ledger, claims, policy, now)

@@ -142,9 +142,10 @@ class OsSection(Strict):
 class GpuSection(Strict):
     """Whether there must be NVIDIA GPUs in confidential mode, by the OS's word and by their own.
 
-    `required` is about what the measured OS attested at boot; `boot` demands that the claims behind its word hold,
-    GPU by GPU; `fresh` demands reports that GPUs sign for the provider's nonce. The rest says what
-    these must show.     Reference values (RIM) and revocation (OCSP) are about fresh reports.
+    `required` is about what the measured OS put into its event; `boot` demands that the claims behind its word
+    hold, device by device; `fresh` demands reports that GPUs sign for the provider's nonce. `count`, `models` and
+    the least versions are about whichever of these two is required. `reference_values` (RIM) and `revocation`
+    (OCSP) are about fresh reports: in the boot claims, both belong to `boot`.
     """
 
     required: bool
@@ -158,7 +159,7 @@ class GpuSection(Strict):
     min_vbios_version: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{2}(\.[0-9a-fA-F]{2}){4}$")] | Unset
     """Such as `96.00.9F.00.01`; compared byte by byte, in hex."""
     devtools: Literal["refused"] | Unset
-    """Devtools mode, and debugging by the boot claims' word."""
+    """Devtools mode by the event's word, and debugging by that of the boot claims, where these are required."""
     reference_values: Unset
     revocation: Unset
 

@@ -57,7 +57,8 @@ def strict_policy(
         job_specs: the job specs that may run; at least one.
         trust_root_pem: a root certificate to trust in place of Intel's.
         collateral: where collateral comes from; Intel's service where left out.
-        os: the OS images that may run; where left out none may, until the provider lists one.
+        os: the OS images that may run; where left out none may, until the provider lists one. Development images
+            are refused, except under another root: nothing else runs there.
         gpu_required: whether the OS must have attested a GPU, and each GPU must answer with a fresh report.
         sandbox: names of sandbox claims that must be true; not demanded where empty.
         recipient: the instance recipient is out of reach for later versions of the app.
@@ -86,7 +87,7 @@ def strict_policy(
             kms_root_key="any",
             recipient=recipient,
         ),
-        os=os or OsSection(),
+        os=(os or OsSection()).model_copy(update={"development": "refused" if trust_root_pem is None else "any"}),
         gpu=_strict_gpu(gpu_required),
         sandbox=tuple(sandbox) or "any",
         freshness=FreshnessSection(max_age_seconds=DEFAULT_MAX_AGE_SECONDS),
@@ -247,9 +248,12 @@ def _explain_os(section: OsSection | Literal["any"]) -> str:
         return "CAUTION: not demanded: an OS. A changed OS can lie about everything above it."
     if not section.measurements and not section.image_sha256:
         return "No OS is accepted yet: list the measurements or the image hash of the one that you reviewed."
+    development = (
+        "Development images are refused." if section.development == "refused" else "Even development ones."
+    )
     return (
         f"The OS must measure to one of {len(section.measurements)} listed tuples "
-        f"or be one of {len(section.image_sha256)} listed images."
+        f"or be one of {len(section.image_sha256)} listed images. {development}"
     )
 
 

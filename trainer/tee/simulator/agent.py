@@ -44,7 +44,6 @@ __all__ = [
     "simulated_measurements",
 ]
 
-IMAGE_NAME: Final = "DEVELOPMENT-simulated-not-a-tee"
 APP_ID_BYTES: Final = 20
 REPORT_DATA_BYTES: Final = 64
 
@@ -128,9 +127,9 @@ class SimulatedVm:
             "cpu_count": 8,
             "memory_size": 64 << 30,
             "num_gpus": self.options.gpu_count if self.options.gpu_attestation else 0,
-            "image": IMAGE_NAME,
+            "image": self.options.image,
         }
-        return json.dumps(config, separators=(",", ":"))
+        return json.dumps(self._shown(Layer.VM_CONFIG, config), separators=(",", ":"))
 
     @property
     def shown_compose(self) -> str:

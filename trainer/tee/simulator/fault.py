@@ -27,6 +27,8 @@ class Layer(StrEnum):
     """`list[dict]`: the event log as it is shown, whatever was measured."""
     EVENT_LOG_TEXT = "event-log-text"
     """`str`: its JSON."""
+    VM_CONFIG = "vm-config"
+    """`dict`: what the host says of the VM's shape."""
     APP_COMPOSE = "app-compose"
     """`str`: the compose text as it is shown, whatever was measured."""
     KEY_SEED = "key-seed"

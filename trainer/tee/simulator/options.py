@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
 from trainer.tee.simulator.event_log import EventVersion
 from trainer.tee.simulator.fault import Fault
 
 QuoteVersion = Literal[4, 5]
 TdReportForm = Literal["1.0", "1.5"]
+
+IMAGE_NAME: Final = "DEVELOPMENT-simulated-not-a-tee"
 
 
 class Release(StrEnum):
@@ -31,6 +33,7 @@ class VmOptions:
         event_version: form of runtime events.
         gpu_attestation: text of `GpuInfo`; where not empty, the boot log has the GPU events.
         gpu_count: how many GPUs the boot log claims if there is a `gpu_attestation`.
+        image: name of the OS image, as the host tells it.
         config_id: whether the quote's MRCONFIGID carries the compose hash (form 01), as 0.6.0 does.
         quote_version: form of quotes.
         td_report: form of the TD report in them; 1.5 needs quotes of version 5.
@@ -44,6 +47,7 @@ class VmOptions:
     event_version: EventVersion = 1
     gpu_attestation: str = ""
     gpu_count: int = 1
+    image: str = IMAGE_NAME
     config_id: bool = True
     quote_version: QuoteVersion = 4
     td_report: TdReportForm = "1.0"

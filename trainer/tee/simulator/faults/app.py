@@ -76,7 +76,14 @@ _KEYS: Final = (
     ),
 )
 
-_COMPOSE: Final = (
+_HOST: Final = (
+    Fault(
+        "development-image",
+        CheckCode.OS_DEVELOPMENT,
+        "an OS image that lets developers in",
+        Layer.VM_CONFIG,
+        lambda config: config | {"image": "dstack-dev-0.6.0"},
+    ),
     Fault(
         "compose-text",
         CheckCode.COMPOSE_HASH,
@@ -87,4 +94,4 @@ _COMPOSE: Final = (
     ),
 )
 
-APP_FAULTS: Final = (*_GPU, *_KEYS, *_COMPOSE)
+APP_FAULTS: Final = (*_GPU, *_KEYS, *_HOST)

@@ -125,6 +125,20 @@ _CONFIG_ID: Final = (
     ),
     _with(
         CheckCode.MR_CONFIG_ID,
+        "config-id-binding",
+        "MRCONFIGID of form 02 for another app or key service",
+        "mr_config_id",
+        lambda _: b"\2" + b"\7" * 32 + bytes(15),
+    ),
+    _with(
+        CheckCode.MR_CONFIG_ID,
+        "config-id-document",
+        "MRCONFIGID of form 03 for another configuration",
+        "mr_config_id",
+        lambda _: b"\3" + b"\7" * 32 + bytes(15),
+    ),
+    _with(
+        CheckCode.MR_CONFIG_ID,
         "config-id-tail",
         "MRCONFIGID of form 01 with something behind the compose hash",
         "mr_config_id",
