@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.encoding import canonical_json, file_sha256, parse_json, sha256_hex, stream_sha256
+from trainer.encoding import canonical_json, file_sha256, parse_json, printable, sha256_hex, stream_sha256
 from trainer.errors import UsageError
 
 json_values = st.recursive(
@@ -57,3 +57,15 @@ def test_digests_agree(tmp_path: Path) -> None:
     path.write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
     assert sha256_hex(data) == stream_sha256(io.BytesIO(data)) == file_sha256(path) == digest
+
+
+@pytest.mark.parametrize(
+    "char", ["\x1b", "\n", "\r", "\x9b", "\u202e", "\u200f", "\u2028", "\x00", "\x7f", "\ufeff"]
+)
+def test_control_and_formatting_characters_become_visible(char: str) -> None:
+    assert printable(f"a{char}b") == f"a\\u{ord(char):04x}b"
+
+
+def test_ordinary_text_stays() -> None:
+    text = "GH100, 96.00.9F \N{EN DASH} ünïcode ✔"
+    assert printable(text) == text

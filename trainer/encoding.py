@@ -1,4 +1,7 @@
-"""Canonical JSON and digests: the only ways this project turns values into bytes that are signed or compared."""
+"""Canonical JSON and digests: the only ways this project turns values into bytes that are signed or compared.
+
+Beside them, how text of strangers is made fit to be shown.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,14 @@ def file_sha256(path: Path) -> str:
     """Lower-case hex SHA-256 of a file, read in blocks."""
     with path.open("rb") as file:
         return stream_sha256(file)
+
+
+def printable(text: str) -> str:
+    """`text` with every control and formatting character made visible.
+
+    Evidence comes from strangers: it must not move the cursor, change colours or turn the reading direction.
+    """
+    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
 
 
 def parse_json(data: bytes | str) -> object:
