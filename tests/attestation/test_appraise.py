@@ -73,14 +73,6 @@ def test_mrconfigid_may_be_unset(make_world: Callable[..., World]) -> None:
     assert world.contraindicated() == []
 
 
-@pytest.mark.parametrize(("form", "word"), [(2, "key provider"), (3, "document")])
-def test_wider_forms_of_mrconfigid_are_named_and_left_open(world: World, form: int, word: str) -> None:
-    check = world.change(td={"mr_config_id": bytes([form]) + b"\1" * 47}).state("mr-config-id")
-    assert check.state is CheckState.NOT_DEMANDED
-    assert check.detail is not None
-    assert word in check.detail
-
-
 @pytest.mark.parametrize(
     "options",
     [

@@ -93,7 +93,8 @@ class SimulatedVm:
         self.app_id = self.compose_hash[:APP_ID_BYTES] if app_id is None else app_id
         self.instance_id = hashlib.sha256(b"instance" + seed + self.app_id).digest()[:20]
         self.pki = DevelopmentPki(seed)
-        self._signer = DevelopmentPki(**self._shown(Layer.PKI, {"seed": seed})) if options.faults else self.pki
+        told = self._shown(Layer.PKI, {"seed": seed})
+        self._signer = self.pki if told == {"seed": seed} else DevelopmentPki(**told)
         self.key_service = KeyService(seed)
         self.keys = self.key_service.app_keys(self.app_id)
         self._shown_keys = KeyService(self._shown(Layer.KEY_SEED, seed)).app_keys(self.app_id)
