@@ -90,8 +90,8 @@ class GpuCertificate:
 
 
 GPU_ROOT = GpuCertificate("NOT NVIDIA - test root", 1001)
-GPU_CA = GpuCertificate("NOT NVIDIA - test provisioner", 1002)
-GPU_LEAF = GpuCertificate("NOT NVIDIA - test GPU", 1003, LEAF)
+GPU_CA = GpuCertificate("GH100 - NOT NVIDIA - test GPU", 1002)
+GPU_LEAF = GpuCertificate("NOT NVIDIA - test GPU's firmware", 1003, LEAF)
 
 
 def chain_pem(*certificates: GpuCertificate) -> str:
@@ -151,6 +151,7 @@ def gpu_answer(*chain: GpuCertificate, **changes: Any) -> FreshGpuEvidence:
     )
 
 
+@dataclass(frozen=True)
 class GpuBench:
     """Makers and honest parts of GPU evidence, as the fixture `gpus` hands them to tests."""
 
