@@ -10,127 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.attestation.gpu_bench import GPU_BOOT, NONCE, NOW, GpuBench, GpuCertificate, gpu_answer, gpu_root_sha256
+from tests.attestation.honest import PEER, SPEC, demanding_policy, honest_claims, key_chain
 from trainer.attestation.binding import gpu_evidence_sha256, report_data
 from trainer.attestation.checks import Check, CheckState
-from trainer.attestation.evidence import (
-    DatasetClaims,
-    DerivedKey,
-    Evidence,
-    FreshGpuEvidence,
-    GpuEvidence,
-    ReceiptClaims,
-    Recipients,
-)
-from trainer.attestation.key_chain import prove_possession
-from trainer.attestation.policy import (
-    AppSection,
-    CollateralUrl,
-    FreshnessSection,
-    GpuSection,
-    KeyProviderDemand,
-    OsMeasurements,
-    OsSection,
-    Policy,
-    TcbSection,
-    TrustRoot,
-)
+from trainer.attestation.evidence import DatasetClaims, Evidence, FreshGpuEvidence, GpuEvidence, ReceiptClaims
+from trainer.attestation.policy import Policy
 from trainer.attestation.result import AttestationResult
 from trainer.attestation.verifier import appraise, appraise_receipt
 from trainer.encoding import sha256_hex
-from trainer.tee.keys import possession_path, recipient_path
-from trainer.tee.simulator.agent import SimulatedVm, VmOptions, simulated_measurements
+from trainer.tee.simulator.agent import SimulatedVm, VmOptions
 from trainer.tee.simulator.fault import Fault
 
 SEED = b"a seed of 32 bytes for appraisals"
 COMPOSE = '{\n  "name": "demo",\n  "docker_compose_file": "services: {}"\n}\n'
-SPEC = "ab" * 32
-PEER = "0e" * 32
 STATEMENT = b'{"_type": "https://in-toto.io/Statement/v1"}'
 
 Quoted = dict[str, bytes]
-
-
-def _receipt_key() -> str:
-    key = ec.derive_private_key(7, ec.SECP256R1()).public_key()
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex()
-
-
-def _key_chain(vm: SimulatedVm, claims: DatasetClaims) -> tuple[DerivedKey, ...]:
-    """The recipient's key, and the one that signs claims."""
-    signed = prove_possession(vm.derive_key(possession_path(SPEC), "possession").secret, claims)
-    possession = _proof(vm, possession_path(SPEC), "possession").model_copy(update={"possession": signed})
-    return _proof(vm, recipient_path(SPEC), "sealing"), possession
-
-
-def _proof(vm: SimulatedVm, path: str, purpose: str) -> DerivedKey:
-    derived = vm.derive_key(path, purpose)
-    return DerivedKey(
-        path=path,
-        purpose=purpose,
-        public_key=derived.public_key.hex(),
-        signature_chain=tuple(signature.hex() for signature in derived.signature_chain),
-    )
-
-
-def _claims(gpu: GpuEvidence) -> DatasetClaims:
-    return DatasetClaims(
-        version=1,
-        purpose="dataset",
-        nonce=NONCE,
-        job_spec_sha256=SPEC,
-        recipients=Recipients(derived="age1" + "q" * 58, instance="age1" + "p" * 58),
-        receipt_key=_receipt_key(),
-        tls_spki_sha256=PEER,
-        gpu_evidence_sha256=gpu_evidence_sha256(gpu),
-        sandbox={"seccomp": True, "landlock": True, "separate_users": False},
-        software={"trainer": "0.1.0"},
-        issued_at=NOW - 60,
-        expires_at=NOW + 3600,
-    )
-
-
-def _policy(vm: SimulatedVm) -> Policy:
-    """Everything that can be demanded, demanded."""
-    provider = json.loads(vm.key_provider)
-    return Policy(
-        version=1,
-        trust_root=TrustRoot(pem=vm.pki.root_pem, sha256=sha256_hex(vm.pki.root_der)),
-        collateral=CollateralUrl(url="https://pccs.invalid/"),
-        tcb=TcbSection(
-            accepted_statuses=("UpToDate",),
-            grace_days=0,
-            min_evaluation_number=19,
-            refused_advisories=("INTEL-SA-00001",),
-            mr_seam=("00" * 48,),
-        ),
-        app=AppSection(
-            compose_sha256=(vm.compose_hash.hex(),),
-            job_spec_sha256=(SPEC,),
-            app_id=vm.app_id.hex(),
-            key_provider=KeyProviderDemand(name=provider["name"], id=provider["id"]),
-            kms_root_key=vm.key_service.root_public_key.hex(),
-            recipient="instance",
-        ),
-        os=OsSection(measurements=(OsMeasurements(**vars(simulated_measurements())),)),
-        gpu=GpuSection(
-            required=True,
-            boot="required",
-            fresh="required",
-            count=1,
-            models=("GH100",),
-            min_driver_version="550.90.07",
-            min_vbios_version="96.00.9F.00.01",
-            devtools="refused",
-            reference_values="any",
-            revocation="any",
-        ),
-        sandbox=("landlock", "seccomp"),
-        freshness=FreshnessSection(max_age_seconds=600),
-    )
 
 
 @dataclass(frozen=True)
@@ -214,7 +111,7 @@ class World:
             "app_compose": self.vm.shown_compose,
             "compose_hash": f"sha256:{sha256_hex(self.vm.shown_compose.encode())}",
             "gpu": self.gpu,
-            "key_chain": _key_chain(self.vm, self.claims),
+            "key_chain": key_chain(self.vm, self.claims),
         }
         return Evidence(**fields | self.evidence_changes)
 
@@ -269,9 +166,9 @@ def make_world() -> Callable[..., World]:
         )
         return World(
             vm=vm,
-            claims=_claims(gpu),
+            claims=honest_claims(gpu),
             gpu=gpu,
-            policy=_policy(vm),
+            policy=demanding_policy(vm),
             collateral=json.dumps(vm.collateral(NOW)).encode(),
             receipt=receipt,
         )
