@@ -1,6 +1,7 @@
 """All attacks on evidence that the tests make, from every file of this folder that has some.
 
-A file joins by having `ATTACKS`: name -> (code of the check that must answer, change of the honest world). The
+A file joins by having `ATTACKS`: name -> (code of the check that must answer, change of the honest world). Where
+they start from another honest world, it has a function `prepared` that makes that one of the usual one. The
 simulator's faults are attacks as well.
 """
 
@@ -69,7 +70,19 @@ def _of(stem: str) -> list[Attack]:
     module = importlib.import_module(f"tests.attestation.{stem}")
     source = stem.removeprefix("attacks_").removeprefix("test_")
     found = getattr(module, "ATTACKS", {})
-    return [Attack(source, name, name, (str(code),), change) for name, (code, change) in found.items()]
+    prepared = getattr(module, "prepared", _as_it_is)
+    return [
+        Attack(source, name, name, (str(code),), _after(prepared, change))
+        for name, (code, change) in found.items()
+    ]
+
+
+def _as_it_is(world: World) -> World:
+    return world
+
+
+def _after(first: Callable[[World], World], then: Callable[[World], World]) -> Callable[[World], World]:
+    return lambda world: then(first(world))
 
 
 def _from_fault(fault: Fault) -> Attack:

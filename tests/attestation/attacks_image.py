@@ -28,7 +28,7 @@ ACPI = [
 ]
 
 
-def imaged(world: World) -> World:
+def prepared(world: World) -> World:
     """The honest world on an OS that the policy knows by its image alone."""
     registers = test_os_image.measured(json.dumps(CONFIG)).model_dump()
     log = [*ACPI, *json.loads(world.evidence().event_log)]
@@ -38,7 +38,7 @@ def imaged(world: World) -> World:
 
 
 def configured(world: World, **changes: Any) -> World:
-    return imaged(world).showing(vm_config=json.dumps(CONFIG | changes))
+    return world.showing(vm_config=json.dumps(CONFIG | changes))
 
 
 def with_files(world: World, **changes: bytes) -> World:
@@ -47,10 +47,9 @@ def with_files(world: World, **changes: bytes) -> World:
 
 
 def with_acpi(world: World, edit: Callable[[list[Any]], None]) -> World:
-    changed = imaged(world)
-    log = json.loads(changed.evidence().event_log)
+    log = json.loads(world.evidence().event_log)
     edit(log)
-    return changed.showing(event_log=json.dumps(log))
+    return world.showing(event_log=json.dumps(log))
 
 
 ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
@@ -63,7 +62,7 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "measurements that the checksums do not pin": ("os-measurements", lambda w: with_files(w, measurement=b"{}")),
     "a configuration that is not JSON": (
         "os-measurements",
-        lambda w: imaged(w).showing(vm_config=json.dumps(CONFIG)[:-1]),
+        lambda w: w.showing(vm_config=json.dumps(CONFIG)[:-1]),
     ),
     "another ACPI table": ("os-measurements", lambda w: with_acpi(w, lambda log: log[1].update(digest="00" * 48))),
     "an ACPI table less": ("os-measurements", lambda w: with_acpi(w, lambda log: log.pop(2))),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.attestation.attacks import Attack, attacks
-from tests.attestation.attacks_image import imaged
+from tests.attestation.attacks_image import prepared
 from trainer.attestation.catalogue import DATASET_CHECKS
 from trainer.attestation.checks import CheckState
 from trainer.errors import ErrorCode, VerificationError
@@ -33,7 +33,7 @@ def test_answered_by_its_own_code(world: World, attack: Attack) -> None:
 
 
 def test_the_world_of_the_image_attacks_is_honest_before_them(world: World) -> None:
-    assert imaged(world).contraindicated() == []
+    assert prepared(world).contraindicated() == []
 
 
 def test_every_check_has_an_attack_that_it_answers() -> None:
