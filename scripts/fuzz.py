@@ -19,6 +19,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -100,18 +101,14 @@ def fuzz(
     for session, pool in zip(sessions, pools, strict=True):
         for data in pool.inputs[:]:
             session.feed(data)
-    open_ended = True
-    while open_ended:
-        open_ended = False
-        for session, pool, rng in zip(sessions, pools, rngs, strict=True):
-            wanted = min(plan[session.target.name] - session.inputs, 1 + int(_BATCH * session.target.share))
-            if wanted <= 0:
-                continue
-            _batch(session, pool, rng, wanted)
-            progress.add(wanted, session.target.name)
-            if seconds is not None and progress.elapsed > seconds:
-                return sessions
-            open_ended = True
+    with suppress(KeyboardInterrupt):  # what was done until then is told
+        while any(session.inputs < plan[session.target.name] for session in sessions):
+            for session, pool, rng in zip(sessions, pools, rngs, strict=True):
+                wanted = min(plan[session.target.name] - session.inputs, 1 + int(_BATCH * session.target.share))
+                _batch(session, pool, rng, wanted)
+                progress.add(max(wanted, 0), session.target.name)
+                if seconds is not None and progress.elapsed > seconds:
+                    return sessions
     return sessions
 
 

@@ -94,6 +94,8 @@ def on_service(**values: object) -> Callable[[dict[str, Any], dict[str, Any]], o
         (["a", "b", "c"], ["b", "c"], [("command[0]", "a", None)]),
         (["a", "b", "c", "d"], ["a", "x", "y", "d"], [("command[1]", "b", "x"), ("command[2]", "c", "y")]),
         (["a", "b"], ["b", "a"], [("command[0]", "a", None), ("command[1]", None, "a")]),
+        (["a", "y"], ["x", "a"], [("command[0]", None, "x"), ("command[1]", "y", None)]),
+        (["x", "a"], ["a", "y"], [("command[0]", "x", None), ("command[1]", None, "y")]),
         (["a"], "a", [("command", None, "a"), ("command[0]", "a", None)]),
         ([], ["a"], [("command[0]", None, "a")]),
         ([], None, [("command", "(empty)", "null")]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -94,6 +95,7 @@ def merge_bomb(aliases: int) -> str:
         (bomb(12), "too large or too deep"),
         (merge_bomb(12), "too large or too deep"),
         (f"x-a: &a {'y' * 100_000}\nx-b: [{', '.join(['*a'] * 100)}]\nservices: {{}}\n", "too large once"),
+        ("services: {}\nx: {<<: {a: 1}, <<: {b: 1}}\n", "line 2: the key << stands twice"),
         ("services: {<<: 1}\n", "<< must name a mapping"),
         ('services: {"<<": {}}\n', "keys must be plain text"),
         ("services: {? [a] : b}\n", "keys must be plain text"),
@@ -181,7 +183,8 @@ def test_the_worst_input_is_answered_at_once(name: str) -> None:
     begin = time.process_time()
     with suppress(UsageError):
         audit_compose(data, against=data)
-    assert time.process_time() - begin < 2 * SECONDS_EACH
+    slowed = 5 if sys.gettrace() else 1  # under a tracer such as coverage
+    assert time.process_time() - begin < 2 * SECONDS_EACH * slowed
 
 
 def test_refused_bytes() -> None:

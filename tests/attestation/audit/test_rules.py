@@ -39,6 +39,13 @@ def second_job(app: dict[str, Any], compose: dict[str, Any]) -> None:
     compose["services"]["trainer"]["configs"].append("other")
 
 
+def second_job_in_other_words(app: dict[str, Any], compose: dict[str, Any]) -> None:
+    """The same job spec with its keys escaped: no search for words finds it."""
+    second_job(app, compose)
+    escaped = compose["configs"]["job"]["content"].replace("\nmodel:", '\n"\\x6dodel":')
+    compose["configs"]["other"] = {"content": escaped}
+
+
 IMAGE = "trainer@sha256:"
 CASES: tuple[tuple[str, Edit], ...] = (
     ("engine-socket", volume("/var/run/docker.sock:/var/run/docker.sock")),
@@ -97,6 +104,7 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("literal-secret", on_service(command=["run", "--token", "hunter2"])),
     ("literal-secret", on_service(command=["run", "--hf-token=hunter2"])),
     ("literal-secret", on_service(command="run --api-key hunter2")),
+    ("literal-secret", on_service(command="PUBLIC_KEY=abc SECRET_FILE=/x DB_PASSWORD=hunter2 run")),
     ("literal-secret", on_service(labels={"note": "AKIAABCDEFGHIJKLMNOP"})),
     ("literal-secret", on_service(logging={"options": {"splunk-token": "hunter2"}})),
     ("env-file", on_service(env_file=".env")),
@@ -147,6 +155,7 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("job-spec-missing", on_compose(configs={"job": {"content": "version: 1\n"}})),
     ("job-spec-missing", on_service(configs=["another"])),
     ("job-spec-ambiguous", second_job),
+    ("job-spec-ambiguous", second_job_in_other_words),
 )
 
 
@@ -163,6 +172,7 @@ PAIRS_OF_FINDINGS: tuple[tuple[set[str], Edit], ...] = (
     ({"literal-secret", "own-command"}, on_service(pre_stop=[{"command": ["x", "--token=hunter2"]}])),
     ({"literal-secret", "root-script"}, on_app(pre_launch_script="export HF_TOKEN=hunter2\n")),
     ({"guest-agent-port", "port-published"}, on_service(ports=["8090:8443"])),
+    ({"host-mount", "interpolated"}, volume("${DIRECTORY}:/data")),
     ({"guest-agent-port", "port-published"}, on_service(ports=["127.0.0.1:443:8090/tcp"])),
     ({"guest-agent-port", "port-published"}, on_service(ports=[{"target": 8443, "published": 8090}])),
 )
@@ -200,6 +210,7 @@ def test_clean_file(render: Render) -> None:
         on_service(privileged=False, restart=False, cap_add=[]),
         on_service(command=["run", "--token", "${TOKEN_FILE_IS_ELSEWHERE:?}"][:2]),
         on_service(command=["run", "--key-file", "/run/key", "--token", "--verbose", "--public-key=abc"]),
+        on_service(command="PUBLIC_KEY=abc SECRET_FILE=/run/x run"),
         on_service(healthcheck={"test": ["NONE"]}, logging={"driver": "json-file"}),
         on_service(image="host:5000/trainer@sha256:" + "ab" * 32),
         on_app(docker_config={"token_key": "REGISTRY_TOKEN"}, swap_size="0G", storage_fs="ext4"),

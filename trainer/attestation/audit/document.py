@@ -51,9 +51,7 @@ class Document:
             for entry in service.get("configs").elements()
         }
         contents = {
-            name: config.get("content")
-            for name, config in self.compose.get("configs").items()
-            if name in mounted and "model" in config.get("content").text
+            name: config.get("content") for name, config in self.compose.get("configs").items() if name in mounted
         }
         found = ((node, self._job_spec(node)) for node in contents.values())
         return tuple((node, spec) for node, spec in found if spec is not None)

@@ -31,15 +31,15 @@ def parse_json_nodes(text: str, *, what: str) -> Node:
 
 
 def _tokens(text: str, what: str) -> Iterator[Token]:
-    line, count = 1, 0
+    line, tokens = 1, []
     for match in _TOKEN.finditer(text):
         if match[0] == "\n":
             line += 1
             continue
-        count += 1
-        if count > 4 * MAX_NODES:  # at most four tokens for each node: key, colon, value, comma
+        tokens.append((match[0], line))
+        if len(tokens) > 4 * MAX_NODES:  # at most four tokens for each node: key, colon, value, comma
             refuse(what, line, "too large")
-        yield match[0], line
+    return iter(tokens)
 
 
 def _value(tokens: Iterator[Token], path: str, what: str, depth: int, first: Token | None = None) -> Node:
@@ -59,9 +59,8 @@ def _value(tokens: Iterator[Token], path: str, what: str, depth: int, first: Tok
 
 def _entries(tokens: Iterator[Token], path: str, what: str, depth: int) -> dict[str, Node]:
     entries: dict[str, Node] = {}
-    for word, line in tokens:
-        if word == "}":
-            break
+    while (token := next(tokens))[0] != "}":
+        word, line = token
         if word == ",":
             continue
         key = json.loads(word)
@@ -74,9 +73,7 @@ def _entries(tokens: Iterator[Token], path: str, what: str, depth: int) -> dict[
 
 def _elements(tokens: Iterator[Token], path: str, what: str, depth: int) -> tuple[Node, ...]:
     elements: list[Node] = []
-    for token in tokens:
-        if token[0] == "]":
-            break
+    while (token := next(tokens))[0] != "]":
         if token[0] != ",":
             elements.append(_value(tokens, child_path(path, len(elements)), what, depth + 1, token))
     return tuple(elements)

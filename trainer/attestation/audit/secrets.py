@@ -18,7 +18,7 @@ _WORDS: Final = (
 )
 _MAX_NAME: Final = 256
 _SECRET_NAME: Final = re.compile(rf"(?:{_WORDS})$")
-_ASSIGNED: Final = re.compile(rf"(?i)([\w.-]{{0,64}}(?:{_WORDS}))=.+")
+_ASSIGNED: Final = re.compile(rf"(?i)(?<!PUBLIC[_-])({_WORDS})(?<!_FILE)(?<!_PATH)=.+")
 _OPTION: Final = re.compile(r"(--?[A-Za-z][\w.-]*)(=.*)?", re.DOTALL)
 _HANDED_OVER: Final = re.compile(r"""(?<!\S)(--?[A-Za-z][\w.-]*)([ \t]+|=)("[^"]*"|'[^']*'|[^\s"'-]\S*)""")
 _URL_PASSWORD: Final = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
@@ -47,12 +47,8 @@ def holds_secret(text: str) -> bool:
 
 def masked(text: str) -> str:
     """`text` with every secret in it replaced."""
-    text = _URL_PASSWORD.sub(f"://{MASK}@", _ASSIGNED.sub(_unassigned, text))
+    text = _URL_PASSWORD.sub(f"://{MASK}@", _ASSIGNED.sub(rf"\1={MASK}", text))
     return _TOKEN_FORMS.sub(MASK, _HANDED_OVER.sub(_without_value, text))
-
-
-def _unassigned(match: re.Match[str]) -> str:
-    return f"{match[1]}={MASK}" if is_secret_name(match[1]) else match[0]
 
 
 def _without_value(match: re.Match[str]) -> str:
