@@ -124,7 +124,7 @@ def two_gpus(w: World) -> World:
     """A second GPU, about which nobody was asked."""
     g = w.bench
     other = g.answer(replace(g.leaf, scalar=1103), replace(g.ca, scalar=1102), g.root)
-    return w.answering(*w.gpu.fresh, other).demanding("gpu", count=2)
+    return w.answering(*w.gpu.fresh, other).demanding("gpu", boot="any", count=2)
 
 
 def without_authority(w: World) -> World:

@@ -270,7 +270,7 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
         MEASUREMENTS,
         driver(lambda g: signed(g, DRIVER_XML, *authorities(g, end=authorities(g)[0].begin + 1))),
     ),
-    "a GPU of another model": (MODELS, lambda w: w.demanding("gpu", models=("GB100", "GB200"))),
+    "a GPU of another model": (MODELS, lambda w: w.demanding("gpu", boot="any", models=("GB100", "GB200"))),
     "a GPU that only its own firmware calls so": (
         MODELS,
         lambda w: w.demanding("gpu", reference_values="any").with_gpu(

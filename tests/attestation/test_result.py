@@ -55,6 +55,12 @@ def test_a_pass_lives_no_longer_than_the_collateral(world: World) -> None:
     assert result.expires_at == world.now + 100
 
 
+def test_a_pass_lives_no_longer_than_the_gpus_certificates(world: World) -> None:
+    bench = world.bench
+    changed = world.with_gpu(dataclasses.replace(bench.leaf, end=world.now + 50), bench.ca, bench.root)
+    assert changed.appraise().expires_at == world.now + 50
+
+
 def test_a_pass_lives_no_longer_than_the_claims(world: World) -> None:
     assert world.claiming(expires_at=world.now + 9).appraise().expires_at == world.now + 9
 

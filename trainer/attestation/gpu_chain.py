@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
@@ -97,10 +98,18 @@ def _verify_issuer(chain: Chain, depth: int) -> None:
         raise ValueError(f"certificate {depth} may not issue certificates")
     if constraints.path_length is not None and constraints.path_length < depth - 1:
         raise ValueError(f"certificate {depth} may not have so many authorities below it")
+    if not _was_issued(chain[depth - 1], chain[depth]):
+        raise ValueError(f"certificate {depth - 1} was not issued by certificate {depth}")
+
+
+@lru_cache(maxsize=256)
+def _was_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether names fit and the signature holds; kept, as the GPUs of one machine share their upper issuers."""
     try:
-        chain[depth - 1].verify_directly_issued_by(chain[depth])
+        certificate.verify_directly_issued_by(issuer)
     except (*MALFORMED, InvalidSignature):
-        raise ValueError(f"certificate {depth - 1} was not issued by certificate {depth}") from None
+        return False
+    return True
 
 
 def _roles(certificate: x509.Certificate) -> tuple[x509.BasicConstraints | None, x509.KeyUsage | None]:
