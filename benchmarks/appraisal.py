@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -61,7 +61,28 @@ def world(gpus: int) -> bench.World:
     return honest.without_reports().demanding("gpu", required=False, devtools="any")
 
 
-def milliseconds(call: Callable[[], object], rounds: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Milliseconds:
+    """Of many calls."""
+
+    fastest: float
+    median: float
+
+    def __str__(self) -> str:
+        return f"{self.fastest:.2f} / {self.median:.2f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured with so many GPUs."""
+
+    gpus: int
+    kilobytes: float
+    appraise: Milliseconds
+    parse: Milliseconds
+
+
+def milliseconds(call: Callable[[], object], rounds: int) -> Milliseconds:
     """Fastest and median of many calls."""
     taken = []
     for _ in range(rounds):
@@ -69,10 +90,10 @@ def milliseconds(call: Callable[[], object], rounds: int) -> dict[str, float]:
         begin = time.perf_counter()
         call()
         taken.append((time.perf_counter() - begin) * 1000)
-    return {"fastest": round(min(taken), 2), "median": round(statistics.median(taken), 2)}
+    return Milliseconds(min(taken), statistics.median(taken))
 
 
-def measure(gpus: int, rounds: int) -> dict[str, object]:
+def measure(gpus: int, rounds: int) -> Row:
     """One row: the appraisal must be a pass, or its time means nothing."""
     honest = world(gpus)
     evidence = honest.evidence()
@@ -90,12 +111,12 @@ def measure(gpus: int, rounds: int) -> dict[str, object]:
     )
     if failed := appraise_it().failed:
         raise SystemExit(f"the honest evidence is refused: {[check.code for check in failed]}")
-    return {
-        "gpus": gpus,
-        "kilobytes": round(len(data) / 1024, 1),
-        "appraise_ms": milliseconds(appraise_it, rounds),
-        "parse_ms": milliseconds(lambda: parse_evidence(data), rounds),
-    }
+    return Row(
+        gpus,
+        round(len(data) / 1024, 1),
+        milliseconds(appraise_it, rounds),
+        milliseconds(lambda: parse_evidence(data), rounds),
+    )
 
 
 def main() -> None:
@@ -107,14 +128,11 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [measure(gpus, arguments.rounds) for gpus in arguments.gpus]
     if arguments.json:
-        print(json.dumps(rows))
+        print(json.dumps([asdict(row) for row in rows]))
         return
     print(f"{'GPUs':>5} {'KiB':>7} {'appraise ms':>18} {'parse ms':>18}   fastest / median")
     for row in rows:
-        figures = [
-            f"{row[name]['fastest']:.2f} / {row[name]['median']:.2f}" for name in ("appraise_ms", "parse_ms")
-        ]  # type: ignore[index]
-        print(f"{row['gpus']:>5} {row['kilobytes']:>7} {figures[0]:>18} {figures[1]:>18}")
+        print(f"{row.gpus:>5} {row.kilobytes:>7} {row.appraise!s:>18} {row.parse!s:>18}")
 
 
 if __name__ == "__main__":

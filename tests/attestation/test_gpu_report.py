@@ -455,3 +455,9 @@ def test_the_gpus_nonce_is_not_the_providers() -> None:
     nonce = "5b" * 32
     message = b"confidential-trainer/gpu-nonce/v1\0" + bytes.fromhex(nonce)
     assert gpu_nonce(nonce) == hashlib.sha256(message).digest()
+
+
+@pytest.mark.parametrize("nonce", ["", "00" * 31, "AB" * 32, "zz" * 32])
+def test_a_nonce_of_another_form_is_refused(nonce: str) -> None:
+    with pytest.raises(ValueError, match="64 lower-case hex digits"):
+        gpu_nonce(nonce)

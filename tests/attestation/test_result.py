@@ -69,3 +69,10 @@ def test_a_clock_that_runs_ahead_does_not_lengthen_a_pass(world: World) -> None:
     result = world.claiming(issued_at=world.now + 299).appraise()
     assert result.status == "pass"
     assert result.expires_at == world.now + world.policy.freshness.max_age_seconds
+
+
+def test_a_check_is_found_by_its_code(world: World) -> None:
+    result = world.appraise()
+    assert result.check("nonce").number == 37
+    with pytest.raises(KeyError, match="no-such"):
+        result.check("no-such")
