@@ -63,14 +63,16 @@ def _leave_network(plan: Plan) -> bool:
 
 
 def _give_up_privileges(plan: Plan) -> None:
+    kept = _kept(plan)
+    privileges.empty_bounding_set(kept)
     if plan.account is not None:
         privileges.become(plan.account.uid, plan.account.gid)
-    privileges.drop_capabilities(_kept(plan))
+    privileges.drop_capabilities(kept)
 
 
 def _kept(plan: Plan) -> frozenset[int]:
     kept = frozenset(_SUPERVISOR_KEEPS if plan.role is Role.SUPERVISOR else ())
-    if plan.role is Role.FETCH or not _can_read_software():
+    if plan.account is None and (plan.role is Role.FETCH or not _can_read_software()):
         kept |= {privileges.CAP_DAC_READ_SEARCH}
     return kept
 

@@ -99,13 +99,14 @@ def rules(plan: Plan) -> Iterator[Rule]:
 
 
 def software_paths() -> list[Path]:
-    """The system's libraries, this Python and what it imports from."""
-    package = Path(__file__).parents[1]  # installed in place, it may come from an import hook
-    python = [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, *sys.path]
-    found = dict.fromkeys(Path(name) for name in [*_SYSTEM, *python] if name.startswith("/"))
-    if package.parent.name not in _LIBRARIES:  # a checkout: what lies beside the package is not software
-        found.pop(package.parent, None)
-    return [*found, package]
+    """The system's libraries, this Python, and where its packages are; nothing else that imports may come from.
+
+    The import path may hold a working directory or a checkout: what lies there is not software.
+    """
+    python = [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix]
+    packages = [entry for entry in sys.path if Path(entry).name in _LIBRARIES]
+    package = str(Path(__file__).parents[1])
+    return [Path(name) for name in dict.fromkeys([*_SYSTEM, *python, *packages, package])]
 
 
 def is_readable(path: Path, account: Account) -> bool:

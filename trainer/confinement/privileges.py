@@ -22,7 +22,7 @@ CAP_CHOWN: Final = 0
 _LAST_CAPABILITY: Final = 63
 
 _PR_SET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 1, 3, 4
-_PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
+_PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS = 38, 39
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CAPABILITY_VERSION_3: Final = 0x20080522
@@ -104,19 +104,25 @@ def permitted() -> frozenset[int]:
     return frozenset(number for number in range(_LAST_CAPABILITY + 1) if mask >> number & 1)
 
 
+def empty_bounding_set(keep: Iterable[int] = ()) -> None:
+    """Take all but `keep` from the set that programs run from here could gain, where that is permitted.
+
+    Where it is not, no-new-privileges keeps the set from mattering.
+    """
+    kept = frozenset(keep)
+    with contextlib.suppress(OSError):
+        for number in range(_LAST_CAPABILITY + 1):
+            if number not in kept:
+                prctl(_PR_CAPBSET_DROP, number)
+
+
 def drop_capabilities(keep: Iterable[int] = ()) -> None:
     """Hold no capability but those of `keep` that are held now, and never regain one.
-
-    The bounding set is emptied where that is permitted; without that, no-new-privileges keeps it from mattering.
 
     Raises:
         OSError: the kernel refuses to take capabilities away.
     """
     kept = permitted() & frozenset(keep)
-    with contextlib.suppress(OSError):
-        for number in range(_LAST_CAPABILITY + 1):
-            if number not in kept:
-                prctl(_PR_CAPBSET_DROP, number)
     with contextlib.suppress(OSError):
         _clear_ambient()
     mask = sum(1 << number for number in kept)
