@@ -114,6 +114,40 @@ def test_a_compiler_may_run_behind_the_same_walls(tmp_path: Path) -> None:
     assert found["own"] == "EACCES", "what the worker wrote is not run"
 
 
+def test_what_a_gpus_driver_does_when_it_starts(guest_agent: Path) -> None:
+    """libcuda listens on an abstract socket and names its threads through /proc; nobody is let in, nothing out."""
+    found = run(
+        """
+        walls = confine(Plan(role=Role.WORKER, gpu=True))
+        def name_a_thread():
+            ready, done = threading.Event(), threading.Event()
+            thread = threading.Thread(target=lambda: (ready.set(), done.wait()))
+            thread.start()
+            ready.wait()
+            try:
+                Path(f"/proc/self/task/{thread.native_id}/comm").write_text("cuda")
+            finally:
+                done.set()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        tell({
+            "walls": walls,
+            "bind": outcome(lambda: listener.bind(chr(0) + f"cuda-uvmfd-{os.getpid()}")),
+            "listen": outcome(listener.listen),
+            "accept": outcome(listener.accept),
+            "name": outcome(name_a_thread),
+            "agent": outcome(lambda: socket.socket(socket.AF_UNIX).connect(sys.argv[1])),
+            "agent_by_packets": outcome(lambda: listener.connect(sys.argv[1])),
+            "path": outcome(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).bind("/tmp/trainer-x")),
+        })
+        """,
+        guest_agent,
+    )
+    assert found["walls"]["worker_no_network"]
+    assert [found[name] for name in ("bind", "listen", "name")] == ["worked"] * 3
+    assert [found[name] for name in ("accept", "agent", "agent_by_packets")] == ["EPERM"] * 3
+    assert found["path"] == "EACCES" or landlock.abi() == 0
+
+
 @needs_root
 def test_loopback_is_a_network_of_its_own(servers: dict[str, int]) -> None:
     """Several processes may train together over loopback; the machine's loopback is another one."""

@@ -17,6 +17,7 @@ CLONE_THREAD, CLONE_NEWUSER, SIGCHLD = 0x10000, 0x10000000, 17
 WORKER = Filter(refused=frozenset({"connect"}), own_pid=1234)
 COMPILING = Filter(programs=True)
 SUPERVISOR = Filter(families=frozenset({1}))
+ON_A_GPU = Filter(families=frozenset({1}), unix_kind=5)
 
 
 def decide(filter_: Filter, number: int, *arguments: int, arch: int = AUDIT_ARCH_X86_64) -> int:
@@ -32,6 +33,9 @@ def decide(filter_: Filter, number: int, *arguments: int, arch: int = AUDIT_ARCH
         if operation == 0x20:
             accumulator = struct.unpack_from("=I", data, value)[0]
             continue
+        if operation == 0x54:
+            accumulator &= value
+            continue
         met = {
             0x15: accumulator == value,
             0x25: accumulator > value,
@@ -40,12 +44,12 @@ def decide(filter_: Filter, number: int, *arguments: int, arch: int = AUDIT_ARCH
         position += if_true if met else if_false
 
 
-@pytest.mark.parametrize("filter_", [WORKER, COMPILING, SUPERVISOR])
+@pytest.mark.parametrize("filter_", [WORKER, COMPILING, SUPERVISOR, ON_A_GPU])
 def test_every_way_through_ends(filter_: Filter) -> None:
     code = list(struct.iter_unpack("=HBBI", program(filter_)))
     assert len(code) < 4096
     for position, (operation, if_true, if_false, _) in enumerate(code):
-        assert operation in {0x06, 0x15, 0x20, 0x25, 0x45}
+        assert operation in {0x06, 0x15, 0x20, 0x25, 0x45, 0x54}
         if operation in {0x15, 0x25, 0x45}:
             assert position + 1 + max(if_true, if_false) < len(code)
     assert code[-1][0] == 0x06
@@ -92,6 +96,16 @@ def test_address_families() -> None:
     assert decide(SUPERVISOR, NUMBERS["socket"], 1 << 32 | 2) == REFUSE | errno.EPERM, (
         "the kernel looks at 32 bits"
     )
+
+
+def test_one_type_of_unix_socket() -> None:
+    """What a GPU's driver listens on; the guest agent is spoken to over another type."""
+    flags = 0x80000 | 0x800
+    for kind in range(16):
+        expected = ALLOW if kind == 5 else REFUSE | errno.EPERM
+        assert decide(ON_A_GPU, NUMBERS["socket"], 1, kind) == expected
+        assert decide(ON_A_GPU, NUMBERS["socket"], 1, kind | flags) == expected
+        assert decide(ON_A_GPU, NUMBERS["socket"], 2, kind) == REFUSE | errno.EPERM
 
 
 def test_signals_to_itself_only() -> None:

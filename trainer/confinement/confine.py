@@ -105,6 +105,15 @@ def _filter_for(plan: Plan) -> Filter:
             )
         case Role.WORKER if plan.loopback:
             return Filter(families=frozenset({probes.INET, probes.INET6}), programs=plan.programs)
+        case Role.WORKER if plan.gpu:
+            # libcuda binds and listens on an abstract socket, or does not start; nobody is ever let in by it
+            return Filter(
+                refused=_TALKING - {"bind", "listen"},
+                families=frozenset({probes.UNIX}),
+                unix_kind=probes.PACKETS,
+                programs=plan.programs,
+                own_pid=own_pid,
+            )
         case Role.WORKER:
             return Filter(refused=_TALKING, programs=plan.programs, own_pid=own_pid)
 
@@ -144,10 +153,10 @@ def _measure(plan: Plan, *, memory_locked: bool, own_network: bool) -> Walls:
 
 
 def _is_worker_apart(plan: Plan, *, own_network: bool) -> bool:
-    if not plan.loopback:
-        return probes.no_sockets((*probes.OUTSIDE, probes.UNIX))
-    families = set(probes.OUTSIDE) - {probes.INET, probes.INET6}
-    return own_network and probes.no_sockets({*families, probes.UNIX})
+    if plan.loopback:
+        families = set(probes.OUTSIDE) - {probes.INET, probes.INET6}
+        return own_network and probes.no_sockets({*families, probes.UNIX})
+    return probes.no_sockets((*probes.OUTSIDE, probes.UNIX)) and probes.no_connections()
 
 
 def _has_no_privileges(plan: Plan) -> bool:

@@ -18,13 +18,17 @@ from trainer.confinement.syscalls import LAST_KNOWN, NUMBERS
 
 AUDIT_ARCH_X86_64: Final = 0xC000003E
 
-_LOAD, _EQUAL, _GREATER, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
+_LOAD, _EQUAL, _GREATER, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x54, 0x06
 _NUMBER, _ARCH, _FIRST, _SECOND = 0, 4, 16, 24
 """Offsets into seccomp_data; of the 64-bit arguments the lower half, which is all that these calls look at."""
 
 _ALLOW: Final = 0x7FFF0000
 _KILL_PROCESS: Final = 0x80000000
 _ERRNO: Final = 0x00050000
+
+_UNIX: Final = 1
+_KIND: Final = 0xF
+"""The bits of socket()'s second argument that hold the type; the others are flags."""
 
 _CLONE_THREAD: Final = 0x00010000
 _CLONE_NAMESPACES: Final = 0x7E020000
@@ -81,13 +85,15 @@ class Filter:
 
     Args:
         refused: further system calls, by name.
-        families: address families that socket() may be asked for; None allows all.
+        families: address families that socket() may be asked for.
+        unix_kind: the only type of unix socket that may be had; None allows all, if the family is.
         programs: whether processes may be made and programs run.
         own_pid: if given, the only process that may be signalled.
     """
 
     refused: frozenset[str] = frozenset()
-    families: frozenset[int] | None = frozenset()
+    families: frozenset[int] = frozenset()
+    unix_kind: int | None = None
     programs: bool = False
     own_pid: int | None = None
 
@@ -100,8 +106,7 @@ def program(wanted: Filter) -> bytes:
     code += _answer(NUMBERS["clone3"], errno.ENOSYS)  # its flags are out of sight; libc falls back to clone
     code += _clone(programs=wanted.programs)
     code += _prctl_and_ioctl()
-    if wanted.families is not None:
-        code += _only_first_argument(NUMBERS["socket"], wanted.families)
+    code += _sockets(wanted.families, wanted.unix_kind)
     if wanted.own_pid is not None:
         code += _answer(NUMBERS["tkill"], errno.EPERM)
         for name in sorted(SIGNALS):
@@ -142,6 +147,18 @@ def _only_first_argument(number: int, values: Iterable[int]) -> list[bytes]:
 
 def _accept(value: int) -> list[bytes]:
     return [_do(_EQUAL, value, if_false=1), _do(_RETURN, _ALLOW)]
+
+
+def _sockets(families: Iterable[int], unix_kind: int | None) -> list[bytes]:
+    """Of socket(), let pass some families, and of unix sockets perhaps one type."""
+    whole = set(families) - ({_UNIX} if unix_kind is not None else set())
+    refuse = _do(_RETURN, _ERRNO | errno.EPERM)
+    block = [_do(_LOAD, _FIRST), *(line for family in sorted(whole) for line in _accept(family))]
+    if unix_kind is not None:
+        block += [_do(_EQUAL, _UNIX, if_true=1), refuse]
+        block += [_do(_LOAD, _SECOND), _do(_AND, _KIND), *_accept(unix_kind)]
+    block.append(refuse)
+    return [_do(_EQUAL, NUMBERS["socket"], if_false=len(block)), *block]
 
 
 def _clone(*, programs: bool) -> list[bytes]:

@@ -48,6 +48,7 @@ READ: Final = Access.READ_FILE | Access.READ_DIR
 RUN: Final = READ | Access.EXECUTE
 DEVICE: Final = READ | Access.WRITE_FILE | Access.IOCTL_DEV
 REMOVE: Final = Access.REMOVE_DIR
+NAME: Final = Access.WRITE_FILE | Access.TRUNCATE
 WRITE: Final = (
     READ
     | Access.WRITE_FILE

@@ -46,6 +46,7 @@ class Plan(Strict):
         removable: directories whose empty subdirectories it may remove.
         forbidden: paths that it must not be able to open, tried after it was confined.
         programs: whether it may run programs, for the sake of a compiler.
+        gpu: whether it computes on a GPU, whose driver wants a unix socket to listen on, and to name its threads.
         loopback: whether it may use sockets in a network of its own (several processes that train together).
         umask: of the files that it makes.
     """
@@ -57,6 +58,7 @@ class Plan(Strict):
     removable: _Paths = ()
     forbidden: _Paths = ()
     programs: bool = False
+    gpu: bool = False
     loopback: bool = False
     umask: Annotated[int, Field(ge=0, le=0o777)] = 0o077
 
@@ -91,8 +93,10 @@ def rules(plan: Plan) -> Iterator[Rule]:
         yield Rule(path, software)
     for name in (*_SETTINGS, *_KERNEL, *(_NAME_SERVICE if plan.role is Role.FETCH else ())):
         yield Rule(Path(name), landlock.READ)
-    for name in (*_DEVICES, *_gpus(plan.role)):
+    for name in (*_DEVICES, *(gpu_devices() if plan.role in {Role.WORKER, Role.SUPERVISOR} else ())):
         yield Rule(Path(name), landlock.DEVICE)
+    if plan.gpu:
+        yield Rule(Path("/proc/self/task"), landlock.NAME)
     yield from (Rule(path, landlock.READ) for path in plan.readable)
     yield from (Rule(path, landlock.WRITE) for path in plan.writable)
     yield from (Rule(path, landlock.REMOVE) for path in plan.removable)
@@ -129,8 +133,6 @@ def _may(path: Path, account: Account, bit: int) -> bool:
     return bool(found.st_mode & bit)
 
 
-def _gpus(role: Role) -> list[str]:
+def gpu_devices() -> list[str]:
     """The GPUs' devices: to train on, and (supervisor) to be asked for reports."""
-    if role not in {Role.WORKER, Role.SUPERVISOR}:
-        return []
     return [name for pattern in _GPUS for name in glob.glob(pattern)]  # noqa: PTH207 -- from the root

@@ -23,6 +23,7 @@ OUTSIDE: Final = (INET, INET6, _NETLINK, _PACKET, _VSOCK, _KERNEL_CRYPTO)
 """Address families that lead out of the process, beside unix sockets."""
 
 _STREAM, _DATAGRAM, _RAW = 1, 2, 3
+PACKETS: Final = 5
 _NOT_SUPPORTED: Final = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT})
 
 _PTRACE_PEEKDATA: Final = 2
@@ -46,7 +47,7 @@ def all_refused(calls: Iterable[tuple[str, tuple[int | bytes | None, ...]]]) -> 
 
 
 def no_sockets(families: Iterable[int]) -> bool:
-    """Whether no socket of these families can be had; a family that the kernel lacks counts."""
+    """Whether no stream, datagram or raw socket of these families can be had; one that the kernel lacks counts."""
 
     def make(family: int, kind: int) -> None:
         os.close(syscall("socket", family, kind, 0))
@@ -58,13 +59,11 @@ def no_sockets(families: Iterable[int]) -> bool:
     )
 
 
-def has_sockets(family: int) -> bool:
-    """Whether a stream socket of a family can be had."""
-    try:
-        os.close(syscall("socket", family, _STREAM, 0))
-    except OSError:
-        return False
-    return True
+def no_connections() -> bool:
+    """Whether no socket, however it was come by, can be connected or accept a connection."""
+    return all_refused(
+        [("connect", (-1, None, 0)), ("accept", (-1, None, None)), ("accept4", (-1, None, None, 0))]
+    )
 
 
 def no_programs() -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from trainer.confinement import privileges
-from trainer.confinement.plan import Account, Plan, Role, is_readable, may_pass, software_paths
+from trainer.confinement.plan import Account, Plan, Role, gpu_devices, is_readable, may_pass, software_paths
 from trainer.spec import Engine, JobSpec
 from trainer.supervisor.workspace import Workspace
 
@@ -89,6 +89,7 @@ def make_plans(spec: JobSpec, places: Places) -> Plans:
             writable=(workspace.output, workspace.scratch),
             forbidden=(workspace.root, workspace.private_log, ciphertext, supervisor_environment, *outside),
             programs=needs_compiler(spec),
+            gpu=bool(gpu_devices()),
         ),
         fetch=_fetch_plan(spec, places, separate=separate),
         separate_users=separate,
