@@ -2,11 +2,11 @@
 
     python benchmarks/confinement.py [--rounds 7] [--steps 60] [--json]
 
-Each round runs every case with and without, each time as a process of its own, in alternating order. `calls` makes
-system calls that every filter lets pass, and `compute` makes none: seconds of processor time. `training` is `python
--m trainer.worker` on a small random Llama, with one thread: seconds from its first optimizer step to its last.
-`start` is what the worker takes to put its walls up and measure them. Ratios are taken round by round, so that what
-the machine does meanwhile weighs on both.
+Each round runs every case with and without, each time as a process of its own, in alternating order. `calls`
+makes system calls that every filter lets pass, and `compute` makes none: seconds of processor time. `training` is
+`python -m trainer.worker` on a small random Llama, with one thread: seconds from its first optimizer step to its
+last. `start` is what the worker takes to put its walls up and measure them. Ratios are taken round by round, so
+that what the machine does meanwhile weighs on both.
 """
 
 from __future__ import annotations

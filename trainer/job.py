@@ -314,6 +314,8 @@ class _Job:
 
     def _hand_over(self, front: Front, signer: Signer, bundle: OpenedBundle, ending: Ending) -> ExitCode:
         self._enter(front, Phase.SEALING)
+        if ending.failure is not None:
+            self._make_room()
         target = self.ciphertext / RESULT_FILE
         size = seal_ending(signer, bundle, ending, self.workspace, target)
         target.chmod(SHARED)  # ciphertext: the front, another user, hands it out
@@ -330,6 +332,15 @@ class _Job:
             return ExitCode.JOB
         self._enter(front, Phase.DONE)
         return ExitCode.DONE
+
+    def _make_room(self) -> None:
+        """What failed may have filled the workspace; the report of it has to fit in, and needs none of this."""
+        for folder in (self.workspace.model, self.workspace.output, self.workspace.scratch):
+            for entry in folder.iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
 
     def _linger_seconds(self, ending: Ending) -> int:
         """How long the result is offered. Whoever sent SIGTERM follows it with SIGKILL: do not wait for that."""

@@ -10,12 +10,14 @@ points at the private log. Exit codes are those of `trainer.errors.ExitCode`.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import shutil
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -44,22 +46,33 @@ def main(arguments: list[str]) -> ExitCode:
     try:
         _confine(given.plan_json, events)
         _carry_out(parse_order(sys.stdin.buffer.read(MAX_ORDER_BYTES + 1)), events)
-    except TrainerError as error:
-        traceback.print_exc()
-        events.send(Failed.of(error))
-        return error.exit_code
-    except Interruption:
-        events.send(Failed(code=ErrorCode.INTERRUPTED, reason="the worker was told to stop"))
-        return ExitCode.JOB
-    except MemoryError:
-        traceback.print_exc()
-        events.send(Failed(code=ErrorCode.OUT_OF_MEMORY, reason="the memory does not suffice"))
-        return ExitCode.JOB
-    except Exception as error:  # noqa: BLE001 -- its text may quote a row: only its type goes on
-        traceback.print_exc()
-        events.send(Failed(code=ErrorCode.INTERNAL, reason=f"unexpected {type(error).__name__}"))
-        return ExitCode.BUG
+    except (Exception, Interruption) as error:  # noqa: BLE001 -- its text may quote a row: see `_verdict`
+        failed, code = _verdict(error)
+        events.send(failed)
+        with suppress(OSError):  # the log lies on the tmpfs that may be what is full
+            traceback.print_exc()
+        return code
     return ExitCode.DONE
+
+
+def _verdict(error: Exception | Interruption) -> tuple[Failed, ExitCode]:
+    """What the supervisor is told of an error: of those that libraries raise, only the kind."""
+    if isinstance(error, TrainerError):
+        return Failed.of(error), error.exit_code
+    if isinstance(error, Interruption):
+        return Failed(code=ErrorCode.INTERRUPTED, reason="the worker was told to stop"), ExitCode.JOB
+    if isinstance(error, MemoryError):
+        return Failed(code=ErrorCode.OUT_OF_MEMORY, reason="the memory does not suffice"), ExitCode.JOB
+    if _is_no_space(error):
+        return Failed(code=ErrorCode.WORKSPACE_FULL, reason="the workspace is full"), ExitCode.JOB
+    return Failed(code=ErrorCode.INTERNAL, reason=f"unexpected {type(error).__name__}"), ExitCode.BUG
+
+
+def _is_no_space(error: Exception) -> bool:
+    """Whether a write found no room; libraries written in Rust put the number into their text."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return f"(os error {errno.ENOSPC})" in str(error)
 
 
 def _protect_process() -> None:
