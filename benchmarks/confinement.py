@@ -47,16 +47,16 @@ started = time.perf_counter()
 confine(Plan(role=Role.WORKER))
 print(time.perf_counter() - started)
 """
-CONFINE = """
+IMPORT = """
 from trainer.confinement.confine import confine
 from trainer.confinement.plan import Plan, Role
-confine(Plan(role=Role.WORKER))
 """
+CONFINE = IMPORT + "confine(Plan(role=Role.WORKER))\n"
 
 
 def loop(code: str, *, confined: bool) -> float:
     """Seconds that a loop says it took."""
-    text = code.format(confine=CONFINE if confined else "")
+    text = code.format(confine=CONFINE if confined else IMPORT)
     done = subprocess.run([sys.executable, "-c", text], check=True, capture_output=True, text=True)
     return float(done.stdout)
 
