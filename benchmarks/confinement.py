@@ -3,10 +3,10 @@
     python benchmarks/confinement.py [--rounds 7] [--steps 60] [--json]
 
 Each round runs every case with and without, each time as a process of its own, in alternating order. `calls`
-makes system calls that every filter lets pass, and `compute` makes none: seconds of processor time. `training` is
-`python -m trainer.worker` on a small random Llama, with one thread: seconds from its first optimizer step to its
-last. `start` is what the worker takes to put its walls up and measure them. Ratios are taken round by round, so
-that what the machine does meanwhile weighs on both.
+makes system calls that every filter lets pass, and `compute` makes none. `training` is `python -m trainer.worker`
+on a small random Llama, with one thread, from start to end. All in seconds of processor time, since other work on
+the machine would weigh on a clock's; `start`, by the clock, is what the worker takes to put its walls up and
+measure them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import argparse
 import json
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 CALLS = """
@@ -87,11 +87,14 @@ class Training:
         }
 
     def seconds(self, *, confined: bool) -> float:
-        """From the first optimizer step to the last, by the clock of this process."""
+        """Processor time of one worker, user and system."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         with tempfile.TemporaryDirectory(dir=self.folder) as output:
-            return self._run(Path(output), confined=confined)
+            self._run(Path(output), confined=confined)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    def _run(self, output: Path, *, confined: bool) -> float:
+    def _run(self, output: Path, *, confined: bool) -> None:
         order = {
             "spec": self.spec,
             "model_dir": str(self.model),
@@ -117,15 +120,11 @@ class Training:
             assert process.stdin is not None
             process.stdin.write(json.dumps(order).encode())
             process.stdin.close()
-            times = []
             with os.fdopen(reading, "rb") as events:
                 for line in events:
                     message = json.loads(line)
                     if message["kind"] == "failed":
                         raise RuntimeError(message)
-                    if message["kind"] == "progress":
-                        times.append(time.perf_counter())
-        return times[-1] - times[0]
 
 
 def text(number: int) -> str:
