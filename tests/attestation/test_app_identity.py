@@ -123,12 +123,6 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
 }
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_one_change_is_answered_by_its_own_code(world: World, name: str) -> None:
-    code, change = ATTACKS[name]
-    assert change(world).contraindicated() == [code]
-
-
 def test_the_forms_of_mrconfigid_that_dstack_writes_are_affirmed(world: World) -> None:
     full, bare = document(world), document(world, app_id=None, gpu_policy_hash=None, instance_id=None)
     listed = document(world, init_script_hashes=[])

@@ -21,6 +21,7 @@ from trainer.attestation.policy import (
     OsMeasurements,
     OsSection,
     Policy,
+    ServiceUrl,
     explain,
     parse_policy,
     policy_yaml,
@@ -315,7 +316,9 @@ def test_measurements_are_read_from_json() -> None:
 
 
 def test_a_full_policy_is_explained_without_gaps(world: World) -> None:
-    lines = explain(world.demanding("tcb", accepted_statuses=("UpToDate", "OutOfDate"), grace_days=9).policy)
+    service = ServiceUrl(url="https://nvidia.invalid")
+    demanding = world.demanding("gpu", reference_values=service, revocation=service)
+    lines = explain(demanding.demanding("tcb", accepted_statuses=("UpToDate", "OutOfDate"), grace_days=9).policy)
     text = "\n".join(lines)
     assert "Not demanded" not in text
     for word in (

@@ -265,9 +265,12 @@ def _td_hob(layout: bytes, memory_size: int) -> bytes:
     for offset, length in zip(sections[::2], sections[1::2], strict=True):
         start = (base + offset) * PAGE_BYTES
         ranges = _accept(ranges, start, start + length * PAGE_BYTES)
-    blocks = b"".join(_resource(part) for part in _split_high(ranges, memory_size))
-    end = (base + distance) * PAGE_BYTES + _HOB_HANDOFF_BYTES + len(blocks) + 8
-    handoff = struct.pack("<HHIII32xQ", 1, _HOB_HANDOFF_BYTES, 0, 9, 0, end)
+    try:
+        blocks = b"".join(_resource(part) for part in _split_high(ranges, memory_size))
+        end = (base + distance) * PAGE_BYTES + _HOB_HANDOFF_BYTES + len(blocks) + 8
+        handoff = struct.pack("<HHIII32xQ", 1, _HOB_HANDOFF_BYTES, 0, 9, 0, end)
+    except struct.error:
+        raise ValueError("the firmware's memory layout lies beyond any address") from None
     return _sha384(handoff + blocks)
 
 

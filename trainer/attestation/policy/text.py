@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import BaseModel
 
 from trainer.attestation.compose import compose_hash
+from trainer.attestation.policy.gpu_sources import EndorsementFiles, explain_reference_values, explain_revocation
 from trainer.attestation.policy.model import (
     AppSection,
     CollateralDocument,
@@ -151,15 +152,26 @@ _COMMENTS: Final = {
 }
 
 
-def policy_yaml(policy: Policy, *, collateral_file: str | None = None) -> str:
+def policy_yaml(
+    policy: Policy,
+    *,
+    collateral_file: str | None = None,
+    reference_files: Sequence[str] = (),
+    revocation_files: Sequence[str] = (),
+) -> str:
     """The policy as commented YAML; `parse_policy` reads it back as the same policy.
 
     Args:
         policy: the policy.
         collateral_file: name of the file that holds the policy's collateral document, to be named in its place:
             the document is long, and nobody reads it.
+        reference_files: names of the files that hold the policy's reference manifests of GPUs, likewise.
+        revocation_files: names of the files that hold its OCSP responses, likewise.
     """
-    return "\n".join(_lines(policy, collateral_file)) + "\n"
+    files = {"reference_values": reference_files, "revocation": revocation_files}
+    named = {key: EndorsementFiles(files=tuple(names)) for key, names in files.items() if names}
+    written = policy.model_copy(update={"gpu": policy.gpu.model_copy(update=named)})
+    return "\n".join(_lines(written, collateral_file)) + "\n"
 
 
 def _lines(policy: Policy, collateral_file: str | None) -> Iterator[str]:
@@ -276,6 +288,9 @@ def _explain_gpu(gpu: GpuSection) -> Iterator[str]:
     else:
         yield "Not demanded: fresh reports of GPUs; those that are shown must be genuine all the same."
     yield from _explain_gpu_values(gpu)
+    if gpu.fresh == "required":
+        yield explain_reference_values(gpu.reference_values)
+        yield explain_revocation(gpu.revocation)
 
 
 def _explain_gpu_values(gpu: GpuSection) -> Iterator[str]:
