@@ -90,6 +90,7 @@ class ErrorCode(StrEnum):
     FRONT_DIED = "front-died"
     WORKSPACE_UNSAFE = "workspace-unsafe"
     WORKSPACE_FULL = "workspace-full"
+    SANDBOX_INCOMPLETE = "sandbox-incomplete"
     INTERRUPTED = "interrupted"
     JOB_FAILED = "job-failed"
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import base64
 import importlib.metadata
 import io
-import resource
 import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,19 +25,25 @@ from trainer import __version__, logs
 from trainer.attestation.binding import gpu_evidence_sha256
 from trainer.attestation.compose import compose_hash
 from trainer.attestation.evidence import DatasetClaims, Evidence, GpuEvidence
+from trainer.confinement import privileges
+from trainer.confinement.confine import Walls, confine
+from trainer.confinement.walls import Wall
 from trainer.encoding import canonical_json, file_sha256, sha256_hex
 from trainer.errors import ErrorCode, ExitCode, JobError, SealingError, TrainerError, UnavailableError
+from trainer.exchange.base_model import Fetch
 from trainer.models import Phase, Status
 from trainer.sealing.age import encrypt
+from trainer.sealing.atomic import SHARED
 from trainer.sealing.bundle import BundleLimits, Grant, OpenedBundle
 from trainer.sealing.seal import open_bundle
 from trainer.spec import JobSpec, read_job_spec
-from trainer.supervisor import worker
 from trainer.supervisor.front import Front, front_process
 from trainer.supervisor.keys import JobKeys, derive_keys
-from trainer.supervisor.model import fetch_base_model
+from trainer.supervisor.model import FETCH_SECONDS, start_fetch
+from trainer.supervisor.plans import Places, Plans, make_plans, share_with_worker
 from trainer.supervisor.result import Ending, Signer, seal_ending
-from trainer.supervisor.workspace import Workspace, is_memory, open_workspace
+from trainer.supervisor.worker import Worker, worker_process
+from trainer.supervisor.workspace import Workspace, is_memory, is_swap_off, open_workspace
 from trainer.tee.evidence import collect
 from trainer.tee.gpu import collect_gpu_evidence
 from trainer.tee.guest_agent import GuestAgent
@@ -120,37 +125,79 @@ class _Job:
         self.agent = GuestAgent(options.guest_agent)
         self.status = Status(phase=Phase.STARTING)
         self.tls_spki_sha256: str | None = None
+        self.walls: Walls = {}
 
     def run(self) -> ExitCode:
         """The story of the job."""
         self.public(logs.PhaseEntered(Phase.STARTING))
-        _no_core_dumps()
+        privileges.keep_to_itself()
         app_compose = self.agent.info().app_compose
-        keys = derive_keys(self.agent, self.spec.sha256())
-        signer = Signer(self.agent, keys, self.spec, compose_hash(app_compose), software_versions())
-        with self._front() as front:
+        with self._processes() as (front, worker, fetch):
+            self._demand_walls()
+            keys = derive_keys(self.agent, self.spec.sha256())
+            signer = Signer(self.agent, keys, self.spec, compose_hash(app_compose), software_versions())
             self._enter(front, Phase.PREPARING)
-            fetch_base_model(self.spec, self.options.spec.parent, self.workspace)
+            fetch.wait(FETCH_SECONDS)
             front.serve_evidence(lambda nonce: self._evidence(nonce, keys))
             bundle = self._receive(front, keys)
-            ending = self._train(front, bundle)
+            ending = self._train(front, worker, bundle)
             return self._hand_over(front, signer, bundle, ending)
 
     # starting
 
     @contextmanager
-    def _front(self) -> Iterator[Front]:
-        with front_process(
-            self.spec.exchange,
-            ciphertext=self.ciphertext,
-            by_files=self.options.spool is not None,
-            log=self.workspace.front_log,
-            home=self.workspace.scratch,
-        ) as front:
-            ready = front.wait_ready()
-            self.tls_spki_sha256 = ready.tls_spki_sha256
-            self.public(logs.Listening(ready.port, ready.tls_spki_sha256))
-            yield front
+    def _processes(self) -> Iterator[tuple[Front, Worker, Fetch]]:
+        """Start every process there will be, then give up the right to: keys are derived behind these walls."""
+        by_files, folder = self.options.spool is not None, self.options.spec.parent
+        plans = make_plans(self.spec, Places(self.workspace, self.ciphertext, folder, by_files=by_files))
+        with ExitStack() as running:
+            fetch = start_fetch(self.spec, folder, self.workspace, plans.fetch)
+            running.callback(fetch.end)
+            worker = running.enter_context(worker_process(self.workspace, plans.worker))
+            front = running.enter_context(
+                front_process(
+                    self.spec.exchange,
+                    ciphertext=self.ciphertext,
+                    by_files=by_files,
+                    log=self.workspace.front_log,
+                    plan=plans.front,
+                )
+            )
+            own = confine(plans.supervisor)
+            front.listen()
+            self._meet(front, worker, plans, own)
+            yield front, worker, fetch
+
+    def _meet(self, front: Front, worker: Worker, plans: Plans, own: Walls) -> None:
+        """Collect what each process measured about itself, and say where the front listens."""
+        ready = front.wait_ready()
+        self.tls_spki_sha256 = ready.tls_spki_sha256
+        self.walls = {**self._own_walls(plans), **own, **ready.walls, **worker.wait_confined()}
+        self.public(logs.Listening(ready.port, ready.tls_spki_sha256))
+
+    def _own_walls(self, plans: Plans) -> Walls:
+        return {
+            Wall.CORE_DUMPS_OFF: privileges.has_no_core_dumps(),
+            Wall.WORKSPACE_IN_MEMORY: is_memory(self.workspace.root),
+            Wall.SWAP_OFF: is_swap_off(),
+            Wall.SEPARATE_USERS: plans.separate_users,
+        }
+
+    def _demand_walls(self) -> None:
+        """End here, before there are keys, where the job spec demands more than this machine gave.
+
+        Raises:
+            JobError: `sandbox-incomplete`.
+        """
+        missing = [wall.value for wall in self.spec.tee.sandbox if not self.walls.get(wall, False)]
+        if missing:
+            raise JobError(
+                ErrorCode.SANDBOX_INCOMPLETE,
+                "a wall that the job spec demands does not stand",
+                expected=", ".join(self.spec.tee.sandbox),
+                found=f"all but {', '.join(missing)}",
+                hint="see docs/decisions/0004-confinement.md for what each wall needs of the kernel",
+            )
 
     def _enter(
         self, front: Front, phase: Phase, *, error: ErrorCode | None = None, result_bytes: int | None = None
@@ -183,7 +230,7 @@ class _Job:
             receipt_key=keys.receipt_public_key,
             tls_spki_sha256=self.tls_spki_sha256,
             gpu_evidence_sha256=gpu_evidence_sha256(gpu),
-            sandbox=_measured_containment(self.workspace),
+            sandbox={wall.value: stands for wall, stands in sorted(self.walls.items())},
             software=dict(software_versions()),
             issued_at=now,
             expires_at=now + self.spec.tee.evidence_lifetime_seconds,
@@ -207,7 +254,7 @@ class _Job:
                 (self.ciphertext / DATASET_FILE).unlink(missing_ok=True)
 
     def _open(self, keys: JobKeys) -> OpenedBundle:
-        return open_bundle(
+        bundle = open_bundle(
             self.ciphertext / DATASET_FILE,
             keys.identities,
             self.spec.sha256(),
@@ -215,10 +262,13 @@ class _Job:
             now=int(time.time()),
             limits=BundleLimits(max_bytes=self.spec.exchange.max_upload_bytes),
         )
+        if self.walls.get(Wall.SEPARATE_USERS):
+            share_with_worker(self.workspace.dataset)
+        return bundle
 
     # training
 
-    def _train(self, front: Front, bundle: OpenedBundle) -> Ending:
+    def _train(self, front: Front, worker: Worker, bundle: OpenedBundle) -> Ending:
         """Train; whatever goes wrong becomes an ending that the provider, and only the provider, can read."""
         started = int(time.time())
         summary: Mapping[str, JsonValue] = {}
@@ -227,9 +277,7 @@ class _Job:
             if bundle.grant.allow.private_progress:
                 front.admit_token(sha256_hex(bundle.grant.token.encode()))
             self._enter(front, Phase.TRAINING)
-            summary = worker.train(
-                self.spec, bundle.files, self.workspace, lambda message: self._follow(front, bundle, message)
-            )
+            summary = worker.train(self._order(bundle.files), lambda message: self._follow(front, bundle, message))
         except TrainerError as error:
             logs.private.exception("training failed")
             failure = error
@@ -238,7 +286,15 @@ class _Job:
             failure = JobError(
                 ErrorCode.INTERNAL, f"internal error: {type(error).__name__}", hint="see logs/job.log"
             )
+        finally:
+            worker.end()
         return Ending(started, int(time.time()), summary, failure)
+
+    def _order(self, files: Mapping[str, Path]) -> protocol.Order:
+        place = self.workspace
+        return protocol.Order(
+            spec=self.spec, model_dir=place.model, data_files=dict(files), output_dir=place.output
+        )
 
     def _follow(self, front: Front, bundle: OpenedBundle, message: protocol.Progress | protocol.Metrics) -> None:
         front.check()
@@ -258,8 +314,11 @@ class _Job:
 
     def _hand_over(self, front: Front, signer: Signer, bundle: OpenedBundle, ending: Ending) -> ExitCode:
         self._enter(front, Phase.SEALING)
+        if ending.failure is not None:
+            self._make_room()
         target = self.ciphertext / RESULT_FILE
         size = seal_ending(signer, bundle, ending, self.workspace, target)
+        target.chmod(SHARED)  # ciphertext: the front, another user, hands it out
         shutil.rmtree(self.workspace.dataset, ignore_errors=True)
         front.offer_result(size, file_sha256(target))
         self.public(logs.ResultSealed(size))
@@ -273,6 +332,15 @@ class _Job:
             return ExitCode.JOB
         self._enter(front, Phase.DONE)
         return ExitCode.DONE
+
+    def _make_room(self) -> None:
+        """What failed may have filled the workspace; the report of it has to fit in, and needs none of this."""
+        for folder in (self.workspace.model, self.workspace.output, self.workspace.scratch):
+            for entry in folder.iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
 
     def _linger_seconds(self, ending: Ending) -> int:
         """How long the result is offered. Whoever sent SIGTERM follows it with SIGKILL: do not wait for that."""
@@ -297,19 +365,6 @@ def software_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _no_core_dumps() -> None:
-    """A core dump would write keys to a disk; children inherit the limit."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _measured_containment(workspace: Workspace) -> dict[str, bool]:
-    """What of the containment is in force, measured, not assumed."""
-    return {
-        "core_dumps_off": resource.getrlimit(resource.RLIMIT_CORE) == (0, 0),
-        "workspace_in_memory": is_memory(workspace.root),
-    }
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from trainer.attestation.policy import (
 from trainer.attestation.record import Record, load_record, make_record
 from trainer.attestation.result import AttestationResult
 from trainer.attestation.verifier import appraise
+from trainer.confinement.walls import EXPECTED, NEEDS_NO_COMPILER
 from trainer.encoding import parse_json, sha256_hex
 from trainer.errors import ErrorCode, JobError, SealingError, TrainerError, UsageError
 from trainer.exchange.carrier import Carrier, SealedEvent
@@ -47,7 +48,7 @@ from trainer.rows import ChatRow, CompletionRow, Row, TextRow, read_rows
 from trainer.sealing.age import Identity, decrypt, generate_identity, parse_identity_file, parse_recipient
 from trainer.sealing.bundle import Grant
 from trainer.sealing.seal import seal
-from trainer.spec import read_job_spec
+from trainer.spec import JobSpec, read_job_spec
 
 GRANT_SECONDS: Final = 7 * 86400
 """How long a job may open a dataset after it was sealed, unless the provider says otherwise."""
@@ -64,8 +65,13 @@ Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
 
-DEMANDED_SANDBOX: Final = ("core_dumps_off", "workspace_in_memory")
-"""Containment that `policy init` demands: what every job of this version can have."""
+def demanded_sandbox(specs: Sequence[JobSpec]) -> tuple[str, ...]:
+    """Walls that `policy init` demands: what every one of these jobs can have on any kernel with seccomp.
+
+    A job whose kernels are compiled at run time runs a compiler, so it cannot have all of them.
+    """
+    absent = NEEDS_NO_COMPILER if any(spec.train.may_compile for spec in specs) else frozenset()
+    return tuple(sorted(wall.value for wall in EXPECTED - absent))
 
 
 @dataclass(frozen=True)
@@ -270,14 +276,15 @@ def strict_policy_text(
         UsageError: a file cannot be read, or is not what it must be.
     """
     oses = tuple(read_measurements(read_small(path, "measurements")) for path in measurements)
+    specs = [read_job_spec(path) for path in reviewed.jobs]
     policy = strict_policy(
         _text(reviewed.app_compose, "app-compose file"),
-        [read_job_spec(path) for path in reviewed.jobs],
+        specs,
         trust_root_pem=None if trust_root is None else _text(trust_root, "trust root"),
         collateral=None if collateral is None else _collateral_source(collateral),
         os=OsSection(measurements=oses),
         gpu_required=gpu_required,
-        sandbox=DEMANDED_SANDBOX,
+        sandbox=demanded_sandbox(specs),
         recipient=recipient,
     )
     if not isinstance(policy.collateral, CollateralDocument) or collateral is None:

@@ -16,6 +16,7 @@ from typing import Annotated, Final, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from trainer.confinement.walls import Wall
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode, UsageError
 from trainer.models import Sha256Hex, Strict
@@ -163,6 +164,11 @@ class TrainSection(Strict):
     eval_steps: Annotated[int, Field(ge=1)] | None = None
     save_steps: None = None
 
+    @property
+    def may_compile(self) -> bool:
+        """Whether kernels may be compiled at run time, so that the worker must be able to run a compiler."""
+        return self.engine is not Engine.TRANSFORMERS
+
     @model_validator(mode="after")
     def _some_steps(self) -> Self:
         if self.max_steps == 0:
@@ -196,9 +202,14 @@ class ExchangeSection(Strict):
 
 
 class TeeSection(Strict):
-    """What the job claims about itself. `evidence_lifetime_seconds` bounds the validity of its claims."""
+    """What the job claims about itself.
+
+    `evidence_lifetime_seconds` bounds the validity of its claims. `sandbox` names walls that must stand, or the
+    job ends before it has keys.
+    """
 
     evidence_lifetime_seconds: Annotated[int, Field(ge=60, le=30 * 86400)] = 86400
+    sandbox: Annotated[tuple[Annotated[Wall, Field(strict=False)], ...], Field(max_length=64)] = ()
 
 
 class JobSpec(Strict):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError
-from trainer.exchange.base_model import fetch_model, fetch_model_in_child
+from trainer.exchange.base_model import Fetch, Order, fetch_model
 from trainer.spec import ModelSection
 
 REVISION = "0123456789abcdef" * 2 + "01234567"
@@ -160,8 +160,12 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     hub.close()
 
 
+def in_child(model: ModelSection, base: Path, into: Path, seconds: float = 60) -> None:
+    Fetch(Order(model=model, base_dir=str(base), into=str(into))).wait(seconds)
+
+
 def fetch(into: Path, **changes: str) -> None:
-    fetch_model_in_child(section("org/model", **changes), into, into, timeout=60)
+    in_child(section("org/model", **changes), into, into)
 
 
 def test_hub_at_the_exact_revision(hub: Hub, into: Path, tmp_path: Path) -> None:
@@ -203,11 +207,11 @@ def test_hub_without_a_file(hub: Hub, into: Path) -> None:
 
 
 def test_local_in_the_child(local: Path, into: Path) -> None:
-    fetch_model_in_child(section("./model"), local, into, timeout=60)
+    in_child(section("./model"), local, into)
     assert tree(into) == FILES
 
 
 def test_child_that_takes_too_long(local: Path, into: Path) -> None:
     with pytest.raises(TrainerError) as caught:
-        fetch_model_in_child(section("./model"), local, into, timeout=0.01)
+        in_child(section("./model"), local, into, 0.01)
     assert caught.value.code is ErrorCode.TIMEOUT

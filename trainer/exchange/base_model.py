@@ -15,12 +15,14 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Annotated, Final
 
 from pydantic import Field, ValidationError
 
+from trainer.confinement.confine import confine
+from trainer.confinement.plan import Plan
 from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError
 from trainer.models import Sha256Hex, Strict
@@ -44,11 +46,15 @@ QUIET_HUB: Final = {
 
 
 class Order(Strict):
-    """What the child is to fetch: `model` relative to `base_dir`, into the existing directory `into`."""
+    """What the child is to fetch: `model` relative to `base_dir`, into the existing directory `into`.
+
+    `plan` is what it confines itself to before it looks for the first byte.
+    """
 
     model: ModelSection
     base_dir: Annotated[str, Field(max_length=4096)]
     into: Annotated[str, Field(max_length=4096)]
+    plan: Plan | None = None
 
 
 class Report(Strict):
@@ -160,49 +166,66 @@ def _download(model: ModelSection, name: str, staging: Path) -> Path:
     return Path(path)
 
 
-def fetch_model_in_child(
-    model: ModelSection,
-    base_dir: Path,
-    into: Path,
-    *,
-    timeout: float,
-    environment: Mapping[str, str] | None = None,
-    log: IO[bytes] | None = None,
-) -> None:
+class Fetch:
     """`fetch_model` in a process of its own, which gets nothing of this one but the names of its files.
 
+    Started and waited for apart, so that the process that starts it can give up the right to start any before the
+    first byte arrives.
+
     Args:
-        model: the job spec's section.
-        base_dir: what a local model's path is relative to.
-        into: an existing directory.
-        timeout: seconds.
+        order: what to fetch.
         environment: the child's variables; this process's own where left out.
         log: takes what the child and its libraries print; this process's stderr where left out.
-
-    Raises:
-        TrainerError: as `fetch_model`; `timeout` after as many seconds, `model-unavailable` if the child died.
     """
-    order = Order(model=model, base_dir=str(base_dir), into=str(into))
-    # An explicit dump of what was written: defaults stay unset, as in the spec.
-    document = order.model_dump_json(exclude_unset=True).encode()
-    try:
-        done = subprocess.run(
+
+    def __init__(
+        self, order: Order, *, environment: Mapping[str, str] | None = None, log: IO[bytes] | None = None
+    ) -> None:
+        self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "trainer.exchange.base_model"],
-            input=document,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             env=environment,
-            timeout=timeout,
-            check=False,
         )
-    except subprocess.TimeoutExpired as error:
-        raise UnavailableError(ErrorCode.TIMEOUT, f"the base model did not arrive in {timeout:.0f} s") from error
-    try:
-        report = Report.model_validate_json(done.stdout[:_MAX_REPORT_BYTES])
-    except ValidationError:
-        raise UnavailableError(ErrorCode.MODEL_UNAVAILABLE, "the process that fetches the model died") from None
-    if report.error is not None:
-        raise _as_error(report.error, report)
+        # An explicit dump of what was written: defaults stay unset, as in the spec.
+        self._order = order.model_dump_json(exclude_unset=True).encode()
+
+    def wait(self, timeout: float) -> None:
+        """Hand the order over and wait for the files.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            TrainerError: as `fetch_model`; `timeout` after as many seconds, `model-unavailable` if the child died.
+        """
+        try:
+            answer, _ = self._process.communicate(self._order, timeout)
+        except subprocess.TimeoutExpired as error:
+            raise UnavailableError(
+                ErrorCode.TIMEOUT, f"the base model did not arrive in {timeout:.0f} s"
+            ) from error
+        finally:
+            self.end()
+        try:
+            report = Report.model_validate_json(answer[:_MAX_REPORT_BYTES])
+        except ValidationError:
+            raise UnavailableError(
+                ErrorCode.MODEL_UNAVAILABLE, "the process that fetches the model died"
+            ) from None
+        if report.error is not None:
+            raise _as_error(report.error, report)
+
+    def end(self) -> None:
+        """End the child, if it still runs."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
 
 
 def _as_error(code: ErrorCode, report: Report) -> TrainerError:
@@ -216,6 +239,8 @@ def main() -> int:
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever libraries print is no report
     order = Order.model_validate_json(sys.stdin.buffer.read())
+    if order.plan is not None:
+        confine(order.plan)
     os.environ.update(QUIET_HUB, HF_HOME=str(Path(order.into) / _STAGING))
     report = Report()
     try:

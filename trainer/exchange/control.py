@@ -13,6 +13,7 @@ from typing import Annotated, Final, Generic, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from trainer.confinement.walls import WallReport
 from trainer.encoding import parse_json
 from trainer.errors import ErrorCode, JobError, UnavailableError
 from trainer.exchange.limits import (
@@ -32,11 +33,12 @@ Code = Annotated[ErrorCode, Field(strict=False)]
 
 
 class Ready(Strict):
-    """The front serves. `tls_spki_sha256` is None where files carry the exchange."""
+    """The front serves. `tls_spki_sha256` is None where files carry the exchange; `walls` is what it measured."""
 
     kind: Literal["ready"] = "ready"
     port: Annotated[int, Field(ge=0, le=65535)]
     tls_spki_sha256: Sha256Hex | None
+    walls: WallReport = Field(default_factory=dict)
 
 
 class EvidenceRequest(Strict):

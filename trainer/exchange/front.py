@@ -19,6 +19,8 @@ from typing import Final
 
 import uvicorn
 
+from trainer.confinement.confine import Walls, confine
+from trainer.confinement.plan import Plan
 from trainer.errors import ErrorCode
 from trainer.exchange.control import FrontFailed, Ready
 from trainer.exchange.limits import Limits
@@ -44,6 +46,7 @@ class FrontSettings:
         exchange: the job spec's section.
         limits: caps.
         by_files: exchange files in `spool` instead of HTTP.
+        plan: what this process is to be confined to; None (tests of the exchange alone) leaves it as it is.
     """
 
     control: socket.socket
@@ -51,6 +54,7 @@ class FrontSettings:
     exchange: ExchangeSection
     limits: Limits
     by_files: bool = False
+    plan: Plan | None = None
 
 
 async def serve(settings: FrontSettings) -> None:
@@ -67,6 +71,7 @@ async def serve(settings: FrontSettings) -> None:
     except OSError:
         await link.send(FrontFailed(code=ErrorCode.FRONT_DIED))
         raise
+    walls = _confine(settings.plan)  # it listens: from here on it needs no socket but those it accepts
     app = build_app(link, settings.spool, max_upload_bytes=settings.exchange.max_upload_bytes, limits=limits)
     context, spki = server_context(now=int(time.time()))
     config = uvicorn.Config(
@@ -86,8 +91,12 @@ async def serve(settings: FrontSettings) -> None:
         h11_max_incomplete_event_size=limits.head_bytes,
         ssl_context_factory=lambda *_: context,
     )
-    await link.send(Ready(port=listener.getsockname()[1], tls_spki_sha256=spki))
+    await link.send(Ready(port=listener.getsockname()[1], tls_spki_sha256=spki, walls=dict(walls)))
     await _until_told(uvicorn.Server(config), listener, link)
+
+
+def _confine(plan: Plan | None) -> Walls:
+    return {} if plan is None else confine(plan)
 
 
 async def _until_told(server: uvicorn.Server, listener: CappedListener, link: Link) -> None:
@@ -109,6 +118,7 @@ def _parse(arguments: list[str]) -> FrontSettings:
     parser.add_argument("--settings-json", default="{}")
     parser.add_argument("--limits-json", default="{}")
     parser.add_argument("--files", action="store_true", help="exchange files in the spool; no network")
+    parser.add_argument("--plan-json", type=Plan.model_validate_json)
     given = parser.parse_args(arguments)
     return FrontSettings(
         by_files=given.files,
@@ -116,6 +126,7 @@ def _parse(arguments: list[str]) -> FrontSettings:
         spool=given.spool,
         exchange=ExchangeSection.model_validate_json(given.settings_json),
         limits=Limits.model_validate_json(given.limits_json),
+        plan=given.plan_json,
     )
 
 
@@ -148,7 +159,8 @@ def main(arguments: list[str]) -> int:
     settings = _parse(arguments)
     try:
         if settings.by_files:
-            serve_files(settings.control, settings.spool, settings.exchange.max_upload_bytes)
+            walls = _confine(settings.plan)
+            serve_files(settings.control, settings.spool, settings.exchange.max_upload_bytes, walls)
         else:
             with asyncio.Runner(loop_factory=lambda: event_loop(settings.limits)) as runner:
                 runner.run(serve(settings))

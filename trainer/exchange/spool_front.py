@@ -9,10 +9,12 @@ import os
 import re
 import socket
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from trainer.confinement.walls import Wall
 from trainer.errors import UnavailableError
 from trainer.exchange.control import (
     Acknowledged,
@@ -53,11 +55,13 @@ class SpoolFront:
         spool: the directory.
         channel: to the supervisor.
         max_upload_bytes: largest dataset accepted.
+        walls: what this process measured about its confinement.
     """
 
     spool: SpoolDirectory
     channel: Channel[SupervisorMessage, FrontMessage]
     max_upload_bytes: int
+    walls: Mapping[Wall, bool] = field(default_factory=dict)
     _nonce: str | None = field(default=None, init=False)
     _asked: int = field(default=0, init=False)
     _accepting: bool = field(default=False, init=False)
@@ -80,7 +84,7 @@ class SpoolFront:
         self.spool.put(
             "exchange.json", SpoolTerms(max_upload_bytes=self.max_upload_bytes).model_dump_json().encode()
         )
-        self.channel.send(Ready(port=0, tls_spki_sha256=None))
+        self.channel.send(Ready(port=0, tls_spki_sha256=None, walls=dict(self.walls)))
         while self._take_messages():
             self._look_for_nonce()
             self._look_for_dataset()
@@ -156,6 +160,6 @@ class SpoolFront:
             os.close(descriptor)
 
 
-def serve_files(control: socket.socket, spool: Path, max_upload_bytes: int) -> None:
+def serve_files(control: socket.socket, spool: Path, max_upload_bytes: int, walls: Mapping[Wall, bool]) -> None:
     """Serve until the supervisor says `Shutdown` or is gone; see `SpoolFront.run` for what it raises."""
-    SpoolFront(SpoolDirectory(spool), front_channel(control), max_upload_bytes).run()
+    SpoolFront(SpoolDirectory(spool), front_channel(control), max_upload_bytes, walls).run()

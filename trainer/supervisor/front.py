@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from trainer.attestation.evidence import Evidence
+from trainer.confinement.plan import Plan
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError
 from trainer.exchange import control
 from trainer.logs import private
@@ -26,7 +27,7 @@ EvidenceSource = Callable[[str], Evidence]
 
 
 class Front:
-    """A running front. One thread listens to it; all methods may be called from any thread."""
+    """A running front. One thread, once `listen` was called, hears it; methods may be called from any thread."""
 
     def __init__(
         self,
@@ -41,6 +42,9 @@ class Front:
         self._acknowledged = False
         self._gone: ErrorCode | None = None
         self._changed = threading.Condition()
+
+    def listen(self) -> None:
+        """Start to hear what it says. Makes a thread: not before this process has confined itself."""
         threading.Thread(target=self._listen, name="front-listener", daemon=True).start()
 
     # What the job asks of it
@@ -175,7 +179,7 @@ class Front:
 
 @contextmanager
 def front_process(
-    settings: ExchangeSection, *, ciphertext: Path, by_files: bool, log: Path, home: Path
+    settings: ExchangeSection, *, ciphertext: Path, by_files: bool, log: Path, plan: Plan
 ) -> Iterator[Front]:
     """Run a front for the time of the context.
 
@@ -184,16 +188,17 @@ def front_process(
         ciphertext: directory for sealed uploads and results.
         by_files: exchange through files in `ciphertext` instead of HTTP.
         log: the front's private log.
-        home: the front's HOME and TMPDIR.
+        plan: what the front confines itself to.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     arguments = ["--control-fd", str(theirs.fileno()), "--spool", str(ciphertext)]
     arguments += ["--settings-json", settings.model_dump_json(), *(["--files"] if by_files else [])]
+    arguments += ["--plan-json", plan.model_dump_json()]
     with log.open("ab") as stream, theirs:
         process = children.start_module(
             "trainer.exchange.front",
             arguments,
-            environment=children.clean_environment(home),
+            environment=children.clean_environment(ciphertext),
             log=stream,
             pass_fds=[theirs.fileno()],
         )

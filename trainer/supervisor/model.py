@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Final
 
-from trainer.exchange.base_model import fetch_model_in_child
+from trainer.confinement.plan import Plan
+from trainer.exchange.base_model import Fetch, Order
 from trainer.spec import JobSpec
 from trainer.supervisor import children
 from trainer.supervisor.workspace import Workspace
@@ -17,25 +18,16 @@ _HUB_VARIABLES: Final = ("HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY",
 """Where the operator's mirror is. It decides nothing: what comes from there is checked by digest."""
 
 
-def fetch_base_model(spec: JobSpec, spec_folder: Path, workspace: Workspace) -> None:
-    """Fill `workspace.model` with exactly the files that the spec lists, each with the digest it names.
+def start_fetch(spec: JobSpec, spec_folder: Path, workspace: Workspace, plan: Plan) -> Fetch:
+    """Start what fills `workspace.model` with exactly the files that the spec lists, each with its digest.
 
     Args:
         spec: the job spec.
         spec_folder: what a relative `model_name_or_path` is relative to.
         workspace: the job's workspace.
-
-    Raises:
-        JobError: `model-digest-mismatch` or `model-invalid`.
-        UnavailableError: the source does not answer.
+        plan: what the child is confined to.
     """
     hub = {name: os.environ[name] for name in _HUB_VARIABLES if name in os.environ}
+    order = Order(model=spec.model, base_dir=str(spec_folder.resolve()), into=str(workspace.model), plan=plan)
     with workspace.private_log.open("ab") as log:
-        fetch_model_in_child(
-            spec.model,
-            spec_folder.resolve(),
-            workspace.model,
-            timeout=FETCH_SECONDS,
-            environment=children.clean_environment(workspace.scratch, hub),
-            log=log,
-        )
+        return Fetch(order, environment=children.clean_environment(workspace.model, hub), log=log)

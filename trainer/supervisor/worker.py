@@ -3,81 +3,112 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from pydantic import JsonValue
 
+from trainer.confinement.confine import Walls
+from trainer.confinement.plan import Plan
 from trainer.errors import ErrorCode, JobError
 from trainer.logs import private
-from trainer.spec import JobSpec
 from trainer.supervisor import children
 from trainer.supervisor.workspace import Workspace
 from trainer.worker import protocol
 
 Follower = Callable[[protocol.Progress | protocol.Metrics], None]
 
+CONFINED_SECONDS: Final = 60.0
 
-def train(
-    spec: JobSpec, data_files: Mapping[str, Path], workspace: Workspace, follow: Follower
-) -> Mapping[str, JsonValue]:
-    """Run the worker to its end; returns its summary (private).
 
-    Args:
-        spec: the job spec.
-        data_files: name of each data file → where it lies in the workspace.
-        workspace: where the model lies, the output goes, and the log is.
-        follow: called with each progress and metrics message, in order.
+class Worker:
+    """A worker that has been started and waits for its order."""
 
-    Raises:
-        JobError: the worker reported a failure (`DataError` where a row is to blame), or died.
-    """
-    order = protocol.Order(
-        spec=spec, model_dir=workspace.model, data_files=dict(data_files), output_dir=workspace.output
-    )
-    with _worker_process(order, workspace) as (process, messages):
-        for message in messages:
+    def __init__(self, process: subprocess.Popen[bytes], messages: IO[bytes]) -> None:
+        self._process = process
+        self._messages = messages
+
+    def wait_confined(self) -> Walls:
+        """What it measured after it confined itself: its first word.
+
+        Raises:
+            JobError: it ended, said something else, or said nothing in time.
+        """
+        readable = select.poll()
+        readable.register(self._messages, select.POLLIN)
+        if readable.poll(CONFINED_SECONDS * 1000):
+            message = next(self._received(), None)
+            if isinstance(message, protocol.Confined):
+                return message.walls
+        raise JobError(ErrorCode.WORKER_DIED, "the worker did not confine itself", hint="see job.log")
+
+    def train(self, order: protocol.Order, follow: Follower) -> Mapping[str, JsonValue]:
+        """Have the order carried out; returns the worker's summary (private).
+
+        Args:
+            order: the one order it takes.
+            follow: called with each progress and metrics message, in order.
+
+        Raises:
+            JobError: the worker reported a failure (`DataError` where a row is to blame), or died.
+        """
+        _give(self._process, order)
+        for message in self._received():
             match message:
                 case protocol.Finished():
                     return message.summary
                 case protocol.Failed():
                     raise message.as_error()
+                case protocol.Confined():
+                    raise JobError(ErrorCode.WORKER_DIED, "the worker was confined twice")
                 case _:
                     follow(message)
-        code = process.wait()
-    raise JobError(
-        ErrorCode.WORKER_DIED,
-        "the worker ended without a word",
-        expected="a result or a failure",
-        found=f"signal {-code}" if code < 0 else f"exit code {code}",
-        hint="signal 9 usually means that the VM ran out of memory" if code == -9 else None,
-    )
+        code = self._process.wait()
+        raise JobError(
+            ErrorCode.WORKER_DIED,
+            "the worker ended without a word",
+            expected="a result or a failure",
+            found=f"signal {-code}" if code < 0 else f"exit code {code}",
+            hint="signal 9 usually means that the VM ran out of memory" if code == -9 else None,
+        )
+
+    def end(self) -> None:
+        """End it, whatever it does."""
+        children.end(self._process)
+
+    def _received(self) -> Iterator[protocol.Message]:
+        while line := self._messages.readline(protocol.MAX_MESSAGE_BYTES + 1):
+            yield protocol.parse_message(line)
 
 
 @contextmanager
-def _worker_process(
-    order: protocol.Order, workspace: Workspace
-) -> Iterator[tuple[subprocess.Popen[bytes], Iterator[protocol.Message]]]:
+def worker_process(workspace: Workspace, plan: Plan) -> Iterator[Worker]:
+    """Run a worker for the time of the context.
+
+    Args:
+        workspace: where its log and its home are.
+        plan: what it confines itself to before it says its first word.
+    """
     reading, writing = os.pipe()
     with workspace.private_log.open("ab") as log:
         process = children.start_module(
             "trainer.worker",
-            ["--events-fd", str(writing)],
+            ["--events-fd", str(writing), "--plan-json", plan.model_dump_json()],
             environment=children.clean_environment(workspace.scratch),
             log=log,
             pass_fds=[writing],
             stdin=subprocess.PIPE,
         )
     os.close(writing)
-    try:
-        _give(process, order)
-        with os.fdopen(reading, "rb") as stream:
-            yield process, _messages(stream)
-    finally:
-        children.end(process)
+    with os.fdopen(reading, "rb") as stream:
+        worker = Worker(process, stream)
+        try:
+            yield worker
+        finally:
+            worker.end()
 
 
 def _give(process: subprocess.Popen[bytes], order: protocol.Order) -> None:
@@ -88,8 +119,3 @@ def _give(process: subprocess.Popen[bytes], order: protocol.Order) -> None:
         process.stdin.close()
     except BrokenPipeError:
         private.warning("the worker ended before it read its order")
-
-
-def _messages(stream: IO[bytes]) -> Iterator[protocol.Message]:
-    while line := stream.readline(protocol.MAX_MESSAGE_BYTES + 1):
-        yield protocol.parse_message(line)

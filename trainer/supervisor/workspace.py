@@ -91,6 +91,14 @@ def is_memory(path: Path) -> bool:
     return filesystem_type(path) in _MEMORY_FILESYSTEMS
 
 
+def is_swap_off() -> bool:
+    """Whether the kernel has nowhere to swap to, from /proc/swaps (proc(5)): a tmpfs would go there too."""
+    try:
+        return len(Path("/proc/swaps").read_text(encoding="ascii").splitlines()) <= 1
+    except OSError:
+        return False
+
+
 def filesystem_type(path: Path) -> str:
     """Type of the file system that holds `path`, from /proc/self/mountinfo (proc(5)); `unknown` if none does."""
     target = path.resolve()

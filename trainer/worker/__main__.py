@@ -1,4 +1,7 @@
-"""Process entry: `python -m trainer.worker --events-fd N`, with the order on stdin.
+"""Process entry: `python -m trainer.worker --events-fd N [--plan-json PLAN]`, with the order on stdin.
+
+With a plan the process confines itself first, says which walls stand, and waits for its order: the supervisor
+starts it before any data is there, so that what it measured can be attested.
 
 Whatever goes wrong becomes one `Failed` message with a code; the traceback goes to stderr, which the supervisor
 points at the private log. Exit codes are those of `trainer.errors.ExitCode`.
@@ -7,21 +10,24 @@ points at the private log. Exit codes are those of `trainer.errors.ExitCode`.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
-import os
-import resource
 import shutil
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from trainer.confinement.confine import confine
+from trainer.confinement.plan import Plan
+from trainer.confinement.privileges import keep_to_itself
 from trainer.errors import ErrorCode, ExitCode, TrainerError
 from trainer.rows import read_files
 from trainer.worker.environment import take_environment
-from trainer.worker.protocol import MAX_ORDER_BYTES, Events, Failed, Finished, Order, parse_order
+from trainer.worker.protocol import MAX_ORDER_BYTES, Confined, Events, Failed, Finished, Order, parse_order
 from trainer.worker.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -33,33 +39,53 @@ def main(arguments: list[str]) -> ExitCode:
     """Read the order, carry it out, say how it ended."""
     parser = argparse.ArgumentParser(prog="python -m trainer.worker")
     parser.add_argument("--events-fd", type=int, required=True, help="inherited descriptor for messages")
-    events = Events(parser.parse_args(arguments).events_fd)
+    parser.add_argument("--plan-json", type=Plan.model_validate_json, help="what to be confined to")
+    given = parser.parse_args(arguments)
+    events = Events(given.events_fd)
     _protect_process()
     try:
+        _confine(given.plan_json, events)
         _carry_out(parse_order(sys.stdin.buffer.read(MAX_ORDER_BYTES + 1)), events)
-    except TrainerError as error:
-        traceback.print_exc()
-        events.send(Failed.of(error))
-        return error.exit_code
-    except Interruption:
-        events.send(Failed(code=ErrorCode.INTERRUPTED, reason="the worker was told to stop"))
-        return ExitCode.JOB
-    except MemoryError:
-        traceback.print_exc()
-        events.send(Failed(code=ErrorCode.OUT_OF_MEMORY, reason="the memory does not suffice"))
-        return ExitCode.JOB
-    except Exception as error:  # noqa: BLE001 -- its text may quote a row: only its type goes on
-        traceback.print_exc()
-        events.send(Failed(code=ErrorCode.INTERNAL, reason=f"unexpected {type(error).__name__}"))
-        return ExitCode.BUG
+    except (Exception, Interruption) as error:  # noqa: BLE001 -- its text may quote a row: see `_verdict`
+        failed, code = _verdict(error)
+        events.send(failed)
+        with suppress(OSError):  # the log lies on the tmpfs that may be what is full
+            traceback.print_exc()
+        return code
     return ExitCode.DONE
+
+
+def _verdict(error: Exception | Interruption) -> tuple[Failed, ExitCode]:
+    """What the supervisor is told of an error: of those that libraries raise, only the kind."""
+    if isinstance(error, TrainerError):
+        return Failed.of(error), error.exit_code
+    if isinstance(error, Interruption):
+        return Failed(code=ErrorCode.INTERRUPTED, reason="the worker was told to stop"), ExitCode.JOB
+    if isinstance(error, MemoryError):
+        return Failed(code=ErrorCode.OUT_OF_MEMORY, reason="the memory does not suffice"), ExitCode.JOB
+    if _is_no_space(error):
+        return Failed(code=ErrorCode.WORKSPACE_FULL, reason="the workspace is full"), ExitCode.JOB
+    return Failed(code=ErrorCode.INTERNAL, reason=f"unexpected {type(error).__name__}"), ExitCode.BUG
+
+
+def _is_no_space(error: Exception) -> bool:
+    """Whether a write found no room; libraries written in Rust put the number into their text."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return f"(os error {errno.ENOSPC})" in str(error)
 
 
 def _protect_process() -> None:
     """No core dumps, files for the owner only, and a way to be stopped that leaves nothing behind."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.umask(0o077)
+    keep_to_itself()
     signal.signal(signal.SIGTERM, _interrupted)
+
+
+def _confine(plan: Plan | None, events: Events) -> None:
+    if plan is None:
+        return
+    walls = confine(plan)
+    events.send(Confined(walls=dict(walls)))
 
 
 class Interruption(BaseException):

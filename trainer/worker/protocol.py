@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
+from trainer.confinement.walls import WallReport
 from trainer.errors import DataError, ErrorCode, JobError, TrainerError, UsageError
 from trainer.models import MAX_STATUS_STEPS, Strict
 from trainer.spec import MAX_SPEC_BYTES, JobSpec
@@ -61,6 +62,13 @@ def parse_order(data: bytes) -> Order:
 
 _MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Confined(Strict):
+    """The first word of a worker that was given a plan: which walls stand around it, measured by itself."""
+
+    kind: Literal["confined"] = "confined"
+    walls: WallReport
 
 
 class Progress(Strict):
@@ -123,7 +131,7 @@ class Finished(Strict):
     summary: dict[str, JsonValue]
 
 
-Message = Progress | Metrics | Failed | Finished
+Message = Confined | Progress | Metrics | Failed | Finished
 _MESSAGE: Final[TypeAdapter[Message]] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 

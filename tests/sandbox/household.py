@@ -1,0 +1,98 @@
+"""A supervisor with its two children, confined by the project's own plans; each then attacks the others.
+
+`python -P household.py`: what there is to attack comes as JSON on stdin, what became of it goes to stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from trainer.confinement import privileges
+from trainer.confinement.confine import confine
+from trainer.confinement.plan import Plan
+from trainer.spec import JobSpec
+from trainer.supervisor import plans as planning
+from trainer.supervisor.workspace import Workspace, open_workspace
+
+sys.path.append(str(Path(__file__).parent))  # after the import path is what walls are made of
+import attacks  # type: ignore[import-not-found]
+
+
+def main() -> None:
+    """Run as the supervisor or, with a role as argument, as a child of it."""
+    given = json.load(sys.stdin)
+    if len(sys.argv) > 1:
+        found = attack(given["plan"], attacks.Targets(**given["targets"]), sys.argv[1])
+    else:
+        found = household(given)
+    json.dump(found, sys.stdout)
+
+
+def household(given: dict[str, Any]) -> dict[str, Any]:
+    """Outcomes by role."""
+    privileges.keep_to_itself()
+    if not given["separate"]:
+        planning.can_separate_users = lambda: False
+    spec = JobSpec.model_validate_json(json.dumps(given["spec"]))
+    ciphertext = Path(given["targets"]["ciphertext"])
+    with open_workspace(Path(given["base"])) as workspace:
+        places = planning.Places(workspace, ciphertext, Path("/"), by_files=False)
+        plans = planning.make_plans(spec, places)
+        fill(workspace, ciphertext, plans)
+        targets = {**given["targets"], "supervisor": os.getpid(), "workspace": str(workspace.root)}
+        if not given["confined"]:
+            return {"worker": child("worker", None, targets)}
+        found: dict[str, Any] = {role: child(role, getattr(plans, role), targets) for role in ("worker", "front")}
+        found["separate"] = plans.separate_users
+        own = plans.supervisor.model_dump(mode="json")
+        found["supervisor"] = attack(own, attacks.Targets(**targets), "supervisor")
+    return found
+
+
+def fill(workspace: Workspace, ciphertext: Path, plans: planning.Plans) -> None:
+    """Put something where each process has something to lose."""
+    workspace.private_log.write_text("a row")
+    (workspace.dataset / "rows.jsonl").write_text("a row")
+    (workspace.model / "config.json").write_text("{}")
+    (workspace.output / "own").write_text("weights")
+    (ciphertext / "dataset.age").write_text("sealed")
+    if plans.separate_users:
+        planning.share_with_worker(workspace.dataset)
+        (workspace.model / "config.json").chmod(0o640)
+        os.chown(workspace.output / "own", planning.WORKER.uid, planning.WORKER.gid)
+        os.chown(ciphertext / "dataset.age", planning.FRONT.uid, planning.FRONT.gid)
+
+
+def child(role: str, plan: Plan | None, targets: dict[str, Any]) -> dict[str, Any]:
+    """Outcomes of a child in its own process."""
+    order = json.dumps({"plan": plan.model_dump(mode="json") if plan else None, "targets": targets})
+    done = subprocess.run(
+        [sys.executable, "-P", __file__, role], input=order, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{role}: {done.returncode} {done.stderr}")
+    found = json.loads(done.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def attack(plan: dict[str, Any] | None, targets: attacks.Targets, role: str) -> dict[str, Any]:
+    """Confine this process (unless there is no plan), then try everything."""
+    walls = confine(Plan.model_validate_json(json.dumps(plan))) if plan else {}
+    return {
+        "walls": {wall.value: stands for wall, stands in walls.items()},
+        "attacks": attacks.try_all(attacks.ATTACKS[role], targets),
+        "allowed": attacks.try_all(attacks.ALLOWED[role], targets),
+        "uid": os.getuid(),
+        "targets": asdict(targets),
+    }
+
+
+if __name__ == "__main__":
+    main()

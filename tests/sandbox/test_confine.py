@@ -1,0 +1,266 @@
+"""Putting walls up: what is left out where the kernel offers less, and what the options open."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sandbox.conftest import ROOT
+from trainer.confinement import landlock
+from trainer.confinement.landlock import Access, handled
+from trainer.confinement.plan import Account, Plan, Role, is_readable, may_pass, software_paths
+from trainer.confinement.syscalls import SUPPORTED
+from trainer.confinement.walls import EXPECTED, Wall
+
+pytestmark = pytest.mark.skipif(not SUPPORTED, reason="system call filters are written for x86-64")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a network namespace")
+
+
+def run(code: str, *arguments: object) -> Any:
+    """Run code in a process of its own; what it passes to `tell` comes back."""
+    prelude = """
+        import errno, json, os, socket, subprocess, sys, threading
+        from pathlib import Path
+        from trainer.confinement import confine as confining, landlock, seccomp
+        from trainer.confinement.confine import confine
+        from trainer.confinement.plan import Plan, Role
+        def tell(value): print(json.dumps(value))
+        def outcome(attempt):
+            try:
+                attempt()
+            except OSError as error:
+                return errno.errorcode[error.errno]
+            return "worked"
+    """
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", textwrap.dedent(prelude) + textwrap.dedent(code), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_kernel_without_landlock_is_told_honestly() -> None:
+    walls = run("""
+        landlock.abi = lambda: 0
+        tell(confine(Plan(role=Role.WORKER)))
+    """)
+    assert not walls["worker_files_confined"]
+    assert walls["worker_no_network"]
+    assert {wall for wall, stands in walls.items() if stands} >= {w for w in EXPECTED if w.startswith("worker_")}
+
+
+def test_a_kernel_without_seccomp_is_told_honestly() -> None:
+    walls = run("""
+        def refuse(_):
+            raise OSError(errno.ENOSYS, "seccomp")
+        seccomp.install = refuse
+        tell(confine(Plan(role=Role.WORKER)))
+    """)
+    for wall in ("worker_no_network", "worker_no_programs", "worker_no_kernel_doors"):
+        assert not walls[wall], wall
+    assert walls["worker_not_dumpable"]
+
+
+def test_threads_made_before_are_an_error() -> None:
+    assert run("""
+        go = threading.Event()
+        threading.Thread(target=go.wait).start()
+        try:
+            confine(Plan(role=Role.WORKER))
+        except RuntimeError as error:
+            tell(str(error))
+        go.set()
+    """).startswith("a process is confined before")
+
+
+def test_a_compiler_may_run_behind_the_same_walls(tmp_path: Path) -> None:
+    """The program that is run has no network either, and writes where the worker may."""
+    if landlock.abi() == 0:
+        pytest.skip("this kernel has no Landlock")
+    found = run(
+        """
+        out = Path(sys.argv[1])
+        walls = confine(Plan(role=Role.WORKER, writable=(out,), programs=True))
+        script = "import socket, sys; open(sys.argv[1], 'w').write('made'); socket.socket()"
+        done = subprocess.run([sys.executable, "-c", script, str(out / "made")], capture_output=True, text=True)
+        outside = subprocess.run(["/bin/sh", "-c", "echo x > /var/tmp/trainer-outside"], capture_output=True)
+        tell({
+            "walls": walls, "code": done.returncode, "error": done.stderr.splitlines()[-1:],
+            "outside": outside.returncode, "own": outcome(lambda: os.execv(out / "made", ["made"])),
+        })
+        """,
+        tmp_path,
+    )
+    assert not found["walls"]["worker_no_programs"]
+    assert found["walls"]["worker_no_network"]
+    assert found["walls"]["worker_no_signals"] or landlock.abi() < 6
+    assert (tmp_path / "made").read_text() == "made"
+    assert found["code"] != 0
+    assert "PermissionError" in found["error"][0]
+    assert found["outside"] != 0
+    assert found["own"] == "EACCES", "what the worker wrote is not run"
+
+
+def test_what_a_gpus_driver_does_when_it_starts(guest_agent: Path) -> None:
+    """libcuda listens on an abstract socket and names its threads through /proc; nobody is let in, nothing out."""
+    found = run(
+        """
+        walls = confine(Plan(role=Role.WORKER, gpu=True))
+        def name_a_thread():
+            ready, done = threading.Event(), threading.Event()
+            thread = threading.Thread(target=lambda: (ready.set(), done.wait()))
+            thread.start()
+            ready.wait()
+            try:
+                Path(f"/proc/self/task/{thread.native_id}/comm").write_text("cuda")
+            finally:
+                done.set()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        tell({
+            "walls": walls,
+            "bind": outcome(lambda: listener.bind(chr(0) + f"cuda-uvmfd-{os.getpid()}")),
+            "listen": outcome(listener.listen),
+            "accept": outcome(listener.accept),
+            "name": outcome(name_a_thread),
+            "agent": outcome(lambda: socket.socket(socket.AF_UNIX).connect(sys.argv[1])),
+            "agent_by_packets": outcome(lambda: listener.connect(sys.argv[1])),
+            "path": outcome(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).bind("/tmp/trainer-x")),
+        })
+        """,
+        guest_agent,
+    )
+    assert found["walls"]["worker_no_network"]
+    assert [found[name] for name in ("bind", "listen", "name")] == ["worked"] * 3
+    assert [found[name] for name in ("accept", "agent", "agent_by_packets")] == ["EPERM"] * 3
+    assert found["path"] == "EACCES" or landlock.abi() == 0
+
+
+@needs_root
+def test_loopback_is_a_network_of_its_own(servers: dict[str, int]) -> None:
+    """Several processes may train together over loopback; the machine's loopback is another one."""
+    found = run(
+        """
+        walls = confine(Plan(role=Role.WORKER, loopback=True))
+        server = socket.create_server(("127.0.0.1", 0))
+        tell({
+            "walls": walls,
+            "own": outcome(lambda: socket.create_connection(server.getsockname(), 5).close()),
+            "machine": outcome(lambda: socket.create_connection(("127.0.0.1", int(sys.argv[1])), 5).close()),
+            "away": outcome(lambda: socket.create_connection(("192.0.2.1", 9), 5).close()),
+            "unix": outcome(lambda: socket.socket(socket.AF_UNIX).close()),
+        })
+        """,
+        servers["tcp_port"],
+    )
+    assert found["walls"]["worker_own_network"]
+    assert found["walls"]["worker_no_network"]
+    assert found["own"] == "worked"
+    assert found["machine"] == "ECONNREFUSED"
+    assert found["away"] == "ENETUNREACH"
+    assert found["unix"] == "EPERM"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody without the right")
+def test_loopback_is_refused_where_the_network_is_not_its_own(open_python: list[str]) -> None:
+    code = (
+        "from trainer.confinement.confine import confine\n"
+        "from trainer.confinement.plan import Plan, Role\n"
+        "confine(Plan(role=Role.WORKER, loopback=True))\n"
+    )
+    done = subprocess.run(
+        [*open_python, "-P", "-c", code],
+        user=65534,
+        group=65534,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 1
+    assert "not this process's own" in done.stderr
+
+
+def test_a_child_ends_with_the_process_that_started_it() -> None:
+    """A worker without a supervisor would go on with plaintext that nobody waits for."""
+    child = run("""
+        code = (
+            "import time\\n"
+            "from trainer.confinement.confine import confine\\n"
+            "from trainer.confinement.plan import Plan, Role\\n"
+            "confine(Plan(role=Role.WORKER)); print('confined', flush=True); time.sleep(60)"
+        )
+        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        tell(child.pid)
+        sys.stdout.flush()
+        os._exit(0)
+    """)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child}/stat").exists():
+        if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            break
+        assert time.monotonic() < deadline, "it lives on"
+        time.sleep(0.05)
+
+
+def test_landlock_versions_add_rights() -> None:
+    assert handled(1) == Access(0x1FFF)
+    assert handled(2) == handled(1) | Access.REFER
+    assert handled(3) == handled(4) == handled(2) | Access.TRUNCATE
+    assert handled(5) == handled(7) == handled(3) | Access.IOCTL_DEV
+
+
+def test_software_is_no_working_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "path", ["", "/", str(tmp_path), *sys.path])
+    paths = software_paths()
+    assert Path("/") not in paths
+    assert tmp_path not in paths
+    assert ROOT not in paths
+    assert ROOT / "trainer" in paths
+
+
+def test_readable_by_the_mode_bits_on_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    tmp_path.chmod(0o710)
+    owner = Account(uid=tmp_path.stat().st_uid, gid=12345)
+    group = Account(uid=12345, gid=tmp_path.stat().st_gid)
+    (tmp_path / "file").chmod(0o640)
+    assert not is_readable(tmp_path / "file", Account(uid=12345, gid=12345))
+    assert not may_pass(tmp_path, Account(uid=12345, gid=12345))
+    assert is_readable(tmp_path / "file", owner)
+    (tmp_path / "file").chmod(0o600)
+    assert not is_readable(tmp_path / "file", group)
+
+
+def test_every_wall_belongs_to_somebody() -> None:
+    prefixes = (
+        "supervisor_",
+        "front_",
+        "worker_",
+        "core_dumps_off",
+        "workspace_in_memory",
+        "swap_off",
+        "separate",
+    )
+    assert all(wall.value.startswith(prefixes) for wall in Wall)
+    assert len(Wall) <= 64, "the claims hold no more"
+
+
+def test_plans_survive_the_command_line() -> None:
+    plan = Plan(role=Role.WORKER, account=Account(uid=1, gid=2), readable=(Path("/a"),), programs=True)
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan

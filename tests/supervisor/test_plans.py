@@ -1,0 +1,134 @@
+"""Who is confined to what: decided once, from the spec and from what this machine permits."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trainer.confinement.plan import Role
+from trainer.provider import demanded_sandbox
+from trainer.spec import JobSpec, parse_job_spec
+from trainer.supervisor import plans as planning
+from trainer.supervisor.plans import FRONT, WORKER, Places, make_plans, needs_compiler
+from trainer.supervisor.workspace import Workspace, is_memory, open_workspace
+
+SHM = Path("/dev/shm")
+pytestmark = pytest.mark.skipif(not is_memory(SHM), reason="no tmpfs at /dev/shm")
+
+
+def spec(engine: str = "transformers", model: str = "/model") -> JobSpec:
+    document = {
+        "version": 1,
+        "model": {
+            "model_name_or_path": model,
+            "model_file_sha256": {"config.json": "0" * 64, "model.safetensors": "0" * 64},
+            **({} if model.startswith("/") else {"model_revision": "0" * 40}),
+        },
+        "train": {"engine": engine},
+    }
+    return parse_job_spec(json.dumps(document).encode())
+
+
+@pytest.fixture
+def workspace() -> Iterator[Workspace]:
+    with open_workspace(SHM) as workspace:
+        yield workspace
+
+
+def places(workspace: Workspace, ciphertext: Path, *, by_files: bool = False) -> Places:
+    return Places(workspace, ciphertext, Path("/specs"), by_files=by_files)
+
+
+def test_nobody_writes_where_another_reads(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "can_separate_users", lambda: False)
+    plans = make_plans(spec(), places(workspace, tmp_path))
+    assert not plans.separate_users
+    assert {plan.account for plan in (plans.front, plans.worker, plans.fetch)} == {None}
+    assert set(plans.worker.readable) == {workspace.model, workspace.dataset}
+    assert set(plans.worker.writable) == {workspace.output, workspace.scratch}
+    assert plans.front.writable == (tmp_path,)
+    assert not plans.front.readable
+    assert plans.fetch.writable == (workspace.model,)
+    assert plans.fetch.readable == (Path("/model"),)
+    assert {workspace.root, tmp_path} == set(plans.supervisor.writable)
+    assert tmp_path in plans.worker.forbidden
+    assert workspace.root in plans.front.forbidden
+    assert [plan.role for plan in (plans.supervisor, plans.front, plans.worker)] == [
+        Role.SUPERVISOR, Role.FRONT, Role.WORKER,
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to hand directories over")
+def test_directories_are_handed_over(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "can_separate_users", lambda: True)
+    monkeypatch.setattr(planning, "_can_be_handed_over", lambda _: True)
+    plans = make_plans(spec(model="org/name"), places(workspace, tmp_path))
+    assert plans.separate_users
+    assert (plans.front.account, plans.worker.account) == (FRONT, WORKER)
+    assert plans.fetch.account == WORKER, "who talks to a hub does not own the keys"
+    assert plans.supervisor.account is None
+    assert workspace.root.stat().st_mode & 0o007 == 0
+    assert (workspace.output.stat().st_uid, workspace.output.stat().st_mode & 0o777) == (WORKER.uid, 0o700)
+    assert workspace.dataset.stat().st_mode & 0o7777 == 0o2750
+    assert tmp_path.stat().st_gid == FRONT.gid
+    secret = workspace.dataset / "data" / "rows.jsonl"
+    secret.parent.mkdir(mode=0o700)
+    secret.touch(0o600)
+    planning.share_with_worker(workspace.dataset)
+    assert secret.stat().st_mode & 0o777 == 0o640
+    assert secret.stat().st_gid == WORKER.gid
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be told that users cannot be separated")
+def test_users_are_not_separated_where_they_could_not_reach_their_files(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "can_separate_users", lambda: True)
+    closed = tmp_path / "closed" / "ciphertext"
+    closed.mkdir(parents=True)
+    closed.parent.chmod(0o700)
+    assert not make_plans(spec(), places(workspace, closed)).separate_users
+
+
+def test_users_are_not_separated_without_the_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.confinement.privileges.permitted", frozenset)
+    assert not planning.can_separate_users()
+
+
+def test_accounts_that_are_somebody_elses_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Entry:
+        pw_name = "alice"
+
+    monkeypatch.setattr("pwd.getpwuid", lambda _: Entry())
+    assert not planning._is_free(WORKER.uid)
+    monkeypatch.setattr(Entry, "pw_name", "worker")
+    assert planning._is_free(WORKER.uid)
+
+
+@pytest.mark.parametrize(
+    ("engine", "installed", "needed"),
+    [("transformers", True, False), ("unsloth", False, True), ("auto", True, True), ("auto", False, False)],
+)
+def test_a_compiler_only_where_kernels_are_compiled(
+    engine: str, installed: bool, needed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = object() if installed else None
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: found)
+    assert needs_compiler(spec(engine)) is needed
+
+
+def test_what_policies_demand() -> None:
+    strict = demanded_sandbox([spec()])
+    assert "worker_no_programs" in strict
+    assert "worker_no_network" in strict
+    assert not any(name.endswith(("_files_confined", "_own_network", "_memory_locked")) for name in strict)
+    lenient = demanded_sandbox([spec(), spec("unsloth")])
+    assert set(strict) - set(lenient) == {"worker_no_programs"}

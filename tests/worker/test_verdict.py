@@ -1,0 +1,82 @@
+"""What the supervisor is told of each kind of error, and that nothing a library said goes along."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from trainer.errors import ErrorCode, ExitCode, JobError
+from trainer.worker import __main__ as worker
+from trainer.worker.protocol import Failed, parse_message
+
+SECRET = "a row of the dataset"
+
+
+class SafetensorsError(Exception):
+    """As raised by a library in Rust."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "exit_code"),
+    [
+        (OSError(errno.ENOSPC, SECRET), ErrorCode.WORKSPACE_FULL, ExitCode.JOB),
+        (OSError(errno.EDQUOT, SECRET), ErrorCode.WORKSPACE_FULL, ExitCode.JOB),
+        (
+            SafetensorsError(f"{SECRET}: No space left on device (os error 28)"),
+            ErrorCode.WORKSPACE_FULL,
+            ExitCode.JOB,
+        ),
+        (OSError(errno.EIO, SECRET), ErrorCode.INTERNAL, ExitCode.BUG),
+        (MemoryError(SECRET), ErrorCode.OUT_OF_MEMORY, ExitCode.JOB),
+        (worker.Interruption(), ErrorCode.INTERRUPTED, ExitCode.JOB),
+        (ValueError(SECRET), ErrorCode.INTERNAL, ExitCode.BUG),
+        (
+            JobError(ErrorCode.TRAINING_DIVERGED, "the loss is not finite"),
+            ErrorCode.TRAINING_DIVERGED,
+            ExitCode.JOB,
+        ),
+    ],
+    ids=lambda value: getattr(value, "value", type(value).__name__),
+)
+def test_errors_have_codes(
+    error: BaseException, code: ErrorCode, exit_code: ExitCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    reading, writing = os.pipe()
+    monkeypatch.setattr(worker, "_protect_process", lambda: None)
+    monkeypatch.setattr(worker, "_confine", fail)
+    assert worker.main(["--events-fd", str(writing)]) is exit_code
+    os.close(writing)
+    with os.fdopen(reading, "rb") as events:
+        sent = events.read()
+    message = parse_message(sent)
+    assert isinstance(message, Failed)
+    assert message.code is code
+    assert SECRET.encode() not in sent
+
+
+def test_a_log_that_is_full_does_not_hide_what_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def write(self, _: str) -> int:
+            raise OSError(errno.ENOSPC, "full")
+
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "full")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    reading, writing = os.pipe()
+    monkeypatch.setattr(worker, "_protect_process", lambda: None)
+    monkeypatch.setattr(worker, "_confine", fail)
+    monkeypatch.setattr("sys.stderr", Full())
+    assert worker.main(["--events-fd", str(writing)]) is ExitCode.JOB
+    os.close(writing)
+    with os.fdopen(reading, "rb") as events:
+        message = parse_message(events.read())
+    assert isinstance(message, Failed)
+    assert message.code is ErrorCode.WORKSPACE_FULL

@@ -1,0 +1,168 @@
+"""Putting the walls up around this process, in the one order that works, and measuring them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from trainer.confinement import landlock, loopback, privileges, probes, seccomp
+from trainer.confinement.filters import Filter
+from trainer.confinement.plan import Account, Plan, Role, is_readable, rules, software_paths
+from trainer.confinement.syscalls import is_single_threaded
+from trainer.confinement.walls import Wall
+
+Walls = Mapping[Wall, bool]
+
+_SUPERVISOR_KEEPS: Final = (privileges.CAP_DAC_OVERRIDE, privileges.CAP_KILL)
+"""To end children that are other users, and to read and remove what they wrote."""
+
+_SERVING: Final = frozenset({"bind", "connect"})
+_TALKING: Final = _SERVING | {"listen", "accept", "accept4"}
+_ANYWHERE: Final = (Path("/"), Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))  # noqa: S108 -- not to be written
+_MEASURED_FOR: Final = frozenset({Role.SUPERVISOR, Role.FRONT, Role.WORKER})
+
+
+def confine(plan: Plan) -> Walls:
+    """Confine this process for good; returns which walls stand, each measured from inside.
+
+    What the kernel does not offer is left out and measured as absent. A thread that was made before would stay
+    outside the walls: so there must be none.
+
+    Raises:
+        RuntimeError: this process has more than one thread.
+        OSError: the plan names an account that cannot be had, or a network of its own that cannot be made.
+    """
+    if not is_single_threaded():
+        raise RuntimeError("a process is confined before it makes threads")
+    privileges.keep_to_itself()
+    os.umask(plan.umask)
+    memory_locked = plan.role in {Role.SUPERVISOR, Role.FRONT} and privileges.lock_memory()
+    own_network = _leave_network(plan)
+    _give_up_privileges(plan)
+    privileges.refuse_new_privileges()
+    privileges.keep_to_itself()  # a change of user resets what is dumpable
+    os.umask(plan.umask)
+    if plan.role is not Role.SUPERVISOR:
+        privileges.end_with_parent()
+    landlock.restrict(
+        rules(plan), signals=plan.role is Role.SUPERVISOR, ports=plan.role is Role.FETCH or plan.loopback
+    )
+    _filter(plan)
+    return _measure(plan, memory_locked=memory_locked, own_network=own_network)
+
+
+def _leave_network(plan: Plan) -> bool:
+    if plan.role not in {Role.SUPERVISOR, Role.WORKER}:
+        return False
+    left = privileges.leave_network()
+    if plan.loopback:
+        loopback.bring_up()  # fails, and ends the process, where the network is not its own
+    return left
+
+
+def _give_up_privileges(plan: Plan) -> None:
+    kept = _kept(plan)
+    privileges.empty_bounding_set(kept)
+    if plan.account is not None:
+        privileges.become(plan.account.uid, plan.account.gid)
+    privileges.drop_capabilities(kept)
+
+
+def _kept(plan: Plan) -> frozenset[int]:
+    kept = frozenset(_SUPERVISOR_KEEPS if plan.role is Role.SUPERVISOR else ())
+    if plan.account is None and (plan.role is Role.FETCH or not _can_read_software()):
+        kept |= {privileges.CAP_DAC_READ_SEARCH}
+    return kept
+
+
+def _can_read_software() -> bool:
+    """Root without capabilities may be shut out of the very files it runs: a checkout in somebody's home."""
+    account = Account(uid=os.geteuid(), gid=os.getegid())
+    return all(is_readable(path, account) for path in software_paths() if path.exists())
+
+
+def _filter(plan: Plan) -> None:
+    try:
+        seccomp.install(_filter_for(plan))
+    except OSError:
+        return  # measured as absent
+
+
+def _filter_for(plan: Plan) -> Filter:
+    own_pid = None if plan.programs else os.getpid()
+    match plan.role:
+        case Role.SUPERVISOR:
+            return Filter(refused=_TALKING - {"connect"}, families=frozenset({probes.UNIX}))
+        case Role.FRONT:
+            return Filter(refused=_SERVING, own_pid=own_pid)
+        case Role.FETCH:
+            return Filter(
+                refused=_TALKING - {"connect", "bind"},
+                families=frozenset({probes.INET, probes.INET6}),
+                own_pid=own_pid,
+            )
+        case Role.WORKER if plan.loopback:
+            return Filter(families=frozenset({probes.INET, probes.INET6}), programs=plan.programs)
+        case Role.WORKER if plan.gpu:
+            # libcuda binds and listens on an abstract socket, or does not start; nobody is ever let in by it
+            return Filter(
+                refused=_TALKING - {"bind", "listen"},
+                families=frozenset({probes.UNIX}),
+                unix_kind=probes.PACKETS,
+                programs=plan.programs,
+                own_pid=own_pid,
+            )
+        case Role.WORKER:
+            return Filter(refused=_TALKING, programs=plan.programs, own_pid=own_pid)
+
+
+def _measure(plan: Plan, *, memory_locked: bool, own_network: bool) -> Walls:
+    if plan.role not in _MEASURED_FOR:
+        return {}
+    parent = os.getppid()
+    common = {
+        "no_programs": probes.no_programs(),
+        "no_tracing": probes.no_tracing(parent),
+        "no_kernel_doors": probes.no_kernel_doors(),
+        "no_privileges": _has_no_privileges(plan),
+        "not_dumpable": not privileges.is_dumpable(),
+        "files_confined": probes.cannot_open(plan.forbidden) and probes.cannot_write_into(_elsewhere(plan)),
+    }
+    match plan.role:
+        case Role.SUPERVISOR:
+            special = {
+                "no_network": probes.no_sockets(probes.OUTSIDE),
+                "own_network": own_network,
+                "memory_locked": memory_locked,
+            }
+        case Role.FRONT:
+            special = {
+                "no_outgoing": probes.no_sockets((*probes.OUTSIDE, probes.UNIX)),
+                "no_signals": probes.no_signals(parent),
+                "memory_locked": memory_locked,
+            }
+        case _:
+            special = {
+                "no_network": _is_worker_apart(plan, own_network=own_network),
+                "no_signals": probes.no_signals(parent),
+                "own_network": own_network,
+            }
+    return {Wall(f"{plan.role.value}_{name}"): held for name, held in (common | special).items()}
+
+
+def _is_worker_apart(plan: Plan, *, own_network: bool) -> bool:
+    if plan.loopback:
+        families = set(probes.OUTSIDE) - {probes.INET, probes.INET6}
+        return own_network and probes.no_sockets({*families, probes.UNIX})
+    return probes.no_sockets((*probes.OUTSIDE, probes.UNIX)) and probes.no_connections()
+
+
+def _has_no_privileges(plan: Plan) -> bool:
+    allowed = frozenset(_SUPERVISOR_KEEPS) if plan.role is Role.SUPERVISOR else frozenset()
+    return privileges.permitted() <= allowed and not privileges.may_gain_privileges() and probes.no_root()
+
+
+def _elsewhere(plan: Plan) -> list[Path]:
+    return [path for path in _ANYWHERE if path.is_dir() and path not in plan.writable]
