@@ -41,7 +41,7 @@ from trainer.exchange.client import JobClient
 from trainer.exchange.collateral import fetch_collateral
 from trainer.exchange.spool import SpoolClient
 from trainer.models import Phase, Sha256Hex, Status, Strict
-from trainer.rows import ChatRow, CompletionRow, Row, TextRow, read_rows
+from trainer.rows import kind_name, read_rows
 from trainer.sealing.age import Identity, decrypt, generate_identity, parse_identity_file, parse_recipient
 from trainer.sealing.bundle import Grant
 from trainer.sealing.seal import seal
@@ -51,12 +51,6 @@ GRANT_SECONDS: Final = 7 * 86400
 """How long a job may open a dataset after it was sealed, unless the provider says otherwise."""
 
 MAX_SMALL_FILE_BYTES: Final = 64 << 20
-
-_KINDS: Final[Mapping[type[Row], str]] = {
-    ChatRow: "messages",
-    CompletionRow: "prompt/completion",
-    TextRow: "text",
-}
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -308,7 +302,7 @@ def count_rows(files: Mapping[str, Path]) -> Counter[str]:
     """
     kinds: Counter[str] = Counter()
     for name, path in files.items():
-        kinds.update(_KINDS[type(row)] for row in read_rows(path, name=name))
+        kinds.update(kind_name(row) for row in read_rows(path, name=name))
     return kinds
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trainer.spec import JobSpec
 from trainer.worker.protocol import MAX_MESSAGE_BYTES, Message, Order, parse_message
-from trainer.worker.tokens import Tokens
+from trainer.worker.tokens import Tokens, tokens_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +55,7 @@ def make_tokens(backend: Tokenizer) -> MakeTokens:
             tokenizer_object=copy, eos_token=eos, bos_token=bos, pad_token=pad
         )
         fast.chat_template = template
-        return Tokens(fast, frozenset(id_ for name in stop if (id_ := copy.token_to_id(name)) is not None))
+        return tokens_of(fast, frozenset(id_ for name in stop if (id_ := copy.token_to_id(name)) is not None))
 
     return make
 

@@ -201,4 +201,4 @@ def test_the_worker_imports_neither_our_network_parts_nor_our_keys() -> None:
     loaded = set(re.findall(r"'([\w.]+)'", out.stdout))
     assert "trainer.worker.run" in loaded
     parts = {name.split(".")[1] for name in loaded if "." in name}
-    assert parts <= {"worker", "rows", "spec", "models", "errors", "encoding"}
+    assert parts <= {"worker", "examples", "rows", "spec", "models", "errors", "encoding"}

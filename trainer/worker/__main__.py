@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from trainer.errors import ErrorCode, ExitCode, TrainerError
+from trainer.examples.dataset import shape_of
 from trainer.rows import read_files
 from trainer.worker.environment import take_environment
 from trainer.worker.protocol import MAX_ORDER_BYTES, Events, Failed, Finished, Order, parse_order
@@ -77,7 +78,8 @@ def _carry_out(order: Order, events: Events) -> None:
     take_environment(scratch)
     try:
         with watch.part("read"):
-            rows = read_files(order.data_files, max_rows=order.spec.data.max_rows)
+            data = order.spec.data
+            rows = read_files(order.data_files, max_rows=data.max_rows, shape=shape_of(data))
         with watch.part("import"):
             loader, run = _training_stack(order)
         summary = run(order, rows, loader, report=events.send, watch=watch)
