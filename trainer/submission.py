@@ -62,6 +62,7 @@ class Submission:
         identities: the provider's; the result is sealed to their recipients.
         output: directory for the result; must not exist.
         cache: directory for collateral.
+        job: the job's spec, where the data has columns or a format that it names.
     """
 
     data: Sequence[Path]
@@ -70,6 +71,7 @@ class Submission:
     identities: Sequence[Identity]
     output: Path
     cache: Path
+    job: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ class _Story:
             self.recipients,
             sealed,
             progress=lambda done, total: self.report.bytes_done("sealing", done, total),
+            job=self.submission.job,
         )
         _keep(kept, grant.model_dump_json().encode())
         return grant

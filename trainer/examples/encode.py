@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -160,29 +160,27 @@ def _all_of(ids: Ids) -> _Marked:
 
 def _draft_chat(row: ChatRow, tokens: Tokens, rules: Rules) -> _Draft:
     marked = mark_chat(row, tokens, rules)
-    counts = [1 + 2 * len(part.spans or ()) for part in marked]
+    texts = [_texts(part) for part in marked]
 
     def mark(ids: list[Ids]) -> tuple[_Marked, ...]:
-        parts = iter(ids)
-        own = [list(itertools.islice(parts, count)) for count in counts]
-        return tuple(_positions(row, part, ids, tokens) for part, ids in zip(marked, own, strict=True))
+        rest = iter(ids)
+        known = [dict(zip(own, rest, strict=False)) for own in texts]
+        return tuple(_positions(row, part, ids_of, tokens) for part, ids_of in zip(marked, known, strict=True))
 
-    return _Draft(row, tuple(text for part in marked for text in _texts(part)), mark)
-
-
-def _texts(part: MarkedText) -> Iterator[str]:
-    """The text, and for each span what comes before it and what ends with it."""
-    yield part.text
-    for start, end in part.spans or ():
-        yield part.text[:start]
-        yield part.text[:end]
+    return _Draft(row, tuple(itertools.chain.from_iterable(texts)), mark)
 
 
-def _positions(row: ChatRow, part: MarkedText, ids: list[Ids], tokens: Tokens) -> _Marked:
-    whole, *beginnings = ids
+def _texts(part: MarkedText) -> list[str]:
+    """The text, and for each span what comes before it and what ends with it; each once."""
+    ends = [end for span in part.spans or () for end in span]
+    return list(dict.fromkeys((part.text, *(part.text[:end] for end in ends))))
+
+
+def _positions(row: ChatRow, part: MarkedText, ids_of: Mapping[str, Ids], tokens: Tokens) -> _Marked:
+    whole = ids_of[part.text]
     if part.spans is None:
         return _all_of(whole)
-    pairs = zip(beginnings[::2], beginnings[1::2], strict=True)
+    pairs = ((ids_of[part.text[:start]], ids_of[part.text[:end]]) for start, end in part.spans)
     return _Marked(whole, tuple(_token_span(row, whole, before, after, tokens) for before, after in pairs))
 
 

@@ -4,7 +4,7 @@ Nothing here quotes a row: errors name file, row, field, and the types and lengt
 """
 
 from trainer.rows.kinds import KINDS, Shape
-from trainer.rows.reading import ENDINGS, parse_row, read_files, read_rows, scan_rows, too_many_rows
+from trainer.rows.reading import AS_FOUND, ENDINGS, parse_row, read_files, read_rows, scan_rows, too_many_rows
 from trainer.rows.row import (
     ROLES,
     ChatRow,
@@ -20,6 +20,7 @@ from trainer.rows.row import (
 from trainer.rows.values import describe
 
 __all__ = [
+    "AS_FOUND",
     "ENDINGS",
     "KINDS",
     "ROLES",

@@ -8,7 +8,7 @@ from typing import Final
 
 from trainer.errors import DataError, ErrorCode
 from trainer.rows.kinds import Shape
-from trainer.rows.records import Record, json_file, json_line, json_lines, open_bytes, separated
+from trainer.rows.records import Advance, Record, json_file, json_line, json_lines, open_bytes, separated
 from trainer.rows.row import Row
 from trainer.rows.tables import arrow_ipc, parquet
 
@@ -62,11 +62,24 @@ def read_rows(path: Path, *, name: str, shape: Shape = AS_FOUND) -> Iterator[Row
         yield row
 
 
-def scan_rows(path: Path, *, name: str, shape: Shape = AS_FOUND) -> Iterator[Row | DataError]:
-    """Read a file row by row, over the rows that are not acceptable and on: for these, the error is yielded."""
+def _not_told(_bytes: int) -> None:
+    return
+
+
+def scan_rows(
+    path: Path, *, name: str, shape: Shape = AS_FOUND, advance: Advance = _not_told
+) -> Iterator[Row | DataError]:
+    """Read a file row by row, over the rows that are not acceptable and on: for these, the error is yielded.
+
+    Args:
+        path: the file.
+        name: its name relative to `data/`.
+        shape: how objects become rows.
+        advance: told how many further bytes were read.
+    """
     found = False
     try:
-        for row in _scan(path, name, shape):
+        for row in _scan(path, name, shape, advance):
             found = True
             yield row
     except DataError as error:
@@ -76,13 +89,14 @@ def scan_rows(path: Path, *, name: str, shape: Shape = AS_FOUND) -> Iterator[Row
         yield DataError(ErrorCode.DATASET_INVALID, "no rows", file=name, expected="at least one row", found=0)
 
 
-def _scan(path: Path, name: str, shape: Shape) -> Iterator[Row | DataError]:
+def _scan(path: Path, name: str, shape: Shape, advance: Advance) -> Iterator[Row | DataError]:
     ending = Path(name.lower().removesuffix(".gz")).suffix
     if ending in TABLE_ENDINGS:
         records = parquet(path, name) if ending == ".parquet" else arrow_ipc(path, name)
         yield from _numbered(records, name, shape)
+        advance(path.stat().st_size)
         return
-    with open_bytes(path, name) as file:
+    with open_bytes(path, name, advance) as file:
         if ending in (".csv", ".tsv"):
             delimiter = "," if ending == ".csv" else "\t"
             yield from _numbered(separated(file, name, delimiter), name, shape, cells=True)

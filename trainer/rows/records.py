@@ -13,7 +13,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
@@ -38,13 +38,38 @@ _DECODER: Final = strict_decoder()
 _WRAPPED: Final = re.compile(r'\s*\{\s*"data"\s*:\s*\[')
 
 
+Advance = Callable[[int], None]
+"""Told how many further bytes of a file were read."""
+
+
+class _Counted(io.RawIOBase):
+    """The bytes of a file, counted as they are read."""
+
+    def __init__(self, path: Path, advance: Advance) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._advance = advance
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        count = self._file.readinto(buffer) or 0
+        self._advance(count)
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 class _Bounded(io.RawIOBase):
     """What a gzipped file inflates to, up to a limit."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        self._file = gzip.open(path, "rb")  # noqa: SIM115 -- closed by close()
+    def __init__(self, source: BinaryIO, name: str, size: int) -> None:
+        self._source = source
+        self._file = gzip.GzipFile(fileobj=source)
         self._name = name
-        self._left = max(FREE_INFLATED_BYTES, MAX_INFLATION * path.stat().st_size)
+        self._left = max(FREE_INFLATED_BYTES, MAX_INFLATION * size)
 
     def readable(self) -> bool:
         return True
@@ -71,14 +96,16 @@ class _Bounded(io.RawIOBase):
 
     def close(self) -> None:
         self._file.close()
+        self._source.close()
         super().close()
 
 
-def open_bytes(path: Path, name: str) -> BinaryIO:
+def open_bytes(path: Path, name: str, advance: Advance) -> BinaryIO:
     """The bytes of a file; of what it inflates to, if its name ends in `.gz`."""
+    file = cast("BinaryIO", io.BufferedReader(_Counted(path, advance), _BLOCK))
     if name.lower().endswith(".gz"):
-        return cast("BinaryIO", io.BufferedReader(_Bounded(path, name), _BLOCK))
-    return path.open("rb")
+        return cast("BinaryIO", io.BufferedReader(_Bounded(file, name, path.stat().st_size), _BLOCK))
+    return file
 
 
 def broken(name: str, expected: str, *, row: int | None = None) -> DataError:
