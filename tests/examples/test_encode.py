@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from trainer.errors import DataError, ErrorCode
 from trainer.examples.encode import encode
@@ -176,11 +177,29 @@ def test_turns_are_not_split_where_the_job_says_so(make_tokens: MakeTokens) -> N
     )
 
 
-def test_a_token_across_the_boundary_is_refused(make_tokens: MakeTokens) -> None:
+def test_a_token_across_the_boundary_is_cut_as_generation_meets_it(make_tokens: MakeTokens) -> None:
     tokens = make_tokens(PROMPT_ENDS_IN_SPACE)
     assert len(tokens.ids(" the")) == 1
+    row = chat("a", "the", "b", "the")
+    first, second = encode(row, tokens, DATA)
+    for example, count in ((first, 1), (second, 3)):
+        given = tokens.ids(tokens.render(row.messages[:count], prompt=True))
+        assert list(example.ids) == given + tokens.ids("the\n")
+        assert trained_texts(example, tokens) == ["the\n"]
+    assert encode(chat("a", "the"), tokens, DataSection(split_turns=SplitTurns.NEVER)) == (first,)
     with pytest.raises(DataError, match="a token spans the boundary"):
-        encode(chat("a", "the"), tokens, DATA)
+        encode(row, tokens, DataSection(split_turns=SplitTurns.NEVER))
+
+
+def test_a_tokenizer_that_writes_beginnings_differently_is_not_trusted_with_it() -> None:
+    plain = Tokenizer(models.BPE({"▁": 0, "a": 1, ":": 2, "▁a": 3, "u": 4}, [("▁", "a")]))
+    plain.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    plain.decoder = decoders.Metaspace(prepend_scheme="always")
+    template = "{{ 'u:' }}{% if messages | length > 1 or add_generation_prompt %}{{ 'a: ' }}{% endif %}"
+    template += "{% if messages | length > 1 %}{{ 'a' }}{% endif %}"
+    tokens = Tokens(plain, {}, {"default": template})
+    with pytest.raises(DataError, match="a token spans the boundary"):
+        encode(chat("u", "a"), tokens, DATA)
 
 
 def test_an_assistant_that_speaks_first_is_refused(make_tokens: MakeTokens) -> None:

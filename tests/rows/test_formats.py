@@ -147,7 +147,7 @@ CUT: dict[str, tuple[Callable[[bytes], bytes], ErrorCode]] = {
     "p.csv": (lambda data: b"text\na,b\n", ErrorCode.DATASET_ROW_INVALID),
     "q.csv": (lambda data: b"text\n\xff\n", ErrorCode.DATASET_INVALID),
 }
-WHOLE = {
+WHOLE: dict[str, Callable[[Content], bytes]] = {
     ".parquet": parquet,
     ".arrow": stream,
     ".feather": feather,
@@ -159,7 +159,7 @@ WHOLE = {
 def test_broken_files_are_named_and_never_quoted(tmp_path: Path, name: str) -> None:
     rows: Content = [{"text": CANARY * 20} for _ in range(50)]
     harm, code = CUT[name]
-    whole = WHOLE.get(Path(name).suffix, as_list)(rows)
+    whole: bytes = WHOLE.get(Path(name).suffix, as_list)(rows)
     with pytest.raises(DataError) as caught:
         read_rows_of(harm(whole), name, tmp_path)
     error = caught.value

@@ -2,7 +2,8 @@
 
 For each row the texts are laid out that its mask needs: the text itself, and the beginnings of it that end where a
 trained part begins or ends. A boundary is exact where the beginning's own tokens are the beginning of the text's
-tokens: generation starts from just these. Where a token spans the boundary, the row is refused.
+tokens: generation starts from just these. Where a token spans the boundary, the text before it and the text behind
+it are tokenised by themselves, since that is how generation meets them, and each trained part becomes an example.
 """
 
 from __future__ import annotations
@@ -165,7 +166,8 @@ def _draft_chat(row: ChatRow, tokens: Tokens, rules: Rules) -> _Draft:
     def mark(ids: list[Ids]) -> tuple[_Marked, ...]:
         rest = iter(ids)
         known = [dict(zip(own, rest, strict=False)) for own in texts]
-        return tuple(_positions(row, part, ids_of, tokens) for part, ids_of in zip(marked, known, strict=True))
+        parts = zip(marked, known, strict=True)
+        return tuple(one for part, ids_of in parts for one in _positions(row, part, ids_of, tokens, rules))
 
     return _Draft(row, tuple(itertools.chain.from_iterable(texts)), mark)
 
@@ -176,20 +178,43 @@ def _texts(part: MarkedText) -> list[str]:
     return list(dict.fromkeys((part.text, *(part.text[:end] for end in ends))))
 
 
-def _positions(row: ChatRow, part: MarkedText, ids_of: Mapping[str, Ids], tokens: Tokens) -> _Marked:
+def _positions(
+    row: ChatRow, part: MarkedText, ids_of: Mapping[str, Ids], tokens: Tokens, rules: Rules
+) -> Iterator[_Marked]:
+    """The text's examples: one, or where a token spans a boundary, one for each part that is trained on."""
     whole = ids_of[part.text]
     if part.spans is None:
-        return _all_of(whole)
-    pairs = ((ids_of[part.text[:start]], ids_of[part.text[:end]]) for start, end in part.spans)
-    return _Marked(whole, tuple(_token_span(row, whole, before, after, tokens) for before, after in pairs))
+        yield _all_of(whole)
+        return
+    beginnings = [(ids_of[part.text[:start]], ids_of[part.text[:end]]) for start, end in part.spans]
+    spans = [_token_span(whole, before, after, tokens) for before, after in beginnings]
+    exact = [span for span in spans if span is not None]
+    if len(exact) == len(spans):
+        yield _Marked(whole, tuple(exact))
+    elif len(spans) > 1 and not rules.split:
+        raise not_derivable(row, None, "a token spans the boundary of a turn (data.split_turns)")
+    else:
+        for (start, end), (before, after) in zip(part.spans, beginnings, strict=True):
+            yield _continued(row, before, part.text[start:end], after, tokens)
 
 
-def _token_span(row: ChatRow, whole: Ids, before: Ids, after: Ids, tokens: Tokens) -> Span:
+def _token_span(whole: Ids, before: Ids, after: Ids, tokens: Tokens) -> Span | None:
+    """Where the turn lies in the ids of the whole; None where a token spans one of its boundaries."""
     start = len(before)
     end = _end_of_turn(after, start, tokens)
-    if after[:start] != before or whole[:end] != after[:end]:
+    return (start, end) if after[:start] == before and whole[:end] == after[:end] else None
+
+
+def _continued(row: ChatRow, before: Ids, said: str, after: Ids, tokens: Tokens) -> _Marked:
+    """The prompt as generation will see it, with its own tokens, and then what must be generated.
+
+    Raises:
+        DataError: these tokens do not make the same text: the tokenizer writes the beginning of one differently.
+    """
+    ids = before + tokens.ids(said)
+    if tokens.text(ids) != tokens.text(after):
         raise not_derivable(row, None, "a token spans the boundary of a turn")
-    return start, end
+    return _Marked(ids, ((len(before), _end_of_turn(ids, len(before), tokens)),))
 
 
 def _end_of_turn(ids: Ids, start: int, tokens: Tokens) -> int:
