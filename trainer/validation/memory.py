@@ -8,16 +8,15 @@ The estimate adds up what a training step holds at its peak:
 - **adapter**: r * (inputs + outputs) parameters for each linear layer it is on, 16 bytes each: value, gradient and
   Adam's two moments, all in float32.
 - **activations**: bytes that backward needs, for each token and layer, with hidden width h, intermediate width f,
-  query width q and key width k, elements of 2 bytes (bfloat16), and of 4 inside the norms: two norms
-  2 * (2h + 4h + 4h), inputs of the linear layers 2h + 2q + 2h + 2f, queries, keys and values before and after the
-  rotation 4q + 4k + 2k, attention's output 2q, gate, its activation and up 6f, the residual stream 2 * 2h; no
-  score matrix (SDPA, flash attention) and no dropout. After Korthikanti et al. 2022, section 4, for gated layers.
-  With gradient checkpointing 2h for each layer, and all of the above for one.
+  query width q and key width k: two norms in float32 8h; the input of each linear layer with an adapter, which is
+  cast for each anew, 2 * (5h + q + f); queries, keys, values and attention's output 4q + 4k; gate, its activation and
+  up 6f. No score matrix (SDPA, flash attention), no dropout. With gradient checkpointing 2h for each layer, and all
+  of the above for one. In the manner of Korthikanti et al. 2022, section 4; a test counts what backward keeps.
 - **logits**: for each trained token and entry of the vocabulary 2 bytes, their float32 copy, its gradient and the
   gradient in bfloat16: 12 bytes.
 - **reserve**: 1 GiB for the CUDA context, kernels' workspaces and unusable gaps.
 
-It has not been compared with a measurement on a GPU yet: take it as an order of magnitude.
+The sum has not been compared with a measurement on a GPU yet: take it as an order of magnitude.
 """
 
 from __future__ import annotations
@@ -90,8 +89,6 @@ def _activation_bytes(model: Architecture, *, checkpointing: bool) -> int:
     """Bytes that one token costs in all layers."""
     hidden, inner = model.hidden, model.intermediate
     queries, keys = model.heads * model.head, model.key_value_heads * model.head
-    norms = 2 * 10 * hidden
-    inputs = 2 * hidden + 2 * queries + 2 * hidden + 2 * inner
-    attention = 4 * queries + 4 * keys + 2 * keys + 2 * queries
-    layer = norms + inputs + attention + 6 * inner + 4 * hidden
+    norms, inputs = 8 * hidden, 2 * (5 * hidden + queries + inner)
+    layer = norms + inputs + 4 * queries + 4 * keys + 6 * inner
     return model.layers * 2 * hidden + layer if checkpointing else model.layers * layer
