@@ -9,9 +9,9 @@ The estimate adds up what a training step holds at its peak:
   Adam's two moments, all in float32.
 - **activations**: bytes that backward needs, for each token and layer, with hidden width h, intermediate width f,
   query width q and key width k: two norms in float32 8h; the input of each linear layer with an adapter, which is
-  cast for each anew, 2 * (5h + q + f); queries, keys, values and attention's output 4q + 4k; gate, its activation and
-  up 6f. No score matrix (SDPA, flash attention), no dropout. With gradient checkpointing 2h for each layer, and all
-  of the above for one. In the manner of Korthikanti et al. 2022, section 4; a test counts what backward keeps.
+  cast for each anew, 2 * (5h + q + f); queries, keys, values and attention's output 4q + 4k; gate, its activation
+  and up 6f. No score matrix (SDPA, flash attention), no dropout. With gradient checkpointing 2h a layer, and
+  all of the above for one. In the manner of Korthikanti et al. 2022, section 4; a test counts what backward keeps.
 - **logits**: for each trained token and entry of the vocabulary 2 bytes, their float32 copy, its gradient and the
   gradient in bfloat16: 12 bytes.
 - **reserve**: 1 GiB for the CUDA context, kernels' workspaces and unusable gaps.
