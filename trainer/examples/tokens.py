@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from trainer.errors import ErrorCode, JobError, UsageError
+from trainer.examples.boundaries import CACHED_CHARACTERS, Anchors
 from trainer.examples.template import ChatTemplate, Span, TemplateRefusedError, named_templates
 from trainer.rows import ChatRow, Message
 
@@ -19,6 +20,7 @@ TOKENIZER_FILE: Final = "tokenizer.json"
 _STOP_FILES: Final = ("generation_config.json", "config.json")
 _NAMED: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MAX_FILE_BYTES: Final = 1 << 28
+_MAX_KEPT: Final = 1 << 16
 
 __all__ = ["TOKENIZER_FILE", "TemplateRefusedError", "Tokens", "read_stop_ids", "read_tokens"]
 
@@ -40,6 +42,7 @@ class Tokens:
             not by comparing ids, so a token that also occurs in text does no harm.
         start_ids: what the tokenizer puts before plain text (a BOS token, or nothing).
         special_texts: tokens that are read as such where a row writes them out.
+        anchors: finds those among them that split a text.
     """
 
     def __init__(
@@ -59,6 +62,8 @@ class Tokens:
         self.pad_id = self._choose_padding(special_tokens)
         self.start_ids = self._find_start()
         self.special_texts = tuple(dict.fromkeys((*special_tokens.values(), *self._special_in_backend())))
+        self.anchors = Anchors(self._splitting_tokens())
+        self._short: dict[str, list[int]] = {}
         moment = datetime.now().astimezone() if now is None else now
         self._template = ChatTemplate(templates, special_tokens, now=moment) if "default" in templates else None
 
@@ -85,6 +90,15 @@ class Tokens:
         """Token ids of each text alone, computed on all cores."""
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
+
+    def lookup(self, texts: Iterable[str]) -> Mapping[str, list[int]]:
+        """Token ids of each text alone; those of short ones are kept, because they come again and again."""
+        distinct = set(texts)
+        new = sorted(text for text in distinct if text not in self._short)
+        found = dict(zip(new, self.ids_of(new), strict=True))
+        if len(self._short) < _MAX_KEPT:
+            self._short.update((text, ids) for text, ids in found.items() if len(text) <= CACHED_CHARACTERS)
+        return {text: found[text] if text in found else self._short[text] for text in distinct}
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens included."""
@@ -119,6 +133,15 @@ class Tokens:
 
     def _id(self, token: str | None) -> int | None:
         return None if token is None else self._backend.token_to_id(token)
+
+    def _splitting_tokens(self) -> dict[str, int]:
+        """Special tokens that are taken as they stand, wherever they stand."""
+        added = self._backend.get_added_tokens_decoder().items()
+        return {
+            token.content: id_
+            for id_, token in added
+            if token.special and not (token.normalized or token.lstrip or token.rstrip or token.single_word)
+        }
 
     def _special_in_backend(self) -> Iterator[str]:
         added = self._backend.get_added_tokens_decoder()
