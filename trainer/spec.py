@@ -155,7 +155,8 @@ class DataSection(Strict):
     left out; any other column is refused. `eval_files` is a shell's pattern of names relative to `data/`: what
     matches is evaluated on; without such a file `test_split_size`, a share (0 to 1) of the rows, is held out by
     `train.seed`. `assistant_only_loss` and `completion_only_loss` say on which tokens the loss is taken for
-    conversations and for prompts with completions; text is trained on whole.
+    conversations and for prompts with completions; text is trained on whole. `chat_template` is Jinja text that
+    takes the place of the base model's own, or of one that it lacks.
     """
 
     format: RowFormat = RowFormat.AUTO
@@ -169,6 +170,7 @@ class DataSection(Strict):
     completion_only_loss: bool = True
     train_on: TrainOn = TrainOn.ALL_TURNS
     split_turns: SplitTurns = SplitTurns.AUTO
+    chat_template: Annotated[str, Field(min_length=1, max_length=1 << 16)] | None = None
     packing: Literal[False] = False
     max_rows: Annotated[int, Field(ge=1, le=100_000_000)] = 10_000_000
 
@@ -387,6 +389,9 @@ _MEANT: Final[Mapping[str, str]] = {
     "test_datasets": "data.eval_files",
     "validation_file": "data.eval_files",
     "mask_history": "data.train_on",
+    "chat_template_path": "data.chat_template",
+    "chat_template_jinja": "data.chat_template",
+    "template": "data.chat_template",
     "roles_to_train": "data.assistant_only_loss",
     "drop_exceeding_length": "data.on_overlong",
     "truncation_mode": "data.on_overlong",

@@ -174,6 +174,19 @@ def test_a_tokenizer_without_its_json_is_left_to_transformers(backend: Tokenizer
     assert converted.ids(text) == tokens.ids(text)
 
 
+def test_the_job_specs_template_takes_the_place_of_the_models(backend: Tokenizer, tmp_path: Path) -> None:
+    folder = save(backend, FAMILIES["chatml"], tmp_path)
+    other = FAMILIES["marked"].template
+    auto: Any = AutoTokenizer.from_pretrained(folder)
+    auto.chat_template = other
+    for tokens in (read_tokens(folder, other), load_tokens(folder, other)):
+        assert_same(tokens, auto, CHAT, None)
+        assert tokens.marks_generation
+    (folder / "chat_template.jinja").unlink()
+    assert not read_tokens(folder).has_template
+    assert read_tokens(folder, other).has_template
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
 def test_files_that_are_not_a_tokenizers_are_refused(

@@ -119,10 +119,10 @@ def _model_of(spec: JobSpec, job: Path, chosen: Path | None) -> _Model:
     if any(find_spec(package) is None for package in ("tokenizers", "jinja2")):
         return _Model(unknown='it takes pip install "confidential-trainer[validate]"')
     with files_of_the_job(directory, spec) as files:
-        return _Model(_tokens(files), read_architecture(files))
+        return _Model(_tokens(files, spec.data.chat_template), read_architecture(files))
 
 
-def _tokens(files: Path) -> Tokens:
+def _tokens(files: Path, chat_template: str | None) -> Tokens:
     from trainer.examples.tokens import TOKENIZER_FILE, read_tokens
 
     if not (files / TOKENIZER_FILE).is_file():
@@ -133,4 +133,4 @@ def _tokens(files: Path) -> Tokens:
             found="none",
             hint="only the job itself can read other tokenizers; better convert this one",
         )
-    return read_tokens(files)
+    return read_tokens(files, chat_template)

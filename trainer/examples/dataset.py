@@ -116,7 +116,7 @@ def check_trainable(row: Row, tokens: Tokens) -> None:
             field="messages",
             expected="prompt and completion, or text",
             found="messages",
-            hint="use an instruction-tuned model, and list chat_template.jinja in model.model_file_sha256",
+            hint="list chat_template.jinja in model.model_file_sha256, or write one into data.chat_template",
         )
 
 

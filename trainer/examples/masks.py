@@ -17,6 +17,7 @@ no mask is exact, and the row is refused rather than trained on wrongly.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from trainer.errors import DataError, ErrorCode
 from trainer.examples.template import Span
@@ -140,7 +141,12 @@ def _turn(row: ChatRow, tokens: Tokens, number: int, whole: str) -> MarkedText:
     last = number + 1 == len(row.messages)
     after = whole if last else _render(row, tokens, number + 1, prompt=False)
     if not after.startswith(before):
-        raise not_derivable(row, number, "the chat template opens the turn for generation in another way")
+        raise not_derivable(
+            row,
+            number,
+            "the chat template opens the turn for generation in another way",
+            hint="give data.chat_template one that renders what it prompts, or use rows of prompt and completion",
+        )
     return MarkedText(after, ((len(before), len(after)),))
 
 
@@ -163,7 +169,10 @@ def _refused_by_template(row: ChatRow, field: str, count: int) -> DataError:
     )
 
 
-def not_derivable(row: ChatRow, number: int | None, reason: str) -> DataError:
+_HINT: Final = "end each row with its only assistant turn, or set data.assistant_only_loss to false"
+
+
+def not_derivable(row: ChatRow, number: int | None, reason: str, *, hint: str = _HINT) -> DataError:
     """The error for a conversation of which no mask would be exact."""
     return row.refuse(
         ErrorCode.DATASET_NOT_TRAINABLE,
@@ -171,5 +180,5 @@ def not_derivable(row: ChatRow, number: int | None, reason: str) -> DataError:
         field="messages" if number is None else f"messages[{number}]",
         expected="renderings that begin with one another",
         found="different beginnings",
-        hint="end each row with its only assistant turn, or set data.assistant_only_loss to false",
+        hint=hint,
     )

@@ -163,8 +163,13 @@ class Tokens:
         return ()
 
 
-def read_tokens(model_dir: Path, *, now: datetime | None = None) -> Tokens:
+def read_tokens(model_dir: Path, chat_template: str | None = None, *, now: datetime | None = None) -> Tokens:
     """Read the tokenizer of a model directory from tokenizer.json and what stands beside it.
+
+    Args:
+        model_dir: the directory.
+        chat_template: Jinja text in place of the model's own.
+        now: what templates are told when they ask for the date.
 
     Raises:
         JobError: `MODEL_INVALID`: a file is not what it must be.
@@ -176,7 +181,8 @@ def read_tokens(model_dir: Path, *, now: datetime | None = None) -> Tokens:
     backend = _read_backend(model_dir / TOKENIZER_FILE)
     special = special_tokens(config)
     _add_missing(backend, config, special)
-    templates = named_templates(config.get("chat_template"), _template_files(model_dir))
+    own = named_templates(config.get("chat_template"), _template_files(model_dir))
+    templates = own if chat_template is None else {"default": chat_template}
     return Tokens(backend, special, templates, read_stop_ids(model_dir), now=now)
 
 

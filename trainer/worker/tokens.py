@@ -13,8 +13,8 @@ from trainer.examples.tokens import TOKENIZER_FILE, TemplateRefusedError, Tokens
 __all__ = ["TemplateRefusedError", "Tokens", "load_tokens"]
 
 
-def load_tokens(model_dir: Path) -> Tokens:
-    """Load the tokenizer of a model directory; nothing outside it is read.
+def load_tokens(model_dir: Path, chat_template: str | None = None) -> Tokens:
+    """Load the tokenizer of a model directory, and the job spec's chat template; nothing outside is read.
 
     tokenizer.json is read as `trainer validate` reads it. A model without one is left to transformers, which can
     convert other formats; what it makes of them works in the same way from there on.
@@ -23,8 +23,10 @@ def load_tokens(model_dir: Path) -> Tokens:
         JobError: `MODEL_INVALID`.
     """
     if (model_dir / TOKENIZER_FILE).is_file():
-        return read_tokens(model_dir)
-    return tokens_of(_auto_tokenizer(model_dir), read_stop_ids(model_dir))
+        return read_tokens(model_dir, chat_template)
+    tokenizer = _auto_tokenizer(model_dir)
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
+    return tokens_of(tokenizer, read_stop_ids(model_dir))
 
 
 def _auto_tokenizer(model_dir: Path) -> Any:
