@@ -191,7 +191,7 @@ def test_reading_goes_on_behind_a_bad_row_and_ends_at_a_broken_file(tmp_path: Pa
 
 
 def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.rows.records.FREE_INFLATED_BYTES", 1 << 20)
+    monkeypatch.setattr("trainer.rows.sources.FREE_INFLATED_BYTES", 1 << 20)
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "a"}\n' * (2 << 20)))
     with pytest.raises(DataError) as caught:

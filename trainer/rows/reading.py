@@ -8,8 +8,9 @@ from typing import Final
 
 from trainer.errors import DataError, ErrorCode
 from trainer.rows.kinds import Shape
-from trainer.rows.records import Advance, Record, json_file, json_line, json_lines, open_bytes, separated
+from trainer.rows.records import Record, json_file, json_line, json_lines, separated
 from trainer.rows.row import Row
+from trainer.rows.sources import Advance, open_bytes
 from trainer.rows.tables import arrow_ipc, parquet
 
 AS_FOUND: Final = Shape()

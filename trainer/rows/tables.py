@@ -11,8 +11,9 @@ from types import ModuleType
 from typing import Any, Final
 
 from trainer.errors import ErrorCode, UsageError
-from trainer.rows.records import Record, broken
+from trainer.rows.records import Record
 from trainer.rows.row import Row
+from trainer.rows.sources import broken
 from trainer.rows.values import refused, without_nulls
 
 BATCH_ROWS: Final = 512
