@@ -10,12 +10,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, models, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trainer.errors import ErrorCode, JobError
+from trainer.examples.dataset import build_dataset
 from trainer.examples.tokens import Tokens, read_tokens
-from trainer.rows import ChatRow, Message, ToolCall, read_rows
+from trainer.rows import ChatRow, Message, TextRow, ToolCall, read_rows
+from trainer.spec import DataSection
 from trainer.worker.tokens import load_tokens
 
 ROOT = Path(__file__).parents[2]
@@ -185,6 +187,27 @@ def test_the_job_specs_template_takes_the_place_of_the_models(backend: Tokenizer
     (folder / "chat_template.jinja").unlink()
     assert not read_tokens(folder).has_template
     assert read_tokens(folder, other).has_template
+
+
+def sentencepiece_like() -> Tokenizer:
+    """A tokenizer in the manner of Llama 2: a space is put before the text behind every special token."""
+    backend = Tokenizer(models.BPE({"<unk>": 0, "<s>": 1, "▁": 2, "a": 3, "b": 4, "\n": 5}, [], unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.add_special_tokens(["<unk>", "<s>"])
+    return backend
+
+
+@pytest.mark.parametrize(("kind", "differs"), [("LlamaTokenizer", True), ("PreTrainedTokenizerFast", False)])
+def test_a_class_that_rebuilds_the_tokenizer_is_pointed_out(kind: str, differs: bool, tmp_path: Path) -> None:
+    sentencepiece_like().save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": kind, "bos_token": "<s>", "unk_token": "<unk>", "legacy": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    tokens, auto = load_tokens(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert (tokens.ids("<s>a") != auto("<s>a", add_special_tokens=False)["input_ids"]) is differs
+    assert bool(tokens.notes) is differs
+    data = build_dataset([TextRow("f", 0, "a b")], tokens, DataSection(test_split_size=0), seed=0)
+    assert any("reads text differently" in warning for warning in data.warnings) is differs
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])

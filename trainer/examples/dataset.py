@@ -169,6 +169,7 @@ def _warnings(
     evaluation: tuple[Example, ...],
     counts: RowCounts,
 ) -> Iterator[str]:
+    yield from tokens.notes
     if counts.dropped:
         yield f"{counts.dropped} of {len(rows)} rows were dropped: too long (data.on_overlong)"
     if counts.truncated:

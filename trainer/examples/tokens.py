@@ -43,6 +43,7 @@ class Tokens:
         start_ids: what the tokenizer puts before plain text (a BOS token, or nothing).
         special_texts: tokens that are read as such where a row writes them out.
         anchors: finds those among them that split a text.
+        notes: what the provider should know about the tokenizer.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Tokens:
         self.start_ids = self._find_start()
         self.special_texts = tuple(dict.fromkeys((*special_tokens.values(), *self._special_in_backend())))
         self.anchors = Anchors(self._splitting_tokens())
+        self.notes: tuple[str, ...] = ()
         self._short: dict[str, list[int]] = {}
         moment = datetime.now().astimezone() if now is None else now
         self._template = ChatTemplate(templates, special_tokens, now=moment) if "default" in templates else None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from transformers import AutoTokenizer
 
 from trainer.errors import ErrorCode, JobError
 from trainer.examples.tokens import TOKENIZER_FILE, TemplateRefusedError, Tokens, read_stop_ids, read_tokens
+
+_AS_THE_FILE_SAYS: Final = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
 
 __all__ = ["TemplateRefusedError", "Tokens", "load_tokens"]
 
@@ -23,10 +27,30 @@ def load_tokens(model_dir: Path, chat_template: str | None = None) -> Tokens:
         JobError: `MODEL_INVALID`.
     """
     if (model_dir / TOKENIZER_FILE).is_file():
-        return read_tokens(model_dir, chat_template)
+        tokens = read_tokens(model_dir, chat_template)
+        tokens.notes = tuple(_disagreement(tokens, model_dir))
+        return tokens
     tokenizer = _auto_tokenizer(model_dir)
     tokenizer.chat_template = chat_template or tokenizer.chat_template
     return tokens_of(tokenizer, read_stop_ids(model_dir))
+
+
+def _disagreement(tokens: Tokens, model_dir: Path) -> Iterator[str]:
+    """A note where transformers makes other ids of the same text: some of its classes rebuild the tokenizer."""
+    try:
+        config = json.loads((model_dir / "tokenizer_config.json").read_bytes())
+        if config.get("tokenizer_class") in _AS_THE_FILE_SAYS:
+            return
+        tokenizer = _auto_tokenizer(model_dir)
+    except (OSError, ValueError, JobError):
+        return  # then there is nothing to compare with
+    probes = ["a b", " a\n b", *(f"{special}a{special} b" for special in tokens.special_texts[:8])]
+    theirs = [list(tokenizer(probe, add_special_tokens=False)["input_ids"]) for probe in probes]
+    if theirs != tokens.ids_of(probes):
+        yield (
+            f"transformers' {type(tokenizer).__name__} reads text differently from tokenizer.json, which training "
+            "goes by: load the tokenizer with PreTrainedTokenizerFast to use the adapter"
+        )
 
 
 def _auto_tokenizer(model_dir: Path) -> Any:
