@@ -7,10 +7,11 @@ import io
 from pathlib import Path
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.encoding import canonical_json, file_sha256, parse_json, sha256_hex, stream_sha256
+from trainer.encoding import canonical_json, file_sha256, parse_json, printable, sha256_hex, stream_sha256
 from trainer.errors import UsageError
 
 json_values = st.recursive(
@@ -25,13 +26,25 @@ def test_canonical_form_reads_back(value: object) -> None:
     assert parse_json(canonical_json(value)) == value
 
 
+@given(json_values)
+def test_the_quick_way_gives_what_the_library_gives(value: object) -> None:
+    assert canonical_json(value) == rfc8785.dumps(value)  # type: ignore[arg-type]
+
+
+@given(st.text())
+def test_the_quick_way_escapes_as_the_library_does(text: str) -> None:
+    assert canonical_json({"key": text}) == rfc8785.dumps({"key": text})
+
+
 def test_canonical_form_is_rfc_8785s() -> None:
     value = {"€": 1, "\r": 2, "1": 333333333.33333329, "a": [1e30, 4.50, 2e-3, 1e-27], "b": 1.0}
     expected = '{"\\r":2,"1":333333333.3333333,"a":[1e+30,4.5,0.002,1e-27],"b":1,"€":1}'
     assert canonical_json(value) == expected.encode()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2**60, {1: 2}, object()])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), 2**60, -(2**60), {1: 2}, object(), "\ud800", {"\ud800": 1}]
+)
 def test_values_without_a_canonical_form_are_refused(value: object) -> None:
     with pytest.raises(UsageError):
         canonical_json(value)
@@ -57,3 +70,15 @@ def test_digests_agree(tmp_path: Path) -> None:
     path.write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
     assert sha256_hex(data) == stream_sha256(io.BytesIO(data)) == file_sha256(path) == digest
+
+
+@pytest.mark.parametrize(
+    "char", ["\x1b", "\n", "\r", "\x9b", "\u202e", "\u200f", "\u2028", "\x00", "\x7f", "\ufeff"]
+)
+def test_control_and_formatting_characters_become_visible(char: str) -> None:
+    assert printable(f"a{char}b") == f"a\\u{ord(char):04x}b"
+
+
+def test_ordinary_text_stays() -> None:
+    text = "GH100, 96.00.9F \N{EN DASH} ünïcode ✔"
+    assert printable(text) == text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,11 @@ def test_any_bytes_are_a_spec_or_a_usage_error(data: bytes) -> None:
 def test_any_document_is_a_spec_or_a_usage_error(document: object) -> None:
     with contextlib.suppress(UsageError):
         parse_job_spec(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize("part", ["[", "- ", "a,", "- a\n", "? ", "{a: b}, "])
+def test_the_largest_document_is_refused_at_once(part: str) -> None:
+    begin = time.process_time()
+    with pytest.raises(UsageError, match=r"too large or too deep|not acceptable"):
+        parse_job_spec(("[" * (part[-1] == ",") + part * MAX_SPEC_BYTES).encode()[:MAX_SPEC_BYTES])
+    assert time.process_time() - begin < 2.0

@@ -169,7 +169,8 @@ class _Job:
 
     def _evidence(self, nonce: str, keys: JobKeys) -> Evidence:
         gpu = collect_gpu_evidence(self.agent, nonce)
-        return collect(self.agent, self._claims(nonce, keys, gpu), gpu=gpu, key_chain=keys.proofs)
+        claims = self._claims(nonce, keys, gpu)
+        return collect(self.agent, claims, gpu=gpu, key_chain=keys.key_chain(claims))
 
     def _claims(self, nonce: str, keys: JobKeys, gpu: GpuEvidence) -> DatasetClaims:
         now = int(time.time())

@@ -35,14 +35,16 @@ from trainer.attestation.policy import (
 from trainer.attestation.record import Record, load_record, make_record
 from trainer.attestation.result import AttestationResult
 from trainer.attestation.verifier import appraise
-from trainer.encoding import parse_json
+from trainer.encoding import parse_json, sha256_hex
 from trainer.errors import ErrorCode, JobError, SealingError, TrainerError, UsageError, VerificationError
 from trainer.examples.dataset import shape_of
 from trainer.exchange.carrier import Carrier, SealedEvent
 from trainer.exchange.client import JobClient
 from trainer.exchange.collateral import fetch_collateral
+from trainer.exchange.gpu_endorsements import fetch_gpu_endorsements
 from trainer.exchange.spool import SpoolClient
 from trainer.models import Phase, Sha256Hex, Status, Strict
+from trainer.nonces import spend_nonce
 from trainer.rows import AS_FOUND, ENDINGS, Shape, kind_name, read_rows
 from trainer.sealing.age import Identity, decrypt, generate_identity, parse_identity_file, parse_recipient
 from trainer.sealing.bundle import Grant
@@ -164,13 +166,16 @@ def connect(source: str, *, pinned_spki_sha256: str | None = None) -> Carrier:
     )
 
 
-def attest(client: Carrier, policy: Policy, *, cache: Path, now: int | None = None) -> Record:
+def attest(
+    client: Carrier, policy: Policy, *, cache: Path, nonces: Path | None = None, now: int | None = None
+) -> Record:
     """Ask a job for evidence over a fresh nonce, and appraise it. The record may be a fail.
 
     Args:
         client: a client that knows no pin yet.
         policy: what is demanded.
         cache: directory for collateral.
+        nonces: file that remembers spent nonces; None keeps no record of them.
         now: Unix time to appraise at; None reads the clock.
 
     Raises:
@@ -180,20 +185,43 @@ def attest(client: Carrier, policy: Policy, *, cache: Path, now: int | None = No
     nonce = secrets.token_hex(32)
     evidence = parse_evidence(client.attestation(nonce))
     return appraise_evidence(
-        evidence, policy, nonce=nonce, cache=cache, now=now, peer_spki_sha256=client.peer_spki_sha256
+        evidence,
+        policy,
+        nonce=nonce,
+        cache=cache,
+        nonces=nonces,
+        now=now,
+        peer_spki_sha256=client.peer_spki_sha256,
     )
 
 
 def appraise_evidence(
-    evidence: Evidence, policy: Policy, *, nonce: str, cache: Path, now: int | None, peer_spki_sha256: str | None
+    evidence: Evidence,
+    policy: Policy,
+    *,
+    nonce: str,
+    cache: Path,
+    nonces: Path | None = None,
+    now: int | None,
+    peer_spki_sha256: str | None,
 ) -> Record:
     """Appraise evidence that came by any way; `nonce` must be the one that the provider chose."""
-    at = int(time.time()) if now is None else now
+    clock = int(time.time())
+    at = clock if now is None else now
     collateral = policy_collateral(evidence, policy, cache=cache, now=at)
+    endorsements = fetch_gpu_endorsements(evidence.gpu.fresh, policy.gpu)
+    digest = sha256_hex(evidence.canonical())
     result = appraise(
-        evidence, collateral=collateral, policy=policy, nonce=nonce, now=at, peer_spki_sha256=peer_spki_sha256
+        evidence,
+        collateral=collateral,
+        policy=policy,
+        nonce=nonce,
+        now=at,
+        peer_spki_sha256=peer_spki_sha256,
+        nonce_unused=None if nonces is None else spend_nonce(nonces, nonce, digest, now=clock),
+        endorsements=endorsements,
     )
-    return make_record(result, evidence=evidence, collateral=collateral, policy=policy)
+    return make_record(result, evidence=evidence, collateral=collateral, policy=policy, endorsements=endorsements)
 
 
 def policy_collateral(evidence: Evidence, policy: Policy, *, cache: Path, now: int) -> bytes:

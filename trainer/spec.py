@@ -21,6 +21,9 @@ from trainer.errors import ErrorCode, UsageError
 from trainer.models import Sha256Hex, Strict
 
 MAX_SPEC_BYTES: Final = 1 << 18
+_MAX_TOKENS: Final = 20_000
+"""Bounds the time that PyYAML takes, well below a second; a job spec has hundreds."""
+_MAX_DEPTH: Final = 64
 
 MODEL_FILE_SUFFIXES: Final = (".safetensors", ".json", ".txt", ".model", ".jinja")
 """What a base model may consist of. Pickles and code have other endings and are refused by name."""
@@ -321,7 +324,16 @@ def _one_line(error: Exception) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader without duplicate keys, anchors, aliases or timestamps, with YAML 1.2 numbers."""
+    """PyYAML's safe loader without duplicate keys, anchors, aliases or timestamps, YAML 1.2 numbers; bounded."""
+
+    tokens_seen = 0
+
+    def fetch_more_tokens(self) -> None:
+        # The scanner looks at every open bracket for each token: depth and number together bound the time.
+        self.tokens_seen += 1
+        if self.tokens_seen > _MAX_TOKENS or self.flow_level > _MAX_DEPTH or len(self.indents) > _MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem="too large or too deep", problem_mark=self.get_mark())
+        super().fetch_more_tokens()
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]

@@ -62,6 +62,7 @@ class Submission:
         identities: the provider's; the result is sealed to their recipients.
         output: directory for the result; must not exist.
         cache: directory for collateral.
+        nonces: file that remembers spent nonces; None keeps no record of them.
         job: the job's spec, where the data has columns or a format that it names.
     """
 
@@ -71,6 +72,7 @@ class Submission:
     identities: Sequence[Identity]
     output: Path
     cache: Path
+    nonces: Path | None = None
     job: Path | None = None
 
 
@@ -163,7 +165,7 @@ class _Story:
         self.report.step("verify the job")
         policy = provider.read_policy(self.submission.policy)
         client = provider.connect(self.submission.source)
-        record = provider.attest(client, policy, cache=self.submission.cache)
+        record = provider.attest(client, policy, cache=self.submission.cache, nonces=self.submission.nonces)
         record.result.require_pass(record.result.appraised_at)
         _keep(saved, save_record(record))
         return record

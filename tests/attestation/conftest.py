@@ -2,282 +2,33 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from tests.attestation.gpu_bench import GPU_BOOT, NONCE, NOW, GpuBench, GpuCertificate, gpu_answer, gpu_root_sha256
+from tests.attestation.honest import PEER, SPEC, demanding_policy, honest_claims, key_chain
 from trainer.attestation.binding import gpu_evidence_sha256, report_data
 from trainer.attestation.checks import Check, CheckState
-from trainer.attestation.evidence import (
-    DatasetClaims,
-    DerivedKey,
-    Evidence,
-    FreshGpuEvidence,
-    GpuEvidence,
-    ReceiptClaims,
-    Recipients,
-)
-from trainer.attestation.gpu_report import gpu_nonce
-from trainer.attestation.policy import (
-    AppSection,
-    CollateralUrl,
-    FreshnessSection,
-    GpuSection,
-    KeyProviderDemand,
-    OsMeasurements,
-    OsSection,
-    Policy,
-    TcbSection,
-    TrustRoot,
-)
+from trainer.attestation.evidence import DatasetClaims, Evidence, FreshGpuEvidence, GpuEvidence, ReceiptClaims
+from trainer.attestation.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements
+from trainer.attestation.policy import Policy
 from trainer.attestation.result import AttestationResult
 from trainer.attestation.verifier import appraise, appraise_receipt
 from trainer.encoding import sha256_hex
-from trainer.tee.keys import recipient_path
-from trainer.tee.simulator.agent import SimulatedVm, VmOptions, simulated_measurements
+from trainer.tee.simulator.agent import SimulatedVm, VmOptions
+from trainer.tee.simulator.fault import Fault
 
-NOW = 1_790_000_000
 SEED = b"a seed of 32 bytes for appraisals"
 COMPOSE = '{\n  "name": "demo",\n  "docker_compose_file": "services: {}"\n}\n'
-SPEC = "ab" * 32
-NONCE = "01" * 32
-PEER = "0e" * 32
 STATEMENT = b'{"_type": "https://in-toto.io/Statement/v1"}'
-GPU_BOOT = '{"claims": []}\n'
 
 Quoted = dict[str, bytes]
-FWID = b"\x0f" * 48
-FWID_OID = x509.ObjectIdentifier("2.23.133.5.4.1")
-FWID_HEADER = bytes.fromhex("303d06096086480165030402020430")
-LEAF_USE = ("digital_signature",)
-CA_USE = ("key_cert_sign", "crl_sign")
-USES = (
-    "digital_signature",
-    "content_commitment",
-    "key_encipherment",
-    "data_encipherment",
-    "key_agreement",
-    "key_cert_sign",
-    "crl_sign",
-    "encipher_only",
-    "decipher_only",
-)
-Extensions = tuple[tuple[x509.ExtensionType, bool], ...]
-
-
-def key_usage(*uses: str) -> tuple[x509.ExtensionType, bool]:
-    return x509.KeyUsage(**{use: use in uses for use in USES}), True
-
-
-def constraints(ca: bool, path_length: int | None = None) -> tuple[x509.ExtensionType, bool]:
-    return x509.BasicConstraints(ca=ca, path_length=path_length), True
-
-
-def fwid_extension(value: bytes = FWID_HEADER + FWID) -> tuple[x509.ExtensionType, bool]:
-    return x509.UnrecognizedExtension(FWID_OID, value), False
-
-
-CA: Extensions = (constraints(True), key_usage(*CA_USE))
-LEAF: Extensions = (key_usage(*LEAF_USE), fwid_extension())
-
-
-@dataclass(frozen=True)
-class GpuCertificate:
-    """One certificate of a chain to be made: everything that a test may change."""
-
-    name: str
-    scalar: int
-    extensions: Extensions = CA
-    begin: int = NOW - 86400
-    end: int = NOW + 86400
-    curve: ec.EllipticCurve = field(default_factory=ec.SECP384R1)
-
-    @property
-    def key(self) -> ec.EllipticCurvePrivateKey:
-        return ec.derive_private_key(self.scalar, self.curve)
-
-    def issued_by(self, issuer: GpuCertificate) -> str:
-        """The certificate in PEM."""
-        builder = x509.CertificateBuilder(
-            subject_name=x509.Name.from_rfc4514_string(f"CN={self.name}"),
-            issuer_name=x509.Name.from_rfc4514_string(f"CN={issuer.name}"),
-            public_key=self.key.public_key(),
-            serial_number=self.scalar,
-            not_valid_before=dt.datetime.fromtimestamp(self.begin, dt.UTC),
-            not_valid_after=dt.datetime.fromtimestamp(self.end, dt.UTC),
-        )
-        for extension, critical in self.extensions:
-            builder = builder.add_extension(extension, critical)
-        signed = builder.sign(issuer.key, hashes.SHA384(), ecdsa_deterministic=True)
-        return signed.public_bytes(Encoding.PEM).decode()
-
-
-GPU_ROOT = GpuCertificate("NOT NVIDIA - test root", 1001)
-GPU_CA = GpuCertificate("NOT NVIDIA - test provisioner", 1002)
-GPU_LEAF = GpuCertificate("NOT NVIDIA - test GPU", 1003, LEAF)
-
-
-def chain_pem(*certificates: GpuCertificate) -> str:
-    """A chain, leaf first; the last one signs itself."""
-    issuers = (*certificates[1:], certificates[-1])
-    return "".join(each.issued_by(issuer) for each, issuer in zip(certificates, issuers, strict=True))
-
-
-@cache
-def gpu_root_sha256() -> str:
-    root = x509.load_pem_x509_certificate(GPU_ROOT.issued_by(GPU_ROOT).encode())
-    return root.fingerprint(hashes.SHA256()).hex()
-
-
-def tlv(fields: Mapping[int, bytes]) -> bytes:
-    return b"".join(
-        kind.to_bytes(2, "little") + len(value).to_bytes(2, "little") + value for kind, value in fields.items()
-    )
-
-
-def block(index: int, value: bytes = b"\7" * 48) -> bytes:
-    size = len(value)
-    return bytes([index, 1]) + (size + 3).to_bytes(2, "little") + b"\0" + size.to_bytes(2, "little") + value
-
-
-OPAQUE = {3: b"550.90.07\0", 6: bytes.fromhex("009f009601000000"), 20: FWID, 1: b"x"}
-
-
-def gpu_report(
-    *,
-    nonce: bytes | None = None,
-    request: bytes = b"\x11\xe0\x01\xff",
-    slot: int = 0,
-    header: bytes = b"\x11\x60\0\0",
-    blocks: tuple[bytes, ...] = (block(1), block(2)),
-    opaque: Mapping[int, bytes] = OPAQUE,
-    opaque_bytes: bytes | None = None,
-    key: ec.EllipticCurvePrivateKey = GPU_LEAF.key,
-    tail: bytes = b"",
-) -> bytes:
-    """A signed report; every argument is one thing to change."""
-    record = b"".join(blocks)
-    fields = tlv(opaque) if opaque_bytes is None else opaque_bytes
-    asked = request + (gpu_nonce(NONCE) if nonce is None else nonce) + bytes([slot])
-    body = header + bytes([len(blocks)]) + len(record).to_bytes(3, "little") + record + b"\5" * 32
-    signed = asked + body + len(fields).to_bytes(2, "little") + fields
-    r, s = decode_dss_signature(key.sign(signed, ec.ECDSA(hashes.SHA384(), deterministic_signing=True)))
-    return signed + r.to_bytes(48, "big") + s.to_bytes(48, "big") + tail
-
-
-def gpu_answer(*chain: GpuCertificate, **changes: Any) -> FreshGpuEvidence:
-    """The honest GPU's report and chain, but for `changes`; signed by the key of the chain's leaf."""
-    certificates = chain or (GPU_LEAF, GPU_CA, GPU_ROOT)
-    key = certificates[0].key if isinstance(certificates[0].curve, ec.SECP384R1) else GPU_LEAF.key
-    return FreshGpuEvidence(
-        report=gpu_report(**{"key": key, **changes}).hex(), certificate_chain=chain_pem(*certificates)
-    )
-
-
-def _receipt_key() -> str:
-    key = ec.derive_private_key(7, ec.SECP256R1()).public_key()
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex()
-
-
-def _derived_key(vm: SimulatedVm) -> DerivedKey:
-    path, purpose = recipient_path(SPEC), "recipient"
-    derived = vm.keys.derive(path, purpose)
-    return DerivedKey(
-        path=path,
-        purpose=purpose,
-        public_key=derived.public_key.hex(),
-        signature_chain=tuple(signature.hex() for signature in derived.signature_chain),
-    )
-
-
-def _claims(gpu: GpuEvidence) -> DatasetClaims:
-    return DatasetClaims(
-        version=1,
-        purpose="dataset",
-        nonce=NONCE,
-        job_spec_sha256=SPEC,
-        recipients=Recipients(derived="age1" + "q" * 58, instance="age1" + "p" * 58),
-        receipt_key=_receipt_key(),
-        tls_spki_sha256=PEER,
-        gpu_evidence_sha256=gpu_evidence_sha256(gpu),
-        sandbox={"seccomp": True, "landlock": True, "separate_users": False},
-        software={"trainer": "0.1.0"},
-        issued_at=NOW - 60,
-        expires_at=NOW + 3600,
-    )
-
-
-def _policy(vm: SimulatedVm) -> Policy:
-    """Everything that can be demanded, demanded."""
-    provider = json.loads(vm.key_provider)
-    return Policy(
-        version=1,
-        trust_root=TrustRoot(pem=vm.pki.root_pem, sha256=sha256_hex(vm.pki.root_der)),
-        collateral=CollateralUrl(url="https://pccs.invalid/"),
-        tcb=TcbSection(
-            accepted_statuses=("UpToDate",),
-            grace_days=0,
-            min_evaluation_number=19,
-            refused_advisories=("INTEL-SA-00001",),
-            mr_seam=("00" * 48,),
-        ),
-        app=AppSection(
-            compose_sha256=(vm.compose_hash.hex(),),
-            job_spec_sha256=(SPEC,),
-            app_id=vm.app_id.hex(),
-            key_provider=KeyProviderDemand(name=provider["name"], id=provider["id"]),
-            kms_root_key=vm.key_service.root_public_key.hex(),
-            recipient="instance",
-        ),
-        os=OsSection(measurements=(OsMeasurements(**vars(simulated_measurements())),)),
-        gpu=GpuSection(
-            required=True,
-            boot="required",
-            fresh="required",
-            count=1,
-            models=("GH100",),
-            min_driver_version="550.90.07",
-            min_vbios_version="96.00.9F.00.01",
-            devtools="refused",
-            reference_values="any",
-            revocation="any",
-        ),
-        sandbox=("landlock", "seccomp"),
-        freshness=FreshnessSection(max_age_seconds=600),
-    )
-
-
-class GpuBench:
-    """Makers and honest parts of GPU evidence, for test files, which do not import from here."""
-
-    root, ca, leaf = GPU_ROOT, GPU_CA, GPU_LEAF
-    certificate = GpuCertificate
-    ca_extensions, leaf_extensions = CA, LEAF
-    fwid, opaque = FWID, OPAQUE
-    key_usage = staticmethod(key_usage)
-    constraints = staticmethod(constraints)
-    fwid_extension = staticmethod(fwid_extension)
-    fwid_header = FWID_HEADER
-    answer = staticmethod(gpu_answer)
-    report = staticmethod(gpu_report)
-    chain = staticmethod(chain_pem)
-    block = staticmethod(block)
-    tlv = staticmethod(tlv)
-
-    @property
-    def root_sha256(self) -> str:
-        """Fingerprint of the test root."""
-        return gpu_root_sha256()
 
 
 @dataclass(frozen=True)
@@ -300,6 +51,8 @@ class World:
     statement: bytes = STATEMENT
     bench: GpuBench = field(default_factory=GpuBench)
     gpu_root_sha256: str = field(default_factory=gpu_root_sha256)
+    endorsements: GpuEndorsements = NO_ENDORSEMENTS
+    gpu_rim_root_sha256: str = "00" * 32
 
     def change(self, **changes: Any) -> World:
         """This world with other inputs."""
@@ -334,12 +87,19 @@ class World:
     def without_reports(self) -> World:
         """Without fresh GPU reports, and a policy that does not ask for them."""
         values = ("boot", "fresh", "count", "models", "min_driver_version", "min_vbios_version")
-        left_open = dict.fromkeys(values, "any")
+        left_open = dict.fromkeys((*values, "reference_values", "revocation"), "any")
         return self.answering().demanding("gpu", **left_open)
 
     def with_collateral(self, **changes: Any) -> World:
         """With other collateral, signed by the same root."""
         return replace(self, collateral=json.dumps(self.vm.pki.collateral(self.now, **changes)).encode())
+
+    def with_faults(self, *faults: Fault) -> World:
+        """With a VM that lies in what it shows. What is demanded and asked stays as it was."""
+        vm = SimulatedVm(self.vm.app_compose, SEED, options=replace(self.vm.options, faults=faults))
+        gpu = self.gpu.model_copy(update={"boot": vm.gpu_attestation})
+        lying = replace(self, vm=vm, gpu=gpu, collateral=json.dumps(vm.collateral(self.now)).encode())
+        return lying.claiming(gpu_evidence_sha256=gpu_evidence_sha256(gpu))
 
     def evidence(self, claims: DatasetClaims | ReceiptClaims | None = None) -> Evidence:
         """The evidence as the job would show it."""
@@ -351,10 +111,10 @@ class World:
             "quote": (self.quote or quoted.quote).hex(),
             "event_log": quoted.event_log,
             "vm_config": quoted.vm_config,
-            "app_compose": self.vm.app_compose,
-            "compose_hash": f"sha256:{self.vm.compose_hash.hex()}",
+            "app_compose": self.vm.shown_compose,
+            "compose_hash": f"sha256:{sha256_hex(self.vm.shown_compose.encode())}",
             "gpu": self.gpu,
-            "key_chain": (_derived_key(self.vm),),
+            "key_chain": key_chain(self.vm, self.claims),
         }
         return Evidence(**fields | self.evidence_changes)
 
@@ -368,7 +128,9 @@ class World:
             now=self.now,
             peer_spki_sha256=self.peer,
             nonce_unused=self.nonce_unused,
+            endorsements=self.endorsements,
             gpu_root_sha256=self.gpu_root_sha256,
+            gpu_rim_root_sha256=self.gpu_rim_root_sha256,
         )
 
     def appraise_receipt(self, earlier: AttestationResult) -> tuple[Check, ...]:
@@ -393,10 +155,11 @@ class World:
 
 @pytest.fixture
 def make_world() -> Callable[..., World]:
-    """Makes the honest world on a VM with other options."""
+    """Makes the honest world on a VM with other options, or on a given one."""
 
-    def make(options: VmOptions | None = None) -> World:
-        vm = SimulatedVm(COMPOSE, SEED, options=options or VmOptions(gpu_attestation=GPU_BOOT))
+    def make(options: VmOptions | None = None, vm: SimulatedVm | None = None) -> World:
+        chosen = replace(options or VmOptions(gpu_attestation=GPU_BOOT), image="dstack-0.6.0")
+        vm = vm or SimulatedVm(COMPOSE, SEED, options=chosen)
         boot = vm.options.gpu_attestation
         gpu = GpuEvidence(boot=boot, fresh=(gpu_answer(),) if boot else ())
         receipt = ReceiptClaims(
@@ -408,10 +171,10 @@ def make_world() -> Callable[..., World]:
         )
         return World(
             vm=vm,
-            claims=_claims(gpu),
+            claims=honest_claims(gpu),
             gpu=gpu,
-            policy=_policy(vm),
-            collateral=json.dumps(vm.pki.collateral(NOW)).encode(),
+            policy=demanding_policy(vm),
+            collateral=json.dumps(vm.collateral(NOW)).encode(),
             receipt=receipt,
         )
 
@@ -428,3 +191,10 @@ def world(make_world: Callable[..., World]) -> World:
 def gpus() -> GpuBench:
     """What GPU reports and their certificates are made with."""
     return GpuBench()
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder with a path short enough for a unix socket in it, wherever pytest keeps its own."""
+    with tempfile.TemporaryDirectory(prefix="tee-") as folder:
+        yield Path(folder)

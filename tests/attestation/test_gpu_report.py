@@ -80,7 +80,8 @@ def contraindicated(states: dict[str, CheckState]) -> list[str]:
 
 def test_nvidias_hopper_report_passes_under_nvidias_root(hopper: FreshGpuEvidence) -> None:
     states = judged(hopper)
-    assert states.pop("gpu-report-versions") is CheckState.NOT_DEMANDED
+    for name in ("versions", "models", "measurements", "revocation"):
+        assert states.pop(f"gpu-report-{name}") is CheckState.NOT_DEMANDED
     assert set(states.values()) == {CheckState.AFFIRMED}
     assert len(states) == 6
 
@@ -129,7 +130,7 @@ def test_a_report_that_nobody_asked_for_is_verified_all_the_same(world: World) -
 def test_without_reports_nothing_is_demanded_of_them(world: World) -> None:
     states = {check.code: check.state for check in world.without_reports().appraise().checks}
     reports = {code: state for code, state in states.items() if code.startswith("gpu-report-")}
-    assert len(reports) == 7
+    assert len(reports) == 10
     assert set(reports.values()) == {CheckState.NOT_DEMANDED}
     assert world.without_reports().contraindicated() == []
 
@@ -148,10 +149,10 @@ def test_under_nvidias_root_a_gpu_of_the_tests_is_refused(world: World) -> None:
 
 def test_several_gpus_pass_and_one_bad_one_is_named(world: World, gpus: Bench) -> None:
     other = gpus.answer(replace(gpus.leaf, scalar=3001), gpus.ca, gpus.root)
-    two = world.answering(*world.gpu.fresh, other).demanding("gpu", count=2)
+    two = world.answering(*world.gpu.fresh, other).demanding("gpu", boot="any", count=2)
     assert two.contraindicated() == []
     bad = gpus.answer(replace(gpus.leaf, scalar=3001), gpus.ca, gpus.root, nonce=bytes(32))
-    refused = world.answering(*world.gpu.fresh, bad).demanding("gpu", count=2)
+    refused = world.answering(*world.gpu.fresh, bad).demanding("gpu", boot="any", count=2)
     assert refused.contraindicated() == ["gpu-report-nonce"]
     assert "report 1: expected" in (refused.state("gpu-report-nonce").found or "")
 
@@ -176,7 +177,7 @@ def test_driver_versions_compare_as_numbers(
     world: World, gpus: Bench, driver: bytes, least: str, reached: bool
 ) -> None:
     answered = world.with_gpu(opaque={**gpus.opaque, 3: driver})
-    changed = answered.demanding("gpu", min_driver_version=least, min_vbios_version="any")
+    changed = answered.demanding("gpu", boot="any", min_driver_version=least, min_vbios_version="any")
     assert changed.contraindicated() == ([] if reached else ["gpu-report-versions"])
 
 
@@ -185,7 +186,7 @@ def test_driver_versions_compare_as_numbers(
     [("96.00.9f.00.01", True), ("96.00.9E.FF.FF", True), ("96.00.9F.00.02", False), ("9A.00.00.00.00", False)],
 )
 def test_vbios_versions_compare_as_hex(world: World, least: str, reached: bool) -> None:
-    changed = world.demanding("gpu", min_driver_version="any", min_vbios_version=least)
+    changed = world.demanding("gpu", boot="any", min_driver_version="any", min_vbios_version=least)
     assert changed.contraindicated() == ([] if reached else ["gpu-report-versions"])
 
 
@@ -364,7 +365,7 @@ CHAINS: dict[str, tuple[str, Callable[[Bench], str]]] = {
             g.leaf, g.ca, replace(g.ca, scalar=9003, extensions=(g.constraints(True, 0),), name="upper"), g.root
         ),
     ),
-    "an authority for a leaf": ("signer of the report is a", lambda g: g.chain(g.ca, g.ca, g.root)),
+    "an authority for a leaf": ("signer is a certificate authority", lambda g: g.chain(g.ca, g.ca, g.root)),
     "a leaf that may not sign": (
         "may not sign",
         lambda g: g.chain(
@@ -398,6 +399,50 @@ def test_a_firmware_id_of_another_form_is_none(gpus: Bench, value: bytes) -> Non
         certified_fwid(parse_chain(gpus.chain(leaf, gpus.ca, gpus.root))[0])
 
 
+def tcb_info(content: bytes) -> tuple[x509.ExtensionType, bool]:
+    """The extension that Blackwell GPUs have instead: DiceTcbInfo with `content` in it."""
+    value = b"\x30\x81" + bytes([len(content)]) + content
+    return x509.UnrecognizedExtension(x509.ObjectIdentifier("2.23.133.5.4.1.1"), value), False
+
+
+def listed(*fwids: bytes) -> bytes:
+    entries = b"".join(bytes.fromhex("303d06096086480165030402020430") + fwid for fwid in fwids)
+    return b"\xa6" + bytes([len(entries)]) + entries
+
+
+def blackwell(gpus: Bench, extension: tuple[x509.ExtensionType, bool]) -> x509.Certificate:
+    leaf = replace(gpus.leaf, extensions=(gpus.key_usage("digital_signature"), extension))
+    return parse_chain(gpus.chain(leaf, gpus.ca, gpus.root))[0]
+
+
+def test_a_blackwell_gpus_firmware_id_is_the_first_that_is_listed(gpus: Bench, world: World) -> None:
+    extension = tcb_info(b"\x80\x06NVIDIA" + listed(gpus.fwid, bytes(48)) + b"\x89\1\0")
+    assert certified_fwid(blackwell(gpus, extension)) == gpus.fwid
+    leaf = replace(gpus.leaf, extensions=(gpus.key_usage("digital_signature"), extension))
+    assert world.with_gpu(leaf, gpus.ca, gpus.root).contraindicated() == []
+    other = replace(leaf, extensions=(gpus.key_usage("digital_signature"), tcb_info(listed(bytes(48), gpus.fwid))))
+    assert world.with_gpu(other, gpus.ca, gpus.root).contraindicated() == ["gpu-report-fwid"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x80\1x",
+        listed(),
+        listed(b"\1" * 40),
+        b"\x86\0",
+        b"\xa6",
+        b"\xa6\x80",
+        b"\xa6\x05abc",
+        b"\xa6\x82\1",
+    ],
+)
+def test_a_blackwell_gpus_firmware_id_of_another_form_is_none(gpus: Bench, content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"firmware id|DER elements"):
+        certified_fwid(blackwell(gpus, tcb_info(content)))
+
+
 @given(st.text(max_size=200), st.binary(max_size=200))
 def test_any_text_is_a_chain_or_refused(text: str, der: bytes) -> None:
     wrapped = f"-----BEGIN CERTIFICATE-----\n{base64.b64encode(der).decode()}\n-----END CERTIFICATE-----\n"
@@ -410,3 +455,9 @@ def test_the_gpus_nonce_is_not_the_providers() -> None:
     nonce = "5b" * 32
     message = b"confidential-trainer/gpu-nonce/v1\0" + bytes.fromhex(nonce)
     assert gpu_nonce(nonce) == hashlib.sha256(message).digest()
+
+
+@pytest.mark.parametrize("nonce", ["", "00" * 31, "AB" * 32, "zz" * 32])
+def test_a_nonce_of_another_form_is_refused(nonce: str) -> None:
+    with pytest.raises(ValueError, match="64 lower-case hex digits"):
+        gpu_nonce(nonce)

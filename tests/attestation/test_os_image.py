@@ -94,6 +94,7 @@ def test_each_memory_size_has_its_own_rtmr0() -> None:
         (vm_config(tdvf(td_hob=b"")), "cut short"),
         (vm_config(tdvf(td_hob=LAYOUT[:-1])), "cut short"),
         (vm_config(tdvf(td_hob=b"\x80")), "cut short"),
+        (vm_config(tdvf(td_hob=b"\xff" * 12 + b"\x01\x01\x00")), "beyond any address"),
         (vm_config(raw=b"\xff"), "CBOR"),
         (vm_config(tdx_measurement={"checksum_file": "!", "measurement": ""}), "base64"),
         (vm_config(tdx_measurement={"checksum_file": "", "measurement": ""}), "checksum file pins"),

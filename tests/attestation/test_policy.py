@@ -17,9 +17,11 @@ from trainer.attestation.compose import compose_hash
 from trainer.attestation.policy import (
     CollateralDocument,
     CollateralUrl,
+    GpuSection,
     OsMeasurements,
     OsSection,
     Policy,
+    ServiceUrl,
     explain,
     parse_policy,
     policy_yaml,
@@ -72,7 +74,12 @@ SPECIFIED = """
 version: 1
 trust_root: intel
 collateral: {url: "https://api.trustedservices.intel.com"}
-tcb: {accepted_statuses: [UpToDate], grace_days: 0, min_evaluation_number: 17, refused_advisories: []}
+tcb:
+  accepted_statuses: [UpToDate]
+  grace_days: 0
+  min_evaluation_number: 17
+  refused_advisories: []
+  mr_seam: any
 app:
   compose_sha256: [ad2298520a3daa07d03743d7172d5a9f8106fb81c275201c378467c7fcabe080]
   job_spec_sha256: [abababababababababababababababababababababababababababababababab]
@@ -83,10 +90,15 @@ app:
 os: {image_sha256: [e6f5cfec20c02e7b97baa213d0f718020b55e040172d90ccbcb946d56c8b09db]}
 gpu:
   required: true
+  boot: required
   fresh: required
   count: 1
+  models: [GH100]
   min_driver_version: "550.90.07"
   min_vbios_version: any
+  devtools: refused
+  reference_values: any
+  revocation: any
 sandbox: [landlock, seccomp]
 freshness: {max_age_seconds: 86400}
 """
@@ -178,11 +190,17 @@ def test_no_section_may_be_left_out(policy: Policy, name: str) -> None:
     [
         *(
             ("tcb", name)
-            for name in ("accepted_statuses", "grace_days", "min_evaluation_number", "refused_advisories")
+            for name in (
+                "accepted_statuses",
+                "grace_days",
+                "min_evaluation_number",
+                "refused_advisories",
+                "mr_seam",
+            )
         ),
         *(("app", name) for name in ("compose_sha256", "job_spec_sha256", "app_id", "key_provider", "recipient")),
         ("app", "kms_root_key"),
-        *(("gpu", name) for name in ("required", "fresh", "count", "min_driver_version", "min_vbios_version")),
+        *(("gpu", name) for name in GpuSection.model_fields),
         ("freshness", "max_age_seconds"),
     ],
 )
@@ -210,7 +228,11 @@ def test_no_demand_may_be_left_out(policy: Policy, section: str, name: str) -> N
         (lambda d: d["gpu"].update(min_driver_version=550.9), "gpu.min_driver_version"),
         (lambda d: d["gpu"].update(min_driver_version="550.90-beta"), "gpu.min_driver_version"),
         (lambda d: d["gpu"].update(min_vbios_version="96.00"), "gpu.min_vbios_version"),
-        (lambda d: d["gpu"].update(fresh="any"), "gpu: count and least versions"),
+        (lambda d: d["gpu"].update(boot="any", fresh="any"), "gpu: count, models and least versions"),
+        (lambda d: d["gpu"].update(required=False), "gpu: `boot: required` needs"),
+        (lambda d: d["gpu"].update(models=[]), "gpu.models"),
+        (lambda d: d["tcb"].update(mr_seam=[]), "tcb.mr_seam"),
+        (lambda d: d["os"].update(development="accepted"), "os.development"),
         (lambda d: d["os"]["measurements"][0].update(mrtd="00"), "os.measurements.0.mrtd"),
         (lambda d: d.update(trust_root="amd"), "trust_root"),
         (lambda d: d.update(collateral={"url": "file:///etc/passwd"}), "collateral.url"),
@@ -244,7 +266,7 @@ def test_a_strict_policy_demands_exactly_what_was_reviewed() -> None:
 def test_a_strict_policy_without_gpus_leaves_all_of_them_open() -> None:
     gpu = strict_policy(COMPOSE, [job_spec()], gpu_required=False).gpu
     assert gpu.required is False
-    assert (gpu.fresh, gpu.count, gpu.min_driver_version, gpu.min_vbios_version) == ("any",) * 4
+    assert gpu.model_dump() == GPU_OPEN | {"devtools": "refused"}
 
 
 def test_a_strict_policy_without_measurements_accepts_no_os() -> None:
@@ -294,7 +316,9 @@ def test_measurements_are_read_from_json() -> None:
 
 
 def test_a_full_policy_is_explained_without_gaps(world: World) -> None:
-    lines = explain(world.demanding("tcb", accepted_statuses=("UpToDate", "OutOfDate"), grace_days=9).policy)
+    service = ServiceUrl(url="https://nvidia.invalid")
+    demanding = world.demanding("gpu", reference_values=service, revocation=service)
+    lines = explain(demanding.demanding("tcb", accepted_statuses=("UpToDate", "OutOfDate"), grace_days=9).policy)
     text = "\n".join(lines)
     assert "Not demanded" not in text
     for word in (
@@ -309,8 +333,11 @@ def test_a_full_policy_is_explained_without_gaps(world: World) -> None:
     ):
         assert word in text
     assert "GPUs in confidential mode" in text
-    for words in ("not that these are the ones wired to the VM", "Exactly 1 different", "550.90.07", "96.00.9F"):
+    for words in ("not that these are the ones wired to the VM", "exactly 1 different", "550.90.07", "96.00.9F"):
         assert words in text
+
+
+GPU_OPEN = dict.fromkeys(GpuSection.model_fields, "any") | {"required": False}
 
 
 def test_an_open_policy_says_what_it_does_not_demand(world: World) -> None:
@@ -318,12 +345,24 @@ def test_an_open_policy_says_what_it_does_not_demand(world: World) -> None:
         world.opened("trust_root", "intel")
         .opened("os")
         .opened("sandbox")
-        .demanding("tcb", min_evaluation_number="any", refused_advisories=())
+        .demanding("tcb", min_evaluation_number="any", refused_advisories=(), mr_seam="any")
         .demanding("app", app_id="any", key_provider="any", kms_root_key="any", recipient="derived")
-        .demanding("gpu", required=False, count="any", min_driver_version="any", min_vbios_version="any")
+        .demanding("gpu", **{**GPU_OPEN, "fresh": "required"})
     )
     text = "\n".join(explain(opened.policy))
-    assert text.count("Not demanded") + text.count("not demanded") == 7 + 3
+    for words in (
+        "TDX module",
+        "a least TCB",
+        "app id",
+        "root key",
+        "a key provider",
+        "an OS",
+        "a number of GPUs",
+    ):
+        assert any(words in line and "ot demanded" in line for line in text.splitlines()), words
+    for words in ("a GPU model", "a least driver", "a least VBIOS", "at boot", "confidential mode", "any sandbox"):
+        assert any(words in line and "ot demanded" in line for line in text.splitlines()), words
+    assert "open to developer tools" in text
     text = "\n".join(explain(opened.demanding("gpu", fresh="any").policy))
     assert "fresh reports of GPUs" in text
     assert "later versions" in text

@@ -29,7 +29,7 @@ TAMPERINGS: dict[str, tuple[str, Callable[[World], World]]] = {
         lambda w: w.showing(claims=w.receipt.model_copy(update={"issued_at": w.receipt.issued_at + 1})),
     ),
     "an earlier receipt": ("claims-validity", lambda w: receipt(w, issued_at=w.claims.issued_at - 1)),
-    "a debuggable TD": ("td-attributes", lambda w: w.change(td={"td_attributes": b"\1\0\0\x10\0\0\0\0"})),
+    "a debuggable TD": ("td-debug", lambda w: w.change(td={"td_attributes": b"\1\0\0\x10\0\0\0\0"})),
     "a foreign root": ("root-of-trust", lambda w: w.opened("trust_root", "intel")),
     "an out-of-date platform": ("tcb-status", lambda w: w.with_collateral(status="OutOfDate")),
 }

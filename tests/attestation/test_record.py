@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 
+from trainer.attestation.ear import ear_document
+from trainer.attestation.gpu_endorsements import GpuEndorsements
+from trainer.attestation.policy import CollateralDocument
 from trainer.attestation.record import (
     MAX_RECORD_BYTES,
     Record,
+    is_record,
     load_record,
     make_record,
-    result_document,
+    reappraise,
     save_record,
 )
 from trainer.errors import ErrorCode, VerificationError
@@ -50,12 +54,14 @@ def test_a_record_comes_back_as_it_was(world: World) -> None:
 def test_a_failed_appraisal_stays_failed(world: World) -> None:
     after = load_record(save_record(record(world.change(nonce="02" * 32))))
     assert [check.code for check in after.result.failed] == ["nonce"]
-    assert result_document(after.result)["status"] == "fail"
+    assert ear_document(after.result)["status"] == "fail"
 
 
 def promoted(document: dict[str, Any]) -> None:
-    document["result"]["status"] = "pass"
-    for check in document["result"]["checks"]:
+    result = document["result"]
+    result["status"], result["ear.status"] = "pass", "affirming"
+    result["checks"] = dict.fromkeys(result["checks"], "affirmed")
+    for check in result["results"]:
         check["state"] = "affirmed"
 
 
@@ -76,7 +82,14 @@ def test_a_hand_written_pass_is_not_loaded(world: World) -> None:
         lambda document: document["policy"]["gpu"].update(required=False),
         lambda document: document["evidence"]["claims"].update(nonce="02" * 32),
         lambda document: document["result"].update(expires_at=document["result"]["expires_at"] + 1),
-        lambda document: document["result"]["checks"].pop(),
+        lambda document: document["result"]["checks"].pop("nonce"),
+        lambda document: document["result"]["results"].pop(),
+        lambda document: document["result"]["submods"]["gpu"].update({"ear.status": "warning"}),
+        lambda document: document["result"].update({"ear.status": "warning"}),
+        lambda document: document["result"].update(more="x"),
+        lambda document: document.update(nonce_unused=False),
+        lambda document: document.update(nonce_unused=None),
+        lambda document: document.update(result={}),
         lambda document: document["result"].update(recipient="age1" + "z" * 58),
     ],
 )
@@ -91,7 +104,8 @@ def test_an_edited_record_is_not_loaded(world: World, edit: Callable[[dict[str, 
     [
         (b"", "not JSON"),
         (b"{}", "version"),
-        (b'{"version": 1, "version": 1}', "twice"),
+        (b'{"version": 1}', "version"),
+        (b'{"version": 2, "version": 2}', "twice"),
         (b" " * (MAX_RECORD_BYTES + 1), "too large"),
     ],
 )
@@ -112,3 +126,68 @@ def test_a_field_of_the_wrong_form_is_named_but_not_quoted(world: World) -> None
 def test_binary_collateral_cannot_be_saved(world: World) -> None:
     with pytest.raises(VerificationError, match="collateral"):
         save_record(record(world.change(collateral=b"\xff\xfe")))
+
+
+def test_another_build_of_this_tool_that_comes_to_the_same_is_believed(world: World) -> None:
+    data = edited(
+        save_record(record(world)),
+        lambda document: document["result"]["ear.verifier-id"].update(build="trainer 99.0.0"),
+    )
+    assert load_record(data) == record(world)
+
+
+@pytest.mark.parametrize(
+    ("unused", "state"), [(True, "affirmed"), (False, "contraindicated"), (None, "not-demanded")]
+)
+def test_what_was_known_of_the_nonce_stays_known(world: World, unused: bool | None, state: str) -> None:
+    after = load_record(save_record(record(world.change(nonce_unused=unused))))
+    assert after.result.check("nonce-unused").state == state
+
+
+def test_endorsements_come_back(world: World) -> None:
+    before = make_record(
+        world.appraise(),
+        evidence=world.evidence(),
+        collateral=world.collateral,
+        policy=world.policy,
+        endorsements=GpuEndorsements(("<SoftwareIdentity/>",), (b"0",)),
+    )
+    assert load_record(save_record(before)).endorsements == before.endorsements
+
+
+def test_records_and_evidence_are_told_apart(world: World) -> None:
+    assert is_record(save_record(record(world)))
+    assert not is_record(world.evidence().canonical())
+    assert not any(map(is_record, (b"", b"[]", b"{}", b"\xff", b'"evidence"')))
+
+
+def test_judged_again_at_the_recorded_time_it_is_the_same(world: World) -> None:
+    before = load_record(save_record(record(world)))
+    assert reappraise(before, now=world.now) == before
+
+
+def test_judged_later_it_is_stale(world: World) -> None:
+    after = reappraise(record(world), now=world.now + 601)
+    assert "freshness" in {check.code for check in after.result.failed}
+    assert after.result.appraised_at == world.now + 601
+    assert load_record(save_record(after)) == after
+
+
+def test_judged_by_another_policy(world: World) -> None:
+    other = world.demanding("app", compose_sha256=("00" * 32,)).policy
+    after = reappraise(record(world), now=world.now, policy=other)
+    assert [check.code for check in after.result.failed] == ["compose-accepted"]
+    assert (after.policy, after.collateral) == (other, world.collateral)
+
+
+def test_a_policy_that_brings_collateral_is_judged_with_it(world: World) -> None:
+    other = world.with_collateral(status="OutOfDate")
+    policy = world.policy.model_copy(update={"collateral": CollateralDocument(document=other.collateral.decode())})
+    after = reappraise(record(world), now=world.now, policy=policy)
+    assert after.collateral == other.collateral
+    assert [check.code for check in after.result.failed] == ["tcb-status"]
+
+
+def test_judged_with_another_nonce(world: World) -> None:
+    after = reappraise(record(world), now=world.now, nonce="02" * 32)
+    assert [check.code for check in after.result.failed] == ["nonce"]

@@ -30,6 +30,7 @@ from trainer.attestation.tdx import parse_quote, verify_quote
 World = Any  # conftest.World
 
 MID_JULY_2025 = 1_752_600_000
+REAL_SEAM = "5b38e33a6487958b72c3c12a938eaa5e3fd4510c51aeeab58c7d5ecee41d7c436489d6c8e4f92f160b7cad34207b00c1"
 REAL_APP_ID = "5bb4ff9a3837357f19dc176407a5709c62eb6c56"  # of dstack's guest agent fixture, whose keys these are
 
 
@@ -44,7 +45,9 @@ def getquote(vectors: Path) -> dict[str, str]:
 
 def judged(vectors: Path, world: World, now: int) -> dict[str, CheckState]:
     ledger = Ledger(RECEIPT_CHECKS)
-    policy = world.opened("trust_root", "intel").demanding("tcb", min_evaluation_number=17).policy
+    policy = (
+        world.opened("trust_root", "intel").demanding("tcb", min_evaluation_number=17, mr_seam=(REAL_SEAM,)).policy
+    )
     quote, collateral = read(vectors, "tdx_quote.bin"), read(vectors, "tdx_quote_collateral.json")
     judge_quote(ledger, quote.hex(), collateral, policy, now)
     return {check.code: check.state for check in ledger.checks() if check.code in QUOTE_CODES}
@@ -65,8 +68,8 @@ def test_intels_quote_is_refused_after_its_collateral_ran_out(vectors: Path, wor
 
 def test_intels_quote_is_refused_under_a_development_root(vectors: Path, world: World) -> None:
     evidence = read(vectors, "tdx_quote.bin").hex()
-    ledger = Ledger(RECEIPT_CHECKS)
-    judge_quote(ledger, evidence, read(vectors, "tdx_quote_collateral.json"), world.policy, MID_JULY_2025)
+    ledger, open_seam = Ledger(RECEIPT_CHECKS), world.demanding("tcb", mr_seam="any").policy
+    judge_quote(ledger, evidence, read(vectors, "tdx_quote_collateral.json"), open_seam, MID_JULY_2025)
     failed = [check.code for check in ledger.checks() if check.state is CheckState.CONTRAINDICATED]
     assert failed == ["root-of-trust"]
 

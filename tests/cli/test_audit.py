@@ -64,3 +64,15 @@ def test_what_cannot_be_read_is_a_usage_error(
         path.write_text(text)
     assert run(["audit", str(path)]) == ExitCode.USAGE
     assert "error[" in capsys.readouterr().err
+
+
+def test_a_table_ends_somewhere(compose: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compose.write_text(
+        "services:\n" + "".join(f"  s{index}: {{image: {IMAGE}, tty: {index}}}\n" for index in range(600))
+    )
+    old = compose.with_name("old.yaml")
+    old.write_text(compose.read_text().replace("tty", "init").replace("image", "imag"))
+    run(["audit", str(old), "--against", str(compose)])
+    text = capsys.readouterr().out
+    assert "… and 701 more findings: --json lists all" in text
+    assert "… and 1900 more changes: --json lists all" in text

@@ -7,8 +7,8 @@ from typing import Final
 
 from trainer.attestation.checks import CheckCode, Ledger
 from trainer.attestation.compose import compose_hash
+from trainer.attestation.config_id import FORMS, acceptable_config_ids
 from trainer.attestation.event_log import (
-    REGISTER_BYTES,
     Event,
     digest_problem,
     key_provider,
@@ -17,9 +17,9 @@ from trainer.attestation.event_log import (
     payload,
     replay,
 )
-from trainer.attestation.evidence import DerivedKey, Evidence
-from trainer.attestation.key_chain import recover_key_chain
-from trainer.attestation.os_image import recompute
+from trainer.attestation.evidence import DatasetClaims, DerivedKey, Evidence
+from trainer.attestation.key_chain import proves_possession, recover_key_chain
+from trainer.attestation.os_image import image_name, is_development, recompute
 from trainer.attestation.policy import OsMeasurements, Policy
 from trainer.attestation.td_report import TdReport
 from trainer.errors import VerificationError
@@ -32,23 +32,25 @@ _EVENT_CODES: Final = (
     CheckCode.APP_ID,
     CheckCode.KEY_PROVIDER,
     CheckCode.KEY_CHAIN,
+    CheckCode.KEY_POSSESSION,
 )
 
-_CONFIG_FORMS: Final = {2: "02: compose hash, app id and key provider", 3: "03: a configuration document"}
-"""Forms of MRCONFIGID that bind more than the compose hash; the measured OS checks them when it boots."""
 
-
-def judge_app(ledger: Ledger, evidence: Evidence, td: TdReport | None, policy: Policy) -> tuple[Event, ...] | None:
+def judge_app(
+    ledger: Ledger, evidence: Evidence, claims: DatasetClaims, td: TdReport | None, policy: Policy
+) -> tuple[Event, ...] | None:
     """Record checks 23 to 35 and hand on the event log; None where it could not be read.
 
     Args:
         ledger: where to.
         evidence: event log, compose text and key chain.
+        claims: what the job says of itself.
         td: the TD report; None where the quote could not be read.
         policy: the reference values.
     """
     events = _judge_log(ledger, evidence.event_log)
     _judge_os(ledger, evidence.vm_config, events or (), td, policy)
+    _judge_development(ledger, evidence.vm_config, policy)
     found = compose_hash(evidence.app_compose)
     # check 30 compose-accepted
     ledger.judge(
@@ -57,8 +59,7 @@ def judge_app(ledger: Ledger, evidence: Evidence, td: TdReport | None, policy: P
         expected=" or ".join(policy.app.compose_sha256),
         found=found,
     )
-    if td is not None:
-        _judge_config_id(ledger, td.mr_config_id, found)
+    _judge_config_id(ledger, td, events, found)
     if events is None:
         ledger.unreached(_EVENT_CODES, "there is no event log to look at")
         return None
@@ -66,7 +67,8 @@ def judge_app(ledger: Ledger, evidence: Evidence, td: TdReport | None, policy: P
     _judge_compose(ledger, evidence, events, found)
     _judge_app_id(ledger, events, policy)
     _judge_key_provider(ledger, events, policy)
-    _judge_key_chain(ledger, evidence.key_chain, events, policy)
+    if _judge_key_chain(ledger, evidence.key_chain, events, policy):
+        _judge_possession(ledger, evidence.key_chain, claims, policy)
     return events
 
 
@@ -84,7 +86,6 @@ def _judge_log(ledger: Ledger, text: str) -> tuple[Event, ...] | None:
 def _judge_os(
     ledger: Ledger, vm_config: str, events: Sequence[Event], td: TdReport | None, policy: Policy
 ) -> None:
-    ledger.leave_open(CheckCode.OS_DEVELOPMENT)
     # check 23 os-measurements
     if td is None:
         return
@@ -104,6 +105,17 @@ def _judge_os(
     )
 
 
+def _judge_development(ledger: Ledger, vm_config: str, policy: Policy) -> None:
+    # check 24 os-development
+    name = image_name(vm_config)
+    word = "the name is the host's word; the accepted measurements are what binds"
+    if policy.os == "any" or policy.os.development == "any" or name is None:
+        ledger.leave_open(CheckCode.OS_DEVELOPMENT, found=name or "no image name", detail=word)
+        return
+    wanted = "a production image"
+    ledger.judge(CheckCode.OS_DEVELOPMENT, not is_development(name), expected=wanted, found=name, detail=word)
+
+
 def _os_text(found: OsMeasurements) -> str:
     return ", ".join(f"{name} {value}" for name, value in found.model_dump().items())
 
@@ -120,16 +132,21 @@ def _image_problem(
     return f"the image would measure to another {', '.join(wrong)}" if wrong else None
 
 
-def _judge_config_id(ledger: Ledger, config_id: bytes, compose_sha256: str) -> None:
+def _judge_config_id(
+    ledger: Ledger, td: TdReport | None, events: Sequence[Event] | None, compose_sha256: str
+) -> None:
     # check 32 mr-config-id
-    form = config_id[0]
-    if form in _CONFIG_FORMS:
-        ledger.leave_open(CheckCode.MR_CONFIG_ID, found=config_id, detail=f"form {_CONFIG_FORMS[form]}")
+    if td is None:
         return
-    expected = bytes(REGISTER_BYTES)
-    if form != 0:
-        expected = (b"\x01" + bytes.fromhex(compose_sha256)).ljust(REGISTER_BYTES, b"\0")
-    ledger.compare(CheckCode.MR_CONFIG_ID, expected=expected, found=config_id)
+    found, form = td.mr_config_id, td.mr_config_id[0]
+    acceptable = acceptable_config_ids(form, bytes.fromhex(compose_sha256), events or ())
+    ledger.judge(
+        CheckCode.MR_CONFIG_ID,
+        found in acceptable,
+        expected=min(acceptable).hex() if len(acceptable) == 1 else f"a value of form {form:02} for this app",
+        found=found,
+        detail=f"form {form:02}: {FORMS.get(form, 'unknown')}",
+    )
 
 
 def _judge_events(ledger: Ledger, events: Sequence[Event], td: TdReport | None) -> None:
@@ -178,20 +195,31 @@ def _judge_key_provider(ledger: Ledger, events: Sequence[Event], policy: Policy)
 
 def _judge_key_chain(
     ledger: Ledger, chains: Sequence[DerivedKey], events: Sequence[Event], policy: Policy
-) -> None:
-    ledger.leave_open(CheckCode.KEY_POSSESSION)
+) -> bool:
+    """Record key-chain; whether the chain may be built upon."""
     # check 34 key-chain
     root = policy.app.kms_root_key
     if root == "any":
         ledger.leave_open(CheckCode.KEY_CHAIN)
-        return
+        return True
     app_id = payload(events, "app-id") or b""
     try:
         signers = [recover_key_chain(chain, app_id) for chain in chains]
     except ValueError as error:
-        ledger.judge(CheckCode.KEY_CHAIN, False, expected=root, found=str(error))
-        return
+        return ledger.judge(CheckCode.KEY_CHAIN, False, expected=root, found=str(error))
     roots = sorted({signer.root_key for signer in signers})
     one_app = len({signer.app_key for signer in signers}) == 1
     found = ", ".join(roots) or "no key chain"
-    ledger.judge(CheckCode.KEY_CHAIN, one_app and roots == [root], expected=root, found=found)
+    return ledger.judge(CheckCode.KEY_CHAIN, one_app and roots == [root], expected=root, found=found)
+
+
+def _judge_possession(ledger: Ledger, chains: Sequence[DerivedKey], claims: DatasetClaims, policy: Policy) -> None:
+    # check 35 key-possession
+    proofs = [derived for derived in chains if derived.possession is not None]
+    if policy.app.kms_root_key == "any":
+        ledger.leave_open(CheckCode.KEY_POSSESSION, found=f"{len(proofs)} signatures")
+        return
+    good = [derived for derived in proofs if proves_possession(derived, claims)]
+    wanted = "recipients that a key of the chain signed"
+    found = f"{len(good)} of {len(proofs)} signatures hold"
+    ledger.judge(CheckCode.KEY_POSSESSION, len(good) == len(proofs) > 0, expected=wanted, found=found)

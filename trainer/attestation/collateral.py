@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import dcap_qvl
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -20,6 +21,9 @@ from trainer.attestation.td_report import TdReport
 from trainer.encoding import parse_json
 
 MAX_COLLATERAL_BYTES: Final = 4 << 20
+
+# What `cryptography` raises over certificates that a stranger wrote, beside ValueError.
+_MALFORMED: Final = (TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
 
 INTEL_ROOT_KEY_ID: Final = bytes.fromhex(
     "46e403bd34f05a3f2817ab9badcaacc7ffc98e0f261008cd30dae936cace18d5dcf58eef31463613de1570d516200993"
@@ -60,9 +64,12 @@ def root_key_ids(pem: bytes) -> tuple[bytes, ...]:
 def _self_issued(pem: bytes) -> Iterator[bytes]:
     if b"-----BEGIN CERTIFICATE-----" not in pem:
         return
-    for certificate in x509.load_pem_x509_certificates(pem):
-        if certificate.issuer == certificate.subject:
-            yield root_key_id(certificate)
+    try:
+        for certificate in x509.load_pem_x509_certificates(pem):
+            if certificate.issuer == certificate.subject:
+                yield root_key_id(certificate)
+    except _MALFORMED as error:
+        raise ValueError(f"a certificate that cannot be read: {type(error).__name__}") from None
 
 
 def parse_collateral(data: bytes) -> Collateral:

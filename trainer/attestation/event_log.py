@@ -8,6 +8,7 @@ Source of both digest forms and of the system events' order: dstack 0.6.0, `cc-e
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
@@ -197,6 +198,13 @@ def order_problem(events: Sequence[Event]) -> str | None:
 def payload(events: Sequence[Event], name: str) -> bytes | None:
     """Payload of the first runtime event of that name, or None. Unique where `order_problem` found nothing."""
     return next((event.payload for event in events if event.is_runtime and event.name == name), None)
+
+
+def payloads(events: Sequence[Event], name: str) -> tuple[bytes, ...]:
+    """Payloads of all runtime events of that name before `system-ready`, in order."""
+    runtime = [event for event in events if event.is_runtime]
+    system = itertools.takewhile(lambda event: event.name != SYSTEM_READY, runtime)
+    return tuple(event.payload for event in system if event.name == name)
 
 
 @dataclass(frozen=True)

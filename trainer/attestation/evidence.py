@@ -93,6 +93,8 @@ class DerivedKey(Strict):
     """Compressed SEC1 secp256k1 point, in hex."""
     signature_chain: Annotated[tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{130}$")], ...], Field(max_length=4)]
     """65-byte signatures r‖s‖recovery id, in hex: by the app key, then by the key service's root."""
+    possession: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")] | None = None
+    """Signature r‖s over nonce and recipients by the key itself, in hex; for the key whose one use is this."""
 
 
 class Evidence(Strict):

@@ -1,7 +1,7 @@
-"""GPU evidence: what the measured OS found at boot, and whether the text shown is that evidence.
+"""The event in which the measured OS says that it attested the GPUs at boot, and which text is the outcome.
 
-The signatures inside `nvattest` results say nothing by themselves (their tokens have algorithm `none`). Trust
-comes from the OS: it attested the GPUs before anything else ran, and put the evidence's digest into RTMR3.
+What stands in the text (`gpu_boot`) proves nothing by itself, as its tokens are unsigned. Trust comes from the OS:
+it attested the GPUs before anything else ran, and put the text's digest into RTMR3.
 """
 
 from __future__ import annotations

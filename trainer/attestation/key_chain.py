@@ -3,8 +3,8 @@
 Source: dstack `kms` and `guest-agent`. A signature is 65 bytes r‖s‖recovery id over a Keccak-256 digest, from
 which the signer's public key is recovered; nothing in the chain names its signers.
 
-A chain proves that the key service knows this app and that the app's key signed a key. It does not prove that this
-VM holds that key: the quote and the measured code do.
+A chain proves that the key service knows this app and that the app's key signed a key. That this VM holds the key
+is proved by a signature with it over the nonce and the recipients that the VM claims.
 """
 
 from __future__ import annotations
@@ -14,11 +14,18 @@ from typing import Final
 
 from coincurve import PublicKey
 from Crypto.Hash import keccak
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
-from trainer.attestation.evidence import DerivedKey
+from trainer.attestation.evidence import DatasetClaims, DerivedKey
+from trainer.encoding import canonical_json
 
 KMS_ISSUED: Final = b"dstack-kms-issued:"
 CHAIN_LENGTH: Final = 2
+POSSESSION_DOMAIN: Final = b"confidential-trainer/key-possession/v1\0"
+_SCALAR_BYTES: Final = 32
 
 
 @dataclass(frozen=True)
@@ -67,3 +74,37 @@ def recover(signature: bytes, message: bytes) -> bytes:
         ValueError: no key can be recovered.
     """
     return PublicKey.from_signature_and_message(signature, keccak256(message), hasher=None).format()
+
+
+def prove_possession(secret: bytes, claims: DatasetClaims) -> str:
+    """Sign nonce and recipients with a derived key.
+
+    ECDSA on secp256k1 with SHA-256 and deterministic nonces (RFC 6979), over the domain and, in JCS, an object of
+    the claims' `nonce` and `recipients`.
+
+    Args:
+        secret: 32 bytes that the key service gave; use a path of its own for this, as for every use.
+        claims: what the VM says of itself.
+
+    Returns:
+        r‖s, 64 bytes in hex.
+    """
+    key = ec.derive_private_key(int.from_bytes(secret, "big"), ec.SECP256K1())
+    signature = key.sign(_possession_message(claims), ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+    return b"".join(part.to_bytes(_SCALAR_BYTES, "big") for part in decode_dss_signature(signature)).hex()
+
+
+def proves_possession(derived: DerivedKey, claims: DatasetClaims) -> bool:
+    """Whether the holder of a derived key signed the nonce and recipients of these claims."""
+    proof = bytes.fromhex(derived.possession or "")
+    r, s = (int.from_bytes(part, "big") for part in (proof[:_SCALAR_BYTES], proof[_SCALAR_BYTES:]))
+    try:
+        key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256K1(), bytes.fromhex(derived.public_key))
+        key.verify(encode_dss_signature(r, s), _possession_message(claims), ec.ECDSA(hashes.SHA256()))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _possession_message(claims: DatasetClaims) -> bytes:
+    return POSSESSION_DOMAIN + canonical_json(claims.model_dump(mode="json", include={"nonce", "recipients"}))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import struct
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -115,6 +116,32 @@ class _Measurement(Strict):
     version: Literal[3]
     tdvf: _Firmware
     image: _Image
+
+
+class _Named(Strict):
+    """Name of the image, as the host tells it."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    image: Annotated[str, Field(max_length=256)]
+
+
+def image_name(vm_config: str) -> str | None:
+    """What the host calls the VM's OS image, such as `dstack-0.6.0`; None where it does not say."""
+    try:
+        parse_json(vm_config)
+        return _Named.model_validate_json(vm_config).image
+    except ValueError:
+        return None
+
+
+def is_development(name: str) -> bool:
+    """Whether an image of this name is a development image: dstack's have `dev` as a part of their names.
+
+    Development images have a login for whoever reaches the console. The name comes from the host, so it tells an
+    honest mistake, not an attack: against that stands the list of accepted images.
+    """
+    return re.search(r"(?:^|[-_.])dev(?:elopment)?(?:[-_.]|$)", name, re.IGNORECASE) is not None
 
 
 def recompute(vm_config: str, events: Sequence[Event], accepted: Collection[str]) -> OsMeasurements:
@@ -238,9 +265,12 @@ def _td_hob(layout: bytes, memory_size: int) -> bytes:
     for offset, length in zip(sections[::2], sections[1::2], strict=True):
         start = (base + offset) * PAGE_BYTES
         ranges = _accept(ranges, start, start + length * PAGE_BYTES)
-    blocks = b"".join(_resource(part) for part in _split_high(ranges, memory_size))
-    end = (base + distance) * PAGE_BYTES + _HOB_HANDOFF_BYTES + len(blocks) + 8
-    handoff = struct.pack("<HHIII32xQ", 1, _HOB_HANDOFF_BYTES, 0, 9, 0, end)
+    try:
+        blocks = b"".join(_resource(part) for part in _split_high(ranges, memory_size))
+        end = (base + distance) * PAGE_BYTES + _HOB_HANDOFF_BYTES + len(blocks) + 8
+        handoff = struct.pack("<HHIII32xQ", 1, _HOB_HANDOFF_BYTES, 0, 9, 0, end)
+    except struct.error:
+        raise ValueError("the firmware's memory layout lies beyond any address") from None
     return _sha384(handoff + blocks)
 
 

@@ -1,58 +1,44 @@
-"""The result file: everything that one appraisal judged, so that whoever loads it judges it again.
+"""The saved result: everything that one appraisal judged, so that anyone can judge it again, anywhere, offline.
 
 A record is data, not authority. Loading it appraises its evidence at the recorded time and refuses it if the
 recorded outcome is another: writing `pass` into a file opens nothing. What a record cannot show is whose policy it
-holds: compare `Record.policy` with the one that is meant where the file has been out of the provider's hands.
+holds, who drew its nonce and which TLS key was seen: compare `Record.policy` with the one that is meant where the
+file has been out of the provider's hands.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
+from trainer.attestation.checks import CheckCode, CheckState
+from trainer.attestation.ear import BUILD, VERIFIER_ID, ear_document
 from trainer.attestation.evidence import MAX_EVIDENCE_BYTES, Evidence
-from trainer.attestation.policy import MAX_POLICY_BYTES, Policy
-from trainer.attestation.result import AttestationResult, Status
+from trainer.attestation.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements, GpuEndorsementsDocument
+from trainer.attestation.policy import MAX_POLICY_BYTES, CollateralDocument, Policy
+from trainer.attestation.result import AttestationResult
 from trainer.attestation.verifier import appraise
 from trainer.encoding import canonical_json, parse_json
 from trainer.errors import ErrorCode, VerificationError
 from trainer.models import Nonce, Sha256Hex, Strict, UnixTime
 
-MAX_RECORD_BYTES: Final = MAX_EVIDENCE_BYTES + MAX_POLICY_BYTES + (8 << 20)
-
-
-class _RecordedCheck(Strict):
-    number: int
-    code: str
-    title: str
-    state: str
-    expected: str | None
-    found: str | None
-    detail: str | None
-
-
-class _RecordedResult(Strict):
-    """The outcome, for people and scripts to read; never believed."""
-
-    status: Status
-    recipient: str
-    job_spec_sha256: Sha256Hex
-    policy_sha256: Sha256Hex
-    expires_at: int
-    checks: tuple[_RecordedCheck, ...]
+MAX_RECORD_BYTES: Final = MAX_EVIDENCE_BYTES + MAX_POLICY_BYTES + (32 << 20)
 
 
 class _RecordDocument(Strict):
-    version: Literal[1]
+    version: Literal[2]
     evidence: Evidence
     collateral: Annotated[str, Field(max_length=4 << 20)]
+    endorsements: GpuEndorsementsDocument
     policy: Policy
     nonce: Nonce
+    nonce_unused: bool | None
     peer_spki_sha256: Sha256Hex | None
     appraised_at: UnixTime
-    result: _RecordedResult
+    result: dict[str, JsonValue]
+    """The outcome, for people and scripts to read; never believed."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +49,17 @@ class Record:
     evidence: Evidence
     collateral: bytes
     policy: Policy
+    endorsements: GpuEndorsements = NO_ENDORSEMENTS
 
 
-def make_record(result: AttestationResult, *, evidence: Evidence, collateral: bytes, policy: Policy) -> Record:
+def make_record(
+    result: AttestationResult,
+    *,
+    evidence: Evidence,
+    collateral: bytes,
+    policy: Policy,
+    endorsements: GpuEndorsements = NO_ENDORSEMENTS,
+) -> Record:
     """Keep together what an appraisal judged and what it came to.
 
     Args:
@@ -73,8 +67,9 @@ def make_record(result: AttestationResult, *, evidence: Evidence, collateral: by
         evidence: what was judged.
         collateral: the collateral that it was judged with.
         policy: the policy that it was judged by.
+        endorsements: what the GPUs were judged with.
     """
-    return Record(result, evidence, collateral, policy)
+    return Record(result, evidence, collateral, policy, endorsements)
 
 
 def save_record(record: Record) -> bytes:
@@ -85,14 +80,16 @@ def save_record(record: Record) -> bytes:
     """
     result = record.result
     document = _RecordDocument(
-        version=1,
+        version=2,
         evidence=record.evidence,
         collateral=_text(record.collateral),
+        endorsements=GpuEndorsementsDocument.of(record.endorsements),
         policy=record.policy,
         nonce=result.nonce,
+        nonce_unused=_nonce_unused(result),
         peer_spki_sha256=result.peer_spki_sha256,
         appraised_at=result.appraised_at,
-        result=_recorded(result),
+        result=ear_document(result),
     )
     return canonical_json(document.model_dump(mode="json"))
 
@@ -106,21 +103,19 @@ def _text(collateral: bytes) -> str:
         ) from None
 
 
-def result_document(result: AttestationResult) -> dict[str, object]:
-    """The outcome as JSON values: status, recipient, digests, expiry and every check; what `--json` prints."""
-    return _recorded(result).model_dump(mode="json")
+def _nonce_unused(result: AttestationResult) -> bool | None:
+    """What the appraisal was told of the nonce: only the machine that drew it knows, so the record keeps it."""
+    state = result.check(CheckCode.NONCE_UNUSED).state
+    return None if state is CheckState.NOT_DEMANDED else state is CheckState.AFFIRMED
 
 
-def _recorded(result: AttestationResult) -> _RecordedResult:
-    checks = tuple(_RecordedCheck(**asdict(check) | {"state": check.state.value}) for check in result.checks)
-    return _RecordedResult(
-        status=result.status,
-        recipient=result.recipient,
-        job_spec_sha256=result.job_spec_sha256,
-        policy_sha256=result.policy_sha256,
-        expires_at=result.expires_at,
-        checks=checks,
-    )
+def is_record(data: bytes) -> bool:
+    """Whether these bytes are meant as a record, and not as bare evidence; says nothing about what they hold."""
+    try:
+        document = parse_json(data)
+    except ValueError:
+        return False
+    return isinstance(document, dict) and "evidence" in document and "claims" not in document
 
 
 def load_record(data: bytes) -> Record:
@@ -129,25 +124,84 @@ def load_record(data: bytes) -> Record:
     Raises:
         VerificationError: not a record, or its outcome is not what its evidence gives.
     """
-    document = _parse(data)
-    collateral = document.collateral.encode()
-    result = appraise(
+    return _confirmed(_parse(data))
+
+
+def _confirmed(document: _RecordDocument) -> Record:
+    """The record, if appraising anew comes to what is written in it."""
+    record = _appraised(
         document.evidence,
-        collateral=collateral,
-        policy=document.policy,
-        nonce=document.nonce,
-        now=document.appraised_at,
-        peer_spki_sha256=document.peer_spki_sha256,
+        document.collateral.encode(),
+        document.endorsements.endorsements(),
+        document.policy,
+        _Occasion(document.nonce, document.nonce_unused, document.peer_spki_sha256, document.appraised_at),
     )
-    if _recorded(result) != document.result:
+    anew, recorded = ear_document(record.result), document.result
+    # Another build of this tool may come to the same: which one wrote the record is all that may differ.
+    if {**recorded, VERIFIER_ID: None} != {**anew, VERIFIER_ID: None}:
         raise VerificationError(
             ErrorCode.VERIFICATION_FAILED,
             "the record's result is not what its evidence gives",
-            expected=f"{result.status}, as just appraised",
-            found=f"{document.result.status}, as recorded",
+            expected=f"{anew['status']}, as just appraised by {BUILD}",
+            found=f"{_status(recorded)}, as recorded",
             hint="verify the job again",
         )
-    return Record(result, document.evidence, collateral, document.policy)
+    return record
+
+
+def _status(recorded: dict[str, JsonValue]) -> str:
+    status = recorded.get("status")
+    return status if status in ("pass", "fail") else "something else"
+
+
+def reappraise(record: Record, *, now: int, policy: Policy | None = None, nonce: str | None = None) -> Record:
+    """Judge what a record holds as of another time, or by another policy.
+
+    Collateral is the recorded one, unless `policy` brings its own: nothing has to be fetched. Whether the nonce
+    was unused, and which TLS key was seen, stays as recorded: nobody can find that out later.
+
+    Args:
+        record: the record.
+        now: Unix seconds.
+        policy: what to judge by; None for the recorded policy.
+        nonce: what the evidence must answer; None for the recorded nonce.
+    """
+    before = record.result
+    own = policy.collateral if policy is not None else None
+    return _appraised(
+        record.evidence,
+        own.document.encode() if isinstance(own, CollateralDocument) else record.collateral,
+        record.endorsements,
+        policy or record.policy,
+        _Occasion(nonce or before.nonce, _nonce_unused(before), before.peer_spki_sha256, now),
+    )
+
+
+@dataclass(frozen=True)
+class _Occasion:
+    """What the verifier's side adds to an appraisal; `now` in Unix seconds."""
+
+    nonce: str
+    nonce_unused: bool | None
+    peer_spki_sha256: str | None
+    now: int
+
+
+def _appraised(
+    evidence: Evidence, collateral: bytes, endorsements: GpuEndorsements, policy: Policy, occasion: _Occasion
+) -> Record:
+    """The one place that appraises what a record holds."""
+    result = appraise(
+        evidence,
+        collateral=collateral,
+        policy=policy,
+        nonce=occasion.nonce,
+        now=occasion.now,
+        peer_spki_sha256=occasion.peer_spki_sha256,
+        nonce_unused=occasion.nonce_unused,
+        endorsements=endorsements,
+    )
+    return Record(result, evidence, collateral, policy, endorsements)
 
 
 def _parse(data: bytes) -> _RecordDocument:

@@ -70,6 +70,17 @@ class AttestationResult:
         """The checks that keep it from being a pass."""
         return tuple(check for check in self.checks if not check.acceptable)
 
+    def check(self, code: str) -> Check:
+        """The check of that code.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for check in self.checks:
+            if check.code == code:
+                return check
+        raise KeyError(code)
+
     @property
     def job_spec_sha256(self) -> str:
         """Digest of the job spec that the job runs."""

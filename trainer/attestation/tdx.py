@@ -178,7 +178,20 @@ def verify_quote(quote: ParsedQuote, collateral: Collateral, *, root_der: bytes 
     except ValueError as error:
         reason = str(error).removeprefix("Verification failed: ")
         raise QuoteRefused(_refused_check(reason), reason) from None
-    return _verified(json.loads(claims.to_json()), quote.report, collateral)
+    document = json.loads(claims.to_json())
+    _compare_pce_id(bytes(document["platform"]["pck"]["pce_id"]), collateral)
+    return _verified(document, quote.report, collateral)
+
+
+def _compare_pce_id(found: bytes, collateral: Collateral) -> None:
+    """Whether the TCB info is for the platform's provisioning enclave: dcap-qvl compares the FMSPC only.
+
+    Source: Intel DCAP Quote Verification Library, which calls the difference a TCB info mismatch.
+    """
+    stated = str(collateral.tcb_info.get("pceId", "none")).lower()
+    if stated != found.hex():
+        reason = f"the TCB info is for PCE id {stated}, the platform's certificate says {found.hex()}"
+        raise QuoteRefused(CheckCode.TCB_LEVEL, reason)
 
 
 _REFUSALS: Final = (
@@ -194,7 +207,7 @@ _REFUSALS: Final = (
     (CheckCode.TCB_LEVEL, ("No matching TCB level", "Fmspc", "component count", "non-TDX TCB", "TDX TCB")),
     (CheckCode.TCB_STATUS, ("TCB status is invalid",)),
     (CheckCode.TD_DEBUG, ("Debug mode",)),
-    (CheckCode.TD_ATTRIBUTES, ("SEPT_VE_DISABLE", "TD migration", "TD profiling", "TD attributes")),
+    (CheckCode.TD_ATTRIBUTES, ("SEPT_VE_DISABLE", "TD migration", "TD profiling", "TD attributes", "SERVTD_EXT")),
     (CheckCode.SERVICE_TD, ("service TD", "SERVTD")),
     (CheckCode.QUOTE_FORMAT, ("decode quote", "quote version", "QE vendor", "TEE type", "TEE quote", "key type")),
     (CheckCode.PLATFORM_CERTIFICATE, ("certificate", "Certificate", "CertRevoked", "PCK", "Intel extension")),

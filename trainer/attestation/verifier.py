@@ -6,19 +6,21 @@ Read `appraise` first. Each check is recorded at the place that carries its tag,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from trainer.attestation.app_checks import judge_app
 from trainer.attestation.catalogue import DATASET_CHECKS, RECEIPT_CHECKS
 from trainer.attestation.checks import Check, Ledger
 from trainer.attestation.claims_checks import judge_binding, judge_job, judge_nonce_use, judge_time
 from trainer.attestation.compose import compose_hash
-from trainer.attestation.event_log import Event
 from trainer.attestation.evidence import DatasetClaims, Evidence, ReceiptClaims
-from trainer.attestation.gpu_chain import NVIDIA_ROOT_SHA256
+from trainer.attestation.gpu_chain import NVIDIA_ROOT_SHA256, Chain
 from trainer.attestation.gpu_checks import judge_gpu
+from trainer.attestation.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements
 from trainer.attestation.gpu_report import gpu_nonce
 from trainer.attestation.gpu_report_checks import GpuQuestion, judge_gpu_reports
-from trainer.attestation.policy import Policy
+from trainer.attestation.gpu_rim import NVIDIA_RIM_ROOT_SHA256
+from trainer.attestation.policy import Policy, endorsements_of
 from trainer.attestation.quote_checks import QuoteFindings, judge_quote
 from trainer.attestation.receipt_checks import judge_receipt
 from trainer.attestation.result import APPRAISER, AttestationResult
@@ -34,7 +36,9 @@ def appraise(
     now: int,
     peer_spki_sha256: str | None,
     nonce_unused: bool | None = None,
+    endorsements: GpuEndorsements = NO_ENDORSEMENTS,
     gpu_root_sha256: str = NVIDIA_ROOT_SHA256,
+    gpu_rim_root_sha256: str = NVIDIA_RIM_ROOT_SHA256,
 ) -> AttestationResult:
     """Judge evidence that a dataset may be sealed to.
 
@@ -68,19 +72,29 @@ def appraise(
         peer_spki_sha256: digest of the TLS key that the evidence came from; None if it came as a file.
         nonce_unused: whether the nonce was never used for other evidence, as far as the caller keeps a record of
             nonces; None if it keeps none.
+        endorsements: what was fetched about fresh GPU reports, where the policy names a service for it; what the
+            policy holds itself is taken from there.
         gpu_root_sha256: fingerprint of the root that vouches for GPUs; another than NVIDIA's is for tests.
+        gpu_rim_root_sha256: fingerprint of the root that vouches for GPUs' reference values; likewise.
 
     Raises:
         VerificationError: the evidence is for another purpose than to be sealed to.
+        UsageError: the policy demands reference values, and the libraries that read them are not installed.
     """
     claims, ledger = _dataset_claims(evidence), Ledger(DATASET_CHECKS)
-    quote = judge_quote(ledger, evidence.quote, collateral, policy, now)
-    events = judge_app(ledger, evidence, quote.td, policy)
-    judge_binding(ledger, claims, quote.td, nonce, peer_spki_sha256)
-    judge_nonce_use(ledger, nonce_unused)
-    judge_time(ledger, claims, policy, now)
-    judge_job(ledger, claims, policy)
-    _judge_gpus(ledger, evidence, claims, events, policy, now, gpu_root_sha256)
+    known = endorsements_of(policy.gpu, fetched=endorsements)
+    # Asked about the claims' nonce, which check 37 compares with the provider's: a wrong one gets one answer.
+    question = GpuQuestion(gpu_nonce(claims.nonce), now, gpu_root_sha256, known, gpu_rim_root_sha256)
+    with ThreadPoolExecutor(1) as beside:  # reports of GPUs are the longest part, and rest on no other
+        reports = beside.submit(judge_gpu_reports, ledger, evidence.gpu.fresh, policy.gpu, question)
+        quote = judge_quote(ledger, evidence.quote, collateral, policy, now)
+        events = judge_app(ledger, evidence, claims, quote.td, policy)
+        judge_binding(ledger, claims, quote.td, nonce, peer_spki_sha256)
+        judge_nonce_use(ledger, nonce_unused)
+        judge_time(ledger, claims, policy, now)
+        judge_job(ledger, claims, policy)
+        judge_gpu(ledger, claims, evidence.gpu, events, policy)
+        chains = reports.result()
     return AttestationResult(
         checks=ledger.checks(),
         claims=claims,
@@ -89,7 +103,7 @@ def appraise(
         compose_sha256=compose_hash(evidence.app_compose),
         policy_sha256=policy.sha256(),
         appraised_at=now,
-        expires_at=_expiry(claims, policy, quote, now),
+        expires_at=_expiry(claims, policy, quote, chains, now),
         nonce=nonce,
         peer_spki_sha256=peer_spki_sha256,
         appraiser=APPRAISER,
@@ -104,26 +118,12 @@ def _dataset_claims(evidence: Evidence) -> DatasetClaims:
     )
 
 
-def _judge_gpus(
-    ledger: Ledger,
-    evidence: Evidence,
-    claims: DatasetClaims,
-    events: Sequence[Event] | None,
-    policy: Policy,
-    now: int,
-    root_sha256: str,
-) -> None:
-    """Record what the OS says of the GPUs, then what they say themselves."""
-    judge_gpu(ledger, claims, evidence.gpu, events, policy)
-    # Asked about the claims' nonce, which check 37 compares with the provider's: a wrong one gets one answer.
-    question = GpuQuestion(gpu_nonce(claims.nonce), now, root_sha256)
-    judge_gpu_reports(ledger, evidence.gpu.fresh, policy.gpu, question)
-
-
-def _expiry(claims: DatasetClaims, policy: Policy, quote: QuoteFindings, now: int) -> int:
-    """Until when claims, the policy's patience and the collateral all hold."""
+def _expiry(claims: DatasetClaims, policy: Policy, quote: QuoteFindings, chains: Sequence[Chain], now: int) -> int:
+    """Until when claims, the policy's patience, the collateral and the GPUs' certificates all hold."""
     oldest = min(claims.issued_at, now) + policy.freshness.max_age_seconds
-    return min(claims.expires_at, oldest, now if quote.valid_until is None else quote.valid_until)
+    collateral = now if quote.valid_until is None else quote.valid_until
+    ends = [int(each.not_valid_after_utc.timestamp()) for chain in chains for each in chain]
+    return min(claims.expires_at, oldest, collateral, *ends)
 
 
 def appraise_receipt(

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _STYLE = {"critical": "bold red", "high": "red", "medium": "yellow", "low": "cyan", "info": "dim"}
 _WIDTH = 160
+_MAX_ROWS = 500
+"""Of one table: nobody reads more, and laying them out takes long. `--json` has all."""
 
 
 def audit(
@@ -55,13 +57,20 @@ def _print(audited: Audit, *, compared: bool) -> None:
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH)
     if audited.findings:
         console.print(_findings_table(audited.findings))
+        _say_rest(len(audited.findings), "findings")
     if audited.changes:
         console.print(_changes_table(audited.changes))
+        _say_rest(len(audited.changes), "changes")
     elif compared:
         typer.echo("changes: none in meaning")
     typer.echo(f"compose hash: {audited.compose_sha256 or 'none: a docker-compose file alone is not measured'}")
     typer.echo(f"job spec: {audited.job_spec_sha256 or 'none in the text'}")
     typer.echo(_summary(audited))
+
+
+def _say_rest(count: int, what: str) -> None:
+    if count > _MAX_ROWS:
+        typer.echo(f"… and {count - _MAX_ROWS} more {what}: --json lists all")
 
 
 def _findings_table(findings: tuple[Finding, ...]) -> Table:
@@ -70,7 +79,7 @@ def _findings_table(findings: tuple[Finding, ...]) -> Table:
     inside = any(finding.path.startswith(EMBEDDED) for finding in findings)
     table = _table("", "line", "code", "where", "what", "hint")
     table.caption = f"Lines of {EMBEDDED}.… count within that text." if inside else None
-    for found in findings:
+    for found in findings[:_MAX_ROWS]:
         cells = (str(found.line), found.code, found.path, found.message, found.hint)
         table.add_row(found.severity.value, *cells, style=_STYLE[found.severity])
     return table
@@ -78,7 +87,7 @@ def _findings_table(findings: tuple[Finding, ...]) -> Table:
 
 def _changes_table(changes: tuple[Change, ...]) -> Table:
     table = _table("changed", "old", "new")
-    for change in changes:
+    for change in changes[:_MAX_ROWS]:
         table.add_row(change.path, *("(absent)" if each is None else each for each in (change.old, change.new)))
     return table
 

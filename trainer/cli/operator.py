@@ -45,6 +45,16 @@ def run(
     raise typer.Exit(int(run_job(JobOptions(job, guest_agent, spool, ciphertext, workspace))))
 
 
+def _list_faults(wanted: bool) -> None:
+    if not wanted:
+        return
+    from trainer.tee.simulator import FAULTS
+
+    for fault in FAULTS.values():
+        typer.echo(f"{fault.name:<44}  {fault.code:<22}  {fault.description}")
+    raise typer.Exit
+
+
 def simulate(
     socket: Annotated[Path, typer.Option("--socket", help="Unix socket to listen on.")],
     state: Annotated[
@@ -53,16 +63,34 @@ def simulate(
     app_compose: Annotated[
         Path | None, typer.Option("--app-compose", help="app-compose.json of the simulated app, exact bytes.")
     ] = None,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option("--fault", metavar="NAME", help="Lie in one field, to test a verifier; may be repeated."),
+    ] = None,
+    list_faults: Annotated[
+        bool,
+        typer.Option(
+            "--list-faults",
+            is_eager=True,
+            callback=_list_faults,
+            help="Print each fault with the check that answers it, and end.",
+        ),
+    ] = False,
 ) -> None:
     """Development guest agent: dstack's API with quotes signed by a DEVELOPMENT root. It protects nothing."""
-    from trainer.tee.simulator import BANNER, serve
+    from trainer.tee.simulator import BANNER, VmOptions, find_faults, serve
 
+    del list_faults  # ended in its callback
+    faults = find_faults(fault or ())
     compose = app_compose.read_bytes().decode() if app_compose else DEVELOPMENT_COMPOSE
     typer.echo(BANNER, err=True)
+    for lie in faults:
+        typer.echo(f"LYING: {lie.name}: {lie.description} (answered by {', '.join(lie.codes)})", err=True)
     serve(
         socket,
         state,
         compose,
+        options=VmOptions(faults=faults),
         started=lambda _vm: typer.echo(f"listening on {socket}; state in {state}", err=True),
     )
 

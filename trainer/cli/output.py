@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -21,16 +20,23 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from trainer.errors import TrainerError
 
 if TYPE_CHECKING:
     from trainer.attestation.checks import Check
+    from trainer.attestation.result import AttestationResult
 
 _STYLE = {"affirmed": "green", "contraindicated": "bold red", "not-demanded": "dim", "not-reached": "yellow"}
-_MARK = {"affirmed": "✔", "contraindicated": "✘", "not-demanded": "-", "not-reached": "?"}
+CODE_WIDTH = 24
+"""Columns that the longest check code takes."""
+FOUND_WIDTH = 46
+"""Columns that are left of 80 for what was found."""
+WIDE = 80
+LEAST_TITLE = 40
+"""Titles are shown, too, where the terminal has at least so many columns left for them."""
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
@@ -54,9 +60,16 @@ def print_error(error: TrainerError, *, as_json: bool) -> None:
             "hint": error.hint,
         }
         print_json({"error": details, "exit_code": int(error.exit_code)})
-    typer.echo(f"error[{error.code.value}]: {error}", err=True)
+    typer.echo(_lines(f"error[{error.code.value}]: {error}"), err=True)
     if error.hint:
         typer.echo(f"hint: {error.hint}", err=True)
+
+
+def _lines(text: str) -> str:
+    """The message without control characters: it may name a key or value of a stranger's evidence."""
+    from trainer.encoding import printable
+
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _text(value: object) -> str | None:
@@ -133,24 +146,85 @@ class Report:
         self._progress, self._task, self._shown = None, None, -1
 
 
+def print_result(result: AttestationResult) -> None:
+    """One appraisal: the verdict and what it is about, then its checks."""
+    from trainer.attestation.presentation import shortened, utc
+
+    passed = result.status == "pass"
+    console = _console()
+    verdict = "✔ PASS" if passed else "✘ FAIL: do not upload"
+    console.print(Text(verdict, style="bold green" if passed else "bold red"))
+    facts = (
+        ("policy", result.policy_sha256),
+        ("job spec", result.job_spec_sha256),
+        ("recipient", shortened(result.recipient, 64)),
+        ("appraised", utc(result.appraised_at)),
+        ("valid until", utc(result.expires_at)),
+    )
+    for name, value in facts:
+        console.print(Text(f"  {name:12}{value}"))
+    print_checks(result.checks, title="checks")
+
+
 def print_checks(checks: Sequence[Check], *, title: str) -> None:
-    """The checks as a table a person reads at a glance (green, red, grey), and a line that counts them."""
-    table = Table(title=title, title_justify="left", show_lines=False, pad_edge=False)
-    for name in ("#", "check", "", "what", "expected", "found"):
-        table.add_column(name, overflow="fold")
+    """The checks by group, each with a symbol beside its colour; then what is wrong, and how many there are."""
+    from trainer.attestation.checks import CheckState
+    from trainer.attestation.presentation import grouped, summary
+
+    console = _console()
+    for group in grouped(checks):
+        console.print()
+        console.print(Text(group.title, style="bold"))
+        _print_rows(console, group.checks)
     for check in checks:
-        state = check.state.value
-        detail = (
-            (check.expected or "", check.found or "") if state == "contraindicated" else ("", _short(check.found))
-        )
-        table.add_row(str(check.number), check.code, _MARK[state], check.title, *detail, style=_STYLE[state])
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+        if check.state is CheckState.CONTRAINDICATED:
+            _explain(console, check)
+    console.print()
+    console.print(Text(f"{title}: {summary(checks)}"))
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def _print_rows(console: Console, checks: Sequence[Check]) -> None:
+    """A line for each check; those that were not demanded and found nothing share one."""
+    numbers = Column(width=3, justify="right"), Column(width=2, justify="right")
+    table = _table(*numbers, Column(width=CODE_WIDTH), Column(no_wrap=True), Column(no_wrap=True))
+    silent = [check for check in checks if check.state == "not-demanded" and not (check.found or check.detail)]
+    for check in checks:
+        if check not in silent:
+            table.add_row(*map(Text, _cells(check, console.width)), style=_STYLE[check.state.value])
     console.print(table)
-    counts = Counter(check.state.value for check in checks)
-    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    if silent:
+        codes = ", ".join(check.code for check in silent)
+        console.print(Padding(Text(f"not demanded: {codes}", style=_STYLE["not-demanded"]), (0, 0, 0, 7)))
 
 
-def _short(text: str | None, length: int = 40) -> str:
-    if text is None:
-        return ""
-    return text if len(text) <= length else text[: length - 1] + "…"
+def _cells(check: Check, width: int) -> tuple[str, ...]:
+    """What a check's line says; beside what was found, also what was demanded, where the terminal is wide."""
+    from trainer.attestation.presentation import SYMBOLS, WORDS, shortened
+    from trainer.encoding import printable
+
+    told = "" if check.state == "affirmed" else WORDS[check.state]
+    found = ": ".join(part for part in (told, check.found or check.detail) if part)
+    cells = (SYMBOLS[check.state], str(check.number), check.code, shortened(printable(found), FOUND_WIDTH))
+    room = width - WIDE
+    title = check.title if len(check.title) <= room else f"{check.title[: room - 1]}…"
+    return (*cells, title) if room >= LEAST_TITLE else cells
+
+
+def _table(*columns: Column) -> Table:
+    return Table(*columns, box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _explain(console: Console, check: Check) -> None:
+    """All that there is to say of a check that failed."""
+    from trainer.attestation.presentation import SYMBOLS, explanation
+
+    console.print()
+    console.print(Text(f"{SYMBOLS[check.state]} {check.number} {check.code}: {check.title}", style="bold red"))
+    table = _table(Column(width=18, justify="right", style="dim"), Column(overflow="fold"))
+    for label, text in explanation(check):
+        table.add_row(Text(label), Text(text))
+    console.print(table)

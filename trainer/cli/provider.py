@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trainer.cli.audit import audit
+from trainer.cli.options import (
+    GrantFile,
+    IdentityFile,
+    JobFile,
+    Json,
+    PolicyFile,
+    Quiet,
+    RecordFile,
+    Source,
+    cache_directory,
+    nonces_file,
+)
 from trainer.cli.output import Report, print_checks, print_json
+from trainer.cli.policy import policy_app
 from trainer.cli.validate import validate
+from trainer.cli.verify import verify
 from trainer.errors import ErrorCode, UsageError
 
 if TYPE_CHECKING:
     from trainer.attestation.checks import Check
-    from trainer.attestation.policy import Policy
-    from trainer.attestation.record import Record
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")]
-Source = Annotated[str, typer.Argument(metavar="URL", help="https:// address of the job, or its spool directory.")]
-PolicyFile = Annotated[Path, typer.Option("--policy", help="What you demand of the job (policy.yaml).")]
-IdentityFile = Annotated[Path, typer.Option("--identity", "-i", help="Your identity, from `trainer keygen`.")]
-RecordFile = Annotated[
-    Path, typer.Option("--attestation", metavar="result.json", help="What `trainer verify -o` wrote.")
-]
-JobFile = Annotated[
-    Path | None,
-    typer.Option("--job", help="The job's spec: needed where job.yaml names columns or a format for the data."),
-]
-GrantFile = Annotated[
-    Path | None, typer.Option("--grant", help="The .grant.json that `trainer seal` wrote beside the sealed file.")
-]
-
-
-def cache_directory() -> Path:
-    """Where collateral is cached: `$XDG_CACHE_HOME/confidential-trainer`."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "confidential-trainer"
 
 
 def keygen(
@@ -56,74 +45,6 @@ def keygen(
         print_json({"identity": str(output), "recipient": recipient})
     else:
         typer.echo(recipient)
-
-
-def verify(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="URL|FILE", help="The job's https:// address, its spool directory, or evidence."),
-    ],
-    policy: PolicyFile,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the attestation result here.")
-    ] = None,
-    nonce: Annotated[
-        str | None, typer.Option("--nonce", help="For an evidence FILE: the 64 hex digits that you asked for.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Appraise a job: every check by name. Exit code 4 means: do not upload."""
-    from trainer import provider
-
-    demanded = provider.read_policy(policy)
-    if Path(source).is_file():
-        record = _appraise_file(Path(source), demanded, nonce)
-    else:
-        record = provider.attest(provider.connect(source), demanded, cache=cache_directory())
-    if output is not None:
-        from trainer.attestation.record import save_record
-
-        output.write_bytes(save_record(record))
-    _show(record, as_json=as_json)
-    record.result.require_pass(record.result.appraised_at)
-
-
-def _appraise_file(path: Path, policy: Policy, nonce: str | None) -> Record:
-    from trainer import provider
-    from trainer.attestation.evidence import MAX_EVIDENCE_BYTES, parse_evidence
-
-    if nonce is None:
-        raise UsageError(
-            ErrorCode.USAGE,
-            "evidence from a file",
-            expected="--nonce with the nonce that you chose",
-            found="none",
-            hint="without your own nonce, old evidence looks like new evidence",
-        )
-    evidence = parse_evidence(provider.read_small(path, "evidence", MAX_EVIDENCE_BYTES))
-    return provider.appraise_evidence(
-        evidence, policy, nonce=nonce, cache=cache_directory(), now=None, peer_spki_sha256=None
-    )
-
-
-def _show(record: Record, *, as_json: bool) -> None:
-    result = record.result
-    if as_json:
-        print_json(
-            {
-                "status": result.status,
-                "checks": check_states(result.checks),
-                "recipient": result.recipient,
-                "expires_at": result.expires_at,
-            }
-        )
-        return
-    print_checks(result.checks, title=f"appraisal: {result.status}")
-
-
-def check_states(checks: tuple[Check, ...]) -> dict[str, str]:
-    """Check code → state, in the order of the checks."""
-    return {check.code: check.state.value for check in checks}
 
 
 def seal(
@@ -294,12 +215,21 @@ def submit(
     from trainer.submission import submit as run
 
     submission = Submission(
-        data, job_url, policy, provider.read_identities(identity), output, cache=cache_directory(), job=job
+        data,
+        job_url,
+        policy,
+        provider.read_identities(identity),
+        output,
+        cache=cache_directory(),
+        nonces=nonces_file(),
+        job=job,
     )
     with Report(quiet=quiet) as report:
         submitted = run(submission, report)
     if not as_json and not quiet:
-        print_checks(submitted.checks, title="all checks")
+        opened = len(submitted.result.checks)
+        print_checks(submitted.checks[:-opened], title="the job's evidence")
+        print_checks(submitted.checks[-opened:], title="the result's receipt")
     if (failure := submitted.result.failure) is not None:
         raise failure
     result = submitted.result
@@ -318,6 +248,11 @@ def submit(
     )
 
 
+def check_states(checks: tuple[Check, ...]) -> dict[str, str]:
+    """Check code → state, in the order of the checks."""
+    return {check.code: check.state.value for check in checks}
+
+
 def _print_summary(summary: dict[str, object], *, as_json: bool, show: tuple[str, ...] | None = None) -> None:
     if as_json:
         print_json(summary)
@@ -325,67 +260,6 @@ def _print_summary(summary: dict[str, object], *, as_json: bool, show: tuple[str
     for name, value in summary.items():
         if show is None or name in show:
             typer.echo(f"{name}: {value}")
-
-
-policy_app = typer.Typer(help="Write and read policies: what you demand of a job.", no_args_is_help=True)
-
-
-@policy_app.command("init")
-def policy_init(
-    app_compose: Annotated[
-        Path, typer.Option("--app-compose", help="app-compose.json that you reviewed; exact bytes.")
-    ],
-    job: Annotated[list[Path], typer.Option("--job", help="job.yaml that you reviewed; repeatable.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The policy; never overwritten.")],
-    trust_root: Annotated[
-        Path | None,
-        typer.Option("--trust-root", help="PEM of another root than Intel's, such as a development root."),
-    ] = None,
-    collateral: Annotated[
-        str | None, typer.Option("--collateral", help="A file, or the URL of a PCCS; Intel's service if absent.")
-    ] = None,
-    measurements: Annotated[
-        list[Path] | None,
-        typer.Option("--measurements", help="JSON with mrtd and rtmr0-2 of an OS image you trust; repeatable."),
-    ] = None,
-    gpu: Annotated[
-        bool, typer.Option("--gpu/--no-gpu", help="Demand confidential GPUs with fresh reports.")
-    ] = True,
-    recipient: Annotated[
-        Literal["instance", "derived"],
-        typer.Option(
-            "--recipient", help="Key to seal to: of this VM only, or of the app through its key service."
-        ),
-    ] = "instance",
-) -> None:
-    """Write a policy that demands exactly this app, this job and this OS."""
-    from trainer import provider
-
-    text = provider.strict_policy_text(
-        provider.ReviewedApp(app_compose, job),
-        trust_root=trust_root,
-        collateral=collateral,
-        measurements=measurements or [],
-        gpu_required=gpu,
-        recipient=recipient,
-        beside=output.parent,
-    )
-    provider.write_private(output, text.encode())
-    typer.echo(f"wrote {output}; read it before you rely on it: trainer policy explain {output}")
-    if not measurements:
-        typer.echo(
-            "it accepts no OS yet: add the measurements or the image hash that you trust under `os:`", err=True
-        )
-
-
-@policy_app.command("explain")
-def policy_explain(policy: Annotated[Path, typer.Argument(help="policy.yaml")]) -> None:
-    """Say in plain words what a policy demands, and what it leaves open."""
-    from trainer.attestation.policy import explain
-    from trainer.provider import read_policy
-
-    for line in explain(read_policy(policy)):
-        typer.echo(line)
 
 
 def register(app: typer.Typer) -> None:

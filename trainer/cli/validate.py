@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trainer.cli.options import Json, Quiet
 from trainer.cli.output import Report, print_json
 from trainer.errors import DataError, ErrorCode, ExitCode, UsageError
 
@@ -40,10 +41,8 @@ def validate(
     html: Annotated[
         Path | None, typer.Option("--html", help="Write what is found to a page as well; it quotes the example.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on the last line of stdout.")
-    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Read and tokenise every row as the job will, here, without a GPU, before anything is sent."""
     from trainer.cli import validation_output as output

@@ -7,10 +7,9 @@ were signed, so that nobody parses anything unsigned.
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import Annotated, Final
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import Field, ValidationError
@@ -110,7 +109,7 @@ def _parse(envelope: bytes) -> Envelope:
 def _decode(text: str) -> bytes:
     try:
         data = base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error is one; text beyond ASCII gives another
         raise _invalid("not standard base64") from None
     if base64.b64encode(data).decode() != text:
         raise _invalid("base64 is not canonical")
@@ -120,7 +119,7 @@ def _decode(text: str) -> bytes:
 def _load(der: bytes) -> ec.EllipticCurvePublicKey:
     try:
         key = serialization.load_der_public_key(der)
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         raise _invalid("the attested receipt key is not a public key") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise _invalid(

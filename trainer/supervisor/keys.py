@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from trainer.attestation.evidence import DerivedKey, Recipients
+from trainer.attestation.evidence import DatasetClaims, DerivedKey, Recipients
+from trainer.attestation.key_chain import prove_possession
 from trainer.receipt.dsse import public_key_der
 from trainer.sealing.age import Identity, generate_identity, identity_from_seed
 from trainer.tee import keys as tee_keys
-from trainer.tee.guest_agent import GuestAgent
+from trainer.tee.guest_agent import DerivedSecret, GuestAgent
 
 
 @dataclass(frozen=True, repr=False)
@@ -18,13 +19,14 @@ class JobKeys:
     """Private keys of one job.
 
     `derived` comes from the key service and the job spec's digest; `instance` is random and dies with this
-    process; `receipt` signs the statement.
+    process; `receipt` signs the statement; `possession` signs recipients, and nothing is made of its secret.
     """
 
     derived: Identity
     instance: Identity
     receipt: ec.EllipticCurvePrivateKey
     proofs: tuple[DerivedKey, ...]
+    possession: DerivedSecret
 
     @property
     def identities(self) -> tuple[Identity, ...]:
@@ -41,6 +43,11 @@ class JobKeys:
         """DER SubjectPublicKeyInfo of the receipt key, in hex."""
         return public_key_der(self.receipt.public_key()).hex()
 
+    def key_chain(self, claims: DatasetClaims) -> tuple[DerivedKey, ...]:
+        """Proofs that the keys are the key service's, and that the VM that makes `claims` holds such keys."""
+        signed = prove_possession(self.possession.secret, claims)
+        return (*self.proofs, self.possession.proof.model_copy(update={"possession": signed}))
+
 
 def derive_keys(agent: GuestAgent, spec_sha256: str) -> JobKeys:
     """Derive the job's keys; their paths hold the spec's digest, so another job.yaml has other keys.
@@ -55,4 +62,5 @@ def derive_keys(agent: GuestAgent, spec_sha256: str) -> JobKeys:
         instance=generate_identity(),
         receipt=tee_keys.receipt_key(receipt.secret, spec_sha256),
         proofs=(recipient.proof, receipt.proof),
+        possession=agent.derive_key(tee_keys.possession_path(spec_sha256), "possession"),
     )

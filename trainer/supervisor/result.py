@@ -62,7 +62,8 @@ def seal_ending(signer: Signer, bundle: OpenedBundle, ending: Ending, workspace:
         issued_at=ending.finished_at,
     )
     (tree / "receipt.json").write_bytes(sign_envelope(statement, signer.keys.receipt))
-    (tree / "evidence.json").write_bytes(collect(signer.agent, claims, key_chain=signer.keys.proofs).canonical())
+    evidence = collect(signer.agent, claims, key_chain=signer.keys.proofs)
+    (tree / "evidence.json").write_bytes(evidence.canonical())
     return seal_result(tree, target, bundle.grant.result_recipients())
 
 

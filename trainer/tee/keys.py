@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 _RECIPIENT_DOMAIN: Final = "confidential-trainer/recipient/v1"
 _RECEIPT_DOMAIN: Final = "confidential-trainer/receipt-key/v1"
+_POSSESSION_DOMAIN: Final = "confidential-trainer/possession/v1"
 _SECRET_BYTES: Final = 32
 _SEED_BYTES: Final = 32
 _WIDE_SCALAR_BYTES: Final = 48
@@ -37,6 +38,15 @@ def receipt_path(spec_sha256: str) -> str:
         ValueError: not a lower-case hex SHA-256.
     """
     return f"{_RECEIPT_DOMAIN}/{_checked(spec_sha256)}"
+
+
+def possession_path(spec_sha256: str) -> str:
+    """Path at the key service of the key that signs claims, to show that this VM holds the app's keys.
+
+    Raises:
+        ValueError: not a lower-case hex SHA-256.
+    """
+    return f"{_POSSESSION_DOMAIN}/{_checked(spec_sha256)}"
 
 
 def recipient_seed(secret: bytes, spec_sha256: str) -> bytes:

@@ -34,6 +34,7 @@ APP: dict[str, Any] = {
     "name": "demo",
     "runner": "docker-compose",
     "kms_enabled": True,
+    "key_provider_id": "02" + "ab" * 32,
     "gateway_enabled": False,
     "public_logs": False,
     "public_sysinfo": False,

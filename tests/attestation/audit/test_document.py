@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from hypothesis import example, given, settings
@@ -12,6 +15,9 @@ from hypothesis import strategies as st
 from trainer.attestation.audit import MAX_COMPOSE_BYTES, audit_compose
 from trainer.attestation.audit.document import read_document
 from trainer.errors import UsageError
+
+SECONDS_EACH = 1.0
+"""Of processor time, for each of the two files that are compared."""
 
 PINNED = "x@sha256:" + "ab" * 32
 
@@ -37,6 +43,7 @@ def test_merge_keys_never_override_what_stands_beside_them() -> None:
         ("privileged", 3, "services.two.privileged"),
         ("shared-namespace", 9, "services.two.network_mode"),
         ("job-spec-missing", 1, "configs"),
+        ("extension-key", 1, "x-base"),
     ]
 
 
@@ -88,12 +95,25 @@ def merge_bomb(aliases: int) -> str:
         (bomb(12), "too large or too deep"),
         (merge_bomb(12), "too large or too deep"),
         (f"x-a: &a {'y' * 100_000}\nx-b: [{', '.join(['*a'] * 100)}]\nservices: {{}}\n", "too large once"),
+        ("services: {}\nx: {<<: {a: 1}, <<: {b: 1}}\n", "line 2: the key << stands twice"),
         ("services: {<<: 1}\n", "<< must name a mapping"),
         ('services: {"<<": {}}\n', "keys must be plain text"),
         ("services: {? [a] : b}\n", "keys must be plain text"),
         ('services: {}\nx: "\\UFFFFFFFF"\n', "not acceptable YAML"),
         ('services: {}\nx: "\\ud800"\n', "line 2: half of a surrogate pair"),
-        ("[" * 5000, "not acceptable YAML"),
+        ("[" * 5000, "line 1: not acceptable YAML: too large or too deep"),
+        ("- " * 5000, "line 1: not acceptable YAML: too large or too deep"),
+        ("services: {}\n" + "x: y\n" * 10_000, "line 6667: not acceptable YAML: too large or too deep"),
+        (
+            "services: {}\nx-" + "y" * 3000 + ": {a: b}\n",
+            "line 2: not acceptable YAML|line 2: too large or too deep",
+        ),
+        (
+            f"services: {{}}\n? {'y' * 1000}\n: {{{'z' * 1000}: {{{'w' * 1000}: 1}}}}\n",
+            "line 3: too large or too deep",
+        ),
+        ('{"runner": "x", "' + "y" * 3000 + '": 1}', "nested too deeply"),
+        ('{"runner": [' + "1," * 60_000 + "1]}", "line 1: too large"),
         ('{"runner": 1,\n "runner": 2}', "line 1: an object has the same key twice"),
         ('{"runner":\n oops}', "line 2"),
         ('{"runner": "\\ud800"}', "half of a surrogate pair"),
@@ -105,6 +125,66 @@ def merge_bomb(aliases: int) -> str:
 def test_refused(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         audit_compose(text.encode())
+
+
+def configs(count: int, lines: int) -> str:
+    mounted = "".join(f"      - c{index}\n" for index in range(count))
+    content = "".join(f"      k{line}: v\n" for line in range(lines))
+    texts = "".join(f"  c{index}:\n    content: |\n      model: {{}}\n{content}" for index in range(count))
+    return f"services:\n  a:\n    image: {PINNED}\n    configs:\n{mounted}configs:\n{texts}"
+
+
+def test_configs_that_are_too_large_to_be_searched_are_refused() -> None:
+    assert audit_compose(configs(5, 100).encode()).job_spec_sha256 is None
+    with pytest.raises(UsageError, match="line 6401: the mounted configs are too large"):
+        audit_compose(configs(40, 350).encode())
+
+
+def many(start: str, part: str, end: str = "") -> str:
+    """As many parts as fit into the largest file."""
+    return start + part * ((MAX_COMPOSE_BYTES - len(start) - len(end)) // len(part)) + end
+
+
+HOSTILE = {
+    "flow": many("services: [", "a,"),
+    "flow-map": many("services: {", "a: b,"),
+    "brackets": many("", "["),
+    "dashes": many("", "- "),
+    "block": many("services:\n", "  a:\n    - b\n"),
+    "aliases": many("a: &a b\nservices: [", "*a,"),
+    "anchored": many("services: [", "&a b,"),
+    "plain": many("services: ", "a b "),
+    "quoted": many('services: "', "\\x41", '"'),
+    "lines": many('services: "', "\n", '"'),
+    "comments": many("", "#\n"),
+    "literal": many("services:\n  a: |\n", "   b\n"),
+    "services": "services:\n" + "".join(f" s{i}: {{privileged: 1}}\n" for i in range(2800)),
+    "ports": "services:\n a:\n  ports:\n" + "".join(f"   - {i}:{i}\n" for i in range(6500)),
+    "environment": "services:\n a:\n  environment:\n" + "".join(f"   T{i}_TOKEN: ${{A}}\n" for i in range(4500)),
+    "commands": "services:\n" + "".join(f" s{i}: {{command: [{'a, b, ' * 40}]}}\n" for i in range(100)),
+    "one command": "services: {a: {command: '" + "--token a " * 25_000 + "'}}",
+    "dollars": "services: {a: {command: '" + "$" * 250_000 + "'}}",
+    "braces": "services: {a: {command: '" + "${A:?" * 50_000 + "'}}",
+    "url": "services: {a: {environment: {A: '" + "://a:" * 50_000 + "'}}}",
+    "dots": "services: {a: {environment: {A: '" + "a.-" * 80_000 + "'}}}",
+    "digest": "services: {a: {image: '" + "@sha256:" * 30_000 + "'}}",
+    "token": "services: {a: {labels: {A: '" + "eyJaaaaaaaaaaaa." * 15_000 + "'}}}",
+    "jobs": configs(40, 350),
+    "json": many('{"runner": [', "1,", "1]}"),
+    "json-lines": many('{"runner": 1', "\n", "}"),
+    "json-depth": many('{"runner": ', "["),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_worst_input_is_answered_at_once(name: str) -> None:
+    data = HOSTILE[name].encode()
+    assert len(data) <= MAX_COMPOSE_BYTES
+    begin = time.process_time()
+    with suppress(UsageError):
+        audit_compose(data, against=data)
+    slowed = 5 if sys.gettrace() else 1  # under a tracer such as coverage
+    assert time.process_time() - begin < 2 * SECONDS_EACH * slowed
 
 
 def test_refused_bytes() -> None:

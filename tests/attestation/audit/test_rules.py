@@ -39,6 +39,13 @@ def second_job(app: dict[str, Any], compose: dict[str, Any]) -> None:
     compose["services"]["trainer"]["configs"].append("other")
 
 
+def second_job_in_other_words(app: dict[str, Any], compose: dict[str, Any]) -> None:
+    """The same job spec with its keys escaped: no search for words finds it."""
+    second_job(app, compose)
+    escaped = compose["configs"]["job"]["content"].replace("\nmodel:", '\n"\\x6dodel":')
+    compose["configs"]["other"] = {"content": escaped}
+
+
 IMAGE = "trainer@sha256:"
 CASES: tuple[tuple[str, Edit], ...] = (
     ("engine-socket", volume("/var/run/docker.sock:/var/run/docker.sock")),
@@ -50,12 +57,12 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("engine-socket", on_compose(volumes={"v": {"driver_opts": {"type": "none", "o": "bind", "device": "/"}}})),
     ("privileged", on_service(privileged=True)),
     ("privileged", on_service(privileged="yes")),
-    ("privileged", on_service(post_start=[{"command": "id", "privileged": True}])),
     ("capability-root", on_service(cap_add=["CAP_SYS_ADMIN"])),
     ("capability-root", on_service(cap_add=["all"])),
     ("image-unpinned", on_service(image="trainer:latest")),
     ("image-unpinned", on_service(image=IMAGE + "ab" * 31)),
     ("image-placeholder", on_service(image=IMAGE + "00" * 32)),
+    ("image-tag-ignored", on_service(image="host:5000/trainer:1.2@sha256:" + "ab" * 32)),
     ("image-missing", lambda app, compose: compose["services"]["trainer"].pop("image")),
     ("image-built", on_service(build=".")),
     ("outside-text", on_compose(include=["other.yaml"])),
@@ -74,16 +81,37 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("host-mount", volume("./data:/data")),
     ("host-mount", volume({"type": "bind", "source": "/dstack", "target": "/x"})),
     ("host-mount", on_compose(secrets={"s": {"file": "./token"}})),
+    ("host-gateway", on_service(extra_hosts=["agent:host-gateway"])),
+    ("host-gateway", on_service(extra_hosts={"agent": "host-gateway"})),
+    ("name-override", on_service(extra_hosts=["huggingface.co=203.0.113.5"])),
+    ("name-override", on_service(dns="203.0.113.5")),
+    ("remote-logs", on_service(logging={"driver": "syslog"})),
+    ("external-object", on_compose(volumes={"ciphertext": {"external": True}})),
+    ("kernel-setting", on_service(sysctls=["net.ipv4.ip_forward=1"])),
+    ("kernel-setting", on_service(sysctls={"net.ipv4.ip_forward": 1})),
+    ("cgroup-parent", on_service(cgroup_parent="/")),
+    ("group-added", on_service(group_add=["docker"])),
+    ("own-command", on_service(entrypoint=["/bin/sh"])),
+    ("own-command", on_service(healthcheck={"test": ["CMD", "true"]})),
+    ("own-command", on_service(post_start=[{"command": "id"}])),
     ("volumes-from", on_service(volumes_from=["other"])),
     ("literal-secret", on_service(environment={"HF_TOKEN": "hf_abcdef"})),
     ("literal-secret", on_service(environment=["DB_PASSWORD=12345"])),
     ("literal-secret", on_service(environment={"DB_PASSWORD": 12345})),
     ("literal-secret", on_service(environment={"DATABASE": "postgres://me:hunter2@db/x"})),
     ("literal-secret", on_app(docker_config={"username": "me", "password": "hunter2"})),
+    ("literal-secret", on_app(docker_config={"password": "47114711"})),
+    ("literal-secret", on_service(command=["run", "--token", "hunter2"])),
+    ("literal-secret", on_service(command=["run", "--hf-token=hunter2"])),
+    ("literal-secret", on_service(command="run --api-key hunter2")),
+    ("literal-secret", on_service(command="PUBLIC_KEY=abc SECRET_FILE=/x DB_PASSWORD=hunter2 run")),
+    ("literal-secret", on_service(labels={"note": "AKIAABCDEFGHIJKLMNOP"})),
+    ("literal-secret", on_service(logging={"options": {"splunk-token": "hunter2"}})),
     ("env-file", on_service(env_file=".env")),
     ("interpolated", on_service(environment={"HF_TOKEN": "${HF_TOKEN}"})),
     ("interpolated", on_service(environment=["HF_HOME"])),
     ("interpolated", on_service(command=["--x", "$X"])),
+    ("interpolated", on_compose(secrets={"s": {"environment": "TOKEN"}})),
     ("restarted", on_service(restart="unless-stopped")),
     ("restarted", on_service(deploy={"restart_policy": {"condition": "any"}})),
     ("port-published", on_service(ports=["8443:8443"])),
@@ -102,6 +130,14 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("key-provider-local", on_app(key_provider="tpm")),
     ("key-provider-none", on_app(kms_enabled=False)),
     ("key-provider-none", on_app(key_provider="none")),
+    ("key-provider-unpinned", on_app(key_provider_id="")),
+    ("key-provider-unpinned", without("key_provider_id")),
+    ("instance-id-absent", on_app(no_instance_id=True)),
+    ("swap", on_app(swap_size="2G")),
+    ("storage-unknown", on_app(storage_fs="ntfs")),
+    ("registry", on_app(docker_config={"registry": "registry.invalid"})),
+    ("features", on_app(features=["kms"])),
+    ("gateway", on_app(features=["tproxy-net"])),
     ("gateway", on_app(gateway_enabled=True)),
     ("gateway", on_app(tproxy_enabled=True)),
     ("secure-time-off", on_app(secure_time=False)),
@@ -111,9 +147,15 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("gpu-policy-absent", without("requirements")),
     ("requirements-ignored", on_app(manifest_version=2)),
     ("unknown-key", on_app(public_log=False)),
+    ("unknown-key", on_app(**{"x-note": 1})),
+    ("unknown-key", on_service(privilegd=False)),
+    ("unknown-key", on_compose(service={})),
+    ("extension-key", on_service(**{"x-note": 1})),
+    ("extension-key", on_compose(**{"x-note": 1})),
     ("job-spec-missing", on_compose(configs={"job": {"content": "version: 1\n"}})),
     ("job-spec-missing", on_service(configs=["another"])),
     ("job-spec-ambiguous", second_job),
+    ("job-spec-ambiguous", second_job_in_other_words),
 )
 
 
@@ -123,9 +165,30 @@ def test_one_change_is_one_finding(code: str, edit: Edit, render: Render) -> Non
     assert [finding.code for finding in found] == [code]
 
 
+PAIRS_OF_FINDINGS: tuple[tuple[set[str], Edit], ...] = (
+    ({"privileged", "own-command"}, on_service(post_start=[{"command": "id", "privileged": True}])),
+    ({"literal-secret", "own-command"}, on_service(entrypoint=["x", "--password", "hunter2"])),
+    ({"literal-secret", "own-command"}, on_service(healthcheck={"test": "curl --api-key hunter2 localhost"})),
+    ({"literal-secret", "own-command"}, on_service(pre_stop=[{"command": ["x", "--token=hunter2"]}])),
+    ({"literal-secret", "root-script"}, on_app(pre_launch_script="export HF_TOKEN=hunter2\n")),
+    ({"guest-agent-port", "port-published"}, on_service(ports=["8090:8443"])),
+    ({"host-mount", "interpolated"}, volume("${DIRECTORY}:/data")),
+    ({"guest-agent-port", "port-published"}, on_service(ports=["127.0.0.1:443:8090/tcp"])),
+    ({"guest-agent-port", "port-published"}, on_service(ports=[{"target": 8443, "published": 8090}])),
+)
+
+
+@pytest.mark.parametrize(("expected", "edit"), PAIRS_OF_FINDINGS)
+def test_one_change_is_two_findings(expected: set[str], edit: Edit, render: Render) -> None:
+    found = audit_compose(render(edit)).findings
+    assert sorted(finding.code for finding in found) == sorted(expected)
+    assert "hunter2" not in repr(found)
+
+
 def test_every_rule_has_a_case() -> None:
     codes = [rule.code for rule in RULES]
-    assert set(codes) == {code for code, _ in CASES}
+    covered = {code for code, _ in CASES} | {code for pair, _ in PAIRS_OF_FINDINGS for code in pair}
+    assert set(codes) == covered
     assert len(codes) == len(set(codes))
 
 
@@ -145,6 +208,12 @@ def test_clean_file(render: Render) -> None:
         on_service(environment={"API_KEY_FILE": "/run/secrets/key", "PUBLIC_KEY": "x", "PASSWORD": ""}),
         on_service(command=["echo", "$$HOME"]),
         on_service(privileged=False, restart=False, cap_add=[]),
+        on_service(command=["run", "--token", "${TOKEN_FILE_IS_ELSEWHERE:?}"][:2]),
+        on_service(command=["run", "--key-file", "/run/key", "--token", "--verbose", "--public-key=abc"]),
+        on_service(command="PUBLIC_KEY=abc SECRET_FILE=/run/x run"),
+        on_service(healthcheck={"test": ["NONE"]}, logging={"driver": "json-file"}),
+        on_service(image="host:5000/trainer@sha256:" + "ab" * 32),
+        on_app(docker_config={"token_key": "REGISTRY_TOKEN"}, swap_size="0G", storage_fs="ext4"),
         on_app(key_provider="kms", kms_enabled=False, pre_launch_script=""),
     ],
 )
@@ -175,8 +244,95 @@ def test_the_configuration_that_this_project_ships() -> None:
     configs = Path(__file__).parents[3] / "configs"
     audited = audit_compose((configs / "app-compose.json").read_bytes())
     high = [finding.code for finding in audited.findings if finding.severity.reaches(Severity.HIGH)]
+    assert audited.reaches(Severity.HIGH) == bool(high)
     assert high == ["image-placeholder"]  # a template: its user fills the digest in
     assert audited.job_spec_sha256 is not None
     bare = audit_compose((configs / "docker-compose.yaml").read_bytes())
     assert bare.compose_sha256 is None
     assert {each.code for each in bare.findings} == {"image-placeholder", "port-published"}
+
+
+COMPOSE_LINES = """\
+services: # 1
+  a:
+    image: x:latest # image-unpinned
+    network_mode: host # shared-namespace
+    privileged: true # privileged
+    cap_add:
+      - NET_ADMIN # capability
+      - SYS_ADMIN # capability-root
+    volumes:
+      - /var/run/dstack.sock:/var/run/dstack.sock
+      - named:/data
+      - /etc:/etc # host-mount
+    ports:
+      - "8443:8443" # port-published
+    environment:
+      A: b
+      HF_TOKEN: hunter2 # literal-secret
+    command:
+      - --token
+      - hunter2 # literal-secret
+    restart: always # restarted
+    privilegd: true # unknown-key
+volumes:
+  named: {}
+"""
+APP_LINES = """\
+{
+  "runner": "docker-compose",
+  "kms_enabled": false,
+  "local_key_provider_enabled": true, key-provider-local
+  "gateway_enabled": true, gateway
+  "public_logs": true, public-logs
+  "pre_launch_script": "echo", root-script
+  "init_script": "echo", root-script
+  "allowed_envs": [
+    "HF_TOKEN", env-allowed
+    "LD_PRELOAD" env-steering
+  ],
+  "secure_time": true,
+  "public_tcbinfo": false,
+  "requirements": {
+    "gpu_policy": {
+      "attest_gpu": false gpu-policy-weak
+    }
+  },
+  "manifest_version": "3",
+  "docker_compose_file": null
+}
+"""
+
+
+def test_the_line_of_each_finding_in_yaml() -> None:
+    expected = [
+        (line.rpartition("# ")[2], number)
+        for number, line in enumerate(COMPOSE_LINES.splitlines(), 1)
+        if "# " in line and number > 1
+    ]
+    found = [(each.code, each.line) for each in audit_compose(COMPOSE_LINES.encode()).findings]
+    assert sorted(found) == sorted([*expected, ("job-spec-missing", 1)])
+
+
+def test_the_line_of_each_finding_in_json() -> None:
+    lines = APP_LINES.splitlines()
+    expected = [(line.rsplit(" ", 1)[1], number) for number, line in enumerate(lines, 1) if line[-1].isalpha()]
+    expected = [(code, number) for code, number in expected if code in {rule.code for rule in RULES}]
+    assert len(expected) == 8
+    text = "\n".join(
+        line.removesuffix(f" {line.rsplit(' ', 1)[-1]}") if any(number == where for _, where in expected) else line
+        for number, line in enumerate(lines, 1)
+    )
+    found = [(each.code, each.line) for each in audit_compose(text.encode()).findings]
+    assert sorted(found) == sorted([*expected, ("no-compose", 21), ("job-spec-missing", 21)])
+
+
+@pytest.mark.parametrize(
+    ("edit", "code", "line"),
+    [
+        (without("requirements"), "gpu-policy-absent", 1),
+        (on_app(kms_enabled=False), "key-provider-none", 6),
+    ],
+)
+def test_the_line_of_what_is_absent(edit: Edit, code: str, line: int, render: Render) -> None:
+    assert [(each.code, each.line) for each in audit_compose(render(edit)).findings] == [(code, line)]

@@ -6,18 +6,14 @@ import re
 from typing import Final
 
 from trainer.attestation.audit.document import EMBEDDED, Document
+from trainer.attestation.audit.environment_rules import SCRIPTS
 from trainer.attestation.audit.findings import shown
 from trainer.attestation.audit.nodes import Node
 from trainer.attestation.audit.service_rules import Hits
 
-_KNOWN: Final = frozenset(
-    """manifest_version name features runner snapshotter docker_compose_file docker_config init_script
-    pre_launch_script bash_script public_logs public_sysinfo public_tcbinfo kms_enabled gateway_enabled
-    tproxy_enabled local_key_provider_enabled key_provider key_provider_id allowed_envs no_instance_id
-    secure_time storage_fs swap_size event_log_version port_policy requirements verity_volumes""".split()  # noqa: SIM905 -- a table of words
-)
-_SCRIPTS: Final = ("pre_launch_script", "init_script", "bash_script")
 _STEERING: Final = re.compile(r"(?i)(?:LD|PYTHON|COMPOSE|DOCKER|DSTACK)_?\w*|PATH|BASH_ENV|ENV|HOME|\w*ROOT_\w*")
+_THROUGH_GATEWAY: Final = "connections may come through the gateway, which ends TLS unless it passes it through"
+_FILE_SYSTEMS: Final = frozenset({"ext4", "zfs"})
 _WEAK_GPU: Final = ("allow_devtools", "allow_debug", "allow_insecure_boot")
 _ABSENT: Final = Node(None, 1, "")
 
@@ -39,7 +35,7 @@ def no_compose(document: Document) -> Hits:
 
 def script(document: Document) -> Hits:
     """Scripts that run as root in the VM, outside of any container."""
-    for name in _SCRIPTS:
+    for name in SCRIPTS:
         node = _app(document).get(name)
         if any(each.text.strip() for each in node.elements()):
             yield node, f"{name} runs as root in the VM, before and outside of the containers"
@@ -107,11 +103,55 @@ def key_provider_none(document: Document) -> Hits:
             yield node, "the app has no key provider: its keys end with the VM, and no key chain names the app"
 
 
+def key_provider_unpinned(document: Document) -> Hits:
+    """Any key service will do, so also one that the operator runs."""
+    if document.app is not None and _key_provider(document.app)[1] == "kms":
+        node = document.app.get("key_provider_id")
+        if not node.text:
+            yield node, "the text does not say which key service: the one that the operator names is asked"
+
+
+def instance_id_absent(document: Document) -> Hits:
+    """Without an id of its own, every VM of the app has the same disk key."""
+    if (node := _app(document).get("no_instance_id")).is_on:
+        yield node, "the VM has no id of its own: all VMs of this app can open each other's disks"
+
+
+def swap(document: Document) -> Hits:
+    """What is in memory may be written to the VM's disk."""
+    node = _app(document).get("swap_size")
+    if node.is_on and re.search("[1-9]", node.text):
+        yield node, "memory may be written to the VM's disk, encrypted only with the disk's key"
+
+
+def storage_unknown(document: Document) -> Hits:
+    """A file system that no release is known to offer."""
+    node = _app(document).get("storage_fs")
+    if node.value is not None and node.text not in _FILE_SYSTEMS:
+        yield node, f"storage_fs is {shown(node.text)}, which no known release offers"
+
+
+def registry(document: Document) -> Hits:
+    """Images come from, or through, another registry."""
+    if (node := _app(document).get("docker_config").get("registry")).text:
+        yield node, f"images come from {shown(node.text)}; only a digest says which"
+
+
+def features(document: Document) -> Hits:
+    """The old way of switching things on."""
+    for node in _app(document).get("features").elements():
+        if node.text != "tproxy-net":
+            yield node, f"the feature {shown(node.text)} is switched on in a way that newer releases ignore"
+
+
 def gateway(document: Document) -> Hits:
     """Connections arrive through dstack's gateway."""
     for name in ("gateway_enabled", "tproxy_enabled"):
         if (node := _app(document).get(name)).is_on:
-            yield node, "connections may come through the gateway, which ends TLS unless it passes it through"
+            yield node, _THROUGH_GATEWAY
+    for node in _app(document).get("features").elements():
+        if node.text == "tproxy-net":
+            yield node, _THROUGH_GATEWAY
 
 
 def secure_time_off(document: Document) -> Hits:
@@ -153,13 +193,6 @@ def requirements_ignored(document: Document) -> Hits:
     version = app.get("manifest_version")
     if app.get("requirements").value is not None and not isinstance(version.value, str):
         yield version, "guests that do not know `requirements` overlook it with a numeric manifest_version"
-
-
-def unknown_key(document: Document) -> Hits:
-    """Keys that no rule judges; a misspelt one is silently without effect."""
-    for key, node in _app(document).items():
-        if key not in _KNOWN:
-            yield node, f"unknown key {shown(key)}"
 
 
 def job_spec_missing(document: Document) -> Hits:

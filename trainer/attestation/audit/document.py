@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
 from trainer.attestation.audit.json_text import parse_json_nodes
 from trainer.attestation.audit.nodes import Node, refuse
-from trainer.attestation.audit.yaml_text import parse_yaml_nodes
+from trainer.attestation.audit.yaml_text import Budget, parse_yaml_nodes
 from trainer.attestation.compose import compose_hash
-from trainer.errors import ErrorCode, TrainerError, UsageError
+from trainer.errors import ErrorCode, UsageError
 from trainer.spec import JobSpec, parse_job_spec
 
 MAX_COMPOSE_BYTES: Final = 1 << 18
@@ -30,11 +30,13 @@ class Document:
         compose: the docker-compose document; without value where the app has none. Where it stands inside
             an app-compose.json, its lines count within the embedded text.
         compose_sha256: SHA-256 of the exact bytes of app-compose.json, as the guest measures them.
+        budget: what may still be spent on texts inside.
     """
 
     app: Node | None
     compose: Node
     compose_sha256: str | None
+    budget: Budget = field(default_factory=Budget, compare=False)
 
     def services(self) -> Iterator[Node]:
         """Every service of the compose file."""
@@ -48,17 +50,29 @@ class Document:
             for service in self.services()
             for entry in service.get("configs").elements()
         }
-        contents = [
-            config.get("content") for name, config in self.compose.get("configs").items() if name in mounted
-        ]
-        return tuple((node, spec) for node in contents if (spec := _job_spec(node.text)) is not None)
+        contents = {
+            name: config.get("content") for name, config in self.compose.get("configs").items() if name in mounted
+        }
+        found = ((node, self._job_spec(node)) for node in contents.values())
+        return tuple((node, spec) for node, spec in found if spec is not None)
 
+    def _job_spec(self, node: Node) -> JobSpec | None:
+        """The job spec that `node` holds. Whether there is one more must never be left open for want of time."""
+        try:
+            inner = parse_yaml_nodes(node.text, what="config", budget=self.budget)
+            return parse_job_spec(node.text.encode()) if inner.get("model").is_mapping else None
+        except UsageError:
+            if self.budget.exhausted:
+                refuse("compose file", node.line, "the mounted configs are too large")
+            return None
 
-def _job_spec(text: str) -> JobSpec | None:
-    try:
-        return parse_job_spec(text.encode())
-    except (TrainerError, ValueError, OverflowError):
-        return None
+    def embedded(self, node: Node) -> Node:
+        """A config whose text is a mapping (a job spec), as that mapping; anything else as it is."""
+        try:
+            inner = parse_yaml_nodes(node.text, what="config", path=node.path, budget=self.budget)
+        except UsageError:
+            return node
+        return inner if inner.is_mapping else node
 
 
 def read_document(data: bytes) -> Document:
@@ -74,13 +88,14 @@ def read_document(data: bytes) -> Document:
             expected=f"at most {MAX_COMPOSE_BYTES} bytes",
             found=f"{len(data)} bytes",
         )
-    text = _decoded(data)
+    text, budget = _decoded(data), Budget()
     if not text.lstrip().startswith("{"):
-        return Document(None, _compose(parse_yaml_nodes(text, what="docker-compose file")), None)
+        root = parse_yaml_nodes(text, what="docker-compose file", budget=budget)
+        return Document(None, _compose(root), None, budget)
     root = parse_json_nodes(text, what="compose file")
     if _APP_KEYS.isdisjoint(dict(root.items())):
-        return Document(None, _compose(root), None)
-    return Document(root, _embedded(root), compose_hash(text))
+        return Document(None, _compose(root), None, budget)
+    return Document(root, _embedded(root, budget), compose_hash(text), budget)
 
 
 def _decoded(data: bytes) -> str:
@@ -90,13 +105,13 @@ def _decoded(data: bytes) -> str:
         refuse("compose file", data.count(b"\n", 0, error.start) + 1, "not UTF-8")
 
 
-def _embedded(root: Node) -> Node:
+def _embedded(root: Node, budget: Budget) -> Node:
     node = root.get(EMBEDDED)
     if node.value is None:
         return node
     if not isinstance(node.value, str):
         refuse("app-compose file", node.line, f"{EMBEDDED} must be text")
-    return _compose(parse_yaml_nodes(node.value, what=EMBEDDED, path=EMBEDDED))
+    return _compose(parse_yaml_nodes(node.value, what=EMBEDDED, path=EMBEDDED, budget=budget))
 
 
 def _compose(root: Node) -> Node:

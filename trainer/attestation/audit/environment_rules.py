@@ -7,16 +7,21 @@ from collections.abc import Iterator
 from typing import Final
 
 from trainer.attestation.audit.document import Document
-from trainer.attestation.audit.findings import has_url_password, is_secret_name, printable, shown
+from trainer.attestation.audit.findings import printable, shown
 from trainer.attestation.audit.nodes import Node
+from trainer.attestation.audit.secrets import WHOLLY_VARIABLE, argument_names, holds_secret, is_secret_name
 from trainer.attestation.audit.service_rules import Hits
 
 PAIRS: Final = ("environment", "args", "labels")
 """Keys whose value is a mapping, or a list of NAME=VALUE that means the same."""
 
+SCRIPTS: Final = ("pre_launch_script", "init_script", "bash_script")
+"""Keys of app-compose.json that hold shell scripts."""
+
 _SECTIONS: Final = ("services", "volumes", "configs", "secrets", "networks")
 _VARIABLE: Final = re.compile(r"\$(?:\$|\{?([A-Za-z_]\w*))")
-_WHOLLY_VARIABLE: Final = re.compile(r"\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*(?::?\?[^}]*)?\}")
+_COMMANDS: Final = ("command", "entrypoint")
+_HOOKS: Final = ("post_start", "pre_stop")
 
 
 def pairs(node: Node) -> Iterator[tuple[str, Node]]:
@@ -28,20 +33,39 @@ def pairs(node: Node) -> Iterator[tuple[str, Node]]:
         yield shown(name), Node(value if separator else None, element.line, element.path)
 
 
+def commands(service: Node) -> Iterator[Node]:
+    """Everything in a service that is a command line."""
+    for name in _COMMANDS:
+        yield service.get(name)
+    yield service.get("healthcheck").get("test")
+    for name in _HOOKS:
+        for hook in service.get(name).elements():
+            yield hook.get("command")
+
+
 def _named_values(document: Document) -> Iterator[tuple[str, Node]]:
     for service in document.services():
         for holder in (service.get("environment"), service.get("build").get("args"), service.get("labels")):
             yield from pairs(holder)
+        for command in commands(service):
+            arguments = [*command.elements()]
+            yield from zip(argument_names([each.text for each in arguments]), arguments, strict=True)
+        yield from service.get("logging").get("options").items()
     if document.app is not None:
-        yield from pairs(document.app.get("docker_config"))
+        # `token_key` is the name of a variable that is sent encrypted, not a token.
+        yield from (
+            (name, node) for name, node in document.app.get("docker_config").items() if name != "token_key"
+        )
+        yield from (("", document.app.get(name)) for name in SCRIPTS)
 
 
 def literal_secret(document: Document) -> Hits:
     """Secrets in a text that is public. Their values are never shown."""
     for name, node in _named_values(document):
-        literal = node.text.strip() and not _WHOLLY_VARIABLE.fullmatch(node.text.strip())
-        if literal and (is_secret_name(name) or has_url_password(node.text)):
-            yield node, f"{printable(name)} holds a literal value, and this text is public"
+        literal = node.text.strip() and not WHOLLY_VARIABLE.fullmatch(node.text.strip())
+        if literal and (is_secret_name(name) or holds_secret(node.text)):
+            where = printable(name) or "this text"
+            yield node, f"{where} holds a literal secret, and all of this is public"
 
 
 def variables(text: str) -> tuple[str, ...]:
@@ -55,6 +79,10 @@ def interpolated(document: Document) -> Hits:
         for node in document.compose.get(section).scalars():
             if names := variables(node.text):
                 yield node, f"filled in from {', '.join(names)} when it starts; not in the measured text"
+    for section in ("configs", "secrets"):
+        for entry in document.compose.get(section).children():
+            if (node := entry.get("environment")).value is not None:
+                yield node, f"filled in from {shown(node.text)} when it starts; not in the measured text"
     for service in document.services():
         for name, node in pairs(service.get("environment")):
             if node.value is None:

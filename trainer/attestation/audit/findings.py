@@ -9,16 +9,10 @@ from enum import StrEnum
 from typing import Final
 
 from trainer.attestation.audit.nodes import Scalar
+from trainer.attestation.audit.secrets import MASK, is_secret_name, masked
 from trainer.encoding import sha256_hex
 
-MASK: Final = "(hidden)"
 _MAX_SHOWN: Final = 160
-_WORDS: Final = (
-    r"(?:PASSWORD|PASSWD|PASSPHRASE|SECRET|CREDENTIAL)\w*|(?:TOKEN|KEY)S?(?:_(?:B64|BASE64|HEX|PEM|\d+))?"
-)
-_SECRET_NAME: Final = re.compile(rf"(?i)(?:{_WORDS})$")
-_ASSIGNED: Final = re.compile(rf"(?i)([\w.-]*(?:{_WORDS})=).+")
-_URL_PASSWORD: Final = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 
 
 class Severity(StrEnum):
@@ -61,17 +55,6 @@ class Change:
     new: str | None
 
 
-def is_secret_name(name: str) -> bool:
-    """Whether a variable of this name usually holds a secret. `…_FILE` names a file, not its content."""
-    upper = name.upper()
-    return bool(_SECRET_NAME.search(upper)) and not upper.endswith("_FILE") and "PUBLIC" not in upper
-
-
-def has_url_password(text: str) -> bool:
-    """Whether a URL in `text` carries a password."""
-    return bool(_URL_PASSWORD.search(text))
-
-
 def shown(value: Scalar, name: str = "") -> str:
     """A value on one line, for a terminal: secrets masked, long text by its digest, control characters escaped.
 
@@ -85,7 +68,7 @@ def shown(value: Scalar, name: str = "") -> str:
         return json.dumps(value)
     if "\n" in value or len(value) > _MAX_SHOWN:
         return f"{value.count(chr(10)) + 1} lines, sha256 {sha256_hex(value.encode())}"
-    text = _URL_PASSWORD.sub(f"://{MASK}@", _ASSIGNED.sub(rf"\1{MASK}", value))
+    text = masked(value)
     return printable(json.dumps(text) if _reads_as_json(text) else text)
 
 

@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from trainer.attestation.audit.nodes import Node, child_path, refuse
+from trainer.attestation.audit.nodes import MAX_DEPTH, MAX_NODES, MAX_PATH, Node, child_path, refuse
 from trainer.encoding import parse_json
 
-MAX_DEPTH: Final = 64
 _TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}:,]|[^\s\[\]{}:,"]+|\n')
 _LINE: Final = re.compile(r"at line (\d+)")
 
@@ -28,22 +27,25 @@ def parse_json_nodes(text: str, *, what: str) -> Node:
     except ValueError as error:
         found = _LINE.search(str(error))
         refuse(what, int(found[1]) if found else 1, str(error))
-    return _value(_tokens(text), "", what, 0)
+    return _value(_tokens(text, what), "", what, 0)
 
 
-def _tokens(text: str) -> Iterator[Token]:
-    line = 1
+def _tokens(text: str, what: str) -> Iterator[Token]:
+    line, tokens = 1, []
     for match in _TOKEN.finditer(text):
         if match[0] == "\n":
             line += 1
-        else:
-            yield match[0], line
+            continue
+        tokens.append((match[0], line))
+        if len(tokens) > 4 * MAX_NODES:  # at most four tokens for each node: key, colon, value, comma
+            refuse(what, line, "too large")
+    return iter(tokens)
 
 
 def _value(tokens: Iterator[Token], path: str, what: str, depth: int, first: Token | None = None) -> Node:
     """The value that begins with `first`, or else with the next token. The text is known to be JSON."""
     word, line = first or next(tokens)
-    if depth > MAX_DEPTH:
+    if depth > MAX_DEPTH or len(path) > MAX_PATH:
         refuse(what, line, "nested too deeply")
     if word == "{":
         return Node(_entries(tokens, path, what, depth), line, path)
@@ -57,9 +59,8 @@ def _value(tokens: Iterator[Token], path: str, what: str, depth: int, first: Tok
 
 def _entries(tokens: Iterator[Token], path: str, what: str, depth: int) -> dict[str, Node]:
     entries: dict[str, Node] = {}
-    for word, line in tokens:
-        if word == "}":
-            break
+    while (token := next(tokens))[0] != "}":
+        word, line = token
         if word == ",":
             continue
         key = json.loads(word)
@@ -72,9 +73,7 @@ def _entries(tokens: Iterator[Token], path: str, what: str, depth: int) -> dict[
 
 def _elements(tokens: Iterator[Token], path: str, what: str, depth: int) -> tuple[Node, ...]:
     elements: list[Node] = []
-    for token in tokens:
-        if token[0] == "]":
-            break
+    while (token := next(tokens))[0] != "]":
         if token[0] != ",":
             elements.append(_value(tokens, child_path(path, len(elements)), what, depth + 1, token))
     return tuple(elements)

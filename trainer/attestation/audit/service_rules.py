@@ -37,6 +37,14 @@ def image_placeholder(document: Document) -> Hits:
             yield image, "the digest of the image is a placeholder of zeros"
 
 
+def image_tag_ignored(document: Document) -> Hits:
+    """A tag beside a digest: it looks as if it said which version runs, and nothing reads it."""
+    for service in document.services():
+        image = service.get("image")
+        if _DIGEST.search(image.text) and ":" in image.text.partition("@")[0].rpartition("/")[2]:
+            yield image, "the tag beside the digest means nothing: only the digest decides"
+
+
 def image_missing(document: Document) -> Hits:
     """A service with nothing that says what it runs."""
     for service in document.services():
@@ -143,6 +151,19 @@ def unconfined(document: Document) -> Hits:
             option = re.split("[:=]", node.text, maxsplit=1)
             if option[-1] in {"unconfined", "disable"} or option == ["no-new-privileges", "false"]:
                 yield node, f"security_opt {shown(node.text)} switches a protection off"
+
+
+def own_command(document: Document) -> Hits:
+    """Commands that replace the image's own, or run beside it."""
+    for service in document.services():
+        if (entrypoint := service.get("entrypoint")).value is not None:
+            yield entrypoint, "the image's entry point is replaced: the digest alone does not say what runs"
+        test = service.get("healthcheck").get("test")
+        if test.value is not None and [node.text for node in test.elements()][:1] not in (["NONE"], []):
+            yield test, "a command runs in the container again and again, to see whether it is well"
+        for name in _HOOKS:
+            for hook in service.get(name).elements():
+                yield hook, f"{name} runs a command in the container"
 
 
 def restarted(document: Document) -> Hits:

@@ -9,19 +9,42 @@ from typing import Final
 
 import yaml
 
-from trainer.attestation.audit.nodes import Node, Scalar, child_path, refuse
+from trainer.attestation.audit.nodes import MAX_DEPTH, MAX_NODES, MAX_PATH, Node, Scalar, child_path, refuse
 
-MAX_NODES: Final = 50_000
-"""Nodes after aliases are expanded: a few lines of aliases of aliases can otherwise stand for billions."""
+MAX_TOKENS: Final = 20_000
+"""Of all YAML texts of one document together: bounds the time that PyYAML takes. A compose file has hundreds."""
 
 MAX_CHARACTERS: Final = 1 << 19
-MAX_DEPTH: Final = 64
+_TOO_LARGE: Final = "too large or too deep"
 _TAG: Final = "tag:yaml.org,2002:"
 _MAX_DIGITS: Final = 15
 
 
+@dataclass
+class Budget:
+    """How many tokens may still be read: shared by texts inside of texts, so that many small ones cost no more."""
+
+    tokens: int = MAX_TOKENS
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether a text was refused for want of it."""
+        return self.tokens < 0
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's scanner and composer with the scalars of YAML 1.2, as Docker Compose reads them."""
+    """PyYAML's scanner and composer with the scalars of YAML 1.2, as Docker Compose reads them; bounded."""
+
+    def __init__(self, text: str, budget: Budget) -> None:
+        super().__init__(text)
+        self._budget = budget
+
+    def fetch_more_tokens(self) -> None:
+        # The scanner looks at every open bracket for each token: without a bound on depth, time is quadratic.
+        self._budget.tokens -= 1
+        if self._budget.exhausted or self.flow_level > MAX_DEPTH or len(self.indents) > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=_TOO_LARGE, problem_mark=self.get_mark())
+        super().fetch_more_tokens()
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -34,19 +57,20 @@ for _kind, _pattern, _first in (
     _Loader.add_implicit_resolver(_TAG + _kind, re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
-def parse_yaml_nodes(text: str, *, what: str, path: str = "") -> Node:
+def parse_yaml_nodes(text: str, *, what: str, path: str = "", budget: Budget | None = None) -> Node:
     """Parse one YAML document; lines count from 1 in `text`.
 
     Args:
         text: the document.
         what: name of the document in errors.
         path: path of its root.
+        budget: what may be spent on it; None for a whole one of its own.
 
     Raises:
-        UsageError: not YAML, several documents, a key twice, an unknown tag, or too large when expanded.
+        UsageError: not YAML, several documents, a key twice, an unknown tag, or too large as it is or expanded.
     """
     try:
-        root = yaml.compose(text, Loader=_Loader)
+        root = _Loader(text, budget or Budget()).get_single_node()
     except yaml.MarkedYAMLError as error:
         refuse(what, _line_of(error), f"not acceptable YAML: {error.problem or error.context}")
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
@@ -75,8 +99,8 @@ class _Expansion:
 
     def node(self, node: yaml.Node, path: str, line: int, depth: int) -> Node:
         self.count += 1
-        if self.count > MAX_NODES or depth > MAX_DEPTH:
-            refuse(self.what, line, "too large or too deep once its aliases are expanded")
+        if self.count > MAX_NODES or depth > MAX_DEPTH or len(path) > MAX_PATH:
+            refuse(self.what, line, f"{_TOO_LARGE} once its aliases are expanded")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, line, depth)
         if isinstance(node, yaml.SequenceNode):
@@ -122,7 +146,7 @@ class _Expansion:
         # Merging costs time even where everything is overridden, so it is counted like nodes.
         self.count += 1 + len(source.value)
         if self.count > MAX_NODES or depth > MAX_DEPTH:
-            refuse(self.what, _start(source), "too large or too deep once its aliases are expanded")
+            refuse(self.what, _start(source), f"{_TOO_LARGE} once its aliases are expanded")
         return self._pairs(source, depth + 1)
 
     def _sources(self, value: yaml.Node) -> Iterator[yaml.MappingNode]:

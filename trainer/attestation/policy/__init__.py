@@ -1,5 +1,6 @@
 """The provider's appraisal policy: its model, its text forms, and what it means in words."""
 
+from trainer.attestation.policy.gpu_sources import ReferenceManifests, RevocationAnswers, ServiceUrl
 from trainer.attestation.policy.model import (
     MAX_POLICY_BYTES,
     AppSection,
@@ -13,6 +14,7 @@ from trainer.attestation.policy.model import (
     Policy,
     TcbSection,
     TrustRoot,
+    endorsements_of,
     parse_policy,
 )
 from trainer.attestation.policy.text import explain, policy_yaml, read_measurements, strict_policy
@@ -28,8 +30,12 @@ __all__ = [
     "OsMeasurements",
     "OsSection",
     "Policy",
+    "ReferenceManifests",
+    "RevocationAnswers",
+    "ServiceUrl",
     "TcbSection",
     "TrustRoot",
+    "endorsements_of",
     "explain",
     "parse_policy",
     "policy_yaml",

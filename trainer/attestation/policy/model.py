@@ -16,6 +16,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from trainer.attestation.collateral import INTEL_ROOT_KEY_ID, root_key_id
 from trainer.attestation.evidence import MAX_GPUS
+from trainer.attestation.gpu_endorsements import GpuEndorsements
+from trainer.attestation.policy.gpu_sources import (
+    ReferenceManifests,
+    RevocationAnswers,
+    ServiceUrl,
+    inline_gpu_files,
+    read_named,
+)
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode, UsageError
 from trainer.models import Sha256Hex, Strict
@@ -142,9 +150,10 @@ class OsSection(Strict):
 class GpuSection(Strict):
     """Whether there must be NVIDIA GPUs in confidential mode, by the OS's word and by their own.
 
-    `required` is about what the measured OS attested at boot; `boot` demands that the claims behind its word hold,
-    GPU by GPU; `fresh` demands reports that GPUs sign for the provider's nonce. The rest says what
-    these must show.     Reference values (RIM) and revocation (OCSP) are about fresh reports.
+    `required` is about what the measured OS put into its event; `boot` demands that the claims behind its word
+    hold, device by device; `fresh` demands reports that GPUs sign for the provider's nonce. `count`, `models` and
+    the least versions are about whichever of these two is required. `reference_values` (RIM) and `revocation`
+    (OCSP) are about fresh reports: in the boot claims, both belong to `boot`.
     """
 
     required: bool
@@ -158,9 +167,9 @@ class GpuSection(Strict):
     min_vbios_version: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{2}(\.[0-9a-fA-F]{2}){4}$")] | Unset
     """Such as `96.00.9F.00.01`; compared byte by byte, in hex."""
     devtools: Literal["refused"] | Unset
-    """Devtools mode, and debugging by the boot claims' word."""
-    reference_values: Unset
-    revocation: Unset
+    """Devtools mode by the event's word, and debugging by that of the boot claims, where these are required."""
+    reference_values: ReferenceManifests | ServiceUrl | Unset
+    revocation: RevocationAnswers | ServiceUrl | Unset
 
     @model_validator(mode="after")
     def _rests_on_evidence(self) -> Self:
@@ -169,7 +178,18 @@ class GpuSection(Strict):
             raise ValueError("count, models and least versions need `boot: required` or `fresh: required`")
         if self.boot == "required" and not self.required:
             raise ValueError("`boot: required` needs `required: true`")
+        if self.fresh == "any" and (self.reference_values, self.revocation) != ("any", "any"):
+            raise ValueError("reference_values and revocation need `fresh: required`")
         return self
+
+
+def endorsements_of(section: GpuSection, *, fetched: GpuEndorsements) -> GpuEndorsements:
+    """What fresh GPU reports are judged with: the policy's own files, or what was fetched."""
+    values, answers = section.reference_values, section.revocation
+    return GpuEndorsements(
+        reference_values=values.documents if isinstance(values, ReferenceManifests) else fetched.reference_values,
+        revocation=answers.decoded() if isinstance(answers, RevocationAnswers) else fetched.revocation,
+    )
 
 
 class FreshnessSection(Strict):
@@ -231,6 +251,8 @@ def parse_policy(data: bytes, *, read_file: Callable[[str], bytes]) -> Policy:
     inlined = {**document}
     _inline(inlined, "trust_root", "pem", read_file)
     _inline(inlined, "collateral", "document", read_file)
+    if "gpu" in inlined:
+        inlined["gpu"] = inline_gpu_files(inlined["gpu"], read_file)
     try:
         return Policy.model_validate_json(canonical_json(inlined))
     except ValidationError as error:
@@ -253,9 +275,7 @@ def _inline(document: dict[str, object], section: str, key: str, read_file: Call
 
 def _text(name: str, read_file: Callable[[str], bytes]) -> str:
     try:
-        return read_file(name).decode()
-    except OSError as error:
-        raise UsageError(ErrorCode.FILE_NOT_FOUND, f"cannot read {name}: {error.strerror}") from error
+        return read_named(name, read_file).decode()
     except UnicodeDecodeError:
         raise UsageError(ErrorCode.POLICY_INVALID, name, expected="a text file", found="binary data") from None
 

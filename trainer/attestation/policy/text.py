@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import BaseModel
 
 from trainer.attestation.compose import compose_hash
+from trainer.attestation.policy.gpu_sources import EndorsementFiles, explain_reference_values, explain_revocation
 from trainer.attestation.policy.model import (
     AppSection,
     CollateralDocument,
@@ -57,7 +58,8 @@ def strict_policy(
         job_specs: the job specs that may run; at least one.
         trust_root_pem: a root certificate to trust in place of Intel's.
         collateral: where collateral comes from; Intel's service where left out.
-        os: the OS images that may run; where left out none may, until the provider lists one.
+        os: the OS images that may run; where left out none may, until the provider lists one. Development images
+            are refused, except under another root: nothing else runs there.
         gpu_required: whether the OS must have attested a GPU, and each GPU must answer with a fresh report.
         sandbox: names of sandbox claims that must be true; not demanded where empty.
         recipient: the instance recipient is out of reach for later versions of the app.
@@ -86,7 +88,7 @@ def strict_policy(
             kms_root_key="any",
             recipient=recipient,
         ),
-        os=os or OsSection(),
+        os=(os or OsSection()).model_copy(update={"development": "refused" if trust_root_pem is None else "any"}),
         gpu=_strict_gpu(gpu_required),
         sandbox=tuple(sandbox) or "any",
         freshness=FreshnessSection(max_age_seconds=DEFAULT_MAX_AGE_SECONDS),
@@ -150,15 +152,26 @@ _COMMENTS: Final = {
 }
 
 
-def policy_yaml(policy: Policy, *, collateral_file: str | None = None) -> str:
+def policy_yaml(
+    policy: Policy,
+    *,
+    collateral_file: str | None = None,
+    reference_files: Sequence[str] = (),
+    revocation_files: Sequence[str] = (),
+) -> str:
     """The policy as commented YAML; `parse_policy` reads it back as the same policy.
 
     Args:
         policy: the policy.
         collateral_file: name of the file that holds the policy's collateral document, to be named in its place:
             the document is long, and nobody reads it.
+        reference_files: names of the files that hold the policy's reference manifests of GPUs, likewise.
+        revocation_files: names of the files that hold its OCSP responses, likewise.
     """
-    return "\n".join(_lines(policy, collateral_file)) + "\n"
+    files = {"reference_values": reference_files, "revocation": revocation_files}
+    named = {key: EndorsementFiles(files=tuple(names)) for key, names in files.items() if names}
+    written = policy.model_copy(update={"gpu": policy.gpu.model_copy(update=named)})
+    return "\n".join(_lines(written, collateral_file)) + "\n"
 
 
 def _lines(policy: Policy, collateral_file: str | None) -> Iterator[str]:
@@ -247,9 +260,12 @@ def _explain_os(section: OsSection | Literal["any"]) -> str:
         return "CAUTION: not demanded: an OS. A changed OS can lie about everything above it."
     if not section.measurements and not section.image_sha256:
         return "No OS is accepted yet: list the measurements or the image hash of the one that you reviewed."
+    development = (
+        "Development images are refused." if section.development == "refused" else "Even development ones."
+    )
     return (
         f"The OS must measure to one of {len(section.measurements)} listed tuples "
-        f"or be one of {len(section.image_sha256)} listed images."
+        f"or be one of {len(section.image_sha256)} listed images. {development}"
     )
 
 
@@ -272,6 +288,9 @@ def _explain_gpu(gpu: GpuSection) -> Iterator[str]:
     else:
         yield "Not demanded: fresh reports of GPUs; those that are shown must be genuine all the same."
     yield from _explain_gpu_values(gpu)
+    if gpu.fresh == "required":
+        yield explain_reference_values(gpu.reference_values)
+        yield explain_revocation(gpu.revocation)
 
 
 def _explain_gpu_values(gpu: GpuSection) -> Iterator[str]:

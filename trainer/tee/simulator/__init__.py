@@ -5,6 +5,7 @@ evidence made by Intel hardware and fails them, unless a policy names the develo
 """
 
 from trainer.tee.simulator.agent import BANNER, SimulatedVm, VmOptions
+from trainer.tee.simulator.faults import FAULTS, find_faults
 from trainer.tee.simulator.server import serve
 
-__all__ = ["BANNER", "SimulatedVm", "VmOptions", "serve"]
+__all__ = ["BANNER", "FAULTS", "SimulatedVm", "VmOptions", "find_faults", "serve"]

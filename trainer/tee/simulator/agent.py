@@ -1,7 +1,8 @@
 """A simulated confidential VM as a plain object: measurements, event log, keys and quotes, without sockets.
 
 Everything follows from a seed and the app-compose text; nothing is canned. Quotes are signed over the registers
-that the VM's own event log leads to.
+that the VM's own event log leads to. A VM with faults lies in what it shows. Its root, app-compose text and
+measurements, which a verifier's policy is made from, stay the honest ones.
 """
 
 from __future__ import annotations
@@ -10,27 +11,39 @@ import hashlib
 import json
 import threading
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from trainer.encoding import canonical_json, parse_json, sha256_hex
 from trainer.errors import ErrorCode, UsageError
 from trainer.tee.simulator.event_log import (
     SYSTEM_EVENTS,
-    BootEvent,
     Event,
-    EventVersion,
     RuntimeEvent,
-    replay,
 )
-from trainer.tee.simulator.key_service import KeyService, key_provider_info
+from trainer.tee.simulator.fault import Layer, shown
+from trainer.tee.simulator.key_service import Algorithm, DerivedKey, KeyService, key_provider_info
+from trainer.tee.simulator.measurements import (
+    LABEL,
+    Measurements,
+    boot_events,
+    register,
+    simulated_measurements,
+    simulated_mrtd,
+)
+from trainer.tee.simulator.options import Release, VmOptions
 from trainer.tee.simulator.pki import DevelopmentPki
-from trainer.tee.simulator.report import TdFields
+from trainer.tee.simulator.report import TdFields, TdFields15
 
-LABEL: Final = "confidential-trainer DEVELOPMENT simulated OS"
-"""Measurements of the simulated OS are SHA-384 digests of this label and their own names."""
+__all__ = [
+    "BANNER",
+    "Measurements",
+    "Release",
+    "SimulatedQuote",
+    "SimulatedVm",
+    "VmOptions",
+    "simulated_measurements",
+]
 
-IMAGE_NAME: Final = "DEVELOPMENT-simulated-not-a-tee"
 APP_ID_BYTES: Final = 20
 REPORT_DATA_BYTES: Final = 64
 
@@ -41,44 +54,6 @@ BANNER: Final = """\
 #  sign more. They protect nothing: never seal real data to this VM.             #
 ##################################################################################"""
 """What `trainer simulate` prints first."""
-
-
-class Release(StrEnum):
-    """Which dstack guest agent is simulated."""
-
-    V0_5 = "0.5.11"
-    """Has `EmitEvent`; no `GpuInfo`; quotes carry the digests of runtime events."""
-    V0_6 = "0.6.0"
-    """Has `GpuInfo`; no `EmitEvent`; quotes leave the digests of runtime events empty."""
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """What is measured before an app starts, in hex: a tuple that a policy can pin."""
-
-    mrtd: str
-    rtmr0: str
-    rtmr1: str
-    rtmr2: str
-
-
-@dataclass(frozen=True)
-class VmOptions:
-    """How a simulated VM is set up.
-
-    Args:
-        release: guest agent to simulate.
-        event_version: form of runtime events.
-        gpu_attestation: text of `GpuInfo`; where not empty, the boot log has the GPU events.
-        gpu_count: how many GPUs the boot log claims if there is a `gpu_attestation`.
-        config_id: whether the quote's MRCONFIGID carries the compose hash (form 01), as 0.6.0 does.
-    """
-
-    release: Release = Release.V0_6
-    event_version: EventVersion = 1
-    gpu_attestation: str = ""
-    gpu_count: int = 1
-    config_id: bool = True
 
 
 _DEFAULTS: Final = VmOptions()
@@ -118,12 +93,16 @@ class SimulatedVm:
         self.app_id = self.compose_hash[:APP_ID_BYTES] if app_id is None else app_id
         self.instance_id = hashlib.sha256(b"instance" + seed + self.app_id).digest()[:20]
         self.pki = DevelopmentPki(seed)
+        told = self._shown(Layer.PKI, {"seed": seed})
+        self._signer = self.pki if told == {"seed": seed} else DevelopmentPki(**told)
         self.key_service = KeyService(seed)
         self.keys = self.key_service.app_keys(self.app_id)
+        self._shown_keys = KeyService(self._shown(Layer.KEY_SEED, seed)).app_keys(self.app_id)
         self.key_service_ca = self.pki.issue_root("KMS Root CA")
         self.key_provider = key_provider_info(self.key_service_ca.key.public_key())
         self._lock = threading.Lock()
-        self._events: tuple[Event, ...] = (*_boot_events(), *self._runtime_events())
+        honest = (*boot_events(), *self._runtime_events())
+        self._events: tuple[Event, ...] = self._shown(Layer.EVENTS, honest)
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -149,18 +128,42 @@ class SimulatedVm:
             "cpu_count": 8,
             "memory_size": 64 << 30,
             "num_gpus": self.options.gpu_count if self.options.gpu_attestation else 0,
-            "image": IMAGE_NAME,
+            "image": self.options.image,
         }
-        return json.dumps(config, separators=(",", ":"))
+        return json.dumps(self._shown(Layer.VM_CONFIG, config), separators=(",", ":"))
 
-    def event_log(self, *, with_digests: bool | None = None) -> str:
-        """The event log as JSON.
+    @property
+    def shown_compose(self) -> str:
+        """The app-compose text as the agent shows it."""
+        return str(self._shown(Layer.APP_COMPOSE, self.app_compose))
 
-        Args:
-            with_digests: whether runtime events carry their digests; by default as the release does it.
-        """
-        shown = self.options.release is Release.V0_5 if with_digests is None else with_digests
-        return json.dumps([event.entry(with_digest=shown) for event in self._events], separators=(",", ":"))
+    @property
+    def gpu_attestation(self) -> str:
+        """The GPU attestation as the agent shows it; empty without GPU."""
+        return str(self._shown(Layer.GPU_INFO, self.options.gpu_attestation))
+
+    def derive_key(self, path: str, purpose: str = "", algorithm: Algorithm = Algorithm.SECP256K1) -> DerivedKey:
+        """The key for `path` with its chain of signatures, as the agent gives it to the app."""
+        key: DerivedKey = self._shown(Layer.KEY, self._shown_keys.derive(path, purpose, algorithm))
+        return key
+
+    def collateral(self, now: int) -> dict[str, str]:
+        """Collateral for this VM's quotes, issued one hour before `now` (seconds since 1970) for 30 days."""
+        terms = self._shown(Layer.COLLATERAL_TERMS, {"now": now})
+        made = self._signer.collateral(**terms, mutate=self._change_documents)
+        changed: dict[str, str] = self._shown(Layer.COLLATERAL, made)
+        return changed
+
+    def log_entries(self, *, with_digests: bool) -> list[dict[str, object]]:
+        """The event log as JSON values, runtime events with or without their digests."""
+        entries = [event.entry(with_digest=with_digests) for event in self._events]
+        changed: list[dict[str, object]] = self._shown(Layer.EVENT_LOG, entries)
+        return changed
+
+    def event_log(self) -> str:
+        """The event log as JSON, with the digests of runtime events where the release has them."""
+        entries = self.log_entries(with_digests=self.options.release is Release.V0_5)
+        return str(self._shown(Layer.EVENT_LOG_TEXT, json.dumps(entries, separators=(",", ":"))))
 
     def td_fields(self, report_data: bytes = b"") -> TdFields:
         """The TD report that a quote over `report_data` (at most 64 bytes) would hold now.
@@ -170,10 +173,11 @@ class SimulatedVm:
         """
         if len(report_data) > REPORT_DATA_BYTES:
             raise ValueError(f"report_data: expected at most {REPORT_DATA_BYTES} bytes, got {len(report_data)}")
-        registers = (_register(self._events, index) for index in range(4))
+        registers = (register(self._events, index) for index in range(4))
         rtmr0, rtmr1, rtmr2, rtmr3 = registers
-        return TdFields(
-            mrtd=_constant("mrtd"),
+        form = TdFields15 if self.options.td_report == "1.5" else TdFields
+        honest = form(
+            mrtd=simulated_mrtd(),
             mr_config_id=self._config_id(),
             rtmr0=rtmr0,
             rtmr1=rtmr1,
@@ -181,6 +185,8 @@ class SimulatedVm:
             rtmr3=rtmr3,
             report_data=report_data.ljust(REPORT_DATA_BYTES, b"\0"),
         )
+        told: TdFields = self._shown(Layer.TD, honest)
+        return told
 
     def quote(self, report_data: bytes, **changes: bytes) -> SimulatedQuote:
         """A signed quote over `report_data`, right-padded with zeros to 64 bytes.
@@ -195,7 +201,9 @@ class SimulatedVm:
         """
         with self._lock:
             td = replace(self.td_fields(report_data), **changes)
-            return SimulatedQuote(self.pki.quote(td), self.event_log(), td.report_data, self.vm_config)
+            parts = self._shown(Layer.PARTS, self._signer.parts(td, self.options.quote_version))
+            quote = self._shown(Layer.QUOTE, self._signer.sign(parts))
+            return SimulatedQuote(quote, self.event_log(), td.report_data, self.vm_config)
 
     def emit_event(self, name: str, payload: bytes) -> None:
         """Extend RTMR3 with an application's event.
@@ -207,6 +215,16 @@ class SimulatedVm:
             raise ValueError("event: expected a name that the system does not use")
         with self._lock:
             self._events = (*self._events, self._event(name, payload))
+
+    def _shown(self, layer: Layer, honest: Any) -> Any:
+        return shown(self.options.faults, layer, honest)
+
+    def _change_documents(self, tcb_info: dict[str, Any], qe_identity: dict[str, Any]) -> None:
+        for layer, document in ((Layer.TCB_INFO, tcb_info), (Layer.QE_IDENTITY, qe_identity)):
+            changed = self._shown(layer, document)
+            if changed is not document:
+                document.clear()
+                document.update(changed)
 
     def _event(self, name: str, payload: bytes = b"") -> RuntimeEvent:
         return RuntimeEvent(name, payload, self.options.event_version)
@@ -245,24 +263,6 @@ class SimulatedVm:
 
     def _config_id(self) -> bytes:
         return b"\x01" + self.compose_hash + bytes(15) if self.options.config_id else bytes(48)
-
-
-def simulated_measurements() -> Measurements:
-    """MRTD and RTMR0 to RTMR2 of the simulated OS: the same on every machine."""
-    registers = (_register(_boot_events(), index).hex() for index in range(3))
-    return Measurements(_constant("mrtd").hex(), *registers)
-
-
-def _boot_events() -> tuple[BootEvent, ...]:
-    return tuple(BootEvent(index, _constant(f"rtmr{index}")) for index in range(3))
-
-
-def _register(events: tuple[Event, ...], index: int) -> bytes:
-    return replay(event.digest for event in events if event.register == index)
-
-
-def _constant(name: str) -> bytes:
-    return hashlib.sha384(f"{LABEL}: {name}".encode()).digest()
 
 
 def _parse_compose(text: str) -> dict[str, object]:

@@ -72,6 +72,7 @@ def issue(
     *,
     ca_path_length: int | None = None,
     sgx_extension: bytes | None = None,
+    end: int | None = None,
 ) -> Authority:
     """Certify `key` as `name`; the same arguments give the same bytes.
 
@@ -81,6 +82,7 @@ def issue(
         issuer: who signs; None makes a self-signed certificate.
         ca_path_length: makes the certificate a CA with this many CAs below it at most; None makes a leaf.
         sgx_extension: DER of the SGX extension of a PCK certificate.
+        end: end of validity in seconds since 1970; the end of 2049 where left out.
     """
     subject = _subject(name)
     builder = (
@@ -90,7 +92,7 @@ def issue(
         .public_key(key.public_key())
         .serial_number(_serial_number(name, key))
         .not_valid_before(_NOT_BEFORE)
-        .not_valid_after(_NOT_AFTER)
+        .not_valid_after(_NOT_AFTER if end is None else dt.datetime.fromtimestamp(end, dt.UTC))
     )
     signer = issuer.key if issuer else key
     for extension, critical in _extensions(key, signer, ca_path_length, sgx_extension):

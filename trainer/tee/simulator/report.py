@@ -50,8 +50,35 @@ class TdFields:
                 raise ValueError(f"{field.name}: expected {size} bytes, got {len(getattr(self, field.name))}")
 
     def pack(self) -> bytes:
-        """The 584 bytes that follow a quote's header."""
+        """The 584 bytes of a TD report 1.0, or the 648 of one 1.5."""
         return b"".join(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class TdFields15(TdFields):
+    """All fields of a TD report 1.5: those of 1.0, and what only a quote of version 5 has room for."""
+
+    tee_tcb_svn2: bytes = bytes([6, 1, 3]) + bytes(13)
+    """16 bytes: security versions of the TDX module that is loaded now, after an update without a restart."""
+    mr_service_td: bytes = _ZERO
+    """Measurement of the service TD that is bound to this one; zero where there is none."""
+
+
+QE_REPORT_FIELDS: Final = (
+    ("qe_cpu_svn", 16),
+    ("qe_misc_select", 4),
+    ("qe_reserved_1", 28),
+    ("qe_attributes", 16),
+    ("qe_mr_enclave", 32),
+    ("qe_reserved_2", 32),
+    ("qe_mr_signer", 32),
+    ("qe_reserved_3", 96),
+    ("qe_isv_prod_id", 2),
+    ("qe_isv_svn", 2),
+    ("qe_reserved_4", 60),
+    ("qe_report_data", 64),
+)
+"""Names and sizes of what `QeReport.pack` writes."""
 
 
 @dataclass(frozen=True)

@@ -151,8 +151,8 @@ class GuestAgentRpc:
             "rtmr1": td.rtmr1.hex(),
             "rtmr2": td.rtmr2.hex(),
             "rtmr3": td.rtmr3.hex(),
-            "event_log": json.loads(self._vm.event_log(with_digests=True)),
-            "app_compose": self._vm.app_compose,
+            "event_log": self._vm.log_entries(with_digests=True),
+            "app_compose": self._vm.shown_compose,
         }
 
     def _aggregated(self) -> bytes:
@@ -163,7 +163,7 @@ class GuestAgentRpc:
 
     def _get_key(self, arguments: _KeyArguments) -> Answer:
         algorithm = Algorithm.parse(arguments.algorithm)
-        key = self._vm.keys.derive(arguments.path, arguments.purpose, algorithm)
+        key = self._vm.derive_key(arguments.path, arguments.purpose, algorithm)
         return {"key": key.secret.hex(), "signature_chain": [link.hex() for link in key.signature_chain]}
 
     def _get_quote(self, arguments: _QuoteArguments) -> Answer:
@@ -180,7 +180,7 @@ class GuestAgentRpc:
         return {}
 
     def _gpu_info(self, _: _NoArguments) -> Answer:
-        return {"attestation": self._vm.options.gpu_attestation}
+        return {"attestation": self._vm.gpu_attestation}
 
     def _get_tls_key(self, arguments: _TlsKeyArguments) -> Answer:
         if arguments.with_app_info:

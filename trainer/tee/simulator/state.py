@@ -73,7 +73,7 @@ def open_vm(
 def publish(vm: SimulatedVm, directory: Path, now: int) -> None:
     """Write what a verifier needs: root, collateral (30 days from `now`), app-compose and measurements."""
     _write(directory / ROOT_FILE, vm.pki.root_pem.encode())
-    _write(directory / COLLATERAL_FILE, json.dumps(vm.pki.collateral(now), indent=2).encode())
+    _write(directory / COLLATERAL_FILE, json.dumps(vm.collateral(now), indent=2).encode())
     _write(directory / COMPOSE_FILE, vm.app_compose.encode())
     _write(directory / MEASUREMENTS_FILE, json.dumps(asdict(simulated_measurements()), indent=2).encode())
 

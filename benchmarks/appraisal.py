@@ -1,0 +1,139 @@
+"""How long one appraisal takes, by number of GPUs: every check demanded, simulated evidence, no network.
+
+    python benchmarks/appraisal.py [--gpus 0 1 8 16] [--rounds 200] [--json]
+
+Prints the fastest and the median of `--rounds` calls of `appraise()`. Reading evidence from JSON is timed apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.attestation import conftest as bench
+from tests.attestation.gpu_bench import GPU_CA, GPU_LEAF, GPU_ROOT, gpu_answer
+from tests.attestation.honest import SPEC, demanding_policy, honest_claims
+from trainer.attestation import gpu_chain
+from trainer.attestation.evidence import GpuEvidence, ReceiptClaims, parse_evidence
+from trainer.attestation.verifier import appraise
+from trainer.encoding import sha256_hex
+from trainer.tee.simulator.agent import SimulatedVm, VmOptions
+from trainer.tee.simulator.nvattest import SimulatedGpu, nvattest_result
+
+
+def world(gpus: int) -> bench.World:
+    """Honest evidence of a VM with so many GPUs, each with boot claims and a fresh report of its own key."""
+    boot = nvattest_result([SimulatedGpu(ueid=str(10**40 + n)) for n in range(gpus)], "5b" * 32) if gpus else ""
+    options = VmOptions(gpu_attestation=boot, gpu_count=gpus, image="dstack-0.6.0")
+    vm = SimulatedVm(bench.COMPOSE, bench.SEED, options=options)
+    fresh = tuple(
+        gpu_answer(replace(GPU_LEAF, scalar=3000 + n), replace(GPU_CA, scalar=4000 + n), GPU_ROOT)
+        for n in range(gpus)
+    )
+    gpu = GpuEvidence(boot=boot, fresh=fresh)
+    policy = demanding_policy(vm)
+    receipt = ReceiptClaims(
+        version=1,
+        purpose="receipt",
+        job_spec_sha256=SPEC,
+        statement_sha256=sha256_hex(bench.STATEMENT),
+        issued_at=bench.World.now,
+    )
+    honest = bench.World(
+        vm=vm,
+        claims=honest_claims(gpu),
+        gpu=gpu,
+        policy=policy,
+        collateral=json.dumps(vm.pki.collateral(bench.World.now)).encode(),
+        receipt=receipt,
+    )
+    if gpus:
+        return honest.demanding("gpu", count=gpus)
+    return honest.without_reports().demanding("gpu", required=False, devtools="any")
+
+
+@dataclass(frozen=True)
+class Milliseconds:
+    """Of many calls."""
+
+    fastest: float
+    median: float
+
+    def __str__(self) -> str:
+        return f"{self.fastest:.2f} / {self.median:.2f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured with so many GPUs."""
+
+    gpus: int
+    kilobytes: float
+    appraise: Milliseconds
+    parse: Milliseconds
+
+
+def milliseconds(call: Callable[[], object], rounds: int) -> Milliseconds:
+    """Fastest and median of many calls."""
+    taken = []
+    for _ in range(rounds):
+        gpu_chain._was_issued.cache_clear()  # noqa: SLF001 -- each round starts as a new process would
+        begin = time.perf_counter()
+        call()
+        taken.append((time.perf_counter() - begin) * 1000)
+    return Milliseconds(min(taken), statistics.median(taken))
+
+
+def measure(gpus: int, rounds: int) -> Row:
+    """One row: the appraisal must be a pass, or its time means nothing."""
+    honest = world(gpus)
+    evidence = honest.evidence()
+    data = evidence.canonical()
+    appraise_it = partial(
+        appraise,
+        evidence,
+        collateral=honest.collateral,
+        policy=honest.policy,
+        nonce=honest.nonce,
+        now=honest.now,
+        peer_spki_sha256=honest.peer,
+        nonce_unused=True,
+        gpu_root_sha256=honest.gpu_root_sha256,
+    )
+    if failed := appraise_it().failed:
+        raise SystemExit(f"the honest evidence is refused: {[check.code for check in failed]}")
+    return Row(
+        gpus,
+        round(len(data) / 1024, 1),
+        milliseconds(appraise_it, rounds),
+        milliseconds(lambda: parse_evidence(data), rounds),
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpus", type=int, nargs="+", default=[0, 1, 8, 16])
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    rows = [measure(gpus, arguments.rounds) for gpus in arguments.gpus]
+    if arguments.json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    print(f"{'GPUs':>5} {'KiB':>7} {'appraise ms':>18} {'parse ms':>18}   fastest / median")
+    for row in rows:
+        print(f"{row.gpus:>5} {row.kilobytes:>7} {row.appraise!s:>18} {row.parse!s:>18}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Honest inputs that mutations start from: evidence of the simulator, and the public vectors where they are."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.attestation import conftest as bench
+from tests.attestation import gpu_bench, honest, test_gpu_ocsp, test_gpu_rim
+from tests.attestation.audit.conftest import rendered
+from trainer.attestation.evidence import Evidence, GpuEvidence, ReceiptClaims
+from trainer.attestation.policy import policy_yaml
+from trainer.attestation.record import make_record, save_record
+from trainer.attestation.verifier import appraise
+from trainer.encoding import canonical_json, sha256_hex
+from trainer.receipt.dsse import sign_envelope
+from trainer.receipt.statement import Outcome, Run, make_statement
+from trainer.spec import parse_job_spec
+from trainer.tee.simulator.agent import SimulatedVm, VmOptions
+
+ROOT: Final = Path(__file__).parents[1]
+VECTORS: Final = ROOT.parent / "shared" / "vectors"
+RECEIPT_KEY: Final = ec.derive_private_key(7, ec.SECP256R1())
+
+GPU_EVENT: Final = canonical_json(
+    {
+        "version": 1,
+        "provider": "nvidia",
+        "devices": 1,
+        "cc_mode": "on",
+        "devtools": False,
+        "evidence_sha256": sha256_hex(gpu_bench.GPU_BOOT.encode()),
+    }
+)
+
+
+def vector(name: str) -> list[bytes]:
+    """The bytes of one public vector; nothing where the vectors are not at hand."""
+    path = VECTORS / name
+    return [path.read_bytes()] if path.is_file() else []
+
+
+def _answers() -> list[dict[str, str]]:
+    return [json.loads(each) for each in vector("tdx/dstack-0.6.0-getquote.json")]
+
+
+@cache
+def world() -> bench.World:
+    """One honest appraisal on the simulator."""
+    vm = SimulatedVm(bench.COMPOSE, bench.SEED, options=VmOptions(gpu_attestation=gpu_bench.GPU_BOOT))
+    gpu = GpuEvidence(boot=gpu_bench.GPU_BOOT, fresh=(gpu_bench.gpu_answer(),))
+    receipt = ReceiptClaims(
+        version=1,
+        purpose="receipt",
+        job_spec_sha256=honest.SPEC,
+        statement_sha256=sha256_hex(bench.STATEMENT),
+        issued_at=gpu_bench.NOW,
+    )
+    return bench.World(
+        vm=vm,
+        claims=honest.honest_claims(gpu),
+        gpu=gpu,
+        policy=honest.demanding_policy(vm),
+        collateral=json.dumps(vm.pki.collateral(gpu_bench.NOW)).encode(),
+        receipt=receipt,
+    )
+
+
+@cache
+def honest_evidence() -> Evidence:
+    """Its evidence."""
+    return world().evidence()
+
+
+def evidence() -> list[bytes]:
+    """Evidence documents: for a dataset, and for a receipt."""
+    return [honest_evidence().canonical(), world().evidence(world().receipt).canonical()]
+
+
+def event_logs() -> list[bytes]:
+    """Texts of event logs."""
+    return [honest_evidence().event_log.encode(), *(answer["event_log"].encode() for answer in _answers())]
+
+
+def vm_configs() -> list[bytes]:
+    """Texts of VM configurations; only real ones hold an image's measurement."""
+    return [honest_evidence().vm_config.encode(), *(answer["vm_config"].encode() for answer in _answers())]
+
+
+def quotes() -> list[bytes]:
+    """TDX quotes."""
+    real = [bytes.fromhex(answer["quote"]) for answer in _answers()]
+    return [bytes.fromhex(honest_evidence().quote), *vector("tdx/tdx_quote.bin"), *real]
+
+
+def collateral() -> list[bytes]:
+    """Collateral documents."""
+    return [world().collateral, *vector("tdx/tdx_quote_collateral.json")]
+
+
+def gpu_reports() -> list[bytes]:
+    """SPDM requests with their responses."""
+    real = [bytes.fromhex(each.decode()) for each in vector("gpu/hopperAttestationReport.txt") if _is_hex(each)]
+    return [bytes.fromhex(honest_evidence().gpu.fresh[0].report), *real]
+
+
+def _is_hex(data: bytes) -> bool:
+    return all(byte in b"0123456789abcdefABCDEF \r\n" for byte in data)
+
+
+def gpu_chains() -> list[bytes]:
+    """PEM chains of GPUs."""
+    return [honest_evidence().gpu.fresh[0].certificate_chain.encode(), *vector("gpu/hopperCertChain.txt")]
+
+
+def key_chains() -> list[bytes]:
+    """Derived keys with the signatures over them."""
+    return [canonical_json(each.model_dump(mode="json")) for each in honest_evidence().key_chain]
+
+
+def compose_files() -> list[bytes]:
+    """Compose files, bare and wrapped."""
+    shipped = [(ROOT / "configs" / name).read_bytes() for name in ("docker-compose.yaml", "app-compose.json")]
+    merged = (
+        b"x-a: &a\n  image: x\n  environment: [A=b, 'C=${D:-e}']\nservices:\n  one:\n"
+        b"    <<: *a\n    ports: ['1:2']\n"
+        b"  two: {<<: [*a], volumes: [{type: bind, source: /, target: /x}], command: [x, --token, y]}\n"
+    )
+    return [*shipped, rendered(), merged]
+
+
+def job_specs() -> list[bytes]:
+    """Job specs."""
+    return [path.read_bytes() for path in sorted((ROOT / "configs").glob("*.yaml")) if "compose" not in path.name]
+
+
+def policies() -> list[bytes]:
+    """Policies, as this project writes them."""
+    return [policy_yaml(world().policy).encode()]
+
+
+def measurements() -> list[bytes]:
+    """OS measurements in JSON."""
+    return [canonical_json(dict.fromkeys(("mrtd", "rtmr0", "rtmr1", "rtmr2"), "00" * 48))]
+
+
+def envelopes() -> list[bytes]:
+    """DSSE envelopes, signed with `RECEIPT_KEY`."""
+    return [sign_envelope(each, RECEIPT_KEY) for each in statements()]
+
+
+def statements() -> list[bytes]:
+    """In-toto statements."""
+    run = Run(
+        spec=parse_job_spec((ROOT / "configs" / "demo.yaml").read_bytes()),
+        files={"adapter/adapter_model.safetensors": "11" * 32, "report/report.html": "22" * 32},
+        dataset_files={"train.jsonl": "33" * 32},
+        dataset_manifest_sha256="44" * 32,
+        recipients=("age1" + "q" * 58,),
+        compose_sha256="55" * 32,
+        software={"trainer": "0.1.0"},
+        started_at=gpu_bench.NOW,
+        finished_at=gpu_bench.NOW + 60,
+        outcome=Outcome.SUCCEEDED,
+        metrics={"train_loss": 1.5, "steps": 10},
+    )
+    return [make_statement(run)]
+
+
+def records() -> list[bytes]:
+    """Result files of appraisals, as they are loaded: under NVIDIA's root, which the simulator's GPU fails."""
+    each = world()
+    result = appraise(
+        honest_evidence(),
+        collateral=each.collateral,
+        policy=each.policy,
+        nonce=each.nonce,
+        now=each.now,
+        peer_spki_sha256=each.peer,
+    )
+    record = make_record(result, evidence=honest_evidence(), collateral=each.collateral, policy=each.policy)
+    return [save_record(record)]
+
+
+def public_keys() -> list[bytes]:
+    """DER public keys."""
+    return [bytes.fromhex(world().claims.receipt_key)]
+
+
+def boot_events() -> list[bytes]:
+    """Payloads of dstack's `gpu-attestation` event."""
+    return [GPU_EVENT]
+
+
+def boot_claims() -> list[bytes]:
+    """Results of nvattest: a simulated one and a real one."""
+    return [gpu_bench.GPU_BOOT.encode(), *vector("gpu/nvattest_h100.json")]
+
+
+def manifests() -> list[bytes]:
+    """Reference integrity manifests under a root of the tests' own."""
+    return [text.encode() for text in test_gpu_rim.honest(gpu_bench.GpuBench())]
+
+
+def manifest_root() -> str:
+    """Fingerprint of that root."""
+    return test_gpu_rim.root_sha256(gpu_bench.GpuBench())
+
+
+def revocation_answers() -> list[bytes]:
+    """An OCSP response of the tests' own responder."""
+    return [test_gpu_ocsp.reply(gpu_bench.GpuBench()).der()]

@@ -1,0 +1,42 @@
+"""Attacks on the claims and on the moment: name -> (code that must answer, change)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tests.attestation.tampering import ed25519_key, honest_quote, p384_key, stale_claims
+
+if TYPE_CHECKING:
+    from tests.attestation.conftest import World
+
+ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
+    "claims changed after the quote": (
+        "report-data",
+        lambda w: w.showing(claims=w.claims.model_copy(update={"software": {"trainer": "0.2.0"}})),
+    ),
+    "the last byte of report_data": (
+        "report-data",
+        lambda w: w.change(td={"report_data": honest_quote(w)[568:631] + b"\0"}),
+    ),
+    "another nonce": ("nonce", lambda w: w.change(nonce="02" * 32)),
+    "a nonce that was used before": ("nonce-unused", lambda w: w.change(nonce_unused=False)),
+    "expired claims": ("claims-validity", lambda w: w.claiming(expires_at=w.now)),
+    "claims from the future": ("claims-validity", lambda w: w.claiming(issued_at=w.now + 301)),
+    "claims that end before they begin": (
+        "claims-validity",
+        lambda w: w.claiming(issued_at=w.now + 200, expires_at=w.now + 100),
+    ),
+    "old claims": ("freshness", stale_claims),
+    "another TLS key": ("tls-key", lambda w: w.change(peer="0f" * 32)),
+    "a connection, but claims without a TLS key": ("tls-key", lambda w: w.claiming(tls_spki_sha256=None)),
+    "another job spec": ("job-spec-digest", lambda w: w.claiming(job_spec_sha256="cd" * 32)),
+    "a derived key passed off as instance key": (
+        "recipient",
+        lambda w: w.claiming(recipients=w.claims.recipients.model_copy(update={"instance": "age1" + "q" * 58})),
+    ),
+    "a receipt key on another curve": ("receipt-key", lambda w: w.claiming(receipt_key=p384_key())),
+    "a receipt key of another kind": ("receipt-key", lambda w: w.claiming(receipt_key=ed25519_key())),
+    "a receipt key that is no key": ("receipt-key", lambda w: w.claiming(receipt_key="00" * 91)),
+    "a sandbox with a gap": ("sandbox", lambda w: w.opened("sandbox", ("landlock", "separate_users"))),
+}

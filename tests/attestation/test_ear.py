@@ -1,0 +1,131 @@
+"""The result as EAR: every check counts once, and no tier says more than the checks do."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.attestation import ear
+from trainer.attestation.catalogue import DATASET_CHECKS
+from trainer.attestation.checks import Check, CheckState
+from trainer.attestation.ear import (
+    PLACES,
+    Submodule,
+    TrustClaim,
+    TrustValue,
+    ear_document,
+    submodule_tier,
+    vectors,
+)
+
+World = Any  # conftest.World
+CODES = [definition.code.value for definition in DATASET_CHECKS]
+SPEC = Path(__file__).parents[2] / "trainer" / "SPEC.md"
+
+
+def checks(**states: CheckState) -> list[Check]:
+    """All checks affirmed, but for some (underscores for dashes)."""
+    changed = {code.replace("_", "-"): state for code, state in states.items()}
+    return [
+        Check(number, code, code, changed.get(code, CheckState.AFFIRMED), found="UpToDate")
+        for number, code in enumerate(CODES, 1)
+    ]
+
+
+def test_every_check_counts_towards_exactly_one_claim() -> None:
+    listed = [code.value for codes in ear._TABLE.values() for code in codes]
+    assert Counter(listed) == Counter(CODES)
+    assert set(PLACES) == set(CODES)
+
+
+def test_the_specification_lists_the_same_table() -> None:
+    text = SPEC.read_text()
+    for (submodule, claim), codes in ear._TABLE.items():
+        row = f"| `{submodule}` | `{claim}` | {', '.join(code.value for code in codes)} |"
+        assert row in text, row
+
+
+def test_all_affirmed_is_affirming_everywhere() -> None:
+    for name, vector in vectors(checks()).items():
+        assert set(vector.values()) == {TrustValue.AFFIRMING}
+        assert submodule_tier(name, checks()) == "affirming"
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_each_check_alone_contraindicates_its_claim_and_no_other(code: str) -> None:
+    submodule, claim = PLACES[code]
+    failed = checks(**{code.replace("-", "_"): CheckState.CONTRAINDICATED})
+    for name, vector in vectors(failed).items():
+        for other, value in vector.items():
+            here = (name, other) == (submodule, claim)
+            assert (value >= TrustValue.CONTRAINDICATED) == here
+        assert submodule_tier(name, failed) == ("contraindicated" if name is submodule else "affirming")
+
+
+def test_a_signature_that_does_not_hold_has_a_value_of_its_own() -> None:
+    failed = vectors(checks(quote_signature=CheckState.CONTRAINDICATED, report_data=CheckState.CONTRAINDICATED))
+    assert failed[Submodule.TDX][TrustClaim.HARDWARE] == 99
+    assert failed[Submodule.JOB][TrustClaim.INSTANCE_IDENTITY] == 99
+    stale = vectors(checks(collateral_validity=CheckState.CONTRAINDICATED))
+    assert stale[Submodule.TDX][TrustClaim.HARDWARE] == 96
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_what_was_not_reached_is_never_affirmed(code: str) -> None:
+    submodule, claim = PLACES[code]
+    unseen = checks(**{code.replace("-", "_"): CheckState.NOT_REACHED})
+    assert vectors(unseen)[submodule][claim] == TrustValue.NONE
+    assert submodule_tier(submodule, unseen) == "none"
+
+
+def test_what_was_not_demanded_affirms_nothing_by_itself() -> None:
+    gpu = {code.replace("-", "_"): CheckState.NOT_DEMANDED for code in CODES if PLACES[code][0] is Submodule.GPU}
+    assert set(vectors(checks(**gpu))[Submodule.GPU].values()) == {TrustValue.NONE}
+    assert submodule_tier(Submodule.GPU, checks(**gpu)) == "none"
+    some = vectors(checks(mr_seam=CheckState.NOT_DEMANDED))
+    assert some[Submodule.TDX][TrustClaim.HARDWARE] == TrustValue.AFFIRMING
+
+
+def test_an_accepted_platform_that_is_not_up_to_date_is_a_warning() -> None:
+    tolerated = [replace(check, found="OutOfDate") if check.code == "tcb-status" else check for check in checks()]
+    assert vectors(tolerated)[Submodule.TDX][TrustClaim.HARDWARE] == 32
+    assert submodule_tier(Submodule.TDX, tolerated) == "warning"
+
+
+def test_the_document_of_an_honest_world(world: World) -> None:
+    world = world.without_reports()
+    result = world.appraise()
+    document: Any = ear_document(result)
+    assert json.loads(json.dumps(document)) == document
+    assert document["eat_profile"] == "tag:ietf.org,2025-07:ear"
+    assert document["iat"] == world.now
+    assert document["ear.verifier-id"] == {"developer": "confidential-trainer", "build": ear.BUILD}
+    assert set(document["submods"]) == {"tdx", "os", "app", "job", "gpu"}
+    for submodule in document["submods"].values():
+        assert set(submodule) == {"ear.status", "ear.trustworthiness-vector", "ear.appraisal-policy-id"}
+        assert submodule["ear.appraisal-policy-id"].endswith(world.policy.sha256())
+    assert document["checks"] == {check.code: check.state.value for check in result.checks}
+    assert document["status"] == result.status
+    assert document["recipient"] == result.recipient
+    assert document["expires_at"] == result.expires_at
+    first = document["results"][0]
+    assert set(first) == {"number", "code", "title", "state", "expected", "found", "detail"}
+    registers = document["confidential-trainer.appraisal"]["registers"]
+    assert list(registers) == ["mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"]
+
+
+def test_a_failed_appraisal_is_contraindicated_as_a_whole(world: World) -> None:
+    document: Any = ear_document(world.change(nonce="02" * 32).appraise())
+    assert (document["status"], document["ear.status"]) == ("fail", "contraindicated")
+    assert document["submods"]["job"]["ear.status"] == "contraindicated"
+
+
+def test_a_quote_that_cannot_be_read_leaves_no_registers(world: World) -> None:
+    document: Any = ear_document(world.change(quote=b"\4\0").appraise())
+    assert document["confidential-trainer.appraisal"]["registers"] == {}
+    assert document["submods"]["tdx"]["ear.status"] == "contraindicated"

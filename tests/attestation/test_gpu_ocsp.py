@@ -1,0 +1,370 @@
+"""Revocation of GPUs' certificates: answers of a responder that the tests' own authorities certified."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ocsp
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.attestation.checks import CheckState
+from trainer.attestation.gpu_chain import parse_chain
+from trainer.attestation.gpu_endorsements import MAX_ANSWER_BYTES, GpuEndorsements
+from trainer.attestation.gpu_ocsp import Answer, asked_about, parse_answers, verify_not_revoked
+from trainer.attestation.gpu_report_checks import NOT_LOOKED_AT
+from trainer.attestation.policy import RevocationAnswers, ServiceUrl
+
+World = Any  # conftest.World
+Bench = Any  # conftest.GpuBench
+Make = Callable[[Bench], "Reply"]
+
+GOOD, REVOKED, UNKNOWN = ocsp.OCSPCertStatus.GOOD, ocsp.OCSPCertStatus.REVOKED, ocsp.OCSPCertStatus.UNKNOWN
+CODE = "gpu-report-revocation"
+SERVICE = ServiceUrl(url="https://ocsp.invalid")
+NOW = 1_790_000_000  # conftest's
+FOR_OCSP = (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING]), False)
+FOR_TLS = (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
+UNKNOWN_CRITICAL = (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b"\5\0"), True)
+
+
+def loaded(certificate: Any, issuer: Any) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(certificate.issued_by(issuer).encode())
+
+
+def at(seconds: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One OCSP response to be made: everything that a test may change.
+
+    Of `subject` (issued by `issuer`) it says `status`. It is signed by `responder`, certified by `certifier`, and
+    carries that certificate, or another that is `attached`. Where there is no responder the issuer signs.
+    """
+
+    subject: Any
+    issuer: Any
+    responder: Any
+    certifier: Any
+    status: ocsp.OCSPCertStatus = GOOD
+    begin: int = NOW - 100
+    end: int | None = NOW + 1000
+    hash_algorithm: hashes.HashAlgorithm = field(default_factory=hashes.SHA384)
+    signature_hash: hashes.HashAlgorithm = field(default_factory=hashes.SHA384)
+    encoding: ocsp.OCSPResponderEncoding = ocsp.OCSPResponderEncoding.NAME
+    attached: Any = None
+    shown: bool = True
+
+    def der(self) -> bytes:
+        issuer = loaded(self.issuer, self.issuer)
+        builder = ocsp.OCSPResponseBuilder().add_response(
+            cert=loaded(self.subject, self.issuer),
+            issuer=issuer,
+            algorithm=self.hash_algorithm,
+            cert_status=self.status,
+            this_update=at(self.begin),
+            next_update=None if self.end is None else at(self.end),
+            revocation_time=at(self.begin) if self.status is REVOKED else None,
+            revocation_reason=x509.ReasonFlags.key_compromise if self.status is REVOKED else None,
+        )
+        signer = loaded(self.responder, self.certifier) if self.responder else issuer
+        builder = builder.responder_id(self.encoding, signer)
+        if self.responder and self.shown:
+            builder = builder.certificates([loaded(self.attached or self.responder, self.certifier)])
+        return builder.sign((self.responder or self.issuer).key, self.signature_hash).public_bytes(Encoding.DER)
+
+
+def delegate(g: Bench, **changes: Any) -> Any:
+    extensions = (FOR_OCSP, g.key_usage("digital_signature"))
+    return replace(g.certificate("NOT NVIDIA - test responder", 3001, extensions), **changes)
+
+
+def reply(g: Bench, **changes: Any) -> Reply:
+    """The honest answer about the honest GPU, but for `changes`."""
+    return replace(Reply(g.ca, g.root, delegate(g), g.root), **changes)
+
+
+def showing(world: World, *responses: bytes) -> World:
+    return world.change(endorsements=GpuEndorsements(revocation=responses))
+
+
+def prepared(world: World) -> World:
+    """The honest world with the honest answer, which its policy demands."""
+    demanding = world.demanding("gpu", revocation=SERVICE)
+    return showing(demanding, reply(world.bench).der())
+
+
+@pytest.fixture
+def endorsed(world: World) -> World:
+    return prepared(world)
+
+
+def answered(make: Make) -> Callable[[World], World]:
+    return lambda w: showing(w, make(w.bench).der())
+
+
+def delegated(**changes: Any) -> Callable[[World], World]:
+    """With a responder that was certified otherwise."""
+    return answered(lambda g: reply(g, responder=delegate(g, **changes)))
+
+
+def two_gpus(w: World) -> World:
+    """A second GPU, about which nobody was asked."""
+    g = w.bench
+    other = g.answer(replace(g.leaf, scalar=1103), replace(g.ca, scalar=1102), g.root)
+    return w.answering(*w.gpu.fresh, other).demanding("gpu", boot="any", count=2)
+
+
+def without_authority(w: World) -> World:
+    """A GPU whose key the root certified itself, as it never does."""
+    g = w.bench
+    return w.demanding("gpu", models="any").with_gpu(g.leaf, g.root)
+
+
+ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
+    "no answer": (CODE, showing),
+    "revoked": (CODE, answered(lambda g: reply(g, status=REVOKED))),
+    "unknown to the responder": (CODE, answered(lambda g: reply(g, status=UNKNOWN))),
+    "an answer about another certificate": (
+        CODE,
+        answered(lambda g: reply(g, subject=replace(g.ca, scalar=1102))),
+    ),
+    "an answer about a certificate of another authority": (
+        CODE,
+        answered(lambda g: reply(g, issuer=replace(g.root, name="another root"))),
+    ),
+    "an answer about a certificate of another key": (
+        CODE,
+        answered(lambda g: reply(g, issuer=replace(g.root, scalar=1101))),
+    ),
+    "a stale answer": (CODE, answered(lambda g: reply(g, begin=NOW - 90_000, end=NOW - 1))),
+    "an answer from the future": (CODE, answered(lambda g: reply(g, begin=NOW + 301))),
+    "an old answer without an end": (CODE, answered(lambda g: reply(g, begin=NOW - 3601, end=None))),
+    "a refusal to answer": (
+        CODE,
+        lambda w: showing(
+            w,
+            ocsp.OCSPResponseBuilder.build_unsuccessful(ocsp.OCSPResponseStatus.UNAUTHORIZED).public_bytes(
+                Encoding.DER
+            ),
+        ),
+    ),
+    "no response at all": (CODE, lambda w: showing(w, b"<html>")),
+    "a changed answer": (
+        CODE,
+        lambda w: showing(w, reply(w.bench).der().replace(b"\x80\x00\x18", b"\x82\x00\x18", 1)),
+    ),
+    "signed by another key": (
+        CODE,
+        answered(lambda g: reply(g, responder=delegate(g, scalar=3099), attached=delegate(g))),
+    ),
+    "signed by the GPU itself": (
+        CODE,
+        answered(lambda g: reply(g, responder=g.ca, certifier=g.root)),
+    ),
+    "a responder that nobody knows": (CODE, answered(lambda g: reply(g, shown=False))),
+    "a responder that certified itself": (
+        CODE,
+        answered(lambda g: reply(g, certifier=delegate(g))),
+    ),
+    "a responder of another authority": (
+        CODE,
+        answered(lambda g: reply(g, certifier=replace(g.root, scalar=1101))),
+    ),
+    "a responder certified by the GPU": (CODE, answered(lambda g: reply(g, certifier=g.ca))),
+    "a certificate for something else": (
+        CODE,
+        lambda w: delegated(extensions=(FOR_TLS, w.bench.key_usage("digital_signature")))(w),
+    ),
+    "a certificate for nothing particular": (
+        CODE,
+        lambda w: delegated(extensions=(w.bench.key_usage("digital_signature"),))(w),
+    ),
+    "a responder that may not sign": (
+        CODE,
+        lambda w: delegated(extensions=(FOR_OCSP, w.bench.key_usage("key_agreement")))(w),
+    ),
+    "a responder whose certificate ran out": (CODE, delegated(end=NOW - 1)),
+    "a responder from the future": (CODE, delegated(begin=NOW + 1)),
+    "a responder with an unknown demand": (CODE, delegated(extensions=(FOR_OCSP, UNKNOWN_CRITICAL))),
+    "signed with SHA-224": (CODE, answered(lambda g: reply(g, signature_hash=hashes.SHA224()))),
+    "one answer good, one revoked": (
+        CODE,
+        lambda w: showing(w, reply(w.bench).der(), reply(w.bench, status=REVOKED).der()),
+    ),
+    "a second GPU that nobody was asked about": (CODE, two_gpus),
+    "a GPU that no authority stands behind": (CODE, without_authority),
+}
+
+
+def test_the_honest_world_holds(endorsed: World) -> None:
+    assert endorsed.contraindicated() == []
+    assert endorsed.state(CODE).state is CheckState.AFFIRMED
+    assert endorsed.state("gpu-report-chain").detail is None
+
+
+HONEST: dict[str, Make] = {
+    "by the issuer itself": lambda g: reply(g, responder=None),
+    "named by key": lambda g: reply(g, encoding=ocsp.OCSPResponderEncoding.HASH),
+    "by the issuer, named by key": lambda g: reply(g, responder=None, encoding=ocsp.OCSPResponderEncoding.HASH),
+    "asked about with SHA-1": lambda g: reply(g, hash_algorithm=hashes.SHA1()),
+    "signed with SHA-256": lambda g: reply(g, signature_hash=hashes.SHA256()),
+    "a fresh one without an end": lambda g: reply(g, begin=NOW - 3600, end=None),
+    "from a clock that is ahead": lambda g: reply(g, begin=NOW + 300),
+    "from a responder without restrictions of use": lambda g: reply(
+        g, responder=delegate(g, extensions=(FOR_OCSP, (x509.OCSPNoCheck(), False)))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_other_honest_answers_hold_too(endorsed: World, name: str) -> None:
+    assert answered(HONEST[name])(endorsed).contraindicated() == []
+
+
+def test_what_is_not_demanded_is_left_open_and_said(world: World) -> None:
+    assert world.state(CODE).state is CheckState.NOT_DEMANDED
+    assert world.state("gpu-report-chain").detail == NOT_LOOKED_AT
+    assert showing(world, reply(world.bench, status=REVOKED).der()).contraindicated() == []
+
+
+def test_the_policys_own_files_count_and_nothing_else(endorsed: World) -> None:
+    def own(*responses: bytes) -> World:
+        texts = tuple(base64.b64encode(each).decode() for each in responses)
+        return endorsed.demanding("gpu", revocation=RevocationAnswers(responses=texts))
+
+    g = endorsed.bench
+    assert showing(own(reply(g).der())).contraindicated() == []
+    assert own(reply(g, status=REVOKED).der()).contraindicated() == [CODE]
+
+
+def test_what_is_wrong_is_said(endorsed: World) -> None:
+    revoked = ATTACKS["revoked"][1](endorsed)
+    assert revoked.state(CODE).found == "report 0: certificate 1: the responder says revoked"
+    refused = ATTACKS["a refusal to answer"][1](endorsed)
+    assert refused.state(CODE).found == "report 0: certificate 1: no answer about it"
+    assert refused.state(CODE).detail == "response 0: the responder gave no answer: unauthorized"
+
+
+# a chain as long as NVIDIA's
+
+
+def long_chain(g: Bench) -> tuple[Any, ...]:
+    upper = replace(g.ca, name="NOT NVIDIA - test identity", scalar=1012)
+    middle = replace(g.ca, name="NOT NVIDIA - test provisioner", scalar=1011)
+    return g.leaf, g.ca, middle, upper, g.root
+
+
+def answers(g: Bench, *, without: int | None = None) -> list[Answer]:
+    chain = long_chain(g)
+    asked = [(each, chain[place + 1]) for place, each in enumerate(chain[:-1]) if place not in (0, without)]
+    replies = [Reply(subject, issuer, delegate(g), issuer) for subject, issuer in asked]
+    return [answer for each in replies for answer in parse_answers(each.der())]
+
+
+def test_every_certificate_between_signer_and_root_needs_an_answer(gpus: Bench) -> None:
+    chain = parse_chain(gpus.chain(*long_chain(gpus)))
+    assert [certificate for certificate, _ in asked_about(chain)] == list(chain[1:4])
+    verify_not_revoked(chain, answers(gpus), now=NOW)
+    for depth in (1, 2, 3):
+        with pytest.raises(ValueError, match=f"certificate {depth}: no answer"):
+            verify_not_revoked(chain, answers(gpus, without=depth), now=NOW)
+
+
+# keys and hashes of other kinds
+
+
+@pytest.mark.parametrize(
+    "key",
+    [rsa.generate_private_key(65537, 2048), ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))],
+    ids=["rsa", "ed25519"],
+)
+def test_a_responder_with_a_key_of_another_kind_is_refused(gpus: Bench, key: Any) -> None:
+    chain = parse_chain(gpus.chain(gpus.leaf, gpus.ca, gpus.root))
+    issuer = loaded(gpus.root, gpus.root)
+    certificate = (
+        x509.CertificateBuilder(
+            subject_name=x509.Name.from_rfc4514_string("CN=other"),
+            issuer_name=issuer.subject,
+            public_key=key.public_key(),
+            serial_number=9,
+            not_valid_before=at(NOW - 10),
+            not_valid_after=at(NOW + 10),
+        )
+        .add_extension(*FOR_OCSP)
+        .sign(gpus.root.key, hashes.SHA384())
+    )
+    builder = ocsp.OCSPResponseBuilder().add_response(
+        chain[1], chain[2], hashes.SHA384(), GOOD, at(NOW - 10), at(NOW + 10), None, None
+    )
+    named = builder.responder_id(ocsp.OCSPResponderEncoding.HASH, certificate).certificates([certificate])
+    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA384()
+    response = named.sign(key, algorithm).public_bytes(Encoding.DER)
+    with pytest.raises(ValueError, match="ECDSA"):
+        verify_not_revoked(chain, parse_answers(response), now=NOW)
+
+
+def test_an_answer_hashed_in_a_way_that_ocsp_does_not_know_is_about_nothing(gpus: Bench) -> None:
+    chain = parse_chain(gpus.chain(gpus.leaf, gpus.ca, gpus.root))
+    (honest,) = parse_answers(reply(gpus).der())
+    with pytest.raises(ValueError, match="no answer about it"):
+        verify_not_revoked(chain, [replace(honest, hash_algorithm=hashes.MD5())], now=NOW)
+
+
+# parsing
+
+
+@pytest.mark.parametrize("der", [b"", b"0", b"\x30\x03\x0a\x01\x00", bytes(MAX_ANSWER_BYTES + 1)])
+def test_what_is_no_response_is_refused(der: bytes) -> None:
+    with pytest.raises(ValueError, match="OCSP response"):
+        parse_answers(der)
+
+
+def parsed_or_refused(der: bytes) -> list[Answer]:
+    try:
+        return parse_answers(der)
+    except ValueError:
+        return []
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_a_response_or_refused(der: bytes) -> None:
+    assert parsed_or_refused(der) == []
+
+
+# A mangled certificate may be one that a later release of the library refuses, and this one warns of.
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+def test_a_mangled_response_is_itself_or_refused(gpus: Bench) -> None:
+    whole, chain = reply(gpus).der(), parse_chain(gpus.chain(gpus.leaf, gpus.ca, gpus.root))
+    (honest,) = parse_answers(whole)
+
+    @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=4), st.integers(0, 10_000))
+    def mangle(edits: list[tuple[int, int]], cut: int) -> None:
+        data = bytearray(whole)
+        for place, value in edits:
+            data[place % len(data)] = value
+        found = parsed_or_refused(bytes(data[: cut % (2 * len(data)) or None]))
+        try:
+            verify_not_revoked(chain, found, now=NOW)
+        except ValueError:
+            return
+        (answer,) = found
+        assert (answer.certificate_id, answer.begin, answer.end) == (
+            honest.certificate_id,
+            honest.begin,
+            honest.end,
+        )
+
+    mangle()

@@ -1,0 +1,114 @@
+"""Evidence, collateral and policy in files: what `trainer verify` needs where there is no network."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from trainer.attestation.binding import report_data
+from trainer.attestation.evidence import DatasetClaims, Evidence, Recipients
+from trainer.attestation.policy import (
+    CollateralDocument,
+    OsMeasurements,
+    OsSection,
+    Policy,
+    policy_yaml,
+    strict_policy,
+)
+from trainer.spec import parse_job_spec
+from trainer.tee.simulator.agent import SimulatedVm, simulated_measurements
+
+NONCE = "5a" * 32
+COMPOSE = '{"name":"files"}'
+SEED = b"a seed of 32 bytes for the files"
+SPEC = f"""\
+version: 1
+model:
+  model_name_or_path: ./model
+  model_file_sha256: {{config.json: {"a" * 64}, model.safetensors: {"b" * 64}}}
+""".encode()
+
+
+@dataclass(frozen=True)
+class Files:
+    """A job's evidence and the provider's policy, as files in `folder`."""
+
+    folder: Path
+    evidence: Path
+    policy: Path
+    nonce: str
+    demanded: Policy
+    again: Callable[..., Path]
+    """Writes other evidence of the same job: `again(nonce=…)`."""
+
+    def write_policy(self, name: str, **sections: Any) -> Path:
+        """The policy with some sections changed: `write_policy("p.yaml", sandbox=("seccomp",))`."""
+        path = self.folder / name
+        path.write_text(policy_yaml(self.demanded.model_copy(update=sections)))
+        return path
+
+
+def _claims(nonce: str, now: int, **changes: Any) -> DatasetClaims:
+    key = ec.derive_private_key(7, ec.SECP256R1()).public_key()
+    claims = DatasetClaims(
+        version=1,
+        purpose="dataset",
+        nonce=nonce,
+        job_spec_sha256=parse_job_spec(SPEC).sha256(),
+        recipients=Recipients(derived="age1" + "q" * 58, instance="age1" + "p" * 58),
+        receipt_key=key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex(),
+        tls_spki_sha256=None,
+        gpu_evidence_sha256=None,
+        sandbox={"core_dumps_off": True},
+        software={},
+        issued_at=now,
+        expires_at=now + 86400,
+    )
+    return claims.model_copy(update=changes)
+
+
+def _evidence(vm: SimulatedVm, claims: DatasetClaims) -> Evidence:
+    quoted = vm.quote(report_data(claims))
+    return Evidence(
+        claims=claims,
+        quote=quoted.quote.hex(),
+        event_log=quoted.event_log,
+        vm_config=quoted.vm_config,
+        app_compose=vm.app_compose,
+        compose_hash=f"sha256:{vm.compose_hash.hex()}",
+    )
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
+    """Honest evidence for `NONCE`, in date now, and a strict policy without GPUs that brings its collateral."""
+    for name in ("STATE", "CACHE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
+    monkeypatch.setenv("COLUMNS", "80")
+    now, vm = int(time.time()), SimulatedVm(COMPOSE, SEED)
+
+    def again(name: str = "evidence.json", nonce: str = NONCE, **changes: Any) -> Path:
+        path = tmp_path / name
+        path.write_bytes(_evidence(vm, _claims(nonce, now, **changes)).canonical())
+        return path
+
+    policy = strict_policy(
+        COMPOSE,
+        [parse_job_spec(SPEC)],
+        trust_root_pem=vm.pki.root_pem,
+        collateral=CollateralDocument(document=json.dumps(vm.pki.collateral(now))),
+        os=OsSection(measurements=(OsMeasurements(**vars(simulated_measurements())),)),
+        gpu_required=False,
+        sandbox=("core_dumps_off",),
+    )
+    path = tmp_path / "policy.yaml"
+    path.write_text(policy_yaml(policy))
+    return Files(tmp_path, again(), path, NONCE, policy, again)

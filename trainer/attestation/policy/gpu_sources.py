@@ -1,0 +1,109 @@
+"""Where a policy has GPUs' endorsements from: files that become part of it, or a service of NVIDIA's."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from trainer.attestation.gpu_endorsements import MAX_ANSWERS, MAX_MANIFESTS, AnswerText, ManifestText
+from trainer.errors import ErrorCode, UsageError
+from trainer.models import Strict
+
+
+class ServiceUrl(Strict):
+    """The service is asked before each appraisal. What it answers is signed: it can withhold, not forge."""
+
+    url: Annotated[str, Field(pattern=r"^https://[!-~]{1,1000}$")]
+
+
+class ReferenceManifests(Strict):
+    """NVIDIA's signed reference integrity manifests come with the policy: XML text of each."""
+
+    documents: Annotated[tuple[ManifestText, ...], Field(min_length=1, max_length=MAX_MANIFESTS)]
+
+
+class RevocationAnswers(Strict):
+    """OCSP responses come with the policy: base64 of each one's DER form."""
+
+    responses: Annotated[tuple[AnswerText, ...], Field(min_length=1, max_length=MAX_ANSWERS)]
+
+    def decoded(self) -> tuple[bytes, ...]:
+        """The responses, DER."""
+        return tuple(base64.b64decode(each) for each in self.responses)
+
+
+class EndorsementFiles(BaseModel):
+    """How YAML names what lies in files beside the policy."""
+
+    files: tuple[str, ...]
+
+
+def read_named(name: str, read_file: Callable[[str], bytes]) -> bytes:
+    """Bytes of a file that a policy names.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return read_file(name)
+    except OSError as error:
+        raise UsageError(ErrorCode.FILE_NOT_FOUND, f"cannot read {name}: {error.strerror}") from error
+
+
+def inline_gpu_files(section: object, read_file: Callable[[str], bytes]) -> object:
+    """The policy's section `gpu` as YAML has it, with `{files: […]}` replaced by what is in the files.
+
+    Raises:
+        UsageError: a file cannot be read, or is not of its kind.
+    """
+    if not isinstance(section, Mapping):
+        return section
+    inlined = dict(section)
+    for name, key, limit, encode in (
+        ("reference_values", "documents", MAX_MANIFESTS, _xml),
+        ("revocation", "responses", MAX_ANSWERS, _base64),
+    ):
+        value = inlined.get(name)
+        if isinstance(value, Mapping) and "files" in value:
+            files = _names(f"policy: gpu.{name}", value, limit)
+            inlined[name] = {key: [encode(file, read_named(file, read_file)) for file in files]}
+    return inlined
+
+
+def _names(where: str, value: Mapping[str, object], limit: int) -> list[str]:
+    files = value["files"]
+    if not isinstance(files, list) or not all(isinstance(name, str) for name in files) or len(value) != 1:
+        raise UsageError(ErrorCode.POLICY_INVALID, where, expected="files: a list of names", found=repr(files))
+    if not 1 <= len(files) <= limit:
+        raise UsageError(ErrorCode.POLICY_INVALID, where, expected=f"1 to {limit} files", found=len(files))
+    return files
+
+
+def _xml(name: str, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise UsageError(ErrorCode.POLICY_INVALID, name, expected="an XML file", found="binary data") from None
+
+
+def _base64(_: str, data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def explain_reference_values(source: ReferenceManifests | ServiceUrl | Literal["any"]) -> str:
+    """What `gpu.reference_values` demands, in one sentence."""
+    if source == "any":
+        return "Not demanded: that GPUs measure what NVIDIA published for their driver and VBIOS."
+    where = source.url if isinstance(source, ServiceUrl) else f"{len(source.documents)} files"
+    return f"GPUs must measure what NVIDIA published and signed for their driver and VBIOS, as found in {where}."
+
+
+def explain_revocation(source: RevocationAnswers | ServiceUrl | Literal["any"]) -> str:
+    """What `gpu.revocation` demands, in one sentence."""
+    if source == "any":
+        return "Not demanded: that GPUs' certificates are not revoked."
+    where = source.url if isinstance(source, ServiceUrl) else f"{len(source.responses)} files"
+    return f"NVIDIA's responder must say that GPUs' certificates are not revoked, in answers found in {where}."

@@ -1,0 +1,39 @@
+"""Options that several commands share, and where this tool keeps files on the provider's machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")]
+Source = Annotated[str, typer.Argument(metavar="URL", help="https:// address of the job, or its spool directory.")]
+PolicyFile = Annotated[Path, typer.Option("--policy", help="What you demand of the job (policy.yaml).")]
+IdentityFile = Annotated[Path, typer.Option("--identity", "-i", help="Your identity, from `trainer keygen`.")]
+RecordFile = Annotated[
+    Path, typer.Option("--attestation", metavar="result.json", help="What `trainer verify -o` wrote.")
+]
+JobFile = Annotated[
+    Path | None,
+    typer.Option("--job", help="The job's spec: needed where job.yaml names columns or a format for the data."),
+]
+GrantFile = Annotated[
+    Path | None, typer.Option("--grant", help="The .grant.json that `trainer seal` wrote beside the sealed file.")
+]
+
+
+def cache_directory() -> Path:
+    """Where collateral is cached: `$XDG_CACHE_HOME/confidential-trainer`."""
+    return _base("XDG_CACHE_HOME", ".cache") / "confidential-trainer"
+
+
+def nonces_file() -> Path:
+    """Where spent nonces are remembered: `$XDG_STATE_HOME/confidential-trainer/nonces`."""
+    return _base("XDG_STATE_HOME", ".local/state") / "confidential-trainer" / "nonces"
+
+
+def _base(variable: str, below_home: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / below_home)
