@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>",
     "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
+    "<start_of_turn>", "<end_of_turn>", "<User>", "<Assistant>",
 )  # fmt: skip
 
 CHATML = (

@@ -101,6 +101,11 @@ def parse_json(data: bytes | str) -> object:
         raise ValueError("nested too deeply") from None
 
 
+def strict_decoder() -> json.JSONDecoder:
+    """A decoder as strict as `parse_json`, for values within a longer text, which its errors may hold."""
+    return json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+
+
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import os
 import secrets
 import time
@@ -36,7 +37,8 @@ from trainer.attestation.result import AttestationResult
 from trainer.attestation.verifier import appraise
 from trainer.confinement.walls import EXPECTED, NEEDS_NO_COMPILER
 from trainer.encoding import parse_json, sha256_hex
-from trainer.errors import ErrorCode, JobError, SealingError, TrainerError, UsageError
+from trainer.errors import ErrorCode, JobError, SealingError, TrainerError, UsageError, VerificationError
+from trainer.examples.dataset import shape_of
 from trainer.exchange.carrier import Carrier, SealedEvent
 from trainer.exchange.client import JobClient
 from trainer.exchange.collateral import fetch_collateral
@@ -44,7 +46,7 @@ from trainer.exchange.gpu_endorsements import fetch_gpu_endorsements
 from trainer.exchange.spool import SpoolClient
 from trainer.models import Phase, Sha256Hex, Status, Strict
 from trainer.nonces import spend_nonce
-from trainer.rows import ChatRow, CompletionRow, Row, TextRow, read_rows
+from trainer.rows import AS_FOUND, ENDINGS, Shape, kind_name, read_rows
 from trainer.sealing.age import Identity, decrypt, generate_identity, parse_identity_file, parse_recipient
 from trainer.sealing.bundle import Grant
 from trainer.sealing.seal import seal
@@ -54,12 +56,6 @@ GRANT_SECONDS: Final = 7 * 86400
 """How long a job may open a dataset after it was sealed, unless the provider says otherwise."""
 
 MAX_SMALL_FILE_BYTES: Final = 64 << 20
-
-_KINDS: Final[Mapping[type[Row], str]] = {
-    ChatRow: "messages",
-    CompletionRow: "prompt/completion",
-    TextRow: "text",
-}
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -320,31 +316,77 @@ class GrantRecord(Strict):
 
 
 def data_files(paths: Sequence[Path]) -> dict[str, Path]:
-    """Name inside the bundle → file.
+    """Name inside the bundle → file. Of a folder, all files below it, by their names relative to it.
 
     Raises:
-        UsageError: a file is missing, or two have the same name.
+        UsageError: a file is missing, two have the same name, or a folder holds what is no data file.
     """
     files: dict[str, Path] = {}
-    for path in paths:
-        if not path.is_file():
-            raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such data file: {path}")
-        if path.name in files:
-            raise UsageError(ErrorCode.USAGE, f"two data files are called {path.name}", hint="rename one of them")
-        files[path.name] = path
+    for name, path in itertools.chain.from_iterable(map(_named_files, paths)):
+        if name in files:
+            raise UsageError(ErrorCode.USAGE, f"two data files are called {name}", hint="rename one of them")
+        files[name] = path
     return files
 
 
-def count_rows(files: Mapping[str, Path]) -> Counter[str]:
+def _named_files(path: Path) -> Iterator[tuple[str, Path]]:
+    if path.is_file():
+        yield path.name, path
+        return
+    below = [file for file in sorted(path.rglob("*")) if file.is_file() and not _hidden(file, path)]
+    if not below:
+        raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such data file: {path}")
+    for file in below:
+        if not file.name.lower().endswith(ENDINGS):
+            raise UsageError(
+                ErrorCode.USAGE,
+                f"{file} is no data file",
+                expected=f"only files ending in {', '.join(ENDINGS)}",
+                found=file.suffix or "no ending",
+                hint="move it out of the folder, or name the data files one by one",
+            )
+        yield file.relative_to(path).as_posix(), file
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def count_rows(files: Mapping[str, Path], shape: Shape = AS_FOUND) -> Counter[str]:
     """Read every row as the job will; returns how many there are of each kind.
+
+    Args:
+        files: name inside the bundle → file.
+        shape: how the job spec's data section says that objects become rows.
 
     Raises:
         DataError: a row is malformed: better to know before the upload.
     """
     kinds: Counter[str] = Counter()
     for name, path in files.items():
-        kinds.update(_KINDS[type(row)] for row in read_rows(path, name=name))
+        kinds.update(kind_name(row) for row in read_rows(path, name=name, shape=shape))
     return kinds
+
+
+def shape_for(result: AttestationResult, job: Path | None) -> Shape:
+    """How rows are read for an appraised job: as its spec says, where the provider has it.
+
+    Raises:
+        UsageError: the job spec cannot be read.
+        VerificationError: the appraised job runs another spec.
+    """
+    if job is None:
+        return AS_FOUND
+    spec = read_job_spec(job)
+    if spec.sha256() != result.job_spec_sha256:
+        raise VerificationError(
+            ErrorCode.VERIFICATION_FAILED,
+            f"{job} is not the spec of the appraised job",
+            expected=result.job_spec_sha256,
+            found=spec.sha256(),
+            hint="the policy must name the job that you mean to use: do not upload",
+        )
+    return shape_of(spec.data)
 
 
 def new_grant(
@@ -371,14 +413,15 @@ def seal_dataset(
     target: Path,
     *,
     progress: Progress | None = None,
+    job: Path | None = None,
 ) -> GrantRecord:
     """Check the rows, seal the files to the appraised job, and return what to keep.
 
     Raises:
         DataError: a row is malformed.
-        VerificationError: the appraisal is not a pass, or has expired.
+        VerificationError: the appraisal is not a pass, or has expired; `job` is not the appraised job's spec.
     """
-    rows = count_rows(files)
+    rows = count_rows(files, shape_for(result, job))
     now = int(time.time())
     grant = new_grant(result, recipients, now=now)
     total = sum(path.stat().st_size for path in files.values())

@@ -125,21 +125,78 @@ class LoraSection(Strict):
     use_dora: bool = False
 
 
-class DataSection(Strict):
-    """How rows become token sequences.
+class RowFormat(StrEnum):
+    """Kinds of rows. `auto` tells them by the keys of each row."""
 
-    `assistant_only_loss` and `completion_only_loss` say on which tokens the loss is taken for `messages` and
-    for `prompt`/`completion` rows; `text` rows are trained on whole. `test_split_size` is a share (0 to 1) of
-    the rows, held out by `train.seed`.
+    AUTO = "auto"
+    MESSAGES = "messages"
+    SHAREGPT = "sharegpt"
+    ALPACA = "alpaca"
+    PROMPT_COMPLETION = "prompt_completion"
+    PREFERENCE = "preference"
+    TEXT = "text"
+
+
+class TrainOn(StrEnum):
+    """Which of a conversation's trainable turns are trained on."""
+
+    ALL_TURNS = "all_turns"
+    LAST_TURN = "last_turn"
+
+
+class SplitTurns(StrEnum):
+    """Whether a conversation may become an example for each of its turns, where one mask for all is not exact."""
+
+    AUTO = "auto"
+    NEVER = "never"
+
+
+ColumnName = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class DataSection(Strict):
+    """How files become rows, and rows become token sequences.
+
+    `columns` maps our name of a column to the one that it has in the files, and `ignore_columns` lists what is
+    left out; any other column is refused. `eval_files` is a shell's pattern of names relative to `data/`: what
+    matches is evaluated on; without such a file `test_split_size`, a share (0 to 1) of the rows, is held out by
+    `train.seed`. `assistant_only_loss` and `completion_only_loss` say on which tokens the loss is taken for
+    conversations and for prompts with completions; text is trained on whole. `chat_template` is Jinja text that
+    takes the place of the base model's own, or of one that it lacks.
     """
 
+    format: RowFormat = RowFormat.AUTO
+    columns: Annotated[dict[ColumnName, ColumnName], Field(max_length=32)] = {}  # noqa: RUF012 -- frozen, and copied
+    ignore_columns: Annotated[tuple[ColumnName, ...], Field(max_length=1024)] = ()
+    eval_files: Annotated[str, Field(min_length=1, max_length=256)] = "eval/*"
     max_length: Annotated[int, Field(ge=8, le=1 << 20)] = 1024
     on_overlong: OnOverlong = OnOverlong.ERROR
     test_split_size: Annotated[float, Field(ge=0, lt=1)] = 0.1
     assistant_only_loss: bool = True
     completion_only_loss: bool = True
+    train_on: TrainOn = TrainOn.ALL_TURNS
+    split_turns: SplitTurns = SplitTurns.AUTO
+    chat_template: Annotated[str, Field(min_length=1, max_length=1 << 16)] | None = None
     packing: Literal[False] = False
     max_rows: Annotated[int, Field(ge=1, le=100_000_000)] = 10_000_000
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> Self:
+        for name in self.columns:
+            if name not in ROW_COLUMNS:
+                raise ValueError(
+                    f"columns: {name!r} is no column of ours; expected one of {', '.join(ROW_COLUMNS)}"
+                )
+        if len(set(self.columns.values())) != len(self.columns):
+            raise ValueError("columns: two of ours have the same name in the files")
+        return self
+
+
+ROW_COLUMNS: Final = (
+    "messages", "tools", "conversations", "system", "instruction", "input", "output", "history",
+    "prompt", "completion", "chosen", "rejected", "text",
+)  # fmt: skip
+"""Names of columns that rows of some kind have."""
 
 
 class TrainSection(Strict):
@@ -348,9 +405,32 @@ _MEANT: Final[Mapping[str, str]] = {
     "sequence_len": "data.max_length",
     "cutoff_len": "data.max_length",
     "sample_packing": "data.packing",
+    "type": "data.format",
+    "formatting": "data.format",
+    "dataset_format": "data.format",
+    "dataset_text_field": "data.columns",
+    "column_mapping": "data.columns",
+    "field_messages": "data.columns",
+    "field_instruction": "data.columns",
+    "field_output": "data.columns",
+    "remove_unused_columns": "data.ignore_columns",
+    "remove_columns": "data.ignore_columns",
+    "eval_dataset": "data.eval_files",
+    "test_datasets": "data.eval_files",
+    "validation_file": "data.eval_files",
+    "mask_history": "data.train_on",
+    "chat_template_path": "data.chat_template",
+    "chat_template_jinja": "data.chat_template",
+    "template": "data.chat_template",
+    "roles_to_train": "data.assistant_only_loss",
+    "drop_exceeding_length": "data.on_overlong",
+    "truncation_mode": "data.on_overlong",
+    "excess_length_strategy": "data.on_overlong",
     "val_set_size": "data.test_split_size",
     "val_size": "data.test_split_size",
     "train_on_inputs": "data.completion_only_loss",
+    "train_on_prompt": "data.completion_only_loss",
+    "completion_only": "data.completion_only_loss",
     "train_on_responses_only": "data.assistant_only_loss",
     "batch_size": "train.per_device_train_batch_size",
     "micro_batch_size": "train.per_device_train_batch_size",

@@ -63,6 +63,7 @@ class Submission:
         output: directory for the result; must not exist.
         cache: directory for collateral.
         nonces: file that remembers spent nonces; None keeps no record of them.
+        job: the job's spec, where the data has columns or a format that it names.
     """
 
     data: Sequence[Path]
@@ -72,6 +73,7 @@ class Submission:
     output: Path
     cache: Path
     nonces: Path | None = None
+    job: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,7 @@ class _Story:
             self.recipients,
             sealed,
             progress=lambda done, total: self.report.bytes_done("sealing", done, total),
+            job=self.submission.job,
         )
         _keep(kept, grant.model_dump_json().encode())
         return grant

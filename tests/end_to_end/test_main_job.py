@@ -90,7 +90,7 @@ def test_single_steps_through_files(
         ran[step[0]] = trainer(*step)
         assert ran[step[0]].code == 0, (step, ran[step[0]].err)
     assert job.wait() == 0
-    assert ran["validate"].out.strip() == "40 rows: 40 messages"
+    assert ran["validate"].out.startswith("40 rows: 40 messages\n")
     watched = [json.loads(line) for line in ran["watch"].out.splitlines()]
     assert watched[-1]["phase"] == "awaiting-pull"
     assert any("loss" in event for event in watched), "the provider reads its losses"

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trainer.spec import JobSpec
 from trainer.worker.protocol import MAX_MESSAGE_BYTES, Message, Order, parse_message
-from trainer.worker.tokens import Tokens
+from trainer.worker.tokens import Tokens, tokens_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +55,7 @@ def make_tokens(backend: Tokenizer) -> MakeTokens:
             tokenizer_object=copy, eos_token=eos, bos_token=bos, pad_token=pad
         )
         fast.chat_template = template
-        return Tokens(fast, frozenset(id_ for name in stop if (id_ := copy.token_to_id(name)) is not None))
+        return tokens_of(fast, frozenset(id_ for name in stop if (id_ := copy.token_to_id(name)) is not None))
 
     return make
 
@@ -128,7 +128,11 @@ def run_worker(tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWork
     """The real process: `run_worker(data_file, spec, model_dir=…)`."""
 
     def run(
-        data: Path, spec: JobSpec | None = None, *, model_dir: Path | None = None, stdin: bytes = b""
+        data: Path | Mapping[str, Path],
+        spec: JobSpec | None = None,
+        *,
+        model_dir: Path | None = None,
+        stdin: bytes = b"",
     ) -> Ended:
         output = tmp_path / "output"
         shutil.rmtree(output, ignore_errors=True)
@@ -136,7 +140,7 @@ def run_worker(tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWork
         order = Order(
             spec=spec or make_spec(),
             model_dir=model_dir or tiny_model,
-            data_files={data.name: data},
+            data_files={data.name: data} if isinstance(data, Path) else dict(data),
             output_dir=output,
         )
         return _run(stdin or order.encode(), output)

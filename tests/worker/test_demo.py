@@ -90,7 +90,6 @@ def test_the_converted_model_has_the_pinned_digests_and_fits_the_data(
     assert data.rows.as_dict() == {"train": 453, "eval": 50, "dropped": 0, "truncated": 0}
     assert data.warnings == ()
     answer = json.loads(prepared.data_file.read_text("utf-8").splitlines()[0])["messages"][1]["content"]
-    example = encode(rows[0], tokens, spec.data)
-    assert example is not None
+    (example,) = encode(rows[0], tokens, spec.data)
     said = [token for token, trained in zip(example.ids, example.trained, strict=True) if trained]
     assert tokens.text(said) == f"{answer}<|im_end|>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from peft import PeftModel
@@ -98,6 +101,39 @@ def held_out_loss(adapter: Path, base: Path, data: Path, spec: JobSpec) -> float
             logits = model(input_ids=ids).logits[0, len(given) - 1 : -1]
         losses += functional.cross_entropy(logits, torch.tensor(answer), reduction="none").tolist()
     return math.fsum(losses) / len(losses)
+
+
+def test_files_of_several_formats_and_files_for_evaluation(
+    run_worker: RunWorker, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    table, text, held = tmp_path / "a.parquet", tmp_path / "b.csv.gz", tmp_path / "c.tsv"
+    rows = [{"question": f"What is {number}?", "answer": f"It is {number}.", "id": number} for number in range(8)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+    lines = ["question,answer,id", *(f"{row['question']},{row['answer']},1" for row in rows[:4])]
+    text.write_bytes(gzip.compress("\n".join(lines).encode()))
+    held.write_text("question\tanswer\tid\nWhat is 9?\tIt is 9.\t9\n")
+    columns = {"columns": {"prompt": "question", "completion": "answer"}, "ignore_columns": ["id"]}
+    spec = make_spec(data=columns, train={"max_steps": 2})
+    ended = run_worker({"a.parquet": table, "b.csv.gz": text, "eval/c.tsv": held}, spec)
+    assert ended.code == ExitCode.DONE, ended.log
+    assert json.loads((ended.output_dir / "report" / "summary.json").read_bytes())["rows"] == {
+        "train": 12,
+        "eval": 1,
+        "dropped": 0,
+        "truncated": 0,
+    }
+
+
+def test_a_broken_table_is_not_quoted_anywhere(run_worker: RunWorker, tmp_path: Path) -> None:
+    table = tmp_path / "a.parquet"
+    bad = pyarrow.array([f"{CANARY} {CANARY}".encode() + b"\xff"]).cast(pyarrow.binary())
+    whole = pyarrow.Table.from_arrays([bad.view(pyarrow.string())], ["text"])
+    pyarrow.parquet.write_table(whole, table)
+    ended = run_worker(table)
+    message = failed(ended)
+    assert (message.code, message.file, message.row) == (ErrorCode.DATASET_ROW_INVALID, "a.parquet", 0)
+    assert CANARY not in ended.log
+    assert CANARY.encode() not in ended.sent
 
 
 BAD_DATA: dict[str, tuple[str, ErrorCode, str | None]] = {
@@ -201,4 +237,4 @@ def test_the_worker_imports_neither_our_network_parts_nor_our_keys() -> None:
     loaded = set(re.findall(r"'([\w.]+)'", out.stdout))
     assert "trainer.worker.run" in loaded
     parts = {name.split(".")[1] for name in loaded if "." in name}
-    assert parts <= {"worker", "rows", "spec", "models", "errors", "encoding"}
+    assert parts <= {"worker", "examples", "rows", "spec", "models", "errors", "encoding"}

@@ -16,6 +16,10 @@ IdentityFile = Annotated[Path, typer.Option("--identity", "-i", help="Your ident
 RecordFile = Annotated[
     Path, typer.Option("--attestation", metavar="result.json", help="What `trainer verify -o` wrote.")
 ]
+JobFile = Annotated[
+    Path | None,
+    typer.Option("--job", help="The job's spec: needed where job.yaml names columns or a format for the data."),
+]
 GrantFile = Annotated[
     Path | None, typer.Option("--grant", help="The .grant.json that `trainer seal` wrote beside the sealed file.")
 ]

@@ -11,6 +11,7 @@ from trainer.cli.audit import audit
 from trainer.cli.options import (
     GrantFile,
     IdentityFile,
+    JobFile,
     Json,
     PolicyFile,
     Quiet,
@@ -21,6 +22,7 @@ from trainer.cli.options import (
 )
 from trainer.cli.output import Report, print_checks, print_json
 from trainer.cli.policy import policy_app
+from trainer.cli.validate import validate
 from trainer.cli.verify import verify
 from trainer.errors import ErrorCode, UsageError
 
@@ -45,32 +47,12 @@ def keygen(
         typer.echo(recipient)
 
 
-def validate(
-    data: Annotated[list[Path], typer.Argument(help="JSONL files with messages, prompt/completion or text rows.")],
-    job: Annotated[Path, typer.Option("--job", help="The job spec that the data is for.")],
-    as_json: Json = False,
-) -> None:
-    """Read every row as the job will, here, without a GPU: finds what is malformed before anything is sent."""
-    from trainer.provider import count_rows, data_files
-    from trainer.spec import read_job_spec
-
-    spec = read_job_spec(job)
-    kinds = count_rows(data_files(data))
-    if kinds.total() > spec.data.max_rows:
-        raise UsageError(
-            ErrorCode.USAGE, "too many rows", expected=f"at most {spec.data.max_rows}", found=kinds.total()
-        )
-    if as_json:
-        print_json({"rows": kinds.total(), "kinds": dict(kinds)})
-    else:
-        typer.echo(f"{kinds.total()} rows: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
-
-
 def seal(
-    data: Annotated[list[Path], typer.Argument(help="Data files.")],
+    data: Annotated[list[Path], typer.Argument(help="Data files, or folders of them.")],
     attestation: RecordFile,
     recipient: Annotated[list[str], typer.Option("--recipient", "-r", help="Who the result is for; repeatable.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The sealed dataset.")],
+    job: JobFile = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -89,6 +71,7 @@ def seal(
             recipient,
             output,
             progress=lambda done, total: report.bytes_done("sealing", done, total),
+            job=job,
         )
     provider.write_private(grant_file, grant.model_dump_json().encode())
     summary = {
@@ -215,13 +198,14 @@ def open_(
 
 
 def submit(
-    data: Annotated[list[Path], typer.Argument(help="JSONL files.")],
+    data: Annotated[list[Path], typer.Argument(help="Data files, or folders of them.")],
     job_url: Annotated[
         str, typer.Option("--job-url", help="https:// address of the job, or its spool directory.")
     ],
     policy: PolicyFile,
     identity: IdentityFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the result; must not exist.")],
+    job: JobFile = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -238,6 +222,7 @@ def submit(
         output,
         cache=cache_directory(),
         nonces=nonces_file(),
+        job=job,
     )
     with Report(quiet=quiet) as report:
         submitted = run(submission, report)

@@ -25,6 +25,7 @@ from trainer.confinement.confine import confine
 from trainer.confinement.plan import Plan
 from trainer.confinement.privileges import keep_to_itself
 from trainer.errors import ErrorCode, ExitCode, TrainerError
+from trainer.examples.dataset import shape_of
 from trainer.rows import read_files
 from trainer.worker.environment import take_environment
 from trainer.worker.protocol import MAX_ORDER_BYTES, Confined, Events, Failed, Finished, Order, parse_order
@@ -103,7 +104,8 @@ def _carry_out(order: Order, events: Events) -> None:
     take_environment(scratch)
     try:
         with watch.part("read"):
-            rows = read_files(order.data_files, max_rows=order.spec.data.max_rows)
+            data = order.spec.data
+            rows = read_files(order.data_files, max_rows=data.max_rows, shape=shape_of(data))
         with watch.part("import"):
             loader, run = _training_stack(order)
         summary = run(order, rows, loader, report=events.send, watch=watch)

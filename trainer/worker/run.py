@@ -55,7 +55,7 @@ def run(
     _seed(spec.train.seed)
     with watch.part("tokenize"):
         check_model_dir(order.model_dir)
-        tokens = load_tokens(order.model_dir)
+        tokens = load_tokens(order.model_dir, spec.data.chat_template)
         data = build_dataset(rows, tokens, spec.data, seed=spec.train.seed)
     try:
         return _train(order, loader, tokens, data, watch, report)

@@ -1,120 +1,83 @@
-"""The base model's tokenizer as training needs it: chat template, stop tokens, and a safe padding token."""
+"""The base model's tokenizer in the worker: the shared code, and transformers for what that cannot read."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from transformers import AutoTokenizer
 
 from trainer.errors import ErrorCode, JobError
-from trainer.rows import Message
+from trainer.examples.tokens import TOKENIZER_FILE, TemplateRefusedError, Tokens, read_stop_ids, read_tokens
 
-_STOP_FILES: Final = ("generation_config.json", "config.json")
+_AS_THE_FILE_SAYS: Final = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
 
-
-class TemplateRefusedError(Exception):
-    """The chat template cannot render these messages. Holds no text: templates quote what they refuse."""
+__all__ = ["TemplateRefusedError", "Tokens", "load_tokens"]
 
 
-class Tokens:
-    """Text ↔ token ids.
+def load_tokens(model_dir: Path, chat_template: str | None = None) -> Tokens:
+    """Load the tokenizer of a model directory, and the job spec's chat template; nothing outside is read.
 
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        stop_ids: ids at which generation with this model ends.
-
-    Attributes:
-        stop_ids: ids at which generation ends; the end of a turn is learned only if one of them is trained on.
-        append_id: what ends plain text: the tokenizer's end of sequence; None where it has none.
-        pad_id: fills up batches; never one of `stop_ids`. Padding is kept out of attention and loss by position,
-            not by comparing ids, so a token that also occurs in text does no harm.
-        start_ids: what the tokenizer puts before plain text (a BOS token, or nothing).
-    """
-
-    def __init__(self, tokenizer: Any, stop_ids: frozenset[int] = frozenset()) -> None:
-        self._tokenizer = tokenizer
-        self.append_id: int | None = tokenizer.eos_token_id
-        self.stop_ids = stop_ids | ({self.append_id} if self.append_id is not None else set())
-        self.pad_id = self._choose_padding()
-        self.start_ids = self._find_start()
-        self.special_texts: tuple[str, ...] = tuple(tokenizer.all_special_tokens)
-
-    @property
-    def size(self) -> int:
-        """Number of known tokens: one more than the largest id."""
-        return len(self._tokenizer)
-
-    @property
-    def has_template(self) -> bool:
-        """Whether conversations can be rendered."""
-        return bool(self._tokenizer.chat_template)
-
-    def ids(self, text: str) -> list[int]:
-        """Token ids of `text` alone; tokens written out in it are read as such, none are added."""
-        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    def text(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens included."""
-        return str(
-            self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        )
-
-    def render(self, messages: Sequence[Message], *, prompt: bool) -> str:
-        """Render a conversation with the model's own chat template.
-
-        Args:
-            messages: its turns.
-            prompt: whether the opening of an assistant's turn is added, as it is for generation.
-
-        Raises:
-            TemplateRefusedError: the template failed, or refuses these messages.
-        """
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-        except Exception:  # noqa: BLE001 -- a template may raise anything, with the row's text in it
-            raise TemplateRefusedError from None
-        return str(text)
-
-    def _choose_padding(self) -> int:
-        candidates = (self._tokenizer.pad_token_id, self._tokenizer.unk_token_id, *range(self.size))
-        for candidate in candidates:
-            if candidate is not None and candidate not in self.stop_ids:
-                return int(candidate)
-        raise JobError(ErrorCode.MODEL_INVALID, "no token of the tokenizer could pad", expected="one", found=0)
-
-    def _find_start(self) -> tuple[int, ...]:
-        plain = self.ids("a")
-        framed = list(self._tokenizer("a")["input_ids"])
-        for start in range(len(framed) - len(plain) + 1):
-            if framed[start : start + len(plain)] == plain:
-                return tuple(framed[:start])
-        return ()
-
-
-def load_tokens(model_dir: Path) -> Tokens:
-    """Load the tokenizer of a model directory; nothing outside it is read.
+    tokenizer.json is read as `trainer validate` reads it. A model without one is left to transformers, which can
+    convert other formats; what it makes of them works in the same way from there on.
 
     Raises:
         JobError: `MODEL_INVALID`.
     """
+    if (model_dir / TOKENIZER_FILE).is_file():
+        tokens = read_tokens(model_dir, chat_template)
+        tokens.notes = tuple(_disagreement(tokens, model_dir))
+        return tokens
+    tokenizer = _auto_tokenizer(model_dir)
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
+    return tokens_of(tokenizer, read_stop_ids(model_dir))
+
+
+def _disagreement(tokens: Tokens, model_dir: Path) -> Iterator[str]:
+    """A note where transformers makes other ids of the same text: some of its classes rebuild the tokenizer."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
+        config = json.loads((model_dir / "tokenizer_config.json").read_bytes())
+        if config.get("tokenizer_class") in _AS_THE_FILE_SAYS:
+            return
+        tokenizer = _auto_tokenizer(model_dir)
+    except (OSError, ValueError, JobError):
+        return  # then there is nothing to compare with
+    probes = ["a b", " a\n b", *(f"{special}a{special} b" for special in tokens.special_texts[:8])]
+    theirs = [list(tokenizer(probe, add_special_tokens=False)["input_ids"]) for probe in probes]
+    if theirs != tokens.ids_of(probes):
+        yield (
+            f"transformers' {type(tokenizer).__name__} reads text differently from tokenizer.json, which training "
+            "goes by: load the tokenizer with PreTrainedTokenizerFast to use the adapter"
+        )
+
+
+def _auto_tokenizer(model_dir: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise JobError(
             ErrorCode.MODEL_INVALID,
             f"the tokenizer cannot be loaded ({type(error).__name__})",
             hint="model.model_file_sha256 must list the tokenizer's files, such as tokenizer.json",
         ) from error
-    return Tokens(tokenizer, frozenset(_stop_ids(model_dir)))
 
 
-def _stop_ids(model_dir: Path) -> Iterator[int]:
-    for name in _STOP_FILES:
-        path = model_dir / name
-        if path.is_file():
-            value = json.loads(path.read_bytes()).get("eos_token_id")
-            yield from value if isinstance(value, list) else [value] * (value is not None)
+def tokens_of(tokenizer: Any, stop_ids: frozenset[int] = frozenset()) -> Tokens:
+    """The tokens of a tokenizer of transformers.
+
+    Raises:
+        JobError: `MODEL_INVALID`: it is of a kind that works without the tokenizers package.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise JobError(
+            ErrorCode.MODEL_INVALID,
+            "the tokenizer is of a kind that is not supported",
+            expected="one with tokenizer.json, or that can be converted to it",
+            found=type(tokenizer).__name__,
+        )
+    template = tokenizer.chat_template
+    templates = {"default": template} if isinstance(template, str) else dict(template or {})
+    return Tokens(backend, tokenizer.special_tokens_map, templates, stop_ids)

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.errors import DataError, ErrorCode
+from trainer.examples.dataset import build_dataset, split
+from trainer.examples.example import Example
+from trainer.examples.tokens import Tokens
 from trainer.rows import ChatRow, Message, Row, TextRow
 from trainer.spec import DataSection, OnOverlong
-from trainer.worker.dataset import build_dataset, split
-from trainer.worker.encode import Example
-from trainer.worker.tokens import Tokens
 
 MakeTokens = Callable[..., Tokens]
 

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from trainer.errors import DataError, ErrorCode
+from trainer.examples.encode import encode
+from trainer.examples.example import Example
+from trainer.examples.tokens import Tokens
 from trainer.rows import ChatRow, CompletionRow, Message, Row, TextRow
-from trainer.spec import DataSection, OnOverlong
-from trainer.worker.encode import Example, encode
-from trainer.worker.tokens import Tokens
+from trainer.spec import DataSection, OnOverlong, SplitTurns
 
 MakeTokens = Callable[..., Tokens]
 DATA = DataSection(max_length=400)
@@ -69,8 +71,7 @@ def chat(*said: str) -> ChatRow:
 
 
 def encoded(row: Row, tokens: Tokens, data: DataSection = DATA) -> Example:
-    example = encode(row, tokens, data)
-    assert example is not None
+    (example,) = encode(row, tokens, data)
     return example
 
 
@@ -152,11 +153,23 @@ def test_the_turns_of_a_system_and_a_tool_are_not_trained_on(make_tokens: MakeTo
     assert tokens.text(example.ids).endswith("B<|im_end|>")  # what follows the last trained token is left out
 
 
-def test_a_template_that_rewrites_earlier_turns_serves_one_turn_and_refuses_two(make_tokens: MakeTokens) -> None:
+def test_turns_that_are_rewritten_later_become_examples_of_their_own(make_tokens: MakeTokens) -> None:
     tokens = make_tokens(REWRITES_EARLIER_TURNS)
     assert trained_texts(encoded(chat("a", "b"), tokens), tokens) == ["<think>\n\n</think>\n\nb<|im_end|>"]
+    first, second = encode(chat("a", "b", "c", "d"), tokens, DATA)
+    assert first == encoded(chat("a", "b"), tokens)
+    assert trained_texts(second, tokens) == ["<think>\n\n</think>\n\nd<|im_end|>"]
+    given = tokens.render(chat("a", "b", "c").messages, prompt=True)
+    assert tokens.text(second.ids).startswith(given)
+    assert "<think>" not in given
+
+
+def test_turns_are_not_split_where_the_job_says_so(make_tokens: MakeTokens) -> None:
+    tokens = make_tokens(REWRITES_EARLIER_TURNS)
+    never = DataSection(split_turns=SplitTurns.NEVER)
+    assert len(encode(chat("a", "b"), tokens, never)) == 1
     with pytest.raises(DataError, match="cannot be told exactly") as caught:
-        encode(chat("a", "b", "c", "d"), tokens, DATA)
+        encode(chat("a", "b", "c", "d"), tokens, never)
     assert (caught.value.code, caught.value.row, caught.value.field) == (
         ErrorCode.DATASET_NOT_TRAINABLE,
         4,
@@ -164,11 +177,29 @@ def test_a_template_that_rewrites_earlier_turns_serves_one_turn_and_refuses_two(
     )
 
 
-def test_a_token_across_the_boundary_is_refused(make_tokens: MakeTokens) -> None:
+def test_a_token_across_the_boundary_is_cut_as_generation_meets_it(make_tokens: MakeTokens) -> None:
     tokens = make_tokens(PROMPT_ENDS_IN_SPACE)
     assert len(tokens.ids(" the")) == 1
+    row = chat("a", "the", "b", "the")
+    first, second = encode(row, tokens, DATA)
+    for example, count in ((first, 1), (second, 3)):
+        given = tokens.ids(tokens.render(row.messages[:count], prompt=True))
+        assert list(example.ids) == given + tokens.ids("the\n")
+        assert trained_texts(example, tokens) == ["the\n"]
+    assert encode(chat("a", "the"), tokens, DataSection(split_turns=SplitTurns.NEVER)) == (first,)
     with pytest.raises(DataError, match="a token spans the boundary"):
-        encode(chat("a", "the"), tokens, DATA)
+        encode(row, tokens, DataSection(split_turns=SplitTurns.NEVER))
+
+
+def test_a_tokenizer_that_writes_beginnings_differently_is_not_trusted_with_it() -> None:
+    plain = Tokenizer(models.BPE({"▁": 0, "a": 1, ":": 2, "▁a": 3, "u": 4}, [("▁", "a")]))
+    plain.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    plain.decoder = decoders.Metaspace(prepend_scheme="always")
+    template = "{{ 'u:' }}{% if messages | length > 1 or add_generation_prompt %}{{ 'a: ' }}{% endif %}"
+    template += "{% if messages | length > 1 %}{{ 'a' }}{% endif %}"
+    tokens = Tokens(plain, {}, {"default": template})
+    with pytest.raises(DataError, match="a token spans the boundary"):
+        encode(chat("u", "a"), tokens, DATA)
 
 
 def test_an_assistant_that_speaks_first_is_refused(make_tokens: MakeTokens) -> None:
@@ -238,7 +269,7 @@ def test_padding_is_never_a_stop_token(make_tokens: MakeTokens) -> None:
     assert make_tokens(None, eos="</s>", pad="<|endoftext|>").pad_id == tokens.ids("<|endoftext|>")[0]
 
 
-def with_limit(row: Row, tokens: Tokens, limit: int, choice: OnOverlong) -> Example | None:
+def with_limit(row: Row, tokens: Tokens, limit: int, choice: OnOverlong) -> tuple[Example, ...]:
     return encode(row, tokens, DataSection(max_length=limit, on_overlong=choice))
 
 
@@ -246,15 +277,14 @@ def test_overlong_rows_are_refused_dropped_or_cut_as_asked(make_tokens: MakeToke
     tokens = make_tokens(CHATML)
     row = chat("Ask", "Say something long enough to be cut in the middle")
     whole = encoded(row, tokens)
-    assert with_limit(row, tokens, whole.length, OnOverlong.ERROR) == whole
+    assert with_limit(row, tokens, whole.length, OnOverlong.ERROR) == (whole,)
     limit = whole.length - 3
     with pytest.raises(DataError) as caught:
         with_limit(row, tokens, limit, OnOverlong.ERROR)
     assert (caught.value.code, caught.value.found) == (ErrorCode.DATASET_OVERLONG, whole.length)
-    assert with_limit(row, tokens, limit, OnOverlong.DROP) is None
-    cut = with_limit(row, tokens, limit, OnOverlong.TRUNCATE)
-    assert cut is not None
+    assert with_limit(row, tokens, limit, OnOverlong.DROP) == ()
+    (cut,) = with_limit(row, tokens, limit, OnOverlong.TRUNCATE)
     assert cut.truncated
     assert not cut.stops
     assert cut.ids == whole.ids[:limit]
-    assert with_limit(row, tokens, 8, OnOverlong.TRUNCATE) is None  # nothing of the assistant is left
+    assert with_limit(row, tokens, 8, OnOverlong.TRUNCATE) == ()  # nothing of the assistant is left

@@ -1,0 +1,166 @@
+"""`trainer validate`: what a person and a program read, its exit codes, and what it does not import or show."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from trainer.cli.app import run
+from trainer.cli.validation_output import visible
+from trainer.encoding import file_sha256
+from trainer.errors import ExitCode
+
+CANARY = "canary-7f3a9c"
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_model: Path) -> Path:
+    digests = {path.name: file_sha256(path) for path in tiny_model.iterdir()}
+    document: dict[str, Any] = {
+        "version": 1,
+        "model": {"model_name_or_path": str(tiny_model), "model_file_sha256": digests},
+        "data": {"max_length": 128},
+    }
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def chat(number: int, answer: str = CANARY) -> dict[str, object]:
+    turns = [{"role": "user", "content": f"Number {number}?"}, {"role": "assistant", "content": answer}]
+    return {"messages": turns}
+
+
+def write(path: Path, rows: list[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write(tmp_path / "train.jsonl", [chat(number) for number in range(20)])
+
+
+def test_a_person_reads_it_all(job: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["validate", str(data), "--job", str(job)]) == ExitCode.DONE
+    out = capsys.readouterr().out
+    assert out.startswith("20 rows: 20 messages\n")
+    for part in (
+        "tokens ",
+        "length    min",
+        "█",
+        "18 rows to train on, 2 to evaluate on",
+        "5 optimizer steps",
+        "GiB",
+    ):
+        assert part in out
+    assert f"<|im_start|>assistant\n⟦{CANARY}<|im_end|>⟧" in out
+
+
+def test_a_program_gets_one_object_without_any_text(
+    job: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["validate", str(data), "--job", str(job), "--json"]) == ExitCode.DONE
+    out = capsys.readouterr().out
+    assert CANARY not in out
+    found = json.loads(out)
+    assert (found["rows"], found["kinds"], found["files"]) == (
+        20,
+        {"messages": 20},
+        {"train.jsonl": {"messages": 20}},
+    )
+    assert found["tokens"]["split"]["train"] == 18
+    assert found["steps"] == 5
+    assert found["memory"]["total"] > found["memory"]["reserve"]
+    assert run(["validate", str(data), "--job", str(job), "--json", "--example", "1"]) == ExitCode.DONE
+    ((masked, trained),) = json.loads(capsys.readouterr().out)["example"]
+    assert (masked[0], trained) == (False, [True, f"{CANARY}<|im_end|>"])
+
+
+def test_bad_rows_are_listed_and_fail(job: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = write(data.with_name("bad.jsonl"), [{"text": number} for number in range(30)])
+    arguments = ["validate", str(data), str(bad), "--job", str(job)]
+    assert run(arguments) == ExitCode.JOB
+    captured = capsys.readouterr()
+    assert "refused   30: 30 dataset-row-invalid" in captured.out
+    assert "… and 10 more" in captured.out
+    assert "20 rows: 20 messages" in captured.out
+    assert "error[dataset-row-invalid]: file bad.jsonl, row 0, field text: wrong value" in captured.err
+    assert run([*arguments, "--json"]) == ExitCode.JOB
+    found = json.loads(capsys.readouterr().out)
+    assert found["refused"] == {"count": 30, "codes": {"dataset-row-invalid": 30}}
+    assert found["problems"][19]["row"] == 19
+    assert (found["error"]["code"], found["exit_code"]) == ("dataset-row-invalid", 6)
+
+
+def test_folders_formats_and_columns(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "data"
+    (folder / "eval").mkdir(parents=True)
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "x.bin").write_bytes(b"x")
+    (folder / "a.csv").write_text("question,answer,id\n" + "".join(f"q{n},a{n},{n}\n" for n in range(9)))
+    (folder / "eval" / "b.tsv").write_text("question\tanswer\tid\nq\ta\t1\n")
+    columns = {"columns": {"prompt": "question", "completion": "answer"}, "ignore_columns": ["id"]}
+    job.write_text(yaml.safe_dump({**yaml.safe_load(job.read_text()), "data": columns}))
+    assert run(["validate", str(folder), "--job", str(job)]) == ExitCode.DONE
+    out = capsys.readouterr().out
+    assert "10 rows: 10 prompt/completion" in out
+    assert "eval/b.tsv: 1 prompt/completion" in out
+    assert "9 rows to train on, 1 to evaluate on" in out
+    (folder / "README.md").write_text("x")
+    assert run(["validate", str(folder), "--job", str(job)]) == ExitCode.USAGE
+    assert "README.md is no data file" in capsys.readouterr().err
+
+
+def test_without_the_model_rows_are_read_and_it_is_said(
+    job: Path, data: Path, capsys: pytest.CaptureFixture[str], tiny_model: Path
+) -> None:
+    document = yaml.safe_load(job.read_text())
+    document["model"] |= {"model_name_or_path": "org/name", "model_revision": "0" * 40}
+    job.write_text(yaml.safe_dump(document))
+    assert run(["validate", str(data), "--job", str(job)]) == ExitCode.DONE
+    out = capsys.readouterr().out
+    assert "20 rows: 20 messages" in out
+    assert "tokens were not counted: the base model is not here" in out
+    assert CANARY not in out
+    assert run(["validate", str(data), "--job", str(job), "--model", str(tiny_model)]) == ExitCode.DONE
+    assert "optimizer steps" in capsys.readouterr().out
+
+
+def test_a_model_of_other_bytes_is_refused(job: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = yaml.safe_load(job.read_text())
+    document["model"]["model_file_sha256"]["tokenizer.json"] = "0" * 64
+    job.write_text(yaml.safe_dump(document))
+    assert run(["validate", str(data), "--job", str(job)]) == ExitCode.USAGE
+    assert "error[model-digest-mismatch]" in capsys.readouterr().err
+
+
+def test_a_page_holds_the_same_and_runs_nothing(job: Path, data: Path, tmp_path: Path) -> None:
+    write(data, [chat(number, "<script>alert(1)</script>") for number in range(20)])
+    page = tmp_path / "page.html"
+    assert run(["validate", str(data), "--job", str(job), "--html", str(page), "-q"]) == ExitCode.DONE
+    text = page.read_text()
+    assert "20 rows: 20 messages" in text
+    assert "<mark>&lt;script&gt;" in text
+    assert "<script" not in text
+
+
+def test_data_do_not_steer_a_terminal() -> None:
+    assert visible("a\x1b[31m\x00\x9b\u202eb\n\tc") == "a␛[31m␀␡␡b\n\tc"
+
+
+def test_it_needs_neither_torch_nor_transformers(job: Path, data: Path) -> None:
+    program = (
+        "import sys\nfrom trainer.cli.app import run\n"
+        f"code = run(['validate', {str(data)!r}, '--job', {str(job)!r}, '--quiet'])\n"
+        "print(code, sorted({'torch', 'transformers', 'pyarrow', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+    assert "optimizer steps" in done.stdout

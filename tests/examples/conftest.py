@@ -1,0 +1,38 @@
+"""Tokens for any template, without transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from tokenizers import Tokenizer, processors
+
+from trainer.examples.tokens import Tokens
+
+MakeTokens = Callable[..., Tokens]
+
+
+@pytest.fixture(scope="session")
+def make_tokens(backend: Tokenizer) -> MakeTokens:
+    """Tokens with a template: `make_tokens(template, eos="</s>", bos=None, add_bos=False, stop=())`."""
+
+    def make(
+        template: str | None,
+        *,
+        eos: str | None = "<|im_end|>",
+        bos: str | None = None,
+        pad: str | None = None,
+        add_bos: bool = False,
+        stop: tuple[str, ...] = (),
+    ) -> Tokens:
+        copy = Tokenizer.from_str(backend.to_str())
+        if add_bos and bos:
+            copy.post_processor = processors.TemplateProcessing(
+                single=f"{bos} $A", special_tokens=[(bos, copy.token_to_id(bos))]
+            )
+        named = {"eos_token": eos, "bos_token": bos, "pad_token": pad}
+        special = {name: text for name, text in named.items() if text is not None}
+        stop_ids = frozenset(id_ for name in stop if (id_ := copy.token_to_id(name)) is not None)
+        return Tokens(copy, special, {} if template is None else {"default": template}, stop_ids)
+
+    return make

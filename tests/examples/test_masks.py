@@ -1,0 +1,291 @@
+"""Masks proven: what is trained on is exactly what the assistant says and the end of its turn, nothing else is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trainer.errors import DataError, ErrorCode
+from trainer.examples.encode import encode, encode_rows
+from trainer.examples.example import Encoded, Example
+from trainer.examples.tokens import TemplateRefusedError, Tokens
+from trainer.rows import ChatRow, CompletionRow, Message, PreferenceRow, Row, TextRow, ToolCall
+from trainer.spec import DataSection, OnOverlong, TrainOn
+
+MakeTokens = Callable[..., Tokens]
+DATA = DataSection(max_length=2000)
+LAST = DataSection(max_length=2000, train_on=TrainOn.LAST_TURN)
+CHAT_ERRORS = {ErrorCode.DATASET_NOT_TRAINABLE, ErrorCode.DATASET_ROW_INVALID}
+
+
+def _module(name: str) -> ModuleType:
+    """A module beside this one: tests are imported without a package."""
+    spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+FAMILIES = _module("templates").FAMILIES
+
+
+def chat(*said: str, train: Sequence[int] | None = None) -> ChatRow:
+    """Turns of user and assistant, by turns; `train` lists the turns that are trained on."""
+    roles = ("user", "assistant")
+    turns = (
+        Message(roles[number % 2], text, train=train is None or number in train)
+        for number, text in enumerate(said)
+    )
+    return ChatRow("f", 0, tuple(turns))
+
+
+def trained_texts(example: Example, tokens: Tokens) -> list[str]:
+    """The trained runs of tokens, as text."""
+    runs: list[list[int]] = [[]]
+    for token, trained in zip(example.ids, example.trained, strict=True):
+        if trained:
+            runs[-1].append(token)
+        elif runs[-1]:
+            runs.append([])
+    return [tokens.text(run) for run in runs if run]
+
+
+def all_trained(row: Row, tokens: Tokens, data: DataSection = DATA) -> list[str]:
+    return [text for example in encode(row, tokens, data) for text in trained_texts(example, tokens)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_answer_and_its_end_are_trained_on_and_nothing_else(name: str, make_tokens: MakeTokens) -> None:
+    one = FAMILIES[name]
+    tokens = make_tokens(one.template, **one.tokens)
+    row = chat("One?", "First.", "Two?", "Second.", "Three?", "Third.")
+    examples = encode(row, tokens, DATA)
+    assert len(examples) == (3 if one.alone else 1)
+    assert all_trained(row, tokens) == [one.says(answer) for answer in ("First.", "Second.", "Third.")]
+    for example in examples:
+        assert example.stops
+        assert example.ids[-1] in tokens.stop_ids
+        assert example.trained[0] == 0
+        assert tokens.pad_id not in tokens.stop_ids
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_turn_follows_exactly_what_generation_will_be_given(name: str, make_tokens: MakeTokens) -> None:
+    one = FAMILIES[name]
+    tokens = make_tokens(one.template, **one.tokens)
+    said = ("One?", "First.", "Two?", "Second.")
+    for count in (2, 4):
+        (example,) = encode(chat(*said[:count]), tokens, LAST)
+        start = example.trained.index(1)
+        given = tokens.ids(tokens.render(chat(*said[: count - 1]).messages, prompt=True))
+        assert list(example.ids[:start]) == given
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@given(said=st.lists(st.text(max_size=12), min_size=2, max_size=6))
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_is_marked_exactly_or_refused(name: str, said: list[str], make_tokens: MakeTokens) -> None:
+    one = FAMILIES[name]
+    tokens = make_tokens(one.template, **one.tokens)
+    try:
+        found = all_trained(chat(*said), tokens)
+    except DataError as error:
+        assert error.code in CHAT_ERRORS  # noqa: PT017 -- either outcome is right
+    else:
+        assert found == [one.says(answer) for answer in said[1::2]]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_start_token_stands_once(name: str, make_tokens: MakeTokens) -> None:
+    one = FAMILIES[name]
+    tokens = make_tokens(one.template, **one.tokens)
+    rows: list[Row] = [chat("a", "b"), TextRow("f", 0, "<s>text"), CompletionRow("f", 0, "some", " text")]
+    for row in rows if "bos" in one.tokens else []:
+        (example,) = encode(row, tokens, DATA)
+        assert list(example.ids).count(tokens.ids("<s>")[0]) == 1
+        assert example.ids[0] == tokens.ids("<s>")[0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_last_turn_alone_if_asked(name: str, make_tokens: MakeTokens) -> None:
+    one = FAMILIES[name]
+    tokens = make_tokens(one.template, **one.tokens)
+    row = chat("One?", "First.", "Two?", "Second.")
+    assert all_trained(row, tokens, LAST) == [one.says("Second.")]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_turns_of_weight_zero_are_never_trained_on(name: str, make_tokens: MakeTokens) -> None:
+    one = FAMILIES[name]
+    tokens = make_tokens(one.template, **one.tokens)
+    said = ("One?", "First.", "Two?", "Second.")
+    assert all_trained(chat(*said, train=[1]), tokens) == [one.says("First.")]
+    assert all_trained(chat(*said, train=[3]), tokens) == [one.says("Second.")]
+    with pytest.raises(DataError, match="no token") as caught:
+        encode(chat(*said, train=[]), tokens, DATA)
+    assert caught.value.code is ErrorCode.DATASET_NOT_TRAINABLE
+
+
+def test_weights_that_nothing_heeds_are_refused(make_tokens: MakeTokens) -> None:
+    tokens = make_tokens(FAMILIES["chatml"].template)
+    with pytest.raises(DataError, match="not to be trained on") as caught:
+        encode(chat("a", "b", train=[]), tokens, DataSection(assistant_only_loss=False))
+    assert caught.value.field == "messages[0]"
+
+
+def test_a_conversational_completion_trains_on_its_completion(make_tokens: MakeTokens) -> None:
+    tokens = make_tokens(FAMILIES["chatml"].template)
+    row = ChatRow("f", 0, chat("a", "b", "c", "d").messages, given=3)
+    assert all_trained(row, tokens) == ["d<|im_end|>"]
+    assert all_trained(row, tokens, DataSection(assistant_only_loss=False)) == ["d<|im_end|>"]
+    (whole,) = encode(row, tokens, DataSection(completion_only_loss=False))
+    assert whole.targets == whole.length - 1
+
+
+def test_markers_of_a_template_are_obeyed_even_where_renderings_would_not_do(make_tokens: MakeTokens) -> None:
+    tokens = make_tokens(
+        "{% for message in messages %}{{ message.role }}:"
+        "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}{% endgeneration %}"
+        "{% else %}{{ message.content }}{% endif %}|{% endfor %}"
+    )
+    row = ChatRow("f", 0, (Message("assistant", "hello"), *chat("a", "b").messages))
+    assert all_trained(row, tokens) == ["hello", "b"]  # an assistant that speaks first, and no generation prompt
+
+
+def test_a_row_that_holds_the_marks_is_refused(make_tokens: MakeTokens) -> None:
+    tokens = make_tokens(FAMILIES["marked"].template)
+    with pytest.raises(DataError) as caught:
+        encode(chat("a", "\ufdd0 b \ufdd1"), tokens, DATA)
+    assert caught.value.code is ErrorCode.DATASET_ROW_INVALID
+
+
+def test_calls_and_thoughts_are_trained_on_as_the_template_writes_them(make_tokens: MakeTokens) -> None:
+    tokens = make_tokens(FAMILIES["qwen"].template)
+    row = ChatRow(
+        "f",
+        0,
+        (
+            Message("user", "a"),
+            Message("assistant", "", reasoning_content="hm", tool_calls=(ToolCall("f", {"x": 'å"'}, "c"),)),
+            Message("tool", "2", tool_call_id="c"),
+            Message("assistant", "b"),
+        ),
+        tools=({"name": "f"},),
+    )
+    (example,) = encode(row, tokens, DATA)
+    call = json.dumps({"name": "f", "arguments": {"x": 'å"'}}, ensure_ascii=False)
+    assert trained_texts(example, tokens) == [
+        f"<think>\nhm\n</think>\n\n<tool_call>{call}</tool_call><|im_end|>",
+        "<think>\n\n</think>\n\nb<|im_end|>",
+    ]
+    assert '# Tools\n{"name": "f"}\n' in tokens.text(example.ids)
+
+
+def test_a_generation_prompt_that_the_rendering_lacks_is_refused(make_tokens: MakeTokens) -> None:
+    opened = FAMILIES["deepseek"].template.replace("'<Assistant>' }}{% endif", "'<Assistant><think>' }}{% endif")
+    with pytest.raises(DataError, match="opens the turn for generation in another way"):
+        encode(chat("a", "b"), make_tokens(opened, **FAMILIES["deepseek"].tokens), DATA)
+
+
+def test_preferences_become_pairs_with_the_prompt_masked(make_tokens: MakeTokens) -> None:
+    tokens = make_tokens(FAMILIES["chatml"].template)
+    chats = PreferenceRow(
+        "f",
+        0,
+        ChatRow("f", 0, chat("a", "good").messages, given=1),
+        ChatRow("f", 0, chat("a", "bad answer").messages, given=1),
+    )
+    texts = PreferenceRow("f", 1, CompletionRow("f", 1, "p", " good"), CompletionRow("f", 1, "p", " bad"))
+    everything = DataSection(assistant_only_loss=False, completion_only_loss=False)
+    first, second = (one for one in encode_rows([chats, texts], tokens, everything))
+    assert isinstance(first, Encoded)
+    assert isinstance(second, Encoded)
+    pair = first.preference()
+    assert trained_texts(pair.chosen, tokens) == ["good<|im_end|>"]
+    assert trained_texts(pair.rejected, tokens) == ["bad answer<|im_end|>"]
+    start = pair.chosen.trained.index(1)
+    assert pair.chosen.ids[:start] == pair.rejected.ids[:start]
+    assert trained_texts(second.preference().rejected, tokens) == [" bad<|im_end|>"]
+    short = DataSection(max_length=first.examples[0].length, on_overlong=OnOverlong.DROP)
+    (dropped,) = encode_rows([chats], tokens, short)
+    assert isinstance(dropped, Encoded)
+    assert dropped.examples == ()
+
+
+@given(
+    said=st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=4),
+    limit=st.integers(8, 60),
+    choice=st.sampled_from([OnOverlong.DROP, OnOverlong.TRUNCATE]),
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_tokens_that_are_lost_are_counted(
+    said: list[str], limit: int, choice: OnOverlong, make_tokens: MakeTokens
+) -> None:
+    tokens = make_tokens(FAMILIES["chatml"].template)
+    (whole,) = encode_rows([chat(*said)], tokens, DATA)
+    (cut,) = encode_rows([chat(*said)], tokens, DataSection(max_length=limit, on_overlong=choice))
+    if isinstance(whole, DataError) or isinstance(cut, DataError):
+        return
+    assert sum(one.targets for one in cut.examples) + cut.lost == sum(one.targets for one in whole.examples)
+    assert cut.tokens == whole.tokens == sum(one.length for one in whole.examples)
+    assert all(one.length <= limit and one.targets for one in cut.examples)
+    assert cut.truncated == any(one.length < whole.tokens for one in cut.examples)
+
+
+def test_many_rows_are_encoded_as_each_alone(make_tokens: MakeTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.examples.encode.CHUNK_ROWS", 3)
+    tokens = make_tokens(FAMILIES["chatml"].template)
+    rows: list[Row] = [
+        chat("a", "b"),
+        chat("only a question"),
+        TextRow("f", 2, "text"),
+        CompletionRow("f", 3, "p", "c"),
+        chat("a", "b", "c", "d"),
+    ]
+    found = list(encode_rows(rows, tokens, DATA))
+    assert [isinstance(one, DataError) for one in found] == [False, True, False, False, False]
+    for row, one in zip(rows, found, strict=True):
+        if isinstance(one, Encoded):
+            assert one.row is row
+            assert one.examples == encode(row, tokens, DATA)
+
+
+ESCAPES = (
+    "{{ messages.__class__.__mro__ }}",
+    "{{ ''.__class__.__base__.__subclasses__() }}",
+    "{{ strftime_now.__self__.year }}",
+    "{{ raise_exception.__globals__.keys() }}",
+    "{{ messages.append(1) }}",
+    "{{ messages[0].update({'role': 'x'}) }}",
+    "{% include '/etc/passwd' %}",
+    "{{ cycler.__init__.__globals__.os.environ }}",
+    "{{ range(1000000000) | list }}",
+    "{{ 'a' * }}",
+)
+
+
+@pytest.mark.parametrize("source", ESCAPES)
+def test_a_template_cannot_leave_its_sandbox(source: str, make_tokens: MakeTokens) -> None:
+    with pytest.raises(TemplateRefusedError) as caught:
+        make_tokens(source).render(chat("a", "b").messages, prompt=False)
+    assert (caught.value.args, caught.value.__cause__, caught.value.__context__) == ((), None, None)
+
+
+def test_the_date_is_one_for_all_rows(make_tokens: MakeTokens) -> None:
+    from trainer.examples.template import ChatTemplate
+
+    moment = datetime(2026, 5, 17, 23, 59, 59, tzinfo=UTC)
+    template = ChatTemplate({"default": FAMILIES["llama"].template}, {"bos_token": "<s>"}, now=moment)
+    assert "Today: 17 May 2026" in template.render(chat("a").messages, prompt=True)

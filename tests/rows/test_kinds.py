@@ -1,0 +1,242 @@
+"""Each kind of row becomes its one shape; what does not fit is refused by field, type and length."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from trainer.errors import DataError, ErrorCode
+from trainer.rows import (
+    KINDS,
+    ChatRow,
+    CompletionRow,
+    Message,
+    PreferenceRow,
+    Row,
+    Shape,
+    TextRow,
+    ToolCall,
+    kind_name,
+    parse_row,
+    row_texts,
+)
+
+CANARY = "canary-7f3a9c"
+
+
+def row(document: object, shape: Shape | None = None) -> Row:
+    return parse_row(json.dumps(document).encode(), file="f", index=7, shape=shape or Shape())
+
+
+def messages(document: object) -> tuple[Message, ...]:
+    found = row(document)
+    assert isinstance(found, ChatRow)
+    return found.messages
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+CALL = {"type": "function", "id": "c1", "function": {"name": "f", "arguments": {"x": 1}}}
+
+
+def test_no_object_is_of_two_kinds() -> None:
+    for name, kind in KINDS.items():
+        for keys in (kind.required, kind.required | kind.optional):
+            assert [other for other, one in KINDS.items() if one.admits(keys)] == [name]
+
+
+def test_content_may_be_a_list_of_text_parts() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": " b"}]
+    assert messages({"messages": [{"role": "developer", "content": parts}]}) == (Message("developer", "a b"),)
+
+
+@pytest.mark.parametrize("arguments", [{"x": 1}, '{"x": 1}'])
+def test_calls_of_tools(arguments: object) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    found = row(
+        {
+            "messages": [
+                user("a"),
+                {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "hm"},
+                {"role": "tool", "tool_call_id": "c1", "name": "f", "content": "2"},
+                said("b"),
+            ],
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+        }
+    )
+    assert isinstance(found, ChatRow)
+    assert found.messages[1] == Message(
+        "assistant", "", reasoning_content="hm", tool_calls=(ToolCall("f", {"x": 1}, "c1"),)
+    )
+    assert found.messages[2] == Message("tool", "2", tool_call_id="c1", name="f")
+    assert found.tools == ({"type": "function", "function": {"name": "f"}},)
+    assert row_texts(found) == ("a", "", "2", "b", "hm")
+
+
+def test_tools_may_be_json_text_and_none_are_none() -> None:
+    chat = {"messages": [user("a")]}
+    empty: tuple[object, ...] = ([], "", "[]", None)
+    for tools in empty:
+        assert row({**chat, "tools": tools}) == row(chat)
+    named = row({**chat, "tools": '[{"name": "f"}]'})
+    assert isinstance(named, ChatRow)
+    assert named.tools == ({"name": "f"},)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "train"), [("weight", 0, False), ("weight", 1, True), ("train", False, False)]
+)
+def test_a_turn_may_be_left_untrained(key: str, value: object, train: bool) -> None:
+    assert messages({"messages": [user("a"), {**said("b"), key: value}]})[1].train is train
+    shared = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", key: value}]}
+    assert messages(shared)[1].train is train
+
+
+def test_sharegpt_becomes_messages() -> None:
+    turns = [
+        {"from": "human", "value": "a"},
+        {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+        {"from": "observation", "value": "2"},
+        {"from": "gpt", "value": "b"},
+    ]
+    assert messages({"conversations": turns, "system": "s", "tools": '[{"name": "f"}]'}) == (
+        Message("system", "s"),
+        Message("user", "a"),
+        Message("assistant", "", tool_calls=(ToolCall("f", {"x": 1}),)),
+        Message("tool", "2"),
+        Message("assistant", "b"),
+    )
+    several = {"from": "function_call", "value": '[{"name": "f"}, {"name": "g"}]'}
+    assert [call.name for call in messages({"conversations": [turns[0], several]})[1].tool_calls] == ["f", "g"]
+    assert messages({"conversations": [user("a"), said("b")]}) == messages({"messages": [user("a"), said("b")]})
+
+
+def test_alpaca_becomes_messages() -> None:
+    plain = {"instruction": "do", "output": "done"}
+    assert messages(plain) == (Message("user", "do"), Message("assistant", "done"))
+    assert messages({**plain, "input": ""}) == messages(plain)
+    assert messages({**plain, "input": "x", "system": "s", "history": [["q", "a"]]}) == (
+        Message("system", "s"),
+        Message("user", "q"),
+        Message("assistant", "a", train=False),
+        Message("user", "do\nx"),
+        Message("assistant", "done"),
+    )
+
+
+def test_a_conversational_completion_knows_its_prompt() -> None:
+    found = row({"prompt": [user("a")], "completion": [said("b")]})
+    assert found == ChatRow("f", 7, (Message("user", "a"), Message("assistant", "b")), given=1)
+
+
+def test_preferences() -> None:
+    text = row({"prompt": "p", "chosen": " a", "rejected": " b"})
+    assert text == PreferenceRow("f", 7, CompletionRow("f", 7, "p", " a"), CompletionRow("f", 7, "p", " b"))
+    chats = {"prompt": [user("p")], "chosen": [said("a")], "rejected": [said("b")]}
+    found = row(chats)
+    assert isinstance(found, PreferenceRow)
+    assert found.chosen == ChatRow("f", 7, (Message("user", "p"), Message("assistant", "a")), given=1)
+    whole = {"chosen": [user("p"), said("a")], "rejected": [user("p"), said("b")]}
+    assert row(whole) == found
+    assert kind_name(found) == "preference"
+    assert row_texts(found) == ("p", "a", "p", "b")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt", "answers"),
+    [
+        ("Q: x\nA: yes", "Q: x\nA: no", "Q: x\nA:", (" yes", " no")),
+        ("Q  yet", "Q  you", "Q", ("  yet", "  you")),
+    ],
+)
+def test_a_prompt_that_is_left_out_is_what_both_begin_with(
+    chosen: str, rejected: str, prompt: str, answers: tuple[str, str]
+) -> None:
+    found = row({"chosen": chosen, "rejected": rejected})
+    assert isinstance(found, PreferenceRow)
+    sides = (found.chosen, found.rejected)
+    assert all(isinstance(side, CompletionRow) and side.prompt == prompt for side in sides)
+    assert tuple(side.completion for side in sides if isinstance(side, CompletionRow)) == answers
+
+
+def bad(**fields: Any) -> dict[str, Any]:
+    return fields
+
+
+BAD = [
+    (bad(messages=[{**said("a"), "weight": 0.5}]), "messages[0].weight", "a number"),
+    (bad(messages=[{**said("a"), "weight": 0, "train": False}]), "messages[0].weight", "a number"),
+    (bad(messages=[{**user("a"), "train": True}]), "messages[0].train", "true or false"),
+    (bad(messages=[{**user("a"), "tool_calls": [CALL]}]), "messages[0].tool_calls", "a list of 1"),
+    (bad(messages=[{**user("a"), "reasoning_content": CANARY}]), "messages[0].reasoning_content", "13 characters"),
+    (bad(messages=[{"role": "assistant", "content": None}]), "messages[0].content", "null"),
+    (bad(messages=[{"role": "user", "content": []}]), "messages[0].content", "a list of 0"),
+    (bad(messages=[{"role": "user", "content": [{"type": "image"}]}]), "messages[0].content[0]", "1 keys"),
+    (
+        bad(messages=[{"role": "assistant", "tool_calls": [{"name": CANARY, "x": 1}]}]),
+        "messages[0].tool_calls[0]",
+        "2 keys",
+    ),
+    (
+        bad(messages=[{"role": "assistant", "tool_calls": [{"name": "f", "arguments": CANARY}]}]),
+        "messages[0].tool_calls[0].arguments",
+        "13 characters",
+    ),
+    (
+        bad(messages=[{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": "\ud800"}}]}]),
+        "messages[0].tool_calls[0].arguments",
+        "1 characters",
+    ),
+    (bad(messages=[user("a")], tools=CANARY), "tools", "13 characters"),
+    (bad(messages=[user("a")], tools=[CANARY]), "tools[0]", "13 characters"),
+    (bad(conversations=[{"from": CANARY, "value": "x"}]), "conversations[0].from", "13 characters"),
+    (bad(conversations=[{"from": "gpt", "value": 1}]), "conversations[0].value", "a number"),
+    (bad(conversations=[{"from": "gpt"}]), "conversations[0]", "1 keys"),
+    (bad(conversations=[{"from": "function_call", "value": CANARY}]), "conversations[0].value", "13 characters"),
+    (bad(conversations=[{"from": "function_call", "value": "[]"}]), "conversations[0].value", "a list of 0"),
+    (bad(instruction="a", output=""), "output", "0 characters"),
+    (bad(instruction="a", output="b", history=[[CANARY]]), "history[0]", "a list of 1"),
+    (bad(instruction="a", output="b", history=CANARY), "history", "13 characters"),
+    (bad(prompt=[user("a")], completion=CANARY), "prompt", "a list of 1"),
+    (bad(prompt="a", completion=[said(CANARY)]), "completion", "a list of 1"),
+    (bad(prompt=[user("a")], completion=[user(CANARY)]), "completion", "none"),
+    (bad(prompt="a", completion="b", tools=[{}]), "tools", "a list"),
+    (bad(prompt="a", chosen=CANARY, rejected=CANARY), "rejected", "the same"),
+    (bad(chosen=CANARY, rejected="x"), "chosen", "none"),
+    (bad(chosen=[said(CANARY)], rejected=[said("x")]), "chosen", "none"),
+    (bad(chosen=CANARY, rejected=[said("x")]), "rejected", "a list of 1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("document", "field", "found"), BAD, ids=[str(number) for number in range(len(BAD))])
+def test_what_does_not_fit_is_named_but_never_quoted(document: object, field: str, found: str) -> None:
+    with pytest.raises(DataError) as caught:
+        row(document)
+    error = caught.value
+    assert (error.code, error.row, error.field) == (ErrorCode.DATASET_ROW_INVALID, 7, field)
+    shown = (
+        f"{error} {error.args} {error.expected} {error.found} {error.hint} {error.__cause__} {error.__context__}"
+    )
+    assert CANARY not in shown
+    assert found in shown
+
+
+def test_rows_do_not_show_their_text() -> None:
+    documents: list[object] = [
+        {"messages": [{"role": "assistant", "reasoning_content": CANARY, "tool_calls": [{"name": CANARY}]}]},
+        {"messages": [{**user(CANARY), "name": CANARY}], "tools": [{"name": CANARY}]},
+        {"prompt": CANARY, "chosen": CANARY, "rejected": "x"},
+    ]
+    assert all(CANARY not in repr(row(document)) for document in documents)
+
+
+def test_text_is_text() -> None:
+    assert row({"text": "a"}) == TextRow("f", 7, "a")

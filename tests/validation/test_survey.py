@@ -1,0 +1,198 @@
+"""One pass counts what the job will do, refusals included."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.errors import DataError, ErrorCode, UsageError
+from trainer.examples.dataset import build_dataset, shape_of
+from trainer.examples.tokens import Tokens, read_tokens
+from trainer.rows import read_files
+from trainer.spec import JobSpec, OnOverlong
+from trainer.validation.lengths import histogram, quantiles
+from trainer.validation.model_files import files_of_the_job, find_model
+from trainer.validation.survey import SHOWN_PROBLEMS, Parts, estimated_steps, survey
+
+
+def spec(**sections: dict[str, Any]) -> JobSpec:
+    model = {
+        "model_name_or_path": "./m",
+        "model_file_sha256": {"config.json": "0" * 64, "model.safetensors": "0" * 64},
+    }
+    document = {"version": 1, "model": model, "data": {"max_length": 200}, **sections}
+    return JobSpec.model_validate_json(json.dumps(document))
+
+
+@pytest.fixture(scope="module")
+def tokens(tiny_model: Path) -> Tokens:
+    return read_tokens(tiny_model)
+
+
+def write(path: Path, rows: list[object]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def chat(question: str, answer: str) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def rows_of(count: int, words: int = 3) -> list[object]:
+    return [
+        chat(f"Question {number}?", f"Answer {number}. " + "word " * (number % words)) for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("choice", [OnOverlong.DROP, OnOverlong.TRUNCATE])
+def test_numbers_are_those_of_the_job(tmp_path: Path, tokens: Tokens, choice: OnOverlong) -> None:
+    rows = [*rows_of(30, words=60), rows_of(1)[0], {"text": "some text"}, {"prompt": "a", "completion": "b"}]
+    files = {"a.jsonl": write(tmp_path / "a.jsonl", rows), "b.jsonl": write(tmp_path / "b.jsonl", rows_of(5))}
+    job = spec(data={"max_length": 60, "on_overlong": choice})
+    found = survey(files, job, tokens)
+    data = build_dataset(read_files(files, max_rows=100), tokens, job.data, seed=job.train.seed)
+    assert not found.refused
+    assert found.parts is not None
+    assert (found.parts.train, found.parts.evaluation) == (data.rows.train, data.rows.eval)
+    assert (found.dropped, found.truncated) == (data.rows.dropped, data.rows.truncated)
+    assert sorted(found.lengths) == sorted(example.length for example in (*data.train, *data.evaluation))
+    assert found.trained == sum(example.targets for example in (*data.train, *data.evaluation))
+    assert found.parts.tokens == sum(example.length for example in data.train)
+    assert found.duplicates == 4
+    assert found.rows["a.jsonl"] == {"messages": 31, "text": 1, "prompt/completion": 1}
+    assert found.lost > 0
+
+
+def test_evaluation_files_are_held_out_and_overlap_is_seen(tmp_path: Path, tokens: Tokens) -> None:
+    files = {
+        "train.jsonl": write(tmp_path / "train.jsonl", rows_of(6)),
+        "eval/a.jsonl": write(tmp_path / "eval" / "a.jsonl", [*rows_of(2), chat("New?", "Yes.")]),
+    }
+    found = survey(files, spec(), tokens)
+    data = build_dataset(read_files(files, max_rows=100), tokens, spec().data, seed=1)
+    assert found.parts == Parts(6, 3, 6, sum(example.length for example in data.train), 2)
+    assert (data.rows.train, data.rows.eval) == (6, 3)
+    assert any("2 of 3 evaluation rows" in warning for warning in data.warnings)
+    other = spec(data={"eval_files": "dev-*", "test_split_size": 0.5})
+    assert shape_of(other.data).format == "auto"
+    halves = survey(files, other, tokens).parts
+    assert halves is not None
+    assert halves.evaluation == round(0.5 * 9)
+
+
+def test_every_bad_row_is_counted_and_the_first_are_listed(tmp_path: Path, tokens: Tokens) -> None:
+    rows: list[object] = [*rows_of(3), *({"text": number} for number in range(30)), chat("long", "word " * 500)]
+    files = {"a.jsonl": write(tmp_path / "a.jsonl", rows)}
+    found = survey(files, spec(data={"max_length": 200, "test_split_size": 0}), tokens)
+    assert found.refused == {"dataset-row-invalid": 30, "dataset-overlong": 1}
+    assert len(found.problems) == SHOWN_PROBLEMS
+    first = found.first_problem
+    assert first is not None
+    assert (first.row, first.field) == (3, "text")
+    assert found.kinds.total() == 4
+    alone = survey(files, spec(data={"max_rows": 2, "test_split_size": 0}), tokens)
+    assert alone.refused == {"dataset-too-large": 1}
+    unsplit = survey({"b.jsonl": write(tmp_path / "b.jsonl", rows_of(3))}, spec(), tokens)
+    assert unsplit.refused == {"dataset-invalid": 1}  # a tenth of three rows is none
+
+
+def test_rows_that_cannot_be_trained_on_yet(tmp_path: Path, tokens: Tokens) -> None:
+    pair = {"prompt": "a", "chosen": " b", "rejected": " c"}
+    files = {"a.jsonl": write(tmp_path / "a.jsonl", [pair])}
+    found = survey(files, spec(data={"test_split_size": 0}), tokens)
+    assert found.refused == {"dataset-not-trainable": 1}
+    assert len(found.lengths) == 2
+    with pytest.raises(DataError, match="preferences") as caught:
+        build_dataset(read_files(files, max_rows=1), tokens, spec().data, seed=0)
+    assert caught.value.code is ErrorCode.DATASET_NOT_TRAINABLE
+
+
+def test_only_evaluation_files_leave_nothing_to_train_on(tmp_path: Path, tokens: Tokens) -> None:
+    files = {"eval/a.jsonl": write(tmp_path / "eval" / "a.jsonl", rows_of(2))}
+    with pytest.raises(DataError, match="every file is for evaluation"):
+        build_dataset(read_files(files, max_rows=9), tokens, spec().data, seed=0)
+
+
+def test_the_row_that_is_asked_for_is_shown(tmp_path: Path, tokens: Tokens) -> None:
+    files = {"a.jsonl": write(tmp_path / "a.jsonl", rows_of(5))}
+    shown = survey(files, spec(), tokens, example=3).shown
+    assert shown is not None
+    assert shown.row.index == 3
+    assert survey(files, spec(), tokens, example=9).shown is None
+
+
+def test_without_a_tokenizer_rows_are_still_read(tmp_path: Path) -> None:
+    files = {"a.jsonl": write(tmp_path / "a.jsonl", [*rows_of(2), {"text": 1}])}
+    found = survey(files, spec(), None)
+    assert (found.kinds.total(), found.refused.total(), found.parts) == (2, 1, None)
+
+
+def test_progress_reaches_the_size_of_the_files(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", rows_of(50))
+    told: list[int] = []
+    survey({"a.jsonl": path}, spec(), None, advance=told.append)
+    assert sum(told) == path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("train", "data", "steps"),
+    [
+        ({"per_device_train_batch_size": 4}, {}, 26),
+        ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8}, {}, 4),
+        ({"per_device_train_batch_size": 4, "num_train_epochs": 2.5}, {}, 65),
+        ({"max_steps": 7}, {}, 7),
+    ],
+)
+def test_steps(train: dict[str, Any], data: dict[str, Any], steps: int) -> None:
+    parts = Parts(train=101, evaluation=0, examples=101, tokens=10_000, overlap=0)
+    assert estimated_steps(parts, spec(train=train, data=data)) == steps
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=200), st.integers(1, 20))
+def test_a_histogram_holds_every_length_once(lengths: list[int], bins: int) -> None:
+    ranges = histogram(lengths, bins)
+    assert sum(count for _, _, count in ranges) == len(lengths)
+    assert len(ranges) <= bins + 1
+    assert all(count == sum(first <= length <= last for length in lengths) for first, last, count in ranges)
+    found = quantiles(lengths)
+    assert list(found.values()) == sorted(found.values())
+    assert (found["min"], found["max"]) == (min(lengths), max(lengths))
+
+
+def test_no_lengths() -> None:
+    assert histogram([]) == []
+    assert set(quantiles([]).values()) == {0}
+
+
+def test_the_models_files_are_those_of_the_spec(tmp_path: Path) -> None:
+    from trainer.encoding import sha256_hex
+
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").write_text("not listed")
+    digests = {"config.json": sha256_hex(b"{}"), "model.safetensors": "0" * 64}
+    listed = spec(model={"model_name_or_path": "./m", "model_file_sha256": digests})
+    with files_of_the_job(tmp_path, listed) as folder:
+        assert [path.name for path in folder.iterdir()] == ["config.json"]
+    (tmp_path / "config.json").write_text("{ }")
+    with pytest.raises(UsageError) as caught, files_of_the_job(tmp_path, listed):
+        pass
+    assert caught.value.code is ErrorCode.MODEL_DIGEST_MISMATCH
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UsageError, match="no such file"), files_of_the_job(tmp_path, listed):
+        pass
+
+
+def test_where_the_model_is(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    assert find_model(spec(), job, None) is None
+    (tmp_path / "m").mkdir()
+    assert find_model(spec(), job, None) == tmp_path / "m"
+    assert find_model(spec(), job, tmp_path) == tmp_path
+    with pytest.raises(UsageError, match="no such directory"):
+        find_model(spec(), job, tmp_path / "x")

@@ -1,0 +1,272 @@
+"""What `trainer validate` found, for people and for programs."""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from rich.console import Console
+from rich.text import Text
+
+from trainer.errors import DataError
+from trainer.examples.example import Example
+from trainer.examples.tokens import Tokens
+from trainer.spec import JobSpec
+from trainer.validation.architecture import Architecture
+from trainer.validation.lengths import histogram, quantiles
+from trainer.validation.memory import GIB, MemoryEstimate, estimate_memory
+from trainer.validation.survey import Survey, estimated_steps
+
+MAX_SHOWN: Final = 6000
+"""Characters of an example that are shown."""
+
+_BAR: Final = 40
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A survey, and what follows from it for the job.
+
+    Attributes:
+        spec: the job.
+        found: what one pass over the data found.
+        tokens: the base model's tokenizer; None where it is not here.
+        widths: the base model's; None where they are not known.
+        unknown: why there is no tokenizer, where there is none.
+        show_example: whether a row's text may be shown.
+    """
+
+    spec: JobSpec
+    found: Survey
+    tokens: Tokens | None
+    widths: Architecture | None
+    unknown: str
+    show_example: bool
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps of the run."""
+        parts = self.found.parts
+        return estimated_steps(parts, self.spec) if parts and parts.train else None
+
+    @property
+    def memory(self) -> MemoryEstimate | None:
+        """The GPU memory of a training step."""
+        if self.widths is None or not self.found.lengths:
+            return None
+        batch = self.spec.train.per_device_train_batch_size
+        longest = self.spec.data.max_length if self.spec.data.packing else max(self.found.lengths)
+        most = longest if self.spec.data.packing else max(self.found.targets)
+        return estimate_memory(self.widths, self.spec, tokens=batch * longest, trained=batch * most)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the provider should know; quotes no row."""
+        return tuple(_warnings(self))
+
+    def as_json(self) -> dict[str, object]:
+        """Everything but the example, unless it was asked for."""
+        found, problem = self.found, self.found.first_problem
+        document: dict[str, object] = {
+            "rows": found.kinds.total(),
+            "kinds": dict(found.kinds),
+            "files": {name: dict(kinds) for name, kinds in found.rows.items()},
+            "refused": {"count": found.refused.total(), "codes": dict(found.refused)},
+            "problems": [_problem(error) for error in found.problems],
+            "tokens": self._tokens() if self.tokens else None,
+            "steps": self.steps,
+            "memory": {**asdict(self.memory), "total": self.memory.total} if self.memory else None,
+            "warnings": list(self.warnings),
+        }
+        if self.show_example and found.shown is not None and self.tokens is not None:
+            document["example"] = [list(_runs(example, self.tokens)) for example in found.shown.examples]
+        if problem is not None:
+            document["error"] = {"code": problem.code.value, "message": problem.message, "hint": problem.hint}
+            document["exit_code"] = int(problem.exit_code)
+        return document
+
+    def _tokens(self) -> dict[str, object]:
+        found, parts = self.found, self.found.parts
+        return {
+            "total": sum(found.lengths),
+            "trained": found.trained,
+            "lost": found.lost,
+            "unlimited": found.tokens,
+            "truncated_rows": found.truncated,
+            "dropped_rows": found.dropped,
+            "length": quantiles(found.lengths),
+            "histogram": histogram(found.lengths),
+            "duplicate_rows": found.duplicates,
+            "split": asdict(parts) if parts else None,
+        }
+
+
+def _problem(error: DataError) -> dict[str, object]:
+    return {
+        "code": error.code.value,
+        "file": error.file,
+        "row": error.row,
+        "field": error.field,
+        "reason": error.reason,
+        "expected": None if error.expected is None else str(error.expected),
+        "found": None if error.found is None else str(error.found),
+    }
+
+
+def _warnings(result: Validation) -> Iterator[str]:
+    found, parts = result.found, result.found.parts
+    if result.tokens is None:
+        yield f"tokens were not counted: {result.unknown}"
+        return
+    examples = len(found.lengths)
+    if examples and found.endless == examples:
+        yield "NO END OF TURN IS EVER TRAINED ON: no trained part holds a stop token, so no stopping is learned"
+    elif found.endless > found.truncated:
+        yield f"{found.endless} of {examples} examples train on no end of turn"
+    if found.truncated:
+        yield f"{found.truncated} rows are truncated: their ends are not learned"
+    if found.dropped:
+        yield f"{found.dropped} rows are dropped: too long (data.on_overlong)"
+    if found.duplicates:
+        yield f"{found.duplicates} rows repeat another one"
+    if parts and parts.overlap:
+        yield f"{parts.overlap} of {parts.evaluation} evaluation rows stand in the training part too"
+    if found.special:
+        yield f"{found.special} rows hold the text of a special token, which is read as that token"
+
+
+def print_validation(result: Validation) -> None:
+    """Everything, on stdout."""
+    console = Console(highlight=False, soft_wrap=True)
+    for line in _lines(result):
+        console.print(Text(line))
+    for warning in result.warnings:
+        console.print(Text(f"warning   {warning}", style="yellow"))
+    if result.show_example and result.found.shown is not None and result.tokens is not None:
+        _print_example(console, result)
+
+
+def _lines(result: Validation) -> Iterator[str]:
+    found = result.found
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
+    yield f"{found.kinds.total()} rows: {kinds or 'none'}"
+    if len(found.rows) > 1:
+        for name, counts in found.rows.items():
+            yield f"          {name}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    yield from _problem_lines(found)
+    if result.tokens is not None and found.lengths:
+        yield from _token_lines(result)
+    yield from _cost_lines(result)
+
+
+def _problem_lines(found: Survey) -> Iterator[str]:
+    if not found.problems:
+        return
+    codes = ", ".join(f"{count} {code}" for code, count in found.refused.items())
+    yield f"refused   {found.refused.total()}: {codes}"
+    for error in found.problems:
+        yield f"          {error}"
+    if found.refused.total() > len(found.problems):
+        yield f"          … and {found.refused.total() - len(found.problems)} more"
+
+
+def _token_lines(result: Validation) -> Iterator[str]:
+    found, total = result.found, sum(result.found.lengths)
+    yield f"tokens    {total}, {_percent(found.trained, total)} of them trained on"
+    if found.lost:
+        yield f"          {found.lost} more would be trained on, but are cut or dropped"
+    yield "length    " + "  ".join(f"{name} {value}" for name, value in quantiles(found.lengths).items())
+    ranges = histogram(found.lengths)
+    most = max(count for _, _, count in ranges)
+    width = max(len(f"{first}-{last}") for first, last, _ in ranges)
+    for first, last, count in ranges:
+        bar = "█" * -(-_BAR * count // most)
+        yield f"          {f'{first}-{last}':>{width}} {bar} {count}"
+
+
+def _cost_lines(result: Validation) -> Iterator[str]:
+    parts, memory = result.found.parts, result.memory
+    if parts is not None and result.steps is not None:
+        more = f" in {parts.examples} examples" if parts.examples != parts.train else ""
+        yield f"split     {parts.train} rows to train on{more}, {parts.evaluation} to evaluate on"
+        yield f"steps     {'at least ' if result.spec.data.packing else ''}{result.steps} optimizer steps"
+    if memory is not None:
+        parts_of = ", ".join(f"{name} {_gib(size)}" for name, size in asdict(memory).items())
+        yield f"GPU       about {_gib(memory.total)} GiB: {parts_of} (estimated from widths, not measured yet)"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "none"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f}"
+
+
+def _runs(example: Example, tokens: Tokens) -> Iterator[tuple[bool, str]]:
+    """Stretches of an example's text, each with whether it is trained on."""
+    start = 0
+    for position in range(1, example.length + 1):
+        if position == example.length or example.trained[position] != example.trained[start]:
+            yield bool(example.trained[start]), tokens.text(example.ids[start:position])
+            start = position
+
+
+def _print_example(console: Console, result: Validation) -> None:
+    shown, tokens = result.found.shown, result.tokens
+    if shown is None or tokens is None:
+        return
+    count = f" ({len(shown.examples)} examples)" if len(shown.examples) > 1 else ""
+    console.print(Text(f"example   {shown.row.file} row {shown.row.index}{count}; trained on: ⟦…⟧", style="bold"))
+    for example in shown.examples:
+        line = Text()
+        for trained, text in _runs(example, tokens):
+            shown_text = visible(text)[:MAX_SHOWN]
+            line.append(f"⟦{shown_text}⟧" if trained else shown_text, style="green" if trained else "dim")
+        console.print(line)
+
+
+def visible(text: str) -> str:
+    """The text with control characters as symbols: data must not steer a terminal."""
+    return "".join(_symbol(character) for character in text)
+
+
+def _symbol(character: str) -> str:
+    if character in "\n\t":
+        return character
+    code = ord(character)
+    if code < 32:
+        return chr(0x2400 + code)
+    return "␡" if unicodedata.category(character) in ("Cc", "Cf") else character
+
+
+_STYLE: Final = (
+    "body{font:14px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}pre{white-space:pre-wrap;"
+    "background:#f6f6f6;padding:1em}mark{background:#bfe8bf}.w{color:#8a5a00}"
+)
+
+
+def as_page(result: Validation) -> str:
+    """The same as a page that needs nothing else: no script, no request."""
+    lines = html.escape("\n".join(_lines(result)))
+    warnings = "".join(f"<p class=w>{html.escape(warning)}</p>" for warning in result.warnings)
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>trainer validate</title>"
+        f"<style>{_STYLE}</style><h1>The dataset in the job</h1><pre>{lines}</pre>{warnings}"
+        f"{_page_example(result)}</html>\n"
+    )
+
+
+def _page_example(result: Validation) -> str:
+    shown, tokens = result.found.shown, result.tokens
+    if shown is None or tokens is None:
+        return ""
+    parts: list[str] = []
+    for example in shown.examples:
+        runs: Mapping[bool, str] = {True: "<mark>{}</mark>", False: "{}"}
+        texts = (runs[trained].format(html.escape(visible(text))) for trained, text in _runs(example, tokens))
+        parts.append(f"<pre>{''.join(texts)}</pre>")
+    return f"<h2>Row {shown.row.index}: what is marked is trained on</h2>{''.join(parts)}"

@@ -1,0 +1,201 @@
+"""Rows → examples for training and evaluation; every row is used, counted or refused, none is lost in silence."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+from trainer.errors import DataError, ErrorCode
+from trainer.examples.encode import encode_rows
+from trainer.examples.example import Encoded, Example
+from trainer.examples.tokens import Tokens
+from trainer.rows import ChatRow, PreferenceRow, Row, Shape, row_texts
+from trainer.spec import DataSection
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What became of the rows; the first three add up to the rows read, `truncated` are among the first two.
+
+    A row may give several examples (see `data.split_turns`): these are counts of rows.
+    """
+
+    train: int
+    eval: int
+    dropped: int
+    truncated: int
+
+    def as_dict(self) -> dict[str, int]:
+        """By name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples, split.
+
+    Attributes:
+        train: trained on.
+        evaluation: held out; empty where `data.test_split_size` is 0 and no file is for evaluation.
+        rows: what became of the rows.
+        warnings: what the provider should know; quotes no row.
+    """
+
+    train: tuple[Example, ...]
+    evaluation: tuple[Example, ...]
+    rows: RowCounts
+    warnings: tuple[str, ...]
+
+
+def shape_of(data: DataSection) -> Shape:
+    """How the job spec says that objects become rows."""
+    return Shape(data.format.value, data.columns, frozenset(data.ignore_columns))
+
+
+def is_for_evaluation(file: str, data: DataSection) -> bool:
+    """Whether a file's rows are evaluated on, by its name relative to `data/`."""
+    return fnmatchcase(file, data.eval_files)
+
+
+def build_dataset(rows: Sequence[Row], tokens: Tokens, data: DataSection, *, seed: int) -> Dataset:
+    """Encode every row and hold out the rows of evaluation files, or a share of all.
+
+    Raises:
+        DataError: a row or the whole is not trainable; nothing is trained on then.
+    """
+    for row in rows:
+        check_trainable(row, tokens)
+    encoded = list(_all_encoded(rows, tokens, data))
+    kept = [one for one in encoded if one.examples]
+    train, evaluation = split_rows(kept, data, seed=seed)
+    counts = RowCounts(
+        train=len(train),
+        eval=len(evaluation),
+        dropped=len(encoded) - len(kept),
+        truncated=sum(one.truncated for one in kept),
+    )
+    parts = examples_of(train), examples_of(evaluation)
+    return Dataset(*parts, counts, tuple(_warnings(rows, tokens, *parts, counts)))
+
+
+def _all_encoded(rows: Sequence[Row], tokens: Tokens, data: DataSection) -> Iterator[Encoded]:
+    for encoded in encode_rows(rows, tokens, data):
+        if isinstance(encoded, DataError):
+            raise encoded
+        yield encoded
+
+
+def examples_of(rows: Iterable[Encoded]) -> tuple[Example, ...]:
+    """The examples of all rows, in order."""
+    return tuple(example for row in rows for example in row.examples)
+
+
+def check_trainable(row: Row, tokens: Tokens) -> None:
+    """Demand that this model, in this version, can be trained on this kind of row.
+
+    Raises:
+        DataError: it cannot.
+    """
+    if isinstance(row, PreferenceRow):
+        raise row.refuse(
+            ErrorCode.DATASET_NOT_TRAINABLE,
+            "preferences cannot be trained on yet",
+            field="chosen",
+            expected="messages, prompt and completion, or text",
+            found="preference",
+        )
+    if isinstance(row, ChatRow) and not tokens.has_template:
+        raise row.refuse(
+            ErrorCode.DATASET_NOT_TRAINABLE,
+            "the base model has no chat template",
+            field="messages",
+            expected="prompt and completion, or text",
+            found="messages",
+            hint="list chat_template.jinja in model.model_file_sha256, or write one into data.chat_template",
+        )
+
+
+def split_rows(
+    rows: Sequence[Encoded], data: DataSection, *, seed: int
+) -> tuple[tuple[Encoded, ...], tuple[Encoded, ...]]:
+    """Training and evaluation: by file where there are files for evaluation, else a share chosen by `seed`.
+
+    Raises:
+        DataError: nothing to train on, or a share above 0 that leaves no row on one side.
+    """
+    held = tuple(row for row in rows if is_for_evaluation(row.row.file, data))
+    train = tuple(row for row in rows if not is_for_evaluation(row.row.file, data))
+    if not train:
+        raise DataError(
+            ErrorCode.DATASET_NOT_TRAINABLE,
+            "no rows are left" if not held else "every file is for evaluation (data.eval_files)",
+            expected="at least one row to train on",
+            found=0,
+        )
+    return (train, held) if held else split(train, data.test_split_size, seed=seed)
+
+
+def split(items: Sequence[_T], share: float, *, seed: int) -> tuple[tuple[_T, ...], tuple[_T, ...]]:
+    """Hold out `round(share * len(items))` items, chosen by `seed`; both parts keep their order.
+
+    Raises:
+        DataError: a share above 0 that leaves no item on one side.
+    """
+    if share == 0:
+        return tuple(items), ()
+    held = round(share * len(items))
+    if not 0 < held < len(items):
+        raise DataError(
+            ErrorCode.DATASET_INVALID,
+            f"data.test_split_size {share} leaves no row to {'evaluate on' if held == 0 else 'train on'}",
+            expected="at least one row on each side",
+            found=f"{held} of {len(items)} rows held out",
+            hint="set data.test_split_size to 0 to train on every row without an evaluation",
+        )
+    chosen = set(random.Random(seed).sample(range(len(items)), held))  # noqa: S311 -- a split, not a secret
+    parts = [item for number, item in enumerate(items) if number not in chosen]
+    return tuple(parts), tuple(items[number] for number in sorted(chosen))
+
+
+def _warnings(
+    rows: Sequence[Row],
+    tokens: Tokens,
+    train: tuple[Example, ...],
+    evaluation: tuple[Example, ...],
+    counts: RowCounts,
+) -> Iterator[str]:
+    yield from tokens.notes
+    if counts.dropped:
+        yield f"{counts.dropped} of {len(rows)} rows were dropped: too long (data.on_overlong)"
+    if counts.truncated:
+        yield f"{counts.truncated} of {len(rows)} rows were truncated: their ends are not learned"
+    yield from _warn_of_endless(train)
+    extra = len(train) + len(evaluation) - counts.train - counts.eval
+    if extra:
+        yield f"{extra} examples more than rows: turns that the template renders differently later stand alone"
+    seen = {example.ids.tobytes() for example in train}
+    repeated = sum(example.ids.tobytes() in seen for example in evaluation)
+    if repeated:
+        yield f"{repeated} of {len(evaluation)} evaluation rows stand in the training part too: eval loss flatters"
+    marked = sum(writes_special(row, tokens.special_texts) for row in rows)
+    if marked:
+        yield f"{marked} of {len(rows)} rows hold the text of a special token, which is read as that token"
+
+
+def _warn_of_endless(train: tuple[Example, ...]) -> Iterator[str]:
+    endless = sum(not example.stops for example in train)
+    if endless == len(train):
+        yield "NO END OF TURN IS EVER TRAINED ON: no trained part holds a stop token, so no stopping is learned"
+    elif endless > sum(example.truncated for example in train):
+        yield f"{endless} of {len(train)} rows train on no end of turn"
+
+
+def writes_special(row: Row, special: Iterable[str]) -> bool:
+    """Whether a row writes the text of a special token out."""
+    texts = row_texts(row)
+    return any(token in text for text in texts for token in special)

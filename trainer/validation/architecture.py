@@ -1,0 +1,87 @@
+"""Widths of a language model from its config.json, without its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+_ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
+_FEED_FORWARD: Final = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Widths of a decoder with rotary positions, RMS norms, grouped attention and gated feed-forward layers.
+
+    Attributes:
+        vocabulary: rows of the embedding.
+        hidden: width of the residual stream.
+        intermediate: width inside the feed-forward layers.
+        layers: number of layers.
+        heads: attention heads.
+        key_value_heads: heads that keys and values have.
+        head: width of a head.
+        tied: whether the output layer is the embedding.
+    """
+
+    vocabulary: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    head: int
+    tied: bool
+
+    @property
+    def linears(self) -> Mapping[str, tuple[int, int]]:
+        """Linear layers of one layer: name → (inputs, outputs)."""
+        queries, keys = self.heads * self.head, self.key_value_heads * self.head
+        outputs = (queries, keys, keys, self.hidden, self.intermediate, self.intermediate, self.hidden)
+        inputs = (self.hidden, self.hidden, self.hidden, queries, self.hidden, self.hidden, self.intermediate)
+        return dict(zip(_ATTENTION + _FEED_FORWARD, zip(inputs, outputs, strict=True), strict=True))
+
+    @property
+    def linear_parameters(self) -> int:
+        """Parameters of the linear layers in all layers: what quantisation makes smaller."""
+        return self.layers * sum(inputs * outputs for inputs, outputs in self.linears.values())
+
+    @property
+    def other_parameters(self) -> int:
+        """Embedding, output layer and norms (biases are left out: they are few)."""
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return embeddings + (2 * self.layers + 1) * self.hidden
+
+
+def read_architecture(model_dir: Path) -> Architecture | None:
+    """The widths that config.json names; None where it is missing or describes something else (experts, say)."""
+    try:
+        document = json.loads((model_dir / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return architecture_of(document) if isinstance(document, dict) else None
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
+    """The widths in a configuration; None where it describes something else."""
+    text = config.get("text_config", config)
+    if not isinstance(text, dict) or any(name in text for name in ("num_experts", "num_local_experts")):
+        return None
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    values = [value for name in names if isinstance(value := text.get(name), int) and value > 0]
+    if len(values) != len(names):
+        return None
+    vocabulary, hidden, intermediate, layers, heads = values
+    return Architecture(
+        vocabulary=vocabulary,
+        hidden=hidden,
+        intermediate=intermediate,
+        layers=layers,
+        heads=heads,
+        key_value_heads=text.get("num_key_value_heads") or heads,
+        head=text.get("head_dim") or hidden // heads,
+        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+    )

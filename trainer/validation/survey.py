@@ -1,0 +1,243 @@
+"""One pass over a dataset: every row is read and encoded as the job will do it, and only numbers are kept.
+
+Memory grows with the number of rows (about 100 bytes each), not with their length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from trainer.errors import DataError
+from trainer.examples.dataset import check_trainable, is_for_evaluation, shape_of, split, writes_special
+from trainer.examples.encode import encode_rows
+from trainer.examples.example import Encoded, Example
+from trainer.examples.tokens import Tokens
+from trainer.rows import PreferenceRow, Row, kind_name, scan_rows, too_many_rows
+from trainer.spec import JobSpec
+
+SHOWN_PROBLEMS: Final = 20
+
+Advance = Callable[[int], None]
+"""Told how many further bytes of the files were read."""
+
+
+@dataclass
+class Kept:
+    """Of each row that gives examples: their digest, number and tokens, and whether its file is for evaluation."""
+
+    digests: array[int] = field(default_factory=lambda: array("Q"))
+    examples: array[int] = field(default_factory=lambda: array("I"))
+    tokens: array[int] = field(default_factory=lambda: array("I"))
+    held: bytearray = field(default_factory=bytearray)
+
+    def add(self, examples: tuple[Example, ...], *, held: bool) -> None:
+        """Note one more row."""
+        self.digests.append(_digest(examples))
+        self.examples.append(len(examples))
+        self.tokens.append(sum(example.length for example in examples))
+        self.held.append(held)
+
+
+@dataclass
+class Survey:
+    """What was found.
+
+    Attributes:
+        rows: file → kind → rows that can be read.
+        problems: the first rows that were refused.
+        refused: code of the refusal → rows.
+        shown: the examples of the row that was asked for, with the row.
+        lengths: tokens of each example, as the job will train on them.
+        trained: tokens that are trained on, in all examples.
+        tokens: tokens of all rows without any limit, and of these `lost`: trained ones that are dropped or cut.
+        truncated: rows that were cut.
+        dropped: rows that were dropped.
+        endless: examples on which no end of turn is learned.
+        special: rows that write special tokens out.
+        duplicates: rows whose tokens another row has too.
+        parts: what becomes of the rows, once all are seen.
+        kept: what was noted of each row that gives examples.
+    """
+
+    rows: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    problems: list[DataError] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    shown: Encoded | None = None
+    lengths: array[int] = field(default_factory=lambda: array("i"))
+    targets: array[int] = field(default_factory=lambda: array("i"))
+    tokens: int = 0
+    lost: int = 0
+    truncated: int = 0
+    dropped: int = 0
+    endless: int = 0
+    special: int = 0
+    duplicates: int = 0
+    parts: Parts | None = None
+    kept: Kept = field(default_factory=Kept)
+
+    @property
+    def trained(self) -> int:
+        """Tokens that are trained on."""
+        return sum(self.targets)
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """Kind → rows that can be read."""
+        return sum(self.rows.values(), Counter())
+
+    @property
+    def first_problem(self) -> DataError | None:
+        """The first row that was refused."""
+        return self.problems[0] if self.problems else None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Training and evaluation.
+
+    Attributes:
+        train: rows trained on.
+        evaluation: rows held out.
+        examples: examples trained on; more than rows where turns stand alone.
+        tokens: tokens of these.
+        overlap: held-out rows whose tokens a training row has too.
+    """
+
+    train: int
+    evaluation: int
+    examples: int
+    tokens: int
+    overlap: int
+
+
+def survey(
+    files: Mapping[str, Path],
+    spec: JobSpec,
+    tokens: Tokens | None,
+    *,
+    example: int = 0,
+    advance: Advance = lambda _bytes: None,
+) -> Survey:
+    """Read and encode every row; refusals are counted, none ends the pass.
+
+    Args:
+        files: name relative to `data/` → file.
+        spec: the job.
+        tokens: the base model's; None reads the rows only.
+        example: which row (from 0, over all files) to keep for showing.
+        advance: told of progress.
+    """
+    found = Survey()
+    rows = _readable(found, files, spec, advance)
+    if tokens is None:
+        for _ in rows:
+            pass
+        return found
+    for number, encoded in enumerate(encode_rows(_trainable(found, rows, tokens), tokens, spec.data)):
+        if isinstance(encoded, DataError):
+            _refuse(found, encoded)
+        else:
+            _count(found, encoded, tokens, spec)
+            if found.shown is None and number >= example and encoded.examples:
+                found.shown = encoded
+    _finish(found, spec)
+    return found
+
+
+def _readable(found: Survey, files: Mapping[str, Path], spec: JobSpec, advance: Advance) -> Iterator[Row]:
+    shape, most, count = shape_of(spec.data), spec.data.max_rows, 0
+    for name in sorted(files):
+        for row in scan_rows(files[name], name=name, shape=shape, advance=advance):
+            if isinstance(row, DataError):
+                _refuse(found, row)
+                continue
+            if count == most:
+                _refuse(found, too_many_rows(row, most))
+                return
+            count += 1
+            found.rows[name][kind_name(row)] += 1
+            yield row
+
+
+def _trainable(found: Survey, rows: Iterable[Row], tokens: Tokens) -> Iterator[Row]:
+    for row in rows:
+        try:
+            check_trainable(row, tokens)
+        except DataError as error:
+            _refuse(found, error)
+            if not isinstance(row, PreferenceRow):
+                continue
+        yield row
+
+
+def _refuse(found: Survey, error: DataError) -> None:
+    found.refused[error.code.value] += 1
+    if len(found.problems) < SHOWN_PROBLEMS:
+        found.problems.append(error)
+
+
+def _count(found: Survey, encoded: Encoded, tokens: Tokens, spec: JobSpec) -> None:
+    found.tokens += encoded.tokens
+    found.lost += encoded.lost
+    found.truncated += encoded.truncated
+    found.special += writes_special(encoded.row, tokens.special_texts)
+    if not encoded.examples:
+        found.dropped += 1
+        return
+    for example in encoded.examples:
+        found.lengths.append(example.length)
+        found.targets.append(example.targets)
+        found.endless += not example.stops
+    found.kept.add(encoded.examples, held=is_for_evaluation(encoded.row.file, spec.data))
+
+
+def _digest(examples: tuple[Example, ...]) -> int:
+    digest = hashlib.blake2b(digest_size=8)
+    for example in examples:
+        digest.update(example.ids)
+        digest.update(b"/")
+    return int.from_bytes(digest.digest(), "big")
+
+
+def _finish(found: Survey, spec: JobSpec) -> None:
+    """Split as the job will, and compare the parts."""
+    kept = found.kept
+    numbers = range(len(kept.held))
+    train: Sequence[int] = [number for number in numbers if not kept.held[number]]
+    evaluation: Sequence[int] = [number for number in numbers if kept.held[number]]
+    if train and not evaluation:
+        try:
+            train, evaluation = split(train, spec.data.test_split_size, seed=spec.train.seed)
+        except DataError as error:
+            _refuse(found, error)
+    seen = {kept.digests[number] for number in train}
+    overlap = sum(kept.digests[number] in seen for number in evaluation)
+    seen.update(kept.digests[number] for number in evaluation)
+    found.duplicates = len(numbers) - len(seen)
+    found.parts = Parts(
+        train=len(train),
+        evaluation=len(evaluation),
+        examples=sum(kept.examples[number] for number in train),
+        tokens=sum(kept.tokens[number] for number in train),
+        overlap=overlap,
+    )
+
+
+def estimated_steps(parts: Parts, spec: JobSpec) -> int:
+    """Optimizer steps of the run: exact without packing, with packing a lower bound (no gap in any batch).
+
+    A packed micro-batch holds `per_device_train_batch_size` sequences of `max_length` tokens.
+    """
+    if spec.train.max_steps > 0:
+        return spec.train.max_steps
+    sequences = math.ceil(parts.tokens / spec.data.max_length) if spec.data.packing else parts.examples
+    batches = math.ceil(sequences / spec.train.per_device_train_batch_size)
+    steps = math.ceil(batches / spec.train.gradient_accumulation_steps)
+    return max(1, math.ceil(spec.train.num_train_epochs * steps))
