@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from transformers import AutoModelForCausalLM
 
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import JobSpec, LoraSection, TrainSection
 from trainer.worker.dataset import Dataset, RowCounts
 from trainer.worker.encode import Example
+from trainer.worker.evaluation import Evaluation
 from trainer.worker.loop import Outcome, Training
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import Precision, attach_adapter
@@ -51,41 +52,10 @@ def reference(model: Any, examples: tuple[Example, ...]) -> list[torch.Tensor]:
     return losses
 
 
-def test_loss_of_a_padded_batch_is_the_sum_over_single_rows(model: Any) -> None:
-    loss = CausalLoss(model, CPU, pad_id=0)
-    assert loss.selects
-    torch.testing.assert_close(loss.sum(EXAMPLES), torch.stack(reference(model, EXAMPLES)).sum())
-
-
-def test_what_stands_in_the_padding_changes_nothing(model: Any) -> None:
-    sums = [CausalLoss(model, CPU, pad_id=pad).sum(EXAMPLES).item() for pad in (0, 77)]
-    assert sums[0] == pytest.approx(sums[1], rel=1e-6)
-
-
-def test_mean_loss_weighs_every_token_alike(model: Any) -> None:
-    expected = torch.stack(reference(model, EXAMPLES)).mean().item()
-    for size in (1, 3, 10):
-        assert CausalLoss(model, CPU, pad_id=0).mean(EXAMPLES, batch_size=size) == pytest.approx(
-            expected, rel=1e-5
-        )
-
-
-def test_a_model_that_caps_its_logits_is_noticed_and_still_right() -> None:
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, final_logit_softcapping=2.0, pad_token_id=0,
-    )  # fmt: skip
-    capped = attach_adapter(Gemma2ForCausalLM(config).eval(), LoraSection(lora_r=4))  # type: ignore[no-untyped-call]
-    loss = CausalLoss(capped, CPU, pad_id=0)
-    assert not loss.selects
-    torch.testing.assert_close(loss.sum(EXAMPLES), torch.stack(reference(capped, EXAMPLES)).sum())
-
-
 def train(model: Any, report: Callable[[Message], None] = lambda _message: None, **section: Any) -> Outcome:
     held = EXAMPLES[8:] if section.pop("held_out", True) else ()
     data = Dataset(EXAMPLES[:8], held, RowCounts(8, len(held), 0, 0), ())
-    loss = CausalLoss(model, CPU, pad_id=0)
+    loss = CausalLoss(model, CPU, pad_id=0, longest=64)
     defaults = {"learning_rate": 0.01, "per_device_train_batch_size": 8, "max_steps": 1, "seed": 5}
     return Training(model, loss, data, TrainSection(**{**defaults, **section}), report=report).run()
 
@@ -129,7 +99,8 @@ def test_only_the_adapter_changes(model: Any) -> None:
 def test_training_lowers_the_loss_it_is_trained_on(model: Any) -> None:
     outcome = train(model, max_steps=30, held_out=False)
     assert (outcome.eval_loss_before, outcome.eval_loss_after) == (None, None)
-    after = CausalLoss(model, CPU, pad_id=0).mean(EXAMPLES[:8], batch_size=8)
+    after = Evaluation(EXAMPLES[:8], CausalLoss(model, CPU, pad_id=0, longest=64), rows=8, device=CPU.device).loss()
+    assert after is not None
     assert after < 0.7 * outcome.train_loss
 
 

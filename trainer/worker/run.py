@@ -13,11 +13,13 @@ import transformers
 
 from trainer.errors import ErrorCode, JobError
 from trainer.rows import Row
+from trainer.spec import DataSection, JobSpec
 from trainer.worker.adapter import save_adapter
 from trainer.worker.dataset import Dataset, build_dataset
 from trainer.worker.loop import Outcome, Training
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import Loader, Precision, check_model_dir, choose_precision, raise_if_out_of_memory
+from trainer.worker.packing import best_fit_decreasing
 from trainer.worker.protocol import Message, Order
 from trainer.worker.report import Recorder, write_report
 from trainer.worker.stopwatch import Stopwatch
@@ -74,15 +76,15 @@ def _train(
     with watch.part("load"):
         model = loader.load(order.model_dir, spec, precision)
         _check_vocabulary(model, data)
-        loss = CausalLoss(model, precision, pad_id=tokens.pad_id)
+        loss = _loss(model, precision, data, tokens, spec)
     with Recorder(order.output_dir / "report", report) as recorder:
-        outcome = Training(model, loss, data, spec.train, report=recorder).run()
+        outcome = Training(model, loss, data, spec.train, report=recorder, bins=_bins(data, spec.data)).run()
     watch.put("train", outcome.train_seconds)
     watch.put("eval", outcome.eval_seconds)
     with watch.part("save"):
         save_adapter(model, spec.model, order.output_dir / "adapter")
     environment = _environment(loader, precision, loss)
-    summary = _summary(outcome, data, watch, environment, (*data.warnings, *warnings))
+    summary = _summary(outcome, data, watch, environment, (*data.warnings, *warnings, *outcome.warnings))
     write_report(order.output_dir / "report", summary, recorder.metrics, spec)
     return summary
 
@@ -93,6 +95,23 @@ def _seed(seed: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
     # On CPU every operation used here has a deterministic form; on a GPU some have none, and say so in the log.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+
+
+def _loss(model: Any, precision: Precision, data: Dataset, tokens: Tokens, spec: JobSpec) -> CausalLoss:
+    return CausalLoss(
+        model,
+        precision,
+        pad_id=tokens.pad_id,
+        longest=max(example.length for example in (*data.train, *data.evaluation)),
+        checkpointing=spec.train.gradient_checkpointing,
+        neftune_alpha=spec.train.neftune_noise_alpha,
+    )
+
+
+def _bins(data: Dataset, section: DataSection) -> list[list[int]] | None:
+    if not section.packing:
+        return None
+    return best_fit_decreasing([example.length for example in data.train], section.max_length)
 
 
 def _check_vocabulary(model: Any, data: Dataset) -> None:
@@ -114,7 +133,7 @@ def _environment(loader: Loader, precision: Precision, loss: CausalLoss) -> dict
         "device": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
         "weights": str(precision.weights).removeprefix("torch."),
         "autocast": "bfloat16" if precision.autocast else "off",
-        "logits": "trained tokens only" if loss.selects else "all tokens",
+        "forward": loss.way,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
