@@ -1,9 +1,9 @@
 """A quick forward pass for decoders of the Llama family (Llama, Mistral, Qwen 2 and 3, SmolLM2, …).
 
 It computes what the model itself computes, on the model's own weights, without padding, with grouped products and
-with the last layer's second half only where a trained token is predicted. `build_decoder` looks at a model's parts
-and declines where they are not exactly those it knows; whether the result is right is then proved on tokens, by
-`trainer.worker.loss`.
+with the last layer's second half only where a trained token is predicted. `unknown_part` looks at a model's parts
+and names what is not exactly as known; whether the result is right is then proved on tokens, by
+`trainer.worker.proof`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 from trainer.worker.attention import Heads, Segments, attend
 from trainer.worker.blocks import Mlp, Norm, NormLinear, ResidualLinear, Rotation
 from trainer.worker.lora_linear import LoraGroup, Update
-from trainer.worker.model import Precision
 
 KNOWN: Final = ("llama", "mistral", "qwen2", "qwen3")
 """`model_type`s that were compared, number by number, with their own forward pass."""
@@ -26,6 +25,9 @@ KNOWN: Final = ("llama", "mistral", "qwen2", "qwen3")
 _LAYER: Final = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION: Final = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _MLP: Final = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+_QKV: Final = ("q_proj", "k_proj", "v_proj")
+_GATE_UP: Final = ("gate_proj", "up_proj")
+_ATTENTIONS: Final = ("sdpa", "flash_attention_2", "flash_attention_3")
 _MODEL: Final = {"embed_tokens", "layers", "norm", "rotary_emb"}
 
 
@@ -69,7 +71,7 @@ class Decoder:
         self.row_lengths = torch.empty(0)
         self._model = model
         self._checkpointing = checkpointing
-        self._layers = [_build_layer(layer, dtype) for layer in model.layers]
+        self._layers = [_build_layer(layer, heads_of(causal), dtype) for layer in model.layers]
 
     def hidden(self, ids: Tensor, positions: Tensor, segments: Segments, wanted: Tensor) -> Tensor:
         """Last hidden states where they are wanted.
@@ -127,68 +129,75 @@ def _norm_heads(qkv: Tensor, heads: Heads, norms: tuple[nn.Module, nn.Module]) -
     return torch.cat([norms[0](query), norms[1](key), value], dim=1)
 
 
-class NotKnownError(Exception):
-    """The model has a part that the quick pass does not know; the message names it."""
-
-
-def build_decoder(causal: Any, precision: Precision, *, longest: int, checkpointing: bool) -> Decoder:
-    """Take a model over.
+def unknown_part(causal: Any, dtype: torch.dtype, device: torch.device, *, longest: int) -> str | None:
+    """What keeps a model from the quick pass, in words; None where nothing does.
 
     Args:
         causal: transformers' causal language model, with PEFT's layers in it.
-        precision: where, and what products are computed in.
+        dtype: what products are computed in.
+        device: where.
         longest: tokens of the longest row there will be.
-        checkpointing: see `Decoder`.
-
-    Raises:
-        NotKnownError: before anything was changed.
     """
     config = causal.config
-    _require(config.model_type in KNOWN, "another kind of model")
-    _require(config._attn_implementation in ("sdpa", "flash_attention_2"), "another attention was asked for")  # noqa: SLF001
-    dtype = torch.bfloat16 if precision.autocast else precision.weights
-    _require(precision.device.type == "cpu" or dtype != torch.float32, "float32 on a GPU")
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    _require(not window or longest <= window, "a sliding window")
-    _require(not getattr(config, "attention_dropout", 0.0), "attention dropout")
-    _require(set(dict(causal.base_model.named_children())) == _MODEL, "other parts than a Llama's")
-    _require(type(causal.get_output_embeddings()) is nn.Linear, "another head")
-    for layer in causal.base_model.layers:
-        _check_layer(layer)
-    return Decoder(causal, dtype, checkpointing=checkpointing)
+    obstacles = {
+        "another kind of model": config.model_type not in KNOWN,
+        "another attention was asked for": config._attn_implementation not in _ATTENTIONS,  # noqa: SLF001
+        "float32 on a GPU": device.type != "cpu" and dtype == torch.float32,
+        "a sliding window": bool(window) and longest > window,
+        "attention dropout": bool(getattr(config, "attention_dropout", 0.0)),
+        "other parts than a Llama's": set(dict(causal.base_model.named_children())) != _MODEL,
+        "another head": type(causal.get_output_embeddings()) is not nn.Linear,
+        "a trained head or embedding": _is_trained(causal.get_output_embeddings(), causal.get_input_embeddings()),
+    }
+    found = next((words for words, stands in obstacles.items() if stands), None)
+    return found or next(
+        (words for layer in causal.base_model.layers if (words := _unknown_in_layer(layer))), None
+    )
 
 
-def _require(condition: bool, otherwise: str) -> None:
-    if not condition:
-        raise NotKnownError(otherwise)
+def _unknown_in_layer(layer: Any) -> str | None:
+    if set(dict(layer.named_children())) != _LAYER:
+        return "other layers than a Llama's"
+    attention, mlp = dict(layer.self_attn.named_children()), dict(layer.mlp.named_children())
+    norms = (layer.input_layernorm, layer.post_attention_layernorm)
+    if set(attention) not in (_ATTENTION, _ATTENTION | {"q_norm", "k_norm"}) or set(mlp) != _MLP:
+        return "another attention or MLP"
+    if type(mlp["act_fn"]).__name__ not in ("SiLU", "SiLUActivation"):
+        return "another activation"
+    if any(
+        not hasattr(norm, "variance_epsilon") or set(dict(norm.named_parameters())) != {"weight"} for norm in norms
+    ):
+        return "another norm"
+    if _is_trained(*norms):
+        return "a trained norm"
+    groups = [[attention[name] for name in names] for names in (_QKV, ("o_proj",))]
+    groups += [[mlp[name] for name in names] for names in (_GATE_UP, ("down_proj",))]
+    return next((words for group in groups if (words := _unknown_in_group(group))), None)
 
 
-def _check_layer(layer: nn.Module) -> None:
-    _require(set(dict(layer.named_children())) == _LAYER, "other layers than a Llama's")
-    attention, mlp = dict(layer.self_attn.named_children()), dict(layer.mlp.named_children())  # type: ignore[union-attr,operator]
-    _require(set(attention) in (_ATTENTION, _ATTENTION | {"q_norm", "k_norm"}), "another attention")
-    _require(set(mlp) == _MLP and _is_silu(mlp["act_fn"]), "another MLP")
-    for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-        names = {name for name, _ in norm.named_parameters()}  # type: ignore[union-attr,operator]
-        _require(hasattr(norm, "variance_epsilon") and names == {"weight"}, "another norm")
-    for modules in (("q_proj", "k_proj", "v_proj"), ("o_proj",)):
-        _check_group([attention[name] for name in modules])
-    for modules in (("gate_proj", "up_proj"), ("down_proj",)):
-        _check_group([mlp[name] for name in modules])
-
-
-def _is_silu(module: nn.Module) -> bool:
-    return type(module).__name__ in ("SiLU", "SiLUActivation")
-
-
-def _check_group(modules: list[nn.Module]) -> None:
+def _unknown_in_group(modules: list[Any]) -> str | None:
     bases = [_base(module) for module in modules]
-    _require(all(type(base) is nn.Linear for base in bases), "linear layers of another kind")
-    _require(len({base.bias is None for base in bases}) == 1, "a bias on some layers only")
-    for module in modules:
-        _require(_plain_lora(module), "an adapter of another kind than plain LoRA")
-    trained = any(parameter.requires_grad for base in bases for parameter in base.parameters())
-    _require(not trained, "a trained base")
+    if any(type(base) is not nn.Linear for base in bases):
+        return "linear layers of another kind"
+    if len({base.bias is None for base in bases}) > 1:
+        return "a bias on some layers only"
+    if not all(_plain_lora(module) for module in modules):
+        return "an adapter of another kind than plain LoRA"
+    return "a trained base" if _is_trained(*bases) else None
+
+
+def _is_trained(*modules: nn.Module) -> bool:
+    return any(parameter.requires_grad for module in modules for parameter in module.parameters())
+
+
+def heads_of(causal: Any) -> Heads:
+    """How attention is cut into heads."""
+    attention = causal.base_model.layers[0].self_attn
+    query, key = (
+        _base(module).out_features // attention.head_dim for module in (attention.q_proj, attention.k_proj)
+    )
+    return Heads(query, key, attention.head_dim, attention.scaling)
 
 
 def _base(module: Any) -> Any:
@@ -221,19 +230,17 @@ def _group(parent: Any, names: tuple[str, ...], dtype: torch.dtype) -> LoraGroup
     return LoraGroup([_base(module) for module in modules], [_update(module) for module in modules], dtype)
 
 
-def _build_layer(layer: Any, dtype: torch.dtype) -> _Layer:
+def _build_layer(layer: Any, heads: Heads, dtype: torch.dtype) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
-    width = attention.head_dim
-    query, key = (_base(module).out_features // width for module in (attention.q_proj, attention.k_proj))
     norms = [layer.input_layernorm, layer.post_attention_layernorm]
     first, second = (Norm(norm.weight, norm.variance_epsilon, dtype) for norm in norms)
     return _Layer(
-        heads=Heads(query, key, width, attention.scaling),
+        heads=heads,
         norm=first,
-        qkv=_group(attention, ("q_proj", "k_proj", "v_proj"), dtype),
+        qkv=_group(attention, _QKV, dtype),
         head_norms=(attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None,
         out=_group(attention, ("o_proj",), dtype),
         mlp_norm=second,
-        gate_up=_group(mlp, ("gate_proj", "up_proj"), dtype),
+        gate_up=_group(mlp, _GATE_UP, dtype),
         down=_group(mlp, ("down_proj",), dtype),
     )

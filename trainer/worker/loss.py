@@ -9,24 +9,20 @@ Three ways lead to it; the first that is proved right for a model is taken:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.worker.attention import Segments
 from trainer.worker.batches import Cost, padded_cost
-from trainer.worker.decoder import Decoder, NotKnownError, build_decoder
+from trainer.worker.decoder import Decoder, heads_of, unknown_part
 from trainer.worker.head_loss import HeadLoss
 from trainer.worker.model import Precision
+from trainer.worker.proof import agrees, attention_agrees
 from trainer.worker.store import Batch
-
-_PROOF_LENGTHS: Final = (4, 7, 7)
-_AGREEMENT: Final = {torch.float32: (1e-4, 1e-2), torch.bfloat16: (2e-2, 0.3), torch.float16: (2e-2, 0.3)}
-"""How far the loss, and the gradient as a vector, may be from the plain computation, relatively."""
 
 
 class CausalLoss:
@@ -76,7 +72,7 @@ class CausalLoss:
     def sum(self, batch: Batch) -> Tensor:
         """Loss summed over the trained tokens of a batch: float32 scalar on the device, with its graph."""
         if self._decoder is not None:
-            return self._fused(self._decoder, batch)
+            return _fused(self._decoder, batch)
         return self._plain(batch)
 
     @contextmanager
@@ -88,27 +84,10 @@ class CausalLoss:
             yield
         self._model.train(was_training)
 
-    def _fused(self, decoder: Decoder, batch: Batch) -> Tensor:
-        hidden = decoder.hidden(batch.ids, batch.positions, batch.segments, batch.predicting)
-        loss: Tensor = HeadLoss.apply(hidden, decoder.head, decoder.head_bias, batch.targets)  # type: ignore[no-untyped-call]
-        return loss
-
     def _plain(self, batch: Batch) -> Tensor:
-        ids, places = batch.padded(self._pad_id)
         with self._precision.context():
-            logits = self._selected_logits(ids, places) if self._selects else self._all_logits(ids, places)
+            logits = _plain_logits(self._model, batch, self._pad_id, selects=self._selects)
         return functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
-
-    def _selected_logits(self, ids: Tensor, places: Tensor) -> Tensor:
-        causal = self._model.get_base_model()
-        hidden = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        head: torch.nn.Module = causal.get_output_embeddings()
-        logits: Tensor = head(hidden.flatten(0, 1).index_select(0, places))
-        return logits
-
-    def _all_logits(self, ids: Tensor, places: Tensor) -> Tensor:
-        logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
-        return logits.flatten(0, 1).index_select(0, places)
 
     def _selection_is_exact(self) -> bool:
         """Some models scale or cap their logits behind the head; compare once, on a few tokens, and see."""
@@ -116,42 +95,29 @@ class CausalLoss:
         places = torch.arange(8, device=ids.device)
         try:
             with self.evaluating(), self._precision.context():
-                return torch.equal(self._selected_logits(ids, places), self._all_logits(ids, places))
+                selected = _selected_logits(self._model, ids, places)
+                return torch.equal(selected, _whole_logits(self._model, ids, places))
         except (AttributeError, TypeError, RuntimeError):
             return False
 
     def _proved_decoder(self, longest: int, *, checkpointing: bool) -> Decoder | None:
         """The quick way, if the model is of a known kind and loss and gradients are those of the plain one."""
-        batch = _proof_batch(self._precision.device)
-        parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-        with self._updates_that_matter(parameters):
-            try:
-                decoder = build_decoder(
-                    self._model.get_base_model(), self._precision, longest=longest, checkpointing=checkpointing
-                )
-            except NotKnownError:
-                return None
-            expected = _with_gradient(self._plain(batch), parameters)
-            found = _with_gradient(self._fused(decoder, batch), parameters)
-        return decoder if _agree(expected, found, decoder.dtype) else None
+        causal, precision = self._model.get_base_model(), self._precision
+        dtype = torch.bfloat16 if precision.autocast else precision.weights
+        if unknown_part(causal, dtype, precision.device, longest=longest) is not None:
+            return None
+        pad_id, selects = self._pad_id, self._selects
 
-    @contextmanager
-    def _updates_that_matter(self, parameters: Sequence[Tensor]) -> Iterator[None]:
-        """A fresh adapter does nothing: B is zero. Here it is not; no dropout; afterwards all is as it was."""
-        saved = [parameter.detach().clone() for parameter in parameters]
-        was_training = self._model.training
-        self._model.eval()
-        generator = torch.Generator(self._precision.device).manual_seed(1)
-        with torch.no_grad():
-            for parameter in parameters:
-                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator, device=parameter.device))
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for parameter, old in zip(parameters, saved, strict=True):
-                    parameter.copy_(old)
-            self._model.train(was_training)
+        def plain(model: Any, batch: Batch) -> Tensor:
+            logits = _plain_logits(model, batch, pad_id, selects=selects)
+            return functional.cross_entropy(logits, batch.targets, reduction="sum")
+
+        def quick(model: Any, batch: Batch) -> Tensor:
+            return _fused(Decoder(model.get_base_model(), torch.float32, checkpointing=checkpointing), batch)
+
+        same = agrees(self._model, plain, quick)
+        same = same and attention_agrees(heads_of(causal), dtype, precision.device)
+        return Decoder(causal, dtype, checkpointing=checkpointing) if same else None
 
     def _add_noise(self, alpha: float) -> None:
         """Uniform noise of ±alpha / √(tokens · width) on every embedding, while training."""
@@ -167,22 +133,25 @@ class CausalLoss:
         embedding.register_forward_hook(noisy)
 
 
-def _proof_batch(device: torch.device) -> Batch:
-    total, bounds = sum(_PROOF_LENGTHS), [0, 4, 11, 18]
-    ids = torch.arange(1, total + 1, dtype=torch.int32, device=device)
-    positions = torch.cat([torch.arange(length) for length in _PROOF_LENGTHS]).to(device, torch.int32)
-    predicting = torch.tensor([1, 2, 5, 8, 9, 12, 15, 16], dtype=torch.int32, device=device)
-    segments = Segments(_PROOF_LENGTHS, torch.tensor(bounds, dtype=torch.int32, device=device))
-    return Batch(ids, positions, segments, predicting, ids[predicting + 1].to(torch.int64))
+def _fused(decoder: Decoder, batch: Batch) -> Tensor:
+    hidden = decoder.hidden(batch.ids, batch.positions, batch.segments, batch.predicting)
+    loss: Tensor = HeadLoss.apply(hidden, decoder.head, decoder.head_bias, batch.targets)  # type: ignore[no-untyped-call]
+    return loss
 
 
-def _with_gradient(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    gradients = torch.autograd.grad(loss, parameters)
-    return loss.detach(), torch.cat([gradient.flatten().float() for gradient in gradients])
+def _plain_logits(model: Any, batch: Batch, pad_id: int, *, selects: bool) -> Tensor:
+    ids, places = batch.padded(pad_id)
+    return _selected_logits(model, ids, places) if selects else _whole_logits(model, ids, places)
 
 
-def _agree(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor], dtype: torch.dtype) -> bool:
-    loss, gradient = _AGREEMENT[dtype]
-    loss_off = (found[0] - expected[0]).abs() / expected[0].abs()
-    gradient_off = (found[1] - expected[1]).norm() / expected[1].norm()
-    return bool(loss_off <= loss) and bool(gradient_off <= gradient)
+def _selected_logits(model: Any, ids: Tensor, places: Tensor) -> Tensor:
+    causal = model.get_base_model()
+    hidden = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    head: torch.nn.Module = causal.get_output_embeddings()
+    logits: Tensor = head(hidden.flatten(0, 1).index_select(0, places))
+    return logits
+
+
+def _whole_logits(model: Any, ids: Tensor, places: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits.flatten(0, 1).index_select(0, places)
