@@ -69,7 +69,9 @@ def test_batches_hold_little_padding() -> None:
     assert padded / real < 1.1
 
 
-@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40), budget=st.integers(1, 300), padded=st.booleans())
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40), budget=st.integers(1, 300), padded=st.booleans()
+)
 def test_a_cut_covers_all_rows_within_the_budget(lengths: list[int], budget: int, padded: bool) -> None:
     lengths.sort()
     cost: Cost = padded_cost if padded else sum

@@ -99,7 +99,9 @@ def test_only_the_adapter_changes(model: Any) -> None:
 def test_training_lowers_the_loss_it_is_trained_on(model: Any) -> None:
     outcome = train(model, max_steps=30, held_out=False)
     assert (outcome.eval_loss_before, outcome.eval_loss_after) == (None, None)
-    after = Evaluation(EXAMPLES[:8], CausalLoss(model, CPU, pad_id=0, longest=64), rows=8, device=CPU.device).loss()
+    after = Evaluation(
+        EXAMPLES[:8], CausalLoss(model, CPU, pad_id=0, longest=64), rows=8, device=CPU.device
+    ).loss()
     assert after is not None
     assert after < 0.7 * outcome.train_loss
 

@@ -1,4 +1,8 @@
-"""Causal attention over rows that stand behind one another without padding; no row sees another."""
+"""Causal attention over rows that stand behind one another without padding; no row sees another.
+
+Rows that begin with the same tokens (a system prompt, a template) may share them: the beginning stands once in front,
+every row sees it, and nothing in it depends on what follows. So sharing changes no number, it saves work.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +25,27 @@ class Segments:
     """Where rows begin and end in a run of tokens.
 
     Attributes:
-        lengths: of each row, in order; on the host.
+        lengths: of each row, in order, without what is shared; on the host.
         bounds: int32 [rows + 1] on the device: where each row begins, and where the last one ends.
+        shared: tokens in front that every row begins with.
     """
 
     lengths: tuple[int, ...]
     bounds: Tensor
+    shared: int = 0
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row."""
-        return max(self.lengths)
+        """Tokens of the longest row, with what is shared."""
+        return self.shared + max(self.lengths)
 
     @cached_property
     def runs(self) -> tuple[tuple[int, int, int], ...]:
         """Neighbours of one length: (first token, rows, length)."""
-        return tuple(_runs(self.lengths))
+        return tuple(_runs(self.lengths, self.shared))
 
 
-def _runs(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    start = 0
+def _runs(lengths: Sequence[int], start: int) -> Iterator[tuple[int, int, int]]:
     for length, same in groupby(lengths):
         rows = len(list(same))
         yield start, rows, length
@@ -88,36 +93,41 @@ class _RowByRow(Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, heads: Heads, segments: Segments) -> Tensor:
+        """See `attend`."""
         out = qkv.new_empty(qkv.shape[0], heads.query, heads.width)
         kept = []
-        for start, rows, length in segments.runs:
-            here = slice(start, start + rows * length)
-            kernel = _Products if length <= SHORT else _Flash
-            kept.append(kernel.forward(_Run(qkv[here], heads, rows), out[here]))
+        for here, run in _runs_of(qkv, heads, segments):
+            kept.append(_kernel(segments).forward(run, out[here]))
         ctx.heads, ctx.segments = heads, segments
         ctx.save_for_backward(qkv, out, *kept)
         return out.flatten(1)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> Any:
+        """The gradient of q, k and v; what is shared gets its rows' gradients added up."""
         qkv, out, *kept = ctx.saved_tensors
-        heads, dqkv = ctx.heads, torch.empty_like(qkv)
-        dout = dout.view_as(out)
-        for (start, rows, length), saved in zip(ctx.segments.runs, kept, strict=True):
-            here = slice(start, start + rows * length)
-            kernel = _Products if length <= SHORT else _Flash
-            gradients = _Run(dqkv[here], heads, rows)
-            kernel.backward(_Run(qkv[here], heads, rows), out[here], saved, dout[here], gradients)
+        heads, segments = ctx.heads, ctx.segments
+        dqkv, dout = torch.empty_like(qkv), dout.view_as(out)
+        dshared = dqkv.new_zeros(segments.shared, 2 * heads.key, heads.width, dtype=torch.float32)
+        for (here, run), saved in zip(_runs_of(qkv, heads, segments), kept, strict=True):
+            gradients = _Run(dqkv[here], heads, run.rows, dshared[: run.shared_tokens])
+            _kernel(segments).backward(run, out[here], saved, dout[here], gradients)
+        dqkv[: segments.shared, heads.query :] += dshared
         return dqkv, None, None
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Rows of one length: `qkv` is (rows · length, all heads, width)."""
+    """Rows of one length: `qkv` is (rows · length, all heads, width); `shared` k and v in front, (tokens, …)."""
 
     qkv: Tensor
     heads: Heads
     rows: int
+    shared: Tensor | None
+
+    @property
+    def shared_tokens(self) -> int:
+        return 0 if self.shared is None else self.shared.shape[0]
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,6 +136,16 @@ class _Run:
         query, key, value = _batched(self.qkv, self.rows).split([heads.query, heads.key, heads.key], dim=1)
         return query, key, value
 
+    @property
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """k and v with what is shared in front: (rows · key heads, shared + length, width)."""
+        _, key, value = self.parts
+        if self.shared is None:
+            return key.flatten(0, 1), value.flatten(0, 1)
+        fronts = _batched(self.shared, 1).expand(self.rows, -1, -1, -1).split(self.heads.key, dim=1)
+        behind, before = (torch.cat(pair, dim=2) for pair in zip(fronts, (key, value), strict=True))
+        return behind.flatten(0, 1), before.flatten(0, 1)
+
     def grouped(self, x: Tensor) -> Tensor:
         """(rows, query heads, length, width) → (rows · key heads, group · length, width): who shares a key."""
         return x.reshape(self.rows * self.heads.key, -1, self.heads.width)
@@ -133,6 +153,32 @@ class _Run:
     def ungrouped(self, x: Tensor) -> Tensor:
         """The way back."""
         return x.view(self.rows, self.heads.query, -1, self.heads.width)
+
+    def put_gradients(self, dquery: Tensor, dkey: Tensor, dvalue: Tensor) -> None:
+        """Write them where this run's views lead; those of shared tokens are added."""
+        query, key, value = self.parts
+        query.copy_(self.ungrouped(dquery))
+        for number, (own, gradient) in enumerate(((key, dkey), (value, dvalue))):
+            whole = gradient.unflatten(0, (self.rows, self.heads.key))
+            own.copy_(whole[:, :, self.shared_tokens :])
+            if self.shared is not None:
+                heads = slice(number * self.heads.key, (number + 1) * self.heads.key)
+                self.shared[:, heads] += whole[:, :, : self.shared_tokens].float().sum(0).transpose(0, 1)
+
+
+def _runs_of(qkv: Tensor, heads: Heads, segments: Segments) -> Iterator[tuple[slice, _Run]]:
+    """What is shared, as a row of its own; then the rows."""
+    shared = None
+    if segments.shared:
+        yield slice(0, segments.shared), _Run(qkv[: segments.shared], heads, 1, None)
+        shared = qkv[: segments.shared, heads.query :]
+    for start, rows, length in segments.runs:
+        here = slice(start, start + rows * length)
+        yield here, _Run(qkv[here], heads, rows, shared)
+
+
+def _kernel(segments: Segments) -> type[_Products] | type[_Flash]:
+    return _Products if segments.longest <= SHORT else _Flash
 
 
 def _batched(x: Tensor, rows: int) -> Tensor:
@@ -148,31 +194,32 @@ class _Products:
 
     @staticmethod
     def forward(run: _Run, out: Tensor) -> Tensor:
-        query, key, value = run.parts
-        length = query.shape[2]
+        query, key, value = (run.parts[0], *run.seen)
         scaled = run.grouped(query).float() * run.heads.scale
-        scores = torch.bmm(scaled, key.flatten(0, 1).float().transpose(1, 2))
-        future = torch.ones(length, length, dtype=torch.bool).triu_(1)
-        scores.view(-1, length, length).masked_fill_(future, -torch.inf)
+        scores = torch.bmm(scaled, key.float().transpose(1, 2))
+        length, seen = query.shape[2], key.shape[1]
+        future = torch.ones(length, seen, dtype=torch.bool).triu_(1 + seen - length)
+        scores.view(-1, length, seen).masked_fill_(future, -torch.inf)
         weights = torch.softmax(scores, -1).to(query.dtype)
-        _batched(out, run.rows).copy_(run.ungrouped(torch.bmm(weights, value.flatten(0, 1))))
+        _batched(out, run.rows).copy_(run.ungrouped(torch.bmm(weights, value)))
         return weights
 
     @staticmethod
     def backward(run: _Run, _out: Tensor, weights: Tensor, dout: Tensor, gradients: _Run) -> None:
-        query, key, value = run.parts
+        query, key, value = (run.parts[0], *run.seen)
         grouped = run.grouped(_batched(dout, run.rows))
-        dweights = torch.bmm(grouped, value.flatten(0, 1).transpose(1, 2))
+        dweights = torch.bmm(grouped, value.transpose(1, 2))
         dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)  # noqa: SLF001
         dscores.mul_(run.heads.scale)
-        dquery, dkey, dvalue = gradients.parts
-        dquery.copy_(run.ungrouped(torch.bmm(dscores, key.flatten(0, 1))))
-        dkey.copy_(torch.bmm(dscores.transpose(1, 2), run.grouped(query)).view_as(dkey))
-        dvalue.copy_(torch.bmm(weights.transpose(1, 2), grouped).view_as(dvalue))
+        gradients.put_gradients(
+            torch.bmm(dscores, key),
+            torch.bmm(dscores.transpose(1, 2), run.grouped(query)),
+            torch.bmm(weights.transpose(1, 2), grouped),
+        )
 
 
 class _Flash:
-    """The CPU's flash attention: for long rows, whose weights would fill the memory."""
+    """The CPU's flash attention: for long rows, whose weights would fill the memory. It knows nothing shared."""
 
     @staticmethod
     def forward(run: _Run, out: Tensor) -> Tensor:

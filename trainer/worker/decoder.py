@@ -88,8 +88,9 @@ class Decoder:
         for layer in self._layers:
             for group in layer.groups:
                 group.refresh()
-        sizes = segments.bounds.diff()
-        self.row_lengths = torch.repeat_interleave(sizes, sizes, output_size=len(ids)).unsqueeze(1)
+        if not segments.shared:
+            sizes = segments.bounds.diff()
+            self.row_lengths = torch.repeat_interleave(sizes, sizes, output_size=len(ids)).unsqueeze(1)
         x = self._model.embed_tokens(ids)
         tables = self._tables(x, positions)
         for layer in self._layers:

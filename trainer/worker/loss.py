@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainer.worker.attention import SHORT
 from trainer.worker.batches import Cost, padded_cost
 from trainer.worker.decoder import Decoder, heads_of, unknown_part
 from trainer.worker.head_loss import HeadLoss
@@ -54,6 +55,7 @@ class CausalLoss:
         self._pad_id = pad_id
         self._selects = self._selection_is_exact()
         self._decoder = self._proved_decoder(longest, checkpointing=checkpointing) if fused else None
+        self._noisy = neftune_alpha is not None or _has_dropout(model)
         if neftune_alpha is not None:
             self._add_noise(neftune_alpha)
 
@@ -72,7 +74,7 @@ class CausalLoss:
     def sum(self, batch: Batch) -> Tensor:
         """Loss summed over the trained tokens of a batch: float32 scalar on the device, with its graph."""
         if self._decoder is not None:
-            return _fused(self._decoder, batch)
+            return _fused(self._decoder, self._shared(batch))
         return self._plain(batch)
 
     @contextmanager
@@ -83,6 +85,15 @@ class CausalLoss:
         with torch.no_grad():
             yield
         self._model.train(was_training)
+
+    def _shared(self, batch: Batch) -> Batch:
+        """On a CPU, a beginning that all rows have in common goes through the model once.
+
+        Not where noise makes it differ from row to row, and not on a GPU: its attention kernel cannot.
+        """
+        if batch.ids.is_cuda or (self._noisy and self._model.training) or batch.segments.longest > SHORT:
+            return batch
+        return batch.sharing(batch.common_beginning())
 
     def _plain(self, batch: Batch) -> Tensor:
         with self._precision.context():
@@ -131,6 +142,10 @@ class CausalLoss:
             return output + torch.empty_like(output).uniform_(-1, 1) * bound
 
         embedding.register_forward_hook(noisy)
+
+
+def _has_dropout(model: Any) -> bool:
+    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
 
 
 def _fused(decoder: Decoder, batch: Batch) -> Tensor:

@@ -13,18 +13,18 @@ from trainer.spec import TrainSection
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], section: TrainSection) -> torch.optim.Optimizer:
-    """The optimizer of a section; on a GPU one launch for all parameters, and nothing that waits for it.
+    """The optimizer of a section.
+
+    Both names of torch's AdamW mean its fused form: one launch for all parameters, and nothing that waits for it.
 
     Raises:
         JobError: `ENGINE_UNAVAILABLE`: 8-bit states need a GPU and bitsandbytes.
     """
-    gpu = parameters[0].is_cuda
     common: dict[str, Any] = {"lr": section.learning_rate, "weight_decay": section.weight_decay}
     adam = {"betas": (section.adam_beta1, section.adam_beta2), "eps": section.adam_epsilon}
     match section.optim:
         case "adamw_torch" | "adamw_torch_fused":
-            fused = gpu or section.optim == "adamw_torch_fused"
-            return torch.optim.AdamW(parameters, **common, **adam, fused=True if fused else None)
+            return torch.optim.AdamW(parameters, **common, **adam, fused=True)
         case "sgd":
             return torch.optim.SGD(parameters, **common)
         case "adafactor":

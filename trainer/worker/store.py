@@ -37,6 +37,34 @@ class Batch:
     predicting: Tensor
     targets: Tensor
 
+    def sharing(self, size: int) -> Batch:
+        """The same rows, which all begin with the same `size` tokens; those stand once, in front of all of them."""
+        if not size:
+            return self
+        lengths = [length - size for length in self.segments.lengths]
+        bounds = size + torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+        starts = self.segments.bounds[:-1]
+        tokens = torch.cat([torch.arange(start, start + size) for start in starts[:1].tolist()])
+        own = [
+            torch.arange(start + size, start + size + length)
+            for start, length in zip(starts.tolist(), lengths, strict=True)
+        ]
+        index = torch.cat([tokens, *own])
+        row = torch.searchsorted(self.segments.bounds[1:], self.predicting, right=True)
+        place = self.predicting - starts[row]
+        predicting = torch.where(place < size, place, bounds[row] + place - size)
+        segments = Segments(tuple(lengths), bounds, size)
+        return Batch(self.ids[index], self.positions[index], segments, predicting, self.targets)
+
+    def common_beginning(self) -> int:
+        """How many tokens all rows begin with; at most one less than the shortest has."""
+        starts, shortest = self.segments.bounds[:-1], min(self.segments.lengths)
+        if len(starts) == 1:
+            return 0
+        table = self.ids[starts[:, None] + torch.arange(shortest)]
+        same = (table == table[0]).all(0).to(torch.int8).cumprod(0)
+        return min(int(same.sum()), shortest - 1)
+
     def padded(self, pad_id: int) -> tuple[Tensor, Tensor]:
         """As a rectangle, for models that take nothing else.
 
