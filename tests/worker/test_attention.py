@@ -51,8 +51,15 @@ def test_no_row_sees_another() -> None:
     assert not torch.equal(before[:6], after[:6])
 
 
-def test_runs_are_neighbours_of_one_length() -> None:
-    assert segments(3, 3, 5, 3).runs == ((0, 2, 3), (6, 1, 5), (11, 1, 3))
+def test_rows_of_like_length_go_together() -> None:
+    runs = segments(3, 3, 50, 55, 3).runs
+    assert [(run.tokens, run.rows, run.index is None) for run in runs] == [
+        (slice(0, 6), 2, True),
+        (slice(6, 111), 2, False),
+        (slice(111, 114), 1, True),
+    ]
+    assert runs[1].index is not None
+    assert len(runs[1].index) == 110
 
 
 def test_a_shared_beginning_is_as_if_every_row_had_it() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from typing import Any, Final
 
 import torch
@@ -18,6 +17,9 @@ from torch.autograd import Function
 
 SHORT: Final = 512
 """Up to this many tokens a row's attention weights are kept whole on a CPU."""
+
+WASTE: Final = 1.2
+"""Rows go through a CPU's attention together where padding makes no more than this of them."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,48 @@ class Segments:
         return self.shared + max(self.lengths)
 
     @cached_property
-    def runs(self) -> tuple[tuple[int, int, int], ...]:
-        """Neighbours of one length: (first token, rows, length)."""
-        return tuple(_runs(self.lengths, self.shared))
+    def runs(self) -> tuple[Stretch, ...]:
+        """Neighbours of like length, which attention takes as one rectangle."""
+        return tuple(_stretches(self.lengths, self.shared))
 
 
-def _runs(lengths: Sequence[int], start: int) -> Iterator[tuple[int, int, int]]:
-    for length, same in groupby(lengths):
-        rows = len(list(same))
-        yield start, rows, length
-        start += rows * length
+@dataclass(frozen=True)
+class Stretch:
+    """Neighbouring rows.
+
+    Attributes:
+        tokens: where they are.
+        rows: how many.
+        index: [rows · longest]: the stretch's tokens as a rectangle, any token standing for padding on the right;
+            None where all rows have one length.
+        inverse: [tokens]: where in that rectangle each token is; None as well.
+    """
+
+    tokens: slice
+    rows: int
+    index: Tensor | None
+    inverse: Tensor | None
+
+
+def _stretches(lengths: Sequence[int], start: int) -> Iterator[Stretch]:
+    first = 0
+    for end in range(1, len(lengths) + 1):
+        part = lengths[first:end]
+        wider = lengths[first : end + 1]
+        if end == len(lengths) or len(wider) * max(wider) > WASTE * sum(wider):
+            yield _stretch(part, start)
+            first, start = end, start + sum(part)
+
+
+def _stretch(lengths: Sequence[int], start: int) -> Stretch:
+    tokens = slice(start, start + sum(lengths))
+    if len(set(lengths)) == 1:
+        return Stretch(tokens, len(lengths), None, None)
+    sizes, column = torch.tensor(lengths), torch.arange(max(lengths))
+    starts = sizes.cumsum(0) - sizes
+    inside = column < sizes[:, None]
+    index = torch.where(inside, starts[:, None] + column, 0).flatten()
+    return Stretch(tokens, len(lengths), index, inside.flatten().nonzero().squeeze(1))
 
 
 @dataclass(frozen=True)
@@ -96,8 +130,10 @@ class _RowByRow(Function):
         """See `attend`."""
         out = qkv.new_empty(qkv.shape[0], heads.query, heads.width)
         kept = []
-        for here, run in _runs_of(qkv, heads, segments):
-            kept.append(_kernel(segments).forward(run, out[here]))
+        for stretch, run in _runs_of(qkv, heads, segments):
+            result = qkv.new_empty(run.qkv.shape[0], heads.query, heads.width)
+            kept.append(_kernel(segments).forward(run, result))
+            out[stretch.tokens] = _flat(result, stretch)
         ctx.heads, ctx.segments = heads, segments
         ctx.save_for_backward(qkv, out, *kept)
         return out.flatten(1)
@@ -109,11 +145,30 @@ class _RowByRow(Function):
         heads, segments = ctx.heads, ctx.segments
         dqkv, dout = torch.empty_like(qkv), dout.view_as(out)
         dshared = dqkv.new_zeros(segments.shared, 2 * heads.key, heads.width, dtype=torch.float32)
-        for (here, run), saved in zip(_runs_of(qkv, heads, segments), kept, strict=True):
-            gradients = _Run(dqkv[here], heads, run.rows, dshared[: run.shared_tokens])
-            _kernel(segments).backward(run, out[here], saved, dout[here], gradients)
+        for (stretch, run), saved in zip(_runs_of(qkv, heads, segments), kept, strict=True):
+            gradients = _Run(
+                torch.empty_like(run.qkv), heads, run.rows, dshared if run.shared is not None else None
+            )
+            wanted = _rectangle(dout, stretch, padding=0.0)
+            _kernel(segments).backward(run, _rectangle(out, stretch), saved, wanted, gradients)
+            dqkv[stretch.tokens] = _flat(gradients.qkv, stretch)
         dqkv[: segments.shared, heads.query :] += dshared
         return dqkv, None, None
+
+
+def _rectangle(x: Tensor, stretch: Stretch, *, padding: float | None = None) -> Tensor:
+    """A stretch of (tokens, …) as (rows · longest, …); padding holds other tokens, or the value given."""
+    here = x[stretch.tokens]
+    if stretch.index is None or stretch.inverse is None:
+        return here
+    if padding is None:
+        return here.index_select(0, stretch.index)
+    return here.new_full((len(stretch.index), *here.shape[1:]), padding).index_copy_(0, stretch.inverse, here)
+
+
+def _flat(x: Tensor, stretch: Stretch) -> Tensor:
+    """The way back."""
+    return x if stretch.inverse is None else x.index_select(0, stretch.inverse)
 
 
 @dataclass(frozen=True)
@@ -166,15 +221,15 @@ class _Run:
                 self.shared[:, heads] += whole[:, :, : self.shared_tokens].float().sum(0).transpose(0, 1)
 
 
-def _runs_of(qkv: Tensor, heads: Heads, segments: Segments) -> Iterator[tuple[slice, _Run]]:
+def _runs_of(qkv: Tensor, heads: Heads, segments: Segments) -> Iterator[tuple[Stretch, _Run]]:
     """What is shared, as a row of its own; then the rows."""
     shared = None
     if segments.shared:
-        yield slice(0, segments.shared), _Run(qkv[: segments.shared], heads, 1, None)
-        shared = qkv[: segments.shared, heads.query :]
-    for start, rows, length in segments.runs:
-        here = slice(start, start + rows * length)
-        yield here, _Run(qkv[here], heads, rows, shared)
+        front = slice(0, segments.shared)
+        yield Stretch(front, 1, None, None), _Run(qkv[front], heads, 1, None)
+        shared = qkv[front, heads.query :]
+    for stretch in segments.runs:
+        yield stretch, _Run(_rectangle(qkv, stretch), heads, stretch.rows, shared)
 
 
 def _kernel(segments: Segments) -> type[_Products] | type[_Flash]:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.worker.attention import Heads, Segments, attend
 from trainer.worker.blocks import Mlp, Norm, NormLinear, ResidualLinear, Rotation
-from trainer.worker.lora_linear import LoraGroup, Update
+from trainer.worker.lora_linear import LoraGroup, Refresh, Update
 
 KNOWN: Final = ("llama", "mistral", "qwen2", "qwen3")
 """`model_type`s that were compared, number by number, with their own forward pass."""
@@ -72,6 +72,7 @@ class Decoder:
         self._model = model
         self._checkpointing = checkpointing
         self._layers = [_build_layer(layer, heads_of(causal), dtype) for layer in model.layers]
+        self._refresh = Refresh([group for layer in self._layers for group in layer.groups])
 
     def hidden(self, ids: Tensor, positions: Tensor, segments: Segments, wanted: Tensor) -> Tensor:
         """Last hidden states where they are wanted.
@@ -85,9 +86,7 @@ class Decoder:
         Returns:
             (wanted, width), normed.
         """
-        for layer in self._layers:
-            for group in layer.groups:
-                group.refresh()
+        self._refresh()
         if not segments.shared:
             sizes = segments.bounds.diff()
             self.row_lengths = torch.repeat_interleave(sizes, sizes, output_size=len(ids)).unsqueeze(1)

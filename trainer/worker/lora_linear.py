@@ -72,14 +72,19 @@ class LoraGroup:
         """A and B of each update, in turn."""
         return [parameter for update in self.updates for parameter in (update.a, update.b)]
 
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Take over A and B as they are now; once before each forward pass."""
-        for update, (rows, columns) in zip(self.updates, self._places, strict=True):
-            self.weight[rows, self.inputs + columns.start : self.inputs + columns.stop].copy_(update.b)
-            torch.mul(update.a, update.scale, out=self._a[columns]) if update.a.dtype == self._a.dtype else (
-                self._a[columns].copy_(update.a * update.scale)
-            )
+    @property
+    def copies(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Where a copy of each of `parameters` belongs, and the parameters; see `refresh`."""
+        targets = []
+        for rows, columns in self._places:
+            place = slice(self.inputs + columns.start, self.inputs + columns.stop)
+            targets += [self._a[columns], self.weight[rows, place]]
+        return targets, [parameter.detach() for parameter in self.parameters]
+
+    def scale(self) -> None:
+        """Scale the copies of A."""
+        for update, (_, columns) in zip(self.updates, self._places, strict=True):
+            self._a[columns].mul_(update.scale)
 
     def widen(self, x: Tensor, *, training: bool) -> tuple[Tensor, list[Tensor]]:
         """[x, x Aᵀ] and the dropout masks: (tokens, inputs + rank), each mask (tokens, inputs)."""
@@ -145,6 +150,27 @@ class LoraGroup:
             one = dxa[:, columns].t() @ (x * masks[number]) if da is None else da[columns]
             gradients += [one.to(update.a.dtype) * update.scale, db[rows, columns].to(update.b.dtype)]
         return gradients
+
+
+class Refresh:
+    """Brings A and B, as they are now, into the groups' matrices; once before each forward pass.
+
+    Args:
+        groups: all of a model's.
+    """
+
+    def __init__(self, groups: Sequence[LoraGroup]) -> None:
+        self._groups = groups
+        pairs = [group.copies for group in groups]
+        self._targets = [target for targets, _ in pairs for target in targets]
+        self._sources = [source for _, sources in pairs for source in sources]
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Do it."""
+        torch._foreach_copy_(self._targets, self._sources)
+        for group in self._groups:
+            group.scale()
 
 
 def _ranges(sizes: Sequence[int]) -> list[slice]:
