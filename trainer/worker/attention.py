@@ -6,6 +6,7 @@ every row sees it, and nothing in it depends on what follows. So sharing changes
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,11 +80,12 @@ def _stretch(lengths: Sequence[int], start: int) -> Stretch:
     tokens = slice(start, start + sum(lengths))
     if len(set(lengths)) == 1:
         return Stretch(tokens, len(lengths), None, None)
-    sizes, column = torch.tensor(lengths), torch.arange(max(lengths))
-    starts = sizes.cumsum(0) - sizes
-    inside = column < sizes[:, None]
-    index = torch.where(inside, starts[:, None] + column, 0).flatten()
-    return Stretch(tokens, len(lengths), index, inside.flatten().nonzero().squeeze(1))
+    width, starts = max(lengths), itertools.accumulate(lengths, initial=0)
+    rows = [
+        first + torch.arange(width).clamp_max(length - 1) for first, length in zip(starts, lengths, strict=False)
+    ]
+    inverse = [row * width + torch.arange(length) for row, length in enumerate(lengths)]
+    return Stretch(tokens, len(lengths), torch.cat(rows), torch.cat(inverse))
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,11 @@ class Training:
             warnings=tuple(self._warnings),
         )
 
+    @property
+    def sound_step(self) -> int:
+        """After a divergence: the step of the adapter that the model has again; 0 where none was trained."""
+        return self._good[0] if self._good is not None else 0
+
     def state(self) -> TrainState:
         """A copy of the run's state, to be taken between steps (in `report`, after `Progress`)."""
         random = [torch.get_rng_state()]
@@ -288,6 +293,7 @@ class Training:
 
     def _check_finite(self, values: dict[str, float], step: int) -> None:
         """Keep the adapter if all is well, and put back the one that was kept last if not."""
+        values = {**values, "the adapter's norm": self._norm()}
         broken = next((name for name, value in values.items() if not math.isfinite(value)), None)
         if broken is None:
             self._keep(step)
@@ -303,8 +309,13 @@ class Training:
             hint="lower train.learning_rate, or set train.bf16 to false",
         )
 
+    def _norm(self) -> float:
+        """A loss is of the adapter before the step: this is of the one after it."""
+        norms = torch._foreach_norm([parameter.detach() for parameter in self._parameters])
+        return float(torch.stack(norms).sum().item())
+
     def _keep(self, step: int) -> None:
-        """The loss at a step was of the adapter before it; still the adapter itself may be broken by now."""
+        """Copy the adapter; on the device, into the same place each time."""
         if self._good is None:
             self._good = (step, [parameter.detach().clone() for parameter in self._parameters])
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -14,7 +15,7 @@ import transformers
 from trainer.errors import ErrorCode, JobError
 from trainer.rows import Row
 from trainer.spec import DataSection, JobSpec
-from trainer.worker.adapter import save_adapter
+from trainer.worker.adapter import save_adapter, save_start
 from trainer.worker.dataset import Dataset, build_dataset
 from trainer.worker.loop import Outcome, Training
 from trainer.worker.loss import CausalLoss
@@ -76,13 +77,20 @@ def _train(
     with watch.part("load"):
         model = loader.load(order.model_dir, spec, precision)
         _check_vocabulary(model, data)
+        start = _start(model, order)
         loss = _loss(model, precision, data, tokens, spec)
     with Recorder(order.output_dir / "report", report) as recorder:
-        outcome = Training(model, loss, data, spec.train, report=recorder, bins=_bins(data, spec.data)).run()
+        training = Training(model, loss, data, spec.train, report=recorder, bins=_bins(data, spec.data))
+        try:
+            outcome = training.run()
+        except JobError:
+            if training.sound_step:
+                save_adapter(model, spec.model, order.output_dir / "adapter", start=start)
+            raise
     watch.put("train", outcome.train_seconds)
     watch.put("eval", outcome.eval_seconds)
     with watch.part("save"):
-        save_adapter(model, spec.model, order.output_dir / "adapter")
+        save_adapter(model, spec.model, order.output_dir / "adapter", start=start)
     environment = _environment(loader, precision, loss)
     summary = _summary(outcome, data, watch, environment, (*data.warnings, *warnings, *outcome.warnings))
     write_report(order.output_dir / "report", summary, recorder.metrics, spec)
@@ -95,6 +103,14 @@ def _seed(seed: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
     # On CPU every operation used here has a deterministic form; on a GPU some have none, and say so in the log.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+
+
+def _start(model: Any, order: Order) -> Path | None:
+    if not order.spec.lora.changes_base:
+        return None
+    start = order.output_dir / ".scratch" / "start"
+    save_start(model, start)
+    return start
 
 
 def _loss(model: Any, precision: Precision, data: Dataset, tokens: Tokens, spec: JobSpec) -> CausalLoss:
