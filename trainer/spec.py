@@ -177,8 +177,8 @@ _ADAM: Final = ("adamw_torch", "adamw_torch_fused", "adamw_8bit")
 class TrainSection(Strict):
     """The optimizer's schedule, in HF `TrainingArguments` terms. `max_steps` above 0 overrides the epochs.
 
-    `per_device_train_batch_size` times `gradient_accumulation_steps` rows make an optimizer step. What goes through
-    the model at once may be cut differently: every trained token of a step weighs the same however it is cut.
+    `per_device_train_batch_size` times `gradient_accumulation_steps` rows make an optimizer step. What goes
+    through the model at once may be cut differently: every trained token of a step weighs the same for every cut.
     `warmup_steps` above 0 overrides `warmup_ratio`.
     """
 
@@ -198,7 +198,7 @@ class TrainSection(Strict):
         "inverse_sqrt",
         "warmup_stable_decay",
     ] = "linear"
-    lr_scheduler_kwargs: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(max_length=8)] = {}
+    lr_scheduler_kwargs: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(max_length=8)] = {}  # noqa: RUF012
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
     warmup_steps: Annotated[int, Field(ge=0, le=100_000_000)] = 0
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from trainer.worker import attention
-from trainer.worker.attention import Heads, Segments, attend
+from trainer.worker import attention_cpu
+from trainer.worker.attention import attend
+from trainer.worker.attention_cpu import Heads
+from trainer.worker.segments import Segments
 
 
 def segments(*lengths: int) -> Segments:
@@ -27,7 +29,7 @@ def each_row(qkv: torch.Tensor, heads: Heads, rows: Segments) -> torch.Tensor:
 @pytest.mark.parametrize("short", [512, 6, 0])
 @pytest.mark.parametrize("heads", [Heads(4, 2, 8, 0.3), Heads(2, 2, 8, 8**-0.5), Heads(3, 1, 16, 0.25)])
 def test_attention_is_the_one_of_each_row(heads: Heads, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "SHORT", short)
+    monkeypatch.setattr(attention_cpu, "SHORT", short)
     torch.manual_seed(0)
     rows = segments(1, 5, 5, 9, 9, 9, 2)
     results = []

@@ -20,9 +20,10 @@ from trainer.spec import LoraSection, TrainSection
 from trainer.worker.dataset import Dataset, RowCounts
 from trainer.worker.encode import Example
 from trainer.worker.evaluation import Evaluation
-from trainer.worker.loop import Outcome, Training, TrainState, _Meter
+from trainer.worker.loop import Training
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import Precision, attach_adapter, raise_if_out_of_memory
+from trainer.worker.progress import Meter, Outcome, TrainState
 from trainer.worker.protocol import Message, Metrics, Progress
 from trainer.worker.store import Batch
 
@@ -267,7 +268,7 @@ def test_the_same_seed_gives_the_same_bits(tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_bins_make_the_same_step_as_their_rows(tiny_model: Path, fused: bool) -> None:  # noqa: FBT001
+def test_bins_make_the_same_step_as_their_rows(tiny_model: Path, fused: bool) -> None:
     results = []
     for bins, size in ((None, 8), ([[0, 7], [1, 6], [2, 5], [3, 4]], 4)):
         torch.manual_seed(3)
@@ -307,7 +308,7 @@ def test_a_step_reads_nothing_back_from_the_device(model: Any) -> None:
     training = made(model, loss=loss, max_steps=6, held_out=False)
     steps = training._steps()
     ordered, rows = next(steps)
-    recent = _Meter(CPU.device)
+    recent = Meter(CPU.device)
     with NothingWaits():
         training._rates.apply(training._optimizer, 1)
         norm = training._step(ordered, rows, recent)

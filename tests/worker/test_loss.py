@@ -126,7 +126,7 @@ def test_the_quick_way_is_the_models_own_loss_and_gradient(name: str) -> None:
     ],
     ids=str,
 )
-def test_adapters_on_some_modules_only(lora: dict[str, Any], checkpointing: bool) -> None:  # noqa: FBT001
+def test_adapters_on_some_modules_only(lora: dict[str, Any], checkpointing: bool) -> None:
     torch.manual_seed(0)
     model = adapted(KNOWN["llama"](), **lora)
     compare(model, "fused", checkpointing=checkpointing)
@@ -218,7 +218,7 @@ def test_a_quick_way_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_what_stands_in_the_padding_changes_nothing(tiny_model: Path, fused: bool) -> None:  # noqa: FBT001
+def test_what_stands_in_the_padding_changes_nothing(tiny_model: Path, fused: bool) -> None:
     model = adapted(AutoModelForCausalLM.from_pretrained(tiny_model))
     sums = [make_loss(model, pad_id=pad, fused=fused).sum(BATCH).item() for pad in (0, 77)]
     assert sums[0] == pytest.approx(sums[1], rel=1e-6)
@@ -255,7 +255,7 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_plain_way(weights: torch.
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_noise_on_embeddings_while_training_only(tiny_model: Path, fused: bool) -> None:  # noqa: FBT001
+def test_noise_on_embeddings_while_training_only(tiny_model: Path, fused: bool) -> None:
     model = adapted(AutoModelForCausalLM.from_pretrained(tiny_model))
     quiet = make_loss(model, fused=fused).sum(BATCH)
     noisy = make_loss(model, fused=fused, neftune_alpha=5.0)

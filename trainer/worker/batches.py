@@ -89,7 +89,7 @@ def padded_cost(lengths: Sequence[int]) -> int:
 def cut(lengths: Sequence[int], budget: int, cost: Cost) -> list[slice]:
     """Cut rows, sorted by length, into as few micro-batches as a budget allows, of about equal cost.
 
-    The loss is a sum over tokens, divided by the whole step's tokens: the gradients are the same however it is cut.
+    The loss is a sum over tokens, divided by the whole step's tokens: the gradients are the same for every cut.
 
     Args:
         lengths: of each row, sorted.
@@ -100,8 +100,8 @@ def cut(lengths: Sequence[int], budget: int, cost: Cost) -> list[slice]:
         Slices that follow one another and cover all rows.
     """
     fewest = len(_cut(lengths, budget, cost))
-    even = max(max(lengths), math.ceil(cost(lengths) / fewest))
-    evenly = _cut(lengths, min(even + max(lengths) // 2, budget), cost)
+    even = math.ceil(cost(lengths) / fewest)
+    evenly = _cut(lengths, min(even + lengths[-1] // 2, budget), cost)
     return evenly if len(evenly) == fewest else _cut(lengths, budget, cost)
 
 

@@ -34,7 +34,8 @@ class Norm:
     def scale(self, x: Tensor) -> Tensor:
         """1 / √(mean(x²) + eps): float32 (tokens, 1)."""
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        return norm.square_().div_(x.shape[-1]).add_(self._eps).rsqrt_()
+        scale: Tensor = norm.square_().div_(x.shape[-1]).add_(self._eps).rsqrt_()
+        return scale
 
     def into(self, out: Tensor, x: Tensor, scale: Tensor) -> None:
         """Write the normed `x` to `out`."""
@@ -42,7 +43,7 @@ class Norm:
         out.mul_(self._weight)
 
     def backward(self, dy: Tensor, x: Tensor, scale: Tensor) -> Tensor:
-        """The gradient of x, float32, from the one of the result: s·(g − x·s²·mean(g·x)), where g = weight·dy."""
+        """The gradient of x, float32, from the one of the result: s·g - x·s³·mean(g·x), where g = weight·dy."""
         wide, g = x.float(), dy.float() * self._weight
         mean = (g * wide).sum(-1, keepdim=True).div_(x.shape[-1])
         return g.mul_(scale).addcmul_(wide, mean.mul_(scale.pow(3)), value=-1)
@@ -52,7 +53,8 @@ class NormLinear(Function):
     """Norm, then a group of linear layers: (tokens, width) → (tokens, all outputs)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: Norm, group: LoraGroup, training: bool, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, norm: Norm, group: LoraGroup, training: bool, *_parameters: Tensor) -> Tensor:
+        """(tokens, all outputs), of x (tokens, width)."""
         scale = norm.scale(x)
         wide = _normed(x, norm, scale, group)
         masks = group.fill(wide, training=training)
@@ -62,6 +64,7 @@ class NormLinear(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
+        """The gradients of x and of the group's parameters."""
         x, scale, xa, *masks = ctx.saved_tensors
         norm, group = ctx.norm, ctx.group
         wide = _normed(x, norm, scale, group)
@@ -83,8 +86,9 @@ class ResidualLinear(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, residual: Tensor, x: Tensor, group: LoraGroup, training: bool, *parameters: Tensor
+        ctx: Any, residual: Tensor, x: Tensor, group: LoraGroup, training: bool, *_parameters: Tensor
     ) -> Tensor:
+        """As the class says; both (tokens, width)."""
         wide, masks = group.widen(x, training=training)
         ctx.group = group
         ctx.save_for_backward(wide, *masks)
@@ -92,6 +96,7 @@ class ResidualLinear(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
+        """The gradients of both and of the group's parameters."""
         wide, *masks = ctx.saved_tensors
         dx, gradients = ctx.group.backward(dy.to(wide.dtype), wide, masks)
         return dy, dx, None, None, *gradients
@@ -108,13 +113,15 @@ class Mlp(Function):
         gate_up: LoraGroup,
         down: LoraGroup,
         training: bool,
-        *parameters: Tensor,
+        *_parameters: Tensor,
     ) -> Tensor:
+        """As the class says; x is (tokens, width)."""
         scale = norm.scale(x)
         wide = _normed(x, norm, scale, gate_up)
         masks = gate_up.fill(wide, training=training)
         hidden = gate_up.forward(wide)
-        inner, _ = _activated(*hidden.chunk(2, dim=1), down)
+        gate, up = hidden.chunk(2, dim=1)
+        inner, _ = _activated(gate, up, down)
         inner_masks = down.fill(inner, training=training)
         ctx.norm, ctx.gate_up, ctx.down, ctx.masks = norm, gate_up, down, len(masks)
         kept = (wide[:, gate_up.inputs :].clone(), inner[:, down.inputs :].clone())
@@ -123,6 +130,7 @@ class Mlp(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
+        """The gradients of x and of both groups' parameters."""
         x, scale, hidden, xa, inner_xa, *masks = ctx.saved_tensors
         gate_up, down = ctx.gate_up, ctx.down
         gate, up = hidden.chunk(2, dim=1)
@@ -152,6 +160,7 @@ class Rotation(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, heads: int, tables: _RotaryTables) -> Tensor:
+        """Turns x itself; tables are cosines and sines, (tokens, 1, half a head's width)."""
         ctx.heads, ctx.tables = heads, tables
         ctx.mark_dirty(x)
         cos, sin = tables
@@ -159,12 +168,13 @@ class Rotation(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
+        """Turn the gradient back."""
         cos, sin = ctx.tables
         return _rotate(dy.clone(), ctx.heads, cos, -sin), None, None
 
 
 def _rotate(x: Tensor, heads: int, cos: Tensor, sin: Tensor) -> Tensor:
-    """Pairs are (i, i + half): (a, b) ↦ (a cos − b sin, b cos + a sin); tables are (tokens, 1, half)."""
+    """Pairs are (i, i + half): (a, b) ↦ (a cos - b sin, b cos + a sin); tables are (tokens, 1, half)."""
     first, second = x[:, :heads].chunk(2, dim=2)
     turned = first * sin
     first.mul_(cos).addcmul_(second, sin, value=-1)

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.worker.attention import Heads, Segments, attend
+from trainer.worker.attention import attend
+from trainer.worker.attention_cpu import Heads
 from trainer.worker.blocks import Mlp, Norm, NormLinear, ResidualLinear, Rotation
 from trainer.worker.lora_linear import LoraGroup, Refresh, Update
+from trainer.worker.segments import Segments
 
 KNOWN: Final = ("llama", "mistral", "qwen2", "qwen3")
 """`model_type`s that were compared, number by number, with their own forward pass."""
@@ -104,7 +106,7 @@ class Decoder:
     def _tables(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self._model.rotary_emb(x, positions.unsqueeze(0))
         half = cos.shape[-1] // 2
-        return tuple(table[0, :, None, :half].to(self.dtype) for table in (cos, sin))  # type: ignore[return-value]
+        return tuple(table[0, :, None, :half].to(self.dtype) for table in (cos, sin))
 
     def _run(
         self, layer: _Layer, x: Tensor, tables: tuple[Tensor, Tensor], segments: Segments, wanted: Tensor | None
@@ -125,7 +127,7 @@ class Decoder:
 
 
 def _norm_heads(qkv: Tensor, heads: Heads, norms: tuple[nn.Module, nn.Module]) -> Tensor:
-    query, key, value = qkv.split([heads.query, heads.key, heads.key], dim=1)
+    query, key, value = torch.split(qkv, [heads.query, heads.key, heads.key], dim=1)
     return torch.cat([norms[0](query), norms[1](key), value], dim=1)
 
 
@@ -144,7 +146,7 @@ def unknown_part(causal: Any, dtype: torch.dtype, device: torch.device, *, longe
         "another kind of model": config.model_type not in KNOWN,
         "another attention was asked for": config._attn_implementation not in _ATTENTIONS,  # noqa: SLF001
         "float32 on a GPU": device.type != "cpu" and dtype == torch.float32,
-        "a sliding window": bool(window) and longest > window,
+        "a sliding window": window is not None and longest > window,
         "attention dropout": bool(getattr(config, "attention_dropout", 0.0)),
         "other parts than a Llama's": set(dict(causal.base_model.named_children())) != _MODEL,
         "another head": type(causal.get_output_embeddings()) is not nn.Linear,

@@ -53,5 +53,6 @@ class HeadLoss(Function):
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> Any:
+        """The hidden states' gradient, made already, times what comes in."""
         (gradient,) = ctx.saved_tensors
         return gradient * factor.to(gradient.dtype), None, None, None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -23,6 +22,7 @@ from trainer.worker.evaluation import Evaluation
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import is_out_of_memory
 from trainer.worker.optimization import LearningRate, make_optimizer
+from trainer.worker.progress import Meter, Outcome, TrainState, random_state, restore_random
 from trainer.worker.protocol import Message, Metrics, Progress
 from trainer.worker.store import Ordered, TokenStore
 
@@ -34,54 +34,6 @@ SECTION_TOKENS: Final = 1 << 22
 
 CPU_TOKENS: Final = 1024
 """So many at once keep a CPU's matrix products at full speed; more would only take memory."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What training came to.
-
-    Attributes:
-        eval_loss_before: loss per token on the held-out rows, before the first step; None where there are none.
-        eval_loss_after: the same after the last step.
-        train_loss: loss per trained token, over all tokens that were trained on.
-        steps: optimizer steps.
-        trained_tokens: tokens that the loss was taken on, counted each time.
-        input_tokens: tokens that went through the model, without padding.
-        train_seconds: time spent in optimizer steps.
-        eval_seconds: time spent in evaluations.
-        warnings: what the provider should know.
-    """
-
-    eval_loss_before: float | None
-    eval_loss_after: float | None
-    train_loss: float
-    steps: int
-    trained_tokens: int
-    input_tokens: int
-    train_seconds: float
-    eval_seconds: float
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """All that a run has beside its inputs, between two optimizer steps; the rest follows from these.
-
-    Attributes:
-        step: optimizer steps done; with the seed it says which rows come next, and the learning rate.
-        adapter: the trained parameters, in the model's order.
-        optimizer: its `state_dict`.
-        random: states of torch's generators: the CPU's, and the GPU's where there is one.
-        totals: sum of losses, trained tokens, input tokens.
-        budget: tokens that go through the model at once.
-    """
-
-    step: int
-    adapter: tuple[Tensor, ...]
-    optimizer: dict[str, Any]
-    random: tuple[Tensor, ...]
-    totals: tuple[float, int, int]
-    budget: int
 
 
 class Training:
@@ -124,7 +76,7 @@ class Training:
         self._evaluation = Evaluation(data.evaluation, loss, rows=eval_rows, device=device)
         self._rates = LearningRate(section, self._plan.total_steps)
         self._optimizer = make_optimizer(self._parameters, section)
-        self._total = _Meter(device)
+        self._total = Meter(device)
         self._done = 0
         self._eval_seconds = 0.0
         self._good: tuple[int, list[Tensor]] | None = None
@@ -134,8 +86,8 @@ class Training:
         """Evaluate, train, evaluate.
 
         Raises:
-            JobError: `TRAINING_DIVERGED`: a loss or gradient was not a finite number; the model has the last adapter
-                that was seen to be sound.
+            JobError: `TRAINING_DIVERGED`: a loss or gradient was not a finite number; the model has the last
+                adapter that was seen to be sound.
         """
         before = self._evaluate(self._done)
         seconds = self._train()
@@ -159,13 +111,11 @@ class Training:
 
     def state(self) -> TrainState:
         """A copy of the run's state, to be taken between steps (in `report`, after `Progress`)."""
-        random = [torch.get_rng_state()]
-        random += [torch.cuda.get_rng_state()] if self._total.device.type == "cuda" else []
         return TrainState(
             step=self._done,
             adapter=tuple(parameter.detach().clone() for parameter in self._parameters),
             optimizer=self._optimizer.state_dict(),
-            random=tuple(random),
+            random=random_state(self._total.device),
             totals=self._total.totals(),
             budget=self._budget,
         )
@@ -174,8 +124,8 @@ class Training:
         """Go on from there: what follows is bitwise what would have followed."""
         self._put(state.adapter)
         self._optimizer.load_state_dict(state.optimizer)
-        _restore_random(state.random)
-        self._total = _Meter(self._total.device, totals=state.totals)
+        restore_random(state.random)
+        self._total = Meter(self._total.device, totals=state.totals)
         self._done, self._budget = state.step, state.budget
 
     def _train(self) -> float:
@@ -183,7 +133,7 @@ class Training:
         section, total = self._section, self._plan.total_steps
         self._model.train()
         begun, started, paused = self._done, self._clock(), self._eval_seconds
-        recent = _Meter(self._total.device)
+        recent = Meter(self._total.device)
         for step, (ordered, rows) in enumerate(self._steps(), start=begun + 1):
             rate = self._rates.apply(self._optimizer, step)
             norm = self._step(ordered, rows, recent)
@@ -194,7 +144,7 @@ class Training:
             self._report(self._progress(step, seconds / (step - begun)))
             if step % section.logging_steps == 0 or step == total:
                 self._log(step, recent, norm, rate, seconds)
-                recent = _Meter(self._total.device, since=seconds)
+                recent = Meter(self._total.device, since=seconds)
             if section.eval_steps and step % section.eval_steps == 0 and step < total:
                 self._evaluate(step)
         return self._clock() - started - (self._eval_seconds - paused)
@@ -221,12 +171,12 @@ class Training:
             yield ordered, slice(start, start + len(rows))
             start += len(rows)
 
-    def _step(self, ordered: Ordered, rows: slice, recent: _Meter) -> Tensor:
+    def _step(self, ordered: Ordered, rows: slice, recent: Meter) -> Tensor:
         """Gradients of one optimizer step; returns their norm, on the device.
 
         Where the memory does not suffice, the same step is tried again in smaller pieces.
         """
-        before = self._random()
+        before = random_state(self._total.device)
         while True:
             try:
                 summed = self._gradients(ordered, rows)
@@ -235,7 +185,7 @@ class Training:
                 if not is_out_of_memory(error) or self._budget <= max(ordered.lengths[rows]):
                     raise
             self._shrink()
-            _restore_random(before)
+            restore_random(before)
         for meter in (recent, self._total):
             meter.add(summed, trained=sum(ordered.counts[rows]), inputs=sum(ordered.lengths[rows]))
         return torch.nn.utils.clip_grad_norm_(self._parameters, self._section.max_grad_norm)
@@ -256,20 +206,16 @@ class Training:
             torch.cuda.empty_cache()
         if not self._warnings:
             self._warnings.append(
-                f"at step {self._done + 1} the memory did not suffice for {self._budget} tokens at once: steps were "
-                "cut into smaller pieces; the result is the same"
+                f"at step {self._done + 1} the memory did not suffice for {self._budget} tokens at once: steps "
+                "were cut into smaller pieces; the result is the same"
             )
         self._budget //= 2
-
-    def _random(self) -> tuple[Tensor, ...]:
-        gpu = self._total.device.type == "cuda"
-        return (torch.get_rng_state(), torch.cuda.get_rng_state()) if gpu else (torch.get_rng_state(),)
 
     def _progress(self, step: int, seconds_each: float) -> Progress:
         left = seconds_each * (self._plan.total_steps - step)
         return Progress(step=step, total_steps=self._plan.total_steps, eta_seconds=math.ceil(left))
 
-    def _log(self, step: int, recent: _Meter, norm: Tensor, learning_rate: float, seconds: float) -> None:
+    def _log(self, step: int, recent: Meter, norm: Tensor, learning_rate: float, seconds: float) -> None:
         """Read the device's numbers: beside evaluations the one place in the loop that waits for it."""
         values = {"loss": recent.read(), "grad_norm": float(norm.item())}
         self._check_finite(values, step)
@@ -311,7 +257,7 @@ class Training:
 
     def _norm(self) -> float:
         """A loss is of the adapter before the step: this is of the one after it."""
-        norms = torch._foreach_norm([parameter.detach() for parameter in self._parameters])
+        norms = torch._foreach_norm([parameter.detach() for parameter in self._parameters])  # noqa: SLF001
         return float(torch.stack(norms).sum().item())
 
     def _keep(self, step: int) -> None:
@@ -331,32 +277,3 @@ class Training:
 def token_budget(wanted: int, device: torch.device) -> int:
     """How many tokens go through the model at once, where the spec's batch size would make up to `wanted`."""
     return min(wanted, CPU_TOKENS) if device.type == "cpu" else wanted
-
-
-def _restore_random(states: tuple[Tensor, ...]) -> None:
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state(states[1])
-
-
-class _Meter:
-    """Adds up losses on the device, and counts tokens on the host."""
-
-    def __init__(
-        self, device: torch.device, *, since: float = 0.0, totals: tuple[float, int, int] = (0.0, 0, 0)
-    ) -> None:
-        self.device = device
-        self.since = since
-        loss, self.trained, self.inputs = totals
-        self._sum = torch.full((), loss, dtype=torch.float64, device=device)
-
-    def add(self, summed: Tensor, *, trained: int, inputs: int) -> None:
-        self._sum += summed
-        self.trained += trained
-        self.inputs += inputs
-
-    def totals(self) -> tuple[float, int, int]:
-        return float(self._sum.item()), self.trained, self.inputs
-
-    def read(self) -> float:
-        return float(self._sum.item()) / self.trained

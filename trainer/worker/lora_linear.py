@@ -5,8 +5,8 @@ another in one matrix, and behind each its B: with x the input and A all the gro
 
     [y1, y2] = [x, x Aᵀ] · [[W1, B1, 0], [W2, 0, B2]]ᵀ
 
-so base and updates are one product forward, and one backward, which brings the gradients of x and of x Aᵀ together.
-The base gets no gradient, so no product is made for one. Only the input is kept for the backward pass.
+so base and updates are one product forward, and one backward, which brings the gradients of x and of x Aᵀ
+together. The base gets no gradient, so no product is made for one. Only the input is kept for the backward pass.
 """
 
 from __future__ import annotations

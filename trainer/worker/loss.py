@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.worker.attention import SHORT
+from trainer.worker.attention_cpu import SHORT
 from trainer.worker.batches import Cost, padded_cost
 from trainer.worker.decoder import Decoder, heads_of, unknown_part
 from trainer.worker.head_loss import HeadLoss

@@ -219,7 +219,7 @@ def attach_adapter(model: Any, lora: LoraSection) -> Any:
         target_modules=targets if isinstance(targets, str) else list(targets),
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
-        init_lora_weights=lora.init_lora_weights,
+        init_lora_weights=lora.init_lora_weights,  # type: ignore[arg-type]  # a pattern, not a list
     )
     try:
         return get_peft_model(model, config)

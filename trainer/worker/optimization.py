@@ -21,7 +21,7 @@ def make_optimizer(parameters: Sequence[nn.Parameter], section: TrainSection) ->
         JobError: `ENGINE_UNAVAILABLE`: 8-bit states need a GPU and bitsandbytes.
     """
     common: dict[str, Any] = {"lr": section.learning_rate, "weight_decay": section.weight_decay}
-    adam = {"betas": (section.adam_beta1, section.adam_beta2), "eps": section.adam_epsilon}
+    adam: dict[str, Any] = {"betas": (section.adam_beta1, section.adam_beta2), "eps": section.adam_epsilon}
     match section.optim:
         case "adamw_torch" | "adamw_torch_fused":
             return torch.optim.AdamW(parameters, **common, **adam, fused=True)
@@ -30,7 +30,9 @@ def make_optimizer(parameters: Sequence[nn.Parameter], section: TrainSection) ->
         case "adafactor":
             from transformers.optimization import Adafactor  # noqa: PLC0415 -- heavy, and seldom wanted
 
-            return Adafactor(list(parameters), **common, scale_parameter=False, relative_step=False)
+            return Adafactor(  # type: ignore[no-untyped-call]
+                list(parameters), **common, scale_parameter=False, relative_step=False
+            )
         case "adamw_8bit":
             from trainer.worker.model import require_gpu  # noqa: PLC0415 -- only here
 

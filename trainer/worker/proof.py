@@ -1,8 +1,8 @@
 """Whether the quick forward pass computes what a model itself computes: asked at the start of every run.
 
 In bfloat16 two right computations of one gradient may differ by as much as the gradient. So a copy of the model's
-first and last layer, with embedding and head, computes loss and gradients both ways in float32, where they must agree
-to four digits. The kernel for attention, another one on a GPU, is compared for itself.
+first and last layer, with embedding and head, computes loss and gradients both ways in float32, where they must
+agree to three digits. The kernel for attention, another one on a GPU, is compared for itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from trainer.worker.attention import Heads, Segments, attend
+from trainer.worker.attention import attend
+from trainer.worker.attention_cpu import Heads
+from trainer.worker.segments import Segments
 from trainer.worker.store import Batch
 
 LENGTHS: Final = (4, 7, 7)
@@ -58,8 +60,8 @@ def attention_agrees(heads: Heads, dtype: torch.dtype, device: torch.device) -> 
 
 def _row_by_row(qkv: Tensor, heads: Heads, segments: Segments) -> Tensor:
     rows = []
-    for row in qkv.split(list(segments.lengths)):
-        query, key, value = row.transpose(0, 1).split([heads.query, heads.key, heads.key])
+    for row in torch.split(qkv, list(segments.lengths)):
+        query, key, value = torch.split(row.transpose(0, 1), [heads.query, heads.key, heads.key])
         key, value = (part.repeat_interleave(heads.query // heads.key, 0) for part in (key, value))
         scores = (query @ key.transpose(1, 2)).float() * heads.scale
         future = torch.ones_like(scores, dtype=torch.bool).triu_(1)

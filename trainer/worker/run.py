@@ -17,10 +17,11 @@ from trainer.rows import Row
 from trainer.spec import DataSection, JobSpec
 from trainer.worker.adapter import save_adapter, save_start
 from trainer.worker.dataset import Dataset, build_dataset
-from trainer.worker.loop import Outcome, Training
+from trainer.worker.loop import Training
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import Loader, Precision, check_model_dir, choose_precision, raise_if_out_of_memory
 from trainer.worker.packing import best_fit_decreasing
+from trainer.worker.progress import Outcome
 from trainer.worker.protocol import Message, Order
 from trainer.worker.report import Recorder, write_report
 from trainer.worker.stopwatch import Stopwatch

@@ -1,8 +1,8 @@
 """All tokens of a set of rows, on the device; batches are slices of it.
 
-Uploaded once. For a stretch of training one more small upload says in what order the rows come; then their tokens
-are brought into that order on the device, and every batch is a view. In a step nothing is copied to the device, and
-nothing is waited for: on a GPU in a confidential VM each copy is encrypted and each wait is long.
+Uploaded once. For a stretch of training one more small upload says in what order the rows come; then their
+tokens are brought into that order on the device, and every batch is a view. In a step nothing is copied to the
+device, and nothing is waited for: on a GPU in a confidential VM each copy is encrypted and each wait is long.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.worker.attention import Segments
 from trainer.worker.encode import Example
+from trainer.worker.segments import Segments
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,15 @@ class Batch:
     targets: Tensor
 
     def sharing(self, size: int) -> Batch:
-        """The same rows, which all begin with the same `size` tokens; those stand once, in front of all of them."""
+        """The same rows, which all begin with the same `size` tokens; those stand once, in front."""
         if not size:
             return self
         lengths = [length - size for length in self.segments.lengths]
         bounds = size + torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
         starts = self.segments.bounds[:-1]
-        tokens = torch.cat([torch.arange(start, start + size) for start in starts[:1].tolist()])
-        own = [
-            torch.arange(start + size, start + size + length)
-            for start, length in zip(starts.tolist(), lengths, strict=True)
-        ]
+        first = int(starts[0])
+        own = [torch.arange(start + size, end) for start, end in itertools.pairwise(self.segments.bounds.tolist())]
+        tokens = torch.arange(first, first + size)
         index = torch.cat([tokens, *own])
         row = torch.searchsorted(self.segments.bounds[1:], self.predicting, right=True)
         place = self.predicting - starts[row]
@@ -167,7 +165,7 @@ class TokenStore:
         return bounds, row, torch.arange(total, device=order.device) - bounds[row]
 
 
-def _upload(array: np.ndarray, device: torch.device) -> Tensor:  # type: ignore[type-arg]
+def _upload(array: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(array).to(device)
 
 
