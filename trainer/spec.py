@@ -112,7 +112,11 @@ def _check_model_file_name(name: str) -> None:
 
 
 class LoraSection(Strict):
-    """The adapter, in PEFT's terms."""
+    """The adapter, in PEFT's terms.
+
+    `init_lora_weights` says what A and B start as; `pissa` (or `pissa_niter_16`, quicker) and `olora` start from
+    the base model's own weights, and the result is converted to a plain adapter for the unchanged base model.
+    """
 
     lora_r: Annotated[int, Field(ge=1, le=1024)] = 16
     lora_alpha: Annotated[int, Field(ge=1, le=4096)] = 32
@@ -123,6 +127,25 @@ class LoraSection(Strict):
     ) = "all-linear"
     use_rslora: bool = False
     use_dora: bool = False
+    init_lora_weights: (
+        Literal[True, "gaussian", "orthogonal", "olora", "pissa"]
+        | Annotated[str, Field(pattern=r"^pissa_niter_[1-9][0-9]?$")]
+    ) = True
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.changes_base and self.use_dora:
+            raise ValueError(f"init_lora_weights {self.init_lora_weights} and use_dora exclude each other")
+        if self.changes_base and self.use_rslora:
+            raise ValueError(f"init_lora_weights {self.init_lora_weights} and use_rslora exclude each other")
+        if self.init_lora_weights == "orthogonal" and self.lora_r % 2:
+            raise ValueError("init_lora_weights orthogonal needs an even lora_r")
+        return self
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the start takes something out of the base weights, so that the result must be converted."""
+        return str(self.init_lora_weights).startswith(("pissa", "olora"))
 
 
 class RowFormat(StrEnum):
@@ -162,7 +185,9 @@ class DataSection(Strict):
     matches is evaluated on; without such a file `test_split_size`, a share (0 to 1) of the rows, is held out by
     `train.seed`. `assistant_only_loss` and `completion_only_loss` say on which tokens the loss is taken for
     conversations and for prompts with completions; text is trained on whole. `chat_template` is Jinja text that
-    takes the place of the base model's own, or of one that it lacks.
+    takes the place of the base model's own, or of one that it lacks. With `packing` a unit of
+    `train.per_device_train_batch_size` is not a row but a bin of up to `max_length` tokens, filled with whole rows
+    that do not see one another.
     """
 
     format: RowFormat = RowFormat.AUTO
@@ -177,7 +202,8 @@ class DataSection(Strict):
     train_on: TrainOn = TrainOn.ALL_TURNS
     split_turns: SplitTurns = SplitTurns.AUTO
     chat_template: Annotated[str, Field(min_length=1, max_length=1 << 16)] | None = None
-    packing: Literal[False] = False
+    packing: bool = False
+    packing_strategy: Literal["bfd"] = "bfd"
     max_rows: Annotated[int, Field(ge=1, le=100_000_000)] = 10_000_000
 
     @model_validator(mode="after")
@@ -199,23 +225,57 @@ ROW_COLUMNS: Final = (
 """Names of columns that rows of some kind have."""
 
 
+_SCHEDULE_KEYS: Final[Mapping[str, frozenset[str]]] = {
+    "cosine_with_restarts": frozenset({"num_cycles"}),
+    "cosine_with_min_lr": frozenset({"num_cycles", "min_lr", "min_lr_rate"}),
+    "polynomial": frozenset({"lr_end", "power"}),
+    "inverse_sqrt": frozenset({"timescale"}),
+    "warmup_stable_decay": frozenset({"num_decay_steps", "num_stable_steps", "min_lr_ratio", "num_cycles"}),
+}
+"""What `lr_scheduler_kwargs` may hold for each schedule that takes any."""
+
+_COUNTS: Final = frozenset({"timescale", "num_decay_steps", "num_stable_steps"})
+_ADAM: Final = ("adamw_torch", "adamw_torch_fused", "adamw_8bit")
+
+
 class TrainSection(Strict):
-    """The optimizer's schedule, in HF `TrainingArguments` terms. `max_steps` above 0 overrides the epochs."""
+    """The optimizer's schedule, in HF `TrainingArguments` terms. `max_steps` above 0 overrides the epochs.
+
+    `per_device_train_batch_size` times `gradient_accumulation_steps` rows make an optimizer step. What goes
+    through the model at once may be cut differently: every trained token of a step weighs the same for every cut.
+    `warmup_steps` above 0 overrides `warmup_ratio`.
+    """
 
     engine: Engine = Engine.AUTO
     per_device_train_batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
     per_device_eval_batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = 1
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "constant_with_warmup",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "polynomial",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = "linear"
+    lr_scheduler_kwargs: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(max_length=8)] = {}  # noqa: RUF012
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0, le=100_000_000)] = 0
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     num_train_epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0
     max_steps: Annotated[int, Field(ge=-1, le=100_000_000)] = -1
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
+    neftune_noise_alpha: Annotated[float, Field(gt=0, le=1000)] | None = None
     gradient_checkpointing: bool = False
-    optim: Literal["adamw_torch", "adamw_torch_fused"] = "adamw_torch"
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor", "sgd"] = "adamw_torch"
     bf16: bool = True
     logging_steps: Annotated[int, Field(ge=1)] = 1
     eval_steps: Annotated[int, Field(ge=1)] | None = None
@@ -230,6 +290,30 @@ class TrainSection(Strict):
     def _some_steps(self) -> Self:
         if self.max_steps == 0:
             raise ValueError("max_steps must be -1 (use num_train_epochs) or at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _adam_only(self) -> Self:
+        adam = {"adam_beta1", "adam_beta2", "adam_epsilon"} & self.model_fields_set
+        if adam and self.optim not in _ADAM:
+            raise ValueError(f"{min(adam)} means nothing to optim {self.optim}")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule(self) -> Self:
+        name, given = self.lr_scheduler_type, self.lr_scheduler_kwargs
+        unknown = sorted(set(given) - _SCHEDULE_KEYS.get(name, frozenset()))
+        if unknown:
+            raise ValueError(f"lr_scheduler_kwargs: {unknown[0]!r} means nothing to lr_scheduler_type {name}")
+        broken = sorted(key for key in _COUNTS & set(given) if given[key] != int(given[key]))
+        if broken:
+            raise ValueError(f"lr_scheduler_kwargs: {broken[0]} must be a whole number")
+        if name == "cosine_with_min_lr" and ("min_lr" in given) == ("min_lr_rate" in given):
+            raise ValueError("cosine_with_min_lr needs lr_scheduler_kwargs: min_lr or min_lr_rate")
+        if name == "warmup_stable_decay" and "num_decay_steps" not in given:
+            raise ValueError("warmup_stable_decay needs lr_scheduler_kwargs: num_decay_steps")
+        if name == "polynomial" and given.get("lr_end", 1e-7) >= self.learning_rate:
+            raise ValueError("lr_scheduler_kwargs: lr_end must be below learning_rate")
         return self
 
 
@@ -443,6 +527,8 @@ _MEANT: Final[Mapping[str, str]] = {
     "steps": "train.max_steps",
     "random_state": "train.seed",
     "optimizer": "train.optim",
+    "noisy_embedding_alpha": "train.neftune_noise_alpha",
+    "init_weights": "lora.init_lora_weights",
     "gradient_clipping": "train.max_grad_norm",
 }
 """What other fine-tuning tools call a key → what it is called here."""

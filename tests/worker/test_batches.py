@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from array import array
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.spec import TrainSection
-from trainer.worker.batches import Plan, collate
-from trainer.worker.encode import Example
+from trainer.worker.batches import Cost, Plan, cut, padded_cost
 
 
 def plan(lengths: list[int], **section: Any) -> Plan:
@@ -40,12 +37,11 @@ def test_every_epoch_sees_every_example_once(
     assert len(steps) == made.total_steps == epochs * made.steps_per_epoch
     for epoch in range(epochs):
         part = steps[epoch * made.steps_per_epoch : (epoch + 1) * made.steps_per_epoch]
-        assert all(0 < len(batches) <= accumulation for batches in part)
-        assert all(0 < len(batch) <= size for batches in part for batch in batches)
-        assert sorted(index for batches in part for batch in batches for index in batch) == list(
-            range(len(lengths))
-        )
+        assert all(0 < len(units) <= accumulation * size for units in part)
+        assert sorted(unit for units in part for unit in units) == list(range(len(lengths)))
     assert list(made.steps()) == steps
+    for done in range(len(steps) + 1):
+        assert list(made.steps(done)) == steps[done:]
 
 
 def test_epochs_and_seeds_differ_in_order() -> None:
@@ -67,21 +63,23 @@ def test_steps_may_go_beyond_the_examples() -> None:
 
 def test_batches_hold_little_padding() -> None:
     lengths = [1 + (number * 37) % 200 for number in range(200)]
-    batches = [batch for step in plan(lengths, per_device_train_batch_size=8).steps() for batch in step]
+    batches = list(plan(lengths, per_device_train_batch_size=8).steps())
     real = sum(lengths)
     padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
     assert padded / real < 1.1
 
 
-def test_collate_pads_on_the_right_and_points_at_the_predicting_token() -> None:
-    batch = collate(
-        [
-            Example(array("i", [5, 6, 7]), b"\0\0\1", stops=True),
-            Example(array("i", [8, 9]), b"\0\1", stops=True),
-        ],
-        pad_id=1,
-        device=torch.device("cpu"),
-    )
-    assert batch.input_ids.tolist() == [[5, 6, 7], [8, 9, 1]]
-    assert batch.targets.tolist() == [7, 9]
-    assert batch.positions.tolist() == [1, 3]
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40), budget=st.integers(1, 300), padded=st.booleans()
+)
+def test_a_cut_covers_all_rows_within_the_budget(lengths: list[int], budget: int, padded: bool) -> None:
+    lengths.sort()
+    cost: Cost = padded_cost if padded else sum
+    slices = cut(lengths, budget, cost)
+    assert [row for part in slices for row in range(len(lengths))[part]] == list(range(len(lengths)))
+    assert all(cost(lengths[part]) <= budget or part.stop - part.start == 1 for part in slices)
+
+
+def test_a_cut_is_even() -> None:
+    assert cut([10] * 12, 90, sum) == [slice(0, 6), slice(6, 12)]
+    assert cut([10] * 12, 1000, sum) == [slice(0, 12)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from array import array
 from collections.abc import Callable
@@ -11,16 +12,20 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
 
 from trainer.errors import ErrorCode, JobError
-from trainer.spec import JobSpec, LoraSection, TrainSection
+from trainer.spec import LoraSection, TrainSection
 from trainer.worker.dataset import Dataset, RowCounts
 from trainer.worker.encode import Example
-from trainer.worker.loop import Outcome, Training
+from trainer.worker.evaluation import Evaluation
+from trainer.worker.loop import Training
 from trainer.worker.loss import CausalLoss
-from trainer.worker.model import Precision, attach_adapter
+from trainer.worker.model import Precision, attach_adapter, raise_if_out_of_memory
+from trainer.worker.progress import Meter, Outcome, TrainState
 from trainer.worker.protocol import Message, Metrics, Progress
+from trainer.worker.store import Batch
 
 CPU = Precision(torch.device("cpu"), torch.float32, autocast=False)
 
@@ -51,43 +56,28 @@ def reference(model: Any, examples: tuple[Example, ...]) -> list[torch.Tensor]:
     return losses
 
 
-def test_loss_of_a_padded_batch_is_the_sum_over_single_rows(model: Any) -> None:
-    loss = CausalLoss(model, CPU, pad_id=0)
-    assert loss.selects
-    torch.testing.assert_close(loss.sum(EXAMPLES), torch.stack(reference(model, EXAMPLES)).sum())
-
-
-def test_what_stands_in_the_padding_changes_nothing(model: Any) -> None:
-    sums = [CausalLoss(model, CPU, pad_id=pad).sum(EXAMPLES).item() for pad in (0, 77)]
-    assert sums[0] == pytest.approx(sums[1], rel=1e-6)
-
-
-def test_mean_loss_weighs_every_token_alike(model: Any) -> None:
-    expected = torch.stack(reference(model, EXAMPLES)).mean().item()
-    for size in (1, 3, 10):
-        assert CausalLoss(model, CPU, pad_id=0).mean(EXAMPLES, batch_size=size) == pytest.approx(
-            expected, rel=1e-5
-        )
-
-
-def test_a_model_that_caps_its_logits_is_noticed_and_still_right() -> None:
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, final_logit_softcapping=2.0, pad_token_id=0,
-    )  # fmt: skip
-    capped = attach_adapter(Gemma2ForCausalLM(config).eval(), LoraSection(lora_r=4))  # type: ignore[no-untyped-call]
-    loss = CausalLoss(capped, CPU, pad_id=0)
-    assert not loss.selects
-    torch.testing.assert_close(loss.sum(EXAMPLES), torch.stack(reference(capped, EXAMPLES)).sum())
-
-
-def train(model: Any, report: Callable[[Message], None] = lambda _message: None, **section: Any) -> Outcome:
-    held = EXAMPLES[8:] if section.pop("held_out", True) else ()
+def made(
+    model: Any,
+    report: Callable[[Message], None] = lambda _message: None,
+    *,
+    loss: CausalLoss | None = None,
+    bins: list[list[int]] | None = None,
+    held_out: bool = True,
+    **section: Any,
+) -> Training:
+    held = EXAMPLES[8:] if held_out else ()
     data = Dataset(EXAMPLES[:8], held, RowCounts(8, len(held), 0, 0), ())
-    loss = CausalLoss(model, CPU, pad_id=0)
     defaults = {"learning_rate": 0.01, "per_device_train_batch_size": 8, "max_steps": 1, "seed": 5}
-    return Training(model, loss, data, TrainSection(**{**defaults, **section}), report=report).run()
+    settings = TrainSection(**{**defaults, **section})
+    loss = loss or CausalLoss(
+        model, CPU, pad_id=0, longest=64, checkpointing=settings.gradient_checkpointing,
+        neftune_alpha=settings.neftune_noise_alpha,
+    )  # fmt: skip
+    return Training(model, loss, data, settings, report=report, bins=bins)
+
+
+def train(model: Any, report: Callable[[Message], None] = lambda _message: None, **options: Any) -> Outcome:
+    return made(model, report, **options).run()
 
 
 def adapter_of(model: Any) -> dict[str, torch.Tensor]:
@@ -129,7 +119,10 @@ def test_only_the_adapter_changes(model: Any) -> None:
 def test_training_lowers_the_loss_it_is_trained_on(model: Any) -> None:
     outcome = train(model, max_steps=30, held_out=False)
     assert (outcome.eval_loss_before, outcome.eval_loss_after) == (None, None)
-    after = CausalLoss(model, CPU, pad_id=0).mean(EXAMPLES[:8], batch_size=8)
+    after = Evaluation(
+        EXAMPLES[:8], CausalLoss(model, CPU, pad_id=0, longest=64), rows=8, device=CPU.device
+    ).loss()
+    assert after is not None
     assert after < 0.7 * outcome.train_loss
 
 
@@ -157,11 +150,176 @@ def test_divergence_is_an_error_even_between_logged_steps(model: Any, logging_st
     assert caught.value.code is ErrorCode.TRAINING_DIVERGED
 
 
-def test_running_out_of_memory_has_its_code(
-    model: Any, monkeypatch: pytest.MonkeyPatch, make_spec: Callable[..., JobSpec]
-) -> None:
-    from trainer.worker.model import raise_if_out_of_memory
+def test_after_a_divergence_the_model_has_the_last_sound_adapter(model: Any) -> None:
+    sound: list[dict[str, torch.Tensor]] = []
+    training = made(model, lambda _message: None, max_steps=9, learning_rate=1e-3)
 
+    def sabotage(message: Message) -> None:
+        if isinstance(message, Metrics) and "loss" in message.values:
+            sound.append(adapter_of(model))
+        if isinstance(message, Progress) and message.step == 3:
+            with torch.no_grad():
+                next(p for name, p in model.named_parameters() if "lora_B" in name).fill_(torch.nan)
+
+    training._report = sabotage
+    with pytest.raises(JobError, match="at step 3; last sound adapter: the one of step 2"):
+        training.run()
+    assert training.sound_step == 2
+    assert len(sound) == 2
+    broken = next(name for name in sound[1] if "lora_B" in name)
+    assert torch.equal(adapter_of(model)[broken], sound[1][broken])
+
+
+class ShortOfMemory(CausalLoss):
+    """Takes a few tokens at once, no more."""
+
+    def __init__(self, *arguments: Any, room: int, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.room = room
+        self.failures = 0
+
+    def sum(self, batch: Batch) -> torch.Tensor:
+        if len(batch.ids) > self.room:
+            self.failures += 1
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return super().sum(batch)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_where_memory_is_short_the_same_step_is_made_of_smaller_pieces(tiny_model: Path, dropout: float) -> None:
+    results = []
+    for room in (10_000, 40):
+        torch.manual_seed(3)
+        base = AutoModelForCausalLM.from_pretrained(tiny_model)
+        model = attach_adapter(base, LoraSection(lora_r=4, lora_dropout=dropout))
+        torch.manual_seed(6)
+        loss = ShortOfMemory(model, CPU, pad_id=0, longest=64, room=room)
+        outcome = made(model, loss=loss, max_steps=3, held_out=False).run()
+        results.append((outcome, adapter_of(model), loss.failures))
+    (ample, wide, none), (tight, narrow, failures) = results
+    assert (none, ample.warnings) == (0, ())
+    assert failures > 0
+    assert "memory did not suffice" in "".join(tight.warnings)
+    assert len(tight.warnings) == 1
+    if not dropout:
+        assert tight.train_loss == pytest.approx(ample.train_loss, rel=1e-4)
+        for name, value in narrow.items():
+            torch.testing.assert_close(value, wide[name], rtol=1e-2, atol=1e-4)
+
+
+def test_memory_for_not_even_one_row_is_an_error(model: Any) -> None:
+    loss = ShortOfMemory(model, CPU, pad_id=0, longest=64, room=5)
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        made(model, loss=loss, max_steps=1, held_out=False).run()
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {},
+        {"optim": "sgd", "learning_rate": 0.1},
+        {"optim": "adafactor"},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-4}, "warmup_steps": 2},
+        {"neftune_noise_alpha": 5.0},
+        {"gradient_checkpointing": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_run_that_goes_on_from_its_state_ends_as_if_it_had_never_stopped(
+    tiny_model: Path, section: dict[str, Any], dropout: float
+) -> None:
+    def fresh() -> Any:
+        torch.manual_seed(3)
+        base = AutoModelForCausalLM.from_pretrained(tiny_model)
+        model = attach_adapter(base, LoraSection(lora_r=4, lora_dropout=dropout))
+        torch.manual_seed(8)
+        return model
+
+    options = {"max_steps": 7, "per_device_train_batch_size": 3, "held_out": False, **section}
+    states: list[TrainState] = []
+    whole = fresh()
+
+    def keep(message: Message) -> None:
+        if isinstance(message, Progress) and message.step == 4:
+            states.append(copy.deepcopy(training.state()))
+
+    training = made(whole, keep, **options)
+    expected = training.run()
+    torch.manual_seed(99)
+    second = fresh()
+    resumed = made(second, **options)
+    torch.manual_seed(99)
+    resumed.restore(states[0])
+    outcome = resumed.run()
+    assert all(torch.equal(value, adapter_of(second)[name]) for name, value in adapter_of(whole).items())
+    assert outcome.train_loss == expected.train_loss
+    assert outcome.trained_tokens == expected.trained_tokens
+
+
+def test_the_same_seed_gives_the_same_bits(tiny_model: Path) -> None:
+    adapters = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        model = attach_adapter(AutoModelForCausalLM.from_pretrained(tiny_model), LoraSection(lora_r=4))
+        train(model, max_steps=5, per_device_train_batch_size=3)
+        adapters.append(adapter_of(model))
+    assert all(torch.equal(value, adapters[1][name]) for name, value in adapters[0].items())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_bins_make_the_same_step_as_their_rows(tiny_model: Path, fused: bool) -> None:
+    results = []
+    for bins, size in ((None, 8), ([[0, 7], [1, 6], [2, 5], [3, 4]], 4)):
+        torch.manual_seed(3)
+        model = attach_adapter(AutoModelForCausalLM.from_pretrained(tiny_model), LoraSection(lora_r=4))
+        loss = CausalLoss(model, CPU, pad_id=0, longest=64, fused=fused)
+        training = made(model, loss=loss, bins=bins, held_out=False, max_steps=2, per_device_train_batch_size=size)
+        results.append((training.run(), adapter_of(model)))
+    (one, first), (other, second) = results
+    assert one.train_loss == pytest.approx(other.train_loss, rel=1e-6)
+    assert (one.trained_tokens, one.input_tokens) == (other.trained_tokens, other.input_tokens)
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-3, atol=1e-5)
+
+
+_WAITS = {
+    torch.ops.aten._local_scalar_dense.default: "reads a number",
+    torch.ops.aten.nonzero.default: "has a size that only the device knows",
+    torch.ops.aten.masked_select.default: "has a size that only the device knows",
+    torch.ops.aten.is_nonzero.default: "reads a number",
+    torch.ops.aten.equal.default: "reads a number",
+}
+
+
+class NothingWaits(TorchDispatchMode):
+    """Fails on operations that would make the host wait for a GPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _WAITS:
+            raise AssertionError(f"{func} {_WAITS[func]}")
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_nothing_back_from_the_device(model: Any) -> None:
+    """What holds on a CPU holds for the same calls on a GPU; `tests/gpu` looks at the copies themselves."""
+    loss = CausalLoss(model, CPU, pad_id=0, longest=64)
+    loss._shared = lambda batch: batch  # type: ignore[method-assign]  # a CPU's business only
+    training = made(model, loss=loss, max_steps=6, held_out=False)
+    steps = training._steps()
+    ordered, rows = next(steps)
+    recent = Meter(CPU.device)
+    with NothingWaits():
+        training._rates.apply(training._optimizer, 1)
+        norm = training._step(ordered, rows, recent)
+        training._optimizer.step()
+        training._optimizer.zero_grad(set_to_none=True)
+    assert math.isfinite(norm.item())
+    with pytest.raises(AssertionError, match="reads a number"), NothingWaits():
+        norm.item()
+
+
+def test_running_out_of_memory_has_its_code() -> None:
     for error in (
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory"),

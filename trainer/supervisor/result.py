@@ -71,7 +71,10 @@ def seal_ending(signer: Signer, bundle: OpenedBundle, ending: Ending, workspace:
 
 
 def _gather(ending: Ending, workspace: Workspace, *, include_logs: bool) -> Path:
-    """The tree to seal: adapter/ and report/ on success, report/failure.json otherwise, and logs/."""
+    """The tree to seal: adapter/ and report/ on success, report/failure.json otherwise, and logs/.
+
+    An adapter that training had before it diverged goes along with the failure.
+    """
     tree = workspace.root / "result"
     tree.mkdir(mode=0o700)
     if ending.failure is None:
@@ -80,6 +83,8 @@ def _gather(ending: Ending, workspace: Workspace, *, include_logs: bool) -> Path
     else:
         (tree / "report").mkdir(mode=0o700)
         (tree / "report" / "failure.json").write_bytes(canonical_json(failure_report(ending.failure)))
+        if ending.failure.code is ErrorCode.TRAINING_DIVERGED and (workspace.output / "adapter").is_dir():
+            (workspace.output / "adapter").rename(tree / "adapter")  # the last one that was sound
     if include_logs or ending.failure is not None:
         (tree / "logs").mkdir(mode=0o700)
         for log in (workspace.private_log, workspace.front_log):

@@ -1,24 +1,23 @@
-"""Which examples make up which optimizer step, and how a few examples become tensors.
+"""Which rows make up which optimizer step, and how a step is cut into what goes through the model at once.
 
-Examples of like length share a batch, so that little of it is padding. The order depends on nothing but the
-examples' lengths, the train section and its seed.
+The order depends on nothing but lengths, the train section and its seed, so the state of a run is one number: how
+many steps are done. Rows of like length share a step: little would be padding where rows must be padded.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import torch
 
 from trainer.spec import TrainSection
-from trainer.worker.encode import Example
 
 POOL_BATCHES: Final = 50
-"""Examples are sorted by length within pools of this many batches; pools and batches are shuffled."""
+"""Units are sorted by length within pools of this many batches; pools and batches are shuffled."""
 
 _T = TypeVar("_T")
 
@@ -28,7 +27,7 @@ class Plan:
     """The course of a training run.
 
     Attributes:
-        lengths: number of tokens of each example.
+        lengths: number of tokens of each unit: a row, or a bin of rows where rows are packed.
         train: batch sizes, epochs, seed.
     """
 
@@ -37,7 +36,7 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in which every example is seen once; the last may be smaller."""
+        """Optimizer steps in which every unit is seen once; the last may be smaller."""
         batches = math.ceil(len(self.lengths) / self.train.per_device_train_batch_size)
         return math.ceil(batches / self.train.gradient_accumulation_steps)
 
@@ -48,21 +47,24 @@ class Plan:
             return self.train.max_steps
         return max(1, math.ceil(self.train.num_train_epochs * self.steps_per_epoch))
 
-    def steps(self) -> Iterator[list[list[int]]]:
-        """For each optimizer step its micro-batches, as indices of examples; `total_steps` items."""
-        epochs = (self._epoch(number) for number in itertools.count())
-        return itertools.islice(itertools.chain.from_iterable(epochs), self.total_steps)
+    def steps(self, done: int = 0) -> Iterator[list[int]]:
+        """For each optimizer step after the first `done` ones its units, as indices."""
+        first, skipped = divmod(done, self.steps_per_epoch)
+        epochs = (self._epoch(number) for number in itertools.count(first))
+        steps = itertools.chain.from_iterable(epochs)
+        return itertools.islice(steps, skipped, skipped + self.total_steps - done)
 
-    def _epoch(self, number: int) -> list[list[list[int]]]:
+    def _epoch(self, number: int) -> list[list[int]]:
         size = self.train.per_device_train_batch_size
         generator = torch.Generator().manual_seed(self.train.seed * 1_000_003 + number)
         order = _shuffled(range(len(self.lengths)), generator)
         pools = _chunks(order, size * POOL_BATCHES)
-        batches = [batch for pool in pools for batch in by_length(pool, self.lengths, size)]
-        return _chunks(_shuffled(batches, generator), self.train.gradient_accumulation_steps)
+        batches = [batch for pool in pools for batch in _by_length(pool, self.lengths, size)]
+        steps = _chunks(_shuffled(batches, generator), self.train.gradient_accumulation_steps)
+        return [[unit for batch in step for unit in batch] for step in steps]
 
 
-def by_length(indices: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:
+def _by_length(indices: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:
     """Batches of `size` neighbours in length; equal lengths keep their order."""
     return _chunks(sorted(indices, key=lengths.__getitem__), size)
 
@@ -75,31 +77,38 @@ def _chunks(items: Sequence[_T], size: int) -> list[list[_T]]:
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 
-@dataclass(frozen=True)
-class Tensors:
-    """A batch on a device.
+Cost = Callable[[Sequence[int]], int]
+"""How many tokens the model is given for rows of these lengths."""
 
-    Padding stands on the right, where causal attention keeps it from every real token, and is never a target:
-    so no attention mask is needed, and attention runs in its quickest form.
 
-    Attributes:
-        input_ids: int64 [examples, longest].
-        positions: int64 [targets]: index into the flattened [examples * longest] of the token that predicts.
-        targets: int64 [targets]: id to be predicted there.
+def padded_cost(lengths: Sequence[int]) -> int:
+    """Tokens with padding: as many for each row as the longest has."""
+    return len(lengths) * max(lengths)
+
+
+def cut(lengths: Sequence[int], budget: int, cost: Cost) -> list[slice]:
+    """Cut rows, sorted by length, into as few micro-batches as a budget allows, of about equal cost.
+
+    The loss is a sum over tokens, divided by the whole step's tokens: the gradients are the same for every cut.
+
+    Args:
+        lengths: of each row, sorted.
+        budget: tokens at once; a row that has more is alone.
+        cost: what counts against it.
+
+    Returns:
+        Slices that follow one another and cover all rows.
     """
+    fewest = len(_cut(lengths, budget, cost))
+    even = math.ceil(cost(lengths) / fewest)
+    evenly = _cut(lengths, min(even + lengths[-1] // 2, budget), cost)
+    return evenly if len(evenly) == fewest else _cut(lengths, budget, cost)
 
-    input_ids: torch.Tensor
-    positions: torch.Tensor
-    targets: torch.Tensor
 
-
-def collate(examples: Sequence[Example], *, pad_id: int, device: torch.device) -> Tensors:
-    """Pad a few examples to one length and say where the loss is taken."""
-    width = max(example.length for example in examples)
-    ids = torch.full((len(examples), width), pad_id, dtype=torch.int64)
-    trained = torch.zeros((len(examples), width), dtype=torch.bool)
-    for row, example in enumerate(examples):
-        ids[row, : example.length] = torch.tensor(example.ids, dtype=torch.int64)
-        trained[row, : example.length] = torch.frombuffer(bytearray(example.trained), dtype=torch.uint8).bool()
-    flat = trained.flatten().nonzero().squeeze(1)
-    return Tensors(ids.to(device), (flat - 1).to(device), ids.flatten()[flat].to(device))
+def _cut(lengths: Sequence[int], budget: int, cost: Cost) -> list[slice]:
+    slices, start = [], 0
+    for end in range(1, len(lengths) + 1):
+        if end == len(lengths) or cost(lengths[start : end + 1]) > budget:
+            slices.append(slice(start, end))
+            start = end
+    return slices

@@ -1,50 +1,39 @@
-"""The training loop: from a model with a fresh adapter to a trained one. Reads from top to bottom."""
+"""The training loop: from a model with a fresh adapter to a trained one. Reads from top to bottom.
+
+Between the points where something is reported nothing waits for the device: batches are views of tokens that are
+there already, losses add up there, and what the host needs to know (how many tokens, which rows) it knows itself.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import torch
-from transformers import get_scheduler
+from torch import Tensor
 
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import TrainSection
-from trainer.worker.batches import Plan
+from trainer.worker.batches import Plan, cut
 from trainer.worker.dataset import Dataset
+from trainer.worker.evaluation import Evaluation
 from trainer.worker.loss import CausalLoss
+from trainer.worker.model import is_out_of_memory
+from trainer.worker.optimization import LearningRate, make_optimizer
+from trainer.worker.progress import Meter, Outcome, TrainState, random_state, restore_random
 from trainer.worker.protocol import Message, Metrics, Progress
+from trainer.worker.store import Ordered, TokenStore
 
 Report = Callable[[Message], None]
 """Takes what happens during training; called between optimizer steps."""
 
+SECTION_TOKENS: Final = 1 << 22
+"""So many tokens are brought into their order at a time."""
 
-@dataclass(frozen=True)
-class Outcome:
-    """What training came to.
-
-    Attributes:
-        eval_loss_before: loss per token on the held-out rows, before the first step; None where there are none.
-        eval_loss_after: the same after the last step.
-        train_loss: loss per trained token, over all tokens that were trained on.
-        steps: optimizer steps.
-        trained_tokens: tokens that the loss was taken on, counted each time.
-        input_tokens: tokens that went through the model, without padding.
-        train_seconds: time spent in optimizer steps.
-        eval_seconds: time spent in evaluations.
-    """
-
-    eval_loss_before: float | None
-    eval_loss_after: float | None
-    train_loss: float
-    steps: int
-    trained_tokens: int
-    input_tokens: int
-    train_seconds: float
-    eval_seconds: float
+CPU_TOKENS: Final = 1024
+"""So many at once keep a CPU's matrix products at full speed; more would only take memory."""
 
 
 class Training:
@@ -56,6 +45,7 @@ class Training:
         data: examples.
         section: the optimizer's schedule.
         report: gets `Progress` after each step and `Metrics` where they are due.
+        bins: which rows share a unit of the batch size; None where each is a unit of its own.
         clock: seconds, monotonic.
     """
 
@@ -67,28 +57,41 @@ class Training:
         section: TrainSection,
         *,
         report: Report,
+        bins: list[list[int]] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._model = model
         self._loss = loss
-        self._data = data
         self._section = section
         self._report = report
         self._clock = clock
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._plan = Plan([example.length for example in data.train], section)
-        self._total = _Meter(self._parameters[0].device)
+        device = self._parameters[0].device
+        self._store = TokenStore(data.train, device)
+        self._units = bins or [[row] for row in range(len(data.train))]
+        sizes = [sum(self._store.lengths[row] for row in unit) for unit in self._units]
+        self._plan = Plan(sizes, section)
+        self._budget = token_budget(max(sizes) * section.per_device_train_batch_size, device)
+        eval_rows = section.per_device_eval_batch_size
+        self._evaluation = Evaluation(data.evaluation, loss, rows=eval_rows, device=device)
+        self._rates = LearningRate(section, self._plan.total_steps)
+        self._optimizer = make_optimizer(self._parameters, section)
+        self._total = Meter(device)
+        self._done = 0
         self._eval_seconds = 0.0
+        self._good: tuple[int, list[Tensor]] | None = None
+        self._warnings: list[str] = []
 
     def run(self) -> Outcome:
         """Evaluate, train, evaluate.
 
         Raises:
-            JobError: `TRAINING_DIVERGED`: a loss or gradient was not a finite number.
+            JobError: `TRAINING_DIVERGED`: a loss or gradient was not a finite number; the model has the last
+                adapter that was seen to be sound.
         """
-        before = self._evaluate(step=0)
+        before = self._evaluate(self._done)
         seconds = self._train()
-        after = self._evaluate(step=self._plan.total_steps)
+        after = self._evaluate(self._plan.total_steps)
         return Outcome(
             eval_loss_before=before,
             eval_loss_after=after,
@@ -98,63 +101,124 @@ class Training:
             input_tokens=self._total.inputs,
             train_seconds=seconds,
             eval_seconds=self._eval_seconds,
+            warnings=tuple(self._warnings),
         )
+
+    @property
+    def sound_step(self) -> int:
+        """After a divergence: the step of the adapter that the model has again; 0 where none was trained."""
+        return self._good[0] if self._good is not None else 0
+
+    def state(self) -> TrainState:
+        """A copy of the run's state, to be taken between steps (in `report`, after `Progress`)."""
+        return TrainState(
+            step=self._done,
+            adapter=tuple(parameter.detach().clone() for parameter in self._parameters),
+            optimizer=self._optimizer.state_dict(),
+            random=random_state(self._total.device),
+            totals=self._total.totals(),
+            budget=self._budget,
+        )
+
+    def restore(self, state: TrainState) -> None:
+        """Go on from there: what follows is bitwise what would have followed."""
+        self._put(state.adapter)
+        self._optimizer.load_state_dict(state.optimizer)
+        restore_random(state.random)
+        self._total = Meter(self._total.device, totals=state.totals)
+        self._done, self._budget = state.step, state.budget
 
     def _train(self) -> float:
         """All optimizer steps; returns the seconds they took, evaluations left out."""
-        section, plan = self._section, self._plan
-        optimizer = torch.optim.AdamW(
-            self._parameters,
-            lr=section.learning_rate,
-            weight_decay=section.weight_decay,
-            fused=True if section.optim == "adamw_torch_fused" else None,
-        )
-        scheduler = get_scheduler(
-            section.lr_scheduler_type,
-            optimizer,
-            num_warmup_steps=math.ceil(section.warmup_ratio * plan.total_steps),
-            num_training_steps=plan.total_steps,
-        )
+        section, total = self._section, self._plan.total_steps
         self._model.train()
-        recent, started, paused = _Meter(self._total.device), self._clock(), self._eval_seconds
-        for step, batches in enumerate(plan.steps(), start=1):
-            learning_rate = scheduler.get_last_lr()[0]
-            norm = self._step(batches, recent)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad(set_to_none=True)
+        begun, started, paused = self._done, self._clock(), self._eval_seconds
+        recent = Meter(self._total.device)
+        for step, (ordered, rows) in enumerate(self._steps(), start=begun + 1):
+            rate = self._rates.apply(self._optimizer, step)
+            norm = self._step(ordered, rows, recent)
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+            self._done = step
             seconds = self._clock() - started - (self._eval_seconds - paused)
-            self._report(self._progress(step, seconds))
-            if step % section.logging_steps == 0 or step == plan.total_steps:
-                self._log(step, recent, norm, learning_rate, seconds)
-                recent = _Meter(self._total.device, since=seconds)
-            if section.eval_steps and step % section.eval_steps == 0 and step < plan.total_steps:
+            self._report(self._progress(step, seconds / (step - begun)))
+            if step % section.logging_steps == 0 or step == total:
+                self._log(step, recent, norm, rate, seconds)
+                recent = Meter(self._total.device, since=seconds)
+            if section.eval_steps and step % section.eval_steps == 0 and step < total:
                 self._evaluate(step)
         return self._clock() - started - (self._eval_seconds - paused)
 
-    def _step(self, batches: list[list[int]], recent: _Meter) -> torch.Tensor:
+    def _steps(self) -> Iterator[tuple[Ordered, slice]]:
+        """For each step that is left: rows on the device, and which of them are the step's, sorted by length."""
+        section: list[list[int]] = []
+        size, lengths = 0, self._store.lengths
+        for units in self._plan.steps(self._done):
+            rows = sorted((row for unit in units for row in self._units[unit]), key=lengths.__getitem__)
+            section.append(rows)
+            size += sum(lengths[row] for row in rows)
+            if size >= SECTION_TOKENS:
+                yield from self._section_steps(section)
+                section, size = [], 0
+        yield from self._section_steps(section)
+
+    def _section_steps(self, section: list[list[int]]) -> Iterator[tuple[Ordered, slice]]:
+        if not section:
+            return
+        ordered = self._store.ordered([row for rows in section for row in rows])
+        start = 0
+        for rows in section:
+            yield ordered, slice(start, start + len(rows))
+            start += len(rows)
+
+    def _step(self, ordered: Ordered, rows: slice, recent: Meter) -> Tensor:
         """Gradients of one optimizer step; returns their norm, on the device.
 
-        Each trained token weighs the same, however the step is cut into micro-batches: the divisor is the number
-        of trained tokens in the whole step.
+        Where the memory does not suffice, the same step is tried again in smaller pieces.
         """
-        examples = [[self._data.train[index] for index in batch] for batch in batches]
-        targets = sum(example.targets for batch in examples for example in batch)
-        for batch in examples:
-            summed = self._loss.sum(batch)
-            (summed / targets).backward()  # type: ignore[no-untyped-call]
-            for meter in (recent, self._total):
-                meter.add(summed.detach(), batch)
+        before = random_state(self._total.device)
+        while True:
+            try:
+                summed = self._gradients(ordered, rows)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self._budget <= max(ordered.lengths[rows]):
+                    raise
+            self._shrink()
+            restore_random(before)
+        for meter in (recent, self._total):
+            meter.add(summed, trained=sum(ordered.counts[rows]), inputs=sum(ordered.lengths[rows]))
         return torch.nn.utils.clip_grad_norm_(self._parameters, self._section.max_grad_norm)
 
-    def _progress(self, step: int, seconds: float) -> Progress:
-        left = seconds / step * (self._plan.total_steps - step)
+    def _gradients(self, ordered: Ordered, rows: slice) -> Tensor:
+        """Each trained token weighs the same: the divisor is their number in the whole step."""
+        targets = sum(ordered.counts[rows])
+        total = torch.zeros((), dtype=torch.float64, device=self._total.device)
+        for part in cut(ordered.lengths[rows], self._budget, self._loss.cost):
+            summed = self._loss.sum(ordered.batch(slice(rows.start + part.start, rows.start + part.stop)))
+            (summed / targets).backward()  # type: ignore[no-untyped-call]
+            total += summed.detach()
+        return total
+
+    def _shrink(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._total.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not self._warnings:
+            self._warnings.append(
+                f"at step {self._done + 1} the memory did not suffice for {self._budget} tokens at once: steps "
+                "were cut into smaller pieces; the result is the same"
+            )
+        self._budget //= 2
+
+    def _progress(self, step: int, seconds_each: float) -> Progress:
+        left = seconds_each * (self._plan.total_steps - step)
         return Progress(step=step, total_steps=self._plan.total_steps, eta_seconds=math.ceil(left))
 
-    def _log(self, step: int, recent: _Meter, norm: torch.Tensor, learning_rate: float, seconds: float) -> None:
-        """Read the device's numbers: the one place in the loop that waits for it."""
+    def _log(self, step: int, recent: Meter, norm: Tensor, learning_rate: float, seconds: float) -> None:
+        """Read the device's numbers: beside evaluations the one place in the loop that waits for it."""
         values = {"loss": recent.read(), "grad_norm": float(norm.item())}
-        _check_finite(values, step)
+        self._check_finite(values, step)
         took = max(seconds - recent.since, 1e-9)
         values |= {
             "learning_rate": learning_rate,
@@ -165,42 +229,51 @@ class Training:
         self._report(Metrics(step=step, values=values))
 
     def _evaluate(self, step: int) -> float | None:
-        if not self._data.evaluation:
-            return None
         started = self._clock()
-        loss = self._loss.mean(self._data.evaluation, batch_size=self._section.per_device_eval_batch_size)
+        loss = self._evaluation.loss()
         self._eval_seconds += self._clock() - started
-        _check_finite({"eval_loss": loss}, step)
-        self._report(Metrics(step=step, values={"eval_loss": loss}))
+        if loss is not None:
+            self._check_finite({"eval_loss": loss}, step)
+            self._report(Metrics(step=step, values={"eval_loss": loss}))
         return loss
 
+    def _check_finite(self, values: dict[str, float], step: int) -> None:
+        """Keep the adapter if all is well, and put back the one that was kept last if not."""
+        values = {**values, "the adapter's norm": self._norm()}
+        broken = next((name for name, value in values.items() if not math.isfinite(value)), None)
+        if broken is None:
+            self._keep(step)
+            return
+        kept = "none: it went wrong before the first" if self._good is None else f"the one of step {self._good[0]}"
+        if self._good is not None:
+            self._put(tuple(self._good[1]))
+        raise JobError(
+            ErrorCode.TRAINING_DIVERGED,
+            f"{broken} at step {step}; last sound adapter: {kept}",
+            expected="a finite number",
+            found=values[broken],
+            hint="lower train.learning_rate, or set train.bf16 to false",
+        )
 
-class _Meter:
-    """Adds up losses on the device, and counts tokens on the host."""
+    def _norm(self) -> float:
+        """A loss is of the adapter before the step: this is of the one after it."""
+        norms = torch._foreach_norm([parameter.detach() for parameter in self._parameters])  # noqa: SLF001
+        return float(torch.stack(norms).sum().item())
 
-    def __init__(self, device: torch.device, *, since: float = 0.0) -> None:
-        self.device = device
-        self.since = since
-        self.trained = 0
-        self.inputs = 0
-        self._sum = torch.zeros((), dtype=torch.float64, device=device)
+    def _keep(self, step: int) -> None:
+        """Copy the adapter; on the device, into the same place each time."""
+        if self._good is None:
+            self._good = (step, [parameter.detach().clone() for parameter in self._parameters])
+            return
+        torch._foreach_copy_(self._good[1], [parameter.detach() for parameter in self._parameters])
+        self._good = (step, self._good[1])
 
-    def add(self, summed: torch.Tensor, batch: list[Any]) -> None:
-        self._sum += summed
-        self.trained += sum(example.targets for example in batch)
-        self.inputs += sum(example.length for example in batch)
-
-    def read(self) -> float:
-        return float(self._sum.item()) / self.trained
+    def _put(self, adapter: tuple[Tensor, ...]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self._parameters, adapter, strict=True):
+                parameter.copy_(value)
 
 
-def _check_finite(values: dict[str, float], step: int) -> None:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise JobError(
-                ErrorCode.TRAINING_DIVERGED,
-                f"{name} at step {step}",
-                expected="a finite number",
-                found=value,
-                hint="lower train.learning_rate, or set train.bf16 to false",
-            )
+def token_budget(wanted: int, device: torch.device) -> int:
+    """How many tokens go through the model at once, where the spec's batch size would make up to `wanted`."""
+    return min(wanted, CPU_TOKENS) if device.type == "cpu" else wanted

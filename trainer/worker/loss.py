@@ -1,19 +1,29 @@
 """The loss: summed negative log-likelihood of the trained tokens, in nats, and nothing computed for the others.
 
-The head of a language model is its widest layer. Only hidden states that predict a trained token go through it.
+Three ways lead to it; the first that is proved right for a model is taken:
+
+- *fused*: `trainer.worker.decoder`, for the Llama family;
+- *selected*: the model's own forward pass; the head, its widest layer, only where a trained token is predicted;
+- *whole*: the model's own logits, for models that scale or cap them behind the head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from trainer.worker.batches import Tensors, by_length, collate
-from trainer.worker.encode import Example
+from trainer.worker.attention_cpu import SHORT
+from trainer.worker.batches import Cost, padded_cost
+from trainer.worker.decoder import Decoder, heads_of, unknown_part
+from trainer.worker.head_loss import HeadLoss
 from trainer.worker.model import Precision
+from trainer.worker.proof import agrees, attention_agrees
+from trainer.worker.store import Batch
 
 
 class CausalLoss:
@@ -22,57 +32,141 @@ class CausalLoss:
     Args:
         model: PEFT model of a causal language model.
         precision: its device and numbers.
-        pad_id: fills up batches.
+        pad_id: fills up batches where a model needs rectangles.
+        longest: tokens of the longest row there will be.
+        checkpointing: whether inner results are made again going backward instead of being kept.
+        neftune_alpha: strength of the noise on embeddings while training (arXiv 2310.05914), or None.
+        fused: whether the quick way may be taken.
     """
 
-    def __init__(self, model: Any, precision: Precision, *, pad_id: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        precision: Precision,
+        *,
+        pad_id: int,
+        longest: int,
+        checkpointing: bool = False,
+        neftune_alpha: float | None = None,
+        fused: bool = True,
+    ) -> None:
         self._model = model
         self._precision = precision
         self._pad_id = pad_id
-        self.selects = self._selection_is_exact()
+        self._selects = self._selection_is_exact()
+        self._decoder = self._proved_decoder(longest, checkpointing=checkpointing) if fused else None
+        self._noisy = neftune_alpha is not None or _has_dropout(model)
+        if neftune_alpha is not None:
+            self._add_noise(neftune_alpha)
 
-    def sum(self, examples: Sequence[Example]) -> torch.Tensor:
+    @property
+    def way(self) -> str:
+        """Which way is taken: `fused`, `selected` or `whole`."""
+        if self._decoder is not None:
+            return "fused"
+        return "selected" if self._selects else "whole"
+
+    @property
+    def cost(self) -> Cost:
+        """How many tokens the model is given for rows of some lengths."""
+        return sum if self._decoder is not None else padded_cost
+
+    def sum(self, batch: Batch) -> Tensor:
         """Loss summed over the trained tokens of a batch: float32 scalar on the device, with its graph."""
-        batch = collate(examples, pad_id=self._pad_id, device=self._precision.device)
+        if self._decoder is not None:
+            return _fused(self._decoder, self._shared(batch))
+        return self._plain(batch)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """No dropout, no noise, no gradients."""
+        was_training = self._model.training
+        self._model.eval()
+        with torch.no_grad():
+            yield
+        self._model.train(was_training)
+
+    def _shared(self, batch: Batch) -> Batch:
+        """On a CPU, a beginning that all rows have in common goes through the model once.
+
+        Not where noise makes it differ from row to row, and not on a GPU: its attention kernel cannot.
+        """
+        if batch.ids.is_cuda or (self._noisy and self._model.training) or batch.segments.longest > SHORT:
+            return batch
+        return batch.sharing(batch.common_beginning())
+
+    def _plain(self, batch: Batch) -> Tensor:
         with self._precision.context():
-            logits = self._selected_logits(batch) if self.selects else self._all_logits(batch)
+            logits = _plain_logits(self._model, batch, self._pad_id, selects=self._selects)
         return functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
 
-    @torch.no_grad()
-    def mean(self, examples: Sequence[Example], *, batch_size: int) -> float:
-        """Loss per trained token over many examples; every token counts alike, whichever row it is in."""
-        was_training = self._model.training
-        self._model.eval()
-        lengths = [example.length for example in examples]
-        batches = by_length(range(len(examples)), lengths, batch_size)
-        total = torch.zeros((), dtype=torch.float64, device=self._precision.device)
-        for indices in batches:
-            total += self.sum([examples[index] for index in indices])
-        self._model.train(was_training)
-        return float(total.item()) / sum(example.targets for example in examples)
-
-    def _selected_logits(self, batch: Tensors) -> torch.Tensor:
-        causal = self._model.get_base_model()
-        hidden = causal.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        head: torch.nn.Module = causal.get_output_embeddings()
-        logits: torch.Tensor = head(hidden.flatten(0, 1).index_select(0, batch.positions))
-        return logits
-
-    def _all_logits(self, batch: Tensors) -> torch.Tensor:
-        logits: torch.Tensor = self._model(input_ids=batch.input_ids, use_cache=False).logits
-        return logits.flatten(0, 1).index_select(0, batch.positions)
-
-    @torch.no_grad()
     def _selection_is_exact(self) -> bool:
         """Some models scale or cap their logits behind the head; compare once, on a few tokens, and see."""
-        was_training = self._model.training
-        self._model.eval()
         ids = torch.arange(1, 9, device=self._precision.device).unsqueeze(0)
-        batch = Tensors(ids, torch.arange(8, device=ids.device), ids.squeeze(0))
+        places = torch.arange(8, device=ids.device)
         try:
-            with self._precision.context():
-                same = torch.equal(self._selected_logits(batch), self._all_logits(batch))
+            with self.evaluating(), self._precision.context():
+                selected = _selected_logits(self._model, ids, places)
+                return torch.equal(selected, _whole_logits(self._model, ids, places))
         except (AttributeError, TypeError, RuntimeError):
-            same = False
-        self._model.train(was_training)
-        return same
+            return False
+
+    def _proved_decoder(self, longest: int, *, checkpointing: bool) -> Decoder | None:
+        """The quick way, if the model is of a known kind and loss and gradients are those of the plain one."""
+        causal, precision = self._model.get_base_model(), self._precision
+        dtype = torch.bfloat16 if precision.autocast else precision.weights
+        if unknown_part(causal, dtype, precision.device, longest=longest) is not None:
+            return None
+        pad_id, selects = self._pad_id, self._selects
+
+        def plain(model: Any, batch: Batch) -> Tensor:
+            logits = _plain_logits(model, batch, pad_id, selects=selects)
+            return functional.cross_entropy(logits, batch.targets, reduction="sum")
+
+        def quick(model: Any, batch: Batch) -> Tensor:
+            return _fused(Decoder(model.get_base_model(), torch.float32, checkpointing=checkpointing), batch)
+
+        same = agrees(self._model, plain, quick)
+        same = same and attention_agrees(heads_of(causal), dtype, precision.device)
+        return Decoder(causal, dtype, checkpointing=checkpointing) if same else None
+
+    def _add_noise(self, alpha: float) -> None:
+        """Uniform noise of ±alpha / √(tokens · width) on every embedding, while training."""
+        embedding: torch.nn.Module = self._model.get_input_embeddings()
+
+        def noisy(module: torch.nn.Module, _inputs: object, output: Tensor) -> Tensor:
+            if not module.training:
+                return output
+            tokens = output.shape[-2] if self._decoder is None else self._decoder.row_lengths.to(output.dtype)
+            bound = alpha * (tokens * output.shape[-1]) ** -0.5
+            return output + torch.empty_like(output).uniform_(-1, 1) * bound
+
+        embedding.register_forward_hook(noisy)
+
+
+def _has_dropout(model: Any) -> bool:
+    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+
+
+def _fused(decoder: Decoder, batch: Batch) -> Tensor:
+    hidden = decoder.hidden(batch.ids, batch.positions, batch.segments, batch.predicting)
+    loss: Tensor = HeadLoss.apply(hidden, decoder.head, decoder.head_bias, batch.targets)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def _plain_logits(model: Any, batch: Batch, pad_id: int, *, selects: bool) -> Tensor:
+    ids, places = batch.padded(pad_id)
+    return _selected_logits(model, ids, places) if selects else _whole_logits(model, ids, places)
+
+
+def _selected_logits(model: Any, ids: Tensor, places: Tensor) -> Tensor:
+    causal = model.get_base_model()
+    hidden = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    head: torch.nn.Module = causal.get_output_embeddings()
+    logits: Tensor = head(hidden.flatten(0, 1).index_select(0, places))
+    return logits
+
+
+def _whole_logits(model: Any, ids: Tensor, places: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits.flatten(0, 1).index_select(0, places)

@@ -219,6 +219,7 @@ def attach_adapter(model: Any, lora: LoraSection) -> Any:
         target_modules=targets if isinstance(targets, str) else list(targets),
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
+        init_lora_weights=lora.init_lora_weights,  # type: ignore[arg-type]  # a pattern, not a list
     )
     try:
         return get_peft_model(model, config)
@@ -231,16 +232,21 @@ def attach_adapter(model: Any, lora: LoraSection) -> Any:
         ) from error
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that the memory does not suffice; on a CPU, torch says so in words only."""
+    worded = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return worded or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
 def raise_if_out_of_memory(error: BaseException) -> None:
     """Tell running out of memory from other failures.
 
     Raises:
-        JobError: `OUT_OF_MEMORY`, if that is what `error` means; on a CPU, torch says so in words only.
+        JobError: `OUT_OF_MEMORY`, if that is what `error` means.
     """
-    worded = isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    if worded or isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         raise JobError(
             ErrorCode.OUT_OF_MEMORY,
-            "the memory does not suffice",
-            hint="lower data.max_length, or train.per_device_train_batch_size for gradient_accumulation_steps",
+            "the memory does not suffice, not even for one row at once",
+            hint="lower data.max_length, or set train.gradient_checkpointing to true",
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -13,13 +14,15 @@ import transformers
 
 from trainer.errors import ErrorCode, JobError
 from trainer.rows import Row
-from trainer.spec import JobSpec
-from trainer.worker.adapter import save_adapter
+from trainer.spec import DataSection, JobSpec
+from trainer.worker.adapter import save_adapter, save_start
 from trainer.worker.card import model_card
 from trainer.worker.dataset import Dataset, build_dataset
-from trainer.worker.loop import Outcome, Training
+from trainer.worker.loop import Training
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import Loader, Precision, check_model_dir, choose_precision, raise_if_out_of_memory
+from trainer.worker.packing import best_fit_decreasing
+from trainer.worker.progress import Outcome
 from trainer.worker.protocol import Message, Order
 from trainer.worker.report import Recorder, write_report
 from trainer.worker.samples import Sampler
@@ -77,20 +80,27 @@ def _train(
     with watch.part("load"):
         model = loader.load(order.model_dir, spec, precision)
         _check_vocabulary(model, data)
-        loss = CausalLoss(model, precision, pad_id=tokens.pad_id)
+        start = _start(model, order)
+        loss = _loss(model, precision, data, tokens, spec)
     sampler = _sampler(model, tokens, precision, data, spec)
     with watch.part("sample"):
         samples = sampler.before()
     with Recorder(order.output_dir / "report", report) as recorder:
-        outcome = Training(model, loss, data, spec.train, report=recorder).run()
+        training = Training(model, loss, data, spec.train, report=recorder, bins=_bins(data, spec.data))
+        try:
+            outcome = training.run()
+        except JobError:
+            if training.sound_step:
+                save_adapter(model, spec.model, order.output_dir / "adapter", start=start)
+            raise
     watch.put("train", outcome.train_seconds)
     watch.put("eval", outcome.eval_seconds)
     with watch.part("sample"):
         samples = sampler.after(samples)
     with watch.part("save"):
-        save_adapter(model, spec.model, order.output_dir / "adapter")
+        save_adapter(model, spec.model, order.output_dir / "adapter", start=start)
     environment = _environment(loader, precision, loss)
-    summary = _summary(outcome, data, watch, environment, (*data.warnings, *warnings))
+    summary = _summary(outcome, data, watch, environment, (*data.warnings, *warnings, *outcome.warnings))
     write_report(order.output_dir / "report", summary, recorder.metrics, spec, samples)
     (order.output_dir / "adapter" / "README.md").write_text(model_card(summary, spec), encoding="utf-8")
     return summary
@@ -116,6 +126,31 @@ def _seed(seed: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
 
 
+def _start(model: Any, order: Order) -> Path | None:
+    if not order.spec.lora.changes_base:
+        return None
+    start = order.output_dir / ".scratch" / "start"
+    save_start(model, start)
+    return start
+
+
+def _loss(model: Any, precision: Precision, data: Dataset, tokens: Tokens, spec: JobSpec) -> CausalLoss:
+    return CausalLoss(
+        model,
+        precision,
+        pad_id=tokens.pad_id,
+        longest=max(example.length for example in (*data.train, *data.evaluation)),
+        checkpointing=spec.train.gradient_checkpointing,
+        neftune_alpha=spec.train.neftune_noise_alpha,
+    )
+
+
+def _bins(data: Dataset, section: DataSection) -> list[list[int]] | None:
+    if not section.packing:
+        return None
+    return best_fit_decreasing([example.length for example in data.train], section.max_length)
+
+
 def _check_vocabulary(model: Any, data: Dataset) -> None:
     known = model.get_input_embeddings().num_embeddings
     largest = max(max(example.ids) for example in (*data.train, *data.evaluation))
@@ -135,7 +170,7 @@ def _environment(loader: Loader, precision: Precision, loss: CausalLoss) -> dict
         "device": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
         "weights": str(precision.weights).removeprefix("torch."),
         "autocast": "bfloat16" if precision.autocast else "off",
-        "logits": "trained tokens only" if loss.selects else "all tokens",
+        "forward": loss.way,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -17,12 +17,12 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Measure a block."""
+        """Measure a block; parts of one name add up."""
         started = self._clock()
         try:
             yield
         finally:
-            self._seconds[name] = self._clock() - started
+            self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - started
 
     def put(self, name: str, seconds: float) -> None:
         """Add what was measured elsewhere."""

@@ -1,0 +1,212 @@
+"""The training step beside its peers: same model, rows, batch, numbers and adapter, one process each, in turn.
+
+    python benchmarks/training.py --model DIR --data rows.jsonl [--rounds 3] [--steps 24] [--peers ours,hf]
+
+Without --model: a Llama of 15 million random weights, and rows of made-up tokens. Peers are left out where their
+package is missing (`pip install trl==1.14.2`).
+
+Times are the best of all rounds, since other work on the machine only ever adds; the rest are medians.
+
+One pass over `steps` times `batch` rows, so everyone is given the same tokens. Columns:
+
+- trained, input: tokens a second that the loss is taken on, and that are read; padding does not count;
+- share: of the machine's rate of matrix products, measured in the same rounds in the same numbers on the model's
+  layer shapes. What counts as work: 4 operations for each weight of a linear layer and each token read (forward,
+  and the input's gradient), 6 for each of the adapter, 4 for each weight of the head and each trained token;
+  work that a contender finds a way around counts as done;
+- held-out: loss per trained token after training, of the plain model with the adapter, row by row, same numbers;
+- peak: resident memory of the process, as the kernel counted it up to the end of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+DTYPES = ("bf16", "fp32")
+KINDS = ("ours", "ours-packing", "hf", "hf-grouped", "trl", "trl-packing", "trl-padding-free")
+LORA_RANK = 16
+CONTENDER = Path(__file__).with_name("training_contender.py")
+HELD_OUT = 24
+
+Row = tuple[list[int], list[int]]
+"""Token ids, and 1 for each that is trained on."""
+
+
+def made_up_rows(count: int, vocabulary: int) -> list[Row]:
+    """Lengths as in a set of questions and answers: median 130; the second half is trained on."""
+    source = random.Random(7)
+    rows = []
+    for _ in range(count):
+        length = min(400, max(24, int(source.lognormvariate(4.87, 0.35))))
+        start = source.randrange(vocabulary)
+        ids = [(start + 31 * place + source.randrange(3)) % vocabulary for place in range(length)]
+        rows.append((ids, [0] * (length // 2) + [1] * (length - length // 2)))
+    return rows
+
+
+def real_rows(model: Path, data: Path) -> list[Row]:
+    """What the job makes of a data file: its own encoding, for all contenders."""
+    from trainer.rows import read_files
+    from trainer.spec import DataSection
+    from trainer.worker.encode import encode
+    from trainer.worker.tokens import load_tokens
+
+    tokens, section = load_tokens(model), DataSection()
+    examples = [encode(row, tokens, section) for row in read_files({data.name: data}, max_rows=10_000)]
+    return [(list(example.ids), list(example.trained)) for example in examples if example is not None]
+
+
+def random_model(folder: Path) -> Path:
+    """A Llama of 15 million weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=8192, hidden_size=384, intermediate_size=1152, num_hidden_layers=6, num_attention_heads=6,
+        num_key_value_heads=2, tie_word_embeddings=True, dtype="bfloat16", bos_token_id=0, eos_token_id=1,
+        pad_token_id=2,
+    )  # fmt: skip
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def layer_shapes(model: Path) -> tuple[list[tuple[int, int]], int]:
+    """(outputs, inputs) of a layer's linear parts, the number of layers; and weights of the head."""
+    config = json.loads((model / "config.json").read_text())
+    width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    head_width = config.get("head_dim") or width // heads
+    query, key = heads * head_width, config["num_key_value_heads"] * head_width
+    layer = [(query, width), (key, width), (key, width), (width, query)]
+    layer += [(inner, width), (inner, width), (width, inner)]
+    return layer * config["num_hidden_layers"], config["vocab_size"] * width
+
+
+def work(model: Path, rows: list[Row]) -> float:
+    """Operations that one pass over the rows needs; see the module."""
+    shapes, head = layer_shapes(model)
+    linear = sum(outputs * inputs for outputs, inputs in shapes)
+    adapter = sum(LORA_RANK * (outputs + inputs) for outputs, inputs in shapes)
+    read, trained = sum(len(ids) for ids, _ in rows), sum(sum(own) for _, own in rows)
+    return (4.0 * linear + 6.0 * adapter) * read + 4.0 * head * trained
+
+
+def run_contender(order: dict[str, Any]) -> dict[str, float]:
+    """In a process of its own, with the same variables for all."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GOMP_SPINCOUNT": "10000", "TQDM_DISABLE": "1"}
+    environment |= {"OMP_NUM_THREADS": "1"} if order["cpu_clock"] else {}
+    done = subprocess.run(
+        [sys.executable, str(CONTENDER)], input=json.dumps(order), capture_output=True, text=True,
+        env=environment, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{order['kind']}/{order['dtype']} failed:\n{done.stderr[-3000:]}")
+    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """All rounds."""
+    model = options.model or random_model(folder)
+    count = options.steps * options.batch
+    rows = real_rows(model, options.data) if options.data else made_up_rows(count + HELD_OUT, 8192)
+    random.Random(3).shuffle(rows)
+    rows, held_out = rows[: min(count, len(rows) - HELD_OUT)], rows[-HELD_OUT:]
+    longest = max(len(ids) for ids, _ in rows)
+    order = {
+        "model": str(model), "rows": rows, "held_out": held_out, "batch": options.batch, "rate": 1e-3, "seed": 5,
+        "bin": max(longest, options.batch * sum(len(ids) for ids, _ in rows) // len(rows)),
+        "shapes": sorted(set(layer_shapes(model)[0])), "folder": str(folder),
+        "cpu_clock": options.cpu_clock,
+    }  # fmt: skip
+    results: dict[str, list[dict[str, float]]] = {}
+    for _ in range(options.rounds):
+        for dtype in options.dtypes:
+            for kind in ("gemm", *options.peers):
+                result = run_contender(order | {"kind": kind, "dtype": dtype})
+                results.setdefault(f"{kind}/{dtype}", []).append(result)
+                print(f"{kind}/{dtype}: {result}", file=sys.stderr, flush=True)
+    return summarise(results, model, rows)
+
+
+def summarise(results: dict[str, list[dict[str, float]]], model: Path, rows: list[Row]) -> dict[str, Any]:
+    def middle(name: str, key: str) -> float:
+        return statistics.median(result[key] for result in results[name])
+
+    read, trained = sum(len(ids) for ids, _ in rows), sum(sum(own) for _, own in rows)
+    rates = {name: max(one["flops"] for one in results[name]) / 1e9 for name in results if name.startswith("gemm")}
+    table: dict[str, Any] = {}
+    for name, made in results.items():
+        kind, dtype = name.split("/")
+        if kind != "gemm":
+            seconds = min(result["seconds"] for result in made)
+            table[name] = {
+                "trained_per_second": trained / seconds,
+                "input_per_second": read / seconds,
+                "share": work(model, rows) / seconds / rates[f"gemm/{dtype}"] / 1e9,
+                "peak_mib": middle(name, "peak_mib"),
+                "train_loss": middle(name, "loss"),
+                "held_out_loss": middle(name, "held_out"),
+            }
+    for name, row in table.items():
+        row["ours_against_it"] = (
+            table[f"ours/{name.split('/')[1]}"]["trained_per_second"] / row["trained_per_second"]
+        )
+    return {
+        "rows": len(rows),
+        "trained_tokens": trained,
+        "input_tokens": read,
+        "gflops": rates,
+        "contenders": table,
+    }
+
+
+def show(summary: dict[str, Any]) -> Iterator[str]:
+    yield f"{summary['rows']} rows, {summary['input_tokens']} tokens, {summary['trained_tokens']} trained"
+    yield ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in summary["gflops"].items())
+    yield f"{'':22}{'trained/s':>10}{'input/s':>9}{'share':>7}{'peak MiB':>10}{'held-out':>10}{'ours is':>9}"
+    for name, row in summary["contenders"].items():
+        yield (
+            f"{name:22}{row['trained_per_second']:10.0f}{row['input_per_second']:9.0f}{row['share']:7.0%}"
+            f"{row['peak_mib']:10.0f}{row['held_out_loss']:10.3f}{row['ours_against_it']:8.2f}x"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--data", type=Path, help="rows for --model, in the job's formats")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--batch", type=int, default=4, help="rows per optimizer step")
+    parser.add_argument("--peers", type=lambda text: text.split(","), default=list(KINDS))
+    parser.add_argument("--dtypes", type=lambda text: text.split(","), default=list(DTYPES))
+    parser.add_argument(
+        "--cpu-clock", action="store_true", help="one thread, CPU time: for a machine that is shared"
+    )
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if (options.model is None) != (options.data is None):
+        parser.error("--model and --data belong together")
+    if importlib.util.find_spec("trl") is None:
+        options.peers = [kind for kind in options.peers if not kind.startswith("trl")]
+        print("trl is not installed: left out", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as name:
+        summary = compare(options, Path(name))
+    print(json.dumps(summary) if options.json else "\n".join(show(summary)))
+
+
+if __name__ == "__main__":
+    main()

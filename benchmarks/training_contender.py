@@ -1,0 +1,194 @@
+"""What one contender of `benchmarks/training.py` does, in its own process: order on stdin, JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+LORA_RANK, LORA_ALPHA = 16, 32
+
+
+def adapted_model(order: dict[str, Any]) -> Any:
+    """The model with a fresh adapter: the same in every process."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from trainer.spec import LoraSection
+    from trainer.worker.model import attach_adapter
+
+    torch.manual_seed(1)
+    dtype = torch.bfloat16 if order["dtype"] == "bf16" else torch.float32
+    model: Any = AutoModelForCausalLM.from_pretrained(order["model"], dtype=dtype)
+    model.config.use_cache = False
+    return attach_adapter(model, LoraSection(lora_r=LORA_RANK, lora_alpha=LORA_ALPHA))
+
+
+def contend(order: dict[str, Any]) -> dict[str, float]:
+    """Train, and say how it went."""
+    if order["kind"] == "gemm":
+        return {"flops": gemm_rate(order)}
+    model = adapted_model(order)
+    train: Callable[[Any, dict[str, Any]], tuple[float, float]]
+    train = train_ours if order["kind"].startswith("ours") else train_peer
+    seconds, loss = train(model, order)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "loss": loss, "peak_mib": peak, "held_out": held_out_loss(model, order)}
+
+
+def train_ours(model: Any, order: dict[str, Any]) -> tuple[float, float]:
+    """The job's loop; returns seconds and the mean training loss."""
+    import torch
+
+    from trainer.spec import TrainSection
+    from trainer.worker.dataset import Dataset, RowCounts
+    from trainer.worker.encode import Example
+    from trainer.worker.loop import Training
+    from trainer.worker.loss import CausalLoss
+    from trainer.worker.model import Precision
+    from trainer.worker.packing import best_fit_decreasing
+
+    examples = tuple(Example(array("i", ids), bytes(trained), stops=True) for ids, trained in order["rows"])
+    bf16 = order["dtype"] == "bf16"
+    precision = Precision(torch.device("cpu"), torch.bfloat16 if bf16 else torch.float32, autocast=bf16)
+    packs = order["kind"] == "ours-packing"
+    section = TrainSection(
+        per_device_train_batch_size=1 if packs else order["batch"], learning_rate=order["rate"],
+        lr_scheduler_type="constant", max_grad_norm=1.0, seed=order["seed"], logging_steps=1,
+    )  # fmt: skip
+    lengths = [example.length for example in examples]
+    loss = CausalLoss(model, precision, pad_id=0, longest=max(lengths))
+    if loss.way != "fused":
+        raise SystemExit("the quick way was not taken")
+    data = Dataset(examples, (), RowCounts(len(examples), 0, 0, 0), ())
+    bins = best_fit_decreasing(lengths, order["bin"]) if packs else None
+    training = Training(
+        model, loss, data, section, report=lambda _message: None, bins=bins, clock=lambda: clock(order)
+    )
+    outcome = training.run()
+    return outcome.train_seconds, outcome.train_loss
+
+
+def train_peer(model: Any, order: dict[str, Any]) -> tuple[float, float]:
+    """HF Trainer or TRL's SFTTrainer."""
+    from transformers import TrainerCallback
+
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_arguments: Any, **_named: Any) -> None:
+            times.append(clock(order))
+
+        def on_train_end(self, *_arguments: Any, **_named: Any) -> None:
+            times.append(clock(order))
+
+    trainer = make_trl(model, order) if order["kind"].startswith("trl") else make_hf(model, order)
+    trainer.add_callback(Clock())
+    result = trainer.train()
+    return times[-1] - times[0], float(result.training_loss)
+
+
+def clock(order: dict[str, Any]) -> float:
+    return time.process_time() if order["cpu_clock"] else time.perf_counter()
+
+
+def common_arguments(order: dict[str, Any]) -> dict[str, Any]:
+    """What HF's and TRL's configuration share."""
+    return {
+        "output_dir": order["folder"], "per_device_train_batch_size": order["batch"], "num_train_epochs": 1,
+        "learning_rate": order["rate"], "lr_scheduler_type": "constant", "seed": order["seed"],
+        "bf16": order["dtype"] == "bf16", "use_cpu": True, "report_to": "none", "save_strategy": "no",
+        "logging_steps": 1, "disable_tqdm": True, "gradient_checkpointing": False, "max_grad_norm": 1.0,
+    }  # fmt: skip
+
+
+def make_hf(model: Any, order: dict[str, Any]) -> Any:
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        width = max(len(row["input_ids"]) for row in rows)
+
+        def padded(name: str, filler: int) -> torch.Tensor:
+            return torch.tensor([row[name] + [filler] * (width - len(row[name])) for row in rows])
+
+        mask = [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows]
+        ids = padded("input_ids", 0)
+        return {"input_ids": ids, "labels": padded("labels", -100), "attention_mask": torch.tensor(mask)}
+
+    rows = [
+        {"input_ids": ids, "labels": [id_ if own else -100 for id_, own in zip(ids, trained, strict=True)]}
+        for ids, trained in order["rows"]
+    ]
+    arguments = common_arguments(order)
+    if order["kind"] == "hf-grouped":
+        arguments["train_sampling_strategy"] = "group_by_length"
+    return Trainer(model, TrainingArguments(**arguments), data_collator=collate, train_dataset=rows)  # type: ignore[arg-type]
+
+
+def make_trl(model: Any, order: dict[str, Any]) -> Any:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast
+    from trl import SFTConfig, SFTTrainer
+
+    arguments = common_arguments(order) | {"completion_only_loss": True, "max_length": None}
+    if order["kind"] == "trl-packing":
+        arguments |= {"packing": True, "max_length": order["bin"], "per_device_train_batch_size": 1}
+    if order["kind"] == "trl-padding-free":
+        arguments |= {"padding_free": True}
+    rows = Dataset.from_list([{"input_ids": ids, "completion_mask": own} for ids, own in order["rows"]])
+    return SFTTrainer(
+        model, args=SFTConfig(**arguments), train_dataset=rows, processing_class=tokenizer(PreTrainedTokenizerFast)
+    )
+
+
+def tokenizer(make: Any) -> Any:
+    """TRL asks for one even where rows are tokens; it is never used."""
+    from tokenizers import Tokenizer, models
+
+    words = Tokenizer(models.WordLevel({"<eos>": 0, "<pad>": 1}, unk_token="<eos>"))
+    return make(tokenizer_object=words, eos_token="<eos>", pad_token="<pad>")
+
+
+def held_out_loss(model: Any, order: dict[str, Any]) -> float:
+    """Loss per trained token, row by row, by the model's own forward pass."""
+    import torch
+
+    model.eval()
+    total, count = 0.0, 0
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=order["dtype"] == "bf16"):
+        for ids, trained in order["held_out"]:
+            logits = model(input_ids=torch.tensor([ids])).logits[0, :-1].float()
+            losses = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+            own = torch.tensor(trained[1:])
+            total, count = total + float((losses * own).sum()), count + int(own.sum())
+    return total / count
+
+
+def gemm_rate(order: dict[str, Any]) -> float:
+    """Operations a second in the products of one forward and backward pass, 512 tokens at once."""
+    import torch
+
+    dtype = torch.bfloat16 if order["dtype"] == "bf16" else torch.float32
+    best, operations = 0.0, 0
+    for outputs, inputs in order["shapes"]:
+        weight = torch.randn(outputs, inputs).to(dtype)
+        x, dy = torch.randn(512, inputs).to(dtype), torch.randn(512, outputs).to(dtype)
+        best += min(timed(torch.nn.functional.linear, x, weight, order=order) for _ in range(12))
+        best += min(timed(torch.mm, dy, weight, order=order) for _ in range(12))
+        operations += 2 * 2 * 512 * outputs * inputs
+    return operations / best
+
+
+def timed(product: Callable[..., object], *operands: object, order: dict[str, Any]) -> float:
+    started = clock(order)
+    product(*operands)
+    return clock(order) - started
+
+
+if __name__ == "__main__":
+    print(json.dumps(contend(json.loads(sys.stdin.read()))))

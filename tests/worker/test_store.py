@@ -1,0 +1,52 @@
+"""Batches taken from the device are the rows, in the order asked for."""
+
+from __future__ import annotations
+
+import random
+from array import array
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.worker.encode import Example
+from trainer.worker.store import TokenStore, single_batch
+
+CPU = torch.device("cpu")
+
+
+def example(source: random.Random) -> Example:
+    length = source.randint(2, 12)
+    trained = [0] + [source.randint(0, 1) for _ in range(length - 2)] + [1]
+    return Example(array("i", [source.randrange(99) for _ in range(length)]), bytes(trained), stops=True)
+
+
+@given(seed=st.integers(0, 10_000), data=st.data())
+def test_a_batch_is_its_rows(seed: int, data: st.DataObject) -> None:
+    source = random.Random(seed)
+    examples = [example(source) for _ in range(source.randint(1, 9))]
+    order = source.choices(range(len(examples)), k=source.randint(1, 12))
+    start = data.draw(st.integers(0, len(order) - 1))
+    rows = slice(start, data.draw(st.integers(start + 1, len(order))))
+    batch = TokenStore(examples, CPU).ordered(order).batch(rows)
+    chosen = [examples[row] for row in order[rows]]
+    assert batch.ids.tolist() == [id_ for item in chosen for id_ in item.ids]
+    assert batch.positions.tolist() == [place for item in chosen for place in range(item.length)]
+    assert batch.segments.lengths == tuple(item.length for item in chosen)
+    assert batch.segments.bounds.tolist()[-1] == len(batch.ids)
+    marks = [mark for item in chosen for mark in item.trained]
+    assert batch.predicting.tolist() == [place - 1 for place, mark in enumerate(marks) if mark]
+    assert batch.targets.tolist() == [id_ for id_, mark in zip(batch.ids.tolist(), marks, strict=True) if mark]
+
+
+@pytest.mark.parametrize("pad", [1, 77])
+def test_padding_stands_on_the_right_and_the_predicting_tokens_are_found(pad: int) -> None:
+    batch = single_batch(
+        [Example(array("i", [5, 6, 7]), b"\0\1\1", stops=True), Example(array("i", [8, 9]), b"\0\1", stops=True)],
+        CPU,
+    )
+    ids, places = batch.padded(pad)
+    assert ids.tolist() == [[5, 6, 7], [8, 9, pad]]
+    assert places.tolist() == [0, 1, 3]
+    assert batch.targets.tolist() == [6, 7, 9]

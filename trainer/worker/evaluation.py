@@ -1,0 +1,44 @@
+"""Loss on the held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from trainer.worker.batches import cut
+from trainer.worker.encode import Example
+from trainer.worker.loss import CausalLoss
+from trainer.worker.store import TokenStore
+
+
+class Evaluation:
+    """Loss per trained token over some rows; every token counts alike, whichever row it is in.
+
+    Args:
+        examples: the rows; may be none.
+        loss: the model's.
+        rows: so many of the longest go through the model at once.
+        device: where.
+    """
+
+    def __init__(self, examples: Sequence[Example], loss: CausalLoss, *, rows: int, device: torch.device) -> None:
+        self._loss = loss
+        self._targets = sum(example.targets for example in examples)
+        if not examples:
+            return
+        order = sorted(range(len(examples)), key=lambda row: examples[row].length)
+        self._ordered = TokenStore(examples, device).ordered(order)
+        lengths = self._ordered.lengths
+        self._slices = cut(lengths, rows * max(lengths), loss.cost)
+        self._device = device
+
+    def loss(self) -> float | None:
+        """The loss with the adapter as it is now; None where there are no rows."""
+        if not self._targets:
+            return None
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        with self._loss.evaluating():
+            for rows in self._slices:
+                total += self._loss.sum(self._ordered.batch(rows))
+        return float(total.item()) / self._targets
