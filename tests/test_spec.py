@@ -97,7 +97,7 @@ def test_every_hint_names_a_key_that_exists() -> None:
         ("train: {seed: x}", "train.seed"),
         ("train: {max_steps: 0}", "max_steps must be -1"),
         ("train: {learning_rate: true}", "train.learning_rate"),
-        ("data: {packing: true}", "data.packing"),
+        ("data: {packing: bfd}", "data.packing"),
         ("model2: {}", "model2"),
         ("privacy: {target_epsilon: 3}", "privacy.target_epsilon"),
         ("lora: {lora_r: 1, lora_r: 2}", "stands twice"),

@@ -68,6 +68,7 @@ def test_a_whole_order(run_worker: RunWorker, chat_file: Path, make_spec: MakeSp
         "adapter/adapter_model.safetensors",
         "report/metrics.jsonl",
         "report/report.html",
+        "report/samples.json",
         "report/summary.json",
     }
     assert json.loads(files["report/summary.json"]) == summary
@@ -237,4 +238,4 @@ def test_the_worker_imports_neither_our_network_parts_nor_our_keys() -> None:
     loaded = set(re.findall(r"'([\w.]+)'", out.stdout))
     assert "trainer.worker.run" in loaded
     parts = {name.split(".")[1] for name in loaded if "." in name}
-    assert parts <= {"worker", "examples", "rows", "spec", "models", "errors", "encoding"}
+    assert parts <= {"confinement", "worker", "examples", "rows", "spec", "models", "errors", "encoding"}
