@@ -3,10 +3,10 @@
     python benchmarks/confinement.py [--rounds 7] [--steps 60] [--json]
 
 Each round runs every case with and without, each time as a process of its own, in alternating order. `calls`
-makes system calls that every filter lets pass, and `compute` makes none. `training` is `python -m trainer.worker`
-on a small random Llama, with one thread, from start to end. All in seconds of processor time, since other work on
-the machine would weigh on a clock's; `start`, by the clock, is what the worker takes to put its walls up and
-measure them.
+makes system calls that every filter lets pass, and `compute` makes none. `worker` is `python -m trainer.worker` on
+a small random Llama, with one thread, from start to end; `training` is the part of it between the first optimizer
+step and the last. All in seconds of processor time, since other work on the machine would weigh on a clock's;
+`start`, by the clock, is what the worker takes to put its walls up and measure them.
 """
 
 from __future__ import annotations
@@ -86,15 +86,15 @@ class Training:
             "train": {"engine": "transformers", "max_steps": steps, "bf16": False, "learning_rate": 1e-3},
         }
 
-    def seconds(self, *, confined: bool) -> float:
-        """Processor time of one worker, user and system."""
+    def seconds(self, *, confined: bool) -> tuple[float, float]:
+        """Processor time of one worker, user and system: in all, and between its first and last step."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         with tempfile.TemporaryDirectory(dir=self.folder) as output:
-            self._run(Path(output), confined=confined)
+            steps = self._run(Path(output), confined=confined)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, steps
 
-    def _run(self, output: Path, *, confined: bool) -> None:
+    def _run(self, output: Path, *, confined: bool) -> float:
         order = {
             "spec": self.spec,
             "model_dir": str(self.model),
@@ -120,11 +120,21 @@ class Training:
             assert process.stdin is not None
             process.stdin.write(json.dumps(order).encode())
             process.stdin.close()
+            spent = []
             with os.fdopen(reading, "rb") as events:
                 for line in events:
                     message = json.loads(line)
                     if message["kind"] == "failed":
                         raise RuntimeError(message)
+                    if message["kind"] == "progress":
+                        spent.append(processor_seconds(process.pid))
+        return spent[-1] - spent[0]
+
+
+def processor_seconds(pid: int) -> float:
+    """User and system time of a process so far (proc(5), /proc/PID/stat, fields 14 and 15)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def text(number: int) -> str:
@@ -168,20 +178,18 @@ def make_model(folder: Path, texts: list[str]) -> None:
 
 def measure(rounds: int, steps: int) -> dict[str, list[tuple[float, float]]]:
     """Seconds (without, with) of each case and round."""
-    found: dict[str, list[tuple[float, float]]] = {"calls": [], "compute": [], "training": []}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ("calls", "compute", "worker", "training")}
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         training = Training(Path(folder), steps)
-        cases = {
-            "calls": lambda *, confined: loop(CALLS, confined=confined),
-            "compute": lambda *, confined: loop(COMPUTE, confined=confined),
-            "training": training.seconds,
-        }
         training.seconds(confined=False)  # reads everything into the page cache
         for number in range(rounds):
-            for name, case in cases.items():
-                first = bool(number % 2)
-                one, other = case(confined=first), case(confined=not first)
-                found[name].append((other, one) if first else (one, other))
+            order = [False, True] if number % 2 else [True, False]
+            for name, code in (("calls", CALLS), ("compute", COMPUTE)):
+                spent = {confined: loop(code, confined=confined) for confined in order}
+                found[name].append((spent[False], spent[True]))
+            runs = {confined: training.seconds(confined=confined) for confined in order}
+            for part, name in enumerate(("worker", "training")):
+                found[name].append((runs[False][part], runs[True][part]))
     return found
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.end_to_end.conftest import Job, Provider, Ran, StartJob, Trainer, WriteSpec
 
 MAY_BE_MISSING = {
-    "separate_users", "swap_off", "worker_no_programs",
+    "separate_users", "swap_off", "worker_no_programs", "worker_no_signals",
     "supervisor_memory_locked", "front_memory_locked", "supervisor_own_network", "worker_own_network",
     "supervisor_files_confined", "front_files_confined", "worker_files_confined",
 }  # fmt: skip

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from trainer.confinement import landlock
+from trainer.confinement.plan import Plan, Role
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError
 from trainer.exchange.base_model import Fetch, Order, fetch_model
 from trainer.spec import ModelSection
@@ -180,6 +182,24 @@ def test_hub_at_the_exact_revision(hub: Hub, into: Path, tmp_path: Path) -> None
     assert not any("pytorch_model" in path for _, path, _ in hub.requests)
     agents = {headers.get("user-agent", headers.get("User-Agent", "")) for _, _, headers in hub.requests}
     assert not any("torch" in agent for agent in agents), agents
+
+
+def test_hub_from_behind_walls(hub: Hub, into: Path) -> None:
+    """The child has the network, this directory, and nothing else."""
+    plan = Plan(role=Role.FETCH, writable=(into,), umask=0o027)
+    Fetch(Order(model=section("org/model"), base_dir=str(into), into=str(into), plan=plan)).wait(60)
+    assert tree(into) == FILES
+    assert {path.stat().st_mode & 0o777 for path in into.rglob("*") if path.is_file()} == {0o640}
+
+
+def test_local_directory_that_the_plan_does_not_name(local: Path, into: Path) -> None:
+    if landlock.abi() == 0:
+        pytest.skip("this kernel has no Landlock")
+    plan = Plan(role=Role.FETCH, writable=(into,))
+    with pytest.raises(JobError) as caught:
+        Fetch(Order(model=section("./model"), base_dir=str(local), into=str(into), plan=plan)).wait(60)
+    assert caught.value.code is ErrorCode.MODEL_INVALID
+    assert "Permission denied" in caught.value.message
 
 
 def test_hub_that_breaks_off(hub: Hub, into: Path) -> None:

@@ -131,4 +131,4 @@ def test_what_policies_demand() -> None:
     assert "worker_no_network" in strict
     assert not any(name.endswith(("_files_confined", "_own_network", "_memory_locked")) for name in strict)
     lenient = demanded_sandbox([spec(), spec("unsloth")])
-    assert set(strict) - set(lenient) == {"worker_no_programs"}
+    assert set(strict) - set(lenient) == {"worker_no_programs", "worker_no_signals"}

@@ -81,8 +81,11 @@ class Wall(StrEnum):
 WallReport = dict[Annotated[Wall, Field(strict=False)], bool]
 """What a process measured about itself, as it tells the supervisor."""
 
-NEEDS_NO_COMPILER: Final = frozenset({Wall.WORKER_NO_PROGRAMS})
-"""Walls that a job whose kernels are compiled at run time cannot have."""
+NEEDS_NO_COMPILER: Final = frozenset({Wall.WORKER_NO_PROGRAMS, Wall.WORKER_NO_SIGNALS})
+"""Walls that a job whose kernels are compiled at run time cannot have by seccomp alone.
+
+Its processes signal one another; that they signal nobody else needs Landlock or another user.
+"""
 
 EXPECTED: Final = frozenset(
     {Wall.CORE_DUMPS_OFF, Wall.WORKSPACE_IN_MEMORY}
