@@ -78,8 +78,9 @@ def _gather(ending: Ending, workspace: Workspace, *, include_logs: bool) -> Path
     tree = workspace.root / "result"
     tree.mkdir(mode=0o700)
     if ending.failure is None:
-        for name in ("adapter", "report"):
-            (workspace.output / name).rename(tree / name)
+        for name in ("adapter", "merged", "report"):
+            if (workspace.output / name).is_dir():
+                (workspace.output / name).rename(tree / name)
     else:
         (tree / "report").mkdir(mode=0o700)
         (tree / "report" / "failure.json").write_bytes(canonical_json(failure_report(ending.failure)))

@@ -20,6 +20,7 @@ from trainer.worker.card import model_card
 from trainer.worker.dataset import Dataset, build_dataset
 from trainer.worker.loop import Training
 from trainer.worker.loss import CausalLoss
+from trainer.worker.merged import save_merged
 from trainer.worker.model import Loader, Precision, check_model_dir, choose_precision, raise_if_out_of_memory
 from trainer.worker.packing import best_fit_decreasing
 from trainer.worker.progress import Outcome
@@ -99,6 +100,9 @@ def _train(
         samples = sampler.after(samples)
     with watch.part("save"):
         save_adapter(model, spec.model, order.output_dir / "adapter", start=start)
+    if spec.output.merged_16bit:
+        with watch.part("merge"):
+            save_merged(order.model_dir, order.output_dir / "adapter", order.output_dir / "merged")
     environment = _environment(loader, precision, loss)
     summary = _summary(outcome, data, watch, environment, (*data.warnings, *warnings, *outcome.warnings))
     write_report(order.output_dir / "report", summary, recorder.metrics, spec, samples)
