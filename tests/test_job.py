@@ -7,34 +7,8 @@ from pathlib import Path
 import pytest
 
 from trainer import job
-from trainer.confinement.walls import Wall
-from trainer.errors import ErrorCode, JobError, SealingError, TrainerError, UnavailableError
+from trainer.errors import ErrorCode, SealingError, TrainerError, UnavailableError
 from trainer.models import Phase, Status
-from trainer.spec import TeeSection
-
-
-@pytest.mark.parametrize(
-    ("walls", "missing"),
-    [
-        ({Wall.WORKER_NO_NETWORK: True, Wall.SEPARATE_USERS: True}, None),
-        ({Wall.WORKER_NO_NETWORK: True, Wall.SEPARATE_USERS: False}, "separate_users"),
-        ({Wall.SEPARATE_USERS: True}, "worker_no_network"),
-    ],
-)
-def test_a_job_ends_before_it_has_keys_where_a_demanded_wall_is_missing(
-    walls: dict[Wall, bool], missing: str | None
-) -> None:
-    starting = job._Job.__new__(job._Job)
-    starting.walls = walls
-    tee = TeeSection(sandbox=(Wall.WORKER_NO_NETWORK, Wall.SEPARATE_USERS))
-    starting.spec = type("Spec", (), {"tee": tee})()
-    if missing is None:
-        starting._demand_walls()
-        return
-    with pytest.raises(JobError) as caught:
-        starting._demand_walls()
-    assert caught.value.code is ErrorCode.SANDBOX_INCOMPLETE
-    assert caught.value.found == f"all but {missing}"
 
 
 class Front:

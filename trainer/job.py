@@ -13,7 +13,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,24 +26,24 @@ from trainer.attestation.binding import gpu_evidence_sha256
 from trainer.attestation.compose import compose_hash
 from trainer.attestation.evidence import DatasetClaims, Evidence, GpuEvidence
 from trainer.confinement import privileges
-from trainer.confinement.confine import Walls, confine
+from trainer.confinement.confine import Walls
 from trainer.confinement.walls import Wall
 from trainer.encoding import canonical_json, file_sha256, sha256_hex
 from trainer.errors import ErrorCode, ExitCode, JobError, SealingError, TrainerError, UnavailableError
-from trainer.exchange.base_model import Fetch
 from trainer.models import Phase, Status
 from trainer.sealing.age import encrypt
 from trainer.sealing.atomic import SHARED
 from trainer.sealing.bundle import BundleLimits, Grant, OpenedBundle
 from trainer.sealing.seal import open_bundle
 from trainer.spec import JobSpec, read_job_spec
-from trainer.supervisor.front import Front, front_process
+from trainer.supervisor.front import Front
+from trainer.supervisor.household import Household, demand_walls, household
 from trainer.supervisor.keys import JobKeys, derive_keys
-from trainer.supervisor.model import FETCH_SECONDS, start_fetch
-from trainer.supervisor.plans import Places, Plans, make_plans, share_with_worker
+from trainer.supervisor.model import FETCH_SECONDS
+from trainer.supervisor.plans import Places, share_with_worker
 from trainer.supervisor.result import Ending, Signer, seal_ending
-from trainer.supervisor.worker import Worker, worker_process
-from trainer.supervisor.workspace import Workspace, is_memory, is_swap_off, open_workspace
+from trainer.supervisor.worker import Worker
+from trainer.supervisor.workspace import Workspace, open_workspace
 from trainer.tee.evidence import collect
 from trainer.tee.gpu import collect_gpu_evidence
 from trainer.tee.guest_agent import GuestAgent
@@ -132,72 +132,29 @@ class _Job:
         self.public(logs.PhaseEntered(Phase.STARTING))
         privileges.keep_to_itself()
         app_compose = self.agent.info().app_compose
-        with self._processes() as (front, worker, fetch):
-            self._demand_walls()
+        with household(self.spec, self._places()) as house:
+            self._settle(house)
+            front = house.front
             keys = derive_keys(self.agent, self.spec.sha256())
             signer = Signer(self.agent, keys, self.spec, compose_hash(app_compose), software_versions())
             self._enter(front, Phase.PREPARING)
-            fetch.wait(FETCH_SECONDS)
+            house.fetch.wait(FETCH_SECONDS)
             front.serve_evidence(lambda nonce: self._evidence(nonce, keys))
             bundle = self._receive(front, keys)
-            ending = self._train(front, worker, bundle)
+            ending = self._train(front, house.worker, bundle)
             return self._hand_over(front, signer, bundle, ending)
 
     # starting
 
-    @contextmanager
-    def _processes(self) -> Iterator[tuple[Front, Worker, Fetch]]:
-        """Start every process there will be, then give up the right to: keys are derived behind these walls."""
+    def _places(self) -> Places:
         by_files, folder = self.options.spool is not None, self.options.spec.parent
-        plans = make_plans(self.spec, Places(self.workspace, self.ciphertext, folder, by_files=by_files))
-        with ExitStack() as running:
-            fetch = start_fetch(self.spec, folder, self.workspace, plans.fetch)
-            running.callback(fetch.end)
-            worker = running.enter_context(worker_process(self.workspace, plans.worker))
-            front = running.enter_context(
-                front_process(
-                    self.spec.exchange,
-                    ciphertext=self.ciphertext,
-                    by_files=by_files,
-                    log=self.workspace.front_log,
-                    plan=plans.front,
-                )
-            )
-            own = confine(plans.supervisor)
-            front.listen()
-            self._meet(front, worker, plans, own)
-            yield front, worker, fetch
+        return Places(self.workspace, self.ciphertext, folder, by_files=by_files)
 
-    def _meet(self, front: Front, worker: Worker, plans: Plans, own: Walls) -> None:
-        """Collect what each process measured about itself, and say where the front listens."""
-        ready = front.wait_ready()
-        self.tls_spki_sha256 = ready.tls_spki_sha256
-        self.walls = {**self._own_walls(plans), **own, **ready.walls, **worker.wait_confined()}
-        self.public(logs.Listening(ready.port, ready.tls_spki_sha256))
-
-    def _own_walls(self, plans: Plans) -> Walls:
-        return {
-            Wall.CORE_DUMPS_OFF: privileges.has_no_core_dumps(),
-            Wall.WORKSPACE_IN_MEMORY: is_memory(self.workspace.root),
-            Wall.SWAP_OFF: is_swap_off(),
-            Wall.SEPARATE_USERS: plans.separate_users,
-        }
-
-    def _demand_walls(self) -> None:
-        """End here, before there are keys, where the job spec demands more than this machine gave.
-
-        Raises:
-            JobError: `sandbox-incomplete`.
-        """
-        missing = [wall.value for wall in self.spec.tee.sandbox if not self.walls.get(wall, False)]
-        if missing:
-            raise JobError(
-                ErrorCode.SANDBOX_INCOMPLETE,
-                "a wall that the job spec demands does not stand",
-                expected=", ".join(self.spec.tee.sandbox),
-                found=f"all but {', '.join(missing)}",
-                hint="see docs/decisions/0004-confinement.md for what each wall needs of the kernel",
-            )
+    def _settle(self, house: Household) -> None:
+        """Say where the front listens; end here, before there are keys, where a demanded wall does not stand."""
+        self.tls_spki_sha256, self.walls = house.ready.tls_spki_sha256, house.walls
+        self.public(logs.Listening(house.ready.port, house.ready.tls_spki_sha256))
+        demand_walls(self.spec.tee.sandbox, house.walls)
 
     def _enter(
         self, front: Front, phase: Phase, *, error: ErrorCode | None = None, result_bytes: int | None = None

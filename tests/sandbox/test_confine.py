@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -112,6 +113,26 @@ def test_a_compiler_may_run_behind_the_same_walls(tmp_path: Path) -> None:
     assert "PermissionError" in found["error"][0]
     assert found["outside"] != 0
     assert found["own"] == "EACCES", "what the worker wrote is not run"
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+def test_a_kernel_is_compiled_and_loaded(tmp_path: Path) -> None:
+    """What torch and triton do at run time: a C compiler writes a library into the workspace, which is loaded."""
+    found = run(
+        """
+        import ctypes
+        out = Path(sys.argv[1])
+        os.environ["TMPDIR"] = str(out)
+        confine(Plan(role=Role.WORKER, writable=(out,), programs=True))
+        (out / "k.c").write_text("int answer(void) { return 42; }")
+        command = ["cc", "-shared", "-fPIC", "-o", out / "k.so", out / "k.c"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        tell(ctypes.CDLL(str(out / "k.so")).answer())
+        """,
+        tmp_path,
+    )
+    assert found == 42
 
 
 def test_what_a_gpus_driver_does_when_it_starts(guest_agent: Path) -> None:

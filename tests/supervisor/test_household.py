@@ -1,0 +1,42 @@
+"""What a job spec demands of its walls is looked at before anything else happens."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainer.confinement.walls import Wall
+from trainer.errors import ErrorCode, JobError, UsageError
+from trainer.spec import parse_job_spec
+from trainer.supervisor.household import demand_walls
+
+DEMANDED = (Wall.WORKER_NO_NETWORK, Wall.SEPARATE_USERS)
+
+
+def test_walls_that_stand() -> None:
+    demand_walls(DEMANDED, {Wall.WORKER_NO_NETWORK: True, Wall.SEPARATE_USERS: True, Wall.SWAP_OFF: False})
+    demand_walls((), {})
+
+
+@pytest.mark.parametrize(
+    ("walls", "missing"),
+    [
+        ({Wall.WORKER_NO_NETWORK: True, Wall.SEPARATE_USERS: False}, "separate_users"),
+        ({Wall.SEPARATE_USERS: True}, "worker_no_network"),
+        ({}, "worker_no_network, separate_users"),
+    ],
+)
+def test_a_wall_that_is_missing_ends_the_job(walls: dict[Wall, bool], missing: str) -> None:
+    with pytest.raises(JobError) as caught:
+        demand_walls(DEMANDED, walls)
+    assert caught.value.code is ErrorCode.SANDBOX_INCOMPLETE
+    assert caught.value.found == f"all but {missing}"
+
+
+def test_a_wall_that_nobody_knows_is_a_usage_error() -> None:
+    digests = "{config.json: " + "0" * 64 + ", model.safetensors: " + "0" * 64 + "}"
+    text = (
+        f"version: 1\nmodel: {{model_name_or_path: /m, model_file_sha256: {digests}}}\ntee: {{sandbox: [moat]}}\n"
+    )
+    with pytest.raises(UsageError) as caught:
+        parse_job_spec(text.encode())
+    assert caught.value.code is ErrorCode.SPEC_INVALID
