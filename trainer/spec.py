@@ -327,7 +327,7 @@ class OutputSection(Strict):
     include_logs: bool = True
     merged_16bit: bool = False
     samples: Annotated[int, Field(ge=0, le=64)] = 3
-    sample_max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
+    sample_max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 32
 
 
 class PrivacySection(Strict):
