@@ -78,7 +78,7 @@ def random_model(folder: Path) -> Path:
         num_key_value_heads=2, tie_word_embeddings=True, dtype="bfloat16", bos_token_id=0, eos_token_id=1,
         pad_token_id=2,
     )  # fmt: skip
-    model: Any = LlamaForCausalLM(config)
+    model: Any = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
     model.to(torch.bfloat16).save_pretrained(folder / "model")
     return folder / "model"
 

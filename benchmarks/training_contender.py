@@ -127,7 +127,7 @@ def make_hf(model: Any, order: dict[str, Any]) -> Any:
     arguments = common_arguments(order)
     if order["kind"] == "hf-grouped":
         arguments["train_sampling_strategy"] = "group_by_length"
-    return Trainer(model, TrainingArguments(**arguments), data_collator=collate, train_dataset=rows)  # type: ignore[arg-type]
+    return Trainer(model, TrainingArguments(**arguments), data_collator=collate, train_dataset=rows)
 
 
 def make_trl(model: Any, order: dict[str, Any]) -> Any:
