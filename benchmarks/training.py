@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 DTYPES = ("bf16", "fp32")
-KINDS = ("ours", "ours-packing", "hf", "hf-grouped", "trl", "trl-packing", "trl-padding-free")
+KINDS = ("ours", "ours-packing", "hf", "hf-grouped", "trl", "trl-packing", "trl-padding-free", "trl-as-shipped")
 LORA_RANK = 16
 CONTENDER = Path(__file__).with_name("training_contender.py")
 HELD_OUT = 24

@@ -138,6 +138,8 @@ def make_trl(model: Any, order: dict[str, Any]) -> Any:
     arguments = common_arguments(order) | {"completion_only_loss": True, "max_length": None}
     if order["kind"] == "trl-packing":
         arguments |= {"packing": True, "max_length": order["bin"], "per_device_train_batch_size": 1}
+    if order["kind"] == "trl-as-shipped":
+        arguments |= {"gradient_checkpointing": True}
     if order["kind"] == "trl-padding-free":
         arguments |= {"padding_free": True}
     rows = Dataset.from_list([{"input_ids": ids, "completion_mask": own} for ids, own in order["rows"]])

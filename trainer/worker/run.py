@@ -79,7 +79,7 @@ def _train(
         model = loader.load(order.model_dir, spec, precision)
         _check_vocabulary(model, data)
         start = _start(model, order)
-        loss = _loss(model, precision, data, tokens, spec)
+        loss = _loss(model, precision, data, tokens, spec, fused=loader.name != "unsloth")
     with Recorder(order.output_dir / "report", report) as recorder:
         training = Training(model, loss, data, spec.train, report=recorder, bins=_bins(data, spec.data))
         try:
@@ -114,7 +114,10 @@ def _start(model: Any, order: Order) -> Path | None:
     return start
 
 
-def _loss(model: Any, precision: Precision, data: Dataset, tokens: Tokens, spec: JobSpec) -> CausalLoss:
+def _loss(
+    model: Any, precision: Precision, data: Dataset, tokens: Tokens, spec: JobSpec, *, fused: bool
+) -> CausalLoss:
+    """`fused` is false where the engine has brought kernels of its own."""
     return CausalLoss(
         model,
         precision,
@@ -122,6 +125,7 @@ def _loss(model: Any, precision: Precision, data: Dataset, tokens: Tokens, spec:
         longest=max(example.length for example in (*data.train, *data.evaluation)),
         checkpointing=spec.train.gradient_checkpointing,
         neftune_alpha=spec.train.neftune_noise_alpha,
+        fused=fused,
     )
 
 
