@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 DTYPES = ("bf16", "fp32")
-KINDS = ("ours", "ours-packing", "hf", "hf-grouped", "trl", "trl-packing", "trl-padding-free")
+KINDS = ("ours", "ours-packing", "hf", "hf-grouped", "trl", "trl-packing", "trl-padding-free", "trl-as-shipped")
 LORA_RANK = 16
 CONTENDER = Path(__file__).with_name("training_contender.py")
 HELD_OUT = 24
@@ -63,8 +63,9 @@ def real_rows(model: Path, data: Path) -> list[Row]:
     from trainer.worker.tokens import load_tokens
 
     tokens, section = load_tokens(model), DataSection()
-    examples = [encode(row, tokens, section) for row in read_files({data.name: data}, max_rows=10_000)]
-    return [(list(example.ids), list(example.trained)) for example in examples if example is not None]
+    rows = read_files({data.name: data}, max_rows=10_000)
+    examples = [example for row in rows for example in encode(row, tokens, section)]
+    return [(list(example.ids), list(example.trained)) for example in examples]
 
 
 def random_model(folder: Path) -> Path:
@@ -78,7 +79,7 @@ def random_model(folder: Path) -> Path:
         num_key_value_heads=2, tie_word_embeddings=True, dtype="bfloat16", bos_token_id=0, eos_token_id=1,
         pad_token_id=2,
     )  # fmt: skip
-    model: Any = LlamaForCausalLM(config)
+    model: Any = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
     model.to(torch.bfloat16).save_pretrained(folder / "model")
     return folder / "model"
 

@@ -127,7 +127,7 @@ def make_hf(model: Any, order: dict[str, Any]) -> Any:
     arguments = common_arguments(order)
     if order["kind"] == "hf-grouped":
         arguments["train_sampling_strategy"] = "group_by_length"
-    return Trainer(model, TrainingArguments(**arguments), data_collator=collate, train_dataset=rows)  # type: ignore[arg-type]
+    return Trainer(model, TrainingArguments(**arguments), data_collator=collate, train_dataset=rows)
 
 
 def make_trl(model: Any, order: dict[str, Any]) -> Any:
@@ -138,6 +138,8 @@ def make_trl(model: Any, order: dict[str, Any]) -> Any:
     arguments = common_arguments(order) | {"completion_only_loss": True, "max_length": None}
     if order["kind"] == "trl-packing":
         arguments |= {"packing": True, "max_length": order["bin"], "per_device_train_batch_size": 1}
+    if order["kind"] == "trl-as-shipped":
+        arguments |= {"gradient_checkpointing": True}
     if order["kind"] == "trl-padding-free":
         arguments |= {"padding_free": True}
     rows = Dataset.from_list([{"input_ids": ids, "completion_mask": own} for ids, own in order["rows"]])

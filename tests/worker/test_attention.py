@@ -19,8 +19,8 @@ def segments(*lengths: int) -> Segments:
 
 def each_row(qkv: torch.Tensor, heads: Heads, rows: Segments) -> torch.Tensor:
     out = []
-    for row in qkv.split(list(rows.lengths)):
-        parts = row.transpose(0, 1).split([heads.query, heads.key, heads.key])
+    for row in torch.split(qkv, list(rows.lengths)):
+        parts = torch.split(row.transpose(0, 1), [heads.query, heads.key, heads.key])
         query, key, value = (part.repeat_interleave(heads.query // part.shape[0], 0) for part in parts)
         out.append(functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=heads.scale))
     return torch.cat([row.transpose(0, 1).flatten(1) for row in out])
@@ -78,7 +78,7 @@ def test_a_shared_beginning_is_as_if_every_row_had_it() -> None:
     weight = torch.randn(one.shape)
     (got,) = torch.autograd.grad((one * weight)[3:].sum(), front)
     many = attend(torch.cat([part for rest in rests for part in (front, rest)]), heads, alone)
-    kept = torch.cat([row[3:] for row in many.split([7, 7, 9, 5])])
+    kept = torch.cat([row[3:] for row in torch.split(many, [7, 7, 9, 5])])
     torch.testing.assert_close(one[3:], kept)
     torch.testing.assert_close(one[:3], many[:3])
     (wanted,) = torch.autograd.grad((kept * weight[3:]).sum(), front)

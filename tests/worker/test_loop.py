@@ -292,7 +292,7 @@ _WAITS = {
 }
 
 
-class NothingWaits(TorchDispatchMode):
+class NothingWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Fails on operations that would make the host wait for a GPU."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -309,13 +309,13 @@ def test_a_step_reads_nothing_back_from_the_device(model: Any) -> None:
     steps = training._steps()
     ordered, rows = next(steps)
     recent = Meter(CPU.device)
-    with NothingWaits():
+    with NothingWaits():  # type: ignore[no-untyped-call]
         training._rates.apply(training._optimizer, 1)
         norm = training._step(ordered, rows, recent)
         training._optimizer.step()
         training._optimizer.zero_grad(set_to_none=True)
     assert math.isfinite(norm.item())
-    with pytest.raises(AssertionError, match="reads a number"), NothingWaits():
+    with pytest.raises(AssertionError, match="reads a number"), NothingWaits():  # type: ignore[no-untyped-call]
         norm.item()
 
 

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from trainer.spec import LoraSection
+from trainer.worker import decoder as decoder_module
 from trainer.worker import loss as loss_module
 from trainer.worker.encode import Example
 from trainer.worker.evaluation import Evaluation
@@ -96,16 +97,16 @@ def compare(model: Any, way: str, **options: Any) -> None:
 
 
 KNOWN: dict[str, Any] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
-    "llama, tied, with biases": lambda: LlamaForCausalLM(
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),  # type: ignore[no-untyped-call]
+    "llama, tied, with biases": lambda: LlamaForCausalLM(  # type: ignore[no-untyped-call]
         LlamaConfig(**SIZES, tie_word_embeddings=True, attention_bias=True, mlp_bias=True)
     ),
-    "llama, scaled positions": lambda: LlamaForCausalLM(
+    "llama, scaled positions": lambda: LlamaForCausalLM(  # type: ignore[no-untyped-call]
         LlamaConfig(**SIZES, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 5e3})
     ),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, head_dim=16, sliding_window=64)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=16)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, head_dim=16, sliding_window=64)),  # type: ignore[no-untyped-call]
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),  # type: ignore[no-untyped-call]
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=16)),  # type: ignore[no-untyped-call]
 }
 
 
@@ -181,14 +182,14 @@ def test_the_model_itself_still_works_after_it_was_taken_over() -> None:
 
 UNKNOWN: dict[str, tuple[Any, dict[str, Any], str]] = {
     "another family": (
-        lambda: Phi3ForCausalLM(Phi3Config(**SIZES, bos_token_id=1, eos_token_id=2)), {}, "selected",
+        lambda: Phi3ForCausalLM(Phi3Config(**SIZES, bos_token_id=1, eos_token_id=2)), {}, "selected",  # type: ignore[no-untyped-call]
     ),
     "capped logits": (
-        lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0)), {}, "whole",
+        lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0)), {}, "whole",  # type: ignore[no-untyped-call]
     ),
     "dora": (KNOWN["llama"], {"use_dora": True}, "selected"),
-    "a narrow window": (lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8)), {}, "selected"),
-    "another activation": (lambda: LlamaForCausalLM(LlamaConfig(**SIZES, hidden_act="gelu")), {}, "selected"),
+    "a narrow window": (lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8)), {}, "selected"),  # type: ignore[no-untyped-call]
+    "another activation": (lambda: LlamaForCausalLM(LlamaConfig(**SIZES, hidden_act="gelu")), {}, "selected"),  # type: ignore[no-untyped-call]
 }  # fmt: skip
 
 
@@ -202,9 +203,9 @@ def test_what_is_not_known_takes_the_plain_way(name: str) -> None:
 def test_a_quick_way_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Proof by sabotage: attention twice as sharp as the model's."""
     torch.manual_seed(0)
-    heads_of = loss_module.heads_of
+    heads_of = decoder_module.heads_of
 
-    class Wrong(loss_module.Decoder):
+    class Wrong(decoder_module.Decoder):
         def __init__(self, causal: Any, *args: Any, **named: Any) -> None:
             for layer in causal.base_model.layers:
                 layer.self_attn.scaling *= 2

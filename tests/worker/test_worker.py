@@ -239,3 +239,13 @@ def test_the_worker_imports_neither_our_network_parts_nor_our_keys() -> None:
     assert "trainer.worker.run" in loaded
     parts = {name.split(".")[1] for name in loaded if "." in name}
     assert parts <= {"confinement", "worker", "examples", "rows", "spec", "models", "errors", "encoding"}
+
+
+def test_packing_is_a_matter_of_the_job_spec(run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec) -> None:
+    spec = make_spec(data={"packing": True, "max_length": 512}, train={"max_steps": -1, "num_train_epochs": 1.0})
+    ended = run_worker(chat_file, spec)
+    assert ended.code == 0, ended.log
+    summary = json.loads((ended.output_dir / "report" / "summary.json").read_bytes())
+    assert summary["environment"]["forward"] == "fused"
+    assert summary["rows"]["train"] == 32
+    assert summary["steps"] < 32 / 4  # bins hold more than a row each

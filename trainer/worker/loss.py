@@ -21,7 +21,7 @@ from trainer.worker.attention_cpu import SHORT
 from trainer.worker.batches import Cost, padded_cost
 from trainer.worker.decoder import Decoder, heads_of, unknown_part
 from trainer.worker.head_loss import HeadLoss
-from trainer.worker.model import Precision
+from trainer.worker.model import Precision, is_out_of_memory
 from trainer.worker.proof import agrees, attention_agrees
 from trainer.worker.store import Batch
 
@@ -126,8 +126,13 @@ class CausalLoss:
         def quick(model: Any, batch: Batch) -> Tensor:
             return _fused(Decoder(model.get_base_model(), torch.float32, checkpointing=checkpointing), batch)
 
-        same = agrees(self._model, plain, quick)
-        same = same and attention_agrees(heads_of(causal), dtype, precision.device)
+        try:
+            same = agrees(self._model, plain, quick)
+            same = same and attention_agrees(heads_of(causal), dtype, precision.device)
+        except (RuntimeError, TypeError, AttributeError) as error:  # a kernel that this device lacks
+            if is_out_of_memory(error):
+                raise
+            same = False
         return Decoder(causal, dtype, checkpointing=checkpointing) if same else None
 
     def _add_noise(self, alpha: float) -> None:

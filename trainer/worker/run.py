@@ -82,7 +82,7 @@ def _train(
         model = loader.load(order.model_dir, spec, precision)
         _check_vocabulary(model, data)
         start = _start(model, order)
-        loss = _loss(model, precision, data, tokens, spec)
+        loss = _loss(model, precision, data, tokens, spec, fused=loader.name != "unsloth")
     sampler = _sampler(model, tokens, precision, data, spec)
     with watch.part("sample"):
         samples = sampler.before()
@@ -138,7 +138,10 @@ def _start(model: Any, order: Order) -> Path | None:
     return start
 
 
-def _loss(model: Any, precision: Precision, data: Dataset, tokens: Tokens, spec: JobSpec) -> CausalLoss:
+def _loss(
+    model: Any, precision: Precision, data: Dataset, tokens: Tokens, spec: JobSpec, *, fused: bool
+) -> CausalLoss:
+    """`fused` is false where the engine has brought kernels of its own."""
     return CausalLoss(
         model,
         precision,
@@ -146,6 +149,7 @@ def _loss(model: Any, precision: Precision, data: Dataset, tokens: Tokens, spec:
         longest=max(example.length for example in (*data.train, *data.evaluation)),
         checkpointing=spec.train.gradient_checkpointing,
         neftune_alpha=spec.train.neftune_noise_alpha,
+        fused=fused,
     )
 
 

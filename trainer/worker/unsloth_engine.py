@@ -73,6 +73,7 @@ class UnslothLoader:
             lora_dropout=lora.lora_dropout,
             use_rslora=lora.use_rslora,
             use_dora=lora.use_dora,
+            init_lora_weights=lora.init_lora_weights,
             bias="none",
             use_gradient_checkpointing=spec.train.gradient_checkpointing,
             random_state=spec.train.seed,

@@ -1,0 +1,104 @@
+"""On a GPU: a step copies nothing to the device, waits for nothing, and computes what a CPU computes."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from trainer.spec import LoraSection, TrainSection
+from trainer.worker.attention import attend
+from trainer.worker.attention_cpu import Heads
+from trainer.worker.dataset import Dataset, RowCounts
+from trainer.worker.encode import Example
+from trainer.worker.loop import Training
+from trainer.worker.loss import CausalLoss
+from trainer.worker.model import Precision, attach_adapter
+from trainer.worker.packing import best_fit_decreasing
+from trainer.worker.progress import Meter
+from trainer.worker.segments import Segments
+from trainer.worker.store import single_batch
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+GPU = torch.device("cuda")
+BF16 = Precision(GPU, torch.bfloat16, autocast=True)
+
+
+def example(length: int, seed: int) -> Example:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(10, 500, (length,), generator=generator).tolist()
+    return Example(array("i", ids), bytes([0] * (length // 2) + [1] * (length - length // 2)), stops=True)
+
+
+EXAMPLES = tuple(example(20 + 7 * (number % 9), number) for number in range(64))
+
+
+def make_model(device: torch.device, dtype: torch.dtype) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=600, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, pad_token_id=0,
+    )  # fmt: skip
+    base: Any = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    return attach_adapter(base.to(torch.bfloat16).to(device, dtype), LoraSection(lora_r=8))
+
+
+def make_training(*, packed: bool) -> Training:
+    model = make_model(GPU, torch.bfloat16)
+    loss = CausalLoss(model, BF16, pad_id=0, longest=100)
+    assert loss.way == "fused"
+    bins = best_fit_decreasing([item.length for item in EXAMPLES], 128) if packed else None
+    section = TrainSection(per_device_train_batch_size=4, max_steps=40, logging_steps=1000)
+    data = Dataset(EXAMPLES, (), RowCounts(64, 0, 0, 0), ())
+    return Training(model, loss, data, section, report=lambda _message: None, bins=bins)
+
+
+def one_step(training: Training, step: int, ordered: Any, rows: slice, meter: Meter) -> None:
+    training._rates.apply(training._optimizer, step)
+    training._step(ordered, rows, meter)
+    training._optimizer.step()
+    training._optimizer.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_step_waits_for_nothing_and_copies_nothing(packed: bool) -> None:
+    training, meter = make_training(packed=packed), Meter(GPU)
+    steps = training._steps()
+    for step, (ordered, rows) in zip(range(1, 4), steps, strict=False):  # first uses of kernels may copy
+        one_step(training, step, ordered, rows, meter)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+            for step, (ordered, rows) in zip(range(4, 12), steps, strict=False):
+                one_step(training, step, ordered, rows, meter)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    names = [event.key for event in recorded.key_averages()]
+    assert any("_varlen" in name or "flash" in name.lower() for name in names)
+    assert [name for name in names if "Memcpy HtoD" in name or "Memcpy DtoH" in name] == []
+
+
+def test_attention_of_the_gpu_is_the_one_of_the_cpu() -> None:
+    torch.manual_seed(0)
+    heads = Heads(8, 2, 64, 0.125)
+    lengths = (3, 70, 1, 129)
+    qkv = torch.randn(sum(lengths), heads.total, heads.width).to(torch.bfloat16)
+    bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    expected = attend(qkv, heads, Segments(lengths, bounds))
+    found = attend(qkv.to(GPU), heads, Segments(lengths, bounds.to(GPU)))
+    torch.testing.assert_close(found.cpu(), expected, rtol=3e-2, atol=3e-2)
+
+
+def test_loss_is_the_one_of_the_cpu() -> None:
+    found = CausalLoss(make_model(GPU, torch.bfloat16), BF16, pad_id=0, longest=100)
+    exact = Precision(torch.device("cpu"), torch.float32, autocast=False)
+    expected = CausalLoss(make_model(exact.device, torch.float32), exact, pad_id=0, longest=100)
+    on_gpu = found.sum(single_batch(EXAMPLES, GPU)).item()
+    assert on_gpu == pytest.approx(expected.sum(single_batch(EXAMPLES, exact.device)).item(), rel=1e-2)
