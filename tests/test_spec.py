@@ -110,6 +110,8 @@ def test_every_hint_names_a_key_that_exists() -> None:
         ("lora: {init_lora_weights: pissa, use_dora: true}", "exclude each other"),
         ("lora: {init_lora_weights: olora, use_rslora: true}", "exclude each other"),
         ("lora: {init_lora_weights: orthogonal, lora_r: 3}", "even lora_r"),
+        ("train: {early_stopping_patience: 2}", "early_stopping_patience needs eval_steps"),
+        ("train: {load_best_model_at_end: true}", "load_best_model_at_end needs eval_steps"),
         ("model2: {}", "model2"),
         ("privacy: {target_epsilon: 3}", "privacy.target_epsilon"),
         ("lora: {lora_r: 1, lora_r: 2}", "stands twice"),

@@ -279,6 +279,9 @@ class TrainSection(Strict):
     bf16: bool = True
     logging_steps: Annotated[int, Field(ge=1)] = 1
     eval_steps: Annotated[int, Field(ge=1)] | None = None
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
+    early_stopping_threshold: Annotated[float, Field(ge=0)] = 0.0
+    load_best_model_at_end: bool = False
     save_steps: None = None
 
     @property
@@ -290,6 +293,13 @@ class TrainSection(Strict):
     def _some_steps(self) -> Self:
         if self.max_steps == 0:
             raise ValueError("max_steps must be -1 (use num_train_epochs) or at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluated(self) -> Self:
+        for name in ("early_stopping_patience", "load_best_model_at_end"):
+            if getattr(self, name) and self.eval_steps is None:
+                raise ValueError(f"{name} needs eval_steps")
         return self
 
     @model_validator(mode="after")

@@ -140,6 +140,51 @@ def test_what_is_reported_and_when(model: Any) -> None:
     assert all(math.isfinite(value) for message in metrics for value in message.values.values())
 
 
+def eval_losses(messages: list[Message]) -> dict[int, float]:
+    return {m.step: m.values["eval_loss"] for m in messages if isinstance(m, Metrics) and "eval_loss" in m.values}
+
+
+def test_training_stops_where_evaluations_bring_nothing_more(model: Any) -> None:
+    seen: list[Message] = []
+    stopping = {"eval_steps": 1, "early_stopping_patience": 2, "early_stopping_threshold": 100.0}
+    outcome = train(model, seen.append, max_steps=6, **stopping)
+    assert outcome.steps == 2
+    assert list(eval_losses(seen)) == [0, 1, 2]
+    assert outcome.eval_loss_after == eval_losses(seen)[2]
+    assert outcome.warnings == ("stopped after step 2 of 6: 2 evaluations brought no better held-out loss",)
+
+
+def test_patience_starts_anew_with_each_better_evaluation(model: Any) -> None:
+    outcome = train(model, max_steps=4, eval_steps=1, early_stopping_patience=1, learning_rate=0.003)
+    assert outcome.steps == 4
+
+
+def test_the_best_adapter_can_be_taken_in_place_of_the_last(model: Any) -> None:
+    seen: list[Message] = []
+    kept: dict[int, dict[str, torch.Tensor]] = {}
+
+    def report(message: Message) -> None:
+        seen.append(message)
+        if isinstance(message, Metrics) and "eval_loss" in message.values:
+            kept[message.step] = adapter_of(model)
+
+    outcome = train(
+        model,
+        report,
+        max_steps=5,
+        eval_steps=1,
+        learning_rate=0.3,
+        load_best_model_at_end=True,
+        max_grad_norm=100.0,
+    )
+    losses = eval_losses(seen)
+    best = min(losses, key=losses.__getitem__)
+    assert best < 5, "the rate is meant to be too high"
+    assert outcome.eval_loss_after == losses[best]
+    assert f"that of step {best}" in outcome.warnings[0]
+    assert all(torch.equal(value, kept[best][name]) for name, value in adapter_of(model).items())
+
+
 @pytest.mark.parametrize("logging_steps", [1, 100])
 def test_divergence_is_an_error_even_between_logged_steps(model: Any, logging_steps: int) -> None:
     weight = next(p for name, p in model.named_parameters() if "lora_A" in name)

@@ -22,6 +22,7 @@ from trainer.worker.evaluation import Evaluation
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import is_out_of_memory
 from trainer.worker.optimization import LearningRate, make_optimizer
+from trainer.worker.patience import Patience
 from trainer.worker.progress import Meter, Outcome, TrainState, random_state, restore_random
 from trainer.worker.protocol import Message, Metrics, Progress
 from trainer.worker.store import Ordered, TokenStore
@@ -80,6 +81,7 @@ class Training:
         self._done = 0
         self._eval_seconds = 0.0
         self._good: tuple[int, list[Tensor]] | None = None
+        self._patience = Patience(section, self._parameters)
         self._warnings: list[str] = []
 
     def run(self) -> Outcome:
@@ -91,12 +93,13 @@ class Training:
         """
         before = self._evaluate(self._done)
         seconds = self._train()
-        after = self._evaluate(self._plan.total_steps)
+        seen = self._patience.last  # early stopping ends right behind an evaluation
+        after = seen[1] if seen and seen[0] == self._done > 0 else self._evaluate(self._done)
         return Outcome(
             eval_loss_before=before,
-            eval_loss_after=after,
+            eval_loss_after=self._take_best(after),
             train_loss=self._total.read(),
-            steps=self._plan.total_steps,
+            steps=self._done,
             trained_tokens=self._total.trained,
             input_tokens=self._total.inputs,
             train_seconds=seconds,
@@ -118,6 +121,7 @@ class Training:
             random=random_state(self._total.device),
             totals=self._total.totals(),
             budget=self._budget,
+            best=self._patience.best,
         )
 
     def restore(self, state: TrainState) -> None:
@@ -127,6 +131,7 @@ class Training:
         restore_random(state.random)
         self._total = Meter(self._total.device, totals=state.totals)
         self._done, self._budget = state.step, state.budget
+        self._patience.best = state.best
 
     def _train(self) -> float:
         """All optimizer steps; returns the seconds they took, evaluations left out."""
@@ -147,7 +152,19 @@ class Training:
                 recent = Meter(self._total.device, since=seconds)
             if section.eval_steps and step % section.eval_steps == 0 and step < total:
                 self._evaluate(step)
+                if self._patience.exhausted:
+                    self._warnings.append(self._patience.verdict(step, total))
+                    break
         return self._clock() - started - (self._eval_seconds - paused)
+
+    def _take_best(self, last: float | None) -> float | None:
+        """With `load_best_model_at_end`: the adapter of the best evaluation; returns the loss of what is kept."""
+        best = self._patience.best
+        if last is None or best is None or not self._section.load_best_model_at_end or best.loss >= last:
+            return last
+        self._put(best.adapter)
+        self._warnings.append(f"the adapter is that of step {best.step}, where the held-out loss was lowest")
+        return best.loss
 
     def _steps(self) -> Iterator[tuple[Ordered, slice]]:
         """For each step that is left: rows on the device, and which of them are the step's, sorted by length."""
@@ -235,6 +252,7 @@ class Training:
         if loss is not None:
             self._check_finite({"eval_loss": loss}, step)
             self._report(Metrics(step=step, values={"eval_loss": loss}))
+            self._patience.see(loss, step)
         return loss
 
     def _check_finite(self, values: dict[str, float], step: int) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.worker.patience import Best
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -47,6 +49,7 @@ class TrainState:
         random: states of torch's generators: the CPU's, and the GPU's where there is one.
         totals: sum of losses, trained tokens, input tokens.
         budget: tokens that go through the model at once.
+        best: the best evaluation so far.
     """
 
     step: int
@@ -55,6 +58,7 @@ class TrainState:
     random: tuple[Tensor, ...]
     totals: tuple[float, int, int]
     budget: int
+    best: Best | None = None
 
 
 def random_state(device: torch.device) -> tuple[Tensor, ...]:
