@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from trainer.attestation.evidence import DatasetClaims, GpuEvidence, Recipients
+from trainer.provider import demanded_sandbox
 from trainer.receipt.dsse import public_key_der
 from trainer.sealing.age import generate_identity
 from trainer.supervisor.keys import derive_keys
@@ -68,7 +69,7 @@ def prepare(folder: Path) -> None:
             receipt_key=public_key_der(keys.receipt.public_key()).hex(),
             tls_spki_sha256=None,
             gpu_evidence_sha256=None,
-            sandbox={"core_dumps_off": True, "workspace_in_memory": True},
+            sandbox=dict.fromkeys(demanded_sandbox([spec]), True),
             software={},
             issued_at=now,
             expires_at=now + 86400,
