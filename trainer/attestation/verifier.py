@@ -6,7 +6,6 @@ Read `appraise` first. Each check is recorded at the place that carries its tag,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from trainer.attestation.app_checks import judge_app
 from trainer.attestation.catalogue import DATASET_CHECKS, RECEIPT_CHECKS
@@ -85,16 +84,14 @@ def appraise(
     known = endorsements_of(policy.gpu, fetched=endorsements)
     # Asked about the claims' nonce, which check 37 compares with the provider's: a wrong one gets one answer.
     question = GpuQuestion(gpu_nonce(claims.nonce), now, gpu_root_sha256, known, gpu_rim_root_sha256)
-    with ThreadPoolExecutor(1) as beside:  # reports of GPUs are the longest part, and rest on no other
-        reports = beside.submit(judge_gpu_reports, ledger, evidence.gpu.fresh, policy.gpu, question)
-        quote = judge_quote(ledger, evidence.quote, collateral, policy, now)
-        events = judge_app(ledger, evidence, claims, quote.td, policy)
-        judge_binding(ledger, claims, quote.td, nonce, peer_spki_sha256)
-        judge_nonce_use(ledger, nonce_unused)
-        judge_time(ledger, claims, policy, now)
-        judge_job(ledger, claims, policy)
-        judge_gpu(ledger, claims, evidence.gpu, events, policy)
-        chains = reports.result()
+    quote = judge_quote(ledger, evidence.quote, collateral, policy, now)
+    events = judge_app(ledger, evidence, claims, quote.td, policy)
+    judge_binding(ledger, claims, quote.td, nonce, peer_spki_sha256)
+    judge_nonce_use(ledger, nonce_unused)
+    judge_time(ledger, claims, policy, now)
+    judge_job(ledger, claims, policy)
+    judge_gpu(ledger, claims, evidence.gpu, events, policy)
+    chains = judge_gpu_reports(ledger, evidence.gpu.fresh, policy.gpu, question)
     return AttestationResult(
         checks=ledger.checks(),
         claims=claims,
