@@ -40,8 +40,11 @@ Chain = tuple[x509.Certificate, ...]
 """Certificates, the signer's own first, the root last."""
 
 
+@lru_cache(maxsize=64)
 def parse_chain(pem: str) -> Chain:
     """Parse a PEM chain, leaf first; keys and extensions of all of it can be read after that.
+
+    Kept, like `_was_issued`: a GPU shows the same chain with every report.
 
     Raises:
         ValueError: not 2 to 8 certificates, or one is malformed.
