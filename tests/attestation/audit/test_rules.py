@@ -83,7 +83,7 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("host-mount", on_compose(secrets={"s": {"file": "./token"}})),
     ("host-gateway", on_service(extra_hosts=["agent:host-gateway"])),
     ("host-gateway", on_service(extra_hosts={"agent": "host-gateway"})),
-    ("name-override", on_service(extra_hosts=["huggingface.co=203.0.113.5"])),
+    ("name-override", on_service(extra_hosts=["hub.example=203.0.113.5"])),
     ("name-override", on_service(dns="203.0.113.5")),
     ("remote-logs", on_service(logging={"driver": "syslog"})),
     ("external-object", on_compose(volumes={"ciphertext": {"external": True}})),
