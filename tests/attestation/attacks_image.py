@@ -62,7 +62,7 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "measurements that the checksums do not pin": ("os-measurements", lambda w: with_files(w, measurement=b"{}")),
     "a configuration that is not JSON": (
         "os-measurements",
-        lambda w: w.showing(vm_config=json.dumps(CONFIG)[:-1]),
+        lambda w: w.showing(vm_config=json.dumps(CONFIG)[:-1]).demanding("os", development="any"),
     ),
     "another ACPI table": ("os-measurements", lambda w: with_acpi(w, lambda log: log[1].update(digest="00" * 48))),
     "an ACPI table less": ("os-measurements", lambda w: with_acpi(w, lambda log: log.pop(2))),

@@ -189,8 +189,11 @@ def test_development_images_are_left_open_where_nobody_refuses_them(world: World
     lenient = world.opened("os", world.policy.os.model_copy(update={"development": "any"}))
     for changed in (world.opened("os"), lenient):
         assert changed.showing(vm_config=DEVELOPMENT).state("os-development").state is CheckState.NOT_DEMANDED
+
+
+def test_a_host_that_names_no_image_does_not_pass_by_silence(world: World) -> None:
     unnamed = world.showing(vm_config="{}").state("os-development")
-    assert (unnamed.state, unnamed.found) == (CheckState.NOT_DEMANDED, "no image name")
+    assert (unnamed.state, unnamed.found) == (CheckState.CONTRAINDICATED, "no image name")
 
 
 def test_a_listed_image_may_still_be_refused_as_a_development_image() -> None:

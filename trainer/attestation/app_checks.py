@@ -109,11 +109,17 @@ def _judge_development(ledger: Ledger, vm_config: str, policy: Policy) -> None:
     # check 24 os-development
     name = image_name(vm_config)
     word = "the name is the host's word; the accepted measurements are what binds"
-    if policy.os == "any" or policy.os.development == "any" or name is None:
+    if policy.os == "any" or policy.os.development == "any":
         ledger.leave_open(CheckCode.OS_DEVELOPMENT, found=name or "no image name", detail=word)
         return
     wanted = "a production image"
-    ledger.judge(CheckCode.OS_DEVELOPMENT, not is_development(name), expected=wanted, found=name, detail=word)
+    ledger.judge(
+        CheckCode.OS_DEVELOPMENT,
+        name is not None and not is_development(name),
+        expected=wanted,
+        found=name or "no image name",
+        detail=word,
+    )
 
 
 def _os_text(found: OsMeasurements) -> str:
