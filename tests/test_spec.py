@@ -85,7 +85,7 @@ def test_unknown_key_names_the_key_meant(section: str, key: str, meant: str) -> 
 
 
 def test_every_hint_names_a_key_that_exists() -> None:
-    from trainer.spec import _MEANT
+    from trainer.spec.names import _MEANT
 
     assert set(_MEANT.values()) <= set(leaf_names())
     assert meant_key("zzzzzz", leaf_names()) is None

@@ -1,0 +1,95 @@
+"""Section `data`: how files become rows, and rows become token sequences."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainer.models import Strict
+
+
+class OnOverlong(StrEnum):
+    """What happens to a row with more than `data.max_length` tokens."""
+
+    ERROR = "error"
+    DROP = "drop"
+    TRUNCATE = "truncate"
+
+
+class RowFormat(StrEnum):
+    """Kinds of rows. `auto` tells them by the keys of each row."""
+
+    AUTO = "auto"
+    MESSAGES = "messages"
+    SHAREGPT = "sharegpt"
+    ALPACA = "alpaca"
+    PROMPT_COMPLETION = "prompt_completion"
+    PREFERENCE = "preference"
+    TEXT = "text"
+
+
+class TrainOn(StrEnum):
+    """Which of a conversation's trainable turns are trained on."""
+
+    ALL_TURNS = "all_turns"
+    LAST_TURN = "last_turn"
+
+
+class SplitTurns(StrEnum):
+    """Whether a conversation may become an example for each of its turns, where one mask for all is not exact."""
+
+    AUTO = "auto"
+    NEVER = "never"
+
+
+ColumnName = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class DataSection(Strict):
+    """How files become rows, and rows become token sequences.
+
+    `columns` maps our name of a column to the one that it has in the files, and `ignore_columns` lists what is
+    left out; any other column is refused. `eval_files` is a shell's pattern of names relative to `data/`: what
+    matches is evaluated on; without such a file `test_split_size`, a share (0 to 1) of the rows, is held out by
+    `train.seed`. `assistant_only_loss` and `completion_only_loss` say on which tokens the loss is taken for
+    conversations and for prompts with completions; text is trained on whole. `chat_template` is Jinja text that
+    takes the place of the base model's own, or of one that it lacks. With `packing` a unit of
+    `train.per_device_train_batch_size` is not a row but a bin of up to `max_length` tokens, filled with whole rows
+    that do not see one another.
+    """
+
+    format: RowFormat = RowFormat.AUTO
+    columns: Annotated[dict[ColumnName, ColumnName], Field(max_length=32)] = {}  # noqa: RUF012 -- frozen, and copied
+    ignore_columns: Annotated[tuple[ColumnName, ...], Field(max_length=1024)] = ()
+    eval_files: Annotated[str, Field(min_length=1, max_length=256)] = "eval/*"
+    max_length: Annotated[int, Field(ge=8, le=1 << 20)] = 1024
+    on_overlong: OnOverlong = OnOverlong.ERROR
+    test_split_size: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    assistant_only_loss: bool = True
+    completion_only_loss: bool = True
+    train_on: TrainOn = TrainOn.ALL_TURNS
+    split_turns: SplitTurns = SplitTurns.AUTO
+    chat_template: Annotated[str, Field(min_length=1, max_length=1 << 16)] | None = None
+    packing: bool = False
+    packing_strategy: Literal["bfd"] = "bfd"
+    max_rows: Annotated[int, Field(ge=1, le=100_000_000)] = 10_000_000
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> Self:
+        for name in self.columns:
+            if name not in ROW_COLUMNS:
+                raise ValueError(
+                    f"columns: {name!r} is no column of ours; expected one of {', '.join(ROW_COLUMNS)}"
+                )
+        if len(set(self.columns.values())) != len(self.columns):
+            raise ValueError("columns: two of ours have the same name in the files")
+        return self
+
+
+ROW_COLUMNS: Final = (
+    "messages", "tools", "conversations", "system", "instruction", "input", "output", "history",
+    "prompt", "completion", "chosen", "rejected", "text",
+)  # fmt: skip
+"""Names of columns that rows of some kind have."""

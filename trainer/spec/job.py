@@ -1,0 +1,106 @@
+"""The job spec whole: sections, digest, and how its bytes are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import ValidationError
+
+from trainer.encoding import canonical_json, sha256_hex
+from trainer.errors import ErrorCode, UsageError
+from trainer.models import Strict
+from trainer.spec.data import DataSection
+from trainer.spec.exchange import ExchangeSection
+from trainer.spec.lora import LoraSection
+from trainer.spec.model import ModelSection
+from trainer.spec.names import meant_key
+from trainer.spec.output import OutputSection
+from trainer.spec.privacy import PrivacySection
+from trainer.spec.strict_yaml import parse_yaml
+from trainer.spec.tee import TeeSection
+from trainer.spec.train import TrainSection
+
+MAX_SPEC_BYTES: Final = 1 << 18
+
+
+class JobSpec(Strict):
+    """One job, whole."""
+
+    version: Literal[1]
+    model: ModelSection
+    lora: LoraSection = LoraSection()
+    data: DataSection = DataSection()
+    train: TrainSection = TrainSection()
+    output: OutputSection = OutputSection()
+    privacy: PrivacySection = PrivacySection()
+    exchange: ExchangeSection = ExchangeSection()
+    tee: TeeSection = TeeSection()
+
+    def canonical(self) -> bytes:
+        """RFC 8785 form of the document as written."""
+        return canonical_json(self.model_dump(mode="json", exclude_unset=True))
+
+    def sha256(self) -> str:
+        """The job spec's digest: what claims, keys, grants and receipts are bound to."""
+        return sha256_hex(self.canonical())
+
+
+def read_job_spec(path: Path) -> JobSpec:
+    """Read job.yaml.
+
+    Raises:
+        UsageError: no such file, or not a job spec.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_SPEC_BYTES + 1)
+    except OSError as error:
+        raise UsageError(ErrorCode.FILE_NOT_FOUND, f"cannot read the job spec {path}: {error.strerror}") from error
+    return parse_job_spec(data)
+
+
+def parse_job_spec(data: bytes) -> JobSpec:
+    """Parse the bytes of a job.yaml.
+
+    Raises:
+        UsageError: too large, not YAML, a key twice, an unknown key (names the key meant), a value out of range.
+    """
+    document = parse_yaml(data, what="job spec", limit=MAX_SPEC_BYTES, code=ErrorCode.SPEC_INVALID)
+    try:
+        return JobSpec.model_validate_json(canonical_json(document))
+    except ValidationError as error:
+        raise _spec_error(error) from error
+
+
+def leaf_names() -> Iterator[str]:
+    """Every `section.key` that a job spec may hold."""
+    for section, field in JobSpec.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Strict):
+            yield from (f"{section}.{leaf}" for leaf in annotation.model_fields)
+
+
+def _spec_error(error: ValidationError) -> UsageError:
+    first = error.errors(include_url=False, include_context=False, include_input=True)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        meant = meant_key(where, [*leaf_names(), *JobSpec.model_fields])
+        return UsageError(
+            ErrorCode.SPEC_UNKNOWN_KEY,
+            f"job spec: unknown key {where!r}",
+            hint=f"did you mean {meant}?" if meant else "see trainer/SPEC.md for all keys",
+        )
+    if first["type"] == "missing":
+        return UsageError(ErrorCode.SPEC_INVALID, f"job spec: {where} is missing")
+    if first["type"] == "value_error":
+        return UsageError(
+            ErrorCode.SPEC_INVALID, f"job spec: {where}: {first['msg'].removeprefix('Value error, ')}"
+        )
+    return UsageError(
+        ErrorCode.SPEC_INVALID,
+        f"job spec: {where}",
+        expected=first["msg"].removeprefix("Input should be "),
+        found=repr(first["input"]),
+    )

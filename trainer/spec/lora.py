@@ -1,0 +1,46 @@
+"""Section `lora`: the adapter."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainer.models import Strict
+
+
+class LoraSection(Strict):
+    """The adapter, in PEFT's terms.
+
+    `init_lora_weights` says what A and B start as; `pissa` (or `pissa_niter_16`, quicker) and `olora` start from
+    the base model's own weights, and the result is converted to a plain adapter for the unchanged base model.
+    """
+
+    lora_r: Annotated[int, Field(ge=1, le=1024)] = 16
+    lora_alpha: Annotated[int, Field(ge=1, le=4096)] = 32
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    lora_target_modules: (
+        Literal["all-linear"]
+        | Annotated[tuple[Annotated[str, Field(pattern=r"^[\w.]{1,128}$")], ...], Field(min_length=1)]
+    ) = "all-linear"
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: (
+        Literal[True, "gaussian", "orthogonal", "olora", "pissa"]
+        | Annotated[str, Field(pattern=r"^pissa_niter_[1-9][0-9]?$")]
+    ) = True
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.changes_base and self.use_dora:
+            raise ValueError(f"init_lora_weights {self.init_lora_weights} and use_dora exclude each other")
+        if self.changes_base and self.use_rslora:
+            raise ValueError(f"init_lora_weights {self.init_lora_weights} and use_rslora exclude each other")
+        if self.init_lora_weights == "orthogonal" and self.lora_r % 2:
+            raise ValueError("init_lora_weights orthogonal needs an even lora_r")
+        return self
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the start takes something out of the base weights, so that the result must be converted."""
+        return str(self.init_lora_weights).startswith(("pissa", "olora"))

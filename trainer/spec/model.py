@@ -1,0 +1,80 @@
+"""Section `model`: which base model, file by file."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainer.models import Sha256Hex, Strict
+
+MODEL_FILE_SUFFIXES: Final = (".safetensors", ".json", ".txt", ".model", ".jinja")
+"""What a base model may consist of. Pickles and code have other endings and are refused by name."""
+
+
+class Dtype(StrEnum):
+    """Element type of the frozen base weights in memory."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class ModelSection(Strict):
+    """Which base model: a local directory (`./…` or `/…`) or a hub id with a revision; every file by digest.
+
+    `model_file_sha256` maps each file's name, relative to the model's directory, to its SHA-256. Files that
+    are not listed are neither fetched nor shown to the worker.
+    """
+
+    model_name_or_path: Annotated[str, Field(min_length=1, max_length=512)]
+    model_revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    model_file_sha256: Annotated[dict[str, Sha256Hex], Field(min_length=2, max_length=1024)]
+    dtype: Dtype = Dtype.BFLOAT16
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    trust_remote_code: Literal[False] = False
+    license: Annotated[str, Field(pattern=r"^[\w. +-]{1,128}$")] | None = None
+    """The base model's licence, as the adapter's model card is to name it."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the model is a directory rather than a hub id."""
+        return self.model_name_or_path.startswith(("./", "../", "/"))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit exclude each other")
+        if self.is_local and self.model_revision is not None:
+            raise ValueError("model_revision belongs to a hub id; a local directory is pinned by its digests")
+        if not self.is_local:
+            self._check_hub_id()
+        for name in self.model_file_sha256:
+            _check_model_file_name(name)
+        names = self.model_file_sha256
+        if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+            raise ValueError("model_file_sha256 must list config.json and at least one .safetensors file")
+        return self
+
+    def _check_hub_id(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", self.model_name_or_path):
+            raise ValueError("model_name_or_path must be ./DIR, /DIR or a hub id such as org/name")
+        if self.model_revision is None:
+            raise ValueError("a hub id needs model_revision: the 40 hex digits of a commit, not a branch")
+
+
+def _check_model_file_name(name: str) -> None:
+    path = PurePosixPath(name)
+    parts_safe = all(re.fullmatch(r"[A-Za-z0-9_][\w.-]*", part) for part in path.parts)
+    if path.is_absolute() or str(path) != name or not parts_safe:
+        raise ValueError(f"model_file_sha256: {name!r} is not a plain relative file name")
+    if path.suffix not in MODEL_FILE_SUFFIXES:
+        raise ValueError(
+            f"model_file_sha256: {name!r} is not of a kind that can be loaded safely; "
+            f"expected one of {', '.join(MODEL_FILE_SUFFIXES)}"
+        )

@@ -1,0 +1,22 @@
+"""Section `output`: what the sealed result holds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from trainer.models import Strict
+
+
+class OutputSection(Strict):
+    """What the sealed result holds beside the adapter and the receipt.
+
+    `samples` held-out prompts are answered before and after training, with at most `sample_max_new_tokens` tokens.
+    `merged_16bit` adds the whole model, base and adapter in one, in bfloat16.
+    """
+
+    include_logs: bool = True
+    merged_16bit: bool = False
+    samples: Annotated[int, Field(ge=0, le=64)] = 3
+    sample_max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 32

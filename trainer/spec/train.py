@@ -1,0 +1,121 @@
+"""Section `train`: the engine and the optimizer's schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainer.models import Strict
+
+
+class Engine(StrEnum):
+    """What runs the training step."""
+
+    AUTO = "auto"
+    TRANSFORMERS = "transformers"
+    UNSLOTH = "unsloth"
+
+
+_SCHEDULE_KEYS: Final[Mapping[str, frozenset[str]]] = {
+    "cosine_with_restarts": frozenset({"num_cycles"}),
+    "cosine_with_min_lr": frozenset({"num_cycles", "min_lr", "min_lr_rate"}),
+    "polynomial": frozenset({"lr_end", "power"}),
+    "inverse_sqrt": frozenset({"timescale"}),
+    "warmup_stable_decay": frozenset({"num_decay_steps", "num_stable_steps", "min_lr_ratio", "num_cycles"}),
+}
+"""What `lr_scheduler_kwargs` may hold for each schedule that takes any."""
+
+_COUNTS: Final = frozenset({"timescale", "num_decay_steps", "num_stable_steps"})
+_ADAM: Final = ("adamw_torch", "adamw_torch_fused", "adamw_8bit")
+
+
+class TrainSection(Strict):
+    """The optimizer's schedule, in HF `TrainingArguments` terms. `max_steps` above 0 overrides the epochs.
+
+    `per_device_train_batch_size` times `gradient_accumulation_steps` rows make an optimizer step. What goes
+    through the model at once may be cut differently: every trained token of a step weighs the same for every cut.
+    `warmup_steps` above 0 overrides `warmup_ratio`.
+    """
+
+    engine: Engine = Engine.AUTO
+    per_device_train_batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
+    per_device_eval_batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = 1
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "constant_with_warmup",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "polynomial",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = "linear"
+    lr_scheduler_kwargs: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(max_length=8)] = {}  # noqa: RUF012
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0, le=100_000_000)] = 0
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    num_train_epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    max_steps: Annotated[int, Field(ge=-1, le=100_000_000)] = -1
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
+    neftune_noise_alpha: Annotated[float, Field(gt=0, le=1000)] | None = None
+    gradient_checkpointing: bool = False
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor", "sgd"] = "adamw_torch"
+    bf16: bool = True
+    logging_steps: Annotated[int, Field(ge=1)] = 1
+    eval_steps: Annotated[int, Field(ge=1)] | None = None
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
+    early_stopping_threshold: Annotated[float, Field(ge=0)] = 0.0
+    load_best_model_at_end: bool = False
+    save_steps: None = None
+
+    @property
+    def may_compile(self) -> bool:
+        """Whether kernels may be compiled at run time, so that the worker must be able to run a compiler."""
+        return self.engine is not Engine.TRANSFORMERS
+
+    @model_validator(mode="after")
+    def _some_steps(self) -> Self:
+        if self.max_steps == 0:
+            raise ValueError("max_steps must be -1 (use num_train_epochs) or at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluated(self) -> Self:
+        for name in ("early_stopping_patience", "load_best_model_at_end"):
+            if getattr(self, name) and self.eval_steps is None:
+                raise ValueError(f"{name} needs eval_steps")
+        return self
+
+    @model_validator(mode="after")
+    def _adam_only(self) -> Self:
+        adam = {"adam_beta1", "adam_beta2", "adam_epsilon"} & self.model_fields_set
+        if adam and self.optim not in _ADAM:
+            raise ValueError(f"{min(adam)} means nothing to optim {self.optim}")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule(self) -> Self:
+        name, given = self.lr_scheduler_type, self.lr_scheduler_kwargs
+        unknown = sorted(set(given) - _SCHEDULE_KEYS.get(name, frozenset()))
+        if unknown:
+            raise ValueError(f"lr_scheduler_kwargs: {unknown[0]!r} means nothing to lr_scheduler_type {name}")
+        broken = sorted(key for key in _COUNTS & set(given) if given[key] != int(given[key]))
+        if broken:
+            raise ValueError(f"lr_scheduler_kwargs: {broken[0]} must be a whole number")
+        if name == "cosine_with_min_lr" and ("min_lr" in given) == ("min_lr_rate" in given):
+            raise ValueError("cosine_with_min_lr needs lr_scheduler_kwargs: min_lr or min_lr_rate")
+        if name == "warmup_stable_decay" and "num_decay_steps" not in given:
+            raise ValueError("warmup_stable_decay needs lr_scheduler_kwargs: num_decay_steps")
+        if name == "polynomial" and given.get("lr_end", 1e-7) >= self.learning_rate:
+            raise ValueError("lr_scheduler_kwargs: lr_end must be below learning_rate")
+        return self
