@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-CHUNK_ELEMENTS: Final = {"cpu": 4 << 20, "cuda": 64 << 20}
-"""Logits at a time: on a CPU they should stay in its cache."""
+PRODUCT_ELEMENTS: Final = {"cpu": 16 << 20, "cuda": 64 << 20}
+"""Logits of one product: on a CPU, enough tokens for its full speed."""
+
+SOFTMAX_ELEMENTS: Final = {"cpu": 1 << 18, "cuda": 64 << 20}
+"""Logits whose softmax is made at a time: on a CPU they should stay in a core's cache."""
 
 
 class HeadLoss(Function):
@@ -33,20 +36,16 @@ class HeadLoss(Function):
         Returns:
             float32 scalar.
         """
-        wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if wanted else None
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        size = max(16, CHUNK_ELEMENTS[hidden.device.type] // head.shape[0])
+        size = _rows(PRODUCT_ELEMENTS, head)
         for start in range(0, hidden.shape[0], size):
             here = slice(start, start + size)
             logits = torch.nn.functional.linear(hidden[here].to(head.dtype), head, bias)
-            logs = torch.log_softmax(logits, -1, dtype=torch.float32)
-            chosen = targets[here].unsqueeze(1)
-            total -= logs.gather(1, chosen).sum()
+            total += _into_gradient(logits, targets[here])
             if gradient is not None:
-                logs.exp_().scatter_add_(1, chosen, logs.new_full((1, 1), -1.0).expand_as(chosen))
-                torch.mm(logs.to(head.dtype), head, out=gradient[here]) if gradient.dtype == head.dtype else (
-                    gradient[here].copy_(logs.to(head.dtype) @ head)
+                torch.mm(logits, head, out=gradient[here]) if gradient.dtype == head.dtype else (
+                    gradient[here].copy_(logits @ head)
                 )
         ctx.save_for_backward(gradient)
         return total
@@ -56,3 +55,27 @@ class HeadLoss(Function):
         """The hidden states' gradient, made already, times what comes in."""
         (gradient,) = ctx.saved_tensors
         return gradient * factor.to(gradient.dtype), None, None, None
+
+
+def _rows(elements: dict[str, int], head: Tensor) -> int:
+    return max(4, elements[head.device.type] // head.shape[0])
+
+
+def _into_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+    """Turn logits (tokens, vocabulary) into their gradient, softmax - onehot, where they stand; returns the loss.
+
+    The loss of a token is logsumexp - logit of its target. The largest probability p of a token is never small, so
+    logsumexp = largest logit - log p is exact, and takes no second pass of exponentials.
+    """
+    total = torch.zeros((), dtype=torch.float32, device=logits.device)
+    size = _rows(SOFTMAX_ELEMENTS, logits.t())
+    room = torch.empty(min(size, logits.shape[0]), logits.shape[1], dtype=torch.float32, device=logits.device)
+    minus_one = room.new_full((1, 1), -1.0)
+    for start in range(0, logits.shape[0], size):
+        block, chosen = logits[start : start + size], targets[start : start + size].unsqueeze(1)
+        odds = room[: block.shape[0]].copy_(block)
+        largest, wanted = odds.amax(1), odds.gather(1, chosen).squeeze(1)
+        torch.softmax(odds, 1, out=odds)
+        total += (largest - odds.amax(1).log() - wanted).sum()
+        block.copy_(odds.scatter_add_(1, chosen, minus_one.expand_as(chosen)))
+    return total
