@@ -31,13 +31,22 @@ def test_a_batch_is_its_rows(seed: int, data: st.DataObject) -> None:
     rows = slice(start, data.draw(st.integers(start + 1, len(order))))
     batch = TokenStore(examples, CPU).ordered(order).batch(rows)
     chosen = [examples[row] for row in order[rows]]
-    assert batch.ids.tolist() == [id_ for item in chosen for id_ in item.ids]
-    assert batch.positions.tolist() == [place for item in chosen for place in range(item.length)]
-    assert batch.segments.lengths == tuple(item.length for item in chosen)
+    assert batch.ids.tolist() == [
+        id_ for item in chosen for id_ in item.ids[:-1]
+    ]  # nothing is predicted from the last
+    assert batch.positions.tolist() == [place for item in chosen for place in range(item.length - 1)]
+    assert batch.segments.lengths == tuple(item.length - 1 for item in chosen)
     assert batch.segments.bounds.tolist()[-1] == len(batch.ids)
-    marks = [mark for item in chosen for mark in item.trained]
-    assert batch.predicting.tolist() == [place - 1 for place, mark in enumerate(marks) if mark]
-    assert batch.targets.tolist() == [id_ for id_, mark in zip(batch.ids.tolist(), marks, strict=True) if mark]
+    marks = [mark for item in chosen for mark in item.trained[1:]]
+    assert batch.predicting.tolist() == [place for place, mark in enumerate(marks) if mark]
+    following = [id_ for item in chosen for id_ in item.ids[1:]]
+    assert batch.targets.tolist() == [id_ for id_, mark in zip(following, marks, strict=True) if mark]
+
+
+def test_what_stands_behind_the_last_trained_token_is_left_out() -> None:
+    batch = single_batch([Example(array("i", [5, 6, 7, 8]), b"\0\1\0\0", stops=True)], CPU)
+    assert batch.ids.tolist() == [5]
+    assert batch.targets.tolist() == [6]
 
 
 @pytest.mark.parametrize("pad", [1, 77])
@@ -47,6 +56,6 @@ def test_padding_stands_on_the_right_and_the_predicting_tokens_are_found(pad: in
         CPU,
     )
     ids, places = batch.padded(pad)
-    assert ids.tolist() == [[5, 6, 7], [8, 9, pad]]
-    assert places.tolist() == [0, 1, 3]
+    assert ids.tolist() == [[5, 6], [8, pad]]
+    assert places.tolist() == [0, 1, 2]
     assert batch.targets.tolist() == [6, 7, 9]

@@ -1,7 +1,7 @@
 """The parts of a decoder layer of the Llama family, each with its own backward pass.
 
 Hidden states are (tokens, width): rows of the dataset stand behind one another without padding. What is cheap to
-make again (normed inputs, the activation) is made again in the backward pass instead of being kept.
+make again (normed inputs, the gated product) is made again in the backward pass instead of being kept.
 """
 
 from __future__ import annotations
@@ -121,20 +121,20 @@ class Mlp(Function):
         masks = gate_up.fill(wide, training=training)
         hidden = gate_up.forward(wide)
         gate, up = hidden.chunk(2, dim=1)
-        inner, _ = _activated(gate, up, down)
+        inner, active = _activated(gate, up, down)
         inner_masks = down.fill(inner, training=training)
         ctx.norm, ctx.gate_up, ctx.down, ctx.masks = norm, gate_up, down, len(masks)
         kept = (wide[:, gate_up.inputs :].clone(), inner[:, down.inputs :].clone())
-        ctx.save_for_backward(x, scale, hidden, *kept, *masks, *inner_masks)
+        ctx.save_for_backward(x, scale, hidden, active, *kept, *masks, *inner_masks)
         return x + down.forward(inner)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         """The gradients of x and of both groups' parameters."""
-        x, scale, hidden, xa, inner_xa, *masks = ctx.saved_tensors
+        x, scale, hidden, active, xa, inner_xa, *masks = ctx.saved_tensors
         gate_up, down = ctx.gate_up, ctx.down
         gate, up = hidden.chunk(2, dim=1)
-        inner, active = _activated(gate, up, down)
+        inner = _widened(active, up, down)
         inner[:, down.inputs :] = inner_xa
         dinner, down_gradients = down.backward(dy.to(inner.dtype), inner, masks[ctx.masks :])
         dhidden = torch.empty_like(hidden)
@@ -150,9 +150,13 @@ class Mlp(Function):
 def _activated(gate: Tensor, up: Tensor, down: LoraGroup) -> tuple[Tensor, Tensor]:
     """silu(gate) · up, with room behind for the low-rank part; and silu(gate)."""
     active = torch.nn.functional.silu(gate)
-    inner = gate.new_empty(gate.shape[0], down.inputs + down.rank)
+    return _widened(active, up, down), active
+
+
+def _widened(active: Tensor, up: Tensor, down: LoraGroup) -> Tensor:
+    inner = active.new_empty(active.shape[0], down.inputs + down.rank)
     torch.mul(active, up, out=inner[:, : down.inputs])
-    return inner, active
+    return inner
 
 
 class Rotation(Function):

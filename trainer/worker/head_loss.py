@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-PRODUCT_ELEMENTS: Final = {"cpu": 16 << 20, "cuda": 64 << 20}
+PRODUCT_ELEMENTS: Final = {"cpu": 12 << 20, "cuda": 64 << 20}
 """Logits of one product: on a CPU, enough tokens for its full speed."""
 
-SOFTMAX_ELEMENTS: Final = {"cpu": 1 << 18, "cuda": 64 << 20}
+SOFTMAX_ELEMENTS: Final = {"cpu": 1 << 19, "cuda": 64 << 20}
 """Logits whose softmax is made at a time: on a CPU they should stay in a core's cache."""
 
 

@@ -122,21 +122,25 @@ class Ordered:
 
 
 class TokenStore:
-    """All tokens of some rows.
+    """All tokens of some rows that a prediction is made from: the last one that is trained on only is a target.
 
     Args:
-        examples: the rows.
+        examples: the rows; of each at least one token is trained on.
         device: where they go.
     """
 
     def __init__(self, examples: Sequence[Example], device: torch.device) -> None:
-        self.lengths = [example.length for example in examples]
-        trained = [np.flatnonzero(np.frombuffer(example.trained, dtype=np.uint8)) - 1 for example in examples]
+        rows = [np.asarray(example.ids, dtype=np.int32) for example in examples]
+        trained = [np.flatnonzero(np.frombuffer(example.trained, dtype=np.uint8)) for example in examples]
+        self.lengths = [int(places[-1]) for places in trained]
         self.counts = [len(places) for places in trained]
         self._ids = _upload(
-            np.concatenate([np.asarray(example.ids, dtype=np.int32) for example in examples]), device
+            np.concatenate([row[:length] for row, length in zip(rows, self.lengths, strict=True)]), device
         )
-        self._predicting = _upload(np.concatenate(trained).astype(np.int32), device)
+        self._predicting = _upload(np.concatenate(trained).astype(np.int32) - 1, device)
+        self._targets = _upload(
+            np.concatenate([row[places] for row, places in zip(rows, trained, strict=True)]), device
+        )
         sizes = np.asarray([self.lengths, self.counts], dtype=np.int64)
         self._sizes = _upload(sizes, device)
         self._starts = _upload(np.cumsum(sizes, axis=1) - sizes, device)
@@ -148,9 +152,9 @@ class TokenStore:
         bounds, row, positions = self._spread(order, 0, sum(lengths))
         ids = self._ids[self._starts[0][order][row] + positions]
         _, target_row, number = self._spread(order, 1, sum(counts))
-        inside = self._predicting[self._starts[1][order][target_row] + number]
-        predicting = (bounds[target_row] + inside).to(torch.int32)
-        targets = ids[predicting + 1].to(torch.int64)
+        place = self._starts[1][order][target_row] + number
+        predicting = (bounds[target_row] + self._predicting[place]).to(torch.int32)
+        targets = self._targets[place].to(torch.int64)
         return Ordered(
             ids, positions.to(torch.int32), bounds.to(torch.int32), predicting, targets,
             lengths=lengths, counts=counts,
