@@ -102,7 +102,7 @@ def seal_checkpoint(
 
     Args:
         folder: theirs; no link on the way to a file is followed.
-        names: which files.
+        names: paths of the files below `folder`; the archive has their last parts.
         target: the age file; replaced at once, untouched on any error.
         step: optimizer steps done.
         binding: what it is of.
@@ -112,7 +112,8 @@ def seal_checkpoint(
         SealingError: CHECKPOINT_INVALID: a file is missing, no regular file, or changes meanwhile.
         UnavailableError: STORAGE_FULL.
     """
-    files = {name: _describe(folder, name) for name in sorted(names)}
+    paths = {path.rpartition("/")[2]: path for path in names}
+    files = {name: _describe(folder, paths[name]) for name in sorted(paths)}
     header = Checkpoint(
         version=1, step=step, binding=binding, files=files, tag=keys.tag(1, step, binding, files)
     ).canonical()
@@ -121,7 +122,8 @@ def seal_checkpoint(
             archive = ArchiveWriter(stream)
             archive.add(HEADER_NAME, io.BytesIO(header), len(header))
             for name, entry in files.items():
-                _add(archive, folder, name, entry)
+                with _open(folder, paths[name]) as file:
+                    _add(archive, name, file, entry)
             archive.finish()
         return sealed.tell()
 
@@ -171,10 +173,9 @@ def _open(folder: Path, name: str) -> BinaryIO:
     return file
 
 
-def _add(archive: ArchiveWriter, folder: Path, name: str, entry: CheckpointFile) -> None:
+def _add(archive: ArchiveWriter, name: str, file: BinaryIO, entry: CheckpointFile) -> None:
     try:
-        with _open(folder, name) as file:
-            digest = archive.add(name, file, entry.size)
+        digest = archive.add(name, file, entry.size)
     except UsageError as error:
         raise _invalid(error.message) from error
     if digest != entry.sha256:

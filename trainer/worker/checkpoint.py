@@ -7,6 +7,7 @@ had not been: every name, kind and shape must be what this run would have writte
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.errors import ErrorCode, JobError
-from trainer.logs import private
 from trainer.models import MAX_STATUS_STEPS, Strict
 from trainer.worker.interruption import Interrupts
 from trainer.worker.patience import Best
@@ -31,7 +31,10 @@ from trainer.worker.samples import Sample
 from trainer.worker.tree import flatten, unflatten
 
 METRICS, STATE, TENSORS = CHECKPOINT_FILES
+_log: Final = logging.getLogger(__name__)  # goes to stderr, which is the private log
 _TAKEN_SECONDS: Final = 30.0
+"""How long a checkpoint waits for the one before it to be sealed."""
+
 _LOOK_SECONDS: Final = 0.005
 
 _Step = Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)]
@@ -129,7 +132,7 @@ class Saver:
                 write_state(partial, self._parameters, state, self._kept)
                 partial.rename(target)
             except OSError:
-                private.exception("a checkpoint could not be written")
+                _log.exception("a checkpoint could not be written")
                 shutil.rmtree(partial, ignore_errors=True)
                 return
             self._saved = state.step
@@ -141,7 +144,7 @@ class Saver:
         deadline = time.monotonic() + _TAKEN_SECONDS
         while last.exists():
             if time.monotonic() > deadline:
-                private.warning("a checkpoint was left out: the one before it is not sealed yet")
+                _log.warning("a checkpoint was left out: the one before it is not sealed yet")
                 return False
             time.sleep(_LOOK_SECONDS)
         return True
@@ -209,7 +212,7 @@ def read_state(folder: Path, trained: Mapping[str, Tensor]) -> Resumption:
         state = _state(document, tensors, trained)
         samples = tuple(Sample(**sample) for sample in document.samples)
     except (OSError, SafetensorError, ValidationError, ValueError, TypeError, KeyError) as error:
-        private.exception("a checkpoint does not fit")
+        _log.exception("a checkpoint does not fit")
         raise JobError(
             ErrorCode.CHECKPOINT_INVALID,
             f"the checkpoint does not fit this run: {type(error).__name__}",
