@@ -8,7 +8,9 @@ import pytest
 
 from trainer import job
 from trainer.errors import ErrorCode, SealingError, TrainerError, UnavailableError
+from trainer.job import JobOptions
 from trainer.models import Phase, Status
+from trainer.supervisor.ciphertext import Ciphertext
 
 
 class Front:
@@ -33,13 +35,15 @@ class Front:
     ],
     ids=lambda error: error.code.value,
 )
+@pytest.mark.parametrize("lasts", [True, False])
 def test_no_upload_of_a_stranger_ends_the_job(
-    refusal: TrainerError, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    refusal: TrainerError, lasts: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     outcomes: list[object] = [refusal, refusal, "opened"]
 
     def open_next(_keys: object) -> object:
-        (tmp_path / job.DATASET_FILE).touch()
+        assert not receiving.ciphertext.dataset.exists(), "refused ciphertext does not stay"
+        receiving.ciphertext.dataset.touch()
         outcome = outcomes.pop(0)
         if isinstance(outcome, TrainerError):
             raise outcome
@@ -48,7 +52,8 @@ def test_no_upload_of_a_stranger_ends_the_job(
     from trainer.spec import ExchangeSection
 
     receiving = job._Job.__new__(job._Job)
-    receiving.ciphertext, receiving.status = tmp_path, Status(phase=Phase.PREPARING)
+    receiving.ciphertext, receiving.status = Ciphertext(tmp_path, lasts), Status(phase=Phase.PREPARING)
+    receiving.options = JobOptions(tmp_path / "job.yaml")
     receiving.public = lambda _event: None  # type: ignore[assignment]
     receiving.spec = type("Spec", (), {"exchange": ExchangeSection()})()
     monkeypatch.setattr(receiving, "_open", open_next)
@@ -56,4 +61,4 @@ def test_no_upload_of_a_stranger_ends_the_job(
     assert receiving._receive(front, None) == "opened"  # type: ignore[arg-type, comparison-overlap]
     told = [(status.phase, status.error) for status in front.statuses if status.phase is Phase.AWAITING_DATASET]
     assert [error for _, error in told] == [None, refusal.code.value, refusal.code.value]
-    assert not (tmp_path / job.DATASET_FILE).exists(), "refused ciphertext does not stay"
+    assert receiving.ciphertext.dataset.exists() == lasts, "what opened stays where another start may find it"

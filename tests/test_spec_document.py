@@ -16,10 +16,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic.fields import FieldInfo
 
 from trainer import logs
+from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode
 from trainer.models import Phase, Strict
 from trainer.receipt.dsse import public_key_der, sign_envelope, verify_envelope
 from trainer.sealing.age import identity_from_seed
+from trainer.sealing.checkpoint import Binding, Checkpoint, CheckpointFile, CheckpointKeys
 from trainer.spec import JobSpec, parse_job_spec
 from trainer.tee import keys
 
@@ -95,6 +97,14 @@ def derived_keys() -> str:
     )
 
 
+def checkpoint() -> str:
+    binding = Binding(job_spec_sha256="ab" * 32, dataset_manifest_sha256="cd" * 32, app_compose_sha256="ef" * 32)
+    made = CheckpointKeys.of(keys.checkpoint_material(b"\x01" * 32, "02" * 32, **binding.model_dump()))
+    files = {"state.json": CheckpointFile(sha256=sha256_hex(b"{}"), size=2)}
+    header = Checkpoint(version=1, step=12, binding=binding, files=files, tag=made.tag(1, 12, binding, files))
+    return f"path  {keys.checkpoint_path('ab' * 32)}\nlabel {made.label}\n{header.canonical().decode()}"
+
+
 def events() -> str:
     stream = io.StringIO()
     public = logs.PublicLog(stream)
@@ -104,6 +114,7 @@ def events() -> str:
         logs.Listening(8443, "1" * 64),
         logs.DatasetReceived(22139),
         logs.TrainingProgress(3, 20, 41),
+        logs.CheckpointSealed(3, 1214904),
         logs.ResultSealed(73355),
         logs.JobFailed(ErrorCode.WORKER_DIED),
     ):
@@ -115,6 +126,7 @@ EXAMPLES: dict[str, Callable[[], str]] = {
     "job-spec": job_spec,
     "receipt": receipt,
     "keys": derived_keys,
+    "checkpoint": checkpoint,
     "events": events,
 }
 
@@ -139,6 +151,8 @@ def test_examples_are_what_the_code_makes() -> None:
     assert DOCUMENT.read_text("utf-8") == rewrite(text)
 
 
-@pytest.mark.parametrize("word", ["job.yaml", "grant.json", "manifest.json", "policy", "Result record"])
+@pytest.mark.parametrize(
+    "word", ["job.yaml", "grant.json", "manifest.json", "checkpoint.json", "policy", "Result record"]
+)
 def test_it_has_a_section_for_each_format(word: str) -> None:
     assert word in DOCUMENT.read_text("utf-8")

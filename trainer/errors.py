@@ -73,6 +73,7 @@ class ErrorCode(StrEnum):
     GRANT_MISMATCH = "grant-mismatch"
     GRANT_EXPIRED = "grant-expired"
     RESULT_DIGEST_MISMATCH = "result-digest-mismatch"
+    CHECKPOINT_INVALID = "checkpoint-invalid"
 
     # 6: the job failed
     MODEL_DIGEST_MISMATCH = "model-digest-mismatch"

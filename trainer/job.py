@@ -5,63 +5,45 @@ starting → preparing → awaiting-dataset → opening → training → sealing
 
 from __future__ import annotations
 
-import base64
-import importlib.metadata
-import io
 import shutil
-import signal
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
 from pydantic import JsonValue
 
-from trainer import __version__, logs
-from trainer.attestation.binding import gpu_evidence_sha256
+from trainer import logs
 from trainer.attestation.compose import compose_hash
-from trainer.attestation.evidence import DatasetClaims, Evidence, GpuEvidence
 from trainer.confinement import privileges
 from trainer.confinement.confine import Walls
 from trainer.confinement.walls import Wall
-from trainer.encoding import canonical_json, file_sha256, sha256_hex
+from trainer.encoding import file_sha256, sha256_hex
 from trainer.errors import ErrorCode, ExitCode, JobError, SealingError, TrainerError, UnavailableError
 from trainer.models import Phase, Status
-from trainer.sealing.age import encrypt
 from trainer.sealing.atomic import SHARED
-from trainer.sealing.bundle import BundleLimits, Grant, OpenedBundle
+from trainer.sealing.bundle import BundleLimits, OpenedBundle
+from trainer.sealing.checkpoint import Binding
 from trainer.sealing.seal import open_bundle
 from trainer.spec import JobSpec, read_job_spec
+from trainer.supervisor.checkpoints import Checkpoints
+from trainer.supervisor.ciphertext import Ciphertext, ciphertext_directory
+from trainer.supervisor.evidence import Witness, software_versions
 from trainer.supervisor.front import Front
 from trainer.supervisor.household import Household, demand_walls, household
 from trainer.supervisor.keys import JobKeys, derive_keys
 from trainer.supervisor.model import FETCH_SECONDS
 from trainer.supervisor.plans import Places, share_with_worker
+from trainer.supervisor.private_events import seal_metrics
 from trainer.supervisor.result import Ending, Signer, seal_ending
-from trainer.supervisor.worker import Worker
+from trainer.supervisor.termination import Termination, termination
+from trainer.supervisor.worker import Follower, Worker
 from trainer.supervisor.workspace import Workspace, open_workspace
-from trainer.tee.evidence import collect
-from trainer.tee.gpu import collect_gpu_evidence
 from trainer.tee.guest_agent import GuestAgent
 from trainer.worker import protocol
 
-DATASET_FILE: Final = "dataset.age"
-RESULT_FILE: Final = "result.tar.age"
 INTERRUPTED_LINGER_SECONDS: Final = 30
-
-_REPORTED_SOFTWARE: Final = (
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "safetensors",
-    "unsloth",
-    "cryptography",
-)
 
 
 @dataclass(frozen=True)
@@ -72,7 +54,8 @@ class JobOptions:
         spec: job.yaml.
         guest_agent: path of dstack's socket; None looks in its usual places.
         spool: exchange through files in this directory instead of HTTP.
-        ciphertext: where sealed uploads and results wait under HTTP; None makes a temporary directory.
+        ciphertext: where sealed uploads, checkpoints and results wait under HTTP; None makes a temporary
+            directory, which no other start of the job will find.
         workspace: a directory on tmpfs; None looks for one.
     """
 
@@ -95,12 +78,15 @@ def run_job(options: JobOptions) -> ExitCode:
         JobError: there is no safe workspace.
     """
     spec = read_job_spec(options.spec)
-    with open_workspace(options.workspace) as workspace, _ciphertext_directory(options) as ciphertext:
+    with (
+        open_workspace(options.workspace) as workspace,
+        ciphertext_directory(options.spool or options.ciphertext) as ciphertext,
+    ):
         public = logs.take_over_output(workspace.private_log)
         public(logs.SpecLoaded(spec.sha256()))
         try:
-            with _termination_is_an_error():
-                return _Job(options, spec, workspace, ciphertext, public).run()
+            with termination() as told:
+                return _Job(options, spec, workspace, ciphertext, public, told).run()
         except TrainerError as error:
             logs.private.exception("the job failed before it could report to the provider")
             public(logs.JobFailed(error.code))
@@ -115,13 +101,20 @@ class _Job:
     """State of the one job this process runs."""
 
     def __init__(
-        self, options: JobOptions, spec: JobSpec, workspace: Workspace, ciphertext: Path, public: logs.PublicLog
+        self,
+        options: JobOptions,
+        spec: JobSpec,
+        workspace: Workspace,
+        ciphertext: Ciphertext,
+        public: logs.PublicLog,
+        told: Termination,
     ) -> None:
         self.options = options
         self.spec = spec
         self.workspace = workspace
         self.ciphertext = ciphertext
         self.public = public
+        self.termination = told
         self.agent = GuestAgent(options.guest_agent)
         self.status = Status(phase=Phase.STARTING)
         self.tls_spki_sha256: str | None = None
@@ -136,19 +129,24 @@ class _Job:
             self._settle(house)
             front = house.front
             keys = derive_keys(self.agent, self.spec.sha256())
-            signer = Signer(self.agent, keys, self.spec, compose_hash(app_compose), software_versions())
+            compose_sha256 = compose_hash(app_compose)
+            signer = Signer(self.agent, keys, self.spec, compose_sha256, software_versions())
+            witness = Witness(self.agent, self.spec, keys, self.walls, self.tls_spki_sha256)
             self._enter(front, Phase.PREPARING)
             house.fetch.wait(FETCH_SECONDS)
-            front.serve_evidence(lambda nonce: self._evidence(nonce, keys))
+            front.serve_evidence(witness.evidence)
             bundle = self._receive(front, keys)
-            ending = self._train(front, house.worker, bundle)
-            return self._hand_over(front, signer, bundle, ending)
+            checkpoints = self._checkpoints(keys, bundle, compose_sha256)
+            ending = self._train(front, house.worker, bundle, checkpoints)
+            code = self._hand_over(front, signer, bundle, ending)
+            self._clear(ending, checkpoints)
+            return code
 
     # starting
 
     def _places(self) -> Places:
         by_files, folder = self.options.spool is not None, self.options.spec.parent
-        return Places(self.workspace, self.ciphertext, folder, by_files=by_files)
+        return Places(self.workspace, self.ciphertext.folder, folder, by_files=by_files)
 
     def _settle(self, house: Household) -> None:
         """Say where the front listens; end here, before there are keys, where a demanded wall does not stand."""
@@ -171,48 +169,33 @@ class _Job:
 
     # awaiting-dataset
 
-    def _evidence(self, nonce: str, keys: JobKeys) -> Evidence:
-        gpu = collect_gpu_evidence(self.agent, nonce)
-        claims = self._claims(nonce, keys, gpu)
-        return collect(self.agent, claims, gpu=gpu, key_chain=keys.key_chain(claims))
-
-    def _claims(self, nonce: str, keys: JobKeys, gpu: GpuEvidence) -> DatasetClaims:
-        now = int(time.time())
-        return DatasetClaims(
-            version=1,
-            purpose="dataset",
-            nonce=nonce,
-            job_spec_sha256=self.spec.sha256(),
-            recipients=keys.recipients,
-            receipt_key=keys.receipt_public_key,
-            tls_spki_sha256=self.tls_spki_sha256,
-            gpu_evidence_sha256=gpu_evidence_sha256(gpu),
-            sandbox={wall.value: stands for wall, stands in sorted(self.walls.items())},
-            software=dict(software_versions()),
-            issued_at=now,
-            expires_at=now + self.spec.tee.evidence_lifetime_seconds,
-        )
-
     def _receive(self, front: Front, keys: JobKeys) -> OpenedBundle:
         """Take uploads until one opens. A stranger's garbage must not end the job."""
         deadline = time.monotonic() + self.spec.exchange.dataset_timeout_seconds
         refused: ErrorCode | None = None
+        left_over = self.ciphertext.dataset.is_file() and self.options.spool is None  # a spool's front sees to it
         while True:
-            self._enter(front, Phase.AWAITING_DATASET, error=refused)
-            size = front.wait_upload(deadline - time.monotonic())
+            if left_over:  # from before a restart: sealed to the derived key, it opens again
+                size, left_over = self.ciphertext.dataset.stat().st_size, False
+            else:
+                self._enter(front, Phase.AWAITING_DATASET, error=refused)
+                size = front.wait_upload(deadline - time.monotonic())
             self.public(logs.DatasetReceived(size))
             self._enter(front, Phase.OPENING)
             try:
-                return self._open(keys)
+                bundle = self._open(keys)
             except (SealingError, UnavailableError) as error:  # the latter: more than the workspace can hold
                 logs.private.exception("an upload was refused")
                 refused = error.code
-            finally:
-                (self.ciphertext / DATASET_FILE).unlink(missing_ok=True)
+                self.ciphertext.dataset.unlink(missing_ok=True)
+            else:
+                if not self.ciphertext.lasts:
+                    self.ciphertext.dataset.unlink(missing_ok=True)
+                return bundle
 
     def _open(self, keys: JobKeys) -> OpenedBundle:
         bundle = open_bundle(
-            self.ciphertext / DATASET_FILE,
+            self.ciphertext.dataset,
             keys.identities,
             self.spec.sha256(),
             self.workspace.dataset,
@@ -225,7 +208,16 @@ class _Job:
 
     # training
 
-    def _train(self, front: Front, worker: Worker, bundle: OpenedBundle) -> Ending:
+    def _checkpoints(self, keys: JobKeys, bundle: OpenedBundle, compose_sha256: str) -> Checkpoints:
+        binding = Binding(
+            job_spec_sha256=self.spec.sha256(),
+            dataset_manifest_sha256=bundle.manifest.sha256(),
+            app_compose_sha256=compose_sha256,
+        )
+        made = keys.checkpoint_keys(bundle.grant.token, binding)
+        return Checkpoints(self.ciphertext.folder, made, binding, self.spec.train.save_total_limit, self.public)
+
+    def _train(self, front: Front, worker: Worker, bundle: OpenedBundle, checkpoints: Checkpoints) -> Ending:
         """Train; whatever goes wrong becomes an ending that the provider, and only the provider, can read."""
         started = int(time.time())
         summary: Mapping[str, JsonValue] = {}
@@ -234,10 +226,14 @@ class _Job:
             if bundle.grant.allow.private_progress:
                 front.admit_token(sha256_hex(bundle.grant.token.encode()))
             self._enter(front, Phase.TRAINING)
-            summary = worker.train(self._order(bundle.files), lambda message: self._follow(front, bundle, message))
+            order = self._order(bundle.files, checkpoints)
+            with self.termination.instead(worker.interrupt):  # it writes its state down before it ends
+                summary = worker.train(order, self._follower(front, bundle, checkpoints))
         except TrainerError as error:
             logs.private.exception("training failed")
-            failure = error
+            # A worker that did not end in time was killed, and died of being told to end.
+            killed = self.termination.told and error.code is ErrorCode.WORKER_DIED
+            failure = JobError(ErrorCode.INTERRUPTED, "the job was told to end (SIGTERM)") if killed else error
         except Exception as error:  # noqa: BLE001 -- reported under seal, never in public
             logs.private.exception("internal error in training")
             failure = JobError(
@@ -245,37 +241,55 @@ class _Job:
             )
         finally:
             worker.end()
-        return Ending(started, int(time.time()), summary, failure)
+        return Ending(started, int(time.time()), summary, failure, checkpoints.last)
 
-    def _order(self, files: Mapping[str, Path]) -> protocol.Order:
+    def _order(self, files: Mapping[str, Path], checkpoints: Checkpoints) -> protocol.Order:
         place = self.workspace
+        resume_dir = place.dataset / "checkpoint"
+        resumed = checkpoints.resume(resume_dir) is not None
+        if resumed and self.walls.get(Wall.SEPARATE_USERS):
+            share_with_worker(resume_dir)
         return protocol.Order(
-            spec=self.spec, model_dir=place.model, data_files=dict(files), output_dir=place.output
+            spec=self.spec,
+            model_dir=place.model,
+            data_files=dict(files),
+            output_dir=place.output,
+            resume_dir=resume_dir if resumed else None,
         )
 
-    def _follow(self, front: Front, bundle: OpenedBundle, message: protocol.Progress | protocol.Metrics) -> None:
-        front.check()
-        if isinstance(message, protocol.Progress):
-            self.status = Status(
-                phase=Phase.TRAINING,
-                step=message.step,
-                total_steps=message.total_steps,
-                eta_seconds=message.eta_seconds,
-            )
-            front.update(self.status)
-            self.public(logs.TrainingProgress(message.step, message.total_steps, message.eta_seconds))
-        elif bundle.grant.allow.private_progress:
-            front.private_event(_seal_text(canonical_json({"step": message.step, **message.values}), bundle.grant))
+    def _follower(self, front: Front, bundle: OpenedBundle, checkpoints: Checkpoints) -> Follower:
+        def follow(message: protocol.Progress | protocol.Metrics | protocol.Saved) -> None:
+            front.check()
+            match message:
+                case protocol.Progress():
+                    self._progress(front, message)
+                case protocol.Saved():
+                    checkpoints.take(message.step, self.workspace.output)
+                case protocol.Metrics() if bundle.grant.allow.private_progress:
+                    front.private_event(seal_metrics(message, bundle.grant))
+
+        return follow
+
+    def _progress(self, front: Front, message: protocol.Progress) -> None:
+        self.status = Status(
+            phase=Phase.TRAINING,
+            step=message.step,
+            total_steps=message.total_steps,
+            eta_seconds=message.eta_seconds,
+        )
+        front.update(self.status)
+        self.public(logs.TrainingProgress(message.step, message.total_steps, message.eta_seconds))
 
     # sealing and awaiting-pull
 
     def _hand_over(self, front: Front, signer: Signer, bundle: OpenedBundle, ending: Ending) -> ExitCode:
         self._enter(front, Phase.SEALING)
         if ending.failure is not None:
-            self._make_room()
-        target = self.ciphertext / RESULT_FILE
-        size = seal_ending(signer, bundle, ending, self.workspace, target)
-        target.chmod(SHARED)  # ciphertext: the front, another user, hands it out
+            self.workspace.make_room()
+        target = self.ciphertext.result
+        with self.termination.instead(lambda: None):  # what is finished is not lost for a signal now
+            size = seal_ending(signer, bundle, ending, self.workspace, target)
+            target.chmod(SHARED)  # ciphertext: the front, another user, hands it out
         shutil.rmtree(self.workspace.dataset, ignore_errors=True)
         front.offer_result(size, file_sha256(target))
         self.public(logs.ResultSealed(size))
@@ -290,60 +304,16 @@ class _Job:
         self._enter(front, Phase.DONE)
         return ExitCode.DONE
 
-    def _make_room(self) -> None:
-        """What failed may have filled the workspace; the report of it has to fit in, and needs none of this."""
-        for folder in (self.workspace.model, self.workspace.output, self.workspace.scratch):
-            for entry in folder.iterdir():
-                if entry.is_dir():
-                    shutil.rmtree(entry, ignore_errors=True)
-                else:
-                    entry.unlink(missing_ok=True)
+    def _clear(self, ending: Ending, checkpoints: Checkpoints) -> None:
+        """Leave in the ciphertext directory what the next start of this job can use, and the result."""
+        if ending.failure is None:
+            checkpoints.remove()
+        if ending.failure is None or ending.failure.code is not ErrorCode.INTERRUPTED:
+            self.ciphertext.dataset.unlink(missing_ok=True)
 
     def _linger_seconds(self, ending: Ending) -> int:
         """How long the result is offered. Whoever sent SIGTERM follows it with SIGKILL: do not wait for that."""
         linger = self.spec.exchange.linger_seconds
         interrupted = ending.failure is not None and ending.failure.code is ErrorCode.INTERRUPTED
-        return min(linger, INTERRUPTED_LINGER_SECONDS) if interrupted else linger
-
-
-def _seal_text(text: bytes, grant: Grant) -> str:
-    """An age file of `text`, in base64: the front carries it and cannot read it."""
-    sealed = io.BytesIO()
-    encrypt(io.BytesIO(text), sealed, grant.result_recipients())
-    return base64.b64encode(sealed.getvalue()).decode()
-
-
-def software_versions() -> dict[str, str]:
-    """Versions of this package and of the libraries that shape the result, as installed."""
-    versions = {"confidential-trainer": __version__}
-    for name in _REPORTED_SOFTWARE:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-@contextmanager
-def _ciphertext_directory(options: JobOptions) -> Iterator[Path]:
-    named = options.spool or options.ciphertext
-    if named is not None:
-        named.mkdir(parents=True, exist_ok=True)
-        yield named.resolve()  # the front has another working directory
-        return
-    with tempfile.TemporaryDirectory(prefix="trainer-ciphertext-") as folder:
-        yield Path(folder)
-
-
-@contextmanager
-def _termination_is_an_error() -> Iterator[None]:
-    """SIGTERM raises in the main thread, so that the job can still seal a report of what happened."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-        raise JobError(ErrorCode.INTERRUPTED, "the job was told to end (SIGTERM)")
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        told = interrupted or self.termination.told
+        return min(linger, INTERRUPTED_LINGER_SECONDS) if told else linger

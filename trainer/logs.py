@@ -97,6 +97,40 @@ class TrainingProgress(PublicEvent):
 
 
 @dataclass(frozen=True)
+class CheckpointSealed(PublicEvent):
+    """The state after a step lies sealed in the ciphertext directory."""
+
+    event = "checkpoint-sealed"
+    step: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class CheckpointMissed(PublicEvent):
+    """The state after a step could not be sealed; training goes on."""
+
+    event = "checkpoint-missed"
+    step: int
+    code: ErrorCode
+
+
+@dataclass(frozen=True)
+class CheckpointRefused(PublicEvent):
+    """A file that stands where a checkpoint would is none of this job, or not whole: it is passed over."""
+
+    event = "checkpoint-refused"
+    code: ErrorCode
+
+
+@dataclass(frozen=True)
+class Resumed(PublicEvent):
+    """Training goes on behind this step; 0: from the beginning, for none of the checkpoints there was usable."""
+
+    event = "resumed"
+    step: int
+
+
+@dataclass(frozen=True)
 class ResultSealed(PublicEvent):
     """The sealed result (or failure report) can be pulled."""
 

@@ -390,9 +390,16 @@ def shape_for(result: AttestationResult, job: Path | None) -> Shape:
 
 
 def new_grant(
-    result: AttestationResult, recipients: Sequence[str], *, now: int, seconds: int = GRANT_SECONDS
+    result: AttestationResult,
+    recipients: Sequence[str],
+    *,
+    now: int,
+    seconds: int = GRANT_SECONDS,
+    token: str | None = None,
 ) -> Grant:
     """A grant for the appraised job: who the result is for, and until when the job may open the dataset.
+
+    With the `token` of an earlier grant, a job that is started again can open the checkpoints it made under that.
 
     Raises:
         UsageError: a recipient is not an age recipient.
@@ -402,7 +409,7 @@ def new_grant(
         job_spec_sha256=result.job_spec_sha256,
         recipients=tuple(str(parse_recipient(recipient)) for recipient in recipients),
         expires_at=now + seconds,
-        token=secrets.token_hex(32),
+        token=token or secrets.token_hex(32),
     )
 
 
@@ -414,6 +421,7 @@ def seal_dataset(
     *,
     progress: Progress | None = None,
     job: Path | None = None,
+    token: str | None = None,
 ) -> GrantRecord:
     """Check the rows, seal the files to the appraised job, and return what to keep.
 
@@ -423,7 +431,7 @@ def seal_dataset(
     """
     rows = count_rows(files, shape_for(result, job))
     now = int(time.time())
-    grant = new_grant(result, recipients, now=now)
+    grant = new_grant(result, recipients, now=now, token=token)
     total = sum(path.stat().st_size for path in files.values())
     manifest = seal(
         files,

@@ -3,7 +3,8 @@
 verify → seal → upload → watch → pull → open
 
 What each step made is kept in a private directory beside the output (`DIR.submission`) until the result is in
-place. Called again with the same arguments, the story goes on where it stopped.
+place. Called again with the same arguments, the story goes on where it stopped; a job that was restarted meanwhile
+is verified once more.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from trainer import provider
 from trainer.attestation.checks import Check
 from trainer.attestation.record import Record, save_record
 from trainer.encoding import canonical_json, file_sha256
-from trainer.errors import ErrorCode, SealingError, UsageError
+from trainer.errors import ErrorCode, SealingError, UsageError, VerificationError
 from trainer.exchange.carrier import Carrier
 from trainer.models import Phase, Status
 from trainer.opening import OpenedResult, open_sealed_result
@@ -111,9 +112,18 @@ class _Story:
     def run(self) -> Submitted:
         """All steps in order."""
         self._begin()
+        try:
+            return self._steps()
+        except VerificationError as error:
+            if error.code is not ErrorCode.TLS_KEY_MISMATCH or (self.kept / "result.tar.age").exists():
+                raise
+            self._verify_restarted()
+            return self._steps()
+
+    def _steps(self) -> Submitted:
         record = self._timed("verify", self._verify)
         grant = self._timed("seal", lambda: self._seal(record))
-        client = provider.connect(self.submission.source, pinned_spki_sha256=record.result.peer_spki_sha256)
+        client = provider.connect(self.submission.source, pinned_spki_sha256=self._peer(record))
         sealed_result = self.kept / "result.tar.age"
         if not sealed_result.exists():
             self._timed("upload", lambda: self._upload(client))
@@ -163,15 +173,44 @@ class _Story:
             if (self.kept / "grant.json").exists() or record.result.expires_at > time.time():
                 return record
         self.report.step("verify the job")
+        record = self._attest()
+        _keep(saved, save_record(record))
+        return record
+
+    def _attest(self) -> Record:
         policy = provider.read_policy(self.submission.policy)
         client = provider.connect(self.submission.source)
         record = provider.attest(client, policy, cache=self.submission.cache, nonces=self.submission.nonces)
         record.result.require_pass(record.result.appraised_at)
-        _keep(saved, save_record(record))
         return record
+
+    def _peer(self, record: Record) -> str | None:
+        """Digest of the TLS key of the job as it was started last."""
+        later = self.kept / "restarted.json"
+        return (provider.read_record(later) if later.exists() else record).result.peer_spki_sha256
+
+    def _verify_restarted(self) -> None:
+        """Somebody else answers: the same job after a restart, if it passes; the dataset is sealed to it anew.
+
+        Where it was sealed to the app's derived key, what was sealed stays good. Otherwise the new grant has the
+        old one's token, so that the job finds its checkpoints.
+        """
+        self.report.step("verify the job again: it was restarted")
+        earlier, now = provider.read_record(self.kept / "attestation.json"), self._attest()
+        stale = ["uploaded", "upload.json"]
+        if now.result.recipient == earlier.result.recipient:
+            _keep(self.kept / "restarted.json", save_record(now))
+        else:
+            stale += ["upload-begun", "dataset.age", "restarted.json"]
+            if (self.kept / "grant.json").exists():
+                (self.kept / "grant.json").rename(self.kept / "earlier-grant.json")
+            _keep(self.kept / "attestation.json", save_record(now))
+        for name in stale:
+            (self.kept / name).unlink(missing_ok=True)
 
     def _seal(self, record: Record) -> GrantRecord:
         kept, sealed = self.kept / "grant.json", self.kept / "dataset.age"
+        earlier = self.kept / "earlier-grant.json"
         if kept.exists() and sealed.exists():
             return provider.read_grant(kept)
         self.report.step("check and seal the dataset")
@@ -184,6 +223,7 @@ class _Story:
             sealed,
             progress=lambda done, total: self.report.bytes_done("sealing", done, total),
             job=self.submission.job,
+            token=provider.read_grant(earlier).grant.token if earlier.exists() else None,
         )
         _keep(kept, grant.model_dump_json().encode())
         return grant

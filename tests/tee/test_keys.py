@@ -8,7 +8,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.tee.keys import receipt_key, receipt_path, recipient_path, recipient_seed
+from trainer.tee.keys import (
+    checkpoint_material,
+    checkpoint_path,
+    receipt_key,
+    receipt_path,
+    recipient_path,
+    recipient_seed,
+)
 
 SPEC = "ab" * 32
 SECRET = bytes(range(32))
@@ -71,3 +78,30 @@ def test_other_digests_are_refused(digest: str) -> None:
 def test_other_secrets_are_refused(length: int) -> None:
     with pytest.raises(ValueError, match=f"expected 32 bytes, got {length}"):
         receipt_key(bytes(length), SPEC)
+
+
+BOUND = {"job_spec_sha256": SPEC, "dataset_manifest_sha256": "cd" * 32, "app_compose_sha256": "ef" * 32}
+TOKEN = "12" * 32
+
+
+def test_checkpoint_material_is_as_documented() -> None:
+    info = b"confidential-trainer/checkpoint/v1\0" + b"".join(bytes.fromhex(digest) for digest in BOUND.values())
+    key = hmac.new(bytes.fromhex(TOKEN), SECRET, hashlib.sha256).digest()
+    output, block = b"", b""
+    for index in range(1, 4):
+        block = hmac.new(key, block + info + bytes([index]), hashlib.sha256).digest()
+        output += block
+    assert checkpoint_material(SECRET, TOKEN, **BOUND) == output[:72]
+    assert checkpoint_path(SPEC) == f"confidential-trainer/checkpoint/v1/{SPEC}"
+
+
+def test_everything_that_checkpoints_are_bound_to_matters() -> None:
+    material = checkpoint_material(SECRET, TOKEN, **BOUND)
+    others = [checkpoint_material(SECRET, TOKEN, **{**BOUND, name: "00" * 32}) for name in BOUND]
+    others += [checkpoint_material(bytes(32), TOKEN, **BOUND), checkpoint_material(SECRET, "13" * 32, **BOUND)]
+    assert len({material, *others}) == len(others) + 1
+    for broken in ({**BOUND, "job_spec_sha256": "AB" * 32}, {**BOUND, "app_compose_sha256": ""}):
+        with pytest.raises(ValueError, match="64 lower-case hex digits"):
+            checkpoint_material(SECRET, TOKEN, **broken)
+    with pytest.raises(ValueError, match="expected 32 bytes, got 31"):
+        checkpoint_material(bytes(31), TOKEN, **BOUND)

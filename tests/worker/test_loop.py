@@ -23,7 +23,7 @@ from trainer.worker.evaluation import Evaluation
 from trainer.worker.loop import Training
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import Precision, attach_adapter, raise_if_out_of_memory
-from trainer.worker.progress import Meter, Outcome, TrainState
+from trainer.worker.progress import Outcome, TrainState
 from trainer.worker.protocol import Message, Metrics, Progress
 from trainer.worker.store import Batch
 
@@ -353,12 +353,8 @@ def test_a_step_reads_nothing_back_from_the_device(model: Any) -> None:
     training = made(model, loss=loss, max_steps=6, held_out=False)
     steps = training._steps()
     ordered, rows = next(steps)
-    recent = Meter(CPU.device)
     with NothingWaits():  # type: ignore[no-untyped-call]
-        training._rates.apply(training._optimizer, 1)
-        norm = training._step(ordered, rows, recent)
-        training._optimizer.step()
-        training._optimizer.zero_grad(set_to_none=True)
+        norm = training._update(training._gradients_that_fit(ordered, rows), ordered, rows)
     assert math.isfinite(norm.item())
     with pytest.raises(AssertionError, match="reads a number"), NothingWaits():  # type: ignore[no-untyped-call]
         norm.item()

@@ -47,7 +47,7 @@ def test_errors_have_codes(
         raise error
 
     reading, writing = os.pipe()
-    monkeypatch.setattr(worker, "_protect_process", lambda: None)
+    monkeypatch.setattr(worker, "_protect_process", lambda _interrupts: None)
     monkeypatch.setattr(worker, "_confine", fail)
     assert worker.main(["--events-fd", str(writing)]) is exit_code
     os.close(writing)
@@ -71,7 +71,7 @@ def test_a_log_that_is_full_does_not_hide_what_happened(monkeypatch: pytest.Monk
         raise OSError(errno.ENOSPC, "full")
 
     reading, writing = os.pipe()
-    monkeypatch.setattr(worker, "_protect_process", lambda: None)
+    monkeypatch.setattr(worker, "_protect_process", lambda _interrupts: None)
     monkeypatch.setattr(worker, "_confine", fail)
     monkeypatch.setattr("sys.stderr", Full())
     assert worker.main(["--events-fd", str(writing)]) is ExitCode.JOB

@@ -53,10 +53,14 @@ def seal(
     recipient: Annotated[list[str], typer.Option("--recipient", "-r", help="Who the result is for; repeatable.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The sealed dataset.")],
     job: JobFile = None,
+    grant: GrantFile = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Encrypt data files to an appraised job. Keeps the grant (secret) in OUTPUT.grant.json."""
+    """Encrypt data files to an appraised job. Keeps the grant (secret) in OUTPUT.grant.json.
+
+    With --grant of an earlier sealing, a job that was restarted goes on from its checkpoints.
+    """
     from trainer import provider
 
     record = provider.read_record(attestation)
@@ -65,20 +69,21 @@ def seal(
         if path.exists():
             raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{path} exists", hint="choose another name with -o")
     with Report(quiet=quiet or as_json) as report:
-        grant = provider.seal_dataset(
+        made = provider.seal_dataset(
             provider.data_files(data),
             record.result,
             recipient,
             output,
             progress=lambda done, total: report.bytes_done("sealing", done, total),
             job=job,
+            token=provider.read_grant(grant).grant.token if grant else None,
         )
-    provider.write_private(grant_file, grant.model_dump_json().encode())
+    provider.write_private(grant_file, made.model_dump_json().encode())
     summary = {
         "sealed": str(output),
         "grant": str(grant_file),
-        "rows": grant.rows,
-        "manifest": grant.manifest_sha256,
+        "rows": made.rows,
+        "manifest": made.manifest_sha256,
     }
     _print_summary(summary, as_json=as_json)
 

@@ -49,7 +49,7 @@ def seal_result(
         with encrypting_writer(sealed, recipients, progress=progress) as stream:
             archive = ArchiveWriter(stream)
             for name in sorted(_names(tree), key=str.encode):
-                with _open_inside(tree, name) as source:
+                with open_inside(tree, name) as source:
                     archive.add(name, source, os.fstat(source.fileno()).st_size)
             archive.finish()
         return sealed.tell()
@@ -116,7 +116,7 @@ def _member_name(name: str) -> str:
         raise bundle_invalid(str(error)) from None
 
 
-def _open_inside(tree: Path, name: str) -> BinaryIO:
+def open_inside(tree: Path, name: str) -> BinaryIO:
     """Open a file below `tree`; fails if any part of the way has become a symbolic link."""
     *directories, last = PurePosixPath(name).parts
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -37,7 +37,8 @@ class TrainSection(Strict):
 
     `per_device_train_batch_size` times `gradient_accumulation_steps` rows make an optimizer step. What goes
     through the model at once may be cut differently: every trained token of a step weighs the same for every cut.
-    `warmup_steps` above 0 overrides `warmup_ratio`.
+    `warmup_steps` above 0 overrides `warmup_ratio`. Without `save_steps` a checkpoint is made when the job is told
+    to end (SIGTERM), and at no other time; `save_total_limit` is how many stay.
     """
 
     engine: Engine = Engine.AUTO
@@ -76,7 +77,8 @@ class TrainSection(Strict):
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
     early_stopping_threshold: Annotated[float, Field(ge=0)] = 0.0
     load_best_model_at_end: bool = False
-    save_steps: None = None
+    save_steps: Annotated[int, Field(ge=1)] | None = None
+    save_total_limit: Annotated[int, Field(ge=1, le=100)] = 2
 
     @property
     def may_compile(self) -> bool:

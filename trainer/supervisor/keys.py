@@ -10,6 +10,7 @@ from trainer.attestation.evidence import DatasetClaims, DerivedKey, Recipients
 from trainer.attestation.key_chain import prove_possession
 from trainer.receipt.dsse import public_key_der
 from trainer.sealing.age import Identity, generate_identity, identity_from_seed
+from trainer.sealing.checkpoint import Binding, CheckpointKeys
 from trainer.tee import keys as tee_keys
 from trainer.tee.guest_agent import DerivedSecret, GuestAgent
 
@@ -19,7 +20,8 @@ class JobKeys:
     """Private keys of one job.
 
     `derived` comes from the key service and the job spec's digest; `instance` is random and dies with this
-    process; `receipt` signs the statement; `possession` signs recipients, and nothing is made of its secret.
+    process; `receipt` signs the statement; `possession` signs recipients, and nothing is made of its secret;
+    `checkpoint` is one of the two secrets behind the keys of checkpoints.
     """
 
     derived: Identity
@@ -27,6 +29,7 @@ class JobKeys:
     receipt: ec.EllipticCurvePrivateKey
     proofs: tuple[DerivedKey, ...]
     possession: DerivedSecret
+    checkpoint: DerivedSecret
 
     @property
     def identities(self) -> tuple[Identity, ...]:
@@ -48,6 +51,12 @@ class JobKeys:
         signed = prove_possession(self.possession.secret, claims)
         return (*self.proofs, self.possession.proof.model_copy(update={"possession": signed}))
 
+    def checkpoint_keys(self, token: str, binding: Binding) -> CheckpointKeys:
+        """Keys of the checkpoints of this job with one dataset; `token` is the grant's, the other secret."""
+        return CheckpointKeys.of(
+            tee_keys.checkpoint_material(self.checkpoint.secret, token, **binding.model_dump(mode="json"))
+        )
+
 
 def derive_keys(agent: GuestAgent, spec_sha256: str) -> JobKeys:
     """Derive the job's keys; their paths hold the spec's digest, so another job.yaml has other keys.
@@ -63,4 +72,5 @@ def derive_keys(agent: GuestAgent, spec_sha256: str) -> JobKeys:
         receipt=tee_keys.receipt_key(receipt.secret, spec_sha256),
         proofs=(recipient.proof, receipt.proof),
         possession=agent.derive_key(tee_keys.possession_path(spec_sha256), "possession"),
+        checkpoint=agent.derive_key(tee_keys.checkpoint_path(spec_sha256), "checkpoint"),
     )

@@ -38,12 +38,16 @@ class Signer:
 
 @dataclass(frozen=True)
 class Ending:
-    """How the job ended. `started_at` and `finished_at` are Unix seconds; `failure` is None on success."""
+    """How the job ended. `started_at` and `finished_at` are Unix seconds; `failure` is None on success.
+
+    `checkpoint` is the step of the newest sealed checkpoint, where there is one.
+    """
 
     started_at: int
     finished_at: int
     metrics: Mapping[str, JsonValue]
     failure: TrainerError | None
+    checkpoint: int | None = None
 
 
 def seal_ending(signer: Signer, bundle: OpenedBundle, ending: Ending, workspace: Workspace, target: Path) -> int:
@@ -82,8 +86,9 @@ def _gather(ending: Ending, workspace: Workspace, *, include_logs: bool) -> Path
             if (workspace.output / name).is_dir():
                 (workspace.output / name).rename(tree / name)
     else:
+        report = {**failure_report(ending.failure), "checkpoint_step": ending.checkpoint}
         (tree / "report").mkdir(mode=0o700)
-        (tree / "report" / "failure.json").write_bytes(canonical_json(failure_report(ending.failure)))
+        (tree / "report" / "failure.json").write_bytes(canonical_json(report))
         if ending.failure.code is ErrorCode.TRAINING_DIVERGED and (workspace.output / "adapter").is_dir():
             (workspace.output / "adapter").rename(tree / "adapter")  # the last one that was sound
     if include_logs or ending.failure is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Final
@@ -19,9 +20,11 @@ from trainer.supervisor import children
 from trainer.supervisor.workspace import Workspace
 from trainer.worker import protocol
 
-Follower = Callable[[protocol.Progress | protocol.Metrics], None]
+Follower = Callable[[protocol.Progress | protocol.Metrics | protocol.Saved], None]
 
 CONFINED_SECONDS: Final = 60.0
+SAVE_SECONDS: Final = 20.0
+"""How long a worker that is told to end may take to write its state down."""
 
 
 class Worker:
@@ -50,7 +53,7 @@ class Worker:
 
         Args:
             order: the one order it takes.
-            follow: called with each progress and metrics message, in order.
+            follow: called with each message but the last, in order.
 
         Raises:
             JobError: the worker reported a failure (`DataError` where a row is to blame), or died.
@@ -74,6 +77,13 @@ class Worker:
             found=f"signal {-code}" if code < 0 else f"exit code {code}",
             hint="signal 9 usually means that the VM ran out of memory" if code == -9 else None,
         )
+
+    def interrupt(self) -> None:
+        """Tell it to write its state down and end, and see to it that it does one of the two; returns at once."""
+        self._process.terminate()
+        killer = threading.Timer(SAVE_SECONDS, self._process.kill)
+        killer.daemon = True
+        killer.start()
 
     def end(self) -> None:
         """End it, whatever it does."""

@@ -54,6 +54,15 @@ class Workspace:
         """The worker's HOME, TMPDIR and caches."""
         return self.root / "scratch"
 
+    def make_room(self) -> None:
+        """What failed may have filled the workspace; the report of it has to fit in, and needs none of this."""
+        for folder in (self.model, self.output, self.scratch):
+            for entry in folder.iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
+
 
 @contextmanager
 def open_workspace(base: Path | None) -> Iterator[Workspace]:

@@ -16,9 +16,11 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 _RECIPIENT_DOMAIN: Final = "confidential-trainer/recipient/v1"
 _RECEIPT_DOMAIN: Final = "confidential-trainer/receipt-key/v1"
 _POSSESSION_DOMAIN: Final = "confidential-trainer/possession/v1"
+_CHECKPOINT_DOMAIN: Final = "confidential-trainer/checkpoint/v1"
 _SECRET_BYTES: Final = 32
 _SEED_BYTES: Final = 32
 _WIDE_SCALAR_BYTES: Final = 48
+_CHECKPOINT_BYTES: Final = 72
 _P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
@@ -47,6 +49,41 @@ def possession_path(spec_sha256: str) -> str:
         ValueError: not a lower-case hex SHA-256.
     """
     return f"{_POSSESSION_DOMAIN}/{_checked(spec_sha256)}"
+
+
+def checkpoint_path(spec_sha256: str) -> str:
+    """Path at the key service of one of the two secrets behind the checkpoints of a job spec.
+
+    Raises:
+        ValueError: not a lower-case hex SHA-256.
+    """
+    return f"{_CHECKPOINT_DOMAIN}/{_checked(spec_sha256)}"
+
+
+def checkpoint_material(
+    secret: bytes, token: str, *, job_spec_sha256: str, dataset_manifest_sha256: str, app_compose_sha256: str
+) -> bytes:
+    """What a job's checkpoints are sealed, signed and named with: HKDF-SHA256, 72 bytes.
+
+    The secret is the key material and the grant's token the salt, so that either alone gives nothing; info =
+    domain ‖ 0 ‖ digests of spec, manifest and app-compose.json, so that nothing made for another of them fits.
+
+    Args:
+        secret: 32 bytes that the key service gave for `checkpoint_path(job_spec_sha256)`.
+        token: of the grant: 32 bytes in hex that only the provider and this job know.
+        job_spec_sha256: digest of the job spec, in hex.
+        dataset_manifest_sha256: digest of the dataset's manifest, in hex.
+        app_compose_sha256: digest of app-compose.json, in hex.
+
+    Raises:
+        ValueError: one of them has the wrong form.
+    """
+    _require_secret(secret)
+    digests = (job_spec_sha256, dataset_manifest_sha256, app_compose_sha256)
+    bound = b"".join(bytes.fromhex(_checked(digest)) for digest in digests)
+    salt = bytes.fromhex(_checked(token))
+    info = _CHECKPOINT_DOMAIN.encode() + b"\0" + bound
+    return HKDF(hashes.SHA256(), _CHECKPOINT_BYTES, salt=salt, info=info).derive(secret)
 
 
 def recipient_seed(secret: bytes, spec_sha256: str) -> bytes:
@@ -80,13 +117,17 @@ def receipt_key(secret: bytes, spec_sha256: str) -> ec.EllipticCurvePrivateKey:
 
 
 def _expand(secret: bytes, domain: str, spec_sha256: str, length: int) -> bytes:
-    if len(secret) != _SECRET_BYTES:
-        raise ValueError(f"secret: expected {_SECRET_BYTES} bytes, got {len(secret)}")
+    _require_secret(secret)
     info = domain.encode() + b"\0" + bytes.fromhex(_checked(spec_sha256))
     return HKDF(hashes.SHA256(), length, salt=None, info=info).derive(secret)
 
 
-def _checked(spec_sha256: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{64}", spec_sha256):
-        raise ValueError("spec_sha256: expected 64 lower-case hex digits")
-    return spec_sha256
+def _require_secret(secret: bytes) -> None:
+    if len(secret) != _SECRET_BYTES:
+        raise ValueError(f"secret: expected {_SECRET_BYTES} bytes, got {len(secret)}")
+
+
+def _checked(digest: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise ValueError("expected 64 lower-case hex digits")
+    return digest

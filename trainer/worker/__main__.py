@@ -18,8 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from trainer.confinement.confine import confine
 from trainer.confinement.plan import Plan
@@ -28,6 +27,7 @@ from trainer.errors import ErrorCode, ExitCode, TrainerError
 from trainer.examples.dataset import shape_of
 from trainer.rows import read_files
 from trainer.worker.environment import take_environment
+from trainer.worker.interruption import Interruption, Interrupts
 from trainer.worker.protocol import MAX_ORDER_BYTES, Confined, Events, Failed, Finished, Order, parse_order
 from trainer.worker.stopwatch import Stopwatch
 
@@ -42,11 +42,11 @@ def main(arguments: list[str]) -> ExitCode:
     parser.add_argument("--events-fd", type=int, required=True, help="inherited descriptor for messages")
     parser.add_argument("--plan-json", type=Plan.model_validate_json, help="what to be confined to")
     given = parser.parse_args(arguments)
-    events = Events(given.events_fd)
-    _protect_process()
+    events, interrupts = Events(given.events_fd), Interrupts()
+    _protect_process(interrupts)
     try:
         _confine(given.plan_json, events)
-        _carry_out(parse_order(sys.stdin.buffer.read(MAX_ORDER_BYTES + 1)), events)
+        _carry_out(parse_order(sys.stdin.buffer.read(MAX_ORDER_BYTES + 1)), events, interrupts)
     except (Exception, Interruption) as error:  # noqa: BLE001 -- its text may quote a row: see `_verdict`
         failed, code = _verdict(error)
         events.send(failed)
@@ -76,10 +76,10 @@ def _is_no_space(error: Exception) -> bool:
     return f"(os error {errno.ENOSPC})" in str(error)
 
 
-def _protect_process() -> None:
+def _protect_process(interrupts: Interrupts) -> None:
     """No core dumps, files for the owner only, and a way to be stopped that leaves nothing behind."""
     keep_to_itself()
-    signal.signal(signal.SIGTERM, _interrupted)
+    signal.signal(signal.SIGTERM, interrupts.arrive)
 
 
 def _confine(plan: Plan | None, events: Events) -> None:
@@ -89,15 +89,7 @@ def _confine(plan: Plan | None, events: Events) -> None:
     events.send(Confined(walls=dict(walls)))
 
 
-class Interruption(BaseException):
-    """SIGTERM arrived. Not an `Exception`: no handler for what libraries raise may take it for one of theirs."""
-
-
-def _interrupted(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise Interruption
-
-
-def _carry_out(order: Order, events: Events) -> None:
+def _carry_out(order: Order, events: Events, interrupts: Interrupts) -> None:
     """Environment first, rows before the training stack (bad data fails in milliseconds), then the run."""
     watch = Stopwatch()
     scratch = order.output_dir / ".scratch"
@@ -108,7 +100,7 @@ def _carry_out(order: Order, events: Events) -> None:
             rows = read_files(order.data_files, max_rows=data.max_rows, shape=shape_of(data))
         with watch.part("import"):
             loader, run = _training_stack(order)
-        summary = run(order, rows, loader, report=events.send, watch=watch)
+        summary = run(order, rows, loader, report=events.send, watch=watch, interrupts=interrupts)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     events.send(Finished(summary=summary.model_dump(mode="json")))

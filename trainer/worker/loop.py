@@ -9,32 +9,31 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainer.errors import ErrorCode, JobError
 from trainer.spec import TrainSection
-from trainer.worker.batches import Plan, cut
+from trainer.worker.batches import Plan, cut, token_budget
 from trainer.worker.dataset import Dataset
 from trainer.worker.evaluation import Evaluation
+from trainer.worker.interruption import Interrupts
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import is_out_of_memory
 from trainer.worker.optimization import LearningRate, make_optimizer
 from trainer.worker.patience import Patience
 from trainer.worker.progress import Meter, Outcome, TrainState, random_state, restore_random
 from trainer.worker.protocol import Message, Metrics, Progress
+from trainer.worker.soundness import SoundAdapter, put
+from trainer.worker.steps import ordered_steps
 from trainer.worker.store import Ordered, TokenStore
 
 Report = Callable[[Message], None]
 """Takes what happens during training; called between optimizer steps."""
 
-SECTION_TOKENS: Final = 1 << 22
-"""So many tokens are brought into their order at a time."""
-
-CPU_TOKENS: Final = 1024
-"""So many at once keep a CPU's matrix products at full speed; more would only take memory."""
+Save = Callable[[TrainState], None]
+"""Takes the state where `save_steps` says so, and after the last step; may be given the same step twice."""
 
 
 class Training:
@@ -47,6 +46,8 @@ class Training:
         section: the optimizer's schedule.
         report: gets `Progress` after each step and `Metrics` where they are due.
         bins: which rows share a unit of the batch size; None where each is a unit of its own.
+        save: gets the state where it is due.
+        interrupts: holds signals back where half of something must not be seen.
         clock: seconds, monotonic.
     """
 
@@ -59,6 +60,8 @@ class Training:
         *,
         report: Report,
         bins: list[list[int]] | None = None,
+        save: Save = lambda _state: None,
+        interrupts: Interrupts | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._model = model
@@ -66,6 +69,8 @@ class Training:
         self._section = section
         self._report = report
         self._clock = clock
+        self._save = save
+        self._interrupts = interrupts or Interrupts()
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         device = self._parameters[0].device
         self._store = TokenStore(data.train, device)
@@ -78,31 +83,38 @@ class Training:
         self._rates = LearningRate(section, self._plan.total_steps)
         self._optimizer = make_optimizer(self._parameters, section)
         self._total = Meter(device)
+        self._recent = Meter(device)
+        self._random = random_state(device)
         self._done = 0
+        self._before: float | None = None
+        self._mark = 0.0
+        self._train_seconds = 0.0
         self._eval_seconds = 0.0
-        self._good: tuple[int, list[Tensor]] | None = None
+        self._sound = SoundAdapter(self._parameters)
         self._patience = Patience(section, self._parameters)
+        self._replaced: tuple[Tensor, ...] | None = None
         self._warnings: list[str] = []
 
     def run(self) -> Outcome:
-        """Evaluate, train, evaluate.
+        """Evaluate, train, evaluate; behind `restore`, what is left of that.
 
         Raises:
             JobError: `TRAINING_DIVERGED`: a loss or gradient was not a finite number; the model has the last
                 adapter that was seen to be sound.
         """
-        before = self._evaluate(self._done)
-        seconds = self._train()
+        if not self._done:
+            self._before = self._evaluate(0)
+        self._train()
         seen = self._patience.last  # early stopping ends right behind an evaluation
         after = seen[1] if seen and seen[0] == self._done > 0 else self._evaluate(self._done)
         return Outcome(
-            eval_loss_before=before,
+            eval_loss_before=self._before,
             eval_loss_after=self._take_best(after),
             train_loss=self._total.read(),
             steps=self._done,
             trained_tokens=self._total.trained,
             input_tokens=self._total.inputs,
-            train_seconds=seconds,
+            train_seconds=self._train_seconds,
             eval_seconds=self._eval_seconds,
             warnings=tuple(self._warnings),
         )
@@ -110,102 +122,136 @@ class Training:
     @property
     def sound_step(self) -> int:
         """After a divergence: the step of the adapter that the model has again; 0 where none was trained."""
-        return self._good[0] if self._good is not None else 0
+        return self._sound.step
 
     def state(self) -> TrainState:
-        """A copy of the run's state, to be taken between steps (in `report`, after `Progress`)."""
+        """The state after the last whole step, also where the one after it was broken off.
+
+        The adapter is copied, and what the optimizer holds is not: write it down before the next step.
+        """
         return TrainState(
             step=self._done,
-            adapter=tuple(parameter.detach().clone() for parameter in self._parameters),
+            adapter=self._replaced or self._copy(),
             optimizer=self._optimizer.state_dict(),
-            random=random_state(self._total.device),
+            random=self._random,
             totals=self._total.totals(),
             budget=self._budget,
             best=self._patience.best,
+            recent=self._recent.totals(),
+            since=self._recent.since,
+            last=self._patience.last,
+            before=self._before,
+            train_seconds=self._train_seconds,
+            eval_seconds=self._eval_seconds,
+            warnings=tuple(self._warnings),
         )
+
+    def sound_state(self) -> TrainState | None:
+        """`state`, where there is something to go on from: a step was made, and its numbers are finite."""
+        if not self._done or not math.isfinite(self._total.totals()[0]) or not math.isfinite(self._sound.norm()):
+            return None
+        return self.state()
 
     def restore(self, state: TrainState) -> None:
         """Go on from there: what follows is bitwise what would have followed."""
-        self._put(state.adapter)
+        put(self._parameters, state.adapter)
         self._optimizer.load_state_dict(state.optimizer)
         restore_random(state.random)
-        self._total = Meter(self._total.device, totals=state.totals)
-        self._done, self._budget = state.step, state.budget
-        self._patience.best = state.best
+        self._random = state.random
+        device = self._total.device
+        self._total = Meter(device, totals=state.totals)
+        self._recent = Meter(device, totals=state.recent, since=state.since)
+        self._done, self._budget, self._before = state.step, state.budget, state.before
+        self._train_seconds, self._eval_seconds = state.train_seconds, state.eval_seconds
+        self._patience.best, self._patience.last = state.best, state.last
+        self._warnings = list(state.warnings)
+        self._sound.keep(state.step)
 
-    def _train(self) -> float:
-        """All optimizer steps; returns the seconds they took, evaluations left out."""
-        section, total = self._section, self._plan.total_steps
+    def _train(self) -> None:
+        """All optimizer steps that are left, and what is due behind them."""
+        every = self._section.save_steps
         self._model.train()
-        begun, started, paused = self._done, self._clock(), self._eval_seconds
-        recent = Meter(self._total.device)
-        for step, (ordered, rows) in enumerate(self._steps(), start=begun + 1):
-            rate = self._rates.apply(self._optimizer, step)
-            norm = self._step(ordered, rows, recent)
-            self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=True)
-            self._done = step
-            seconds = self._clock() - started - (self._eval_seconds - paused)
-            self._report(self._progress(step, seconds / (step - begun)))
-            if step % section.logging_steps == 0 or step == total:
-                self._log(step, recent, norm, rate, seconds)
-                recent = Meter(self._total.device, since=seconds)
-            if section.eval_steps and step % section.eval_steps == 0 and step < total:
-                self._evaluate(step)
-                if self._patience.exhausted:
-                    self._warnings.append(self._patience.verdict(step, total))
-                    break
-        return self._clock() - started - (self._eval_seconds - paused)
+        self._mark = self._clock()
+        self._evaluate_if_due()  # it may be what was broken off
+        for ordered, rows in self._steps():
+            if self._patience.exhausted:
+                self._warn(self._patience.verdict(self._done, self._plan.total_steps))
+                break
+            self._advance(ordered, rows)
+            self._evaluate_if_due()
+            if every and self._done % every == 0:
+                self._save_state()
+        self._tick()
+        if every:
+            self._save_state()  # what follows may take long, too
+
+    def _advance(self, ordered: Ordered, rows: slice) -> None:
+        """One optimizer step. A signal breaks it off while there are only gradients; then all of it happens."""
+        summed = self._gradients_that_fit(ordered, rows)
+        with self._interrupts.deferred():
+            norm = self._update(summed, ordered, rows)
+            self._tick()
+            self._report(self._progress())
+            if self._done % self._section.logging_steps == 0 or self._done == self._plan.total_steps:
+                self._log(self._done, norm)
+
+    def _update(self, summed: Tensor, ordered: Ordered, rows: slice) -> Tensor:
+        """From gradients to the state after the step; returns their norm, on the device."""
+        self._rates.apply(self._optimizer, self._done + 1)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._section.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        for meter in (self._recent, self._total):
+            meter.add(summed, trained=sum(ordered.counts[rows]), inputs=sum(ordered.lengths[rows]))
+        self._done, self._random = self._done + 1, random_state(self._total.device)
+        return norm
+
+    def _tick(self) -> None:
+        """Charge what has passed to training."""
+        now = self._clock()
+        self._train_seconds, self._mark = self._train_seconds + now - self._mark, now
+
+    def _evaluate_if_due(self) -> None:
+        """Early stopping ends right behind such an evaluation; the one after the last step is not among them."""
+        step, every, last = self._done, self._section.eval_steps, self._patience.last
+        if every and step % every == 0 and 0 < step < self._plan.total_steps and (last is None or last[0] < step):
+            self._evaluate(step)
+
+    def _save_state(self) -> None:
+        if (state := self.sound_state()) is not None:
+            self._save(state)
+        self._mark = self._clock()
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warnings:  # it may have been said before an interruption
+            self._warnings.append(text)
 
     def _take_best(self, last: float | None) -> float | None:
         """With `load_best_model_at_end`: the adapter of the best evaluation; returns the loss of what is kept."""
         best = self._patience.best
         if last is None or best is None or not self._section.load_best_model_at_end or best.loss >= last:
             return last
-        self._put(best.adapter)
-        self._warnings.append(f"the adapter is that of step {best.step}, where the held-out loss was lowest")
+        self._replaced = self._copy()
+        put(self._parameters, best.adapter)
+        self._warn(f"the adapter is that of step {best.step}, where the held-out loss was lowest")
         return best.loss
 
     def _steps(self) -> Iterator[tuple[Ordered, slice]]:
-        """For each step that is left: rows on the device, and which of them are the step's, sorted by length."""
-        section: list[list[int]] = []
-        size, lengths = 0, self._store.lengths
-        for units in self._plan.steps(self._done):
-            rows = sorted((row for unit in units for row in self._units[unit]), key=lengths.__getitem__)
-            section.append(rows)
-            size += sum(lengths[row] for row in rows)
-            if size >= SECTION_TOKENS:
-                yield from self._section_steps(section)
-                section, size = [], 0
-        yield from self._section_steps(section)
+        return ordered_steps(self._plan.steps(self._done), self._units, self._store)
 
-    def _section_steps(self, section: list[list[int]]) -> Iterator[tuple[Ordered, slice]]:
-        if not section:
-            return
-        ordered = self._store.ordered([row for rows in section for row in rows])
-        start = 0
-        for rows in section:
-            yield ordered, slice(start, start + len(rows))
-            start += len(rows)
-
-    def _step(self, ordered: Ordered, rows: slice, recent: Meter) -> Tensor:
-        """Gradients of one optimizer step; returns their norm, on the device.
+    def _gradients_that_fit(self, ordered: Ordered, rows: slice) -> Tensor:
+        """Gradients of one optimizer step; returns the sum of its losses, on the device.
 
         Where the memory does not suffice, the same step is tried again in smaller pieces.
         """
-        before = random_state(self._total.device)
         while True:
             try:
-                summed = self._gradients(ordered, rows)
-                break
+                return self._gradients(ordered, rows)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self._budget <= max(ordered.lengths[rows]):
                     raise
             self._shrink()
-            restore_random(before)
-        for meter in (recent, self._total):
-            meter.add(summed, trained=sum(ordered.counts[rows]), inputs=sum(ordered.lengths[rows]))
-        return torch.nn.utils.clip_grad_norm_(self._parameters, self._section.max_grad_norm)
+            restore_random(self._random)
 
     def _gradients(self, ordered: Ordered, rows: slice) -> Tensor:
         """Each trained token weighs the same: the divisor is their number in the whole step."""
@@ -228,17 +274,19 @@ class Training:
             )
         self._budget //= 2
 
-    def _progress(self, step: int, seconds_each: float) -> Progress:
-        left = seconds_each * (self._plan.total_steps - step)
-        return Progress(step=step, total_steps=self._plan.total_steps, eta_seconds=math.ceil(left))
+    def _progress(self) -> Progress:
+        step, total = self._done, self._plan.total_steps
+        left = self._train_seconds / step * (total - step)
+        return Progress(step=step, total_steps=total, eta_seconds=math.ceil(left))
 
-    def _log(self, step: int, recent: Meter, norm: Tensor, learning_rate: float, seconds: float) -> None:
+    def _log(self, step: int, norm: Tensor) -> None:
         """Read the device's numbers: beside evaluations the one place in the loop that waits for it."""
+        recent, self._recent = self._recent, Meter(self._total.device, since=self._train_seconds)
         values = {"loss": recent.read(), "grad_norm": float(norm.item())}
-        self._check_finite(values, step)
-        took = max(seconds - recent.since, 1e-9)
+        self._sound.check(values, step)
+        took = max(self._train_seconds - recent.since, 1e-9)
         values |= {
-            "learning_rate": learning_rate,
+            "learning_rate": self._rates.at(step),
             "epoch": step / self._plan.steps_per_epoch,
             "tokens_per_second": recent.trained / took,
             "input_tokens_per_second": recent.inputs / took,
@@ -248,50 +296,14 @@ class Training:
     def _evaluate(self, step: int) -> float | None:
         started = self._clock()
         loss = self._evaluation.loss()
-        self._eval_seconds += self._clock() - started
-        if loss is not None:
-            self._check_finite({"eval_loss": loss}, step)
-            self._report(Metrics(step=step, values={"eval_loss": loss}))
-            self._patience.see(loss, step)
+        with self._interrupts.deferred():
+            self._mark = self._clock()
+            self._eval_seconds += self._mark - started
+            if loss is not None:
+                self._sound.check({"eval_loss": loss}, step)
+                self._report(Metrics(step=step, values={"eval_loss": loss}))
+                self._patience.see(loss, step)
         return loss
 
-    def _check_finite(self, values: dict[str, float], step: int) -> None:
-        """Keep the adapter if all is well, and put back the one that was kept last if not."""
-        values = {**values, "the adapter's norm": self._norm()}
-        broken = next((name for name, value in values.items() if not math.isfinite(value)), None)
-        if broken is None:
-            self._keep(step)
-            return
-        kept = "none: it went wrong before the first" if self._good is None else f"the one of step {self._good[0]}"
-        if self._good is not None:
-            self._put(tuple(self._good[1]))
-        raise JobError(
-            ErrorCode.TRAINING_DIVERGED,
-            f"{broken} at step {step}; last sound adapter: {kept}",
-            expected="a finite number",
-            found=values[broken],
-            hint="lower train.learning_rate, or set train.bf16 to false",
-        )
-
-    def _norm(self) -> float:
-        """A loss is of the adapter before the step: this is of the one after it."""
-        norms = torch._foreach_norm([parameter.detach() for parameter in self._parameters])  # noqa: SLF001
-        return float(torch.stack(norms).sum().item())
-
-    def _keep(self, step: int) -> None:
-        """Copy the adapter; on the device, into the same place each time."""
-        if self._good is None:
-            self._good = (step, [parameter.detach().clone() for parameter in self._parameters])
-            return
-        torch._foreach_copy_(self._good[1], [parameter.detach() for parameter in self._parameters])
-        self._good = (step, self._good[1])
-
-    def _put(self, adapter: tuple[Tensor, ...]) -> None:
-        with torch.no_grad():
-            for parameter, value in zip(self._parameters, adapter, strict=True):
-                parameter.copy_(value)
-
-
-def token_budget(wanted: int, device: torch.device) -> int:
-    """How many tokens go through the model at once, where the spec's batch size would make up to `wanted`."""
-    return min(wanted, CPU_TOKENS) if device.type == "cpu" else wanted
+    def _copy(self) -> tuple[Tensor, ...]:
+        return tuple(parameter.detach().clone() for parameter in self._parameters)

@@ -38,6 +38,10 @@ class Outcome:
     warnings: tuple[str, ...] = ()
 
 
+Totals = tuple[float, int, int]
+"""Sum of losses, trained tokens, input tokens."""
+
+
 @dataclass(frozen=True)
 class TrainState:
     """All that a run has beside its inputs, between two optimizer steps; the rest follows from these.
@@ -47,18 +51,32 @@ class TrainState:
         adapter: the trained parameters, in the model's order.
         optimizer: its `state_dict`.
         random: states of torch's generators: the CPU's, and the GPU's where there is one.
-        totals: sum of losses, trained tokens, input tokens.
+        totals: of the whole run.
         budget: tokens that go through the model at once.
         best: the best evaluation so far.
+        recent: totals since the last report of a loss.
+        since: seconds of training at that report.
+        last: step and loss of the last evaluation.
+        before: loss on the held-out rows before the first step.
+        train_seconds: spent in optimizer steps so far.
+        eval_seconds: spent in evaluations so far.
+        warnings: what the provider should know.
     """
 
     step: int
     adapter: tuple[Tensor, ...]
     optimizer: dict[str, Any]
     random: tuple[Tensor, ...]
-    totals: tuple[float, int, int]
+    totals: Totals
     budget: int
     best: Best | None = None
+    recent: Totals = (0.0, 0, 0)
+    since: float = 0.0
+    last: tuple[int, float] | None = None
+    before: float | None = None
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
 
 
 def random_state(device: torch.device) -> tuple[Tensor, ...]:
@@ -77,9 +95,7 @@ def restore_random(states: tuple[Tensor, ...]) -> None:
 class Meter:
     """Adds up losses on the device, and counts tokens on the host."""
 
-    def __init__(
-        self, device: torch.device, *, since: float = 0.0, totals: tuple[float, int, int] = (0.0, 0, 0)
-    ) -> None:
+    def __init__(self, device: torch.device, *, since: float = 0.0, totals: Totals = (0.0, 0, 0)) -> None:
         self.device = device
         self.since = since
         loss, self.trained, self.inputs = totals
@@ -91,7 +107,7 @@ class Meter:
         self.trained += trained
         self.inputs += inputs
 
-    def totals(self) -> tuple[float, int, int]:
+    def totals(self) -> Totals:
         """Loss, trained tokens, tokens read; waits for the device."""
         return float(self._sum.item()), self.trained, self.inputs
 

@@ -21,6 +21,12 @@ MAX_MESSAGE_BYTES: Final = 64 << 10
 MAX_ORDER_BYTES: Final = MAX_SPEC_BYTES + (1 << 20)
 _MAX_TEXT: Final = 2000
 
+CHECKPOINTS: Final = "checkpoints"
+"""Directory below `output_dir` that holds the files of each checkpoint until they are sealed."""
+
+CHECKPOINT_FILES: Final = ("metrics.jsonl", "state.json", "state.safetensors")
+"""What a checkpoint consists of, in the order of the names."""
+
 _Count = Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)]
 _Text = Annotated[str, Field(max_length=_MAX_TEXT)]
 _Name = Annotated[str, Field(min_length=1, max_length=512)]
@@ -34,12 +40,14 @@ class Order(Strict):
         model_dir: base model; holds the files listed in the spec and no others.
         data_files: name as the provider gave it → file.
         output_dir: empty directory on the private tmpfs; gets `adapter/` and `report/`.
+        resume_dir: the files of a checkpoint of this very job, authenticated; None begins at the beginning.
     """
 
     spec: JobSpec
     model_dir: Path
     data_files: Annotated[dict[_Name, Path], Field(min_length=1, max_length=4096)]
     output_dir: Path
+    resume_dir: Path | None = None
 
     def encode(self) -> bytes:
         """The bytes for the worker's stdin."""
@@ -88,6 +96,13 @@ class Metrics(Strict):
     values: Annotated[dict[_MetricName, _Finite], Field(max_length=64)]
 
 
+class Saved(Strict):
+    """The state after `step` lies in `output_dir/checkpoints/STEP`, whole; who has sealed it removes it."""
+
+    kind: Literal["saved"] = "saved"
+    step: Annotated[int, Field(ge=1, le=MAX_STATUS_STEPS)]
+
+
 class Failed(Strict):
     """The order could not be carried out. Only `code` may become public."""
 
@@ -131,7 +146,7 @@ class Finished(Strict):
     summary: dict[str, JsonValue]
 
 
-Message = Confined | Progress | Metrics | Failed | Finished
+Message = Confined | Progress | Metrics | Saved | Failed | Finished
 _MESSAGE: Final[TypeAdapter[Message]] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 

@@ -26,21 +26,29 @@ class Recorder:
     Args:
         directory: the report's directory; made if absent.
         forward: gets every message.
+        earlier: metrics of the same run, from before an interruption.
     """
 
-    def __init__(self, directory: Path, forward: Callable[[Message], None]) -> None:
+    def __init__(
+        self, directory: Path, forward: Callable[[Message], None], earlier: Sequence[Metrics] = ()
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._file = (directory / "metrics.jsonl").open("w", encoding="utf-8")
         self._forward = forward
         self.metrics: list[Metrics] = []
+        for message in earlier:
+            self._record(message)
 
     def __call__(self, message: Message) -> None:
         """Record and pass on."""
         if isinstance(message, Metrics):
-            self.metrics.append(message)
-            self._file.write(json.dumps({"step": message.step, **message.values}) + "\n")
-            self._file.flush()
+            self._record(message)
         self._forward(message)
+
+    def _record(self, message: Metrics) -> None:
+        self.metrics.append(message)
+        self._file.write(json.dumps({"step": message.step, **message.values}) + "\n")
+        self._file.flush()
 
     def __enter__(self) -> Self:
         return self

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from trainer.rows import Row
 from trainer.spec import DataSection, JobSpec
 from trainer.worker.adapter import save_adapter, save_start
 from trainer.worker.card import model_card
+from trainer.worker.checkpoint import Kept, Resumption, Saver, read_state
 from trainer.worker.dataset import Dataset, build_dataset
+from trainer.worker.interruption import Interruption, Interrupts
 from trainer.worker.loop import Training
 from trainer.worker.loss import CausalLoss
 from trainer.worker.merged import save_merged
@@ -39,6 +42,7 @@ def run(
     *,
     report: Callable[[Message], None],
     watch: Stopwatch,
+    interrupts: Interrupts | None = None,
 ) -> Summary:
     """Carry out an order.
 
@@ -48,6 +52,7 @@ def run(
         loader: engine that loads the base model.
         report: gets progress and metrics.
         watch: runs since the order arrived.
+        interrupts: what breaks the run off; its state is saved then.
 
     Returns:
         What `report/summary.json` holds.
@@ -62,7 +67,7 @@ def run(
         tokens = load_tokens(order.model_dir, spec.data.chat_template)
         data = build_dataset(rows, tokens, spec.data, seed=spec.train.seed)
     try:
-        return _train(order, loader, tokens, data, watch, report)
+        return _train(order, loader, tokens, data, watch, report, interrupts or Interrupts())
     except (RuntimeError, MemoryError) as error:
         raise_if_out_of_memory(error)
         raise
@@ -75,6 +80,7 @@ def _train(
     data: Dataset,
     watch: Stopwatch,
     report: Callable[[Message], None],
+    interrupts: Interrupts,
 ) -> Summary:
     spec = order.spec
     precision, warnings = choose_precision(spec)
@@ -84,30 +90,62 @@ def _train(
         start = _start(model, order)
         loss = _loss(model, precision, data, tokens, spec, fused=loader.name != "unsloth")
     sampler = _sampler(model, tokens, precision, data, spec)
+    earlier = _earlier(model, order)
     with watch.part("sample"):
-        samples = sampler.before()
-    with Recorder(order.output_dir / "report", report) as recorder:
-        training = Training(model, loss, data, spec.train, report=recorder, bins=_bins(data, spec.data))
-        try:
-            outcome = training.run()
-        except JobError:
-            if training.sound_step:
+        samples = earlier.samples if earlier else sampler.before()
+    resumed_at = earlier.resumed_at if earlier else ()
+    with Recorder(order.output_dir / "report", report, earlier.metrics if earlier else ()) as recorder:
+        kept = Kept(recorder.metrics, samples, resumed_at)
+        saver = Saver(order.output_dir, tuple(_trained(model)), kept, tell=report, interrupts=interrupts)
+        bins, save = _bins(data, spec.data), saver.save
+        training = Training(
+            model, loss, data, spec.train, report=recorder, bins=bins, save=save, interrupts=interrupts
+        )
+        if earlier:
+            training.restore(earlier.state)
+        with _saved_if_interrupted(training, saver):
+            try:
+                outcome = training.run()
+            except JobError:
+                if training.sound_step:
+                    save_adapter(model, spec.model, order.output_dir / "adapter", start=start)
+                raise
+            watch.put("train", outcome.train_seconds)
+            watch.put("eval", outcome.eval_seconds)
+            with watch.part("sample"):
+                samples = sampler.after(samples)
+            with watch.part("save"):
                 save_adapter(model, spec.model, order.output_dir / "adapter", start=start)
-            raise
-    watch.put("train", outcome.train_seconds)
-    watch.put("eval", outcome.eval_seconds)
-    with watch.part("sample"):
-        samples = sampler.after(samples)
-    with watch.part("save"):
-        save_adapter(model, spec.model, order.output_dir / "adapter", start=start)
-    if spec.output.merged_16bit:
-        with watch.part("merge"):
-            save_merged(order.model_dir, order.output_dir / "adapter", order.output_dir / "merged")
+            if spec.output.merged_16bit:
+                with watch.part("merge"):
+                    save_merged(order.model_dir, order.output_dir / "adapter", order.output_dir / "merged")
     environment = _environment(loader, precision, loss)
-    summary = _summary(outcome, data, watch, environment, (*data.warnings, *warnings, *outcome.warnings))
+    summary = _summary(
+        outcome, data, watch, environment, (*data.warnings, *warnings, *outcome.warnings), resumed_at
+    )
     write_report(order.output_dir / "report", summary, recorder.metrics, spec, samples)
     (order.output_dir / "adapter" / "README.md").write_text(model_card(summary, spec), encoding="utf-8")
     return summary
+
+
+def _trained(model: Any) -> dict[str, Any]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _earlier(model: Any, order: Order) -> Resumption | None:
+    """What the run was when it was interrupted."""
+    return None if order.resume_dir is None else read_state(order.resume_dir, _trained(model))
+
+
+@contextmanager
+def _saved_if_interrupted(training: Training, saver: Saver) -> Iterator[None]:
+    """Whenever a signal comes: what was trained up to the last whole step is kept."""
+    try:
+        yield
+    except Interruption:
+        if (state := training.sound_state()) is not None:
+            saver.save(state)
+        raise
 
 
 def _sampler(model: Any, tokens: Tokens, precision: Precision, data: Dataset, spec: JobSpec) -> Sampler:
@@ -192,6 +230,7 @@ def _summary(
     watch: Stopwatch,
     environment: dict[str, str],
     warnings: tuple[str, ...],
+    resumed_at: tuple[int, ...],
 ) -> Summary:
     return Summary(
         eval_loss_before=outcome.eval_loss_before,
@@ -205,4 +244,5 @@ def _summary(
         seconds=watch.read(),
         environment=environment,
         warnings=warnings,
+        resumed_at=resumed_at,
     )

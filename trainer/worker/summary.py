@@ -13,6 +13,7 @@ class Summary(Strict):
 
     Losses are nats per trained token, every token weighing the same. `rows` counts `train`, `eval`, `dropped` and
     `truncated`; `tokens` describes the examples (see `describe_lengths`); `seconds` names the parts of the run.
+    `resumed_at`: the steps behind which an interrupted run was gone on with.
     """
 
     eval_loss_before: float | None
@@ -26,6 +27,7 @@ class Summary(Strict):
     seconds: dict[str, float]
     environment: dict[str, str]
     warnings: tuple[str, ...]
+    resumed_at: tuple[int, ...] = ()
 
 
 def describe_lengths(examples: Sequence[Example]) -> dict[str, int]:

@@ -1,0 +1,53 @@
+"""SIGTERM: an error, unless something better can be done, and even then only the first time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from trainer.errors import ErrorCode, JobError
+from trainer.supervisor import worker
+from trainer.supervisor.termination import termination
+
+
+def test_it_is_an_error_where_it_arrives() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with termination() as told:
+        assert not told.told
+        with pytest.raises(JobError) as caught:
+            signal.raise_signal(signal.SIGTERM)
+        assert caught.value.code is ErrorCode.INTERRUPTED
+        assert told.told
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_something_else_may_be_done_once() -> None:
+    done: list[str] = []
+    with termination() as told:
+        with told.instead(lambda: done.append("passed on")):
+            signal.raise_signal(signal.SIGTERM)
+            assert done == ["passed on"]
+            with pytest.raises(JobError):
+                signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(JobError):
+            signal.raise_signal(signal.SIGTERM)
+    assert done == ["passed on"]
+
+
+def test_a_worker_that_does_not_end_in_time_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "SAVE_SECONDS", 0.2)
+    code = (
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint(1, flush=True)\ntime.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"1\n"
+    reading, writing = os.pipe()
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream, process:
+        worker.Worker(process, stream).interrupt()
+        assert process.wait(20) == -signal.SIGKILL

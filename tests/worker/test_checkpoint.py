@@ -1,0 +1,329 @@
+"""A run that is broken off anywhere and goes on from its checkpoint ends in the same bits as one that was not."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from trainer.errors import ErrorCode, JobError
+from trainer.rows import read_files
+from trainer.spec import JobSpec
+from trainer.worker.checkpoint import read_state
+from trainer.worker.interruption import Interruption, Interrupts
+from trainer.worker.loss import CausalLoss
+from trainer.worker.model import choose_engine
+from trainer.worker.protocol import CHECKPOINT_FILES, Message, Metrics, Order, Progress, Saved
+from trainer.worker.run import run
+from trainer.worker.stopwatch import Stopwatch
+from trainer.worker.summary import Summary
+
+MakeSpec = Callable[..., JobSpec]
+RATES = {"tokens_per_second", "input_tokens_per_second"}
+"""The only metrics that depend on how fast the machine is."""
+
+
+@dataclass(frozen=True)
+class Went:
+    """How far a run went, and what it left."""
+
+    output: Path
+    summary: Summary | None
+    saved: dict[int, Path]
+
+    @property
+    def adapter(self) -> bytes:
+        return (self.output / "adapter" / "adapter_model.safetensors").read_bytes()
+
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        lines = (self.output / "report" / "metrics.jsonl").read_text().splitlines()
+        return [{key: value for key, value in json.loads(line).items() if key not in RATES} for line in lines]
+
+    @property
+    def facts(self) -> dict[str, object]:
+        assert self.summary is not None
+        return self.summary.model_dump(exclude={"seconds", "resumed_at"})
+
+
+class Runs:
+    """Carries out the same order again and again, as the worker does, with a supervisor who takes checkpoints."""
+
+    def __init__(self, folder: Path, model: Path, data: Path, spec: JobSpec) -> None:
+        self.folder, self.model, self.data, self.spec = folder, model, data, spec
+        self.count = 0
+
+    def __call__(
+        self, resume: Path | None = None, *, watch: Callable[[Message, Interrupts], None] | None = None,
+        interrupts: Interrupts | None = None,
+    ) -> Went:  # fmt: skip
+        self.count += 1
+        output, taken = self.folder / f"out{self.count}", self.folder / f"taken{self.count}"
+        output.mkdir()
+        taken.mkdir()
+        interrupts = interrupts or Interrupts()
+        saved: dict[int, Path] = {}
+
+        def report(message: Message) -> None:
+            if isinstance(message, Saved):
+                saved[message.step] = taken / str(message.step)
+                (output / "checkpoints" / str(message.step)).rename(saved[message.step])
+                assert sorted(path.name for path in saved[message.step].iterdir()) == sorted(CHECKPOINT_FILES)
+            if watch is not None:
+                watch(message, interrupts)
+
+        order = Order(
+            spec=self.spec, model_dir=self.model, data_files={"chat.jsonl": self.data}, output_dir=output,
+            resume_dir=resume,
+        )  # fmt: skip
+        rows = read_files(order.data_files, max_rows=1000)
+        torch.manual_seed(self.count)  # a new process begins anywhere
+        random.seed(self.count)
+        loader = choose_engine(self.spec)
+        try:
+            summary = run(order, rows, loader, report=report, watch=Stopwatch(), interrupts=interrupts)
+        except Interruption:
+            summary = None
+        return Went(output, summary, saved)
+
+    def stopped_after(self, step: int, resume: Path | None = None) -> Path:
+        """A run to which the signal comes while `step` is reported; returns its checkpoint."""
+
+        def stop(message: Message, interrupts: Interrupts) -> None:
+            if isinstance(message, Progress) and message.step == step:
+                interrupts.arrive()
+
+        went = self(resume, watch=stop)
+        assert went.summary is None
+        assert not (went.output / "adapter").exists()
+        return went.saved[step]
+
+
+@pytest.fixture
+def runs(tmp_path: Path, tiny_model: Path, chat_file: Path, make_spec: MakeSpec) -> Iterator[Callable[..., Runs]]:
+    def make(**sections: dict[str, object]) -> Runs:
+        spec = make_spec(**{"output": {"samples": 1, "sample_max_new_tokens": 4}, **sections})
+        return Runs(tmp_path, tiny_model, chat_file, spec)
+
+    yield make
+    torch.use_deterministic_algorithms(False)
+
+
+def same(went: Went, expected: Went) -> None:
+    assert went.adapter == expected.adapter
+    assert went.curve == expected.curve
+    assert went.facts == expected.facts
+
+
+PACKED: dict[str, dict[str, object]] = {
+    "data": {"packing": True},
+    "lora": {"lora_dropout": 0.2},
+    "train": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 3},
+}
+PATIENT: dict[str, dict[str, object]] = {
+    "train": {
+        "eval_steps": 1, "early_stopping_patience": 2, "early_stopping_threshold": 10.0,
+        "load_best_model_at_end": True, "learning_rate": 0.5,
+    },
+}  # fmt: skip
+"""Learns so fast that it gets worse: it ends before its last step, with an earlier adapter."""
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        PACKED,
+        {
+            "train": {
+                "optim": "adafactor",
+                "eval_steps": 2,
+                "neftune_noise_alpha": 5.0,
+                "lr_scheduler_type": "cosine",
+            }
+        },
+        {"train": {"optim": "sgd", "logging_steps": 4, "num_train_epochs": 1.0, "max_steps": -1}},
+    ],
+    ids=["plain", "packed", "adafactor", "sgd"],
+)
+def test_resumed_at_every_saved_step_is_bitwise_the_whole(
+    runs: Callable[..., Runs], sections: dict[str, dict[str, object]]
+) -> None:
+    train = {"save_steps": 2, "max_steps": 6, **sections.get("train", {})}
+    carry_out = runs(**{**sections, "train": train})
+    whole = carry_out()
+    assert whole.summary is not None
+    assert set(whole.saved) == {*range(2, whole.summary.steps, 2), whole.summary.steps}
+    for step, checkpoint in whole.saved.items():
+        resumed = carry_out(checkpoint)
+        same(resumed, whole)
+        assert resumed.summary is not None
+        assert resumed.summary.resumed_at == (step,)
+
+
+def test_told_to_end_after_any_step_and_gone_on_with_again_and_again(runs: Callable[..., Runs]) -> None:
+    carry_out = runs(**PACKED)
+    whole = carry_out()
+    assert whole.saved == {}, "without save_steps there is a checkpoint at an interruption only"
+    checkpoint: Path | None = None
+    for step in (1, 2, 5):
+        checkpoint = carry_out.stopped_after(step, checkpoint)
+    resumed = carry_out(checkpoint)
+    same(resumed, whole)
+    assert resumed.summary is not None
+    assert resumed.summary.resumed_at == (1, 2, 5)
+
+
+def test_early_stopping_and_the_best_adapter_survive(runs: Callable[..., Runs]) -> None:
+    carry_out = runs(train={**PATIENT["train"], "save_steps": 1})
+    whole = carry_out()
+    assert whole.summary is not None
+    assert whole.summary.steps < 6
+    assert any("stopped after step" in text for text in whole.summary.warnings)
+    assert any("the adapter is that of step" in text for text in whole.summary.warnings)
+    for checkpoint in whole.saved.values():
+        same(carry_out(checkpoint), whole)
+
+
+def test_a_signal_in_the_middle_of_a_step_gives_it_up(
+    runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a step went through the model, with dropout and noise: as if it had not been begun."""
+    sections = {**PACKED, "train": {**PACKED["train"], "neftune_noise_alpha": 5.0, "eval_steps": 2}}
+    carry_out = runs(**sections)
+    summed, calls, wanted, interrupts = CausalLoss.sum, 0, 0, Interrupts()
+
+    def stopping(self: Any, batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        value = summed(self, batch)
+        if calls == wanted:
+            interrupts.arrive()
+        return value
+
+    monkeypatch.setattr(CausalLoss, "sum", stopping)
+    whole = carry_out()
+    total, seen = calls, set()
+    for place in range(2, total + 1, 2):
+        calls, wanted, interrupts = 0, place, Interrupts()
+        stopped = carry_out(interrupts=interrupts)
+        assert stopped.summary is None
+        wanted = 0
+        for step, checkpoint in stopped.saved.items():
+            seen.add(step)
+            same(carry_out(checkpoint), whole)
+    assert seen >= {1, 3, 5, 6}
+
+
+def test_a_signal_behind_the_last_step_loses_nothing(
+    runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry_out = runs(**PATIENT)
+    whole = carry_out()
+    interrupts = Interrupts()
+
+    def stop(*_arguments: object, **_named: object) -> None:
+        interrupts.arrive()
+
+    with monkeypatch.context() as patched:
+        patched.setattr("trainer.worker.run.save_adapter", stop)
+        stopped = carry_out(interrupts=interrupts)
+    (checkpoint,) = stopped.saved.values()
+    same(carry_out(checkpoint), whole)
+
+
+def test_before_the_first_step_there_is_nothing_to_keep(
+    runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry_out = runs()
+
+    def stop(message: Message, interrupts: Interrupts) -> None:
+        if isinstance(message, Metrics) and message.step == 0:
+            interrupts.arrive()
+
+    stopped = carry_out(watch=stop)
+    assert stopped.summary is None
+    assert stopped.saved == {}
+
+
+def test_a_full_workspace_costs_the_checkpoint_and_not_the_run(
+    runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry_out = runs(train={"save_steps": 2, "max_steps": 4})
+    whole = carry_out()
+
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr("trainer.worker.checkpoint.save_file", full)
+    without = carry_out()
+    assert without.saved == {}
+    same(without, whole)
+    assert list((without.output / "checkpoints").iterdir()) == []
+
+
+def test_what_no_run_like_this_one_wrote_is_refused(runs: Callable[..., Runs], tmp_path: Path) -> None:
+    carry_out = runs(train={"max_steps": 2})
+    checkpoint = carry_out.stopped_after(1)
+    document = json.loads((checkpoint / "state.json").read_bytes())
+    tensors = load_file(checkpoint / "state.safetensors")
+    trained = dict(
+        zip(document["parameters"], (tensors[f"adapter/{i}"] for i in range(len(tensors))), strict=False)
+    )
+    assert read_state(checkpoint, trained).state.step == 1
+
+    def broken(name: str, change: Callable[[Path], object]) -> None:
+        copy = tmp_path / name
+        shutil.copytree(checkpoint, copy)
+        change(copy)
+        with pytest.raises(JobError) as caught:
+            read_state(copy, trained)
+        assert caught.value.code is ErrorCode.CHECKPOINT_INVALID
+
+    def rewrite(**keys: object) -> Callable[[Path], object]:
+        return lambda copy: (copy / "state.json").write_text(json.dumps({**document, **keys}))
+
+    def retensor(**changes: torch.Tensor) -> Callable[[Path], object]:
+        renamed = {name.replace("_", "/"): value for name, value in changes.items()}
+        return lambda copy: save_file({**tensors, **renamed}, copy / "state.safetensors")
+
+    first = tensors["adapter/0"]
+    broken("version", rewrite(version=2))
+    broken("unknown-key", rewrite(pickle="gASVAA=="))
+    broken("parameters", rewrite(parameters=document["parameters"][::-1]))
+    broken("optimizer", rewrite(optimizer=[1, 2]))
+    broken("no-tensor", rewrite(optimizer={"map": [["state", {"tensor": "nowhere"}]]}))
+    broken("generators", rewrite(generators=2))
+    broken("shape", retensor(adapter_0=first[:1].clone()))
+    broken("dtype", retensor(adapter_0=first.to(torch.bfloat16)))
+    broken("not-finite", retensor(adapter_0=torch.full_like(first, torch.nan)))
+    broken("torn", lambda copy: (copy / "state.safetensors").write_bytes(b"\x80\x04."))
+    broken("metrics", lambda copy: (copy / "metrics.jsonl").write_text('{"step": "1"}\n'))
+    broken("missing", lambda copy: (copy / "metrics.jsonl").unlink())
+
+
+def test_a_later_signal_changes_nothing_and_a_deferred_one_waits() -> None:
+    interrupts = Interrupts()
+    seen = []
+
+    def work() -> None:
+        with interrupts.deferred():
+            with interrupts.deferred():
+                interrupts.arrive()
+                seen.append("inner")
+            seen.append("outer")
+
+    with pytest.raises(Interruption):
+        work()
+    assert seen == ["inner", "outer"]
+    interrupts.arrive()
+    with pytest.raises(KeyError), Interrupts().deferred():
+        raise KeyError
