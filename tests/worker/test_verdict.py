@@ -9,6 +9,7 @@ import pytest
 
 from trainer.errors import ErrorCode, ExitCode, JobError
 from trainer.worker import __main__ as worker
+from trainer.worker.interruption import Interruption
 from trainer.worker.protocol import Failed, parse_message
 
 SECRET = "a row of the dataset"
@@ -30,7 +31,7 @@ class SafetensorsError(Exception):
         ),
         (OSError(errno.EIO, SECRET), ErrorCode.INTERNAL, ExitCode.BUG),
         (MemoryError(SECRET), ErrorCode.OUT_OF_MEMORY, ExitCode.JOB),
-        (worker.Interruption(), ErrorCode.INTERRUPTED, ExitCode.JOB),
+        (Interruption(), ErrorCode.INTERRUPTED, ExitCode.JOB),
         (ValueError(SECRET), ErrorCode.INTERNAL, ExitCode.BUG),
         (
             JobError(ErrorCode.TRAINING_DIVERGED, "the loss is not finite"),
