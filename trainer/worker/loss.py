@@ -73,6 +73,14 @@ class CausalLoss:
 
     def sum(self, batch: Batch) -> Tensor:
         """Loss summed over the trained tokens of a batch: float32 scalar on the device, with its graph."""
+        return self._each(batch).sum()
+
+    def by_row(self, batch: Batch) -> Tensor:
+        """Loss summed over the trained tokens of each row: float32 [rows] on the device, with its graph."""
+        return batch.by_row(self._each(batch))
+
+    def _each(self, batch: Batch) -> Tensor:
+        """Loss of each trained token: float32 [targets]."""
         if self._decoder is not None:
             return _fused(self._decoder, self._shared(batch))
         return self._plain(batch)
@@ -86,6 +94,20 @@ class CausalLoss:
             yield
         self._model.train(was_training)
 
+    @contextmanager
+    def unadapted(self) -> Iterator[None]:
+        """As `evaluating`, and the adapter switched off: the model underneath it."""
+        with self.evaluating(), self._model.disable_adapter():
+            self._set_adapted(to=False)
+            try:
+                yield
+            finally:
+                self._set_adapted(to=True)
+
+    def _set_adapted(self, *, to: bool) -> None:
+        if self._decoder is not None:
+            self._decoder.adapted = to
+
     def _shared(self, batch: Batch) -> Batch:
         """On a CPU, a beginning that all rows have in common goes through the model once.
 
@@ -98,7 +120,7 @@ class CausalLoss:
     def _plain(self, batch: Batch) -> Tensor:
         with self._precision.context():
             logits = _plain_logits(self._model, batch, self._pad_id, selects=self._selects)
-        return functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
+        return functional.cross_entropy(logits.float(), batch.targets, reduction="none")
 
     def _selection_is_exact(self) -> bool:
         """Some models scale or cap their logits behind the head; compare once, on a few tokens, and see."""
@@ -124,7 +146,7 @@ class CausalLoss:
             return functional.cross_entropy(logits, batch.targets, reduction="sum")
 
         def quick(model: Any, batch: Batch) -> Tensor:
-            return _fused(Decoder(model.get_base_model(), torch.float32, checkpointing=checkpointing), batch)
+            return _fused(Decoder(model.get_base_model(), torch.float32, checkpointing=checkpointing), batch).sum()
 
         try:
             same = agrees(self._model, plain, quick)
@@ -155,8 +177,8 @@ def _has_dropout(model: Any) -> bool:
 
 def _fused(decoder: Decoder, batch: Batch) -> Tensor:
     hidden = decoder.hidden(batch.ids, batch.positions, batch.segments, batch.predicting)
-    loss: Tensor = HeadLoss.apply(hidden, decoder.head, decoder.head_bias, batch.targets)  # type: ignore[no-untyped-call]
-    return loss
+    losses: Tensor = HeadLoss.apply(hidden, decoder.head, decoder.head_bias, batch.targets)  # type: ignore[no-untyped-call]
+    return losses
 
 
 def _plain_logits(model: Any, batch: Batch, pad_id: int, *, selects: bool) -> Tensor:
