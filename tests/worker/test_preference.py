@@ -353,7 +353,7 @@ class NothingWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def test_a_step_reads_nothing_back_from_the_device(tiny_model: Path) -> None:
     training = made(adapted(tiny_model), section(max_steps=3), held=())
-    training._loss._shared = lambda batch: batch  # type: ignore[method-assign]  # a CPU's business only
+    training._loss._shared = lambda batch, together: batch  # type: ignore[method-assign]  # a CPU's business only
     ordered, rows = next(training._steps())
     with NothingWaits():  # type: ignore[no-untyped-call]
         norm = training._step(ordered, rows, training._total)

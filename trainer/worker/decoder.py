@@ -91,7 +91,7 @@ class Decoder:
             (wanted, width), normed.
         """
         self._refresh(off=not self.adapted)
-        if not segments.shared:
+        if not segments.shared and not segments.groups:
             sizes = segments.bounds.diff()
             self.row_lengths = torch.repeat_interleave(sizes, sizes, output_size=len(ids)).unsqueeze(1)
         x = self._model.embed_tokens(ids)

@@ -23,6 +23,7 @@ from trainer.worker.decoder import Decoder, heads_of, unknown_part
 from trainer.worker.head_loss import HeadLoss
 from trainer.worker.model import Precision, is_out_of_memory
 from trainer.worker.proof import agrees, attention_agrees
+from trainer.worker.sharing import share
 from trainer.worker.store import Batch
 
 
@@ -75,14 +76,19 @@ class CausalLoss:
         """Loss summed over the trained tokens of a batch: float32 scalar on the device, with its graph."""
         return self._each(batch).sum()
 
-    def by_row(self, batch: Batch) -> Tensor:
-        """Loss summed over the trained tokens of each row: float32 [rows] on the device, with its graph."""
-        return batch.by_row(self._each(batch))
+    def by_row(self, batch: Batch, *, together: int = 1) -> Tensor:
+        """Loss summed over the trained tokens of each row: float32 [rows] on the device, with its graph.
 
-    def _each(self, batch: Batch) -> Tensor:
+        Args:
+            batch: the rows.
+            together: so many neighbours begin alike, as the answers to one prompt do.
+        """
+        return batch.by_row(self._each(batch, together))
+
+    def _each(self, batch: Batch, together: int = 1) -> Tensor:
         """Loss of each trained token: float32 [targets]."""
         if self._decoder is not None:
-            return _fused(self._decoder, self._shared(batch))
+            return _fused(self._decoder, self._shared(batch, together))
         return self._plain(batch)
 
     @contextmanager
@@ -108,14 +114,14 @@ class CausalLoss:
         if self._decoder is not None:
             self._decoder.adapted = to
 
-    def _shared(self, batch: Batch) -> Batch:
-        """On a CPU, a beginning that all rows have in common goes through the model once.
+    def _shared(self, batch: Batch, together: int) -> Batch:
+        """On a CPU, a beginning that rows have in common goes through the model once.
 
         Not where noise makes it differ from row to row, and not on a GPU: its attention kernel cannot.
         """
         if batch.ids.is_cuda or (self._noisy and self._model.training) or batch.segments.longest > SHORT:
             return batch
-        return batch.sharing(batch.common_beginning())
+        return share(batch, together)
 
     def _plain(self, batch: Batch) -> Tensor:
         with self._precision.context():

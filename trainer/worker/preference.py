@@ -156,7 +156,7 @@ def log_probabilities(
     for section in _sections(store.lengths):
         ordered = store.ordered(section)
         parts = cut(ordered.lengths, budget, loss.cost, together=2)
-        result[ordered.rows] = -torch.cat([loss.by_row(ordered.batch(part)) for part in parts])
+        result[ordered.rows] = -torch.cat([loss.by_row(ordered.batch(part), together=2) for part in parts])
     return result
 
 
@@ -176,7 +176,7 @@ def _sections(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 def _pairs(loss: CausalLoss, ordered: Ordered, rows: slice, reference: Tensor, tokens: Tensor) -> Pairs:
     here = ordered.rows[rows]
-    return Pairs.of_rows(-loss.by_row(ordered.batch(rows)), reference[here], tokens[here])
+    return Pairs.of_rows(-loss.by_row(ordered.batch(rows), together=2), reference[here], tokens[here])
 
 
 def _sums(loss: Tensor, pairs: Pairs, section: TrainSection, whole: Whole) -> Tensor:
