@@ -2,9 +2,9 @@
 
     python benchmarks/preference.py --model DIR --data rows.jsonl [--rounds 2] [--steps 12] [--cpu-clock]
 
-Without --model: a Llama of 15 million random weights and pairs of made-up tokens. From the rows of --data (answered
-questions) pairs are made: the rejected answer is another question's. TRL (`pip install trl==1.14.2`) gets the
-pairs as tokens, in the order in which our loop takes them: neighbours in length share its batches too.
+Without --model: a Llama of 15 million random weights and pairs of made-up tokens. With --data, rows of questions
+with answers, each pair's rejected answer is another question's. TRL (`pip install trl==1.14.2`) gets the pairs as
+tokens, in the order in which our loop takes them: neighbours in length share its batches too.
 
 Contenders: `ours`; `trl`, which runs the reference in each step; and `trl-precompute`, which does so once before
 (`precompute_ref_log_probs`). None with gradient checkpointing.
@@ -73,9 +73,15 @@ def section_of(order: dict[str, Any]) -> Any:
     from trainer.spec import TrainSection
 
     return TrainSection(
-        method="dpo", beta=BETA, per_device_train_batch_size=order["batch"], learning_rate=order["rate"],
-        per_device_eval_batch_size=order["batch"], lr_scheduler_type="constant", seed=order["seed"],
+        method="dpo", beta=BETA, loss_type=order["loss_type"], label_smoothing=smoothing(order),
+        per_device_train_batch_size=order["batch"], per_device_eval_batch_size=order["batch"], seed=order["seed"],
+        learning_rate=order["rate"], lr_scheduler_type="constant",
     )  # fmt: skip
+
+
+def smoothing(order: dict[str, Any]) -> float:
+    """What `robust` needs, and nothing else takes."""
+    return 0.1 if order["loss_type"] == "robust" else 0.0
 
 
 def contend(order: dict[str, Any]) -> dict[str, Any]:
@@ -194,7 +200,8 @@ def train_trl(order: dict[str, Any]) -> dict[str, Any]:
     dtype = torch.bfloat16 if order["dtype"] == "bf16" else torch.float32
     model: Any = AutoModelForCausalLM.from_pretrained(order["model"], dtype=dtype)
     arguments = training_contender.common_arguments(order) | {
-        "beta": BETA, "max_length": None, "precompute_ref_log_probs": order["kind"] == "trl-precompute",
+        "beta": BETA, "loss_type": [order["loss_type"]], "label_smoothing": smoothing(order), "max_length": None,
+        "precompute_ref_log_probs": order["kind"] == "trl-precompute",
     }  # fmt: skip
     rank, alpha = training_contender.LORA_RANK, training_contender.LORA_ALPHA
     lora = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, target_modules="all-linear")
@@ -237,7 +244,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     pairs = real_pairs(model, options.data) if options.data else made_up_pairs(count, 8192)
     order: dict[str, Any] = {
         "model": str(model), "batch": options.batch, "rate": options.rate, "seed": 5, "folder": str(folder),
-        "dtype": options.dtype, "cpu_clock": options.cpu_clock,
+        "dtype": options.dtype, "loss_type": options.loss_type, "cpu_clock": options.cpu_clock,
     }  # fmt: skip
     order["pairs"] = in_our_order(pairs[:count], order)
     results: dict[str, list[dict[str, Any]]] = {kind: [] for kind in options.peers}
@@ -287,6 +294,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=4, help="pairs per optimizer step")
     parser.add_argument("--rate", type=float, default=5e-5)
+    parser.add_argument("--loss-type", default="sigmoid")
     parser.add_argument("--dtype", choices=training.DTYPES, default="bf16")
     parser.add_argument("--peers", type=lambda text: text.split(","), default=list(KINDS))
     parser.add_argument("--cpu-clock", action="store_true", help="one thread, CPU time: for a shared machine")

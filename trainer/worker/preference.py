@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trainer.spec import TrainSection
-from trainer.worker.batches import cut, in_order
+from trainer.worker.batches import cut, in_order, token_budget
 from trainer.worker.dataset import Dataset
 from trainer.worker.encode import Example
 from trainer.worker.loss import CausalLoss
@@ -113,7 +113,7 @@ class PairEvaluation:
         self._tokens = _targets(examples, device)
         store = TokenStore(examples, device)
         self._ordered = store.ordered(in_order(pairs_of(len(examples)), store.lengths, whole=True))
-        budget = 2 * section.per_device_eval_batch_size * max(store.lengths)
+        budget = token_budget(2 * section.per_device_eval_batch_size * max(store.lengths), device)
         self._slices = cut(self._ordered.lengths, budget, loss.cost, together=2)
 
     def loss(self) -> float | None:
@@ -152,7 +152,7 @@ def log_probabilities(
     if not examples:
         return result
     store = TokenStore(examples, device)
-    budget = 2 * pairs * max(store.lengths)
+    budget = token_budget(2 * pairs * max(store.lengths), device)
     for section in _sections(store.lengths):
         ordered = store.ordered(section)
         parts = cut(ordered.lengths, budget, loss.cost, together=2)

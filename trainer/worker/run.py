@@ -87,8 +87,7 @@ def _train(
     sampler = _sampler(model, tokens, precision, data, spec)
     with watch.part("sample"):
         samples = sampler.before()
-    with watch.part("reference"):
-        preference = _preference(data, loss, spec, precision)
+    preference = _preference(data, loss, spec, precision, watch)
     bins = pairs_of(len(data.train)) if preference else _bins(data, spec.data)
     with Recorder(order.output_dir / "report", report) as recorder:
         training = Training(model, loss, data, spec.train, report=recorder, bins=bins, preference=preference)
@@ -157,12 +156,15 @@ def _loss(
     )
 
 
-def _preference(data: Dataset, loss: CausalLoss, spec: JobSpec, precision: Precision) -> Preference | None:
+def _preference(
+    data: Dataset, loss: CausalLoss, spec: JobSpec, precision: Precision, watch: Stopwatch
+) -> Preference | None:
     """The method `dpo`; made while the adapter is fresh. Its reference is the base model."""
     if spec.train.method != "dpo":
         return None
     reference = loss.evaluating if spec.lora.changes_base else loss.unadapted
-    return Preference(data, loss, spec.train, reference=reference, device=precision.device)
+    with watch.part("reference"):
+        return Preference(data, loss, spec.train, reference=reference, device=precision.device)
 
 
 def _bins(data: Dataset, section: DataSection) -> list[list[int]] | None:

@@ -71,7 +71,7 @@ class Batch:
         """Sums over each row's targets: [rows], of [targets]. In the same order each time, on a GPU too."""
         row = torch.searchsorted(self.segments.bounds[1:], self.predicting, right=True)
         numbers = torch.arange(len(self.segments.lengths), device=values.device)
-        return torch.where(row == numbers.unsqueeze(1), values, 0.0).sum(1)
+        return torch.where(row == numbers.unsqueeze(1), values, values.new_zeros(())).sum(1)
 
     def padded(self, pad_id: int) -> tuple[Tensor, Tensor]:
         """As a rectangle, for models that take nothing else.
