@@ -101,7 +101,8 @@ def test_pairs_are_counted_and_shown_side_by_side(
     out = capsys.readouterr().out
     for part in ("20 rows: 20 preference", "pairs     20; the chosen answer is the longer one in", "rejected min",
                  "18 rows to train on, 2 to evaluate on", "6 optimizer steps",
-                 "the chosen answer, then the rejected one", f"Number 0?⟦ {CANARY}<|im_end|>⟧", "Number 0?⟦ No, no.<|im_end|>⟧"):  # fmt: skip
+                 "the chosen answer, then the rejected one", f"Number 0?⟦ {CANARY}<|im_end|>⟧",
+                 "Number 0?⟦ No, no.<|im_end|>⟧"):  # fmt: skip
         assert part in out
     assert run([*arguments, "--json"]) == ExitCode.DONE
     found = json.loads(capsys.readouterr().out)["tokens"]["pairs"]

@@ -328,6 +328,32 @@ def test_a_run_that_goes_on_from_its_state_ends_as_if_it_had_never_stopped(
     assert outcome.eval_loss_after == expected.eval_loss_after
 
 
+def test_what_is_logged_behind_a_state_is_what_would_have_been_logged(tiny_model: Path) -> None:
+    settings = section(max_steps=6, logging_steps=4, per_device_train_batch_size=3)
+    states: list[TrainState] = []
+    logged: list[list[Message]] = [[], []]
+
+    def keep(message: Message) -> None:
+        logged[0].append(message)
+        if isinstance(message, Progress) and message.step == 3:
+            states.append(copy.deepcopy(training.state()))
+
+    training = made(adapted(tiny_model), settings, keep)
+    training.run()
+    resumed = made(adapted(tiny_model), settings, logged[1].append)
+    resumed.restore(states[0])
+    resumed.run()
+    for name in ("loss", *MEASURED):
+        assert values_of(logged[1], name) == values_of(logged[0], name)
+        assert list(values_of(logged[1], name)) == [4, 6]
+
+
+def test_a_run_that_goes_on_from_its_end_still_measures(tiny_model: Path) -> None:
+    training = made(adapted(tiny_model, effect=0.1), section())
+    assert training._evaluation.extra == {}
+    assert training._evaluation.measured()["eval_rewards_margins"] != 0.0
+
+
 def test_with_the_best_adapter_come_its_own_measurements(tiny_model: Path) -> None:
     seen: list[Message] = []
     settings = section(

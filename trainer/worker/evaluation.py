@@ -46,3 +46,7 @@ class Evaluation:
             for rows in self._slices:
                 total += self._loss.sum(self._ordered.batch(rows))
         return float(total.item()) / self._targets
+
+    def measured(self) -> dict[str, float]:
+        """`extra`."""
+        return dict(self.extra)

@@ -102,7 +102,7 @@ class Training:
             input_tokens=self._total.inputs,
             train_seconds=seconds,
             eval_seconds=self._eval_seconds,
-            pairs=dict(self._evaluation.extra),
+            pairs=self._evaluation.measured(),
             warnings=tuple(self._warnings),
         )
 
@@ -121,6 +121,7 @@ class Training:
             totals=self._total.totals(),
             budget=self._budget,
             best=self._patience.best,
+            pairs=self._preference.state() if self._preference is not None else (),
         )
 
     def restore(self, state: TrainState) -> None:
@@ -131,6 +132,8 @@ class Training:
         self._total = Meter(self._total.device, totals=state.totals)
         self._done, self._budget = state.step, state.budget
         self._patience.best = state.best
+        if self._preference is not None:
+            self._preference.restore(state.pairs)
 
     def _train(self) -> float:
         """All optimizer steps; returns the seconds they took, evaluations left out."""
@@ -162,8 +165,7 @@ class Training:
         if last is None or best is None or not self._section.load_best_model_at_end or best.loss >= last:
             return last
         self._put(best.adapter)
-        if self._preference is not None:
-            self._evaluation.loss()  # for what it measures beside the loss
+        self._evaluation.extra.clear()  # it is of another adapter
         self._warnings.append(f"the adapter is that of step {best.step}, where the held-out loss was lowest")
         return best.loss
 

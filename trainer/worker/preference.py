@@ -2,8 +2,8 @@
 
 The reference is the base model itself: how likely it finds each answer is computed once, before the first step,
 and stays on the device, one number for each row. So a step costs what a step of supervised training on as many
-tokens costs, and there is no second model. The state of a run holds none of it: who goes on from a state computes
-it again from the same rows and base model, which gives the same bits on a CPU.
+tokens costs, and there is no second model. The state of a run holds none of these numbers: who goes on from it
+computes them again, from the same rows and base model, which gives the same bits on a CPU.
 
 Rows come in pairs: an even row of a dataset is the chosen, the row behind it the rejected answer to one prompt.
 """
@@ -82,6 +82,16 @@ class Preference:
         self._recent_pairs += whole.pairs
         return sums[0] / whole.pairs
 
+    def state(self) -> tuple[float, ...]:
+        """What `read` would be made of: its sums and, last, the number of pairs; waits for the device."""
+        return (*self._recent.tolist(), float(self._recent_pairs))
+
+    def restore(self, state: tuple[float, ...]) -> None:
+        """Go on from there."""
+        *sums, pairs = state
+        self._recent = torch.tensor(sums, dtype=torch.float64, device=self._recent.device)
+        self._recent_pairs = int(pairs)
+
     def read(self) -> dict[str, float]:
         """Means over the pairs of all steps since the last call; waits for the device."""
         values = _means(self._recent, self._recent_pairs)
@@ -130,6 +140,12 @@ class PairEvaluation:
         loss_alone = values.pop("loss")
         self.extra = {f"eval_{name}": value for name, value in values.items()}
         return loss_alone
+
+    def measured(self) -> dict[str, float]:
+        """`extra`; of the adapter as it is now where there is none: a run may go on from its very end."""
+        if not self.extra:
+            self.loss()
+        return dict(self.extra)
 
 
 def pairs_of(rows: int) -> list[list[int]]:

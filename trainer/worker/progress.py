@@ -52,6 +52,7 @@ class TrainState:
         totals: sum of losses, trained tokens, input tokens.
         budget: tokens that go through the model at once.
         best: the best evaluation so far.
+        pairs: of preference training, what the next logged values are made of; see `Preference.state`.
     """
 
     step: int
@@ -61,6 +62,7 @@ class TrainState:
     totals: tuple[float, int, int]
     budget: int
     best: Best | None = None
+    pairs: tuple[float, ...] = ()
 
 
 def random_state(device: torch.device) -> tuple[Tensor, ...]:
