@@ -174,7 +174,7 @@ def test_loopback_is_a_network_of_its_own(servers: dict[str, int]) -> None:
     """Several processes may train together over loopback; the machine's loopback is another one."""
     found = run(
         """
-        walls = confine(Plan(role=Role.WORKER, loopback=True))
+        walls = confine(Plan(role=Role.WORKER, processes=2))
         server = socket.create_server(("127.0.0.1", 0))
         tell({
             "walls": walls,
@@ -199,7 +199,7 @@ def test_loopback_is_refused_where_the_network_is_not_its_own(open_python: list[
     code = (
         "from trainer.confinement.confine import confine\n"
         "from trainer.confinement.plan import Plan, Role\n"
-        "confine(Plan(role=Role.WORKER, loopback=True))\n"
+        "confine(Plan(role=Role.WORKER, processes=2))\n"
     )
     done = subprocess.run(
         [*open_python, "-P", "-c", code],
