@@ -71,7 +71,7 @@ def _work(plan: Plan | None, seat: Seat, events: Events) -> ExitCode:
     """What one process does, from its confinement to its last word."""
 
     def work(events: Events) -> ExitCode:
-        _confine(plan, events, in_own_network=seat.size > 1)
+        _confine(plan, events, seat)
         _carry_out(parse_order(sys.stdin.buffer.read(MAX_ORDER_BYTES + 1)), events, seat)
         return ExitCode.DONE
 
@@ -116,10 +116,10 @@ def _protect_process() -> None:
     signal.signal(signal.SIGTERM, _interrupted)
 
 
-def _confine(plan: Plan | None, events: Events, *, in_own_network: bool) -> None:
+def _confine(plan: Plan | None, events: Events, seat: Seat) -> None:
     if plan is None:
         return
-    walls = confine(plan, in_own_network=in_own_network)
+    walls = confine(plan, in_own_network=seat.size > 1)
     events.send(Confined(walls=dict(walls)))
 
 
