@@ -26,7 +26,8 @@ def shard(model: Any, precision: Precision, ranks: Ranks) -> None:
     """Spread the layers of a PEFT model over the processes, where that is asked for; each must call it.
 
     Raises:
-        JobError: `ENGINE_UNAVAILABLE`: transformers does not say which of the model's parts are its layers.
+        JobError: `ENGINE_UNAVAILABLE`: the weights are quantized, or transformers does not say which of the
+            model's parts are its layers.
     """
     if not ranks.sharded:
         return
@@ -36,11 +37,11 @@ def shard(model: Any, precision: Precision, ranks: Ranks) -> None:
     causal = model.get_base_model()
     names: Collection[str] = causal._no_split_modules or ()  # noqa: SLF001 -- where transformers names them
     layers = [module for module in causal.modules() if type(module).__name__ in names]
-    if not layers:
+    if not layers or getattr(causal, "is_quantized", False):
         raise JobError(
             ErrorCode.ENGINE_UNAVAILABLE,
             "train.fsdp cannot spread this model",
-            expected="an architecture whose layers transformers names",
+            expected="an architecture whose layers transformers names, and weights that are not quantized",
             found=type(causal).__name__,
         )
     spread = {one for layer in layers for one in layer.parameters() if not one.requires_grad}
