@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,12 +17,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from trainer.confinement.plan import Plan, Role
 from trainer.confinement.walls import Wall
-from trainer.errors import ErrorCode, ExitCode
+from trainer.errors import ErrorCode, ExitCode, JobError
 from trainer.spec import JobSpec
 from trainer.worker import launch
 from trainer.worker.protocol import (
     Confined,
+    Events,
     Failed,
     Finished,
     Metrics,
@@ -59,6 +62,20 @@ def test_two_processes_do_the_job_of_one(run_worker: RunWorker, chat_file: Path,
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     for name, tensor in load_file(one.output_dir / "adapter" / "adapter_model.safetensors").items():
         torch.testing.assert_close(adapter[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_a_base_spread_over_two_processes(run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec) -> None:
+    """The samples before and after are the model's own answers, which take all processes; the adapter is whole."""
+    train = {"max_steps": 2, "num_processes": 2, "fsdp": "full_shard", "per_device_train_batch_size": 2}
+    ended = run_worker(chat_file, make_spec(train=train), processes=2)
+    assert ended.code == ExitCode.DONE, ended.log
+    summary = json.loads((ended.output_dir / "report" / "summary.json").read_bytes())
+    assert summary["environment"]["base"] == "spread over all"
+    assert summary["environment"]["forward"] == "selected"
+    assert summary["eval_loss_after"] < summary["eval_loss_before"]
+    assert len(json.loads((ended.output_dir / "report" / "samples.json").read_bytes())) > 0
+    adapter = load_file(ended.output_dir / "adapter" / "adapter_model.safetensors")
+    assert {min(one.shape) for one in adapter.values()} == {4}
 
 
 def losses(ended: Any) -> list[float]:
@@ -220,6 +237,18 @@ def test_the_walls_that_stand_around_every_one() -> None:
     members = [saying({one: True, other: True}), saying({one: False, other: True})]
     assert launch._common({one: True, other: True}, members) == {one: False, other: True}
     assert launch._common({one: True}, [saying({})]) == {one: False}, "what was not measured does not stand"
+
+
+def test_without_a_network_of_their_own_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.privileges, "leave_network", lambda: False)
+    monkeypatch.setattr(launch, "_fork", None)
+    read, write = os.pipe()
+    with pytest.raises(JobError) as caught:
+        launch.launch(2, Plan(role=Role.WORKER, processes=2), Events(write), lambda *_: ExitCode.DONE)
+    assert caught.value.code is ErrorCode.SANDBOX_INCOMPLETE
+    os.close(write)
+    assert os.read(read, 1) == b""
+    os.close(read)
 
 
 def test_others_than_the_first_write_where_nobody_reads(endless: Order) -> None:

@@ -19,6 +19,9 @@ from trainer.spec import TrainSection
 POOL_BATCHES: Final = 50
 """Units are sorted by length within pools of this many batches; pools and batches are shuffled."""
 
+CPU_TOKENS: Final = 1024
+"""So many at once keep a CPU's matrix products at full speed; more would only take memory."""
+
 _T = TypeVar("_T")
 
 
@@ -91,6 +94,11 @@ Cost = Callable[[Sequence[int]], int]
 def padded_cost(lengths: Sequence[int]) -> int:
     """Tokens with padding: as many for each row as the longest has."""
     return len(lengths) * max(lengths)
+
+
+def token_budget(wanted: int, device: torch.device) -> int:
+    """How many tokens go through the model at once, where the spec's batch size would make up to `wanted`."""
+    return min(wanted, CPU_TOKENS) if device.type == "cpu" else wanted
 
 
 def cut(lengths: Sequence[int], budget: int, cost: Cost) -> list[slice]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import TrainSection
-from trainer.worker.batches import Plan, cut
+from trainer.worker.batches import Plan, cut, token_budget
 from trainer.worker.dataset import Dataset
 from trainer.worker.evaluation import Evaluation
 from trainer.worker.loss import CausalLoss
@@ -33,9 +33,6 @@ Report = Callable[[Message], None]
 
 SECTION_TOKENS: Final = 1 << 22
 """So many tokens are brought into their order at a time."""
-
-CPU_TOKENS: Final = 1024
-"""So many at once keep a CPU's matrix products at full speed; more would only take memory."""
 
 
 class Training:
@@ -301,8 +298,3 @@ class Training:
         with torch.no_grad():
             for parameter, value in zip(self._parameters, adapter, strict=True):
                 parameter.copy_(value)
-
-
-def token_budget(wanted: int, device: torch.device) -> int:
-    """How many tokens go through the model at once, where the spec's batch size would make up to `wanted`."""
-    return min(wanted, CPU_TOKENS) if device.type == "cpu" else wanted
