@@ -113,7 +113,7 @@ def test_every_hint_names_a_key_that_exists() -> None:
         ("train: {early_stopping_patience: 2}", "early_stopping_patience needs eval_steps"),
         ("train: {load_best_model_at_end: true}", "load_best_model_at_end needs eval_steps"),
         ("model2: {}", "model2"),
-        ("privacy: {target_epsilon: 3}", "privacy.target_epsilon"),
+        ("privacy: {target_epsilon: 3.0}", "target_delta goes with target_epsilon"),
         ("lora: {lora_r: 1, lora_r: 2}", "stands twice"),
         ("lora: &a {}", "anchors"),
         ("lora: !!python/object:os.system {}", "acceptable YAML"),
