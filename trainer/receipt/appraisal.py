@@ -103,7 +103,8 @@ def _privacy(statement: Statement, expected: Expected) -> tuple[Check, ...]:
     numbers = [found.get(name) if isinstance(found, dict) else None for name in ("epsilon", "delta")]
     limits = (expected.max_epsilon, expected.max_delta)
     holds = all(
-        isinstance(number, float) and number <= limit for number, limit in zip(numbers, limits, strict=True)
+        isinstance(number, int | float) and not isinstance(number, bool) and number <= limit
+        for number, limit in zip(numbers, limits, strict=True)
     )
     title = "differentially private within the budget demanded"
     texts = [f"ε {one} at δ {other}" for one, other in (limits, numbers)]

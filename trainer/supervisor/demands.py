@@ -45,7 +45,12 @@ def spent(privacy: JsonValue) -> tuple[float | None, float | None]:
     """ε and δ in what a worker or a receipt says of privacy; None where it says nothing of it."""
     found = privacy.get("differential") if isinstance(privacy, dict) else None
     epsilon, delta = (found.get("epsilon"), found.get("delta")) if isinstance(found, dict) else (None, None)
-    return (epsilon if isinstance(epsilon, float) else None, delta if isinstance(delta, float) else None)
+    return _number(epsilon), _number(delta)
+
+
+def _number(value: JsonValue) -> float | None:
+    """JSON has one kind of number: 3.0 may come back as 3. Truth values are none."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _not_met(demand: PrivacyDemand, found: str) -> JobError:
