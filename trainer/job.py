@@ -323,9 +323,11 @@ def software_versions() -> dict[str, str]:
     versions = {"confidential-trainer": __version__}
     for name in _REPORTED_SOFTWARE:
         try:
-            versions[name] = importlib.metadata.version(name)
+            version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+        if version:  # None, whatever its type says, where Landlock keeps the package's metadata from us
+            versions[name] = version
     return versions
 
 
