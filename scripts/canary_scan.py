@@ -45,7 +45,7 @@ def scan(paths: Sequence[str], search: Search, *, changed_since: float = 0.0) ->
             search.content("stdin", sys.stdin.buffer.read())
             continue
         for file in _below(path, search.findings):
-            _scan_file(file, search, changed_since)
+            scan_file(file, search, changed_since)
     return search.findings
 
 
@@ -67,7 +67,14 @@ def _unread(where: str, error: OSError, findings: Findings) -> None:
         findings.unread.append(f"{where}: {error.strerror}")
 
 
-def _scan_file(path: str, search: Search, changed_since: float) -> None:
+def scan_file(path: str, search: Search, changed_since: float = 0.0) -> None:
+    """Search one file, link or directory: its name, and what it holds, but nothing below it.
+
+    Args:
+        path: what to search.
+        search: what is looked for.
+        changed_since: Unix seconds; it is left out unless its inode has changed since.
+    """
     try:
         status = os.lstat(path)
         if status.st_ctime < changed_since:
