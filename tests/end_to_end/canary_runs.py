@@ -23,6 +23,7 @@ from tests.end_to_end.conftest import Agent, Job, environment, wait_for
 from tests.end_to_end.test_interruptions import children
 from trainer import provider as steps
 from trainer.attestation.record import Record
+from trainer.encoding import file_sha256
 from trainer.errors import TrainerError
 from trainer.exchange.carrier import Carrier
 from trainer.exchange.client import JobClient
@@ -247,7 +248,10 @@ class Run:
         if weights.exists():
             self.canaries.later.append(weights.read_bytes()[-96:-32])
         with self.carrier() as client:
-            client.acknowledge()
+            envelope = client.acknowledge()
+        assert envelope is not None
+        said = steps.check_deletion_of(envelope, self.record, result_sha256=file_sha256(target))
+        assert said.predicate.acknowledged
         return opened
 
     def _stranger(self) -> None:
