@@ -285,7 +285,7 @@ class _Job:
     def _hand_over(self, front: Front, signer: Signer, bundle: OpenedBundle, ending: Ending) -> ExitCode:
         self._enter(front, Phase.SEALING)
         if ending.failure is not None:
-            self.workspace.make_room()
+            self.workspace.make_room(keep_output=ending.failure.code is ErrorCode.TRAINING_DIVERGED)
         target = self.ciphertext.result
         with self.termination.instead(lambda: None):  # what is finished is not lost for a signal now
             size = seal_ending(signer, bundle, ending, self.workspace, target)

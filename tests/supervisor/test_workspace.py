@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import ErrorCode, JobError
-from trainer.supervisor.workspace import filesystem_type, open_workspace
+from trainer.supervisor.workspace import Workspace, filesystem_type, open_workspace
 
 SHM = Path("/dev/shm")
 needs_tmpfs = pytest.mark.skipif(filesystem_type(SHM) != "tmpfs", reason="no tmpfs at /dev/shm")
@@ -49,3 +49,13 @@ def test_a_disk_is_refused() -> None:
 def test_file_system_of_the_deepest_mount_counts() -> None:
     assert filesystem_type(Path("/proc/self")) == "proc"
     assert filesystem_type(Path("/")) != "proc"
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_the_last_sound_adapter_is_kept_while_room_is_made(tmp_path: Path, keeps: bool) -> None:
+    workspace = Workspace(tmp_path)
+    for folder in (workspace.model, workspace.output, workspace.scratch):
+        (folder / "adapter").mkdir(parents=True)
+    workspace.make_room(keep_output=keeps)
+    left = [folder for folder in (workspace.model, workspace.output, workspace.scratch) if any(folder.iterdir())]
+    assert left == ([workspace.output] if keeps else [])

@@ -54,9 +54,13 @@ class Workspace:
         """The worker's HOME, TMPDIR and caches."""
         return self.root / "scratch"
 
-    def make_room(self) -> None:
-        """What failed may have filled the workspace; the report of it has to fit in, and needs none of this."""
-        for folder in (self.model, self.output, self.scratch):
+    def make_room(self, *, keep_output: bool) -> None:
+        """What failed may have filled the workspace; the report of it has to fit in, and needs none of this.
+
+        Args:
+            keep_output: whether the worker left something that goes along with the report.
+        """
+        for folder in (self.model, self.scratch) if keep_output else (self.model, self.output, self.scratch):
             for entry in folder.iterdir():
                 if entry.is_dir():
                     shutil.rmtree(entry, ignore_errors=True)
