@@ -269,15 +269,59 @@ def test_openapi_documents_the_answers(front: Any) -> None:
         for method, operation in operations.items()
     }
     assert answers == {
-        "GET /attestation": ["200", "400", "429", "503"],
-        "GET /status": ["200"],
-        "GET /events": ["200", "400", "401", "503"],
-        "POST /ack": ["204", "409"],
-        "OPTIONS /dataset": ["204"],
-        "POST /dataset": ["201", "400", "409", "412", "413", "507"],
-        "HEAD /dataset/{upload_id}": ["200", "400", "404", "412"],
-        "PATCH /dataset/{upload_id}": ["204", "400", "404", "408", "409", "412", "413", "415", "507"],
-        "DELETE /dataset/{upload_id}": ["204", "400", "404", "409", "412"],
-        "GET /result": ["200", "206", "304", "400", "409", "416"],
+        "GET /attestation": ["200", "400", "429", "431", "503"],
+        "GET /status": ["200", "400", "431"],
+        "GET /events": ["200", "400", "401", "431", "503"],
+        "POST /ack": ["204", "400", "409", "431"],
+        "OPTIONS /dataset": ["204", "400", "431"],
+        "POST /dataset": ["201", "400", "409", "412", "413", "431", "507"],
+        "HEAD /dataset/{upload_id}": ["200", "400", "404", "412", "431"],
+        "PATCH /dataset/{upload_id}": ["204", "400", "404", "408", "409", "412", "413", "415", "431", "507"],
+        "DELETE /dataset/{upload_id}": ["204", "400", "404", "409", "412", "431"],
+        "GET /result": ["200", "206", "304", "400", "409", "416", "431"],
     }
     assert document["components"]["schemas"]["ErrorBody"]["required"] == ["error"]
+
+
+def test_openapi_names_the_codes_of_each_refusal(front: Any) -> None:
+    with front.http() as http:
+        document = http.get("/openapi.json").json()
+    append = document["paths"]["/dataset/{upload_id}"]["patch"]
+    assert list(append["requestBody"]["content"]) == ["application/offset+octet-stream"]
+    conflict = append["responses"]["409"]["content"]["application/json"]["schema"]
+    assert conflict["$ref"] == "#/components/schemas/ErrorBody"
+    assert conflict["properties"]["error"]["enum"] == ["upload-conflict", "wrong-phase"]
+    assert document["components"]["securitySchemes"]["grantToken"]["scheme"] == "bearer"
+
+
+def test_a_refused_method_is_told_all_that_the_path_knows(front: Any) -> None:
+    with front.http() as http:
+        for path, methods in [
+            ("/dataset", "OPTIONS, POST"), ("/dataset/" + "0" * 32, "DELETE, HEAD, PATCH"), ("/status", "GET"),
+        ]:  # fmt: skip
+            answer = http.put(path)
+            assert (answer.status_code, answer.headers["allow"]) == (405, methods)
+
+
+def test_every_answer_forbids_caching_and_guessing(front: Any) -> None:
+    with front.http() as http:
+        for answer in [http.get("/openapi.json"), http.get("/nowhere"), http.put("/ack"), http.get("/status")]:
+            assert answer.headers["cache-control"] == "no-store"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+        assert http.patch("/dataset/x").headers["tus-resumable"] == "1.0.0"
+
+
+def test_a_code_of_the_supervisor_that_is_not_documented_is_not_told(start_front: Any) -> None:
+    front = start_front(evidence_seconds=5.0)
+    front.silent = True
+
+    def fail() -> None:
+        asked = front.expect(EvidenceRequest)
+        front.send(EvidenceReply(id=asked.id, evidence=None, error=ErrorCode.MODEL_INVALID))
+
+    supervisor = threading.Thread(target=fail)
+    supervisor.start()
+    with front.http() as http:
+        answer = http.get("/attestation", params={"nonce": NONCE})
+    supervisor.join()
+    assert (answer.status_code, answer.json()) == (503, {"error": "internal-error"})

@@ -25,14 +25,13 @@ from trainer.errors import ErrorCode
 from trainer.exchange.control import FrontFailed, Ready
 from trainer.exchange.limits import Limits
 from trainer.exchange.server.app import build_app
-from trainer.exchange.server.connection import CappedListener, capped_protocol, event_loop, listen
+from trainer.exchange.server.connection import CappedListener, event_loop, http_config, listen
 from trainer.exchange.server.link import Link
 from trainer.exchange.spool_front import serve_files
 from trainer.exchange.tls import server_context
 from trainer.logs import private
 from trainer.spec import ExchangeSection
 
-_GRACEFUL_SECONDS: Final = 8
 _MAX_RECORDS: Final = 1000
 
 
@@ -74,23 +73,7 @@ async def serve(settings: FrontSettings) -> None:
     walls = _confine(settings.plan)  # it listens: from here on it needs no socket but those it accepts
     app = build_app(link, settings.spool, max_upload_bytes=settings.exchange.max_upload_bytes, limits=limits)
     context, spki = server_context(now=int(time.time()))
-    config = uvicorn.Config(
-        app,
-        loop="none",
-        http=capped_protocol(limits),
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=limits.idle_seconds,
-        timeout_graceful_shutdown=_GRACEFUL_SECONDS,
-        h11_max_incomplete_event_size=limits.head_bytes,
-        ssl_context_factory=lambda *_: context,
-    )
+    config = http_config(app, limits, context)
     await link.send(Ready(port=listener.getsockname()[1], tls_spki_sha256=spki, walls=dict(walls)))
     await _until_told(uvicorn.Server(config), listener, link)
 

@@ -14,12 +14,20 @@ from trainer.exchange.limits import Limits
 from trainer.exchange.server.answers import Refusal, answer_bug, answer_http, answer_invalid, answer_refusal
 from trainer.exchange.server.dataset import DatasetRoutes
 from trainer.exchange.server.guard import Guard
-from trainer.exchange.server.job import JobRoutes
+from trainer.exchange.server.job import TOKEN_SCHEME, JobRoutes
 from trainer.exchange.server.link import Link
 from trainer.exchange.server.result import ResultRoutes
 from trainer.exchange.server.upload import UploadStore
 
 OPENAPI_PATH = "/openapi.json"
+_DESCRIPTION = """\
+The job's side of the exchange: TLS 1.3, HTTP/1.1. The job's attested claims name its TLS key.
+
+Every refusal is `{"error": CODE}`. Beyond what each operation lists: an unknown path is answered with 404
+`not-found`, a method that a path does not know with 405 `request-invalid` and `Allow`. What is no HTTP/1.1, a head
+above the limit or one with both `Content-Length` and `Transfer-Encoding`: 400 `request-invalid` and a closed
+connection. A connection that is too slow, or one too many, is closed unanswered.
+"""
 
 
 def build_app(link: Link, spool: Path, *, max_upload_bytes: int, limits: Limits) -> Guard:
@@ -40,6 +48,7 @@ def build_app(link: Link, spool: Path, *, max_upload_bytes: int, limits: Limits)
     app = _Application(
         title="Confidential training job",
         version="1",
+        description=_DESCRIPTION,
         openapi_url=OPENAPI_PATH,
         docs_url=None,
         redoc_url=None,
@@ -57,7 +66,7 @@ def build_app(link: Link, spool: Path, *, max_upload_bytes: int, limits: Limits)
 
 class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """The document, without the 422 that FastAPI adds: invalid parameters are answered with 400."""
+        """The document: without the 422 that FastAPI adds (it is a 400 here), with the grant's token."""
         if self.openapi_schema is None:
             document = super().openapi()
             for operations in document["paths"].values():
@@ -65,4 +74,6 @@ class _Application(FastAPI):
                     operation["responses"].pop("422", None)
             for unused in ("HTTPValidationError", "ValidationError"):
                 document["components"]["schemas"].pop(unused, None)
+            scheme = {"type": "http", "scheme": "bearer", "description": "the grant's token"}
+            document["components"]["securitySchemes"] = {TOKEN_SCHEME: scheme}
         return super().openapi()

@@ -4,15 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any
+import ssl
+from typing import Any, Final
 
 import h11
+import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
+from trainer.exchange.server.answers import SECURITY_HEADERS
 
+_GRACEFUL_SECONDS: Final = 8
 _BAD_REQUEST = b'{"error":"' + ErrorCode.REQUEST_INVALID.value.encode() + b'"}'
+
+
+def http_config(app: ASGIApp, limits: Limits, context: ssl.SSLContext | None) -> uvicorn.Config:
+    """How HTTP is spoken: by `CappedProtocol`, without WebSockets, logs, or headers that say what serves.
+
+    Args:
+        app: the application.
+        limits: caps.
+        context: TLS; None where something else ends it.
+    """
+    return uvicorn.Config(
+        app,
+        loop="none",
+        http=capped_protocol(limits),
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=limits.idle_seconds,
+        timeout_graceful_shutdown=_GRACEFUL_SECONDS,
+        h11_max_incomplete_event_size=limits.head_bytes,
+        ssl_context_factory=None if context is None else lambda *_: context,
+    )
 
 
 class CappedListener(socket.socket):
@@ -118,6 +150,7 @@ class CappedProtocol(H11Protocol):
             return
         length = str(len(_BAD_REQUEST)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
+        headers += [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
         head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
         for event in (head, h11.Data(data=_BAD_REQUEST), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")

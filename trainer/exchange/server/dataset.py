@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 from email.utils import formatdate
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from trainer.errors import ErrorCode
-from trainer.exchange.server.answers import SECURITY_HEADERS, Refusal, documented
+from trainer.exchange.server.answers import Refusal, documented, header
 from trainer.exchange.server.upload import Upload, UploadStore
 
 VERSION: Final = "1.0.0"
@@ -20,23 +20,62 @@ EXTENSIONS: Final = "creation,expiration,termination"
 CONTENT_TYPE: Final = "application/offset+octet-stream"
 
 _COUNT = r"^(0|[1-9][0-9]{0,15})$"
-_HEADERS = {**SECURITY_HEADERS, "Tus-Resumable": VERSION}
+_POSITIVE = r"^[1-9][0-9]{0,15}$"
 
-Count = Annotated[str, Header(pattern=_COUNT)]
 UploadId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
 
 
-def _speak_tus(tus_resumable: Annotated[str | None, Header()] = None) -> None:
+def _speak_tus(tus_resumable: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
     if tus_resumable != VERSION:
         raise Refusal(412, ErrorCode.REQUEST_INVALID, {"Tus-Version": VERSION})
 
 
-_INVALID = (400, ErrorCode.REQUEST_INVALID)
+# What FastAPI cannot know: this header is required and has one value, though its absence is no 400 but, as the
+# protocol has it, a 412; the body of PATCH is read as a stream, so no parameter stands for it.
+_TUS_REQUEST: Final[dict[str, Any]] = {
+    "parameters": [
+        {"name": "Tus-Resumable", "in": "header", "required": True, "schema": {"type": "string", "const": VERSION}}
+    ]
+}
+_PIECE: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+        "description": "bytes of the sealed dataset from `Upload-Offset` on",
+    }
+}
+
+_SPOKEN = {"Tus-Resumable": header(r"^1\.0\.0$", "on every answer below /dataset")}
+_NUMBER = "^(0|[1-9][0-9]*)$"
+_OFFSET = {**_SPOKEN, "Upload-Offset": header(_NUMBER, "bytes that are safe")}
+_EXPIRY = {"Upload-Expires": header(" GMT$", "when another upload may take its place", required=False)}
+_MAXIMUM = {"Tus-Max-Size": header(_NUMBER, "largest sealed dataset, in bytes")}
+_VERSION = {"Tus-Version": header(r"^1\.0\.0$", "the version to speak")}
+_ABLE = {"Tus-Extension": header("^[a-z,]+$", "extensions of tus")}
+
 _NO_TUS = (412, ErrorCode.REQUEST_INVALID)
 _UNKNOWN = (404, ErrorCode.NOT_FOUND)
 _CLOSED = (409, ErrorCode.WRONG_PHASE)
 _TOO_LARGE = (413, ErrorCode.DATASET_TOO_LARGE)
 _FULL = (507, ErrorCode.STORAGE_FULL)
+
+
+_OF_APPEND = (
+    _NO_TUS,
+    _UNKNOWN,
+    (408, ErrorCode.TIMEOUT),
+    (409, ErrorCode.UPLOAD_CONFLICT),
+    _CLOSED,
+    _TOO_LARGE,
+    (415, ErrorCode.REQUEST_INVALID),
+    _FULL,
+)
+_PLACE = "^/dataset/[0-9a-f]{32}$"
+
+
+def _refusals(*refusals: tuple[int, ErrorCode]) -> dict[int | str, dict[str, Any]]:
+    headers = {status: _SPOKEN for status, _ in refusals} | {412: {**_SPOKEN, **_VERSION}}
+    return documented(*refusals, headers=headers)
 
 
 class DatasetRoutes:
@@ -48,25 +87,40 @@ class DatasetRoutes:
     def router(self) -> APIRouter:
         """The routes, documented with every answer they give."""
         router = APIRouter(tags=["dataset"])
-        router.add_api_route("/dataset", self.options, methods=["OPTIONS"], status_code=204)
         speak = [Depends(_speak_tus)]
         add = router.add_api_route
+        able = {**_SPOKEN, **_VERSION, **_ABLE, **_MAXIMUM}
+        add(
+            "/dataset",
+            self.options,
+            methods=["OPTIONS"],
+            status_code=204,
+            responses={204: {"headers": able}, **_refusals()},
+        )
         add(
             "/dataset",
             self.create,
             methods=["POST"],
             status_code=201,
             dependencies=speak,
-            response_model=None,
-            responses=documented(_INVALID, _NO_TUS, _CLOSED, (409, ErrorCode.JOB_BUSY), _TOO_LARGE, _FULL),
+            response_class=Response,
+            responses={
+                201: {"headers": {**_OFFSET, **_EXPIRY, **_MAXIMUM, "Location": header(_PLACE, "the upload")}},
+                **_refusals(_NO_TUS, _CLOSED, (409, ErrorCode.JOB_BUSY), _TOO_LARGE, _FULL),
+            },
+            openapi_extra=_TUS_REQUEST,
         )
         add(
             "/dataset/{upload_id}",
             self.offset,
             methods=["HEAD"],
             dependencies=speak,
-            response_model=None,
-            responses=documented(_INVALID, _NO_TUS, _UNKNOWN),
+            response_class=Response,
+            responses={
+                200: {"headers": {**_OFFSET, **_EXPIRY, "Upload-Length": header(_NUMBER, "bytes of the whole")}},
+                **_refusals(_NO_TUS, _UNKNOWN),
+            },
+            openapi_extra=_TUS_REQUEST,
         )
         add(
             "/dataset/{upload_id}",
@@ -74,18 +128,9 @@ class DatasetRoutes:
             methods=["PATCH"],
             status_code=204,
             dependencies=speak,
-            response_model=None,
-            responses=documented(
-                _INVALID,
-                _NO_TUS,
-                _UNKNOWN,
-                (408, ErrorCode.TIMEOUT),
-                (409, ErrorCode.UPLOAD_CONFLICT),
-                _CLOSED,
-                _TOO_LARGE,
-                (415, ErrorCode.REQUEST_INVALID),
-                _FULL,
-            ),
+            response_class=Response,
+            responses={204: {"headers": {**_OFFSET, **_EXPIRY}}, **_refusals(*_OF_APPEND)},
+            openapi_extra={**_TUS_REQUEST, **_PIECE},
         )
         add(
             "/dataset/{upload_id}",
@@ -93,8 +138,9 @@ class DatasetRoutes:
             methods=["DELETE"],
             status_code=204,
             dependencies=speak,
-            response_model=None,
-            responses=documented(_INVALID, _NO_TUS, _UNKNOWN, _CLOSED),
+            response_class=Response,
+            responses={204: {"headers": _SPOKEN}, **_refusals(_NO_TUS, _UNKNOWN, _CLOSED)},
+            openapi_extra=_TUS_REQUEST,
         )
         return router
 
@@ -103,19 +149,17 @@ class DatasetRoutes:
         return Response(
             status_code=204,
             headers={
-                **_HEADERS,
                 "Tus-Version": VERSION,
                 "Tus-Extension": EXTENSIONS,
                 "Tus-Max-Size": str(self._store.max_bytes),
             },
         )
 
-    async def create(self, upload_length: Count) -> Response:
+    async def create(
+        self, upload_length: Annotated[str, Header(alias="Upload-Length", pattern=_POSITIVE)]
+    ) -> Response:
         """Begin an upload of the sealed dataset. `Location` names it; `Tus-Max-Size` bounds it."""
-        length = int(upload_length)
-        if length == 0:
-            raise Refusal(400, ErrorCode.REQUEST_INVALID)
-        upload = self._store.create(length)
+        upload = self._store.create(int(upload_length))
         return Response(
             status_code=201,
             headers={
@@ -135,9 +179,9 @@ class DatasetRoutes:
     async def append(
         self,
         upload_id: UploadId,
-        upload_offset: Count,
+        upload_offset: Annotated[str, Header(alias="Upload-Offset", pattern=_COUNT)],
         request: Request,
-        content_type: Annotated[str | None, Header()] = None,
+        content_type: Annotated[str | None, Header(include_in_schema=False)] = None,
     ) -> Response:
         """Add the body at `Upload-Offset`. What arrived before a broken connection counts."""
         if content_type != CONTENT_TYPE:
@@ -150,7 +194,7 @@ class DatasetRoutes:
     async def terminate(self, upload_id: UploadId) -> Response:
         """Forget an unfinished upload."""
         await self._store.terminate(self._store.find(upload_id))
-        return Response(status_code=204, headers=_HEADERS)
+        return Response(status_code=204)
 
     @staticmethod
     def _check_room(upload: Upload, offset: int, content_length: str | None) -> None:
@@ -159,7 +203,7 @@ class DatasetRoutes:
             raise Refusal(413, ErrorCode.DATASET_TOO_LARGE)
 
     def _progress(self, upload: Upload) -> dict[str, str]:
-        headers = {**_HEADERS, "Upload-Offset": str(upload.offset)}
+        headers = {"Upload-Offset": str(upload.offset)}
         if not upload.complete:
             headers["Upload-Expires"] = formatdate(time.time() + self._store.expires_in(upload), usegmt=True)
         return headers

@@ -14,16 +14,31 @@ from trainer.attestation.evidence import Evidence
 from trainer.errors import ErrorCode
 from trainer.exchange.control import Acknowledged
 from trainer.exchange.limits import Limits
-from trainer.exchange.server.answers import SECURITY_HEADERS, Refusal, documented
-from trainer.exchange.server.link import Link
+from trainer.exchange.server.answers import Refusal, documented, header
+from trainer.exchange.server.link import EVIDENCE_ERRORS, Link
 from trainer.models import Status
 
+TOKEN_SCHEME: Final = "grantToken"  # noqa: S105 -- a name
+"""Name of the security scheme in the OpenAPI document."""
+
 _BEARER: Final = "Bearer "
+_RETRY: Final = {"Retry-After": header("^[1-9][0-9]*$", "seconds")}
+_CHALLENGE: Final = {"WWW-Authenticate": header("^Bearer$", "RFC 6750")}
 _EVENTS_TEXT: Final = (
     "Server-sent events. `status`: the public status, as `GET /status` gives it. `private`: base64 of an age file "
     "sealed to the grant's recipients; only with `Authorization: Bearer TOKEN` of the grant. "
     "`Last-Event-ID` skips what was seen."
 )
+
+_EVENT: Final = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "pattern": "^[1-9][0-9]*$"},
+        "event": {"enum": ["status", "private"]},
+        "data": {"type": "string"},
+    },
+    "required": ["id", "event", "data"],
+}
 
 JobNonce = Annotated[str, Query(pattern=r"^[0-9a-f]{64}$", description="32 random bytes of the verifier, in hex")]
 
@@ -48,16 +63,13 @@ class JobRoutes:
             responses={
                 200: {"model": Evidence, "description": "evidence over claims that hold the nonce"},
                 **documented(
-                    (400, ErrorCode.REQUEST_INVALID),
                     (429, ErrorCode.TOO_MANY_REQUESTS),
-                    (503, ErrorCode.TIMEOUT),
-                    (503, ErrorCode.JOB_BUSY),
-                    (503, ErrorCode.GUEST_AGENT_UNAVAILABLE),
-                    (503, ErrorCode.GUEST_AGENT_PROTOCOL),
+                    *((503, code) for code in EVIDENCE_ERRORS),
+                    headers={429: _RETRY},
                 ),
             },
         )
-        router.add_api_route("/status", self.status, methods=["GET"])
+        router.add_api_route("/status", self.status, methods=["GET"], responses=documented())
         router.add_api_route(
             "/events",
             self.events,
@@ -65,15 +77,16 @@ class JobRoutes:
             response_class=StreamingResponse,
             responses={
                 200: {
-                    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                    "content": {"text/event-stream": {"itemSchema": _EVENT}},
                     "description": _EVENTS_TEXT,
                 },
                 **documented(
-                    (400, ErrorCode.REQUEST_INVALID),
                     (401, ErrorCode.UNAUTHORIZED),
                     (503, ErrorCode.TOO_MANY_REQUESTS),
+                    headers={401: _CHALLENGE, 503: _RETRY},
                 ),
             },
+            openapi_extra={"security": [{}, {TOKEN_SCHEME: []}]},
         )
         router.add_api_route(
             "/ack",
@@ -88,11 +101,10 @@ class JobRoutes:
     async def attestation(self, nonce: JobNonce) -> Response:
         """Evidence: a quote over claims that hold the nonce, and what a verifier needs to appraise it."""
         evidence = await self._link.evidence(nonce)
-        return Response(evidence, media_type="application/json", headers=SECURITY_HEADERS)
+        return Response(evidence, media_type="application/json")
 
-    async def status(self, response: Response) -> Status:
+    async def status(self) -> Status:
         """Phase, progress and public error code."""
-        response.headers.update(SECURITY_HEADERS)
         return self._link.status
 
     async def acknowledge(self) -> Response:
@@ -102,12 +114,12 @@ class JobRoutes:
         if not self._acknowledged:
             self._acknowledged = True
             await self._link.send(Acknowledged())
-        return Response(status_code=204, headers=SECURITY_HEADERS)
+        return Response(status_code=204)
 
     async def events(
         self,
-        authorization: Annotated[str | None, Header(max_length=256)] = None,
-        last_event_id: Annotated[str, Header(pattern=r"^(0|[1-9][0-9]{0,15})$")] = "0",
+        authorization: Annotated[str | None, Header(max_length=256, include_in_schema=False)] = None,
+        last_event_id: Annotated[str, Header(alias="Last-Event-ID", pattern=r"^(0|[1-9][0-9]{0,15})$")] = "0",
     ) -> StreamingResponse:
         """Server-sent events: status for all, sealed private events for the holder of the grant's token."""
         token = self._bearer(authorization)
@@ -150,7 +162,7 @@ class _EventStream(StreamingResponse):
     """A stream that says when it ended, in whatever way."""
 
     def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers=SECURITY_HEADERS)
+        super().__init__(events, media_type="text/event-stream")
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -8,7 +8,7 @@ import hmac
 import socket
 import time
 from collections.abc import Callable
-from typing import Self
+from typing import Final, Self
 
 from trainer.errors import ErrorCode
 from trainer.exchange.control import (
@@ -29,6 +29,16 @@ from trainer.exchange.limits import MAX_MESSAGE_BYTES, Limits
 from trainer.exchange.server.answers import Refusal
 from trainer.exchange.server.feed import Feed
 from trainer.models import Phase, Status
+
+EVIDENCE_ERRORS: Final = (
+    ErrorCode.TIMEOUT,
+    ErrorCode.JOB_BUSY,
+    ErrorCode.GUEST_AGENT_UNAVAILABLE,
+    ErrorCode.GUEST_AGENT_PROTOCOL,
+    ErrorCode.GPU_EVIDENCE_UNAVAILABLE,
+    ErrorCode.INTERNAL,
+)
+"""Why there may be no evidence, as strangers are told; the supervisor's other codes become the last of these."""
 
 
 class Link:
@@ -127,7 +137,7 @@ class Link:
             raise Refusal(429, ErrorCode.TOO_MANY_REQUESTS, {"Retry-After": str(int(wait) + 1)})
         reply = await self._ask(nonce)
         if reply.evidence is None:
-            raise Refusal(503, reply.error or ErrorCode.INTERNAL)
+            raise Refusal(503, reply.error if reply.error in EVIDENCE_ERRORS else ErrorCode.INTERNAL)
         return reply.evidence
 
     async def _ask(self, nonce: str) -> EvidenceReply:

@@ -15,12 +15,18 @@ from fastapi.responses import StreamingResponse
 from trainer.errors import ErrorCode
 from trainer.exchange.control import ResultReady
 from trainer.exchange.limits import Limits
-from trainer.exchange.server.answers import SECURITY_HEADERS, Refusal, documented
+from trainer.exchange.server.answers import Refusal, documented, header
 from trainer.exchange.server.link import Link
 from trainer.exchange.spool import RESULT_NAME
 
 _RANGE: Final = re.compile(r"bytes=(\d{0,16})-(\d{0,16})")
 _BINARY: Final = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+
+_STATE: Final = {
+    "ETag": header('^"[0-9a-f]{64}"$', "SHA-256 of the sealed result"),
+    "Accept-Ranges": header("^bytes$", "RFC 9110"),
+}
+_PART: Final = {"Content-Range": header(r"^bytes [0-9]+-[0-9]+/[0-9]+$", "which bytes, of how many")}
 
 ShortHeader = Annotated[str | None, Header(max_length=256)]
 
@@ -63,13 +69,13 @@ class ResultRoutes:
             methods=["GET"],
             response_class=Response,
             responses={
-                200: {**_BINARY, "description": "the sealed result; `ETag` is its SHA-256 in hex"},
-                206: {**_BINARY, "description": "the range asked for"},
-                304: {"description": "the client has it: `If-None-Match`"},
+                200: {**_BINARY, "description": "the sealed result", "headers": _STATE},
+                206: {**_BINARY, "description": "the range asked for", "headers": {**_STATE, **_PART}},
+                304: {"description": "the client has it: `If-None-Match`", "headers": _STATE},
                 **documented(
-                    (400, ErrorCode.REQUEST_INVALID),
                     (409, ErrorCode.WRONG_PHASE),
                     (416, ErrorCode.REQUEST_INVALID),
+                    headers={416: {"Content-Range": header(r"^bytes \*/[0-9]+$", "the size of the whole")}},
                 ),
             },
         )
@@ -86,7 +92,7 @@ class ResultRoutes:
         if ready is None:
             raise Refusal(409, ErrorCode.WRONG_PHASE)
         etag = f'"{ready.sha256}"'
-        headers = {**SECURITY_HEADERS, "ETag": etag, "Accept-Ranges": "bytes"}
+        headers = {"ETag": etag, "Accept-Ranges": "bytes"}
         if if_none_match == etag:
             return Response(status_code=304, headers=headers)
         wanted = parse_range(range_, ready.size) if if_range in {None, etag} else None
