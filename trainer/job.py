@@ -36,6 +36,7 @@ from trainer.sealing.atomic import SHARED
 from trainer.sealing.bundle import BundleLimits, Grant, OpenedBundle
 from trainer.sealing.seal import open_bundle
 from trainer.spec import JobSpec, read_job_spec
+from trainer.supervisor.deletion import destroy_and_sign
 from trainer.supervisor.front import Front
 from trainer.supervisor.household import Household, demand_walls, household
 from trainer.supervisor.keys import JobKeys, derive_keys
@@ -284,7 +285,11 @@ class _Job:
         else:
             self._enter(front, Phase.FAILED, error=ending.failure.code, result_bytes=size)
             self.public(logs.JobFailed(ending.failure.code))
-        front.wait_acknowledged(self._linger_seconds(ending))
+        acknowledged = front.wait_acknowledged(self._linger_seconds(ending))
+        front.stop_evidence()
+        front.hand_out_deletion(
+            destroy_and_sign(signer, bundle, self.workspace, target, acknowledged=acknowledged)
+        )
         if ending.failure is not None:
             return ExitCode.JOB
         self._enter(front, Phase.DONE)

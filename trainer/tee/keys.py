@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from trainer.sealing.wiping import wiped
+
 _RECIPIENT_DOMAIN: Final = "confidential-trainer/recipient/v1"
 _RECEIPT_DOMAIN: Final = "confidential-trainer/receipt-key/v1"
 _POSSESSION_DOMAIN: Final = "confidential-trainer/possession/v1"
@@ -49,8 +51,10 @@ def possession_path(spec_sha256: str) -> str:
     return f"{_POSSESSION_DOMAIN}/{_checked(spec_sha256)}"
 
 
-def recipient_seed(secret: bytes, spec_sha256: str) -> bytes:
+def recipient_seed(secret: bytes, spec_sha256: str) -> bytearray:
     """Seed of the derived age identity: HKDF-SHA256(secret, no salt, info = domain ‖ 0 ‖ spec digest), 32 bytes.
+
+    The buffer is the caller's to wipe.
 
     Args:
         secret: 32 bytes that the key service gave for `recipient_path(spec_sha256)`.
@@ -75,15 +79,18 @@ def receipt_key(secret: bytes, spec_sha256: str) -> ec.EllipticCurvePrivateKey:
     Raises:
         ValueError: secret or digest have the wrong form.
     """
-    wide = int.from_bytes(_expand(secret, _RECEIPT_DOMAIN, spec_sha256, _WIDE_SCALAR_BYTES), "big")
+    with wiped(_expand(secret, _RECEIPT_DOMAIN, spec_sha256, _WIDE_SCALAR_BYTES)) as expanded:
+        wide = int.from_bytes(expanded, "big")
     return ec.derive_private_key(wide % (_P256_ORDER - 1) + 1, ec.SECP256R1())
 
 
-def _expand(secret: bytes, domain: str, spec_sha256: str, length: int) -> bytes:
+def _expand(secret: bytes, domain: str, spec_sha256: str, length: int) -> bytearray:
     if len(secret) != _SECRET_BYTES:
         raise ValueError(f"secret: expected {_SECRET_BYTES} bytes, got {len(secret)}")
     info = domain.encode() + b"\0" + bytes.fromhex(_checked(spec_sha256))
-    return HKDF(hashes.SHA256(), length, salt=None, info=info).derive(secret)
+    expanded = bytearray(length)
+    HKDF(hashes.SHA256(), length, salt=None, info=info).derive_into(secret, expanded)
+    return expanded
 
 
 def _checked(spec_sha256: str) -> str:
