@@ -29,6 +29,7 @@ from trainer.sealing.seal import open_bundle
 from trainer.spec import JobSpec, read_job_spec
 from trainer.supervisor.checkpoints import Checkpoints
 from trainer.supervisor.ciphertext import Ciphertext, ciphertext_directory
+from trainer.supervisor.deletion import destroy_and_sign
 from trainer.supervisor.evidence import Witness, software_versions
 from trainer.supervisor.front import Front
 from trainer.supervisor.household import Household, demand_walls, household
@@ -241,6 +242,7 @@ class _Job:
             )
         finally:
             worker.end()
+            checkpoints.keys.destroy()  # nothing is sealed with them any more; a next start derives them again
         return Ending(started, int(time.time()), summary, failure, checkpoints.last)
 
     def _order(self, files: Mapping[str, Path], checkpoints: Checkpoints) -> protocol.Order:
@@ -298,7 +300,11 @@ class _Job:
         else:
             self._enter(front, Phase.FAILED, error=ending.failure.code, result_bytes=size)
             self.public(logs.JobFailed(ending.failure.code))
-        front.wait_acknowledged(self._linger_seconds(ending))
+        acknowledged = front.wait_acknowledged(self._linger_seconds(ending))
+        front.stop_evidence()
+        front.hand_out_deletion(
+            destroy_and_sign(signer, bundle, self.workspace, target, acknowledged=acknowledged)
+        )
         if ending.failure is not None:
             return ExitCode.JOB
         self._enter(front, Phase.DONE)

@@ -46,6 +46,7 @@ from trainer.exchange.gpu_endorsements import fetch_gpu_endorsements
 from trainer.exchange.spool import SpoolClient
 from trainer.models import Phase, Sha256Hex, Status, Strict
 from trainer.nonces import spend_nonce
+from trainer.receipt.deletion import Awaited, DeletionStatement, check_deletion
 from trainer.rows import AS_FOUND, ENDINGS, Shape, kind_name, read_rows
 from trainer.sealing.age import Identity, decrypt, generate_identity, parse_identity_file, parse_recipient
 from trainer.sealing.bundle import Grant
@@ -506,3 +507,24 @@ def _open_event(event: SealedEvent, identities: Sequence[Identity]) -> PrivateMe
     except (TrainerError, ValueError):
         return None
     return PrivateMetrics(values) if isinstance(values, dict) else None
+
+
+# the end
+
+
+def check_deletion_of(
+    envelope: bytes, record: Record, *, result_sha256: str | None = None, manifest_sha256: str | None = None
+) -> DeletionStatement:
+    """Check what an appraised job signed at its end: see `check_deletion`.
+
+    Raises:
+        VerificationError: it does not hold.
+    """
+    awaited = Awaited(
+        receipt_key=record.result.receipt_key,
+        job_spec_sha256=record.result.job_spec_sha256,
+        received_at=int(time.time()),
+        result_sha256=result_sha256,
+        manifest_sha256=manifest_sha256,
+    )
+    return check_deletion(envelope, awaited)

@@ -27,6 +27,7 @@ from trainer.exchange.carrier import Carrier
 from trainer.models import Phase, Status
 from trainer.opening import OpenedResult, open_sealed_result
 from trainer.provider import GrantRecord, PrivateMetrics
+from trainer.receipt.deletion import DeletionStatement
 from trainer.sealing.age import Identity
 from trainer.sealing.atomic import PRIVATE, replacing
 
@@ -84,6 +85,8 @@ class Submitted:
     result: OpenedResult
     checks: tuple[Check, ...]
     seconds: Mapping[str, float]
+    deletion: DeletionStatement | None = None
+    """What the job says that it destroyed, checked; it lies beside the output as `DIR.deletion.json`."""
 
 
 def submit(submission: Submission, report: Reporter) -> Submitted:
@@ -130,9 +133,23 @@ class _Story:
             self._timed("watch", lambda: self._watch(client, grant))
             self._timed("pull", lambda: self._pull(client, sealed_result))
         result = self._timed("open", lambda: self._open(sealed_result, record, grant))
-        client.acknowledge()
+        envelope, digest = client.acknowledge(), file_sha256(sealed_result)
         shutil.rmtree(self.kept)
-        return Submitted(result, (*record.result.checks, *result.checks), self.seconds)
+        deletion = self._check_deletion(envelope, digest, record, grant)
+        return Submitted(result, (*record.result.checks, *result.checks), self.seconds, deletion)
+
+    def _check_deletion(
+        self, envelope: bytes | None, digest: str, record: Record, grant: GrantRecord
+    ) -> DeletionStatement | None:
+        if envelope is None:
+            self.report.line("the job gave no statement of what it destroyed")
+            return None
+        statement = provider.check_deletion_of(
+            envelope, record, result_sha256=digest, manifest_sha256=grant.manifest_sha256
+        )
+        output = self.submission.output
+        _keep(output.with_name(output.name + ".deletion.json"), envelope)
+        return statement
 
     def _timed(self, name: str, action: Callable[[], T]) -> T:
         started = time.monotonic()

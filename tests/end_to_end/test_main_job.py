@@ -45,6 +45,8 @@ def test_submit_brings_a_checked_adapter_and_nothing_leaks(
     names = {path.relative_to(result).as_posix() for path in files_below(result)}
     assert {"receipt.json", "evidence.json", "report/report.html", "report/summary.json", "logs/job.log"} <= names
     assert not (tmp_path / "result.submission").exists()
+    assert ran.json["deletion"]["acknowledged"]
+    assert (tmp_path / "result.deletion.json").exists()
 
     # What the operator has: public events, ciphertext, an empty workspace.
     assert {event["event"] for event in job.events} <= {

@@ -20,7 +20,7 @@ from trainer.errors import (
 )
 from trainer.exchange.carrier import SealedEvent
 from trainer.exchange.client import JobClient
-from trainer.exchange.control import Acknowledged, PrivateEvent, StatusUpdate, TokenHash
+from trainer.exchange.control import Acknowledged, DeletionReady, PrivateEvent, StatusUpdate, TokenHash
 from trainer.exchange.tls import server_context
 from trainer.models import Phase, Status
 
@@ -131,7 +131,8 @@ def test_result_and_ack_before_there_is_one(client_of: Any, front: Any, tmp_path
                 call()
             assert caught.value.code is ErrorCode.WRONG_PHASE
         front.publish_result(b"sealed")
-        client.acknowledge()
+        front.send(DeletionReady(envelope='{"signed":1}'))
+        assert client.acknowledge() == b'{"signed":1}'
     front.expect(Acknowledged)
 
 

@@ -272,7 +272,7 @@ def test_openapi_documents_the_answers(front: Any) -> None:
         "GET /attestation": ["200", "400", "429", "431", "503"],
         "GET /status": ["200", "400", "431"],
         "GET /events": ["200", "400", "401", "431", "503"],
-        "POST /ack": ["204", "400", "409", "431"],
+        "POST /ack": ["200", "204", "400", "409", "431"],
         "OPTIONS /dataset": ["204", "400", "431"],
         "POST /dataset": ["201", "400", "409", "412", "413", "431", "507"],
         "HEAD /dataset/{upload_id}": ["200", "400", "404", "412", "431"],

@@ -16,6 +16,7 @@ from trainer.errors import ErrorCode, JobError, SealingError, UnavailableError, 
 from trainer.exchange.carrier import SealedEvent
 from trainer.exchange.control import (
     Acknowledged,
+    DeletionReady,
     EvidenceReply,
     EvidenceRequest,
     OpenUpload,
@@ -80,7 +81,8 @@ def test_the_whole_story(front: Any, tmp_path: Path) -> None:
     front.send(ResultReady(size=13, sha256=digest))
     assert client.download_result(tmp_path / "result") == digest
     assert (tmp_path / "result").read_bytes() == b"sealed result"
-    client.acknowledge()
+    front.send(DeletionReady(envelope='{"signed":1}'))
+    assert client.acknowledge() == b'{"signed":1}'
     front.expect(Acknowledged)
     front.send(StatusUpdate(status=Status(phase=Phase.DONE)))
     assert list(events)[-1] == Status(phase=Phase.DONE)

@@ -197,11 +197,21 @@ def test_who_can_only_encrypt_cannot_write_one(tmp_path: Path) -> None:
     job = Job(tmp_path)
     folder = job.write(1)
     keys = keys_for()
-    forger = CheckpointKeys(keys.identity, bytes(32), keys.label)
+    forger = CheckpointKeys(keys.identity, bytearray(32), keys.label)
     target = tmp_path / "forged"
     seal_checkpoint(folder, CHECKPOINT_FILES, target, step=1, binding=BINDING, keys=forger)
     assert opened(target, tmp_path / "into", keys) is ErrorCode.CHECKPOINT_INVALID
     assert opened(target, tmp_path / "into", forger) is None
+
+
+def test_destroyed_keys_neither_open_nor_write(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.take(1)
+    path, destroyed = job.at.path(1), keys_for()
+    destroyed.destroy()
+    assert not any(destroyed.authentication)
+    assert opened(path, tmp_path / "into", destroyed) is ErrorCode.NO_IDENTITY_MATCH
+    assert opened(path, tmp_path / "into", keys_for()) is None
 
 
 def test_the_binding_is_looked_at_even_under_the_same_keys(tmp_path: Path) -> None:

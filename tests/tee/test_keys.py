@@ -99,7 +99,7 @@ def test_everything_that_checkpoints_are_bound_to_matters() -> None:
     material = checkpoint_material(SECRET, TOKEN, **BOUND)
     others = [checkpoint_material(SECRET, TOKEN, **{**BOUND, name: "00" * 32}) for name in BOUND]
     others += [checkpoint_material(bytes(32), TOKEN, **BOUND), checkpoint_material(SECRET, "13" * 32, **BOUND)]
-    assert len({material, *others}) == len(others) + 1
+    assert len({bytes(made) for made in [material, *others]}) == len(others) + 1
     for broken in ({**BOUND, "job_spec_sha256": "AB" * 32}, {**BOUND, "app_compose_sha256": ""}):
         with pytest.raises(ValueError, match="64 lower-case hex digits"):
             checkpoint_material(SECRET, TOKEN, **broken)

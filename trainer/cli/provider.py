@@ -161,12 +161,24 @@ def pull(
     _print_summary({"pulled": str(output), "bytes": output.stat().st_size}, as_json=as_json)
 
 
-def acknowledge(source: Source, attestation: RecordFile) -> None:
-    """Tell the job that the result arrived and opened, so that it ends."""
+def acknowledge(
+    source: Source,
+    attestation: RecordFile,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Keep the job's checked deletion statement here.")
+    ] = None,
+) -> None:
+    """Tell the job that the result arrived and opened, so that it ends and says what it destroyed."""
     from trainer import provider
 
     record = provider.read_record(attestation)
-    provider.connect(source, pinned_spki_sha256=record.result.peer_spki_sha256).acknowledge()
+    client = provider.connect(source, pinned_spki_sha256=record.result.peer_spki_sha256)
+    if (envelope := client.acknowledge()) is None:
+        typer.echo("the job gave no statement of what it destroyed", err=True)
+        return
+    provider.check_deletion_of(envelope, record)
+    if output is not None:
+        provider.write_private(output, envelope)
 
 
 def open_(
@@ -247,6 +259,7 @@ def submit(
             },
             "summary": dict(result.statement.metrics),
             "seconds": dict(submitted.seconds),
+            "deletion": submitted.deletion.predicate.model_dump(mode="json") if submitted.deletion else None,
         },
         as_json=as_json,
         show=("adapter_dir",),

@@ -55,5 +55,5 @@ class Carrier(Protocol):
     def download_result(self, target: Path, *, progress: Progress | None = None) -> str:
         """Fetch the sealed result to `target`; returns its SHA-256 in hex."""
 
-    def acknowledge(self) -> None:
-        """Say that the result arrived."""
+    def acknowledge(self) -> bytes | None:
+        """Say that the result arrived; returns the job's deletion statement, unchecked, where one comes."""

@@ -12,7 +12,12 @@ from pydantic import ValidationError
 from trainer.errors import ErrorCode, UnavailableError
 from trainer.exchange.carrier import JobEvent, Progress
 from trainer.exchange.downloading import Downloader
-from trainer.exchange.limits import MAX_EVIDENCE_ANSWER_BYTES, MAX_STATUS_BYTES
+from trainer.exchange.limits import (
+    DELETION_TYPE,
+    MAX_DELETION_BYTES,
+    MAX_EVIDENCE_ANSWER_BYTES,
+    MAX_STATUS_BYTES,
+)
 from trainer.exchange.uploading import Uploader
 from trainer.exchange.watching import Watcher
 from trainer.exchange.wire import Patience, Wire
@@ -114,13 +119,15 @@ class JobClient:
         """Fetch the sealed result to `target`, atomically; see `Downloader.fetch` for what it raises."""
         return Downloader(self._wire, self._patience(), target, progress).fetch()
 
-    def acknowledge(self) -> None:
-        """Say that the result arrived; the job may end.
+    def acknowledge(self) -> bytes | None:
+        """Say that the result arrived; the job ends. Returns its deletion statement; None where it gives none.
 
         Raises:
             UnavailableError: there is no result to acknowledge, or the job cannot be reached.
         """
-        self._wire.fetch("POST", "/ack", accept=(204,))
+        headers = {"Accept": DELETION_TYPE}
+        _, body = self._wire.fetch("POST", "/ack", limit=MAX_DELETION_BYTES, headers=headers, accept=(200, 204))
+        return body or None
 
     def close(self) -> None:
         """Close all connections."""

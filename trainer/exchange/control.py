@@ -17,6 +17,7 @@ from trainer.confinement.walls import WallReport
 from trainer.encoding import parse_json
 from trainer.errors import ErrorCode, JobError, UnavailableError
 from trainer.exchange.limits import (
+    MAX_DELETION_BYTES,
     MAX_EVIDENCE_ANSWER_BYTES,
     MAX_FRONT_MESSAGE_BYTES,
     MAX_MESSAGE_BYTES,
@@ -114,6 +115,13 @@ class ResultReady(Strict):
     sha256: Sha256Hex
 
 
+class DeletionReady(Strict):
+    """The job's signed statement of what it destroyed; public."""
+
+    kind: Literal["deletion-ready"] = "deletion-ready"
+    envelope: Annotated[str, Field(max_length=MAX_DELETION_BYTES)]
+
+
 class Shutdown(Strict):
     """Finish what is being sent, then exit."""
 
@@ -121,7 +129,9 @@ class Shutdown(Strict):
 
 
 FrontMessage = Ready | EvidenceRequest | UploadReady | Acknowledged | FrontFailed
-SupervisorMessage = EvidenceReply | StatusUpdate | OpenUpload | TokenHash | PrivateEvent | ResultReady | Shutdown
+SupervisorMessage = (
+    EvidenceReply | StatusUpdate | OpenUpload | TokenHash | PrivateEvent | ResultReady | DeletionReady | Shutdown
+)
 
 _FROM_FRONT: Final[TypeAdapter[FrontMessage]] = TypeAdapter(Annotated[FrontMessage, Field(discriminator="kind")])
 _FROM_SUPERVISOR: Final[TypeAdapter[SupervisorMessage]] = TypeAdapter(

@@ -21,6 +21,10 @@ MAX_SEALED_EVENT_BYTES: Final = 1 << 20
 MAX_STATUS_BYTES: Final = 4 << 10
 MAX_ERROR_BYTES: Final = 4 << 10
 MAX_EVIDENCE_ANSWER_BYTES: Final = MAX_EVIDENCE_BYTES
+MAX_DELETION_BYTES: Final = 16 << 10
+
+DELETION_TYPE: Final = "application/vnd.dsse.envelope.v1+json"
+"""Media type of the answer to `POST /ack` for who accepts it: the job's deletion statement."""
 
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
@@ -60,6 +64,8 @@ class Limits(Strict):
     evidence_burst: Count = 8
     """Evidence that can be asked for at once before the rate applies: each costs a quote."""
     evidence_per_second: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    deletion_seconds: Seconds = 10
+    """For the supervisor to destroy what it has and to sign that it did, after an acknowledgement."""
     evidence_seconds: Seconds = 60
     """For the supervisor to answer with evidence."""
     upload_idle_seconds: Seconds = 120

@@ -23,15 +23,22 @@ from pydantic import Field, ValidationError
 from trainer.encoding import parse_json
 from trainer.errors import ErrorCode, JobError, SealingError, UnavailableError, UsageError
 from trainer.exchange.carrier import ENDED, JobEvent, Progress, SealedEvent
-from trainer.exchange.limits import MAX_EVIDENCE_ANSWER_BYTES, MAX_SEALED_EVENT_BYTES, MAX_STATUS_BYTES
+from trainer.exchange.limits import (
+    MAX_DELETION_BYTES,
+    MAX_EVIDENCE_ANSWER_BYTES,
+    MAX_SEALED_EVENT_BYTES,
+    MAX_STATUS_BYTES,
+)
 from trainer.models import Sha256Hex, Status, Strict
 
 DATASET_NAME: Final = "dataset.age"
 RESULT_NAME: Final = "result.tar.age"
 EVENTS_NAME: Final = "events.jsonl"
+DELETION_NAME: Final = "deletion.json"
 MAX_EVENTS_BYTES: Final = 64 << 20
 
 _BLOCK: Final = 1 << 20
+_DELETION_SECONDS: Final = 10.0
 Size = Annotated[int, Field(ge=0, le=2**53 - 1)]
 
 
@@ -234,9 +241,16 @@ class SpoolClient:
             raise UsageError(ErrorCode.USAGE, f"cannot copy the result to {target}: {error.strerror}") from error
         return wanted.sha256
 
-    def acknowledge(self) -> None:
-        """Say that the result arrived; the job may end."""
+    def acknowledge(self) -> bytes | None:
+        """Say that the result arrived; the job ends. Returns its deletion statement; None where none comes."""
         self._spool.put("ack", b"")
+        waited = 0.0
+        while (statement := self._spool.read(DELETION_NAME, MAX_DELETION_BYTES)) is None:
+            if waited >= min(self._timeout, _DELETION_SECONDS):
+                return None
+            self._sleep(self._pause)
+            waited += self._pause
+        return statement
 
     def _wait(self, look: Callable[[], Found | None], failure: str) -> Found:
         waited = 0.0

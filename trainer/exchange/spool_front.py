@@ -19,6 +19,7 @@ from trainer.errors import UnavailableError
 from trainer.exchange.control import (
     Acknowledged,
     Channel,
+    DeletionReady,
     EvidenceReply,
     EvidenceRequest,
     FrontMessage,
@@ -34,6 +35,7 @@ from trainer.exchange.control import (
 )
 from trainer.exchange.spool import (
     DATASET_NAME,
+    DELETION_NAME,
     EVENTS_NAME,
     MAX_EVENTS_BYTES,
     RESULT_NAME,
@@ -44,7 +46,7 @@ from trainer.exchange.spool import (
 )
 
 _LOOK_SECONDS: Final = 0.2
-_STALE: Final = ("evidence.json", "status.json", "result.json", "ack", EVENTS_NAME)
+_STALE: Final = (DELETION_NAME, "evidence.json", "status.json", "result.json", "ack", EVENTS_NAME)
 
 
 @dataclass
@@ -114,6 +116,8 @@ class SpoolFront:
             case ResultReady(size=size, sha256=digest):
                 self._has_result = True
                 self.spool.put("result.json", SpoolResult(size=size, sha256=digest).model_dump_json().encode())
+            case DeletionReady(envelope=envelope):
+                self.spool.put(DELETION_NAME, envelope.encode())
 
     def _open(self, accept: bool) -> None:
         if accept and self._delivered:  # an opening failed: only another dataset can help

@@ -26,6 +26,7 @@ from trainer.sealing.archive import ArchiveLimits, ArchiveReader, ArchiveWriter
 from trainer.sealing.atomic import SHARED, replacing, storage_errors
 from trainer.sealing.extraction import extract, fresh_directory
 from trainer.sealing.result import open_inside
+from trainer.sealing.wiping import wipe, wiped
 
 HEADER_NAME: Final = "checkpoint.json"
 MAX_FILES: Final = 8
@@ -74,11 +75,11 @@ class CheckpointKeys:
     """
 
     identity: Identity
-    authentication: bytes
+    authentication: bytearray
     label: str
 
     @classmethod
-    def of(cls, material: bytes) -> CheckpointKeys:
+    def of(cls, material: bytes | bytearray) -> CheckpointKeys:
         """Cut 72 derived bytes into seed (32), authentication key (32) and label (8).
 
         Raises:
@@ -86,7 +87,13 @@ class CheckpointKeys:
         """
         if len(material) != 72:
             raise ValueError(f"expected 72 bytes, got {len(material)}")
-        return cls(identity_from_seed(material[:32]), material[32:64], material[64:].hex())
+        with wiped(bytearray(material[:32])) as seed:
+            return cls(identity_from_seed(seed), bytearray(material[32:64]), material[64:].hex())
+
+    def destroy(self) -> None:
+        """Overwrite what is ours; nothing can be sealed, opened or tagged with it afterwards."""
+        self.identity.destroy()
+        wipe(self.authentication)
 
     def tag(self, version: int, step: int, binding: Binding, files: dict[str, CheckpointFile]) -> str:
         """HMAC-SHA256 over the RFC 8785 bytes of `checkpoint.json` without its tag, in hex."""

@@ -98,6 +98,15 @@ class Front:
         """The sealed result lies in the spool."""
         self._send(control.ResultReady(size=size, sha256=sha256))
 
+    def stop_evidence(self) -> None:
+        """From now on no evidence: the keys that it would name are about to go."""
+        with self._changed:
+            self._evidence = None
+
+    def hand_out_deletion(self, envelope: bytes) -> None:
+        """The last word: what was destroyed, signed."""
+        self._send(control.DeletionReady(envelope=envelope.decode()))
+
     def wait_acknowledged(self, seconds: float) -> bool:
         """Wait until the provider acknowledged the result; False when it did not in time."""
         return self._wait(lambda: self._acknowledged, seconds) and self._acknowledged

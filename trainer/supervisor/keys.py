@@ -11,6 +11,7 @@ from trainer.attestation.key_chain import prove_possession
 from trainer.receipt.dsse import public_key_der
 from trainer.sealing.age import Identity, generate_identity, identity_from_seed
 from trainer.sealing.checkpoint import Binding, CheckpointKeys
+from trainer.sealing.wiping import wiped
 from trainer.tee import keys as tee_keys
 from trainer.tee.guest_agent import DerivedSecret, GuestAgent
 
@@ -46,6 +47,11 @@ class JobKeys:
         """DER SubjectPublicKeyInfo of the receipt key, in hex."""
         return public_key_der(self.receipt.public_key()).hex()
 
+    def destroy_identities(self) -> None:
+        """Make the keys that datasets are sealed to useless: what is left of their seeds are zeros."""
+        for identity in self.identities:
+            identity.destroy()
+
     def key_chain(self, claims: DatasetClaims) -> tuple[DerivedKey, ...]:
         """Proofs that the keys are the key service's, and that the VM that makes `claims` holds such keys."""
         signed = prove_possession(self.possession.secret, claims)
@@ -53,9 +59,9 @@ class JobKeys:
 
     def checkpoint_keys(self, token: str, binding: Binding) -> CheckpointKeys:
         """Keys of the checkpoints of this job with one dataset; `token` is the grant's, the other secret."""
-        return CheckpointKeys.of(
-            tee_keys.checkpoint_material(self.checkpoint.secret, token, **binding.model_dump(mode="json"))
-        )
+        bound = binding.model_dump(mode="json")
+        with wiped(tee_keys.checkpoint_material(self.checkpoint.secret, token, **bound)) as material:
+            return CheckpointKeys.of(material)  # has copies of its own
 
 
 def derive_keys(agent: GuestAgent, spec_sha256: str) -> JobKeys:
@@ -66,8 +72,10 @@ def derive_keys(agent: GuestAgent, spec_sha256: str) -> JobKeys:
     """
     recipient = agent.derive_key(tee_keys.recipient_path(spec_sha256), "sealing")
     receipt = agent.derive_key(tee_keys.receipt_path(spec_sha256), "signing")
+    with wiped(tee_keys.recipient_seed(recipient.secret, spec_sha256)) as seed:
+        derived = identity_from_seed(seed)  # has a copy of its own
     return JobKeys(
-        derived=identity_from_seed(tee_keys.recipient_seed(recipient.secret, spec_sha256)),
+        derived=derived,
         instance=generate_identity(),
         receipt=tee_keys.receipt_key(receipt.secret, spec_sha256),
         proofs=(recipient.proof, receipt.proof),

@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from trainer.sealing.wiping import wiped
+
 _RECIPIENT_DOMAIN: Final = "confidential-trainer/recipient/v1"
 _RECEIPT_DOMAIN: Final = "confidential-trainer/receipt-key/v1"
 _POSSESSION_DOMAIN: Final = "confidential-trainer/possession/v1"
@@ -62,11 +64,13 @@ def checkpoint_path(spec_sha256: str) -> str:
 
 def checkpoint_material(
     secret: bytes, token: str, *, job_spec_sha256: str, dataset_manifest_sha256: str, app_compose_sha256: str
-) -> bytes:
+) -> bytearray:
     """What a job's checkpoints are sealed, signed and named with: HKDF-SHA256, 72 bytes.
 
     The secret is the key material and the grant's token the salt, so that either alone gives nothing; info =
     domain ‖ 0 ‖ digests of spec, manifest and app-compose.json, so that nothing made for another of them fits.
+
+    The buffer is the caller's to wipe.
 
     Args:
         secret: 32 bytes that the key service gave for `checkpoint_path(job_spec_sha256)`.
@@ -83,11 +87,13 @@ def checkpoint_material(
     bound = b"".join(bytes.fromhex(_checked(digest)) for digest in digests)
     salt = bytes.fromhex(_checked(token))
     info = _CHECKPOINT_DOMAIN.encode() + b"\0" + bound
-    return HKDF(hashes.SHA256(), _CHECKPOINT_BYTES, salt=salt, info=info).derive(secret)
+    return _filled(_CHECKPOINT_BYTES, secret, salt, info)
 
 
-def recipient_seed(secret: bytes, spec_sha256: str) -> bytes:
+def recipient_seed(secret: bytes, spec_sha256: str) -> bytearray:
     """Seed of the derived age identity: HKDF-SHA256(secret, no salt, info = domain ‖ 0 ‖ spec digest), 32 bytes.
+
+    The buffer is the caller's to wipe.
 
     Args:
         secret: 32 bytes that the key service gave for `recipient_path(spec_sha256)`.
@@ -112,14 +118,21 @@ def receipt_key(secret: bytes, spec_sha256: str) -> ec.EllipticCurvePrivateKey:
     Raises:
         ValueError: secret or digest have the wrong form.
     """
-    wide = int.from_bytes(_expand(secret, _RECEIPT_DOMAIN, spec_sha256, _WIDE_SCALAR_BYTES), "big")
+    with wiped(_expand(secret, _RECEIPT_DOMAIN, spec_sha256, _WIDE_SCALAR_BYTES)) as expanded:
+        wide = int.from_bytes(expanded, "big")
     return ec.derive_private_key(wide % (_P256_ORDER - 1) + 1, ec.SECP256R1())
 
 
-def _expand(secret: bytes, domain: str, spec_sha256: str, length: int) -> bytes:
+def _expand(secret: bytes, domain: str, spec_sha256: str, length: int) -> bytearray:
     _require_secret(secret)
     info = domain.encode() + b"\0" + bytes.fromhex(_checked(spec_sha256))
-    return HKDF(hashes.SHA256(), length, salt=None, info=info).derive(secret)
+    return _filled(length, secret, None, info)
+
+
+def _filled(length: int, secret: bytes, salt: bytes | None, info: bytes) -> bytearray:
+    expanded = bytearray(length)
+    HKDF(hashes.SHA256(), length, salt=salt, info=info).derive_into(secret, expanded)
+    return expanded
 
 
 def _require_secret(secret: bytes) -> None:

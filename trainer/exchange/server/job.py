@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from trainer.attestation.evidence import Evidence
 from trainer.errors import ErrorCode
 from trainer.exchange.control import Acknowledged
-from trainer.exchange.limits import Limits
+from trainer.exchange.limits import DELETION_TYPE, Limits
 from trainer.exchange.server.answers import Refusal, documented, header
 from trainer.exchange.server.link import EVIDENCE_ERRORS, Link
 from trainer.models import Status
@@ -94,7 +94,13 @@ class JobRoutes:
             methods=["POST"],
             status_code=204,
             response_model=None,
-            responses=documented((409, ErrorCode.WRONG_PHASE)),
+            responses={
+                200: {
+                    "content": {DELETION_TYPE: {"schema": {"type": "object"}}},
+                    "description": "the signed statement of what the job destroyed, to who accepts its type",
+                },
+                **documented((409, ErrorCode.WRONG_PHASE)),
+            },
         )
         return router
 
@@ -107,13 +113,15 @@ class JobRoutes:
         """Phase, progress and public error code."""
         return self._link.status
 
-    async def acknowledge(self) -> Response:
+    async def acknowledge(self, accept: Annotated[str, Header(max_length=256)] = "") -> Response:
         """The result arrived: the job may end. Saying it again changes nothing."""
         if self._link.result is None:
             raise Refusal(409, ErrorCode.WRONG_PHASE)
         if not self._acknowledged:
             self._acknowledged = True
             await self._link.send(Acknowledged())
+        if accept == DELETION_TYPE and (envelope := await self._link.deletion()) is not None:
+            return Response(envelope, media_type=DELETION_TYPE)
         return Response(status_code=204)
 
     async def events(

@@ -12,6 +12,7 @@ from typing import Final, Self
 
 from trainer.errors import ErrorCode
 from trainer.exchange.control import (
+    DeletionReady,
     EvidenceReply,
     EvidenceRequest,
     FrontMessage,
@@ -67,6 +68,7 @@ class Link:
         self._token_sha256: str | None = None
         self.status = Status(phase=Phase.STARTING)
         self.result: ResultReady | None = None
+        self._deletion: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.feed = Feed(limits, self.status)
         self.on_open_upload: Callable[[bool], None] = lambda _: None
 
@@ -121,6 +123,9 @@ class Link:
                 self.feed.publish_private(sealed)
             case ResultReady():
                 self.result = message
+            case DeletionReady(envelope=envelope):
+                if not self._deletion.done():
+                    self._deletion.set_result(envelope)
 
     def _answer(self, number: int, reply: EvidenceReply) -> None:
         asked = self._asked.pop(number, None)
@@ -153,6 +158,14 @@ class Link:
             raise Refusal(503, ErrorCode.TIMEOUT) from None
         finally:
             self._asked.pop(number, None)
+
+    async def deletion(self) -> str | None:
+        """The job's statement of what it destroyed; None where it gave none in time."""
+        try:
+            async with asyncio.timeout(self._limits.deletion_seconds):
+                return await asyncio.shield(self._deletion)
+        except TimeoutError:
+            return None
 
     def knows_token(self) -> bool:
         """Whether a token can be checked yet: only after a dataset was opened."""

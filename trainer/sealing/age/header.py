@@ -24,6 +24,7 @@ from trainer.sealing.age.stanza import (
     encode_base64,
     header_invalid,
 )
+from trainer.sealing.wiping import wiped
 
 VERSION_LINE: Final = "age-encryption.org/v1"
 MAX_HEADER_BYTES: Final = 1 << 20
@@ -173,8 +174,10 @@ class _Lines(Iterator[str]):
 
 
 def _mac(file_key: bytes, covered: bytes) -> bytes:
-    return hmac.digest(derive_key(file_key, b"", b"header"), covered, "sha256")
+    with wiped(derive_key(file_key, b"", b"header")) as key:
+        return hmac.digest(key, covered, "sha256")
 
 
 def _payload_key(file_key: bytes, nonce: bytes) -> ChaCha20Poly1305:
-    return ChaCha20Poly1305(derive_key(file_key, nonce, b"payload"))
+    with wiped(derive_key(file_key, nonce, b"payload")) as key:
+        return ChaCha20Poly1305(key)  # has a copy of its own

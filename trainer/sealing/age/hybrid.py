@@ -7,6 +7,7 @@ MLKEM768-X25519 (0x647a), HKDF-SHA256 and ChaCha20-Poly1305. Breaking it takes b
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from typing import Final
 
@@ -25,6 +26,7 @@ from cryptography.hazmat.primitives.hpke import (
 from trainer.sealing.age.bech32 import bech32_encode
 from trainer.sealing.age.identity import Family
 from trainer.sealing.age.stanza import Stanza, encode_base64, header_invalid
+from trainer.sealing.wiping import wipe
 
 RECIPIENT_PREFIX: Final = "age1pq"
 IDENTITY_PREFIX: Final = "age-secret-key-pq-"
@@ -84,17 +86,20 @@ class HybridIdentity:
         ValueError: another length.
     """
 
-    def __init__(self, seed: bytes) -> None:
+    def __init__(self, seed: bytes | bytearray) -> None:
         if len(seed) != SEED_BYTES:
             raise ValueError(f"{len(seed)} bytes instead of {SEED_BYTES}")
-        self._seed = seed
+        self._seed = bytearray(seed)
+        self._expand(self._seed)
+
+    def _expand(self, seed: bytes | bytearray) -> None:
         expanded = hashlib.shake_256(seed).digest(_MLKEM_SEED_BYTES + _X25519_BYTES)
         self._mlkem = MLKEM768PrivateKey.from_seed_bytes(expanded[:_MLKEM_SEED_BYTES])
         self._x25519 = X25519PrivateKey.from_private_bytes(expanded[_MLKEM_SEED_BYTES:])
         self._key = MLKEM768X25519PrivateKey(self._mlkem, self._x25519)
 
     def __str__(self) -> str:
-        return bech32_encode(IDENTITY_PREFIX, self._seed).upper()
+        return bech32_encode(IDENTITY_PREFIX, bytes(self._seed)).upper()
 
     def __repr__(self) -> str:
         return "<HybridIdentity>"
@@ -104,6 +109,11 @@ class HybridIdentity:
         return HybridRecipient(
             self._mlkem.public_key().public_bytes_raw() + self._x25519.public_key().public_bytes_raw()
         )
+
+    def destroy(self) -> None:
+        """See `Identity`; what the libraries and `_expand` made of the seed is dropped, not overwritten."""
+        wipe(self._seed)
+        self._expand(os.urandom(SEED_BYTES))  # keys that nobody knows take their place
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
         """The file key, if one of the stanzas was made for this identity; see `Identity`."""

@@ -44,7 +44,12 @@ class Identity(Protocol):
     def recipient(self) -> Recipient:
         """The public half."""
 
+    def destroy(self) -> None:
+        """Overwrite the seed and drop the keys made of it; nothing can be unwrapped afterwards."""
 
-def derive_key(secret: bytes, salt: bytes, info: bytes) -> bytes:
-    """HKDF-SHA256 to 32 bytes, as the format uses it throughout."""
-    return HKDF(SHA256(), 32, salt, info).derive(secret)
+
+def derive_key(secret: bytes, salt: bytes, info: bytes) -> bytearray:
+    """HKDF-SHA256 to 32 bytes, as the format uses it throughout; the caller's to wipe."""
+    key = bytearray(32)
+    HKDF(SHA256(), len(key), salt, info).derive_into(secret, key)
+    return key

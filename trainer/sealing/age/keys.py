@@ -65,7 +65,7 @@ def parse_identity_file(text: str) -> tuple[Identity, ...]:
     return tuple(identities)
 
 
-def identity_from_seed(seed: bytes, *, hybrid: bool = True) -> Identity:
+def identity_from_seed(seed: bytes | bytearray, *, hybrid: bool = True) -> Identity:
     """The identity that a 32-byte secret is.
 
     Args:

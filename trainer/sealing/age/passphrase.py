@@ -82,6 +82,10 @@ class ScryptIdentity:
         """The same passphrase, to encrypt to."""
         return ScryptRecipient(self._passphrase)
 
+    def destroy(self) -> None:
+        """Forget the passphrase; its bytes are immutable, so the memory is only given back."""
+        self._passphrase = b""
+
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
         """The file key, if the passphrase is right; see `Identity`."""
         for stanza in stanzas:

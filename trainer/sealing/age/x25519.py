@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from trainer.sealing.age.bech32 import bech32_encode
 from trainer.sealing.age.identity import Family, derive_key
 from trainer.sealing.age.stanza import Stanza, encode_base64, header_invalid
+from trainer.sealing.wiping import wipe, wiped
 
 RECIPIENT_PREFIX: Final = "age"
 IDENTITY_PREFIX: Final = "age-secret-key-"
@@ -54,8 +56,8 @@ class X25519Recipient:
         """Wrap under a fresh ephemeral key, whose public half is the stanza's argument."""
         ephemeral = X25519PrivateKey.from_private_bytes(os.urandom(KEY_BYTES))
         share = ephemeral.public_key().public_bytes_raw()
-        key = derive_key(_shared(ephemeral, self._key), share + self._raw, _INFO)
-        body = ChaCha20Poly1305(key).encrypt(_ZERO_NONCE, file_key, None)
+        with wiped(derive_key(_shared(ephemeral, self._key), share + self._raw, _INFO)) as key:
+            body = ChaCha20Poly1305(key).encrypt(_ZERO_NONCE, file_key, None)
         return Stanza(Family.X25519, (encode_base64(share),), body)
 
 
@@ -66,13 +68,13 @@ class X25519Identity:
         seed: 32 secret bytes, the scalar before clamping.
     """
 
-    def __init__(self, seed: bytes) -> None:
-        self._seed = seed
+    def __init__(self, seed: bytes | bytearray) -> None:
+        self._seed = bytearray(seed)
         self._key = X25519PrivateKey.from_private_bytes(seed)
         self._public = self._key.public_key().public_bytes_raw()
 
     def __str__(self) -> str:
-        return bech32_encode(IDENTITY_PREFIX, self._seed).upper()
+        return bech32_encode(IDENTITY_PREFIX, bytes(self._seed)).upper()
 
     def __repr__(self) -> str:
         return "<X25519Identity>"
@@ -80,6 +82,11 @@ class X25519Identity:
     def recipient(self) -> X25519Recipient:
         """The public half."""
         return X25519Recipient(self._public)
+
+    def destroy(self) -> None:
+        """See `Identity`; the library's key is dropped, not overwritten by us."""
+        wipe(self._seed)
+        self._key = X25519PrivateKey.generate()
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
         """The file key, if one of the stanzas was made for this identity; see `Identity`."""
@@ -94,11 +101,9 @@ class X25519Identity:
             shared = _shared(self._key, X25519PublicKey.from_public_bytes(share))
         except ValueError:
             raise header_invalid("X25519 stanza: the share is a point of low order") from None
-        key = derive_key(shared, share + self._public, _INFO)
-        try:
+        with wiped(derive_key(shared, share + self._public, _INFO)) as key, suppress(InvalidTag):
             return ChaCha20Poly1305(key).decrypt(_ZERO_NONCE, body, None)
-        except InvalidTag:
-            return None
+        return None
 
 
 def _shared(private: X25519PrivateKey, public: X25519PublicKey) -> bytes:

@@ -1,0 +1,309 @@
+"""One job with planted strings: real processes, the provider's steps in this process, and all that came out."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.end_to_end.canary_places import Loopback, Processes, Served
+from tests.end_to_end.conftest import Agent, Job, environment, wait_for
+from tests.end_to_end.test_interruptions import children
+from trainer import provider as steps
+from trainer.attestation.record import Record
+from trainer.encoding import file_sha256
+from trainer.errors import TrainerError
+from trainer.exchange.carrier import Carrier
+from trainer.exchange.client import JobClient
+from trainer.opening import OpenedResult, open_sealed_result
+from trainer.provider import GrantRecord
+from trainer.sealing.age import Identity
+from trainer.sealing.seal import seal as seal_unchecked
+
+if TYPE_CHECKING:
+    from tests.end_to_end.conftest import WriteSpec
+
+STRANGER_ASKS = (
+    "/status", "/events", "/result", "/openapi.json", "/attestation", f"/attestation?nonce={'0' * 64}",
+    "/dataset", "/metrics", "/nowhere",
+)  # fmt: skip
+
+
+def plant(place: str) -> str:
+    """A string that is nowhere else; safe in names of files."""
+    return f"{place}-{secrets.token_hex(8)}"
+
+
+@dataclass(frozen=True)
+class World:
+    """What all runs share.
+
+    Args:
+        disk: folder on a disk, for what an operator has.
+        memory: folder on a tmpfs, for what only the provider has: nothing of it is searched.
+    """
+
+    agent: Agent
+    write_spec: WriteSpec
+    tiny_model: Path
+    disk: Path
+    memory: Path
+    served: Served
+    loopback: Loopback | None
+
+
+@dataclass
+class Canaries:
+    """The strings of one run, by the place that they are planted in."""
+
+    content: str = field(default_factory=lambda: "Inhalt-ü-" + secrets.token_hex(8))
+    answer: str = field(default_factory=lambda: plant("answer"))
+    system: str = field(default_factory=lambda: plant("system"))
+    tool: str = field(default_factory=lambda: plant("tool"))
+    bad: str = field(default_factory=lambda: plant("badrow"))
+    column: str = field(default_factory=lambda: plant("column"))
+    file: str = field(default_factory=lambda: plant("filename"))
+    metric: str = field(default_factory=lambda: plant("metric"))
+    tokenizer: str = field(default_factory=lambda: plant("tokenizer"))
+    later: list[str | bytes] = field(default_factory=list)
+    """Secrets that exist only once the run has begun: the identity, the token, the weights."""
+
+    def all(self) -> list[str | bytes]:
+        """Every one."""
+        texts = [value for value in vars(self).values() if isinstance(value, str)]
+        return [*texts, *self.later]
+
+
+class Run:
+    """One scenario under way. Steps are called by the scenario, in its order."""
+
+    def __init__(self, name: str, world: World) -> None:
+        self.world = world
+        self.canaries = Canaries()
+        self.disk, self.private = world.disk / name, world.memory / name
+        self.workspace = self.private.parent / f"workspace-{name}"
+        for folder in (self.disk / "home", self.disk / "cwd", self.private / "data", self.workspace):
+            folder.mkdir(parents=True)
+        self.ciphertext = self.disk / "ciphertext"
+        self.spooled = False
+        self.earlier_port = 0
+        self._processes: Processes | None = None
+        self._record: Record | None = None
+        self.grant: GrantRecord | None = None
+        self.job: Job
+        self.identity: Identity
+
+    # the operator
+
+    def start(self, *, spool: bool = False, base: Path | None = None, **sections: dict[str, object]) -> None:
+        """Write the spec (the model's folder has a planted name) and start the job."""
+        model = self.private / self.canaries.tokenizer
+        shutil.copytree(base or self.world.tiny_model, model)
+        sections["model"] = {"model_name_or_path": str(model), **sections.get("model", {})}
+        spec = self.world.write_spec(self.private / "job.yaml", **sections)
+        self.spooled = spool
+        self.ciphertext.mkdir(exist_ok=True)
+        place = ["--spool" if spool else "--ciphertext-dir", str(self.ciphertext)]
+        command = [
+            sys.executable,
+            "-m",
+            "trainer",
+            "run",
+            str(spec),
+            "--guest-agent",
+            str(self.world.agent.socket),
+        ]
+        command += ["--workspace", str(self.workspace), *place]
+        out, err = self.disk / "out", self.disk / "err"
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            home = str(self.disk / "home")
+            process = subprocess.Popen(
+                command,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=self.disk / "cwd",
+                env=environment(HOME=home, TMPDIR=home, OMP_NUM_THREADS="1"),
+            )
+        self.job = Job(process, spec, out, err, self.ciphertext, self.workspace)
+        self._processes = Processes(process.pid)
+        self._processes.start()
+
+    def start_again(self, **sections: dict[str, object]) -> None:
+        """Another job in the same places; what was known of the first is forgotten."""
+        self.finish()
+        self._record = None
+        shutil.rmtree(self.private / self.canaries.tokenizer)
+        self.start(spool=self.spooled, base=None, **sections)
+
+    def pid(self, module: str) -> int:
+        """Process id of a child of the job."""
+        wait_for(lambda: module in children(self.job.process.pid), self.job.process)
+        return children(self.job.process.pid)[module]
+
+    def wait_end(self) -> int:
+        """Exit code of the job."""
+        return self.job.wait()
+
+    # the provider
+
+    @contextmanager
+    def carrier(self) -> Iterator[Carrier]:
+        """A client, pinned once the job was verified."""
+        pin = self._record.result.peer_spki_sha256 if self._record else None
+        client = steps.connect(str(self.ciphertext) if self.spooled else self.job.url, pinned_spki_sha256=pin)
+        try:
+            yield client
+        finally:
+            if isinstance(client, JobClient):
+                client.close()
+
+    @property
+    def record(self) -> Record:
+        """The job's appraisal; made at the first use."""
+        if self._record is None:
+            self.job.wait_event(event="phase", phase="awaiting-dataset")
+            policy = steps.read_policy(self._policy())
+            with self.carrier() as client:
+                self._record = steps.attest(client, policy, cache=self.private / "cache")
+            self._record.result.require_pass(self._record.result.appraised_at)
+        return self._record
+
+    def _policy(self) -> Path:
+        state, path = self.world.agent.state, self.private / "policy.yaml"
+        text = steps.strict_policy_text(
+            steps.ReviewedApp(self.world.agent.app_compose, [self.job.spec]),
+            trust_root=state / "root.pem",
+            collateral=str(state / "collateral.json"),
+            measurements=[state / "measurements.json"],
+            gpu_required=False,
+            recipient="instance",
+            beside=self.private,
+        )
+        path.write_text(text)
+        return path
+
+    def rows(self, rows: list[Mapping[str, object]], name: str = "train.jsonl") -> None:
+        """A data file of these rows."""
+        self.file(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+    def file(self, name: str, content: bytes) -> None:
+        """A data file."""
+        path = self.private / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    def seal(self, *, expires_in: int = 3600, to: Record | None = None) -> Path:
+        """Seal the data files to the job; the tool's own look at the rows is left out, as an older one might."""
+        identity_file, sealed = self.private / "identity", self.private / "dataset.age"
+        recipient = steps.new_identity(identity_file)
+        (self.identity,) = steps.read_identities(identity_file)
+        files = steps.data_files([self.private / "data"])
+        now = int(time.time())
+        grant = steps.new_grant((to or self.record).result, [recipient], now=now, seconds=expires_in)
+        manifest = seal_unchecked(files, (to or self.record).result, grant, sealed, now=now)
+        self.grant = GrantRecord(grant=grant, manifest_sha256=manifest.sha256(), rows=0)
+        self.canaries.later += [str(self.identity), grant.token]
+        return sealed
+
+    def upload(self, sealed: Path | None = None, progress: Callable[[int], None] | None = None) -> None:
+        """Hand over the sealed dataset."""
+        sealed = sealed or self.seal()
+        with self.carrier() as client:
+            client.upload(sealed, progress=progress)
+
+    def watch(self) -> None:
+        """Follow the job to its result, private metrics too; raises what the provider would be told."""
+        assert self.grant is not None
+        with self.carrier() as client:
+            for _ in steps.watch(client, [self.identity], self.grant.grant.token):
+                pass
+
+    def until_step(self, step: int = 1) -> None:
+        """Wait for an optimizer step."""
+        self.job.wait_event(event="progress", step=step)
+
+    def fetch(self) -> OpenedResult:
+        """Watch, pull, open, acknowledge."""
+        self.watch()
+        self._stranger()
+        target = self.private / "result.age"
+        with self.carrier() as client:
+            client.download_result(target)
+        opened = open_sealed_result(
+            target, [self.identity], self.private / "result", record=self.record, grant=self.grant
+        )
+        weights = self.private / "result" / "adapter" / "adapter_model.safetensors"
+        if weights.exists():
+            self.canaries.later.append(weights.read_bytes()[-96:-32])
+        with self.carrier() as client:
+            envelope = client.acknowledge()
+        assert envelope is not None
+        said = steps.check_deletion_of(envelope, self.record, result_sha256=file_sha256(target))
+        assert said.predicate.acknowledged
+        return opened
+
+    def _stranger(self) -> None:
+        """What anyone may ask, as anyone may ask it."""
+        if self.spooled:
+            return
+        anyone = ssl.create_default_context()
+        anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
+        with httpx.Client(verify=anyone, base_url=self.job.url, timeout=0.5, trust_env=False) as client:
+            for path in STRANGER_ASKS:
+                with suppress(httpx.HTTPError):  # `/events` does not end
+                    client.get(path, headers={"Authorization": "Bearer " + "0" * 64})
+
+    def asked_by_strangers(self) -> None:
+        """A stranger asks for everything."""
+        self._stranger()
+
+    # what came out
+
+    def finish(self) -> None:
+        """End what is left, and stop watching."""
+        self.job.process.kill()
+        self.job.process.wait(20)
+        assert self._processes is not None
+        self._processes.end()
+
+    @property
+    def processes(self) -> Processes:
+        """What was seen of the job's processes."""
+        assert self._processes is not None
+        return self._processes
+
+    @property
+    def port(self) -> int:
+        """Where the job listened; 0 where it never did, or exchanged files."""
+        for event in self.job.events:
+            if event.get("event") == "listening":
+                return int(str(event["port"]))
+        return 0
+
+
+def refused(action: Callable[[], object], code: str) -> None:
+    """The provider is told `code`."""
+    with pytest.raises(TrainerError) as caught:
+        action()
+    assert caught.value.code.value == code
+
+
+def failed_with(run: Run, code: str) -> None:
+    """The job ends with a sealed report that names `code`."""
+    opened = run.fetch()
+    assert opened.failure is not None
+    assert opened.failure.code.value == code, opened.failure
+    assert run.wait_end() == 6
+    assert run.job.events[-1]["code"] == code

@@ -1,0 +1,488 @@
+"""What is done to jobs with planted strings: good runs, and every kind of failing one."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from tests.end_to_end.canary_runs import Run, failed_with, plant, refused
+from trainer.encoding import file_sha256
+from trainer.errors import TrainerError
+from trainer.sealing.age import encrypt_file, encrypting_writer, generate_identity, parse_recipient
+
+Scenario = Callable[[Run], None]
+Row = Mapping[str, object]
+
+QUICK: dict[str, object] = {"max_steps": 2}
+NO_SAMPLES: dict[str, object] = {"samples": 0}
+
+
+def conversation(run: Run, number: int = 0) -> dict[str, object]:
+    """A row with a string planted in each part of it."""
+    planted = run.canaries
+    return {
+        "messages": [
+            {"role": "system", "content": planted.system},
+            {"role": "user", "content": f"{number}: {planted.content}?"},
+            {"role": "assistant", "content": f"{planted.answer}."},
+        ],
+        "tools": [{"type": "function", "function": {"name": planted.tool, "parameters": {}}}],
+    }
+
+
+def good_rows(run: Run, count: int = 10) -> list[Row]:
+    return [conversation(run, number) for number in range(count)]
+
+
+def good_data(run: Run) -> None:
+    run.rows(good_rows(run), f"{run.canaries.file}.jsonl")
+
+
+def succeed(run: Run) -> None:
+    """From the data files to the opened result."""
+    run.upload()
+    opened = run.fetch()
+    assert opened.failure is None
+    assert run.wait_end() == 0
+
+
+def train(run: Run, steps_in_all: int = 400) -> None:
+    """Into training, with good rows."""
+    run.start(train={"max_steps": steps_in_all}, output=NO_SAMPLES)
+    good_data(run)
+    run.upload()
+    run.until_step()
+
+
+# good runs
+
+
+def conversations(run: Run) -> None:
+    run.start(train=QUICK, output={"samples": 4, "sample_max_new_tokens": 24}, data={"test_split_size": 0.4})
+    good_data(run)
+    succeed(run)
+
+
+def through_files(run: Run) -> None:
+    run.start(spool=True, train=QUICK)
+    good_data(run)
+    succeed(run)
+
+
+def instructions_as_json(run: Run) -> None:
+    run.start(train=QUICK, output=NO_SAMPLES)
+    planted = run.canaries
+    rows = [
+        {"instruction": planted.content, "input": str(n), "output": planted.answer, "system": planted.system}
+        for n in range(8)
+    ]  # fmt: skip
+    run.file("train.json", json.dumps(rows).encode())
+    succeed(run)
+
+
+def texts_packed(run: Run) -> None:
+    run.start(train=QUICK, data={"packing": True})
+    run.rows([{"text": f"{run.canaries.content} {number}"} for number in range(12)])
+    succeed(run)
+
+
+def a_table_with_its_own_columns(run: Run) -> None:
+    run.start(train=QUICK, data={"columns": {"messages": "dialogue"}, "ignore_columns": ["note"]})
+    rows = [{"dialogue": conversation(run, n)["messages"], "note": run.canaries.bad} for n in range(8)]
+    packed = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), packed)
+    run.file(f"{run.canaries.file}.parquet", packed.getvalue())
+    succeed(run)
+
+
+def another_kind_of_adapter(run: Run) -> None:
+    run.start(train=QUICK, lora={"use_dora": True, "use_rslora": True})
+    good_data(run)
+    succeed(run)
+
+
+def evaluations_and_the_best_adapter(run: Run) -> None:
+    run.start(train={"max_steps": 3, "eval_steps": 1, "load_best_model_at_end": True})
+    good_data(run)
+    lines = b"".join(line(row) for row in good_rows(run, 3))
+    run.file(f"eval/{run.canaries.metric}.jsonl.gz", gzip.compress(lines))
+    succeed(run)
+
+
+def a_merged_model(run: Run) -> None:
+    run.start(train=QUICK, output={"merged_16bit": True})
+    good_data(run)
+    succeed(run)
+
+
+def overlong_rows_dropped(run: Run) -> None:
+    run.start(train=QUICK, output=NO_SAMPLES, data={"on_overlong": "drop", "max_length": 256})
+    run.rows([*good_rows(run), {"text": f"{run.canaries.bad} " * 300}])
+    succeed(run)
+
+
+def a_template_of_the_provider(run: Run) -> None:
+    template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    run.start(train=QUICK, data={"chat_template": template}, output={"include_logs": False})
+    good_data(run)
+    succeed(run)
+
+
+def strangers_ask_all_the_time(run: Run) -> None:
+    run.start(train={"max_steps": 20}, output=NO_SAMPLES)
+    good_data(run)
+    _ = run.record
+    run.asked_by_strangers()
+    run.upload()
+    run.until_step()
+    run.asked_by_strangers()
+    opened = run.fetch()
+    assert opened.failure is None
+    assert run.wait_end() == 0
+
+
+def nobody_fetches(run: Run) -> None:
+    run.start(train=QUICK, output=NO_SAMPLES, exchange={"linger_seconds": 1})
+    good_data(run)
+    run.upload()
+    assert run.wait_end() == 0
+
+
+# rows that are wrong
+
+
+def wrong_rows(content: Callable[[Run], bytes], code: str, name: str = "train.jsonl") -> Scenario:
+    """The job refuses a data file with the planted `bad` string in it."""
+
+    def scenario(run: Run) -> None:
+        run.start(train=QUICK)
+        run.file(name, content(run))
+        run.upload()
+        failed_with(run, code)
+
+    return scenario
+
+
+def line(value: object) -> bytes:
+    return json.dumps(value).encode() + b"\n"
+
+
+def template_error(run: Run) -> None:
+    run.start(data={"chat_template": "{{ raise_exception('not ' ~ messages[0]['content'] ~ tools) }}"})
+    good_data(run)
+    run.upload()
+    failed_with(run, "dataset-row-invalid")
+
+
+def template_that_stumbles(run: Run) -> None:
+    run.start(data={"chat_template": "{{ messages[0]['content'] + 1 }}{{ messages[99]['content'].nothing }}"})
+    good_data(run)
+    run.upload()
+    failed_with(run, "dataset-row-invalid")
+
+
+# machines that fail
+
+
+def a_base_model_of_nan(run: Run) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    broken = run.private / "broken"
+    shutil.copytree(run.world.tiny_model, broken)
+    weights = load_file(broken / "model.safetensors")
+    for tensor in weights.values():
+        tensor.fill_(torch.nan)
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    digests = {file.name: file_sha256(file) for file in sorted(broken.iterdir())}
+    run.start(base=broken, train=QUICK, output=NO_SAMPLES, model={"model_file_sha256": digests})
+    good_data(run)
+    run.upload()
+    failed_with(run, "training-diverged")
+
+
+def memory_runs_out(run: Run) -> None:
+    """The worker may have no more than it has now. Whatever it says of that, it says under seal."""
+    run.start(output=NO_SAMPLES)
+    good_data(run)
+    run.upload()
+    run.job.wait_event(event="phase", phase="training")
+    worker = run.pid("trainer.worker")
+    _, hard = resource.prlimit(worker, resource.RLIMIT_AS)
+    resource.prlimit(worker, resource.RLIMIT_AS, (1 << 20, hard))
+    opened = run.fetch()
+    assert opened.failure is not None
+    assert run.wait_end() == 6
+
+
+def a_killed_worker(run: Run) -> None:
+    train(run)
+    os.kill(run.pid("trainer.worker"), signal.SIGKILL)
+    failed_with(run, "worker-died")
+
+
+def a_worker_with_a_broken_heap(run: Run) -> None:
+    """SIGABRT and SIGSEGV make libraries print what they know."""
+    train(run)
+    os.kill(run.pid("trainer.worker"), signal.SIGABRT)
+    failed_with(run, "worker-died")
+
+
+def a_killed_front(run: Run) -> None:
+    train(run)
+    os.kill(run.pid("trainer.exchange.front"), signal.SIGKILL)
+    assert run.wait_end() == 6
+
+
+def a_killed_supervisor(run: Run) -> None:
+    """The workspace stays in memory: it goes with the VM's."""
+    train(run)
+    os.kill(run.job.process.pid, signal.SIGKILL)
+    assert run.wait_end() == -signal.SIGKILL
+    shutil.rmtree(run.workspace)
+    run.workspace.mkdir()
+
+
+def told_to_end_while_training(run: Run) -> None:
+    train(run)
+    run.job.process.terminate()
+    failed_with(run, "interrupted")
+
+
+def told_to_end_before_the_dataset(run: Run) -> None:
+    run.start()
+    good_data(run)
+    run.seal()
+    run.job.process.terminate()
+    assert run.wait_end() == 6
+
+
+def told_to_end_while_preparing(run: Run) -> None:
+    run.start()
+    run.job.wait_event(event="phase", phase="starting")
+    run.job.process.terminate()
+    assert run.wait_end() != 0
+
+
+def told_to_end_with_a_result(run: Run) -> None:
+    run.start(train=QUICK, output=NO_SAMPLES)
+    good_data(run)
+    run.upload()
+    run.watch()
+    run.job.process.terminate()
+    assert run.wait_end() == 6
+
+
+def fill(folder: Path) -> None:
+    """Leave no block free."""
+    with (folder / "ballast").open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(1 << 12)):
+                pass
+        except OSError:
+            return
+
+
+def mounted(folder: Path, size: int) -> None:
+    """A small file system; unmounted by the tests' end."""
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+
+
+def a_full_workspace(run: Run) -> None:
+    mounted(run.workspace, 4 << 20)
+    train(run)
+    fill(run.workspace)
+    failed_with(run, "workspace-full")
+    (run.workspace / "ballast").unlink()
+
+
+def no_room_for_the_upload(run: Run) -> None:
+    mounted(run.ciphertext, 64 << 10)
+    run.start()
+    run.rows([{"text": run.canaries.content + os.urandom(300_000).hex()}])
+    sealed = run.seal()
+    with pytest.raises(TrainerError):
+        run.upload(sealed)
+    run.job.process.terminate()
+    run.wait_end()
+
+
+def no_room_for_the_result(run: Run) -> None:
+    mounted(run.ciphertext, 1 << 20)
+    train(run, 12)
+    fill(run.ciphertext)
+    assert run.wait_end() != 0
+
+
+def another_model_file(run: Run) -> None:
+    changed = run.private / "changed"
+    shutil.copytree(run.world.tiny_model, changed)
+    (changed / "tokenizer_config.json").write_text(json.dumps({"chat_template": run.canaries.bad}))
+    run.start(base=changed)
+    assert run.wait_end() == 6
+    assert run.job.events[-1]["code"] == "model-digest-mismatch"
+
+
+# uploads that are wrong; the job goes on, and takes the right one
+
+
+def not_opened(run: Run, sealed: Path, code: str) -> None:
+    run.upload(sealed)
+    refused(run.watch, code)
+
+
+def then_the_right_one(run: Run) -> None:
+    good_data(run)
+    succeed(run)
+
+
+def damaged_uploads(run: Run) -> None:
+    run.start(train=QUICK, output=NO_SAMPLES)
+    good_data(run)
+    whole = run.seal().read_bytes()
+    run.private.joinpath("identity").unlink()
+    damaged = run.private / "damaged.age"
+    damaged.write_bytes(whole[:-50])
+    not_opened(run, damaged, "sealed-payload-invalid")
+    damaged.write_bytes(run.canaries.bad.encode() * 200)
+    not_opened(run, damaged, "sealed-header-invalid")
+    run.canaries.bad = plant("unsealed")  # that upload was never secret: the provider sent it in the clear
+    damaged.unlink()
+    good_data(run)
+    succeed(run)
+
+
+def sealed_to_a_stranger(run: Run) -> None:
+    run.start(train=QUICK, output=NO_SAMPLES)
+    good_data(run)
+    run.seal()
+    stranger = run.private / "stranger.age"
+    encrypt_file(next((run.private / "data").iterdir()), stranger, [generate_identity().recipient()])
+    not_opened(run, stranger, "no-identity-match")
+    run.job.process.terminate()
+    run.wait_end()
+
+
+def no_bundle_inside(run: Run) -> None:
+    run.start()
+    good_data(run)
+    run.seal()
+    bare = run.private / "bare.age"
+    encrypt_file(next((run.private / "data").iterdir()), bare, [parse_recipient(run.record.result.recipient)])
+    not_opened(run, bare, "bundle-invalid")
+    run.job.process.terminate()
+    run.wait_end()
+
+
+def another_job_spec(run: Run) -> None:
+    """Sealed to one job, handed to another: neither tells what is inside."""
+    run.start(train=QUICK)
+    good_data(run)
+    sealed = run.seal()
+    run.job.process.terminate()
+    run.wait_end()
+    first, run.earlier_port = run.job.out.read_bytes(), run.port
+    run.start_again(train={"max_steps": 3})
+    (run.disk / "out-of-the-first").write_bytes(first)
+    _ = run.record
+    not_opened(run, sealed, "no-identity-match")
+    run.job.process.terminate()
+    run.wait_end()
+
+
+def an_expired_grant(run: Run) -> None:
+    run.start()
+    good_data(run)
+    sealed = run.seal(expires_in=1)
+    time.sleep(1.1)
+    not_opened(run, sealed, "grant-expired")
+    run.job.process.terminate()
+    run.wait_end()
+
+
+def hostile_names(run: Run) -> None:
+    """A bundle whose members would leave its directory, and one with the planted name in a wrong place."""
+    run.start(train=QUICK, output=NO_SAMPLES)
+    good_data(run)
+    run.seal()
+    grant = run.grant
+    assert grant is not None
+    for name in (f"../../{run.canaries.file}", f"data/{run.canaries.file}\n.jsonl", f"data//{run.canaries.file}"):
+        sealed = run.private / "hostile.age"
+        with (
+            sealed.open("wb") as file,
+            encrypting_writer(file, [parse_recipient(run.record.result.recipient)]) as bundle,
+        ):
+            _write_archive(bundle, {"grant.json": grant.grant.canonical(), name: run.canaries.content.encode()})
+        not_opened(run, sealed, "bundle-invalid")
+    run.job.process.terminate()
+    run.wait_end()
+
+
+def _write_archive(target: BinaryIO, members: Mapping[str, bytes]) -> None:
+    """An archive by other hands than ours, which would refuse such names."""
+    with tarfile.open(fileobj=target, mode="w|", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.__name__: scenario
+    for scenario in (
+        conversations, through_files, instructions_as_json, texts_packed, a_table_with_its_own_columns,
+        another_kind_of_adapter, evaluations_and_the_best_adapter, a_merged_model, overlong_rows_dropped,
+        a_template_of_the_provider, strangers_ask_all_the_time, nobody_fetches,
+        template_error, template_that_stumbles, a_base_model_of_nan, memory_runs_out,
+        a_killed_worker, a_worker_with_a_broken_heap, a_killed_front, a_killed_supervisor,
+        told_to_end_while_training, told_to_end_before_the_dataset, told_to_end_while_preparing,
+        told_to_end_with_a_result, a_full_workspace, no_room_for_the_upload, no_room_for_the_result,
+        another_model_file, damaged_uploads, sealed_to_a_stranger, no_bundle_inside, another_job_spec,
+        an_expired_grant, hostile_names,
+    )
+} | {
+    "malformed_json": wrong_rows(lambda run: b'{"messages": ' + run.canaries.bad.encode(), "dataset-row-invalid"),
+    "bytes_that_are_no_text": wrong_rows(
+        lambda run: b'{"text": "\xff\xfe' + run.canaries.bad.encode() + b'"}\n', "dataset-row-invalid"
+    ),
+    "a_wrong_column": wrong_rows(
+        lambda run: line({"text": "x", run.canaries.column: run.canaries.bad}), "dataset-row-invalid"
+    ),
+    "a_wrong_role": wrong_rows(
+        lambda run: line({"messages": [{"role": run.canaries.bad, "content": "x"}]}), "dataset-row-invalid"
+    ),
+    "half_a_character": wrong_rows(
+        lambda run: b'{"text": "\\ud800' + run.canaries.bad.encode() + b'"}\n', "dataset-row-invalid"
+    ),
+    "too_deep_a_row": wrong_rows(
+        lambda run: b'{"text": ' + b"[" * 5000 + line(run.canaries.bad), "dataset-row-invalid"
+    ),
+    "no_table_at_all": wrong_rows(
+        lambda run: b"PAR1" + run.canaries.bad.encode() * 9 + b"PAR1", "dataset-invalid", "train.parquet"
+    ),
+    "an_overlong_row": wrong_rows(
+        lambda run: line({"text": f"{run.canaries.bad} " * 500}), "dataset-overlong"
+    ),
+    "nothing_to_train_on": wrong_rows(
+        lambda run: line({"messages": [{"role": "user", "content": run.canaries.bad}]}), "dataset-not-trainable"
+    ),
+}  # fmt: skip
