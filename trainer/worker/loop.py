@@ -9,32 +9,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import TrainSection
-from trainer.worker.batches import Plan, cut
+from trainer.worker.batches import Plan, cut, in_order, token_budget
 from trainer.worker.dataset import Dataset
 from trainer.worker.evaluation import Evaluation
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import is_out_of_memory
 from trainer.worker.optimization import LearningRate, make_optimizer
 from trainer.worker.patience import Patience
+from trainer.worker.preference import Preference
 from trainer.worker.progress import Meter, Outcome, TrainState, random_state, restore_random
 from trainer.worker.protocol import Message, Metrics, Progress
-from trainer.worker.store import Ordered, TokenStore
+from trainer.worker.store import SECTION_TOKENS, Ordered, TokenStore
 
 Report = Callable[[Message], None]
 """Takes what happens during training; called between optimizer steps."""
-
-SECTION_TOKENS: Final = 1 << 22
-"""So many tokens are brought into their order at a time."""
-
-CPU_TOKENS: Final = 1024
-"""So many at once keep a CPU's matrix products at full speed; more would only take memory."""
 
 
 class Training:
@@ -47,6 +42,7 @@ class Training:
         section: the optimizer's schedule.
         report: gets `Progress` after each step and `Metrics` where they are due.
         bins: which rows share a unit of the batch size; None where each is a unit of its own.
+        preference: the method `dpo`; then `bins` are the pairs.
         clock: seconds, monotonic.
     """
 
@@ -59,6 +55,7 @@ class Training:
         *,
         report: Report,
         bins: list[list[int]] | None = None,
+        preference: Preference | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._model = model
@@ -66,6 +63,7 @@ class Training:
         self._section = section
         self._report = report
         self._clock = clock
+        self._preference = preference
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         device = self._parameters[0].device
         self._store = TokenStore(data.train, device)
@@ -73,8 +71,8 @@ class Training:
         sizes = [sum(self._store.lengths[row] for row in unit) for unit in self._units]
         self._plan = Plan(sizes, section)
         self._budget = token_budget(max(sizes) * section.per_device_train_batch_size, device)
-        eval_rows = section.per_device_eval_batch_size
-        self._evaluation = Evaluation(data.evaluation, loss, rows=eval_rows, device=device)
+        eval_rows, held = section.per_device_eval_batch_size, preference.evaluation if preference else None
+        self._evaluation = held or Evaluation(data.evaluation, loss, rows=eval_rows, device=device)
         self._rates = LearningRate(section, self._plan.total_steps)
         self._optimizer = make_optimizer(self._parameters, section)
         self._total = Meter(device)
@@ -98,12 +96,13 @@ class Training:
         return Outcome(
             eval_loss_before=before,
             eval_loss_after=self._take_best(after),
-            train_loss=self._total.read(),
+            train_loss=self._total.read(per=self._done if self._preference is not None else None),
             steps=self._done,
             trained_tokens=self._total.trained,
             input_tokens=self._total.inputs,
             train_seconds=seconds,
             eval_seconds=self._eval_seconds,
+            pairs=self._evaluation.measured(),
             warnings=tuple(self._warnings),
         )
 
@@ -122,6 +121,7 @@ class Training:
             totals=self._total.totals(),
             budget=self._budget,
             best=self._patience.best,
+            pairs=self._preference.state() if self._preference is not None else (),
         )
 
     def restore(self, state: TrainState) -> None:
@@ -132,6 +132,8 @@ class Training:
         self._total = Meter(self._total.device, totals=state.totals)
         self._done, self._budget = state.step, state.budget
         self._patience.best = state.best
+        if self._preference is not None:
+            self._preference.restore(state.pairs)
 
     def _train(self) -> float:
         """All optimizer steps; returns the seconds they took, evaluations left out."""
@@ -163,6 +165,7 @@ class Training:
         if last is None or best is None or not self._section.load_best_model_at_end or best.loss >= last:
             return last
         self._put(best.adapter)
+        self._evaluation.extra.clear()  # it is of another adapter
         self._warnings.append(f"the adapter is that of step {best.step}, where the held-out loss was lowest")
         return best.loss
 
@@ -171,7 +174,7 @@ class Training:
         section: list[list[int]] = []
         size, lengths = 0, self._store.lengths
         for units in self._plan.steps(self._done):
-            rows = sorted((row for unit in units for row in self._units[unit]), key=lengths.__getitem__)
+            rows = in_order([self._units[unit] for unit in units], lengths, whole=self._preference is not None)
             section.append(rows)
             size += sum(lengths[row] for row in rows)
             if size >= SECTION_TOKENS:
@@ -209,6 +212,8 @@ class Training:
 
     def _gradients(self, ordered: Ordered, rows: slice) -> Tensor:
         """Each trained token weighs the same: the divisor is their number in the whole step."""
+        if self._preference is not None:
+            return self._preference.gradients(ordered, rows, self._budget)
         targets = sum(ordered.counts[rows])
         total = torch.zeros((), dtype=torch.float64, device=self._total.device)
         for part in cut(ordered.lengths[rows], self._budget, self._loss.cost):
@@ -234,7 +239,8 @@ class Training:
 
     def _log(self, step: int, recent: Meter, norm: Tensor, learning_rate: float, seconds: float) -> None:
         """Read the device's numbers: beside evaluations the one place in the loop that waits for it."""
-        values = {"loss": recent.read(), "grad_norm": float(norm.item())}
+        losses = {"loss": recent.read()} if self._preference is None else self._preference.read()
+        values = {**losses, "grad_norm": float(norm.item())}
         self._check_finite(values, step)
         took = max(seconds - recent.since, 1e-9)
         values |= {
@@ -250,8 +256,9 @@ class Training:
         loss = self._evaluation.loss()
         self._eval_seconds += self._clock() - started
         if loss is not None:
-            self._check_finite({"eval_loss": loss}, step)
-            self._report(Metrics(step=step, values={"eval_loss": loss}))
+            values = {"eval_loss": loss, **self._evaluation.extra}
+            self._check_finite(values, step)
+            self._report(Metrics(step=step, values=values))
             self._patience.see(loss, step)
         return loss
 
@@ -290,8 +297,3 @@ class Training:
         with torch.no_grad():
             for parameter, value in zip(self._parameters, adapter, strict=True):
                 parameter.copy_(value)
-
-
-def token_budget(wanted: int, device: torch.device) -> int:
-    """How many tokens go through the model at once, where the spec's batch size would make up to `wanted`."""
-    return min(wanted, CPU_TOKENS) if device.type == "cpu" else wanted
