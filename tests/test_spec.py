@@ -75,6 +75,9 @@ def test_canonical_form_parses_to_the_same_spec() -> None:
         ("data", "max_seq_length", "data.max_length"),
         ("lora", "r", "lora.lora_r"),
         ("train", "packing", "data.packing"),
+        ("train", "rpo_alpha", "train.loss_weights"),
+        ("train", "pref_beta", "train.beta"),
+        ("train", "rl", "train.method"),
     ],
 )
 def test_unknown_key_names_the_key_meant(section: str, key: str, meant: str) -> None:
@@ -82,6 +85,16 @@ def test_unknown_key_names_the_key_meant(section: str, key: str, meant: str) -> 
     assert error.code is ErrorCode.SPEC_UNKNOWN_KEY
     assert f"{section}.{key}" in str(error)
     assert error.hint == f"did you mean {meant}?"
+
+
+def test_terms_of_the_loss_of_a_pair() -> None:
+    def terms(train: str) -> object:
+        return parse_job_spec(f"{MINIMAL}train: {{method: dpo{train}}}\n".encode()).train.loss_terms
+
+    assert terms("") == (("sigmoid", 1.0),)
+    assert terms(", loss_type: ipo, loss_weights: [2]") == (("ipo", 2.0),)
+    assert terms(", loss_type: [hinge, sft], loss_weights: [1, 0.5]") == (("hinge", 1.0), ("sft", 0.5))
+    assert terms(", loss_type: [apo_zero, sft]") == (("apo_zero", 1.0), ("sft", 1.0))
 
 
 def test_every_hint_names_a_key_that_exists() -> None:
@@ -110,6 +123,24 @@ def test_every_hint_names_a_key_that_exists() -> None:
         ("lora: {init_lora_weights: pissa, use_dora: true}", "exclude each other"),
         ("lora: {init_lora_weights: olora, use_rslora: true}", "exclude each other"),
         ("lora: {init_lora_weights: orthogonal, lora_r: 3}", "even lora_r"),
+        ("train: {beta: 0.2}", "beta means nothing to method sft; it belongs to method dpo"),
+        ("train: {loss_type: ipo}", "loss_type means nothing to method sft"),
+        ("train: {method: orpo}", "train.method"),
+        ("train: {method: dpo, loss_type: bco_pair}", "train.loss_type"),
+        ("train: {method: dpo, loss_type: [ipo, ipo]}", "names a term twice"),
+        ("train: {method: dpo, loss_type: sft}", "sft alone learns no preference"),
+        ("train: {method: dpo, loss_type: [sigmoid, sft], loss_weights: [1]}", "loss_weights needs 2 numbers"),
+        ("train: {method: dpo, loss_weights: [0]}", "train.loss_weights"),
+        ("train: {method: dpo, label_smoothing: 0.1}", "belong together"),
+        ("train: {method: dpo, loss_type: robust}", "belong together"),
+        ("train: {method: dpo, loss_type: robust, label_smoothing: 0.5}", "train.label_smoothing"),
+        ("train: {method: dpo, beta: 0}", "train.beta"),
+        ("train: {method: dpo, neftune_noise_alpha: 5}", "neftune_noise_alpha means nothing to method dpo"),
+        ("train: {method: dpo}\ndata: {packing: true}", "data.packing means nothing to train.method dpo"),
+        ("train: {method: dpo}\ndata: {completion_only_loss: false}", "data.completion_only_loss means nothing"),
+        ("train: {method: dpo}\ndata: {train_on: last_turn}", "data.train_on means nothing"),
+        ("train: {method: dpo}\ndata: {format: text}", "data.format text cannot be trained on"),
+        ("data: {format: preference}", "data.format preference cannot be trained on with train.method sft"),
         ("train: {early_stopping_patience: 2}", "early_stopping_patience needs eval_steps"),
         ("train: {load_best_model_at_end: true}", "load_best_model_at_end needs eval_steps"),
         ("model2: {}", "model2"),

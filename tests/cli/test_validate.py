@@ -83,6 +83,35 @@ def test_a_program_gets_one_object_without_any_text(
     assert (masked[0], trained) == (False, [True, f"{CANARY}<|im_end|>"])
 
 
+def test_pairs_are_counted_and_shown_side_by_side(
+    job: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs: list[object] = [
+        {"prompt": f"Number {number}?", "chosen": f" {CANARY}" * (1 + number % 2), "rejected": " No, no."}
+        for number in range(20)
+    ]
+    file = write(data.with_name("pairs.jsonl"), pairs)
+    arguments = ["validate", str(file), "--job", str(job)]
+    assert run(arguments) == ExitCode.JOB
+    captured = capsys.readouterr()
+    assert "set train.method to dpo" in captured.out + captured.err
+    document = yaml.safe_load(job.read_text()) | {"train": {"method": "dpo", "per_device_train_batch_size": 3}}
+    job.write_text(yaml.safe_dump(document))
+    assert run(arguments) == ExitCode.DONE
+    out = capsys.readouterr().out
+    for part in ("20 rows: 20 preference", "pairs     20; the chosen answer is the longer one in", "rejected min",
+                 "18 rows to train on, 2 to evaluate on", "6 optimizer steps",
+                 "the chosen answer, then the rejected one", f"Number 0?⟦ {CANARY}<|im_end|>⟧",
+                 "Number 0?⟦ No, no.<|im_end|>⟧"):  # fmt: skip
+        assert part in out
+    assert run([*arguments, "--json"]) == ExitCode.DONE
+    found = json.loads(capsys.readouterr().out)["tokens"]["pairs"]
+    assert found["count"] == 20
+    assert found["prompt"]["min"] > 0
+    assert found["chosen"]["max"] > found["chosen"]["min"] > found["rejected"]["max"]
+    assert found["chosen_longer"] == 20
+
+
 def test_bad_rows_are_listed_and_fail(job: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = write(data.with_name("bad.jsonl"), [{"text": number} for number in range(30)])
     arguments = ["validate", str(data), str(bad), "--job", str(job)]

@@ -222,6 +222,42 @@ def test_preferences_become_pairs_with_the_prompt_masked(make_tokens: MakeTokens
     (dropped,) = encode_rows([chats], tokens, short)
     assert isinstance(dropped, Encoded)
     assert dropped.examples == ()
+    assert dropped.lost == sum(example.targets for example in first.examples)
+
+
+def completions(chosen: str, rejected: str) -> PreferenceRow:
+    return PreferenceRow("f", 4, CompletionRow("f", 4, "p", chosen), CompletionRow("f", 4, "p", rejected))
+
+
+def test_answers_that_the_cut_makes_equal_are_dropped(make_tokens: MakeTokens) -> None:
+    tokens = make_tokens(FAMILIES["chatml"].template)
+    row = completions(" word" * 30 + " good", " word" * 30 + " bad")
+    (cut,) = encode_rows([row], tokens, DataSection(max_length=10, on_overlong=OnOverlong.TRUNCATE))
+    assert isinstance(cut, Encoded)
+    assert cut.examples == ()
+    (whole,) = encode_rows([row], tokens, DataSection())
+    assert isinstance(whole, Encoded)
+    assert cut.lost == sum(example.targets for example in whole.examples)
+
+
+def test_a_prompt_that_fills_everything_leaves_no_pair(make_tokens: MakeTokens) -> None:
+    tokens = make_tokens(FAMILIES["chatml"].template)
+    long = "prompt " * 20
+    row = PreferenceRow("f", 0, CompletionRow("f", 0, long, "good"), CompletionRow("f", 0, long, "bad"))
+    (cut,) = encode_rows([row], tokens, DataSection(max_length=12, on_overlong=OnOverlong.TRUNCATE))
+    assert isinstance(cut, Encoded)
+    assert cut.examples == ()
+    (refused,) = encode_rows([row], tokens, DataSection(max_length=12))
+    assert isinstance(refused, DataError)
+    assert refused.code is ErrorCode.DATASET_OVERLONG
+
+
+def test_answers_that_are_the_same_tokens_are_refused(make_tokens: MakeTokens) -> None:
+    """Two texts may differ and yet become the same ids: here the end of turn is written out in one of them."""
+    tokens = make_tokens(FAMILIES["chatml"].template)
+    (refused,) = encode_rows([completions(" yes", " yes<|im_end|>")], tokens, DataSection())
+    assert isinstance(refused, DataError)
+    assert (refused.code, refused.row, refused.field) == (ErrorCode.DATASET_NOT_TRAINABLE, 4, "rejected")
 
 
 @given(

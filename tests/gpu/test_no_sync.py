@@ -18,6 +18,7 @@ from trainer.worker.loop import Training
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import Precision, attach_adapter
 from trainer.worker.packing import best_fit_decreasing
+from trainer.worker.preference import Preference, pairs_of
 from trainer.worker.segments import Segments
 from trainer.worker.store import single_batch
 
@@ -48,23 +49,29 @@ def make_model(device: torch.device, dtype: torch.dtype) -> Any:
     return attach_adapter(base.to(torch.bfloat16).to(device, dtype), LoraSection(lora_r=8))
 
 
-def make_training(*, packed: bool) -> Training:
+def make_training(kind: str) -> Training:
     model = make_model(GPU, torch.bfloat16)
     loss = CausalLoss(model, BF16, pad_id=0, longest=100)
     assert loss.way == "fused"
-    bins = best_fit_decreasing([item.length for item in EXAMPLES], 128) if packed else None
-    section = TrainSection(per_device_train_batch_size=4, max_steps=40, logging_steps=1000)
+    method: Any = "dpo" if kind == "pairs" else "sft"
+    section = TrainSection(method=method, per_device_train_batch_size=4, max_steps=40, logging_steps=1000)
     data = Dataset(EXAMPLES, (), RowCounts(64, 0, 0, 0), ())
-    return Training(model, loss, data, section, report=lambda _message: None, bins=bins)
+    bins, preference = None, None
+    if kind == "packed":
+        bins = best_fit_decreasing([item.length for item in EXAMPLES], 128)
+    if kind == "pairs":
+        bins = pairs_of(len(EXAMPLES))
+        preference = Preference(data, loss, section, reference=loss.unadapted, device=GPU)
+    return Training(model, loss, data, section, report=lambda _message: None, bins=bins, preference=preference)
 
 
 def one_step(training: Training, ordered: Any, rows: slice) -> None:
     training._update(training._gradients_that_fit(ordered, rows), ordered, rows)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_step_waits_for_nothing_and_copies_nothing(packed: bool) -> None:
-    training = make_training(packed=packed)
+@pytest.mark.parametrize("kind", ["rows", "packed", "pairs"])
+def test_a_step_waits_for_nothing_and_copies_nothing(kind: str) -> None:
+    training = make_training(kind)
     steps = training._steps()
     for _, (ordered, rows) in zip(range(3), steps, strict=False):  # first uses of kernels may copy
         one_step(training, ordered, rows)

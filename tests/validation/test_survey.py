@@ -102,15 +102,87 @@ def test_every_bad_row_is_counted_and_the_first_are_listed(tmp_path: Path, token
     assert unsplit.refused == {"dataset-invalid": 1}  # a tenth of three rows is none
 
 
-def test_rows_that_cannot_be_trained_on_yet(tmp_path: Path, tokens: Tokens) -> None:
-    pair = {"prompt": "a", "chosen": " b", "rejected": " c"}
-    files = {"a.jsonl": write(tmp_path / "a.jsonl", [pair])}
-    found = survey(files, spec(data={"test_split_size": 0}), tokens)
+PAIR = {"prompt": "a", "chosen": " b", "rejected": " c"}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["with the tokenizer", "without"])
+@pytest.mark.parametrize(
+    ("method", "row", "field"),
+    [
+        ("sft", PAIR, "chosen"),
+        ("dpo", chat("q", "a"), "messages"),
+        ("dpo", {"prompt": "a", "completion": " b"}, "completion"),
+        ("dpo", {"text": "a b"}, "text"),
+    ],
+)
+def test_rows_that_the_method_does_not_train_on(
+    tmp_path: Path, tokens: Tokens, method: str, row: dict[str, object], field: str, known: bool
+) -> None:
+    fitting = PAIR if method == "dpo" else {"text": "fits"}
+    files = {"a.jsonl": write(tmp_path / "a.jsonl", [fitting, row])}
+    job = spec(data={"test_split_size": 0}, train={"method": method})
+    found = survey(files, job, tokens if known else None)
     assert found.refused == {"dataset-not-trainable": 1}
-    assert len(found.lengths) == 2
-    with pytest.raises(DataError, match="preferences") as caught:
-        build_dataset(read_files(files, max_rows=1), tokens, spec().data, seed=0)
-    assert caught.value.code is ErrorCode.DATASET_NOT_TRAINABLE
+    with pytest.raises(DataError, match=f"method {method} does not train on this kind") as caught:
+        build_dataset(read_files(files, max_rows=9), tokens, job.data, seed=0, method=method)
+    for error in (caught.value, found.first_problem):
+        assert error is not None
+        assert error.code is ErrorCode.DATASET_NOT_TRAINABLE
+        assert (error.file, error.row, error.field) == ("a.jsonl", 1, field)
+
+
+def pairs_of_text(count: int, words: int) -> list[object]:
+    return [
+        {
+            "prompt": f"Question {number}?",
+            "chosen": " yes" + " indeed" * (number % words),
+            "rejected": " no" + " never" * (2 + number % 3),
+        }
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("choice", [OnOverlong.DROP, OnOverlong.TRUNCATE])
+def test_numbers_of_pairs_are_those_of_the_job(tmp_path: Path, tokens: Tokens, choice: OnOverlong) -> None:
+    rows = [*pairs_of_text(30, words=12), pairs_of_text(1, 1)[0]]
+    files = {"a.jsonl": write(tmp_path / "a.jsonl", rows)}
+    data_section = {"max_length": 40, "on_overlong": choice, "test_split_size": 0.1}
+    job = spec(data=data_section, train={"method": "dpo", "per_device_train_batch_size": 4})
+    found = survey(files, job, tokens)
+    data = build_dataset(read_files(files, max_rows=100), tokens, job.data, seed=job.train.seed, method="dpo")
+    assert not found.refused
+    assert found.parts is not None
+    assert (found.parts.train, found.parts.evaluation) == (data.rows.train, data.rows.eval)
+    assert len(data.train) == 2 * data.rows.train
+    assert (found.dropped, found.truncated) == (data.rows.dropped, data.rows.truncated)
+    assert (found.dropped > 0) == (choice is OnOverlong.DROP)
+    assert found.parts.examples == data.rows.train
+    assert estimated_steps(found.parts, job) == -(-data.rows.train // 4)
+    assert found.duplicates == 1
+    pairs = found.pairs
+    assert len(pairs.prompt) == len(pairs.chosen) == len(found.lengths) // 2
+    assert sorted(found.lengths) == sorted(
+        prompt + answer
+        for side in (pairs.chosen, pairs.rejected)
+        for prompt, answer in zip(pairs.prompt, side, strict=True)
+    )
+    assert found.trained == sum(pairs.chosen) + sum(pairs.rejected)
+    assert 0 < pairs.longer < len(pairs.chosen)
+    assert not any("examples more than rows" in warning for warning in data.warnings)
+
+
+def test_a_pair_on_both_sides_of_the_split_is_seen(tmp_path: Path, tokens: Tokens) -> None:
+    same = {"prompt": "a", "chosen": " b", "rejected": " d"}  # shares its chosen answer only
+    files = {
+        "train.jsonl": write(tmp_path / "train.jsonl", [PAIR, {**PAIR, "prompt": "z"}]),
+        "eval/a.jsonl": write(tmp_path / "eval" / "a.jsonl", [PAIR, same]),
+    }
+    job = spec(train={"method": "dpo"})
+    found = survey(files, job, tokens)
+    data = build_dataset(read_files(files, max_rows=9), tokens, job.data, seed=1, method="dpo")
+    assert found.parts is not None
+    assert found.parts.overlap == 1
+    assert any("1 of 2 evaluation rows" in warning for warning in data.warnings)
 
 
 def test_only_evaluation_files_leave_nothing_to_train_on(tmp_path: Path, tokens: Tokens) -> None:

@@ -50,6 +50,17 @@ def test_the_card_says_what_was_done(make_spec: Callable[..., JobSpec]) -> None:
     assert "a \\| b" in card
 
 
+def test_a_card_of_preference_training_names_the_method(make_spec: Callable[..., JobSpec]) -> None:
+    pairs = {"eval_rewards_accuracies": 0.875, "eval_rewards_margins": 1.5}
+    card = model_card(summary(pairs=pairs), make_spec(train={"method": "dpo"}))
+    assert metadata(card)["tags"] == ["lora", "transformers", "confidential-computing", "dpo"]
+    for words in ("2305.18290", "held-out rewards_accuracies | 0.875", "training loss (mean over pairs) | 2.9",
+                  "train.beta | 0.1"):  # fmt: skip
+        assert words in card
+    assert "perplexity" not in card
+    assert "2305" not in model_card(summary(), make_spec())
+
+
 def test_a_card_without_held_out_rows_claims_nothing_about_them(make_spec: Callable[..., JobSpec]) -> None:
     card = model_card(summary(eval_loss_before=None, eval_loss_after=None), make_spec())
     assert "held-out" not in card

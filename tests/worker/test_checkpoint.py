@@ -21,6 +21,7 @@ from trainer.worker.checkpoint import read_state
 from trainer.worker.interruption import Interruption, Interrupts
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import choose_engine
+from trainer.worker.preference import Preference
 from trainer.worker.protocol import CHECKPOINT_FILES, Message, Metrics, Order, Progress, Saved
 from trainer.worker.run import run
 from trainer.worker.stopwatch import Stopwatch
@@ -81,7 +82,7 @@ class Runs:
                 watch(message, interrupts)
 
         order = Order(
-            spec=self.spec, model_dir=self.model, data_files={"chat.jsonl": self.data}, output_dir=output,
+            spec=self.spec, model_dir=self.model, data_files={self.data.name: self.data}, output_dir=output,
             resume_dir=resume,
         )  # fmt: skip
         rows = read_files(order.data_files, max_rows=1000)
@@ -109,12 +110,25 @@ class Runs:
 
 @pytest.fixture
 def runs(tmp_path: Path, tiny_model: Path, chat_file: Path, make_spec: MakeSpec) -> Iterator[Callable[..., Runs]]:
-    def make(**sections: dict[str, object]) -> Runs:
+    def make(file: Path = chat_file, **sections: dict[str, object]) -> Runs:
         spec = make_spec(**{"output": {"samples": 1, "sample_max_new_tokens": 4}, **sections})
-        return Runs(tmp_path, tiny_model, chat_file, spec)
+        return Runs(tmp_path, tiny_model, file, spec)
 
     yield make
     torch.use_deterministic_algorithms(False)
+
+
+def pairs_file(path: Path) -> Path:
+    rows = [
+        {
+            "prompt": f"What is {number}?",
+            "chosen": "It is a number" + " indeed" * (number % 4),
+            "rejected": "No idea." * (1 + number % 3),
+        }
+        for number in range(30)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def same(went: Went, expected: Went) -> None:
@@ -221,6 +235,35 @@ def test_a_signal_in_the_middle_of_a_step_gives_it_up(
             seen.add(step)
             same(carry_out(checkpoint), whole)
     assert seen >= {1, 3, 5, 6}
+
+
+def test_preferences_survive(runs: Callable[..., Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the signal comes between the gradients of a step and the step: its pairs are measured once."""
+    carry_out = runs(
+        file=pairs_file(tmp_path / "pairs.jsonl"),
+        lora={"lora_dropout": 0.2},
+        train={"method": "dpo", "logging_steps": 4, "eval_steps": 3, "per_device_train_batch_size": 4},
+    )
+    computed, calls, wanted, interrupts = Preference.gradients, 0, 0, Interrupts()
+
+    def stopping(self: Any, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        value = computed(self, *arguments)
+        if calls == wanted:
+            interrupts.arrive()
+        return value
+
+    monkeypatch.setattr(Preference, "gradients", stopping)
+    whole = carry_out()
+    assert any("rewards_margins" in line for line in whole.curve)
+    for place in range(2, calls + 1):
+        calls, wanted, interrupts = 0, place, Interrupts()
+        stopped = carry_out(interrupts=interrupts)
+        wanted = 0
+        ((step, checkpoint),) = stopped.saved.items()
+        assert step == place - 1
+        same(carry_out(checkpoint), whole)
 
 
 def test_a_signal_behind_the_last_step_loses_nothing(

@@ -67,6 +67,26 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
+def test_preference_training_shows_how_well_pairs_are_told_apart(
+    summary: Summary, make_spec: Callable[..., JobSpec]
+) -> None:
+    pairs = {"eval_rewards_accuracies": 0.875, "eval_rewards_margins": 1.5}
+    values = {"loss": 0.5, "rewards_chosen": 1.0, "rewards_rejected": -1.0, "rewards_accuracies": 0.75,
+              "rewards_margins": 2.0}  # fmt: skip
+    metrics = [
+        Metrics(step=1, values=values),
+        Metrics(step=2, values={**values, "loss": 0.4}),
+        Metrics(step=2, values={"eval_loss": 0.6, **pairs}),
+    ]
+    html = render_page(summary.model_copy(update={"pairs": pairs}), metrics, make_spec(train={"method": "dpo"}))
+    text = " ".join(Page(html).text)
+    for shown in ("LoRA by DPO", "88%", "1.500", "Reward margin", "Reward accuracy", "chosen", "mean over pairs"):
+        assert shown in text
+    assert "perplexity" not in text
+    plain = render_page(summary, METRICS, make_spec())
+    assert "Reward" not in plain
+
+
 def test_the_page_stands_alone(summary: Summary, make_spec: Callable[..., JobSpec]) -> None:
     html = render_page(summary, METRICS, make_spec())
     page = Page(html)

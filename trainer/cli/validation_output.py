@@ -18,6 +18,7 @@ from trainer.spec import JobSpec
 from trainer.validation.architecture import Architecture
 from trainer.validation.lengths import histogram, quantiles
 from trainer.validation.memory import GIB, MemoryEstimate, estimate_memory
+from trainer.validation.pairs import PairLengths
 from trainer.validation.survey import Survey, estimated_steps
 
 MAX_SHOWN: Final = 6000
@@ -57,7 +58,7 @@ class Validation:
         """The GPU memory of a training step."""
         if self.widths is None or not self.found.lengths:
             return None
-        batch = self.spec.train.per_device_train_batch_size
+        batch = self.spec.train.per_device_train_batch_size * (2 if self.found.pairs.prompt else 1)
         longest = self.spec.data.max_length if self.spec.data.packing else max(self.found.lengths)
         most = longest if self.spec.data.packing else max(self.found.targets)
         return estimate_memory(self.widths, self.spec, tokens=batch * longest, trained=batch * most)
@@ -99,9 +100,17 @@ class Validation:
             "dropped_rows": found.dropped,
             "length": quantiles(found.lengths),
             "histogram": histogram(found.lengths),
+            "pairs": _pairs(found.pairs),
             "duplicate_rows": found.duplicates,
             "split": asdict(parts) if parts else None,
         }
+
+
+def _pairs(pairs: PairLengths) -> dict[str, object] | None:
+    if not pairs.prompt:
+        return None
+    lengths = {name: quantiles(getattr(pairs, name)) for name in ("prompt", "chosen", "rejected")}
+    return {"count": len(pairs.prompt), "chosen_longer": pairs.longer, **lengths}
 
 
 def _problem(error: DataError) -> dict[str, object]:
@@ -179,12 +188,23 @@ def _token_lines(result: Validation) -> Iterator[str]:
     if found.lost:
         yield f"          {found.lost} more would be trained on, but are cut or dropped"
     yield "length    " + "  ".join(f"{name} {value}" for name, value in quantiles(found.lengths).items())
+    yield from _pair_lines(found.pairs)
     ranges = histogram(found.lengths)
     most = max(count for _, _, count in ranges)
     width = max(len(f"{first}-{last}") for first, last, _ in ranges)
     for first, last, count in ranges:
         bar = "█" * -(-_BAR * count // most)
         yield f"          {f'{first}-{last}':>{width}} {bar} {count}"
+
+
+def _pair_lines(pairs: PairLengths) -> Iterator[str]:
+    if not pairs.prompt:
+        return
+    count = len(pairs.prompt)
+    yield f"pairs     {count}; the chosen answer is the longer one in {_percent(pairs.longer, count)} of them"
+    for name in ("prompt", "chosen", "rejected"):
+        values = "  ".join(f"{key} {value}" for key, value in quantiles(getattr(pairs, name)).items())
+        yield f"          {name:8} {values}"
 
 
 def _cost_lines(result: Validation) -> Iterator[str]:
@@ -220,6 +240,7 @@ def _print_example(console: Console, result: Validation) -> None:
     if shown is None or tokens is None:
         return
     count = f" ({len(shown.examples)} examples)" if len(shown.examples) > 1 else ""
+    count = " (the chosen answer, then the rejected one)" if result.found.pairs.prompt else count
     console.print(Text(f"example   {shown.row.file} row {shown.row.index}{count}; trained on: ⟦…⟧", style="bold"))
     for example in shown.examples:
         line = Text()

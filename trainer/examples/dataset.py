@@ -12,7 +12,7 @@ from trainer.errors import DataError, ErrorCode
 from trainer.examples.encode import encode_rows
 from trainer.examples.example import Encoded, Example
 from trainer.examples.tokens import Tokens
-from trainer.rows import ChatRow, PreferenceRow, Row, Shape, row_texts
+from trainer.rows import ChatRow, PreferenceRow, Row, Shape, kind_name, row_texts
 from trainer.spec import DataSection
 
 _T = TypeVar("_T")
@@ -62,14 +62,18 @@ def is_for_evaluation(file: str, data: DataSection) -> bool:
     return fnmatchcase(file, data.eval_files)
 
 
-def build_dataset(rows: Sequence[Row], tokens: Tokens, data: DataSection, *, seed: int) -> Dataset:
+def build_dataset(
+    rows: Sequence[Row], tokens: Tokens, data: DataSection, *, seed: int, method: str = "sft"
+) -> Dataset:
     """Encode every row and hold out the rows of evaluation files, or a share of all.
+
+    For `train.method` `dpo` each row gives two examples: the chosen answer's, and behind it the rejected one's.
 
     Raises:
         DataError: a row or the whole is not trainable; nothing is trained on then.
     """
     for row in rows:
-        check_trainable(row, tokens)
+        check_trainable(row, tokens, method)
     encoded = list(_all_encoded(rows, tokens, data))
     kept = [one for one in encoded if one.examples]
     train, evaluation = split_rows(kept, data, seed=seed)
@@ -80,7 +84,8 @@ def build_dataset(rows: Sequence[Row], tokens: Tokens, data: DataSection, *, see
         truncated=sum(one.truncated for one in kept),
     )
     parts = examples_of(train), examples_of(evaluation)
-    return Dataset(*parts, counts, tuple(_warnings(rows, tokens, *parts, counts)))
+    per_row = 2 if method == "dpo" else 1
+    return Dataset(*parts, counts, tuple(_warnings(rows, tokens, *parts, counts, per_row)))
 
 
 def _all_encoded(rows: Sequence[Row], tokens: Tokens, data: DataSection) -> Iterator[Encoded]:
@@ -95,21 +100,15 @@ def examples_of(rows: Iterable[Encoded]) -> tuple[Example, ...]:
     return tuple(example for row in rows for example in row.examples)
 
 
-def check_trainable(row: Row, tokens: Tokens) -> None:
-    """Demand that this model, in this version, can be trained on this kind of row.
+def check_trainable(row: Row, tokens: Tokens, method: str) -> None:
+    """Demand that this model can be trained on this kind of row, by this `train.method`.
 
     Raises:
         DataError: it cannot.
     """
-    if isinstance(row, PreferenceRow):
-        raise row.refuse(
-            ErrorCode.DATASET_NOT_TRAINABLE,
-            "preferences cannot be trained on yet",
-            field="chosen",
-            expected="messages, prompt and completion, or text",
-            found="preference",
-        )
-    if isinstance(row, ChatRow) and not tokens.has_template:
+    check_kind(row, method)
+    side = row.chosen if isinstance(row, PreferenceRow) else row
+    if isinstance(side, ChatRow) and not tokens.has_template:
         raise row.refuse(
             ErrorCode.DATASET_NOT_TRAINABLE,
             "the base model has no chat template",
@@ -118,6 +117,26 @@ def check_trainable(row: Row, tokens: Tokens) -> None:
             found="messages",
             hint="list chat_template.jinja in model.model_file_sha256, or write one into data.chat_template",
         )
+
+
+def check_kind(row: Row, method: str) -> None:
+    """Demand a kind of row that a `train.method` learns from: `dpo` from preferences, `sft` from all others.
+
+    Raises:
+        DataError: it is of another kind.
+    """
+    preference = isinstance(row, PreferenceRow)
+    if preference == (method == "dpo"):
+        return
+    fields = {"messages": "messages", "prompt/completion": "completion", "text": "text"}
+    raise row.refuse(
+        ErrorCode.DATASET_NOT_TRAINABLE,
+        f"train.method {method} does not train on this kind of row",
+        field="chosen" if preference else fields[kind_name(row)],
+        expected="messages, prompt and completion, or text" if preference else "chosen and rejected",
+        found=kind_name(row),
+        hint=f"set train.method to {'dpo' if preference else 'sft'}, or leave these rows out",
+    )
 
 
 def split_rows(
@@ -168,6 +187,7 @@ def _warnings(
     train: tuple[Example, ...],
     evaluation: tuple[Example, ...],
     counts: RowCounts,
+    per_row: int,
 ) -> Iterator[str]:
     yield from tokens.notes
     if counts.dropped:
@@ -175,16 +195,23 @@ def _warnings(
     if counts.truncated:
         yield f"{counts.truncated} of {len(rows)} rows were truncated: their ends are not learned"
     yield from _warn_of_endless(train)
-    extra = len(train) + len(evaluation) - counts.train - counts.eval
+    extra = len(train) + len(evaluation) - per_row * (counts.train + counts.eval)
     if extra:
         yield f"{extra} examples more than rows: turns that the template renders differently later stand alone"
-    seen = {example.ids.tobytes() for example in train}
-    repeated = sum(example.ids.tobytes() in seen for example in evaluation)
+    seen = set(_identities(train, per_row))
+    repeated = sum(identity in seen for identity in _identities(evaluation, per_row))
     if repeated:
-        yield f"{repeated} of {len(evaluation)} evaluation rows stand in the training part too: eval loss flatters"
+        held = len(evaluation) // per_row
+        yield f"{repeated} of {held} evaluation rows stand in the training part too: eval loss flatters"
     marked = sum(writes_special(row, tokens.special_texts) for row in rows)
     if marked:
         yield f"{marked} of {len(rows)} rows hold the text of a special token, which is read as that token"
+
+
+def _identities(examples: Sequence[Example], per_row: int) -> Iterator[tuple[bytes, ...]]:
+    """For each row with so many examples, or each example, what makes it another one's repetition."""
+    ids = [example.ids.tobytes() for example in examples]
+    return (tuple(ids[start : start + per_row]) for start in range(0, len(ids), per_row))
 
 
 def _warn_of_endless(train: tuple[Example, ...]) -> Iterator[str]:

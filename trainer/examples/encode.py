@@ -160,9 +160,28 @@ def _finish(row: Row, marked: Iterable[Marked], tokens: Tokens, data: DataSectio
         lost += _count(spans) - _count(kept)
         if kept:
             examples.append(_example(part.ids, kept, tokens, truncated=end > data.max_length))
-    if isinstance(row, PreferenceRow) and len(examples) != 2:
-        examples = []  # one side alone says nothing
+    if isinstance(row, PreferenceRow) and not _differ(row, examples):
+        lost += sum(example.targets for example in examples)
+        examples = []
     return Encoded(row, tuple(examples), length, lost)
+
+
+def _differ(row: Row, examples: list[Example]) -> bool:
+    """Whether two answers are left that differ: one alone says nothing, nor do two that were cut to the same.
+
+    Raises:
+        DataError: they were the same before anything was cut.
+    """
+    same = len(examples) == 2 and examples[0].ids == examples[1].ids
+    if same and not any(example.truncated for example in examples):
+        raise row.refuse(
+            ErrorCode.DATASET_NOT_TRAINABLE,
+            "both answers are the same tokens",
+            field="rejected",
+            expected="answers that the model's template and tokenizer tell apart",
+            found="the same",
+        )
+    return len(examples) == 2 and not same
 
 
 def _kept(spans: list[Span], end: int, data: DataSection) -> list[Span]:

@@ -93,3 +93,23 @@ ROW_COLUMNS: Final = (
     "prompt", "completion", "chosen", "rejected", "text",
 )  # fmt: skip
 """Names of columns that rows of some kind have."""
+
+
+_ANSWERS_ONLY: Final = ("assistant_only_loss", "completion_only_loss", "train_on", "split_turns", "packing")
+"""Keys with no choice for pairs: the loss is taken on both answers whole, and a pair stays together."""
+
+
+def check_method(method: str, data: DataSection) -> None:
+    """Demand that a `train.method` and the data section go together.
+
+    Raises:
+        ValueError: a format that the method cannot use, or for `dpo` a key that means nothing to it.
+    """
+    preferences = data.format is RowFormat.PREFERENCE
+    if data.format is not RowFormat.AUTO and preferences != (method == "dpo"):
+        raise ValueError(f"data.format {data.format} cannot be trained on with train.method {method}")
+    if method != "dpo":
+        return
+    for name in _ANSWERS_ONLY:
+        if getattr(data, name) != DataSection.model_fields[name].default:
+            raise ValueError(f"data.{name} means nothing to train.method dpo: answers are learned whole, in pairs")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode, UsageError
 from trainer.models import Strict
-from trainer.spec.data import DataSection
+from trainer.spec.data import DataSection, check_method
 from trainer.spec.exchange import ExchangeSection
 from trainer.spec.lora import LoraSection
 from trainer.spec.model import ModelSection
@@ -37,6 +37,11 @@ class JobSpec(Strict):
     privacy: PrivacySection = PrivacySection()
     exchange: ExchangeSection = ExchangeSection()
     tee: TeeSection = TeeSection()
+
+    @model_validator(mode="after")
+    def _data_for_the_method(self) -> Self:
+        check_method(self.train.method, self.data)
+        return self
 
     def canonical(self) -> bytes:
         """RFC 8785 form of the document as written."""
@@ -95,9 +100,8 @@ def _spec_error(error: ValidationError) -> UsageError:
     if first["type"] == "missing":
         return UsageError(ErrorCode.SPEC_INVALID, f"job spec: {where} is missing")
     if first["type"] == "value_error":
-        return UsageError(
-            ErrorCode.SPEC_INVALID, f"job spec: {where}: {first['msg'].removeprefix('Value error, ')}"
-        )
+        reason = first["msg"].removeprefix("Value error, ")
+        return UsageError(ErrorCode.SPEC_INVALID, ": ".join(filter(None, ("job spec", where, reason))))
     return UsageError(
         ErrorCode.SPEC_INVALID,
         f"job spec: {where}",

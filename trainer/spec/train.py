@@ -28,12 +28,36 @@ _SCHEDULE_KEYS: Final[Mapping[str, frozenset[str]]] = {
 }
 """What `lr_scheduler_kwargs` may hold for each schedule that takes any."""
 
+_DPO_KEYS: Final = ("beta", "label_smoothing", "loss_type", "loss_weights")
+"""Keys that mean something to `method: dpo` only."""
+
 _COUNTS: Final = frozenset({"timescale", "num_decay_steps", "num_stable_steps"})
 _ADAM: Final = ("adamw_torch", "adamw_torch_fused", "adamw_8bit")
 
 
+LossType = Literal[
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "robust",
+    "sigmoid_norm",
+    "nca_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "sft",
+]
+"""Terms of the loss of a pair, as TRL names them; `trainer.worker.preference_loss` says which formula each is."""
+
+LossWeight = Annotated[float, Field(gt=0, le=1000)]
+
+
 class TrainSection(Strict):
     """The optimizer's schedule, in HF `TrainingArguments` terms. `max_steps` above 0 overrides the epochs.
+
+    `method` `sft` learns to say what the rows say; `dpo` learns from preference rows, against the base model, with
+    TRL's `beta`, `loss_type` (one, or a list that is added up by `loss_weights`) and `label_smoothing` (for
+    `robust`: how often a label is wrong). Then a pair counts where rows are counted below.
 
     `per_device_train_batch_size` times `gradient_accumulation_steps` rows make an optimizer step. What goes
     through the model at once may be cut differently: every trained token of a step weighs the same for every cut.
@@ -41,6 +65,7 @@ class TrainSection(Strict):
     to end (SIGTERM), and at no other time; `save_total_limit` is how many stay.
     """
 
+    method: Literal["sft", "dpo"] = "sft"
     engine: Engine = Engine.AUTO
     per_device_train_batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
     per_device_eval_batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
@@ -68,6 +93,10 @@ class TrainSection(Strict):
     num_train_epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0
     max_steps: Annotated[int, Field(ge=-1, le=100_000_000)] = -1
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
+    beta: Annotated[float, Field(gt=0, le=100)] = 0.1
+    loss_type: LossType | Annotated[tuple[LossType, ...], Field(min_length=1, max_length=8)] = "sigmoid"
+    loss_weights: Annotated[tuple[LossWeight, ...], Field(min_length=1, max_length=8)] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     neftune_noise_alpha: Annotated[float, Field(gt=0, le=1000)] | None = None
     gradient_checkpointing: bool = False
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor", "sgd"] = "adamw_torch"
@@ -84,6 +113,34 @@ class TrainSection(Strict):
     def may_compile(self) -> bool:
         """Whether kernels may be compiled at run time, so that the worker must be able to run a compiler."""
         return self.engine is not Engine.TRANSFORMERS
+
+    @property
+    def loss_terms(self) -> tuple[tuple[LossType, float], ...]:
+        """The terms of the loss of a pair, each with its weight; every weight is 1 where none is given."""
+        names: tuple[LossType, ...] = self.loss_type if isinstance(self.loss_type, tuple) else (self.loss_type,)
+        return tuple(zip(names, self.loss_weights or (1.0,) * len(names), strict=True))
+
+    @model_validator(mode="after")
+    def _of_the_method(self) -> Self:
+        if self.method == "dpo" and self.neftune_noise_alpha is not None:
+            raise ValueError("neftune_noise_alpha means nothing to method dpo")
+        foreign = sorted(self.model_fields_set.intersection(_DPO_KEYS))
+        if self.method != "dpo" and foreign:
+            raise ValueError(f"{foreign[0]} means nothing to method {self.method}; it belongs to method dpo")
+        return self
+
+    @model_validator(mode="after")
+    def _loss_of_a_pair(self) -> Self:
+        names = self.loss_type if isinstance(self.loss_type, tuple) else (self.loss_type,)
+        if len(set(names)) != len(names):
+            raise ValueError("loss_type names a term twice")
+        if set(names) == {"sft"}:
+            raise ValueError("loss_type sft alone learns no preference: use method sft, or add another term")
+        if self.loss_weights is not None and len(self.loss_weights) != len(names):
+            raise ValueError(f"loss_weights needs {len(names)} numbers, one for each loss_type")
+        if (self.label_smoothing > 0) != ("robust" in names):
+            raise ValueError("label_smoothing above 0 and loss_type robust belong together")
+        return self
 
     @model_validator(mode="after")
     def _some_steps(self) -> Self:

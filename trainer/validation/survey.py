@@ -15,12 +15,20 @@ from pathlib import Path
 from typing import Final
 
 from trainer.errors import DataError
-from trainer.examples.dataset import check_trainable, is_for_evaluation, shape_of, split, writes_special
+from trainer.examples.dataset import (
+    check_kind,
+    check_trainable,
+    is_for_evaluation,
+    shape_of,
+    split,
+    writes_special,
+)
 from trainer.examples.encode import encode_rows
 from trainer.examples.example import Encoded, Example
 from trainer.examples.tokens import Tokens
 from trainer.rows import PreferenceRow, Row, kind_name, scan_rows, too_many_rows
 from trainer.spec import JobSpec
+from trainer.validation.pairs import PairLengths
 
 SHOWN_PROBLEMS: Final = 20
 
@@ -30,17 +38,20 @@ Advance = Callable[[int], None]
 
 @dataclass
 class Kept:
-    """Of each row that gives examples: their digest, number and tokens, and whether its file is for evaluation."""
+    """Of each row that gives examples: their digest, number and tokens, and whether its file is for evaluation.
+
+    A pair counts as one example: batches are counted in these.
+    """
 
     digests: array[int] = field(default_factory=lambda: array("Q"))
     examples: array[int] = field(default_factory=lambda: array("I"))
     tokens: array[int] = field(default_factory=lambda: array("I"))
     held: bytearray = field(default_factory=bytearray)
 
-    def add(self, examples: tuple[Example, ...], *, held: bool) -> None:
+    def add(self, examples: tuple[Example, ...], *, held: bool, paired: bool) -> None:
         """Note one more row."""
         self.digests.append(_digest(examples))
-        self.examples.append(len(examples))
+        self.examples.append(1 if paired else len(examples))
         self.tokens.append(sum(example.length for example in examples))
         self.held.append(held)
 
@@ -55,6 +66,7 @@ class Survey:
         refused: code of the refusal → rows.
         shown: the examples of the row that was asked for, with the row.
         lengths: tokens of each example, as the job will train on them.
+        pairs: the same of preference rows, by part.
         trained: tokens that are trained on, in all examples.
         tokens: tokens of all rows without any limit, and of these `lost`: trained ones that are dropped or cut.
         truncated: rows that were cut.
@@ -71,6 +83,7 @@ class Survey:
     refused: Counter[str] = field(default_factory=Counter)
     shown: Encoded | None = None
     lengths: array[int] = field(default_factory=lambda: array("i"))
+    pairs: PairLengths = field(default_factory=PairLengths)
     targets: array[int] = field(default_factory=lambda: array("i"))
     tokens: int = 0
     lost: int = 0
@@ -105,7 +118,7 @@ class Parts:
     Attributes:
         train: rows trained on.
         evaluation: rows held out.
-        examples: examples trained on; more than rows where turns stand alone.
+        examples: examples trained on, pairs counted once; more than rows where turns stand alone.
         tokens: tokens of these.
         overlap: held-out rows whose tokens a training row has too.
     """
@@ -136,11 +149,13 @@ def survey(
     """
     found = Survey()
     rows = _readable(found, files, spec, advance)
+    method = spec.train.method
     if tokens is None:
-        for _ in rows:
+        for _ in _accepted(found, rows, lambda row: check_kind(row, method)):
             pass
         return found
-    for number, encoded in enumerate(encode_rows(_trainable(found, rows, tokens), tokens, spec.data)):
+    trainable = _accepted(found, rows, lambda row: check_trainable(row, tokens, method))
+    for number, encoded in enumerate(encode_rows(trainable, tokens, spec.data)):
         if isinstance(encoded, DataError):
             _refuse(found, encoded)
         else:
@@ -166,15 +181,14 @@ def _readable(found: Survey, files: Mapping[str, Path], spec: JobSpec, advance: 
             yield row
 
 
-def _trainable(found: Survey, rows: Iterable[Row], tokens: Tokens) -> Iterator[Row]:
+def _accepted(found: Survey, rows: Iterable[Row], check: Callable[[Row], None]) -> Iterator[Row]:
     for row in rows:
         try:
-            check_trainable(row, tokens)
+            check(row)
         except DataError as error:
             _refuse(found, error)
-            if not isinstance(row, PreferenceRow):
-                continue
-        yield row
+        else:
+            yield row
 
 
 def _refuse(found: Survey, error: DataError) -> None:
@@ -195,7 +209,10 @@ def _count(found: Survey, encoded: Encoded, tokens: Tokens, spec: JobSpec) -> No
         found.lengths.append(example.length)
         found.targets.append(example.targets)
         found.endless += not example.stops
-    found.kept.add(encoded.examples, held=is_for_evaluation(encoded.row.file, spec.data))
+    paired = isinstance(encoded.row, PreferenceRow)
+    if paired:
+        found.pairs.add(encoded.preference())
+    found.kept.add(encoded.examples, held=is_for_evaluation(encoded.row.file, spec.data), paired=paired)
 
 
 def _digest(examples: tuple[Example, ...]) -> int:

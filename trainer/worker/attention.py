@@ -11,6 +11,8 @@ from trainer.worker.segments import Segments
 
 def attend(qkv: Tensor, heads: Heads, segments: Segments) -> Tensor:
     """Attention: (tokens, all heads, width) → (tokens, query heads · width)."""
+    if segments.groups:
+        return torch.cat([attend(qkv[tokens], heads, group) for tokens, group in segments.groups])
     if qkv.is_cuda:
         return _attend_cuda(qkv, heads, segments)
     result: Tensor = RowByRow.apply(qkv, heads, segments)  # type: ignore[no-untyped-call]

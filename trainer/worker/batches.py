@@ -89,7 +89,20 @@ def padded_cost(lengths: Sequence[int]) -> int:
     return len(lengths) * max(lengths)
 
 
-def cut(lengths: Sequence[int], budget: int, cost: Cost) -> list[slice]:
+def in_order(units: Sequence[Sequence[int]], lengths: Sequence[int], *, whole: bool) -> list[int]:
+    """The rows of some units, sorted by length; with `whole` units are sorted, by their longest row."""
+    if not whole:
+        return sorted((row for unit in units for row in unit), key=lengths.__getitem__)
+    by_longest = sorted(units, key=lambda unit: max(lengths[row] for row in unit))
+    return [row for unit in by_longest for row in unit]
+
+
+def token_budget(wanted: int, device: torch.device) -> int:
+    """How many tokens go through the model at once, where the spec's batch size would make up to `wanted`."""
+    return min(wanted, CPU_TOKENS) if device.type == "cpu" else wanted
+
+
+def cut(lengths: Sequence[int], budget: int, cost: Cost, *, together: int = 1) -> list[slice]:
     """Cut rows, sorted by length, into as few micro-batches as a budget allows, of about equal cost.
 
     The loss is a sum over tokens, divided by the whole step's tokens: the gradients are the same for every cut.
@@ -98,25 +111,21 @@ def cut(lengths: Sequence[int], budget: int, cost: Cost) -> list[slice]:
         lengths: of each row, sorted.
         budget: tokens at once; a row that has more is alone.
         cost: what counts against it.
+        together: so many neighbours are never separated; the number of rows is a multiple of it.
 
     Returns:
         Slices that follow one another and cover all rows.
     """
-    fewest = len(_cut(lengths, budget, cost))
+    fewest = len(_cut(lengths, budget, cost, together))
     even = math.ceil(cost(lengths) / fewest)
-    evenly = _cut(lengths, min(even + lengths[-1] // 2, budget), cost)
-    return evenly if len(evenly) == fewest else _cut(lengths, budget, cost)
+    evenly = _cut(lengths, min(even + cost(lengths[-together:]) // 2, budget), cost, together)
+    return evenly if len(evenly) == fewest else _cut(lengths, budget, cost, together)
 
 
-def _cut(lengths: Sequence[int], budget: int, cost: Cost) -> list[slice]:
+def _cut(lengths: Sequence[int], budget: int, cost: Cost, together: int) -> list[slice]:
     slices, start = [], 0
-    for end in range(1, len(lengths) + 1):
-        if end == len(lengths) or cost(lengths[start : end + 1]) > budget:
+    for end in range(together, len(lengths) + 1, together):
+        if end == len(lengths) or cost(lengths[start : end + together]) > budget:
             slices.append(slice(start, end))
             start = end
     return slices
-
-
-def token_budget(wanted: int, device: torch.device) -> int:
-    """How many tokens go through the model at once, where the spec's batch size would make up to `wanted`."""
-    return min(wanted, CPU_TOKENS) if device.type == "cpu" else wanted

@@ -31,6 +31,8 @@ def _metadata(spec: JobSpec) -> Iterator[str]:
     yield "pipeline_tag: text-generation"
     yield "tags:"
     yield from ("- lora", "- transformers", "- confidential-computing")
+    if spec.train.method == "dpo":
+        yield "- dpo"
     yield "---"
 
 
@@ -39,10 +41,15 @@ def _body(summary: Summary, spec: JobSpec) -> Iterator[str]:
     revision = f" at revision `{spec.model.model_revision}`" if spec.model.model_revision else ""
     yield from ("", "# LoRA adapter", "")
     yield f"Made for the base model `{name}`{revision}."
+    if spec.train.method == "dpo":
+        yield (
+            "Trained on pairs of answers by Direct Preference Optimization "
+            "([arXiv 2305.18290](https://arxiv.org/abs/2305.18290)), the base model being the reference."
+        )
     yield from ("", "```python", "from peft import PeftModel", "from transformers import AutoModelForCausalLM", "")
     yield f"base = AutoModelForCausalLM.from_pretrained({json.dumps(name)})"
     yield 'model = PeftModel.from_pretrained(base, "adapter")'
-    yield from ("```", "", "## Result", "", *_table(_result(summary)))
+    yield from ("```", "", "## Result", "", *_table(_result(summary, spec)))
     yield from ("", "## Data", "", "The rows themselves are private; these are counts over them.", "")
     yield from _table({**summary.rows, **{f"tokens: {key}": value for key, value in summary.tokens.items()}})
     yield from ("", "## Settings", "")
@@ -50,17 +57,19 @@ def _body(summary: Summary, spec: JobSpec) -> Iterator[str]:
     yield from ("", "## Environment", "", *_table(summary.environment))
 
 
-def _result(summary: Summary) -> dict[str, object]:
+def _result(summary: Summary, spec: JobSpec) -> dict[str, object]:
+    pairs = spec.train.method == "dpo"
     result: dict[str, object] = {
-        "training loss (nats per token)": round(summary.train_loss, 4),
+        f"training loss ({'mean over pairs' if pairs else 'nats per token'})": round(summary.train_loss, 4),
         "optimizer steps": summary.steps,
         "tokens trained on": summary.trained_tokens,
     }
     for name, loss in (("before", summary.eval_loss_before), ("after", summary.eval_loss_after)):
         if loss is not None:
             result[f"held-out loss {name}"] = round(loss, 4)
-            result[f"held-out perplexity {name}"] = round(perplexity(loss), 2)
-    return result
+            if not pairs:
+                result[f"held-out perplexity {name}"] = round(perplexity(loss), 2)
+    return result | {f"held-out {name[5:]}": round(value, 4) for name, value in summary.pairs.items()}
 
 
 def perplexity(loss: float) -> float:

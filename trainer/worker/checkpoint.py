@@ -38,6 +38,7 @@ _TAKEN_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 0.005
 
 _Step = Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)]
+_MAX_SUMS: Final = 16
 _Totals = tuple[float, _Step, _Step]
 
 
@@ -65,6 +66,7 @@ class _StateDocument(Strict):
     before: float | None
     train_seconds: float
     eval_seconds: float
+    pairs: Annotated[tuple[float, ...], Field(max_length=_MAX_SUMS)]
     warnings: tuple[str, ...]
     samples: tuple[dict[str, str], ...]
     resumed_at: tuple[_Step, ...]
@@ -180,6 +182,7 @@ def write_state(folder: Path, parameters: Sequence[str], state: TrainState, kept
         before=state.before,
         train_seconds=state.train_seconds,
         eval_seconds=state.eval_seconds,
+        pairs=state.pairs,
         warnings=state.warnings,
         samples=tuple(sample.as_dict() for sample in kept.samples),
         resumed_at=kept.resumed_at,
@@ -240,6 +243,7 @@ def _state(document: _StateDocument, tensors: dict[str, Tensor], trained: Mappin
         before=document.before,
         train_seconds=document.train_seconds,
         eval_seconds=document.eval_seconds,
+        pairs=document.pairs,
         warnings=document.warnings,
     )
 

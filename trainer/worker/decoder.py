@@ -62,6 +62,7 @@ class Decoder:
         head: (vocabulary, width), in `dtype`.
         head_bias: (vocabulary,), or None.
         row_lengths: (tokens, 1): of the row that each token of the present batch is in.
+        adapted: whether the adapter takes part; without it this is the base model.
     """
 
     def __init__(self, causal: Any, dtype: torch.dtype, *, checkpointing: bool) -> None:
@@ -71,6 +72,7 @@ class Decoder:
         self.head = head.weight.detach().to(dtype)
         self.head_bias = None if head.bias is None else head.bias.detach().to(dtype)
         self.row_lengths = torch.empty(0)
+        self.adapted = True
         self._model = model
         self._checkpointing = checkpointing
         self._layers = [_build_layer(layer, heads_of(causal), dtype) for layer in model.layers]
@@ -88,8 +90,8 @@ class Decoder:
         Returns:
             (wanted, width), normed.
         """
-        self._refresh()
-        if not segments.shared:
+        self._refresh(off=not self.adapted)
+        if not segments.shared and not segments.groups:
             sizes = segments.bounds.diff()
             self.row_lengths = torch.repeat_interleave(sizes, sizes, output_size=len(ids)).unsqueeze(1)
         x = self._model.embed_tokens(ids)

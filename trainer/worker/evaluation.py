@@ -20,10 +20,14 @@ class Evaluation:
         loss: the model's.
         rows: so many of the longest go through the model at once.
         device: where.
+
+    Attributes:
+        extra: what the last evaluation measured beside the loss; nothing.
     """
 
     def __init__(self, examples: Sequence[Example], loss: CausalLoss, *, rows: int, device: torch.device) -> None:
         self._loss = loss
+        self.extra: dict[str, float] = {}
         self._targets = sum(example.targets for example in examples)
         if not examples:
             return
@@ -42,3 +46,7 @@ class Evaluation:
             for rows in self._slices:
                 total += self._loss.sum(self._ordered.batch(rows))
         return float(total.item()) / self._targets
+
+    def measured(self) -> dict[str, float]:
+        """`extra`."""
+        return dict(self.extra)

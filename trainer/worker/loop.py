@@ -23,6 +23,7 @@ from trainer.worker.loss import CausalLoss
 from trainer.worker.model import is_out_of_memory
 from trainer.worker.optimization import LearningRate, make_optimizer
 from trainer.worker.patience import Patience
+from trainer.worker.preference import Preference
 from trainer.worker.progress import Meter, Outcome, TrainState, random_state, restore_random
 from trainer.worker.protocol import Message, Metrics, Progress
 from trainer.worker.soundness import SoundAdapter, put
@@ -46,6 +47,7 @@ class Training:
         section: the optimizer's schedule.
         report: gets `Progress` after each step and `Metrics` where they are due.
         bins: which rows share a unit of the batch size; None where each is a unit of its own.
+        preference: the method `dpo`; then `bins` are the pairs.
         save: gets the state where it is due.
         interrupts: holds signals back where half of something must not be seen.
         clock: seconds, monotonic.
@@ -60,6 +62,7 @@ class Training:
         *,
         report: Report,
         bins: list[list[int]] | None = None,
+        preference: Preference | None = None,
         save: Save = lambda _state: None,
         interrupts: Interrupts | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -69,6 +72,7 @@ class Training:
         self._section = section
         self._report = report
         self._clock = clock
+        self._preference = preference
         self._save = save
         self._interrupts = interrupts or Interrupts()
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -78,8 +82,8 @@ class Training:
         sizes = [sum(self._store.lengths[row] for row in unit) for unit in self._units]
         self._plan = Plan(sizes, section)
         self._budget = token_budget(max(sizes) * section.per_device_train_batch_size, device)
-        eval_rows = section.per_device_eval_batch_size
-        self._evaluation = Evaluation(data.evaluation, loss, rows=eval_rows, device=device)
+        eval_rows, held = section.per_device_eval_batch_size, preference.evaluation if preference else None
+        self._evaluation = held or Evaluation(data.evaluation, loss, rows=eval_rows, device=device)
         self._rates = LearningRate(section, self._plan.total_steps)
         self._optimizer = make_optimizer(self._parameters, section)
         self._total = Meter(device)
@@ -110,12 +114,13 @@ class Training:
         return Outcome(
             eval_loss_before=self._before,
             eval_loss_after=self._take_best(after),
-            train_loss=self._total.read(),
+            train_loss=self._total.read(per=self._done if self._preference is not None else None),
             steps=self._done,
             trained_tokens=self._total.trained,
             input_tokens=self._total.inputs,
             train_seconds=self._train_seconds,
             eval_seconds=self._eval_seconds,
+            pairs=self._evaluation.measured(),
             warnings=tuple(self._warnings),
         )
 
@@ -143,6 +148,7 @@ class Training:
             before=self._before,
             train_seconds=self._train_seconds,
             eval_seconds=self._eval_seconds,
+            pairs=self._preference.state() if self._preference is not None else (),
             warnings=tuple(self._warnings),
         )
 
@@ -166,6 +172,8 @@ class Training:
         self._patience.best, self._patience.last = state.best, state.last
         self._warnings = list(state.warnings)
         self._sound.keep(state.step)
+        if self._preference is not None:
+            self._preference.restore(state.pairs)
 
     def _train(self) -> None:
         """All optimizer steps that are left, and what is due behind them."""
@@ -201,6 +209,8 @@ class Training:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._section.max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        if self._preference is not None:
+            self._preference.count()
         for meter in (self._recent, self._total):
             meter.add(summed, trained=sum(ordered.counts[rows]), inputs=sum(ordered.lengths[rows]))
         self._done, self._random = self._done + 1, random_state(self._total.device)
@@ -233,11 +243,13 @@ class Training:
             return last
         self._replaced = self._copy()
         put(self._parameters, best.adapter)
+        self._evaluation.extra.clear()  # it is of another adapter
         self._warn(f"the adapter is that of step {best.step}, where the held-out loss was lowest")
         return best.loss
 
     def _steps(self) -> Iterator[tuple[Ordered, slice]]:
-        return ordered_steps(self._plan.steps(self._done), self._units, self._store)
+        whole = self._preference is not None
+        return ordered_steps(self._plan.steps(self._done), self._units, self._store, whole=whole)
 
     def _gradients_that_fit(self, ordered: Ordered, rows: slice) -> Tensor:
         """Gradients of one optimizer step; returns the sum of its losses, on the device.
@@ -255,6 +267,8 @@ class Training:
 
     def _gradients(self, ordered: Ordered, rows: slice) -> Tensor:
         """Each trained token weighs the same: the divisor is their number in the whole step."""
+        if self._preference is not None:
+            return self._preference.gradients(ordered, rows, self._budget)
         targets = sum(ordered.counts[rows])
         total = torch.zeros((), dtype=torch.float64, device=self._total.device)
         for part in cut(ordered.lengths[rows], self._budget, self._loss.cost):
@@ -282,7 +296,8 @@ class Training:
     def _log(self, step: int, norm: Tensor) -> None:
         """Read the device's numbers: beside evaluations the one place in the loop that waits for it."""
         recent, self._recent = self._recent, Meter(self._total.device, since=self._train_seconds)
-        values = {"loss": recent.read(), "grad_norm": float(norm.item())}
+        losses = {"loss": recent.read()} if self._preference is None else self._preference.read()
+        values = {**losses, "grad_norm": float(norm.item())}
         self._sound.check(values, step)
         took = max(self._train_seconds - recent.since, 1e-9)
         values |= {
@@ -300,8 +315,9 @@ class Training:
             self._mark = self._clock()
             self._eval_seconds += self._mark - started
             if loss is not None:
-                self._sound.check({"eval_loss": loss}, step)
-                self._report(Metrics(step=step, values={"eval_loss": loss}))
+                values = {"eval_loss": loss, **self._evaluation.extra}
+                self._sound.check(values, step)
+                self._report(Metrics(step=step, values=values))
                 self._patience.see(loss, step)
         return loss
 

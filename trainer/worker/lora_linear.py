@@ -81,10 +81,10 @@ class LoraGroup:
             targets += [self._a[columns], self.weight[rows, place]]
         return targets, [parameter.detach() for parameter in self.parameters]
 
-    def scale(self) -> None:
-        """Scale the copies of A."""
+    def scale(self, *, off: bool = False) -> None:
+        """Scale the copies of A; `off` makes them zero, and the group what its bases alone are."""
         for update, (_, columns) in zip(self.updates, self._places, strict=True):
-            self._a[columns].mul_(update.scale)
+            self._a[columns].mul_(0.0 if off else update.scale)
 
     def widen(self, x: Tensor, *, training: bool) -> tuple[Tensor, list[Tensor]]:
         """[x, x Aᵀ] and the dropout masks: (tokens, inputs + rank), each mask (tokens, inputs)."""
@@ -166,11 +166,11 @@ class Refresh:
         self._sources = [source for _, sources in pairs for source in sources]
 
     @torch.no_grad()
-    def __call__(self) -> None:
-        """Do it."""
+    def __call__(self, *, off: bool = False) -> None:
+        """Do it; with `off` as if there were no updates."""
         torch._foreach_copy_(self._targets, self._sources)
         for group in self._groups:
-            group.scale()
+            group.scale(off=off)
 
 
 def _ranges(sizes: Sequence[int]) -> list[slice]:

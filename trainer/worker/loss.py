@@ -23,6 +23,7 @@ from trainer.worker.decoder import Decoder, heads_of, unknown_part
 from trainer.worker.head_loss import HeadLoss
 from trainer.worker.model import Precision, is_out_of_memory
 from trainer.worker.proof import agrees, attention_agrees
+from trainer.worker.sharing import share
 from trainer.worker.store import Batch
 
 
@@ -73,8 +74,21 @@ class CausalLoss:
 
     def sum(self, batch: Batch) -> Tensor:
         """Loss summed over the trained tokens of a batch: float32 scalar on the device, with its graph."""
+        return self._each(batch).sum()
+
+    def by_row(self, batch: Batch, *, together: int = 1) -> Tensor:
+        """Loss summed over the trained tokens of each row: float32 [rows] on the device, with its graph.
+
+        Args:
+            batch: the rows.
+            together: so many neighbours begin alike, as the answers to one prompt do.
+        """
+        return batch.by_row(self._each(batch, together))
+
+    def _each(self, batch: Batch, together: int = 1) -> Tensor:
+        """Loss of each trained token: float32 [targets]."""
         if self._decoder is not None:
-            return _fused(self._decoder, self._shared(batch))
+            return _fused(self._decoder, self._shared(batch, together))
         return self._plain(batch)
 
     @contextmanager
@@ -86,19 +100,33 @@ class CausalLoss:
             yield
         self._model.train(was_training)
 
-    def _shared(self, batch: Batch) -> Batch:
-        """On a CPU, a beginning that all rows have in common goes through the model once.
+    @contextmanager
+    def unadapted(self) -> Iterator[None]:
+        """As `evaluating`, and the adapter switched off: the model underneath it."""
+        with self.evaluating(), self._model.disable_adapter():
+            self._set_adapted(to=False)
+            try:
+                yield
+            finally:
+                self._set_adapted(to=True)
+
+    def _set_adapted(self, *, to: bool) -> None:
+        if self._decoder is not None:
+            self._decoder.adapted = to
+
+    def _shared(self, batch: Batch, together: int) -> Batch:
+        """On a CPU, a beginning that rows have in common goes through the model once.
 
         Not where noise makes it differ from row to row, and not on a GPU: its attention kernel cannot.
         """
         if batch.ids.is_cuda or (self._noisy and self._model.training) or batch.segments.longest > SHORT:
             return batch
-        return batch.sharing(batch.common_beginning())
+        return share(batch, together)
 
     def _plain(self, batch: Batch) -> Tensor:
         with self._precision.context():
             logits = _plain_logits(self._model, batch, self._pad_id, selects=self._selects)
-        return functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
+        return functional.cross_entropy(logits.float(), batch.targets, reduction="none")
 
     def _selection_is_exact(self) -> bool:
         """Some models scale or cap their logits behind the head; compare once, on a few tokens, and see."""
@@ -124,7 +152,7 @@ class CausalLoss:
             return functional.cross_entropy(logits, batch.targets, reduction="sum")
 
         def quick(model: Any, batch: Batch) -> Tensor:
-            return _fused(Decoder(model.get_base_model(), torch.float32, checkpointing=checkpointing), batch)
+            return _fused(Decoder(model.get_base_model(), torch.float32, checkpointing=checkpointing), batch).sum()
 
         try:
             same = agrees(self._model, plain, quick)
@@ -155,8 +183,8 @@ def _has_dropout(model: Any) -> bool:
 
 def _fused(decoder: Decoder, batch: Batch) -> Tensor:
     hidden = decoder.hidden(batch.ids, batch.positions, batch.segments, batch.predicting)
-    loss: Tensor = HeadLoss.apply(hidden, decoder.head, decoder.head_bias, batch.targets)  # type: ignore[no-untyped-call]
-    return loss
+    losses: Tensor = HeadLoss.apply(hidden, decoder.head, decoder.head_bias, batch.targets)  # type: ignore[no-untyped-call]
+    return losses
 
 
 def _plain_logits(model: Any, batch: Batch, pad_id: int, *, selects: bool) -> Tensor:

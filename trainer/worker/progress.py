@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ class Outcome:
         input_tokens: tokens that went through the model, without padding.
         train_seconds: time spent in optimizer steps.
         eval_seconds: time spent in evaluations.
+        pairs: of preference training: the last evaluation's means over the held-out pairs, by name.
         warnings: what the provider should know.
     """
 
@@ -35,6 +36,7 @@ class Outcome:
     input_tokens: int
     train_seconds: float
     eval_seconds: float
+    pairs: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -60,6 +62,7 @@ class TrainState:
         before: loss on the held-out rows before the first step.
         train_seconds: spent in optimizer steps so far.
         eval_seconds: spent in evaluations so far.
+        pairs: of preference training, what the next logged values are made of; see `Preference.state`.
         warnings: what the provider should know.
     """
 
@@ -76,6 +79,7 @@ class TrainState:
     before: float | None = None
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
+    pairs: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -111,6 +115,6 @@ class Meter:
         """Loss, trained tokens, tokens read; waits for the device."""
         return float(self._sum.item()), self.trained, self.inputs
 
-    def read(self) -> float:
-        """Loss per trained token; waits for the device."""
-        return float(self._sum.item()) / self.trained
+    def read(self, *, per: int | None = None) -> float:
+        """Loss per trained token, or by another divisor; waits for the device."""
+        return float(self._sum.item()) / (per or self.trained)

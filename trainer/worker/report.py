@@ -6,7 +6,7 @@ The page stands alone: styles and pictures are inside, no script, nothing is fet
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from types import TracebackType
@@ -100,12 +100,21 @@ def _headline(summary: Summary, spec: JobSpec) -> str:
     ]
     if summary.eval_loss_before is not None and summary.eval_loss_after is not None:
         change = f"{_loss(summary.eval_loss_before)} → {_loss(summary.eval_loss_after)}"
-        figures.insert(0, ("loss on held-out rows", change))
-        odds = (perplexity(summary.eval_loss_before), perplexity(summary.eval_loss_after))
-        figures.insert(1, ("perplexity on held-out rows", " → ".join(f"{value:.2f}" for value in odds)))
+        figures[:0] = [("loss on held-out rows", change), *_beside_the_loss(summary)]
     tiles = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in figures)
     base = escape(spec.model.model_name_or_path)
-    return f"<h1>Fine-tuning report</h1><p class=base>LoRA on {base}</p><section class=tiles>{tiles}</section>"
+    how = "LoRA by DPO" if spec.train.method == "dpo" else "LoRA"
+    return f"<h1>Fine-tuning report</h1><p class=base>{how} on {base}</p><section class=tiles>{tiles}</section>"
+
+
+def _beside_the_loss(summary: Summary) -> Iterator[tuple[str, str]]:
+    """What the held-out loss means: perplexity, or for pairs how often and how far they are told apart."""
+    if summary.pairs:
+        yield "held-out pairs in the right order", f"{summary.pairs['eval_rewards_accuracies']:.0%}"
+        yield "reward margin on held-out pairs", f"{summary.pairs['eval_rewards_margins']:.3f}"
+    elif summary.eval_loss_before is not None and summary.eval_loss_after is not None:
+        odds = (perplexity(summary.eval_loss_before), perplexity(summary.eval_loss_after))
+        yield "perplexity on held-out rows", " → ".join(f"{value:.2f}" for value in odds)
 
 
 def _warnings(warnings: Sequence[str]) -> str:
@@ -118,16 +127,18 @@ def _warnings(warnings: Sequence[str]) -> str:
 def _charts(metrics: Sequence[Metrics]) -> str:
     loss = points(metrics, "loss")
     window = max(1, len(loss) // 20)
+    pairs = _pair_charts(metrics)
     charts = (
         (
             "Loss",
-            "nats per trained token",
+            "mean over pairs" if pairs else "nats per trained token",
             (
                 Curve("each step", loss, "faint"),
                 Curve(f"mean of {window}", smoothed(loss, window) if window > 1 else (), "main"),
                 Curve("held-out rows", points(metrics, "eval_loss"), "second", dots=True),
             ),
         ),
+        *pairs,
         ("Learning rate", "", (Curve("learning rate", points(metrics, "learning_rate"), "main"),)),
         ("Gradient norm", "before clipping", (Curve("norm", points(metrics, "grad_norm"), "main"),)),
         (
@@ -140,6 +151,29 @@ def _charts(metrics: Sequence[Metrics]) -> str:
         ),
     )
     return f"<section class=charts>{''.join(_figure(*chart) for chart in charts)}</section>"
+
+
+_Chart = tuple[str, str, Sequence[Curve]]
+
+
+def _pair_charts(metrics: Sequence[Metrics]) -> tuple[_Chart, ...]:
+    """Of preference training; none of any other."""
+    if not points(metrics, "rewards_margins"):
+        return ()
+
+    def both(name: str) -> tuple[Curve, Curve]:
+        held = Curve("held-out pairs", points(metrics, f"eval_{name}"), "second", dots=True)
+        return Curve("each step", points(metrics, name), "main"), held
+
+    rewards = (
+        Curve("chosen", points(metrics, "rewards_chosen"), "main"),
+        Curve("rejected", points(metrics, "rewards_rejected"), "second"),
+    )
+    return (
+        ("Reward margin", "chosen over rejected, mean over pairs", both("rewards_margins")),
+        ("Reward accuracy", "share of pairs in the right order", both("rewards_accuracies")),
+        ("Rewards", "beta times how much likelier than in the base model", rewards),
+    )
 
 
 def _figure(title: str, unit: str, curves: Sequence[Curve]) -> str:

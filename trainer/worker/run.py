@@ -26,6 +26,7 @@ from trainer.worker.loss import CausalLoss
 from trainer.worker.merged import save_merged
 from trainer.worker.model import Loader, Precision, check_model_dir, choose_precision, raise_if_out_of_memory
 from trainer.worker.packing import best_fit_decreasing
+from trainer.worker.preference import Preference, pairs_of
 from trainer.worker.progress import Outcome
 from trainer.worker.protocol import Message, Order
 from trainer.worker.report import Recorder, write_report
@@ -65,7 +66,7 @@ def run(
     with watch.part("tokenize"):
         check_model_dir(order.model_dir)
         tokens = load_tokens(order.model_dir, spec.data.chat_template)
-        data = build_dataset(rows, tokens, spec.data, seed=spec.train.seed)
+        data = build_dataset(rows, tokens, spec.data, seed=spec.train.seed, method=spec.train.method)
     try:
         return _train(order, loader, tokens, data, watch, report, interrupts or Interrupts())
     except (RuntimeError, MemoryError) as error:
@@ -94,12 +95,21 @@ def _train(
     with watch.part("sample"):
         samples = earlier.samples if earlier else sampler.before()
     resumed_at = earlier.resumed_at if earlier else ()
+    preference = _preference(data, loss, spec, precision, watch)
+    bins = pairs_of(len(data.train)) if preference else _bins(data, spec.data)
     with Recorder(order.output_dir / "report", report, earlier.metrics if earlier else ()) as recorder:
         kept = Kept(recorder.metrics, samples, resumed_at)
         saver = Saver(order.output_dir, tuple(_trained(model)), kept, tell=report, interrupts=interrupts)
-        bins, save = _bins(data, spec.data), saver.save
         training = Training(
-            model, loss, data, spec.train, report=recorder, bins=bins, save=save, interrupts=interrupts
+            model,
+            loss,
+            data,
+            spec.train,
+            report=recorder,
+            bins=bins,
+            preference=preference,
+            save=saver.save,
+            interrupts=interrupts,
         )
         if earlier:
             training.restore(earlier.state)
@@ -154,7 +164,7 @@ def _sampler(model: Any, tokens: Tokens, precision: Precision, data: Dataset, sp
         model,
         tokens,
         precision,
-        data.evaluation,
+        data.evaluation[:: 2 if spec.train.method == "dpo" else 1],  # the chosen answers
         count=output.samples,
         max_new_tokens=output.sample_max_new_tokens,
     )
@@ -189,6 +199,17 @@ def _loss(
         neftune_alpha=spec.train.neftune_noise_alpha,
         fused=fused,
     )
+
+
+def _preference(
+    data: Dataset, loss: CausalLoss, spec: JobSpec, precision: Precision, watch: Stopwatch
+) -> Preference | None:
+    """The method `dpo`; made while the adapter is fresh. Its reference is the base model."""
+    if spec.train.method != "dpo":
+        return None
+    reference = loss.evaluating if spec.lora.changes_base else loss.unadapted
+    with watch.part("reference"):
+        return Preference(data, loss, spec.train, reference=reference, device=precision.device)
 
 
 def _bins(data: Dataset, section: DataSection) -> list[list[int]] | None:
@@ -239,6 +260,7 @@ def _summary(
         trained_tokens=outcome.trained_tokens,
         input_tokens=outcome.input_tokens,
         steps=outcome.steps,
+        pairs=outcome.pairs,
         rows=data.rows.as_dict(),
         tokens=describe_lengths((*data.train, *data.evaluation)),
         seconds=watch.read(),

@@ -27,11 +27,14 @@ class Segments:
         lengths: of each row, in order, without what is shared; on the host.
         bounds: int32 [rows + 1] on the device: where each row begins, and where the last one ends.
         shared: tokens in front that every row begins with.
+        groups: where groups of neighbours share a beginning each: the groups, with the tokens that each takes up;
+            then the rows above are the groups.
     """
 
     lengths: tuple[int, ...]
     bounds: Tensor
     shared: int = 0
+    groups: tuple[tuple[slice, Segments], ...] = ()
 
     @property
     def longest(self) -> int:

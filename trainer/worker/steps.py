@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
 
-from trainer.worker.store import Ordered, TokenStore
-
-SECTION_TOKENS: Final = 1 << 22
-"""So many tokens are brought into their order at a time."""
+from trainer.worker.batches import in_order
+from trainer.worker.store import SECTION_TOKENS, Ordered, TokenStore
 
 
 def ordered_steps(
-    steps: Iterable[Sequence[int]], units: Sequence[Sequence[int]], store: TokenStore
+    steps: Iterable[Sequence[int]], units: Sequence[Sequence[int]], store: TokenStore, *, whole: bool = False
 ) -> Iterator[tuple[Ordered, slice]]:
     """For each step: rows on the device, and which of them are the step's, sorted by length.
 
@@ -20,11 +17,12 @@ def ordered_steps(
         steps: the units of each step.
         units: the rows of each unit.
         store: all rows.
+        whole: rows of a unit stay together; see `in_order`.
     """
     section: list[list[int]] = []
     size, lengths = 0, store.lengths
     for step in steps:
-        rows = sorted((row for unit in step for row in units[unit]), key=lengths.__getitem__)
+        rows = in_order([units[unit] for unit in step], lengths, whole=whole)
         section.append(rows)
         size += sum(lengths[row] for row in rows)
         if size >= SECTION_TOKENS:

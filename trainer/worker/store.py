@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from trainer.worker.encode import Example
 from trainer.worker.segments import Segments
+
+SECTION_TOKENS: Final = 1 << 22
+"""So many tokens are brought into their order at a time."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,12 @@ class Batch:
         same = (table == table[0]).all(0).to(torch.int8).cumprod(0)
         return min(int(same.sum()), shortest - 1)
 
+    def by_row(self, values: Tensor) -> Tensor:
+        """Sums over each row's targets: [rows], of [targets]. In the same order each time, on a GPU too."""
+        row = torch.searchsorted(self.segments.bounds[1:], self.predicting, right=True)
+        numbers = torch.arange(len(self.segments.lengths), device=values.device)
+        return torch.where(row == numbers.unsqueeze(1), values, values.new_zeros(())).sum(1)
+
     def padded(self, pad_id: int) -> tuple[Tensor, Tensor]:
         """As a rectangle, for models that take nothing else.
 
@@ -86,6 +96,7 @@ class Ordered:
 
     Args:
         ids, positions, bounds, predicting, targets: as in `Batch`, over all the rows.
+        rows: int64 [rows]: which of the store's rows they are.
         lengths: of each row, on the host.
         counts: of each row how many of its tokens are trained on, on the host.
     """
@@ -98,9 +109,11 @@ class Ordered:
         predicting: Tensor,
         targets: Tensor,
         *,
+        rows: Tensor,
         lengths: Sequence[int],
         counts: Sequence[int],
     ) -> None:
+        self.rows = rows
         self._ids, self._positions, self._bounds = ids, positions, bounds
         self._predicting, self._targets = predicting, targets
         self.lengths, self.counts = lengths, counts
@@ -157,7 +170,7 @@ class TokenStore:
         targets = self._targets[place].to(torch.int64)
         return Ordered(
             ids, positions.to(torch.int32), bounds.to(torch.int32), predicting, targets,
-            lengths=lengths, counts=counts,
+            rows=order, lengths=lengths, counts=counts,
         )  # fmt: skip
 
     def _spread(self, order: Tensor, what: int, total: int) -> tuple[Tensor, Tensor, Tensor]:

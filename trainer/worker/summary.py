@@ -11,9 +11,10 @@ from trainer.worker.encode import Example
 class Summary(Strict):
     """What `report/summary.json` holds.
 
-    Losses are nats per trained token, every token weighing the same. `rows` counts `train`, `eval`, `dropped` and
-    `truncated`; `tokens` describes the examples (see `describe_lengths`); `seconds` names the parts of the run.
-    `resumed_at`: the steps behind which an interrupted run was gone on with.
+    Losses are nats per trained token, every token weighing the same. Of preference training they are means over
+    pairs, and `pairs` holds what else the last evaluation measured: `eval_rewards_accuracies` and the like. `rows`
+    counts `train`, `eval`, `dropped` and `truncated`; `tokens` describes the examples (see `describe_lengths`);
+    `seconds` names the parts of the run. `resumed_at`: the steps behind which an interrupted run was gone on with.
     """
 
     eval_loss_before: float | None
@@ -22,6 +23,7 @@ class Summary(Strict):
     trained_tokens: int
     input_tokens: int
     steps: int
+    pairs: dict[str, float] = {}  # noqa: RUF012 -- frozen, and copied
     rows: dict[str, int]
     tokens: dict[str, int]
     seconds: dict[str, float]

@@ -1,0 +1,92 @@
+"""What rows begin with in common goes through the model once, and changes neither loss nor gradient."""
+
+from __future__ import annotations
+
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from trainer.spec import LoraSection
+from trainer.worker.encode import Example
+from trainer.worker.loss import CausalLoss
+from trainer.worker.model import Precision, attach_adapter
+from trainer.worker.sharing import share
+from trainer.worker.store import Batch, single_batch
+
+CPU = Precision(torch.device("cpu"), torch.float32, autocast=False)
+SYSTEM = list(range(20, 32))
+
+
+def row(ids: list[int], trained: int) -> Example:
+    return Example(array("i", ids), bytes([0] * (len(ids) - trained) + [1] * trained), stops=True)
+
+
+def batch_of(prompts: list[list[int]]) -> Batch:
+    """Two answers to each prompt; some begin alike too."""
+    rows = []
+    for number, prompt in enumerate(prompts):
+        same = [300] * (number % 3)
+        rows += [row([*prompt, *same, 100 + number, 7, 8], 3 + number % 3)]
+        rows += [row([*prompt, *same, 200 + number, *range(40, 40 + number)], 1 + number + number % 3)]
+    return single_batch(rows, CPU.device)
+
+
+OWN = [[10 * number + place for place in range(4 + number)] for number in range(1, 5)]
+ALIKE = [[*SYSTEM, number] for number in range(5)]
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> Any:
+    torch.manual_seed(3)
+    model = attach_adapter(AutoModelForCausalLM.from_pretrained(tiny_model), LoraSection(lora_r=4))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    return model
+
+
+def test_each_pair_shares_its_prompt_where_that_saves_more() -> None:
+    batch = batch_of(OWN)
+    shared = share(batch, 2)
+    assert len(shared.segments.groups) == 4
+    prompts = [4 + number + (number - 1) % 3 for number in range(1, 5)]
+    assert [group.shared for _, group in shared.segments.groups] == prompts
+    assert len(shared.ids) == len(batch.ids) - sum(prompts)
+    assert torch.equal(shared.targets, batch.targets)
+    assert torch.equal(shared.ids[shared.predicting], batch.ids[batch.predicting])
+    assert torch.equal(shared.positions[shared.predicting], batch.positions[batch.predicting])
+
+
+def test_all_rows_share_their_beginning_where_that_saves_more() -> None:
+    shared = share(batch_of(ALIKE), 2)
+    assert not shared.segments.groups
+    assert shared.segments.shared == len(SYSTEM)
+
+
+def test_without_groups_nothing_but_the_common_beginning_is_shared() -> None:
+    batch = batch_of(OWN)
+    assert share(batch, 1) is batch
+
+
+@pytest.mark.parametrize("prompts", [OWN, ALIKE, OWN[:1]], ids=["own", "alike", "one pair"])
+def test_loss_and_gradient_stay_what_they_are(model: Any, prompts: list[list[int]]) -> None:
+    batch = batch_of(prompts)
+    loss = CausalLoss(model, CPU, pad_id=0, longest=64)
+    assert loss.way == "fused"
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    weights = torch.linspace(-1, 2, len(batch.segments.lengths))
+    results = []
+    for together in (2, None):
+        if together is None:
+            loss._shared = lambda batch, together: batch  # type: ignore[method-assign]
+        rows = loss.by_row(batch, together=together or 1)
+        gradients = torch.autograd.grad((rows * weights).sum(), parameters)
+        results.append((rows.detach(), torch.cat([gradient.flatten() for gradient in gradients])))
+    (rows, gradient), (expected, wanted) = results
+    torch.testing.assert_close(rows, expected, rtol=1e-5, atol=1e-5)
+    assert float((gradient - wanted).norm()) <= 1e-5 * float(wanted.norm())

@@ -1,0 +1,220 @@
+"""Direct Preference Optimization (Rafailov et al. 2023, arXiv 2305.18290): learning from pairs of answers.
+
+The reference is the base model itself: how likely it finds each answer is computed once, before the first step,
+and stays on the device, one number for each row. So a step costs what a step of supervised training on as many
+tokens costs, and there is no second model. The state of a run holds none of these numbers: who goes on from it
+computes them again, from the same rows and base model, which gives the same bits on a CPU.
+
+Rows come in pairs: an even row of a dataset is the chosen, the row behind it the rejected answer to one prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from trainer.spec import TrainSection
+from trainer.worker.batches import cut, in_order, token_budget
+from trainer.worker.dataset import Dataset
+from trainer.worker.encode import Example
+from trainer.worker.loss import CausalLoss
+from trainer.worker.preference_loss import MEASURED, Pairs, Whole, measure, part_of_loss
+from trainer.worker.store import SECTION_TOKENS, Ordered, TokenStore
+
+Reference = Callable[[], AbstractContextManager[None]]
+"""Within it the model computes what the reference computes: no adapter, no dropout, no gradients."""
+
+
+class Preference:
+    """The method `dpo`: what a run does differently.
+
+    It computes the reference's log-probabilities when it is made, so it must be made while the adapter is fresh.
+
+    Args:
+        data: pairs; the chosen answer first.
+        loss: of the model that is trained.
+        section: β, the terms of the loss, batch sizes.
+        reference: see the type. Where the adapter's start takes something out of the base weights, it is the model
+            with its fresh adapter: together they are the base model.
+        device: where.
+
+    Attributes:
+        evaluation: of the held-out pairs.
+    """
+
+    def __init__(
+        self, data: Dataset, loss: CausalLoss, section: TrainSection, *, reference: Reference, device: torch.device
+    ) -> None:
+        self._loss = loss
+        self._section = section
+        pairs = section.per_device_eval_batch_size
+        with reference():
+            self._reference = log_probabilities(data.train, loss, pairs=pairs, device=device)
+            held = log_probabilities(data.evaluation, loss, pairs=pairs, device=device)
+        self._tokens = _targets(data.train, device)
+        self.evaluation = PairEvaluation(data.evaluation, held, loss, section, device=device)
+        self._recent = _nothing(device)
+        self._recent_pairs = 0
+        self._latest = _nothing(device), 0
+
+    def gradients(self, ordered: Ordered, rows: slice, budget: int) -> Tensor:
+        """Gradients of one optimizer step: of the mean over its pairs.
+
+        Args:
+            ordered: rows on the device.
+            rows: which of them are the step's.
+            budget: tokens that go through the model at once; a pair that has more is alone.
+
+        Returns:
+            That mean, float64, on the device.
+        """
+        whole = Whole.of_counts(ordered.counts[rows])
+        sums = _nothing(self._recent.device)
+        for part in cut(ordered.lengths[rows], budget, self._loss.cost, together=2):
+            here = slice(rows.start + part.start, rows.start + part.stop)
+            pairs = _pairs(self._loss, ordered, here, self._reference, self._tokens)
+            loss = part_of_loss(pairs, self._section, whole)
+            loss.backward()  # type: ignore[no-untyped-call]
+            sums += _sums(loss.detach(), pairs, self._section, whole)
+        self._latest = sums, whole.pairs
+        return sums[0] / whole.pairs
+
+    def count(self) -> None:
+        """The step whose gradients were made last is done: from now on `read` and `state` have it."""
+        sums, pairs = self._latest
+        self._recent += sums
+        self._recent_pairs += pairs
+
+    def state(self) -> tuple[float, ...]:
+        """What `read` would be made of: its sums and, last, the number of pairs; waits for the device."""
+        return (*self._recent.tolist(), float(self._recent_pairs))
+
+    def restore(self, state: tuple[float, ...]) -> None:
+        """Go on from there."""
+        *sums, pairs = state
+        self._recent = torch.tensor(sums, dtype=torch.float64, device=self._recent.device)
+        self._recent_pairs = int(pairs)
+
+    def read(self) -> dict[str, float]:
+        """Means over the pairs of all steps since the last call; waits for the device."""
+        values = _means(self._recent, self._recent_pairs)
+        self._recent, self._recent_pairs = torch.zeros_like(self._recent), 0
+        return values
+
+
+class PairEvaluation:
+    """Loss and rewards on some pairs, every pair alike; see `trainer.worker.evaluation.Evaluation`.
+
+    Attributes:
+        extra: what the last evaluation measured beside the loss.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        reference: Tensor,
+        loss: CausalLoss,
+        section: TrainSection,
+        *,
+        device: torch.device,
+    ) -> None:
+        self._loss, self._section, self._reference = loss, section, reference
+        self._whole = Whole.of_counts([example.targets for example in examples])
+        self.extra: dict[str, float] = {}
+        if not examples:
+            return
+        self._tokens = _targets(examples, device)
+        store = TokenStore(examples, device)
+        self._ordered = store.ordered(in_order(pairs_of(len(examples)), store.lengths, whole=True))
+        budget = token_budget(2 * section.per_device_eval_batch_size * max(store.lengths), device)
+        self._slices = cut(self._ordered.lengths, budget, loss.cost, together=2)
+
+    def loss(self) -> float | None:
+        """The loss with the adapter as it is now; None where there are no pairs."""
+        if not self._whole.pairs:
+            return None
+        sums = _nothing(self._reference.device)
+        with self._loss.evaluating():
+            for rows in self._slices:
+                pairs = _pairs(self._loss, self._ordered, rows, self._reference, self._tokens)
+                loss = part_of_loss(pairs, self._section, self._whole)
+                sums += _sums(loss, pairs, self._section, self._whole)
+        values = _means(sums, self._whole.pairs)
+        loss_alone = values.pop("loss")
+        self.extra = {f"eval_{name}": value for name, value in values.items()}
+        return loss_alone
+
+    def measured(self) -> dict[str, float]:
+        """`extra`; of the adapter as it is now where there is none: a run may go on from its very end."""
+        if not self.extra:
+            self.loss()
+        return dict(self.extra)
+
+
+def pairs_of(rows: int) -> list[list[int]]:
+    """The rows of each pair."""
+    return [[row, row + 1] for row in range(0, rows, 2)]
+
+
+def log_probabilities(
+    examples: Sequence[Example], loss: CausalLoss, *, pairs: int, device: torch.device
+) -> Tensor:
+    """How likely the model finds what each example trains on: float32 [examples], in nats, in their order.
+
+    Args:
+        examples: pairs.
+        loss: the model's; in whatever state it is.
+        pairs: so many of the longest go through the model at once.
+        device: where.
+    """
+    result = torch.empty(len(examples), dtype=torch.float32, device=device)
+    if not examples:
+        return result
+    store = TokenStore(examples, device)
+    budget = token_budget(2 * pairs * max(store.lengths), device)
+    for section in _sections(store.lengths):
+        ordered = store.ordered(section)
+        parts = cut(ordered.lengths, budget, loss.cost, together=2)
+        result[ordered.rows] = -torch.cat([loss.by_row(ordered.batch(part), together=2) for part in parts])
+    return result
+
+
+def _sections(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """All pairs by length, so many at a time as are brought into an order at once."""
+    section: list[int] = []
+    size = 0
+    for row in in_order(pairs_of(len(lengths)), lengths, whole=True):
+        section.append(row)
+        size += lengths[row]
+        if size >= SECTION_TOKENS and len(section) % 2 == 0:
+            yield section
+            section, size = [], 0
+    if section:
+        yield section
+
+
+def _pairs(loss: CausalLoss, ordered: Ordered, rows: slice, reference: Tensor, tokens: Tensor) -> Pairs:
+    here = ordered.rows[rows]
+    return Pairs.of_rows(-loss.by_row(ordered.batch(rows), together=2), reference[here], tokens[here])
+
+
+def _sums(loss: Tensor, pairs: Pairs, section: TrainSection, whole: Whole) -> Tensor:
+    """Loss, as if every pair of the whole had its mean, and what is measured: float64 [7]."""
+    return torch.cat([(loss.double() * whole.pairs).unsqueeze(0), measure(pairs, section.beta)])
+
+
+def _means(sums: Tensor, pairs: int) -> dict[str, float]:
+    values = (sums / pairs).tolist()
+    return dict(zip(("loss", *MEASURED), values, strict=True))
+
+
+def _nothing(device: torch.device) -> Tensor:
+    return torch.zeros(1 + len(MEASURED), dtype=torch.float64, device=device)
+
+
+def _targets(examples: Sequence[Example], device: torch.device) -> Tensor:
+    """Trained tokens of each: float32 [examples]."""
+    return torch.tensor([float(example.targets) for example in examples], device=device)
