@@ -59,9 +59,9 @@ def make_training(*, packed: bool) -> Training:
     return Training(model, loss, data, section, report=lambda _message: None, bins=bins)
 
 
-def one_step(training: Training, step: int, ordered: Any, rows: slice, meter: Meter) -> None:
+def one_step(training: Training, step: int, ordered: Any, rows: slice, share: Any, meter: Meter) -> None:
     training._rates.apply(training._optimizer, step)
-    training._step(ordered, rows, meter)
+    training._step(ordered, rows, share, meter)
     training._optimizer.step()
     training._optimizer.zero_grad(set_to_none=True)
 
@@ -70,14 +70,14 @@ def one_step(training: Training, step: int, ordered: Any, rows: slice, meter: Me
 def test_a_step_waits_for_nothing_and_copies_nothing(packed: bool) -> None:
     training, meter = make_training(packed=packed), Meter(GPU)
     steps = training._steps()
-    for step, (ordered, rows) in zip(range(1, 4), steps, strict=False):  # first uses of kernels may copy
-        one_step(training, step, ordered, rows, meter)
+    for step, (ordered, rows, share) in zip(range(1, 4), steps, strict=False):  # first uses of kernels may copy
+        one_step(training, step, ordered, rows, share, meter)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
-            for step, (ordered, rows) in zip(range(4, 12), steps, strict=False):
-                one_step(training, step, ordered, rows, meter)
+            for step, (ordered, rows, share) in zip(range(4, 12), steps, strict=False):
+                one_step(training, step, ordered, rows, share, meter)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     names = [event.key for event in recorded.key_averages()]

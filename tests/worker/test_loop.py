@@ -352,11 +352,11 @@ def test_a_step_reads_nothing_back_from_the_device(model: Any) -> None:
     loss._shared = lambda batch: batch  # type: ignore[method-assign]  # a CPU's business only
     training = made(model, loss=loss, max_steps=6, held_out=False)
     steps = training._steps()
-    ordered, rows = next(steps)
+    ordered, rows, share = next(steps)
     recent = Meter(CPU.device)
     with NothingWaits():  # type: ignore[no-untyped-call]
         training._rates.apply(training._optimizer, 1)
-        norm = training._step(ordered, rows, recent)
+        norm = training._step(ordered, rows, share, recent)
         training._optimizer.step()
         training._optimizer.zero_grad(set_to_none=True)
     assert math.isfinite(norm.item())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import TrainSection
-from trainer.worker.batches import Plan, cut
+from trainer.worker.batches import Plan, cut, token_budget
 from trainer.worker.dataset import Dataset
 from trainer.worker.evaluation import Evaluation
 from trainer.worker.loss import CausalLoss
@@ -25,6 +25,7 @@ from trainer.worker.optimization import LearningRate, make_optimizer
 from trainer.worker.patience import Patience
 from trainer.worker.progress import Meter, Outcome, TrainState, random_state, restore_random
 from trainer.worker.protocol import Message, Metrics, Progress
+from trainer.worker.ranks import ALONE, Ranks, Share
 from trainer.worker.store import Ordered, TokenStore
 
 Report = Callable[[Message], None]
@@ -32,9 +33,6 @@ Report = Callable[[Message], None]
 
 SECTION_TOKENS: Final = 1 << 22
 """So many tokens are brought into their order at a time."""
-
-CPU_TOKENS: Final = 1024
-"""So many at once keep a CPU's matrix products at full speed; more would only take memory."""
 
 
 class Training:
@@ -47,6 +45,7 @@ class Training:
         section: the optimizer's schedule.
         report: gets `Progress` after each step and `Metrics` where they are due.
         bins: which rows share a unit of the batch size; None where each is a unit of its own.
+        ranks: which of several processes this is; all of them must do the same at the same time.
         clock: seconds, monotonic.
     """
 
@@ -59,6 +58,7 @@ class Training:
         *,
         report: Report,
         bins: list[list[int]] | None = None,
+        ranks: Ranks = ALONE,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._model = model
@@ -67,14 +67,16 @@ class Training:
         self._report = report
         self._clock = clock
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._ranks = ranks
+        ranks.take_first(self._parameters)
         device = self._parameters[0].device
         self._store = TokenStore(data.train, device)
         self._units = bins or [[row] for row in range(len(data.train))]
         sizes = [sum(self._store.lengths[row] for row in unit) for unit in self._units]
-        self._plan = Plan(sizes, section)
+        self._plan = Plan(sizes, section, ranks.size)
         self._budget = token_budget(max(sizes) * section.per_device_train_batch_size, device)
         eval_rows = section.per_device_eval_batch_size
-        self._evaluation = Evaluation(data.evaluation, loss, rows=eval_rows, device=device)
+        self._evaluation = Evaluation(data.evaluation, loss, rows=eval_rows, device=device, ranks=ranks)
         self._rates = LearningRate(section, self._plan.total_steps)
         self._optimizer = make_optimizer(self._parameters, section)
         self._total = Meter(device)
@@ -139,9 +141,10 @@ class Training:
         self._model.train()
         begun, started, paused = self._done, self._clock(), self._eval_seconds
         recent = Meter(self._total.device)
-        for step, (ordered, rows) in enumerate(self._steps(), start=begun + 1):
+        for step, (ordered, rows, share) in enumerate(self._steps(), start=begun + 1):
+            self._ranks.draw_apart(section.seed, step)
             rate = self._rates.apply(self._optimizer, step)
-            norm = self._step(ordered, rows, recent)
+            norm = self._step(ordered, rows, share, recent)
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
             self._done = step
@@ -166,29 +169,30 @@ class Training:
         self._warnings.append(f"the adapter is that of step {best.step}, where the held-out loss was lowest")
         return best.loss
 
-    def _steps(self) -> Iterator[tuple[Ordered, slice]]:
-        """For each step that is left: rows on the device, and which of them are the step's, sorted by length."""
-        section: list[list[int]] = []
+    def _steps(self) -> Iterator[tuple[Ordered, slice, Share]]:
+        """For each step that is left: rows on the device, which of them are the step's, and what it has in all."""
+        section: list[Share] = []
         size, lengths = 0, self._store.lengths
         for units in self._plan.steps(self._done):
             rows = sorted((row for unit in units for row in self._units[unit]), key=lengths.__getitem__)
-            section.append(rows)
-            size += sum(lengths[row] for row in rows)
+            share = self._ranks.share(rows, lengths, self._store.counts, self._passes)
+            section.append(share)
+            size += sum(lengths[row] for row in share.rows)
             if size >= SECTION_TOKENS:
                 yield from self._section_steps(section)
                 section, size = [], 0
         yield from self._section_steps(section)
 
-    def _section_steps(self, section: list[list[int]]) -> Iterator[tuple[Ordered, slice]]:
+    def _section_steps(self, section: list[Share]) -> Iterator[tuple[Ordered, slice, Share]]:
         if not section:
             return
-        ordered = self._store.ordered([row for rows in section for row in rows])
+        ordered = self._store.ordered([row for share in section for row in share.rows])
         start = 0
-        for rows in section:
-            yield ordered, slice(start, start + len(rows))
-            start += len(rows)
+        for share in section:
+            yield ordered, slice(start, start + len(share.rows)), share
+            start += len(share.rows)
 
-    def _step(self, ordered: Ordered, rows: slice, recent: Meter) -> Tensor:
+    def _step(self, ordered: Ordered, rows: slice, share: Share, recent: Meter) -> Tensor:
         """Gradients of one optimizer step; returns their norm, on the device.
 
         Where the memory does not suffice, the same step is tried again in smaller pieces.
@@ -196,26 +200,30 @@ class Training:
         before = random_state(self._total.device)
         while True:
             try:
-                summed = self._gradients(ordered, rows)
+                summed = self._gradients(ordered, rows, share)
                 break
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self._budget <= max(ordered.lengths[rows]):
+                hopeless = self._ranks.sharded or self._budget <= max(ordered.lengths[rows])
+                if hopeless or not is_out_of_memory(error):
                     raise
             self._shrink()
             restore_random(before)
+        summed = self._ranks.add_up(self._parameters, summed)
         for meter in (recent, self._total):
-            meter.add(summed, trained=sum(ordered.counts[rows]), inputs=sum(ordered.lengths[rows]))
+            meter.add(summed, trained=share.trained, inputs=share.inputs)
         return torch.nn.utils.clip_grad_norm_(self._parameters, self._section.max_grad_norm)
 
-    def _gradients(self, ordered: Ordered, rows: slice) -> Tensor:
-        """Each trained token weighs the same: the divisor is their number in the whole step."""
-        targets = sum(ordered.counts[rows])
+    def _gradients(self, ordered: Ordered, rows: slice, share: Share) -> Tensor:
+        """Each trained token weighs the same: the divisor is their number in the whole step, on all processes."""
         total = torch.zeros((), dtype=torch.float64, device=self._total.device)
-        for part in cut(ordered.lengths[rows], self._budget, self._loss.cost):
+        for part, weight in share.runs(cut(ordered.lengths[rows], self._budget, self._loss.cost)):
             summed = self._loss.sum(ordered.batch(slice(rows.start + part.start, rows.start + part.stop)))
-            (summed / targets).backward()  # type: ignore[no-untyped-call]
-            total += summed.detach()
+            (summed * weight / share.trained).backward()  # type: ignore[no-untyped-call]
+            total += summed.detach() * weight
         return total
+
+    def _passes(self, lengths: Sequence[int]) -> int:
+        return len(cut(lengths, self._budget, self._loss.cost))
 
     def _shrink(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
@@ -290,8 +298,3 @@ class Training:
         with torch.no_grad():
             for parameter, value in zip(self._parameters, adapter, strict=True):
                 parameter.copy_(value)
-
-
-def token_budget(wanted: int, device: torch.device) -> int:
-    """How many tokens go through the model at once, where the spec's batch size would make up to `wanted`."""
-    return min(wanted, CPU_TOKENS) if device.type == "cpu" else wanted

@@ -25,8 +25,10 @@ from trainer.worker.model import Loader, Precision, check_model_dir, choose_prec
 from trainer.worker.packing import best_fit_decreasing
 from trainer.worker.progress import Outcome
 from trainer.worker.protocol import Message, Order
+from trainer.worker.ranks import ALONE, Ranks
 from trainer.worker.report import Recorder, write_report
 from trainer.worker.samples import Sampler
+from trainer.worker.sharding import described, loading, shard
 from trainer.worker.stopwatch import Stopwatch
 from trainer.worker.summary import Summary, describe_lengths
 from trainer.worker.tokens import Tokens, load_tokens
@@ -39,6 +41,7 @@ def run(
     *,
     report: Callable[[Message], None],
     watch: Stopwatch,
+    ranks: Ranks = ALONE,
 ) -> Summary:
     """Carry out an order.
 
@@ -48,6 +51,7 @@ def run(
         loader: engine that loads the base model.
         report: gets progress and metrics.
         watch: runs since the order arrived.
+        ranks: which of several processes this is; the first one writes the result.
 
     Returns:
         What `report/summary.json` holds.
@@ -62,7 +66,7 @@ def run(
         tokens = load_tokens(order.model_dir, spec.data.chat_template)
         data = build_dataset(rows, tokens, spec.data, seed=spec.train.seed)
     try:
-        return _train(order, loader, tokens, data, watch, report)
+        return _train(order, loader, tokens, data, watch, report, ranks)
     except (RuntimeError, MemoryError) as error:
         raise_if_out_of_memory(error)
         raise
@@ -75,19 +79,23 @@ def _train(
     data: Dataset,
     watch: Stopwatch,
     report: Callable[[Message], None],
+    ranks: Ranks,
 ) -> Summary:
     spec = order.spec
     precision, warnings = choose_precision(spec)
     with watch.part("load"):
-        model = loader.load(order.model_dir, spec, precision)
+        model = loader.load(order.model_dir, spec, loading(precision, ranks))
+        shard(model, precision, ranks)
         _check_vocabulary(model, data)
         start = _start(model, order)
-        loss = _loss(model, precision, data, tokens, spec, fused=loader.name != "unsloth")
+        loss = _loss(model, precision, data, tokens, spec, fused=loader.name != "unsloth" and not ranks.sharded)
     sampler = _sampler(model, tokens, precision, data, spec)
     with watch.part("sample"):
         samples = sampler.before()
     with Recorder(order.output_dir / "report", report) as recorder:
-        training = Training(model, loss, data, spec.train, report=recorder, bins=_bins(data, spec.data))
+        training = Training(
+            model, loss, data, spec.train, report=recorder, bins=_bins(data, spec.data), ranks=ranks
+        )
         try:
             outcome = training.run()
         except JobError:
@@ -98,12 +106,14 @@ def _train(
     watch.put("eval", outcome.eval_seconds)
     with watch.part("sample"):
         samples = sampler.after(samples)
+    environment = _environment(loader, precision, loss) | described(ranks)
+    if ranks.rank:
+        return _summary(outcome, data, watch, environment, ())
     with watch.part("save"):
         save_adapter(model, spec.model, order.output_dir / "adapter", start=start)
     if spec.output.merged_16bit:
         with watch.part("merge"):
             save_merged(order.model_dir, order.output_dir / "adapter", order.output_dir / "merged")
-    environment = _environment(loader, precision, loss)
     summary = _summary(outcome, data, watch, environment, (*data.warnings, *warnings, *outcome.warnings))
     write_report(order.output_dir / "report", summary, recorder.metrics, spec, samples)
     (order.output_dir / "adapter" / "README.md").write_text(model_card(summary, spec), encoding="utf-8")
