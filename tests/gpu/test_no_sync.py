@@ -65,22 +65,22 @@ def make_training(kind: str) -> Training:
     return Training(model, loss, data, section, report=lambda _message: None, bins=bins, preference=preference)
 
 
-def one_step(training: Training, ordered: Any, rows: slice) -> None:
-    training._update(training._gradients_that_fit(ordered, rows), ordered, rows)
+def one_step(training: Training, ordered: Any, rows: slice, share: Any) -> None:
+    training._update(training._gradients_that_fit(ordered, rows, share), share)
 
 
 @pytest.mark.parametrize("kind", ["rows", "packed", "pairs"])
 def test_a_step_waits_for_nothing_and_copies_nothing(kind: str) -> None:
     training = make_training(kind)
     steps = training._steps()
-    for _, (ordered, rows) in zip(range(3), steps, strict=False):  # first uses of kernels may copy
-        one_step(training, ordered, rows)
+    for _, step in zip(range(3), steps, strict=False):  # first uses of kernels may copy
+        one_step(training, *step)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
-            for _, (ordered, rows) in zip(range(8), steps, strict=False):
-                one_step(training, ordered, rows)
+            for _, step in zip(range(8), steps, strict=False):
+                one_step(training, *step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     names = [event.key for event in recorded.key_averages()]

@@ -174,7 +174,7 @@ def test_loopback_is_a_network_of_its_own(servers: dict[str, int]) -> None:
     """Several processes may train together over loopback; the machine's loopback is another one."""
     found = run(
         """
-        walls = confine(Plan(role=Role.WORKER, loopback=True))
+        walls = confine(Plan(role=Role.WORKER, processes=2))
         server = socket.create_server(("127.0.0.1", 0))
         tell({
             "walls": walls,
@@ -194,12 +194,65 @@ def test_loopback_is_a_network_of_its_own(servers: dict[str, int]) -> None:
     assert found["unix"] == "EPERM"
 
 
+@needs_root
+def test_processes_of_one_training_reach_each_other_and_nothing_else(servers: dict[str, int]) -> None:
+    """Made by one that left the network; each confines itself and finds the others, over loopback alone."""
+    found = run(
+        """
+        from trainer.confinement.confine import own_loopback
+        own_loopback()
+        server = socket.create_server(("127.0.0.1", 0))
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            walls = confine(Plan(role=Role.WORKER, processes=2), in_own_network=True)
+            port, udp = int(sys.argv[1]), int(sys.argv[2])
+            def send(address, family=socket.AF_INET):
+                one = socket.socket(family, socket.SOCK_DGRAM)
+                one.connect(address)
+                one.send(b"x")
+                one.send(b"x")  # says what became of the first
+            found = {
+                "walls": walls,
+                "other": outcome(lambda: socket.create_connection(server.getsockname(), 5).close()),
+                "tcp": outcome(lambda: socket.create_connection(("127.0.0.1", port), 5).close()),
+                "tcp6": outcome(lambda: socket.create_connection(("::1", port), 5).close()),
+                "udp": outcome(lambda: send(("127.0.0.1", udp))),
+                "away": outcome(lambda: send(("192.0.2.1", 9))),
+                "away6": outcome(lambda: send(("2001:db8::1", 9), socket.AF_INET6)),
+                "kernel": outcome(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 9).close()),
+                "raw": outcome(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1).close()),
+                "maker": outcome(lambda: os.kill(os.getppid(), 0)),
+                "leave": outcome(lambda: os.fork()),
+                "interfaces": [name for _, name in socket.if_nameindex()],
+            }
+            os.write(writing, json.dumps(found).encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
+        tell(json.loads(os.read(reading, 65536)))
+        """,
+        servers["tcp_port"],
+        servers["udp_port"],
+    )
+    assert found["other"] == "worked"
+    assert found["interfaces"] == ["lo"]
+    assert (found["tcp"], found["udp"]) == ("ECONNREFUSED", "ECONNREFUSED"), (
+        "the machine's loopback is another one"
+    )
+    assert found["tcp6"] in {"ECONNREFUSED", "EADDRNOTAVAIL", "ENETUNREACH"}
+    assert found["away"] == "ENETUNREACH"
+    assert found["away6"] in {"ENETUNREACH", "EADDRNOTAVAIL"}
+    assert [found[name] for name in ("kernel", "raw", "maker", "leave")] == ["EPERM"] * 4
+    walls = {wall: stands for wall, stands in found["walls"].items() if wall != "worker_files_confined"}
+    assert all(walls.values()), walls
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody without the right")
 def test_loopback_is_refused_where_the_network_is_not_its_own(open_python: list[str]) -> None:
     code = (
         "from trainer.confinement.confine import confine\n"
         "from trainer.confinement.plan import Plan, Role\n"
-        "confine(Plan(role=Role.WORKER, loopback=True))\n"
+        "confine(Plan(role=Role.WORKER, processes=2))\n"
     )
     done = subprocess.run(
         [*open_python, "-P", "-c", code],

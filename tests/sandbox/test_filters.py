@@ -18,6 +18,8 @@ WORKER = Filter(refused=frozenset({"connect"}), own_pid=1234)
 COMPILING = Filter(programs=True)
 SUPERVISOR = Filter(families=frozenset({1}))
 ON_A_GPU = Filter(families=frozenset({1}), unix_kind=5)
+TOGETHER = Filter(families=frozenset({2, 10}), unix_kind=5, interfaces=True)
+TOGETHER_ON_GPUS = Filter(families=frozenset({1, 2, 10}), unix_kind=5, interfaces=True)
 
 
 def decide(filter_: Filter, number: int, *arguments: int, arch: int = AUDIT_ARCH_X86_64) -> int:
@@ -44,7 +46,7 @@ def decide(filter_: Filter, number: int, *arguments: int, arch: int = AUDIT_ARCH
         position += if_true if met else if_false
 
 
-@pytest.mark.parametrize("filter_", [WORKER, COMPILING, SUPERVISOR, ON_A_GPU])
+@pytest.mark.parametrize("filter_", [WORKER, COMPILING, SUPERVISOR, ON_A_GPU, TOGETHER_ON_GPUS])
 def test_every_way_through_ends(filter_: Filter) -> None:
     code = list(struct.iter_unpack("=HBBI", program(filter_)))
     assert len(code) < 4096
@@ -106,6 +108,18 @@ def test_one_type_of_unix_socket() -> None:
         assert decide(ON_A_GPU, NUMBERS["socket"], 1, kind) == expected
         assert decide(ON_A_GPU, NUMBERS["socket"], 1, kind | flags) == expected
         assert decide(ON_A_GPU, NUMBERS["socket"], 2, kind) == REFUSE | errno.EPERM
+
+
+def test_what_several_processes_find_each_other_with() -> None:
+    """TCP and UDP, the kernel's list of interfaces, and on GPUs the driver's unix socket; no other socket."""
+    for filter_ in (TOGETHER, TOGETHER_ON_GPUS):
+        for family in range(48):
+            for kind in (1, 2, 3, 5):
+                for protocol in (0, 9, 15):
+                    allowed = family in {2, 10} or (family == 16 and protocol == 0)
+                    allowed = allowed or (family == 1 and kind == 5 and filter_ is TOGETHER_ON_GPUS)
+                    found = decide(filter_, NUMBERS["socket"], family, kind, protocol)
+                    assert found == (ALLOW if allowed else REFUSE | errno.EPERM), (family, kind, protocol)
 
 
 def test_signals_to_itself_only() -> None:

@@ -78,7 +78,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
         time.sleep(0.05)
 
 
-def write_spec(place: Path, tiny_model: Path) -> Path:
+def write_spec(place: Path, tiny_model: Path, processes: int) -> Path:
     files = sorted(tiny_model.iterdir())
     document = {
         "version": 1,
@@ -89,7 +89,7 @@ def write_spec(place: Path, tiny_model: Path) -> Path:
         },
         "lora": {"lora_r": 4, "lora_alpha": 8},
         "data": {"max_length": 256, "test_split_size": 0.2},
-        "train": {"engine": "transformers", "max_steps": 3, "bf16": False},
+        "train": {"engine": "transformers", "max_steps": 3, "bf16": False, "num_processes": processes},
         "exchange": {"host": "127.0.0.1", "port": 0, "linger_seconds": 60},
         "tee": {"sandbox": DEMANDED + (["worker_files_confined"] if landlock.abi() else [])},
     }
@@ -121,7 +121,9 @@ def users_below(pid: int) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("by_files", [False, True], ids=["network", "files"])
+@pytest.mark.parametrize(
+    ("by_files", "processes"), [(False, 1), (True, 1), (True, 2)], ids=["network", "files", "two-processes"]
+)
 def test_a_job_of_three_users(
     trainer: Command,
     agent: Path,
@@ -130,9 +132,10 @@ def test_a_job_of_three_users(
     tiny_model: Path,
     open_python: list[str],
     by_files: bool,
+    processes: int,
 ) -> None:
     skip_unless_possible("three-users")
-    spec, carried = write_spec(place, tiny_model), place / "carried"
+    spec, carried = write_spec(place, tiny_model, processes), place / "carried"
     data, out = place / "train.jsonl", place / "out"
     data.write_text("".join(json.dumps({"prompt": f"q{n}", "completion": f"a{n}"}) + "\n" for n in range(20)))
     options = ["--guest-agent", agent, "--workspace", workspace]

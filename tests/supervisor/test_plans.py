@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trainer.confinement.plan import Role
+from trainer.errors import ErrorCode, UsageError
 from trainer.provider import demanded_sandbox
 from trainer.spec import JobSpec, parse_job_spec
 from trainer.supervisor import plans as planning
@@ -20,7 +23,7 @@ SHM = Path("/dev/shm")
 pytestmark = pytest.mark.skipif(not is_memory(SHM), reason="no tmpfs at /dev/shm")
 
 
-def spec(engine: str = "transformers", model: str = "/model") -> JobSpec:
+def spec(engine: str = "transformers", model: str = "/model", **train: object) -> JobSpec:
     document = {
         "version": 1,
         "model": {
@@ -28,7 +31,7 @@ def spec(engine: str = "transformers", model: str = "/model") -> JobSpec:
             "model_file_sha256": {"config.json": "0" * 64, "model.safetensors": "0" * 64},
             **({} if model.startswith("/") else {"model_revision": "0" * 40}),
         },
-        "train": {"engine": engine},
+        "train": {"engine": engine, **train},
     }
     return parse_job_spec(json.dumps(document).encode())
 
@@ -132,3 +135,39 @@ def test_what_policies_demand() -> None:
     assert not any(name.endswith(("_files_confined", "_own_network", "_memory_locked")) for name in strict)
     lenient = demanded_sandbox([spec(), spec("unsloth")])
     assert set(strict) - set(lenient) == {"worker_no_programs", "worker_no_signals"}
+
+
+def test_one_process_for_each_gpu_if_so_asked(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planned(**train: Any) -> tuple[int, bool]:
+        plan = make_plans(spec(**train), places(workspace, tmp_path)).worker
+        return plan.processes, plan.loopback
+
+    monkeypatch.setattr(planning, "can_separate_users", lambda: False)
+    for found, expected in (([], 1), (["/dev/nvidia0"], 1), ([f"/dev/nvidia{n}" for n in range(8)], 8)):
+        monkeypatch.setattr(planning, "gpus", lambda found=found: found)
+        assert planned(num_processes="auto") == (expected, expected > 1)
+        assert planned() == (1, False)
+        assert planned(num_processes=2) == (2, True)
+
+
+def test_several_processes_need_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: object())
+    assert needs_compiler(spec("auto"))
+    assert not needs_compiler(spec("auto", num_processes=2)), "unsloth is for one process"
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"fsdp": "full_shard"},
+        {"engine": "unsloth", "num_processes": 2},
+        {"method": "dpo", "num_processes": 2},
+        {"num_processes": 0},
+    ],
+)
+def test_what_does_not_go_together(train: dict[str, object]) -> None:
+    with pytest.raises(UsageError) as caught:
+        spec(**train)  # type: ignore[arg-type]
+    assert caught.value.code is ErrorCode.SPEC_INVALID

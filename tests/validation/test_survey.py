@@ -218,6 +218,7 @@ def test_progress_reaches_the_size_of_the_files(tmp_path: Path) -> None:
         ({"per_device_train_batch_size": 4}, {}, 26),
         ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8}, {}, 4),
         ({"per_device_train_batch_size": 4, "num_train_epochs": 2.5}, {}, 65),
+        ({"per_device_train_batch_size": 4, "num_processes": 8}, {}, 4),
         ({"max_steps": 7}, {}, 7),
     ],
 )

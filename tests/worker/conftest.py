@@ -133,6 +133,7 @@ def run_worker(tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWork
         *,
         model_dir: Path | None = None,
         stdin: bytes = b"",
+        processes: int = 1,
     ) -> Ended:
         output = tmp_path / "output"
         shutil.rmtree(output, ignore_errors=True)
@@ -143,15 +144,15 @@ def run_worker(tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWork
             data_files={data.name: data} if isinstance(data, Path) else dict(data),
             output_dir=output,
         )
-        return _run(stdin or order.encode(), output)
+        return _run(stdin or order.encode(), output, processes)
 
     return run
 
 
-def _run(stdin: bytes, output: Path) -> Ended:
+def _run(stdin: bytes, output: Path, processes: int) -> Ended:
     read, write = os.pipe()
     with subprocess.Popen(
-        [sys.executable, "-m", "trainer.worker", "--events-fd", str(write)],
+        [sys.executable, "-m", "trainer.worker", "--events-fd", str(write), "--processes", str(processes)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -352,9 +352,9 @@ def test_a_step_reads_nothing_back_from_the_device(model: Any) -> None:
     loss._shared = lambda batch, together: batch  # type: ignore[method-assign]  # a CPU's business only
     training = made(model, loss=loss, max_steps=6, held_out=False)
     steps = training._steps()
-    ordered, rows = next(steps)
+    ordered, rows, share = next(steps)
     with NothingWaits():  # type: ignore[no-untyped-call]
-        norm = training._update(training._gradients_that_fit(ordered, rows), ordered, rows)
+        norm = training._update(training._gradients_that_fit(ordered, rows, share), share)
     assert math.isfinite(norm.item())
     with pytest.raises(AssertionError, match="reads a number"), NothingWaits():  # type: ignore[no-untyped-call]
         norm.item()

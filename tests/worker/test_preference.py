@@ -140,10 +140,10 @@ def test_loss_and_gradient_are_those_of_the_formula(tiny_model: Path, name: str,
         expected = 2.0 * expected + 0.5 * textbook_loss("sigmoid", policy, reference, TRAIN)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     wanted = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(expected, parameters)])
-    ordered, rows = next(training._steps())
+    ordered, rows, share = next(training._steps())
     for budget in (10_000, 60, 1):  # whole, in pieces, each pair alone
         training._budget = budget
-        found = training._gradients(ordered, rows)
+        found = training._gradients(ordered, rows, share)
         got = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
         assert found.item() == pytest.approx(expected.item(), rel=1e-5)
         assert float((got - wanted).norm()) <= 1e-5 * float(wanted.norm())
@@ -380,9 +380,9 @@ class NothingWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def test_a_step_reads_nothing_back_from_the_device(tiny_model: Path) -> None:
     training = made(adapted(tiny_model), section(max_steps=3), held=())
     training._loss._shared = lambda batch, together: batch  # type: ignore[method-assign]  # a CPU's business only
-    ordered, rows = next(training._steps())
+    ordered, rows, share = next(training._steps())
     with NothingWaits():  # type: ignore[no-untyped-call]
-        norm = training._update(training._gradients_that_fit(ordered, rows), ordered, rows)
+        norm = training._update(training._gradients_that_fit(ordered, rows, share), share)
     assert math.isfinite(norm.item())
     with pytest.raises(AssertionError, match="waits"), NothingWaits():  # type: ignore[no-untyped-call]
         norm.item()

@@ -24,11 +24,26 @@ _ANYWHERE: Final = (Path("/"), Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
 _MEASURED_FOR: Final = frozenset({Role.SUPERVISOR, Role.FRONT, Role.WORKER})
 
 
-def confine(plan: Plan) -> Walls:
+def own_loopback() -> None:
+    """Go into a network of one's own, for this process and those it makes from now on: `lo`, and nothing else.
+
+    Raises:
+        OSError: it cannot be had.
+    """
+    if not privileges.leave_network():
+        raise OSError(1, "the network namespace is not this process's own")
+    loopback.bring_up()
+
+
+def confine(plan: Plan, *, in_own_network: bool = False) -> Walls:
     """Confine this process for good; returns which walls stand, each measured from inside.
 
     What the kernel does not offer is left out and measured as absent. A thread that was made before would stay
     outside the walls: so there must be none.
+
+    Args:
+        plan: to what.
+        in_own_network: whether `own_loopback` has been called, by this process or by the one that made it.
 
     Raises:
         RuntimeError: this process has more than one thread.
@@ -39,7 +54,7 @@ def confine(plan: Plan) -> Walls:
     privileges.keep_to_itself()
     os.umask(plan.umask)
     memory_locked = plan.role in {Role.SUPERVISOR, Role.FRONT} and privileges.lock_memory()
-    own_network = _leave_network(plan)
+    own_network = in_own_network or _leave_network(plan)
     _give_up_privileges(plan)
     privileges.refuse_new_privileges()
     privileges.keep_to_itself()  # a change of user resets what is dumpable
@@ -56,10 +71,10 @@ def confine(plan: Plan) -> Walls:
 def _leave_network(plan: Plan) -> bool:
     if plan.role not in {Role.SUPERVISOR, Role.WORKER}:
         return False
-    left = privileges.leave_network()
     if plan.loopback:
-        loopback.bring_up()  # fails, and ends the process, where the network is not its own
-    return left
+        own_loopback()  # fails, and ends the process, where the network cannot be its own
+        return True
+    return privileges.leave_network()
 
 
 def _give_up_privileges(plan: Plan) -> None:
@@ -104,7 +119,15 @@ def _filter_for(plan: Plan) -> Filter:
                 own_pid=own_pid,
             )
         case Role.WORKER if plan.loopback:
-            return Filter(families=frozenset({probes.INET, probes.INET6}), programs=plan.programs)
+            # gloo and NCCL ask which interfaces there are; a GPU's driver listens on a unix socket (see below)
+            unix = {probes.UNIX} if plan.gpu else set()
+            return Filter(
+                families=frozenset({probes.INET, probes.INET6} | unix),
+                unix_kind=probes.PACKETS,
+                interfaces=True,
+                programs=plan.programs,
+                own_pid=own_pid,
+            )
         case Role.WORKER if plan.gpu:
             # libcuda binds and listens on an abstract socket, or does not start; nobody is ever let in by it
             return Filter(
@@ -154,8 +177,14 @@ def _measure(plan: Plan, *, memory_locked: bool, own_network: bool) -> Walls:
 
 def _is_worker_apart(plan: Plan, *, own_network: bool) -> bool:
     if plan.loopback:
-        families = set(probes.OUTSIDE) - {probes.INET, probes.INET6}
-        return own_network and probes.no_sockets({*families, probes.UNIX})
+        others = set(probes.OUTSIDE) - {probes.INET, probes.INET6, probes.NETLINK}
+        return (
+            own_network
+            and loopback.is_alone()
+            and probes.leads_nowhere()
+            and probes.no_sockets({*others, probes.UNIX})
+            and probes.no_sockets({probes.NETLINK}, protocol=probes.NETLINK_AUDIT)
+        )
     return probes.no_sockets((*probes.OUTSIDE, probes.UNIX)) and probes.no_connections()
 
 

@@ -19,14 +19,15 @@ from trainer.confinement.syscalls import LAST_KNOWN, NUMBERS
 AUDIT_ARCH_X86_64: Final = 0xC000003E
 
 _LOAD, _EQUAL, _GREATER, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x54, 0x06
-_NUMBER, _ARCH, _FIRST, _SECOND = 0, 4, 16, 24
+_NUMBER, _ARCH, _FIRST, _SECOND, _THIRD = 0, 4, 16, 24, 32
 """Offsets into seccomp_data; of the 64-bit arguments the lower half, which is all that these calls look at."""
 
 _ALLOW: Final = 0x7FFF0000
 _KILL_PROCESS: Final = 0x80000000
 _ERRNO: Final = 0x00050000
 
-_UNIX: Final = 1
+_UNIX, _NETLINK = 1, 16
+_NETLINK_ROUTE: Final = 0
 _KIND: Final = 0xF
 """The bits of socket()'s second argument that hold the type; the others are flags."""
 
@@ -87,6 +88,7 @@ class Filter:
         refused: further system calls, by name.
         families: address families that socket() may be asked for.
         unix_kind: the only type of unix socket that may be had; None allows all, if the family is.
+        interfaces: whether the kernel may be asked, over a netlink socket, which interfaces there are.
         programs: whether processes may be made and programs run.
         own_pid: if given, the only process that may be signalled.
     """
@@ -94,6 +96,7 @@ class Filter:
     refused: frozenset[str] = frozenset()
     families: frozenset[int] = frozenset()
     unix_kind: int | None = None
+    interfaces: bool = False
     programs: bool = False
     own_pid: int | None = None
 
@@ -106,7 +109,7 @@ def program(wanted: Filter) -> bytes:
     code += _answer(NUMBERS["clone3"], errno.ENOSYS)  # its flags are out of sight; libc falls back to clone
     code += _clone(programs=wanted.programs)
     code += _prctl_and_ioctl()
-    code += _sockets(wanted.families, wanted.unix_kind)
+    code += _sockets(wanted)
     if wanted.own_pid is not None:
         code += _answer(NUMBERS["tkill"], errno.EPERM)
         for name in sorted(SIGNALS):
@@ -149,16 +152,22 @@ def _accept(value: int) -> list[bytes]:
     return [_do(_EQUAL, value, if_false=1), _do(_RETURN, _ALLOW)]
 
 
-def _sockets(families: Iterable[int], unix_kind: int | None) -> list[bytes]:
-    """Of socket(), let pass some families, and of unix sockets perhaps one type."""
-    whole = set(families) - ({_UNIX} if unix_kind is not None else set())
-    refuse = _do(_RETURN, _ERRNO | errno.EPERM)
+def _sockets(wanted: Filter) -> list[bytes]:
+    """Of socket(), let pass some families, and of unix and netlink sockets perhaps one type or protocol."""
+    whole = set(wanted.families) - ({_UNIX} if wanted.unix_kind is not None else set())
     block = [_do(_LOAD, _FIRST), *(line for family in sorted(whole) for line in _accept(family))]
-    if unix_kind is not None:
-        block += [_do(_EQUAL, _UNIX, if_true=1), refuse]
-        block += [_do(_LOAD, _SECOND), _do(_AND, _KIND), *_accept(unix_kind)]
-    block.append(refuse)
+    if wanted.unix_kind is not None and _UNIX in wanted.families:
+        block += _only_with(_UNIX, [_do(_LOAD, _SECOND), _do(_AND, _KIND), *_accept(wanted.unix_kind)])
+    if wanted.interfaces:
+        block += _only_with(_NETLINK, [_do(_LOAD, _THIRD), *_accept(_NETLINK_ROUTE)])
+    block.append(_do(_RETURN, _ERRNO | errno.EPERM))
     return [_do(_EQUAL, NUMBERS["socket"], if_false=len(block)), *block]
+
+
+def _only_with(family: int, looked_at: list[bytes]) -> list[bytes]:
+    """Of one family, let pass what `looked_at` accepts."""
+    block = [*looked_at, _do(_RETURN, _ERRNO | errno.EPERM)]
+    return [_do(_EQUAL, family, if_false=len(block)), *block]
 
 
 def _clone(*, programs: bool) -> list[bytes]:

@@ -23,13 +23,18 @@ def interfaces() -> list[str]:
     return [line.partition(":")[0].strip() for line in lines]
 
 
+def is_alone() -> bool:
+    """Whether this process's network namespace holds `lo` and no other interface."""
+    return interfaces() == ["lo"]
+
+
 def bring_up() -> None:
     """Bring `lo` up.
 
     Raises:
         OSError: there are other interfaces, so that the network is not one's own; or it is not permitted.
     """
-    if interfaces() != ["lo"]:
+    if not is_alone():
         raise OSError(1, "the network namespace is not this process's own")
     descriptor = syscall("socket", _INET, _DATAGRAM, 0)
     try:

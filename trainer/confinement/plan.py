@@ -15,6 +15,9 @@ from trainer.confinement import landlock
 from trainer.confinement.landlock import Rule
 from trainer.models import Strict
 
+MAX_PROCESSES: Final = 64
+"""That many worker processes at most: the largest machines have 16 GPUs."""
+
 _Paths = tuple[Path, ...]
 _Id = Annotated[int, Field(ge=0, le=2**32 - 2)]
 
@@ -47,7 +50,7 @@ class Plan(Strict):
         forbidden: paths that it must not be able to open, tried after it was confined.
         programs: whether it may run programs, for the sake of a compiler.
         gpu: whether it computes on a GPU, whose driver wants a unix socket to listen on, and to name its threads.
-        loopback: whether it may use sockets in a network of its own (several processes that train together).
+        processes: how many train together; more than one share a network of their own that holds loopback alone.
         umask: of the files that it makes.
     """
 
@@ -59,8 +62,13 @@ class Plan(Strict):
     forbidden: _Paths = ()
     programs: bool = False
     gpu: bool = False
-    loopback: bool = False
+    processes: Annotated[int, Field(ge=1, le=MAX_PROCESSES)] = 1
     umask: Annotated[int, Field(ge=0, le=0o777)] = 0o077
+
+    @property
+    def loopback(self) -> bool:
+        """Whether it may use sockets, in a network of its own."""
+        return self.processes > 1
 
 
 _SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
@@ -131,6 +139,11 @@ def _may(path: Path, account: Account, bit: int) -> bool:
     elif found.st_gid == account.gid:
         bit <<= 3
     return bool(found.st_mode & bit)
+
+
+def gpus() -> list[str]:
+    """The device of each GPU."""
+    return glob.glob("/dev/nvidia[0-9]*")  # noqa: PTH207 -- from the root
 
 
 def gpu_devices() -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -18,13 +19,21 @@ from trainer.confinement.syscalls import SUPPORTED, syscall
 _WALLS: Final = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS})
 
 INET, INET6, UNIX = 2, 10, 1
-_NETLINK, _PACKET, _VSOCK, _KERNEL_CRYPTO = 16, 17, 40, 38
-OUTSIDE: Final = (INET, INET6, _NETLINK, _PACKET, _VSOCK, _KERNEL_CRYPTO)
+NETLINK, _PACKET, _VSOCK, _KERNEL_CRYPTO = 16, 17, 40, 38
+OUTSIDE: Final = (INET, INET6, NETLINK, _PACKET, _VSOCK, _KERNEL_CRYPTO)
 """Address families that lead out of the process, beside unix sockets."""
 
 _STREAM, _DATAGRAM, _RAW = 1, 2, 3
 PACKETS: Final = 5
+NETLINK_AUDIT: Final = 9
 _NOT_SUPPORTED: Final = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT})
+
+_NO_WAY: Final = frozenset({errno.ENETUNREACH, errno.EADDRNOTAVAIL, *_NOT_SUPPORTED})
+_ADDRESSES: Final = (
+    (INET, struct.pack("=H", INET) + bytes.fromhex("0009 c0000201") + bytes(8)),
+    (INET6, struct.pack("=H", INET6) + bytes.fromhex("0009 00000000 20010db8") + bytes(11) + b"\1" + bytes(4)),
+)
+"""`sockaddr` of port 9 of 192.0.2.1 and of 2001:db8::1, addresses that are nobody's (RFC 5737, RFC 3849)."""
 
 _PTRACE_PEEKDATA: Final = 2
 _SIGCHLD: Final = 17
@@ -46,16 +55,32 @@ def all_refused(calls: Iterable[tuple[str, tuple[int | bytes | None, ...]]]) -> 
     return SUPPORTED and all(is_refused(lambda call=call: syscall(call[0], *call[1])) for call in calls)  # type: ignore[misc]
 
 
-def no_sockets(families: Iterable[int]) -> bool:
+def no_sockets(families: Iterable[int], *, protocol: int = 0) -> bool:
     """Whether no stream, datagram or raw socket of these families can be had; one that the kernel lacks counts."""
 
     def make(family: int, kind: int) -> None:
-        os.close(syscall("socket", family, kind, 0))
+        os.close(syscall("socket", family, kind, protocol))
 
     return SUPPORTED and all(
         is_refused(lambda family=family, kind=kind: make(family, kind), also=_NOT_SUPPORTED)  # type: ignore[misc]
         for family in families
         for kind in (_STREAM, _DATAGRAM, _RAW)
+    )
+
+
+def leads_nowhere() -> bool:
+    """Whether no address outside can be named: connecting a datagram socket asks for a way and sends nothing."""
+
+    def name(family: int, address: bytes) -> None:
+        descriptor = syscall("socket", family, _DATAGRAM, 0)
+        try:
+            syscall("connect", descriptor, address, len(address))
+        finally:
+            os.close(descriptor)
+
+    return SUPPORTED and all(
+        is_refused(lambda family=family, address=address: name(family, address), also=_NO_WAY)  # type: ignore[misc]
+        for family, address in _ADDRESSES
     )
 
 

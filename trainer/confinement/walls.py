@@ -59,7 +59,7 @@ class Wall(StrEnum):
     """Its memory, where the TLS key is, cannot be swapped out."""
 
     WORKER_NO_NETWORK = "worker_no_network"
-    """It gets no socket of any kind (with `loopback`: only in a network of its own)."""
+    """It gets no socket of any kind; several that train together: none but in a network that leads nowhere."""
     WORKER_NO_PROGRAMS = "worker_no_programs"
     """It can start no process and run no other program; false where the job spec needs a compiler."""
     WORKER_NO_TRACING = "worker_no_tracing"
@@ -75,7 +75,7 @@ class Wall(StrEnum):
     WORKER_FILES_CONFINED = "worker_files_confined"
     """It reads the model, the dataset and the software, and writes its own directories only (Landlock)."""
     WORKER_OWN_NETWORK = "worker_own_network"
-    """It lives in a network namespace without interfaces."""
+    """It lives in a network namespace without interfaces; several that train together: with `lo` alone."""
 
 
 WallReport = dict[Annotated[Wall, Field(strict=False)], bool]

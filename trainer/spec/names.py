@@ -76,6 +76,10 @@ _MEANT: Final[Mapping[str, str]] = {
     "training_type": "train.method",
     "init_weights": "lora.init_lora_weights",
     "gradient_clipping": "train.max_grad_norm",
+    "nproc_per_node": "train.num_processes",
+    "num_gpus": "train.num_processes",
+    "world_size": "train.num_processes",
+    "fsdp_config": "train.fsdp",
 }
 """What other fine-tuning tools call a key → what it is called here."""
 

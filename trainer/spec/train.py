@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from trainer.confinement.plan import MAX_PROCESSES
 from trainer.models import Strict
 
 
@@ -59,14 +60,20 @@ class TrainSection(Strict):
     TRL's `beta`, `loss_type` (one, or a list that is added up by `loss_weights`) and `label_smoothing` (for
     `robust`: how often a label is wrong). Then a pair counts where rows are counted below.
 
-    `per_device_train_batch_size` times `gradient_accumulation_steps` rows make an optimizer step. What goes
-    through the model at once may be cut differently: every trained token of a step weighs the same for every cut.
-    `warmup_steps` above 0 overrides `warmup_ratio`. Without `save_steps` a checkpoint is made when the job is told
-    to end (SIGTERM), and at no other time; `save_total_limit` is how many stay.
+    `per_device_train_batch_size` times `gradient_accumulation_steps` times `num_processes` rows make an optimizer
+    step. What goes through the model at once may be cut differently: every trained token of a step weighs the same
+    for every cut. `warmup_steps` above 0 overrides `warmup_ratio`. Without `save_steps` a checkpoint is made when
+    the job is told to end (SIGTERM), and at no other time; `save_total_limit` is how many stay.
+
+    `num_processes` is how many processes train together in the VM, each on its own GPU and with the whole base
+    model; `auto` is one for each GPU, so the batch depends on the machine. `fsdp: full_shard` spreads the base
+    model's layers over them instead; each gathers a layer when it needs it.
     """
 
     method: Literal["sft", "dpo"] = "sft"
     engine: Engine = Engine.AUTO
+    num_processes: Literal["auto"] | Annotated[int, Field(ge=1, le=MAX_PROCESSES)] = 1
+    fsdp: Literal["full_shard"] | None = None
     per_device_train_batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
     per_device_eval_batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = 1
@@ -146,6 +153,16 @@ class TrainSection(Strict):
     def _some_steps(self) -> Self:
         if self.max_steps == 0:
             raise ValueError("max_steps must be -1 (use num_train_epochs) or at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.num_processes != 1 and self.engine is Engine.UNSLOTH:
+            raise ValueError("num_processes: engine unsloth runs in one process")
+        if self.num_processes != 1 and self.method == "dpo":
+            raise ValueError("num_processes: method dpo runs in one process")
+        if self.fsdp is not None and self.num_processes == 1:
+            raise ValueError("fsdp needs num_processes: auto, or more than 1")
         return self
 
     @model_validator(mode="after")

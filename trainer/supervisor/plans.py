@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from trainer.confinement import privileges
-from trainer.confinement.plan import Account, Plan, Role, gpu_devices, is_readable, may_pass, software_paths
+from trainer.confinement.plan import Account, Plan, Role, gpu_devices, gpus, is_readable, may_pass, software_paths
 from trainer.spec import Engine, JobSpec
 from trainer.supervisor.workspace import Workspace
 
@@ -90,6 +90,7 @@ def make_plans(spec: JobSpec, places: Places) -> Plans:
             forbidden=(workspace.root, workspace.private_log, ciphertext, supervisor_environment, *outside),
             programs=needs_compiler(spec),
             gpu=bool(gpu_devices()),
+            processes=processes(spec),
         ),
         fetch=_fetch_plan(spec, places, separate=separate),
         separate_users=separate,
@@ -114,9 +115,15 @@ def _certificates() -> tuple[Path, ...]:
     return (Path(named),) if named else ()
 
 
+def processes(spec: JobSpec) -> int:
+    """How many processes train together: as the spec says, or one for each GPU."""
+    wanted = spec.train.num_processes
+    return max(1, len(gpus())) if wanted == "auto" else wanted
+
+
 def needs_compiler(spec: JobSpec) -> bool:
     """Whether the worker will compile kernels: the unsloth engine does, and `auto` takes it where it is."""
-    if spec.train.engine is Engine.AUTO:
+    if spec.train.engine is Engine.AUTO and processes(spec) == 1:
         return importlib.util.find_spec("unsloth") is not None
     return spec.train.engine is Engine.UNSLOTH
 

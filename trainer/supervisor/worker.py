@@ -38,7 +38,7 @@ class Worker:
         """What it measured after it confined itself: its first word.
 
         Raises:
-            JobError: it ended, said something else, or said nothing in time.
+            JobError: it failed, ended, said something else, or said nothing in time.
         """
         readable = select.poll()
         readable.register(self._messages, select.POLLIN)
@@ -46,6 +46,8 @@ class Worker:
             message = next(self._received(), None)
             if isinstance(message, protocol.Confined):
                 return message.walls
+            if isinstance(message, protocol.Failed):
+                raise message.as_error()
         raise JobError(ErrorCode.WORKER_DIED, "the worker did not confine itself", hint="see job.log")
 
     def train(self, order: protocol.Order, follow: Follower) -> Mapping[str, JsonValue]:
@@ -106,7 +108,14 @@ def worker_process(workspace: Workspace, plan: Plan) -> Iterator[Worker]:
     with workspace.private_log.open("ab") as log:
         process = children.start_module(
             "trainer.worker",
-            ["--events-fd", str(writing), "--plan-json", plan.model_dump_json()],
+            [
+                "--events-fd",
+                str(writing),
+                "--plan-json",
+                plan.model_dump_json(),
+                "--processes",
+                str(plan.processes),
+            ],
             environment=children.clean_environment(workspace.scratch),
             log=log,
             pass_fds=[writing],

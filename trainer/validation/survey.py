@@ -250,11 +250,13 @@ def _finish(found: Survey, spec: JobSpec) -> None:
 def estimated_steps(parts: Parts, spec: JobSpec) -> int:
     """Optimizer steps of the run: exact without packing, with packing a lower bound (no gap in any batch).
 
-    A packed micro-batch holds `per_device_train_batch_size` sequences of `max_length` tokens.
+    A packed micro-batch holds `per_device_train_batch_size` sequences of `max_length` tokens. With
+    `num_processes: auto` it is the number for one GPU.
     """
     if spec.train.max_steps > 0:
         return spec.train.max_steps
     sequences = math.ceil(parts.tokens / spec.data.max_length) if spec.data.packing else parts.examples
     batches = math.ceil(sequences / spec.train.per_device_train_batch_size)
-    steps = math.ceil(batches / spec.train.gradient_accumulation_steps)
+    processes = 1 if spec.train.num_processes == "auto" else spec.train.num_processes
+    steps = math.ceil(batches / (spec.train.gradient_accumulation_steps * processes))
     return max(1, math.ceil(spec.train.num_train_epochs * steps))

@@ -1,4 +1,4 @@
-"""Process entry: `python -m trainer.worker --events-fd N [--plan-json PLAN]`, with the order on stdin.
+"""Process entry: `python -m trainer.worker --events-fd N [--plan-json PLAN] [--processes N]`, the order on stdin.
 
 With a plan the process confines itself first, says which walls stand, and waits for its order: the supervisor
 starts it before any data is there, so that what it measured can be attested.
@@ -18,6 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from trainer.confinement.confine import confine
@@ -28,12 +29,28 @@ from trainer.examples.dataset import shape_of
 from trainer.rows import read_files
 from trainer.worker.environment import take_environment
 from trainer.worker.interruption import Interruption, Interrupts
-from trainer.worker.protocol import MAX_ORDER_BYTES, Confined, Events, Failed, Finished, Order, parse_order
+from trainer.worker.launch import launch
+from trainer.worker.protocol import (
+    MAX_ORDER_BYTES,
+    Confined,
+    Events,
+    Failed,
+    Finished,
+    Message,
+    Order,
+    parse_order,
+)
+from trainer.worker.seat import Seat, meeting_place
 from trainer.worker.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from trainer.worker.model import Loader
+    from trainer.worker.ranks import Ranks
     from trainer.worker.summary import Summary
+
+    Together = AbstractContextManager[Ranks]
 
 
 def main(arguments: list[str]) -> ExitCode:
@@ -41,19 +58,37 @@ def main(arguments: list[str]) -> ExitCode:
     parser = argparse.ArgumentParser(prog="python -m trainer.worker")
     parser.add_argument("--events-fd", type=int, required=True, help="inherited descriptor for messages")
     parser.add_argument("--plan-json", type=Plan.model_validate_json, help="what to be confined to")
+    parser.add_argument("--processes", type=int, default=1, help="how many train together")
     given = parser.parse_args(arguments)
-    events, interrupts = Events(given.events_fd), Interrupts()
+    interrupts = Interrupts()
     _protect_process(interrupts)
+    work = partial(_work, given.plan_json, interrupts)
+    if given.processes == 1:
+        return work(Seat(), Events(given.events_fd))
+    return _told(partial(launch, given.processes, given.plan_json, work=work), Events(given.events_fd))
+
+
+def _work(plan: Plan | None, interrupts: Interrupts, seat: Seat, events: Events) -> ExitCode:
+    """What one process does, from its confinement to its last word."""
+
+    def work(events: Events) -> ExitCode:
+        _confine(plan, events, seat)
+        _carry_out(parse_order(sys.stdin.buffer.read(MAX_ORDER_BYTES + 1)), events, seat, interrupts)
+        return ExitCode.DONE
+
+    return _told(work, events)
+
+
+def _told(work: Callable[[Events], ExitCode], events: Events) -> ExitCode:
+    """Do it, and send word of what went wrong."""
     try:
-        _confine(given.plan_json, events)
-        _carry_out(parse_order(sys.stdin.buffer.read(MAX_ORDER_BYTES + 1)), events, interrupts)
+        return work(events)
     except (Exception, Interruption) as error:  # noqa: BLE001 -- its text may quote a row: see `_verdict`
         failed, code = _verdict(error)
         events.send(failed)
         with suppress(OSError):  # the log lies on the tmpfs that may be what is full
             traceback.print_exc()
         return code
-    return ExitCode.DONE
 
 
 def _verdict(error: Exception | Interruption) -> tuple[Failed, ExitCode]:
@@ -82,16 +117,17 @@ def _protect_process(interrupts: Interrupts) -> None:
     signal.signal(signal.SIGTERM, interrupts.arrive)
 
 
-def _confine(plan: Plan | None, events: Events) -> None:
+def _confine(plan: Plan | None, events: Events, seat: Seat) -> None:
     if plan is None:
         return
-    walls = confine(plan)
+    walls = confine(plan, in_own_network=seat.size > 1)
     events.send(Confined(walls=dict(walls)))
 
 
-def _carry_out(order: Order, events: Events, interrupts: Interrupts) -> None:
+def _carry_out(given: Order, events: Events, seat: Seat, interrupts: Interrupts) -> None:
     """Environment first, rows before the training stack (bad data fails in milliseconds), then the run."""
     watch = Stopwatch()
+    order = seat.own(given)
     scratch = order.output_dir / ".scratch"
     take_environment(scratch)
     try:
@@ -99,22 +135,30 @@ def _carry_out(order: Order, events: Events, interrupts: Interrupts) -> None:
             data = order.spec.data
             rows = read_files(order.data_files, max_rows=data.max_rows, shape=shape_of(data))
         with watch.part("import"):
-            loader, run = _training_stack(order)
-        summary = run(order, rows, loader, report=events.send, watch=watch, interrupts=interrupts)
+            loader, run, together = _training_stack(order, seat)
+        with together(seat, meeting_place(given), sharded=order.spec.train.fsdp is not None) as ranks:
+            report = _heard(events, seat)
+            summary = run(order, rows, loader, report=report, watch=watch, interrupts=interrupts, ranks=ranks)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     events.send(Finished(summary=summary.model_dump(mode="json")))
 
 
-def _training_stack(order: Order) -> tuple[Loader, Callable[..., Summary]]:
+def _heard(events: Events, seat: Seat) -> Callable[[Message], None]:
+    """Of several processes the first reports."""
+    return events.send if seat.rank == 0 else lambda _message: None
+
+
+def _training_stack(order: Order, seat: Seat) -> tuple[Loader, Callable[..., Summary], Callable[..., Together]]:
     """Import it, in the order it needs: environment variables first (done), then the engine, then transformers."""
     from trainer.worker.model import choose_engine  # noqa: PLC0415
 
-    loader = choose_engine(order.spec)
+    loader = choose_engine(order.spec, processes=seat.size)
+    from trainer.worker.ranks import together  # noqa: PLC0415
     from trainer.worker.run import run  # noqa: PLC0415
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    return loader, run
+    return loader, run, together
 
 
 if __name__ == "__main__":

@@ -32,16 +32,19 @@ class Plan:
     Attributes:
         lengths: number of tokens of each unit: a row, or a bin of rows where rows are packed.
         train: batch sizes, epochs, seed.
+        processes: how many share a step; the same units make up the same step where one process accumulates
+            as many times more.
     """
 
     lengths: Sequence[int]
     train: TrainSection
+    processes: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in which every unit is seen once; the last may be smaller."""
         batches = math.ceil(len(self.lengths) / self.train.per_device_train_batch_size)
-        return math.ceil(batches / self.train.gradient_accumulation_steps)
+        return math.ceil(batches / self._batches_a_step)
 
     @property
     def total_steps(self) -> int:
@@ -57,13 +60,17 @@ class Plan:
         steps = itertools.chain.from_iterable(epochs)
         return itertools.islice(steps, skipped, skipped + self.total_steps - done)
 
+    @property
+    def _batches_a_step(self) -> int:
+        return self.train.gradient_accumulation_steps * self.processes
+
     def _epoch(self, number: int) -> list[list[int]]:
         size = self.train.per_device_train_batch_size
         generator = torch.Generator().manual_seed(self.train.seed * 1_000_003 + number)
         order = _shuffled(range(len(self.lengths)), generator)
         pools = _chunks(order, size * POOL_BATCHES)
         batches = [batch for pool in pools for batch in _by_length(pool, self.lengths, size)]
-        steps = _chunks(_shuffled(batches, generator), self.train.gradient_accumulation_steps)
+        steps = _chunks(_shuffled(batches, generator), self._batches_a_step)
         return [[unit for batch in step for unit in batch] for step in steps]
 
 
@@ -116,6 +123,8 @@ def cut(lengths: Sequence[int], budget: int, cost: Cost, *, together: int = 1) -
     Returns:
         Slices that follow one another and cover all rows.
     """
+    if not lengths:
+        return []
     fewest = len(_cut(lengths, budget, cost, together))
     even = math.ceil(cost(lengths) / fewest)
     evenly = _cut(lengths, min(even + cost(lengths[-together:]) // 2, budget), cost, together)

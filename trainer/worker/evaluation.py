@@ -9,6 +9,7 @@ import torch
 from trainer.worker.batches import cut
 from trainer.worker.encode import Example
 from trainer.worker.loss import CausalLoss
+from trainer.worker.ranks import ALONE, Ranks
 from trainer.worker.store import TokenStore
 
 
@@ -20,21 +21,34 @@ class Evaluation:
         loss: the model's.
         rows: so many of the longest go through the model at once.
         device: where.
+        ranks: who shares them.
 
     Attributes:
         extra: what the last evaluation measured beside the loss; nothing.
     """
 
-    def __init__(self, examples: Sequence[Example], loss: CausalLoss, *, rows: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        loss: CausalLoss,
+        *,
+        rows: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self._loss = loss
         self.extra: dict[str, float] = {}
+        self._ranks = ranks
         self._targets = sum(example.targets for example in examples)
         if not examples:
             return
-        order = sorted(range(len(examples)), key=lambda row: examples[row].length)
-        self._ordered = TokenStore(examples, device).ordered(order)
-        lengths = self._ordered.lengths
-        self._slices = cut(lengths, rows * max(lengths), loss.cost)
+        lengths = [example.length for example in examples]
+        budget = rows * max(lengths)
+        order = sorted(range(len(examples)), key=lengths.__getitem__)
+        self._share = ranks.share(order, lengths, [0] * len(order), lambda own: len(cut(own, budget, loss.cost)))
+        own = [examples[row] for row in self._share.rows]
+        self._slices = cut([example.length for example in own], budget, loss.cost)
+        self._ordered = TokenStore(own or examples[:1], device).ordered(range(len(own)))
         self._device = device
 
     def loss(self) -> float | None:
@@ -43,9 +57,9 @@ class Evaluation:
             return None
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         with self._loss.evaluating():
-            for rows in self._slices:
-                total += self._loss.sum(self._ordered.batch(rows))
-        return float(total.item()) / self._targets
+            for rows, weight in self._share.runs(self._slices):
+                total += self._loss.sum(self._ordered.batch(rows)) * weight
+        return float(self._ranks.sum(total).item()) / self._targets
 
     def measured(self) -> dict[str, float]:
         """`extra`."""

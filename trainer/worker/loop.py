@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainer.spec import TrainSection
-from trainer.worker.batches import Plan, cut, token_budget
+from trainer.worker.batches import Plan, cut, in_order, token_budget
 from trainer.worker.dataset import Dataset
 from trainer.worker.evaluation import Evaluation
 from trainer.worker.interruption import Interrupts
@@ -26,6 +26,7 @@ from trainer.worker.patience import Patience
 from trainer.worker.preference import Preference
 from trainer.worker.progress import Meter, Outcome, TrainState, random_state, restore_random
 from trainer.worker.protocol import Message, Metrics, Progress
+from trainer.worker.ranks import ALONE, Ranks, Share
 from trainer.worker.soundness import SoundAdapter, put
 from trainer.worker.steps import ordered_steps
 from trainer.worker.store import Ordered, TokenStore
@@ -48,6 +49,7 @@ class Training:
         report: gets `Progress` after each step and `Metrics` where they are due.
         bins: which rows share a unit of the batch size; None where each is a unit of its own.
         preference: the method `dpo`; then `bins` are the pairs.
+        ranks: which of several processes this is; all of them must do the same at the same time.
         save: gets the state where it is due.
         interrupts: holds signals back where half of something must not be seen.
         clock: seconds, monotonic.
@@ -63,6 +65,7 @@ class Training:
         report: Report,
         bins: list[list[int]] | None = None,
         preference: Preference | None = None,
+        ranks: Ranks = ALONE,
         save: Save = lambda _state: None,
         interrupts: Interrupts | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -76,14 +79,16 @@ class Training:
         self._save = save
         self._interrupts = interrupts or Interrupts()
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._ranks = ranks
+        ranks.take_first(self._parameters)
         device = self._parameters[0].device
         self._store = TokenStore(data.train, device)
         self._units = bins or [[row] for row in range(len(data.train))]
         sizes = [sum(self._store.lengths[row] for row in unit) for unit in self._units]
-        self._plan = Plan(sizes, section)
+        self._plan = Plan(sizes, section, ranks.size)
         self._budget = token_budget(max(sizes) * section.per_device_train_batch_size, device)
         eval_rows, held = section.per_device_eval_batch_size, preference.evaluation if preference else None
-        self._evaluation = held or Evaluation(data.evaluation, loss, rows=eval_rows, device=device)
+        self._evaluation = held or Evaluation(data.evaluation, loss, rows=eval_rows, device=device, ranks=ranks)
         self._rates = LearningRate(section, self._plan.total_steps)
         self._optimizer = make_optimizer(self._parameters, section)
         self._total = Meter(device)
@@ -181,11 +186,11 @@ class Training:
         self._model.train()
         self._mark = self._clock()
         self._evaluate_if_due()  # it may be what was broken off
-        for ordered, rows in self._steps():
+        for ordered, rows, share in self._steps():
             if self._patience.exhausted:
                 self._warn(self._patience.verdict(self._done, self._plan.total_steps))
                 break
-            self._advance(ordered, rows)
+            self._advance(ordered, rows, share)
             self._evaluate_if_due()
             if every and self._done % every == 0:
                 self._save_state()
@@ -193,18 +198,19 @@ class Training:
         if every:
             self._save_state()  # what follows may take long, too
 
-    def _advance(self, ordered: Ordered, rows: slice) -> None:
+    def _advance(self, ordered: Ordered, rows: slice, share: Share) -> None:
         """One optimizer step. A signal breaks it off while there are only gradients; then all of it happens."""
-        summed = self._gradients_that_fit(ordered, rows)
+        summed = self._gradients_that_fit(ordered, rows, share)
         with self._interrupts.deferred():
-            norm = self._update(summed, ordered, rows)
+            norm = self._update(summed, share)
             self._tick()
             self._report(self._progress())
             if self._done % self._section.logging_steps == 0 or self._done == self._plan.total_steps:
                 self._log(self._done, norm)
 
-    def _update(self, summed: Tensor, ordered: Ordered, rows: slice) -> Tensor:
-        """From gradients to the state after the step; returns their norm, on the device."""
+    def _update(self, summed: Tensor, share: Share) -> Tensor:
+        """From this process's gradients to the state after the step; returns the norm of all, on the device."""
+        summed = self._ranks.add_up(self._parameters, summed)
         self._rates.apply(self._optimizer, self._done + 1)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._section.max_grad_norm)
         self._optimizer.step()
@@ -212,7 +218,7 @@ class Training:
         if self._preference is not None:
             self._preference.count()
         for meter in (self._recent, self._total):
-            meter.add(summed, trained=sum(ordered.counts[rows]), inputs=sum(ordered.lengths[rows]))
+            meter.add(summed, trained=share.trained, inputs=share.inputs)
         self._done, self._random = self._done + 1, random_state(self._total.device)
         return norm
 
@@ -247,35 +253,43 @@ class Training:
         self._warn(f"the adapter is that of step {best.step}, where the held-out loss was lowest")
         return best.loss
 
-    def _steps(self) -> Iterator[tuple[Ordered, slice]]:
-        whole = self._preference is not None
-        return ordered_steps(self._plan.steps(self._done), self._units, self._store, whole=whole)
+    def _steps(self) -> Iterator[tuple[Ordered, slice, Share]]:
+        return ordered_steps(map(self._share, self._plan.steps(self._done)), self._store)
 
-    def _gradients_that_fit(self, ordered: Ordered, rows: slice) -> Tensor:
-        """Gradients of one optimizer step; returns the sum of its losses, on the device.
+    def _share(self, step: Sequence[int]) -> Share:
+        lengths, units = self._store.lengths, [self._units[unit] for unit in step]
+        rows = in_order(units, lengths, whole=self._preference is not None)
+        return self._ranks.share(rows, lengths, self._store.counts, self._passes)
+
+    def _gradients_that_fit(self, ordered: Ordered, rows: slice, share: Share) -> Tensor:
+        """Gradients of this process's share of a step; returns the sum of its losses, on the device.
 
         Where the memory does not suffice, the same step is tried again in smaller pieces.
         """
         while True:
             try:
-                return self._gradients(ordered, rows)
+                self._ranks.draw_apart(self._section.seed, self._done + 1)
+                return self._gradients(ordered, rows, share)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self._budget <= max(ordered.lengths[rows]):
+                hopeless = self._ranks.sharded or self._budget <= max(ordered.lengths[rows])
+                if hopeless or not is_out_of_memory(error):
                     raise
             self._shrink()
             restore_random(self._random)
 
-    def _gradients(self, ordered: Ordered, rows: slice) -> Tensor:
-        """Each trained token weighs the same: the divisor is their number in the whole step."""
+    def _gradients(self, ordered: Ordered, rows: slice, share: Share) -> Tensor:
+        """Each trained token weighs the same: the divisor is their number in the whole step, on all processes."""
         if self._preference is not None:
             return self._preference.gradients(ordered, rows, self._budget)
-        targets = sum(ordered.counts[rows])
         total = torch.zeros((), dtype=torch.float64, device=self._total.device)
-        for part in cut(ordered.lengths[rows], self._budget, self._loss.cost):
+        for part, weight in share.runs(cut(ordered.lengths[rows], self._budget, self._loss.cost)):
             summed = self._loss.sum(ordered.batch(slice(rows.start + part.start, rows.start + part.stop)))
-            (summed / targets).backward()  # type: ignore[no-untyped-call]
-            total += summed.detach()
+            (summed * weight / share.trained).backward()  # type: ignore[no-untyped-call]
+            total += summed.detach() * weight
         return total
+
+    def _passes(self, lengths: Sequence[int]) -> int:
+        return len(cut(lengths, self._budget, self._loss.cost))
 
     def _shrink(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)

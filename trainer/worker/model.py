@@ -73,8 +73,12 @@ def _cpu_has_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())  # noqa: SLF001
 
 
-def choose_engine(spec: JobSpec) -> Loader:
+def choose_engine(spec: JobSpec, *, processes: int = 1) -> Loader:
     """The engine that a spec asks for. Call it before anything imports transformers: unsloth must come first.
+
+    Args:
+        spec: names it, or leaves it open.
+        processes: how many train together; unsloth is for one.
 
     Raises:
         JobError: `ENGINE_UNAVAILABLE`.
@@ -85,7 +89,7 @@ def choose_engine(spec: JobSpec) -> Loader:
     if spec.train.engine is Engine.UNSLOTH:
         require_gpu("train.engine unsloth", "unsloth")
     wants_unsloth = spec.train.engine is Engine.UNSLOTH or (
-        spec.train.engine is Engine.AUTO and torch.cuda.is_available() and _installed("unsloth")
+        spec.train.engine is Engine.AUTO and processes == 1 and torch.cuda.is_available() and _installed("unsloth")
     )
     if wants_unsloth:
         from trainer.worker.unsloth_engine import UnslothLoader  # noqa: PLC0415 -- an optional dependency

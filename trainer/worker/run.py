@@ -27,10 +27,12 @@ from trainer.worker.merged import save_merged
 from trainer.worker.model import Loader, Precision, check_model_dir, choose_precision, raise_if_out_of_memory
 from trainer.worker.packing import best_fit_decreasing
 from trainer.worker.preference import Preference, pairs_of
-from trainer.worker.progress import Outcome
+from trainer.worker.progress import Outcome, TrainState
 from trainer.worker.protocol import Message, Order
+from trainer.worker.ranks import ALONE, Ranks
 from trainer.worker.report import Recorder, write_report
 from trainer.worker.samples import Sampler
+from trainer.worker.sharding import described, loading, shard
 from trainer.worker.stopwatch import Stopwatch
 from trainer.worker.summary import Summary, describe_lengths
 from trainer.worker.tokens import Tokens, load_tokens
@@ -44,6 +46,7 @@ def run(
     report: Callable[[Message], None],
     watch: Stopwatch,
     interrupts: Interrupts | None = None,
+    ranks: Ranks = ALONE,
 ) -> Summary:
     """Carry out an order.
 
@@ -54,6 +57,7 @@ def run(
         report: gets progress and metrics.
         watch: runs since the order arrived.
         interrupts: what breaks the run off; its state is saved then.
+        ranks: which of several processes this is; the first one writes the result.
 
     Returns:
         What `report/summary.json` holds.
@@ -68,7 +72,7 @@ def run(
         tokens = load_tokens(order.model_dir, spec.data.chat_template)
         data = build_dataset(rows, tokens, spec.data, seed=spec.train.seed, method=spec.train.method)
     try:
-        return _train(order, loader, tokens, data, watch, report, interrupts or Interrupts())
+        return _train(order, loader, tokens, data, watch, report, interrupts or Interrupts(), ranks)
     except (RuntimeError, MemoryError) as error:
         raise_if_out_of_memory(error)
         raise
@@ -82,14 +86,16 @@ def _train(
     watch: Stopwatch,
     report: Callable[[Message], None],
     interrupts: Interrupts,
+    ranks: Ranks,
 ) -> Summary:
     spec = order.spec
     precision, warnings = choose_precision(spec)
     with watch.part("load"):
-        model = loader.load(order.model_dir, spec, precision)
+        model = loader.load(order.model_dir, spec, loading(precision, ranks))
+        shard(model, precision, ranks)
         _check_vocabulary(model, data)
         start = _start(model, order)
-        loss = _loss(model, precision, data, tokens, spec, fused=loader.name != "unsloth")
+        loss = _loss(model, precision, data, tokens, spec, fused=loader.name != "unsloth" and not ranks.sharded)
     sampler = _sampler(model, tokens, precision, data, spec)
     earlier = _earlier(model, order)
     with watch.part("sample"):
@@ -108,7 +114,8 @@ def _train(
             report=recorder,
             bins=bins,
             preference=preference,
-            save=saver.save,
+            ranks=ranks,
+            save=saver.save if ranks.rank == 0 else _leave,
             interrupts=interrupts,
         )
         if earlier:
@@ -124,18 +131,29 @@ def _train(
             watch.put("eval", outcome.eval_seconds)
             with watch.part("sample"):
                 samples = sampler.after(samples)
-            with watch.part("save"):
-                save_adapter(model, spec.model, order.output_dir / "adapter", start=start)
-            if spec.output.merged_16bit:
-                with watch.part("merge"):
-                    save_merged(order.model_dir, order.output_dir / "adapter", order.output_dir / "merged")
-    environment = _environment(loader, precision, loss)
+            if ranks.rank == 0:
+                _save(model, order, start, watch)
+    environment = _environment(loader, precision, loss) | described(ranks)
     summary = _summary(
         outcome, data, watch, environment, (*data.warnings, *warnings, *outcome.warnings), resumed_at
     )
+    if ranks.rank:
+        return summary
     write_report(order.output_dir / "report", summary, recorder.metrics, spec, samples)
     (order.output_dir / "adapter" / "README.md").write_text(model_card(summary, spec), encoding="utf-8")
     return summary
+
+
+def _save(model: Any, order: Order, start: Path | None, watch: Stopwatch) -> None:
+    with watch.part("save"):
+        save_adapter(model, order.spec.model, order.output_dir / "adapter", start=start)
+    if order.spec.output.merged_16bit:
+        with watch.part("merge"):
+            save_merged(order.model_dir, order.output_dir / "adapter", order.output_dir / "merged")
+
+
+def _leave(_state: TrainState) -> None:
+    """The first process saves the state: it is that of all."""
 
 
 def _trained(model: Any) -> dict[str, Any]:

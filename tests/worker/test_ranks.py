@@ -1,0 +1,210 @@
+"""Several processes over gloo take the same steps as one: same losses, same adapter, equal bit by bit."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import multiprocessing
+from transformers import AutoModelForCausalLM
+
+from tests.worker.test_loop import CPU, example
+from trainer.spec import LoraSection, TrainSection
+from trainer.worker.dataset import Dataset, RowCounts
+from trainer.worker.loop import Training
+from trainer.worker.loss import CausalLoss
+from trainer.worker.model import attach_adapter
+from trainer.worker.packing import best_fit_decreasing
+from trainer.worker.protocol import Message, Metrics
+from trainer.worker.ranks import ALONE, Ranks, Share, deal, together
+from trainer.worker.seat import Seat
+from trainer.worker.sharding import shard
+
+ROWS = tuple(example(6 + 3 * (number % 9), number) for number in range(21))
+
+Options = dict[str, Any]
+
+
+def test_shares_are_about_equal_and_complete() -> None:
+    lengths = sorted(random.Random(1).choices(range(1, 400), k=61))
+    for size in (1, 2, 3, 8):
+        shares = deal(range(61), lengths, size)
+        assert sorted(row for share in shares for row in share) == list(range(61))
+        assert all(share == sorted(share) for share in shares)
+        tokens = [sum(lengths[row] for row in share) for share in shares]
+        assert max(tokens) - min(tokens) <= max(lengths) / 8
+        assert shares == deal(range(61), lengths, size)
+
+
+def test_more_processes_than_rows() -> None:
+    assert deal([4], [0] * 5, 3) == [[4], [], []]
+    assert Ranks(2, 3).share([1], [5, 6], [1, 2], len) == Share([], trained=2, inputs=6)
+
+
+def test_where_the_base_is_spread_all_run_the_model_equally_often() -> None:
+    lengths, counts = [9, 5, 6, 7], [1, 1, 1, 1]
+    shares = [Ranks(rank, 3, sharded=True).share([1, 2, 3, 0], lengths, counts, len) for rank in range(3)]
+    assert {share.passes for share in shares} == {2}
+    for share in shares:
+        pieces = [slice(number, number + 1) for number in range(len(share.rows))]
+        assert len(list(share.runs(pieces))) == 2
+        assert sum(weight for _, weight in share.runs(pieces)) == len(share.rows)
+    idle = Ranks(2, 3, sharded=True).share([1], lengths, counts, len)
+    assert (idle.rows, idle.idle, idle.passes) == ([1], True, 1), "a row that counts nothing, to keep step"
+    assert list(idle.runs([slice(0, 1)])) == [(slice(0, 1), 0.0)]
+
+
+def train(tiny: Path, out: Path, ranks: Ranks, options: Options) -> None:
+    """One process's run: its metrics and its adapter go to files of its own."""
+    torch.set_num_threads(1)
+    options = dict(options)
+    packing = options.pop("packing", False)
+    torch.manual_seed(3 if ranks.rank == 0 else 99)  # whatever the others begin with, they take the first one's
+    model = attach_adapter(AutoModelForCausalLM.from_pretrained(tiny), LoraSection(lora_r=4))
+    shard(model, CPU, ranks)
+    section = TrainSection(**{"learning_rate": 0.001, "seed": 5, "num_train_epochs": 2.0, **options})
+    loss = CausalLoss(
+        model, CPU, pad_id=0, longest=64, neftune_alpha=section.neftune_noise_alpha, fused=not ranks.sharded
+    )
+    held = ROWS[18:]
+    data = Dataset(ROWS[:18], held, RowCounts(18, len(held), 0, 0), ())
+    seen: list[Metrics] = []
+
+    def report(message: Message) -> None:
+        if isinstance(message, Metrics):
+            seen.append(message)
+
+    bins = best_fit_decreasing([row.length for row in data.train], 64) if packing else None
+    outcome = Training(model, loss, data, section, report=report, bins=bins, ranks=ranks).run()
+    found = {
+        "steps": outcome.steps,
+        "tokens": [outcome.trained_tokens, outcome.input_tokens],
+        "after": outcome.eval_loss_after,
+        "train": outcome.train_loss,
+        "metrics": [{name: item.values[name] for name in NAMES if name in item.values} for item in seen],
+        "warnings": outcome.warnings,
+        "way": loss.way,
+    }
+    (out / f"{ranks.rank}.json").write_text(json.dumps(found))
+    adapter = {name: one.detach() for name, one in model.named_parameters() if one.requires_grad}
+    save_file(adapter, out / f"{ranks.rank}.safetensors")
+
+
+NAMES = ("loss", "grad_norm", "eval_loss", "learning_rate", "epoch")
+
+
+def member(rank: int, size: int, tiny: Path, out: Path, runs: dict[str, Options]) -> None:
+    """One of several processes: all runs, one after another."""
+    with together(Seat(rank, size), out, sharded=False) as ranks:
+        for name, given in runs.items():
+            options = dict(given)
+            train(tiny, out / name, replace(ranks, sharded=options.pop("sharded", False)), options)
+
+
+def alone(tiny: Path, out: Path, options: Options) -> dict[str, Any]:
+    out.mkdir()
+    train(tiny, out, ALONE, options)
+    return told(out, 0)
+
+
+def told(out: Path, rank: int) -> dict[str, Any]:
+    found = json.loads((out / f"{rank}.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def adapters(out: Path, rank: int) -> dict[str, torch.Tensor]:
+    return load_file(out / f"{rank}.safetensors")
+
+
+PLAIN: Options = {"optim": "sgd", "learning_rate": 0.1}
+"""Adam divides by a gradient's size: where that is nearly nothing, the order of additions shows in the step."""
+
+SETTINGS: dict[str, tuple[Options, Options]] = {
+    "accumulation": (
+        {"per_device_train_batch_size": 2, "eval_steps": 3, **PLAIN},
+        {"gradient_accumulation_steps": 2},
+    ),
+    "packing": (
+        {"per_device_train_batch_size": 1, "packing": True, "logging_steps": 2},
+        {"gradient_accumulation_steps": 2},
+    ),
+    "last-step-of-one-row": (
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "max_grad_norm": 0.1},
+        {"gradient_accumulation_steps": 8},
+    ),
+    "early-end": (
+        {
+            "per_device_train_batch_size": 2, "eval_steps": 1, "early_stopping_patience": 2,
+            "early_stopping_threshold": 1.0, "load_best_model_at_end": True,
+        },
+        {"gradient_accumulation_steps": 2},
+    ),
+    "spread-base": (
+        {"per_device_train_batch_size": 2, "max_steps": 5, "eval_steps": 2, "sharded": True, **PLAIN},
+        {"gradient_accumulation_steps": 2},
+    ),
+}  # fmt: skip
+"""What two processes are told, and what one is told beside it to take the same steps."""
+
+NOISY: Options = {"per_device_train_batch_size": 2, "max_steps": 3, "neftune_noise_alpha": 5.0}
+
+
+@pytest.fixture(scope="module")
+def two(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes came to, a directory for each setting."""
+    out = tmp_path_factory.mktemp("two")
+    runs = {name: options for name, (options, _) in SETTINGS.items()} | {"noise": NOISY}
+    for name in runs:
+        (out / name).mkdir()
+    multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]
+        member, args=(2, tiny_model, out, runs), nprocs=2
+    )
+    return out
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_take_the_steps_of_one(name: str, two: Path, tiny_model: Path, tmp_path: Path) -> None:
+    options = {key: value for key, value in SETTINGS[name][0].items() if key != "sharded"}
+    one = alone(tiny_model, tmp_path / "one", {**options, **SETTINGS[name][1]})
+    both = told(two / name, 0)
+    assert both == told(two / name, 1), "every process knows the same"
+    for exact in ("steps", "tokens", "warnings"):
+        assert both[exact] == one[exact]
+    assert both["way"] == ("selected" if name == "spread-base" else "fused")
+    assert both["after"] == pytest.approx(one["after"], rel=1e-6)
+    assert both["train"] == pytest.approx(one["train"], rel=1e-6)
+    assert len(both["metrics"]) == len(one["metrics"])
+    for ours, theirs in zip(both["metrics"], one["metrics"], strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-5), "a gradient's norm is of float32 numbers"
+    for key, expected in adapters(tmp_path / "one", 0).items():
+        torch.testing.assert_close(adapters(two / name, 0)[key], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, "noise"])
+def test_the_adapters_of_all_processes_are_equal(name: str, two: Path) -> None:
+    first, second = adapters(two / name, 0), adapters(two / name, 1)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_settings_are_what_their_names_say(two: Path) -> None:
+    assert told(two / "early-end", 0)["steps"] == 2, "two evaluations are not better than the first by so much"
+    assert "stopped after step 2" in told(two / "early-end", 0)["warnings"][0]
+    assert told(two / "last-step-of-one-row", 0)["steps"] == 6, "18 rows in steps of 8, twice: the last has two"
+
+
+def test_what_each_process_draws() -> None:
+    draws = []
+    for rank, step in ((0, 1), (1, 1), (1, 2), (2, 1), (1, 1)):
+        torch.manual_seed(5)
+        Ranks(rank, 3).draw_apart(5, step)
+        draws.append(torch.rand(1).item())
+    assert draws[4] == draws[1], "what the others draw follows from the step alone"
+    assert len(set(draws)) == 4
