@@ -36,12 +36,13 @@ from trainer.sealing.atomic import SHARED
 from trainer.sealing.bundle import BundleLimits, Grant, OpenedBundle
 from trainer.sealing.seal import open_bundle
 from trainer.spec import JobSpec, read_job_spec
+from trainer.supervisor.demands import require_kept, require_promised
 from trainer.supervisor.front import Front
 from trainer.supervisor.household import Household, demand_walls, household
 from trainer.supervisor.keys import JobKeys, derive_keys
 from trainer.supervisor.model import FETCH_SECONDS
 from trainer.supervisor.plans import Places, share_with_worker
-from trainer.supervisor.result import Ending, Signer, seal_ending
+from trainer.supervisor.result import HANDED_OVER, Ending, Signer, seal_ending
 from trainer.supervisor.worker import Worker
 from trainer.supervisor.workspace import Workspace, open_workspace
 from trainer.tee.evidence import collect
@@ -60,6 +61,7 @@ _REPORTED_SOFTWARE: Final = (
     "accelerate",
     "safetensors",
     "unsloth",
+    "opacus",
     "cryptography",
 )
 
@@ -234,7 +236,9 @@ class _Job:
             if bundle.grant.allow.private_progress:
                 front.admit_token(sha256_hex(bundle.grant.token.encode()))
             self._enter(front, Phase.TRAINING)
+            require_promised(bundle.grant, self.spec)
             summary = worker.train(self._order(bundle.files), lambda message: self._follow(front, bundle, message))
+            require_kept(bundle.grant, summary)
         except TrainerError as error:
             logs.private.exception("training failed")
             failure = error
@@ -272,7 +276,7 @@ class _Job:
     def _hand_over(self, front: Front, signer: Signer, bundle: OpenedBundle, ending: Ending) -> ExitCode:
         self._enter(front, Phase.SEALING)
         if ending.failure is not None:
-            self._make_room()
+            self._make_room(keep_output=ending.failure.code in HANDED_OVER)
         target = self.ciphertext / RESULT_FILE
         size = seal_ending(signer, bundle, ending, self.workspace, target)
         target.chmod(SHARED)  # ciphertext: the front, another user, hands it out
@@ -290,9 +294,10 @@ class _Job:
         self._enter(front, Phase.DONE)
         return ExitCode.DONE
 
-    def _make_room(self) -> None:
+    def _make_room(self, *, keep_output: bool) -> None:
         """What failed may have filled the workspace; the report of it has to fit in, and needs none of this."""
-        for folder in (self.workspace.model, self.workspace.output, self.workspace.scratch):
+        output = () if keep_output else (self.workspace.output,)
+        for folder in (self.workspace.model, *output, self.workspace.scratch):
             for entry in folder.iterdir():
                 if entry.is_dir():
                     shutil.rmtree(entry, ignore_errors=True)
@@ -318,9 +323,11 @@ def software_versions() -> dict[str, str]:
     versions = {"confidential-trainer": __version__}
     for name in _REPORTED_SOFTWARE:
         try:
-            versions[name] = importlib.metadata.version(name)
+            version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+        if version:  # None, whatever its type says, where Landlock keeps the package's metadata from us
+            versions[name] = version
     return versions
 
 

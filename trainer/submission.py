@@ -28,6 +28,7 @@ from trainer.opening import OpenedResult, open_sealed_result
 from trainer.provider import GrantRecord, PrivateMetrics
 from trainer.sealing.age import Identity
 from trainer.sealing.atomic import PRIVATE, replacing
+from trainer.sealing.bundle import Require
 
 T = TypeVar("T")
 
@@ -63,6 +64,7 @@ class Submission:
         output: directory for the result; must not exist.
         cache: directory for collateral.
         nonces: file that remembers spent nonces; None keeps no record of them.
+        require: what the grant demands of the job beyond its spec.
         job: the job's spec, where the data has columns or a format that it names.
     """
 
@@ -74,6 +76,7 @@ class Submission:
     cache: Path
     nonces: Path | None = None
     job: Path | None = None
+    require: Require | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ class _Story:
                 "policy_sha256": file_sha256(self.submission.policy),
                 "data": {name: file_sha256(path) for name, path in self.files.items()},
                 "recipients": self.recipients,
+                **({"require": require.model_dump(mode="json")} if (require := self.submission.require) else {}),
             }
         )
         note = self.kept / "submission.json"
@@ -184,6 +188,7 @@ class _Story:
             sealed,
             progress=lambda done, total: self.report.bytes_done("sealing", done, total),
             job=self.submission.job,
+            require=self.submission.require,
         )
         _keep(kept, grant.model_dump_json().encode())
         return grant

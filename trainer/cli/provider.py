@@ -13,6 +13,8 @@ from trainer.cli.options import (
     IdentityFile,
     JobFile,
     Json,
+    MaxDelta,
+    MaxEpsilon,
     PolicyFile,
     Quiet,
     RecordFile,
@@ -27,6 +29,8 @@ from trainer.cli.verify import verify
 from trainer.errors import ErrorCode, UsageError
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from trainer.attestation.checks import Check
 
 
@@ -53,6 +57,8 @@ def seal(
     recipient: Annotated[list[str], typer.Option("--recipient", "-r", help="Who the result is for; repeatable.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The sealed dataset.")],
     job: JobFile = None,
+    max_epsilon: MaxEpsilon = None,
+    max_delta: MaxDelta = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -72,6 +78,7 @@ def seal(
             output,
             progress=lambda done, total: report.bytes_done("sealing", done, total),
             job=job,
+            require=provider.privacy_demand(max_epsilon, max_delta),
         )
     provider.write_private(grant_file, grant.model_dump_json().encode())
     summary = {
@@ -190,10 +197,11 @@ def open_(
         {
             "adapter_dir": str(opened.adapter),
             "checks": check_states(opened.checks),
+            **_privacy(opened.statement.privacy),
             "summary": opened.statement.metrics,
         },
         as_json=as_json,
-        show=("adapter_dir",),
+        show=("adapter_dir", "privacy"),
     )
 
 
@@ -206,6 +214,8 @@ def submit(
     identity: IdentityFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the result; must not exist.")],
     job: JobFile = None,
+    max_epsilon: MaxEpsilon = None,
+    max_delta: MaxDelta = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -223,6 +233,7 @@ def submit(
         cache=cache_directory(),
         nonces=nonces_file(),
         job=job,
+        require=provider.privacy_demand(max_epsilon, max_delta),
     )
     with Report(quiet=quiet) as report:
         submitted = run(submission, report)
@@ -240,12 +251,21 @@ def submit(
             "receipt": {
                 "job_spec_sha256": result.statement.predicate.buildDefinition.externalParameters.jobSpecSha256
             },
+            **_privacy(result.statement.privacy),
             "summary": dict(result.statement.metrics),
             "seconds": dict(submitted.seconds),
         },
         as_json=as_json,
-        show=("adapter_dir",),
+        show=("adapter_dir", "privacy"),
     )
+
+
+def _privacy(found: JsonValue) -> dict[str, object]:
+    """One line from the receipt, where it speaks of the weights' privacy."""
+    differential = found.get("differential") if isinstance(found, dict) else None
+    if not isinstance(differential, dict):
+        return {}
+    return {"privacy": f"ε = {differential.get('epsilon')} at δ = {differential.get('delta')} for each row"}
 
 
 def check_states(checks: tuple[Check, ...]) -> dict[str, str]:

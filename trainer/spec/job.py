@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode, UsageError
@@ -17,7 +17,7 @@ from trainer.spec.lora import LoraSection
 from trainer.spec.model import ModelSection
 from trainer.spec.names import meant_key
 from trainer.spec.output import OutputSection
-from trainer.spec.privacy import PrivacySection
+from trainer.spec.privacy import PrivacySection, refusals
 from trainer.spec.strict_yaml import parse_yaml
 from trainer.spec.tee import TeeSection
 from trainer.spec.train import TrainSection
@@ -37,6 +37,12 @@ class JobSpec(Strict):
     privacy: PrivacySection = PrivacySection()
     exchange: ExchangeSection = ExchangeSection()
     tee: TeeSection = TeeSection()
+
+    @model_validator(mode="after")
+    def _private_as_stated(self) -> Self:
+        for refusal in refusals(self):
+            raise ValueError(f"{refusal} (privacy.target_epsilon or noise_multiplier is set)")
+        return self
 
     def canonical(self) -> bytes:
         """RFC 8785 form of the document as written."""
@@ -84,7 +90,7 @@ def leaf_names() -> Iterator[str]:
 
 def _spec_error(error: ValidationError) -> UsageError:
     first = error.errors(include_url=False, include_context=False, include_input=True)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(str(part) for part in first["loc"]) or "document"
     if first["type"] == "extra_forbidden":
         meant = meant_key(where, [*leaf_names(), *JobSpec.model_fields])
         return UsageError(

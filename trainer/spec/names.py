@@ -64,6 +64,10 @@ _MEANT: Final[Mapping[str, str]] = {
     "noisy_embedding_alpha": "train.neftune_noise_alpha",
     "init_weights": "lora.init_lora_weights",
     "gradient_clipping": "train.max_grad_norm",
+    "epsilon": "privacy.target_epsilon",
+    "dp_epsilon": "privacy.target_epsilon",
+    "delta": "privacy.target_delta",
+    "per_sample_max_grad_norm": "privacy.max_grad_norm",
 }
 """What other fine-tuning tools call a key → what it is called here."""
 

@@ -56,3 +56,16 @@ class HeadLoss(Function):
         """The hidden states' gradient, made already, times what comes in."""
         (gradient,) = ctx.saved_tensors
         return gradient * factor.to(gradient.dtype), None, None, None
+
+
+@torch.no_grad()
+def token_losses(hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """The loss of each token, float32 (tokens,), without a graph; arguments as in `HeadLoss.forward`."""
+    size = max(16, CHUNK_ELEMENTS[hidden.device.type] // head.shape[0])
+    parts = [
+        torch.nn.functional.cross_entropy(
+            torch.nn.functional.linear(some.to(head.dtype), head, bias).float(), wanted, reduction="none"
+        )
+        for some, wanted in zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+    ]
+    return torch.cat(parts)

@@ -20,7 +20,7 @@ from torch.nn import functional
 from trainer.worker.attention_cpu import SHORT
 from trainer.worker.batches import Cost, padded_cost
 from trainer.worker.decoder import Decoder, heads_of, unknown_part
-from trainer.worker.head_loss import HeadLoss
+from trainer.worker.head_loss import HeadLoss, token_losses
 from trainer.worker.model import Precision, is_out_of_memory
 from trainer.worker.proof import agrees, attention_agrees
 from trainer.worker.store import Batch
@@ -76,6 +76,19 @@ class CausalLoss:
         if self._decoder is not None:
             return _fused(self._decoder, self._shared(batch))
         return self._plain(batch)
+
+    def each(self, batch: Batch) -> Tensor:
+        """Loss of each trained token by itself: float32 [targets]; with its graph unless the way is `fused`."""
+        if self._decoder is not None:
+            return _fused_each(self._decoder, self._shared(batch))
+        with self._precision.context():
+            logits = _plain_logits(self._model, batch, self._pad_id, selects=self._selects)
+        return functional.cross_entropy(logits.float(), batch.targets, reduction="none")
+
+    @property
+    def coarse(self) -> bool:
+        """Whether products are computed in 16 bits."""
+        return self._precision.autocast or self._precision.weights is not torch.float32
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -157,6 +170,11 @@ def _fused(decoder: Decoder, batch: Batch) -> Tensor:
     hidden = decoder.hidden(batch.ids, batch.positions, batch.segments, batch.predicting)
     loss: Tensor = HeadLoss.apply(hidden, decoder.head, decoder.head_bias, batch.targets)  # type: ignore[no-untyped-call]
     return loss
+
+
+def _fused_each(decoder: Decoder, batch: Batch) -> Tensor:
+    hidden = decoder.hidden(batch.ids, batch.positions, batch.segments, batch.predicting)
+    return token_losses(hidden.detach(), decoder.head, decoder.head_bias, batch.targets)
 
 
 def _plain_logits(model: Any, batch: Batch, pad_id: int, *, selects: bool) -> Tensor:

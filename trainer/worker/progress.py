@@ -96,5 +96,5 @@ class Meter:
         return float(self._sum.item()), self.trained, self.inputs
 
     def read(self) -> float:
-        """Loss per trained token; waits for the device."""
-        return float(self._sum.item()) / self.trained
+        """Loss per trained token, 0 where there was none; waits for the device."""
+        return float(self._sum.item()) / max(self.trained, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import random
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from trainer.spec import DataSection, JobSpec
 from trainer.worker.adapter import save_adapter, save_start
 from trainer.worker.card import model_card
 from trainer.worker.dataset import Dataset, build_dataset
-from trainer.worker.loop import Training
 from trainer.worker.loss import CausalLoss
 from trainer.worker.merged import save_merged
 from trainer.worker.model import Loader, Precision, check_model_dir, choose_precision, raise_if_out_of_memory
 from trainer.worker.packing import best_fit_decreasing
+from trainer.worker.privacy.audit import Audit, Probes, prepare
+from trainer.worker.privacy.findings import Privacy
+from trainer.worker.privacy.stages import conclude, make_training, require_engine
 from trainer.worker.progress import Outcome
 from trainer.worker.protocol import Message, Order
 from trainer.worker.report import Recorder, write_report
@@ -56,13 +59,15 @@ def run(
         JobError: the model, the data or the training failed, each with its code.
     """
     spec = order.spec
+    require_engine(spec.privacy)
     _seed(spec.train.seed)
     with watch.part("tokenize"):
         check_model_dir(order.model_dir)
         tokens = load_tokens(order.model_dir, spec.data.chat_template)
         data = build_dataset(rows, tokens, spec.data, seed=spec.train.seed)
+        data, probes = prepare(data, rows, tokens, (spec.privacy, spec.data))
     try:
-        return _train(order, loader, tokens, data, watch, report)
+        return _train(order, loader, tokens, data, probes, watch, report)
     except (RuntimeError, MemoryError) as error:
         raise_if_out_of_memory(error)
         raise
@@ -73,6 +78,7 @@ def _train(
     loader: Loader,
     tokens: Tokens,
     data: Dataset,
+    probes: Probes,
     watch: Stopwatch,
     report: Callable[[Message], None],
 ) -> Summary:
@@ -82,12 +88,15 @@ def _train(
         model = loader.load(order.model_dir, spec, precision)
         _check_vocabulary(model, data)
         start = _start(model, order)
-        loss = _loss(model, precision, data, tokens, spec, fused=loader.name != "unsloth")
+        loss = _loss(model, precision, data, tokens, spec, fused=_may_fuse(loader, spec))
     sampler = _sampler(model, tokens, precision, data, spec)
     with watch.part("sample"):
         samples = sampler.before()
+    audit = Audit(loss, probes, repetitions=spec.privacy.canary_repetitions, device=precision.device)
+    with _audited(spec, watch):
+        audit.before()
     with Recorder(order.output_dir / "report", report) as recorder:
-        training = Training(model, loss, data, spec.train, report=recorder, bins=_bins(data, spec.data))
+        training = make_training(model, loss, data, spec, recorder, _bins(data, spec.data))
         try:
             outcome = training.run()
         except JobError:
@@ -98,16 +107,29 @@ def _train(
     watch.put("eval", outcome.eval_seconds)
     with watch.part("sample"):
         samples = sampler.after(samples)
-    with watch.part("save"):
-        save_adapter(model, spec.model, order.output_dir / "adapter", start=start)
-    if spec.output.merged_16bit:
-        with watch.part("merge"):
-            save_merged(order.model_dir, order.output_dir / "adapter", order.output_dir / "merged")
+    with _audited(spec, watch):
+        privacy, withheld = conclude(spec.privacy, training, audit)
+    if withheld is None:
+        _save(model, order, start, watch)
     environment = _environment(loader, precision, loss)
-    summary = _summary(outcome, data, watch, environment, (*data.warnings, *warnings, *outcome.warnings))
-    write_report(order.output_dir / "report", summary, recorder.metrics, spec, samples)
+    summary = _summary(outcome, data, watch, environment, (*data.warnings, *warnings, *outcome.warnings), privacy)
+    write_report(order.output_dir / "report", summary, recorder.metrics, spec, samples, audit.losses)
+    if withheld is not None:
+        raise withheld
     (order.output_dir / "adapter" / "README.md").write_text(model_card(summary, spec), encoding="utf-8")
     return summary
+
+
+def _audited(spec: JobSpec, watch: Stopwatch) -> AbstractContextManager[None]:
+    return watch.part("audit") if spec.privacy.asked else nullcontext()
+
+
+def _save(model: Any, order: Order, start: Path | None, watch: Stopwatch) -> None:
+    with watch.part("save"):
+        save_adapter(model, order.spec.model, order.output_dir / "adapter", start=start)
+    if order.spec.output.merged_16bit:
+        with watch.part("merge"):
+            save_merged(order.model_dir, order.output_dir / "adapter", order.output_dir / "merged")
 
 
 def _sampler(model: Any, tokens: Tokens, precision: Precision, data: Dataset, spec: JobSpec) -> Sampler:
@@ -153,6 +175,11 @@ def _loss(
     )
 
 
+def _may_fuse(loader: Loader, spec: JobSpec) -> bool:
+    """Gradients of single rows are taken at the model's own modules."""
+    return loader.name != "unsloth" and not spec.privacy.differential
+
+
 def _bins(data: Dataset, section: DataSection) -> list[list[int]] | None:
     if not section.packing:
         return None
@@ -192,6 +219,7 @@ def _summary(
     watch: Stopwatch,
     environment: dict[str, str],
     warnings: tuple[str, ...],
+    privacy: Privacy | None,
 ) -> Summary:
     return Summary(
         eval_loss_before=outcome.eval_loss_before,
@@ -205,4 +233,5 @@ def _summary(
         seconds=watch.read(),
         environment=environment,
         warnings=warnings,
+        privacy=privacy,
     )

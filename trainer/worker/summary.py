@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from trainer.models import Strict
 from trainer.worker.encode import Example
+from trainer.worker.privacy.findings import Privacy
 
 
 class Summary(Strict):
@@ -13,6 +14,7 @@ class Summary(Strict):
 
     Losses are nats per trained token, every token weighing the same. `rows` counts `train`, `eval`, `dropped` and
     `truncated`; `tokens` describes the examples (see `describe_lengths`); `seconds` names the parts of the run.
+    `privacy` is there where the job spec asks for some.
     """
 
     eval_loss_before: float | None
@@ -26,6 +28,7 @@ class Summary(Strict):
     seconds: dict[str, float]
     environment: dict[str, str]
     warnings: tuple[str, ...]
+    privacy: Privacy | None = None
 
 
 def describe_lengths(examples: Sequence[Example]) -> dict[str, int]:
