@@ -144,7 +144,10 @@ def test_every_hint_names_a_key_that_exists() -> None:
         ("train: {early_stopping_patience: 2}", "early_stopping_patience needs eval_steps"),
         ("train: {load_best_model_at_end: true}", "load_best_model_at_end needs eval_steps"),
         ("model2: {}", "model2"),
-        ("privacy: {target_epsilon: 3}", "privacy.target_epsilon"),
+        ("privacy: {target_epsilon: 3.0}", "target_delta goes with target_epsilon"),
+        ("privacy: {audit: true}\ntrain: {method: dpo}", "privacy: rows are told apart by their loss"),
+        ("privacy: {canaries: 4}\ntrain: {num_processes: 2}", "train.num_processes must be 1"),
+        ("train: {method: dpo, num_processes: 2}", "method dpo runs in one process"),
         ("lora: {lora_r: 1, lora_r: 2}", "stands twice"),
         ("lora: &a {}", "anchors"),
         ("lora: !!python/object:os.system {}", "acceptable YAML"),
@@ -216,3 +219,57 @@ def test_the_largest_document_is_refused_at_once(part: str) -> None:
     with pytest.raises(UsageError, match=r"too large or too deep|not acceptable"):
         parse_job_spec(("[" * (part[-1] == ",") + part * MAX_SPEC_BYTES).encode()[:MAX_SPEC_BYTES])
     assert time.process_time() - begin < 2.0
+
+
+PRIVATE = MINIMAL + "privacy: {target_epsilon: 3.0, target_delta: 1e-5}\n"
+HONEST = ("train: {engine: transformers", "data: {split_turns: never", "lora: {lora_r: 4")
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "expected"),
+    [
+        (0, ", gradient_checkpointing: true", "train.gradient_checkpointing: must be false"),
+        (0, ", neftune_noise_alpha: 5.0", "train.neftune_noise_alpha: must be left out"),
+        (0, ", max_grad_norm: 1.0", "train.max_grad_norm: must be left out"),
+        (0, ", eval_steps: 5, early_stopping_patience: 2", "train.early_stopping_patience: must be left out"),
+        (0, ", eval_steps: 5, load_best_model_at_end: true", "train.load_best_model_at_end: must be left out"),
+        (1, ", packing: true", "data.packing: must be false"),
+        (2, ", lora_dropout: 0.1", "lora.lora_dropout: must be 0"),
+        (2, ", use_dora: true", "lora.use_dora: must be false"),
+    ],
+)
+def test_what_would_make_a_budget_untrue_is_refused_by_name(part: int, setting: str, expected: str) -> None:
+    sections = list(HONEST)
+    assert parse_job_spec((PRIVATE + "".join(f"{section}}}\n" for section in sections)).encode())
+    sections[part] += setting
+    broken = "".join(f"{section}}}\n" for section in sections)
+    assert expected in str(refused(PRIVATE + broken))
+    assert parse_job_spec((MINIMAL + broken).encode()), "which is fine without a budget"
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ("data: {split_turns: never}", "train.engine: must be transformers"),
+        ("data: {split_turns: never}\ntrain: {engine: unsloth}", "train.engine: must be transformers"),
+        ("train: {engine: transformers}", "data.split_turns: must be never"),
+    ],
+)
+def test_a_budget_needs_one_row_to_be_one_gradient(sections: str, expected: str) -> None:
+    assert expected in str(refused(PRIVATE + sections + "\n"))
+
+
+@pytest.mark.parametrize(
+    ("privacy", "expected"),
+    [
+        ("{target_epsilon: 3.0, noise_multiplier: 1.0, target_delta: 1e-5}", "exclude each other"),
+        ("{target_delta: 1e-5}", "target_delta goes with"),
+        ("{accountant: rdp}", "accountant means nothing"),
+        ("{max_membership_auc: 0.7}", "needs audit: true"),
+        ("{max_exposure: 5.0}", "max_exposure needs canaries"),
+        ("{canary_repetitions: 5}", "means nothing without canaries"),
+        ("{canaries: 2, max_exposure: 10.0}", "privacy.max_exposure"),
+    ],
+)
+def test_half_of_a_privacy_section_is_refused(privacy: str, expected: str) -> None:
+    assert expected in str(refused(MINIMAL + f"privacy: {privacy}\n"))

@@ -30,6 +30,7 @@ from trainer.spec import JobSpec, read_job_spec
 from trainer.supervisor.checkpoints import Checkpoints
 from trainer.supervisor.ciphertext import Ciphertext, ciphertext_directory
 from trainer.supervisor.deletion import destroy_and_sign
+from trainer.supervisor.demands import require_kept, require_promised
 from trainer.supervisor.evidence import Witness, software_versions
 from trainer.supervisor.front import Front
 from trainer.supervisor.household import Household, demand_walls, household
@@ -37,7 +38,7 @@ from trainer.supervisor.keys import JobKeys, derive_keys
 from trainer.supervisor.model import FETCH_SECONDS
 from trainer.supervisor.plans import Places, share_with_worker
 from trainer.supervisor.private_events import seal_metrics
-from trainer.supervisor.result import Ending, Signer, seal_ending
+from trainer.supervisor.result import HANDED_OVER, Ending, Signer, seal_ending
 from trainer.supervisor.termination import Termination, termination
 from trainer.supervisor.worker import Follower, Worker
 from trainer.supervisor.workspace import Workspace, open_workspace
@@ -227,9 +228,11 @@ class _Job:
             if bundle.grant.allow.private_progress:
                 front.admit_token(sha256_hex(bundle.grant.token.encode()))
             self._enter(front, Phase.TRAINING)
+            require_promised(bundle.grant, self.spec)
             order = self._order(bundle.files, checkpoints)
             with self.termination.instead(worker.interrupt):  # it writes its state down before it ends
                 summary = worker.train(order, self._follower(front, bundle, checkpoints))
+            require_kept(bundle.grant, summary)
         except TrainerError as error:
             logs.private.exception("training failed")
             # A worker that did not end in time was killed, and died of being told to end.
@@ -287,7 +290,7 @@ class _Job:
     def _hand_over(self, front: Front, signer: Signer, bundle: OpenedBundle, ending: Ending) -> ExitCode:
         self._enter(front, Phase.SEALING)
         if ending.failure is not None:
-            self.workspace.make_room(keep_output=ending.failure.code is ErrorCode.TRAINING_DIVERGED)
+            self.workspace.make_room(keep_output=ending.failure.code in HANDED_OVER)
         target = self.ciphertext.result
         with self.termination.instead(lambda: None):  # what is finished is not lost for a signal now
             size = seal_ending(signer, bundle, ending, self.workspace, target)

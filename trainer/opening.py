@@ -127,6 +127,8 @@ def _expected(folder: Path, identities: Sequence[Identity], record: Record, gran
         recipients=frozenset(grant.grant.recipients) if grant else ours,
         exact=grant is not None,
         manifest_sha256=grant.manifest_sha256 if grant else None,
+        max_epsilon=grant.grant.require.privacy.max_epsilon if grant and grant.grant.require else None,
+        max_delta=grant.grant.require.privacy.max_delta if grant and grant.grant.require else None,
     )
 
 

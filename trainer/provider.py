@@ -49,7 +49,7 @@ from trainer.nonces import spend_nonce
 from trainer.receipt.deletion import Awaited, DeletionStatement, check_deletion
 from trainer.rows import AS_FOUND, ENDINGS, Shape, kind_name, read_rows
 from trainer.sealing.age import Identity, decrypt, generate_identity, parse_identity_file, parse_recipient
-from trainer.sealing.bundle import Grant
+from trainer.sealing.bundle import Grant, PrivacyDemand, Require
 from trainer.sealing.seal import seal
 from trainer.spec import JobSpec, read_job_spec
 
@@ -397,6 +397,7 @@ def new_grant(
     now: int,
     seconds: int = GRANT_SECONDS,
     token: str | None = None,
+    require: Require | None = None,
 ) -> Grant:
     """A grant for the appraised job: who the result is for, and until when the job may open the dataset.
 
@@ -411,7 +412,29 @@ def new_grant(
         recipients=tuple(str(parse_recipient(recipient)) for recipient in recipients),
         expires_at=now + seconds,
         token=token or secrets.token_hex(32),
+        require=require,
     )
+
+
+def privacy_demand(max_epsilon: float | None, max_delta: float | None) -> Require | None:
+    """What a grant demands of the weights' privacy; None where neither is given.
+
+    Raises:
+        UsageError: one without the other, or out of range.
+    """
+    if max_epsilon is None and max_delta is None:
+        return None
+    if max_epsilon is None or max_delta is None:
+        raise UsageError(ErrorCode.USAGE, "--max-epsilon and --max-delta go together")
+    try:
+        return Require(privacy=PrivacyDemand(max_epsilon=max_epsilon, max_delta=max_delta))
+    except ValidationError:
+        raise UsageError(
+            ErrorCode.USAGE,
+            "a privacy budget",
+            expected="--max-epsilon above 0, --max-delta between 0 and 1",
+            found=f"{max_epsilon} and {max_delta}",
+        ) from None
 
 
 def seal_dataset(
@@ -423,6 +446,7 @@ def seal_dataset(
     progress: Progress | None = None,
     job: Path | None = None,
     token: str | None = None,
+    require: Require | None = None,
 ) -> GrantRecord:
     """Check the rows, seal the files to the appraised job, and return what to keep.
 
@@ -432,7 +456,7 @@ def seal_dataset(
     """
     rows = count_rows(files, shape_for(result, job))
     now = int(time.time())
-    grant = new_grant(result, recipients, now=now, token=token)
+    grant = new_grant(result, recipients, now=now, token=token, require=require)
     total = sum(path.stat().st_size for path in files.values())
     manifest = seal(
         files,

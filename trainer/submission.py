@@ -30,6 +30,7 @@ from trainer.provider import GrantRecord, PrivateMetrics
 from trainer.receipt.deletion import DeletionStatement
 from trainer.sealing.age import Identity
 from trainer.sealing.atomic import PRIVATE, replacing
+from trainer.sealing.bundle import Require
 
 T = TypeVar("T")
 
@@ -65,6 +66,7 @@ class Submission:
         output: directory for the result; must not exist.
         cache: directory for collateral.
         nonces: file that remembers spent nonces; None keeps no record of them.
+        require: what the grant demands of the job beyond its spec.
         job: the job's spec, where the data has columns or a format that it names.
     """
 
@@ -76,6 +78,7 @@ class Submission:
     cache: Path
     nonces: Path | None = None
     job: Path | None = None
+    require: Require | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,7 @@ class _Story:
                 "policy_sha256": file_sha256(self.submission.policy),
                 "data": {name: file_sha256(path) for name, path in self.files.items()},
                 "recipients": self.recipients,
+                **({"require": require.model_dump(mode="json")} if (require := self.submission.require) else {}),
             }
         )
         note = self.kept / "submission.json"
@@ -241,6 +245,7 @@ class _Story:
             progress=lambda done, total: self.report.bytes_done("sealing", done, total),
             job=self.submission.job,
             token=provider.read_grant(earlier).grant.token if earlier.exists() else None,
+            require=self.submission.require,
         )
         _keep(kept, grant.model_dump_json().encode())
         return grant

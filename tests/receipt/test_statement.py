@@ -107,3 +107,38 @@ def test_other_forms_are_refused(run: Run, attack: object) -> None:
 def test_not_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VerificationError):
         parse_statement(b"{")
+
+
+def demanding(expected: Expected) -> Expected:
+    return dataclasses.replace(expected, max_epsilon=3.0, max_delta=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "holds"),
+    [
+        ({"differential": {"epsilon": 3.0, "delta": 1e-5}}, True),
+        ({"differential": {"epsilon": 3.1, "delta": 1e-5}}, False),
+        ({"differential": {"epsilon": 3.0, "delta": 1e-4}}, False),
+        ({"differential": {"epsilon": "3", "delta": 1e-5}}, False),
+        ({"differential": None}, False),
+        (None, False),
+    ],
+)
+def test_a_budget_that_was_demanded_is_compared_with_the_one_spent(
+    run: Run, expected: Expected, privacy: dict[str, object] | None, *, holds: bool
+) -> None:
+    statement = parse_statement(make_statement(dataclasses.replace(run, metrics={"privacy": privacy})))  # type: ignore[dict-item]
+    checks = appraise_statement(statement, demanding(expected), first=2)
+    assert statement.privacy == privacy
+    assert [check.code for check in checks if check.state is CheckState.CONTRAINDICATED] == (
+        [] if holds else ["receipt-privacy"]
+    )
+    assert checks[-1].number == 7
+
+
+def test_a_failure_names_its_code_and_needs_no_budget(run: Run, expected: Expected) -> None:
+    failed = dataclasses.replace(run, outcome=Outcome.FAILED, error=ErrorCode.RELEASE_WITHHELD)
+    statement = parse_statement(make_statement(failed))
+    assert statement.predicate.runDetails.byproducts[0].annotations["error"] == "release-withheld"
+    checks = appraise_statement(statement, demanding(expected), first=2)
+    assert "receipt-privacy" not in [check.code for check in checks]

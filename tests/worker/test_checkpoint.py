@@ -165,8 +165,9 @@ PATIENT: dict[str, dict[str, object]] = {
             }
         },
         {"train": {"optim": "sgd", "logging_steps": 4, "num_train_epochs": 1.0, "max_steps": -1}},
+        {"privacy": {"audit": True, "audit_rows": 8, "canaries": 4, "canary_repetitions": 2}},
     ],
-    ids=["plain", "packed", "adafactor", "sgd"],
+    ids=["plain", "packed", "adafactor", "sgd", "audited"],
 )
 def test_resumed_at_every_saved_step_is_bitwise_the_whole(
     runs: Callable[..., Runs], sections: dict[str, dict[str, object]]

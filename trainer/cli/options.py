@@ -20,6 +20,11 @@ JobFile = Annotated[
     Path | None,
     typer.Option("--job", help="The job's spec: needed where job.yaml names columns or a format for the data."),
 ]
+MaxEpsilon = Annotated[
+    float | None,
+    typer.Option("--max-epsilon", help="Take no weights but differentially private ones, with at most this ε."),
+]
+MaxDelta = Annotated[float | None, typer.Option("--max-delta", help="Goes with --max-epsilon: at most this δ.")]
 GrantFile = Annotated[
     Path | None, typer.Option("--grant", help="The .grant.json that `trainer seal` wrote beside the sealed file.")
 ]

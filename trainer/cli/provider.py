@@ -13,6 +13,8 @@ from trainer.cli.options import (
     IdentityFile,
     JobFile,
     Json,
+    MaxDelta,
+    MaxEpsilon,
     PolicyFile,
     Quiet,
     RecordFile,
@@ -27,6 +29,8 @@ from trainer.cli.verify import verify
 from trainer.errors import ErrorCode, UsageError
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from trainer.attestation.checks import Check
 
 
@@ -54,6 +58,8 @@ def seal(
     output: Annotated[Path, typer.Option("--output", "-o", help="The sealed dataset.")],
     job: JobFile = None,
     grant: GrantFile = None,
+    max_epsilon: MaxEpsilon = None,
+    max_delta: MaxDelta = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -77,6 +83,7 @@ def seal(
             progress=lambda done, total: report.bytes_done("sealing", done, total),
             job=job,
             token=provider.read_grant(grant).grant.token if grant else None,
+            require=provider.privacy_demand(max_epsilon, max_delta),
         )
     provider.write_private(grant_file, made.model_dump_json().encode())
     summary = {
@@ -207,10 +214,11 @@ def open_(
         {
             "adapter_dir": str(opened.adapter),
             "checks": check_states(opened.checks),
+            **_privacy(opened.statement.privacy),
             "summary": opened.statement.metrics,
         },
         as_json=as_json,
-        show=("adapter_dir",),
+        show=("adapter_dir", "privacy"),
     )
 
 
@@ -223,6 +231,8 @@ def submit(
     identity: IdentityFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the result; must not exist.")],
     job: JobFile = None,
+    max_epsilon: MaxEpsilon = None,
+    max_delta: MaxDelta = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -240,6 +250,7 @@ def submit(
         cache=cache_directory(),
         nonces=nonces_file(),
         job=job,
+        require=provider.privacy_demand(max_epsilon, max_delta),
     )
     with Report(quiet=quiet) as report:
         submitted = run(submission, report)
@@ -257,13 +268,22 @@ def submit(
             "receipt": {
                 "job_spec_sha256": result.statement.predicate.buildDefinition.externalParameters.jobSpecSha256
             },
+            **_privacy(result.statement.privacy),
             "summary": dict(result.statement.metrics),
             "seconds": dict(submitted.seconds),
             "deletion": submitted.deletion.predicate.model_dump(mode="json") if submitted.deletion else None,
         },
         as_json=as_json,
-        show=("adapter_dir",),
+        show=("adapter_dir", "privacy"),
     )
+
+
+def _privacy(found: JsonValue) -> dict[str, object]:
+    """One line from the receipt, where it speaks of the weights' privacy."""
+    differential = found.get("differential") if isinstance(found, dict) else None
+    if not isinstance(differential, dict):
+        return {}
+    return {"privacy": f"ε = {differential.get('epsilon')} at δ = {differential.get('delta')} for each row"}
 
 
 def check_states(checks: tuple[Check, ...]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from trainer.attestation.checks import Check, CheckState
 from trainer.encoding import canonical_json, sha256_hex
-from trainer.receipt.statement import Statement, recipient_fingerprint
+from trainer.receipt.statement import Outcome, Statement, recipient_fingerprint
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Expected:
 
     `files` maps every file of the opened result, but the receipt and its evidence, to its SHA-256. `recipients`
     are the grant's (or, where the grant is not at hand, the provider's own, and `exact` is False).
-    `manifest_sha256` is None where the provider no longer has it.
+    `manifest_sha256` is None where the provider no longer has it, `max_epsilon` and `max_delta` where
+    it demanded none.
     """
 
     job_spec_sha256: str
@@ -25,6 +26,8 @@ class Expected:
     recipients: frozenset[str]
     exact: bool
     manifest_sha256: str | None
+    max_epsilon: float | None = None
+    max_delta: float | None = None
 
 
 def appraise_statement(statement: Statement, expected: Expected, *, first: int = 1) -> tuple[Check, ...]:
@@ -34,7 +37,8 @@ def appraise_statement(statement: Statement, expected: Expected, *, first: int =
     2. `receipt-job-spec`: the spec inside has the digest it states, and it is the attested one;
     3. `receipt-app`: built by the app whose compose hash was attested;
     4. `receipt-dataset`: trained on the dataset that was sealed;
-    5. `receipt-recipients`: sealed to the recipients that were granted, and nobody else.
+    5. `receipt-recipients`: sealed to the recipients that were granted, and nobody else;
+    6. `receipt-privacy`, where the grant demands it: the privacy spent on the weights is within its budget.
     """
     checks = (
         _files(statement, expected),
@@ -42,6 +46,7 @@ def appraise_statement(statement: Statement, expected: Expected, *, first: int =
         _app(statement, expected),
         _dataset(statement, expected),
         _recipients(statement, expected),
+        *_privacy(statement, expected),
     )
     return tuple(_numbered(check, first + index) for index, check in enumerate(checks))
 
@@ -88,6 +93,22 @@ def _dataset(statement: Statement, expected: Expected) -> Check:
     if expected.manifest_sha256 is None:
         return Check(0, code, title, CheckState.NOT_DEMANDED, None, found, "no grant at hand to compare with")
     return _check(code, title, expected.manifest_sha256, found, holds=found == expected.manifest_sha256)
+
+
+def _privacy(statement: Statement, expected: Expected) -> tuple[Check, ...]:
+    """Nothing to check where no budget was demanded, and where there are no weights."""
+    if expected.max_epsilon is None or expected.max_delta is None or statement.outcome is not Outcome.SUCCEEDED:
+        return ()
+    found = statement.privacy.get("differential") if isinstance(statement.privacy, dict) else None
+    numbers = [found.get(name) if isinstance(found, dict) else None for name in ("epsilon", "delta")]
+    limits = (expected.max_epsilon, expected.max_delta)
+    holds = all(
+        isinstance(number, int | float) and not isinstance(number, bool) and number <= limit
+        for number, limit in zip(numbers, limits, strict=True)
+    )
+    title = "differentially private within the budget demanded"
+    texts = [f"ε {one} at δ {other}" for one, other in (limits, numbers)]
+    return (_check("receipt-privacy", title, *texts, holds=holds),)
 
 
 def _recipients(statement: Statement, expected: Expected) -> Check:

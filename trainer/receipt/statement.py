@@ -8,7 +8,7 @@
 | `buildDefinition.resolvedDependencies` | each file of the base model, the dataset's manifest |
 | `runDetails.builder` | compose hash of the measured app, versions of the libraries |
 | `runDetails.metadata` | start and end, UTC |
-| `runDetails.byproducts` | outcome and metrics |
+| `runDetails.byproducts` | outcome, metrics, privacy of the weights; of a failure its code |
 """
 
 from __future__ import annotations
@@ -138,6 +138,11 @@ class Statement(Strict):
         metrics = self.predicate.runDetails.byproducts[0].annotations.get("metrics")
         return metrics if isinstance(metrics, dict) else {}
 
+    @property
+    def privacy(self) -> JsonValue:
+        """What is known of the privacy of the weights: ε and δ, and tests of what they memorised."""
+        return self.predicate.runDetails.byproducts[0].annotations.get("privacy")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -157,6 +162,7 @@ class Run:
     finished_at: UnixTime
     outcome: Outcome
     metrics: Mapping[str, JsonValue]
+    error: ErrorCode | None = None
 
 
 def recipient_fingerprint(recipient: str) -> str:
@@ -206,10 +212,18 @@ def _run_details(run: Run) -> dict[str, JsonValue]:
             "version": dict(run.software),
         },
         "metadata": {"startedOn": _timestamp(run.started_at), "finishedOn": _timestamp(run.finished_at)},
-        "byproducts": [
-            {"name": "outcome", "annotations": {"outcome": run.outcome.value, "metrics": dict(run.metrics)}}
-        ],
+        "byproducts": [{"name": "outcome", "annotations": {**_ending(run), "metrics": dict(run.metrics)}}],
     }
+
+
+def _ending(run: Run) -> dict[str, JsonValue]:
+    """How it ended: of a failure also its code, and what is known of the weights' privacy beside."""
+    ending: dict[str, JsonValue] = {"outcome": run.outcome.value}
+    if run.error is not None:
+        ending["error"] = run.error.value
+    if run.metrics.get("privacy") is not None:
+        ending["privacy"] = run.metrics["privacy"]
+    return ending
 
 
 def _timestamp(seconds: int) -> str:

@@ -51,6 +51,19 @@ class Allow(Strict):
     private_progress: bool = True
 
 
+class PrivacyDemand(Strict):
+    """The provider takes no weights but differentially private ones, within this budget for each row."""
+
+    max_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    max_delta: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Require(Strict):
+    """What the provider demands of the job beyond its spec; without it the job gives a failure report only."""
+
+    privacy: PrivacyDemand
+
+
 class Grant(Strict):
     """The provider's word to one job. It comes from inside the sealed bundle and from nowhere else."""
 
@@ -62,6 +75,7 @@ class Grant(Strict):
     token: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """32 random bytes in hex: who shows them may watch private progress."""
     allow: Allow = Allow()
+    require: Require | None = None
 
     @field_validator("recipients")
     @classmethod
@@ -80,8 +94,8 @@ class Grant(Strict):
         return tuple(parse_recipient(text) for text in self.recipients)
 
     def canonical(self) -> bytes:
-        """RFC 8785 bytes: the content of `grant.json`."""
-        return canonical_json(self.model_dump(mode="json"))
+        """RFC 8785 bytes: the content of `grant.json`; what is not demanded is left out."""
+        return canonical_json(self.model_dump(mode="json", exclude_none=True))
 
 
 def _data_name(name: str) -> str:

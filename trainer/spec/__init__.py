@@ -11,7 +11,7 @@ from trainer.spec.lora import LoraSection
 from trainer.spec.model import MODEL_FILE_SUFFIXES, Dtype, ModelSection
 from trainer.spec.names import meant_key
 from trainer.spec.output import OutputSection
-from trainer.spec.privacy import PrivacySection
+from trainer.spec.privacy import REFERENCES, PrivacySection
 from trainer.spec.strict_yaml import parse_yaml
 from trainer.spec.tee import TeeSection
 from trainer.spec.train import Engine, TrainSection
@@ -19,6 +19,7 @@ from trainer.spec.train import Engine, TrainSection
 __all__ = [
     "MAX_SPEC_BYTES",
     "MODEL_FILE_SUFFIXES",
+    "REFERENCES",
     "ROW_COLUMNS",
     "DataSection",
     "Dtype",

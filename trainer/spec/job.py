@@ -17,7 +17,7 @@ from trainer.spec.lora import LoraSection
 from trainer.spec.model import ModelSection
 from trainer.spec.names import meant_key
 from trainer.spec.output import OutputSection
-from trainer.spec.privacy import PrivacySection
+from trainer.spec.privacy import PrivacySection, refusals
 from trainer.spec.strict_yaml import parse_yaml
 from trainer.spec.tee import TeeSection
 from trainer.spec.train import TrainSection
@@ -41,6 +41,12 @@ class JobSpec(Strict):
     @model_validator(mode="after")
     def _data_for_the_method(self) -> Self:
         check_method(self.train.method, self.data)
+        return self
+
+    @model_validator(mode="after")
+    def _private_as_stated(self) -> Self:
+        for refusal in refusals(self):
+            raise ValueError(refusal)
         return self
 
     def canonical(self) -> bytes:
@@ -89,7 +95,7 @@ def leaf_names() -> Iterator[str]:
 
 def _spec_error(error: ValidationError) -> UsageError:
     first = error.errors(include_url=False, include_context=False, include_input=True)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(str(part) for part in first["loc"]) or "document"
     if first["type"] == "extra_forbidden":
         meant = meant_key(where, [*leaf_names(), *JobSpec.model_fields])
         return UsageError(

@@ -80,6 +80,10 @@ _MEANT: Final[Mapping[str, str]] = {
     "num_gpus": "train.num_processes",
     "world_size": "train.num_processes",
     "fsdp_config": "train.fsdp",
+    "epsilon": "privacy.target_epsilon",
+    "dp_epsilon": "privacy.target_epsilon",
+    "delta": "privacy.target_delta",
+    "per_sample_max_grad_norm": "privacy.max_grad_norm",
 }
 """What other fine-tuning tools call a key → what it is called here."""
 

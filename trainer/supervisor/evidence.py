@@ -24,6 +24,7 @@ _REPORTED_SOFTWARE: Final = (
     "accelerate",
     "safetensors",
     "unsloth",
+    "opacus",
     "cryptography",
 )
 
@@ -79,7 +80,9 @@ def software_versions() -> dict[str, str]:
     versions = {"confidential-trainer": __version__}
     for name in _REPORTED_SOFTWARE:
         try:
-            versions[name] = importlib.metadata.version(name)
+            version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+        if version:  # None, whatever its type says, where Landlock keeps the package's metadata from us
+            versions[name] = version
     return versions

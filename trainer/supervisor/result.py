@@ -24,6 +24,12 @@ from trainer.supervisor.workspace import Workspace
 from trainer.tee.evidence import collect
 from trainer.tee.guest_agent import GuestAgent
 
+HANDED_OVER: Final[Mapping[ErrorCode, str]] = {
+    ErrorCode.TRAINING_DIVERGED: "adapter",  # the last one that was sound
+    ErrorCode.RELEASE_WITHHELD: "report",  # what the weights memorised, and never the weights
+}
+"""What goes along with a failure beside its report; of any other failure nothing does."""
+
 
 @dataclass(frozen=True)
 class Signer:
@@ -77,7 +83,7 @@ def seal_ending(signer: Signer, bundle: OpenedBundle, ending: Ending, workspace:
 def _gather(ending: Ending, workspace: Workspace, *, include_logs: bool) -> Path:
     """The tree to seal: adapter/ and report/ on success, report/failure.json otherwise, and logs/.
 
-    An adapter that training had before it diverged goes along with the failure.
+    What `HANDED_OVER` names goes along with a failure.
     """
     tree = workspace.root / "result"
     tree.mkdir(mode=0o700)
@@ -86,11 +92,12 @@ def _gather(ending: Ending, workspace: Workspace, *, include_logs: bool) -> Path
             if (workspace.output / name).is_dir():
                 (workspace.output / name).rename(tree / name)
     else:
+        along = HANDED_OVER.get(ending.failure.code)
+        if along is not None and (workspace.output / along).is_dir():
+            (workspace.output / along).rename(tree / along)
         report = {**failure_report(ending.failure), "checkpoint_step": ending.checkpoint}
-        (tree / "report").mkdir(mode=0o700)
+        (tree / "report").mkdir(mode=0o700, exist_ok=True)
         (tree / "report" / "failure.json").write_bytes(canonical_json(report))
-        if ending.failure.code is ErrorCode.TRAINING_DIVERGED and (workspace.output / "adapter").is_dir():
-            (workspace.output / "adapter").rename(tree / "adapter")  # the last one that was sound
     if include_logs or ending.failure is not None:
         (tree / "logs").mkdir(mode=0o700)
         for log in (workspace.private_log, workspace.front_log):
@@ -171,4 +178,5 @@ def _run(signer: Signer, bundle: OpenedBundle, ending: Ending, tree: Path) -> Ru
         finished_at=ending.finished_at,
         outcome=Outcome.SUCCEEDED if ending.failure is None else Outcome.FAILED,
         metrics=ending.metrics,
+        error=None if ending.failure is None else ending.failure.code,
     )

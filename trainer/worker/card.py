@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from trainer.spec import JobSpec
+from trainer.worker.privacy.page import card_lines
 from trainer.worker.summary import Summary
 
 _PARTS: Final = ("lora", "data", "train")
@@ -49,12 +50,20 @@ def _body(summary: Summary, spec: JobSpec) -> Iterator[str]:
     yield from ("", "```python", "from peft import PeftModel", "from transformers import AutoModelForCausalLM", "")
     yield f"base = AutoModelForCausalLM.from_pretrained({json.dumps(name)})"
     yield 'model = PeftModel.from_pretrained(base, "adapter")'
-    yield from ("```", "", "## Result", "", *_table(_result(summary, spec)))
-    yield from ("", "## Data", "", "The rows themselves are private; these are counts over them.", "")
-    yield from _table({**summary.rows, **{f"tokens: {key}": value for key, value in summary.tokens.items()}})
+    yield "```"
+    if summary.privacy is not None:
+        yield from card_lines(summary.privacy)
+    if not spec.privacy.differential:  # a card goes where the weights go, and no noise covers these numbers
+        yield from _figures(summary, spec)
     yield from ("", "## Settings", "")
     yield from _table({"job spec (SHA-256)": spec.sha256(), **_settings(spec)})
     yield from ("", "## Environment", "", *_table(summary.environment))
+
+
+def _figures(summary: Summary, spec: JobSpec) -> Iterator[str]:
+    yield from ("", "## Result", "", *_table(_result(summary, spec)))
+    yield from ("", "## Data", "", "The rows themselves are private; these are counts over them.", "")
+    yield from _table({**summary.rows, **{f"tokens: {key}": value for key, value in summary.tokens.items()}})
 
 
 def _result(summary: Summary, spec: JobSpec) -> dict[str, object]:

@@ -10,7 +10,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -69,6 +70,7 @@ class _StateDocument(Strict):
     pairs: Annotated[tuple[float, ...], Field(max_length=_MAX_SUMS)]
     warnings: tuple[str, ...]
     samples: tuple[dict[str, str], ...]
+    draw: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
     resumed_at: tuple[_Step, ...]
 
 
@@ -80,14 +82,16 @@ class Kept:
         metrics: everything measured so far.
         samples: the prompts, with what the model answered before training.
         resumed_at: the steps behind which the run was gone on with.
+        draw: secret seed of the rows and canaries that the privacy audit drew, in hex; None where it draws none.
     """
 
     metrics: Sequence[Metrics]
     samples: Sequence[Sample]
     resumed_at: tuple[int, ...]
+    draw: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Resumption(Kept):
     """What a checkpoint holds; `resumed_at` ends with its own step."""
 
@@ -185,6 +189,7 @@ def write_state(folder: Path, parameters: Sequence[str], state: TrainState, kept
         pairs=state.pairs,
         warnings=state.warnings,
         samples=tuple(sample.as_dict() for sample in kept.samples),
+        draw=kept.draw,
         resumed_at=kept.resumed_at,
     )
     # Copied: one storage that two tensors share could not be written, and the file is read on a CPU first.
@@ -208,12 +213,30 @@ def read_state(folder: Path, trained: Mapping[str, Tensor]) -> Resumption:
     Raises:
         JobError: `CHECKPOINT_INVALID`: it is not of a run like this one.
     """
-    try:
+    with _fits_this_run():
         document = _StateDocument.model_validate_json((folder / STATE).read_bytes())
         tensors = load_file(folder / TENSORS)
         metrics = tuple(_metrics(line) for line in (folder / METRICS).read_bytes().splitlines())
         state = _state(document, tensors, trained)
         samples = tuple(Sample(**sample) for sample in document.samples)
+    resumed_at = (*document.resumed_at, document.step)
+    return Resumption(metrics, samples, resumed_at, document.draw, state=state)
+
+
+def read_draw(folder: Path) -> str | None:
+    """`Kept.draw` of a checkpoint: it is needed before there is a model.
+
+    Raises:
+        JobError: `CHECKPOINT_INVALID`.
+    """
+    with _fits_this_run():
+        return _StateDocument.model_validate_json((folder / STATE).read_bytes()).draw
+
+
+@contextmanager
+def _fits_this_run() -> Iterator[None]:
+    try:
+        yield
     except (OSError, SafetensorError, ValidationError, ValueError, TypeError, KeyError) as error:
         _log.exception("a checkpoint does not fit")
         raise JobError(
@@ -221,7 +244,6 @@ def read_state(folder: Path, trained: Mapping[str, Tensor]) -> Resumption:
             f"the checkpoint does not fit this run: {type(error).__name__}",
             hint="remove the checkpoints from the job's ciphertext directory to begin again",
         ) from None
-    return Resumption(metrics, samples, (*document.resumed_at, document.step), state)
 
 
 def _state(document: _StateDocument, tensors: dict[str, Tensor], trained: Mapping[str, Tensor]) -> TrainState:

@@ -212,7 +212,7 @@ class Training:
         """From this process's gradients to the state after the step; returns the norm of all, on the device."""
         summed = self._ranks.add_up(self._parameters, summed)
         self._rates.apply(self._optimizer, self._done + 1)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._section.max_grad_norm)
+        norm = self._clip()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if self._preference is not None:
@@ -221,6 +221,9 @@ class Training:
             meter.add(summed, trained=share.trained, inputs=share.inputs)
         self._done, self._random = self._done + 1, random_state(self._total.device)
         return norm
+
+    def _clip(self) -> Tensor:
+        return torch.nn.utils.clip_grad_norm_(self._parameters, self._section.max_grad_norm)
 
     def _tick(self) -> None:
         """Charge what has passed to training."""

@@ -74,7 +74,7 @@ class CausalLoss:
 
     def sum(self, batch: Batch) -> Tensor:
         """Loss summed over the trained tokens of a batch: float32 scalar on the device, with its graph."""
-        return self._each(batch).sum()
+        return self.each(batch).sum()
 
     def by_row(self, batch: Batch, *, together: int = 1) -> Tensor:
         """Loss summed over the trained tokens of each row: float32 [rows] on the device, with its graph.
@@ -83,13 +83,20 @@ class CausalLoss:
             batch: the rows.
             together: so many neighbours begin alike, as the answers to one prompt do.
         """
-        return batch.by_row(self._each(batch, together))
+        return batch.by_row(self.each(batch, together=together))
 
-    def _each(self, batch: Batch, together: int = 1) -> Tensor:
-        """Loss of each trained token: float32 [targets]."""
+    def each(self, batch: Batch, *, together: int = 1) -> Tensor:
+        """Loss of each trained token: float32 [targets] on the device, with its graph; see `by_row`."""
         if self._decoder is not None:
             return _fused(self._decoder, self._shared(batch, together))
-        return self._plain(batch)
+        with self._precision.context():
+            logits = _plain_logits(self._model, batch, self._pad_id, selects=self._selects)
+        return functional.cross_entropy(logits.float(), batch.targets, reduction="none")
+
+    @property
+    def coarse(self) -> bool:
+        """Whether products are computed in 16 bits."""
+        return self._precision.autocast or self._precision.weights is not torch.float32
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -122,11 +129,6 @@ class CausalLoss:
         if batch.ids.is_cuda or (self._noisy and self._model.training) or batch.segments.longest > SHORT:
             return batch
         return share(batch, together)
-
-    def _plain(self, batch: Batch) -> Tensor:
-        with self._precision.context():
-            logits = _plain_logits(self._model, batch, self._pad_id, selects=self._selects)
-        return functional.cross_entropy(logits.float(), batch.targets, reduction="none")
 
     def _selection_is_exact(self) -> bool:
         """Some models scale or cap their logits behind the head; compare once, on a few tokens, and see."""

@@ -116,5 +116,5 @@ class Meter:
         return float(self._sum.item()), self.trained, self.inputs
 
     def read(self, *, per: int | None = None) -> float:
-        """Loss per trained token, or by another divisor; waits for the device."""
-        return float(self._sum.item()) / (per or self.trained)
+        """Loss per trained token, 0 where there was none, or by another divisor; waits for the device."""
+        return float(self._sum.item()) / (per or max(self.trained, 1))

@@ -15,6 +15,7 @@ from typing import Final, Self
 from trainer.spec import JobSpec
 from trainer.worker.card import perplexity
 from trainer.worker.charts import Curve, Point, line_chart, smoothed
+from trainer.worker.privacy.page import Losses, privacy_section
 from trainer.worker.protocol import Message, Metrics
 from trainer.worker.samples import Sample
 from trainer.worker.summary import Summary
@@ -60,26 +61,37 @@ class Recorder:
 
 
 def write_report(
-    directory: Path, summary: Summary, metrics: Sequence[Metrics], spec: JobSpec, samples: Sequence[Sample] = ()
+    directory: Path,
+    summary: Summary,
+    metrics: Sequence[Metrics],
+    spec: JobSpec,
+    samples: Sequence[Sample] = (),
+    losses: Losses | None = None,
 ) -> None:
     """Write `summary.json`, `samples.json` and `report.html` into an existing directory."""
     document = summary.model_dump(mode="json")
     shown = [sample.as_dict() for sample in samples]
+    page = render_page(summary, metrics, spec, samples, losses)
     (directory / "summary.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     (directory / "samples.json").write_text(
         json.dumps(shown, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    (directory / "report.html").write_text(render_page(summary, metrics, spec, samples), encoding="utf-8")
+    (directory / "report.html").write_text(page, encoding="utf-8")
 
 
 def render_page(
-    summary: Summary, metrics: Sequence[Metrics], spec: JobSpec, samples: Sequence[Sample] = ()
+    summary: Summary,
+    metrics: Sequence[Metrics],
+    spec: JobSpec,
+    samples: Sequence[Sample] = (),
+    losses: Losses | None = None,
 ) -> str:
     """The page as one HTML document."""
     parts = (
         _headline(summary, spec),
         _warnings(summary.warnings),
         _charts(metrics),
+        privacy_section(summary.privacy, losses or {}),
         _samples(samples),
         "<div class=columns>",
         _table("Rows", summary.rows),

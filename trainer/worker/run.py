@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import platform
 import random
+import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from trainer.rows import Row
 from trainer.spec import DataSection, JobSpec
 from trainer.worker.adapter import save_adapter, save_start
 from trainer.worker.card import model_card
-from trainer.worker.checkpoint import Kept, Resumption, Saver, read_state
+from trainer.worker.checkpoint import Kept, Resumption, Saver, read_draw, read_state
 from trainer.worker.dataset import Dataset, build_dataset
 from trainer.worker.interruption import Interruption, Interrupts
 from trainer.worker.loop import Training
@@ -27,6 +29,9 @@ from trainer.worker.merged import save_merged
 from trainer.worker.model import Loader, Precision, check_model_dir, choose_precision, raise_if_out_of_memory
 from trainer.worker.packing import best_fit_decreasing
 from trainer.worker.preference import Preference, pairs_of
+from trainer.worker.privacy.audit import Audit, Probes, prepare
+from trainer.worker.privacy.findings import Privacy
+from trainer.worker.privacy.stages import conclude, private_training, require_engine
 from trainer.worker.progress import Outcome, TrainState
 from trainer.worker.protocol import Message, Order
 from trainer.worker.ranks import ALONE, Ranks
@@ -36,6 +41,27 @@ from trainer.worker.sharding import described, loading, shard
 from trainer.worker.stopwatch import Stopwatch
 from trainer.worker.summary import Summary, describe_lengths
 from trainer.worker.tokens import Tokens, load_tokens
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the stages of one run have in common."""
+
+    order: Order
+    loader: Loader
+    tokens: Tokens
+    data: Dataset
+    probes: Probes
+    draw: str | None
+    watch: Stopwatch
+    report: Callable[[Message], None]
+    interrupts: Interrupts
+    ranks: Ranks
+
+    @property
+    def spec(self) -> JobSpec:
+        """The order's."""
+        return self.order.spec
 
 
 def run(
@@ -66,82 +92,110 @@ def run(
         JobError: the model, the data or the training failed, each with its code.
     """
     spec = order.spec
+    require_engine(spec.privacy)
     _seed(spec.train.seed)
     with watch.part("tokenize"):
         check_model_dir(order.model_dir)
         tokens = load_tokens(order.model_dir, spec.data.chat_template)
         data = build_dataset(rows, tokens, spec.data, seed=spec.train.seed, method=spec.train.method)
+        draw = _draw(order)
+        drawn = random.Random(draw)  # noqa: S311 -- of 256 secret bits, and can be drawn again
+        data, probes = prepare(data, rows, tokens, (spec.privacy, spec.data), random=drawn)
     try:
-        return _train(order, loader, tokens, data, watch, report, interrupts or Interrupts(), ranks)
+        return _train(
+            _Run(order, loader, tokens, data, probes, draw, watch, report, interrupts or Interrupts(), ranks)
+        )
     except (RuntimeError, MemoryError) as error:
         raise_if_out_of_memory(error)
         raise
 
 
-def _train(
-    order: Order,
-    loader: Loader,
-    tokens: Tokens,
-    data: Dataset,
-    watch: Stopwatch,
-    report: Callable[[Message], None],
-    interrupts: Interrupts,
-    ranks: Ranks,
-) -> Summary:
-    spec = order.spec
+def _draw(order: Order) -> str | None:
+    """Secret seed of what the privacy audit draws: of a run that goes on, the one it began with."""
+    if not (order.spec.privacy.audit or order.spec.privacy.canaries):
+        return None
+    return secrets.token_hex(32) if order.resume_dir is None else read_draw(order.resume_dir)
+
+
+def _train(at: _Run) -> Summary:
+    order, spec, data, watch, ranks = at.order, at.spec, at.data, at.watch, at.ranks
     precision, warnings = choose_precision(spec)
     with watch.part("load"):
-        model = loader.load(order.model_dir, spec, loading(precision, ranks))
+        model = at.loader.load(order.model_dir, spec, loading(precision, ranks))
         shard(model, precision, ranks)
         _check_vocabulary(model, data)
         start = _start(model, order)
-        loss = _loss(model, precision, data, tokens, spec, fused=loader.name != "unsloth" and not ranks.sharded)
-    sampler = _sampler(model, tokens, precision, data, spec)
+        loss = _loss(model, precision, data, at.tokens, spec, fused=_may_fuse(at))
+    sampler = _sampler(model, at.tokens, precision, data, spec)
     earlier = _earlier(model, order)
     with watch.part("sample"):
         samples = earlier.samples if earlier else sampler.before()
+    audit = Audit(loss, at.probes, repetitions=spec.privacy.canary_repetitions, device=precision.device)
+    with _audited(spec, watch):
+        audit.before()
     resumed_at = earlier.resumed_at if earlier else ()
-    preference = _preference(data, loss, spec, precision, watch)
-    bins = pairs_of(len(data.train)) if preference else _bins(data, spec.data)
-    with Recorder(order.output_dir / "report", report, earlier.metrics if earlier else ()) as recorder:
-        kept = Kept(recorder.metrics, samples, resumed_at)
-        saver = Saver(order.output_dir, tuple(_trained(model)), kept, tell=report, interrupts=interrupts)
-        training = Training(
-            model,
-            loss,
-            data,
-            spec.train,
-            report=recorder,
-            bins=bins,
-            preference=preference,
-            ranks=ranks,
-            save=saver.save if ranks.rank == 0 else _leave,
-            interrupts=interrupts,
-        )
+    with Recorder(order.output_dir / "report", at.report, earlier.metrics if earlier else ()) as recorder:
+        kept = Kept(recorder.metrics, samples, resumed_at, at.draw)
+        saver = Saver(order.output_dir, tuple(_trained(model)), kept, tell=at.report, interrupts=at.interrupts)
+        training = _training(at, model, loss, precision, recorder, saver)
         if earlier:
             training.restore(earlier.state)
         with _saved_if_interrupted(training, saver):
-            try:
-                outcome = training.run()
-            except JobError:
-                if training.sound_step:
-                    save_adapter(model, spec.model, order.output_dir / "adapter", start=start)
-                raise
-            watch.put("train", outcome.train_seconds)
-            watch.put("eval", outcome.eval_seconds)
+            outcome = _outcome(training, model, at, start)
             with watch.part("sample"):
                 samples = sampler.after(samples)
-            if ranks.rank == 0:
+            with _audited(spec, watch):
+                privacy, withheld = conclude(spec.privacy, training, audit)
+            if withheld is None and ranks.rank == 0:
                 _save(model, order, start, watch)
-    environment = _environment(loader, precision, loss) | described(ranks)
-    summary = _summary(
-        outcome, data, watch, environment, (*data.warnings, *warnings, *outcome.warnings), resumed_at
-    )
+    environment = _environment(at.loader, precision, loss) | described(ranks)
+    told = (*data.warnings, *warnings, *outcome.warnings)
+    summary = _summary(outcome, data, watch, environment, told, privacy, resumed_at)
     if ranks.rank:
         return summary
-    write_report(order.output_dir / "report", summary, recorder.metrics, spec, samples)
+    write_report(order.output_dir / "report", summary, recorder.metrics, spec, samples, audit.losses)
+    if withheld is not None:
+        raise withheld
     (order.output_dir / "adapter" / "README.md").write_text(model_card(summary, spec), encoding="utf-8")
     return summary
+
+
+def _training(
+    at: _Run, model: Any, loss: CausalLoss, precision: Precision, recorder: Recorder, saver: Saver
+) -> Training:
+    spec, data = at.spec, at.data
+    if spec.privacy.differential:
+        return private_training(model, loss, data, spec, report=recorder, interrupts=at.interrupts)
+    preference = _preference(data, loss, spec, precision, at.watch)
+    return Training(
+        model,
+        loss,
+        data,
+        spec.train,
+        report=recorder,
+        bins=pairs_of(len(data.train)) if preference else _bins(data, spec.data),
+        preference=preference,
+        ranks=at.ranks,
+        save=saver.save if at.ranks.rank == 0 else _leave,
+        interrupts=at.interrupts,
+    )
+
+
+def _outcome(training: Training, model: Any, at: _Run, start: Path | None) -> Outcome:
+    """Train; of a run that diverges, the last sound adapter is kept."""
+    try:
+        outcome = training.run()
+    except JobError:
+        if training.sound_step:
+            save_adapter(model, at.spec.model, at.order.output_dir / "adapter", start=start)
+        raise
+    at.watch.put("train", outcome.train_seconds)
+    at.watch.put("eval", outcome.eval_seconds)
+    return outcome
+
+
+def _audited(spec: JobSpec, watch: Stopwatch) -> AbstractContextManager[None]:
+    return watch.part("audit") if spec.privacy.asked else nullcontext()
 
 
 def _save(model: Any, order: Order, start: Path | None, watch: Stopwatch) -> None:
@@ -230,6 +284,14 @@ def _preference(
         return Preference(data, loss, spec.train, reference=reference, device=precision.device)
 
 
+def _may_fuse(at: _Run) -> bool:
+    """Whether the quick forward pass may be taken: it reads weights and calls no modules of the model.
+
+    An engine has kernels of its own in there, FSDP gathers layers, and gradients of single rows are taken there.
+    """
+    return at.loader.name != "unsloth" and not at.ranks.sharded and not at.spec.privacy.differential
+
+
 def _bins(data: Dataset, section: DataSection) -> list[list[int]] | None:
     if not section.packing:
         return None
@@ -269,6 +331,7 @@ def _summary(
     watch: Stopwatch,
     environment: dict[str, str],
     warnings: tuple[str, ...],
+    privacy: Privacy | None,
     resumed_at: tuple[int, ...],
 ) -> Summary:
     return Summary(
@@ -285,4 +348,5 @@ def _summary(
         environment=environment,
         warnings=warnings,
         resumed_at=resumed_at,
+        privacy=privacy,
     )

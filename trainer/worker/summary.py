@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from trainer.models import Strict
 from trainer.worker.encode import Example
+from trainer.worker.privacy.findings import Privacy
 
 
 class Summary(Strict):
@@ -15,6 +16,7 @@ class Summary(Strict):
     pairs, and `pairs` holds what else the last evaluation measured: `eval_rewards_accuracies` and the like. `rows`
     counts `train`, `eval`, `dropped` and `truncated`; `tokens` describes the examples (see `describe_lengths`);
     `seconds` names the parts of the run. `resumed_at`: the steps behind which an interrupted run was gone on with.
+    `privacy` is there where the job spec asks for some.
     """
 
     eval_loss_before: float | None
@@ -30,6 +32,7 @@ class Summary(Strict):
     environment: dict[str, str]
     warnings: tuple[str, ...]
     resumed_at: tuple[int, ...] = ()
+    privacy: Privacy | None = None
 
 
 def describe_lengths(examples: Sequence[Example]) -> dict[str, int]:

@@ -1,0 +1,94 @@
+"""The grant's demand for differentially private weights, before training and after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import JsonValue
+
+from tests.supervisor.test_result_tree import SHM
+from trainer.errors import ErrorCode, JobError, UsageError
+from trainer.provider import privacy_demand
+from trainer.sealing.age import generate_identity
+from trainer.sealing.bundle import Grant
+from trainer.spec import JobSpec, parse_job_spec
+from trainer.supervisor.demands import require_kept, require_promised
+from trainer.supervisor.result import Ending, _gather
+from trainer.supervisor.workspace import filesystem_type, open_workspace
+
+BASE = f"""\
+version: 1
+model: {{model_name_or_path: ./m, model_file_sha256: {{config.json: {"a" * 64}, model.safetensors: {"b" * 64}}}}}
+data: {{split_turns: never}}
+train: {{engine: transformers}}
+"""
+
+
+def spec(privacy: str) -> JobSpec:
+    return parse_job_spec(f"{BASE}privacy: {privacy}\n".encode())
+
+
+def grant(*, demands: bool = True) -> Grant:
+    return Grant(
+        version=1, job_spec_sha256="0" * 64, recipients=(str(generate_identity(hybrid=False).recipient()),),
+        expires_at=1, token="0" * 64, require=privacy_demand(3.0, 1e-5) if demands else None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("privacy", "holds"),
+    [
+        ("{target_epsilon: 3.0, target_delta: 1e-5}", True),
+        ("{noise_multiplier: 1.0, target_delta: 1e-6}", True),
+        ("{target_epsilon: 3.1, target_delta: 1e-5}", False),
+        ("{target_epsilon: 3.0, target_delta: 2e-5}", False),
+        ("{}", False),
+    ],
+)
+def test_a_spec_that_promises_less_is_refused_before_training(privacy: str, holds: bool) -> None:
+    require_promised(grant(demands=False), spec(privacy))
+    if holds:
+        require_promised(grant(), spec(privacy))
+        return
+    with pytest.raises(JobError) as error:
+        require_promised(grant(), spec(privacy))
+    assert error.value.code is ErrorCode.PRIVACY_NOT_MET
+
+
+@pytest.mark.parametrize(
+    "privacy",
+    [None, {}, {"differential": None}, {"differential": {"epsilon": 3.01, "delta": 1e-5}},
+     {"differential": {"epsilon": 2.0, "delta": 2e-5}}, {"differential": {"epsilon": "2", "delta": 1e-5}}],
+)  # fmt: skip
+def test_what_was_not_kept_or_not_said_is_refused_after_training(privacy: JsonValue) -> None:
+    require_kept(grant(demands=False), {"privacy": privacy})
+    require_kept(grant(), {"privacy": {"differential": {"epsilon": 3.0, "delta": 1e-5}}})
+    with pytest.raises(JobError) as error:
+        require_kept(grant(), {"privacy": privacy})
+    assert error.value.code is ErrorCode.PRIVACY_NOT_MET
+
+
+def test_a_demand_is_in_the_grants_bytes_and_only_then() -> None:
+    assert b'"require":{"privacy":{"max_delta":0.00001,"max_epsilon":3}}' in grant().canonical()
+    assert b"require" not in grant(demands=False).canonical()
+
+
+def test_half_a_demand_is_refused() -> None:
+    assert privacy_demand(None, None) is None
+    for epsilon, delta in ((1.0, None), (None, 0.1), (-1.0, 0.1), (1.0, 1.0)):
+        with pytest.raises(UsageError):
+            privacy_demand(epsilon, delta)
+
+
+@pytest.mark.skipif(filesystem_type(SHM) != "tmpfs", reason="no tmpfs at /dev/shm")
+def test_withheld_weights_stay_behind_and_their_report_goes_along() -> None:
+    with open_workspace(SHM) as workspace:
+        for name in ("adapter/adapter_model.safetensors", "merged/model.safetensors", "report/report.html"):
+            file: Path = workspace.output / name
+            file.parent.mkdir(parents=True)
+            file.write_bytes(b"x")
+        tree = _gather(Ending(1, 2, {}, JobError(ErrorCode.RELEASE_WITHHELD, "no")), workspace, include_logs=False)
+        names = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
+    assert names >= {"report/report.html", "report/failure.json"}
+    assert not any("safetensors" in name for name in names)
