@@ -138,7 +138,7 @@ def train_ours(order: dict[str, Any]) -> dict[str, Any]:
             seen.append(message.values)
 
     loop = Training(
-        model, loss, data, section, report=report, bins=pairs_of(len(examples)), preference=preference,
+        model, loss, data, section, report=report, bins=pairs_of(len(examples)), method=preference,
         clock=lambda: training_contender.clock(order),
     )  # fmt: skip
     units, size = list(range(len(order["pairs"]))), order["batch"]

@@ -62,7 +62,7 @@ def make_training(kind: str) -> Training:
     if kind == "pairs":
         bins = pairs_of(len(EXAMPLES))
         preference = Preference(data, loss, section, reference=loss.unadapted, device=GPU)
-    return Training(model, loss, data, section, report=lambda _message: None, bins=bins, preference=preference)
+    return Training(model, loss, data, section, report=lambda _message: None, bins=bins, method=preference)
 
 
 def one_step(training: Training, ordered: Any, rows: slice, share: Any) -> None:

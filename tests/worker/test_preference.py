@@ -85,7 +85,7 @@ def made(
     loss = CausalLoss(model, CPU, pad_id=0, longest=64, fused=fused, checkpointing=settings.gradient_checkpointing)
     data = Dataset(TRAIN, held, RowCounts(8, len(held) // 2, 0, 0), ())
     preference = Preference(data, loss, settings, reference=getattr(loss, reference), device=CPU.device)
-    return Training(model, loss, data, settings, report=report, bins=pairs_of(len(TRAIN)), preference=preference)
+    return Training(model, loss, data, settings, report=report, bins=pairs_of(len(TRAIN)), method=preference)
 
 
 def textbook_logps(model: Any, examples: Sequence[Example]) -> torch.Tensor:
@@ -143,7 +143,7 @@ def test_loss_and_gradient_are_those_of_the_formula(tiny_model: Path, name: str,
     ordered, rows, share = next(training._steps())
     for budget in (10_000, 60, 1):  # whole, in pieces, each pair alone
         training._budget = budget
-        found = training._gradients(ordered, rows, share)
+        found = training._method.gradients(ordered, rows, share, training._budget)
         got = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
         assert found.item() == pytest.approx(expected.item(), rel=1e-5)
         assert float((got - wanted).norm()) <= 1e-5 * float(wanted.norm())
@@ -168,8 +168,8 @@ def test_the_reference_is_the_base_model_whatever_the_adapter_starts_from(
     model.train()
     changed = str(lora.get("init_lora_weights")) in ("pissa", "olora")
     training = made(model, section(), fused=fused, reference="evaluating" if changed else "unadapted")
-    assert training._preference is not None
-    torch.testing.assert_close(training._preference._reference.double(), wanted, rtol=1e-5, atol=1e-4)
+    assert isinstance(training._method, Preference)
+    torch.testing.assert_close(training._method._reference.double(), wanted, rtol=1e-5, atol=1e-4)
     assert model.training
     assert any(parameter.requires_grad for parameter in model.parameters())
     if changed:  # the other way would not do
@@ -247,9 +247,7 @@ def test_training_widens_the_margin_on_pairs_that_were_held_out(tiny_model: Path
     data = Dataset(tuple(rows[:64]), tuple(rows[64:]), RowCounts(32, 8, 0, 0), ())
     preference = Preference(data, loss, settings, reference=loss.unadapted, device=CPU.device)
     seen: list[Message] = []
-    outcome = Training(
-        model, loss, data, settings, report=seen.append, bins=pairs_of(64), preference=preference
-    ).run()
+    outcome = Training(model, loss, data, settings, report=seen.append, bins=pairs_of(64), method=preference).run()
     margins = values_of(seen, "eval_rewards_margins")
     assert list(margins) == [0, 10, 20, 30]
     assert margins[0] == pytest.approx(0.0, abs=1e-5)
@@ -272,9 +270,9 @@ def test_logged_values_are_means_over_all_pairs_since_the_last_log(tiny_model: P
     training = made(model, settings, seen.append)
     disturb(model, 0.05)
     outcome = training.run()
-    assert training._preference is not None
-    reference = training._preference._reference
-    policy = log_probabilities(TRAIN, training._loss, pairs=8, device=CPU.device).detach()
+    assert isinstance(training._method, Preference)
+    reference = training._method._reference
+    policy = log_probabilities(TRAIN, training._method._loss, pairs=8, device=CPU.device).detach()
     batches = [pair for units in training._plan.steps() for pair in units]
     rewards = BETA * (policy - reference)
     for name, side in (("rewards_chosen", 0), ("rewards_rejected", 1)):
@@ -350,8 +348,8 @@ def test_what_is_logged_behind_a_state_is_what_would_have_been_logged(tiny_model
 
 def test_a_run_that_goes_on_from_its_end_still_measures(tiny_model: Path) -> None:
     training = made(adapted(tiny_model, effect=0.1), section())
-    assert training._evaluation.extra == {}
-    assert training._evaluation.measured()["eval_rewards_margins"] != 0.0
+    assert training._method.evaluation.extra == {}
+    assert training._method.evaluation.measured()["eval_rewards_margins"] != 0.0
 
 
 def test_with_the_best_adapter_come_its_own_measurements(tiny_model: Path) -> None:
@@ -379,7 +377,8 @@ class NothingWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def test_a_step_reads_nothing_back_from_the_device(tiny_model: Path) -> None:
     training = made(adapted(tiny_model), section(max_steps=3), held=())
-    training._loss._shared = lambda batch, together: batch  # type: ignore[method-assign]  # a CPU's business only
+    assert isinstance(training._method, Preference)
+    training._method._loss._shared = lambda batch, together: batch  # type: ignore[method-assign]  # a CPU's own
     ordered, rows, share = next(training._steps())
     with NothingWaits():  # type: ignore[no-untyped-call]
         norm = training._update(training._gradients_that_fit(ordered, rows, share), share)

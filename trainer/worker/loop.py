@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from trainer.spec import TrainSection
-from trainer.worker.batches import Plan, cut, in_order, token_budget
+from trainer.worker.batches import Plan, in_order, token_budget
 from trainer.worker.dataset import Dataset
 from trainer.worker.evaluation import Evaluation
 from trainer.worker.interruption import Interrupts
 from trainer.worker.loss import CausalLoss
+from trainer.worker.method import Method, Supervised
 from trainer.worker.model import is_out_of_memory
 from trainer.worker.optimization import LearningRate, make_optimizer
 from trainer.worker.patience import Patience
-from trainer.worker.preference import Preference
 from trainer.worker.progress import Meter, Outcome, TrainState, random_state, restore_random
 from trainer.worker.protocol import Message, Metrics, Progress
 from trainer.worker.ranks import ALONE, Ranks, Share
@@ -43,12 +43,12 @@ class Training:
 
     Args:
         model: PEFT model; only its adapter is trained.
-        loss: loss of that model.
+        loss: loss of that model; for the held-out rows, and what is learned by where no other method is given.
         data: examples.
         section: the optimizer's schedule.
         report: gets `Progress` after each step and `Metrics` where they are due.
         bins: which rows share a unit of the batch size; None where each is a unit of its own.
-        preference: the method `dpo`; then `bins` are the pairs.
+        method: what is learned by; None: every trained token alike.
         ranks: which of several processes this is; all of them must do the same at the same time.
         save: gets the state where it is due.
         interrupts: holds signals back where half of something must not be seen.
@@ -64,18 +64,16 @@ class Training:
         *,
         report: Report,
         bins: list[list[int]] | None = None,
-        preference: Preference | None = None,
+        method: Method | None = None,
         ranks: Ranks = ALONE,
         save: Save = lambda _state: None,
         interrupts: Interrupts | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._model = model
-        self._loss = loss
         self._section = section
         self._report = report
         self._clock = clock
-        self._preference = preference
         self._save = save
         self._interrupts = interrupts or Interrupts()
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -87,8 +85,10 @@ class Training:
         sizes = [sum(self._store.lengths[row] for row in unit) for unit in self._units]
         self._plan = Plan(sizes, section, ranks.size)
         self._budget = token_budget(max(sizes) * section.per_device_train_batch_size, device)
-        eval_rows, held = section.per_device_eval_batch_size, preference.evaluation if preference else None
-        self._evaluation = held or Evaluation(data.evaluation, loss, rows=eval_rows, device=device, ranks=ranks)
+        eval_rows = section.per_device_eval_batch_size
+        self._method: Method = method or Supervised(
+            loss, Evaluation(data.evaluation, loss, rows=eval_rows, device=device, ranks=ranks)
+        )
         self._rates = LearningRate(section, self._plan.total_steps)
         self._optimizer = make_optimizer(self._parameters, section)
         self._total = Meter(device)
@@ -119,13 +119,13 @@ class Training:
         return Outcome(
             eval_loss_before=self._before,
             eval_loss_after=self._take_best(after),
-            train_loss=self._total.read(per=self._done if self._preference is not None else None),
+            train_loss=self._method.mean_loss(self._total, self._done),
             steps=self._done,
             trained_tokens=self._total.trained,
             input_tokens=self._total.inputs,
             train_seconds=self._train_seconds,
             eval_seconds=self._eval_seconds,
-            pairs=self._evaluation.measured(),
+            pairs=self._method.evaluation.measured(),
             warnings=tuple(self._warnings),
         )
 
@@ -153,7 +153,7 @@ class Training:
             before=self._before,
             train_seconds=self._train_seconds,
             eval_seconds=self._eval_seconds,
-            pairs=self._preference.state() if self._preference is not None else (),
+            pairs=self._method.state(),
             warnings=tuple(self._warnings),
         )
 
@@ -177,8 +177,7 @@ class Training:
         self._patience.best, self._patience.last = state.best, state.last
         self._warnings = list(state.warnings)
         self._sound.keep(state.step)
-        if self._preference is not None:
-            self._preference.restore(state.pairs)
+        self._method.restore(state.pairs)
 
     def _train(self) -> None:
         """All optimizer steps that are left, and what is due behind them."""
@@ -215,8 +214,7 @@ class Training:
         norm = self._clip()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        if self._preference is not None:
-            self._preference.count()
+        self._method.count()
         for meter in (self._recent, self._total):
             meter.add(summed, trained=share.trained, inputs=share.inputs)
         self._done, self._random = self._done + 1, random_state(self._total.device)
@@ -252,7 +250,7 @@ class Training:
             return last
         self._replaced = self._copy()
         put(self._parameters, best.adapter)
-        self._evaluation.extra.clear()  # it is of another adapter
+        self._method.evaluation.extra.clear()  # it is of another adapter
         self._warn(f"the adapter is that of step {best.step}, where the held-out loss was lowest")
         return best.loss
 
@@ -261,7 +259,7 @@ class Training:
 
     def _share(self, step: Sequence[int]) -> Share:
         lengths, units = self._store.lengths, [self._units[unit] for unit in step]
-        rows = in_order(units, lengths, whole=self._preference is not None)
+        rows = in_order(units, lengths, whole=self._method.whole)
         return self._ranks.share(rows, lengths, self._store.counts, self._passes)
 
     def _gradients_that_fit(self, ordered: Ordered, rows: slice, share: Share) -> Tensor:
@@ -272,7 +270,7 @@ class Training:
         while True:
             try:
                 self._ranks.draw_apart(self._section.seed, self._done + 1)
-                return self._gradients(ordered, rows, share)
+                return self._method.gradients(ordered, rows, share, self._budget)
             except (RuntimeError, MemoryError) as error:
                 hopeless = self._ranks.sharded or self._budget <= max(ordered.lengths[rows])
                 if hopeless or not is_out_of_memory(error):
@@ -280,19 +278,8 @@ class Training:
             self._shrink()
             restore_random(self._random)
 
-    def _gradients(self, ordered: Ordered, rows: slice, share: Share) -> Tensor:
-        """Each trained token weighs the same: the divisor is their number in the whole step, on all processes."""
-        if self._preference is not None:
-            return self._preference.gradients(ordered, rows, self._budget)
-        total = torch.zeros((), dtype=torch.float64, device=self._total.device)
-        for part, weight in share.runs(cut(ordered.lengths[rows], self._budget, self._loss.cost)):
-            summed = self._loss.sum(ordered.batch(slice(rows.start + part.start, rows.start + part.stop)))
-            (summed * weight / share.trained).backward()  # type: ignore[no-untyped-call]
-            total += summed.detach() * weight
-        return total
-
     def _passes(self, lengths: Sequence[int]) -> int:
-        return len(cut(lengths, self._budget, self._loss.cost))
+        return self._method.passes(lengths, self._budget)
 
     def _shrink(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
@@ -313,8 +300,7 @@ class Training:
     def _log(self, step: int, norm: Tensor) -> None:
         """Read the device's numbers: beside evaluations the one place in the loop that waits for it."""
         recent, self._recent = self._recent, Meter(self._total.device, since=self._train_seconds)
-        losses = {"loss": recent.read()} if self._preference is None else self._preference.read()
-        values = {**losses, "grad_norm": float(norm.item())}
+        values = {**self._method.read(recent), "grad_norm": float(norm.item())}
         self._sound.check(values, step)
         took = max(self._train_seconds - recent.since, 1e-9)
         values |= {
@@ -327,12 +313,12 @@ class Training:
 
     def _evaluate(self, step: int) -> float | None:
         started = self._clock()
-        loss = self._evaluation.loss()
+        loss = self._method.evaluation.loss()
         with self._interrupts.deferred():
             self._mark = self._clock()
             self._eval_seconds += self._mark - started
             if loss is not None:
-                values = {"eval_loss": loss, **self._evaluation.extra}
+                values = {"eval_loss": loss, **self._method.evaluation.extra}
                 self._sound.check(values, step)
                 self._report(Metrics(step=step, values=values))
                 self._patience.see(loss, step)

@@ -22,6 +22,8 @@ from trainer.worker.dataset import Dataset
 from trainer.worker.encode import Example
 from trainer.worker.loss import CausalLoss
 from trainer.worker.preference_loss import MEASURED, Pairs, Whole, measure, part_of_loss
+from trainer.worker.progress import Meter
+from trainer.worker.ranks import Share
 from trainer.worker.store import SECTION_TOKENS, Ordered, TokenStore
 
 Reference = Callable[[], AbstractContextManager[None]]
@@ -29,7 +31,7 @@ Reference = Callable[[], AbstractContextManager[None]]
 
 
 class Preference:
-    """The method `dpo`: what a run does differently.
+    """The method `dpo`.
 
     It computes the reference's log-probabilities when it is made, so it must be made while the adapter is fresh.
 
@@ -44,6 +46,8 @@ class Preference:
     Attributes:
         evaluation: of the held-out pairs.
     """
+
+    whole = True
 
     def __init__(
         self, data: Dataset, loss: CausalLoss, section: TrainSection, *, reference: Reference, device: torch.device
@@ -60,17 +64,12 @@ class Preference:
         self._recent_pairs = 0
         self._latest = _nothing(device), 0
 
-    def gradients(self, ordered: Ordered, rows: slice, budget: int) -> Tensor:
-        """Gradients of one optimizer step: of the mean over its pairs.
+    def passes(self, lengths: Sequence[int], budget: int) -> int:
+        """See `Method`."""
+        return len(cut(lengths, budget, self._loss.cost, together=2))
 
-        Args:
-            ordered: rows on the device.
-            rows: which of them are the step's.
-            budget: tokens that go through the model at once; a pair that has more is alone.
-
-        Returns:
-            That mean, float64, on the device.
-        """
+    def gradients(self, ordered: Ordered, rows: slice, _share: Share, budget: int) -> Tensor:
+        """See `Method`; returns the mean over the step's pairs, and makes its gradients."""
         whole = Whole.of_counts(ordered.counts[rows])
         sums = _nothing(self._recent.device)
         for part in cut(ordered.lengths[rows], budget, self._loss.cost, together=2):
@@ -83,7 +82,7 @@ class Preference:
         return sums[0] / whole.pairs
 
     def count(self) -> None:
-        """The step whose gradients were made last is done: from now on `read` and `state` have it."""
+        """See `Method`."""
         sums, pairs = self._latest
         self._recent += sums
         self._recent_pairs += pairs
@@ -98,11 +97,15 @@ class Preference:
         self._recent = torch.tensor(sums, dtype=torch.float64, device=self._recent.device)
         self._recent_pairs = int(pairs)
 
-    def read(self) -> dict[str, float]:
+    def read(self, _recent: Meter) -> dict[str, float]:
         """Means over the pairs of all steps since the last call; waits for the device."""
         values = _means(self._recent, self._recent_pairs)
         self._recent, self._recent_pairs = torch.zeros_like(self._recent), 0
         return values
+
+    def mean_loss(self, total: Meter, steps: int) -> float:
+        """Over the steps, of each the mean over its pairs."""
+        return total.read(per=steps)
 
 
 class PairEvaluation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import random
 import secrets
 from collections.abc import Callable, Iterator
@@ -11,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
-import transformers
 
 from trainer.errors import ErrorCode, JobError
 from trainer.rows import Row
@@ -30,7 +27,6 @@ from trainer.worker.model import Loader, Precision, check_model_dir, choose_prec
 from trainer.worker.packing import best_fit_decreasing
 from trainer.worker.preference import Preference, pairs_of
 from trainer.worker.privacy.audit import Audit, Probes, prepare
-from trainer.worker.privacy.findings import Privacy
 from trainer.worker.privacy.stages import conclude, private_training, require_engine
 from trainer.worker.progress import Outcome, TrainState
 from trainer.worker.protocol import Message, Order
@@ -39,7 +35,7 @@ from trainer.worker.report import Recorder, write_report
 from trainer.worker.samples import Sampler
 from trainer.worker.sharding import described, loading, shard
 from trainer.worker.stopwatch import Stopwatch
-from trainer.worker.summary import Summary, describe_lengths
+from trainer.worker.summary import Summary, environment_of, summarize
 from trainer.worker.tokens import Tokens, load_tokens
 
 
@@ -148,9 +144,9 @@ def _train(at: _Run) -> Summary:
                 privacy, withheld = conclude(spec.privacy, training, audit)
             if withheld is None and ranks.rank == 0:
                 _save(model, order, start, watch)
-    environment = _environment(at.loader, precision, loss) | described(ranks)
+    environment = environment_of(at.loader.name, precision, loss) | described(ranks)
     told = (*data.warnings, *warnings, *outcome.warnings)
-    summary = _summary(outcome, data, watch, environment, told, privacy, resumed_at)
+    summary = summarize(outcome, data, watch.read(), environment, told, privacy, resumed_at)
     if ranks.rank:
         return summary
     write_report(order.output_dir / "report", summary, recorder.metrics, spec, samples, audit.losses)
@@ -174,7 +170,7 @@ def _training(
         spec.train,
         report=recorder,
         bins=pairs_of(len(data.train)) if preference else _bins(data, spec.data),
-        preference=preference,
+        method=preference,
         ranks=at.ranks,
         save=saver.save if at.ranks.rank == 0 else _leave,
         interrupts=at.interrupts,
@@ -308,45 +304,3 @@ def _check_vocabulary(model: Any, data: Dataset) -> None:
             expected=f"token ids below {known}",
             found=largest,
         )
-
-
-def _environment(loader: Loader, precision: Precision, loss: CausalLoss) -> dict[str, str]:
-    gpu = precision.device.type == "cuda"
-    return {
-        "engine": loader.name,
-        "device": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
-        "weights": str(precision.weights).removeprefix("torch."),
-        "autocast": "bfloat16" if precision.autocast else "off",
-        "forward": loss.way,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-    }
-
-
-def _summary(
-    outcome: Outcome,
-    data: Dataset,
-    watch: Stopwatch,
-    environment: dict[str, str],
-    warnings: tuple[str, ...],
-    privacy: Privacy | None,
-    resumed_at: tuple[int, ...],
-) -> Summary:
-    return Summary(
-        eval_loss_before=outcome.eval_loss_before,
-        eval_loss_after=outcome.eval_loss_after,
-        train_loss=outcome.train_loss,
-        trained_tokens=outcome.trained_tokens,
-        input_tokens=outcome.input_tokens,
-        steps=outcome.steps,
-        pairs=outcome.pairs,
-        rows=data.rows.as_dict(),
-        tokens=describe_lengths((*data.train, *data.evaluation)),
-        seconds=watch.read(),
-        environment=environment,
-        warnings=warnings,
-        resumed_at=resumed_at,
-        privacy=privacy,
-    )

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 
+import peft
+import torch
+import transformers
+
 from trainer.models import Strict
+from trainer.worker.dataset import Dataset
 from trainer.worker.encode import Example
+from trainer.worker.loss import CausalLoss
+from trainer.worker.model import Precision
 from trainer.worker.privacy.findings import Privacy
+from trainer.worker.progress import Outcome
 
 
 class Summary(Strict):
@@ -47,3 +56,47 @@ def describe_lengths(examples: Sequence[Example]) -> dict[str, int]:
         "total": sum(lengths),
         "trained": sum(example.targets for example in examples),
     }
+
+
+def environment_of(engine: str, precision: Precision, loss: CausalLoss) -> dict[str, str]:
+    """What a run was made with, by name."""
+    gpu = precision.device.type == "cuda"
+    return {
+        "engine": engine,
+        "device": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
+        "weights": str(precision.weights).removeprefix("torch."),
+        "autocast": "bfloat16" if precision.autocast else "off",
+        "forward": loss.way,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+    }
+
+
+def summarize(
+    outcome: Outcome,
+    data: Dataset,
+    seconds: dict[str, float],
+    environment: dict[str, str],
+    warnings: tuple[str, ...],
+    privacy: Privacy | None,
+    resumed_at: tuple[int, ...],
+) -> Summary:
+    """All of it, at the end of a run."""
+    return Summary(
+        eval_loss_before=outcome.eval_loss_before,
+        eval_loss_after=outcome.eval_loss_after,
+        train_loss=outcome.train_loss,
+        trained_tokens=outcome.trained_tokens,
+        input_tokens=outcome.input_tokens,
+        steps=outcome.steps,
+        pairs=outcome.pairs,
+        rows=data.rows.as_dict(),
+        tokens=describe_lengths((*data.train, *data.evaluation)),
+        seconds=seconds,
+        environment=environment,
+        warnings=warnings,
+        resumed_at=resumed_at,
+        privacy=privacy,
+    )
