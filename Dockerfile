@@ -34,7 +34,7 @@ RUN /opt/trainer/bin/pip install --no-deps --no-build-isolation --no-index . \
 FROM ${BASE_IMAGE}
 ARG SOURCE_DATE_EPOCH=0
 # Accounts for the two children: `front` has the network and no plaintext, `worker` has plaintext and no network. A
-# container that lacks the capabilities to switch users, as in configs/docker-compose.yaml, runs all three as one.
+# container that lacks the capabilities to switch users, which configs/docker-compose.yaml gives, runs all as one.
 RUN groupadd --system --gid 901 front && groupadd --system --gid 902 worker \
     && useradd --system --uid 901 --gid 901 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin front \
     && useradd --system --uid 902 --gid 902 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin worker \

@@ -171,6 +171,7 @@ def test_the_operator_gets_no_way_in_through_the_deployment(compose: str) -> Non
     assert re.fullmatch(r"[a-z-]+@sha256:[0-9a-f]{64}", service["image"])
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
+    assert service["cap_add"] == ["CHOWN", "DAC_OVERRIDE", "KILL", "SETGID", "SETUID"], "what three users take"
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["restart"] == "no"
     assert service["volumes"] == ["/var/run/dstack.sock:/var/run/dstack.sock", "ciphertext:/var/lib/trainer"]

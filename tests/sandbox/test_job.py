@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.sandbox.conftest import SHM, skip_unless_possible
+from tests.sandbox.conftest import ROOT, SHM, skip_unless_possible
 from trainer.confinement import landlock
 from trainer.encoding import file_sha256
 from trainer.supervisor.plans import FRONT, WORKER
@@ -98,6 +98,13 @@ def write_spec(place: Path, tiny_model: Path, processes: int) -> Path:
     return spec
 
 
+def as_deployed() -> list[str]:
+    """Prefix of a command that runs it with the capabilities that the shipped compose file gives, and no more."""
+    compose = yaml.safe_load((ROOT / "configs" / "docker-compose.yaml").read_text())
+    added = ",".join(f"+{name.lower()}" for name in compose["services"]["trainer"]["cap_add"])
+    return ["setpriv", "--no-new-privs", "--bounding-set", f"-all,{added}"]
+
+
 def events(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.read_text().splitlines()]
 
@@ -141,6 +148,8 @@ def test_a_job_of_three_users(
     options = ["--guest-agent", agent, "--workspace", workspace]
     options += ["--spool" if by_files else "--ciphertext-dir", carried]
     command = [*open_python, "-m", "trainer", "run", str(spec), *map(str, options)]
+    if processes == 1:  # several need a network namespace, and so CAP_SYS_ADMIN as well
+        command = [*as_deployed(), *command]
     with out.open("wb") as stdout:
         job = subprocess.Popen(command, stdout=stdout, cwd="/", env=environment(place), umask=0o022)
     try:

@@ -154,7 +154,11 @@ def _can_be_handed_over(places: Places) -> bool:
 
 
 def _hand_over(places: Places) -> None:
-    """Give each account the directories that its process works in; new files below inherit the group."""
+    """Give each account the directories that its process works in; new files below inherit the group.
+
+    Modes first, while all of it is ours: on another user's directory they take CAP_FOWNER, on another group's
+    CAP_FSETID.
+    """
     workspace = places.workspace
     for folder, uid, mode in (
         (workspace.root, 0, 0o710),
@@ -163,10 +167,10 @@ def _hand_over(places: Places) -> None:
         (workspace.output, WORKER.uid, 0o700),
         (workspace.scratch, WORKER.uid, 0o700),
     ):
-        os.chown(folder, uid, WORKER.gid)
         folder.chmod(mode)
-    os.chown(places.ciphertext, -1, FRONT.gid)
+        os.chown(folder, uid, WORKER.gid)
     places.ciphertext.chmod(places.ciphertext.stat().st_mode | 0o2770)
+    os.chown(places.ciphertext, -1, FRONT.gid)
 
 
 def share_with_worker(folder: Path) -> None:

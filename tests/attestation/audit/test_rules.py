@@ -73,6 +73,7 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("shared-namespace", on_service(ipc="container:other")),
     ("shared-network", on_compose(networks={"n": {"name": "host", "external": True}})),
     ("capability", on_service(cap_add=["NET_ADMIN"])),
+    ("capability-users", on_service(cap_add=["SETUID"])),
     ("device", on_service(devices=["/dev/mem:/dev/mem"])),
     ("device", on_service(device_cgroup_rules=["a *:* rwm"])),
     ("unconfined", on_service(security_opt=["seccomp:unconfined"])),
@@ -249,7 +250,7 @@ def test_the_configuration_that_this_project_ships() -> None:
     assert audited.job_spec_sha256 is not None
     bare = audit_compose((configs / "docker-compose.yaml").read_bytes())
     assert bare.compose_sha256 is None
-    assert {each.code for each in bare.findings} == {"image-placeholder", "port-published"}
+    assert {each.code for each in bare.findings} == {"image-placeholder", "port-published", "capability-users"}
 
 
 COMPOSE_LINES = """\

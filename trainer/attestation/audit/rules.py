@@ -48,6 +48,12 @@ RULES: Final = (
     Rule("outside-text", HIGH, service.outside_text, "write everything into this one file"),
     Rule("shared-namespace", HIGH, service.shared_namespace, "remove it; publish the one port that is needed"),
     Rule("shared-network", HIGH, service.shared_network, "remove it; publish the one port that is needed"),
+    Rule(
+        "capability-users",
+        INFO,
+        service.capability_to_switch_users,
+        "expected: makes the job's processes three users, which then give it up",
+    ),
     Rule("capability", HIGH, service.capability, "remove it, and keep `cap_drop: [ALL]`"),
     Rule("device", HIGH, service.device, "remove it; GPUs are reserved under deploy.resources"),
     Rule("unconfined", HIGH, service.unconfined, "remove it, and keep `no-new-privileges:true`"),

@@ -17,6 +17,9 @@ _DIGEST: Final = re.compile(r"@sha256:([0-9a-f]{64})$")
 _CONTROL_ALL: Final = frozenset(
     {"ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_PTRACE", "SYS_RAWIO", "BPF", "DAC_READ_SEARCH"}
 )
+_SWITCH_USERS: Final = frozenset({"CHOWN", "DAC_OVERRIDE", "KILL", "SETGID", "SETUID"})
+"""What the job makes three users of its processes with; any container has them that drops none."""
+
 _NAMESPACES: Final = ("network_mode", "pid", "ipc", "uts", "cgroup", "userns_mode")
 _HOOKS: Final = ("post_start", "pre_stop")
 
@@ -105,10 +108,17 @@ def _capabilities(document: Document) -> Iterator[tuple[Node, str]]:
 
 
 def capability(document: Document) -> Hits:
-    """Capabilities beyond the default ones."""
+    """Capabilities beyond those that the job itself can use."""
     for node, name in _capabilities(document):
-        if name not in _CONTROL_ALL:
+        if name not in _CONTROL_ALL | _SWITCH_USERS:
             yield node, f"the capability {shown(name)} is added"
+
+
+def capability_to_switch_users(document: Document) -> Hits:
+    """Capabilities that the job gives up once its processes are users of their own."""
+    for node, name in _capabilities(document):
+        if name in _SWITCH_USERS:
+            yield node, f"the capability {name} is added"
 
 
 def capability_of_root(document: Document) -> Hits:
