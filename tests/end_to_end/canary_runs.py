@@ -204,15 +204,16 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
-    def seal(self, *, expires_in: int = 3600, to: Record | None = None) -> Path:
+    def seal(self, *, expires_in: int = 3600, to: Record | None = None, token: str | None = None) -> Path:
         """Seal the data files to the job; the tool's own look at the rows is left out, as an older one might."""
         identity_file, sealed = self.private / "identity", self.private / "dataset.age"
         recipient = steps.new_identity(identity_file)
         (self.identity,) = steps.read_identities(identity_file)
         files = steps.data_files([self.private / "data"])
         now = int(time.time())
-        grant = steps.new_grant((to or self.record).result, [recipient], now=now, seconds=expires_in)
-        manifest = seal_unchecked(files, (to or self.record).result, grant, sealed, now=now)
+        result = (to or self.record).result
+        grant = steps.new_grant(result, [recipient], now=now, seconds=expires_in, token=token)
+        manifest = seal_unchecked(files, result, grant, sealed, now=now)
         self.grant = GrantRecord(grant=grant, manifest_sha256=manifest.sha256(), rows=0)
         self.canaries.later += [str(self.identity), grant.token]
         return sealed

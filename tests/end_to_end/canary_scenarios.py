@@ -14,7 +14,7 @@ import tarfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow
 import pyarrow.parquet
@@ -141,6 +141,72 @@ def a_template_of_the_provider(run: Run) -> None:
     run.start(train=QUICK, data={"chat_template": template}, output={"include_logs": False})
     good_data(run)
     succeed(run)
+
+
+def preferences(run: Run) -> None:
+    run.start(train={**QUICK, "method": "dpo"}, output={"samples": 2, "sample_max_new_tokens": 8})
+    planted = run.canaries
+    rows: list[Row] = [
+        {"prompt": f"{n}: {planted.content}", "chosen": f"{planted.answer}.", "rejected": planted.bad}
+        for n in range(12)
+    ]  # fmt: skip
+    run.rows(rows, f"{planted.file}.jsonl")
+    succeed(run)
+
+
+def two_processes(run: Run) -> None:
+    if subprocess.run(["unshare", "--net", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no network namespace can be made here")
+    run.start(train={"max_steps": 2, "num_processes": 2, "per_device_train_batch_size": 2})
+    good_data(run)
+    succeed(run)
+
+
+def differentially_private(run: Run) -> None:
+    pytest.importorskip("opacus", reason="the extra `privacy` is not installed")
+    run.start(
+        train={"max_steps": 2, "engine": "transformers"},
+        data={"split_turns": "never"},
+        privacy={"target_epsilon": 8.0, "target_delta": 1e-3},
+    )
+    good_data(run)
+    succeed(run)
+
+
+def audited(run: Run) -> None:
+    run.start(train=QUICK, data={"test_split_size": 0.4}, privacy={"audit": True, "canaries": 4})
+    good_data(run)
+    succeed(run)
+
+
+def memorised_too_much(run: Run) -> None:
+    """Of 16 random texts some one always ranks above the middle: the gate is meant to close."""
+    run.start(train=QUICK, output=NO_SAMPLES, privacy={"canaries": 16, "max_exposure": 0.1})
+    good_data(run)
+    run.upload()
+    failed_with(run, "release-withheld")
+
+
+def broken_off_and_gone_on(run: Run) -> None:
+    """Checkpoints lie on the operator's disk, sealed; the second start opens one of them."""
+    told: dict[str, Any] = {"train": {"max_steps": 40, "save_steps": 2}, "output": NO_SAMPLES}
+    run.start(**told)
+    good_data(run)
+    run.upload()
+    run.until_step(5)
+    run.job.process.terminate()
+    failed_with(run, "interrupted")
+    assert run.grant is not None
+    first, run.earlier_port, token = run.job.out.read_bytes(), run.port, run.grant.grant.token
+    (run.private / "result").rename(run.private / "first-result")
+    (run.private / "identity").unlink()
+    run.start_again(**told)
+    (run.disk / "out-of-the-first").write_bytes(first)
+    run.upload(run.seal(token=token))
+    opened = run.fetch()
+    assert opened.failure is None
+    assert any(event["event"] == "resumed" and event["step"] != 0 for event in run.job.events)
+    assert run.wait_end() == 0
 
 
 def strangers_ask_all_the_time(run: Run) -> None:
@@ -451,7 +517,8 @@ SCENARIOS: dict[str, Scenario] = {
     for scenario in (
         conversations, through_files, instructions_as_json, texts_packed, a_table_with_its_own_columns,
         another_kind_of_adapter, evaluations_and_the_best_adapter, a_merged_model, overlong_rows_dropped,
-        a_template_of_the_provider, strangers_ask_all_the_time, nobody_fetches,
+        a_template_of_the_provider, strangers_ask_all_the_time, nobody_fetches, preferences, two_processes,
+        differentially_private, audited, memorised_too_much, broken_off_and_gone_on,
         template_error, template_that_stumbles, a_base_model_of_nan, memory_runs_out,
         a_killed_worker, a_worker_with_a_broken_heap, a_killed_front, a_killed_supervisor,
         told_to_end_while_training, told_to_end_before_the_dataset, told_to_end_while_preparing,
