@@ -144,7 +144,7 @@ class Ledger:
     """
 
     def __init__(self, definitions: tuple[CheckDefinition, ...]) -> None:
-        self._definitions = {definition.code: definition for definition in definitions}
+        self._definitions = {each.code: (number, each.title) for number, each in enumerate(definitions, 1)}
         self._outcomes: dict[CheckCode, Check] = {}
 
     def judge(
@@ -179,8 +179,7 @@ class Ledger:
     ) -> None:
         if code in self._outcomes:
             raise ValueError(f"the check {code} was recorded twice")
-        number = list(self._definitions).index(code) + 1
-        title = self._definitions[code].title
+        number, title = self._definitions[code]
         self._outcomes[code] = Check(number, code.value, title, state, _text(expected), _text(found), detail)
 
 
