@@ -18,6 +18,7 @@ import pytest
 
 SAMPLE_SECONDS = 0.05
 _ETH_P_ALL, _SOL_PACKET, _PACKET_STATISTICS, _PACKET_OUTGOING = 3, 263, 6, 4
+_SO_RCVBUFFORCE = 33
 _IPV4, _IPV6, _TCP = 0x0800, 0x86DD, 6
 _MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
 _NO_FILES = {"proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue", "bpf", "tracefs", "securityfs", "debugfs"}
@@ -56,7 +57,7 @@ class Loopback(threading.Thread):
     def __init__(self) -> None:
         super().__init__(name="loopback", daemon=True)
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 20)
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)  # whatever rmem_max says
         self._socket.bind(("lo", 0))
         self._socket.settimeout(0.2)
         self._ended = threading.Event()
