@@ -1,0 +1,71 @@
+"""The files that a provider keeps: identities, and whatever is small."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from trainer.errors import ErrorCode, UsageError
+from trainer.sealing.age import Identity, generate_identity, parse_identity_file
+
+MAX_SMALL_FILE_BYTES: Final = 64 << 20
+
+
+def new_identity(path: Path, *, hybrid: bool = True) -> str:
+    """Write a new identity in age's file format, mode 0600, and return its recipient.
+
+    Raises:
+        UsageError: the file exists; an identity is never overwritten.
+    """
+    identity = generate_identity(hybrid=hybrid)
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    text = f"# created: {created}\n# public key: {identity.recipient()}\n{identity}\n"
+    write_private(path, text.encode())
+    return str(identity.recipient())
+
+
+def read_identities(path: Path) -> tuple[Identity, ...]:
+    """Identities of a file made by `trainer keygen` or age-keygen.
+
+    Raises:
+        UsageError: no such file, or no identity in it.
+    """
+    return parse_identity_file(read_small(path, "identity file").decode("utf-8", "replace"))
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a new file that only its owner may read.
+
+    Raises:
+        UsageError: the file exists already.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise UsageError(
+            ErrorCode.OUTPUT_EXISTS, f"{path} exists", hint="choose another name, or move the old file away"
+        ) from None
+    except OSError as error:
+        raise UsageError(ErrorCode.USAGE, f"cannot write {path}: {error.strerror}") from error
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+
+
+def read_small(path: Path, what: str, limit: int = MAX_SMALL_FILE_BYTES) -> bytes:
+    """Bytes of a file that is expected to be small.
+
+    Raises:
+        UsageError: it cannot be read, or is larger than `limit` bytes.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise UsageError(ErrorCode.FILE_NOT_FOUND, f"cannot read the {what} {path}: {error.strerror}") from error
+    if len(data) > limit:
+        raise UsageError(
+            ErrorCode.USAGE, f"the {what} {path} is too large", expected=f"at most {limit} bytes", found="more"
+        )
+    return data

@@ -1,0 +1,127 @@
+"""seal: who the result is for, what is demanded of it, and the dataset encrypted with that."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from trainer.attestation.result import AttestationResult
+from trainer.errors import ErrorCode, UsageError
+from trainer.models import Sha256Hex, Strict
+from trainer.provider.data import count_rows, shape_for
+from trainer.provider.files import read_small
+from trainer.sealing.age import parse_recipient
+from trainer.sealing.bundle import Grant, PrivacyDemand, Require
+from trainer.sealing.seal import seal
+
+GRANT_SECONDS: Final = 7 * 86400
+"""How long a job may open a dataset after it was sealed, unless the provider says otherwise."""
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+
+class GrantRecord(Strict):
+    """What the provider keeps of a sealed dataset: the grant, with its token, and the dataset's digest."""
+
+    grant: Grant
+    manifest_sha256: Sha256Hex
+    rows: int
+
+
+def new_grant(
+    result: AttestationResult,
+    recipients: Sequence[str],
+    *,
+    now: int,
+    seconds: int = GRANT_SECONDS,
+    token: str | None = None,
+    require: Require | None = None,
+) -> Grant:
+    """A grant for the appraised job: who the result is for, and until when the job may open the dataset.
+
+    With the `token` of an earlier grant, a job that is started again can open the checkpoints it made under that.
+
+    Raises:
+        UsageError: a recipient is not an age recipient.
+    """
+    return Grant(
+        version=1,
+        job_spec_sha256=result.job_spec_sha256,
+        recipients=tuple(str(parse_recipient(recipient)) for recipient in recipients),
+        expires_at=now + seconds,
+        token=token or secrets.token_hex(32),
+        require=require,
+    )
+
+
+def privacy_demand(max_epsilon: float | None, max_delta: float | None) -> Require | None:
+    """What a grant demands of the weights' privacy; None where neither is given.
+
+    Raises:
+        UsageError: one without the other, or out of range.
+    """
+    if max_epsilon is None and max_delta is None:
+        return None
+    if max_epsilon is None or max_delta is None:
+        raise UsageError(ErrorCode.USAGE, "--max-epsilon and --max-delta go together")
+    try:
+        return Require(privacy=PrivacyDemand(max_epsilon=max_epsilon, max_delta=max_delta))
+    except ValidationError:
+        raise UsageError(
+            ErrorCode.USAGE,
+            "a privacy budget",
+            expected="--max-epsilon above 0, --max-delta between 0 and 1",
+            found=f"{max_epsilon} and {max_delta}",
+        ) from None
+
+
+def seal_dataset(
+    files: Mapping[str, Path],
+    result: AttestationResult,
+    recipients: Sequence[str],
+    target: Path,
+    *,
+    progress: Progress | None = None,
+    job: Path | None = None,
+    token: str | None = None,
+    require: Require | None = None,
+) -> GrantRecord:
+    """Check the rows, seal the files to the appraised job, and return what to keep.
+
+    Raises:
+        DataError: a row is malformed.
+        VerificationError: the appraisal is not a pass, or has expired; `job` is not the appraised job's spec.
+    """
+    rows = count_rows(files, shape_for(result, job))
+    now = int(time.time())
+    grant = new_grant(result, recipients, now=now, token=token, require=require)
+    total = sum(path.stat().st_size for path in files.values())
+    manifest = seal(
+        files,
+        result,
+        grant,
+        target,
+        now=now,
+        progress=(lambda done: progress(min(done, total), total)) if progress else None,
+    )
+    return GrantRecord(grant=grant, manifest_sha256=manifest.sha256(), rows=rows.total())
+
+
+def read_grant(path: Path) -> GrantRecord:
+    """Read what `seal_dataset` returned.
+
+    Raises:
+        UsageError: no such file, or not a grant record.
+    """
+    try:
+        return GrantRecord.model_validate_json(read_small(path, "grant"))
+    except ValidationError:
+        raise UsageError(
+            ErrorCode.USAGE, f"{path} is not a grant", hint="`trainer seal` writes it beside the sealed file"
+        ) from None

@@ -1,0 +1,111 @@
+"""Policies: written strictly from what was reviewed, and read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trainer.attestation.policy import (
+    MAX_POLICY_BYTES,
+    CollateralDocument,
+    CollateralUrl,
+    OsSection,
+    Policy,
+    parse_policy,
+    policy_yaml,
+    read_measurements,
+    strict_policy,
+)
+from trainer.confinement.walls import EXPECTED, NEEDS_NO_COMPILER
+from trainer.errors import ErrorCode, UsageError
+from trainer.provider.files import read_small
+from trainer.spec import JobSpec, read_job_spec
+
+
+def demanded_sandbox(specs: Sequence[JobSpec]) -> tuple[str, ...]:
+    """Walls that `policy init` demands: what every one of these jobs can have on any kernel with seccomp.
+
+    A job whose kernels are compiled at run time runs a compiler, so it cannot have all of them.
+    """
+    absent = NEEDS_NO_COMPILER if any(spec.train.may_compile for spec in specs) else frozenset()
+    return tuple(sorted(wall.value for wall in EXPECTED - absent))
+
+
+@dataclass(frozen=True)
+class ReviewedApp:
+    """Files that a provider read before trusting them: app-compose.json, and the job specs that may run."""
+
+    app_compose: Path
+    jobs: Sequence[Path]
+
+
+def read_policy(path: Path) -> Policy:
+    """Read policy.yaml; files that it names are found beside it.
+
+    Raises:
+        UsageError: not a policy, or a file that it names is missing or has another fingerprint.
+    """
+    return parse_policy(
+        read_small(path, "policy", MAX_POLICY_BYTES),
+        read_file=lambda name: read_small(path.parent / name, "file named by the policy"),
+    )
+
+
+def strict_policy_text(
+    reviewed: ReviewedApp,
+    *,
+    trust_root: Path | None,
+    collateral: str | None,
+    measurements: Sequence[Path],
+    gpu_required: bool,
+    recipient: Literal["derived", "instance"],
+    beside: Path,
+) -> str:
+    """YAML of a policy that demands exactly the reviewed app, job specs and OS.
+
+    Args:
+        reviewed: the files that the provider reviewed.
+        trust_root: PEM of another root than Intel's.
+        collateral: a file, or the URL of a PCS or PCCS; Intel's service where left out.
+        measurements: JSON files with `mrtd` and `rtmr0` to `rtmr2`; none accepts no OS until one is listed.
+        gpu_required: whether GPUs in confidential mode are demanded, with fresh reports of their own.
+        recipient: which of the job's recipients a dataset is sealed to.
+        beside: directory of the policy; a collateral file is named relative to it.
+
+    Raises:
+        UsageError: a file cannot be read, or is not what it must be.
+    """
+    oses = tuple(read_measurements(read_small(path, "measurements")) for path in measurements)
+    specs = [read_job_spec(path) for path in reviewed.jobs]
+    policy = strict_policy(
+        _text(reviewed.app_compose, "app-compose file"),
+        specs,
+        trust_root_pem=None if trust_root is None else _text(trust_root, "trust root"),
+        collateral=None if collateral is None else _collateral_source(collateral),
+        os=OsSection(measurements=oses),
+        gpu_required=gpu_required,
+        sandbox=demanded_sandbox(specs),
+        recipient=recipient,
+    )
+    if not isinstance(policy.collateral, CollateralDocument) or collateral is None:
+        return policy_yaml(policy)
+    return policy_yaml(policy, collateral_file=os.path.relpath(collateral, beside))
+
+
+def _collateral_source(source: str) -> CollateralUrl | CollateralDocument:
+    if source.startswith(("http://", "https://")):
+        return CollateralUrl(url=source)
+    return CollateralDocument(document=_text(Path(source), "collateral"))
+
+
+def _text(path: Path, what: str) -> str:
+    """Text of a file with its line ends as they are: what is hashed must not be normalised."""
+    try:
+        return read_small(path, what).decode()
+    except UnicodeDecodeError:
+        raise UsageError(
+            ErrorCode.USAGE, f"the {what} {path}", expected="UTF-8 text", found="other bytes"
+        ) from None
