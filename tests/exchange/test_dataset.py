@@ -10,10 +10,10 @@ import httpx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.exchange.control import OpenUpload, UploadReady
+from trainer.exchange.control import OpenUpload, StatusUpdate, UploadReady
 from trainer.exchange.server.answers import Refusal
 from trainer.exchange.server.result import parse_range
-from trainer.models import Phase
+from trainer.models import Phase, Status
 
 TUS = {"Tus-Resumable": "1.0.0"}
 PATCH = {**TUS, "Content-Type": "application/offset+octet-stream"}
@@ -93,6 +93,19 @@ def test_protocol_errors(front: Any) -> None:
         assert refused(patch(http, where, 0, iter([b"x" * 6, b"y" * 6]))) == (413, "dataset-too-large")
         assert http.head("/dataset/" + "0" * 32, headers=TUS).status_code == 404
         assert http.head(where, headers=TUS).headers["upload-offset"] == "0"
+
+
+def test_why_an_earlier_upload_was_refused_is_no_answer_to_this_one(front: Any) -> None:
+    """Also before the supervisor knows of it: who has uploaded asks at once."""
+    front.send(StatusUpdate(status=Status(phase=Phase.AWAITING_DATASET, error="sealed-header-invalid")))
+    with front.http() as http:
+        while http.get("/status").json()["error"] is None:
+            time.sleep(0.01)
+        where = create(http, 6)
+        assert http.get("/status").json()["error"] == "sealed-header-invalid"
+        assert patch(http, where, 0, b"abcdef").status_code == 204
+        status = http.get("/status").json()
+        assert (status["phase"], status["error"]) == ("awaiting-dataset", None)
 
 
 def test_chunked_body_counts_too(front: Any) -> None:

@@ -104,6 +104,25 @@ def test_dataset_that_lies_there_before(front: Any, tmp_path: Path) -> None:
     front.expect(UploadReady, count=2)
 
 
+def test_why_an_earlier_dataset_was_refused_is_no_answer_to_this_one(front: Any, tmp_path: Path) -> None:
+    client = client_of(front)
+    refused = Status(phase=Phase.AWAITING_DATASET, error="sealed-header-invalid")
+    front.send(StatusUpdate(status=refused))
+    while not (front.spool / "status.json").exists():
+        time.sleep(0.01)
+    assert client.status() == refused
+    sealed = tmp_path / "dataset.age"
+    sealed.write_bytes(b"sealed")
+    client.upload(sealed)
+    assert client.status() == Status(phase=Phase.AWAITING_DATASET)
+    front.send(OpenUpload(accept=True))
+    front.expect(UploadReady)
+    front.send(StatusUpdate(status=refused), OpenUpload(accept=True))
+    while (front.spool / "dataset.age").exists():
+        time.sleep(0.01)
+    assert client.status() == refused, "this one was refused, too"
+
+
 def test_too_large_dataset(front: Any, tmp_path: Path) -> None:
     sealed = tmp_path / "sealed"
     sealed.write_bytes(bytes(2049))

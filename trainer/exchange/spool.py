@@ -29,7 +29,7 @@ from trainer.exchange.limits import (
     MAX_SEALED_EVENT_BYTES,
     MAX_STATUS_BYTES,
 )
-from trainer.models import Sha256Hex, Status, Strict
+from trainer.models import Phase, Sha256Hex, Status, Strict
 
 DATASET_NAME: Final = "dataset.age"
 RESULT_NAME: Final = "result.tar.age"
@@ -182,10 +182,14 @@ class SpoolClient:
     def status(self) -> Status:
         """The public status.
 
+        While a dataset lies there that the job has not taken yet, why it refused an earlier one is left out.
+
         Raises:
             UnavailableError: none in time.
         """
-        return self._wait(lambda: self._spool.load("status.json", Status), "no status")
+        status = self._wait(lambda: self._spool.load("status.json", Status), "no status")
+        waits = status.phase is Phase.AWAITING_DATASET and self._spool.file(DATASET_NAME).exists()
+        return status.model_copy(update={"error": None}) if waits else status
 
     def events(self, token: str | None = None) -> Iterator[JobEvent]:
         """Events until the job is done or failed. Files cannot ask for a token: private events are sealed anyway.

@@ -9,7 +9,6 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from trainer.exchange.control import UploadReady
 from trainer.exchange.limits import Limits
 from trainer.exchange.server.answers import Refusal, answer_bug, answer_http, answer_invalid, answer_refusal
 from trainer.exchange.server.dataset import DatasetRoutes
@@ -39,11 +38,7 @@ def build_app(link: Link, spool: Path, *, max_upload_bytes: int, limits: Limits)
         max_upload_bytes: largest dataset accepted.
         limits: caps.
     """
-
-    async def uploaded(size: int) -> None:
-        await link.send(UploadReady(size=size))
-
-    store = UploadStore(spool, max_upload_bytes, limits, uploaded)
+    store = UploadStore(spool, max_upload_bytes, limits, link.uploaded)
     link.on_open_upload = store.open
     app = _Application(
         title="Confidential training job",

@@ -23,6 +23,7 @@ from trainer.exchange.control import (
     StatusUpdate,
     SupervisorMessage,
     TokenHash,
+    UploadReady,
     encode_message,
     parse_supervisor_message,
 )
@@ -111,8 +112,7 @@ class Link:
     def _take(self, message: SupervisorMessage) -> None:
         match message:
             case StatusUpdate(status=status):
-                self.status = status
-                self.feed.publish_status(status)
+                self._publish(status)
             case EvidenceReply(id=number):
                 self._answer(number, message)
             case OpenUpload(accept=accept):
@@ -131,6 +131,19 @@ class Link:
         asked = self._asked.pop(number, None)
         if asked is not None and not asked.done():
             asked.set_result(reply)
+
+    async def uploaded(self, size: int) -> None:
+        """Tell the supervisor that a dataset is whole.
+
+        Why the one before it was refused is of the past, and who sent this one must not take it for an answer.
+        """
+        if self.status.error is not None:
+            self._publish(self.status.model_copy(update={"error": None}))
+        await self.send(UploadReady(size=size))
+
+    def _publish(self, status: Status) -> None:
+        self.status = status
+        self.feed.publish_status(status)
 
     async def evidence(self, nonce: str) -> str:
         """Evidence over `nonce`, from the supervisor.
