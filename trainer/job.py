@@ -136,6 +136,7 @@ class _Job:
             witness = Witness(self.agent, self.spec, keys, self.walls, self.tls_spki_sha256)
             self._enter(front, Phase.PREPARING)
             house.fetch.wait(FETCH_SECONDS)
+            house.worker.model_is_there()
             front.serve_evidence(witness.evidence)
             bundle = self._receive(front, keys)
             checkpoints = self._checkpoints(keys, bundle, compose_sha256)

@@ -50,7 +50,7 @@ def household(spec: JobSpec, places: Places) -> Iterator[Household]:
     with ExitStack() as running:
         fetch = start_fetch(spec, places.spec_folder, workspace, plans.fetch)
         running.callback(fetch.end)
-        worker = running.enter_context(worker_process(workspace, plans.worker))
+        worker = running.enter_context(worker_process(workspace, plans.worker, spec))
         front = running.enter_context(
             front_process(
                 spec.exchange,
@@ -61,6 +61,7 @@ def household(spec: JobSpec, places: Places) -> Iterator[Household]:
             )
         )
         own = confine(plans.supervisor)
+        fetch.begin()  # not before: from here on this process can start none
         front.listen()
         ready = front.wait_ready()
         walls = {**_common_walls(workspace, plans), **own, **ready.walls, **worker.wait_confined()}
