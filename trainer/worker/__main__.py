@@ -27,7 +27,7 @@ from trainer.confinement.privileges import keep_to_itself
 from trainer.errors import ErrorCode, ExitCode, TrainerError
 from trainer.examples.dataset import shape_of
 from trainer.rows import read_files
-from trainer.worker.ahead import Ahead, prepare, remove_scratch, scratch_below
+from trainer.worker.ahead import Ahead, prepare, remove_scratch, scratch_below, uncollected
 from trainer.worker.environment import take_environment
 from trainer.worker.interruption import Interruption, Interrupts
 from trainer.worker.launch import launch
@@ -157,11 +157,12 @@ def _heard(events: Events, seat: Seat) -> Callable[[Message], None]:
 
 def _training_stack(order: Order, seat: Seat) -> tuple[Loader, Callable[..., Summary], Callable[..., Together]]:
     """Import it, in the order it needs: environment variables first (done), then the engine, then transformers."""
-    from trainer.worker.model import choose_engine  # noqa: PLC0415
+    with uncollected():
+        from trainer.worker.model import choose_engine  # noqa: PLC0415
 
-    loader = choose_engine(order.spec, processes=seat.size)
-    from trainer.worker.ranks import together  # noqa: PLC0415
-    from trainer.worker.run import run  # noqa: PLC0415
+        loader = choose_engine(order.spec, processes=seat.size)
+        from trainer.worker.ranks import together  # noqa: PLC0415
+        from trainer.worker.run import run  # noqa: PLC0415
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     return loader, run, together

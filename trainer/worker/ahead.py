@@ -7,9 +7,12 @@ is done again when the order is there, and is reported then, as sealed as any ot
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -117,12 +120,30 @@ def remove_scratch(output_dir: Path) -> None:
     shutil.rmtree(scratch_below(output_dir), ignore_errors=True)
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Import without looking for garbage: three thousand modules make much to look through, and hardly any of it.
+
+    What was made is kept out of later collections, too.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
 def _import(spec: JobSpec) -> Loader:
-    from trainer.worker.model import choose_engine  # noqa: PLC0415 -- seconds; the engine comes first
+    with uncollected():
+        from trainer.worker.model import choose_engine  # noqa: PLC0415 -- seconds; the engine comes first
 
-    loader = choose_engine(spec)
-    import trainer.worker.run  # noqa: F401, PLC0415 -- brings transformers and PEFT
+        loader = choose_engine(spec)
+        import transformers.modeling_utils  # noqa: PLC0415 -- lazy otherwise: loading would wait for it
 
+        import trainer.worker.run  # noqa: PLC0415 -- brings transformers and PEFT
+
+        del transformers, trainer
     return loader
 
 

@@ -235,6 +235,7 @@ def _sampler(model: Any, tokens: Tokens, precision: Precision, data: Dataset, sp
         data.evaluation[:: 2 if spec.train.method == "dpo" else 1],  # the chosen answers
         count=output.samples,
         max_new_tokens=output.sample_max_new_tokens,
+        starts_as_base=spec.lora.starts_as_base,
     )
 
 
