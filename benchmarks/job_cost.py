@@ -18,7 +18,7 @@ The order of the sides is turned round from one round to the next. What is compa
 - *whole*: by the clock, and in processor seconds of all processes, on which other work of the machine weighs less;
 - *step*: how much longer an optimizer step takes inside the job. Both sides go through the same steps, so each is
   compared with its own twin, and the median is taken over all steps and rounds;
-- *beside training*: seconds of the whole that are not training: starts, attestation, uploads, evaluation, samples;
+- *beside training*: seconds of the whole that are not training: starts, attestation, uploads, evaluation, samples.
 - *least training*: the seconds of training from which the whole job stays within 1.02 of the plain one, as those
   medians have it: (job's beside - 1.02 · plain's beside) / (1.02 - step); none where a step costs more than 1.02.
 """
@@ -68,7 +68,8 @@ def measure(sides: Mapping[str, Side], rounds: int) -> dict[str, list[Run]]:
         for name in list(sides)[:: -1 if number % 2 else 1]:
             runs[name].append(sides[name]())
             last = runs[name][-1]
-            print(f"round {number + 1}  {name:7} {last.whole:7.1f} s", file=sys.stderr, flush=True)
+            said = f"{last.whole:7.1f} s, training {last.train_seconds:7.1f} s, CPU {last.cpu_seconds:7.1f} s"
+            print(f"round {number + 1}  {name:7}{said}", file=sys.stderr, flush=True)
     return runs
 
 

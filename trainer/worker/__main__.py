@@ -141,6 +141,7 @@ def _carry_out(given: Order, events: Events, seat: Seat, interrupts: Interrupts,
         with watch.part("import"):
             loader, run, together = _training_stack(order, seat)
         if ahead is not None:
+            watch.put("ahead", ahead.seconds)
             loader = ahead.loader(order, loader)
         with together(seat, meeting_place(given), sharded=order.spec.train.fsdp is not None) as ranks:
             report = _heard(events, seat)

@@ -11,11 +11,11 @@ import gc
 import logging
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from trainer.worker.environment import take_environment
 from trainer.worker.protocol import MAX_ORDER_BYTES, MODEL_READY, Order, Preparation, parse_preparation
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from trainer.spec import JobSpec
     from trainer.worker.model import Loader, Precision
+
+_Made = TypeVar("_Made")
 
 _log = logging.getLogger(__name__)
 
@@ -73,8 +75,7 @@ class Ahead:
     def __init__(self, preparation: Preparation) -> None:
         self._preparation = preparation
         self._loaded: Loaded | None = None
-        self.watch = Stopwatch()
-        """Runs from the beginning of the preparation."""
+        self._watch = Stopwatch()
 
     def do(self, orders: IO[bytes]) -> None:
         """Import, wait for the word that the model is there, load it.
@@ -83,14 +84,23 @@ class Ahead:
             orders: where that word comes, and behind it the order.
         """
         take_environment(scratch_below(self._preparation.output_dir))
+        loader = self._try(lambda: _import(self._preparation.spec))
+        there = orders.readline(len(MODEL_READY)) == MODEL_READY
+        if loader is not None and there:
+            self._loaded = self._try(lambda: _load(loader, self._preparation))
+
+    def _try(self, work: Callable[[], _Made]) -> _Made | None:
         try:
-            with self.watch.part("import"):
-                loader = _import(self._preparation.spec)
-            if orders.readline(len(MODEL_READY)) == MODEL_READY:
-                with self.watch.part("load"):
-                    self._loaded = _load(loader, self._preparation)
+            with self._watch.part("ahead"):
+                return work()
         except Exception:  # noqa: BLE001 -- whatever it is, the order will run into it again
             _log.exception("not prepared ahead")
+            return None
+
+    @property
+    def seconds(self) -> float:
+        """What it took, without the waiting."""
+        return self._watch.read().get("ahead", 0.0)
 
     def loader(self, order: Order, loader: Loader) -> Loader:
         """What gives the model of this order: what was loaded, or else `loader`."""
