@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -82,6 +82,9 @@ def test_a_worker_that_died_is_noticed_where_it_is_heard(tmp_path: Path) -> None
         started.model_is_there()
         with pytest.raises(JobError):
             started.wait_confined()
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            process.stdin.close()
 
 
 def test_silence_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
