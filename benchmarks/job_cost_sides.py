@@ -25,16 +25,28 @@ POLL_SECONDS: Final = 0.02
 class Run:
     """One run of one side; `marks` are seconds from its start, `steps` those at which optimizer steps ended.
 
+    `step_cpu` are the processor seconds that the process which trains had used by then.
     `train_seconds` is what lies between the beginning of the first step and the end of the last, by the run's own
     watch where it has one; `parts` is that watch, `cpu_seconds` the processor time of all processes.
     """
 
     marks: dict[str, float] = field(default_factory=dict)
     steps: list[float] = field(default_factory=list)
+    step_cpu: list[float] = field(default_factory=list)
     parts: dict[str, float] = field(default_factory=dict)
     train_seconds: float = 0.0
     cpu_seconds: float = 0.0
     loss: float | None = None
+
+    @property
+    def step_seconds_cpu(self) -> float:
+        """Processor seconds of one optimizer step."""
+        return (self.step_cpu[-1] - self.step_cpu[0]) / (len(self.step_cpu) - 1)
+
+    @property
+    def train_cpu(self) -> float:
+        """Processor seconds of all optimizer steps."""
+        return self.step_seconds_cpu * len(self.step_cpu)
 
     @property
     def whole(self) -> float:
@@ -67,6 +79,24 @@ class Setting:
     job: Path
     model: Path
     data: Path
+
+
+def used(pid: int) -> float:
+    """Processor seconds of a living process so far (proc(5), fields 14 and 15 of stat); 0 where it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def worker_of(job: int) -> int:
+    """Process id of a job's worker; 0 where there is none."""
+    for path in Path(f"/proc/{job}/task").glob("*/children"):
+        for child in path.read_text().split():
+            if b"trainer.worker" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
+                return int(child)
+    return 0
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -116,6 +146,7 @@ def run_plain(setting: Setting, python: str) -> Run:
             message = json.loads(line)
             if message["kind"] == "progress":
                 run.steps.append(at)
+                run.step_cpu.append(used(process.pid))
             elif message["kind"] == "finished":
                 summary = message["summary"]
             elif message["kind"] == "failed":
@@ -157,6 +188,7 @@ def run_stock(setting: Setting, python: str) -> Run:
             run.marks["training"] = at
         elif line == "step":
             run.steps.append(at)
+            run.step_cpu.append(used(process.pid))
     code, run.cpu_seconds = wait(process)
     run.marks["end"] = clock()
     if code:
@@ -263,7 +295,7 @@ class _Listener:
     def __init__(self, job: subprocess.Popen[bytes], run: Run, clock: Clock) -> None:
         self._job, self._run, self._clock = job, run, clock
         self._waiting = threading.Event()
-        self._port = 0
+        self._port = self._worker = 0
         self.thread = threading.Thread(target=self._listen, daemon=True)
         self.thread.start()
 
@@ -280,7 +312,9 @@ class _Listener:
             event = json.loads(line)
             name = event["phase"] if event["event"] == "phase" else event["event"]
             if name == "progress":
+                self._worker = self._worker or worker_of(self._job.pid)
                 self._run.steps.append(at)
+                self._run.step_cpu.append(used(self._worker))
                 continue
             self._run.marks[name] = at
             if name == "listening":
