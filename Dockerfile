@@ -24,11 +24,16 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 COPY pyproject.toml README.md LICENSE ./
 COPY trainer trainer
 # The lock holds what builds the project, so nothing unlocked is fetched here. What only installs leaves the image, and
-# every file gets the same time: the same inputs give the same layer.
+# every file gets the same time: the same inputs give the same layer. The bytecode too, which holds its source's hash
+# in place of a time: without it each start of a job would compile three thousand modules, and could not keep them. A
+# package's file for a later Python stays without; the project's own must be there.
 RUN /opt/trainer/bin/pip install --no-deps --no-build-isolation --no-index . \
     && /opt/trainer/bin/pip uninstall --yes pip \
     && find /opt/trainer -name direct_url.json -delete \
     && find /opt/trainer -name __pycache__ -prune -exec rm -rf {} + \
+    && { PYTHONHASHSEED=0 /opt/trainer/bin/python -m compileall -qq --invalidation-mode unchecked-hash \
+        /opt/trainer/lib || true; } \
+    && find /opt/trainer/lib -path "*/trainer/worker/__pycache__/run.*.pyc" | grep --quiet . \
     && find /opt/trainer -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 
 FROM ${BASE_IMAGE}

@@ -42,7 +42,6 @@ from trainer.supervisor.result import HANDED_OVER, Ending, Signer, seal_ending
 from trainer.supervisor.termination import Termination, termination
 from trainer.supervisor.worker import Follower, Worker
 from trainer.supervisor.workspace import Workspace, open_workspace
-from trainer.tee.guest_agent import GuestAgent
 from trainer.worker import protocol
 
 INTERRUPTED_LINGER_SECONDS: Final = 30
@@ -117,7 +116,6 @@ class _Job:
         self.ciphertext = ciphertext
         self.public = public
         self.termination = told
-        self.agent = GuestAgent(options.guest_agent)
         self.status = Status(phase=Phase.STARTING)
         self.tls_spki_sha256: str | None = None
         self.walls: Walls = {}
@@ -126,16 +124,16 @@ class _Job:
         """The story of the job."""
         self.public(logs.PhaseEntered(Phase.STARTING))
         privileges.keep_to_itself()
-        app_compose = self.agent.info().app_compose
         with household(self.spec, self._places()) as house:
             self._settle(house)
-            front = house.front
-            keys = derive_keys(self.agent, self.spec.sha256())
-            compose_sha256 = compose_hash(app_compose)
-            signer = Signer(self.agent, keys, self.spec, compose_sha256, software_versions())
-            witness = Witness(self.agent, self.spec, keys, self.walls, self.tls_spki_sha256)
+            front, agent = house.front, house.connect(self.options.guest_agent)
+            compose_sha256 = compose_hash(agent.info().app_compose)
+            keys = derive_keys(agent, self.spec.sha256())
+            signer = Signer(agent, keys, self.spec, compose_sha256, software_versions())
+            witness = Witness(agent, self.spec, keys, self.walls, self.tls_spki_sha256)
             self._enter(front, Phase.PREPARING)
             house.fetch.wait(FETCH_SECONDS)
+            house.worker.model_is_there()
             front.serve_evidence(witness.evidence)
             bundle = self._receive(front, keys)
             checkpoints = self._checkpoints(keys, bundle, compose_sha256)

@@ -235,3 +235,11 @@ def test_child_that_takes_too_long(local: Path, into: Path) -> None:
     with pytest.raises(TrainerError) as caught:
         in_child(section("./model"), local, into, 0.01)
     assert caught.value.code is ErrorCode.TIMEOUT
+
+
+def test_what_was_begun_is_waited_for(local: Path, into: Path) -> None:
+    fetch = Fetch(Order(model=section("./model"), base_dir=str(local), into=str(into)))
+    fetch.begin()
+    fetch.begin()
+    fetch.wait(60)
+    assert (into / "config.json").exists()

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from trainer.confinement.walls import Wall
 from trainer.errors import ErrorCode, JobError
+from trainer.spec import JobSpec, parse_job_spec
 from trainer.supervisor import worker
 from trainer.worker import protocol
 
@@ -43,6 +45,46 @@ def test_another_first_word_ends_the_job(messages: tuple[protocol.Message, ...])
     with saying(*messages) as started, pytest.raises(JobError) as caught:
         started.wait_confined()
     assert caught.value.code is ErrorCode.WORKER_DIED
+
+
+def spec() -> JobSpec:
+    digests = "{config.json: " + "a" * 64 + ", model.safetensors: " + "b" * 64 + "}"
+    text = f"version: 1\nmodel: {{model_name_or_path: /m, model_file_sha256: {digests}}}\n"
+    return parse_job_spec(text.encode())
+
+
+@pytest.mark.parametrize("prepares", [True, False])
+def test_it_is_told_of_the_model_only_where_it_prepares(prepares: bool, tmp_path: Path) -> None:
+    ahead = protocol.Preparation(spec=spec(), model_dir=tmp_path, output_dir=tmp_path)
+    order = protocol.Order(spec=spec(), model_dir=tmp_path, data_files={"a": tmp_path}, output_dir=tmp_path)
+    command = [sys.executable, "-c", "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"]
+    reading, writing = os.pipe()
+    os.close(writing)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with os.fdopen(reading, "rb") as stream, process:
+        started = worker.Worker(process, stream, ahead if prepares else None)
+        started.model_is_there()
+        with pytest.raises(JobError):  # it says nothing
+            started.train(order, lambda _message: None)
+        assert process.stdout is not None
+        expected = ahead.encode() + protocol.MODEL_READY if prepares else b""
+        assert process.stdout.read() == expected + order.encode()
+
+
+def test_a_worker_that_died_is_noticed_where_it_is_heard(tmp_path: Path) -> None:
+    ahead = protocol.Preparation(spec=spec(), model_dir=tmp_path, output_dir=tmp_path)
+    reading, writing = os.pipe()
+    os.close(writing)
+    process = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE)
+    process.wait(20)
+    with os.fdopen(reading, "rb") as stream:
+        started = worker.Worker(process, stream, ahead)
+        started.model_is_there()
+        with pytest.raises(JobError):
+            started.wait_confined()
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            process.stdin.close()
 
 
 def test_silence_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from trainer.spec import JobSpec
-from trainer.worker.protocol import MAX_MESSAGE_BYTES, Message, Order, parse_message
+from trainer.worker.protocol import MAX_MESSAGE_BYTES, Message, Order, Preparation, parse_message
 from trainer.worker.tokens import Tokens, tokens_of
 
 ROOT = Path(__file__).parents[2]
@@ -125,7 +125,10 @@ RunWorker = Callable[..., Ended]
 
 @pytest.fixture
 def run_worker(tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWorker:
-    """The real process: `run_worker(data_file, spec, model_dir=…)`."""
+    """The real process: `run_worker(data_file, spec, model_dir=…)`.
+
+    `ahead` has it prepare: what stands between the preparation and the order.
+    """
 
     def run(
         data: Path | Mapping[str, Path],
@@ -134,6 +137,7 @@ def run_worker(tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWork
         model_dir: Path | None = None,
         stdin: bytes = b"",
         processes: int = 1,
+        ahead: bytes | None = None,
     ) -> Ended:
         output = tmp_path / "output"
         shutil.rmtree(output, ignore_errors=True)
@@ -144,15 +148,19 @@ def run_worker(tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWork
             data_files={data.name: data} if isinstance(data, Path) else dict(data),
             output_dir=output,
         )
-        return _run(stdin or order.encode(), output, processes)
+        if ahead is None:
+            return _run(stdin or order.encode(), output, processes)
+        preparation = Preparation(spec=order.spec, model_dir=order.model_dir, output_dir=output)
+        return _run(preparation.encode() + ahead + order.encode(), output, processes, "--ahead")
 
     return run
 
 
-def _run(stdin: bytes, output: Path, processes: int) -> Ended:
+def _run(stdin: bytes, output: Path, processes: int, *options: str) -> Ended:
     read, write = os.pipe()
+    options = ("--events-fd", str(write), "--processes", str(processes), *options)
     with subprocess.Popen(
-        [sys.executable, "-m", "trainer.worker", "--events-fd", str(write), "--processes", str(processes)],
+        [sys.executable, "-m", "trainer.worker", *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -191,8 +191,18 @@ class Fetch:
         # An explicit dump of what was written: defaults stay unset, as in the spec.
         self._order = order.model_dump_json(exclude_unset=True).encode()
 
+    def begin(self) -> None:
+        """Hand the order over; once is enough."""
+        stream, self._process.stdin = self._process.stdin, None
+        if stream is None:
+            return
+        with suppress(BrokenPipeError):  # it died: `wait` will say so
+            stream.write(self._order)
+        with suppress(BrokenPipeError):
+            stream.close()
+
     def wait(self, timeout: float) -> None:
-        """Hand the order over and wait for the files.
+        """Wait for the files; begins where `begin` was not called.
 
         Args:
             timeout: seconds.
@@ -201,7 +211,8 @@ class Fetch:
             TrainerError: as `fetch_model`; `timeout` after as many seconds, `model-unavailable` if the child died.
         """
         try:
-            answer, _ = self._process.communicate(self._order, timeout)
+            self.begin()
+            answer, _ = self._process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired as error:
             raise UnavailableError(
                 ErrorCode.TIMEOUT, f"the base model did not arrive in {timeout:.0f} s"

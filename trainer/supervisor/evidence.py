@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from trainer import __version__
 from trainer.attestation.binding import gpu_evidence_sha256
@@ -15,7 +15,9 @@ from trainer.spec import JobSpec
 from trainer.supervisor.keys import JobKeys
 from trainer.tee.evidence import collect
 from trainer.tee.gpu import collect_gpu_evidence
-from trainer.tee.guest_agent import GuestAgent
+
+if TYPE_CHECKING:
+    from trainer.tee.guest_agent import GuestAgent
 
 _REPORTED_SOFTWARE: Final = (
     "torch",

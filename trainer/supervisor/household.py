@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from trainer.confinement.confine import Walls, confine
 from trainer.confinement.privileges import has_no_core_dumps
@@ -19,6 +20,9 @@ from trainer.supervisor.plans import Places, Plans, make_plans
 from trainer.supervisor.worker import Worker, worker_process
 from trainer.supervisor.workspace import Workspace, is_memory, is_swap_off
 
+if TYPE_CHECKING:
+    from trainer.tee.guest_agent import GuestAgent
+
 
 @dataclass(frozen=True)
 class Household:
@@ -30,6 +34,7 @@ class Household:
         fetch: brings the base model in.
         ready: where the front listens.
         walls: what each process measured about itself.
+        connect: to the guest agent, whose socket is named or in one of its usual places.
     """
 
     front: Front
@@ -37,6 +42,7 @@ class Household:
     fetch: Fetch
     ready: Ready
     walls: Walls
+    connect: Callable[[str | None], GuestAgent]
 
 
 @contextmanager
@@ -50,7 +56,7 @@ def household(spec: JobSpec, places: Places) -> Iterator[Household]:
     with ExitStack() as running:
         fetch = start_fetch(spec, places.spec_folder, workspace, plans.fetch)
         running.callback(fetch.end)
-        worker = running.enter_context(worker_process(workspace, plans.worker))
+        worker = running.enter_context(worker_process(workspace, plans.worker, spec))
         front = running.enter_context(
             front_process(
                 spec.exchange,
@@ -61,10 +67,13 @@ def household(spec: JobSpec, places: Places) -> Iterator[Household]:
             )
         )
         own = confine(plans.supervisor)
+        fetch.begin()  # not before: from here on this process can start none
         front.listen()
+        from trainer.tee.guest_agent import GuestAgent  # noqa: PLC0415 -- takes as long as the front to come up
+
         ready = front.wait_ready()
         walls = {**_common_walls(workspace, plans), **own, **ready.walls, **worker.wait_confined()}
-        yield Household(front, worker, fetch, ready, walls)
+        yield Household(front, worker, fetch, ready, walls, GuestAgent)
 
 
 def _common_walls(workspace: Workspace, plans: Plans) -> Walls:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -13,7 +14,9 @@ from trainer.sealing.age import Identity, generate_identity, identity_from_seed
 from trainer.sealing.checkpoint import Binding, CheckpointKeys
 from trainer.sealing.wiping import wiped
 from trainer.tee import keys as tee_keys
-from trainer.tee.guest_agent import DerivedSecret, GuestAgent
+
+if TYPE_CHECKING:
+    from trainer.tee.guest_agent import DerivedSecret, GuestAgent
 
 
 @dataclass(frozen=True, repr=False)

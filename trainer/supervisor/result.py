@@ -7,7 +7,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pydantic import JsonValue
 
@@ -22,7 +22,9 @@ from trainer.spec import JobSpec
 from trainer.supervisor.keys import JobKeys
 from trainer.supervisor.workspace import Workspace
 from trainer.tee.evidence import collect
-from trainer.tee.guest_agent import GuestAgent
+
+if TYPE_CHECKING:
+    from trainer.tee.guest_agent import GuestAgent
 
 HANDED_OVER: Final[Mapping[ErrorCode, str]] = {
     ErrorCode.TRAINING_DIVERGED: "adapter",  # the last one that was sound

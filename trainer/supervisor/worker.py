@@ -7,7 +7,7 @@ import select
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Final
 
 from pydantic import JsonValue
@@ -16,6 +16,7 @@ from trainer.confinement.confine import Walls
 from trainer.confinement.plan import Plan
 from trainer.errors import ErrorCode, JobError
 from trainer.logs import private
+from trainer.spec import JobSpec
 from trainer.supervisor import children
 from trainer.supervisor.workspace import Workspace
 from trainer.worker import protocol
@@ -30,9 +31,14 @@ SAVE_SECONDS: Final = 20.0
 class Worker:
     """A worker that has been started and waits for its order."""
 
-    def __init__(self, process: subprocess.Popen[bytes], messages: IO[bytes]) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], messages: IO[bytes], ahead: protocol.Preparation | None = None
+    ) -> None:
         self._process = process
         self._messages = messages
+        self._prepares = ahead is not None
+        if ahead is not None:
+            _write(process, ahead.encode())
 
     def wait_confined(self) -> Walls:
         """What it measured after it confined itself: its first word.
@@ -49,6 +55,11 @@ class Worker:
             if isinstance(message, protocol.Failed):
                 raise message.as_error()
         raise JobError(ErrorCode.WORKER_DIED, "the worker did not confine itself", hint="see job.log")
+
+    def model_is_there(self) -> None:
+        """Let it load the base model, which has been checked, while the job waits for a dataset."""
+        if self._prepares:
+            _write(self._process, protocol.MODEL_READY)
 
     def train(self, order: protocol.Order, follow: Follower) -> Mapping[str, JsonValue]:
         """Have the order carried out; returns the worker's summary (private).
@@ -97,13 +108,17 @@ class Worker:
 
 
 @contextmanager
-def worker_process(workspace: Workspace, plan: Plan) -> Iterator[Worker]:
+def worker_process(workspace: Workspace, plan: Plan, spec: JobSpec) -> Iterator[Worker]:
     """Run a worker for the time of the context.
 
     Args:
         workspace: where its log and its home are.
         plan: what it confines itself to before it says its first word.
+        spec: what it can prepare itself for, behind its walls, before there is an order.
     """
+    ahead = None
+    if plan.processes == 1:  # several are handed their order by one that reads no further than that
+        ahead = protocol.Preparation(spec=spec, model_dir=workspace.model, output_dir=workspace.output)
     reading, writing = os.pipe()
     with workspace.private_log.open("ab") as log:
         process = children.start_module(
@@ -115,6 +130,7 @@ def worker_process(workspace: Workspace, plan: Plan) -> Iterator[Worker]:
                 plan.model_dump_json(),
                 "--processes",
                 str(plan.processes),
+                *(["--ahead"] if ahead else []),
             ],
             environment=children.clean_environment(workspace.scratch),
             log=log,
@@ -123,7 +139,7 @@ def worker_process(workspace: Workspace, plan: Plan) -> Iterator[Worker]:
         )
     os.close(writing)
     with os.fdopen(reading, "rb") as stream:
-        worker = Worker(process, stream)
+        worker = Worker(process, stream, ahead)
         try:
             yield worker
         finally:
@@ -131,10 +147,18 @@ def worker_process(workspace: Workspace, plan: Plan) -> Iterator[Worker]:
 
 
 def _give(process: subprocess.Popen[bytes], order: protocol.Order) -> None:
+    """The last thing it is told."""
+    _write(process, order.encode())
+    if process.stdin is not None:
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+
+
+def _write(process: subprocess.Popen[bytes], data: bytes) -> None:
     if process.stdin is None:
         raise AssertionError("the worker was started without a pipe")
     try:
-        process.stdin.write(order.encode())
-        process.stdin.close()
+        process.stdin.write(data)
+        process.stdin.flush()
     except BrokenPipeError:
-        private.warning("the worker ended before it read its order")
+        private.warning("the worker ended before it read what it was told")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pydantic import ValidationError
 
 from trainer.attestation.binding import gpu_evidence_sha256, report_data
 from trainer.attestation.evidence import DatasetClaims, DerivedKey, Evidence, GpuEvidence, ReceiptClaims
 from trainer.errors import ErrorCode, UnavailableError
-from trainer.tee.guest_agent import Quote, VmInfo
+
+if TYPE_CHECKING:
+    from trainer.tee.guest_agent import Quote, VmInfo
 
 _NO_GPU: Final = GpuEvidence()
 

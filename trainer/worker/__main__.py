@@ -1,7 +1,8 @@
 """Process entry: `python -m trainer.worker --events-fd N [--plan-json PLAN] [--processes N]`, the order on stdin.
 
 With a plan the process confines itself first, says which walls stand, and waits for its order: the supervisor
-starts it before any data is there, so that what it measured can be attested.
+starts it before any data is there, so that what it measured can be attested. With `--ahead` it uses that time: a
+preparation comes before the order (`trainer.worker.ahead`).
 
 Whatever goes wrong becomes one `Failed` message with a code; the traceback goes to stderr, which the supervisor
 points at the private log. Exit codes are those of `trainer.errors.ExitCode`.
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
-import shutil
 import signal
 import sys
 import traceback
@@ -27,6 +27,7 @@ from trainer.confinement.privileges import keep_to_itself
 from trainer.errors import ErrorCode, ExitCode, TrainerError
 from trainer.examples.dataset import shape_of
 from trainer.rows import read_files
+from trainer.worker.ahead import Ahead, prepare, remove_scratch, scratch_below, uncollected
 from trainer.worker.environment import take_environment
 from trainer.worker.interruption import Interruption, Interrupts
 from trainer.worker.launch import launch
@@ -59,21 +60,24 @@ def main(arguments: list[str]) -> ExitCode:
     parser.add_argument("--events-fd", type=int, required=True, help="inherited descriptor for messages")
     parser.add_argument("--plan-json", type=Plan.model_validate_json, help="what to be confined to")
     parser.add_argument("--processes", type=int, default=1, help="how many train together")
+    parser.add_argument("--ahead", action="store_true", help="one process: stdin begins with a preparation")
     given = parser.parse_args(arguments)
     interrupts = Interrupts()
     _protect_process(interrupts)
-    work = partial(_work, given.plan_json, interrupts)
+    work = partial(_work, given.plan_json, interrupts, ahead=given.ahead)
     if given.processes == 1:
         return work(Seat(), Events(given.events_fd))
     return _told(partial(launch, given.processes, given.plan_json, work=work), Events(given.events_fd))
 
 
-def _work(plan: Plan | None, interrupts: Interrupts, seat: Seat, events: Events) -> ExitCode:
+def _work(plan: Plan | None, interrupts: Interrupts, seat: Seat, events: Events, *, ahead: bool) -> ExitCode:
     """What one process does, from its confinement to its last word."""
 
     def work(events: Events) -> ExitCode:
         _confine(plan, events, seat)
-        _carry_out(parse_order(sys.stdin.buffer.read(MAX_ORDER_BYTES + 1)), events, seat, interrupts)
+        prepared = prepare(sys.stdin.buffer) if ahead and seat.size == 1 else None
+        order = parse_order(sys.stdin.buffer.read(MAX_ORDER_BYTES + 1))
+        _carry_out(order, events, seat, interrupts, prepared)
         return ExitCode.DONE
 
     return _told(work, events)
@@ -124,23 +128,26 @@ def _confine(plan: Plan | None, events: Events, seat: Seat) -> None:
     events.send(Confined(walls=dict(walls)))
 
 
-def _carry_out(given: Order, events: Events, seat: Seat, interrupts: Interrupts) -> None:
+def _carry_out(given: Order, events: Events, seat: Seat, interrupts: Interrupts, ahead: Ahead | None) -> None:
     """Environment first, rows before the training stack (bad data fails in milliseconds), then the run."""
     watch = Stopwatch()
     order = seat.own(given)
-    scratch = order.output_dir / ".scratch"
-    take_environment(scratch)
+    if ahead is None:
+        take_environment(scratch_below(order.output_dir))
     try:
         with watch.part("read"):
             data = order.spec.data
             rows = read_files(order.data_files, max_rows=data.max_rows, shape=shape_of(data))
         with watch.part("import"):
             loader, run, together = _training_stack(order, seat)
+        if ahead is not None:
+            watch.put("ahead", ahead.seconds)
+            loader = ahead.loader(order, loader)
         with together(seat, meeting_place(given), sharded=order.spec.train.fsdp is not None) as ranks:
             report = _heard(events, seat)
             summary = run(order, rows, loader, report=report, watch=watch, interrupts=interrupts, ranks=ranks)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove_scratch(order.output_dir)
     events.send(Finished(summary=summary.model_dump(mode="json")))
 
 
@@ -151,11 +158,12 @@ def _heard(events: Events, seat: Seat) -> Callable[[Message], None]:
 
 def _training_stack(order: Order, seat: Seat) -> tuple[Loader, Callable[..., Summary], Callable[..., Together]]:
     """Import it, in the order it needs: environment variables first (done), then the engine, then transformers."""
-    from trainer.worker.model import choose_engine  # noqa: PLC0415
+    with uncollected():
+        from trainer.worker.model import choose_engine  # noqa: PLC0415
 
-    loader = choose_engine(order.spec, processes=seat.size)
-    from trainer.worker.ranks import together  # noqa: PLC0415
-    from trainer.worker.run import run  # noqa: PLC0415
+        loader = choose_engine(order.spec, processes=seat.size)
+        from trainer.worker.ranks import together  # noqa: PLC0415
+        from trainer.worker.run import run  # noqa: PLC0415
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     return loader, run, together

@@ -1,5 +1,7 @@
 """What supervisor and worker say to each other: one order on stdin, then messages, one JSON document a line.
 
+A worker of one process may be given a `Preparation` first, and the word that the base model is there.
+
 Everything here is private: it passes between two processes of the same VM. The supervisor decides which of it
 may become public (step counts and the code of a failure, nothing else).
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self, TypeVar
 
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
@@ -30,6 +32,29 @@ CHECKPOINT_FILES: Final = ("metrics.jsonl", "state.json", "state.safetensors")
 _Count = Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)]
 _Text = Annotated[str, Field(max_length=_MAX_TEXT)]
 _Name = Annotated[str, Field(min_length=1, max_length=512)]
+_Document = TypeVar("_Document", bound=Strict)
+
+
+MODEL_READY: Final = b"model-ready\n"
+"""The word on a worker's stdin, between a preparation and the order, that `model_dir` holds the checked model."""
+
+
+class Preparation(Strict):
+    """What a worker can do before there is a dataset, from the first line of its stdin: nothing of it is private.
+
+    Attributes:
+        spec: the whole job spec.
+        model_dir: where the base model will be.
+        output_dir: as in the order.
+    """
+
+    spec: JobSpec
+    model_dir: Path
+    output_dir: Path
+
+    def encode(self) -> bytes:
+        """One line, newline included."""
+        return self.model_dump_json(exclude_unset=True).encode() + b"\n"
 
 
 class Order(Strict):
@@ -54,18 +79,31 @@ class Order(Strict):
         return self.model_dump_json(exclude_unset=True).encode()
 
 
+def parse_preparation(data: bytes) -> Preparation:
+    """Parse the first line of stdin, where a preparation was announced.
+
+    Raises:
+        UsageError: too large or not a preparation; names the field, never its content.
+    """
+    return _parsed(Preparation, data, "preparation")
+
+
 def parse_order(data: bytes) -> Order:
     """Parse what came on stdin.
 
     Raises:
         UsageError: too large or not an order; names the field, never its content.
     """
+    return _parsed(Order, data, "order")
+
+
+def _parsed(kind: type[_Document], data: bytes, name: str) -> _Document:
     if len(data) > MAX_ORDER_BYTES:
-        raise UsageError(ErrorCode.USAGE, "order", expected=f"at most {MAX_ORDER_BYTES} bytes", found=len(data))
+        raise UsageError(ErrorCode.USAGE, name, expected=f"at most {MAX_ORDER_BYTES} bytes", found=len(data))
     try:
-        return Order.model_validate_json(data)
+        return kind.model_validate_json(data)
     except ValidationError as error:
-        raise UsageError(ErrorCode.USAGE, f"order: {_first(error)}") from None
+        raise UsageError(ErrorCode.USAGE, f"{name}: {_first(error)}") from None
 
 
 _MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]

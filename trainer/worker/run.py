@@ -89,7 +89,7 @@ def run(
     """
     spec = order.spec
     require_engine(spec.privacy)
-    _seed(spec.train.seed)
+    seed(spec.train.seed)
     with watch.part("tokenize"):
         check_model_dir(order.model_dir)
         tokens = load_tokens(order.model_dir, spec.data.chat_template)
@@ -235,12 +235,14 @@ def _sampler(model: Any, tokens: Tokens, precision: Precision, data: Dataset, sp
         data.evaluation[:: 2 if spec.train.method == "dpo" else 1],  # the chosen answers
         count=output.samples,
         max_new_tokens=output.sample_max_new_tokens,
+        starts_as_base=spec.lora.starts_as_base,
     )
 
 
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    torch.manual_seed(seed)
+def seed(number: int) -> None:
+    """Begin all generators anew, and have torch compute the same from the same."""
+    random.seed(number)
+    torch.manual_seed(number)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
     # On CPU every operation used here has a deterministic form; on a GPU some have none, and say so in the log.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())

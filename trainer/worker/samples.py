@@ -6,6 +6,7 @@ Prompts are taken from held-out rows, so that nothing shown was trained on. All 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +53,7 @@ class Sampler:
         prompts: examples to take prompts from, in order of preference; those without a prompt are passed over.
         count: at most how many.
         max_new_tokens: where a continuation is cut.
+        starts_as_base: whether a fresh adapter adds exactly nothing, so that it need not be computed.
     """
 
     def __init__(
@@ -63,17 +65,20 @@ class Sampler:
         *,
         count: int,
         max_new_tokens: int,
+        starts_as_base: bool = False,
     ) -> None:
         self._model = model
         self._tokens = tokens
         self._precision = precision
         self._limit = max_new_tokens
+        self._starts_as_base = starts_as_base
         parts = (split_example(example) for example in prompts)
         self._parts = [part for part in parts if part[0] and part[1]][:count]
 
     def before(self) -> tuple[Sample, ...]:
         """The samples as the model answers now, `after` left empty."""
-        answers = self._answers()
+        with self._model.disable_adapter() if self._starts_as_base else nullcontext():
+            answers = self._answers()
         return tuple(
             Sample(self._tokens.text(prompt), self._tokens.text(reference), answer)
             for (prompt, reference), answer in zip(self._parts, answers, strict=True)

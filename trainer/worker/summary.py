@@ -24,8 +24,9 @@ class Summary(Strict):
     Losses are nats per trained token, every token weighing the same. Of preference training they are means over
     pairs, and `pairs` holds what else the last evaluation measured: `eval_rewards_accuracies` and the like. `rows`
     counts `train`, `eval`, `dropped` and `truncated`; `tokens` describes the examples (see `describe_lengths`);
-    `seconds` names the parts of the run. `resumed_at`: the steps behind which an interrupted run was gone on with.
-    `privacy` is there where the job spec asks for some.
+    `seconds` names the parts of the run; `ahead` was done before the order came, and is no part of `total`.
+    `resumed_at`: the steps behind which an interrupted run was gone on with. `privacy` is there
+    where the job spec asks for some.
     """
 
     eval_loss_before: float | None
