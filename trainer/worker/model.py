@@ -88,10 +88,9 @@ def choose_engine(spec: JobSpec, *, processes: int = 1) -> Loader:
         require_gpu("model.load_in_4bit and load_in_8bit", "bitsandbytes")
     if spec.train.engine is Engine.UNSLOTH:
         require_gpu("train.engine unsloth", "unsloth")
-    wants_unsloth = spec.train.engine is Engine.UNSLOTH or (
-        spec.train.engine is Engine.AUTO and processes == 1 and torch.cuda.is_available() and _installed("unsloth")
-    )
-    if wants_unsloth:
+    may_be_unsloth = spec.train.engine is Engine.AUTO and processes == 1 and not spec.train.torch_compile
+    found = may_be_unsloth and torch.cuda.is_available() and _installed("unsloth")
+    if spec.train.engine is Engine.UNSLOTH or found:
         from trainer.worker.unsloth_engine import UnslothLoader  # noqa: PLC0415 -- an optional dependency
 
         return UnslothLoader()
