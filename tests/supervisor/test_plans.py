@@ -135,8 +135,9 @@ def test_a_compiler_where_the_model_is_to_be_compiled(
     monkeypatch.setattr(planning, "can_separate_users", lambda: False)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     for compiled in (True, False):
-        assert needs_compiler(spec(engine, torch_compile=compiled)) is compiled
-        assert make_plans(spec(engine, torch_compile=compiled), places(workspace, tmp_path)).worker.programs is compiled
+        wanted = spec(engine, torch_compile=compiled)
+        assert needs_compiler(wanted) is compiled
+        assert make_plans(wanted, places(workspace, tmp_path)).worker.programs is compiled
 
 
 def test_what_policies_demand() -> None:

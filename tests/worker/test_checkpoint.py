@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.worker.conftest import needs_compiler
 from trainer.errors import ErrorCode, JobError
 from trainer.rows import read_files
 from trainer.spec import JobSpec
@@ -166,8 +167,12 @@ PATIENT: dict[str, dict[str, object]] = {
         },
         {"train": {"optim": "sgd", "logging_steps": 4, "num_train_epochs": 1.0, "max_steps": -1}},
         {"privacy": {"audit": True, "audit_rows": 8, "canaries": 4, "canary_repetitions": 2}},
+        pytest.param(
+            {"train": {"torch_compile": True}, "lora": {"lora_dropout": 0.2}},
+            marks=[pytest.mark.slow, needs_compiler],
+        ),
     ],
-    ids=["plain", "packed", "adafactor", "sgd", "audited"],
+    ids=["plain", "packed", "adafactor", "sgd", "audited", "compiled"],
 )
 def test_resumed_at_every_saved_step_is_bitwise_the_whole(
     runs: Callable[..., Runs], sections: dict[str, dict[str, object]]

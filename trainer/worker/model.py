@@ -66,6 +66,8 @@ def choose_precision(spec: JobSpec) -> tuple[Precision, tuple[str, ...]]:
         warnings.append(f"model.dtype {spec.model.dtype} is computed as float32 on this CPU")
     if spec.train.bf16 and not autocast:
         warnings.append("train.bf16 is off: this CPU has no bfloat16 instructions")
+    if spec.train.torch_compile_mode == "reduce-overhead":
+        warnings.append("train.torch_compile_mode reduce-overhead is default here: no GPU replays graphs")
     return Precision(torch.device("cpu"), weights, autocast), tuple(warnings)
 
 
