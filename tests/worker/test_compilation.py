@@ -27,6 +27,9 @@ from trainer.worker.store import single_batch
 
 RunWorker = Callable[..., Any]
 MakeSpec = Callable[..., JobSpec]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor"
+)  # dynamo asks for it, and hides that
 CPU = torch.device("cpu")
 PLAIN, GRAPHS = Compilation("default", graphs=False), Compilation("reduce-overhead", graphs=True)
 
