@@ -64,7 +64,7 @@ def test_loss_and_gradients_are_those_of_the_model(compilation: Compilation) -> 
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("name", UNKNOWN)
+@pytest.mark.parametrize("name", ["capped logits", "dora"])
 def test_of_other_models_as_well(name: str) -> None:
     make, lora, way = UNKNOWN[name]
     torch.manual_seed(0)

@@ -70,7 +70,8 @@ class TrainSection(Strict):
     model's layers over them instead; each gathers a layer when it needs it.
 
     `torch_compile` has the model's own forward pass compiled at run time, by `torch_compile_mode`; of those
-    `reduce-overhead` and `max-autotune` replay CUDA graphs on a GPU. With it `engine: auto` is `transformers`.
+    `reduce-overhead` and `max-autotune` replay CUDA graphs on a GPU, and `max-autotune` chooses kernels by how long
+    they take, so that the same bits do not come again. With it `engine: auto` is `transformers`.
     """
 
     method: Literal["sft", "dpo"] = "sft"
