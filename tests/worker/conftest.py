@@ -24,7 +24,18 @@ from trainer.worker.tokens import Tokens, tokens_of
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = {"OMP_NUM_THREADS": "1", "HF_ENDPOINT": "", "WANDB_MODE": "online"}
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+
+
+def compiles(test: Any) -> Any:
+    """Marks a test that compiles a model: it needs a compiler, and minutes where the machine is busy."""
+    marks = (
+        pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here"),
+        pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),  # dynamo asks for it, and hides that
+        pytest.mark.timeout(900),
+    )
+    for mark in marks:
+        test = mark(test)
+    return test
 
 
 @pytest.fixture(scope="session", autouse=True)

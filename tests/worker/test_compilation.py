@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from tests.worker.conftest import needs_compiler
+from tests.worker.conftest import compiles
 from tests.worker.test_loss import BATCH, EXAMPLES, KNOWN, UNKNOWN, adapted, compare, make_loss
 from tests.worker.test_preference_worker import pair, write
 from trainer.confinement.plan import Plan, Role
@@ -27,9 +27,6 @@ from trainer.worker.store import single_batch
 
 RunWorker = Callable[..., Any]
 MakeSpec = Callable[..., JobSpec]
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor"
-)  # dynamo asks for it, and hides that
 CPU = torch.device("cpu")
 PLAIN, GRAPHS = Compilation("default", graphs=False), Compilation("reduce-overhead", graphs=True)
 
@@ -54,7 +51,7 @@ def llama() -> Any:
     return adapted(KNOWN["llama"]())
 
 
-@needs_compiler
+@compiles
 @pytest.mark.slow
 @pytest.mark.parametrize("compilation", [PLAIN, GRAPHS], ids=["layers", "whole"])
 def test_loss_and_gradients_are_those_of_the_model(compilation: Compilation) -> None:
@@ -62,7 +59,7 @@ def test_loss_and_gradients_are_those_of_the_model(compilation: Compilation) -> 
     compare(llama(), f"selected, compiled ({compilation.mode})", compilation=compilation)
 
 
-@needs_compiler
+@compiles
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["capped logits", "dora"])
 def test_of_other_models_as_well(name: str) -> None:
@@ -71,7 +68,7 @@ def test_of_other_models_as_well(name: str) -> None:
     compare(adapted(make(), **lora), f"{way}, compiled (default)", compilation=PLAIN)
 
 
-@needs_compiler
+@compiles
 @pytest.mark.slow
 def test_with_results_that_are_made_again_going_backward() -> None:
     model = llama()
@@ -79,7 +76,7 @@ def test_with_results_that_are_made_again_going_backward() -> None:
     compare(model.train(), "selected, compiled (default)", compilation=PLAIN)
 
 
-@needs_compiler
+@compiles
 @pytest.mark.slow
 def test_few_things_are_compiled_however_many_shapes_there_are() -> None:
     model = llama().train()
@@ -173,7 +170,7 @@ def test_without_a_compiler_a_job_ends_at_once(
     assert "train.torch_compile" in failed.hint
 
 
-@needs_compiler
+@compiles
 @pytest.mark.slow
 @pytest.mark.skipif(not SUPPORTED, reason="system call filters are written for x86-64")
 def test_a_whole_order_behind_walls(
@@ -203,7 +200,7 @@ def test_a_whole_order_behind_walls(
     assert sorted(path.name for path in ended.output_dir.iterdir()) == ["adapter", "report"]
 
 
-@needs_compiler
+@compiles
 @pytest.mark.slow
 def test_the_same_curve_as_uncompiled(run_worker: RunWorker, make_spec: MakeSpec, tmp_path: Path) -> None:
     """Of preference training, which runs the model without its adapter as well."""

@@ -69,9 +69,9 @@ class TrainSection(Strict):
     model; `auto` is one for each GPU, so the batch depends on the machine. `fsdp: full_shard` spreads the base
     model's layers over them instead; each gathers a layer when it needs it.
 
-    `torch_compile` has the model's own forward pass compiled at run time, by `torch_compile_mode`; of those
-    `reduce-overhead` and `max-autotune` replay CUDA graphs on a GPU, and `max-autotune` chooses kernels by how long
-    they take, so that the same bits do not come again. With it `engine: auto` is `transformers`.
+    `torch_compile` has the model's own forward pass compiled at run time, as `torch_compile_mode` says:
+    `reduce-overhead` and `max-autotune` replay CUDA graphs on a GPU, and `max-autotune` chooses kernels by what
+    time they take, so that the same bits do not come again. With it `engine: auto` is `transformers`.
     """
 
     method: Literal["sft", "dpo"] = "sft"
