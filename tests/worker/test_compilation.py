@@ -138,7 +138,11 @@ def test_a_model_that_cannot_be_compiled_whole_is_refused() -> None:
 
 
 def test_a_model_that_is_compiled_too_often_is_refused() -> None:
-    part: Any = nn.Identity()
+    class Sum(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1
+
+    part: Any = Sum()
     part.compile(fullgraph=True, dynamic=False, backend="eager", recompile_limit=1)
     part(torch.ones(2))
     with pytest.raises(JobError) as caught, refusing_what_cannot_be_compiled():
