@@ -146,6 +146,7 @@ def test_every_hint_names_a_key_that_exists() -> None:
         ("train: {torch_compile_mode: default}", "torch_compile_mode means nothing without torch_compile: true"),
         ("train: {torch_compile: true, torch_compile_mode: max}", "train.torch_compile_mode"),
         ("train: {torch_compile: true, engine: unsloth}", "torch_compile: engine unsloth compiles"),
+        ("train: {torch_compile: true}\nlora: {use_dora: true}", "torch_compile: lora.use_dora must be false"),
         ("train: {torch_compile: true, num_processes: 2, fsdp: full_shard}", "torch_compile: fsdp gathers"),
         ("train: {load_best_model_at_end: true}", "load_best_model_at_end needs eval_steps"),
         ("model2: {}", "model2"),
