@@ -33,18 +33,19 @@ def contend(order: dict[str, Any]) -> dict[str, float]:
     if order["kind"] == "gemm":
         return {"flops": gemm_rate(order)}
     model = adapted_model(order)
-    train: Callable[[Any, dict[str, Any]], tuple[float, float]]
+    train: Callable[[Any, dict[str, Any]], dict[str, float]]
     train = train_ours if order["kind"].startswith("ours") else train_peer
-    seconds, loss = train(model, order)
+    result = train(model, order)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "loss": loss, "peak_mib": peak, "held_out": held_out_loss(model, order)}
+    return result | {"peak_mib": peak, "held_out": held_out_loss(model, order)}
 
 
-def train_ours(model: Any, order: dict[str, Any]) -> tuple[float, float]:
-    """The job's loop; returns seconds and the mean training loss."""
+def train_ours(model: Any, order: dict[str, Any]) -> dict[str, float]:
+    """The job's loop; returns seconds, the mean training loss, and the seconds that compiling took before."""
     import torch
 
     from trainer.spec import TrainSection
+    from trainer.worker.compilation import Compilation
     from trainer.worker.dataset import Dataset, RowCounts
     from trainer.worker.encode import Example
     from trainer.worker.loop import Training
@@ -61,19 +62,40 @@ def train_ours(model: Any, order: dict[str, Any]) -> tuple[float, float]:
         lr_scheduler_type="constant", max_grad_norm=1.0, seed=order["seed"], logging_steps=1,
     )  # fmt: skip
     lengths = [example.length for example in examples]
-    loss = CausalLoss(model, precision, pad_id=0, longest=max(lengths))
-    if loss.way != "fused":
+    compilation = Compilation("default", graphs=False) if order["kind"] == "ours-compiled" else None
+    fused = order["kind"] in {"ours", "ours-packing"}
+    loss = CausalLoss(model, precision, pad_id=0, longest=max(lengths), fused=fused, compilation=compilation)
+    if (loss.way == "fused") != fused:
         raise SystemExit("the quick way was not taken")
+    compiling = warm_up(model, loss, examples, order) if compilation else 0.0
     data = Dataset(examples, (), RowCounts(len(examples), 0, 0, 0), ())
     bins = best_fit_decreasing(lengths, order["bin"]) if packs else None
     training = Training(
         model, loss, data, section, report=lambda _message: None, bins=bins, clock=lambda: clock(order)
     )
     outcome = training.run()
-    return outcome.train_seconds, outcome.train_loss
+    return {"seconds": outcome.train_seconds, "loss": outcome.train_loss, "compiling": compiling}
 
 
-def train_peer(model: Any, order: dict[str, Any]) -> tuple[float, float]:
+def warm_up(model: Any, loss: Any, examples: Any, order: dict[str, Any]) -> float:
+    """Have what a training step needs compiled, for several rows and one; returns seconds, those of g++ too."""
+    import torch
+
+    from trainer.worker.compilation import require_compiler
+    from trainer.worker.store import single_batch
+
+    require_compiler()
+    started, children = clock(order), resource.getrusage(resource.RUSAGE_CHILDREN)
+    model.train()
+    for count in (order["batch"], 1):
+        loss.sum(single_batch(examples[:count], torch.device("cpu"))).backward()
+    model.zero_grad(set_to_none=True)
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = ended.ru_utime + ended.ru_stime - children.ru_utime - children.ru_stime
+    return clock(order) - started + (spent if order["cpu_clock"] else 0.0)
+
+
+def train_peer(model: Any, order: dict[str, Any]) -> dict[str, float]:
     """HF Trainer or TRL's SFTTrainer."""
     from transformers import TrainerCallback
 
@@ -89,7 +111,7 @@ def train_peer(model: Any, order: dict[str, Any]) -> tuple[float, float]:
     trainer = make_trl(model, order) if order["kind"].startswith("trl") else make_hf(model, order)
     trainer.add_callback(Clock())
     result = trainer.train()
-    return times[-1] - times[0], float(result.training_loss)
+    return {"seconds": times[-1] - times[0], "loss": float(result.training_loss), "compiling": 0.0}
 
 
 def clock(order: dict[str, Any]) -> float:
@@ -160,6 +182,7 @@ def held_out_loss(model: Any, order: dict[str, Any]) -> float:
     """Loss per trained token, row by row, by the model's own forward pass."""
     import torch
 
+    torch.compiler.set_stance("force_eager")
     model.eval()
     total, count = 0.0, 0
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=order["dtype"] == "bf16"):

@@ -78,6 +78,7 @@ def test_canonical_form_parses_to_the_same_spec() -> None:
         ("train", "rpo_alpha", "train.loss_weights"),
         ("train", "pref_beta", "train.beta"),
         ("train", "rl", "train.method"),
+        ("train", "torch_compile_backend", "train.torch_compile"),
     ],
 )
 def test_unknown_key_names_the_key_meant(section: str, key: str, meant: str) -> None:
@@ -142,6 +143,11 @@ def test_every_hint_names_a_key_that_exists() -> None:
         ("train: {method: dpo}\ndata: {format: text}", "data.format text cannot be trained on"),
         ("data: {format: preference}", "data.format preference cannot be trained on with train.method sft"),
         ("train: {early_stopping_patience: 2}", "early_stopping_patience needs eval_steps"),
+        ("train: {torch_compile_mode: default}", "torch_compile_mode means nothing without torch_compile: true"),
+        ("train: {torch_compile: true, torch_compile_mode: max}", "train.torch_compile_mode"),
+        ("train: {torch_compile: true, engine: unsloth}", "torch_compile: engine unsloth compiles"),
+        ("train: {torch_compile: true}\nlora: {use_dora: true}", "torch_compile: lora.use_dora must be false"),
+        ("train: {torch_compile: true, num_processes: 2, fsdp: full_shard}", "torch_compile: fsdp gathers"),
         ("train: {load_best_model_at_end: true}", "load_best_model_at_end needs eval_steps"),
         ("model2: {}", "model2"),
         ("privacy: {target_epsilon: 3.0}", "target_delta goes with target_epsilon"),
@@ -229,6 +235,7 @@ HONEST = ("train: {engine: transformers", "data: {split_turns: never", "lora: {l
     ("part", "setting", "expected"),
     [
         (0, ", gradient_checkpointing: true", "train.gradient_checkpointing: must be false"),
+        (0, ", torch_compile: true", "train.torch_compile: must be false"),
         (0, ", neftune_noise_alpha: 5.0", "train.neftune_noise_alpha: must be left out"),
         (0, ", max_grad_norm: 1.0", "train.max_grad_norm: must be left out"),
         (0, ", eval_steps: 5, early_stopping_patience: 2", "train.early_stopping_patience: must be left out"),

@@ -128,6 +128,18 @@ def test_a_compiler_only_where_kernels_are_compiled(
     assert needs_compiler(spec(engine)) is needed
 
 
+@pytest.mark.parametrize("engine", ["transformers", "auto"])
+def test_a_compiler_where_the_model_is_to_be_compiled(
+    engine: str, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "can_separate_users", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    for compiled in (True, False):
+        wanted = spec(engine, torch_compile=compiled)
+        assert needs_compiler(wanted) is compiled
+        assert make_plans(wanted, places(workspace, tmp_path)).worker.programs is compiled
+
+
 def test_what_policies_demand() -> None:
     strict = demanded_sandbox([spec()])
     assert "worker_no_programs" in strict
@@ -135,6 +147,7 @@ def test_what_policies_demand() -> None:
     assert not any(name.endswith(("_files_confined", "_own_network", "_memory_locked")) for name in strict)
     lenient = demanded_sandbox([spec(), spec("unsloth")])
     assert set(strict) - set(lenient) == {"worker_no_programs", "worker_no_signals"}
+    assert demanded_sandbox([spec(torch_compile=True)]) == lenient
 
 
 def test_one_process_for_each_gpu_if_so_asked(

@@ -17,11 +17,25 @@ import torch
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
+from trainer.confinement.plan import Plan
 from trainer.spec import JobSpec
 from trainer.worker.protocol import MAX_MESSAGE_BYTES, Message, Order, Preparation, parse_message
 from trainer.worker.tokens import Tokens, tokens_of
 
 ROOT = Path(__file__).parents[2]
+VARIABLES = {"OMP_NUM_THREADS": "1", "HF_ENDPOINT": "", "WANDB_MODE": "online"}
+
+
+def compiles(test: Any) -> Any:
+    """Marks a test that compiles a model: it needs a compiler, and minutes where the machine is busy."""
+    marks = (
+        pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here"),
+        pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),  # dynamo asks for it, and hides that
+        pytest.mark.timeout(900),
+    )
+    for mark in marks:
+        test = mark(test)
+    return test
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -127,7 +141,8 @@ RunWorker = Callable[..., Ended]
 def run_worker(tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWorker:
     """The real process: `run_worker(data_file, spec, model_dir=…)`.
 
-    `ahead` has it prepare: what stands between the preparation and the order.
+    `ahead` has it prepare: what stands between the preparation and the order. `plan` makes one for the output
+    directory.
     """
 
     def run(
@@ -138,6 +153,8 @@ def run_worker(tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWork
         stdin: bytes = b"",
         processes: int = 1,
         ahead: bytes | None = None,
+        path: str | None = None,
+        plan: Callable[[Path], Plan] | None = None,
     ) -> Ended:
         output = tmp_path / "output"
         shutil.rmtree(output, ignore_errors=True)
@@ -148,28 +165,29 @@ def run_worker(tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWork
             data_files={data.name: data} if isinstance(data, Path) else dict(data),
             output_dir=output,
         )
+        options = ["--processes", str(processes)]
+        options += ["--plan-json", plan(output).model_dump_json()] if plan else []
         if ahead is None:
-            return _run(stdin or order.encode(), output, processes)
+            return _run(stdin or order.encode(), output, options, path)
         preparation = Preparation(spec=order.spec, model_dir=order.model_dir, output_dir=output)
-        return _run(preparation.encode() + ahead + order.encode(), output, processes, "--ahead")
+        return _run(preparation.encode() + ahead + order.encode(), output, [*options, "--ahead"], path)
 
     return run
 
 
-def _run(stdin: bytes, output: Path, processes: int, *options: str) -> Ended:
+def _run(stdin: bytes, output: Path, options: list[str], path: str | None) -> Ended:
     read, write = os.pipe()
-    options = ("--events-fd", str(write), "--processes", str(processes), *options)
     with subprocess.Popen(
-        [sys.executable, "-m", "trainer.worker", *options],
+        [sys.executable, "-m", "trainer.worker", "--events-fd", str(write), *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         pass_fds=(write,),
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_ENDPOINT": "", "WANDB_MODE": "online"},
+        env={**os.environ, **({"PATH": path} if path else {}), **VARIABLES},
         cwd=ROOT,
     ) as process:
         os.close(write)
-        out, log = process.communicate(stdin, timeout=120)
+        out, log = process.communicate(stdin, timeout=300)
         with os.fdopen(read, "rb") as events:
             sent = events.read()
     lines = sent.splitlines(keepends=True)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.worker.conftest import compiles
 from trainer.errors import ErrorCode, JobError
 from trainer.rows import read_files
 from trainer.spec import JobSpec
@@ -182,6 +183,16 @@ def test_resumed_at_every_saved_step_is_bitwise_the_whole(
         same(resumed, whole)
         assert resumed.summary is not None
         assert resumed.summary.resumed_at == (step,)
+
+
+@compiles
+@pytest.mark.slow
+def test_a_compiled_run_that_goes_on_is_bitwise_the_whole(runs: Callable[..., Runs]) -> None:
+    train = {"save_steps": 2, "max_steps": 4, "torch_compile": True}
+    carry_out = runs(train=train, lora={"lora_dropout": 0.2})
+    whole = carry_out()
+    torch._dynamo.reset()
+    same(carry_out(whole.saved[2]), whole)
 
 
 def test_told_to_end_after_any_step_and_gone_on_with_again_and_again(runs: Callable[..., Runs]) -> None:

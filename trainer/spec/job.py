@@ -49,6 +49,14 @@ class JobSpec(Strict):
             raise ValueError(refusal)
         return self
 
+    @model_validator(mode="after")
+    def _compiled_as_a_whole(self) -> Self:
+        if self.train.torch_compile and self.lora.use_dora:
+            raise ValueError(
+                "train.torch_compile: lora.use_dora must be false: PEFT's magnitudes cannot be traced"
+            )
+        return self
+
     def canonical(self) -> bytes:
         """RFC 8785 form of the document as written."""
         return canonical_json(self.model_dump(mode="json", exclude_unset=True))

@@ -101,6 +101,11 @@ def _conditions(spec: JobSpec) -> Iterator[tuple[str, str, bool]]:
         train.gradient_checkpointing,
     )
     yield (
+        "train.torch_compile",
+        "must be false: the gradient of each row is taken by hooks on layers, which compiled code does not call",
+        train.torch_compile,
+    )
+    yield (
         "train.neftune_noise_alpha",
         "must be left out: its noise depends on a row's neighbours",
         (train.neftune_noise_alpha is not None),

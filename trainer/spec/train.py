@@ -68,6 +68,10 @@ class TrainSection(Strict):
     `num_processes` is how many processes train together in the VM, each on its own GPU and with the whole base
     model; `auto` is one for each GPU, so the batch depends on the machine. `fsdp: full_shard` spreads the base
     model's layers over them instead; each gathers a layer when it needs it.
+
+    `torch_compile` has the model's own forward pass compiled at run time, as `torch_compile_mode` says:
+    `reduce-overhead` and `max-autotune` replay CUDA graphs on a GPU, and `max-autotune` chooses kernels by what
+    time they take, so that the same bits do not come again. With it `engine: auto` is `transformers`.
     """
 
     method: Literal["sft", "dpo"] = "sft"
@@ -106,6 +110,8 @@ class TrainSection(Strict):
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     neftune_noise_alpha: Annotated[float, Field(gt=0, le=1000)] | None = None
     gradient_checkpointing: bool = False
+    torch_compile: bool = False
+    torch_compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor", "sgd"] = "adamw_torch"
     bf16: bool = True
     logging_steps: Annotated[int, Field(ge=1)] = 1
@@ -119,7 +125,7 @@ class TrainSection(Strict):
     @property
     def may_compile(self) -> bool:
         """Whether kernels may be compiled at run time, so that the worker must be able to run a compiler."""
-        return self.engine is not Engine.TRANSFORMERS
+        return self.engine is not Engine.TRANSFORMERS or self.torch_compile
 
     @property
     def loss_terms(self) -> tuple[tuple[LossType, float], ...]:
@@ -163,6 +169,16 @@ class TrainSection(Strict):
             raise ValueError("num_processes: method dpo runs in one process")
         if self.fsdp is not None and self.num_processes == 1:
             raise ValueError("fsdp needs num_processes: auto, or more than 1")
+        return self
+
+    @model_validator(mode="after")
+    def _compiled(self) -> Self:
+        if "torch_compile_mode" in self.model_fields_set and not self.torch_compile:
+            raise ValueError("torch_compile_mode means nothing without torch_compile: true")
+        if self.torch_compile and self.engine is Engine.UNSLOTH:
+            raise ValueError("torch_compile: engine unsloth compiles its own kernels")
+        if self.torch_compile and self.fsdp is not None:
+            raise ValueError("torch_compile: fsdp gathers each layer in the midst of what would be compiled whole")
         return self
 
     @model_validator(mode="after")

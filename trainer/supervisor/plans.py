@@ -122,7 +122,9 @@ def processes(spec: JobSpec) -> int:
 
 
 def needs_compiler(spec: JobSpec) -> bool:
-    """Whether the worker will compile kernels: the unsloth engine does, and `auto` takes it where it is."""
+    """Whether the worker will compile kernels: it is asked to, or takes unsloth, as `auto` does where it is."""
+    if spec.train.torch_compile:
+        return True
     if spec.train.engine is Engine.AUTO and processes(spec) == 1:
         return importlib.util.find_spec("unsloth") is not None
     return spec.train.engine is Engine.UNSLOTH

@@ -5,6 +5,8 @@ Three ways lead to it; the first that is proved right for a model is taken:
 - *fused*: `trainer.worker.decoder`, for the Llama family;
 - *selected*: the model's own forward pass; the head, its widest layer, only where a trained token is predicted;
 - *whole*: the model's own logits, for models that scale or cap them behind the head.
+
+The last two may be compiled: see `trainer.worker.compilation`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from torch.nn import functional
 
 from trainer.worker.attention_cpu import SHORT
 from trainer.worker.batches import Cost, padded_cost
+from trainer.worker.compilation import Compilation
 from trainer.worker.decoder import Decoder, heads_of, unknown_part
 from trainer.worker.head_loss import HeadLoss
 from trainer.worker.model import Precision, is_out_of_memory
@@ -38,6 +41,7 @@ class CausalLoss:
         checkpointing: whether inner results are made again going backward instead of being kept.
         neftune_alpha: strength of the noise on embeddings while training (arXiv 2310.05914), or None.
         fused: whether the quick way may be taken.
+        compilation: how the model is compiled, and then the quick way is not taken; None leaves it as it is.
     """
 
     def __init__(
@@ -50,27 +54,35 @@ class CausalLoss:
         checkpointing: bool = False,
         neftune_alpha: float | None = None,
         fused: bool = True,
+        compilation: Compilation | None = None,
     ) -> None:
         self._model = model
         self._precision = precision
         self._pad_id = pad_id
         self._selects = self._selection_is_exact()
-        self._decoder = self._proved_decoder(longest, checkpointing=checkpointing) if fused else None
+        self._compilation = compilation
+        may_fuse = fused and compilation is None
+        self._decoder = self._proved_decoder(longest, checkpointing=checkpointing) if may_fuse else None
         self._noisy = neftune_alpha is not None or _has_dropout(model)
         if neftune_alpha is not None:
             self._add_noise(neftune_alpha)
+        if compilation is not None:
+            compilation.compile(model)
 
     @property
     def way(self) -> str:
-        """Which way is taken: `fused`, `selected` or `whole`."""
+        """Which way is taken: `fused`, `selected` or `whole`, and in what mode it is compiled."""
         if self._decoder is not None:
             return "fused"
-        return "selected" if self._selects else "whole"
+        way = "selected" if self._selects else "whole"
+        return way if self._compilation is None else f"{way}, compiled ({self._compilation.mode})"
 
     @property
     def cost(self) -> Cost:
         """How many tokens the model is given for rows of some lengths."""
-        return sum if self._decoder is not None else padded_cost
+        if self._decoder is not None:
+            return sum
+        return padded_cost if self._compilation is None else self._compilation.cost
 
     def sum(self, batch: Batch) -> Tensor:
         """Loss summed over the trained tokens of a batch: float32 scalar on the device, with its graph."""
@@ -89,8 +101,12 @@ class CausalLoss:
         """Loss of each trained token: float32 [targets] on the device, with its graph; see `by_row`."""
         if self._decoder is not None:
             return _fused(self._decoder, self._shared(batch, together))
+        shape = None
+        if self._compilation is not None:
+            self._compilation.begin()
+            shape = self._compilation.shape
         with self._precision.context():
-            logits = _plain_logits(self._model, batch, self._pad_id, selects=self._selects)
+            logits = _plain_logits(self._model, batch.padded(self._pad_id, shape), selects=self._selects)
         return functional.cross_entropy(logits.float(), batch.targets, reduction="none")
 
     @property
@@ -150,7 +166,7 @@ class CausalLoss:
         pad_id, selects = self._pad_id, self._selects
 
         def plain(model: Any, batch: Batch) -> Tensor:
-            logits = _plain_logits(model, batch, pad_id, selects=selects)
+            logits = _plain_logits(model, batch.padded(pad_id), selects=selects)
             return functional.cross_entropy(logits, batch.targets, reduction="sum")
 
         def quick(model: Any, batch: Batch) -> Tensor:
@@ -189,8 +205,8 @@ def _fused(decoder: Decoder, batch: Batch) -> Tensor:
     return losses
 
 
-def _plain_logits(model: Any, batch: Batch, pad_id: int, *, selects: bool) -> Tensor:
-    ids, places = batch.padded(pad_id)
+def _plain_logits(model: Any, padded: tuple[Tensor, Tensor], *, selects: bool) -> Tensor:
+    ids, places = padded
     return _selected_logits(model, ids, places) if selects else _whole_logits(model, ids, places)
 
 

@@ -66,6 +66,8 @@ def choose_precision(spec: JobSpec) -> tuple[Precision, tuple[str, ...]]:
         warnings.append(f"model.dtype {spec.model.dtype} is computed as float32 on this CPU")
     if spec.train.bf16 and not autocast:
         warnings.append("train.bf16 is off: this CPU has no bfloat16 instructions")
+    if spec.train.torch_compile_mode == "reduce-overhead":
+        warnings.append("train.torch_compile_mode reduce-overhead is default here: no GPU replays graphs")
     return Precision(torch.device("cpu"), weights, autocast), tuple(warnings)
 
 
@@ -88,10 +90,9 @@ def choose_engine(spec: JobSpec, *, processes: int = 1) -> Loader:
         require_gpu("model.load_in_4bit and load_in_8bit", "bitsandbytes")
     if spec.train.engine is Engine.UNSLOTH:
         require_gpu("train.engine unsloth", "unsloth")
-    wants_unsloth = spec.train.engine is Engine.UNSLOTH or (
-        spec.train.engine is Engine.AUTO and processes == 1 and torch.cuda.is_available() and _installed("unsloth")
-    )
-    if wants_unsloth:
+    may_be_unsloth = spec.train.engine is Engine.AUTO and processes == 1 and not spec.train.torch_compile
+    found = may_be_unsloth and torch.cuda.is_available() and _installed("unsloth")
+    if spec.train.engine is Engine.UNSLOTH or found:
         from trainer.worker.unsloth_engine import UnslothLoader  # noqa: PLC0415 -- an optional dependency
 
         return UnslothLoader()

@@ -18,6 +18,7 @@ from trainer.spec import DataSection, JobSpec
 from trainer.worker.adapter import save_adapter, save_start
 from trainer.worker.card import model_card
 from trainer.worker.checkpoint import Kept, Resumption, Saver, read_draw, read_state
+from trainer.worker.compilation import Compilation, refusing_what_cannot_be_compiled, require_compiler
 from trainer.worker.dataset import Dataset, build_dataset
 from trainer.worker.interruption import Interruption, Interrupts
 from trainer.worker.loop import Training
@@ -90,6 +91,9 @@ def run(
     spec = order.spec
     require_engine(spec.privacy)
     seed(spec.train.seed)
+    if spec.train.torch_compile:
+        with watch.part("compile"):
+            require_compiler()
     with watch.part("tokenize"):
         check_model_dir(order.model_dir)
         tokens = load_tokens(order.model_dir, spec.data.chat_template)
@@ -97,10 +101,10 @@ def run(
         draw = _draw(order)
         drawn = random.Random(draw)  # noqa: S311 -- of 256 secret bits, and can be drawn again
         data, probes = prepare(data, rows, tokens, (spec.privacy, spec.data), random=drawn)
+    stages = _Run(order, loader, tokens, data, probes, draw, watch, report, interrupts or Interrupts(), ranks)
     try:
-        return _train(
-            _Run(order, loader, tokens, data, probes, draw, watch, report, interrupts or Interrupts(), ranks)
-        )
+        with refusing_what_cannot_be_compiled() if spec.train.torch_compile else nullcontext():
+            return _train(stages)
     except (RuntimeError, MemoryError) as error:
         raise_if_out_of_memory(error)
         raise
@@ -268,6 +272,7 @@ def _loss(
         checkpointing=spec.train.gradient_checkpointing,
         neftune_alpha=spec.train.neftune_noise_alpha,
         fused=fused,
+        compilation=Compilation.wanted(spec.train, precision.device),
     )
 
 

@@ -98,7 +98,8 @@ class Sampler:
         ids, mask = left_padded(prompts, self._tokens.pad_id, self._precision.device)
         was_training = self._model.training
         self._model.eval()
-        with self._precision.context():
+        # a compiled model as well goes on uncompiled here: with each token its keys and values have other shapes
+        with self._precision.context(), torch.compiler.set_stance("force_eager"):
             whole = self._model.generate(
                 input_ids=ids,
                 attention_mask=mask,

@@ -8,7 +8,7 @@ device, and nothing is waited for: on a GPU in a confidential VM each copy is en
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +21,10 @@ from trainer.worker.segments import Segments
 
 SECTION_TOKENS: Final = 1 << 22
 """So many tokens are brought into their order at a time."""
+
+
+Shape = Callable[[int, int], tuple[int, int]]
+"""From how many rows of how many tokens there are to how many a model is given, padded."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +77,27 @@ class Batch:
         numbers = torch.arange(len(self.segments.lengths), device=values.device)
         return torch.where(row == numbers.unsqueeze(1), values, values.new_zeros(())).sum(1)
 
-    def padded(self, pad_id: int) -> tuple[Tensor, Tensor]:
+    def padded(self, pad_id: int, shape: Shape | None = None) -> tuple[Tensor, Tensor]:
         """As a rectangle, for models that take nothing else.
 
-        Padding stands on the right, where causal attention keeps it from every real token, and is never a target:
-        so no attention mask is needed.
+        Padding stands on the right, where causal attention keeps it from every real token, and in rows of its own;
+        it is never a target: so no attention mask is needed.
+
+        Args:
+            pad_id: stands where nothing is.
+            shape: from what the rows need, at least, to the rectangle's rows and width.
 
         Returns:
-            Ids (rows, longest), and the indices [targets] into them, flattened, of the tokens that predict.
+            Ids (rows, width), and the indices [targets] into them, flattened, of the tokens that predict.
         """
-        width, bounds = self.segments.longest, self.segments.bounds
+        bounds, rows, width = self.segments.bounds, len(self.segments.lengths), self.segments.longest
+        if shape is not None:
+            rows, width = shape(rows, width)
         column = torch.arange(width, dtype=bounds.dtype, device=bounds.device)
         index = bounds[:-1, None] + column
         inside = index < bounds[1:, None]
         ids = torch.where(inside, self.ids[index.clamp_max(self.ids.shape[0] - 1)], pad_id)
+        ids = torch.nn.functional.pad(ids, (0, 0, 0, rows - len(ids)), value=pad_id)
         row = torch.searchsorted(bounds[1:], self.predicting, right=True)
         return ids, row * width + self.predicting - bounds[row]
 
