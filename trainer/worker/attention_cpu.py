@@ -162,8 +162,8 @@ class _Products:
         scaled = run.grouped(query).float() * run.heads.scale
         scores = torch.bmm(scaled, key.float().transpose(1, 2))
         length, seen = query.shape[2], key.shape[1]
-        future = torch.ones(length, seen, dtype=torch.bool).triu_(1 + seen - length)
-        scores.view(-1, length, seen).masked_fill_(future, -torch.inf)
+        future = torch.full((length, seen), -torch.inf).triu_(1 + seen - length)
+        scores.view(-1, length, seen).add_(future)  # several times quicker than filling by a mask
         weights = torch.softmax(scores, -1).to(query.dtype)
         _batched(out, run.rows).copy_(run.ungrouped(torch.bmm(weights, value)))
         return weights
@@ -174,10 +174,9 @@ class _Products:
         grouped = run.grouped(_batched(dout, run.rows))
         dweights = torch.bmm(grouped, value.transpose(1, 2))
         dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)  # noqa: SLF001
-        dscores.mul_(run.heads.scale)
         gradients.put_gradients(
-            torch.bmm(dscores, key),
-            torch.bmm(dscores.transpose(1, 2), run.grouped(query)),
+            torch.bmm(dscores, key).mul_(run.heads.scale),
+            torch.bmm(dscores.transpose(1, 2), run.grouped(query)).mul_(run.heads.scale),
             torch.bmm(weights.transpose(1, 2), grouped),
         )
 

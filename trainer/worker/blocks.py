@@ -27,7 +27,7 @@ class Norm:
     """
 
     def __init__(self, weight: Tensor, eps: float, dtype: torch.dtype) -> None:
-        self._weight = weight.detach()
+        self._weight = weight.detach().float()
         self._eps = eps
         self._dtype = dtype
 
@@ -39,8 +39,7 @@ class Norm:
 
     def into(self, out: Tensor, x: Tensor, scale: Tensor) -> None:
         """Write the normed `x` to `out`."""
-        out.copy_(x * scale)
-        out.mul_(self._weight)
+        out.copy_((x * scale).mul_(self._weight))
 
     def backward(self, dy: Tensor, x: Tensor, scale: Tensor) -> Tensor:
         """The gradient of x, float32, from the one of the result: s·g - x·s³·mean(g·x), where g = weight·dy."""

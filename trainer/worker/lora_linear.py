@@ -144,11 +144,11 @@ class LoraGroup:
             return []
         x, xa = wide[:, : self.inputs], wide[:, self.inputs :]
         da = None if masks else dxa.t() @ x
-        db = dy.t() @ xa
         gradients = []
         for number, (update, (rows, columns)) in enumerate(zip(self.updates, self._places, strict=True)):
             one = dxa[:, columns].t() @ (x * masks[number]) if da is None else da[columns]
-            gradients += [one.to(update.a.dtype) * update.scale, db[rows, columns].to(update.b.dtype)]
+            db = dy[:, rows].t() @ xa[:, columns]
+            gradients += [one.to(update.a.dtype) * update.scale, db.to(update.b.dtype)]
         return gradients
 
 
