@@ -120,7 +120,9 @@ def work(model: Path, rows: list[Row]) -> float:
 
 def run_contender(order: dict[str, Any]) -> dict[str, float]:
     """In a process of its own, with the same variables for all."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GOMP_SPINCOUNT": "10000", "TQDM_DISABLE": "1"}
+    from trainer.worker.environment import QUIET
+
+    environment = {**os.environ, **QUIET}
     environment |= {"OMP_NUM_THREADS": "1"} if order["cpu_clock"] else {}
     with tempfile.TemporaryDirectory() as kernels:  # as in a job, nothing was compiled before
         done = subprocess.run(
