@@ -38,8 +38,8 @@ QUIET: Final[Mapping[str, str]] = {
     # OpenMP threads that wait for one another sleep soon: where the host gives a virtual CPU to someone else,
     # spinning at every barrier makes a step many times slower
     "GOMP_SPINCOUNT": "10000",
-    # compiled CPU kernels, half a MiB each: one for each shape, and each pass has a number of tokens of its own. So
-    # many are those of a pass or two; the default, 1024, is mostly shapes that do not come again
+    # compiled CPU kernels, half a MiB each: one for each shape, and each pass has a number of tokens of its own.
+    # So many are those of a few passes; the default, 1024, is mostly shapes that do not come again
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
     # lets CUDA matrix products be deterministic where asked to
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
