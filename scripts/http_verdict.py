@@ -24,7 +24,7 @@ _HEADERS: Final = (
 )  # fmt: skip
 _ALWAYS: Final = (("cache-control", "no-store"), ("x-content-type-options", "nosniff"))
 _TELLTALE: Final = re.compile(
-    rb"Traceback|File \"|[A-Za-z]Error\b|Exception|\.py\b|site-packages|/tmp/|/home/|/root/"
+    rb"Traceback|File \"|[A-Za-z]Error\b|Exception|\.py\b|site-packages|/(?:tmp|home|root)/"
     rb"|pydantic|starlette|fastapi|uvicorn|h11|Python",
 )
 _SPEAKING_OF_ITSELF: Final = "/openapi.json"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,17 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture(scope="module")
+def canary_scan() -> Iterator[Any]:
+    """The module behind `scripts/canary-scan`."""
+    before = sys.path[:]
+    sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+    try:
+        yield importlib.import_module("canary_scan")
+    finally:
+        sys.path[:] = before
 
 
 @pytest.fixture(scope="session")

@@ -5,18 +5,16 @@ from __future__ import annotations
 import base64
 import bz2
 import gzip
-import importlib
 import io
 import json
 import lzma
 import os
 import struct
 import subprocess
-import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,17 +27,6 @@ if TYPE_CHECKING:
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CANARY = "Zephyr-q7Wombat/ünicorn~41"
 SURROUNDINGS = os.urandom(5000).replace(b"\0", b"x")
-
-
-@pytest.fixture(scope="module")
-def canary_scan() -> Iterator[Any]:
-    """The module behind `scripts/canary-scan`."""
-    before = sys.path[:]
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        yield importlib.import_module("canary_scan")
-    finally:
-        sys.path[:] = before
 
 
 @pytest.fixture

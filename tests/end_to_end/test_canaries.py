@@ -9,12 +9,10 @@ must be empty when the job has ended.
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import traceback
@@ -34,21 +32,9 @@ from tests.end_to_end.canary_scenarios import SCENARIOS
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Agent, WriteSpec
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 AT_LEAST = 30
 AT_ONCE = 3
 """Jobs that run at the same time: a job waits a lot."""
-
-
-@pytest.fixture(scope="module")
-def canary_scan() -> Iterator[Any]:
-    """The module behind `scripts/canary-scan`."""
-    before = sys.path[:]
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        yield importlib.import_module("canary_scan")
-    finally:
-        sys.path[:] = before
 
 
 @dataclass

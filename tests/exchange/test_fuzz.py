@@ -68,7 +68,7 @@ async def undocumented(self: Any) -> Response:
 
 
 async def wordy(self: Any) -> Response:
-    return JSONResponse({"error": "wrong-phase", "detail": "/work/spool"}, status_code=409)
+    return JSONResponse({"error": "wrong-phase", "detail": "/srv/spool"}, status_code=409)
 
 
 async def other_code(self: Any) -> Response:
