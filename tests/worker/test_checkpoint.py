@@ -278,6 +278,16 @@ def test_preferences_survive(runs: Callable[..., Runs], tmp_path: Path, monkeypa
         same(carry_out(checkpoint), whole)
 
 
+def test_an_audited_run_does_not_go_on_from_one_that_drew_nothing(runs: Callable[..., Runs]) -> None:
+    """Other rows and canaries would be looked for than were trained on."""
+    unaudited = runs(train={"save_steps": 2, "max_steps": 4})
+    checkpoint = unaudited().saved[2]
+    unaudited.spec = runs(privacy={"audit": True, "audit_rows": 8}).spec
+    with pytest.raises(JobError) as caught:
+        unaudited(checkpoint)
+    assert caught.value.code is ErrorCode.CHECKPOINT_INVALID
+
+
 def test_a_signal_behind_the_last_step_loses_nothing(
     runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,7 +39,7 @@ _TAKEN_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 0.005
 
 _Step = Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)]
-_MAX_SUMS: Final = 16
+_MAX_SUMS: Final = 16  # of pairs; preference training keeps eight
 _Totals = tuple[float, _Step, _Step]
 
 
@@ -223,14 +223,17 @@ def read_state(folder: Path, trained: Mapping[str, Tensor]) -> Resumption:
     return Resumption(metrics, samples, resumed_at, document.draw, state=state)
 
 
-def read_draw(folder: Path) -> str | None:
+def read_draw(folder: Path) -> str:
     """`Kept.draw` of a checkpoint: it is needed before there is a model.
 
     Raises:
-        JobError: `CHECKPOINT_INVALID`.
+        JobError: `CHECKPOINT_INVALID`: among others, nothing was drawn. Drawing anew would go on with other rows.
     """
     with _fits_this_run():
-        return _StateDocument.model_validate_json((folder / STATE).read_bytes()).draw
+        draw = _StateDocument.model_validate_json((folder / STATE).read_bytes()).draw
+        if draw is None:
+            raise ValueError("nothing was drawn")
+        return draw
 
 
 @contextmanager
