@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from trainer.spec import LoraSection, TrainSection
 from trainer.worker.attention import attend
-from trainer.worker.attention_cpu import Heads
+from trainer.worker.attention_layout import Heads
 from trainer.worker.dataset import Dataset, RowCounts
 from trainer.worker.encode import Example
 from trainer.worker.loop import Training
@@ -94,8 +94,11 @@ def test_attention_of_the_gpu_is_the_one_of_the_cpu() -> None:
     lengths = (3, 70, 1, 129)
     qkv = torch.randn(sum(lengths), heads.total, heads.width).to(torch.bfloat16)
     bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
-    expected = attend(qkv, heads, Segments(lengths, bounds))
-    found = attend(qkv.to(GPU), heads, Segments(lengths, bounds.to(GPU)))
+    angles = torch.cat([torch.arange(length) for length in lengths]).view(-1, 1, 1) * torch.rand(32)
+    tables = angles.cos().to(torch.bfloat16), angles.sin().to(torch.bfloat16)
+    expected = attend(qkv, heads, Segments(lengths, bounds), tables)
+    on_gpu = tables[0].to(GPU), tables[1].to(GPU)
+    found = attend(qkv.to(GPU), heads, Segments(lengths, bounds.to(GPU)), on_gpu)
     torch.testing.assert_close(found.cpu(), expected, rtol=3e-2, atol=3e-2)
 
 

@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from trainer.worker import attention_cpu
 from trainer.worker.attention import attend
-from trainer.worker.attention_cpu import Heads
+from trainer.worker.attention_layout import Heads, RotaryTables
+from trainer.worker.blocks import Rotation
 from trainer.worker.segments import Segments
 
 
@@ -17,9 +18,26 @@ def segments(*lengths: int) -> Segments:
     return Segments(lengths, bounds)
 
 
-def each_row(qkv: torch.Tensor, heads: Heads, rows: Segments) -> torch.Tensor:
+def angles(rows: Segments, heads: Heads) -> torch.Tensor:
+    """Of every token: (tokens, 1, half a head's width); those of a row's beginning are the same in each."""
+    place = torch.cat([torch.arange(rows.shared), *(rows.shared + torch.arange(n) for n in rows.lengths)])
+    return place.view(-1, 1, 1) * 0.9 ** torch.arange(1, heads.width // 2 + 1)
+
+
+def tables(rows: Segments, heads: Heads) -> RotaryTables:
+    return angles(rows, heads).cos(), angles(rows, heads).sin()
+
+
+def turned(qkv: torch.Tensor, rows: Segments, heads: Heads) -> torch.Tensor:
+    """Queries and keys as complex numbers, turned by their angles."""
+    keyed, values = torch.split(qkv, [heads.query + heads.key, heads.key], dim=1)
+    numbers = torch.complex(*keyed.chunk(2, dim=2)) * torch.exp(1j * angles(rows, heads))
+    return torch.cat([torch.cat([numbers.real, numbers.imag], dim=2), values], dim=1)
+
+
+def each_row(qkv: torch.Tensor, heads: Heads, rows: Segments, _tables: RotaryTables) -> torch.Tensor:
     out = []
-    for row in torch.split(qkv, list(rows.lengths)):
+    for row in torch.split(turned(qkv, rows, heads), list(rows.lengths)):
         parts = torch.split(row.transpose(0, 1), [heads.query, heads.key, heads.key])
         query, key, value = (part.repeat_interleave(heads.query // part.shape[0], 0) for part in parts)
         out.append(functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=heads.scale))
@@ -36,32 +54,80 @@ def test_attention_is_the_one_of_each_row(heads: Heads, short: int, monkeypatch:
     start = torch.randn(40, heads.total, heads.width)
     for way in (attend, each_row):
         qkv = start.clone().requires_grad_()
-        result = way(qkv, heads, rows)
+        result = way(qkv, heads, rows, tables(rows, heads))
         result.square().sum().backward()  # type: ignore[no-untyped-call]
         results.append((result.detach(), qkv.grad))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_gpu_rotates_as_a_cpu_does() -> None:
+    torch.manual_seed(0)
+    heads, rows = Heads(4, 2, 8, 0.3), segments(3, 5)
+    start = torch.randn(8, heads.total, heads.width)
+    weight = torch.randn_like(start)
+    results = []
+    for way in ("in place", "complex"):
+        qkv = start.clone().requires_grad_()
+        if way == "in place":
+            found = Rotation.apply(qkv.clone(), heads.query + heads.key, tables(rows, heads))  # type: ignore[no-untyped-call]
+        else:
+            found = turned(qkv, rows, heads)
+        (gradient,) = torch.autograd.grad((found * weight).sum(), qkv)
+        results.append((found.detach(), gradient))
+    torch.testing.assert_close(results[0], results[1])
 
 
 def test_no_row_sees_another() -> None:
     torch.manual_seed(0)
     heads, rows = Heads(2, 1, 8, 0.35), segments(6, 6, 3)
     qkv = torch.randn(15, heads.total, heads.width)
-    before = attend(qkv, heads, rows)
+    before = attend(qkv, heads, rows, tables(rows, heads))
     qkv[:6] += 100.0
-    after = attend(qkv, heads, rows)
+    after = attend(qkv, heads, rows, tables(rows, heads))
     assert torch.equal(before[6:], after[6:])
     assert not torch.equal(before[:6], after[:6])
 
 
 def test_rows_of_like_length_go_together() -> None:
-    runs = segments(3, 3, 50, 55, 3).runs
-    assert [(run.tokens, run.rows, run.index is None) for run in runs] == [
-        (slice(0, 6), 2, True),
-        (slice(6, 111), 2, False),
-        (slice(111, 114), 1, True),
+    layout = segments(3, 3, 50, 55, 3).layout(Heads(4, 2, 8, 0.3))
+    assert [(part.rows, part.length, part.seen) for part in layout.rectangles] == [
+        (2, 3, 3),
+        (2, 55, 55),
+        (1, 3, 3),
     ]
-    assert runs[1].index is not None
-    assert len(runs[1].index) == 110
+    assert len(layout.padding) == 4 * 5
+    assert (layout.queries, layout.keys) == ((6 + 110 + 3) * 4, (6 + 110 + 3) * 2)
+
+
+def test_a_layout_brings_every_vector_back() -> None:
+    heads, rows = Heads(4, 2, 8, 0.3), Segments((4, 4, 6, 2), torch.empty(0), shared=3)
+    layout = rows.layout(heads)
+    vectors = torch.arange((3 + 16) * heads.total)
+    assert torch.equal(vectors[layout.gather][layout.scatter], vectors)
+    assert rows.layout(heads) is layout
+    results = torch.arange((3 + 16) * heads.query)
+    assert torch.equal(results[layout.grouped][layout.results], results)
+
+
+def test_groups_share_a_beginning_each() -> None:
+    torch.manual_seed(0)
+    heads = Heads(4, 2, 8, 0.3)
+    parts = [Segments((4, 3), torch.empty(0), shared=2), Segments((1, 1, 9), torch.empty(0), shared=6)]
+    places = [slice(0, 9), slice(9, 26)]
+    groups = Segments((9, 17), torch.empty(0), groups=tuple(zip(places, parts, strict=True)))
+    assert groups.longest == 15
+    qkv = torch.randn(26, heads.total, heads.width, requires_grad=True)
+    weight = torch.randn(26, heads.query * heads.width)
+    turns = [tables(part, heads) for part in parts]
+    both = torch.cat([turn[0] for turn in turns]), torch.cat([turn[1] for turn in turns])
+    together = attend(qkv, heads, groups, both)
+    alone = torch.cat(
+        [attend(qkv[place], heads, part, turn) for place, part, turn in zip(places, parts, turns, strict=True)]
+    )
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(
+        torch.autograd.grad((together * weight).sum(), qkv), torch.autograd.grad((alone * weight).sum(), qkv)
+    )
 
 
 def test_a_shared_beginning_is_as_if_every_row_had_it() -> None:
@@ -74,10 +140,12 @@ def test_a_shared_beginning_is_as_if_every_row_had_it() -> None:
     bounds = torch.tensor([3, 7, 11, 17, 19], dtype=torch.int32)
     together = Segments((4, 4, 6, 2), bounds, shared=3)
     front.requires_grad_()
-    one = attend(torch.cat([front, *rests]), heads, together)
+    one = attend(torch.cat([front, *rests]), heads, together, tables(together, heads))
     weight = torch.randn(one.shape)
     (got,) = torch.autograd.grad((one * weight)[3:].sum(), front)
-    many = attend(torch.cat([part for rest in rests for part in (front, rest)]), heads, alone)
+    many = attend(
+        torch.cat([part for rest in rests for part in (front, rest)]), heads, alone, tables(alone, heads)
+    )
     kept = torch.cat([row[3:] for row in torch.split(many, [7, 7, 9, 5])])
     torch.testing.assert_close(one[3:], kept)
     torch.testing.assert_close(one[:3], many[:3])

@@ -5,17 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer.worker.attention_cpu import Heads, RowByRow
+from trainer.worker.attention_cpu import RowByRow
+from trainer.worker.attention_layout import Heads, RotaryTables
+from trainer.worker.blocks import Rotation
 from trainer.worker.segments import Segments
 
 
-def attend(qkv: Tensor, heads: Heads, segments: Segments) -> Tensor:
-    """Attention: (tokens, all heads, width) → (tokens, query heads · width)."""
-    if segments.groups:
-        return torch.cat([attend(qkv[tokens], heads, group) for tokens, group in segments.groups])
+def attend(qkv: Tensor, heads: Heads, segments: Segments, tables: RotaryTables) -> Tensor:
+    """Attention with rotary position embedding: (tokens, all heads, width) → (tokens, query heads · width).
+
+    Args:
+        qkv: what a layer makes of its input, before the rotation; on a GPU it is rotated in place.
+        heads: how its columns are cut.
+        segments: the rows.
+        tables: the rotation of each token.
+    """
     if qkv.is_cuda:
-        return _attend_cuda(qkv, heads, segments)
-    result: Tensor = RowByRow.apply(qkv, heads, segments)  # type: ignore[no-untyped-call]
+        turned = Rotation.apply(qkv, heads.query + heads.key, tables)  # type: ignore[no-untyped-call]
+        return _attend_cuda(turned, heads, segments)
+    result: Tensor = RowByRow.apply(qkv, heads, segments, tables)  # type: ignore[no-untyped-call]
     return result
 
 

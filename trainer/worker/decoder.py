@@ -8,6 +8,7 @@ and names what is not exactly as known; whether the result is right is then prov
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.worker.attention import attend
-from trainer.worker.attention_cpu import Heads
-from trainer.worker.blocks import Mlp, Norm, NormLinear, ResidualLinear, Rotation
+from trainer.worker.attention_layout import Heads, RotaryTables
+from trainer.worker.blocks import Mlp, Norm, NormLinear, ResidualLinear
 from trainer.worker.lora_linear import LoraGroup, Refresh, Update
 from trainer.worker.segments import Segments
 
@@ -68,6 +69,7 @@ class Decoder:
     def __init__(self, causal: Any, dtype: torch.dtype, *, checkpointing: bool) -> None:
         model = causal.base_model
         head = causal.get_output_embeddings()
+        _let_go_of_the_file([causal.get_input_embeddings(), head, *_norms(model)])
         self.dtype = dtype
         self.head = head.weight.detach().to(dtype)
         self.head_bias = None if head.bias is None else head.bias.detach().to(dtype)
@@ -105,27 +107,37 @@ class Decoder:
         normed: Tensor = self._model.norm(x)
         return normed
 
-    def _tables(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _tables(self, x: Tensor, positions: Tensor) -> RotaryTables:
         cos, sin = self._model.rotary_emb(x, positions.unsqueeze(0))
         half = cos.shape[-1] // 2
         return tuple(table[0, :, None, :half].to(self.dtype) for table in (cos, sin))
 
     def _run(
-        self, layer: _Layer, x: Tensor, tables: tuple[Tensor, Tensor], segments: Segments, wanted: Tensor | None
+        self, layer: _Layer, x: Tensor, tables: RotaryTables, segments: Segments, wanted: Tensor | None
     ) -> Tensor:
         training, heads = self._model.training, layer.heads
         qkv = NormLinear.apply(x, layer.norm, layer.qkv, training, *layer.qkv.parameters)  # type: ignore[no-untyped-call]
         qkv = qkv.unflatten(1, (heads.total, heads.width))
         if layer.head_norms is not None:
             qkv = _norm_heads(qkv, heads, layer.head_norms)
-        qkv = Rotation.apply(qkv, heads.query + heads.key, tables)  # type: ignore[no-untyped-call]
-        mixed = attend(qkv, heads, segments)
+        mixed = attend(qkv, heads, segments, tables)
         if wanted is not None:
             x, mixed = x.index_select(0, wanted), mixed.index_select(0, wanted)
         x = ResidualLinear.apply(x, mixed, layer.out, training, *layer.out.parameters)  # type: ignore[no-untyped-call]
         parameters = (*layer.gate_up.parameters, *layer.down.parameters)
         result: Tensor = Mlp.apply(x, layer.mlp_norm, layer.gate_up, layer.down, training, *parameters)  # type: ignore[no-untyped-call]
         return result
+
+
+def _norms(model: Any) -> list[nn.Module]:
+    return [module for module in model.modules() if hasattr(module, "variance_epsilon")]
+
+
+def _let_go_of_the_file(modules: Iterable[nn.Module]) -> None:
+    """Copy what the groups do not: one view of the mapped weights' file keeps all of it in memory."""
+    for parameter in {parameter for module in modules for parameter in module.parameters()}:
+        if parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
 
 
 def _norm_heads(qkv: Tensor, heads: Heads, norms: tuple[nn.Module, nn.Module]) -> Tensor:

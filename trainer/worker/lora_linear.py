@@ -148,7 +148,7 @@ class LoraGroup:
         for number, (update, (rows, columns)) in enumerate(zip(self.updates, self._places, strict=True)):
             one = dxa[:, columns].t() @ (x * masks[number]) if da is None else da[columns]
             db = dy[:, rows].t() @ xa[:, columns]
-            gradients += [one.to(update.a.dtype) * update.scale, db.to(update.b.dtype)]
+            gradients += [one.to(update.a.dtype).mul_(update.scale), db.to(update.b.dtype)]
         return gradients
 
 

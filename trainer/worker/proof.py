@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.worker.attention import attend
-from trainer.worker.attention_cpu import Heads
+from trainer.worker.attention_layout import Heads, RotaryTables
 from trainer.worker.segments import Segments
 from trainer.worker.store import Batch
 
@@ -50,17 +50,28 @@ def attention_agrees(heads: Heads, dtype: torch.dtype, device: torch.device) -> 
     generator = torch.Generator(device).manual_seed(1)
     qkv = torch.randn(sum(LENGTHS), heads.total, heads.width, generator=generator, device=device).to(dtype)
     qkv.requires_grad_(True)
+    tables = _tables(qkv)
     results = []
     for way in (attend, _row_by_row):
-        result = way(qkv, heads, _segments(device))
+        result = way(qkv.clone(), heads, _segments(device), tables)
         (gradient,) = torch.autograd.grad(result.float().square().sum(), qkv)
         results.append((result, gradient))
     return all(_near(one, other, _ATTENTION_TOLERANCE[dtype]) for one, other in zip(*results, strict=True))
 
 
-def _row_by_row(qkv: Tensor, heads: Heads, segments: Segments) -> Tensor:
+def _tables(qkv: Tensor) -> RotaryTables:
+    """Some angle for each token and pair of numbers."""
+    count = len(qkv) * qkv.shape[2] // 2
+    angles = torch.arange(count, device=qkv.device).view(len(qkv), 1, -1)
+    return angles.cos().to(qkv.dtype), angles.sin().to(qkv.dtype)
+
+
+def _row_by_row(qkv: Tensor, heads: Heads, segments: Segments, tables: RotaryTables) -> Tensor:
     rows = []
-    for row in torch.split(qkv, list(segments.lengths)):
+    turned, values = torch.split(qkv, [heads.query + heads.key, heads.key], dim=1)
+    (first, second), (cos, sin) = turned.chunk(2, dim=2), tables
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=2)
+    for row in torch.split(torch.cat([turned, values], dim=1), list(segments.lengths)):
         query, key, value = torch.split(row.transpose(0, 1), [heads.query, heads.key, heads.key])
         key, value = (part.repeat_interleave(heads.query // heads.key, 0) for part in (key, value))
         scores = (query @ key.transpose(1, 2)).float() * heads.scale

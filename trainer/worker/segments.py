@@ -6,17 +6,11 @@ front, every row sees it, and nothing in it depends on what follows. So sharing 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Final
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-WASTE: Final = 1.2
-"""Rows go through a CPU's attention together where padding makes no more than this of them."""
+from trainer.worker.attention_layout import Group, Heads, Layout
 
 
 @dataclass(frozen=True)
@@ -35,53 +29,19 @@ class Segments:
     bounds: Tensor
     shared: int = 0
     groups: tuple[tuple[slice, Segments], ...] = ()
+    _layouts: dict[Heads, Layout] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest row, with what is shared."""
+        if self.groups:
+            return max(group.longest for _, group in self.groups)
         return self.shared + max(self.lengths)
 
-    @cached_property
-    def runs(self) -> tuple[Stretch, ...]:
-        """Neighbours of like length, which attention takes as one rectangle."""
-        return tuple(_stretches(self.lengths, self.shared))
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Neighbouring rows.
-
-    Attributes:
-        tokens: where they are.
-        rows: how many.
-        index: [rows · longest]: the stretch's tokens as a rectangle, any token standing for padding on the right;
-            None where all rows have one length.
-        inverse: [tokens]: where in that rectangle each token is; None as well.
-    """
-
-    tokens: slice
-    rows: int
-    index: Tensor | None
-    inverse: Tensor | None
-
-
-def _stretches(lengths: Sequence[int], start: int) -> Iterator[Stretch]:
-    first = 0
-    for end in range(1, len(lengths) + 1):
-        part = lengths[first:end]
-        wider = lengths[first : end + 1]
-        if end == len(lengths) or len(wider) * max(wider) > WASTE * sum(wider):
-            yield _stretch(part, start)
-            first, start = end, start + sum(part)
-
-
-def _stretch(lengths: Sequence[int], start: int) -> Stretch:
-    tokens = slice(start, start + sum(lengths))
-    if len(set(lengths)) == 1:
-        return Stretch(tokens, len(lengths), None, None)
-    width, starts = max(lengths), itertools.accumulate(lengths, initial=0)
-    rows = [
-        first + torch.arange(width).clamp_max(length - 1) for first, length in zip(starts, lengths, strict=False)
-    ]
-    inverse = [row * width + torch.arange(length) for row, length in enumerate(lengths)]
-    return Stretch(tokens, len(lengths), torch.cat(rows), torch.cat(inverse))
+    def layout(self, heads: Heads) -> Layout:
+        """How attention on a CPU takes them; made once, since every layer of a pass asks for it."""
+        if heads not in self._layouts:
+            own = [Group(0, self.lengths, self.shared)]
+            groups = [Group(place.start, group.lengths, group.shared) for place, group in self.groups]
+            self._layouts[heads] = Layout(groups or own, heads)
+        return self._layouts[heads]
