@@ -1,7 +1,7 @@
 """The parts of a decoder layer of the Llama family, each with its own backward pass.
 
-Hidden states are (tokens, width): rows of the dataset stand behind one another without padding. What is cheap to
-make again (normed inputs, the gated product) is made again in the backward pass instead of being kept.
+Hidden states are (tokens, width): rows of the dataset stand behind one another without padding. The gated product,
+wide and cheap to make, is made again in the backward pass instead of being kept.
 """
 
 from __future__ import annotations
@@ -62,19 +62,16 @@ class NormLinear(Function):
         wide = _normed(x, norm, scale, group)
         masks = group.fill(wide, training=training)
         ctx.norm, ctx.group = norm, group
-        ctx.save_for_backward(x, scale, wide[:, group.inputs :].clone(), *masks)
+        ctx.save_for_backward(x, scale, wide, *masks)
         return group.forward(wide)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         """The gradients of x and of the group's parameters."""
-        x, scale, xa, *masks = ctx.saved_tensors
-        norm, group = ctx.norm, ctx.group
-        wide = _normed(x, norm, scale, group)
-        wide[:, group.inputs :] = xa
-        dx, gradients = group.backward(dy, wide, masks, into_input=ctx.needs_input_grad[0])
+        x, scale, wide, *masks = ctx.saved_tensors
+        dx, gradients = ctx.group.backward(dy, wide, masks, into_input=ctx.needs_input_grad[0])
         if dx is not None:
-            dx = norm.backward(dx, x, scale).to(x.dtype)
+            dx = ctx.norm.backward(dx, x, scale).to(x.dtype)
         return dx, None, None, None, *gradients
 
 
@@ -132,14 +129,14 @@ class Mlp(Function):
         inner, active = _activated(gate, up, down)
         inner_masks = down.fill(inner, training=training)
         ctx.norm, ctx.gate_up, ctx.down, ctx.masks = norm, gate_up, down, len(masks)
-        kept = (wide[:, gate_up.inputs :].clone(), inner[:, down.inputs :].clone())
-        ctx.save_for_backward(x, scale, hidden, active, *kept, *masks, *inner_masks)
+        inner_xa = inner[:, down.inputs :].clone()
+        ctx.save_for_backward(x, scale, wide, hidden, active, inner_xa, *masks, *inner_masks)
         return _added(x, down.forward(inner))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         """The gradients of x and of both groups' parameters."""
-        x, scale, hidden, active, xa, inner_xa, *masks = ctx.saved_tensors
+        x, scale, wide, hidden, active, inner_xa, *masks = ctx.saved_tensors
         gate_up, down = ctx.gate_up, ctx.down
         gate, up = hidden.chunk(2, dim=1)
         inner = _widened(active, up, down)
@@ -148,8 +145,6 @@ class Mlp(Function):
         dhidden = torch.empty_like(hidden)
         torch.mul(dinner, active, out=dhidden[:, down.inputs :])
         torch.ops.aten.silu_backward.grad_input(dinner.mul_(up), gate, grad_input=dhidden[:, : down.inputs])
-        wide = _normed(x, ctx.norm, scale, gate_up)
-        wide[:, gate_up.inputs :] = xa
         dwide, gradients = gate_up.backward(dhidden, wide, masks[: ctx.masks])
         dx = ctx.norm.backward(dwide, x, scale).add_(dy).to(x.dtype)
         return dx, None, None, None, None, *gradients, *down_gradients
