@@ -147,8 +147,11 @@ class LoraGroup:
         gradients = []
         for number, (update, (rows, columns)) in enumerate(zip(self.updates, self._places, strict=True)):
             one = dxa[:, columns].t() @ (x * masks[number]) if da is None else da[columns]
-            db = dy[:, rows].t() @ xa[:, columns]
-            gradients += [one.to(update.a.dtype).mul_(update.scale), db.to(update.b.dtype)]
+            db = (xa[:, columns].t() @ dy[:, rows]).t()  # on two threads a third quicker than dyᵀ · xa
+            gradients += [
+                one.to(update.a.dtype).mul_(update.scale),
+                db.to(update.b.dtype, memory_format=torch.contiguous_format),
+            ]
         return gradients
 
 
