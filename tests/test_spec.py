@@ -153,7 +153,6 @@ def test_every_hint_names_a_key_that_exists() -> None:
         ("privacy: {target_epsilon: 3.0}", "target_delta goes with target_epsilon"),
         ("privacy: {audit: true}\ntrain: {method: dpo}", "privacy: rows are told apart by their loss"),
         ("privacy: {canaries: 4}\ntrain: {num_processes: 2}", "train.num_processes must be 1"),
-        ("train: {method: dpo, num_processes: 2}", "method dpo runs in one process"),
         ("lora: {lora_r: 1, lora_r: 2}", "stands twice"),
         ("lora: &a {}", "anchors"),
         ("lora: !!python/object:os.system {}", "acceptable YAML"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -51,6 +52,23 @@ def test_a_whole_order(run_worker: RunWorker, tmp_path: Path, make_spec: MakeSpe
     assert all("everybody knows" in sample["reference"] for sample in samples)
     assert "2305.18290" in (ended.output_dir / "adapter/README.md").read_text()
     assert margin(ended.output_dir / "adapter", tiny_model) > 1.0
+
+
+def test_two_processes_share_the_pairs(run_worker: RunWorker, tmp_path: Path, make_spec: MakeSpec) -> None:
+    """A last step of one pair, which one of them has nothing of, among the steps."""
+    data = write(tmp_path / "pairs.jsonl", [pair(number) for number in range(12)])
+    train = {"method": "dpo", "learning_rate": 0.001, "per_device_train_batch_size": 2, "num_train_epochs": 2}
+    kept = {"output": {"samples": 0}, "data": {"test_split_size": 0.25}}
+    two = run_worker(data, make_spec(train={**train, "num_processes": 2}, **kept), processes=2)
+    one = run_worker(data, make_spec(train={**train, "gradient_accumulation_steps": 2}, **kept))
+    for ended in (two, one):
+        assert ended.code == ExitCode.DONE, ended.log
+    found, expected = (ended.messages[-1].summary for ended in (two, one))
+    assert found["environment"]["processes"] == "2"
+    assert (found["steps"], found["trained_tokens"]) == (expected["steps"], expected["trained_tokens"])
+    assert found["rows"]["train"] % 4 == 1
+    assert found["pairs"] == pytest.approx(expected["pairs"], rel=1e-4, abs=1e-4)
+    assert found["eval_loss_after"] == pytest.approx(expected["eval_loss_after"], rel=1e-4)
 
 
 def margin(adapter: Path, tiny_model: Path) -> float:

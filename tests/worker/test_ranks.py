@@ -21,6 +21,8 @@ from trainer.worker.loop import Training
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import attach_adapter
 from trainer.worker.packing import best_fit_decreasing
+from trainer.worker.preference import Preference, pairs_of
+from trainer.worker.preference_loss import MEASURED
 from trainer.worker.protocol import Message, Metrics
 from trainer.worker.ranks import ALONE, Ranks, Share, deal, together
 from trainer.worker.seat import Seat
@@ -42,9 +44,17 @@ def test_shares_are_about_equal_and_complete() -> None:
         assert shares == deal(range(61), lengths, size)
 
 
+def test_pairs_stay_together() -> None:
+    lengths = [9, 3, 2, 2, 8, 8, 1, 7]
+    order = [2, 3, 6, 7, 0, 1, 4, 5]
+    assert deal(order, lengths, 2, together=2) == [[2, 3, 4, 5], [6, 7, 0, 1]]
+    idle = Ranks(1, 2, sharded=True).share([0, 1], lengths, [1] * 8, len, together=2)
+    assert (idle.rows, idle.idle) == ([0, 1], True)
+
+
 def test_more_processes_than_rows() -> None:
     assert deal([4], [0] * 5, 3) == [[4], [], []]
-    assert Ranks(2, 3).share([1], [5, 6], [1, 2], len) == Share([], trained=2, inputs=6)
+    assert Ranks(2, 3).share([1], [5, 6], [1, 2], len) == Share([], counts=[2], inputs=6)
 
 
 def test_where_the_base_is_spread_all_run_the_model_equally_often() -> None:
@@ -72,7 +82,7 @@ def train(tiny: Path, out: Path, ranks: Ranks, options: Options) -> None:
     loss = CausalLoss(
         model, CPU, pad_id=0, longest=64, neftune_alpha=section.neftune_noise_alpha, fused=not ranks.sharded
     )
-    held = ROWS[18:]
+    held = ROWS[17:] if section.method == "dpo" else ROWS[18:]
     data = Dataset(ROWS[:18], held, RowCounts(18, len(held), 0, 0), ())
     seen: list[Metrics] = []
 
@@ -81,7 +91,11 @@ def train(tiny: Path, out: Path, ranks: Ranks, options: Options) -> None:
             seen.append(message)
 
     bins = best_fit_decreasing([row.length for row in data.train], 64) if packing else None
-    outcome = Training(model, loss, data, section, report=report, bins=bins, ranks=ranks).run()
+    preference = None
+    if section.method == "dpo":
+        bins = pairs_of(len(data.train))
+        preference = Preference(data, loss, section, reference=loss.unadapted, device=CPU.device, ranks=ranks)
+    outcome = Training(model, loss, data, section, report=report, bins=bins, method=preference, ranks=ranks).run()
     found = {
         "steps": outcome.steps,
         "tokens": [outcome.trained_tokens, outcome.input_tokens],
@@ -89,6 +103,7 @@ def train(tiny: Path, out: Path, ranks: Ranks, options: Options) -> None:
         "train": outcome.train_loss,
         "metrics": [{name: item.values[name] for name in NAMES if name in item.values} for item in seen],
         "warnings": outcome.warnings,
+        "pairs": outcome.pairs,
         "way": loss.way,
     }
     (out / f"{ranks.rank}.json").write_text(json.dumps(found))
@@ -96,7 +111,18 @@ def train(tiny: Path, out: Path, ranks: Ranks, options: Options) -> None:
     save_file(adapter, out / f"{ranks.rank}.safetensors")
 
 
-NAMES = ("loss", "grad_norm", "eval_loss", "learning_rate", "epoch")
+REWARDS = [name for name in MEASURED if name != "rewards_accuracies"]
+"""Whether a fresh adapter's rewards, which are zeros, come out above one another is chance."""
+
+NAMES = (
+    "loss",
+    "grad_norm",
+    "eval_loss",
+    "learning_rate",
+    "epoch",
+    *REWARDS,
+    *(f"eval_{name}" for name in REWARDS),
+)
 
 
 def member(rank: int, size: int, tiny: Path, out: Path, runs: dict[str, Options]) -> None:
@@ -146,6 +172,20 @@ SETTINGS: dict[str, tuple[Options, Options]] = {
         },
         {"gradient_accumulation_steps": 2},
     ),
+    "pairs": (
+        {
+            "method": "dpo", "per_device_train_batch_size": 1, "num_train_epochs": 2.0, "eval_steps": 3,
+            "logging_steps": 2, "loss_type": ("sigmoid", "sft"), **PLAIN,
+        },
+        {"gradient_accumulation_steps": 2},
+    ),
+    "pairs-spread-base": (
+        {
+            "method": "dpo", "per_device_train_batch_size": 1, "num_train_epochs": 1.0, "eval_steps": 2,
+            "sharded": True, **PLAIN,
+        },
+        {"gradient_accumulation_steps": 2},
+    ),
     "spread-base": (
         {"per_device_train_batch_size": 2, "max_steps": 5, "eval_steps": 2, "sharded": True, **PLAIN},
         {"gradient_accumulation_steps": 2},
@@ -169,6 +209,11 @@ def two(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def close_to(values: dict[str, float]) -> Any:
+    """A gradient's norm is of float32 numbers, and a reward the difference of two that are far larger."""
+    return pytest.approx(values, rel=2e-5, abs=1e-5)
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_two_processes_take_the_steps_of_one(name: str, two: Path, tiny_model: Path, tmp_path: Path) -> None:
     options = {key: value for key, value in SETTINGS[name][0].items() if key != "sharded"}
@@ -177,12 +222,13 @@ def test_two_processes_take_the_steps_of_one(name: str, two: Path, tiny_model: P
     assert both == told(two / name, 1), "every process knows the same"
     for exact in ("steps", "tokens", "warnings"):
         assert both[exact] == one[exact]
-    assert both["way"] == ("selected" if name == "spread-base" else "fused")
+    assert both["way"] == ("selected" if name.endswith("spread-base") else "fused")
     assert both["after"] == pytest.approx(one["after"], rel=1e-6)
     assert both["train"] == pytest.approx(one["train"], rel=1e-6)
+    assert both["pairs"] == close_to(one["pairs"])
     assert len(both["metrics"]) == len(one["metrics"])
     for ours, theirs in zip(both["metrics"], one["metrics"], strict=True):
-        assert ours == pytest.approx(theirs, rel=2e-5), "a gradient's norm is of float32 numbers"
+        assert ours == close_to(theirs)
     for key, expected in adapters(tmp_path / "one", 0).items():
         torch.testing.assert_close(adapters(two / name, 0)[key], expected, rtol=0, atol=1e-6)
 

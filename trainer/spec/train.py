@@ -165,8 +165,6 @@ class TrainSection(Strict):
     def _together(self) -> Self:
         if self.num_processes != 1 and self.engine is Engine.UNSLOTH:
             raise ValueError("num_processes: engine unsloth runs in one process")
-        if self.num_processes != 1 and self.method == "dpo":
-            raise ValueError("num_processes: method dpo runs in one process")
         if self.fsdp is not None and self.num_processes == 1:
             raise ValueError("fsdp needs num_processes: auto, or more than 1")
         return self

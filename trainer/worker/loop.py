@@ -214,9 +214,9 @@ class Training:
         norm = self._clip()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self._method.count()
+        self._method.count(summed, share)
         for meter in (self._recent, self._total):
-            meter.add(summed, trained=share.trained, inputs=share.inputs)
+            meter.add(summed[0], trained=share.trained, inputs=share.inputs)
         self._done, self._random = self._done + 1, random_state(self._total.device)
         return norm
 
@@ -259,11 +259,12 @@ class Training:
 
     def _share(self, step: Sequence[int]) -> Share:
         lengths, units = self._store.lengths, [self._units[unit] for unit in step]
-        rows = in_order(units, lengths, whole=self._method.whole)
-        return self._ranks.share(rows, lengths, self._store.counts, self._passes)
+        together = self._method.together
+        rows = in_order(units, lengths, whole=together > 1)
+        return self._ranks.share(rows, lengths, self._store.counts, self._passes, together=together)
 
     def _gradients_that_fit(self, ordered: Ordered, rows: slice, share: Share) -> Tensor:
-        """Gradients of this process's share of a step; returns the sum of its losses, on the device.
+        """Gradients of this process's share of a step; returns its sums: see `Method.gradients`.
 
         Where the memory does not suffice, the same step is tried again in smaller pieces.
         """

@@ -36,8 +36,8 @@ class Method(Protocol):
     """How gradients are made of rows, and what is logged of them."""
 
     @property
-    def whole(self) -> bool:
-        """Whether the rows of a unit stay together."""
+    def together(self) -> int:
+        """How many neighbours among the rows are never separated: 2 where they are pairs."""
 
     @property
     def evaluation(self) -> HeldOut:
@@ -56,11 +56,11 @@ class Method(Protocol):
             budget: tokens that go through the model at once; a row (or unit, if whole) that has more is alone.
 
         Returns:
-            What is added up as the loss: float64 scalar, on the device.
+            What is added up over processes: float64 [n], on the device, what is added up as the loss first.
         """
 
-    def count(self) -> None:
-        """The step whose gradients were made last is done: from now on `read` and `state` have it."""
+    def count(self, sums: Tensor, share: Share) -> None:
+        """A step is done, with this from `gradients`, over all processes: `read` and `state` have it now."""
 
     def read(self, recent: Meter) -> dict[str, float]:
         """What is logged of the steps since the last call, `loss` first; waits for the device."""
@@ -83,7 +83,7 @@ class Supervised:
         evaluation: of the held-out rows.
     """
 
-    whole = False
+    together = 1
 
     def __init__(self, loss: CausalLoss, evaluation: Evaluation) -> None:
         self._loss = loss
@@ -95,14 +95,14 @@ class Supervised:
 
     def gradients(self, ordered: Ordered, rows: slice, share: Share, budget: int) -> Tensor:
         """See `Method`; returns the sum over tokens, and divides gradients by how many the step has."""
-        total = torch.zeros((), dtype=torch.float64, device=ordered.rows.device)
+        total = torch.zeros(1, dtype=torch.float64, device=ordered.rows.device)
         for part, weight in share.runs(cut(ordered.lengths[rows], budget, self._loss.cost)):
             summed = self._loss.sum(ordered.batch(slice(rows.start + part.start, rows.start + part.stop)))
             (summed * weight / share.trained).backward()  # type: ignore[no-untyped-call]
             total += summed.detach() * weight
         return total
 
-    def count(self) -> None:
+    def count(self, sums: Tensor, share: Share) -> None:
         """See `Method`; the meter has it all."""
 
     def read(self, recent: Meter) -> dict[str, float]:

@@ -23,7 +23,7 @@ from trainer.worker.encode import Example
 from trainer.worker.loss import CausalLoss
 from trainer.worker.preference_loss import MEASURED, Pairs, Whole, measure, part_of_loss
 from trainer.worker.progress import Meter
-from trainer.worker.ranks import Share
+from trainer.worker.ranks import ALONE, Ranks, Share
 from trainer.worker.store import SECTION_TOKENS, Ordered, TokenStore
 
 Reference = Callable[[], AbstractContextManager[None]]
@@ -42,50 +42,55 @@ class Preference:
         reference: see the type. Where the adapter's start takes something out of the base weights, it is the model
             with its fresh adapter: together they are the base model.
         device: where.
+        ranks: who shares the pairs.
 
     Attributes:
         evaluation: of the held-out pairs.
     """
 
-    whole = True
+    together = 2
 
     def __init__(
-        self, data: Dataset, loss: CausalLoss, section: TrainSection, *, reference: Reference, device: torch.device
+        self,
+        data: Dataset,
+        loss: CausalLoss,
+        section: TrainSection,
+        *,
+        reference: Reference,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._loss = loss
         self._section = section
         pairs = section.per_device_eval_batch_size
         with reference():
-            self._reference = log_probabilities(data.train, loss, pairs=pairs, device=device)
-            held = log_probabilities(data.evaluation, loss, pairs=pairs, device=device)
+            self._reference = log_probabilities(data.train, loss, pairs=pairs, device=device, ranks=ranks)
+            held = log_probabilities(data.evaluation, loss, pairs=pairs, device=device, ranks=ranks)
         self._tokens = _targets(data.train, device)
-        self.evaluation = PairEvaluation(data.evaluation, held, loss, section, device=device)
+        self.evaluation = PairEvaluation(data.evaluation, held, loss, section, device=device, ranks=ranks)
         self._recent = _nothing(device)
         self._recent_pairs = 0
-        self._latest = _nothing(device), 0
 
     def passes(self, lengths: Sequence[int], budget: int) -> int:
         """See `Method`."""
         return len(cut(lengths, budget, self._loss.cost, together=2))
 
-    def gradients(self, ordered: Ordered, rows: slice, _share: Share, budget: int) -> Tensor:
-        """See `Method`; returns the mean over the step's pairs, and makes its gradients."""
-        whole = Whole.of_counts(ordered.counts[rows])
+    def gradients(self, ordered: Ordered, rows: slice, share: Share, budget: int) -> Tensor:
+        """See `Method`: of the mean over the step's pairs; returns its part of that, and the sums of `read`."""
+        whole = Whole.of_counts(share.counts)
         sums = _nothing(self._recent.device)
-        for part in cut(ordered.lengths[rows], budget, self._loss.cost, together=2):
+        for part, weight in share.runs(cut(ordered.lengths[rows], budget, self._loss.cost, together=2)):
             here = slice(rows.start + part.start, rows.start + part.stop)
             pairs = _pairs(self._loss, ordered, here, self._reference, self._tokens)
             loss = part_of_loss(pairs, self._section, whole)
-            loss.backward()  # type: ignore[no-untyped-call]
-            sums += _sums(loss.detach(), pairs, self._section, whole)
-        self._latest = sums, whole.pairs
-        return sums[0] / whole.pairs
+            (loss * weight).backward()  # type: ignore[no-untyped-call]
+            sums += _sums(loss.detach(), pairs, self._section, whole) * weight
+        return torch.cat([sums[:1] / whole.pairs, sums])
 
-    def count(self) -> None:
+    def count(self, sums: Tensor, share: Share) -> None:
         """See `Method`."""
-        sums, pairs = self._latest
-        self._recent += sums
-        self._recent_pairs += pairs
+        self._recent += sums[1:]
+        self._recent_pairs += Whole.of_counts(share.counts).pairs
 
     def state(self) -> tuple[float, ...]:
         """What `read` would be made of: its sums and, last, the number of pairs; waits for the device."""
@@ -123,16 +128,19 @@ class PairEvaluation:
         section: TrainSection,
         *,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self._loss, self._section, self._reference = loss, section, reference
+        self._loss, self._section, self._reference, self._ranks = loss, section, reference, ranks
         self._whole = Whole.of_counts([example.targets for example in examples])
         self.extra: dict[str, float] = {}
         if not examples:
             return
         self._tokens = _targets(examples, device)
         store = TokenStore(examples, device)
-        self._ordered = store.ordered(in_order(pairs_of(len(examples)), store.lengths, whole=True))
         budget = token_budget(2 * section.per_device_eval_batch_size * max(store.lengths), device)
+        order = in_order(pairs_of(len(examples)), store.lengths, whole=True)
+        self._share = _share(order, store, loss, budget, ranks)
+        self._ordered = store.ordered(self._share.rows)
         self._slices = cut(self._ordered.lengths, budget, loss.cost, together=2)
 
     def loss(self) -> float | None:
@@ -141,11 +149,11 @@ class PairEvaluation:
             return None
         sums = _nothing(self._reference.device)
         with self._loss.evaluating():
-            for rows in self._slices:
+            for rows, weight in self._share.runs(self._slices):
                 pairs = _pairs(self._loss, self._ordered, rows, self._reference, self._tokens)
                 loss = part_of_loss(pairs, self._section, self._whole)
-                sums += _sums(loss, pairs, self._section, self._whole)
-        values = _means(sums, self._whole.pairs)
+                sums += _sums(loss, pairs, self._section, self._whole) * weight
+        values = _means(self._ranks.sum(sums), self._whole.pairs)
         loss_alone = values.pop("loss")
         self.extra = {f"eval_{name}": value for name, value in values.items()}
         return loss_alone
@@ -163,7 +171,7 @@ def pairs_of(rows: int) -> list[list[int]]:
 
 
 def log_probabilities(
-    examples: Sequence[Example], loss: CausalLoss, *, pairs: int, device: torch.device
+    examples: Sequence[Example], loss: CausalLoss, *, pairs: int, device: torch.device, ranks: Ranks = ALONE
 ) -> Tensor:
     """How likely the model finds what each example trains on: float32 [examples], in nats, in their order.
 
@@ -172,17 +180,28 @@ def log_probabilities(
         loss: the model's; in whatever state it is.
         pairs: so many of the longest go through the model at once.
         device: where.
+        ranks: who shares the pairs; all get all numbers.
     """
-    result = torch.empty(len(examples), dtype=torch.float32, device=device)
+    result = torch.zeros(len(examples), dtype=torch.float32, device=device)
     if not examples:
         return result
     store = TokenStore(examples, device)
     budget = token_budget(2 * pairs * max(store.lengths), device)
     for section in _sections(store.lengths):
-        ordered = store.ordered(section)
-        parts = cut(ordered.lengths, budget, loss.cost, together=2)
-        result[ordered.rows] = -torch.cat([loss.by_row(ordered.batch(part), together=2) for part in parts])
-    return result
+        share = _share(section, store, loss, budget, ranks)
+        ordered = store.ordered(share.rows)
+        for part, weight in share.runs(cut(ordered.lengths, budget, loss.cost, together=2)):
+            result[ordered.rows[part]] -= loss.by_row(ordered.batch(part), together=2) * weight
+    return ranks.sum(result)
+
+
+def _share(rows: Sequence[int], store: TokenStore, loss: CausalLoss, budget: int, ranks: Ranks) -> Share:
+    """This process's share of pairs, sorted by length."""
+
+    def passes(lengths: Sequence[int]) -> int:
+        return len(cut(lengths, budget, loss.cost, together=2))
+
+    return ranks.share(rows, store.lengths, store.counts, passes, together=2)
 
 
 def _sections(lengths: Sequence[int]) -> Iterator[list[int]]:

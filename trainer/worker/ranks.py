@@ -34,18 +34,23 @@ class Share:
     """What one process has to do with a step.
 
     Attributes:
-        rows: its rows, sorted by length.
-        trained: tokens trained on in the whole step, on all processes.
+        rows: its rows, in the step's order.
+        counts: of each row of the whole step, on all processes, how many tokens are trained on.
         inputs: tokens read in the whole step.
         passes: how often the model is run at least; more often than the rows need where all must run it alike.
         idle: whether the rows are there only to run the model, and count nothing.
     """
 
     rows: list[int]
-    trained: int
+    counts: list[int]
     inputs: int
     passes: int = 0
     idle: bool = False
+
+    @property
+    def trained(self) -> int:
+        """Tokens trained on in the whole step."""
+        return sum(self.counts)
 
     def runs(self, slices: Sequence[slice]) -> Iterator[tuple[slice, float]]:
         """What goes through the model, each with its weight: 0 where it only keeps step with the others."""
@@ -75,6 +80,8 @@ class Ranks:
         lengths: Sequence[int],
         counts: Sequence[int],
         passes: Callable[[Sequence[int]], int],
+        *,
+        together: int = 1,
     ) -> Share:
         """This process's share of a step, of as many tokens as the others' where rows allow it.
 
@@ -83,30 +90,31 @@ class Ranks:
             lengths: tokens of each row there is.
             counts: how many of them are trained on.
             passes: how often rows of some lengths make the model run.
+            together: so many neighbours are never separated; the number of rows is a multiple of it.
         """
-        trained, inputs = sum(counts[row] for row in rows), sum(lengths[row] for row in rows)
-        shares = deal(rows, lengths, self.size)
+        trained, inputs = [counts[row] for row in rows], sum(lengths[row] for row in rows)
+        shares = deal(rows, lengths, self.size, together=together)
         own = shares[self.rank]
         if not self.sharded:
             return Share(own, trained, inputs)
         most = max(passes([lengths[row] for row in share]) for share in shares if share)
-        return Share(own or [rows[0]], trained, inputs, passes=most, idle=not own)
+        return Share(own or list(rows[:together]), trained, inputs, passes=most, idle=not own)
 
-    def add_up(self, parameters: Sequence[Tensor], loss: Tensor) -> Tensor:
-        """Replace gradients by their sum over the processes; returns the sum of `loss`, float64, on the device.
+    def add_up(self, parameters: Sequence[Tensor], sums: Tensor) -> Tensor:
+        """Replace gradients by their sum over the processes; returns that of `sums`, float64 [n], on the device.
 
-        One exchange, of all gradients and the loss behind one another in float32; nothing waits for the device.
+        One exchange, of all gradients and the sums behind one another in float32; nothing waits for the device.
         """
         if self.size == 1:
-            return loss
+            return sums
         own = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
-        high = loss.float()
-        whole = torch.cat([*(one.reshape(-1) for one in own), torch.stack([high, (loss - high).float()])])
+        high = sums.float()
+        whole = torch.cat([*(one.reshape(-1) for one in own), high, (sums - high).float()])
         self.sum(whole)
-        parts = torch.split(whole[:-2], [one.numel() for one in parameters])
+        *parts, high, low = torch.split(whole, [one.numel() for one in (*parameters, sums, sums)])
         for one, part in zip(parameters, parts, strict=True):
             one.grad = part.view_as(one)
-        return whole[-2:].double().sum()
+        return high.double() + low.double()
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up over the processes, in place.
@@ -144,20 +152,20 @@ class Ranks:
 ALONE: Final = Ranks()
 
 
-def deal(rows: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Split rows, sorted by length, into `size` shares of about equal tokens, each sorted by length again.
+def deal(rows: Sequence[int], lengths: Sequence[int], size: int, *, together: int = 1) -> list[list[int]]:
+    """Split rows, sorted by length, into `size` shares of about equal tokens, each in the same order.
 
-    The longest first, each to whoever has the fewest tokens so far (Graham 1969, "longest processing time").
+    The longest first, each to whoever has the fewest tokens so far (Graham 1969, "longest processing time"); so
+    many neighbours `together`.
     """
-    if size == 1:
-        return [list(rows)]
-    shares: list[list[int]] = [[] for _ in range(size)]
+    shares: list[list[Sequence[int]]] = [[] for _ in range(size)]
     tokens = [0] * size
-    for row in reversed(rows):
+    for start in reversed(range(0, len(rows), together)):
+        unit = rows[start : start + together]
         least = tokens.index(min(tokens))
-        shares[least].append(row)
-        tokens[least] += lengths[row]
-    return [share[::-1] for share in shares]
+        shares[least].append(unit)
+        tokens[least] += sum(lengths[row] for row in unit)
+    return [[row for unit in reversed(share) for row in unit] for share in shares]
 
 
 @contextmanager

@@ -166,7 +166,7 @@ def _training(
     spec, data = at.spec, at.data
     if spec.privacy.differential:
         return private_training(model, loss, data, spec, report=recorder, interrupts=at.interrupts)
-    preference = _preference(data, loss, spec, precision, at.watch)
+    preference = _preference(data, loss, spec, precision, at.watch, at.ranks)
     return Training(
         model,
         loss,
@@ -277,14 +277,14 @@ def _loss(
 
 
 def _preference(
-    data: Dataset, loss: CausalLoss, spec: JobSpec, precision: Precision, watch: Stopwatch
+    data: Dataset, loss: CausalLoss, spec: JobSpec, precision: Precision, watch: Stopwatch, ranks: Ranks
 ) -> Preference | None:
     """The method `dpo`; made while the adapter is fresh. Its reference is the base model."""
     if spec.train.method != "dpo":
         return None
     reference = loss.evaluating if spec.lora.changes_base else loss.unadapted
     with watch.part("reference"):
-        return Preference(data, loss, spec.train, reference=reference, device=precision.device)
+        return Preference(data, loss, spec.train, reference=reference, device=precision.device, ranks=ranks)
 
 
 def _may_fuse(at: _Run) -> bool:
