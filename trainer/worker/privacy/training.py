@@ -135,9 +135,9 @@ class PrivateTraining(Training):
             yield self._store.ordered(rows or [0]), slice(0, len(rows)), share
 
     def _gradients_that_fit(self, ordered: Ordered, rows: slice, _share: Share) -> Tensor:
-        """Clipped gradients of a step's rows, some at a time; the optimizer adds the noise."""
+        """Clipped gradients of a step's rows, some at a time; the optimizer adds the noise. Their loss, [1]."""
         device = self._total.device
-        summed, norms = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), device=device)
+        summed, norms = torch.zeros(1, dtype=torch.float64, device=device), torch.zeros((), device=device)
         size = self._section.per_device_train_batch_size
         for start in range(0, rows.stop, size):
             part = slice(start, min(start + size, rows.stop))
