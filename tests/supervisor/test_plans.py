@@ -176,7 +176,6 @@ def test_several_processes_need_no_compiler(monkeypatch: pytest.MonkeyPatch) -> 
     [
         {"fsdp": "full_shard"},
         {"engine": "unsloth", "num_processes": 2},
-        {"method": "dpo", "num_processes": 2},
         {"num_processes": 0},
     ],
 )
