@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -126,11 +127,16 @@ NAMES = (
 
 
 def member(rank: int, size: int, tiny: Path, out: Path, runs: dict[str, Options]) -> None:
-    """One of several processes: all runs, one after another."""
+    """One of several processes: all runs, one after another.
+
+    It ends as a worker's does. A spread model holds the group beyond its end, and gloo's threads with it: where one
+    asks for the lock of an interpreter that winds itself up, C++ aborts.
+    """
     with together(Seat(rank, size), out, sharded=False) as ranks:
         for name, given in runs.items():
             options = dict(given)
             train(tiny, out / name, replace(ranks, sharded=options.pop("sharded", False)), options)
+    os._exit(0)
 
 
 def alone(tiny: Path, out: Path, options: Options) -> dict[str, Any]:
