@@ -17,15 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import uvicorn
-
 from trainer.confinement.confine import Walls, confine
 from trainer.confinement.plan import Plan
 from trainer.errors import ErrorCode
 from trainer.exchange.control import FrontFailed, Ready
 from trainer.exchange.limits import Limits
 from trainer.exchange.server.app import build_app
-from trainer.exchange.server.connection import CappedListener, event_loop, http_config, listen
+from trainer.exchange.server.connection import CappedListener, StillServer, event_loop, http_config, listen
 from trainer.exchange.server.link import Link
 from trainer.exchange.spool_front import serve_files
 from trainer.exchange.tls import server_context
@@ -75,18 +73,18 @@ async def serve(settings: FrontSettings) -> None:
     context, spki = server_context(now=int(time.time()))
     config = http_config(app, limits, context)
     await link.send(Ready(port=listener.getsockname()[1], tls_spki_sha256=spki, walls=dict(walls)))
-    await _until_told(uvicorn.Server(config), listener, link)
+    await _until_told(StillServer(config), listener, link)
 
 
 def _confine(plan: Plan | None) -> Walls:
     return {} if plan is None else confine(plan)
 
 
-async def _until_told(server: uvicorn.Server, listener: CappedListener, link: Link) -> None:
+async def _until_told(server: StillServer, listener: CappedListener, link: Link) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     listening = asyncio.create_task(link.run())
     await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
-    server.should_exit = True
+    server.end()
     await serving
     listening.cancel()
     await asyncio.gather(listening, return_exceptions=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from types import FrameType
 from typing import Any, Final
 
 import h11
@@ -45,6 +46,30 @@ def http_config(app: ASGIApp, limits: Limits, context: ssl.SSLContext | None) ->
         h11_max_incomplete_event_size=limits.head_bytes,
         ssl_context_factory=None if context is None else lambda *_: context,
     )
+
+
+class StillServer(uvicorn.Server):
+    """uvicorn looks ten times a second whether it is to end; this one waits to be told, and leaves cores alone."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._loop = asyncio.get_running_loop()
+        self._told = asyncio.Event()
+
+    def end(self) -> None:
+        """End it."""
+        self.should_exit = True
+        self._told.set()
+
+    async def main_loop(self) -> None:
+        """Serve until told to end."""
+        await self.on_tick(0)
+        await self._told.wait()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal came, at whatever point the loop is."""
+        super().handle_exit(sig, frame)
+        self._loop.call_soon_threadsafe(self._told.set)
 
 
 class CappedListener(socket.socket):

@@ -1,0 +1,35 @@
+"""The front process by itself: how it waits, and how it ends."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+from tests.exchange.conftest import StartFront
+from trainer.exchange.control import Shutdown
+
+
+def pauses(pid: int) -> int:
+    """How often its first thread has gone to sleep (proc(5), voluntary_ctxt_switches)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("voluntary"))
+
+
+def test_while_nothing_happens_it_sleeps(start_front: StartFront) -> None:
+    idle = start_front(heartbeat_seconds=60.0)
+    assert idle.ready.port
+    time.sleep(0.5)
+    before = pauses(idle.process.pid)
+    time.sleep(1.0)
+    assert pauses(idle.process.pid) - before <= 2
+
+
+def test_it_ends_when_told_so_and_for_a_signal(start_front: StartFront) -> None:
+    told, signalled = start_front(), start_front()
+    assert told.ready.port
+    assert signalled.ready.port
+    told.send(Shutdown())
+    assert told.process.wait(5) == 0
+    signalled.process.send_signal(signal.SIGTERM)
+    assert signalled.process.wait(5) in {0, -signal.SIGTERM}
