@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
+from trainer.worker.environment import allocator
+
 HERE: Final = Path(__file__).parent
 MEMORY: Final = Path("/dev/shm")
 POLL_SECONDS: Final = 0.02
@@ -134,7 +136,7 @@ def run_plain(setting: Setting, python: str) -> Run:
     run, clock = Run(), Clock()
     process = subprocess.Popen(
         [python, "-m", "trainer.worker", "--events-fd", str(writing)],
-        stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[writing], env=environment(),
+        stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[writing], env=environment(**allocator()),
     )  # fmt: skip
     os.close(writing)
     assert process.stdin is not None

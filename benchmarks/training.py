@@ -7,6 +7,9 @@ package is missing (`pip install trl==1.14.2`).
 
 `ours-plain` is the job's loop over the model's own forward pass, `ours-compiled` that with train.torch_compile.
 
+Ours has the allocator that a job's worker is started with, where the system has it (`libtcmalloc-minimal4`), and
+peers the system's; `--same-allocator` gives it to all.
+
 Times are the best of all rounds, since other work on the machine only ever adds; the rest are medians.
 
 One pass over `steps` times `batch` rows, so everyone is given the same tokens. Columns:
@@ -119,11 +122,12 @@ def work(model: Path, rows: list[Row]) -> float:
 
 
 def run_contender(order: dict[str, Any]) -> dict[str, float]:
-    """In a process of its own, with the same variables for all."""
-    from trainer.worker.environment import QUIET
+    """In a process of its own, with the same variables for all; see the module for the allocator."""
+    from trainer.worker.environment import QUIET, allocator
 
     environment = {**os.environ, **QUIET}
     environment |= {"OMP_NUM_THREADS": "1"} if order["cpu_clock"] else {}
+    environment |= allocator() if order["quick_malloc"] or order["kind"].startswith("ours") else {}
     with tempfile.TemporaryDirectory() as kernels:  # as in a job, nothing was compiled before
         done = subprocess.run(
             [sys.executable, str(CONTENDER)], input=json.dumps(order), capture_output=True, text=True,
@@ -147,7 +151,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "model": str(model), "rows": rows, "held_out": held_out, "batch": options.batch, "rate": 1e-3, "seed": 5,
         "bin": max(longest, options.batch * sum(len(ids) for ids, _ in rows) // len(rows)),
         "shapes": sorted(set(layer_shapes(model)[0])), "folder": str(folder),
-        "cpu_clock": options.cpu_clock,
+        "cpu_clock": options.cpu_clock, "quick_malloc": options.same_allocator,
     }  # fmt: skip
     results: dict[str, list[dict[str, float]]] = {}
     for _ in range(options.rounds):
@@ -218,6 +222,7 @@ def main() -> None:
     parser.add_argument(
         "--cpu-clock", action="store_true", help="one thread, CPU time: for a machine that is shared"
     )
+    parser.add_argument("--same-allocator", action="store_true", help="for all the one that ours has")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if (options.model is None) != (options.data is None):

@@ -129,8 +129,8 @@ NAMES = (
 def member(rank: int, size: int, tiny: Path, out: Path, runs: dict[str, Options]) -> None:
     """One of several processes: all runs, one after another.
 
-    It ends as a worker's does. A spread model holds the group beyond its end, and gloo's threads with it: where one
-    asks for the lock of an interpreter that winds itself up, C++ aborts.
+    It ends as a worker's does. A spread model holds the group beyond its end, and gloo's threads with it: where
+    one asks for the lock of an interpreter that winds itself up, C++ aborts.
     """
     with together(Seat(rank, size), out, sharded=False) as ranks:
         for name, given in runs.items():

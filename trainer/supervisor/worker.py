@@ -20,6 +20,7 @@ from trainer.spec import JobSpec
 from trainer.supervisor import children
 from trainer.supervisor.workspace import Workspace
 from trainer.worker import protocol
+from trainer.worker.environment import allocator
 
 Follower = Callable[[protocol.Progress | protocol.Metrics | protocol.Saved], None]
 
@@ -132,7 +133,7 @@ def worker_process(workspace: Workspace, plan: Plan, spec: JobSpec) -> Iterator[
                 str(plan.processes),
                 *(["--ahead"] if ahead else []),
             ],
-            environment=children.clean_environment(workspace.scratch),
+            environment=children.clean_environment(workspace.scratch, {} if plan.gpu else allocator()),
             log=log,
             pass_fds=[writing],
             stdin=subprocess.PIPE,

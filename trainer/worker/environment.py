@@ -6,7 +6,8 @@ Whoever started the VM chose the variables that this process was born with; of t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import sysconfig
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -71,6 +72,31 @@ def worker_environment(born_with: Mapping[str, str], scratch: Path) -> dict[str,
         "UNSLOTH_COMPILE_LOCATION": scratch / "unsloth",
     }
     return {**kept, **QUIET, **{name: str(path) for name, path in places.items()}}
+
+
+ALLOCATOR: Final = "libtcmalloc_minimal.so.4"
+"""gperftools' allocator, without its profilers: Debian's package `libtcmalloc-minimal4`."""
+
+_LIBRARIES: Final = tuple(
+    Path("/usr") / folder for folder in (f"lib/{sysconfig.get_config_var('MULTIARCH')}", "lib64", "lib")
+)
+
+
+def allocator(folders: Sequence[Path] = _LIBRARIES) -> dict[str, str]:
+    """Variables to start a process with that trains on a CPU: nothing where the system has no such allocator.
+
+    A step asks some two thousand times for memory, aligned and of a MiB or so. Searching through the pieces that
+    are free takes glibc's malloc 5 % of it, while all threads but one wait: docs/decisions/0003-training-loop.md.
+    """
+    found = next((path for folder in folders if (path := folder / ALLOCATOR).is_file()), None)
+    if found is None:
+        return {}
+    return {"LD_PRELOAD": str(found), "TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD": str(2**62)}  # it would tell the log
+
+
+def allocator_in_use() -> str:
+    """Whose `malloc` this process has."""
+    return "tcmalloc" if ALLOCATOR in Path("/proc/self/maps").read_text("utf-8", "replace") else "system"
 
 
 def take_environment(scratch: Path) -> None:

@@ -99,7 +99,7 @@ class LoraGroup:
         x = wide[:, : self.inputs]
         masks = self._masks(x) if training else []
         if not masks:
-            wide[:, self.inputs :] = x @ self._a.t()
+            torch.mm(x, self._a.t(), out=wide[:, self.inputs :])
         for mask, (_, columns) in zip(masks, self._places if masks else (), strict=True):
             wide[:, self.inputs + columns.start : self.inputs + columns.stop] = (x * mask) @ self._a[columns].t()
         return masks
@@ -134,7 +134,7 @@ class LoraGroup:
         dx, dxa = dwide[:, : self.inputs], dwide[:, self.inputs :]
         gradients = self._parameter_gradients(dy, dxa, wide, masks)
         if not masks:
-            return (torch.addmm(dx, dxa, self._a) if self.rank else dx), gradients
+            return (dx.addmm_(dxa, self._a) if self.rank else dx), gradients
         for mask, (_, columns) in zip(masks, self._places, strict=True):
             dx = dx + mask * (dxa[:, columns] @ self._a[columns])
         return dx, gradients

@@ -12,6 +12,7 @@ import transformers
 from trainer.models import Strict
 from trainer.worker.dataset import Dataset
 from trainer.worker.encode import Example
+from trainer.worker.environment import allocator_in_use
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import Precision
 from trainer.worker.privacy.findings import Privacy
@@ -68,6 +69,7 @@ def environment_of(engine: str, precision: Precision, loss: CausalLoss) -> dict[
         "weights": str(precision.weights).removeprefix("torch."),
         "autocast": "bfloat16" if precision.autocast else "off",
         "forward": loss.way,
+        "allocator": allocator_in_use(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
