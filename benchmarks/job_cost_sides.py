@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
@@ -92,12 +92,17 @@ def used(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def children_of(process: int) -> list[int]:
+    """Process ids of those that it started."""
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(child) for path in tasks for child in path.read_text().split()]
+
+
 def worker_of(job: int) -> int:
     """Process id of a job's worker; 0 where there is none."""
-    for path in Path(f"/proc/{job}/task").glob("*/children"):
-        for child in path.read_text().split():
-            if b"trainer.worker" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
-                return int(child)
+    for child in children_of(job):
+        if b"trainer.worker" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
+            return child
     return 0
 
 
@@ -246,8 +251,12 @@ class Confidential:
     def _provider(self, *arguments: object) -> None:
         subprocess.run(self._command(*arguments), check=True, capture_output=True, env=environment())
 
-    def run(self) -> Run:
-        """A whole job: started, verified, submitted to, ended; the provider comes when it takes datasets."""
+    def run(self, meanwhile: Callable[[Path, int, int], None] | None = None) -> Run:
+        """A whole job: started, verified, submitted to, ended; the provider comes when it takes datasets.
+
+        Args:
+            meanwhile: called in a thread with the workspace and the process ids of job and `submit`.
+        """
         run, clock = Run(), Clock()
         result, workspace = self._folder / "result", Path(tempfile.mkdtemp(dir=MEMORY))
         job = self._start(
@@ -264,6 +273,8 @@ class Confidential:
                 stdout=subprocess.PIPE,
             )  # fmt: skip
             assert submit.stdout is not None
+            if meanwhile is not None:
+                threading.Thread(target=meanwhile, args=(workspace, job.pid, submit.pid), daemon=True).start()
             said = submit.stdout.read().splitlines()
             code, provider_seconds = wait(submit)
             run.marks["submitted"] = clock()

@@ -1,0 +1,140 @@
+"""What a job's other processes take from training: in one job they are stopped and let go on, in turn.
+
+    python scripts/prepare_demo.py CACHE
+    python -m benchmarks.neighbours --cache CACHE [--steps 240] [--window 6] [--json]
+
+From one run to the next a step's time differs by some percent on a shared machine, more than what is looked for.
+Here neighbouring windows of one run are compared: supervisor, front and the provider's `submit` are stopped
+(SIGSTOP) in every other one, and the worker trains on. Its seconds for a token read are those of `metrics.jsonl`;
+a step at the edge of two windows is in neither. *Ratio*, running over stopped: of a window's mean to that of the
+two beside it, the mean over all windows; and the standard error of that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.job_cost import write_job
+from benchmarks.job_cost_sides import children_of, confidential, worker_of
+
+Window = tuple[bool, float]
+"""Whether the others ran, and the worker's mean seconds for a token."""
+
+
+@dataclass
+class Alternation:
+    """Stops and starts processes while a job trains.
+
+    Attributes:
+        seconds: of a window.
+        edges: steps done at the beginning of each window, and whether the others run in it.
+        seconds_per_token: of each step.
+    """
+
+    seconds: float
+    edges: list[tuple[int, bool]] = field(default_factory=list)
+    seconds_per_token: list[float] = field(default_factory=list)
+
+    def __call__(self, workspace: Path, job: int, submit: int) -> None:
+        """Go on from the first steps until the worker's metrics are gone."""
+        others: list[int] = []
+        running = True
+        try:
+            while self._look(workspace):
+                if self.seconds_per_token:
+                    others = others or [
+                        submit,
+                        *(pid for pid in (job, *children_of(job)) if pid != worker_of(job)),
+                    ]
+                    running = not running
+                    self.edges.append((len(self.seconds_per_token), running))
+                    tell(others, signal.SIGCONT if running else signal.SIGSTOP)
+                time.sleep(self.seconds)
+        finally:
+            tell(others, signal.SIGCONT)
+
+    def _look(self, workspace: Path) -> bool:
+        """Take the steps there are; False at the end of training, which comes to the last window's expense."""
+        found = next(workspace.rglob("metrics.jsonl"), None)
+        if found is None or (found.parent / "summary.json").exists():
+            return not self.seconds_per_token
+        lines = [json.loads(line) for line in found.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        self.seconds_per_token = [
+            1 / line["input_tokens_per_second"] for line in lines if "input_tokens_per_second" in line
+        ]
+        return True
+
+    def windows(self) -> list[Window]:
+        """Those of at least one whole step."""
+        spans = ((running, start + 1, end) for (start, running), (end, _) in itertools.pairwise(self.edges))
+        return [
+            (running, statistics.fmean(self.seconds_per_token[start:end]))
+            for running, start, end in spans
+            if start < end
+        ]
+
+
+def tell(processes: Iterable[int], what: signal.Signals) -> None:
+    for pid in processes:
+        try:
+            os.kill(pid, what)
+        except ProcessLookupError:
+            continue
+
+
+def ratios(windows: Sequence[Window]) -> list[float]:
+    """Each window against the two beside it, running over stopped."""
+    found = []
+    for place in range(1, len(windows) - 1):
+        (before, first), (running, own), (after, last) = windows[place - 1 : place + 2]
+        beside = (first + last) / 2
+        if before == after != running:
+            found.append(own / beside if running else beside / own)
+    return found
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        options.lean = True
+        setting = write_job(options, Path(name))
+        alternation = Alternation(options.window)
+        with confidential(setting) as job:
+            job.run(meanwhile=alternation)
+    found = ratios(alternation.windows())
+    if len(found) < 2:
+        raise SystemExit("too few windows: give more --steps")
+    return {
+        "steps": len(alternation.seconds_per_token),
+        "windows": len(found),
+        "ratio": round(statistics.fmean(found), 4),
+        "standard_error": round(statistics.stdev(found) / len(found) ** 0.5, 4),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, required=True, help="what scripts/prepare_demo.py filled")
+    parser.add_argument("--steps", type=int, default=240, help="optimizer steps of 4 rows (240: some minutes)")
+    parser.add_argument("--window", type=float, default=6.0, help="seconds")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    found = measure(options)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        print(f"ratio {found['ratio']} ± {found['standard_error']}, {found['windows']} windows")
+
+
+if __name__ == "__main__":
+    main()
