@@ -8,8 +8,8 @@ Sides, each as real processes from the first one's start to the last one's end:
 - `job`: `trainer run` and `trainer submit` with the development guest agent: supervisor, front and worker behind
   their walls; verify, seal, upload, train, sign, seal, pull, open, acknowledge. The provider's command is started
   when the job says that it takes datasets. Key and policy are made beforehand, once.
-- `plain`: the worker's own code in one process, with the same spec, model, data and seed: no walls, no supervisor,
-  no network, nothing sealed. It makes the same adapter, evaluations, samples and report.
+- `plain`: the worker's own code in one process, with the same spec, model, data, seed and allocator: no walls, no
+  supervisor, no network, nothing sealed. It makes the same adapter, evaluations, samples and report.
 - `stock`: HF `Trainer` on a PEFT model as a plain user would write it: trains and saves, and evaluates nothing.
 - `before`: as `job`, with another interpreter (`--before PYTHON`), which imports an earlier state of the code.
 

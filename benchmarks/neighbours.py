@@ -21,6 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,7 @@ class Alternation:
         try:
             while self._look(workspace):
                 if self.seconds_per_token:
-                    others = others or [
-                        submit,
-                        *(pid for pid in (job, *children_of(job)) if pid != worker_of(job)),
-                    ]
+                    others = others or sorted({submit, job, *children_of(job)} - {worker_of(job)})
                     running = not running
                     self.edges.append((len(self.seconds_per_token), running))
                     tell(others, signal.SIGCONT if running else signal.SIGSTOP)
@@ -87,10 +85,8 @@ class Alternation:
 
 def tell(processes: Iterable[int], what: signal.Signals) -> None:
     for pid in processes:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, what)
-        except ProcessLookupError:
-            continue
 
 
 def ratios(windows: Sequence[Window]) -> list[float]:

@@ -16,13 +16,17 @@ def pauses(pid: int) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("voluntary"))
 
 
+def pauses_in_a_second(pid: int) -> int:
+    before = pauses(pid)
+    time.sleep(1.0)
+    return pauses(pid) - before
+
+
 def test_while_nothing_happens_it_sleeps(start_front: StartFront) -> None:
     idle = start_front(heartbeat_seconds=60.0)
     assert idle.ready.port
-    time.sleep(0.5)
-    before = pauses(idle.process.pid)
-    time.sleep(1.0)
-    assert pauses(idle.process.pid) - before <= 2
+    seconds = (pauses_in_a_second(idle.process.pid) for _ in range(5))  # it may still be coming up in the first
+    assert any(found <= 2 for found in seconds)
 
 
 def test_it_ends_when_told_so_and_for_a_signal(start_front: StartFront) -> None:
@@ -32,4 +36,4 @@ def test_it_ends_when_told_so_and_for_a_signal(start_front: StartFront) -> None:
     told.send(Shutdown())
     assert told.process.wait(5) == 0
     signalled.process.send_signal(signal.SIGTERM)
-    assert signalled.process.wait(5) in {0, -signal.SIGTERM}
+    assert signalled.process.wait(5) == -signal.SIGTERM

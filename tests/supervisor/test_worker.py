@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from trainer.confinement.plan import Plan, Role
 from trainer.confinement.walls import Wall
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import JobSpec, parse_job_spec
 from trainer.supervisor import worker
+from trainer.supervisor.workspace import Workspace
 from trainer.worker import protocol
 
 
@@ -97,3 +99,25 @@ def test_silence_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
         process.kill()
     os.close(writing)
     assert caught.value.code is ErrorCode.WORKER_DIED
+
+
+class _Started(Exception):  # noqa: N818 -- no error: what the test waits for
+    """A process would have been started."""
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_only_a_worker_without_a_gpu_gets_the_allocator(
+    gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, str] = {}
+
+    def start(*_arguments: object, environment: dict[str, str], **_options: object) -> None:
+        given.update(environment)
+        raise _Started
+
+    monkeypatch.setattr(worker, "allocator", lambda: {"LD_PRELOAD": "/usr/lib/some.so"})
+    monkeypatch.setattr(worker.children, "start_module", start)
+    plan = Plan(role=Role.WORKER, gpu=gpu)
+    with pytest.raises(_Started), worker.worker_process(Workspace(tmp_path), plan, spec()):
+        pass
+    assert ("LD_PRELOAD" in given) is not gpu

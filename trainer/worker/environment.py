@@ -46,6 +46,13 @@ QUIET: Final[Mapping[str, str]] = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 
+ALLOCATOR: Final = "libtcmalloc_minimal.so.4"
+"""gperftools' allocator, without its profilers: Debian's package `libtcmalloc-minimal4`."""
+
+_LIBRARIES: Final = tuple(
+    Path("/usr") / folder for folder in (f"lib/{sysconfig.get_config_var('MULTIARCH')}", "lib64", "lib")
+)
+
 
 def worker_environment(born_with: Mapping[str, str], scratch: Path) -> dict[str, str]:
     """The variables the worker runs with.
@@ -72,14 +79,6 @@ def worker_environment(born_with: Mapping[str, str], scratch: Path) -> dict[str,
         "UNSLOTH_COMPILE_LOCATION": scratch / "unsloth",
     }
     return {**kept, **QUIET, **{name: str(path) for name, path in places.items()}}
-
-
-ALLOCATOR: Final = "libtcmalloc_minimal.so.4"
-"""gperftools' allocator, without its profilers: Debian's package `libtcmalloc-minimal4`."""
-
-_LIBRARIES: Final = tuple(
-    Path("/usr") / folder for folder in (f"lib/{sysconfig.get_config_var('MULTIARCH')}", "lib64", "lib")
-)
 
 
 def allocator(folders: Sequence[Path] = _LIBRARIES) -> dict[str, str]:
