@@ -15,7 +15,7 @@ from trainer.confinement.plan import Plan, Role
 from trainer.confinement.walls import Wall
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import JobSpec, parse_job_spec
-from trainer.supervisor import worker
+from trainer.supervisor import children, worker
 from trainer.supervisor.workspace import Workspace
 from trainer.worker import protocol
 
@@ -116,7 +116,7 @@ def test_only_a_worker_without_a_gpu_gets_the_allocator(
         raise _Started
 
     monkeypatch.setattr(worker, "allocator", lambda: {"LD_PRELOAD": "/usr/lib/some.so"})
-    monkeypatch.setattr(worker.children, "start_module", start)
+    monkeypatch.setattr(children, "start_module", start)
     plan = Plan(role=Role.WORKER, gpu=gpu)
     with pytest.raises(_Started), worker.worker_process(Workspace(tmp_path), plan, spec()):
         pass
