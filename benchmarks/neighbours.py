@@ -7,7 +7,9 @@ From one run to the next a step's time differs by some percent on a shared machi
 Here neighbouring windows of one run are compared: supervisor, front and the provider's `submit` are stopped
 (SIGSTOP) in every other one, and the worker trains on. Its seconds for a token read are those of `metrics.jsonl`;
 a step at the edge of two windows is in neither. *Ratio*, running over stopped: of a window's mean to that of the
-two beside it, the mean over all windows; and the standard error of that.
+two beside it, the mean over all windows; and the standard error of that, as if the ratios were independent: those
+of neighbours share windows, so the true one is larger, by up to some 1.7 times. A window should hold several
+steps, whose rows differ in length: with 30 steps and windows of 2 s the ratio is noise.
 """
 
 from __future__ import annotations
