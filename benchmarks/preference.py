@@ -107,8 +107,8 @@ def train_ours(order: dict[str, Any]) -> dict[str, Any]:
     """The job's loop, with the steps given."""
     import torch
 
-    from trainer.worker.dataset import Dataset, RowCounts
-    from trainer.worker.encode import Example
+    from trainer.examples.dataset import Dataset, RowCounts
+    from trainer.examples.example import Example
     from trainer.worker.loop import Training
     from trainer.worker.loss import CausalLoss
     from trainer.worker.model import Precision

@@ -44,10 +44,10 @@ def train_ours(model: Any, order: dict[str, Any]) -> dict[str, float]:
     """The job's loop; returns seconds, the mean training loss, and the seconds that compiling took before."""
     import torch
 
+    from trainer.examples.dataset import Dataset, RowCounts
+    from trainer.examples.example import Example
     from trainer.spec import TrainSection
     from trainer.worker.compilation import Compilation
-    from trainer.worker.dataset import Dataset, RowCounts
-    from trainer.worker.encode import Example
     from trainer.worker.loop import Training
     from trainer.worker.loss import CausalLoss
     from trainer.worker.model import Precision

@@ -126,9 +126,9 @@ def ours(model: Path, rows: list[Any]) -> dict[str, float]:
     """The job's loop, packed."""
     import torch
 
+    from trainer.examples.dataset import Dataset, RowCounts
+    from trainer.examples.example import Example
     from trainer.spec import TrainSection
-    from trainer.worker.dataset import Dataset, RowCounts
-    from trainer.worker.encode import Example
     from trainer.worker.loop import Training
     from trainer.worker.loss import CausalLoss
     from trainer.worker.model import Precision

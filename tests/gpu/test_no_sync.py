@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from trainer.examples.dataset import Dataset, RowCounts
+from trainer.examples.example import Example
 from trainer.spec import LoraSection, TrainSection
 from trainer.worker.attention import attend
 from trainer.worker.attention_layout import Heads
-from trainer.worker.dataset import Dataset, RowCounts
-from trainer.worker.encode import Example
 from trainer.worker.loop import Training
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import Precision, attach_adapter

@@ -10,10 +10,10 @@ from types import ModuleType
 
 import pytest
 
+from trainer.examples.dataset import build_dataset
+from trainer.examples.encode import encode
 from trainer.rows import ChatRow, read_rows
 from trainer.spec import read_job_spec
-from trainer.worker.dataset import build_dataset
-from trainer.worker.encode import encode
 from trainer.worker.tokens import load_tokens
 
 ROOT = Path(__file__).parents[2]

@@ -25,10 +25,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from trainer.examples.example import Example
 from trainer.spec import LoraSection
 from trainer.worker import decoder as decoder_module
 from trainer.worker import loss as loss_module
-from trainer.worker.encode import Example
 from trainer.worker.evaluation import Evaluation
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import Precision, attach_adapter

@@ -15,9 +15,9 @@ from torch.nn.functional import logsigmoid
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
+from trainer.examples.dataset import Dataset, RowCounts
+from trainer.examples.example import Example
 from trainer.spec import LoraSection, TrainSection
-from trainer.worker.dataset import Dataset, RowCounts
-from trainer.worker.encode import Example
 from trainer.worker.loop import Training
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import Precision, attach_adapter

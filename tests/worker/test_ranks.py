@@ -16,8 +16,8 @@ from torch import multiprocessing
 from transformers import AutoModelForCausalLM
 
 from tests.worker.test_loop import CPU, example
+from trainer.examples.dataset import Dataset, RowCounts
 from trainer.spec import LoraSection, TrainSection
-from trainer.worker.dataset import Dataset, RowCounts
 from trainer.worker.loop import Training
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import attach_adapter

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainer.examples.example import Example
 from trainer.spec import JobSpec
-from trainer.worker.encode import Example
 from trainer.worker.model import Precision, TransformersLoader
 from trainer.worker.samples import Sampler, left_padded, split_example
 from trainer.worker.tokens import load_tokens

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from trainer.examples.example import Example
 from trainer.spec import LoraSection
-from trainer.worker.encode import Example
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import Precision, attach_adapter
 from trainer.worker.sharing import share

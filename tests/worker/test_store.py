@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.worker.encode import Example
+from trainer.examples.example import Example
 from trainer.worker.store import TokenStore, single_batch
 
 CPU = torch.device("cpu")

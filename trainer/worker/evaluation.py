@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from trainer.examples.example import Example
 from trainer.worker.batches import cut
-from trainer.worker.encode import Example
 from trainer.worker.loss import CausalLoss
 from trainer.worker.ranks import ALONE, Ranks
 from trainer.worker.store import TokenStore

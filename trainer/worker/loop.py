@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.examples.dataset import Dataset
 from trainer.spec import TrainSection
 from trainer.worker.batches import Plan, in_order, token_budget
-from trainer.worker.dataset import Dataset
 from trainer.worker.evaluation import Evaluation
 from trainer.worker.interruption import Interrupts
 from trainer.worker.loss import CausalLoss

@@ -16,10 +16,10 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from trainer.examples.dataset import Dataset
+from trainer.examples.example import Example
 from trainer.spec import TrainSection
 from trainer.worker.batches import cut, in_order, token_budget
-from trainer.worker.dataset import Dataset
-from trainer.worker.encode import Example
 from trainer.worker.loss import CausalLoss
 from trainer.worker.preference_loss import MEASURED, Pairs, Whole, measure, part_of_loss
 from trainer.worker.progress import Meter

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from trainer.errors import ErrorCode, JobError
+from trainer.examples.dataset import Dataset, build_dataset
 from trainer.rows import Row
 from trainer.spec import DataSection, JobSpec
 from trainer.worker.adapter import save_adapter, save_start
 from trainer.worker.card import model_card
 from trainer.worker.checkpoint import Kept, Resumption, Saver, read_draw, read_state
 from trainer.worker.compilation import Compilation, refusing_what_cannot_be_compiled, require_compiler
-from trainer.worker.dataset import Dataset, build_dataset
 from trainer.worker.interruption import Interruption, Interrupts
 from trainer.worker.loop import Training
 from trainer.worker.loss import CausalLoss

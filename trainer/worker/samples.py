@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trainer.worker.encode import Example
+from trainer.examples.example import Example
 from trainer.worker.model import Precision
 from trainer.worker.tokens import Tokens
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.worker.encode import Example
+from trainer.examples.example import Example
 from trainer.worker.segments import Segments
 
 SECTION_TOKENS: Final = 1 << 22

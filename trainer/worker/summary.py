@@ -9,9 +9,9 @@ import peft
 import torch
 import transformers
 
+from trainer.examples.dataset import Dataset
+from trainer.examples.example import Example
 from trainer.models import Strict
-from trainer.worker.dataset import Dataset
-from trainer.worker.encode import Example
 from trainer.worker.environment import allocator_in_use
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import Precision

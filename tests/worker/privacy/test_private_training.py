@@ -17,9 +17,9 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from transformers import AutoModelForCausalLM
 
 from trainer.errors import ErrorCode, JobError
+from trainer.examples.dataset import Dataset, RowCounts
+from trainer.examples.example import Example
 from trainer.spec import LoraSection, PrivacySection, TrainSection
-from trainer.worker.dataset import Dataset, RowCounts
-from trainer.worker.encode import Example
 from trainer.worker.loss import CausalLoss
 from trainer.worker.model import Precision, attach_adapter
 from trainer.worker.privacy.accounting import Mechanism, new_accountant, plan_mechanism, require_within, spent

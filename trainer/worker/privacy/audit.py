@@ -10,11 +10,11 @@ from typing import Final
 import torch
 
 from trainer.errors import DataError, ErrorCode
+from trainer.examples.dataset import Dataset
+from trainer.examples.example import Example
 from trainer.rows import Row
 from trainer.spec import DataSection, PrivacySection
 from trainer.worker.batches import cut
-from trainer.worker.dataset import Dataset
-from trainer.worker.encode import Example
 from trainer.worker.loss import CausalLoss
 from trainer.worker.privacy.canaries import canary_examples, exposures
 from trainer.worker.privacy.findings import Exposure, Membership

@@ -16,10 +16,10 @@ from typing import Final
 from trainer.errors import DataError, ErrorCode
 from trainer.examples.dataset import examples_of
 from trainer.examples.encode import encode_rows
+from trainer.examples.example import Example
 from trainer.examples.tokens import Tokens
 from trainer.rows import ChatRow, CompletionRow, Message, Row, TextRow
 from trainer.spec import REFERENCES, DataSection
-from trainer.worker.encode import Example
 
 FILE: Final = "canaries"
 DIGITS: Final = 12

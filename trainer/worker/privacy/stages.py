@@ -6,8 +6,8 @@ import importlib.util
 from typing import Any
 
 from trainer.errors import ErrorCode, JobError
+from trainer.examples.dataset import Dataset
 from trainer.spec import JobSpec, PrivacySection
-from trainer.worker.dataset import Dataset
 from trainer.worker.interruption import Interrupts
 from trainer.worker.loop import Report, Training
 from trainer.worker.loss import CausalLoss

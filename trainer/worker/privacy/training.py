@@ -14,8 +14,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from trainer.examples.dataset import Dataset
 from trainer.spec import PrivacySection, TrainSection
-from trainer.worker.dataset import Dataset
 from trainer.worker.interruption import Interrupts
 from trainer.worker.loop import Report, Training
 from trainer.worker.loss import CausalLoss
