@@ -34,7 +34,7 @@ RUN /opt/trainer/bin/pip install --no-deps --no-build-isolation --no-index . \
     && find /opt/trainer -name __pycache__ -prune -exec rm -rf {} + \
     && { PYTHONHASHSEED=0 /opt/trainer/bin/python -m compileall -qq --invalidation-mode unchecked-hash \
         /opt/trainer/lib || true; } \
-    && find /opt/trainer/lib -path "*/trainer/worker/__pycache__/run.*.pyc" | grep --quiet . \
+    && find /opt/trainer/lib -path "*/trainer/training/__pycache__/run.*.pyc" | grep --quiet . \
     && find /opt/trainer -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 
 FROM ${BASE_IMAGE}

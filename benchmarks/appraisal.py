@@ -23,12 +23,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.attestation import conftest as bench
 from tests.attestation.gpu_bench import GPU_CA, GPU_LEAF, GPU_ROOT, gpu_answer
 from tests.attestation.honest import SPEC, demanding_policy, honest_claims
-from trainer.attestation import collateral, gpu_chain
 from trainer.attestation.evidence import GpuEvidence, ReceiptClaims, parse_evidence
+from trainer.attestation.nvidia import certificate_chain as gpu_chain
+from trainer.attestation.tdx import collateral
 from trainer.attestation.verifier import appraise
 from trainer.encoding import sha256_hex
-from trainer.tee.simulator.agent import SimulatedVm, VmOptions
-from trainer.tee.simulator.nvattest import SimulatedGpu, nvattest_result
+from trainer.simulator.agent import SimulatedVm, VmOptions
+from trainer.simulator.nvattest import SimulatedGpu, nvattest_result
 
 
 def world(gpus: int) -> bench.World:

@@ -41,15 +41,15 @@ print(time.process_time() - started)
 """
 START = """
 import time
-from trainer.confinement.confine import confine
-from trainer.confinement.plan import Plan, Role
+from trainer.sandbox.confine import confine
+from trainer.sandbox.plan import Plan, Role
 started = time.perf_counter()
 confine(Plan(role=Role.WORKER))
 print(time.perf_counter() - started)
 """
 IMPORT = """
-from trainer.confinement.confine import confine
-from trainer.confinement.plan import Plan, Role
+from trainer.sandbox.confine import confine
+from trainer.sandbox.plan import Plan, Role
 """
 CONFINE = IMPORT + "confine(Plan(role=Role.WORKER))\n"
 

@@ -62,7 +62,7 @@ def pair_of(row: training.Row, other: training.Row) -> Pair:
 
 def in_our_order(pairs: list[Pair], order: dict[str, Any]) -> list[Pair]:
     """As the plan of our loop takes them, so that the first optimizer step's pairs come first."""
-    from trainer.worker.batches import Plan
+    from trainer.training.batches import Plan
 
     sizes = [2 * len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs]
     return [pairs[unit] for step in Plan(sizes, section_of(order)).steps() for unit in step]
@@ -107,13 +107,13 @@ def train_ours(order: dict[str, Any]) -> dict[str, Any]:
     """The job's loop, with the steps given."""
     import torch
 
-    from trainer.examples.dataset import Dataset, RowCounts
-    from trainer.examples.example import Example
-    from trainer.worker.loop import Training
-    from trainer.worker.loss import CausalLoss
-    from trainer.worker.model import Precision
-    from trainer.worker.preference import Preference, pairs_of
-    from trainer.worker.protocol import Metrics
+    from trainer.data.examples.example import Example
+    from trainer.data.examples.example_set import Dataset, RowCounts
+    from trainer.ipc.worker_messages import Metrics
+    from trainer.training.engines.transformers_engine import Precision
+    from trainer.training.loop import Training
+    from trainer.training.loss import CausalLoss
+    from trainer.training.methods.dpo import Preference, pairs_of
 
     model = training_contender.adapted_model(order)
     set_adapter(model)

@@ -18,15 +18,15 @@ import time
 from pathlib import Path
 
 from trainer.attestation.evidence import DatasetClaims, GpuEvidence, Recipients
+from trainer.job.job_keys import derive_keys
 from trainer.provider import demanded_sandbox
 from trainer.receipt.dsse import public_key_der
 from trainer.sealing.age import generate_identity
-from trainer.supervisor.keys import derive_keys
-from trainer.tee.evidence import collect
+from trainer.simulator.agent import SimulatedVm
+from trainer.simulator.server import SimulatedAgentServer
+from trainer.simulator.state import publish
 from trainer.tee.guest_agent import GuestAgent
-from trainer.tee.simulator.agent import SimulatedVm
-from trainer.tee.simulator.server import SimulatedAgentServer
-from trainer.tee.simulator.state import publish
+from trainer.tee.quoted_evidence import collect
 
 NONCE = "5a" * 32
 SPEC = f"""\

@@ -20,10 +20,10 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from trainer.examples.encode import encode_rows
-from trainer.examples.example import Encoded
-from trainer.examples.tokens import read_tokens
-from trainer.rows import read_rows
+from trainer.data.examples.encode import encode_rows
+from trainer.data.examples.example import Encoded
+from trainer.data.examples.tokens import read_tokens
+from trainer.data.rows import read_rows
 from trainer.spec import DataSection
 
 WORDS = "the of and to in is that for it as was with be by on not he his but at are this have from or had an they"

@@ -74,10 +74,10 @@ def made_up_rows(count: int, vocabulary: int) -> list[Row]:
 
 def real_rows(model: Path, data: Path) -> list[Row]:
     """What the job makes of a data file: its own encoding, for all contenders."""
-    from trainer.examples.encode import encode
-    from trainer.rows import read_files
+    from trainer.data.examples.encode import encode
+    from trainer.data.rows import read_files
     from trainer.spec import DataSection
-    from trainer.worker.tokens import load_tokens
+    from trainer.training.tokenizer import load_tokens
 
     tokens, section = load_tokens(model), DataSection()
     rows = read_files({data.name: data}, max_rows=10_000)

@@ -19,7 +19,7 @@ def adapted_model(order: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     from trainer.spec import LoraSection
-    from trainer.worker.model import attach_adapter
+    from trainer.training.engines.transformers_engine import attach_adapter
 
     torch.manual_seed(1)
     dtype = torch.bfloat16 if order["dtype"] == "bf16" else torch.float32
@@ -44,14 +44,14 @@ def train_ours(model: Any, order: dict[str, Any]) -> dict[str, float]:
     """The job's loop; returns seconds, the mean training loss, and the seconds that compiling took before."""
     import torch
 
-    from trainer.examples.dataset import Dataset, RowCounts
-    from trainer.examples.example import Example
+    from trainer.data.examples.example import Example
+    from trainer.data.examples.example_set import Dataset, RowCounts
     from trainer.spec import TrainSection
-    from trainer.worker.compilation import Compilation
-    from trainer.worker.loop import Training
-    from trainer.worker.loss import CausalLoss
-    from trainer.worker.model import Precision
-    from trainer.worker.packing import best_fit_decreasing
+    from trainer.training.bin_packing import best_fit_decreasing
+    from trainer.training.compilation import Compilation
+    from trainer.training.engines.transformers_engine import Precision
+    from trainer.training.loop import Training
+    from trainer.training.loss import CausalLoss
 
     examples = tuple(Example(array("i", ids), bytes(trained), stops=True) for ids, trained in order["rows"])
     bf16 = order["dtype"] == "bf16"
@@ -81,8 +81,8 @@ def warm_up(model: Any, loss: Any, examples: Any, order: dict[str, Any]) -> floa
     """Have what a training step needs compiled, for several rows and one; returns seconds, those of g++ too."""
     import torch
 
-    from trainer.worker.compilation import require_compiler
-    from trainer.worker.store import single_batch
+    from trainer.training.compilation import require_compiler
+    from trainer.training.token_store import single_batch
 
     require_compiler()
     started, children = clock(order), resource.getrusage(resource.RUSAGE_CHILDREN)

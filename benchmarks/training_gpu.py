@@ -67,7 +67,7 @@ def load(model: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     from trainer.spec import LoraSection
-    from trainer.worker.model import attach_adapter
+    from trainer.training.engines.transformers_engine import attach_adapter
 
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, device_map={"": 0})
     base.config.use_cache = False
@@ -126,14 +126,14 @@ def ours(model: Path, rows: list[Any]) -> dict[str, float]:
     """The job's loop, packed."""
     import torch
 
-    from trainer.examples.dataset import Dataset, RowCounts
-    from trainer.examples.example import Example
+    from trainer.data.examples.example import Example
+    from trainer.data.examples.example_set import Dataset, RowCounts
+    from trainer.ipc.worker_messages import Progress
     from trainer.spec import TrainSection
-    from trainer.worker.loop import Training
-    from trainer.worker.loss import CausalLoss
-    from trainer.worker.model import Precision
-    from trainer.worker.packing import best_fit_decreasing
-    from trainer.worker.protocol import Progress
+    from trainer.training.bin_packing import best_fit_decreasing
+    from trainer.training.engines.transformers_engine import Precision
+    from trainer.training.loop import Training
+    from trainer.training.loss import CausalLoss
 
     examples = tuple(Example(array("i", ids), bytes(own), stops=True) for ids, own in rows)
     adapted, observer = load(model), Observer()

@@ -38,7 +38,7 @@ from http_verdict import Answer, Judge, MalformedAnswerError, read_answer  # noq
 from requests.exceptions import RequestException  # noqa: E402
 from schemathesis import Case  # noqa: E402
 
-from trainer.exchange.front import quiet_libraries  # noqa: E402
+from trainer.front.__main__ import quiet_libraries  # noqa: E402
 from trainer.logs import private  # noqa: E402
 
 _RENEW_EVERY: Final = 40

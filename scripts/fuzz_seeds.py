@@ -14,13 +14,13 @@ from tests.attestation import gpu_bench, honest, test_gpu_ocsp, test_gpu_rim
 from tests.attestation.audit.conftest import rendered
 from trainer.attestation.evidence import Evidence, GpuEvidence, ReceiptClaims
 from trainer.attestation.policy import policy_yaml
-from trainer.attestation.record import make_record, save_record
+from trainer.attestation.result.record import make_record, save_record
 from trainer.attestation.verifier import appraise
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.receipt.dsse import sign_envelope
 from trainer.receipt.statement import Outcome, Run, make_statement
+from trainer.simulator.agent import SimulatedVm, VmOptions
 from trainer.spec import parse_job_spec
-from trainer.tee.simulator.agent import SimulatedVm, VmOptions
 
 ROOT: Final = Path(__file__).parents[1]
 VECTORS: Final = ROOT.parent / "shared" / "vectors"

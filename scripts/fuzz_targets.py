@@ -19,9 +19,7 @@ import fuzz_seeds as seeds
 from cryptography.hazmat.primitives import hashes
 
 from tests.attestation.gpu_bench import NOW
-from trainer.attestation.audit import audit_compose
-from trainer.attestation.collateral import parse_collateral
-from trainer.attestation.event_log import (
+from trainer.attestation.dstack.event_log import (
     RUNTIME_EVENT_TYPE,
     RUNTIME_IMR,
     Event,
@@ -31,25 +29,27 @@ from trainer.attestation.event_log import (
     parse_event_log,
     replay,
 )
+from trainer.attestation.dstack.key_chain import recover_key_chain
+from trainer.attestation.dstack.os_image import recompute
 from trainer.attestation.evidence import DerivedKey, parse_evidence
-from trainer.attestation.gpu import GPU_EVENT, gpu_boot_event
-from trainer.attestation.gpu_boot import parse_boot_result
-from trainer.attestation.gpu_chain import certified_fwid, different_keys, parse_chain, verify_chain
-from trainer.attestation.gpu_ocsp import parse_answers, verify_not_revoked
-from trainer.attestation.gpu_report import GpuReport, parse_gpu_report, verify_signature
-from trainer.attestation.gpu_rim import verify_manifest
-from trainer.attestation.key_chain import recover_key_chain
-from trainer.attestation.os_image import recompute
+from trainer.attestation.nvidia.boot_claims import parse_boot_result
+from trainer.attestation.nvidia.boot_event import GPU_EVENT, gpu_boot_event
+from trainer.attestation.nvidia.certificate_chain import certified_fwid, different_keys, parse_chain, verify_chain
+from trainer.attestation.nvidia.ocsp import parse_answers, verify_not_revoked
+from trainer.attestation.nvidia.rim import verify_manifest
+from trainer.attestation.nvidia.spdm_report import GpuReport, parse_gpu_report, verify_signature
 from trainer.attestation.policy import parse_policy
-from trainer.attestation.policy.text import explain, read_measurements
-from trainer.attestation.record import load_record
-from trainer.attestation.td_report import attribute_names, debuggable, xfam_acceptable
-from trainer.attestation.tdx import QuoteRefused, parse_quote, verify_quote
+from trainer.attestation.policy.policy_text import explain, read_measurements
+from trainer.attestation.result.record import load_record
+from trainer.attestation.tdx.collateral import parse_collateral
+from trainer.attestation.tdx.quote_verification import QuoteRefused, parse_quote, verify_quote
+from trainer.attestation.tdx.td_report import attribute_names, debuggable, xfam_acceptable
 from trainer.attestation.verifier import appraise
+from trainer.audit import audit_compose
 from trainer.encoding import canonical_json, parse_json, sha256_hex
 from trainer.errors import UsageError, VerificationError
-from trainer.receipt.appraisal import Expected, appraise_statement
 from trainer.receipt.dsse import public_key_der, verify_envelope
+from trainer.receipt.receipt_appraisal import Expected, appraise_statement
 from trainer.receipt.statement import parse_statement
 from trainer.spec import parse_job_spec
 

@@ -21,7 +21,13 @@ from uvicorn.server import ServerState
 
 from trainer.attestation.evidence import DatasetClaims, Evidence, Recipients
 from trainer.errors import ErrorCode
-from trainer.exchange.control import (
+from trainer.exchange.limits import Limits
+from trainer.exchange.spool import RESULT_NAME
+from trainer.exchange.tls import server_context
+from trainer.front.http.asgi_app import build_app
+from trainer.front.http.connection import capped_protocol, http_config
+from trainer.front.http.supervisor_link import Link
+from trainer.ipc.front_messages import (
     EvidenceReply,
     EvidenceRequest,
     OpenUpload,
@@ -33,12 +39,6 @@ from trainer.exchange.control import (
     encode_message,
     parse_front_message,
 )
-from trainer.exchange.limits import Limits
-from trainer.exchange.server.app import build_app
-from trainer.exchange.server.connection import capped_protocol, http_config
-from trainer.exchange.server.link import Link
-from trainer.exchange.spool import RESULT_NAME
-from trainer.exchange.tls import server_context
 from trainer.models import Phase, Status
 
 TOKEN: Final = "5c" * 32

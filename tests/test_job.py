@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from trainer import job
 from trainer.errors import ErrorCode, SealingError, TrainerError, UnavailableError
-from trainer.job import JobOptions
+from trainer.job import supervisor as job
+from trainer.job.ciphertext import Ciphertext
+from trainer.job.supervisor import JobOptions
 from trainer.models import Phase, Status
-from trainer.supervisor.ciphertext import Ciphertext
 
 
 class Front:

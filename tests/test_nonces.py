@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from trainer.nonces import KEEP_SECONDS, MAX_FILE_BYTES, MAX_NONCES, SpentNonces, parse_spent_nonces, spend_nonce
+from trainer.provider.nonces import (
+    KEEP_SECONDS,
+    MAX_FILE_BYTES,
+    MAX_NONCES,
+    SpentNonces,
+    parse_spent_nonces,
+    spend_nonce,
+)
 
 NOW = 1_790_000_000
 NONCE, OTHER = "01" * 32, "02" * 32

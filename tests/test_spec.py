@@ -99,7 +99,7 @@ def test_terms_of_the_loss_of_a_pair() -> None:
 
 
 def test_every_hint_names_a_key_that_exists() -> None:
-    from trainer.spec.names import _MEANT
+    from trainer.spec.key_hints import _MEANT
 
     assert set(_MEANT.values()) <= set(leaf_names())
     assert meant_key("zzzzzz", leaf_names()) is None

@@ -21,9 +21,9 @@ from trainer.errors import ErrorCode
 from trainer.models import Phase, Strict
 from trainer.receipt.dsse import public_key_der, sign_envelope, verify_envelope
 from trainer.sealing.age import identity_from_seed
-from trainer.sealing.checkpoint import Binding, Checkpoint, CheckpointFile, CheckpointKeys
+from trainer.sealing.sealed_checkpoint import Binding, Checkpoint, CheckpointFile, CheckpointKeys
 from trainer.spec import JobSpec, parse_job_spec
-from trainer.tee import keys
+from trainer.tee import key_derivation as keys
 
 DOCUMENT = Path(__file__).parents[1] / "trainer" / "SPEC.md"
 RECEIPT_SCALAR = 12345

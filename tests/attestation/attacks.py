@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.tee.simulator.fault import Fault
-from trainer.tee.simulator.faults import FAULTS
+from trainer.simulator.fault import Fault
+from trainer.simulator.faults import FAULTS
 
 if TYPE_CHECKING:
     from tests.attestation.conftest import World

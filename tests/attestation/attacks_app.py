@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tests.attestation.tampering import edited_log, index_of, measuring, removed, replaced
 from trainer.attestation.policy import KeyProviderDemand, OsMeasurements, OsSection
-from trainer.tee.simulator.event_log import RuntimeEvent
+from trainer.simulator.event_log_writer import RuntimeEvent
 
 if TYPE_CHECKING:
     from tests.attestation.conftest import World

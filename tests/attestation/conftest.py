@@ -13,16 +13,16 @@ import pytest
 
 from tests.attestation.gpu_bench import GPU_BOOT, NONCE, NOW, GpuBench, GpuCertificate, gpu_answer, gpu_root_sha256
 from tests.attestation.honest import PEER, SPEC, demanding_policy, honest_claims, key_chain
-from trainer.attestation.binding import gpu_evidence_sha256, report_data
 from trainer.attestation.checks import Check, CheckState
+from trainer.attestation.claims.binding import gpu_evidence_sha256, report_data
 from trainer.attestation.evidence import DatasetClaims, Evidence, FreshGpuEvidence, GpuEvidence, ReceiptClaims
-from trainer.attestation.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements
+from trainer.attestation.nvidia.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements
 from trainer.attestation.policy import Policy
-from trainer.attestation.result import AttestationResult
+from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.attestation.verifier import appraise, appraise_receipt
 from trainer.encoding import sha256_hex
-from trainer.tee.simulator.agent import SimulatedVm, VmOptions
-from trainer.tee.simulator.fault import Fault
+from trainer.simulator.agent import SimulatedVm, VmOptions
+from trainer.simulator.fault import Fault
 
 SEED = b"a seed of 32 bytes for appraisals"
 COMPOSE = '{\n  "name": "demo",\n  "docker_compose_file": "services: {}"\n}\n'

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from trainer.attestation.evidence import FreshGpuEvidence
-from trainer.attestation.gpu_report import gpu_nonce
-from trainer.tee.simulator.nvattest import SimulatedGpu, nvattest_result
+from trainer.attestation.nvidia.spdm_report import gpu_nonce
+from trainer.simulator.nvattest import SimulatedGpu, nvattest_result
 
 NOW = 1_790_000_000
 NONCE = "01" * 32

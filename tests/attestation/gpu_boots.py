@@ -7,11 +7,11 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trainer.attestation.binding import gpu_evidence_sha256
-from trainer.attestation.gpu import GPU_EVENT
+from trainer.attestation.claims.binding import gpu_evidence_sha256
+from trainer.attestation.nvidia.boot_event import GPU_EVENT
 from trainer.encoding import sha256_hex
-from trainer.tee.simulator.event_log import RuntimeEvent
-from trainer.tee.simulator.nvattest import (
+from trainer.simulator.event_log_writer import RuntimeEvent
+from trainer.simulator.nvattest import (
     GOOD_CHAIN,
     SimulatedGpu,
     SimulatedSwitch,

@@ -8,9 +8,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.attestation.gpu_bench import NONCE, NOW
-from trainer.attestation.binding import gpu_evidence_sha256
+from trainer.attestation.claims.binding import gpu_evidence_sha256
+from trainer.attestation.dstack.key_chain import prove_possession
 from trainer.attestation.evidence import DatasetClaims, DerivedKey, GpuEvidence, Recipients
-from trainer.attestation.key_chain import prove_possession
 from trainer.attestation.policy import (
     AppSection,
     CollateralUrl,
@@ -24,8 +24,8 @@ from trainer.attestation.policy import (
     TrustRoot,
 )
 from trainer.encoding import sha256_hex
-from trainer.tee.keys import possession_path, recipient_path
-from trainer.tee.simulator.agent import SimulatedVm, simulated_measurements
+from trainer.simulator.agent import SimulatedVm, simulated_measurements
+from trainer.tee.key_derivation import possession_path, recipient_path
 
 SPEC = "ab" * 32
 PEER = "0e" * 32

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.attestation.gpu_bench import GPU_BOOT
 from trainer.attestation.evidence import FreshGpuEvidence
 from trainer.encoding import sha256_hex
-from trainer.tee.simulator.event_log import RuntimeEvent
-from trainer.tee.simulator.pki import DevelopmentPki
+from trainer.simulator.event_log_writer import RuntimeEvent
+from trainer.simulator.pki import DevelopmentPki
 
 if TYPE_CHECKING:
     from tests.attestation.conftest import World

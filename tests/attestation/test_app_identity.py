@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from trainer.attestation.checks import CheckState
-from trainer.attestation.config_id import DOCUMENT_DOMAIN, UNSET, acceptable_config_ids
-from trainer.attestation.event_log import Event, parse_event_log, payload, payloads
-from trainer.attestation.key_chain import keccak256, prove_possession, proves_possession
-from trainer.attestation.os_image import image_name, is_development
+from trainer.attestation.dstack.event_log import Event, parse_event_log, payload, payloads
+from trainer.attestation.dstack.key_chain import keccak256, prove_possession, proves_possession
+from trainer.attestation.dstack.os_image import image_name, is_development
 from trainer.attestation.policy import OsSection
+from trainer.attestation.tdx.config_id import DOCUMENT_DOMAIN, UNSET, acceptable_config_ids
 from trainer.encoding import canonical_json
-from trainer.tee.simulator.event_log import RuntimeEvent
+from trainer.simulator.event_log_writer import RuntimeEvent
 
 World = Any  # conftest.World
 DEVELOPMENT = '{"image": "dstack-dev-0.6.0"}'

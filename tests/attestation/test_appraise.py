@@ -12,11 +12,11 @@ import pytest
 from tests.attestation.gpu_bench import GPU_BOOT
 from tests.attestation.tampering import honest_quote, outdated, with_module
 from trainer.attestation import verifier
-from trainer.attestation.binding import gpu_evidence_sha256
 from trainer.attestation.checks import CheckState
+from trainer.attestation.claims.binding import gpu_evidence_sha256
 from trainer.attestation.evidence import GpuEvidence
 from trainer.errors import ErrorCode, VerificationError
-from trainer.tee.simulator.agent import Release, SimulatedVm, VmOptions
+from trainer.simulator.agent import Release, SimulatedVm, VmOptions
 
 World = Any  # conftest.World
 

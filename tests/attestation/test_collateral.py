@@ -9,7 +9,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from trainer.attestation.collateral import root_key_ids
+from trainer.attestation.tdx.collateral import root_key_ids
 
 World = Any  # conftest.World
 

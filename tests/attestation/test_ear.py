@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from trainer.attestation import ear
 from trainer.attestation.catalogue import DATASET_CHECKS
 from trainer.attestation.checks import Check, CheckState
-from trainer.attestation.ear import (
+from trainer.attestation.result import ear
+from trainer.attestation.result.ear import (
     PLACES,
     Submodule,
     TrustClaim,

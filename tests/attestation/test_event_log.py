@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.attestation.event_log import (
+from trainer.attestation.dstack.event_log import (
     MAX_EVENTS,
     RUNTIME_EVENT_TYPE,
     Event,
@@ -21,8 +21,8 @@ from trainer.attestation.event_log import (
     replay,
 )
 from trainer.errors import ErrorCode, VerificationError
-from trainer.tee.simulator.event_log import RuntimeEvent
-from trainer.tee.simulator.event_log import replay as simulated_replay
+from trainer.simulator.event_log_writer import RuntimeEvent
+from trainer.simulator.event_log_writer import replay as simulated_replay
 
 GOOD_ORDER = (
     "system-preparing",

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.attestation.binding import gpu_evidence_sha256, report_data
+from trainer.attestation.claims.binding import gpu_evidence_sha256, report_data
 from trainer.attestation.evidence import (
     MAX_EVIDENCE_BYTES,
     DatasetClaims,

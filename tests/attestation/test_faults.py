@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from trainer.attestation.dstack.key_chain import prove_possession
 from trainer.attestation.evidence import GpuEvidence
-from trainer.attestation.key_chain import prove_possession
 from trainer.errors import ErrorCode, UnavailableError, UsageError
-from trainer.tee.evidence import collect
+from trainer.simulator.agent import Release, SimulatedVm, VmOptions
+from trainer.simulator.fault import Fault
+from trainer.simulator.faults import FAULTS, find_faults
+from trainer.simulator.state import open_vm
 from trainer.tee.guest_agent import GuestAgent
-from trainer.tee.keys import possession_path
-from trainer.tee.simulator.agent import Release, SimulatedVm, VmOptions
-from trainer.tee.simulator.fault import Fault
-from trainer.tee.simulator.faults import FAULTS, find_faults
-from trainer.tee.simulator.state import open_vm
+from trainer.tee.key_derivation import possession_path
+from trainer.tee.quoted_evidence import collect
 
 if TYPE_CHECKING:
     from tests.attestation.conftest import World

@@ -22,7 +22,7 @@ from tests.attestation.gpu_boots import (
     with_tokens,
     with_two,
 )
-from trainer.tee.simulator.nvattest import SimulatedGpu, SimulatedSwitch, token
+from trainer.simulator.nvattest import SimulatedGpu, SimulatedSwitch, token
 
 Edit = Callable[[World], World]
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.attestation.gpu_boot import MAX_BOOT_CHARS, MAX_DEVICES, parse_boot_result
-from trainer.tee.simulator.nvattest import (
+from trainer.attestation.nvidia.boot_claims import MAX_BOOT_CHARS, MAX_DEVICES, parse_boot_result
+from trainer.simulator.nvattest import (
     GOOD_CHAIN,
     SimulatedGpu,
     SimulatedSwitch,

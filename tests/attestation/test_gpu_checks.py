@@ -25,12 +25,12 @@ from tests.attestation.gpu_boots import (
     with_tokens,
 )
 from trainer.attestation.checks import Check, CheckState
-from trainer.attestation.gpu import GPU_EVENT
-from trainer.attestation.gpu_boot import parse_boot_result
-from trainer.attestation.gpu_checks import OS_WORD
-from trainer.tee.simulator.agent import VmOptions
-from trainer.tee.simulator.event_log import RuntimeEvent
-from trainer.tee.simulator.nvattest import SimulatedGpu, SimulatedSwitch, nvattest_result
+from trainer.attestation.nvidia.boot_checks import OS_WORD
+from trainer.attestation.nvidia.boot_claims import parse_boot_result
+from trainer.attestation.nvidia.boot_event import GPU_EVENT
+from trainer.simulator.agent import VmOptions
+from trainer.simulator.event_log_writer import RuntimeEvent
+from trainer.simulator.nvattest import SimulatedGpu, SimulatedSwitch, nvattest_result
 
 Edit = Callable[[World], World]
 

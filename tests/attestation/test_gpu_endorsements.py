@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from trainer.attestation.gpu_endorsements import (
+from trainer.attestation.nvidia.gpu_endorsements import (
     MAX_ANSWER_BYTES,
     MAX_ANSWERS,
     MAX_MANIFEST_BYTES,

@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.attestation.checks import CheckState
-from trainer.attestation.gpu_chain import parse_chain
-from trainer.attestation.gpu_endorsements import MAX_ANSWER_BYTES, GpuEndorsements
-from trainer.attestation.gpu_ocsp import Answer, asked_about, parse_answers, verify_not_revoked
-from trainer.attestation.gpu_report_checks import NOT_LOOKED_AT
+from trainer.attestation.nvidia.certificate_chain import parse_chain
+from trainer.attestation.nvidia.gpu_endorsements import MAX_ANSWER_BYTES, GpuEndorsements
+from trainer.attestation.nvidia.gpu_report_checks import NOT_LOOKED_AT
+from trainer.attestation.nvidia.ocsp import Answer, asked_about, parse_answers, verify_not_revoked
 from trainer.attestation.policy import RevocationAnswers, ServiceUrl
 
 World = Any  # conftest.World

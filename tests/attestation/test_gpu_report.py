@@ -19,15 +19,20 @@ from hypothesis import strategies as st
 from trainer.attestation.catalogue import DATASET_CHECKS
 from trainer.attestation.checks import CheckState, Ledger
 from trainer.attestation.evidence import FreshGpuEvidence
-from trainer.attestation.gpu_chain import NVIDIA_ROOT_SHA256, certified_fwid, parse_chain, verify_chain
-from trainer.attestation.gpu_report import (
+from trainer.attestation.nvidia.certificate_chain import (
+    NVIDIA_ROOT_SHA256,
+    certified_fwid,
+    parse_chain,
+    verify_chain,
+)
+from trainer.attestation.nvidia.gpu_report_checks import RELAY_LIMIT, GpuQuestion, judge_gpu_reports
+from trainer.attestation.nvidia.spdm_report import (
     MAX_REPORT_BYTES,
     GpuReport,
     gpu_nonce,
     parse_gpu_report,
     verify_signature,
 )
-from trainer.attestation.gpu_report_checks import RELAY_LIMIT, GpuQuestion, judge_gpu_reports
 from trainer.attestation.policy import GpuSection
 
 World = Any  # conftest.World

@@ -18,10 +18,10 @@ from signxml.algorithms import CanonicalizationMethod, DigestAlgorithm, Signatur
 from signxml.signer import XMLSigner
 
 from trainer.attestation.checks import CheckState
-from trainer.attestation.gpu_endorsements import MAX_MANIFEST_BYTES, GpuEndorsements
-from trainer.attestation.gpu_report import GpuReport, parse_gpu_report
-from trainer.attestation.gpu_report_checks import NOT_COMPARED
-from trainer.attestation.gpu_rim import Manifest, compare_measurements, manifest_ids, verify_manifest
+from trainer.attestation.nvidia.gpu_endorsements import MAX_MANIFEST_BYTES, GpuEndorsements
+from trainer.attestation.nvidia.gpu_report_checks import NOT_COMPARED
+from trainer.attestation.nvidia.rim import Manifest, compare_measurements, manifest_ids, verify_manifest
+from trainer.attestation.nvidia.spdm_report import GpuReport, parse_gpu_report
 from trainer.attestation.policy import ReferenceManifests, ServiceUrl
 from trainer.errors import UsageError
 

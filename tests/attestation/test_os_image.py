@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trainer.attestation.event_log import Event
-from trainer.attestation.os_image import (
+from trainer.attestation.dstack.event_log import Event
+from trainer.attestation.dstack.os_image import (
     HIGH_MEMORY_START,
     LOW_MEMORY_END,
     SPLIT_FROM,

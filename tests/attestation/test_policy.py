@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from trainer.attestation.compose import compose_hash
+from trainer.attestation.dstack.compose import compose_hash
 from trainer.attestation.policy import (
     CollateralDocument,
     CollateralUrl,
@@ -30,8 +30,8 @@ from trainer.attestation.policy import (
 )
 from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, UsageError
+from trainer.simulator.agent import simulated_measurements
 from trainer.spec import JobSpec, ModelSection
-from trainer.tee.simulator.agent import simulated_measurements
 
 World = Any  # conftest.World
 Edit = Callable[[dict[str, Any]], object]

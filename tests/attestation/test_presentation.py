@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.attestation import presentation
 from trainer.attestation.catalogue import DATASET_CHECKS, RECEIPT_CHECKS
 from trainer.attestation.checks import Check, CheckState
-from trainer.attestation.ear import Submodule
-from trainer.attestation.presentation import explanation, grouped, shortened, summary, utc
+from trainer.attestation.result import presentation
+from trainer.attestation.result.ear import Submodule
+from trainer.attestation.result.presentation import explanation, grouped, shortened, summary, utc
 
 World = Any  # conftest.World
 CODES = {definition.code.value for definition in (*DATASET_CHECKS, *RECEIPT_CHECKS)}

@@ -15,11 +15,11 @@ import pytest
 from tests.attestation.gpu_bench import GPU_BOOT
 from tests.attestation.tampering import honest_quote
 from trainer.attestation.checks import CheckState
-from trainer.attestation.tdx import parse_quote
-from trainer.tee.simulator.agent import VmOptions
-from trainer.tee.simulator.pki import DevelopmentPki
-from trainer.tee.simulator.quote import regions
-from trainer.tee.simulator.report import TdFields, TdFields15
+from trainer.attestation.tdx.quote_verification import parse_quote
+from trainer.simulator.agent import VmOptions
+from trainer.simulator.pki import DevelopmentPki
+from trainer.simulator.quote import regions
+from trainer.simulator.td_report_writer import TdFields, TdFields15
 
 if TYPE_CHECKING:
     from tests.attestation.conftest import World

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from trainer.attestation.ear import ear_document
-from trainer.attestation.gpu_endorsements import GpuEndorsements
+from trainer.attestation.nvidia.gpu_endorsements import GpuEndorsements
 from trainer.attestation.policy import CollateralDocument
-from trainer.attestation.record import (
+from trainer.attestation.result.ear import ear_document
+from trainer.attestation.result.record import (
     MAX_RECORD_BYTES,
     Record,
     is_record,

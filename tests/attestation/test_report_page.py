@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from trainer.attestation.catalogue import DATASET_CHECKS
-from trainer.attestation.gpu_report_checks import RELAY_LIMIT
-from trainer.attestation.record import Record, make_record
-from trainer.attestation.report_page import render_page
+from trainer.attestation.nvidia.gpu_report_checks import RELAY_LIMIT
+from trainer.attestation.result.record import Record, make_record
+from trainer.attestation.result.report_page import render_page
 
 World = Any  # conftest.World
 HOSTILE = "<script>alert(1)</script>\"'&\u202egnp\x1b[2J"
@@ -143,7 +143,7 @@ def test_the_limits_are_told(world: World) -> None:
 
 
 def test_relay_is_no_matter_where_there_is_no_gpu(make_world: Any) -> None:
-    from trainer.tee.simulator.agent import VmOptions
+    from trainer.simulator.agent import VmOptions
 
     world = make_world(VmOptions()).demanding("gpu", required=False)
     assert RELAY_LIMIT not in Reader(page(world)).text

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from trainer.attestation.checks import CheckState
-from trainer.attestation.result import APPRAISER, AttestationResult
+from trainer.attestation.result.attestation_result import APPRAISER, AttestationResult
 from trainer.errors import ErrorCode, VerificationError
 
 World = Any  # conftest.World

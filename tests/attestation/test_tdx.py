@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer.attestation.checks import CheckCode
-from trainer.attestation.collateral import module_identity, module_level, parse_collateral, root_key_ids
-from trainer.attestation.td_report import attribute_names, xfam_acceptable
-from trainer.attestation.tdx import QuoteRefused, _refused_check, parse_quote, verify_quote
-from trainer.tee.simulator.pki import DevelopmentPki, TdFields
+from trainer.attestation.tdx.collateral import module_identity, module_level, parse_collateral, root_key_ids
+from trainer.attestation.tdx.quote_verification import QuoteRefused, _refused_check, parse_quote, verify_quote
+from trainer.attestation.tdx.td_report import attribute_names, xfam_acceptable
+from trainer.simulator.pki import DevelopmentPki, TdFields
 
 World = Any  # conftest.World
 

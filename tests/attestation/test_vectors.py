@@ -11,8 +11,7 @@ from coincurve import PrivateKey
 
 from trainer.attestation.catalogue import QUOTE_CODES, RECEIPT_CHECKS
 from trainer.attestation.checks import CheckCode, CheckState, Ledger
-from trainer.attestation.collateral import INTEL_ROOT_KEY_ID, parse_collateral
-from trainer.attestation.event_log import (
+from trainer.attestation.dstack.event_log import (
     digest_problem,
     extend,
     key_provider,
@@ -21,11 +20,12 @@ from trainer.attestation.event_log import (
     payload,
     replay,
 )
-from trainer.attestation.key_chain import recover_root_key
-from trainer.attestation.os_image import recompute
+from trainer.attestation.dstack.key_chain import recover_root_key
+from trainer.attestation.dstack.os_image import recompute
 from trainer.attestation.policy import OsSection
-from trainer.attestation.quote_checks import judge_quote
-from trainer.attestation.tdx import parse_quote, verify_quote
+from trainer.attestation.tdx.collateral import INTEL_ROOT_KEY_ID, parse_collateral
+from trainer.attestation.tdx.quote_checks import judge_quote
+from trainer.attestation.tdx.quote_verification import parse_quote, verify_quote
 
 World = Any  # conftest.World
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.attestation.versions import reaches
+from trainer.attestation.nvidia.versions import reaches
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from trainer.attestation.binding import report_data
+from trainer.attestation.claims.binding import report_data
 from trainer.attestation.evidence import DatasetClaims, Evidence, Recipients
 from trainer.attestation.policy import (
     CollateralDocument,
@@ -23,8 +23,8 @@ from trainer.attestation.policy import (
     policy_yaml,
     strict_policy,
 )
+from trainer.simulator.agent import SimulatedVm, simulated_measurements
 from trainer.spec import parse_job_spec
-from trainer.tee.simulator.agent import SimulatedVm, simulated_measurements
 
 NONCE = "5a" * 32
 COMPOSE = '{"name":"files"}'

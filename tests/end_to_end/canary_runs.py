@@ -22,13 +22,13 @@ from tests.end_to_end.canary_places import Loopback, Processes, Served
 from tests.end_to_end.conftest import Agent, Job, environment, wait_for
 from tests.end_to_end.test_interruptions import children
 from trainer import provider as steps
-from trainer.attestation.record import Record
+from trainer.attestation.result.record import Record
 from trainer.encoding import file_sha256
 from trainer.errors import TrainerError
-from trainer.exchange.carrier import Carrier
-from trainer.exchange.client import JobClient
-from trainer.opening import OpenedResult, open_sealed_result
 from trainer.provider import GrantRecord
+from trainer.provider.opening import OpenedResult, open_sealed_result
+from trainer.provider.transport.carrier import Carrier
+from trainer.provider.transport.http_carrier import JobClient
 from trainer.sealing.age import Identity
 from trainer.sealing.seal import seal as seal_unchecked
 

@@ -311,7 +311,7 @@ def a_worker_with_a_broken_heap(run: Run) -> None:
 
 def a_killed_front(run: Run) -> None:
     train(run)
-    os.kill(run.pid("trainer.exchange.front"), signal.SIGKILL)
+    os.kill(run.pid("trainer.front"), signal.SIGKILL)
     assert run.wait_end() == 6
 
 

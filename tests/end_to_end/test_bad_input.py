@@ -11,11 +11,11 @@ import pytest
 
 from trainer import provider as steps
 from trainer.errors import SealingError, TrainerError, VerificationError
-from trainer.opening import open_sealed_result
+from trainer.provider.opening import open_sealed_result
 from trainer.sealing.age import decrypt_file, encrypt_file, generate_identity, parse_recipient
 from trainer.sealing.archive import ArchiveLimits
-from trainer.sealing.result import open_result, seal_result
 from trainer.sealing.seal import seal as seal_unchecked
+from trainer.sealing.sealed_result import open_result, seal_result
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Job, Provider, Ran, StartJob, Trainer, WriteSpec

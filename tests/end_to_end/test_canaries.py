@@ -144,7 +144,7 @@ def _watched_indeed(run: Run, world: World, ports: set[int]) -> None:
     """None of the above was empty for want of looking."""
     assert any(b"trainer\0run" in words for words in run.processes.words)
     if ports:
-        assert any(b"trainer.exchange.front" in words for words in run.processes.words)
+        assert any(b"trainer.front" in words for words in run.processes.words)
     for port in ports & set(world.served.by_port):
         assert b"HTTP/1.1 200" in world.served.of(port)
         if world.loopback is not None:

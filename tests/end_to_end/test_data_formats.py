@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow
 import pyarrow.parquet
 
-from trainer.confinement.plan import gpu_devices
+from trainer.sandbox.plan import gpu_devices
 from trainer.worker.environment import allocator
 
 if TYPE_CHECKING:

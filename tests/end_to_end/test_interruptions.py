@@ -151,7 +151,7 @@ def test_a_killed_front_ends_the_job_and_leaves_nothing(
     job: Job = start_job(write_spec(tmp_path / "job.yaml", train=LONG))
     start_training(job, provider, trainer, data, tmp_path)
     running = children(job.process.pid)
-    os.kill(running["trainer.exchange.front"], signal.SIGKILL)
+    os.kill(running["trainer.front"], signal.SIGKILL)
     assert job.wait() == 6
     assert job.events[-1]["code"] == "front-died"
     assert list(job.workspace.iterdir()) == []
@@ -193,7 +193,7 @@ def test_the_three_processes_see_only_what_they_should(
     sockets = {name: _sockets(pid) for name, pid in pids.items()}
     assert sockets["trainer.worker"] == set()
     assert not sockets["supervisor"] & internet
-    assert sockets["trainer.exchange.front"] & internet
+    assert sockets["trainer.front"] & internet
     sandbox = steps.read_record(record).result.claims.sandbox
     assert sandbox["workspace_in_memory"]
     assert {name for name, stands in sandbox.items() if not stands} <= MAY_BE_MISSING

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import Provider, StartJob, Trainer, WriteSpec
-from trainer.confinement import privileges
+from trainer.sandbox import privileges
 
 pytestmark = pytest.mark.slow
 

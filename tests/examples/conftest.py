@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from tokenizers import Tokenizer, processors
 
-from trainer.examples.tokens import Tokens
+from trainer.data.examples.tokens import Tokens
 
 MakeTokens = Callable[..., Tokens]
 

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from trainer.examples.boundaries import Anchors, beginnings
-from trainer.examples.tokens import Tokens
+from trainer.data.examples.boundaries import Anchors, beginnings
+from trainer.data.examples.tokens import Tokens
 
 MakeTokens = Callable[..., Tokens]
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.data.examples.example import Example
+from trainer.data.examples.example_set import build_dataset, split
+from trainer.data.examples.tokens import Tokens
+from trainer.data.rows import ChatRow, Message, Row, TextRow
 from trainer.errors import DataError, ErrorCode
-from trainer.examples.dataset import build_dataset, split
-from trainer.examples.example import Example
-from trainer.examples.tokens import Tokens
-from trainer.rows import ChatRow, Message, Row, TextRow
 from trainer.spec import DataSection, OnOverlong
 
 MakeTokens = Callable[..., Tokens]

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from trainer.data.examples.encode import encode
+from trainer.data.examples.example import Example
+from trainer.data.examples.tokens import Tokens
+from trainer.data.rows import ChatRow, CompletionRow, Message, Row, TextRow
 from trainer.errors import DataError, ErrorCode
-from trainer.examples.encode import encode
-from trainer.examples.example import Example
-from trainer.examples.tokens import Tokens
-from trainer.rows import ChatRow, CompletionRow, Message, Row, TextRow
 from trainer.spec import DataSection, OnOverlong, SplitTurns
 
 MakeTokens = Callable[..., Tokens]

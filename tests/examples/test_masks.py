@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trainer.data.examples.encode import encode, encode_rows
+from trainer.data.examples.example import Encoded, Example
+from trainer.data.examples.tokens import TemplateRefusedError, Tokens
+from trainer.data.rows import ChatRow, CompletionRow, Message, PreferenceRow, Row, TextRow, ToolCall
 from trainer.errors import DataError, ErrorCode
-from trainer.examples.encode import encode, encode_rows
-from trainer.examples.example import Encoded, Example
-from trainer.examples.tokens import TemplateRefusedError, Tokens
-from trainer.rows import ChatRow, CompletionRow, Message, PreferenceRow, Row, TextRow, ToolCall
 from trainer.spec import DataSection, OnOverlong, TrainOn
 
 MakeTokens = Callable[..., Tokens]
@@ -281,7 +281,7 @@ def test_tokens_that_are_lost_are_counted(
 
 
 def test_many_rows_are_encoded_as_each_alone(make_tokens: MakeTokens, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.examples.encode.CHUNK_ROWS", 3)
+    monkeypatch.setattr("trainer.data.examples.encode.CHUNK_ROWS", 3)
     tokens = make_tokens(FAMILIES["chatml"].template)
     rows: list[Row] = [
         chat("a", "b"),
@@ -320,7 +320,7 @@ def test_a_template_cannot_leave_its_sandbox(source: str, make_tokens: MakeToken
 
 
 def test_the_date_is_one_for_all_rows(make_tokens: MakeTokens) -> None:
-    from trainer.examples.template import ChatTemplate
+    from trainer.data.examples.template import ChatTemplate
 
     moment = datetime(2026, 5, 17, 23, 59, 59, tzinfo=UTC)
     template = ChatTemplate({"default": FAMILIES["llama"].template}, {"bos_token": "<s>"}, now=moment)

@@ -20,8 +20,8 @@ import httpx
 import pytest
 
 from trainer.errors import JobError
-from trainer.exchange.client import JobClient
-from trainer.exchange.control import (
+from trainer.exchange.tls import PinnedContext
+from trainer.ipc.front_messages import (
     EvidenceReply,
     EvidenceRequest,
     FrontMessage,
@@ -33,8 +33,8 @@ from trainer.exchange.control import (
     SupervisorMessage,
     supervisor_channel,
 )
-from trainer.exchange.tls import PinnedContext
 from trainer.models import Phase, Status
+from trainer.provider.transport.http_carrier import JobClient
 
 QUICK = {
     "handshake_seconds": 1.0,
@@ -63,7 +63,7 @@ class Front:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "trainer.exchange.front", *arguments),
+                *(sys.executable, "-m", "trainer.front", *arguments),
                 *("--control-fd", str(theirs.fileno()), "--spool", str(spool)),
                 *("--settings-json", json.dumps({"host": "127.0.0.1", "port": 0, **exchange})),
                 *("--limits-json", json.dumps({**QUICK, **limits})),

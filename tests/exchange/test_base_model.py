@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer.confinement import landlock
-from trainer.confinement.plan import Plan, Role
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError
-from trainer.exchange.base_model import Fetch, Order, fetch_model
+from trainer.fetch.base_model import Fetch, Order, fetch_model
+from trainer.sandbox import landlock
+from trainer.sandbox.plan import Plan, Role
 from trainer.spec import ModelSection
 
 REVISION = "0123456789abcdef" * 2 + "01234567"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from trainer.errors import ErrorCode
-from trainer.exchange.control import FrontFailed, Ready, Shutdown, supervisor_channel
+from trainer.ipc.front_messages import FrontFailed, Ready, Shutdown, supervisor_channel
 from trainer.models import Phase
 
 
@@ -180,7 +180,7 @@ def test_address_in_use_is_told() -> None:
     command = [
         sys.executable,
         "-m",
-        "trainer.exchange.front",
+        "trainer.front",
         "--control-fd",
         str(theirs.fileno()),
         "--spool",

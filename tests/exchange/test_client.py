@@ -18,11 +18,11 @@ from trainer.errors import (
     UsageError,
     VerificationError,
 )
-from trainer.exchange.carrier import SealedEvent
-from trainer.exchange.client import JobClient
-from trainer.exchange.control import Acknowledged, DeletionReady, PrivateEvent, StatusUpdate, TokenHash
 from trainer.exchange.tls import server_context
+from trainer.ipc.front_messages import Acknowledged, DeletionReady, PrivateEvent, StatusUpdate, TokenHash
 from trainer.models import Phase, Status
+from trainer.provider.transport.carrier import SealedEvent
+from trainer.provider.transport.http_carrier import JobClient
 
 NONCE = "cd" * 32
 TOKEN = "5c" * 32

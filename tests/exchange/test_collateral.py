@@ -13,9 +13,9 @@ import dcap_qvl
 import pytest
 
 from trainer.errors import ErrorCode, UnavailableError, VerificationError
-from trainer.exchange.collateral import earliest_next_update, fetch_collateral
-from trainer.tee.simulator.pki import DevelopmentPki
-from trainer.tee.simulator.report import TdFields
+from trainer.provider.transport.collateral_download import earliest_next_update, fetch_collateral
+from trainer.simulator.pki import DevelopmentPki
+from trainer.simulator.td_report_writer import TdFields
 
 MID_JULY_2025 = 1752500000
 NOW = 1_800_000_000

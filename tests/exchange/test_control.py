@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.errors import ErrorCode, JobError, UnavailableError
-from trainer.exchange.control import (
+from trainer.ipc.front_messages import (
     Acknowledged,
     Channel,
     EvidenceReply,

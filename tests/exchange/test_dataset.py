@@ -10,9 +10,9 @@ import httpx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.exchange.control import OpenUpload, StatusUpdate, UploadReady
-from trainer.exchange.server.answers import Refusal
-from trainer.exchange.server.result import parse_range
+from trainer.front.http.answers import Refusal
+from trainer.front.http.result_routes import parse_range
+from trainer.ipc.front_messages import OpenUpload, StatusUpdate, UploadReady
 from trainer.models import Phase, Status
 
 TUS = {"Tus-Resumable": "1.0.0"}

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from tests.exchange.conftest import StartFront
-from trainer.exchange.control import Shutdown
+from trainer.ipc.front_messages import Shutdown
 
 
 def pauses(pid: int) -> int:

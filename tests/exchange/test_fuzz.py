@@ -14,9 +14,9 @@ import pytest
 from fastapi import Response
 from fastapi.responses import JSONResponse
 
-from trainer.exchange.server.dataset import DatasetRoutes
-from trainer.exchange.server.job import JobRoutes
-from trainer.exchange.server.result import ResultRoutes
+from trainer.front.http.dataset_routes import DatasetRoutes
+from trainer.front.http.job_routes import JobRoutes
+from trainer.front.http.result_routes import ResultRoutes
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 REQUESTS = 2800

@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from trainer.attestation.evidence import FreshGpuEvidence
-from trainer.attestation.gpu_endorsements import MAX_ANSWER_BYTES, MAX_MANIFEST_BYTES, NO_ENDORSEMENTS
+from trainer.attestation.nvidia.gpu_endorsements import MAX_ANSWER_BYTES, MAX_MANIFEST_BYTES, NO_ENDORSEMENTS
 from trainer.attestation.policy import GpuSection, ReferenceManifests, RevocationAnswers, ServiceUrl
 from trainer.errors import ErrorCode, UnavailableError
-from trainer.exchange.gpu_endorsements import fetch_gpu_endorsements
+from trainer.provider.transport.endorsement_download import fetch_gpu_endorsements
 
 NOW = dt.datetime(2026, 9, 1, tzinfo=dt.UTC)
 HOPPER = ("GPU firmware", "GH100 A01 GSP BROM", "provisioner", "identity", "root")

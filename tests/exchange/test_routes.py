@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from trainer.errors import ErrorCode
-from trainer.exchange.control import (
+from trainer.ipc.front_messages import (
     Acknowledged,
     EvidenceReply,
     EvidenceRequest,

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from trainer.errors import ErrorCode, JobError, SealingError, UnavailableError, UsageError
-from trainer.exchange.carrier import SealedEvent
-from trainer.exchange.control import (
+from trainer.exchange.spool import SpoolClient
+from trainer.ipc.front_messages import (
     Acknowledged,
     DeletionReady,
     EvidenceReply,
@@ -25,8 +25,8 @@ from trainer.exchange.control import (
     StatusUpdate,
     UploadReady,
 )
-from trainer.exchange.spool import SpoolClient
 from trainer.models import Phase, Status
+from trainer.provider.transport.carrier import SealedEvent
 
 NONCE = "cd" * 32
 

@@ -16,9 +16,9 @@ from trainer.errors import (
     UnavailableError,
     UsageError,
 )
-from trainer.exchange.control import UploadReady
-from trainer.exchange.uploading import UploadState
+from trainer.ipc.front_messages import UploadReady
 from trainer.models import Phase
+from trainer.provider.transport.uploading import UploadState
 
 NONCE = "cd" * 32
 TOKEN = "5c" * 32

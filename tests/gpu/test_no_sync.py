@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from trainer.examples.dataset import Dataset, RowCounts
-from trainer.examples.example import Example
+from trainer.data.examples.example import Example
+from trainer.data.examples.example_set import Dataset, RowCounts
 from trainer.spec import LoraSection, TrainSection
-from trainer.worker.attention import attend
-from trainer.worker.attention_layout import Heads
-from trainer.worker.loop import Training
-from trainer.worker.loss import CausalLoss
-from trainer.worker.model import Precision, attach_adapter
-from trainer.worker.packing import best_fit_decreasing
-from trainer.worker.preference import Preference, pairs_of
-from trainer.worker.segments import Segments
-from trainer.worker.store import single_batch
+from trainer.training.bin_packing import best_fit_decreasing
+from trainer.training.engines.transformers_engine import Precision, attach_adapter
+from trainer.training.fused.attention import attend
+from trainer.training.fused.attention_layout import Heads
+from trainer.training.fused.segments import Segments
+from trainer.training.loop import Training
+from trainer.training.loss import CausalLoss
+from trainer.training.methods.dpo import Preference, pairs_of
+from trainer.training.token_store import single_batch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
+from trainer.data.rows import Shape
 from trainer.errors import DataError, ErrorCode, UsageError, VerificationError
 from trainer.provider import count_rows, data_files, shape_for
-from trainer.rows import Shape
 from trainer.spec import read_job_spec
 
 JOB = f"""\

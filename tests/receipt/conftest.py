@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from trainer.receipt.appraisal import Expected
+from trainer.receipt.receipt_appraisal import Expected
 from trainer.receipt.statement import Outcome, Run
 from trainer.spec import JobSpec, parse_job_spec
 

@@ -11,7 +11,7 @@ import pytest
 
 from trainer.attestation.checks import CheckState
 from trainer.errors import ErrorCode, VerificationError
-from trainer.receipt.appraisal import Expected, appraise_statement
+from trainer.receipt.receipt_appraisal import Expected, appraise_statement
 from trainer.receipt.statement import Outcome, Run, make_statement, parse_statement
 
 

@@ -19,8 +19,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.data.rows import (
+    ChatRow,
+    CompletionRow,
+    Message,
+    Row,
+    Shape,
+    TextRow,
+    read_files,
+    read_rows,
+    scan_rows,
+)
 from trainer.errors import DataError, ErrorCode, UsageError
-from trainer.rows import ChatRow, CompletionRow, Message, Row, Shape, TextRow, read_files, read_rows, scan_rows
 
 CANARY = "canary-7f3a9c"
 
@@ -98,7 +108,7 @@ def expected(rows: Content, name: str) -> list[Row]:
 
 
 def read_rows_of(content: bytes, name: str, folder: Path | None = None) -> list[Row]:
-    from trainer.rows import parse_row
+    from trainer.data.rows import parse_row
 
     if folder is None:
         return [parse_row(line, file=name, index=index) for index, line in enumerate(content.splitlines())]
@@ -191,7 +201,7 @@ def test_reading_goes_on_behind_a_bad_row_and_ends_at_a_broken_file(tmp_path: Pa
 
 
 def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.rows.sources.FREE_INFLATED_BYTES", 1 << 20)
+    monkeypatch.setattr("trainer.data.rows.sources.FREE_INFLATED_BYTES", 1 << 20)
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "a"}\n' * (2 << 20)))
     with pytest.raises(DataError) as caught:
@@ -219,8 +229,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
 
 
 def test_a_long_row_in_a_list_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.rows.records.MAX_ROW_BYTES", 1000)
-    monkeypatch.setattr("trainer.rows.records._BLOCK", 100)
+    monkeypatch.setattr("trainer.data.rows.records.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("trainer.data.rows.records._BLOCK", 100)
     path = tmp_path / "a.json"
     path.write_text('[{"text": "' + "a" * 900 + '"}, {"text": "' + "b" * 10000 + '"}]')
     found = list(scan_rows(path, name="a.json"))
@@ -240,7 +250,7 @@ def test_a_list_reads_the_same_whatever_the_blocks(
 ) -> None:
     folder = tmp_path_factory.mktemp("list")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.rows.records._BLOCK", block)
+        patch.setattr("trainer.data.rows.records._BLOCK", block)
         found = read_rows_of(
             json.dumps(rows, indent=indent, ensure_ascii=False).encode(errors="replace"), "a.json", folder
         )

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from trainer.errors import DataError, ErrorCode
-from trainer.rows import (
+from trainer.data.rows import (
     KINDS,
     ChatRow,
     CompletionRow,
@@ -22,6 +21,7 @@ from trainer.rows import (
     parse_row,
     row_texts,
 )
+from trainer.errors import DataError, ErrorCode
 
 CANARY = "canary-7f3a9c"
 

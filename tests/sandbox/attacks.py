@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.confinement.syscalls import prctl, syscall
+from trainer.sandbox.syscalls import prctl, syscall
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from trainer.confinement import landlock
-from trainer.confinement.plan import Account, is_readable, software_paths
-from trainer.confinement.syscalls import SUPPORTED
-from trainer.supervisor.workspace import is_memory
+from trainer.job.workspace import is_memory
+from trainer.sandbox import landlock
+from trainer.sandbox.plan import Account, is_readable, software_paths
+from trainer.sandbox.syscalls import SUPPORTED
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -13,12 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trainer.confinement import privileges
-from trainer.confinement.confine import confine
-from trainer.confinement.plan import Plan
+from trainer.job import sandbox_plans as planning
+from trainer.job.workspace import Workspace, open_workspace
+from trainer.sandbox import privileges
+from trainer.sandbox.confine import confine
+from trainer.sandbox.plan import Plan
 from trainer.spec import JobSpec
-from trainer.supervisor import plans as planning
-from trainer.supervisor.workspace import Workspace, open_workspace
 
 sys.path.append(str(Path(__file__).parent))  # after the import path is what walls are made of
 import attacks  # type: ignore[import-not-found]

@@ -16,7 +16,7 @@ from tests.sandbox.attacks import (
     PROGRAMS,
 )
 from tests.sandbox.conftest import MODES
-from trainer.confinement import landlock
+from trainer.sandbox import landlock
 
 REFUSED = {"EPERM", "EACCES", "ENOSYS"}
 NEEDS_LANDLOCK = {*OTHER_FILES, *OF_WORKER}

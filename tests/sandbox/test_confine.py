@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from tests.sandbox.conftest import ROOT
-from trainer.confinement import landlock
-from trainer.confinement.landlock import Access, handled
-from trainer.confinement.plan import Account, Plan, Role, is_readable, may_pass, software_paths
-from trainer.confinement.syscalls import SUPPORTED
-from trainer.confinement.walls import EXPECTED, Wall
+from trainer.sandbox import landlock
+from trainer.sandbox.landlock import Access, handled
+from trainer.sandbox.plan import Account, Plan, Role, is_readable, may_pass, software_paths
+from trainer.sandbox.properties import EXPECTED, Wall
+from trainer.sandbox.syscalls import SUPPORTED
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="system call filters are written for x86-64")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a network namespace")
@@ -30,9 +30,9 @@ def run(code: str, *arguments: object) -> Any:
     prelude = """
         import errno, json, os, socket, subprocess, sys, threading
         from pathlib import Path
-        from trainer.confinement import confine as confining, landlock, seccomp
-        from trainer.confinement.confine import confine
-        from trainer.confinement.plan import Plan, Role
+        from trainer.sandbox import confine as confining, landlock, seccomp
+        from trainer.sandbox.confine import confine
+        from trainer.sandbox.plan import Plan, Role
         def tell(value): print(json.dumps(value))
         def outcome(attempt):
             try:
@@ -199,7 +199,7 @@ def test_processes_of_one_training_reach_each_other_and_nothing_else(servers: di
     """Made by one that left the network; each confines itself and finds the others, over loopback alone."""
     found = run(
         """
-        from trainer.confinement.confine import own_loopback
+        from trainer.sandbox.confine import own_loopback
         own_loopback()
         server = socket.create_server(("127.0.0.1", 0))
         reading, writing = os.pipe()
@@ -250,8 +250,8 @@ def test_processes_of_one_training_reach_each_other_and_nothing_else(servers: di
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody without the right")
 def test_loopback_is_refused_where_the_network_is_not_its_own(open_python: list[str]) -> None:
     code = (
-        "from trainer.confinement.confine import confine\n"
-        "from trainer.confinement.plan import Plan, Role\n"
+        "from trainer.sandbox.confine import confine\n"
+        "from trainer.sandbox.plan import Plan, Role\n"
         "confine(Plan(role=Role.WORKER, processes=2))\n"
     )
     done = subprocess.run(
@@ -274,8 +274,8 @@ def test_a_child_ends_with_the_process_that_started_it() -> None:
     child = run("""
         code = (
             "import time\\n"
-            "from trainer.confinement.confine import confine\\n"
-            "from trainer.confinement.plan import Plan, Role\\n"
+            "from trainer.sandbox.confine import confine\\n"
+            "from trainer.sandbox.plan import Plan, Role\\n"
             "confine(Plan(role=Role.WORKER)); print('confined', flush=True); time.sleep(60)"
         )
         child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
-from trainer.confinement.filters import AUDIT_ARCH_X86_64, KERNEL_DOORS, TRACING, Filter, program
-from trainer.confinement.syscalls import LAST_KNOWN, NUMBERS, SUPPORTED
+from trainer.sandbox.filters import AUDIT_ARCH_X86_64, KERNEL_DOORS, TRACING, Filter, program
+from trainer.sandbox.syscalls import LAST_KNOWN, NUMBERS, SUPPORTED
 
 ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
 I386 = 0x40000003

@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from tests.sandbox.conftest import ROOT, SHM, skip_unless_possible
-from trainer.confinement import landlock
 from trainer.encoding import file_sha256
-from trainer.supervisor.plans import FRONT, WORKER
+from trainer.job.sandbox_plans import FRONT, WORKER
+from trainer.sandbox import landlock
 
 pytestmark = pytest.mark.slow
 
@@ -155,7 +155,7 @@ def test_a_job_of_three_users(
     try:
         wait_for(lambda: "awaiting-dataset" in phases(out) or job.poll() is not None)
         assert job.poll() is None, events(out)
-        assert users_below(job.pid) == {"trainer.worker": WORKER.uid, "trainer.exchange.front": FRONT.uid}
+        assert users_below(job.pid) == {"trainer.worker": WORKER.uid, "trainer.front": FRONT.uid}
         listening = next(event for event in events(out) if event["event"] == "listening")
         where = carried if by_files else f"https://127.0.0.1:{listening['port']}"
         assert trainer("keygen", "-o", place / "key").returncode == 0

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import trainer.sealing.extraction
-import trainer.sealing.result
+import trainer.sealing.sealed_result
 from trainer.errors import ErrorCode, SealingError, UsageError
 from trainer.sealing.age import Identity, encrypt
 from trainer.sealing.archive import ArchiveLimits
-from trainer.sealing.result import open_result, seal_result
+from trainer.sealing.sealed_result import open_result, seal_result
 
 Forge = Callable[..., bytes]
 LIMITS = ArchiveLimits(max_files=10, max_bytes=8 << 20)
@@ -100,7 +100,7 @@ def test_a_link_that_appears_meanwhile(
         (tree / "adapter").symlink_to(tmp_path / "keys")
         return ["adapter/config.json"]
 
-    monkeypatch.setattr(trainer.sealing.result, "_names", list_then_swap)
+    monkeypatch.setattr(trainer.sealing.sealed_result, "_names", list_then_swap)
     with pytest.raises(UsageError):
         seal_result(tree, tmp_path / "result", [x25519.recipient()])
     assert not (tmp_path / "result").exists()

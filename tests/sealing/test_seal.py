@@ -9,7 +9,7 @@ import pytest
 
 from trainer.attestation.checks import Check, CheckState
 from trainer.attestation.evidence import DatasetClaims, Recipients
-from trainer.attestation.result import APPRAISER, AttestationResult
+from trainer.attestation.result.attestation_result import APPRAISER, AttestationResult
 from trainer.errors import ErrorCode, SealingError, TrainerError, UsageError, VerificationError
 from trainer.sealing.age import Identity, decrypt_file, encrypt_file
 from trainer.sealing.bundle import BundleLimits, Grant, OpenedBundle, pack_bundle

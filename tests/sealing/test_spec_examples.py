@@ -17,7 +17,7 @@ import pytest
 from trainer.sealing.age import decrypt, encrypt, identity_from_seed
 from trainer.sealing.archive import ArchiveLimits, ArchiveReader
 from trainer.sealing.bundle import Grant, pack_bundle
-from trainer.sealing.result import seal_result
+from trainer.sealing.sealed_result import seal_result
 
 SEED = bytes(range(32))
 ROW = b'{"text":"Hi."}\n'

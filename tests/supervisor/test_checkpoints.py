@@ -10,13 +10,13 @@ import pytest
 
 from trainer import logs
 from trainer.errors import ErrorCode, SealingError
+from trainer.ipc.worker_messages import CHECKPOINT_FILES, CHECKPOINTS
+from trainer.job.checkpoints import Checkpoints
 from trainer.logs import PublicEvent
-from trainer.sealing import checkpoint as sealed
+from trainer.sealing import sealed_checkpoint as sealed
 from trainer.sealing.age import encrypt_file, generate_identity
-from trainer.sealing.checkpoint import Binding, CheckpointKeys, open_checkpoint, seal_checkpoint
-from trainer.supervisor.checkpoints import Checkpoints
-from trainer.tee.keys import checkpoint_material
-from trainer.worker.protocol import CHECKPOINT_FILES, CHECKPOINTS
+from trainer.sealing.sealed_checkpoint import Binding, CheckpointKeys, open_checkpoint, seal_checkpoint
+from trainer.tee.key_derivation import checkpoint_material
 
 SECRET, TOKEN = bytes(range(32)), "cd" * 32
 BINDING = Binding(job_spec_sha256="0a" * 32, dataset_manifest_sha256="0b" * 32, app_compose_sha256="0c" * 32)

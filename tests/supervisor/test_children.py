@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.supervisor import children
+from trainer.job import child_process as children
 
 
 def test_environment_is_an_allow_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

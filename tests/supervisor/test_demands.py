@@ -9,13 +9,13 @@ from pydantic import JsonValue
 
 from tests.supervisor.test_result_tree import SHM
 from trainer.errors import ErrorCode, JobError, UsageError
+from trainer.job.grant_demands import require_kept, require_promised
+from trainer.job.outcome import Ending, _gather
+from trainer.job.workspace import filesystem_type, open_workspace
 from trainer.provider import privacy_demand
 from trainer.sealing.age import generate_identity
 from trainer.sealing.bundle import Grant
 from trainer.spec import JobSpec, parse_job_spec
-from trainer.supervisor.demands import require_kept, require_promised
-from trainer.supervisor.result import Ending, _gather
-from trainer.supervisor.workspace import filesystem_type, open_workspace
 
 BASE = f"""\
 version: 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.confinement.walls import Wall
 from trainer.errors import ErrorCode, JobError, UsageError
+from trainer.job.processes import demand_walls
+from trainer.sandbox.properties import Wall
 from trainer.spec import parse_job_spec
-from trainer.supervisor.household import demand_walls
 
 DEMANDED = (Wall.WORKER_NO_NETWORK, Wall.SEPARATE_USERS)
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from trainer.confinement.plan import Role
 from trainer.errors import ErrorCode, UsageError
+from trainer.job import sandbox_plans as planning
+from trainer.job.sandbox_plans import FRONT, WORKER, Places, make_plans, needs_compiler
+from trainer.job.workspace import Workspace, is_memory, open_workspace
 from trainer.provider import demanded_sandbox
+from trainer.sandbox.plan import Role
 from trainer.spec import JobSpec, parse_job_spec
-from trainer.supervisor import plans as planning
-from trainer.supervisor.plans import FRONT, WORKER, Places, make_plans, needs_compiler
-from trainer.supervisor.workspace import Workspace, is_memory, open_workspace
 
 SHM = Path("/dev/shm")
 pytestmark = pytest.mark.skipif(not is_memory(SHM), reason="no tmpfs at /dev/shm")
@@ -102,7 +102,7 @@ def test_users_are_not_separated_where_they_could_not_reach_their_files(
 
 
 def test_users_are_not_separated_without_the_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.confinement.privileges.permitted", frozenset)
+    monkeypatch.setattr("trainer.sandbox.privileges.permitted", frozenset)
     assert not planning.can_separate_users()
 
 

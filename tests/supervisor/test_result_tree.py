@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import ErrorCode, JobError
-from trainer.supervisor.result import Ending, _gather
-from trainer.supervisor.workspace import Workspace, filesystem_type, open_workspace
+from trainer.job.outcome import Ending, _gather
+from trainer.job.workspace import Workspace, filesystem_type, open_workspace
 
 SHM = Path("/dev/shm")
 

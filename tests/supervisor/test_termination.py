@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from trainer.errors import ErrorCode, JobError
-from trainer.supervisor import worker
-from trainer.supervisor.termination import termination
+from trainer.job import worker_process as worker
+from trainer.job.termination import termination
 
 
 def test_it_is_an_error_where_it_arrives() -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from trainer.confinement.plan import Plan, Role
-from trainer.confinement.walls import Wall
 from trainer.errors import ErrorCode, JobError
+from trainer.ipc import worker_messages as protocol
+from trainer.job import child_process as children
+from trainer.job import worker_process as worker
+from trainer.job.workspace import Workspace
+from trainer.sandbox.plan import Plan, Role
+from trainer.sandbox.properties import Wall
 from trainer.spec import JobSpec, parse_job_spec
-from trainer.supervisor import children, worker
-from trainer.supervisor.workspace import Workspace
-from trainer.worker import protocol
 
 
 @contextmanager

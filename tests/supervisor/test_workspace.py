@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import ErrorCode, JobError
-from trainer.supervisor.workspace import Workspace, filesystem_type, open_workspace
+from trainer.job.workspace import Workspace, filesystem_type, open_workspace
 
 SHM = Path("/dev/shm")
 needs_tmpfs = pytest.mark.skipif(filesystem_type(SHM) != "tmpfs", reason="no tmpfs at /dev/shm")

@@ -10,9 +10,9 @@ from typing import Any
 import dcap_qvl
 import pytest
 
-from trainer.tee.simulator.agent import Release, SimulatedVm, VmOptions
-from trainer.tee.simulator.pki import DevelopmentPki
-from trainer.tee.simulator.server import SimulatedAgentServer
+from trainer.simulator.agent import Release, SimulatedVm, VmOptions
+from trainer.simulator.pki import DevelopmentPki
+from trainer.simulator.server import SimulatedAgentServer
 
 NOW = 1_790_000_000
 COMPOSE = '{\n  "name": "demo",\n  "docker_compose_file": "services: {}"\n}\n'

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trainer.attestation.binding import gpu_evidence_sha256, report_data
+from trainer.attestation.claims.binding import gpu_evidence_sha256, report_data
 from trainer.attestation.evidence import (
     DatasetClaims,
     GpuEvidence,
@@ -16,10 +16,10 @@ from trainer.attestation.evidence import (
     parse_evidence,
 )
 from trainer.errors import ErrorCode, UnavailableError
-from trainer.tee.evidence import collect
+from trainer.simulator.agent import SimulatedVm
 from trainer.tee.guest_agent import GuestAgent, Quote, VmInfo
-from trainer.tee.keys import recipient_path
-from trainer.tee.simulator.agent import SimulatedVm
+from trainer.tee.key_derivation import recipient_path
+from trainer.tee.quoted_evidence import collect
 
 SPEC = "ab" * 32
 

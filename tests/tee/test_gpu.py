@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from trainer.attestation.gpu_report import gpu_nonce
+from trainer.attestation.nvidia.spdm_report import gpu_nonce
 from trainer.errors import ErrorCode, UnavailableError
-from trainer.tee.gpu import collect_fresh, collect_gpu_evidence, find_nvml
+from trainer.tee.gpu_reports import collect_fresh, collect_gpu_evidence, find_nvml
 
 NONCE = "5a" * 32
 CHAIN = b"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"

@@ -13,9 +13,9 @@ import pytest
 from Crypto.Hash import keccak
 
 from trainer.errors import ErrorCode, UnavailableError
+from trainer.simulator.agent import SimulatedVm, VmOptions
+from trainer.simulator.server import SimulatedAgentServer
 from trainer.tee.guest_agent import GuestAgent
-from trainer.tee.simulator.agent import SimulatedVm, VmOptions
-from trainer.tee.simulator.server import SimulatedAgentServer
 
 REPORT_DATA = bytes(range(64))
 SECRET_TEXT = "5ec2e7" * 10 + "5ec2"  # 64 hex digits that must not be quoted in an error

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.tee.keys import (
+from trainer.tee.key_derivation import (
     checkpoint_material,
     checkpoint_path,
     receipt_key,

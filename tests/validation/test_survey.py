@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.data.examples.example_set import build_dataset, shape_of
+from trainer.data.examples.tokens import Tokens, read_tokens
+from trainer.data.rows import read_files
 from trainer.errors import DataError, ErrorCode, UsageError
-from trainer.examples.dataset import build_dataset, shape_of
-from trainer.examples.tokens import Tokens, read_tokens
-from trainer.rows import read_files
 from trainer.spec import JobSpec, OnOverlong
 from trainer.validation.lengths import histogram, quantiles
 from trainer.validation.model_files import files_of_the_job, find_model

@@ -17,10 +17,10 @@ import torch
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from trainer.confinement.plan import Plan
+from trainer.ipc.worker_messages import MAX_MESSAGE_BYTES, Message, Order, Preparation, parse_message
+from trainer.sandbox.plan import Plan
 from trainer.spec import JobSpec
-from trainer.worker.protocol import MAX_MESSAGE_BYTES, Message, Order, Preparation, parse_message
-from trainer.worker.tokens import Tokens, tokens_of
+from trainer.training.tokenizer import Tokens, tokens_of
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = {"OMP_NUM_THREADS": "1", "HF_ENDPOINT": "", "WANDB_MODE": "online"}

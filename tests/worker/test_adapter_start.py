@@ -12,8 +12,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from trainer.spec import LoraSection, ModelSection
-from trainer.worker.adapter import save_adapter, save_start
-from trainer.worker.model import attach_adapter
+from trainer.training.adapter import save_adapter, save_start
+from trainer.training.engines.transformers_engine import attach_adapter
 
 IDS = torch.tensor([[5, 17, 99, 23, 4, 60]])
 SECTION = ModelSection(

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from trainer.errors import ErrorCode, ExitCode, UsageError
+from trainer.ipc.worker_messages import MODEL_READY, Failed, Finished
 from trainer.spec import JobSpec
-from trainer.worker.ahead import Loaded, prepare, uncollected
-from trainer.worker.model import TransformersLoader, choose_precision
-from trainer.worker.progress import random_state
-from trainer.worker.protocol import MODEL_READY, Failed, Finished
+from trainer.training.engines.transformers_engine import TransformersLoader, choose_precision
+from trainer.training.progress import random_state
+from trainer.worker.preload import Loaded, prepare, uncollected
 
 RunWorker = Callable[..., Any]
 MakeSpec = Callable[..., JobSpec]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from trainer.worker import attention_cpu
-from trainer.worker.attention import attend
-from trainer.worker.attention_layout import Heads, RotaryTables
-from trainer.worker.blocks import Rotation
-from trainer.worker.segments import Segments
+from trainer.training.fused import attention_cpu
+from trainer.training.fused.attention import attend
+from trainer.training.fused.attention_layout import Heads, RotaryTables
+from trainer.training.fused.blocks import Rotation
+from trainer.training.fused.segments import Segments
 
 
 def segments(*lengths: int) -> Segments:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.spec import TrainSection
-from trainer.worker.batches import Cost, Plan, cut, in_order, padded_cost
+from trainer.training.batches import Cost, Plan, cut, in_order, padded_cost
 
 
 def plan(lengths: list[int], **section: Any) -> Plan:

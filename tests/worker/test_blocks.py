@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.worker.blocks import Mlp, Norm, NormLinear, ResidualLinear
-from trainer.worker.lora_linear import LoraGroup, Update
+from trainer.training.fused.blocks import Mlp, Norm, NormLinear, ResidualLinear
+from trainer.training.fused.lora_linear import LoraGroup, Update
 
 WIDTH, INNER, TOKENS, RANK = 12, 20, 7, 2
 

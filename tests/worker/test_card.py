@@ -8,8 +8,8 @@ from collections.abc import Callable
 import yaml
 
 from trainer.spec import JobSpec
-from trainer.worker.card import model_card, perplexity
-from trainer.worker.summary import Summary
+from trainer.training.report.model_card import model_card, perplexity
+from trainer.training.report.summary import Summary
 
 
 def summary(**changes: object) -> Summary:

@@ -15,18 +15,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.worker.conftest import compiles
+from trainer.data.rows import read_files
 from trainer.errors import ErrorCode, JobError
-from trainer.rows import read_files
+from trainer.ipc.worker_messages import CHECKPOINT_FILES, Message, Metrics, Order, Progress, Saved
 from trainer.spec import JobSpec
-from trainer.worker.checkpoint import read_state
-from trainer.worker.interruption import Interruption, Interrupts
-from trainer.worker.loss import CausalLoss
-from trainer.worker.model import choose_engine
-from trainer.worker.preference import Preference
-from trainer.worker.protocol import CHECKPOINT_FILES, Message, Metrics, Order, Progress, Saved
-from trainer.worker.run import run
-from trainer.worker.stopwatch import Stopwatch
-from trainer.worker.summary import Summary
+from trainer.training.checkpoint import read_state
+from trainer.training.engines.transformers_engine import choose_engine
+from trainer.training.interruption import Interruption, Interrupts
+from trainer.training.loss import CausalLoss
+from trainer.training.methods.dpo import Preference
+from trainer.training.report.summary import Summary
+from trainer.training.run import run
+from trainer.training.stopwatch import Stopwatch
 
 MakeSpec = Callable[..., JobSpec]
 RATES = {"tokens_per_second", "input_tokens_per_second"}
@@ -299,7 +299,7 @@ def test_a_signal_behind_the_last_step_loses_nothing(
         interrupts.arrive()
 
     with monkeypatch.context() as patched:
-        patched.setattr("trainer.worker.run.save_adapter", stop)
+        patched.setattr("trainer.training.run.save_adapter", stop)
         stopped = carry_out(interrupts=interrupts)
     (checkpoint,) = stopped.saved.values()
     same(carry_out(checkpoint), whole)
@@ -328,7 +328,7 @@ def test_a_full_workspace_costs_the_checkpoint_and_not_the_run(
     def full(*_arguments: object) -> None:
         raise OSError(28, "no space left")
 
-    monkeypatch.setattr("trainer.worker.checkpoint.save_file", full)
+    monkeypatch.setattr("trainer.training.checkpoint.save_file", full)
     without = carry_out()
     assert without.saved == {}
     same(without, whole)

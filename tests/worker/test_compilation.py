@@ -16,14 +16,14 @@ from torch._dynamo.utils import counters
 from tests.worker.conftest import compiles
 from tests.worker.test_loss import BATCH, EXAMPLES, KNOWN, UNKNOWN, adapted, compare, make_loss
 from tests.worker.test_preference_worker import pair, write
-from trainer.confinement.plan import Plan, Role
-from trainer.confinement.syscalls import SUPPORTED
-from trainer.confinement.walls import Wall
 from trainer.errors import ErrorCode, ExitCode, JobError
+from trainer.ipc.worker_messages import Confined, Failed, Finished
+from trainer.sandbox.plan import Plan, Role
+from trainer.sandbox.properties import Wall
+from trainer.sandbox.syscalls import SUPPORTED
 from trainer.spec import JobSpec, TrainSection
-from trainer.worker.compilation import Compilation, refusing_what_cannot_be_compiled, require_compiler
-from trainer.worker.protocol import Confined, Failed, Finished
-from trainer.worker.store import single_batch
+from trainer.training.compilation import Compilation, refusing_what_cannot_be_compiled, require_compiler
+from trainer.training.token_store import single_batch
 
 RunWorker = Callable[..., Any]
 MakeSpec = Callable[..., JobSpec]

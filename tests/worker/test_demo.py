@@ -10,11 +10,11 @@ from types import ModuleType
 
 import pytest
 
-from trainer.examples.dataset import build_dataset
-from trainer.examples.encode import encode
-from trainer.rows import ChatRow, read_rows
+from trainer.data.examples.encode import encode
+from trainer.data.examples.example_set import build_dataset
+from trainer.data.rows import ChatRow, read_rows
 from trainer.spec import read_job_spec
-from trainer.worker.tokens import load_tokens
+from trainer.training.tokenizer import load_tokens
 
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "configs" / "demo.yaml"

@@ -17,13 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer.confinement import privileges
-from trainer.confinement.plan import Plan, Role
-from trainer.confinement.walls import Wall
 from trainer.errors import ErrorCode, ExitCode, JobError
-from trainer.spec import JobSpec
-from trainer.worker import launch
-from trainer.worker.protocol import (
+from trainer.ipc.worker_messages import (
     Confined,
     Events,
     Failed,
@@ -35,7 +30,12 @@ from trainer.worker.protocol import (
     encode_message,
     parse_message,
 )
-from trainer.worker.seat import Seat
+from trainer.sandbox import privileges
+from trainer.sandbox.plan import Plan, Role
+from trainer.sandbox.properties import Wall
+from trainer.spec import JobSpec
+from trainer.training.rank import Seat
+from trainer.worker import launch
 
 ROOT = Path(__file__).parents[2]
 CANARY = "canary-51c0de"

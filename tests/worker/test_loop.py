@@ -15,17 +15,17 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
+from trainer.data.examples.example import Example
+from trainer.data.examples.example_set import Dataset, RowCounts
 from trainer.errors import ErrorCode, JobError
-from trainer.examples.dataset import Dataset, RowCounts
-from trainer.examples.example import Example
+from trainer.ipc.worker_messages import Message, Metrics, Progress
 from trainer.spec import LoraSection, TrainSection
-from trainer.worker.evaluation import Evaluation
-from trainer.worker.loop import Training
-from trainer.worker.loss import CausalLoss
-from trainer.worker.model import Precision, attach_adapter, raise_if_out_of_memory
-from trainer.worker.progress import Outcome, TrainState
-from trainer.worker.protocol import Message, Metrics, Progress
-from trainer.worker.store import Batch
+from trainer.training.engines.transformers_engine import Precision, attach_adapter, raise_if_out_of_memory
+from trainer.training.evaluation import Evaluation
+from trainer.training.loop import Training
+from trainer.training.loss import CausalLoss
+from trainer.training.progress import Outcome, TrainState
+from trainer.training.token_store import Batch
 
 CPU = Precision(torch.device("cpu"), torch.float32, autocast=False)
 

@@ -25,14 +25,14 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from trainer.examples.example import Example
+from trainer.data.examples.example import Example
 from trainer.spec import LoraSection
-from trainer.worker import decoder as decoder_module
-from trainer.worker import loss as loss_module
-from trainer.worker.evaluation import Evaluation
-from trainer.worker.loss import CausalLoss
-from trainer.worker.model import Precision, attach_adapter
-from trainer.worker.store import single_batch
+from trainer.training import loss as loss_module
+from trainer.training.engines.transformers_engine import Precision, attach_adapter
+from trainer.training.evaluation import Evaluation
+from trainer.training.fused import decoder as decoder_module
+from trainer.training.loss import CausalLoss
+from trainer.training.token_store import single_batch
 
 CPU = Precision(torch.device("cpu"), torch.float32, autocast=False)
 SIZES: dict[str, Any] = {

@@ -11,9 +11,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer.spec import JobSpec
-from trainer.worker.adapter import save_adapter
-from trainer.worker.merged import save_merged
-from trainer.worker.model import Precision, TransformersLoader
+from trainer.training.adapter import save_adapter
+from trainer.training.engines.transformers_engine import Precision, TransformersLoader
+from trainer.training.merged import save_merged
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ import torch
 
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import JobSpec
-from trainer.worker import model as model_module
-from trainer.worker.adapter import save_adapter
-from trainer.worker.model import (
+from trainer.training.adapter import save_adapter
+from trainer.training.engines import transformers_engine as model_module
+from trainer.training.engines.transformers_engine import (
     TransformersLoader,
     check_model_dir,
     choose_engine,
     choose_precision,
 )
-from trainer.worker.tokens import load_tokens
+from trainer.training.tokenizer import load_tokens
 
 MakeSpec = Callable[..., JobSpec]
 
@@ -137,7 +137,7 @@ def test_auto_takes_unsloth_only_where_gpu_and_package_are_there(
 def test_the_unsloth_module_refuses_to_be_imported_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(JobError) as caught:
-        importlib.import_module("trainer.worker.unsloth_engine")
+        importlib.import_module("trainer.training.engines.unsloth_engine")
     assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
 
 

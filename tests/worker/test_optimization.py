@@ -11,7 +11,7 @@ from torch import nn
 
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import TrainSection
-from trainer.worker.optimization import LearningRate, make_optimizer
+from trainer.training.optimization import LearningRate, make_optimizer
 
 STEPS = 20
 

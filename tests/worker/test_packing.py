@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.worker.packing import best_fit_decreasing
+from trainer.training.bin_packing import best_fit_decreasing
 
 CAPACITY = 100
 

@@ -15,17 +15,17 @@ from torch.nn.functional import logsigmoid
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from trainer.examples.dataset import Dataset, RowCounts
-from trainer.examples.example import Example
+from trainer.data.examples.example import Example
+from trainer.data.examples.example_set import Dataset, RowCounts
+from trainer.ipc.worker_messages import Message, Metrics, Progress
 from trainer.spec import LoraSection, TrainSection
-from trainer.worker.loop import Training
-from trainer.worker.loss import CausalLoss
-from trainer.worker.model import Precision, attach_adapter
-from trainer.worker.preference import Preference, log_probabilities, pairs_of
-from trainer.worker.preference_loss import MEASURED, TERMS, Pairs, Whole, measure, part_of_loss
-from trainer.worker.progress import TrainState
-from trainer.worker.protocol import Message, Metrics, Progress
-from trainer.worker.store import TokenStore
+from trainer.training.engines.transformers_engine import Precision, attach_adapter
+from trainer.training.loop import Training
+from trainer.training.loss import CausalLoss
+from trainer.training.methods.dpo import Preference, log_probabilities, pairs_of
+from trainer.training.methods.dpo_loss import MEASURED, TERMS, Pairs, Whole, measure, part_of_loss
+from trainer.training.progress import TrainState
+from trainer.training.token_store import TokenStore
 
 CPU = Precision(torch.device("cpu"), torch.float32, autocast=False)
 BETA = 0.3

@@ -13,8 +13,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer.errors import ErrorCode, ExitCode
+from trainer.ipc.worker_messages import Failed, Finished, Metrics
 from trainer.spec import JobSpec
-from trainer.worker.protocol import Failed, Finished, Metrics
 
 RunWorker = Callable[..., Any]
 MakeSpec = Callable[..., JobSpec]

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from trainer.errors import DataError, ErrorCode, JobError, UsageError
-from trainer.spec import JobSpec
-from trainer.worker.protocol import (
+from trainer.ipc.worker_messages import (
     MAX_MESSAGE_BYTES,
     Events,
     Failed,
@@ -27,6 +26,7 @@ from trainer.worker.protocol import (
     parse_message,
     parse_order,
 )
+from trainer.spec import JobSpec
 
 counts = st.integers(0, 2**53 - 1)
 messages: st.SearchStrategy[Message] = st.one_of(

@@ -16,18 +16,18 @@ from torch import multiprocessing
 from transformers import AutoModelForCausalLM
 
 from tests.worker.test_loop import CPU, example
-from trainer.examples.dataset import Dataset, RowCounts
+from trainer.data.examples.example_set import Dataset, RowCounts
+from trainer.ipc.worker_messages import Message, Metrics
 from trainer.spec import LoraSection, TrainSection
-from trainer.worker.loop import Training
-from trainer.worker.loss import CausalLoss
-from trainer.worker.model import attach_adapter
-from trainer.worker.packing import best_fit_decreasing
-from trainer.worker.preference import Preference, pairs_of
-from trainer.worker.preference_loss import MEASURED
-from trainer.worker.protocol import Message, Metrics
-from trainer.worker.ranks import ALONE, Ranks, Share, deal, together
-from trainer.worker.seat import Seat
-from trainer.worker.sharding import shard
+from trainer.training.bin_packing import best_fit_decreasing
+from trainer.training.distributed import ALONE, Ranks, Share, deal, together
+from trainer.training.engines.transformers_engine import attach_adapter
+from trainer.training.loop import Training
+from trainer.training.loss import CausalLoss
+from trainer.training.methods.dpo import Preference, pairs_of
+from trainer.training.methods.dpo_loss import MEASURED
+from trainer.training.rank import Seat
+from trainer.training.sharding import shard
 
 ROWS = tuple(example(6 + 3 * (number % 9), number) for number in range(21))
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.ipc.worker_messages import Message, Metrics, Progress
 from trainer.spec import JobSpec
-from trainer.worker.charts import Curve, line_chart, nice_ticks, smoothed
-from trainer.worker.protocol import Message, Metrics, Progress
-from trainer.worker.report import Recorder, render_page, write_report
-from trainer.worker.samples import Sample
-from trainer.worker.summary import Summary
+from trainer.training.report.charts import Curve, line_chart, nice_ticks, smoothed
+from trainer.training.report.html_report import Recorder, render_page, write_report
+from trainer.training.report.samples import Sample
+from trainer.training.report.summary import Summary
 
 METRICS = [
     Metrics(step=0, values={"eval_loss": 3.5}),

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.examples.example import Example
+from trainer.data.examples.example import Example
 from trainer.spec import JobSpec
-from trainer.worker.model import Precision, TransformersLoader
-from trainer.worker.samples import Sampler, left_padded, split_example
-from trainer.worker.tokens import load_tokens
+from trainer.training.engines.transformers_engine import Precision, TransformersLoader
+from trainer.training.report.samples import Sampler, left_padded, split_example
+from trainer.training.tokenizer import load_tokens
 
 CPU = Precision(torch.device("cpu"), torch.float32, autocast=False)
 

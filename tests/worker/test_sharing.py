@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from trainer.examples.example import Example
+from trainer.data.examples.example import Example
 from trainer.spec import LoraSection
-from trainer.worker.loss import CausalLoss
-from trainer.worker.model import Precision, attach_adapter
-from trainer.worker.sharing import share
-from trainer.worker.store import Batch, single_batch
+from trainer.training.engines.transformers_engine import Precision, attach_adapter
+from trainer.training.fused.prefix_sharing import share
+from trainer.training.loss import CausalLoss
+from trainer.training.token_store import Batch, single_batch
 
 CPU = Precision(torch.device("cpu"), torch.float32, autocast=False)
 SYSTEM = list(range(20, 32))

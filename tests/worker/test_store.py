@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.examples.example import Example
-from trainer.worker.store import TokenStore, single_batch
+from trainer.data.examples.example import Example
+from trainer.training.token_store import TokenStore, single_batch
 
 CPU = torch.device("cpu")
 

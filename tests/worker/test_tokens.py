@@ -13,12 +13,12 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from trainer.data.examples.example_set import build_dataset
+from trainer.data.examples.tokens import Tokens, read_tokens
+from trainer.data.rows import ChatRow, Message, TextRow, ToolCall, read_rows
 from trainer.errors import ErrorCode, JobError
-from trainer.examples.dataset import build_dataset
-from trainer.examples.tokens import Tokens, read_tokens
-from trainer.rows import ChatRow, Message, TextRow, ToolCall, read_rows
 from trainer.spec import DataSection
-from trainer.worker.tokens import load_tokens
+from trainer.training.tokenizer import load_tokens
 
 ROOT = Path(__file__).parents[2]
 

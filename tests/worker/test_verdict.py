@@ -8,9 +8,9 @@ import os
 import pytest
 
 from trainer.errors import ErrorCode, ExitCode, JobError
+from trainer.ipc.worker_messages import Failed, parse_message
+from trainer.training.interruption import Interruption
 from trainer.worker import __main__ as worker
-from trainer.worker.interruption import Interruption
-from trainer.worker.protocol import Failed, parse_message
 
 SECRET = "a row of the dataset"
 

@@ -25,8 +25,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer.errors import ErrorCode, ExitCode
+from trainer.ipc.worker_messages import Failed, Finished, Metrics, Order, Progress, parse_message
 from trainer.spec import JobSpec
-from trainer.worker.protocol import Failed, Finished, Metrics, Order, Progress, parse_message
 
 RunWorker = Callable[..., Any]
 MakeSpec = Callable[..., JobSpec]
@@ -231,12 +231,12 @@ def test_what_is_not_an_order_is_refused(run_worker: RunWorker, chat_file: Path,
 
 def test_the_worker_imports_neither_our_network_parts_nor_our_keys() -> None:
     code = (
-        "import sys, trainer.worker.__main__, trainer.worker.run\n"
+        "import sys, trainer.worker.__main__, trainer.training.run\n"
         "print(sorted(name for name in sys.modules if name.startswith('trainer')))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = set(re.findall(r"'([\w.]+)'", out.stdout))
-    assert "trainer.worker.run" in loaded
+    assert "trainer.training.run" in loaded
     parts = {name.split(".")[1] for name in loaded if "." in name}
     assert parts <= {"confinement", "worker", "examples", "rows", "spec", "models", "errors", "encoding"}
 

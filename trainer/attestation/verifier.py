@@ -7,22 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer.attestation.app_checks import judge_app
 from trainer.attestation.catalogue import DATASET_CHECKS, RECEIPT_CHECKS
 from trainer.attestation.checks import Check, Ledger
-from trainer.attestation.claims_checks import judge_binding, judge_job, judge_nonce_use, judge_time
-from trainer.attestation.compose import compose_hash
+from trainer.attestation.claims.claims_checks import judge_binding, judge_job, judge_nonce_use, judge_time
+from trainer.attestation.claims.receipt_checks import judge_receipt
+from trainer.attestation.dstack.app_checks import judge_app
+from trainer.attestation.dstack.compose import compose_hash
 from trainer.attestation.evidence import DatasetClaims, Evidence, ReceiptClaims
-from trainer.attestation.gpu_chain import NVIDIA_ROOT_SHA256, Chain
-from trainer.attestation.gpu_checks import judge_gpu
-from trainer.attestation.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements
-from trainer.attestation.gpu_report import gpu_nonce
-from trainer.attestation.gpu_report_checks import GpuQuestion, judge_gpu_reports
-from trainer.attestation.gpu_rim import NVIDIA_RIM_ROOT_SHA256
+from trainer.attestation.nvidia.boot_checks import judge_gpu
+from trainer.attestation.nvidia.certificate_chain import NVIDIA_ROOT_SHA256, Chain
+from trainer.attestation.nvidia.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements
+from trainer.attestation.nvidia.gpu_report_checks import GpuQuestion, judge_gpu_reports
+from trainer.attestation.nvidia.rim import NVIDIA_RIM_ROOT_SHA256
+from trainer.attestation.nvidia.spdm_report import gpu_nonce
 from trainer.attestation.policy import Policy, endorsements_of
-from trainer.attestation.quote_checks import QuoteFindings, judge_quote
-from trainer.attestation.receipt_checks import judge_receipt
-from trainer.attestation.result import APPRAISER, AttestationResult
+from trainer.attestation.result.attestation_result import APPRAISER, AttestationResult
+from trainer.attestation.tdx.quote_checks import QuoteFindings, judge_quote
 from trainer.errors import ErrorCode, VerificationError
 
 

@@ -10,8 +10,9 @@ import typer
 from typer.exceptions import TyperException
 
 from trainer import __version__
-from trainer.cli import operator, provider
-from trainer.cli.output import print_error, wants_json
+from trainer.cli import operator_commands as operator
+from trainer.cli import provider_commands as provider
+from trainer.cli.console import print_error, wants_json
 from trainer.errors import ErrorCode, ExitCode, TrainerError, UnavailableError, UsageError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it

@@ -11,14 +11,14 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
+from trainer.data.examples.example import Example
+from trainer.data.examples.tokens import Tokens
 from trainer.errors import DataError
-from trainer.examples.example import Example
-from trainer.examples.tokens import Tokens
 from trainer.spec import JobSpec
 from trainer.validation.architecture import Architecture
 from trainer.validation.lengths import histogram, quantiles
 from trainer.validation.memory import GIB, MemoryEstimate, estimate_memory
-from trainer.validation.pairs import PairLengths
+from trainer.validation.pair_survey import PairLengths
 from trainer.validation.survey import Survey, estimated_steps
 
 MAX_SHOWN: Final = 6000

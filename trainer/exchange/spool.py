@@ -22,7 +22,6 @@ from pydantic import Field, ValidationError
 
 from trainer.encoding import parse_json
 from trainer.errors import ErrorCode, JobError, SealingError, UnavailableError, UsageError
-from trainer.exchange.carrier import ENDED, JobEvent, Progress, SealedEvent
 from trainer.exchange.limits import (
     MAX_DELETION_BYTES,
     MAX_EVIDENCE_ANSWER_BYTES,
@@ -30,6 +29,7 @@ from trainer.exchange.limits import (
     MAX_STATUS_BYTES,
 )
 from trainer.models import Phase, Sha256Hex, Status, Strict
+from trainer.provider.transport.carrier import ENDED, JobEvent, Progress, SealedEvent
 
 DATASET_NAME: Final = "dataset.age"
 RESULT_NAME: Final = "result.tar.age"

@@ -1,11 +1,10 @@
 """The provider's side, step by step: verify → seal → upload → watch → pull → open.
 
 Nothing here imports torch. Each step takes what the step before wrote, so that each can be repeated by itself;
-`trainer.submission` strings them together.
+`trainer.provider.submission` strings them together.
 """
 
-from trainer.provider.data import count_rows, data_files, shape_for
-from trainer.provider.files import MAX_SMALL_FILE_BYTES, new_identity, read_identities, read_small, write_private
+from trainer.provider.dataset_files import count_rows, data_files, shape_for
 from trainer.provider.following import PrivateMetrics, check_deletion_of, watch
 from trainer.provider.grants import (
     GRANT_SECONDS,
@@ -15,6 +14,13 @@ from trainer.provider.grants import (
     privacy_demand,
     read_grant,
     seal_dataset,
+)
+from trainer.provider.local_files import (
+    MAX_SMALL_FILE_BYTES,
+    new_identity,
+    read_identities,
+    read_small,
+    write_private,
 )
 from trainer.provider.policies import ReviewedApp, demanded_sandbox, read_policy, strict_policy_text
 from trainer.provider.verification import appraise_evidence, attest, connect, policy_collateral, read_record

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from trainer.attestation.record import Record
+from trainer.attestation.result.record import Record
 from trainer.encoding import parse_json
 from trainer.errors import ErrorCode, JobError, SealingError, TrainerError
-from trainer.exchange.carrier import Carrier, SealedEvent
 from trainer.models import Phase, Status
+from trainer.provider.transport.carrier import Carrier, SealedEvent
 from trainer.receipt.deletion import Awaited, DeletionStatement, check_deletion
 from trainer.sealing.age import Identity, decrypt
 

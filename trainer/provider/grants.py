@@ -10,11 +10,11 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from trainer.attestation.result import AttestationResult
+from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.errors import ErrorCode, UsageError
 from trainer.models import Sha256Hex, Strict
-from trainer.provider.data import count_rows, shape_for
-from trainer.provider.files import read_small
+from trainer.provider.dataset_files import count_rows, shape_for
+from trainer.provider.local_files import read_small
 from trainer.sealing.age import parse_recipient
 from trainer.sealing.bundle import Grant, PrivacyDemand, Require
 from trainer.sealing.seal import seal

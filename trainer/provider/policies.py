@@ -19,9 +19,9 @@ from trainer.attestation.policy import (
     read_measurements,
     strict_policy,
 )
-from trainer.confinement.walls import EXPECTED, NEEDS_NO_COMPILER
 from trainer.errors import ErrorCode, UsageError
-from trainer.provider.files import read_small
+from trainer.provider.local_files import read_small
+from trainer.sandbox.properties import EXPECTED, NEEDS_NO_COMPILER
 from trainer.spec import JobSpec, read_job_spec
 
 

@@ -11,17 +11,17 @@ from trainer.attestation.policy import (
     CollateralDocument,
     Policy,
 )
-from trainer.attestation.record import Record, load_record, make_record
+from trainer.attestation.result.record import Record, load_record, make_record
 from trainer.attestation.verifier import appraise
 from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, UsageError
-from trainer.exchange.carrier import Carrier
-from trainer.exchange.client import JobClient
-from trainer.exchange.collateral import fetch_collateral
-from trainer.exchange.gpu_endorsements import fetch_gpu_endorsements
 from trainer.exchange.spool import SpoolClient
-from trainer.nonces import spend_nonce
-from trainer.provider.files import read_small
+from trainer.provider.local_files import read_small
+from trainer.provider.nonces import spend_nonce
+from trainer.provider.transport.carrier import Carrier
+from trainer.provider.transport.collateral_download import fetch_collateral
+from trainer.provider.transport.endorsement_download import fetch_gpu_endorsements
+from trainer.provider.transport.http_carrier import JobClient
 
 
 def connect(source: str, *, pinned_spki_sha256: str | None = None) -> Carrier:

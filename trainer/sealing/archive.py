@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from trainer.errors import ErrorCode, SealingError, UsageError
-from trainer.sealing.age.sources import write_all
+from trainer.sealing.age.byte_sources import write_all
 from trainer.sealing.hashing import hashing
 
 BLOCK_BYTES: Final = 512

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from trainer.errors import ErrorCode, UsageError
-from trainer.sealing.age.sources import write_all
+from trainer.sealing.age.byte_sources import write_all
 from trainer.sealing.archive import ArchiveReader, Member, bundle_invalid
 from trainer.sealing.atomic import PRIVATE, storage_errors
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
-from trainer.sealing.age.conveyor import Conveyor
+from trainer.sealing.age.ordered_thread_pool import Conveyor
 
 _WORTH_A_THREAD: Final = 1 << 18
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from trainer.attestation.result import AttestationResult
+from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.errors import ErrorCode, SealingError
 from trainer.sealing.age import (
     Identity,

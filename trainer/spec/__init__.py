@@ -4,17 +4,17 @@ Leaf names are the ones of TRL, PEFT and Hugging Face. The digest of a spec is t
 of the document *as written*, without defaults: anyone can recompute it with any YAML parser.
 """
 
-from trainer.spec.data import ROW_COLUMNS, DataSection, OnOverlong, RowFormat, SplitTurns, TrainOn
-from trainer.spec.exchange import ExchangeSection
-from trainer.spec.job import MAX_SPEC_BYTES, JobSpec, leaf_names, parse_job_spec, read_job_spec
-from trainer.spec.lora import LoraSection
-from trainer.spec.model import MODEL_FILE_SUFFIXES, Dtype, ModelSection
-from trainer.spec.names import meant_key
-from trainer.spec.output import OutputSection
-from trainer.spec.privacy import REFERENCES, PrivacySection
+from trainer.spec.data_section import ROW_COLUMNS, DataSection, OnOverlong, RowFormat, SplitTurns, TrainOn
+from trainer.spec.exchange_section import ExchangeSection
+from trainer.spec.job_spec import MAX_SPEC_BYTES, JobSpec, leaf_names, parse_job_spec, read_job_spec
+from trainer.spec.key_hints import meant_key
+from trainer.spec.lora_section import LoraSection
+from trainer.spec.model_section import MODEL_FILE_SUFFIXES, Dtype, ModelSection
+from trainer.spec.output_section import OutputSection
+from trainer.spec.privacy_section import REFERENCES, PrivacySection
 from trainer.spec.strict_yaml import parse_yaml
-from trainer.spec.tee import TeeSection
-from trainer.spec.train import Engine, TrainSection
+from trainer.spec.tee_section import TeeSection
+from trainer.spec.train_section import Engine, TrainSection
 
 __all__ = [
     "MAX_SPEC_BYTES",

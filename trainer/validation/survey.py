@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from trainer.errors import DataError
-from trainer.examples.dataset import (
+from trainer.data.examples.encode import encode_rows
+from trainer.data.examples.example import Encoded, Example
+from trainer.data.examples.example_set import (
     check_kind,
     check_trainable,
     is_for_evaluation,
@@ -23,12 +24,11 @@ from trainer.examples.dataset import (
     split,
     writes_special,
 )
-from trainer.examples.encode import encode_rows
-from trainer.examples.example import Encoded, Example
-from trainer.examples.tokens import Tokens
-from trainer.rows import PreferenceRow, Row, kind_name, scan_rows, too_many_rows
+from trainer.data.examples.tokens import Tokens
+from trainer.data.rows import PreferenceRow, Row, kind_name, scan_rows, too_many_rows
+from trainer.errors import DataError
 from trainer.spec import JobSpec
-from trainer.validation.pairs import PairLengths
+from trainer.validation.pair_survey import PairLengths
 
 SHOWN_PROBLEMS: Final = 20
 

@@ -2,7 +2,7 @@
 
 With a plan the process confines itself first, says which walls stand, and waits for its order: the supervisor
 starts it before any data is there, so that what it measured can be attested. With `--ahead` it uses that time: a
-preparation comes before the order (`trainer.worker.ahead`).
+preparation comes before the order (`trainer.worker.preload`).
 
 Whatever goes wrong becomes one `Failed` message with a code; the traceback goes to stderr, which the supervisor
 points at the private log. Exit codes are those of `trainer.errors.ExitCode`.
@@ -21,17 +21,10 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from trainer.confinement.confine import confine
-from trainer.confinement.plan import Plan
-from trainer.confinement.privileges import keep_to_itself
+from trainer.data.examples.example_set import shape_of
+from trainer.data.rows import read_files
 from trainer.errors import ErrorCode, ExitCode, TrainerError
-from trainer.examples.dataset import shape_of
-from trainer.rows import read_files
-from trainer.worker.ahead import Ahead, prepare, remove_scratch, scratch_below, uncollected
-from trainer.worker.environment import take_environment
-from trainer.worker.interruption import Interruption, Interrupts
-from trainer.worker.launch import launch
-from trainer.worker.protocol import (
+from trainer.ipc.worker_messages import (
     MAX_ORDER_BYTES,
     Confined,
     Events,
@@ -41,15 +34,22 @@ from trainer.worker.protocol import (
     Order,
     parse_order,
 )
-from trainer.worker.seat import Seat, meeting_place
-from trainer.worker.stopwatch import Stopwatch
+from trainer.sandbox.confine import confine
+from trainer.sandbox.plan import Plan
+from trainer.sandbox.privileges import keep_to_itself
+from trainer.training.interruption import Interruption, Interrupts
+from trainer.training.rank import Seat, meeting_place
+from trainer.training.stopwatch import Stopwatch
+from trainer.worker.environment import take_environment
+from trainer.worker.launch import launch
+from trainer.worker.preload import Ahead, prepare, remove_scratch, scratch_below, uncollected
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from trainer.worker.model import Loader
-    from trainer.worker.ranks import Ranks
-    from trainer.worker.summary import Summary
+    from trainer.training.distributed import Ranks
+    from trainer.training.engines.transformers_engine import Loader
+    from trainer.training.report.summary import Summary
 
     Together = AbstractContextManager[Ranks]
 
@@ -159,11 +159,11 @@ def _heard(events: Events, seat: Seat) -> Callable[[Message], None]:
 def _training_stack(order: Order, seat: Seat) -> tuple[Loader, Callable[..., Summary], Callable[..., Together]]:
     """Import it, in the order it needs: environment variables first (done), then the engine, then transformers."""
     with uncollected():
-        from trainer.worker.model import choose_engine  # noqa: PLC0415
+        from trainer.training.engines.transformers_engine import choose_engine  # noqa: PLC0415
 
         loader = choose_engine(order.spec, processes=seat.size)
-        from trainer.worker.ranks import together  # noqa: PLC0415
-        from trainer.worker.run import run  # noqa: PLC0415
+        from trainer.training.distributed import together  # noqa: PLC0415
+        from trainer.training.run import run  # noqa: PLC0415
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     return loader, run, together

@@ -20,11 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
-from trainer.confinement import privileges
-from trainer.confinement.confine import Walls, confine, own_loopback
-from trainer.confinement.plan import Plan
 from trainer.errors import ErrorCode, ExitCode, JobError
-from trainer.worker.protocol import (
+from trainer.ipc.worker_messages import (
     MAX_MESSAGE_BYTES,
     MAX_ORDER_BYTES,
     Confined,
@@ -35,7 +32,10 @@ from trainer.worker.protocol import (
     parse_message,
     parse_order,
 )
-from trainer.worker.seat import Seat, meeting_place
+from trainer.sandbox import privileges
+from trainer.sandbox.confine import Walls, confine, own_loopback
+from trainer.sandbox.plan import Plan
+from trainer.training.rank import Seat, meeting_place
 
 GRACE_SECONDS: Final = 20.0
 """So long the others may take, after one failed or was lost, to say what they know of it."""

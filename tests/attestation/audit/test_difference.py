@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trainer.attestation.audit import audit_compose
+from trainer.audit import audit_compose
 
 Render = Callable[..., bytes]
 TRAINER = "docker_compose_file.services.trainer"

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trainer.attestation.audit import MAX_COMPOSE_BYTES, audit_compose
-from trainer.attestation.audit.document import read_document
+from trainer.audit import MAX_COMPOSE_BYTES, audit_compose
+from trainer.audit.document import read_document
 from trainer.errors import UsageError
 
 SECONDS_EACH = 1.0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trainer.attestation.audit import RULES, Severity, audit_compose
+from trainer.audit import RULES, Severity, audit_compose
 
 Edit = Callable[[dict[str, Any], dict[str, Any]], object]
 Render = Callable[..., bytes]

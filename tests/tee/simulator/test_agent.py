@@ -9,10 +9,10 @@ from typing import Any, get_args
 import dcap_qvl
 import pytest
 
-from trainer.attestation import event_log as verifier
+from trainer.attestation.dstack import event_log as verifier
 from trainer.errors import UsageError
-from trainer.tee.simulator.agent import BANNER, Release, SimulatedVm, VmOptions, simulated_measurements
-from trainer.tee.simulator.event_log import EventVersion, RuntimeEvent
+from trainer.simulator.agent import BANNER, Release, SimulatedVm, VmOptions, simulated_measurements
+from trainer.simulator.event_log_writer import EventVersion, RuntimeEvent
 
 GPU_ATTESTATION = '{"result_code": 0}\n'
 

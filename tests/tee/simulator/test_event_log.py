@@ -7,8 +7,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.attestation import event_log as verifier
-from trainer.tee.simulator.event_log import SYSTEM_EVENTS, RuntimeEvent, replay
+from trainer.attestation.dstack import event_log as verifier
+from trainer.simulator.event_log_writer import SYSTEM_EVENTS, RuntimeEvent, replay
 
 NAMES = st.text(min_size=1, max_size=64).filter(lambda name: name.isprintable())
 

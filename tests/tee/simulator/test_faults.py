@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from trainer.tee.simulator.agent import SimulatedVm, VmOptions
-from trainer.tee.simulator.fault import Fault, Layer, shown
-from trainer.tee.simulator.faults import FAULTS, find_faults
+from trainer.simulator.agent import SimulatedVm, VmOptions
+from trainer.simulator.fault import Fault, Layer, shown
+from trainer.simulator.faults import FAULTS, find_faults
 
 COMPOSE = '{"name": "demo"}'
 SEED = b"a seed of 32 bytes for all faults"

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.tee.simulator.key_service import Algorithm, AppKeys, KeyService, derive_key, verify_signature
+from trainer.simulator.key_service import Algorithm, AppKeys, KeyService, derive_key, verify_signature
 
 APP_ID = bytes(range(20))
 # Of dstack's own simulator: the app id in its recorded event log, and the root that FACTS of its keys recover.

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainer.tee.simulator.nvattest import SimulatedGpu, nvattest_result
+from trainer.simulator.nvattest import SimulatedGpu, nvattest_result
 
 
 def test_the_simulator_writes_what_a_real_h100_wrote(vectors: Path) -> None:

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.tee.simulator.certificates import derive_p256_key
-from trainer.tee.simulator.pki import DevelopmentPki, PlatformConfiguration
-from trainer.tee.simulator.report import QE_REPORT_BYTES, TD_REPORT_BYTES, TdFields
+from trainer.simulator.certificates import derive_p256_key
+from trainer.simulator.pki import DevelopmentPki, PlatformConfiguration
+from trainer.simulator.td_report_writer import QE_REPORT_BYTES, TD_REPORT_BYTES, TdFields
 
 Judge = Callable[..., dict[str, Any]]
 HEADER_BYTES = 48

@@ -20,8 +20,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from dstack_sdk import DstackClient
 
 from trainer.errors import ErrorCode, UsageError
-from trainer.tee.simulator.agent import SimulatedVm
-from trainer.tee.simulator.server import MAX_BODY_BYTES, SimulatedAgentServer, serve
+from trainer.simulator.agent import SimulatedVm
+from trainer.simulator.server import MAX_BODY_BYTES, SimulatedAgentServer, serve
 
 
 @contextmanager

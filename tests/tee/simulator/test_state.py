@@ -9,8 +9,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from trainer.errors import ErrorCode, UsageError
-from trainer.tee.simulator.agent import VmOptions
-from trainer.tee.simulator.state import open_vm, publish
+from trainer.simulator.agent import VmOptions
+from trainer.simulator.state import open_vm, publish
 
 OPTIONS = VmOptions()
 

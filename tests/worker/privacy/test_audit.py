@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
+from trainer.data.rows import ChatRow, Message, TextRow
 from trainer.errors import DataError, ErrorCode, ExitCode
-from trainer.rows import ChatRow, Message, TextRow
+from trainer.ipc.worker_messages import Failed, Finished
 from trainer.spec import REFERENCES, JobSpec, PrivacySection
-from trainer.worker.privacy.canaries import canary_examples, draw, exposures
-from trainer.worker.privacy.findings import Exposure, Membership, Privacy, Separation
-from trainer.worker.privacy.membership import auc, membership, roc, separation, tpr, wilson
-from trainer.worker.privacy.page import card_lines, histogram, privacy_section
-from trainer.worker.privacy.release import refusal
-from trainer.worker.protocol import Failed, Finished
-from trainer.worker.tokens import load_tokens
+from trainer.training.privacy.canaries import canary_examples, draw, exposures
+from trainer.training.privacy.membership import auc, membership, roc, separation, tpr, wilson
+from trainer.training.privacy.privacy_findings import Exposure, Membership, Privacy, Separation
+from trainer.training.privacy.release_gate import refusal
+from trainer.training.report.privacy_page import card_lines, histogram, privacy_section
+from trainer.training.tokenizer import load_tokens
 
 
 def test_the_area_counts_pairs() -> None:

@@ -16,20 +16,20 @@ import torch
 from opacus.accountants import PRVAccountant, RDPAccountant
 from transformers import AutoModelForCausalLM
 
+from trainer.data.examples.example import Example
+from trainer.data.examples.example_set import Dataset, RowCounts
 from trainer.errors import ErrorCode, JobError
-from trainer.examples.dataset import Dataset, RowCounts
-from trainer.examples.example import Example
+from trainer.ipc.worker_messages import Message, Metrics
 from trainer.spec import LoraSection, PrivacySection, TrainSection
-from trainer.worker.loss import CausalLoss
-from trainer.worker.model import Precision, attach_adapter
-from trainer.worker.privacy.accounting import Mechanism, new_accountant, plan_mechanism, require_within, spent
-from trainer.worker.privacy.audit import row_losses
-from trainer.worker.privacy.gradients import RowGradients, row_means
-from trainer.worker.privacy.optimizer import PrivateOptimizer
-from trainer.worker.privacy.randomness import SecretRandom
-from trainer.worker.privacy.training import PrivateTraining
-from trainer.worker.protocol import Message, Metrics
-from trainer.worker.store import single_batch
+from trainer.training.engines.transformers_engine import Precision, attach_adapter
+from trainer.training.loss import CausalLoss
+from trainer.training.privacy.accounting import Mechanism, new_accountant, plan_mechanism, require_within, spent
+from trainer.training.privacy.dp_optimizer import PrivateOptimizer
+from trainer.training.privacy.dp_training import PrivateTraining
+from trainer.training.privacy.memorisation_audit import row_losses
+from trainer.training.privacy.per_example_gradients import RowGradients, row_means
+from trainer.training.privacy.randomness import SecretRandom
+from trainer.training.token_store import single_batch
 
 CPU = Precision(torch.device("cpu"), torch.float32, autocast=False)
 COARSE = Precision(torch.device("cpu"), torch.float32, autocast=True)

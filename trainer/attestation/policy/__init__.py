@@ -1,7 +1,8 @@
 """The provider's appraisal policy: its model, its text forms, and what it means in words."""
 
 from trainer.attestation.policy.gpu_sources import ReferenceManifests, RevocationAnswers, ServiceUrl
-from trainer.attestation.policy.model import (
+from trainer.attestation.policy.policy_text import explain, policy_yaml, read_measurements, strict_policy
+from trainer.attestation.policy.schema import (
     MAX_POLICY_BYTES,
     AppSection,
     CollateralDocument,
@@ -17,7 +18,6 @@ from trainer.attestation.policy.model import (
     endorsements_of,
     parse_policy,
 )
-from trainer.attestation.policy.text import explain, policy_yaml, read_measurements, strict_policy
 
 __all__ = [
     "MAX_POLICY_BYTES",

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from trainer.attestation.gpu_endorsements import MAX_ANSWERS, MAX_MANIFESTS, AnswerText, ManifestText
+from trainer.attestation.nvidia.gpu_endorsements import MAX_ANSWERS, MAX_MANIFESTS, AnswerText, ManifestText
 from trainer.errors import ErrorCode, UsageError
 from trainer.models import Strict
 

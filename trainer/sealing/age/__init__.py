@@ -5,8 +5,8 @@ derived from it. Recipients are hybrid post-quantum (`age1pq1…`) unless X25519
 authenticates no sender and knows no rollback: the grant inside a bundle does.
 """
 
+from trainer.sealing.age.age_files import decrypt_file, encrypt_file
 from trainer.sealing.age.armor import ArmorReader
-from trainer.sealing.age.files import decrypt_file, encrypt_file
 from trainer.sealing.age.hybrid import HybridIdentity, HybridRecipient
 from trainer.sealing.age.identity import Family, Identity, Recipient
 from trainer.sealing.age.keys import (

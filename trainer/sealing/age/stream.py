@@ -15,11 +15,11 @@ from typing import BinaryIO, cast
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from trainer.sealing.age.armor import ArmorReader, is_armored
-from trainer.sealing.age.conveyor import Batch, Buffers, Conveyor
+from trainer.sealing.age.byte_sources import batches, buffered, write_all
 from trainer.sealing.age.header import open_file, start_file
 from trainer.sealing.age.identity import Identity, Recipient
+from trainer.sealing.age.ordered_thread_pool import Batch, Buffers, Conveyor
 from trainer.sealing.age.payload import BATCH_CHUNKS, OPEN, SEAL, Direction
-from trainer.sealing.age.sources import batches, buffered, write_all
 
 Progress = Callable[[int], None]
 """Is told how many bytes of plaintext are done, in all."""

@@ -1,0 +1,1 @@
+"""Checks of the job's claims: what `report_data` binds."""

@@ -1,0 +1,1 @@
+"""Checks of the dstack layer: event log, compose text, OS image and key provider."""

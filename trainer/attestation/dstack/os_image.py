@@ -1,0 +1,309 @@
+"""MRTD and RTMR0-2 recomputed from a published OS image, for VMs measured in dstack's `lite` form.
+
+The OS image hash is the SHA-256 of the image's `sha256sum.txt`. That file pins `measurement.tdx.cbor`, which
+holds what the firmware, kernel, command line and initrd measure to. From it and the VM's memory size follow all
+registers but for three ACPI digests, which the event log states: a false one gives a register that is not the
+quote's.
+
+Sources: dstack 0.6.0 (`dstack-mr`, TDX lite measurement version 3); TCG PC Client Platform Firmware Profile
+(events); UEFI Platform Initialization Specification, volume 3 (hand-off blocks).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import struct
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
+
+import cbor2
+from pydantic import ConfigDict, Field
+
+from trainer.attestation.dstack.event_log import Event, extend
+from trainer.attestation.policy import OsMeasurements
+from trainer.encoding import parse_json, sha256_hex
+from trainer.models import Strict
+
+GIB: Final = 1 << 30
+PAGE_BYTES: Final = 4096
+LOW_MEMORY_END: Final = 2 * GIB
+"""Where RAM below 4 GiB ends once there is enough of it."""
+HIGH_MEMORY_START: Final = 4 * GIB
+SPLIT_FROM: Final = 0xB0000000
+"""Memory size from which QEMU's q35 machine puts the rest above 4 GiB."""
+
+_ACPI_EVENTS: Final = ("acpi-loader", "acpi-rsdp", "acpi-tables")
+_ACPI_EVENT_TYPE: Final = 10
+_ACPI_PAYLOAD: Final = b"ACPI DATA"
+_MEASUREMENT_FILE: Final = "measurement.tdx.cbor"
+
+_FIRMWARE_VOLUME: Final = bytes.fromhex(
+    "344bc51c980ba621aaa00da3ed7436f7d6e549197dfe699515dfa2c6583d95e6412af21c097d473155875ffd561d6790"
+)
+"""Configuration firmware volume of the OVMF build that dstack uses."""
+_BOOT_OPTION: Final = bytes.fromhex(
+    "23ada07f5261f12f34a0bd8e46760962d6b4d576a416f1fea1c64bc656b1d28eacf7047ae6e967c58fd2a98bfa74c298"
+)
+"""Its only boot option, Boot0000."""
+_EFI_GLOBAL: Final = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
+_EFI_IMAGE_SECURITY: Final = "d719b2cb-3d3a-4596-a3bc-dad00e67656f"
+_SECURE_BOOT_VARIABLES: Final = (
+    (_EFI_GLOBAL, "SecureBoot"),
+    (_EFI_GLOBAL, "PK"),
+    (_EFI_GLOBAL, "KEK"),
+    (_EFI_IMAGE_SECURITY, "db"),
+    (_EFI_IMAGE_SECURITY, "dbx"),
+)
+
+_HOB_HANDOFF_BYTES: Final = 56
+_HOB_RESOURCE_BYTES: Final = 48
+_SYSTEM_MEMORY: Final = 0
+_UNACCEPTED_MEMORY: Final = 7
+_MEMORY_ATTRIBUTES: Final = 7
+
+Bytes48 = Annotated[bytes, Field(min_length=48, max_length=48)]
+
+
+class _Files(Strict):
+    """The two files that the host hands over, base64 encoded."""
+
+    checksum_file: Annotated[str, Field(max_length=1 << 16)]
+    measurement: Annotated[str, Field(max_length=1 << 16)]
+
+
+class _VmShape(Strict):
+    """What of `vm_config` enters the measurement. Not trusted: a false value gives other registers."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    memory_size: Annotated[int, Field(gt=0, le=1 << 50)]
+    qemu_version: Annotated[str, Field(pattern=r"^\d{1,3}\.\d{1,3}\.\d{1,3}$")] | None = None
+    qemu_single_pass_add_pages: bool | None = None
+    tdx_measurement: _Files
+
+    @property
+    def two_pass(self) -> bool:
+        """Whether QEMU adds the firmware's pages first and measures them after: a different MRTD."""
+        if self.qemu_single_pass_add_pages is not None:
+            return self.qemu_single_pass_add_pages
+        major = int((self.qemu_version or "9.1.0").split(".")[0])
+        return major == 8
+
+
+class _Mrtd(Strict):
+    single_pass: Bytes48
+    two_pass: Bytes48
+
+
+class _Firmware(Strict):
+    ovmf: str
+    mrtd: _Mrtd
+    td_hob: Annotated[bytes, Field(max_length=1 << 12)]
+
+
+class _Image(Strict):
+    kernel_authenticode: Bytes48
+    cmdline_sha384: Bytes48
+    initrd_sha384: Bytes48
+
+
+class _Measurement(Strict):
+    """`measurement.tdx.cbor`."""
+
+    version: Literal[3]
+    tdvf: _Firmware
+    image: _Image
+
+
+class _Named(Strict):
+    """Name of the image, as the host tells it."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    image: Annotated[str, Field(max_length=256)]
+
+
+def image_name(vm_config: str) -> str | None:
+    """What the host calls the VM's OS image, such as `dstack-0.6.0`; None where it does not say."""
+    try:
+        parse_json(vm_config)
+        return _Named.model_validate_json(vm_config).image
+    except ValueError:
+        return None
+
+
+def is_development(name: str) -> bool:
+    """Whether an image of this name is a development image: dstack's have `dev` as a part of their names.
+
+    Development images have a login for whoever reaches the console. The name comes from the host, so it tells an
+    honest mistake, not an attack: against that stands the list of accepted images.
+    """
+    return re.search(r"(?:^|[-_.])dev(?:elopment)?(?:[-_.]|$)", name, re.IGNORECASE) is not None
+
+
+def recompute(vm_config: str, events: Sequence[Event], accepted: Collection[str]) -> OsMeasurements:
+    """Recompute the registers of the image that `vm_config` holds the measurement files of.
+
+    Args:
+        vm_config: the VM's configuration as the host tells it.
+        events: the event log, for the ACPI digests.
+        accepted: image hashes in hex. Files of other images are not even decoded.
+
+    Raises:
+        ValueError: no `lite` measurement, of an image that is not accepted, or one that does not hold together.
+    """
+    shape = _shape(vm_config)
+    checksums = base64.b64decode(shape.tdx_measurement.checksum_file, validate=True)
+    if sha256_hex(checksums) not in accepted:
+        raise ValueError(f"the image {sha256_hex(checksums)} is not an accepted one")
+    measurement = _measurement(base64.b64decode(shape.tdx_measurement.measurement, validate=True), checksums)
+    firmware, image = measurement.tdvf, measurement.image
+    separator = _sha384(bytes(4))
+    rtmr0 = [
+        _td_hob(firmware.td_hob, shape.memory_size),
+        _FIRMWARE_VOLUME,
+        *(_variable(guid, name) for guid, name in _SECURE_BOOT_VARIABLES),
+        separator,
+        *_acpi_digests(events),
+        _sha384(bytes(2)),  # BootOrder: the option 0000
+        _BOOT_OPTION,
+    ]
+    rtmr1 = [
+        image.kernel_authenticode,
+        _sha384(b"Calling EFI Application from Boot Option"),
+        separator,
+        _sha384(b"Exit Boot Services Invocation"),
+        _sha384(b"Exit Boot Services Returned with Success"),
+    ]
+    return OsMeasurements(
+        mrtd=(firmware.mrtd.two_pass if shape.two_pass else firmware.mrtd.single_pass).hex(),
+        rtmr0=extend(rtmr0).hex(),
+        rtmr1=extend(rtmr1).hex(),
+        rtmr2=extend([image.cmdline_sha384, image.initrd_sha384]).hex(),
+    )
+
+
+def _shape(vm_config: str) -> _VmShape:
+    try:
+        parse_json(vm_config)
+        return _VmShape.model_validate_json(vm_config)
+    except ValueError:
+        raise ValueError("the VM's configuration holds no measurement to recompute registers from") from None
+
+
+def _measurement(data: bytes, checksums: bytes) -> _Measurement:
+    lines = (line.split() for line in checksums.decode().splitlines())
+    pinned = [line[0] for line in lines if line[1:] == [_MEASUREMENT_FILE]]
+    if pinned != [sha256_hex(data)]:
+        raise ValueError(f"{_MEASUREMENT_FILE} is not the file that the checksum file pins")
+    try:
+        return _Measurement.model_validate(cbor2.loads(data))
+    except cbor2.CBORDecodeError as error:
+        raise ValueError(f"{_MEASUREMENT_FILE} is not CBOR") from error
+
+
+def _acpi_digests(events: Sequence[Event]) -> tuple[bytes, ...]:
+    """Digests of the ACPI tables that QEMU made, in the order in which the firmware measures them."""
+    stated = [
+        event
+        for event in events
+        if event.imr == 0 and event.kind == _ACPI_EVENT_TYPE and event.payload == _ACPI_PAYLOAD
+    ]
+    if tuple(event.name for event in stated) != _ACPI_EVENTS:
+        raise ValueError("the event log does not hold the three ACPI events once each")
+    return tuple(event.stated_digest for event in stated)
+
+
+def _sha384(data: bytes) -> bytes:
+    return hashlib.sha384(data).digest()
+
+
+def _variable(guid: str, name: str) -> bytes:
+    """Digest of an empty EFI variable: UEFI_VARIABLE_DATA of the TCG profile."""
+    first, second, third, *rest = (bytes.fromhex(part) for part in guid.split("-"))
+    packed = first[::-1] + second[::-1] + third[::-1] + b"".join(rest)
+    return _sha384(packed + struct.pack("<QQ", len(name), 0) + name.encode("utf-16-le"))
+
+
+def _varints(data: bytes) -> Iterator[int]:
+    """Unsigned LEB128 numbers."""
+    value = shift = 0
+    for byte in data:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if not byte & 0x80:
+            yield value
+            value = shift = 0
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Part of guest memory, in bytes; `accepted` where the firmware's own sections lie."""
+
+    start: int
+    end: int
+    accepted: bool = False
+
+
+def _td_hob(layout: bytes, memory_size: int) -> bytes:
+    """Digest of the hand-off block list that tells the firmware its memory.
+
+    Args:
+        layout: numbers in pages: base, distance of the list from it, count, then offset and length per section.
+        memory_size: bytes of guest memory.
+    """
+    numbers = list(_varints(layout))
+    if len(numbers) < 3 or len(numbers) != 3 + 2 * numbers[2]:
+        raise ValueError("the firmware's memory layout is cut short")
+    if memory_size < SPLIT_FROM and memory_size != LOW_MEMORY_END:
+        raise ValueError("the lite measurement covers 2 GiB, or 2816 MiB and more")
+    base, distance, _, *sections = numbers
+    ranges = [_Range(0, memory_size)]
+    for offset, length in zip(sections[::2], sections[1::2], strict=True):
+        start = (base + offset) * PAGE_BYTES
+        ranges = _accept(ranges, start, start + length * PAGE_BYTES)
+    try:
+        blocks = b"".join(_resource(part) for part in _split_high(ranges, memory_size))
+        end = (base + distance) * PAGE_BYTES + _HOB_HANDOFF_BYTES + len(blocks) + 8
+        handoff = struct.pack("<HHIII32xQ", 1, _HOB_HANDOFF_BYTES, 0, 9, 0, end)
+    except struct.error:
+        raise ValueError("the firmware's memory layout lies beyond any address") from None
+    return _sha384(handoff + blocks)
+
+
+def _accept(ranges: Sequence[_Range], start: int, end: int) -> list[_Range]:
+    """Cut the section from `start` to `end` out of the unaccepted ranges and add it as accepted."""
+    if start >= end:
+        return list(ranges)
+    pieces = [_Range(start, end, accepted=True)]
+    for part in ranges:
+        if part.accepted or part.end <= start or part.start >= end:
+            pieces.append(part)
+            continue
+        pieces += [_Range(part.start, start)] if part.start < start else []
+        pieces += [_Range(end, part.end)] if part.end > end else []
+    return sorted(pieces, key=lambda piece: piece.start)
+
+
+def _split_high(ranges: Sequence[_Range], memory_size: int) -> Iterator[_Range]:
+    """The ranges as the machine maps them: from a size on, what lies above 2 GiB moves above 4 GiB."""
+    *lower, last = ranges
+    yield from lower
+    if memory_size < SPLIT_FROM:
+        yield last
+        return
+    if last.start < LOW_MEMORY_END:
+        yield _Range(last.start, LOW_MEMORY_END)
+    if last.end > LOW_MEMORY_END:
+        yield _Range(HIGH_MEMORY_START, HIGH_MEMORY_START + last.end - LOW_MEMORY_END)
+
+
+def _resource(part: _Range) -> bytes:
+    """Resource descriptor hand-off block: header, owner (16 zero bytes), type, attributes, start, length."""
+    kind = _SYSTEM_MEMORY if part.accepted else _UNACCEPTED_MEMORY
+    return struct.pack(
+        "<HHI16xIIQQ", 3, _HOB_RESOURCE_BYTES, 0, kind, _MEMORY_ATTRIBUTES, part.start, part.end - part.start
+    )

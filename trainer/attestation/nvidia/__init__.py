@@ -1,0 +1,1 @@
+"""Checks of GPU evidence: what the OS measured at boot, and fresh SPDM reports."""

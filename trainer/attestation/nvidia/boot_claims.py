@@ -1,0 +1,220 @@
+"""The result of NVIDIA's `nvattest`, which the measured OS ran at boot: parsed, not judged.
+
+Form: the JSON that `nvattest attest --format json` prints, claims version 3.0 (NVIDIA's Claims Guide, GPU and
+nvSwitch claims): `claims`, one object per device, `result_code`, and `detached_eat`, the same claims as tokens.
+That the OS measured the text is all that vouches for it. Unknown keys are allowed, as later releases add some.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from trainer.attestation.nvidia.boot_tokens import Claims, as_object, overall_claims
+from trainer.encoding import parse_json
+
+MAX_BOOT_CHARS: Final = 1 << 19
+MAX_DEVICES: Final = 64
+"""GPUs and switches together; the largest machines have 16 of the former."""
+
+Kind = Literal["gpu", "switch"]
+
+_KINDS: Final[dict[str | None, Kind]] = {"gpu": "gpu", "nvswitch": "switch"}
+_TOKEN_NAMES: Final[dict[Kind, str]] = {"gpu": "GPU", "switch": "SWITCH"}
+_RIMS: Final[dict[Kind, tuple[str, ...]]] = {"gpu": ("driver-rim", "vbios-rim"), "switch": ("bios-rim",)}
+_REPORT_FLAGS: Final = tuple(
+    f"attestation-report-{name}"
+    for name in ("parsed", "signature-verified", "nonce-match", "cert-chain-fwid-match")
+)
+_RIM_FLAGS: Final = ("fetched", "signature-verified", "version-match", "measurements-available")
+_OWN_FLAGS: Final[dict[Kind, tuple[str, ...]]] = {"gpu": ("vbios-index-no-conflict",), "switch": ()}
+_MISMATCHES: Final = "x-nvidia-mismatch-"
+_WORDS: Final = re.compile(r"[ -~]{0,200}")
+
+
+@dataclass(frozen=True)
+class CertificateChain:
+    """What `nvattest` says of one certificate chain; None where it says nothing.
+
+    Attributes:
+        name: such as `driver-rim-cert-chain`.
+        status: `valid` if it led to NVIDIA's root and was in date.
+        ocsp_status: `good` if no certificate in it was revoked.
+        revocation_reason: why one was.
+        ocsp_response_valid: whether the responder's signatures held.
+        ocsp_nonce_matches: whether the responder answered this very question.
+    """
+
+    name: str
+    status: str | None
+    ocsp_status: str | None
+    revocation_reason: str | None
+    ocsp_response_valid: bool | None
+    ocsp_nonce_matches: bool | None
+
+
+@dataclass(frozen=True)
+class BootDevice:
+    """The claims about one GPU or switch; None where there is none.
+
+    Attributes:
+        name: `GPU-0`, `SWITCH-0` and so on, counted in the order of the claims.
+        kind: what it is.
+        nonce: what it was asked with, in lower case.
+        measurements: `success` if all are reference values of NVIDIA's.
+        unverified: names of the verifications that are not affirmed.
+        mismatches: whether measurements or other values are listed that differ from the reference values.
+        chains: of the report, and of each document of reference values.
+        secure_boot: whether its firmware booted securely.
+        debug: `disabled` if nobody can debug it.
+        model: such as `GH100 A01 GSP BROM`.
+        ueid: the serial number of its certificate.
+        driver_version: such as `550.90.07`; None for a switch.
+        vbios_version: such as `96.00.9F.00.01`; None for a switch.
+    """
+
+    name: str
+    kind: Kind
+    nonce: str | None
+    measurements: str | None
+    unverified: tuple[str, ...]
+    mismatches: bool
+    chains: tuple[CertificateChain, ...]
+    secure_boot: bool | None
+    debug: str | None
+    model: str | None
+    ueid: str | None
+    driver_version: str | None
+    vbios_version: str | None
+
+
+@dataclass(frozen=True)
+class OverallToken:
+    """The claims of the bundle's first token, which stands for all devices."""
+
+    nonce: str | None
+    result: bool | None
+
+
+@dataclass(frozen=True)
+class BootResult:
+    """One successful run of `nvattest`: at least one GPU among its devices."""
+
+    devices: tuple[BootDevice, ...]
+    overall: OverallToken | None
+    """None where the release writes no bundle of tokens."""
+
+    @property
+    def gpus(self) -> tuple[BootDevice, ...]:
+        """The devices that are GPUs."""
+        return tuple(device for device in self.devices if device.kind == "gpu")
+
+
+def parse_boot_result(text: str) -> BootResult:
+    """Parse the text of `nvattest`'s result.
+
+    Raises:
+        ValueError: not one whole result of a successful run; says why in one line without control characters.
+    """
+    if len(text) > MAX_BOOT_CHARS:
+        raise ValueError(f"more than {MAX_BOOT_CHARS} characters")
+    document = as_object(parse_json(text), "the result")
+    code = document.get("result_code")
+    if type(code) is not int or code != 0:  # false is no code
+        raise ValueError("result_code is not 0")
+    claims = _claims(document.get("claims"))
+    names, devices = _devices(claims)
+    return BootResult(devices, _overall(document.get("detached_eat"), dict(zip(names, claims, strict=True))))
+
+
+def _claims(value: object) -> list[Claims]:
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_DEVICES:
+        raise ValueError(f"claims is no list of 1 to {MAX_DEVICES} devices")
+    return [as_object(claim, f"claim {index}") for index, claim in enumerate(value)]
+
+
+def _devices(claims: list[Claims]) -> tuple[list[str], tuple[BootDevice, ...]]:
+    """Names and claims of all devices; as in the bundle, each kind is counted by itself."""
+    seen: dict[Kind, int] = {"gpu": 0, "switch": 0}
+    devices = []
+    for index, claim in enumerate(claims):
+        kind = _KINDS.get(_text(claim, "x-nvidia-device-type"))
+        if kind is None:
+            raise ValueError(f"claim {index}: x-nvidia-device-type is neither gpu nor nvswitch")
+        devices.append(_device(claim, kind, f"{_TOKEN_NAMES[kind]}-{seen[kind]}"))
+        seen[kind] += 1
+    if not seen["gpu"]:
+        raise ValueError("claims about no GPU")
+    return [device.name for device in devices], tuple(devices)
+
+
+def _device(claim: Claims, kind: Kind, name: str) -> BootDevice:
+    try:
+        return BootDevice(
+            name=name,
+            kind=kind,
+            nonce=_nonce(claim),
+            measurements=_text(claim, "measres"),
+            unverified=tuple(flag for flag in _flags(kind) if _flag(claim, f"x-nvidia-{kind}-{flag}") is not True),
+            mismatches=any(key.startswith(_MISMATCHES) and claim[key] not in (None, []) for key in claim),
+            chains=_chains(claim, kind),
+            secure_boot=_flag(claim, "secboot"),
+            debug=_text(claim, "dbgstat"),
+            model=_text(claim, "hwmodel"),
+            ueid=_text(claim, "ueid"),
+            driver_version=_text(claim, "x-nvidia-gpu-driver-version"),
+            vbios_version=_text(claim, "x-nvidia-gpu-vbios-version"),
+        )
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _flags(kind: Kind) -> tuple[str, ...]:
+    """Names of the verifications that must have succeeded, without their common start."""
+    rims = (f"{rim}-{flag}" for rim in _RIMS[kind] for flag in _RIM_FLAGS)
+    return ("arch-check", *_REPORT_FLAGS, *rims, *_OWN_FLAGS[kind])
+
+
+def _chains(claim: Claims, kind: Kind) -> tuple[CertificateChain, ...]:
+    names = (f"{subject}-cert-chain" for subject in ("attestation-report", *_RIMS[kind]))
+    return tuple(_chain(name, claim.get(f"x-nvidia-{kind}-{name}")) for name in names)
+
+
+def _chain(name: str, value: object) -> CertificateChain:
+    chain = {} if value is None else as_object(value, name)
+    return CertificateChain(
+        name=name,
+        status=_text(chain, "x-nvidia-cert-status"),
+        ocsp_status=_text(chain, "x-nvidia-cert-ocsp-status"),
+        revocation_reason=_text(chain, "x-nvidia-cert-revocation-reason"),
+        ocsp_response_valid=_flag(chain, "x-nvidia-cert-ocsp-response-valid"),
+        ocsp_nonce_matches=_flag(chain, "x-nvidia-cert-ocsp-nonce-matches"),
+    )
+
+
+def _overall(bundle: object, claims: dict[str, Claims]) -> OverallToken | None:
+    overall = overall_claims(bundle, claims)
+    if overall is None:
+        return None
+    return OverallToken(nonce=_nonce(overall), result=_flag(overall, "x-nvidia-overall-att-result"))
+
+
+def _nonce(claim: Claims) -> str | None:
+    """Releases differ in the case of hex."""
+    nonce = _text(claim, "eat_nonce")
+    return None if nonce is None else nonce.lower()
+
+
+def _text(claim: Claims, key: str) -> str | None:
+    value = claim.get(key)
+    if value is not None and not (isinstance(value, str) and _WORDS.fullmatch(value)):
+        raise ValueError(f"{key} is no short printable text")
+    return value
+
+
+def _flag(claim: Claims, key: str) -> bool | None:
+    value = claim.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{key} is neither true nor false")
+    return value

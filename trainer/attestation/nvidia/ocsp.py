@@ -1,0 +1,191 @@
+"""What NVIDIA's responder says about the certificates of a GPU: revoked or not (OCSP, RFC 6960).
+
+Asked about are the certificates between the signer of the report and the root. The signer's own was issued by the
+GPU itself, to its firmware: no responder knows it, and NVIDIA's verifiers do not ask about it. What NVIDIA issued
+to the GPU is the second; with its revocation goes the GPU's word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509 import ocsp
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
+
+from trainer.attestation.nvidia.certificate_chain import MALFORMED, Chain
+from trainer.attestation.nvidia.gpu_endorsements import MAX_ANSWER_BYTES
+from trainer.attestation.result.attestation_result import CLOCK_SKEW_SECONDS
+
+DEFAULT_VALID_SECONDS: Final = 3600
+"""How long an answer without nextUpdate counts; NVIDIA's own verifier takes the same."""
+
+_UNDERSTOOD: Final = (
+    ExtensionOID.BASIC_CONSTRAINTS,
+    ExtensionOID.KEY_USAGE,
+    ExtensionOID.EXTENDED_KEY_USAGE,
+    ExtensionOID.OCSP_NO_CHECK,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one OCSP response says about one certificate; nothing in it is proven.
+
+    Attributes:
+        response: the response that it stands in.
+        hash_algorithm: what the issuer's name and key are hashed with.
+        certificate_id: those two digests and the certificate's serial number.
+        status: good, revoked or unknown.
+        begin: Unix time of thisUpdate.
+        end: Unix time until which it counts.
+    """
+
+    response: ocsp.OCSPResponse
+    hash_algorithm: hashes.HashAlgorithm
+    certificate_id: tuple[bytes, bytes, int]
+    status: ocsp.OCSPCertStatus
+    begin: float
+    end: float
+
+
+def parse_answers(der: bytes) -> list[Answer]:
+    """Parse one OCSP response; everything in it that is used later can be read after that.
+
+    Raises:
+        ValueError: not a response, or one that only says that there is none.
+    """
+    if len(der) > MAX_ANSWER_BYTES:
+        raise ValueError(f"expected at most {MAX_ANSWER_BYTES} bytes of OCSP response, got {len(der)}")
+    try:
+        response = ocsp.load_der_ocsp_response(der)
+        status = response.response_status
+        answers = [_answer(response, each) for each in _single(response)]
+    except MALFORMED:
+        raise ValueError("expected an OCSP response, got something else") from None
+    if status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
+        raise ValueError(f"the responder gave no answer: {status.name.lower()}")
+    return answers
+
+
+def _single(response: ocsp.OCSPResponse) -> list[ocsp.OCSPSingleResponse]:
+    """The single responses of a successful one, whose other parts are readable then."""
+    if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
+        return []
+    for certificate in response.certificates:
+        certificate.public_key()
+        _ = (certificate.extensions, certificate.subject)
+    _ = (response.responder_name, response.responder_key_hash, response.signature_hash_algorithm)
+    return list(response.responses)
+
+
+def _answer(response: ocsp.OCSPResponse, single: ocsp.OCSPSingleResponse) -> Answer:
+    begin, end = single.this_update_utc.timestamp(), single.next_update_utc
+    return Answer(
+        response=response,
+        hash_algorithm=single.hash_algorithm,
+        certificate_id=(single.issuer_name_hash, single.issuer_key_hash, single.serial_number),
+        status=single.certificate_status,
+        begin=begin,
+        end=begin + DEFAULT_VALID_SECONDS if end is None else end.timestamp(),
+    )
+
+
+def asked_about(chain: Chain) -> list[tuple[x509.Certificate, x509.Certificate]]:
+    """The certificates of a chain that a responder can be asked about, each with its issuer; the GPU's first."""
+    return list(pairwise(chain[1:]))
+
+
+def verify_not_revoked(chain: Chain, answers: Sequence[Answer], *, now: int) -> None:
+    """Check that there are answers about each of `asked_about`, and that every one of them is good now.
+
+    Args:
+        chain: a verified chain.
+        answers: from anywhere; those about other certificates are not looked at.
+        now: Unix seconds.
+
+    Raises:
+        ValueError: says about which certificate there is no good answer, and why.
+    """
+    asked = asked_about(chain)
+    if not asked:
+        raise ValueError("no authority issued a certificate to this GPU")
+    for depth, (certificate, issuer) in enumerate(asked, start=1):
+        about = [each for each in answers if _is_about(each, certificate, issuer)]
+        if not about:
+            raise ValueError(f"certificate {depth}: no answer about it")
+        for answer in about:
+            try:
+                _verify_answer(answer, issuer, now)
+            except ValueError as error:
+                raise ValueError(f"certificate {depth}: {error}") from None
+
+
+def _is_about(answer: Answer, certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        asked = ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, answer.hash_algorithm).build()
+    except MALFORMED:  # a hash algorithm that OCSP does not use
+        return False
+    return answer.certificate_id == (asked.issuer_name_hash, asked.issuer_key_hash, asked.serial_number)
+
+
+def _verify_answer(answer: Answer, issuer: x509.Certificate, now: int) -> None:
+    _verify_signature(answer.response, _responder(answer.response, issuer, now))
+    if answer.status is not ocsp.OCSPCertStatus.GOOD:
+        raise ValueError(f"the responder says {answer.status.name.lower()}")
+    if not answer.begin - CLOCK_SKEW_SECONDS <= now <= answer.end:
+        raise ValueError("the answer is not in date")
+
+
+def _responder(response: ocsp.OCSPResponse, issuer: x509.Certificate, now: int) -> x509.Certificate:
+    """Who must have signed the response: the issuer itself, or one whom it certified for just that."""
+    if _is_named(issuer, response):
+        return issuer
+    delegates = [each for each in response.certificates if _is_named(each, response)]
+    if len(delegates) != 1:
+        raise ValueError(f"expected the responder's certificate, got {len(delegates)}")
+    _verify_delegate(delegates[0], issuer, now)
+    return delegates[0]
+
+
+def _is_named(certificate: x509.Certificate, response: ocsp.OCSPResponse) -> bool:
+    if response.responder_name is not None:
+        return certificate.subject == response.responder_name
+    return (
+        x509.SubjectKeyIdentifier.from_public_key(certificate.public_key()).digest == response.responder_key_hash
+    )
+
+
+def _verify_delegate(delegate: x509.Certificate, issuer: x509.Certificate, now: int) -> None:
+    try:
+        delegate.verify_directly_issued_by(issuer)
+    except (*MALFORMED, InvalidSignature):
+        raise ValueError("the responder was not certified by the certificate's issuer") from None
+    if not delegate.not_valid_before_utc.timestamp() <= now <= delegate.not_valid_after_utc.timestamp():
+        raise ValueError("the responder's certificate is not valid now")
+    if any(each.critical and each.oid not in _UNDERSTOOD for each in delegate.extensions):
+        raise ValueError("the responder's certificate demands an extension that is unknown here")
+    values = [each.value for each in delegate.extensions]
+    if not any(
+        isinstance(each, x509.ExtendedKeyUsage) and ExtendedKeyUsageOID.OCSP_SIGNING in each for each in values
+    ):
+        raise ValueError("the responder may not answer: its certificate is for something else")
+    if any(isinstance(each, x509.KeyUsage) and not each.digital_signature for each in values):
+        raise ValueError("the responder may not sign")
+
+
+def _verify_signature(response: ocsp.OCSPResponse, signer: x509.Certificate) -> None:
+    key, algorithm = signer.public_key(), response.signature_hash_algorithm
+    strong = isinstance(algorithm, hashes.SHA256 | hashes.SHA384 | hashes.SHA512)
+    if algorithm is None or not strong or not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ValueError("expected a signature of the kind ECDSA with SHA-256 or better")
+    try:
+        key.verify(response.signature, response.tbs_response_bytes, ec.ECDSA(algorithm))
+    except InvalidSignature:
+        raise ValueError("the responder did not sign the answer") from None

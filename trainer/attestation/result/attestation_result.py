@@ -1,0 +1,116 @@
+"""The attestation result: the only ticket to sealing, and only an appraisal can make one."""
+
+from __future__ import annotations
+
+from dataclasses import InitVar, dataclass
+from typing import Final, Literal, NoReturn
+
+from trainer.attestation.checks import Check
+from trainer.attestation.evidence import DatasetClaims
+from trainer.attestation.tdx.td_report import TdReport
+from trainer.errors import ErrorCode, VerificationError
+
+CLOCK_SKEW_SECONDS: Final = 300
+"""How far two honest clocks may lie apart."""
+
+Status = Literal["pass", "fail"]
+
+
+class _Appraiser:
+    """Whoever holds the one instance may make results."""
+
+
+APPRAISER: Final = _Appraiser()
+"""For `verifier` alone."""
+
+
+@dataclass(frozen=True)
+class AttestationResult:
+    """What one appraisal of one piece of evidence came to. Times in Unix seconds.
+
+    Attributes:
+        checks: every check of `appraise`, in order.
+        claims: what the job says of itself; worth something only if the result is a pass.
+        recipient: age recipient to seal to, the one that the policy chose.
+        td: the TD report; None where the quote could not be read.
+        compose_sha256: digest of the compose text's exact bytes.
+        policy_sha256: digest of the policy that it was judged by.
+        appraised_at: when.
+        expires_at: until when a dataset may be sealed on the strength of it.
+        nonce: what was asked with.
+        peer_spki_sha256: digest of the TLS key that the evidence came from; None where it came as a file.
+    """
+
+    checks: tuple[Check, ...]
+    claims: DatasetClaims
+    recipient: str
+    td: TdReport | None
+    compose_sha256: str
+    policy_sha256: str
+    appraised_at: int
+    expires_at: int
+    nonce: str
+    peer_spki_sha256: str | None
+    appraiser: InitVar[object]
+
+    def __post_init__(self, appraiser: object) -> None:
+        if appraiser is not APPRAISER:
+            raise TypeError("only trainer.attestation.verifier.appraise makes attestation results")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an attestation result is not stored: save its record and appraise again")
+
+    @property
+    def status(self) -> Status:
+        """`pass` if every check was affirmed or not demanded."""
+        return "pass" if self.checks and all(check.acceptable for check in self.checks) else "fail"
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that keep it from being a pass."""
+        return tuple(check for check in self.checks if not check.acceptable)
+
+    def check(self, code: str) -> Check:
+        """The check of that code.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for check in self.checks:
+            if check.code == code:
+                return check
+        raise KeyError(code)
+
+    @property
+    def job_spec_sha256(self) -> str:
+        """Digest of the job spec that the job runs."""
+        return self.claims.job_spec_sha256
+
+    @property
+    def receipt_key(self) -> bytes:
+        """DER SubjectPublicKeyInfo of the key that will sign the receipt."""
+        return bytes.fromhex(self.claims.receipt_key)
+
+    def require_pass(self, now: int) -> None:
+        """Go on only if this is a pass and still valid at `now`.
+
+        Raises:
+            VerificationError: `verification-failed` with the failed checks, or `attestation-expired`.
+        """
+        if self.status != "pass":
+            codes = ", ".join(check.code for check in self.failed)
+            raise VerificationError(
+                ErrorCode.VERIFICATION_FAILED,
+                "the evidence does not satisfy the policy",
+                expected="every check affirmed or not demanded",
+                found=codes or "no checks",
+                hint="do not upload; see each check of the result",
+            )
+        if not self.appraised_at - CLOCK_SKEW_SECONDS <= now < self.expires_at:
+            raise VerificationError(
+                ErrorCode.ATTESTATION_EXPIRED,
+                "the attestation result is not valid now",
+                expected=f"a time from {self.appraised_at} to {self.expires_at}",
+                found=now,
+                hint="verify the job again",
+            )

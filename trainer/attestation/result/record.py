@@ -1,0 +1,223 @@
+"""The saved result: everything that one appraisal judged, so that anyone can judge it again, anywhere, offline.
+
+A record is data, not authority. Loading it appraises its evidence at the recorded time and refuses it if the
+recorded outcome is another: writing `pass` into a file opens nothing. What a record cannot show is whose policy it
+holds, who drew its nonce and which TLS key was seen: compare `Record.policy` with the one that is meant where the
+file has been out of the provider's hands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, JsonValue, ValidationError
+
+from trainer.attestation.checks import CheckCode, CheckState
+from trainer.attestation.evidence import MAX_EVIDENCE_BYTES, Evidence
+from trainer.attestation.nvidia.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements, GpuEndorsementsDocument
+from trainer.attestation.policy import MAX_POLICY_BYTES, CollateralDocument, Policy
+from trainer.attestation.result.attestation_result import AttestationResult
+from trainer.attestation.result.ear import BUILD, VERIFIER_ID, ear_document
+from trainer.attestation.verifier import appraise
+from trainer.encoding import canonical_json, parse_json
+from trainer.errors import ErrorCode, VerificationError
+from trainer.models import Nonce, Sha256Hex, Strict, UnixTime
+
+MAX_RECORD_BYTES: Final = MAX_EVIDENCE_BYTES + MAX_POLICY_BYTES + (32 << 20)
+
+
+class _RecordDocument(Strict):
+    version: Literal[2]
+    evidence: Evidence
+    collateral: Annotated[str, Field(max_length=4 << 20)]
+    endorsements: GpuEndorsementsDocument
+    policy: Policy
+    nonce: Nonce
+    nonce_unused: bool | None
+    peer_spki_sha256: Sha256Hex | None
+    appraised_at: UnixTime
+    result: dict[str, JsonValue]
+    """The outcome, for people and scripts to read; never believed."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One appraisal: outcome, and everything that it judged. A loaded record was just appraised again."""
+
+    result: AttestationResult
+    evidence: Evidence
+    collateral: bytes
+    policy: Policy
+    endorsements: GpuEndorsements = NO_ENDORSEMENTS
+
+
+def make_record(
+    result: AttestationResult,
+    *,
+    evidence: Evidence,
+    collateral: bytes,
+    policy: Policy,
+    endorsements: GpuEndorsements = NO_ENDORSEMENTS,
+) -> Record:
+    """Keep together what an appraisal judged and what it came to.
+
+    Args:
+        result: the outcome.
+        evidence: what was judged.
+        collateral: the collateral that it was judged with.
+        policy: the policy that it was judged by.
+        endorsements: what the GPUs were judged with.
+    """
+    return Record(result, evidence, collateral, policy, endorsements)
+
+
+def save_record(record: Record) -> bytes:
+    """The record's bytes: canonical JSON.
+
+    Raises:
+        VerificationError: the collateral is not text; only a failed appraisal can have such.
+    """
+    result = record.result
+    document = _RecordDocument(
+        version=2,
+        evidence=record.evidence,
+        collateral=_text(record.collateral),
+        endorsements=GpuEndorsementsDocument.of(record.endorsements),
+        policy=record.policy,
+        nonce=result.nonce,
+        nonce_unused=_nonce_unused(result),
+        peer_spki_sha256=result.peer_spki_sha256,
+        appraised_at=result.appraised_at,
+        result=ear_document(result),
+    )
+    return canonical_json(document.model_dump(mode="json"))
+
+
+def _text(collateral: bytes) -> str:
+    try:
+        return collateral.decode()
+    except UnicodeDecodeError:
+        raise VerificationError(
+            ErrorCode.EVIDENCE_INVALID, "the collateral", expected="JSON text", found="binary data"
+        ) from None
+
+
+def _nonce_unused(result: AttestationResult) -> bool | None:
+    """What the appraisal was told of the nonce: only the machine that drew it knows, so the record keeps it."""
+    state = result.check(CheckCode.NONCE_UNUSED).state
+    return None if state is CheckState.NOT_DEMANDED else state is CheckState.AFFIRMED
+
+
+def is_record(data: bytes) -> bool:
+    """Whether these bytes are meant as a record, and not as bare evidence; says nothing about what they hold."""
+    try:
+        document = parse_json(data)
+    except ValueError:
+        return False
+    return isinstance(document, dict) and "evidence" in document and "claims" not in document
+
+
+def load_record(data: bytes) -> Record:
+    """Read a record and appraise its evidence again, at the recorded time.
+
+    Raises:
+        VerificationError: not a record, or its outcome is not what its evidence gives.
+    """
+    return _confirmed(_parse(data))
+
+
+def _confirmed(document: _RecordDocument) -> Record:
+    """The record, if appraising anew comes to what is written in it."""
+    record = _appraised(
+        document.evidence,
+        document.collateral.encode(),
+        document.endorsements.endorsements(),
+        document.policy,
+        _Occasion(document.nonce, document.nonce_unused, document.peer_spki_sha256, document.appraised_at),
+    )
+    anew, recorded = ear_document(record.result), document.result
+    # Another build of this tool may come to the same: which one wrote the record is all that may differ.
+    if {**recorded, VERIFIER_ID: None} != {**anew, VERIFIER_ID: None}:
+        raise VerificationError(
+            ErrorCode.VERIFICATION_FAILED,
+            "the record's result is not what its evidence gives",
+            expected=f"{anew['status']}, as just appraised by {BUILD}",
+            found=f"{_status(recorded)}, as recorded",
+            hint="verify the job again",
+        )
+    return record
+
+
+def _status(recorded: dict[str, JsonValue]) -> str:
+    status = recorded.get("status")
+    return status if status in ("pass", "fail") else "something else"
+
+
+def reappraise(record: Record, *, now: int, policy: Policy | None = None, nonce: str | None = None) -> Record:
+    """Judge what a record holds as of another time, or by another policy.
+
+    Collateral is the recorded one, unless `policy` brings its own: nothing has to be fetched. Whether the nonce
+    was unused, and which TLS key was seen, stays as recorded: nobody can find that out later.
+
+    Args:
+        record: the record.
+        now: Unix seconds.
+        policy: what to judge by; None for the recorded policy.
+        nonce: what the evidence must answer; None for the recorded nonce.
+    """
+    before = record.result
+    own = policy.collateral if policy is not None else None
+    return _appraised(
+        record.evidence,
+        own.document.encode() if isinstance(own, CollateralDocument) else record.collateral,
+        record.endorsements,
+        policy or record.policy,
+        _Occasion(nonce or before.nonce, _nonce_unused(before), before.peer_spki_sha256, now),
+    )
+
+
+@dataclass(frozen=True)
+class _Occasion:
+    """What the verifier's side adds to an appraisal; `now` in Unix seconds."""
+
+    nonce: str
+    nonce_unused: bool | None
+    peer_spki_sha256: str | None
+    now: int
+
+
+def _appraised(
+    evidence: Evidence, collateral: bytes, endorsements: GpuEndorsements, policy: Policy, occasion: _Occasion
+) -> Record:
+    """The one place that appraises what a record holds."""
+    result = appraise(
+        evidence,
+        collateral=collateral,
+        policy=policy,
+        nonce=occasion.nonce,
+        now=occasion.now,
+        peer_spki_sha256=occasion.peer_spki_sha256,
+        nonce_unused=occasion.nonce_unused,
+        endorsements=endorsements,
+    )
+    return Record(result, evidence, collateral, policy, endorsements)
+
+
+def _parse(data: bytes) -> _RecordDocument:
+    if len(data) > MAX_RECORD_BYTES:
+        raise VerificationError(
+            ErrorCode.EVIDENCE_INVALID,
+            "the record is too large",
+            expected=f"at most {MAX_RECORD_BYTES} bytes",
+            found=len(data),
+        )
+    try:
+        parse_json(data)
+        return _RecordDocument.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise VerificationError(ErrorCode.EVIDENCE_INVALID, f"record: {where}: {first['msg']}") from None
+    except ValueError as error:
+        raise VerificationError(ErrorCode.EVIDENCE_INVALID, f"record: {error}") from None

@@ -1,0 +1,208 @@
+"""The result of an appraisal as one HTML page, for people: to read, to print, to keep.
+
+The page stands alone: its style is inside, there is no script, and its content security policy forbids to fetch
+anything. Every text that comes from evidence is made printable and escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Final
+
+from trainer.attestation.checks import Check, CheckCode, CheckState
+from trainer.attestation.nvidia.gpu_report_checks import RELAY_LIMIT
+from trainer.attestation.result.attestation_result import AttestationResult
+from trainer.attestation.result.ear import BUILD, EAT_PROFILE, Submodule, submodule_tier, vectors
+from trainer.attestation.result.presentation import (
+    NOT_COVERED,
+    SYMBOLS,
+    WORDS,
+    Group,
+    explanation,
+    grouped,
+    shortened,
+    utc,
+)
+from trainer.attestation.result.record import Record
+from trainer.attestation.result.report_style import STYLE
+from trainer.encoding import printable
+
+LONG_VALUE: Final = 260
+"""Characters from which on a value is folded away behind its two ends."""
+
+Facts = Iterable[tuple[str, str]]
+
+
+def render_page(record: Record) -> str:
+    """The page as one HTML document."""
+    result = record.result
+    parts = (
+        _verdict(result),
+        '<div class="columns">',
+        _facts("Appraisal", _appraisal_facts(result)),
+        _facts("Virtual machine", _machine_facts(record)),
+        "</div>",
+        _failures(result),
+        *(_group(group, result) for group in grouped(result.checks)),
+        _not_covered(record),
+        _footer(result),
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{_head(result)}</head>\n'
+        f"<body><main>{''.join(parts)}</main></body></html>\n"
+    )
+
+
+def _footer(result: AttestationResult) -> str:
+    return (
+        f"<footer>Appraised by {escape(BUILD)} at {utc(result.appraised_at)}. Tiers and claims as in AR4SI and "
+        f"<code>{escape(EAT_PROFILE)}</code>. This page is for reading, and nothing in it is signed: "
+        "to check it, judge the saved result again with <code>trainer verify</code>.</footer>"
+    )
+
+
+def content_security_policy() -> str:
+    """What the page may load: its own style and nothing else."""
+    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+
+
+def _head(result: AttestationResult) -> str:
+    return (
+        '<meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{content_security_policy()}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="referrer" content="no-referrer">'
+        f"<title>Attestation result: {result.status}</title><style>{STYLE}</style>"
+    )
+
+
+def _verdict(result: AttestationResult) -> str:
+    if result.status == "pass":
+        mark, word = SYMBOLS[CheckState.AFFIRMED], "Pass"
+        meaning = (
+            f"Every check was affirmed or not demanded. A dataset may be sealed to this job until "
+            f"{utc(result.expires_at)}."
+        )
+    else:
+        mark, word = SYMBOLS[CheckState.CONTRAINDICATED], "Fail"
+        meaning = "Do not upload: the evidence does not satisfy the policy."
+    return (
+        f'<header class="verdict {result.status}"><span class="mark" aria-hidden="true">{mark}</span>'
+        f"<div><h1>{word}</h1><p>{meaning}</p></div>{_counts(result.checks)}</header>"
+    )
+
+
+def _counts(checks: Sequence[Check]) -> str:
+    numbers = {state: sum(check.state is state for check in checks) for state in CheckState}
+    items = (
+        f'<li class="badge {state.value}">{SYMBOLS[state]} {number} {WORDS[state]}</li>'
+        for state, number in numbers.items()
+        if number
+    )
+    return f'<ul class="counts">{"".join(items)}</ul>'
+
+
+def _facts(title: str, facts: Facts) -> str:
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{_value(value)}</dd>" for name, value in facts)
+    return f"<section><h2>{escape(title)}</h2><dl>{rows}</dl></section>"
+
+
+def _appraisal_facts(result: AttestationResult) -> Facts:
+    peer = result.peer_spki_sha256
+    return (
+        ("policy", result.policy_sha256),
+        ("compose hash", result.compose_sha256),
+        ("job spec", result.job_spec_sha256),
+        ("recipient", result.recipient),
+        ("appraised", utc(result.appraised_at)),
+        ("valid until", utc(result.expires_at)),
+        ("nonce", result.nonce),
+        ("evidence", f"came over TLS, key {peer}" if peer else "came as a file"),
+    )
+
+
+def _machine_facts(record: Record) -> Facts:
+    result = record.result
+    names = ("MRTD", "RTMR0", "RTMR1", "RTMR2", "RTMR3")
+    registers = result.td.registers if result.td is not None else ()
+    return (
+        ("TCB status", _found(result, CheckCode.TCB_STATUS)),
+        ("advisories", _found(result, CheckCode.TCB_ADVISORIES)),
+        ("GPUs at boot", _found(result, CheckCode.GPU_REQUIRED)),
+        ("GPU reports", str(len(record.evidence.gpu.fresh) or "none")),
+        *((name, value.hex()) for name, value in zip(names, registers, strict=False)),
+    )
+
+
+def _found(result: AttestationResult, code: CheckCode) -> str:
+    check = result.check(code)
+    return check.found or check.detail or WORDS[check.state]
+
+
+def _value(text: str) -> str:
+    """A value as HTML; a very long one behind its two ends."""
+    whole = escape(printable(text))
+    if len(text) <= LONG_VALUE:
+        return f'<span class="value">{whole}</span>'
+    ends = escape(printable(shortened(text, 32)))
+    return f'<details><summary class="value">{ends}</summary><span class="value">{whole}</span></details>'
+
+
+def _failures(result: AttestationResult) -> str:
+    failed = [check for check in result.checks if check.state is CheckState.CONTRAINDICATED]
+    if not failed:
+        return ""
+    return f"<section><h2>What failed</h2>{''.join(map(_failure, failed))}</section>"
+
+
+def _failure(check: Check) -> str:
+    told = {"expected", "found"}  # values; the rest is prose
+    parts = ((label, _value(text) if label in told else escape(text)) for label, text in explanation(check))
+    rows = "".join(f"<dt>{label}</dt><dd>{text}</dd>" for label, text in parts)
+    title = f"{SYMBOLS[check.state]} {escape(check.code)}: {escape(check.title)}"
+    return f'<div class="failure"><h3>{title}</h3><dl>{rows}</dl></div>'
+
+
+def _group(group: Group, result: AttestationResult) -> str:
+    rows = "".join(_row(check) for check in group.checks)
+    tier = "" if group.submodule is None else _tier(group.submodule, result)
+    return (
+        f'<section><div class="head"><h2>{escape(group.title)}</h2>{tier}</div>'
+        f"<table><thead><tr><th>state</th><th>#</th><th>check</th><th>found</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table></section>"
+    )
+
+
+def _tier(submodule: Submodule, result: AttestationResult) -> str:
+    tier = submodule_tier(submodule, result.checks).value
+    claims = ", ".join(
+        f"{claim.value} {value.value}" for claim, value in vectors(result.checks)[submodule].items()
+    )
+    return f'<span class="badge {tier}">{tier}</span><p class="vector">{claims}</p>'
+
+
+def _row(check: Check) -> str:
+    state = check.state
+    expected = ""
+    if state is CheckState.CONTRAINDICATED and check.expected:
+        expected = (
+            f'<span class="label">expected</span> {_value(check.expected)}<br><span class="label">found</span> '
+        )
+    detail = f"<small>{escape(printable(check.detail))}</small>" if check.detail else ""
+    found = _value(check.found) if check.found else ""
+    return (
+        f'<tr><td><span class="badge {state.value}">{SYMBOLS[state]} <b>{WORDS[state]}</b></span></td>'
+        f"<td>{check.number}</td><td><code>{escape(check.code)}</code><small>{escape(check.title)}</small></td>"
+        f"<td>{expected}{found}{detail}</td></tr>"
+    )
+
+
+def _not_covered(record: Record) -> str:
+    gpu = record.evidence.gpu
+    relay = (f"where the GPU is: {RELAY_LIMIT}",) if gpu.boot or gpu.fresh else ()
+    items = "".join(f"<li>{escape(text)}</li>" for text in (*relay, *NOT_COVERED))
+    return f'<section><h2>What this result does not show</h2><ul class="plain">{items}</ul></section>'

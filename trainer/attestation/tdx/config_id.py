@@ -1,0 +1,104 @@
+"""MRCONFIGID: what the host told the TDX module that this VM is configured as, before it ran.
+
+dstack writes four forms, told apart by the first byte; the rest of the 48 bytes is zero:
+
+    00  unset
+    01  compose hash (32 bytes)
+    02  Keccak-256 of compose hash, app id (20 bytes), one byte for the kind of key provider, its identity
+    03  SHA-256 of "dstack-mr-config-v3:", 0x00 and a configuration document in JCS
+
+A document is not shown. It holds nothing but what the event log holds as well, so it is written again from there;
+which of its fields are left out is for the host to choose, and every choice is tried.
+
+Source: dstack 0.6.0, `dstack-types` (`mr_config.rs`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from trainer.attestation.dstack.event_log import (
+    REGISTER_BYTES,
+    Event,
+    KeyProvider,
+    key_provider,
+    payload,
+    payloads,
+)
+from trainer.attestation.dstack.key_chain import keccak256
+from trainer.encoding import canonical_json
+
+UNSET: Final = bytes(REGISTER_BYTES)
+DOCUMENT_DOMAIN: Final = b"dstack-mr-config-v3:\0"
+FORMS: Final = {
+    0: "unset",
+    1: "compose hash",
+    2: "compose hash, app id and key provider",
+    3: "whole configuration",
+}
+
+_KINDS: Final = {"none": "none", "local-sgx": "local", "kms": "kms", "tpm": "tpm"}
+"""Name in the key-provider event → kind in the configuration."""
+_KIND_BYTES: Final = {"none": 0, "local": 1, "kms": 2, "tpm": 3}
+_OPTIONAL: Final = ("app_id", "gpu_policy_hash", "key_provider_id", "instance_id", "init_script_hashes")
+
+
+def acceptable_config_ids(form: int, compose_hash: bytes, events: Sequence[Event]) -> frozenset[bytes]:
+    """Every value of MRCONFIGID in one form that says what the event log says.
+
+    Args:
+        form: first byte of the register.
+        compose_hash: 32 bytes.
+        events: the event log; matters for forms 2 and 3 only.
+
+    Returns:
+        Values of 48 bytes; none for a form that nobody knows, or that the event log cannot explain.
+    """
+    if form == 0:
+        return frozenset({UNSET})
+    if form == 1:
+        return frozenset({_config_id(1, compose_hash)})
+    provider = key_provider(events)
+    if provider is None or provider.name not in _KINDS:
+        return frozenset()
+    writer = {2: _bindings, 3: _documents}.get(form)
+    return frozenset(writer(compose_hash, provider, events)) if writer else frozenset()
+
+
+def _config_id(form: int, digest: bytes) -> bytes:
+    return (bytes([form]) + digest).ljust(REGISTER_BYTES, b"\0")
+
+
+def _bindings(compose_hash: bytes, provider: KeyProvider, events: Sequence[Event]) -> Iterator[bytes]:
+    """Form 2, with the provider's identity and, where the app does not pin it, without."""
+    kind = bytes([_KIND_BYTES[_KINDS[provider.name]]])
+    app_id = payload(events, "app-id") or b""
+    for identity in (_from_hex(provider.identity), b""):
+        yield _config_id(2, keccak256(compose_hash + app_id + kind + identity))
+
+
+def _documents(compose_hash: bytes, provider: KeyProvider, events: Sequence[Event]) -> Iterator[bytes]:
+    """Form 3, with every choice of optional fields."""
+    fixed = {"version": 3, "compose_hash": compose_hash.hex(), "key_provider": _KINDS[provider.name]}
+    measured = {
+        "app_id": (payload(events, "app-id") or b"").hex(),
+        "gpu_policy_hash": (payload(events, "gpu-policy-hash") or b"").hex(),
+        "key_provider_id": _from_hex(provider.identity).hex(),
+        "instance_id": (payload(events, "instance-id") or b"").hex(),
+        "init_script_hashes": [script.hex() for script in payloads(events, "init-script-hash")],
+    }
+    for count in range(len(_OPTIONAL) + 1):
+        for names in itertools.combinations(_OPTIONAL, count):
+            document = canonical_json(fixed | {name: measured[name] for name in names})
+            yield _config_id(3, hashlib.sha256(DOCUMENT_DOMAIN + document).digest())
+
+
+def _from_hex(text: str) -> bytes:
+    """The identity's bytes; nothing where it is not hex, and so not in the form that dstack hashes."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return b""

@@ -1,0 +1,243 @@
+"""TDX quotes: parsing, and DCAP verification with one clock value. The cryptography is dcap-qvl's.
+
+dcap-qvl verifies signatures, chains, CRLs, dates, the quoting enclave and the TDX module. What it leaves to its
+caller (root identity, bytes after the quote, TCB policy) is reported here as values for the appraisal to judge.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import dcap_qvl
+
+from trainer.attestation.checks import CheckCode
+from trainer.attestation.tdx.collateral import Collateral, module_level, root_key_ids
+from trainer.attestation.tdx.td_report import TdReport
+
+_HEADER_BYTES: Final = 48
+_REPORT_10_BYTES: Final = 584
+_SIGNATURE_AND_KEY_BYTES: Final = 128
+_QE_REPORT_BYTES: Final = 384
+_QE_SIGNATURE_BYTES: Final = 64
+_QE_CERTIFICATION: Final = 6
+_V5: Final = 5
+
+_REPORTS: Final = (dcap_qvl.TdReport10, dcap_qvl.TdReport15)  # not one below the other, whatever the stubs say
+
+_OUT_OF_DATE: Final = ("OutOfDate", "OutOfDateConfigurationNeeded")
+
+
+class QuoteRefused(Exception):  # noqa: N818 -- what happened, not what is wrong with this program
+    """dcap-qvl refused a quote or its collateral.
+
+    Args:
+        code: the check that this refusal answers.
+        reason: dcap-qvl's own words.
+    """
+
+    def __init__(self, code: CheckCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class ParsedQuote:
+    """A quote that was read but not verified.
+
+    Attributes:
+        raw: its bytes.
+        report: the TD report.
+        slack: number of bytes after the quote, or between its parts, that belong to nothing. Zeros after the
+            quote are not counted: Intel's quote generation service fills its buffer with them.
+        roots: key ids of the self-issued certificates at the end of its certificate chain.
+    """
+
+    raw: bytes
+    report: TdReport
+    slack: int
+    roots: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class TcbLevel:
+    """One matched TCB level: of the platform, the quoting enclave or the TDX module. `date` in Unix seconds."""
+
+    status: str
+    date: int
+
+    @property
+    def out_of_date(self) -> bool:
+        """Whether the level is out of date in any form."""
+        return self.status in _OUT_OF_DATE
+
+
+@dataclass(frozen=True)
+class VerifiedQuote:
+    """What dcap-qvl vouches for. Times in Unix seconds.
+
+    Attributes:
+        status: the worst of platform, quoting enclave and TDX module.
+        advisories: ids of all advisories that apply.
+        evaluation_number: the lower one of TCB info and QE identity.
+        root_key_id: SHA-384 of the root's public key.
+        valid_from: when the youngest part of the collateral was issued.
+        valid_until: when the first part of the collateral runs out.
+        levels: the levels that `status` was made from.
+    """
+
+    status: str
+    advisories: tuple[str, ...]
+    evaluation_number: int
+    root_key_id: bytes
+    valid_from: int
+    valid_until: int
+    levels: tuple[TcbLevel, ...]
+
+
+def parse_quote(raw: bytes) -> ParsedQuote:
+    """Read a TDX quote, version 4 or 5, without verifying anything.
+
+    Raises:
+        ValueError: not such a quote.
+    """
+    quote = dcap_qvl.parse_quote(raw)
+    report = quote.report
+    if not isinstance(report, _REPORTS):
+        raise ValueError(  # noqa: TRY004 -- wrong content, not a wrong type here
+            f"a {quote.quote_type()} quote with a {type(report).__name__}"
+        )
+    chain = quote.cert_chain_pem_bytes() or b""
+    return ParsedQuote(raw, _report(report), _slack(raw, quote.header.version), root_key_ids(chain))
+
+
+def _report(report: dcap_qvl.TdReport10 | dcap_qvl.TdReport15) -> TdReport:
+    return TdReport(
+        tee_tcb_svn=report.tee_tcb_svn,
+        mr_seam=report.mr_seam,
+        mr_signer_seam=report.mr_signer_seam,
+        seam_attributes=report.seam_attributes,
+        td_attributes=report.td_attributes,
+        xfam=report.xfam,
+        mrtd=report.mr_td,
+        mr_config_id=report.mr_config_id,
+        mr_owner=report.mr_owner,
+        mr_owner_config=report.mr_owner_config,
+        rtmr0=report.rt_mr0,
+        rtmr1=report.rt_mr1,
+        rtmr2=report.rt_mr2,
+        rtmr3=report.rt_mr3,
+        report_data=report.report_data,
+        mr_service_td=report.mr_service_td if isinstance(report, dcap_qvl.TdReport15) else None,
+    )
+
+
+def _slack(raw: bytes, version: int) -> int:
+    """Bytes that no length field of the quote accounts for. `raw` has been decoded, so all lengths are there.
+
+    Raises:
+        ValueError: certification data of another kind, which dcap-qvl would read as if it were of this one.
+    """
+    at = _HEADER_BYTES + _REPORT_10_BYTES
+    if version == _V5:  # body type (2 bytes) and body size (4 bytes) come before the body
+        at = _HEADER_BYTES + 6 + _number(raw, _HEADER_BYTES + 2, 4)
+    signature_end = at + 4 + _number(raw, at, 4)
+    at += 4 + _SIGNATURE_AND_KEY_BYTES
+    kind, certification_end = _number(raw, at, 2), at + 6 + _number(raw, at + 2, 4)
+    slack = len(raw[signature_end:].rstrip(b"\0")) + abs(signature_end - certification_end)
+    if kind != _QE_CERTIFICATION:
+        raise ValueError(f"certification data of kind {kind}")
+    at += 6 + _QE_REPORT_BYTES + _QE_SIGNATURE_BYTES
+    at += 2 + _number(raw, at, 2)
+    return slack + abs(certification_end - (at + 6 + _number(raw, at + 2, 4)))
+
+
+def _number(raw: bytes, at: int, size: int) -> int:
+    return int.from_bytes(raw[at : at + size], "little")
+
+
+def verify_quote(quote: ParsedQuote, collateral: Collateral, *, root_der: bytes | None, now: int) -> VerifiedQuote:
+    """Verify a quote against its collateral at one moment.
+
+    Args:
+        quote: the quote.
+        collateral: its collateral.
+        root_der: the one trusted root certificate in DER; None for Intel's, built into dcap-qvl.
+        now: Unix seconds; the only clock that anything is compared with.
+
+    Raises:
+        QuoteRefused: with the check that failed and dcap-qvl's words.
+    """
+    policy = dcap_qvl.QuotePolicy.claims_only(now)  # TCB policy is judged by the appraisal, value by value
+    try:
+        claims = dcap_qvl.QuoteVerifier(root_der).verify_with_policy(quote.raw, collateral.handle, now, policy)
+    except ValueError as error:
+        reason = str(error).removeprefix("Verification failed: ")
+        raise QuoteRefused(_refused_check(reason), reason) from None
+    document = json.loads(claims.to_json())
+    _compare_pce_id(bytes(document["platform"]["pck"]["pce_id"]), collateral)
+    return _verified(document, quote.report, collateral)
+
+
+def _compare_pce_id(found: bytes, collateral: Collateral) -> None:
+    """Whether the TCB info is for the platform's provisioning enclave: dcap-qvl compares the FMSPC only.
+
+    Source: Intel DCAP Quote Verification Library, which calls the difference a TCB info mismatch.
+    """
+    stated = str(collateral.tcb_info.get("pceId", "none")).lower()
+    if stated != found.hex():
+        reason = f"the TCB info is for PCE id {stated}, the platform's certificate says {found.hex()}"
+        raise QuoteRefused(CheckCode.TCB_LEVEL, reason)
+
+
+_REFUSALS: Final = (
+    (
+        CheckCode.QUOTING_ENCLAVE,
+        ("QE MRSIGNER", "QE ISV", "QE MISCSELECT", "QE ATTRIBUTES", "QE report validation"),
+    ),
+    (CheckCode.QUOTING_ENCLAVE, ("Unsupported QE Identity", "No TCB levels found in QE")),
+    (CheckCode.COLLATERAL_VALIDITY, ("TCBInfo expired", "QE Identity expired", "in the future", "CrlExpired")),
+    (CheckCode.COLLATERAL_SIGNATURE, ("tcb_info", "qe_identity", "TcbInfo", "QeIdentity", "CRL", "TCB Info")),
+    (CheckCode.COLLATERAL_SIGNATURE, ("QE Identity", "IssuerNotCrlSigner", "InvalidCrlSignature")),
+    (CheckCode.TDX_MODULE, ("TDX module",)),
+    (CheckCode.TCB_LEVEL, ("No matching TCB level", "Fmspc", "component count", "non-TDX TCB", "TDX TCB")),
+    (CheckCode.TCB_STATUS, ("TCB status is invalid",)),
+    (CheckCode.TD_DEBUG, ("Debug mode",)),
+    (CheckCode.TD_ATTRIBUTES, ("SEPT_VE_DISABLE", "TD migration", "TD profiling", "TD attributes", "SERVTD_EXT")),
+    (CheckCode.SERVICE_TD, ("service TD", "SERVTD")),
+    (CheckCode.QUOTE_FORMAT, ("decode quote", "quote version", "QE vendor", "TEE type", "TEE quote", "key type")),
+    (CheckCode.PLATFORM_CERTIFICATE, ("certificate", "Certificate", "CertRevoked", "PCK", "Intel extension")),
+)
+"""Which check a message of dcap-qvl answers: the first entry one of whose phrases it contains."""
+
+
+def _refused_check(reason: str) -> CheckCode:
+    for code, phrases in _REFUSALS:
+        if any(phrase in reason for phrase in phrases):
+            return code
+    return CheckCode.QUOTE_SIGNATURE  # also what a message of a later release falls back to: refused either way
+
+
+def _verified(claims: Mapping[str, Any], report: TdReport, collateral: Collateral) -> VerifiedQuote:
+    platform, qe = claims["platform"], claims["qe"]
+    documents = [platform["tcb_level"], qe["tcb_level"], platform["current_tcb_level"]]
+    module = module_level(collateral.tcb_info, report)
+    levels = [_level(document) for document in (*documents, module) if document]
+    return VerifiedQuote(
+        status=claims["tcb"]["status"],
+        advisories=tuple(claims["tcb"]["advisory_ids"]),
+        evaluation_number=claims["tcb"]["eval_data_number"],
+        root_key_id=bytes(platform["root_key_id"]),
+        valid_from=max(claims["latest_issue_date"], claims["qe_iden_latest_issue_date"]),
+        valid_until=min(claims["earliest_expiration_date"], claims["qe_iden_earliest_expiration_date"]),
+        levels=tuple(levels),
+    )
+
+
+def _level(document: Mapping[str, Any]) -> TcbLevel:
+    date = dt.datetime.fromisoformat(document["tcbDate"])
+    return TcbLevel(document["tcbStatus"], int(date.timestamp()))

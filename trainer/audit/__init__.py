@@ -1,0 +1,66 @@
+"""Review of compose files before anyone relies on them: findings by stable codes, and differences in meaning.
+
+An aid to reading, not a proof: a compose file without findings can still run a program that does harm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainer.audit.difference import difference
+from trainer.audit.document import EMBEDDED, MAX_COMPOSE_BYTES, read_document
+from trainer.audit.findings import Change, Finding, Severity
+from trainer.audit.rules import RULES, Rule, findings
+
+__all__ = [
+    "EMBEDDED",
+    "MAX_COMPOSE_BYTES",
+    "RULES",
+    "Audit",
+    "Change",
+    "Finding",
+    "Rule",
+    "Severity",
+    "audit_compose",
+]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found in one compose file.
+
+    Args:
+        compose_sha256: what the guest measures; None for a bare docker-compose.yaml, which nothing measures.
+        job_spec_sha256: digest of the one job spec in the text, or None.
+        findings: worst first.
+        changes: against the other file, if there was one.
+    """
+
+    compose_sha256: str | None
+    job_spec_sha256: str | None
+    findings: tuple[Finding, ...]
+    changes: tuple[Change, ...]
+
+    def reaches(self, threshold: Severity) -> bool:
+        """Whether some finding is as bad as `threshold`, or worse."""
+        return any(finding.severity.reaches(threshold) for finding in self.findings)
+
+
+def audit_compose(data: bytes, *, against: bytes | None = None) -> Audit:
+    """Review a docker-compose.yaml or an app-compose.json.
+
+    Args:
+        data: the exact bytes of the file.
+        against: those of another one to compare with, such as the last that was reviewed.
+
+    Raises:
+        UsageError: one of them cannot be parsed; with its line.
+    """
+    document = read_document(data)
+    specs = document.job_specs
+    return Audit(
+        compose_sha256=document.compose_sha256,
+        job_spec_sha256=specs[0][1].sha256() if len(specs) == 1 else None,
+        findings=findings(document),
+        changes=difference(read_document(against), document) if against is not None else (),
+    )

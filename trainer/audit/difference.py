@@ -1,0 +1,111 @@
+"""How two compose files differ in meaning: formatting, comments and forms that mean the same do not count."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from trainer.audit.alignment import aligned, is_reference, same_port
+from trainer.audit.document import EMBEDDED, Document
+from trainer.audit.environment_rules import PAIRS, pairs
+from trainer.audit.findings import Change, printable, shown
+from trainer.audit.nodes import Node, child_path
+from trainer.audit.secrets import argument_names
+
+_CONFIG: Final = re.compile(r"(?:^|\.)configs\.[^.]+\.content$")
+_EMPTY: Final = "(empty)"
+
+
+def difference(old: Document, new: Document) -> tuple[Change, ...]:
+    """Every value that differs, by path; secrets are masked.
+
+    An app-compose file and a bare docker-compose file are compared by what both have: the compose file.
+    """
+    whole = old.app is not None and new.app is not None
+    comparison = _Comparison(old, new)
+    path = EMBEDDED if whole else ""
+    changes = [*comparison.changes(old.compose, new.compose, path, "")]
+    if whole:
+        changes += comparison.changes(_beside(old), _beside(new), "", "")
+    return tuple(sorted(changes, key=lambda change: change.path))
+
+
+def _beside(document: Document) -> Node:
+    """What app-compose.json says beside the compose file."""
+    entries = document.app.items() if document.app else ()
+    return Node({key: node for key, node in entries if key != EMBEDDED}, 1, "")
+
+
+class _Comparison:
+    """Compares two trees; remembers which contents it has seen, so that equal ones are recognised by a number."""
+
+    def __init__(self, old: Document, new: Document) -> None:
+        self._old, self._new = old, new
+        self._numbers: dict[object, int] = {}
+        self._known: dict[int, tuple[int, Node]] = {}  # holds the node too: its id() must not be used again
+
+    def identity(self, node: Node) -> int:
+        """The same number for the same content. In Python `True == 1`; in a compose file it is not."""
+        if id(node) not in self._known:
+            content = node.value
+            key: object = (type(content), content)
+            if isinstance(content, tuple):
+                key = ("sequence", *(self.identity(each) for each in content))
+            elif isinstance(content, Mapping):
+                key = ("mapping", frozenset((name, self.identity(each)) for name, each in content.items()))
+            self._known[id(node)] = self._numbers.setdefault(key, len(self._numbers)), node
+        return self._known[id(node)][0]
+
+    def changes(self, old: Node | None, new: Node | None, path: str, name: str) -> Iterator[Change]:
+        """The changes at and below `path`; `name` decides whether a value there is a secret."""
+        before, after = _normal(old, path, name, self._old), _normal(new, path, name, self._new)
+        if before and after and self.identity(before) == self.identity(after):
+            return
+        one, other = (None if node is None else node.value for node in (before, after))
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            for key in sorted(one.keys() | other.keys()):
+                yield from self.changes(one.get(key), other.get(key), child_path(path, key), key)
+        elif isinstance(one, tuple) and isinstance(other, tuple):
+            yield from self._elements(one, other, path, name)
+        else:
+            yield from self._replaced(before, after, path, name)
+
+    def _elements(self, old: tuple[Node, ...], new: tuple[Node, ...], path: str, name: str) -> Iterator[Change]:
+        plain = "" if is_reference(name) else name
+        names = _names(old, plain) | _names(new, plain)
+        for key, one, other in aligned(name, old, new, self.identity):
+            secret = next((names[id(each)] for each in (other, one) if each), plain)
+            yield from self.changes(one, other, child_path(path, key), secret)
+
+    def _replaced(self, old: Node | None, new: Node | None, path: str, name: str) -> Iterator[Change]:
+        """A value that came, went, or is of another kind than before."""
+        leaf = old, new
+        for node, is_new in ((old, False), (new, True)):
+            if node is not None and isinstance(node.value, tuple | Mapping) and node.value:
+                leaf = (leaf[0], None) if is_new else (None, leaf[1])
+                empty = Node(() if isinstance(node.value, tuple) else {}, node.line, node.path)
+                yield from self.changes(*((empty, node) if is_new else (node, empty)), path, name)
+        if leaf != (None, None):
+            yield Change(printable(path), *(None if node is None else _shown(node, name) for node in leaf))
+
+
+def _shown(node: Node, name: str) -> str:
+    return _EMPTY if isinstance(node.value, tuple | Mapping) else shown(node.value, name)
+
+
+def _normal(node: Node | None, path: str, name: str, document: Document) -> Node | None:
+    """The one of several forms that others are compared in."""
+    if node is None:
+        return None
+    if name in PAIRS:
+        return Node(dict(pairs(node)), node.line, node.path)
+    if name == "ports" and isinstance(node.value, tuple):
+        return Node(tuple(same_port(each) for each in node.value), node.line, node.path)
+    return document.embedded(node) if _CONFIG.search(path) else node
+
+
+def _names(nodes: tuple[Node, ...], name: str) -> dict[int, str]:
+    """For arguments that are the value of an option, its name."""
+    found = zip(nodes, argument_names([node.text for node in nodes]), strict=True)
+    return {id(node): option or name for node, option in found}

@@ -1,0 +1,129 @@
+"""What is audited: a docker-compose.yaml, or an app-compose.json with one inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
+
+from trainer.attestation.dstack.compose import compose_hash
+from trainer.audit.json_text import parse_json_nodes
+from trainer.audit.nodes import Node, refuse
+from trainer.audit.yaml_text import Budget, parse_yaml_nodes
+from trainer.errors import ErrorCode, UsageError
+from trainer.spec import JobSpec, parse_job_spec
+
+MAX_COMPOSE_BYTES: Final = 1 << 18
+EMBEDDED: Final = "docker_compose_file"
+"""Key of app-compose.json that holds the text of the compose file, and the first word of paths in it."""
+
+_APP_KEYS: Final = frozenset({"manifest_version", "runner", EMBEDDED})
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed compose file.
+
+    Args:
+        app: app-compose.json, or None where only a docker-compose.yaml was given.
+        compose: the docker-compose document; without value where the app has none. Where it stands inside
+            an app-compose.json, its lines count within the embedded text.
+        compose_sha256: SHA-256 of the exact bytes of app-compose.json, as the guest measures them.
+        budget: what may still be spent on texts inside.
+    """
+
+    app: Node | None
+    compose: Node
+    compose_sha256: str | None
+    budget: Budget = field(default_factory=Budget, compare=False)
+
+    def services(self) -> Iterator[Node]:
+        """Every service of the compose file."""
+        return self.compose.get("services").children()
+
+    @cached_property
+    def job_specs(self) -> tuple[tuple[Node, JobSpec], ...]:
+        """The job specs whose whole text stands in the file, and which some service mounts."""
+        mounted = {
+            (entry.get("source") if entry.is_mapping else entry).text
+            for service in self.services()
+            for entry in service.get("configs").elements()
+        }
+        contents = {
+            name: config.get("content") for name, config in self.compose.get("configs").items() if name in mounted
+        }
+        found = ((node, self._job_spec(node)) for node in contents.values())
+        return tuple((node, spec) for node, spec in found if spec is not None)
+
+    def _job_spec(self, node: Node) -> JobSpec | None:
+        """The job spec that `node` holds. Whether there is one more must never be left open for want of time."""
+        try:
+            inner = parse_yaml_nodes(node.text, what="config", budget=self.budget)
+            return parse_job_spec(node.text.encode()) if inner.get("model").is_mapping else None
+        except UsageError:
+            if self.budget.exhausted:
+                refuse("compose file", node.line, "the mounted configs are too large")
+            return None
+
+    def embedded(self, node: Node) -> Node:
+        """A config whose text is a mapping (a job spec), as that mapping; anything else as it is."""
+        try:
+            inner = parse_yaml_nodes(node.text, what="config", path=node.path, budget=self.budget)
+        except UsageError:
+            return node
+        return inner if inner.is_mapping else node
+
+
+def read_document(data: bytes) -> Document:
+    """Parse a compose file; its content, not its name, says of which kind it is.
+
+    Raises:
+        UsageError: too large, not text, not parseable, or neither kind of compose file.
+    """
+    if len(data) > MAX_COMPOSE_BYTES:
+        raise UsageError(
+            ErrorCode.USAGE,
+            "the compose file is too large",
+            expected=f"at most {MAX_COMPOSE_BYTES} bytes",
+            found=f"{len(data)} bytes",
+        )
+    text, budget = _decoded(data), Budget()
+    if not text.lstrip().startswith("{"):
+        root = parse_yaml_nodes(text, what="docker-compose file", budget=budget)
+        return Document(None, _compose(root), None, budget)
+    root = parse_json_nodes(text, what="compose file")
+    if _APP_KEYS.isdisjoint(dict(root.items())):
+        return Document(None, _compose(root), None, budget)
+    return Document(root, _embedded(root, budget), compose_hash(text), budget)
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        refuse("compose file", data.count(b"\n", 0, error.start) + 1, "not UTF-8")
+
+
+def _embedded(root: Node, budget: Budget) -> Node:
+    node = root.get(EMBEDDED)
+    if node.value is None:
+        return node
+    if not isinstance(node.value, str):
+        refuse("app-compose file", node.line, f"{EMBEDDED} must be text")
+    return _compose(parse_yaml_nodes(node.value, what=EMBEDDED, path=EMBEDDED, budget=budget))
+
+
+def _compose(root: Node) -> Node:
+    services = root.get("services")
+    if not services.is_mapping:
+        raise UsageError(
+            ErrorCode.USAGE,
+            f"line {services.line}: not a compose file",
+            expected="`services:` with a mapping, or the JSON of an app-compose file",
+            found="neither",
+        )
+    for service in services.children():
+        if not service.is_mapping:
+            refuse("compose file", service.line, "a service must be a mapping")
+    return root

@@ -1,0 +1,96 @@
+"""Rules on values that do not come from the measured text, and on secrets that stand in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from trainer.audit.document import Document
+from trainer.audit.findings import printable, shown
+from trainer.audit.nodes import Node
+from trainer.audit.secrets import WHOLLY_VARIABLE, argument_names, holds_secret, is_secret_name
+from trainer.audit.service_rules import Hits
+
+PAIRS: Final = ("environment", "args", "labels")
+"""Keys whose value is a mapping, or a list of NAME=VALUE that means the same."""
+
+SCRIPTS: Final = ("pre_launch_script", "init_script", "bash_script")
+"""Keys of app-compose.json that hold shell scripts."""
+
+_SECTIONS: Final = ("services", "volumes", "configs", "secrets", "networks")
+_VARIABLE: Final = re.compile(r"\$(?:\$|\{?([A-Za-z_]\w*))")
+_COMMANDS: Final = ("command", "entrypoint")
+_HOOKS: Final = ("post_start", "pre_stop")
+
+
+def pairs(node: Node) -> Iterator[tuple[str, Node]]:
+    """Names and values, from either form; a name without a value has a node of no value."""
+    yield from node.items()
+    for element in () if node.is_mapping else node.elements():
+        name, separator, value = element.text.partition("=")
+        # A list may hold anything, such as a URL with a password, where only a name is expected.
+        yield shown(name), Node(value if separator else None, element.line, element.path)
+
+
+def commands(service: Node) -> Iterator[Node]:
+    """Everything in a service that is a command line."""
+    for name in _COMMANDS:
+        yield service.get(name)
+    yield service.get("healthcheck").get("test")
+    for name in _HOOKS:
+        for hook in service.get(name).elements():
+            yield hook.get("command")
+
+
+def _named_values(document: Document) -> Iterator[tuple[str, Node]]:
+    for service in document.services():
+        for holder in (service.get("environment"), service.get("build").get("args"), service.get("labels")):
+            yield from pairs(holder)
+        for command in commands(service):
+            arguments = [*command.elements()]
+            yield from zip(argument_names([each.text for each in arguments]), arguments, strict=True)
+        yield from service.get("logging").get("options").items()
+    if document.app is not None:
+        # `token_key` is the name of a variable that is sent encrypted, not a token.
+        yield from (
+            (name, node) for name, node in document.app.get("docker_config").items() if name != "token_key"
+        )
+        yield from (("", document.app.get(name)) for name in SCRIPTS)
+
+
+def literal_secret(document: Document) -> Hits:
+    """Secrets in a text that is public. Their values are never shown."""
+    for name, node in _named_values(document):
+        literal = node.text.strip() and not WHOLLY_VARIABLE.fullmatch(node.text.strip())
+        if literal and (is_secret_name(name) or holds_secret(node.text)):
+            where = printable(name) or "this text"
+            yield node, f"{where} holds a literal secret, and all of this is public"
+
+
+def variables(text: str) -> tuple[str, ...]:
+    """Names that compose replaces in `text`, each once; `$$` is a dollar sign."""
+    return tuple(dict.fromkeys(match[1] for match in _VARIABLE.finditer(text) if match[1]))
+
+
+def interpolated(document: Document) -> Hits:
+    """Values that are filled in after the text was measured."""
+    for section in _SECTIONS:
+        for node in document.compose.get(section).scalars():
+            if names := variables(node.text):
+                yield node, f"filled in from {', '.join(names)} when it starts; not in the measured text"
+    for section in ("configs", "secrets"):
+        for entry in document.compose.get(section).children():
+            if (node := entry.get("environment")).value is not None:
+                yield node, f"filled in from {shown(node.text)} when it starts; not in the measured text"
+    for service in document.services():
+        for name, node in pairs(service.get("environment")):
+            if node.value is None:
+                yield node, f"{printable(name)} is passed through from outside; not in the measured text"
+
+
+def env_file(document: Document) -> Hits:
+    """Environment from a file that is not in the measured text."""
+    for service in document.services():
+        if (node := service.get("env_file")).value is not None:
+            yield node, "the environment comes from a file that is not in the measured text"

@@ -1,0 +1,185 @@
+"""Rules on what a container may do: image, isolation, ports."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final, TypeAlias
+
+from trainer.audit.document import Document
+from trainer.audit.findings import shown
+from trainer.audit.nodes import Node
+
+Hits: TypeAlias = Iterator[tuple[Node, str]]
+"""What a rule found: where, and in words."""
+
+_DIGEST: Final = re.compile(r"@sha256:([0-9a-f]{64})$")
+_CONTROL_ALL: Final = frozenset(
+    {"ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_PTRACE", "SYS_RAWIO", "BPF", "DAC_READ_SEARCH"}
+)
+_SWITCH_USERS: Final = frozenset({"CHOWN", "DAC_OVERRIDE", "KILL", "SETGID", "SETUID"})
+"""What the job makes three users of its processes with; any container has them that drops none."""
+
+_NAMESPACES: Final = ("network_mode", "pid", "ipc", "uts", "cgroup", "userns_mode")
+_HOOKS: Final = ("post_start", "pre_stop")
+
+
+def image_without_digest(document: Document) -> Hits:
+    """An image named by tag: the registry decides what runs."""
+    for service in document.services():
+        image = service.get("image")
+        if image.value is not None and not _DIGEST.search(image.text):
+            yield image, f"the image {shown(image.text)} is not pinned by a digest"
+
+
+def image_placeholder(document: Document) -> Hits:
+    """A digest of zeros: a template that nobody has filled in."""
+    for service in document.services():
+        image = service.get("image")
+        if (match := _DIGEST.search(image.text)) and not match[1].strip("0"):
+            yield image, "the digest of the image is a placeholder of zeros"
+
+
+def image_tag_ignored(document: Document) -> Hits:
+    """A tag beside a digest: it looks as if it said which version runs, and nothing reads it."""
+    for service in document.services():
+        image = service.get("image")
+        if _DIGEST.search(image.text) and ":" in image.text.partition("@")[0].rpartition("/")[2]:
+            yield image, "the tag beside the digest means nothing: only the digest decides"
+
+
+def image_missing(document: Document) -> Hits:
+    """A service with nothing that says what it runs."""
+    for service in document.services():
+        known = ("image", "build", "provider")
+        if all(service.get(key).value is None for key in known):
+            yield service, "the service names no image"
+
+
+def built_image(document: Document) -> Hits:
+    """An image that is built in the VM: from what, the measured text does not say."""
+    for service in document.services():
+        if (build := service.get("build")).value is not None:
+            yield build, "the image is built where it runs; its content is not measured"
+
+
+def outside_text(document: Document) -> Hits:
+    """Parts of the compose file that stand in other files, or services that are commands of the host."""
+    if (include := document.compose.get("include")).value is not None:
+        yield include, "`include` reads other files, which are not in the measured text"
+    for service in document.services():
+        if (file := service.get("extends").get("file")).value is not None:
+            yield file, f"`extends` reads {shown(file.text)}, which is not in the measured text"
+        if (provider := service.get("provider")).value is not None:
+            yield provider, "`provider` runs a program of the host instead of a container"
+
+
+def privileged(document: Document) -> Hits:
+    """Containers, or hooks in them, without any isolation from the VM."""
+    for service in document.services():
+        hooks = (hook for name in _HOOKS for hook in service.get(name).elements())
+        for node in (service, *hooks):
+            if (switch := node.get("privileged")).is_on:
+                yield switch, "privileged: the container can do whatever the VM's root can"
+
+
+def shared_namespace(document: Document) -> Hits:
+    """Namespaces of the host or of another container."""
+    for service in document.services():
+        for name in _NAMESPACES:
+            node = service.get(name)
+            kind = node.text.partition(":")[0]
+            if kind in {"host", "container"} or "$" in node.text:
+                yield node, f"{name} is {shown(node.text)}: not the container's own"
+
+
+def shared_network(document: Document) -> Hits:
+    """A network of the compose file that is the host's, under a name of its own."""
+    for network in document.compose.get("networks").children():
+        for key in ("name", "driver"):
+            if (node := network.get(key)).text == "host":
+                yield node, "this network is the host's"
+
+
+def _capabilities(document: Document) -> Iterator[tuple[Node, str]]:
+    for service in document.services():
+        for node in service.get("cap_add").elements():
+            yield node, node.text.upper().removeprefix("CAP_")
+
+
+def capability(document: Document) -> Hits:
+    """Capabilities beyond those that the job itself can use."""
+    for node, name in _capabilities(document):
+        if name not in _CONTROL_ALL | _SWITCH_USERS:
+            yield node, f"the capability {shown(name)} is added"
+
+
+def capability_to_switch_users(document: Document) -> Hits:
+    """Capabilities that the job gives up once its processes are users of their own."""
+    for node, name in _capabilities(document):
+        if name in _SWITCH_USERS:
+            yield node, f"the capability {name} is added"
+
+
+def capability_of_root(document: Document) -> Hits:
+    """Capabilities that amount to being root of the VM."""
+    for node, name in _capabilities(document):
+        if name in _CONTROL_ALL:
+            yield node, f"the capability {name} is added, which amounts to being root of the VM"
+
+
+def device(document: Document) -> Hits:
+    """Devices of the VM. GPUs that are reserved through `deploy` are not devices in this sense."""
+    for service in document.services():
+        for name in ("devices", "device_cgroup_rules"):
+            for node in service.get(name).elements():
+                yield node, f"{name}: {shown((node.get('source') if node.is_mapping else node).text)}"
+
+
+def published_port(document: Document) -> Hits:
+    """Ports that can be reached from outside the container."""
+    for service in document.services():
+        for node in service.get("ports").elements():
+            text, address = _port(node)
+            where = "all interfaces" if address in {"", "0.0.0.0", "::"} else address  # noqa: S104 -- compared only
+            yield node, f"publishes {shown(text)} on {shown(where)}"
+
+
+def _port(node: Node) -> tuple[str, str]:
+    """What is published, and on which address."""
+    if node.is_mapping:
+        ports = f"{node.get('published').text or 'any'}:{node.get('target').text}"
+        return ports, node.get("host_ip").text
+    parts = node.text.rsplit(":", 2)
+    return (node.text, parts[0].strip("[]")) if len(parts) == 3 else (node.text, "")
+
+
+def unconfined(document: Document) -> Hits:
+    """Security profiles that are switched off."""
+    for service in document.services():
+        for node in service.get("security_opt").elements():
+            option = re.split("[:=]", node.text, maxsplit=1)
+            if option[-1] in {"unconfined", "disable"} or option == ["no-new-privileges", "false"]:
+                yield node, f"security_opt {shown(node.text)} switches a protection off"
+
+
+def own_command(document: Document) -> Hits:
+    """Commands that replace the image's own, or run beside it."""
+    for service in document.services():
+        if (entrypoint := service.get("entrypoint")).value is not None:
+            yield entrypoint, "the image's entry point is replaced: the digest alone does not say what runs"
+        test = service.get("healthcheck").get("test")
+        if test.value is not None and [node.text for node in test.elements()][:1] not in (["NONE"], []):
+            yield test, "a command runs in the container again and again, to see whether it is well"
+        for name in _HOOKS:
+            for hook in service.get(name).elements():
+                yield hook, f"{name} runs a command in the container"
+
+
+def restarted(document: Document) -> Hits:
+    """A job runs once: a container that comes back has new keys, and waits for data that nobody sends."""
+    for service in document.services():
+        policies = (service.get("restart"), service.get("deploy").get("restart_policy").get("condition"))
+        for node in policies:
+            if node.value is not None and node.text not in {"no", "none", "false"}:
+                yield node, f"the container is restarted: {shown(node.text)}"

@@ -1,0 +1,101 @@
+"""Commands of the operator: the job itself, and the development guest agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.errors import ErrorCode, UsageError
+
+DEVELOPMENT_COMPOSE = '{"docker_compose_file":"services: {}\\n","manifest_version":2,"name":"development"}'
+"""What the simulated VM runs where nobody says otherwise."""
+
+
+def run(
+    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job spec.")],
+    guest_agent: Annotated[
+        str | None,
+        typer.Option("--guest-agent", metavar="SOCKET", help="dstack's guest agent; its usual places if absent."),
+    ] = None,
+    spool: Annotated[
+        Path | None, typer.Option("--spool", help="Exchange through files in this directory instead of HTTP.")
+    ] = None,
+    ciphertext: Annotated[
+        Path | None,
+        typer.Option(
+            "--ciphertext-dir", help="Where sealed uploads and results wait; a temporary directory if absent."
+        ),
+    ] = None,
+    workspace: Annotated[
+        Path | None, typer.Option("--workspace", help="Directory on a tmpfs; /run/trainer or /dev/shm if absent.")
+    ] = None,
+) -> None:
+    """Run one job: the container's entry point. Prints public events as JSON lines, and nothing else."""
+    try:
+        from trainer.job.supervisor import JobOptions, run_job
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            ErrorCode.USAGE,
+            f"the package {error.name} is missing",
+            hint="the job needs more than the provider's tool: install confidential-trainer[job]",
+        ) from error
+
+    raise typer.Exit(int(run_job(JobOptions(job, guest_agent, spool, ciphertext, workspace))))
+
+
+def _list_faults(wanted: bool) -> None:
+    if not wanted:
+        return
+    from trainer.simulator import FAULTS
+
+    for fault in FAULTS.values():
+        typer.echo(f"{fault.name:<44}  {fault.code:<22}  {fault.description}")
+    raise typer.Exit
+
+
+def simulate(
+    socket: Annotated[Path, typer.Option("--socket", help="Unix socket to listen on.")],
+    state: Annotated[
+        Path, typer.Option("--state", help="Keeps the development root and keys; gets the files a verifier needs.")
+    ] = Path("simulator"),
+    app_compose: Annotated[
+        Path | None, typer.Option("--app-compose", help="app-compose.json of the simulated app, exact bytes.")
+    ] = None,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option("--fault", metavar="NAME", help="Lie in one field, to test a verifier; may be repeated."),
+    ] = None,
+    list_faults: Annotated[
+        bool,
+        typer.Option(
+            "--list-faults",
+            is_eager=True,
+            callback=_list_faults,
+            help="Print each fault with the check that answers it, and end.",
+        ),
+    ] = False,
+) -> None:
+    """Development guest agent: dstack's API with quotes signed by a DEVELOPMENT root. It protects nothing."""
+    from trainer.simulator import BANNER, VmOptions, find_faults, serve
+
+    del list_faults  # ended in its callback
+    faults = find_faults(fault or ())
+    compose = app_compose.read_bytes().decode() if app_compose else DEVELOPMENT_COMPOSE
+    typer.echo(BANNER, err=True)
+    for lie in faults:
+        typer.echo(f"LYING: {lie.name}: {lie.description} (answered by {', '.join(lie.codes)})", err=True)
+    serve(
+        socket,
+        state,
+        compose,
+        options=VmOptions(faults=faults),
+        started=lambda _vm: typer.echo(f"listening on {socket}; state in {state}", err=True),
+    )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the operator's commands to `app`."""
+    app.command("run")(run)
+    app.command("simulate")(simulate)

@@ -1,0 +1,135 @@
+"""`trainer validate`: what a dataset will be in the job, told where it may be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trainer.cli.console import Report, print_json
+from trainer.cli.options import Json, Quiet
+from trainer.errors import DataError, ErrorCode, ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from trainer.data.examples.tokens import Tokens
+    from trainer.spec import JobSpec
+    from trainer.validation.architecture import Architecture
+    from trainer.validation.survey import Survey
+
+
+def validate(
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Data files, or folders of them: JSONL, JSON, CSV, TSV, Parquet, Arrow; .gz of the text."
+        ),
+    ],
+    job: Annotated[Path, typer.Option("--job", help="The job spec that the data is for.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model", help="The base model's directory, where job.yaml names no local one; no weights needed."
+        ),
+    ] = None,
+    example: Annotated[
+        int | None,
+        typer.Option("--example", min=0, help="Show this row as the model will see it, counted from 0."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write what is found to a page as well; it quotes the example.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Read and tokenise every row as the job will, here, without a GPU, before anything is sent."""
+    from trainer.cli import validation_output as output
+    from trainer.provider import data_files
+    from trainer.spec import read_job_spec
+    from trainer.validation.survey import survey
+
+    spec = read_job_spec(job)
+    files = data_files(data)
+    base = _model_of(spec, job, model)
+    total, done = sum(path.stat().st_size for path in files.values()), 0
+
+    with Report(quiet=quiet or as_json) as report:
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            report.bytes_done("validating", min(done, total), total)
+
+        found = survey(files, spec, base.tokens, example=example or 0, advance=advance)
+    result = output.Validation(
+        spec, found, base.tokens, base.widths, base.unknown, show_example=example is not None or not as_json
+    )
+    if html is not None:
+        html.write_text(output.as_page(result), "utf-8")
+    if as_json:
+        print_json(result.as_json())
+        raise typer.Exit(int(ExitCode.JOB if found.first_problem else ExitCode.DONE))
+    output.print_validation(result)
+    _raise_first(found)
+
+
+def _raise_first(found: Survey) -> None:
+    problem = found.first_problem
+    if problem is None:
+        return
+    count = found.refused.total()
+    if count > 1:
+        raise DataError(
+            problem.code,
+            f"{problem.reason} (the first of {count} problems)",
+            file=problem.file,
+            row=problem.row,
+            field=problem.field,
+            expected=problem.expected,
+            found=problem.found,
+            hint=problem.hint,
+        )
+    raise problem
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is known of the base model here; `unknown` says why nothing is."""
+
+    tokens: Tokens | None = None
+    widths: Architecture | None = None
+    unknown: str = ""
+
+
+def _model_of(spec: JobSpec, job: Path, chosen: Path | None) -> _Model:
+    """Tokenizer and widths of the base model as the job will see it.
+
+    Raises:
+        UsageError: its files are here, but cannot be used.
+    """
+    from trainer.validation.architecture import read_architecture
+    from trainer.validation.model_files import files_of_the_job, find_model
+
+    directory = find_model(spec, job, chosen)
+    if directory is None:
+        return _Model(unknown="the base model is not here; --model DIR takes a directory with its small files")
+    if any(find_spec(package) is None for package in ("tokenizers", "jinja2")):
+        return _Model(unknown='it takes pip install "confidential-trainer[validate]"')
+    with files_of_the_job(directory, spec) as files:
+        return _Model(_tokens(files, spec.data.chat_template), read_architecture(files))
+
+
+def _tokens(files: Path, chat_template: str | None) -> Tokens:
+    from trainer.data.examples.tokens import TOKENIZER_FILE, read_tokens
+
+    if not (files / TOKENIZER_FILE).is_file():
+        raise UsageError(
+            ErrorCode.USAGE,
+            "tokens cannot be counted here",
+            expected=f"{TOKENIZER_FILE} among model.model_file_sha256",
+            found="none",
+            hint="only the job itself can read other tokenizers; better convert this one",
+        )
+    return read_tokens(files, chat_template)

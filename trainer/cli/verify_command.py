@@ -1,0 +1,192 @@
+"""The `verify` command: appraise a job, bare evidence, or a saved result; print it, save it, make a page of it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from trainer.cli.console import print_json, print_result
+from trainer.cli.options import Json, Quiet, cache_directory, nonces_file
+from trainer.errors import ErrorCode, UsageError
+
+if TYPE_CHECKING:
+    from trainer.attestation.policy import Policy
+    from trainer.attestation.result.record import Record
+
+RECORDED: Final = "recorded"
+LAST_SECOND: Final = 253402300799
+"""The end of the year 9999, as in `trainer.models.UnixTime`."""
+
+
+def verify(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL|FILE",
+            help="The job's https:// address, its spool directory, evidence in a file, or a saved result.",
+        ),
+    ],
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            "--policy", help="What you demand of the job (policy.yaml). A saved result has its own; this one wins."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            "--save",
+            help="Save the result with all that it judged: for `trainer seal`, and to be judged again offline.",
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page for people: one file, no scripts.")
+    ] = None,
+    nonce: Annotated[
+        str | None, typer.Option("--nonce", help="For an evidence FILE: the 64 hex digits that you asked for.")
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            "--at",
+            metavar="TIME",
+            help="For a FILE: judge as of this time (RFC 3339 or Unix seconds; `recorded`: when it was saved).",
+        ),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Appraise a job: every check by name. Exit code 4 means: do not upload."""
+    from trainer import provider
+
+    demanded = provider.read_policy(policy) if policy is not None else None
+    if nonce is not None and not re.fullmatch(r"[0-9a-f]{64}", nonce):
+        raise UsageError(ErrorCode.USAGE, "--nonce", expected="64 lower-case hex digits", found="something else")
+    if Path(source).is_file():
+        record = _appraise_file(Path(source), demanded, nonce, at)
+    else:
+        record = _appraise_job(source, demanded, at)
+    _write(record, output, html)
+    _show(record, as_json=as_json, quiet=quiet)
+    record.result.require_pass(record.result.appraised_at)
+
+
+def _appraise_job(source: str, demanded: Policy | None, at: str | None) -> Record:
+    from trainer import provider
+
+    if demanded is None:
+        raise _no_policy()
+    if at is not None:
+        raise UsageError(ErrorCode.USAGE, "--at", expected="a file to judge", found="a job that answers now")
+    return provider.attest(provider.connect(source), demanded, cache=cache_directory(), nonces=nonces_file())
+
+
+def _appraise_file(path: Path, demanded: Policy | None, nonce: str | None, at: str | None) -> Record:
+    """A saved result or bare evidence, told apart by what is in the file."""
+    from trainer.attestation.result.record import MAX_RECORD_BYTES, is_record
+    from trainer.provider import read_small
+
+    data = read_small(path, "evidence", MAX_RECORD_BYTES)
+    if is_record(data):
+        return _reappraise(data, demanded, nonce, at)
+    return _appraise_evidence(data, demanded, nonce, at)
+
+
+def _reappraise(data: bytes, demanded: Policy | None, nonce: str | None, at: str | None) -> Record:
+    from trainer.attestation.result.record import load_record, reappraise
+
+    recorded = load_record(data)
+    if demanded is not None and demanded.sha256() != recorded.policy.sha256():
+        typer.echo(
+            f"note: judged by the policy {demanded.sha256()}; the saved result was judged by another one, "
+            f"{recorded.policy.sha256()}",
+            err=True,
+        )
+    now = recorded.result.appraised_at if at == RECORDED else _time(at)
+    return reappraise(recorded, now=now, policy=demanded, nonce=nonce)
+
+
+def _appraise_evidence(data: bytes, demanded: Policy | None, nonce: str | None, at: str | None) -> Record:
+    from trainer import provider
+    from trainer.attestation.evidence import parse_evidence
+
+    if demanded is None:
+        raise _no_policy()
+    if nonce is None:
+        raise UsageError(
+            ErrorCode.USAGE,
+            "evidence from a file",
+            expected="--nonce with the nonce that you chose",
+            found="none",
+            hint="without your own nonce, old evidence looks like new evidence",
+        )
+    return provider.appraise_evidence(
+        parse_evidence(data),
+        demanded,
+        nonce=nonce,
+        cache=cache_directory(),
+        nonces=nonces_file(),
+        now=_time(at),
+        peer_spki_sha256=None,
+    )
+
+
+def _no_policy() -> UsageError:
+    return UsageError(
+        ErrorCode.USAGE,
+        "what to judge by",
+        expected="--policy with your policy.yaml",
+        found="none",
+        hint="only a saved result brings a policy along; write one with `trainer policy init`",
+    )
+
+
+def _time(text: str | None) -> int:
+    """Unix seconds of `--at`; the clock where it is absent."""
+    if text is None:
+        return int(time.time())
+    seconds = int(text) if re.fullmatch("[0-9]{1,12}", text) else _rfc3339(text)
+    if seconds is None or not 0 <= seconds <= LAST_SECOND:
+        raise UsageError(
+            ErrorCode.USAGE,
+            "--at",
+            expected="a time such as 2026-11-23T20:00:00Z, or Unix seconds",
+            found=text,
+            hint="`recorded` means the time of a saved result",
+        )
+    return seconds
+
+
+def _rfc3339(text: str) -> int | None:
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return None if moment.tzinfo is None else int(moment.timestamp())
+
+
+def _write(record: Record, output: Path | None, html: Path | None) -> None:
+    if output is not None:
+        from trainer.attestation.result.record import save_record
+
+        output.write_bytes(save_record(record))
+    if html is not None:
+        from trainer.attestation.result.report_page import render_page
+
+        html.write_text(render_page(record), encoding="utf-8")
+
+
+def _show(record: Record, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        from trainer.attestation.result.ear import ear_document
+
+        print_json(ear_document(record.result))
+    elif not quiet:
+        print_result(record.result)

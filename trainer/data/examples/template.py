@@ -1,0 +1,218 @@
+"""Chat templates: Jinja text of the base model that lays a conversation out.
+
+A template is code of someone else's. It runs in Jinja's sandbox for immutable values: no attribute that leads out
+of it, no change of what it is given. What it may use beside is what `transformers` offers: `raise_exception`,
+`strftime_now`, `tojson` that escapes no HTML, `break` and `continue`, and `{% generation %}`.
+
+Source: chat templating in the documentation of transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from trainer.data.rows import ChatRow, Message, ToolCall, row_texts
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+"""Noncharacters of Unicode, not meant for text that is passed on: they mark what stands in a generation block."""
+
+_MARKER: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+MAX_RENDERED: Final = 1 << 28
+"""Longest acceptable rendering, in characters."""
+
+Span = tuple[int, int]
+"""Where a part of a text begins and ends, in characters."""
+
+
+class TemplateRefusedError(Exception):
+    """The chat template cannot render these messages. Holds no text: templates quote what they refuse."""
+
+
+class ChatTemplate:
+    """A base model's chat template.
+
+    Args:
+        sources: name → Jinja text; one is called `default`, one for rows with tools may be called `tool_use`.
+        special_tokens: names such as `bos_token` → their text; templates see them as variables.
+        now: what `strftime_now` tells: one moment for all rows.
+    """
+
+    def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str], *, now: datetime) -> None:
+        self._sources = {name: text for name, text in sources.items() if name in ("default", "tool_use")}
+        self._special_tokens = dict(special_tokens)
+        self._now = now
+        self._compiled: dict[tuple[str, bool], Template] = {}
+
+    @cached_property
+    def marks_generation(self) -> bool:
+        """Whether the template itself says which parts the assistant generates."""
+        return all(_MARKER.search(source) for source in self._sources.values())
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        prompt: bool,
+        tools: Sequence[Mapping[str, object]] | None = None,
+    ) -> str:
+        """Lay a conversation out.
+
+        Args:
+            messages: its turns.
+            prompt: whether the opening of an assistant's turn is added, as it is for generation.
+            tools: schemas of the functions that may be called.
+
+        Raises:
+            TemplateRefusedError: the template failed, or refuses these messages.
+        """
+        return self._run(messages, tools, prompt=prompt, marked=False)
+
+    def render_marked(self, row: ChatRow) -> tuple[str, list[Span]]:
+        """The whole row laid out, and which parts of that text stand in generation blocks.
+
+        Raises:
+            TemplateRefusedError: the template failed, or the row holds noncharacters that are needed as marks.
+        """
+        if any(mark in text for text in row_texts(row) for mark in (_OPEN, _CLOSE)):
+            raise TemplateRefusedError
+        return _spans(self._run(row.messages, row.tools, prompt=False, marked=True))
+
+    def _run(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, object]] | None,
+        *,
+        prompt: bool,
+        marked: bool,
+    ) -> str:
+        try:
+            text = self._template(tools, marked=marked).render(
+                messages=[as_turn(message) for message in messages],
+                tools=None if tools is None else list(tools),
+                documents=None,
+                add_generation_prompt=prompt,
+                **self._special_tokens,
+            )
+        except Exception:  # noqa: BLE001 -- a template may raise anything, with the row's text in it
+            text = None
+        if text is None or len(text) > MAX_RENDERED or not _encodable(text):
+            raise TemplateRefusedError
+        return text
+
+    def _template(self, tools: object, *, marked: bool) -> Template:
+        name = "tool_use" if tools is not None and "tool_use" in self._sources else "default"
+        key = (name, marked)
+        if key not in self._compiled:
+            self._compiled[key] = _environment(self._now, marked=marked).from_string(self._sources[name])
+        return self._compiled[key]
+
+
+def as_turn(message: Message) -> dict[str, Any]:
+    """A message as templates expect it: a key is there only if it says something."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning_content is not None:
+        turn["reasoning_content"] = message.reasoning_content
+    if message.tool_calls:
+        turn["tool_calls"] = [_call(call) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.name is not None:
+        turn["name"] = message.name
+    return turn
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"type": "function", "function": function, **({} if call.id is None else {"id": call.id})}
+
+
+def _environment(now: datetime, *, marked: bool) -> Any:
+    from jinja2 import nodes  # noqa: PLC0415 -- part of an extra
+    from jinja2.exceptions import TemplateError  # noqa: PLC0415
+    from jinja2.ext import Extension, loopcontrols  # noqa: PLC0415
+    from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
+
+    class Generation(Extension):
+        """`{% generation %}…{% endgeneration %}`: its content, between marks if they are asked for."""
+
+        tags = {"generation"}  # noqa: RUF012 -- Jinja's interface
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
+
+        def _content(self, caller: Any) -> str:
+            return f"{_OPEN}{caller()}{_CLOSE}" if marked else str(caller())
+
+    def raise_exception(_message: object) -> None:
+        raise TemplateError
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = now.strftime
+    return environment
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _spans(marked: str) -> tuple[str, list[Span]]:
+    """The text without marks, and what stood between each pair of them; empty parts are left out."""
+    parts: list[str] = []
+    spans: list[Span] = []
+    length = opened = 0
+    for part in re.split(f"([{_OPEN}{_CLOSE}])", marked):
+        if part == _OPEN:
+            opened = length
+        elif part == _CLOSE:
+            spans.append((opened, length))
+        else:
+            parts.append(part)
+            length += len(part)
+    return "".join(parts), [span for span in spans if span[0] < span[1]]
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def named_templates(value: object, files: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The templates of a model: files come before what its tokenizer_config.json holds.
+
+    Args:
+        value: `chat_template` of tokenizer_config.json: text, a list of objects with name and template, or None.
+        files: name and text of each template that lies in a file; `chat_template.jinja` is the default.
+    """
+    found = dict(files)
+    if found:
+        return found
+    if isinstance(value, str):
+        return {"default": value}
+    if isinstance(value, list):
+        pairs = ((item.get("name"), item.get("template")) for item in value if isinstance(item, dict))
+        return {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+    return {}

@@ -1,0 +1,274 @@
+"""Text ↔ token ids with a base model's own tokenizer: chat template, stop tokens, and a safe padding token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from trainer.data.examples.boundaries import CACHED_CHARACTERS, Anchors
+from trainer.data.examples.template import ChatTemplate, Span, TemplateRefusedError, named_templates
+from trainer.data.rows import ChatRow, Message
+from trainer.errors import ErrorCode, JobError, UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TOKENIZER_FILE: Final = "tokenizer.json"
+_STOP_FILES: Final = ("generation_config.json", "config.json")
+_NAMED: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_MAX_FILE_BYTES: Final = 1 << 28
+_MAX_KEPT: Final = 1 << 16
+
+__all__ = ["TOKENIZER_FILE", "TemplateRefusedError", "Tokens", "read_stop_ids", "read_tokens"]
+
+
+class Tokens:
+    """Text ↔ token ids.
+
+    Args:
+        backend: the tokenizer proper.
+        special_tokens: `bos_token`, `eos_token` and the like → their text.
+        templates: chat templates by name; none if conversations cannot be rendered.
+        stop_ids: ids at which generation with this model ends.
+        now: what templates are told when they ask for the date.
+
+    Attributes:
+        stop_ids: ids at which generation ends; the end of a turn is learned only if one of them is trained on.
+        append_id: what ends plain text: the tokenizer's end of sequence; None where it has none.
+        pad_id: fills up batches; never one of `stop_ids`. Padding is kept out of attention and loss by position,
+            not by comparing ids, so a token that also occurs in text does no harm.
+        start_ids: what the tokenizer puts before plain text (a BOS token, or nothing).
+        special_texts: tokens that are read as such where a row writes them out.
+        anchors: finds those among them that split a text.
+        notes: what the provider should know about the tokenizer.
+    """
+
+    def __init__(
+        self,
+        backend: Tokenizer,
+        special_tokens: Mapping[str, str],
+        templates: Mapping[str, str],
+        stop_ids: frozenset[int] = frozenset(),
+        *,
+        now: datetime | None = None,
+    ) -> None:
+        self._backend = backend
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.append_id = self._id(special_tokens.get("eos_token"))
+        self.stop_ids = stop_ids | ({self.append_id} if self.append_id is not None else set())
+        self.pad_id = self._choose_padding(special_tokens)
+        self.start_ids = self._find_start()
+        self.special_texts = tuple(dict.fromkeys((*special_tokens.values(), *self._special_in_backend())))
+        self.anchors = Anchors(self._splitting_tokens())
+        self.notes: tuple[str, ...] = ()
+        self._short: dict[str, list[int]] = {}
+        moment = datetime.now().astimezone() if now is None else now
+        self._template = ChatTemplate(templates, special_tokens, now=moment) if "default" in templates else None
+
+    @property
+    def size(self) -> int:
+        """Number of known tokens: one more than the largest id."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def has_template(self) -> bool:
+        """Whether conversations can be rendered."""
+        return self._template is not None
+
+    @property
+    def marks_generation(self) -> bool:
+        """Whether the chat template itself says what the assistant generates."""
+        return self._template is not None and self._template.marks_generation
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of `text` alone; tokens written out in it are read as such, none are added."""
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text alone, computed on all cores."""
+        encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
+
+    def lookup(self, texts: Iterable[str]) -> Mapping[str, list[int]]:
+        """Token ids of each text alone; those of short ones are kept, because they come again and again."""
+        distinct = set(texts)
+        new = sorted(text for text in distinct if text not in self._short)
+        found = dict(zip(new, self.ids_of(new), strict=True))
+        if len(self._short) < _MAX_KEPT:
+            self._short.update((text, ids) for text, ids in found.items() if len(text) <= CACHED_CHARACTERS)
+        return {text: found[text] if text in found else self._short[text] for text in distinct}
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens included."""
+        return self._backend.decode(list(ids), skip_special_tokens=False)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        prompt: bool,
+        tools: Sequence[Mapping[str, object]] | None = None,
+    ) -> str:
+        """Render a conversation with the model's own chat template; see `ChatTemplate.render`.
+
+        Raises:
+            TemplateRefusedError: the template failed, refuses these messages, or there is none.
+        """
+        return self._some_template().render(messages, prompt=prompt, tools=tools)
+
+    def render_marked(self, row: ChatRow) -> tuple[str, list[Span]]:
+        """Render a row, and what its template says is generated; see `ChatTemplate.render_marked`.
+
+        Raises:
+            TemplateRefusedError: the template failed, refuses these messages, or there is none.
+        """
+        return self._some_template().render_marked(row)
+
+    def _some_template(self) -> ChatTemplate:
+        if self._template is None:
+            raise TemplateRefusedError
+        return self._template
+
+    def _id(self, token: str | None) -> int | None:
+        return None if token is None else self._backend.token_to_id(token)
+
+    def _splitting_tokens(self) -> dict[str, int]:
+        """Special tokens that are taken as they stand, wherever they stand."""
+        added = self._backend.get_added_tokens_decoder().items()
+        return {
+            token.content: id_
+            for id_, token in added
+            if token.special and not (token.normalized or token.lstrip or token.rstrip or token.single_word)
+        }
+
+    def _special_in_backend(self) -> Iterator[str]:
+        added = self._backend.get_added_tokens_decoder()
+        return (token.content for _, token in sorted(added.items()) if token.special)
+
+    def _choose_padding(self, special_tokens: Mapping[str, str]) -> int:
+        named = (self._id(special_tokens.get(name)) for name in ("pad_token", "unk_token"))
+        for candidate in (*named, *range(self.size)):
+            if candidate is not None and candidate not in self.stop_ids:
+                return int(candidate)
+        raise JobError(ErrorCode.MODEL_INVALID, "no token of the tokenizer could pad", expected="one", found=0)
+
+    def _find_start(self) -> tuple[int, ...]:
+        plain = self.ids("a")
+        framed = list(self._backend.encode("a", add_special_tokens=True).ids)
+        for start in range(len(framed) - len(plain) + 1):
+            if framed[start : start + len(plain)] == plain:
+                return tuple(framed[:start])
+        return ()
+
+
+def read_tokens(model_dir: Path, chat_template: str | None = None, *, now: datetime | None = None) -> Tokens:
+    """Read the tokenizer of a model directory from tokenizer.json and what stands beside it.
+
+    Args:
+        model_dir: the directory.
+        chat_template: Jinja text in place of the model's own.
+        now: what templates are told when they ask for the date.
+
+    Raises:
+        JobError: `MODEL_INVALID`: a file is not what it must be.
+        UsageError: the packages for it are not installed.
+    """
+    config = _json_file(model_dir / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        config |= _json_file(model_dir / "special_tokens_map.json")
+    backend = _read_backend(model_dir / TOKENIZER_FILE)
+    special = special_tokens(config)
+    _add_missing(backend, config, special)
+    own = named_templates(config.get("chat_template"), _template_files(model_dir))
+    templates = own if chat_template is None else {"default": chat_template}
+    return Tokens(backend, special, templates, read_stop_ids(model_dir), now=now)
+
+
+def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """The named special tokens of a tokenizer_config.json, those of the model's own making included."""
+    extra = config.get("extra_special_tokens")
+    named = {name: config.get(name) for name in _NAMED}
+    named |= {name: value for name, value in config.items() if name.endswith("_token") and isinstance(value, str)}
+    named |= extra if isinstance(extra, dict) else {}
+    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def read_stop_ids(model_dir: Path) -> frozenset[int]:
+    """Ids at which generation with this model ends, as its configuration says.
+
+    Raises:
+        JobError: `MODEL_INVALID`: a configuration is not what it must be.
+    """
+    values = (_json_file(model_dir / name).get("eos_token_id") for name in _STOP_FILES)
+    lists = (value if isinstance(value, list) else [value] for value in values)
+    return frozenset(id_ for ids in lists for id_ in ids if isinstance(id_, int))
+
+
+def _read_backend(path: Path) -> Tokenizer:
+    try:
+        from tokenizers import Tokenizer  # noqa: PLC0415 -- part of an extra
+    except ImportError as error:
+        raise UsageError(
+            ErrorCode.USAGE,
+            "counting tokens needs the packages tokenizers and jinja2",
+            hint='pip install "confidential-trainer[validate]"',
+        ) from error
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises bare exceptions
+        raise _invalid(path.name, type(error).__name__) from error
+
+
+def _add_missing(backend: Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]) -> None:
+    """Special tokens that only the configuration names: loading with transformers adds them to the vocabulary."""
+    from tokenizers import AddedToken  # noqa: PLC0415 -- part of an extra
+
+    extra = config.get("extra_special_tokens", config.get("additional_special_tokens"))
+    listed = [item.get("content") if isinstance(item, dict) else item for item in extra or []]
+    wanted = dict.fromkeys((*special.values(), *(text for text in listed if isinstance(text, str))))
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_tokens([AddedToken(text, special=True) for text in wanted if text not in known])
+
+
+def _template_files(model_dir: Path) -> Iterator[tuple[str, str]]:
+    default = model_dir / "chat_template.jinja"
+    if default.is_file():
+        yield "default", _text_file(default)
+    for path in sorted((model_dir / "additional_chat_templates").glob("*.jinja")):
+        yield path.stem, _text_file(path)
+
+
+def _text_file(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _invalid(path.name, type(error).__name__) from error
+
+
+def _json_file(path: Path) -> dict[str, Any]:
+    """The object that a file of the model holds; an empty one where there is no such file."""
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > _MAX_FILE_BYTES:
+        raise _invalid(path.name, "a larger file")
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise _invalid(path.name, type(error).__name__) from error
+    if not isinstance(value, dict):
+        raise _invalid(path.name, "no object")
+    return value
+
+
+def _invalid(name: str, found: str) -> JobError:
+    return JobError(
+        ErrorCode.MODEL_INVALID,
+        f"the base model's {name} cannot be used",
+        expected="the file as its model was published with",
+        found=found,
+    )

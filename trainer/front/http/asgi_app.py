@@ -1,0 +1,74 @@
+"""The front's application: routes, exception handlers, and an OpenAPI document without anything undocumented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from trainer.exchange.limits import Limits
+from trainer.front.http.answers import Refusal, answer_bug, answer_http, answer_invalid, answer_refusal
+from trainer.front.http.dataset_routes import DatasetRoutes
+from trainer.front.http.job_routes import TOKEN_SCHEME, JobRoutes
+from trainer.front.http.request_guard import Guard
+from trainer.front.http.result_routes import ResultRoutes
+from trainer.front.http.supervisor_link import Link
+from trainer.front.http.uploads import UploadStore
+
+OPENAPI_PATH = "/openapi.json"
+_DESCRIPTION = """\
+The job's side of the exchange: TLS 1.3, HTTP/1.1. The job's attested claims name its TLS key.
+
+Every refusal is `{"error": CODE}`. Beyond what each operation lists: an unknown path is answered with 404
+`not-found`, a method that a path does not know with 405 `request-invalid` and `Allow`. What is no HTTP/1.1, a head
+above the limit or one with both `Content-Length` and `Transfer-Encoding`: 400 `request-invalid` and a closed
+connection. A connection that is too slow, or one too many, is closed unanswered.
+"""
+
+
+def build_app(link: Link, spool: Path, *, max_upload_bytes: int, limits: Limits) -> Guard:
+    """The whole application over one link to the supervisor.
+
+    Args:
+        link: to the supervisor; its `on_open_upload` is taken.
+        spool: directory for ciphertext.
+        max_upload_bytes: largest dataset accepted.
+        limits: caps.
+    """
+    store = UploadStore(spool, max_upload_bytes, limits, link.uploaded)
+    link.on_open_upload = store.open
+    app = _Application(
+        title="Confidential training job",
+        version="1",
+        description=_DESCRIPTION,
+        openapi_url=OPENAPI_PATH,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.add_exception_handler(Refusal, answer_refusal)
+    app.add_exception_handler(RequestValidationError, answer_invalid)
+    app.add_exception_handler(HTTPException, answer_http)
+    app.add_exception_handler(Exception, answer_bug)
+    app.include_router(JobRoutes(link, limits).router())
+    app.include_router(DatasetRoutes(store).router())
+    app.include_router(ResultRoutes(link, spool, limits).router())
+    return Guard(app, limits)
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The document: without the 422 that FastAPI adds (it is a 400 here), with the grant's token."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+            for unused in ("HTTPValidationError", "ValidationError"):
+                document["components"]["schemas"].pop(unused, None)
+            scheme = {"type": "http", "scheme": "bearer", "description": "the grant's token"}
+            document["components"]["securitySchemes"] = {TOKEN_SCHEME: scheme}
+        return super().openapi()

@@ -1,0 +1,209 @@
+"""tus 1.0 routes: `/dataset`, with the extensions creation, expiration and termination.
+
+Protocol: tus resumable upload protocol 1.0.0 (tus.io/protocols/resumable-upload).
+"""
+
+from __future__ import annotations
+
+import time
+from email.utils import formatdate
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Header, Path, Request, Response
+
+from trainer.errors import ErrorCode
+from trainer.front.http.answers import Refusal, documented, header
+from trainer.front.http.uploads import Upload, UploadStore
+
+VERSION: Final = "1.0.0"
+EXTENSIONS: Final = "creation,expiration,termination"
+CONTENT_TYPE: Final = "application/offset+octet-stream"
+
+_COUNT = r"^(0|[1-9][0-9]{0,15})$"
+_POSITIVE = r"^[1-9][0-9]{0,15}$"
+
+UploadId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
+
+
+def _speak_tus(tus_resumable: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
+    if tus_resumable != VERSION:
+        raise Refusal(412, ErrorCode.REQUEST_INVALID, {"Tus-Version": VERSION})
+
+
+# What FastAPI cannot know: this header is required and has one value, though its absence is no 400 but, as the
+# protocol has it, a 412; the body of PATCH is read as a stream, so no parameter stands for it.
+_TUS_REQUEST: Final[dict[str, Any]] = {
+    "parameters": [
+        {"name": "Tus-Resumable", "in": "header", "required": True, "schema": {"type": "string", "const": VERSION}}
+    ]
+}
+_PIECE: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+        "description": "bytes of the sealed dataset from `Upload-Offset` on",
+    }
+}
+
+_SPOKEN = {"Tus-Resumable": header(r"^1\.0\.0$", "on every answer below /dataset")}
+_NUMBER = "^(0|[1-9][0-9]*)$"
+_OFFSET = {**_SPOKEN, "Upload-Offset": header(_NUMBER, "bytes that are safe")}
+_EXPIRY = {"Upload-Expires": header(" GMT$", "when another upload may take its place", required=False)}
+_MAXIMUM = {"Tus-Max-Size": header(_NUMBER, "largest sealed dataset, in bytes")}
+_VERSION = {"Tus-Version": header(r"^1\.0\.0$", "the version to speak")}
+_ABLE = {"Tus-Extension": header("^[a-z,]+$", "extensions of tus")}
+
+_NO_TUS = (412, ErrorCode.REQUEST_INVALID)
+_UNKNOWN = (404, ErrorCode.NOT_FOUND)
+_CLOSED = (409, ErrorCode.WRONG_PHASE)
+_TOO_LARGE = (413, ErrorCode.DATASET_TOO_LARGE)
+_FULL = (507, ErrorCode.STORAGE_FULL)
+
+
+_OF_APPEND = (
+    _NO_TUS,
+    _UNKNOWN,
+    (408, ErrorCode.TIMEOUT),
+    (409, ErrorCode.UPLOAD_CONFLICT),
+    _CLOSED,
+    _TOO_LARGE,
+    (415, ErrorCode.REQUEST_INVALID),
+    _FULL,
+)
+_PLACE = "^/dataset/[0-9a-f]{32}$"
+
+
+def _refusals(*refusals: tuple[int, ErrorCode]) -> dict[int | str, dict[str, Any]]:
+    headers = {status: _SPOKEN for status, _ in refusals} | {412: {**_SPOKEN, **_VERSION}}
+    return documented(*refusals, headers=headers)
+
+
+class DatasetRoutes:
+    """The tus server over one `UploadStore`."""
+
+    def __init__(self, store: UploadStore) -> None:
+        self._store = store
+
+    def router(self) -> APIRouter:
+        """The routes, documented with every answer they give."""
+        router = APIRouter(tags=["dataset"])
+        speak = [Depends(_speak_tus)]
+        add = router.add_api_route
+        able = {**_SPOKEN, **_VERSION, **_ABLE, **_MAXIMUM}
+        add(
+            "/dataset",
+            self.options,
+            methods=["OPTIONS"],
+            status_code=204,
+            responses={204: {"headers": able}, **_refusals()},
+        )
+        add(
+            "/dataset",
+            self.create,
+            methods=["POST"],
+            status_code=201,
+            dependencies=speak,
+            response_class=Response,
+            responses={
+                201: {"headers": {**_OFFSET, **_EXPIRY, **_MAXIMUM, "Location": header(_PLACE, "the upload")}},
+                **_refusals(_NO_TUS, _CLOSED, (409, ErrorCode.JOB_BUSY), _TOO_LARGE, _FULL),
+            },
+            openapi_extra=_TUS_REQUEST,
+        )
+        add(
+            "/dataset/{upload_id}",
+            self.offset,
+            methods=["HEAD"],
+            dependencies=speak,
+            response_class=Response,
+            responses={
+                200: {"headers": {**_OFFSET, **_EXPIRY, "Upload-Length": header(_NUMBER, "bytes of the whole")}},
+                **_refusals(_NO_TUS, _UNKNOWN),
+            },
+            openapi_extra=_TUS_REQUEST,
+        )
+        add(
+            "/dataset/{upload_id}",
+            self.append,
+            methods=["PATCH"],
+            status_code=204,
+            dependencies=speak,
+            response_class=Response,
+            responses={204: {"headers": {**_OFFSET, **_EXPIRY}}, **_refusals(*_OF_APPEND)},
+            openapi_extra={**_TUS_REQUEST, **_PIECE},
+        )
+        add(
+            "/dataset/{upload_id}",
+            self.terminate,
+            methods=["DELETE"],
+            status_code=204,
+            dependencies=speak,
+            response_class=Response,
+            responses={204: {"headers": _SPOKEN}, **_refusals(_NO_TUS, _UNKNOWN, _CLOSED)},
+            openapi_extra=_TUS_REQUEST,
+        )
+        return router
+
+    async def options(self) -> Response:
+        """What the tus server can do, in headers."""
+        return Response(
+            status_code=204,
+            headers={
+                "Tus-Version": VERSION,
+                "Tus-Extension": EXTENSIONS,
+                "Tus-Max-Size": str(self._store.max_bytes),
+            },
+        )
+
+    async def create(
+        self, upload_length: Annotated[str, Header(alias="Upload-Length", pattern=_POSITIVE)]
+    ) -> Response:
+        """Begin an upload of the sealed dataset. `Location` names it; `Tus-Max-Size` bounds it."""
+        upload = self._store.create(int(upload_length))
+        return Response(
+            status_code=201,
+            headers={
+                "Location": f"/dataset/{upload.id}",
+                "Tus-Max-Size": str(self._store.max_bytes),
+                **self._progress(upload),
+            },
+        )
+
+    async def offset(self, upload_id: UploadId) -> Response:
+        """Where to go on: `Upload-Offset` bytes are on disk. Ends a request that still adds to the upload."""
+        upload = self._store.find(upload_id)
+        offset = await self._store.settled_offset(upload)
+        headers = {"Upload-Length": str(upload.length), **self._progress(upload), "Upload-Offset": str(offset)}
+        return Response(status_code=200, headers=headers)
+
+    async def append(
+        self,
+        upload_id: UploadId,
+        upload_offset: Annotated[str, Header(alias="Upload-Offset", pattern=_COUNT)],
+        request: Request,
+        content_type: Annotated[str | None, Header(include_in_schema=False)] = None,
+    ) -> Response:
+        """Add the body at `Upload-Offset`. What arrived before a broken connection counts."""
+        if content_type != CONTENT_TYPE:
+            raise Refusal(415, ErrorCode.REQUEST_INVALID)
+        upload = self._store.find(upload_id)
+        self._check_room(upload, int(upload_offset), request.headers.get("content-length"))
+        await self._store.append(upload, int(upload_offset), aiter(request.stream()))
+        return Response(status_code=204, headers=self._progress(upload))
+
+    async def terminate(self, upload_id: UploadId) -> Response:
+        """Forget an unfinished upload."""
+        await self._store.terminate(self._store.find(upload_id))
+        return Response(status_code=204)
+
+    @staticmethod
+    def _check_room(upload: Upload, offset: int, content_length: str | None) -> None:
+        # Before the body is read: a client that waits for `100 Continue` need not send it.
+        if content_length is not None and offset + int(content_length) > upload.length:
+            raise Refusal(413, ErrorCode.DATASET_TOO_LARGE)
+
+    def _progress(self, upload: Upload) -> dict[str, str]:
+        headers = {"Upload-Offset": str(upload.offset)}
+        if not upload.complete:
+            headers["Upload-Expires"] = formatdate(time.time() + self._store.expires_in(upload), usegmt=True)
+        return headers

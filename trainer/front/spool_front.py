@@ -1,0 +1,169 @@
+"""The front for an exchange by files: the same control channel as the HTTP front, no socket to the outside.
+
+Whoever can write to the directory is as much a stranger as a client on the network.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from trainer.errors import UnavailableError
+from trainer.exchange.spool import (
+    DATASET_NAME,
+    DELETION_NAME,
+    EVENTS_NAME,
+    MAX_EVENTS_BYTES,
+    RESULT_NAME,
+    SpoolDirectory,
+    SpoolEvent,
+    SpoolResult,
+    SpoolTerms,
+)
+from trainer.ipc.front_messages import (
+    Acknowledged,
+    Channel,
+    DeletionReady,
+    EvidenceReply,
+    EvidenceRequest,
+    FrontMessage,
+    OpenUpload,
+    PrivateEvent,
+    Ready,
+    ResultReady,
+    Shutdown,
+    StatusUpdate,
+    SupervisorMessage,
+    UploadReady,
+    front_channel,
+)
+from trainer.sandbox.properties import Wall
+
+_LOOK_SECONDS: Final = 0.2
+_STALE: Final = (DELETION_NAME, "evidence.json", "status.json", "result.json", "ack", EVENTS_NAME)
+
+
+@dataclass
+class SpoolFront:
+    """Turns files into messages and messages into files.
+
+    Args:
+        spool: the directory.
+        channel: to the supervisor.
+        max_upload_bytes: largest dataset accepted.
+        walls: what this process measured about its confinement.
+    """
+
+    spool: SpoolDirectory
+    channel: Channel[SupervisorMessage, FrontMessage]
+    max_upload_bytes: int
+    walls: Mapping[Wall, bool] = field(default_factory=dict)
+    _nonce: str | None = field(default=None, init=False)
+    _asked: int = field(default=0, init=False)
+    _accepting: bool = field(default=False, init=False)
+    _delivered: bool = field(default=False, init=False)
+    _has_result: bool = field(default=False, init=False)
+    _acknowledged: bool = field(default=False, init=False)
+    _events: int = field(default=0, init=False)
+
+    def run(self) -> None:
+        """Serve until the supervisor says `Shutdown` or is gone.
+
+        Raises:
+            OSError: the directory cannot be written.
+            JobError: the supervisor sent something that is no message.
+        """
+        for name in _STALE:
+            self.spool.file(name).unlink(missing_ok=True)
+        if (earlier := self.spool.file(RESULT_NAME)).exists():
+            earlier.rename(self.spool.file("earlier-" + RESULT_NAME))  # of a job before this one: not ours to lose
+        self.spool.put(
+            "exchange.json", SpoolTerms(max_upload_bytes=self.max_upload_bytes).model_dump_json().encode()
+        )
+        self.channel.send(Ready(port=0, tls_spki_sha256=None, walls=dict(self.walls)))
+        while self._take_messages():
+            self._look_for_nonce()
+            self._look_for_dataset()
+            self._look_for_ack()
+
+    def _take_messages(self) -> bool:
+        """Handle what came; waits a little for it. False when it is time to end."""
+        try:
+            message = self.channel.receive(timeout=_LOOK_SECONDS)
+        except UnavailableError:
+            return True
+        if message is None or isinstance(message, Shutdown):
+            return False
+        self._take(message)
+        return True
+
+    def _take(self, message: SupervisorMessage) -> None:
+        match message:
+            case StatusUpdate(status=status):
+                self.spool.put("status.json", status.model_dump_json().encode())
+            case EvidenceReply(evidence=str(evidence)):
+                self.spool.put("evidence.json", evidence.encode())
+            case OpenUpload(accept=accept):
+                self._open(accept)
+            case PrivateEvent(sealed=sealed):
+                self._add_event(sealed)
+            case ResultReady(size=size, sha256=digest):
+                self._has_result = True
+                self.spool.put("result.json", SpoolResult(size=size, sha256=digest).model_dump_json().encode())
+            case DeletionReady(envelope=envelope):
+                self.spool.put(DELETION_NAME, envelope.encode())
+
+    def _open(self, accept: bool) -> None:
+        if accept and self._delivered:  # an opening failed: only another dataset can help
+            self.spool.file(DATASET_NAME).unlink(missing_ok=True)
+            self._delivered = False
+        self._accepting = accept
+
+    def _look_for_nonce(self) -> None:
+        nonce = (self.spool.read("nonce", 128) or b"").decode("ascii", "replace").strip()
+        if nonce != self._nonce and re.fullmatch("[0-9a-f]{64}", nonce):
+            self._nonce = nonce
+            self._asked += 1
+            self.channel.send(EvidenceRequest(id=self._asked, nonce=nonce))
+
+    def _look_for_dataset(self) -> None:
+        if not self._accepting:
+            return
+        path = self.spool.file(DATASET_NAME)
+        try:
+            found = path.lstat()
+        except OSError:
+            return
+        if not stat.S_ISREG(found.st_mode) or found.st_size > self.max_upload_bytes:
+            path.unlink()  # not a dataset that was ever acceptable; exchange.json told so
+            return
+        self._accepting = False
+        self._delivered = True
+        self.channel.send(UploadReady(size=found.st_size))
+
+    def _look_for_ack(self) -> None:
+        if self._has_result and not self._acknowledged and self.spool.read("ack", 128) is not None:
+            self._acknowledged = True
+            self.channel.send(Acknowledged())
+
+    def _add_event(self, sealed: str) -> None:
+        self._events += 1
+        line = SpoolEvent(id=self._events, sealed=sealed).model_dump_json().encode() + b"\n"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(self.spool.file(EVENTS_NAME), flags, 0o600)
+        try:
+            if os.fstat(descriptor).st_size + len(line) <= MAX_EVENTS_BYTES:
+                os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+
+
+def serve_files(control: socket.socket, spool: Path, max_upload_bytes: int, walls: Mapping[Wall, bool]) -> None:
+    """Serve until the supervisor says `Shutdown` or is gone; see `SpoolFront.run` for what it raises."""
+    SpoolFront(SpoolDirectory(spool), front_channel(control), max_upload_bytes, walls).run()

@@ -1,0 +1,1 @@
+"""What the supervisor and its child processes say to each other: typed messages with a size cap, one a line."""

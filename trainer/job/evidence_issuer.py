@@ -1,0 +1,90 @@
+"""What the job proves about itself before it is given a dataset: claims for a nonce, and the evidence for them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from trainer import __version__
+from trainer.attestation.claims.binding import gpu_evidence_sha256
+from trainer.attestation.evidence import DatasetClaims, Evidence, GpuEvidence
+from trainer.job.job_keys import JobKeys
+from trainer.sandbox.confine import Walls
+from trainer.spec import JobSpec
+from trainer.tee.gpu_reports import collect_gpu_evidence
+from trainer.tee.quoted_evidence import collect
+
+if TYPE_CHECKING:
+    from trainer.tee.guest_agent import GuestAgent
+
+_REPORTED_SOFTWARE: Final = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "unsloth",
+    "opacus",
+    "cryptography",
+)
+
+
+@dataclass(frozen=True)
+class Witness:
+    """Who answers for the job.
+
+    Args:
+        agent: the guest agent, which quotes.
+        spec: the job spec.
+        keys: the job's.
+        walls: what its processes measured about themselves.
+        tls_spki_sha256: digest of the front's TLS key; None where files are exchanged.
+    """
+
+    agent: GuestAgent
+    spec: JobSpec
+    keys: JobKeys
+    walls: Walls
+    tls_spki_sha256: str | None
+
+    def evidence(self, nonce: str) -> Evidence:
+        """Fresh evidence with claims for `nonce` (64 hex digits).
+
+        Raises:
+            UnavailableError: the guest agent or the GPU's driver does not answer.
+        """
+        gpu = collect_gpu_evidence(self.agent, nonce)
+        claims = self._claims(nonce, gpu)
+        return collect(self.agent, claims, gpu=gpu, key_chain=self.keys.key_chain(claims))
+
+    def _claims(self, nonce: str, gpu: GpuEvidence) -> DatasetClaims:
+        now = int(time.time())
+        return DatasetClaims(
+            version=1,
+            purpose="dataset",
+            nonce=nonce,
+            job_spec_sha256=self.spec.sha256(),
+            recipients=self.keys.recipients,
+            receipt_key=self.keys.receipt_public_key,
+            tls_spki_sha256=self.tls_spki_sha256,
+            gpu_evidence_sha256=gpu_evidence_sha256(gpu),
+            sandbox={wall.value: stands for wall, stands in sorted(self.walls.items())},
+            software=dict(software_versions()),
+            issued_at=now,
+            expires_at=now + self.spec.tee.evidence_lifetime_seconds,
+        )
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of this package and of the libraries that shape the result, as installed."""
+    versions = {"confidential-trainer": __version__}
+    for name in _REPORTED_SOFTWARE:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if version:  # None, whatever its type says, where Landlock keeps the package's metadata from us
+            versions[name] = version
+    return versions

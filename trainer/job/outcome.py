@@ -1,0 +1,184 @@
+"""From the worker's output to a sealed result: digests, statement, signature, a quote over it, age."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pydantic import JsonValue
+
+from trainer.attestation.evidence import ReceiptClaims
+from trainer.encoding import canonical_json, file_sha256, sha256_hex
+from trainer.errors import DataError, ErrorCode, JobError, TrainerError
+from trainer.job.job_keys import JobKeys
+from trainer.job.workspace import Workspace
+from trainer.receipt.dsse import sign_envelope
+from trainer.receipt.statement import Outcome, Run, make_statement
+from trainer.sealing.bundle import OpenedBundle
+from trainer.sealing.sealed_result import seal_result
+from trainer.spec import JobSpec
+from trainer.tee.quoted_evidence import collect
+
+if TYPE_CHECKING:
+    from trainer.tee.guest_agent import GuestAgent
+
+HANDED_OVER: Final[Mapping[ErrorCode, str]] = {
+    ErrorCode.TRAINING_DIVERGED: "adapter",  # the last one that was sound
+    ErrorCode.RELEASE_WITHHELD: "report",  # what the weights memorised, and never the weights
+}
+"""What goes along with a failure beside its report; of any other failure nothing does."""
+
+
+@dataclass(frozen=True)
+class Signer:
+    """Who signs: the job's keys, the guest agent that quotes, and what the statement says of the software."""
+
+    agent: GuestAgent
+    keys: JobKeys
+    spec: JobSpec
+    compose_sha256: str
+    software: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the job ended. `started_at` and `finished_at` are Unix seconds; `failure` is None on success.
+
+    `checkpoint` is the step of the newest sealed checkpoint, where there is one.
+    """
+
+    started_at: int
+    finished_at: int
+    metrics: Mapping[str, JsonValue]
+    failure: TrainerError | None
+    checkpoint: int | None = None
+
+
+def seal_ending(signer: Signer, bundle: OpenedBundle, ending: Ending, workspace: Workspace, target: Path) -> int:
+    """Write the sealed result (or failure report) to `target`; returns its size in bytes.
+
+    Raises:
+        SealingError: a recipient of the grant cannot be sealed to.
+        UnavailableError: the guest agent gives no quote.
+    """
+    tree = _gather(ending, workspace, include_logs=signer.spec.output.include_logs)
+    if ending.failure is None:
+        _add_provenance(tree / "adapter" / "README.md", signer, bundle)
+    statement = make_statement(_run(signer, bundle, ending, tree))
+    claims = ReceiptClaims(
+        version=1,
+        purpose="receipt",
+        job_spec_sha256=signer.spec.sha256(),
+        statement_sha256=sha256_hex(statement),
+        issued_at=ending.finished_at,
+    )
+    (tree / "receipt.json").write_bytes(sign_envelope(statement, signer.keys.receipt))
+    evidence = collect(signer.agent, claims, key_chain=signer.keys.proofs)
+    (tree / "evidence.json").write_bytes(evidence.canonical())
+    return seal_result(tree, target, bundle.grant.result_recipients())
+
+
+def _gather(ending: Ending, workspace: Workspace, *, include_logs: bool) -> Path:
+    """The tree to seal: adapter/ and report/ on success, report/failure.json otherwise, and logs/.
+
+    What `HANDED_OVER` names goes along with a failure.
+    """
+    tree = workspace.root / "result"
+    tree.mkdir(mode=0o700)
+    if ending.failure is None:
+        for name in ("adapter", "merged", "report"):
+            if (workspace.output / name).is_dir():
+                (workspace.output / name).rename(tree / name)
+    else:
+        along = HANDED_OVER.get(ending.failure.code)
+        if along is not None and (workspace.output / along).is_dir():
+            (workspace.output / along).rename(tree / along)
+        report = {**failure_report(ending.failure), "checkpoint_step": ending.checkpoint}
+        (tree / "report").mkdir(mode=0o700, exist_ok=True)
+        (tree / "report" / "failure.json").write_bytes(canonical_json(report))
+    if include_logs or ending.failure is not None:
+        (tree / "logs").mkdir(mode=0o700)
+        for log in (workspace.private_log, workspace.front_log):
+            if log.exists():
+                shutil.copyfile(log, tree / "logs" / log.name)
+    return tree
+
+
+def _add_provenance(card: Path, signer: Signer, bundle: OpenedBundle) -> None:
+    """Tell the reader of the model card what vouches for it.
+
+    The receipt's own digest cannot stand in a file that the receipt lists; its key's can.
+    """
+    key = sha256_hex(bytes.fromhex(signer.keys.receipt_public_key))
+    with card.open("a", encoding="utf-8") as file:
+        file.write(
+            _PROVENANCE.format(
+                dataset=bundle.manifest.sha256(), compose=signer.compose_sha256, spec=signer.spec.sha256(), key=key
+            )
+        )
+
+
+_PROVENANCE: Final = """
+## Provenance
+
+| | SHA-256 |
+|---|---|
+| job spec | `{spec}` |
+| dataset manifest | `{dataset}` |
+| app-compose.json | `{compose}` |
+| key that signed the receipt | `{key}` |
+
+`receipt.json` beside this folder lists the digest of every file here, signed inside the confidential VM, and
+`evidence.json` is the hardware's word for that signature. `trainer open` checks both.
+"""
+
+
+def failure_report(error: TrainerError) -> dict[str, JsonValue]:
+    """What the provider, and nobody else, is told of a failure."""
+    report: dict[str, JsonValue] = {
+        "code": error.code.value,
+        "message": error.message,
+        "expected": None if error.expected is None else str(error.expected),
+        "found": None if error.found is None else str(error.found),
+        "hint": error.hint,
+    }
+    if isinstance(error, DataError):
+        report |= {"file": error.file, "row": error.row, "field": error.field, "reason": error.reason}
+    return report
+
+
+def tree_digests(tree: Path) -> dict[str, str]:
+    """SHA-256 of every file below `tree`, by its relative POSIX name.
+
+    Raises:
+        JobError: something there is neither a file nor a directory; a link could lead out of the tree.
+    """
+    digests: dict[str, str] = {}
+    for path in sorted(tree.rglob("*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode):
+            digests[path.relative_to(tree).as_posix()] = file_sha256(path)
+        elif not stat.S_ISDIR(mode):
+            raise JobError(ErrorCode.JOB_FAILED, "the worker left what is neither a file nor a directory")
+    return digests
+
+
+def _run(signer: Signer, bundle: OpenedBundle, ending: Ending, tree: Path) -> Run:
+    return Run(
+        spec=signer.spec,
+        files=tree_digests(tree),
+        dataset_files={name: file.sha256 for name, file in bundle.manifest.files.items()},
+        dataset_manifest_sha256=bundle.manifest.sha256(),
+        recipients=bundle.grant.recipients,
+        compose_sha256=signer.compose_sha256,
+        software=signer.software,
+        started_at=ending.started_at,
+        finished_at=ending.finished_at,
+        outcome=Outcome.SUCCEEDED if ending.failure is None else Outcome.FAILED,
+        metrics=ending.metrics,
+        error=None if ending.failure is None else ending.failure.code,
+    )

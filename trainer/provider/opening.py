@@ -1,0 +1,180 @@
+"""Opening a result: decrypt aside, check the receipt against the attested job, and only then put it into place."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from trainer.attestation.checks import Check, CheckState
+from trainer.attestation.evidence import parse_evidence
+from trainer.attestation.result.record import Record
+from trainer.attestation.verifier import appraise_receipt
+from trainer.encoding import file_sha256, parse_json
+from trainer.errors import DataError, ErrorCode, JobError, UsageError, VerificationError
+from trainer.provider import GrantRecord
+from trainer.receipt.dsse import MAX_ENVELOPE_BYTES, verify_envelope
+from trainer.receipt.receipt_appraisal import Expected, appraise_statement
+from trainer.receipt.statement import UNSIGNED_FILES, Outcome, Statement, parse_statement
+from trainer.sealing.age import Identity
+from trainer.sealing.archive import ArchiveLimits
+from trainer.sealing.sealed_result import open_result
+
+MAX_REPORT_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class OpenedResult:
+    """A result that checked out, and where it lies now."""
+
+    folder: Path
+    statement: Statement
+    checks: tuple[Check, ...]
+
+    @property
+    def adapter(self) -> Path:
+        """The LoRA adapter, as PEFT lays it out."""
+        return self.folder / "adapter"
+
+    @property
+    def failure(self) -> JobError | None:
+        """Why the job failed, as its sealed report says; None when it succeeded."""
+        if self.statement.outcome is Outcome.SUCCEEDED:
+            return None
+        return _read_failure(self.folder / "report" / "failure.json")
+
+
+def open_sealed_result(
+    source: Path, identities: Sequence[Identity], target: Path, *, record: Record, grant: GrantRecord | None
+) -> OpenedResult:
+    """Open `source` into the new directory `target`.
+
+    Nothing appears at `target` unless every check holds. A failure report is opened the same way: ask the answer
+    for its `failure`.
+
+    Args:
+        source: the sealed result.
+        identities: the provider's.
+        target: must not exist.
+        record: the appraisal that the dataset was sealed on; its lifetime is not asked for again.
+        grant: what `seal` kept; without it the dataset's digest is not demanded.
+
+    Raises:
+        UsageError: `target` exists.
+        SealingError: wrong identity, truncated, tampered.
+        VerificationError: `receipt-invalid` or `receipt-mismatch`.
+    """
+    if target.exists():
+        raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{target} exists", hint="choose a new directory")
+    record.result.require_pass(record.result.appraised_at)
+    with _beside(target) as folder:
+        open_result(source, identities, folder, limits=ArchiveLimits())
+        statement, checks = check_result(folder, identities, record=record, grant=grant)
+        folder.rename(target)
+    return OpenedResult(target, statement, checks)
+
+
+def check_result(
+    folder: Path, identities: Sequence[Identity], *, record: Record, grant: GrantRecord | None
+) -> tuple[Statement, tuple[Check, ...]]:
+    """Check an opened result against its receipt.
+
+    Raises:
+        VerificationError: the receipt is missing or not signed by the attested key, or a check does not hold.
+    """
+    payload = verify_envelope(_read(folder, "receipt.json", MAX_ENVELOPE_BYTES), record.result.receipt_key)
+    statement = parse_statement(payload)
+    signature = Check(
+        1, "receipt-signature", "signed by the attested receipt key", CheckState.AFFIRMED, None, None, None
+    )
+    content = appraise_statement(statement, _expected(folder, identities, record, grant), first=2)
+    evidence = parse_evidence(_read(folder, "evidence.json", MAX_ENVELOPE_BYTES))
+    quoted = appraise_receipt(
+        evidence,
+        statement=payload,
+        earlier=record.result,
+        collateral=record.collateral,
+        policy=record.policy,
+        now=record.result.appraised_at,
+    )
+    checks = (signature, *content, *quoted)
+    _require(checks)
+    return statement, checks
+
+
+def _require(checks: Sequence[Check]) -> None:
+    for check in checks:
+        if check.state in {CheckState.CONTRAINDICATED, CheckState.NOT_REACHED}:
+            raise VerificationError(
+                ErrorCode.RECEIPT_MISMATCH,
+                f"the result fails check {check.code} ({check.title})",
+                expected=check.expected,
+                found=check.found,
+                hint="nothing was written; do not use this result",
+            )
+
+
+def _expected(folder: Path, identities: Sequence[Identity], record: Record, grant: GrantRecord | None) -> Expected:
+    ours = frozenset(str(identity.recipient()) for identity in identities)
+    return Expected(
+        job_spec_sha256=record.result.job_spec_sha256,
+        compose_sha256=record.evidence.compose_hash.removeprefix("sha256:"),
+        files=_digests(folder),
+        recipients=frozenset(grant.grant.recipients) if grant else ours,
+        exact=grant is not None,
+        manifest_sha256=grant.manifest_sha256 if grant else None,
+        max_epsilon=grant.grant.require.privacy.max_epsilon if grant and grant.grant.require else None,
+        max_delta=grant.grant.require.privacy.max_delta if grant and grant.grant.require else None,
+    )
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    named = ((path.relative_to(folder).as_posix(), path) for path in files)
+    return {name: file_sha256(path) for name, path in named if name not in UNSIGNED_FILES}
+
+
+def _read(folder: Path, name: str, limit: int) -> bytes:
+    path = folder / name
+    if not path.is_file() or path.stat().st_size > limit:
+        raise VerificationError(
+            ErrorCode.RECEIPT_INVALID,
+            f"the result's {name}",
+            expected=f"at most {limit} bytes",
+            found="missing or larger",
+        )
+    return path.read_bytes()
+
+
+def _read_failure(path: Path) -> JobError:
+    report = parse_json(path.read_bytes()[:MAX_REPORT_BYTES])
+    fields = {key: value for key, value in report.items() if value is not None} if isinstance(report, dict) else {}
+    code = ErrorCode(fields.pop("code", ErrorCode.JOB_FAILED.value))
+    message = str(fields.pop("message", "the job failed"))
+    texts = {key: str(fields[key]) for key in ("expected", "found", "hint") if key in fields}
+    if "reason" not in fields:
+        return JobError(code, message, **texts)
+    row = fields.get("row")
+    return DataError(
+        code,
+        str(fields["reason"]),
+        file=str(fields["file"]) if "file" in fields else None,
+        row=row if isinstance(row, int) else None,
+        field=str(fields["field"]) if "field" in fields else None,
+        **texts,
+    )
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A private directory on the same file system as `target`; gone afterwards unless it was moved."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,197 @@
+"""Putting the walls up around this process, in the one order that works, and measuring them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from trainer.sandbox import landlock, loopback, privileges, probes, seccomp
+from trainer.sandbox.filters import Filter
+from trainer.sandbox.plan import Account, Plan, Role, is_readable, rules, software_paths
+from trainer.sandbox.properties import Wall
+from trainer.sandbox.syscalls import is_single_threaded
+
+Walls = Mapping[Wall, bool]
+
+_SUPERVISOR_KEEPS: Final = (privileges.CAP_DAC_OVERRIDE, privileges.CAP_KILL)
+"""To end children that are other users, and to read and remove what they wrote."""
+
+_SERVING: Final = frozenset({"bind", "connect"})
+_TALKING: Final = _SERVING | {"listen", "accept", "accept4"}
+_ANYWHERE: Final = (Path("/"), Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))  # noqa: S108 -- not to be written
+_MEASURED_FOR: Final = frozenset({Role.SUPERVISOR, Role.FRONT, Role.WORKER})
+
+
+def own_loopback() -> None:
+    """Go into a network of one's own, for this process and those it makes from now on: `lo`, and nothing else.
+
+    Raises:
+        OSError: it cannot be had.
+    """
+    if not privileges.leave_network():
+        raise OSError(1, "the network namespace is not this process's own")
+    loopback.bring_up()
+
+
+def confine(plan: Plan, *, in_own_network: bool = False) -> Walls:
+    """Confine this process for good; returns which walls stand, each measured from inside.
+
+    What the kernel does not offer is left out and measured as absent. A thread that was made before would stay
+    outside the walls: so there must be none.
+
+    Args:
+        plan: to what.
+        in_own_network: whether `own_loopback` has been called, by this process or by the one that made it.
+
+    Raises:
+        RuntimeError: this process has more than one thread.
+        OSError: the plan names an account that cannot be had, or a network of its own that cannot be made.
+    """
+    if not is_single_threaded():
+        raise RuntimeError("a process is confined before it makes threads")
+    privileges.keep_to_itself()
+    os.umask(plan.umask)
+    memory_locked = plan.role in {Role.SUPERVISOR, Role.FRONT} and privileges.lock_memory()
+    own_network = in_own_network or _leave_network(plan)
+    _give_up_privileges(plan)
+    privileges.refuse_new_privileges()
+    privileges.keep_to_itself()  # a change of user resets what is dumpable
+    os.umask(plan.umask)
+    if plan.role is not Role.SUPERVISOR:
+        privileges.end_with_parent()
+    landlock.restrict(
+        rules(plan), signals=plan.role is Role.SUPERVISOR, ports=plan.role is Role.FETCH or plan.loopback
+    )
+    _filter(plan)
+    return _measure(plan, memory_locked=memory_locked, own_network=own_network)
+
+
+def _leave_network(plan: Plan) -> bool:
+    if plan.role not in {Role.SUPERVISOR, Role.WORKER}:
+        return False
+    if plan.loopback:
+        own_loopback()  # fails, and ends the process, where the network cannot be its own
+        return True
+    return privileges.leave_network()
+
+
+def _give_up_privileges(plan: Plan) -> None:
+    kept = _kept(plan)
+    privileges.empty_bounding_set(kept)
+    if plan.account is not None:
+        privileges.become(plan.account.uid, plan.account.gid)
+    privileges.drop_capabilities(kept)
+
+
+def _kept(plan: Plan) -> frozenset[int]:
+    kept = frozenset(_SUPERVISOR_KEEPS if plan.role is Role.SUPERVISOR else ())
+    if plan.account is None and (plan.role is Role.FETCH or not _can_read_software()):
+        kept |= {privileges.CAP_DAC_READ_SEARCH}
+    return kept
+
+
+def _can_read_software() -> bool:
+    """Root without capabilities may be shut out of the very files it runs: a checkout in somebody's home."""
+    account = Account(uid=os.geteuid(), gid=os.getegid())
+    return all(is_readable(path, account) for path in software_paths() if path.exists())
+
+
+def _filter(plan: Plan) -> None:
+    try:
+        seccomp.install(_filter_for(plan))
+    except OSError:
+        return  # measured as absent
+
+
+def _filter_for(plan: Plan) -> Filter:
+    own_pid = None if plan.programs else os.getpid()
+    match plan.role:
+        case Role.SUPERVISOR:
+            return Filter(refused=_TALKING - {"connect"}, families=frozenset({probes.UNIX}))
+        case Role.FRONT:
+            return Filter(refused=_SERVING, own_pid=own_pid)
+        case Role.FETCH:
+            return Filter(
+                refused=_TALKING - {"connect", "bind"},
+                families=frozenset({probes.INET, probes.INET6}),
+                own_pid=own_pid,
+            )
+        case Role.WORKER if plan.loopback:
+            # gloo and NCCL ask which interfaces there are; a GPU's driver listens on a unix socket (see below)
+            unix = {probes.UNIX} if plan.gpu else set()
+            return Filter(
+                families=frozenset({probes.INET, probes.INET6} | unix),
+                unix_kind=probes.PACKETS,
+                interfaces=True,
+                programs=plan.programs,
+                own_pid=own_pid,
+            )
+        case Role.WORKER if plan.gpu:
+            # libcuda binds and listens on an abstract socket, or does not start; nobody is ever let in by it
+            return Filter(
+                refused=_TALKING - {"bind", "listen"},
+                families=frozenset({probes.UNIX}),
+                unix_kind=probes.PACKETS,
+                programs=plan.programs,
+                own_pid=own_pid,
+            )
+        case Role.WORKER:
+            return Filter(refused=_TALKING, programs=plan.programs, own_pid=own_pid)
+
+
+def _measure(plan: Plan, *, memory_locked: bool, own_network: bool) -> Walls:
+    if plan.role not in _MEASURED_FOR:
+        return {}
+    parent = os.getppid()
+    common = {
+        "no_programs": probes.no_programs(),
+        "no_tracing": probes.no_tracing(parent),
+        "no_kernel_doors": probes.no_kernel_doors(),
+        "no_privileges": _has_no_privileges(plan),
+        "not_dumpable": not privileges.is_dumpable(),
+        "files_confined": probes.cannot_open(plan.forbidden) and probes.cannot_write_into(_elsewhere(plan)),
+    }
+    match plan.role:
+        case Role.SUPERVISOR:
+            special = {
+                "no_network": probes.no_sockets(probes.OUTSIDE),
+                "own_network": own_network,
+                "memory_locked": memory_locked,
+            }
+        case Role.FRONT:
+            special = {
+                "no_outgoing": probes.no_sockets((*probes.OUTSIDE, probes.UNIX)),
+                "no_signals": probes.no_signals(parent),
+                "memory_locked": memory_locked,
+            }
+        case _:
+            special = {
+                "no_network": _is_worker_apart(plan, own_network=own_network),
+                "no_signals": probes.no_signals(parent),
+                "own_network": own_network,
+            }
+    return {Wall(f"{plan.role.value}_{name}"): held for name, held in (common | special).items()}
+
+
+def _is_worker_apart(plan: Plan, *, own_network: bool) -> bool:
+    if plan.loopback:
+        others = set(probes.OUTSIDE) - {probes.INET, probes.INET6, probes.NETLINK}
+        return (
+            own_network
+            and loopback.is_alone()
+            and probes.leads_nowhere()
+            and probes.no_sockets({*others, probes.UNIX})
+            and probes.no_sockets({probes.NETLINK}, protocol=probes.NETLINK_AUDIT)
+        )
+    return probes.no_sockets((*probes.OUTSIDE, probes.UNIX)) and probes.no_connections()
+
+
+def _has_no_privileges(plan: Plan) -> bool:
+    allowed = frozenset(_SUPERVISOR_KEEPS) if plan.role is Role.SUPERVISOR else frozenset()
+    return privileges.permitted() <= allowed and not privileges.may_gain_privileges() and probes.no_root()
+
+
+def _elsewhere(plan: Plan) -> list[Path]:
+    return [path for path in _ANYWHERE if path.is_dir() and path not in plan.writable]

@@ -1,0 +1,195 @@
+"""seccomp filters as classic BPF programs. Pure: what to refuse in, bytes of the program out.
+
+A filter lets everything pass that it does not name, except calls newer than those that were looked at: a training
+stack with a GPU driver uses too many calls, and others in each release, for a list of what may pass. What is named
+is what reaches beyond the process. Instructions and `struct seccomp_data`:
+Documentation/userspace-api/seccomp_filter.rst and linux/filter.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from trainer.sandbox.syscalls import LAST_KNOWN, NUMBERS
+
+AUDIT_ARCH_X86_64: Final = 0xC000003E
+
+_LOAD, _EQUAL, _GREATER, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x54, 0x06
+_NUMBER, _ARCH, _FIRST, _SECOND, _THIRD = 0, 4, 16, 24, 32
+"""Offsets into seccomp_data; of the 64-bit arguments the lower half, which is all that these calls look at."""
+
+_ALLOW: Final = 0x7FFF0000
+_KILL_PROCESS: Final = 0x80000000
+_ERRNO: Final = 0x00050000
+
+_UNIX, _NETLINK = 1, 16
+_NETLINK_ROUTE: Final = 0
+_KIND: Final = 0xF
+"""The bits of socket()'s second argument that hold the type; the others are flags."""
+
+_CLONE_THREAD: Final = 0x00010000
+_CLONE_NAMESPACES: Final = 0x7E020000
+"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET (linux/sched.h)."""
+
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_PTRACER: Final = 0x59616D61
+_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+
+TRACING: Final = frozenset(
+    {"ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "kcmp", "pidfd_getfd"}
+)
+"""Looking into other processes."""
+
+KERNEL_DOORS: Final = frozenset(
+    {
+        # file systems and roots
+        "mount", "umount2", "move_mount", "fsopen", "fsconfig", "fsmount", "fspick", "open_tree",
+        "open_tree_attr", "mount_setattr", "statmount", "listmount", "pivot_root", "chroot", "mknod", "mknodat",
+        "name_to_handle_at", "open_by_handle_at", "quotactl", "quotactl_fd", "fanotify_init", "swapon",
+        "swapoff", "acct", "nfsservctl",
+        # namespaces
+        "unshare", "setns",
+        # code and hooks in the kernel
+        "init_module", "finit_module", "delete_module", "create_module", "kexec_load", "kexec_file_load", "bpf",
+        "perf_event_open", "lookup_dcookie",
+        # large or little used interfaces with a history
+        "io_uring_setup", "io_uring_enter", "io_uring_register", "userfaultfd", "keyctl", "add_key",
+        "request_key", "modify_ldt", "uselib", "personality", "vhangup",
+        # the machine
+        "reboot", "syslog", "iopl", "ioperm", "settimeofday", "clock_settime", "clock_adjtime", "adjtimex",
+        "sethostname", "setdomainname",
+    }
+)  # fmt: skip
+"""What a job has no business with, whoever it runs as."""
+
+OTHER_USERS: Final = frozenset(
+    {
+        "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid", "setfsgid", "setgroups",
+        "capset",
+    }
+)  # fmt: skip
+
+PROGRAMS: Final = frozenset({"execve", "execveat", "fork", "vfork"})
+"""Running something else; `clone` is looked at closer, since threads are made with it."""
+
+SIGNALS: Final = frozenset({"kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"})
+"""Their first argument is a process."""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What a process is refused, beside what every process is.
+
+    Args:
+        refused: further system calls, by name.
+        families: address families that socket() may be asked for.
+        unix_kind: the only type of unix socket that may be had; None allows all, if the family is.
+        interfaces: whether the kernel may be asked, over a netlink socket, which interfaces there are.
+        programs: whether processes may be made and programs run.
+        own_pid: if given, the only process that may be signalled.
+    """
+
+    refused: frozenset[str] = frozenset()
+    families: frozenset[int] = frozenset()
+    unix_kind: int | None = None
+    interfaces: bool = False
+    programs: bool = False
+    own_pid: int | None = None
+
+
+def program(wanted: Filter) -> bytes:
+    """The BPF program: `struct sock_filter` after `struct sock_filter`."""
+    always = TRACING | KERNEL_DOORS | OTHER_USERS | frozenset({"pidfd_send_signal"})
+    refused = always | wanted.refused | (frozenset() if wanted.programs else PROGRAMS)
+    code = [*_only_this_architecture(), *_refuse([NUMBERS[name] for name in refused])]
+    code += _answer(NUMBERS["clone3"], errno.ENOSYS)  # its flags are out of sight; libc falls back to clone
+    code += _clone(programs=wanted.programs)
+    code += _prctl_and_ioctl()
+    code += _sockets(wanted)
+    if wanted.own_pid is not None:
+        code += _answer(NUMBERS["tkill"], errno.EPERM)
+        for name in sorted(SIGNALS):
+            code += _only_first_argument(NUMBERS[name], {wanted.own_pid})
+    return b"".join([*code, _do(_RETURN, _ALLOW)])
+
+
+def _do(operation: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("=HBBI", operation, if_true, if_false, value)
+
+
+def _only_this_architecture() -> list[bytes]:
+    """Other entries into the kernel (32-bit, x32) have other numbers."""
+    return [
+        _do(_LOAD, _ARCH),
+        _do(_EQUAL, AUDIT_ARCH_X86_64, if_true=1),
+        _do(_RETURN, _KILL_PROCESS),
+        _do(_LOAD, _NUMBER),
+        _do(_GREATER, LAST_KNOWN, if_false=1),
+        _do(_RETURN, _ERRNO | errno.ENOSYS),
+    ]
+
+
+def _answer(number: int, error: int) -> list[bytes]:
+    return [_do(_EQUAL, number, if_false=1), _do(_RETURN, _ERRNO | error)]
+
+
+def _refuse(numbers: Iterable[int]) -> list[bytes]:
+    return [line for number in sorted(numbers) for line in _answer(number, errno.EPERM)]
+
+
+def _only_first_argument(number: int, values: Iterable[int]) -> list[bytes]:
+    """Of one call, let pass those whose first argument is one of `values`."""
+    accept = [line for value in sorted(values) for line in _accept(value)]
+    block = [_do(_LOAD, _FIRST), *accept, _do(_RETURN, _ERRNO | errno.EPERM)]
+    return [_do(_EQUAL, number, if_false=len(block)), *block]
+
+
+def _accept(value: int) -> list[bytes]:
+    return [_do(_EQUAL, value, if_false=1), _do(_RETURN, _ALLOW)]
+
+
+def _sockets(wanted: Filter) -> list[bytes]:
+    """Of socket(), let pass some families, and of unix and netlink sockets perhaps one type or protocol."""
+    whole = set(wanted.families) - ({_UNIX} if wanted.unix_kind is not None else set())
+    block = [_do(_LOAD, _FIRST), *(line for family in sorted(whole) for line in _accept(family))]
+    if wanted.unix_kind is not None and _UNIX in wanted.families:
+        block += _only_with(_UNIX, [_do(_LOAD, _SECOND), _do(_AND, _KIND), *_accept(wanted.unix_kind)])
+    if wanted.interfaces:
+        block += _only_with(_NETLINK, [_do(_LOAD, _THIRD), *_accept(_NETLINK_ROUTE)])
+    block.append(_do(_RETURN, _ERRNO | errno.EPERM))
+    return [_do(_EQUAL, NUMBERS["socket"], if_false=len(block)), *block]
+
+
+def _only_with(family: int, looked_at: list[bytes]) -> list[bytes]:
+    """Of one family, let pass what `looked_at` accepts."""
+    block = [*looked_at, _do(_RETURN, _ERRNO | errno.EPERM)]
+    return [_do(_EQUAL, family, if_false=len(block)), *block]
+
+
+def _clone(*, programs: bool) -> list[bytes]:
+    """Threads may be made; processes only where programs may be run; namespaces never."""
+    block = [
+        _do(_LOAD, _FIRST),
+        _do(_ANY_BIT, _CLONE_NAMESPACES, if_false=1),
+        _do(_RETURN, _ERRNO | errno.EPERM),
+        _do(_ANY_BIT, 0xFFFFFFFF if programs else _CLONE_THREAD, if_false=1),
+        _do(_RETURN, _ALLOW),
+        _do(_RETURN, _ERRNO | errno.EPERM),
+    ]
+    return [_do(_EQUAL, NUMBERS["clone"], if_false=len(block)), *block]
+
+
+def _prctl_and_ioctl() -> list[bytes]:
+    """A process may not open itself to tracers again, nor type into a terminal."""
+    code: list[bytes] = []
+    for name, offset, values in (
+        ("prctl", _FIRST, (_PR_SET_DUMPABLE, _PR_SET_PTRACER)),
+        ("ioctl", _SECOND, (_TIOCSTI, _TIOCLINUX)),
+    ):
+        block = [_do(_LOAD, offset), *_refuse(values), _do(_RETURN, _ALLOW)]
+        code += [_do(_EQUAL, NUMBERS[name], if_false=len(block)), *block]
+    return code

@@ -1,0 +1,45 @@
+"""A network of one's own with nothing in it but the loopback interface (netdevice(7))."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+from typing import Final
+
+from trainer.sandbox.syscalls import syscall
+
+_SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
+_IFF_UP: Final = 1
+_REQUEST: Final = "16sh14x"
+"""`struct ifreq`: the interface's name, its flags."""
+_INET, _DATAGRAM = 2, 2
+
+
+def interfaces() -> list[str]:
+    """Names of the interfaces in this process's network namespace, from /proc/self/net/dev."""
+    lines = Path("/proc/self/net/dev").read_text(encoding="ascii").splitlines()[2:]
+    return [line.partition(":")[0].strip() for line in lines]
+
+
+def is_alone() -> bool:
+    """Whether this process's network namespace holds `lo` and no other interface."""
+    return interfaces() == ["lo"]
+
+
+def bring_up() -> None:
+    """Bring `lo` up.
+
+    Raises:
+        OSError: there are other interfaces, so that the network is not one's own; or it is not permitted.
+    """
+    if not is_alone():
+        raise OSError(1, "the network namespace is not this process's own")
+    descriptor = syscall("socket", _INET, _DATAGRAM, 0)
+    try:
+        asked = fcntl.ioctl(descriptor, _SIOCGIFFLAGS, struct.pack(_REQUEST, b"lo", 0))
+        flags = struct.unpack(_REQUEST, asked)[1]
+        fcntl.ioctl(descriptor, _SIOCSIFFLAGS, struct.pack(_REQUEST, b"lo", flags | _IFF_UP))
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,151 @@
+"""Who is to be confined to what: the supervisor writes a plan for each process, itself included."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from trainer.models import Strict
+from trainer.sandbox import landlock
+from trainer.sandbox.landlock import Rule
+
+MAX_PROCESSES: Final = 64
+"""That many worker processes at most: the largest machines have 16 GPUs."""
+
+_Paths = tuple[Path, ...]
+_Id = Annotated[int, Field(ge=0, le=2**32 - 2)]
+
+
+class Role(StrEnum):
+    """The processes of a job. `FETCH` brings the base model in and ends before there is anything to protect."""
+
+    SUPERVISOR = "supervisor"
+    FRONT = "front"
+    WORKER = "worker"
+    FETCH = "fetch"
+
+
+class Account(Strict):
+    """User and group to run as, by number."""
+
+    uid: _Id
+    gid: _Id
+
+
+class Plan(Strict):
+    """What one process may do, and what it is to prove that it cannot.
+
+    Attributes:
+        role: which process.
+        account: whom to become; None stays the user that started it.
+        readable: files and directories of the job that it reads.
+        writable: directories that it writes.
+        removable: directories whose empty subdirectories it may remove.
+        forbidden: paths that it must not be able to open, tried after it was confined.
+        programs: whether it may run programs, for the sake of a compiler.
+        gpu: whether it computes on a GPU, whose driver wants a unix socket to listen on, and to name its threads.
+        processes: how many train together; more than one share a network of their own that holds loopback alone.
+        umask: of the files that it makes.
+    """
+
+    role: Role
+    account: Account | None = None
+    readable: _Paths = ()
+    writable: _Paths = ()
+    removable: _Paths = ()
+    forbidden: _Paths = ()
+    programs: bool = False
+    gpu: bool = False
+    processes: Annotated[int, Field(ge=1, le=MAX_PROCESSES)] = 1
+    umask: Annotated[int, Field(ge=0, le=0o777)] = 0o077
+
+    @property
+    def loopback(self) -> bool:
+        """Whether it may use sockets, in a network of its own."""
+        return self.processes > 1
+
+
+_SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
+_SETTINGS: Final = tuple(
+    f"/etc/{name}"
+    for name in (
+        "alternatives", "crypto-policies", "group", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime",
+        "nsswitch.conf", "os-release", "passwd", "ssl", "timezone",
+    )
+)  # fmt: skip
+_NAME_SERVICE: Final = tuple(
+    f"/etc/{name}" for name in ("gai.conf", "host.conf", "hosts", "resolv.conf", "services", "protocols")
+)
+_KERNEL: Final = tuple(
+    f"/proc/{name}"
+    for name in (
+        "cpuinfo", "devices", "driver", "filesystems", "loadavg", "meminfo", "modules", "self", "stat", "swaps",
+        "sys/kernel", "sys/vm", "uptime", "version",
+    )
+) + tuple(f"/sys/{name}" for name in ("bus", "class", "devices", "fs/cgroup", "kernel/mm", "module"))  # fmt: skip
+_DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+_LIBRARIES: Final = frozenset({"site-packages", "dist-packages"})
+_GPUS: Final = ("/dev/nvidia*", "/dev/nvidia-caps")
+
+
+def rules(plan: Plan) -> Iterator[Rule]:
+    """The plan in Landlock's terms."""
+    software = landlock.RUN if plan.programs else landlock.READ
+    for path in software_paths():
+        yield Rule(path, software)
+    for name in (*_SETTINGS, *_KERNEL, *(_NAME_SERVICE if plan.role is Role.FETCH else ())):
+        yield Rule(Path(name), landlock.READ)
+    for name in (*_DEVICES, *(gpu_devices() if plan.role in {Role.WORKER, Role.SUPERVISOR} else ())):
+        yield Rule(Path(name), landlock.DEVICE)
+    if plan.gpu:
+        yield Rule(Path("/proc/self/task"), landlock.NAME)
+    yield from (Rule(path, landlock.READ) for path in plan.readable)
+    yield from (Rule(path, landlock.WRITE) for path in plan.writable)
+    yield from (Rule(path, landlock.REMOVE) for path in plan.removable)
+
+
+def software_paths() -> list[Path]:
+    """The system's libraries, this Python, and where its packages are; nothing else that imports may come from.
+
+    The import path may hold a working directory or a checkout: what lies there is not software.
+    """
+    python = [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix]
+    packages = [entry for entry in sys.path if Path(entry).name in _LIBRARIES]
+    package = str(Path(__file__).parents[1])
+    return [Path(name) for name in dict.fromkeys([*_SYSTEM, *python, *packages, package])]
+
+
+def is_readable(path: Path, account: Account) -> bool:
+    """Whether a user without capabilities can walk to `path` and read it, by the mode bits on the way."""
+    real = path.resolve()
+    return _may(real, account, 0o4) and may_pass(real.parent, account)
+
+
+def may_pass(folder: Path, account: Account) -> bool:
+    """Whether a user without capabilities can walk through `folder`, an absolute path without links."""
+    return all(_may(passed, account, 0o1) for passed in (folder, *folder.parents))
+
+
+def _may(path: Path, account: Account, bit: int) -> bool:
+    found = path.stat()
+    if found.st_uid == account.uid:
+        bit <<= 6
+    elif found.st_gid == account.gid:
+        bit <<= 3
+    return bool(found.st_mode & bit)
+
+
+def gpus() -> list[str]:
+    """The device of each GPU."""
+    return glob.glob("/dev/nvidia[0-9]*")  # noqa: PTH207 -- from the root
+
+
+def gpu_devices() -> list[str]:
+    """The GPUs' devices: to train on, and (supervisor) to be asked for reports."""
+    return [name for pattern in _GPUS for name in glob.glob(pattern)]  # noqa: PTH207 -- from the root

@@ -1,0 +1,175 @@
+"""Trying, after a process was confined, what it must not be able to do. Nothing here does harm where it succeeds.
+
+Each probe asks with arguments that the kernel refuses as malformed once it has come that far, so that EPERM,
+EACCES and ENOSYS can only be a wall's answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from trainer.sandbox.syscalls import SUPPORTED, syscall
+
+_WALLS: Final = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS})
+
+INET, INET6, UNIX = 2, 10, 1
+NETLINK, _PACKET, _VSOCK, _KERNEL_CRYPTO = 16, 17, 40, 38
+OUTSIDE: Final = (INET, INET6, NETLINK, _PACKET, _VSOCK, _KERNEL_CRYPTO)
+"""Address families that lead out of the process, beside unix sockets."""
+
+_STREAM, _DATAGRAM, _RAW = 1, 2, 3
+PACKETS: Final = 5
+NETLINK_AUDIT: Final = 9
+_NOT_SUPPORTED: Final = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT})
+
+_NO_WAY: Final = frozenset({errno.ENETUNREACH, errno.EADDRNOTAVAIL, *_NOT_SUPPORTED})
+_ADDRESSES: Final = (
+    (INET, struct.pack("=H", INET) + bytes.fromhex("0009 c0000201") + bytes(8)),
+    (INET6, struct.pack("=H", INET6) + bytes.fromhex("0009 00000000 20010db8") + bytes(11) + b"\1" + bytes(4)),
+)
+"""`sockaddr` of port 9 of 192.0.2.1 and of 2001:db8::1, addresses that are nobody's (RFC 5737, RFC 3849)."""
+
+_PTRACE_PEEKDATA: Final = 2
+_SIGCHLD: Final = 17
+_CLONE_SIGHAND: Final = 0x800
+"""Without CLONE_VM the kernel refuses it (EINVAL): clone() with it makes no process."""
+
+
+def is_refused(attempt: Callable[[], object], *, also: Iterable[int] = ()) -> bool:
+    """Whether an attempt ends at a wall; False if it works or fails for another reason."""
+    try:
+        attempt()
+    except OSError as error:
+        return error.errno in _WALLS or error.errno in frozenset(also)
+    return False
+
+
+def all_refused(calls: Iterable[tuple[str, tuple[int | bytes | None, ...]]]) -> bool:
+    """Whether each of these system calls ends at a wall."""
+    return SUPPORTED and all(is_refused(lambda call=call: syscall(call[0], *call[1])) for call in calls)  # type: ignore[misc]
+
+
+def no_sockets(families: Iterable[int], *, protocol: int = 0) -> bool:
+    """Whether no stream, datagram or raw socket of these families can be had; one that the kernel lacks counts."""
+
+    def make(family: int, kind: int) -> None:
+        os.close(syscall("socket", family, kind, protocol))
+
+    return SUPPORTED and all(
+        is_refused(lambda family=family, kind=kind: make(family, kind), also=_NOT_SUPPORTED)  # type: ignore[misc]
+        for family in families
+        for kind in (_STREAM, _DATAGRAM, _RAW)
+    )
+
+
+def leads_nowhere() -> bool:
+    """Whether no address outside can be named: connecting a datagram socket asks for a way and sends nothing."""
+
+    def name(family: int, address: bytes) -> None:
+        descriptor = syscall("socket", family, _DATAGRAM, 0)
+        try:
+            syscall("connect", descriptor, address, len(address))
+        finally:
+            os.close(descriptor)
+
+    return SUPPORTED and all(
+        is_refused(lambda family=family, address=address: name(family, address), also=_NO_WAY)  # type: ignore[misc]
+        for family, address in _ADDRESSES
+    )
+
+
+def no_connections() -> bool:
+    """Whether no socket, however it was come by, can be connected or accept a connection."""
+    return all_refused(
+        [("connect", (-1, None, 0)), ("accept", (-1, None, None)), ("accept4", (-1, None, None, 0))]
+    )
+
+
+def no_programs() -> bool:
+    """Whether no program can be run and no process made."""
+    return all_refused(
+        [
+            ("execve", (None, None, None)),
+            ("execveat", (-1, None, None, None, 0)),
+            ("clone", (_CLONE_SIGHAND | _SIGCHLD, 0, None, None, 0)),
+            ("clone3", (None, 0)),
+        ]
+    )
+
+
+def no_tracing(pid: int) -> bool:
+    """Whether process `pid` cannot be looked into."""
+    calls: list[tuple[str, tuple[int | bytes | None, ...]]] = [
+        ("ptrace", (_PTRACE_PEEKDATA, pid, 0, 0)),
+        ("process_vm_readv", (pid, None, 0, None, 0, 0)),
+        ("process_vm_writev", (pid, None, 0, None, 0, 0)),
+        ("pidfd_getfd", (-1, -1, 0)),
+        ("kcmp", (pid, pid, 0, 0, 0)),
+    ]
+    memory = Path("/proc") / str(pid) / "mem"
+    return all_refused(calls) and is_refused(lambda: _open(memory, os.O_RDONLY))
+
+
+def no_signals(pid: int) -> bool:
+    """Whether process `pid`, a living one, cannot be signalled."""
+    return is_refused(lambda: os.kill(pid, 0))
+
+
+def no_kernel_doors() -> bool:
+    """Whether the rarely used parts of the kernel are shut."""
+    return all_refused(
+        [
+            ("mount", (None, None, None, 0, None)),
+            ("umount2", (None, 0)),
+            ("fsopen", (None, 0)),
+            ("open_tree", (-1, None, 0)),
+            ("chroot", (None,)),
+            ("pivot_root", (None, None)),
+            ("mknodat", (-1, None, 0, 0)),
+            ("name_to_handle_at", (-1, None, None, None, 0)),
+            ("open_by_handle_at", (-1, None, 0)),
+            ("unshare", (0,)),
+            ("setns", (-1, 0)),
+            ("init_module", (None, 0, None)),
+            ("finit_module", (-1, None, 0)),
+            ("bpf", (-1, None, 0)),
+            ("perf_event_open", (None, 0, 0, -1, 0)),
+            ("io_uring_setup", (0, None)),
+            ("userfaultfd", (-1,)),
+            ("keyctl", (-1, 0, 0, 0, 0)),
+            ("add_key", (None, None, None, 0, 0)),
+            ("personality", (0xFFFFFFFF,)),
+        ]
+    )
+
+
+def no_root() -> bool:
+    """Whether this process can become another user again."""
+    return all_refused([("setuid", (0,)), ("setresuid", (0, 0, 0)), ("setgid", (0,)), ("setgroups", (0, None))])
+
+
+def cannot_open(paths: Iterable[Path]) -> bool:
+    """Whether none of these can be opened for reading; what does not exist cannot be tried and counts as open."""
+    return all(is_refused(lambda path=path: _open(path, os.O_RDONLY)) for path in paths)  # type: ignore[misc]
+
+
+def cannot_write_into(folders: Iterable[Path]) -> bool:
+    """Whether a file can be made in none of these directories."""
+    return all(is_refused(lambda folder=folder: _touch(folder), also={errno.EROFS}) for folder in folders)  # type: ignore[misc]
+
+
+def _open(path: Path, flags: int) -> None:
+    os.close(os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK))
+
+
+def _touch(folder: Path) -> None:
+    path = folder / f".trainer-probe-{os.getpid()}"
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    with contextlib.suppress(OSError):
+        path.unlink()

@@ -1,0 +1,275 @@
+"""A simulated confidential VM as a plain object: measurements, event log, keys and quotes, without sockets.
+
+Everything follows from a seed and the app-compose text; nothing is canned. Quotes are signed over the registers
+that the VM's own event log leads to. A VM with faults lies in what it shows. Its root, app-compose text and
+measurements, which a verifier's policy is made from, stay the honest ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from trainer.encoding import canonical_json, parse_json, sha256_hex
+from trainer.errors import ErrorCode, UsageError
+from trainer.simulator.event_log_writer import (
+    SYSTEM_EVENTS,
+    Event,
+    RuntimeEvent,
+)
+from trainer.simulator.fault import Layer, shown
+from trainer.simulator.key_service import Algorithm, DerivedKey, KeyService, key_provider_info
+from trainer.simulator.measurements import (
+    LABEL,
+    Measurements,
+    boot_events,
+    register,
+    simulated_measurements,
+    simulated_mrtd,
+)
+from trainer.simulator.pki import DevelopmentPki
+from trainer.simulator.simulator_options import Release, VmOptions
+from trainer.simulator.td_report_writer import TdFields, TdFields15
+
+__all__ = [
+    "BANNER",
+    "Measurements",
+    "Release",
+    "SimulatedQuote",
+    "SimulatedVm",
+    "VmOptions",
+    "simulated_measurements",
+]
+
+APP_ID_BYTES: Final = 20
+REPORT_DATA_BYTES: Final = 64
+
+BANNER: Final = """\
+##################################################################################
+#  DEVELOPMENT GUEST AGENT: this is NOT a TEE.                                   #
+#  Quotes are signed by a development root; whoever has the state directory can  #
+#  sign more. They protect nothing: never seal real data to this VM.             #
+##################################################################################"""
+"""What `trainer simulate` prints first."""
+
+
+_DEFAULTS: Final = VmOptions()
+
+
+@dataclass(frozen=True)
+class SimulatedQuote:
+    """Answer to a request for a quote."""
+
+    quote: bytes
+    event_log: str
+    report_data: bytes
+    vm_config: str
+
+
+class SimulatedVm:
+    """One VM that runs one app.
+
+    Args:
+        app_compose: exact text of app-compose.json.
+        seed: secret of at least 16 bytes: PKI, key service and instance id follow from it.
+        app_id: 20 bytes; that of the app's first deployment. By default this is the first: the app id is then
+            the start of the compose hash.
+        options: how the VM is set up.
+
+    Raises:
+        UsageError: `app_compose` is not a JSON object.
+    """
+
+    def __init__(
+        self, app_compose: str, seed: bytes, *, app_id: bytes | None = None, options: VmOptions = _DEFAULTS
+    ) -> None:
+        self.app_compose = app_compose
+        self.options = options
+        self.app = _parse_compose(app_compose)
+        self.compose_hash = hashlib.sha256(app_compose.encode()).digest()
+        self.app_id = self.compose_hash[:APP_ID_BYTES] if app_id is None else app_id
+        self.instance_id = hashlib.sha256(b"instance" + seed + self.app_id).digest()[:20]
+        self.pki = DevelopmentPki(seed)
+        told = self._shown(Layer.PKI, {"seed": seed})
+        self._signer = self.pki if told == {"seed": seed} else DevelopmentPki(**told)
+        self.key_service = KeyService(seed)
+        self.keys = self.key_service.app_keys(self.app_id)
+        self._shown_keys = KeyService(self._shown(Layer.KEY_SEED, seed)).app_keys(self.app_id)
+        self.key_service_ca = self.pki.issue_root("KMS Root CA")
+        self.key_provider = key_provider_info(self.key_service_ca.key.public_key())
+        self._lock = threading.Lock()
+        honest = (*boot_events(), *self._runtime_events())
+        self._events: tuple[Event, ...] = self._shown(Layer.EVENTS, honest)
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The event log so far."""
+        return self._events
+
+    def measure_instead(self, events: tuple[Event, ...]) -> None:
+        """Replace the event log and with it the registers: a VM whose system measured something else."""
+        with self._lock:
+            self._events = events
+
+    @property
+    def os_image_hash(self) -> bytes:
+        """SHA-256 that stands for the simulated OS image."""
+        return hashlib.sha256(f"{LABEL}: image".encode()).digest()
+
+    @property
+    def vm_config(self) -> str:
+        """What the host says of the VM's shape, as JSON."""
+        config = {
+            "spec_version": 1,
+            "os_image_hash": self.os_image_hash.hex(),
+            "cpu_count": 8,
+            "memory_size": 64 << 30,
+            "num_gpus": self.options.gpu_count if self.options.gpu_attestation else 0,
+            "image": self.options.image,
+        }
+        return json.dumps(self._shown(Layer.VM_CONFIG, config), separators=(",", ":"))
+
+    @property
+    def shown_compose(self) -> str:
+        """The app-compose text as the agent shows it."""
+        return str(self._shown(Layer.APP_COMPOSE, self.app_compose))
+
+    @property
+    def gpu_attestation(self) -> str:
+        """The GPU attestation as the agent shows it; empty without GPU."""
+        return str(self._shown(Layer.GPU_INFO, self.options.gpu_attestation))
+
+    def derive_key(self, path: str, purpose: str = "", algorithm: Algorithm = Algorithm.SECP256K1) -> DerivedKey:
+        """The key for `path` with its chain of signatures, as the agent gives it to the app."""
+        key: DerivedKey = self._shown(Layer.KEY, self._shown_keys.derive(path, purpose, algorithm))
+        return key
+
+    def collateral(self, now: int) -> dict[str, str]:
+        """Collateral for this VM's quotes, issued one hour before `now` (seconds since 1970) for 30 days."""
+        terms = self._shown(Layer.COLLATERAL_TERMS, {"now": now})
+        made = self._signer.collateral(**terms, mutate=self._change_documents)
+        changed: dict[str, str] = self._shown(Layer.COLLATERAL, made)
+        return changed
+
+    def log_entries(self, *, with_digests: bool) -> list[dict[str, object]]:
+        """The event log as JSON values, runtime events with or without their digests."""
+        entries = [event.entry(with_digest=with_digests) for event in self._events]
+        changed: list[dict[str, object]] = self._shown(Layer.EVENT_LOG, entries)
+        return changed
+
+    def event_log(self) -> str:
+        """The event log as JSON, with the digests of runtime events where the release has them."""
+        entries = self.log_entries(with_digests=self.options.release is Release.V0_5)
+        return str(self._shown(Layer.EVENT_LOG_TEXT, json.dumps(entries, separators=(",", ":"))))
+
+    def td_fields(self, report_data: bytes = b"") -> TdFields:
+        """The TD report that a quote over `report_data` (at most 64 bytes) would hold now.
+
+        Raises:
+            ValueError: `report_data` is too long.
+        """
+        if len(report_data) > REPORT_DATA_BYTES:
+            raise ValueError(f"report_data: expected at most {REPORT_DATA_BYTES} bytes, got {len(report_data)}")
+        registers = (register(self._events, index) for index in range(4))
+        rtmr0, rtmr1, rtmr2, rtmr3 = registers
+        form = TdFields15 if self.options.td_report == "1.5" else TdFields
+        honest = form(
+            mrtd=simulated_mrtd(),
+            mr_config_id=self._config_id(),
+            rtmr0=rtmr0,
+            rtmr1=rtmr1,
+            rtmr2=rtmr2,
+            rtmr3=rtmr3,
+            report_data=report_data.ljust(REPORT_DATA_BYTES, b"\0"),
+        )
+        told: TdFields = self._shown(Layer.TD, honest)
+        return told
+
+    def quote(self, report_data: bytes, **changes: bytes) -> SimulatedQuote:
+        """A signed quote over `report_data`, right-padded with zeros to 64 bytes.
+
+        Args:
+            report_data: at most 64 bytes.
+            **changes: fields of `TdFields` to state otherwise, such as `rtmr3=bytes(48)`: a genuine signature
+                over a report that does not fit the rest of the evidence.
+
+        Raises:
+            ValueError: `report_data` is too long.
+        """
+        with self._lock:
+            td = replace(self.td_fields(report_data), **changes)
+            parts = self._shown(Layer.PARTS, self._signer.parts(td, self.options.quote_version))
+            quote = self._shown(Layer.QUOTE, self._signer.sign(parts))
+            return SimulatedQuote(quote, self.event_log(), td.report_data, self.vm_config)
+
+    def emit_event(self, name: str, payload: bytes) -> None:
+        """Extend RTMR3 with an application's event.
+
+        Raises:
+            ValueError: the name is empty or reserved for the measured OS.
+        """
+        if not name or name in SYSTEM_EVENTS:
+            raise ValueError("event: expected a name that the system does not use")
+        with self._lock:
+            self._events = (*self._events, self._event(name, payload))
+
+    def _shown(self, layer: Layer, honest: Any) -> Any:
+        return shown(self.options.faults, layer, honest)
+
+    def _change_documents(self, tcb_info: dict[str, Any], qe_identity: dict[str, Any]) -> None:
+        for layer, document in ((Layer.TCB_INFO, tcb_info), (Layer.QE_IDENTITY, qe_identity)):
+            changed = self._shown(layer, document)
+            if changed is not document:
+                document.clear()
+                document.update(changed)
+
+    def _event(self, name: str, payload: bytes = b"") -> RuntimeEvent:
+        return RuntimeEvent(name, payload, self.options.event_version)
+
+    def _runtime_events(self) -> tuple[RuntimeEvent, ...]:
+        return (
+            self._event("system-preparing"),
+            self._event("app-id", self.app_id),
+            self._event("compose-hash", self.compose_hash),
+            *self._gpu_events(),
+            self._event("instance-id", self.instance_id),
+            self._event("boot-mr-done"),
+            self._event("os-image-hash", self.os_image_hash),
+            self._event("key-provider", self.key_provider.encode()),
+            self._event("storage-fs", b"zfs"),
+            self._event("system-ready"),
+        )
+
+    def _gpu_events(self) -> tuple[RuntimeEvent, ...]:
+        if not self.options.gpu_attestation:
+            return ()
+        requirements = self.app.get("requirements")
+        policy = requirements.get("gpu_policy") if isinstance(requirements, dict) else None
+        attestation = {
+            "version": 2,
+            "provider": "nvidia",
+            "devices": self.options.gpu_count,
+            "cc_mode": "on",
+            "devtools": False,
+            "evidence_sha256": sha256_hex(self.options.gpu_attestation.encode()),
+        }
+        return (
+            self._event("gpu-policy-hash", hashlib.sha256(canonical_json(policy or {})).digest()),
+            self._event("gpu-attestation", json.dumps(attestation, separators=(",", ":")).encode()),
+        )
+
+    def _config_id(self) -> bytes:
+        return b"\x01" + self.compose_hash + bytes(15) if self.options.config_id else bytes(48)
+
+
+def _parse_compose(text: str) -> dict[str, object]:
+    try:
+        document = parse_json(text)
+    except ValueError as error:
+        raise UsageError(ErrorCode.USAGE, f"app-compose: {error}") from None
+    if not isinstance(document, dict):
+        raise UsageError(ErrorCode.USAGE, "app-compose", expected="a JSON object", found=type(document).__name__)
+    return document

@@ -1,0 +1,255 @@
+"""Lies in the event log: in what was measured, so that the log replays, or only in what is shown of it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+from trainer.attestation.checks import CheckCode
+from trainer.errors import ErrorCode, UsageError
+from trainer.simulator.event_log_writer import BOOT_EVENT_TYPE, BootEvent, Event, RuntimeEvent
+from trainer.simulator.fault import Fault, Layer
+
+Events = tuple[Event, ...]
+Log = list[dict[str, Any]]
+
+_SYSTEM: Final = (
+    "system-preparing",
+    "app-id",
+    "compose-hash",
+    "instance-id",
+    "boot-mr-done",
+    "os-image-hash",
+    "key-provider",
+    "storage-fs",
+    "system-ready",
+)
+"""Events of every simulated VM; those about GPUs come with a GPU only."""
+
+_REQUIRED: Final = ("system-preparing", "app-id", "compose-hash", "boot-mr-done", "key-provider", "system-ready")
+_JUDGED_BY_CONTENT: Final = ("app-id", "compose-hash", "key-provider")
+_MISSING_TOO: Final = {
+    "app-id": (CheckCode.APP_ID, CheckCode.KEY_CHAIN),
+    "compose-hash": (CheckCode.COMPOSE_HASH,),
+    "key-provider": (CheckCode.KEY_PROVIDER,),
+}
+"""What has nothing to look at any more without the event."""
+
+
+def _at(events: Events, name: str) -> int:
+    return _find(events, name)[0]
+
+
+def _find(events: Events, name: str) -> tuple[int, RuntimeEvent]:
+    for index, event in enumerate(events):
+        if isinstance(event, RuntimeEvent) and event.name == name:
+            return index, event
+    raise UsageError(ErrorCode.USAGE, "a fault", expected=f"a VM that measures {name}", found="one that does not")
+
+
+def measured(
+    name: str,
+    code: CheckCode,
+    description: str,
+    change: Callable[[Events], Events],
+    also: tuple[CheckCode, ...] = (),
+) -> Fault:
+    """A lie about what the system measured: registers and log agree on it."""
+    return Fault(name, code, description, Layer.EVENTS, change, also)
+
+
+def payload(name: str, change: Callable[[bytes], bytes]) -> Callable[[Events], Events]:
+    """The change that gives one event another payload.
+
+    Raises:
+        UsageError: on use, if the VM measures no such event: nobody should take for a lie what changes nothing.
+    """
+
+    def changed(events: Events) -> Events:
+        at, event = _find(events, name)
+        return (*events[:at], dataclasses.replace(event, payload=change(event.payload)), *events[at + 1 :])
+
+    return changed
+
+
+def _removed(name: str) -> Callable[[Events], Events]:
+    return lambda events: tuple(event for event in events if getattr(event, "name", "") != name)
+
+
+def _repeated(name: str) -> Callable[[Events], Events]:
+    def changed(events: Events) -> Events:
+        at = _at(events, name)
+        return (*events[: at + 1], events[at], *events[at + 1 :])
+
+    return changed
+
+
+def _swapped(name: str) -> Callable[[Events], Events]:
+    """The event and the one before it change places."""
+
+    def changed(events: Events) -> Events:
+        at = _at(events, name)
+        return (*events[: at - 1], events[at], events[at - 1], *events[at + 1 :])
+
+    return changed
+
+
+def _again_at_the_end(name: str) -> Callable[[Events], Events]:
+    return lambda events: (*events, events[_at(events, name)])
+
+
+def _boot(register: int) -> Callable[[Events], Events]:
+    def changed(events: Events) -> Events:
+        return tuple(BootEvent(register, b"\7" * 48) if event.register == register else event for event in events)
+
+    return changed
+
+
+def _shown(name: str, code: CheckCode, description: str, edit: Callable[[Log], None]) -> Fault:
+    def change(log: Log) -> Log:
+        edited = copy.deepcopy(log)
+        edit(edited)
+        return edited
+
+    return Fault(name, code, description, Layer.EVENT_LOG, change)
+
+
+def _entry(name: str, **changes: Any) -> Callable[[Log], None]:
+    return lambda log: next(entry for entry in log if entry["event"] == name).update(changes)
+
+
+def _other_payload(name: str) -> Callable[[Log], None]:
+    def edit(log: Log) -> None:
+        entry = next(entry for entry in log if entry["event"] == name)
+        entry |= {"event_payload": "07", "digest": ""}
+        entry.pop("preimage", None)  # what else the log says of the payload would betray it by itself
+
+    return edit
+
+
+def _shown_each(name: str) -> tuple[Fault, ...]:
+    """Lies about one event of the log, each about one field of it."""
+    false_digest, other_register = {"digest": "07" * 48}, {"imr": 2}
+    return (
+        _shown(
+            f"digest-{name}", CheckCode.EVENT_DIGESTS, f"a false digest of {name}", _entry(name, **false_digest)
+        ),
+        _shown(
+            f"preimage-{name}", CheckCode.EVENT_DIGESTS, f"a false preimage of {name}", _entry(name, preimage="07")
+        ),
+        _shown(f"register-{name}", CheckCode.EVENT_LOG_FORMAT, f"{name} in RTMR2", _entry(name, **other_register)),
+        _shown(
+            f"type-{name}",
+            CheckCode.EVENT_LOG_FORMAT,
+            f"{name} as an event of the firmware",
+            _entry(name, event_type=BOOT_EVENT_TYPE),
+        ),
+    )
+
+
+def _measured_each(name: str) -> tuple[Fault, ...]:
+    """Lies about the place of one event in what was measured."""
+    return (
+        measured(f"repeated-{name}", CheckCode.EVENT_ORDER, f"{name} twice", _repeated(name)),
+        *(
+            [
+                measured(
+                    f"late-{name}", CheckCode.EVENT_ORDER, f"{name} after system-ready", _again_at_the_end(name)
+                )
+            ]
+            if name != "system-ready"
+            else []
+        ),
+        *(
+            [measured(f"early-{name}", CheckCode.EVENT_ORDER, f"{name} before its turn", _swapped(name))]
+            if name != "system-preparing"
+            else []
+        ),
+    )
+
+
+_EVENTS: Final = (
+    *(fault for name in _SYSTEM for fault in _measured_each(name)),
+    *(
+        measured(
+            f"missing-{name}", CheckCode.EVENT_ORDER, f"no {name}", _removed(name), also=_MISSING_TOO.get(name, ())
+        )
+        for name in _REQUIRED
+    ),
+    *(
+        measured(f"rtmr{index}-event", CheckCode.OS_MEASUREMENTS, f"RTMR{index} of another OS", _boot(index))
+        for index in range(3)
+    ),
+    measured(
+        "app-id",
+        CheckCode.APP_ID,
+        "another app",
+        payload("app-id", lambda _: bytes(20)),
+        also=(CheckCode.KEY_CHAIN,),
+    ),
+    measured(
+        "compose-hash",
+        CheckCode.COMPOSE_HASH,
+        "another app-compose",
+        payload("compose-hash", lambda _: bytes(32)),
+    ),
+    measured(
+        "key-provider",
+        CheckCode.KEY_PROVIDER,
+        "another key service",
+        payload("key-provider", lambda text: json.dumps(json.loads(text) | {"id": "00"}).encode()),
+    ),
+    measured(
+        "key-provider-name",
+        CheckCode.KEY_PROVIDER,
+        "keys of this machine in place of a key service's",
+        payload("key-provider", lambda text: json.dumps(json.loads(text) | {"name": "local-sgx"}).encode()),
+    ),
+    measured(
+        "key-provider-form",
+        CheckCode.KEY_PROVIDER,
+        "a key provider that cannot be read",
+        payload("key-provider", lambda _: b"kms"),
+    ),
+)
+
+_LOG: Final = (
+    *(fault for name in _SYSTEM for fault in _shown_each(name)),
+    *(
+        _shown(
+            f"payload-{name}",
+            CheckCode.RTMR3_REPLAY,
+            f"another payload of {name} shown than measured",
+            _other_payload(name),
+        )
+        for name in _SYSTEM
+        if name not in _JUDGED_BY_CONTENT
+    ),
+    _shown(
+        "log-without-event", CheckCode.RTMR3_REPLAY, "a log without storage-fs", lambda log: log.__delitem__(-2)
+    ),
+    _shown(
+        "log-with-event",
+        CheckCode.RTMR3_REPLAY,
+        "a log with an event that was not measured",
+        lambda log: log.append(RuntimeEvent("mine").entry(with_digest=False)),
+    ),
+    _shown("log-version", CheckCode.EVENT_LOG_FORMAT, "events of version 3", _entry("storage-fs", version=3)),
+    _shown(
+        "log-digest-length", CheckCode.EVENT_LOG_FORMAT, "a digest cut short", _entry("storage-fs", digest="07")
+    ),
+    _shown("log-field", CheckCode.EVENT_LOG_FORMAT, "a field that no log has", _entry("storage-fs", more=1)),
+    Fault("log-empty", CheckCode.EVENT_LOG_FORMAT, "no event log", Layer.EVENT_LOG_TEXT, lambda _: ""),
+    Fault(
+        "log-key-twice",
+        CheckCode.EVENT_LOG_FORMAT,
+        "a log that two readers understand differently",
+        Layer.EVENT_LOG_TEXT,
+        lambda text: text.replace('{"imr":0,', '{"imr":0,"imr":0,', 1),
+    ),
+)
+
+EVENT_FAULTS: Final = (*_EVENTS, *_LOG)

@@ -1,0 +1,248 @@
+"""Lies about the quote itself: its header, its signatures, the quoting enclave and the platform's certificates."""
+
+from __future__ import annotations
+
+import dataclasses
+import ssl
+import struct
+from collections.abc import Callable
+from typing import Any, Final
+
+from trainer.attestation.checks import CheckCode
+from trainer.simulator.certificates import derive_p256_key, raw_signature
+from trainer.simulator.fault import Fault, Layer
+from trainer.simulator.pki import DevelopmentPki
+from trainer.simulator.quote import QuoteParts, regions
+
+_OTHER_SEED: Final = b"the seed of another development root"
+_EXPIRED: Final = 1_600_000_000
+"""September 2020: the other certificates begin in January."""
+
+
+def _header(**changes: Any) -> Callable[[QuoteParts], QuoteParts]:
+    return lambda parts: dataclasses.replace(parts, header=dataclasses.replace(parts.header, **changes))
+
+
+def _enclave(**changes: Any) -> Callable[[QuoteParts], QuoteParts]:
+    return lambda parts: dataclasses.replace(parts, qe_report=dataclasses.replace(parts.qe_report, **changes))
+
+
+def _chain(change: Callable[[list[str]], list[str]]) -> Callable[[QuoteParts], QuoteParts]:
+    """Change the certificates, leaf first."""
+    end = "-----END CERTIFICATE-----\n"
+
+    def changed(parts: QuoteParts) -> QuoteParts:
+        certificates = [text + end for text in parts.chain.split(end)[:-1]]
+        return dataclasses.replace(parts, chain="".join(change(certificates)))
+
+    return changed
+
+
+def _root_bytes(old: str, new: str) -> Callable[[QuoteParts], QuoteParts]:
+    """Change bytes, in hex, of the root that stands at the chain's end."""
+
+    def changed(certificates: list[str]) -> list[str]:
+        der = ssl.PEM_cert_to_DER_cert(certificates[-1]).replace(bytes.fromhex(old), bytes.fromhex(new), 1)
+        return [*certificates[:-1], ssl.DER_cert_to_PEM_cert(der)]
+
+    return _chain(changed)
+
+
+def _bit(region: str) -> Callable[[bytes], bytes]:
+    """Change one bit in the middle of a field after the quote was signed."""
+
+    def changed(quote: bytes) -> bytes:
+        place = regions(quote)[region]
+        data = bytearray(quote)
+        data[place[len(place) // 2]] ^= 1
+        return bytes(data)
+
+    return changed
+
+
+def _number(region: str, value: int) -> Callable[[bytes], bytes]:
+    def changed(quote: bytes) -> bytes:
+        place = regions(quote)[region]
+        return quote[: place.start] + value.to_bytes(len(place), "little") + quote[place.stop :]
+
+    return changed
+
+
+def _resigned(quote: bytes) -> bytes:
+    """Signed once more by a key that the quoting enclave never made."""
+    places = regions(quote)
+    place, end = places["signature"], places["signature_size"].start
+    forged = raw_signature(derive_p256_key(_OTHER_SEED, "forger"), quote[:end])
+    return quote[: place.start] + forged + quote[place.stop :]
+
+
+def _stuffed(quote: bytes) -> bytes:
+    """Bytes between the parts: within the signature's size, behind the certification data."""
+    place = regions(quote)["signature_size"]
+    (size,) = struct.unpack("<I", quote[place.start : place.stop])
+    return quote[: place.start] + struct.pack("<I", size + 5) + quote[place.stop :] + b"stray"
+
+
+def _other_root(seed_and_more: dict[str, Any]) -> dict[str, Any]:
+    return seed_and_more | {"seed": _OTHER_SEED}
+
+
+def _foreign_root(certificates: list[str]) -> list[str]:
+    return [*certificates[:-1], DevelopmentPki(_OTHER_SEED).root_pem]
+
+
+def _parts(name: str, code: CheckCode, description: str, change: Callable[[QuoteParts], QuoteParts]) -> Fault:
+    return Fault(name, code, description, Layer.PARTS, change)
+
+
+def _platform(name: str, code: CheckCode, description: str, **changes: Any) -> Fault:
+    return Fault(name, code, description, Layer.PKI, lambda given: given | {"platform": changes})
+
+
+_FORGED_REGIONS: Final = {
+    "reserved": "header-reserved",
+    "user_data": "header-user-data",
+    "tee_tcb_svn": "tee-tcb-svn",
+    "mr_signer_seam": "mr-signer-seam",
+    "seam_attributes": "seam-attributes",
+    "signature": "signature",
+    "attestation_key": "attestation-key",
+    "qe_cpu_svn": "qe-cpu-svn",
+    "qe_misc_select": "qe-misc-select",
+    "qe_reserved_1": "qe-reserved-1",
+    "qe_attributes": "qe-attributes",
+    "qe_mr_enclave": "qe-mr-enclave",
+    "qe_reserved_2": "qe-reserved-2",
+    "qe_mr_signer": "qe-mr-signer",
+    "qe_reserved_3": "qe-reserved-3",
+    "qe_isv_prod_id": "qe-isv-prod-id",
+    "qe_isv_svn": "qe-isv-svn",
+    "qe_reserved_4": "qe-reserved-4",
+    "qe_report_data": "qe-report-data",
+    "qe_signature": "qe-signature",
+    "qe_authentication": "qe-authentication",
+}
+"""Fields that nothing but a signature holds in place, or that are not looked at before it is verified."""
+
+_HEADER: Final = (
+    _parts("header-version", CheckCode.QUOTE_FORMAT, "a quote of version 3", _header(version=3)),
+    _parts(
+        "header-key-type", CheckCode.QUOTE_FORMAT, "an attestation key on P-384", _header(attestation_key_type=3)
+    ),
+    _parts("header-tee-type", CheckCode.QUOTE_FORMAT, "a quote of an SGX enclave", _header(tee_type=0)),
+    _parts("header-vendor", CheckCode.QUOTE_FORMAT, "another vendor's enclave", _header(qe_vendor_id=bytes(16))),
+)
+
+_SIGNED: Final = tuple(
+    Fault(
+        f"forged-{name}",
+        CheckCode.QUOTE_SIGNATURE,
+        f"one bit of the quote's {name} changed after it was signed",
+        Layer.QUOTE,
+        _bit(region),
+    )
+    for region, name in _FORGED_REGIONS.items()
+)
+
+_SHAPE: Final = (
+    Fault("quote-cut-short", CheckCode.QUOTE_FORMAT, "a quote without its end", Layer.QUOTE, lambda q: q[:-9]),
+    Fault("quote-header-only", CheckCode.QUOTE_FORMAT, "a header and nothing more", Layer.QUOTE, lambda q: q[:48]),
+    Fault(
+        "certification-kind",
+        CheckCode.QUOTE_FORMAT,
+        "certification data of another kind",
+        Layer.QUOTE,
+        _number("certification_type", 5),
+    ),
+    Fault(
+        "chain-kind",
+        CheckCode.PLATFORM_CERTIFICATE,
+        "a platform named by its id in place of its certificates",
+        Layer.QUOTE,
+        _number("chain_type", 1),
+    ),
+    Fault(
+        "bytes-after-quote",
+        CheckCode.QUOTE_TRAILING_BYTES,
+        "bytes behind the quote",
+        Layer.QUOTE,
+        lambda quote: quote + b"\0stray",
+    ),
+    Fault(
+        "bytes-between-parts",
+        CheckCode.QUOTE_TRAILING_BYTES,
+        "bytes inside the quote that belong to no part",
+        Layer.QUOTE,
+        _stuffed,
+    ),
+    Fault(
+        "signature-of-another-key",
+        CheckCode.QUOTE_SIGNATURE,
+        "the report signed by a key that the quoting enclave does not name",
+        Layer.QUOTE,
+        _resigned,
+    ),
+)
+
+_ENCLAVE: Final = (
+    _parts(
+        "qe-binding",
+        CheckCode.QUOTE_SIGNATURE,
+        "a quoting enclave that names another attestation key",
+        _enclave(report_data=bytes(64)),
+    ),
+    _parts("qe-signer", CheckCode.QUOTING_ENCLAVE, "an enclave of another signer", _enclave(mr_signer=bytes(32))),
+    _parts("qe-product", CheckCode.QUOTING_ENCLAVE, "another enclave of the same signer", _enclave(isv_prod_id=1)),
+    _parts("qe-version", CheckCode.QUOTING_ENCLAVE, "an enclave older than any known", _enclave(isv_svn=5)),
+    _parts("qe-misc-select", CheckCode.QUOTING_ENCLAVE, "an enclave with more state", _enclave(misc_select=1)),
+    _parts(
+        "qe-debug",
+        CheckCode.QUOTING_ENCLAVE,
+        "a quoting enclave in debug mode",
+        _enclave(attributes=bytes.fromhex("1300000000000000e700000000000000")),
+    ),
+)
+
+_CERTIFICATES: Final = (
+    _parts("chain-empty", CheckCode.PLATFORM_CERTIFICATE, "no certificates", _chain(lambda _: [])),
+    _parts(
+        "chain-without-leaf", CheckCode.PLATFORM_CERTIFICATE, "no platform certificate", _chain(lambda c: c[1:])
+    ),
+    _parts("chain-without-ca", CheckCode.PLATFORM_CERTIFICATE, "no platform CA", _chain(lambda c: [c[0], c[2]])),
+    _parts("chain-reversed", CheckCode.PLATFORM_CERTIFICATE, "the root first", _chain(lambda c: c[::-1])),
+    _parts(
+        "chain-foreign-root", CheckCode.ROOT_OF_TRUST, "another root at the chain's end", _chain(_foreign_root)
+    ),
+    _parts(
+        "root-x509-version",
+        CheckCode.QUOTE_FORMAT,
+        "a root certificate of X.509 version 11",
+        _root_bytes("a003020102", "a00302010a"),
+    ),
+    _parts(
+        "root-key-kind",
+        CheckCode.QUOTE_FORMAT,
+        "a root key of a kind that does not exist",
+        _root_bytes("06072a8648ce3d0201", "06072b8648ce3d0201"),
+    ),
+    Fault(
+        "another-root",
+        CheckCode.ROOT_OF_TRUST,
+        "quotes and collateral by a root that nobody named",
+        Layer.PKI,
+        _other_root,
+    ),
+    Fault(
+        "pck-expired",
+        CheckCode.PLATFORM_CERTIFICATE,
+        "a platform certificate that ran out",
+        Layer.PKI,
+        lambda given: given | {"pck_end": _EXPIRED},
+    ),
+    _platform("pck-fmspc", CheckCode.TCB_LEVEL, "a platform of another model", fmspc=bytes(6)),
+    _platform("pck-pce-id", CheckCode.TCB_LEVEL, "another provisioning enclave", pce_id=b"\1\0"),
+    _platform("pck-pce-svn", CheckCode.TCB_LEVEL, "an older provisioning enclave", pce_svn=10),
+    _platform("pck-cpu-svn", CheckCode.TCB_LEVEL, "microcode older than any known", cpu_svn=bytes(16)),
+)
+
+QUOTE_FAULTS: Final = (*_HEADER, *_SHAPE, *_SIGNED, *_ENCLAVE, *_CERTIFICATES)

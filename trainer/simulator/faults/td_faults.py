@@ -1,0 +1,169 @@
+"""Lies about the VM in the TD report, properly signed: a genuine platform that runs something else."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Final
+
+from trainer.attestation.checks import CheckCode
+from trainer.attestation.tdx.td_report import ATTRIBUTE_NAMES, SEPT_VE_DISABLE_BIT, XFAM_KNOWN
+from trainer.simulator.fault import Fault, Layer
+from trainer.simulator.quote import V5, QuoteParts
+from trainer.simulator.td_report_writer import TdFields, TdFields15
+
+_DEBUG_BIT: Final = 0
+_XFAM_NAMES: Final = {
+    0: "x87",
+    1: "sse",
+    8: "processor-trace",
+    11: "user-shadow-stack",
+    12: "supervisor-shadow-stack",
+    14: "user-interrupts",
+    15: "last-branch-records",
+}
+_ONE: Final = b"\1" + bytes(47)
+
+
+def _field(name: str, change: Callable[[bytes], bytes]) -> Callable[[TdFields], TdFields]:
+    return lambda td: dataclasses.replace(td, **{name: change(getattr(td, name))})
+
+
+def _flipped(bit: int) -> Callable[[bytes], bytes]:
+    """Change one bit of a little-endian number."""
+    return lambda value: (int.from_bytes(value, "little") ^ 1 << bit).to_bytes(len(value), "little")
+
+
+def _with(code: CheckCode, name: str, description: str, field: str, change: Callable[[bytes], bytes]) -> Fault:
+    return Fault(name, code, description, Layer.TD, _field(field, change))
+
+
+def _service_td(parts: QuoteParts) -> QuoteParts:
+    """A report 1.5 with a service TD; in a quote of version 5, which alone has room for it."""
+    fields: dict[str, Any] = {field.name: getattr(parts.td, field.name) for field in dataclasses.fields(parts.td)}
+    td = TdFields15(**fields | {"mr_service_td": _ONE})
+    return dataclasses.replace(parts, td=td, header=dataclasses.replace(parts.header, version=V5))
+
+
+def _attribute(bit: int) -> Fault:
+    code = CheckCode.TD_DEBUG if bit == _DEBUG_BIT else CheckCode.TD_ATTRIBUTES
+    name = ATTRIBUTE_NAMES.get(bit, f"bit {bit:02}").lower().replace("_", "-").replace(" ", "-")
+    what = "without SEPT_VE_DISABLE" if bit == SEPT_VE_DISABLE_BIT else f"with attribute bit {bit}"
+    return _with(code, f"td-attributes-{name}", f"a TD {what}", "td_attributes", _flipped(bit))
+
+
+def _xfam(bit: int) -> Fault:
+    name = _XFAM_NAMES.get(bit, f"bit-{bit:02}")
+    what = "without required" if XFAM_KNOWN >> bit & 1 else "with unknown"
+    return _with(CheckCode.TD_XFAM, f"xfam-{name}", f"a TD {what} CPU state {bit}", "xfam", _flipped(bit))
+
+
+_XFAM_BITS: Final = tuple(bit for bit in range(64) if bit in _XFAM_NAMES or not XFAM_KNOWN >> bit & 1)
+"""Those that a production TD has to have or must not have; the others are for each TD to choose."""
+
+_MODULE: Final = (
+    _with(
+        CheckCode.TDX_MODULE,
+        "module-version",
+        "a TDX module older than any known",
+        "tee_tcb_svn",
+        lambda svn: b"\4" + svn[1:],
+    ),
+    _with(
+        CheckCode.TDX_MODULE,
+        "module-generation",
+        "a TDX module of an unknown generation",
+        "tee_tcb_svn",
+        lambda svn: svn[:1] + b"\7" + svn[2:],
+    ),
+    _with(
+        CheckCode.TCB_LEVEL,
+        "module-tcb",
+        "a late-microcode version below every TCB level",
+        "tee_tcb_svn",
+        lambda svn: svn[:2] + b"\0" + svn[3:],
+    ),
+    _with(CheckCode.MR_SEAM, "mr-seam", "a TDX module that the policy does not list", "mr_seam", lambda _: _ONE),
+    _with(
+        CheckCode.TDX_MODULE, "mr-signer-seam", "a TDX module of another signer", "mr_signer_seam", lambda _: _ONE
+    ),
+    _with(
+        CheckCode.TDX_MODULE,
+        "seam-attributes",
+        "a TDX module in debug mode",
+        "seam_attributes",
+        _flipped(0),
+    ),
+)
+
+_REGISTERS: Final = (
+    *(
+        _with(CheckCode.OS_MEASUREMENTS, name, f"another {name.upper()}", name, _flipped(7))
+        for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2")
+    ),
+    _with(CheckCode.RTMR3_REPLAY, "rtmr3", "an RTMR3 that the event log does not lead to", "rtmr3", _flipped(7)),
+    _with(CheckCode.MR_OWNER, "mr-owner", "a VM with an owner", "mr_owner", lambda _: _ONE),
+    _with(CheckCode.MR_OWNER_CONFIG, "mr-owner-config", "an owner's settings", "mr_owner_config", lambda _: _ONE),
+    _with(CheckCode.REPORT_DATA, "report-data", "another report_data", "report_data", _flipped(0)),
+    _with(
+        CheckCode.REPORT_DATA,
+        "report-data-end",
+        "report_data right but for its last byte",
+        "report_data",
+        _flipped(511),
+    ),
+    Fault("service-td", CheckCode.SERVICE_TD, "a service TD with power over the VM", Layer.PARTS, _service_td),
+)
+
+_CONFIG_ID: Final = (
+    _with(
+        CheckCode.MR_CONFIG_ID,
+        "config-id-compose",
+        "MRCONFIGID of form 01 for another compose hash",
+        "mr_config_id",
+        lambda _: b"\1" + b"\7" * 32 + bytes(15),
+    ),
+    _with(
+        CheckCode.MR_CONFIG_ID,
+        "config-id-binding",
+        "MRCONFIGID of form 02 for another app or key service",
+        "mr_config_id",
+        lambda _: b"\2" + b"\7" * 32 + bytes(15),
+    ),
+    _with(
+        CheckCode.MR_CONFIG_ID,
+        "config-id-document",
+        "MRCONFIGID of form 03 for another configuration",
+        "mr_config_id",
+        lambda _: b"\3" + b"\7" * 32 + bytes(15),
+    ),
+    _with(
+        CheckCode.MR_CONFIG_ID,
+        "config-id-tail",
+        "MRCONFIGID of form 01 with something behind the compose hash",
+        "mr_config_id",
+        lambda value: value[:-1] + b"\1",
+    ),
+    _with(
+        CheckCode.MR_CONFIG_ID,
+        "config-id-form",
+        "MRCONFIGID of a form that does not exist",
+        "mr_config_id",
+        lambda value: b"\x04" + value[1:],
+    ),
+    _with(
+        CheckCode.MR_CONFIG_ID,
+        "config-id-zero-tail",
+        "MRCONFIGID unset but for its last byte",
+        "mr_config_id",
+        lambda _: bytes(47) + b"\1",
+    ),
+)
+
+TD_FAULTS: Final = (
+    *_MODULE,
+    *(_attribute(bit) for bit in range(64)),
+    *(_xfam(bit) for bit in _XFAM_BITS),
+    *_REGISTERS,
+    *_CONFIG_ID,
+)

@@ -1,0 +1,225 @@
+"""A development counterpart of Intel's attestation PKI: it signs quotes and the collateral that judges them.
+
+Certificates, CRLs, TCB info, QE identity and quote have the same forms as Intel's, so the same verification code
+runs over them. The root differs: no policy accepts it unless it names this very root.
+
+Source: Intel Provisioning Certification Service API v4 (collateral); of quotes see `quote.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from trainer.simulator.certificates import (
+    Authority,
+    derive_p256_key,
+    issue,
+    raw_public_key,
+    revocation_list,
+)
+from trainer.simulator.der import PlatformConfiguration
+from trainer.simulator.documents import CPU_SVN, platform_extension, rfc3339
+from trainer.simulator.documents import qe_identity as qe_identity_document
+from trainer.simulator.documents import tcb_info as tcb_info_document
+from trainer.simulator.quote import V4, V5, QuoteHeader, QuoteParts, assemble
+from trainer.simulator.td_report_writer import QeReport, TdFields, TdFields15
+
+__all__ = ["DevelopmentPki", "MutateCollateral", "PlatformConfiguration", "QeReport", "TdFields"]
+
+MIN_SEED_BYTES: Final = 16
+
+_DAY: Final = 86400
+_HOUR: Final = 3600
+
+_QE_AUTHENTICATION: Final = bytes(range(32))
+_NO_FLAGS: Final = PlatformConfiguration()
+
+MutateCollateral = Callable[[dict[str, Any], dict[str, Any]], None]
+"""Changes TCB info and QE identity before they are signed: genuine collateral that says something else."""
+
+
+class DevelopmentPki:
+    """Root, PCK CA, one platform's PCK, TCB signer and attestation key, all functions of one seed.
+
+    Args:
+        seed: secret of at least 16 bytes; the same seed gives the same certificates, byte for byte.
+        label: stands in front of every certificate's common name.
+        evaluation_number: `tcbEvaluationDataNumber` of the collateral.
+        configuration: platform flags in the PCK certificate.
+        platform: fields of the PCK certificate's SGX extension that are other than the collateral's platform.
+        pck_end: end of the PCK certificate's validity in seconds since 1970; the end of 2049 where left out.
+    """
+
+    def __init__(
+        self,
+        seed: bytes,
+        *,
+        label: str = "DEVELOPMENT",
+        evaluation_number: int = 19,
+        configuration: PlatformConfiguration = _NO_FLAGS,
+        platform: Mapping[str, Any] = MappingProxyType({}),
+        pck_end: int | None = None,
+    ) -> None:
+        if len(seed) < MIN_SEED_BYTES:
+            raise ValueError(f"seed: expected at least {MIN_SEED_BYTES} bytes, got {len(seed)}")
+        self._seed = seed
+        self._label = label
+        self._evaluation_number = evaluation_number
+        self._root = self.issue_root("SGX Root CA")
+        self._platform_ca = self._issue("SGX PCK Platform CA", self._root, ca_path_length=0)
+        self._platform = replace(platform_extension(seed, configuration), **platform)
+        extension = self._platform.to_der()
+        self._pck = self._issue("SGX PCK Certificate", self._platform_ca, sgx_extension=extension, end=pck_end)
+        self._tcb_signer = self._issue("SGX TCB Signing", self._root)
+        self._attestation_key = derive_p256_key(seed, "attestation-key")
+        self.qe_report = QeReport(
+            cpu_svn=CPU_SVN,
+            mr_enclave=_constant("TD_QE enclave"),
+            mr_signer=_constant("TD_QE signer"),
+            isv_prod_id=2,
+            isv_svn=6,
+        )
+
+    @property
+    def root_der(self) -> bytes:
+        """The root certificate in DER: what a verifier must be told to trust."""
+        return self._root.certificate.public_bytes(Encoding.DER)
+
+    @property
+    def root_pem(self) -> str:
+        """The root certificate in PEM."""
+        return self._root.pem
+
+    @property
+    def device_id(self) -> bytes:
+        """What dstack calls the device: SHA-256 of the platform's PPID."""
+        return hashlib.sha256(self._platform.ppid).digest()
+
+    def issue_root(self, name: str) -> Authority:
+        """A self-signed development CA of this seed, such as the key service's."""
+        return self._issue(name, None, ca_path_length=1)
+
+    def collateral(
+        self,
+        now: int,
+        *,
+        status: str = "UpToDate",
+        advisories: Sequence[str] = (),
+        qe_status: str = "UpToDate",
+        tcb_date: int | None = None,
+        valid_seconds: int = 30 * _DAY,
+        revoked: Collection[str] = (),
+        mutate: MutateCollateral | None = None,
+    ) -> dict[str, str]:
+        """Collateral for this PKI's quotes, in the JSON form of dcap-qvl's `QuoteCollateralV3`.
+
+        Args:
+            now: seconds since 1970; the documents are issued one hour earlier.
+            status: TCB status of the platform, such as `OutOfDate`.
+            advisories: advisory ids that go with it.
+            qe_status: TCB status of the quoting enclave.
+            tcb_date: date of all TCB levels in seconds since 1970; one day before `now` where left out.
+            valid_seconds: how long after `now` TCB info, QE identity and CRLs are valid.
+            revoked: any of `pck` and `pck-ca`: what the CRLs list.
+            mutate: changes TCB info and QE identity before they are signed.
+        """
+        date = rfc3339(now - _DAY if tcb_date is None else tcb_date)
+        times = {"issueDate": rfc3339(now - _HOUR), "nextUpdate": rfc3339(now + valid_seconds)}
+        tcb_info = tcb_info_document(date, self._evaluation_number, status, advisories) | times
+        qe_identity = qe_identity_document(date, self._evaluation_number, qe_status, self.qe_report) | times
+        if mutate is not None:
+            mutate(tcb_info, qe_identity)
+        return {
+            **self._signed("tcb_info", tcb_info),
+            **self._signed("qe_identity", qe_identity),
+            **self._revocation_lists(now, now + valid_seconds, revoked),
+        }
+
+    def quote(
+        self,
+        td: TdFields,
+        *,
+        attestation_key: ec.EllipticCurvePrivateKey | None = None,
+        qe_report: QeReport | None = None,
+    ) -> bytes:
+        """A TDX quote over a TD report: version 4 for a report 1.0, version 5 for one 1.5.
+
+        Args:
+            td: the report.
+            attestation_key: signs in place of this PKI's own.
+            qe_report: the quoting enclave's report, such as a `dataclasses.replace` of `self.qe_report`; its
+                `report_data` is set here, to name the attestation key.
+        """
+        version = V5 if isinstance(td, TdFields15) else V4
+        return self.sign(self.parts(td, version, attestation_key=attestation_key, qe_report=qe_report))
+
+    def parts(
+        self,
+        td: TdFields,
+        version: int,
+        *,
+        attestation_key: ec.EllipticCurvePrivateKey | None = None,
+        qe_report: QeReport | None = None,
+    ) -> QuoteParts:
+        """What a quote of `version` over `td` is made of, for `sign`; the rest as in `quote`."""
+        key = attestation_key or self._attestation_key
+        binding = hashlib.sha256(raw_public_key(key) + _QE_AUTHENTICATION).digest() + bytes(32)
+        return QuoteParts(
+            header=QuoteHeader(version),
+            td=td,
+            qe_report=replace(qe_report or self.qe_report, report_data=binding),
+            qe_authentication=_QE_AUTHENTICATION,
+            chain=self._pck.pem + self._platform_ca.pem + self._root.pem,
+            attestation_key=key,
+        )
+
+    def sign(self, parts: QuoteParts) -> bytes:
+        """The quote that these parts make, whatever they say."""
+        return assemble(parts, self._pck)
+
+    def _issue(
+        self,
+        name: str,
+        issuer: Authority | None,
+        *,
+        ca_path_length: int | None = None,
+        sgx_extension: bytes | None = None,
+        end: int | None = None,
+    ) -> Authority:
+        return issue(
+            f"{self._label} {name}",
+            derive_p256_key(self._seed, name),
+            issuer,
+            ca_path_length=ca_path_length,
+            sgx_extension=sgx_extension,
+            end=end,
+        )
+
+    def _signed(self, name: str, document: dict[str, Any]) -> dict[str, str]:
+        text = json.dumps(document, separators=(",", ":"))  # signed and sent as one string, never parsed between
+        return {
+            name: text,
+            f"{name}_signature": self._tcb_signer.sign(text.encode()).hex(),
+            f"{name}_issuer_chain": self._tcb_signer.pem + self._root.pem,
+        }
+
+    def _revocation_lists(self, now: int, until: int, revoked: Collection[str]) -> dict[str, str]:
+        cas = [self._platform_ca] if "pck-ca" in revoked else []
+        leaves = [self._pck] if "pck" in revoked else []
+        return {
+            "pck_crl_issuer_chain": self._platform_ca.pem + self._root.pem,
+            "root_ca_crl": revocation_list(self._root, now, until, cas).hex(),
+            "pck_crl": revocation_list(self._platform_ca, now, until, leaves).hex(),
+        }
+
+
+def _constant(what: str) -> bytes:
+    return hashlib.sha256(f"confidential-trainer development PKI: {what}".encode()).digest()

@@ -1,0 +1,146 @@
+"""TDX quotes, versions 4 and 5, put together from their parts; and where each part lies in the finished bytes.
+
+Sources: Intel TDX DCAP Quote Generation Library and Quote Verification Library, version 0.9, appendix A.3 (version
+4); Intel TDX DCAP, appendix A.4 (version 5: type and size of the body come before it, and the body may be a TD
+report 1.5).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from trainer.simulator.certificates import Authority, raw_public_key, raw_signature
+from trainer.simulator.td_report_writer import QE_REPORT_FIELDS, QeReport, TdFields, TdFields15
+
+V4: Final = 4
+V5: Final = 5
+
+_ECDSA_P256: Final = 2
+_TDX_TEE_TYPE: Final = 0x81
+_INTEL_QE_VENDOR_ID: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")  # verifiers insist on it
+_USER_DATA: Final = b"DEVELOPMENT QUOTE".ljust(20, b"\0")
+_TD_REPORT_10: Final = 2
+_TD_REPORT_15: Final = 3
+_PCK_CHAIN_PEM: Final = 5
+_QE_REPORT_CERTIFICATION: Final = 6
+
+_HEADER: Final = (
+    ("version", 2),
+    ("attestation_key_type", 2),
+    ("tee_type", 4),
+    ("reserved", 4),
+    ("qe_vendor_id", 16),
+    ("user_data", 20),
+)
+_V5_BODY: Final = (("body_type", 2), ("body_size", 4))
+_SIGNATURE: Final = (("signature_size", 4), ("signature", 64), ("attestation_key", 64))
+
+
+@dataclass(frozen=True)
+class QuoteHeader:
+    """The 48 bytes that a quote starts with."""
+
+    version: int = V4
+    attestation_key_type: int = _ECDSA_P256
+    tee_type: int = _TDX_TEE_TYPE
+    reserved: bytes = bytes(4)
+    qe_vendor_id: bytes = _INTEL_QE_VENDOR_ID
+    user_data: bytes = _USER_DATA
+
+    def pack(self) -> bytes:
+        """The header as bytes."""
+        numbers = struct.pack("<HHI", self.version, self.attestation_key_type, self.tee_type)
+        return numbers + self.reserved + self.qe_vendor_id + self.user_data
+
+
+@dataclass(frozen=True)
+class QuoteParts:
+    """What a quote is made of before anything is signed.
+
+    Attributes:
+        header: the header; its version decides the form.
+        td: the TD report. A report 1.5 fits into version 5 only.
+        qe_report: the quoting enclave's report; its `report_data` names the attestation key.
+        qe_authentication: what the quoting enclave adds to that binding.
+        chain: PCK certificate chain in PEM, leaf first.
+        attestation_key: signs header and report.
+    """
+
+    header: QuoteHeader
+    td: TdFields
+    qe_report: QeReport
+    qe_authentication: bytes
+    chain: str
+    attestation_key: ec.EllipticCurvePrivateKey
+
+
+def assemble(parts: QuoteParts, pck: Authority) -> bytes:
+    """The quote: report signed by the attestation key, quoting enclave's report signed by the platform's `pck`."""
+    signed = parts.header.pack() + _body(parts)
+    certification = _certification(parts, pck)
+    signature = (
+        raw_signature(parts.attestation_key, signed)
+        + raw_public_key(parts.attestation_key)
+        + struct.pack("<HI", _QE_REPORT_CERTIFICATION, len(certification))
+        + certification
+    )
+    return signed + struct.pack("<I", len(signature)) + signature
+
+
+def _body(parts: QuoteParts) -> bytes:
+    report = parts.td.pack()
+    if parts.header.version != V5:
+        return report
+    kind = _TD_REPORT_15 if isinstance(parts.td, TdFields15) else _TD_REPORT_10
+    return struct.pack("<HI", kind, len(report)) + report
+
+
+def _certification(parts: QuoteParts, pck: Authority) -> bytes:
+    report, chain = parts.qe_report.pack(), parts.chain.encode()
+    return (
+        report
+        + pck.sign(report)
+        + struct.pack("<H", len(parts.qe_authentication))
+        + parts.qe_authentication
+        + struct.pack("<HI", _PCK_CHAIN_PEM, len(chain))
+        + chain
+    )
+
+
+def regions(quote: bytes) -> dict[str, range]:
+    """Where each field of a quote made here lies: name -> byte range, in their order, without gaps."""
+    found, at = {}, 0
+    for name, size in _sizes(quote):
+        found[name] = range(at, at + size)
+        at += size
+    return found
+
+
+def _sizes(quote: bytes) -> Iterator[tuple[str, int]]:
+    """Names and sizes, field after field; sizes of what follows are read where they stand."""
+    yield from _HEADER
+    at, td = sum(size for _, size in _HEADER), fields(TdFields)
+    if quote[0] == V5:
+        yield from _V5_BODY
+        td = fields(TdFields15) if quote[at] == _TD_REPORT_15 else td
+        at += sum(size for _, size in _V5_BODY)
+    for field in td:
+        size = len(field.default)  # type: ignore[arg-type]  # every field has a default of the right size
+        yield field.name, size
+        at += size
+    for part in (_SIGNATURE, (("certification_type", 2), ("certification_size", 4)), QE_REPORT_FIELDS):
+        yield from part
+        at += sum(size for _, size in part)
+    yield "qe_signature", 64
+    length = int.from_bytes(quote[at + 64 : at + 66], "little")
+    yield "qe_authentication_size", 2
+    yield "qe_authentication", length
+    at += 66 + length
+    yield "chain_type", 2
+    yield "chain_size", 4
+    yield "chain", int.from_bytes(quote[at + 2 : at + 6], "little")

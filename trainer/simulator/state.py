@@ -1,0 +1,117 @@
+"""What a simulated VM keeps between starts: its secret seed and its app id; and what it tells the outside.
+
+The state directory is the simulated hardware: whoever can read it can sign quotes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, ValidationError
+
+from trainer.errors import ErrorCode, UsageError
+from trainer.models import Strict
+from trainer.simulator.agent import SimulatedVm, VmOptions, simulated_measurements
+
+STATE_FILE: Final = "state.json"
+ROOT_FILE: Final = "root.pem"
+COLLATERAL_FILE: Final = "collateral.json"
+COMPOSE_FILE: Final = "app-compose.json"
+MEASUREMENTS_FILE: Final = "measurements.json"
+
+_SEED_BYTES: Final = 32
+
+
+class SimulatorState(Strict):
+    """Contents of `state.json`. The app key follows from seed and app id; its public half tells a mix-up."""
+
+    version: Literal[1]
+    warning: Literal["DEVELOPMENT ONLY: this seed signs quotes of a simulated VM"]
+    seed: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    app_id: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    app_public_key: Annotated[str, Field(pattern=r"^0[23][0-9a-f]{64}$")]
+
+
+def open_vm(
+    directory: Path,
+    app_compose: str,
+    options: VmOptions,
+    *,
+    random: Callable[[int], bytes] = secrets.token_bytes,
+) -> SimulatedVm:
+    """The VM whose state is in `directory`; made there on the first start.
+
+    A later start with another app-compose is an upgrade of the same app: it keeps the app id and its keys.
+
+    Args:
+        directory: made with mode 0700 where absent.
+        app_compose: exact text of app-compose.json.
+        options: how the VM is set up.
+        random: source of the seed.
+
+    Raises:
+        UsageError: the state is not readable as such, or `app_compose` is not a JSON object.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = directory / STATE_FILE
+    if not path.exists():
+        _first_deployment(path, app_compose, random(_SEED_BYTES))
+    state = _read_state(path)
+    app_id = bytes.fromhex(state.app_id)
+    vm = SimulatedVm(app_compose, bytes.fromhex(state.seed), app_id=app_id, options=options)
+    if vm.keys.public_key.hex() != state.app_public_key:
+        raise _invalid(path, "the app key does not follow from seed and app id")
+    return vm
+
+
+def publish(vm: SimulatedVm, directory: Path, now: int) -> None:
+    """Write what a verifier needs: root, collateral (30 days from `now`), app-compose and measurements."""
+    _write(directory / ROOT_FILE, vm.pki.root_pem.encode())
+    _write(directory / COLLATERAL_FILE, json.dumps(vm.collateral(now), indent=2).encode())
+    _write(directory / COMPOSE_FILE, vm.app_compose.encode())
+    _write(directory / MEASUREMENTS_FILE, json.dumps(asdict(simulated_measurements()), indent=2).encode())
+
+
+def _read_state(path: Path) -> SimulatorState:
+    try:
+        return SimulatorState.model_validate_json(path.read_bytes())
+    except ValidationError:
+        raise _invalid(path, "not a state of this simulator") from None
+    except OSError as error:
+        raise _invalid(path, error.strerror or type(error).__name__) from error
+
+
+def _first_deployment(path: Path, app_compose: str, seed: bytes) -> None:
+    vm = SimulatedVm(app_compose, seed)
+    state = SimulatorState(
+        version=1,
+        warning="DEVELOPMENT ONLY: this seed signs quotes of a simulated VM",
+        seed=seed.hex(),
+        app_id=vm.app_id.hex(),
+        app_public_key=vm.keys.public_key.hex(),
+    )
+    _write(path, state.model_dump_json(indent=2).encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all, mode 0600."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    partial.replace(path)
+
+
+def _invalid(path: Path, reason: str) -> UsageError:
+    return UsageError(
+        ErrorCode.USAGE,
+        f"simulator state {path}: {reason}",
+        hint="choose another --state directory, or remove this one to start a new simulated VM",
+    )

@@ -1,0 +1,124 @@
+"""The job spec whole: sections, digest, and how its bytes are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Literal, Self
+
+from pydantic import ValidationError, model_validator
+
+from trainer.encoding import canonical_json, sha256_hex
+from trainer.errors import ErrorCode, UsageError
+from trainer.models import Strict
+from trainer.spec.data_section import DataSection, check_method
+from trainer.spec.exchange_section import ExchangeSection
+from trainer.spec.key_hints import meant_key
+from trainer.spec.lora_section import LoraSection
+from trainer.spec.model_section import ModelSection
+from trainer.spec.output_section import OutputSection
+from trainer.spec.privacy_section import PrivacySection, refusals
+from trainer.spec.strict_yaml import parse_yaml
+from trainer.spec.tee_section import TeeSection
+from trainer.spec.train_section import TrainSection
+
+MAX_SPEC_BYTES: Final = 1 << 18
+
+
+class JobSpec(Strict):
+    """One job, whole."""
+
+    version: Literal[1]
+    model: ModelSection
+    lora: LoraSection = LoraSection()
+    data: DataSection = DataSection()
+    train: TrainSection = TrainSection()
+    output: OutputSection = OutputSection()
+    privacy: PrivacySection = PrivacySection()
+    exchange: ExchangeSection = ExchangeSection()
+    tee: TeeSection = TeeSection()
+
+    @model_validator(mode="after")
+    def _data_for_the_method(self) -> Self:
+        check_method(self.train.method, self.data)
+        return self
+
+    @model_validator(mode="after")
+    def _private_as_stated(self) -> Self:
+        for refusal in refusals(self):
+            raise ValueError(refusal)
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_as_a_whole(self) -> Self:
+        if self.train.torch_compile and self.lora.use_dora:
+            raise ValueError(
+                "train.torch_compile: lora.use_dora must be false: PEFT's magnitudes cannot be traced"
+            )
+        return self
+
+    def canonical(self) -> bytes:
+        """RFC 8785 form of the document as written."""
+        return canonical_json(self.model_dump(mode="json", exclude_unset=True))
+
+    def sha256(self) -> str:
+        """The job spec's digest: what claims, keys, grants and receipts are bound to."""
+        return sha256_hex(self.canonical())
+
+
+def read_job_spec(path: Path) -> JobSpec:
+    """Read job.yaml.
+
+    Raises:
+        UsageError: no such file, or not a job spec.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_SPEC_BYTES + 1)
+    except OSError as error:
+        raise UsageError(ErrorCode.FILE_NOT_FOUND, f"cannot read the job spec {path}: {error.strerror}") from error
+    return parse_job_spec(data)
+
+
+def parse_job_spec(data: bytes) -> JobSpec:
+    """Parse the bytes of a job.yaml.
+
+    Raises:
+        UsageError: too large, not YAML, a key twice, an unknown key (names the key meant), a value out of range.
+    """
+    document = parse_yaml(data, what="job spec", limit=MAX_SPEC_BYTES, code=ErrorCode.SPEC_INVALID)
+    try:
+        return JobSpec.model_validate_json(canonical_json(document))
+    except ValidationError as error:
+        raise _spec_error(error) from error
+
+
+def leaf_names() -> Iterator[str]:
+    """Every `section.key` that a job spec may hold."""
+    for section, field in JobSpec.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Strict):
+            yield from (f"{section}.{leaf}" for leaf in annotation.model_fields)
+
+
+def _spec_error(error: ValidationError) -> UsageError:
+    first = error.errors(include_url=False, include_context=False, include_input=True)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "document"
+    if first["type"] == "extra_forbidden":
+        meant = meant_key(where, [*leaf_names(), *JobSpec.model_fields])
+        return UsageError(
+            ErrorCode.SPEC_UNKNOWN_KEY,
+            f"job spec: unknown key {where!r}",
+            hint=f"did you mean {meant}?" if meant else "see trainer/SPEC.md for all keys",
+        )
+    if first["type"] == "missing":
+        return UsageError(ErrorCode.SPEC_INVALID, f"job spec: {where} is missing")
+    if first["type"] == "value_error":
+        reason = first["msg"].removeprefix("Value error, ")
+        return UsageError(ErrorCode.SPEC_INVALID, ": ".join(filter(None, ("job spec", where, reason))))
+    return UsageError(
+        ErrorCode.SPEC_INVALID,
+        f"job spec: {where}",
+        expected=first["msg"].removeprefix("Input should be "),
+        found=repr(first["input"]),
+    )

@@ -1,0 +1,131 @@
+"""Section `privacy`: privacy of the weights themselves, by noise in training and by tests afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainer.models import Strict
+
+if TYPE_CHECKING:
+    from trainer.spec.job_spec import JobSpec
+
+REFERENCES: Final = 1023
+"""Canaries that are drawn and never trained on; with one that was, a rank among 1024: at most 10 bits."""
+
+
+class PrivacySection(Strict):
+    """Privacy of the weights themselves.
+
+    `target_epsilon` or `noise_multiplier` (one of them, with `target_delta`) makes training differentially private
+    (DP-SGD): each step draws every row with the same probability, clips what a row adds to the gradient to
+    `max_grad_norm`, and adds Gaussian noise. The unit is one row. `noise_multiplier` is the noise's standard
+    deviation in multiples of `max_grad_norm`; with `target_epsilon` it is found by the `accountant`.
+
+    `audit` compares the losses of up to `audit_rows` training rows with as many held-out rows, before and after
+    training. `canaries` random texts are added to the training rows, `canary_repetitions` times each, and looked
+    for afterwards. `max_membership_auc` and `max_exposure` (bits) withhold weights that memorised more.
+    """
+
+    target_epsilon: Annotated[float, Field(ge=0.05, le=64)] | None = None
+    target_delta: Annotated[float, Field(ge=1e-12, lt=0.1)] | None = None
+    noise_multiplier: Annotated[float, Field(ge=0.3, le=1000)] | None = None
+    max_grad_norm: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    accountant: Literal["prv", "rdp"] = "prv"
+    audit: bool = False
+    audit_rows: Annotated[int, Field(ge=8, le=65536)] = 256
+    canaries: Annotated[int, Field(ge=0, le=256)] = 0
+    canary_repetitions: Annotated[int, Field(ge=1, le=1024)] = 1
+    max_exposure: Annotated[float, Field(gt=0, lt=10)] | None = None
+    max_membership_auc: Annotated[float, Field(ge=0.5, lt=1)] | None = None
+
+    @property
+    def differential(self) -> bool:
+        """Whether training is differentially private."""
+        return self.target_epsilon is not None or self.noise_multiplier is not None
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is to be done or measured for privacy."""
+        return self.differential or self.audit or self.canaries > 0
+
+    @model_validator(mode="after")
+    def _whole_budget(self) -> Self:
+        if self.target_epsilon is not None and self.noise_multiplier is not None:
+            raise ValueError(
+                "target_epsilon and noise_multiplier exclude each other: the one follows from the other"
+            )
+        if self.differential != (self.target_delta is not None):
+            raise ValueError("target_delta goes with target_epsilon or noise_multiplier, and they with it")
+        unused = {"max_grad_norm", "accountant"} & self.model_fields_set
+        if unused and not self.differential:
+            raise ValueError(f"{min(unused)} means nothing without target_epsilon or noise_multiplier")
+        return self
+
+    @model_validator(mode="after")
+    def _gates_have_measurements(self) -> Self:
+        if self.max_membership_auc is not None and not self.audit:
+            raise ValueError("max_membership_auc needs audit: true")
+        if self.max_exposure is not None and not self.canaries:
+            raise ValueError("max_exposure needs canaries")
+        if "canary_repetitions" in self.model_fields_set and not self.canaries:
+            raise ValueError("canary_repetitions means nothing without canaries")
+        return self
+
+
+def refusals(spec: JobSpec) -> Iterator[str]:
+    """What in a spec cannot be measured, or would make the ε of a private run untrue; see docs/privacy.md."""
+    if spec.privacy.asked and spec.train.method != "sft":
+        yield "privacy: rows are told apart by their loss, and pairs of train.method dpo have none of their own"
+    if spec.privacy.asked and spec.train.num_processes != 1:
+        yield "privacy: rows are drawn and measured in one process: train.num_processes must be 1"
+    if spec.privacy.differential:
+        set_by = "(privacy.target_epsilon or noise_multiplier is set)"
+        yield from (f"{where}: {why} {set_by}" for where, why, breaks in _conditions(spec) if breaks)
+
+
+def _conditions(spec: JobSpec) -> Iterator[tuple[str, str, bool]]:
+    model, lora, data, train = spec.model, spec.lora, spec.data, spec.train
+    yield (
+        "train.engine",
+        "must be transformers: other engines make no gradient for each row",
+        (train.engine.value != "transformers"),
+    )
+    yield "data.packing", "must be false: a unit of the sampling must be one row", data.packing
+    yield "data.split_turns", "must be never: one row must give one example", data.split_turns.value != "never"
+    yield (
+        "train.gradient_checkpointing",
+        "must be false: rows would be counted twice",
+        train.gradient_checkpointing,
+    )
+    yield (
+        "train.torch_compile",
+        "must be false: the gradient of each row is taken by hooks on layers, which compiled code does not call",
+        train.torch_compile,
+    )
+    yield (
+        "train.neftune_noise_alpha",
+        "must be left out: its noise depends on a row's neighbours",
+        (train.neftune_noise_alpha is not None),
+    )
+    yield "lora.lora_dropout", "must be 0: its masks are drawn from the public seed", lora.lora_dropout > 0
+    yield "lora.use_dora", "must be false: its magnitudes get no gradient for each row", lora.use_dora
+    yield "model.load_in_4bit", "must be false: not proved for quantized models", model.load_in_4bit
+    yield "model.load_in_8bit", "must be false: not proved for quantized models", model.load_in_8bit
+    yield (
+        "train.max_grad_norm",
+        "must be left out: privacy.max_grad_norm bounds each row",
+        ("max_grad_norm" in train.model_fields_set),
+    )
+    yield "train.save_steps", "must be left out: randomness is never written down", _given(train.save_steps)
+    yield "train.early_stopping_patience", _CHOICE, train.early_stopping_patience is not None
+    yield "train.load_best_model_at_end", _CHOICE, train.load_best_model_at_end
+
+
+_CHOICE: Final = "must be left out: held-out rows would choose the weights, without noise"
+
+
+def _given(value: object) -> bool:
+    return value is not None

@@ -1,0 +1,21 @@
+"""Section `tee`: what the job claims about itself."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from trainer.models import Strict
+from trainer.sandbox.properties import Wall
+
+
+class TeeSection(Strict):
+    """What the job claims about itself.
+
+    `evidence_lifetime_seconds` bounds the validity of its claims. `sandbox` names walls that must stand, or the
+    job ends before it has keys.
+    """
+
+    evidence_lifetime_seconds: Annotated[int, Field(ge=60, le=30 * 86400)] = 86400
+    sandbox: Annotated[tuple[Annotated[Wall, Field(strict=False)], ...], Field(max_length=64)] = ()

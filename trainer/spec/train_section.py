@@ -1,0 +1,211 @@
+"""Section `train`: the engine and the optimizer's schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainer.models import Strict
+from trainer.sandbox.plan import MAX_PROCESSES
+
+
+class Engine(StrEnum):
+    """What runs the training step."""
+
+    AUTO = "auto"
+    TRANSFORMERS = "transformers"
+    UNSLOTH = "unsloth"
+
+
+_SCHEDULE_KEYS: Final[Mapping[str, frozenset[str]]] = {
+    "cosine_with_restarts": frozenset({"num_cycles"}),
+    "cosine_with_min_lr": frozenset({"num_cycles", "min_lr", "min_lr_rate"}),
+    "polynomial": frozenset({"lr_end", "power"}),
+    "inverse_sqrt": frozenset({"timescale"}),
+    "warmup_stable_decay": frozenset({"num_decay_steps", "num_stable_steps", "min_lr_ratio", "num_cycles"}),
+}
+"""What `lr_scheduler_kwargs` may hold for each schedule that takes any."""
+
+_DPO_KEYS: Final = ("beta", "label_smoothing", "loss_type", "loss_weights")
+"""Keys that mean something to `method: dpo` only."""
+
+_COUNTS: Final = frozenset({"timescale", "num_decay_steps", "num_stable_steps"})
+_ADAM: Final = ("adamw_torch", "adamw_torch_fused", "adamw_8bit")
+
+
+LossType = Literal[
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "robust",
+    "sigmoid_norm",
+    "nca_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "sft",
+]
+"""Terms of the loss of a pair, as TRL names them; formulas: `trainer.training.methods.dpo_loss`."""
+
+LossWeight = Annotated[float, Field(gt=0, le=1000)]
+
+
+class TrainSection(Strict):
+    """The optimizer's schedule, in HF `TrainingArguments` terms. `max_steps` above 0 overrides the epochs.
+
+    `method` `sft` learns to say what the rows say; `dpo` learns from preference rows, against the base model, with
+    TRL's `beta`, `loss_type` (one, or a list that is added up by `loss_weights`) and `label_smoothing` (for
+    `robust`: how often a label is wrong). Then a pair counts where rows are counted below.
+
+    `per_device_train_batch_size` times `gradient_accumulation_steps` times `num_processes` rows make an optimizer
+    step. What goes through the model at once may be cut differently: every trained token of a step weighs the same
+    for every cut. `warmup_steps` above 0 overrides `warmup_ratio`. Without `save_steps` a checkpoint is made when
+    the job is told to end (SIGTERM), and at no other time; `save_total_limit` is how many stay.
+
+    `num_processes` is how many processes train together in the VM, each on its own GPU and with the whole base
+    model; `auto` is one for each GPU, so the batch depends on the machine. `fsdp: full_shard` spreads the base
+    model's layers over them instead; each gathers a layer when it needs it.
+
+    `torch_compile` has the model's own forward pass compiled at run time, as `torch_compile_mode` says:
+    `reduce-overhead` and `max-autotune` replay CUDA graphs on a GPU, and `max-autotune` chooses kernels by what
+    time they take, so that the same bits do not come again. With it `engine: auto` is `transformers`.
+    """
+
+    method: Literal["sft", "dpo"] = "sft"
+    engine: Engine = Engine.AUTO
+    num_processes: Literal["auto"] | Annotated[int, Field(ge=1, le=MAX_PROCESSES)] = 1
+    fsdp: Literal["full_shard"] | None = None
+    per_device_train_batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
+    per_device_eval_batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = 1
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "constant_with_warmup",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "polynomial",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = "linear"
+    lr_scheduler_kwargs: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(max_length=8)] = {}  # noqa: RUF012
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0, le=100_000_000)] = 0
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    num_train_epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    max_steps: Annotated[int, Field(ge=-1, le=100_000_000)] = -1
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
+    beta: Annotated[float, Field(gt=0, le=100)] = 0.1
+    loss_type: LossType | Annotated[tuple[LossType, ...], Field(min_length=1, max_length=8)] = "sigmoid"
+    loss_weights: Annotated[tuple[LossWeight, ...], Field(min_length=1, max_length=8)] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    neftune_noise_alpha: Annotated[float, Field(gt=0, le=1000)] | None = None
+    gradient_checkpointing: bool = False
+    torch_compile: bool = False
+    torch_compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor", "sgd"] = "adamw_torch"
+    bf16: bool = True
+    logging_steps: Annotated[int, Field(ge=1)] = 1
+    eval_steps: Annotated[int, Field(ge=1)] | None = None
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
+    early_stopping_threshold: Annotated[float, Field(ge=0)] = 0.0
+    load_best_model_at_end: bool = False
+    save_steps: Annotated[int, Field(ge=1)] | None = None
+    save_total_limit: Annotated[int, Field(ge=1, le=100)] = 2
+
+    @property
+    def may_compile(self) -> bool:
+        """Whether kernels may be compiled at run time, so that the worker must be able to run a compiler."""
+        return self.engine is not Engine.TRANSFORMERS or self.torch_compile
+
+    @property
+    def loss_terms(self) -> tuple[tuple[LossType, float], ...]:
+        """The terms of the loss of a pair, each with its weight; every weight is 1 where none is given."""
+        names: tuple[LossType, ...] = self.loss_type if isinstance(self.loss_type, tuple) else (self.loss_type,)
+        return tuple(zip(names, self.loss_weights or (1.0,) * len(names), strict=True))
+
+    @model_validator(mode="after")
+    def _of_the_method(self) -> Self:
+        if self.method == "dpo" and self.neftune_noise_alpha is not None:
+            raise ValueError("neftune_noise_alpha means nothing to method dpo")
+        foreign = sorted(self.model_fields_set.intersection(_DPO_KEYS))
+        if self.method != "dpo" and foreign:
+            raise ValueError(f"{foreign[0]} means nothing to method {self.method}; it belongs to method dpo")
+        return self
+
+    @model_validator(mode="after")
+    def _loss_of_a_pair(self) -> Self:
+        names = self.loss_type if isinstance(self.loss_type, tuple) else (self.loss_type,)
+        if len(set(names)) != len(names):
+            raise ValueError("loss_type names a term twice")
+        if set(names) == {"sft"}:
+            raise ValueError("loss_type sft alone learns no preference: use method sft, or add another term")
+        if self.loss_weights is not None and len(self.loss_weights) != len(names):
+            raise ValueError(f"loss_weights needs {len(names)} numbers, one for each loss_type")
+        if (self.label_smoothing > 0) != ("robust" in names):
+            raise ValueError("label_smoothing above 0 and loss_type robust belong together")
+        return self
+
+    @model_validator(mode="after")
+    def _some_steps(self) -> Self:
+        if self.max_steps == 0:
+            raise ValueError("max_steps must be -1 (use num_train_epochs) or at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.num_processes != 1 and self.engine is Engine.UNSLOTH:
+            raise ValueError("num_processes: engine unsloth runs in one process")
+        if self.fsdp is not None and self.num_processes == 1:
+            raise ValueError("fsdp needs num_processes: auto, or more than 1")
+        return self
+
+    @model_validator(mode="after")
+    def _compiled(self) -> Self:
+        if "torch_compile_mode" in self.model_fields_set and not self.torch_compile:
+            raise ValueError("torch_compile_mode means nothing without torch_compile: true")
+        if self.torch_compile and self.engine is Engine.UNSLOTH:
+            raise ValueError("torch_compile: engine unsloth compiles its own kernels")
+        if self.torch_compile and self.fsdp is not None:
+            raise ValueError("torch_compile: fsdp gathers each layer in the midst of what would be compiled whole")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluated(self) -> Self:
+        for name in ("early_stopping_patience", "load_best_model_at_end"):
+            if getattr(self, name) and self.eval_steps is None:
+                raise ValueError(f"{name} needs eval_steps")
+        return self
+
+    @model_validator(mode="after")
+    def _adam_only(self) -> Self:
+        adam = {"adam_beta1", "adam_beta2", "adam_epsilon"} & self.model_fields_set
+        if adam and self.optim not in _ADAM:
+            raise ValueError(f"{min(adam)} means nothing to optim {self.optim}")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule(self) -> Self:
+        name, given = self.lr_scheduler_type, self.lr_scheduler_kwargs
+        unknown = sorted(set(given) - _SCHEDULE_KEYS.get(name, frozenset()))
+        if unknown:
+            raise ValueError(f"lr_scheduler_kwargs: {unknown[0]!r} means nothing to lr_scheduler_type {name}")
+        broken = sorted(key for key in _COUNTS & set(given) if given[key] != int(given[key]))
+        if broken:
+            raise ValueError(f"lr_scheduler_kwargs: {broken[0]} must be a whole number")
+        if name == "cosine_with_min_lr" and ("min_lr" in given) == ("min_lr_rate" in given):
+            raise ValueError("cosine_with_min_lr needs lr_scheduler_kwargs: min_lr or min_lr_rate")
+        if name == "warmup_stable_decay" and "num_decay_steps" not in given:
+            raise ValueError("warmup_stable_decay needs lr_scheduler_kwargs: num_decay_steps")
+        if name == "polynomial" and given.get("lr_end", 1e-7) >= self.learning_rate:
+            raise ValueError("lr_scheduler_kwargs: lr_end must be below learning_rate")
+        return self

@@ -1,0 +1,78 @@
+"""Evidence, collected: the agent's quote over the claims, with everything a verifier needs to judge it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+from pydantic import ValidationError
+
+from trainer.attestation.claims.binding import gpu_evidence_sha256, report_data
+from trainer.attestation.evidence import DatasetClaims, DerivedKey, Evidence, GpuEvidence, ReceiptClaims
+from trainer.errors import ErrorCode, UnavailableError
+
+if TYPE_CHECKING:
+    from trainer.tee.guest_agent import Quote, VmInfo
+
+_NO_GPU: Final = GpuEvidence()
+
+
+class QuotingAgent(Protocol):
+    """The part of the guest agent that evidence needs."""
+
+    def info(self) -> VmInfo:
+        """Which app runs in which VM."""
+
+    def quote(self, report_data: bytes) -> Quote:
+        """A quote over exactly these 64 bytes."""
+
+
+def collect(
+    agent: QuotingAgent,
+    claims: DatasetClaims | ReceiptClaims,
+    *,
+    gpu: GpuEvidence = _NO_GPU,
+    key_chain: Sequence[DerivedKey] = (),
+) -> Evidence:
+    """Have the hardware vouch for `claims`.
+
+    Args:
+        agent: the guest agent.
+        claims: what is claimed; all of it enters the quote's report data.
+        gpu: GPU evidence; dataset claims must hold its digest.
+        key_chain: proofs of the derived keys.
+
+    Raises:
+        ValueError: dataset claims that name other GPU evidence than `gpu`.
+        UnavailableError: the agent does not answer, or not in its protocol.
+    """
+    if isinstance(claims, DatasetClaims) and claims.gpu_evidence_sha256 != gpu_evidence_sha256(gpu):
+        raise ValueError("the claims are about other GPU evidence")
+    info = agent.info()
+    quote = agent.quote(report_data(claims))
+    try:
+        return Evidence(
+            claims=claims,
+            quote=quote.quote.hex(),
+            event_log=quote.event_log,
+            vm_config=quote.vm_config or info.vm_config,
+            app_compose=info.app_compose,
+            compose_hash="sha256:" + hashlib.sha256(info.app_compose.encode()).hexdigest(),
+            gpu=gpu,
+            key_chain=tuple(key_chain),
+        )
+    except (ValidationError, UnicodeEncodeError) as error:
+        raise _not_evidence(error) from None
+
+
+def _not_evidence(error: ValidationError | UnicodeEncodeError) -> UnavailableError:
+    where = "app_compose"
+    if isinstance(error, ValidationError):
+        where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
+    return UnavailableError(
+        ErrorCode.GUEST_AGENT_PROTOCOL,
+        f"guest agent: `{where}` does not fit into evidence",
+        expected="the form and size that dstack's agent gives it",
+        found="another form or size",
+    )

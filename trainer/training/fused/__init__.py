@@ -1,0 +1,1 @@
+"""The optional fused forward and backward pass for decoder models; nothing outside imports its insides."""

@@ -1,0 +1,38 @@
+"""The gate: whether weights may be handed out, by what is known of what they memorised."""
+
+from __future__ import annotations
+
+import math
+
+from trainer.errors import ErrorCode, JobError
+from trainer.spec import PrivacySection
+from trainer.training.privacy.privacy_findings import Privacy
+
+
+def refusal(section: PrivacySection, privacy: Privacy) -> JobError | None:
+    """Why the weights must be withheld; None where they may go. A number that is missing withholds."""
+    exposure = privacy.exposure.largest if privacy.exposure else math.nan
+    if section.max_exposure is not None and not exposure <= section.max_exposure:
+        return _withheld(
+            "the weights remember a canary", "privacy.max_exposure", section.max_exposure, exposure, "bits"
+        )
+    area = privacy.membership.worst if privacy.membership else math.nan
+    if section.max_membership_auc is not None and not area <= section.max_membership_auc:
+        return _withheld(
+            "training rows can be told from others",
+            "privacy.max_membership_auc",
+            section.max_membership_auc,
+            area,
+            "AUC",
+        )
+    return None
+
+
+def _withheld(message: str, key: str, limit: float, found: float, unit: str) -> JobError:
+    return JobError(
+        ErrorCode.RELEASE_WITHHELD,
+        f"{message}: the adapter is withheld",
+        expected=f"at most {limit:g} {unit} ({key})",
+        found=f"{found:.4g} {unit}",
+        hint="train for fewer steps, on more rows, or with privacy.target_epsilon; see report/report.html",
+    )

@@ -1,0 +1,1 @@
+"""The report on a run: its summary, charts, samples and model card."""
