@@ -10,8 +10,10 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.attestation import conftest as bench
-from tests.attestation import gpu_bench, honest, test_gpu_ocsp, test_gpu_rim
-from tests.attestation.audit.conftest import rendered
+from tests.attestation import gpu_bench, honest
+from tests.attestation.nvidia import test_ocsp as test_gpu_ocsp
+from tests.attestation.nvidia import test_rim as test_gpu_rim
+from tests.audit.conftest import rendered
 from trainer.attestation.evidence import Evidence, GpuEvidence, ReceiptClaims
 from trainer.attestation.policy import policy_yaml
 from trainer.attestation.result.record import make_record, save_record

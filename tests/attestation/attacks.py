@@ -1,4 +1,4 @@
-"""All attacks on evidence that the tests make, from every file of this folder that has some.
+"""All attacks on evidence that the tests make, from every file below this folder that has some.
 
 A file joins by having `ATTACKS`: name -> (code of the check that must answer, change of the honest world). Where
 they start from another honest world, it has a function `prepared` that makes that one of the usual one. The
@@ -61,14 +61,16 @@ class Attack:
 @cache
 def attacks() -> tuple[Attack, ...]:
     """Every attack, file after file in the order of their names."""
-    files = sorted((*FOLDER.glob("attacks_*.py"), *FOLDER.glob("test_*.py")))
-    made = (attack for file in files for attack in _of(file.stem))
+    files = sorted((*FOLDER.rglob("attacks_*.py"), *FOLDER.rglob("test_*.py")))
+    made = (attack for file in files for attack in _of(file))
     return (*made, *(_from_fault(fault) for fault in FAULTS.values()))
 
 
-def _of(stem: str) -> list[Attack]:
-    module = importlib.import_module(f"tests.attestation.{stem}")
-    source = stem.removeprefix("attacks_").removeprefix("test_")
+def _of(file: Path) -> list[Attack]:
+    module = importlib.import_module(
+        ".".join(("tests.attestation", *file.relative_to(FOLDER).with_suffix("").parts))
+    )
+    source = file.stem.removeprefix("attacks_").removeprefix("test_")
     found = getattr(module, "ATTACKS", {})
     prepared = getattr(module, "prepared", _as_it_is)
     return [

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tests.attestation import test_os_image
+from tests.attestation.dstack import test_os_image
 from trainer.attestation.policy import OsSection
 from trainer.encoding import sha256_hex
 

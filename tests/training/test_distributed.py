@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import multiprocessing
 from transformers import AutoModelForCausalLM
 
-from tests.worker.test_loop import CPU, example
+from tests.training.test_loop import CPU, example
 from trainer.data.examples.example_set import Dataset, RowCounts
 from trainer.ipc.worker_messages import Message, Metrics
 from trainer.spec import LoraSection, TrainSection

@@ -33,7 +33,7 @@ def _module(name: str, path: Path) -> ModuleType:
     return module
 
 
-FAMILIES = _module("templates", ROOT / "tests" / "examples" / "templates.py").FAMILIES
+FAMILIES = _module("templates", ROOT / "tests" / "data" / "examples" / "templates.py").FAMILIES
 
 CHAT: list[dict[str, Any]] = [
     {"role": "user", "content": " Hej, <b>världen</b>! \n\n 12345 \u2028 😀"},

@@ -242,7 +242,7 @@ def test_control_characters_do_not_reach_the_terminal(render: Render) -> None:
 
 
 def test_the_configuration_that_this_project_ships() -> None:
-    configs = Path(__file__).parents[3] / "configs"
+    configs = Path(__file__).parents[2] / "configs"
     audited = audit_compose((configs / "app-compose.json").read_bytes())
     high = [finding.code for finding in audited.findings if finding.severity.reaches(Severity.HIGH)]
     assert audited.reaches(Severity.HIGH) == bool(high)

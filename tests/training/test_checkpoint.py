@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.worker.conftest import compiles
+from tests.training.conftest import compiles
 from trainer.data.rows import read_files
 from trainer.errors import ErrorCode, JobError
 from trainer.ipc.worker_messages import CHECKPOINT_FILES, Message, Metrics, Order, Progress, Saved

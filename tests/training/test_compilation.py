@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from tests.worker.conftest import compiles
-from tests.worker.test_loss import BATCH, EXAMPLES, KNOWN, UNKNOWN, adapted, compare, make_loss
-from tests.worker.test_preference_worker import pair, write
+from tests.training.conftest import compiles
+from tests.training.test_loss import BATCH, EXAMPLES, KNOWN, UNKNOWN, adapted, compare, make_loss
+from tests.worker.test_dpo_worker import pair, write
 from trainer.errors import ErrorCode, ExitCode, JobError
 from trainer.ipc.worker_messages import Confined, Failed, Finished
 from trainer.sandbox.plan import Plan, Role

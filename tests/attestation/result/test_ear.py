@@ -25,7 +25,7 @@ from trainer.attestation.result.ear import (
 
 World = Any  # conftest.World
 CODES = [definition.code.value for definition in DATASET_CHECKS]
-SPEC = Path(__file__).parents[2] / "trainer" / "SPEC.md"
+SPEC = Path(__file__).parents[3] / "trainer" / "SPEC.md"
 
 
 def checks(**states: CheckState) -> list[Check]:

@@ -6,7 +6,7 @@ import signal
 import time
 from pathlib import Path
 
-from tests.exchange.conftest import StartFront
+from tests.front.conftest import StartFront
 from trainer.ipc.front_messages import Shutdown
 
 

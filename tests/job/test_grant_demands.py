@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import JsonValue
 
-from tests.supervisor.test_result_tree import SHM
+from tests.job.test_outcome import SHM
 from trainer.errors import ErrorCode, JobError, UsageError
 from trainer.job.grant_demands import require_kept, require_promised
 from trainer.job.outcome import Ending, _gather

@@ -18,7 +18,7 @@ from trainer.front.http.dataset_routes import DatasetRoutes
 from trainer.front.http.job_routes import JobRoutes
 from trainer.front.http.result_routes import ResultRoutes
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPTS = Path(__file__).parents[3] / "scripts"
 REQUESTS = 2800
 
 

@@ -1,0 +1,196 @@
+"""Tokenizers, data, specs and the real worker process, for the tiny model that all tests share."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, processors
+from transformers import PreTrainedTokenizerFast
+
+from trainer.ipc.worker_messages import MAX_MESSAGE_BYTES, Message, Order, Preparation, parse_message
+from trainer.sandbox.plan import Plan
+from trainer.spec import JobSpec
+from trainer.training.tokenizer import Tokens, tokens_of
+
+ROOT = Path(__file__).parents[2]
+VARIABLES = {"OMP_NUM_THREADS": "1", "HF_ENDPOINT": "", "WANDB_MODE": "online"}
+
+
+def compiles(test: Any) -> Any:
+    """Marks a test that compiles a model: it needs a compiler, and minutes where the machine is busy."""
+    marks = (
+        pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here"),
+        pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),  # dynamo asks for it, and hides that
+        pytest.mark.timeout(900),
+    )
+    for mark in marks:
+        test = mark(test)
+    return test
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """A tiny model gains nothing from threads, and its tests should not wait for a core that is busy."""
+    torch.set_num_threads(1)
+
+
+MakeTokens = Callable[..., Tokens]
+
+
+@pytest.fixture(scope="session")
+def make_tokens(backend: Tokenizer) -> MakeTokens:
+    """Tokens with a template: `make_tokens(template, eos="</s>", bos=None, add_bos=False, stop=())`."""
+
+    def make(
+        template: str | None,
+        *,
+        eos: str | None = "<|im_end|>",
+        bos: str | None = None,
+        pad: str | None = None,
+        add_bos: bool = False,
+        stop: tuple[str, ...] = (),
+    ) -> Tokens:
+        copy = Tokenizer.from_str(backend.to_str())
+        if add_bos and bos:
+            copy.post_processor = processors.TemplateProcessing(
+                single=f"{bos} $A", special_tokens=[(bos, copy.token_to_id(bos))]
+            )
+        fast: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+            tokenizer_object=copy, eos_token=eos, bos_token=bos, pad_token=pad
+        )
+        fast.chat_template = template
+        return tokens_of(fast, frozenset(id_ for name in stop if (id_ := copy.token_to_id(name)) is not None))
+
+    return make
+
+
+def chat_lines(count: int) -> str:
+    """Rows with a pattern that can be learned, of different lengths."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {number}" + " indeed" * (number % 7) + "?"},
+                {"role": "assistant", "content": f"It is the number {number}, as everybody knows."},
+            ]
+        }
+        for number in range(count)
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture
+def chat_file(tmp_path: Path) -> Path:
+    path = tmp_path / "chat.jsonl"
+    path.write_text(chat_lines(40))
+    return path
+
+
+MakeSpec = Callable[..., JobSpec]
+
+
+@pytest.fixture(scope="session")
+def make_spec() -> MakeSpec:
+    """A quick job spec; keyword arguments override whole leaves: `make_spec(train={"max_steps": 3})`."""
+
+    def make(**sections: Mapping[str, object]) -> JobSpec:
+        document: dict[str, dict[str, object]] = {
+            "model": {
+                "model_name_or_path": "./models/tiny",
+                "model_file_sha256": {"config.json": "0" * 64, "model.safetensors": "0" * 64},
+                "dtype": "float32",
+            },
+            "lora": {"lora_r": 4, "lora_alpha": 8},
+            "data": {"max_length": 128, "test_split_size": 0.2},
+            "train": {"learning_rate": 0.01, "max_steps": 6, "bf16": False, "per_device_train_batch_size": 4},
+        }
+        for name, leaves in sections.items():
+            document.setdefault(name, {}).update(leaves)
+        return JobSpec.model_validate_json(json.dumps({"version": 1, **document}))
+
+    return make
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a worker process ended."""
+
+    code: int
+    messages: tuple[Message, ...]
+    sent: bytes
+    """Everything on the event descriptor."""
+    log: str
+    """stderr: the private log."""
+    out: bytes
+    output_dir: Path
+
+
+RunWorker = Callable[..., Ended]
+
+
+@pytest.fixture
+def run_worker(tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWorker:
+    """The real process: `run_worker(data_file, spec, model_dir=…)`.
+
+    `ahead` has it prepare: what stands between the preparation and the order. `plan` makes one for the output
+    directory.
+    """
+
+    def run(
+        data: Path | Mapping[str, Path],
+        spec: JobSpec | None = None,
+        *,
+        model_dir: Path | None = None,
+        stdin: bytes = b"",
+        processes: int = 1,
+        ahead: bytes | None = None,
+        path: str | None = None,
+        plan: Callable[[Path], Plan] | None = None,
+    ) -> Ended:
+        output = tmp_path / "output"
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir()
+        order = Order(
+            spec=spec or make_spec(),
+            model_dir=model_dir or tiny_model,
+            data_files={data.name: data} if isinstance(data, Path) else dict(data),
+            output_dir=output,
+        )
+        options = ["--processes", str(processes)]
+        options += ["--plan-json", plan(output).model_dump_json()] if plan else []
+        if ahead is None:
+            return _run(stdin or order.encode(), output, options, path)
+        preparation = Preparation(spec=order.spec, model_dir=order.model_dir, output_dir=output)
+        return _run(preparation.encode() + ahead + order.encode(), output, [*options, "--ahead"], path)
+
+    return run
+
+
+def _run(stdin: bytes, output: Path, options: list[str], path: str | None) -> Ended:
+    read, write = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-m", "trainer.worker", "--events-fd", str(write), *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=(write,),
+        env={**os.environ, **({"PATH": path} if path else {}), **VARIABLES},
+        cwd=ROOT,
+    ) as process:
+        os.close(write)
+        out, log = process.communicate(stdin, timeout=300)
+        with os.fdopen(read, "rb") as events:
+            sent = events.read()
+    lines = sent.splitlines(keepends=True)
+    assert all(len(line) <= MAX_MESSAGE_BYTES for line in lines)
+    messages = tuple(parse_message(line) for line in lines)
+    return Ended(process.returncode, messages, sent, log.decode(), out, output)
