@@ -62,10 +62,10 @@ def pair_of(row: training.Row, other: training.Row) -> Pair:
 
 def in_our_order(pairs: list[Pair], order: dict[str, Any]) -> list[Pair]:
     """As the plan of our loop takes them, so that the first optimizer step's pairs come first."""
-    from trainer.training.batches import Plan
+    from trainer.training.batches import StepPlan
 
     sizes = [2 * len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs]
-    return [pairs[unit] for step in Plan(sizes, section_of(order)).steps() for unit in step]
+    return [pairs[unit] for step in StepPlan(sizes, section_of(order)).steps() for unit in step]
 
 
 def section_of(order: dict[str, Any]) -> Any:
@@ -111,9 +111,9 @@ def train_ours(order: dict[str, Any]) -> dict[str, Any]:
     from trainer.data.examples.example_set import Dataset, RowCounts
     from trainer.ipc.worker_messages import Metrics
     from trainer.training.engines.transformers_engine import Precision
-    from trainer.training.loop import Training
+    from trainer.training.loop import Trainer
     from trainer.training.loss import CausalLoss
-    from trainer.training.methods.dpo import Preference, pairs_of
+    from trainer.training.methods.dpo import DirectPreferenceOptimization, pairs_of
 
     model = training_contender.adapted_model(order)
     set_adapter(model)
@@ -129,7 +129,9 @@ def train_ours(order: dict[str, Any]) -> dict[str, Any]:
         raise SystemExit("the quick way was not taken")
     data, section = Dataset(examples, (), RowCounts(len(examples) // 2, 0, 0, 0), ()), section_of(order)
     begun = training_contender.clock(order)
-    preference = Preference(data, loss, section, reference=loss.unadapted, device=precision.device)
+    preference = DirectPreferenceOptimization(
+        data, loss, section, reference=loss.unadapted, device=precision.device
+    )
     reference_seconds = training_contender.clock(order) - begun
     seen: list[dict[str, float]] = []
 
@@ -137,7 +139,7 @@ def train_ours(order: dict[str, Any]) -> dict[str, Any]:
         if isinstance(message, Metrics):
             seen.append(message.values)
 
-    loop = Training(
+    loop = Trainer(
         model, loss, data, section, report=report, bins=pairs_of(len(examples)), method=preference,
         clock=lambda: training_contender.clock(order),
     )  # fmt: skip
@@ -158,7 +160,7 @@ class InOrder:
         self.steps_per_epoch = self.total_steps = len(steps)
 
     def steps(self, done: int = 0) -> Iterator[list[int]]:
-        """As `Plan.steps`."""
+        """As `StepPlan.steps`."""
         return iter(self._steps[done:])
 
 

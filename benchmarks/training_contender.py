@@ -50,7 +50,7 @@ def train_ours(model: Any, order: dict[str, Any]) -> dict[str, float]:
     from trainer.training.bin_packing import best_fit_decreasing
     from trainer.training.compilation import Compilation
     from trainer.training.engines.transformers_engine import Precision
-    from trainer.training.loop import Training
+    from trainer.training.loop import Trainer
     from trainer.training.loss import CausalLoss
 
     examples = tuple(Example(array("i", ids), bytes(trained), stops=True) for ids, trained in order["rows"])
@@ -70,7 +70,7 @@ def train_ours(model: Any, order: dict[str, Any]) -> dict[str, float]:
     compiling = warm_up(model, loss, examples, order) if compilation else 0.0
     data = Dataset(examples, (), RowCounts(len(examples), 0, 0, 0), ())
     bins = best_fit_decreasing(lengths, order["bin"]) if packs else None
-    training = Training(
+    training = Trainer(
         model, loss, data, section, report=lambda _message: None, bins=bins, clock=lambda: clock(order)
     )
     outcome = training.run()

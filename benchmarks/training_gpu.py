@@ -132,7 +132,7 @@ def ours(model: Path, rows: list[Any]) -> dict[str, float]:
     from trainer.spec import TrainSection
     from trainer.training.bin_packing import best_fit_decreasing
     from trainer.training.engines.transformers_engine import Precision
-    from trainer.training.loop import Training
+    from trainer.training.loop import Trainer
     from trainer.training.loss import CausalLoss
 
     examples = tuple(Example(array("i", ids), bytes(own), stops=True) for ids, own in rows)
@@ -145,7 +145,7 @@ def ours(model: Path, rows: list[Any]) -> dict[str, float]:
         per_device_train_batch_size=4, max_steps=WARM + 2 * MEASURED, logging_steps=1000,
     )  # fmt: skip
     data = Dataset(examples, (), RowCounts(len(examples), 0, 0, 0), ())
-    training = Training(
+    training = Trainer(
         adapted, loss, data, section, bins=bins,
         report=lambda message: observer.step_ended() if isinstance(message, Progress) else None,
     )  # fmt: skip

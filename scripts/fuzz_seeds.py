@@ -20,7 +20,7 @@ from trainer.attestation.result.record import make_record, save_record
 from trainer.attestation.verifier import appraise
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.receipt.dsse import sign_envelope
-from trainer.receipt.statement import Outcome, Run, make_statement
+from trainer.receipt.statement import ReceiptOutcome, Run, make_statement
 from trainer.simulator.agent import SimulatedVm, VmOptions
 from trainer.spec import parse_job_spec
 
@@ -167,7 +167,7 @@ def statements() -> list[bytes]:
         software={"trainer": "0.1.0"},
         started_at=gpu_bench.NOW,
         finished_at=gpu_bench.NOW + 60,
-        outcome=Outcome.SUCCEEDED,
+        outcome=ReceiptOutcome.SUCCEEDED,
         metrics={"train_loss": 1.5, "steps": 10},
     )
     return [make_statement(run)]

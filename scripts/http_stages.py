@@ -26,7 +26,7 @@ from trainer.exchange.spool import RESULT_NAME
 from trainer.exchange.tls import server_context
 from trainer.front.http.asgi_app import build_app
 from trainer.front.http.connection import capped_protocol, http_config
-from trainer.front.http.supervisor_link import Link
+from trainer.front.http.control_client import ControlClient
 from trainer.ipc.front_messages import (
     EvidenceReply,
     EvidenceRequest,
@@ -149,7 +149,7 @@ class Server:
         """Serve, and bring the job to its stage."""
         ours, theirs = socket.socketpair()
         limits = _limits(self.stage)
-        self._link = await Link.over(theirs, limits)
+        self._link = await ControlClient.over(theirs, limits)
         reader, self._supervisor = await asyncio.open_unix_connection(sock=ours)
         app = build_app(self._link, self.spool, max_upload_bytes=MAX_UPLOAD_BYTES, limits=limits)
         self._config = http_config(app, limits, None)

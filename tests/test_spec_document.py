@@ -21,7 +21,7 @@ from trainer.errors import ErrorCode
 from trainer.models import Phase, Strict
 from trainer.receipt.dsse import public_key_der, sign_envelope, verify_envelope
 from trainer.sealing.age import identity_from_seed
-from trainer.sealing.sealed_checkpoint import Binding, Checkpoint, CheckpointFile, CheckpointKeys
+from trainer.sealing.sealed_checkpoint import Checkpoint, CheckpointBinding, CheckpointFile, CheckpointKeys
 from trainer.spec import JobSpec, parse_job_spec
 from trainer.tee import key_derivation as keys
 
@@ -98,7 +98,9 @@ def derived_keys() -> str:
 
 
 def checkpoint() -> str:
-    binding = Binding(job_spec_sha256="ab" * 32, dataset_manifest_sha256="cd" * 32, app_compose_sha256="ef" * 32)
+    binding = CheckpointBinding(
+        job_spec_sha256="ab" * 32, dataset_manifest_sha256="cd" * 32, app_compose_sha256="ef" * 32
+    )
     made = CheckpointKeys.of(keys.checkpoint_material(b"\x01" * 32, "02" * 32, **binding.model_dump()))
     files = {"state.json": CheckpointFile(sha256=sha256_hex(b"{}"), size=2)}
     header = Checkpoint(version=1, step=12, binding=binding, files=files, tag=made.tag(1, 12, binding, files))

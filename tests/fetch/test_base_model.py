@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError
-from trainer.fetch.base_model import Fetch, Order, fetch_model
+from trainer.fetch.base_model import Fetch, FetchOrder, fetch_model
 from trainer.sandbox import landlock
-from trainer.sandbox.plan import Plan, Role
+from trainer.sandbox.plan import Role, SandboxPlan
 from trainer.spec import ModelSection
 
 REVISION = "0123456789abcdef" * 2 + "01234567"
@@ -163,7 +163,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 
 def in_child(model: ModelSection, base: Path, into: Path, seconds: float = 60) -> None:
-    Fetch(Order(model=model, base_dir=str(base), into=str(into))).wait(seconds)
+    Fetch(FetchOrder(model=model, base_dir=str(base), into=str(into))).wait(seconds)
 
 
 def fetch(into: Path, **changes: str) -> None:
@@ -186,8 +186,8 @@ def test_hub_at_the_exact_revision(hub: Hub, into: Path, tmp_path: Path) -> None
 
 def test_hub_from_behind_walls(hub: Hub, into: Path) -> None:
     """The child has the network, this directory, and nothing else."""
-    plan = Plan(role=Role.FETCH, writable=(into,), umask=0o027)
-    Fetch(Order(model=section("org/model"), base_dir=str(into), into=str(into), plan=plan)).wait(60)
+    plan = SandboxPlan(role=Role.FETCH, writable=(into,), umask=0o027)
+    Fetch(FetchOrder(model=section("org/model"), base_dir=str(into), into=str(into), plan=plan)).wait(60)
     assert tree(into) == FILES
     assert {path.stat().st_mode & 0o777 for path in into.rglob("*") if path.is_file()} == {0o640}
 
@@ -195,9 +195,9 @@ def test_hub_from_behind_walls(hub: Hub, into: Path) -> None:
 def test_local_directory_that_the_plan_does_not_name(local: Path, into: Path) -> None:
     if landlock.abi() == 0:
         pytest.skip("this kernel has no Landlock")
-    plan = Plan(role=Role.FETCH, writable=(into,))
+    plan = SandboxPlan(role=Role.FETCH, writable=(into,))
     with pytest.raises(JobError) as caught:
-        Fetch(Order(model=section("./model"), base_dir=str(local), into=str(into), plan=plan)).wait(60)
+        Fetch(FetchOrder(model=section("./model"), base_dir=str(local), into=str(into), plan=plan)).wait(60)
     assert caught.value.code is ErrorCode.MODEL_INVALID
     assert "Permission denied" in caught.value.message
 
@@ -238,7 +238,7 @@ def test_child_that_takes_too_long(local: Path, into: Path) -> None:
 
 
 def test_what_was_begun_is_waited_for(local: Path, into: Path) -> None:
-    fetch = Fetch(Order(model=section("./model"), base_dir=str(local), into=str(into)))
+    fetch = Fetch(FetchOrder(model=section("./model"), base_dir=str(local), into=str(into)))
     fetch.begin()
     fetch.begin()
     fetch.wait(60)

@@ -17,9 +17,9 @@ from trainer.training.engines.transformers_engine import Precision, attach_adapt
 from trainer.training.fused.attention import attend
 from trainer.training.fused.attention_layout import Heads
 from trainer.training.fused.segments import Segments
-from trainer.training.loop import Training
+from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
-from trainer.training.methods.dpo import Preference, pairs_of
+from trainer.training.methods.dpo import DirectPreferenceOptimization, pairs_of
 from trainer.training.token_store import single_batch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -49,7 +49,7 @@ def make_model(device: torch.device, dtype: torch.dtype) -> Any:
     return attach_adapter(base.to(torch.bfloat16).to(device, dtype), LoraSection(lora_r=8))
 
 
-def make_training(kind: str) -> Training:
+def make_training(kind: str) -> Trainer:
     model = make_model(GPU, torch.bfloat16)
     loss = CausalLoss(model, BF16, pad_id=0, longest=100)
     assert loss.way == "fused"
@@ -61,11 +61,11 @@ def make_training(kind: str) -> Training:
         bins = best_fit_decreasing([item.length for item in EXAMPLES], 128)
     if kind == "pairs":
         bins = pairs_of(len(EXAMPLES))
-        preference = Preference(data, loss, section, reference=loss.unadapted, device=GPU)
-    return Training(model, loss, data, section, report=lambda _message: None, bins=bins, method=preference)
+        preference = DirectPreferenceOptimization(data, loss, section, reference=loss.unadapted, device=GPU)
+    return Trainer(model, loss, data, section, report=lambda _message: None, bins=bins, method=preference)
 
 
-def one_step(training: Training, ordered: Any, rows: slice, share: Any) -> None:
+def one_step(training: Trainer, ordered: Any, rows: slice, share: Any) -> None:
     training._update(training._gradients_that_fit(ordered, rows, share), share)
 
 

@@ -20,8 +20,8 @@ from trainer.ipc.worker_messages import (
     Finished,
     Message,
     Metrics,
-    Order,
     Progress,
+    TrainingOrder,
     encode_message,
     parse_message,
     parse_order,
@@ -89,7 +89,9 @@ def test_metrics_are_finite_numbers() -> None:
 
 
 def test_an_order_survives_the_pipe(make_spec: Callable[..., JobSpec]) -> None:
-    order = Order(spec=make_spec(), model_dir=Path("/m"), data_files={"a": Path("/d/a")}, output_dir=Path("/o"))
+    order = TrainingOrder(
+        spec=make_spec(), model_dir=Path("/m"), data_files={"a": Path("/d/a")}, output_dir=Path("/o")
+    )
     parsed = parse_order(order.encode())
     assert parsed == order
     assert parsed.spec.sha256() == order.spec.sha256()

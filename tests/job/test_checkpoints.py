@@ -15,22 +15,28 @@ from trainer.job.checkpoints import Checkpoints
 from trainer.logs import PublicEvent
 from trainer.sealing import sealed_checkpoint as sealed
 from trainer.sealing.age import encrypt_file, generate_identity
-from trainer.sealing.sealed_checkpoint import Binding, CheckpointKeys, open_checkpoint, seal_checkpoint
+from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointKeys, open_checkpoint, seal_checkpoint
 from trainer.tee.key_derivation import checkpoint_material
 
 SECRET, TOKEN = bytes(range(32)), "cd" * 32
-BINDING = Binding(job_spec_sha256="0a" * 32, dataset_manifest_sha256="0b" * 32, app_compose_sha256="0c" * 32)
+BINDING = CheckpointBinding(
+    job_spec_sha256="0a" * 32, dataset_manifest_sha256="0b" * 32, app_compose_sha256="0c" * 32
+)
 CONTENT = {"metrics.jsonl": b"", "state.json": b"{}", "state.safetensors": bytes(200_000)}
 
 
-def keys_for(binding: Binding = BINDING, *, secret: bytes = SECRET, token: str = TOKEN) -> CheckpointKeys:
+def keys_for(
+    binding: CheckpointBinding = BINDING, *, secret: bytes = SECRET, token: str = TOKEN
+) -> CheckpointKeys:
     return CheckpointKeys.of(checkpoint_material(secret, token, **binding.model_dump()))
 
 
 class Job:
     """A start of a job over a directory that stays."""
 
-    def __init__(self, folder: Path, keys: CheckpointKeys | None = None, binding: Binding = BINDING) -> None:
+    def __init__(
+        self, folder: Path, keys: CheckpointKeys | None = None, binding: CheckpointBinding = BINDING
+    ) -> None:
         self.output = folder / "output"
         self.events: list[PublicEvent] = []
         self.at = Checkpoints(folder / "ciphertext", keys or keys_for(binding), binding, 2, self.events.append)
@@ -181,7 +187,7 @@ def test_what_is_no_regular_file_is_passed_over(kind: str, tmp_path: Path) -> No
 
 
 def opened(
-    path: Path, into: Path, keys: CheckpointKeys, step: int = 1, binding: Binding = BINDING
+    path: Path, into: Path, keys: CheckpointKeys, step: int = 1, binding: CheckpointBinding = BINDING
 ) -> ErrorCode | None:
     try:
         with path.open("rb", buffering=0) as source:

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from tests.job.test_outcome import SHM
 from trainer.errors import ErrorCode, JobError, UsageError
 from trainer.job.grant_demands import require_kept, require_promised
-from trainer.job.outcome import Ending, _gather
+from trainer.job.outcome import JobOutcome, _gather
 from trainer.job.workspace import filesystem_type, open_workspace
 from trainer.provider import privacy_demand
 from trainer.sealing.age import generate_identity
@@ -88,7 +88,9 @@ def test_withheld_weights_stay_behind_and_their_report_goes_along() -> None:
             file: Path = workspace.output / name
             file.parent.mkdir(parents=True)
             file.write_bytes(b"x")
-        tree = _gather(Ending(1, 2, {}, JobError(ErrorCode.RELEASE_WITHHELD, "no")), workspace, include_logs=False)
+        tree = _gather(
+            JobOutcome(1, 2, {}, JobError(ErrorCode.RELEASE_WITHHELD, "no")), workspace, include_logs=False
+        )
         names = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
     assert names >= {"report/report.html", "report/failure.json"}
     assert not any("safetensors" in name for name in names)

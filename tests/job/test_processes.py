@@ -5,29 +5,36 @@ from __future__ import annotations
 import pytest
 
 from trainer.errors import ErrorCode, JobError, UsageError
-from trainer.job.processes import demand_walls
-from trainer.sandbox.properties import Wall
+from trainer.job.processes import require_sandbox
+from trainer.sandbox.properties import SandboxProperty
 from trainer.spec import parse_job_spec
 
-DEMANDED = (Wall.WORKER_NO_NETWORK, Wall.SEPARATE_USERS)
+DEMANDED = (SandboxProperty.WORKER_NO_NETWORK, SandboxProperty.SEPARATE_USERS)
 
 
 def test_walls_that_stand() -> None:
-    demand_walls(DEMANDED, {Wall.WORKER_NO_NETWORK: True, Wall.SEPARATE_USERS: True, Wall.SWAP_OFF: False})
-    demand_walls((), {})
+    require_sandbox(
+        DEMANDED,
+        {
+            SandboxProperty.WORKER_NO_NETWORK: True,
+            SandboxProperty.SEPARATE_USERS: True,
+            SandboxProperty.SWAP_OFF: False,
+        },
+    )
+    require_sandbox((), {})
 
 
 @pytest.mark.parametrize(
     ("walls", "missing"),
     [
-        ({Wall.WORKER_NO_NETWORK: True, Wall.SEPARATE_USERS: False}, "separate_users"),
-        ({Wall.SEPARATE_USERS: True}, "worker_no_network"),
+        ({SandboxProperty.WORKER_NO_NETWORK: True, SandboxProperty.SEPARATE_USERS: False}, "separate_users"),
+        ({SandboxProperty.SEPARATE_USERS: True}, "worker_no_network"),
         ({}, "worker_no_network, separate_users"),
     ],
 )
-def test_a_wall_that_is_missing_ends_the_job(walls: dict[Wall, bool], missing: str) -> None:
+def test_a_wall_that_is_missing_ends_the_job(walls: dict[SandboxProperty, bool], missing: str) -> None:
     with pytest.raises(JobError) as caught:
-        demand_walls(DEMANDED, walls)
+        require_sandbox(DEMANDED, walls)
     assert caught.value.code is ErrorCode.SANDBOX_INCOMPLETE
     assert caught.value.found == f"all but {missing}"
 

@@ -85,7 +85,7 @@ def test_directories_are_handed_over(
     secret = workspace.dataset / "data" / "rows.jsonl"
     secret.parent.mkdir(mode=0o700)
     secret.touch(0o600)
-    planning.share_with_worker(workspace.dataset)
+    planning.grant_worker_access(workspace.dataset)
     assert secret.stat().st_mode & 0o777 == 0o640
     assert secret.stat().st_gid == WORKER.gid
 

@@ -49,5 +49,5 @@ def test_a_worker_that_does_not_end_in_time_is_killed(monkeypatch: pytest.Monkey
     reading, writing = os.pipe()
     os.close(writing)
     with os.fdopen(reading, "rb") as stream, process:
-        worker.Worker(process, stream).interrupt()
+        worker.WorkerProcess(process, stream).interrupt()
         assert process.wait(20) == -signal.SIGKILL

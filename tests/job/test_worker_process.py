@@ -16,13 +16,13 @@ from trainer.ipc import worker_messages as protocol
 from trainer.job import child_process as children
 from trainer.job import worker_process as worker
 from trainer.job.workspace import Workspace
-from trainer.sandbox.plan import Plan, Role
-from trainer.sandbox.properties import Wall
+from trainer.sandbox.plan import Role, SandboxPlan
+from trainer.sandbox.properties import SandboxProperty
 from trainer.spec import JobSpec, parse_job_spec
 
 
 @contextmanager
-def saying(*messages: protocol.Message) -> Iterator[worker.Worker]:
+def saying(*messages: protocol.Message) -> Iterator[worker.WorkerProcess]:
     """A process that says this and then waits for its stdin to end."""
     reading, writing = os.pipe()
     for message in messages:
@@ -30,17 +30,17 @@ def saying(*messages: protocol.Message) -> Iterator[worker.Worker]:
     os.close(writing)
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
     with os.fdopen(reading, "rb") as stream, process:
-        yield worker.Worker(process, stream)
+        yield worker.WorkerProcess(process, stream)
         process.kill()
 
 
-CONFINED = protocol.Confined(walls={Wall.WORKER_NO_NETWORK: True})
+CONFINED = protocol.Confined(walls={SandboxProperty.WORKER_NO_NETWORK: True})
 PROGRESS = protocol.Progress(step=1, total_steps=2, eta_seconds=None)
 
 
 def test_its_first_word() -> None:
     with saying(CONFINED) as started:
-        assert started.wait_confined() == {Wall.WORKER_NO_NETWORK: True}
+        assert started.wait_confined() == {SandboxProperty.WORKER_NO_NETWORK: True}
 
 
 @pytest.mark.parametrize("messages", [(), (PROGRESS,), (PROGRESS, CONFINED)], ids=["nothing", "other", "late"])
@@ -59,13 +59,15 @@ def spec() -> JobSpec:
 @pytest.mark.parametrize("prepares", [True, False])
 def test_it_is_told_of_the_model_only_where_it_prepares(prepares: bool, tmp_path: Path) -> None:
     ahead = protocol.Preparation(spec=spec(), model_dir=tmp_path, output_dir=tmp_path)
-    order = protocol.Order(spec=spec(), model_dir=tmp_path, data_files={"a": tmp_path}, output_dir=tmp_path)
+    order = protocol.TrainingOrder(
+        spec=spec(), model_dir=tmp_path, data_files={"a": tmp_path}, output_dir=tmp_path
+    )
     command = [sys.executable, "-c", "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"]
     reading, writing = os.pipe()
     os.close(writing)
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with os.fdopen(reading, "rb") as stream, process:
-        started = worker.Worker(process, stream, ahead if prepares else None)
+        started = worker.WorkerProcess(process, stream, ahead if prepares else None)
         started.model_is_there()
         with pytest.raises(JobError):  # it says nothing
             started.train(order, lambda _message: None)
@@ -81,7 +83,7 @@ def test_a_worker_that_died_is_noticed_where_it_is_heard(tmp_path: Path) -> None
     process = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE)
     process.wait(20)
     with os.fdopen(reading, "rb") as stream:
-        started = worker.Worker(process, stream, ahead)
+        started = worker.WorkerProcess(process, stream, ahead)
         started.model_is_there()
         with pytest.raises(JobError):
             started.wait_confined()
@@ -96,7 +98,7 @@ def test_silence_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
     with os.fdopen(reading, "rb") as stream, process:
         with pytest.raises(JobError) as caught:
-            worker.Worker(process, stream).wait_confined()
+            worker.WorkerProcess(process, stream).wait_confined()
         process.kill()
     os.close(writing)
     assert caught.value.code is ErrorCode.WORKER_DIED
@@ -118,7 +120,7 @@ def test_only_a_worker_without_a_gpu_gets_the_allocator(
 
     monkeypatch.setattr(worker, "allocator", lambda: {"LD_PRELOAD": "/usr/lib/some.so"})
     monkeypatch.setattr(children, "start_module", start)
-    plan = Plan(role=Role.WORKER, gpu=gpu)
+    plan = SandboxPlan(role=Role.WORKER, gpu=gpu)
     with pytest.raises(_Started), worker.worker_process(Workspace(tmp_path), plan, spec()):
         pass
     assert ("LD_PRELOAD" in given) is not gpu

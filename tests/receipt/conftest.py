@@ -6,7 +6,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from trainer.receipt.receipt_appraisal import Expected
-from trainer.receipt.statement import Outcome, Run
+from trainer.receipt.statement import ReceiptOutcome, Run
 from trainer.spec import JobSpec, parse_job_spec
 
 SPEC = f"""\
@@ -39,7 +39,7 @@ def run(spec: JobSpec) -> Run:
         software={"torch": "2.13.0"},
         started_at=1_790_000_000,
         finished_at=1_790_000_100,
-        outcome=Outcome.SUCCEEDED,
+        outcome=ReceiptOutcome.SUCCEEDED,
         metrics={"eval_loss_after": 2.5},
     )
 

@@ -12,7 +12,7 @@ import pytest
 from trainer.attestation.checks import CheckState
 from trainer.errors import ErrorCode, VerificationError
 from trainer.receipt.receipt_appraisal import Expected, appraise_statement
-from trainer.receipt.statement import Outcome, Run, make_statement, parse_statement
+from trainer.receipt.statement import ReceiptOutcome, Run, make_statement, parse_statement
 
 
 def failing(run: Run, expected: Expected) -> list[str]:
@@ -28,7 +28,7 @@ def test_an_honest_statement_is_affirmed(run: Run, expected: Expected) -> None:
 def test_it_says_what_was_made_from_what(run: Run) -> None:
     statement = parse_statement(make_statement(run))
     assert statement.files == dict(run.files)
-    assert statement.outcome is Outcome.SUCCEEDED
+    assert statement.outcome is ReceiptOutcome.SUCCEEDED
     assert statement.metrics == {"eval_loss_after": 2.5}
     names = [resource.name for resource in statement.predicate.buildDefinition.resolvedDependencies]
     assert names == ["./model/config.json", "./model/model.safetensors", "data/train.jsonl"]
@@ -137,7 +137,7 @@ def test_a_budget_that_was_demanded_is_compared_with_the_one_spent(
 
 
 def test_a_failure_names_its_code_and_needs_no_budget(run: Run, expected: Expected) -> None:
-    failed = dataclasses.replace(run, outcome=Outcome.FAILED, error=ErrorCode.RELEASE_WITHHELD)
+    failed = dataclasses.replace(run, outcome=ReceiptOutcome.FAILED, error=ErrorCode.RELEASE_WITHHELD)
     statement = parse_statement(make_statement(failed))
     assert statement.predicate.runDetails.byproducts[0].annotations["error"] == "release-withheld"
     checks = appraise_statement(statement, demanding(expected), first=2)

@@ -17,7 +17,7 @@ from trainer.job import sandbox_plans as planning
 from trainer.job.workspace import Workspace, open_workspace
 from trainer.sandbox import privileges
 from trainer.sandbox.confine import confine
-from trainer.sandbox.plan import Plan
+from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import JobSpec
 
 sys.path.append(str(Path(__file__).parent))  # after the import path is what walls are made of
@@ -63,13 +63,13 @@ def fill(workspace: Workspace, ciphertext: Path, plans: planning.Plans) -> None:
     (workspace.output / "own").write_text("weights")
     (ciphertext / "dataset.age").write_text("sealed")
     if plans.separate_users:
-        planning.share_with_worker(workspace.dataset)
+        planning.grant_worker_access(workspace.dataset)
         (workspace.model / "config.json").chmod(0o640)
         os.chown(workspace.output / "own", planning.WORKER.uid, planning.WORKER.gid)
         os.chown(ciphertext / "dataset.age", planning.FRONT.uid, planning.FRONT.gid)
 
 
-def child(role: str, plan: Plan | None, targets: dict[str, Any]) -> dict[str, Any]:
+def child(role: str, plan: SandboxPlan | None, targets: dict[str, Any]) -> dict[str, Any]:
     """Outcomes of a child in its own process."""
     order = json.dumps({"plan": plan.model_dump(mode="json") if plan else None, "targets": targets})
     done = subprocess.run(
@@ -84,7 +84,7 @@ def child(role: str, plan: Plan | None, targets: dict[str, Any]) -> dict[str, An
 
 def attack(plan: dict[str, Any] | None, targets: attacks.Targets, role: str) -> dict[str, Any]:
     """Confine this process (unless there is no plan), then try everything."""
-    walls = confine(Plan.model_validate_json(json.dumps(plan))) if plan else {}
+    walls = confine(SandboxPlan.model_validate_json(json.dumps(plan))) if plan else {}
     return {
         "walls": {wall.value: stands for wall, stands in walls.items()},
         "attacks": attacks.try_all(attacks.ATTACKS[role], targets),

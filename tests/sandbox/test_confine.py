@@ -17,8 +17,8 @@ import pytest
 from tests.sandbox.conftest import ROOT
 from trainer.sandbox import landlock
 from trainer.sandbox.landlock import Access, handled
-from trainer.sandbox.plan import Account, Plan, Role, is_readable, may_pass, software_paths
-from trainer.sandbox.properties import EXPECTED, Wall
+from trainer.sandbox.plan import Account, Role, SandboxPlan, is_readable, may_pass, software_paths
+from trainer.sandbox.properties import EXPECTED, SandboxProperty
 from trainer.sandbox.syscalls import SUPPORTED
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="system call filters are written for x86-64")
@@ -331,10 +331,10 @@ def test_every_wall_belongs_to_somebody() -> None:
         "swap_off",
         "separate",
     )
-    assert all(wall.value.startswith(prefixes) for wall in Wall)
-    assert len(Wall) <= 64, "the claims hold no more"
+    assert all(wall.value.startswith(prefixes) for wall in SandboxProperty)
+    assert len(SandboxProperty) <= 64, "the claims hold no more"
 
 
 def test_plans_survive_the_command_line() -> None:
-    plan = Plan(role=Role.WORKER, account=Account(uid=1, gid=2), readable=(Path("/a"),), programs=True)
-    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+    plan = SandboxPlan(role=Role.WORKER, account=Account(uid=1, gid=2), readable=(Path("/a"),), programs=True)
+    assert SandboxPlan.model_validate_json(plan.model_dump_json()) == plan

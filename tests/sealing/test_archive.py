@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from trainer.errors import ErrorCode, SealingError, UsageError
 from trainer.sealing.archive import (
     ArchiveLimits,
+    ArchiveMember,
     ArchiveReader,
     ArchiveWriter,
-    Member,
     member_header,
     require_member_name,
 )
@@ -100,7 +100,7 @@ def test_sizes_beyond_octal() -> None:
     header = member_header("large", size)
     assert tarfile.TarInfo.frombuf(header, "utf-8", "strict").size == size
     archive = ArchiveReader(io.BytesIO(header), ArchiveLimits(max_bytes=size))
-    assert archive.next() == Member("large", size)
+    assert archive.next() == ArchiveMember("large", size)
     assert "at most" in _refusal(header, ArchiveLimits(max_bytes=size - 1))
 
 

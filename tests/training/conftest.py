@@ -17,8 +17,8 @@ import torch
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from trainer.ipc.worker_messages import MAX_MESSAGE_BYTES, Message, Order, Preparation, parse_message
-from trainer.sandbox.plan import Plan
+from trainer.ipc.worker_messages import MAX_MESSAGE_BYTES, Message, Preparation, TrainingOrder, parse_message
+from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import JobSpec
 from trainer.training.tokenizer import Tokens, tokens_of
 
@@ -154,12 +154,12 @@ def run_worker(tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWork
         processes: int = 1,
         ahead: bytes | None = None,
         path: str | None = None,
-        plan: Callable[[Path], Plan] | None = None,
+        plan: Callable[[Path], SandboxPlan] | None = None,
     ) -> Ended:
         output = tmp_path / "output"
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir()
-        order = Order(
+        order = TrainingOrder(
             spec=spec or make_spec(),
             model_dir=model_dir or tiny_model,
             data_files={data.name: data} if isinstance(data, Path) else dict(data),

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.spec import TrainSection
-from trainer.training.batches import Cost, Plan, cut, in_order, padded_cost
+from trainer.training.batches import Cost, StepPlan, cut, in_order, padded_cost
 
 
-def plan(lengths: list[int], **section: Any) -> Plan:
-    return Plan(lengths, TrainSection(**section))
+def plan(lengths: list[int], **section: Any) -> StepPlan:
+    return StepPlan(lengths, TrainSection(**section))
 
 
 @given(

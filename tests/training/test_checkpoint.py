@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from tests.training.conftest import compiles
 from trainer.data.rows import read_files
 from trainer.errors import ErrorCode, JobError
-from trainer.ipc.worker_messages import CHECKPOINT_FILES, Message, Metrics, Order, Progress, Saved
+from trainer.ipc.worker_messages import CHECKPOINT_FILES, Message, Metrics, Progress, Saved, TrainingOrder
 from trainer.spec import JobSpec
 from trainer.training.checkpoint import read_state
 from trainer.training.engines.transformers_engine import choose_engine
 from trainer.training.interruption import Interruption, Interrupts
 from trainer.training.loss import CausalLoss
-from trainer.training.methods.dpo import Preference
+from trainer.training.methods.dpo import DirectPreferenceOptimization
 from trainer.training.report.summary import Summary
 from trainer.training.run import run
 from trainer.training.stopwatch import Stopwatch
@@ -82,7 +82,7 @@ class Runs:
             if watch is not None:
                 watch(message, interrupts)
 
-        order = Order(
+        order = TrainingOrder(
             spec=self.spec, model_dir=self.model, data_files={self.data.name: self.data}, output_dir=output,
             resume_dir=resume,
         )  # fmt: skip
@@ -256,7 +256,7 @@ def test_preferences_survive(runs: Callable[..., Runs], tmp_path: Path, monkeypa
         lora={"lora_dropout": 0.2},
         train={"method": "dpo", "logging_steps": 4, "eval_steps": 3, "per_device_train_batch_size": 4},
     )
-    computed, calls, wanted, interrupts = Preference.gradients, 0, 0, Interrupts()
+    computed, calls, wanted, interrupts = DirectPreferenceOptimization.gradients, 0, 0, Interrupts()
 
     def stopping(self: Any, *arguments: Any) -> Any:
         nonlocal calls
@@ -266,7 +266,7 @@ def test_preferences_survive(runs: Callable[..., Runs], tmp_path: Path, monkeypa
             interrupts.arrive()
         return value
 
-    monkeypatch.setattr(Preference, "gradients", stopping)
+    monkeypatch.setattr(DirectPreferenceOptimization, "gradients", stopping)
     whole = carry_out()
     assert any("rewards_margins" in line for line in whole.curve)
     for place in range(2, calls + 1):

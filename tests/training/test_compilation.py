@@ -18,8 +18,8 @@ from tests.training.test_loss import BATCH, EXAMPLES, KNOWN, UNKNOWN, adapted, c
 from tests.worker.test_dpo_worker import pair, write
 from trainer.errors import ErrorCode, ExitCode, JobError
 from trainer.ipc.worker_messages import Confined, Failed, Finished
-from trainer.sandbox.plan import Plan, Role
-from trainer.sandbox.properties import Wall
+from trainer.sandbox.plan import Role, SandboxPlan
+from trainer.sandbox.properties import SandboxProperty
 from trainer.sandbox.syscalls import SUPPORTED
 from trainer.spec import JobSpec, TrainSection
 from trainer.training.compilation import Compilation, refusing_what_cannot_be_compiled, require_compiler
@@ -183,17 +183,17 @@ def test_a_whole_order_behind_walls(
 ) -> None:
     """With a plan as the supervisor makes it: kernels go into the output directory's scratch and are gone."""
 
-    def plan(output: Path) -> Plan:
+    def plan(output: Path) -> SandboxPlan:
         readable = (tiny_model, chat_file)
-        return Plan(role=Role.WORKER, readable=readable, writable=(output,), programs=True)
+        return SandboxPlan(role=Role.WORKER, readable=readable, writable=(output,), programs=True)
 
     train = {"torch_compile": True, "torch_compile_mode": "reduce-overhead", "max_steps": 4, "eval_steps": 2}
     ended = run_worker(chat_file, make_spec(train=train, output={"samples": 1}), plan=plan)
     assert ended.code == ExitCode.DONE, ended.log
     confined, *_, finished = ended.messages
     assert isinstance(confined, Confined)
-    assert confined.walls[Wall.WORKER_NO_NETWORK]
-    assert not confined.walls[Wall.WORKER_NO_PROGRAMS]
+    assert confined.walls[SandboxProperty.WORKER_NO_NETWORK]
+    assert not confined.walls[SandboxProperty.WORKER_NO_PROGRAMS]
     assert isinstance(finished, Finished)
     summary: dict[str, Any] = dict(finished.summary)
     assert summary["environment"]["forward"] == "selected, compiled (reduce-overhead)"

@@ -20,13 +20,13 @@ from trainer.data.examples.example_set import Dataset, RowCounts
 from trainer.ipc.worker_messages import Message, Metrics
 from trainer.spec import LoraSection, TrainSection
 from trainer.training.bin_packing import best_fit_decreasing
-from trainer.training.distributed import ALONE, Ranks, Share, deal, together
+from trainer.training.distributed import ALONE, RankGroup, RankShare, deal, together
 from trainer.training.engines.transformers_engine import attach_adapter
-from trainer.training.loop import Training
+from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
-from trainer.training.methods.dpo import Preference, pairs_of
+from trainer.training.methods.dpo import DirectPreferenceOptimization, pairs_of
 from trainer.training.methods.dpo_loss import MEASURED
-from trainer.training.rank import Seat
+from trainer.training.rank import ProcessRank
 from trainer.training.sharding import shard
 
 ROWS = tuple(example(6 + 3 * (number % 9), number) for number in range(21))
@@ -49,29 +49,29 @@ def test_pairs_stay_together() -> None:
     lengths = [9, 3, 2, 2, 8, 8, 1, 7]
     order = [2, 3, 6, 7, 0, 1, 4, 5]
     assert deal(order, lengths, 2, together=2) == [[2, 3, 4, 5], [6, 7, 0, 1]]
-    idle = Ranks(1, 2, sharded=True).share([0, 1], lengths, [1] * 8, len, together=2)
+    idle = RankGroup(1, 2, sharded=True).share([0, 1], lengths, [1] * 8, len, together=2)
     assert (idle.rows, idle.idle) == ([0, 1], True)
 
 
 def test_more_processes_than_rows() -> None:
     assert deal([4], [0] * 5, 3) == [[4], [], []]
-    assert Ranks(2, 3).share([1], [5, 6], [1, 2], len) == Share([], counts=[2], inputs=6)
+    assert RankGroup(2, 3).share([1], [5, 6], [1, 2], len) == RankShare([], counts=[2], inputs=6)
 
 
 def test_where_the_base_is_spread_all_run_the_model_equally_often() -> None:
     lengths, counts = [9, 5, 6, 7], [1, 1, 1, 1]
-    shares = [Ranks(rank, 3, sharded=True).share([1, 2, 3, 0], lengths, counts, len) for rank in range(3)]
+    shares = [RankGroup(rank, 3, sharded=True).share([1, 2, 3, 0], lengths, counts, len) for rank in range(3)]
     assert {share.passes for share in shares} == {2}
     for share in shares:
         pieces = [slice(number, number + 1) for number in range(len(share.rows))]
         assert len(list(share.runs(pieces))) == 2
         assert sum(weight for _, weight in share.runs(pieces)) == len(share.rows)
-    idle = Ranks(2, 3, sharded=True).share([1], lengths, counts, len)
+    idle = RankGroup(2, 3, sharded=True).share([1], lengths, counts, len)
     assert (idle.rows, idle.idle, idle.passes) == ([1], True, 1), "a row that counts nothing, to keep step"
     assert list(idle.runs([slice(0, 1)])) == [(slice(0, 1), 0.0)]
 
 
-def train(tiny: Path, out: Path, ranks: Ranks, options: Options) -> None:
+def train(tiny: Path, out: Path, ranks: RankGroup, options: Options) -> None:
     """One process's run: its metrics and its adapter go to files of its own."""
     torch.set_num_threads(1)
     options = dict(options)
@@ -95,8 +95,10 @@ def train(tiny: Path, out: Path, ranks: Ranks, options: Options) -> None:
     preference = None
     if section.method == "dpo":
         bins = pairs_of(len(data.train))
-        preference = Preference(data, loss, section, reference=loss.unadapted, device=CPU.device, ranks=ranks)
-    outcome = Training(model, loss, data, section, report=report, bins=bins, method=preference, ranks=ranks).run()
+        preference = DirectPreferenceOptimization(
+            data, loss, section, reference=loss.unadapted, device=CPU.device, ranks=ranks
+        )
+    outcome = Trainer(model, loss, data, section, report=report, bins=bins, method=preference, ranks=ranks).run()
     found = {
         "steps": outcome.steps,
         "tokens": [outcome.trained_tokens, outcome.input_tokens],
@@ -132,7 +134,7 @@ def member(rank: int, size: int, tiny: Path, out: Path, runs: dict[str, Options]
     It ends as a worker's does. A spread model holds the group beyond its end, and gloo's threads with it: where
     one asks for the lock of an interpreter that winds itself up, C++ aborts.
     """
-    with together(Seat(rank, size), out, sharded=False) as ranks:
+    with together(ProcessRank(rank, size), out, sharded=False) as ranks:
         for name, given in runs.items():
             options = dict(given)
             train(tiny, out / name, replace(ranks, sharded=options.pop("sharded", False)), options)
@@ -256,7 +258,7 @@ def test_what_each_process_draws() -> None:
     draws = []
     for rank, step in ((0, 1), (1, 1), (1, 2), (2, 1), (1, 1)):
         torch.manual_seed(5)
-        Ranks(rank, 3).draw_apart(5, step)
+        RankGroup(rank, 3).draw_apart(5, step)
         draws.append(torch.rand(1).item())
     assert draws[4] == draws[1], "what the others draw follows from the step alone"
     assert len(set(draws)) == 4

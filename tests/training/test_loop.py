@@ -22,9 +22,9 @@ from trainer.ipc.worker_messages import Message, Metrics, Progress
 from trainer.spec import LoraSection, TrainSection
 from trainer.training.engines.transformers_engine import Precision, attach_adapter, raise_if_out_of_memory
 from trainer.training.evaluation import Evaluation
-from trainer.training.loop import Training
+from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
-from trainer.training.progress import Outcome, TrainState
+from trainer.training.progress import TrainingOutcome, TrainState
 from trainer.training.token_store import Batch
 
 CPU = Precision(torch.device("cpu"), torch.float32, autocast=False)
@@ -64,7 +64,7 @@ def made(
     bins: list[list[int]] | None = None,
     held_out: bool = True,
     **section: Any,
-) -> Training:
+) -> Trainer:
     held = EXAMPLES[8:] if held_out else ()
     data = Dataset(EXAMPLES[:8], held, RowCounts(8, len(held), 0, 0), ())
     defaults = {"learning_rate": 0.01, "per_device_train_batch_size": 8, "max_steps": 1, "seed": 5}
@@ -73,10 +73,12 @@ def made(
         model, CPU, pad_id=0, longest=64, checkpointing=settings.gradient_checkpointing,
         neftune_alpha=settings.neftune_noise_alpha,
     )  # fmt: skip
-    return Training(model, loss, data, settings, report=report, bins=bins)
+    return Trainer(model, loss, data, settings, report=report, bins=bins)
 
 
-def train(model: Any, report: Callable[[Message], None] = lambda _message: None, **options: Any) -> Outcome:
+def train(
+    model: Any, report: Callable[[Message], None] = lambda _message: None, **options: Any
+) -> TrainingOutcome:
     return made(model, report, **options).run()
 
 

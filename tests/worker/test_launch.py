@@ -24,17 +24,17 @@ from trainer.ipc.worker_messages import (
     Failed,
     Finished,
     Metrics,
-    Order,
     Progress,
     Saved,
+    TrainingOrder,
     encode_message,
     parse_message,
 )
 from trainer.sandbox import privileges
-from trainer.sandbox.plan import Plan, Role
-from trainer.sandbox.properties import Wall
+from trainer.sandbox.plan import Role, SandboxPlan
+from trainer.sandbox.properties import SandboxProperty
 from trainer.spec import JobSpec
-from trainer.training.rank import Seat
+from trainer.training.rank import ProcessRank
 from trainer.worker import launch
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +98,7 @@ def test_what_all_of_them_find_wrong_is_said_once(run_worker: RunWorker, tmp_pat
 
 
 @contextmanager
-def training(order: Order, size: int) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
+def training(order: TrainingOrder, size: int) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
     """A worker of several processes in the middle of a long training."""
     read, write = os.pipe()
     command = [sys.executable, "-m", "trainer.worker", "--events-fd", str(write), "--processes", str(size)]
@@ -122,9 +122,9 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.fixture
-def endless(chat_file: Path, make_spec: MakeSpec, tiny_model: Path, tmp_path: Path) -> Order:
+def endless(chat_file: Path, make_spec: MakeSpec, tiny_model: Path, tmp_path: Path) -> TrainingOrder:
     (tmp_path / "output").mkdir()
-    return Order(
+    return TrainingOrder(
         spec=make_spec(train={"max_steps": 10**6, "num_processes": 2}, data={"test_split_size": 0.0}),
         model_dir=tiny_model,
         data_files={"chat.jsonl": chat_file},
@@ -133,7 +133,7 @@ def endless(chat_file: Path, make_spec: MakeSpec, tiny_model: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed_ends_the_training(rank: int, endless: Order) -> None:
+def test_a_process_that_is_killed_ends_the_training(rank: int, endless: TrainingOrder) -> None:
     with training(endless, 2) as (process, events):
         pids = children(process.pid)
         assert len(pids) == 2
@@ -149,7 +149,7 @@ def test_a_process_that_is_killed_ends_the_training(rank: int, endless: Order) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_all_end_with_the_one_that_made_them(number: signal.Signals, endless: Order) -> None:
+def test_all_end_with_the_one_that_made_them(number: signal.Signals, endless: TrainingOrder) -> None:
     with training(endless, 2) as (process, events):
         pids = children(process.pid)
         process.send_signal(number)
@@ -166,13 +166,15 @@ def test_all_end_with_the_one_that_made_them(number: signal.Signals, endless: Or
         assert message.code is ErrorCode.INTERRUPTED
 
 
-def test_told_to_end_they_leave_a_state_to_go_on_from(endless: Order, make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_told_to_end_they_leave_a_state_to_go_on_from(
+    endless: TrainingOrder, make_spec: MakeSpec, tmp_path: Path
+) -> None:
     """The state is the first process's; noise and dropout of the others follow from it: the same bits."""
     steps = 60
     train = {"max_steps": steps, "num_processes": 2, "neftune_noise_alpha": 5.0, "eval_steps": 5}
     spec = make_spec(train=train, lora={"lora_dropout": 0.2}, output={"samples": 0})
 
-    def order(name: str, resume: Path | None = None) -> Order:
+    def order(name: str, resume: Path | None = None) -> TrainingOrder:
         (tmp_path / name).mkdir()
         return endless.model_copy(update={"spec": spec, "output_dir": tmp_path / name, "resume_dir": resume})
 
@@ -216,7 +218,7 @@ sys.exit(worker._told(lambda events: launch.launch(2, None, events, told), event
 """
 
 
-def test_one_that_hangs_does_not_hold_up_the_failure_of_another(endless: Order) -> None:
+def test_one_that_hangs_does_not_hold_up_the_failure_of_another(endless: TrainingOrder) -> None:
     read, write = os.pipe()
     with subprocess.Popen(
         [sys.executable, "-c", HANGING, str(write)], stdin=subprocess.PIPE, pass_fds=(write,)
@@ -229,9 +231,9 @@ def test_one_that_hangs_does_not_hold_up_the_failure_of_another(endless: Order) 
     assert message.code is ErrorCode.OUT_OF_MEMORY
 
 
-def ended(*failures: ErrorCode | None, status: int = 0) -> list[launch.Member]:
+def ended(*failures: ErrorCode | None, status: int = 0) -> list[launch.RankProcess]:
     told = [None if code is None else Failed(code=code, reason=code.value) for code in failures]
-    return [launch.Member(1, -1, -1, -1, failure=one, status=status) for one in told]
+    return [launch.RankProcess(1, -1, -1, -1, failure=one, status=status) for one in told]
 
 
 @pytest.mark.parametrize(
@@ -244,7 +246,9 @@ def ended(*failures: ErrorCode | None, status: int = 0) -> list[launch.Member]:
         (ended(None, ErrorCode.OUT_OF_MEMORY, status=signal.SIGKILL), ErrorCode.OUT_OF_MEMORY),
     ],
 )
-def test_of_several_failures_the_one_that_explains_the_rest(members: list[launch.Member], code: ErrorCode) -> None:
+def test_of_several_failures_the_one_that_explains_the_rest(
+    members: list[launch.RankProcess], code: ErrorCode
+) -> None:
     assert launch._verdict(members).code is code
 
 
@@ -254,13 +258,13 @@ def test_a_killed_process_is_named() -> None:
 
 
 def test_the_walls_that_stand_around_every_one() -> None:
-    def saying(walls: dict[Wall, bool]) -> launch.Member:
+    def saying(walls: dict[SandboxProperty, bool]) -> launch.RankProcess:
         read, write = os.pipe()
         os.write(write, encode_message(Confined(walls=walls)))
         os.close(write)
-        return launch.Member(1, -1, read, -1)
+        return launch.RankProcess(1, -1, read, -1)
 
-    one, other = Wall.WORKER_NO_NETWORK, Wall.WORKER_NO_PROGRAMS
+    one, other = SandboxProperty.WORKER_NO_NETWORK, SandboxProperty.WORKER_NO_PROGRAMS
     members = [saying({one: True, other: True}), saying({one: False, other: True})]
     assert launch._common({one: True, other: True}, members) == {one: False, other: True}
     assert launch._common({one: True}, [saying({})]) == {one: False}, "what was not measured does not stand"
@@ -271,13 +275,13 @@ def test_without_a_network_of_their_own_nothing_is_started(monkeypatch: pytest.M
     monkeypatch.setattr(launch, "_fork", None)
     read, write = os.pipe()
     with pytest.raises(JobError) as caught:
-        launch.launch(2, Plan(role=Role.WORKER, processes=2), Events(write), lambda *_: ExitCode.DONE)
+        launch.launch(2, SandboxPlan(role=Role.WORKER, processes=2), Events(write), lambda *_: ExitCode.DONE)
     assert caught.value.code is ErrorCode.SANDBOX_INCOMPLETE
     os.close(write)
     assert os.read(read, 1) == b""
     os.close(read)
 
 
-def test_others_than_the_first_write_where_nobody_reads(endless: Order) -> None:
-    assert Seat(0, 2).own(endless) == endless
-    assert Seat(1, 2).own(endless).output_dir == endless.output_dir / ".ranks" / "1"
+def test_others_than_the_first_write_where_nobody_reads(endless: TrainingOrder) -> None:
+    assert ProcessRank(0, 2).own(endless) == endless
+    assert ProcessRank(1, 2).own(endless).output_dir == endless.output_dir / ".ranks" / "1"

@@ -19,7 +19,7 @@ from trainer.ipc.worker_messages import MODEL_READY, Failed, Finished
 from trainer.spec import JobSpec
 from trainer.training.engines.transformers_engine import TransformersLoader, choose_precision
 from trainer.training.progress import random_state
-from trainer.worker.preload import Loaded, prepare, uncollected
+from trainer.worker.preload import PreloadedModel, prepare, uncollected
 
 RunWorker = Callable[..., Any]
 MakeSpec = Callable[..., JobSpec]
@@ -92,17 +92,17 @@ def test_what_is_no_preparation_is_refused_by_field() -> None:
 
 
 @pytest.fixture
-def loaded(tiny_model: Path, make_spec: MakeSpec) -> Loaded:
+def loaded(tiny_model: Path, make_spec: MakeSpec) -> PreloadedModel:
     spec, loader = make_spec(), TransformersLoader()
     precision, _ = choose_precision(spec)
     torch.manual_seed(7)
     random.seed(7)
     model = loader.load(tiny_model, spec, precision)
     states = random_state(precision.device), random.getstate()
-    return Loaded(loader.name, loader, spec, precision, model, states)
+    return PreloadedModel(loader.name, loader, spec, precision, model, states)
 
 
-def test_the_generators_stand_where_loading_left_them(loaded: Loaded, tiny_model: Path) -> None:
+def test_the_generators_stand_where_loading_left_them(loaded: PreloadedModel, tiny_model: Path) -> None:
     expected = torch.rand(3), random.random()
     torch.manual_seed(1)
     random.seed(1)
@@ -112,12 +112,12 @@ def test_the_generators_stand_where_loading_left_them(loaded: Loaded, tiny_model
     assert random.random() == expected[1]
 
 
-def test_a_model_is_given_away_once(loaded: Loaded, tiny_model: Path) -> None:
+def test_a_model_is_given_away_once(loaded: PreloadedModel, tiny_model: Path) -> None:
     first = loaded.load(tiny_model, loaded.spec, loaded.precision)
     assert loaded.load(tiny_model, loaded.spec, loaded.precision) is not first
 
 
-def test_other_numbers_are_loaded_anew(loaded: Loaded, tiny_model: Path) -> None:
+def test_other_numbers_are_loaded_anew(loaded: PreloadedModel, tiny_model: Path) -> None:
     other = replace(loaded.precision, weights=torch.bfloat16)
     model = loaded.load(tiny_model, loaded.spec, other)
     assert model is not loaded.model

@@ -25,7 +25,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer.errors import ErrorCode, ExitCode
-from trainer.ipc.worker_messages import Failed, Finished, Metrics, Order, Progress, parse_message
+from trainer.ipc.worker_messages import Failed, Finished, Metrics, Progress, TrainingOrder, parse_message
 from trainer.spec import JobSpec
 
 RunWorker = Callable[..., Any]
@@ -195,7 +195,7 @@ def test_divergence_leaves_no_adapter(
 
 def test_being_told_to_stop(chat_file: Path, make_spec: MakeSpec, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "output").mkdir()
-    order = Order(
+    order = TrainingOrder(
         spec=make_spec(train={"max_steps": 10**6}),
         model_dir=tiny_model,
         data_files={"chat.jsonl": chat_file},

@@ -17,7 +17,7 @@ from trainer.attestation.evidence import DatasetClaims, Evidence, ReceiptClaims
 from trainer.attestation.nvidia.boot_checks import judge_gpu
 from trainer.attestation.nvidia.certificate_chain import NVIDIA_ROOT_SHA256, Chain
 from trainer.attestation.nvidia.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements
-from trainer.attestation.nvidia.gpu_report_checks import GpuQuestion, judge_gpu_reports
+from trainer.attestation.nvidia.gpu_report_checks import GpuReportContext, judge_gpu_reports
 from trainer.attestation.nvidia.rim import NVIDIA_RIM_ROOT_SHA256
 from trainer.attestation.nvidia.spdm_report import gpu_nonce
 from trainer.attestation.policy import Policy, endorsements_of
@@ -83,7 +83,7 @@ def appraise(
     claims, ledger = _dataset_claims(evidence), Ledger(DATASET_CHECKS)
     known = endorsements_of(policy.gpu, fetched=endorsements)
     # Asked about the claims' nonce, which check 37 compares with the provider's: a wrong one gets one answer.
-    question = GpuQuestion(gpu_nonce(claims.nonce), now, gpu_root_sha256, known, gpu_rim_root_sha256)
+    question = GpuReportContext(gpu_nonce(claims.nonce), now, gpu_root_sha256, known, gpu_rim_root_sha256)
     quote = judge_quote(ledger, evidence.quote, collateral, policy, now)
     events = judge_app(ledger, evidence, claims, quote.td, policy)
     judge_binding(ledger, claims, quote.td, nonce, peer_spki_sha256)

@@ -10,23 +10,23 @@ from dataclasses import dataclass
 from trainer.audit.difference import difference
 from trainer.audit.document import EMBEDDED, MAX_COMPOSE_BYTES, read_document
 from trainer.audit.findings import Change, Finding, Severity
-from trainer.audit.rules import RULES, Rule, findings
+from trainer.audit.rules import RULES, AuditRule, findings
 
 __all__ = [
     "EMBEDDED",
     "MAX_COMPOSE_BYTES",
     "RULES",
-    "Audit",
+    "AuditRule",
     "Change",
+    "ComposeReview",
     "Finding",
-    "Rule",
     "Severity",
     "audit_compose",
 ]
 
 
 @dataclass(frozen=True)
-class Audit:
+class ComposeReview:
     """What was found in one compose file.
 
     Args:
@@ -46,7 +46,7 @@ class Audit:
         return any(finding.severity.reaches(threshold) for finding in self.findings)
 
 
-def audit_compose(data: bytes, *, against: bytes | None = None) -> Audit:
+def audit_compose(data: bytes, *, against: bytes | None = None) -> ComposeReview:
     """Review a docker-compose.yaml or an app-compose.json.
 
     Args:
@@ -58,7 +58,7 @@ def audit_compose(data: bytes, *, against: bytes | None = None) -> Audit:
     """
     document = read_document(data)
     specs = document.job_specs
-    return Audit(
+    return ComposeReview(
         compose_sha256=document.compose_sha256,
         job_spec_sha256=specs[0][1].sha256() if len(specs) == 1 else None,
         findings=findings(document),

@@ -15,7 +15,7 @@ from trainer.cli.console import print_json
 from trainer.errors import ExitCode
 
 if TYPE_CHECKING:
-    from trainer.audit import Audit, Change, Finding
+    from trainer.audit import Change, ComposeReview, Finding
 
 _STYLE = {"critical": "bold red", "high": "red", "medium": "yellow", "low": "cyan", "info": "dim"}
 _WIDTH = 160
@@ -53,7 +53,7 @@ def _read(path: Path) -> bytes:
     return read_small(path, "compose file", MAX_COMPOSE_BYTES)
 
 
-def _print(audited: Audit, *, compared: bool) -> None:
+def _print(audited: ComposeReview, *, compared: bool) -> None:
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH)
     if audited.findings:
         console.print(_findings_table(audited.findings))
@@ -99,7 +99,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _summary(audited: Audit) -> str:
+def _summary(audited: ComposeReview) -> str:
     from trainer.audit import Severity
 
     severities = [finding.severity for finding in audited.findings]

@@ -1,6 +1,6 @@
 """Base models: exactly the files that the job spec lists, each by its digest, into the job's private memory.
 
-`python -m trainer.fetch.base_model` does it in a process of its own (an `Order` on stdin, a `Report` on
+`python -m trainer.fetch.base_model` does it in a process of its own (an `FetchOrder` on stdin, a `FetchReport` on
 stdout), so that the supervisor opens no socket. Where the bytes come from does not matter: their
 digests are measured.
 """
@@ -25,7 +25,7 @@ from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError
 from trainer.models import Sha256Hex, Strict
 from trainer.sandbox.confine import confine
-from trainer.sandbox.plan import Plan
+from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import ModelSection
 
 _BLOCK: Final = 1 << 20
@@ -45,7 +45,7 @@ QUIET_HUB: Final = {
 """Environment of the hub's library, which reads it when first imported: so in the child, before that."""
 
 
-class Order(Strict):
+class FetchOrder(Strict):
     """What the child is to fetch: `model` relative to `base_dir`, into the existing directory `into`.
 
     `plan` is what it confines itself to before it looks for the first byte.
@@ -54,10 +54,10 @@ class Order(Strict):
     model: ModelSection
     base_dir: Annotated[str, Field(max_length=4096)]
     into: Annotated[str, Field(max_length=4096)]
-    plan: Plan | None = None
+    plan: SandboxPlan | None = None
 
 
-class Report(Strict):
+class FetchReport(Strict):
     """How it went; `error` is None where every file is there. Its texts hold file names and digests only."""
 
     error: ErrorCode | None = None
@@ -179,7 +179,7 @@ class Fetch:
     """
 
     def __init__(
-        self, order: Order, *, environment: Mapping[str, str] | None = None, log: IO[bytes] | None = None
+        self, order: FetchOrder, *, environment: Mapping[str, str] | None = None, log: IO[bytes] | None = None
     ) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "trainer.fetch.base_model"],
@@ -220,7 +220,7 @@ class Fetch:
         finally:
             self.end()
         try:
-            report = Report.model_validate_json(answer[:_MAX_REPORT_BYTES])
+            report = FetchReport.model_validate_json(answer[:_MAX_REPORT_BYTES])
         except ValidationError:
             raise UnavailableError(
                 ErrorCode.MODEL_UNAVAILABLE, "the process that fetches the model died"
@@ -239,7 +239,7 @@ class Fetch:
                     stream.close()
 
 
-def _as_error(code: ErrorCode, report: Report) -> TrainerError:
+def _as_error(code: ErrorCode, report: FetchReport) -> TrainerError:
     kind = UnavailableError if code in {ErrorCode.MODEL_UNAVAILABLE, ErrorCode.TIMEOUT} else JobError
     return kind(code, report.message or "base model", expected=report.expected, found=report.found)
 
@@ -249,15 +249,15 @@ def main() -> int:
     sys.stdout.flush()
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever libraries print is no report
-    order = Order.model_validate_json(sys.stdin.buffer.read())
+    order = FetchOrder.model_validate_json(sys.stdin.buffer.read())
     if order.plan is not None:
         confine(order.plan)
     os.environ.update(QUIET_HUB, HF_HOME=str(Path(order.into) / _STAGING))
-    report = Report()
+    report = FetchReport()
     try:
         fetch_model(order.model, Path(order.base_dir), Path(order.into))
     except TrainerError as error:
-        report = Report(
+        report = FetchReport(
             error=error.code,
             message=error.message,
             expected=None if error.expected is None else str(error.expected),

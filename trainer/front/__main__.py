@@ -22,12 +22,12 @@ from trainer.exchange.limits import Limits
 from trainer.exchange.tls import server_context
 from trainer.front.http.asgi_app import build_app
 from trainer.front.http.connection import CappedListener, StillServer, event_loop, http_config, listen
-from trainer.front.http.supervisor_link import Link
+from trainer.front.http.control_client import ControlClient
 from trainer.front.spool_front import serve_files
 from trainer.ipc.front_messages import FrontFailed, Ready
 from trainer.logs import private
 from trainer.sandbox.confine import Walls, confine
-from trainer.sandbox.plan import Plan
+from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import ExchangeSection
 
 _MAX_RECORDS: Final = 1000
@@ -51,7 +51,7 @@ class FrontSettings:
     exchange: ExchangeSection
     limits: Limits
     by_files: bool = False
-    plan: Plan | None = None
+    plan: SandboxPlan | None = None
 
 
 async def serve(settings: FrontSettings) -> None:
@@ -62,7 +62,7 @@ async def serve(settings: FrontSettings) -> None:
         JobError: the supervisor sent something that is no message.
     """
     limits = settings.limits
-    link = await Link.over(settings.control, limits)
+    link = await ControlClient.over(settings.control, limits)
     try:
         listener = listen(settings.exchange.host, settings.exchange.port, limits.connections)
     except OSError:
@@ -76,11 +76,11 @@ async def serve(settings: FrontSettings) -> None:
     await _until_told(StillServer(config), listener, link)
 
 
-def _confine(plan: Plan | None) -> Walls:
+def _confine(plan: SandboxPlan | None) -> Walls:
     return {} if plan is None else confine(plan)
 
 
-async def _until_told(server: StillServer, listener: CappedListener, link: Link) -> None:
+async def _until_told(server: StillServer, listener: CappedListener, link: ControlClient) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     listening = asyncio.create_task(link.run())
     await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
@@ -99,7 +99,7 @@ def _parse(arguments: list[str]) -> FrontSettings:
     parser.add_argument("--settings-json", default="{}")
     parser.add_argument("--limits-json", default="{}")
     parser.add_argument("--files", action="store_true", help="exchange files in the spool; no network")
-    parser.add_argument("--plan-json", type=Plan.model_validate_json)
+    parser.add_argument("--plan-json", type=SandboxPlan.model_validate_json)
     given = parser.parse_args(arguments)
     return FrontSettings(
         by_files=given.files,

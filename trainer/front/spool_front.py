@@ -43,7 +43,7 @@ from trainer.ipc.front_messages import (
     UploadReady,
     front_channel,
 )
-from trainer.sandbox.properties import Wall
+from trainer.sandbox.properties import SandboxProperty
 
 _LOOK_SECONDS: Final = 0.2
 _STALE: Final = (DELETION_NAME, "evidence.json", "status.json", "result.json", "ack", EVENTS_NAME)
@@ -63,7 +63,7 @@ class SpoolFront:
     spool: SpoolDirectory
     channel: Channel[SupervisorMessage, FrontMessage]
     max_upload_bytes: int
-    walls: Mapping[Wall, bool] = field(default_factory=dict)
+    walls: Mapping[SandboxProperty, bool] = field(default_factory=dict)
     _nonce: str | None = field(default=None, init=False)
     _asked: int = field(default=0, init=False)
     _accepting: bool = field(default=False, init=False)
@@ -164,6 +164,8 @@ class SpoolFront:
             os.close(descriptor)
 
 
-def serve_files(control: socket.socket, spool: Path, max_upload_bytes: int, walls: Mapping[Wall, bool]) -> None:
+def serve_files(
+    control: socket.socket, spool: Path, max_upload_bytes: int, walls: Mapping[SandboxProperty, bool]
+) -> None:
     """Serve until the supervisor says `Shutdown` or is gone; see `SpoolFront.run` for what it raises."""
     SpoolFront(SpoolDirectory(spool), front_channel(control), max_upload_bytes, walls).run()

@@ -57,7 +57,7 @@ class Preparation(Strict):
         return self.model_dump_json(exclude_unset=True).encode() + b"\n"
 
 
-class Order(Strict):
+class TrainingOrder(Strict):
     """What the worker is to do.
 
     Attributes:
@@ -88,13 +88,13 @@ def parse_preparation(data: bytes) -> Preparation:
     return _parsed(Preparation, data, "preparation")
 
 
-def parse_order(data: bytes) -> Order:
+def parse_order(data: bytes) -> TrainingOrder:
     """Parse what came on stdin.
 
     Raises:
         UsageError: too large or not an order; names the field, never its content.
     """
-    return _parsed(Order, data, "order")
+    return _parsed(TrainingOrder, data, "order")
 
 
 def _parsed(kind: type[_Document], data: bytes, name: str) -> _Document:

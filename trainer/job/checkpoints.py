@@ -18,7 +18,7 @@ from typing import Final
 from trainer import logs
 from trainer.errors import ErrorCode, SealingError, TrainerError
 from trainer.ipc.worker_messages import CHECKPOINT_FILES, CHECKPOINTS
-from trainer.sealing.sealed_checkpoint import Binding, CheckpointKeys, open_checkpoint, seal_checkpoint
+from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointKeys, open_checkpoint, seal_checkpoint
 
 _NAME: Final = re.compile(r"checkpoint-([0-9a-f]{16})-([0-9]{16})\.age")
 _MAX_TRIED: Final = 100
@@ -38,7 +38,7 @@ class Checkpoints:
 
     folder: Path
     keys: CheckpointKeys
-    binding: Binding
+    binding: CheckpointBinding
     keep: int
     tell: Callable[[logs.PublicEvent], None]
     _ours: list[int] = field(default_factory=list, init=False)

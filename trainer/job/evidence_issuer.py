@@ -32,7 +32,7 @@ _REPORTED_SOFTWARE: Final = (
 
 
 @dataclass(frozen=True)
-class Witness:
+class EvidenceIssuer:
     """Who answers for the job.
 
     Args:

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Final
 
-from trainer.fetch.base_model import Fetch, Order
+from trainer.fetch.base_model import Fetch, FetchOrder
 from trainer.job import child_process as children
 from trainer.job.workspace import Workspace
-from trainer.sandbox.plan import Plan
+from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import JobSpec
 
 FETCH_SECONDS: Final = 6 * 3600
@@ -18,7 +18,7 @@ _HUB_VARIABLES: Final = ("HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY",
 """Where the operator's mirror is. It decides nothing: what comes from there is checked by digest."""
 
 
-def start_fetch(spec: JobSpec, spec_folder: Path, workspace: Workspace, plan: Plan) -> Fetch:
+def start_fetch(spec: JobSpec, spec_folder: Path, workspace: Workspace, plan: SandboxPlan) -> Fetch:
     """Start what fills `workspace.model` with exactly the files that the spec lists, each with its digest.
 
     Args:
@@ -28,6 +28,6 @@ def start_fetch(spec: JobSpec, spec_folder: Path, workspace: Workspace, plan: Pl
         plan: what the child is confined to.
     """
     hub = {name: os.environ[name] for name in _HUB_VARIABLES if name in os.environ}
-    order = Order(model=spec.model, base_dir=str(spec_folder.resolve()), into=str(workspace.model), plan=plan)
+    order = FetchOrder(model=spec.model, base_dir=str(spec_folder.resolve()), into=str(workspace.model), plan=plan)
     with workspace.private_log.open("ab") as log:
         return Fetch(order, environment=children.clean_environment(workspace.model, hub), log=log)

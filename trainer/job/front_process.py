@@ -16,7 +16,7 @@ from trainer.ipc import front_messages as control
 from trainer.job import child_process as children
 from trainer.logs import private
 from trainer.models import Status
-from trainer.sandbox.plan import Plan
+from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import ExchangeSection
 
 READY_SECONDS: Final = 60.0
@@ -26,7 +26,7 @@ EvidenceSource = Callable[[str], Evidence]
 """Nonce (hex) → fresh evidence with claims for that nonce."""
 
 
-class Front:
+class FrontProcess:
     """A running front. One thread, once `listen` was called, hears it; methods may be called from any thread."""
 
     def __init__(
@@ -188,8 +188,8 @@ class Front:
 
 @contextmanager
 def front_process(
-    settings: ExchangeSection, *, ciphertext: Path, by_files: bool, log: Path, plan: Plan
-) -> Iterator[Front]:
+    settings: ExchangeSection, *, ciphertext: Path, by_files: bool, log: Path, plan: SandboxPlan
+) -> Iterator[FrontProcess]:
     """Run a front for the time of the context.
 
     Args:
@@ -211,7 +211,7 @@ def front_process(
             log=stream,
             pass_fds=[theirs.fileno()],
         )
-    front = Front(process, control.supervisor_channel(ours))
+    front = FrontProcess(process, control.supervisor_channel(ours))
     try:
         yield front
     finally:

@@ -11,7 +11,7 @@ from trainer.attestation.dstack.key_chain import prove_possession
 from trainer.attestation.evidence import DatasetClaims, DerivedKey, Recipients
 from trainer.receipt.dsse import public_key_der
 from trainer.sealing.age import Identity, generate_identity, identity_from_seed
-from trainer.sealing.sealed_checkpoint import Binding, CheckpointKeys
+from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointKeys
 from trainer.sealing.wiping import wiped
 from trainer.tee import key_derivation as tee_keys
 
@@ -60,7 +60,7 @@ class JobKeys:
         signed = prove_possession(self.possession.secret, claims)
         return (*self.proofs, self.possession.proof.model_copy(update={"possession": signed}))
 
-    def checkpoint_keys(self, token: str, binding: Binding) -> CheckpointKeys:
+    def checkpoint_keys(self, token: str, binding: CheckpointBinding) -> CheckpointKeys:
         """Keys of the checkpoints of this job with one dataset; `token` is the grant's, the other secret."""
         bound = binding.model_dump(mode="json")
         with wiped(tee_keys.checkpoint_material(self.checkpoint.secret, token, **bound)) as material:

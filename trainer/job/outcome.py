@@ -17,7 +17,7 @@ from trainer.errors import DataError, ErrorCode, JobError, TrainerError
 from trainer.job.job_keys import JobKeys
 from trainer.job.workspace import Workspace
 from trainer.receipt.dsse import sign_envelope
-from trainer.receipt.statement import Outcome, Run, make_statement
+from trainer.receipt.statement import ReceiptOutcome, Run, make_statement
 from trainer.sealing.bundle import OpenedBundle
 from trainer.sealing.sealed_result import seal_result
 from trainer.spec import JobSpec
@@ -45,7 +45,7 @@ class Signer:
 
 
 @dataclass(frozen=True)
-class Ending:
+class JobOutcome:
     """How the job ended. `started_at` and `finished_at` are Unix seconds; `failure` is None on success.
 
     `checkpoint` is the step of the newest sealed checkpoint, where there is one.
@@ -58,7 +58,9 @@ class Ending:
     checkpoint: int | None = None
 
 
-def seal_ending(signer: Signer, bundle: OpenedBundle, ending: Ending, workspace: Workspace, target: Path) -> int:
+def seal_ending(
+    signer: Signer, bundle: OpenedBundle, ending: JobOutcome, workspace: Workspace, target: Path
+) -> int:
     """Write the sealed result (or failure report) to `target`; returns its size in bytes.
 
     Raises:
@@ -82,7 +84,7 @@ def seal_ending(signer: Signer, bundle: OpenedBundle, ending: Ending, workspace:
     return seal_result(tree, target, bundle.grant.result_recipients())
 
 
-def _gather(ending: Ending, workspace: Workspace, *, include_logs: bool) -> Path:
+def _gather(ending: JobOutcome, workspace: Workspace, *, include_logs: bool) -> Path:
     """The tree to seal: adapter/ and report/ on success, report/failure.json otherwise, and logs/.
 
     What `HANDED_OVER` names goes along with a failure.
@@ -167,7 +169,7 @@ def tree_digests(tree: Path) -> dict[str, str]:
     return digests
 
 
-def _run(signer: Signer, bundle: OpenedBundle, ending: Ending, tree: Path) -> Run:
+def _run(signer: Signer, bundle: OpenedBundle, ending: JobOutcome, tree: Path) -> Run:
     return Run(
         spec=signer.spec,
         files=tree_digests(tree),
@@ -178,7 +180,7 @@ def _run(signer: Signer, bundle: OpenedBundle, ending: Ending, tree: Path) -> Ru
         software=signer.software,
         started_at=ending.started_at,
         finished_at=ending.finished_at,
-        outcome=Outcome.SUCCEEDED if ending.failure is None else Outcome.FAILED,
+        outcome=ReceiptOutcome.SUCCEEDED if ending.failure is None else ReceiptOutcome.FAILED,
         metrics=ending.metrics,
         error=None if ending.failure is None else ending.failure.code,
     )

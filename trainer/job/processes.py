@@ -11,13 +11,13 @@ from trainer.errors import ErrorCode, JobError
 from trainer.fetch.base_model import Fetch
 from trainer.ipc.front_messages import Ready
 from trainer.job.fetch_process import start_fetch
-from trainer.job.front_process import Front, front_process
+from trainer.job.front_process import FrontProcess, front_process
 from trainer.job.sandbox_plans import Places, Plans, make_plans
-from trainer.job.worker_process import Worker, worker_process
+from trainer.job.worker_process import WorkerProcess, worker_process
 from trainer.job.workspace import Workspace, is_memory, is_swap_off
 from trainer.sandbox.confine import Walls, confine
 from trainer.sandbox.privileges import has_no_core_dumps
-from trainer.sandbox.properties import Wall
+from trainer.sandbox.properties import SandboxProperty
 from trainer.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Household:
+class JobProcesses:
     """Every process there will be, each behind its walls.
 
     Attributes:
@@ -37,8 +37,8 @@ class Household:
         connect: to the guest agent, whose socket is named or in one of its usual places.
     """
 
-    front: Front
-    worker: Worker
+    front: FrontProcess
+    worker: WorkerProcess
     fetch: Fetch
     ready: Ready
     walls: Walls
@@ -46,7 +46,7 @@ class Household:
 
 
 @contextmanager
-def household(spec: JobSpec, places: Places) -> Iterator[Household]:
+def start_processes(spec: JobSpec, places: Places) -> Iterator[JobProcesses]:
     """Start all processes, confine this one, and collect what each measured; end them with the context.
 
     Raises:
@@ -73,19 +73,19 @@ def household(spec: JobSpec, places: Places) -> Iterator[Household]:
 
         ready = front.wait_ready()
         walls = {**_common_walls(workspace, plans), **own, **ready.walls, **worker.wait_confined()}
-        yield Household(front, worker, fetch, ready, walls, GuestAgent)
+        yield JobProcesses(front, worker, fetch, ready, walls, GuestAgent)
 
 
 def _common_walls(workspace: Workspace, plans: Plans) -> Walls:
     return {
-        Wall.CORE_DUMPS_OFF: has_no_core_dumps(),
-        Wall.WORKSPACE_IN_MEMORY: is_memory(workspace.root),
-        Wall.SWAP_OFF: is_swap_off(),
-        Wall.SEPARATE_USERS: plans.separate_users,
+        SandboxProperty.CORE_DUMPS_OFF: has_no_core_dumps(),
+        SandboxProperty.WORKSPACE_IN_MEMORY: is_memory(workspace.root),
+        SandboxProperty.SWAP_OFF: is_swap_off(),
+        SandboxProperty.SEPARATE_USERS: plans.separate_users,
     }
 
 
-def demand_walls(demanded: Sequence[Wall], walls: Walls) -> None:
+def require_sandbox(demanded: Sequence[SandboxProperty], walls: Walls) -> None:
     """End where a job spec demands more than this machine gave.
 
     Raises:

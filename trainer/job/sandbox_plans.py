@@ -11,7 +11,16 @@ from typing import Final
 
 from trainer.job.workspace import Workspace
 from trainer.sandbox import privileges
-from trainer.sandbox.plan import Account, Plan, Role, gpu_devices, gpus, is_readable, may_pass, software_paths
+from trainer.sandbox.plan import (
+    Account,
+    Role,
+    SandboxPlan,
+    gpu_devices,
+    gpus,
+    is_readable,
+    may_pass,
+    software_paths,
+)
 from trainer.spec import Engine, JobSpec
 
 FRONT: Final = Account(uid=901, gid=901)
@@ -53,10 +62,10 @@ class Places:
 class Plans:
     """One plan for each process. `separate_users` is whether they are three users."""
 
-    supervisor: Plan
-    front: Plan
-    worker: Plan
-    fetch: Plan
+    supervisor: SandboxPlan
+    front: SandboxPlan
+    worker: SandboxPlan
+    fetch: SandboxPlan
     separate_users: bool
 
 
@@ -69,20 +78,20 @@ def make_plans(spec: JobSpec, places: Places) -> Plans:
     supervisor_environment = Path("/proc") / str(os.getpid()) / "environ"
     outside = tuple(path for path in _OUTSIDE if path.is_dir())
     return Plans(
-        supervisor=Plan(
+        supervisor=SandboxPlan(
             role=Role.SUPERVISOR,
             writable=(workspace.root, ciphertext),
             removable=(workspace.root.parent, ciphertext.parent),
             forbidden=outside,
         ),
-        front=Plan(
+        front=SandboxPlan(
             role=Role.FRONT,
             account=FRONT if separate else None,
             writable=(ciphertext,),
             forbidden=(workspace.root, workspace.dataset, supervisor_environment, *outside),
             umask=0o022 if places.by_files else privileges.PRIVATE_UMASK,
         ),
-        worker=Plan(
+        worker=SandboxPlan(
             role=Role.WORKER,
             account=WORKER if separate else None,
             readable=(workspace.model, workspace.dataset),
@@ -97,10 +106,10 @@ def make_plans(spec: JobSpec, places: Places) -> Plans:
     )
 
 
-def _fetch_plan(spec: JobSpec, places: Places, *, separate: bool) -> Plan:
+def _fetch_plan(spec: JobSpec, places: Places, *, separate: bool) -> SandboxPlan:
     """A hub is fetched from as the worker's user; a local directory may be readable to this user alone."""
     local = (places.spec_folder / spec.model.model_name_or_path).resolve()
-    return Plan(
+    return SandboxPlan(
         role=Role.FETCH,
         account=WORKER if separate and not spec.model.is_local else None,
         readable=(local,) if spec.model.is_local else _certificates(),
@@ -175,7 +184,7 @@ def _hand_over(places: Places) -> None:
     os.chown(places.ciphertext, -1, FRONT.gid)
 
 
-def share_with_worker(folder: Path) -> None:
+def grant_worker_access(folder: Path) -> None:
     """Let the group of a directory, which the worker's user is alone in, read what this process put into it."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o750 if path.is_dir() else 0o640)

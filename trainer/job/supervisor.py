@@ -22,26 +22,26 @@ from trainer.ipc import worker_messages as protocol
 from trainer.job.checkpoints import Checkpoints
 from trainer.job.ciphertext import Ciphertext, ciphertext_directory
 from trainer.job.destruction import destroy_and_sign
-from trainer.job.evidence_issuer import Witness, software_versions
+from trainer.job.evidence_issuer import EvidenceIssuer, software_versions
 from trainer.job.fetch_process import FETCH_SECONDS
-from trainer.job.front_process import Front
+from trainer.job.front_process import FrontProcess
 from trainer.job.grant_demands import require_kept, require_promised
 from trainer.job.job_keys import JobKeys, derive_keys
-from trainer.job.outcome import HANDED_OVER, Ending, Signer, seal_ending
+from trainer.job.outcome import HANDED_OVER, JobOutcome, Signer, seal_ending
 from trainer.job.private_events import seal_metrics
-from trainer.job.processes import Household, demand_walls, household
-from trainer.job.sandbox_plans import Places, share_with_worker
+from trainer.job.processes import JobProcesses, require_sandbox, start_processes
+from trainer.job.sandbox_plans import Places, grant_worker_access
 from trainer.job.termination import Termination, termination
-from trainer.job.worker_process import Follower, Worker
+from trainer.job.worker_process import Follower, WorkerProcess
 from trainer.job.workspace import Workspace, open_workspace
 from trainer.models import Phase, Status
 from trainer.sandbox import privileges
 from trainer.sandbox.confine import Walls
-from trainer.sandbox.properties import Wall
+from trainer.sandbox.properties import SandboxProperty
 from trainer.sealing.atomic import SHARED
 from trainer.sealing.bundle import BundleLimits, OpenedBundle
 from trainer.sealing.seal import open_bundle
-from trainer.sealing.sealed_checkpoint import Binding
+from trainer.sealing.sealed_checkpoint import CheckpointBinding
 from trainer.spec import JobSpec, read_job_spec
 
 INTERRUPTED_LINGER_SECONDS: Final = 30
@@ -124,13 +124,13 @@ class _Job:
         """The story of the job."""
         self.public(logs.PhaseEntered(Phase.STARTING))
         privileges.keep_to_itself()
-        with household(self.spec, self._places()) as house:
+        with start_processes(self.spec, self._places()) as house:
             self._settle(house)
             front, agent = house.front, house.connect(self.options.guest_agent)
             compose_sha256 = compose_hash(agent.info().app_compose)
             keys = derive_keys(agent, self.spec.sha256())
             signer = Signer(agent, keys, self.spec, compose_sha256, software_versions())
-            witness = Witness(agent, self.spec, keys, self.walls, self.tls_spki_sha256)
+            witness = EvidenceIssuer(agent, self.spec, keys, self.walls, self.tls_spki_sha256)
             self._enter(front, Phase.PREPARING)
             house.fetch.wait(FETCH_SECONDS)
             house.worker.model_is_there()
@@ -148,14 +148,14 @@ class _Job:
         by_files, folder = self.options.spool is not None, self.options.spec.parent
         return Places(self.workspace, self.ciphertext.folder, folder, by_files=by_files)
 
-    def _settle(self, house: Household) -> None:
+    def _settle(self, house: JobProcesses) -> None:
         """Say where the front listens; end here, before there are keys, where a demanded wall does not stand."""
         self.tls_spki_sha256, self.walls = house.ready.tls_spki_sha256, house.walls
         self.public(logs.Listening(house.ready.port, house.ready.tls_spki_sha256))
-        demand_walls(self.spec.tee.sandbox, house.walls)
+        require_sandbox(self.spec.tee.sandbox, house.walls)
 
     def _enter(
-        self, front: Front, phase: Phase, *, error: ErrorCode | None = None, result_bytes: int | None = None
+        self, front: FrontProcess, phase: Phase, *, error: ErrorCode | None = None, result_bytes: int | None = None
     ) -> None:
         self.status = Status(
             phase=phase,
@@ -169,7 +169,7 @@ class _Job:
 
     # awaiting-dataset
 
-    def _receive(self, front: Front, keys: JobKeys) -> OpenedBundle:
+    def _receive(self, front: FrontProcess, keys: JobKeys) -> OpenedBundle:
         """Take uploads until one opens. A stranger's garbage must not end the job."""
         deadline = time.monotonic() + self.spec.exchange.dataset_timeout_seconds
         refused: ErrorCode | None = None
@@ -202,14 +202,14 @@ class _Job:
             now=int(time.time()),
             limits=BundleLimits(max_bytes=self.spec.exchange.max_upload_bytes),
         )
-        if self.walls.get(Wall.SEPARATE_USERS):
-            share_with_worker(self.workspace.dataset)
+        if self.walls.get(SandboxProperty.SEPARATE_USERS):
+            grant_worker_access(self.workspace.dataset)
         return bundle
 
     # training
 
     def _checkpoints(self, keys: JobKeys, bundle: OpenedBundle, compose_sha256: str) -> Checkpoints:
-        binding = Binding(
+        binding = CheckpointBinding(
             job_spec_sha256=self.spec.sha256(),
             dataset_manifest_sha256=bundle.manifest.sha256(),
             app_compose_sha256=compose_sha256,
@@ -217,7 +217,9 @@ class _Job:
         made = keys.checkpoint_keys(bundle.grant.token, binding)
         return Checkpoints(self.ciphertext.folder, made, binding, self.spec.train.save_total_limit, self.public)
 
-    def _train(self, front: Front, worker: Worker, bundle: OpenedBundle, checkpoints: Checkpoints) -> Ending:
+    def _train(
+        self, front: FrontProcess, worker: WorkerProcess, bundle: OpenedBundle, checkpoints: Checkpoints
+    ) -> JobOutcome:
         """Train; whatever goes wrong becomes an ending that the provider, and only the provider, can read."""
         started = int(time.time())
         summary: Mapping[str, JsonValue] = {}
@@ -244,15 +246,15 @@ class _Job:
         finally:
             worker.end()
             checkpoints.keys.destroy()  # nothing is sealed with them any more; a next start derives them again
-        return Ending(started, int(time.time()), summary, failure, checkpoints.last)
+        return JobOutcome(started, int(time.time()), summary, failure, checkpoints.last)
 
-    def _order(self, files: Mapping[str, Path], checkpoints: Checkpoints) -> protocol.Order:
+    def _order(self, files: Mapping[str, Path], checkpoints: Checkpoints) -> protocol.TrainingOrder:
         place = self.workspace
         resume_dir = place.dataset / "checkpoint"
         resumed = checkpoints.resume(resume_dir) is not None
-        if resumed and self.walls.get(Wall.SEPARATE_USERS):
-            share_with_worker(resume_dir)
-        return protocol.Order(
+        if resumed and self.walls.get(SandboxProperty.SEPARATE_USERS):
+            grant_worker_access(resume_dir)
+        return protocol.TrainingOrder(
             spec=self.spec,
             model_dir=place.model,
             data_files=dict(files),
@@ -260,7 +262,7 @@ class _Job:
             resume_dir=resume_dir if resumed else None,
         )
 
-    def _follower(self, front: Front, bundle: OpenedBundle, checkpoints: Checkpoints) -> Follower:
+    def _follower(self, front: FrontProcess, bundle: OpenedBundle, checkpoints: Checkpoints) -> Follower:
         def follow(message: protocol.Progress | protocol.Metrics | protocol.Saved) -> None:
             front.check()
             match message:
@@ -273,7 +275,7 @@ class _Job:
 
         return follow
 
-    def _progress(self, front: Front, message: protocol.Progress) -> None:
+    def _progress(self, front: FrontProcess, message: protocol.Progress) -> None:
         self.status = Status(
             phase=Phase.TRAINING,
             step=message.step,
@@ -285,7 +287,9 @@ class _Job:
 
     # sealing and awaiting-pull
 
-    def _hand_over(self, front: Front, signer: Signer, bundle: OpenedBundle, ending: Ending) -> ExitCode:
+    def _hand_over(
+        self, front: FrontProcess, signer: Signer, bundle: OpenedBundle, ending: JobOutcome
+    ) -> ExitCode:
         self._enter(front, Phase.SEALING)
         if ending.failure is not None:
             self.workspace.make_room(keep_output=ending.failure.code in HANDED_OVER)
@@ -311,14 +315,14 @@ class _Job:
         self._enter(front, Phase.DONE)
         return ExitCode.DONE
 
-    def _clear(self, ending: Ending, checkpoints: Checkpoints) -> None:
+    def _clear(self, ending: JobOutcome, checkpoints: Checkpoints) -> None:
         """Leave in the ciphertext directory what the next start of this job can use, and the result."""
         if ending.failure is None:
             checkpoints.remove()
         if ending.failure is None or ending.failure.code is not ErrorCode.INTERRUPTED:
             self.ciphertext.dataset.unlink(missing_ok=True)
 
-    def _linger_seconds(self, ending: Ending) -> int:
+    def _linger_seconds(self, ending: JobOutcome) -> int:
         """How long the result is offered. Whoever sent SIGTERM follows it with SIGKILL: do not wait for that."""
         linger = self.spec.exchange.linger_seconds
         interrupted = ending.failure is not None and ending.failure.code is ErrorCode.INTERRUPTED

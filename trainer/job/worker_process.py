@@ -18,7 +18,7 @@ from trainer.job import child_process as children
 from trainer.job.workspace import Workspace
 from trainer.logs import private
 from trainer.sandbox.confine import Walls
-from trainer.sandbox.plan import Plan
+from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import JobSpec
 from trainer.worker.environment import allocator
 
@@ -29,7 +29,7 @@ SAVE_SECONDS: Final = 20.0
 """How long a worker that is told to end may take to write its state down."""
 
 
-class Worker:
+class WorkerProcess:
     """A worker that has been started and waits for its order."""
 
     def __init__(
@@ -62,7 +62,7 @@ class Worker:
         if self._prepares:
             _write(self._process, protocol.MODEL_READY)
 
-    def train(self, order: protocol.Order, follow: Follower) -> Mapping[str, JsonValue]:
+    def train(self, order: protocol.TrainingOrder, follow: Follower) -> Mapping[str, JsonValue]:
         """Have the order carried out; returns the worker's summary (private).
 
         Args:
@@ -109,7 +109,7 @@ class Worker:
 
 
 @contextmanager
-def worker_process(workspace: Workspace, plan: Plan, spec: JobSpec) -> Iterator[Worker]:
+def worker_process(workspace: Workspace, plan: SandboxPlan, spec: JobSpec) -> Iterator[WorkerProcess]:
     """Run a worker for the time of the context.
 
     Args:
@@ -140,14 +140,14 @@ def worker_process(workspace: Workspace, plan: Plan, spec: JobSpec) -> Iterator[
         )
     os.close(writing)
     with os.fdopen(reading, "rb") as stream:
-        worker = Worker(process, stream, ahead)
+        worker = WorkerProcess(process, stream, ahead)
         try:
             yield worker
         finally:
             worker.end()
 
 
-def _give(process: subprocess.Popen[bytes], order: protocol.Order) -> None:
+def _give(process: subprocess.Popen[bytes], order: protocol.TrainingOrder) -> None:
     """The last thing it is told."""
     _write(process, order.encode())
     if process.stdin is not None:

@@ -19,7 +19,7 @@ from trainer.errors import DataError, ErrorCode, JobError, UsageError, Verificat
 from trainer.provider import GrantRecord
 from trainer.receipt.dsse import MAX_ENVELOPE_BYTES, verify_envelope
 from trainer.receipt.receipt_appraisal import Expected, appraise_statement
-from trainer.receipt.statement import UNSIGNED_FILES, Outcome, Statement, parse_statement
+from trainer.receipt.statement import UNSIGNED_FILES, ReceiptOutcome, Statement, parse_statement
 from trainer.sealing.age import Identity
 from trainer.sealing.archive import ArchiveLimits
 from trainer.sealing.sealed_result import open_result
@@ -43,7 +43,7 @@ class OpenedResult:
     @property
     def failure(self) -> JobError | None:
         """Why the job failed, as its sealed report says; None when it succeeded."""
-        if self.statement.outcome is Outcome.SUCCEEDED:
+        if self.statement.outcome is ReceiptOutcome.SUCCEEDED:
             return None
         return _read_failure(self.folder / "report" / "failure.json")
 

@@ -98,10 +98,10 @@ def submit(submission: Submission, report: Reporter) -> Submitted:
     Raises:
         TrainerError: of the step that failed; what earlier steps made is kept for the next call.
     """
-    return _Story(submission, report).run()
+    return _SubmissionRun(submission, report).run()
 
 
-class _Story:
+class _SubmissionRun:
     """One submission under way; `kept` is its private directory."""
 
     def __init__(self, submission: Submission, report: Reporter) -> None:

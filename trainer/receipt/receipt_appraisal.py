@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from trainer.attestation.checks import Check, CheckState
 from trainer.encoding import canonical_json, sha256_hex
-from trainer.receipt.statement import Outcome, Statement, recipient_fingerprint
+from trainer.receipt.statement import ReceiptOutcome, Statement, recipient_fingerprint
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,11 @@ def _dataset(statement: Statement, expected: Expected) -> Check:
 
 def _privacy(statement: Statement, expected: Expected) -> tuple[Check, ...]:
     """Nothing to check where no budget was demanded, and where there are no weights."""
-    if expected.max_epsilon is None or expected.max_delta is None or statement.outcome is not Outcome.SUCCEEDED:
+    if (
+        expected.max_epsilon is None
+        or expected.max_delta is None
+        or statement.outcome is not ReceiptOutcome.SUCCEEDED
+    ):
         return ()
     found = statement.privacy.get("differential") if isinstance(statement.privacy, dict) else None
     numbers = [found.get(name) if isinstance(found, dict) else None for name in ("epsilon", "delta")]

@@ -35,7 +35,7 @@ UNSIGNED_FILES: Final = frozenset({"receipt.json", "evidence.json"})
 Timestamp = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 
 
-class Outcome(StrEnum):
+class ReceiptOutcome(StrEnum):
     """How the job ended."""
 
     SUCCEEDED = "succeeded"
@@ -128,9 +128,9 @@ class Statement(Strict):
         return {resource.name: resource.digest.sha256 for resource in self.subject}
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> ReceiptOutcome:
         """How the job ended."""
-        return Outcome(str(self.predicate.runDetails.byproducts[0].annotations.get("outcome")))
+        return ReceiptOutcome(str(self.predicate.runDetails.byproducts[0].annotations.get("outcome")))
 
     @property
     def metrics(self) -> Mapping[str, JsonValue]:
@@ -160,7 +160,7 @@ class Run:
     software: Mapping[str, str]
     started_at: UnixTime
     finished_at: UnixTime
-    outcome: Outcome
+    outcome: ReceiptOutcome
     metrics: Mapping[str, JsonValue]
     error: ErrorCode | None = None
 

@@ -9,11 +9,11 @@ from typing import Final
 
 from trainer.sandbox import landlock, loopback, privileges, probes, seccomp
 from trainer.sandbox.filters import Filter
-from trainer.sandbox.plan import Account, Plan, Role, is_readable, rules, software_paths
-from trainer.sandbox.properties import Wall
+from trainer.sandbox.plan import Account, Role, SandboxPlan, is_readable, rules, software_paths
+from trainer.sandbox.properties import SandboxProperty
 from trainer.sandbox.syscalls import is_single_threaded
 
-Walls = Mapping[Wall, bool]
+Walls = Mapping[SandboxProperty, bool]
 
 _SUPERVISOR_KEEPS: Final = (privileges.CAP_DAC_OVERRIDE, privileges.CAP_KILL)
 """To end children that are other users, and to read and remove what they wrote."""
@@ -35,7 +35,7 @@ def own_loopback() -> None:
     loopback.bring_up()
 
 
-def confine(plan: Plan, *, in_own_network: bool = False) -> Walls:
+def confine(plan: SandboxPlan, *, in_own_network: bool = False) -> Walls:
     """Confine this process for good; returns which walls stand, each measured from inside.
 
     What the kernel does not offer is left out and measured as absent. A thread that was made before would stay
@@ -68,7 +68,7 @@ def confine(plan: Plan, *, in_own_network: bool = False) -> Walls:
     return _measure(plan, memory_locked=memory_locked, own_network=own_network)
 
 
-def _leave_network(plan: Plan) -> bool:
+def _leave_network(plan: SandboxPlan) -> bool:
     if plan.role not in {Role.SUPERVISOR, Role.WORKER}:
         return False
     if plan.loopback:
@@ -77,7 +77,7 @@ def _leave_network(plan: Plan) -> bool:
     return privileges.leave_network()
 
 
-def _give_up_privileges(plan: Plan) -> None:
+def _give_up_privileges(plan: SandboxPlan) -> None:
     kept = _kept(plan)
     privileges.empty_bounding_set(kept)
     if plan.account is not None:
@@ -85,7 +85,7 @@ def _give_up_privileges(plan: Plan) -> None:
     privileges.drop_capabilities(kept)
 
 
-def _kept(plan: Plan) -> frozenset[int]:
+def _kept(plan: SandboxPlan) -> frozenset[int]:
     kept = frozenset(_SUPERVISOR_KEEPS if plan.role is Role.SUPERVISOR else ())
     if plan.account is None and (plan.role is Role.FETCH or not _can_read_software()):
         kept |= {privileges.CAP_DAC_READ_SEARCH}
@@ -98,14 +98,14 @@ def _can_read_software() -> bool:
     return all(is_readable(path, account) for path in software_paths() if path.exists())
 
 
-def _filter(plan: Plan) -> None:
+def _filter(plan: SandboxPlan) -> None:
     try:
         seccomp.install(_filter_for(plan))
     except OSError:
         return  # measured as absent
 
 
-def _filter_for(plan: Plan) -> Filter:
+def _filter_for(plan: SandboxPlan) -> Filter:
     own_pid = None if plan.programs else os.getpid()
     match plan.role:
         case Role.SUPERVISOR:
@@ -141,7 +141,7 @@ def _filter_for(plan: Plan) -> Filter:
             return Filter(refused=_TALKING, programs=plan.programs, own_pid=own_pid)
 
 
-def _measure(plan: Plan, *, memory_locked: bool, own_network: bool) -> Walls:
+def _measure(plan: SandboxPlan, *, memory_locked: bool, own_network: bool) -> Walls:
     if plan.role not in _MEASURED_FOR:
         return {}
     parent = os.getppid()
@@ -172,10 +172,10 @@ def _measure(plan: Plan, *, memory_locked: bool, own_network: bool) -> Walls:
                 "no_signals": probes.no_signals(parent),
                 "own_network": own_network,
             }
-    return {Wall(f"{plan.role.value}_{name}"): held for name, held in (common | special).items()}
+    return {SandboxProperty(f"{plan.role.value}_{name}"): held for name, held in (common | special).items()}
 
 
-def _is_worker_apart(plan: Plan, *, own_network: bool) -> bool:
+def _is_worker_apart(plan: SandboxPlan, *, own_network: bool) -> bool:
     if plan.loopback:
         others = set(probes.OUTSIDE) - {probes.INET, probes.INET6, probes.NETLINK}
         return (
@@ -188,10 +188,10 @@ def _is_worker_apart(plan: Plan, *, own_network: bool) -> bool:
     return probes.no_sockets((*probes.OUTSIDE, probes.UNIX)) and probes.no_connections()
 
 
-def _has_no_privileges(plan: Plan) -> bool:
+def _has_no_privileges(plan: SandboxPlan) -> bool:
     allowed = frozenset(_SUPERVISOR_KEEPS) if plan.role is Role.SUPERVISOR else frozenset()
     return privileges.permitted() <= allowed and not privileges.may_gain_privileges() and probes.no_root()
 
 
-def _elsewhere(plan: Plan) -> list[Path]:
+def _elsewhere(plan: SandboxPlan) -> list[Path]:
     return [path for path in _ANYWHERE if path.is_dir() and path not in plan.writable]

@@ -68,7 +68,7 @@ _SCOPE_ABSTRACT_SOCKETS, _SCOPE_SIGNALS = 0b01, 0b10
 
 
 @dataclass(frozen=True)
-class Rule:
+class PathRule:
     """What may be done with a file, or with a directory and all that is in it."""
 
     path: Path
@@ -85,7 +85,7 @@ def abi() -> int:
         raise
 
 
-def restrict(rules: Iterable[Rule], *, signals: bool, ports: bool) -> bool:
+def restrict(rules: Iterable[PathRule], *, signals: bool, ports: bool) -> bool:
     """Allow this thread, and those it makes, nothing but `rules`. Needs no-new-privileges; cannot be undone.
 
     Args:
@@ -135,7 +135,7 @@ def _attributes(version: int, known: Access, *, signals: bool, ports: bool) -> t
     return packed, len(packed)
 
 
-def _add(ruleset: int, rule: Rule, known: Access) -> None:
+def _add(ruleset: int, rule: PathRule, known: Access) -> None:
     try:
         descriptor = os.open(rule.path, os.O_PATH | os.O_CLOEXEC)
     except OSError:

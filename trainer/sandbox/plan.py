@@ -13,7 +13,7 @@ from pydantic import Field
 
 from trainer.models import Strict
 from trainer.sandbox import landlock
-from trainer.sandbox.landlock import Rule
+from trainer.sandbox.landlock import PathRule
 
 MAX_PROCESSES: Final = 64
 """That many worker processes at most: the largest machines have 16 GPUs."""
@@ -38,7 +38,7 @@ class Account(Strict):
     gid: _Id
 
 
-class Plan(Strict):
+class SandboxPlan(Strict):
     """What one process may do, and what it is to prove that it cannot.
 
     Attributes:
@@ -94,20 +94,20 @@ _LIBRARIES: Final = frozenset({"site-packages", "dist-packages"})
 _GPUS: Final = ("/dev/nvidia*", "/dev/nvidia-caps")
 
 
-def rules(plan: Plan) -> Iterator[Rule]:
+def rules(plan: SandboxPlan) -> Iterator[PathRule]:
     """The plan in Landlock's terms."""
     software = landlock.RUN if plan.programs else landlock.READ
     for path in software_paths():
-        yield Rule(path, software)
+        yield PathRule(path, software)
     for name in (*_SETTINGS, *_KERNEL, *(_NAME_SERVICE if plan.role is Role.FETCH else ())):
-        yield Rule(Path(name), landlock.READ)
+        yield PathRule(Path(name), landlock.READ)
     for name in (*_DEVICES, *(gpu_devices() if plan.role in {Role.WORKER, Role.SUPERVISOR} else ())):
-        yield Rule(Path(name), landlock.DEVICE)
+        yield PathRule(Path(name), landlock.DEVICE)
     if plan.gpu:
-        yield Rule(Path("/proc/self/task"), landlock.NAME)
-    yield from (Rule(path, landlock.READ) for path in plan.readable)
-    yield from (Rule(path, landlock.WRITE) for path in plan.writable)
-    yield from (Rule(path, landlock.REMOVE) for path in plan.removable)
+        yield PathRule(Path("/proc/self/task"), landlock.NAME)
+    yield from (PathRule(path, landlock.READ) for path in plan.readable)
+    yield from (PathRule(path, landlock.WRITE) for path in plan.writable)
+    yield from (PathRule(path, landlock.REMOVE) for path in plan.removable)
 
 
 def software_paths() -> list[Path]:

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 
-class Wall(StrEnum):
+class SandboxProperty(StrEnum):
     """What can be true of a job's containment. Each is measured inside the process that it is about."""
 
     CORE_DUMPS_OFF = "core_dumps_off"
@@ -78,20 +78,20 @@ class Wall(StrEnum):
     """It lives in a network namespace without interfaces; several that train together: with `lo` alone."""
 
 
-WallReport = dict[Annotated[Wall, Field(strict=False)], bool]
+WallReport = dict[Annotated[SandboxProperty, Field(strict=False)], bool]
 """What a process measured about itself, as it tells the supervisor."""
 
-NEEDS_NO_COMPILER: Final = frozenset({Wall.WORKER_NO_PROGRAMS, Wall.WORKER_NO_SIGNALS})
+NEEDS_NO_COMPILER: Final = frozenset({SandboxProperty.WORKER_NO_PROGRAMS, SandboxProperty.WORKER_NO_SIGNALS})
 """Walls that a job whose kernels are compiled at run time cannot have by seccomp alone.
 
 Its processes signal one another; that they signal nobody else needs Landlock or another user.
 """
 
 EXPECTED: Final = frozenset(
-    {Wall.CORE_DUMPS_OFF, Wall.WORKSPACE_IN_MEMORY}
+    {SandboxProperty.CORE_DUMPS_OFF, SandboxProperty.WORKSPACE_IN_MEMORY}
     | {
         wall
-        for wall in Wall
+        for wall in SandboxProperty
         if wall.endswith(
             (
                 "_no_network",

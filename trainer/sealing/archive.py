@@ -55,7 +55,7 @@ class ArchiveLimits:
 
 
 @dataclass(frozen=True)
-class Member:
+class ArchiveMember:
     """One file of an archive."""
 
     name: str
@@ -149,7 +149,7 @@ class ArchiveReader:
         self._total = 0
         self._consumed = 0
 
-    def next(self) -> Member | None:
+    def next(self) -> ArchiveMember | None:
         """The next member, whose data must be read before the next call; None at the verified end.
 
         Raises:
@@ -163,7 +163,7 @@ class ArchiveReader:
         self._admit(member)
         return member
 
-    def read(self, member: Member, limit: int) -> bytes:
+    def read(self, member: ArchiveMember, limit: int) -> bytes:
         """The data of a member that may have at most `limit` bytes.
 
         Raises:
@@ -175,7 +175,7 @@ class ArchiveReader:
         self.copy(member, parts.append)
         return b"".join(parts)
 
-    def copy(self, member: Member, write: Callable[[bytes], object]) -> str:
+    def copy(self, member: ArchiveMember, write: Callable[[bytes], object]) -> str:
         """Hand the data of a member to `write`, block by block, and return its SHA-256.
 
         Raises:
@@ -192,7 +192,7 @@ class ArchiveReader:
                 raise bundle_invalid(f"{member.name}: its padding is not zero")
             return digest.hexdigest()
 
-    def _admit(self, member: Member) -> None:
+    def _admit(self, member: ArchiveMember) -> None:
         if member.name in self._names:
             raise bundle_invalid("two members have the same name")
         self._names.add(member.name)
@@ -226,12 +226,12 @@ def bundle_invalid(what: str, expected: object = None, found: object = None) -> 
     return SealingError(ErrorCode.BUNDLE_INVALID, f"sealed archive: {what}", expected=expected, found=found)
 
 
-def _parse_header(header: bytes) -> Member:
+def _parse_header(header: bytes) -> ArchiveMember:
     if header[_TYPE] != b"0":
         raise bundle_invalid("kind of a member", "a regular file", _TYPES.get(header[_TYPE], "an unknown kind"))
     try:
         name = require_member_name(header[_NAME].rstrip(b"\0").decode())
-        member = Member(name, _parse_size(header[_SIZE]))
+        member = ArchiveMember(name, _parse_size(header[_SIZE]))
     except ValueError as error:
         reason = "a file name is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise bundle_invalid(reason) from None

@@ -23,9 +23,9 @@ from trainer.sealing.age import Recipient, parse_recipient
 from trainer.sealing.archive import (
     MAX_NAME_BYTES,
     ArchiveLimits,
+    ArchiveMember,
     ArchiveReader,
     ArchiveWriter,
-    Member,
     bundle_invalid,
     require_member_name,
 )
@@ -218,7 +218,7 @@ def _add_file(archive: ArchiveWriter, name: str, path: Path) -> ManifestFile:
         return ManifestFile(sha256=archive.add(DATA_PREFIX + name, source, size), size=size)
 
 
-def _extract_data(archive: ArchiveReader, into: Path) -> tuple[dict[str, ManifestFile], Member | None]:
+def _extract_data(archive: ArchiveReader, into: Path) -> tuple[dict[str, ManifestFile], ArchiveMember | None]:
     """Extract members below `data/`; returns what they are, and the first member that is not one of them."""
     found: dict[str, ManifestFile] = {}
     previous = b""
@@ -231,7 +231,7 @@ def _extract_data(archive: ArchiveReader, into: Path) -> tuple[dict[str, Manifes
     return found, member
 
 
-def _read_document(archive: ArchiveReader, member: Member | None, name: str, limit: int) -> bytes:
+def _read_document(archive: ArchiveReader, member: ArchiveMember | None, name: str, limit: int) -> bytes:
     if member is None or member.name != name:
         raise bundle_invalid("a member", name, "the end" if member is None else "another file")
     return archive.read(member, limit)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trainer.errors import ErrorCode, UsageError
 from trainer.sealing.age.byte_sources import write_all
-from trainer.sealing.archive import ArchiveReader, Member, bundle_invalid
+from trainer.sealing.archive import ArchiveMember, ArchiveReader, bundle_invalid
 from trainer.sealing.atomic import PRIVATE, storage_errors
 
 
@@ -52,7 +52,7 @@ def empty_directory(path: Path) -> Iterator[None]:
             raise
 
 
-def extract(archive: ArchiveReader, member: Member, target: Path) -> str:
+def extract(archive: ArchiveReader, member: ArchiveMember, target: Path) -> str:
     """Write the member at hand to `target` (mode 0600), a new file, and return its SHA-256.
 
     Args:

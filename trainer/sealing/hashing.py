@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
-from trainer.sealing.age.ordered_thread_pool import Conveyor
+from trainer.sealing.age.ordered_thread_pool import OrderedThreadPool
 
 _WORTH_A_THREAD: Final = 1 << 18
 
@@ -20,7 +20,7 @@ class Hashing:
         conveyor: with one thread.
     """
 
-    def __init__(self, conveyor: Conveyor[None]) -> None:
+    def __init__(self, conveyor: OrderedThreadPool[None]) -> None:
         self._conveyor = conveyor
         self._digest = hashlib.sha256()
 
@@ -43,5 +43,5 @@ class Hashing:
 @contextmanager
 def hashing() -> Iterator[Hashing]:
     """A hash whose thread, if it came to need one, ends with the context."""
-    with Conveyor[None](threads=1) as conveyor:
+    with OrderedThreadPool[None](threads=1) as conveyor:
         yield Hashing(conveyor)

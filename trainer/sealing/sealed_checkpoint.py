@@ -35,7 +35,7 @@ _MAX_HEADER_BYTES: Final = 1 << 14
 _FileName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.]{0,63}$")]
 
 
-class Binding(Strict):
+class CheckpointBinding(Strict):
     """What a checkpoint is of; it fits nothing else."""
 
     job_spec_sha256: Sha256Hex
@@ -55,7 +55,7 @@ class Checkpoint(Strict):
 
     version: Literal[1]
     step: Annotated[int, Field(ge=1, le=MAX_STATUS_STEPS)]
-    binding: Binding
+    binding: CheckpointBinding
     files: Annotated[dict[_FileName, CheckpointFile], Field(min_length=1, max_length=MAX_FILES)]
     tag: Sha256Hex
 
@@ -95,7 +95,7 @@ class CheckpointKeys:
         self.identity.destroy()
         wipe(self.authentication)
 
-    def tag(self, version: int, step: int, binding: Binding, files: dict[str, CheckpointFile]) -> str:
+    def tag(self, version: int, step: int, binding: CheckpointBinding, files: dict[str, CheckpointFile]) -> str:
         """HMAC-SHA256 over the RFC 8785 bytes of `checkpoint.json` without its tag, in hex."""
         entries = {name: entry.model_dump(mode="json") for name, entry in files.items()}
         document = {"version": version, "step": step, "binding": binding.model_dump(mode="json"), "files": entries}
@@ -103,7 +103,13 @@ class CheckpointKeys:
 
 
 def seal_checkpoint(
-    folder: Path, names: Sequence[str], target: Path, *, step: int, binding: Binding, keys: CheckpointKeys
+    folder: Path,
+    names: Sequence[str],
+    target: Path,
+    *,
+    step: int,
+    binding: CheckpointBinding,
+    keys: CheckpointKeys,
 ) -> int:
     """Seal files of a directory that another process wrote; returns the size of `target` in bytes.
 
@@ -136,7 +142,7 @@ def seal_checkpoint(
 
 
 def open_checkpoint(
-    source: BinaryIO, into: Path, *, step: int, binding: Binding, keys: CheckpointKeys
+    source: BinaryIO, into: Path, *, step: int, binding: CheckpointBinding, keys: CheckpointKeys
 ) -> Checkpoint:
     """Open a checkpoint into a new directory; on any error, a file cut short among them, it is not there.
 
@@ -204,7 +210,7 @@ def _header(archive: ArchiveReader) -> Checkpoint:
         raise _invalid(f"{HEADER_NAME} is not JSON in one reading") from None
 
 
-def _require_ours(header: Checkpoint, step: int, binding: Binding, keys: CheckpointKeys) -> None:
+def _require_ours(header: Checkpoint, step: int, binding: CheckpointBinding, keys: CheckpointKeys) -> None:
     expected = keys.tag(header.version, header.step, header.binding, header.files)
     if not hmac.compare_digest(expected, header.tag):
         raise _invalid("its tag is not this job's")

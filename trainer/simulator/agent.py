@@ -21,7 +21,7 @@ from trainer.simulator.event_log_writer import (
     RuntimeEvent,
 )
 from trainer.simulator.fault import Layer, shown
-from trainer.simulator.key_service import Algorithm, DerivedKey, KeyService, key_provider_info
+from trainer.simulator.key_service import Algorithm, KeyService, SimulatedKey, key_provider_info
 from trainer.simulator.measurements import (
     LABEL,
     Measurements,
@@ -142,9 +142,9 @@ class SimulatedVm:
         """The GPU attestation as the agent shows it; empty without GPU."""
         return str(self._shown(Layer.GPU_INFO, self.options.gpu_attestation))
 
-    def derive_key(self, path: str, purpose: str = "", algorithm: Algorithm = Algorithm.SECP256K1) -> DerivedKey:
+    def derive_key(self, path: str, purpose: str = "", algorithm: Algorithm = Algorithm.SECP256K1) -> SimulatedKey:
         """The key for `path` with its chain of signatures, as the agent gives it to the app."""
-        key: DerivedKey = self._shown(Layer.KEY, self._shown_keys.derive(path, purpose, algorithm))
+        key: SimulatedKey = self._shown(Layer.KEY, self._shown_keys.derive(path, purpose, algorithm))
         return key
 
     def collateral(self, now: int) -> dict[str, str]:

@@ -44,7 +44,7 @@ class Algorithm(StrEnum):
 
 
 @dataclass(frozen=True)
-class DerivedKey:
+class SimulatedKey:
     """A derived private key with its public half and the chain of two signatures over it."""
 
     secret: bytes
@@ -79,12 +79,12 @@ class AppKeys:
         """Compressed SEC1 point of the app key, 33 bytes."""
         return _compressed(self._app_key)
 
-    def derive(self, path: str, purpose: str = "", algorithm: Algorithm = Algorithm.SECP256K1) -> DerivedKey:
+    def derive(self, path: str, purpose: str = "", algorithm: Algorithm = Algorithm.SECP256K1) -> SimulatedKey:
         """The key for `path`. Neither purpose nor algorithm changes it; both enter the signature only."""
         secret = derive_key(self._app_key, path.encode())
         public_key = _ed25519_public(secret) if algorithm is Algorithm.ED25519 else _compressed(secret)
         signature = _sign_recoverable(self._app_key, f"{purpose}:{public_key.hex()}".encode())
-        return DerivedKey(secret, public_key, (signature, self._app_signature))
+        return SimulatedKey(secret, public_key, (signature, self._app_signature))
 
     def sign(self, algorithm: str, data: bytes) -> Signed:
         """Sign with the application's signing key.

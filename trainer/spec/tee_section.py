@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from trainer.models import Strict
-from trainer.sandbox.properties import Wall
+from trainer.sandbox.properties import SandboxProperty
 
 
 class TeeSection(Strict):
@@ -18,4 +18,4 @@ class TeeSection(Strict):
     """
 
     evidence_lifetime_seconds: Annotated[int, Field(ge=60, le=30 * 86400)] = 86400
-    sandbox: Annotated[tuple[Annotated[Wall, Field(strict=False)], ...], Field(max_length=64)] = ()
+    sandbox: Annotated[tuple[Annotated[SandboxProperty, Field(strict=False)], ...], Field(max_length=64)] = ()

@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """The course of a training run.
 
     Attributes:

@@ -25,7 +25,7 @@ from torch import Tensor
 from trainer.errors import ErrorCode, JobError
 from trainer.ipc.worker_messages import CHECKPOINT_FILES, CHECKPOINTS, Message, Metrics, Saved
 from trainer.models import MAX_STATUS_STEPS, Strict
-from trainer.training.early_stopping import Best
+from trainer.training.early_stopping import BestEvaluation
 from trainer.training.interruption import Interrupts
 from trainer.training.progress import TrainState
 from trainer.training.report.samples import Sample
@@ -75,7 +75,7 @@ class _StateDocument(Strict):
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedState:
     """What is kept beside the state of the loop.
 
     Attributes:
@@ -92,13 +92,13 @@ class Kept:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resumption(Kept):
+class ResumedState(SavedState):
     """What a checkpoint holds; `resumed_at` ends with its own step."""
 
     state: TrainState
 
 
-class Saver:
+class CheckpointWriter:
     """Writes checkpoints for the supervisor to seal.
 
     Args:
@@ -113,7 +113,7 @@ class Saver:
         self,
         output_dir: Path,
         parameters: Sequence[str],
-        kept: Kept,
+        kept: SavedState,
         *,
         tell: Callable[[Message], None],
         interrupts: Interrupts,
@@ -156,7 +156,7 @@ class Saver:
         return True
 
 
-def write_state(folder: Path, parameters: Sequence[str], state: TrainState, kept: Kept) -> None:
+def write_state(folder: Path, parameters: Sequence[str], state: TrainState, kept: SavedState) -> None:
     """Write the files of a checkpoint into a directory.
 
     Raises:
@@ -203,7 +203,7 @@ def write_state(folder: Path, parameters: Sequence[str], state: TrainState, kept
     (folder / METRICS).write_text("".join(lines), encoding="utf-8")
 
 
-def read_state(folder: Path, trained: Mapping[str, Tensor]) -> Resumption:
+def read_state(folder: Path, trained: Mapping[str, Tensor]) -> ResumedState:
     """Read the files of a checkpoint.
 
     Args:
@@ -220,11 +220,11 @@ def read_state(folder: Path, trained: Mapping[str, Tensor]) -> Resumption:
         state = _state(document, tensors, trained)
         samples = tuple(Sample(**sample) for sample in document.samples)
     resumed_at = (*document.resumed_at, document.step)
-    return Resumption(metrics, samples, resumed_at, document.draw, state=state)
+    return ResumedState(metrics, samples, resumed_at, document.draw, state=state)
 
 
 def read_draw(folder: Path) -> str:
-    """`Kept.draw` of a checkpoint: it is needed before there is a model.
+    """`SavedState.draw` of a checkpoint: it is needed before there is a model.
 
     Raises:
         JobError: `CHECKPOINT_INVALID`: among others, nothing was drawn. Drawing anew would go on with other rows.
@@ -261,7 +261,7 @@ def _state(document: _StateDocument, tensors: dict[str, Tensor], trained: Mappin
         random=tuple(tensors[f"random/{number}"] for number in range(document.generators)),
         totals=document.totals,
         budget=document.budget,
-        best=Best(best.loss, best.step, best.stale, kept) if best else None,
+        best=BestEvaluation(best.loss, best.step, best.stale, kept) if best else None,
         recent=document.recent,
         since=document.since,
         last=document.last,

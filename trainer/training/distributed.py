@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, distributed
 
 from trainer.errors import ErrorCode, JobError
-from trainer.training.rank import Seat
+from trainer.training.rank import ProcessRank
 
 TIMEOUT: Final = timedelta(minutes=30)
 """How long one waits for another that lives: sampling falls in between. One that died is noticed at once."""
@@ -30,7 +30,7 @@ _MIX: Final = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
-class Share:
+class RankShare:
     """What one process has to do with a step.
 
     Attributes:
@@ -61,7 +61,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Ranks:
+class RankGroup:
     """This process among those that train together; with `size` 1 nothing is exchanged.
 
     Attributes:
@@ -82,7 +82,7 @@ class Ranks:
         passes: Callable[[Sequence[int]], int],
         *,
         together: int = 1,
-    ) -> Share:
+    ) -> RankShare:
         """This process's share of a step, of as many tokens as the others' where rows allow it.
 
         Args:
@@ -96,9 +96,9 @@ class Ranks:
         shares = deal(rows, lengths, self.size, together=together)
         own = shares[self.rank]
         if not self.sharded:
-            return Share(own, trained, inputs)
+            return RankShare(own, trained, inputs)
         most = max(passes([lengths[row] for row in share]) for share in shares if share)
-        return Share(own or list(rows[:together]), trained, inputs, passes=most, idle=not own)
+        return RankShare(own or list(rows[:together]), trained, inputs, passes=most, idle=not own)
 
     def add_up(self, parameters: Sequence[Tensor], sums: Tensor) -> Tensor:
         """Replace gradients by their sum over the processes; returns that of `sums`, float64 [n], on the device.
@@ -149,7 +149,7 @@ class Ranks:
             torch.manual_seed(((seed * self.size + self.rank) * _MIX + step) & (2**63 - 1))
 
 
-ALONE: Final = Ranks()
+ALONE: Final = RankGroup()
 
 
 def deal(rows: Sequence[int], lengths: Sequence[int], size: int, *, together: int = 1) -> list[list[int]]:
@@ -169,13 +169,13 @@ def deal(rows: Sequence[int], lengths: Sequence[int], size: int, *, together: in
 
 
 @contextmanager
-def together(seat: Seat, place: Path, *, sharded: bool) -> Iterator[Ranks]:
+def together(seat: ProcessRank, place: Path, *, sharded: bool) -> Iterator[RankGroup]:
     """Meet the other processes, over `lo` alone; on GPUs each takes the one of its number.
 
     Args:
         seat: which process this is.
         place: a directory that all of them see.
-        sharded: see `Ranks`.
+        sharded: see `RankGroup`.
 
     Raises:
         JobError: `ENGINE_UNAVAILABLE`: fewer GPUs than processes; `WORKER_DIED`: another process is gone.
@@ -193,7 +193,7 @@ def together(seat: Seat, place: Path, *, sharded: bool) -> Iterator[Ranks]:
             world_size=seat.size,
             timeout=TIMEOUT,
         )
-    yield Ranks(seat.rank, seat.size, sharded)
+    yield RankGroup(seat.rank, seat.size, sharded)
     distributed.destroy_process_group()
 
 
@@ -206,7 +206,7 @@ _NCCL: Final = {
 }
 
 
-def _takes_gpu(seat: Seat) -> bool:
+def _takes_gpu(seat: ProcessRank) -> bool:
     """Whether there are GPUs; if so, this process has taken its own. On a CPU it takes its part of the cores."""
     if not torch.cuda.is_available():
         if "OMP_NUM_THREADS" not in os.environ:

@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.errors import ErrorCode, JobError
 
 
-class SoundAdapter:
+class LastFiniteAdapter:
     """Keeps copies of the trained parameters, on their device.
 
     Args:

@@ -14,7 +14,7 @@ from trainer.spec import TrainSection
 
 
 @dataclass(frozen=True)
-class Best:
+class BestEvaluation:
     """The best evaluation so far.
 
     Attributes:
@@ -30,7 +30,7 @@ class Best:
     adapter: tuple[Tensor, ...]
 
 
-class Patience:
+class EarlyStopping:
     """Watches evaluations.
 
     Args:
@@ -41,7 +41,7 @@ class Patience:
     def __init__(self, section: TrainSection, parameters: Sequence[Tensor]) -> None:
         self._section = section
         self._parameters = parameters
-        self.best: Best | None = None
+        self.best: BestEvaluation | None = None
         self.last: tuple[int, float] | None = None
 
     def see(self, loss: float, step: int) -> None:
@@ -49,13 +49,13 @@ class Patience:
         self.last = (step, loss)
         best, margin = self.best, self._section.early_stopping_threshold
         if best is None:
-            self.best = Best(loss, step, 0, self._copy())
+            self.best = BestEvaluation(loss, step, 0, self._copy())
             return
         stale = 0 if best.loss - loss > margin else best.stale + 1
         if loss < best.loss:
-            self.best = Best(loss, step, stale, self._copy())
+            self.best = BestEvaluation(loss, step, stale, self._copy())
         else:
-            self.best = Best(best.loss, best.step, stale, best.adapter)
+            self.best = BestEvaluation(best.loss, best.step, stale, best.adapter)
 
     @property
     def exhausted(self) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from trainer.data.examples.example import Example
 from trainer.training.batches import cut
-from trainer.training.distributed import ALONE, Ranks
+from trainer.training.distributed import ALONE, RankGroup
 from trainer.training.loss import CausalLoss
 from trainer.training.token_store import TokenStore
 
@@ -34,7 +34,7 @@ class Evaluation:
         *,
         rows: int,
         device: torch.device,
-        ranks: Ranks = ALONE,
+        ranks: RankGroup = ALONE,
     ) -> None:
         self._loss = loss
         self.extra: dict[str, float] = {}

@@ -17,19 +17,19 @@ from torch import Tensor
 from trainer.data.examples.example_set import Dataset
 from trainer.ipc.worker_messages import Message, Metrics, Progress
 from trainer.spec import TrainSection
-from trainer.training.batches import Plan, in_order, token_budget
-from trainer.training.distributed import ALONE, Ranks, Share
-from trainer.training.divergence import SoundAdapter, put
-from trainer.training.early_stopping import Patience
+from trainer.training.batches import StepPlan, in_order, token_budget
+from trainer.training.distributed import ALONE, RankGroup, RankShare
+from trainer.training.divergence import LastFiniteAdapter, put
+from trainer.training.early_stopping import EarlyStopping
 from trainer.training.engines.transformers_engine import is_out_of_memory
 from trainer.training.evaluation import Evaluation
 from trainer.training.interruption import Interrupts
 from trainer.training.loss import CausalLoss
-from trainer.training.methods.method import Method, Supervised
+from trainer.training.methods.method import Method, SupervisedFineTuning
 from trainer.training.optimization import LearningRate, make_optimizer
-from trainer.training.progress import Meter, Outcome, TrainState, random_state, restore_random
+from trainer.training.progress import Meter, TrainingOutcome, TrainState, random_state, restore_random
 from trainer.training.steps import ordered_steps
-from trainer.training.token_store import Ordered, TokenStore
+from trainer.training.token_store import OrderedTokens, TokenStore
 
 Report = Callable[[Message], None]
 """Takes what happens during training; called between optimizer steps."""
@@ -38,7 +38,7 @@ Save = Callable[[TrainState], None]
 """Takes the state where `save_steps` says so, and after the last step; may be given the same step twice."""
 
 
-class Training:
+class Trainer:
     """One run.
 
     Args:
@@ -65,7 +65,7 @@ class Training:
         report: Report,
         bins: list[list[int]] | None = None,
         method: Method | None = None,
-        ranks: Ranks = ALONE,
+        ranks: RankGroup = ALONE,
         save: Save = lambda _state: None,
         interrupts: Interrupts | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -83,10 +83,10 @@ class Training:
         self._store = TokenStore(data.train, device)
         self._units = bins or [[row] for row in range(len(data.train))]
         sizes = [sum(self._store.lengths[row] for row in unit) for unit in self._units]
-        self._plan = Plan(sizes, section, ranks.size)
+        self._plan = StepPlan(sizes, section, ranks.size)
         self._budget = token_budget(max(sizes) * section.per_device_train_batch_size, device)
         eval_rows = section.per_device_eval_batch_size
-        self._method: Method = method or Supervised(
+        self._method: Method = method or SupervisedFineTuning(
             loss, Evaluation(data.evaluation, loss, rows=eval_rows, device=device, ranks=ranks)
         )
         self._rates = LearningRate(section, self._plan.total_steps)
@@ -99,12 +99,12 @@ class Training:
         self._mark = 0.0
         self._train_seconds = 0.0
         self._eval_seconds = 0.0
-        self._sound = SoundAdapter(self._parameters)
-        self._patience = Patience(section, self._parameters)
+        self._sound = LastFiniteAdapter(self._parameters)
+        self._patience = EarlyStopping(section, self._parameters)
         self._replaced: tuple[Tensor, ...] | None = None
         self._warnings: list[str] = []
 
-    def run(self) -> Outcome:
+    def run(self) -> TrainingOutcome:
         """Evaluate, train, evaluate; behind `restore`, what is left of that.
 
         Raises:
@@ -116,7 +116,7 @@ class Training:
         self._train()
         seen = self._patience.last  # early stopping ends right behind an evaluation
         after = seen[1] if seen and seen[0] == self._done > 0 else self._evaluate(self._done)
-        return Outcome(
+        return TrainingOutcome(
             eval_loss_before=self._before,
             eval_loss_after=self._take_best(after),
             train_loss=self._method.mean_loss(self._total, self._done),
@@ -197,7 +197,7 @@ class Training:
         if every:
             self._save_state()  # what follows may take long, too
 
-    def _advance(self, ordered: Ordered, rows: slice, share: Share) -> None:
+    def _advance(self, ordered: OrderedTokens, rows: slice, share: RankShare) -> None:
         """One optimizer step. A signal breaks it off while there are only gradients; then all of it happens."""
         summed = self._gradients_that_fit(ordered, rows, share)
         with self._interrupts.deferred():
@@ -207,7 +207,7 @@ class Training:
             if self._done % self._section.logging_steps == 0 or self._done == self._plan.total_steps:
                 self._log(self._done, norm)
 
-    def _update(self, summed: Tensor, share: Share) -> Tensor:
+    def _update(self, summed: Tensor, share: RankShare) -> Tensor:
         """From this process's gradients to the state after the step; returns the norm of all, on the device."""
         summed = self._ranks.add_up(self._parameters, summed)
         self._rates.apply(self._optimizer, self._done + 1)
@@ -254,16 +254,16 @@ class Training:
         self._warn(f"the adapter is that of step {best.step}, where the held-out loss was lowest")
         return best.loss
 
-    def _steps(self) -> Iterator[tuple[Ordered, slice, Share]]:
+    def _steps(self) -> Iterator[tuple[OrderedTokens, slice, RankShare]]:
         return ordered_steps(map(self._share, self._plan.steps(self._done)), self._store)
 
-    def _share(self, step: Sequence[int]) -> Share:
+    def _share(self, step: Sequence[int]) -> RankShare:
         lengths, units = self._store.lengths, [self._units[unit] for unit in step]
         together = self._method.together
         rows = in_order(units, lengths, whole=together > 1)
         return self._ranks.share(rows, lengths, self._store.counts, self._passes, together=together)
 
-    def _gradients_that_fit(self, ordered: Ordered, rows: slice, share: Share) -> Tensor:
+    def _gradients_that_fit(self, ordered: OrderedTokens, rows: slice, share: RankShare) -> Tensor:
         """Gradients of this process's share of a step; returns its sums: see `Method.gradients`.
 
         Where the memory does not suffice, the same step is tried again in smaller pieces.

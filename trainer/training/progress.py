@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.training.early_stopping import Best
+from trainer.training.early_stopping import BestEvaluation
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """What training came to.
 
     Attributes:
@@ -72,7 +72,7 @@ class TrainState:
     random: tuple[Tensor, ...]
     totals: Totals
     budget: int
-    best: Best | None = None
+    best: BestEvaluation | None = None
     recent: Totals = (0.0, 0, 0)
     since: float = 0.0
     last: tuple[int, float] | None = None

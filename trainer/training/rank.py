@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.ipc.worker_messages import Order
+from trainer.ipc.worker_messages import TrainingOrder
 
 
 @dataclass(frozen=True)
-class Seat:
+class ProcessRank:
     """One of the processes that train together.
 
     Attributes:
@@ -20,13 +20,13 @@ class Seat:
     rank: int = 0
     size: int = 1
 
-    def own(self, order: Order) -> Order:
+    def own(self, order: TrainingOrder) -> TrainingOrder:
         """The order as this process takes it: what the others write, nobody reads."""
         if self.rank == 0:
             return order
-        return order.model_copy(update={"output_dir": meeting_place(order) / str(self.rank)})
+        return order.model_copy(update={"output_dir": rendezvous_dir(order) / str(self.rank)})
 
 
-def meeting_place(order: Order) -> Path:
+def rendezvous_dir(order: TrainingOrder) -> Path:
     """Private directory in which the processes find each other; gone when they have ended."""
     return order.output_dir / ".ranks"

@@ -15,13 +15,13 @@ import torch
 from trainer.data.examples.example_set import Dataset, build_dataset
 from trainer.data.rows import Row
 from trainer.errors import ErrorCode, JobError
-from trainer.ipc.worker_messages import Message, Order
+from trainer.ipc.worker_messages import Message, TrainingOrder
 from trainer.spec import DataSection, JobSpec
 from trainer.training.adapter import save_adapter, save_start
 from trainer.training.bin_packing import best_fit_decreasing
-from trainer.training.checkpoint import Kept, Resumption, Saver, read_draw, read_state
+from trainer.training.checkpoint import CheckpointWriter, ResumedState, SavedState, read_draw, read_state
 from trainer.training.compilation import Compilation, refusing_what_cannot_be_compiled, require_compiler
-from trainer.training.distributed import ALONE, Ranks
+from trainer.training.distributed import ALONE, RankGroup
 from trainer.training.engines.transformers_engine import (
     Loader,
     Precision,
@@ -30,13 +30,13 @@ from trainer.training.engines.transformers_engine import (
     raise_if_out_of_memory,
 )
 from trainer.training.interruption import Interruption, Interrupts
-from trainer.training.loop import Training
+from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
 from trainer.training.merged import save_merged
-from trainer.training.methods.dpo import Preference, pairs_of
-from trainer.training.privacy.memorisation_audit import Audit, Probes, prepare
+from trainer.training.methods.dpo import DirectPreferenceOptimization, pairs_of
+from trainer.training.privacy.memorisation_audit import MemorisationAudit, Probes, prepare
 from trainer.training.privacy.stages import conclude, private_training, require_engine
-from trainer.training.progress import Outcome, TrainState
+from trainer.training.progress import TrainingOutcome, TrainState
 from trainer.training.report.html_report import Recorder, write_report
 from trainer.training.report.model_card import model_card
 from trainer.training.report.samples import Sampler
@@ -50,7 +50,7 @@ from trainer.training.tokenizer import Tokens, load_tokens
 class _Run:
     """What the stages of one run have in common."""
 
-    order: Order
+    order: TrainingOrder
     loader: Loader
     tokens: Tokens
     data: Dataset
@@ -59,7 +59,7 @@ class _Run:
     watch: Stopwatch
     report: Callable[[Message], None]
     interrupts: Interrupts
-    ranks: Ranks
+    ranks: RankGroup
 
     @property
     def spec(self) -> JobSpec:
@@ -68,14 +68,14 @@ class _Run:
 
 
 def run(
-    order: Order,
+    order: TrainingOrder,
     rows: list[Row],
     loader: Loader,
     *,
     report: Callable[[Message], None],
     watch: Stopwatch,
     interrupts: Interrupts | None = None,
-    ranks: Ranks = ALONE,
+    ranks: RankGroup = ALONE,
 ) -> Summary:
     """Carry out an order.
 
@@ -116,7 +116,7 @@ def run(
         raise
 
 
-def _draw(order: Order) -> str | None:
+def _draw(order: TrainingOrder) -> str | None:
     """Secret seed of what the privacy audit draws: of a run that goes on, the one it began with."""
     if not (order.spec.privacy.audit or order.spec.privacy.canaries):
         return None
@@ -136,13 +136,17 @@ def _train(at: _Run) -> Summary:
     earlier = _earlier(model, order)
     with watch.part("sample"):
         samples = earlier.samples if earlier else sampler.before()
-    audit = Audit(loss, at.probes, repetitions=spec.privacy.canary_repetitions, device=precision.device)
+    audit = MemorisationAudit(
+        loss, at.probes, repetitions=spec.privacy.canary_repetitions, device=precision.device
+    )
     with _audited(spec, watch):
         audit.before()
     resumed_at = earlier.resumed_at if earlier else ()
     with Recorder(order.output_dir / "report", at.report, earlier.metrics if earlier else ()) as recorder:
-        kept = Kept(recorder.metrics, samples, resumed_at, at.draw)
-        saver = Saver(order.output_dir, tuple(_trained(model)), kept, tell=at.report, interrupts=at.interrupts)
+        kept = SavedState(recorder.metrics, samples, resumed_at, at.draw)
+        saver = CheckpointWriter(
+            order.output_dir, tuple(_trained(model)), kept, tell=at.report, interrupts=at.interrupts
+        )
         training = _training(at, model, loss, precision, recorder, saver)
         if earlier:
             training.restore(earlier.state)
@@ -167,13 +171,13 @@ def _train(at: _Run) -> Summary:
 
 
 def _training(
-    at: _Run, model: Any, loss: CausalLoss, precision: Precision, recorder: Recorder, saver: Saver
-) -> Training:
+    at: _Run, model: Any, loss: CausalLoss, precision: Precision, recorder: Recorder, saver: CheckpointWriter
+) -> Trainer:
     spec, data = at.spec, at.data
     if spec.privacy.differential:
         return private_training(model, loss, data, spec, report=recorder, interrupts=at.interrupts)
     preference = _preference(data, loss, spec, precision, at.watch, at.ranks)
-    return Training(
+    return Trainer(
         model,
         loss,
         data,
@@ -187,7 +191,7 @@ def _training(
     )
 
 
-def _outcome(training: Training, model: Any, at: _Run, start: Path | None) -> Outcome:
+def _outcome(training: Trainer, model: Any, at: _Run, start: Path | None) -> TrainingOutcome:
     """Train; of a run that diverges, the last sound adapter is kept."""
     try:
         outcome = training.run()
@@ -204,7 +208,7 @@ def _audited(spec: JobSpec, watch: Stopwatch) -> AbstractContextManager[None]:
     return watch.part("audit") if spec.privacy.asked else nullcontext()
 
 
-def _save(model: Any, order: Order, start: Path | None, watch: Stopwatch) -> None:
+def _save(model: Any, order: TrainingOrder, start: Path | None, watch: Stopwatch) -> None:
     with watch.part("save"):
         save_adapter(model, order.spec.model, order.output_dir / "adapter", start=start)
     if order.spec.output.merged_16bit:
@@ -220,13 +224,13 @@ def _trained(model: Any) -> dict[str, Any]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _earlier(model: Any, order: Order) -> Resumption | None:
+def _earlier(model: Any, order: TrainingOrder) -> ResumedState | None:
     """What the run was when it was interrupted."""
     return None if order.resume_dir is None else read_state(order.resume_dir, _trained(model))
 
 
 @contextmanager
-def _saved_if_interrupted(training: Training, saver: Saver) -> Iterator[None]:
+def _saved_if_interrupted(training: Trainer, saver: CheckpointWriter) -> Iterator[None]:
     """Whenever a signal comes: what was trained up to the last whole step is kept."""
     try:
         yield
@@ -258,7 +262,7 @@ def seed(number: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
 
 
-def _start(model: Any, order: Order) -> Path | None:
+def _start(model: Any, order: TrainingOrder) -> Path | None:
     if not order.spec.lora.changes_base:
         return None
     start = order.output_dir / ".scratch" / "start"
@@ -283,14 +287,16 @@ def _loss(
 
 
 def _preference(
-    data: Dataset, loss: CausalLoss, spec: JobSpec, precision: Precision, watch: Stopwatch, ranks: Ranks
-) -> Preference | None:
+    data: Dataset, loss: CausalLoss, spec: JobSpec, precision: Precision, watch: Stopwatch, ranks: RankGroup
+) -> DirectPreferenceOptimization | None:
     """The method `dpo`; made while the adapter is fresh. Its reference is the base model."""
     if spec.train.method != "dpo":
         return None
     reference = loss.evaluating if spec.lora.changes_base else loss.unadapted
     with watch.part("reference"):
-        return Preference(data, loss, spec.train, reference=reference, device=precision.device, ranks=ranks)
+        return DirectPreferenceOptimization(
+            data, loss, spec.train, reference=reference, device=precision.device, ranks=ranks
+        )
 
 
 def _may_fuse(at: _Run) -> bool:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from trainer.training.distributed import Share
-from trainer.training.token_store import SECTION_TOKENS, Ordered, TokenStore
+from trainer.training.distributed import RankShare
+from trainer.training.token_store import SECTION_TOKENS, OrderedTokens, TokenStore
 
 
-def ordered_steps(shares: Iterable[Share], store: TokenStore) -> Iterator[tuple[Ordered, slice, Share]]:
+def ordered_steps(
+    shares: Iterable[RankShare], store: TokenStore
+) -> Iterator[tuple[OrderedTokens, slice, RankShare]]:
     """For each step: rows on the device, which of them are this process's, and what the step has in all.
 
     Args:
         shares: of the steps, in their order.
         store: all rows.
     """
-    section: list[Share] = []
+    section: list[RankShare] = []
     size = 0
     for share in shares:
         section.append(share)
@@ -26,7 +28,9 @@ def ordered_steps(shares: Iterable[Share], store: TokenStore) -> Iterator[tuple[
     yield from _of_section(section, store)
 
 
-def _of_section(section: Sequence[Share], store: TokenStore) -> Iterator[tuple[Ordered, slice, Share]]:
+def _of_section(
+    section: Sequence[RankShare], store: TokenStore
+) -> Iterator[tuple[OrderedTokens, slice, RankShare]]:
     if not section:
         return
     ordered = store.ordered([row for share in section for row in share.rows])

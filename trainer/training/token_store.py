@@ -102,7 +102,7 @@ class Batch:
         return ids, row * width + self.predicting - bounds[row]
 
 
-class Ordered:
+class OrderedTokens:
     """Rows of a store in one order; `batch` takes neighbours out.
 
     Args:
@@ -169,7 +169,7 @@ class TokenStore:
         self._sizes = _upload(sizes, device)
         self._starts = _upload(np.cumsum(sizes, axis=1) - sizes, device)
 
-    def ordered(self, rows: Sequence[int]) -> Ordered:
+    def ordered(self, rows: Sequence[int]) -> OrderedTokens:
         """Bring rows into an order: one upload, of their numbers."""
         lengths, counts = [self.lengths[row] for row in rows], [self.counts[row] for row in rows]
         order = _upload(np.asarray(rows, dtype=np.int64), self._ids.device)
@@ -179,7 +179,7 @@ class TokenStore:
         place = self._starts[1][order][target_row] + number
         predicting = (bounds[target_row] + self._predicting[place]).to(torch.int32)
         targets = self._targets[place].to(torch.int64)
-        return Ordered(
+        return OrderedTokens(
             ids, positions.to(torch.int32), bounds.to(torch.int32), predicting, targets,
             rows=order, lengths=lengths, counts=counts,
         )  # fmt: skip

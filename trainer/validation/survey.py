@@ -37,7 +37,7 @@ Advance = Callable[[int], None]
 
 
 @dataclass
-class Kept:
+class AcceptedRows:
     """Of each row that gives examples: their digest, number and tokens, and whether its file is for evaluation.
 
     A pair counts as one example: batches are counted in these.
@@ -93,7 +93,7 @@ class Survey:
     special: int = 0
     duplicates: int = 0
     parts: Parts | None = None
-    kept: Kept = field(default_factory=Kept)
+    kept: AcceptedRows = field(default_factory=AcceptedRows)
 
     @property
     def trained(self) -> int:

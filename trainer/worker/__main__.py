@@ -31,34 +31,34 @@ from trainer.ipc.worker_messages import (
     Failed,
     Finished,
     Message,
-    Order,
+    TrainingOrder,
     parse_order,
 )
 from trainer.sandbox.confine import confine
-from trainer.sandbox.plan import Plan
+from trainer.sandbox.plan import SandboxPlan
 from trainer.sandbox.privileges import keep_to_itself
 from trainer.training.interruption import Interruption, Interrupts
-from trainer.training.rank import Seat, meeting_place
+from trainer.training.rank import ProcessRank, rendezvous_dir
 from trainer.training.stopwatch import Stopwatch
 from trainer.worker.environment import take_environment
 from trainer.worker.launch import launch
-from trainer.worker.preload import Ahead, prepare, remove_scratch, scratch_below, uncollected
+from trainer.worker.preload import Preloader, prepare, remove_scratch, scratch_below, uncollected
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from trainer.training.distributed import Ranks
+    from trainer.training.distributed import RankGroup
     from trainer.training.engines.transformers_engine import Loader
     from trainer.training.report.summary import Summary
 
-    Together = AbstractContextManager[Ranks]
+    Together = AbstractContextManager[RankGroup]
 
 
 def main(arguments: list[str]) -> ExitCode:
     """Read the order, carry it out, say how it ended."""
     parser = argparse.ArgumentParser(prog="python -m trainer.worker")
     parser.add_argument("--events-fd", type=int, required=True, help="inherited descriptor for messages")
-    parser.add_argument("--plan-json", type=Plan.model_validate_json, help="what to be confined to")
+    parser.add_argument("--plan-json", type=SandboxPlan.model_validate_json, help="what to be confined to")
     parser.add_argument("--processes", type=int, default=1, help="how many train together")
     parser.add_argument("--ahead", action="store_true", help="one process: stdin begins with a preparation")
     given = parser.parse_args(arguments)
@@ -66,11 +66,13 @@ def main(arguments: list[str]) -> ExitCode:
     _protect_process(interrupts)
     work = partial(_work, given.plan_json, interrupts, ahead=given.ahead)
     if given.processes == 1:
-        return work(Seat(), Events(given.events_fd))
+        return work(ProcessRank(), Events(given.events_fd))
     return _told(partial(launch, given.processes, given.plan_json, work=work), Events(given.events_fd))
 
 
-def _work(plan: Plan | None, interrupts: Interrupts, seat: Seat, events: Events, *, ahead: bool) -> ExitCode:
+def _work(
+    plan: SandboxPlan | None, interrupts: Interrupts, seat: ProcessRank, events: Events, *, ahead: bool
+) -> ExitCode:
     """What one process does, from its confinement to its last word."""
 
     def work(events: Events) -> ExitCode:
@@ -121,14 +123,16 @@ def _protect_process(interrupts: Interrupts) -> None:
     signal.signal(signal.SIGTERM, interrupts.arrive)
 
 
-def _confine(plan: Plan | None, events: Events, seat: Seat) -> None:
+def _confine(plan: SandboxPlan | None, events: Events, seat: ProcessRank) -> None:
     if plan is None:
         return
     walls = confine(plan, in_own_network=seat.size > 1)
     events.send(Confined(walls=dict(walls)))
 
 
-def _carry_out(given: Order, events: Events, seat: Seat, interrupts: Interrupts, ahead: Ahead | None) -> None:
+def _carry_out(
+    given: TrainingOrder, events: Events, seat: ProcessRank, interrupts: Interrupts, ahead: Preloader | None
+) -> None:
     """Environment first, rows before the training stack (bad data fails in milliseconds), then the run."""
     watch = Stopwatch()
     order = seat.own(given)
@@ -143,7 +147,7 @@ def _carry_out(given: Order, events: Events, seat: Seat, interrupts: Interrupts,
         if ahead is not None:
             watch.put("ahead", ahead.seconds)
             loader = ahead.loader(order, loader)
-        with together(seat, meeting_place(given), sharded=order.spec.train.fsdp is not None) as ranks:
+        with together(seat, rendezvous_dir(given), sharded=order.spec.train.fsdp is not None) as ranks:
             report = _heard(events, seat)
             summary = run(order, rows, loader, report=report, watch=watch, interrupts=interrupts, ranks=ranks)
     finally:
@@ -151,12 +155,14 @@ def _carry_out(given: Order, events: Events, seat: Seat, interrupts: Interrupts,
     events.send(Finished(summary=summary.model_dump(mode="json")))
 
 
-def _heard(events: Events, seat: Seat) -> Callable[[Message], None]:
+def _heard(events: Events, seat: ProcessRank) -> Callable[[Message], None]:
     """Of several processes the first reports."""
     return events.send if seat.rank == 0 else lambda _message: None
 
 
-def _training_stack(order: Order, seat: Seat) -> tuple[Loader, Callable[..., Summary], Callable[..., Together]]:
+def _training_stack(
+    order: TrainingOrder, seat: ProcessRank
+) -> tuple[Loader, Callable[..., Summary], Callable[..., Together]]:
     """Import it, in the order it needs: environment variables first (done), then the engine, then transformers."""
     with uncollected():
         from trainer.training.engines.transformers_engine import choose_engine  # noqa: PLC0415

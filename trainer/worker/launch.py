@@ -34,8 +34,8 @@ from trainer.ipc.worker_messages import (
 )
 from trainer.sandbox import privileges
 from trainer.sandbox.confine import Walls, confine, own_loopback
-from trainer.sandbox.plan import Plan
-from trainer.training.rank import Seat, meeting_place
+from trainer.sandbox.plan import SandboxPlan
+from trainer.training.rank import ProcessRank, rendezvous_dir
 
 GRACE_SECONDS: Final = 20.0
 """So long the others may take, after one failed or was lost, to say what they know of it."""
@@ -43,12 +43,12 @@ GRACE_SECONDS: Final = 20.0
 _UNEXPLAINED: Final = frozenset({ErrorCode.WORKER_DIED, ErrorCode.INTERNAL})
 """How losing another process looks to those that are left."""
 
-Work = Callable[[Seat, Events], ExitCode]
+Work = Callable[[ProcessRank, Events], ExitCode]
 """What each process does: takes an order from stdin, and sends its messages."""
 
 
 @dataclass
-class Member:
+class RankProcess:
     """One of the processes, as the one that made it sees it.
 
     Attributes:
@@ -88,7 +88,7 @@ class Member:
         return [self._unread] if len(self._unread) > MAX_MESSAGE_BYTES else []
 
 
-def launch(size: int, plan: Plan | None, events: Events, work: Work) -> ExitCode:
+def launch(size: int, plan: SandboxPlan | None, events: Events, work: Work) -> ExitCode:
     """Have `size` processes do the work.
 
     Args:
@@ -103,14 +103,14 @@ def launch(size: int, plan: Plan | None, events: Events, work: Work) -> ExitCode
     """
     if plan is not None:
         _own_loopback()
-    members: list[Member] = []
+    members: list[RankProcess] = []
     for rank in range(size):
-        members.append(_fork(Seat(rank, size), members, work))
+        members.append(_fork(ProcessRank(rank, size), members, work))
     if plan is not None:
         walls = confine(plan, in_own_network=True)
         events.send(Confined(walls=dict(_common(walls, members))))
     given = sys.stdin.buffer.read(MAX_ORDER_BYTES + 1)
-    place = meeting_place(parse_order(given))
+    place = rendezvous_dir(parse_order(given))
     place.mkdir(mode=0o700)
     signal.signal(signal.SIGTERM, lambda *_signal: members[0].tell())
     try:
@@ -136,7 +136,7 @@ def _own_loopback() -> None:
         ) from error
 
 
-def _fork(seat: Seat, earlier: Sequence[Member], work: Work) -> Member:
+def _fork(seat: ProcessRank, earlier: Sequence[RankProcess], work: Work) -> RankProcess:
     """Make one process; it holds its own ends of its own pipes and nobody else's."""
     order_read, order_write = os.pipe()
     said_read, said_write = os.pipe()
@@ -153,7 +153,7 @@ def _fork(seat: Seat, earlier: Sequence[Member], work: Work) -> Member:
         _be_member(seat, maker, Events(said_write), work)
     for descriptor in (order_read, said_write, told_read):
         os.close(descriptor)
-    return Member(pid, order_write, said_read, told_write)
+    return RankProcess(pid, order_write, said_read, told_write)
 
 
 def _listen(told: int) -> None:
@@ -163,7 +163,7 @@ def _listen(told: int) -> None:
     fcntl.fcntl(told, fcntl.F_SETFL, fcntl.fcntl(told, fcntl.F_GETFL) | os.O_ASYNC)
 
 
-def _be_member(seat: Seat, maker: int, events: Events, work: Work) -> NoReturn:
+def _be_member(seat: ProcessRank, maker: int, events: Events, work: Work) -> NoReturn:
     code = ExitCode.BUG
     try:
         privileges.end_with_parent()
@@ -174,13 +174,13 @@ def _be_member(seat: Seat, maker: int, events: Events, work: Work) -> NoReturn:
         os._exit(code)  # nothing of the process that this one was copied from is to be wound up
 
 
-def _common(own: Walls, members: Sequence[Member]) -> Walls:
+def _common(own: Walls, members: Sequence[RankProcess]) -> Walls:
     """The walls that stand around every one."""
     reports = [own, *(_first_word(member) for member in members)]
     return {wall: all(report.get(wall, False) for report in reports) for wall in own}
 
 
-def _first_word(member: Member) -> Walls:
+def _first_word(member: RankProcess) -> Walls:
     """The walls it measured; whoever waits for ours limits the time."""
     while member.status is None:
         for message in member.receive():
@@ -191,7 +191,7 @@ def _first_word(member: Member) -> Walls:
     raise JobError(ErrorCode.WORKER_DIED, "a process did not confine itself", hint="see job.log")
 
 
-def _hand(member: Member, order: bytes) -> None:
+def _hand(member: RankProcess, order: bytes) -> None:
     """Write the order; a process that is gone is noticed where its messages end."""
     try:
         rest = memoryview(order)
@@ -203,7 +203,7 @@ def _hand(member: Member, order: bytes) -> None:
         os.close(member.order)
 
 
-def _followed(members: Sequence[Member]) -> Iterator[Message]:
+def _followed(members: Sequence[RankProcess]) -> Iterator[Message]:
     """What the first one says, until all have finished.
 
     Raises:
@@ -226,7 +226,7 @@ def _followed(members: Sequence[Member]) -> Iterator[Message]:
         raise _verdict(members)
 
 
-def _speaking(members: Sequence[Member], deadline: float | None) -> list[Member]:
+def _speaking(members: Sequence[RankProcess], deadline: float | None) -> list[RankProcess]:
     """Those that said something, or ended; none where the deadline passes first."""
     waiting = select.poll()
     living = {member.said: member for member in members if member.status is None}
@@ -236,11 +236,11 @@ def _speaking(members: Sequence[Member], deadline: float | None) -> list[Member]
     return [living[descriptor] for descriptor, _ in waiting.poll(left)]
 
 
-def _is_lost(member: Member) -> bool:
+def _is_lost(member: RankProcess) -> bool:
     return member.failure is not None or (member.status is not None and not member.finished)
 
 
-def _verdict(members: Sequence[Member]) -> JobError:
+def _verdict(members: Sequence[RankProcess]) -> JobError:
     """Of all that went wrong, what explains the rest: a plain failure, or else a process that vanished."""
     failures = [member.failure for member in members if member.failure is not None]
     plain = [failure for failure in failures if failure.code not in _UNEXPLAINED]
@@ -252,7 +252,7 @@ def _verdict(members: Sequence[Member]) -> JobError:
     return min(failures, key=lambda failure: failure.code is ErrorCode.WORKER_DIED).as_error()
 
 
-def _vanished(rank: int, members: Sequence[Member]) -> JobError:
+def _vanished(rank: int, members: Sequence[RankProcess]) -> JobError:
     code = os.waitstatus_to_exitcode(members[rank].status or 0)
     return JobError(
         ErrorCode.WORKER_DIED,

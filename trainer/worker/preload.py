@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from trainer.ipc.worker_messages import MAX_ORDER_BYTES, MODEL_READY, Order, Preparation, parse_preparation
+from trainer.ipc.worker_messages import MAX_ORDER_BYTES, MODEL_READY, Preparation, TrainingOrder, parse_preparation
 from trainer.training.stopwatch import Stopwatch
 from trainer.worker.environment import take_environment
 
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Loaded:
+class PreloadedModel:
     """A base model with a fresh adapter that is there already; gives it away once.
 
     Attributes:
@@ -65,7 +65,7 @@ class Loaded:
         return model
 
 
-class Ahead:
+class Preloader:
     """The training stack, and the base model where it could be loaded.
 
     Args:
@@ -74,7 +74,7 @@ class Ahead:
 
     def __init__(self, preparation: Preparation) -> None:
         self._preparation = preparation
-        self._loaded: Loaded | None = None
+        self._loaded: PreloadedModel | None = None
         self._watch = Stopwatch()
 
     def do(self, orders: IO[bytes]) -> None:
@@ -102,20 +102,20 @@ class Ahead:
         """What it took, without the waiting."""
         return self._watch.read().get("ahead", 0.0)
 
-    def loader(self, order: Order, loader: Loader) -> Loader:
+    def loader(self, order: TrainingOrder, loader: Loader) -> Loader:
         """What gives the model of this order: what was loaded, or else `loader`."""
         ready = self._loaded
         same = (order.spec, order.model_dir) == (self._preparation.spec, self._preparation.model_dir)
         return loader if ready is None or not same or loader.name != ready.name else ready
 
 
-def prepare(orders: IO[bytes]) -> Ahead:
+def prepare(orders: IO[bytes]) -> Preloader:
     """Read a preparation and carry it out.
 
     Raises:
         UsageError: it is none.
     """
-    ahead = Ahead(parse_preparation(orders.readline(MAX_ORDER_BYTES + 1)))
+    ahead = Preloader(parse_preparation(orders.readline(MAX_ORDER_BYTES + 1)))
     ahead.do(orders)
     return ahead
 
@@ -157,7 +157,7 @@ def _import(spec: JobSpec) -> Loader:
     return loader
 
 
-def _load(loader: Loader, preparation: Preparation) -> Loaded:
+def _load(loader: Loader, preparation: Preparation) -> PreloadedModel:
     from trainer.training.engines.transformers_engine import check_model_dir, choose_precision  # noqa: PLC0415 -- part of the stack
     from trainer.training.progress import random_state  # noqa: PLC0415
     from trainer.training.run import seed  # noqa: PLC0415
@@ -168,4 +168,4 @@ def _load(loader: Loader, preparation: Preparation) -> Loaded:
     seed(spec.train.seed)
     model = loader.load(preparation.model_dir, spec, precision)
     generators = random_state(precision.device), random.getstate()
-    return Loaded(loader.name, loader, spec, precision, model, generators)
+    return PreloadedModel(loader.name, loader, spec, precision, model, generators)

@@ -25,7 +25,7 @@ from trainer.attestation.nvidia.certificate_chain import (
     parse_chain,
     verify_chain,
 )
-from trainer.attestation.nvidia.gpu_report_checks import RELAY_LIMIT, GpuQuestion, judge_gpu_reports
+from trainer.attestation.nvidia.gpu_report_checks import RELAY_LIMIT, GpuReportContext, judge_gpu_reports
 from trainer.attestation.nvidia.spdm_report import (
     MAX_REPORT_BYTES,
     GpuReport,
@@ -75,7 +75,7 @@ def judged(
     root: str = NVIDIA_ROOT_SHA256,
 ) -> dict[str, CheckState]:
     ledger = Ledger(DATASET_CHECKS)
-    judge_gpu_reports(ledger, [evidence], OPEN, GpuQuestion(nonce, now, root))
+    judge_gpu_reports(ledger, [evidence], OPEN, GpuReportContext(nonce, now, root))
     return {check.code: check.state for check in ledger.checks() if check.code.startswith("gpu-report-")}
 
 

@@ -22,7 +22,7 @@ from trainer.attestation.checks import CheckState
 from trainer.attestation.nvidia.certificate_chain import parse_chain
 from trainer.attestation.nvidia.gpu_endorsements import MAX_ANSWER_BYTES, GpuEndorsements
 from trainer.attestation.nvidia.gpu_report_checks import NOT_LOOKED_AT
-from trainer.attestation.nvidia.ocsp import Answer, asked_about, parse_answers, verify_not_revoked
+from trainer.attestation.nvidia.ocsp import OcspResponse, asked_about, parse_answers, verify_not_revoked
 from trainer.attestation.policy import RevocationAnswers, ServiceUrl
 
 World = Any  # conftest.World
@@ -267,7 +267,7 @@ def long_chain(g: Bench) -> tuple[Any, ...]:
     return g.leaf, g.ca, middle, upper, g.root
 
 
-def answers(g: Bench, *, without: int | None = None) -> list[Answer]:
+def answers(g: Bench, *, without: int | None = None) -> list[OcspResponse]:
     chain = long_chain(g)
     asked = [(each, chain[place + 1]) for place, each in enumerate(chain[:-1]) if place not in (0, without)]
     replies = [Reply(subject, issuer, delegate(g), issuer) for subject, issuer in asked]
@@ -332,7 +332,7 @@ def test_what_is_no_response_is_refused(der: bytes) -> None:
         parse_answers(der)
 
 
-def parsed_or_refused(der: bytes) -> list[Answer]:
+def parsed_or_refused(der: bytes) -> list[OcspResponse]:
     try:
         return parse_answers(der)
     except ValueError:

@@ -20,7 +20,12 @@ from signxml.signer import XMLSigner
 from trainer.attestation.checks import CheckState
 from trainer.attestation.nvidia.gpu_endorsements import MAX_MANIFEST_BYTES, GpuEndorsements
 from trainer.attestation.nvidia.gpu_report_checks import NOT_COMPARED
-from trainer.attestation.nvidia.rim import Manifest, compare_measurements, manifest_ids, verify_manifest
+from trainer.attestation.nvidia.rim import (
+    ReferenceIntegrityManifest,
+    compare_measurements,
+    manifest_ids,
+    verify_manifest,
+)
 from trainer.attestation.nvidia.spdm_report import GpuReport, parse_gpu_report
 from trainer.attestation.policy import ReferenceManifests, ServiceUrl
 from trainer.errors import UsageError
@@ -344,7 +349,7 @@ def test_without_the_libraries_the_provider_is_told_what_to_install(
 # one manifest
 
 
-def verified(world: World, text: str) -> Manifest:
+def verified(world: World, text: str) -> ReferenceIntegrityManifest:
     return verify_manifest(text, root_sha256=world.gpu_rim_root_sha256, now=world.now)
 
 
@@ -452,7 +457,7 @@ def test_a_signature_of_another_form_is_refused(endorsed: World, name: str) -> N
         verified(endorsed, changed)
 
 
-def verified_or_refused(text: str) -> Manifest | None:
+def verified_or_refused(text: str) -> ReferenceIntegrityManifest | None:
     try:
         return verify_manifest(text, root_sha256="00" * 32, now=1_790_000_000)
     except ValueError:
@@ -514,7 +519,7 @@ def test_a_report_cannot_name_what_it_wants(world: World, board: Any) -> None:
 
 
 def test_a_driver_manifest_is_none_of_a_vbios(world: World) -> None:
-    both = Manifest("GH100", DRIVER, {0: frozenset({MEASURED})})
+    both = ReferenceIntegrityManifest("GH100", DRIVER, {0: frozenset({MEASURED})})
     with pytest.raises(ValueError, match="VBIOS 96"):
         compare_measurements(report(world), "GH100 A01", [both])
 

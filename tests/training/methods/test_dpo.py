@@ -20,9 +20,9 @@ from trainer.data.examples.example_set import Dataset, RowCounts
 from trainer.ipc.worker_messages import Message, Metrics, Progress
 from trainer.spec import LoraSection, TrainSection
 from trainer.training.engines.transformers_engine import Precision, attach_adapter
-from trainer.training.loop import Training
+from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
-from trainer.training.methods.dpo import Preference, log_probabilities, pairs_of
+from trainer.training.methods.dpo import DirectPreferenceOptimization, log_probabilities, pairs_of
 from trainer.training.methods.dpo_loss import MEASURED, TERMS, Pairs, Whole, measure, part_of_loss
 from trainer.training.progress import TrainState
 from trainer.training.token_store import TokenStore
@@ -81,11 +81,13 @@ def made(
     fused: bool = True,
     held: tuple[Example, ...] = HELD,
     reference: str = "unadapted",
-) -> Training:
+) -> Trainer:
     loss = CausalLoss(model, CPU, pad_id=0, longest=64, fused=fused, checkpointing=settings.gradient_checkpointing)
     data = Dataset(TRAIN, held, RowCounts(8, len(held) // 2, 0, 0), ())
-    preference = Preference(data, loss, settings, reference=getattr(loss, reference), device=CPU.device)
-    return Training(model, loss, data, settings, report=report, bins=pairs_of(len(TRAIN)), method=preference)
+    preference = DirectPreferenceOptimization(
+        data, loss, settings, reference=getattr(loss, reference), device=CPU.device
+    )
+    return Trainer(model, loss, data, settings, report=report, bins=pairs_of(len(TRAIN)), method=preference)
 
 
 def textbook_logps(model: Any, examples: Sequence[Example]) -> torch.Tensor:
@@ -168,7 +170,7 @@ def test_the_reference_is_the_base_model_whatever_the_adapter_starts_from(
     model.train()
     changed = str(lora.get("init_lora_weights")) in ("pissa", "olora")
     training = made(model, section(), fused=fused, reference="evaluating" if changed else "unadapted")
-    assert isinstance(training._method, Preference)
+    assert isinstance(training._method, DirectPreferenceOptimization)
     torch.testing.assert_close(training._method._reference.double(), wanted, rtol=1e-5, atol=1e-4)
     assert model.training
     assert any(parameter.requires_grad for parameter in model.parameters())
@@ -245,9 +247,9 @@ def test_training_widens_the_margin_on_pairs_that_were_held_out(tiny_model: Path
     settings = section(max_steps=30, eval_steps=10, beta=0.1, logging_steps=10, learning_rate=1e-2)
     loss = CausalLoss(model, CPU, pad_id=0, longest=64)
     data = Dataset(tuple(rows[:64]), tuple(rows[64:]), RowCounts(32, 8, 0, 0), ())
-    preference = Preference(data, loss, settings, reference=loss.unadapted, device=CPU.device)
+    preference = DirectPreferenceOptimization(data, loss, settings, reference=loss.unadapted, device=CPU.device)
     seen: list[Message] = []
-    outcome = Training(model, loss, data, settings, report=seen.append, bins=pairs_of(64), method=preference).run()
+    outcome = Trainer(model, loss, data, settings, report=seen.append, bins=pairs_of(64), method=preference).run()
     margins = values_of(seen, "eval_rewards_margins")
     assert list(margins) == [0, 10, 20, 30]
     assert margins[0] == pytest.approx(0.0, abs=1e-5)
@@ -270,7 +272,7 @@ def test_logged_values_are_means_over_all_pairs_since_the_last_log(tiny_model: P
     training = made(model, settings, seen.append)
     disturb(model, 0.05)
     outcome = training.run()
-    assert isinstance(training._method, Preference)
+    assert isinstance(training._method, DirectPreferenceOptimization)
     reference = training._method._reference
     policy = log_probabilities(TRAIN, training._method._loss, pairs=8, device=CPU.device).detach()
     batches = [pair for units in training._plan.steps() for pair in units]
@@ -377,7 +379,7 @@ class NothingWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def test_a_step_reads_nothing_back_from_the_device(tiny_model: Path) -> None:
     training = made(adapted(tiny_model), section(max_steps=3), held=())
-    assert isinstance(training._method, Preference)
+    assert isinstance(training._method, DirectPreferenceOptimization)
     training._method._loss._shared = lambda batch, together: batch  # type: ignore[method-assign]  # a CPU's own
     ordered, rows, share = next(training._steps())
     with NothingWaits():  # type: ignore[no-untyped-call]

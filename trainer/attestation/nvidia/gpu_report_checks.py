@@ -18,8 +18,13 @@ from trainer.attestation.nvidia.certificate_chain import (
     verify_chain,
 )
 from trainer.attestation.nvidia.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements
-from trainer.attestation.nvidia.ocsp import Answer, parse_answers, verify_not_revoked
-from trainer.attestation.nvidia.rim import NVIDIA_RIM_ROOT_SHA256, Manifest, compare_measurements, verify_manifest
+from trainer.attestation.nvidia.ocsp import OcspResponse, parse_answers, verify_not_revoked
+from trainer.attestation.nvidia.rim import (
+    NVIDIA_RIM_ROOT_SHA256,
+    ReferenceIntegrityManifest,
+    compare_measurements,
+    verify_manifest,
+)
 from trainer.attestation.nvidia.spdm_report import GpuReport, parse_gpu_report, verify_signature
 from trainer.attestation.nvidia.versions import reaches
 from trainer.attestation.policy import GpuSection
@@ -52,7 +57,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class GpuQuestion:
+class GpuReportContext:
     """What fresh reports must answer.
 
     Attributes:
@@ -71,7 +76,7 @@ class GpuQuestion:
 
 
 def judge_gpu_reports(
-    ledger: Ledger, shown: Sequence[FreshGpuEvidence], demand: GpuSection, question: GpuQuestion
+    ledger: Ledger, shown: Sequence[FreshGpuEvidence], demand: GpuSection, question: GpuReportContext
 ) -> Sequence[Chain]:
     """Record the checks `gpu-report-…`.
 
@@ -146,7 +151,7 @@ def _each(
 
 
 def _judge_chains(
-    ledger: Ledger, shown: Sequence[FreshGpuEvidence], demand: GpuSection, question: GpuQuestion
+    ledger: Ledger, shown: Sequence[FreshGpuEvidence], demand: GpuSection, question: GpuReportContext
 ) -> list[Chain] | None:
     """The chains, once they are verified: what they certify means nothing before."""
 
@@ -248,7 +253,7 @@ def _judge_models(ledger: Ledger, chains: Sequence[Chain], demand: GpuSection) -
 
 
 def _judge_measurements(
-    ledger: Ledger, pairs: Sequence[tuple[GpuReport, Chain]], demand: GpuSection, question: GpuQuestion
+    ledger: Ledger, pairs: Sequence[tuple[GpuReport, Chain]], demand: GpuSection, question: GpuReportContext
 ) -> None:
     # check 67 gpu-report-measurements
     if demand.reference_values == "any":
@@ -265,7 +270,7 @@ def _judge_measurements(
     )
 
 
-def _manifests(question: GpuQuestion) -> tuple[list[Manifest], list[str]]:
+def _manifests(question: GpuReportContext) -> tuple[list[ReferenceIntegrityManifest], list[str]]:
     """The manifests that hold, and why the others do not: one that nobody needs may have run out."""
     manifests, refused = [], []
     for place, text in enumerate(question.endorsements.reference_values):
@@ -276,7 +281,9 @@ def _manifests(question: GpuQuestion) -> tuple[list[Manifest], list[str]]:
     return manifests, refused
 
 
-def _judge_revocation(ledger: Ledger, chains: Sequence[Chain], demand: GpuSection, question: GpuQuestion) -> None:
+def _judge_revocation(
+    ledger: Ledger, chains: Sequence[Chain], demand: GpuSection, question: GpuReportContext
+) -> None:
     # check 68 gpu-report-revocation
     if demand.revocation == "any":
         ledger.leave_open(CheckCode.GPU_REPORT_REVOCATION)
@@ -292,7 +299,7 @@ def _judge_revocation(ledger: Ledger, chains: Sequence[Chain], demand: GpuSectio
     )
 
 
-def _answers(endorsements: GpuEndorsements) -> tuple[list[Answer], list[str]]:
+def _answers(endorsements: GpuEndorsements) -> tuple[list[OcspResponse], list[str]]:
     """What responders answered, and which responses are none."""
     answers, refused = [], []
     for place, der in enumerate(endorsements.revocation):

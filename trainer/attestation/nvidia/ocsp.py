@@ -35,7 +35,7 @@ _UNDERSTOOD: Final = (
 
 
 @dataclass(frozen=True)
-class Answer:
+class OcspResponse:
     """What one OCSP response says about one certificate; nothing in it is proven.
 
     Attributes:
@@ -55,7 +55,7 @@ class Answer:
     end: float
 
 
-def parse_answers(der: bytes) -> list[Answer]:
+def parse_answers(der: bytes) -> list[OcspResponse]:
     """Parse one OCSP response; everything in it that is used later can be read after that.
 
     Raises:
@@ -85,9 +85,9 @@ def _single(response: ocsp.OCSPResponse) -> list[ocsp.OCSPSingleResponse]:
     return list(response.responses)
 
 
-def _answer(response: ocsp.OCSPResponse, single: ocsp.OCSPSingleResponse) -> Answer:
+def _answer(response: ocsp.OCSPResponse, single: ocsp.OCSPSingleResponse) -> OcspResponse:
     begin, end = single.this_update_utc.timestamp(), single.next_update_utc
-    return Answer(
+    return OcspResponse(
         response=response,
         hash_algorithm=single.hash_algorithm,
         certificate_id=(single.issuer_name_hash, single.issuer_key_hash, single.serial_number),
@@ -102,7 +102,7 @@ def asked_about(chain: Chain) -> list[tuple[x509.Certificate, x509.Certificate]]
     return list(pairwise(chain[1:]))
 
 
-def verify_not_revoked(chain: Chain, answers: Sequence[Answer], *, now: int) -> None:
+def verify_not_revoked(chain: Chain, answers: Sequence[OcspResponse], *, now: int) -> None:
     """Check that there are answers about each of `asked_about`, and that every one of them is good now.
 
     Args:
@@ -127,7 +127,7 @@ def verify_not_revoked(chain: Chain, answers: Sequence[Answer], *, now: int) -> 
                 raise ValueError(f"certificate {depth}: {error}") from None
 
 
-def _is_about(answer: Answer, certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+def _is_about(answer: OcspResponse, certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         asked = ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, answer.hash_algorithm).build()
     except MALFORMED:  # a hash algorithm that OCSP does not use
@@ -135,7 +135,7 @@ def _is_about(answer: Answer, certificate: x509.Certificate, issuer: x509.Certif
     return answer.certificate_id == (asked.issuer_name_hash, asked.issuer_key_hash, asked.serial_number)
 
 
-def _verify_answer(answer: Answer, issuer: x509.Certificate, now: int) -> None:
+def _verify_answer(answer: OcspResponse, issuer: x509.Certificate, now: int) -> None:
     _verify_signature(answer.response, _responder(answer.response, issuer, now))
     if answer.status is not ocsp.OCSPCertStatus.GOOD:
         raise ValueError(f"the responder says {answer.status.name.lower()}")

@@ -49,7 +49,7 @@ _DECLARATION: Final = re.compile(r"""<\?xml version=["']1\.0["']( encoding=["'](
 
 
 @dataclass(frozen=True)
-class Manifest:
+class ReferenceIntegrityManifest:
     """What a manifest says, once its signature was verified.
 
     Attributes:
@@ -63,7 +63,7 @@ class Manifest:
     measurements: Mapping[int, frozenset[bytes]]
 
 
-def verify_manifest(text: str, *, root_sha256: str, now: int) -> Manifest:
+def verify_manifest(text: str, *, root_sha256: str, now: int) -> ReferenceIntegrityManifest:
     """Read a manifest out of what its signature covers, and nothing else.
 
     Args:
@@ -143,7 +143,7 @@ def _certificates(signature: Any) -> str:
     return "".join(f"-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n" for text in texts)
 
 
-def _manifest(signed: Any) -> Manifest:
+def _manifest(signed: Any) -> ReferenceIntegrityManifest:
     meta, payload = (_only(signed, name) for name in ("Meta", "Payload"))
     read: dict[int, frozenset[bytes] | None] = {}
     for resource in payload.findall(f"{_SWID}Resource[@type='Measurement']"):
@@ -155,7 +155,7 @@ def _manifest(signed: Any) -> Manifest:
     if not measurements:
         raise ValueError("the manifest has no active measurement")
     product, version = meta.get("product", ""), meta.get("colloquialVersion", "")
-    return Manifest(product, version, MappingProxyType(measurements))
+    return ReferenceIntegrityManifest(product, version, MappingProxyType(measurements))
 
 
 def _only(parent: Any, name: str) -> Any:
@@ -184,7 +184,7 @@ def _number(resource: Any, name: str) -> int:
     return int(text)
 
 
-def compare_measurements(report: GpuReport, model: str, manifests: Sequence[Manifest]) -> None:
+def compare_measurements(report: GpuReport, model: str, manifests: Sequence[ReferenceIntegrityManifest]) -> None:
     """Check that a GPU measures what NVIDIA published for its driver and its VBIOS.
 
     Blocks of the report that neither manifest has as active are not looked at: NVIDIA's verifiers do not either.
@@ -211,7 +211,7 @@ def compare_measurements(report: GpuReport, model: str, manifests: Sequence[Mani
 
 
 def _manifest_of(
-    manifests: Sequence[Manifest], chip: str, version: str, what: str
+    manifests: Sequence[ReferenceIntegrityManifest], chip: str, version: str, what: str
 ) -> Mapping[int, frozenset[bytes]]:
     # The product matters: NVIDIA's service has a Hopper manifest for a Blackwell GPU's driver version too.
     found = [each for each in manifests if each.product == chip and each.version.upper() == version.upper()]

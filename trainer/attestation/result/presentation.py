@@ -76,7 +76,7 @@ _HINTS: Final[Mapping[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Group:
+class CheckGroup:
     """Checks that are shown together. `submodule` is None for checks that only a receipt has."""
 
     submodule: Submodule | None
@@ -84,7 +84,7 @@ class Group:
     checks: tuple[Check, ...]
 
 
-def grouped(checks: Sequence[Check]) -> tuple[Group, ...]:
+def grouped(checks: Sequence[Check]) -> tuple[CheckGroup, ...]:
     """The checks by submodule, in the order of the story; groups without checks are left out."""
     by_place: dict[Submodule | None, list[Check]] = {}
     for check in checks:
@@ -92,7 +92,7 @@ def grouped(checks: Sequence[Check]) -> tuple[Group, ...]:
         by_place.setdefault(place[0] if place else None, []).append(check)
     order: tuple[Submodule | None, ...] = (*TITLES, None)
     return tuple(
-        Group(name, TITLES[name] if name else RECEIPT_TITLE, tuple(by_place[name]))
+        CheckGroup(name, TITLES[name] if name else RECEIPT_TITLE, tuple(by_place[name]))
         for name in order
         if name in by_place
     )

@@ -20,7 +20,7 @@ from trainer.attestation.result.presentation import (
     NOT_COVERED,
     SYMBOLS,
     WORDS,
-    Group,
+    CheckGroup,
     explanation,
     grouped,
     shortened,
@@ -167,7 +167,7 @@ def _failure(check: Check) -> str:
     return f'<div class="failure"><h3>{title}</h3><dl>{rows}</dl></div>'
 
 
-def _group(group: Group, result: AttestationResult) -> str:
+def _group(group: CheckGroup, result: AttestationResult) -> str:
     rows = "".join(_row(check) for check in group.checks)
     tier = "" if group.submodule is None else _tier(group.submodule, result)
     return (

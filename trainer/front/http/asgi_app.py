@@ -11,11 +11,11 @@ from starlette.exceptions import HTTPException
 
 from trainer.exchange.limits import Limits
 from trainer.front.http.answers import Refusal, answer_bug, answer_http, answer_invalid, answer_refusal
+from trainer.front.http.control_client import ControlClient
 from trainer.front.http.dataset_routes import DatasetRoutes
 from trainer.front.http.job_routes import TOKEN_SCHEME, JobRoutes
 from trainer.front.http.request_guard import Guard
 from trainer.front.http.result_routes import ResultRoutes
-from trainer.front.http.supervisor_link import Link
 from trainer.front.http.uploads import UploadStore
 
 OPENAPI_PATH = "/openapi.json"
@@ -29,7 +29,7 @@ connection. A connection that is too slow, or one too many, is closed unanswered
 """
 
 
-def build_app(link: Link, spool: Path, *, max_upload_bytes: int, limits: Limits) -> Guard:
+def build_app(link: ControlClient, spool: Path, *, max_upload_bytes: int, limits: Limits) -> Guard:
     """The whole application over one link to the supervisor.
 
     Args:

@@ -28,7 +28,7 @@ class FeedEvent:
         return f"id: {self.id}\nevent: {self.kind}\ndata: {self.data}\n\n".encode()
 
 
-class Feed:
+class EventFeed:
     """The events so far.
 
     Args:

@@ -14,7 +14,7 @@ from trainer.attestation.evidence import Evidence
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import DELETION_TYPE, Limits
 from trainer.front.http.answers import Refusal, documented, header
-from trainer.front.http.supervisor_link import EVIDENCE_ERRORS, Link
+from trainer.front.http.control_client import EVIDENCE_ERRORS, ControlClient
 from trainer.ipc.front_messages import Acknowledged
 from trainer.models import Status
 
@@ -46,7 +46,7 @@ JobNonce = Annotated[str, Query(pattern=r"^[0-9a-f]{64}$", description="32 rando
 class JobRoutes:
     """What the job says of itself, and the acknowledgement that ends it."""
 
-    def __init__(self, link: Link, limits: Limits) -> None:
+    def __init__(self, link: ControlClient, limits: Limits) -> None:
         self._link = link
         self._limits = limits
         self._streams = 0

@@ -16,7 +16,7 @@ from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
 from trainer.exchange.spool import RESULT_NAME
 from trainer.front.http.answers import Refusal, documented, header
-from trainer.front.http.supervisor_link import Link
+from trainer.front.http.control_client import ControlClient
 from trainer.ipc.front_messages import ResultReady
 
 _RANGE: Final = re.compile(r"bytes=(\d{0,16})-(\d{0,16})")
@@ -55,7 +55,7 @@ def parse_range(text: str | None, size: int) -> tuple[int, int] | None:
 class ResultRoutes:
     """The sealed result out of the spool."""
 
-    def __init__(self, link: Link, spool: Path, limits: Limits) -> None:
+    def __init__(self, link: ControlClient, spool: Path, limits: Limits) -> None:
         self._link = link
         self._path = spool / RESULT_NAME
         self._limits = limits

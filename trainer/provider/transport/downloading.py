@@ -12,7 +12,7 @@ import httpx
 
 from trainer.errors import ErrorCode, SealingError, TrainerError, UnavailableError, UsageError
 from trainer.provider.transport.carrier import Progress
-from trainer.provider.transport.pinned_http import Patience, Wire
+from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
 
 _ETAG: Final = re.compile(r'"([0-9a-f]{64})"')
 _BLOCK: Final = 1 << 20
@@ -30,7 +30,9 @@ class Downloader:
         progress: told the bytes that are there.
     """
 
-    def __init__(self, wire: Wire, patience: Patience, target: Path, progress: Progress | None) -> None:
+    def __init__(
+        self, wire: PinnedHttpClient, patience: RetryPolicy, target: Path, progress: Progress | None
+    ) -> None:
         self._wire = wire
         self._patience = patience
         self._target = target

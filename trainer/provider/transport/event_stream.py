@@ -15,7 +15,7 @@ from trainer.errors import ErrorCode, TrainerError, UnavailableError
 from trainer.exchange.limits import MAX_SEALED_EVENT_BYTES
 from trainer.models import Status
 from trainer.provider.transport.carrier import ENDED, JobEvent, SealedEvent
-from trainer.provider.transport.pinned_http import Patience, Wire
+from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
 
 _MAX_LINE: Final = MAX_SEALED_EVENT_BYTES + 64
 
@@ -29,7 +29,7 @@ class Watcher:
         token: the grant's token, for private events.
     """
 
-    def __init__(self, wire: Wire, patience: Patience, token: str | None) -> None:
+    def __init__(self, wire: PinnedHttpClient, patience: RetryPolicy, token: str | None) -> None:
         self._wire = wire
         self._patience = patience
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}

@@ -20,7 +20,7 @@ from trainer.models import Status
 from trainer.provider.transport.carrier import JobEvent, Progress
 from trainer.provider.transport.downloading import Downloader
 from trainer.provider.transport.event_stream import Watcher
-from trainer.provider.transport.pinned_http import Patience, Wire
+from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
 from trainer.provider.transport.uploading import Uploader
 
 _TIMEOUT_SECONDS: Final = 60.0
@@ -54,7 +54,7 @@ class JobClient:
         retries: int = 6,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._wire = Wire(url, pinned_spki_sha256=pinned_spki_sha256, timeout=timeout, proxy=proxy)
+        self._wire = PinnedHttpClient(url, pinned_spki_sha256=pinned_spki_sha256, timeout=timeout, proxy=proxy)
         self._retries = retries
         self._sleep = sleep
 
@@ -139,5 +139,5 @@ class JobClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _patience(self) -> Patience:
-        return Patience(retries=self._retries, sleep=self._sleep)
+    def _patience(self) -> RetryPolicy:
+        return RetryPolicy(retries=self._retries, sleep=self._sleep)

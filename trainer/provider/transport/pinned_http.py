@@ -32,7 +32,7 @@ _WORTH_A_RETRY: Final = frozenset({
 
 
 @dataclass
-class Patience:
+class RetryPolicy:
     """Bounded retries with growing pauses; progress starts the count anew.
 
     Args:
@@ -64,7 +64,7 @@ class Patience:
         self.sleep(min(self.longest_pause, self.first_pause * 2 ** (self._failures - 1)))
 
 
-class Wire:
+class PinnedHttpClient:
     """A pinned HTTPS connection pool to one job.
 
     Args:

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError, UsageError
 from trainer.models import Sha256Hex, Strict
 from trainer.provider.transport.carrier import Progress
-from trainer.provider.transport.pinned_http import Patience, Wire
+from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
 
 _TUS: Final = {"Tus-Resumable": "1.0.0"}
 _LOCATION: Final = re.compile(r"/dataset/[0-9a-f]{32}")
@@ -66,7 +66,9 @@ class Uploader:
         state: file for `UploadState`; removed when the upload is whole.
     """
 
-    def __init__(self, wire: Wire, patience: Patience, progress: Progress | None, state: Path | None) -> None:
+    def __init__(
+        self, wire: PinnedHttpClient, patience: RetryPolicy, progress: Progress | None, state: Path | None
+    ) -> None:
         self._wire = wire
         self._patience = patience
         self._progress = progress or (lambda _: None)

@@ -19,7 +19,7 @@ from trainer.sealing.age.armor import is_armored
 from trainer.sealing.age.byte_sources import buffered, write_all
 from trainer.sealing.age.header import open_file, start_file
 from trainer.sealing.age.identity import Identity, Recipient
-from trainer.sealing.age.ordered_thread_pool import Batch, Buffers, Conveyor
+from trainer.sealing.age.ordered_thread_pool import Buffers, ChunkBatch, OrderedThreadPool
 from trainer.sealing.age.payload import BATCH_CHUNKS, OPEN, SEAL, Direction, payload_invalid
 from trainer.sealing.age.stream import Progress, decrypt, encrypt
 from trainer.sealing.atomic import PRIVATE, SHARED, replacing, storage_errors
@@ -107,7 +107,7 @@ class _Transfer:
         """Transfer all batches; raises what the first of the failing ones raised."""
         buffers, done = Buffers(self.direction), 0
         batches = max(1, -(-self.source_size // self.direction.source_batch))
-        with Conveyor[Batch]() as conveyor:
+        with OrderedThreadPool[ChunkBatch]() as conveyor:
             submitted = 0
             while submitted < batches or not conveyor.empty:
                 if submitted < batches and not conveyor.full:
@@ -121,7 +121,7 @@ class _Transfer:
                 if progress:
                     progress(done)
 
-    def _work(self, number: int, batch: Batch, *, last: bool) -> Batch:
+    def _work(self, number: int, batch: ChunkBatch, *, last: bool) -> ChunkBatch:
         start = number * self.direction.source_batch
         batch.filled = min(self.direction.source_batch, self.source_size - start)
         wanted = batch.source[: batch.filled]

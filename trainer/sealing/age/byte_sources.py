@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
-from trainer.sealing.age.ordered_thread_pool import Batch, Buffers
+from trainer.sealing.age.ordered_thread_pool import Buffers, ChunkBatch
 
 
 class _Unowned(io.RawIOBase):
@@ -34,12 +34,12 @@ def buffered(source: BinaryIO) -> io.BufferedReader:
     return io.BufferedReader(_Unowned(source))
 
 
-def batches(source: io.BufferedReader, buffers: Buffers) -> Iterator[tuple[Batch, bool]]:
+def batches(source: io.BufferedReader, buffers: Buffers) -> Iterator[tuple[ChunkBatch, bool]]:
     """Read to the end in batches, each with whether it is the last; the last is empty only if all is.
 
     Reads one batch ahead: only what comes after a full batch shows that it is not the last one.
     """
-    following: Batch | None = _read_batch(source, buffers)
+    following: ChunkBatch | None = _read_batch(source, buffers)
     while (batch := following) is not None:
         following = _read_batch(source, buffers) if batch.filled == len(batch.source) else None
         if following is not None and not following.filled:
@@ -48,7 +48,7 @@ def batches(source: io.BufferedReader, buffers: Buffers) -> Iterator[tuple[Batch
         yield batch, following is None
 
 
-def _read_batch(source: io.BufferedReader, buffers: Buffers) -> Batch:
+def _read_batch(source: io.BufferedReader, buffers: Buffers) -> ChunkBatch:
     batch = buffers.get()
     while batch.filled < len(batch.source) and (size := source.readinto(batch.source[batch.filled :])):
         batch.filled += size

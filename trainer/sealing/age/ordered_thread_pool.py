@@ -27,7 +27,7 @@ def _available_cpus() -> int:
 THREADS: Final = min(_MAX_THREADS, _available_cpus())
 
 
-class Batch:
+class ChunkBatch:
     """Two buffers for one batch on its way: what goes in and what comes out.
 
     Attributes:
@@ -47,7 +47,7 @@ class Batch:
         return self.target[: self.done]
 
 
-class Conveyor(Generic[T]):
+class OrderedThreadPool(Generic[T]):
     """Runs tasks in threads; results come back in the order of submission.
 
     Use as a context manager: on leaving, what has not started is dropped and what has is waited for.
@@ -92,14 +92,14 @@ class Buffers:
 
     def __init__(self, direction: Direction) -> None:
         self._direction = direction
-        self._free: list[Batch] = []
+        self._free: list[ChunkBatch] = []
 
-    def get(self) -> Batch:
+    def get(self) -> ChunkBatch:
         """A batch whose content is of no interest."""
-        batch = self._free.pop() if self._free else Batch(self._direction)
+        batch = self._free.pop() if self._free else ChunkBatch(self._direction)
         batch.filled = batch.done = 0
         return batch
 
-    def give_back(self, batch: Batch) -> None:
+    def give_back(self, batch: ChunkBatch) -> None:
         """Let a batch be used again."""
         self._free.append(batch)

@@ -18,7 +18,7 @@ from trainer.sealing.age.armor import ArmorReader, is_armored
 from trainer.sealing.age.byte_sources import batches, buffered, write_all
 from trainer.sealing.age.header import open_file, start_file
 from trainer.sealing.age.identity import Identity, Recipient
-from trainer.sealing.age.ordered_thread_pool import Batch, Buffers, Conveyor
+from trainer.sealing.age.ordered_thread_pool import Buffers, ChunkBatch, OrderedThreadPool
 from trainer.sealing.age.payload import BATCH_CHUNKS, OPEN, SEAL, Direction
 
 Progress = Callable[[int], None]
@@ -110,7 +110,7 @@ def _sealing(
 ) -> Iterator[_SealedOutput]:
     prefix, key = start_file(recipients)
     write_all(target, prefix)
-    with Conveyor[Batch]() as conveyor:
+    with OrderedThreadPool[ChunkBatch]() as conveyor:
         output = _SealedOutput(target, key, conveyor, progress)
         yield output
         output.drain()
@@ -124,11 +124,13 @@ def _opening(
     if is_armored(stream.peek()):
         stream = io.BufferedReader(ArmorReader(cast("BinaryIO", stream)))
     opening = open_file(cast("BinaryIO", stream), identities)
-    with Conveyor[Batch]() as conveyor:
+    with OrderedThreadPool[ChunkBatch]() as conveyor:
         yield DecryptingReader(stream, opening.key, conveyor, progress)
 
 
-def _apply(direction: Direction, key: ChaCha20Poly1305, first: int, batch: Batch, *, ends: bool) -> Batch:
+def _apply(
+    direction: Direction, key: ChaCha20Poly1305, first: int, batch: ChunkBatch, *, ends: bool
+) -> ChunkBatch:
     batch.done = direction.apply(key, first, batch.source[: batch.filled], batch.target, ends)
     return batch
 
@@ -137,7 +139,11 @@ class _SealedOutput:
     """Has batches of plaintext sealed in threads and writes them in order."""
 
     def __init__(
-        self, target: BinaryIO, key: ChaCha20Poly1305, conveyor: Conveyor[Batch], progress: Progress | None
+        self,
+        target: BinaryIO,
+        key: ChaCha20Poly1305,
+        conveyor: OrderedThreadPool[ChunkBatch],
+        progress: Progress | None,
     ) -> None:
         self.buffers = Buffers(SEAL)
         self._target = target
@@ -147,7 +153,7 @@ class _SealedOutput:
         self._submitted = 0  # chunks
         self._done = 0
 
-    def put(self, batch: Batch, *, ends: bool) -> None:
+    def put(self, batch: ChunkBatch, *, ends: bool) -> None:
         if self._conveyor.full:
             self._write_oldest()
         self._conveyor.submit(partial(_apply, SEAL, self._key, self._submitted, batch, ends=ends))
@@ -217,14 +223,14 @@ class DecryptingReader(io.RawIOBase):
         self,
         source: io.BufferedReader,
         key: ChaCha20Poly1305,
-        conveyor: Conveyor[Batch],
+        conveyor: OrderedThreadPool[ChunkBatch],
         progress: Progress | None,
     ) -> None:
         self._key = key
         self._conveyor = conveyor
         self._buffers = Buffers(OPEN)
         self._incoming = batches(source, self._buffers)
-        self._current: Batch | None = None
+        self._current: ChunkBatch | None = None
         self._left = memoryview(b"")
         self._submitted = 0  # chunks
         self._progress = progress

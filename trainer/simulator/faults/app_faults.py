@@ -10,7 +10,7 @@ from typing import Any, Final
 from trainer.attestation.checks import CheckCode
 from trainer.simulator.fault import Fault, Layer
 from trainer.simulator.faults.event_faults import Events, measured, payload
-from trainer.simulator.key_service import AppKeys, DerivedKey
+from trainer.simulator.key_service import AppKeys, SimulatedKey
 
 
 def _gpu(**changes: Any) -> Callable[[Events], Events]:
@@ -38,15 +38,15 @@ _GPU: Final = (
 )
 
 
-def _signatures(change: Callable[[tuple[bytes, ...]], tuple[bytes, ...]]) -> Callable[[DerivedKey], Any]:
-    def changed(key: DerivedKey) -> DerivedKey:
+def _signatures(change: Callable[[tuple[bytes, ...]], tuple[bytes, ...]]) -> Callable[[SimulatedKey], Any]:
+    def changed(key: SimulatedKey) -> SimulatedKey:
         chain: Any = change(key.signature_chain)
         return dataclasses.replace(key, signature_chain=chain)
 
     return changed
 
 
-def _key(name: str, description: str, change: Callable[[DerivedKey], Any]) -> Fault:
+def _key(name: str, description: str, change: Callable[[SimulatedKey], Any]) -> Fault:
     return Fault(name, CheckCode.KEY_CHAIN, description, Layer.KEY, change)
 
 
@@ -54,7 +54,7 @@ def _bit(signature: bytes) -> bytes:
     return signature[:40] + bytes([signature[40] ^ 1]) + signature[41:]
 
 
-def _unsigned_key(key: DerivedKey) -> DerivedKey:
+def _unsigned_key(key: SimulatedKey) -> SimulatedKey:
     """A key that the app's key did not sign, with the signatures of the one that it did."""
     other = AppKeys(b"\7" * 32, b"").derive("another")
     return dataclasses.replace(key, secret=other.secret, public_key=other.public_key)

@@ -20,17 +20,17 @@ from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset
 from trainer.spec import TrainSection
 from trainer.training.batches import cut, in_order, token_budget
-from trainer.training.distributed import ALONE, Ranks, Share
+from trainer.training.distributed import ALONE, RankGroup, RankShare
 from trainer.training.loss import CausalLoss
 from trainer.training.methods.dpo_loss import MEASURED, Pairs, Whole, measure, part_of_loss
 from trainer.training.progress import Meter
-from trainer.training.token_store import SECTION_TOKENS, Ordered, TokenStore
+from trainer.training.token_store import SECTION_TOKENS, OrderedTokens, TokenStore
 
 Reference = Callable[[], AbstractContextManager[None]]
 """Within it the model computes what the reference computes: no adapter, no dropout, no gradients."""
 
 
-class Preference:
+class DirectPreferenceOptimization:
     """The method `dpo`.
 
     It computes the reference's log-probabilities when it is made, so it must be made while the adapter is fresh.
@@ -58,7 +58,7 @@ class Preference:
         *,
         reference: Reference,
         device: torch.device,
-        ranks: Ranks = ALONE,
+        ranks: RankGroup = ALONE,
     ) -> None:
         self._loss = loss
         self._section = section
@@ -75,7 +75,7 @@ class Preference:
         """See `Method`."""
         return len(cut(lengths, budget, self._loss.cost, together=2))
 
-    def gradients(self, ordered: Ordered, rows: slice, share: Share, budget: int) -> Tensor:
+    def gradients(self, ordered: OrderedTokens, rows: slice, share: RankShare, budget: int) -> Tensor:
         """See `Method`: of the mean over the step's pairs; returns its part of that, and the sums of `read`."""
         whole = Whole.of_counts(share.counts)
         sums = _nothing(self._recent.device)
@@ -87,7 +87,7 @@ class Preference:
             sums += _sums(loss.detach(), pairs, self._section, whole) * weight
         return torch.cat([sums[:1] / whole.pairs, sums])
 
-    def count(self, sums: Tensor, share: Share) -> None:
+    def count(self, sums: Tensor, share: RankShare) -> None:
         """See `Method`."""
         self._recent += sums[1:]
         self._recent_pairs += Whole.of_counts(share.counts).pairs
@@ -128,7 +128,7 @@ class PairEvaluation:
         section: TrainSection,
         *,
         device: torch.device,
-        ranks: Ranks = ALONE,
+        ranks: RankGroup = ALONE,
     ) -> None:
         self._loss, self._section, self._reference, self._ranks = loss, section, reference, ranks
         self._whole = Whole.of_counts([example.targets for example in examples])
@@ -171,7 +171,7 @@ def pairs_of(rows: int) -> list[list[int]]:
 
 
 def log_probabilities(
-    examples: Sequence[Example], loss: CausalLoss, *, pairs: int, device: torch.device, ranks: Ranks = ALONE
+    examples: Sequence[Example], loss: CausalLoss, *, pairs: int, device: torch.device, ranks: RankGroup = ALONE
 ) -> Tensor:
     """How likely the model finds what each example trains on: float32 [examples], in nats, in their order.
 
@@ -195,7 +195,7 @@ def log_probabilities(
     return ranks.sum(result)
 
 
-def _share(rows: Sequence[int], store: TokenStore, loss: CausalLoss, budget: int, ranks: Ranks) -> Share:
+def _share(rows: Sequence[int], store: TokenStore, loss: CausalLoss, budget: int, ranks: RankGroup) -> RankShare:
     """This process's share of pairs, sorted by length."""
 
     def passes(lengths: Sequence[int]) -> int:
@@ -218,7 +218,7 @@ def _sections(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield section
 
 
-def _pairs(loss: CausalLoss, ordered: Ordered, rows: slice, reference: Tensor, tokens: Tensor) -> Pairs:
+def _pairs(loss: CausalLoss, ordered: OrderedTokens, rows: slice, reference: Tensor, tokens: Tensor) -> Pairs:
     here = ordered.rows[rows]
     return Pairs.of_rows(-loss.by_row(ordered.batch(rows), together=2), reference[here], tokens[here])
 

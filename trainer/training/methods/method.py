@@ -1,4 +1,4 @@
-"""What a run learns by, as the loop calls it: `Supervised`, and `Preference` in a module of its own."""
+"""What a run learns by, as the loop calls it: `SupervisedFineTuning`, and `Preference` in a module of its own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from trainer.training.batches import cut
-from trainer.training.distributed import Share
+from trainer.training.distributed import RankShare
 from trainer.training.evaluation import Evaluation
 from trainer.training.loss import CausalLoss
 from trainer.training.progress import Meter
-from trainer.training.token_store import Ordered
+from trainer.training.token_store import OrderedTokens
 
 
 class HeldOut(Protocol):
@@ -46,7 +46,7 @@ class Method(Protocol):
     def passes(self, lengths: Sequence[int], budget: int) -> int:
         """How often rows of some lengths make the model run."""
 
-    def gradients(self, ordered: Ordered, rows: slice, share: Share, budget: int) -> Tensor:
+    def gradients(self, ordered: OrderedTokens, rows: slice, share: RankShare, budget: int) -> Tensor:
         """Gradients of this process's share of an optimizer step.
 
         Args:
@@ -59,7 +59,7 @@ class Method(Protocol):
             What is added up over processes: float64 [n], on the device, what is added up as the loss first.
         """
 
-    def count(self, sums: Tensor, share: Share) -> None:
+    def count(self, sums: Tensor, share: RankShare) -> None:
         """A step is done, with this from `gradients`, over all processes: `read` and `state` have it now."""
 
     def read(self, recent: Meter) -> dict[str, float]:
@@ -75,7 +75,7 @@ class Method(Protocol):
         """Go on from there."""
 
 
-class Supervised:
+class SupervisedFineTuning:
     """The method `sft`: every trained token of a step weighs the same, on all processes.
 
     Args:
@@ -93,7 +93,7 @@ class Supervised:
         """See `Method`."""
         return len(cut(lengths, budget, self._loss.cost))
 
-    def gradients(self, ordered: Ordered, rows: slice, share: Share, budget: int) -> Tensor:
+    def gradients(self, ordered: OrderedTokens, rows: slice, share: RankShare, budget: int) -> Tensor:
         """See `Method`; returns the sum over tokens, and divides gradients by how many the step has."""
         total = torch.zeros(1, dtype=torch.float64, device=ordered.rows.device)
         for part, weight in share.runs(cut(ordered.lengths[rows], budget, self._loss.cost)):
@@ -102,7 +102,7 @@ class Supervised:
             total += summed.detach() * weight
         return total
 
-    def count(self, sums: Tensor, share: Share) -> None:
+    def count(self, sums: Tensor, share: RankShare) -> None:
         """See `Method`; the meter has it all."""
 
     def read(self, recent: Meter) -> dict[str, float]:

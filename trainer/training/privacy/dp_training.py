@@ -16,9 +16,9 @@ from torch import Tensor
 
 from trainer.data.examples.example_set import Dataset
 from trainer.spec import PrivacySection, TrainSection
-from trainer.training.distributed import Share
+from trainer.training.distributed import RankShare
 from trainer.training.interruption import Interrupts
-from trainer.training.loop import Report, Training
+from trainer.training.loop import Report, Trainer
 from trainer.training.loss import CausalLoss
 from trainer.training.privacy.accounting import (
     Mechanism,
@@ -32,14 +32,14 @@ from trainer.training.privacy.dp_optimizer import PrivateOptimizer
 from trainer.training.privacy.per_example_gradients import RowGradients, unproven
 from trainer.training.privacy.privacy_findings import DifferentialPrivacy
 from trainer.training.privacy.randomness import SecretRandom
-from trainer.training.progress import Outcome
-from trainer.training.token_store import Ordered
+from trainer.training.progress import TrainingOutcome
+from trainer.training.token_store import OrderedTokens
 
 PROVED_ROWS: Final = 3
 PROVED_BATCHES: Final = 2
 
 
-class PrivateTraining(Training):
+class PrivateTraining(Trainer):
     """One differentially private run.
 
     Args:
@@ -48,10 +48,10 @@ class PrivateTraining(Training):
         data: examples, one for each row.
         section: the optimizer's schedule; `per_device_train_batch_size` rows at most go through the model at once.
         privacy: the budget.
-        report: as for `Training`.
-        interrupts: as for `Training`; no state is kept, for randomness is never written down.
+        report: as for `Trainer`.
+        interrupts: as for `Trainer`; no state is kept, for randomness is never written down.
         random: where noise and rows come from.
-        clock: as for `Training`.
+        clock: as for `Trainer`.
 
     Raises:
         JobError: `PRIVACY_NOT_MET` or `PRIVACY_UNPROVEN`: the budget cannot be kept, or not with this model.
@@ -98,8 +98,8 @@ class PrivateTraining(Training):
     def sound_state(self) -> None:
         """None: whoever went on from a state would need the randomness behind it."""
 
-    def run(self) -> Outcome:
-        """See `Training.run`."""
+    def run(self) -> TrainingOutcome:
+        """See `Trainer.run`."""
         try:
             return super().run()
         finally:
@@ -127,14 +127,14 @@ class PrivateTraining(Training):
         batches = [self._store.ordered(rows) for rows in (spread, by_length[:PROVED_BATCHES])]
         self._gradients_of.prove([ordered.batch(slice(0, len(ordered.lengths))) for ordered in batches])
 
-    def _steps(self) -> Iterator[tuple[Ordered, slice, Share]]:
+    def _steps(self) -> Iterator[tuple[OrderedTokens, slice, RankShare]]:
         lengths = self._store.lengths
         for _ in range(self._done, self._plan.total_steps):
             rows = sorted(self._secret.choose(len(lengths), self.mechanism.sample_rate), key=lengths.__getitem__)
             share = self._ranks.share(rows, lengths, self._store.counts, self._passes)
             yield self._store.ordered(rows or [0]), slice(0, len(rows)), share
 
-    def _gradients_that_fit(self, ordered: Ordered, rows: slice, _share: Share) -> Tensor:
+    def _gradients_that_fit(self, ordered: OrderedTokens, rows: slice, _share: RankShare) -> Tensor:
         """Clipped gradients of a step's rows, some at a time; the optimizer adds the noise. Their loss, [1]."""
         device = self._total.device
         summed, norms = torch.zeros(1, dtype=torch.float64, device=device), torch.zeros((), device=device)

@@ -99,7 +99,7 @@ def _require_two_sides(probes: Probes) -> None:
         )
 
 
-class Audit:
+class MemorisationAudit:
     """Measures the probes' losses, before training and after it.
 
     Args:

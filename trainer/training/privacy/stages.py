@@ -9,9 +9,9 @@ from trainer.data.examples.example_set import Dataset
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import JobSpec, PrivacySection
 from trainer.training.interruption import Interrupts
-from trainer.training.loop import Report, Training
+from trainer.training.loop import Report, Trainer
 from trainer.training.loss import CausalLoss
-from trainer.training.privacy.memorisation_audit import Audit
+from trainer.training.privacy.memorisation_audit import MemorisationAudit
 from trainer.training.privacy.privacy_findings import DifferentialPrivacy, Privacy
 from trainer.training.privacy.release_gate import refusal
 
@@ -34,7 +34,7 @@ def require_engine(section: PrivacySection) -> None:
 
 def private_training(
     model: Any, loss: CausalLoss, data: Dataset, spec: JobSpec, *, report: Report, interrupts: Interrupts
-) -> Training:
+) -> Trainer:
     """The training of a spec that asks for differential privacy.
 
     Raises:
@@ -45,7 +45,9 @@ def private_training(
     return PrivateTraining(model, loss, data, spec.train, spec.privacy, report=report, interrupts=interrupts)
 
 
-def conclude(section: PrivacySection, training: Training, audit: Audit) -> tuple[Privacy | None, JobError | None]:
+def conclude(
+    section: PrivacySection, training: Trainer, audit: MemorisationAudit
+) -> tuple[Privacy | None, JobError | None]:
     """What is known of the weights' privacy, and why they must be withheld, if they must.
 
     Raises:
@@ -58,6 +60,6 @@ def conclude(section: PrivacySection, training: Training, audit: Audit) -> tuple
     return found.model_copy(update={"withheld": str(reason)}) if reason else found, reason
 
 
-def _spent(training: Training) -> DifferentialPrivacy | None:
+def _spent(training: Trainer) -> DifferentialPrivacy | None:
     findings = getattr(training, "findings", None)
     return findings() if findings is not None else None

@@ -15,7 +15,7 @@ from trainer.models import Strict
 from trainer.training.engines.transformers_engine import Precision
 from trainer.training.loss import CausalLoss
 from trainer.training.privacy.privacy_findings import Privacy
-from trainer.training.progress import Outcome
+from trainer.training.progress import TrainingOutcome
 from trainer.worker.environment import allocator_in_use
 
 
@@ -78,7 +78,7 @@ def environment_of(engine: str, precision: Precision, loss: CausalLoss) -> dict[
 
 
 def summarize(
-    outcome: Outcome,
+    outcome: TrainingOutcome,
     data: Dataset,
     seconds: dict[str, float],
     environment: dict[str, str],

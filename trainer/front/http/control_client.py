@@ -13,7 +13,7 @@ from typing import Final, Self
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import MAX_MESSAGE_BYTES, Limits
 from trainer.front.http.answers import Refusal
-from trainer.front.http.event_feed import Feed
+from trainer.front.http.event_feed import EventFeed
 from trainer.ipc.front_messages import (
     DeletionReady,
     EvidenceReply,
@@ -43,7 +43,7 @@ EVIDENCE_ERRORS: Final = (
 """Why there may be no evidence, as strangers are told; the supervisor's other codes become the last of these."""
 
 
-class Link:
+class ControlClient:
     """State of the job as the front knows it. One asyncio loop owns it.
 
     Args:
@@ -70,7 +70,7 @@ class Link:
         self.status = Status(phase=Phase.STARTING)
         self.result: ResultReady | None = None
         self._deletion: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.feed = Feed(limits, self.status)
+        self.feed = EventFeed(limits, self.status)
         self.on_open_upload: Callable[[bool], None] = lambda _: None
 
     @classmethod
