@@ -96,7 +96,7 @@ def test_what_belongs_together_is_never_cut_apart(pairs: list[tuple[int, int]], 
     ordered = [lengths[row] for row in order]
     costs: tuple[Cost, ...] = (sum, padded_cost)
     for cost in costs:
-        slices = cut(ordered, budget, cost, together=2)
+        slices = cut(ordered, budget, cost, rows_per_unit=2)
         assert [part.start for part in slices] == [0, *(part.stop for part in slices[:-1])]
         assert slices[-1].stop == len(lengths)
         for part in slices:

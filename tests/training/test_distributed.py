@@ -20,7 +20,7 @@ from trainer.data.examples.example_set import Dataset, RowCounts
 from trainer.ipc.worker_messages import Message, Metrics
 from trainer.spec import LoraSection, TrainSection
 from trainer.training.bin_packing import best_fit_decreasing
-from trainer.training.distributed import ALONE, RankGroup, RankShare, deal, together
+from trainer.training.distributed import ALONE, RankGroup, RankShare, deal, join_rank_group
 from trainer.training.engines.transformers_engine import attach_adapter
 from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
@@ -48,8 +48,8 @@ def test_shares_are_about_equal_and_complete() -> None:
 def test_pairs_stay_together() -> None:
     lengths = [9, 3, 2, 2, 8, 8, 1, 7]
     order = [2, 3, 6, 7, 0, 1, 4, 5]
-    assert deal(order, lengths, 2, together=2) == [[2, 3, 4, 5], [6, 7, 0, 1]]
-    idle = RankGroup(1, 2, sharded=True).share([0, 1], lengths, [1] * 8, len, together=2)
+    assert deal(order, lengths, 2, rows_per_unit=2) == [[2, 3, 4, 5], [6, 7, 0, 1]]
+    idle = RankGroup(1, 2, sharded=True).share([0, 1], lengths, [1] * 8, len, rows_per_unit=2)
     assert (idle.rows, idle.idle) == ([0, 1], True)
 
 
@@ -134,7 +134,7 @@ def member(rank: int, size: int, tiny: Path, out: Path, runs: dict[str, Options]
     It ends as a worker's does. A spread model holds the group beyond its end, and gloo's threads with it: where
     one asks for the lock of an interpreter that winds itself up, C++ aborts.
     """
-    with together(ProcessRank(rank, size), out, sharded=False) as ranks:
+    with join_rank_group(ProcessRank(rank, size), out, sharded=False) as ranks:
         for name, given in runs.items():
             options = dict(given)
             train(tiny, out / name, replace(ranks, sharded=options.pop("sharded", False)), options)

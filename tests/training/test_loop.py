@@ -351,7 +351,7 @@ class NothingWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def test_a_step_reads_nothing_back_from_the_device(model: Any) -> None:
     """What holds on a CPU holds for the same calls on a GPU; `tests/gpu` looks at the copies themselves."""
     loss = CausalLoss(model, CPU, pad_id=0, longest=64)
-    loss._shared = lambda batch, together: batch  # type: ignore[method-assign]  # a CPU's business only
+    loss._shared = lambda batch, rows_per_unit: batch  # type: ignore[method-assign]  # a CPU's business only
     training = made(model, loss=loss, max_steps=6, held_out=False)
     steps = training._steps()
     ordered, rows, share = next(steps)

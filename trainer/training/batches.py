@@ -109,7 +109,7 @@ def token_budget(wanted: int, device: torch.device) -> int:
     return min(wanted, CPU_TOKENS) if device.type == "cpu" else wanted
 
 
-def cut(lengths: Sequence[int], budget: int, cost: Cost, *, together: int = 1) -> list[slice]:
+def cut(lengths: Sequence[int], budget: int, cost: Cost, *, rows_per_unit: int = 1) -> list[slice]:
     """Cut rows, sorted by length, into as few micro-batches as a budget allows, of about equal cost.
 
     The loss is a sum over tokens, divided by the whole step's tokens: the gradients are the same for every cut.
@@ -118,23 +118,23 @@ def cut(lengths: Sequence[int], budget: int, cost: Cost, *, together: int = 1) -
         lengths: of each row, sorted.
         budget: tokens at once; a row that has more is alone.
         cost: what counts against it.
-        together: so many neighbours are never separated; the number of rows is a multiple of it.
+        rows_per_unit: so many neighbours are never separated; the number of rows is a multiple of it.
 
     Returns:
         Slices that follow one another and cover all rows.
     """
     if not lengths:
         return []
-    fewest = len(_cut(lengths, budget, cost, together))
+    fewest = len(_cut(lengths, budget, cost, rows_per_unit))
     even = math.ceil(cost(lengths) / fewest)
-    evenly = _cut(lengths, min(even + cost(lengths[-together:]) // 2, budget), cost, together)
-    return evenly if len(evenly) == fewest else _cut(lengths, budget, cost, together)
+    evenly = _cut(lengths, min(even + cost(lengths[-rows_per_unit:]) // 2, budget), cost, rows_per_unit)
+    return evenly if len(evenly) == fewest else _cut(lengths, budget, cost, rows_per_unit)
 
 
-def _cut(lengths: Sequence[int], budget: int, cost: Cost, together: int) -> list[slice]:
+def _cut(lengths: Sequence[int], budget: int, cost: Cost, rows_per_unit: int) -> list[slice]:
     slices, start = [], 0
-    for end in range(together, len(lengths) + 1, together):
-        if end == len(lengths) or cost(lengths[start : end + together]) > budget:
+    for end in range(rows_per_unit, len(lengths) + 1, rows_per_unit):
+        if end == len(lengths) or cost(lengths[start : end + rows_per_unit]) > budget:
             slices.append(slice(start, end))
             start = end
     return slices

@@ -81,7 +81,7 @@ class RankGroup:
         counts: Sequence[int],
         passes: Callable[[Sequence[int]], int],
         *,
-        together: int = 1,
+        rows_per_unit: int = 1,
     ) -> RankShare:
         """This process's share of a step, of as many tokens as the others' where rows allow it.
 
@@ -90,15 +90,15 @@ class RankGroup:
             lengths: tokens of each row there is.
             counts: how many of them are trained on.
             passes: how often rows of some lengths make the model run.
-            together: so many neighbours are never separated; the number of rows is a multiple of it.
+            rows_per_unit: so many neighbours are never separated; the number of rows is a multiple of it.
         """
         trained, inputs = [counts[row] for row in rows], sum(lengths[row] for row in rows)
-        shares = deal(rows, lengths, self.size, together=together)
+        shares = deal(rows, lengths, self.size, rows_per_unit=rows_per_unit)
         own = shares[self.rank]
         if not self.sharded:
             return RankShare(own, trained, inputs)
         most = max(passes([lengths[row] for row in share]) for share in shares if share)
-        return RankShare(own or list(rows[:together]), trained, inputs, passes=most, idle=not own)
+        return RankShare(own or list(rows[:rows_per_unit]), trained, inputs, passes=most, idle=not own)
 
     def add_up(self, parameters: Sequence[Tensor], sums: Tensor) -> Tensor:
         """Replace gradients by their sum over the processes; returns that of `sums`, float64 [n], on the device.
@@ -152,16 +152,16 @@ class RankGroup:
 ALONE: Final = RankGroup()
 
 
-def deal(rows: Sequence[int], lengths: Sequence[int], size: int, *, together: int = 1) -> list[list[int]]:
+def deal(rows: Sequence[int], lengths: Sequence[int], size: int, *, rows_per_unit: int = 1) -> list[list[int]]:
     """Split rows, sorted by length, into `size` shares of about equal tokens, each in the same order.
 
     The longest first, each to whoever has the fewest tokens so far (Graham 1969, "longest processing time"); so
-    many neighbours `together`.
+    many neighbours `rows_per_unit`.
     """
     shares: list[list[Sequence[int]]] = [[] for _ in range(size)]
     tokens = [0] * size
-    for start in reversed(range(0, len(rows), together)):
-        unit = rows[start : start + together]
+    for start in reversed(range(0, len(rows), rows_per_unit)):
+        unit = rows[start : start + rows_per_unit]
         least = tokens.index(min(tokens))
         shares[least].append(unit)
         tokens[least] += sum(lengths[row] for row in unit)
@@ -169,7 +169,7 @@ def deal(rows: Sequence[int], lengths: Sequence[int], size: int, *, together: in
 
 
 @contextmanager
-def together(seat: ProcessRank, place: Path, *, sharded: bool) -> Iterator[RankGroup]:
+def join_rank_group(seat: ProcessRank, place: Path, *, sharded: bool) -> Iterator[RankGroup]:
     """Meet the other processes, over `lo` alone; on GPUs each takes the one of its number.
 
     Args:

@@ -259,9 +259,9 @@ class Trainer:
 
     def _share(self, step: Sequence[int]) -> RankShare:
         lengths, units = self._store.lengths, [self._units[unit] for unit in step]
-        together = self._method.together
-        rows = in_order(units, lengths, whole=together > 1)
-        return self._ranks.share(rows, lengths, self._store.counts, self._passes, together=together)
+        rows_per_unit = self._method.rows_per_unit
+        rows = in_order(units, lengths, whole=rows_per_unit > 1)
+        return self._ranks.share(rows, lengths, self._store.counts, self._passes, rows_per_unit=rows_per_unit)
 
     def _gradients_that_fit(self, ordered: OrderedTokens, rows: slice, share: RankShare) -> Tensor:
         """Gradients of this process's share of a step; returns its sums: see `Method.gradients`.

@@ -88,19 +88,19 @@ class CausalLoss:
         """Loss summed over the trained tokens of a batch: float32 scalar on the device, with its graph."""
         return self.each(batch).sum()
 
-    def by_row(self, batch: Batch, *, together: int = 1) -> Tensor:
+    def by_row(self, batch: Batch, *, rows_per_unit: int = 1) -> Tensor:
         """Loss summed over the trained tokens of each row: float32 [rows] on the device, with its graph.
 
         Args:
             batch: the rows.
-            together: so many neighbours begin alike, as the answers to one prompt do.
+            rows_per_unit: so many neighbours begin alike, as the answers to one prompt do.
         """
-        return batch.by_row(self.each(batch, together=together))
+        return batch.by_row(self.each(batch, rows_per_unit=rows_per_unit))
 
-    def each(self, batch: Batch, *, together: int = 1) -> Tensor:
+    def each(self, batch: Batch, *, rows_per_unit: int = 1) -> Tensor:
         """Loss of each trained token: float32 [targets] on the device, with its graph; see `by_row`."""
         if self._decoder is not None:
-            return _fused(self._decoder, self._shared(batch, together))
+            return _fused(self._decoder, self._shared(batch, rows_per_unit))
         shape = None
         if self._compilation is not None:
             self._compilation.begin()
@@ -137,14 +137,14 @@ class CausalLoss:
         if self._decoder is not None:
             self._decoder.adapted = to
 
-    def _shared(self, batch: Batch, together: int) -> Batch:
+    def _shared(self, batch: Batch, rows_per_unit: int) -> Batch:
         """On a CPU, a beginning that rows have in common goes through the model once.
 
         Not where noise makes it differ from row to row, and not on a GPU: its attention kernel cannot.
         """
         if batch.ids.is_cuda or (self._noisy and self._model.training) or batch.segments.longest > SHORT:
             return batch
-        return share(batch, together)
+        return share(batch, rows_per_unit)
 
     def _selection_is_exact(self) -> bool:
         """Some models scale or cap their logits behind the head; compare once, on a few tokens, and see."""

@@ -143,11 +143,11 @@ def _carry_out(
             data = order.spec.data
             rows = read_files(order.data_files, max_rows=data.max_rows, shape=shape_of(data))
         with watch.part("import"):
-            loader, run, together = _training_stack(order, seat)
+            loader, run, join_rank_group = _training_stack(order, seat)
         if ahead is not None:
             watch.put("ahead", ahead.seconds)
             loader = ahead.loader(order, loader)
-        with together(seat, rendezvous_dir(given), sharded=order.spec.train.fsdp is not None) as ranks:
+        with join_rank_group(seat, rendezvous_dir(given), sharded=order.spec.train.fsdp is not None) as ranks:
             report = _heard(events, seat)
             summary = run(order, rows, loader, report=report, watch=watch, interrupts=interrupts, ranks=ranks)
     finally:
@@ -168,11 +168,11 @@ def _training_stack(
         from trainer.training.engines.transformers_engine import choose_engine  # noqa: PLC0415
 
         loader = choose_engine(order.spec, processes=seat.size)
-        from trainer.training.distributed import together  # noqa: PLC0415
+        from trainer.training.distributed import join_rank_group  # noqa: PLC0415
         from trainer.training.run import run  # noqa: PLC0415
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    return loader, run, together
+    return loader, run, join_rank_group
 
 
 if __name__ == "__main__":

@@ -82,10 +82,10 @@ def test_loss_and_gradient_stay_what_they_are(model: Any, prompts: list[list[int
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = torch.linspace(-1, 2, len(batch.segments.lengths))
     results = []
-    for together in (2, None):
-        if together is None:
-            loss._shared = lambda batch, together: batch  # type: ignore[method-assign]
-        rows = loss.by_row(batch, together=together or 1)
+    for rows_per_unit in (2, None):
+        if rows_per_unit is None:
+            loss._shared = lambda batch, rows_per_unit: batch  # type: ignore[method-assign]
+        rows = loss.by_row(batch, rows_per_unit=rows_per_unit or 1)
         gradients = torch.autograd.grad((rows * weights).sum(), parameters)
         results.append((rows.detach(), torch.cat([gradient.flatten() for gradient in gradients])))
     (rows, gradient), (expected, wanted) = results

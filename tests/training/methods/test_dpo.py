@@ -380,7 +380,7 @@ class NothingWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def test_a_step_reads_nothing_back_from_the_device(tiny_model: Path) -> None:
     training = made(adapted(tiny_model), section(max_steps=3), held=())
     assert isinstance(training._method, DirectPreferenceOptimization)
-    training._method._loss._shared = lambda batch, together: batch  # type: ignore[method-assign]  # a CPU's own
+    training._method._loss._shared = lambda batch, rows_per_unit: batch  # type: ignore[method-assign]  # a CPU's own
     ordered, rows, share = next(training._steps())
     with NothingWaits():  # type: ignore[no-untyped-call]
         norm = training._update(training._gradients_that_fit(ordered, rows, share), share)

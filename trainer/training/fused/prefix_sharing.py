@@ -11,32 +11,32 @@ from trainer.training.fused.segments import Segments
 from trainer.training.token_store import Batch
 
 
-def share(batch: Batch, together: int) -> Batch:
+def share(batch: Batch, rows_per_unit: int) -> Batch:
     """The same rows with fewer tokens: sharing what all begin with, or what each group does, as saves more.
 
     Args:
         batch: the rows.
-        together: so many neighbours are a group; 1 where there are none.
+        rows_per_unit: so many neighbours are a group; 1 where there are none.
     """
     common = batch.common_beginning()
-    if together > 1:
-        groups = list(_groups(batch, together))
+    if rows_per_unit > 1:
+        groups = list(_groups(batch, rows_per_unit))
         sizes = [group.common_beginning() for group in groups]
-        if sum(sizes) * (together - 1) > common * (len(batch.segments.lengths) - 1):
+        if sum(sizes) * (rows_per_unit - 1) > common * (len(batch.segments.lengths) - 1):
             return _joined([group.sharing(size) for group, size in zip(groups, sizes, strict=True)])
     return batch.sharing(common)
 
 
-def _groups(batch: Batch, together: int) -> Iterator[Batch]:
+def _groups(batch: Batch, rows_per_unit: int) -> Iterator[Batch]:
     """The groups of a batch, each a batch of its own; views."""
     lengths, bounds = batch.segments.lengths, batch.segments.bounds
-    ends = bounds[::together].contiguous()
+    ends = bounds[::rows_per_unit].contiguous()
     targets = torch.searchsorted(batch.predicting, ends).tolist()
     tokens = ends.tolist()
     for number in range(len(tokens) - 1):
         here = slice(tokens[number], tokens[number + 1])
         those = slice(targets[number], targets[number + 1])
-        rows = slice(number * together, (number + 1) * together)
+        rows = slice(number * rows_per_unit, (number + 1) * rows_per_unit)
         own = Segments(lengths[rows], bounds[rows.start : rows.stop + 1] - here.start)
         predicting = batch.predicting[those] - here.start
         yield Batch(batch.ids[here], batch.positions[here], own, predicting, batch.targets[those])

@@ -48,7 +48,7 @@ class DirectPreferenceOptimization:
         evaluation: of the held-out pairs.
     """
 
-    together = 2
+    rows_per_unit = 2
 
     def __init__(
         self,
@@ -73,13 +73,13 @@ class DirectPreferenceOptimization:
 
     def passes(self, lengths: Sequence[int], budget: int) -> int:
         """See `Method`."""
-        return len(cut(lengths, budget, self._loss.cost, together=2))
+        return len(cut(lengths, budget, self._loss.cost, rows_per_unit=2))
 
     def gradients(self, ordered: OrderedTokens, rows: slice, share: RankShare, budget: int) -> Tensor:
         """See `Method`: of the mean over the step's pairs; returns its part of that, and the sums of `read`."""
         whole = Whole.of_counts(share.counts)
         sums = _nothing(self._recent.device)
-        for part, weight in share.runs(cut(ordered.lengths[rows], budget, self._loss.cost, together=2)):
+        for part, weight in share.runs(cut(ordered.lengths[rows], budget, self._loss.cost, rows_per_unit=2)):
             here = slice(rows.start + part.start, rows.start + part.stop)
             pairs = _pairs(self._loss, ordered, here, self._reference, self._tokens)
             loss = part_of_loss(pairs, self._section, whole)
@@ -141,7 +141,7 @@ class PairEvaluation:
         order = in_order(pairs_of(len(examples)), store.lengths, whole=True)
         self._share = _share(order, store, loss, budget, ranks)
         self._ordered = store.ordered(self._share.rows)
-        self._slices = cut(self._ordered.lengths, budget, loss.cost, together=2)
+        self._slices = cut(self._ordered.lengths, budget, loss.cost, rows_per_unit=2)
 
     def loss(self) -> float | None:
         """The loss with the adapter as it is now; None where there are no pairs."""
@@ -190,8 +190,8 @@ def log_probabilities(
     for section in _sections(store.lengths):
         share = _share(section, store, loss, budget, ranks)
         ordered = store.ordered(share.rows)
-        for part, weight in share.runs(cut(ordered.lengths, budget, loss.cost, together=2)):
-            result[ordered.rows[part]] -= loss.by_row(ordered.batch(part), together=2) * weight
+        for part, weight in share.runs(cut(ordered.lengths, budget, loss.cost, rows_per_unit=2)):
+            result[ordered.rows[part]] -= loss.by_row(ordered.batch(part), rows_per_unit=2) * weight
     return ranks.sum(result)
 
 
@@ -199,9 +199,9 @@ def _share(rows: Sequence[int], store: TokenStore, loss: CausalLoss, budget: int
     """This process's share of pairs, sorted by length."""
 
     def passes(lengths: Sequence[int]) -> int:
-        return len(cut(lengths, budget, loss.cost, together=2))
+        return len(cut(lengths, budget, loss.cost, rows_per_unit=2))
 
-    return ranks.share(rows, store.lengths, store.counts, passes, together=2)
+    return ranks.share(rows, store.lengths, store.counts, passes, rows_per_unit=2)
 
 
 def _sections(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -220,7 +220,7 @@ def _sections(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 def _pairs(loss: CausalLoss, ordered: OrderedTokens, rows: slice, reference: Tensor, tokens: Tensor) -> Pairs:
     here = ordered.rows[rows]
-    return Pairs.of_rows(-loss.by_row(ordered.batch(rows), together=2), reference[here], tokens[here])
+    return Pairs.of_rows(-loss.by_row(ordered.batch(rows), rows_per_unit=2), reference[here], tokens[here])
 
 
 def _sums(loss: Tensor, pairs: Pairs, section: TrainSection, whole: Whole) -> Tensor:

@@ -36,7 +36,7 @@ class Method(Protocol):
     """How gradients are made of rows, and what is logged of them."""
 
     @property
-    def together(self) -> int:
+    def rows_per_unit(self) -> int:
         """How many neighbours among the rows are never separated: 2 where they are pairs."""
 
     @property
@@ -83,7 +83,7 @@ class SupervisedFineTuning:
         evaluation: of the held-out rows.
     """
 
-    together = 1
+    rows_per_unit = 1
 
     def __init__(self, loss: CausalLoss, evaluation: Evaluation) -> None:
         self._loss = loss
