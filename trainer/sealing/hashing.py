@@ -17,31 +17,31 @@ class Hashing:
     """SHA-256 of blocks, in their order, large ones in a thread.
 
     Args:
-        conveyor: with one thread.
+        threads: with one thread.
     """
 
-    def __init__(self, conveyor: OrderedThreadPool[None]) -> None:
-        self._conveyor = conveyor
+    def __init__(self, threads: OrderedThreadPool[None]) -> None:
+        self._threads = threads
         self._digest = hashlib.sha256()
 
     def update(self, block: bytes) -> None:
         """Add a block; it may be used meanwhile."""
-        if self._conveyor.empty and len(block) < _WORTH_A_THREAD:
+        if self._threads.empty and len(block) < _WORTH_A_THREAD:
             self._digest.update(block)
             return
-        if self._conveyor.full:
-            self._conveyor.take()
-        self._conveyor.submit(partial(self._digest.update, block))
+        if self._threads.full:
+            self._threads.take()
+        self._threads.submit(partial(self._digest.update, block))
 
     def hexdigest(self) -> str:
         """Lower-case hex of the digest of all blocks."""
-        while not self._conveyor.empty:
-            self._conveyor.take()
+        while not self._threads.empty:
+            self._threads.take()
         return self._digest.hexdigest()
 
 
 @contextmanager
 def hashing() -> Iterator[Hashing]:
     """A hash whose thread, if it came to need one, ends with the context."""
-    with OrderedThreadPool[None](threads=1) as conveyor:
-        yield Hashing(conveyor)
+    with OrderedThreadPool[None](threads=1) as threads:
+        yield Hashing(threads)

@@ -110,8 +110,8 @@ def _sealing(
 ) -> Iterator[_SealedOutput]:
     prefix, key = start_file(recipients)
     write_all(target, prefix)
-    with OrderedThreadPool[ChunkBatch]() as conveyor:
-        output = _SealedOutput(target, key, conveyor, progress)
+    with OrderedThreadPool[ChunkBatch]() as threads:
+        output = _SealedOutput(target, key, threads, progress)
         yield output
         output.drain()
 
@@ -124,8 +124,8 @@ def _opening(
     if is_armored(stream.peek()):
         stream = io.BufferedReader(ArmorReader(cast("BinaryIO", stream)))
     opening = open_file(cast("BinaryIO", stream), identities)
-    with OrderedThreadPool[ChunkBatch]() as conveyor:
-        yield DecryptingReader(stream, opening.key, conveyor, progress)
+    with OrderedThreadPool[ChunkBatch]() as threads:
+        yield DecryptingReader(stream, opening.key, threads, progress)
 
 
 def _apply(
@@ -142,29 +142,29 @@ class _SealedOutput:
         self,
         target: BinaryIO,
         key: ChaCha20Poly1305,
-        conveyor: OrderedThreadPool[ChunkBatch],
+        threads: OrderedThreadPool[ChunkBatch],
         progress: Progress | None,
     ) -> None:
         self.buffers = Buffers(SEAL)
         self._target = target
         self._key = key
-        self._conveyor = conveyor
+        self._threads = threads
         self._progress = progress
         self._submitted = 0  # chunks
         self._done = 0
 
     def put(self, batch: ChunkBatch, *, ends: bool) -> None:
-        if self._conveyor.full:
+        if self._threads.full:
             self._write_oldest()
-        self._conveyor.submit(partial(_apply, SEAL, self._key, self._submitted, batch, ends=ends))
+        self._threads.submit(partial(_apply, SEAL, self._key, self._submitted, batch, ends=ends))
         self._submitted += BATCH_CHUNKS
 
     def drain(self) -> None:
-        while not self._conveyor.empty:
+        while not self._threads.empty:
             self._write_oldest()
 
     def _write_oldest(self) -> None:
-        batch = self._conveyor.take()
+        batch = self._threads.take()
         write_all(self._target, batch.output)
         self._done += batch.filled
         self.buffers.give_back(batch)
@@ -223,11 +223,11 @@ class DecryptingReader(io.RawIOBase):
         self,
         source: io.BufferedReader,
         key: ChaCha20Poly1305,
-        conveyor: OrderedThreadPool[ChunkBatch],
+        threads: OrderedThreadPool[ChunkBatch],
         progress: Progress | None,
     ) -> None:
         self._key = key
-        self._conveyor = conveyor
+        self._threads = threads
         self._buffers = Buffers(OPEN)
         self._incoming = batches(source, self._buffers)
         self._current: ChunkBatch | None = None
@@ -268,13 +268,13 @@ class DecryptingReader(io.RawIOBase):
         if self._current:
             self._buffers.give_back(self._current)
             self._current = None
-        while not self._conveyor.full and (incoming := next(self._incoming, None)):
+        while not self._threads.full and (incoming := next(self._incoming, None)):
             batch, ends = incoming
-            self._conveyor.submit(partial(_apply, OPEN, self._key, self._submitted, batch, ends=ends))
+            self._threads.submit(partial(_apply, OPEN, self._key, self._submitted, batch, ends=ends))
             self._submitted += BATCH_CHUNKS
-        if self._conveyor.empty:
+        if self._threads.empty:
             return memoryview(b"")
-        self._current = self._conveyor.take()
+        self._current = self._threads.take()
         self._done += self._current.done
         if self._progress:
             self._progress(self._done)

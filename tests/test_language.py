@@ -1,0 +1,221 @@
+"""The names under trainer/ follow docs/glossary.md, and the source keeps to the sizes that keep it readable."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "trainer"
+GLOSSARY = (ROOT / "docs" / "glossary.md").read_text("utf-8")
+SOURCES = {path.relative_to(ROOT): path.read_text("utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {path: ast.parse(source) for path, source in SOURCES.items()}
+
+MOST_FILE_LINES = 319
+MOST_BODY_LINES = 59
+NAMES_OF_EVERY_PACKAGE = {"__init__", "__main__"}
+
+# Words that were replaced: no part of a class, function, module or parameter name under trainer/ may be one.
+RETIRED = {
+    "confinement": "sandbox",
+    "conveyor": "thread_pool",
+    "household": "processes",
+    "meeting": "rendezvous",
+    "patience": "early_stopping (training) or retry_policy (transport)",
+    "proof": "equivalence, or the statement that is meant",
+    "resumption": "resumed_state",
+    "seat": "rank",
+    "soundness": "divergence",
+    "story": "run",
+    "wall": "sandbox_property",
+    "walls": "sandbox",
+    "witness": "evidence_issuer",
+}
+
+# Exceptions that end with the rewriting of their packages.
+PENDING_WORDS = {"patience", "seat", "walls"}
+PENDING_FILES = {
+    "trainer/attestation/catalogue.py",
+    "trainer/job/supervisor.py",
+    "trainer/training/loop.py",
+    "trainer/training/run.py",
+}
+PENDING_NAMES = {"_Bounded", "rows_per_unit"}
+PENDING_IMPORTS = {("trainer.training.engines.unsloth_engine", "trainer.training.engines.transformers_engine")}
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def module_name(path: Path) -> str:
+    """`trainer/sealing/seal.py` → `trainer.sealing.seal`; a package's `__init__.py` → the package."""
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def definitions(*kinds: type[ast.AST]) -> Iterator[tuple[Path, ast.AST]]:
+    for path, tree in TREES.items():
+        yield from ((path, node) for node in ast.walk(tree) if isinstance(node, kinds))
+
+
+def name_parts(name: str) -> set[str]:
+    """`_SubmissionRun` → submission, run; `rendezvous_dir` → rendezvous, dir."""
+    return {part.lower() for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+
+
+def declared_names() -> Iterator[tuple[Path, str]]:
+    """Every name of a module, class, function or parameter, with the file that declares it."""
+    for path in TREES:
+        yield path, path.parent.name if path.stem in NAMES_OF_EVERY_PACKAGE else path.stem
+    for path, node in definitions(ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.arg):
+        yield path, node.arg if isinstance(node, ast.arg) else node.name  # type: ignore[attr-defined]
+
+
+# names
+
+
+def test_no_class_name_stands_for_two_classes() -> None:
+    places = defaultdict(list)
+    for path, node in definitions(ast.ClassDef):
+        places[node.name].append(str(path))  # type: ignore[attr-defined]
+    assert {name: paths for name, paths in places.items() if len(paths) > 1 and name not in PENDING_NAMES} == {}
+
+
+def test_no_module_name_stands_for_two_modules_unless_the_glossary_says_why() -> None:
+    section = GLOSSARY.partition("## Names that stand twice")[2]
+    counts = Counter(path.stem for path in TREES)
+    repeated = {name for name, count in counts.items() if count > 1} - NAMES_OF_EVERY_PACKAGE
+    assert {name for name in repeated if not re.search(rf"^\| `{name}` \|.+\|", section, re.MULTILINE)} == set()
+
+
+def test_the_glossary_excuses_no_module_name_that_is_unique() -> None:
+    section = GLOSSARY.partition("## Names that stand twice")[2]
+    counts = Counter(path.stem for path in TREES)
+    assert [name for name in re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) if counts[name] < 2] == []
+
+
+def test_every_term_of_the_glossary_is_explained_once() -> None:
+    counts = Counter(re.findall(r"^\| ([^|*]+?),? (?:\*.+?\* )?\|", GLOSSARY, re.MULTILINE))
+    assert len(counts) > 50
+    assert [term for term, count in counts.items() if count > 1 and term != "term"] == []
+
+
+def test_every_code_name_of_the_glossary_exists() -> None:
+    """The last column names paths and definitions: classes, functions, modules, parameters, fields."""
+    known = {name for _, name in declared_names()} | PENDING_NAMES
+    for _, node in definitions(ast.AnnAssign, ast.Assign):
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets  # type: ignore[attr-defined]
+        known |= {target.id for target in targets if isinstance(target, ast.Name)}
+    columns = [line.strip("| ").split(" | ")[2:] for line in GLOSSARY.splitlines() if line.startswith("| ")]
+    mentioned = re.findall(r"`([^`]+)`", "\n".join(code for column in columns for code in column))
+    assert len(mentioned) > 40
+    assert [name for name in mentioned if name not in known and not (ROOT / name).exists()] == []
+
+
+def test_no_name_uses_a_retired_word() -> None:
+    used = [
+        f"{path}: {name} → {RETIRED[word]}"
+        for path, name in declared_names()
+        for word in sorted(name_parts(name) & set(RETIRED) - PENDING_WORDS)
+    ]
+    assert used == []
+
+
+# sizes and documentation
+
+
+def test_files_stay_short() -> None:
+    lengths = {str(path): len(source.splitlines()) for path, source in SOURCES.items()}
+    too_long = {path: length for path, length in lengths.items() if length > MOST_FILE_LINES}
+    assert {path: length for path, length in too_long.items() if path not in PENDING_FILES} == {}
+
+
+def body_lines(path: Path, function: FunctionNode) -> int:
+    """Lines of the body without its docstring, blank lines and lines that are only a comment."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    if not body:
+        return 0
+    lines = SOURCES[path].splitlines()[body[0].lineno - 1 : function.end_lineno]
+    return sum(bool(line.strip()) and not line.lstrip().startswith("#") for line in lines)
+
+
+def test_functions_stay_short() -> None:
+    lengths = {
+        f"{path}:{node.name}": body_lines(path, node)
+        for path, node in definitions(ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, FunctionNode)
+    }
+    assert {name: length for name, length in lengths.items() if length > MOST_BODY_LINES} == {}
+
+
+def test_every_function_declares_what_it_returns() -> None:
+    functions = definitions(ast.FunctionDef, ast.AsyncFunctionDef)
+    assert [f"{path}:{node.lineno}" for path, node in functions if node.returns is None] == []  # type: ignore[attr-defined]
+
+
+def public_definitions(body: list[ast.stmt]) -> Iterator[ast.ClassDef | FunctionNode]:
+    """Public functions and classes of a module, and the public members of its public classes."""
+    for node in body:
+        if isinstance(node, ast.ClassDef | FunctionNode) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from public_definitions(node.body)
+
+
+def test_every_public_definition_has_a_docstring() -> None:
+    missing = [
+        f"{path}:{node.lineno} {node.name}"
+        for path, tree in TREES.items()
+        for node in public_definitions(tree.body)
+        if not ast.get_docstring(node) and not is_overload(node)
+    ]
+    assert missing == []
+    assert [str(path) for path, tree in TREES.items() if tree.body and not ast.get_docstring(tree)] == []
+
+
+def is_overload(node: ast.ClassDef | FunctionNode) -> bool:
+    """`@overload` and `@override` take their description from the definition that they belong to."""
+    return {ast.unparse(decorator).rpartition(".")[2] for decorator in node.decorator_list} & {
+        "overload",
+        "override",
+    } != set()
+
+
+# imports
+
+
+def run_time_imports(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Every import, those inside functions too, apart from blocks under `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif not (isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")):
+            yield from run_time_imports(node)
+
+
+def imported_modules(tree: ast.AST, modules: set[str]) -> set[str]:
+    found = set()
+    for node in run_time_imports(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        else:
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & modules
+            found |= submodules or {str(node.module)}
+    return found & modules
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    modules = {module_name(path) for path in TREES}
+    graph = {module_name(path): imported_modules(tree, modules) for path, tree in TREES.items()}
+    for importer, imported in PENDING_IMPORTS:
+        graph[importer].discard(imported)
+    assert sum(map(len, graph.values())) > 500
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
