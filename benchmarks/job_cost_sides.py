@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
-from trainer.worker.environment import allocator
+from trainer.sandbox.child_environment import allocator_variables
 
 HERE: Final = Path(__file__).parent
 MEMORY: Final = Path("/dev/shm")
@@ -141,7 +141,8 @@ def run_plain(setting: Setting, python: str) -> Run:
     run, clock = Run(), Clock()
     process = subprocess.Popen(
         [python, "-m", "trainer.worker", "--events-fd", str(writing)],
-        stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[writing], env=environment(**allocator()),
+        stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[writing],
+        env=environment(**allocator_variables()),
     )  # fmt: skip
     os.close(writing)
     assert process.stdin is not None

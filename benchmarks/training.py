@@ -123,11 +123,12 @@ def work(model: Path, rows: list[Row]) -> float:
 
 def run_contender(order: dict[str, Any]) -> dict[str, float]:
     """In a process of its own, with the same variables for all; see the module for the allocator."""
-    from trainer.worker.environment import QUIET, allocator
+    from trainer.sandbox.child_environment import allocator_variables
+    from trainer.worker.environment import QUIET
 
     environment = {**os.environ, **QUIET}
     environment |= {"OMP_NUM_THREADS": "1"} if order["cpu_clock"] else {}
-    environment |= allocator() if order["quick_malloc"] or order["kind"].startswith("ours") else {}
+    environment |= allocator_variables() if order["quick_malloc"] or order["kind"].startswith("ours") else {}
     with tempfile.TemporaryDirectory() as kernels:  # as in a job, nothing was compiled before
         done = subprocess.run(
             [sys.executable, str(CONTENDER)], input=json.dumps(order), capture_output=True, text=True,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pyarrow
 import pyarrow.parquet
 
+from trainer.sandbox.child_environment import allocator_variables
 from trainer.sandbox.plan import gpu_devices
-from trainer.worker.environment import allocator
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Job, Provider, StartJob, Trainer, WriteSpec
@@ -53,7 +53,9 @@ def test_a_folder_of_tables_with_its_own_columns(
     assert ran.code == 0, ran.err
     assert job.wait() == 0
     summary = json.loads((tmp_path / "result" / "report" / "summary.json").read_bytes())
-    assert summary["environment"]["allocator"] == ("tcmalloc" if allocator() and not gpu_devices() else "system")
+    assert summary["environment"]["allocator"] == (
+        "tcmalloc" if allocator_variables() and not gpu_devices() else "system"
+    )
     assert summary["rows"] == {"train": 9, "eval": 3, "dropped": 0, "truncated": 0}
     assert summary["tokens"]["total"] == validated.json["tokens"]["total"]
     assert summary["tokens"]["trained"] == validated.json["tokens"]["trained"]

@@ -118,7 +118,7 @@ def test_only_a_worker_without_a_gpu_gets_the_allocator(
         given.update(environment)
         raise _Started
 
-    monkeypatch.setattr(worker, "allocator", lambda: {"LD_PRELOAD": "/usr/lib/some.so"})
+    monkeypatch.setattr(worker, "allocator_variables", lambda: {"LD_PRELOAD": "/usr/lib/some.so"})
     monkeypatch.setattr(children, "start_module", start)
     plan = SandboxPlan(role=Role.WORKER, gpu=gpu)
     with pytest.raises(_Started), worker.worker_process(Workspace(tmp_path), plan, spec()):

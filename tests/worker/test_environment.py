@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from trainer.worker.environment import ALLOCATOR, QUIET, allocator, take_environment, worker_environment
+from trainer.worker.environment import QUIET, take_environment, worker_environment
 
 HOSTILE = {
     "HF_ENDPOINT": "https://evil.example",
@@ -52,16 +50,3 @@ def test_the_process_gets_exactly_these(tmp_path: Path, monkeypatch: pytest.Monk
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def test_an_allocator_is_taken_where_the_system_has_one(tmp_path: Path) -> None:
-    assert allocator([tmp_path / "none", tmp_path]) == {}
-    (tmp_path / ALLOCATOR).write_bytes(b"")
-    assert allocator([tmp_path / "none", tmp_path])["LD_PRELOAD"] == str(tmp_path / ALLOCATOR)
-
-
-def test_a_process_says_whose_allocator_it_has() -> None:
-    code = "from trainer.worker.environment import allocator_in_use; print(allocator_in_use())"
-    for variables in ({}, allocator()):
-        said = subprocess.check_output([sys.executable, "-c", code], env={**os.environ, **variables}, text=True)
-        assert said.strip() == ("tcmalloc" if variables else "system")

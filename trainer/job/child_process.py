@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 
-from trainer.worker.environment import KEPT
+from trainer.sandbox.child_environment import INHERITED_VARIABLES
 
 TERMINATE_SECONDS: Final = 10.0
 
 
 def clean_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Environment for a child: a short allow list, and every place for temporary files inside `home`."""
-    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    kept = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
     places = {"HOME": str(home), "TMPDIR": str(home), "XDG_CACHE_HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
     return {**kept, **places, "PYTHONUNBUFFERED": "1", **(extra or {})}
 

@@ -17,10 +17,10 @@ from trainer.ipc import worker_messages as protocol
 from trainer.job import child_process as children
 from trainer.job.workspace import Workspace
 from trainer.logs import private
+from trainer.sandbox.child_environment import allocator_variables
 from trainer.sandbox.confine import Walls
 from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import JobSpec
-from trainer.worker.environment import allocator
 
 Follower = Callable[[protocol.Progress | protocol.Metrics | protocol.Saved], None]
 
@@ -133,7 +133,7 @@ def worker_process(workspace: Workspace, plan: SandboxPlan, spec: JobSpec) -> It
                 str(plan.processes),
                 *(["--ahead"] if ahead else []),
             ],
-            environment=children.clean_environment(workspace.scratch, {} if plan.gpu else allocator()),
+            environment=children.clean_environment(workspace.scratch, {} if plan.gpu else allocator_variables()),
             log=log,
             pass_fds=[writing],
             stdin=subprocess.PIPE,

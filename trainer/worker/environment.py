@@ -6,14 +6,11 @@ Whoever started the VM chose the variables that this process was born with; of t
 from __future__ import annotations
 
 import os
-import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-KEPT: Final = frozenset(
-    {"PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"}
-)
+from trainer.sandbox.child_environment import INHERITED_VARIABLES
 
 QUIET: Final[Mapping[str, str]] = {
     # no look-ups: everything the worker may read is in the order's directories
@@ -46,13 +43,6 @@ QUIET: Final[Mapping[str, str]] = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 
-ALLOCATOR: Final = "libtcmalloc_minimal.so.4"
-"""gperftools' allocator, without its profilers: Debian's package `libtcmalloc-minimal4`."""
-
-_LIBRARIES: Final = tuple(
-    Path("/usr") / folder for folder in (f"lib/{sysconfig.get_config_var('MULTIARCH')}", "lib64", "lib")
-)
-
 
 def worker_environment(born_with: Mapping[str, str], scratch: Path) -> dict[str, str]:
     """The variables the worker runs with.
@@ -61,7 +51,7 @@ def worker_environment(born_with: Mapping[str, str], scratch: Path) -> dict[str,
         born_with: the process's own variables.
         scratch: private directory; every cache, home and temporary file goes there.
     """
-    kept = {name: value for name, value in born_with.items() if name in KEPT}
+    kept = {name: value for name, value in born_with.items() if name in INHERITED_VARIABLES}
     places = {
         "HOME": scratch,
         "TMPDIR": scratch / "tmp",
@@ -79,23 +69,6 @@ def worker_environment(born_with: Mapping[str, str], scratch: Path) -> dict[str,
         "UNSLOTH_COMPILE_LOCATION": scratch / "unsloth",
     }
     return {**kept, **QUIET, **{name: str(path) for name, path in places.items()}}
-
-
-def allocator(folders: Sequence[Path] = _LIBRARIES) -> dict[str, str]:
-    """Variables to start a process with that trains on a CPU: nothing where the system has no such allocator.
-
-    A step asks some two thousand times for memory, aligned and of a MiB or so. Searching through the pieces that
-    are free takes glibc's malloc 5 % of it, while all threads but one wait: docs/decisions/0003-training-loop.md.
-    """
-    found = next((path for folder in folders if (path := folder / ALLOCATOR).is_file()), None)
-    if found is None:
-        return {}
-    return {"LD_PRELOAD": str(found), "TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD": str(2**62)}  # it would tell the log
-
-
-def allocator_in_use() -> str:
-    """Whose `malloc` this process has."""
-    return "tcmalloc" if ALLOCATOR in Path("/proc/self/maps").read_text("utf-8", "replace") else "system"
 
 
 def take_environment(scratch: Path) -> None:
