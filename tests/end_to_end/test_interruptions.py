@@ -25,7 +25,7 @@ MAY_BE_MISSING = {
     "supervisor_memory_locked", "front_memory_locked", "supervisor_own_network", "worker_own_network",
     "supervisor_files_confined", "front_files_confined", "worker_files_confined",
 }  # fmt: skip
-"""Walls that depend on what this machine permits; docs/decisions/0004-confinement.md says on what."""
+"""Walls that depend on what this machine permits; docs/decisions/0004-sandbox.md says on what."""
 
 LONG = {"max_steps": 400}
 

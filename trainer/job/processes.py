@@ -98,5 +98,5 @@ def require_sandbox(demanded: Sequence[SandboxProperty], walls: Walls) -> None:
             "a wall that the job spec demands does not stand",
             expected=", ".join(demanded),
             found=f"all but {', '.join(missing)}",
-            hint="see docs/decisions/0004-confinement.md for what each wall needs of the kernel",
+            hint="see docs/decisions/0004-sandbox.md for what each wall needs of the kernel",
         )
