@@ -23,6 +23,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     python3 -m venv /opt/trainer \
     && /opt/trainer/bin/pip install --no-deps --require-hashes --only-binary :all: -r requirements.txt
 COPY pyproject.toml README.md LICENSE ./
+# Without trainer/simulator, which .dockerignore leaves out: nothing in the image can forge evidence.
 COPY trainer trainer
 # The lock holds what builds the project, so nothing unlocked is fetched here. What only installs leaves the image, and
 # every file gets the same time: the same inputs give the same layer. The bytecode too, which holds its source's hash
@@ -35,6 +36,7 @@ RUN /opt/trainer/bin/pip install --no-deps --no-build-isolation --no-index . \
     && { PYTHONHASHSEED=0 /opt/trainer/bin/python -m compileall -qq --invalidation-mode unchecked-hash \
         /opt/trainer/lib || true; } \
     && find /opt/trainer/lib -path "*/trainer/training/__pycache__/run.*.pyc" | grep --quiet . \
+    && [[ -z $(find /opt/trainer/lib -path "*/trainer/simulator*") ]] \
     && find /opt/trainer -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 
 FROM ${BASE_IMAGE}

@@ -20,7 +20,7 @@ import pytest
 import typer
 import yaml
 
-from trainer.errors import ErrorCode, UsageError
+from trainer.errors import ErrorCode, ExitCode, UsageError
 from trainer.spec import parse_job_spec, read_job_spec
 
 ROOT = Path(__file__).parents[1]
@@ -204,6 +204,91 @@ def test_the_image_starts_the_job_and_is_made_of_the_locks() -> None:
     assert not re.search(r"^ARG BASE_IMAGE=", text, re.MULTILINE)
     for variant in ("cpu", "cuda"):
         assert (ROOT / f"requirements/image-{variant}.txt").is_file()
+
+
+def build_context() -> set[str]:
+    """Files of the package in the build context: the last pattern of `.dockerignore` that matches decides."""
+    lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "trainer").rglob("*") if path.is_file()]
+    return {file for file in files if not _ignored(file, patterns)}
+
+
+def _ignored(file: str, patterns: list[str]) -> bool:
+    ignored = False
+    for pattern in patterns:
+        translated = re.escape(pattern.lstrip("!")).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
+        if re.fullmatch(f"{translated}(/.*)?", file):  # a pattern that names a directory holds for what is in it
+            ignored = not pattern.startswith("!")
+    return ignored
+
+
+def test_the_image_holds_no_simulator_and_no_tests() -> None:
+    files = build_context()
+    assert "trainer/cli/app.py" in files
+    assert "trainer/py.typed" in files
+    assert [file for file in files if file.startswith("trainer/simulator")] == []
+    assert [file for file in files if "DevelopmentPki" in (ROOT / file).read_text("utf-8")] == [], (
+        "forges evidence"
+    )
+    text = (ROOT / "Dockerfile").read_text("utf-8")
+    from_context = re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE)
+    assert from_context == [
+        "requirements/image-${VARIANT}.txt requirements.txt",
+        "pyproject.toml README.md LICENSE ./",
+        "trainer trainer",
+    ]
+    assert '[[ -z $(find /opt/trainer/lib -path "*/trainer/simulator*") ]]' in text, "the build itself looks too"
+
+
+@pytest.fixture(scope="module")
+def image_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the package as the image has it."""
+    folder = tmp_path_factory.mktemp("image")
+    for file in build_context():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, folder / file)
+    return folder
+
+
+def call(package: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run `trainer` as the package in this directory has it."""
+    # -P: the directory of the command line comes first in the path, not the working directory.
+    command = [sys.executable, "-P", "-m", "trainer", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(package)}
+    return subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_command_line_works_without_the_simulator(image_package: Path) -> None:
+    helped = call(image_package, "--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert {"run", "simulate", "submit"} <= set(helped.stdout.split())
+    listed = call(image_package, "simulate", "--help")
+    assert (listed.returncode, listed.stderr) == (0, "")
+
+
+def test_a_job_without_guest_agent_ends_the_same_without_the_simulator(
+    image_package: Path, tmp_path: Path
+) -> None:
+    arguments = ("run", ROOT / "configs" / "demo.yaml", "--guest-agent", tmp_path / "absent.sock")
+    outcomes = []
+    for package in (ROOT, image_package):
+        done = call(package, *arguments)
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        outcomes.append((done.returncode, [event | {"time": 0} for event in events], done.stderr))
+    assert outcomes[0] == outcomes[1]
+    code, events, errors = outcomes[1]
+    assert (code, errors) == (int(ExitCode.JOB), "")
+    assert events[-1]["event"] == "failed"
+
+
+@pytest.mark.parametrize("option", [("--list-faults",), ("--socket", "agent.sock")])
+def test_the_image_says_where_the_simulator_is(image_package: Path, option: tuple[str, ...]) -> None:
+    done = call(image_package, "simulate", *option)
+    assert (done.returncode, done.stdout) == (int(ExitCode.USAGE), "")
+    assert "this installation has no simulator" in done.stderr
+    assert "hint: the simulator is part of the package outside the image" in " ".join(done.stderr.split())
+    assert not (image_package / "agent.sock").exists()
 
 
 def test_hadolint_finds_nothing() -> None:

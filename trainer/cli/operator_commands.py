@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +12,7 @@ import typer
 from trainer.errors import ErrorCode, UsageError
 
 DEVELOPMENT_COMPOSE = '{"docker_compose_file":"services: {}\\n","manifest_version":2,"name":"development"}'
-"""What the simulated VM runs where nobody says otherwise."""
+"""App-compose text of the simulated VM if `--app-compose` is absent."""
 
 
 def run(
@@ -45,10 +47,26 @@ def run(
     raise typer.Exit(int(run_job(JobOptions(job, guest_agent, spool, ciphertext, workspace))))
 
 
-def _list_faults(wanted: bool) -> None:
-    if not wanted:
+@contextmanager
+def _require_simulator() -> Iterator[None]:
+    """Turn a missing `trainer.simulator` into a usage error: the container image does not contain it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "trainer.simulator":
+            raise
+        raise UsageError(
+            ErrorCode.USAGE,
+            "this installation has no simulator",
+            hint="the simulator is part of the package outside the image: install confidential-trainer for it",
+        ) from error
+
+
+def _list_faults(requested: bool) -> None:
+    if not requested:
         return
-    from trainer.simulator import FAULTS
+    with _require_simulator():
+        from trainer.simulator import FAULTS
 
     for fault in FAULTS.values():
         typer.echo(f"{fault.name:<44}  {fault.code:<22}  {fault.description}")
@@ -78,7 +96,8 @@ def simulate(
     ] = False,
 ) -> None:
     """Development guest agent: dstack's API with quotes signed by a DEVELOPMENT root. It protects nothing."""
-    from trainer.simulator import BANNER, VmOptions, find_faults, serve
+    with _require_simulator():
+        from trainer.simulator import BANNER, VmOptions, find_faults, serve
 
     del list_faults  # ended in its callback
     faults = find_faults(fault or ())
