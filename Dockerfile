@@ -36,7 +36,7 @@ RUN /opt/trainer/bin/pip install --no-deps --no-build-isolation --no-index . \
     && { PYTHONHASHSEED=0 /opt/trainer/bin/python -m compileall -qq --invalidation-mode unchecked-hash \
         /opt/trainer/lib || true; } \
     && find /opt/trainer/lib -path "*/trainer/training/__pycache__/run.*.pyc" | grep --quiet . \
-    && [[ -z $(find /opt/trainer/lib -path "*/trainer/simulator*") ]] \
+    && [ -z "$(find /opt/trainer/lib -path "*/trainer/simulator*")" ] \
     && find /opt/trainer -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 
 FROM ${BASE_IMAGE}
