@@ -32,6 +32,8 @@ from tests.end_to_end.canary_scenarios import SCENARIOS
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Agent, WriteSpec
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("canaries")]  # one session watches all of them
+
 AT_LEAST = 30
 AT_ONCE = 3
 """Jobs that run at the same time: a job waits a lot."""
