@@ -157,7 +157,7 @@ def test_a_job_is_asked_with_a_new_nonce_each_time(files: Files, monkeypatch: py
             asked.append(nonce)
             return files.again("live.json", nonce=nonce).read_bytes()
 
-    monkeypatch.setattr("trainer.provider.connect", lambda source: Job())
+    monkeypatch.setattr("trainer.provider.connect_to_job", lambda source: Job())
     for _ in range(2):
         assert judge(files.folder, "--policy", files.policy, "--quiet") == ExitCode.DONE
     assert len({*asked}) == 2

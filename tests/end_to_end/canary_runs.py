@@ -162,7 +162,9 @@ class Run:
     def carrier(self) -> Iterator[Carrier]:
         """A client, pinned once the job was verified."""
         pin = self._record.result.peer_spki_sha256 if self._record else None
-        client = steps.connect(str(self.ciphertext) if self.spooled else self.job.url, pinned_spki_sha256=pin)
+        client = steps.connect_to_job(
+            str(self.ciphertext) if self.spooled else self.job.url, pinned_spki_sha256=pin
+        )
         try:
             yield client
         finally:

@@ -120,7 +120,7 @@ def test_evidence_from_a_file_needs_the_nonce_that_was_asked_for(
     job: Job = start_job(spec, "--spool", spool)
     job.wait_event(event="phase", phase="awaiting-dataset")
     policy, evidence, nonce = provider.policy(spec), tmp_path / "evidence.json", "ab" * 32
-    evidence.write_bytes(steps.connect(str(spool)).attestation(nonce))
+    evidence.write_bytes(steps.connect_to_job(str(spool)).attestation(nonce))
     assert_error(trainer("verify", evidence, "--policy", policy), 2, "usage", "--nonce")
     good = trainer("verify", evidence, "--policy", policy, "--nonce", nonce, "--json")
     assert good.code == 0, good.err

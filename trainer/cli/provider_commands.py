@@ -13,6 +13,7 @@ from trainer.cli.options import (
     GrantFile,
     IdentityFile,
     JobFile,
+    JobUrl,
     Json,
     MaxDelta,
     MaxEpsilon,
@@ -97,9 +98,7 @@ def seal(
 
 def upload(
     sealed: Annotated[Path, typer.Argument(help="The file that `trainer seal` wrote.")],
-    job_url: Annotated[
-        str, typer.Option("--job-url", help="https:// address of the job, or its spool directory.")
-    ],
+    job_url: JobUrl,
     attestation: RecordFile,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -108,7 +107,7 @@ def upload(
     from trainer import provider
 
     record = provider.read_record(attestation)
-    client = provider.connect(job_url, pinned_spki_sha256=record.result.peer_spki_sha256)
+    client = provider.connect_to_job(job_url, pinned_spki_sha256=record.result.peer_spki_sha256)
     if not sealed.is_file():
         raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such file: {sealed}")
     state, size = sealed.with_name(sealed.name + ".upload.json"), sealed.stat().st_size
@@ -131,7 +130,7 @@ def watch(
     from trainer.provider.submission import describe_metrics
 
     record = provider.read_record(attestation)
-    client = provider.connect(source, pinned_spki_sha256=record.result.peer_spki_sha256)
+    client = provider.connect_to_job(source, pinned_spki_sha256=record.result.peer_spki_sha256)
     identities = provider.read_identities(identity) if identity else ()
     token = provider.read_grant(grant).grant.token if grant and identity else None
     for event in provider.watch(client, identities, token):
@@ -159,7 +158,7 @@ def pull(
     from trainer import provider
 
     record = provider.read_record(attestation)
-    client = provider.connect(source, pinned_spki_sha256=record.result.peer_spki_sha256)
+    client = provider.connect_to_job(source, pinned_spki_sha256=record.result.peer_spki_sha256)
     with Report(quiet=quiet or as_json) as report:
         size = client.status().result_bytes or 0
         client.download_result(output, progress=lambda done: report.bytes_done("pulling", done, size))
@@ -179,7 +178,7 @@ def acknowledge(
     from trainer import provider
 
     record = provider.read_record(attestation)
-    client = provider.connect(source, pinned_spki_sha256=record.result.peer_spki_sha256)
+    client = provider.connect_to_job(source, pinned_spki_sha256=record.result.peer_spki_sha256)
     if (envelope := client.acknowledge()) is None:
         typer.echo("the job gave no statement of what it destroyed", err=True)
         return
@@ -225,9 +224,7 @@ def open_(
 
 def submit(
     data: Annotated[list[Path], typer.Argument(help="Data files, or folders of them.")],
-    job_url: Annotated[
-        str, typer.Option("--job-url", help="https:// address of the job, or its spool directory.")
-    ],
+    job_url: JobUrl,
     policy: PolicyFile,
     identity: IdentityFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the result; must not exist.")],

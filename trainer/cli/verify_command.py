@@ -85,7 +85,8 @@ def _appraise_job(source: str, demanded: Policy | None, at: str | None) -> Recor
         raise _no_policy()
     if at is not None:
         raise UsageError(ErrorCode.USAGE, "--at", expected="a file to judge", found="a job that answers now")
-    return provider.attest(provider.connect(source), demanded, cache=cache_directory(), nonces=nonces_file())
+    client = provider.connect_to_job(source)
+    return provider.attest(client, demanded, cache=cache_directory(), nonces=nonces_file())
 
 
 def _appraise_file(path: Path, demanded: Policy | None, nonce: str | None, at: str | None) -> Record:

@@ -16,11 +16,17 @@ from typing import Final
 
 from trainer.errors import UnavailableError
 from trainer.exchange.spool import (
+    ACKNOWLEDGEMENT_NAME,
     DATASET_NAME,
     DELETION_NAME,
     EVENTS_NAME,
+    EVIDENCE_NAME,
     MAX_EVENTS_BYTES,
+    NONCE_NAME,
+    RESULT_INFO_NAME,
     RESULT_NAME,
+    STATUS_NAME,
+    TERMS_NAME,
     SpoolDirectory,
     SpoolEvent,
     SpoolResult,
@@ -46,7 +52,7 @@ from trainer.ipc.front_messages import (
 from trainer.sandbox.properties import SandboxProperty
 
 _LOOK_SECONDS: Final = 0.2
-_STALE: Final = (DELETION_NAME, "evidence.json", "status.json", "result.json", "ack", EVENTS_NAME)
+_STALE: Final = (DELETION_NAME, EVIDENCE_NAME, STATUS_NAME, RESULT_INFO_NAME, ACKNOWLEDGEMENT_NAME, EVENTS_NAME)
 
 
 @dataclass
@@ -83,9 +89,7 @@ class SpoolFront:
             self.spool.file(name).unlink(missing_ok=True)
         if (earlier := self.spool.file(RESULT_NAME)).exists():
             earlier.rename(self.spool.file("earlier-" + RESULT_NAME))  # of a job before this one: not ours to lose
-        self.spool.put(
-            "exchange.json", SpoolTerms(max_upload_bytes=self.max_upload_bytes).model_dump_json().encode()
-        )
+        self.spool.put(TERMS_NAME, SpoolTerms(max_upload_bytes=self.max_upload_bytes).model_dump_json().encode())
         self.channel.send(Ready(port=0, tls_spki_sha256=None, walls=dict(self.walls)))
         while self._take_messages():
             self._look_for_nonce()
@@ -106,16 +110,16 @@ class SpoolFront:
     def _take(self, message: SupervisorMessage) -> None:
         match message:
             case StatusUpdate(status=status):
-                self.spool.put("status.json", status.model_dump_json().encode())
+                self.spool.put(STATUS_NAME, status.model_dump_json().encode())
             case EvidenceReply(evidence=str(evidence)):
-                self.spool.put("evidence.json", evidence.encode())
+                self.spool.put(EVIDENCE_NAME, evidence.encode())
             case OpenUpload(accept=accept):
                 self._open(accept)
             case PrivateEvent(sealed=sealed):
                 self._add_event(sealed)
             case ResultReady(size=size, sha256=digest):
                 self._has_result = True
-                self.spool.put("result.json", SpoolResult(size=size, sha256=digest).model_dump_json().encode())
+                self.spool.put(RESULT_INFO_NAME, SpoolResult(size=size, sha256=digest).model_dump_json().encode())
             case DeletionReady(envelope=envelope):
                 self.spool.put(DELETION_NAME, envelope.encode())
 
@@ -126,7 +130,7 @@ class SpoolFront:
         self._accepting = accept
 
     def _look_for_nonce(self) -> None:
-        nonce = (self.spool.read("nonce", 128) or b"").decode("ascii", "replace").strip()
+        nonce = (self.spool.read(NONCE_NAME, 128) or b"").decode("ascii", "replace").strip()
         if nonce != self._nonce and re.fullmatch("[0-9a-f]{64}", nonce):
             self._nonce = nonce
             self._asked += 1
@@ -148,7 +152,7 @@ class SpoolFront:
         self.channel.send(UploadReady(size=found.st_size))
 
     def _look_for_ack(self) -> None:
-        if self._has_result and not self._acknowledged and self.spool.read("ack", 128) is not None:
+        if self._has_result and not self._acknowledged and self.spool.read(ACKNOWLEDGEMENT_NAME, 128) is not None:
             self._acknowledged = True
             self.channel.send(Acknowledged())
 

@@ -23,7 +23,8 @@ from trainer.provider.local_files import (
     write_private,
 )
 from trainer.provider.policies import ReviewedApp, demanded_sandbox, read_policy, strict_policy_text
-from trainer.provider.verification import appraise_evidence, attest, connect, policy_collateral, read_record
+from trainer.provider.transport.carrier_registry import connect_to_job
+from trainer.provider.verification import appraise_evidence, attest, policy_collateral, read_record
 
 __all__ = [
     "GRANT_SECONDS",
@@ -35,7 +36,7 @@ __all__ = [
     "appraise_evidence",
     "attest",
     "check_deletion_of",
-    "connect",
+    "connect_to_job",
     "count_rows",
     "data_files",
     "demanded_sandbox",

@@ -129,7 +129,7 @@ class _SubmissionRun:
     def _steps(self) -> Submitted:
         record = self._timed("verify", self._verify)
         grant = self._timed("seal", lambda: self._seal(record))
-        client = provider.connect(self.submission.source, pinned_spki_sha256=self._peer(record))
+        client = provider.connect_to_job(self.submission.source, pinned_spki_sha256=self._peer(record))
         sealed_result = self.kept / "result.tar.age"
         if not sealed_result.exists():
             self._timed("upload", lambda: self._upload(client))
@@ -200,7 +200,7 @@ class _SubmissionRun:
 
     def _attest(self) -> Record:
         policy = provider.read_policy(self.submission.policy)
-        client = provider.connect(self.submission.source)
+        client = provider.connect_to_job(self.submission.source)
         record = provider.attest(client, policy, cache=self.submission.cache, nonces=self.submission.nonces)
         record.result.require_pass(record.result.appraised_at)
         return record

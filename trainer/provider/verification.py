@@ -14,32 +14,11 @@ from trainer.attestation.policy import (
 from trainer.attestation.result.record import Record, load_record, make_record
 from trainer.attestation.verifier import appraise
 from trainer.encoding import sha256_hex
-from trainer.errors import ErrorCode, UsageError
-from trainer.exchange.spool import SpoolClient
 from trainer.provider.local_files import read_small
 from trainer.provider.nonces import spend_nonce
 from trainer.provider.transport.carrier import Carrier
 from trainer.provider.transport.collateral_download import fetch_collateral
 from trainer.provider.transport.endorsement_download import fetch_gpu_endorsements
-from trainer.provider.transport.http_carrier import JobClient
-
-
-def connect(source: str, *, pinned_spki_sha256: str | None = None) -> Carrier:
-    """A client for a job: over TLS for an https URL, through files for a directory.
-
-    Raises:
-        UsageError: `source` is neither.
-    """
-    if source.startswith("https://"):
-        return JobClient(source, pinned_spki_sha256=pinned_spki_sha256)
-    if Path(source).is_dir():
-        return SpoolClient(Path(source))
-    raise UsageError(
-        ErrorCode.USAGE,
-        "this is no job to talk to",
-        expected="an https:// URL, or a directory used as spool",
-        found=source,
-    )
 
 
 def attest(

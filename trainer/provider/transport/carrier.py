@@ -1,18 +1,18 @@
-"""What the provider's side can ask of a job, whatever carries it: HTTP or files."""
+"""The interface of a carrier: what the provider's side asks of a job, whether HTTP or files carry it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from trainer.models import Phase, Status
 
 Progress = Callable[[int], None]
-"""Told the bytes done so far, cumulative; may go back when part of a transfer is repeated."""
+"""Receives the bytes transferred so far, cumulative; the count falls when part of a transfer is repeated."""
 
-ENDED = frozenset({Phase.DONE, Phase.FAILED})
+FINAL_PHASES: Final = frozenset({Phase.DONE, Phase.FAILED})
 """Phases after which no event follows."""
 
 
@@ -21,7 +21,7 @@ class SealedEvent:
     """A private event, still sealed.
 
     Args:
-        id: grows with every event of one carrier.
+        id: number of the event; grows within one carrier.
         sealed: base64 of an age file for the grant's recipients.
     """
 
@@ -30,30 +30,56 @@ class SealedEvent:
 
 
 JobEvent = Status | SealedEvent
-"""What `events` gives: a new public status, or a private event."""
+"""An item of `Carrier.events`: a new public status, or a private event."""
 
 
 class Carrier(Protocol):
-    """The provider's side of an exchange. Nothing that passes it is plaintext."""
+    """The provider's end of an exchange with one job. Nothing that passes through it is plaintext."""
 
     @property
     def peer_spki_sha256(self) -> str | None:
-        """SHA-256 of the TLS key that answered, in hex; None before a connection or where there is no TLS."""
+        """SHA-256 of the TLS key that answered, in hex; None before a connection or if the carrier has no TLS."""
 
     def attestation(self, nonce: str) -> bytes:
-        """Evidence over `nonce` (64 hex digits), unappraised."""
+        """Returns the job's evidence over `nonce` (64 hex digits); it has not been appraised."""
 
     def upload(self, path: Path, *, progress: Progress | None = None, state: Path | None = None) -> None:
-        """Hand over a sealed dataset; goes on where an earlier attempt ended."""
+        """Transfers a sealed dataset; continues an earlier attempt that was interrupted.
+
+        Args:
+            path: the sealed file.
+            progress: receives the bytes transferred.
+            state: file in which the carrier may keep what it needs to continue; it holds no secret.
+        """
 
     def status(self) -> Status:
-        """The public status."""
+        """Returns the job's public status."""
 
     def events(self, token: str | None = None) -> Iterator[JobEvent]:
-        """Events until the job is done or failed."""
+        """Yields events until the job is done or failed.
+
+        Args:
+            token: the grant's token; None leaves private events out.
+        """
 
     def download_result(self, target: Path, *, progress: Progress | None = None) -> str:
-        """Fetch the sealed result to `target`; returns its SHA-256 in hex."""
+        """Transfers the sealed result to `target` and returns its SHA-256 in hex."""
 
     def acknowledge(self) -> bytes | None:
-        """Say that the result arrived; returns the job's deletion statement, unchecked, where one comes."""
+        """Confirms that the result arrived; returns the job's deletion statement, unverified, if it sends one."""
+
+
+@dataclass(frozen=True)
+class CarrierKind:
+    """One kind of carrier, as `carrier_registry` lists it.
+
+    Args:
+        location: description of the locations that it serves, for help and error texts.
+        serves: whether a location, as the user wrote it, belongs to this carrier.
+        connect: makes the client for a location; the second argument is the SHA-256 of the only acceptable TLS
+            key in hex, None before the job was appraised. A carrier without TLS ignores it.
+    """
+
+    location: str
+    serves: Callable[[str], bool]
+    connect: Callable[[str, str | None], Carrier]

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from trainer.errors import ErrorCode, TrainerError, UnavailableError
 from trainer.exchange.limits import MAX_SEALED_EVENT_BYTES
 from trainer.models import Status
-from trainer.provider.transport.carrier import ENDED, JobEvent, SealedEvent
+from trainer.provider.transport.carrier import FINAL_PHASES, JobEvent, SealedEvent
 from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
 
 _MAX_LINE: Final = MAX_SEALED_EVENT_BYTES + 64
@@ -46,7 +46,7 @@ class Watcher:
             try:
                 for event in self._connection():
                     yield event
-                    if isinstance(event, Status) and event.phase in ENDED:
+                    if isinstance(event, Status) and event.phase in FINAL_PHASES:
                         return
                 self._patience.failed(UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job ended the events"))
             except TrainerError as error:

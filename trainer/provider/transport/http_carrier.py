@@ -1,4 +1,4 @@
-"""The provider's side of the exchange over HTTPS: pinned to one TLS key, resumable in both directions."""
+"""The carrier over HTTPS: the provider's end, pinned to one TLS key, resumable in both directions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.exchange.limits import (
     MAX_STATUS_BYTES,
 )
 from trainer.models import Status
-from trainer.provider.transport.carrier import JobEvent, Progress
+from trainer.provider.transport.carrier import CarrierKind, JobEvent, Progress
 from trainer.provider.transport.downloading import Downloader
 from trainer.provider.transport.event_stream import Watcher
 from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
@@ -141,3 +141,10 @@ class JobClient:
 
     def _patience(self) -> RetryPolicy:
         return RetryPolicy(retries=self._retries, sleep=self._sleep)
+
+
+HTTP_CARRIER: Final = CarrierKind(
+    location="an https:// URL",
+    serves=lambda location: location.startswith("https://"),
+    connect=lambda location, pin: JobClient(location, pinned_spki_sha256=pin),
+)

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from trainer.errors import ErrorCode, JobError, SealingError, UnavailableError, UsageError
-from trainer.exchange.spool import SpoolClient
 from trainer.ipc.front_messages import (
     Acknowledged,
     DeletionReady,
@@ -27,6 +26,7 @@ from trainer.ipc.front_messages import (
 )
 from trainer.models import Phase, Status
 from trainer.provider.transport.carrier import SealedEvent
+from trainer.provider.transport.spool_carrier import SpoolClient
 
 NONCE = "cd" * 32
 

@@ -1,0 +1,34 @@
+"""The list of carriers, and the choice of one by the location of a job."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from trainer.errors import ErrorCode, UsageError
+from trainer.provider.transport.carrier import Carrier, CarrierKind
+from trainer.provider.transport.http_carrier import HTTP_CARRIER
+from trainer.provider.transport.spool_carrier import SPOOL_CARRIER
+
+CARRIERS: Final[tuple[CarrierKind, ...]] = (HTTP_CARRIER, SPOOL_CARRIER)
+"""Every carrier; the first that serves a location is used."""
+
+
+def connect_to_job(location: str, *, pinned_spki_sha256: str | None = None) -> Carrier:
+    """Returns the carrier client for a job.
+
+    Args:
+        location: an https:// URL, or the path of a spool directory.
+        pinned_spki_sha256: SHA-256 of the only acceptable TLS key in hex, from an appraisal of the job.
+
+    Raises:
+        UsageError: no carrier serves the location.
+    """
+    for kind in CARRIERS:
+        if kind.serves(location):
+            return kind.connect(location, pinned_spki_sha256)
+    raise UsageError(
+        ErrorCode.USAGE,
+        "this is not the location of a job",
+        expected=" or ".join(kind.location for kind in CARRIERS),
+        found=location,
+    )

@@ -1,0 +1,249 @@
+"""The carrier over files: the provider's end of a spool directory, whose layout is `trainer.exchange.spool`.
+
+Files carry no authentication: whoever can write to the directory can withhold or replace them. What counts is
+checked elsewhere: evidence by appraisal, the sealed files by age and the receipt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Final, TypeVar
+
+from pydantic import ValidationError
+
+from trainer.encoding import parse_json
+from trainer.errors import ErrorCode, JobError, SealingError, UnavailableError, UsageError
+from trainer.exchange.limits import MAX_DELETION_BYTES, MAX_EVIDENCE_ANSWER_BYTES
+from trainer.exchange.spool import (
+    ACKNOWLEDGEMENT_NAME,
+    DATASET_NAME,
+    DELETION_NAME,
+    EVENTS_NAME,
+    EVIDENCE_NAME,
+    MAX_EVENTS_BYTES,
+    NONCE_NAME,
+    RESULT_INFO_NAME,
+    RESULT_NAME,
+    STATUS_NAME,
+    TERMS_NAME,
+    SpoolDirectory,
+    SpoolEvent,
+    SpoolResult,
+    SpoolTerms,
+)
+from trainer.models import Phase, Status
+from trainer.provider.transport.carrier import FINAL_PHASES, CarrierKind, JobEvent, Progress, SealedEvent
+
+_COPY_BLOCK_BYTES: Final = 1 << 20
+_DELETION_SECONDS: Final = 10.0
+"""Longest wait for the deletion statement after an acknowledgement."""
+
+Answer = TypeVar("Answer")
+
+
+class SpoolClient:
+    """A `Carrier` for one job, by its spool directory.
+
+    Args:
+        directory: the job's `--spool` directory, or a copy that is kept in sync with it.
+        timeout: longest wait for an answer of the job, in seconds.
+        pause: seconds between two looks at the directory.
+        sleep: waits for some seconds; an argument for tests.
+
+    Raises:
+        UsageError: `directory` is not a directory.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        timeout: float = 600.0,
+        pause: float = 0.2,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._spool = SpoolDirectory(directory)
+        self._timeout = timeout
+        self._pause = pause
+        self._sleep = sleep
+        if not directory.is_dir():
+            raise UsageError(ErrorCode.FILE_NOT_FOUND, f"{directory} is not a directory")
+
+    @property
+    def peer_spki_sha256(self) -> None:
+        """None: there is no TLS key to check."""
+        return
+
+    def attestation(self, nonce: str) -> bytes:
+        """Writes `nonce` and returns the evidence over it, unappraised.
+
+        Raises:
+            UnavailableError: no evidence over this nonce in time.
+        """
+        self._spool.put(NONCE_NAME, nonce.encode() + b"\n")
+        return self._poll(lambda: self._evidence_over(nonce), "no evidence over the nonce")
+
+    def _evidence_over(self, nonce: str) -> bytes | None:
+        data = self._spool.read(EVIDENCE_NAME, MAX_EVIDENCE_ANSWER_BYTES)
+        return data if data is not None and _claimed_nonce(data) == nonce else None
+
+    def upload(self, path: Path, *, progress: Progress | None = None, state: Path | None = None) -> None:  # noqa: ARG002
+        """Copies a sealed dataset into the directory. An interrupted copy starts again, so `state` is not used.
+
+        Raises:
+            UsageError: the file cannot be read, or the directory cannot be written.
+            JobError: the dataset is larger than the job accepts.
+        """
+        terms = self._spool.load(TERMS_NAME, SpoolTerms)
+        try:
+            with path.open("rb") as source:
+                size = os.fstat(source.fileno()).st_size
+                if terms is not None and size > terms.max_upload_bytes:
+                    raise JobError(
+                        ErrorCode.DATASET_TOO_LARGE,
+                        "the sealed dataset is too large for this job",
+                        expected=f"at most {terms.max_upload_bytes} bytes",
+                        found=f"{size} bytes",
+                    )
+                with self._spool.placing(DATASET_NAME) as target:
+                    _copy_and_hash(source, target, progress)
+        except OSError as error:
+            raise UsageError(ErrorCode.USAGE, f"cannot copy {path} to the spool: {error.strerror}") from error
+
+    def status(self) -> Status:
+        """Returns the job's public status.
+
+        The error code of a refused dataset is left out while a newer dataset is in the directory that the job has
+        not taken yet: the code is about the earlier one.
+
+        Raises:
+            UnavailableError: no readable status in time.
+        """
+        status = self._poll(lambda: self._spool.load(STATUS_NAME, Status), "no status")
+        not_taken = status.phase is Phase.AWAITING_DATASET and self._spool.file(DATASET_NAME).exists()
+        return status.model_copy(update={"error": None}) if not_taken else status
+
+    def events(self, token: str | None = None) -> Iterator[JobEvent]:
+        """Yields events until the job is done or failed.
+
+        Args:
+            token: None leaves private events out. Files cannot check a token; the events are sealed in any case.
+
+        Raises:
+            UnavailableError: no readable status in time.
+        """
+        last_status: Status | None = None
+        last_id = 0
+        while True:
+            if token is not None:
+                for event in self._events_after(last_id):
+                    last_id = event.id
+                    yield SealedEvent(last_id, event.sealed)
+            status = self.status()
+            if status != last_status:
+                last_status = status
+                yield status
+            if status.phase in FINAL_PHASES:
+                return
+            self._sleep(self._pause)
+
+    def _events_after(self, last_id: int) -> Iterator[SpoolEvent]:
+        data = self._spool.read(EVENTS_NAME, MAX_EVENTS_BYTES) or b""
+        for line in data.split(b"\n")[:-1]:  # what follows the last line end is a line that is being written
+            try:
+                event = SpoolEvent.model_validate_json(line)
+            except ValidationError:
+                continue  # written by somebody else; only what opens with the identity counts
+            if event.id > last_id:
+                yield event
+
+    def download_result(self, target: Path, *, progress: Progress | None = None) -> str:
+        """Copies the sealed result to `target`, atomically; returns its SHA-256 in hex.
+
+        Raises:
+            UnavailableError: no result in time.
+            SealingError: the file is not the one that the job announced (`result-digest-mismatch`).
+            UsageError: `target` cannot be written.
+        """
+        announced = self._poll(lambda: self._spool.load(RESULT_INFO_NAME, SpoolResult), "no result")
+        try:
+            with SpoolDirectory(target.parent).placing(target.name) as file:
+                with self._spool.file(RESULT_NAME).open("rb") as source:
+                    digest = _copy_and_hash(source, file, progress)
+                if digest != announced.sha256:
+                    raise SealingError(
+                        ErrorCode.RESULT_DIGEST_MISMATCH,
+                        "the result is not what the job announced",
+                        expected=announced.sha256,
+                        found=digest,
+                    )
+        except OSError as error:
+            raise UsageError(ErrorCode.USAGE, f"cannot copy the result to {target}: {error.strerror}") from error
+        return digest
+
+    def acknowledge(self) -> bytes | None:
+        """Writes the acknowledgement, after which the job ends.
+
+        Returns:
+            The job's deletion statement, unverified; None if none appears within ten seconds.
+        """
+        self._spool.put(ACKNOWLEDGEMENT_NAME, b"")
+        waited = 0.0
+        while (statement := self._spool.read(DELETION_NAME, MAX_DELETION_BYTES)) is None:
+            if waited >= min(self._timeout, _DELETION_SECONDS):
+                return None
+            self._sleep(self._pause)
+            waited += self._pause
+        return statement
+
+    def _poll(self, look: Callable[[], Answer | None], failure: str) -> Answer:
+        """Returns the first answer of `look` that is not None.
+
+        Raises:
+            UnavailableError: there is none within the timeout; `failure` says what is missing.
+        """
+        waited = 0.0
+        while (answer := look()) is None:
+            if waited >= self._timeout:
+                raise UnavailableError(
+                    ErrorCode.TIMEOUT,
+                    f"{self._spool.path}: {failure} in {self._timeout:.0f} s",
+                    hint="does a job run with this spool directory?",
+                )
+            self._sleep(self._pause)
+            waited += self._pause
+        return answer
+
+
+SPOOL_CARRIER: Final = CarrierKind(
+    location="a spool directory",
+    serves=lambda location: Path(location).is_dir(),
+    connect=lambda location, _pin: SpoolClient(Path(location)),
+)
+
+
+def _copy_and_hash(source: BinaryIO, target: BinaryIO, progress: Progress | None) -> str:
+    """Copies `source` to `target` in blocks; returns the SHA-256 of the content in hex."""
+    digest = hashlib.sha256()
+    copied = 0
+    while block := source.read(_COPY_BLOCK_BYTES):
+        target.write(block)
+        digest.update(block)
+        copied += len(block)
+        if progress is not None:
+            progress(copied)
+    return digest.hexdigest()
+
+
+def _claimed_nonce(evidence: bytes) -> object:
+    """Returns the nonce in the claims, to distinguish a new answer from an old one; only appraisal checks it."""
+    try:
+        document = parse_json(evidence)
+    except ValueError:
+        return None
+    claims = document.get("claims") if isinstance(document, dict) else None
+    return claims.get("nonce") if isinstance(claims, dict) else None
