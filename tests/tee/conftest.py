@@ -50,7 +50,7 @@ def socket_path() -> Iterator[Path]:
 @pytest.fixture
 def endpoint(vm: SimulatedVm, socket_path: Path) -> Iterator[str]:
     """Socket on which the VM of the `vm` fixture (release 0.6.0) is served."""
-    with SimulatedAgentServer(socket_path, vm, clock=lambda: NOW):
+    with SimulatedAgentServer(socket_path, vm):
         yield str(socket_path)
 
 
@@ -58,7 +58,7 @@ def endpoint(vm: SimulatedVm, socket_path: Path) -> Iterator[str]:
 def old_endpoint(socket_path: Path) -> Iterator[str]:
     """Socket on which a VM of release 0.5.11 is served."""
     vm = SimulatedVm(COMPOSE, SEED, options=VmOptions(release=Release.V0_5))
-    with SimulatedAgentServer(socket_path, vm, clock=lambda: NOW):
+    with SimulatedAgentServer(socket_path, vm):
         yield str(socket_path)
 
 

@@ -12,19 +12,13 @@ from typing import Final
 
 import coincurve
 from Crypto.Hash import keccak
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 _KEY_BYTES: Final = 32
-_SIGNATURE_BYTES: Final = 64
 _SALT: Final = b"RATLS"
-_SIGNING_PATH: Final = "vms"
-_SIGNING_PURPOSE: Final = "signing"
-_PREHASHED: Final = "secp256k1_prehashed"
 
 
 class Algorithm(StrEnum):
@@ -53,15 +47,6 @@ class SimulatedKey:
     """65 bytes r ‖ s ‖ recovery id each: by the app key over the public key, by the root over the app key."""
 
 
-@dataclass(frozen=True)
-class Signed:
-    """Answer to a request to sign: 64-byte signature and what proves its key."""
-
-    signature: bytes
-    public_key: bytes
-    signature_chain: tuple[bytes, ...]
-
-
 class AppKeys:
     """Keys of one application, held by its VM.
 
@@ -85,21 +70,6 @@ class AppKeys:
         public_key = _ed25519_public(secret) if algorithm is Algorithm.ED25519 else _compressed(secret)
         signature = _sign_recoverable(self._app_key, f"{purpose}:{public_key.hex()}".encode())
         return SimulatedKey(secret, public_key, (signature, self._app_signature))
-
-    def sign(self, algorithm: str, data: bytes) -> Signed:
-        """Sign with the application's signing key.
-
-        Raises:
-            ValueError: unknown algorithm, or a pre-hashed message that is not 32 bytes long.
-        """
-        kind = _signing_algorithm(algorithm)
-        key = self.derive(_SIGNING_PATH, _SIGNING_PURPOSE, kind)
-        if kind is Algorithm.ED25519:
-            signature = ed25519.Ed25519PrivateKey.from_private_bytes(key.secret).sign(data)
-        else:
-            digest = _message_digest(algorithm, data)
-            signature = coincurve.PrivateKey(key.secret).sign_recoverable(digest, hasher=None)[:_SIGNATURE_BYTES]
-        return Signed(signature, key.public_key, (signature, *key.signature_chain))
 
 
 class KeyService:
@@ -129,47 +99,10 @@ def derive_key(secret: bytes, *context: bytes) -> bytes:
     return HKDF(hashes.SHA256(), _KEY_BYTES, _SALT, b"".join(context)).derive(secret)
 
 
-def verify_signature(algorithm: str, data: bytes, signature: bytes, public_key: bytes) -> bool:
-    """Whether a 64-byte signature, as `AppKeys.sign` makes them, is genuine.
-
-    Raises:
-        ValueError: unknown algorithm, or not a public key of it.
-    """
-    if _signing_algorithm(algorithm) is Algorithm.ED25519:
-        return _verify_ed25519(data, signature, public_key)
-    digest = _message_digest(algorithm, data)
-    if len(signature) != _SIGNATURE_BYTES:
-        raise ValueError(f"signature: expected {_SIGNATURE_BYTES} bytes, got {len(signature)}")
-    der = encode_dss_signature(int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big"))
-    return coincurve.PublicKey(public_key).verify(der, digest, hasher=None)
-
-
 def key_provider_info(ca_public_key: ec.EllipticCurvePublicKey) -> str:
     """The JSON that a VM measures as `key-provider`: which key service gave it its keys."""
     spki = ca_public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return json.dumps({"name": "kms", "id": spki.hex()}, separators=(",", ":"))
-
-
-def _signing_algorithm(name: str) -> Algorithm:
-    return Algorithm.SECP256K1 if name == _PREHASHED else Algorithm.parse(name)
-
-
-def _message_digest(algorithm: str, data: bytes) -> bytes:
-    if algorithm != _PREHASHED:
-        digest = hashes.Hash(hashes.SHA256())
-        digest.update(data)
-        return digest.finalize()
-    if len(data) != _KEY_BYTES:
-        raise ValueError(f"data: expected a digest of {_KEY_BYTES} bytes, got {len(data)}")
-    return data
-
-
-def _verify_ed25519(data: bytes, signature: bytes, public_key: bytes) -> bool:
-    try:
-        ed25519.Ed25519PublicKey.from_public_bytes(public_key).verify(signature, data)
-    except InvalidSignature:
-        return False
-    return True
 
 
 def _sign_recoverable(key: bytes, message: bytes) -> bytes:

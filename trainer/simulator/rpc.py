@@ -1,7 +1,9 @@
 """The guest agent's remote calls over a simulated VM: JSON in, JSON out; bytes travel as hex.
 
-Source: dstack's `agent_rpc.proto` and the calls that dstack-sdk 0.5.4 makes. `Attest` is left out: its SCALE
-encoding adds nothing to what `GetQuote` gives.
+Only the calls that a job makes are there. What dstack's agent offers beside them (`GetTlsKey`, `Sign`, `Verify`,
+`EmitEvent`, `Attest`) ends in `MethodNotFoundError`, as does a call that the simulated release does not have yet.
+
+Source: dstack's `agent_rpc.proto`, and the requests that dstack-sdk 0.5.4 sends.
 """
 
 from __future__ import annotations
@@ -14,13 +16,11 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainer.simulator.agent import Release, SimulatedVm
-from trainer.simulator.agent_tls import TlsRequest, issue_tls_key
-from trainer.simulator.key_service import Algorithm, verify_signature
+from trainer.simulator.key_service import Algorithm
 
 REVISION: Final = "DEVELOPMENT-simulator"
 
 Answer = dict[str, Any]
-Clock = Callable[[], int]
 
 _Hex = Annotated[str, Field(pattern=r"^([0-9a-fA-F]{2})*$")]
 
@@ -53,55 +53,22 @@ class _KeyArguments(_Arguments):
     algorithm: str = ""
 
 
-class _EventArguments(_Arguments):
-    event: str = ""
-    payload: _Hex = ""
-
-
-class _TlsKeyArguments(_Arguments):
-    subject: str = ""
-    alt_names: Annotated[tuple[str, ...], Field(max_length=64)] = ()
-    usage_ra_tls: bool = False
-    usage_server_auth: bool = False
-    usage_client_auth: bool = False
-    not_before: int | None = None
-    not_after: int | None = None
-    with_app_info: bool = False
-
-
-class _SignArguments(_Arguments):
-    algorithm: str = ""
-    data: _Hex = ""
-
-
-class _VerifyArguments(_SignArguments):
-    signature: _Hex = ""
-    public_key: _Hex = ""
-
-
 class GuestAgentRpc:
     """Remote calls of one VM.
 
     Args:
-        vm: the VM.
-        clock: seconds since 1970, for the validity of TLS certificates.
+        vm: the VM whose keys, quotes and measurements the answers hold.
     """
 
-    def __init__(self, vm: SimulatedVm, clock: Clock) -> None:
+    def __init__(self, vm: SimulatedVm) -> None:
         self._vm = vm
-        self._clock = clock
         self._methods: dict[str, tuple[type[_Arguments], Callable[[Any], Answer]]] = {
             "Info": (_NoArguments, self._info),
             "GetKey": (_KeyArguments, self._get_key),
             "GetQuote": (_QuoteArguments, self._get_quote),
-            "GetTlsKey": (_TlsKeyArguments, self._get_tls_key),
-            "Sign": (_SignArguments, self._sign),
-            "Verify": (_VerifyArguments, self._verify),
             "Version": (_NoArguments, self._version),
         }
-        if vm.options.release is Release.V0_5:
-            self._methods["EmitEvent"] = (_EventArguments, self._emit_event)
-        else:
+        if vm.options.release is not Release.V0_5:
             self._methods["GpuInfo"] = (_NoArguments, self._gpu_info)
 
     def call(self, method: str, body: bytes) -> Answer:
@@ -175,41 +142,8 @@ class GuestAgentRpc:
             "vm_config": quote.vm_config,
         }
 
-    def _emit_event(self, arguments: _EventArguments) -> Answer:
-        self._vm.emit_event(arguments.event, bytes.fromhex(arguments.payload))
-        return {}
-
     def _gpu_info(self, _: _NoArguments) -> Answer:
         return {"attestation": self._vm.gpu_attestation}
-
-    def _get_tls_key(self, arguments: _TlsKeyArguments) -> Answer:
-        if arguments.with_app_info:
-            raise ValueError("with_app_info: not supported by the development simulator")
-        request = TlsRequest(
-            subject=arguments.subject,
-            alt_names=arguments.alt_names,
-            server_auth=arguments.usage_server_auth,
-            client_auth=arguments.usage_client_auth,
-            with_quote=arguments.usage_ra_tls,
-            not_before=arguments.not_before,
-            not_after=arguments.not_after,
-        )
-        issued = issue_tls_key(self._vm, request, self._clock())
-        return {"key": issued.key, "certificate_chain": list(issued.certificate_chain)}
-
-    def _sign(self, arguments: _SignArguments) -> Answer:
-        signed = self._vm.keys.sign(arguments.algorithm, bytes.fromhex(arguments.data))
-        return {
-            "signature": signed.signature.hex(),
-            "signature_chain": [link.hex() for link in signed.signature_chain],
-            "public_key": signed.public_key.hex(),
-        }
-
-    def _verify(self, arguments: _VerifyArguments) -> Answer:
-        data, signature, public_key = (
-            bytes.fromhex(text) for text in (arguments.data, arguments.signature, arguments.public_key)
-        )
-        return {"valid": verify_signature(arguments.algorithm, data, signature, public_key)}
 
     def _version(self, _: _NoArguments) -> Answer:
         return {"version": f"{self._vm.options.release.value}-DEVELOPMENT", "rev": REVISION}

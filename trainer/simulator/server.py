@@ -38,15 +38,14 @@ class SimulatedAgentServer:
     Args:
         path: where to listen; a socket that nobody answers on is removed first.
         vm: the VM.
-        clock: seconds since 1970.
 
     Raises:
         UsageError: another agent answers there, something else is there, or the path cannot be a socket.
     """
 
-    def __init__(self, path: Path, vm: SimulatedVm, *, clock: Callable[[], int] = _now) -> None:
+    def __init__(self, path: Path, vm: SimulatedVm) -> None:
         _claim(path)
-        self._server = _UnixHttpServer(path, GuestAgentRpc(vm, clock))
+        self._server = _UnixHttpServer(path, GuestAgentRpc(vm))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_SECONDS,), daemon=True)
 
     def __enter__(self) -> Self:
@@ -86,7 +85,7 @@ def serve(
         UsageError: state, socket path or app-compose are not usable.
     """
     vm = open_vm(state, app_compose, options)
-    with SimulatedAgentServer(socket, vm, clock=clock):
+    with SimulatedAgentServer(socket, vm):
         publish(vm, state, clock())
         if started is not None:
             started(vm)
