@@ -12,7 +12,6 @@ from trainer.spec.lora_section import LoraSection
 from trainer.spec.model_section import MODEL_FILE_SUFFIXES, Dtype, ModelSection
 from trainer.spec.output_section import OutputSection
 from trainer.spec.privacy_section import REFERENCES, PrivacySection
-from trainer.spec.strict_yaml import parse_yaml
 from trainer.spec.tee_section import TeeSection
 from trainer.spec.train_section import Engine, TrainSection
 
@@ -39,6 +38,5 @@ __all__ = [
     "leaf_names",
     "meant_key",
     "parse_job_spec",
-    "parse_yaml",
     "read_job_spec",
 ]

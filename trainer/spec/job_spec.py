@@ -18,9 +18,9 @@ from trainer.spec.lora_section import LoraSection
 from trainer.spec.model_section import ModelSection
 from trainer.spec.output_section import OutputSection
 from trainer.spec.privacy_section import PrivacySection, refusals
-from trainer.spec.strict_yaml import parse_yaml
 from trainer.spec.tee_section import TeeSection
 from trainer.spec.train_section import TrainSection
+from trainer.strict_yaml import parse_yaml
 
 MAX_SPEC_BYTES: Final = 1 << 18
 

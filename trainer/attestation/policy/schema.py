@@ -27,7 +27,7 @@ from trainer.attestation.tdx.collateral import INTEL_ROOT_KEY_ID, root_key_id
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode, UsageError
 from trainer.models import Sha256Hex, Strict
-from trainer.spec import parse_yaml
+from trainer.strict_yaml import parse_yaml
 
 MAX_POLICY_BYTES: Final = 1 << 20
 
