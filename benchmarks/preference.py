@@ -109,8 +109,8 @@ def train_ours(order: dict[str, Any]) -> dict[str, Any]:
 
     from trainer.data.examples.example import Example
     from trainer.data.examples.example_set import Dataset, RowCounts
-    from trainer.ipc.worker_messages import Metrics
     from trainer.training.engines.transformers_engine import Precision
+    from trainer.training.events import MetricsMeasured
     from trainer.training.loop import Trainer
     from trainer.training.loss import CausalLoss
     from trainer.training.methods.dpo import DirectPreferenceOptimization, pairs_of
@@ -136,7 +136,7 @@ def train_ours(order: dict[str, Any]) -> dict[str, Any]:
     seen: list[dict[str, float]] = []
 
     def report(message: object) -> None:
-        if isinstance(message, Metrics):
+        if isinstance(message, MetricsMeasured):
             seen.append(message.values)
 
     loop = Trainer(

@@ -128,10 +128,10 @@ def ours(model: Path, rows: list[Any]) -> dict[str, float]:
 
     from trainer.data.examples.example import Example
     from trainer.data.examples.example_set import Dataset, RowCounts
-    from trainer.ipc.worker_messages import Progress
     from trainer.spec import TrainSection
     from trainer.training.bin_packing import best_fit_decreasing
     from trainer.training.engines.transformers_engine import Precision
+    from trainer.training.events import StepCompleted
     from trainer.training.loop import Trainer
     from trainer.training.loss import CausalLoss
 
@@ -147,7 +147,7 @@ def ours(model: Path, rows: list[Any]) -> dict[str, float]:
     data = Dataset(examples, (), RowCounts(len(examples), 0, 0, 0), ())
     training = Trainer(
         adapted, loss, data, section, bins=bins,
-        report=lambda message: observer.step_ended() if isinstance(message, Progress) else None,
+        report=lambda message: observer.step_ended() if isinstance(message, StepCompleted) else None,
     )  # fmt: skip
     outcome = training.run()
     return observer.figures(outcome.input_tokens / outcome.steps)

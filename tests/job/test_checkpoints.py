@@ -10,13 +10,13 @@ import pytest
 
 from trainer import logs
 from trainer.errors import ErrorCode, SealingError
-from trainer.ipc.worker_messages import CHECKPOINT_FILES, CHECKPOINTS
 from trainer.job.checkpoints import Checkpoints
 from trainer.logs import PublicEvent
 from trainer.sealing import sealed_checkpoint as sealed
 from trainer.sealing.age import encrypt_file, generate_identity
 from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointKeys, open_checkpoint, seal_checkpoint
 from trainer.tee.key_derivation import checkpoint_material
+from trainer.training.run_inputs import CHECKPOINT_FILES, CHECKPOINTS_DIR
 
 SECRET, TOKEN = bytes(range(32)), "cd" * 32
 BINDING = CheckpointBinding(
@@ -46,7 +46,7 @@ class Job:
 
     def write(self, step: int, content: dict[str, bytes] | None = None) -> Path:
         """What the worker leaves."""
-        folder = self.output / CHECKPOINTS / str(step)
+        folder = self.output / CHECKPOINTS_DIR / str(step)
         folder.mkdir(parents=True)
         for name, data in {**CONTENT, **(content or {})}.items():
             (folder / name).write_bytes(data)
@@ -78,7 +78,7 @@ def test_the_newest_is_gone_on_with_and_the_last_ones_stay(tmp_path: Path) -> No
     sizes = {step: job.at.path(step).stat().st_size for step in (2, 10)}
     assert job.events[1:] == [logs.CheckpointSealed(2, sizes[2]), logs.CheckpointSealed(10, sizes[10])]
     assert sorted(job.at.folder.iterdir()) == [job.at.path(2), job.at.path(10)]
-    assert list((job.output / CHECKPOINTS).iterdir()) == [], "the plaintext is gone"
+    assert list((job.output / CHECKPOINTS_DIR).iterdir()) == [], "the plaintext is gone"
     again = Job(tmp_path)
     assert again.resume() == (10, [logs.Resumed(10)])
     assert again.at.last == 10
@@ -251,8 +251,8 @@ def test_no_link_of_a_broken_worker_is_followed(kind: str, tmp_path: Path) -> No
     (secret / "1").mkdir()
     file = folder / "state.json"
     if kind == "above":
-        (job.output / CHECKPOINTS).rename(tmp_path / "moved")
-        (job.output / CHECKPOINTS).symlink_to(secret)
+        (job.output / CHECKPOINTS_DIR).rename(tmp_path / "moved")
+        (job.output / CHECKPOINTS_DIR).symlink_to(secret)
     elif kind == "directory":
         folder.rename(tmp_path / "moved")
         folder.symlink_to(secret)

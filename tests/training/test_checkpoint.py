@@ -17,15 +17,16 @@ from safetensors.torch import load_file, save_file
 from tests.training.conftest import compiles
 from trainer.data.rows import read_files
 from trainer.errors import ErrorCode, JobError
-from trainer.ipc.worker_messages import CHECKPOINT_FILES, Message, Metrics, Progress, Saved, TrainingOrder
 from trainer.spec import JobSpec
 from trainer.training.checkpoint import read_state
 from trainer.training.engines.transformers_engine import choose_engine
+from trainer.training.events import CheckpointWritten, MetricsMeasured, StepCompleted, TrainingEvent
 from trainer.training.interruption import Interruption, Interrupts
 from trainer.training.loss import CausalLoss
 from trainer.training.methods.dpo import DirectPreferenceOptimization
 from trainer.training.report.summary import Summary
 from trainer.training.run import run
+from trainer.training.run_inputs import CHECKPOINT_FILES, RunInputs
 from trainer.training.stopwatch import Stopwatch
 
 MakeSpec = Callable[..., JobSpec]
@@ -64,7 +65,7 @@ class Runs:
         self.count = 0
 
     def __call__(
-        self, resume: Path | None = None, *, watch: Callable[[Message, Interrupts], None] | None = None,
+        self, resume: Path | None = None, *, watch: Callable[[TrainingEvent, Interrupts], None] | None = None,
         interrupts: Interrupts | None = None,
     ) -> Went:  # fmt: skip
         self.count += 1
@@ -74,19 +75,18 @@ class Runs:
         interrupts = interrupts or Interrupts()
         saved: dict[int, Path] = {}
 
-        def report(message: Message) -> None:
-            if isinstance(message, Saved):
+        def report(message: TrainingEvent) -> None:
+            if isinstance(message, CheckpointWritten):
                 saved[message.step] = taken / str(message.step)
                 (output / "checkpoints" / str(message.step)).rename(saved[message.step])
                 assert sorted(path.name for path in saved[message.step].iterdir()) == sorted(CHECKPOINT_FILES)
             if watch is not None:
                 watch(message, interrupts)
 
-        order = TrainingOrder(
-            spec=self.spec, model_dir=self.model, data_files={self.data.name: self.data}, output_dir=output,
-            resume_dir=resume,
+        order = RunInputs(
+            spec=self.spec, model_dir=self.model, output_dir=output, resume_dir=resume,
         )  # fmt: skip
-        rows = read_files(order.data_files, max_rows=1000)
+        rows = read_files({self.data.name: self.data}, max_rows=1000)
         torch.manual_seed(self.count)  # a new process begins anywhere
         random.seed(self.count)
         loader = choose_engine(self.spec)
@@ -99,8 +99,8 @@ class Runs:
     def stopped_after(self, step: int, resume: Path | None = None) -> Path:
         """A run to which the signal comes while `step` is reported; returns its checkpoint."""
 
-        def stop(message: Message, interrupts: Interrupts) -> None:
-            if isinstance(message, Progress) and message.step == step:
+        def stop(message: TrainingEvent, interrupts: Interrupts) -> None:
+            if isinstance(message, StepCompleted) and message.step == step:
                 interrupts.arrive()
 
         went = self(resume, watch=stop)
@@ -310,8 +310,8 @@ def test_before_the_first_step_there_is_nothing_to_keep(
 ) -> None:
     carry_out = runs()
 
-    def stop(message: Message, interrupts: Interrupts) -> None:
-        if isinstance(message, Metrics) and message.step == 0:
+    def stop(message: TrainingEvent, interrupts: Interrupts) -> None:
+        if isinstance(message, MetricsMeasured) and message.step == 0:
             interrupts.arrive()
 
     stopped = carry_out(watch=stop)

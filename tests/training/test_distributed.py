@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM
 
 from tests.training.test_loop import CPU, example
 from trainer.data.examples.example_set import Dataset, RowCounts
-from trainer.ipc.worker_messages import Message, Metrics
 from trainer.spec import LoraSection, TrainSection
 from trainer.training.bin_packing import best_fit_decreasing
 from trainer.training.distributed import ALONE, RankGroup, RankShare, deal, join_rank_group
 from trainer.training.engines.transformers_engine import attach_adapter
+from trainer.training.events import MetricsMeasured, TrainingEvent
 from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
 from trainer.training.methods.dpo import DirectPreferenceOptimization, pairs_of
@@ -85,10 +85,10 @@ def train(tiny: Path, out: Path, ranks: RankGroup, options: Options) -> None:
     )
     held = ROWS[17:] if section.method == "dpo" else ROWS[18:]
     data = Dataset(ROWS[:18], held, RowCounts(18, len(held), 0, 0), ())
-    seen: list[Metrics] = []
+    seen: list[MetricsMeasured] = []
 
-    def report(message: Message) -> None:
-        if isinstance(message, Metrics):
+    def report(message: TrainingEvent) -> None:
+        if isinstance(message, MetricsMeasured):
             seen.append(message)
 
     bins = best_fit_decreasing([row.length for row in data.train], 64) if packing else None

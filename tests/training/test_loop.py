@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM
 from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset, RowCounts
 from trainer.errors import ErrorCode, JobError
-from trainer.ipc.worker_messages import Message, Metrics, Progress
 from trainer.spec import LoraSection, TrainSection
 from trainer.training.engines.transformers_engine import Precision, attach_adapter, raise_if_out_of_memory
 from trainer.training.evaluation import Evaluation
+from trainer.training.events import MetricsMeasured, StepCompleted, TrainingEvent
 from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
 from trainer.training.progress import TrainingOutcome, TrainState
@@ -58,7 +58,7 @@ def reference(model: Any, examples: tuple[Example, ...]) -> list[torch.Tensor]:
 
 def made(
     model: Any,
-    report: Callable[[Message], None] = lambda _message: None,
+    report: Callable[[TrainingEvent], None] = lambda _message: None,
     *,
     loss: CausalLoss | None = None,
     bins: list[list[int]] | None = None,
@@ -77,7 +77,7 @@ def made(
 
 
 def train(
-    model: Any, report: Callable[[Message], None] = lambda _message: None, **options: Any
+    model: Any, report: Callable[[TrainingEvent], None] = lambda _message: None, **options: Any
 ) -> TrainingOutcome:
     return made(model, report, **options).run()
 
@@ -91,7 +91,7 @@ def test_accumulated_micro_batches_make_the_same_step_as_one_batch(tiny_model: P
     for size, accumulation in ((8, 1), (3, 3), (1, 8)):
         torch.manual_seed(3)
         model = attach_adapter(AutoModelForCausalLM.from_pretrained(tiny_model), LoraSection(lora_r=4))
-        seen: list[Message] = []
+        seen: list[TrainingEvent] = []
         outcome = train(
             model,
             seen.append,
@@ -99,7 +99,7 @@ def test_accumulated_micro_batches_make_the_same_step_as_one_batch(tiny_model: P
             gradient_accumulation_steps=accumulation,
             held_out=False,
         )
-        (norm,) = [message.values["grad_norm"] for message in seen if isinstance(message, Metrics)]
+        (norm,) = [message.values["grad_norm"] for message in seen if isinstance(message, MetricsMeasured)]
         results.append((outcome.train_loss, norm, outcome.trained_tokens))
     assert results[1] == pytest.approx(results[0], rel=1e-5)
     assert results[2] == pytest.approx(results[0], rel=1e-5)
@@ -129,12 +129,12 @@ def test_training_lowers_the_loss_it_is_trained_on(model: Any) -> None:
 
 
 def test_what_is_reported_and_when(model: Any) -> None:
-    seen: list[Message] = []
+    seen: list[TrainingEvent] = []
     train(model, seen.append, max_steps=5, logging_steps=2, eval_steps=2)
-    progress = [message for message in seen if isinstance(message, Progress)]
+    progress = [message for message in seen if isinstance(message, StepCompleted)]
     assert [(message.step, message.total_steps) for message in progress] == [(step, 5) for step in range(1, 6)]
     assert progress[-1].eta_seconds == 0
-    metrics = [message for message in seen if isinstance(message, Metrics)]
+    metrics = [message for message in seen if isinstance(message, MetricsMeasured)]
     assert [message.step for message in metrics if "loss" in message.values] == [2, 4, 5]
     assert [message.step for message in metrics if "eval_loss" in message.values] == [0, 2, 4, 5]
     rates = [message.values["learning_rate"] for message in metrics if "loss" in message.values]
@@ -142,12 +142,16 @@ def test_what_is_reported_and_when(model: Any) -> None:
     assert all(math.isfinite(value) for message in metrics for value in message.values.values())
 
 
-def eval_losses(messages: list[Message]) -> dict[int, float]:
-    return {m.step: m.values["eval_loss"] for m in messages if isinstance(m, Metrics) and "eval_loss" in m.values}
+def eval_losses(messages: list[TrainingEvent]) -> dict[int, float]:
+    return {
+        m.step: m.values["eval_loss"]
+        for m in messages
+        if isinstance(m, MetricsMeasured) and "eval_loss" in m.values
+    }
 
 
 def test_training_stops_where_evaluations_bring_nothing_more(model: Any) -> None:
-    seen: list[Message] = []
+    seen: list[TrainingEvent] = []
     stopping = {"eval_steps": 1, "early_stopping_patience": 2, "early_stopping_threshold": 100.0}
     outcome = train(model, seen.append, max_steps=6, **stopping)
     assert outcome.steps == 2
@@ -162,12 +166,12 @@ def test_patience_starts_anew_with_each_better_evaluation(model: Any) -> None:
 
 
 def test_the_best_adapter_can_be_taken_in_place_of_the_last(model: Any) -> None:
-    seen: list[Message] = []
+    seen: list[TrainingEvent] = []
     kept: dict[int, dict[str, torch.Tensor]] = {}
 
-    def report(message: Message) -> None:
+    def report(message: TrainingEvent) -> None:
         seen.append(message)
-        if isinstance(message, Metrics) and "eval_loss" in message.values:
+        if isinstance(message, MetricsMeasured) and "eval_loss" in message.values:
             kept[message.step] = adapter_of(model)
 
     outcome = train(
@@ -201,10 +205,10 @@ def test_after_a_divergence_the_model_has_the_last_sound_adapter(model: Any) -> 
     sound: list[dict[str, torch.Tensor]] = []
     training = made(model, lambda _message: None, max_steps=9, learning_rate=1e-3)
 
-    def sabotage(message: Message) -> None:
-        if isinstance(message, Metrics) and "loss" in message.values:
+    def sabotage(message: TrainingEvent) -> None:
+        if isinstance(message, MetricsMeasured) and "loss" in message.values:
             sound.append(adapter_of(model))
-        if isinstance(message, Progress) and message.step == 3:
+        if isinstance(message, StepCompleted) and message.step == 3:
             with torch.no_grad():
                 next(p for name, p in model.named_parameters() if "lora_B" in name).fill_(torch.nan)
 
@@ -287,8 +291,8 @@ def test_a_run_that_goes_on_from_its_state_ends_as_if_it_had_never_stopped(
     states: list[TrainState] = []
     whole = fresh()
 
-    def keep(message: Message) -> None:
-        if isinstance(message, Progress) and message.step == 4:
+    def keep(message: TrainingEvent) -> None:
+        if isinstance(message, StepCompleted) and message.step == 4:
             states.append(copy.deepcopy(training.state()))
 
     training = made(whole, keep, **options)

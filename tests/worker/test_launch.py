@@ -283,5 +283,5 @@ def test_without_a_network_of_their_own_nothing_is_started(monkeypatch: pytest.M
 
 
 def test_others_than_the_first_write_where_nobody_reads(endless: TrainingOrder) -> None:
-    assert ProcessRank(0, 2).own(endless) == endless
-    assert ProcessRank(1, 2).own(endless).output_dir == endless.output_dir / ".ranks" / "1"
+    assert ProcessRank(0, 2).own_output_dir(endless.output_dir) == endless.output_dir
+    assert ProcessRank(1, 2).own_output_dir(endless.output_dir) == endless.output_dir / ".ranks" / "1"

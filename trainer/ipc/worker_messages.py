@@ -23,12 +23,6 @@ MAX_MESSAGE_BYTES: Final = 64 << 10
 MAX_ORDER_BYTES: Final = MAX_SPEC_BYTES + (1 << 20)
 _MAX_TEXT: Final = 2000
 
-CHECKPOINTS: Final = "checkpoints"
-"""Directory below `output_dir` that holds the files of each checkpoint until they are sealed."""
-
-CHECKPOINT_FILES: Final = ("metrics.jsonl", "state.json", "state.safetensors")
-"""What a checkpoint consists of, in the order of the names."""
-
 _Count = Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)]
 _Text = Annotated[str, Field(max_length=_MAX_TEXT)]
 _Name = Annotated[str, Field(min_length=1, max_length=512)]

@@ -17,8 +17,8 @@ from typing import Final
 
 from trainer import logs
 from trainer.errors import ErrorCode, SealingError, TrainerError
-from trainer.ipc.worker_messages import CHECKPOINT_FILES, CHECKPOINTS
 from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointKeys, open_checkpoint, seal_checkpoint
+from trainer.training.run_inputs import CHECKPOINT_FILES, CHECKPOINTS_DIR
 
 _NAME: Final = re.compile(r"checkpoint-([0-9a-f]{16})-([0-9]{16})\.age")
 _MAX_TRIED: Final = 100
@@ -68,7 +68,7 @@ class Checkpoints:
 
     def take(self, step: int, output: Path) -> None:
         """Seal what the worker wrote below `output`, and remove that; a failure costs this checkpoint only."""
-        names = [f"{CHECKPOINTS}/{step}/{name}" for name in CHECKPOINT_FILES]
+        names = [f"{CHECKPOINTS_DIR}/{step}/{name}" for name in CHECKPOINT_FILES]
         target = self.path(step)
         try:
             size = seal_checkpoint(output, names, target, step=step, binding=self.binding, keys=self.keys)
@@ -82,7 +82,7 @@ class Checkpoints:
             logs.private.exception("a checkpoint was not sealed")
             self.tell(logs.CheckpointMissed(step, ErrorCode.CHECKPOINT_INVALID))
         finally:
-            _remove_below(output, CHECKPOINTS, str(step))
+            _remove_below(output, CHECKPOINTS_DIR, str(step))
 
     def remove(self) -> None:
         """Remove all of this job's: it is done."""

@@ -23,12 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.errors import ErrorCode, JobError
-from trainer.ipc.worker_messages import CHECKPOINT_FILES, CHECKPOINTS, Message, Metrics, Saved
 from trainer.models import MAX_STATUS_STEPS, Strict
 from trainer.training.early_stopping import BestEvaluation
+from trainer.training.events import CheckpointWritten, MetricsMeasured, TrainingEvent
 from trainer.training.interruption import Interrupts
 from trainer.training.progress import TrainState
 from trainer.training.report.samples import Sample
+from trainer.training.run_inputs import CHECKPOINT_FILES, CHECKPOINTS_DIR
 from trainer.training.tree import flatten, unflatten
 
 METRICS, STATE, TENSORS = CHECKPOINT_FILES
@@ -85,7 +86,7 @@ class SavedState:
         draw: secret seed of the rows and canaries that the privacy audit drew, in hex; None where it draws none.
     """
 
-    metrics: Sequence[Metrics]
+    metrics: Sequence[MetricsMeasured]
     samples: Sequence[Sample]
     resumed_at: tuple[int, ...]
     draw: str | None = None
@@ -105,7 +106,7 @@ class CheckpointWriter:
         output_dir: of the order.
         parameters: names of the trained parameters, in the model's order.
         kept: read whenever a state is saved.
-        tell: gets `Saved`.
+        tell: gets `CheckpointWritten`.
         interrupts: held back while a checkpoint is written.
     """
 
@@ -115,10 +116,10 @@ class CheckpointWriter:
         parameters: Sequence[str],
         kept: SavedState,
         *,
-        tell: Callable[[Message], None],
+        tell: Callable[[TrainingEvent], None],
         interrupts: Interrupts,
     ) -> None:
-        self._folder = output_dir / CHECKPOINTS
+        self._folder = output_dir / CHECKPOINTS_DIR
         self._parameters = tuple(parameters)
         self._kept = kept
         self._tell = tell
@@ -142,7 +143,7 @@ class CheckpointWriter:
                 shutil.rmtree(partial, ignore_errors=True)
                 return
             self._saved = state.step
-            self._tell(Saved(step=state.step))
+            self._tell(CheckpointWritten(step=state.step))
 
     def _wait_taken(self) -> bool:
         """Memory holds one checkpoint at a time: wait for the sealing of the last, but not for ever."""
@@ -295,9 +296,9 @@ def _fitting(kind: str, tensors: Mapping[str, Tensor], trained: Mapping[str, Ten
     return found
 
 
-def _metrics(line: bytes) -> Metrics:
+def _metrics(line: bytes) -> MetricsMeasured:
     match json.loads(line):
         case {"step": int(step), **values}:
-            return Metrics.model_validate({"step": step, "values": values})
+            return MetricsMeasured.model_validate({"step": step, "values": values})
         case _:
             raise ValueError("not a line of metrics")

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from trainer.data.examples.example_set import Dataset
-from trainer.ipc.worker_messages import Message, Metrics, Progress
 from trainer.spec import TrainSection
 from trainer.training.batches import StepPlan, in_order, token_budget
 from trainer.training.distributed import ALONE, RankGroup, RankShare
@@ -23,6 +22,7 @@ from trainer.training.divergence import LastFiniteAdapter, put
 from trainer.training.early_stopping import EarlyStopping
 from trainer.training.engines.transformers_engine import is_out_of_memory
 from trainer.training.evaluation import Evaluation
+from trainer.training.events import MetricsMeasured, StepCompleted, TrainingEvent
 from trainer.training.interruption import Interrupts
 from trainer.training.loss import CausalLoss
 from trainer.training.methods.method import Method, SupervisedFineTuning
@@ -31,7 +31,7 @@ from trainer.training.progress import Meter, TrainingOutcome, TrainState, random
 from trainer.training.steps import ordered_steps
 from trainer.training.token_store import OrderedTokens, TokenStore
 
-Report = Callable[[Message], None]
+Report = Callable[[TrainingEvent], None]
 """Takes what happens during training; called between optimizer steps."""
 
 Save = Callable[[TrainState], None]
@@ -46,7 +46,7 @@ class Trainer:
         loss: loss of that model; for the held-out rows, and what is learned by where no other method is given.
         data: examples.
         section: the optimizer's schedule.
-        report: gets `Progress` after each step and `Metrics` where they are due.
+        report: gets `StepCompleted` after each step and `MetricsMeasured` where they are due.
         bins: which rows share a unit of the batch size; None where each is a unit of its own.
         method: what is learned by; None: every trained token alike.
         ranks: which of several processes this is; all of them must do the same at the same time.
@@ -293,10 +293,10 @@ class Trainer:
             )
         self._budget //= 2
 
-    def _progress(self) -> Progress:
+    def _progress(self) -> StepCompleted:
         step, total = self._done, self._plan.total_steps
         left = self._train_seconds / step * (total - step)
-        return Progress(step=step, total_steps=total, eta_seconds=math.ceil(left))
+        return StepCompleted(step=step, total_steps=total, eta_seconds=math.ceil(left))
 
     def _log(self, step: int, norm: Tensor) -> None:
         """Read the device's numbers: beside evaluations the one place in the loop that waits for it."""
@@ -310,7 +310,7 @@ class Trainer:
             "tokens_per_second": recent.trained / took,
             "input_tokens_per_second": recent.inputs / took,
         }
-        self._report(Metrics(step=step, values=values))
+        self._report(MetricsMeasured(step=step, values=values))
 
     def _evaluate(self, step: int) -> float | None:
         started = self._clock()
@@ -321,7 +321,7 @@ class Trainer:
             if loss is not None:
                 values = {"eval_loss": loss, **self._method.evaluation.extra}
                 self._sound.check(values, step)
-                self._report(Metrics(step=step, values=values))
+                self._report(MetricsMeasured(step=step, values=values))
                 self._patience.see(loss, step)
         return loss
 

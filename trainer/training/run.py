@@ -15,7 +15,6 @@ import torch
 from trainer.data.examples.example_set import Dataset, build_dataset
 from trainer.data.rows import Row
 from trainer.errors import ErrorCode, JobError
-from trainer.ipc.worker_messages import Message, TrainingOrder
 from trainer.spec import DataSection, JobSpec
 from trainer.training.adapter import save_adapter, save_start
 from trainer.training.bin_packing import best_fit_decreasing
@@ -29,6 +28,7 @@ from trainer.training.engines.transformers_engine import (
     choose_precision,
     raise_if_out_of_memory,
 )
+from trainer.training.events import TrainingEvent
 from trainer.training.interruption import Interruption, Interrupts
 from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
@@ -41,6 +41,7 @@ from trainer.training.report.html_report import Recorder, write_report
 from trainer.training.report.model_card import model_card
 from trainer.training.report.samples import Sampler
 from trainer.training.report.summary import Summary, environment_of, summarize
+from trainer.training.run_inputs import RunInputs
 from trainer.training.sharding import described, loading, shard
 from trainer.training.stopwatch import Stopwatch
 from trainer.training.tokenizer import Tokens, load_tokens
@@ -50,16 +51,17 @@ from trainer.training.tokenizer import Tokens, load_tokens
 class _Run:
     """What the stages of one run have in common."""
 
-    order: TrainingOrder
+    order: RunInputs
     loader: Loader
     tokens: Tokens
     data: Dataset
     probes: Probes
     draw: str | None
     watch: Stopwatch
-    report: Callable[[Message], None]
+    report: Callable[[TrainingEvent], None]
     interrupts: Interrupts
     ranks: RankGroup
+    allocator: str
 
     @property
     def spec(self) -> JobSpec:
@@ -68,14 +70,15 @@ class _Run:
 
 
 def run(
-    order: TrainingOrder,
+    order: RunInputs,
     rows: list[Row],
     loader: Loader,
     *,
-    report: Callable[[Message], None],
+    report: Callable[[TrainingEvent], None],
     watch: Stopwatch,
     interrupts: Interrupts | None = None,
     ranks: RankGroup = ALONE,
+    allocator: str = "system",
 ) -> Summary:
     """Carry out an order.
 
@@ -87,6 +90,7 @@ def run(
         watch: runs since the order arrived.
         interrupts: what breaks the run off; its state is saved then.
         ranks: which of several processes this is; the first one writes the result.
+        allocator: name of this process's memory allocator, for the report.
 
     Returns:
         What `report/summary.json` holds.
@@ -107,7 +111,9 @@ def run(
         draw = _draw(order)
         drawn = random.Random(draw)  # noqa: S311 -- of 256 secret bits, and can be drawn again
         data, probes = prepare(data, rows, tokens, (spec.privacy, spec.data), random=drawn)
-    stages = _Run(order, loader, tokens, data, probes, draw, watch, report, interrupts or Interrupts(), ranks)
+    stages = _Run(
+        order, loader, tokens, data, probes, draw, watch, report, interrupts or Interrupts(), ranks, allocator
+    )
     try:
         with refusing_what_cannot_be_compiled() if spec.train.torch_compile else nullcontext():
             return _train(stages)
@@ -116,7 +122,7 @@ def run(
         raise
 
 
-def _draw(order: TrainingOrder) -> str | None:
+def _draw(order: RunInputs) -> str | None:
     """Secret seed of what the privacy audit draws: of a run that goes on, the one it began with."""
     if not (order.spec.privacy.audit or order.spec.privacy.canaries):
         return None
@@ -158,7 +164,7 @@ def _train(at: _Run) -> Summary:
                 privacy, withheld = conclude(spec.privacy, training, audit)
             if withheld is None and ranks.rank == 0:
                 _save(model, order, start, watch)
-    environment = environment_of(at.loader.name, precision, loss) | described(ranks)
+    environment = environment_of(at.loader.name, precision, loss, at.allocator) | described(ranks)
     told = (*data.warnings, *warnings, *outcome.warnings)
     summary = summarize(outcome, data, watch.read(), environment, told, privacy, resumed_at)
     if ranks.rank:
@@ -208,7 +214,7 @@ def _audited(spec: JobSpec, watch: Stopwatch) -> AbstractContextManager[None]:
     return watch.part("audit") if spec.privacy.asked else nullcontext()
 
 
-def _save(model: Any, order: TrainingOrder, start: Path | None, watch: Stopwatch) -> None:
+def _save(model: Any, order: RunInputs, start: Path | None, watch: Stopwatch) -> None:
     with watch.part("save"):
         save_adapter(model, order.spec.model, order.output_dir / "adapter", start=start)
     if order.spec.output.merged_16bit:
@@ -224,7 +230,7 @@ def _trained(model: Any) -> dict[str, Any]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _earlier(model: Any, order: TrainingOrder) -> ResumedState | None:
+def _earlier(model: Any, order: RunInputs) -> ResumedState | None:
     """What the run was when it was interrupted."""
     return None if order.resume_dir is None else read_state(order.resume_dir, _trained(model))
 
@@ -262,7 +268,7 @@ def seed(number: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
 
 
-def _start(model: Any, order: TrainingOrder) -> Path | None:
+def _start(model: Any, order: RunInputs) -> Path | None:
     if not order.spec.lora.changes_base:
         return None
     start = order.output_dir / ".scratch" / "start"

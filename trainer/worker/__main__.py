@@ -30,17 +30,19 @@ from trainer.ipc.worker_messages import (
     Events,
     Failed,
     Finished,
-    Message,
     TrainingOrder,
     parse_order,
 )
 from trainer.sandbox.confine import confine
 from trainer.sandbox.plan import SandboxPlan
 from trainer.sandbox.privileges import keep_to_itself
+from trainer.training.events import EventHandler
 from trainer.training.interruption import Interruption, Interrupts
 from trainer.training.rank import ProcessRank, rendezvous_dir
+from trainer.training.run_inputs import RunInputs
 from trainer.training.stopwatch import Stopwatch
-from trainer.worker.environment import take_environment
+from trainer.worker.environment import allocator_in_use, take_environment
+from trainer.worker.event_messages import message_of_event
 from trainer.worker.launch import launch
 from trainer.worker.preload import Preloader, prepare, remove_scratch, scratch_below, uncollected
 
@@ -131,33 +133,40 @@ def _confine(plan: SandboxPlan | None, events: Events, seat: ProcessRank) -> Non
 
 
 def _carry_out(
-    given: TrainingOrder, events: Events, seat: ProcessRank, interrupts: Interrupts, ahead: Preloader | None
+    order: TrainingOrder, events: Events, seat: ProcessRank, interrupts: Interrupts, ahead: Preloader | None
 ) -> None:
     """Environment first, rows before the training stack (bad data fails in milliseconds), then the run."""
     watch = Stopwatch()
-    order = seat.own(given)
+    spec, output_dir = order.spec, seat.own_output_dir(order.output_dir)
+    inputs = RunInputs(spec, order.model_dir, output_dir, order.resume_dir)
     if ahead is None:
-        take_environment(scratch_below(order.output_dir))
+        take_environment(scratch_below(output_dir))
     try:
         with watch.part("read"):
-            data = order.spec.data
-            rows = read_files(order.data_files, max_rows=data.max_rows, shape=shape_of(data))
+            rows = read_files(order.data_files, max_rows=spec.data.max_rows, shape=shape_of(spec.data))
         with watch.part("import"):
             loader, run, join_rank_group = _training_stack(order, seat)
         if ahead is not None:
             watch.put("ahead", ahead.seconds)
             loader = ahead.loader(order, loader)
-        with join_rank_group(seat, rendezvous_dir(given), sharded=order.spec.train.fsdp is not None) as ranks:
-            report = _heard(events, seat)
-            summary = run(order, rows, loader, report=report, watch=watch, interrupts=interrupts, ranks=ranks)
+        with join_rank_group(seat, rendezvous_dir(order.output_dir), sharded=spec.train.fsdp is not None) as ranks:
+            summary = run(
+                inputs,
+                rows,
+                loader,
+                report=_forwarding(events) if seat.rank == 0 else lambda _event: None,
+                watch=watch,
+                interrupts=interrupts,
+                ranks=ranks,
+                allocator=allocator_in_use(),
+            )
     finally:
-        remove_scratch(order.output_dir)
+        remove_scratch(output_dir)
     events.send(Finished(summary=summary.model_dump(mode="json")))
 
 
-def _heard(events: Events, seat: ProcessRank) -> Callable[[Message], None]:
-    """Of several processes the first reports."""
-    return events.send if seat.rank == 0 else lambda _message: None
+def _forwarding(events: Events) -> EventHandler:
+    return lambda event: events.send(message_of_event(event))
 
 
 def _training_stack(

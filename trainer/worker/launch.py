@@ -110,7 +110,7 @@ def launch(size: int, plan: SandboxPlan | None, events: Events, work: Work) -> E
         walls = confine(plan, in_own_network=True)
         events.send(Confined(walls=dict(_common(walls, members))))
     given = sys.stdin.buffer.read(MAX_ORDER_BYTES + 1)
-    place = rendezvous_dir(parse_order(given))
+    place = rendezvous_dir(parse_order(given).output_dir)
     place.mkdir(mode=0o700)
     signal.signal(signal.SIGTERM, lambda *_signal: members[0].tell())
     try:

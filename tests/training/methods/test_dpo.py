@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset, RowCounts
-from trainer.ipc.worker_messages import Message, Metrics, Progress
 from trainer.spec import LoraSection, TrainSection
 from trainer.training.engines.transformers_engine import Precision, attach_adapter
+from trainer.training.events import MetricsMeasured, StepCompleted, TrainingEvent
 from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
 from trainer.training.methods.dpo import DirectPreferenceOptimization, log_probabilities, pairs_of
@@ -76,7 +76,7 @@ def section(**leaves: Any) -> TrainSection:
 def made(
     model: Any,
     settings: TrainSection,
-    report: Callable[[Message], None] = lambda _message: None,
+    report: Callable[[TrainingEvent], None] = lambda _message: None,
     *,
     fused: bool = True,
     held: tuple[Example, ...] = HELD,
@@ -227,8 +227,8 @@ def test_far_from_the_reference_the_loss_stays_a_number() -> None:
         assert bool(gradient.isfinite().all())
 
 
-def values_of(messages: Sequence[Message], name: str) -> dict[int, float]:
-    return {m.step: m.values[name] for m in messages if isinstance(m, Metrics) and name in m.values}
+def values_of(messages: Sequence[TrainingEvent], name: str) -> dict[int, float]:
+    return {m.step: m.values[name] for m in messages if isinstance(m, MetricsMeasured) and name in m.values}
 
 
 def test_training_widens_the_margin_on_pairs_that_were_held_out(tiny_model: Path) -> None:
@@ -248,7 +248,7 @@ def test_training_widens_the_margin_on_pairs_that_were_held_out(tiny_model: Path
     loss = CausalLoss(model, CPU, pad_id=0, longest=64)
     data = Dataset(tuple(rows[:64]), tuple(rows[64:]), RowCounts(32, 8, 0, 0), ())
     preference = DirectPreferenceOptimization(data, loss, settings, reference=loss.unadapted, device=CPU.device)
-    seen: list[Message] = []
+    seen: list[TrainingEvent] = []
     outcome = Trainer(model, loss, data, settings, report=seen.append, bins=pairs_of(64), method=preference).run()
     margins = values_of(seen, "eval_rewards_margins")
     assert list(margins) == [0, 10, 20, 30]
@@ -260,13 +260,13 @@ def test_training_widens_the_margin_on_pairs_that_were_held_out(tiny_model: Path
     assert outcome.eval_loss_after is not None
     assert outcome.eval_loss_after < math.log(2) - 0.1
     assert values_of(seen, "rewards_margins")[30] > values_of(seen, "rewards_margins")[10] > 0
-    logged = next(m.values for m in seen if isinstance(m, Metrics) and "loss" in m.values)
+    logged = next(m.values for m in seen if isinstance(m, MetricsMeasured) and "loss" in m.values)
     assert set(MEASURED) <= set(logged)
 
 
 def test_logged_values_are_means_over_all_pairs_since_the_last_log(tiny_model: Path) -> None:
     """At a learning rate of next to nothing the policy stays what it is."""
-    seen: list[Message] = []
+    seen: list[TrainingEvent] = []
     model = adapted(tiny_model, effect=0.0)
     settings = section(max_steps=4, logging_steps=3, per_device_train_batch_size=2, learning_rate=1e-12)
     training = made(model, settings, seen.append)
@@ -289,7 +289,7 @@ def test_logged_values_are_means_over_all_pairs_since_the_last_log(tiny_model: P
 def test_accumulated_micro_batches_make_the_same_step_as_one_batch(tiny_model: Path) -> None:
     results = []
     for size, accumulation in ((8, 1), (3, 3), (1, 8)):
-        seen: list[Message] = []
+        seen: list[TrainingEvent] = []
         options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
         model = adapted(tiny_model)
         training = made(model, section(**options, loss_type=("ipo", "sft")), seen.append, held=())
@@ -310,8 +310,8 @@ def test_a_run_that_goes_on_from_its_state_ends_as_if_it_had_never_stopped(
     reference = "evaluating" if "init_lora_weights" in lora else "unadapted"
     states: list[TrainState] = []
 
-    def keep(message: Message) -> None:
-        if isinstance(message, Progress) and message.step == 4:
+    def keep(message: TrainingEvent) -> None:
+        if isinstance(message, StepCompleted) and message.step == 4:
             states.append(copy.deepcopy(training.state()))
 
     whole = adapted(tiny_model, **lora)
@@ -331,11 +331,11 @@ def test_a_run_that_goes_on_from_its_state_ends_as_if_it_had_never_stopped(
 def test_what_is_logged_behind_a_state_is_what_would_have_been_logged(tiny_model: Path) -> None:
     settings = section(max_steps=6, logging_steps=4, per_device_train_batch_size=3)
     states: list[TrainState] = []
-    logged: list[list[Message]] = [[], []]
+    logged: list[list[TrainingEvent]] = [[], []]
 
-    def keep(message: Message) -> None:
+    def keep(message: TrainingEvent) -> None:
         logged[0].append(message)
-        if isinstance(message, Progress) and message.step == 3:
+        if isinstance(message, StepCompleted) and message.step == 3:
             states.append(copy.deepcopy(training.state()))
 
     training = made(adapted(tiny_model), settings, keep)
@@ -355,7 +355,7 @@ def test_a_run_that_goes_on_from_its_end_still_measures(tiny_model: Path) -> Non
 
 
 def test_with_the_best_adapter_come_its_own_measurements(tiny_model: Path) -> None:
-    seen: list[Message] = []
+    seen: list[TrainingEvent] = []
     settings = section(
         max_steps=5, eval_steps=1, learning_rate=0.3, load_best_model_at_end=True, max_grad_norm=100.0
     )

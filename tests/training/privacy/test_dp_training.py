@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM
 from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset, RowCounts
 from trainer.errors import ErrorCode, JobError
-from trainer.ipc.worker_messages import Message, Metrics
 from trainer.spec import LoraSection, PrivacySection, TrainSection
 from trainer.training.engines.transformers_engine import Precision, attach_adapter
+from trainer.training.events import MetricsMeasured, TrainingEvent
 from trainer.training.loss import CausalLoss
 from trainer.training.privacy.accounting import Mechanism, new_accountant, plan_mechanism, require_within, spent
 from trainer.training.privacy.dp_optimizer import PrivateOptimizer
@@ -63,7 +63,7 @@ def loss_of(model: Any, precision: Precision = CPU) -> CausalLoss:
 def made(
     model: Any,
     privacy: PrivacySection = NOISE,
-    report: Callable[[Message], None] = lambda _message: None,
+    report: Callable[[TrainingEvent], None] = lambda _message: None,
     *,
     random: SecretRandom | None = None,
     rows: tuple[Example, ...] = EXAMPLES[:20],
@@ -200,7 +200,7 @@ class Empty(SecretRandom):
 
 
 def test_a_step_that_draws_no_row_is_a_step_of_noise_alone(model: Any) -> None:
-    seen: list[Message] = []
+    seen: list[TrainingEvent] = []
     start = adapter(model)
     training = made(model, random=Empty(), report=seen.append, optim="sgd", max_steps=2, learning_rate=1.0)
     outcome = training.run()
@@ -209,7 +209,7 @@ def test_a_step_that_draws_no_row_is_a_step_of_noise_alone(model: Any) -> None:
     assert outcome.trained_tokens == 0
     assert float(moved.std()) == pytest.approx(sigma * math.sqrt(1 + 0.25), rel=0.05)
     assert training.findings().steps == 2
-    assert [m.values["loss"] for m in seen if isinstance(m, Metrics) and "loss" in m.values] == [0.0, 0.0]
+    assert [m.values["loss"] for m in seen if isinstance(m, MetricsMeasured) and "loss" in m.values] == [0.0, 0.0]
 
 
 # clipping and noise

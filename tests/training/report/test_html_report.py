@@ -13,20 +13,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.ipc.worker_messages import Message, Metrics, Progress
 from trainer.spec import JobSpec
+from trainer.training.events import MetricsMeasured, StepCompleted, TrainingEvent
 from trainer.training.report.charts import Curve, line_chart, nice_ticks, smoothed
 from trainer.training.report.html_report import Recorder, render_page, write_report
 from trainer.training.report.samples import Sample
 from trainer.training.report.summary import Summary
 
 METRICS = [
-    Metrics(step=0, values={"eval_loss": 3.5}),
+    MetricsMeasured(step=0, values={"eval_loss": 3.5}),
     *(
-        Metrics(step=step, values={"loss": 3.5 - step / 50, "learning_rate": 1e-3, "grad_norm": 1.0, "epoch": 0.1})
+        MetricsMeasured(
+            step=step, values={"loss": 3.5 - step / 50, "learning_rate": 1e-3, "grad_norm": 1.0, "epoch": 0.1}
+        )
         for step in range(1, 61)
     ),
-    Metrics(step=60, values={"eval_loss": 2.25}),
+    MetricsMeasured(step=60, values={"eval_loss": 2.25}),
 ]
 
 
@@ -74,9 +76,9 @@ def test_preference_training_shows_how_well_pairs_are_told_apart(
     values = {"loss": 0.5, "rewards_chosen": 1.0, "rewards_rejected": -1.0, "rewards_accuracies": 0.75,
               "rewards_margins": 2.0}  # fmt: skip
     metrics = [
-        Metrics(step=1, values=values),
-        Metrics(step=2, values={**values, "loss": 0.4}),
-        Metrics(step=2, values={"eval_loss": 0.6, **pairs}),
+        MetricsMeasured(step=1, values=values),
+        MetricsMeasured(step=2, values={**values, "loss": 0.4}),
+        MetricsMeasured(step=2, values={"eval_loss": 0.6, **pairs}),
     ]
     html = render_page(summary.model_copy(update={"pairs": pairs}), metrics, make_spec(train={"method": "dpo"}))
     text = " ".join(Page(html).text)
@@ -107,9 +109,9 @@ def test_without_an_evaluation_there_is_no_arrow(summary: Summary, make_spec: Ca
 
 
 def test_files_are_written(summary: Summary, make_spec: Callable[..., JobSpec], tmp_path: Path) -> None:
-    forwarded: list[Message] = []
+    forwarded: list[TrainingEvent] = []
     with Recorder(tmp_path / "report", forwarded.append) as recorder:
-        recorder(Progress(step=1, total_steps=2, eta_seconds=3))
+        recorder(StepCompleted(step=1, total_steps=2, eta_seconds=3))
         for message in METRICS:
             recorder(message)
     write_report(tmp_path / "report", summary, recorder.metrics, make_spec())

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from trainer.ipc.worker_messages import Message, Metrics
 from trainer.spec import JobSpec
+from trainer.training.events import MetricsMeasured, TrainingEvent
 from trainer.training.report.charts import Curve, Point, line_chart, smoothed
 from trainer.training.report.model_card import perplexity
 from trainer.training.report.privacy_page import Losses, privacy_section
@@ -31,22 +31,22 @@ class Recorder:
     """
 
     def __init__(
-        self, directory: Path, forward: Callable[[Message], None], earlier: Sequence[Metrics] = ()
+        self, directory: Path, forward: Callable[[TrainingEvent], None], earlier: Sequence[MetricsMeasured] = ()
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._file = (directory / "metrics.jsonl").open("w", encoding="utf-8")
         self._forward = forward
-        self.metrics: list[Metrics] = []
+        self.metrics: list[MetricsMeasured] = []
         for message in earlier:
             self._record(message)
 
-    def __call__(self, message: Message) -> None:
+    def __call__(self, message: TrainingEvent) -> None:
         """Record and pass on."""
-        if isinstance(message, Metrics):
+        if isinstance(message, MetricsMeasured):
             self._record(message)
         self._forward(message)
 
-    def _record(self, message: Metrics) -> None:
+    def _record(self, message: MetricsMeasured) -> None:
         self.metrics.append(message)
         self._file.write(json.dumps({"step": message.step, **message.values}) + "\n")
         self._file.flush()
@@ -63,7 +63,7 @@ class Recorder:
 def write_report(
     directory: Path,
     summary: Summary,
-    metrics: Sequence[Metrics],
+    metrics: Sequence[MetricsMeasured],
     spec: JobSpec,
     samples: Sequence[Sample] = (),
     losses: Losses | None = None,
@@ -81,7 +81,7 @@ def write_report(
 
 def render_page(
     summary: Summary,
-    metrics: Sequence[Metrics],
+    metrics: Sequence[MetricsMeasured],
     spec: JobSpec,
     samples: Sequence[Sample] = (),
     losses: Losses | None = None,
@@ -136,7 +136,7 @@ def _warnings(warnings: Sequence[str]) -> str:
     return f"<section class=warnings><h2>Warnings</h2><ul>{items}</ul></section>"
 
 
-def _charts(metrics: Sequence[Metrics]) -> str:
+def _charts(metrics: Sequence[MetricsMeasured]) -> str:
     loss = points(metrics, "loss")
     window = max(1, len(loss) // 20)
     pairs = _pair_charts(metrics)
@@ -168,7 +168,7 @@ def _charts(metrics: Sequence[Metrics]) -> str:
 _Chart = tuple[str, str, Sequence[Curve]]
 
 
-def _pair_charts(metrics: Sequence[Metrics]) -> tuple[_Chart, ...]:
+def _pair_charts(metrics: Sequence[MetricsMeasured]) -> tuple[_Chart, ...]:
     """Of preference training; none of any other."""
     if not points(metrics, "rewards_margins"):
         return ()
@@ -211,7 +211,7 @@ def _answer(title: str, text: str) -> str:
     return f"<div><h3>{escape(title)}</h3><p>{escape(text)}</p></div>"
 
 
-def points(metrics: Sequence[Metrics], name: str) -> list[Point]:
+def points(metrics: Sequence[MetricsMeasured], name: str) -> list[Point]:
     """(step, value) of one metric, where it was measured."""
     return [(float(item.step), item.values[name]) for item in metrics if name in item.values]
 

@@ -60,7 +60,7 @@ def describe_lengths(examples: Sequence[Example]) -> dict[str, int]:
     }
 
 
-def environment_of(engine: str, precision: Precision, loss: CausalLoss) -> dict[str, str]:
+def environment_of(engine: str, precision: Precision, loss: CausalLoss, allocator: str) -> dict[str, str]:
     """What a run was made with, by name."""
     gpu = precision.device.type == "cuda"
     return {
@@ -69,7 +69,7 @@ def environment_of(engine: str, precision: Precision, loss: CausalLoss) -> dict[
         "weights": str(precision.weights).removeprefix("torch."),
         "autocast": "bfloat16" if precision.autocast else "off",
         "forward": loss.way,
-        "allocator": allocator_in_use(),
+        "allocator": allocator,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -1,0 +1,44 @@
+"""What a training run reports while it runs. No torch here: the process around the run forwards the events.
+
+All of it is private. What of it becomes public is decided elsewhere: see `trainer.job`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import Field
+
+from trainer.models import MAX_STATUS_STEPS, Strict
+
+_Count = Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)]
+_MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class StepCompleted(Strict):
+    """An optimizer step is complete; `eta_seconds` estimates the time until the last one."""
+
+    step: _Count
+    total_steps: _Count
+    eta_seconds: _Count | None
+
+
+class MetricsMeasured(Strict):
+    """Numbers at a step, such as `loss`, `eval_loss`, `learning_rate`, `grad_norm` and `tokens_per_second`."""
+
+    step: _Count
+    values: Annotated[dict[_MetricName, _Finite], Field(max_length=64)]
+
+
+class CheckpointWritten(Strict):
+    """The state after `step` is complete in `output_dir/checkpoints/STEP`; whoever seals it removes it."""
+
+    step: Annotated[int, Field(ge=1, le=MAX_STATUS_STEPS)]
+
+
+TrainingEvent = StepCompleted | MetricsMeasured | CheckpointWritten
+
+EventHandler = Callable[[TrainingEvent], None]
+"""Receives each event in the training process, between optimizer steps."""
