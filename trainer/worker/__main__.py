@@ -33,6 +33,7 @@ from trainer.ipc.worker_messages import (
     TrainingOrder,
     parse_order,
 )
+from trainer.sandbox.child_environment import allocator_in_use
 from trainer.sandbox.confine import confine
 from trainer.sandbox.plan import SandboxPlan
 from trainer.sandbox.privileges import keep_to_itself
@@ -41,7 +42,7 @@ from trainer.training.interruption import Interruption, Interrupts
 from trainer.training.rank import ProcessRank, rendezvous_dir
 from trainer.training.run_inputs import RunInputs
 from trainer.training.stopwatch import Stopwatch
-from trainer.worker.environment import allocator_in_use, take_environment
+from trainer.worker.environment import take_environment
 from trainer.worker.event_messages import message_of_event
 from trainer.worker.launch import launch
 from trainer.worker.preload import Preloader, prepare, remove_scratch, scratch_below, uncollected

@@ -12,7 +12,6 @@ import transformers
 from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset
 from trainer.models import Strict
-from trainer.sandbox.child_environment import allocator_in_use
 from trainer.training.engines.transformers_engine import Precision
 from trainer.training.loss import CausalLoss
 from trainer.training.privacy.privacy_findings import Privacy
