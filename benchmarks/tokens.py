@@ -20,9 +20,9 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from trainer.data.examples.encode import encode_rows
-from trainer.data.examples.example import Encoded
-from trainer.data.examples.tokens import read_tokens
+from trainer.data.examples.example import EncodedRow
+from trainer.data.examples.model_tokenizer import read_tokenizer
+from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.rows import read_rows
 from trainer.spec import DataSection
 
@@ -59,8 +59,8 @@ def theirs(tokenizer: Any, chats: list[list[dict[str, str]]]) -> int:
 def ours(model: Path, data: Path) -> int:
     """Tokens of all rows."""
     section = DataSection(max_length=1 << 20)
-    encoded = encode_rows(read_rows(data, name="a.jsonl"), read_tokens(model), section)
-    return sum(one.tokens for one in encoded if isinstance(one, Encoded))
+    encoded = encode_rows(read_rows(data, name="a.jsonl"), read_tokenizer(model), section)
+    return sum(one.tokens for one in encoded if isinstance(one, EncodedRow))
 
 
 def seconds(action: Callable[[], int]) -> float:

@@ -74,7 +74,7 @@ def made_up_rows(count: int, vocabulary: int) -> list[Row]:
 
 def real_rows(model: Path, data: Path) -> list[Row]:
     """What the job makes of a data file: its own encoding, for all contenders."""
-    from trainer.data.examples.encode import encode
+    from trainer.data.examples.row_encoding import encode
     from trainer.data.rows import read_files
     from trainer.spec import DataSection
     from trainer.training.tokenizer import load_tokens

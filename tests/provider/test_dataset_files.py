@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from trainer.data.rows import Shape
+from trainer.data.rows import RowSchema
 from trainer.errors import DataError, ErrorCode, UsageError, VerificationError
 from trainer.provider import count_rows, data_files, shape_for
 from trainer.spec import read_job_spec
@@ -58,7 +58,7 @@ def test_rows_are_counted_as_the_job_reads_them(tmp_path: Path) -> None:
     data.write_text("story\nonce\nupon\n")
     appraised: Any = cast("Any", SimpleNamespace(job_spec_sha256=read_job_spec(job).sha256()))
     assert count_rows({"a.csv": data}, shape_for(appraised, job)) == {"text": 2}
-    assert shape_for(appraised, None) == Shape()
+    assert shape_for(appraised, None) == RowSchema()
     with pytest.raises(DataError, match="1 other keys"):
         count_rows({"a.csv": data})
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from trainer.ipc.worker_messages import MAX_MESSAGE_BYTES, Message, Preparation, TrainingOrder, parse_message
 from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import JobSpec
-from trainer.training.tokenizer import Tokens, tokens_of
+from trainer.training.tokenizer import ModelTokenizer, tokens_of
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = {"OMP_NUM_THREADS": "1", "HF_ENDPOINT": "", "WANDB_MODE": "online"}
@@ -44,7 +44,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-MakeTokens = Callable[..., Tokens]
+MakeTokens = Callable[..., ModelTokenizer]
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +59,7 @@ def make_tokens(backend: Tokenizer) -> MakeTokens:
         pad: str | None = None,
         add_bos: bool = False,
         stop: tuple[str, ...] = (),
-    ) -> Tokens:
+    ) -> ModelTokenizer:
         copy = Tokenizer.from_str(backend.to_str())
         if add_bos and bos:
             copy.post_processor = processors.TemplateProcessing(

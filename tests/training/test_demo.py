@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from trainer.data.examples.encode import encode
 from trainer.data.examples.example_set import build_dataset
+from trainer.data.examples.row_encoding import encode
 from trainer.data.rows import ChatRow, read_rows
 from trainer.spec import read_job_spec
 from trainer.training.tokenizer import load_tokens

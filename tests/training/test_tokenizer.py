@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trainer.data.examples.example_set import build_dataset
-from trainer.data.examples.tokens import Tokens, read_tokens
+from trainer.data.examples.model_tokenizer import ModelTokenizer, read_tokenizer
 from trainer.data.rows import ChatRow, Message, TextRow, ToolCall, read_rows
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import DataSection
@@ -83,7 +83,7 @@ def save(backend: Tokenizer, family: Any, folder: Path) -> Path:
 
 
 def assert_same(
-    tokens: Tokens, auto: Any, turns: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+    tokens: ModelTokenizer, auto: Any, turns: list[dict[str, Any]], tools: list[dict[str, Any]] | None
 ) -> None:
     for count, prompt in ((len(turns), False), (len(turns) - 1, True), (2, False), (1, True)):
         theirs = auto.apply_chat_template(turns[:count], tools=tools, tokenize=False, add_generation_prompt=prompt)
@@ -98,7 +98,7 @@ def assert_same(
 def test_ids_are_those_of_transformers(name: str, backend: Tokenizer, tmp_path: Path) -> None:
     folder = save(backend, FAMILIES[name], tmp_path)
     auto: Any = AutoTokenizer.from_pretrained(folder)
-    tokens = read_tokens(folder)
+    tokens = read_tokenizer(folder)
     assert_same(tokens, auto, CHAT, None)
     if name in ("llama", "qwen"):
         assert_same(tokens, auto, WITH_TOOLS, TOOLS)
@@ -112,7 +112,7 @@ def test_marks_are_those_of_transformers(backend: Tokenizer, tmp_path: Path) -> 
     folder = save(backend, FAMILIES["marked"], tmp_path)
     auto: Any = AutoTokenizer.from_pretrained(folder)
     theirs = auto.apply_chat_template(CHAT, return_assistant_tokens_mask=True, return_dict=True)
-    tokens = read_tokens(folder)
+    tokens = read_tokenizer(folder)
     text, spans = tokens.render_marked(ChatRow("f", 0, messages(CHAT)))
     assert [text[start:end] for start, end in spans] == [turn["content"] + "<|im_end|>" for turn in CHAT[1::2]]
     marked = [id_ for id_, mask in zip(theirs["input_ids"], theirs["assistant_masks"], strict=True) if mask]
@@ -131,7 +131,7 @@ def test_special_tokens_that_only_the_configuration_names(
     else:
         config |= {"pad_token": "<pad>", "unk_token": "<unk>", "extra_special_tokens": ["<one>", "<two>"]}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    tokens, auto = read_tokens(folder), AutoTokenizer.from_pretrained(folder)
+    tokens, auto = read_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     text = "a<pad>b<unk>c<one>d<two>"
     assert tokens.ids(text) == auto(text, add_special_tokens=False)["input_ids"]
     assert (tokens.pad_id, tokens.size) == (auto.pad_token_id, len(auto))
@@ -146,15 +146,15 @@ def test_templates_of_several_names(backend: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"(?i)break|outside"):
         AutoTokenizer.from_pretrained(folder).apply_chat_template(CHAT, tools=TOOLS, tokenize=False)
     (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools | tojson(indent=1) }}")
-    assert_same(read_tokens(folder), AutoTokenizer.from_pretrained(folder), CHAT, TOOLS)
-    assert_same(read_tokens(folder), AutoTokenizer.from_pretrained(folder), CHAT, None)
+    assert_same(read_tokenizer(folder), AutoTokenizer.from_pretrained(folder), CHAT, TOOLS)
+    assert_same(read_tokenizer(folder), AutoTokenizer.from_pretrained(folder), CHAT, None)
     (folder / "chat_template.jinja").unlink()
     for path in (folder / "additional_chat_templates").iterdir():
         path.unlink()
     config = json.loads((folder / "tokenizer_config.json").read_text())
     listed = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": listed}))
-    assert_same(read_tokens(folder), AutoTokenizer.from_pretrained(folder), CHAT, TOOLS)
+    assert_same(read_tokenizer(folder), AutoTokenizer.from_pretrained(folder), CHAT, TOOLS)
 
 
 def test_a_tokenizer_without_its_json_is_left_to_transformers(backend: Tokenizer, tmp_path: Path) -> None:
@@ -181,12 +181,12 @@ def test_the_job_specs_template_takes_the_place_of_the_models(backend: Tokenizer
     other = FAMILIES["marked"].template
     auto: Any = AutoTokenizer.from_pretrained(folder)
     auto.chat_template = other
-    for tokens in (read_tokens(folder, other), load_tokens(folder, other)):
+    for tokens in (read_tokenizer(folder, other), load_tokens(folder, other)):
         assert_same(tokens, auto, CHAT, None)
         assert tokens.marks_generation
     (folder / "chat_template.jinja").unlink()
-    assert not read_tokens(folder).has_template
-    assert read_tokens(folder, other).has_template
+    assert not read_tokenizer(folder).has_template
+    assert read_tokenizer(folder, other).has_template
 
 
 def sentencepiece_like() -> Tokenizer:
@@ -231,7 +231,7 @@ def test_files_that_are_not_a_tokenizers_are_refused(
 def test_a_real_model_and_real_data(tmp_path: Path) -> None:
     prepared = _module("prepare_demo", ROOT / "scripts" / "prepare_demo.py").prepare(tmp_path)
     auto: Any = AutoTokenizer.from_pretrained(prepared.model_dir)
-    tokens = read_tokens(prepared.model_dir)
+    tokens = read_tokenizer(prepared.model_dir)
     rows = [row for row in read_rows(prepared.data_file, name="a.jsonl") if isinstance(row, ChatRow)]
     turns = [[{"role": one.role, "content": one.content} for one in row.messages] for row in rows]
     theirs = [auto.apply_chat_template(one, tokenize=False) for one in turns]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.examples.example_set import build_dataset, shape_of
-from trainer.data.examples.tokens import Tokens, read_tokens
+from trainer.data.examples.example_set import build_dataset, row_schema
+from trainer.data.examples.model_tokenizer import ModelTokenizer, read_tokenizer
 from trainer.data.rows import read_files
 from trainer.errors import DataError, ErrorCode, UsageError
 from trainer.spec import JobSpec, OnOverlong
@@ -30,8 +30,8 @@ def spec(**sections: dict[str, Any]) -> JobSpec:
 
 
 @pytest.fixture(scope="module")
-def tokens(tiny_model: Path) -> Tokens:
-    return read_tokens(tiny_model)
+def tokens(tiny_model: Path) -> ModelTokenizer:
+    return read_tokenizer(tiny_model)
 
 
 def write(path: Path, rows: list[object]) -> Path:
@@ -51,7 +51,7 @@ def rows_of(count: int, words: int = 3) -> list[object]:
 
 
 @pytest.mark.parametrize("choice", [OnOverlong.DROP, OnOverlong.TRUNCATE])
-def test_numbers_are_those_of_the_job(tmp_path: Path, tokens: Tokens, choice: OnOverlong) -> None:
+def test_numbers_are_those_of_the_job(tmp_path: Path, tokens: ModelTokenizer, choice: OnOverlong) -> None:
     rows = [*rows_of(30, words=60), rows_of(1)[0], {"text": "some text"}, {"prompt": "a", "completion": "b"}]
     files = {"a.jsonl": write(tmp_path / "a.jsonl", rows), "b.jsonl": write(tmp_path / "b.jsonl", rows_of(5))}
     job = spec(data={"max_length": 60, "on_overlong": choice})
@@ -69,7 +69,7 @@ def test_numbers_are_those_of_the_job(tmp_path: Path, tokens: Tokens, choice: On
     assert found.lost > 0
 
 
-def test_evaluation_files_are_held_out_and_overlap_is_seen(tmp_path: Path, tokens: Tokens) -> None:
+def test_evaluation_files_are_held_out_and_overlap_is_seen(tmp_path: Path, tokens: ModelTokenizer) -> None:
     files = {
         "train.jsonl": write(tmp_path / "train.jsonl", rows_of(6)),
         "eval/a.jsonl": write(tmp_path / "eval" / "a.jsonl", [*rows_of(2), chat("New?", "Yes.")]),
@@ -80,13 +80,13 @@ def test_evaluation_files_are_held_out_and_overlap_is_seen(tmp_path: Path, token
     assert (data.rows.train, data.rows.eval) == (6, 3)
     assert any("2 of 3 evaluation rows" in warning for warning in data.warnings)
     other = spec(data={"eval_files": "dev-*", "test_split_size": 0.5})
-    assert shape_of(other.data).format == "auto"
+    assert row_schema(other.data).format == "auto"
     halves = survey(files, other, tokens).parts
     assert halves is not None
     assert halves.evaluation == round(0.5 * 9)
 
 
-def test_every_bad_row_is_counted_and_the_first_are_listed(tmp_path: Path, tokens: Tokens) -> None:
+def test_every_bad_row_is_counted_and_the_first_are_listed(tmp_path: Path, tokens: ModelTokenizer) -> None:
     rows: list[object] = [*rows_of(3), *({"text": number} for number in range(30)), chat("long", "word " * 500)]
     files = {"a.jsonl": write(tmp_path / "a.jsonl", rows)}
     found = survey(files, spec(data={"max_length": 200, "test_split_size": 0}), tokens)
@@ -116,7 +116,7 @@ PAIR = {"prompt": "a", "chosen": " b", "rejected": " c"}
     ],
 )
 def test_rows_that_the_method_does_not_train_on(
-    tmp_path: Path, tokens: Tokens, method: str, row: dict[str, object], field: str, known: bool
+    tmp_path: Path, tokens: ModelTokenizer, method: str, row: dict[str, object], field: str, known: bool
 ) -> None:
     fitting = PAIR if method == "dpo" else {"text": "fits"}
     files = {"a.jsonl": write(tmp_path / "a.jsonl", [fitting, row])}
@@ -143,7 +143,7 @@ def pairs_of_text(count: int, words: int) -> list[object]:
 
 
 @pytest.mark.parametrize("choice", [OnOverlong.DROP, OnOverlong.TRUNCATE])
-def test_numbers_of_pairs_are_those_of_the_job(tmp_path: Path, tokens: Tokens, choice: OnOverlong) -> None:
+def test_numbers_of_pairs_are_those_of_the_job(tmp_path: Path, tokens: ModelTokenizer, choice: OnOverlong) -> None:
     rows = [*pairs_of_text(30, words=12), pairs_of_text(1, 1)[0]]
     files = {"a.jsonl": write(tmp_path / "a.jsonl", rows)}
     data_section = {"max_length": 40, "on_overlong": choice, "test_split_size": 0.1}
@@ -171,7 +171,7 @@ def test_numbers_of_pairs_are_those_of_the_job(tmp_path: Path, tokens: Tokens, c
     assert not any("examples more than rows" in warning for warning in data.warnings)
 
 
-def test_a_pair_on_both_sides_of_the_split_is_seen(tmp_path: Path, tokens: Tokens) -> None:
+def test_a_pair_on_both_sides_of_the_split_is_seen(tmp_path: Path, tokens: ModelTokenizer) -> None:
     same = {"prompt": "a", "chosen": " b", "rejected": " d"}  # shares its chosen answer only
     files = {
         "train.jsonl": write(tmp_path / "train.jsonl", [PAIR, {**PAIR, "prompt": "z"}]),
@@ -185,13 +185,13 @@ def test_a_pair_on_both_sides_of_the_split_is_seen(tmp_path: Path, tokens: Token
     assert any("1 of 2 evaluation rows" in warning for warning in data.warnings)
 
 
-def test_only_evaluation_files_leave_nothing_to_train_on(tmp_path: Path, tokens: Tokens) -> None:
+def test_only_evaluation_files_leave_nothing_to_train_on(tmp_path: Path, tokens: ModelTokenizer) -> None:
     files = {"eval/a.jsonl": write(tmp_path / "eval" / "a.jsonl", rows_of(2))}
     with pytest.raises(DataError, match="every file is for evaluation"):
         build_dataset(read_files(files, max_rows=9), tokens, spec().data, seed=0)
 
 
-def test_the_row_that_is_asked_for_is_shown(tmp_path: Path, tokens: Tokens) -> None:
+def test_the_row_that_is_asked_for_is_shown(tmp_path: Path, tokens: ModelTokenizer) -> None:
     files = {"a.jsonl": write(tmp_path / "a.jsonl", rows_of(5))}
     shown = survey(files, spec(), tokens, example=3).shown
     assert shown is not None

@@ -14,7 +14,7 @@ from trainer.cli.options import Json, Quiet
 from trainer.errors import DataError, ErrorCode, ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from trainer.data.examples.tokens import Tokens
+    from trainer.data.examples.model_tokenizer import ModelTokenizer
     from trainer.spec import JobSpec
     from trainer.validation.architecture import Architecture
     from trainer.validation.survey import Survey
@@ -98,7 +98,7 @@ def _raise_first(found: Survey) -> None:
 class _Model:
     """What is known of the base model here; `unknown` says why nothing is."""
 
-    tokens: Tokens | None = None
+    tokens: ModelTokenizer | None = None
     widths: Architecture | None = None
     unknown: str = ""
 
@@ -121,8 +121,8 @@ def _model_of(spec: JobSpec, job: Path, chosen: Path | None) -> _Model:
         return _Model(_tokens(files, spec.data.chat_template), read_architecture(files))
 
 
-def _tokens(files: Path, chat_template: str | None) -> Tokens:
-    from trainer.data.examples.tokens import TOKENIZER_FILE, read_tokens
+def _tokens(files: Path, chat_template: str | None) -> ModelTokenizer:
+    from trainer.data.examples.model_tokenizer import TOKENIZER_FILE, read_tokenizer
 
     if not (files / TOKENIZER_FILE).is_file():
         raise UsageError(
@@ -132,4 +132,4 @@ def _tokens(files: Path, chat_template: str | None) -> Tokens:
             found="none",
             hint="only the job itself can read other tokenizers; better convert this one",
         )
-    return read_tokens(files, chat_template)
+    return read_tokenizer(files, chat_template)

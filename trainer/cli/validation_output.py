@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from trainer.data.examples.example import Example
-from trainer.data.examples.tokens import Tokens
+from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.errors import DataError
 from trainer.spec import JobSpec
 from trainer.validation.architecture import Architecture
@@ -42,7 +42,7 @@ class Validation:
 
     spec: JobSpec
     found: Survey
-    tokens: Tokens | None
+    tokens: ModelTokenizer | None
     widths: Architecture | None
     unknown: str
     show_example: bool
@@ -226,7 +226,7 @@ def _gib(size: int) -> str:
     return f"{size / GIB:.2f}"
 
 
-def _runs(example: Example, tokens: Tokens) -> Iterator[tuple[bool, str]]:
+def _runs(example: Example, tokens: ModelTokenizer) -> Iterator[tuple[bool, str]]:
     """Stretches of an example's text, each with whether it is trained on."""
     start = 0
     for position in range(1, example.length + 1):

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from trainer.attestation.result.attestation_result import AttestationResult
-from trainer.data.examples.example_set import shape_of
-from trainer.data.rows import AS_FOUND, ENDINGS, Shape, kind_name, read_rows
+from trainer.data.examples.example_set import row_schema
+from trainer.data.rows import DEFAULT_SCHEMA, ENDINGS, RowSchema, kind_name, read_rows
 from trainer.errors import ErrorCode, UsageError, VerificationError
 from trainer.spec import read_job_spec
 
@@ -51,7 +51,7 @@ def _hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
-def count_rows(files: Mapping[str, Path], shape: Shape = AS_FOUND) -> Counter[str]:
+def count_rows(files: Mapping[str, Path], shape: RowSchema = DEFAULT_SCHEMA) -> Counter[str]:
     """Read every row as the job will; returns how many there are of each kind.
 
     Args:
@@ -67,7 +67,7 @@ def count_rows(files: Mapping[str, Path], shape: Shape = AS_FOUND) -> Counter[st
     return kinds
 
 
-def shape_for(result: AttestationResult, job: Path | None) -> Shape:
+def shape_for(result: AttestationResult, job: Path | None) -> RowSchema:
     """How rows are read for an appraised job: as its spec says, where the provider has it.
 
     Raises:
@@ -75,7 +75,7 @@ def shape_for(result: AttestationResult, job: Path | None) -> Shape:
         VerificationError: the appraised job runs another spec.
     """
     if job is None:
-        return AS_FOUND
+        return DEFAULT_SCHEMA
     spec = read_job_spec(job)
     if spec.sha256() != result.job_spec_sha256:
         raise VerificationError(
@@ -85,4 +85,4 @@ def shape_for(result: AttestationResult, job: Path | None) -> Shape:
             found=spec.sha256(),
             hint="the policy must name the job that you mean to use: do not upload",
         )
-    return shape_of(spec.data)
+    return row_schema(spec.data)

@@ -44,7 +44,7 @@ from trainer.training.report.summary import Summary, environment_of, summarize
 from trainer.training.run_inputs import RunInputs
 from trainer.training.sharding import described, loading, shard
 from trainer.training.stopwatch import Stopwatch
-from trainer.training.tokenizer import Tokens, load_tokens
+from trainer.training.tokenizer import ModelTokenizer, load_tokens
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _Run:
 
     order: RunInputs
     loader: Loader
-    tokens: Tokens
+    tokens: ModelTokenizer
     data: Dataset
     probes: Probes
     draw: str | None
@@ -246,7 +246,7 @@ def _saved_if_interrupted(training: Trainer, saver: CheckpointWriter) -> Iterato
         raise
 
 
-def _sampler(model: Any, tokens: Tokens, precision: Precision, data: Dataset, spec: JobSpec) -> Sampler:
+def _sampler(model: Any, tokens: ModelTokenizer, precision: Precision, data: Dataset, spec: JobSpec) -> Sampler:
     output = spec.output
     return Sampler(
         model,
@@ -277,7 +277,7 @@ def _start(model: Any, order: RunInputs) -> Path | None:
 
 
 def _loss(
-    model: Any, precision: Precision, data: Dataset, tokens: Tokens, spec: JobSpec, *, fused: bool
+    model: Any, precision: Precision, data: Dataset, tokens: ModelTokenizer, spec: JobSpec, *, fused: bool
 ) -> CausalLoss:
     """`fused` is false where the engine has brought kernels of its own."""
     return CausalLoss(

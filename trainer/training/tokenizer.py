@@ -9,15 +9,21 @@ from typing import Any, Final
 
 from transformers import AutoTokenizer
 
-from trainer.data.examples.tokens import TOKENIZER_FILE, TemplateRefusedError, Tokens, read_stop_ids, read_tokens
+from trainer.data.examples.model_tokenizer import (
+    TOKENIZER_FILE,
+    ModelTokenizer,
+    TemplateRefusedError,
+    read_stop_ids,
+    read_tokenizer,
+)
 from trainer.errors import ErrorCode, JobError
 
 _AS_THE_FILE_SAYS: Final = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
 
-__all__ = ["TemplateRefusedError", "Tokens", "load_tokens"]
+__all__ = ["ModelTokenizer", "TemplateRefusedError", "load_tokens"]
 
 
-def load_tokens(model_dir: Path, chat_template: str | None = None) -> Tokens:
+def load_tokens(model_dir: Path, chat_template: str | None = None) -> ModelTokenizer:
     """Load the tokenizer of a model directory, and the job spec's chat template; nothing outside is read.
 
     tokenizer.json is read as `trainer validate` reads it. A model without one is left to transformers, which can
@@ -27,7 +33,7 @@ def load_tokens(model_dir: Path, chat_template: str | None = None) -> Tokens:
         JobError: `MODEL_INVALID`.
     """
     if (model_dir / TOKENIZER_FILE).is_file():
-        tokens = read_tokens(model_dir, chat_template)
+        tokens = read_tokenizer(model_dir, chat_template)
         tokens.notes = tuple(_disagreement(tokens, model_dir))
         return tokens
     tokenizer = _auto_tokenizer(model_dir)
@@ -35,7 +41,7 @@ def load_tokens(model_dir: Path, chat_template: str | None = None) -> Tokens:
     return tokens_of(tokenizer, read_stop_ids(model_dir))
 
 
-def _disagreement(tokens: Tokens, model_dir: Path) -> Iterator[str]:
+def _disagreement(tokens: ModelTokenizer, model_dir: Path) -> Iterator[str]:
     """A note where transformers makes other ids of the same text: some of its classes rebuild the tokenizer."""
     try:
         config = json.loads((model_dir / "tokenizer_config.json").read_bytes())
@@ -64,7 +70,7 @@ def _auto_tokenizer(model_dir: Path) -> Any:
         ) from error
 
 
-def tokens_of(tokenizer: Any, stop_ids: frozenset[int] = frozenset()) -> Tokens:
+def tokens_of(tokenizer: Any, stop_ids: frozenset[int] = frozenset()) -> ModelTokenizer:
     """The tokens of a tokenizer of transformers.
 
     Raises:
@@ -80,4 +86,4 @@ def tokens_of(tokenizer: Any, stop_ids: frozenset[int] = frozenset()) -> Tokens:
         )
     template = tokenizer.chat_template
     templates = {"default": template} if isinstance(template, str) else dict(template or {})
-    return Tokens(backend, tokenizer.special_tokens_map, templates, stop_ids)
+    return ModelTokenizer(backend, tokenizer.special_tokens_map, templates, stop_ids)

@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from trainer.data.examples.encode import encode_rows
-from trainer.data.examples.example import Encoded, Example
+from trainer.data.examples.example import EncodedRow, Example
 from trainer.data.examples.example_set import (
     check_kind,
     check_trainable,
     is_for_evaluation,
-    shape_of,
+    row_schema,
     split,
     writes_special,
 )
-from trainer.data.examples.tokens import Tokens
+from trainer.data.examples.model_tokenizer import ModelTokenizer
+from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.rows import PreferenceRow, Row, kind_name, scan_rows, too_many_rows
 from trainer.errors import DataError
 from trainer.spec import JobSpec
@@ -81,7 +81,7 @@ class Survey:
     rows: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     problems: list[DataError] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
-    shown: Encoded | None = None
+    shown: EncodedRow | None = None
     lengths: array[int] = field(default_factory=lambda: array("i"))
     pairs: PairLengths = field(default_factory=PairLengths)
     targets: array[int] = field(default_factory=lambda: array("i"))
@@ -133,7 +133,7 @@ class Parts:
 def survey(
     files: Mapping[str, Path],
     spec: JobSpec,
-    tokens: Tokens | None,
+    tokens: ModelTokenizer | None,
     *,
     example: int = 0,
     advance: Advance = lambda _bytes: None,
@@ -167,7 +167,7 @@ def survey(
 
 
 def _readable(found: Survey, files: Mapping[str, Path], spec: JobSpec, advance: Advance) -> Iterator[Row]:
-    shape, most, count = shape_of(spec.data), spec.data.max_rows, 0
+    shape, most, count = row_schema(spec.data), spec.data.max_rows, 0
     for name in sorted(files):
         for row in scan_rows(files[name], name=name, shape=shape, advance=advance):
             if isinstance(row, DataError):
@@ -197,7 +197,7 @@ def _refuse(found: Survey, error: DataError) -> None:
         found.problems.append(error)
 
 
-def _count(found: Survey, encoded: Encoded, tokens: Tokens, spec: JobSpec) -> None:
+def _count(found: Survey, encoded: EncodedRow, tokens: ModelTokenizer, spec: JobSpec) -> None:
     found.tokens += encoded.tokens
     found.lost += encoded.lost
     found.truncated += encoded.truncated

@@ -21,7 +21,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from trainer.data.examples.example_set import shape_of
+from trainer.data.examples.example_set import row_schema
 from trainer.data.rows import read_files
 from trainer.errors import ErrorCode, ExitCode, TrainerError
 from trainer.ipc.worker_messages import (
@@ -144,7 +144,7 @@ def _carry_out(
         take_environment(scratch_below(output_dir))
     try:
         with watch.part("read"):
-            rows = read_files(order.data_files, max_rows=spec.data.max_rows, shape=shape_of(spec.data))
+            rows = read_files(order.data_files, max_rows=spec.data.max_rows, shape=row_schema(spec.data))
         with watch.part("import"):
             loader, run, join_rank_group = _training_stack(order, seat)
         if ahead is not None:

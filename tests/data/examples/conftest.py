@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 from tokenizers import Tokenizer, processors
 
-from trainer.data.examples.tokens import Tokens
+from trainer.data.examples.model_tokenizer import ModelTokenizer
 
-MakeTokens = Callable[..., Tokens]
+MakeTokens = Callable[..., ModelTokenizer]
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def make_tokens(backend: Tokenizer) -> MakeTokens:
         pad: str | None = None,
         add_bos: bool = False,
         stop: tuple[str, ...] = (),
-    ) -> Tokens:
+    ) -> ModelTokenizer:
         copy = Tokenizer.from_str(backend.to_str())
         if add_bos and bos:
             copy.post_processor = processors.TemplateProcessing(
@@ -33,6 +33,6 @@ def make_tokens(backend: Tokenizer) -> MakeTokens:
         named = {"eos_token": eos, "bos_token": bos, "pad_token": pad}
         special = {name: text for name, text in named.items() if text is not None}
         stop_ids = frozenset(id_ for name in stop if (id_ := copy.token_to_id(name)) is not None)
-        return Tokens(copy, special, {} if template is None else {"default": template}, stop_ids)
+        return ModelTokenizer(copy, special, {} if template is None else {"default": template}, stop_ids)
 
     return make

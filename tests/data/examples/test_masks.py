@@ -14,14 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer.data.examples.encode import encode, encode_rows
-from trainer.data.examples.example import Encoded, Example
-from trainer.data.examples.tokens import TemplateRefusedError, Tokens
+from trainer.data.examples.example import EncodedRow, Example
+from trainer.data.examples.model_tokenizer import ModelTokenizer, TemplateRefusedError
+from trainer.data.examples.row_encoding import encode, encode_rows
 from trainer.data.rows import ChatRow, CompletionRow, Message, PreferenceRow, Row, TextRow, ToolCall
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection, OnOverlong, TrainOn
 
-MakeTokens = Callable[..., Tokens]
+MakeTokens = Callable[..., ModelTokenizer]
 DATA = DataSection(max_length=2000)
 LAST = DataSection(max_length=2000, train_on=TrainOn.LAST_TURN)
 CHAT_ERRORS = {ErrorCode.DATASET_NOT_TRAINABLE, ErrorCode.DATASET_ROW_INVALID}
@@ -51,7 +51,7 @@ def chat(*said: str, train: Sequence[int] | None = None) -> ChatRow:
     return ChatRow("f", 0, tuple(turns))
 
 
-def trained_texts(example: Example, tokens: Tokens) -> list[str]:
+def trained_texts(example: Example, tokens: ModelTokenizer) -> list[str]:
     """The trained runs of tokens, as text."""
     runs: list[list[int]] = [[]]
     for token, trained in zip(example.ids, example.trained, strict=True):
@@ -62,7 +62,7 @@ def trained_texts(example: Example, tokens: Tokens) -> list[str]:
     return [tokens.text(run) for run in runs if run]
 
 
-def all_trained(row: Row, tokens: Tokens, data: DataSection = DATA) -> list[str]:
+def all_trained(row: Row, tokens: ModelTokenizer, data: DataSection = DATA) -> list[str]:
     return [text for example in encode(row, tokens, data) for text in trained_texts(example, tokens)]
 
 
@@ -210,8 +210,8 @@ def test_preferences_become_pairs_with_the_prompt_masked(make_tokens: MakeTokens
     texts = PreferenceRow("f", 1, CompletionRow("f", 1, "p", " good"), CompletionRow("f", 1, "p", " bad"))
     everything = DataSection(assistant_only_loss=False, completion_only_loss=False)
     first, second = (one for one in encode_rows([chats, texts], tokens, everything))
-    assert isinstance(first, Encoded)
-    assert isinstance(second, Encoded)
+    assert isinstance(first, EncodedRow)
+    assert isinstance(second, EncodedRow)
     pair = first.preference()
     assert trained_texts(pair.chosen, tokens) == ["good<|im_end|>"]
     assert trained_texts(pair.rejected, tokens) == ["bad answer<|im_end|>"]
@@ -220,7 +220,7 @@ def test_preferences_become_pairs_with_the_prompt_masked(make_tokens: MakeTokens
     assert trained_texts(second.preference().rejected, tokens) == [" bad<|im_end|>"]
     short = DataSection(max_length=first.examples[0].length, on_overlong=OnOverlong.DROP)
     (dropped,) = encode_rows([chats], tokens, short)
-    assert isinstance(dropped, Encoded)
+    assert isinstance(dropped, EncodedRow)
     assert dropped.examples == ()
     assert dropped.lost == sum(example.targets for example in first.examples)
 
@@ -233,10 +233,10 @@ def test_answers_that_the_cut_makes_equal_are_dropped(make_tokens: MakeTokens) -
     tokens = make_tokens(FAMILIES["chatml"].template)
     row = completions(" word" * 30 + " good", " word" * 30 + " bad")
     (cut,) = encode_rows([row], tokens, DataSection(max_length=10, on_overlong=OnOverlong.TRUNCATE))
-    assert isinstance(cut, Encoded)
+    assert isinstance(cut, EncodedRow)
     assert cut.examples == ()
     (whole,) = encode_rows([row], tokens, DataSection())
-    assert isinstance(whole, Encoded)
+    assert isinstance(whole, EncodedRow)
     assert cut.lost == sum(example.targets for example in whole.examples)
 
 
@@ -245,7 +245,7 @@ def test_a_prompt_that_fills_everything_leaves_no_pair(make_tokens: MakeTokens) 
     long = "prompt " * 20
     row = PreferenceRow("f", 0, CompletionRow("f", 0, long, "good"), CompletionRow("f", 0, long, "bad"))
     (cut,) = encode_rows([row], tokens, DataSection(max_length=12, on_overlong=OnOverlong.TRUNCATE))
-    assert isinstance(cut, Encoded)
+    assert isinstance(cut, EncodedRow)
     assert cut.examples == ()
     (refused,) = encode_rows([row], tokens, DataSection(max_length=12))
     assert isinstance(refused, DataError)
@@ -281,7 +281,7 @@ def test_tokens_that_are_lost_are_counted(
 
 
 def test_many_rows_are_encoded_as_each_alone(make_tokens: MakeTokens, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.data.examples.encode.CHUNK_ROWS", 3)
+    monkeypatch.setattr("trainer.data.examples.row_encoding.CHUNK_ROWS", 3)
     tokens = make_tokens(FAMILIES["chatml"].template)
     rows: list[Row] = [
         chat("a", "b"),
@@ -293,7 +293,7 @@ def test_many_rows_are_encoded_as_each_alone(make_tokens: MakeTokens, monkeypatc
     found = list(encode_rows(rows, tokens, DATA))
     assert [isinstance(one, DataError) for one in found] == [False, True, False, False, False]
     for row, one in zip(rows, found, strict=True):
-        if isinstance(one, Encoded):
+        if isinstance(one, EncodedRow):
             assert one.row is row
             assert one.examples == encode(row, tokens, DATA)
 
@@ -320,7 +320,7 @@ def test_a_template_cannot_leave_its_sandbox(source: str, make_tokens: MakeToken
 
 
 def test_the_date_is_one_for_all_rows(make_tokens: MakeTokens) -> None:
-    from trainer.data.examples.template import ChatTemplate
+    from trainer.data.examples.chat_template import ChatTemplate
 
     moment = datetime(2026, 5, 17, 23, 59, 59, tzinfo=UTC)
     template = ChatTemplate({"default": FAMILIES["llama"].template}, {"bos_token": "<s>"}, now=moment)

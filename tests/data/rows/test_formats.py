@@ -24,7 +24,7 @@ from trainer.data.rows import (
     CompletionRow,
     Message,
     Row,
-    Shape,
+    RowSchema,
     TextRow,
     read_files,
     read_rows,
@@ -270,20 +270,20 @@ def test_without_pyarrow_the_error_says_what_to_install(tmp_path: Path, monkeypa
 def test_columns_are_renamed_and_left_out_as_asked(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("question,answer,id\nq,a,1\n")
-    shape = Shape(columns={"prompt": "question", "completion": "answer"}, ignored=frozenset({"id"}))
+    shape = RowSchema(columns={"prompt": "question", "completion": "answer"}, ignored=frozenset({"id"}))
     assert list(read_rows(path, name="a.csv", shape=shape)) == [CompletionRow("a.csv", 0, "q", "a")]
     with pytest.raises(DataError, match="1 other keys") as caught:
-        list(read_rows(path, name="a.csv", shape=Shape(columns=shape.columns)))
+        list(read_rows(path, name="a.csv", shape=RowSchema(columns=shape.columns)))
     assert "data.ignore_columns" in (caught.value.hint or "")
     with pytest.raises(DataError, match="calls so"):
-        list(read_rows(path, name="a.csv", shape=Shape(columns={"question": "answer"})))
+        list(read_rows(path, name="a.csv", shape=RowSchema(columns={"question": "answer"})))
 
 
 def test_a_named_format_admits_no_other(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}')
     with pytest.raises(DataError, match="expected completion and prompt"):
-        list(read_rows(path, name="a.jsonl", shape=Shape(format="prompt_completion")))
+        list(read_rows(path, name="a.jsonl", shape=RowSchema(format="prompt_completion")))
 
 
 def test_a_chat_in_a_csv_cell_is_json(tmp_path: Path) -> None:

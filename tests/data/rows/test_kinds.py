@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from trainer.data.rows import (
-    KINDS,
+    ROW_KINDS,
     ChatRow,
     CompletionRow,
     Message,
     PreferenceRow,
     Row,
-    Shape,
+    RowSchema,
     TextRow,
     ToolCall,
     kind_name,
@@ -26,8 +26,8 @@ from trainer.errors import DataError, ErrorCode
 CANARY = "canary-7f3a9c"
 
 
-def row(document: object, shape: Shape | None = None) -> Row:
-    return parse_row(json.dumps(document).encode(), file="f", index=7, shape=shape or Shape())
+def row(document: object, shape: RowSchema | None = None) -> Row:
+    return parse_row(json.dumps(document).encode(), file="f", index=7, shape=shape or RowSchema())
 
 
 def messages(document: object) -> tuple[Message, ...]:
@@ -48,9 +48,9 @@ CALL = {"type": "function", "id": "c1", "function": {"name": "f", "arguments": {
 
 
 def test_no_object_is_of_two_kinds() -> None:
-    for name, kind in KINDS.items():
+    for name, kind in ROW_KINDS.items():
         for keys in (kind.required, kind.required | kind.optional):
-            assert [other for other, one in KINDS.items() if one.admits(keys)] == [name]
+            assert [other for other, one in ROW_KINDS.items() if one.admits(keys)] == [name]
 
 
 def test_content_may_be_a_list_of_text_parts() -> None:

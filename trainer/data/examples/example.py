@@ -44,7 +44,7 @@ class PreferenceExample:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedRow:
     """What became of a row.
 
     Attributes:

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from trainer.data.examples.encode import encode_rows
-from trainer.data.examples.example import Encoded, Example
-from trainer.data.examples.tokens import Tokens
-from trainer.data.rows import ChatRow, PreferenceRow, Row, Shape, kind_name, row_texts
+from trainer.data.examples.example import EncodedRow, Example
+from trainer.data.examples.model_tokenizer import ModelTokenizer
+from trainer.data.examples.row_encoding import encode_rows
+from trainer.data.rows import ChatRow, PreferenceRow, Row, RowSchema, kind_name, row_texts
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection
 
@@ -52,9 +52,9 @@ class Dataset:
     warnings: tuple[str, ...]
 
 
-def shape_of(data: DataSection) -> Shape:
+def row_schema(data: DataSection) -> RowSchema:
     """How the job spec says that objects become rows."""
-    return Shape(data.format.value, data.columns, frozenset(data.ignore_columns))
+    return RowSchema(data.format.value, data.columns, frozenset(data.ignore_columns))
 
 
 def is_for_evaluation(file: str, data: DataSection) -> bool:
@@ -63,7 +63,7 @@ def is_for_evaluation(file: str, data: DataSection) -> bool:
 
 
 def build_dataset(
-    rows: Sequence[Row], tokens: Tokens, data: DataSection, *, seed: int, method: str = "sft"
+    rows: Sequence[Row], tokens: ModelTokenizer, data: DataSection, *, seed: int, method: str = "sft"
 ) -> Dataset:
     """Encode every row and hold out the rows of evaluation files, or a share of all.
 
@@ -88,19 +88,19 @@ def build_dataset(
     return Dataset(*parts, counts, tuple(_warnings(rows, tokens, *parts, counts, per_row)))
 
 
-def _all_encoded(rows: Sequence[Row], tokens: Tokens, data: DataSection) -> Iterator[Encoded]:
+def _all_encoded(rows: Sequence[Row], tokens: ModelTokenizer, data: DataSection) -> Iterator[EncodedRow]:
     for encoded in encode_rows(rows, tokens, data):
         if isinstance(encoded, DataError):
             raise encoded
         yield encoded
 
 
-def examples_of(rows: Iterable[Encoded]) -> tuple[Example, ...]:
+def examples_of(rows: Iterable[EncodedRow]) -> tuple[Example, ...]:
     """The examples of all rows, in order."""
     return tuple(example for row in rows for example in row.examples)
 
 
-def check_trainable(row: Row, tokens: Tokens, method: str) -> None:
+def check_trainable(row: Row, tokens: ModelTokenizer, method: str) -> None:
     """Demand that this model can be trained on this kind of row, by this `train.method`.
 
     Raises:
@@ -140,8 +140,8 @@ def check_kind(row: Row, method: str) -> None:
 
 
 def split_rows(
-    rows: Sequence[Encoded], data: DataSection, *, seed: int
-) -> tuple[tuple[Encoded, ...], tuple[Encoded, ...]]:
+    rows: Sequence[EncodedRow], data: DataSection, *, seed: int
+) -> tuple[tuple[EncodedRow, ...], tuple[EncodedRow, ...]]:
     """Training and evaluation: by file where there are files for evaluation, else a share chosen by `seed`.
 
     Raises:
@@ -183,7 +183,7 @@ def split(items: Sequence[_T], share: float, *, seed: int) -> tuple[tuple[_T, ..
 
 def _warnings(
     rows: Sequence[Row],
-    tokens: Tokens,
+    tokens: ModelTokenizer,
     train: tuple[Example, ...],
     evaluation: tuple[Example, ...],
     counts: RowCounts,

@@ -19,15 +19,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from trainer.data.examples.template import Span
-from trainer.data.examples.tokens import TemplateRefusedError, Tokens
+from trainer.data.examples.chat_template import CharacterSpan
+from trainer.data.examples.model_tokenizer import ModelTokenizer, TemplateRefusedError
 from trainer.data.rows import ChatRow
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection, SplitTurns, TrainOn
 
 
 @dataclass(frozen=True)
-class Rules:
+class MaskOptions:
     """What the job spec says about masks and lengths; see `DataSection`."""
 
     assistant_only: bool
@@ -36,7 +36,7 @@ class Rules:
     split: bool
 
     @classmethod
-    def of(cls, data: DataSection) -> Rules:
+    def of(cls, data: DataSection) -> MaskOptions:
         """The rules of a job."""
         return cls(
             assistant_only=data.assistant_only_loss,
@@ -51,14 +51,14 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class MarkedText:
+class RenderedText:
     """A text, and which parts of it are trained on, in order; None means all of it."""
 
     text: str
-    spans: tuple[Span, ...] | None
+    spans: tuple[CharacterSpan, ...] | None
 
 
-def mark_chat(row: ChatRow, tokens: Tokens, rules: Rules) -> tuple[MarkedText, ...]:
+def mark_chat(row: ChatRow, tokens: ModelTokenizer, rules: MaskOptions) -> tuple[RenderedText, ...]:
     """The texts of a conversation's examples: one, or one for each trained turn.
 
     Raises:
@@ -72,7 +72,7 @@ def mark_chat(row: ChatRow, tokens: Tokens, rules: Rules) -> tuple[MarkedText, .
     return _mark_by_rendering(row, tokens, rules, turns)
 
 
-def _mark_all(row: ChatRow, tokens: Tokens) -> MarkedText:
+def _mark_all(row: ChatRow, tokens: ModelTokenizer) -> RenderedText:
     held = next((number for number, message in enumerate(row.messages) if not message.train), None)
     if held is not None and not row.given:
         raise row.refuse(
@@ -82,10 +82,10 @@ def _mark_all(row: ChatRow, tokens: Tokens) -> MarkedText:
             expected="data.assistant_only_loss true",
             found="false",
         )
-    return MarkedText(_render(row, tokens, len(row.messages), prompt=False), None)
+    return RenderedText(_render(row, tokens, len(row.messages), prompt=False), None)
 
 
-def _wanted(row: ChatRow, rules: Rules) -> list[int]:
+def _wanted(row: ChatRow, rules: MaskOptions) -> list[int]:
     """The numbers of the turns that are trained on."""
     turns = [
         number
@@ -103,7 +103,7 @@ def _wanted(row: ChatRow, rules: Rules) -> list[int]:
     return turns[-1:] if rules.last_turn else turns
 
 
-def _mark_by_template(row: ChatRow, tokens: Tokens, turns: list[int]) -> MarkedText | None:
+def _mark_by_template(row: ChatRow, tokens: ModelTokenizer, turns: list[int]) -> RenderedText | None:
     """What the template's generation blocks say; None where it is open which block belongs to which turn."""
     try:
         text, spans = tokens.render_marked(row)
@@ -112,20 +112,22 @@ def _mark_by_template(row: ChatRow, tokens: Tokens, turns: list[int]) -> MarkedT
     else:
         spoken = [number for number, message in enumerate(row.messages) if message.role == "assistant"]
         if turns == spoken:
-            return MarkedText(text, tuple(spans))
+            return RenderedText(text, tuple(spans))
         if len(spans) != len(spoken):
             return None
         chosen = [span for number, span in zip(spoken, spans, strict=True) if number in turns]
-        return MarkedText(text, tuple(chosen))
+        return RenderedText(text, tuple(chosen))
     raise problem
 
 
-def _mark_by_rendering(row: ChatRow, tokens: Tokens, rules: Rules, turns: list[int]) -> tuple[MarkedText, ...]:
+def _mark_by_rendering(
+    row: ChatRow, tokens: ModelTokenizer, rules: MaskOptions, turns: list[int]
+) -> tuple[RenderedText, ...]:
     whole = _render(row, tokens, len(row.messages), prompt=False)
     marked = [_turn(row, tokens, number, whole) for number in turns]
     moved = next((turn for turn, part in zip(turns, marked, strict=True) if not whole.startswith(part.text)), None)
     if moved is None:
-        return (MarkedText(whole, tuple(span for part in marked for span in part.spans or ())),)
+        return (RenderedText(whole, tuple(span for part in marked for span in part.spans or ())),)
     if not rules.split:
         raise not_derivable(
             row, moved, "the chat template renders a turn differently once others follow it (data.split_turns)"
@@ -133,7 +135,7 @@ def _mark_by_rendering(row: ChatRow, tokens: Tokens, rules: Rules, turns: list[i
     return tuple(marked)
 
 
-def _turn(row: ChatRow, tokens: Tokens, number: int, whole: str) -> MarkedText:
+def _turn(row: ChatRow, tokens: ModelTokenizer, number: int, whole: str) -> RenderedText:
     """The row up to and with the assistant's turn `number`, and where in that text the turn lies."""
     if number == 0:
         raise not_derivable(row, number, "the assistant speaks first, so generation would have no prompt")
@@ -147,10 +149,10 @@ def _turn(row: ChatRow, tokens: Tokens, number: int, whole: str) -> MarkedText:
             "the chat template opens the turn for generation in another way",
             hint="give data.chat_template one that renders what it prompts, or use rows of prompt and completion",
         )
-    return MarkedText(after, ((len(before), len(after)),))
+    return RenderedText(after, ((len(before), len(after)),))
 
 
-def _render(row: ChatRow, tokens: Tokens, count: int, *, prompt: bool) -> str:
+def _render(row: ChatRow, tokens: ModelTokenizer, count: int, *, prompt: bool) -> str:
     try:
         return tokens.render(row.messages[:count], prompt=prompt, tools=row.tools)
     except TemplateRefusedError:

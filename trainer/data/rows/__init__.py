@@ -3,8 +3,16 @@
 Nothing here quotes a row: errors name file, row, field, and the types and lengths found.
 """
 
-from trainer.data.rows.kinds import KINDS, Shape
-from trainer.data.rows.reading import AS_FOUND, ENDINGS, parse_row, read_files, read_rows, scan_rows, too_many_rows
+from trainer.data.rows.kinds import ROW_KINDS, RowSchema
+from trainer.data.rows.reading import (
+    DEFAULT_SCHEMA,
+    ENDINGS,
+    parse_row,
+    read_files,
+    read_rows,
+    scan_rows,
+    too_many_rows,
+)
 from trainer.data.rows.row import (
     ROLES,
     ChatRow,
@@ -20,16 +28,16 @@ from trainer.data.rows.row import (
 from trainer.data.rows.values import describe
 
 __all__ = [
-    "AS_FOUND",
+    "DEFAULT_SCHEMA",
     "ENDINGS",
-    "KINDS",
     "ROLES",
+    "ROW_KINDS",
     "ChatRow",
     "CompletionRow",
     "Message",
     "PreferenceRow",
     "Row",
-    "Shape",
+    "RowSchema",
     "TextRow",
     "ToolCall",
     "describe",

@@ -14,7 +14,7 @@ from trainer.errors import DataError
 
 
 @dataclass(frozen=True)
-class Kind:
+class RowKind:
     """One kind of row.
 
     Attributes:
@@ -32,17 +32,17 @@ class Kind:
         return self.required <= keys <= self.required | self.optional
 
 
-KINDS: Final[Mapping[str, Kind]] = {
-    "messages": Kind(chat, frozenset({"messages"}), frozenset({"tools"})),
-    "sharegpt": Kind(sharegpt, frozenset({"conversations"}), frozenset({"system", "tools"})),
-    "alpaca": Kind(alpaca, frozenset({"instruction", "output"}), frozenset({"input", "system", "history"})),
-    "prompt_completion": Kind(completion, frozenset({"prompt", "completion"}), frozenset({"tools"})),
-    "preference": Kind(preference, frozenset({"chosen", "rejected"}), frozenset({"prompt", "tools"})),
-    "text": Kind(whole, frozenset({"text"})),
+ROW_KINDS: Final[Mapping[str, RowKind]] = {
+    "messages": RowKind(chat, frozenset({"messages"}), frozenset({"tools"})),
+    "sharegpt": RowKind(sharegpt, frozenset({"conversations"}), frozenset({"system", "tools"})),
+    "alpaca": RowKind(alpaca, frozenset({"instruction", "output"}), frozenset({"input", "system", "history"})),
+    "prompt_completion": RowKind(completion, frozenset({"prompt", "completion"}), frozenset({"tools"})),
+    "preference": RowKind(preference, frozenset({"chosen", "rejected"}), frozenset({"prompt", "tools"})),
+    "text": RowKind(whole, frozenset({"text"})),
 }
 """Kinds of rows by the name that `data.format` gives them. No object is of two kinds."""
 
-KEYS: Final = frozenset().union(*(kind.required | kind.optional for kind in KINDS.values()))
+KEYS: Final = frozenset().union(*(kind.required | kind.optional for kind in ROW_KINDS.values()))
 
 _NESTED: Final = ("messages", "conversations", "tools", "history")
 """Columns that hold JSON where a file can hold text only."""
@@ -53,11 +53,11 @@ _CHOICES: Final = (
 
 
 @dataclass(frozen=True)
-class Shape:
+class RowSchema:
     """How the objects of a dataset become rows.
 
     Attributes:
-        format: a key of `KINDS`, or `auto`: told by the keys of each object.
+        format: a key of `ROW_KINDS`, or `auto`: told by the keys of each object.
         columns: our name of a column → the name that it has in the files.
         ignored: columns that are left out; all others must belong to the kind.
     """
@@ -99,14 +99,14 @@ class Shape:
                 named[ours] = named.pop(theirs)
         return named
 
-    def _kind(self, place: Row, document: Document) -> Kind:
+    def _kind(self, place: Row, document: Document) -> RowKind:
         keys = frozenset(document)
         if self.format != "auto":
-            kind = KINDS[self.format]
+            kind = ROW_KINDS[self.format]
             if kind.admits(keys):
                 return kind
             raise _wrong_keys(place, keys, _keys_of(kind))
-        kind_of_keys = next((kind for kind in KINDS.values() if kind.admits(keys)), None)
+        kind_of_keys = next((kind for kind in ROW_KINDS.values() if kind.admits(keys)), None)
         if kind_of_keys is None:
             raise _wrong_keys(place, keys, _CHOICES)
         return kind_of_keys
@@ -122,7 +122,7 @@ def _parsed_cells(place: Row, document: Document) -> Document:
     }
 
 
-def _keys_of(kind: Kind) -> str:
+def _keys_of(kind: RowKind) -> str:
     beside = f" (and {', '.join(sorted(kind.optional))})" if kind.optional else ""
     return " and ".join(sorted(kind.required)) + beside
 

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from trainer.data.rows.kinds import Shape
+from trainer.data.rows.kinds import RowSchema
 from trainer.data.rows.records import Record, json_file, json_line, json_lines, separated
 from trainer.data.rows.row import Row
 from trainer.data.rows.sources import Advance, open_bytes
 from trainer.data.rows.tables import arrow_ipc, parquet
 from trainer.errors import DataError, ErrorCode
 
-AS_FOUND: Final = Shape()
+DEFAULT_SCHEMA: Final = RowSchema()
 """Rows under their own names, told by their keys."""
 
 TEXT_ENDINGS: Final = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
@@ -22,7 +22,7 @@ ENDINGS: Final = (*TEXT_ENDINGS, *(f"{ending}.gz" for ending in TEXT_ENDINGS), *
 """Endings of data files; any other file that is named by itself is read as JSON lines."""
 
 
-def read_files(files: Mapping[str, Path], *, max_rows: int, shape: Shape = AS_FOUND) -> list[Row]:
+def read_files(files: Mapping[str, Path], *, max_rows: int, shape: RowSchema = DEFAULT_SCHEMA) -> list[Row]:
     """Read all rows of all files, in the order of the files' names.
 
     Raises:
@@ -43,7 +43,7 @@ def too_many_rows(row: Row, most: int) -> DataError:
     return row.refuse(ErrorCode.DATASET_TOO_LARGE, "too many rows", expected=expected, found="more")
 
 
-def read_rows(path: Path, *, name: str, shape: Shape = AS_FOUND) -> Iterator[Row]:
+def read_rows(path: Path, *, name: str, shape: RowSchema = DEFAULT_SCHEMA) -> Iterator[Row]:
     """Read a file row by row.
 
     Args:
@@ -68,7 +68,7 @@ def _not_told(_bytes: int) -> None:
 
 
 def scan_rows(
-    path: Path, *, name: str, shape: Shape = AS_FOUND, advance: Advance = _not_told
+    path: Path, *, name: str, shape: RowSchema = DEFAULT_SCHEMA, advance: Advance = _not_told
 ) -> Iterator[Row | DataError]:
     """Read a file row by row, over the rows that are not acceptable and on: for these, the error is yielded.
 
@@ -90,7 +90,7 @@ def scan_rows(
         yield DataError(ErrorCode.DATASET_INVALID, "no rows", file=name, expected="at least one row", found=0)
 
 
-def _scan(path: Path, name: str, shape: Shape, advance: Advance) -> Iterator[Row | DataError]:
+def _scan(path: Path, name: str, shape: RowSchema, advance: Advance) -> Iterator[Row | DataError]:
     ending = Path(name.lower().removesuffix(".gz")).suffix
     if ending in TABLE_ENDINGS:
         records = parquet(path, name) if ending == ".parquet" else arrow_ipc(path, name)
@@ -107,20 +107,20 @@ def _scan(path: Path, name: str, shape: Shape, advance: Advance) -> Iterator[Row
 
 
 def _numbered(
-    records: Iterator[Record], name: str, shape: Shape, *, cells: bool = False
+    records: Iterator[Record], name: str, shape: RowSchema, *, cells: bool = False
 ) -> Iterator[Row | DataError]:
     for index, record in enumerate(records):
         yield record if isinstance(record, DataError) else _row(record, Row(name, index), shape, cells=cells)
 
 
-def _row(record: object, place: Row, shape: Shape, *, cells: bool = False) -> Row | DataError:
+def _row(record: object, place: Row, shape: RowSchema, *, cells: bool = False) -> Row | DataError:
     try:
         return shape.row(place, record, cells=cells)
     except DataError as error:
         return error
 
 
-def parse_row(line: bytes, *, file: str, index: int, shape: Shape = AS_FOUND) -> Row:
+def parse_row(line: bytes, *, file: str, index: int, shape: RowSchema = DEFAULT_SCHEMA) -> Row:
     """Parse one line of JSON.
 
     Raises:

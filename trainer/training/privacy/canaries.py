@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from random import Random
 from typing import Final
 
-from trainer.data.examples.encode import encode_rows
 from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import examples_of
-from trainer.data.examples.tokens import Tokens
+from trainer.data.examples.model_tokenizer import ModelTokenizer
+from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.rows import ChatRow, CompletionRow, Message, Row, TextRow
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import REFERENCES, DataSection
@@ -38,7 +38,7 @@ def draw(count: int, random: Random) -> list[str]:
 
 
 def canary_examples(
-    like: Row, count: int, tokens: Tokens, data: DataSection, random: Random
+    like: Row, count: int, tokens: ModelTokenizer, data: DataSection, random: Random
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Canaries, and `REFERENCES` others that are not to be trained on, in the form of the dataset's rows.
 

@@ -21,7 +21,7 @@ from trainer.training.privacy.membership import membership
 from trainer.training.privacy.per_example_gradients import row_means
 from trainer.training.privacy.privacy_findings import Exposure, Membership
 from trainer.training.token_store import TokenStore
-from trainer.training.tokenizer import Tokens
+from trainer.training.tokenizer import ModelTokenizer
 
 EVALUATED_TOKENS: Final = 1 << 14
 """So many go through the model at once where no gradient is made."""
@@ -47,7 +47,7 @@ class Probes:
 def prepare(
     data: Dataset,
     rows: Sequence[Row],
-    tokens: Tokens,
+    tokens: ModelTokenizer,
     sections: tuple[PrivacySection, DataSection],
     *,
     random: Random | None = None,

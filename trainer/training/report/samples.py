@@ -14,7 +14,7 @@ import torch
 
 from trainer.data.examples.example import Example
 from trainer.training.engines.transformers_engine import Precision
-from trainer.training.tokenizer import Tokens
+from trainer.training.tokenizer import ModelTokenizer
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Sampler:
     def __init__(
         self,
         model: Any,
-        tokens: Tokens,
+        tokens: ModelTokenizer,
         precision: Precision,
         prompts: Sequence[Example],
         *,

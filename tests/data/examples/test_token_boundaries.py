@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from trainer.data.examples.boundaries import Anchors, beginnings
-from trainer.data.examples.tokens import Tokens
+from trainer.data.examples.model_tokenizer import ModelTokenizer
+from trainer.data.examples.token_boundaries import SpecialTokenFinder, text_prefixes
 
-MakeTokens = Callable[..., Tokens]
+MakeTokens = Callable[..., ModelTokenizer]
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>", "</s>"]
 PIECES = st.one_of(
@@ -38,16 +38,16 @@ def odd_backend(kind: str) -> Tokenizer:
 
 
 @pytest.fixture(scope="module", params=["bytes", "prepends", "first", "strips", "longer"])
-def tokens(request: pytest.FixtureRequest, backend: Tokenizer) -> Tokens:
+def tokens(request: pytest.FixtureRequest, backend: Tokenizer) -> ModelTokenizer:
     chosen = Tokenizer.from_str(backend.to_str()) if request.param == "bytes" else odd_backend(request.param)
-    return Tokens(chosen, {"eos_token": "</s>"}, {})
+    return ModelTokenizer(chosen, {"eos_token": "</s>"}, {})
 
 
 @given(text=TEXTS, share=st.floats(0, 1))
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_beginnings_have_the_ids_that_they_have_alone(tokens: Tokens, text: str, share: float) -> None:
+def test_beginnings_have_the_ids_that_they_have_alone(tokens: ModelTokenizer, text: str, share: float) -> None:
     position, whole = round(share * len(text)), tokens.ids(text)
-    (beginning,) = beginnings(text, tokens.anchors.align(text, whole), [position])
+    (beginning,) = text_prefixes(text, tokens.anchors.align(text, whole), [position])
     ids_of = tokens.lookup([beginning.rest])
     alone = tokens.ids(text[:position])
     assert beginning.ids(whole, ids_of) == alone
@@ -61,19 +61,19 @@ def test_little_is_tokenised_where_special_tokens_stand(make_tokens: MakeTokens)
     anchors = tokens.anchors.align(text, tokens.ids(text))
     assert len(anchors) == 4
     positions = [text.index("answer"), len(text)]
-    rests = [beginning.rest for beginning in beginnings(text, anchors, positions)]
+    rests = [beginning.rest for beginning in text_prefixes(text, anchors, positions)]
     assert rests == ["<|im_start|>assistant\n", "<|im_end|>\n"]
 
 
 def test_text_and_ids_that_do_not_agree_give_no_anchor(make_tokens: MakeTokens) -> None:
     tokens = make_tokens(None)
     assert tokens.anchors.align("a<s>b", tokens.ids("a</s>b")) == ()
-    assert Anchors({}).align("a<s>b", [1, 2]) == ()
+    assert SpecialTokenFinder({}).align("a<s>b", [1, 2]) == ()
 
 
 def test_tokens_that_swallow_white_space_are_no_anchors() -> None:
-    assert Tokens(odd_backend("strips"), {}, {}).anchors.ids == {}
-    assert set(Tokens(odd_backend("first"), {}, {}).anchors.ids) == set(SPECIAL)
+    assert ModelTokenizer(odd_backend("strips"), {}, {}).anchors.ids == {}
+    assert set(ModelTokenizer(odd_backend("first"), {}, {}).anchors.ids) == set(SPECIAL)
 
 
 def test_ids_of_short_texts_are_kept_and_right(make_tokens: MakeTokens) -> None:

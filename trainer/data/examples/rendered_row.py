@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from trainer.data.examples.boundaries import Ids
-from trainer.data.examples.template import Span
+from trainer.data.examples.chat_template import CharacterSpan
+from trainer.data.examples.token_boundaries import Ids
 from trainer.data.rows import Row
 
 
 @dataclass(frozen=True)
-class Marked:
+class MaskedTokens:
     """Token ids, and which parts of them are trained on, as positions."""
 
     ids: Ids
-    spans: tuple[Span, ...]
+    spans: tuple[CharacterSpan, ...]
 
     @classmethod
-    def whole(cls, ids: Ids) -> Marked:
+    def whole(cls, ids: Ids) -> MaskedTokens:
         """All of it is trained on."""
         return cls(ids, ((0, len(ids)),))
 
 
 @dataclass(frozen=True)
-class Located:
+class TokenizedRow:
     """A row whose texts are tokenised.
 
     Attributes:
@@ -33,16 +33,16 @@ class Located:
     """
 
     needs: tuple[str, ...]
-    mark: Callable[[Mapping[str, Ids]], tuple[Marked, ...]]
+    mark: Callable[[Mapping[str, Ids]], tuple[MaskedTokens, ...]]
 
     @classmethod
-    def done(cls, *marked: Marked) -> Located:
+    def done(cls, *marked: MaskedTokens) -> TokenizedRow:
         """Nothing else must be tokenised."""
         return cls((), lambda _: marked)
 
 
 @dataclass(frozen=True)
-class Draft:
+class RenderedRow:
     """A row whose texts are laid out.
 
     Attributes:
@@ -53,4 +53,4 @@ class Draft:
 
     row: Row
     texts: tuple[str, ...]
-    locate: Callable[[list[Ids]], Located]
+    locate: Callable[[list[Ids]], TokenizedRow]

@@ -10,14 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from trainer.data.examples.encode import encode
 from trainer.data.examples.example import Example
-from trainer.data.examples.tokens import Tokens
+from trainer.data.examples.model_tokenizer import ModelTokenizer
+from trainer.data.examples.row_encoding import encode
 from trainer.data.rows import ChatRow, CompletionRow, Message, Row, TextRow
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection, OnOverlong, SplitTurns
 
-MakeTokens = Callable[..., Tokens]
+MakeTokens = Callable[..., ModelTokenizer]
 DATA = DataSection(max_length=400)
 
 CHATML = (
@@ -70,12 +70,12 @@ def chat(*said: str) -> ChatRow:
     return ChatRow("f.jsonl", 4, tuple(Message(roles[number % 2], text) for number, text in enumerate(said)))
 
 
-def encoded(row: Row, tokens: Tokens, data: DataSection = DATA) -> Example:
+def encoded(row: Row, tokens: ModelTokenizer, data: DataSection = DATA) -> Example:
     (example,) = encode(row, tokens, data)
     return example
 
 
-def trained_texts(example: Example, tokens: Tokens) -> list[str]:
+def trained_texts(example: Example, tokens: ModelTokenizer) -> list[str]:
     """The trained runs of tokens, as text."""
     runs: list[list[int]] = []
     for position, (token, trained) in enumerate(zip(example.ids, example.trained, strict=True)):
@@ -197,7 +197,7 @@ def test_a_tokenizer_that_writes_beginnings_differently_is_not_trusted_with_it()
     plain.decoder = decoders.Metaspace(prepend_scheme="always")
     template = "{{ 'u:' }}{% if messages | length > 1 or add_generation_prompt %}{{ 'a: ' }}{% endif %}"
     template += "{% if messages | length > 1 %}{{ 'a' }}{% endif %}"
-    tokens = Tokens(plain, {}, {"default": template})
+    tokens = ModelTokenizer(plain, {}, {"default": template})
     with pytest.raises(DataError, match="a token spans the boundary"):
         encode(chat("u", "a"), tokens, DATA)
 
@@ -269,7 +269,7 @@ def test_padding_is_never_a_stop_token(make_tokens: MakeTokens) -> None:
     assert make_tokens(None, eos="</s>", pad="<|endoftext|>").pad_id == tokens.ids("<|endoftext|>")[0]
 
 
-def with_limit(row: Row, tokens: Tokens, limit: int, choice: OnOverlong) -> tuple[Example, ...]:
+def with_limit(row: Row, tokens: ModelTokenizer, limit: int, choice: OnOverlong) -> tuple[Example, ...]:
     return encode(row, tokens, DataSection(max_length=limit, on_overlong=choice))
 
 

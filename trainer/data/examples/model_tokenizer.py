@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer.data.examples.boundaries import CACHED_CHARACTERS, Anchors
-from trainer.data.examples.template import ChatTemplate, Span, TemplateRefusedError, named_templates
+from trainer.data.examples.chat_template import CharacterSpan, ChatTemplate, TemplateRefusedError, named_templates
+from trainer.data.examples.token_boundaries import CACHED_CHARACTERS, SpecialTokenFinder
 from trainer.data.rows import ChatRow, Message
 from trainer.errors import ErrorCode, JobError, UsageError
 
@@ -22,10 +22,10 @@ _NAMED: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token"
 _MAX_FILE_BYTES: Final = 1 << 28
 _MAX_KEPT: Final = 1 << 16
 
-__all__ = ["TOKENIZER_FILE", "TemplateRefusedError", "Tokens", "read_stop_ids", "read_tokens"]
+__all__ = ["TOKENIZER_FILE", "ModelTokenizer", "TemplateRefusedError", "read_stop_ids", "read_tokenizer"]
 
 
-class Tokens:
+class ModelTokenizer:
     """Text ↔ token ids.
 
     Args:
@@ -63,7 +63,7 @@ class Tokens:
         self.pad_id = self._choose_padding(special_tokens)
         self.start_ids = self._find_start()
         self.special_texts = tuple(dict.fromkeys((*special_tokens.values(), *self._special_in_backend())))
-        self.anchors = Anchors(self._splitting_tokens())
+        self.anchors = SpecialTokenFinder(self._splitting_tokens())
         self.notes: tuple[str, ...] = ()
         self._short: dict[str, list[int]] = {}
         moment = datetime.now().astimezone() if now is None else now
@@ -120,7 +120,7 @@ class Tokens:
         """
         return self._some_template().render(messages, prompt=prompt, tools=tools)
 
-    def render_marked(self, row: ChatRow) -> tuple[str, list[Span]]:
+    def render_marked(self, row: ChatRow) -> tuple[str, list[CharacterSpan]]:
         """Render a row, and what its template says is generated; see `ChatTemplate.render_marked`.
 
         Raises:
@@ -165,7 +165,9 @@ class Tokens:
         return ()
 
 
-def read_tokens(model_dir: Path, chat_template: str | None = None, *, now: datetime | None = None) -> Tokens:
+def read_tokenizer(
+    model_dir: Path, chat_template: str | None = None, *, now: datetime | None = None
+) -> ModelTokenizer:
     """Read the tokenizer of a model directory from tokenizer.json and what stands beside it.
 
     Args:
@@ -185,7 +187,7 @@ def read_tokens(model_dir: Path, chat_template: str | None = None, *, now: datet
     _add_missing(backend, config, special)
     own = named_templates(config.get("chat_template"), _template_files(model_dir))
     templates = own if chat_template is None else {"default": chat_template}
-    return Tokens(backend, special, templates, read_stop_ids(model_dir), now=now)
+    return ModelTokenizer(backend, special, templates, read_stop_ids(model_dir), now=now)
 
 
 def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

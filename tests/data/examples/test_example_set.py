@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import build_dataset, split
-from trainer.data.examples.tokens import Tokens
+from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.rows import ChatRow, Message, Row, TextRow
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection, OnOverlong
 
-MakeTokens = Callable[..., Tokens]
+MakeTokens = Callable[..., ModelTokenizer]
 
 
 def examples(count: int) -> list[Example]:

@@ -21,7 +21,7 @@ CACHED_CHARACTERS: Final = 64
 
 
 @dataclass(frozen=True)
-class Anchors:
+class SpecialTokenFinder:
     """Finds special tokens in texts.
 
     Attributes:
@@ -31,14 +31,16 @@ class Anchors:
 
     ids: Mapping[str, int]
 
-    def align(self, text: str, ids: Sequence[int]) -> tuple[Anchor, ...]:
+    def align(self, text: str, ids: Sequence[int]) -> tuple[SpecialTokenMatch, ...]:
         """The special tokens of a text, in order, with where each stands; none where text and ids do not agree."""
         known = self._known
         found = list(self._pattern.finditer(text)) if known else []
         places = [place for place, id_ in enumerate(ids) if id_ in known]
         if [self.ids[match[0]] for match in found] != [ids[place] for place in places]:
             return ()
-        return tuple(Anchor(match[0], match.end(), place) for match, place in zip(found, places, strict=True))
+        return tuple(
+            SpecialTokenMatch(match[0], match.end(), place) for match, place in zip(found, places, strict=True)
+        )
 
     @cached_property
     def _known(self) -> frozenset[int]:
@@ -51,7 +53,7 @@ class Anchors:
 
 
 @dataclass(frozen=True)
-class Anchor:
+class SpecialTokenMatch:
     """A special token in a text: its text, where it ends (in characters), and its index among the ids."""
 
     token: str
@@ -60,7 +62,7 @@ class Anchor:
 
 
 @dataclass(frozen=True)
-class Beginning:
+class TextPrefix:
     """A beginning of a text: the ids up to `index` are the text's own, then come those of `rest`."""
 
     index: int
@@ -77,13 +79,15 @@ class Beginning:
         return end if whole[self.index : end] == rest else None
 
 
-def beginnings(text: str, anchors: Sequence[Anchor], positions: Sequence[int]) -> Iterator[Beginning]:
+def text_prefixes(
+    text: str, anchors: Sequence[SpecialTokenMatch], positions: Sequence[int]
+) -> Iterator[TextPrefix]:
     """The beginning of a text up to each of some positions."""
     ends = [anchor.end for anchor in anchors]
     for position in positions:
         number = bisect_right(ends, position)
         if number == 0:
-            yield Beginning(0, text[:position])
+            yield TextPrefix(0, text[:position])
         else:
             anchor = anchors[number - 1]
-            yield Beginning(anchor.index, anchor.token + text[anchor.end : position])
+            yield TextPrefix(anchor.index, anchor.token + text[anchor.end : position])

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
-from trainer.data.examples.boundaries import Ids
-from trainer.data.examples.draft import Draft, Located, Marked
-from trainer.data.examples.example import Encoded, Example
-from trainer.data.examples.masks import Rules
-from trainer.data.examples.template import Span
-from trainer.data.examples.tokens import Tokens
-from trainer.data.examples.turns import draft_chat
+from trainer.data.examples.chat_encoding import draft_chat
+from trainer.data.examples.chat_template import CharacterSpan
+from trainer.data.examples.example import EncodedRow, Example
+from trainer.data.examples.masks import MaskOptions
+from trainer.data.examples.model_tokenizer import ModelTokenizer
+from trainer.data.examples.rendered_row import MaskedTokens, RenderedRow, TokenizedRow
+from trainer.data.examples.token_boundaries import Ids
 from trainer.data.rows import ChatRow, CompletionRow, PreferenceRow, Row, TextRow
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection, OnOverlong
@@ -24,8 +24,8 @@ CHUNK_CHARACTERS: Final = 1 << 22
 """Rows are tokenised together until they are this many, or their texts this long."""
 
 
-def encode(row: Row, tokens: Tokens, data: DataSection) -> tuple[Example, ...]:
-    """Turn a row into its examples; see `Encoded`.
+def encode(row: Row, tokens: ModelTokenizer, data: DataSection) -> tuple[Example, ...]:
+    """Turn a row into its examples; see `EncodedRow`.
 
     Raises:
         DataError: the row is too long, cannot be rendered, or holds no token to train on.
@@ -36,22 +36,24 @@ def encode(row: Row, tokens: Tokens, data: DataSection) -> tuple[Example, ...]:
     return encoded.examples
 
 
-def encode_rows(rows: Iterable[Row], tokens: Tokens, data: DataSection) -> Iterator[Encoded | DataError]:
+def encode_rows(
+    rows: Iterable[Row], tokens: ModelTokenizer, data: DataSection
+) -> Iterator[EncodedRow | DataError]:
     """Turn rows into examples, in their order; for a row that cannot be one, its error is yielded."""
-    rules = Rules.of(data)
+    rules = MaskOptions.of(data)
     for drafts in _chunks(_draft_or_error(row, tokens, rules) for row in rows):
         yield from _finish_chunk(drafts, tokens, data)
 
 
 def _finish_chunk(
-    drafts: list[Draft | DataError], tokens: Tokens, data: DataSection
-) -> Iterator[Encoded | DataError]:
+    drafts: list[RenderedRow | DataError], tokens: ModelTokenizer, data: DataSection
+) -> Iterator[EncodedRow | DataError]:
     """Tokenise the texts of a chunk at once, then whatever else their boundaries need."""
-    texts = [text for draft in drafts if isinstance(draft, Draft) for text in draft.texts]
+    texts = [text for draft in drafts if isinstance(draft, RenderedRow) for text in draft.texts]
     ids = iter(tokens.ids_of(texts))
     located = [
         (draft.row, draft.locate(list(itertools.islice(ids, len(draft.texts)))))
-        if isinstance(draft, Draft)
+        if isinstance(draft, RenderedRow)
         else draft
         for draft in drafts
     ]
@@ -60,12 +62,12 @@ def _finish_chunk(
         yield one if isinstance(one, DataError) else _encoded_or_error(*one, ids_of, tokens, data)
 
 
-def _chunks(drafts: Iterator[Draft | DataError]) -> Iterator[list[Draft | DataError]]:
-    chunk: list[Draft | DataError] = []
+def _chunks(drafts: Iterator[RenderedRow | DataError]) -> Iterator[list[RenderedRow | DataError]]:
+    chunk: list[RenderedRow | DataError] = []
     characters = 0
     for draft in drafts:
         chunk.append(draft)
-        characters += sum(map(len, draft.texts)) if isinstance(draft, Draft) else 0
+        characters += sum(map(len, draft.texts)) if isinstance(draft, RenderedRow) else 0
         if len(chunk) == CHUNK_ROWS or characters > CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0
@@ -73,7 +75,7 @@ def _chunks(drafts: Iterator[Draft | DataError]) -> Iterator[list[Draft | DataEr
         yield chunk
 
 
-def _draft_or_error(row: Row, tokens: Tokens, rules: Rules) -> Draft | DataError:
+def _draft_or_error(row: Row, tokens: ModelTokenizer, rules: MaskOptions) -> RenderedRow | DataError:
     try:
         return _draft(row, tokens, rules)
     except DataError as error:
@@ -81,70 +83,70 @@ def _draft_or_error(row: Row, tokens: Tokens, rules: Rules) -> Draft | DataError
 
 
 def _encoded_or_error(
-    row: Row, located: Located, ids_of: Mapping[str, Ids], tokens: Tokens, data: DataSection
-) -> Encoded | DataError:
+    row: Row, located: TokenizedRow, ids_of: Mapping[str, Ids], tokens: ModelTokenizer, data: DataSection
+) -> EncodedRow | DataError:
     try:
         return _finish(row, located.mark(ids_of), tokens, data)
     except DataError as error:
         return error
 
 
-def _draft(row: Row, tokens: Tokens, rules: Rules) -> Draft:
+def _draft(row: Row, tokens: ModelTokenizer, rules: MaskOptions) -> RenderedRow:
     if isinstance(row, ChatRow):
         return draft_chat(row, tokens, rules)
     if isinstance(row, CompletionRow):
         return _draft_completion(row, tokens, rules)
     if isinstance(row, TextRow):
-        return Draft(row, (row.text,), lambda ids: _whole_text(ids[0], tokens))
+        return RenderedRow(row, (row.text,), lambda ids: _whole_text(ids[0], tokens))
     if isinstance(row, PreferenceRow):
         return _draft_preference(row, tokens, rules)
     raise TypeError(f"unknown kind of row: {type(row).__name__}")
 
 
-def _draft_preference(row: PreferenceRow, tokens: Tokens, rules: Rules) -> Draft:
+def _draft_preference(row: PreferenceRow, tokens: ModelTokenizer, rules: MaskOptions) -> RenderedRow:
     answers_only = replace(rules, assistant_only=True, completion_only=True, last_turn=False, split=False)
     chosen = _draft(row.chosen, tokens, answers_only)
     rejected = _draft(row.rejected, tokens, answers_only)
     count = len(chosen.texts)
 
-    def locate(ids: list[Ids]) -> Located:
+    def locate(ids: list[Ids]) -> TokenizedRow:
         better, worse = chosen.locate(ids[:count]), rejected.locate(ids[count:])
-        return Located(better.needs + worse.needs, lambda ids_of: better.mark(ids_of) + worse.mark(ids_of))
+        return TokenizedRow(better.needs + worse.needs, lambda ids_of: better.mark(ids_of) + worse.mark(ids_of))
 
-    return Draft(row, chosen.texts + rejected.texts, locate)
-
-
-def _whole_text(ids: Ids, tokens: Tokens) -> Located:
-    return Located.done(Marked.whole(_ended(_started(ids, tokens), tokens)))
+    return RenderedRow(row, chosen.texts + rejected.texts, locate)
 
 
-def _draft_completion(row: CompletionRow, tokens: Tokens, rules: Rules) -> Draft:
+def _whole_text(ids: Ids, tokens: ModelTokenizer) -> TokenizedRow:
+    return TokenizedRow.done(MaskedTokens.whole(_ended(_started(ids, tokens), tokens)))
+
+
+def _draft_completion(row: CompletionRow, tokens: ModelTokenizer, rules: MaskOptions) -> RenderedRow:
     """The prompt as generation will see it, then the completion and the end of the sequence."""
 
-    def locate(ids: list[Ids]) -> Located:
+    def locate(ids: list[Ids]) -> TokenizedRow:
         prompt, whole = (_started(part, tokens) for part in ids)
         if whole[: len(prompt)] != prompt:
             # A token spans the boundary. Generation starts from the prompt's own tokens, so training does too.
             whole = prompt + tokens.ids(row.completion)
         ended = _ended(whole, tokens)
-        return Located.done(Marked(ended, ((len(prompt) if rules.completion_only else 0, len(ended)),)))
+        return TokenizedRow.done(MaskedTokens(ended, ((len(prompt) if rules.completion_only else 0, len(ended)),)))
 
-    return Draft(row, (row.prompt, row.prompt + row.completion), locate)
+    return RenderedRow(row, (row.prompt, row.prompt + row.completion), locate)
 
 
-def _started(ids: Ids, tokens: Tokens) -> Ids:
+def _started(ids: Ids, tokens: ModelTokenizer) -> Ids:
     """`ids` behind what the tokenizer starts text with, once: the text may begin with it itself."""
     start = list(tokens.start_ids)
     return ids if start and ids[: len(start)] == start else start + ids
 
 
-def _ended(ids: Ids, tokens: Tokens) -> Ids:
+def _ended(ids: Ids, tokens: ModelTokenizer) -> Ids:
     """`ids` with the end of the sequence, once."""
     end = tokens.append_id
     return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
 
 
-def _finish(row: Row, marked: Iterable[Marked], tokens: Tokens, data: DataSection) -> Encoded:
+def _finish(row: Row, marked: Iterable[MaskedTokens], tokens: ModelTokenizer, data: DataSection) -> EncodedRow:
     """Bring the examples of a row to their length."""
     examples: list[Example] = []
     length = lost = 0
@@ -163,7 +165,7 @@ def _finish(row: Row, marked: Iterable[Marked], tokens: Tokens, data: DataSectio
     if isinstance(row, PreferenceRow) and not _differ(row, examples):
         lost += sum(example.targets for example in examples)
         examples = []
-    return Encoded(row, tuple(examples), length, lost)
+    return EncodedRow(row, tuple(examples), length, lost)
 
 
 def _differ(row: Row, examples: list[Example]) -> bool:
@@ -184,7 +186,7 @@ def _differ(row: Row, examples: list[Example]) -> bool:
     return len(examples) == 2 and not same
 
 
-def _kept(spans: list[Span], end: int, data: DataSection) -> list[Span]:
+def _kept(spans: list[CharacterSpan], end: int, data: DataSection) -> list[CharacterSpan]:
     if end <= data.max_length:
         return spans
     if data.on_overlong is OnOverlong.DROP:
@@ -192,11 +194,11 @@ def _kept(spans: list[Span], end: int, data: DataSection) -> list[Span]:
     return [(start, min(stop, data.max_length)) for start, stop in spans if start < data.max_length]
 
 
-def _count(spans: list[Span]) -> int:
+def _count(spans: list[CharacterSpan]) -> int:
     return sum(end - start for start, end in spans)
 
 
-def _example(ids: Ids, spans: list[Span], tokens: Tokens, *, truncated: bool) -> Example:
+def _example(ids: Ids, spans: list[CharacterSpan], tokens: ModelTokenizer, *, truncated: bool) -> Example:
     end = spans[-1][1]
     trained = bytearray(end)
     for start, stop in spans:

@@ -29,7 +29,7 @@ _MARKER: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")
 MAX_RENDERED: Final = 1 << 28
 """Longest acceptable rendering, in characters."""
 
-Span = tuple[int, int]
+CharacterSpan = tuple[int, int]
 """Where a part of a text begins and ends, in characters."""
 
 
@@ -76,7 +76,7 @@ class ChatTemplate:
         """
         return self._run(messages, tools, prompt=prompt, marked=False)
 
-    def render_marked(self, row: ChatRow) -> tuple[str, list[Span]]:
+    def render_marked(self, row: ChatRow) -> tuple[str, list[CharacterSpan]]:
         """The whole row laid out, and which parts of that text stand in generation blocks.
 
         Raises:
@@ -176,10 +176,10 @@ def _to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _spans(marked: str) -> tuple[str, list[Span]]:
+def _spans(marked: str) -> tuple[str, list[CharacterSpan]]:
     """The text without marks, and what stood between each pair of them; empty parts are left out."""
     parts: list[str] = []
-    spans: list[Span] = []
+    spans: list[CharacterSpan] = []
     length = opened = 0
     for part in re.split(f"([{_OPEN}{_CLOSE}])", marked):
         if part == _OPEN:
