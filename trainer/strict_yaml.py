@@ -1,21 +1,139 @@
-"""YAML without its traps: no aliases, tags or duplicate keys, numbers as in YAML 1.2, bounded time."""
+"""The one YAML loader: core schema of YAML 1.2, unique keys, no tags, bounded in time, depth and size.
+
+It reads job specs and policies, which may not have anchors, aliases or merge keys (`parse_yaml`), and compose
+files, which may (`load_yaml_tree`). Both may come from somebody whom the reader does not trust.
+
+    PyYAML's scanner ──► PyYAML's nodes ──► YamlNode tree, aliases expanded ──► plain values, or the audit's nodes
+    tokens, depth        anchors            keys, tags, nodes, characters
+
+Why not `yaml.safe_load`: it keeps the last of two equal keys, reads `yes` as true and `010` as 8 (YAML 1.1), and a
+kilobyte of aliases can expand to gigabytes.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
 
 import yaml
 
 from trainer.errors import ErrorCode, UsageError
 
-_MAX_TOKENS: Final = 20_000
-"""Bounds the time that PyYAML takes, well below a second; a job spec has hundreds."""
-_MAX_DEPTH: Final = 64
+MAX_TOKENS: Final = 20_000
+"""Tokens of one document, or of all texts that share a `TokenBudget`; a job spec has hundreds."""
+
+MAX_DEPTH: Final = 64
+
+MAX_NODES: Final = 20_000
+"""Nodes of one document after its aliases are expanded."""
+
+MAX_CHARACTERS: Final = 1 << 19
+"""Characters of all scalars after aliases are expanded; a longer text without aliases may have its own length."""
+
+_TAG: Final = "tag:yaml.org,2002:"
+_TOO_LARGE: Final = "too large or too deep"
+_UNKNOWN_TAG: Final = "a tag that has no meaning here"
+
+YamlKind: TypeAlias = Literal["str", "int", "float", "bool", "null", "sequence", "mapping"]
+YamlContent: TypeAlias = "str | tuple[YamlNode, ...] | Mapping[str, YamlNode]"
+
+_PATTERNS: Final = {
+    "bool": re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"),
+    "null": re.compile(r"(?:~|null|Null|NULL|)\Z"),
+    "int": re.compile(r"[-+]?(?:0|[1-9][0-9]*)\Z"),
+    "float": re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z"),
+    "merge": re.compile(r"<<\Z"),
+}
+"""What a plain scalar must match to be of a kind (YAML 1.2, section 10.3.2, and the merge key); the first wins.
+
+YAML 1.1, which PyYAML implements, reads `yes` as true, `1:30` as 90, `010` as 8 and `2e-4` as text.
+"""
+
+_FIRST_CHARACTERS: Final = {
+    "bool": [*"tTfF"],
+    "null": [*"~nN", ""],
+    "int": [*"-+0123456789"],
+    "float": [*"-+.0123456789"],
+    "merge": ["<"],
+}
+
+
+class YamlError(ValueError):
+    """A text is refused.
+
+    Args:
+        line: 1-based line of the problem.
+        problem: what is wrong there.
+    """
+
+    def __init__(self, line: int, problem: str) -> None:
+        super().__init__(f"line {line}: {problem}")
+        self.line = line
+        self.problem = problem
+
+
+@dataclass
+class TokenBudget:
+    """Tokens that may still be read. Texts inside of texts share one, so that many small ones cost no more."""
+
+    tokens: int = MAX_TOKENS
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether a text was refused because the budget was used up."""
+        return self.tokens < 0
+
+
+@dataclass(frozen=True)
+class YamlNode:
+    """One value of a document.
+
+    Args:
+        kind: kind of the value.
+        content: text of a scalar as written, elements of a sequence, or entries of a mapping in their order.
+        line: 1-based line of its key, or of the value itself where it has no key.
+    """
+
+    kind: YamlKind
+    content: YamlContent
+    line: int
+
+    def plain_value(self) -> object:
+        """Returns the value in Python's types: str, int, float, bool, None, list, dict.
+
+        Raises:
+            YamlError: a number that Python does not convert.
+        """
+        if isinstance(self.content, Mapping):
+            return {key: node.plain_value() for key, node in self.content.items()}
+        if isinstance(self.content, tuple):
+            return [node.plain_value() for node in self.content]
+        try:
+            match self.kind:
+                case "bool":
+                    return self.content.lower() == "true"
+                case "null":
+                    return None
+                case "int":
+                    return int(self.content)
+                case "float":
+                    return float(self.content)
+                case _:
+                    return self.content
+        except ValueError:  # Python converts no integer of more than 4300 digits
+            raise YamlError(self.line, "a number that is too long") from None
 
 
 def parse_yaml(data: bytes, *, what: str, limit: int, code: ErrorCode) -> object:
-    """Parse a YAML document without aliases, tags or duplicate keys; numbers such as `2e-4` are numbers.
+    """Parses a document that has no anchors, aliases, merge keys, tags or duplicate keys; returns plain values.
+
+    Args:
+        data: the text.
+        what: name of the document in errors.
+        limit: largest size in bytes.
+        code: code of the error for a text that is refused.
 
     Raises:
         UsageError: with `code`, or `spec-too-large` above `limit` bytes.
@@ -28,57 +146,165 @@ def parse_yaml(data: bytes, *, what: str, limit: int, code: ErrorCode) -> object
             found="more",
         )
     try:
-        return yaml.load(data, Loader=_StrictLoader)  # noqa: S506 -- a SafeLoader with fewer features
+        return load_yaml_tree(data, compose_features=False).plain_value()
+    except YamlError as error:
+        raise UsageError(code, f"the {what} is not acceptable YAML: {error}") from error
+
+
+def load_yaml_tree(text: str | bytes, *, compose_features: bool, budget: TokenBudget | None = None) -> YamlNode:
+    """Loads one document as a tree in which aliases and merge keys are resolved.
+
+    Args:
+        text: the document.
+        compose_features: whether to accept what compose files use: anchors, aliases, merge keys (`<<`), and keys
+            that look like numbers, which become text.
+        budget: tokens that may be spent on it; None for a budget of its own.
+
+    Raises:
+        YamlError: not YAML, empty, several documents, a duplicate key, a tag, or too large as it is or expanded.
+    """
+    try:
+        root = _BoundedLoader(text, budget or TokenBudget(), aliases=compose_features).get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise YamlError(mark.line + 1 if mark else 1, str(error.problem or error.context)) from error
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        raise UsageError(code, f"the {what} is not acceptable YAML: {_one_line(error)}") from error
+        raise YamlError(1, type(error).__name__) from error
+    if root is None:
+        raise YamlError(1, "the document is empty")
+    return _Expansion(compose_features, max(MAX_CHARACTERS, len(text))).expand(root, _line_of(root), 0)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _line_of(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader without duplicate keys, anchors, aliases or timestamps, YAML 1.2 numbers; bounded."""
+class _BoundedLoader(yaml.SafeLoader):
+    """PyYAML's scanner and composer with the core schema of YAML 1.2 and a bound on tokens and depth."""
 
-    tokens_seen = 0
+    def __init__(self, text: str | bytes, budget: TokenBudget, *, aliases: bool) -> None:
+        super().__init__(text)
+        self._budget = budget
+        self._aliases = aliases
 
     def fetch_more_tokens(self) -> None:
-        # The scanner looks at every open bracket for each token: depth and number together bound the time.
-        self.tokens_seen += 1
-        if self.tokens_seen > _MAX_TOKENS or self.flow_level > _MAX_DEPTH or len(self.indents) > _MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem="too large or too deep", problem_mark=self.get_mark())
+        # The scanner looks at every open bracket for each token: without a bound on depth, time is quadratic.
+        self._budget.tokens -= 1
+        if self._budget.exhausted or self.flow_level > MAX_DEPTH or len(self.indents) > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=_TOO_LARGE, problem_mark=self.get_mark())
         super().fetch_more_tokens()
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
-        if getattr(event, "anchor", None) is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, "anchors and aliases are not accepted", event.start_mark
+        if not self._aliases and getattr(event, "anchor", None) is not None:
+            raise yaml.MarkedYAMLError(
+                problem="anchors and aliases are not accepted", problem_mark=event.start_mark
             )
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
-                raise yaml.constructor.ConstructorError(None, None, "keys must be text", key_node.start_mark)
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key_node.value!r} stands twice", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return dict(super().construct_mapping(node, deep=deep))
+
+_BoundedLoader.yaml_implicit_resolvers = {}
+for _kind, _pattern in _PATTERNS.items():
+    _BoundedLoader.add_implicit_resolver(_TAG + _kind, _pattern, _FIRST_CHARACTERS[_kind])
 
 
-# YAML 1.1 reads `yes` as true, `1:30` as 90, `010` as 8 and `2e-4` as text; the core schema of YAML 1.2 does not.
-_StrictLoader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
-    ("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", "-+0123456789."),
-):
-    _first_characters = [character.replace("\0", "") for character in _first]
-    _StrictLoader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first_characters
-    )
+@dataclass
+class _Expansion:
+    """Turns PyYAML's graph of nodes into a tree, and counts what that costs.
+
+    Args:
+        compose_features: as for `load_yaml_tree`.
+        max_characters: bound on the characters of all scalars.
+    """
+
+    compose_features: bool
+    max_characters: int
+    nodes: int = 0
+    characters: int = 0
+
+    def expand(self, node: yaml.Node, line: int, depth: int) -> YamlNode:
+        """Returns the tree below `node`, which is `depth` levels below the root.
+
+        An alias is the same PyYAML node again, possibly one that contains itself; the bounds end the expansion.
+        """
+        self._count(1, line, depth)
+        if isinstance(node, yaml.MappingNode):
+            self._require_tag(node, "map")
+            entries = self._entries(node, depth)
+            return YamlNode(
+                "mapping",
+                {key: self.expand(value, key_line, depth + 1) for key, (key_line, value) in entries.items()},
+                line,
+            )
+        if isinstance(node, yaml.SequenceNode):
+            self._require_tag(node, "seq")
+            elements = (self.expand(element, _line_of(element), depth + 1) for element in node.value)
+            return YamlNode("sequence", tuple(elements), line)
+        return YamlNode(self._scalar_kind(node), str(node.value), line)
+
+    def _count(self, nodes: int, line: int, depth: int) -> None:
+        self.nodes += nodes
+        if self.nodes > MAX_NODES or depth > MAX_DEPTH:
+            raise YamlError(line, f"{_TOO_LARGE} once its aliases are expanded")
+
+    def _entries(self, node: yaml.MappingNode, depth: int) -> dict[str, tuple[int, yaml.Node]]:
+        """Returns line of the key and value of each entry: own entries first, then merged ones.
+
+        A merge key never overrides an own entry, and an earlier merged mapping wins over a later one
+        (https://yaml.org/type/merge.html).
+        """
+        own: dict[str, tuple[int, yaml.Node]] = {}
+        merged: dict[str, tuple[int, yaml.Node]] = {}
+        has_merge_key = False
+        for key_node, value in node.value:
+            line = _line_of(key_node)
+            if key_node.tag == f"{_TAG}merge":
+                if not self.compose_features:
+                    raise YamlError(line, "merge keys are not accepted")
+                if has_merge_key:
+                    raise YamlError(line, "the key << occurs twice")
+                has_merge_key = True
+                for source in self._merge_sources(value):
+                    # Merging costs time even where every entry is overridden, so it counts as nodes do.
+                    self._count(1 + len(source.value), _line_of(source), depth)
+                    for key, entry in self._entries(source, depth + 1).items():
+                        merged.setdefault(key, entry)
+                continue
+            key = self._key(key_node)
+            if key in own:
+                raise YamlError(line, f"the key {key[:64]!r} occurs twice")
+            own[key] = (line, value)
+        return own | {key: entry for key, entry in merged.items() if key not in own}
+
+    def _merge_sources(self, value: yaml.Node) -> Iterator[yaml.MappingNode]:
+        candidates = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        for candidate in candidates:
+            if not isinstance(candidate, yaml.MappingNode):
+                raise YamlError(_line_of(candidate), "<< must name a mapping")
+            yield candidate
+
+    def _key(self, node: yaml.Node) -> str:
+        # A quoted "<<" would be an ordinary key here and a merge key for other readers.
+        if not isinstance(node, yaml.ScalarNode) or node.value == "<<":
+            raise YamlError(_line_of(node), "keys must be text")
+        if self._scalar_kind(node) != "str" and not self.compose_features:
+            raise YamlError(_line_of(node), "keys must be text")
+        return str(node.value)
+
+    def _scalar_kind(self, node: yaml.Node) -> YamlKind:
+        """Checks a scalar and returns its kind; a tag that was written out must fit the text."""
+        text, kind = str(node.value), str(node.tag).removeprefix(_TAG)
+        self.characters += len(text)
+        if self.characters > self.max_characters:
+            raise YamlError(_line_of(node), "too large once its aliases are expanded")
+        if not text.isprintable() and re.search("[\ud800-\udfff]", text):
+            raise YamlError(_line_of(node), "half of a surrogate pair")
+        if kind in {"bool", "null", "int", "float"} and _PATTERNS[kind].match(text):
+            return kind  # type: ignore[return-value]  # one of the kinds just compared with
+        if kind not in {"str", "merge"}:
+            raise YamlError(_line_of(node), _UNKNOWN_TAG)
+        return "str"
+
+    def _require_tag(self, node: yaml.Node, kind: str) -> None:
+        if node.tag != _TAG + kind:
+            raise YamlError(_line_of(node), _UNKNOWN_TAG)

@@ -10,9 +10,10 @@ from typing import Final
 from trainer.attestation.dstack.compose import compose_hash
 from trainer.audit.json_text import parse_json_nodes
 from trainer.audit.nodes import Node, refuse
-from trainer.audit.yaml_text import Budget, parse_yaml_nodes
+from trainer.audit.yaml_text import parse_yaml_nodes
 from trainer.errors import ErrorCode, UsageError
 from trainer.spec import JobSpec, parse_job_spec
+from trainer.strict_yaml import TokenBudget
 
 MAX_COMPOSE_BYTES: Final = 1 << 18
 EMBEDDED: Final = "docker_compose_file"
@@ -36,7 +37,7 @@ class Document:
     app: Node | None
     compose: Node
     compose_sha256: str | None
-    budget: Budget = field(default_factory=Budget, compare=False)
+    budget: TokenBudget = field(default_factory=TokenBudget, compare=False)
 
     def services(self) -> Iterator[Node]:
         """Every service of the compose file."""
@@ -88,7 +89,7 @@ def read_document(data: bytes) -> Document:
             expected=f"at most {MAX_COMPOSE_BYTES} bytes",
             found=f"{len(data)} bytes",
         )
-    text, budget = _decoded(data), Budget()
+    text, budget = _decoded(data), TokenBudget()
     if not text.lstrip().startswith("{"):
         root = parse_yaml_nodes(text, what="docker-compose file", budget=budget)
         return Document(None, _compose(root), None, budget)
@@ -105,7 +106,7 @@ def _decoded(data: bytes) -> str:
         refuse("compose file", data.count(b"\n", 0, error.start) + 1, "not UTF-8")
 
 
-def _embedded(root: Node, budget: Budget) -> Node:
+def _embedded(root: Node, budget: TokenBudget) -> Node:
     node = root.get(EMBEDDED)
     if node.value is None:
         return node

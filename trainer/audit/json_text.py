@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from trainer.audit.nodes import MAX_DEPTH, MAX_NODES, MAX_PATH, Node, child_path, refuse
+from trainer.audit.nodes import MAX_PATH, Node, child_path, refuse
 from trainer.encoding import parse_json
+from trainer.strict_yaml import MAX_DEPTH, MAX_NODES
 
 _TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}:,]|[^\s\[\]{}:,"]+|\n')
 _LINE: Final = re.compile(r"at line (\d+)")

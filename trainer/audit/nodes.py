@@ -10,10 +10,6 @@ from typing import Final, NoReturn, TypeAlias
 
 from trainer.errors import ErrorCode, UsageError
 
-MAX_NODES: Final = 20_000
-"""Nodes of one document, after aliases are expanded: a few lines of aliases can otherwise stand for billions."""
-
-MAX_DEPTH: Final = 64
 MAX_PATH: Final = 2048
 """Characters of a path: every node below a long key carries it."""
 
