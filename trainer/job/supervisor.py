@@ -38,7 +38,7 @@ from trainer.models import Phase, Status
 from trainer.sandbox import privileges
 from trainer.sandbox.confine import Walls
 from trainer.sandbox.properties import SandboxProperty
-from trainer.sealing.atomic import SHARED
+from trainer.sealing.atomic_files import SHARED
 from trainer.sealing.bundle import BundleLimits, OpenedBundle
 from trainer.sealing.seal import open_bundle
 from trainer.sealing.sealed_checkpoint import CheckpointBinding

@@ -18,7 +18,7 @@ from pydantic import Field
 from trainer.encoding import canonical_json, parse_json, sha256_hex
 from trainer.errors import TrainerError
 from trainer.models import Sha256Hex, Strict, UnixTime
-from trainer.sealing.atomic import PRIVATE, replacing
+from trainer.sealing.atomic_files import PRIVATE, replacing
 
 KEEP_SECONDS: Final = 31 * 86400
 """A day beyond the longest `freshness.max_age_seconds` that a policy can name, 30 days."""

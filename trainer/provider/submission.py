@@ -29,7 +29,7 @@ from trainer.provider.opening import OpenedResult, open_sealed_result
 from trainer.provider.transport.carrier import Carrier
 from trainer.receipt.deletion import DeletionStatement
 from trainer.sealing.age import Identity
-from trainer.sealing.atomic import PRIVATE, replacing
+from trainer.sealing.atomic_files import PRIVATE, replacing
 from trainer.sealing.bundle import Require
 
 T = TypeVar("T")

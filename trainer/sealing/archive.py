@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from trainer.errors import ErrorCode, SealingError, UsageError
-from trainer.sealing.age.byte_sources import write_all
-from trainer.sealing.hashing import hashing
+from trainer.sealing.age.byte_streams import write_all
+from trainer.sealing.background_hash import hashing
 
 BLOCK_BYTES: Final = 512
 RECORD_BYTES: Final = 20 * BLOCK_BYTES

@@ -29,7 +29,7 @@ from trainer.sealing.archive import (
     bundle_invalid,
     require_member_name,
 )
-from trainer.sealing.atomic import storage_errors
+from trainer.sealing.atomic_files import storage_errors
 from trainer.sealing.extraction import extract, fresh_directory
 
 GRANT_NAME: Final = "grant.json"

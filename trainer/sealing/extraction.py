@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from trainer.errors import ErrorCode, UsageError
-from trainer.sealing.age.byte_sources import write_all
+from trainer.sealing.age.byte_streams import write_all
 from trainer.sealing.archive import ArchiveMember, ArchiveReader, bundle_invalid
-from trainer.sealing.atomic import PRIVATE, storage_errors
+from trainer.sealing.atomic_files import PRIVATE, storage_errors
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from trainer.sealing.age import (
     parse_recipient,
 )
 from trainer.sealing.archive import ArchiveLimits
-from trainer.sealing.atomic import SHARED, replacing, storage_errors
+from trainer.sealing.atomic_files import SHARED, replacing, storage_errors
 from trainer.sealing.bundle import Grant, Manifest, OpenedBundle, pack_bundle, unpack_bundle
 
 

@@ -23,7 +23,7 @@ from trainer.errors import ErrorCode, SealingError, UsageError
 from trainer.models import MAX_STATUS_STEPS, Sha256Hex, Strict
 from trainer.sealing.age import Identity, decrypting_reader, encrypting_writer, identity_from_seed
 from trainer.sealing.archive import ArchiveLimits, ArchiveReader, ArchiveWriter
-from trainer.sealing.atomic import SHARED, replacing, storage_errors
+from trainer.sealing.atomic_files import SHARED, replacing, storage_errors
 from trainer.sealing.extraction import extract, fresh_directory
 from trainer.sealing.sealed_result import open_inside
 from trainer.sealing.wiping import wipe, wiped

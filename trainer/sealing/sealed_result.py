@@ -22,7 +22,7 @@ from trainer.sealing.archive import (
     bundle_invalid,
     require_member_name,
 )
-from trainer.sealing.atomic import SHARED, replacing
+from trainer.sealing.atomic_files import SHARED, replacing
 from trainer.sealing.extraction import empty_directory, extract
 
 

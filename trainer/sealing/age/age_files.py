@@ -16,13 +16,13 @@ from typing import BinaryIO, cast
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from trainer.sealing.age.armor import is_armored
-from trainer.sealing.age.byte_sources import buffered, write_all
+from trainer.sealing.age.byte_streams import buffered, write_all
 from trainer.sealing.age.header import open_file, start_file
 from trainer.sealing.age.identity import Identity, Recipient
 from trainer.sealing.age.ordered_thread_pool import Buffers, ChunkBatch, OrderedThreadPool
 from trainer.sealing.age.payload import BATCH_CHUNKS, OPEN, SEAL, Direction, payload_invalid
 from trainer.sealing.age.stream import Progress, decrypt, encrypt
-from trainer.sealing.atomic import PRIVATE, SHARED, replacing, storage_errors
+from trainer.sealing.atomic_files import PRIVATE, SHARED, replacing, storage_errors
 
 
 def encrypt_file(

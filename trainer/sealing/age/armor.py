@@ -11,7 +11,7 @@ import io
 from typing import BinaryIO, Final
 
 from trainer.errors import ErrorCode, SealingError
-from trainer.sealing.age.byte_sources import buffered
+from trainer.sealing.age.byte_streams import buffered
 
 BEGIN: Final = b"-----BEGIN AGE ENCRYPTED FILE-----"
 END: Final = b"-----END AGE ENCRYPTED FILE-----"

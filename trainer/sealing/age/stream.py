@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from trainer.sealing.age.armor import ArmorReader, is_armored
-from trainer.sealing.age.byte_sources import batches, buffered, write_all
+from trainer.sealing.age.byte_streams import batches, buffered, write_all
 from trainer.sealing.age.header import open_file, start_file
 from trainer.sealing.age.identity import Identity, Recipient
 from trainer.sealing.age.ordered_thread_pool import Buffers, ChunkBatch, OrderedThreadPool
