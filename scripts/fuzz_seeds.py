@@ -20,7 +20,7 @@ from trainer.attestation.result.record import make_record, save_record
 from trainer.attestation.verifier import appraise
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.receipt.dsse import sign_envelope
-from trainer.receipt.statement import ReceiptOutcome, Run, make_statement
+from trainer.receipt.statement import ReceiptOutcome, StatementInputs, make_statement
 from trainer.simulator.agent import SimulatedVm, VmOptions
 from trainer.spec import parse_job_spec
 
@@ -157,7 +157,7 @@ def envelopes() -> list[bytes]:
 
 def statements() -> list[bytes]:
     """In-toto statements."""
-    run = Run(
+    run = StatementInputs(
         spec=parse_job_spec((ROOT / "configs" / "demo.yaml").read_bytes()),
         files={"adapter/adapter_model.safetensors": "11" * 32, "report/report.html": "22" * 32},
         dataset_files={"train.jsonl": "33" * 32},

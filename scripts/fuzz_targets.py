@@ -49,7 +49,7 @@ from trainer.audit import audit_compose
 from trainer.encoding import canonical_json, parse_json, sha256_hex
 from trainer.errors import UsageError, VerificationError
 from trainer.receipt.dsse import public_key_der, verify_envelope
-from trainer.receipt.receipt_appraisal import Expected, appraise_statement
+from trainer.receipt.receipt_appraisal import ExpectedResult, appraise_statement
 from trainer.receipt.statement import parse_statement
 from trainer.spec import parse_job_spec
 
@@ -205,7 +205,7 @@ def _honest_envelope() -> bytes:
 
 
 def _statement(data: bytes) -> None:
-    expected = Expected("", "", {}, frozenset({"age1" + "q" * 58}), exact=True, manifest_sha256=None)
+    expected = ExpectedResult("", "", {}, frozenset({"age1" + "q" * 58}), exact=True, manifest_sha256=None)
     appraise_statement(parse_statement(data), expected)
 
 

@@ -21,7 +21,7 @@ from trainer.errors import ErrorCode
 from trainer.models import Phase, Strict
 from trainer.receipt.dsse import public_key_der, sign_envelope, verify_envelope
 from trainer.sealing.age import identity_from_seed
-from trainer.sealing.sealed_checkpoint import Checkpoint, CheckpointBinding, CheckpointFile, CheckpointKeys
+from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointFile, CheckpointHeader, CheckpointKeys
 from trainer.spec import JobSpec, parse_job_spec
 from trainer.tee import key_derivation as keys
 
@@ -103,7 +103,9 @@ def checkpoint() -> str:
     )
     made = CheckpointKeys.of(keys.checkpoint_material(b"\x01" * 32, "02" * 32, **binding.model_dump()))
     files = {"state.json": CheckpointFile(sha256=sha256_hex(b"{}"), size=2)}
-    header = Checkpoint(version=1, step=12, binding=binding, files=files, tag=made.tag(1, 12, binding, files))
+    header = CheckpointHeader(
+        version=1, step=12, binding=binding, files=files, tag=made.tag(1, 12, binding, files)
+    )
     return f"path  {keys.checkpoint_path('ab' * 32)}\nlabel {made.label}\n{header.canonical().decode()}"
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from trainer.receipt.receipt_appraisal import Expected
-from trainer.receipt.statement import ReceiptOutcome, Run
+from trainer.receipt.receipt_appraisal import ExpectedResult
+from trainer.receipt.statement import ReceiptOutcome, StatementInputs
 from trainer.spec import JobSpec, parse_job_spec
 
 SPEC = f"""\
@@ -28,8 +28,8 @@ def key() -> ec.EllipticCurvePrivateKey:
 
 
 @pytest.fixture
-def run(spec: JobSpec) -> Run:
-    return Run(
+def run(spec: JobSpec) -> StatementInputs:
+    return StatementInputs(
         spec=spec,
         files={"adapter/adapter_config.json": "1" * 64, "adapter/adapter_model.safetensors": "2" * 64},
         dataset_files={"train.jsonl": "3" * 64},
@@ -45,8 +45,8 @@ def run(spec: JobSpec) -> Run:
 
 
 @pytest.fixture
-def expected(run: Run, spec: JobSpec) -> Expected:
-    return Expected(
+def expected(run: StatementInputs, spec: JobSpec) -> ExpectedResult:
+    return ExpectedResult(
         job_spec_sha256=spec.sha256(),
         compose_sha256=run.compose_sha256,
         files=run.files,

@@ -11,21 +11,21 @@ import pytest
 
 from trainer.attestation.checks import CheckState
 from trainer.errors import ErrorCode, VerificationError
-from trainer.receipt.receipt_appraisal import Expected, appraise_statement
-from trainer.receipt.statement import ReceiptOutcome, Run, make_statement, parse_statement
+from trainer.receipt.receipt_appraisal import ExpectedResult, appraise_statement
+from trainer.receipt.statement import ReceiptOutcome, StatementInputs, make_statement, parse_statement
 
 
-def failing(run: Run, expected: Expected) -> list[str]:
+def failing(run: StatementInputs, expected: ExpectedResult) -> list[str]:
     checks = appraise_statement(parse_statement(make_statement(run)), expected, first=2)
     assert [check.number for check in checks] == [2, 3, 4, 5, 6]
     return [check.code for check in checks if check.state is CheckState.CONTRAINDICATED]
 
 
-def test_an_honest_statement_is_affirmed(run: Run, expected: Expected) -> None:
+def test_an_honest_statement_is_affirmed(run: StatementInputs, expected: ExpectedResult) -> None:
     assert failing(run, expected) == []
 
 
-def test_it_says_what_was_made_from_what(run: Run) -> None:
+def test_it_says_what_was_made_from_what(run: StatementInputs) -> None:
     statement = parse_statement(make_statement(run))
     assert statement.files == dict(run.files)
     assert statement.outcome is ReceiptOutcome.SUCCEEDED
@@ -51,28 +51,30 @@ def test_it_says_what_was_made_from_what(run: Run) -> None:
     ],
 )
 def test_each_lie_fails_its_own_check(
-    run: Run, expected: Expected, changed: Mapping[str, object], code: str
+    run: StatementInputs, expected: ExpectedResult, changed: Mapping[str, object], code: str
 ) -> None:
     assert failing(dataclasses.replace(run, **changed), expected) == [code]  # type: ignore[arg-type]
 
 
-def test_another_job_spec_is_told(run: Run, expected: Expected) -> None:
+def test_another_job_spec_is_told(run: StatementInputs, expected: ExpectedResult) -> None:
     assert failing(run, dataclasses.replace(expected, job_spec_sha256="9" * 64)) == ["receipt-job-spec"]
 
 
-def test_a_spec_that_does_not_have_its_own_digest_is_told(run: Run, expected: Expected) -> None:
+def test_a_spec_that_does_not_have_its_own_digest_is_told(run: StatementInputs, expected: ExpectedResult) -> None:
     document = json.loads(make_statement(run))
     document["predicate"]["buildDefinition"]["externalParameters"]["jobSpec"]["version"] = 2
     checks = appraise_statement(parse_statement(json.dumps(document).encode()), expected)
     assert [check.code for check in checks if not check.acceptable] == ["receipt-job-spec"]
 
 
-def test_an_extra_file_beside_the_signed_ones_is_told(run: Run, expected: Expected) -> None:
+def test_an_extra_file_beside_the_signed_ones_is_told(run: StatementInputs, expected: ExpectedResult) -> None:
     more = dataclasses.replace(expected, files={**run.files, "adapter/extra.py": "7" * 64})
     assert failing(run, more) == ["receipt-files"]
 
 
-def test_without_a_grant_the_dataset_is_visibly_not_demanded(run: Run, expected: Expected) -> None:
+def test_without_a_grant_the_dataset_is_visibly_not_demanded(
+    run: StatementInputs, expected: ExpectedResult
+) -> None:
     loose = dataclasses.replace(expected, manifest_sha256=None, exact=False, recipients=frozenset({"age1me"}))
     checks = {check.code: check.state for check in appraise_statement(parse_statement(make_statement(run)), loose)}
     assert checks["receipt-dataset"] is CheckState.NOT_DEMANDED
@@ -96,7 +98,7 @@ def test_without_a_grant_the_dataset_is_visibly_not_demanded(run: Run, expected:
         lambda document: document.update(more=1),
     ],
 )
-def test_other_forms_are_refused(run: Run, attack: object) -> None:
+def test_other_forms_are_refused(run: StatementInputs, attack: object) -> None:
     document = json.loads(make_statement(run))
     attack(document)  # type: ignore[operator]
     with pytest.raises(VerificationError) as caught:
@@ -109,7 +111,7 @@ def test_not_json_is_refused(tmp_path: Path) -> None:
         parse_statement(b"{")
 
 
-def demanding(expected: Expected) -> Expected:
+def demanding(expected: ExpectedResult) -> ExpectedResult:
     return dataclasses.replace(expected, max_epsilon=3.0, max_delta=1e-5)
 
 
@@ -125,7 +127,7 @@ def demanding(expected: Expected) -> Expected:
     ],
 )
 def test_a_budget_that_was_demanded_is_compared_with_the_one_spent(
-    run: Run, expected: Expected, privacy: dict[str, object] | None, *, holds: bool
+    run: StatementInputs, expected: ExpectedResult, privacy: dict[str, object] | None, *, holds: bool
 ) -> None:
     statement = parse_statement(make_statement(dataclasses.replace(run, metrics={"privacy": privacy})))  # type: ignore[dict-item]
     checks = appraise_statement(statement, demanding(expected), first=2)
@@ -136,7 +138,7 @@ def test_a_budget_that_was_demanded_is_compared_with_the_one_spent(
     assert checks[-1].number == 7
 
 
-def test_a_failure_names_its_code_and_needs_no_budget(run: Run, expected: Expected) -> None:
+def test_a_failure_names_its_code_and_needs_no_budget(run: StatementInputs, expected: ExpectedResult) -> None:
     failed = dataclasses.replace(run, outcome=ReceiptOutcome.FAILED, error=ErrorCode.RELEASE_WITHHELD)
     statement = parse_statement(make_statement(failed))
     assert statement.predicate.runDetails.byproducts[0].annotations["error"] == "release-withheld"

@@ -9,7 +9,7 @@ import pytest
 
 from trainer.errors import SealingError
 from trainer.sealing.age import generate_identity, identity_from_seed
-from trainer.sealing.age.header import open_file, start_file
+from trainer.sealing.age.header import create_header, read_header
 from trainer.sealing.wiping import wipe, wiped
 
 SEARCH = """
@@ -59,12 +59,12 @@ def test_a_destroyed_identity_opens_nothing(hybrid: bool) -> None:
 
     seed = bytearray(range(32))
     identity = identity_from_seed(seed, hybrid=hybrid)
-    start, _ = start_file([identity.recipient()])
-    assert open_file(io.BytesIO(start), [identity])
+    start, _ = create_header([identity.recipient()])
+    assert read_header(io.BytesIO(start), [identity])
     recipient = str(identity.recipient())
     identity.destroy()
     with pytest.raises(SealingError):
-        open_file(io.BytesIO(start), [identity])
+        read_header(io.BytesIO(start), [identity])
     assert str(identity) == str(identity_from_seed(bytes(32), hybrid=hybrid)), "zeros are left of the seed"
     assert seed == bytes(range(32)), "the caller's buffer is the caller's"
     if hybrid:

@@ -11,7 +11,7 @@ from trainer.encoding import file_sha256
 from trainer.errors import ErrorCode, JobError
 from trainer.job.outcome import Signer
 from trainer.job.workspace import Workspace
-from trainer.receipt.deletion import Deletion, Destroyed, make_deletion
+from trainer.receipt.deletion import DeletionPredicate, DestroyedItem, make_deletion_statement
 from trainer.receipt.dsse import sign_envelope
 from trainer.sealing.bundle import OpenedBundle
 
@@ -34,26 +34,26 @@ def destroy_and_sign(
     Raises:
         JobError: something could not be removed: then nothing is signed.
     """
-    destroyed = {Destroyed.WORKER: _now()}
+    destroyed = {DestroyedItem.WORKER: _now()}
     for name, folder in (
-        (Destroyed.DATASET, workspace.dataset),
-        (Destroyed.MODEL, workspace.model),
-        (Destroyed.OUTPUT, workspace.output),
-        (Destroyed.OUTPUT, workspace.scratch),
-        (Destroyed.RESULT_TREE, workspace.root / "result"),
+        (DestroyedItem.DATASET, workspace.dataset),
+        (DestroyedItem.MODEL, workspace.model),
+        (DestroyedItem.OUTPUT, workspace.output),
+        (DestroyedItem.OUTPUT, workspace.scratch),
+        (DestroyedItem.RESULT_TREE, workspace.root / "result"),
     ):
         destroyed[name] = _remove(folder)
-    destroyed[Destroyed.LOGS] = _empty(workspace.private_log, workspace.front_log)
+    destroyed[DestroyedItem.LOGS] = _empty(workspace.private_log, workspace.front_log)
     signer.keys.destroy_identities()
-    destroyed[Destroyed.IDENTITIES] = _now()
-    deletion = Deletion(
+    destroyed[DestroyedItem.IDENTITIES] = _now()
+    deletion = DeletionPredicate(
         jobSpecSha256=signer.spec.sha256(),
         datasetManifestSha256=bundle.manifest.sha256(),
         acknowledged=acknowledged,
         destroyed=destroyed,
         signedAt=_now(),
     )
-    return sign_envelope(make_deletion(deletion, file_sha256(result)), signer.keys.receipt)
+    return sign_envelope(make_deletion_statement(deletion, file_sha256(result)), signer.keys.receipt)
 
 
 def _remove(folder: Path) -> int:

@@ -17,7 +17,7 @@ from trainer.errors import DataError, ErrorCode, JobError, TrainerError
 from trainer.job.job_keys import JobKeys
 from trainer.job.workspace import Workspace
 from trainer.receipt.dsse import sign_envelope
-from trainer.receipt.statement import ReceiptOutcome, Run, make_statement
+from trainer.receipt.statement import ReceiptOutcome, StatementInputs, make_statement
 from trainer.sealing.bundle import OpenedBundle
 from trainer.sealing.sealed_result import seal_result
 from trainer.spec import JobSpec
@@ -169,8 +169,8 @@ def tree_digests(tree: Path) -> dict[str, str]:
     return digests
 
 
-def _run(signer: Signer, bundle: OpenedBundle, ending: JobOutcome, tree: Path) -> Run:
-    return Run(
+def _run(signer: Signer, bundle: OpenedBundle, ending: JobOutcome, tree: Path) -> StatementInputs:
+    return StatementInputs(
         spec=signer.spec,
         files=tree_digests(tree),
         dataset_files={name: file.sha256 for name, file in bundle.manifest.files.items()},

@@ -38,7 +38,7 @@ from trainer.models import Phase, Status
 from trainer.sandbox import privileges
 from trainer.sandbox.confine import Walls
 from trainer.sandbox.properties import SandboxProperty
-from trainer.sealing.atomic_files import SHARED
+from trainer.sealing.atomic_files import SHARED_MODE
 from trainer.sealing.bundle import BundleLimits, OpenedBundle
 from trainer.sealing.seal import open_bundle
 from trainer.sealing.sealed_checkpoint import CheckpointBinding
@@ -296,7 +296,7 @@ class _Job:
         target = self.ciphertext.result
         with self.termination.instead(lambda: None):  # what is finished is not lost for a signal now
             size = seal_ending(signer, bundle, ending, self.workspace, target)
-            target.chmod(SHARED)  # ciphertext: the front, another user, hands it out
+            target.chmod(SHARED_MODE)  # ciphertext: the front, another user, hands it out
         shutil.rmtree(self.workspace.dataset, ignore_errors=True)
         front.offer_result(size, file_sha256(target))
         self.public(logs.ResultSealed(size))

@@ -15,7 +15,7 @@ from trainer.encoding import parse_json
 from trainer.errors import ErrorCode, JobError, SealingError, TrainerError
 from trainer.models import Phase, Status
 from trainer.provider.transport.carrier import Carrier, SealedEvent
-from trainer.receipt.deletion import Awaited, DeletionStatement, check_deletion
+from trainer.receipt.deletion import DeletionStatement, ExpectedDeletion, verify_deletion
 from trainer.sealing.age import Identity, decrypt
 
 
@@ -69,16 +69,16 @@ def _open_event(event: SealedEvent, identities: Sequence[Identity]) -> PrivateMe
 def check_deletion_of(
     envelope: bytes, record: Record, *, result_sha256: str | None = None, manifest_sha256: str | None = None
 ) -> DeletionStatement:
-    """Check what an appraised job signed at its end: see `check_deletion`.
+    """Check what an appraised job signed at its end: see `verify_deletion`.
 
     Raises:
         VerificationError: it does not hold.
     """
-    awaited = Awaited(
+    awaited = ExpectedDeletion(
         receipt_key=record.result.receipt_key,
         job_spec_sha256=record.result.job_spec_sha256,
         received_at=int(time.time()),
         result_sha256=result_sha256,
         manifest_sha256=manifest_sha256,
     )
-    return check_deletion(envelope, awaited)
+    return verify_deletion(envelope, awaited)

@@ -16,7 +16,7 @@ from trainer.models import Sha256Hex, Strict
 from trainer.provider.dataset_files import count_rows, shape_for
 from trainer.provider.local_files import read_small
 from trainer.sealing.age import parse_recipient
-from trainer.sealing.bundle import Grant, PrivacyDemand, Require
+from trainer.sealing.bundle import Grant, GrantDemands, PrivacyDemand
 from trainer.sealing.seal import seal
 
 GRANT_SECONDS: Final = 7 * 86400
@@ -41,7 +41,7 @@ def new_grant(
     now: int,
     seconds: int = GRANT_SECONDS,
     token: str | None = None,
-    require: Require | None = None,
+    require: GrantDemands | None = None,
 ) -> Grant:
     """A grant for the appraised job: who the result is for, and until when the job may open the dataset.
 
@@ -60,7 +60,7 @@ def new_grant(
     )
 
 
-def privacy_demand(max_epsilon: float | None, max_delta: float | None) -> Require | None:
+def privacy_demand(max_epsilon: float | None, max_delta: float | None) -> GrantDemands | None:
     """What a grant demands of the weights' privacy; None where neither is given.
 
     Raises:
@@ -71,7 +71,7 @@ def privacy_demand(max_epsilon: float | None, max_delta: float | None) -> Requir
     if max_epsilon is None or max_delta is None:
         raise UsageError(ErrorCode.USAGE, "--max-epsilon and --max-delta go together")
     try:
-        return Require(privacy=PrivacyDemand(max_epsilon=max_epsilon, max_delta=max_delta))
+        return GrantDemands(privacy=PrivacyDemand(max_epsilon=max_epsilon, max_delta=max_delta))
     except ValidationError:
         raise UsageError(
             ErrorCode.USAGE,
@@ -90,7 +90,7 @@ def seal_dataset(
     progress: Progress | None = None,
     job: Path | None = None,
     token: str | None = None,
-    require: Require | None = None,
+    require: GrantDemands | None = None,
 ) -> GrantRecord:
     """Check the rows, seal the files to the appraised job, and return what to keep.
 

@@ -18,7 +18,7 @@ from pydantic import Field
 from trainer.encoding import canonical_json, parse_json, sha256_hex
 from trainer.errors import TrainerError
 from trainer.models import Sha256Hex, Strict, UnixTime
-from trainer.sealing.atomic_files import PRIVATE, replacing
+from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
 
 KEEP_SECONDS: Final = 31 * 86400
 """A day beyond the longest `freshness.max_age_seconds` that a policy can name, 30 days."""
@@ -90,7 +90,7 @@ def _spend(path: Path, nonce: str, evidence_sha256: str, now: int) -> bool:
     spent = parse_spent_nonces(_read(path))
     earlier = spent.evidence_of(nonce)
     if earlier is None:
-        with replacing(path, PRIVATE) as file:
+        with replace_atomically(path, PRIVATE_MODE) as file:
             file.write(canonical_json(spent.spending(nonce, evidence_sha256, now).model_dump(mode="json")))
     return earlier in (None, evidence_sha256)
 
@@ -109,7 +109,7 @@ def _read(path: Path) -> bytes:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock: two runs at once must not both find a nonce unused."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_MODE)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -18,7 +18,7 @@ from trainer.encoding import file_sha256, parse_json
 from trainer.errors import DataError, ErrorCode, JobError, UsageError, VerificationError
 from trainer.provider import GrantRecord
 from trainer.receipt.dsse import MAX_ENVELOPE_BYTES, verify_envelope
-from trainer.receipt.receipt_appraisal import Expected, appraise_statement
+from trainer.receipt.receipt_appraisal import ExpectedResult, appraise_statement
 from trainer.receipt.statement import UNSIGNED_FILES, ReceiptOutcome, Statement, parse_statement
 from trainer.sealing.age import Identity
 from trainer.sealing.archive import ArchiveLimits
@@ -118,9 +118,11 @@ def _require(checks: Sequence[Check]) -> None:
             )
 
 
-def _expected(folder: Path, identities: Sequence[Identity], record: Record, grant: GrantRecord | None) -> Expected:
+def _expected(
+    folder: Path, identities: Sequence[Identity], record: Record, grant: GrantRecord | None
+) -> ExpectedResult:
     ours = frozenset(str(identity.recipient()) for identity in identities)
-    return Expected(
+    return ExpectedResult(
         job_spec_sha256=record.result.job_spec_sha256,
         compose_sha256=record.evidence.compose_hash.removeprefix("sha256:"),
         files=_digests(folder),

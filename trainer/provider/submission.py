@@ -29,8 +29,8 @@ from trainer.provider.opening import OpenedResult, open_sealed_result
 from trainer.provider.transport.carrier import Carrier
 from trainer.receipt.deletion import DeletionStatement
 from trainer.sealing.age import Identity
-from trainer.sealing.atomic_files import PRIVATE, replacing
-from trainer.sealing.bundle import Require
+from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
+from trainer.sealing.bundle import GrantDemands
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ class Submission:
     cache: Path
     nonces: Path | None = None
     job: Path | None = None
-    require: Require | None = None
+    require: GrantDemands | None = None
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ class _SubmissionRun:
 
 def _keep(path: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all: the next call must be able to rely on it."""
-    with replacing(path, PRIVATE) as file:
+    with replace_atomically(path, PRIVATE_MODE) as file:
         file.write(data)
 
 

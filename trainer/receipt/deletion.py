@@ -20,13 +20,13 @@ from trainer.encoding import canonical_json, parse_json
 from trainer.errors import ErrorCode, VerificationError
 from trainer.models import Sha256Hex, Strict, UnixTime
 from trainer.receipt.dsse import verify_envelope
-from trainer.receipt.statement import STATEMENT_TYPE, Digest
+from trainer.receipt.statement import STATEMENT_TYPE, DigestSet
 
 PREDICATE_TYPE: Final = "urn:confidential-trainer:deletion:v1"
 RESULT_NAME: Final = "result.tar.age"
 
 
-class Destroyed(StrEnum):
+class DestroyedItem(StrEnum):
     """What a job has in the clear and destroys."""
 
     WORKER = "worker"
@@ -41,36 +41,36 @@ class Destroyed(StrEnum):
     """The private keys that a sealed dataset is addressed to: this process's copies."""
 
 
-REQUIRED: Final = frozenset(Destroyed)
+REQUIRED_ITEMS: Final = frozenset(DestroyedItem)
 
 
-class Deletion(Strict):
+class DeletionPredicate(Strict):
     """Predicate: when each thing was destroyed, in Unix seconds; and which job says so."""
 
     jobSpecSha256: Sha256Hex  # noqa: N815 -- as in the receipt
     datasetManifestSha256: Sha256Hex  # noqa: N815
     acknowledged: bool
-    destroyed: Annotated[dict[Annotated[Destroyed, Field(strict=False)], UnixTime], Field(max_length=16)]
+    destroyed: Annotated[dict[Annotated[DestroyedItem, Field(strict=False)], UnixTime], Field(max_length=16)]
     signedAt: UnixTime  # noqa: N815
 
 
-class Subject(Strict):
+class DeletionSubject(Strict):
     """The sealed result of the same job."""
 
     name: Literal["result.tar.age"]
-    digest: Digest
+    digest: DigestSet
 
 
 class DeletionStatement(Strict):
     """in-toto Statement v1 with a deletion predicate."""
 
     type: Annotated[Literal["https://in-toto.io/Statement/v1"], Field(alias="_type")]
-    subject: Annotated[tuple[Subject, ...], Field(min_length=1, max_length=1)]
+    subject: Annotated[tuple[DeletionSubject, ...], Field(min_length=1, max_length=1)]
     predicateType: Literal["urn:confidential-trainer:deletion:v1"]  # noqa: N815
-    predicate: Deletion
+    predicate: DeletionPredicate
 
 
-def make_deletion(deletion: Deletion, result_sha256: str) -> bytes:
+def make_deletion_statement(deletion: DeletionPredicate, result_sha256: str) -> bytes:
     """The statement as canonical JSON, ready to be signed.
 
     Args:
@@ -88,7 +88,7 @@ def make_deletion(deletion: Deletion, result_sha256: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class Awaited:
+class ExpectedDeletion:
     """What the provider knows: the job's receipt key (DER), its spec, and what of the rest is at hand.
 
     Times are Unix seconds. `received_at` is when the statement came; the VM's clock may be off by `skew_seconds`.
@@ -102,13 +102,13 @@ class Awaited:
     skew_seconds: int = 300
 
 
-def check_deletion(envelope: bytes, awaited: Awaited) -> DeletionStatement:
+def verify_deletion(envelope: bytes, awaited: ExpectedDeletion) -> DeletionStatement:
     """Check a deletion statement; returns what it says.
 
     1. signed by the attested receipt key;
     2. a deletion statement, and nothing else that this key signs;
     3. about the same job spec, and the same sealed result and dataset where these are at hand;
-    4. everything in `REQUIRED` is listed;
+    4. everything in `REQUIRED_ITEMS` is listed;
     5. nothing was destroyed after the signature, and the signature is not from the future.
 
     Raises:
@@ -143,10 +143,10 @@ def _same(what: str, expected: str | None, found: str) -> None:
         raise _mismatch(f"it is about another {what}", expected, found)
 
 
-def _require_all(destroyed: Mapping[Destroyed, int]) -> None:
-    missing = sorted(REQUIRED - destroyed.keys())
+def _require_all(destroyed: Mapping[DestroyedItem, int]) -> None:
+    missing = sorted(REQUIRED_ITEMS - destroyed.keys())
     if missing:
-        raise _mismatch("it does not list all", ", ".join(sorted(REQUIRED)), f"all but {', '.join(missing)}")
+        raise _mismatch("it does not list all", ", ".join(sorted(REQUIRED_ITEMS)), f"all but {', '.join(missing)}")
 
 
 def _mismatch(why: str, expected: object, found: object) -> VerificationError:

@@ -11,7 +11,7 @@ from trainer.receipt.statement import ReceiptOutcome, Statement, recipient_finge
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedResult:
     """What the provider knows without the job.
 
     `files` maps every file of the opened result, but the receipt and its evidence, to its SHA-256. `recipients`
@@ -30,7 +30,7 @@ class Expected:
     max_delta: float | None = None
 
 
-def appraise_statement(statement: Statement, expected: Expected, *, first: int = 1) -> tuple[Check, ...]:
+def appraise_statement(statement: Statement, expected: ExpectedResult, *, first: int = 1) -> tuple[Check, ...]:
     """Judge a statement whose signature was verified. All checks are reported; numbers start at `first`.
 
     1. `receipt-files`: subjects and files are the same, names and digests;
@@ -60,7 +60,7 @@ def _check(code: str, title: str, expected: str, found: str, *, holds: bool) -> 
     return Check(0, code, title, state, expected, found, None)
 
 
-def _files(statement: Statement, expected: Expected) -> Check:
+def _files(statement: Statement, expected: ExpectedResult) -> Check:
     listed, present = statement.files, dict(expected.files)
     if listed == present:
         found = f"{len(present)} files"
@@ -72,7 +72,7 @@ def _files(statement: Statement, expected: Expected) -> Check:
     )
 
 
-def _job_spec(statement: Statement, expected: Expected) -> Check:
+def _job_spec(statement: Statement, expected: ExpectedResult) -> Check:
     parameters = statement.predicate.buildDefinition.externalParameters
     recomputed = sha256_hex(canonical_json(parameters.jobSpec))
     holds = parameters.jobSpecSha256 == recomputed == expected.job_spec_sha256
@@ -81,13 +81,13 @@ def _job_spec(statement: Statement, expected: Expected) -> Check:
     )
 
 
-def _app(statement: Statement, expected: Expected) -> Check:
+def _app(statement: Statement, expected: ExpectedResult) -> Check:
     wanted = f"urn:confidential-trainer:compose:sha256:{expected.compose_sha256}"
     found = statement.predicate.runDetails.builder.id
     return _check("receipt-app", "made by the attested app", wanted, found, holds=found == wanted)
 
 
-def _dataset(statement: Statement, expected: Expected) -> Check:
+def _dataset(statement: Statement, expected: ExpectedResult) -> Check:
     code, title = "receipt-dataset", "trained on the dataset that was sealed"
     found = statement.predicate.buildDefinition.internalParameters.datasetManifestSha256
     if expected.manifest_sha256 is None:
@@ -95,7 +95,7 @@ def _dataset(statement: Statement, expected: Expected) -> Check:
     return _check(code, title, expected.manifest_sha256, found, holds=found == expected.manifest_sha256)
 
 
-def _privacy(statement: Statement, expected: Expected) -> tuple[Check, ...]:
+def _privacy(statement: Statement, expected: ExpectedResult) -> tuple[Check, ...]:
     """Nothing to check where no budget was demanded, and where there are no weights."""
     if (
         expected.max_epsilon is None
@@ -115,7 +115,7 @@ def _privacy(statement: Statement, expected: Expected) -> tuple[Check, ...]:
     return (_check("receipt-privacy", title, *texts, holds=holds),)
 
 
-def _recipients(statement: Statement, expected: Expected) -> Check:
+def _recipients(statement: Statement, expected: ExpectedResult) -> Check:
     found = set(statement.predicate.buildDefinition.internalParameters.recipients)
     wanted = {recipient_fingerprint(recipient) for recipient in expected.recipients}
     holds = found == wanted if expected.exact else bool(found & wanted)

@@ -42,17 +42,17 @@ class ReceiptOutcome(StrEnum):
     FAILED = "failed"
 
 
-class Digest(Strict):
+class DigestSet(Strict):
     """Digest set of in-toto with the one algorithm used here."""
 
     sha256: Sha256Hex
 
 
-class Resource(Strict):
+class ResourceDescriptor(Strict):
     """A named thing with a digest (in-toto ResourceDescriptor)."""
 
     name: Annotated[str, Field(min_length=1, max_length=1024)]
-    digest: Digest
+    digest: DigestSet
 
 
 class ExternalParameters(Strict):
@@ -75,7 +75,7 @@ class BuildDefinition(Strict):
     buildType: Literal["urn:confidential-trainer:lora-fine-tuning:v1"]  # noqa: N815
     externalParameters: ExternalParameters  # noqa: N815
     internalParameters: InternalParameters  # noqa: N815
-    resolvedDependencies: tuple[Resource, ...]  # noqa: N815
+    resolvedDependencies: tuple[ResourceDescriptor, ...]  # noqa: N815
 
 
 class Builder(Strict):
@@ -85,7 +85,7 @@ class Builder(Strict):
     version: dict[str, str]
 
 
-class Metadata(Strict):
+class BuildMetadata(Strict):
     """When it was made."""
 
     startedOn: Timestamp  # noqa: N815
@@ -103,11 +103,11 @@ class RunDetails(Strict):
     """Who made it, when, and with what outcome."""
 
     builder: Builder
-    metadata: Metadata
+    metadata: BuildMetadata
     byproducts: Annotated[tuple[Byproduct, ...], Field(min_length=1, max_length=1)]
 
 
-class Predicate(Strict):
+class ProvenancePredicate(Strict):
     """SLSA provenance v1."""
 
     buildDefinition: BuildDefinition  # noqa: N815
@@ -118,9 +118,9 @@ class Statement(Strict):
     """in-toto Statement v1."""
 
     type: Annotated[Literal["https://in-toto.io/Statement/v1"], Field(alias="_type")]
-    subject: Annotated[tuple[Resource, ...], Field(min_length=1, max_length=100_000)]
+    subject: Annotated[tuple[ResourceDescriptor, ...], Field(min_length=1, max_length=100_000)]
     predicateType: Literal["https://slsa.dev/provenance/v1"]  # noqa: N815
-    predicate: Predicate
+    predicate: ProvenancePredicate
 
     @property
     def files(self) -> dict[str, str]:
@@ -145,7 +145,7 @@ class Statement(Strict):
 
 
 @dataclass(frozen=True)
-class Run:
+class StatementInputs:
     """What the job knows when it writes its statement. Times are Unix seconds.
 
     `files` maps every file of the result to its SHA-256; `recipients` are age recipient strings.
@@ -170,7 +170,7 @@ def recipient_fingerprint(recipient: str) -> str:
     return sha256_hex(recipient.encode())
 
 
-def make_statement(run: Run) -> bytes:
+def make_statement(run: StatementInputs) -> bytes:
     """Canonical JSON bytes of the statement for a run: the DSSE payload."""
     document = {
         "_type": STATEMENT_TYPE,
@@ -185,7 +185,7 @@ def _resource(name: str, digest: str) -> dict[str, JsonValue]:
     return {"name": name, "digest": {"sha256": digest}}
 
 
-def _build_definition(run: Run) -> dict[str, JsonValue]:
+def _build_definition(run: StatementInputs) -> dict[str, JsonValue]:
     model = [
         _resource(f"{run.spec.model.model_name_or_path}/{name}", digest)
         for name, digest in sorted(run.spec.model.model_file_sha256.items())
@@ -205,7 +205,7 @@ def _build_definition(run: Run) -> dict[str, JsonValue]:
     }
 
 
-def _run_details(run: Run) -> dict[str, JsonValue]:
+def _run_details(run: StatementInputs) -> dict[str, JsonValue]:
     return {
         "builder": {
             "id": f"urn:confidential-trainer:compose:sha256:{run.compose_sha256}",
@@ -216,7 +216,7 @@ def _run_details(run: Run) -> dict[str, JsonValue]:
     }
 
 
-def _ending(run: Run) -> dict[str, JsonValue]:
+def _ending(run: StatementInputs) -> dict[str, JsonValue]:
     """How it ended: of a failure also its code, and what is known of the weights' privacy beside."""
     ending: dict[str, JsonValue] = {"outcome": run.outcome.value}
     if run.error is not None:

@@ -16,7 +16,7 @@ from typing import BinaryIO, Final
 
 from trainer.errors import ErrorCode, SealingError, UsageError
 from trainer.sealing.age.byte_streams import write_all
-from trainer.sealing.background_hash import hashing
+from trainer.sealing.background_hash import background_hash
 
 BLOCK_BYTES: Final = 512
 RECORD_BYTES: Final = 20 * BLOCK_BYTES
@@ -114,7 +114,7 @@ class ArchiveWriter:
         """
         self._write(member_header(require_member_name(name), size))
         left = size
-        with hashing() as digest:
+        with background_hash() as digest:
             while left and (block := source.read(min(left, _COPY_BYTES))):
                 digest.update(block)
                 self._write(block)
@@ -182,7 +182,7 @@ class ArchiveReader:
             SealingError: BUNDLE_INVALID.
         """
         left = member.size
-        with hashing() as digest:
+        with background_hash() as digest:
             while left:
                 block = self._read_exactly(min(left, _COPY_BYTES))
                 digest.update(block)

@@ -12,15 +12,15 @@ from typing import BinaryIO, Final
 
 from trainer.errors import ErrorCode, UnavailableError, UsageError
 
-PRIVATE: Final = 0o600
+PRIVATE_MODE: Final = 0o600
 """Mode of files that hold plaintext."""
 
-SHARED: Final = 0o644
+SHARED_MODE: Final = 0o644
 """Mode of files that hold ciphertext, less the umask: the carrier may run as another user."""
 
 
 @contextmanager
-def replacing(target: Path, mode: int) -> Iterator[BinaryIO]:
+def replace_atomically(target: Path, mode: int) -> Iterator[BinaryIO]:
     """Write to a temporary name beside `target`; on success flush to the medium and rename, else remove it.
 
     Yields:
@@ -32,7 +32,7 @@ def replacing(target: Path, mode: int) -> Iterator[BinaryIO]:
     """
     temporary = target.parent / f".{secrets.token_hex(8)}.partial"
     try:
-        with storage_errors(), _create(temporary, mode) as file:
+        with translate_storage_errors(), _create(temporary, mode) as file:
             yield file
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -43,7 +43,7 @@ def replacing(target: Path, mode: int) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def storage_errors() -> Iterator[None]:
+def translate_storage_errors() -> Iterator[None]:
     """Turn the system's errors that a user can act on into ours.
 
     Raises:

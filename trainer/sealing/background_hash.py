@@ -13,7 +13,7 @@ from trainer.sealing.age.ordered_thread_pool import OrderedThreadPool
 _WORTH_A_THREAD: Final = 1 << 18
 
 
-class Hashing:
+class BackgroundHash:
     """SHA-256 of blocks, in their order, large ones in a thread.
 
     Args:
@@ -41,7 +41,7 @@ class Hashing:
 
 
 @contextmanager
-def hashing() -> Iterator[Hashing]:
+def background_hash() -> Iterator[BackgroundHash]:
     """A hash whose thread, if it came to need one, ends with the context."""
     with OrderedThreadPool[None](threads=1) as threads:
-        yield Hashing(threads)
+        yield BackgroundHash(threads)

@@ -29,8 +29,8 @@ from trainer.sealing.archive import (
     bundle_invalid,
     require_member_name,
 )
-from trainer.sealing.atomic_files import storage_errors
-from trainer.sealing.extraction import extract, fresh_directory
+from trainer.sealing.atomic_files import translate_storage_errors
+from trainer.sealing.extraction import extract_member, fresh_directory
 
 GRANT_NAME: Final = "grant.json"
 MANIFEST_NAME: Final = "manifest.json"
@@ -42,7 +42,7 @@ BundleLimits = ArchiveLimits
 """Bounds of a bundle; `grant.json` and `manifest.json` count as files."""
 
 
-class Allow(Strict):
+class GrantPermissions(Strict):
     """What the provider lets the job do beyond training.
 
     `private_progress`: losses and other metrics may be streamed, sealed, to the holder of the token.
@@ -58,7 +58,7 @@ class PrivacyDemand(Strict):
     max_delta: Annotated[float, Field(gt=0, lt=1)]
 
 
-class Require(Strict):
+class GrantDemands(Strict):
     """What the provider demands of the job beyond its spec; without it the job gives a failure report only."""
 
     privacy: PrivacyDemand
@@ -74,18 +74,18 @@ class Grant(Strict):
     expires_at: UnixTime
     token: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """32 random bytes in hex: who shows them may watch private progress."""
-    allow: Allow = Allow()
-    require: Require | None = None
+    allow: GrantPermissions = GrantPermissions()
+    require: GrantDemands | None = None
 
     @field_validator("recipients")
     @classmethod
     def _usable(cls, recipients: tuple[str, ...]) -> tuple[str, ...]:
         # Found now, not after hours of training for a result that could not be sealed.
         try:
-            families = {parse_recipient(text).family for text in recipients}
+            recipient_types = {parse_recipient(text).recipient_type for text in recipients}
         except UsageError as error:
             raise ValueError(error.message) from None
-        if len(families) > 1:
+        if len(recipient_types) > 1:
             raise ValueError("recipients of different kinds")
         return recipients
 
@@ -213,7 +213,7 @@ def _add_file(archive: ArchiveWriter, name: str, path: Path) -> ManifestFile:
         raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such file: {path}")
     if not path.is_file():
         raise UsageError(ErrorCode.USAGE, f"{path} is not a regular file")
-    with storage_errors(), path.open("rb") as source:
+    with translate_storage_errors(), path.open("rb") as source:
         size = os.fstat(source.fileno()).st_size
         return ManifestFile(sha256=archive.add(DATA_PREFIX + name, source, size), size=size)
 
@@ -226,7 +226,7 @@ def _extract_data(archive: ArchiveReader, into: Path) -> tuple[dict[str, Manifes
         if member.name.encode() <= previous:
             raise bundle_invalid("data files are not in the order of their names")
         previous = member.name.encode()
-        digest = extract(archive, member, into / member.name)
+        digest = extract_member(archive, member, into / member.name)
         found[member.name.removeprefix(DATA_PREFIX)] = ManifestFile(sha256=digest, size=member.size)
     return found, member
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from trainer.errors import ErrorCode, UsageError
 from trainer.sealing.age.byte_streams import write_all
 from trainer.sealing.archive import ArchiveMember, ArchiveReader, bundle_invalid
-from trainer.sealing.atomic_files import PRIVATE, storage_errors
+from trainer.sealing.atomic_files import PRIVATE_MODE, translate_storage_errors
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def fresh_directory(path: Path) -> Iterator[None]:
     Raises:
         UsageError: OUTPUT_EXISTS; FILE_NOT_FOUND where its parent is missing.
     """
-    with storage_errors():
+    with translate_storage_errors():
         try:
             path.mkdir(mode=0o700)
         except FileExistsError:
@@ -41,7 +41,7 @@ def empty_directory(path: Path) -> Iterator[None]:
     Raises:
         UsageError: OUTPUT_EXISTS where something is in it; FILE_NOT_FOUND.
     """
-    with storage_errors():
+    with translate_storage_errors():
         if any(path.iterdir()):
             raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{path} is not empty")
         try:
@@ -52,7 +52,7 @@ def empty_directory(path: Path) -> Iterator[None]:
             raise
 
 
-def extract(archive: ArchiveReader, member: ArchiveMember, target: Path) -> str:
+def extract_member(archive: ArchiveReader, member: ArchiveMember, target: Path) -> str:
     """Write the member at hand to `target` (mode 0600), a new file, and return its SHA-256.
 
     Args:
@@ -65,7 +65,9 @@ def extract(archive: ArchiveReader, member: ArchiveMember, target: Path) -> str:
     """
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE)
+        descriptor = os.open(
+            target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_MODE
+        )
     except (FileExistsError, NotADirectoryError):
         raise bundle_invalid("a file has the name of another file or directory") from None
     with open(descriptor, "wb", buffering=0) as file:  # noqa: PTH123 -- takes a descriptor

@@ -10,13 +10,13 @@ from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.errors import ErrorCode, SealingError
 from trainer.sealing.age import (
     Identity,
-    Progress,
+    ProgressCallback,
     decrypting_reader,
     encrypting_writer,
     parse_recipient,
 )
 from trainer.sealing.archive import ArchiveLimits
-from trainer.sealing.atomic_files import SHARED, replacing, storage_errors
+from trainer.sealing.atomic_files import SHARED_MODE, replace_atomically, translate_storage_errors
 from trainer.sealing.bundle import Grant, Manifest, OpenedBundle, pack_bundle, unpack_bundle
 
 
@@ -27,7 +27,7 @@ def seal(
     target: Path,
     *,
     now: int,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Manifest:
     """Bundle files and encrypt them to the job that `to` vouches for: the only way to a sealed dataset.
 
@@ -46,21 +46,24 @@ def seal(
         UnavailableError: STORAGE_FULL.
     """
     to.require_pass(now)
-    require_grant(grant, to.claims.job_spec_sha256, now)
+    require_valid_grant(grant, to.claims.job_spec_sha256, now)
     recipients = [parse_recipient(to.recipient)]
-    with replacing(target, SHARED) as sealed, encrypting_writer(sealed, recipients, progress=progress) as bundle:
+    with (
+        replace_atomically(target, SHARED_MODE) as sealed,
+        encrypting_writer(sealed, recipients, progress=progress) as bundle,
+    ):
         return pack_bundle(bundle, grant, files)
 
 
 def open_bundle(
     source: Path,
     identities: Sequence[Identity],
-    grant_for: str,
+    job_spec_sha256: str,
     workspace: Path,
     *,
     now: int,
     limits: ArchiveLimits,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> OpenedBundle:
     """Open a sealed dataset into `workspace/data/`; returns only when the last chunk was authenticated.
 
@@ -70,7 +73,7 @@ def open_bundle(
     Args:
         source: the age file, from a stranger.
         identities: the job's keys.
-        grant_for: digest of the job's own spec.
+        job_spec_sha256: digest of the job's own spec.
         workspace: a directory in memory that only we write to.
         now: Unix time in seconds.
         limits: bounds on files and bytes.
@@ -81,9 +84,9 @@ def open_bundle(
         UsageError: FILE_NOT_FOUND, OUTPUT_EXISTS.
         UnavailableError: STORAGE_FULL.
     """
-    admit = partial(require_grant, job_spec_sha256=grant_for, now=now)
+    admit = partial(require_valid_grant, job_spec_sha256=job_spec_sha256, now=now)
     with (
-        storage_errors(),
+        translate_storage_errors(),
         source.open("rb", buffering=0) as sealed,
         decrypting_reader(sealed, identities, progress=progress) as bundle,
     ):
@@ -91,7 +94,7 @@ def open_bundle(
         return unpack_bundle(bundle, workspace, limits=limits, admit=admit)
 
 
-def require_grant(grant: Grant, job_spec_sha256: str, now: int) -> None:
+def require_valid_grant(grant: Grant, job_spec_sha256: str, now: int) -> None:
     """Demand that a grant be for this job spec and still hold.
 
     Raises:

@@ -23,8 +23,8 @@ from trainer.errors import ErrorCode, SealingError, UsageError
 from trainer.models import MAX_STATUS_STEPS, Sha256Hex, Strict
 from trainer.sealing.age import Identity, decrypting_reader, encrypting_writer, identity_from_seed
 from trainer.sealing.archive import ArchiveLimits, ArchiveReader, ArchiveWriter
-from trainer.sealing.atomic_files import SHARED, replacing, storage_errors
-from trainer.sealing.extraction import extract, fresh_directory
+from trainer.sealing.atomic_files import SHARED_MODE, replace_atomically, translate_storage_errors
+from trainer.sealing.extraction import extract_member, fresh_directory
 from trainer.sealing.sealed_result import open_inside
 from trainer.sealing.wiping import wipe, wiped
 
@@ -50,7 +50,7 @@ class CheckpointFile(Strict):
     size: Annotated[int, Field(ge=0, le=2**53 - 1)]
 
 
-class Checkpoint(Strict):
+class CheckpointHeader(Strict):
     """`checkpoint.json`. `tag` is over all the rest."""
 
     version: Literal[1]
@@ -127,10 +127,10 @@ def seal_checkpoint(
     """
     paths = {path.rpartition("/")[2]: path for path in names}
     files = {name: _describe(folder, paths[name]) for name in sorted(paths)}
-    header = Checkpoint(
+    header = CheckpointHeader(
         version=1, step=step, binding=binding, files=files, tag=keys.tag(1, step, binding, files)
     ).canonical()
-    with replacing(target, SHARED) as sealed:
+    with replace_atomically(target, SHARED_MODE) as sealed:
         with encrypting_writer(sealed, [keys.identity.recipient()]) as stream:
             archive = ArchiveWriter(stream)
             archive.add(HEADER_NAME, io.BytesIO(header), len(header))
@@ -143,7 +143,7 @@ def seal_checkpoint(
 
 def open_checkpoint(
     source: BinaryIO, into: Path, *, step: int, binding: CheckpointBinding, keys: CheckpointKeys
-) -> Checkpoint:
+) -> CheckpointHeader:
     """Open a checkpoint into a new directory; on any error, a file cut short among them, it is not there.
 
     Args:
@@ -159,7 +159,7 @@ def open_checkpoint(
         UnavailableError: STORAGE_FULL.
     """
     limits = ArchiveLimits(max_files=1 + MAX_FILES, max_bytes=os.fstat(source.fileno()).st_size)
-    with storage_errors(), fresh_directory(into), decrypting_reader(source, [keys.identity]) as stream:
+    with translate_storage_errors(), fresh_directory(into), decrypting_reader(source, [keys.identity]) as stream:
         archive = ArchiveReader(stream, limits)
         header = _header(archive)
         _require_ours(header, step, binding, keys)
@@ -195,14 +195,14 @@ def _add(archive: ArchiveWriter, name: str, file: BinaryIO, entry: CheckpointFil
         raise _invalid(f"{name} changed while it was read")
 
 
-def _header(archive: ArchiveReader) -> Checkpoint:
+def _header(archive: ArchiveReader) -> CheckpointHeader:
     member = archive.next()
     if member is None or member.name != HEADER_NAME:
         raise _invalid(f"{HEADER_NAME} is not its first file")
     document = archive.read(member, _MAX_HEADER_BYTES)
     try:
         parse_json(document)  # refuses what two readers could understand differently
-        return Checkpoint.model_validate_json(document)
+        return CheckpointHeader.model_validate_json(document)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         raise _invalid(f"{HEADER_NAME}: {first['loc'][:1]}: {first['type']}") from None
@@ -210,7 +210,7 @@ def _header(archive: ArchiveReader) -> Checkpoint:
         raise _invalid(f"{HEADER_NAME} is not JSON in one reading") from None
 
 
-def _require_ours(header: Checkpoint, step: int, binding: CheckpointBinding, keys: CheckpointKeys) -> None:
+def _require_ours(header: CheckpointHeader, step: int, binding: CheckpointBinding, keys: CheckpointKeys) -> None:
     expected = keys.tag(header.version, header.step, header.binding, header.files)
     if not hmac.compare_digest(expected, header.tag):
         raise _invalid("its tag is not this job's")
@@ -224,7 +224,7 @@ def _extract(archive: ArchiveReader, into: Path, name: str, entry: CheckpointFil
     member = archive.next()
     if member is None or member.name != name:
         raise _invalid("its files are not those that its header lists")
-    if member.size != entry.size or extract(archive, member, into / name) != entry.sha256:
+    if member.size != entry.size or extract_member(archive, member, into / name) != entry.sha256:
         raise _invalid(f"{name} is not what its header lists")
 
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from trainer.sealing.age import (
     Identity,
-    Progress,
+    ProgressCallback,
     Recipient,
     decrypting_reader,
     encrypting_writer,
@@ -22,19 +22,19 @@ from trainer.sealing.archive import (
     bundle_invalid,
     require_member_name,
 )
-from trainer.sealing.atomic_files import SHARED, replacing
-from trainer.sealing.extraction import empty_directory, extract
+from trainer.sealing.atomic_files import SHARED_MODE, replace_atomically
+from trainer.sealing.extraction import empty_directory, extract_member
 
 
 def seal_result(
-    tree: Path, target: Path, recipients: Sequence[Recipient], *, progress: Progress | None = None
+    tree: Path, target: Path, recipients: Sequence[Recipient], *, progress: ProgressCallback | None = None
 ) -> int:
     """Encrypt all files below a directory, in the order of their names.
 
     Args:
         tree: holds regular files and directories only. The worker made it: a link in it could lead to keys.
         target: the age file; replaced at once, untouched on any error.
-        recipients: of one family; from the grant.
+        recipients: of one recipient type; from the grant.
         progress: told of plaintext bytes done.
 
     Returns:
@@ -45,7 +45,7 @@ def seal_result(
         UsageError: FILE_NOT_FOUND, RECIPIENT_INVALID; USAGE where a file changes while it is read.
         UnavailableError: STORAGE_FULL.
     """
-    with replacing(target, SHARED) as sealed:
+    with replace_atomically(target, SHARED_MODE) as sealed:
         with encrypting_writer(sealed, recipients, progress=progress) as stream:
             archive = ArchiveWriter(stream)
             for name in sorted(_names(tree), key=str.encode):
@@ -61,7 +61,7 @@ def open_result(
     into: Path,
     *,
     limits: ArchiveLimits,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> tuple[str, ...]:
     """Decrypt a result into an empty directory; on any error the directory is empty again.
 
@@ -94,7 +94,7 @@ def _extract_all(archive: ArchiveReader, into: Path) -> Iterator[str]:
         if member.name.encode() <= previous:
             raise bundle_invalid("files are not in the order of their names")
         previous = member.name.encode()
-        extract(archive, member, into / member.name)
+        extract_member(archive, member, into / member.name)
         yield member.name
 
 

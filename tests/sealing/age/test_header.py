@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from trainer.errors import ErrorCode, SealingError, UsageError
 from trainer.sealing.age import (
-    Family,
     Identity,
     Recipient,
+    RecipientType,
     ScryptIdentity,
     ScryptRecipient,
     Stanza,
@@ -68,7 +68,7 @@ def test_passphrases() -> None:
 def test_passphrases_have_no_public_form() -> None:
     identity = ScryptIdentity(b"hunter2")
     assert "hunter2" not in f"{identity!r}{identity.recipient()}{identity.recipient()!r}"
-    assert identity.recipient().family is Family.SCRYPT
+    assert identity.recipient().recipient_type is RecipientType.SCRYPT
 
 
 @pytest.mark.parametrize(("passphrase", "work_factor"), [(b"", 10), (b"x", 0), (b"x", 21)])
@@ -103,7 +103,7 @@ def test_noise_is_no_header(noise: bytes) -> None:
 )
 def test_stanzas_of_unknown_types_are_passed_over(type_: str, arguments: list[str], body: bytes) -> None:
     class Grease:
-        family = Family.X25519
+        recipient_type = RecipientType.X25519
 
         def wrap(self, file_key: bytes) -> Stanza:
             return Stanza(f"grease-{type_}", tuple(arguments), body)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from trainer.errors import ErrorCode, UsageError
 from trainer.sealing.age import (
-    Family,
     Identity,
+    RecipientType,
     generate_identity,
     identity_from_seed,
     parse_identity,
@@ -60,7 +60,7 @@ def test_round_trip(hybrid: bool, seed: bytes) -> None:
     assert str(parse_identity(str(identity))) == str(identity)
     recipient = identity.recipient()
     assert str(parse_recipient(str(recipient))) == str(recipient)
-    assert recipient.family is (Family.HYBRID if hybrid else Family.X25519)
+    assert recipient.recipient_type is (RecipientType.HYBRID if hybrid else RecipientType.X25519)
 
 
 def test_known_x25519_key() -> None:

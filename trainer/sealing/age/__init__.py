@@ -8,7 +8,7 @@ authenticates no sender and knows no rollback: the grant inside a bundle does.
 from trainer.sealing.age.age_files import decrypt_file, encrypt_file
 from trainer.sealing.age.armor import ArmorReader
 from trainer.sealing.age.hybrid import HybridIdentity, HybridRecipient
-from trainer.sealing.age.identity import Family, Identity, Recipient
+from trainer.sealing.age.identity import Identity, Recipient, RecipientType
 from trainer.sealing.age.keys import (
     generate_identity,
     identity_from_seed,
@@ -18,17 +18,17 @@ from trainer.sealing.age.keys import (
 )
 from trainer.sealing.age.passphrase import ScryptIdentity, ScryptRecipient
 from trainer.sealing.age.stanza import Stanza
-from trainer.sealing.age.stream import Progress, decrypt, decrypting_reader, encrypt, encrypting_writer
+from trainer.sealing.age.stream import ProgressCallback, decrypt, decrypting_reader, encrypt, encrypting_writer
 from trainer.sealing.age.x25519 import X25519Identity, X25519Recipient
 
 __all__ = [
     "ArmorReader",
-    "Family",
     "HybridIdentity",
     "HybridRecipient",
     "Identity",
-    "Progress",
+    "ProgressCallback",
     "Recipient",
+    "RecipientType",
     "ScryptIdentity",
     "ScryptRecipient",
     "Stanza",

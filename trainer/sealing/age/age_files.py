@@ -16,24 +16,24 @@ from typing import BinaryIO, cast
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from trainer.sealing.age.armor import is_armored
-from trainer.sealing.age.byte_streams import buffered, write_all
-from trainer.sealing.age.header import open_file, start_file
+from trainer.sealing.age.byte_streams import buffered_reader, write_all
+from trainer.sealing.age.header import create_header, read_header
 from trainer.sealing.age.identity import Identity, Recipient
-from trainer.sealing.age.ordered_thread_pool import Buffers, ChunkBatch, OrderedThreadPool
-from trainer.sealing.age.payload import BATCH_CHUNKS, OPEN, SEAL, Direction, payload_invalid
-from trainer.sealing.age.stream import Progress, decrypt, encrypt
-from trainer.sealing.atomic_files import PRIVATE, SHARED, replacing, storage_errors
+from trainer.sealing.age.ordered_thread_pool import ChunkBatch, ChunkBatchPool, OrderedThreadPool
+from trainer.sealing.age.payload import BATCH_CHUNKS, DECRYPT, ENCRYPT, PayloadOperation, payload_invalid
+from trainer.sealing.age.stream import ProgressCallback, decrypt, encrypt
+from trainer.sealing.atomic_files import PRIVATE_MODE, SHARED_MODE, replace_atomically, translate_storage_errors
 
 
 def encrypt_file(
-    source: Path, target: Path, recipients: Sequence[Recipient], *, progress: Progress | None = None
+    source: Path, target: Path, recipients: Sequence[Recipient], *, progress: ProgressCallback | None = None
 ) -> None:
     """Encrypt a file; `target` is replaced at once when all is written, and untouched on any error.
 
     Args:
         source: plaintext; anything but a regular file is read as a stream.
         target: the age file.
-        recipients: of one family.
+        recipients: of one recipient type.
         progress: told of plaintext bytes done.
 
     Raises:
@@ -41,18 +41,22 @@ def encrypt_file(
         UnavailableError: STORAGE_FULL.
         SealingError: PAYLOAD_INVALID: the source became shorter meanwhile.
     """
-    with storage_errors(), source.open("rb", buffering=0) as plain, replacing(target, SHARED) as sealed:
+    with (
+        translate_storage_errors(),
+        source.open("rb", buffering=0) as plain,
+        replace_atomically(target, SHARED_MODE) as sealed,
+    ):
         if not _is_regular(plain):
             encrypt(plain, sealed, recipients, progress=progress)
             return
-        prefix, key = start_file(recipients)
+        prefix, key = create_header(recipients)
         write_all(sealed, prefix)
         size = os.fstat(plain.fileno()).st_size
-        _Transfer(SEAL, key, plain.fileno(), 0, size, sealed.fileno(), len(prefix)).run(progress)
+        _Transfer(ENCRYPT, key, plain.fileno(), 0, size, sealed.fileno(), len(prefix)).run(progress)
 
 
 def decrypt_file(
-    source: Path, target: Path, identities: Sequence[Identity], *, progress: Progress | None = None
+    source: Path, target: Path, identities: Sequence[Identity], *, progress: ProgressCallback | None = None
 ) -> None:
     """Decrypt a file; `target` (mode 0600) appears when all of it is authenticated, and not at all on any error.
 
@@ -67,14 +71,18 @@ def decrypt_file(
         UsageError: FILE_NOT_FOUND.
         UnavailableError: STORAGE_FULL.
     """
-    with storage_errors(), source.open("rb", buffering=0) as sealed, replacing(target, PRIVATE) as plain:
-        stream = buffered(sealed)
+    with (
+        translate_storage_errors(),
+        source.open("rb", buffering=0) as sealed,
+        replace_atomically(target, PRIVATE_MODE) as plain,
+    ):
+        stream = buffered_reader(sealed)
         if not _is_regular(sealed) or is_armored(stream.peek()):
             decrypt(cast("BinaryIO", stream), plain, identities, progress=progress)
             return
-        opening = open_file(cast("BinaryIO", stream), identities)
+        opening = read_header(cast("BinaryIO", stream), identities)
         size = os.fstat(sealed.fileno()).st_size - opening.size
-        _Transfer(OPEN, opening.key, sealed.fileno(), opening.size, size, plain.fileno(), 0).run(progress)
+        _Transfer(DECRYPT, opening.key, sealed.fileno(), opening.size, size, plain.fileno(), 0).run(progress)
 
 
 def _is_regular(file: BinaryIO) -> bool:
@@ -95,7 +103,7 @@ class _Transfer:
         target_start: where its chunks begin.
     """
 
-    direction: Direction
+    direction: PayloadOperation
     key: ChaCha20Poly1305
     source: int
     source_start: int
@@ -103,20 +111,20 @@ class _Transfer:
     target: int
     target_start: int
 
-    def run(self, progress: Progress | None) -> None:
+    def run(self, progress: ProgressCallback | None) -> None:
         """Transfer all batches; raises what the first of the failing ones raised."""
-        buffers, done = Buffers(self.direction), 0
+        buffers, done = ChunkBatchPool(self.direction), 0
         batches = max(1, -(-self.source_size // self.direction.source_batch))
-        with OrderedThreadPool[ChunkBatch]() as conveyor:
+        with OrderedThreadPool[ChunkBatch]() as threads:
             submitted = 0
-            while submitted < batches or not conveyor.empty:
-                if submitted < batches and not conveyor.full:
+            while submitted < batches or not threads.empty:
+                if submitted < batches and not threads.full:
                     last = submitted == batches - 1
-                    conveyor.submit(partial(self._work, submitted, buffers.get(), last=last))
+                    threads.submit(partial(self._work, submitted, buffers.get(), last=last))
                     submitted += 1
                     continue
-                batch = conveyor.take()
-                done += batch.filled if self.direction is SEAL else batch.done
+                batch = threads.take()
+                done += batch.filled if self.direction is ENCRYPT else batch.done
                 buffers.give_back(batch)
                 if progress:
                     progress(done)

@@ -11,7 +11,7 @@ import io
 from typing import BinaryIO, Final
 
 from trainer.errors import ErrorCode, SealingError
-from trainer.sealing.age.byte_streams import buffered
+from trainer.sealing.age.byte_streams import buffered_reader
 
 BEGIN: Final = b"-----BEGIN AGE ENCRYPTED FILE-----"
 END: Final = b"-----END AGE ENCRYPTED FILE-----"
@@ -35,7 +35,7 @@ class ArmorReader(io.RawIOBase):
     """
 
     def __init__(self, source: BinaryIO) -> None:
-        self._source = buffered(source)
+        self._source = buffered_reader(source)
         self._decoded = memoryview(b"")
         self._begun = False
         self._ended = False

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
-from trainer.sealing.age.ordered_thread_pool import Buffers, ChunkBatch
+from trainer.sealing.age.ordered_thread_pool import ChunkBatch, ChunkBatchPool
 
 
 class _Unowned(io.RawIOBase):
@@ -29,12 +29,12 @@ class _Unowned(io.RawIOBase):
         return len(data)
 
 
-def buffered(source: BinaryIO) -> io.BufferedReader:
+def buffered_reader(source: BinaryIO) -> io.BufferedReader:
     """`source` with lines and a look ahead. May read further than asked; never closes `source`."""
     return io.BufferedReader(_Unowned(source))
 
 
-def batches(source: io.BufferedReader, buffers: Buffers) -> Iterator[tuple[ChunkBatch, bool]]:
+def read_batches(source: io.BufferedReader, buffers: ChunkBatchPool) -> Iterator[tuple[ChunkBatch, bool]]:
     """Read to the end in batches, each with whether it is the last; the last is empty only if all is.
 
     Reads one batch ahead: only what comes after a full batch shows that it is not the last one.
@@ -48,7 +48,7 @@ def batches(source: io.BufferedReader, buffers: Buffers) -> Iterator[tuple[Chunk
         yield batch, following is None
 
 
-def _read_batch(source: io.BufferedReader, buffers: Buffers) -> ChunkBatch:
+def _read_batch(source: io.BufferedReader, buffers: ChunkBatchPool) -> ChunkBatch:
     batch = buffers.get()
     while batch.filled < len(batch.source) and (size := source.readinto(batch.source[batch.filled :])):
         batch.filled += size

@@ -15,7 +15,7 @@ from typing import BinaryIO, Final
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from trainer.errors import ErrorCode, SealingError, UsageError
-from trainer.sealing.age.identity import Family, Identity, Recipient, derive_key
+from trainer.sealing.age.identity import Identity, Recipient, RecipientType, hkdf_sha256
 from trainer.sealing.age.stanza import (
     COLUMNS,
     FILE_KEY_BYTES,
@@ -36,7 +36,7 @@ _STANZA_LINE: Final = re.compile(r"->((?: [\x21-\x7e]+)+)")
 
 
 @dataclass(frozen=True)
-class Opening:
+class OpenedHeader:
     """What a header yields to someone who may read the file.
 
     Args:
@@ -56,14 +56,14 @@ class _Header:
     size: int
 
 
-def start_file(recipients: Sequence[Recipient]) -> tuple[bytes, ChaCha20Poly1305]:
+def create_header(recipients: Sequence[Recipient]) -> tuple[bytes, ChaCha20Poly1305]:
     """Begin a file under a fresh file key.
 
     Returns:
         All bytes before the first chunk (header and payload nonce), and the payload's cipher.
 
     Raises:
-        UsageError: no recipient, recipients of different families, or a passphrase that is not alone.
+        UsageError: no recipient, recipients of different recipient types, or a passphrase that is not alone.
     """
     _require_one_family(recipients)
     file_key, nonce = os.urandom(FILE_KEY_BYTES), os.urandom(_NONCE_BYTES)
@@ -75,7 +75,7 @@ def start_file(recipients: Sequence[Recipient]) -> tuple[bytes, ChaCha20Poly1305
     return header + nonce, _payload_key(file_key, nonce)
 
 
-def open_file(source: BinaryIO, identities: Sequence[Identity]) -> Opening:
+def read_header(source: BinaryIO, identities: Sequence[Identity]) -> OpenedHeader:
     """Read a file's header and leave `source` at its first chunk.
 
     Args:
@@ -92,28 +92,28 @@ def open_file(source: BinaryIO, identities: Sequence[Identity]) -> Opening:
     nonce = source.read(_NONCE_BYTES)
     if len(nonce) != _NONCE_BYTES:
         raise header_invalid("bytes of the payload nonce", _NONCE_BYTES, len(nonce))
-    return Opening(_payload_key(file_key, nonce), header.size + _NONCE_BYTES)
+    return OpenedHeader(_payload_key(file_key, nonce), header.size + _NONCE_BYTES)
 
 
 def _require_one_family(recipients: Sequence[Recipient]) -> None:
-    families = {recipient.family for recipient in recipients}
-    if not families:
+    recipient_types = {recipient.recipient_type for recipient in recipients}
+    if not recipient_types:
         raise UsageError(ErrorCode.RECIPIENT_INVALID, "no recipient to encrypt to")
-    if len(families) > 1:
+    if len(recipient_types) > 1:
         raise UsageError(
             ErrorCode.RECIPIENT_INVALID,
             "recipients of different kinds in one file",
             expected="one kind",
-            found=", ".join(sorted(families)),
+            found=", ".join(sorted(recipient_types)),
             hint="one weaker recipient would take the post-quantum protection from all",
         )
-    if Family.SCRYPT in families and len(recipients) > 1:
+    if RecipientType.SCRYPT in recipient_types and len(recipients) > 1:
         raise UsageError(ErrorCode.RECIPIENT_INVALID, "a passphrase must be the only recipient")
 
 
 def _unwrap(stanzas: Sequence[Stanza], identities: Sequence[Identity]) -> bytes:
     # A passphrase beside other recipients could not tell who wrote the file; the format forbids it.
-    if len(stanzas) > 1 and any(stanza.type == Family.SCRYPT for stanza in stanzas):
+    if len(stanzas) > 1 and any(stanza.type == RecipientType.SCRYPT for stanza in stanzas):
         raise header_invalid("a scrypt stanza must be alone")
     for identity in identities:
         if (file_key := identity.unwrap(stanzas)) is not None:
@@ -174,10 +174,10 @@ class _Lines(Iterator[str]):
 
 
 def _mac(file_key: bytes, covered: bytes) -> bytes:
-    with wiped(derive_key(file_key, b"", b"header")) as key:
+    with wiped(hkdf_sha256(file_key, b"", b"header")) as key:
         return hmac.digest(key, covered, "sha256")
 
 
 def _payload_key(file_key: bytes, nonce: bytes) -> ChaCha20Poly1305:
-    with wiped(derive_key(file_key, nonce, b"payload")) as key:
+    with wiped(hkdf_sha256(file_key, nonce, b"payload")) as key:
         return ChaCha20Poly1305(key)  # has a copy of its own

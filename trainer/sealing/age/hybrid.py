@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.hpke import (
 )
 
 from trainer.sealing.age.bech32 import bech32_encode
-from trainer.sealing.age.identity import Family
+from trainer.sealing.age.identity import RecipientType
 from trainer.sealing.age.stanza import Stanza, encode_base64, header_invalid
 from trainer.sealing.wiping import wipe
 
@@ -53,7 +53,7 @@ class HybridRecipient:
         ValueError: another length, an encapsulation key that is not reduced, or a low-order point.
     """
 
-    family: Final = Family.HYBRID
+    recipient_type: Final = RecipientType.HYBRID
 
     def __init__(self, raw: bytes) -> None:
         if len(raw) != RECIPIENT_BYTES:
@@ -73,7 +73,7 @@ class HybridRecipient:
     def wrap(self, file_key: bytes) -> Stanza:
         """Wrap with HPKE; the stanza's argument is the encapsulated key (1120 bytes)."""
         sealed = _SUITE.encrypt(file_key, self._key, info=_INFO)
-        return Stanza(Family.HYBRID, (encode_base64(sealed[:_ENC_BYTES]),), sealed[_ENC_BYTES:])
+        return Stanza(RecipientType.HYBRID, (encode_base64(sealed[:_ENC_BYTES]),), sealed[_ENC_BYTES:])
 
 
 class HybridIdentity:
@@ -118,12 +118,12 @@ class HybridIdentity:
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
         """The file key, if one of the stanzas was made for this identity; see `Identity`."""
         for stanza in stanzas:
-            if stanza.type == Family.HYBRID and (file_key := self._open(stanza)) is not None:
+            if stanza.type == RecipientType.HYBRID and (file_key := self._open(stanza)) is not None:
                 return file_key
         return None
 
     def _open(self, stanza: Stanza) -> bytes | None:
-        enc, body = stanza.only_argument(_ENC_BYTES), stanza.wrapped_key()
+        enc, body = stanza.single_argument(_ENC_BYTES), stanza.wrapped_file_key()
         # HPKE reports a low-order share as a wrong tag, which would read as "not for this identity".
         if _low_order(self._x25519, X25519PublicKey.from_public_bytes(enc[_MLKEM_CIPHERTEXT_BYTES:])):
             raise header_invalid("mlkem768x25519 stanza: the share is a point of low order")

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from trainer.sealing.age.stanza import Stanza
 
 
-class Family(StrEnum):
+class RecipientType(StrEnum):
     """Kinds of recipient that may not be mixed in one file: the weakest would decide what the file is worth."""
 
     HYBRID = "mlkem768x25519"
@@ -24,7 +24,7 @@ class Recipient(Protocol):
     """Someone a file can be encrypted to. `str()` gives the public text form."""
 
     @property
-    def family(self) -> Family:
+    def recipient_type(self) -> RecipientType:
         """Which recipients this one may share a file with."""
 
     def wrap(self, file_key: bytes) -> Stanza:
@@ -48,7 +48,7 @@ class Identity(Protocol):
         """Overwrite the seed and drop the keys made of it; nothing can be unwrapped afterwards."""
 
 
-def derive_key(secret: bytes, salt: bytes, info: bytes) -> bytearray:
+def hkdf_sha256(secret: bytes, salt: bytes, info: bytes) -> bytearray:
     """HKDF-SHA256 to 32 bytes, as the format uses it throughout; the caller's to wipe."""
     key = bytearray(32)
     HKDF(SHA256(), len(key), salt, info).derive_into(secret, key)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Generic, Self, TypeVar
 
-from trainer.sealing.age.payload import Direction
+from trainer.sealing.age.payload import PayloadOperation
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class ChunkBatch:
         target: room for a full batch coming out; its first `done` bytes are set.
     """
 
-    def __init__(self, direction: Direction) -> None:
+    def __init__(self, direction: PayloadOperation) -> None:
         self.source = memoryview(bytearray(direction.source_batch))
         self.target = memoryview(bytearray(direction.target_batch))
         self.filled = 0
@@ -87,10 +87,10 @@ class OrderedThreadPool(Generic[T]):
         return self._under_way.popleft().result()
 
 
-class Buffers:
+class ChunkBatchPool:
     """Batches to be used again: no more are made than are on the way at one time."""
 
-    def __init__(self, direction: Direction) -> None:
+    def __init__(self, direction: PayloadOperation) -> None:
         self._direction = direction
         self._free: list[ChunkBatch] = []
 

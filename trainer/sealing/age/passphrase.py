@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from trainer.sealing.age.identity import Family
+from trainer.sealing.age.identity import RecipientType
 from trainer.sealing.age.stanza import Stanza, decode_base64, encode_base64, header_invalid
 
 WORK_FACTOR: Final = 18
@@ -37,7 +37,7 @@ class ScryptRecipient:
         work_factor: log2 of scrypt's N.
     """
 
-    family: Final = Family.SCRYPT
+    recipient_type: Final = RecipientType.SCRYPT
 
     def __init__(self, passphrase: bytes, *, work_factor: int = WORK_FACTOR) -> None:
         if not passphrase:
@@ -57,7 +57,7 @@ class ScryptRecipient:
         salt = os.urandom(_SALT_BYTES)
         key = _stretch(self._passphrase, salt, self._work_factor)
         body = ChaCha20Poly1305(key).encrypt(_ZERO_NONCE, file_key, None)
-        return Stanza(Family.SCRYPT, (encode_base64(salt), str(self._work_factor)), body)
+        return Stanza(RecipientType.SCRYPT, (encode_base64(salt), str(self._work_factor)), body)
 
 
 class ScryptIdentity:
@@ -89,7 +89,7 @@ class ScryptIdentity:
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
         """The file key, if the passphrase is right; see `Identity`."""
         for stanza in stanzas:
-            if stanza.type == Family.SCRYPT:
+            if stanza.type == RecipientType.SCRYPT:
                 return self._open(stanza)
         return None
 
@@ -98,7 +98,7 @@ class ScryptIdentity:
             raise header_invalid("scrypt stanza: arguments", 2, len(stanza.arguments))
         salt = decode_base64(stanza.arguments[0], _SALT_BYTES, "scrypt stanza: salt")
         work_factor = self._read_work_factor(stanza.arguments[1])
-        body = stanza.wrapped_key()
+        body = stanza.wrapped_file_key()
         try:
             return ChaCha20Poly1305(_stretch(self._passphrase, salt, work_factor)).decrypt(_ZERO_NONCE, body, None)
         except InvalidTag:

@@ -23,7 +23,7 @@ BATCH_CHUNKS: Final = 16
 
 
 @dataclass(frozen=True)
-class Direction:
+class PayloadOperation:
     """Sealing or opening: sizes of full chunks, and what turns a batch of the one into a batch of the other.
 
     Args:
@@ -85,5 +85,5 @@ def payload_invalid(what: str) -> SealingError:
     )
 
 
-SEAL: Final = Direction(CHUNK_BYTES, CHUNK_BYTES + TAG_BYTES, _seal_batch)
-OPEN: Final = Direction(CHUNK_BYTES + TAG_BYTES, CHUNK_BYTES, _open_batch)
+ENCRYPT: Final = PayloadOperation(CHUNK_BYTES, CHUNK_BYTES + TAG_BYTES, _seal_batch)
+DECRYPT: Final = PayloadOperation(CHUNK_BYTES + TAG_BYTES, CHUNK_BYTES, _open_batch)

@@ -36,7 +36,7 @@ class Stanza:
         lines = [text[start : start + COLUMNS] for start in range(0, len(text) + 1, COLUMNS)]
         return "".join(f"{line}\n" for line in (" ".join(("->", self.type, *self.arguments)), *lines)).encode()
 
-    def only_argument(self, size: int) -> bytes:
+    def single_argument(self, size: int) -> bytes:
         """The stanza's one argument as `size` raw bytes.
 
         Raises:
@@ -46,7 +46,7 @@ class Stanza:
             raise header_invalid(f"{self.type} stanza: arguments", 1, len(self.arguments))
         return decode_base64(self.arguments[0], size, f"{self.type} stanza: argument")
 
-    def wrapped_key(self) -> bytes:
+    def wrapped_file_key(self) -> bytes:
         """The body, once it is known to be a wrapped 16-byte file key (a longer one would allow key mix-ups).
 
         Raises:

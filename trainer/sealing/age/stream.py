@@ -15,13 +15,13 @@ from typing import BinaryIO, cast
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from trainer.sealing.age.armor import ArmorReader, is_armored
-from trainer.sealing.age.byte_streams import batches, buffered, write_all
-from trainer.sealing.age.header import open_file, start_file
+from trainer.sealing.age.byte_streams import buffered_reader, read_batches, write_all
+from trainer.sealing.age.header import create_header, read_header
 from trainer.sealing.age.identity import Identity, Recipient
-from trainer.sealing.age.ordered_thread_pool import Buffers, ChunkBatch, OrderedThreadPool
-from trainer.sealing.age.payload import BATCH_CHUNKS, OPEN, SEAL, Direction
+from trainer.sealing.age.ordered_thread_pool import ChunkBatch, ChunkBatchPool, OrderedThreadPool
+from trainer.sealing.age.payload import BATCH_CHUNKS, DECRYPT, ENCRYPT, PayloadOperation
 
-Progress = Callable[[int], None]
+ProgressCallback = Callable[[int], None]
 """Is told how many bytes of plaintext are done, in all."""
 
 
@@ -30,21 +30,21 @@ def encrypt(
     target: BinaryIO,
     recipients: Sequence[Recipient],
     *,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> None:
     """Encrypt what is left in `source` into `target`.
 
     Args:
         source: plaintext; need not be seekable.
         target: takes the age file; need not be seekable. Incomplete, and not to be opened by anyone, on error.
-        recipients: of one family.
+        recipients: of one recipient type.
         progress: told of plaintext bytes done.
 
     Raises:
-        UsageError: RECIPIENT_INVALID: none, or of different families.
+        UsageError: RECIPIENT_INVALID: none, or of different recipient types.
     """
     with _sealing(target, recipients, progress) as output:
-        for batch, ends in batches(buffered(source), output.buffers):
+        for batch, ends in read_batches(buffered_reader(source), output.buffers):
             output.put(batch, ends=ends)
 
 
@@ -53,7 +53,7 @@ def decrypt(
     target: BinaryIO,
     identities: Sequence[Identity],
     *,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> None:
     """Decrypt an age file, armored or not. On any error the caller must discard what `target` got.
 
@@ -73,7 +73,7 @@ def decrypt(
 
 @contextmanager
 def encrypting_writer(
-    target: BinaryIO, recipients: Sequence[Recipient], *, progress: Progress | None = None
+    target: BinaryIO, recipients: Sequence[Recipient], *, progress: ProgressCallback | None = None
 ) -> Iterator[BinaryIO]:
     """A stream to write plaintext to (by `tarfile`, for one); the age file goes to `target`.
 
@@ -81,7 +81,7 @@ def encrypting_writer(
     can take what is in `target` for a whole file.
 
     Raises:
-        UsageError: RECIPIENT_INVALID: none, or of different families.
+        UsageError: RECIPIENT_INVALID: none, or of different recipient types.
     """
     with _sealing(target, recipients, progress) as output:
         writer = EncryptingWriter(output)
@@ -91,7 +91,7 @@ def encrypting_writer(
 
 @contextmanager
 def decrypting_reader(
-    source: BinaryIO, identities: Sequence[Identity], *, progress: Progress | None = None
+    source: BinaryIO, identities: Sequence[Identity], *, progress: ProgressCallback | None = None
 ) -> Iterator[BinaryIO]:
     """A stream to read plaintext from. Leaving its context verifies what was not read, to the last chunk.
 
@@ -106,9 +106,9 @@ def decrypting_reader(
 
 @contextmanager
 def _sealing(
-    target: BinaryIO, recipients: Sequence[Recipient], progress: Progress | None
+    target: BinaryIO, recipients: Sequence[Recipient], progress: ProgressCallback | None
 ) -> Iterator[_SealedOutput]:
-    prefix, key = start_file(recipients)
+    prefix, key = create_header(recipients)
     write_all(target, prefix)
     with OrderedThreadPool[ChunkBatch]() as threads:
         output = _SealedOutput(target, key, threads, progress)
@@ -118,18 +118,18 @@ def _sealing(
 
 @contextmanager
 def _opening(
-    source: BinaryIO, identities: Sequence[Identity], progress: Progress | None
+    source: BinaryIO, identities: Sequence[Identity], progress: ProgressCallback | None
 ) -> Iterator[DecryptingReader]:
-    stream = buffered(source)
+    stream = buffered_reader(source)
     if is_armored(stream.peek()):
         stream = io.BufferedReader(ArmorReader(cast("BinaryIO", stream)))
-    opening = open_file(cast("BinaryIO", stream), identities)
+    opening = read_header(cast("BinaryIO", stream), identities)
     with OrderedThreadPool[ChunkBatch]() as threads:
         yield DecryptingReader(stream, opening.key, threads, progress)
 
 
 def _apply(
-    direction: Direction, key: ChaCha20Poly1305, first: int, batch: ChunkBatch, *, ends: bool
+    direction: PayloadOperation, key: ChaCha20Poly1305, first: int, batch: ChunkBatch, *, ends: bool
 ) -> ChunkBatch:
     batch.done = direction.apply(key, first, batch.source[: batch.filled], batch.target, ends)
     return batch
@@ -143,9 +143,9 @@ class _SealedOutput:
         target: BinaryIO,
         key: ChaCha20Poly1305,
         threads: OrderedThreadPool[ChunkBatch],
-        progress: Progress | None,
+        progress: ProgressCallback | None,
     ) -> None:
-        self.buffers = Buffers(SEAL)
+        self.buffers = ChunkBatchPool(ENCRYPT)
         self._target = target
         self._key = key
         self._threads = threads
@@ -156,7 +156,7 @@ class _SealedOutput:
     def put(self, batch: ChunkBatch, *, ends: bool) -> None:
         if self._threads.full:
             self._write_oldest()
-        self._threads.submit(partial(_apply, SEAL, self._key, self._submitted, batch, ends=ends))
+        self._threads.submit(partial(_apply, ENCRYPT, self._key, self._submitted, batch, ends=ends))
         self._submitted += BATCH_CHUNKS
 
     def drain(self) -> None:
@@ -224,12 +224,12 @@ class DecryptingReader(io.RawIOBase):
         source: io.BufferedReader,
         key: ChaCha20Poly1305,
         threads: OrderedThreadPool[ChunkBatch],
-        progress: Progress | None,
+        progress: ProgressCallback | None,
     ) -> None:
         self._key = key
         self._threads = threads
-        self._buffers = Buffers(OPEN)
-        self._incoming = batches(source, self._buffers)
+        self._buffers = ChunkBatchPool(DECRYPT)
+        self._incoming = read_batches(source, self._buffers)
         self._current: ChunkBatch | None = None
         self._left = memoryview(b"")
         self._submitted = 0  # chunks
@@ -270,7 +270,7 @@ class DecryptingReader(io.RawIOBase):
             self._current = None
         while not self._threads.full and (incoming := next(self._incoming, None)):
             batch, ends = incoming
-            self._threads.submit(partial(_apply, OPEN, self._key, self._submitted, batch, ends=ends))
+            self._threads.submit(partial(_apply, DECRYPT, self._key, self._submitted, batch, ends=ends))
             self._submitted += BATCH_CHUNKS
         if self._threads.empty:
             return memoryview(b"")

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from trainer.sealing.age.bech32 import bech32_encode
-from trainer.sealing.age.identity import Family, derive_key
+from trainer.sealing.age.identity import RecipientType, hkdf_sha256
 from trainer.sealing.age.stanza import Stanza, encode_base64, header_invalid
 from trainer.sealing.wiping import wipe, wiped
 
@@ -37,7 +37,7 @@ class X25519Recipient:
         ValueError: another length, or a point of low order, which would give everybody the same key.
     """
 
-    family: Final = Family.X25519
+    recipient_type: Final = RecipientType.X25519
 
     def __init__(self, raw: bytes) -> None:
         if len(raw) != KEY_BYTES:
@@ -56,9 +56,9 @@ class X25519Recipient:
         """Wrap under a fresh ephemeral key, whose public half is the stanza's argument."""
         ephemeral = X25519PrivateKey.from_private_bytes(os.urandom(KEY_BYTES))
         share = ephemeral.public_key().public_bytes_raw()
-        with wiped(derive_key(_shared(ephemeral, self._key), share + self._raw, _INFO)) as key:
+        with wiped(hkdf_sha256(_shared(ephemeral, self._key), share + self._raw, _INFO)) as key:
             body = ChaCha20Poly1305(key).encrypt(_ZERO_NONCE, file_key, None)
-        return Stanza(Family.X25519, (encode_base64(share),), body)
+        return Stanza(RecipientType.X25519, (encode_base64(share),), body)
 
 
 class X25519Identity:
@@ -91,17 +91,17 @@ class X25519Identity:
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
         """The file key, if one of the stanzas was made for this identity; see `Identity`."""
         for stanza in stanzas:
-            if stanza.type == Family.X25519 and (file_key := self._open(stanza)) is not None:
+            if stanza.type == RecipientType.X25519 and (file_key := self._open(stanza)) is not None:
                 return file_key
         return None
 
     def _open(self, stanza: Stanza) -> bytes | None:
-        share, body = stanza.only_argument(KEY_BYTES), stanza.wrapped_key()
+        share, body = stanza.single_argument(KEY_BYTES), stanza.wrapped_file_key()
         try:
             shared = _shared(self._key, X25519PublicKey.from_public_bytes(share))
         except ValueError:
             raise header_invalid("X25519 stanza: the share is a point of low order") from None
-        with wiped(derive_key(shared, share + self._public, _INFO)) as key, suppress(InvalidTag):
+        with wiped(hkdf_sha256(shared, share + self._public, _INFO)) as key, suppress(InvalidTag):
             return ChaCha20Poly1305(key).decrypt(_ZERO_NONCE, body, None)
         return None
 
