@@ -125,12 +125,12 @@ def train_ours(order: dict[str, Any]) -> dict[str, Any]:
         for answer in answers
     )
     loss = CausalLoss(model, precision, pad_id=0, longest=max(example.length for example in examples))
-    if loss.way != "fused":
+    if loss.forward_mode != "fused":
         raise SystemExit("the quick way was not taken")
     data, section = Dataset(examples, (), RowCounts(len(examples) // 2, 0, 0, 0), ()), section_of(order)
     begun = training_contender.clock(order)
     preference = DirectPreferenceOptimization(
-        data, loss, section, reference=loss.unadapted, device=precision.device
+        data, loss, section, reference=loss.adapter_disabled, device=precision.device
     )
     reference_seconds = training_contender.clock(order) - begun
     seen: list[dict[str, float]] = []

@@ -65,7 +65,7 @@ def train_ours(model: Any, order: dict[str, Any]) -> dict[str, float]:
     compilation = Compilation("default", graphs=False) if order["kind"] == "ours-compiled" else None
     fused = order["kind"] in {"ours", "ours-packing"}
     loss = CausalLoss(model, precision, pad_id=0, longest=max(lengths), fused=fused, compilation=compilation)
-    if (loss.way == "fused") != fused:
+    if (loss.forward_mode == "fused") != fused:
         raise SystemExit("the quick way was not taken")
     compiling = warm_up(model, loss, examples, order) if compilation else 0.0
     data = Dataset(examples, (), RowCounts(len(examples), 0, 0, 0), ())
@@ -88,7 +88,7 @@ def warm_up(model: Any, loss: Any, examples: Any, order: dict[str, Any]) -> floa
     started, children = clock(order), resource.getrusage(resource.RUSAGE_CHILDREN)
     model.train()
     for count in (order["batch"], 1):
-        loss.sum(single_batch(examples[:count], torch.device("cpu"))).backward()
+        loss.total_loss(single_batch(examples[:count], torch.device("cpu"))).backward()
     model.zero_grad(set_to_none=True)
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = ended.ru_utime + ended.ru_stime - children.ru_utime - children.ru_stime

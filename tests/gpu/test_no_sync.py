@@ -52,7 +52,7 @@ def make_model(device: torch.device, dtype: torch.dtype) -> Any:
 def make_training(kind: str) -> Trainer:
     model = make_model(GPU, torch.bfloat16)
     loss = CausalLoss(model, BF16, pad_id=0, longest=100)
-    assert loss.way == "fused"
+    assert loss.forward_mode == "fused"
     method: Any = "dpo" if kind == "pairs" else "sft"
     section = TrainSection(method=method, per_device_train_batch_size=4, max_steps=40, logging_steps=1000)
     data = Dataset(EXAMPLES, (), RowCounts(64, 0, 0, 0), ())
@@ -61,7 +61,7 @@ def make_training(kind: str) -> Trainer:
         bins = best_fit_decreasing([item.length for item in EXAMPLES], 128)
     if kind == "pairs":
         bins = pairs_of(len(EXAMPLES))
-        preference = DirectPreferenceOptimization(data, loss, section, reference=loss.unadapted, device=GPU)
+        preference = DirectPreferenceOptimization(data, loss, section, reference=loss.adapter_disabled, device=GPU)
     return Trainer(model, loss, data, section, report=lambda _message: None, bins=bins, method=preference)
 
 
@@ -92,13 +92,13 @@ def test_attention_of_the_gpu_is_the_one_of_the_cpu() -> None:
     torch.manual_seed(0)
     heads = Heads(8, 2, 64, 0.125)
     lengths = (3, 70, 1, 129)
-    qkv = torch.randn(sum(lengths), heads.total, heads.width).to(torch.bfloat16)
+    qkv = torch.randn(sum(lengths), heads.total, heads.head_dim).to(torch.bfloat16)
     bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
     angles = torch.cat([torch.arange(length) for length in lengths]).view(-1, 1, 1) * torch.rand(32)
     tables = angles.cos().to(torch.bfloat16), angles.sin().to(torch.bfloat16)
-    expected = attend(qkv, heads, Segments(lengths, bounds), tables)
+    expected = attend(qkv, heads, Segments.without_prefix(lengths, bounds), tables)
     on_gpu = tables[0].to(GPU), tables[1].to(GPU)
-    found = attend(qkv.to(GPU), heads, Segments(lengths, bounds.to(GPU)), on_gpu)
+    found = attend(qkv.to(GPU), heads, Segments.without_prefix(lengths, bounds.to(GPU)), on_gpu)
     torch.testing.assert_close(found.cpu(), expected, rtol=3e-2, atol=3e-2)
 
 
@@ -106,5 +106,5 @@ def test_loss_is_the_one_of_the_cpu() -> None:
     found = CausalLoss(make_model(GPU, torch.bfloat16), BF16, pad_id=0, longest=100)
     exact = Precision(torch.device("cpu"), torch.float32, autocast=False)
     expected = CausalLoss(make_model(exact.device, torch.float32), exact, pad_id=0, longest=100)
-    on_gpu = found.sum(single_batch(EXAMPLES, GPU)).item()
-    assert on_gpu == pytest.approx(expected.sum(single_batch(EXAMPLES, exact.device)).item(), rel=1e-2)
+    on_gpu = found.total_loss(single_batch(EXAMPLES, GPU)).item()
+    assert on_gpu == pytest.approx(expected.total_loss(single_batch(EXAMPLES, exact.device)).item(), rel=1e-2)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.spec import TrainSection
-from trainer.training.batches import Cost, StepPlan, cut, in_order, padded_cost
+from trainer.training.batches import StepPlan, TokenCost, padded_cost, sort_rows, split_micro_batches
 
 
 def plan(lengths: list[int], **section: Any) -> StepPlan:
@@ -74,29 +74,29 @@ def test_batches_hold_little_padding() -> None:
 )
 def test_a_cut_covers_all_rows_within_the_budget(lengths: list[int], budget: int, padded: bool) -> None:
     lengths.sort()
-    cost: Cost = padded_cost if padded else sum
-    slices = cut(lengths, budget, cost)
+    cost: TokenCost = padded_cost if padded else sum
+    slices = split_micro_batches(lengths, budget, cost)
     assert [row for part in slices for row in range(len(lengths))[part]] == list(range(len(lengths)))
     assert all(cost(lengths[part]) <= budget or part.stop - part.start == 1 for part in slices)
 
 
 def test_a_cut_is_even() -> None:
-    assert cut([10] * 12, 90, sum) == [slice(0, 6), slice(6, 12)]
-    assert cut([10] * 12, 1000, sum) == [slice(0, 12)]
+    assert split_micro_batches([10] * 12, 90, sum) == [slice(0, 6), slice(6, 12)]
+    assert split_micro_batches([10] * 12, 1000, sum) == [slice(0, 12)]
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=30), st.integers(1, 400))
 def test_what_belongs_together_is_never_cut_apart(pairs: list[tuple[int, int]], budget: int) -> None:
     lengths = [length for pair in pairs for length in pair]
-    order = in_order([[row, row + 1] for row in range(0, len(lengths), 2)], lengths, whole=True)
+    order = sort_rows([[row, row + 1] for row in range(0, len(lengths), 2)], lengths, keep_units=True)
     assert sorted(order) == list(range(len(lengths)))
     assert all(one % 2 == 0 and other == one + 1 for one, other in zip(order[::2], order[1::2], strict=True))
     longest = [max(lengths[row] for row in order[place : place + 2]) for place in range(0, len(order), 2)]
     assert longest == sorted(longest)
     ordered = [lengths[row] for row in order]
-    costs: tuple[Cost, ...] = (sum, padded_cost)
+    costs: tuple[TokenCost, ...] = (sum, padded_cost)
     for cost in costs:
-        slices = cut(ordered, budget, cost, rows_per_unit=2)
+        slices = split_micro_batches(ordered, budget, cost, rows_per_unit=2)
         assert [part.start for part in slices] == [0, *(part.stop for part in slices[:-1])]
         assert slices[-1].stop == len(lengths)
         for part in slices:
@@ -106,5 +106,5 @@ def test_what_belongs_together_is_never_cut_apart(pairs: list[tuple[int, int]], 
 
 
 def test_rows_that_need_not_stay_together_are_sorted_by_length() -> None:
-    assert in_order([[3, 0], [1]], [7, 9, 1, 2], whole=False) == [3, 0, 1]
-    assert in_order([[1, 3], [0, 2]], [7, 9, 1, 2], whole=True) == [0, 2, 1, 3]
+    assert sort_rows([[3, 0], [1]], [7, 9, 1, 2], keep_units=False) == [3, 0, 1]
+    assert sort_rows([[1, 3], [0, 2]], [7, 9, 1, 2], keep_units=True) == [0, 2, 1, 3]

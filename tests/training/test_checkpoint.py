@@ -225,7 +225,7 @@ def test_a_signal_in_the_middle_of_a_step_gives_it_up(
     """Rows of a step went through the model, with dropout and noise: as if it had not been begun."""
     sections = {**PACKED, "train": {**PACKED["train"], "neftune_noise_alpha": 5.0, "eval_steps": 2}}
     carry_out = runs(**sections)
-    summed, calls, wanted, interrupts = CausalLoss.sum, 0, 0, Interrupts()
+    summed, calls, wanted, interrupts = CausalLoss.total_loss, 0, 0, Interrupts()
 
     def stopping(self: Any, batch: Any) -> Any:
         nonlocal calls
@@ -235,7 +235,7 @@ def test_a_signal_in_the_middle_of_a_step_gives_it_up(
             interrupts.arrive()
         return value
 
-    monkeypatch.setattr(CausalLoss, "sum", stopping)
+    monkeypatch.setattr(CausalLoss, "total_loss", stopping)
     whole = carry_out()
     total, seen = calls, set()
     for place in range(2, total + 1, 2):

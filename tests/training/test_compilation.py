@@ -22,7 +22,7 @@ from trainer.sandbox.plan import Role, SandboxPlan
 from trainer.sandbox.properties import SandboxProperty
 from trainer.sandbox.syscalls import SUPPORTED
 from trainer.spec import JobSpec, TrainSection
-from trainer.training.compilation import Compilation, refusing_what_cannot_be_compiled, require_compiler
+from trainer.training.compilation import Compilation, report_compile_errors, require_compiler
 from trainer.training.token_store import single_batch
 
 RunWorker = Callable[..., Any]
@@ -82,28 +82,28 @@ def test_few_things_are_compiled_however_many_shapes_there_are() -> None:
     loss = make_loss(model, compilation=PLAIN)
     sizes = [EXAMPLES[first:last] for first, last in itertools.combinations(range(len(EXAMPLES) + 1), 2)]
     for examples in sizes[::2]:
-        loss.sum(single_batch(examples, CPU)).backward()  # type: ignore[no-untyped-call]
+        loss.total_loss(single_batch(examples, CPU)).backward()  # type: ignore[no-untyped-call]
     assert counters["stats"]["unique_graphs"] <= 4, "the first layer and the others, one row and several"
     for _ in range(2):
         with loss.evaluating():
-            expected = loss.sum(BATCH)
-        with loss.unadapted():
-            assert not torch.allclose(loss.sum(BATCH), expected)
+            expected = loss.total_loss(BATCH)
+        with loss.adapter_disabled():
+            assert not torch.allclose(loss.total_loss(BATCH), expected)
     assert counters["stats"]["unique_graphs"] <= 6
     assert not counters["graph_break"]
 
 
 def test_shapes_where_graphs_are_replayed() -> None:
-    assert [GRAPHS.shape(rows, 100) for rows in (1, 2, 3, 5, 8)] == [(n, 128) for n in (1, 2, 4, 8, 8)]
-    assert {GRAPHS.shape(4, width) for width in range(1, 2049)} == {(4, 64 * n) for n in range(1, 33)}
+    assert [GRAPHS.padded_shape(rows, 100) for rows in (1, 2, 3, 5, 8)] == [(n, 128) for n in (1, 2, 4, 8, 8)]
+    assert {GRAPHS.padded_shape(4, width) for width in range(1, 2049)} == {(4, 64 * n) for n in range(1, 33)}
     assert GRAPHS.cost([10, 20, 70]) == 4 * 128
-    assert PLAIN.shape(3, 70) == (3, 70)
+    assert PLAIN.padded_shape(3, 70) == (3, 70)
     assert PLAIN.cost([10, 20, 70]) == 3 * 70
 
 
 def test_a_batch_in_a_larger_rectangle() -> None:
     ids, places = BATCH.padded(7)
-    larger, moved = BATCH.padded(7, GRAPHS.shape)
+    larger, moved = BATCH.padded(7, GRAPHS.padded_shape)
     assert larger.shape == (8, 64)
     assert torch.equal(larger[: len(ids), : ids.shape[1]], ids)
     assert torch.equal(larger.flatten()[moved], ids.flatten()[places])
@@ -112,7 +112,7 @@ def test_a_batch_in_a_larger_rectangle() -> None:
 
 def test_who_compiles_and_where_graphs_are_replayed() -> None:
     def wanted(device: str, **train: object) -> Compilation | None:
-        return Compilation.wanted(TrainSection(**train), torch.device(device))  # type: ignore[arg-type]
+        return Compilation.from_section(TrainSection(**train), torch.device(device))  # type: ignore[arg-type]
 
     assert wanted("cpu") is None
     assert wanted("cuda", torch_compile=True) == Compilation("default", graphs=False)
@@ -129,8 +129,8 @@ def test_a_model_that_cannot_be_compiled_whole_is_refused() -> None:
     """Why job specs may not say `use_dora` with `torch_compile`; if this fails, they may."""
     torch.manual_seed(0)
     loss = make_loss(adapted(KNOWN["llama"](), use_dora=True), compilation=PLAIN)
-    with pytest.raises(JobError) as caught, refusing_what_cannot_be_compiled():
-        loss.sum(BATCH)
+    with pytest.raises(JobError) as caught, report_compile_errors():
+        loss.total_loss(BATCH)
     assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
     assert caught.value.hint is not None
     assert "train.torch_compile" in caught.value.hint
@@ -146,7 +146,7 @@ def test_a_model_that_is_compiled_too_often_is_refused() -> None:
     part: Any = Sum()
     part.compile(fullgraph=True, dynamic=False, backend="eager", recompile_limit=1)
     part(torch.ones(2))
-    with pytest.raises(JobError) as caught, refusing_what_cannot_be_compiled():
+    with pytest.raises(JobError) as caught, report_compile_errors():
         part(torch.ones(3))
     assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
 

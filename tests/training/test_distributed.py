@@ -19,7 +19,7 @@ from tests.training.test_loop import CPU, example
 from trainer.data.examples.example_set import Dataset, RowCounts
 from trainer.spec import LoraSection, TrainSection
 from trainer.training.bin_packing import best_fit_decreasing
-from trainer.training.distributed import ALONE, RankGroup, RankShare, deal, join_rank_group
+from trainer.training.distributed import ALONE, RankGroup, RankShare, balance_rows, join_rank_group
 from trainer.training.engines.transformers_engine import attach_adapter
 from trainer.training.events import MetricsMeasured, TrainingEvent
 from trainer.training.loop import Trainer
@@ -27,7 +27,7 @@ from trainer.training.loss import CausalLoss
 from trainer.training.methods.dpo import DirectPreferenceOptimization, pairs_of
 from trainer.training.methods.dpo_loss import MEASURED
 from trainer.training.rank import ProcessRank
-from trainer.training.sharding import shard
+from trainer.training.sharding import shard_base_model
 
 ROWS = tuple(example(6 + 3 * (number % 9), number) for number in range(21))
 
@@ -37,38 +37,38 @@ Options = dict[str, Any]
 def test_shares_are_about_equal_and_complete() -> None:
     lengths = sorted(random.Random(1).choices(range(1, 400), k=61))
     for size in (1, 2, 3, 8):
-        shares = deal(range(61), lengths, size)
+        shares = balance_rows(range(61), lengths, size)
         assert sorted(row for share in shares for row in share) == list(range(61))
         assert all(share == sorted(share) for share in shares)
         tokens = [sum(lengths[row] for row in share) for share in shares]
         assert max(tokens) - min(tokens) <= max(lengths) / 8
-        assert shares == deal(range(61), lengths, size)
+        assert shares == balance_rows(range(61), lengths, size)
 
 
 def test_pairs_stay_together() -> None:
     lengths = [9, 3, 2, 2, 8, 8, 1, 7]
     order = [2, 3, 6, 7, 0, 1, 4, 5]
-    assert deal(order, lengths, 2, rows_per_unit=2) == [[2, 3, 4, 5], [6, 7, 0, 1]]
-    idle = RankGroup(1, 2, sharded=True).share([0, 1], lengths, [1] * 8, len, rows_per_unit=2)
+    assert balance_rows(order, lengths, 2, rows_per_unit=2) == [[2, 3, 4, 5], [6, 7, 0, 1]]
+    idle = RankGroup(1, 2, sharded=True).share_rows([0, 1], lengths, [1] * 8, len, rows_per_unit=2)
     assert (idle.rows, idle.idle) == ([0, 1], True)
 
 
 def test_more_processes_than_rows() -> None:
-    assert deal([4], [0] * 5, 3) == [[4], [], []]
-    assert RankGroup(2, 3).share([1], [5, 6], [1, 2], len) == RankShare([], counts=[2], inputs=6)
+    assert balance_rows([4], [0] * 5, 3) == [[4], [], []]
+    assert RankGroup(2, 3).share_rows([1], [5, 6], [1, 2], len) == RankShare([], target_counts=[2], input_tokens=6)
 
 
 def test_where_the_base_is_spread_all_run_the_model_equally_often() -> None:
     lengths, counts = [9, 5, 6, 7], [1, 1, 1, 1]
-    shares = [RankGroup(rank, 3, sharded=True).share([1, 2, 3, 0], lengths, counts, len) for rank in range(3)]
-    assert {share.passes for share in shares} == {2}
+    shares = [RankGroup(rank, 3, sharded=True).share_rows([1, 2, 3, 0], lengths, counts, len) for rank in range(3)]
+    assert {share.forward_passes for share in shares} == {2}
     for share in shares:
         pieces = [slice(number, number + 1) for number in range(len(share.rows))]
-        assert len(list(share.runs(pieces))) == 2
-        assert sum(weight for _, weight in share.runs(pieces)) == len(share.rows)
-    idle = RankGroup(2, 3, sharded=True).share([1], lengths, counts, len)
-    assert (idle.rows, idle.idle, idle.passes) == ([1], True, 1), "a row that counts nothing, to keep step"
-    assert list(idle.runs([slice(0, 1)])) == [(slice(0, 1), 0.0)]
+        assert len(list(share.weighted_slices(pieces))) == 2
+        assert sum(weight for _, weight in share.weighted_slices(pieces)) == len(share.rows)
+    idle = RankGroup(2, 3, sharded=True).share_rows([1], lengths, counts, len)
+    assert (idle.rows, idle.idle, idle.forward_passes) == ([1], True, 1), "a row that counts nothing, to keep step"
+    assert list(idle.weighted_slices([slice(0, 1)])) == [(slice(0, 1), 0.0)]
 
 
 def train(tiny: Path, out: Path, ranks: RankGroup, options: Options) -> None:
@@ -78,7 +78,7 @@ def train(tiny: Path, out: Path, ranks: RankGroup, options: Options) -> None:
     packing = options.pop("packing", False)
     torch.manual_seed(3 if ranks.rank == 0 else 99)  # whatever the others begin with, they take the first one's
     model = attach_adapter(AutoModelForCausalLM.from_pretrained(tiny), LoraSection(lora_r=4))
-    shard(model, CPU, ranks)
+    shard_base_model(model, CPU, ranks)
     section = TrainSection(**{"learning_rate": 0.001, "seed": 5, "num_train_epochs": 2.0, **options})
     loss = CausalLoss(
         model, CPU, pad_id=0, longest=64, neftune_alpha=section.neftune_noise_alpha, fused=not ranks.sharded
@@ -96,7 +96,7 @@ def train(tiny: Path, out: Path, ranks: RankGroup, options: Options) -> None:
     if section.method == "dpo":
         bins = pairs_of(len(data.train))
         preference = DirectPreferenceOptimization(
-            data, loss, section, reference=loss.unadapted, device=CPU.device, ranks=ranks
+            data, loss, section, reference=loss.adapter_disabled, device=CPU.device, ranks=ranks
         )
     outcome = Trainer(model, loss, data, section, report=report, bins=bins, method=preference, ranks=ranks).run()
     found = {
@@ -107,7 +107,7 @@ def train(tiny: Path, out: Path, ranks: RankGroup, options: Options) -> None:
         "metrics": [{name: item.values[name] for name in NAMES if name in item.values} for item in seen],
         "warnings": outcome.warnings,
         "pairs": outcome.pairs,
-        "way": loss.way,
+        "way": loss.forward_mode,
     }
     (out / f"{ranks.rank}.json").write_text(json.dumps(found))
     adapter = {name: one.detach() for name, one in model.named_parameters() if one.requires_grad}
@@ -258,7 +258,7 @@ def test_what_each_process_draws() -> None:
     draws = []
     for rank, step in ((0, 1), (1, 1), (1, 2), (2, 1), (1, 1)):
         torch.manual_seed(5)
-        RankGroup(rank, 3).draw_apart(5, step)
+        RankGroup(rank, 3).seed_rank(5, step)
         draws.append(torch.rand(1).item())
     assert draws[4] == draws[1], "what the others draw follows from the step alone"
     assert len(set(draws)) == 4

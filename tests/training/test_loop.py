@@ -229,11 +229,11 @@ class ShortOfMemory(CausalLoss):
         self.room = room
         self.failures = 0
 
-    def sum(self, batch: Batch) -> torch.Tensor:
-        if len(batch.ids) > self.room:
+    def total_loss(self, batch: Batch) -> torch.Tensor:
+        if len(batch.input_ids) > self.room:
             self.failures += 1
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
-        return super().sum(batch)
+        return super().total_loss(batch)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -355,7 +355,7 @@ class NothingWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def test_a_step_reads_nothing_back_from_the_device(model: Any) -> None:
     """What holds on a CPU holds for the same calls on a GPU; `tests/gpu` looks at the copies themselves."""
     loss = CausalLoss(model, CPU, pad_id=0, longest=64)
-    loss._shared = lambda batch, rows_per_unit: batch  # type: ignore[method-assign]  # a CPU's business only
+    loss._fused.share_prefixes = False  # type: ignore[union-attr]  # a CPU's business only
     training = made(model, loss=loss, max_steps=6, held_out=False)
     steps = training._steps()
     ordered, rows, share = next(steps)

@@ -27,10 +27,11 @@ from transformers import (
 
 from trainer.data.examples.example import Example
 from trainer.spec import LoraSection
-from trainer.training import loss as loss_module
 from trainer.training.engines.transformers_engine import Precision, attach_adapter
 from trainer.training.evaluation import Evaluation
 from trainer.training.fused import decoder as decoder_module
+from trainer.training.fused import fused_pass as fused_pass_module
+from trainer.training.fused.prefix_sharing import common_prefix_length, share_prefix
 from trainer.training.loss import CausalLoss
 from trainer.training.token_store import single_batch
 
@@ -87,8 +88,8 @@ def compare(model: Any, way: str, **options: Any) -> None:
     expected = reference(model).sum()
     wanted = gradients(expected, model)
     loss = make_loss(model, **options)
-    assert loss.way == way
-    found = loss.sum(BATCH)
+    assert loss.forward_mode == way
+    found = loss.total_loss(BATCH)
     torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-4)
     got = gradients(found, model)
     assert got.keys() == wanted.keys()
@@ -141,9 +142,9 @@ def test_dropout_leaves_out_what_it_should() -> None:
         for parameter in model.parameters():
             parameter.mul_(0.05 if parameter.requires_grad else 1.0)
     loss = make_loss(model)
-    quiet = gradients(loss.sum(BATCH), model)
+    quiet = gradients(loss.total_loss(BATCH), model)
     model.train()
-    seen = [gradients(loss.sum(BATCH), model) for _ in range(200)]
+    seen = [gradients(loss.total_loss(BATCH), model) for _ in range(200)]
     name = next(name for name in quiet if "layers.2" in name and "lora_B" in name)
     assert not torch.equal(seen[0][name], seen[1][name])
     mean = torch.stack([one[name] for one in seen]).mean(0)
@@ -161,11 +162,11 @@ def test_a_beginning_that_rows_share_goes_through_once_and_changes_nothing(size:
     ]
     rows = [Example(row.ids, b"\0" + row.trained[1:], stops=True) for row in rows]
     batch = single_batch(rows, torch.device("cpu"))
-    assert batch.common_beginning() == size
-    assert len(batch.sharing(size).ids) == len(batch.ids) - size * (len(rows) - 1)
+    assert common_prefix_length(batch) == size
+    assert len(share_prefix(batch, size).input_ids) == len(batch.input_ids) - size * (len(rows) - 1)
     loss = make_loss(model)
-    once = gradients(total := loss.sum(batch), model)
-    parts = [loss.sum(single_batch([row], torch.device("cpu"))) for row in rows]
+    once = gradients(total := loss.total_loss(batch), model)
+    parts = [loss.total_loss(single_batch([row], torch.device("cpu"))) for row in rows]
     separate = torch.stack(parts).sum()
     torch.testing.assert_close(total.detach(), separate.detach())
     for name, gradient in gradients(separate, model).items():
@@ -176,7 +177,7 @@ def test_the_model_itself_still_works_after_it_was_taken_over() -> None:
     torch.manual_seed(0)
     model = adapted(KNOWN["qwen2"]())
     expected = reference(model)
-    assert make_loss(model).way == "fused"
+    assert make_loss(model).forward_mode == "fused"
     torch.testing.assert_close(reference(model), expected)
 
 
@@ -185,7 +186,7 @@ UNKNOWN: dict[str, tuple[Any, dict[str, Any], str]] = {
         lambda: Phi3ForCausalLM(Phi3Config(**SIZES, bos_token_id=1, eos_token_id=2)), {}, "selected",  # type: ignore[no-untyped-call]
     ),
     "capped logits": (
-        lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0)), {}, "whole",  # type: ignore[no-untyped-call]
+        lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0)), {}, "full",  # type: ignore[no-untyped-call]
     ),
     "dora": (KNOWN["llama"], {"use_dora": True}, "selected"),
     "a narrow window": (lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8)), {}, "selected"),  # type: ignore[no-untyped-call]
@@ -203,25 +204,25 @@ def test_what_is_not_known_takes_the_plain_way(name: str) -> None:
 def test_a_quick_way_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Proof by sabotage: attention twice as sharp as the model's."""
     torch.manual_seed(0)
-    heads_of = decoder_module.heads_of
+    read_heads = decoder_module.read_heads
 
-    class Wrong(decoder_module.Decoder):
+    class Wrong(decoder_module.FusedDecoder):
         def __init__(self, causal: Any, *args: Any, **named: Any) -> None:
             for layer in causal.base_model.layers:
                 layer.self_attn.scaling *= 2
             super().__init__(causal, *args, **named)
 
-    monkeypatch.setattr(loss_module, "Decoder", Wrong)
+    monkeypatch.setattr(fused_pass_module, "FusedDecoder", Wrong)
     model = adapted(KNOWN["llama"]())
-    before = heads_of(model.get_base_model())
+    before = read_heads(model.get_base_model())
     compare(model, "selected")
-    assert heads_of(model.get_base_model()) == before
+    assert read_heads(model.get_base_model()) == before
 
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_what_stands_in_the_padding_changes_nothing(tiny_model: Path, fused: bool) -> None:
     model = adapted(AutoModelForCausalLM.from_pretrained(tiny_model))
-    sums = [make_loss(model, pad_id=pad, fused=fused).sum(BATCH).item() for pad in (0, 77)]
+    sums = [make_loss(model, pad_id=pad, fused=fused).total_loss(BATCH).item() for pad in (0, 77)]
     assert sums[0] == pytest.approx(sums[1], rel=1e-6)
 
 
@@ -249,8 +250,8 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_plain_way(weights: torch.
     for fused in (True, False):
         model = made(weights)
         loss = CausalLoss(model, precision, pad_id=0, longest=64, fused=fused)
-        assert (loss.way == "fused") is fused
-        found = gradients(loss.sum(BATCH), model)
+        assert (loss.forward_mode == "fused") is fused
+        found = gradients(loss.total_loss(BATCH), model)
         off[fused] = sum(float((found[name] - truth[name]).square().sum()) for name in truth) ** 0.5
     assert off[True] <= 1.2 * off[False]
 
@@ -258,8 +259,8 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_plain_way(weights: torch.
 @pytest.mark.parametrize("fused", [True, False])
 def test_noise_on_embeddings_while_training_only(tiny_model: Path, fused: bool) -> None:
     model = adapted(AutoModelForCausalLM.from_pretrained(tiny_model))
-    quiet = make_loss(model, fused=fused).sum(BATCH)
+    quiet = make_loss(model, fused=fused).total_loss(BATCH)
     noisy = make_loss(model, fused=fused, neftune_alpha=5.0)
-    assert noisy.sum(BATCH).item() == pytest.approx(quiet.item(), rel=1e-6)
+    assert noisy.total_loss(BATCH).item() == pytest.approx(quiet.item(), rel=1e-6)
     model.train()
-    assert noisy.sum(BATCH).item() != pytest.approx(quiet.item(), rel=1e-4)
+    assert noisy.total_loss(BATCH).item() != pytest.approx(quiet.item(), rel=1e-4)

@@ -29,23 +29,23 @@ def test_a_batch_is_its_rows(seed: int, data: st.DataObject) -> None:
     order = source.choices(range(len(examples)), k=source.randint(1, 12))
     start = data.draw(st.integers(0, len(order) - 1))
     rows = slice(start, data.draw(st.integers(start + 1, len(order))))
-    batch = TokenStore(examples, CPU).ordered(order).batch(rows)
+    batch = TokenStore(examples, CPU).reorder(order).batch(rows)
     chosen = [examples[row] for row in order[rows]]
-    assert batch.ids.tolist() == [
+    assert batch.input_ids.tolist() == [
         id_ for item in chosen for id_ in item.ids[:-1]
     ]  # nothing is predicted from the last
-    assert batch.positions.tolist() == [place for item in chosen for place in range(item.length - 1)]
-    assert batch.segments.lengths == tuple(item.length - 1 for item in chosen)
-    assert batch.segments.bounds.tolist()[-1] == len(batch.ids)
+    assert batch.position_ids.tolist() == [place for item in chosen for place in range(item.length - 1)]
+    assert batch.lengths == tuple(item.length - 1 for item in chosen)
+    assert batch.cu_seqlens.tolist()[-1] == len(batch.input_ids)
     marks = [mark for item in chosen for mark in item.trained[1:]]
-    assert batch.predicting.tolist() == [place for place, mark in enumerate(marks) if mark]
+    assert batch.logit_positions.tolist() == [place for place, mark in enumerate(marks) if mark]
     following = [id_ for item in chosen for id_ in item.ids[1:]]
     assert batch.targets.tolist() == [id_ for id_, mark in zip(following, marks, strict=True) if mark]
 
 
 def test_what_stands_behind_the_last_trained_token_is_left_out() -> None:
     batch = single_batch([Example(array("i", [5, 6, 7, 8]), b"\0\1\0\0", stops=True)], CPU)
-    assert batch.ids.tolist() == [5]
+    assert batch.input_ids.tolist() == [5]
     assert batch.targets.tolist() == [6]
 
 

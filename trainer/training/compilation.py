@@ -50,7 +50,7 @@ class Compilation:
     graphs: bool
 
     @classmethod
-    def wanted(cls, train: TrainSection, device: torch.device) -> Compilation | None:
+    def from_section(cls, train: TrainSection, device: torch.device) -> Compilation | None:
         """What a job spec asks for; None where the model is left as it is."""
         if not train.torch_compile:
             return None
@@ -65,7 +65,7 @@ class Compilation:
             if parameter.requires_grad:  # a gradient that is kept would lie where the next replay writes
                 parameter.register_hook(torch.clone)
 
-    def shape(self, rows: int, width: int) -> tuple[int, int]:
+    def padded_shape(self, rows: int, width: int) -> tuple[int, int]:
         """What rectangle the model is given for so many rows of so many tokens."""
         if not self.graphs:
             return rows, width
@@ -73,10 +73,10 @@ class Compilation:
 
     def cost(self, lengths: Sequence[int]) -> int:
         """How many tokens the model is given for rows of these lengths."""
-        rows, width = self.shape(len(lengths), max(lengths))
+        rows, width = self.padded_shape(len(lengths), max(lengths))
         return rows * width
 
-    def begin(self) -> None:
+    def mark_step_begin(self) -> None:
         """Say that nothing of the pass before is needed any more."""
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
@@ -123,7 +123,7 @@ def _missing() -> Iterator[str]:
 
 
 @contextmanager
-def refusing_what_cannot_be_compiled() -> Iterator[None]:
+def report_compile_errors() -> Iterator[None]:
     """The model's own pass is compiled in the first step, forward and backward.
 
     Raises:

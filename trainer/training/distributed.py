@@ -1,8 +1,8 @@
-"""Training in several processes: who takes which rows, and the one exchange of an optimizer step.
+"""Training on several ranks: which rank computes which rows, and the exchange of an optimizer step.
 
-Only the adapter is trained. Each process computes gradients of its share of a step's rows, divided by the trained
-tokens of the *whole* step, which each knows from the plan; then they are added up, once, in one piece. After that
-all do the same with the same numbers, so their adapters stay equal bit by bit.
+Only the adapter is trained. Each rank computes the gradients of its share of a step's rows, divided by the trained
+tokens of the step on all ranks, which every rank knows from the plan. One all-reduce adds them up. After it all
+ranks do the same update with the same numbers, so their adapters stay equal bit by bit.
 """
 
 from __future__ import annotations
@@ -22,213 +22,244 @@ from trainer.errors import ErrorCode, JobError
 from trainer.training.rank import ProcessRank
 
 TIMEOUT: Final = timedelta(minutes=30)
-"""How long one waits for another that lives: sampling falls in between. One that died is noticed at once."""
+"""How long a rank waits for another that is alive, such as the one that samples. A dead one is noticed at once."""
 
 _INTERFACE: Final = "lo"
-_MIX: Final = 0x9E3779B97F4A7C15
-"""2^64 divided by the golden ratio: spreads neighbouring numbers over all 64-bit ones (Knuth, TAOCP 6.4)."""
+
+_SEED_FACTOR: Final = 0x9E3779B97F4A7C15
+"""2^64 divided by the golden ratio: spreads consecutive numbers over all 64-bit ones (Knuth, TAOCP 6.4)."""
 
 
 @dataclass(frozen=True)
 class RankShare:
-    """What one process has to do with a step.
+    """The rows of an optimizer step that one rank computes.
 
     Attributes:
-        rows: its rows, in the step's order.
-        counts: of each row of the whole step, on all processes, how many tokens are trained on.
-        inputs: tokens read in the whole step.
-        passes: how often the model is run at least; more often than the rows need where all must run it alike.
-        idle: whether the rows are there only to run the model, and count nothing.
+        rows: the rank's rows, in the step's order.
+        target_counts: trained tokens of each row of the step, on all ranks.
+        input_tokens: tokens of the step's rows, on all ranks.
+        forward_passes: how often the rank must run the model at least. With a sharded base model all ranks must
+            run it equally often, because each layer is gathered from all.
+        idle: whether the rank has no rows of its own, and runs the model on some row with weight 0.
     """
 
     rows: list[int]
-    counts: list[int]
-    inputs: int
-    passes: int = 0
+    target_counts: list[int]
+    input_tokens: int
+    forward_passes: int = 0
     idle: bool = False
 
     @property
-    def trained(self) -> int:
-        """Tokens trained on in the whole step."""
-        return sum(self.counts)
+    def trained_tokens(self) -> int:
+        """Trained tokens of the step, on all ranks."""
+        return sum(self.target_counts)
 
-    def runs(self, slices: Sequence[slice]) -> Iterator[tuple[slice, float]]:
-        """What goes through the model, each with its weight: 0 where it only keeps step with the others."""
+    def weighted_slices(self, slices: Sequence[slice]) -> Iterator[tuple[slice, float]]:
+        """Yield each micro-batch with the weight of its loss: 0 where the model runs only for the other ranks.
+
+        Args:
+            slices: the micro-batches of `rows`.
+        """
         for rows in slices:
             yield rows, 0.0 if self.idle else 1.0
-        for _ in range(self.passes - len(slices)):
+        for _ in range(self.forward_passes - len(slices)):
             yield slices[0], 0.0
 
 
 @dataclass(frozen=True)
 class RankGroup:
-    """This process among those that train together; with `size` 1 nothing is exchanged.
+    """This rank among those that train together. With `size` 1 nothing is exchanged.
 
     Attributes:
-        rank: its number, from 0.
-        size: how many there are.
-        sharded: whether the base model's layers are spread over them, so that all must run it equally often.
+        rank: number of this rank, from 0.
+        size: number of ranks.
+        sharded: whether the base model's layers are sharded over the ranks.
     """
 
     rank: int = 0
     size: int = 1
     sharded: bool = False
 
-    def share(
+    def share_rows(
         self,
         rows: Sequence[int],
         lengths: Sequence[int],
-        counts: Sequence[int],
-        passes: Callable[[Sequence[int]], int],
+        target_counts: Sequence[int],
+        forward_passes: Callable[[Sequence[int]], int],
         *,
         rows_per_unit: int = 1,
     ) -> RankShare:
-        """This process's share of a step, of as many tokens as the others' where rows allow it.
+        """Return this rank's share of a step: about as many tokens as the others'.
 
         Args:
-            rows: the step's, sorted by length.
-            lengths: tokens of each row there is.
-            counts: how many of them are trained on.
-            passes: how often rows of some lengths make the model run.
-            rows_per_unit: so many neighbours are never separated; the number of rows is a multiple of it.
+            rows: the step's rows, sorted by length.
+            lengths: tokens of each row of the dataset.
+            target_counts: trained tokens of each row of the dataset.
+            forward_passes: maps lengths of rows to how often the model runs for them.
+            rows_per_unit: how many consecutive rows are never separated; divides the number of rows.
         """
-        trained, inputs = [counts[row] for row in rows], sum(lengths[row] for row in rows)
-        shares = deal(rows, lengths, self.size, rows_per_unit=rows_per_unit)
+        step_counts, input_tokens = [target_counts[row] for row in rows], sum(lengths[row] for row in rows)
+        shares = balance_rows(rows, lengths, self.size, rows_per_unit=rows_per_unit)
         own = shares[self.rank]
         if not self.sharded:
-            return RankShare(own, trained, inputs)
-        most = max(passes([lengths[row] for row in share]) for share in shares if share)
-        return RankShare(own or list(rows[:rows_per_unit]), trained, inputs, passes=most, idle=not own)
+            return RankShare(own, step_counts, input_tokens)
+        most_passes = max(forward_passes([lengths[row] for row in share]) for share in shares if share)
+        own_or_first = own or list(rows[:rows_per_unit])
+        return RankShare(own_or_first, step_counts, input_tokens, forward_passes=most_passes, idle=not own)
 
-    def add_up(self, parameters: Sequence[Tensor], sums: Tensor) -> Tensor:
-        """Replace gradients by their sum over the processes; returns that of `sums`, float64 [n], on the device.
+    def all_reduce_gradients(self, parameters: Sequence[Tensor], sums: Tensor) -> Tensor:
+        """Replace the parameters' gradients by their sum over the ranks.
 
-        One exchange, of all gradients and the sums behind one another in float32; nothing waits for the device.
+        One exchange, of all gradients and the sums concatenated in float32; nothing waits for the device.
+
+        Args:
+            parameters: the adapter; one without a gradient counts as zero.
+            sums: float64 [n] on the device, such as the losses.
+
+        Returns:
+            `sums` added up over the ranks.
         """
         if self.size == 1:
             return sums
-        own = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
+        gradients = [torch.zeros_like(item) if item.grad is None else item.grad for item in parameters]
+        # A float64 goes through float32 as the sum of two: its rounded value and the rest.
         high = sums.float()
-        whole = torch.cat([*(one.reshape(-1) for one in own), high, (sums - high).float()])
-        self.sum(whole)
-        *parts, high, low = torch.split(whole, [one.numel() for one in (*parameters, sums, sums)])
-        for one, part in zip(parameters, parts, strict=True):
-            one.grad = part.view_as(one)
+        flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), high, (sums - high).float()])
+        self.all_reduce(flat)
+        *reduced, high, low = torch.split(flat, [item.numel() for item in (*parameters, sums, sums)])
+        for parameter, gradient in zip(parameters, reduced, strict=True):
+            parameter.grad = gradient.view_as(parameter)
         return high.double() + low.double()
 
-    def sum(self, values: Tensor) -> Tensor:
-        """Add up over the processes, in place.
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """Add up over the ranks, in place.
 
         Raises:
-            JobError: `WORKER_DIED`: another process is gone.
+            JobError: `WORKER_DIED`: another rank is gone.
         """
         if self.size > 1:
-            with _losing_another():
+            with _reporting_lost_rank():
                 distributed.all_reduce(values)
         return values
 
-    def take_first(self, parameters: Sequence[Tensor]) -> None:
-        """Put the first process's values in place of this one's, so that all begin alike.
+    def broadcast_parameters(self, parameters: Sequence[Tensor]) -> None:
+        """Replace the parameters of each rank by those of rank 0, so that all begin with the same adapter.
 
         Raises:
-            JobError: `WORKER_DIED`: another process is gone.
+            JobError: `WORKER_DIED`: another rank is gone.
         """
         if self.size == 1:
             return
-        with _losing_another(), torch.no_grad():
+        with _reporting_lost_rank(), torch.no_grad():
             for parameter in parameters:
                 distributed.broadcast(parameter.detach(), src=0)
 
-    def draw_apart(self, seed: int, step: int) -> None:
-        """Let this process draw other noise and dropout than the rest, in this step.
+    def seed_rank(self, seed: int, step: int) -> None:
+        """Give each rank its own dropout and noise for one optimizer step.
 
-        The first one draws on as it would alone. What the others draw follows from the step's number, so that the
-        state of the first is the state of all.
+        Rank 0 goes on with the generator that a run on one rank would have. The others' seed follows from the
+        step's number, so that a checkpoint of rank 0's generator is enough to resume all.
+
+        Args:
+            seed: the job spec's.
+            step: number of the step.
         """
         if self.rank > 0:
-            torch.manual_seed(((seed * self.size + self.rank) * _MIX + step) & (2**63 - 1))
+            torch.manual_seed(((seed * self.size + self.rank) * _SEED_FACTOR + step) & (2**63 - 1))
 
 
 ALONE: Final = RankGroup()
 
 
-def deal(rows: Sequence[int], lengths: Sequence[int], size: int, *, rows_per_unit: int = 1) -> list[list[int]]:
-    """Split rows, sorted by length, into `size` shares of about equal tokens, each in the same order.
+def balance_rows(
+    rows: Sequence[int], lengths: Sequence[int], size: int, *, rows_per_unit: int = 1
+) -> list[list[int]]:
+    """Distribute rows over ranks so that each gets about equally many tokens.
 
-    The longest first, each to whoever has the fewest tokens so far (Graham 1969, "longest processing time"); so
-    many neighbours `rows_per_unit`.
+    The longest unit first, each to the rank with the fewest tokens so far ("longest processing time first", Graham
+    1969: at most 4/3 of the best possible maximum).
+
+    Args:
+        rows: sorted by length.
+        lengths: tokens of each row of the dataset.
+        size: number of ranks.
+        rows_per_unit: how many consecutive rows are never separated; divides the number of rows.
+
+    Returns:
+        The rows of each rank, sorted by length.
     """
     shares: list[list[Sequence[int]]] = [[] for _ in range(size)]
     tokens = [0] * size
     for start in reversed(range(0, len(rows), rows_per_unit)):
         unit = rows[start : start + rows_per_unit]
-        least = tokens.index(min(tokens))
-        shares[least].append(unit)
-        tokens[least] += sum(lengths[row] for row in unit)
+        least_loaded = tokens.index(min(tokens))
+        shares[least_loaded].append(unit)
+        tokens[least_loaded] += sum(lengths[row] for row in unit)
+    # Units came longest first; reversed they are in the step's order again.
     return [[row for unit in reversed(share) for row in unit] for share in shares]
 
 
 @contextmanager
-def join_rank_group(seat: ProcessRank, place: Path, *, sharded: bool) -> Iterator[RankGroup]:
-    """Meet the other processes, over `lo` alone; on GPUs each takes the one of its number.
+def join_rank_group(process: ProcessRank, rendezvous: Path, *, sharded: bool) -> Iterator[RankGroup]:
+    """Join the other ranks, over the loopback interface alone; on a machine with GPUs each rank takes its own.
 
     Args:
-        seat: which process this is.
-        place: a directory that all of them see.
-        sharded: see `RankGroup`.
+        process: which rank this is.
+        rendezvous: directory that all ranks see.
+        sharded: as in `RankGroup`.
 
     Raises:
-        JobError: `ENGINE_UNAVAILABLE`: fewer GPUs than processes; `WORKER_DIED`: another process is gone.
+        JobError: `ENGINE_UNAVAILABLE`: fewer GPUs than ranks; `WORKER_DIED`: another rank is gone.
     """
-    if seat.size == 1:
+    if process.size == 1:
         yield ALONE
         return
-    backend = "nccl" if _takes_gpu(seat) else "gloo"
-    os.environ.update({"GLOO_SOCKET_IFNAME": _INTERFACE, **_NCCL})
-    with _losing_another():
+    backend = "nccl" if _take_device(process) else "gloo"
+    os.environ.update({"GLOO_SOCKET_IFNAME": _INTERFACE, **_NCCL_ENVIRONMENT})
+    with _reporting_lost_rank():
         distributed.init_process_group(
             backend,
-            init_method=(place / "meeting").as_uri(),
-            rank=seat.rank,
-            world_size=seat.size,
+            init_method=(rendezvous / "meeting").as_uri(),
+            rank=process.rank,
+            world_size=process.size,
             timeout=TIMEOUT,
         )
-    yield RankGroup(seat.rank, seat.size, sharded)
+    yield RankGroup(process.rank, process.size, sharded)
     distributed.destroy_process_group()
 
 
-_NCCL: Final = {
+_NCCL_ENVIRONMENT: Final = {
     "NCCL_SOCKET_IFNAME": _INTERFACE,
     "NCCL_IB_DISABLE": "1",
     "NCCL_SHM_DISABLE": "1",  # /dev/shm is closed to a worker
-    "NCCL_CUMEM_ENABLE": "0",  # hands memory over through unix sockets, which are closed too
+    "NCCL_CUMEM_ENABLE": "0",  # it hands memory over through unix sockets, which are closed too
     "NCCL_NET_PLUGIN": "none",
 }
 
 
-def _takes_gpu(seat: ProcessRank) -> bool:
-    """Whether there are GPUs; if so, this process has taken its own. On a CPU it takes its part of the cores."""
+def _take_device(process: ProcessRank) -> bool:
+    """Take this rank's GPU and return True; without GPUs, take its part of the CPU cores and return False."""
     if not torch.cuda.is_available():
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, torch.get_num_threads() // seat.size))
+            torch.set_num_threads(max(1, torch.get_num_threads() // process.size))
         return False
     found = torch.cuda.device_count()
-    if found < seat.size:
+    if found < process.size:
         raise JobError(
             ErrorCode.ENGINE_UNAVAILABLE,
             "train.num_processes is more than there are GPUs",
-            expected=f"{seat.size} GPUs",
+            expected=f"{process.size} GPUs",
             found=found,
         )
-    torch.cuda.set_device(seat.rank)
+    torch.cuda.set_device(process.rank)
     return True
 
 
 @contextmanager
-def _losing_another() -> Iterator[None]:
+def _reporting_lost_rank() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # gloo and NCCL say so in words only
+    except RuntimeError as error:  # gloo and NCCL have no type of their own for it
         raise JobError(
             ErrorCode.WORKER_DIED, "another process of this training is gone", hint="see job.log"
         ) from error

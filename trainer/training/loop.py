@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainer.data.examples.example_set import Dataset
 from trainer.spec import TrainSection
-from trainer.training.batches import StepPlan, in_order, token_budget
+from trainer.training.batches import StepPlan, sort_rows, token_budget
 from trainer.training.distributed import ALONE, RankGroup, RankShare
 from trainer.training.divergence import LastFiniteAdapter, put
 from trainer.training.early_stopping import EarlyStopping
@@ -78,7 +78,7 @@ class Trainer:
         self._interrupts = interrupts or Interrupts()
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._ranks = ranks
-        ranks.take_first(self._parameters)
+        ranks.broadcast_parameters(self._parameters)
         device = self._parameters[0].device
         self._store = TokenStore(data.train, device)
         self._units = bins or [[row] for row in range(len(data.train))]
@@ -209,14 +209,14 @@ class Trainer:
 
     def _update(self, summed: Tensor, share: RankShare) -> Tensor:
         """From this process's gradients to the state after the step; returns the norm of all, on the device."""
-        summed = self._ranks.add_up(self._parameters, summed)
+        summed = self._ranks.all_reduce_gradients(self._parameters, summed)
         self._rates.apply(self._optimizer, self._done + 1)
         norm = self._clip()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._method.count(summed, share)
         for meter in (self._recent, self._total):
-            meter.add(summed[0], trained=share.trained, inputs=share.inputs)
+            meter.add(summed[0], trained=share.trained_tokens, inputs=share.input_tokens)
         self._done, self._random = self._done + 1, random_state(self._total.device)
         return norm
 
@@ -260,8 +260,10 @@ class Trainer:
     def _share(self, step: Sequence[int]) -> RankShare:
         lengths, units = self._store.lengths, [self._units[unit] for unit in step]
         rows_per_unit = self._method.rows_per_unit
-        rows = in_order(units, lengths, whole=rows_per_unit > 1)
-        return self._ranks.share(rows, lengths, self._store.counts, self._passes, rows_per_unit=rows_per_unit)
+        rows = sort_rows(units, lengths, keep_units=rows_per_unit > 1)
+        return self._ranks.share_rows(
+            rows, lengths, self._store.target_counts, self._passes, rows_per_unit=rows_per_unit
+        )
 
     def _gradients_that_fit(self, ordered: OrderedTokens, rows: slice, share: RankShare) -> Tensor:
         """Gradients of this process's share of a step; returns its sums: see `Method.gradients`.
@@ -270,7 +272,7 @@ class Trainer:
         """
         while True:
             try:
-                self._ranks.draw_apart(self._section.seed, self._done + 1)
+                self._ranks.seed_rank(self._section.seed, self._done + 1)
                 return self._method.gradients(ordered, rows, share, self._budget)
             except (RuntimeError, MemoryError) as error:
                 hopeless = self._ranks.sharded or self._budget <= max(ordered.lengths[rows])

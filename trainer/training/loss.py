@@ -1,10 +1,11 @@
-"""The loss: summed negative log-likelihood of the trained tokens, in nats, and nothing computed for the others.
+"""The loss: negative log-likelihood of the trained tokens, in nats; little is computed for the others.
 
-Three ways lead to it; the first that is proved right for a model is taken:
+A model has one of three forward modes, chosen when the loss is made; the first that gives the model's own results
+is taken:
 
-- *fused*: `trainer.training.fused.decoder`, for the Llama family;
+- *fused*: `trainer.training.fused`, for the Llama family;
 - *selected*: the model's own forward pass; the head, its widest layer, only where a trained token is predicted;
-- *whole*: the model's own logits, for models that scale or cap them behind the head.
+- *full*: the model's own logits of all tokens, for models that scale or cap them after the head.
 
 The last two may be compiled: see `trainer.training.compilation`.
 """
@@ -13,35 +14,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.training.batches import Cost, padded_cost
+from trainer.training.batches import TokenCost, padded_cost
 from trainer.training.compilation import Compilation
-from trainer.training.engines.transformers_engine import Precision, is_out_of_memory
-from trainer.training.fused.attention_cpu import SHORT
-from trainer.training.fused.decoder import Decoder, heads_of, unknown_part
-from trainer.training.fused.equivalence import agrees, attention_agrees
-from trainer.training.fused.head_loss import HeadLoss
-from trainer.training.fused.prefix_sharing import share
+from trainer.training.engines.transformers_engine import Precision
+from trainer.training.fused import FusedPass, try_fused
 from trainer.training.token_store import Batch
 
 
+class ForwardMode(StrEnum):
+    """How the logits of trained tokens are computed; see the module."""
+
+    FUSED = "fused"
+    SELECTED = "selected"
+    FULL = "full"
+
+
 class CausalLoss:
-    """Loss of one model.
+    """The loss of one model.
 
     Args:
         model: PEFT model of a causal language model.
-        precision: its device and numbers.
-        pad_id: fills up batches where a model needs rectangles.
+        precision: its device and number formats.
+        pad_id: token id that pads batches to rectangles, where a model needs them.
         longest: tokens of the longest row there will be.
-        checkpointing: whether inner results are made again going backward instead of being kept.
-        neftune_alpha: strength of the noise on embeddings while training (arXiv 2310.05914), or None.
-        fused: whether the quick way may be taken.
-        compilation: how the model is compiled, and then the quick way is not taken; None leaves it as it is.
+        checkpointing: whether activations are recomputed in the backward pass instead of being kept.
+        neftune_alpha: strength of the noise on embeddings while training (NEFTune, arXiv 2310.05914), or None.
+        fused: whether the fused pass may be taken.
+        compilation: how the model is compiled; then the fused pass is not taken. None: not at all.
     """
 
     def __init__(
@@ -59,64 +65,76 @@ class CausalLoss:
         self._model = model
         self._precision = precision
         self._pad_id = pad_id
-        self._selects = self._selection_is_exact()
         self._compilation = compilation
-        may_fuse = fused and compilation is None
-        self._decoder = self._proved_decoder(longest, checkpointing=checkpointing) if may_fuse else None
-        self._noisy = neftune_alpha is not None or _has_dropout(model)
+        self._unfused_mode = ForwardMode.SELECTED if self._selection_is_exact() else ForwardMode.FULL
+        self._fused: FusedPass | None = None
+        if fused and compilation is None:
+            self._fused = try_fused(
+                model, precision, self._unfused_loss, longest=longest, checkpointing=checkpointing
+            )
+        self._is_noisy = neftune_alpha is not None or _has_dropout(model)
+        # Noise and compilation come last: what is compared above must be deterministic and uncompiled.
         if neftune_alpha is not None:
-            self._add_noise(neftune_alpha)
+            self._add_embedding_noise(neftune_alpha)
         if compilation is not None:
             compilation.compile(model)
 
     @property
-    def way(self) -> str:
-        """Which way is taken: `fused`, `selected` or `whole`, and in what mode it is compiled."""
-        if self._decoder is not None:
-            return "fused"
-        way = "selected" if self._selects else "whole"
-        return way if self._compilation is None else f"{way}, compiled ({self._compilation.mode})"
+    def mode(self) -> ForwardMode:
+        """Which forward mode the model has."""
+        return self._unfused_mode if self._fused is None else ForwardMode.FUSED
 
     @property
-    def cost(self) -> Cost:
-        """How many tokens the model is given for rows of some lengths."""
-        if self._decoder is not None:
+    def forward_mode(self) -> str:
+        """The forward mode in words, for the report, with the mode of `torch.compile` where that is used."""
+        return self.mode if self._compilation is None else f"{self.mode}, compiled ({self._compilation.mode})"
+
+    @property
+    def cost(self) -> TokenCost:
+        """How many tokens the model computes for rows of some lengths: with padding, unless it is fused."""
+        if self._fused is not None:
             return sum
         return padded_cost if self._compilation is None else self._compilation.cost
 
-    def sum(self, batch: Batch) -> Tensor:
-        """Loss summed over the trained tokens of a batch: float32 scalar on the device, with its graph."""
-        return self.each(batch).sum()
+    def total_loss(self, batch: Batch) -> Tensor:
+        """Sum the loss over the targets of a batch: float32 scalar on the device, with its graph."""
+        return self.token_losses(batch).sum()
 
-    def by_row(self, batch: Batch, *, rows_per_unit: int = 1) -> Tensor:
-        """Loss summed over the trained tokens of each row: float32 [rows] on the device, with its graph.
+    def row_losses(self, batch: Batch, *, rows_per_unit: int = 1) -> Tensor:
+        """Sum the loss over the targets of each row: float32 [rows] on the device, with its graph.
 
         Args:
             batch: the rows.
-            rows_per_unit: so many neighbours begin alike, as the answers to one prompt do.
+            rows_per_unit: how many consecutive rows make up a unit, such as the answers to one prompt.
         """
-        return batch.by_row(self.each(batch, rows_per_unit=rows_per_unit))
+        return batch.sum_by_row(self.token_losses(batch, rows_per_unit=rows_per_unit))
 
-    def each(self, batch: Batch, *, rows_per_unit: int = 1) -> Tensor:
-        """Loss of each trained token: float32 [targets] on the device, with its graph; see `by_row`."""
-        if self._decoder is not None:
-            return _fused(self._decoder, self._shared(batch, rows_per_unit))
-        shape = None
+    def token_losses(self, batch: Batch, *, rows_per_unit: int = 1) -> Tensor:
+        """Compute the loss of each target: float32 [targets] on the device, with its graph.
+
+        Args:
+            batch: the rows.
+            rows_per_unit: as in `row_losses`.
+        """
+        if self._fused is not None:
+            is_noisy = self._is_noisy and self._model.training
+            return self._fused.token_losses(batch, rows_per_unit=rows_per_unit, is_noisy=is_noisy)
+        padded_shape = None
         if self._compilation is not None:
-            self._compilation.begin()
-            shape = self._compilation.shape
+            self._compilation.mark_step_begin()
+            padded_shape = self._compilation.padded_shape
         with self._precision.context():
-            logits = _plain_logits(self._model, batch.padded(self._pad_id, shape), selects=self._selects)
+            logits = self._target_logits(self._model, batch.padded(self._pad_id, padded_shape))
         return functional.cross_entropy(logits.float(), batch.targets, reduction="none")
 
     @property
-    def coarse(self) -> bool:
-        """Whether products are computed in 16 bits."""
+    def is_low_precision(self) -> bool:
+        """Whether matrix products are computed in 16 bits."""
         return self._precision.autocast or self._precision.weights is not torch.float32
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """No dropout, no noise, no gradients."""
+        """Within it there is no dropout, no noise and no gradient."""
         was_training = self._model.training
         self._model.eval()
         with torch.no_grad():
@@ -124,100 +142,72 @@ class CausalLoss:
         self._model.train(was_training)
 
     @contextmanager
-    def unadapted(self) -> Iterator[None]:
-        """As `evaluating`, and the adapter switched off: the model underneath it."""
+    def adapter_disabled(self) -> Iterator[None]:
+        """Within it the model is evaluated without its adapter: the base model."""
         with self.evaluating(), self._model.disable_adapter():
-            self._set_adapted(to=False)
+            self._set_fused_adapter(active=False)
             try:
                 yield
             finally:
-                self._set_adapted(to=True)
+                self._set_fused_adapter(active=True)
 
-    def _set_adapted(self, *, to: bool) -> None:
-        if self._decoder is not None:
-            self._decoder.adapted = to
-
-    def _shared(self, batch: Batch, rows_per_unit: int) -> Batch:
-        """On a CPU, a beginning that rows have in common goes through the model once.
-
-        Not where noise makes it differ from row to row, and not on a GPU: its attention kernel cannot.
-        """
-        if batch.ids.is_cuda or (self._noisy and self._model.training) or batch.segments.longest > SHORT:
-            return batch
-        return share(batch, rows_per_unit)
+    def _set_fused_adapter(self, *, active: bool) -> None:
+        # The fused pass has copies of A and B: PEFT's switch does not reach them.
+        if self._fused is not None:
+            self._fused.adapted = active
 
     def _selection_is_exact(self) -> bool:
-        """Some models scale or cap their logits behind the head; compare once, on a few tokens, and see."""
+        """Whether the head's output is the model's logits, bit by bit; some models scale or cap it afterwards."""
         ids = torch.arange(1, 9, device=self._precision.device).unsqueeze(0)
-        places = torch.arange(8, device=ids.device)
+        positions = torch.arange(8, device=ids.device)
         try:
             with self.evaluating(), self._precision.context():
-                selected = _selected_logits(self._model, ids, places)
-                return torch.equal(selected, _whole_logits(self._model, ids, places))
+                selected = _selected_logits(self._model, ids, positions)
+                return torch.equal(selected, _full_logits(self._model, ids, positions))
         except (AttributeError, TypeError, RuntimeError):
             return False
 
-    def _proved_decoder(self, longest: int, *, checkpointing: bool) -> Decoder | None:
-        """The quick way, if the model is of a known kind and loss and gradients are those of the plain one."""
-        causal, precision = self._model.get_base_model(), self._precision
-        dtype = torch.bfloat16 if precision.autocast else precision.weights
-        if unknown_part(causal, dtype, precision.device, longest=longest) is not None:
-            return None
-        pad_id, selects = self._pad_id, self._selects
+    def _target_logits(self, model: Any, padded: tuple[Tensor, Tensor]) -> Tensor:
+        """Compute each target's logits, [targets, vocabulary], by a model's own pass on padded rows."""
+        logits_of = _selected_logits if self._unfused_mode is ForwardMode.SELECTED else _full_logits
+        return logits_of(model, *padded)
 
-        def plain(model: Any, batch: Batch) -> Tensor:
-            logits = _plain_logits(model, batch.padded(pad_id), selects=selects)
-            return functional.cross_entropy(logits, batch.targets, reduction="sum")
+    def _unfused_loss(self, model: Any, batch: Batch) -> Tensor:
+        logits = self._target_logits(model, batch.padded(self._pad_id))
+        return functional.cross_entropy(logits, batch.targets, reduction="sum")
 
-        def quick(model: Any, batch: Batch) -> Tensor:
-            return _fused(Decoder(model.get_base_model(), torch.float32, checkpointing=checkpointing), batch).sum()
+    def _add_embedding_noise(self, alpha: float) -> None:
+        """Add NEFTune's noise to every embedding while training: uniform in ±alpha / sqrt(tokens * hidden size).
 
-        try:
-            same = agrees(self._model, plain, quick)
-            same = same and attention_agrees(heads_of(causal), dtype, precision.device)
-        except (RuntimeError, TypeError, AttributeError) as error:  # a kernel that this device lacks
-            if is_out_of_memory(error):
-                raise
-            same = False
-        return Decoder(causal, dtype, checkpointing=checkpointing) if same else None
-
-    def _add_noise(self, alpha: float) -> None:
-        """Uniform noise of ±alpha / √(tokens · width) on every embedding, while training."""
+        `tokens` is the length of the row: of the padded one in the model's own pass, of the row itself where there
+        is no padding.
+        """
         embedding: torch.nn.Module = self._model.get_input_embeddings()
 
-        def noisy(module: torch.nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        def add_noise(module: torch.nn.Module, _inputs: object, output: Tensor) -> Tensor:
             if not module.training:
                 return output
-            tokens = output.shape[-2] if self._decoder is None else self._decoder.row_lengths.to(output.dtype)
+            tokens = output.shape[-2] if self._fused is None else self._fused.row_lengths.to(output.dtype)
             bound = alpha * (tokens * output.shape[-1]) ** -0.5
             return output + torch.empty_like(output).uniform_(-1, 1) * bound
 
-        embedding.register_forward_hook(noisy)
+        embedding.register_forward_hook(add_noise)
 
 
 def _has_dropout(model: Any) -> bool:
     return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
 
 
-def _fused(decoder: Decoder, batch: Batch) -> Tensor:
-    hidden = decoder.hidden(batch.ids, batch.positions, batch.segments, batch.predicting)
-    losses: Tensor = HeadLoss.apply(hidden, decoder.head, decoder.head_bias, batch.targets)  # type: ignore[no-untyped-call]
-    return losses
-
-
-def _plain_logits(model: Any, padded: tuple[Tensor, Tensor], *, selects: bool) -> Tensor:
-    ids, places = padded
-    return _selected_logits(model, ids, places) if selects else _whole_logits(model, ids, places)
-
-
-def _selected_logits(model: Any, ids: Tensor, places: Tensor) -> Tensor:
+def _selected_logits(model: Any, ids: Tensor, logit_positions: Tensor) -> Tensor:
+    """Apply the head to the hidden states [tokens, hidden size] of the logit positions only."""
     causal = model.get_base_model()
-    hidden = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    hidden_states = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state
     head: torch.nn.Module = causal.get_output_embeddings()
-    logits: Tensor = head(hidden.flatten(0, 1).index_select(0, places))
+    logits: Tensor = head(hidden_states.flatten(0, 1).index_select(0, logit_positions))
     return logits
 
 
-def _whole_logits(model: Any, ids: Tensor, places: Tensor) -> Tensor:
+def _full_logits(model: Any, ids: Tensor, logit_positions: Tensor) -> Tensor:
+    """Let the model compute all logits, and select those of the logit positions."""
     logits: Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits.flatten(0, 1).index_select(0, places)
+    return logits.flatten(0, 1).index_select(0, logit_positions)

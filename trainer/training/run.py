@@ -19,7 +19,7 @@ from trainer.spec import DataSection, JobSpec
 from trainer.training.adapter import save_adapter, save_start
 from trainer.training.bin_packing import best_fit_decreasing
 from trainer.training.checkpoint import CheckpointWriter, ResumedState, SavedState, read_draw, read_state
-from trainer.training.compilation import Compilation, refusing_what_cannot_be_compiled, require_compiler
+from trainer.training.compilation import Compilation, report_compile_errors, require_compiler
 from trainer.training.distributed import ALONE, RankGroup
 from trainer.training.engines.transformers_engine import (
     Loader,
@@ -37,12 +37,12 @@ from trainer.training.methods.dpo import DirectPreferenceOptimization, pairs_of
 from trainer.training.privacy.memorisation_audit import MemorisationAudit, Probes, prepare
 from trainer.training.privacy.stages import conclude, private_training, require_engine
 from trainer.training.progress import TrainingOutcome, TrainState
-from trainer.training.report.html_report import Recorder, write_report
+from trainer.training.report.html_report import MetricsRecorder, write_report
 from trainer.training.report.model_card import model_card
 from trainer.training.report.samples import Sampler
-from trainer.training.report.summary import Summary, environment_of, summarize
+from trainer.training.report.summary import Summary, describe_environment, summarize
 from trainer.training.run_inputs import RunInputs
-from trainer.training.sharding import described, loading, shard
+from trainer.training.sharding import describe_ranks, loading_precision, shard_base_model
 from trainer.training.stopwatch import Stopwatch
 from trainer.training.tokenizer import ModelTokenizer, load_tokens
 
@@ -115,7 +115,7 @@ def run(
         order, loader, tokens, data, probes, draw, watch, report, interrupts or Interrupts(), ranks, allocator
     )
     try:
-        with refusing_what_cannot_be_compiled() if spec.train.torch_compile else nullcontext():
+        with report_compile_errors() if spec.train.torch_compile else nullcontext():
             return _train(stages)
     except (RuntimeError, MemoryError) as error:
         raise_if_out_of_memory(error)
@@ -133,22 +133,22 @@ def _train(at: _Run) -> Summary:
     order, spec, data, watch, ranks = at.order, at.spec, at.data, at.watch, at.ranks
     precision, warnings = choose_precision(spec)
     with watch.part("load"):
-        model = at.loader.load(order.model_dir, spec, loading(precision, ranks))
-        shard(model, precision, ranks)
+        model = at.loader.load(order.model_dir, spec, loading_precision(precision, ranks))
+        shard_base_model(model, precision, ranks)
         _check_vocabulary(model, data)
         start = _start(model, order)
         loss = _loss(model, precision, data, at.tokens, spec, fused=_may_fuse(at))
     sampler = _sampler(model, at.tokens, precision, data, spec)
     earlier = _earlier(model, order)
     with watch.part("sample"):
-        samples = earlier.samples if earlier else sampler.before()
+        samples = earlier.samples if earlier else sampler.sample_before_training()
     audit = MemorisationAudit(
         loss, at.probes, repetitions=spec.privacy.canary_repetitions, device=precision.device
     )
     with _audited(spec, watch):
         audit.before()
     resumed_at = earlier.resumed_at if earlier else ()
-    with Recorder(order.output_dir / "report", at.report, earlier.metrics if earlier else ()) as recorder:
+    with MetricsRecorder(order.output_dir / "report", at.report, earlier.metrics if earlier else ()) as recorder:
         kept = SavedState(recorder.metrics, samples, resumed_at, at.draw)
         saver = CheckpointWriter(
             order.output_dir, tuple(_trained(model)), kept, tell=at.report, interrupts=at.interrupts
@@ -159,12 +159,12 @@ def _train(at: _Run) -> Summary:
         with _saved_if_interrupted(training, saver):
             outcome = _outcome(training, model, at, start)
             with watch.part("sample"):
-                samples = sampler.after(samples)
+                samples = sampler.sample_after_training(samples)
             with _audited(spec, watch):
                 privacy, withheld = conclude(spec.privacy, training, audit)
             if withheld is None and ranks.rank == 0:
                 _save(model, order, start, watch)
-    environment = environment_of(at.loader.name, precision, loss, at.allocator) | described(ranks)
+    environment = describe_environment(at.loader.name, precision, loss, at.allocator) | describe_ranks(ranks)
     told = (*data.warnings, *warnings, *outcome.warnings)
     summary = summarize(outcome, data, watch.read(), environment, told, privacy, resumed_at)
     if ranks.rank:
@@ -177,7 +177,12 @@ def _train(at: _Run) -> Summary:
 
 
 def _training(
-    at: _Run, model: Any, loss: CausalLoss, precision: Precision, recorder: Recorder, saver: CheckpointWriter
+    at: _Run,
+    model: Any,
+    loss: CausalLoss,
+    precision: Precision,
+    recorder: MetricsRecorder,
+    saver: CheckpointWriter,
 ) -> Trainer:
     spec, data = at.spec, at.data
     if spec.privacy.differential:
@@ -288,7 +293,7 @@ def _loss(
         checkpointing=spec.train.gradient_checkpointing,
         neftune_alpha=spec.train.neftune_noise_alpha,
         fused=fused,
-        compilation=Compilation.wanted(spec.train, precision.device),
+        compilation=Compilation.from_section(spec.train, precision.device),
     )
 
 
@@ -298,7 +303,7 @@ def _preference(
     """The method `dpo`; made while the adapter is fresh. Its reference is the base model."""
     if spec.train.method != "dpo":
         return None
-    reference = loss.evaluating if spec.lora.changes_base else loss.unadapted
+    reference = loss.evaluating if spec.lora.changes_base else loss.adapter_disabled
     with watch.part("reference"):
         return DirectPreferenceOptimization(
             data, loss, spec.train, reference=reference, device=precision.device, ranks=ranks

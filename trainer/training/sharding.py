@@ -17,12 +17,12 @@ from trainer.training.distributed import RankGroup
 from trainer.training.engines.transformers_engine import Precision
 
 
-def loading(precision: Precision, ranks: RankGroup) -> Precision:
+def loading_precision(precision: Precision, ranks: RankGroup) -> Precision:
     """Where a model is loaded: one that is to be spread, into the machine's memory first."""
     return replace(precision, device=torch.device("cpu")) if ranks.sharded else precision
 
 
-def shard(model: Any, precision: Precision, ranks: RankGroup) -> None:
+def shard_base_model(model: Any, precision: Precision, ranks: RankGroup) -> None:
     """Spread the layers of a PEFT model over the processes, where that is asked for; each must call it.
 
     Raises:
@@ -54,7 +54,7 @@ def shard(model: Any, precision: Precision, ranks: RankGroup) -> None:
         one.data = one.data.to(precision.device)
 
 
-def described(ranks: RankGroup) -> dict[str, str]:
+def describe_ranks(ranks: RankGroup) -> dict[str, str]:
     """What a report says of it; nothing where there is one process."""
     if ranks.size == 1:
         return {}

@@ -33,7 +33,7 @@ def _of_section(
 ) -> Iterator[tuple[OrderedTokens, slice, RankShare]]:
     if not section:
         return
-    ordered = store.ordered([row for share in section for row in share.rows])
+    ordered = store.reorder([row for share in section for row in share.rows])
     start = 0
     for share in section:
         yield ordered, slice(start, start + len(share.rows)), share

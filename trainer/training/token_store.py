@@ -1,8 +1,11 @@
-"""All tokens of a set of rows, on the device; batches are slices of it.
+"""The tokens of a dataset, flattened and on the device; batches are slices of it.
 
-Uploaded once. For a stretch of training one more small upload says in what order the rows come; then their
-tokens are brought into that order on the device, and every batch is a view. In a step nothing is copied to the
-device, and nothing is waited for: on a GPU in a confidential VM each copy is encrypted and each wait is long.
+A dataset is uploaded once, when training begins. For each section of about `SECTION_TOKENS` tokens a small upload
+of row numbers says in which order its rows are trained on; the tokens are brought into that order on the device,
+and every batch of the section is a view. So an optimizer step copies nothing to the device and waits for nothing.
+On a GPU in a confidential VM that matters: each copy over the bus is encrypted, and each wait is long.
+
+Rows are concatenated without padding. `cu_seqlens`, as in FlashAttention's interface, says where each row begins.
 """
 
 from __future__ import annotations
@@ -17,180 +20,197 @@ import torch
 from torch import Tensor
 
 from trainer.data.examples.example import Example
-from trainer.training.fused.segments import Segments
 
 SECTION_TOKENS: Final = 1 << 22
-"""So many tokens are brought into their order at a time."""
+"""How many tokens are brought into their training order at a time, at least; the last row may exceed it."""
 
 
-Shape = Callable[[int, int], tuple[int, int]]
-"""From how many rows of how many tokens there are to how many a model is given, padded."""
+PaddedShape = Callable[[int, int], tuple[int, int]]
+"""Maps (rows, longest row in tokens) to the (rows, width) of the padded rectangle that a model is given."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows behind one another, on a device.
+    """Some rows, concatenated without padding, on a device.
 
     Attributes:
-        ids: int32 [tokens].
-        positions: int32 [tokens]: of each token in its row, from 0.
-        segments: where the rows are.
-        predicting: int32 [targets]: index of the token that predicts.
-        targets: int64 [targets]: id to be predicted there.
+        input_ids: int32 [tokens].
+        position_ids: int32 [tokens]: position of each token in its row, from 0.
+        lengths: tokens of each row, on the host: to read it does not wait for the device.
+        cu_seqlens: int32 [rows + 1]: index of each row's first token, and the number of tokens.
+        logit_positions: int32 [targets]: index of the token whose logits predict the target, in ascending order.
+        targets: int64 [targets]: the token id to predict there.
     """
 
-    ids: Tensor
-    positions: Tensor
-    segments: Segments
-    predicting: Tensor
+    input_ids: Tensor
+    position_ids: Tensor
+    lengths: tuple[int, ...]
+    cu_seqlens: Tensor
+    logit_positions: Tensor
     targets: Tensor
 
-    def sharing(self, size: int) -> Batch:
-        """The same rows, which all begin with the same `size` tokens; those stand once, in front."""
-        if not size:
-            return self
-        lengths = [length - size for length in self.segments.lengths]
-        bounds = size + torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-        starts = self.segments.bounds[:-1]
-        first = int(starts[0])
-        own = [torch.arange(start + size, end) for start, end in itertools.pairwise(self.segments.bounds.tolist())]
-        tokens = torch.arange(first, first + size)
-        index = torch.cat([tokens, *own])
-        row = torch.searchsorted(self.segments.bounds[1:], self.predicting, right=True)
-        place = self.predicting - starts[row]
-        predicting = torch.where(place < size, place, bounds[row] + place - size)
-        segments = Segments(tuple(lengths), bounds, size)
-        return Batch(self.ids[index], self.positions[index], segments, predicting, self.targets)
+    @property
+    def max_seqlen(self) -> int:
+        """Tokens of the longest row."""
+        return max(self.lengths)
 
-    def common_beginning(self) -> int:
-        """How many tokens all rows begin with; at most one less than the shortest has."""
-        starts, shortest = self.segments.bounds[:-1], min(self.segments.lengths)
-        if len(starts) == 1:
-            return 0
-        table = self.ids[starts[:, None] + torch.arange(shortest)]
-        same = (table == table[0]).all(0).to(torch.int8).cumprod(0)
-        return min(int(same.sum()), shortest - 1)
+    def row_of_targets(self) -> Tensor:
+        """The row that each target is in: int64 [targets]."""
+        # Row r covers the token indices cu_seqlens[r] <= i < cu_seqlens[r + 1].
+        return torch.searchsorted(self.cu_seqlens[1:], self.logit_positions, right=True)
 
-    def by_row(self, values: Tensor) -> Tensor:
-        """Sums over each row's targets: [rows], of [targets]. In the same order each time, on a GPU too."""
-        row = torch.searchsorted(self.segments.bounds[1:], self.predicting, right=True)
-        numbers = torch.arange(len(self.segments.lengths), device=values.device)
-        return torch.where(row == numbers.unsqueeze(1), values, values.new_zeros(())).sum(1)
+    def sum_by_row(self, values: Tensor) -> Tensor:
+        """Sum values [targets] over each row: [rows].
 
-    def padded(self, pad_id: int, shape: Shape | None = None) -> tuple[Tensor, Tensor]:
-        """As a rectangle, for models that take nothing else.
+        Deterministic on a GPU as well, where `index_add` is not: each row is a masked sum of its own.
+        """
+        rows = torch.arange(len(self.lengths), device=values.device)
+        in_row = self.row_of_targets() == rows.unsqueeze(1)
+        return torch.where(in_row, values, values.new_zeros(())).sum(1)
 
-        Padding stands on the right, where causal attention keeps it from every real token, and in rows of its own;
-        it is never a target: so no attention mask is needed.
+    def padded(self, pad_id: int, padded_shape: PaddedShape | None = None) -> tuple[Tensor, Tensor]:
+        """Pad the rows to a rectangle, for models that take nothing else.
+
+        Padding is on the right and in rows of its own. Causal attention keeps it from every real token, and it is
+        never a target, so no attention mask is needed.
 
         Args:
-            pad_id: stands where nothing is.
-            shape: from what the rows need, at least, to the rectangle's rows and width.
+            pad_id: token id of the padding.
+            padded_shape: enlarges the rectangle; None: as small as the rows allow.
 
         Returns:
-            Ids (rows, width), and the indices [targets] into them, flattened, of the tokens that predict.
+            Token ids [rows, width], and the logit positions [targets] as indices into the flattened rectangle.
         """
-        bounds, rows, width = self.segments.bounds, len(self.segments.lengths), self.segments.longest
-        if shape is not None:
-            rows, width = shape(rows, width)
-        column = torch.arange(width, dtype=bounds.dtype, device=bounds.device)
-        index = bounds[:-1, None] + column
-        inside = index < bounds[1:, None]
-        ids = torch.where(inside, self.ids[index.clamp_max(self.ids.shape[0] - 1)], pad_id)
+        cu_seqlens, rows, width = self.cu_seqlens, len(self.lengths), self.max_seqlen
+        if padded_shape is not None:
+            rows, width = padded_shape(rows, width)
+        column = torch.arange(width, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+        index = cu_seqlens[:-1, None] + column
+        is_token = index < cu_seqlens[1:, None]
+        # Past the end of the last row the index is clamped: what is read there is replaced by padding.
+        ids = torch.where(is_token, self.input_ids[index.clamp_max(self.input_ids.shape[0] - 1)], pad_id)
         ids = torch.nn.functional.pad(ids, (0, 0, 0, rows - len(ids)), value=pad_id)
-        row = torch.searchsorted(bounds[1:], self.predicting, right=True)
-        return ids, row * width + self.predicting - bounds[row]
+        row = self.row_of_targets()
+        return ids, row * width + self.logit_positions - cu_seqlens[row]
 
 
 class OrderedTokens:
-    """Rows of a store in one order; `batch` takes neighbours out.
+    """Rows of a store in the order in which they are trained on.
 
     Args:
-        ids, positions, bounds, predicting, targets: as in `Batch`, over all the rows.
-        rows: int64 [rows]: which of the store's rows they are.
-        lengths: of each row, on the host.
-        counts: of each row how many of its tokens are trained on, on the host.
+        input_ids, position_ids, cu_seqlens, logit_positions, targets: as in `Batch`, over all of these rows.
+        rows: int64 [rows]: which rows of the store they are.
+        lengths: tokens of each, on the host.
+        target_counts: targets of each, on the host.
+
+    Attributes:
+        rows: as given.
+        lengths: as given.
     """
 
     def __init__(
         self,
-        ids: Tensor,
-        positions: Tensor,
-        bounds: Tensor,
-        predicting: Tensor,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        logit_positions: Tensor,
         targets: Tensor,
         *,
         rows: Tensor,
         lengths: Sequence[int],
-        counts: Sequence[int],
+        target_counts: Sequence[int],
     ) -> None:
         self.rows = rows
-        self._ids, self._positions, self._bounds = ids, positions, bounds
-        self._predicting, self._targets = predicting, targets
-        self.lengths, self.counts = lengths, counts
-        self._starts = [0, *itertools.accumulate(lengths)]
-        self._target_starts = [0, *itertools.accumulate(counts)]
+        self.lengths = lengths
+        self._input_ids, self._position_ids, self._cu_seqlens = input_ids, position_ids, cu_seqlens
+        self._logit_positions, self._targets = logit_positions, targets
+        # On the host, so that a slice of rows becomes a slice of tokens without reading the device.
+        self._token_starts = [0, *itertools.accumulate(lengths)]
+        self._target_starts = [0, *itertools.accumulate(target_counts)]
 
     def batch(self, rows: slice) -> Batch:
-        """The rows of a slice: views, and nothing that waits for the device."""
-        first, last = self._starts[rows.start], self._starts[rows.stop]
+        """Return the rows of a slice as views; nothing is copied, and nothing waits for the device."""
+        first, last = self._token_starts[rows.start], self._token_starts[rows.stop]
         targets = slice(self._target_starts[rows.start], self._target_starts[rows.stop])
-        bounds = self._bounds[rows.start : rows.stop + 1] - first
         return Batch(
-            self._ids[first:last],
-            self._positions[first:last],
-            Segments(tuple(self.lengths[rows]), bounds),
-            self._predicting[targets] - first,
+            self._input_ids[first:last],
+            self._position_ids[first:last],
+            tuple(self.lengths[rows]),
+            self._cu_seqlens[rows.start : rows.stop + 1] - first,
+            self._logit_positions[targets] - first,
             self._targets[targets],
         )
 
 
 class TokenStore:
-    """All tokens of some rows that a prediction is made from: the last one that is trained on only is a target.
+    """The tokens of some rows on the device.
+
+    A row is kept up to the token that predicts its last trained token: from what follows nothing is predicted that
+    is trained on.
 
     Args:
-        examples: the rows; of each at least one token is trained on.
-        device: where they go.
+        examples: the rows; each has at least one trained token, which is not its first.
+        device: where the tokens go.
+
+    Attributes:
+        lengths: tokens that are kept of each row.
+        target_counts: trained tokens of each row.
     """
 
     def __init__(self, examples: Sequence[Example], device: torch.device) -> None:
         rows = [np.asarray(example.ids, dtype=np.int32) for example in examples]
         trained = [np.flatnonzero(np.frombuffer(example.trained, dtype=np.uint8)) for example in examples]
-        self.lengths = [int(places[-1]) for places in trained]
-        self.counts = [len(places) for places in trained]
-        self._ids = _upload(
+        self.lengths = [int(positions[-1]) for positions in trained]
+        self.target_counts = [len(positions) for positions in trained]
+        self._input_ids = _upload(
             np.concatenate([row[:length] for row, length in zip(rows, self.lengths, strict=True)]), device
         )
-        self._predicting = _upload(np.concatenate(trained).astype(np.int32) - 1, device)
+        # Token i is predicted from token i - 1.
+        self._logit_positions = _upload(np.concatenate(trained).astype(np.int32) - 1, device)
         self._targets = _upload(
-            np.concatenate([row[places] for row, places in zip(rows, trained, strict=True)]), device
+            np.concatenate([row[positions] for row, positions in zip(rows, trained, strict=True)]), device
         )
-        sizes = np.asarray([self.lengths, self.counts], dtype=np.int64)
+        sizes = np.asarray([self.lengths, self.target_counts], dtype=np.int64)
         self._sizes = _upload(sizes, device)
         self._starts = _upload(np.cumsum(sizes, axis=1) - sizes, device)
 
-    def ordered(self, rows: Sequence[int]) -> OrderedTokens:
-        """Bring rows into an order: one upload, of their numbers."""
-        lengths, counts = [self.lengths[row] for row in rows], [self.counts[row] for row in rows]
-        order = _upload(np.asarray(rows, dtype=np.int64), self._ids.device)
-        bounds, row, positions = self._spread(order, 0, sum(lengths))
-        ids = self._ids[self._starts[0][order][row] + positions]
-        _, target_row, number = self._spread(order, 1, sum(counts))
-        place = self._starts[1][order][target_row] + number
-        predicting = (bounds[target_row] + self._predicting[place]).to(torch.int32)
-        targets = self._targets[place].to(torch.int64)
+    def reorder(self, rows: Sequence[int]) -> OrderedTokens:
+        """Bring rows into an order, on the device; the only upload is that of the row numbers.
+
+        Args:
+            rows: the rows, in the order wanted; a row may occur more than once.
+        """
+        lengths, target_counts = [self.lengths[row] for row in rows], [self.target_counts[row] for row in rows]
+        order = _upload(np.asarray(rows, dtype=np.int64), self._input_ids.device)
+        cu_seqlens, row, position_ids = self._enumerate(order, _TOKENS, sum(lengths))
+        input_ids = self._input_ids[self._starts[_TOKENS][order][row] + position_ids]
+        _, target_row, number = self._enumerate(order, _TARGETS, sum(target_counts))
+        index = self._starts[_TARGETS][order][target_row] + number
+        # A stored logit position counts from the start of its row; in a batch it counts from the first row's.
+        logit_positions = (cu_seqlens[target_row] + self._logit_positions[index]).to(torch.int32)
+        targets = self._targets[index].to(torch.int64)
         return OrderedTokens(
-            ids, positions.to(torch.int32), bounds.to(torch.int32), predicting, targets,
-            rows=order, lengths=lengths, counts=counts,
+            input_ids, position_ids.to(torch.int32), cu_seqlens.to(torch.int32), logit_positions, targets,
+            rows=order, lengths=lengths, target_counts=target_counts,
         )  # fmt: skip
 
-    def _spread(self, order: Tensor, what: int, total: int) -> tuple[Tensor, Tensor, Tensor]:
-        """For rows of some sizes: their bounds, and for each element its row and its place in the row."""
-        sizes = self._sizes[what][order]
-        bounds = torch.nn.functional.pad(torch.cumsum(sizes, 0), (1, 0))
+    def _enumerate(self, order: Tensor, kind: int, total: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Number the tokens, or the targets, of rows in an order.
+
+        Returns:
+            Cumulative sizes [rows + 1]; and for each element its row and its number in the row, both [total].
+        """
+        sizes = self._sizes[kind][order]
+        starts = torch.nn.functional.pad(torch.cumsum(sizes, 0), (1, 0))
         numbers = torch.arange(len(order), device=order.device)
+        # With `output_size` the result's length need not be read back from the device.
         row = torch.repeat_interleave(numbers, sizes, output_size=total)
-        return bounds, row, torch.arange(total, device=order.device) - bounds[row]
+        return starts, row, torch.arange(total, device=order.device) - starts[row]
+
+
+_TOKENS: Final = 0
+_TARGETS: Final = 1
+"""Rows of `TokenStore._sizes` and `TokenStore._starts`."""
 
 
 def _upload(array: np.ndarray, device: torch.device) -> Tensor:
@@ -198,5 +218,5 @@ def _upload(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 def single_batch(examples: Sequence[Example], device: torch.device) -> Batch:
-    """A few rows as one batch."""
-    return TokenStore(examples, device).ordered(range(len(examples))).batch(slice(0, len(examples)))
+    """Make one batch of a few rows, in their order."""
+    return TokenStore(examples, device).reorder(range(len(examples))).batch(slice(0, len(examples)))

@@ -8,20 +8,26 @@ from torch.nn import functional
 
 from trainer.training.fused import attention_cpu
 from trainer.training.fused.attention import attend
-from trainer.training.fused.attention_layout import Heads, RotaryTables
-from trainer.training.fused.blocks import Rotation
+from trainer.training.fused.attention_layout import Heads, PrefixGroup, RotaryTables
+from trainer.training.fused.blocks import RotaryEmbedding
 from trainer.training.fused.segments import Segments
 
 
 def segments(*lengths: int) -> Segments:
     bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
-    return Segments(lengths, bounds)
+    return Segments.without_prefix(lengths, bounds)
+
+
+def sharing(*lengths: int, prefix: int) -> Segments:
+    return Segments((PrefixGroup(0, lengths, prefix),))
 
 
 def angles(rows: Segments, heads: Heads) -> torch.Tensor:
     """Of every token: (tokens, 1, half a head's width); those of a row's beginning are the same in each."""
-    place = torch.cat([torch.arange(rows.shared), *(rows.shared + torch.arange(n) for n in rows.lengths)])
-    return place.view(-1, 1, 1) * 0.9 ** torch.arange(1, heads.width // 2 + 1)
+    (group,) = rows.groups
+    prefix = group.prefix_length
+    place = torch.cat([torch.arange(prefix), *(prefix + torch.arange(n) for n in group.lengths)])
+    return place.view(-1, 1, 1) * 0.9 ** torch.arange(1, heads.head_dim // 2 + 1)
 
 
 def tables(rows: Segments, heads: Heads) -> RotaryTables:
@@ -37,7 +43,7 @@ def turned(qkv: torch.Tensor, rows: Segments, heads: Heads) -> torch.Tensor:
 
 def each_row(qkv: torch.Tensor, heads: Heads, rows: Segments, _tables: RotaryTables) -> torch.Tensor:
     out = []
-    for row in torch.split(turned(qkv, rows, heads), list(rows.lengths)):
+    for row in torch.split(turned(qkv, rows, heads), list(rows.groups[0].lengths)):
         parts = torch.split(row.transpose(0, 1), [heads.query, heads.key, heads.key])
         query, key, value = (part.repeat_interleave(heads.query // part.shape[0], 0) for part in parts)
         out.append(functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=heads.scale))
@@ -47,11 +53,11 @@ def each_row(qkv: torch.Tensor, heads: Heads, rows: Segments, _tables: RotaryTab
 @pytest.mark.parametrize("short", [512, 6, 0])
 @pytest.mark.parametrize("heads", [Heads(4, 2, 8, 0.3), Heads(2, 2, 8, 8**-0.5), Heads(3, 1, 16, 0.25)])
 def test_attention_is_the_one_of_each_row(heads: Heads, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_cpu, "SHORT", short)
+    monkeypatch.setattr(attention_cpu, "MAX_PRODUCT_TOKENS", short)
     torch.manual_seed(0)
     rows = segments(1, 5, 5, 9, 9, 9, 2)
     results = []
-    start = torch.randn(40, heads.total, heads.width)
+    start = torch.randn(40, heads.total, heads.head_dim)
     for way in (attend, each_row):
         qkv = start.clone().requires_grad_()
         result = way(qkv, heads, rows, tables(rows, heads))
@@ -63,13 +69,13 @@ def test_attention_is_the_one_of_each_row(heads: Heads, short: int, monkeypatch:
 def test_a_gpu_rotates_as_a_cpu_does() -> None:
     torch.manual_seed(0)
     heads, rows = Heads(4, 2, 8, 0.3), segments(3, 5)
-    start = torch.randn(8, heads.total, heads.width)
+    start = torch.randn(8, heads.total, heads.head_dim)
     weight = torch.randn_like(start)
     results = []
     for way in ("in place", "complex"):
         qkv = start.clone().requires_grad_()
         if way == "in place":
-            found = Rotation.apply(qkv.clone(), heads.query + heads.key, tables(rows, heads))  # type: ignore[no-untyped-call]
+            found = RotaryEmbedding.apply(qkv.clone(), heads.query + heads.key, tables(rows, heads))  # type: ignore[no-untyped-call]
         else:
             found = turned(qkv, rows, heads)
         (gradient,) = torch.autograd.grad((found * weight).sum(), qkv)
@@ -80,7 +86,7 @@ def test_a_gpu_rotates_as_a_cpu_does() -> None:
 def test_no_row_sees_another() -> None:
     torch.manual_seed(0)
     heads, rows = Heads(2, 1, 8, 0.35), segments(6, 6, 3)
-    qkv = torch.randn(15, heads.total, heads.width)
+    qkv = torch.randn(15, heads.total, heads.head_dim)
     before = attend(qkv, heads, rows, tables(rows, heads))
     qkv[:6] += 100.0
     after = attend(qkv, heads, rows, tables(rows, heads))
@@ -89,35 +95,35 @@ def test_no_row_sees_another() -> None:
 
 
 def test_rows_of_like_length_go_together() -> None:
-    layout = segments(3, 3, 50, 55, 3).layout(Heads(4, 2, 8, 0.3))
-    assert [(part.rows, part.length, part.seen) for part in layout.rectangles] == [
+    layout = segments(3, 3, 50, 55, 3).attention_layout(Heads(4, 2, 8, 0.3))
+    assert [(part.rows, part.length, part.key_length) for part in layout.rectangles] == [
         (2, 3, 3),
         (2, 55, 55),
         (1, 3, 3),
     ]
     assert len(layout.padding) == 4 * 5
-    assert (layout.queries, layout.keys) == ((6 + 110 + 3) * 4, (6 + 110 + 3) * 2)
+    assert (layout.num_queries, layout.num_keys) == ((6 + 110 + 3) * 4, (6 + 110 + 3) * 2)
 
 
 def test_a_layout_brings_every_vector_back() -> None:
-    heads, rows = Heads(4, 2, 8, 0.3), Segments((4, 4, 6, 2), torch.empty(0), shared=3)
-    layout = rows.layout(heads)
+    heads, rows = Heads(4, 2, 8, 0.3), sharing(4, 4, 6, 2, prefix=3)
+    layout = rows.attention_layout(heads)
     vectors = torch.arange((3 + 16) * heads.total)
     assert torch.equal(vectors[layout.gather][layout.scatter], vectors)
-    assert rows.layout(heads) is layout
+    assert rows.attention_layout(heads) is layout
     results = torch.arange((3 + 16) * heads.query)
-    assert torch.equal(results[layout.grouped][layout.results], results)
+    assert torch.equal(results[layout.result_gradients][layout.results], results)
 
 
 def test_groups_share_a_beginning_each() -> None:
     torch.manual_seed(0)
     heads = Heads(4, 2, 8, 0.3)
-    parts = [Segments((4, 3), torch.empty(0), shared=2), Segments((1, 1, 9), torch.empty(0), shared=6)]
+    parts = [sharing(4, 3, prefix=2), sharing(1, 1, 9, prefix=6)]
     places = [slice(0, 9), slice(9, 26)]
-    groups = Segments((9, 17), torch.empty(0), groups=tuple(zip(places, parts, strict=True)))
-    assert groups.longest == 15
-    qkv = torch.randn(26, heads.total, heads.width, requires_grad=True)
-    weight = torch.randn(26, heads.query * heads.width)
+    groups = Segments((PrefixGroup(0, (4, 3), 2), PrefixGroup(9, (1, 1, 9), 6)))
+    assert groups.max_seqlen == 15
+    qkv = torch.randn(26, heads.total, heads.head_dim, requires_grad=True)
+    weight = torch.randn(26, heads.query * heads.head_dim)
     turns = [tables(part, heads) for part in parts]
     both = torch.cat([turn[0] for turn in turns]), torch.cat([turn[1] for turn in turns])
     together = attend(qkv, heads, groups, both)
@@ -134,11 +140,10 @@ def test_a_shared_beginning_is_as_if_every_row_had_it() -> None:
     torch.manual_seed(0)
     heads, alone = Heads(4, 2, 8, 0.3), segments(7, 7, 9, 5)
     front, rests = (
-        torch.randn(3, heads.total, heads.width),
-        [torch.randn(n, heads.total, heads.width) for n in (4, 4, 6, 2)],
+        torch.randn(3, heads.total, heads.head_dim),
+        [torch.randn(n, heads.total, heads.head_dim) for n in (4, 4, 6, 2)],
     )
-    bounds = torch.tensor([3, 7, 11, 17, 19], dtype=torch.int32)
-    together = Segments((4, 4, 6, 2), bounds, shared=3)
+    together = sharing(4, 4, 6, 2, prefix=3)
     front.requires_grad_()
     one = attend(torch.cat([front, *rests]), heads, together, tables(together, heads))
     weight = torch.randn(one.shape)

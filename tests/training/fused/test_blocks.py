@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.training.fused.blocks import Mlp, Norm, NormLinear, ResidualLinear
-from trainer.training.fused.lora_linear import LoraGroup, Update
+from trainer.training.fused.blocks import GatedMlp, NormLinear, ResidualLinear, RmsNorm
+from trainer.training.fused.lora_linear import LoraGroup, LoraUpdate
 
 WIDTH, INNER, TOKENS, RANK = 12, 20, 7, 2
 
@@ -15,13 +15,13 @@ WIDTH, INNER, TOKENS, RANK = 12, 20, 7, 2
 def group(inputs: int, outputs: list[int], dtype: torch.dtype) -> LoraGroup:
     bases = [nn.Linear(inputs, width, bias=False).requires_grad_(False) for width in outputs]
     updates = [
-        Update(nn.Parameter(torch.randn(RANK, inputs)), nn.Parameter(torch.randn(width, RANK)), 1.5, 0.0)
+        LoraUpdate(nn.Parameter(torch.randn(RANK, inputs)), nn.Parameter(torch.randn(width, RANK)), 1.5, 0.0)
         for width in outputs
     ]
     made = LoraGroup(bases, updates, dtype)
-    for target, source in zip(*made.copies, strict=True):
+    for target, source in zip(*made.parameter_copies, strict=True):
         target.copy_(source)
-    made.scale()
+    made.scale_copies()
     return made
 
 
@@ -31,7 +31,7 @@ def group(inputs: int, outputs: list[int], dtype: torch.dtype) -> LoraGroup:
 )
 def test_parts_of_a_layer(residual: torch.dtype, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    norm = Norm(torch.rand(WIDTH), 1e-5, dtype)
+    norm = RmsNorm(torch.rand(WIDTH), 1e-5)
     x = torch.randn(TOKENS, WIDTH).to(residual).requires_grad_()
     mixed = torch.randn(TOKENS, WIDTH).to(dtype).requires_grad_()
     qkv, out = group(WIDTH, [8, 4], dtype), group(WIDTH, [WIDTH], dtype)
@@ -40,7 +40,7 @@ def test_parts_of_a_layer(residual: torch.dtype, dtype: torch.dtype) -> None:
     found = [
         NormLinear.apply(x, norm, qkv, True, *qkv.parameters),  # type: ignore[no-untyped-call]
         ResidualLinear.apply(x, mixed, out, True, *out.parameters),  # type: ignore[no-untyped-call]
-        Mlp.apply(x, norm, gate_up, down, True, *gate_up.parameters, *down.parameters),  # type: ignore[no-untyped-call]
+        GatedMlp.apply(x, norm, gate_up, down, True, *gate_up.parameters, *down.parameters),  # type: ignore[no-untyped-call]
     ]
     weights = [torch.randn_like(one) for one in found]
     kept = [weight.clone() for weight in weights]

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from trainer.data.examples.example import Example
 from trainer.spec import LoraSection
 from trainer.training.engines.transformers_engine import Precision, attach_adapter
-from trainer.training.fused.prefix_sharing import share
+from trainer.training.fused.prefix_sharing import share_prefixes
 from trainer.training.loss import CausalLoss
 from trainer.training.token_store import Batch, single_batch
 
@@ -52,40 +52,41 @@ def model(tiny_model: Path) -> Any:
 
 def test_each_pair_shares_its_prompt_where_that_saves_more() -> None:
     batch = batch_of(OWN)
-    shared = share(batch, 2)
+    shared = share_prefixes(batch, 2)
     assert len(shared.segments.groups) == 4
     # An answer of one token is not read, as nothing is predicted from it: that row keeps a token of the prompt.
     prompts = [5 - 1, 6 + 1, 7 + 2, 8]
-    assert [group.shared for _, group in shared.segments.groups] == prompts
-    assert len(shared.ids) == len(batch.ids) - sum(prompts)
-    assert torch.equal(shared.targets, batch.targets)
-    assert torch.equal(shared.ids[shared.predicting], batch.ids[batch.predicting])
-    assert torch.equal(shared.positions[shared.predicting], batch.positions[batch.predicting])
+    assert [group.prefix_length for group in shared.segments.groups] == prompts
+    assert len(shared.input_ids) == len(batch.input_ids) - sum(prompts)
+    assert torch.equal(shared.input_ids[shared.logit_positions], batch.input_ids[batch.logit_positions])
+    assert torch.equal(shared.position_ids[shared.logit_positions], batch.position_ids[batch.logit_positions])
 
 
 def test_all_rows_share_their_beginning_where_that_saves_more() -> None:
-    shared = share(batch_of(ALIKE), 2)
-    assert not shared.segments.groups
-    assert shared.segments.shared == len(SYSTEM)
+    shared = share_prefixes(batch_of(ALIKE), 2)
+    (group,) = shared.segments.groups
+    assert group.prefix_length == len(SYSTEM)
 
 
 def test_without_groups_nothing_but_the_common_beginning_is_shared() -> None:
     batch = batch_of(OWN)
-    assert share(batch, 1) is batch
+    shared = share_prefixes(batch, 1)
+    assert shared.input_ids is batch.input_ids
+    assert [group.prefix_length for group in shared.segments.groups] == [0]
 
 
 @pytest.mark.parametrize("prompts", [OWN, ALIKE, OWN[:1]], ids=["own", "alike", "one pair"])
 def test_loss_and_gradient_stay_what_they_are(model: Any, prompts: list[list[int]]) -> None:
     batch = batch_of(prompts)
     loss = CausalLoss(model, CPU, pad_id=0, longest=64)
-    assert loss.way == "fused"
+    assert loss.forward_mode == "fused"
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    weights = torch.linspace(-1, 2, len(batch.segments.lengths))
+    weights = torch.linspace(-1, 2, len(batch.lengths))
     results = []
     for rows_per_unit in (2, None):
         if rows_per_unit is None:
-            loss._shared = lambda batch, rows_per_unit: batch  # type: ignore[method-assign]
-        rows = loss.by_row(batch, rows_per_unit=rows_per_unit or 1)
+            loss._fused.share_prefixes = False  # type: ignore[union-attr]
+        rows = loss.row_losses(batch, rows_per_unit=rows_per_unit or 1)
         gradients = torch.autograd.grad((rows * weights).sum(), parameters)
         results.append((rows.detach(), torch.cat([gradient.flatten() for gradient in gradients])))
     (rows, gradient), (expected, wanted) = results

@@ -80,7 +80,7 @@ def made(
     *,
     fused: bool = True,
     held: tuple[Example, ...] = HELD,
-    reference: str = "unadapted",
+    reference: str = "adapter_disabled",
 ) -> Trainer:
     loss = CausalLoss(model, CPU, pad_id=0, longest=64, fused=fused, checkpointing=settings.gradient_checkpointing)
     data = Dataset(TRAIN, held, RowCounts(8, len(held) // 2, 0, 0), ())
@@ -169,14 +169,14 @@ def test_the_reference_is_the_base_model_whatever_the_adapter_starts_from(
     model = adapted(tiny_model, **lora)
     model.train()
     changed = str(lora.get("init_lora_weights")) in ("pissa", "olora")
-    training = made(model, section(), fused=fused, reference="evaluating" if changed else "unadapted")
+    training = made(model, section(), fused=fused, reference="evaluating" if changed else "adapter_disabled")
     assert isinstance(training._method, DirectPreferenceOptimization)
     torch.testing.assert_close(training._method._reference.double(), wanted, rtol=1e-5, atol=1e-4)
     assert model.training
     assert any(parameter.requires_grad for parameter in model.parameters())
     if changed:  # the other way would not do
         loss = CausalLoss(model, CPU, pad_id=0, longest=64, fused=fused)
-        with loss.unadapted():
+        with loss.adapter_disabled():
             wrong = log_probabilities(TRAIN, loss, pairs=8, device=CPU.device)
         assert float((wrong.double() - wanted).abs().max()) > 0.01
 
@@ -186,9 +186,9 @@ def test_the_adapter_is_back_after_the_reference(tiny_model: Path) -> None:
     loss = CausalLoss(model, CPU, pad_id=0, longest=64)
     with loss.evaluating():
         before = log_probabilities(TRAIN, loss, pairs=3, device=CPU.device)
-    with loss.unadapted():
+    with loss.adapter_disabled():
         without = log_probabilities(TRAIN, loss, pairs=3, device=CPU.device)
-    with pytest.raises(RuntimeError, match="on purpose"), loss.unadapted():
+    with pytest.raises(RuntimeError, match="on purpose"), loss.adapter_disabled():
         raise RuntimeError("on purpose")
     with loss.evaluating():
         after = log_probabilities(TRAIN, loss, pairs=8, device=CPU.device)
@@ -247,7 +247,9 @@ def test_training_widens_the_margin_on_pairs_that_were_held_out(tiny_model: Path
     settings = section(max_steps=30, eval_steps=10, beta=0.1, logging_steps=10, learning_rate=1e-2)
     loss = CausalLoss(model, CPU, pad_id=0, longest=64)
     data = Dataset(tuple(rows[:64]), tuple(rows[64:]), RowCounts(32, 8, 0, 0), ())
-    preference = DirectPreferenceOptimization(data, loss, settings, reference=loss.unadapted, device=CPU.device)
+    preference = DirectPreferenceOptimization(
+        data, loss, settings, reference=loss.adapter_disabled, device=CPU.device
+    )
     seen: list[TrainingEvent] = []
     outcome = Trainer(model, loss, data, settings, report=seen.append, bins=pairs_of(64), method=preference).run()
     margins = values_of(seen, "eval_rewards_margins")
@@ -307,7 +309,7 @@ def test_a_run_that_goes_on_from_its_state_ends_as_if_it_had_never_stopped(
     tiny_model: Path, options: dict[str, Any], lora: dict[str, Any]
 ) -> None:
     settings = section(**{"max_steps": 7, "per_device_train_batch_size": 3, **options})
-    reference = "evaluating" if "init_lora_weights" in lora else "unadapted"
+    reference = "evaluating" if "init_lora_weights" in lora else "adapter_disabled"
     states: list[TrainState] = []
 
     def keep(message: TrainingEvent) -> None:
@@ -380,7 +382,7 @@ class NothingWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def test_a_step_reads_nothing_back_from_the_device(tiny_model: Path) -> None:
     training = made(adapted(tiny_model), section(max_steps=3), held=())
     assert isinstance(training._method, DirectPreferenceOptimization)
-    training._method._loss._shared = lambda batch, rows_per_unit: batch  # type: ignore[method-assign]  # a CPU's own
+    training._method._loss._fused.share_prefixes = False  # type: ignore[union-attr]  # a CPU's own
     ordered, rows, share = next(training._steps())
     with NothingWaits():  # type: ignore[no-untyped-call]
         norm = training._update(training._gradients_that_fit(ordered, rows, share), share)
@@ -390,9 +392,9 @@ def test_a_step_reads_nothing_back_from_the_device(tiny_model: Path) -> None:
 
 
 def test_sums_over_rows_are_those_of_the_rows() -> None:
-    ordered = TokenStore(TRAIN, CPU.device).ordered([5, 2, 9])
+    ordered = TokenStore(TRAIN, CPU.device).reorder([5, 2, 9])
     batch = ordered.batch(slice(0, 3))
     values = torch.arange(float(len(batch.targets)))
     parts = torch.split(values, [TRAIN[row].targets for row in (5, 2, 9)])
-    assert batch.by_row(values).tolist() == [part.sum().item() for part in parts]
+    assert batch.sum_by_row(values).tolist() == [part.sum().item() for part in parts]
     assert ordered.rows.tolist() == [5, 2, 9]

@@ -325,9 +325,9 @@ def test_a_keystream_is_never_used_twice() -> None:
 def test_a_row_without_a_finite_gradient_counts_as_none(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model.train()
     loss = loss_of(model)
-    each = loss.each
+    each = loss.token_losses
     monkeypatch.setattr(
-        loss, "each", lambda batch: each(batch) * torch.where(batch.predicting < 6, torch.inf, 1.0)
+        loss, "token_losses", lambda batch: each(batch) * torch.where(batch.logit_positions < 6, torch.inf, 1.0)
     )
     gradients = RowGradients(model, loss)
     _, norms = gradients.take(single_batch(EXAMPLES[:2], CPU.device))

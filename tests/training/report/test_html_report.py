@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from trainer.spec import JobSpec
 from trainer.training.events import MetricsMeasured, StepCompleted, TrainingEvent
 from trainer.training.report.charts import Curve, line_chart, nice_ticks, smoothed
-from trainer.training.report.html_report import Recorder, render_page, write_report
+from trainer.training.report.html_report import MetricsRecorder, render_page, write_report
 from trainer.training.report.samples import Sample
 from trainer.training.report.summary import Summary
 
@@ -110,7 +110,7 @@ def test_without_an_evaluation_there_is_no_arrow(summary: Summary, make_spec: Ca
 
 def test_files_are_written(summary: Summary, make_spec: Callable[..., JobSpec], tmp_path: Path) -> None:
     forwarded: list[TrainingEvent] = []
-    with Recorder(tmp_path / "report", forwarded.append) as recorder:
+    with MetricsRecorder(tmp_path / "report", forwarded.append) as recorder:
         recorder(StepCompleted(step=1, total_steps=2, eta_seconds=3))
         for message in METRICS:
             recorder(message)

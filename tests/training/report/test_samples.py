@@ -48,33 +48,33 @@ def sampler(tiny_model: Path, make_spec: Callable[..., JobSpec]) -> Callable[...
 
 def test_padding_does_not_change_what_is_answered(sampler: Callable[..., Sampler]) -> None:
     short, long = "Who?", "What is this, and who has ever been there to see it?"
-    together = sampler([short, long]).before()
-    alone = [sampler([text]).before()[0] for text in (short, long)]
+    together = sampler([short, long]).sample_before_training()
+    alone = [sampler([text]).sample_before_training()[0] for text in (short, long)]
     assert [sample.before for sample in together] == [sample.before for sample in alone]
     assert [sample.prompt for sample in together] == [short, long]
 
 
 def test_after_keeps_before(sampler: Callable[..., Sampler]) -> None:
     made = sampler(["Who?"])
-    before = made.before()
-    after = made.after(before)
+    before = made.sample_before_training()
+    after = made.sample_after_training(before)
     assert after[0].before == before[0].before == after[0].after
     assert set(after[0].as_dict()) == {"prompt", "reference", "before", "after"}
 
 
 def test_no_more_than_asked_for_and_none_without_prompts(sampler: Callable[..., Sampler]) -> None:
-    assert len(sampler(["a", "b", "c"], count=2).before()) == 2
+    assert len(sampler(["a", "b", "c"], count=2).sample_before_training()) == 2
     nothing = sampler(["", ""])
-    assert nothing.before() == nothing.after(()) == ()
+    assert nothing.sample_before_training() == nothing.sample_after_training(()) == ()
 
 
 def test_sampling_leaves_the_model_as_it_was(sampler: Callable[..., Sampler]) -> None:
     made = sampler(["Who?"])
     made._model.train()
-    made.before()
+    made.sample_before_training()
     assert made._model.training
     state = torch.random.get_rng_state()
-    made.before()
+    made.sample_before_training()
     assert torch.equal(state, torch.random.get_rng_state())
 
 
@@ -83,7 +83,9 @@ def test_a_fresh_adapter_need_not_be_computed(tiny_model: Path, make_spec: Calla
     prompt = tokens.ids("What is 3?")
     prompts = [example([*prompt, 5], [0] * len(prompt) + [1])]
     answers = [
-        Sampler(model, tokens, CPU, prompts, count=1, max_new_tokens=8, starts_as_base=spared).before()
+        Sampler(
+            model, tokens, CPU, prompts, count=1, max_new_tokens=8, starts_as_base=spared
+        ).sample_before_training()
         for spared in (False, True)
     ]
     assert answers[0] == answers[1]

@@ -1,41 +1,47 @@
-"""Causal attention over rows that stand behind one another without padding; no row sees another."""
+"""Causal attention over rows that are concatenated without padding; no row attends to another."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from trainer.training.fused.attention_cpu import RowByRow
+from trainer.training.fused.attention_cpu import RowAttention
 from trainer.training.fused.attention_layout import Heads, RotaryTables
-from trainer.training.fused.blocks import Rotation
+from trainer.training.fused.blocks import RotaryEmbedding
 from trainer.training.fused.segments import Segments
 
 
 def attend(qkv: Tensor, heads: Heads, segments: Segments, tables: RotaryTables) -> Tensor:
-    """Attention with rotary position embedding: (tokens, all heads, width) → (tokens, query heads · width).
+    """Compute softmax(rotate(q) rotate(k)^T * scale + causal mask) v for each row and head.
 
     Args:
-        qkv: what a layer makes of its input, before the rotation; on a GPU it is rotated in place.
-        heads: how its columns are cut.
+        qkv: a layer's queries, keys and values before the rotation: [tokens, all heads, head_dim]. On a GPU they
+            are rotated in place.
+        heads: how many of those heads are queries, keys and values.
         segments: the rows.
-        tables: the rotation of each token.
+        tables: rotary cosines and sines of each token.
+
+    Returns:
+        [tokens, query heads * head_dim].
     """
     if qkv.is_cuda:
-        turned = Rotation.apply(qkv, heads.query + heads.key, tables)  # type: ignore[no-untyped-call]
-        return _attend_cuda(turned, heads, segments)
-    result: Tensor = RowByRow.apply(qkv, heads, segments, tables)  # type: ignore[no-untyped-call]
+        rotated = RotaryEmbedding.apply(qkv, heads.query + heads.key, tables)  # type: ignore[no-untyped-call]
+        return _attend_cuda(rotated, heads, segments)
+    result: Tensor = RowAttention.apply(qkv, heads, segments, tables)  # type: ignore[no-untyped-call]
     return result
 
 
 def _attend_cuda(qkv: Tensor, heads: Heads, segments: Segments) -> Tensor:
-    """One kernel for all rows; needs 16-bit numbers."""
+    """Run one flash-attention kernel for all rows; it needs 16-bit numbers, and rows without a shared prefix."""
     from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 -- CUDA only
 
     query, key, value = torch.split(qkv, [heads.query, heads.key, heads.key], dim=1)
-    bounds, longest = segments.bounds, segments.longest
+    cu_seqlens, max_seqlen = segments.cu_seqlens, segments.max_seqlen
+    if cu_seqlens is None:
+        raise ValueError("attention on a GPU cannot share prefixes")
     result = varlen_attn(
-        query, key, value, bounds, bounds, longest, longest,
+        query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen,
         scale=heads.scale, window_size=(-1, 0), enable_gqa=heads.query != heads.key,
     )  # fmt: skip
-    mixed = result[0] if isinstance(result, tuple) else result
-    return mixed.flatten(1)
+    output = result[0] if isinstance(result, tuple) else result
+    return output.flatten(1)

@@ -1,4 +1,15 @@
-"""Causal attention on a CPU over rows that stand behind one another."""
+"""Causal attention on a CPU, one rectangle of similarly long rows after another.
+
+For each row and head, with queries Q (scaled), keys K and values V:
+
+    forward    S = Q K^T + mask      P = softmax(S)      O = P V
+    backward   dV = P^T dO           dP = dO V^T         dS = P * (dP - rowsum(P * dP))
+               dQ = dS K             dK = dS^T Q
+
+Two kernels compute it. `_ProductAttention` keeps P, which is small for short rows; in bfloat16 its backward pass
+is several times as fast as that of the CPU's flash attention. `_FlashAttention` keeps one number for each query,
+the logsumexp of its scores, and computes P again: for long rows, whose P would fill the memory.
+"""
 
 from __future__ import annotations
 
@@ -9,130 +20,158 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from trainer.training.fused.attention_layout import Heads, Layout, Rectangle, RotaryTables
+from trainer.training.fused.attention_layout import AttentionLayout, Heads, Rectangle, RotaryTables
 from trainer.training.fused.segments import Segments
 
-SHORT: Final = 512
-"""Up to this many tokens a row's attention weights are kept whole on a CPU."""
+MAX_PRODUCT_TOKENS: Final = 512
+"""Up to this many tokens of the longest row, attention weights are kept for the backward pass."""
 
 
-class RowByRow(Function):
-    """Attention on a CPU, once for each run of rows of like length; see `attention_layout`."""
+class RowAttention(Function):
+    """Attention on a CPU, with rotary position embedding; see `attention_layout` for the arrangement."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, heads: Heads, segments: Segments, tables: RotaryTables) -> Tensor:
-        """See `attend`."""
-        layout, kernel = segments.layout(heads), _Products if segments.longest <= SHORT else _Flash
+        """Compute what `attend` describes."""
+        layout = segments.attention_layout(heads)
+        kernel = _ProductAttention if segments.max_seqlen <= MAX_PRODUCT_TOKENS else _FlashAttention
         rotation = layout.rotation(tables)
-        vectors = qkv.reshape(-1, heads.width).index_select(0, layout.gather)
-        turned = vectors[: len(rotation[0])]
-        exact = turned.float()
+        vectors = qkv.reshape(-1, heads.head_dim).index_select(0, layout.gather)
+        # Rotated queries and keys exist twice where the model computes in 16 bits: in float32, for scores of full
+        # precision, and rounded in `vectors`, which is what the backward pass reads.
+        rounded = vectors[: len(rotation[0])]
+        exact = rounded.float()
         _rotate(exact, rotation)
-        if exact is not turned:
-            turned.copy_(exact)
-        mixed = vectors.new_empty(layout.queries, heads.width)
-        kept = kernel.forward(layout, vectors, exact, mixed)
+        if exact is not rounded:
+            rounded.copy_(exact)
+        output = vectors.new_empty(layout.num_queries, heads.head_dim)
+        saved = kernel.forward(layout, vectors, exact, output)
         ctx.layout, ctx.kernel, ctx.rotation = layout, kernel, rotation
-        ctx.save_for_backward(vectors, *kept)
-        return mixed.index_select(0, layout.results).view(qkv.shape[0], -1)
+        ctx.save_for_backward(vectors, *saved)
+        return output.index_select(0, layout.results).view(qkv.shape[0], -1)
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> Any:
-        """The gradient of q, k and v; what is shared gets its rows' gradients added up."""
-        vectors, *kept = ctx.saved_tensors
-        layout: Layout = ctx.layout
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        """Compute the gradient of q, k and v: [tokens, all heads, head_dim]."""
+        vectors, *saved = ctx.saved_tensors
+        layout: AttentionLayout = ctx.layout
         heads = layout.heads
-        dmixed = dout.reshape(-1, heads.width).index_select(0, layout.grouped)
-        dmixed.index_fill_(0, layout.padding, 0.0)
+        doutput = grad_output.reshape(-1, heads.head_dim).index_select(0, layout.result_gradients)
+        # A padded query repeats a real token; with no gradient it adds nothing to keys and values.
+        doutput.index_fill_(0, layout.padding, 0.0)
         gradients = torch.empty_like(vectors)
-        ctx.kernel.backward(layout, vectors, kept, dmixed, gradients)
-        turned = gradients[: len(ctx.rotation[0])]
-        turned.copy_(_rotate(turned.float(), ctx.rotation, back=True))
-        dqkv = gradients.index_select(0, layout.scatter).view(dout.shape[0], heads.total, heads.width)
+        ctx.kernel.backward(layout, vectors, saved, doutput, gradients)
+        rotated = gradients[: len(ctx.rotation[0])]
+        rotated.copy_(_rotate(rotated.float(), ctx.rotation, backward=True))
+        dqkv = gradients.index_select(0, layout.scatter).view(grad_output.shape[0], heads.total, heads.head_dim)
+        # The scatter brought the prefix the gradient of its own rectangle; add those of the rows that see it.
         for rectangle in layout.rectangles:
-            if rectangle.shared:
-                dqkv[rectangle.front, heads.query :] += _of_shared(layout, rectangle, gradients)
+            if rectangle.prefix_length:
+                dqkv[rectangle.prefix, heads.query :] += _sum_prefix_gradients(layout, rectangle, gradients)
         return dqkv, None, None, None
 
 
-def _rotate(x: Tensor, rotation: RotaryTables, *, back: bool = False) -> Tensor:
-    """Rotary position embedding of float32 (vectors, width), in place; see `Layout.rotation`."""
+def _rotate(x: Tensor, rotation: RotaryTables, *, backward: bool = False) -> Tensor:
+    """Apply rotary factors to x, float32 [vectors, head_dim], in place; see `AttentionLayout.rotation`.
+
+    A rotation is orthogonal: the gradient is rotated by the opposite angle, so the sine changes its sign.
+    """
     half = x.shape[1] // 2
     swapped = torch.cat([x[:, half:], x[:, :half]], 1)
-    return x.mul_(rotation[0]).addcmul_(swapped, rotation[1], value=-1 if back else 1)
+    return x.mul_(rotation[0]).addcmul_(swapped, rotation[1], value=-1 if backward else 1)
 
 
-def _of_shared(layout: Layout, rectangle: Rectangle, gradients: Tensor) -> Tensor:
-    """Keys' and values' gradients of the tokens in front, over all rows: float32 (front, 2 · key heads, width)."""
-    _, *keys_and_values = layout.sections(gradients)
-    shape = (rectangle.rows, layout.heads.key, rectangle.seen, layout.heads.width)
-    parts = (rectangle.of_keys(section).view(shape)[:, :, : rectangle.shared] for section in keys_and_values)
+def _sum_prefix_gradients(layout: AttentionLayout, rectangle: Rectangle, gradients: Tensor) -> Tensor:
+    """Sum the gradients of the prefix's keys and values over rows: float32 [prefix, 2 * key heads, head_dim]."""
+    _, *keys_and_values = layout.split_sections(gradients)
+    shape = (rectangle.rows, layout.heads.key, rectangle.key_length, layout.heads.head_dim)
+    parts = (
+        rectangle.view_keys(section).view(shape)[:, :, : rectangle.prefix_length] for section in keys_and_values
+    )
     return torch.cat([part.sum(0, dtype=torch.float32) for part in parts]).transpose(0, 1)
 
 
-class _Products:
-    """Attention as plain batched products; scores in float32, the rest in the inputs' numbers.
+class _ProductAttention:
+    """Attention as plain batched matrix products: scores in float32, the rest in the inputs' dtype."""
 
-    For short rows in bfloat16 several times quicker than the CPU's flash attention going backward.
+    @staticmethod
+    def forward(layout: AttentionLayout, vectors: Tensor, exact: Tensor, output: Tensor) -> list[Tensor]:
+        """Write O to `output`; returns P of each rectangle: [rows * key heads, queries per key * length, keys]."""
+        all_queries, all_keys = torch.split(exact, [layout.num_queries, layout.num_keys])
+        all_values = layout.split_sections(vectors)[2]
+        saved = []
+        for rectangle in layout.rectangles:
+            query, key = rectangle.view_queries(all_queries), rectangle.view_keys(all_keys)
+            # S = mask + Q K^T in one call; the softmax then overwrites S.
+            scores = torch.baddbmm(
+                rectangle.causal_mask.expand(query.shape[0], -1, -1), query, key.transpose(1, 2)
+            )
+            weights = torch.softmax(scores, -1, out=scores).to(vectors.dtype)
+            torch.bmm(weights, rectangle.view_keys(all_values), out=rectangle.view_queries(output))
+            saved.append(weights)
+        return saved
+
+    @staticmethod
+    def backward(
+        layout: AttentionLayout, vectors: Tensor, saved: list[Tensor], doutput: Tensor, gradients: Tensor
+    ) -> None:
+        """Write dQ, dK and dV of each rectangle to `gradients`; formulas in the module."""
+        sections, gradient_sections = layout.split_sections(vectors), layout.split_sections(gradients)
+        for rectangle, weights in zip(layout.rectangles, saved, strict=True):
+            query, key, value = _view_sections(rectangle, sections)
+            dquery, dkey, dvalue = _view_sections(rectangle, gradient_sections)
+            dout = rectangle.view_queries(doutput)
+            dweights = torch.bmm(dout, value.transpose(1, 2))
+            dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)  # noqa: SLF001
+            torch.bmm(dscores, key, out=dquery)
+            torch.bmm(dscores.transpose(1, 2), query, out=dkey)
+            torch.bmm(weights.transpose(1, 2), dout, out=dvalue)
+
+
+class _FlashAttention:
+    """The CPU's flash attention, without shared prefixes: it takes as many keys as queries.
+
+    The queries are scaled already by their rotary factors, hence `scale=1.0`.
     """
 
     @staticmethod
-    def forward(layout: Layout, vectors: Tensor, exact: Tensor, mixed: Tensor) -> list[Tensor]:
-        query, key = torch.split(exact, [layout.queries, layout.keys])
-        value = layout.sections(vectors)[2]
-        kept = []
-        for part in layout.rectangles:
-            asked, seen = part.of_queries(query), part.of_keys(key).transpose(1, 2)
-            scores = torch.baddbmm(part.future.expand(asked.shape[0], -1, -1), asked, seen)
-            weights = torch.softmax(scores, -1, out=scores).to(vectors.dtype)
-            torch.bmm(weights, part.of_keys(value), out=part.of_queries(mixed))
-            kept.append(weights)
-        return kept
-
-    @staticmethod
-    def backward(layout: Layout, vectors: Tensor, kept: list[Tensor], dmixed: Tensor, gradients: Tensor) -> None:
-        query, key, value = layout.sections(vectors)
-        dquery, dkey, dvalue = layout.sections(gradients)
-        for part, weights in zip(layout.rectangles, kept, strict=True):
-            wanted = part.of_queries(dmixed)
-            dweights = torch.bmm(wanted, part.of_keys(value).transpose(1, 2))
-            dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)  # noqa: SLF001
-            torch.bmm(dscores, part.of_keys(key), out=part.of_queries(dquery))
-            torch.bmm(dscores.transpose(1, 2), part.of_queries(query), out=part.of_keys(dkey))
-            torch.bmm(weights.transpose(1, 2), wanted, out=part.of_keys(dvalue))
-
-
-class _Flash:
-    """The CPU's flash attention: for long rows, whose weights would fill the memory. It knows nothing shared."""
-
-    @staticmethod
-    def forward(layout: Layout, vectors: Tensor, _exact: Tensor, mixed: Tensor) -> list[Tensor]:
-        sections, logsumexps = layout.sections(vectors), []
-        for part in layout.rectangles:
-            here, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # noqa: SLF001
-                *_by_row(part, sections), 0.0, True, scale=1.0
+    def forward(layout: AttentionLayout, vectors: Tensor, _exact: Tensor, output: Tensor) -> list[Tensor]:
+        """Write O to `output`; returns it, and the logsumexp of each rectangle's scores."""
+        sections, logsumexps = layout.split_sections(vectors), []
+        for rectangle in layout.rectangles:
+            result, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # noqa: SLF001
+                *_view_by_row(rectangle, sections), 0.0, True, scale=1.0
             )
-            _by_row(part, [mixed])[0].copy_(here)
+            _view_by_row(rectangle, [output])[0].copy_(result)
             logsumexps.append(logsumexp)
-        return [mixed, *logsumexps]
+        return [output, *logsumexps]
 
     @staticmethod
-    def backward(layout: Layout, vectors: Tensor, kept: list[Tensor], dmixed: Tensor, gradients: Tensor) -> None:
-        sections, targets = layout.sections(vectors), layout.sections(gradients)
-        mixed, *logsumexps = kept
-        for part, logsumexp in zip(layout.rectangles, logsumexps, strict=True):
-            wanted, result = _by_row(part, [dmixed])[0], _by_row(part, [mixed])[0]
-            made = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(  # noqa: SLF001
-                wanted, *_by_row(part, sections), result, logsumexp, 0.0, True, scale=1.0
+    def backward(
+        layout: AttentionLayout, vectors: Tensor, saved: list[Tensor], doutput: Tensor, gradients: Tensor
+    ) -> None:
+        """Write dQ, dK and dV of each rectangle to `gradients`."""
+        sections, gradient_sections = layout.split_sections(vectors), layout.split_sections(gradients)
+        output, *logsumexps = saved
+        for rectangle, logsumexp in zip(layout.rectangles, logsumexps, strict=True):
+            dout, result = _view_by_row(rectangle, [doutput])[0], _view_by_row(rectangle, [output])[0]
+            computed = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(  # noqa: SLF001
+                dout, *_view_by_row(rectangle, sections), result, logsumexp, 0.0, True, scale=1.0
             )
-            for target, gradient in zip(_by_row(part, targets), made, strict=True):
+            for target, gradient in zip(_view_by_row(rectangle, gradient_sections), computed, strict=True):
                 target.copy_(gradient)
 
 
-def _by_row(part: Rectangle, sections: Sequence[Tensor]) -> list[Tensor]:
-    """A rectangle's part of queries, and of keys and values where given: (rows, heads, length, width)."""
-    cut = (part.of_queries, part.of_keys, part.of_keys)
+def _view_sections(rectangle: Rectangle, sections: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """View a rectangle's part of queries, keys and values, or of their gradients."""
+    queries, keys, values = sections
+    return rectangle.view_queries(queries), rectangle.view_keys(keys), rectangle.view_keys(values)
+
+
+def _view_by_row(rectangle: Rectangle, sections: Sequence[Tensor]) -> list[Tensor]:
+    """View a rectangle's part of queries, and of keys and values if given: [rows, heads, length, head_dim]."""
+    views = (rectangle.view_queries, rectangle.view_keys, rectangle.view_keys)
     return [
-        view(section).view(part.rows, -1, part.length, part.heads.width)
-        for view, section in zip(cut, sections, strict=False)
+        view(section).view(rectangle.rows, -1, rectangle.length, rectangle.heads.head_dim)
+        for view, section in zip(views, sections, strict=False)
     ]

@@ -1,9 +1,10 @@
-"""A quick forward pass for decoders of the Llama family (Llama, Mistral, Qwen 2 and 3, SmolLM2, …).
+"""A fast forward pass for decoders of the Llama family (Llama, Mistral, Qwen 2 and 3, SmolLM2, ...).
 
-It computes what the model itself computes, on the model's own weights, without padding, with grouped products and
-with the last layer's second half only where a trained token is predicted. `unknown_part` looks at a model's parts
-and names what is not exactly as known; whether the result is right is then proved on tokens, by
-`trainer.training.fused.equivalence`.
+It computes what the model itself computes, with the model's own weights: without padding, with grouped matrix
+products, and with the second half of the last layer only where a trained token is predicted.
+
+`find_obstacle` looks at a model's parts and names the first that is not exactly of the known kind. Whether the
+result is right is then compared on tokens, by `equivalence`.
 """
 
 from __future__ import annotations
@@ -18,58 +19,65 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.training.fused.attention import attend
 from trainer.training.fused.attention_layout import Heads, RotaryTables
-from trainer.training.fused.blocks import Mlp, Norm, NormLinear, ResidualLinear
-from trainer.training.fused.lora_linear import LoraGroup, Refresh, Update
+from trainer.training.fused.blocks import GatedMlp, NormLinear, ResidualLinear, RmsNorm
+from trainer.training.fused.lora_linear import AdapterRefresh, LoraGroup, LoraUpdate
+from trainer.training.fused.prefix_sharing import FlatBatch
 from trainer.training.fused.segments import Segments
 
-KNOWN: Final = ("llama", "mistral", "qwen2", "qwen3")
-"""`model_type`s that were compared, number by number, with their own forward pass."""
+MODEL_TYPES: Final = ("llama", "mistral", "qwen2", "qwen3")
+"""`model_type`s whose results were compared with those of transformers' own forward pass."""
 
-_LAYER: Final = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-_ATTENTION: Final = {"q_proj", "k_proj", "v_proj", "o_proj"}
-_MLP: Final = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+_ATTENTION_IMPLEMENTATIONS: Final = ("sdpa", "flash_attention_2", "flash_attention_3")
+
+# transformers' names of the modules in a model, a layer, an attention and an MLP of the family.
+_MODEL_PARTS: Final = {"embed_tokens", "layers", "norm", "rotary_emb"}
+_LAYER_PARTS: Final = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_ATTENTION_PARTS: Final = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_HEAD_NORMS: Final = {"q_norm", "k_norm"}
+_MLP_PARTS: Final = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _QKV: Final = ("q_proj", "k_proj", "v_proj")
 _GATE_UP: Final = ("gate_proj", "up_proj")
-_ATTENTIONS: Final = ("sdpa", "flash_attention_2", "flash_attention_3")
-_MODEL: Final = {"embed_tokens", "layers", "norm", "rotary_emb"}
 
 
 @dataclass(frozen=True)
-class _Layer:
+class _DecoderLayer:
+    """The weights of one layer. `head_norms` normalize queries and keys (Qwen 3); None where there are none."""
+
     heads: Heads
-    norm: Norm
+    attention_norm: RmsNorm
     qkv: LoraGroup
     head_norms: tuple[nn.Module, nn.Module] | None
-    out: LoraGroup
-    mlp_norm: Norm
+    attention_output: LoraGroup
+    mlp_norm: RmsNorm
     gate_up: LoraGroup
     down: LoraGroup
 
     @property
     def groups(self) -> tuple[LoraGroup, ...]:
-        return (self.qkv, self.out, self.gate_up, self.down)
+        return (self.qkv, self.attention_output, self.gate_up, self.down)
 
 
-class Decoder:
-    """See the module.
+class FusedDecoder:
+    """The forward pass of one model up to its last hidden states.
 
     Args:
-        causal: transformers' causal language model.
-        dtype: what products are computed in.
-        checkpointing: whether a layer's inner results are made again in the backward pass instead of being kept.
+        causal: transformers' causal language model, with PEFT's layers in it.
+        dtype: number format of matrix products.
+        checkpointing: whether a layer's activations are recomputed in the backward pass instead of being kept.
 
     Attributes:
         dtype: as given.
-        head: (vocabulary, width), in `dtype`.
-        head_bias: (vocabulary,), or None.
-        row_lengths: (tokens, 1): of the row that each token of the present batch is in.
+        head: weight of the head, [vocabulary, hidden size], in `dtype`.
+        head_bias: [vocabulary], or None.
+        row_lengths: [tokens, 1]: length of the row that each token of the present batch is in. Set before the
+            embedding is computed, whose noise depends on it; not set where rows share a prefix.
         adapted: whether the adapter takes part; without it this is the base model.
     """
 
     def __init__(self, causal: Any, dtype: torch.dtype, *, checkpointing: bool) -> None:
         model = causal.base_model
         head = causal.get_output_embeddings()
-        _let_go_of_the_file([causal.get_input_embeddings(), head, *_norms(model)])
+        _copy_from_file([causal.get_input_embeddings(), head, *_find_norms(model)])
         self.dtype = dtype
         self.head = head.weight.detach().to(dtype)
         self.head_bias = None if head.bias is None else head.bias.detach().to(dtype)
@@ -77,107 +85,109 @@ class Decoder:
         self.adapted = True
         self._model = model
         self._checkpointing = checkpointing
-        self._layers = [_build_layer(layer, heads_of(causal), dtype) for layer in model.layers]
-        self._refresh = Refresh([group for layer in self._layers for group in layer.groups])
+        self._layers = [_build_layer(layer, read_heads(causal), dtype) for layer in model.layers]
+        self._refresh_adapter = AdapterRefresh([group for layer in self._layers for group in layer.groups])
 
-    def hidden(self, ids: Tensor, positions: Tensor, segments: Segments, wanted: Tensor) -> Tensor:
-        """Last hidden states where they are wanted.
-
-        Args:
-            ids: (tokens,).
-            positions: (tokens,): of each token in its row.
-            segments: the rows.
-            wanted: int (wanted,): indices into tokens.
-
-        Returns:
-            (wanted, width), normed.
-        """
-        self._refresh(off=not self.adapted)
-        if not segments.shared and not segments.groups:
-            sizes = segments.bounds.diff()
-            self.row_lengths = torch.repeat_interleave(sizes, sizes, output_size=len(ids)).unsqueeze(1)
-        x = self._model.embed_tokens(ids)
-        tables = self._tables(x, positions)
+    def hidden_states(self, batch: FlatBatch) -> Tensor:
+        """Compute the last hidden states, after the final norm, at the logit positions: [targets, hidden size]."""
+        self._refresh_adapter(disabled=not self.adapted)
+        cu_seqlens = batch.segments.cu_seqlens
+        if cu_seqlens is not None:
+            lengths = cu_seqlens.diff()
+            row_lengths = torch.repeat_interleave(lengths, lengths, output_size=len(batch.input_ids))
+            self.row_lengths = row_lengths.unsqueeze(1)
+        x = self._model.embed_tokens(batch.input_ids)
+        tables = self._rotary_tables(x, batch.position_ids)
         for layer in self._layers:
-            last = wanted if layer is self._layers[-1] else None
+            selected = batch.logit_positions if layer is self._layers[-1] else None
             if self._checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self._run, layer, x, tables, segments, last, use_reentrant=False)
+                x = checkpoint(self._run_layer, layer, x, tables, batch.segments, selected, use_reentrant=False)
             else:
-                x = self._run(layer, x, tables, segments, last)
-        normed: Tensor = self._model.norm(x)
-        return normed
+                x = self._run_layer(layer, x, tables, batch.segments, selected)
+        normalized: Tensor = self._model.norm(x)
+        return normalized
 
-    def _tables(self, x: Tensor, positions: Tensor) -> RotaryTables:
-        cos, sin = self._model.rotary_emb(x, positions.unsqueeze(0))
+    def _rotary_tables(self, x: Tensor, position_ids: Tensor) -> RotaryTables:
+        # transformers repeats the angles for both halves of a head; here one half is enough.
+        cos, sin = self._model.rotary_emb(x, position_ids.unsqueeze(0))
         half = cos.shape[-1] // 2
         return tuple(table[0, :, None, :half].to(self.dtype) for table in (cos, sin))
 
-    def _run(
-        self, layer: _Layer, x: Tensor, tables: RotaryTables, segments: Segments, wanted: Tensor | None
+    def _run_layer(
+        self,
+        layer: _DecoderLayer,
+        x: Tensor,
+        tables: RotaryTables,
+        segments: Segments,
+        selected: Tensor | None,
     ) -> Tensor:
+        """Run one layer on x [tokens, hidden size]; in the last one, `selected` are the tokens that go on."""
         training, heads = self._model.training, layer.heads
-        qkv = NormLinear.apply(x, layer.norm, layer.qkv, training, *layer.qkv.parameters)  # type: ignore[no-untyped-call]
-        qkv = qkv.unflatten(1, (heads.total, heads.width))
+        qkv = NormLinear.apply(x, layer.attention_norm, layer.qkv, training, *layer.qkv.parameters)  # type: ignore[no-untyped-call]
+        qkv = qkv.unflatten(1, (heads.total, heads.head_dim))
         if layer.head_norms is not None:
-            qkv = _norm_heads(qkv, heads, layer.head_norms)
-        mixed = attend(qkv, heads, segments, tables)
-        if wanted is not None:
-            x, mixed = x.index_select(0, wanted), mixed.index_select(0, wanted)
-        x = ResidualLinear.apply(x, mixed, layer.out, training, *layer.out.parameters)  # type: ignore[no-untyped-call]
+            qkv = _normalize_heads(qkv, heads, layer.head_norms)
+        attended = attend(qkv, heads, segments, tables)
+        if selected is not None:
+            # After the last attention a token depends on itself alone: the rest is needed for trained tokens only.
+            x, attended = x.index_select(0, selected), attended.index_select(0, selected)
+        output = layer.attention_output
+        x = ResidualLinear.apply(x, attended, output, training, *output.parameters)  # type: ignore[no-untyped-call]
         parameters = (*layer.gate_up.parameters, *layer.down.parameters)
-        result: Tensor = Mlp.apply(x, layer.mlp_norm, layer.gate_up, layer.down, training, *parameters)  # type: ignore[no-untyped-call]
+        result: Tensor = GatedMlp.apply(x, layer.mlp_norm, layer.gate_up, layer.down, training, *parameters)  # type: ignore[no-untyped-call]
         return result
 
 
-def _norms(model: Any) -> list[nn.Module]:
+def _find_norms(model: Any) -> list[nn.Module]:
     return [module for module in model.modules() if hasattr(module, "variance_epsilon")]
 
 
-def _let_go_of_the_file(modules: Iterable[nn.Module]) -> None:
-    """Copy what the groups do not: one view of the mapped weights' file keeps all of it in memory."""
+def _copy_from_file(modules: Iterable[nn.Module]) -> None:
+    """Copy weights that no group copies: a single view of the memory-mapped file keeps all of it in memory."""
     for parameter in {parameter for module in modules for parameter in module.parameters()}:
         if parameter.device.type == "cpu":
             parameter.data = parameter.data.clone()
 
 
-def _norm_heads(qkv: Tensor, heads: Heads, norms: tuple[nn.Module, nn.Module]) -> Tensor:
+def _normalize_heads(qkv: Tensor, heads: Heads, norms: tuple[nn.Module, nn.Module]) -> Tensor:
     query, key, value = torch.split(qkv, [heads.query, heads.key, heads.key], dim=1)
     return torch.cat([norms[0](query), norms[1](key), value], dim=1)
 
 
-def unknown_part(causal: Any, dtype: torch.dtype, device: torch.device, *, longest: int) -> str | None:
-    """What keeps a model from the quick pass, in words; None where nothing does.
+def find_obstacle(causal: Any, dtype: torch.dtype, device: torch.device, *, longest: int) -> str | None:
+    """Name what keeps a model from the fused pass; None where nothing does.
 
     Args:
         causal: transformers' causal language model, with PEFT's layers in it.
-        dtype: what products are computed in.
-        device: where.
+        dtype: number format of matrix products.
+        device: where they are computed.
         longest: tokens of the longest row there will be.
     """
     config = causal.config
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    head, embedding = causal.get_output_embeddings(), causal.get_input_embeddings()
     obstacles = {
-        "another kind of model": config.model_type not in KNOWN,
-        "another attention was asked for": config._attn_implementation not in _ATTENTIONS,  # noqa: SLF001
+        "another kind of model": config.model_type not in MODEL_TYPES,
+        "another attention implementation": config._attn_implementation not in _ATTENTION_IMPLEMENTATIONS,  # noqa: SLF001
         "float32 on a GPU": device.type != "cpu" and dtype == torch.float32,
         "a sliding window": window is not None and longest > window,
         "attention dropout": bool(getattr(config, "attention_dropout", 0.0)),
-        "other parts than a Llama's": set(dict(causal.base_model.named_children())) != _MODEL,
-        "another head": type(causal.get_output_embeddings()) is not nn.Linear,
-        "a trained head or embedding": _is_trained(causal.get_output_embeddings(), causal.get_input_embeddings()),
+        "other parts than a Llama's": set(dict(causal.base_model.named_children())) != _MODEL_PARTS,
+        "another head": type(head) is not nn.Linear,
+        "a trained head or embedding": _is_trained(head, embedding),
     }
-    found = next((words for words, stands in obstacles.items() if stands), None)
-    return found or next(
-        (words for layer in causal.base_model.layers if (words := _unknown_in_layer(layer))), None
+    obstacle = next((text for text, applies in obstacles.items() if applies), None)
+    return obstacle or next(
+        (text for layer in causal.base_model.layers if (text := _find_obstacle_in_layer(layer))), None
     )
 
 
-def _unknown_in_layer(layer: Any) -> str | None:
-    if set(dict(layer.named_children())) != _LAYER:
+def _find_obstacle_in_layer(layer: Any) -> str | None:
+    if set(dict(layer.named_children())) != _LAYER_PARTS:
         return "other layers than a Llama's"
     attention, mlp = dict(layer.self_attn.named_children()), dict(layer.mlp.named_children())
     norms = (layer.input_layernorm, layer.post_attention_layernorm)
-    if set(attention) not in (_ATTENTION, _ATTENTION | {"q_norm", "k_norm"}) or set(mlp) != _MLP:
+    if set(attention) not in (_ATTENTION_PARTS, _ATTENTION_PARTS | _HEAD_NORMS) or set(mlp) != _MLP_PARTS:
         return "another attention or MLP"
     if type(mlp["act_fn"]).__name__ not in ("SiLU", "SiLUActivation"):
         return "another activation"
@@ -189,16 +199,16 @@ def _unknown_in_layer(layer: Any) -> str | None:
         return "a trained norm"
     groups = [[attention[name] for name in names] for names in (_QKV, ("o_proj",))]
     groups += [[mlp[name] for name in names] for names in (_GATE_UP, ("down_proj",))]
-    return next((words for group in groups if (words := _unknown_in_group(group))), None)
+    return next((text for group in groups if (text := _find_obstacle_in_group(group))), None)
 
 
-def _unknown_in_group(modules: list[Any]) -> str | None:
-    bases = [_base(module) for module in modules]
+def _find_obstacle_in_group(modules: list[Any]) -> str | None:
+    bases = [_base_layer(module) for module in modules]
     if any(type(base) is not nn.Linear for base in bases):
         return "linear layers of another kind"
     if len({base.bias is None for base in bases}) > 1:
         return "a bias on some layers only"
-    if not all(_plain_lora(module) for module in modules):
+    if not all(_is_plain_lora(module) for module in modules):
         return "an adapter of another kind than plain LoRA"
     return "a trained base" if _is_trained(*bases) else None
 
@@ -207,20 +217,21 @@ def _is_trained(*modules: nn.Module) -> bool:
     return any(parameter.requires_grad for module in modules for parameter in module.parameters())
 
 
-def heads_of(causal: Any) -> Heads:
-    """How attention is cut into heads."""
+def read_heads(causal: Any) -> Heads:
+    """Read from a model's first layer how its attention is divided into heads."""
     attention = causal.base_model.layers[0].self_attn
     query, key = (
-        _base(module).out_features // attention.head_dim for module in (attention.q_proj, attention.k_proj)
+        _base_layer(module).out_features // attention.head_dim for module in (attention.q_proj, attention.k_proj)
     )
     return Heads(query, key, attention.head_dim, attention.scaling)
 
 
-def _base(module: Any) -> Any:
+def _base_layer(module: Any) -> Any:
     return module.get_base_layer() if hasattr(module, "get_base_layer") else module
 
 
-def _plain_lora(module: Any) -> bool:
+def _is_plain_lora(module: Any) -> bool:
+    """Whether a module has no adapter, or one that computes exactly scale * B A dropout(x)."""
     if not hasattr(module, "get_base_layer"):
         return True
     names = list(module.lora_A)
@@ -233,30 +244,32 @@ def _plain_lora(module: Any) -> bool:
     )
 
 
-def _update(module: Any) -> Update | None:
+def _read_update(module: Any) -> LoraUpdate | None:
     if not hasattr(module, "get_base_layer"):
         return None
     dropout = getattr(module.lora_dropout["default"], "p", 0.0)
-    a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
-    return Update(a, b, float(module.scaling["default"]), float(dropout))
+    lora_a, lora_b = module.lora_A["default"].weight, module.lora_B["default"].weight
+    return LoraUpdate(lora_a, lora_b, float(module.scaling["default"]), float(dropout))
 
 
-def _group(parent: Any, names: tuple[str, ...], dtype: torch.dtype) -> LoraGroup:
+def _build_group(parent: Any, names: tuple[str, ...], dtype: torch.dtype) -> LoraGroup:
     modules = [getattr(parent, name) for name in names]
-    return LoraGroup([_base(module) for module in modules], [_update(module) for module in modules], dtype)
+    return LoraGroup(
+        [_base_layer(module) for module in modules], [_read_update(module) for module in modules], dtype
+    )
 
 
-def _build_layer(layer: Any, heads: Heads, dtype: torch.dtype) -> _Layer:
+def _build_layer(layer: Any, heads: Heads, dtype: torch.dtype) -> _DecoderLayer:
     attention, mlp = layer.self_attn, layer.mlp
     norms = [layer.input_layernorm, layer.post_attention_layernorm]
-    first, second = (Norm(norm.weight, norm.variance_epsilon, dtype) for norm in norms)
-    return _Layer(
+    attention_norm, mlp_norm = (RmsNorm(norm.weight, norm.variance_epsilon) for norm in norms)
+    return _DecoderLayer(
         heads=heads,
-        norm=first,
-        qkv=_group(attention, _QKV, dtype),
+        attention_norm=attention_norm,
+        qkv=_build_group(attention, _QKV, dtype),
         head_norms=(attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None,
-        out=_group(attention, ("o_proj",), dtype),
-        mlp_norm=second,
-        gate_up=_group(mlp, _GATE_UP, dtype),
-        down=_group(mlp, ("down_proj",), dtype),
+        attention_output=_build_group(attention, ("o_proj",), dtype),
+        mlp_norm=mlp_norm,
+        gate_up=_build_group(mlp, _GATE_UP, dtype),
+        down=_build_group(mlp, ("down_proj",), dtype),
     )

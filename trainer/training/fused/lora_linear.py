@@ -1,189 +1,234 @@
-"""Linear layers with a low-rank update, several at once, as single products.
+"""Linear layers with LoRA updates, several at once, as single matrix products.
 
-Modules that read the same input (q, k and v; gate and up) form a group. A group's frozen weights stand above one
-another in one matrix, and behind each its B: with x the input and A all the group's A, scaled,
+A module computes y = x W^T + scale * dropout(x) A^T B^T with W [outputs, inputs] frozen, A [rank, inputs] and
+B [outputs, rank] trained. Modules that read the same input (q, k and v; gate and up) form a group. A group has one
+matrix, in which the modules' weights are stacked and each module's B stands next to its W. For two modules, with
+A the scaled matrices A1 and A2 stacked:
 
-    [y1, y2] = [x, x Aᵀ] · [[W1, B1, 0], [W2, 0, B2]]ᵀ
+    [y1, y2] = [x, x A^T] . [[W1, B1, 0],
+                             [W2, 0, B2]]^T
 
-so base and updates are one product forward, and one backward, which brings the gradients of x and of x Aᵀ
-together. The base gets no gradient, so no product is made for one. Only the input is kept for the backward pass.
+So base and updates are one product forward, and one backward, dy . weight, which gives the gradients of x and of
+x A^T side by side. From the latter, dxa [tokens, rank]:
+
+    dA = scale * dxa^T x        dB = dy^T (x A^T)        dx = (dy W) + dxa A
+
+W is frozen, so no dW is computed. Autograd does not record any of this (the callers are autograd functions): only
+[x, x A^T] is kept for the backward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Update:
-    """The low-rank update of one module: x ↦ scale · dropout(x) Aᵀ Bᵀ.
+class LoraUpdate:
+    """The low-rank update of one module: x -> scale * dropout(x) A^T B^T.
 
     Attributes:
-        a: [rank, inputs], trained.
-        b: [outputs, rank], trained.
-        scale: alpha / rank, or alpha / √rank.
-        dropout: share of the inputs left out while training.
+        lora_A: [rank, inputs], trained.
+        lora_B: [outputs, rank], trained.
+        scale: alpha / rank, or alpha / sqrt(rank) with rank-stabilised LoRA.
+        dropout: probability that an input is zeroed while training.
     """
 
-    a: nn.Parameter
-    b: nn.Parameter
+    lora_A: nn.Parameter  # noqa: N815 -- PEFT's names
+    lora_B: nn.Parameter  # noqa: N815
     scale: float
     dropout: float
 
     @property
     def rank(self) -> int:
         """Rows of A."""
-        return self.a.shape[0]
+        return self.lora_A.shape[0]
 
 
 class LoraGroup:
-    """Modules that read one input.
+    """Modules that read the same input.
 
-    The base modules' weights become views into this group's matrix: the model itself goes on working, and nothing
-    is in memory twice.
+    The base modules' weights become views into the group's matrix: the model itself still works, and no weight is
+    in memory twice.
 
     Args:
-        bases: the frozen linear layers; all with a bias or none.
-        updates: for each its update, or None.
-        dtype: what products are computed in.
+        bases: the frozen linear layers; all have a bias or none has.
+        updates: the update of each, or None.
+        dtype: number format of the products.
+
+    Attributes:
+        inputs: numbers in an input vector.
+        rank: sum of the updates' ranks.
+        updates: those that are not None.
+        weight: [all outputs, inputs + rank], as in the module's docstring.
+        bias: [all outputs], or None.
     """
 
-    def __init__(self, bases: Sequence[nn.Linear], updates: Sequence[Update | None], dtype: torch.dtype) -> None:
+    def __init__(
+        self, bases: Sequence[nn.Linear], updates: Sequence[LoraUpdate | None], dtype: torch.dtype
+    ) -> None:
+        outputs = [base.out_features for base in bases]
         self.inputs = bases[0].in_features
-        self.outputs = [base.out_features for base in bases]
         self.updates = [update for update in updates if update is not None]
         self.rank = sum(update.rank for update in self.updates)
-        self._places = list(_places(self.outputs, updates))
-        self.weight = bases[0].weight.new_zeros(sum(self.outputs), self.inputs + self.rank, dtype=dtype)
-        self._a = self.weight.new_empty(self.rank, self.inputs)
+        self._slices = list(_update_slices(outputs, updates))
+        self.weight = bases[0].weight.new_zeros(sum(outputs), self.inputs + self.rank, dtype=dtype)
+        self._scaled_A = self.weight.new_empty(self.rank, self.inputs)
         self.bias = None if bases[0].bias is None else torch.cat([base.bias.detach() for base in bases]).to(dtype)
-        for base, rows in zip(bases, _ranges(self.outputs), strict=True):
+        for base, rows in zip(bases, _consecutive_slices(outputs), strict=True):
             view = self.weight[rows, : self.inputs]
             view.copy_(base.weight.detach())
             base.weight.data = view
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """A and B of each update, in turn."""
-        return [parameter for update in self.updates for parameter in (update.a, update.b)]
+        """A and B of each update, alternating."""
+        return [parameter for update in self.updates for parameter in (update.lora_A, update.lora_B)]
 
     @property
-    def copies(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Where a copy of each of `parameters` belongs, and the parameters; see `refresh`."""
-        targets = []
-        for rows, columns in self._places:
-            place = slice(self.inputs + columns.start, self.inputs + columns.stop)
-            targets += [self._a[columns], self.weight[rows, place]]
-        return targets, [parameter.detach() for parameter in self.parameters]
+    def parameter_copies(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Views of the group's matrices that hold a copy of each of `parameters`; and the parameters, detached."""
+        copies = []
+        for rows, columns in self._slices:
+            weight_columns = slice(self.inputs + columns.start, self.inputs + columns.stop)
+            copies += [self._scaled_A[columns], self.weight[rows, weight_columns]]
+        return copies, [parameter.detach() for parameter in self.parameters]
 
-    def scale(self, *, off: bool = False) -> None:
-        """Scale the copies of A; `off` makes them zero, and the group what its bases alone are."""
-        for update, (_, columns) in zip(self.updates, self._places, strict=True):
-            self._a[columns].mul_(0.0 if off else update.scale)
+    def scale_copies(self, *, disabled: bool = False) -> None:
+        """Scale the copies of A.
 
-    def widen(self, x: Tensor, *, training: bool) -> tuple[Tensor, list[Tensor]]:
-        """[x, x Aᵀ] and the dropout masks: (tokens, inputs + rank), each mask (tokens, inputs)."""
-        wide = x.new_empty(x.shape[0], self.inputs + self.rank)
-        wide[:, : self.inputs] = x
-        return wide, self.fill(wide, training=training)
+        Args:
+            disabled: whether to make them zero, so that the group computes what its base modules compute.
+        """
+        for update, (_, columns) in zip(self.updates, self._slices, strict=True):
+            self._scaled_A[columns].mul_(0.0 if disabled else update.scale)
 
-    def fill(self, wide: Tensor, *, training: bool) -> list[Tensor]:
-        """Write x Aᵀ behind the x that stands in `wide`; returns the dropout masks, none without dropout."""
+    def append_low_rank(self, x: Tensor, *, training: bool) -> tuple[Tensor, list[Tensor]]:
+        """Make [x, x A^T] from x.
+
+        Args:
+            x: [tokens, inputs].
+            training: whether dropout is on.
+
+        Returns:
+            [tokens, inputs + rank], and the dropout masks as in `fill_low_rank`.
+        """
+        extended = x.new_empty(x.shape[0], self.inputs + self.rank)
+        extended[:, : self.inputs] = x
+        return extended, self.fill_low_rank(extended, training=training)
+
+    def fill_low_rank(self, extended: Tensor, *, training: bool) -> list[Tensor]:
+        """Write x A^T into the last columns of `extended`, whose first columns are x.
+
+        Args:
+            extended: [tokens, inputs + rank].
+            training: whether dropout is on.
+
+        Returns:
+            The dropout mask of each update: [tokens, inputs], 0 or 1 / (1 - dropout). None without dropout.
+        """
         if not self.rank:
             return []
-        x = wide[:, : self.inputs]
-        masks = self._masks(x) if training else []
+        x = extended[:, : self.inputs]
+        masks = self._draw_masks(x) if training else []
         if not masks:
-            torch.mm(x, self._a.t(), out=wide[:, self.inputs :])
-        for mask, (_, columns) in zip(masks, self._places if masks else (), strict=True):
-            wide[:, self.inputs + columns.start : self.inputs + columns.stop] = (x * mask) @ self._a[columns].t()
+            torch.mm(x, self._scaled_A.t(), out=extended[:, self.inputs :])
+        # Each update has a mask of its own, as in PEFT; then there is one product for each.
+        for mask, (_, columns) in zip(masks, self._slices if masks else (), strict=True):
+            target = slice(self.inputs + columns.start, self.inputs + columns.stop)
+            extended[:, target] = (x * mask) @ self._scaled_A[columns].t()
         return masks
 
-    def _masks(self, x: Tensor) -> list[Tensor]:
+    def _draw_masks(self, x: Tensor) -> list[Tensor]:
         if not any(update.dropout for update in self.updates):
             return []
         keep = [1 - update.dropout for update in self.updates]
-        return [torch.empty_like(x).bernoulli_(share).div_(share) for share in keep]
+        return [torch.empty_like(x).bernoulli_(probability).div_(probability) for probability in keep]
 
-    def forward(self, wide: Tensor) -> Tensor:
-        """(tokens, all outputs) from what `widen` made."""
-        return nn.functional.linear(wide, self.weight, self.bias)
+    def forward(self, extended: Tensor) -> Tensor:
+        """Compute all modules' outputs: [tokens, all outputs], from [x, x A^T]."""
+        return nn.functional.linear(extended, self.weight, self.bias)
 
     def backward(
-        self, dy: Tensor, wide: Tensor, masks: list[Tensor], *, into_input: bool = True
+        self, dy: Tensor, extended: Tensor, masks: list[Tensor], *, needs_dx: bool = True
     ) -> tuple[Tensor | None, list[Tensor]]:
-        """Gradients.
+        """Compute the gradients; formulas in the module.
 
         Args:
-            dy: (tokens, all outputs).
-            wide: what `widen` made.
-            masks: the same.
-            into_input: whether the input's gradient is wanted.
+            dy: gradient of the outputs: [tokens, all outputs].
+            extended: [x, x A^T]: [tokens, inputs + rank].
+            masks: what `fill_low_rank` returned.
+            needs_dx: whether the input's gradient is needed. The first layer's input has none: embeddings are
+                frozen.
 
         Returns:
-            The input's gradient (tokens, inputs), and those of `parameters`.
+            The gradient of x [tokens, inputs] or None, and those of `parameters`.
         """
-        if not into_input:
-            return None, self._parameter_gradients(dy, dy @ self.weight[:, self.inputs :], wide, masks)
-        dwide = dy @ self.weight
-        dx, dxa = dwide[:, : self.inputs], dwide[:, self.inputs :]
-        gradients = self._parameter_gradients(dy, dxa, wide, masks)
+        if not needs_dx:
+            return None, self._parameter_gradients(dy, dy @ self.weight[:, self.inputs :], extended, masks)
+        dextended = dy @ self.weight
+        dx, dxa = dextended[:, : self.inputs], dextended[:, self.inputs :]
+        gradients = self._parameter_gradients(dy, dxa, extended, masks)
         if not masks:
-            return (dx.addmm_(dxa, self._a) if self.rank else dx), gradients
-        for mask, (_, columns) in zip(masks, self._places, strict=True):
-            dx = dx + mask * (dxa[:, columns] @ self._a[columns])
+            return (dx.addmm_(dxa, self._scaled_A) if self.rank else dx), gradients
+        for mask, (_, columns) in zip(masks, self._slices, strict=True):
+            dx = dx + mask * (dxa[:, columns] @ self._scaled_A[columns])
         return dx, gradients
 
-    def _parameter_gradients(self, dy: Tensor, dxa: Tensor, wide: Tensor, masks: list[Tensor]) -> list[Tensor]:
+    def _parameter_gradients(self, dy: Tensor, dxa: Tensor, extended: Tensor, masks: list[Tensor]) -> list[Tensor]:
+        """Compute dA and dB of each update, alternating, in the parameters' dtype."""
         if not self.rank:
             return []
-        x, xa = wide[:, : self.inputs], wide[:, self.inputs :]
-        da = None if masks else dxa.t() @ x
+        x, xa = extended[:, : self.inputs], extended[:, self.inputs :]
+        stacked_da = None if masks else dxa.t() @ x
         gradients = []
-        for number, (update, (rows, columns)) in enumerate(zip(self.updates, self._places, strict=True)):
-            one = dxa[:, columns].t() @ (x * masks[number]) if da is None else da[columns]
-            db = (xa[:, columns].t() @ dy[:, rows]).t()  # on two threads a third quicker than dyᵀ · xa
+        for number, (update, (rows, columns)) in enumerate(zip(self.updates, self._slices, strict=True)):
+            da = dxa[:, columns].t() @ (x * masks[number]) if stacked_da is None else stacked_da[columns]
+            # dB^T = (x A^T)^T dy: on two threads a third faster than dy^T (x A^T).
+            db = (xa[:, columns].t() @ dy[:, rows]).t()
             gradients += [
-                one.to(update.a.dtype).mul_(update.scale),
-                db.to(update.b.dtype, memory_format=torch.contiguous_format),
+                da.to(update.lora_A.dtype).mul_(update.scale),
+                db.to(update.lora_B.dtype, memory_format=torch.contiguous_format),
             ]
         return gradients
 
 
-class Refresh:
-    """Brings A and B, as they are now, into the groups' matrices; once before each forward pass.
+class AdapterRefresh:
+    """Copies A and B, as the optimizer left them, into the groups' matrices; once before each forward pass.
 
     Args:
-        groups: all of a model's.
+        groups: all groups of a model.
     """
 
     def __init__(self, groups: Sequence[LoraGroup]) -> None:
         self._groups = groups
-        pairs = [group.copies for group in groups]
-        self._targets = [target for targets, _ in pairs for target in targets]
-        self._sources = [source for _, sources in pairs for source in sources]
+        pairs = [group.parameter_copies for group in groups]
+        self._copies = [copy for copies, _ in pairs for copy in copies]
+        self._parameters = [parameter for _, parameters in pairs for parameter in parameters]
 
     @torch.no_grad()
-    def __call__(self, *, off: bool = False) -> None:
-        """Do it; with `off` as if there were no updates."""
-        torch._foreach_copy_(self._targets, self._sources)
+    def __call__(self, *, disabled: bool = False) -> None:
+        """Copy and scale them.
+
+        Args:
+            disabled: whether the groups are to compute what their base modules compute.
+        """
+        torch._foreach_copy_(self._copies, self._parameters)  # one kernel for all on a GPU
         for group in self._groups:
-            group.scale(off=off)
+            group.scale_copies(disabled=disabled)
 
 
-def _ranges(sizes: Sequence[int]) -> list[slice]:
+def _consecutive_slices(sizes: Sequence[int]) -> list[slice]:
     ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
     return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
-def _places(outputs: Sequence[int], updates: Sequence[Update | None]) -> Any:
-    """For each update the rows of its outputs, and its columns behind the inputs."""
-    columns = _ranges([0 if update is None else update.rank for update in updates])
-    for update, rows, place in zip(updates, _ranges(outputs), columns, strict=True):
+def _update_slices(outputs: Sequence[int], updates: Sequence[LoraUpdate | None]) -> Iterator[tuple[slice, slice]]:
+    """Yield for each update the rows of its outputs, and the rows of its A in the stacked A."""
+    rank_slices = _consecutive_slices([0 if update is None else update.rank for update in updates])
+    for update, rows, columns in zip(updates, _consecutive_slices(outputs), rank_slices, strict=True):
         if update is not None:
-            yield rows, place
+            yield rows, columns

@@ -1,47 +1,51 @@
-"""Where rows stand in a run of tokens without padding.
+"""Where the rows of a flattened batch begin, and which of them share a prefix.
 
-Rows that begin with the same tokens (a system prompt, a template) may share them: the beginning stands once in
-front, every row sees it, and nothing in it depends on what follows. So sharing changes no number, it saves work.
+Rows that begin with the same tokens (a system prompt, a template, the prompt of a preference pair) may share them:
+the prefix is computed once and every row of the group attends to it. Attention is causal, so nothing in the prefix
+depends on the rows; sharing changes no number, it only saves work.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from trainer.training.fused.attention_layout import Group, Heads, Layout
+from trainer.training.fused.attention_layout import AttentionLayout, Heads, PrefixGroup
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Where rows begin and end in a run of tokens.
+    """The rows of a flattened batch, as groups that share a prefix each.
 
     Attributes:
-        lengths: of each row, in order, without what is shared; on the host.
-        bounds: int32 [rows + 1] on the device: where each row begins, and where the last one ends.
-        shared: tokens in front that every row begins with.
-        groups: where groups of neighbours share a beginning each: the groups, with the tokens that each takes up;
-            then the rows above are the groups.
+        groups: consecutive groups that cover all tokens; one group with an empty prefix where nothing is shared.
+        cu_seqlens: int32 [rows + 1] on the device: index of each row's first token, and the number of tokens; None
+            where rows share a prefix, which only attention on a CPU can compute.
     """
 
-    lengths: tuple[int, ...]
-    bounds: Tensor
-    shared: int = 0
-    groups: tuple[tuple[slice, Segments], ...] = ()
-    _layouts: dict[Heads, Layout] = field(default_factory=dict, init=False, repr=False, compare=False)
+    groups: tuple[PrefixGroup, ...]
+    cu_seqlens: Tensor | None = None
+    _layouts: dict[Heads, AttentionLayout] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @classmethod
+    def without_prefix(cls, lengths: Sequence[int], cu_seqlens: Tensor) -> Segments:
+        """Describe rows that share nothing.
+
+        Args:
+            lengths: tokens of each row.
+            cu_seqlens: as in the class.
+        """
+        return cls((PrefixGroup(0, tuple(lengths), 0),), cu_seqlens)
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest row, with what is shared."""
-        if self.groups:
-            return max(group.longest for _, group in self.groups)
-        return self.shared + max(self.lengths)
+    def max_seqlen(self) -> int:
+        """Tokens of the longest row, its prefix included."""
+        return max(group.prefix_length + max(group.lengths) for group in self.groups)
 
-    def layout(self, heads: Heads) -> Layout:
-        """How attention on a CPU takes them; made once, since every layer of a pass asks for it."""
+    def attention_layout(self, heads: Heads) -> AttentionLayout:
+        """Return the layout for attention on a CPU; computed once and used by every layer of a pass."""
         if heads not in self._layouts:
-            own = [Group(0, self.lengths, self.shared)]
-            groups = [Group(place.start, group.lengths, group.shared) for place, group in self.groups]
-            self._layouts[heads] = Layout(groups or own, heads)
+            self._layouts[heads] = AttentionLayout(self.groups, heads)
         return self._layouts[heads]

@@ -19,7 +19,7 @@ from torch import Tensor
 from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset
 from trainer.spec import TrainSection
-from trainer.training.batches import cut, in_order, token_budget
+from trainer.training.batches import sort_rows, split_micro_batches, token_budget
 from trainer.training.distributed import ALONE, RankGroup, RankShare
 from trainer.training.loss import CausalLoss
 from trainer.training.methods.dpo_loss import MEASURED, Pairs, Whole, measure, part_of_loss
@@ -73,13 +73,15 @@ class DirectPreferenceOptimization:
 
     def passes(self, lengths: Sequence[int], budget: int) -> int:
         """See `Method`."""
-        return len(cut(lengths, budget, self._loss.cost, rows_per_unit=2))
+        return len(split_micro_batches(lengths, budget, self._loss.cost, rows_per_unit=2))
 
     def gradients(self, ordered: OrderedTokens, rows: slice, share: RankShare, budget: int) -> Tensor:
         """See `Method`: of the mean over the step's pairs; returns its part of that, and the sums of `read`."""
-        whole = Whole.of_counts(share.counts)
+        whole = Whole.of_counts(share.target_counts)
         sums = _nothing(self._recent.device)
-        for part, weight in share.runs(cut(ordered.lengths[rows], budget, self._loss.cost, rows_per_unit=2)):
+        for part, weight in share.weighted_slices(
+            split_micro_batches(ordered.lengths[rows], budget, self._loss.cost, rows_per_unit=2)
+        ):
             here = slice(rows.start + part.start, rows.start + part.stop)
             pairs = _pairs(self._loss, ordered, here, self._reference, self._tokens)
             loss = part_of_loss(pairs, self._section, whole)
@@ -90,7 +92,7 @@ class DirectPreferenceOptimization:
     def count(self, sums: Tensor, share: RankShare) -> None:
         """See `Method`."""
         self._recent += sums[1:]
-        self._recent_pairs += Whole.of_counts(share.counts).pairs
+        self._recent_pairs += Whole.of_counts(share.target_counts).pairs
 
     def state(self) -> tuple[float, ...]:
         """What `read` would be made of: its sums and, last, the number of pairs; waits for the device."""
@@ -138,10 +140,10 @@ class PairEvaluation:
         self._tokens = _targets(examples, device)
         store = TokenStore(examples, device)
         budget = token_budget(2 * section.per_device_eval_batch_size * max(store.lengths), device)
-        order = in_order(pairs_of(len(examples)), store.lengths, whole=True)
+        order = sort_rows(pairs_of(len(examples)), store.lengths, keep_units=True)
         self._share = _share(order, store, loss, budget, ranks)
-        self._ordered = store.ordered(self._share.rows)
-        self._slices = cut(self._ordered.lengths, budget, loss.cost, rows_per_unit=2)
+        self._ordered = store.reorder(self._share.rows)
+        self._slices = split_micro_batches(self._ordered.lengths, budget, loss.cost, rows_per_unit=2)
 
     def loss(self) -> float | None:
         """The loss with the adapter as it is now; None where there are no pairs."""
@@ -149,11 +151,11 @@ class PairEvaluation:
             return None
         sums = _nothing(self._reference.device)
         with self._loss.evaluating():
-            for rows, weight in self._share.runs(self._slices):
+            for rows, weight in self._share.weighted_slices(self._slices):
                 pairs = _pairs(self._loss, self._ordered, rows, self._reference, self._tokens)
                 loss = part_of_loss(pairs, self._section, self._whole)
                 sums += _sums(loss, pairs, self._section, self._whole) * weight
-        values = _means(self._ranks.sum(sums), self._whole.pairs)
+        values = _means(self._ranks.all_reduce(sums), self._whole.pairs)
         loss_alone = values.pop("loss")
         self.extra = {f"eval_{name}": value for name, value in values.items()}
         return loss_alone
@@ -189,26 +191,28 @@ def log_probabilities(
     budget = token_budget(2 * pairs * max(store.lengths), device)
     for section in _sections(store.lengths):
         share = _share(section, store, loss, budget, ranks)
-        ordered = store.ordered(share.rows)
-        for part, weight in share.runs(cut(ordered.lengths, budget, loss.cost, rows_per_unit=2)):
-            result[ordered.rows[part]] -= loss.by_row(ordered.batch(part), rows_per_unit=2) * weight
-    return ranks.sum(result)
+        ordered = store.reorder(share.rows)
+        for part, weight in share.weighted_slices(
+            split_micro_batches(ordered.lengths, budget, loss.cost, rows_per_unit=2)
+        ):
+            result[ordered.rows[part]] -= loss.row_losses(ordered.batch(part), rows_per_unit=2) * weight
+    return ranks.all_reduce(result)
 
 
 def _share(rows: Sequence[int], store: TokenStore, loss: CausalLoss, budget: int, ranks: RankGroup) -> RankShare:
     """This process's share of pairs, sorted by length."""
 
     def passes(lengths: Sequence[int]) -> int:
-        return len(cut(lengths, budget, loss.cost, rows_per_unit=2))
+        return len(split_micro_batches(lengths, budget, loss.cost, rows_per_unit=2))
 
-    return ranks.share(rows, store.lengths, store.counts, passes, rows_per_unit=2)
+    return ranks.share_rows(rows, store.lengths, store.target_counts, passes, rows_per_unit=2)
 
 
 def _sections(lengths: Sequence[int]) -> Iterator[list[int]]:
     """All pairs by length, so many at a time as are brought into an order at once."""
     section: list[int] = []
     size = 0
-    for row in in_order(pairs_of(len(lengths)), lengths, whole=True):
+    for row in sort_rows(pairs_of(len(lengths)), lengths, keep_units=True):
         section.append(row)
         size += lengths[row]
         if size >= SECTION_TOKENS and len(section) % 2 == 0:
@@ -220,7 +224,7 @@ def _sections(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 def _pairs(loss: CausalLoss, ordered: OrderedTokens, rows: slice, reference: Tensor, tokens: Tensor) -> Pairs:
     here = ordered.rows[rows]
-    return Pairs.of_rows(-loss.by_row(ordered.batch(rows), rows_per_unit=2), reference[here], tokens[here])
+    return Pairs.of_rows(-loss.row_losses(ordered.batch(rows), rows_per_unit=2), reference[here], tokens[here])
 
 
 def _sums(loss: Tensor, pairs: Pairs, section: TrainSection, whole: Whole) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trainer.training.batches import cut
+from trainer.training.batches import split_micro_batches
 from trainer.training.distributed import RankShare
 from trainer.training.evaluation import Evaluation
 from trainer.training.loss import CausalLoss
@@ -91,14 +91,16 @@ class SupervisedFineTuning:
 
     def passes(self, lengths: Sequence[int], budget: int) -> int:
         """See `Method`."""
-        return len(cut(lengths, budget, self._loss.cost))
+        return len(split_micro_batches(lengths, budget, self._loss.cost))
 
     def gradients(self, ordered: OrderedTokens, rows: slice, share: RankShare, budget: int) -> Tensor:
         """See `Method`; returns the sum over tokens, and divides gradients by how many the step has."""
         total = torch.zeros(1, dtype=torch.float64, device=ordered.rows.device)
-        for part, weight in share.runs(cut(ordered.lengths[rows], budget, self._loss.cost)):
-            summed = self._loss.sum(ordered.batch(slice(rows.start + part.start, rows.start + part.stop)))
-            (summed * weight / share.trained).backward()  # type: ignore[no-untyped-call]
+        for part, weight in share.weighted_slices(
+            split_micro_batches(ordered.lengths[rows], budget, self._loss.cost)
+        ):
+            summed = self._loss.total_loss(ordered.batch(slice(rows.start + part.start, rows.start + part.stop)))
+            (summed * weight / share.trained_tokens).backward()  # type: ignore[no-untyped-call]
             total += summed.detach() * weight
         return total
 

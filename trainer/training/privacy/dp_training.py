@@ -124,15 +124,15 @@ class PrivateTraining(Trainer):
         """On rows of different lengths, first alone among their like and then together."""
         by_length = sorted(range(len(self._store.lengths)), key=self._store.lengths.__getitem__)
         spread = by_length[:: max(1, len(by_length) // PROVED_ROWS)][:PROVED_ROWS]
-        batches = [self._store.ordered(rows) for rows in (spread, by_length[:PROVED_BATCHES])]
+        batches = [self._store.reorder(rows) for rows in (spread, by_length[:PROVED_BATCHES])]
         self._gradients_of.prove([ordered.batch(slice(0, len(ordered.lengths))) for ordered in batches])
 
     def _steps(self) -> Iterator[tuple[OrderedTokens, slice, RankShare]]:
         lengths = self._store.lengths
         for _ in range(self._done, self._plan.total_steps):
             rows = sorted(self._secret.choose(len(lengths), self.mechanism.sample_rate), key=lengths.__getitem__)
-            share = self._ranks.share(rows, lengths, self._store.counts, self._passes)
-            yield self._store.ordered(rows or [0]), slice(0, len(rows)), share
+            share = self._ranks.share_rows(rows, lengths, self._store.target_counts, self._passes)
+            yield self._store.reorder(rows or [0]), slice(0, len(rows)), share
 
     def _gradients_that_fit(self, ordered: OrderedTokens, rows: slice, _share: RankShare) -> Tensor:
         """Clipped gradients of a step's rows, some at a time; the optimizer adds the noise. Their loss, [1]."""

@@ -14,7 +14,7 @@ from trainer.data.examples.example_set import Dataset
 from trainer.data.rows import Row
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection, PrivacySection
-from trainer.training.batches import cut
+from trainer.training.batches import split_micro_batches
 from trainer.training.loss import CausalLoss
 from trainer.training.privacy.canaries import canary_examples, exposures
 from trainer.training.privacy.membership import membership
@@ -159,9 +159,12 @@ def row_losses(examples: Sequence[Example], loss: CausalLoss, device: torch.devi
     if not examples:
         return []
     order = sorted(range(len(examples)), key=lambda index: examples[index].length)
-    ordered = TokenStore(examples, device).ordered(order)
+    ordered = TokenStore(examples, device).reorder(order)
     budget = max(EVALUATED_TOKENS, *ordered.lengths)
     with loss.evaluating():
-        parts = [row_means(loss, ordered.batch(part))[1] for part in cut(ordered.lengths, budget, loss.cost)]
+        parts = [
+            row_means(loss, ordered.batch(part))[1]
+            for part in split_micro_batches(ordered.lengths, budget, loss.cost)
+        ]
     found = dict(zip(order, torch.cat(parts).tolist(), strict=True))
     return [found[index] for index in range(len(examples))]

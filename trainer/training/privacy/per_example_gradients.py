@@ -58,7 +58,7 @@ class RowGradients:
         each, means = row_means(self._loss, batch)
         with _first_layer_unremarked():
             means.sum().backward()  # type: ignore[no-untyped-call]
-        self._require_rows(len(batch.segments.lengths))
+        self._require_rows(len(batch.lengths))
         return each.detach().sum(), self._settle()
 
     def none(self) -> None:
@@ -72,7 +72,9 @@ class RowGradients:
         Raises:
             JobError: `PRIVACY_UNPROVEN`: they differ.
         """
-        coarse = any(parameter.dtype != torch.float32 for parameter in self.parameters) or self._loss.coarse
+        coarse = (
+            any(parameter.dtype != torch.float32 for parameter in self.parameters) or self._loss.is_low_precision
+        )
         with _updates_that_matter(self.parameters):
             worst = max(self._difference(batch) for batch in batches)
         if not worst <= _TOLERANCE[coarse]:
@@ -89,7 +91,7 @@ class RowGradients:
         self._clear()
         self._hooks.disable_hooks()
         differences = []
-        for row in range(len(batch.segments.lengths)):
+        for row in range(len(batch.lengths)):
             means = row_means(self._loss, _row(batch, row))[1]
             with _first_layer_unremarked():
                 alone = torch.cat([part.flatten() for part in torch.autograd.grad(means.sum(), self.parameters)])
@@ -125,9 +127,9 @@ class RowGradients:
 
 def row_means(loss: CausalLoss, batch: Batch) -> tuple[Tensor, Tensor]:
     """Losses of all trained tokens, [targets], and their mean for each row, [rows]; in nats, with their graph."""
-    each = loss.each(batch)
-    row = torch.searchsorted(batch.segments.bounds[1:], batch.predicting, right=True)
-    rows = len(batch.segments.lengths)
+    each = loss.token_losses(batch)
+    row = torch.searchsorted(batch.cu_seqlens[1:], batch.logit_positions, right=True)
+    rows = len(batch.lengths)
     counts = torch.bincount(row, minlength=rows).to(each.dtype)
     sums = torch.zeros(rows, dtype=each.dtype, device=each.device).index_add(0, row, each)
     return each, sums / counts
@@ -193,15 +195,15 @@ def _first_layer_unremarked() -> Iterator[None]:
 
 def _row(batch: Batch, row: int) -> Batch:
     """One row of a batch as a batch."""
-    first, last = batch.segments.bounds[row].item(), batch.segments.bounds[row + 1].item()
-    here = (batch.predicting >= first) & (batch.predicting < last)
+    first, last = batch.cu_seqlens[row].item(), batch.cu_seqlens[row + 1].item()
+    here = (batch.logit_positions >= first) & (batch.logit_positions < last)
     tokens = slice(int(first), int(last))
-    segments = type(batch.segments)((batch.segments.lengths[row],), batch.segments.bounds[row : row + 2] - first)
     return Batch(
-        batch.ids[tokens],
-        batch.positions[tokens],
-        segments,
-        batch.predicting[here] - int(first),
+        batch.input_ids[tokens],
+        batch.position_ids[tokens],
+        (batch.lengths[row],),
+        batch.cu_seqlens[row : row + 2] - first,
+        batch.logit_positions[here] - int(first),
         batch.targets[here],
     )
 

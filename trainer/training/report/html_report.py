@@ -21,7 +21,7 @@ from trainer.training.report.samples import Sample
 from trainer.training.report.summary import Summary
 
 
-class Recorder:
+class MetricsRecorder:
     """Passes messages on, and keeps the metrics among them: in memory and as lines of `metrics.jsonl`.
 
     Args:

@@ -75,7 +75,7 @@ class Sampler:
         parts = (split_example(example) for example in prompts)
         self._parts = [part for part in parts if part[0] and part[1]][:count]
 
-    def before(self) -> tuple[Sample, ...]:
+    def sample_before_training(self) -> tuple[Sample, ...]:
         """The samples as the model answers now, `after` left empty."""
         with self._model.disable_adapter() if self._starts_as_base else nullcontext():
             answers = self._answers()
@@ -84,7 +84,7 @@ class Sampler:
             for (prompt, reference), answer in zip(self._parts, answers, strict=True)
         )
 
-    def after(self, samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    def sample_after_training(self, samples: Sequence[Sample]) -> tuple[Sample, ...]:
         """The same samples with what the model answers now."""
         return tuple(
             replace(sample, after=answer) for sample, answer in zip(samples, self._answers(), strict=True)

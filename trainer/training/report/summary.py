@@ -59,7 +59,7 @@ def describe_lengths(examples: Sequence[Example]) -> dict[str, int]:
     }
 
 
-def environment_of(engine: str, precision: Precision, loss: CausalLoss, allocator: str) -> dict[str, str]:
+def describe_environment(engine: str, precision: Precision, loss: CausalLoss, allocator: str) -> dict[str, str]:
     """What a run was made with, by name."""
     gpu = precision.device.type == "cuda"
     return {
@@ -67,7 +67,7 @@ def environment_of(engine: str, precision: Precision, loss: CausalLoss, allocato
         "device": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
         "weights": str(precision.weights).removeprefix("torch."),
         "autocast": "bfloat16" if precision.autocast else "off",
-        "forward": loss.way,
+        "forward": loss.forward_mode,
         "allocator": allocator,
         "python": platform.python_version(),
         "torch": torch.__version__,
