@@ -8,13 +8,14 @@ from itertools import groupby
 
 from tests.attestation import test_receipt_evidence
 from tests.attestation.attacks import RUNNER, Attack, attacks
-from trainer.attestation.catalogue import DATASET_CHECKS, QUOTE_CODES, RECEIPT_CHECKS
+from trainer.attestation.catalogue import DATASET_CHECKS, RECEIPT_CHECKS
+from trainer.attestation.tdx.quote_checks import QUOTE_CHECKS
 
 INTRODUCTION = """\
 # Checks of an appraisal
 
-Made from `trainer/attestation/catalogue.py`, the attacks in `tests/attestation` and the simulator's faults;
-`UPDATE_DOCS=1 pytest tests/attestation` writes it anew.
+Made from the definitions that `trainer/attestation/catalogue.py` lists, the attacks in `tests/attestation` and the
+simulator's faults; `UPDATE_DOCS=1 pytest tests/attestation` writes it anew.
 
 Every check ends `affirmed`, `contraindicated`, `not-demanded` (the policy leaves it open) or
 `not-reached` (nothing to look at). Evidence passes only if each is `affirmed` or `not-demanded`.
@@ -54,7 +55,7 @@ def checks_page() -> str:
     made = attacks()
     counts = {"attacks": len(made), "codes": len({attack.code for attack in made})}
     lines = [INTRODUCTION, *_checks(made), ATTACKS.format(**counts), *_attacks(made)]
-    lines += [RECEIPTS.format(first=len(QUOTE_CODES)), *_receipt_checks(), RECEIPT_ATTACKS, *_receipt_attacks()]
+    lines += [RECEIPTS.format(first=len(QUOTE_CHECKS)), *_receipt_checks(), RECEIPT_ATTACKS, *_receipt_attacks()]
     return "\n".join(lines) + "\n"
 
 
@@ -89,7 +90,7 @@ def _attack_row(group: list[Attack]) -> str:
 
 def _receipt_checks() -> Iterator[str]:
     for number, definition in enumerate(RECEIPT_CHECKS, 1):
-        if definition.code not in QUOTE_CODES:
+        if definition not in QUOTE_CHECKS:
             yield _row(number, f"`{definition.code}`", definition.title, definition.attack)
 
 

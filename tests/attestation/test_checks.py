@@ -1,39 +1,110 @@
-"""The lists of checks: numbered alike in docstring, code and catalogue; each recorded once."""
+"""Each check is one object, in one place of each list, judged in one place of the module that defines it."""
 
 from __future__ import annotations
 
+import ast
 import re
+from collections import Counter
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from trainer.attestation import verifier
-from trainer.attestation.catalogue import DATASET_CHECKS, QUOTE_CODES, RECEIPT_CHECKS
-from trainer.attestation.checks import CheckCode, Ledger
+import trainer.attestation
+from trainer.attestation.catalogue import DATASET_CHECKS, DEFINITIONS, RECEIPT_CHECKS
+from trainer.attestation.checks import CheckDefinition, Ledger
+from trainer.attestation.claims.claims_checks import NONCE
+from trainer.attestation.claims.receipt_checks import SAME_JOB
+
+FOLDER = Path(trainer.attestation.__file__).parent
+LISTED = {*DATASET_CHECKS, *RECEIPT_CHECKS}
 
 
-def test_numbers_follow_the_list_in_the_docstring_and_the_tags_in_the_code() -> None:
-    listed = re.findall(r"(\d\d) ([a-z0-9-]+)", verifier.appraise.__doc__ or "")
-    expected = {(f"{number:02}", definition.code.value) for number, definition in enumerate(DATASET_CHECKS, 1)}
-    assert set(listed) == expected
-    assert sorted(tags("check")) == sorted(expected)
+def modules() -> dict[str, ast.Module]:
+    """Module name → syntax tree, of everything below `trainer/attestation`."""
+    paths = sorted(FOLDER.rglob("*.py"))
+    parts = [path.relative_to(FOLDER.parents[1]).with_suffix("").parts for path in paths]
+    return {".".join(name): ast.parse(path.read_text()) for name, path in zip(parts, paths, strict=True)}
 
 
-def test_receipt_numbers_follow_the_list_in_the_docstring_and_the_tags_in_the_code() -> None:
-    listed = re.findall(r"(\d\d) ([a-z-]+-[a-z]+)", verifier.appraise_receipt.__doc__ or "")
-    expected = {(f"{number:02}", definition.code.value) for number, definition in enumerate(RECEIPT_CHECKS, 1)}
-    assert set(listed) == {(number, code) for number, code in expected if int(number) > len(QUOTE_CODES)}
-    assert sorted(tags("receipt check")) == sorted(listed)
+def defined(name: str, tree: ast.Module) -> dict[str, CheckDefinition]:
+    """Variable name → definition, of the definitions that a module makes."""
+    made = {
+        node.target.id
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and isinstance(node.value, ast.Call)
+        and getattr(node.value.func, "id", None) == "CheckDefinition"
+    }
+    return {variable: getattr(import_module(name), variable) for variable in made}
 
 
-def tags(word: str) -> list[tuple[str, str]]:
-    folder = Path(verifier.__file__).parent
-    text = "\n".join(path.read_text() for path in sorted(folder.rglob("*.py")))
-    return re.findall(rf"^ +# {word} (\d\d) ([a-z0-9-]+)$", text, re.MULTILINE)
+def judging_places(tree: ast.Module) -> Iterator[tuple[str, set[str]]]:
+    """The functions and the tables (dictionaries) of a module, each with the names that it mentions."""
+    for node in tree.body:
+        is_table = isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
+        if isinstance(node, ast.FunctionDef) or is_table:
+            label = node.name if isinstance(node, ast.FunctionDef) else f"table in line {node.lineno}"
+            yield label, {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+
+
+def test_each_definition_is_made_once_and_listed_once() -> None:
+    made = [definition for name, tree in modules().items() for definition in defined(name, tree).values()]
+    assert Counter(made) == Counter(LISTED)
+    for checks in (DATASET_CHECKS, RECEIPT_CHECKS):
+        assert len(checks) == len(set(checks)) == len({definition.code for definition in checks})
+
+
+def test_each_definition_is_judged_in_one_place_beside_it() -> None:
+    for name, tree in modules().items():
+        for variable, definition in defined(name, tree).items():
+            constant = definition.code.upper().replace("-", "_")
+            assert variable in (constant, f"RECEIPT_{constant}")
+            places = [label for label, names in judging_places(tree) if variable in names]
+            assert len(places) == 1, (definition.code, places)
+
+
+def test_no_other_module_judges_a_check() -> None:
+    trees = modules()
+    owners = {variable: name for name, tree in trees.items() for variable in defined(name, tree)}
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and judges(node):
+                judged = {argument.id for argument in node.args if isinstance(argument, ast.Name)}
+                assert {owners[variable] for variable in judged & set(owners)} <= {name}
+
+
+def judges(call: ast.Call) -> bool:
+    """Whether a call records the outcome of a check that it names."""
+    function = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    return function in ("judge", "compare", "leave_open", "judge_each_report")
+
+
+def test_each_definition_is_complete() -> None:
+    for definition in LISTED:
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", definition.code)
+        assert definition.title
+        assert definition.attack
+    assert all(definition.claim for definition in DATASET_CHECKS)
+    assert set(DEFINITIONS) == {definition.code for definition in LISTED}
+
+
+def test_what_both_lists_judge_counts_towards_one_claim() -> None:
+    """The same code with another question, such as `report-data` of a receipt, is shown in the same group."""
+    for definition in RECEIPT_CHECKS:
+        if definition.claim is not None:
+            assert definition.claim == DEFINITIONS[definition.code].claim
 
 
 def test_a_ledger_records_each_check_once() -> None:
     ledger = Ledger(DATASET_CHECKS)
-    ledger.judge(CheckCode.NONCE, True, expected="a", found="a")
+    ledger.judge(NONCE, True, expected="a", found="a")
     with pytest.raises(ValueError, match="twice"):
-        ledger.leave_open(CheckCode.NONCE)
+        ledger.leave_open(NONCE)
+
+
+def test_a_ledger_records_no_check_of_another_list() -> None:
+    with pytest.raises(ValueError, match="not in the list"):
+        Ledger(DATASET_CHECKS).leave_open(SAME_JOB)

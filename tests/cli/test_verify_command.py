@@ -68,7 +68,7 @@ def test_the_contract_with_scripts(files: Files, capsys: Captured) -> None:
     assert verify(files, "--json") == ExitCode.DONE
     printed = shown(capsys)
     assert printed["status"] == "pass"
-    assert list(printed["checks"]) == [definition.code.value for definition in DATASET_CHECKS]
+    assert list(printed["checks"]) == [definition.code for definition in DATASET_CHECKS]
     assert printed["checks"]["quote-signature"] == "affirmed"
     assert printed["checks"]["tls-key"] == "not-demanded"
     assert printed["recipient"] == "age1" + "p" * 58
@@ -101,7 +101,7 @@ def test_the_table_fits_80_columns_without_colours_where_there_is_no_terminal(
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert max(map(len, out.splitlines())) <= 80
-    assert all(definition.code.value in out for definition in DATASET_CHECKS)
+    assert all(definition.code in out for definition in DATASET_CHECKS)
 
 
 def test_a_wide_terminal_shows_titles(files: Files, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

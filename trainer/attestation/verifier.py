@@ -14,10 +14,11 @@ from trainer.attestation.claims.receipt_checks import judge_receipt
 from trainer.attestation.dstack.app_checks import judge_app
 from trainer.attestation.dstack.compose import compose_hash
 from trainer.attestation.evidence import DatasetClaims, Evidence, ReceiptClaims
-from trainer.attestation.nvidia.boot_checks import judge_gpu
+from trainer.attestation.nvidia.boot_event_checks import judge_gpu_boot
 from trainer.attestation.nvidia.certificate_chain import NVIDIA_ROOT_SHA256, Chain
 from trainer.attestation.nvidia.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements
-from trainer.attestation.nvidia.gpu_report_checks import GpuReportContext, judge_gpu_reports
+from trainer.attestation.nvidia.gpu_report_checks import judge_gpu_reports
+from trainer.attestation.nvidia.report_judgement import GpuReportContext
 from trainer.attestation.nvidia.rim import NVIDIA_RIM_ROOT_SHA256
 from trainer.attestation.nvidia.spdm_report import gpu_nonce
 from trainer.attestation.policy import Policy, endorsements_of
@@ -41,26 +42,8 @@ def appraise(
 ) -> AttestationResult:
     """Judge evidence that a dataset may be sealed to.
 
-    01 quote-format           19 td-xfam           37 nonce                 55 gpu-boot-revocation
-    02 quote-trailing-bytes   20 service-td        38 nonce-unused          56 gpu-boot-count
-    03 collateral-format      21 mr-owner          39 claims-validity       57 gpu-boot-models
-    04 root-of-trust          22 mr-owner-config   40 freshness             58 gpu-boot-versions
-    05 collateral-signature   23 os-measurements   41 tls-key               59 gpu-report-format
-    06 collateral-validity    24 os-development    42 job-spec-digest       60 gpu-report-chain
-    07 platform-certificate   25 event-log-format  43 recipient             61 gpu-report-signature
-    08 quote-signature        26 event-digests     44 receipt-key           62 gpu-report-nonce
-    09 quoting-enclave        27 event-order       45 gpu-evidence          63 gpu-report-fwid
-    10 tcb-level              28 rtmr3-replay      46 gpu-boot              64 gpu-report-count
-    11 tcb-status             29 compose-hash      47 gpu-required          65 gpu-report-versions
-    12 tcb-grace              30 compose-accepted  48 gpu-cc-mode           66 gpu-report-models
-    13 tcb-advisories         31 app-id            49 gpu-devtools          67 gpu-report-measurements
-    14 tcb-evaluation-number  32 mr-config-id      50 gpu-boot-claims       68 gpu-report-revocation
-    15 tdx-module             33 key-provider      51 gpu-boot-result       69 sandbox
-    16 mr-seam                34 key-chain         52 gpu-boot-secure-boot
-    17 td-debug               35 key-possession    53 gpu-boot-debug
-    18 td-attributes          36 report-data       54 gpu-boot-nonce
-
-    All of them run, whatever the earlier ones found, unless there is nothing left to look at (`not-reached`).
+    Records every check of `catalogue.DATASET_CHECKS`. A failed check does not stop the others; one with nothing
+    left to look at is `not-reached`, which fails the appraisal as well.
 
     Args:
         evidence: what the job shows.
@@ -90,7 +73,7 @@ def appraise(
     judge_nonce_use(ledger, nonce_unused)
     judge_time(ledger, claims, policy, now)
     judge_job(ledger, claims, policy)
-    judge_gpu(ledger, claims, evidence.gpu, events, policy)
+    judge_gpu_boot(ledger, claims, evidence.gpu, events, policy)
     chains = judge_gpu_reports(ledger, evidence.gpu.fresh, policy.gpu, question)
     return AttestationResult(
         checks=ledger.checks(),
@@ -134,13 +117,7 @@ def appraise_receipt(
 ) -> tuple[Check, ...]:
     """Judge the evidence beside a receipt: did the VM that was appraised before sealing make this statement?
 
-    01 to 22 as in `appraise`, then
-
-    23 earlier-result       26 same-job             29 claims-validity
-    24 same-vm              27 statement-digest
-    25 compose-hash         28 report-data
-
-    The receipt holds only if every check is acceptable.
+    Records every check of `catalogue.RECEIPT_CHECKS`. The receipt is valid only if every check is acceptable.
 
     Args:
         evidence: evidence with claims of purpose `receipt`.

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from trainer.attestation.checks import CheckCode
-
 
 class Layer(StrEnum):
     """Where a fault takes hold, and what its change is given and returns."""
@@ -61,14 +59,14 @@ class Fault:
     """
 
     name: str
-    code: CheckCode
+    code: str
     description: str
     layer: Layer
     change: Callable[[Any], Any]
-    also: tuple[CheckCode, ...] = ()
+    also: tuple[str, ...] = ()
 
     @property
-    def codes(self) -> tuple[CheckCode, ...]:
+    def codes(self) -> tuple[str, ...]:
         """Every check that must answer."""
         return (self.code, *self.also)
 

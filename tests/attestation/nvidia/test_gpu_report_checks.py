@@ -25,7 +25,8 @@ from trainer.attestation.nvidia.certificate_chain import (
     parse_chain,
     verify_chain,
 )
-from trainer.attestation.nvidia.gpu_report_checks import RELAY_LIMIT, GpuReportContext, judge_gpu_reports
+from trainer.attestation.nvidia.gpu_report_checks import RELAY_LIMIT, judge_gpu_reports
+from trainer.attestation.nvidia.report_judgement import GpuReportContext
 from trainer.attestation.nvidia.spdm_report import (
     MAX_REPORT_BYTES,
     GpuReport,

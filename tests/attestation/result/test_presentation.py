@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.attestation.catalogue import DATASET_CHECKS, RECEIPT_CHECKS
-from trainer.attestation.checks import Check, CheckState
+from trainer.attestation.checks import Check, CheckState, Submodule
 from trainer.attestation.result import presentation
-from trainer.attestation.result.ear import Submodule
 from trainer.attestation.result.presentation import explanation, grouped, shortened, summary, utc
 
 World = Any  # conftest.World
-CODES = {definition.code.value for definition in (*DATASET_CHECKS, *RECEIPT_CHECKS)}
 
 
 def test_groups_hold_every_check_once_in_its_order(world: World) -> None:
@@ -28,10 +25,6 @@ def test_what_only_a_receipt_has_stands_by_itself(world: World) -> None:
     last = grouped(checks)[-1]
     assert (last.submodule, last.title) == (None, "Receipt")
     assert {check.code for check in last.checks} == {"earlier-result", "same-vm", "same-job", "statement-digest"}
-
-
-def test_hints_are_for_checks_that_exist() -> None:
-    assert set(presentation._HINTS) <= CODES
 
 
 def test_a_failure_is_explained_in_full() -> None:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer.attestation.checks import CheckCode
 from trainer.attestation.tdx.collateral import module_identity, module_level, parse_collateral, root_key_ids
-from trainer.attestation.tdx.quote_verification import QuoteRefused, _refused_check, parse_quote, verify_quote
+from trainer.attestation.tdx.quote_checks import COLLATERAL_VALIDITY, QUOTE_SIGNATURE, refused_check
+from trainer.attestation.tdx.quote_verification import QuoteRefused, parse_quote, verify_quote
 from trainer.attestation.tdx.td_report import attribute_names, xfam_acceptable
 from trainer.simulator.pki import DevelopmentPki, TdFields
 
@@ -127,14 +127,14 @@ def test_a_module_without_version_is_judged_by_the_general_entry(world: World) -
 
 
 def test_a_message_that_nobody_knows_is_still_a_refusal() -> None:
-    assert _refused_check("Something new") is CheckCode.QUOTE_SIGNATURE
+    assert refused_check("Something new") is QUOTE_SIGNATURE
 
 
 def test_a_refusal_carries_the_words_of_dcap_qvl() -> None:
     collateral = parse_collateral(json.dumps(PKI.collateral(NOW)).encode())
     with pytest.raises(QuoteRefused) as refused:
         verify_quote(parse_quote(QUOTE), collateral, root_der=PKI.root_der, now=NOW - 86400)
-    assert refused.value.code is CheckCode.COLLATERAL_VALIDITY
+    assert refused_check(refused.value.reason) is COLLATERAL_VALIDITY
     assert "in the future" in refused.value.reason
 
 

@@ -1,60 +1,134 @@
-"""Checks 36 to 44 and 69: do the claims belong to this quote, this moment, this connection and this policy?"""
+"""Checks of the claims: do they belong to this quote, this moment, this connection and this policy?"""
 
 from __future__ import annotations
+
+from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from trainer.attestation.checks import CheckCode, Ledger
+from trainer.attestation.checks import CheckDefinition, Ledger, Submodule, TrustClaim
 from trainer.attestation.claims.binding import report_data
 from trainer.attestation.evidence import DatasetClaims
 from trainer.attestation.policy import Policy
 from trainer.attestation.result.attestation_result import CLOCK_SKEW_SECONDS
 from trainer.attestation.tdx.td_report import TdReport
 
+REPORT_DATA: Final = CheckDefinition(
+    "report-data",
+    title="all 64 bytes of report_data are the digest of the claims",
+    attack="changed claims: recipients, keys or digests that the VM never made",
+    claim=(Submodule.JOB, TrustClaim.INSTANCE_IDENTITY),
+    is_signature=True,
+)
+NONCE: Final = CheckDefinition(
+    "nonce",
+    title="the claims carry the nonce that was asked with",
+    attack="replay of evidence from an earlier run",
+    claim=(Submodule.JOB, TrustClaim.INSTANCE_IDENTITY),
+    hint="ask the job again, and give the nonce that you asked with",
+)
+NONCE_UNUSED: Final = CheckDefinition(
+    "nonce-unused",
+    title="the nonce was never used for other evidence",
+    attack="a nonce that others know, so that evidence can be prepared for it",
+    claim=(Submodule.JOB, TrustClaim.INSTANCE_IDENTITY),
+    hint="ask the job again with a new nonce of 32 random bytes",
+)
+CLAIMS_VALIDITY: Final = CheckDefinition(
+    "claims-validity",
+    title="the claims are valid now",
+    attack="expired claims, or claims from the future",
+    claim=(Submodule.JOB, TrustClaim.INSTANCE_IDENTITY),
+    hint="verify the job again; compare the clocks",
+)
+FRESHNESS: Final = CheckDefinition(
+    "freshness",
+    title="the claims are no older than the policy allows",
+    attack="evidence kept back until the VM is gone or broken into",
+    claim=(Submodule.JOB, TrustClaim.INSTANCE_IDENTITY),
+    hint="verify the job again; `--at` judges a saved result as of another time",
+)
+TLS_KEY: Final = CheckDefinition(
+    "tls-key",
+    title="the key that ends TLS is the one that the claims name",
+    attack="a machine in the middle that relays genuine evidence",
+    claim=(Submodule.JOB, TrustClaim.INSTANCE_IDENTITY),
+    hint="connect to the job itself: TLS must end inside its VM",
+)
+JOB_SPEC_DIGEST: Final = CheckDefinition(
+    "job-spec-digest",
+    title="the job spec is one that the policy lists",
+    attack="config substitution: training with other settings than the agreed ones",
+    claim=(Submodule.JOB, TrustClaim.CONFIGURATION),
+    hint="review the job.yaml that runs there before you add it to the policy",
+)
+RECIPIENT: Final = CheckDefinition(
+    "recipient",
+    title="the recipient that the policy chose is there and stands for itself",
+    attack="an upgrade attack through derived keys passed off as instance keys",
+    claim=(Submodule.JOB, TrustClaim.INSTANCE_IDENTITY),
+)
+RECEIPT_KEY: Final = CheckDefinition(
+    "receipt-key",
+    title="the receipt key is an EC P-256 public key",
+    attack="a receipt that cannot be checked later",
+    claim=(Submodule.JOB, TrustClaim.INSTANCE_IDENTITY),
+)
+SANDBOX: Final = CheckDefinition(
+    "sandbox",
+    title="the job reports the sandbox that the policy demands",
+    attack="a job that runs without its own walls",
+    claim=(Submodule.JOB, TrustClaim.CONFIGURATION),
+    hint="ask the operator how the container was started, or demand less in `sandbox`",
+)
+
 
 def judge_binding(
     ledger: Ledger, claims: DatasetClaims, td: TdReport | None, nonce: str, peer_spki_sha256: str | None
 ) -> None:
-    """Record report-data, nonce and tls-key."""
-    # check 36 report-data
+    """Record report-data, nonce and tls-key.
+
+    Args:
+        ledger: receives the outcomes.
+        claims: the job's claims.
+        td: the TD report; None where the quote could not be read.
+        nonce: the nonce of the request.
+        peer_spki_sha256: digest of the TLS key that served the evidence; None if it came as a file.
+    """
     if td is not None:
-        ledger.compare(CheckCode.REPORT_DATA, expected=report_data(claims), found=td.report_data)
-    # check 37 nonce
-    ledger.compare(CheckCode.NONCE, expected=nonce, found=claims.nonce)
-    # check 41 tls-key
+        ledger.compare(REPORT_DATA, expected=report_data(claims), found=td.report_data)
+    ledger.compare(NONCE, expected=nonce, found=claims.nonce)
     claimed = claims.tls_spki_sha256 or "no TLS key"
     if peer_spki_sha256 is None:
-        ledger.leave_open(CheckCode.TLS_KEY, found=claimed, detail="the evidence came as a file")
+        ledger.leave_open(TLS_KEY, found=claimed, detail="the evidence came as a file")
     else:
-        ledger.compare(CheckCode.TLS_KEY, expected=peer_spki_sha256, found=claimed)
+        ledger.compare(TLS_KEY, expected=peer_spki_sha256, found=claimed)
 
 
 def judge_nonce_use(ledger: Ledger, unused: bool | None) -> None:
-    """Record nonce-unused."""
-    # check 38 nonce-unused
+    """Record nonce-unused; `unused` is None where nobody keeps a record of nonces."""
     if unused is None:
-        ledger.leave_open(CheckCode.NONCE_UNUSED, detail="no record of used nonces was kept")
+        ledger.leave_open(NONCE_UNUSED, detail="no record of used nonces was kept")
     else:
         found = "unused" if unused else "used for other evidence"
-        ledger.judge(CheckCode.NONCE_UNUSED, unused, expected="unused", found=found)
+        ledger.judge(NONCE_UNUSED, unused, expected="unused", found=found)
 
 
 def judge_time(ledger: Ledger, claims: DatasetClaims, policy: Policy, now: int) -> None:
-    """Record claims-validity and freshness."""
-    # check 39 claims-validity
+    """Record claims-validity and freshness; `now` in Unix seconds."""
     begin, end = claims.issued_at, claims.expires_at
+    # Only the begin has a tolerance: a clock that is behind must not refuse claims that were just made.
     ledger.judge(
-        CheckCode.CLAIMS_VALIDITY,
+        CLAIMS_VALIDITY,
         begin - CLOCK_SKEW_SECONDS <= now < end and begin < end,
         expected=f"a time from {begin} to {end}",
         found=now,
     )
-    # check 40 freshness
     limit = policy.freshness.max_age_seconds
     ledger.judge(
-        CheckCode.FRESHNESS,
+        FRESHNESS,
         now - begin <= limit,
         expected=f"at most {limit} seconds old",
         found=f"{now - begin} seconds old",
@@ -63,33 +137,29 @@ def judge_time(ledger: Ledger, claims: DatasetClaims, policy: Policy, now: int) 
 
 def judge_job(ledger: Ledger, claims: DatasetClaims, policy: Policy) -> None:
     """Record job-spec-digest, recipient, receipt-key and sandbox."""
-    specs = policy.app.job_spec_sha256
-    # check 42 job-spec-digest
+    accepted = policy.app.job_spec_sha256
     ledger.judge(
-        CheckCode.JOB_SPEC_DIGEST,
-        claims.job_spec_sha256 in specs,
-        expected=" or ".join(specs),
+        JOB_SPEC_DIGEST,
+        claims.job_spec_sha256 in accepted,
+        expected=" or ".join(accepted),
         found=claims.job_spec_sha256,
     )
-    # check 43 recipient
+    # With one recipient for both uses, later versions of the app could open what was sealed to the instance key.
     same = claims.recipients.derived == claims.recipients.instance
     ledger.judge(
-        CheckCode.RECIPIENT,
+        RECIPIENT,
         not same,
         expected=f"a recipient of its own for {policy.app.recipient}",
         found="one recipient for both uses" if same else "two recipients",
     )
-    # check 44 receipt-key
-    kind = _key_kind(bytes.fromhex(claims.receipt_key))
-    ledger.compare(CheckCode.RECEIPT_KEY, expected="EC secp256r1", found=kind)
-    # check 69 sandbox
-    held = sorted(name for name, achieved in claims.sandbox.items() if achieved)
-    found = ", ".join(held) or "nothing"
+    ledger.compare(RECEIPT_KEY, expected="EC secp256r1", found=_key_kind(bytes.fromhex(claims.receipt_key)))
+    achieved = sorted(name for name, holds in claims.sandbox.items() if holds)
+    found = ", ".join(achieved) or "nothing"
     if policy.sandbox == "any":
-        ledger.leave_open(CheckCode.SANDBOX, found=found)
+        ledger.leave_open(SANDBOX, found=found)
     else:
-        complete = set(policy.sandbox) <= set(held)
-        ledger.judge(CheckCode.SANDBOX, complete, expected=", ".join(policy.sandbox), found=found)
+        complete = set(policy.sandbox) <= set(achieved)
+        ledger.judge(SANDBOX, complete, expected=", ".join(policy.sandbox), found=found)
 
 
 def _key_kind(der: bytes) -> str:

@@ -1,14 +1,57 @@
-"""Checks 23 to 29 of a receipt's evidence: the same VM, the same job, this statement."""
+"""Checks of the evidence beside a receipt: the same VM, the same job, this statement."""
 
 from __future__ import annotations
 
-from trainer.attestation.checks import CheckCode, Ledger
+from typing import Final
+
+from trainer.attestation.checks import CheckDefinition, Ledger, Submodule, TrustClaim
 from trainer.attestation.claims.binding import report_data
 from trainer.attestation.dstack.compose import compose_hash
 from trainer.attestation.evidence import ReceiptClaims
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.attestation.tdx.td_report import TdReport
 from trainer.encoding import sha256_hex
+
+EARLIER_RESULT: Final = CheckDefinition(
+    "earlier-result",
+    title="the result that the dataset was sealed to is a pass",
+    attack="a receipt measured against evidence that was never accepted",
+)
+SAME_VM: Final = CheckDefinition(
+    "same-vm",
+    title="MRTD and RTMR0-3 are those of the VM that the dataset was sealed to",
+    attack="a receipt by other code, or by another app of the same operator",
+)
+RECEIPT_COMPOSE_HASH: Final = CheckDefinition(
+    "compose-hash",
+    title="the compose text shown is the one that was appraised before sealing",
+    attack="a compose file exchanged between upload and receipt",
+    claim=(Submodule.APP, TrustClaim.EXECUTABLES),
+)
+SAME_JOB: Final = CheckDefinition(
+    "same-job",
+    title="the receipt is for the job spec that the dataset was sealed for",
+    attack="the receipt of another job in the same VM",
+)
+STATEMENT_DIGEST: Final = CheckDefinition(
+    "statement-digest",
+    title="the claims name this very statement",
+    attack="a statement exchanged after the VM vouched for another",
+)
+RECEIPT_REPORT_DATA: Final = CheckDefinition(
+    "report-data",
+    title="all 64 bytes of report_data are the digest of the claims",
+    attack="changed claims",
+    claim=(Submodule.JOB, TrustClaim.INSTANCE_IDENTITY),
+    is_signature=True,
+)
+RECEIPT_CLAIMS_VALIDITY: Final = CheckDefinition(
+    "claims-validity",
+    title="the receipt was issued after the claims that the dataset was sealed to",
+    attack="replay of an earlier job's receipt",
+    claim=(Submodule.JOB, TrustClaim.INSTANCE_IDENTITY),
+    hint="verify the job again; compare the clocks",
+)
 
 
 def judge_receipt(
@@ -23,44 +66,31 @@ def judge_receipt(
     """Record what links a receipt to the result that the dataset was sealed to.
 
     Args:
-        ledger: where to.
+        ledger: receives the outcomes.
         app_compose: compose text beside the receipt.
         claims: the receipt's claims.
         td: its TD report; None where the quote could not be read.
         statement: the signed statement's bytes.
         earlier: the result that the dataset was sealed to.
     """
-    # receipt check 23 earlier-result
-    ledger.compare(CheckCode.EARLIER_RESULT, expected="pass", found=earlier.status)
-    _judge_vm(ledger, app_compose, td, earlier)
-    # receipt check 26 same-job
-    ledger.compare(CheckCode.SAME_JOB, expected=earlier.job_spec_sha256, found=claims.job_spec_sha256)
-    # receipt check 27 statement-digest
-    ledger.compare(CheckCode.STATEMENT_DIGEST, expected=sha256_hex(statement), found=claims.statement_sha256)
-    # receipt check 28 report-data
+    ledger.compare(EARLIER_RESULT, expected="pass", found=earlier.status)
+    if td is not None and earlier.td is not None:
+        names = ("MRTD", "RTMR0", "RTMR1", "RTMR2", "RTMR3")
+        pairs = zip(names, earlier.td.registers, td.registers, strict=True)
+        different = [name for name, before, after in pairs if before != after]
+        found = f"another {', '.join(different)}" if different else "all registers equal"
+        ledger.compare(SAME_VM, expected="all registers equal", found=found)
+        # The registers bind the measured text; this binds the text that lies beside the receipt.
+        found = compose_hash(app_compose)
+        ledger.compare(RECEIPT_COMPOSE_HASH, expected=earlier.compose_sha256, found=found)
+    ledger.compare(SAME_JOB, expected=earlier.job_spec_sha256, found=claims.job_spec_sha256)
+    ledger.compare(STATEMENT_DIGEST, expected=sha256_hex(statement), found=claims.statement_sha256)
     if td is not None:
-        ledger.compare(CheckCode.REPORT_DATA, expected=report_data(claims), found=td.report_data)
-    # receipt check 29 claims-validity
+        ledger.compare(RECEIPT_REPORT_DATA, expected=report_data(claims), found=td.report_data)
     begin = earlier.claims.issued_at
     ledger.judge(
-        CheckCode.CLAIMS_VALIDITY,
+        RECEIPT_CLAIMS_VALIDITY,
         claims.issued_at >= begin,
         expected=f"issued at {begin} or later",
         found=claims.issued_at,
     )
-
-
-def _judge_vm(ledger: Ledger, app_compose: str, td: TdReport | None, earlier: AttestationResult) -> None:
-    if td is None or earlier.td is None:
-        return
-    # receipt check 24 same-vm
-    names = ("MRTD", "RTMR0", "RTMR1", "RTMR2", "RTMR3")
-    pairs = zip(names, earlier.td.registers, td.registers, strict=True)
-    other = [name for name, before, after in pairs if before != after]
-    ledger.compare(CheckCode.SAME_VM, expected="all registers equal", found=_registers_text(other))
-    # receipt check 25 compose-hash
-    ledger.compare(CheckCode.COMPOSE_HASH, expected=earlier.compose_sha256, found=compose_hash(app_compose))
-
-
-def _registers_text(other: list[str]) -> str:
-    return f"another {', '.join(other)}" if other else "all registers equal"

@@ -19,8 +19,10 @@ from typing import Final
 from pydantic import JsonValue
 
 from trainer import __version__
-from trainer.attestation.checks import Check, CheckCode, CheckState
+from trainer.attestation.catalogue import DATASET_CHECKS, DEFINITIONS
+from trainer.attestation.checks import Check, CheckState, Submodule, TrustClaim
 from trainer.attestation.result.attestation_result import AttestationResult
+from trainer.attestation.tdx.tcb_checks import TCB_STATUS
 
 EAT_PROFILE: Final = "tag:ietf.org,2025-07:ear"
 DEVELOPER: Final = "confidential-trainer"
@@ -28,27 +30,6 @@ BUILD: Final = f"trainer {__version__}"
 VERIFIER_ID: Final = "ear.verifier-id"
 EXTENSION: Final = "confidential-trainer.appraisal"
 """Our own claims beside the five that scripts find at the top."""
-
-
-class Submodule(StrEnum):
-    """Who attests, or what is attested: each is appraised by itself."""
-
-    TDX = "tdx"
-    OS = "os"
-    APP = "app"
-    GPU = "gpu"
-    JOB = "job"
-
-
-class TrustClaim(StrEnum):
-    """The claims of AR4SI that this verifier makes; it makes none about the file system or sourced data."""
-
-    INSTANCE_IDENTITY = "instance-identity"
-    CONFIGURATION = "configuration"
-    EXECUTABLES = "executables"
-    HARDWARE = "hardware"
-    RUNTIME_OPAQUE = "runtime-opaque"
-    STORAGE_OPAQUE = "storage-opaque"
 
 
 class TrustValue(IntEnum):
@@ -70,116 +51,16 @@ class Tier(StrEnum):
     CONTRAINDICATED = "contraindicated"
 
 
-_TABLE: Final[Mapping[tuple[Submodule, TrustClaim], tuple[CheckCode, ...]]] = {
-    (Submodule.TDX, TrustClaim.HARDWARE): (
-        CheckCode.QUOTE_FORMAT,
-        CheckCode.QUOTE_TRAILING_BYTES,
-        CheckCode.COLLATERAL_FORMAT,
-        CheckCode.ROOT_OF_TRUST,
-        CheckCode.COLLATERAL_SIGNATURE,
-        CheckCode.COLLATERAL_VALIDITY,
-        CheckCode.QUOTE_SIGNATURE,
-        CheckCode.QUOTING_ENCLAVE,
-        CheckCode.TCB_LEVEL,
-        CheckCode.TCB_STATUS,
-        CheckCode.TCB_GRACE,
-        CheckCode.TCB_ADVISORIES,
-        CheckCode.TCB_EVALUATION_NUMBER,
-        CheckCode.TDX_MODULE,
-        CheckCode.MR_SEAM,
-    ),
-    (Submodule.TDX, TrustClaim.INSTANCE_IDENTITY): (CheckCode.PLATFORM_CERTIFICATE,),
-    (Submodule.TDX, TrustClaim.RUNTIME_OPAQUE): (
-        CheckCode.TD_DEBUG,
-        CheckCode.TD_ATTRIBUTES,
-        CheckCode.SERVICE_TD,
-    ),
-    (Submodule.TDX, TrustClaim.CONFIGURATION): (
-        CheckCode.TD_XFAM,
-        CheckCode.MR_OWNER,
-        CheckCode.MR_OWNER_CONFIG,
-    ),
-    (Submodule.OS, TrustClaim.EXECUTABLES): (
-        CheckCode.OS_MEASUREMENTS,
-        CheckCode.EVENT_LOG_FORMAT,
-        CheckCode.EVENT_DIGESTS,
-        CheckCode.EVENT_ORDER,
-        CheckCode.RTMR3_REPLAY,
-    ),
-    (Submodule.OS, TrustClaim.CONFIGURATION): (CheckCode.OS_DEVELOPMENT,),
-    (Submodule.APP, TrustClaim.EXECUTABLES): (CheckCode.COMPOSE_HASH, CheckCode.COMPOSE_ACCEPTED),
-    (Submodule.APP, TrustClaim.CONFIGURATION): (CheckCode.MR_CONFIG_ID,),
-    (Submodule.APP, TrustClaim.INSTANCE_IDENTITY): (
-        CheckCode.APP_ID,
-        CheckCode.KEY_CHAIN,
-        CheckCode.KEY_POSSESSION,
-    ),
-    (Submodule.APP, TrustClaim.STORAGE_OPAQUE): (CheckCode.KEY_PROVIDER,),
-    (Submodule.JOB, TrustClaim.INSTANCE_IDENTITY): (
-        CheckCode.REPORT_DATA,
-        CheckCode.NONCE,
-        CheckCode.NONCE_UNUSED,
-        CheckCode.CLAIMS_VALIDITY,
-        CheckCode.FRESHNESS,
-        CheckCode.TLS_KEY,
-        CheckCode.RECIPIENT,
-        CheckCode.RECEIPT_KEY,
-    ),
-    (Submodule.JOB, TrustClaim.CONFIGURATION): (CheckCode.JOB_SPEC_DIGEST, CheckCode.SANDBOX),
-    (Submodule.GPU, TrustClaim.HARDWARE): (
-        CheckCode.GPU_EVIDENCE,
-        CheckCode.GPU_BOOT,
-        CheckCode.GPU_REQUIRED,
-        CheckCode.GPU_BOOT_CLAIMS,
-        CheckCode.GPU_BOOT_RESULT,
-        CheckCode.GPU_BOOT_COUNT,
-        CheckCode.GPU_BOOT_MODELS,
-        CheckCode.GPU_REPORT_FORMAT,
-        CheckCode.GPU_REPORT_COUNT,
-        CheckCode.GPU_REPORT_MODELS,
-    ),
-    (Submodule.GPU, TrustClaim.RUNTIME_OPAQUE): (
-        CheckCode.GPU_CC_MODE,
-        CheckCode.GPU_DEVTOOLS,
-        CheckCode.GPU_BOOT_DEBUG,
-    ),
-    (Submodule.GPU, TrustClaim.EXECUTABLES): (
-        CheckCode.GPU_BOOT_SECURE_BOOT,
-        CheckCode.GPU_BOOT_VERSIONS,
-        CheckCode.GPU_REPORT_FWID,
-        CheckCode.GPU_REPORT_VERSIONS,
-        CheckCode.GPU_REPORT_MEASUREMENTS,
-    ),
-    (Submodule.GPU, TrustClaim.INSTANCE_IDENTITY): (
-        CheckCode.GPU_BOOT_NONCE,
-        CheckCode.GPU_BOOT_REVOCATION,
-        CheckCode.GPU_REPORT_CHAIN,
-        CheckCode.GPU_REPORT_SIGNATURE,
-        CheckCode.GPU_REPORT_NONCE,
-        CheckCode.GPU_REPORT_REVOCATION,
-    ),
-}
+def _codes_by_claim() -> dict[tuple[Submodule, TrustClaim], tuple[str, ...]]:
+    codes: dict[tuple[Submodule, TrustClaim], tuple[str, ...]] = {}
+    for definition in DATASET_CHECKS:
+        if definition.claim is not None:
+            codes[definition.claim] = (*codes.get(definition.claim, ()), definition.code)
+    return codes
 
-PLACES: Final[Mapping[str, tuple[Submodule, TrustClaim]]] = MappingProxyType(
-    {code.value: place for place, codes in _TABLE.items() for code in codes}
-)
-"""Check code → the submodule and the claim that it counts towards."""
 
-_SIGNATURES: Final = frozenset(
-    {
-        CheckCode.COLLATERAL_SIGNATURE,
-        CheckCode.PLATFORM_CERTIFICATE,
-        CheckCode.QUOTE_SIGNATURE,
-        CheckCode.EVENT_DIGESTS,
-        CheckCode.RTMR3_REPLAY,
-        CheckCode.KEY_CHAIN,
-        CheckCode.KEY_POSSESSION,
-        CheckCode.REPORT_DATA,
-        CheckCode.GPU_REPORT_CHAIN,
-        CheckCode.GPU_REPORT_SIGNATURE,
-    }
-)
-"""Checks whose failure is a digest or signature that does not hold: AR4SI has a value of its own for that."""
+CODES_BY_CLAIM: Final[Mapping[tuple[Submodule, TrustClaim], tuple[str, ...]]] = MappingProxyType(_codes_by_claim())
+"""Submodule and claim → the codes of the checks that count towards it, in their order."""
 
 
 def ear_document(result: AttestationResult) -> dict[str, JsonValue]:
@@ -237,7 +118,7 @@ def vectors(checks: Sequence[Check]) -> dict[Submodule, dict[TrustClaim, TrustVa
     """Submodule → claim → value, from the states of the checks that count towards it."""
     found = {check.code: check for check in checks}
     collected: dict[Submodule, dict[TrustClaim, TrustValue]] = {name: {} for name in Submodule}
-    for (submodule, claim), codes in _TABLE.items():
+    for (submodule, claim), codes in CODES_BY_CLAIM.items():
         collected[submodule][claim] = _value([found[code] for code in codes if code in found])
     return collected
 
@@ -246,8 +127,9 @@ def _value(checks: Sequence[Check]) -> TrustValue:
     """One claim's value: the worst that its checks say; what nobody looked at affirms nothing."""
     states = {check.state for check in checks}
     if CheckState.CONTRAINDICATED in states:
-        failed = {check.code for check in checks if check.state is CheckState.CONTRAINDICATED}
-        return TrustValue.SIGNATURE_FAILED if failed & _SIGNATURES else TrustValue.CONTRAINDICATED
+        failed = [DEFINITIONS[check.code] for check in checks if check.state is CheckState.CONTRAINDICATED]
+        is_signature = any(definition.is_signature for definition in failed)
+        return TrustValue.SIGNATURE_FAILED if is_signature else TrustValue.CONTRAINDICATED
     if CheckState.AFFIRMED not in states or CheckState.NOT_REACHED in states:
         return TrustValue.NONE
     return TrustValue.KNOWN_VULNERABILITIES if any(map(_tolerated, checks)) else TrustValue.AFFIRMING
@@ -255,7 +137,13 @@ def _value(checks: Sequence[Check]) -> TrustValue:
 
 def _tolerated(check: Check) -> bool:
     """Whether the policy accepts a platform that Intel does not call up to date."""
-    return check.code == CheckCode.TCB_STATUS and check.found != "UpToDate"
+    return check.code == TCB_STATUS.code and check.found != "UpToDate"
+
+
+def submodule_of(check: Check) -> Submodule | None:
+    """Return the submodule that a check counts towards; None for a check that only a receipt has."""
+    definition = DEFINITIONS.get(check.code)
+    return definition.claim[0] if definition and definition.claim else None
 
 
 def submodule_tier(name: Submodule, checks: Sequence[Check]) -> Tier:
@@ -263,8 +151,8 @@ def submodule_tier(name: Submodule, checks: Sequence[Check]) -> Tier:
     worst = max(vectors(checks)[name].values())
     if worst >= TrustValue.CONTRAINDICATED:
         return Tier.CONTRAINDICATED
-    own = [check for check in checks if PLACES[check.code][0] is name]
-    if any(check.state is CheckState.NOT_REACHED for check in own):
+    unreached = (check for check in checks if check.state is CheckState.NOT_REACHED)
+    if any(submodule_of(check) is name for check in unreached):
         return Tier.NONE
     return _TIERS[worst]
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from trainer.attestation.catalogue import DATASET_CHECKS, RECEIPT_CHECKS
-from trainer.attestation.checks import Check, CheckCode, CheckState
-from trainer.attestation.result.ear import PLACES, Submodule
+from trainer.attestation.catalogue import DEFINITIONS
+from trainer.attestation.checks import Check, CheckState, Submodule
+from trainer.attestation.result.ear import submodule_of
 from trainer.encoding import printable
 
 SYMBOLS: Final[Mapping[CheckState, str]] = {
@@ -47,33 +47,6 @@ NOT_COVERED: Final = (
 )
 """What a pass does not say."""
 
-_ATTACKS: Final = {definition.code.value: definition.attack for definition in (*RECEIPT_CHECKS, *DATASET_CHECKS)}
-
-_HINTS: Final[Mapping[str, str]] = {
-    CheckCode.COLLATERAL_FORMAT: "fetch the collateral again, or name another source in the policy",
-    CheckCode.ROOT_OF_TRUST: "on a development machine, make a policy with --trust-root; never for real data",
-    CheckCode.COLLATERAL_VALIDITY: "fetch newer collateral; `--at` judges a saved result as of another time",
-    CheckCode.TCB_STATUS: "ask the operator to update the platform, or list the status in `tcb.accepted_statuses`",
-    CheckCode.TCB_GRACE: "ask the operator to update the platform, or raise `tcb.grace_days`",
-    CheckCode.TCB_EVALUATION_NUMBER: "fetch newer collateral",
-    CheckCode.TD_DEBUG: "the operator started a debuggable VM; it must be started anew",
-    CheckCode.OS_MEASUREMENTS: "if you trust this OS image, add its measurements or image hash under `os`",
-    CheckCode.OS_DEVELOPMENT: "ask the operator for a production image",
-    CheckCode.COMPOSE_ACCEPTED: "review the app-compose.json that runs there (`trainer audit`) before you list it",
-    CheckCode.KEY_PROVIDER: "if you trust this key provider, name it in `app.key_provider`",
-    CheckCode.NONCE: "ask the job again, and give the nonce that you asked with",
-    CheckCode.NONCE_UNUSED: "ask the job again with a new nonce of 32 random bytes",
-    CheckCode.CLAIMS_VALIDITY: "verify the job again; compare the clocks",
-    CheckCode.FRESHNESS: "verify the job again; `--at` judges a saved result as of another time",
-    CheckCode.TLS_KEY: "connect to the job itself: TLS must end inside its VM",
-    CheckCode.JOB_SPEC_DIGEST: "review the job.yaml that runs there before you add it to the policy",
-    CheckCode.SANDBOX: "ask the operator how the container was started, or demand less in `sandbox`",
-    CheckCode.GPU_REQUIRED: "ask the operator for a VM with confidential GPUs, or set `gpu.required` to false",
-    CheckCode.GPU_DEVTOOLS: "the GPU must be set to production mode",
-    CheckCode.GPU_REPORT_VERSIONS: "ask the operator to update driver or VBIOS",
-    CheckCode.GPU_BOOT_VERSIONS: "ask the operator to update driver or VBIOS",
-}
-
 
 @dataclass(frozen=True)
 class CheckGroup:
@@ -86,36 +59,26 @@ class CheckGroup:
 
 def grouped(checks: Sequence[Check]) -> tuple[CheckGroup, ...]:
     """The checks by submodule, in the order of the story; groups without checks are left out."""
-    by_place: dict[Submodule | None, list[Check]] = {}
+    by_submodule: dict[Submodule | None, list[Check]] = {}
     for check in checks:
-        place = PLACES.get(check.code)
-        by_place.setdefault(place[0] if place else None, []).append(check)
+        by_submodule.setdefault(submodule_of(check), []).append(check)
     order: tuple[Submodule | None, ...] = (*TITLES, None)
     return tuple(
-        CheckGroup(name, TITLES[name] if name else RECEIPT_TITLE, tuple(by_place[name]))
+        CheckGroup(name, TITLES[name] if name else RECEIPT_TITLE, tuple(by_submodule[name]))
         for name in order
-        if name in by_place
+        if name in by_submodule
     )
-
-
-def attack(check: Check) -> str | None:
-    """The attack that a check stops; None for a check that is in no list."""
-    return _ATTACKS.get(check.code)
-
-
-def hint(check: Check) -> str | None:
-    """What a provider can do where a check failed; None where there is nothing but to refuse."""
-    return _HINTS.get(check.code)
 
 
 def explanation(check: Check) -> tuple[tuple[str, str], ...]:
     """What a person needs to know of a check that failed: label and text, printable."""
+    definition = DEFINITIONS.get(check.code)  # None for the checks of a receipt's own files
     parts = (
         ("expected", check.expected),
         ("found", check.found),
         ("because", check.detail),
-        ("guards against", attack(check)),
-        ("hint", hint(check)),
+        ("guards against", definition.attack if definition else None),
+        ("hint", definition.hint if definition else None),
     )
     return tuple((label, printable(text)) for label, text in parts if text)
 

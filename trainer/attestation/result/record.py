@@ -13,7 +13,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
-from trainer.attestation.checks import CheckCode, CheckState
+from trainer.attestation.checks import CheckState
+from trainer.attestation.claims.claims_checks import NONCE_UNUSED
 from trainer.attestation.evidence import MAX_EVIDENCE_BYTES, Evidence
 from trainer.attestation.nvidia.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements, GpuEndorsementsDocument
 from trainer.attestation.policy import MAX_POLICY_BYTES, CollateralDocument, Policy
@@ -105,7 +106,7 @@ def _text(collateral: bytes) -> str:
 
 def _nonce_unused(result: AttestationResult) -> bool | None:
     """What the appraisal was told of the nonce: only the machine that drew it knows, so the record keeps it."""
-    state = result.check(CheckCode.NONCE_UNUSED).state
+    state = result.check(NONCE_UNUSED.code).state
     return None if state is CheckState.NOT_DEMANDED else state is CheckState.AFFIRMED
 
 

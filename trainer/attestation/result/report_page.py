@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Final
 
-from trainer.attestation.checks import Check, CheckCode, CheckState
+from trainer.attestation.checks import Check, CheckDefinition, CheckState, Submodule
+from trainer.attestation.nvidia.boot_event_checks import GPU_REQUIRED
 from trainer.attestation.nvidia.gpu_report_checks import RELAY_LIMIT
 from trainer.attestation.result.attestation_result import AttestationResult
-from trainer.attestation.result.ear import BUILD, EAT_PROFILE, Submodule, submodule_tier, vectors
+from trainer.attestation.result.ear import BUILD, EAT_PROFILE, submodule_tier, vectors
 from trainer.attestation.result.presentation import (
     NOT_COVERED,
     SYMBOLS,
@@ -28,6 +29,7 @@ from trainer.attestation.result.presentation import (
 )
 from trainer.attestation.result.record import Record
 from trainer.attestation.result.report_style import STYLE
+from trainer.attestation.tdx.tcb_checks import TCB_ADVISORIES, TCB_STATUS
 from trainer.encoding import printable
 
 LONG_VALUE: Final = 260
@@ -130,16 +132,16 @@ def _machine_facts(record: Record) -> Facts:
     names = ("MRTD", "RTMR0", "RTMR1", "RTMR2", "RTMR3")
     registers = result.td.registers if result.td is not None else ()
     return (
-        ("TCB status", _found(result, CheckCode.TCB_STATUS)),
-        ("advisories", _found(result, CheckCode.TCB_ADVISORIES)),
-        ("GPUs at boot", _found(result, CheckCode.GPU_REQUIRED)),
+        ("TCB status", _found(result, TCB_STATUS)),
+        ("advisories", _found(result, TCB_ADVISORIES)),
+        ("GPUs at boot", _found(result, GPU_REQUIRED)),
         ("GPU reports", str(len(record.evidence.gpu.fresh) or "none")),
         *((name, value.hex()) for name, value in zip(names, registers, strict=False)),
     )
 
 
-def _found(result: AttestationResult, code: CheckCode) -> str:
-    check = result.check(code)
+def _found(result: AttestationResult, definition: CheckDefinition) -> str:
+    check = result.check(definition.code)
     return check.found or check.detail or WORDS[check.state]
 
 

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import dcap_qvl
 
-from trainer.attestation.checks import CheckCode
 from trainer.attestation.tdx.collateral import Collateral, module_level, root_key_ids
 from trainer.attestation.tdx.td_report import TdReport
 
@@ -35,13 +34,11 @@ class QuoteRefused(Exception):  # noqa: N818 -- what happened, not what is wrong
     """dcap-qvl refused a quote or its collateral.
 
     Args:
-        code: the check that this refusal answers.
-        reason: dcap-qvl's own words.
+        reason: dcap-qvl's message.
     """
 
-    def __init__(self, code: CheckCode, reason: str) -> None:
+    def __init__(self, reason: str) -> None:
         super().__init__(reason)
-        self.code = code
         self.reason = reason
 
 
@@ -65,7 +62,12 @@ class ParsedQuote:
 
 @dataclass(frozen=True)
 class TcbLevel:
-    """One matched TCB level: of the platform, the quoting enclave or the TDX module. `date` in Unix seconds."""
+    """One matched TCB level: of the platform, the quoting enclave or the TDX module.
+
+    Attributes:
+        status: the level's status, in Intel's words.
+        date: Unix seconds; the platform or module has been at this level or above since updates of that day.
+    """
 
     status: str
     date: int
@@ -170,14 +172,13 @@ def verify_quote(quote: ParsedQuote, collateral: Collateral, *, root_der: bytes 
         now: Unix seconds; the only clock that anything is compared with.
 
     Raises:
-        QuoteRefused: with the check that failed and dcap-qvl's words.
+        QuoteRefused: dcap-qvl refused, with its message.
     """
     policy = dcap_qvl.QuotePolicy.claims_only(now)  # TCB policy is judged by the appraisal, value by value
     try:
         claims = dcap_qvl.QuoteVerifier(root_der).verify_with_policy(quote.raw, collateral.handle, now, policy)
     except ValueError as error:
-        reason = str(error).removeprefix("Verification failed: ")
-        raise QuoteRefused(_refused_check(reason), reason) from None
+        raise QuoteRefused(str(error).removeprefix("Verification failed: ")) from None
     document = json.loads(claims.to_json())
     _compare_pce_id(bytes(document["platform"]["pck"]["pce_id"]), collateral)
     return _verified(document, quote.report, collateral)
@@ -190,36 +191,7 @@ def _compare_pce_id(found: bytes, collateral: Collateral) -> None:
     """
     stated = str(collateral.tcb_info.get("pceId", "none")).lower()
     if stated != found.hex():
-        reason = f"the TCB info is for PCE id {stated}, the platform's certificate says {found.hex()}"
-        raise QuoteRefused(CheckCode.TCB_LEVEL, reason)
-
-
-_REFUSALS: Final = (
-    (
-        CheckCode.QUOTING_ENCLAVE,
-        ("QE MRSIGNER", "QE ISV", "QE MISCSELECT", "QE ATTRIBUTES", "QE report validation"),
-    ),
-    (CheckCode.QUOTING_ENCLAVE, ("Unsupported QE Identity", "No TCB levels found in QE")),
-    (CheckCode.COLLATERAL_VALIDITY, ("TCBInfo expired", "QE Identity expired", "in the future", "CrlExpired")),
-    (CheckCode.COLLATERAL_SIGNATURE, ("tcb_info", "qe_identity", "TcbInfo", "QeIdentity", "CRL", "TCB Info")),
-    (CheckCode.COLLATERAL_SIGNATURE, ("QE Identity", "IssuerNotCrlSigner", "InvalidCrlSignature")),
-    (CheckCode.TDX_MODULE, ("TDX module",)),
-    (CheckCode.TCB_LEVEL, ("No matching TCB level", "Fmspc", "component count", "non-TDX TCB", "TDX TCB")),
-    (CheckCode.TCB_STATUS, ("TCB status is invalid",)),
-    (CheckCode.TD_DEBUG, ("Debug mode",)),
-    (CheckCode.TD_ATTRIBUTES, ("SEPT_VE_DISABLE", "TD migration", "TD profiling", "TD attributes", "SERVTD_EXT")),
-    (CheckCode.SERVICE_TD, ("service TD", "SERVTD")),
-    (CheckCode.QUOTE_FORMAT, ("decode quote", "quote version", "QE vendor", "TEE type", "TEE quote", "key type")),
-    (CheckCode.PLATFORM_CERTIFICATE, ("certificate", "Certificate", "CertRevoked", "PCK", "Intel extension")),
-)
-"""Which check a message of dcap-qvl answers: the first entry one of whose phrases it contains."""
-
-
-def _refused_check(reason: str) -> CheckCode:
-    for code, phrases in _REFUSALS:
-        if any(phrase in reason for phrase in phrases):
-            return code
-    return CheckCode.QUOTE_SIGNATURE  # also what a message of a later release falls back to: refused either way
+        raise QuoteRefused(f"the TCB info is for PCE id {stated}, the platform's certificate says {found.hex()}")
 
 
 def _verified(claims: Mapping[str, Any], report: TdReport, collateral: Collateral) -> VerifiedQuote:
@@ -241,3 +213,8 @@ def _verified(claims: Mapping[str, Any], report: TdReport, collateral: Collatera
 def _level(document: Mapping[str, Any]) -> TcbLevel:
     date = dt.datetime.fromisoformat(document["tcbDate"])
     return TcbLevel(document["tcbStatus"], int(date.timestamp()))
+
+
+def utc_date(seconds: int) -> str:
+    """Unix seconds as an ISO 8601 date and time, as collateral writes it."""
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

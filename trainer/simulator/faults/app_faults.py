@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-from trainer.attestation.checks import CheckCode
 from trainer.simulator.fault import Fault, Layer
 from trainer.simulator.faults.event_faults import Events, measured, payload
 from trainer.simulator.key_service import AppKeys, SimulatedKey
@@ -19,22 +18,20 @@ def _gpu(**changes: Any) -> Callable[[Events], Events]:
 
 
 _GPU: Final = (
-    measured("gpu-evidence", CheckCode.GPU_BOOT, "other GPU evidence measured", _gpu(evidence_sha256="00" * 32)),
-    measured("gpu-event-version", CheckCode.GPU_BOOT, "a GPU event of version 0", _gpu(version=0)),
+    measured("gpu-evidence", "gpu-boot", "other GPU evidence measured", _gpu(evidence_sha256="00" * 32)),
+    measured("gpu-event-version", "gpu-boot", "a GPU event of version 0", _gpu(version=0)),
     measured(
         "gpu-event-form",
-        CheckCode.GPU_BOOT,
+        "gpu-boot",
         "a GPU event without fields",
         payload("gpu-attestation", lambda _: b"{}"),
     ),
-    measured("gpu-vendor", CheckCode.GPU_REQUIRED, "GPUs of another maker", _gpu(provider="other")),
-    measured("gpu-cc-off", CheckCode.GPU_CC_MODE, "a GPU outside confidential mode", _gpu(cc_mode="off")),
-    measured("gpu-devtools", CheckCode.GPU_DEVTOOLS, "a GPU open to developer tools", _gpu(devtools=True)),
-    measured("gpu-count", CheckCode.GPU_BOOT_COUNT, "a GPU more than the evidence shows", _gpu(devices=2)),
-    Fault(
-        "gpu-text", CheckCode.GPU_BOOT, "GPU evidence other than measured", Layer.GPU_INFO, lambda text: text + " "
-    ),
-    Fault("gpu-text-missing", CheckCode.GPU_BOOT, "GPU evidence withheld", Layer.GPU_INFO, lambda _: ""),
+    measured("gpu-vendor", "gpu-required", "GPUs of another maker", _gpu(provider="other")),
+    measured("gpu-cc-off", "gpu-cc-mode", "a GPU outside confidential mode", _gpu(cc_mode="off")),
+    measured("gpu-devtools", "gpu-devtools", "a GPU open to developer tools", _gpu(devtools=True)),
+    measured("gpu-count", "gpu-boot-count", "a GPU more than the evidence shows", _gpu(devices=2)),
+    Fault("gpu-text", "gpu-boot", "GPU evidence other than measured", Layer.GPU_INFO, lambda text: text + " "),
+    Fault("gpu-text-missing", "gpu-boot", "GPU evidence withheld", Layer.GPU_INFO, lambda _: ""),
 )
 
 
@@ -47,7 +44,7 @@ def _signatures(change: Callable[[tuple[bytes, ...]], tuple[bytes, ...]]) -> Cal
 
 
 def _key(name: str, description: str, change: Callable[[SimulatedKey], Any]) -> Fault:
-    return Fault(name, CheckCode.KEY_CHAIN, description, Layer.KEY, change)
+    return Fault(name, "key-chain", description, Layer.KEY, change)
 
 
 def _bit(signature: bytes) -> bytes:
@@ -69,7 +66,7 @@ _KEYS: Final = (
     _key("unsigned-key", "a key that the app's key did not sign", _unsigned_key),
     Fault(
         "key-service",
-        CheckCode.KEY_CHAIN,
+        "key-chain",
         "keys of another key service",
         Layer.KEY_SEED,
         lambda seed: b"another key service" + seed,
@@ -79,18 +76,18 @@ _KEYS: Final = (
 _HOST: Final = (
     Fault(
         "development-image",
-        CheckCode.OS_DEVELOPMENT,
+        "os-development",
         "an OS image that lets developers in",
         Layer.VM_CONFIG,
         lambda config: config | {"image": "dstack-dev-0.6.0"},
     ),
     Fault(
         "compose-text",
-        CheckCode.COMPOSE_HASH,
+        "compose-hash",
         "another app-compose shown than measured",
         Layer.APP_COMPOSE,
         lambda text: text + " ",
-        also=(CheckCode.COMPOSE_ACCEPTED, CheckCode.MR_CONFIG_ID),
+        also=("compose-accepted", "mr-config-id"),
     ),
 )
 

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 from typing import Any, Final
 
-from trainer.attestation.checks import CheckCode
 from trainer.simulator.documents import rfc3339
 from trainer.simulator.fault import Fault, Layer
 from trainer.simulator.pki import DevelopmentPki
@@ -18,7 +17,7 @@ _FAR_AWAY: Final = rfc3339(2_493_072_000)
 Document = dict[str, Any]
 
 
-def _terms(name: str, code: CheckCode, description: str, **changes: Any) -> Fault:
+def _terms(name: str, code: str, description: str, **changes: Any) -> Fault:
     return Fault(name, code, description, Layer.COLLATERAL_TERMS, lambda terms: terms | changes)
 
 
@@ -26,7 +25,7 @@ def _later(name: str, description: str, seconds: int) -> Fault:
     def change(terms: Document) -> Document:
         return terms | {"now": terms["now"] + seconds}
 
-    return Fault(name, CheckCode.COLLATERAL_VALIDITY, description, Layer.COLLATERAL_TERMS, change)
+    return Fault(name, "collateral-validity", description, Layer.COLLATERAL_TERMS, change)
 
 
 def _edited(edit: Callable[[Document], None]) -> Callable[[Document], Document]:
@@ -38,11 +37,11 @@ def _edited(edit: Callable[[Document], None]) -> Callable[[Document], Document]:
     return change
 
 
-def _tcb(name: str, code: CheckCode, description: str, edit: Callable[[Document], None]) -> Fault:
+def _tcb(name: str, code: str, description: str, edit: Callable[[Document], None]) -> Fault:
     return Fault(f"tcb-info-{name}", code, description, Layer.TCB_INFO, _edited(edit))
 
 
-def _qe(name: str, code: CheckCode, description: str, edit: Callable[[Document], None]) -> Fault:
+def _qe(name: str, code: str, description: str, edit: Callable[[Document], None]) -> Fault:
     return Fault(f"qe-identity-{name}", code, description, Layer.QE_IDENTITY, _edited(edit))
 
 
@@ -66,7 +65,7 @@ def _component(kind: str, index: int) -> Callable[[Document], None]:
     return lambda document: document["tcbLevels"][0]["tcb"][kind][index].update(svn=99)
 
 
-def _replaced(name: str, key: str, code: CheckCode, description: str, change: Callable[[str], Any]) -> Fault:
+def _replaced(name: str, key: str, code: str, description: str, change: Callable[[str], Any]) -> Fault:
     """One part of the finished collateral changed."""
     return Fault(name, code, description, Layer.COLLATERAL, lambda made: made | {key: change(made[key])})
 
@@ -85,7 +84,7 @@ def _without(key: str) -> Fault:
     name = f"collateral-without-{key.replace('_', '-')}"
     return Fault(
         name,
-        CheckCode.COLLATERAL_FORMAT,
+        "collateral-format",
         f"no {key} in the collateral",
         Layer.COLLATERAL,
         lambda made: {other: text for other, text in made.items() if other != key},
@@ -103,23 +102,19 @@ _PLATFORM_STATUSES: Final = (
 
 _TERMS: Final = (
     *(
-        _terms(f"tcb-status-{status}".lower(), CheckCode.TCB_STATUS, f"a platform that is {status}", status=status)
+        _terms(f"tcb-status-{status}".lower(), "tcb-status", f"a platform that is {status}", status=status)
         for status in _PLATFORM_STATUSES
     ),
-    _terms(
-        "qe-status-outofdate", CheckCode.TCB_STATUS, "a quoting enclave that is OutOfDate", qe_status="OutOfDate"
-    ),
-    _terms("qe-status-revoked", CheckCode.TCB_STATUS, "a quoting enclave that is Revoked", qe_status="Revoked"),
-    _terms(
-        "advisory", CheckCode.TCB_ADVISORIES, "a platform open to INTEL-SA-00001", advisories=("INTEL-SA-00001",)
-    ),
-    _terms("pck-revoked", CheckCode.PLATFORM_CERTIFICATE, "a revoked platform", revoked=("pck",)),
-    _terms("pck-ca-revoked", CheckCode.PLATFORM_CERTIFICATE, "a revoked platform CA", revoked=("pck-ca",)),
+    _terms("qe-status-outofdate", "tcb-status", "a quoting enclave that is OutOfDate", qe_status="OutOfDate"),
+    _terms("qe-status-revoked", "tcb-status", "a quoting enclave that is Revoked", qe_status="Revoked"),
+    _terms("advisory", "tcb-advisories", "a platform open to INTEL-SA-00001", advisories=("INTEL-SA-00001",)),
+    _terms("pck-revoked", "platform-certificate", "a revoked platform", revoked=("pck",)),
+    _terms("pck-ca-revoked", "platform-certificate", "a revoked platform CA", revoked=("pck-ca",)),
     _later("collateral-expired", "collateral that ran out yesterday", -31 * _DAY),
     _later("collateral-from-the-future", "collateral of tomorrow", _DAY),
     Fault(
         "evaluation-number",
-        CheckCode.TCB_EVALUATION_NUMBER,
+        "tcb-evaluation-number",
         "collateral of an early evaluation",
         Layer.PKI,
         lambda given: given | {"evaluation_number": 18},
@@ -127,52 +122,50 @@ _TERMS: Final = (
 )
 
 _TCB_INFO: Final = (
-    _tcb("id", CheckCode.TCB_LEVEL, "TCB info for SGX", _set(id="SGX")),
-    _tcb("version", CheckCode.TCB_LEVEL, "TCB info of version 1", _set(version=1)),
-    _tcb("fmspc", CheckCode.TCB_LEVEL, "TCB info of another platform model", _set(fmspc="00" * 6)),
-    _tcb("pce-id", CheckCode.TCB_LEVEL, "TCB info of another provisioning enclave", _set(pceId="0001")),
-    _tcb("issue-date", CheckCode.COLLATERAL_VALIDITY, "TCB info not yet issued", _set(issueDate=_FAR_AWAY)),
-    _tcb("next-update", CheckCode.COLLATERAL_VALIDITY, "TCB info that ran out", _set(nextUpdate=_LONG_AGO)),
-    _tcb("evaluation", CheckCode.TCB_EVALUATION_NUMBER, "an early evaluation", _set(tcbEvaluationDataNumber=18)),
-    _tcb("no-levels", CheckCode.TCB_LEVEL, "TCB info without levels", _set(tcbLevels=[])),
-    _tcb("pce-svn", CheckCode.TCB_LEVEL, "levels above the provisioning enclave", _level_tcb(pcesvn=99)),
-    _tcb("cpu-svn", CheckCode.TCB_LEVEL, "levels above the microcode", _component("sgxtcbcomponents", 0)),
-    _tcb("tdx-svn", CheckCode.TCB_LEVEL, "levels above the late microcode", _component("tdxtcbcomponents", 2)),
-    _tcb("level-status", CheckCode.TCB_STATUS, "a level that is OutOfDate", _level(tcbStatus="OutOfDate")),
-    _tcb("no-modules", CheckCode.TDX_MODULE, "no TDX module named", _set(tdxModuleIdentities=[])),
-    _tcb("module-id", CheckCode.TDX_MODULE, "another generation of module", _module(id="TDX_09")),
-    _tcb("module-signer", CheckCode.TDX_MODULE, "another signer of modules", _module(mrsigner="11" * 48)),
-    _tcb(
-        "module-attributes", CheckCode.TDX_MODULE, "other module attributes", _module(attributes="01" + "00" * 7)
-    ),
-    _tcb("module-no-levels", CheckCode.TDX_MODULE, "a module without levels", _module(tcbLevels=[])),
+    _tcb("id", "tcb-level", "TCB info for SGX", _set(id="SGX")),
+    _tcb("version", "tcb-level", "TCB info of version 1", _set(version=1)),
+    _tcb("fmspc", "tcb-level", "TCB info of another platform model", _set(fmspc="00" * 6)),
+    _tcb("pce-id", "tcb-level", "TCB info of another provisioning enclave", _set(pceId="0001")),
+    _tcb("issue-date", "collateral-validity", "TCB info not yet issued", _set(issueDate=_FAR_AWAY)),
+    _tcb("next-update", "collateral-validity", "TCB info that ran out", _set(nextUpdate=_LONG_AGO)),
+    _tcb("evaluation", "tcb-evaluation-number", "an early evaluation", _set(tcbEvaluationDataNumber=18)),
+    _tcb("no-levels", "tcb-level", "TCB info without levels", _set(tcbLevels=[])),
+    _tcb("pce-svn", "tcb-level", "levels above the provisioning enclave", _level_tcb(pcesvn=99)),
+    _tcb("cpu-svn", "tcb-level", "levels above the microcode", _component("sgxtcbcomponents", 0)),
+    _tcb("tdx-svn", "tcb-level", "levels above the late microcode", _component("tdxtcbcomponents", 2)),
+    _tcb("level-status", "tcb-status", "a level that is OutOfDate", _level(tcbStatus="OutOfDate")),
+    _tcb("no-modules", "tdx-module", "no TDX module named", _set(tdxModuleIdentities=[])),
+    _tcb("module-id", "tdx-module", "another generation of module", _module(id="TDX_09")),
+    _tcb("module-signer", "tdx-module", "another signer of modules", _module(mrsigner="11" * 48)),
+    _tcb("module-attributes", "tdx-module", "other module attributes", _module(attributes="01" + "00" * 7)),
+    _tcb("module-no-levels", "tdx-module", "a module without levels", _module(tcbLevels=[])),
     _tcb(
         "module-status",
-        CheckCode.TCB_STATUS,
+        "tcb-status",
         "a module that is OutOfDate",
         lambda tcb: tcb["tdxModuleIdentities"][0]["tcbLevels"][0].update(tcbStatus="OutOfDate"),
     ),
 )
 
 _QE_IDENTITY: Final = (
-    _qe("id", CheckCode.QUOTING_ENCLAVE, "identity of an SGX quoting enclave", _set(id="QE")),
-    _qe("version", CheckCode.QUOTING_ENCLAVE, "QE identity of version 9", _set(version=9)),
-    _qe("misc-select", CheckCode.QUOTING_ENCLAVE, "other enclave state", _set(miscselect="00000001")),
-    _qe("attributes", CheckCode.QUOTING_ENCLAVE, "other enclave attributes", _set(attributes="13" + "00" * 15)),
-    _qe("signer", CheckCode.QUOTING_ENCLAVE, "another enclave signer", _set(mrsigner="00" * 32)),
-    _qe("product", CheckCode.QUOTING_ENCLAVE, "another enclave", _set(isvprodid=9)),
-    _qe("no-levels", CheckCode.QUOTING_ENCLAVE, "QE identity without levels", _set(tcbLevels=[])),
-    _qe("level", CheckCode.QUOTING_ENCLAVE, "levels above the enclave", _level_tcb(isvsvn=99)),
-    _qe("issue-date", CheckCode.COLLATERAL_VALIDITY, "QE identity not yet issued", _set(issueDate=_FAR_AWAY)),
-    _qe("next-update", CheckCode.COLLATERAL_VALIDITY, "QE identity that ran out", _set(nextUpdate=_LONG_AGO)),
-    _qe("evaluation", CheckCode.TCB_EVALUATION_NUMBER, "an early evaluation", _set(tcbEvaluationDataNumber=18)),
+    _qe("id", "quoting-enclave", "identity of an SGX quoting enclave", _set(id="QE")),
+    _qe("version", "quoting-enclave", "QE identity of version 9", _set(version=9)),
+    _qe("misc-select", "quoting-enclave", "other enclave state", _set(miscselect="00000001")),
+    _qe("attributes", "quoting-enclave", "other enclave attributes", _set(attributes="13" + "00" * 15)),
+    _qe("signer", "quoting-enclave", "another enclave signer", _set(mrsigner="00" * 32)),
+    _qe("product", "quoting-enclave", "another enclave", _set(isvprodid=9)),
+    _qe("no-levels", "quoting-enclave", "QE identity without levels", _set(tcbLevels=[])),
+    _qe("level", "quoting-enclave", "levels above the enclave", _level_tcb(isvsvn=99)),
+    _qe("issue-date", "collateral-validity", "QE identity not yet issued", _set(issueDate=_FAR_AWAY)),
+    _qe("next-update", "collateral-validity", "QE identity that ran out", _set(nextUpdate=_LONG_AGO)),
+    _qe("evaluation", "tcb-evaluation-number", "an early evaluation", _set(tcbEvaluationDataNumber=18)),
 )
 
 _SIGNED: Final = {
-    "tcb_info_signature": CheckCode.COLLATERAL_SIGNATURE,
-    "qe_identity_signature": CheckCode.COLLATERAL_SIGNATURE,
-    "pck_crl": CheckCode.PLATFORM_CERTIFICATE,
-    "root_ca_crl": CheckCode.COLLATERAL_SIGNATURE,
+    "tcb_info_signature": "collateral-signature",
+    "qe_identity_signature": "collateral-signature",
+    "pck_crl": "platform-certificate",
+    "root_ca_crl": "collateral-signature",
 }
 """Where one bit is changed. Of a false signature on the platform CA's CRL, dcap-qvl only says that the platform's
 chain does not verify; the bit of the root's CRL is one without which it cannot be read."""
@@ -182,7 +175,7 @@ _FINISHED: Final = (
         _replaced(
             f"forged-{name.replace('_', '-')}",
             name,
-            CheckCode.COLLATERAL_SIGNATURE,
+            "collateral-signature",
             f"{name} changed after it was signed",
             lambda text: text.replace("UpToDate", "Revoked "),
         )
@@ -202,7 +195,7 @@ _FINISHED: Final = (
         _replaced(
             f"foreign-{name.replace('_', '-')}",
             name,
-            CheckCode.ROOT_OF_TRUST,
+            "root-of-trust",
             f"{name} of another root",
             _foreign_chain,
         )
@@ -210,7 +203,7 @@ _FINISHED: Final = (
     ),
     Fault(
         "crl-of-another-ca",
-        CheckCode.PLATFORM_CERTIFICATE,
+        "platform-certificate",
         "the root's CRL in place of the platform CA's",
         Layer.COLLATERAL,
         lambda made: made | {"pck_crl": made["root_ca_crl"]},

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-from trainer.attestation.checks import CheckCode
 from trainer.errors import ErrorCode, UsageError
 from trainer.simulator.event_log_writer import BOOT_EVENT_TYPE, BootEvent, Event, RuntimeEvent
 from trainer.simulator.fault import Fault, Layer
@@ -32,9 +31,9 @@ _SYSTEM: Final = (
 _REQUIRED: Final = ("system-preparing", "app-id", "compose-hash", "boot-mr-done", "key-provider", "system-ready")
 _JUDGED_BY_CONTENT: Final = ("app-id", "compose-hash", "key-provider")
 _MISSING_TOO: Final = {
-    "app-id": (CheckCode.APP_ID, CheckCode.KEY_CHAIN),
-    "compose-hash": (CheckCode.COMPOSE_HASH,),
-    "key-provider": (CheckCode.KEY_PROVIDER,),
+    "app-id": ("app-id", "key-chain"),
+    "compose-hash": ("compose-hash",),
+    "key-provider": ("key-provider",),
 }
 """What has nothing to look at any more without the event."""
 
@@ -52,10 +51,10 @@ def _find(events: Events, name: str) -> tuple[int, RuntimeEvent]:
 
 def measured(
     name: str,
-    code: CheckCode,
+    code: str,
     description: str,
     change: Callable[[Events], Events],
-    also: tuple[CheckCode, ...] = (),
+    also: tuple[str, ...] = (),
 ) -> Fault:
     """A lie about what the system measured: registers and log agree on it."""
     return Fault(name, code, description, Layer.EVENTS, change, also)
@@ -108,7 +107,7 @@ def _boot(register: int) -> Callable[[Events], Events]:
     return changed
 
 
-def _shown(name: str, code: CheckCode, description: str, edit: Callable[[Log], None]) -> Fault:
+def _shown(name: str, code: str, description: str, edit: Callable[[Log], None]) -> Fault:
     def change(log: Log) -> Log:
         edited = copy.deepcopy(log)
         edit(edited)
@@ -134,16 +133,12 @@ def _shown_each(name: str) -> tuple[Fault, ...]:
     """Lies about one event of the log, each about one field of it."""
     false_digest, other_register = {"digest": "07" * 48}, {"imr": 2}
     return (
-        _shown(
-            f"digest-{name}", CheckCode.EVENT_DIGESTS, f"a false digest of {name}", _entry(name, **false_digest)
-        ),
-        _shown(
-            f"preimage-{name}", CheckCode.EVENT_DIGESTS, f"a false preimage of {name}", _entry(name, preimage="07")
-        ),
-        _shown(f"register-{name}", CheckCode.EVENT_LOG_FORMAT, f"{name} in RTMR2", _entry(name, **other_register)),
+        _shown(f"digest-{name}", "event-digests", f"a false digest of {name}", _entry(name, **false_digest)),
+        _shown(f"preimage-{name}", "event-digests", f"a false preimage of {name}", _entry(name, preimage="07")),
+        _shown(f"register-{name}", "event-log-format", f"{name} in RTMR2", _entry(name, **other_register)),
         _shown(
             f"type-{name}",
-            CheckCode.EVENT_LOG_FORMAT,
+            "event-log-format",
             f"{name} as an event of the firmware",
             _entry(name, event_type=BOOT_EVENT_TYPE),
         ),
@@ -153,18 +148,14 @@ def _shown_each(name: str) -> tuple[Fault, ...]:
 def _measured_each(name: str) -> tuple[Fault, ...]:
     """Lies about the place of one event in what was measured."""
     return (
-        measured(f"repeated-{name}", CheckCode.EVENT_ORDER, f"{name} twice", _repeated(name)),
+        measured(f"repeated-{name}", "event-order", f"{name} twice", _repeated(name)),
         *(
-            [
-                measured(
-                    f"late-{name}", CheckCode.EVENT_ORDER, f"{name} after system-ready", _again_at_the_end(name)
-                )
-            ]
+            [measured(f"late-{name}", "event-order", f"{name} after system-ready", _again_at_the_end(name))]
             if name != "system-ready"
             else []
         ),
         *(
-            [measured(f"early-{name}", CheckCode.EVENT_ORDER, f"{name} before its turn", _swapped(name))]
+            [measured(f"early-{name}", "event-order", f"{name} before its turn", _swapped(name))]
             if name != "system-preparing"
             else []
         ),
@@ -174,43 +165,41 @@ def _measured_each(name: str) -> tuple[Fault, ...]:
 _EVENTS: Final = (
     *(fault for name in _SYSTEM for fault in _measured_each(name)),
     *(
-        measured(
-            f"missing-{name}", CheckCode.EVENT_ORDER, f"no {name}", _removed(name), also=_MISSING_TOO.get(name, ())
-        )
+        measured(f"missing-{name}", "event-order", f"no {name}", _removed(name), also=_MISSING_TOO.get(name, ()))
         for name in _REQUIRED
     ),
     *(
-        measured(f"rtmr{index}-event", CheckCode.OS_MEASUREMENTS, f"RTMR{index} of another OS", _boot(index))
+        measured(f"rtmr{index}-event", "os-measurements", f"RTMR{index} of another OS", _boot(index))
         for index in range(3)
     ),
     measured(
         "app-id",
-        CheckCode.APP_ID,
+        "app-id",
         "another app",
         payload("app-id", lambda _: bytes(20)),
-        also=(CheckCode.KEY_CHAIN,),
+        also=("key-chain",),
     ),
     measured(
         "compose-hash",
-        CheckCode.COMPOSE_HASH,
+        "compose-hash",
         "another app-compose",
         payload("compose-hash", lambda _: bytes(32)),
     ),
     measured(
         "key-provider",
-        CheckCode.KEY_PROVIDER,
+        "key-provider",
         "another key service",
         payload("key-provider", lambda text: json.dumps(json.loads(text) | {"id": "00"}).encode()),
     ),
     measured(
         "key-provider-name",
-        CheckCode.KEY_PROVIDER,
+        "key-provider",
         "keys of this machine in place of a key service's",
         payload("key-provider", lambda text: json.dumps(json.loads(text) | {"name": "local-sgx"}).encode()),
     ),
     measured(
         "key-provider-form",
-        CheckCode.KEY_PROVIDER,
+        "key-provider",
         "a key provider that cannot be read",
         payload("key-provider", lambda _: b"kms"),
     ),
@@ -221,31 +210,27 @@ _LOG: Final = (
     *(
         _shown(
             f"payload-{name}",
-            CheckCode.RTMR3_REPLAY,
+            "rtmr3-replay",
             f"another payload of {name} shown than measured",
             _other_payload(name),
         )
         for name in _SYSTEM
         if name not in _JUDGED_BY_CONTENT
     ),
-    _shown(
-        "log-without-event", CheckCode.RTMR3_REPLAY, "a log without storage-fs", lambda log: log.__delitem__(-2)
-    ),
+    _shown("log-without-event", "rtmr3-replay", "a log without storage-fs", lambda log: log.__delitem__(-2)),
     _shown(
         "log-with-event",
-        CheckCode.RTMR3_REPLAY,
+        "rtmr3-replay",
         "a log with an event that was not measured",
         lambda log: log.append(RuntimeEvent("mine").entry(with_digest=False)),
     ),
-    _shown("log-version", CheckCode.EVENT_LOG_FORMAT, "events of version 3", _entry("storage-fs", version=3)),
-    _shown(
-        "log-digest-length", CheckCode.EVENT_LOG_FORMAT, "a digest cut short", _entry("storage-fs", digest="07")
-    ),
-    _shown("log-field", CheckCode.EVENT_LOG_FORMAT, "a field that no log has", _entry("storage-fs", more=1)),
-    Fault("log-empty", CheckCode.EVENT_LOG_FORMAT, "no event log", Layer.EVENT_LOG_TEXT, lambda _: ""),
+    _shown("log-version", "event-log-format", "events of version 3", _entry("storage-fs", version=3)),
+    _shown("log-digest-length", "event-log-format", "a digest cut short", _entry("storage-fs", digest="07")),
+    _shown("log-field", "event-log-format", "a field that no log has", _entry("storage-fs", more=1)),
+    Fault("log-empty", "event-log-format", "no event log", Layer.EVENT_LOG_TEXT, lambda _: ""),
     Fault(
         "log-key-twice",
-        CheckCode.EVENT_LOG_FORMAT,
+        "event-log-format",
         "a log that two readers understand differently",
         Layer.EVENT_LOG_TEXT,
         lambda text: text.replace('{"imr":0,', '{"imr":0,"imr":0,', 1),

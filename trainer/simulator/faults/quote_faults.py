@@ -8,7 +8,6 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final
 
-from trainer.attestation.checks import CheckCode
 from trainer.simulator.certificates import derive_p256_key, raw_signature
 from trainer.simulator.fault import Fault, Layer
 from trainer.simulator.pki import DevelopmentPki
@@ -91,11 +90,11 @@ def _foreign_root(certificates: list[str]) -> list[str]:
     return [*certificates[:-1], DevelopmentPki(_OTHER_SEED).root_pem]
 
 
-def _parts(name: str, code: CheckCode, description: str, change: Callable[[QuoteParts], QuoteParts]) -> Fault:
+def _parts(name: str, code: str, description: str, change: Callable[[QuoteParts], QuoteParts]) -> Fault:
     return Fault(name, code, description, Layer.PARTS, change)
 
 
-def _platform(name: str, code: CheckCode, description: str, **changes: Any) -> Fault:
+def _platform(name: str, code: str, description: str, **changes: Any) -> Fault:
     return Fault(name, code, description, Layer.PKI, lambda given: given | {"platform": changes})
 
 
@@ -125,18 +124,16 @@ _FORGED_REGIONS: Final = {
 """Fields that nothing but a signature holds in place, or that are not looked at before it is verified."""
 
 _HEADER: Final = (
-    _parts("header-version", CheckCode.QUOTE_FORMAT, "a quote of version 3", _header(version=3)),
-    _parts(
-        "header-key-type", CheckCode.QUOTE_FORMAT, "an attestation key on P-384", _header(attestation_key_type=3)
-    ),
-    _parts("header-tee-type", CheckCode.QUOTE_FORMAT, "a quote of an SGX enclave", _header(tee_type=0)),
-    _parts("header-vendor", CheckCode.QUOTE_FORMAT, "another vendor's enclave", _header(qe_vendor_id=bytes(16))),
+    _parts("header-version", "quote-format", "a quote of version 3", _header(version=3)),
+    _parts("header-key-type", "quote-format", "an attestation key on P-384", _header(attestation_key_type=3)),
+    _parts("header-tee-type", "quote-format", "a quote of an SGX enclave", _header(tee_type=0)),
+    _parts("header-vendor", "quote-format", "another vendor's enclave", _header(qe_vendor_id=bytes(16))),
 )
 
 _SIGNED: Final = tuple(
     Fault(
         f"forged-{name}",
-        CheckCode.QUOTE_SIGNATURE,
+        "quote-signature",
         f"one bit of the quote's {name} changed after it was signed",
         Layer.QUOTE,
         _bit(region),
@@ -145,39 +142,39 @@ _SIGNED: Final = tuple(
 )
 
 _SHAPE: Final = (
-    Fault("quote-cut-short", CheckCode.QUOTE_FORMAT, "a quote without its end", Layer.QUOTE, lambda q: q[:-9]),
-    Fault("quote-header-only", CheckCode.QUOTE_FORMAT, "a header and nothing more", Layer.QUOTE, lambda q: q[:48]),
+    Fault("quote-cut-short", "quote-format", "a quote without its end", Layer.QUOTE, lambda q: q[:-9]),
+    Fault("quote-header-only", "quote-format", "a header and nothing more", Layer.QUOTE, lambda q: q[:48]),
     Fault(
         "certification-kind",
-        CheckCode.QUOTE_FORMAT,
+        "quote-format",
         "certification data of another kind",
         Layer.QUOTE,
         _number("certification_type", 5),
     ),
     Fault(
         "chain-kind",
-        CheckCode.PLATFORM_CERTIFICATE,
+        "platform-certificate",
         "a platform named by its id in place of its certificates",
         Layer.QUOTE,
         _number("chain_type", 1),
     ),
     Fault(
         "bytes-after-quote",
-        CheckCode.QUOTE_TRAILING_BYTES,
+        "quote-trailing-bytes",
         "bytes behind the quote",
         Layer.QUOTE,
         lambda quote: quote + b"\0stray",
     ),
     Fault(
         "bytes-between-parts",
-        CheckCode.QUOTE_TRAILING_BYTES,
+        "quote-trailing-bytes",
         "bytes inside the quote that belong to no part",
         Layer.QUOTE,
         _stuffed,
     ),
     Fault(
         "signature-of-another-key",
-        CheckCode.QUOTE_SIGNATURE,
+        "quote-signature",
         "the report signed by a key that the quoting enclave does not name",
         Layer.QUOTE,
         _resigned,
@@ -187,62 +184,58 @@ _SHAPE: Final = (
 _ENCLAVE: Final = (
     _parts(
         "qe-binding",
-        CheckCode.QUOTE_SIGNATURE,
+        "quote-signature",
         "a quoting enclave that names another attestation key",
         _enclave(report_data=bytes(64)),
     ),
-    _parts("qe-signer", CheckCode.QUOTING_ENCLAVE, "an enclave of another signer", _enclave(mr_signer=bytes(32))),
-    _parts("qe-product", CheckCode.QUOTING_ENCLAVE, "another enclave of the same signer", _enclave(isv_prod_id=1)),
-    _parts("qe-version", CheckCode.QUOTING_ENCLAVE, "an enclave older than any known", _enclave(isv_svn=5)),
-    _parts("qe-misc-select", CheckCode.QUOTING_ENCLAVE, "an enclave with more state", _enclave(misc_select=1)),
+    _parts("qe-signer", "quoting-enclave", "an enclave of another signer", _enclave(mr_signer=bytes(32))),
+    _parts("qe-product", "quoting-enclave", "another enclave of the same signer", _enclave(isv_prod_id=1)),
+    _parts("qe-version", "quoting-enclave", "an enclave older than any known", _enclave(isv_svn=5)),
+    _parts("qe-misc-select", "quoting-enclave", "an enclave with more state", _enclave(misc_select=1)),
     _parts(
         "qe-debug",
-        CheckCode.QUOTING_ENCLAVE,
+        "quoting-enclave",
         "a quoting enclave in debug mode",
         _enclave(attributes=bytes.fromhex("1300000000000000e700000000000000")),
     ),
 )
 
 _CERTIFICATES: Final = (
-    _parts("chain-empty", CheckCode.PLATFORM_CERTIFICATE, "no certificates", _chain(lambda _: [])),
-    _parts(
-        "chain-without-leaf", CheckCode.PLATFORM_CERTIFICATE, "no platform certificate", _chain(lambda c: c[1:])
-    ),
-    _parts("chain-without-ca", CheckCode.PLATFORM_CERTIFICATE, "no platform CA", _chain(lambda c: [c[0], c[2]])),
-    _parts("chain-reversed", CheckCode.PLATFORM_CERTIFICATE, "the root first", _chain(lambda c: c[::-1])),
-    _parts(
-        "chain-foreign-root", CheckCode.ROOT_OF_TRUST, "another root at the chain's end", _chain(_foreign_root)
-    ),
+    _parts("chain-empty", "platform-certificate", "no certificates", _chain(lambda _: [])),
+    _parts("chain-without-leaf", "platform-certificate", "no platform certificate", _chain(lambda c: c[1:])),
+    _parts("chain-without-ca", "platform-certificate", "no platform CA", _chain(lambda c: [c[0], c[2]])),
+    _parts("chain-reversed", "platform-certificate", "the root first", _chain(lambda c: c[::-1])),
+    _parts("chain-foreign-root", "root-of-trust", "another root at the chain's end", _chain(_foreign_root)),
     _parts(
         "root-x509-version",
-        CheckCode.QUOTE_FORMAT,
+        "quote-format",
         "a root certificate of X.509 version 11",
         _root_bytes("a003020102", "a00302010a"),
     ),
     _parts(
         "root-key-kind",
-        CheckCode.QUOTE_FORMAT,
+        "quote-format",
         "a root key of a kind that does not exist",
         _root_bytes("06072a8648ce3d0201", "06072b8648ce3d0201"),
     ),
     Fault(
         "another-root",
-        CheckCode.ROOT_OF_TRUST,
+        "root-of-trust",
         "quotes and collateral by a root that nobody named",
         Layer.PKI,
         _other_root,
     ),
     Fault(
         "pck-expired",
-        CheckCode.PLATFORM_CERTIFICATE,
+        "platform-certificate",
         "a platform certificate that ran out",
         Layer.PKI,
         lambda given: given | {"pck_end": _EXPIRED},
     ),
-    _platform("pck-fmspc", CheckCode.TCB_LEVEL, "a platform of another model", fmspc=bytes(6)),
-    _platform("pck-pce-id", CheckCode.TCB_LEVEL, "another provisioning enclave", pce_id=b"\1\0"),
-    _platform("pck-pce-svn", CheckCode.TCB_LEVEL, "an older provisioning enclave", pce_svn=10),
-    _platform("pck-cpu-svn", CheckCode.TCB_LEVEL, "microcode older than any known", cpu_svn=bytes(16)),
+    _platform("pck-fmspc", "tcb-level", "a platform of another model", fmspc=bytes(6)),
+    _platform("pck-pce-id", "tcb-level", "another provisioning enclave", pce_id=b"\1\0"),
+    _platform("pck-pce-svn", "tcb-level", "an older provisioning enclave", pce_svn=10),
+    _platform("pck-cpu-svn", "tcb-level", "microcode older than any known", cpu_svn=bytes(16)),
 )
 
 QUOTE_FAULTS: Final = (*_HEADER, *_SHAPE, *_SIGNED, *_ENCLAVE, *_CERTIFICATES)

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Final
 
-from trainer.attestation.checks import CheckCode
 from trainer.attestation.tdx.td_report import ATTRIBUTE_NAMES, SEPT_VE_DISABLE_BIT, XFAM_KNOWN
 from trainer.simulator.fault import Fault, Layer
 from trainer.simulator.quote import V5, QuoteParts
@@ -34,7 +33,7 @@ def _flipped(bit: int) -> Callable[[bytes], bytes]:
     return lambda value: (int.from_bytes(value, "little") ^ 1 << bit).to_bytes(len(value), "little")
 
 
-def _with(code: CheckCode, name: str, description: str, field: str, change: Callable[[bytes], bytes]) -> Fault:
+def _with(code: str, name: str, description: str, field: str, change: Callable[[bytes], bytes]) -> Fault:
     return Fault(name, code, description, Layer.TD, _field(field, change))
 
 
@@ -46,7 +45,7 @@ def _service_td(parts: QuoteParts) -> QuoteParts:
 
 
 def _attribute(bit: int) -> Fault:
-    code = CheckCode.TD_DEBUG if bit == _DEBUG_BIT else CheckCode.TD_ATTRIBUTES
+    code = "td-debug" if bit == _DEBUG_BIT else "td-attributes"
     name = ATTRIBUTE_NAMES.get(bit, f"bit {bit:02}").lower().replace("_", "-").replace(" ", "-")
     what = "without SEPT_VE_DISABLE" if bit == SEPT_VE_DISABLE_BIT else f"with attribute bit {bit}"
     return _with(code, f"td-attributes-{name}", f"a TD {what}", "td_attributes", _flipped(bit))
@@ -55,7 +54,7 @@ def _attribute(bit: int) -> Fault:
 def _xfam(bit: int) -> Fault:
     name = _XFAM_NAMES.get(bit, f"bit-{bit:02}")
     what = "without required" if XFAM_KNOWN >> bit & 1 else "with unknown"
-    return _with(CheckCode.TD_XFAM, f"xfam-{name}", f"a TD {what} CPU state {bit}", "xfam", _flipped(bit))
+    return _with("td-xfam", f"xfam-{name}", f"a TD {what} CPU state {bit}", "xfam", _flipped(bit))
 
 
 _XFAM_BITS: Final = tuple(bit for bit in range(64) if bit in _XFAM_NAMES or not XFAM_KNOWN >> bit & 1)
@@ -63,32 +62,30 @@ _XFAM_BITS: Final = tuple(bit for bit in range(64) if bit in _XFAM_NAMES or not 
 
 _MODULE: Final = (
     _with(
-        CheckCode.TDX_MODULE,
+        "tdx-module",
         "module-version",
         "a TDX module older than any known",
         "tee_tcb_svn",
         lambda svn: b"\4" + svn[1:],
     ),
     _with(
-        CheckCode.TDX_MODULE,
+        "tdx-module",
         "module-generation",
         "a TDX module of an unknown generation",
         "tee_tcb_svn",
         lambda svn: svn[:1] + b"\7" + svn[2:],
     ),
     _with(
-        CheckCode.TCB_LEVEL,
+        "tcb-level",
         "module-tcb",
         "a late-microcode version below every TCB level",
         "tee_tcb_svn",
         lambda svn: svn[:2] + b"\0" + svn[3:],
     ),
-    _with(CheckCode.MR_SEAM, "mr-seam", "a TDX module that the policy does not list", "mr_seam", lambda _: _ONE),
+    _with("mr-seam", "mr-seam", "a TDX module that the policy does not list", "mr_seam", lambda _: _ONE),
+    _with("tdx-module", "mr-signer-seam", "a TDX module of another signer", "mr_signer_seam", lambda _: _ONE),
     _with(
-        CheckCode.TDX_MODULE, "mr-signer-seam", "a TDX module of another signer", "mr_signer_seam", lambda _: _ONE
-    ),
-    _with(
-        CheckCode.TDX_MODULE,
+        "tdx-module",
         "seam-attributes",
         "a TDX module in debug mode",
         "seam_attributes",
@@ -98,61 +95,61 @@ _MODULE: Final = (
 
 _REGISTERS: Final = (
     *(
-        _with(CheckCode.OS_MEASUREMENTS, name, f"another {name.upper()}", name, _flipped(7))
+        _with("os-measurements", name, f"another {name.upper()}", name, _flipped(7))
         for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2")
     ),
-    _with(CheckCode.RTMR3_REPLAY, "rtmr3", "an RTMR3 that the event log does not lead to", "rtmr3", _flipped(7)),
-    _with(CheckCode.MR_OWNER, "mr-owner", "a VM with an owner", "mr_owner", lambda _: _ONE),
-    _with(CheckCode.MR_OWNER_CONFIG, "mr-owner-config", "an owner's settings", "mr_owner_config", lambda _: _ONE),
-    _with(CheckCode.REPORT_DATA, "report-data", "another report_data", "report_data", _flipped(0)),
+    _with("rtmr3-replay", "rtmr3", "an RTMR3 that the event log does not lead to", "rtmr3", _flipped(7)),
+    _with("mr-owner", "mr-owner", "a VM with an owner", "mr_owner", lambda _: _ONE),
+    _with("mr-owner-config", "mr-owner-config", "an owner's settings", "mr_owner_config", lambda _: _ONE),
+    _with("report-data", "report-data", "another report_data", "report_data", _flipped(0)),
     _with(
-        CheckCode.REPORT_DATA,
+        "report-data",
         "report-data-end",
         "report_data right but for its last byte",
         "report_data",
         _flipped(511),
     ),
-    Fault("service-td", CheckCode.SERVICE_TD, "a service TD with power over the VM", Layer.PARTS, _service_td),
+    Fault("service-td", "service-td", "a service TD with power over the VM", Layer.PARTS, _service_td),
 )
 
 _CONFIG_ID: Final = (
     _with(
-        CheckCode.MR_CONFIG_ID,
+        "mr-config-id",
         "config-id-compose",
         "MRCONFIGID of form 01 for another compose hash",
         "mr_config_id",
         lambda _: b"\1" + b"\7" * 32 + bytes(15),
     ),
     _with(
-        CheckCode.MR_CONFIG_ID,
+        "mr-config-id",
         "config-id-binding",
         "MRCONFIGID of form 02 for another app or key service",
         "mr_config_id",
         lambda _: b"\2" + b"\7" * 32 + bytes(15),
     ),
     _with(
-        CheckCode.MR_CONFIG_ID,
+        "mr-config-id",
         "config-id-document",
         "MRCONFIGID of form 03 for another configuration",
         "mr_config_id",
         lambda _: b"\3" + b"\7" * 32 + bytes(15),
     ),
     _with(
-        CheckCode.MR_CONFIG_ID,
+        "mr-config-id",
         "config-id-tail",
         "MRCONFIGID of form 01 with something behind the compose hash",
         "mr_config_id",
         lambda value: value[:-1] + b"\1",
     ),
     _with(
-        CheckCode.MR_CONFIG_ID,
+        "mr-config-id",
         "config-id-form",
         "MRCONFIGID of a form that does not exist",
         "mr_config_id",
         lambda value: b"\x04" + value[1:],
     ),
     _with(
-        CheckCode.MR_CONFIG_ID,
+        "mr-config-id",
         "config-id-zero-tail",
         "MRCONFIGID unset but for its last byte",
         "mr_config_id",
