@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from trainer.attestation.claims.claims_checks import NONCE
 from trainer.attestation.claims.receipt_checks import SAME_JOB
 
 FOLDER = Path(trainer.attestation.__file__).parent
+JUDGING = ("judge", "compare", "leave_open", "judge_each_report")
 LISTED = {*DATASET_CHECKS, *RECEIPT_CHECKS}
 
 
@@ -41,13 +41,20 @@ def defined(name: str, tree: ast.Module) -> dict[str, CheckDefinition]:
     return {variable: getattr(import_module(name), variable) for variable in made}
 
 
-def judging_places(tree: ast.Module) -> Iterator[tuple[str, set[str]]]:
-    """The functions and the tables (dictionaries) of a module, each with the names that it mentions."""
-    for node in tree.body:
-        is_table = isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
-        if isinstance(node, ast.FunctionDef) or is_table:
-            label = node.name if isinstance(node, ast.FunctionDef) else f"table in line {node.lineno}"
-            yield label, {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+def judged(node: ast.AST) -> set[str]:
+    """Names that a function or a table judges: arguments of a call that records an outcome, and keys of tables."""
+    names = []
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Call) and called(inner) in JUDGING:
+            names += inner.args
+        elif isinstance(inner, ast.Dict):
+            names += [key for key in inner.keys if key is not None]
+    return {name.id for name in names if isinstance(name, ast.Name)}
+
+
+def called(call: ast.Call) -> str:
+    """The name of the function that is called."""
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
 def test_each_definition_is_made_once_and_listed_once() -> None:
@@ -62,24 +69,15 @@ def test_each_definition_is_judged_in_one_place_beside_it() -> None:
         for variable, definition in defined(name, tree).items():
             constant = definition.code.upper().replace("-", "_")
             assert variable in (constant, f"RECEIPT_{constant}")
-            places = [label for label, names in judging_places(tree) if variable in names]
-            assert len(places) == 1, (definition.code, places)
+            places = [node for node in tree.body if variable in judged(node)]
+            assert len(places) == 1, definition.code
 
 
 def test_no_other_module_judges_a_check() -> None:
     trees = modules()
     owners = {variable: name for name, tree in trees.items() for variable in defined(name, tree)}
     for name, tree in trees.items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and judges(node):
-                judged = {argument.id for argument in node.args if isinstance(argument, ast.Name)}
-                assert {owners[variable] for variable in judged & set(owners)} <= {name}
-
-
-def judges(call: ast.Call) -> bool:
-    """Whether a call records the outcome of a check that it names."""
-    function = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-    return function in ("judge", "compare", "leave_open", "judge_each_report")
+        assert {owners[variable] for variable in judged(tree) & set(owners)} <= {name}
 
 
 def test_each_definition_is_complete() -> None:
