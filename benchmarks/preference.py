@@ -109,7 +109,7 @@ def train_ours(order: dict[str, Any]) -> dict[str, Any]:
 
     from trainer.data.examples.example import Example
     from trainer.data.examples.example_set import Dataset, RowCounts
-    from trainer.training.engines.transformers_engine import Precision
+    from trainer.training.engines.base import Precision
     from trainer.training.events import MetricsMeasured
     from trainer.training.loop import Trainer
     from trainer.training.loss import CausalLoss

@@ -19,7 +19,7 @@ def adapted_model(order: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     from trainer.spec import LoraSection
-    from trainer.training.engines.transformers_engine import attach_adapter
+    from trainer.training.adapter import attach_adapter
 
     torch.manual_seed(1)
     dtype = torch.bfloat16 if order["dtype"] == "bf16" else torch.float32
@@ -49,7 +49,7 @@ def train_ours(model: Any, order: dict[str, Any]) -> dict[str, float]:
     from trainer.spec import TrainSection
     from trainer.training.bin_packing import best_fit_decreasing
     from trainer.training.compilation import Compilation
-    from trainer.training.engines.transformers_engine import Precision
+    from trainer.training.engines.base import Precision
     from trainer.training.loop import Trainer
     from trainer.training.loss import CausalLoss
 

@@ -67,7 +67,7 @@ def load(model: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     from trainer.spec import LoraSection
-    from trainer.training.engines.transformers_engine import attach_adapter
+    from trainer.training.adapter import attach_adapter
 
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, device_map={"": 0})
     base.config.use_cache = False
@@ -130,7 +130,7 @@ def ours(model: Path, rows: list[Any]) -> dict[str, float]:
     from trainer.data.examples.example_set import Dataset, RowCounts
     from trainer.spec import TrainSection
     from trainer.training.bin_packing import best_fit_decreasing
-    from trainer.training.engines.transformers_engine import Precision
+    from trainer.training.engines.base import Precision
     from trainer.training.events import StepCompleted
     from trainer.training.loop import Trainer
     from trainer.training.loss import CausalLoss

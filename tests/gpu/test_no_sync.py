@@ -12,8 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset, RowCounts
 from trainer.spec import LoraSection, TrainSection
+from trainer.training.adapter import attach_adapter
 from trainer.training.bin_packing import best_fit_decreasing
-from trainer.training.engines.transformers_engine import Precision, attach_adapter
+from trainer.training.engines.base import Precision
 from trainer.training.fused.attention import attend
 from trainer.training.fused.attention_layout import Heads
 from trainer.training.fused.segments import Segments

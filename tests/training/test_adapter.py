@@ -12,8 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from trainer.spec import LoraSection, ModelSection
-from trainer.training.adapter import save_adapter, save_start
-from trainer.training.engines.transformers_engine import attach_adapter
+from trainer.training.adapter import attach_adapter, save_adapter, save_initial_adapter
 
 IDS = torch.tensor([[5, 17, 99, 23, 4, 60]])
 SECTION = ModelSection(
@@ -31,13 +30,13 @@ def test_the_saved_adapter_does_on_the_base_what_training_did(tiny_model: Path, 
     untouched = base(IDS).logits.detach()
     model: Any = attach_adapter(base, lora).eval()
     torch.testing.assert_close(model(IDS).logits.detach(), untouched, rtol=1e-3, atol=1e-3)
-    save_start(model, tmp_path / "start")
+    save_initial_adapter(model, tmp_path / "start")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     trained = model(IDS).logits.detach()
-    save_adapter(model, SECTION, tmp_path / "adapter", start=tmp_path / "start")
+    save_adapter(model, SECTION, tmp_path / "adapter", initial=tmp_path / "start")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["init_lora_weights"]) == (8, True)
     fresh = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path / "adapter")

@@ -19,7 +19,7 @@ from trainer.data.rows import read_files
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import JobSpec
 from trainer.training.checkpoint import read_state
-from trainer.training.engines.transformers_engine import choose_engine
+from trainer.training.engines.choice import choose_engine
 from trainer.training.events import CheckpointWritten, MetricsMeasured, StepCompleted, TrainingEvent
 from trainer.training.interruption import Interruption, Interrupts
 from trainer.training.loss import CausalLoss

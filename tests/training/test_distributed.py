@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 from tests.training.test_loop import CPU, example
 from trainer.data.examples.example_set import Dataset, RowCounts
 from trainer.spec import LoraSection, TrainSection
+from trainer.training.adapter import attach_adapter
 from trainer.training.bin_packing import best_fit_decreasing
 from trainer.training.distributed import ALONE, RankGroup, RankShare, balance_rows, join_rank_group
-from trainer.training.engines.transformers_engine import attach_adapter
 from trainer.training.events import MetricsMeasured, TrainingEvent
 from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss

@@ -19,11 +19,13 @@ from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset, RowCounts
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import LoraSection, TrainSection
-from trainer.training.engines.transformers_engine import Precision, attach_adapter, raise_if_out_of_memory
+from trainer.training.adapter import attach_adapter
+from trainer.training.engines.base import Precision
 from trainer.training.evaluation import Evaluation
 from trainer.training.events import MetricsMeasured, StepCompleted, TrainingEvent
 from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
+from trainer.training.out_of_memory import raise_if_out_of_memory
 from trainer.training.progress import TrainingOutcome, TrainState
 from trainer.training.token_store import Batch
 

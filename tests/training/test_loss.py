@@ -27,7 +27,8 @@ from transformers import (
 
 from trainer.data.examples.example import Example
 from trainer.spec import LoraSection
-from trainer.training.engines.transformers_engine import Precision, attach_adapter
+from trainer.training.adapter import attach_adapter
+from trainer.training.engines.base import Precision
 from trainer.training.evaluation import Evaluation
 from trainer.training.fused import decoder as decoder_module
 from trainer.training.fused import fused_pass as fused_pass_module

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer.spec import JobSpec
 from trainer.training.adapter import save_adapter
-from trainer.training.engines.transformers_engine import Precision, TransformersLoader
+from trainer.training.engines.base import Precision
+from trainer.training.engines.transformers_engine import TransformersLoader
 from trainer.training.merged import save_merged
 
 

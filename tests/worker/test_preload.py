@@ -17,9 +17,11 @@ import torch
 from trainer.errors import ErrorCode, ExitCode, UsageError
 from trainer.ipc.worker_messages import MODEL_READY, Failed, Finished
 from trainer.spec import JobSpec
-from trainer.training.engines.transformers_engine import TransformersLoader, choose_precision
+from trainer.training.engines.base import choose_precision
+from trainer.training.engines.transformers_engine import TransformersLoader
 from trainer.training.progress import random_state
-from trainer.worker.preload import PreloadedModel, prepare, uncollected
+from trainer.worker.preload import garbage_collection_paused, preload
+from trainer.worker.preloaded_model import PreloadedModel
 
 RunWorker = Callable[..., Any]
 MakeSpec = Callable[..., JobSpec]
@@ -87,7 +89,7 @@ def test_an_engine_that_is_not_there_fails_once_there_is_data(
 
 def test_what_is_no_preparation_is_refused_by_field() -> None:
     with pytest.raises(UsageError) as caught:
-        prepare(BytesIO(b'{"spec": {"version": "canary"}}\n'))
+        preload(BytesIO(b'{"spec": {"version": "canary"}}\n'))
     assert "canary" not in str(caught.value)
 
 
@@ -99,7 +101,7 @@ def loaded(tiny_model: Path, make_spec: MakeSpec) -> PreloadedModel:
     random.seed(7)
     model = loader.load(tiny_model, spec, precision)
     states = random_state(precision.device), random.getstate()
-    return PreloadedModel(loader.name, loader, spec, precision, model, states)
+    return PreloadedModel(loader, spec, precision, model, states)
 
 
 def test_the_generators_stand_where_loading_left_them(loaded: PreloadedModel, tiny_model: Path) -> None:
@@ -125,7 +127,7 @@ def test_other_numbers_are_loaded_anew(loaded: PreloadedModel, tiny_model: Path)
 
 
 def test_garbage_is_collected_again_afterwards() -> None:
-    with uncollected():
+    with garbage_collection_paused():
         assert not gc.isenabled()
     assert gc.isenabled()
     gc.unfreeze()

@@ -1,32 +1,65 @@
-"""Saving the adapter in PEFT's layout, without a word about the machine it was made on."""
+"""The LoRA adapter as PEFT has it: attached to a base model, and saved without a trace of the machine."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from trainer.spec import ModelSection
+from trainer.errors import ErrorCode, JobError
+from trainer.spec import LoraSection, ModelSection
 
 
-def save_start(model: Any, target: Path) -> None:
-    """Keep a fresh adapter that took something out of the base weights; `save_adapter` needs it to undo that.
+def attach_adapter(model: Any, lora: LoraSection) -> Any:
+    """Returns a PEFT model: `model` frozen, with fresh LoRA weights drawn from torch's seeded generator.
 
-    PEFT takes the difference of both adapters, at twice the rank, for the base model as it was.
+    Raises:
+        JobError: `MODEL_INVALID`: the model has no such modules.
+    """
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415 -- after the choice of the engine
+
+    targets = lora.lora_target_modules
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.lora_r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init_lora_weights=lora.init_lora_weights,  # type: ignore[arg-type]  # a pattern, not a list
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise JobError(
+            ErrorCode.MODEL_INVALID,
+            "the adapter does not fit the base model",
+            expected="lora.lora_target_modules that the model has",
+            found="none of them" if targets != "all-linear" else "no linear layers",
+        ) from error
+
+
+def save_initial_adapter(model: Any, target: Path) -> None:
+    """Save a fresh adapter whose initialisation subtracted something from the base weights (such as PiSSA).
+
+    `save_adapter` needs it: PEFT saves the difference of the trained and the initial adapter, at twice the rank,
+    which fits the unchanged base model.
     """
     config = model.peft_config["default"]
-    init, config.init_lora_weights = config.init_lora_weights, True
+    # PEFT reads the saved config when it converts; True says that these weights need no further initialisation.
+    initialisation, config.init_lora_weights = config.init_lora_weights, True
     model.save_pretrained(str(target), safe_serialization=True, save_embedding_layers=False)
-    config.init_lora_weights = init
+    config.init_lora_weights = initialisation
 
 
-def save_adapter(model: Any, section: ModelSection, target: Path, *, start: Path | None = None) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors`; `README.md` is the model card's place.
+def save_adapter(model: Any, section: ModelSection, target: Path, *, initial: Path | None = None) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors`; the model card is written elsewhere.
 
     Args:
         model: PEFT model.
         section: names the base model as the job spec does; the directory it was loaded from is not mentioned.
         target: new directory.
-        start: what `save_start` wrote; None where the base weights were left alone.
+        initial: what `save_initial_adapter` wrote; None where the base weights were not changed.
     """
     name, revision = section.model_name_or_path, section.model_revision
     for config in model.peft_config.values():
@@ -35,11 +68,12 @@ def save_adapter(model: Any, section: ModelSection, target: Path, *, start: Path
         if not isinstance(config.target_modules, str):
             config.target_modules = sorted(config.target_modules)  # a set has another order in each process
     model.get_base_model().config._name_or_path = name  # noqa: SLF001 -- PEFT reads it for its README
-    # Not "auto": that looks for the base model's config on the hub to see whether its vocabulary grew.
+    # save_embedding_layers is not "auto": that fetches the base model's config from the hub, to see whether its
+    # vocabulary grew.
     model.save_pretrained(
         str(target),
         safe_serialization=True,
         save_embedding_layers=False,
-        path_initial_model_for_weight_conversion=None if start is None else str(start),
+        path_initial_model_for_weight_conversion=None if initial is None else str(initial),
     )
-    (target / "README.md").unlink(missing_ok=True)  # PEFT's own knows nothing of this run
+    (target / "README.md").unlink(missing_ok=True)  # PEFT's template; the run's own model card replaces it

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import TrainSection
-from trainer.training.engines.transformers_engine import raise_if_out_of_memory
+from trainer.training.out_of_memory import raise_if_out_of_memory
 
 MULTIPLE: Final = 64
 """Where graphs are replayed, each of which has one shape, rows are padded to a multiple of so many tokens.

@@ -20,13 +20,13 @@ from trainer.training.batches import StepPlan, sort_rows, token_budget
 from trainer.training.distributed import ALONE, RankGroup, RankShare
 from trainer.training.divergence import LastFiniteAdapter, put
 from trainer.training.early_stopping import EarlyStopping
-from trainer.training.engines.transformers_engine import is_out_of_memory
 from trainer.training.evaluation import Evaluation
 from trainer.training.events import MetricsMeasured, StepCompleted, TrainingEvent
 from trainer.training.interruption import Interrupts
 from trainer.training.loss import CausalLoss
 from trainer.training.methods.method import Method, SupervisedFineTuning
 from trainer.training.optimization import LearningRate, make_optimizer
+from trainer.training.out_of_memory import is_out_of_memory
 from trainer.training.progress import Meter, TrainingOutcome, TrainState, random_state, restore_random
 from trainer.training.steps import ordered_steps
 from trainer.training.token_store import OrderedTokens, TokenStore

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from trainer.training.batches import TokenCost, padded_cost
 from trainer.training.compilation import Compilation
-from trainer.training.engines.transformers_engine import Precision
+from trainer.training.engines.base import Precision
 from trainer.training.fused import FusedPass, try_fused
 from trainer.training.token_store import Batch
 

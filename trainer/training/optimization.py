@@ -34,7 +34,7 @@ def make_optimizer(parameters: Sequence[nn.Parameter], section: TrainSection) ->
                 list(parameters), **common, scale_parameter=False, relative_step=False
             )
         case "adamw_8bit":
-            from trainer.training.engines.transformers_engine import require_gpu  # noqa: PLC0415 -- only here
+            from trainer.training.engines.base import require_gpu  # noqa: PLC0415 -- only here
 
             require_gpu("train.optim adamw_8bit", "bitsandbytes")
             from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415 -- an optional dependency

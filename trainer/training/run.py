@@ -16,24 +16,20 @@ from trainer.data.examples.example_set import Dataset, build_dataset
 from trainer.data.rows import Row
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import DataSection, JobSpec
-from trainer.training.adapter import save_adapter, save_start
+from trainer.training.adapter import save_adapter, save_initial_adapter
 from trainer.training.bin_packing import best_fit_decreasing
 from trainer.training.checkpoint import CheckpointWriter, ResumedState, SavedState, read_draw, read_state
 from trainer.training.compilation import Compilation, report_compile_errors, require_compiler
 from trainer.training.distributed import ALONE, RankGroup
-from trainer.training.engines.transformers_engine import (
-    Loader,
-    Precision,
-    check_model_dir,
-    choose_precision,
-    raise_if_out_of_memory,
-)
+from trainer.training.engines.base import Loader, Precision, choose_precision
+from trainer.training.engines.base_model_files import check_model_dir
 from trainer.training.events import TrainingEvent
 from trainer.training.interruption import Interruption, Interrupts
 from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
 from trainer.training.merged import save_merged
 from trainer.training.methods.dpo import DirectPreferenceOptimization, pairs_of
+from trainer.training.out_of_memory import raise_if_out_of_memory
 from trainer.training.privacy.memorisation_audit import MemorisationAudit, Probes, prepare
 from trainer.training.privacy.stages import conclude, private_training, require_engine
 from trainer.training.progress import TrainingOutcome, TrainState
@@ -208,7 +204,7 @@ def _outcome(training: Trainer, model: Any, at: _Run, start: Path | None) -> Tra
         outcome = training.run()
     except JobError:
         if training.sound_step:
-            save_adapter(model, at.spec.model, at.order.output_dir / "adapter", start=start)
+            save_adapter(model, at.spec.model, at.order.output_dir / "adapter", initial=start)
         raise
     at.watch.put("train", outcome.train_seconds)
     at.watch.put("eval", outcome.eval_seconds)
@@ -221,7 +217,7 @@ def _audited(spec: JobSpec, watch: Stopwatch) -> AbstractContextManager[None]:
 
 def _save(model: Any, order: RunInputs, start: Path | None, watch: Stopwatch) -> None:
     with watch.part("save"):
-        save_adapter(model, order.spec.model, order.output_dir / "adapter", start=start)
+        save_adapter(model, order.spec.model, order.output_dir / "adapter", initial=start)
     if order.spec.output.merged_16bit:
         with watch.part("merge"):
             save_merged(order.model_dir, order.output_dir / "adapter", order.output_dir / "merged")
@@ -277,7 +273,7 @@ def _start(model: Any, order: RunInputs) -> Path | None:
     if not order.spec.lora.changes_base:
         return None
     start = order.output_dir / ".scratch" / "start"
-    save_start(model, start)
+    save_initial_adapter(model, start)
     return start
 
 
@@ -315,7 +311,7 @@ def _may_fuse(at: _Run) -> bool:
 
     An engine has kernels of its own in there, FSDP gathers layers, and gradients of single rows are taken there.
     """
-    return at.loader.name != "unsloth" and not at.ranks.sharded and not at.spec.privacy.differential
+    return at.loader.allows_fused and not at.ranks.sharded and not at.spec.privacy.differential
 
 
 def _bins(data: Dataset, section: DataSection) -> list[list[int]] | None:

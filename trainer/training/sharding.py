@@ -14,7 +14,7 @@ import torch
 
 from trainer.errors import ErrorCode, JobError
 from trainer.training.distributed import RankGroup
-from trainer.training.engines.transformers_engine import Precision
+from trainer.training.engines.base import Precision
 
 
 def loading_precision(precision: Precision, ranks: RankGroup) -> Precision:

@@ -45,13 +45,13 @@ from trainer.training.stopwatch import Stopwatch
 from trainer.worker.environment import take_environment
 from trainer.worker.event_messages import message_of_event
 from trainer.worker.launch import launch
-from trainer.worker.preload import Preloader, prepare, remove_scratch, scratch_below, uncollected
+from trainer.worker.preload import Preloader, garbage_collection_paused, preload, remove_scratch, scratch_dir
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from trainer.training.distributed import RankGroup
-    from trainer.training.engines.transformers_engine import Loader
+    from trainer.training.engines.base import Loader
     from trainer.training.report.summary import Summary
 
     Together = AbstractContextManager[RankGroup]
@@ -80,7 +80,7 @@ def _work(
 
     def work(events: Events) -> ExitCode:
         _confine(plan, events, seat)
-        prepared = prepare(sys.stdin.buffer) if ahead and seat.size == 1 else None
+        prepared = preload(sys.stdin.buffer) if ahead and seat.size == 1 else None
         order = parse_order(sys.stdin.buffer.read(MAX_ORDER_BYTES + 1))
         _carry_out(order, events, seat, interrupts, prepared)
         return ExitCode.DONE
@@ -141,7 +141,7 @@ def _carry_out(
     spec, output_dir = order.spec, seat.own_output_dir(order.output_dir)
     inputs = RunInputs(spec, order.model_dir, output_dir, order.resume_dir)
     if ahead is None:
-        take_environment(scratch_below(output_dir))
+        take_environment(scratch_dir(output_dir))
     try:
         with watch.part("read"):
             rows = read_files(order.data_files, max_rows=spec.data.max_rows, shape=row_schema(spec.data))
@@ -149,7 +149,7 @@ def _carry_out(
             loader, run, join_rank_group = _training_stack(order, seat)
         if ahead is not None:
             watch.put("ahead", ahead.seconds)
-            loader = ahead.loader(order, loader)
+            loader = ahead.loader_for(order, loader)
         with join_rank_group(seat, rendezvous_dir(order.output_dir), sharded=spec.train.fsdp is not None) as ranks:
             summary = run(
                 inputs,
@@ -174,8 +174,8 @@ def _training_stack(
     order: TrainingOrder, seat: ProcessRank
 ) -> tuple[Loader, Callable[..., Summary], Callable[..., Together]]:
     """Import it, in the order it needs: environment variables first (done), then the engine, then transformers."""
-    with uncollected():
-        from trainer.training.engines.transformers_engine import choose_engine  # noqa: PLC0415
+    with garbage_collection_paused():
+        from trainer.training.engines.choice import choose_engine  # noqa: PLC0415
 
         loader = choose_engine(order.spec, processes=seat.size)
         from trainer.training.distributed import join_rank_group  # noqa: PLC0415

@@ -1,140 +1,104 @@
 """What a worker does before there is a dataset: it imports the training stack and loads the base model.
 
-Both are public, both take seconds, and the job waits for its dataset meanwhile. The run afterwards is bitwise the
-run without this: no row has a part in it, and the generators are put to where loading leaves them. What fails here
-is done again when the order is there, and is reported then, as sealed as any other failure.
+Both need nothing private and take seconds in which the job waits for its dataset anyway. The result of the run is
+bitwise the same with and without preloading: no row is involved, and the random generators are restored to the
+state that loading leaves. An error here is logged and dropped; the run meets it again after the order has come,
+and reports it then, sealed like every other failure.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from trainer.ipc.worker_messages import MAX_ORDER_BYTES, MODEL_READY, Preparation, TrainingOrder, parse_preparation
 from trainer.training.stopwatch import Stopwatch
 from trainer.worker.environment import take_environment
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from trainer.training.engines.base import Loader
+    from trainer.worker.preloaded_model import PreloadedModel
 
-    from trainer.spec import JobSpec
-    from trainer.training.engines.transformers_engine import Loader, Precision
-
-_Made = TypeVar("_Made")
+_Result = TypeVar("_Result")
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass
-class PreloadedModel:
-    """A base model with a fresh adapter that is there already; gives it away once.
-
-    Attributes:
-        name: of the engine that loaded it.
-        loader: that engine.
-        spec: what it was loaded for.
-        precision: in what numbers.
-        model: the PEFT model; None once it was given away.
-        generators: states of torch's and Python's generators behind the loading.
-    """
-
-    name: str
-    loader: Loader
-    spec: JobSpec
-    precision: Precision
-    model: Any
-    generators: tuple[tuple[Tensor, ...], object]
-
-    def load(self, model_dir: Path, spec: JobSpec, precision: Precision) -> Any:
-        """See `trainer.training.engines.transformers_engine.Loader`; loads anew where something else is wanted."""
-        if self.model is None or (spec, precision) != (self.spec, self.precision):
-            return self.loader.load(model_dir, spec, precision)
-        from trainer.training.progress import restore_random  # noqa: PLC0415 -- part of the training stack
-
-        torch_states, python_state = self.generators
-        restore_random(torch_states)
-        random.setstate(python_state)  # type: ignore[arg-type]  # what `getstate` gave
-        model, self.model = self.model, None
-        return model
-
-
 class Preloader:
-    """The training stack, and the base model where it could be loaded.
+    """Imports the training stack, and loads the base model where that is possible.
 
     Args:
-        preparation: what the order will say of model and places.
+        preparation: the model and the directories that the order will name.
     """
 
     def __init__(self, preparation: Preparation) -> None:
         self._preparation = preparation
-        self._loaded: PreloadedModel | None = None
+        self._model: PreloadedModel | None = None
         self._watch = Stopwatch()
 
-    def do(self, orders: IO[bytes]) -> None:
-        """Import, wait for the word that the model is there, load it.
+    def preload(self, orders: IO[bytes]) -> None:
+        """Import, wait until the base model is on disk, load it.
 
         Args:
-            orders: where that word comes, and behind it the order.
+            orders: stdin: the line that says that the model is there, then the order, which is left unread.
         """
-        take_environment(scratch_below(self._preparation.output_dir))
-        loader = self._try(lambda: _import(self._preparation.spec))
-        there = orders.readline(len(MODEL_READY)) == MODEL_READY
-        if loader is not None and there:
-            self._loaded = self._try(lambda: _load(loader, self._preparation))
+        take_environment(scratch_dir(self._preparation.output_dir))
+        loader = self._attempt(lambda: _import_stack(self._preparation))
+        model_is_ready = orders.readline(len(MODEL_READY)) == MODEL_READY
+        if loader is not None and model_is_ready:
+            self._model = self._attempt(lambda: _load(loader, self._preparation))
 
-    def _try(self, work: Callable[[], _Made]) -> _Made | None:
+    def _attempt(self, work: Callable[[], _Result]) -> _Result | None:
         try:
-            with self._watch.part("ahead"):
+            with self._watch.part("preload"):
                 return work()
-        except Exception:  # noqa: BLE001 -- whatever it is, the order will run into it again
-            _log.exception("not prepared ahead")
+        except Exception:  # noqa: BLE001 -- the run will meet the same error, and report it
+            _log.exception("preloading failed")
             return None
 
     @property
     def seconds(self) -> float:
-        """What it took, without the waiting."""
-        return self._watch.read().get("ahead", 0.0)
+        """Returns how long importing and loading took, without the wait in between."""
+        return self._watch.read().get("preload", 0.0)
 
-    def loader(self, order: TrainingOrder, loader: Loader) -> Loader:
-        """What gives the model of this order: what was loaded, or else `loader`."""
-        ready = self._loaded
-        same = (order.spec, order.model_dir) == (self._preparation.spec, self._preparation.model_dir)
-        return loader if ready is None or not same or loader.name != ready.name else ready
+    def loader_for(self, order: TrainingOrder, loader: Loader) -> Loader:
+        """Returns what loads this order's model: the preloaded model where it fits, otherwise `loader`."""
+        model = self._model
+        is_same_run = (order.spec, order.model_dir) == (self._preparation.spec, self._preparation.model_dir)
+        return loader if model is None or not is_same_run or loader.name != model.name else model
 
 
-def prepare(orders: IO[bytes]) -> Preloader:
-    """Read a preparation and carry it out.
+def preload(orders: IO[bytes]) -> Preloader:
+    """Read a preparation from stdin and carry it out.
 
     Raises:
-        UsageError: it is none.
+        UsageError: not a preparation.
     """
-    ahead = Preloader(parse_preparation(orders.readline(MAX_ORDER_BYTES + 1)))
-    ahead.do(orders)
-    return ahead
+    preloader = Preloader(parse_preparation(orders.readline(MAX_ORDER_BYTES + 1)))
+    preloader.preload(orders)
+    return preloader
 
 
-def scratch_below(output_dir: Path) -> Path:
-    """Where caches and temporary files of a run go; gone when it has ended."""
+def scratch_dir(output_dir: Path) -> Path:
+    """Returns the directory for a run's caches and temporary files; removed when the run has ended."""
     return output_dir / ".scratch"
 
 
 def remove_scratch(output_dir: Path) -> None:
-    """Leave nothing of it."""
-    shutil.rmtree(scratch_below(output_dir), ignore_errors=True)
+    """Remove the caches and temporary files of a run."""
+    shutil.rmtree(scratch_dir(output_dir), ignore_errors=True)
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Import without looking for garbage: three thousand modules make much to look through, and hardly any of it.
+def garbage_collection_paused() -> Iterator[None]:
+    """Import without garbage collection, and exclude what was imported from later collections.
 
-    What was made is kept out of later collections, too.
+    Importing three thousand modules triggers many collections that find next to nothing.
     """
     gc.disable()
     try:
@@ -144,11 +108,11 @@ def uncollected() -> Iterator[None]:
         gc.freeze()
 
 
-def _import(spec: JobSpec) -> Loader:
-    with uncollected():
-        from trainer.training.engines.transformers_engine import choose_engine  # noqa: PLC0415 -- seconds; the engine comes first
+def _import_stack(preparation: Preparation) -> Loader:
+    with garbage_collection_paused():
+        from trainer.training.engines.choice import choose_engine  # noqa: PLC0415 -- slow; the engine comes first
 
-        loader = choose_engine(spec)
+        loader = choose_engine(preparation.spec)
         import transformers.modeling_utils  # noqa: PLC0415 -- lazy otherwise: loading would wait for it
 
         import trainer.training.run  # noqa: PLC0415 -- brings transformers and PEFT
@@ -158,14 +122,6 @@ def _import(spec: JobSpec) -> Loader:
 
 
 def _load(loader: Loader, preparation: Preparation) -> PreloadedModel:
-    from trainer.training.engines.transformers_engine import check_model_dir, choose_precision  # noqa: PLC0415 -- part of the stack
-    from trainer.training.progress import random_state  # noqa: PLC0415
-    from trainer.training.run import seed  # noqa: PLC0415
+    from trainer.worker.preloaded_model import load_preloaded  # noqa: PLC0415 -- imports the training stack
 
-    spec = preparation.spec
-    check_model_dir(preparation.model_dir)
-    precision, _ = choose_precision(spec)
-    seed(spec.train.seed)
-    model = loader.load(preparation.model_dir, spec, precision)
-    generators = random_state(precision.device), random.getstate()
-    return PreloadedModel(loader.name, loader, spec, precision, model, generators)
+    return load_preloaded(loader, preparation.model_dir, preparation.spec)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,13 +14,12 @@ import torch
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import JobSpec
 from trainer.training.adapter import save_adapter
-from trainer.training.engines import transformers_engine as model_module
-from trainer.training.engines.transformers_engine import (
-    TransformersLoader,
-    check_model_dir,
-    choose_engine,
-    choose_precision,
-)
+from trainer.training.engines import base
+from trainer.training.engines.base import choose_precision
+from trainer.training.engines.base_model_files import check_model_dir
+from trainer.training.engines.choice import choose_engine
+from trainer.training.engines.transformers_engine import TransformersLoader
+from trainer.training.engines.unsloth_engine import UnslothLoader
 from trainer.training.tokenizer import load_tokens
 
 MakeSpec = Callable[..., JobSpec]
@@ -119,7 +117,7 @@ def test_what_needs_a_package_is_refused_without_it(
     section: dict[str, Any], make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(model_module, "_installed", lambda _package: False)
+    monkeypatch.setattr(base, "_is_installed", lambda _package: False)
     with pytest.raises(JobError, match="without the package") as caught:
         choose_engine(make_spec(**section))
     assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
@@ -130,14 +128,14 @@ def test_auto_takes_unsloth_only_where_gpu_and_package_are_there(
     gpu: bool, unsloth: bool, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(model_module, "_installed", lambda _package: unsloth)
+    monkeypatch.setattr(base, "_is_installed", lambda _package: unsloth)
     assert choose_engine(make_spec()).name == "transformers"
 
 
-def test_the_unsloth_module_refuses_to_be_imported_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_unsloth_engine_cannot_be_made_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(JobError) as caught:
-        importlib.import_module("trainer.training.engines.unsloth_engine")
+        UnslothLoader()
     assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
 
 
@@ -162,6 +160,6 @@ def test_precision_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(model_module, "_cpu_has_bfloat16", lambda: quick)
+    monkeypatch.setattr(base, "_cpu_has_bfloat16", lambda: quick)
     precision, said = choose_precision(make_spec(model={"dtype": dtype}, train={"bf16": bf16}))
     assert (precision.weights, precision.autocast, len(said)) == (weights, autocast, warnings)

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from trainer.data.examples.example import Example
 from trainer.spec import LoraSection
-from trainer.training.engines.transformers_engine import Precision, attach_adapter
+from trainer.training.adapter import attach_adapter
+from trainer.training.engines.base import Precision
 from trainer.training.fused.prefix_sharing import share_prefixes
 from trainer.training.loss import CausalLoss
 from trainer.training.token_store import Batch, single_batch

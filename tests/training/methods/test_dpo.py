@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset, RowCounts
 from trainer.spec import LoraSection, TrainSection
-from trainer.training.engines.transformers_engine import Precision, attach_adapter
+from trainer.training.adapter import attach_adapter
+from trainer.training.engines.base import Precision
 from trainer.training.events import MetricsMeasured, StepCompleted, TrainingEvent
 from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss

@@ -20,7 +20,8 @@ from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset, RowCounts
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import LoraSection, PrivacySection, TrainSection
-from trainer.training.engines.transformers_engine import Precision, attach_adapter
+from trainer.training.adapter import attach_adapter
+from trainer.training.engines.base import Precision
 from trainer.training.events import MetricsMeasured, TrainingEvent
 from trainer.training.loss import CausalLoss
 from trainer.training.privacy.accounting import Mechanism, new_accountant, plan_mechanism, require_within, spent

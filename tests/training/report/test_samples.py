@@ -11,7 +11,8 @@ import torch
 
 from trainer.data.examples.example import Example
 from trainer.spec import JobSpec
-from trainer.training.engines.transformers_engine import Precision, TransformersLoader
+from trainer.training.engines.base import Precision
+from trainer.training.engines.transformers_engine import TransformersLoader
 from trainer.training.report.samples import Sampler, left_padded, split_example
 from trainer.training.tokenizer import load_tokens
 

@@ -1,12 +1,12 @@
-"""The optional unsloth engine: everything that is particular to unsloth is in this one module.
+"""The engine `unsloth`: optional, for one process with a CUDA GPU. All that is particular to unsloth is here.
 
-What is closed here, each for a reason:
+Each of these settings closes something:
 
 - a *local* directory with `use_exact_model_name`: unsloth otherwise maps names to a mirror and drops the revision;
-- its statistics and hub look-ups, and where its generated code goes, are settled by `environment.QUIET` before the
-  import;
-- `use_gradient_checkpointing` is never "unsloth": that moves activations over PCIe, slow where it is encrypted;
-- unsloth must be imported before transformers and peft; `choose_engine` imports this module first.
+- `use_gradient_checkpointing` is never "unsloth": that moves activations over PCIe, which is slow where the link
+  is encrypted;
+- environment variables switch its statistics and its look-ups on a hub off and say where its generated code goes.
+  They are set before the import: see `trainer.worker.environment`.
 """
 
 from __future__ import annotations
@@ -18,39 +18,56 @@ import torch
 
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import JobSpec
-from trainer.training.engines.transformers_engine import Precision, raise_if_out_of_memory, require_gpu
-
-require_gpu("train.engine unsloth", "unsloth")
-try:
-    from unsloth import FastLanguageModel
-except Exception as error:
-    raise JobError(
-        ErrorCode.ENGINE_UNAVAILABLE, f"unsloth is installed but does not start ({type(error).__name__})"
-    ) from error
+from trainer.training.engines.base import Loader, Precision, has_gpu_and_package, require_gpu
+from trainer.training.out_of_memory import raise_if_out_of_memory
 
 
-class UnslothLoader:
-    """unsloth's kernels on a CUDA GPU."""
+class UnslothLoader(Loader):
+    """Loads and attaches with unsloth's kernels.
+
+    unsloth patches transformers and PEFT, so make this object before either is imported.
+
+    Raises:
+        JobError: `ENGINE_UNAVAILABLE`: no GPU, no package, or unsloth does not start.
+    """
 
     name = "unsloth"
+    allows_fused = False
+    allows_processes = False
+    allows_compilation = False
+
+    def __init__(self) -> None:
+        require_gpu("train.engine unsloth", "unsloth")
+        try:
+            from unsloth import FastLanguageModel  # noqa: PLC0415 -- an optional dependency
+        except Exception as error:
+            raise JobError(
+                ErrorCode.ENGINE_UNAVAILABLE, f"unsloth is installed but does not start ({type(error).__name__})"
+            ) from error
+        self._fast_model: Any = FastLanguageModel
+
+    @classmethod
+    def is_available(cls) -> bool:
+        """Returns whether there are a GPU and the package."""
+        return has_gpu_and_package("unsloth")
 
     def load(self, model_dir: Path, spec: JobSpec, precision: Precision) -> Any:
-        """See `trainer.training.engines.transformers_engine.Loader.load`.
+        """Load the base model and attach a fresh adapter; the interface is `Loader.load`.
 
         Raises:
             JobError: `MODEL_INVALID` or `OUT_OF_MEMORY`.
         """
         try:
             model = self._load_base(model_dir, spec, precision)
-            return self._attach(model, spec)
-        except Exception as error:  # whatever a damaged file makes the libraries raise
+            return self._attach_adapter(model, spec)
+        except Exception as error:  # a damaged file can make the libraries raise anything
             raise_if_out_of_memory(error)
             raise JobError(
                 ErrorCode.MODEL_INVALID, f"unsloth cannot load the base model ({type(error).__name__})"
             ) from error
 
     def _load_base(self, model_dir: Path, spec: JobSpec, precision: Precision) -> Any:
-        model, _ = FastLanguageModel.from_pretrained(
+        model, _ = self._fast_model.from_pretrained(
             model_name=str(model_dir.resolve()),
             use_exact_model_name=True,
             max_seq_length=spec.data.max_length,
@@ -63,10 +80,10 @@ class UnslothLoader:
         )
         return model
 
-    def _attach(self, model: Any, spec: JobSpec) -> Any:
+    def _attach_adapter(self, model: Any, spec: JobSpec) -> Any:
         lora = spec.lora
         targets = lora.lora_target_modules
-        return FastLanguageModel.get_peft_model(
+        return self._fast_model.get_peft_model(
             model,
             r=lora.lora_r,
             lora_alpha=lora.lora_alpha,

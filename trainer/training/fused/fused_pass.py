@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.training.engines.transformers_engine import Precision, is_out_of_memory
+from trainer.training.engines.base import Precision
 from trainer.training.fused.attention_cpu import MAX_PRODUCT_TOKENS
 from trainer.training.fused.decoder import FusedDecoder, find_obstacle, read_heads
 from trainer.training.fused.equivalence import attention_is_equivalent, loss_is_equivalent
 from trainer.training.fused.head_loss import HeadLoss
 from trainer.training.fused.prefix_sharing import FlatBatch, share_prefixes
+from trainer.training.out_of_memory import is_out_of_memory
 from trainer.training.token_store import Batch
 
 UnfusedLoss = Callable[[Any, Batch], Tensor]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from trainer.data.examples.example import Example
-from trainer.training.engines.transformers_engine import Precision
+from trainer.training.engines.base import Precision
 from trainer.training.tokenizer import ModelTokenizer
 
 

@@ -12,7 +12,7 @@ import transformers
 from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset
 from trainer.models import Strict
-from trainer.training.engines.transformers_engine import Precision
+from trainer.training.engines.base import Precision
 from trainer.training.loss import CausalLoss
 from trainer.training.privacy.privacy_findings import Privacy
 from trainer.training.progress import TrainingOutcome

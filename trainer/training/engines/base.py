@@ -1,0 +1,133 @@
+"""What an engine is: it loads a local directory of safetensors and attaches a fresh LoRA adapter.
+
+Everything after that is the same for all engines. An engine is one file with a subclass of `Loader`; the engines
+that there are, and which one `train.engine: auto` takes, are listed in `trainer.training.engines.choice`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from trainer.errors import ErrorCode, JobError
+from trainer.spec import Dtype, JobSpec
+
+_TORCH_TYPES: Final = {
+    Dtype.FLOAT32: torch.float32,
+    Dtype.BFLOAT16: torch.bfloat16,
+    Dtype.FLOAT16: torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The device and the number types that a model computes with.
+
+    Attributes:
+        device: holds the model.
+        weights: type of the frozen base weights in memory; the adapter's weights are always float32.
+        autocast: whether matrix products run in bfloat16.
+    """
+
+    device: torch.device
+    weights: torch.dtype
+    autocast: bool
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Returns the context that every forward pass runs in."""
+        if not self.autocast:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+class Loader(ABC):
+    """An engine.
+
+    Attributes:
+        name: the engine's name in `train.engine`.
+        allows_fused: whether the fused pass may replace the model's forward pass. It reads the weights and calls
+            no module, so an engine that puts kernels of its own into the modules does not allow it.
+        allows_processes: whether several processes can train one model.
+        allows_compilation: whether torch can compile the model's forward pass.
+    """
+
+    name: str
+    allows_fused: bool
+    allows_processes: bool
+    allows_compilation: bool
+
+    @classmethod
+    @abstractmethod
+    def is_available(cls) -> bool:
+        """Returns whether this machine has what the engine needs."""
+
+    @abstractmethod
+    def load(self, model_dir: Path, spec: JobSpec, precision: Precision) -> Any:
+        """Load the base model and attach a fresh adapter.
+
+        Args:
+            model_dir: holds safetensors, JSON and text only: see `check_model_dir`.
+            spec: says how to load, and what the adapter looks like.
+            precision: the device and the types.
+
+        Returns:
+            A PEFT model on `precision.device`; of its parameters only the adapter's require gradients.
+
+        Raises:
+            JobError: `MODEL_INVALID` or `OUT_OF_MEMORY`.
+        """
+
+
+def choose_precision(spec: JobSpec) -> tuple[Precision, tuple[str, ...]]:
+    """Returns the precision that this machine computes a spec in, and warnings where it is not the spec's."""
+    wanted = _TORCH_TYPES[spec.model.dtype]
+    if torch.cuda.is_available():
+        return Precision(torch.device("cuda"), wanted, spec.train.bf16), ()
+    # Without bfloat16 instructions a CPU emulates it, several times slower than float32.
+    has_bfloat16 = _cpu_has_bfloat16()
+    weights = wanted if wanted is torch.bfloat16 and has_bfloat16 else torch.float32
+    autocast = spec.train.bf16 and has_bfloat16
+    warnings = []
+    if weights is not wanted:
+        warnings.append(f"model.dtype {spec.model.dtype} is computed as float32 on this CPU")
+    if spec.train.bf16 and not autocast:
+        warnings.append("train.bf16 is off: this CPU has no bfloat16 instructions")
+    if spec.train.torch_compile_mode == "reduce-overhead":
+        warnings.append("train.torch_compile_mode reduce-overhead is default here: no GPU replays graphs")
+    return Precision(torch.device("cpu"), weights, autocast), tuple(warnings)
+
+
+def _cpu_has_bfloat16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())  # noqa: SLF001
+
+
+def has_gpu_and_package(package: str) -> bool:
+    """Returns whether there are a CUDA GPU and a Python package on this machine."""
+    return torch.cuda.is_available() and _is_installed(package)
+
+
+def require_gpu(feature: str, package: str) -> None:
+    """Refuse a feature that needs a CUDA GPU and a package.
+
+    Raises:
+        JobError: `ENGINE_UNAVAILABLE`, naming what is missing.
+    """
+    missing = [] if torch.cuda.is_available() else ["a CUDA GPU"]
+    missing += [] if _is_installed(package) else [f"the package {package}"]
+    if missing:
+        raise JobError(
+            ErrorCode.ENGINE_UNAVAILABLE,
+            f"{feature} cannot run here",
+            expected=f"a CUDA GPU and the package {package}",
+            found=f"a machine without {' and '.join(missing)}",
+        )
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

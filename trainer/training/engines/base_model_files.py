@@ -1,0 +1,46 @@
+"""Which files of a base model a library may open at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from trainer.errors import ErrorCode, JobError
+
+_EXECUTABLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py", ".so")
+"""Pickles and code: opening such a file can run what its author wrote, in the process that sees the dataset."""
+
+
+def check_model_dir(model_dir: Path) -> None:
+    """Refuse anything but safetensors, JSON and text, before a library opens it.
+
+    Raises:
+        JobError: `MODEL_INVALID`.
+    """
+    names = [path.relative_to(model_dir).as_posix() for path in model_dir.rglob("*") if path.is_file()]
+    executable = sorted(name for name in names if name.endswith(_EXECUTABLE_SUFFIXES))
+    if executable or not any(name.endswith(".safetensors") for name in names):
+        raise JobError(
+            ErrorCode.MODEL_INVALID,
+            "the base model's files",
+            expected="safetensors weights, and neither pickles nor code",
+            found=executable[0] if executable else "no .safetensors file",
+        )
+    if "auto_map" in _read_config(model_dir):  # names Python classes for transformers to import
+        raise JobError(
+            ErrorCode.MODEL_INVALID,
+            "the base model's config.json names code of its own",
+            expected="an architecture that transformers implements",
+            found="auto_map",
+        )
+
+
+def _read_config(model_dir: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((model_dir / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise JobError(ErrorCode.MODEL_INVALID, "the base model's config.json cannot be read") from error
+    if not isinstance(config, dict):
+        raise JobError(ErrorCode.MODEL_INVALID, "the base model's config.json is not an object")
+    return config
