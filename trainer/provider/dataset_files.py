@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.data.examples.example_set import row_schema
-from trainer.data.rows import DEFAULT_SCHEMA, ENDINGS, RowSchema, kind_name, read_rows
+from trainer.data.rows import DEFAULT_SCHEMA, FOLDER_SUFFIXES, RowSchema, read_rows
 from trainer.errors import ErrorCode, UsageError, VerificationError
 from trainer.spec import read_job_spec
 
@@ -36,11 +36,11 @@ def _named_files(path: Path) -> Iterator[tuple[str, Path]]:
     if not below:
         raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such data file: {path}")
     for file in below:
-        if not file.name.lower().endswith(ENDINGS):
+        if not file.name.lower().endswith(FOLDER_SUFFIXES):
             raise UsageError(
                 ErrorCode.USAGE,
                 f"{file} is no data file",
-                expected=f"only files ending in {', '.join(ENDINGS)}",
+                expected=f"only files ending in {', '.join(FOLDER_SUFFIXES)}",
                 found=file.suffix or "no ending",
                 hint="move it out of the folder, or name the data files one by one",
             )
@@ -51,19 +51,19 @@ def _hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
-def count_rows(files: Mapping[str, Path], shape: RowSchema = DEFAULT_SCHEMA) -> Counter[str]:
+def count_rows(files: Mapping[str, Path], schema: RowSchema = DEFAULT_SCHEMA) -> Counter[str]:
     """Read every row as the job will; returns how many there are of each kind.
 
     Args:
         files: name inside the bundle → file.
-        shape: how the job spec's data section says that objects become rows.
+        schema: how the job spec's data section says that objects become rows.
 
     Raises:
         DataError: a row is malformed: better to know before the upload.
     """
     kinds: Counter[str] = Counter()
     for name, path in files.items():
-        kinds.update(kind_name(row) for row in read_rows(path, name=name, shape=shape))
+        kinds.update(row.kind_name for row in read_rows(path, name=name, schema=schema))
     return kinds
 
 

@@ -25,7 +25,7 @@ from trainer.data.examples.example_set import (
 )
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_encoding import encode_rows
-from trainer.data.rows import PreferenceRow, Row, kind_name, scan_rows, too_many_rows
+from trainer.data.rows import PreferenceRow, Row, scan_rows, too_many_rows
 from trainer.errors import DataError
 from trainer.spec import JobSpec
 from trainer.validation.pair_survey import PairLengths
@@ -169,7 +169,7 @@ def survey(
 def _readable(found: Survey, files: Mapping[str, Path], spec: JobSpec, advance: Advance) -> Iterator[Row]:
     shape, most, count = row_schema(spec.data), spec.data.max_rows, 0
     for name in sorted(files):
-        for row in scan_rows(files[name], name=name, shape=shape, advance=advance):
+        for row in scan_rows(files[name], name=name, schema=shape, on_bytes_read=advance):
             if isinstance(row, DataError):
                 _refuse(found, row)
                 continue
@@ -177,7 +177,7 @@ def _readable(found: Survey, files: Mapping[str, Path], spec: JobSpec, advance: 
                 _refuse(found, too_many_rows(row, most))
                 return
             count += 1
-            found.rows[name][kind_name(row)] += 1
+            found.rows[name][row.kind_name] += 1
             yield row
 
 

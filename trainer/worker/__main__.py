@@ -144,7 +144,7 @@ def _carry_out(
         take_environment(scratch_dir(output_dir))
     try:
         with watch.part("read"):
-            rows = read_files(order.data_files, max_rows=spec.data.max_rows, shape=row_schema(spec.data))
+            rows = read_files(order.data_files, max_rows=spec.data.max_rows, schema=row_schema(spec.data))
         with watch.part("import"):
             loader, run, join_rank_group = _training_stack(order, seat)
         if ahead is not None:

@@ -147,7 +147,7 @@ def test_weights_that_nothing_heeds_are_refused(make_tokens: MakeTokens) -> None
 
 def test_a_conversational_completion_trains_on_its_completion(make_tokens: MakeTokens) -> None:
     tokens = make_tokens(FAMILIES["chatml"].template)
-    row = ChatRow("f", 0, chat("a", "b", "c", "d").messages, given=3)
+    row = ChatRow("f", 0, chat("a", "b", "c", "d").messages, prompt_messages=3)
     assert all_trained(row, tokens) == ["d<|im_end|>"]
     assert all_trained(row, tokens, DataSection(assistant_only_loss=False)) == ["d<|im_end|>"]
     (whole,) = encode(row, tokens, DataSection(completion_only_loss=False))
@@ -204,8 +204,8 @@ def test_preferences_become_pairs_with_the_prompt_masked(make_tokens: MakeTokens
     chats = PreferenceRow(
         "f",
         0,
-        ChatRow("f", 0, chat("a", "good").messages, given=1),
-        ChatRow("f", 0, chat("a", "bad answer").messages, given=1),
+        ChatRow("f", 0, chat("a", "good").messages, prompt_messages=1),
+        ChatRow("f", 0, chat("a", "bad answer").messages, prompt_messages=1),
     )
     texts = PreferenceRow("f", 1, CompletionRow("f", 1, "p", " good"), CompletionRow("f", 1, "p", " bad"))
     everything = DataSection(assistant_only_loss=False, completion_only_loss=False)

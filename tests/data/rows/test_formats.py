@@ -201,7 +201,7 @@ def test_reading_goes_on_behind_a_bad_row_and_ends_at_a_broken_file(tmp_path: Pa
 
 
 def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.data.rows.sources.FREE_INFLATED_BYTES", 1 << 20)
+    monkeypatch.setattr("trainer.data.rows.data_file.FREE_DECOMPRESSED_BYTES", 1 << 20)
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "a"}\n' * (2 << 20)))
     with pytest.raises(DataError) as caught:
@@ -229,8 +229,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
 
 
 def test_a_long_row_in_a_list_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.data.rows.records.MAX_ROW_BYTES", 1000)
-    monkeypatch.setattr("trainer.data.rows.records._BLOCK", 100)
+    monkeypatch.setattr("trainer.data.rows.data_file.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("trainer.data.rows.formats.json_format._BLOCK_BYTES", 100)
     path = tmp_path / "a.json"
     path.write_text('[{"text": "' + "a" * 900 + '"}, {"text": "' + "b" * 10000 + '"}]')
     found = list(scan_rows(path, name="a.json"))
@@ -250,7 +250,7 @@ def test_a_list_reads_the_same_whatever_the_blocks(
 ) -> None:
     folder = tmp_path_factory.mktemp("list")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.data.rows.records._BLOCK", block)
+        patch.setattr("trainer.data.rows.formats.json_format._BLOCK_BYTES", block)
         found = read_rows_of(
             json.dumps(rows, indent=indent, ensure_ascii=False).encode(errors="replace"), "a.json", folder
         )
@@ -270,20 +270,20 @@ def test_without_pyarrow_the_error_says_what_to_install(tmp_path: Path, monkeypa
 def test_columns_are_renamed_and_left_out_as_asked(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("question,answer,id\nq,a,1\n")
-    shape = RowSchema(columns={"prompt": "question", "completion": "answer"}, ignored=frozenset({"id"}))
-    assert list(read_rows(path, name="a.csv", shape=shape)) == [CompletionRow("a.csv", 0, "q", "a")]
+    schema = RowSchema(columns={"prompt": "question", "completion": "answer"}, ignored=frozenset({"id"}))
+    assert list(read_rows(path, name="a.csv", schema=schema)) == [CompletionRow("a.csv", 0, "q", "a")]
     with pytest.raises(DataError, match="1 other keys") as caught:
-        list(read_rows(path, name="a.csv", shape=RowSchema(columns=shape.columns)))
+        list(read_rows(path, name="a.csv", schema=RowSchema(columns=schema.columns)))
     assert "data.ignore_columns" in (caught.value.hint or "")
-    with pytest.raises(DataError, match="calls so"):
-        list(read_rows(path, name="a.csv", shape=RowSchema(columns={"question": "answer"})))
+    with pytest.raises(DataError, match="gives another column"):
+        list(read_rows(path, name="a.csv", schema=RowSchema(columns={"question": "answer"})))
 
 
 def test_a_named_format_admits_no_other(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}')
     with pytest.raises(DataError, match="expected completion and prompt"):
-        list(read_rows(path, name="a.jsonl", shape=RowSchema(format="prompt_completion")))
+        list(read_rows(path, name="a.jsonl", schema=RowSchema(format="prompt_completion")))
 
 
 def test_a_chat_in_a_csv_cell_is_json(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from trainer.data.rows import (
+    ROW_COLUMNS,
     ROW_KINDS,
     ChatRow,
     CompletionRow,
@@ -17,17 +18,17 @@ from trainer.data.rows import (
     RowSchema,
     TextRow,
     ToolCall,
-    kind_name,
     parse_row,
-    row_texts,
 )
 from trainer.errors import DataError, ErrorCode
+from trainer.spec.data_section import ROW_COLUMNS as SPEC_COLUMNS
+from trainer.spec.data_section import RowFormat
 
 CANARY = "canary-7f3a9c"
 
 
 def row(document: object, shape: RowSchema | None = None) -> Row:
-    return parse_row(json.dumps(document).encode(), file="f", index=7, shape=shape or RowSchema())
+    return parse_row(json.dumps(document).encode(), file="f", index=7, schema=shape or RowSchema())
 
 
 def messages(document: object) -> tuple[Message, ...]:
@@ -49,8 +50,14 @@ CALL = {"type": "function", "id": "c1", "function": {"name": "f", "arguments": {
 
 def test_no_object_is_of_two_kinds() -> None:
     for name, kind in ROW_KINDS.items():
-        for keys in (kind.required, kind.required | kind.optional):
+        for keys in (frozenset(kind.required), kind.columns):
             assert [other for other, one in ROW_KINDS.items() if one.admits(keys)] == [name]
+
+
+def test_the_job_spec_names_every_kind_and_every_column() -> None:
+    assert {"auto", *ROW_KINDS} == set(RowFormat)
+    assert set(ROW_COLUMNS) == set(SPEC_COLUMNS)
+    assert all(set(kind.json_columns) <= kind.columns for kind in ROW_KINDS.values())
 
 
 def test_content_may_be_a_list_of_text_parts() -> None:
@@ -78,7 +85,7 @@ def test_calls_of_tools(arguments: object) -> None:
     )
     assert found.messages[2] == Message("tool", "2", tool_call_id="c1", name="f")
     assert found.tools == ({"type": "function", "function": {"name": "f"}},)
-    assert row_texts(found) == ("a", "", "2", "b", "hm")
+    assert found.texts == ("a", "", "2", "b", "hm")
 
 
 def test_tools_may_be_json_text_and_none_are_none() -> None:
@@ -134,7 +141,7 @@ def test_alpaca_becomes_messages() -> None:
 
 def test_a_conversational_completion_knows_its_prompt() -> None:
     found = row({"prompt": [user("a")], "completion": [said("b")]})
-    assert found == ChatRow("f", 7, (Message("user", "a"), Message("assistant", "b")), given=1)
+    assert found == ChatRow("f", 7, (Message("user", "a"), Message("assistant", "b")), prompt_messages=1)
 
 
 def test_preferences() -> None:
@@ -143,11 +150,11 @@ def test_preferences() -> None:
     chats = {"prompt": [user("p")], "chosen": [said("a")], "rejected": [said("b")]}
     found = row(chats)
     assert isinstance(found, PreferenceRow)
-    assert found.chosen == ChatRow("f", 7, (Message("user", "p"), Message("assistant", "a")), given=1)
+    assert found.chosen == ChatRow("f", 7, (Message("user", "p"), Message("assistant", "a")), prompt_messages=1)
     whole = {"chosen": [user("p"), said("a")], "rejected": [user("p"), said("b")]}
     assert row(whole) == found
-    assert kind_name(found) == "preference"
-    assert row_texts(found) == ("p", "a", "p", "b")
+    assert found.kind_name == "preference"
+    assert found.texts == ("p", "a", "p", "b")
 
 
 @pytest.mark.parametrize(

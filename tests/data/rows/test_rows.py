@@ -142,7 +142,7 @@ def test_a_file_without_rows_is_refused(write: Write, content: str) -> None:
 
 
 def test_an_endless_line_is_not_read_whole(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.data.rows.records.MAX_ROW_BYTES", 100)
+    monkeypatch.setattr("trainer.data.rows.data_file.MAX_ROW_BYTES", 100)
     with pytest.raises(DataError, match="too long"):
         rows_of(write('{"text": "' + "a" * 100 + '"}'))
     assert len(rows_of(write('{"text": "' + "a" * 86 + '"}\n'))) == 1

@@ -16,7 +16,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer.data.rows import ChatRow, Message, ToolCall, row_texts
+from trainer.data.rows import ChatRow, Message, ToolCall
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -82,7 +82,7 @@ class ChatTemplate:
         Raises:
             TemplateRefusedError: the template failed, or the row holds noncharacters that are needed as marks.
         """
-        if any(mark in text for text in row_texts(row) for mark in (_OPEN, _CLOSE)):
+        if any(mark in text for text in row.texts for mark in (_OPEN, _CLOSE)):
             raise TemplateRefusedError
         return _spans(self._run(row.messages, row.tools, prompt=False, marked=True))
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 from trainer.data.examples.example import EncodedRow, Example
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_encoding import encode_rows
-from trainer.data.rows import ChatRow, PreferenceRow, Row, RowSchema, kind_name, row_texts
+from trainer.data.rows import ChatRow, PreferenceRow, Row, RowSchema
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection
 
@@ -128,13 +128,12 @@ def check_kind(row: Row, method: str) -> None:
     preference = isinstance(row, PreferenceRow)
     if preference == (method == "dpo"):
         return
-    fields = {"messages": "messages", "prompt/completion": "completion", "text": "text"}
     raise row.refuse(
         ErrorCode.DATASET_NOT_TRAINABLE,
         f"train.method {method} does not train on this kind of row",
-        field="chosen" if preference else fields[kind_name(row)],
+        field=row.main_field,
         expected="messages, prompt and completion, or text" if preference else "chosen and rejected",
-        found=kind_name(row),
+        found=row.kind_name,
         hint=f"set train.method to {'dpo' if preference else 'sft'}, or leave these rows out",
     )
 
@@ -224,5 +223,4 @@ def _warn_of_endless(train: tuple[Example, ...]) -> Iterator[str]:
 
 def writes_special(row: Row, special: Iterable[str]) -> bool:
     """Whether a row writes the text of a special token out."""
-    texts = row_texts(row)
-    return any(token in text for text in texts for token in special)
+    return any(token in text for text in row.texts for token in special)

@@ -47,7 +47,7 @@ class MaskOptions:
 
     def whole(self, row: ChatRow) -> bool:
         """Whether all of a conversation is trained on."""
-        return not (self.completion_only if row.given else self.assistant_only)
+        return not (self.completion_only if row.prompt_messages else self.assistant_only)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def mark_chat(row: ChatRow, tokens: ModelTokenizer, rules: MaskOptions) -> tuple
 
 def _mark_all(row: ChatRow, tokens: ModelTokenizer) -> RenderedText:
     held = next((number for number, message in enumerate(row.messages) if not message.train), None)
-    if held is not None and not row.given:
+    if held is not None and not row.prompt_messages:
         raise row.refuse(
             ErrorCode.DATASET_NOT_TRAINABLE,
             "a turn that is not to be trained on, where all tokens are",
@@ -90,7 +90,7 @@ def _wanted(row: ChatRow, rules: MaskOptions) -> list[int]:
     turns = [
         number
         for number, message in enumerate(row.messages)
-        if message.role == "assistant" and message.train and number >= row.given
+        if message.role == "assistant" and message.train and number >= row.prompt_messages
     ]
     if not turns:
         raise row.refuse(

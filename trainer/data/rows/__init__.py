@@ -1,12 +1,13 @@
-"""Rows of a dataset: what a file may hold, checked strictly, told apart by its keys, in one shape for each kind.
+"""Rows of a dataset: files of every format, read strictly into one class for each kind of row.
 
-Nothing here quotes a row: errors name file, row, field, and the types and lengths found.
+`formats/` holds the file formats, `kinds/` the kinds of rows, each with its registry. No error quotes a row: an error
+names file, row and field, and describes values by type and length.
 """
 
-from trainer.data.rows.kinds import ROW_KINDS, RowSchema
+from trainer.data.rows.formats import FOLDER_SUFFIXES
+from trainer.data.rows.kinds import ROW_COLUMNS, ROW_KINDS
 from trainer.data.rows.reading import (
     DEFAULT_SCHEMA,
-    ENDINGS,
     parse_row,
     read_files,
     read_rows,
@@ -20,32 +21,32 @@ from trainer.data.rows.row import (
     Message,
     PreferenceRow,
     Row,
+    RowLocation,
     TextRow,
     ToolCall,
-    kind_name,
-    row_texts,
 )
+from trainer.data.rows.row_schema import RowSchema
 from trainer.data.rows.values import describe
 
 __all__ = [
     "DEFAULT_SCHEMA",
-    "ENDINGS",
+    "FOLDER_SUFFIXES",
     "ROLES",
+    "ROW_COLUMNS",
     "ROW_KINDS",
     "ChatRow",
     "CompletionRow",
     "Message",
     "PreferenceRow",
     "Row",
+    "RowLocation",
     "RowSchema",
     "TextRow",
     "ToolCall",
     "describe",
-    "kind_name",
     "parse_row",
     "read_files",
     "read_rows",
-    "row_texts",
     "scan_rows",
     "too_many_rows",
 ]

@@ -1,13 +1,13 @@
-"""What a row is, once it is read: one shape for each kind of training, whatever the file called its columns.
+"""Rows as they are after reading: one class for each kind of training data, whatever the file named its columns.
 
-The rows' `repr` leaves their text out: it ends up in logs.
+The `repr` of a row leaves out its text, because a `repr` may end up in a log.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import ClassVar, Final
 
 from trainer.errors import DataError, ErrorCode
 
@@ -16,12 +16,12 @@ ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A function that the assistant calls.
+    """A function call that the assistant makes.
 
     Attributes:
-        name: the function's.
-        arguments: JSON object; templates write it out themselves.
-        id: ties the tool's answer to the call, where the data has one.
+        name: name of the function.
+        arguments: JSON object; the chat template serialises it.
+        id: connects the tool's answer with this call; None if the data has no ids.
     """
 
     name: str = field(repr=False)
@@ -35,12 +35,12 @@ class Message:
 
     Attributes:
         role: one of `ROLES`.
-        content: its text; may be empty.
-        reasoning_content: what the assistant thought before it spoke, for templates that show it.
+        content: text of the turn; may be empty.
+        reasoning_content: the assistant's reasoning before the answer, for templates that render it.
         tool_calls: functions that the assistant calls in this turn.
-        tool_call_id: for the tool's turn, the call that it answers.
-        name: of the speaker or the tool.
-        train: whether this turn may be trained on. Only the assistant's turns ever are.
+        tool_call_id: in a turn of a tool, the id of the call that it answers.
+        name: name of the speaker or of the tool.
+        train: False excludes an assistant turn from the loss. Turns of other roles never enter it.
     """
 
     role: str
@@ -53,12 +53,12 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a file.
+class RowLocation:
+    """Where a row was read.
 
     Attributes:
         file: name of the file as the provider gave it.
-        index: zero-based index of the row; in JSONL, of the line it stands in.
+        index: zero-based index of the row; in JSON lines, of its line.
     """
 
     file: str
@@ -74,7 +74,7 @@ class Row:
         found: object = None,
         hint: str | None = None,
     ) -> DataError:
-        """The error that refuses this row; `raise row.refuse(...)`. None of the arguments may quote it."""
+        """Return the error that refuses this row, for `raise row.refuse(...)`. No argument may quote the row."""
         return DataError(
             code,
             reason,
@@ -88,64 +88,90 @@ class Row:
 
 
 @dataclass(frozen=True)
-class ChatRow(Row):
-    """A conversation, rendered by the model's chat template.
+class Row(RowLocation):
+    """A parsed row.
 
     Attributes:
-        messages: its turns.
-        tools: JSON schemas of the functions that the assistant may call; None where the row has no such column.
-        given: how many of the messages are the prompt of a prompt/completion or preference row: not trained on.
+        kind_name: name of the kind in messages and reports.
+        main_field: the field that an error names if a row of this kind cannot be used at all.
     """
+
+    kind_name: ClassVar[str]
+    main_field: ClassVar[str]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every text of the row that is placed between special tokens."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ChatRow(Row):
+    """A conversation, which the model's chat template renders.
+
+    Attributes:
+        messages: the turns.
+        tools: JSON schemas of the functions that the assistant may call; None if the row has none.
+        prompt_messages: number of leading messages that are a prompt and never enter the loss; above 0 in
+            prompt/completion and preference rows only.
+    """
+
+    kind_name: ClassVar[str] = "messages"
+    main_field: ClassVar[str] = "messages"
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, object], ...] | None = field(default=None, repr=False)
-    given: int = 0
+    prompt_messages: int = 0
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Contents of the messages, then the reasoning of those that have any."""
+        reasoning = tuple(message.reasoning_content or "" for message in self.messages)
+        return (*(message.content for message in self.messages), *filter(None, reasoning))
 
 
 @dataclass(frozen=True)
 class CompletionRow(Row):
-    """`{"prompt": …, "completion": …}`: plain text that is continued by plain text."""
+    """`{"prompt": …, "completion": …}`: plain text and its continuation."""
+
+    kind_name: ClassVar[str] = "prompt/completion"
+    main_field: ClassVar[str] = "completion"
 
     prompt: str = field(repr=False)
     completion: str = field(repr=False)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Prompt and completion."""
+        return (self.prompt, self.completion)
 
 
 @dataclass(frozen=True)
 class TextRow(Row):
     """`{"text": …}`: plain text."""
 
+    kind_name: ClassVar[str] = "text"
+    main_field: ClassVar[str] = "text"
+
     text: str = field(repr=False)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text."""
+        return (self.text,)
 
 
 @dataclass(frozen=True)
 class PreferenceRow(Row):
-    """Two continuations of one prompt, of which the first is preferred; both sides are of one type."""
+    """Two answers to one prompt, both of one type; the first is the preferred one."""
+
+    kind_name: ClassVar[str] = "preference"
+    main_field: ClassVar[str] = "chosen"
 
     chosen: ChatRow | CompletionRow
     rejected: ChatRow | CompletionRow
 
-
-KIND_NAMES: Final[Mapping[type[Row], str]] = {
-    ChatRow: "messages",
-    CompletionRow: "prompt/completion",
-    TextRow: "text",
-    PreferenceRow: "preference",
-}
-"""What people call each kind of row."""
-
-
-def kind_name(row: Row) -> str:
-    """What people call this kind of row."""
-    return KIND_NAMES[type(row)]
-
-
-def row_texts(row: Row) -> tuple[str, ...]:
-    """Every text of a row that ends up between special tokens."""
-    if isinstance(row, PreferenceRow):
-        return (*row_texts(row.chosen), *row_texts(row.rejected))
-    if isinstance(row, ChatRow):
-        thoughts = tuple(message.reasoning_content or "" for message in row.messages)
-        return (*(message.content for message in row.messages), *filter(None, thoughts))
-    if isinstance(row, CompletionRow):
-        return (row.prompt, row.completion)
-    return (row.text,) if isinstance(row, TextRow) else ()
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts of the chosen side, then those of the rejected side."""
+        return (*self.chosen.texts, *self.rejected.texts)

@@ -1,17 +1,17 @@
-"""Checks of single values. What is refused is described by type and length, never quoted."""
+"""Checks of single values. An error describes a refused value by type and length and never quotes it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NoReturn
 
-from trainer.data.rows.row import Row
+from trainer.data.rows.row import RowLocation
 from trainer.encoding import parse_json
 from trainer.errors import DataError, ErrorCode
 
 
 def describe(value: object) -> str:
-    """What a value is, without what it says: its type and its length.
+    """Describe a value by its type and length, without its content.
 
     >>> describe("secret"), describe([1, 2]), describe(None)
     ('text of 6 characters', 'a list of 2', 'null')
@@ -31,8 +31,8 @@ def describe(value: object) -> str:
     return "a number" if isinstance(value, int | float) else "a value of another type"
 
 
-def refused(
-    row: Row,
+def row_error(
+    location: RowLocation,
     reason: str,
     *,
     field: str | None = None,
@@ -40,96 +40,99 @@ def refused(
     found: str | None = None,
     hint: str | None = None,
 ) -> DataError:
-    """The error for a row that is not of the agreed form."""
+    """Return the error for a row that does not have the required form (`DATASET_ROW_INVALID`)."""
     code = ErrorCode.DATASET_ROW_INVALID
-    return row.refuse(code, reason, field=field, expected=expected, found=found, hint=hint)
+    return location.refuse(code, reason, field=field, expected=expected, found=found, hint=hint)
 
 
-def wrong(row: Row, where: str, expected: str, value: object) -> NoReturn:
-    """Refuse the value at `where`.
+def refuse_value(location: RowLocation, field: str, expected: str, value: object) -> NoReturn:
+    """Refuse the value of `field`, such as `messages[0].content`.
 
     Raises:
         DataError: always.
     """
-    raise refused(row, "wrong value", field=where, expected=expected, found=describe(value))
+    raise row_error(location, "wrong value", field=field, expected=expected, found=describe(value))
 
 
-def text(row: Row, where: str, value: object, *, empty: bool = True) -> str:
-    """The value, if it is text that can be encoded (and not empty, unless that is allowed).
+def check_text(location: RowLocation, field: str, value: object, *, empty: bool = True) -> str:
+    """Return the value if it is text that UTF-8 can encode; `empty` admits the empty text.
 
     Raises:
-        DataError: it is not.
+        DataError: the value is not such a text.
     """
     if not isinstance(value, str) or (not empty and not value):
-        wrong(row, where, "text" if empty else "text that is not empty", value)
-    if not value.isascii() and not _encodable(value):
-        wrong(row, where, "text without lone surrogates", value)
+        refuse_value(location, field, "text" if empty else "text that is not empty", value)
+    if not value.isascii() and not _is_encodable(value):
+        refuse_value(location, field, "text without lone surrogates", value)
     return value
 
 
-def optional_text(row: Row, where: str, value: object) -> str | None:
-    """Text, or None where there is none.
+def check_optional_text(location: RowLocation, field: str, value: object) -> str | None:
+    """Return the text, or None for null.
 
     Raises:
-        DataError: it is something else.
+        DataError: the value is neither.
     """
-    return None if value is None else text(row, where, value)
+    return None if value is None else check_text(location, field, value)
 
 
-def objects(row: Row, where: str, value: object, *, empty: bool = False) -> list[dict[str, object]]:
-    """The value, if it is a list of objects, none of which is empty of keys.
+def check_objects(
+    location: RowLocation, field: str, value: object, *, empty: bool = False
+) -> list[dict[str, object]]:
+    """Return the value if it is a list of objects; `empty` admits the empty list.
 
     Raises:
-        DataError: it is not; names the first item that is none.
+        DataError: the value is no list, or an item, which the error names, is no object.
     """
     if not isinstance(value, list) or not (value or empty):
-        wrong(row, where, "a list" if empty else "a list of at least one object", value)
+        refuse_value(location, field, "a list" if empty else "a list of at least one object", value)
     for number, item in enumerate(value):
         if not isinstance(item, dict):
-            wrong(row, f"{where}[{number}]", "an object", item)
+            refuse_value(location, f"{field}[{number}]", "an object", item)
     return value
 
 
-def json_text(row: Row, where: str, value: str) -> object:
-    """The value that a JSON text in a cell or field stands for.
+def parse_json_text(location: RowLocation, field: str, value: str) -> object:
+    """Parse the JSON text that a cell or a field holds.
 
     Raises:
-        DataError: it is no JSON.
+        DataError: the text is not JSON.
     """
     try:
         return parse_json(value)
     except ValueError:
-        problem = refused(row, "wrong value", field=where, expected="JSON text", found=describe(value))
-    raise problem
+        error = row_error(location, "wrong value", field=field, expected="JSON text", found=describe(value))
+    # Raised outside the handler: the parser's error quotes the text, and would be attached as the context.
+    raise error
 
 
-def check_encodable(row: Row, where: str, value: object) -> None:
-    """Demand that every text inside a JSON value can be encoded: templates write such values out.
+def check_encodable(location: RowLocation, field: str, value: object) -> None:
+    """Require that UTF-8 can encode every text inside a JSON value, because templates serialise such values.
 
     Raises:
-        DataError: one cannot.
+        DataError: a text cannot be encoded.
     """
     if isinstance(value, str):
-        text(row, where, value)
+        check_text(location, field, value)
     elif isinstance(value, list):
         for item in value:
-            check_encodable(row, where, item)
+            check_encodable(location, field, item)
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            check_encodable(row, where, key)
-            check_encodable(row, where, item)
+            check_encodable(location, field, key)
+            check_encodable(location, field, item)
 
 
-def without_nulls(value: object) -> object:
-    """The value without the keys whose value is null: tables give every object the keys of all others."""
+def remove_nulls(value: object) -> object:
+    """Remove the keys whose value is null: a table gives every object the keys of all objects in its column."""
     if isinstance(value, list):
-        return [without_nulls(item) for item in value]
+        return [remove_nulls(item) for item in value]
     if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: remove_nulls(item) for key, item in value.items() if item is not None}
     return value
 
 
-def _encodable(value: str) -> bool:
+def _is_encodable(value: str) -> bool:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,0 +1,151 @@
+"""A data file of the provider: its bytes, counted and decompressed within bounds, and the errors that name it."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final, cast
+
+from trainer.data.rows.row import RowLocation
+from trainer.data.rows.values import row_error
+from trainer.errors import DataError, ErrorCode
+
+MAX_ROW_BYTES: Final = 64 << 20
+"""Longest acceptable row. Rows are far smaller, but a file that is not what its name says may be one endless line."""
+
+MAX_DECOMPRESSION_RATIO: Final = 200
+"""How many times its own size a gzip file may decompress to, beyond `FREE_DECOMPRESSED_BYTES`; text: 3 to 20."""
+
+FREE_DECOMPRESSED_BYTES: Final = 64 << 20
+
+_BUFFER_BYTES: Final = 1 << 20
+
+BytesReadCallback = Callable[[int], None]
+"""Receives the number of further bytes of a file that were read."""
+
+
+def _ignore_bytes_read(_count: int) -> None:
+    """Do nothing: the default of `DataFile.on_bytes_read`."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file with rows.
+
+    Attributes:
+        path: where it is.
+        name: its name in errors and in the bundle, relative to `data/`. Its suffix selects the format.
+        on_bytes_read: called while the file is read.
+    """
+
+    path: Path
+    name: str
+    on_bytes_read: BytesReadCallback = _ignore_bytes_read
+
+    def open(self) -> BinaryIO:
+        """Open the file for reading; decompress it if its name ends in `.gz`."""
+        raw = cast("BinaryIO", io.BufferedReader(_CountingReader(self.path, self.on_bytes_read), _BUFFER_BYTES))
+        if not self.name.lower().endswith(".gz"):
+            return raw
+        return cast("BinaryIO", io.BufferedReader(_BoundedGzipReader(raw, self), _BUFFER_BYTES))
+
+    def lines(self, stream: BinaryIO) -> Iterator[bytes]:
+        """Yield the lines of an opened file, with their line ends.
+
+        Raises:
+            DataError: a line is longer than `MAX_ROW_BYTES`.
+        """
+        index = 0
+        while line := stream.readline(MAX_ROW_BYTES + 1):
+            self.check_row_size(index, len(line))
+            yield line
+            index += 1
+
+    def location(self, index: int) -> RowLocation:
+        """Return the location of a row of this file."""
+        return RowLocation(self.name, index)
+
+    def check_row_size(self, index: int, size: int) -> None:
+        """Refuse a row of more than `MAX_ROW_BYTES`.
+
+        Raises:
+            DataError: the row is too long.
+        """
+        if size > MAX_ROW_BYTES:
+            expected = f"at most {MAX_ROW_BYTES} bytes"
+            raise row_error(self.location(index), "the row is too long", expected=expected, found="more")
+
+    def unreadable(self, expected: str, *, row: int | None = None) -> DataError:
+        """Return the error for a file that cannot be read, or not beyond `row`."""
+        return DataError(
+            ErrorCode.DATASET_INVALID,
+            "the file cannot be read",
+            file=self.name,
+            row=row,
+            expected=expected,
+            found="something else",
+            hint="the suffix of the file's name selects the format that the file must have",
+        )
+
+
+class _CountingReader(io.RawIOBase):
+    """The bytes of a file, counted as they are read."""
+
+    def __init__(self, path: Path, on_bytes_read: BytesReadCallback) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._on_bytes_read = on_bytes_read
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        count = self._file.readinto(buffer) or 0
+        self._on_bytes_read(count)
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _BoundedGzipReader(io.RawIOBase):
+    """The decompressed bytes of a gzip file, up to a limit that stops decompression bombs."""
+
+    def __init__(self, compressed: BinaryIO, data_file: DataFile) -> None:
+        self._compressed = compressed
+        self._gzip = gzip.GzipFile(fileobj=compressed)
+        self._data_file = data_file
+        size = data_file.path.stat().st_size
+        self._bytes_left = max(FREE_DECOMPRESSED_BYTES, MAX_DECOMPRESSION_RATIO * size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        count = self._decompress(buffer)
+        self._bytes_left -= count
+        if self._bytes_left < 0:
+            raise DataError(
+                ErrorCode.DATASET_TOO_LARGE,
+                "the file decompresses to far more than text does",
+                file=self._data_file.name,
+                expected=f"at most {MAX_DECOMPRESSION_RATIO} times its size",
+                found="more",
+            )
+        return count
+
+    def _decompress(self, buffer: memoryview) -> int:
+        try:
+            return self._gzip.readinto(buffer)
+        except (EOFError, zlib.error, OSError):
+            pass  # raised below, so that the library's error does not become the context
+        raise self._data_file.unreadable("a complete gzip file")
+
+    def close(self) -> None:
+        self._gzip.close()
+        self._compressed.close()
+        super().close()

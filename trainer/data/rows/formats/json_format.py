@@ -1,0 +1,188 @@
+"""JSON lines, and JSON documents that are a list of objects.
+
+A document is parsed object by object, so that its size is not bounded by memory.
+
+Source: RFC 8259 (JSON) in UTF-8; https://jsonlines.org.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import re
+from collections.abc import Iterator
+from typing import BinaryIO, Final, cast
+
+from trainer.data.rows.data_file import DataFile
+from trainer.data.rows.file_format import FileFormat, Record
+from trainer.data.rows.row import RowLocation
+from trainer.data.rows.values import row_error
+from trainer.encoding import parse_json, strict_decoder
+
+_BLOCK_BYTES: Final = 1 << 20
+_DECODER: Final = strict_decoder()
+_START_OF_DATA_LIST: Final = re.compile(r'\s*\{\s*"data"\s*:\s*\[')
+
+
+def _read_lines(data_file: DataFile) -> Iterator[Record]:
+    """Yield the object of each line. Empty lines are accepted at the end only."""
+    with data_file.open() as stream:
+        yield from _parse_lines(data_file, stream)
+
+
+def _parse_lines(data_file: DataFile, stream: BinaryIO) -> Iterator[Record]:
+    first_empty: int | None = None
+    for index, line in enumerate(data_file.lines(stream)):
+        if not line.strip():
+            first_empty = index if first_empty is None else first_empty
+            continue
+        # A line that is not empty follows: the empty lines before it were not the end of the file.
+        for gap in range(index if first_empty is None else first_empty, index):
+            yield row_error(data_file.location(gap), "an empty line", expected="a JSON object", found="nothing")
+        first_empty = None
+        yield parse_json_line(line, data_file.location(index))
+
+
+def parse_json_line(line: bytes, location: RowLocation) -> Record:
+    """Return the JSON value of one line, or the error that refuses the line."""
+    try:
+        return parse_json(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        found = f"something else at byte {error.start} of the line"
+        return row_error(location, "not text", expected="UTF-8", found=found)
+    except ValueError as error:
+        hint = "a JSONL file holds one complete JSON object per line"
+        return row_error(location, "not readable", expected="a JSON object", found=str(error), hint=hint)
+
+
+def _read_document(data_file: DataFile) -> Iterator[Record]:
+    """Yield the objects of a list, or of the list under the only key `data`; otherwise read JSON lines."""
+    with data_file.open() as stream:
+        start = cast("io.BufferedReader", stream).peek(_BLOCK_BYTES)[:_BLOCK_BYTES].lstrip()
+        if start.startswith(b"["):
+            yield from _parse_list(data_file, stream, under_data=False)
+        elif _START_OF_DATA_LIST.match(start.decode("utf-8", "replace")):
+            yield from _parse_list(data_file, stream, under_data=True)
+        else:
+            yield from _parse_lines(data_file, stream)
+
+
+def _parse_list(data_file: DataFile, stream: BinaryIO, *, under_data: bool) -> Iterator[Record]:
+    parser = _ListParser(data_file, stream)
+    if under_data:
+        parser.skip_match(_START_OF_DATA_LIST)
+    else:
+        parser.skip_character("[")
+    while parser.next_character() != "]":
+        if parser.row:
+            parser.skip_character(",")
+        if parser.next_character() != "{":
+            location = data_file.location(parser.row)
+            raise row_error(location, "not an object", expected="an object", found="something else")
+        yield parser.parse_object()
+        parser.row += 1
+    parser.skip_character("]")
+    if under_data:
+        parser.skip_character("}")
+    if parser.next_character():
+        raise data_file.unreadable("nothing after the list", row=parser.row)
+
+
+class _ListParser:
+    """Reads a JSON text from its start and keeps only the part in memory that is being parsed.
+
+    Attributes:
+        row: index of the row that is being parsed, for errors.
+    """
+
+    def __init__(self, data_file: DataFile, stream: BinaryIO) -> None:
+        self.row = 0
+        self._data_file = data_file
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._text = ""
+        self._position = 0
+
+    def next_character(self) -> str:
+        """Skip white space and return the next character without consuming it; an empty text at the end."""
+        while True:
+            while self._position < len(self._text):
+                if self._text[self._position] not in " \t\r\n":
+                    return self._text[self._position]
+                self._position += 1
+            if not self._read_block():
+                return ""
+
+    def skip_character(self, expected: str) -> None:
+        """Consume a character.
+
+        Raises:
+            DataError: the next character is another one.
+        """
+        if self.next_character() != expected:
+            raise self._data_file.unreadable(f"JSON with {expected!r} here", row=self.row)
+        self._position += 1
+
+    def skip_match(self, pattern: re.Pattern[str]) -> None:
+        """Consume the text that a pattern matches here.
+
+        Raises:
+            DataError: the pattern does not match.
+        """
+        while not (match := pattern.match(self._text, self._position)):
+            if not self._read_block():
+                raise self._data_file.unreadable("JSON")
+        self._position = match.end()
+
+    def parse_object(self) -> object:
+        """Consume one object and return it.
+
+        Raises:
+            DataError: there is no valid object here, or it is longer than a row may be.
+        """
+        while True:
+            outcome = self._try_parse()
+            if not isinstance(outcome, str):
+                return outcome[0]
+            # The object may end in a later block: read on until it does, or is too long, or the file ends.
+            self._data_file.check_row_size(self.row, len(self._text) - self._position)
+            if not self._read_block():
+                raise row_error(
+                    self._data_file.location(self.row), "not readable", expected="a JSON object", found=outcome
+                )
+
+    def _try_parse(self) -> tuple[object] | str:
+        """Return the object in a tuple, or the reason why the text so far holds none.
+
+        Raises:
+            DataError: no further text can make the object valid.
+        """
+        try:
+            value, self._position = _DECODER.raw_decode(self._text, self._position)
+        except json.JSONDecodeError as error:
+            return f"not JSON: {error.msg}"
+        except (ValueError, RecursionError) as error:
+            problem = str(error) if isinstance(error, ValueError) else "nested too deeply"
+        else:
+            return (value,)
+        location = self._data_file.location(self.row)
+        raise row_error(location, "not readable", expected="a JSON object", found=problem)
+
+    def _read_block(self) -> bool:
+        """Append a block to the unparsed text; return False at the end of the file."""
+        # At least as much as is unparsed: the text doubles, so that a long row is parsed few times in vain.
+        block = self._stream.read(max(_BLOCK_BYTES, len(self._text) - self._position))
+        self._text, self._position = self._text[self._position :] + self._decode(block), 0
+        return bool(block)
+
+    def _decode(self, block: bytes) -> str:
+        try:
+            return self._decoder.decode(block, final=not block)
+        except UnicodeDecodeError:
+            pass
+        raise self._data_file.unreadable("UTF-8", row=self.row)
+
+
+JSON_LINES: Final = FileFormat((".jsonl", ".ndjson"), _read_lines)
+JSON_DOCUMENT: Final = FileFormat((".json",), _read_document)

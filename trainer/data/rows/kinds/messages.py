@@ -1,0 +1,198 @@
+"""Conversations in OpenAI's form: `{"messages": [{"role": …, "content": …}, …], "tools": [...]?}`.
+
+The other kinds of rows that hold conversations use the parsers of this module.
+
+Source: OpenAI's chat format as the chat templates of Hugging Face transformers read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from trainer.data.rows.row import ROLES, ChatRow, Message, RowLocation, ToolCall
+from trainer.data.rows.row_kind import Document, RowKind
+from trainer.data.rows.values import (
+    check_encodable,
+    check_objects,
+    check_optional_text,
+    check_text,
+    describe,
+    parse_json_text,
+    refuse_value,
+    row_error,
+)
+from trainer.errors import DataError
+
+ToolSchemas = tuple[Mapping[str, object], ...] | None
+
+_MESSAGE_KEYS: Final = frozenset(
+    {"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight", "train"}
+)
+
+
+def _parse(location: RowLocation, document: Document) -> ChatRow:
+    messages = parse_messages(location, "messages", document["messages"])
+    return ChatRow(location.file, location.index, messages, parse_tools(location, document.get("tools")))
+
+
+MESSAGES: Final = RowKind(
+    "messages", ("messages",), _parse, optional=("tools",), json_columns=("messages", "tools")
+)
+
+
+def parse_messages(location: RowLocation, field: str, value: object) -> tuple[Message, ...]:
+    """Parse the list of messages in `field`.
+
+    Raises:
+        DataError: the value is not such a list.
+    """
+    if not isinstance(value, list) or not value:
+        refuse_value(location, field, "a list of at least one message", value)
+    return tuple(parse_message(location, f"{field}[{number}]", item) for number, item in enumerate(value))
+
+
+def parse_message(location: RowLocation, field: str, item: object) -> Message:
+    """Parse one message.
+
+    Raises:
+        DataError: the value is not an object with the keys and types of a message.
+    """
+    if not isinstance(item, dict):
+        refuse_value(location, field, "an object with role and content", item)
+    if "role" not in item or not item.keys() <= _MESSAGE_KEYS or not ("content" in item or "tool_calls" in item):
+        raise _wrong_keys(location, field, item)
+    role = item["role"]
+    if role not in ROLES:
+        refuse_value(location, f"{field}.role", f"one of {', '.join(ROLES)}", role)
+    if len(item) == 2 and "content" in item:  # nearly every message of most datasets
+        return Message(role, _parse_content(location, f"{field}.content", item["content"]))
+    return _parse_optional_keys(location, field, role, item)
+
+
+def _wrong_keys(location: RowLocation, field: str, item: Document) -> DataError:
+    missing = [key for key in ("role", "content") if key not in item]
+    found = f"an object of {len(item)} keys{f' without {missing[0]}' if missing else ''}"
+    expected = "role and content; beside them tool_calls, tool_call_id, name, reasoning_content, weight or train"
+    return row_error(location, "wrong keys", field=field, expected=expected, found=found)
+
+
+def _parse_optional_keys(location: RowLocation, field: str, role: str, item: Document) -> Message:
+    calls = parse_tool_calls(location, f"{field}.tool_calls", item.get("tool_calls"))
+    if role != "assistant":
+        for key in ("tool_calls", "reasoning_content"):
+            if item.get(key):
+                refuse_value(location, f"{field}.{key}", "nothing, except in a turn of the assistant", item[key])
+
+    def optional_text(key: str) -> str | None:
+        return check_optional_text(location, f"{field}.{key}", item.get(key))
+
+    content = item.get("content")
+    return Message(
+        role,
+        "" if content is None and calls else _parse_content(location, f"{field}.content", content),
+        reasoning_content=optional_text("reasoning_content"),
+        tool_calls=calls,
+        tool_call_id=optional_text("tool_call_id"),
+        name=optional_text("name"),
+        train=parse_train_flag(location, field, role, item),
+    )
+
+
+def _parse_content(location: RowLocation, field: str, value: object) -> str:
+    """Parse a text, or a list of text parts, which are concatenated without a separator."""
+    if not isinstance(value, list):
+        return check_text(location, field, value)
+    parts = check_objects(location, field, value)
+    for number, part in enumerate(parts):
+        if part.get("type") != "text" or part.keys() != {"type", "text"}:
+            refuse_value(location, f"{field}[{number}]", "a part of type text", part)
+    return "".join(
+        check_text(location, f"{field}[{number}].text", part["text"]) for number, part in enumerate(parts)
+    )
+
+
+def parse_train_flag(location: RowLocation, field: str, role: str, item: Document) -> bool:
+    """Return whether the turn enters the loss: `train` (true or false) or `weight` (1 or 0), not both.
+
+    Raises:
+        DataError: the value is another one, or turns a turn on that is not the assistant's.
+    """
+    present = [key for key in ("train", "weight") if item.get(key) is not None]
+    if not present:
+        return True
+    if len(present) == 2:
+        refuse_value(location, f"{field}.weight", "train or weight, not both", item["weight"])
+    key, value = present[0], item[present[0]]
+    if not (isinstance(value, bool) if key == "train" else value in (0, 1)):
+        refuse_value(location, f"{field}.{key}", "true or false" if key == "train" else "0 or 1", value)
+    if value and role != "assistant":
+        expected = "nothing or 0: only the assistant's turns are trained on"
+        refuse_value(location, f"{field}.{key}", expected, value)
+    return bool(value)
+
+
+def parse_tool_calls(location: RowLocation, field: str, value: object) -> tuple[ToolCall, ...]:
+    """Parse a list of function calls; null means none.
+
+    Raises:
+        DataError: the value is not such a list.
+    """
+    if value is None:
+        return ()
+    items = check_objects(location, field, value, empty=True)
+    return tuple(_parse_tool_call(location, f"{field}[{number}]", item) for number, item in enumerate(items))
+
+
+def _parse_tool_call(location: RowLocation, field: str, item: Document) -> ToolCall:
+    """Parse `{"type": "function", "id": …?, "function": {"name": …, "arguments": …}}`, or its inner object."""
+    function = item.get("function", item)
+    if item.get("type", "function") != "function" or not isinstance(function, dict):
+        refuse_value(location, field, "a call of a function", function)
+    if not {"name"} <= function.keys() <= {"name", "arguments", "id", "type"}:
+        expected, found = "name and arguments", describe(function)
+        raise row_error(location, "wrong keys", field=field, expected=expected, found=found)
+    return ToolCall(
+        check_text(location, f"{field}.name", function["name"], empty=False),
+        _parse_arguments(location, f"{field}.arguments", function.get("arguments")),
+        check_optional_text(location, f"{field}.id", item.get("id")),
+    )
+
+
+def _parse_arguments(location: RowLocation, field: str, value: object) -> Mapping[str, object]:
+    """Parse an object, or the JSON text of one, which is how OpenAI writes arguments."""
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        value = parse_json_text(location, field, value)
+    if not isinstance(value, dict):
+        refuse_value(location, field, "an object, or its JSON text", value)
+    check_encodable(location, field, value)
+    return value
+
+
+def parse_tools(location: RowLocation, value: object) -> ToolSchemas:
+    """Parse JSON schemas of functions: a list of objects, or its JSON text. Null and the empty text mean none.
+
+    Raises:
+        DataError: the value is something else.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        value = parse_json_text(location, "tools", value)
+    schemas = check_objects(location, "tools", value, empty=True)
+    check_encodable(location, "tools", schemas)
+    return tuple(schemas) or None
+
+
+def add_system_message(
+    location: RowLocation, document: Document, turns: tuple[Message, ...]
+) -> tuple[Message, ...]:
+    """Put the text of the column `system`, if there is any, before the turns.
+
+    Raises:
+        DataError: the column holds something else than text.
+    """
+    system = check_optional_text(location, "system", document.get("system"))
+    return (Message("system", system), *turns) if system else turns

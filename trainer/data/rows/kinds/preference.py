@@ -1,0 +1,70 @@
+"""Preferences: `{"prompt": …?, "chosen": …, "rejected": …}`, all text or all lists of messages.
+
+Without a prompt, the common beginning of both answers is the prompt: complete messages, or text up to its last
+white space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from trainer.data.rows.kinds.messages import parse_tools
+from trainer.data.rows.kinds.prompt_completion import parse_continuation
+from trainer.data.rows.row import PreferenceRow, RowLocation
+from trainer.data.rows.row_kind import Document, RowKind
+from trainer.data.rows.values import check_text, row_error
+from trainer.errors import DataError
+
+
+def _parse(location: RowLocation, document: Document) -> PreferenceRow:
+    chosen, rejected = document["chosen"], document["rejected"]
+    if chosen == rejected:
+        raise row_error(
+            location, "both sides are the same", field="rejected", expected="another answer", found="the same"
+        )
+    prompt = document.get("prompt")
+    if prompt is None:
+        prompt, chosen, rejected = _split_common_prompt(location, chosen, rejected)
+    tools = parse_tools(location, document.get("tools"))
+    return PreferenceRow(
+        location.file,
+        location.index,
+        parse_continuation(location, "chosen", prompt, chosen, tools),
+        parse_continuation(location, "rejected", prompt, rejected, tools),
+    )
+
+
+def _split_common_prompt(location: RowLocation, chosen: object, rejected: object) -> tuple[object, object, object]:
+    """Return prompt, chosen and rejected of two answers that each repeat the prompt."""
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        length = _common_length(chosen, rejected)
+        if not 0 < length < min(len(chosen), len(rejected)):
+            raise _no_prompt(location)
+        return chosen[:length], chosen[length:], rejected[length:]
+    chosen_text = check_text(location, "chosen", chosen)
+    rejected_text = check_text(location, "rejected", rejected)
+    length = _common_length(chosen_text, rejected_text)
+    # "yet" and "you" both begin with "y", which is no prompt: go back to the last white space. The white space
+    # itself belongs to the answers, because tokenizers attach it to the word that follows.
+    while length and not chosen_text[length - 1].isspace():
+        length -= 1
+    length = len(chosen_text[:length].rstrip())
+    if not length or length == min(len(chosen_text), len(rejected_text)):
+        raise _no_prompt(location)
+    return chosen_text[:length], chosen_text[length:], rejected_text[length:]
+
+
+def _no_prompt(location: RowLocation) -> DataError:
+    return row_error(location, "no prompt", field="chosen", expected="a prompt that both begin with", found="none")
+
+
+def _common_length(one: Sequence[object], other: Sequence[object]) -> int:
+    """Return the number of leading items that two sequences have in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((number for number, (left, right) in pairs if left != right), min(len(one), len(other)))
+
+
+PREFERENCE: Final = RowKind(
+    "preference", ("chosen", "rejected"), _parse, optional=("prompt", "tools"), json_columns=("tools",)
+)
