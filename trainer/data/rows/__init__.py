@@ -1,7 +1,7 @@
 """Rows of a dataset: files of every format, read strictly into one class for each kind of row.
 
-`formats/` holds the file formats, `kinds/` the kinds of rows, each with its registry. No error quotes a row: an error
-names file, row and field, and describes values by type and length.
+`formats/` holds the file formats, `kinds/` the kinds of rows, each with its registry. No
+error quotes a row: an error names file, row and field, and describes a value by type and length.
 """
 
 from trainer.data.rows.formats import FOLDER_SUFFIXES

@@ -15,7 +15,7 @@ from trainer.data.rows.values import row_error
 from trainer.errors import DataError, ErrorCode
 
 MAX_ROW_BYTES: Final = 64 << 20
-"""Longest acceptable row. Rows are far smaller, but a file that is not what its name says may be one endless line."""
+"""Longest acceptable row. Rows are far smaller; a file that is not what its name says may be one endless line."""
 
 MAX_DECOMPRESSION_RATIO: Final = 200
 """How many times its own size a gzip file may decompress to, beyond `FREE_DECOMPRESSED_BYTES`; text: 3 to 20."""
