@@ -103,6 +103,16 @@ FORMATS: dict[str, Callable[[Content], bytes]] = {
 }
 
 
+TEXTS: list[dict[str, object]] = [{"text": 'Första raden, "citat"\n\n  a\tb'}]
+
+ONE_DOCUMENT: dict[str, Callable[[Content], bytes]] = {
+    "document.txt": lambda rows: str(rows[0]["text"]).encode(),
+    "lines-at-the-end.TXT": lambda rows: str(rows[0]["text"]).encode() + b"\r\n\n",
+    "notepad.txt": lambda rows: b"\xef\xbb\xbf" + str(rows[0]["text"]).encode(),
+    "document.txt.gz": lambda rows: gzip.compress(str(rows[0]["text"]).encode()),
+}
+
+
 def expected(rows: Content, name: str) -> list[Row]:
     return list(read_rows_of(lines(rows), name))
 
@@ -120,6 +130,11 @@ def read_rows_of(content: bytes, name: str, folder: Path | None = None) -> list[
 @pytest.mark.parametrize("rows", [CHATS, PAIRS], ids=["messages", "pairs"])
 def test_every_format_holds_the_same_rows(tmp_path: Path, name: str, rows: Content) -> None:
     assert read_rows_of(FORMATS[name](rows), name, tmp_path) == expected(rows, name)
+
+
+@pytest.mark.parametrize("name", FORMATS | ONE_DOCUMENT)
+def test_every_format_holds_the_same_text(tmp_path: Path, name: str) -> None:
+    assert read_rows_of((FORMATS | ONE_DOCUMENT)[name](TEXTS), name, tmp_path) == expected(TEXTS, name)
 
 
 def test_keys_that_a_table_fills_with_null_are_none(tmp_path: Path) -> None:
@@ -156,6 +171,15 @@ CUT: dict[str, tuple[Callable[[bytes], bytes], ErrorCode]] = {
     "o.csv": (lambda data: b"text,text\na,b\n", ErrorCode.DATASET_INVALID),
     "p.csv": (lambda data: b"text\na,b\n", ErrorCode.DATASET_ROW_INVALID),
     "q.csv": (lambda data: b"text\n\xff\n", ErrorCode.DATASET_INVALID),
+    "r.txt": (lambda data: b"\xff" + data, ErrorCode.DATASET_ROW_INVALID),
+    "s.txt": (lambda data: data.decode().encode("utf-16"), ErrorCode.DATASET_ROW_INVALID),
+    "t.txt": (lambda data: data.decode().encode("utf-16-le"), ErrorCode.DATASET_ROW_INVALID),
+    "u.txt": (lambda data: b'{"text": "a"}\n' + data, ErrorCode.DATASET_ROW_INVALID),
+    "u2.txt": (lambda data: data, ErrorCode.DATASET_ROW_INVALID),
+    "v.txt": (lambda data: b" \n\r\n", ErrorCode.DATASET_INVALID),
+    "w.txt": (lambda data: b"", ErrorCode.DATASET_INVALID),
+    "x.txt": (lambda data: b"\xef\xbb\xbf\n", ErrorCode.DATASET_ROW_INVALID),
+    "y.txt.gz": (lambda data: gzip.compress(data)[:-12], ErrorCode.DATASET_INVALID),
 }
 WHOLE: dict[str, Callable[[Content], bytes]] = {
     ".parquet": parquet,
@@ -207,6 +231,24 @@ def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(DataError) as caught:
         list(read_rows(path, name="a.jsonl.gz"))
     assert caught.value.code is ErrorCode.DATASET_TOO_LARGE
+
+
+def test_a_long_document_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.data.rows.formats.text_format.MAX_ROW_BYTES", 100)
+    monkeypatch.setattr("trainer.data.rows.data_file.MAX_ROW_BYTES", 100)
+    assert len(read_rows_of(b"a" * 100, "a.txt", tmp_path)) == 1
+    with pytest.raises(DataError, match="too long") as caught:
+        read_rows_of(b"a" * 100_000, "a.txt", tmp_path)
+    assert (caught.value.file, caught.value.row) == ("a.txt", 0)
+
+
+def test_a_document_is_text_whatever_the_job_calls_its_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Once")
+    schema = RowSchema(columns={"text": "story"}, ignored=frozenset({"id"}))
+    assert list(read_rows(tmp_path / "a.txt", name="a.txt", schema=schema)) == [TextRow("a.txt", 0, "Once")]
+    with pytest.raises(DataError, match="got text") as caught:
+        list(read_rows(tmp_path / "a.txt", name="a.txt", schema=RowSchema(format="messages")))
+    assert (caught.value.file, caught.value.row) == ("a.txt", 0)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.arrow", "a.jsonl.gz"])

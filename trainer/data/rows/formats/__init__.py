@@ -9,12 +9,14 @@ from trainer.data.rows.file_format import FileFormat
 from trainer.data.rows.formats.delimited import COMMA_SEPARATED, TAB_SEPARATED
 from trainer.data.rows.formats.json_format import JSON_DOCUMENT, JSON_LINES
 from trainer.data.rows.formats.table_format import ARROW_IPC, PARQUET
+from trainer.data.rows.formats.text_format import TEXT_DOCUMENT
 
 FILE_FORMATS: Final = (
     JSON_LINES,
     JSON_DOCUMENT,
     COMMA_SEPARATED,
     TAB_SEPARATED,
+    TEXT_DOCUMENT,
     PARQUET,
     ARROW_IPC,
 )
