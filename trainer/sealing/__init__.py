@@ -1,5 +1,6 @@
-"""Sealing: the age format, the dataset bundle and its grant, the sealed result.
+"""Sealing: the age format, the dataset bundle and its grant, sealed results and sealed checkpoints.
 
-`age/` is the format; `seal`, `bundle` and `result` say what travels in it. Ciphertext may be shown to anyone;
-everything that opens it fails closed: whoever gets a value back got all of it, authenticated to the last byte.
+`age/` implements the format; `seal`, `bundle`, `sealed_result` and `sealed_checkpoint` define what is encrypted
+with it. Ciphertext may be public. Every function that opens it fails closed: it returns only after the last byte
+has authenticated, and leaves nothing on disk otherwise.
 """

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are replaced atomically: a reader finds the old content or the new, never a part of it."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from typing import BinaryIO, Final
 from trainer.errors import ErrorCode, UnavailableError, UsageError
 
 PRIVATE_MODE: Final = 0o600
-"""Mode of files that hold plaintext."""
+"""Mode of files with plaintext."""
 
 SHARED_MODE: Final = 0o644
-"""Mode of files that hold ciphertext, less the umask: the carrier may run as another user."""
+"""Mode of files with ciphertext, less the umask: the process that transfers them may run as another user."""
 
 
 @contextmanager
 def replace_atomically(target: Path, mode: int) -> Iterator[BinaryIO]:
-    """Write to a temporary name beside `target`; on success flush to the medium and rename, else remove it.
+    """Yield an unbuffered stream to a temporary file beside `target`, which replaces it when the context ends.
 
-    Yields:
-        An unbuffered stream.
+    After an error, the temporary file is removed and `target` is as it was.
 
     Raises:
-        UsageError: FILE_NOT_FOUND: the directory of `target` is missing.
+        UsageError: FILE_NOT_FOUND: the directory of `target` does not exist.
         UnavailableError: STORAGE_FULL.
     """
     temporary = target.parent / f".{secrets.token_hex(8)}.partial"
     try:
-        with translate_storage_errors(), _create(temporary, mode) as file:
+        with translate_storage_errors(), _create_exclusively(temporary, mode) as file:
             yield file
+            # Data before name: after a power failure the name must not point to a file without its content.
             os.fsync(file.fileno())
         temporary.replace(target)
-        _flush_directory(target.parent)
+        _sync_directory(target.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -44,10 +44,10 @@ def replace_atomically(target: Path, mode: int) -> Iterator[BinaryIO]:
 
 @contextmanager
 def translate_storage_errors() -> Iterator[None]:
-    """Turn the system's errors that a user can act on into ours.
+    """Turn the operating system's errors that a user can act on into errors with a code and a hint.
 
     Raises:
-        UsageError: FILE_NOT_FOUND; USAGE where a path is of the wrong kind or may not be used.
+        UsageError: FILE_NOT_FOUND; USAGE where a path is of the wrong kind or access is denied.
         UnavailableError: STORAGE_FULL.
     """
     try:
@@ -62,12 +62,12 @@ def translate_storage_errors() -> Iterator[None]:
         raise
 
 
-def _create(path: Path, mode: int) -> BinaryIO:
+def _create_exclusively(path: Path, mode: int) -> BinaryIO:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return open(os.open(path, flags, mode), "wb", buffering=0)  # noqa: PTH123 -- takes a descriptor
 
 
-def _flush_directory(path: Path) -> None:
+def _sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

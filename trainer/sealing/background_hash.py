@@ -1,4 +1,7 @@
-"""SHA-256 beside the work on the same bytes: hashing is slower than the cipher and would hold it up."""
+"""SHA-256 in a thread, in parallel to other work on the same bytes.
+
+SHA-256 is slower than the cipher; in the same thread it would halve the speed of sealing.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from typing import Final
 
 from trainer.sealing.age.ordered_thread_pool import OrderedThreadPool
 
-_WORTH_A_THREAD: Final = 1 << 18
+_MIN_THREADED_BYTES: Final = 1 << 18  # below this size, handing a block to the thread costs more than it saves
 
 
 class BackgroundHash:
-    """SHA-256 of blocks, in their order, large ones in a thread.
+    """SHA-256 of blocks in the order in which they are added; large blocks are hashed in a thread.
 
     Args:
-        threads: with one thread.
+        threads: a pool of one thread, so that blocks are hashed in order.
     """
 
     def __init__(self, threads: OrderedThreadPool[None]) -> None:
@@ -25,23 +28,24 @@ class BackgroundHash:
         self._digest = hashlib.sha256()
 
     def update(self, block: bytes) -> None:
-        """Add a block; it may be used meanwhile."""
-        if self._threads.empty and len(block) < _WORTH_A_THREAD:
+        """Add a block. The caller may read it in the meantime, but not change it."""
+        # A small block is hashed here only if the thread has finished all blocks before it.
+        if self._threads.is_empty and len(block) < _MIN_THREADED_BYTES:
             self._digest.update(block)
             return
-        if self._threads.full:
-            self._threads.take()
+        if self._threads.is_full:
+            self._threads.take_result()
         self._threads.submit(partial(self._digest.update, block))
 
     def hexdigest(self) -> str:
-        """Lower-case hex of the digest of all blocks."""
-        while not self._threads.empty:
-            self._threads.take()
+        """Return the digest of all blocks in lower-case hex."""
+        while not self._threads.is_empty:
+            self._threads.take_result()
         return self._digest.hexdigest()
 
 
 @contextmanager
 def background_hash() -> Iterator[BackgroundHash]:
-    """A hash whose thread, if it came to need one, ends with the context."""
+    """Yield a hash; its thread ends with the context."""
     with OrderedThreadPool[None](threads=1) as threads:
         yield BackgroundHash(threads)

@@ -1,7 +1,7 @@
-"""Secrets in buffers that are ours, so that they can be overwritten when done.
+"""Secrets in our own buffers, which are overwritten after use.
 
-Python copies: `bytes` cannot be changed, and what a library was given is the library's. So this covers exactly
-what lies in a `bytearray` of our own. SECURITY.md says what is left.
+Python copies: `bytes` are immutable, and a library keeps its own copy of a key that it was given. So this covers
+only secrets in a `bytearray` of this project. docs/threat-model.md lists what is not overwritten.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from contextlib import contextmanager
 
 
 def wipe(secret: bytearray) -> None:
-    """Overwrite with zeros in place: by address, so that no other buffer takes the place of this one."""
+    """Overwrite a buffer with zeros in place.
+
+    The write goes to the buffer's address: slice assignment may allocate a new buffer and free the old one
+    unchanged.
+    """
     if secret:
         buffer = (ctypes.c_char * len(secret)).from_buffer(secret)
         ctypes.memset(ctypes.addressof(buffer), 0, len(secret))
@@ -20,7 +24,7 @@ def wipe(secret: bytearray) -> None:
 
 @contextmanager
 def wiped(secret: bytearray) -> Iterator[bytearray]:
-    """The buffer, for the time of the context; zeros afterwards, also after an error."""
+    """Yield the buffer and overwrite it when the context ends, also after an error."""
     try:
         yield secret
     finally:

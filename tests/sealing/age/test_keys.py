@@ -48,7 +48,7 @@ def test_bech32_refuses_padding_that_is_not_zero() -> None:
 def _with_values(values: list[int]) -> str:
     from trainer.sealing.age import bech32
 
-    checksum = bech32._polymod([*bech32._expand("age"), *values, *bytes(6)]) ^ 1
+    checksum = bech32._polymod([*bech32._expand_prefix("age"), *values, *bytes(6)]) ^ 1
     values = values + [checksum >> 5 * (5 - place) & 31 for place in range(6)]
     return "age1" + "".join(bech32._ALPHABET[value] for value in values)
 

@@ -1,8 +1,24 @@
-"""The age v1 file format (C2SP `age.md`) on the primitives of `cryptography`.
+"""The age v1 file format (age-encryption.org/v1, specified at c2sp.org/age) on the primitives of `cryptography`.
 
-A file is a header, which wraps a random file key for each recipient, and a payload of 64 KiB chunks under a key
-derived from it. Recipients are hybrid post-quantum (`age1pq1…`) unless X25519 (`age1…`) is asked for. The format
-authenticates no sender and knows no rollback: the grant inside a bundle does.
+    identity = generate_identity()                               # AGE-SECRET-KEY-PQ-1…
+    encrypt_file(dataset, sealed, [identity.recipient()])        # to age1pq1…
+    decrypt_file(sealed, dataset_again, [identity])
+
+A file is a text header, which wraps a random file key for each recipient, and a binary payload:
+
+    age-encryption.org/v1
+    -> mlkem768x25519 ENC      a stanza: the file key, encrypted to one recipient
+    BODY
+    --- MAC                    HMAC-SHA256 over the header up to and including "---"
+    NONCE CHUNK CHUNK …        16 bytes, then ChaCha20-Poly1305 chunks of 64 KiB plaintext each
+
+    file key    = 16 random bytes
+    MAC key     = HKDF-SHA256(secret = file key, salt = "",    info = "header")
+    payload key = HKDF-SHA256(secret = file key, salt = NONCE, info = "payload")
+
+Recipients are hybrid post-quantum (`age1pq1…`) by default, or X25519 (`age1…`). The format authenticates no sender
+and does not detect that an older file was put in place of a newer one; the grant in a bundle and the HMAC in a
+checkpoint do that.
 """
 
 from trainer.sealing.age.age_files import decrypt_file, encrypt_file

@@ -1,6 +1,8 @@
-"""File to file: each thread reads its part of the one, works on it, and writes its part of the other.
+"""File to file: each thread reads its batch with `pread`, encrypts or decrypts it, and writes it with `pwrite`.
 
-Parts are written before the end is verified: that is why the target has a temporary name until all is well.
+Chunks have fixed sizes, so a batch's offsets in both files are known without the batches before it. Plaintext
+reaches the disk before the last chunk has authenticated; therefore the target has a temporary name until all
+chunks have.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from trainer.sealing.age.armor import is_armored
 from trainer.sealing.age.byte_streams import buffered_reader, write_all
+from trainer.sealing.age.chunk_batches import ChunkBatch, ChunkBatchPool
 from trainer.sealing.age.header import create_header, read_header
 from trainer.sealing.age.identity import Identity, Recipient
-from trainer.sealing.age.ordered_thread_pool import ChunkBatch, ChunkBatchPool, OrderedThreadPool
+from trainer.sealing.age.ordered_thread_pool import OrderedThreadPool
 from trainer.sealing.age.payload import BATCH_CHUNKS, DECRYPT, ENCRYPT, PayloadOperation, payload_invalid
 from trainer.sealing.age.stream import ProgressCallback, decrypt, encrypt
 from trainer.sealing.atomic_files import PRIVATE_MODE, SHARED_MODE, replace_atomically, translate_storage_errors
@@ -28,43 +31,43 @@ from trainer.sealing.atomic_files import PRIVATE_MODE, SHARED_MODE, replace_atom
 def encrypt_file(
     source: Path, target: Path, recipients: Sequence[Recipient], *, progress: ProgressCallback | None = None
 ) -> None:
-    """Encrypt a file; `target` is replaced at once when all is written, and untouched on any error.
+    """Encrypt a file. `target` is replaced atomically at the end and left as it was on any error.
 
     Args:
         source: plaintext; anything but a regular file is read as a stream.
-        target: the age file.
+        target: the age file, mode 0644 less the umask.
         recipients: of one recipient type.
-        progress: told of plaintext bytes done.
+        progress: called with the number of plaintext bytes encrypted so far.
 
     Raises:
         UsageError: RECIPIENT_INVALID, FILE_NOT_FOUND.
         UnavailableError: STORAGE_FULL.
-        SealingError: PAYLOAD_INVALID: the source became shorter meanwhile.
+        SealingError: PAYLOAD_INVALID: the source became shorter while it was read.
     """
     with (
         translate_storage_errors(),
         source.open("rb", buffering=0) as plain,
         replace_atomically(target, SHARED_MODE) as sealed,
     ):
-        if not _is_regular(plain):
+        if not _is_regular_file(plain):
             encrypt(plain, sealed, recipients, progress=progress)
             return
-        prefix, key = create_header(recipients)
-        write_all(sealed, prefix)
+        header, cipher = create_header(recipients)
+        write_all(sealed, header)
         size = os.fstat(plain.fileno()).st_size
-        _Transfer(ENCRYPT, key, plain.fileno(), 0, size, sealed.fileno(), len(prefix)).run(progress)
+        _PayloadTransfer(ENCRYPT, cipher, plain.fileno(), 0, size, sealed.fileno(), len(header)).run(progress)
 
 
 def decrypt_file(
     source: Path, target: Path, identities: Sequence[Identity], *, progress: ProgressCallback | None = None
 ) -> None:
-    """Decrypt a file; `target` (mode 0600) appears when all of it is authenticated, and not at all on any error.
+    """Decrypt a file. `target` appears once every chunk has authenticated, and not at all on any error.
 
     Args:
         source: an age file, armored or not; anything but a regular file is read as a stream.
-        target: the plaintext.
+        target: the plaintext, mode 0600.
         identities: tried in turn.
-        progress: told of plaintext bytes done.
+        progress: called with the number of plaintext bytes decrypted so far.
 
     Raises:
         SealingError: HEADER_INVALID, ARMOR_INVALID, NO_IDENTITY_MATCH, HEADER_MAC or PAYLOAD_INVALID.
@@ -77,34 +80,36 @@ def decrypt_file(
         replace_atomically(target, PRIVATE_MODE) as plain,
     ):
         stream = buffered_reader(sealed)
-        if not _is_regular(sealed) or is_armored(stream.peek()):
+        if not _is_regular_file(sealed) or is_armored(stream.peek()):
             decrypt(cast("BinaryIO", stream), plain, identities, progress=progress)
             return
-        opening = read_header(cast("BinaryIO", stream), identities)
-        size = os.fstat(sealed.fileno()).st_size - opening.size
-        _Transfer(DECRYPT, opening.key, sealed.fileno(), opening.size, size, plain.fileno(), 0).run(progress)
+        header = read_header(cast("BinaryIO", stream), identities)
+        size = os.fstat(sealed.fileno()).st_size - header.size
+        _PayloadTransfer(
+            DECRYPT, header.payload_cipher, sealed.fileno(), header.size, size, plain.fileno(), 0
+        ).run(progress)
 
 
-def _is_regular(file: BinaryIO) -> bool:
+def _is_regular_file(file: BinaryIO) -> bool:
     return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
 
 
 @dataclass(frozen=True)
-class _Transfer:
-    """One payload from descriptor to descriptor.
+class _PayloadTransfer:
+    """Encrypts or decrypts a payload from one file descriptor to another.
 
     Args:
-        direction: sealing or opening.
-        key: the payload's cipher.
+        operation: ENCRYPT or DECRYPT.
+        cipher: ChaCha20-Poly1305 under the payload key.
         source: descriptor to read from.
-        source_start: where its chunks begin.
-        source_size: bytes of all its chunks.
+        source_start: offset of the first chunk in the source, in bytes.
+        source_size: bytes of all chunks in the source.
         target: descriptor to write to.
-        target_start: where its chunks begin.
+        target_start: offset of the first chunk in the target, in bytes.
     """
 
-    direction: PayloadOperation
-    key: ChaCha20Poly1305
+    operation: PayloadOperation
+    cipher: ChaCha20Poly1305
     source: int
     source_start: int
     source_size: int
@@ -112,39 +117,41 @@ class _Transfer:
     target_start: int
 
     def run(self, progress: ProgressCallback | None) -> None:
-        """Transfer all batches; raises what the first of the failing ones raised."""
-        buffers, done = ChunkBatchPool(self.direction), 0
-        batches = max(1, -(-self.source_size // self.direction.source_batch))
+        """Transfer all batches; raises the exception of the first batch, in file order, that failed."""
+        pool, plaintext_bytes = ChunkBatchPool(self.operation), 0
+        # Rounded up; an empty plaintext still has one batch, with one empty chunk.
+        batch_count = max(1, -(-self.source_size // self.operation.source_batch_bytes))
         with OrderedThreadPool[ChunkBatch]() as threads:
             submitted = 0
-            while submitted < batches or not threads.empty:
-                if submitted < batches and not threads.full:
-                    last = submitted == batches - 1
-                    threads.submit(partial(self._work, submitted, buffers.get(), last=last))
+            while submitted < batch_count or not threads.is_empty:
+                if submitted < batch_count and not threads.is_full:
+                    ends = submitted == batch_count - 1
+                    threads.submit(partial(self._transfer_batch, submitted, pool.acquire(), ends=ends))
                     submitted += 1
                     continue
-                batch = threads.take()
-                done += batch.filled if self.direction is ENCRYPT else batch.done
-                buffers.give_back(batch)
+                batch = threads.take_result()
+                plaintext_bytes += batch.source_bytes if self.operation is ENCRYPT else batch.target_bytes
+                pool.release(batch)
                 if progress:
-                    progress(done)
+                    progress(plaintext_bytes)
 
-    def _work(self, number: int, batch: ChunkBatch, *, last: bool) -> ChunkBatch:
-        start = number * self.direction.source_batch
-        batch.filled = min(self.direction.source_batch, self.source_size - start)
-        wanted = batch.source[: batch.filled]
-        _read_exactly(self.source, wanted, self.source_start + start)
-        batch.done = self.direction.apply(self.key, number * BATCH_CHUNKS, wanted, batch.target, last)
-        _write_exactly(self.target, batch.output, self.target_start + number * self.direction.target_batch)
+    def _transfer_batch(self, number: int, batch: ChunkBatch, *, ends: bool) -> ChunkBatch:
+        start = number * self.operation.source_batch_bytes
+        batch.source_bytes = min(self.operation.source_batch_bytes, self.source_size - start)
+        _read_exactly(self.source, batch.input, self.source_start + start)
+        batch.target_bytes = self.operation.apply(
+            self.cipher, number * BATCH_CHUNKS, batch.input, batch.target, ends
+        )
+        _write_exactly(self.target, batch.output, self.target_start + number * self.operation.target_batch_bytes)
         return batch
 
 
-def _read_exactly(descriptor: int, room: memoryview, offset: int) -> None:
-    while room:
-        size = os.preadv(descriptor, [room], offset)
+def _read_exactly(descriptor: int, buffer: memoryview, offset: int) -> None:
+    while buffer:
+        size = os.preadv(descriptor, [buffer], offset)
         if not size:
             raise payload_invalid("the source became shorter while it was read")
-        room, offset = room[size:], offset + size
+        buffer, offset = buffer[size:], offset + size
 
 
 def _write_exactly(descriptor: int, data: memoryview, offset: int) -> None:

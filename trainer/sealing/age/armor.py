@@ -1,6 +1,8 @@
-"""Armor: an age file as text, for mails and tickets. Read only; nothing here writes it.
+"""ASCII armor: an age file as text, for mail and tickets. This module only reads it.
 
-Source: C2SP `age.md`, "ASCII armor". Strict: one spelling, but for line ends (LF or CRLF) and white space around.
+Source: c2sp.org/age, "ASCII armor": PEM with the label AGE ENCRYPTED FILE, 64 base64 columns per line. Each file
+has one armored form, apart from line ends (LF or CRLF) and white space before and after; any other form is
+refused.
 """
 
 from __future__ import annotations
@@ -13,25 +15,27 @@ from typing import BinaryIO, Final
 from trainer.errors import ErrorCode, SealingError
 from trainer.sealing.age.byte_streams import buffered_reader
 
-BEGIN: Final = b"-----BEGIN AGE ENCRYPTED FILE-----"
-END: Final = b"-----END AGE ENCRYPTED FILE-----"
+BEGIN_LINE: Final = b"-----BEGIN AGE ENCRYPTED FILE-----"
+END_LINE: Final = b"-----END AGE ENCRYPTED FILE-----"
 
 _COLUMNS: Final = 64
-_LINES_AT_ONCE: Final = 1024
-_MAX_WHITESPACE: Final = 1024
-_LONGEST_LINE: Final = _COLUMNS + 2  # with CRLF
+_LINES_PER_READ: Final = 1024
+_MAX_WHITESPACE_BYTES: Final = 1024
+_MAX_LINE_BYTES: Final = _COLUMNS + 2  # with CRLF
 
 
 def is_armored(start: bytes) -> bool:
-    """Whether a file that starts so is meant to be armored."""
+    """Return whether a file that begins with `start` is meant to be armored."""
     return start.lstrip().startswith(b"-----BEGIN AGE")
 
 
 class ArmorReader(io.RawIOBase):
-    """Binary age file inside an armored one; reads raise SealingError ARMOR_INVALID where the armor is broken.
+    """A stream of the binary age file inside an armored one.
+
+    Reads raise SealingError ARMOR_INVALID where the armor does not follow the format.
 
     Args:
-        source: the text as bytes, at its start.
+        source: the armored file, from its start.
     """
 
     def __init__(self, source: BinaryIO) -> None:
@@ -41,64 +45,66 @@ class ArmorReader(io.RawIOBase):
         self._ended = False
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # typeshed: WriteableBuffer
-        """Fill `buffer` with the next bytes; 0 at the end of the armor."""
+        """Fill `buffer` with the next bytes; return 0 at the end of the armor."""
         while not self._decoded and not self._ended:
-            self._decode_more()
+            self._decode_lines()
         size = min(len(buffer), len(self._decoded))
         buffer[:size] = self._decoded[:size]
         self._decoded = self._decoded[size:]
         return size
 
-    def _decode_more(self) -> None:
+    def _decode_lines(self) -> None:
+        """Decode up to `_LINES_PER_READ` lines. Only the last line of the armor may be shorter than 64 columns."""
         if not self._begun:
-            self._read_begin()
+            self._read_begin_line()
         lines: list[bytes] = []
-        while len(lines) < _LINES_AT_ONCE and not self._ended:
-            line = self._line()
-            if line == END:
-                self._read_nothing_more()
-            elif not line or len(line) > _COLUMNS or not _full(lines):
+        while len(lines) < _LINES_PER_READ and not self._ended:
+            line = self._read_line()
+            if line == END_LINE:
+                self._require_end_of_file()
+            elif not line or len(line) > _COLUMNS or not _is_last_line_full(lines):
                 raise _armor_invalid("a line is empty, too long, or follows a short one")
             else:
                 lines.append(line)
-        if not _full(lines) and not self._ended:  # the bound fell on a short line: only the end may follow
-            if self._line() != END:
+        # The limit of lines may be reached at a short line; then only the end line may follow.
+        if not _is_last_line_full(lines) and not self._ended:
+            if self._read_line() != END_LINE:
                 raise _armor_invalid("a short line is not the last one")
-            self._read_nothing_more()
-        self._decoded = memoryview(_decode(b"".join(lines)))
+            self._require_end_of_file()
+        self._decoded = memoryview(_decode_base64(b"".join(lines)))
 
-    def _line(self) -> bytes:
-        line = self._source.readline(_LONGEST_LINE + 1)
+    def _read_line(self) -> bytes:
+        line = self._source.readline(_MAX_LINE_BYTES + 1)
         if not line:
             raise _armor_invalid("the end line is missing")
         return line.removesuffix(b"\n").removesuffix(b"\r")
 
-    def _read_begin(self) -> None:
-        skipped = 0
-        while not (line := self._line()).strip():
-            skipped += len(line) + 1
-            if skipped > _MAX_WHITESPACE:
+    def _read_begin_line(self) -> None:
+        skipped_bytes = 0
+        while not (line := self._read_line()).strip():
+            skipped_bytes += len(line) + 1
+            if skipped_bytes > _MAX_WHITESPACE_BYTES:
                 raise _armor_invalid("too much white space before it")
-        if line != BEGIN:
+        if line != BEGIN_LINE:
             raise _armor_invalid("the begin line is missing")
         self._begun = True
 
-    def _read_nothing_more(self) -> None:
-        rest = self._source.read(_MAX_WHITESPACE + 1)
-        if rest.strip() or len(rest) > _MAX_WHITESPACE:
+    def _require_end_of_file(self) -> None:
+        rest = self._source.read(_MAX_WHITESPACE_BYTES + 1)
+        if rest.strip() or len(rest) > _MAX_WHITESPACE_BYTES:
             raise _armor_invalid("something follows it")
         self._ended = True
 
 
-def _full(lines: list[bytes]) -> bool:
+def _is_last_line_full(lines: list[bytes]) -> bool:
     return not lines or len(lines[-1]) == _COLUMNS
 
 
-def _decode(text: bytes) -> bytes:
+def _decode_base64(text: bytes) -> bytes:
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -108,5 +114,5 @@ def _decode(text: bytes) -> bytes:
     return data
 
 
-def _armor_invalid(what: str) -> SealingError:
-    return SealingError(ErrorCode.ARMOR_INVALID, f"age armor: {what}")
+def _armor_invalid(reason: str) -> SealingError:
+    return SealingError(ErrorCode.ARMOR_INVALID, f"age armor: {reason}")

@@ -1,7 +1,7 @@
-"""Bech32 (BIP 173) without its limit of 90 characters, as age writes keys.
+"""Bech32 (BIP 173) without its limit of 90 characters: the text form of age keys.
 
-Source of alphabet, generator and checksum: BIP 173. Hybrid recipients have 1,959 characters, which is why no
-ready-made library serves: those hold to the limit.
+Libraries for Bech32 keep the limit of 90 characters; hybrid recipients have 1,959. Alphabet, generator and
+checksum are those of BIP 173, "Bech32".
 """
 
 from __future__ import annotations
@@ -16,58 +16,76 @@ _CHECKSUM_LENGTH: Final = 6
 
 
 def bech32_encode(prefix: str, data: bytes) -> str:
-    """Lower-case text of `data` under a lower-case human-readable prefix."""
-    values = _regroup(data, 8, 5, pad=True)
-    checksum = _polymod([*_expand(prefix), *values, *bytes(_CHECKSUM_LENGTH)]) ^ 1
+    """Return the lower-case Bech32 text of `data` under a lower-case human-readable prefix."""
+    values = _regroup_bits(data, 8, 5, pad=True)
+    # The checksum is the six values that make the polynomial of prefix, data and checksum leave the remainder 1.
+    checksum = _polymod([*_expand_prefix(prefix), *values, *bytes(_CHECKSUM_LENGTH)]) ^ 1
     values += [checksum >> 5 * (5 - place) & 31 for place in range(_CHECKSUM_LENGTH)]
     return f"{prefix}1{''.join(_ALPHABET[value] for value in values)}"
 
 
 def bech32_decode(prefix: str, text: str) -> bytes:
-    """Bytes that `bech32_encode` made `text` from.
+    """Return the bytes that `bech32_encode` made `text` from.
 
     Raises:
-        ValueError: another prefix, a foreign character, a wrong checksum or padding. Quotes no part of `text`.
+        ValueError: another prefix, a character outside the alphabet, a wrong checksum or wrong padding. The
+            message quotes no part of `text`, which may be a secret key.
     """
-    found, separator, rest = text.rpartition("1")
-    if not separator or found != prefix:
+    found_prefix, separator, encoded = text.rpartition("1")
+    if not separator or found_prefix != prefix:
         raise ValueError(f"does not start with {prefix}1")
-    if len(rest) < _CHECKSUM_LENGTH or not set(rest) <= _VALUES.keys():
+    if len(encoded) < _CHECKSUM_LENGTH or not set(encoded) <= _VALUES.keys():
         raise ValueError("has a character that Bech32 does not use, or is too short")
-    values = [_VALUES[character] for character in rest]
-    if _polymod([*_expand(prefix), *values]) != 1:
+    values = [_VALUES[character] for character in encoded]
+    if _polymod([*_expand_prefix(prefix), *values]) != 1:
         raise ValueError("has a wrong checksum")
-    return bytes(_regroup(values[:-_CHECKSUM_LENGTH], 5, 8, pad=False))
+    return bytes(_regroup_bits(values[:-_CHECKSUM_LENGTH], 5, 8, pad=False))
 
 
-def _expand(prefix: str) -> list[int]:
+def _expand_prefix(prefix: str) -> list[int]:
+    """Return the prefix as 5-bit values: the high bits of each character, a zero, the low bits of each."""
     codes = prefix.encode("ascii")
     return [code >> 5 for code in codes] + [0] + [code & 31 for code in codes]
 
 
 def _polymod(values: Iterable[int]) -> int:
-    state = 1
+    """Return the remainder of a polynomial over GF(32), with these coefficients, by the generator of BIP 173.
+
+    The remainder's six 5-bit coefficients are packed into 30 bits.
+    """
+    remainder = 1
     for value in values:
-        top = state >> 25
-        state = (state & 0x1FFFFFF) << 5 ^ value
+        top = remainder >> 25
+        remainder = (remainder & 0x1FFFFFF) << 5 ^ value
         for bit, term in enumerate(_GENERATOR):
             if top >> bit & 1:
-                state ^= term
-    return state
+                remainder ^= term
+    return remainder
 
 
-def _regroup(values: Iterable[int], width: int, wanted: int, *, pad: bool) -> list[int]:
-    """Regroup `width`-bit values into `wanted`-bit ones; unless `pad`, only a few zero bits may be left."""
-    result, held, bits = [], 0, 0
+def _regroup_bits(values: Iterable[int], from_width: int, to_width: int, *, pad: bool) -> list[int]:
+    """Regroup a sequence of `from_width`-bit values into `to_width`-bit values, most significant bit first.
+
+    Args:
+        values: numbers below `2 ** from_width`.
+        from_width: bits of each input value.
+        to_width: bits of each output value.
+        pad: fill the last value with zero bits. Without it, the bits left over must be fewer than an input value
+            has, and zero.
+
+    Raises:
+        ValueError: the bits left over are too many or not zero.
+    """
+    result, accumulator, bits = [], 0, 0
     for value in values:
-        held = (held << width | value) & 0xFFF
-        bits += width
-        while bits >= wanted:
-            bits -= wanted
-            result.append(held >> bits & (1 << wanted) - 1)
-    rest = held & (1 << bits) - 1
+        accumulator = (accumulator << from_width | value) & 0xFFF
+        bits += from_width
+        while bits >= to_width:
+            bits -= to_width
+            result.append(accumulator >> bits & (1 << to_width) - 1)
+    remaining = accumulator & (1 << bits) - 1
     if pad and bits:
-        result.append(rest << wanted - bits)
-    elif not pad and (bits >= width or rest):
+        result.append(remaining << to_width - bits)
+    elif not pad and (bits >= from_width or remaining):
         raise ValueError("has wrong padding")
     return result

@@ -1,6 +1,9 @@
-"""The header: wraps the file key for each recipient, and is authenticated under that key.
+"""The header of an age file: the file key wrapped for each recipient, authenticated by a MAC under that key.
 
-Source: C2SP `age.md`, "Header". There is one spelling for every header; any other is refused.
+Source: c2sp.org/age, "Header". Each header has one encoding; any other is refused.
+
+The MAC binds the stanzas to each other: someone who can unwrap the file key knows that no stanza was added,
+removed or changed by anyone who does not have the file key. It does not say who wrote the file.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from trainer.sealing.wiping import wiped
 
 VERSION_LINE: Final = "age-encryption.org/v1"
 MAX_HEADER_BYTES: Final = 1 << 20
-"""Room for some 600 hybrid recipients; the format itself sets no bound."""
+"""About 600 hybrid recipients; the format itself has no limit."""
 
 _NONCE_BYTES: Final = 16
 _MAC_BYTES: Final = 32
@@ -37,65 +40,75 @@ _STANZA_LINE: Final = re.compile(r"->((?: [\x21-\x7e]+)+)")
 
 @dataclass(frozen=True)
 class OpenedHeader:
-    """What a header yields to someone who may read the file.
+    """The result of unwrapping a header.
 
     Args:
-        key: the payload's cipher.
+        payload_cipher: ChaCha20-Poly1305 under the payload key.
         size: bytes from the start of the file to the first chunk.
     """
 
-    key: ChaCha20Poly1305
+    payload_cipher: ChaCha20Poly1305
     size: int
 
 
 @dataclass(frozen=True)
-class _Header:
+class _ParsedHeader:
+    """A header whose MAC has not been verified.
+
+    Args:
+        stanzas: one or more.
+        authenticated: the bytes that the MAC covers: everything up to and including `---`.
+        mac: 32 bytes.
+        size: bytes of the header.
+    """
+
     stanzas: tuple[Stanza, ...]
-    covered: bytes  # what the MAC is over: all up to and including `---`
+    authenticated: bytes
     mac: bytes
     size: int
 
 
 def create_header(recipients: Sequence[Recipient]) -> tuple[bytes, ChaCha20Poly1305]:
-    """Begin a file under a fresh file key.
+    """Make the header of a new file under a fresh file key.
 
     Returns:
-        All bytes before the first chunk (header and payload nonce), and the payload's cipher.
+        All bytes before the first chunk (header and payload nonce), and the cipher of the payload.
 
     Raises:
-        UsageError: no recipient, recipients of different recipient types, or a passphrase that is not alone.
+        UsageError: RECIPIENT_INVALID: no recipient, recipients of different types, or a passphrase with others.
     """
-    _require_one_family(recipients)
+    _require_one_recipient_type(recipients)
     file_key, nonce = os.urandom(FILE_KEY_BYTES), os.urandom(_NONCE_BYTES)
     stanzas = b"".join(recipient.wrap(file_key).encode() for recipient in recipients)
-    covered = f"{VERSION_LINE}\n".encode() + stanzas + b"---"
-    header = covered + f" {encode_base64(_mac(file_key, covered))}\n".encode()
+    authenticated = f"{VERSION_LINE}\n".encode() + stanzas + b"---"
+    header = authenticated + f" {encode_base64(_compute_mac(file_key, authenticated))}\n".encode()
     if len(header) > MAX_HEADER_BYTES:
         raise UsageError(ErrorCode.RECIPIENT_INVALID, "too many recipients for one file")
-    return header + nonce, _payload_key(file_key, nonce)
+    return header + nonce, _payload_cipher(file_key, nonce)
 
 
 def read_header(source: BinaryIO, identities: Sequence[Identity]) -> OpenedHeader:
-    """Read a file's header and leave `source` at its first chunk.
+    """Read a header, unwrap the file key and verify the MAC; leaves `source` at the first chunk.
 
     Args:
-        source: a buffered stream at the start of the file.
+        source: an age file, from its start.
         identities: tried in turn.
 
     Raises:
-        SealingError: HEADER_INVALID, NO_IDENTITY_MATCH, or HEADER_MAC where the header was changed.
+        SealingError: HEADER_INVALID, NO_IDENTITY_MATCH, or HEADER_MAC if the header was changed.
     """
-    header = _read(source)
-    file_key = _unwrap(header.stanzas, identities)
-    if not hmac.compare_digest(_mac(file_key, header.covered), header.mac):
+    header = _parse_header(source)
+    file_key = _unwrap_file_key(header.stanzas, identities)
+    # Nothing derived from the file key is used before the MAC holds: a stanza alone does not bind the others.
+    if not hmac.compare_digest(_compute_mac(file_key, header.authenticated), header.mac):
         raise SealingError(ErrorCode.HEADER_MAC, "age header: it was changed after it was written")
     nonce = source.read(_NONCE_BYTES)
     if len(nonce) != _NONCE_BYTES:
         raise header_invalid("bytes of the payload nonce", _NONCE_BYTES, len(nonce))
-    return OpenedHeader(_payload_key(file_key, nonce), header.size + _NONCE_BYTES)
+    return OpenedHeader(_payload_cipher(file_key, nonce), header.size + _NONCE_BYTES)
 
 
-def _require_one_family(recipients: Sequence[Recipient]) -> None:
+def _require_one_recipient_type(recipients: Sequence[Recipient]) -> None:
     recipient_types = {recipient.recipient_type for recipient in recipients}
     if not recipient_types:
         raise UsageError(ErrorCode.RECIPIENT_INVALID, "no recipient to encrypt to")
@@ -111,8 +124,9 @@ def _require_one_family(recipients: Sequence[Recipient]) -> None:
         raise UsageError(ErrorCode.RECIPIENT_INVALID, "a passphrase must be the only recipient")
 
 
-def _unwrap(stanzas: Sequence[Stanza], identities: Sequence[Identity]) -> bytes:
-    # A passphrase beside other recipients could not tell who wrote the file; the format forbids it.
+def _unwrap_file_key(stanzas: Sequence[Stanza], identities: Sequence[Identity]) -> bytes:
+    # A passphrase authenticates the writer of a file only if nobody else can unwrap the file key. So the format
+    # forbids a scrypt stanza among others.
     if len(stanzas) > 1 and any(stanza.type == RecipientType.SCRYPT for stanza in stanzas):
         raise header_invalid("a scrypt stanza must be alone")
     for identity in identities:
@@ -125,24 +139,25 @@ def _unwrap(stanzas: Sequence[Stanza], identities: Sequence[Identity]) -> bytes:
     )
 
 
-def _read(source: BinaryIO) -> _Header:
-    lines = _Lines(source)
+def _parse_header(source: BinaryIO) -> _ParsedHeader:
+    lines = _HeaderLines(source)
     if next(lines) != VERSION_LINE:
         raise header_invalid("the first line does not name age version 1")
     stanzas = []
     while match := _STANZA_LINE.fullmatch(line := next(lines)):
-        type_, *arguments = match[1][1:].split(" ")
-        stanzas.append(Stanza(type_, tuple(arguments), _read_body(lines)))
+        stanza_type, *arguments = match[1][1:].split(" ")
+        stanzas.append(Stanza(stanza_type, tuple(arguments), _parse_stanza_body(lines)))
     if not stanzas:
         raise header_invalid("no stanza")
     if not line.startswith("--- "):
         raise header_invalid("a line is neither a stanza nor the MAC")
     mac = decode_base64(line[4:], _MAC_BYTES, "MAC")
-    covered = bytes(lines.seen[: -len(line) - 1]) + b"---"
-    return _Header(tuple(stanzas), covered, mac, len(lines.seen))
+    authenticated = bytes(lines.consumed[: -len(line) - 1]) + b"---"  # the MAC line and its line feed replaced
+    return _ParsedHeader(tuple(stanzas), authenticated, mac, len(lines.consumed))
 
 
-def _read_body(lines: Iterator[str]) -> bytes:
+def _parse_stanza_body(lines: Iterator[str]) -> bytes:
+    """Read lines of 64 columns up to the first shorter one, which ends the body and may be empty."""
     text = ""
     for line in lines:
         if len(line) > COLUMNS:
@@ -153,31 +168,36 @@ def _read_body(lines: Iterator[str]) -> bytes:
     return decode_base64(text, None, "stanza body")
 
 
-class _Lines(Iterator[str]):
-    """Lines of a header without their line feed, as far as the bound allows; remembers what was read."""
+class _HeaderLines(Iterator[str]):
+    """Iterates over the lines of a header, without line feeds, and keeps the bytes for the MAC.
+
+    Attributes:
+        consumed: all bytes read so far; at most `MAX_HEADER_BYTES`.
+    """
 
     def __init__(self, source: BinaryIO) -> None:
         self._source = source
-        self.seen = bytearray()
+        self.consumed = bytearray()
 
     def __next__(self) -> str:
-        line = self._source.readline(MAX_HEADER_BYTES - len(self.seen))
-        self.seen += line
+        line = self._source.readline(MAX_HEADER_BYTES - len(self.consumed))
+        self.consumed += line
         if not line.endswith(b"\n"):
-            raise header_invalid(
-                "it is too long" if len(self.seen) >= MAX_HEADER_BYTES else "the file ends within it"
-            )
+            is_too_long = len(self.consumed) >= MAX_HEADER_BYTES
+            raise header_invalid("it is too long" if is_too_long else "the file ends within it")
         try:
             return line[:-1].decode("ascii")
         except UnicodeDecodeError:
             raise header_invalid("a line is not ASCII") from None
 
 
-def _mac(file_key: bytes, covered: bytes) -> bytes:
+def _compute_mac(file_key: bytes, authenticated: bytes) -> bytes:
+    """HMAC-SHA256(key = HKDF-SHA256(file key, salt = "", info = "header"), authenticated bytes)."""
     with wiped(hkdf_sha256(file_key, b"", b"header")) as key:
-        return hmac.digest(key, covered, "sha256")
+        return hmac.digest(key, authenticated, "sha256")
 
 
-def _payload_key(file_key: bytes, nonce: bytes) -> ChaCha20Poly1305:
+def _payload_cipher(file_key: bytes, nonce: bytes) -> ChaCha20Poly1305:
+    """ChaCha20-Poly1305 under HKDF-SHA256(file key, salt = nonce, info = "payload")."""
     with wiped(hkdf_sha256(file_key, nonce, b"payload")) as key:
-        return ChaCha20Poly1305(key)  # has a copy of its own
+        return ChaCha20Poly1305(key)  # copies the key

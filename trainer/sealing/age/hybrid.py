@@ -1,7 +1,12 @@
-"""Hybrid post-quantum recipients (`age1pq1…`): ML-KEM-768 and X25519 together, the default.
+"""Hybrid post-quantum recipients (`age1pq1…`), the default: ML-KEM-768 combined with X25519.
 
-Source: C2SP `age.md`, "The mlkem768x25519 recipient type": HPKE SealBase (RFC 9180) with the KEM
-MLKEM768-X25519 (0x647a), HKDF-SHA256 and ChaCha20-Poly1305. Breaking it takes breaking both.
+Source: c2sp.org/age, "The mlkem768x25519 recipient type". The file key is encrypted with HPKE (RFC 9180), base
+mode, single shot:
+
+    enc ‖ body = SealBase(recipient, info = "age-encryption.org/mlkem768x25519", aad = "", plaintext = file key)
+
+with the KEM MLKEM768-X25519 (identifier 0x647a), the KDF HKDF-SHA256 and the AEAD ChaCha20-Poly1305. The KEM's
+shared secret hashes those of both algorithms, so an attacker has to break both.
 """
 
 from __future__ import annotations
@@ -37,20 +42,21 @@ _MLKEM_CIPHERTEXT_BYTES: Final = 1088
 _MLKEM_SEED_BYTES: Final = 64
 _X25519_BYTES: Final = 32
 RECIPIENT_BYTES: Final = _MLKEM_PUBLIC_BYTES + _X25519_BYTES
-_ENC_BYTES: Final = _MLKEM_CIPHERTEXT_BYTES + _X25519_BYTES
+_ENCAPSULATED_KEY_BYTES: Final = _MLKEM_CIPHERTEXT_BYTES + _X25519_BYTES
 
 _INFO: Final = b"age-encryption.org/mlkem768x25519"
 _SUITE: Final = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
 
 
 class HybridRecipient:
-    """Public half of a hybrid identity.
+    """The public key of a hybrid identity.
 
     Args:
-        raw: 1216 bytes: ML-KEM-768 encapsulation key (1184), then X25519 u-coordinate (32).
+        raw: 1216 bytes: the ML-KEM-768 encapsulation key (1184), then the X25519 u-coordinate (32).
 
     Raises:
-        ValueError: another length, an encapsulation key that is not reduced, or a low-order point.
+        ValueError: another length, an encapsulation key with coefficients that are not reduced (FIPS 203, section
+            7.2), or an X25519 point of low order.
     """
 
     recipient_type: Final = RecipientType.HYBRID
@@ -60,9 +66,9 @@ class HybridRecipient:
             raise ValueError(f"{len(raw)} bytes instead of {RECIPIENT_BYTES}")
         self._raw = raw
         x25519 = X25519PublicKey.from_public_bytes(raw[_MLKEM_PUBLIC_BYTES:])
-        if _low_order(X25519PrivateKey.generate(), x25519):
+        if _has_low_order(X25519PrivateKey.generate(), x25519):
             raise ValueError("has a point of low order")
-        self._key = MLKEM768X25519PublicKey(_mlkem_public(raw[:_MLKEM_PUBLIC_BYTES]), x25519)
+        self._key = MLKEM768X25519PublicKey(_parse_mlkem_public_key(raw[:_MLKEM_PUBLIC_BYTES]), x25519)
 
     def __str__(self) -> str:
         return bech32_encode(RECIPIENT_PREFIX, self._raw)
@@ -71,16 +77,19 @@ class HybridRecipient:
         return f"<HybridRecipient {str(self)[:24]}…>"
 
     def wrap(self, file_key: bytes) -> Stanza:
-        """Wrap with HPKE; the stanza's argument is the encapsulated key (1120 bytes)."""
+        """Encrypt the file key with HPKE; the stanza's argument is the encapsulated key (1120 bytes)."""
         sealed = _SUITE.encrypt(file_key, self._key, info=_INFO)
-        return Stanza(RecipientType.HYBRID, (encode_base64(sealed[:_ENC_BYTES]),), sealed[_ENC_BYTES:])
+        encapsulated_key, body = sealed[:_ENCAPSULATED_KEY_BYTES], sealed[_ENCAPSULATED_KEY_BYTES:]
+        return Stanza(RecipientType.HYBRID, (encode_base64(encapsulated_key),), body)
 
 
 class HybridIdentity:
-    """Hybrid private key, expanded from a seed by SHAKE256 into ML-KEM's d‖z (64 bytes) and X25519's scalar (32).
+    """A hybrid private key.
+
+    SHAKE256(seed) yields ML-KEM's seed d ‖ z (64 bytes), then the X25519 scalar (32 bytes).
 
     Args:
-        seed: 32 secret bytes.
+        seed: 32 secret bytes; copied.
 
     Raises:
         ValueError: another length.
@@ -90,9 +99,9 @@ class HybridIdentity:
         if len(seed) != SEED_BYTES:
             raise ValueError(f"{len(seed)} bytes instead of {SEED_BYTES}")
         self._seed = bytearray(seed)
-        self._expand(self._seed)
+        self._expand_seed(self._seed)
 
-    def _expand(self, seed: bytes | bytearray) -> None:
+    def _expand_seed(self, seed: bytes | bytearray) -> None:
         expanded = hashlib.shake_256(seed).digest(_MLKEM_SEED_BYTES + _X25519_BYTES)
         self._mlkem = MLKEM768PrivateKey.from_seed_bytes(expanded[:_MLKEM_SEED_BYTES])
         self._x25519 = X25519PrivateKey.from_private_bytes(expanded[_MLKEM_SEED_BYTES:])
@@ -105,44 +114,55 @@ class HybridIdentity:
         return "<HybridIdentity>"
 
     def recipient(self) -> HybridRecipient:
-        """The public half."""
+        """Return the public key of this identity."""
         return HybridRecipient(
             self._mlkem.public_key().public_bytes_raw() + self._x25519.public_key().public_bytes_raw()
         )
 
     def destroy(self) -> None:
-        """See `Identity`; what the libraries and `_expand` made of the seed is dropped, not overwritten."""
+        """Overwrite the seed; afterwards this identity unwraps nothing.
+
+        The expanded bytes and the library's key objects are dropped, but not overwritten.
+        """
         wipe(self._seed)
-        self._expand(os.urandom(SEED_BYTES))  # keys that nobody knows take their place
+        # New random keys take the place of the old ones, so that the attributes stay valid and hold no secret.
+        self._expand_seed(os.urandom(SEED_BYTES))
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """The file key, if one of the stanzas was made for this identity; see `Identity`."""
+        """Return the file key from the first stanza that was made for this identity, or None.
+
+        Raises:
+            SealingError: HEADER_INVALID: an mlkem768x25519 stanza does not follow the format.
+        """
         for stanza in stanzas:
-            if stanza.type == RecipientType.HYBRID and (file_key := self._open(stanza)) is not None:
+            if stanza.type == RecipientType.HYBRID and (file_key := self._unwrap_stanza(stanza)) is not None:
                 return file_key
         return None
 
-    def _open(self, stanza: Stanza) -> bytes | None:
-        enc, body = stanza.single_argument(_ENC_BYTES), stanza.wrapped_file_key()
-        # HPKE reports a low-order share as a wrong tag, which would read as "not for this identity".
-        if _low_order(self._x25519, X25519PublicKey.from_public_bytes(enc[_MLKEM_CIPHERTEXT_BYTES:])):
+    def _unwrap_stanza(self, stanza: Stanza) -> bytes | None:
+        encapsulated_key, body = stanza.single_argument(_ENCAPSULATED_KEY_BYTES), stanza.wrapped_file_key()
+        # HPKE would report a low-order share as a wrong tag, which here means "for another identity". The format
+        # demands an error instead.
+        share = X25519PublicKey.from_public_bytes(encapsulated_key[_MLKEM_CIPHERTEXT_BYTES:])
+        if _has_low_order(self._x25519, share):
             raise header_invalid("mlkem768x25519 stanza: the share is a point of low order")
         try:
-            return _SUITE.decrypt(enc + body, self._key, info=_INFO)
+            return _SUITE.decrypt(encapsulated_key + body, self._key, info=_INFO)
         except InvalidTag:
             return None
 
 
-def _mlkem_public(raw: bytes) -> MLKEM768PublicKey:
+def _parse_mlkem_public_key(raw: bytes) -> MLKEM768PublicKey:
     try:
         return MLKEM768PublicKey.from_public_bytes(raw)
     except ValueError:
         raise ValueError("has an invalid ML-KEM-768 key") from None
 
 
-def _low_order(private: X25519PrivateKey, public: X25519PublicKey) -> bool:
+def _has_low_order(private: X25519PrivateKey, public: X25519PublicKey) -> bool:
+    """Return whether the exchange gives the all-zero secret: the point has low order (RFC 7748, section 6)."""
     try:
         private.exchange(public)
-    except ValueError:  # all-zero shared secret
+    except ValueError:
         return True
     return False

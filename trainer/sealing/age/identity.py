@@ -1,4 +1,4 @@
-"""The two interfaces that everything turns on: a recipient wraps a file key, an identity unwraps it."""
+"""The two interfaces of the format: a recipient wraps a file key, an identity unwraps it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from trainer.sealing.age.stanza import Stanza
 
 
 class RecipientType(StrEnum):
-    """Kinds of recipient that may not be mixed in one file: the weakest would decide what the file is worth."""
+    """Recipient types, by the name in their stanzas.
+
+    Types are not mixed in one file: whoever breaks the weakest recipient reads the file.
+    """
 
     HYBRID = "mlkem768x25519"
     X25519 = "X25519"
@@ -21,35 +24,35 @@ class RecipientType(StrEnum):
 
 
 class Recipient(Protocol):
-    """Someone a file can be encrypted to. `str()` gives the public text form."""
+    """A public key to encrypt to. `str()` returns its text form."""
 
     @property
     def recipient_type(self) -> RecipientType:
-        """Which recipients this one may share a file with."""
+        """The type of the stanza that `wrap` makes."""
 
     def wrap(self, file_key: bytes) -> Stanza:
-        """Wrap a 16-byte file key so that only the matching identity can unwrap it."""
+        """Encrypt a 16-byte file key so that only the matching identity can decrypt it."""
 
 
 class Identity(Protocol):
-    """The secret half. `str()` gives the secret text form; `repr()` gives nothing away."""
+    """A private key to decrypt with. `str()` returns its secret text form; `repr()` shows nothing secret."""
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """The file key from the first stanza that was made for this identity; None if there is none.
+        """Return the file key from the first stanza that was made for this identity, or None.
 
         Raises:
-            SealingError: a stanza of this identity's type does not follow the format.
+            SealingError: HEADER_INVALID: a stanza of this identity's type does not follow the format.
         """
 
     def recipient(self) -> Recipient:
-        """The public half."""
+        """Return the public key of this identity."""
 
     def destroy(self) -> None:
-        """Overwrite the seed and drop the keys made of it; nothing can be unwrapped afterwards."""
+        """Overwrite the seed and drop the keys made from it; afterwards this identity unwraps nothing."""
 
 
 def hkdf_sha256(secret: bytes, salt: bytes, info: bytes) -> bytearray:
-    """HKDF-SHA256 to 32 bytes, as the format uses it throughout; the caller's to wipe."""
+    """Derive 32 bytes with HKDF-SHA256 (RFC 5869). The caller wipes the result."""
     key = bytearray(32)
     HKDF(SHA256(), len(key), salt, info).derive_into(secret, key)
     return key

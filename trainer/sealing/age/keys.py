@@ -1,4 +1,4 @@
-"""Keys as text: recipients and identities are read from strings, files and seeds."""
+"""Text forms of recipients and identities, identity files, and identities from seeds."""
 
 from __future__ import annotations
 
@@ -15,43 +15,41 @@ _HYBRID_IDENTITY_START = f"{hybrid.IDENTITY_PREFIX}1".upper()
 
 
 def parse_recipient(text: str) -> Recipient:
-    """Read `age1pq1…` or `age1…`.
+    """Parse a recipient: `age1pq1…` (hybrid) or `age1…` (X25519).
 
     Raises:
-        UsageError: not a recipient that files can be encrypted to.
+        UsageError: RECIPIENT_INVALID.
     """
     try:
         if text.startswith(f"{hybrid.RECIPIENT_PREFIX}1"):
             return HybridRecipient(bech32_decode(hybrid.RECIPIENT_PREFIX, text))
         return X25519Recipient(bech32_decode(x25519.RECIPIENT_PREFIX, text))
     except ValueError as error:
-        hint = (
-            "that is an identity: keep it secret; its recipient starts with age1" if _looks_secret(text) else None
-        )
-        raise UsageError(
-            ErrorCode.RECIPIENT_INVALID, f"the recipient {error}", hint=hint or "recipients look like age1…"
-        ) from None
+        hint = "recipients look like age1…"
+        if _looks_like_an_identity(text):
+            hint = "that is an identity: keep it secret; its recipient starts with age1"
+        raise UsageError(ErrorCode.RECIPIENT_INVALID, f"the recipient {error}", hint=hint) from None
 
 
 def parse_identity(text: str) -> Identity:
-    """Read `AGE-SECRET-KEY-PQ-1…` or `AGE-SECRET-KEY-1…`.
+    """Parse an identity: `AGE-SECRET-KEY-PQ-1…` (hybrid) or `AGE-SECRET-KEY-1…` (X25519).
 
     Raises:
-        UsageError: not an identity; quotes no part of it.
+        UsageError: IDENTITY_INVALID; the message quotes no part of `text`.
     """
     try:
         if text.startswith(_HYBRID_IDENTITY_START):
-            return HybridIdentity(bech32_decode(hybrid.IDENTITY_PREFIX, _lower(text)))
-        return X25519Identity(bech32_decode(x25519.IDENTITY_PREFIX, _lower(text)))
+            return HybridIdentity(bech32_decode(hybrid.IDENTITY_PREFIX, _to_lower_case(text)))
+        return X25519Identity(bech32_decode(x25519.IDENTITY_PREFIX, _to_lower_case(text)))
     except ValueError as error:
         raise UsageError(ErrorCode.IDENTITY_INVALID, f"the identity {error}") from None
 
 
 def parse_identity_file(text: str) -> tuple[Identity, ...]:
-    """Read the identities of a file as `age-keygen` writes it: one a line, `#` comments and blank lines between.
+    """Parse an identity file as `age-keygen` writes it: one identity per line, blank lines, `#` comments.
 
     Raises:
-        UsageError: a line is not an identity (named by its number), or there is none.
+        UsageError: IDENTITY_INVALID: a line, named by its number, is not an identity, or there is none.
     """
     identities = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -66,28 +64,29 @@ def parse_identity_file(text: str) -> tuple[Identity, ...]:
 
 
 def identity_from_seed(seed: bytes | bytearray, *, hybrid: bool = True) -> Identity:
-    """The identity that a 32-byte secret is.
+    """Return the identity whose private key is expanded from a seed.
 
     Args:
-        seed: uniformly random, or derived for this use alone.
-        hybrid: False gives X25519.
+        seed: 32 bytes, uniformly random or derived for this purpose only.
+        hybrid: False for X25519.
 
     Raises:
-        ValueError: another length.
+        ValueError: `seed` has another length.
     """
     return HybridIdentity(seed) if hybrid else X25519Identity(seed)
 
 
 def generate_identity(*, hybrid: bool = True) -> Identity:
-    """A new random identity."""
+    """Return a new random identity; `hybrid=False` for X25519."""
     return identity_from_seed(os.urandom(32), hybrid=hybrid)
 
 
-def _lower(text: str) -> str:
+def _to_lower_case(text: str) -> str:
+    """The text of an identity is in upper case, which distinguishes it from a recipient at a glance."""
     if text != text.upper():
         raise ValueError("is not in upper case")
     return text.lower()
 
 
-def _looks_secret(text: str) -> bool:
+def _looks_like_an_identity(text: str) -> bool:
     return text.upper().startswith(x25519.IDENTITY_PREFIX.upper())

@@ -1,6 +1,10 @@
-"""Passphrases (`scrypt` stanzas): for identity files that a person keeps.
+"""Passphrase recipients (`scrypt` stanzas), for identity files that a person keeps.
 
-Source: C2SP `age.md`, "The scrypt recipient type".
+Source: c2sp.org/age, "The scrypt recipient type":
+
+    wrap key = scrypt(passphrase, salt = "age-encryption.org/v1/scrypt" ‖ 16 random bytes,
+                      N = 2^work factor, r = 8, p = 1)
+    body     = ChaCha20-Poly1305(wrap key, nonce = 12 zero bytes, plaintext = file key)
 """
 
 from __future__ import annotations
@@ -18,23 +22,26 @@ from trainer.sealing.age.identity import RecipientType
 from trainer.sealing.age.stanza import Stanza, decode_base64, encode_base64, header_invalid
 
 WORK_FACTOR: Final = 18
-"""What new files use: 2**18 rounds, 256 MiB and about a second, as the age command does."""
+"""Work factor of new files: N = 2**18, 256 MiB and about a second, as the age command uses."""
 
 MAX_WORK_FACTOR: Final = 20
-"""What is still read: 1 GiB. The number comes from the file, so from whoever wrote it."""
+"""Largest work factor that is read: 1 GiB. The number comes from the file, so an attacker may have chosen it."""
 
 _SALT_BYTES: Final = 16
-_LABEL: Final = b"age-encryption.org/v1/scrypt"
-_ZERO_NONCE: Final = bytes(12)  # each salt gives a key that encrypts one message
-_NUMBER: Final = re.compile(r"[1-9][0-9]{0,3}")
+_SALT_LABEL: Final = b"age-encryption.org/v1/scrypt"
+_ZERO_NONCE: Final = bytes(12)  # safe: a fresh salt makes a key that encrypts one message
+_WORK_FACTOR_TEXT: Final = re.compile(r"[1-9][0-9]{0,3}")
 
 
 class ScryptRecipient:
-    """A passphrase to encrypt to; always alone in its file.
+    """A passphrase to encrypt to; the only recipient of its file.
 
     Args:
         passphrase: its UTF-8 bytes.
-        work_factor: log2 of scrypt's N.
+        work_factor: base-2 logarithm of scrypt's N.
+
+    Raises:
+        ValueError: an empty passphrase, or a work factor that would not be read again.
     """
 
     recipient_type: Final = RecipientType.SCRYPT
@@ -53,9 +60,9 @@ class ScryptRecipient:
     __str__ = __repr__  # a passphrase has no public form
 
     def wrap(self, file_key: bytes) -> Stanza:
-        """Wrap under a key stretched from the passphrase and a fresh salt."""
+        """Encrypt the file key under a key derived from the passphrase and a fresh salt."""
         salt = os.urandom(_SALT_BYTES)
-        key = _stretch(self._passphrase, salt, self._work_factor)
+        key = _derive_wrap_key(self._passphrase, salt, self._work_factor)
         body = ChaCha20Poly1305(key).encrypt(_ZERO_NONCE, file_key, None)
         return Stanza(RecipientType.SCRYPT, (encode_base64(salt), str(self._work_factor)), body)
 
@@ -65,7 +72,7 @@ class ScryptIdentity:
 
     Args:
         passphrase: its UTF-8 bytes.
-        max_work_factor: files that ask for more are refused before any work is done.
+        max_work_factor: a file with a larger work factor is refused before scrypt runs.
     """
 
     def __init__(self, passphrase: bytes, *, max_work_factor: int = MAX_WORK_FACTOR) -> None:
@@ -79,38 +86,43 @@ class ScryptIdentity:
         return self._passphrase.decode()
 
     def recipient(self) -> ScryptRecipient:
-        """The same passphrase, to encrypt to."""
+        """Return a recipient with the same passphrase."""
         return ScryptRecipient(self._passphrase)
 
     def destroy(self) -> None:
-        """Forget the passphrase; its bytes are immutable, so the memory is only given back."""
+        """Drop the passphrase. Its bytes are immutable, so they are freed and not overwritten."""
         self._passphrase = b""
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """The file key, if the passphrase is right; see `Identity`."""
+        """Return the file key if the passphrase is right, and None otherwise.
+
+        Raises:
+            SealingError: HEADER_INVALID: the scrypt stanza does not follow the format, or asks for too much work.
+        """
         for stanza in stanzas:
             if stanza.type == RecipientType.SCRYPT:
-                return self._open(stanza)
+                return self._unwrap_stanza(stanza)
         return None
 
-    def _open(self, stanza: Stanza) -> bytes | None:
+    def _unwrap_stanza(self, stanza: Stanza) -> bytes | None:
         if len(stanza.arguments) != 2:
             raise header_invalid("scrypt stanza: arguments", 2, len(stanza.arguments))
         salt = decode_base64(stanza.arguments[0], _SALT_BYTES, "scrypt stanza: salt")
-        work_factor = self._read_work_factor(stanza.arguments[1])
+        work_factor = self._parse_work_factor(stanza.arguments[1])
         body = stanza.wrapped_file_key()
+        key = _derive_wrap_key(self._passphrase, salt, work_factor)
         try:
-            return ChaCha20Poly1305(_stretch(self._passphrase, salt, work_factor)).decrypt(_ZERO_NONCE, body, None)
+            return ChaCha20Poly1305(key).decrypt(_ZERO_NONCE, body, None)
         except InvalidTag:
             return None
 
-    def _read_work_factor(self, text: str) -> int:
-        if not _NUMBER.fullmatch(text):
+    def _parse_work_factor(self, text: str) -> int:
+        if not _WORK_FACTOR_TEXT.fullmatch(text):
             raise header_invalid("scrypt stanza: the work factor is not a plain decimal number")
         if int(text) > self._max_work_factor:
             raise header_invalid("scrypt stanza: work factor", f"at most {self._max_work_factor}", int(text))
         return int(text)
 
 
-def _stretch(passphrase: bytes, salt: bytes, work_factor: int) -> bytes:
-    return Scrypt(salt=_LABEL + salt, length=32, n=1 << work_factor, r=8, p=1).derive(passphrase)
+def _derive_wrap_key(passphrase: bytes, salt: bytes, work_factor: int) -> bytes:
+    return Scrypt(salt=_SALT_LABEL + salt, length=32, n=1 << work_factor, r=8, p=1).derive(passphrase)

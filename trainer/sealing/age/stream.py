@@ -1,7 +1,8 @@
-"""Encrypting and decrypting streams: any source, any target, cipher work in threads, memory bounded.
+"""Encryption and decryption of streams: any source, any target, cipher work in threads, bounded memory.
 
-Each chunk is authenticated before a byte of it is handed on, but that nothing is missing shows only at the end.
-What was read is whole once `decrypt` returned, or the context of `decrypting_reader` was left without an error.
+A chunk is authenticated before a byte of it is handed out. That no chunk is missing at the end shows only with the
+last one: plaintext is complete once `decrypt` has returned, or the context of `decrypting_reader` was left without
+an error.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from typing import BinaryIO, cast
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from trainer.sealing.age.armor import ArmorReader, is_armored
-from trainer.sealing.age.byte_streams import buffered_reader, read_batches, write_all
+from trainer.sealing.age.byte_streams import buffered_reader, write_all
+from trainer.sealing.age.chunk_batches import ChunkBatch, ChunkBatchPool, read_batches
 from trainer.sealing.age.header import create_header, read_header
 from trainer.sealing.age.identity import Identity, Recipient
-from trainer.sealing.age.ordered_thread_pool import ChunkBatch, ChunkBatchPool, OrderedThreadPool
+from trainer.sealing.age.ordered_thread_pool import OrderedThreadPool
 from trainer.sealing.age.payload import BATCH_CHUNKS, DECRYPT, ENCRYPT, PayloadOperation
 
 ProgressCallback = Callable[[int], None]
-"""Is told how many bytes of plaintext are done, in all."""
+"""Called with the number of plaintext bytes processed so far."""
 
 
 def encrypt(
@@ -32,20 +34,20 @@ def encrypt(
     *,
     progress: ProgressCallback | None = None,
 ) -> None:
-    """Encrypt what is left in `source` into `target`.
+    """Encrypt the rest of `source` into `target`.
 
     Args:
         source: plaintext; need not be seekable.
-        target: takes the age file; need not be seekable. Incomplete, and not to be opened by anyone, on error.
+        target: receives the age file; need not be seekable. After an error it is incomplete and does not decrypt.
         recipients: of one recipient type.
-        progress: told of plaintext bytes done.
+        progress: called with the number of plaintext bytes encrypted so far.
 
     Raises:
-        UsageError: RECIPIENT_INVALID: none, or of different recipient types.
+        UsageError: RECIPIENT_INVALID: no recipient, or recipients of different types.
     """
-    with _sealing(target, recipients, progress) as output:
-        for batch, ends in read_batches(buffered_reader(source), output.buffers):
-            output.put(batch, ends=ends)
+    with _batch_encryptor(target, recipients, progress) as encryptor:
+        for batch, ends in read_batches(buffered_reader(source), encryptor.pool):
+            encryptor.submit(batch, ends=ends)
 
 
 def decrypt(
@@ -55,36 +57,36 @@ def decrypt(
     *,
     progress: ProgressCallback | None = None,
 ) -> None:
-    """Decrypt an age file, armored or not. On any error the caller must discard what `target` got.
+    """Decrypt an age file, armored or not. On any error the caller must discard what `target` received.
 
     Args:
         source: the file, from its start to its end; need not be seekable.
-        target: takes the plaintext.
+        target: receives the plaintext.
         identities: tried in turn.
-        progress: told of plaintext bytes done.
+        progress: called with the number of plaintext bytes decrypted so far.
 
     Raises:
         SealingError: HEADER_INVALID, ARMOR_INVALID, NO_IDENTITY_MATCH, HEADER_MAC or PAYLOAD_INVALID.
     """
-    with _opening(source, identities, progress) as reader:
-        while block := reader.block():
-            write_all(target, block)
+    with _payload_reader(source, identities, progress) as reader:
+        while plaintext := reader.read_batch():
+            write_all(target, plaintext)
 
 
 @contextmanager
 def encrypting_writer(
     target: BinaryIO, recipients: Sequence[Recipient], *, progress: ProgressCallback | None = None
 ) -> Iterator[BinaryIO]:
-    """A stream to write plaintext to (by `tarfile`, for one); the age file goes to `target`.
+    """Yield a stream to write plaintext to; the age file goes to `target`.
 
-    The last chunk is written when the context is left without an error. Otherwise it stays missing, and nobody
-    can take what is in `target` for a whole file.
+    The last chunk is written when the context is left without an error. After an error the last chunk is missing,
+    so what is in `target` does not decrypt.
 
     Raises:
-        UsageError: RECIPIENT_INVALID: none, or of different recipient types.
+        UsageError: RECIPIENT_INVALID: no recipient, or recipients of different types.
     """
-    with _sealing(target, recipients, progress) as output:
-        writer = EncryptingWriter(output)
+    with _batch_encryptor(target, recipients, progress) as encryptor:
+        writer = EncryptingWriter(encryptor)
         yield cast("BinaryIO", writer)
         writer.finish()
 
@@ -93,189 +95,200 @@ def encrypting_writer(
 def decrypting_reader(
     source: BinaryIO, identities: Sequence[Identity], *, progress: ProgressCallback | None = None
 ) -> Iterator[BinaryIO]:
-    """A stream to read plaintext from. Leaving its context verifies what was not read, to the last chunk.
+    """Yield a stream to read plaintext from; leaving the context verifies the chunks that were not read.
 
     Raises:
         SealingError: as `decrypt`; also from reads, and on leaving the context.
     """
-    with _opening(source, identities, progress) as reader:
+    with _payload_reader(source, identities, progress) as reader:
         yield io.BufferedReader(reader)
-        while reader.block():
+        while reader.read_batch():
             pass
 
 
 @contextmanager
-def _sealing(
+def _batch_encryptor(
     target: BinaryIO, recipients: Sequence[Recipient], progress: ProgressCallback | None
-) -> Iterator[_SealedOutput]:
-    prefix, key = create_header(recipients)
-    write_all(target, prefix)
+) -> Iterator[_BatchEncryptor]:
+    header, cipher = create_header(recipients)
+    write_all(target, header)
     with OrderedThreadPool[ChunkBatch]() as threads:
-        output = _SealedOutput(target, key, threads, progress)
-        yield output
-        output.drain()
+        encryptor = _BatchEncryptor(target, cipher, threads, progress)
+        yield encryptor
+        encryptor.write_remaining()
 
 
 @contextmanager
-def _opening(
+def _payload_reader(
     source: BinaryIO, identities: Sequence[Identity], progress: ProgressCallback | None
 ) -> Iterator[DecryptingReader]:
     stream = buffered_reader(source)
     if is_armored(stream.peek()):
         stream = io.BufferedReader(ArmorReader(cast("BinaryIO", stream)))
-    opening = read_header(cast("BinaryIO", stream), identities)
+    header = read_header(cast("BinaryIO", stream), identities)
     with OrderedThreadPool[ChunkBatch]() as threads:
-        yield DecryptingReader(stream, opening.key, threads, progress)
+        yield DecryptingReader(stream, header.payload_cipher, threads, progress)
 
 
-def _apply(
-    direction: PayloadOperation, key: ChaCha20Poly1305, first: int, batch: ChunkBatch, *, ends: bool
+def _process_batch(
+    operation: PayloadOperation, cipher: ChaCha20Poly1305, first_index: int, batch: ChunkBatch, *, ends: bool
 ) -> ChunkBatch:
-    batch.done = direction.apply(key, first, batch.source[: batch.filled], batch.target, ends)
+    batch.target_bytes = operation.apply(cipher, first_index, batch.input, batch.target, ends)
     return batch
 
 
-class _SealedOutput:
-    """Has batches of plaintext sealed in threads and writes them in order."""
+class _BatchEncryptor:
+    """Encrypts batches of plaintext in threads and writes them in order.
+
+    Attributes:
+        pool: where callers get batches to fill.
+    """
 
     def __init__(
         self,
         target: BinaryIO,
-        key: ChaCha20Poly1305,
+        cipher: ChaCha20Poly1305,
         threads: OrderedThreadPool[ChunkBatch],
         progress: ProgressCallback | None,
     ) -> None:
-        self.buffers = ChunkBatchPool(ENCRYPT)
+        self.pool = ChunkBatchPool(ENCRYPT)
         self._target = target
-        self._key = key
+        self._cipher = cipher
         self._threads = threads
         self._progress = progress
-        self._submitted = 0  # chunks
-        self._done = 0
+        self._next_index = 0  # of the first chunk of the next batch
+        self._plaintext_bytes = 0
 
-    def put(self, batch: ChunkBatch, *, ends: bool) -> None:
-        if self._threads.full:
+    def submit(self, batch: ChunkBatch, *, ends: bool) -> None:
+        """Queue a batch for encryption; `ends` marks the last one. Blocks while all threads are busy."""
+        if self._threads.is_full:
             self._write_oldest()
-        self._threads.submit(partial(_apply, ENCRYPT, self._key, self._submitted, batch, ends=ends))
-        self._submitted += BATCH_CHUNKS
+        self._threads.submit(partial(_process_batch, ENCRYPT, self._cipher, self._next_index, batch, ends=ends))
+        self._next_index += BATCH_CHUNKS
 
-    def drain(self) -> None:
-        while not self._threads.empty:
+    def write_remaining(self) -> None:
+        """Wait for all batches and write them."""
+        while not self._threads.is_empty:
             self._write_oldest()
 
     def _write_oldest(self) -> None:
-        batch = self._threads.take()
+        batch = self._threads.take_result()
         write_all(self._target, batch.output)
-        self._done += batch.filled
-        self.buffers.give_back(batch)
+        self._plaintext_bytes += batch.source_bytes
+        self.pool.release(batch)
         if self._progress:
-            self._progress(self._done)
+            self._progress(self._plaintext_bytes)
 
 
 class EncryptingWriter(io.RawIOBase):
-    """Collects what is written in batches and has them sealed.
+    """Collects written plaintext in batches and encrypts them.
 
-    `close()` does not end the file; `finish()` does. A file that nobody finished cannot be opened.
+    `finish` ends the payload; `close` does not. A file that was not finished does not decrypt.
     """
 
-    def __init__(self, output: _SealedOutput) -> None:
-        self._output = output
-        self._batch = output.buffers.get()
+    def __init__(self, encryptor: _BatchEncryptor) -> None:
+        self._encryptor = encryptor
+        self._batch = encryptor.pool.acquire()
         self._position = 0
 
     def writable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Bytes of plaintext taken."""
+        """Return the number of plaintext bytes written."""
         return self._position
 
     def write(self, data: bytes | bytearray | memoryview) -> int:  # type: ignore[override]  # typeshed: ReadableBuffer
-        """Take all of `data`."""
-        left = memoryview(data).cast("B")
-        size = len(left)
-        while left:
-            taken = self._take(left)
-            left = left[taken:]
+        """Write all of `data`; returns its size in bytes."""
+        remaining = memoryview(data).cast("B")
+        size = len(remaining)
+        while remaining:
+            remaining = remaining[self._fill_batch(remaining) :]
         self._position += size
         return size
 
     def finish(self) -> None:
-        """Hand over the last batch."""
-        self._output.put(self._batch, ends=True)
+        """Encrypt the last batch."""
+        self._encryptor.submit(self._batch, ends=True)
 
-    def _take(self, data: memoryview) -> int:
-        if self._batch.filled == len(self._batch.source):  # there is more, so it is not the last
-            self._output.put(self._batch, ends=False)
-            self._batch = self._output.buffers.get()
-        room = self._batch.source[self._batch.filled :]
-        size = min(len(room), len(data))
-        room[:size] = data[:size]
-        self._batch.filled += size
+    def _fill_batch(self, data: memoryview) -> int:
+        """Copy as much of `data` into the current batch as fits; returns the number of bytes copied."""
+        if self._batch.source_bytes == len(self._batch.source):
+            # A full batch waits until more data arrives, because only then it is known not to be the last.
+            self._encryptor.submit(self._batch, ends=False)
+            self._batch = self._encryptor.pool.acquire()
+        free = self._batch.source[self._batch.source_bytes :]
+        size = min(len(free), len(data))
+        free[:size] = data[:size]
+        self._batch.source_bytes += size
         return size
 
 
 class DecryptingReader(io.RawIOBase):
-    """Reads ahead, has batches opened in threads, hands out authenticated plaintext in order."""
+    """Reads ahead, decrypts batches in threads, and returns authenticated plaintext in order."""
 
     def __init__(
         self,
         source: io.BufferedReader,
-        key: ChaCha20Poly1305,
+        cipher: ChaCha20Poly1305,
         threads: OrderedThreadPool[ChunkBatch],
         progress: ProgressCallback | None,
     ) -> None:
-        self._key = key
+        self._cipher = cipher
         self._threads = threads
-        self._buffers = ChunkBatchPool(DECRYPT)
-        self._incoming = read_batches(source, self._buffers)
+        self._pool = ChunkBatchPool(DECRYPT)
+        self._incoming = read_batches(source, self._pool)
         self._current: ChunkBatch | None = None
-        self._left = memoryview(b"")
-        self._submitted = 0  # chunks
+        self._unread = memoryview(b"")
+        self._next_index = 0  # of the first chunk of the next batch
         self._progress = progress
-        self._done = 0
+        self._plaintext_bytes = 0
         self._failure: BaseException | None = None
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # typeshed: WriteableBuffer
-        """Fill `buffer` as far as the batch at hand goes; 0 only at the authenticated end."""
-        if not self._left:
-            self._left = self.block()
-        size = min(len(buffer), len(self._left))
-        buffer[:size] = self._left[:size]
-        self._left = self._left[size:]
+        """Fill `buffer` from the current batch; return 0 only at the authenticated end."""
+        if not self._unread:
+            self._unread = self.read_batch()
+        size = min(len(buffer), len(self._unread))
+        buffer[:size] = self._unread[:size]
+        self._unread = self._unread[size:]
         return size
 
-    def block(self) -> memoryview:
-        """The next batch of plaintext, valid until the next call; empty only at the authenticated end.
+    def read_batch(self) -> memoryview:
+        """Return the next batch of plaintext, valid until the next call; empty only at the authenticated end.
 
         Raises:
-            SealingError: PAYLOAD_INVALID; again on every later call.
+            SealingError: PAYLOAD_INVALID, and the same on every later call.
         """
+        # After a failure nothing more is handed out: a caller that ignored the error could otherwise take the
+        # batches after a missing one for the continuation.
         if self._failure:
-            raise self._failure  # what follows a failed batch must never be handed out
+            raise self._failure
         try:
-            return self._next()
+            return self._decrypt_next()
         except BaseException as error:
             self._failure = error
             raise
 
-    def _next(self) -> memoryview:
+    def _decrypt_next(self) -> memoryview:
         if self._current:
-            self._buffers.give_back(self._current)
+            self._pool.release(self._current)
             self._current = None
-        while not self._threads.full and (incoming := next(self._incoming, None)):
+        while not self._threads.is_full and (incoming := next(self._incoming, None)):
             batch, ends = incoming
-            self._threads.submit(partial(_apply, DECRYPT, self._key, self._submitted, batch, ends=ends))
-            self._submitted += BATCH_CHUNKS
-        if self._threads.empty:
+            self._threads.submit(
+                partial(_process_batch, DECRYPT, self._cipher, self._next_index, batch, ends=ends)
+            )
+            self._next_index += BATCH_CHUNKS
+        if self._threads.is_empty:
             return memoryview(b"")
-        self._current = self._threads.take()
-        self._done += self._current.done
+        self._current = self._threads.take_result()
+        self._plaintext_bytes += self._current.target_bytes
         if self._progress:
-            self._progress(self._done)
+            self._progress(self._plaintext_bytes)
         return self._current.output

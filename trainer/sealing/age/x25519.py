@@ -1,6 +1,11 @@
-"""X25519 recipients (`age1…`), for providers whose tools know no others.
+"""X25519 recipients (`age1…`), for tools that do not read hybrid ones.
 
-Source: C2SP `age.md`, "The X25519 recipient type".
+Source: c2sp.org/age, "The X25519 recipient type":
+
+    share    = X25519(ephemeral scalar, base point), the stanza's argument
+    wrap key = HKDF-SHA256(secret = X25519(ephemeral scalar, recipient), salt = share ‖ recipient,
+                           info = "age-encryption.org/v1/X25519")
+    body     = ChaCha20-Poly1305(wrap key, nonce = 12 zero bytes, plaintext = file key)
 """
 
 from __future__ import annotations
@@ -24,17 +29,17 @@ IDENTITY_PREFIX: Final = "age-secret-key-"
 KEY_BYTES: Final = 32
 
 _INFO: Final = b"age-encryption.org/v1/X25519"
-_ZERO_NONCE: Final = bytes(12)  # each wrap key encrypts one message
+_ZERO_NONCE: Final = bytes(12)  # safe: the ephemeral key makes a wrap key that encrypts one message
 
 
 class X25519Recipient:
-    """Public half of an X25519 identity.
+    """The public key of an X25519 identity.
 
     Args:
         raw: 32 bytes, a u-coordinate.
 
     Raises:
-        ValueError: another length, or a point of low order, which would give everybody the same key.
+        ValueError: another length, or a point of low order: everybody would derive the same wrap key.
     """
 
     recipient_type: Final = RecipientType.X25519
@@ -44,7 +49,7 @@ class X25519Recipient:
             raise ValueError(f"{len(raw)} bytes instead of {KEY_BYTES}")
         self._raw = raw
         self._key = X25519PublicKey.from_public_bytes(raw)
-        _shared(X25519PrivateKey.generate(), self._key)
+        _exchange(X25519PrivateKey.generate(), self._key)
 
     def __str__(self) -> str:
         return bech32_encode(RECIPIENT_PREFIX, self._raw)
@@ -53,19 +58,22 @@ class X25519Recipient:
         return f"<X25519Recipient {self}>"
 
     def wrap(self, file_key: bytes) -> Stanza:
-        """Wrap under a fresh ephemeral key, whose public half is the stanza's argument."""
+        """Encrypt the file key under a fresh ephemeral key; the stanza's argument is its public half."""
         ephemeral = X25519PrivateKey.from_private_bytes(os.urandom(KEY_BYTES))
         share = ephemeral.public_key().public_bytes_raw()
-        with wiped(hkdf_sha256(_shared(ephemeral, self._key), share + self._raw, _INFO)) as key:
+        with wiped(hkdf_sha256(_exchange(ephemeral, self._key), share + self._raw, _INFO)) as key:
             body = ChaCha20Poly1305(key).encrypt(_ZERO_NONCE, file_key, None)
         return Stanza(RecipientType.X25519, (encode_base64(share),), body)
 
 
 class X25519Identity:
-    """X25519 private key.
+    """An X25519 private key.
 
     Args:
-        seed: 32 secret bytes, the scalar before clamping.
+        seed: 32 secret bytes, the scalar before clamping; copied.
+
+    Raises:
+        ValueError: another length.
     """
 
     def __init__(self, seed: bytes | bytearray) -> None:
@@ -80,34 +88,42 @@ class X25519Identity:
         return "<X25519Identity>"
 
     def recipient(self) -> X25519Recipient:
-        """The public half."""
+        """Return the public key of this identity."""
         return X25519Recipient(self._public)
 
     def destroy(self) -> None:
-        """See `Identity`; the library's key is dropped, not overwritten by us."""
+        """Overwrite the seed; afterwards this identity unwraps nothing.
+
+        The library's key object is dropped, but not overwritten.
+        """
         wipe(self._seed)
         self._key = X25519PrivateKey.generate()
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """The file key, if one of the stanzas was made for this identity; see `Identity`."""
+        """Return the file key from the first stanza that was made for this identity, or None.
+
+        Raises:
+            SealingError: HEADER_INVALID: an X25519 stanza does not follow the format.
+        """
         for stanza in stanzas:
-            if stanza.type == RecipientType.X25519 and (file_key := self._open(stanza)) is not None:
+            if stanza.type == RecipientType.X25519 and (file_key := self._unwrap_stanza(stanza)) is not None:
                 return file_key
         return None
 
-    def _open(self, stanza: Stanza) -> bytes | None:
+    def _unwrap_stanza(self, stanza: Stanza) -> bytes | None:
         share, body = stanza.single_argument(KEY_BYTES), stanza.wrapped_file_key()
         try:
-            shared = _shared(self._key, X25519PublicKey.from_public_bytes(share))
+            secret = _exchange(self._key, X25519PublicKey.from_public_bytes(share))
         except ValueError:
             raise header_invalid("X25519 stanza: the share is a point of low order") from None
-        with wiped(hkdf_sha256(shared, share + self._public, _INFO)) as key, suppress(InvalidTag):
+        with wiped(hkdf_sha256(secret, share + self._public, _INFO)) as key, suppress(InvalidTag):
             return ChaCha20Poly1305(key).decrypt(_ZERO_NONCE, body, None)
         return None
 
 
-def _shared(private: X25519PrivateKey, public: X25519PublicKey) -> bytes:
+def _exchange(private: X25519PrivateKey, public: X25519PublicKey) -> bytes:
+    """Return the shared secret; a low-order point, which would make it all zeros, raises ValueError."""
     try:
         return private.exchange(public)
-    except ValueError:  # all-zero shared secret
+    except ValueError:
         raise ValueError("is a point of low order") from None
