@@ -171,18 +171,16 @@ def test_every_public_definition_has_a_docstring() -> None:
         f"{path}:{node.lineno} {node.name}"
         for path, tree in TREES.items()
         for node in public_definitions(tree.body)
-        if not ast.get_docstring(node) and not is_overload(node)
+        if not ast.get_docstring(node) and not is_described_elsewhere(node)
     ]
     assert missing == []
     assert [str(path) for path, tree in TREES.items() if tree.body and not ast.get_docstring(tree)] == []
 
 
-def is_overload(node: ast.ClassDef | FunctionNode) -> bool:
-    """`@overload` and `@override` take their description from the definition that they belong to."""
-    return {ast.unparse(decorator).rpartition(".")[2] for decorator in node.decorator_list} & {
-        "overload",
-        "override",
-    } != set()
+def is_described_elsewhere(node: ast.ClassDef | FunctionNode) -> bool:
+    """Overloads, overrides and setters are described by the definition that they belong to."""
+    decorators = {ast.unparse(decorator).rpartition(".")[2] for decorator in node.decorator_list}
+    return not decorators.isdisjoint({"overload", "override", "setter", "deleter"})
 
 
 # imports
