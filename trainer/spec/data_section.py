@@ -99,6 +99,10 @@ _ANSWERS_ONLY: Final = ("assistant_only_loss", "completion_only_loss", "train_on
 """Keys with no choice for pairs: the loss is taken on both answers whole, and a pair stays together."""
 
 
+PREFERENCE_METHODS: Final = frozenset({"dpo"})
+"""Values of `train.method` that learn from preference rows; every other method learns from all other rows."""
+
+
 def check_method(method: str, data: DataSection) -> None:
     """Demand that a `train.method` and the data section go together.
 
@@ -106,10 +110,10 @@ def check_method(method: str, data: DataSection) -> None:
         ValueError: a format that the method cannot use, or for `dpo` a key that means nothing to it.
     """
     preferences = data.format is RowFormat.PREFERENCE
-    if data.format is not RowFormat.AUTO and preferences != (method == "dpo"):
+    if data.format is not RowFormat.AUTO and preferences != (method in PREFERENCE_METHODS):
         raise ValueError(f"data.format {data.format} cannot be trained on with train.method {method}")
-    if method != "dpo":
+    if method not in PREFERENCE_METHODS:
         return
     for name in _ANSWERS_ONLY:
         if getattr(data, name) != DataSection.model_fields[name].default:
-            raise ValueError(f"data.{name} means nothing to train.method dpo: answers are learned whole, in pairs")
+            raise ValueError(f"data.{name} means nothing to train.method {method}: answers are learned whole, in pairs")

@@ -14,6 +14,7 @@ from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.rows import ChatRow, PreferenceRow, Row, RowSchema
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection
+from trainer.spec.data_section import PREFERENCE_METHODS
 
 _T = TypeVar("_T")
 
@@ -84,7 +85,7 @@ def build_dataset(
         truncated=sum(one.truncated for one in kept),
     )
     parts = examples_of(train), examples_of(evaluation)
-    per_row = 2 if method == "dpo" else 1
+    per_row = 2 if method in PREFERENCE_METHODS else 1
     return Dataset(*parts, counts, tuple(_warnings(rows, tokens, *parts, counts, per_row)))
 
 
@@ -126,7 +127,7 @@ def check_kind(row: Row, method: str) -> None:
         DataError: it is of another kind.
     """
     preference = isinstance(row, PreferenceRow)
-    if preference == (method == "dpo"):
+    if preference == (method in PREFERENCE_METHODS):
         return
     raise row.refuse(
         ErrorCode.DATASET_NOT_TRAINABLE,
