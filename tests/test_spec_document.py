@@ -101,7 +101,7 @@ def checkpoint() -> str:
     binding = CheckpointBinding(
         job_spec_sha256="ab" * 32, dataset_manifest_sha256="cd" * 32, app_compose_sha256="ef" * 32
     )
-    made = CheckpointKeys.of(keys.checkpoint_material(b"\x01" * 32, "02" * 32, **binding.model_dump()))
+    made = CheckpointKeys.from_material(keys.checkpoint_material(b"\x01" * 32, "02" * 32, **binding.model_dump()))
     files = {"state.json": CheckpointFile(sha256=sha256_hex(b"{}"), size=2)}
     header = CheckpointHeader(
         version=1, step=12, binding=binding, files=files, tag=made.tag(1, 12, binding, files)

@@ -28,7 +28,7 @@ CONTENT = {"metrics.jsonl": b"", "state.json": b"{}", "state.safetensors": bytes
 def keys_for(
     binding: CheckpointBinding = BINDING, *, secret: bytes = SECRET, token: str = TOKEN
 ) -> CheckpointKeys:
-    return CheckpointKeys.of(checkpoint_material(secret, token, **binding.model_dump()))
+    return CheckpointKeys.from_material(checkpoint_material(secret, token, **binding.model_dump()))
 
 
 class Job:

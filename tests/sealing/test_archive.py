@@ -39,8 +39,8 @@ def _write(files: dict[str, bytes]) -> bytes:
 def _read(data: bytes, limits: ArchiveLimits | None = None) -> dict[str, bytes]:
     archive = ArchiveReader(io.BytesIO(data), limits or ArchiveLimits())
     found = {}
-    while (member := archive.next()) is not None:
-        found[member.name] = archive.read(member, 1 << 20)
+    while (member := archive.next_member()) is not None:
+        found[member.name] = archive.read_member(member, 1 << 20)
     return found
 
 
@@ -100,7 +100,7 @@ def test_sizes_beyond_octal() -> None:
     header = member_header("large", size)
     assert tarfile.TarInfo.frombuf(header, "utf-8", "strict").size == size
     archive = ArchiveReader(io.BytesIO(header), ArchiveLimits(max_bytes=size))
-    assert archive.next() == ArchiveMember("large", size)
+    assert archive.next_member() == ArchiveMember("large", size)
     assert "at most" in _refusal(header, ArchiveLimits(max_bytes=size - 1))
 
 
@@ -227,10 +227,10 @@ def test_limits_hold_before_data_is_read(forge: Forge) -> None:
 
 def test_documents_are_bounded(forge: Forge) -> None:
     archive = ArchiveReader(io.BytesIO(forge(("a", b"12345"))), ArchiveLimits())
-    member = archive.next()
+    member = archive.next_member()
     assert member is not None
     with pytest.raises(SealingError, match="at most 4"):
-        archive.read(member, 4)
+        archive.read_member(member, 4)
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -231,7 +231,7 @@ def test_a_grant_is_judged_before_data_is_written(into: Path, grant: Grant, forg
 
     data = forge(("grant.json", grant.canonical()), ("data/a", b"1"), ("manifest.json", _manifest(a=b"1")))
     with pytest.raises(SealingError, match="late"):
-        unpack_bundle(io.BytesIO(data), into, limits=LIMITS, admit=refuse)
+        unpack_bundle(io.BytesIO(data), into, limits=LIMITS, check_grant=refuse)
     assert list(into.iterdir()) == []
 
 

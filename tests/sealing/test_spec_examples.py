@@ -42,8 +42,8 @@ def hex_dump(data: bytes) -> str:
 def _layout(archive: bytes) -> str:
     reader = ArchiveReader(io.BytesIO(archive), ArchiveLimits())
     lines, position = [], 0
-    while (member := reader.next()) is not None:
-        digest = hashlib.sha256(reader.read(member, 1 << 20)).hexdigest()
+    while (member := reader.next_member()) is not None:
+        digest = hashlib.sha256(reader.read_member(member, 1 << 20)).hexdigest()
         lines.append(f"{position:6}  {member.size:5}  {digest}  {member.name}")
         position += 512 + -(-member.size // 512) * 512
     digest = hashlib.sha256(archive).hexdigest()

@@ -64,7 +64,7 @@ class JobKeys:
         """Keys of the checkpoints of this job with one dataset; `token` is the grant's, the other secret."""
         bound = binding.model_dump(mode="json")
         with wiped(tee_keys.checkpoint_material(self.checkpoint.secret, token, **bound)) as material:
-            return CheckpointKeys.of(material)  # has copies of its own
+            return CheckpointKeys.from_material(material)  # has copies of its own
 
 
 def derive_keys(agent: GuestAgent, spec_sha256: str) -> JobKeys:

@@ -1,10 +1,13 @@
-"""The tar inside sealed files: the plainest there is, in one spelling.
+"""The archive inside sealed files: the subset of tar that has one encoding for each list of files.
 
-A member is one 512-byte ustar header (POSIX.1-1988) of a regular file and its data, padded with zeros to 512
-bytes. Nothing else exists: no links, devices, directories, sparse files or extension headers. Mode 0600, owner and
-time 0, no owner names. Two zero blocks end the archive, and zeros fill it up to 10,240 bytes. So `tar` reads it,
-`tar --format=ustar --owner=0 --group=0 --numeric-owner --mode=0600 --mtime=@0` writes the same bytes, and a reader
-can demand that a header be exactly what the writer would have written for its name and size.
+A member is the 512-byte ustar header (POSIX.1-1988) of a regular file, then its data, padded with zeros to a
+multiple of 512 bytes. There are no links, devices, directories, sparse files or extension headers. Mode is 0600,
+owner and time are 0, owner names are empty. Two zero blocks end the archive, and zeros pad it to a multiple of
+10,240 bytes.
+
+`tar` reads such an archive, and `tar --format=ustar --owner=0 --group=0 --numeric-owner --mode=0600 --mtime=@0`
+writes the same bytes. A reader that accepts only this encoding needs no judgement about fields: it recomputes the
+header from name and size and compares all 512 bytes.
 """
 
 from __future__ import annotations
@@ -43,11 +46,11 @@ _TYPES: Final = {
 
 @dataclass(frozen=True)
 class ArchiveLimits:
-    """What an archive may ask of the machine that reads it.
+    """Limits on what a reader accepts.
 
     Args:
-        max_files: members.
-        max_bytes: of all members' data together.
+        max_files: number of members.
+        max_bytes: total size of all members' data.
     """
 
     max_files: int = 4096
@@ -56,18 +59,18 @@ class ArchiveLimits:
 
 @dataclass(frozen=True)
 class ArchiveMember:
-    """One file of an archive."""
+    """One file of an archive; `size` is in bytes."""
 
     name: str
     size: int
 
 
 def require_member_name(name: str) -> str:
-    """Return `name` if it is a relative path that stays below where it is extracted.
+    """Return `name` if it is a relative path that cannot leave the directory into which it is extracted.
 
     Raises:
-        ValueError: empty, absolute, with `.`, `..` or empty parts, with characters that are not printable or a
-            backslash, or longer than 100 bytes of UTF-8.
+        ValueError: empty, absolute, with `.`, `..` or empty components, with a backslash or a character that is
+            not printable, or longer than 100 bytes of UTF-8.
     """
     if not name.isprintable() or "\\" in name:
         raise ValueError("a file name holds a character that is not printable, or a backslash")
@@ -79,14 +82,15 @@ def require_member_name(name: str) -> str:
 
 
 def member_header(name: str, size: int) -> bytes:
-    """The 512 bytes that announce a member; the only ones that are accepted for it."""
+    """Return the 512 header bytes of a member; a reader accepts no others for this name and size."""
     header = bytearray(BLOCK_BYTES)
     encoded = name.encode()
     header[: len(encoded)] = encoded
     header[100:124] = b"0000600\0" + 2 * b"0000000\0"
     header[_SIZE] = b"%011o\0" % size if size < _OCTAL_SIZE_END else b"\x80" + size.to_bytes(11, "big")
     header[136:148] = b"00000000000\0"
-    header[148:156] = b" " * 8  # the checksum is taken over spaces
+    # POSIX: the checksum is the sum of all header bytes, with the checksum field itself taken as spaces.
+    header[148:156] = b" " * 8
     header[_TYPE] = b"0"
     header[257:265] = b"ustar\x0000"
     header[329:345] = 2 * b"0000000\0"
@@ -95,10 +99,10 @@ def member_header(name: str, size: int) -> bytes:
 
 
 class ArchiveWriter:
-    """Writes members to a stream, one after the other.
+    """Writes members to a stream in order.
 
     Args:
-        target: takes the archive; need not be seekable.
+        target: receives the archive; need not be seekable.
     """
 
     def __init__(self, target: BinaryIO) -> None:
@@ -106,20 +110,21 @@ class ArchiveWriter:
         self._written = 0
 
     def add(self, name: str, source: BinaryIO, size: int) -> str:
-        """Write `size` bytes of `source` as member `name` and return their SHA-256.
+        """Write the file `source` of `size` bytes as member `name`; returns its SHA-256 in hex.
 
         Raises:
-            ValueError: the name cannot be a member's.
-            UsageError: the source has more or fewer bytes, so it changes while it is read.
+            ValueError: `name` is not allowed as a member's name.
+            UsageError: `source` has more or fewer bytes, so it changes while it is read.
         """
         self._write(member_header(require_member_name(name), size))
-        left = size
+        remaining = size
         with background_hash() as digest:
-            while left and (block := source.read(min(left, _COPY_BYTES))):
+            while remaining and (block := source.read(min(remaining, _COPY_BYTES))):
                 digest.update(block)
                 self._write(block)
-                left -= len(block)
-            if left or source.read(1):
+                remaining -= len(block)
+            # The header with the size is already written, so a file that grew or shrank cannot be repaired here.
+            if remaining or source.read(1):
                 raise UsageError(ErrorCode.USAGE, f"{name} changed while it was read")
             self._write(bytes(-size % BLOCK_BYTES))
             return digest.hexdigest()
@@ -135,22 +140,24 @@ class ArchiveWriter:
 
 
 class ArchiveReader:
-    """Reads members from a stream, in their order; refuses whatever `ArchiveWriter` would not have written.
+    """Reads members from a stream in order; refuses everything that `ArchiveWriter` would not have written.
 
     Args:
         source: the archive; need not be seekable.
-        limits: bounds, applied to what headers announce before any of it is read.
+        limits: compared with the sizes in the headers before any data is read.
     """
 
     def __init__(self, source: BinaryIO, limits: ArchiveLimits) -> None:
         self._source = source
         self._limits = limits
         self._names: set[str] = set()
-        self._total = 0
+        self._total_bytes = 0
         self._consumed = 0
 
-    def next(self) -> ArchiveMember | None:
-        """The next member, whose data must be read before the next call; None at the verified end.
+    def next_member(self) -> ArchiveMember | None:
+        """Return the next member, or None after the end of the archive was verified.
+
+        The data of a member must be read before the next call.
 
         Raises:
             SealingError: BUNDLE_INVALID.
@@ -160,11 +167,11 @@ class ArchiveReader:
             self._require_end()
             return None
         member = _parse_header(header)
-        self._admit(member)
+        self._require_within_limits(member)
         return member
 
-    def read(self, member: ArchiveMember, limit: int) -> bytes:
-        """The data of a member that may have at most `limit` bytes.
+    def read_member(self, member: ArchiveMember, limit: int) -> bytes:
+        """Return the data of a member; `limit` is the largest size accepted, in bytes.
 
         Raises:
             SealingError: BUNDLE_INVALID.
@@ -172,37 +179,38 @@ class ArchiveReader:
         if member.size > limit:
             raise bundle_invalid(f"{member.name}: bytes", f"at most {limit}", member.size)
         parts: list[bytes] = []
-        self.copy(member, parts.append)
+        self.copy_member(member, parts.append)
         return b"".join(parts)
 
-    def copy(self, member: ArchiveMember, write: Callable[[bytes], object]) -> str:
-        """Hand the data of a member to `write`, block by block, and return its SHA-256.
+    def copy_member(self, member: ArchiveMember, write: Callable[[bytes], object]) -> str:
+        """Pass the data of a member to `write` in blocks; returns its SHA-256 in hex.
 
         Raises:
             SealingError: BUNDLE_INVALID.
         """
-        left = member.size
+        remaining = member.size
         with background_hash() as digest:
-            while left:
-                block = self._read_exactly(min(left, _COPY_BYTES))
+            while remaining:
+                block = self._read_exactly(min(remaining, _COPY_BYTES))
                 digest.update(block)
                 write(block)
-                left -= len(block)
+                remaining -= len(block)
             if any(self._read_exactly(-member.size % BLOCK_BYTES)):
                 raise bundle_invalid(f"{member.name}: its padding is not zero")
             return digest.hexdigest()
 
-    def _admit(self, member: ArchiveMember) -> None:
+    def _require_within_limits(self, member: ArchiveMember) -> None:
         if member.name in self._names:
             raise bundle_invalid("two members have the same name")
         self._names.add(member.name)
-        self._total += member.size
+        self._total_bytes += member.size
         if len(self._names) > self._limits.max_files:
             raise bundle_invalid("files", f"at most {self._limits.max_files}", "more")
-        if self._total > self._limits.max_bytes:
-            raise bundle_invalid("bytes of all files", f"at most {self._limits.max_bytes}", self._total)
+        if self._total_bytes > self._limits.max_bytes:
+            raise bundle_invalid("bytes of all files", f"at most {self._limits.max_bytes}", self._total_bytes)
 
     def _require_end(self) -> None:
+        """Require the second zero block, zeros up to the end of the record, and then the end of the stream."""
         rest = BLOCK_BYTES + -(self._consumed + BLOCK_BYTES) % RECORD_BYTES
         if any(self._read_exactly(rest)):
             raise bundle_invalid("something follows its end")
@@ -211,19 +219,19 @@ class ArchiveReader:
 
     def _read_exactly(self, size: int) -> bytes:
         parts: list[bytes] = []
-        left = size
-        while left and (part := self._source.read(left)):
+        remaining = size
+        while remaining and (part := self._source.read(remaining)):
             parts.append(part)
-            left -= len(part)
-        if left:
+            remaining -= len(part)
+        if remaining:
             raise bundle_invalid("it is cut short")
         self._consumed += size
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def bundle_invalid(what: str, expected: object = None, found: object = None) -> SealingError:
-    """The error of an archive that is not of the agreed form."""
-    return SealingError(ErrorCode.BUNDLE_INVALID, f"sealed archive: {what}", expected=expected, found=found)
+def bundle_invalid(reason: str, expected: object = None, found: object = None) -> SealingError:
+    """Make the error for an archive that does not follow the format."""
+    return SealingError(ErrorCode.BUNDLE_INVALID, f"sealed archive: {reason}", expected=expected, found=found)
 
 
 def _parse_header(header: bytes) -> ArchiveMember:
@@ -235,13 +243,14 @@ def _parse_header(header: bytes) -> ArchiveMember:
     except ValueError as error:
         reason = "a file name is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise bundle_invalid(reason) from None
+    # Fields that are not parsed (mode, owner, time, checksum …) are verified by comparing all bytes.
     if header != member_header(member.name, member.size):
         raise bundle_invalid("a member's header is not written as agreed")
     return member
 
 
 def _parse_size(field: bytes) -> int:
-    if field[0] == 0x80:  # marks base 256
+    if field[0] == 0x80:  # the marker of base 256
         return int.from_bytes(field[1:], "big")
     if not _OCTAL.fullmatch(field):
         raise ValueError("a member's size is not a number")

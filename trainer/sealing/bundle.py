@@ -1,7 +1,11 @@
-"""The dataset bundle: what a provider gives a job, as one archive.
+"""The dataset bundle: the archive that a provider sends to a job. `seal.py` encrypts it.
 
-`grant.json` first (for which job, to whom the result goes, until when), then the data files under `data/` in the
-order of their names, then `manifest.json` with the digest and size of each. `seal.py` encrypts it.
+    grant.json      the provider's permissions and demands: for which job, result recipients, expiry
+    data/NAME …     the data files, in the order of their names as UTF-8 bytes
+    manifest.json   SHA-256 and size of each data file
+
+The grant is first, so that a job refuses a bundle for another job before it writes any data. The manifest is last,
+so that files are hashed while they are written and read once.
 """
 
 from __future__ import annotations
@@ -39,48 +43,53 @@ MAX_GRANT_BYTES: Final = 1 << 16
 MAX_MANIFEST_BYTES: Final = 1 << 20
 
 BundleLimits = ArchiveLimits
-"""Bounds of a bundle; `grant.json` and `manifest.json` count as files."""
+"""Limits of a bundle; `grant.json` and `manifest.json` count as files."""
 
 
 class GrantPermissions(Strict):
-    """What the provider lets the job do beyond training.
+    """What the provider permits the job beyond training.
 
-    `private_progress`: losses and other metrics may be streamed, sealed, to the holder of the token.
+    Args:
+        private_progress: losses and other metrics may be streamed, encrypted, to the holder of the token.
     """
 
     private_progress: bool = True
 
 
 class PrivacyDemand(Strict):
-    """The provider takes no weights but differentially private ones, within this budget for each row."""
+    """Demand that weights are differentially private, within this (ε, δ) budget for each row."""
 
     max_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     max_delta: Annotated[float, Field(gt=0, lt=1)]
 
 
 class GrantDemands(Strict):
-    """What the provider demands of the job beyond its spec; without it the job gives a failure report only."""
+    """What the provider demands beyond the job spec; a job that does not meet it returns a failure report only."""
 
     privacy: PrivacyDemand
 
 
 class Grant(Strict):
-    """The provider's word to one job. It comes from inside the sealed bundle and from nowhere else."""
+    """The provider's permissions and demands for one job.
+
+    A job takes a grant only from inside a sealed bundle. Its recipients are thus out of reach for the operator,
+    whose configuration, environment and HTTP headers name none.
+    """
 
     version: Literal[1]
     job_spec_sha256: Sha256Hex
     recipients: Annotated[tuple[AgeRecipient, ...], Field(min_length=1, max_length=16)]
-    """Who may open the result; all of one kind."""
+    """Who may open the result: age recipients of one recipient type."""
     expires_at: UnixTime
     token: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """32 random bytes in hex: who shows them may watch private progress."""
+    """Bearer token for private progress: 32 random bytes in hex."""
     allow: GrantPermissions = GrantPermissions()
     require: GrantDemands | None = None
 
     @field_validator("recipients")
     @classmethod
-    def _usable(cls, recipients: tuple[str, ...]) -> tuple[str, ...]:
-        # Found now, not after hours of training for a result that could not be sealed.
+    def _require_usable_recipients(cls, recipients: tuple[str, ...]) -> tuple[str, ...]:
+        # Checked before training: hours later, the result could not be sealed.
         try:
             recipient_types = {parse_recipient(text).recipient_type for text in recipients}
         except UsageError as error:
@@ -90,42 +99,42 @@ class Grant(Strict):
         return recipients
 
     def result_recipients(self) -> tuple[Recipient, ...]:
-        """The recipients, ready to encrypt to."""
+        """Return the recipients in the form that `age.encrypt` takes."""
         return tuple(parse_recipient(text) for text in self.recipients)
 
     def canonical(self) -> bytes:
-        """RFC 8785 bytes: the content of `grant.json`; what is not demanded is left out."""
+        """Return the content of `grant.json`: RFC 8785 JSON, without demands that are not made."""
         return canonical_json(self.model_dump(mode="json", exclude_none=True))
 
 
-def _data_name(name: str) -> str:
+def _require_data_name(name: str) -> str:
     require_member_name(DATA_PREFIX + name)
     return name
 
 
-DataName = Annotated[str, Field(min_length=1, max_length=MAX_NAME_BYTES), AfterValidator(_data_name)]
+DataName = Annotated[str, Field(min_length=1, max_length=MAX_NAME_BYTES), AfterValidator(_require_data_name)]
 """Name of a data file, relative to `data/`: at most 95 bytes of UTF-8."""
 
 
 class ManifestFile(Strict):
-    """What one data file must be."""
+    """Digest and size of one data file."""
 
     sha256: Sha256Hex
     size: Annotated[int, Field(ge=0, le=2**53 - 1)]
 
 
 class Manifest(Strict):
-    """Every data file of a bundle, by its name relative to `data/`."""
+    """`manifest.json`: digest and size of each data file, by its name relative to `data/`."""
 
     version: Literal[1]
     files: Annotated[dict[DataName, ManifestFile], Field(min_length=1)]
 
     def canonical(self) -> bytes:
-        """RFC 8785 bytes: the content of `manifest.json`."""
+        """Return the content of `manifest.json`: RFC 8785 JSON."""
         return canonical_json(self.model_dump(mode="json"))
 
     def sha256(self) -> str:
-        """Digest of the whole dataset, as receipts name it."""
+        """Return the SHA-256 of `manifest.json` in hex, by which receipts name the dataset."""
         return sha256_hex(self.canonical())
 
 
@@ -134,9 +143,9 @@ class OpenedBundle:
     """A bundle that was verified to its end.
 
     Args:
-        grant: the provider's word.
-        manifest: digests, all of which were met.
-        files: name relative to `data/` → extracted file.
+        grant: the provider's permissions and demands.
+        manifest: digests and sizes, with which the extracted files agree.
+        files: maps each name, relative to `data/`, to the extracted file.
     """
 
     grant: Grant
@@ -145,15 +154,15 @@ class OpenedBundle:
 
 
 def pack_bundle(target: BinaryIO, grant: Grant, files: Mapping[str, Path]) -> Manifest:
-    """Write a bundle. The same grant and files give the same bytes.
+    """Write a bundle; the same grant and files give the same bytes.
 
     Args:
-        target: takes the archive, in the clear.
-        grant: the provider's word.
-        files: name relative to `data/` → file.
+        target: receives the archive as plaintext.
+        grant: the provider's permissions and demands.
+        files: maps each name, relative to `data/`, to a file.
 
     Raises:
-        UsageError: no file, a name that cannot be one, a file that is missing or changes while it is read.
+        UsageError: no file, a name that is not allowed, a file that does not exist or changes while it is read.
     """
     if not files:
         raise UsageError(ErrorCode.USAGE, "no data file to seal")
@@ -173,31 +182,32 @@ def unpack_bundle(
     into: Path,
     *,
     limits: ArchiveLimits,
-    admit: Callable[[Grant], None] = lambda _grant: None,
+    check_grant: Callable[[Grant], None] = lambda _grant: None,
 ) -> OpenedBundle:
-    """Read a bundle to its end and extract its data files to `into/data/`; on any error leave nothing there.
+    """Read a bundle to its end and extract its data files to `into/data/`; on any error `into/data` is removed.
 
     Args:
-        source: the archive, in the clear.
-        into: an existing directory that only we write to.
-        limits: bounds on files and bytes.
-        admit: sees the grant before any data is written and raises to refuse it.
+        source: the archive as plaintext.
+        into: an existing directory that only this process writes to.
+        limits: limits on files and bytes.
+        check_grant: called with the grant before any data is written; raises to refuse the bundle.
 
     Raises:
-        SealingError: BUNDLE_INVALID: anything is not of the agreed form, or a digest differs.
-        UsageError: OUTPUT_EXISTS: `into/data` is there already.
+        SealingError: BUNDLE_INVALID: the bundle does not follow the format, or a digest differs.
+        UsageError: OUTPUT_EXISTS: `into/data` exists.
     """
     archive = ArchiveReader(source, limits)
-    grant = _parse(Grant, GRANT_NAME, _read_document(archive, archive.next(), GRANT_NAME, MAX_GRANT_BYTES))
-    admit(grant)
+    grant_text = _read_document(archive, archive.next_member(), GRANT_NAME, MAX_GRANT_BYTES)
+    grant = _parse_document(Grant, GRANT_NAME, grant_text)
+    check_grant(grant)
     with fresh_directory(into / "data"):
-        found, last = _extract_data(archive, into)
-        document = _read_document(archive, last, MANIFEST_NAME, MAX_MANIFEST_BYTES)
-        manifest = _parse(Manifest, MANIFEST_NAME, document)
-        if archive.next() is not None:
+        extracted, next_member = _extract_data(archive, into)
+        manifest_text = _read_document(archive, next_member, MANIFEST_NAME, MAX_MANIFEST_BYTES)
+        manifest = _parse_document(Manifest, MANIFEST_NAME, manifest_text)
+        if archive.next_member() is not None:
             raise bundle_invalid(f"a file follows {MANIFEST_NAME}")
-        _require_same(manifest.files, found)
-    return OpenedBundle(grant, manifest, {name: into / DATA_PREFIX / name for name in found})
+        _require_equal_files(manifest.files, extracted)
+    return OpenedBundle(grant, manifest, {name: into / DATA_PREFIX / name for name in extracted})
 
 
 def _add_bytes(archive: ArchiveWriter, name: str, data: bytes) -> None:
@@ -206,7 +216,7 @@ def _add_bytes(archive: ArchiveWriter, name: str, data: bytes) -> None:
 
 def _add_file(archive: ArchiveWriter, name: str, path: Path) -> ManifestFile:
     try:
-        _data_name(name)
+        _require_data_name(name)
     except ValueError as error:
         raise UsageError(ErrorCode.USAGE, f"{path}: {error}") from None
     if not path.exists():
@@ -219,41 +229,43 @@ def _add_file(archive: ArchiveWriter, name: str, path: Path) -> ManifestFile:
 
 
 def _extract_data(archive: ArchiveReader, into: Path) -> tuple[dict[str, ManifestFile], ArchiveMember | None]:
-    """Extract members below `data/`; returns what they are, and the first member that is not one of them."""
-    found: dict[str, ManifestFile] = {}
+    """Extract the members below `data/`; returns their digests and sizes, and the first member after them."""
+    extracted: dict[str, ManifestFile] = {}
     previous = b""
-    while (member := archive.next()) is not None and member.name.startswith(DATA_PREFIX):
+    while (member := archive.next_member()) is not None and member.name.startswith(DATA_PREFIX):
         if member.name.encode() <= previous:
             raise bundle_invalid("data files are not in the order of their names")
         previous = member.name.encode()
         digest = extract_member(archive, member, into / member.name)
-        found[member.name.removeprefix(DATA_PREFIX)] = ManifestFile(sha256=digest, size=member.size)
-    return found, member
+        extracted[member.name.removeprefix(DATA_PREFIX)] = ManifestFile(sha256=digest, size=member.size)
+    return extracted, member
 
 
 def _read_document(archive: ArchiveReader, member: ArchiveMember | None, name: str, limit: int) -> bytes:
     if member is None or member.name != name:
         raise bundle_invalid("a member", name, "the end" if member is None else "another file")
-    return archive.read(member, limit)
+    return archive.read_member(member, limit)
 
 
 _Document = TypeVar("_Document", bound=Strict)
 
 
-def _parse(model: type[_Document], name: str, data: bytes) -> _Document:
+def _parse_document(model: type[_Document], name: str, data: bytes) -> _Document:
     try:
-        parse_json(data)  # refuses what two readers could understand differently
+        # Pydantic takes the last of two equal keys, another reader may take the first; `parse_json` refuses both.
+        parse_json(data)
         return model.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        # Keys may be names of private files; the schema's own names are not.
+        # A key of the document may be the name of a private file. Only names of the schema go into the message.
         where = first["loc"][0] if first["loc"] and first["loc"][0] in model.model_fields else "document"
         raise bundle_invalid(f"{name}: {where}: {first['type']}") from None
     except ValueError:
         raise bundle_invalid(f"{name}: not JSON in one reading") from None
 
 
-def _require_same(expected: Mapping[str, ManifestFile], found: Mapping[str, ManifestFile]) -> None:
+def _require_equal_files(expected: Mapping[str, ManifestFile], found: Mapping[str, ManifestFile]) -> None:
+    """Compare manifest and extracted files; messages number the files and do not name them."""
     if expected.keys() != found.keys():
         missing, extra = len(expected.keys() - found.keys()), len(found.keys() - expected.keys())
         raise bundle_invalid(

@@ -1,4 +1,4 @@
-"""Extraction: members of an archive become files below a directory that is ours, or nothing stays behind."""
+"""Extraction of archive members into a private directory, which is emptied or removed again on any error."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from trainer.sealing.atomic_files import PRIVATE_MODE, translate_storage_errors
 
 @contextmanager
 def fresh_directory(path: Path) -> Iterator[None]:
-    """Make a private directory; remove it with all that is in it if the context fails.
+    """Create a private directory (mode 0700), and remove it with its content if the context raises.
 
     Raises:
-        UsageError: OUTPUT_EXISTS; FILE_NOT_FOUND where its parent is missing.
+        UsageError: OUTPUT_EXISTS; FILE_NOT_FOUND: its parent does not exist.
     """
     with translate_storage_errors():
         try:
@@ -36,10 +36,10 @@ def fresh_directory(path: Path) -> Iterator[None]:
 
 @contextmanager
 def empty_directory(path: Path) -> Iterator[None]:
-    """Demand an empty directory; empty it again if the context fails.
+    """Require an existing empty directory, and empty it again if the context raises.
 
     Raises:
-        UsageError: OUTPUT_EXISTS where something is in it; FILE_NOT_FOUND.
+        UsageError: OUTPUT_EXISTS: it is not empty; FILE_NOT_FOUND.
     """
     with translate_storage_errors():
         if any(path.iterdir()):
@@ -48,20 +48,20 @@ def empty_directory(path: Path) -> Iterator[None]:
             yield
         except BaseException:
             for entry in path.iterdir():
-                _remove(entry)
+                _remove_entry(entry)
             raise
 
 
 def extract_member(archive: ArchiveReader, member: ArchiveMember, target: Path) -> str:
-    """Write the member at hand to `target` (mode 0600), a new file, and return its SHA-256.
+    """Write a member to the new file `target` (mode 0600); returns its SHA-256 in hex.
 
     Args:
-        archive: whose `next()` gave `member`.
-        member: what to write.
-        target: path below a directory that only we write to, so that no link can stand in its way.
+        archive: the reader whose `next_member` returned `member`.
+        member: the member to write.
+        target: a path below a directory that only this process writes to, so that no component is a symbolic link.
 
     Raises:
-        SealingError: BUNDLE_INVALID; also where the name of one file is the directory of another.
+        SealingError: BUNDLE_INVALID; also if the name of one file is the directory of another.
     """
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -71,10 +71,10 @@ def extract_member(archive: ArchiveReader, member: ArchiveMember, target: Path) 
     except (FileExistsError, NotADirectoryError):
         raise bundle_invalid("a file has the name of another file or directory") from None
     with open(descriptor, "wb", buffering=0) as file:  # noqa: PTH123 -- takes a descriptor
-        return archive.copy(member, partial(write_all, file))
+        return archive.copy_member(member, partial(write_all, file))
 
 
-def _remove(entry: Path) -> None:
+def _remove_entry(entry: Path) -> None:
     if entry.is_dir() and not entry.is_symlink():
         shutil.rmtree(entry)
     else:

@@ -29,15 +29,18 @@ def seal(
     now: int,
     progress: ProgressCallback | None = None,
 ) -> Manifest:
-    """Bundle files and encrypt them to the job that `to` vouches for: the only way to a sealed dataset.
+    """Bundle data files and encrypt them to the recipient that an attestation result names.
+
+    This is the only function that makes a sealed dataset. It takes an `AttestationResult` and not a recipient, so
+    that data cannot be encrypted to a key whose job was not appraised.
 
     Args:
-        files: name relative to `data/` → file.
-        to: a verifier's verdict; only a pass that has not expired will do.
-        grant: the provider's word; must be for the same job spec.
-        target: the age file; replaced at once, untouched on any error.
+        files: maps each name, relative to `data/`, to a file.
+        to: the result of an appraisal; must be a pass that has not expired.
+        grant: what the provider allows and demands; must name the job spec that was attested.
+        target: the age file; replaced atomically, and left as it was on any error.
         now: Unix time in seconds.
-        progress: told of plaintext bytes done; they are a little more than the files' own.
+        progress: called with the number of plaintext bytes encrypted so far, archive headers included.
 
     Raises:
         VerificationError: VERIFICATION_FAILED, ATTESTATION_EXPIRED.
@@ -47,6 +50,7 @@ def seal(
     """
     to.require_pass(now)
     require_valid_grant(grant, to.claims.job_spec_sha256, now)
+    # The recipient comes from the attested claims alone; no argument or configuration can add another.
     recipients = [parse_recipient(to.recipient)]
     with (
         replace_atomically(target, SHARED_MODE) as sealed,
@@ -65,37 +69,37 @@ def open_bundle(
     limits: ArchiveLimits,
     progress: ProgressCallback | None = None,
 ) -> OpenedBundle:
-    """Open a sealed dataset into `workspace/data/`; returns only when the last chunk was authenticated.
+    """Open a sealed dataset into `workspace/data/`; returns only after the last chunk has authenticated.
 
-    Plaintext goes from the cipher straight into the files, so that the workspace holds it once. On any error,
-    a file cut short among them, all of it is removed again.
+    Plaintext is written to the files as it is decrypted, so that memory holds it once. On any error, including a
+    file that was cut short, all of it is removed again.
 
     Args:
-        source: the age file, from a stranger.
+        source: the age file; anyone who reaches the job may have uploaded it.
         identities: the job's keys.
         job_spec_sha256: digest of the job's own spec.
-        workspace: a directory in memory that only we write to.
+        workspace: a directory in a tmpfs that only this process writes to.
         now: Unix time in seconds.
-        limits: bounds on files and bytes.
-        progress: told of plaintext bytes done.
+        limits: limits on files and bytes.
+        progress: called with the number of plaintext bytes decrypted so far.
 
     Raises:
-        SealingError: what `age.decrypt` raises; BUNDLE_INVALID, GRANT_MISMATCH, GRANT_EXPIRED.
+        SealingError: as `age.decrypt`; BUNDLE_INVALID, GRANT_MISMATCH, GRANT_EXPIRED.
         UsageError: FILE_NOT_FOUND, OUTPUT_EXISTS.
         UnavailableError: STORAGE_FULL.
     """
-    admit = partial(require_valid_grant, job_spec_sha256=job_spec_sha256, now=now)
+    check_grant = partial(require_valid_grant, job_spec_sha256=job_spec_sha256, now=now)
     with (
         translate_storage_errors(),
         source.open("rb", buffering=0) as sealed,
         decrypting_reader(sealed, identities, progress=progress) as bundle,
     ):
-        # The archive ends where the stream does: its end is read only once the last chunk authenticated.
-        return unpack_bundle(bundle, workspace, limits=limits, admit=admit)
+        # `unpack_bundle` reads to the end of the stream, which is reached only after the last chunk authenticated.
+        return unpack_bundle(bundle, workspace, limits=limits, check_grant=check_grant)
 
 
 def require_valid_grant(grant: Grant, job_spec_sha256: str, now: int) -> None:
-    """Demand that a grant be for this job spec and still hold.
+    """Require that a grant names this job spec and has not expired.
 
     Raises:
         SealingError: GRANT_MISMATCH, GRANT_EXPIRED.

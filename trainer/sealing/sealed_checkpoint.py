@@ -1,8 +1,12 @@
-"""The sealed checkpoint: what a training job was when it stopped, for that job alone to go on from.
+"""The sealed checkpoint: training state that only the job that wrote it can read and will accept.
 
-One age file to the job's checkpoint identity, with an archive in it: `checkpoint.json` first, which says what the
-checkpoint is of and lists the files that follow in the order of their names. age tells nobody who wrote a file,
-so `checkpoint.json` carries an HMAC under a key that only the job can derive.
+A checkpoint is an age file to the job's checkpoint identity, with an archive in it: `checkpoint.json`, then the
+files that it lists, in the order of their names.
+
+Encryption alone does not authenticate the writer: whoever knows the recipient can make an age file for it. So
+`checkpoint.json` carries a tag, an HMAC under a key that only the job can derive, over the step, what the
+checkpoint is bound to, and the digest of each file. The operator stores checkpoints; without the tag and the
+binding it could give the job a checkpoint of its own making, or one of another job.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ _FileName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.]{0,63}$")]
 
 
 class CheckpointBinding(Strict):
-    """What a checkpoint is of; it fits nothing else."""
+    """The job spec, dataset and app that a checkpoint belongs to; it is refused for any other."""
 
     job_spec_sha256: Sha256Hex
     dataset_manifest_sha256: Sha256Hex
@@ -44,14 +48,14 @@ class CheckpointBinding(Strict):
 
 
 class CheckpointFile(Strict):
-    """What one file must be."""
+    """Digest and size of one file."""
 
     sha256: Sha256Hex
     size: Annotated[int, Field(ge=0, le=2**53 - 1)]
 
 
 class CheckpointHeader(Strict):
-    """`checkpoint.json`. `tag` is over all the rest."""
+    """`checkpoint.json`; `tag` authenticates all other fields."""
 
     version: Literal[1]
     step: Annotated[int, Field(ge=1, le=MAX_STATUS_STEPS)]
@@ -60,18 +64,18 @@ class CheckpointHeader(Strict):
     tag: Sha256Hex
 
     def canonical(self) -> bytes:
-        """RFC 8785 bytes: the content of `checkpoint.json`."""
+        """Return the content of `checkpoint.json`: RFC 8785 JSON."""
         return canonical_json(self.model_dump(mode="json"))
 
 
 @dataclass(frozen=True, repr=False)
 class CheckpointKeys:
-    """Of one job with one dataset.
+    """The checkpoint keys of one job with one dataset.
 
     Args:
-        identity: seals and opens.
-        authentication: 32 bytes; key of the tag.
-        label: 16 hex digits, for the files' names. It tells nothing but that two files are of one job.
+        identity: age identity that checkpoints are encrypted to.
+        authentication: HMAC key of the tag, 32 bytes.
+        label: 16 hex digits for file names. They reveal only whether two files belong to the same job.
     """
 
     identity: Identity
@@ -79,8 +83,8 @@ class CheckpointKeys:
     label: str
 
     @classmethod
-    def of(cls, material: bytes | bytearray) -> CheckpointKeys:
-        """Cut 72 derived bytes into seed (32), authentication key (32) and label (8).
+    def from_material(cls, material: bytes | bytearray) -> CheckpointKeys:
+        """Split 72 derived bytes into age seed (32), HMAC key (32) and label (8).
 
         Raises:
             ValueError: another length.
@@ -91,12 +95,12 @@ class CheckpointKeys:
             return cls(identity_from_seed(seed), bytearray(material[32:64]), material[64:].hex())
 
     def destroy(self) -> None:
-        """Overwrite what is ours; nothing can be sealed, opened or tagged with it afterwards."""
+        """Overwrite the identity's seed and the HMAC key; nothing can be opened or tagged afterwards."""
         self.identity.destroy()
         wipe(self.authentication)
 
     def tag(self, version: int, step: int, binding: CheckpointBinding, files: dict[str, CheckpointFile]) -> str:
-        """HMAC-SHA256 over the RFC 8785 bytes of `checkpoint.json` without its tag, in hex."""
+        """Return HMAC-SHA256(authentication, RFC 8785 JSON of `checkpoint.json` without `tag`) in hex."""
         entries = {name: entry.model_dump(mode="json") for name, entry in files.items()}
         document = {"version": version, "step": step, "binding": binding.model_dump(mode="json"), "files": entries}
         return hmac.digest(self.authentication, canonical_json(document), "sha256").hex()
@@ -111,22 +115,24 @@ def seal_checkpoint(
     binding: CheckpointBinding,
     keys: CheckpointKeys,
 ) -> int:
-    """Seal files of a directory that another process wrote; returns the size of `target` in bytes.
+    """Seal files that the worker wrote; returns the size of `target` in bytes.
 
     Args:
-        folder: theirs; no link on the way to a file is followed.
-        names: paths of the files below `folder`; the archive has their last parts.
-        target: the age file; replaced at once, untouched on any error.
-        step: optimizer steps done.
-        binding: what it is of.
-        keys: the job's.
+        folder: the worker's directory; symbolic links below it are not followed.
+        names: paths of the files below `folder`; their last components are the names in the archive.
+        target: the age file; replaced atomically, and left as it was on any error.
+        step: number of optimizer steps done.
+        binding: what the checkpoint belongs to.
+        keys: the job's checkpoint keys.
 
     Raises:
-        SealingError: CHECKPOINT_INVALID: a file is missing, no regular file, or changes meanwhile.
+        SealingError: CHECKPOINT_INVALID: a file is missing, not a regular file, or changes while it is read.
         UnavailableError: STORAGE_FULL.
     """
     paths = {path.rpartition("/")[2]: path for path in names}
-    files = {name: _describe(folder, paths[name]) for name in sorted(paths)}
+    # The header comes first in the archive and contains the digests, so each file is read twice. `_add_file`
+    # compares the second read with the first, because the worker could change a file in between.
+    files = {name: _describe_file(folder, paths[name]) for name in sorted(paths)}
     header = CheckpointHeader(
         version=1, step=step, binding=binding, files=files, tag=keys.tag(1, step, binding, files)
     ).canonical()
@@ -135,8 +141,8 @@ def seal_checkpoint(
             archive = ArchiveWriter(stream)
             archive.add(HEADER_NAME, io.BytesIO(header), len(header))
             for name, entry in files.items():
-                with _open(folder, paths[name]) as file:
-                    _add(archive, name, file, entry)
+                with _open_regular_file(folder, paths[name]) as file:
+                    _add_file(archive, name, file, entry)
             archive.finish()
         return sealed.tell()
 
@@ -144,89 +150,93 @@ def seal_checkpoint(
 def open_checkpoint(
     source: BinaryIO, into: Path, *, step: int, binding: CheckpointBinding, keys: CheckpointKeys
 ) -> CheckpointHeader:
-    """Open a checkpoint into a new directory; on any error, a file cut short among them, it is not there.
+    """Open a checkpoint into a new directory; on any error, the directory is removed again.
 
     Args:
-        source: the age file; whoever stores it may have put anything there.
-        into: directory to make, in memory that only we write to.
-        step: what the file's name says it is of.
-        binding: what this job is.
-        keys: the job's.
+        source: the age file; whoever stores it may have replaced it with anything.
+        into: directory to create, in a tmpfs that only this process writes to.
+        step: the step in the file's name.
+        binding: job spec, dataset and app of this job.
+        keys: the job's checkpoint keys.
 
     Raises:
-        SealingError: what `age.decrypt` raises; BUNDLE_INVALID; CHECKPOINT_INVALID where it is of something else.
+        SealingError: as `age.decrypt`; BUNDLE_INVALID; CHECKPOINT_INVALID: it belongs to something else.
         UsageError: OUTPUT_EXISTS.
         UnavailableError: STORAGE_FULL.
     """
     limits = ArchiveLimits(max_files=1 + MAX_FILES, max_bytes=os.fstat(source.fileno()).st_size)
     with translate_storage_errors(), fresh_directory(into), decrypting_reader(source, [keys.identity]) as stream:
         archive = ArchiveReader(stream, limits)
-        header = _header(archive)
-        _require_ours(header, step, binding, keys)
+        header = _read_header(archive)
+        # Before any file is written: only a header of this job may decide what is extracted.
+        _require_own_checkpoint(header, step, binding, keys)
         for name in sorted(header.files):
-            _extract(archive, into, name, header.files[name])
-        if archive.next() is not None:
-            raise _invalid("a file that its header does not list")
+            _extract_file(archive, into, name, header.files[name])
+        if archive.next_member() is not None:
+            raise _checkpoint_invalid("a file that its header does not list")
     return header
 
 
-def _describe(folder: Path, name: str) -> CheckpointFile:
-    with _open(folder, name) as file:
+def _describe_file(folder: Path, name: str) -> CheckpointFile:
+    with _open_regular_file(folder, name) as file:
         return CheckpointFile(sha256=stream_sha256(file), size=os.fstat(file.fileno()).st_size)
 
 
-def _open(folder: Path, name: str) -> BinaryIO:
+def _open_regular_file(folder: Path, name: str) -> BinaryIO:
     try:
         file = open_inside(folder, name)
     except OSError as error:
-        raise _invalid(f"{name} cannot be read") from error
+        raise _checkpoint_invalid(f"{name} cannot be read") from error
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise _invalid(f"{name} is not a regular file")
+        raise _checkpoint_invalid(f"{name} is not a regular file")
     return file
 
 
-def _add(archive: ArchiveWriter, name: str, file: BinaryIO, entry: CheckpointFile) -> None:
+def _add_file(archive: ArchiveWriter, name: str, file: BinaryIO, entry: CheckpointFile) -> None:
     try:
         digest = archive.add(name, file, entry.size)
     except UsageError as error:
-        raise _invalid(error.message) from error
+        raise _checkpoint_invalid(error.message) from error
     if digest != entry.sha256:
-        raise _invalid(f"{name} changed while it was read")
+        raise _checkpoint_invalid(f"{name} changed while it was read")
 
 
-def _header(archive: ArchiveReader) -> CheckpointHeader:
-    member = archive.next()
+def _read_header(archive: ArchiveReader) -> CheckpointHeader:
+    member = archive.next_member()
     if member is None or member.name != HEADER_NAME:
-        raise _invalid(f"{HEADER_NAME} is not its first file")
-    document = archive.read(member, _MAX_HEADER_BYTES)
+        raise _checkpoint_invalid(f"{HEADER_NAME} is not its first file")
+    document = archive.read_member(member, _MAX_HEADER_BYTES)
     try:
-        parse_json(document)  # refuses what two readers could understand differently
+        parse_json(document)  # refuses duplicate keys, which two readers could read differently
         return CheckpointHeader.model_validate_json(document)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise _invalid(f"{HEADER_NAME}: {first['loc'][:1]}: {first['type']}") from None
+        raise _checkpoint_invalid(f"{HEADER_NAME}: {first['loc'][:1]}: {first['type']}") from None
     except ValueError:
-        raise _invalid(f"{HEADER_NAME} is not JSON in one reading") from None
+        raise _checkpoint_invalid(f"{HEADER_NAME} is not JSON in one reading") from None
 
 
-def _require_ours(header: CheckpointHeader, step: int, binding: CheckpointBinding, keys: CheckpointKeys) -> None:
+def _require_own_checkpoint(
+    header: CheckpointHeader, step: int, binding: CheckpointBinding, keys: CheckpointKeys
+) -> None:
+    """Check the tag first: it authenticates the fields that the other checks compare."""
     expected = keys.tag(header.version, header.step, header.binding, header.files)
     if not hmac.compare_digest(expected, header.tag):
-        raise _invalid("its tag is not this job's")
+        raise _checkpoint_invalid("its tag is not this job's")
     if header.binding != binding:
-        raise _invalid("it is of another job, dataset or app")
+        raise _checkpoint_invalid("it is of another job, dataset or app")
     if header.step != step:
-        raise _invalid("step", f"{step}, as its name says", header.step)
+        raise _checkpoint_invalid("step", f"{step}, as its name says", header.step)
 
 
-def _extract(archive: ArchiveReader, into: Path, name: str, entry: CheckpointFile) -> None:
-    member = archive.next()
+def _extract_file(archive: ArchiveReader, into: Path, name: str, entry: CheckpointFile) -> None:
+    member = archive.next_member()
     if member is None or member.name != name:
-        raise _invalid("its files are not those that its header lists")
+        raise _checkpoint_invalid("its files are not those that its header lists")
     if member.size != entry.size or extract_member(archive, member, into / name) != entry.sha256:
-        raise _invalid(f"{name} is not what its header lists")
+        raise _checkpoint_invalid(f"{name} is not what its header lists")
 
 
-def _invalid(what: str, expected: object = None, found: object = None) -> SealingError:
-    return SealingError(ErrorCode.CHECKPOINT_INVALID, f"checkpoint: {what}", expected=expected, found=found)
+def _checkpoint_invalid(reason: str, expected: object = None, found: object = None) -> SealingError:
+    return SealingError(ErrorCode.CHECKPOINT_INVALID, f"checkpoint: {reason}", expected=expected, found=found)

@@ -1,4 +1,4 @@
-"""The sealed result: a directory as an archive in an age file; `age -d … | tar x` opens it as well."""
+"""The sealed result: a directory as an archive in an age file, which `age -d … | tar x` opens as well."""
 
 from __future__ import annotations
 
@@ -29,26 +29,27 @@ from trainer.sealing.extraction import empty_directory, extract_member
 def seal_result(
     tree: Path, target: Path, recipients: Sequence[Recipient], *, progress: ProgressCallback | None = None
 ) -> int:
-    """Encrypt all files below a directory, in the order of their names.
+    """Encrypt all files below a directory, in the order of their names as UTF-8 bytes.
 
     Args:
-        tree: holds regular files and directories only. The worker made it: a link in it could lead to keys.
-        target: the age file; replaced at once, untouched on any error.
-        recipients: of one recipient type; from the grant.
-        progress: told of plaintext bytes done.
+        tree: a directory that the worker wrote. It may contain regular files and directories only; a symbolic link
+            could lead to the supervisor's files.
+        target: the age file; replaced atomically, and left as it was on any error.
+        recipients: the grant's; of one recipient type.
+        progress: called with the number of plaintext bytes encrypted so far.
 
     Returns:
         Size of `target` in bytes.
 
     Raises:
-        SealingError: BUNDLE_INVALID: a link or device among the files, or a name that an archive cannot hold.
-        UsageError: FILE_NOT_FOUND, RECIPIENT_INVALID; USAGE where a file changes while it is read.
+        SealingError: BUNDLE_INVALID: a link or device, or a name that is not allowed in an archive.
+        UsageError: FILE_NOT_FOUND, RECIPIENT_INVALID; USAGE: a file changes while it is read.
         UnavailableError: STORAGE_FULL.
     """
     with replace_atomically(target, SHARED_MODE) as sealed:
         with encrypting_writer(sealed, recipients, progress=progress) as stream:
             archive = ArchiveWriter(stream)
-            for name in sorted(_names(tree), key=str.encode):
+            for name in sorted(_list_files(tree), key=str.encode):
                 with open_inside(tree, name) as source:
                     archive.add(name, source, os.fstat(source.fileno()).st_size)
             archive.finish()
@@ -68,15 +69,15 @@ def open_result(
     Args:
         source: the age file.
         identities: the provider's.
-        into: an empty directory that only we write to; the caller gives it its final name afterwards.
-        limits: bounds on files and bytes.
-        progress: told of plaintext bytes done.
+        into: an empty directory that only this process writes to; the caller renames it after further checks.
+        limits: limits on files and bytes.
+        progress: called with the number of plaintext bytes decrypted so far.
 
     Returns:
         Names of the files, relative to `into`, in order.
 
     Raises:
-        SealingError: what `age.decrypt` raises; BUNDLE_INVALID.
+        SealingError: as `age.decrypt`; BUNDLE_INVALID.
         UsageError: FILE_NOT_FOUND, OUTPUT_EXISTS.
         UnavailableError: STORAGE_FULL.
     """
@@ -90,7 +91,7 @@ def open_result(
 
 def _extract_all(archive: ArchiveReader, into: Path) -> Iterator[str]:
     previous = b""
-    while (member := archive.next()) is not None:
+    while (member := archive.next_member()) is not None:
         if member.name.encode() <= previous:
             raise bundle_invalid("files are not in the order of their names")
         previous = member.name.encode()
@@ -98,18 +99,18 @@ def _extract_all(archive: ArchiveReader, into: Path) -> Iterator[str]:
         yield member.name
 
 
-def _names(directory: str | os.PathLike[str], prefix: str = "") -> Iterator[str]:
+def _list_files(directory: str | os.PathLike[str], prefix: str = "") -> Iterator[str]:
     with os.scandir(directory) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                yield from _names(entry.path, f"{prefix}{entry.name}/")
+                yield from _list_files(entry.path, f"{prefix}{entry.name}/")
             elif entry.is_file(follow_symlinks=False):
-                yield _member_name(prefix + entry.name)
+                yield _require_member_name(prefix + entry.name)
             else:
                 raise bundle_invalid("kind of a file to seal", "a regular file or directory", "another kind")
 
 
-def _member_name(name: str) -> str:
+def _require_member_name(name: str) -> str:
     try:
         return require_member_name(name)
     except ValueError as error:
@@ -117,13 +118,20 @@ def _member_name(name: str) -> str:
 
 
 def open_inside(tree: Path, name: str) -> BinaryIO:
-    """Open a file below `tree`; fails if any part of the way has become a symbolic link."""
-    *directories, last = PurePosixPath(name).parts
+    """Open a file below `tree` for reading; raises OSError if any component of `name` is a symbolic link.
+
+    Another process may replace a component while this runs. Each one is therefore opened relative to the
+    descriptor of the directory before it and without following links; checking the path first would leave time for
+    a swap.
+    """
+    *directories, file_name = PurePosixPath(name).parts
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     with ExitStack() as stack:
-        at = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        stack.callback(os.close, at)
-        for part in directories:
-            at = os.open(part, flags | os.O_DIRECTORY, dir_fd=at)
-            stack.callback(os.close, at)
-        return open(os.open(last, flags | os.O_NONBLOCK, dir_fd=at), "rb")  # noqa: PTH123 -- takes a descriptor
+        directory = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, directory)
+        for component in directories:
+            directory = os.open(component, flags | os.O_DIRECTORY, dir_fd=directory)
+            stack.callback(os.close, directory)
+        # O_NONBLOCK: opening a named pipe would otherwise wait for a writer.
+        descriptor = os.open(file_name, flags | os.O_NONBLOCK, dir_fd=directory)
+        return open(descriptor, "rb")  # noqa: PTH123 -- takes a descriptor
