@@ -9,6 +9,7 @@ from itertools import groupby
 from tests.attestation import test_receipt_evidence
 from tests.attestation.attacks import RUNNER, Attack, attacks
 from trainer.attestation.catalogue import DATASET_CHECKS, RECEIPT_CHECKS
+from trainer.attestation.result.ear import CODES_BY_CLAIM
 from trainer.attestation.tdx.quote_checks import QUOTE_CHECKS
 
 INTRODUCTION = """\
@@ -57,6 +58,15 @@ def checks_page() -> str:
     lines = [INTRODUCTION, *_checks(made), ATTACKS.format(**counts), *_attacks(made)]
     lines += [RECEIPTS.format(first=len(QUOTE_CHECKS)), *_receipt_checks(), RECEIPT_ATTACKS, *_receipt_attacks()]
     return "\n".join(lines) + "\n"
+
+
+def claims_table() -> str:
+    """The table of EAR claims in trainer/SPEC.md: which checks count towards which claim of which submodule."""
+    rows = [
+        _row(f"`{submodule}`", f"`{claim}`", ", ".join(codes))
+        for (submodule, claim), codes in CODES_BY_CLAIM.items()
+    ]
+    return "\n".join(["| submodule | claim | checks |", "|---|---|---|", *rows]) + "\n"
 
 
 def _checks(made: Iterable[Attack]) -> Iterator[str]:

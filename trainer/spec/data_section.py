@@ -116,4 +116,6 @@ def check_method(method: str, data: DataSection) -> None:
         return
     for name in _ANSWERS_ONLY:
         if getattr(data, name) != DataSection.model_fields[name].default:
-            raise ValueError(f"data.{name} means nothing to train.method {method}: answers are learned whole, in pairs")
+            raise ValueError(
+                f"data.{name} means nothing to train.method {method}: answers are learned whole, in pairs"
+            )
