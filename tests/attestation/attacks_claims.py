@@ -6,9 +6,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tests.attestation.tampering import ed25519_key, honest_quote, p384_key, stale_claims
+from trainer.encoding import sha256_hex
 
 if TYPE_CHECKING:
     from tests.attestation.conftest import World
+
+
+def receipt_spki_sha256(world: World) -> str:
+    return sha256_hex(bytes.fromhex(world.claims.receipt_key))
+
 
 ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "claims changed after the quote": (
@@ -38,5 +44,13 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "a receipt key on another curve": ("receipt-key", lambda w: w.claiming(receipt_key=p384_key())),
     "a receipt key of another kind": ("receipt-key", lambda w: w.claiming(receipt_key=ed25519_key())),
     "a receipt key that is no key": ("receipt-key", lambda w: w.claiming(receipt_key="00" * 91)),
+    "a receipt key that ends TLS as well": (
+        "key-separation",
+        lambda w: w.change(peer=receipt_spki_sha256(w)).claiming(tls_spki_sha256=receipt_spki_sha256(w)),
+    ),
+    "a receipt key that ends TLS, in evidence from a file": (
+        "key-separation",
+        lambda w: w.change(peer=None).claiming(tls_spki_sha256=receipt_spki_sha256(w)),
+    ),
     "a sandbox with a gap": ("sandbox", lambda w: w.opened("sandbox", ("landlock", "separate_users"))),
 }

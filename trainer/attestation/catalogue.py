@@ -65,6 +65,7 @@ DATASET_CHECKS: Final = (
     gpu_endorsement_checks.GPU_REPORT_MEASUREMENTS,
     gpu_endorsement_checks.GPU_REPORT_REVOCATION,
     claims_checks.SANDBOX,
+    claims_checks.KEY_SEPARATION,
 )
 """Checks of `appraise`."""
 

@@ -14,6 +14,7 @@ from trainer.attestation.evidence import DatasetClaims
 from trainer.attestation.policy import Policy
 from trainer.attestation.result.attestation_result import CLOCK_SKEW_SECONDS
 from trainer.attestation.tdx.td_report import TdReport
+from trainer.encoding import sha256_hex
 
 REPORT_DATA: Final = CheckDefinition(
     "report-data",
@@ -84,6 +85,13 @@ SANDBOX: Final = CheckDefinition(
     hint="ask the operator how the container was started, or demand less in `sandbox`",
 )
 
+KEY_SEPARATION: Final = CheckDefinition(
+    "key-separation",
+    title="the key that signs the receipt is not the key that ends TLS",
+    attack="a network-facing process that signs receipts with the one key that it holds",
+    claim=(Submodule.JOB, TrustClaim.INSTANCE_IDENTITY),
+)
+
 
 def judge_binding(
     ledger: Ledger, claims: DatasetClaims, td: TdReport | None, nonce: str, peer_spki_sha256: str | None
@@ -136,7 +144,7 @@ def judge_time(ledger: Ledger, claims: DatasetClaims, policy: Policy, now: int) 
 
 
 def judge_job(ledger: Ledger, claims: DatasetClaims, policy: Policy) -> None:
-    """Record job-spec-digest, recipient, receipt-key and sandbox."""
+    """Record job-spec-digest, recipient, receipt-key, key-separation and sandbox."""
     accepted = policy.app.job_spec_sha256
     ledger.judge(
         JOB_SPEC_DIGEST,
@@ -153,6 +161,14 @@ def judge_job(ledger: Ledger, claims: DatasetClaims, policy: Policy) -> None:
         found="one recipient for both uses" if same else "two recipients",
     )
     ledger.compare(RECEIPT_KEY, expected="EC secp256r1", found=_key_kind(bytes.fromhex(claims.receipt_key)))
+    # The front process holds the TLS key and reads what strangers send. It must not be able to sign a receipt.
+    receipt_spki_sha256 = sha256_hex(bytes.fromhex(claims.receipt_key))
+    ledger.judge(
+        KEY_SEPARATION,
+        receipt_spki_sha256 != claims.tls_spki_sha256,
+        expected=f"another receipt key than the TLS key {claims.tls_spki_sha256}",
+        found=receipt_spki_sha256,
+    )
     achieved = sorted(name for name, holds in claims.sandbox.items() if holds)
     found = ", ".join(achieved) or "nothing"
     if policy.sandbox == "any":
