@@ -19,7 +19,7 @@ from pathlib import Path
 
 from trainer.attestation.evidence import DatasetClaims, GpuEvidence, Recipients
 from trainer.job.job_keys import derive_keys
-from trainer.provider import demanded_sandbox
+from trainer.provider.policies import select_sandbox_demands
 from trainer.receipt.dsse import public_key_der
 from trainer.sealing.age import generate_identity
 from trainer.simulator.agent import SimulatedVm
@@ -69,7 +69,7 @@ def prepare(folder: Path) -> None:
             receipt_key=public_key_der(keys.receipt.public_key()).hex(),
             tls_spki_sha256=None,
             gpu_evidence_sha256=None,
-            sandbox=dict.fromkeys(demanded_sandbox([spec]), True),
+            sandbox=dict.fromkeys(select_sandbox_demands([spec]), True),
             software={},
             issued_at=now,
             expires_at=now + 86400,

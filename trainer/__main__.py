@@ -1,4 +1,4 @@
-"""`trainer` and `python -m trainer`: the one place that turns errors into exit codes."""
+"""Entry point of `trainer` and `python -m trainer`: ends the process with the command's exit code."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import sys
 
 
 def main() -> None:
-    """Run the command line and end the process with its exit code."""
-    from trainer.cli.app import run
+    """Runs the command line and ends the process with its exit code."""
+    from trainer.cli.app import run_command_line
 
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run_command_line(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.cli.app import run
+from trainer.cli.app import run_command_line as run
 from trainer.errors import ExitCode
 
 IMAGE = "x@sha256:" + "ab" * 32

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from trainer.attestation.checks import Check, CheckState
-from trainer.cli.app import run
+from trainer.cli.app import run_command_line as run
 from trainer.cli.console import print_checks
 from trainer.errors import ExitCode
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from trainer.cli.app import run
+from trainer.cli.app import run_command_line as run
 from trainer.cli.validation_output import visible
 from trainer.encoding import file_sha256
 from trainer.errors import ExitCode
@@ -186,7 +186,7 @@ def test_data_do_not_steer_a_terminal() -> None:
 
 def test_it_needs_neither_torch_nor_transformers(job: Path, data: Path) -> None:
     program = (
-        "import sys\nfrom trainer.cli.app import run\n"
+        "import sys\nfrom trainer.cli.app import run_command_line as run\n"
         f"code = run(['validate', {str(data)!r}, '--job', {str(job)!r}, '--quiet'])\n"
         "print(code, sorted({'torch', 'transformers', 'pyarrow', 'numpy'} & set(sys.modules)))"
     )

@@ -14,7 +14,7 @@ import pytest
 
 from trainer.attestation.catalogue import DATASET_CHECKS
 from trainer.attestation.policy import FreshnessSection
-from trainer.cli.app import run
+from trainer.cli.app import run_command_line as run
 from trainer.errors import ExitCode
 from trainer.provider import read_record
 

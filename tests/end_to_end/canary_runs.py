@@ -25,7 +25,7 @@ from trainer import provider as steps
 from trainer.attestation.result.record import Record
 from trainer.encoding import file_sha256
 from trainer.errors import TrainerError
-from trainer.provider import GrantRecord
+from trainer.provider.grants import GrantRecord
 from trainer.provider.opening import OpenedResult, open_sealed_result
 from trainer.provider.transport.carrier import Carrier
 from trainer.provider.transport.http_carrier import JobClient
@@ -178,13 +178,13 @@ class Run:
             self.job.wait_event(event="phase", phase="awaiting-dataset")
             policy = steps.read_policy(self._policy())
             with self.carrier() as client:
-                self._record = steps.attest(client, policy, cache=self.private / "cache")
+                self._record = steps.appraise_job(client, policy, cache=self.private / "cache")
             self._record.result.require_pass(self._record.result.appraised_at)
         return self._record
 
     def _policy(self) -> Path:
         state, path = self.world.agent.state, self.private / "policy.yaml"
-        text = steps.strict_policy_text(
+        text = steps.render_strict_policy(
             steps.ReviewedApp(self.world.agent.app_compose, [self.job.spec]),
             trust_root=state / "root.pem",
             collateral=str(state / "collateral.json"),
@@ -209,12 +209,12 @@ class Run:
     def seal(self, *, expires_in: int = 3600, to: Record | None = None, token: str | None = None) -> Path:
         """Seal the data files to the job; the tool's own look at the rows is left out, as an older one might."""
         identity_file, sealed = self.private / "identity", self.private / "dataset.age"
-        recipient = steps.new_identity(identity_file)
+        recipient = steps.create_identity(identity_file)
         (self.identity,) = steps.read_identities(identity_file)
-        files = steps.data_files([self.private / "data"])
+        files = steps.find_data_files([self.private / "data"])
         now = int(time.time())
         result = (to or self.record).result
-        grant = steps.new_grant(result, [recipient], now=now, seconds=expires_in, token=token)
+        grant = steps.make_grant(result, [recipient], now=now, seconds=expires_in, token=token)
         manifest = seal_unchecked(files, result, grant, sealed, now=now)
         self.grant = GrantRecord(grant=grant, manifest_sha256=manifest.sha256(), rows=0)
         self.canaries.later += [str(self.identity), grant.token]
@@ -230,7 +230,7 @@ class Run:
         """Follow the job to its result, private metrics too; raises what the provider would be told."""
         assert self.grant is not None
         with self.carrier() as client:
-            for _ in steps.watch(client, [self.identity], self.grant.grant.token):
+            for _ in steps.watch_job(client, [self.identity], self.grant.grant.token):
                 pass
 
     def until_step(self, step: int = 1) -> None:
@@ -253,7 +253,7 @@ class Run:
         with self.carrier() as client:
             envelope = client.acknowledge()
         assert envelope is not None
-        said = steps.check_deletion_of(envelope, self.record, result_sha256=file_sha256(target))
+        said = steps.verify_deletion_statement(envelope, self.record, result_sha256=file_sha256(target))
         assert said.predicate.acknowledged
         return opened
 

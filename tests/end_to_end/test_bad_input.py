@@ -188,7 +188,7 @@ def test_bad_rows_inside_the_job_are_reported_under_seal(
     data.write_text(row + "\n")
     appraised = steps.read_record(record).result
     now = appraised.appraised_at
-    grant = steps.new_grant(appraised, [recipient], now=now)
+    grant = steps.make_grant(appraised, [recipient], now=now)
     seal_unchecked({"train.jsonl": data}, appraised, grant, sealed, now=now)
     assert trainer("upload", sealed, "--job-url", job.url, "--attestation", record).code == 0
     assert trainer("watch", job.url, "--attestation", record).code == 0
@@ -378,7 +378,7 @@ def test_results_that_were_touched_are_refused(
     """Whoever knows the provider's recipient can seal to it; the receipt tells what came from the job."""
     result, record_path, grant_path = finished
     identities, record = steps.read_identities(provider.identity), steps.read_record(record_path)
-    grant = steps.read_grant(grant_path)
+    grant = steps.read_grant_record(grant_path)
 
     def change_weights(tree: Path) -> None:
         (tree / "adapter" / "adapter_model.safetensors").write_bytes(b"other weights")
@@ -440,7 +440,7 @@ def test_a_result_for_others_than_the_grant_named_is_refused(
     """Attack 2: the statement says who can read the result; an added recipient shows."""
     result, record_path, grant_path = finished
     identities, record = steps.read_identities(provider.identity), steps.read_record(record_path)
-    grant = steps.read_grant(grant_path)
+    grant = steps.read_grant_record(grant_path)
     others = (*grant.grant.recipients, str(generate_identity().recipient()))
     wider = grant.model_copy(update={"grant": grant.grant.model_copy(update={"recipients": others})})
     with pytest.raises(VerificationError, match="receipt-recipients"):

@@ -25,7 +25,7 @@ HEAVY = {
 }
 RUN = """
 import json, sys
-from trainer.cli.app import run
+from trainer.cli.app import run_command_line as run
 code = run(sys.argv[2:])
 open(sys.argv[1], "w").write(json.dumps([code, sorted(sys.modules)]))
 """

@@ -12,7 +12,7 @@ from trainer.errors import ErrorCode, JobError, UsageError
 from trainer.job.grant_demands import require_kept, require_promised
 from trainer.job.outcome import JobOutcome, _gather
 from trainer.job.workspace import filesystem_type, open_workspace
-from trainer.provider import privacy_demand
+from trainer.provider import make_privacy_demand
 from trainer.sealing.age import generate_identity
 from trainer.sealing.bundle import Grant
 from trainer.spec import JobSpec, parse_job_spec
@@ -32,7 +32,7 @@ def spec(privacy: str) -> JobSpec:
 def grant(*, demands: bool = True) -> Grant:
     return Grant(
         version=1, job_spec_sha256="0" * 64, recipients=(str(generate_identity(hybrid=False).recipient()),),
-        expires_at=1, token="0" * 64, require=privacy_demand(3.0, 1e-5) if demands else None,
+        expires_at=1, token="0" * 64, require=make_privacy_demand(3.0, 1e-5) if demands else None,
     )  # fmt: skip
 
 
@@ -75,10 +75,10 @@ def test_a_demand_is_in_the_grants_bytes_and_only_then() -> None:
 
 
 def test_half_a_demand_is_refused() -> None:
-    assert privacy_demand(None, None) is None
+    assert make_privacy_demand(None, None) is None
     for epsilon, delta in ((1.0, None), (None, 0.1), (-1.0, 0.1), (1.0, 1.0)):
         with pytest.raises(UsageError):
-            privacy_demand(epsilon, delta)
+            make_privacy_demand(epsilon, delta)
 
 
 @pytest.mark.skipif(filesystem_type(SHM) != "tmpfs", reason="no tmpfs at /dev/shm")

@@ -15,7 +15,7 @@ from trainer.errors import ErrorCode, UsageError
 from trainer.job import sandbox_plans as planning
 from trainer.job.sandbox_plans import FRONT, WORKER, Places, make_plans, needs_compiler
 from trainer.job.workspace import Workspace, is_memory, open_workspace
-from trainer.provider import demanded_sandbox
+from trainer.provider.policies import select_sandbox_demands
 from trainer.sandbox.plan import Role
 from trainer.spec import JobSpec, parse_job_spec
 
@@ -141,13 +141,13 @@ def test_a_compiler_where_the_model_is_to_be_compiled(
 
 
 def test_what_policies_demand() -> None:
-    strict = demanded_sandbox([spec()])
+    strict = select_sandbox_demands([spec()])
     assert "worker_no_programs" in strict
     assert "worker_no_network" in strict
     assert not any(name.endswith(("_files_confined", "_own_network", "_memory_locked")) for name in strict)
-    lenient = demanded_sandbox([spec(), spec("unsloth")])
+    lenient = select_sandbox_demands([spec(), spec("unsloth")])
     assert set(strict) - set(lenient) == {"worker_no_programs", "worker_no_signals"}
-    assert demanded_sandbox([spec(torch_compile=True)]) == lenient
+    assert select_sandbox_demands([spec(torch_compile=True)]) == lenient
 
 
 def test_one_process_for_each_gpu_if_so_asked(

@@ -10,7 +10,7 @@ import pytest
 
 from trainer.data.rows import RowSchema
 from trainer.errors import DataError, ErrorCode, UsageError, VerificationError
-from trainer.provider import count_rows, data_files, shape_for
+from trainer.provider.dataset_files import count_rows, find_data_files, row_schema_for
 from trainer.spec import read_job_spec
 
 JOB = f"""\
@@ -27,7 +27,7 @@ def test_folders_keep_their_names_and_hidden_files_stay(tmp_path: Path) -> None:
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / name).write_text("x")
     (tmp_path / "one.txt").write_text("x")  # named by itself, anything goes
-    files = data_files([tmp_path / "data", tmp_path / "one.txt"])
+    files = find_data_files([tmp_path / "data", tmp_path / "one.txt"])
     assert sorted(files) == ["b.csv", "eval/a.parquet", "eval/deep/c.jsonl.gz", "one.txt"]
     assert files["eval/a.parquet"] == tmp_path / "data" / "eval" / "a.parquet"
 
@@ -48,7 +48,7 @@ def test_what_is_missing_double_or_no_data_is_refused(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     with pytest.raises(UsageError) as caught:
-        data_files([tmp_path / name for name in asked])
+        find_data_files([tmp_path / name for name in asked])
     assert caught.value.code is code
 
 
@@ -57,8 +57,8 @@ def test_rows_are_counted_as_the_job_reads_them(tmp_path: Path) -> None:
     job.write_text(JOB)
     data.write_text("story\nonce\nupon\n")
     appraised: Any = cast("Any", SimpleNamespace(job_spec_sha256=read_job_spec(job).sha256()))
-    assert count_rows({"a.csv": data}, shape_for(appraised, job)) == {"text": 2}
-    assert shape_for(appraised, None) == RowSchema()
+    assert count_rows({"a.csv": data}, row_schema_for(appraised, job)) == {"text": 2}
+    assert row_schema_for(appraised, None) == RowSchema()
     with pytest.raises(DataError, match="1 other keys"):
         count_rows({"a.csv": data})
 
@@ -68,4 +68,4 @@ def test_another_jobs_spec_is_refused(tmp_path: Path) -> None:
     job.write_text(JOB)
     appraised: Any = SimpleNamespace(job_spec_sha256="0" * 64)
     with pytest.raises(VerificationError, match="not the spec of the appraised job"):
-        shape_for(appraised, job)
+        row_schema_for(appraised, job)

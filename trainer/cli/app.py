@@ -1,4 +1,4 @@
-"""The `trainer` command: assembles the commands of both faces and maps errors to exit codes."""
+"""The `trainer` command: the list of all commands, and the one place that maps errors to exit codes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,25 @@ import typer
 from typer.exceptions import TyperException
 
 from trainer import __version__
-from trainer.cli import operator_commands as operator
-from trainer.cli import provider_commands as provider
+from trainer.cli.audit_command import audit_compose_file
 from trainer.cli.console import print_error, wants_json
+from trainer.cli.operator_commands import run_job_spec, simulate_guest_agent
+from trainer.cli.policy_command import policy_app
+from trainer.cli.provider_commands import (
+    acknowledge_result,
+    generate_key,
+    pull_result,
+    seal_data,
+    upload_dataset,
+    watch_training,
+)
+from trainer.cli.result_commands import open_result, submit_dataset
+from trainer.cli.validate_command import validate_dataset
+from trainer.cli.verify_command import verify_job
 from trainer.errors import ErrorCode, ExitCode, TrainerError, UnavailableError, UsageError
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells report it."""
 
 app = typer.Typer(
     name="trainer",
@@ -29,25 +42,43 @@ app = typer.Typer(
 )
 
 
-def _version(value: bool) -> None:
-    if value:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"trainer {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _main(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
     """Options before any command."""
 
 
-provider.register(app)
-operator.register(app)
+# The provider's commands in the order of a job, then the operator's. `--help` lists them in this order.
+app.command("keygen")(generate_key)
+app.command("audit")(audit_compose_file)
+app.add_typer(policy_app, name="policy")
+app.command("verify")(verify_job)
+app.command("validate")(validate_dataset)
+app.command("submit")(submit_dataset)
+app.command("seal")(seal_data)
+app.command("upload")(upload_dataset)
+app.command("watch")(watch_training)
+app.command("pull")(pull_result)
+app.command("open")(open_result)
+app.command("ack")(acknowledge_result)
+app.command("run")(run_job_spec)
+app.command("simulate")(simulate_guest_agent)
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one command; returns its exit code. What it raises is a bug of ours (exit code 1)."""
+def run_command_line(arguments: Sequence[str]) -> int:
+    """Runs one command and returns its exit code.
+
+    Only a bug raises an exception; the interpreter then ends with exit code 1.
+    """
     as_json = wants_json(arguments)
     try:
         code = app(args=list(arguments), prog_name="trainer", standalone_mode=False)
@@ -57,29 +88,24 @@ def run(arguments: Sequence[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except TyperException as error:
-        _print_usage_error(error)
+        if callable(show := getattr(error, "show", None)):
+            show()  # with the usage line of the command
+        else:
+            typer.echo(f"error: {error.format_message()}", err=True)
         return int(ExitCode.USAGE)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader left; say nothing more at interpreter exit
+        # The reader of stdout is gone. Without this, flushing at interpreter exit would print a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return int(ExitCode.UNAVAILABLE)
     except OSError as error:
-        problem = _storage_error(error)
+        problem = _describe_storage_error(error)
         print_error(problem, as_json=as_json)
         return int(problem.exit_code)
     return code if isinstance(code, int) else int(ExitCode.DONE)
 
 
-def _print_usage_error(error: TyperException) -> None:
-    """The error with the command's usage line, where it has one."""
-    if callable(show := getattr(error, "show", None)):
-        show()
-    else:
-        typer.echo(f"error: {error.format_message()}", err=True)
-
-
-def _storage_error(error: OSError) -> TrainerError:
-    """A file that could not be read or written, on the user's own machine."""
-    hint = "check that the path exists and may be written"
+def _describe_storage_error(error: OSError) -> TrainerError:
+    """Returns the error for a file on the user's machine that cannot be read or written."""
     if error.errno == errno.ENOSPC:
         return UnavailableError(ErrorCode.STORAGE_FULL, str(error), hint="make room and repeat the command")
-    return UsageError(ErrorCode.USAGE, str(error), hint=hint)
+    return UsageError(ErrorCode.USAGE, str(error), hint="check that the path exists and may be written")

@@ -23,7 +23,7 @@ _MAX_ROWS = 500
 """Of one table: nobody reads more, and laying them out takes long. `--json` has all."""
 
 
-def audit(
+def audit_compose_file(
     compose: Annotated[Path, typer.Argument(help="app-compose.json or docker-compose.yaml.")],
     against: Annotated[
         Path | None, typer.Option("--against", metavar="OLD", help="List what changed since this file.")
@@ -48,9 +48,9 @@ def audit(
 
 def _read(path: Path) -> bytes:
     from trainer.audit import MAX_COMPOSE_BYTES
-    from trainer.provider import read_small
+    from trainer.provider import read_small_file
 
-    return read_small(path, "compose file", MAX_COMPOSE_BYTES)
+    return read_small_file(path, "compose file", MAX_COMPOSE_BYTES)
 
 
 def _print(audited: ComposeReview, *, compared: bool) -> None:

@@ -1,10 +1,10 @@
-"""What a person (or a program, with `--json`) sees of a command on the provider's machine."""
+"""What a command prints: results on stdout, for a person or with `--json`; progress and errors on stderr."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 from rich.console import Console
@@ -29,57 +29,71 @@ if TYPE_CHECKING:
     from trainer.attestation.checks import Check
     from trainer.attestation.result.attestation_result import AttestationResult
 
-_STYLE = {"affirmed": "green", "contraindicated": "bold red", "not-demanded": "dim", "not-reached": "yellow"}
-CODE_WIDTH = 24
-"""Columns that the longest check code takes."""
-FOUND_WIDTH = 46
-"""Columns that are left of 80 for what was found."""
-WIDE = 80
-LEAST_TITLE = 40
-"""Titles are shown, too, where the terminal has at least so many columns left for them."""
+_STATE_STYLES: Final = {
+    "affirmed": "green",
+    "contraindicated": "bold red",
+    "not-demanded": "dim",
+    "not-reached": "yellow",
+}
+CODE_COLUMNS: Final = 24
+"""Columns of the longest check code."""
+FOUND_COLUMNS: Final = 46
+"""Columns that remain of 80 for what a check found."""
+BASE_COLUMNS: Final = 80
+MIN_TITLE_COLUMNS: Final = 40
+"""Titles are shown as well where the terminal has at least this many columns beyond `BASE_COLUMNS`."""
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
-    """Whether the command line asks for JSON; needed before it is parsed, to report errors in kind."""
+    """Returns whether the command line asks for JSON; needed before it is parsed, to report a parsing error."""
     return "--json" in arguments
 
 
 def print_json(value: Mapping[str, object]) -> None:
-    """One JSON object on one line of stdout."""
+    """Prints one JSON object on one line of stdout."""
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
+def print_summary(summary: Mapping[str, object], *, as_json: bool, show: Sequence[str] | None = None) -> None:
+    """Prints the outcome of a command: with `as_json` everything, otherwise a line for each field in `show`.
+
+    Args:
+        summary: the fields, in order.
+        as_json: whether to print one JSON object.
+        show: the fields that a person sees; None shows all.
+    """
+    if as_json:
+        print_json(summary)
+        return
+    for name, value in summary.items():
+        if show is None or name in show:
+            typer.echo(f"{name}: {value}")
+
+
 def print_error(error: TrainerError, *, as_json: bool) -> None:
-    """The error on stderr: what, expected, found, hint; with `as_json` also as an object on stdout."""
+    """Prints an error on stderr: message, expected, found, hint; with `as_json` also as an object on stdout."""
+    from trainer.encoding import printable
+
     if as_json:
         details = {
             "code": error.code.value,
             "message": error.message,
-            "expected": _text(error.expected),
-            "found": _text(error.found),
+            "expected": None if error.expected is None else str(error.expected),
+            "found": None if error.found is None else str(error.found),
             "hint": error.hint,
         }
         print_json({"error": details, "exit_code": int(error.exit_code)})
-    typer.echo(_lines(f"error[{error.code.value}]: {error}"), err=True)
+    # The message may quote a key or value of evidence that an attacker wrote: no control character gets through.
+    message = "\n".join(map(printable, str(error).split("\n")))
+    typer.echo(f"error[{error.code.value}]: {message}", err=True)
     if error.hint:
         typer.echo(f"hint: {error.hint}", err=True)
 
 
-def _lines(text: str) -> str:
-    """The message without control characters: it may name a key or value of a stranger's evidence."""
-    from trainer.encoding import printable
+class TerminalProgress:
+    """Progress of a command on stderr: bars with a remaining time on a terminal, plain lines elsewhere.
 
-    return "\n".join(map(printable, text.split("\n")))
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-class Report:
-    """Progress of a command on stderr: bars with an ETA on a terminal, plain lines elsewhere.
-
-    Use as a context manager. All methods do nothing when `quiet`.
+    Use it as a context manager, which ends the current bar. All methods do nothing if `quiet`.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -87,37 +101,41 @@ class Report:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._shown = -1
+        self._last_tenth = -1
 
-    def __enter__(self) -> Report:
+    def __enter__(self) -> TerminalProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.end_bar()
 
     def line(self, text: str) -> None:
-        """One plain line."""
+        """Prints a plain line."""
         if not self.quiet:
             self._console.print(Text(text))
 
     def step(self, title: str) -> None:
-        """A new step of the story begins."""
+        """Prints that a step begins."""
         self.end_bar()
         self.line(f"→ {title}")
 
     def bytes_done(self, label: str, done: int, total: int) -> None:
-        """Progress of a transfer, in bytes."""
-        self._advance(label, done, total, (DownloadColumn(), TransferSpeedColumn()))
+        """Shows the progress of a transfer, in bytes."""
+        self._show(label, done, total, (DownloadColumn(), TransferSpeedColumn()))
 
     def steps_done(self, label: str, done: int, total: int) -> None:
-        """Progress of training, in optimizer steps."""
-        self._advance(label, done, total, (MofNCompleteColumn(),))
+        """Shows the progress of training, in optimizer steps."""
+        self._show(label, done, total, (MofNCompleteColumn(),))
 
-    def _advance(self, label: str, done: int, total: int, columns: Sequence[ProgressColumn]) -> None:
+    def _show(self, label: str, done: int, total: int, columns: Sequence[ProgressColumn]) -> None:
         if self.quiet or not total:
             return
         if not self._console.is_terminal:
-            self._plain(label, done, total)
+            # Not a terminal: a line for every tenth, so that a log stays short.
+            tenth = 10 * done // total
+            if tenth != self._last_tenth:
+                self._last_tenth = tenth
+                self._console.print(Text(f"  {label}: {done} of {total} ({100 * done // total} %)"))
             return
         if self._progress is None or self._task is None:
             self._progress = Progress(
@@ -133,25 +151,19 @@ class Report:
         if done >= total:
             self.end_bar()
 
-    def _plain(self, label: str, done: int, total: int) -> None:
-        tenth = 10 * done // total
-        if tenth != self._shown:
-            self._shown = tenth
-            self._console.print(Text(f"  {label}: {done} of {total} ({100 * done // total} %)"))
-
     def end_bar(self) -> None:
-        """Leave the current bar as it stands."""
+        """Ends the current bar and leaves it on the screen."""
         if self._progress is not None:
             self._progress.stop()
-        self._progress, self._task, self._shown = None, None, -1
+        self._progress, self._task, self._last_tenth = None, None, -1
 
 
-def print_result(result: AttestationResult) -> None:
-    """One appraisal: the verdict and what it is about, then its checks."""
+def print_attestation_result(result: AttestationResult) -> None:
+    """Prints an appraisal: the verdict, what it is about, and its checks."""
     from trainer.attestation.result.presentation import shortened, utc
 
     passed = result.status == "pass"
-    console = _console()
+    console = _stdout_console()
     verdict = "✔ PASS" if passed else "✘ FAIL: do not upload"
     console.print(Text(verdict, style="bold green" if passed else "bold red"))
     facts = (
@@ -167,64 +179,65 @@ def print_result(result: AttestationResult) -> None:
 
 
 def print_checks(checks: Sequence[Check], *, title: str) -> None:
-    """The checks by group, each with a symbol beside its colour; then what is wrong, and how many there are."""
+    """Prints the checks by group with a symbol each, then the details of failed checks, then the counts."""
     from trainer.attestation.checks import CheckState
     from trainer.attestation.result.presentation import grouped, summary
 
-    console = _console()
+    console = _stdout_console()
     for group in grouped(checks):
         console.print()
         console.print(Text(group.title, style="bold"))
-        _print_rows(console, group.checks)
+        _print_check_rows(console, group.checks)
     for check in checks:
         if check.state is CheckState.CONTRAINDICATED:
-            _explain(console, check)
+            _print_failed_check(console, check)
     console.print()
     console.print(Text(f"{title}: {summary(checks)}"))
 
 
-def _console() -> Console:
+def _stdout_console() -> Console:
     return Console(highlight=False)
 
 
-def _print_rows(console: Console, checks: Sequence[Check]) -> None:
-    """A line for each check; those that were not demanded and found nothing share one."""
+def _print_check_rows(console: Console, checks: Sequence[Check]) -> None:
+    """Prints one line per check; checks that were not demanded and found nothing share one line."""
     numbers = Column(width=3, justify="right"), Column(width=2, justify="right")
-    table = _table(*numbers, Column(width=CODE_WIDTH), Column(no_wrap=True), Column(no_wrap=True))
-    silent = [check for check in checks if check.state == "not-demanded" and not (check.found or check.detail)]
+    table = _borderless_table(*numbers, Column(width=CODE_COLUMNS), Column(no_wrap=True), Column(no_wrap=True))
+    skipped = [check for check in checks if check.state == "not-demanded" and not (check.found or check.detail)]
     for check in checks:
-        if check not in silent:
-            table.add_row(*map(Text, _cells(check, console.width)), style=_STYLE[check.state.value])
+        if check not in skipped:
+            table.add_row(*map(Text, _check_cells(check, console.width)), style=_STATE_STYLES[check.state.value])
     console.print(table)
-    if silent:
-        codes = ", ".join(check.code for check in silent)
-        console.print(Padding(Text(f"not demanded: {codes}", style=_STYLE["not-demanded"]), (0, 0, 0, 7)))
+    if skipped:
+        codes = ", ".join(check.code for check in skipped)
+        console.print(Padding(Text(f"not demanded: {codes}", style=_STATE_STYLES["not-demanded"]), (0, 0, 0, 7)))
 
 
-def _cells(check: Check, width: int) -> tuple[str, ...]:
-    """What a check's line says; beside what was found, also what was demanded, where the terminal is wide."""
+def _check_cells(check: Check, terminal_columns: int) -> tuple[str, ...]:
+    """Returns the cells of a check's line; with its title if the terminal is wide enough."""
     from trainer.attestation.result.presentation import SYMBOLS, WORDS, shortened
     from trainer.encoding import printable
 
-    told = "" if check.state == "affirmed" else WORDS[check.state]
-    found = ": ".join(part for part in (told, check.found or check.detail) if part)
-    cells = (SYMBOLS[check.state], str(check.number), check.code, shortened(printable(found), FOUND_WIDTH))
-    room = width - WIDE
-    title = check.title if len(check.title) <= room else f"{check.title[: room - 1]}…"
-    return (*cells, title) if room >= LEAST_TITLE else cells
+    state = "" if check.state == "affirmed" else WORDS[check.state]
+    found = ": ".join(part for part in (state, check.found or check.detail) if part)
+    cells = (SYMBOLS[check.state], str(check.number), check.code, shortened(printable(found), FOUND_COLUMNS))
+    room = terminal_columns - BASE_COLUMNS
+    if room < MIN_TITLE_COLUMNS:
+        return cells
+    return (*cells, check.title if len(check.title) <= room else f"{check.title[: room - 1]}…")
 
 
-def _table(*columns: Column) -> Table:
-    return Table(*columns, box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
-
-
-def _explain(console: Console, check: Check) -> None:
-    """All that there is to say of a check that failed."""
+def _print_failed_check(console: Console, check: Check) -> None:
+    """Prints everything that is known of a failed check."""
     from trainer.attestation.result.presentation import SYMBOLS, explanation
 
     console.print()
     console.print(Text(f"{SYMBOLS[check.state]} {check.number} {check.code}: {check.title}", style="bold red"))
-    table = _table(Column(width=18, justify="right", style="dim"), Column(overflow="fold"))
+    table = _borderless_table(Column(width=18, justify="right", style="dim"), Column(overflow="fold"))
     for label, text in explanation(check):
         table.add_row(Text(label), Text(text))
     console.print(table)
+
+
+def _borderless_table(*columns: Column) -> Table:
+    return Table(*columns, box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))

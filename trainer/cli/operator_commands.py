@@ -15,7 +15,7 @@ DEVELOPMENT_COMPOSE = '{"docker_compose_file":"services: {}\\n","manifest_versio
 """App-compose text of the simulated VM if `--app-compose` is absent."""
 
 
-def run(
+def run_job_spec(
     job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job spec.")],
     guest_agent: Annotated[
         str | None,
@@ -73,7 +73,7 @@ def _list_faults(requested: bool) -> None:
     raise typer.Exit
 
 
-def simulate(
+def simulate_guest_agent(
     socket: Annotated[Path, typer.Option("--socket", help="Unix socket to listen on.")],
     state: Annotated[
         Path, typer.Option("--state", help="Keeps the development root and keys; gets the files a verifier needs.")
@@ -112,9 +112,3 @@ def simulate(
         options=VmOptions(faults=faults),
         started=lambda _vm: typer.echo(f"listening on {socket}; state in {state}", err=True),
     )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the operator's commands to `app`."""
-    app.command("run")(run)
-    app.command("simulate")(simulate)

@@ -41,7 +41,7 @@ def policy_init(
     """Write a policy that demands exactly this app, this job and this OS."""
     from trainer import provider
 
-    text = provider.strict_policy_text(
+    text = provider.render_strict_policy(
         provider.ReviewedApp(app_compose, job),
         trust_root=trust_root,
         collateral=collateral,
@@ -50,7 +50,7 @@ def policy_init(
         recipient=recipient,
         beside=output.parent,
     )
-    provider.write_private(output, text.encode())
+    provider.write_private_file(output, text.encode())
     typer.echo(f"wrote {output}; read it before you rely on it: trainer policy explain {output}")
     if not measurements:
         typer.echo(

@@ -1,4 +1,4 @@
-"""Commands of the data provider. Each imports what it needs when it is called, so that `--help` stays quick."""
+"""The data provider's single steps. Each command imports what it needs when it is called, so `--help` is fast."""
 
 from __future__ import annotations
 
@@ -7,35 +7,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer.cli.audit_command import audit
-from trainer.cli.console import Report, print_checks, print_json
+from trainer.cli.console import TerminalProgress, print_json, print_summary
 from trainer.cli.options import (
     GrantFile,
-    IdentityFile,
     JobFile,
     JobUrl,
     Json,
     MaxDelta,
     MaxEpsilon,
-    PolicyFile,
     Quiet,
     RecordFile,
     Source,
-    cache_directory,
-    nonces_file,
 )
-from trainer.cli.policy_command import policy_app
-from trainer.cli.validate_command import validate
-from trainer.cli.verify_command import verify
 from trainer.errors import ErrorCode, UsageError
 
 if TYPE_CHECKING:
-    from pydantic import JsonValue
+    from trainer.attestation.result.record import Record
+    from trainer.provider.transport.carrier import Carrier
 
-    from trainer.attestation.checks import Check
 
-
-def keygen(
+def generate_key(
     output: Annotated[Path, typer.Option("--output", "-o", help="File for the identity; never overwritten.")],
     x25519: Annotated[
         bool, typer.Option("--x25519", help="Without post-quantum protection, for old age tools.")
@@ -43,16 +34,16 @@ def keygen(
     as_json: Json = False,
 ) -> None:
     """Make your identity: the key that results are encrypted to. Prints its recipient (the public half)."""
-    from trainer.provider import new_identity
+    from trainer.provider import create_identity
 
-    recipient = new_identity(output, hybrid=not x25519)
+    recipient = create_identity(output, hybrid=not x25519)
     if as_json:
         print_json({"identity": str(output), "recipient": recipient})
     else:
         typer.echo(recipient)
 
 
-def seal(
+def seal_data(
     data: Annotated[list[Path], typer.Argument(help="Data files, or folders of them.")],
     attestation: RecordFile,
     recipient: Annotated[list[str], typer.Option("--recipient", "-r", help="Who the result is for; repeatable.")],
@@ -66,7 +57,7 @@ def seal(
 ) -> None:
     """Encrypt data files to an appraised job. Keeps the grant (secret) in OUTPUT.grant.json.
 
-    With --grant of an earlier sealing, a job that was restarted goes on from its checkpoints.
+    With the --grant of an earlier sealing, a job that was restarted continues from its checkpoints.
     """
     from trainer import provider
 
@@ -75,49 +66,50 @@ def seal(
     for path in (output, grant_file):
         if path.exists():
             raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{path} exists", hint="choose another name with -o")
-    with Report(quiet=quiet or as_json) as report:
-        made = provider.seal_dataset(
-            provider.data_files(data),
+    with TerminalProgress(quiet=quiet or as_json) as progress:
+        grant_record = provider.seal_dataset(
+            provider.find_data_files(data),
             record.result,
             recipient,
             output,
-            progress=lambda done, total: report.bytes_done("sealing", done, total),
+            progress=lambda done, total: progress.bytes_done("sealing", done, total),
             job=job,
-            token=provider.read_grant(grant).grant.token if grant else None,
-            require=provider.privacy_demand(max_epsilon, max_delta),
+            token=provider.read_grant_record(grant).grant.token if grant else None,
+            require=provider.make_privacy_demand(max_epsilon, max_delta),
         )
-    provider.write_private(grant_file, made.model_dump_json().encode())
-    summary = {
-        "sealed": str(output),
-        "grant": str(grant_file),
-        "rows": made.rows,
-        "manifest": made.manifest_sha256,
-    }
-    _print_summary(summary, as_json=as_json)
+    provider.write_private_file(grant_file, grant_record.model_dump_json().encode())
+    print_summary(
+        {
+            "sealed": str(output),
+            "grant": str(grant_file),
+            "rows": grant_record.rows,
+            "manifest": grant_record.manifest_sha256,
+        },
+        as_json=as_json,
+    )
 
 
-def upload(
+def upload_dataset(
     sealed: Annotated[Path, typer.Argument(help="The file that `trainer seal` wrote.")],
     job_url: JobUrl,
     attestation: RecordFile,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Send a sealed dataset; goes on where a broken connection left off."""
+    """Send a sealed dataset. Continues an upload that was interrupted."""
     from trainer import provider
 
-    record = provider.read_record(attestation)
-    client = provider.connect_to_job(job_url, pinned_spki_sha256=record.result.peer_spki_sha256)
+    client = _connect(job_url, provider.read_record(attestation))
     if not sealed.is_file():
         raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such file: {sealed}")
     state, size = sealed.with_name(sealed.name + ".upload.json"), sealed.stat().st_size
-    with Report(quiet=quiet or as_json) as report:
-        client.upload(sealed, progress=lambda done: report.bytes_done("uploading", done, size), state=state)
+    with TerminalProgress(quiet=quiet or as_json) as progress:
+        client.upload(sealed, progress=lambda done: progress.bytes_done("uploading", done, size), state=state)
     state.unlink(missing_ok=True)
-    _print_summary({"uploaded": str(sealed), "bytes": sealed.stat().st_size}, as_json=as_json)
+    print_summary({"uploaded": str(sealed), "bytes": sealed.stat().st_size}, as_json=as_json)
 
 
-def watch(
+def watch_training(
     source: Source,
     attestation: RecordFile,
     identity: Annotated[Path | None, typer.Option("--identity", "-i", help="To read private metrics.")] = None,
@@ -127,13 +119,11 @@ def watch(
     """Follow a job until its result can be pulled. With your identity and grant, also its losses."""
     from trainer import provider
     from trainer.models import Status
-    from trainer.provider.submission import describe_metrics
 
-    record = provider.read_record(attestation)
-    client = provider.connect_to_job(source, pinned_spki_sha256=record.result.peer_spki_sha256)
+    client = _connect(source, provider.read_record(attestation))
     identities = provider.read_identities(identity) if identity else ()
-    token = provider.read_grant(grant).grant.token if grant and identity else None
-    for event in provider.watch(client, identities, token):
+    token = provider.read_grant_record(grant).grant.token if grant and identity else None
+    for event in provider.watch_job(client, identities, token):
         if as_json:
             print_json(event.model_dump(mode="json") if isinstance(event, Status) else dict(event.values))
         elif isinstance(event, Status):
@@ -141,10 +131,10 @@ def watch(
             steps = f" step {event.step} of {event.total_steps}{eta}" if event.total_steps else ""
             typer.echo(f"{event.phase.value}{steps}" + (f" ({event.error})" if event.error else ""))
         else:
-            typer.echo("  " + describe_metrics(event))
+            typer.echo("  " + event.summarize())
 
 
-def pull(
+def pull_result(
     source: Source,
     attestation: RecordFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="The sealed result.")],
@@ -154,161 +144,40 @@ def pull(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch the sealed result (or failure report); resumes a broken download."""
+    """Download the sealed result or failure report. Continues a download that was interrupted."""
     from trainer import provider
 
-    record = provider.read_record(attestation)
-    client = provider.connect_to_job(source, pinned_spki_sha256=record.result.peer_spki_sha256)
-    with Report(quiet=quiet or as_json) as report:
+    client = _connect(source, provider.read_record(attestation))
+    with TerminalProgress(quiet=quiet or as_json) as progress:
         size = client.status().result_bytes or 0
-        client.download_result(output, progress=lambda done: report.bytes_done("pulling", done, size))
+        client.download_result(output, progress=lambda done: progress.bytes_done("pulling", done, size))
     if acknowledge:
         client.acknowledge()
-    _print_summary({"pulled": str(output), "bytes": output.stat().st_size}, as_json=as_json)
+    print_summary({"pulled": str(output), "bytes": output.stat().st_size}, as_json=as_json)
 
 
-def acknowledge(
+def acknowledge_result(
     source: Source,
     attestation: RecordFile,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Keep the job's checked deletion statement here.")
+        Path | None, typer.Option("--output", "-o", help="Keep the job's verified deletion statement here.")
     ] = None,
 ) -> None:
-    """Tell the job that the result arrived and opened, so that it ends and says what it destroyed."""
+    """Tell the job that the result arrived and opened, so that it ends and states what it destroyed."""
     from trainer import provider
 
     record = provider.read_record(attestation)
-    client = provider.connect_to_job(source, pinned_spki_sha256=record.result.peer_spki_sha256)
-    if (envelope := client.acknowledge()) is None:
+    envelope = _connect(source, record).acknowledge()
+    if envelope is None:
         typer.echo("the job gave no statement of what it destroyed", err=True)
         return
-    provider.check_deletion_of(envelope, record)
+    provider.verify_deletion_statement(envelope, record)
     if output is not None:
-        provider.write_private(output, envelope)
+        provider.write_private_file(output, envelope)
 
 
-def open_(
-    sealed: Annotated[Path, typer.Argument(metavar="FILE", help="The sealed result.")],
-    identity: IdentityFile,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the result; must not exist.")],
-    attestation: RecordFile,
-    grant: GrantFile = None,
-    as_json: Json = False,
-) -> None:
-    """Decrypt a result and check its receipt; writes nothing unless every check holds."""
-    from trainer import provider
-    from trainer.provider import opening
+def _connect(location: str, record: Record) -> Carrier:
+    """Returns a client that talks to the appraised job only."""
+    from trainer.provider import connect_to_job
 
-    opened = opening.open_sealed_result(
-        sealed,
-        provider.read_identities(identity),
-        output,
-        record=provider.read_record(attestation),
-        grant=provider.read_grant(grant) if grant else None,
-    )
-    if not as_json:
-        print_checks(opened.checks, title="the result's receipt")
-    if (failure := opened.failure) is not None:
-        raise failure
-    _print_summary(
-        {
-            "adapter_dir": str(opened.adapter),
-            "checks": check_states(opened.checks),
-            **_privacy(opened.statement.privacy),
-            "summary": opened.statement.metrics,
-        },
-        as_json=as_json,
-        show=("adapter_dir", "privacy"),
-    )
-
-
-def submit(
-    data: Annotated[list[Path], typer.Argument(help="Data files, or folders of them.")],
-    job_url: JobUrl,
-    policy: PolicyFile,
-    identity: IdentityFile,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the result; must not exist.")],
-    job: JobFile = None,
-    max_epsilon: MaxEpsilon = None,
-    max_delta: MaxDelta = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """All of it: verify → seal → upload → watch → pull → open. Repeat the command to go on after a break."""
-    from trainer import provider
-    from trainer.provider.submission import Submission
-    from trainer.provider.submission import submit as run
-
-    submission = Submission(
-        data,
-        job_url,
-        policy,
-        provider.read_identities(identity),
-        output,
-        cache=cache_directory(),
-        nonces=nonces_file(),
-        job=job,
-        require=provider.privacy_demand(max_epsilon, max_delta),
-    )
-    with Report(quiet=quiet) as report:
-        submitted = run(submission, report)
-    if not as_json and not quiet:
-        opened = len(submitted.result.checks)
-        print_checks(submitted.checks[:-opened], title="the job's evidence")
-        print_checks(submitted.checks[-opened:], title="the result's receipt")
-    if (failure := submitted.result.failure) is not None:
-        raise failure
-    result = submitted.result
-    _print_summary(
-        {
-            "adapter_dir": str(result.adapter),
-            "checks": check_states(submitted.checks),
-            "receipt": {
-                "job_spec_sha256": result.statement.predicate.buildDefinition.externalParameters.jobSpecSha256
-            },
-            **_privacy(result.statement.privacy),
-            "summary": dict(result.statement.metrics),
-            "seconds": dict(submitted.seconds),
-            "deletion": submitted.deletion.predicate.model_dump(mode="json") if submitted.deletion else None,
-        },
-        as_json=as_json,
-        show=("adapter_dir", "privacy"),
-    )
-
-
-def _privacy(found: JsonValue) -> dict[str, object]:
-    """One line from the receipt, where it speaks of the weights' privacy."""
-    differential = found.get("differential") if isinstance(found, dict) else None
-    if not isinstance(differential, dict):
-        return {}
-    return {"privacy": f"ε = {differential.get('epsilon')} at δ = {differential.get('delta')} for each row"}
-
-
-def check_states(checks: tuple[Check, ...]) -> dict[str, str]:
-    """Check code → state, in the order of the checks."""
-    return {check.code: check.state.value for check in checks}
-
-
-def _print_summary(summary: dict[str, object], *, as_json: bool, show: tuple[str, ...] | None = None) -> None:
-    if as_json:
-        print_json(summary)
-        return
-    for name, value in summary.items():
-        if show is None or name in show:
-            typer.echo(f"{name}: {value}")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the provider's commands to `app`, in the order of the story."""
-    app.command("keygen")(keygen)
-    app.command("audit")(audit)
-    app.add_typer(policy_app, name="policy")
-    app.command("verify")(verify)
-    app.command("validate")(validate)
-    app.command("submit")(submit)
-    app.command("seal")(seal)
-    app.command("upload")(upload)
-    app.command("watch")(watch)
-    app.command("pull")(pull)
-    app.command("open")(open_)
-    app.command("ack")(acknowledge)
+    return connect_to_job(location, pinned_spki_sha256=record.result.peer_spki_sha256)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer.cli.console import Report, print_json
+from trainer.cli.console import TerminalProgress, print_json
 from trainer.cli.options import Json, Quiet
 from trainer.errors import DataError, ErrorCode, ExitCode, UsageError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trainer.validation.survey import Survey
 
 
-def validate(
+def validate_dataset(
     data: Annotated[
         list[Path],
         typer.Argument(
@@ -46,16 +46,16 @@ def validate(
 ) -> None:
     """Read and tokenise every row as the job will, here, without a GPU, before anything is sent."""
     from trainer.cli import validation_output as output
-    from trainer.provider import data_files
+    from trainer.provider import find_data_files
     from trainer.spec import read_job_spec
     from trainer.validation.survey import survey
 
     spec = read_job_spec(job)
-    files = data_files(data)
+    files = find_data_files(data)
     base = _model_of(spec, job, model)
     total, done = sum(path.stat().st_size for path in files.values()), 0
 
-    with Report(quiet=quiet or as_json) as report:
+    with TerminalProgress(quiet=quiet or as_json) as report:
 
         def advance(count: int) -> None:
             nonlocal done

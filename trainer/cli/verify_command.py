@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from trainer.cli.console import print_json, print_result
+from trainer.cli.console import print_attestation_result, print_json
 from trainer.cli.options import Json, Quiet, cache_directory, nonces_file
 from trainer.errors import ErrorCode, UsageError
 
@@ -23,7 +23,7 @@ LAST_SECOND: Final = 253402300799
 """The end of the year 9999, as in `trainer.models.UnixTime`."""
 
 
-def verify(
+def verify_job(
     source: Annotated[
         str,
         typer.Argument(
@@ -86,15 +86,15 @@ def _appraise_job(source: str, demanded: Policy | None, at: str | None) -> Recor
     if at is not None:
         raise UsageError(ErrorCode.USAGE, "--at", expected="a file to judge", found="a job that answers now")
     client = provider.connect_to_job(source)
-    return provider.attest(client, demanded, cache=cache_directory(), nonces=nonces_file())
+    return provider.appraise_job(client, demanded, cache=cache_directory(), nonces=nonces_file())
 
 
 def _appraise_file(path: Path, demanded: Policy | None, nonce: str | None, at: str | None) -> Record:
     """A saved result or bare evidence, told apart by what is in the file."""
     from trainer.attestation.result.record import MAX_RECORD_BYTES, is_record
-    from trainer.provider import read_small
+    from trainer.provider import read_small_file
 
-    data = read_small(path, "evidence", MAX_RECORD_BYTES)
+    data = read_small_file(path, "evidence", MAX_RECORD_BYTES)
     if is_record(data):
         return _reappraise(data, demanded, nonce, at)
     return _appraise_evidence(data, demanded, nonce, at)
@@ -190,4 +190,4 @@ def _show(record: Record, *, as_json: bool, quiet: bool) -> None:
 
         print_json(ear_document(record.result))
     elif not quiet:
-        print_result(record.result)
+        print_attestation_result(record.result)

@@ -1,57 +1,40 @@
-"""The provider's side, step by step: verify → seal → upload → watch → pull → open.
+"""The data provider's side of a job: verify → seal → upload → watch → pull → open.
 
-Nothing here imports torch. Each step takes what the step before wrote, so that each can be repeated by itself;
-`trainer.provider.submission` strings them together.
+Each step is a function that takes what the step before it wrote, so that a step can be repeated by itself.
+`trainer.provider.submission` runs all of them. The names below are what `trainer.cli` calls. Nothing here imports
+torch.
 """
 
-from trainer.provider.dataset_files import count_rows, data_files, shape_for
-from trainer.provider.following import PrivateMetrics, check_deletion_of, watch
-from trainer.provider.grants import (
-    GRANT_SECONDS,
-    GrantRecord,
-    Progress,
-    new_grant,
-    privacy_demand,
-    read_grant,
-    seal_dataset,
-)
-from trainer.provider.local_files import (
-    MAX_SMALL_FILE_BYTES,
-    new_identity,
-    read_identities,
-    read_small,
-    write_private,
-)
-from trainer.provider.policies import ReviewedApp, demanded_sandbox, read_policy, strict_policy_text
+from trainer.provider.dataset_files import find_data_files
+from trainer.provider.grants import make_grant, make_privacy_demand, read_grant_record, seal_dataset
+from trainer.provider.job_events import watch_job
+from trainer.provider.local_files import create_identity, read_identities, read_small_file, write_private_file
+from trainer.provider.opening import open_sealed_result
+from trainer.provider.policies import ReviewedApp, read_policy, render_strict_policy
+from trainer.provider.submission import Submission, run_submission
 from trainer.provider.transport.carrier_registry import connect_to_job
-from trainer.provider.verification import appraise_evidence, attest, policy_collateral, read_record
+from trainer.provider.verification import appraise_evidence, appraise_job, read_record, verify_deletion_statement
 
 __all__ = [
-    "GRANT_SECONDS",
-    "MAX_SMALL_FILE_BYTES",
-    "GrantRecord",
-    "PrivateMetrics",
-    "Progress",
     "ReviewedApp",
+    "Submission",
     "appraise_evidence",
-    "attest",
-    "check_deletion_of",
+    "appraise_job",
     "connect_to_job",
-    "count_rows",
-    "data_files",
-    "demanded_sandbox",
-    "new_grant",
-    "new_identity",
-    "policy_collateral",
-    "privacy_demand",
-    "read_grant",
+    "create_identity",
+    "find_data_files",
+    "make_grant",
+    "make_privacy_demand",
+    "open_sealed_result",
+    "read_grant_record",
     "read_identities",
     "read_policy",
     "read_record",
-    "read_small",
+    "read_small_file",
+    "render_strict_policy",
+    "run_submission",
     "seal_dataset",
-    "shape_for",
-    "strict_policy_text",
-    "watch",
-    "write_private",
+    "verify_deletion_statement",
+    "watch_job",
+    "write_private_file",
 ]

@@ -14,7 +14,7 @@ from trainer.errors import ErrorCode, UsageError, VerificationError
 from trainer.spec import read_job_spec
 
 
-def data_files(paths: Sequence[Path]) -> dict[str, Path]:
+def find_data_files(paths: Sequence[Path]) -> dict[str, Path]:
     """Name inside the bundle → file. Of a folder, all files below it, by their names relative to it.
 
     Raises:
@@ -67,7 +67,7 @@ def count_rows(files: Mapping[str, Path], schema: RowSchema = DEFAULT_SCHEMA) ->
     return kinds
 
 
-def shape_for(result: AttestationResult, job: Path | None) -> RowSchema:
+def row_schema_for(result: AttestationResult, job: Path | None) -> RowSchema:
     """How rows are read for an appraised job: as its spec says, where the provider has it.
 
     Raises:

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.errors import ErrorCode, UsageError
 from trainer.models import Sha256Hex, Strict
-from trainer.provider.dataset_files import count_rows, shape_for
-from trainer.provider.local_files import read_small
+from trainer.provider.dataset_files import count_rows, row_schema_for
+from trainer.provider.local_files import read_small_file
 from trainer.sealing.age import parse_recipient
 from trainer.sealing.bundle import Grant, GrantDemands, PrivacyDemand
 from trainer.sealing.seal import seal
@@ -34,7 +34,7 @@ class GrantRecord(Strict):
     rows: int
 
 
-def new_grant(
+def make_grant(
     result: AttestationResult,
     recipients: Sequence[str],
     *,
@@ -60,7 +60,7 @@ def new_grant(
     )
 
 
-def privacy_demand(max_epsilon: float | None, max_delta: float | None) -> GrantDemands | None:
+def make_privacy_demand(max_epsilon: float | None, max_delta: float | None) -> GrantDemands | None:
     """What a grant demands of the weights' privacy; None where neither is given.
 
     Raises:
@@ -98,9 +98,9 @@ def seal_dataset(
         DataError: a row is malformed.
         VerificationError: the appraisal is not a pass, or has expired; `job` is not the appraised job's spec.
     """
-    rows = count_rows(files, shape_for(result, job))
+    rows = count_rows(files, row_schema_for(result, job))
     now = int(time.time())
-    grant = new_grant(result, recipients, now=now, token=token, require=require)
+    grant = make_grant(result, recipients, now=now, token=token, require=require)
     total = sum(path.stat().st_size for path in files.values())
     manifest = seal(
         files,
@@ -113,14 +113,14 @@ def seal_dataset(
     return GrantRecord(grant=grant, manifest_sha256=manifest.sha256(), rows=rows.total())
 
 
-def read_grant(path: Path) -> GrantRecord:
+def read_grant_record(path: Path) -> GrantRecord:
     """Read what `seal_dataset` returned.
 
     Raises:
         UsageError: no such file, or not a grant record.
     """
     try:
-        return GrantRecord.model_validate_json(read_small(path, "grant"))
+        return GrantRecord.model_validate_json(read_small_file(path, "grant"))
     except ValidationError:
         raise UsageError(
             ErrorCode.USAGE, f"{path} is not a grant", hint="`trainer seal` writes it beside the sealed file"

@@ -13,7 +13,7 @@ from trainer.sealing.age import Identity, generate_identity, parse_identity_file
 MAX_SMALL_FILE_BYTES: Final = 64 << 20
 
 
-def new_identity(path: Path, *, hybrid: bool = True) -> str:
+def create_identity(path: Path, *, hybrid: bool = True) -> str:
     """Write a new identity in age's file format, mode 0600, and return its recipient.
 
     Raises:
@@ -22,7 +22,7 @@ def new_identity(path: Path, *, hybrid: bool = True) -> str:
     identity = generate_identity(hybrid=hybrid)
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     text = f"# created: {created}\n# public key: {identity.recipient()}\n{identity}\n"
-    write_private(path, text.encode())
+    write_private_file(path, text.encode())
     return str(identity.recipient())
 
 
@@ -32,10 +32,10 @@ def read_identities(path: Path) -> tuple[Identity, ...]:
     Raises:
         UsageError: no such file, or no identity in it.
     """
-    return parse_identity_file(read_small(path, "identity file").decode("utf-8", "replace"))
+    return parse_identity_file(read_small_file(path, "identity file").decode("utf-8", "replace"))
 
 
-def write_private(path: Path, data: bytes) -> None:
+def write_private_file(path: Path, data: bytes) -> None:
     """Write a new file that only its owner may read.
 
     Raises:
@@ -53,7 +53,7 @@ def write_private(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def read_small(path: Path, what: str, limit: int = MAX_SMALL_FILE_BYTES) -> bytes:
+def read_small_file(path: Path, what: str, limit: int = MAX_SMALL_FILE_BYTES) -> bytes:
     """Bytes of a file that is expected to be small.
 
     Raises:

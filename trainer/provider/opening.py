@@ -16,7 +16,7 @@ from trainer.attestation.result.record import Record
 from trainer.attestation.verifier import appraise_receipt
 from trainer.encoding import file_sha256, parse_json
 from trainer.errors import DataError, ErrorCode, JobError, UsageError, VerificationError
-from trainer.provider import GrantRecord
+from trainer.provider.grants import GrantRecord
 from trainer.receipt.dsse import MAX_ENVELOPE_BYTES, verify_envelope
 from trainer.receipt.receipt_appraisal import ExpectedResult, appraise_statement
 from trainer.receipt.statement import UNSIGNED_FILES, ReceiptOutcome, Statement, parse_statement

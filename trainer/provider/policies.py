@@ -20,12 +20,12 @@ from trainer.attestation.policy import (
     strict_policy,
 )
 from trainer.errors import ErrorCode, UsageError
-from trainer.provider.local_files import read_small
+from trainer.provider.local_files import read_small_file
 from trainer.sandbox.properties import EXPECTED, NEEDS_NO_COMPILER
 from trainer.spec import JobSpec, read_job_spec
 
 
-def demanded_sandbox(specs: Sequence[JobSpec]) -> tuple[str, ...]:
+def select_sandbox_demands(specs: Sequence[JobSpec]) -> tuple[str, ...]:
     """Walls that `policy init` demands: what every one of these jobs can have on any kernel with seccomp.
 
     A job whose kernels are compiled at run time runs a compiler, so it cannot have all of them.
@@ -49,12 +49,12 @@ def read_policy(path: Path) -> Policy:
         UsageError: not a policy, or a file that it names is missing or has another fingerprint.
     """
     return parse_policy(
-        read_small(path, "policy", MAX_POLICY_BYTES),
-        read_file=lambda name: read_small(path.parent / name, "file named by the policy"),
+        read_small_file(path, "policy", MAX_POLICY_BYTES),
+        read_file=lambda name: read_small_file(path.parent / name, "file named by the policy"),
     )
 
 
-def strict_policy_text(
+def render_strict_policy(
     reviewed: ReviewedApp,
     *,
     trust_root: Path | None,
@@ -78,7 +78,7 @@ def strict_policy_text(
     Raises:
         UsageError: a file cannot be read, or is not what it must be.
     """
-    oses = tuple(read_measurements(read_small(path, "measurements")) for path in measurements)
+    oses = tuple(read_measurements(read_small_file(path, "measurements")) for path in measurements)
     specs = [read_job_spec(path) for path in reviewed.jobs]
     policy = strict_policy(
         _text(reviewed.app_compose, "app-compose file"),
@@ -87,7 +87,7 @@ def strict_policy_text(
         collateral=None if collateral is None else _collateral_source(collateral),
         os=OsSection(measurements=oses),
         gpu_required=gpu_required,
-        sandbox=demanded_sandbox(specs),
+        sandbox=select_sandbox_demands(specs),
         recipient=recipient,
     )
     if not isinstance(policy.collateral, CollateralDocument) or collateral is None:
@@ -104,7 +104,7 @@ def _collateral_source(source: str) -> CollateralUrl | CollateralDocument:
 def _text(path: Path, what: str) -> str:
     """Text of a file with its line ends as they are: what is hashed must not be normalised."""
     try:
-        return read_small(path, what).decode()
+        return read_small_file(path, what).decode()
     except UnicodeDecodeError:
         raise UsageError(
             ErrorCode.USAGE, f"the {what} {path}", expected="UTF-8 text", found="other bytes"

@@ -1,57 +1,56 @@
-"""`trainer submit`: the provider's whole story in one command, resumable at every step.
+"""`trainer submit`: all of the provider's steps in one command, resumable at each of them.
 
-verify → seal → upload → watch → pull → open
+    verify → seal → upload → watch → pull → open → acknowledge
 
-What each step made is kept in a private directory beside the output (`DIR.submission`) until the result is in
-place. Called again with the same arguments, the story goes on where it stopped; a job that was restarted meanwhile
-is verified once more.
+What a step produced is kept in `SubmissionDirectory` until the result is in place. The same call again continues
+after the last finished step. A job that was restarted in the meantime is verified again before anything is sent.
 """
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
-from pydantic import JsonValue
-
-from trainer import provider
 from trainer.attestation.checks import Check
-from trainer.attestation.result.record import Record, save_record
+from trainer.attestation.result.record import Record
 from trainer.encoding import canonical_json, file_sha256
 from trainer.errors import ErrorCode, SealingError, UsageError, VerificationError
 from trainer.models import Phase, Status
-from trainer.provider import GrantRecord, PrivateMetrics
+from trainer.provider.dataset_files import find_data_files
+from trainer.provider.grants import GrantRecord, seal_dataset
+from trainer.provider.job_events import PrivateMetrics, watch_job
 from trainer.provider.opening import OpenedResult, open_sealed_result
+from trainer.provider.policies import read_policy
+from trainer.provider.submission_directory import SubmissionDirectory, write_atomically
 from trainer.provider.transport.carrier import Carrier
+from trainer.provider.transport.carrier_registry import connect_to_job
+from trainer.provider.verification import appraise_job, verify_deletion_statement
 from trainer.receipt.deletion import DeletionStatement
 from trainer.sealing.age import Identity
-from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
 from trainer.sealing.bundle import GrantDemands
 
-T = TypeVar("T")
+StepResult = TypeVar("StepResult")
 
-_BEFORE_UPLOAD: Final = frozenset({Phase.STARTING, Phase.PREPARING, Phase.AWAITING_DATASET})
-_SHOWN_METRICS: Final = ("step", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
+_PHASES_BEFORE_UPLOAD: Final = frozenset({Phase.STARTING, Phase.PREPARING, Phase.AWAITING_DATASET})
 
 
-class Reporter(Protocol):
-    """Who is told how the story goes; `trainer.cli.console.Report` is one."""
+class ProgressReporter(Protocol):
+    """Shows a user how the submission proceeds; `trainer.cli.console.TerminalProgress` is one."""
 
     def step(self, title: str) -> None:
         """A step begins."""
 
     def line(self, text: str) -> None:
-        """Something worth a line."""
+        """A line of text within the step."""
 
     def bytes_done(self, label: str, done: int, total: int) -> None:
-        """Progress of a transfer in bytes."""
+        """Progress of a transfer, in bytes."""
 
     def steps_done(self, label: str, done: int, total: int) -> None:
-        """Progress of training in optimizer steps."""
+        """Progress of training, in optimizer steps."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,15 @@ class Submission:
     """What to submit, where, under which policy, and where the result goes.
 
     Args:
-        data: data files.
-        source: https URL of the job, or its spool directory.
-        policy: policy.yaml.
+        data: data files, or folders of them.
+        source: location of the job: https URL or spool directory.
+        policy: path of policy.yaml.
         identities: the provider's; the result is sealed to their recipients.
         output: directory for the result; must not exist.
         cache: directory for collateral.
         nonces: file that remembers spent nonces; None keeps no record of them.
         require: what the grant demands of the job beyond its spec.
-        job: the job's spec, where the data has columns or a format that it names.
+        job: path of the job spec; needed if it names columns or a format for the data.
     """
 
     data: Sequence[Path]
@@ -82,237 +81,207 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Submitted:
-    """The end of the story: the opened result, all checks made on the way, and seconds per step."""
+class SubmissionResult:
+    """The end of a submission.
+
+    Args:
+        result: the opened result, or the failure report.
+        evidence_checks: checks of the job's evidence, before anything was sent.
+        seconds: duration of each step.
+        deletion: what the job stated that it destroyed, verified; None if it sent no statement.
+    """
 
     result: OpenedResult
-    checks: tuple[Check, ...]
+    evidence_checks: tuple[Check, ...]
     seconds: Mapping[str, float]
     deletion: DeletionStatement | None = None
-    """What the job says that it destroyed, checked; it lies beside the output as `DIR.deletion.json`."""
 
 
-def submit(submission: Submission, report: Reporter) -> Submitted:
-    """Go through all steps; see the module.
+def run_submission(submission: Submission, report: ProgressReporter) -> SubmissionResult:
+    """Runs all steps, or those that an earlier call with the same arguments did not finish.
 
     Raises:
-        TrainerError: of the step that failed; what earlier steps made is kept for the next call.
+        UsageError: the output directory exists, or another submission to it is under way.
+        TrainerError: a step failed; what earlier steps produced is kept for the next call.
     """
     return _SubmissionRun(submission, report).run()
 
 
 class _SubmissionRun:
-    """One submission under way; `kept` is its private directory."""
+    """One run of the steps."""
 
-    def __init__(self, submission: Submission, report: Reporter) -> None:
+    def __init__(self, submission: Submission, report: ProgressReporter) -> None:
         output = submission.output
         if output.exists():
             raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{output} exists", hint="choose a new directory with -o")
-        self.submission = submission
-        self.report = report
-        self.seconds: dict[str, float] = {}
-        self.kept = output.with_name(output.name + ".submission")
-        self.files = provider.data_files(submission.data)
-        self.recipients = [str(identity.recipient()) for identity in submission.identities]
+        self._submission = submission
+        self._report = report
+        self._seconds: dict[str, float] = {}
+        self._directory = SubmissionDirectory(output.with_name(output.name + ".submission"))
+        self._files = find_data_files(submission.data)
+        self._recipients = [str(identity.recipient()) for identity in submission.identities]
 
-    def run(self) -> Submitted:
-        """All steps in order."""
-        self._begin()
+    def run(self) -> SubmissionResult:
+        """Runs the steps; once more from the start if the job turns out to have been restarted."""
+        if self._directory.open_for(self._describe_submission()):
+            self._report.line(f"going on with the submission in {self._directory.path}")
         try:
-            return self._steps()
+            return self._run_steps()
         except VerificationError as error:
-            if error.code is not ErrorCode.TLS_KEY_MISMATCH or (self.kept / "result.tar.age").exists():
+            # A restarted job has a new TLS key. Once the result is here, the job is no longer needed.
+            if error.code is not ErrorCode.TLS_KEY_MISMATCH or self._directory.sealed_result.exists():
                 raise
-            self._verify_restarted()
-            return self._steps()
+        self._verify_restarted_job()
+        return self._run_steps()
 
-    def _steps(self) -> Submitted:
-        record = self._timed("verify", self._verify)
-        grant = self._timed("seal", lambda: self._seal(record))
-        client = provider.connect_to_job(self.submission.source, pinned_spki_sha256=self._peer(record))
-        sealed_result = self.kept / "result.tar.age"
-        if not sealed_result.exists():
-            self._timed("upload", lambda: self._upload(client))
-            self._timed("watch", lambda: self._watch(client, grant))
-            self._timed("pull", lambda: self._pull(client, sealed_result))
-        result = self._timed("open", lambda: self._open(sealed_result, record, grant))
-        envelope, digest = client.acknowledge(), file_sha256(sealed_result)
-        shutil.rmtree(self.kept)
-        deletion = self._check_deletion(envelope, digest, record, grant)
-        return Submitted(result, (*record.result.checks, *result.checks), self.seconds, deletion)
-
-    def _check_deletion(
-        self, envelope: bytes | None, digest: str, record: Record, grant: GrantRecord
-    ) -> DeletionStatement | None:
-        if envelope is None:
-            self.report.line("the job gave no statement of what it destroyed")
-            return None
-        statement = provider.check_deletion_of(
-            envelope, record, result_sha256=digest, manifest_sha256=grant.manifest_sha256
-        )
-        output = self.submission.output
-        _keep(output.with_name(output.name + ".deletion.json"), envelope)
-        return statement
-
-    def _timed(self, name: str, action: Callable[[], T]) -> T:
-        started = time.monotonic()
-        try:
-            return action()
-        finally:
-            self.seconds[name] = round(time.monotonic() - started, 3)
-
-    def _begin(self) -> None:
-        """Note what this submission is, or make sure that the one under way is the same."""
-        described = canonical_json(
+    def _describe_submission(self) -> bytes:
+        """Returns canonical JSON of everything that makes this submission another one."""
+        require = self._submission.require
+        return canonical_json(
             {
-                "source": self.submission.source,
-                "policy_sha256": file_sha256(self.submission.policy),
-                "data": {name: file_sha256(path) for name, path in self.files.items()},
-                "recipients": self.recipients,
-                **({"require": require.model_dump(mode="json")} if (require := self.submission.require) else {}),
+                "source": self._submission.source,
+                "policy_sha256": file_sha256(self._submission.policy),
+                "data": {name: file_sha256(path) for name, path in self._files.items()},
+                "recipients": self._recipients,
+                **({"require": require.model_dump(mode="json")} if require else {}),
             }
         )
-        note = self.kept / "submission.json"
-        if not note.exists():
-            self.kept.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _keep(note, described)
-        elif note.read_bytes() != described:
-            raise UsageError(
-                ErrorCode.USAGE,
-                f"another submission is under way in {self.kept}",
-                expected="the same job, policy, data and identity",
-                found="others",
-                hint=f"repeat the earlier command, or remove {self.kept} to give it up",
-            )
-        else:
-            self.report.line(f"going on with the submission in {self.kept}")
+
+    def _run_steps(self) -> SubmissionResult:
+        record = self._measure_time("verify", self._verify)
+        grant = self._measure_time("seal", lambda: self._seal(record))
+        # From here on only the key that the appraised claims name gets a byte.
+        client = connect_to_job(self._submission.source, pinned_spki_sha256=self._directory.load_peer_key(record))
+        if not self._directory.sealed_result.exists():
+            self._measure_time("upload", lambda: self._upload(client))
+            self._measure_time("watch", lambda: self._watch(client, grant))
+            self._measure_time("pull", lambda: self._pull(client))
+        result = self._measure_time("open", lambda: self._open(record, grant))
+        deletion = self._acknowledge(client, record, grant)
+        return SubmissionResult(result, record.result.checks, self._seconds, deletion)
+
+    def _measure_time(self, name: str, step: Callable[[], StepResult]) -> StepResult:
+        started = time.monotonic()
+        try:
+            return step()
+        finally:
+            self._seconds[name] = round(time.monotonic() - started, 3)
 
     def _verify(self) -> Record:
-        saved = self.kept / "attestation.json"
-        if saved.exists():
-            record = provider.read_record(saved)
-            if (self.kept / "grant.json").exists() or record.result.expires_at > time.time():
-                return record
-        self.report.step("verify the job")
-        record = self._attest()
-        _keep(saved, save_record(record))
+        if (record := self._directory.load_record(now=time.time())) is not None:
+            return record
+        self._report.step("verify the job")
+        record = self._appraise()
+        self._directory.save_record(record)
         return record
 
-    def _attest(self) -> Record:
-        policy = provider.read_policy(self.submission.policy)
-        client = provider.connect_to_job(self.submission.source)
-        record = provider.attest(client, policy, cache=self.submission.cache, nonces=self.submission.nonces)
+    def _appraise(self) -> Record:
+        """Returns a fresh appraisal of the job.
+
+        Raises:
+            VerificationError: it is not a pass.
+        """
+        submission = self._submission
+        record = appraise_job(
+            connect_to_job(submission.source),
+            read_policy(submission.policy),
+            cache=submission.cache,
+            nonces=submission.nonces,
+        )
         record.result.require_pass(record.result.appraised_at)
         return record
 
-    def _peer(self, record: Record) -> str | None:
-        """Digest of the TLS key of the job as it was started last."""
-        later = self.kept / "restarted.json"
-        return (provider.read_record(later) if later.exists() else record).result.peer_spki_sha256
-
-    def _verify_restarted(self) -> None:
-        """Somebody else answers: the same job after a restart, if it passes; the dataset is sealed to it anew.
-
-        Where it was sealed to the app's derived key, what was sealed stays good. Otherwise the new grant has the
-        old one's token, so that the job finds its checkpoints.
-        """
-        self.report.step("verify the job again: it was restarted")
-        earlier, now = provider.read_record(self.kept / "attestation.json"), self._attest()
-        stale = ["uploaded", "upload.json"]
-        if now.result.recipient == earlier.result.recipient:
-            _keep(self.kept / "restarted.json", save_record(now))
-        else:
-            stale += ["upload-begun", "dataset.age", "restarted.json"]
-            if (self.kept / "grant.json").exists():
-                (self.kept / "grant.json").rename(self.kept / "earlier-grant.json")
-            _keep(self.kept / "attestation.json", save_record(now))
-        for name in stale:
-            (self.kept / name).unlink(missing_ok=True)
+    def _verify_restarted_job(self) -> None:
+        self._report.step("verify the job again: it was restarted")
+        self._directory.adopt_restarted_job(self._appraise())
 
     def _seal(self, record: Record) -> GrantRecord:
-        kept, sealed = self.kept / "grant.json", self.kept / "dataset.age"
-        earlier = self.kept / "earlier-grant.json"
-        if kept.exists() and sealed.exists():
-            return provider.read_grant(kept)
-        self.report.step("check and seal the dataset")
-        for stale in (kept, sealed):
-            stale.unlink(missing_ok=True)
-        grant = provider.seal_dataset(
-            self.files,
+        if (grant := self._directory.load_grant()) is not None:
+            return grant
+        self._report.step("check and seal the dataset")
+        self._directory.discard_sealed_dataset()
+        grant = seal_dataset(
+            self._files,
             record.result,
-            self.recipients,
-            sealed,
-            progress=lambda done, total: self.report.bytes_done("sealing", done, total),
-            job=self.submission.job,
-            token=provider.read_grant(earlier).grant.token if earlier.exists() else None,
-            require=self.submission.require,
+            self._recipients,
+            self._directory.sealed_dataset,
+            progress=lambda done, total: self._report.bytes_done("sealing", done, total),
+            job=self._submission.job,
+            token=self._directory.load_earlier_token(),
+            require=self._submission.require,
         )
-        _keep(kept, grant.model_dump_json().encode())
+        self._directory.save_grant(grant)
         return grant
 
     def _upload(self, client: Carrier) -> None:
-        begun, done = self.kept / "upload-begun", self.kept / "uploaded"
-        if done.exists():
+        directory = self._directory
+        if directory.uploaded.exists():
             return
-        if begun.exists() and client.status().phase not in _BEFORE_UPLOAD:
-            done.touch()  # it was whole when we were interrupted: the job has taken it
+        if directory.upload_begun.exists() and client.status().phase not in _PHASES_BEFORE_UPLOAD:
+            # The upload was complete when an earlier call was interrupted: the job has taken it.
+            directory.uploaded.touch()
             return
-        self.report.step("upload the sealed dataset")
-        begun.touch()
-        sealed = self.kept / "dataset.age"
-        size = sealed.stat().st_size
+        self._report.step("upload the sealed dataset")
+        directory.upload_begun.touch()
+        size = directory.sealed_dataset.stat().st_size
         client.upload(
-            sealed,
-            progress=lambda sent: self.report.bytes_done("uploading", sent, size),
-            state=self.kept / "upload.json",
+            directory.sealed_dataset,
+            progress=lambda sent: self._report.bytes_done("uploading", sent, size),
+            state=directory.upload_state,
         )
-        done.touch()
+        directory.uploaded.touch()
 
     def _watch(self, client: Carrier, grant: GrantRecord) -> None:
-        self.report.step("wait for the training")
+        self._report.step("wait for the training")
         phase: Phase | None = None
         try:
-            for event in provider.watch(client, self.submission.identities, grant.grant.token):
-                phase = self._tell(event, phase)
+            for event in watch_job(client, self._submission.identities, grant.grant.token):
+                if isinstance(event, PrivateMetrics):
+                    self._report.line("  " + event.summarize())
+                    continue
+                self._show_status(event, phase)
+                phase = event.phase
         except SealingError:
-            for name in ("uploaded", "upload-begun"):
-                (self.kept / name).unlink(missing_ok=True)
+            self._directory.forget_upload()  # the job refused the dataset: the next call uploads again
             raise
 
-    def _tell(self, event: Status | PrivateMetrics, phase: Phase | None) -> Phase | None:
-        if isinstance(event, PrivateMetrics):
-            self.report.line("  " + describe_metrics(event))
-            return phase
-        if event.phase is not phase:
-            self.report.line(f"  {event.phase.value}")
-        if event.phase is Phase.TRAINING:
-            self.report.steps_done("training", event.step, event.total_steps)
-        return event.phase
+    def _show_status(self, status: Status, earlier: Phase | None) -> None:
+        if status.phase is not earlier:
+            self._report.line(f"  {status.phase.value}")
+        if status.phase is Phase.TRAINING:
+            self._report.steps_done("training", status.step, status.total_steps)
 
-    def _pull(self, client: Carrier, target: Path) -> None:
-        self.report.step("pull the sealed result")
+    def _pull(self, client: Carrier) -> None:
+        self._report.step("pull the sealed result")
         size = client.status().result_bytes or 0
-        client.download_result(target, progress=lambda done: self.report.bytes_done("pulling", done, size))
-
-    def _open(self, source: Path, record: Record, grant: GrantRecord) -> OpenedResult:
-        self.report.step("open and check the result")
-        return open_sealed_result(
-            source, self.submission.identities, self.submission.output, record=record, grant=grant
+        client.download_result(
+            self._directory.sealed_result, progress=lambda done: self._report.bytes_done("pulling", done, size)
         )
 
+    def _open(self, record: Record, grant: GrantRecord) -> OpenedResult:
+        self._report.step("open and check the result")
+        return open_sealed_result(
+            self._directory.sealed_result,
+            self._submission.identities,
+            self._submission.output,
+            record=record,
+            grant=grant,
+        )
 
-def _keep(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all: the next call must be able to rely on it."""
-    with replace_atomically(path, PRIVATE_MODE) as file:
-        file.write(data)
+    def _acknowledge(self, client: Carrier, record: Record, grant: GrantRecord) -> DeletionStatement | None:
+        """Ends the job and removes the directory; keeps the verified statement as `OUTPUT.deletion.json`.
 
-
-def describe_metrics(metrics: PrivateMetrics) -> str:
-    """One line for a person: `step 12  loss 1.234  …`."""
-    values = metrics.values
-    shown = [name for name in _SHOWN_METRICS if name in values]
-    return "  ".join(f"{name.replace('_', ' ')} {_short(values[name])}" for name in shown)
-
-
-def _short(value: JsonValue) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        The acknowledgement comes last: after it the job destroys the result, so it must have opened here.
+        """
+        envelope = client.acknowledge()
+        result_sha256 = file_sha256(self._directory.sealed_result)
+        self._directory.remove()
+        if envelope is None:
+            self._report.line("the job gave no statement of what it destroyed")
+            return None
+        statement = verify_deletion_statement(
+            envelope, record, result_sha256=result_sha256, manifest_sha256=grant.manifest_sha256
+        )
+        output = self._submission.output
+        write_atomically(output.with_name(output.name + ".deletion.json"), envelope)
+        return statement

@@ -1,4 +1,4 @@
-"""verify: a job is reached, its evidence appraised; what comes of it can be kept."""
+"""The verify step: get evidence from a job and appraise it under a policy; and the job's deletion statement."""
 
 from __future__ import annotations
 
@@ -7,35 +7,33 @@ import time
 from pathlib import Path
 
 from trainer.attestation.evidence import Evidence, parse_evidence
-from trainer.attestation.policy import (
-    CollateralDocument,
-    Policy,
-)
+from trainer.attestation.policy import CollateralDocument, Policy
 from trainer.attestation.result.record import Record, load_record, make_record
 from trainer.attestation.verifier import appraise
 from trainer.encoding import sha256_hex
-from trainer.provider.local_files import read_small
+from trainer.provider.local_files import read_small_file
 from trainer.provider.nonces import spend_nonce
 from trainer.provider.transport.carrier import Carrier
 from trainer.provider.transport.collateral_download import fetch_collateral
 from trainer.provider.transport.endorsement_download import fetch_gpu_endorsements
+from trainer.receipt.deletion import DeletionStatement, ExpectedDeletion, verify_deletion
 
 
-def attest(
+def appraise_job(
     client: Carrier, policy: Policy, *, cache: Path, nonces: Path | None = None, now: int | None = None
 ) -> Record:
-    """Ask a job for evidence over a fresh nonce, and appraise it. The record may be a fail.
+    """Asks a job for evidence over a fresh nonce and appraises it. The verdict of the record may be a failure.
 
     Args:
-        client: a client that knows no pin yet.
-        policy: what is demanded.
+        client: carrier of the job, without a pinned TLS key: the appraisal decides whether the key is the job's.
+        policy: what the provider demands.
         cache: directory for collateral.
         nonces: file that remembers spent nonces; None keeps no record of them.
         now: Unix time to appraise at; None reads the clock.
 
     Raises:
         UnavailableError: the job or the collateral service does not answer.
-        VerificationError: what the job sent is not evidence.
+        VerificationError: the job's answer is not evidence.
     """
     nonce = secrets.token_hex(32)
     evidence = parse_evidence(client.attestation(nonce))
@@ -60,37 +58,76 @@ def appraise_evidence(
     now: int | None,
     peer_spki_sha256: str | None,
 ) -> Record:
-    """Appraise evidence that came by any way; `nonce` must be the one that the provider chose."""
+    """Appraises evidence, with the collateral and GPU endorsements that the policy names.
+
+    Args:
+        evidence: evidence from a carrier or a file.
+        policy: what the provider demands.
+        nonce: the nonce that the provider chose, 64 hex digits; never one that is read from the evidence.
+        cache: directory for collateral.
+        nonces: file that remembers spent nonces; None keeps no record of them.
+        now: Unix time to appraise at; None reads the clock.
+        peer_spki_sha256: SHA-256 of the TLS key that answered, in hex; None if the evidence did not come over TLS.
+
+    Raises:
+        UnavailableError: the collateral service or an endorsement service does not answer.
+        VerificationError: the quote cannot be parsed.
+    """
     clock = int(time.time())
-    at = clock if now is None else now
-    collateral = policy_collateral(evidence, policy, cache=cache, now=at)
+    appraised_at = clock if now is None else now
+    collateral = _load_collateral(evidence, policy, cache=cache, now=appraised_at)
     endorsements = fetch_gpu_endorsements(evidence.gpu.fresh, policy.gpu)
-    digest = sha256_hex(evidence.canonical())
+    evidence_sha256 = sha256_hex(evidence.canonical())
     result = appraise(
         evidence,
         collateral=collateral,
         policy=policy,
         nonce=nonce,
-        now=at,
+        now=appraised_at,
         peer_spki_sha256=peer_spki_sha256,
-        nonce_unused=None if nonces is None else spend_nonce(nonces, nonce, digest, now=clock),
+        # Spent at the real time, whatever `now` says: an appraisal as of an earlier time must not free a nonce.
+        nonce_unused=None if nonces is None else spend_nonce(nonces, nonce, evidence_sha256, now=clock),
         endorsements=endorsements,
     )
     return make_record(result, evidence=evidence, collateral=collateral, policy=policy, endorsements=endorsements)
 
 
-def policy_collateral(evidence: Evidence, policy: Policy, *, cache: Path, now: int) -> bytes:
-    """The collateral that the policy names: the file's content, or fetched for this quote's platform."""
+def _load_collateral(evidence: Evidence, policy: Policy, *, cache: Path, now: int) -> bytes:
+    """Returns the collateral that the policy contains, or fetches it for the platform of this quote."""
     if isinstance(policy.collateral, CollateralDocument):
         return policy.collateral.document.encode()
     return fetch_collateral(bytes.fromhex(evidence.quote), policy.collateral.url, cache_dir=cache, now=now)
 
 
 def read_record(path: Path) -> Record:
-    """Read a saved attestation result; it is appraised again, as of then.
+    """Reads a saved attestation result; its evidence is appraised again, as of the time of the first appraisal.
 
     Raises:
         UsageError: no such file.
-        VerificationError: it does not hold, or was edited.
+        VerificationError: the appraisal does not give the saved result: the file was edited.
     """
-    return load_record(read_small(path, "attestation result"))
+    return load_record(read_small_file(path, "attestation result"))
+
+
+def verify_deletion_statement(
+    envelope: bytes, record: Record, *, result_sha256: str | None = None, manifest_sha256: str | None = None
+) -> DeletionStatement:
+    """Verifies the deletion statement that an appraised job signed at its end.
+
+    Args:
+        envelope: the DSSE envelope.
+        record: the appraisal of the job; it names the receipt key.
+        result_sha256: SHA-256 of the sealed result in hex; None if it is not known here.
+        manifest_sha256: SHA-256 of the dataset's manifest in hex; None if it is not known here.
+
+    Raises:
+        VerificationError: `receipt-invalid` or `receipt-mismatch`.
+    """
+    expected = ExpectedDeletion(
+        receipt_key=record.result.receipt_key,
+        job_spec_sha256=record.result.job_spec_sha256,
+        received_at=int(time.time()),
+        result_sha256=result_sha256,
+        manifest_sha256=manifest_sha256,
+    )
+    return verify_deletion(envelope, expected)

@@ -18,7 +18,7 @@ _ETAG: Final = re.compile(r'"([0-9a-f]{64})"')
 _BLOCK: Final = 1 << 20
 
 
-class Downloader:
+class ResultDownloader:
     """One result on its way to `target`.
 
     Until it is whole and checked it lies beside `target` as `.NAME.SHA256.partial`.

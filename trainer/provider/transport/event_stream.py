@@ -20,7 +20,7 @@ from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
 _MAX_LINE: Final = MAX_SEALED_EVENT_BYTES + 64
 
 
-class Watcher:
+class EventStreamReader:
     """Events of one job, in order, each once as long as the job keeps them.
 
     Args:

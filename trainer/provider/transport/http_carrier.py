@@ -18,10 +18,10 @@ from trainer.exchange.limits import (
 )
 from trainer.models import Status
 from trainer.provider.transport.carrier import CarrierKind, JobEvent, Progress
-from trainer.provider.transport.downloading import Downloader
-from trainer.provider.transport.event_stream import Watcher
+from trainer.provider.transport.downloading import ResultDownloader
+from trainer.provider.transport.event_stream import EventStreamReader
 from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
-from trainer.provider.transport.uploading import Uploader
+from trainer.provider.transport.uploading import DatasetUploader
 
 _TIMEOUT_SECONDS: Final = 60.0
 
@@ -77,7 +77,7 @@ class JobClient:
         return self._wire.fetch("GET", "/attestation", params={"nonce": nonce}, limit=MAX_EVIDENCE_ANSWER_BYTES)[1]
 
     def upload(self, path: Path, *, progress: Progress | None = None, state: Path | None = None) -> None:
-        """Send a sealed dataset; see `Uploader.send` for what it raises.
+        """Send a sealed dataset; see `DatasetUploader.send` for what it raises.
 
         Args:
             path: the sealed file.
@@ -88,7 +88,7 @@ class JobClient:
             UsageError: no TLS key is known: the job was not attested.
         """
         self._wire.require_pin()
-        Uploader(self._wire, self._patience(), progress, state).send(path)
+        DatasetUploader(self._wire, self._patience(), progress, state).send(path)
 
     def status(self) -> Status:
         """The public status.
@@ -103,7 +103,7 @@ class JobClient:
             raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job's status cannot be read") from None
 
     def events(self, token: str | None = None) -> Iterator[JobEvent]:
-        """Events until the job is done or failed; see `Watcher.events` for what it raises.
+        """Events until the job is done or failed; see `EventStreamReader.events` for what it raises.
 
         Args:
             token: the grant's token: private events come too, still sealed.
@@ -113,11 +113,11 @@ class JobClient:
         """
         if token is not None:
             self._wire.require_pin()
-        return Watcher(self._wire, self._patience(), token).events()
+        return EventStreamReader(self._wire, self._patience(), token).events()
 
     def download_result(self, target: Path, *, progress: Progress | None = None) -> str:
-        """Fetch the sealed result to `target`, atomically; see `Downloader.fetch` for what it raises."""
-        return Downloader(self._wire, self._patience(), target, progress).fetch()
+        """Fetch the sealed result to `target`, atomically; see `ResultDownloader.fetch` for what it raises."""
+        return ResultDownloader(self._wire, self._patience(), target, progress).fetch()
 
     def acknowledge(self) -> bytes | None:
         """Say that the result arrived; the job ends. Returns its deletion statement; None where it gives none.

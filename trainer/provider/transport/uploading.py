@@ -56,7 +56,7 @@ class UploadState(Strict):
         partial.replace(path)
 
 
-class Uploader:
+class DatasetUploader:
     """One file on its way.
 
     Args:

@@ -1,0 +1,131 @@
+"""The commands that end with an opened result: `open` for one step, `submit` for all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trainer.cli.console import TerminalProgress, print_checks, print_summary
+from trainer.cli.options import (
+    GrantFile,
+    IdentityFile,
+    JobFile,
+    JobUrl,
+    Json,
+    MaxDelta,
+    MaxEpsilon,
+    PolicyFile,
+    Quiet,
+    RecordFile,
+    cache_directory,
+    nonces_file,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trainer.attestation.checks import Check
+    from trainer.receipt.statement import Statement
+
+_SHOWN_FIELDS = ("adapter_dir", "privacy")
+"""What is printed of a result without `--json`."""
+
+
+def open_result(
+    sealed: Annotated[Path, typer.Argument(metavar="FILE", help="The sealed result.")],
+    identity: IdentityFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the result; must not exist.")],
+    attestation: RecordFile,
+    grant: GrantFile = None,
+    as_json: Json = False,
+) -> None:
+    """Decrypt a result and check its receipt. Writes nothing unless every check passes."""
+    from trainer import provider
+
+    opened = provider.open_sealed_result(
+        sealed,
+        provider.read_identities(identity),
+        output,
+        record=provider.read_record(attestation),
+        grant=provider.read_grant_record(grant) if grant else None,
+    )
+    if not as_json:
+        print_checks(opened.checks, title="the result's receipt")
+    if (failure := opened.failure) is not None:
+        raise failure
+    print_summary(
+        {
+            "adapter_dir": str(opened.adapter),
+            "checks": _check_states(opened.checks),
+            **_privacy_line(opened.statement),
+            "summary": opened.statement.metrics,
+        },
+        as_json=as_json,
+        show=_SHOWN_FIELDS,
+    )
+
+
+def submit_dataset(
+    data: Annotated[list[Path], typer.Argument(help="Data files, or folders of them.")],
+    job_url: JobUrl,
+    policy: PolicyFile,
+    identity: IdentityFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the result; must not exist.")],
+    job: JobFile = None,
+    max_epsilon: MaxEpsilon = None,
+    max_delta: MaxDelta = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Do all of it: verify → seal → upload → watch → pull → open. Repeat the command to continue after a break."""
+    from trainer import provider
+
+    submission = provider.Submission(
+        data,
+        job_url,
+        policy,
+        provider.read_identities(identity),
+        output,
+        cache=cache_directory(),
+        nonces=nonces_file(),
+        job=job,
+        require=provider.make_privacy_demand(max_epsilon, max_delta),
+    )
+    with TerminalProgress(quiet=quiet) as progress:
+        submitted = provider.run_submission(submission, progress)
+    result = submitted.result
+    if not as_json and not quiet:
+        print_checks(submitted.evidence_checks, title="the job's evidence")
+        print_checks(result.checks, title="the result's receipt")
+    if (failure := result.failure) is not None:
+        raise failure
+    job_spec_sha256 = result.statement.predicate.buildDefinition.externalParameters.jobSpecSha256
+    print_summary(
+        {
+            "adapter_dir": str(result.adapter),
+            "checks": _check_states((*submitted.evidence_checks, *result.checks)),
+            "receipt": {"job_spec_sha256": job_spec_sha256},
+            **_privacy_line(result.statement),
+            "summary": dict(result.statement.metrics),
+            "seconds": dict(submitted.seconds),
+            "deletion": submitted.deletion.predicate.model_dump(mode="json") if submitted.deletion else None,
+        },
+        as_json=as_json,
+        show=_SHOWN_FIELDS,
+    )
+
+
+def _check_states(checks: Sequence[Check]) -> dict[str, str]:
+    """Returns code → state, in the order of the checks."""
+    return {check.code: check.state.value for check in checks}
+
+
+def _privacy_line(statement: Statement) -> dict[str, object]:
+    """Returns ε and δ of the weights as the receipt states them; empty if it states none."""
+    privacy = statement.privacy
+    differential = privacy.get("differential") if isinstance(privacy, dict) else None
+    if not isinstance(differential, dict):
+        return {}
+    return {"privacy": f"ε = {differential.get('epsilon')} at δ = {differential.get('delta')} for each row"}

@@ -1,0 +1,84 @@
+"""The watch step: follow a job's public status, and open the private metrics that are meant for the provider."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic import JsonValue
+
+from trainer.encoding import parse_json
+from trainer.errors import ErrorCode, JobError, SealingError, TrainerError
+from trainer.models import Phase, Status
+from trainer.provider.transport.carrier import FINAL_PHASES, Carrier, SealedEvent
+from trainer.sealing.age import Identity, decrypt
+
+_SUMMARY_METRICS: Final = ("step", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
+
+
+@dataclass(frozen=True)
+class PrivateMetrics:
+    """Metrics of one optimizer step, opened with the provider's identity."""
+
+    values: Mapping[str, JsonValue]
+
+    def summarize(self) -> str:
+        """Returns the best-known metrics on one line: `step 12  loss 1.234  …`."""
+        shown = {name: self.values[name] for name in _SUMMARY_METRICS if name in self.values}
+        return "  ".join(
+            f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in shown.items()
+        )
+
+
+def watch_job(
+    client: Carrier, identities: Sequence[Identity], token: str | None
+) -> Iterator[Status | PrivateMetrics]:
+    """Yields a job's status and private metrics until its result or failure report can be pulled.
+
+    Args:
+        client: carrier of the job.
+        identities: the provider's; private events are sealed to them.
+        token: the grant's token; None leaves private events out.
+
+    Raises:
+        UnavailableError: the job cannot be reached any more.
+        SealingError: the job could not open the dataset.
+        JobError: the job failed and has no sealed report, because it never learned a recipient for one.
+    """
+    for event in client.events(token):
+        if isinstance(event, Status):
+            yield event
+            _raise_failure(event)
+            if event.phase is Phase.AWAITING_PULL or event.phase in FINAL_PHASES:
+                return
+        elif (metrics := _open_event(event, identities)) is not None:
+            yield metrics
+
+
+def _raise_failure(status: Status) -> None:
+    if status.phase is Phase.FAILED and status.result_bytes is None:
+        raise JobError(ErrorCode(status.error or ErrorCode.JOB_FAILED), "the job failed and left no report")
+    if status.phase is Phase.AWAITING_DATASET and status.error is not None:
+        raise SealingError(
+            ErrorCode(status.error),
+            "the job could not open the dataset",
+            hint="verify the job again and seal the dataset anew: a restarted job may have other keys",
+        )
+
+
+def _open_event(event: SealedEvent, identities: Sequence[Identity]) -> PrivateMetrics | None:
+    """Opens a private event; returns None if it does not open or is not a JSON object.
+
+    Events are only shown. Nothing is decided on them, so one that does not open is skipped.
+    """
+    opened = io.BytesIO()
+    try:
+        decrypt(io.BytesIO(base64.b64decode(event.sealed)), opened, identities)
+        values = parse_json(opened.getvalue())
+    except (TrainerError, ValueError):
+        return None
+    return PrivateMetrics(values) if isinstance(values, dict) else None

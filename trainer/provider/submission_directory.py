@@ -1,0 +1,170 @@
+"""The private directory that makes a submission resumable: `OUTPUT.submission`, removed at its end.
+
+    submission.json      what is submitted: job location, policy, data, recipients
+    attestation.json     record of the appraisal that the dataset is sealed on
+    restarted.json       record of a restarted job to which the sealed dataset still belongs
+    grant.json           the grant, with its token
+    earlier-grant.json   the grant before a restart that made sealing anew necessary
+    dataset.age          the sealed dataset
+    upload-begun, upload.json, uploaded    how far the upload is
+    result.tar.age       the sealed result
+
+A file that exists is complete: each is written under a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.attestation.result.record import Record, save_record
+from trainer.errors import ErrorCode, UsageError
+from trainer.provider.grants import GrantRecord, read_grant_record
+from trainer.provider.verification import read_record
+from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
+
+
+@dataclass(frozen=True)
+class SubmissionDirectory:
+    """What a submission has written so far.
+
+    Args:
+        path: the directory.
+    """
+
+    path: Path
+
+    @property
+    def sealed_dataset(self) -> Path:
+        """Path of the sealed dataset."""
+        return self.path / "dataset.age"
+
+    @property
+    def sealed_result(self) -> Path:
+        """Path of the sealed result."""
+        return self.path / "result.tar.age"
+
+    @property
+    def upload_begun(self) -> Path:
+        """Empty file: an upload of `sealed_dataset` was started."""
+        return self.path / "upload-begun"
+
+    @property
+    def upload_state(self) -> Path:
+        """File in which the carrier keeps what it needs to continue an upload."""
+        return self.path / "upload.json"
+
+    @property
+    def uploaded(self) -> Path:
+        """Empty file: the job has all of `sealed_dataset`."""
+        return self.path / "uploaded"
+
+    @property
+    def _attestation(self) -> Path:
+        return self.path / "attestation.json"
+
+    @property
+    def _restarted(self) -> Path:
+        return self.path / "restarted.json"
+
+    @property
+    def _grant(self) -> Path:
+        return self.path / "grant.json"
+
+    @property
+    def _earlier_grant(self) -> Path:
+        return self.path / "earlier-grant.json"
+
+    def open_for(self, description: bytes) -> bool:
+        """Creates the directory, or makes sure that the submission in it is the same.
+
+        Args:
+            description: canonical bytes that identify the submission.
+
+        Returns:
+            Whether an earlier submission continues.
+
+        Raises:
+            UsageError: the directory belongs to another submission.
+        """
+        file = self.path / "submission.json"
+        if not file.exists():
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(file, description)
+            return False
+        if file.read_bytes() != description:
+            raise UsageError(
+                ErrorCode.USAGE,
+                f"another submission is under way in {self.path}",
+                expected="the same job, policy, data and identity",
+                found="others",
+                hint=f"repeat the earlier command, or remove {self.path} to give it up",
+            )
+        return True
+
+    def load_record(self, *, now: float) -> Record | None:
+        """Returns the saved record, unless it has expired before a dataset was sealed on it; None without one."""
+        if not self._attestation.exists():
+            return None
+        record = read_record(self._attestation)
+        return record if self._grant.exists() or record.result.expires_at > now else None
+
+    def save_record(self, record: Record) -> None:
+        """Saves the record that the dataset is sealed on."""
+        write_atomically(self._attestation, save_record(record))
+
+    def load_peer_key(self, record: Record) -> str | None:
+        """Returns the SHA-256 of the TLS key of the job as it was started last, in hex; None without TLS."""
+        latest = read_record(self._restarted) if self._restarted.exists() else record
+        return latest.result.peer_spki_sha256
+
+    def load_grant(self) -> GrantRecord | None:
+        """Returns the grant of the sealed dataset; None unless both exist."""
+        return read_grant_record(self._grant) if self._grant.exists() and self.sealed_dataset.exists() else None
+
+    def save_grant(self, grant: GrantRecord) -> None:
+        """Saves the grant of the sealed dataset."""
+        write_atomically(self._grant, grant.model_dump_json().encode())
+
+    def load_earlier_token(self) -> str | None:
+        """Returns the token of the grant before a restart: with it a job finds the checkpoints it made earlier."""
+        return read_grant_record(self._earlier_grant).grant.token if self._earlier_grant.exists() else None
+
+    def discard_sealed_dataset(self) -> None:
+        """Removes a sealed dataset whose grant is missing, or the reverse: the two are only good together."""
+        for file in (self._grant, self.sealed_dataset):
+            file.unlink(missing_ok=True)
+
+    def adopt_restarted_job(self, record: Record) -> None:
+        """Replaces the job by its appraised restart; keeps the sealed dataset if its recipient is still the same.
+
+        The recipient is the same where the dataset was sealed to the app's derived key. Otherwise the dataset must
+        be sealed anew, under the token of the earlier grant.
+        """
+        for file in (self.uploaded, self.upload_state):
+            file.unlink(missing_ok=True)
+        if record.result.recipient == read_record(self._attestation).result.recipient:
+            # `upload-begun` stays: the job may have kept the dataset on its volume and be training already.
+            write_atomically(self._restarted, save_record(record))
+            return
+        if self._grant.exists():
+            self._grant.rename(self._earlier_grant)
+        self.save_record(record)
+        for file in (self.upload_begun, self.sealed_dataset, self._restarted):
+            file.unlink(missing_ok=True)
+
+    def forget_upload(self) -> None:
+        """Removes what is known of an upload, so that the next call sends the dataset again."""
+        for file in (self.uploaded, self.upload_begun, self.upload_state):
+            file.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Removes the directory: the result is in place."""
+        shutil.rmtree(self.path)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a private file that exists either complete or not at all: the next call relies on it."""
+    with replace_atomically(path, PRIVATE_MODE) as file:
+        file.write(data)
