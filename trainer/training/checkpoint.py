@@ -30,7 +30,7 @@ from trainer.training.interruption import Interrupts
 from trainer.training.progress import TrainState
 from trainer.training.report.samples import Sample
 from trainer.training.run_inputs import CHECKPOINT_FILES, CHECKPOINTS_DIR
-from trainer.training.tree import flatten, unflatten
+from trainer.training.tree import flatten_tree, unflatten_tree
 
 METRICS, STATE, TENSORS = CHECKPOINT_FILES
 _log: Final = logging.getLogger(__name__)  # goes to stderr, which is the private log
@@ -174,7 +174,7 @@ def write_state(folder: Path, parameters: Sequence[str], state: TrainState, kept
         version=1,
         step=state.step,
         parameters=tuple(parameters),
-        optimizer=flatten(state.optimizer, "optimizer", tensors),
+        optimizer=flatten_tree(state.optimizer, "optimizer", tensors),
         generators=len(state.random),
         totals=state.totals,
         recent=state.recent,
@@ -275,7 +275,7 @@ def _state(document: _StateDocument, tensors: dict[str, Tensor], trained: Mappin
 
 
 def _optimizer(value: JsonValue, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    found = unflatten(value, tensors)
+    found = unflatten_tree(value, tensors)
     if not isinstance(found, dict):
         raise TypeError("no state of an optimizer")
     return found

@@ -1,10 +1,12 @@
-"""The model's own forward pass, compiled at run time: `train.torch_compile`.
+"""The model's own forward pass, compiled at run time with torch.compile: `train.torch_compile`.
 
-A model's layers are alike, so one of them is compiled and the code serves all, in a fraction of the time that the
-whole model takes. Only where CUDA graphs are replayed, one graph is to hold the whole pass. Sizes are symbolic:
-with fixed ones every shape is compiled anew, and no step is quicker for it (docs/decisions/0003-training-loop.md).
+The layers of a model are alike, so one of them is compiled and its code serves all, in a fraction of the time that
+compiling the model in one piece takes. Only with CUDA graphs is the model compiled in one piece, because one
+graph is to hold the complete pass. Sizes are symbolic: with fixed ones each shape would be compiled anew, and no
+step would be faster for it (docs/decisions/0003-training-loop.md).
 
-What can be compiled in pieces only is refused (`fullgraph`): nobody would be told how much of it is.
+A model that torch can compile only in pieces is refused (`fullgraph`): nobody would learn how much of it is
+compiled.
 """
 
 from __future__ import annotations
@@ -24,17 +26,17 @@ from trainer.errors import ErrorCode, JobError
 from trainer.spec import TrainSection
 from trainer.training.out_of_memory import raise_if_out_of_memory
 
-MULTIPLE: Final = 64
-"""Where graphs are replayed, each of which has one shape, rows are padded to a multiple of so many tokens.
+WIDTH_MULTIPLE: Final = 64
+"""With CUDA graphs, each of which has one shape, rows are padded to a multiple of this many tokens.
 
-Of 2000 made-up rows (24 to 400 tokens, or 24 to 2048; steps of 4 or 16 rows), 176 to 552 shapes become 8 to 44,
-for up to 23 % more tokens. With 32 up to 72 shapes are left; 128 adds up to 42 %. That rows are a power of two in
-number adds nothing: micro-batches are cut accordingly, and up to half of the shapes are gone.
+Measured on 2000 synthetic rows (24 to 400 tokens, or 24 to 2048; steps of 4 or 16 rows): 176 to 552 shapes become
+8 to 44, for up to 23 % more tokens. With 32 there are up to 72 shapes; 128 costs up to 42 % more tokens. That the
+number of rows is a power of two costs nothing, because micro-batches are split accordingly, and halves the shapes.
 """
 
-_VARIANTS: Final = 64
-"""So often a layer is compiled, at most: training and not, with and without adapter, one row and several, and the
-layer that stands first; times the kinds of layers that a model has."""
+_RECOMPILE_LIMIT: Final = 64
+"""How often a layer is compiled at most: training and not, with and without adapter, one row and several, the
+first layer (whose input has no gradient); times the kinds of layers that a model has."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Compilation:
     """How a model is compiled.
 
     Attributes:
-        mode: what `torch.compile` calls it.
+        mode: the mode of `torch.compile`.
         graphs: whether CUDA graphs are recorded and replayed.
     """
 
@@ -51,7 +53,7 @@ class Compilation:
 
     @classmethod
     def from_section(cls, train: TrainSection, device: torch.device) -> Compilation | None:
-        """What a job spec asks for; None where the model is left as it is."""
+        """Return what a job spec asks for; None where the model is not compiled."""
         if not train.torch_compile:
             return None
         return cls(train.torch_compile_mode, device.type == "cuda" and train.torch_compile_mode != "default")
@@ -59,63 +61,66 @@ class Compilation:
     def compile(self, model: Any) -> None:
         """Have a PEFT model compiled, in place, when it is first called."""
         decoder: nn.Module = model.get_base_model().base_model
-        for part in (decoder,) if self.graphs else _layers(decoder):
-            part.compile(fullgraph=True, dynamic=True, mode=self.mode, recompile_limit=_VARIANTS)
+        for module in (decoder,) if self.graphs else _find_layers(decoder):
+            module.compile(fullgraph=True, dynamic=True, mode=self.mode, recompile_limit=_RECOMPILE_LIMIT)
+        # A graph's gradients lie in its own memory, which the next replay overwrites; a gradient that is
+        # accumulated over micro-batches must be a copy.
         for parameter in model.parameters() if self.graphs else ():
-            if parameter.requires_grad:  # a gradient that is kept would lie where the next replay writes
+            if parameter.requires_grad:
                 parameter.register_hook(torch.clone)
 
     def padded_shape(self, rows: int, width: int) -> tuple[int, int]:
-        """What rectangle the model is given for so many rows of so many tokens."""
+        """Return the (rows, width) of the rectangle that the model is given for rows of up to `width` tokens."""
         if not self.graphs:
             return rows, width
-        return 1 << (rows - 1).bit_length(), -(-width // MULTIPLE) * MULTIPLE
+        power_of_two = 1 << (rows - 1).bit_length()
+        return power_of_two, -(-width // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
 
     def cost(self, lengths: Sequence[int]) -> int:
-        """How many tokens the model is given for rows of these lengths."""
+        """Return how many tokens the model computes for rows of these lengths."""
         rows, width = self.padded_shape(len(lengths), max(lengths))
         return rows * width
 
     def mark_step_begin(self) -> None:
-        """Say that nothing of the pass before is needed any more."""
+        """Tell torch that the last forward pass is no longer needed: a graph may overwrite its results."""
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
 
-def _layers(decoder: nn.Module) -> list[nn.Module]:
-    """The layers that a decoder repeats, or itself."""
+def _find_layers(decoder: nn.Module) -> list[nn.Module]:
+    """Return the layers that a decoder repeats; the decoder itself where transformers does not mark them."""
     from transformers.modeling_layers import GradientCheckpointingLayer  # noqa: PLC0415 -- after the engine
 
-    return [part for part in decoder.modules() if isinstance(part, GradientCheckpointingLayer)] or [decoder]
+    return [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)] or [decoder]
 
 
 def require_compiler() -> None:
-    """Compile something small, before anything is loaded: what a machine lacks is to be found now.
+    """Compile a small function before anything is loaded, to fail early on a machine that cannot compile.
 
     Raises:
         JobError: `ENGINE_UNAVAILABLE`, naming what is missing.
     """
-    from torch._inductor import config  # noqa: PLC0415 -- slow, and not for those who do not compile
+    from torch._inductor import config  # noqa: PLC0415 -- slow, and only for this
 
-    config.compile_threads = 1  # in this process, whose children are then compilers and nothing else
+    config.compile_threads = 1  # in this process; then the only children that it starts are compilers
     try:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        torch.compile(_trial, fullgraph=True)(torch.ones(64, device=device))
-    except Exception as error:  # whatever a compiler that is not there makes the library raise
+        torch.compile(_trial_function, fullgraph=True)(torch.ones(64, device=device))
+    except Exception as error:  # without a compiler the library raises errors of many types
         raise JobError(
             ErrorCode.ENGINE_UNAVAILABLE,
-            "train.torch_compile cannot be done here",
+            "train.torch_compile does not work on this machine",
             expected="a C++ compiler (g++), Python's header files, and a workspace that code can be loaded from",
-            found=" and ".join(_missing()) or f"{type(error).__name__} (see job.log)",
-            hint="set train.torch_compile to false, or have the job run in an image with a compiler",
+            found=" and ".join(_missing_tools()) or f"{type(error).__name__} (see job.log)",
+            hint="set train.torch_compile to false, or run the job in an image with a compiler",
         ) from error
 
 
-def _trial(x: Tensor) -> Tensor:
+def _trial_function(x: Tensor) -> Tensor:
     return (x * 2 + 1).tanh()
 
 
-def _missing() -> Iterator[str]:
+def _missing_tools() -> Iterator[str]:
     if shutil.which("g++") is None:
         yield "no g++"
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
@@ -124,10 +129,13 @@ def _missing() -> Iterator[str]:
 
 @contextmanager
 def report_compile_errors() -> Iterator[None]:
-    """The model's own pass is compiled in the first step, forward and backward.
+    """Within it, an error of torch.compile becomes a job error.
+
+    A model is compiled in the first optimizer step, its forward and its backward pass.
 
     Raises:
-        JobError: `ENGINE_UNAVAILABLE`: it cannot be; why stands in the private log.
+        JobError: `ENGINE_UNAVAILABLE`: the model cannot be compiled. The reason quotes the model's code and may
+            quote data, so it goes into the private log only.
     """
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # noqa: PLC0415 -- see above
 
@@ -138,5 +146,5 @@ def report_compile_errors() -> Iterator[None]:
         raise JobError(
             ErrorCode.ENGINE_UNAVAILABLE,
             f"the base model cannot be compiled ({type(error).__name__})",
-            hint="set train.torch_compile to false; job.log says what stood in the way",
+            hint="set train.torch_compile to false; job.log has the reason",
         ) from error

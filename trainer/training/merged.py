@@ -1,7 +1,7 @@
-"""The whole model on request: base and adapter merged in 16 bits, for those who serve without PEFT.
+"""The merged model: base and adapter as one model in 16 bits, for those who serve without PEFT.
 
-The base is loaded once more, in bfloat16 and without quantisation: merging into 4-bit weights would round the
-adapter away.
+The base model is loaded once more, in bfloat16 and without quantization. Merging computes W + scale * B A; a W of
+4-bit weights would round the adapter's small update away.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from typing import Any, Final
 
 import torch
 
-_SHARD: Final = "5GB"
-_WEIGHTS: Final = (".safetensors", ".safetensors.index.json")
+_MAX_SHARD_SIZE: Final = "5GB"
+_WEIGHT_FILES: Final = (".safetensors", ".safetensors.index.json")
 
 
 def save_merged(model_dir: Path, adapter: Path, target: Path) -> None:
-    """Write a model directory that transformers loads as it is.
+    """Write a model directory that transformers loads without PEFT.
 
     Args:
         model_dir: the base model's files.
-        adapter: the saved adapter.
-        target: new directory; gets weights in bfloat16, and the base's tokenizer and other text files.
+        adapter: directory of the saved adapter.
+        target: new directory; receives safetensors in bfloat16, and the base model's tokenizer and other text
+            files.
     """
     from peft import PeftModel  # noqa: PLC0415 -- after the choice of the engine
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
@@ -30,11 +31,13 @@ def save_merged(model_dir: Path, adapter: Path, target: Path) -> None:
     base: Any = AutoModelForCausalLM.from_pretrained(
         model_dir, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.bfloat16
     )
+    # `safe_merge` refuses an adapter whose product is not finite.
     merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
-    merged.config._name_or_path = ""  # noqa: SLF001 -- a path of this machine
-    merged.save_pretrained(str(target), safe_serialization=True, max_shard_size=_SHARD)
+    merged.config._name_or_path = ""  # noqa: SLF001 -- a path inside the VM, which means nothing elsewhere
+    merged.save_pretrained(str(target), safe_serialization=True, max_shard_size=_MAX_SHARD_SIZE)
+    # The rest of the base model's files, except those that were just written: its configuration has changed.
     for path in sorted(model_dir.rglob("*")):
         name = path.relative_to(model_dir)
-        if path.is_file() and not path.name.endswith(_WEIGHTS) and not (target / name).exists():
+        if path.is_file() and not path.name.endswith(_WEIGHT_FILES) and not (target / name).exists():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target / name)

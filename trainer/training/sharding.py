@@ -1,7 +1,8 @@
-"""A base model that is spread over several processes: each keeps a part of every layer (FSDP2).
+"""A base model that is sharded over several ranks: each holds a part of every layer (FSDP2).
 
-The frozen layers are spread; the adapter, the embedding and the head stay whole everywhere. So gradients, the
-optimizer and what is saved are those of a model that is not spread, and no gradient goes through FSDP.
+FSDP2 gathers a layer's weights from all ranks when the layer is run and frees them afterwards. Here only the
+frozen layers are sharded; the adapter, the embedding and the head are replicated on every rank. So gradients,
+optimizer state and what is saved are the same as without sharding, and no gradient goes through FSDP.
 """
 
 from __future__ import annotations
@@ -18,16 +19,24 @@ from trainer.training.engines.base import Precision
 
 
 def loading_precision(precision: Precision, ranks: RankGroup) -> Precision:
-    """Where a model is loaded: one that is to be spread, into the machine's memory first."""
+    """Return the precision to load a model with: one that will be sharded goes to the CPU first.
+
+    It need not fit into the memory of one GPU.
+    """
     return replace(precision, device=torch.device("cpu")) if ranks.sharded else precision
 
 
 def shard_base_model(model: Any, precision: Precision, ranks: RankGroup) -> None:
-    """Spread the layers of a PEFT model over the processes, where that is asked for; each must call it.
+    """Shard the layers of a PEFT model over the ranks, where the job spec asks for it; every rank must call it.
+
+    Args:
+        model: the model, loaded with `loading_precision`.
+        precision: device and number formats that it will have.
+        ranks: the ranks.
 
     Raises:
-        JobError: `ENGINE_UNAVAILABLE`: the weights are quantized, or transformers does not say which of the
-            model's parts are its layers.
+        JobError: `ENGINE_UNAVAILABLE`: the weights are quantized, or transformers does not name the layers of this
+            architecture.
     """
     if not ranks.sharded:
         return
@@ -35,27 +44,30 @@ def shard_base_model(model: Any, precision: Precision, ranks: RankGroup) -> None
     from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
 
     causal = model.get_base_model()
-    names: Collection[str] = causal._no_split_modules or ()  # noqa: SLF001 -- where transformers names them
-    layers = [module for module in causal.modules() if type(module).__name__ in names]
+    layer_names: Collection[str] = causal._no_split_modules or ()  # noqa: SLF001 -- where transformers names them
+    layers = [module for module in causal.modules() if type(module).__name__ in layer_names]
     if not layers or getattr(causal, "is_quantized", False):
         raise JobError(
             ErrorCode.ENGINE_UNAVAILABLE,
-            "train.fsdp cannot spread this model",
+            "train.fsdp cannot shard this model",
             expected="an architecture whose layers transformers names, and weights that are not quantized",
             found=type(causal).__name__,
         )
-    spread = {one for layer in layers for one in layer.parameters() if not one.requires_grad}
-    whole = {one for one in model.parameters() if one not in spread}
+    sharded = {weight for layer in layers for weight in layer.parameters() if not weight.requires_grad}
+    replicated = {parameter for parameter in model.parameters() if parameter not in sharded}
     mesh = init_device_mesh(precision.device.type, (ranks.size,))
+    # Inside out: the layers first, then their parent as the root, which fetches the next layer while one is
+    # running.
     for layer in layers:
-        fully_shard(layer, mesh=mesh, ignored_params=whole)
-    fully_shard(causal.base_model, mesh=mesh, ignored_params=whole)  # the root: layers are fetched ahead of use
-    for one in whole:
-        one.data = one.data.to(precision.device)
+        fully_shard(layer, mesh=mesh, ignored_params=replicated)
+    fully_shard(causal.base_model, mesh=mesh, ignored_params=replicated)
+    # FSDP moves only what it shards to the GPU.
+    for parameter in replicated:
+        parameter.data = parameter.data.to(precision.device)
 
 
 def describe_ranks(ranks: RankGroup) -> dict[str, str]:
-    """What a report says of it; nothing where there is one process."""
+    """Return what the report says of the ranks, by name; nothing with a single one."""
     if ranks.size == 1:
         return {}
     return {"processes": str(ranks.size), "base": "spread over all" if ranks.sharded else "whole in each"}

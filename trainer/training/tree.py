@@ -1,7 +1,11 @@
-"""A tree of plain values and tensors, such as an optimizer's state, as JSON and a table of tensors; no pickle.
+"""Nested plain values with tensors, such as an optimizer's state, as JSON and a table of tensors; no pickle.
 
-JSON knows neither tuples nor keys that are numbers: they are written as `{"tuple": [...]}` and as pairs,
-`{"map": [[key, value], ...]}`. A tensor is `{"tensor": name}`.
+A pickle runs code when it is read, and a checkpoint comes back from a place that an operator can write to. JSON
+and safetensors hold data only. What JSON does not have is written as an object with one key:
+
+    tuple            {"tuple": [...]}
+    dict             {"map": [[key, value], ...]}       keys may be numbers
+    tensor           {"tensor": name in the table}
 """
 
 from __future__ import annotations
@@ -14,64 +18,72 @@ from pydantic import JsonValue
 from torch import Tensor
 
 
-def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> JsonValue:
-    """The JSON of a tree.
+def flatten_tree(value: Any, name: str, tensors: dict[str, Tensor]) -> JsonValue:
+    """Convert a tree to JSON, and collect its tensors.
 
     Args:
-        value: dict with keys that are text or whole numbers, list, tuple, tensor, text, finite number, None.
-        name: of the tree; what is in it is named by its path.
-        tensors: gets the tensors.
+        value: dict with text or integer keys, list, tuple, tensor, text, bool, integer, finite float, or None.
+        name: name of the tree; what is in it is named by its path, `name/key/...`.
+        tensors: receives the tensors by name.
 
     Raises:
-        TypeError: anything else is in it.
+        TypeError: the tree contains anything else.
     """
     match value:
         case Tensor():
             tensors[name] = value
             return {"tensor": name}
         case dict():
-            return {"map": [[_key(key), flatten(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+            pairs = ((key, flatten_tree(item, f"{name}/{key}", tensors)) for key, item in value.items())
+            return {"map": [[_require_key(key), item] for key, item in pairs]}
         case list() | tuple():
-            items: list[JsonValue] = [flatten(item, f"{name}/{at}", tensors) for at, item in enumerate(value)]
+            items: list[JsonValue] = [
+                flatten_tree(item, f"{name}/{index}", tensors) for index, item in enumerate(value)
+            ]
             return {"tuple": items} if isinstance(value, tuple) else items
         case None | bool() | int() | str():
             return value
-        case float() if math.isfinite(value):
+        case float() if math.isfinite(value):  # JSON has no infinity and no NaN
             return value
         case _:
             raise TypeError(f"{name}: a {type(value).__name__} cannot be kept")
 
 
-def unflatten(value: JsonValue, tensors: Mapping[str, Tensor]) -> Any:
-    """The tree again.
+def unflatten_tree(value: JsonValue, tensors: Mapping[str, Tensor]) -> Any:
+    """Convert the JSON of a tree back to the tree.
+
+    Args:
+        value: what `flatten_tree` returned.
+        tensors: the tensors by name.
 
     Raises:
-        ValueError: not the JSON of a tree, or a tensor is missing.
+        ValueError: this is not the JSON of a tree, or a tensor is missing.
     """
     match value:
         case {"tensor": str(name), **rest} if not rest and name in tensors:
             return tensors[name]
         case {"map": list(pairs), **rest} if not rest:
-            return dict(_pair(pair, tensors) for pair in pairs)
+            return dict(_read_pair(pair, tensors) for pair in pairs)
         case {"tuple": list(items), **rest} if not rest:
-            return tuple(unflatten(item, tensors) for item in items)
+            return tuple(unflatten_tree(item, tensors) for item in items)
         case list():
-            return [unflatten(item, tensors) for item in value]
+            return [unflatten_tree(item, tensors) for item in value]
         case None | bool() | int() | float() | str():
             return value
         case _:
             raise ValueError("not a tree")
 
 
-def _key(key: object) -> str | int:
+def _require_key(key: object) -> str | int:
+    # A bool is an int in Python, and would come back as one.
     if isinstance(key, str | int) and not isinstance(key, bool):
         return key
     raise TypeError(f"a key is a {type(key).__name__}")
 
 
-def _pair(pair: JsonValue, tensors: Mapping[str, Tensor]) -> tuple[str | int, Any]:
+def _read_pair(pair: JsonValue, tensors: Mapping[str, Tensor]) -> tuple[str | int, Any]:
     match pair:
         case [str() | int() as key, item]:
-            return key, unflatten(item, tensors)
+            return key, unflatten_tree(item, tensors)
         case _:
-            raise ValueError("not a pair")
+            raise ValueError("not a pair of key and value")
