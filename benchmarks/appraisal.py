@@ -20,44 +20,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.attestation import conftest as bench
-from tests.attestation.gpu_bench import GPU_CA, GPU_LEAF, GPU_ROOT, gpu_answer
-from tests.attestation.honest import SPEC, demanding_policy, honest_claims
-from trainer.attestation.evidence import GpuEvidence, ReceiptClaims, parse_evidence
+from trainer.attestation.evidence import GpuEvidence, parse_evidence
 from trainer.attestation.nvidia import certificate_chain as gpu_chain
 from trainer.attestation.tdx import collateral
 from trainer.attestation.verifier import appraise
-from trainer.encoding import sha256_hex
 from trainer.simulator.agent import SimulatedVm, VmOptions
+from trainer.simulator.appraisal_world import APP_COMPOSE, SEED, World, world_of
+from trainer.simulator.gpu_evidence import GPU_CA, GPU_LEAF, GPU_ROOT, gpu_answer
 from trainer.simulator.nvattest import SimulatedGpu, nvattest_result
 
 
-def world(gpus: int) -> bench.World:
+def world(gpus: int) -> World:
     """Honest evidence of a VM with so many GPUs, each with boot claims and a fresh report of its own key."""
     boot = nvattest_result([SimulatedGpu(ueid=str(10**40 + n)) for n in range(gpus)], "5b" * 32) if gpus else ""
     options = VmOptions(gpu_attestation=boot, gpu_count=gpus, image="dstack-0.6.0")
-    vm = SimulatedVm(bench.COMPOSE, bench.SEED, options=options)
     fresh = tuple(
         gpu_answer(replace(GPU_LEAF, scalar=3000 + n), replace(GPU_CA, scalar=4000 + n), GPU_ROOT)
         for n in range(gpus)
     )
-    gpu = GpuEvidence(boot=boot, fresh=fresh)
-    policy = demanding_policy(vm)
-    receipt = ReceiptClaims(
-        version=1,
-        purpose="receipt",
-        job_spec_sha256=SPEC,
-        statement_sha256=sha256_hex(bench.STATEMENT),
-        issued_at=bench.World.now,
-    )
-    honest = bench.World(
-        vm=vm,
-        claims=honest_claims(gpu),
-        gpu=gpu,
-        policy=policy,
-        collateral=json.dumps(vm.pki.collateral(bench.World.now)).encode(),
-        receipt=receipt,
-    )
+    honest = world_of(SimulatedVm(APP_COMPOSE, SEED, options=options), GpuEvidence(boot=boot, fresh=fresh))
     if gpus:
         return honest.demanding("gpu", count=gpus)
     return honest.without_reports().demanding("gpu", required=False, devtools="any")

@@ -9,19 +9,18 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.attestation import conftest as bench
-from tests.attestation import gpu_bench, honest
-from tests.attestation.nvidia import test_ocsp as test_gpu_ocsp
-from tests.attestation.nvidia import test_rim as test_gpu_rim
-from tests.audit.conftest import rendered
-from trainer.attestation.evidence import Evidence, GpuEvidence, ReceiptClaims
+from trainer.attestation.evidence import Evidence
 from trainer.attestation.policy import policy_yaml
 from trainer.attestation.result.record import make_record, save_record
 from trainer.attestation.verifier import appraise
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.receipt.dsse import sign_envelope
 from trainer.receipt.statement import ReceiptOutcome, StatementInputs, make_statement
-from trainer.simulator.agent import SimulatedVm, VmOptions
+from trainer.simulator.appraisal_world import World, honest_world
+from trainer.simulator.compose_files import render_app_compose
+from trainer.simulator.gpu_evidence import GPU_BOOT, NOW, GpuEvidenceMaker
+from trainer.simulator.ocsp_replies import ocsp_reply
+from trainer.simulator.reference_manifests import honest_manifests, manifest_root_sha256
 from trainer.spec import parse_job_spec
 
 ROOT: Final = Path(__file__).parents[1]
@@ -35,7 +34,7 @@ GPU_EVENT: Final = canonical_json(
         "devices": 1,
         "cc_mode": "on",
         "devtools": False,
-        "evidence_sha256": sha256_hex(gpu_bench.GPU_BOOT.encode()),
+        "evidence_sha256": sha256_hex(GPU_BOOT.encode()),
     }
 )
 
@@ -51,25 +50,9 @@ def _answers() -> list[dict[str, str]]:
 
 
 @cache
-def world() -> bench.World:
+def world() -> World:
     """One honest appraisal on the simulator."""
-    vm = SimulatedVm(bench.COMPOSE, bench.SEED, options=VmOptions(gpu_attestation=gpu_bench.GPU_BOOT))
-    gpu = GpuEvidence(boot=gpu_bench.GPU_BOOT, fresh=(gpu_bench.gpu_answer(),))
-    receipt = ReceiptClaims(
-        version=1,
-        purpose="receipt",
-        job_spec_sha256=honest.SPEC,
-        statement_sha256=sha256_hex(bench.STATEMENT),
-        issued_at=gpu_bench.NOW,
-    )
-    return bench.World(
-        vm=vm,
-        claims=honest.honest_claims(gpu),
-        gpu=gpu,
-        policy=honest.demanding_policy(vm),
-        collateral=json.dumps(vm.pki.collateral(gpu_bench.NOW)).encode(),
-        receipt=receipt,
-    )
+    return honest_world()
 
 
 @cache
@@ -132,7 +115,7 @@ def compose_files() -> list[bytes]:
         b"    <<: *a\n    ports: ['1:2']\n"
         b"  two: {<<: [*a], volumes: [{type: bind, source: /, target: /x}], command: [x, --token, y]}\n"
     )
-    return [*shipped, rendered(), merged]
+    return [*shipped, render_app_compose(), merged]
 
 
 def job_specs() -> list[bytes]:
@@ -165,8 +148,8 @@ def statements() -> list[bytes]:
         recipients=("age1" + "q" * 58,),
         compose_sha256="55" * 32,
         software={"trainer": "0.1.0"},
-        started_at=gpu_bench.NOW,
-        finished_at=gpu_bench.NOW + 60,
+        started_at=NOW,
+        finished_at=NOW + 60,
         outcome=ReceiptOutcome.SUCCEEDED,
         metrics={"train_loss": 1.5, "steps": 10},
     )
@@ -200,19 +183,19 @@ def boot_events() -> list[bytes]:
 
 def boot_claims() -> list[bytes]:
     """Results of nvattest: a simulated one and a real one."""
-    return [gpu_bench.GPU_BOOT.encode(), *vector("gpu/nvattest_h100.json")]
+    return [GPU_BOOT.encode(), *vector("gpu/nvattest_h100.json")]
 
 
 def manifests() -> list[bytes]:
-    """Reference integrity manifests under a root of the tests' own."""
-    return [text.encode() for text in test_gpu_rim.honest(gpu_bench.GpuBench())]
+    """Reference integrity manifests under a development root."""
+    return [text.encode() for text in honest_manifests(GpuEvidenceMaker())]
 
 
 def manifest_root() -> str:
     """Fingerprint of that root."""
-    return test_gpu_rim.root_sha256(gpu_bench.GpuBench())
+    return manifest_root_sha256(GpuEvidenceMaker())
 
 
 def revocation_answers() -> list[bytes]:
-    """An OCSP response of the tests' own responder."""
-    return [test_gpu_ocsp.reply(gpu_bench.GpuBench()).der()]
+    """An OCSP response of the development responder."""
+    return [ocsp_reply(GpuEvidenceMaker()).der()]

@@ -18,7 +18,6 @@ import cbor2
 import fuzz_seeds as seeds
 from cryptography.hazmat.primitives import hashes
 
-from tests.attestation.gpu_bench import NOW
 from trainer.attestation.dstack.event_log import (
     RUNTIME_EVENT_TYPE,
     RUNTIME_IMR,
@@ -51,6 +50,7 @@ from trainer.errors import UsageError, VerificationError
 from trainer.receipt.dsse import public_key_der, verify_envelope
 from trainer.receipt.receipt_appraisal import ExpectedResult, appraise_statement
 from trainer.receipt.statement import parse_statement
+from trainer.simulator.gpu_evidence import NOW
 from trainer.spec import parse_job_spec
 
 

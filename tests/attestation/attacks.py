@@ -18,7 +18,7 @@ from trainer.simulator.fault import Fault
 from trainer.simulator.faults import FAULTS
 
 if TYPE_CHECKING:
-    from tests.attestation.conftest import World
+    from trainer.simulator.appraisal_world import World
 
 FOLDER = Path(__file__).parent
 RUNNER = "test_attacks.py::test_answered_by_its_own_code"

@@ -10,7 +10,7 @@ from trainer.attestation.policy import KeyProviderDemand, OsMeasurements, OsSect
 from trainer.simulator.event_log_writer import RuntimeEvent
 
 if TYPE_CHECKING:
-    from tests.attestation.conftest import World
+    from trainer.simulator.appraisal_world import World
 
 OTHER_OS = OsSection(
     measurements=(OsMeasurements(mrtd="00" * 48, rtmr0="00" * 48, rtmr1="00" * 48, rtmr2="00" * 48),)

@@ -9,7 +9,7 @@ from tests.attestation.tampering import ed25519_key, honest_quote, p384_key, sta
 from trainer.encoding import sha256_hex
 
 if TYPE_CHECKING:
-    from tests.attestation.conftest import World
+    from trainer.simulator.appraisal_world import World
 
 
 def receipt_spki_sha256(world: World) -> str:

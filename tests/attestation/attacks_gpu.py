@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.attestation.tampering import altered, another_gpu, gpu_event, measuring, renamed, replaced
 
 if TYPE_CHECKING:
-    from tests.attestation.conftest import World
+    from trainer.simulator.appraisal_world import World
 
 ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "other fresh GPU evidence": (

@@ -12,7 +12,7 @@ from trainer.attestation.policy import OsSection
 from trainer.encoding import sha256_hex
 
 if TYPE_CHECKING:
-    from tests.attestation.conftest import World
+    from trainer.simulator.appraisal_world import World
 
 CONFIG: dict[str, Any] = json.loads(test_os_image.vm_config(image="dstack-0.6.0"))
 IMAGE = sha256_hex(base64.b64decode(CONFIG["tdx_measurement"]["checksum_file"]))

@@ -18,7 +18,7 @@ from tests.attestation.tampering import (
 )
 
 if TYPE_CHECKING:
-    from tests.attestation.conftest import World
+    from trainer.simulator.appraisal_world import World
 
 ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "not a quote": ("quote-format", lambda w: w.change(quote=b"\x04\0quote")),

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from tests.attestation.gpu_bench import GPU_BOOT
 from trainer.attestation.evidence import FreshGpuEvidence
 from trainer.encoding import sha256_hex
 from trainer.simulator.event_log_writer import RuntimeEvent
+from trainer.simulator.gpu_evidence import GPU_BOOT
 from trainer.simulator.pki import DevelopmentPki
 
 if TYPE_CHECKING:
-    from tests.attestation.conftest import World
+    from trainer.simulator.appraisal_world import World
 
 DAY = 86400
 OTHER = DevelopmentPki(b"another seed of 32 bytes for quotes")

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.attestation.gpu_bench import GPU_BOOT
 from tests.attestation.tampering import honest_quote, outdated, with_module
 from trainer.attestation import verifier
 from trainer.attestation.checks import CheckState
@@ -17,6 +16,7 @@ from trainer.attestation.claims.binding import gpu_evidence_sha256
 from trainer.attestation.evidence import GpuEvidence
 from trainer.errors import ErrorCode, VerificationError
 from trainer.simulator.agent import Release, SimulatedVm, VmOptions
+from trainer.simulator.gpu_evidence import GPU_BOOT
 
 World = Any  # conftest.World
 

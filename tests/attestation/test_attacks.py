@@ -14,7 +14,7 @@ from trainer.attestation.checks import CheckState
 from trainer.errors import ErrorCode, VerificationError
 
 if TYPE_CHECKING:
-    from tests.attestation.conftest import World
+    from trainer.simulator.appraisal_world import World
 
 LEAST_ATTACKS = 60
 LEAST_CODES = 60

@@ -27,7 +27,7 @@ from trainer.tee.key_derivation import possession_path
 from trainer.tee.quoted_evidence import collect
 
 if TYPE_CHECKING:
-    from tests.attestation.conftest import World
+    from trainer.simulator.appraisal_world import World
 
 COMPOSE = '{"name": "demo", "docker_compose_file": "services: {}"}'
 SERVED_SECONDS = 30

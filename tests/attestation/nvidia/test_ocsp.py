@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-import datetime as dt
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,76 +23,25 @@ from trainer.attestation.nvidia.gpu_endorsements import MAX_ANSWER_BYTES, GpuEnd
 from trainer.attestation.nvidia.gpu_report_checks import NOT_LOOKED_AT
 from trainer.attestation.nvidia.ocsp import OcspResponse, asked_about, parse_answers, verify_not_revoked
 from trainer.attestation.policy import RevocationAnswers, ServiceUrl
+from trainer.simulator.gpu_evidence import NOW
+from trainer.simulator.ocsp_replies import (
+    OCSP_SIGNING,
+    OcspReply,
+    delegated_responder,
+    load_certificate,
+    ocsp_reply,
+    utc_time,
+)
 
 World = Any  # conftest.World
 Bench = Any  # conftest.GpuBench
-Make = Callable[[Bench], "Reply"]
+Make = Callable[[Bench], OcspReply]
 
 GOOD, REVOKED, UNKNOWN = ocsp.OCSPCertStatus.GOOD, ocsp.OCSPCertStatus.REVOKED, ocsp.OCSPCertStatus.UNKNOWN
 CODE = "gpu-report-revocation"
 SERVICE = ServiceUrl(url="https://ocsp.invalid")
-NOW = 1_790_000_000  # conftest's
-FOR_OCSP = (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING]), False)
 FOR_TLS = (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
 UNKNOWN_CRITICAL = (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b"\5\0"), True)
-
-
-def loaded(certificate: Any, issuer: Any) -> x509.Certificate:
-    return x509.load_pem_x509_certificate(certificate.issued_by(issuer).encode())
-
-
-def at(seconds: int) -> dt.datetime:
-    return dt.datetime.fromtimestamp(seconds, dt.UTC)
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One OCSP response to be made: everything that a test may change.
-
-    Of `subject` (issued by `issuer`) it says `status`. It is signed by `responder`, certified by `certifier`, and
-    carries that certificate, or another that is `attached`. Where there is no responder the issuer signs.
-    """
-
-    subject: Any
-    issuer: Any
-    responder: Any
-    certifier: Any
-    status: ocsp.OCSPCertStatus = GOOD
-    begin: int = NOW - 100
-    end: int | None = NOW + 1000
-    hash_algorithm: hashes.HashAlgorithm = field(default_factory=hashes.SHA384)
-    signature_hash: hashes.HashAlgorithm = field(default_factory=hashes.SHA384)
-    encoding: ocsp.OCSPResponderEncoding = ocsp.OCSPResponderEncoding.NAME
-    attached: Any = None
-    shown: bool = True
-
-    def der(self) -> bytes:
-        issuer = loaded(self.issuer, self.issuer)
-        builder = ocsp.OCSPResponseBuilder().add_response(
-            cert=loaded(self.subject, self.issuer),
-            issuer=issuer,
-            algorithm=self.hash_algorithm,
-            cert_status=self.status,
-            this_update=at(self.begin),
-            next_update=None if self.end is None else at(self.end),
-            revocation_time=at(self.begin) if self.status is REVOKED else None,
-            revocation_reason=x509.ReasonFlags.key_compromise if self.status is REVOKED else None,
-        )
-        signer = loaded(self.responder, self.certifier) if self.responder else issuer
-        builder = builder.responder_id(self.encoding, signer)
-        if self.responder and self.shown:
-            builder = builder.certificates([loaded(self.attached or self.responder, self.certifier)])
-        return builder.sign((self.responder or self.issuer).key, self.signature_hash).public_bytes(Encoding.DER)
-
-
-def delegate(g: Bench, **changes: Any) -> Any:
-    extensions = (FOR_OCSP, g.key_usage("digital_signature"))
-    return replace(g.certificate("NOT NVIDIA - test responder", 3001, extensions), **changes)
-
-
-def reply(g: Bench, **changes: Any) -> Reply:
-    """The honest answer about the honest GPU, but for `changes`."""
-    return replace(Reply(g.ca, g.root, delegate(g), g.root), **changes)
 
 
 def showing(world: World, *responses: bytes) -> World:
@@ -103,7 +51,7 @@ def showing(world: World, *responses: bytes) -> World:
 def prepared(world: World) -> World:
     """The honest world with the honest answer, which its policy demands."""
     demanding = world.demanding("gpu", revocation=SERVICE)
-    return showing(demanding, reply(world.bench).der())
+    return showing(demanding, ocsp_reply(world.bench).der())
 
 
 @pytest.fixture
@@ -117,7 +65,7 @@ def answered(make: Make) -> Callable[[World], World]:
 
 def delegated(**changes: Any) -> Callable[[World], World]:
     """With a responder that was certified otherwise."""
-    return answered(lambda g: reply(g, responder=delegate(g, **changes)))
+    return answered(lambda g: ocsp_reply(g, responder=delegated_responder(g, **changes)))
 
 
 def two_gpus(w: World) -> World:
@@ -135,23 +83,23 @@ def without_authority(w: World) -> World:
 
 ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "no answer": (CODE, showing),
-    "revoked": (CODE, answered(lambda g: reply(g, status=REVOKED))),
-    "unknown to the responder": (CODE, answered(lambda g: reply(g, status=UNKNOWN))),
+    "revoked": (CODE, answered(lambda g: ocsp_reply(g, status=REVOKED))),
+    "unknown to the responder": (CODE, answered(lambda g: ocsp_reply(g, status=UNKNOWN))),
     "an answer about another certificate": (
         CODE,
-        answered(lambda g: reply(g, subject=replace(g.ca, scalar=1102))),
+        answered(lambda g: ocsp_reply(g, subject=replace(g.ca, scalar=1102))),
     ),
     "an answer about a certificate of another authority": (
         CODE,
-        answered(lambda g: reply(g, issuer=replace(g.root, name="another root"))),
+        answered(lambda g: ocsp_reply(g, issuer=replace(g.root, name="another root"))),
     ),
     "an answer about a certificate of another key": (
         CODE,
-        answered(lambda g: reply(g, issuer=replace(g.root, scalar=1101))),
+        answered(lambda g: ocsp_reply(g, issuer=replace(g.root, scalar=1101))),
     ),
-    "a stale answer": (CODE, answered(lambda g: reply(g, begin=NOW - 90_000, end=NOW - 1))),
-    "an answer from the future": (CODE, answered(lambda g: reply(g, begin=NOW + 301))),
-    "an old answer without an end": (CODE, answered(lambda g: reply(g, begin=NOW - 3601, end=None))),
+    "a stale answer": (CODE, answered(lambda g: ocsp_reply(g, begin=NOW - 90_000, end=NOW - 1))),
+    "an answer from the future": (CODE, answered(lambda g: ocsp_reply(g, begin=NOW + 301))),
+    "an old answer without an end": (CODE, answered(lambda g: ocsp_reply(g, begin=NOW - 3601, end=None))),
     "a refusal to answer": (
         CODE,
         lambda w: showing(
@@ -164,26 +112,28 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "no response at all": (CODE, lambda w: showing(w, b"<html>")),
     "a changed answer": (
         CODE,
-        lambda w: showing(w, reply(w.bench).der().replace(b"\x80\x00\x18", b"\x82\x00\x18", 1)),
+        lambda w: showing(w, ocsp_reply(w.bench).der().replace(b"\x80\x00\x18", b"\x82\x00\x18", 1)),
     ),
     "signed by another key": (
         CODE,
-        answered(lambda g: reply(g, responder=delegate(g, scalar=3099), attached=delegate(g))),
+        answered(
+            lambda g: ocsp_reply(g, responder=delegated_responder(g, scalar=3099), attached=delegated_responder(g))
+        ),
     ),
     "signed by the GPU itself": (
         CODE,
-        answered(lambda g: reply(g, responder=g.ca, certifier=g.root)),
+        answered(lambda g: ocsp_reply(g, responder=g.ca, certifier=g.root)),
     ),
-    "a responder that nobody knows": (CODE, answered(lambda g: reply(g, shown=False))),
+    "a responder that nobody knows": (CODE, answered(lambda g: ocsp_reply(g, shown=False))),
     "a responder that certified itself": (
         CODE,
-        answered(lambda g: reply(g, certifier=delegate(g))),
+        answered(lambda g: ocsp_reply(g, certifier=delegated_responder(g))),
     ),
     "a responder of another authority": (
         CODE,
-        answered(lambda g: reply(g, certifier=replace(g.root, scalar=1101))),
+        answered(lambda g: ocsp_reply(g, certifier=replace(g.root, scalar=1101))),
     ),
-    "a responder certified by the GPU": (CODE, answered(lambda g: reply(g, certifier=g.ca))),
+    "a responder certified by the GPU": (CODE, answered(lambda g: ocsp_reply(g, certifier=g.ca))),
     "a certificate for something else": (
         CODE,
         lambda w: delegated(extensions=(FOR_TLS, w.bench.key_usage("digital_signature")))(w),
@@ -194,15 +144,15 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     ),
     "a responder that may not sign": (
         CODE,
-        lambda w: delegated(extensions=(FOR_OCSP, w.bench.key_usage("key_agreement")))(w),
+        lambda w: delegated(extensions=(OCSP_SIGNING, w.bench.key_usage("key_agreement")))(w),
     ),
     "a responder whose certificate ran out": (CODE, delegated(end=NOW - 1)),
     "a responder from the future": (CODE, delegated(begin=NOW + 1)),
-    "a responder with an unknown demand": (CODE, delegated(extensions=(FOR_OCSP, UNKNOWN_CRITICAL))),
-    "signed with SHA-224": (CODE, answered(lambda g: reply(g, signature_hash=hashes.SHA224()))),
+    "a responder with an unknown demand": (CODE, delegated(extensions=(OCSP_SIGNING, UNKNOWN_CRITICAL))),
+    "signed with SHA-224": (CODE, answered(lambda g: ocsp_reply(g, signature_hash=hashes.SHA224()))),
     "one answer good, one revoked": (
         CODE,
-        lambda w: showing(w, reply(w.bench).der(), reply(w.bench, status=REVOKED).der()),
+        lambda w: showing(w, ocsp_reply(w.bench).der(), ocsp_reply(w.bench, status=REVOKED).der()),
     ),
     "a second GPU that nobody was asked about": (CODE, two_gpus),
     "a GPU that no authority stands behind": (CODE, without_authority),
@@ -216,15 +166,17 @@ def test_the_honest_world_holds(endorsed: World) -> None:
 
 
 HONEST: dict[str, Make] = {
-    "by the issuer itself": lambda g: reply(g, responder=None),
-    "named by key": lambda g: reply(g, encoding=ocsp.OCSPResponderEncoding.HASH),
-    "by the issuer, named by key": lambda g: reply(g, responder=None, encoding=ocsp.OCSPResponderEncoding.HASH),
-    "asked about with SHA-1": lambda g: reply(g, hash_algorithm=hashes.SHA1()),
-    "signed with SHA-256": lambda g: reply(g, signature_hash=hashes.SHA256()),
-    "a fresh one without an end": lambda g: reply(g, begin=NOW - 3600, end=None),
-    "from a clock that is ahead": lambda g: reply(g, begin=NOW + 300),
-    "from a responder without restrictions of use": lambda g: reply(
-        g, responder=delegate(g, extensions=(FOR_OCSP, (x509.OCSPNoCheck(), False)))
+    "by the issuer itself": lambda g: ocsp_reply(g, responder=None),
+    "named by key": lambda g: ocsp_reply(g, encoding=ocsp.OCSPResponderEncoding.HASH),
+    "by the issuer, named by key": lambda g: ocsp_reply(
+        g, responder=None, encoding=ocsp.OCSPResponderEncoding.HASH
+    ),
+    "asked about with SHA-1": lambda g: ocsp_reply(g, hash_algorithm=hashes.SHA1()),
+    "signed with SHA-256": lambda g: ocsp_reply(g, signature_hash=hashes.SHA256()),
+    "a fresh one without an end": lambda g: ocsp_reply(g, begin=NOW - 3600, end=None),
+    "from a clock that is ahead": lambda g: ocsp_reply(g, begin=NOW + 300),
+    "from a responder without restrictions of use": lambda g: ocsp_reply(
+        g, responder=delegated_responder(g, extensions=(OCSP_SIGNING, (x509.OCSPNoCheck(), False)))
     ),
 }
 
@@ -237,7 +189,7 @@ def test_other_honest_answers_hold_too(endorsed: World, name: str) -> None:
 def test_what_is_not_demanded_is_left_open_and_said(world: World) -> None:
     assert world.state(CODE).state is CheckState.NOT_DEMANDED
     assert world.state("gpu-report-chain").detail == NOT_LOOKED_AT
-    assert showing(world, reply(world.bench, status=REVOKED).der()).contraindicated() == []
+    assert showing(world, ocsp_reply(world.bench, status=REVOKED).der()).contraindicated() == []
 
 
 def test_the_policys_own_files_count_and_nothing_else(endorsed: World) -> None:
@@ -246,8 +198,8 @@ def test_the_policys_own_files_count_and_nothing_else(endorsed: World) -> None:
         return endorsed.demanding("gpu", revocation=RevocationAnswers(responses=texts))
 
     g = endorsed.bench
-    assert showing(own(reply(g).der())).contraindicated() == []
-    assert own(reply(g, status=REVOKED).der()).contraindicated() == [CODE]
+    assert showing(own(ocsp_reply(g).der())).contraindicated() == []
+    assert own(ocsp_reply(g, status=REVOKED).der()).contraindicated() == [CODE]
 
 
 def test_what_is_wrong_is_said(endorsed: World) -> None:
@@ -270,7 +222,7 @@ def long_chain(g: Bench) -> tuple[Any, ...]:
 def answers(g: Bench, *, without: int | None = None) -> list[OcspResponse]:
     chain = long_chain(g)
     asked = [(each, chain[place + 1]) for place, each in enumerate(chain[:-1]) if place not in (0, without)]
-    replies = [Reply(subject, issuer, delegate(g), issuer) for subject, issuer in asked]
+    replies = [OcspReply(subject, issuer, delegated_responder(g), issuer) for subject, issuer in asked]
     return [answer for each in replies for answer in parse_answers(each.der())]
 
 
@@ -293,21 +245,21 @@ def test_every_certificate_between_signer_and_root_needs_an_answer(gpus: Bench) 
 )
 def test_a_responder_with_a_key_of_another_kind_is_refused(gpus: Bench, key: Any) -> None:
     chain = parse_chain(gpus.chain(gpus.leaf, gpus.ca, gpus.root))
-    issuer = loaded(gpus.root, gpus.root)
+    issuer = load_certificate(gpus.root, gpus.root)
     certificate = (
         x509.CertificateBuilder(
             subject_name=x509.Name.from_rfc4514_string("CN=other"),
             issuer_name=issuer.subject,
             public_key=key.public_key(),
             serial_number=9,
-            not_valid_before=at(NOW - 10),
-            not_valid_after=at(NOW + 10),
+            not_valid_before=utc_time(NOW - 10),
+            not_valid_after=utc_time(NOW + 10),
         )
-        .add_extension(*FOR_OCSP)
+        .add_extension(*OCSP_SIGNING)
         .sign(gpus.root.key, hashes.SHA384())
     )
     builder = ocsp.OCSPResponseBuilder().add_response(
-        chain[1], chain[2], hashes.SHA384(), GOOD, at(NOW - 10), at(NOW + 10), None, None
+        chain[1], chain[2], hashes.SHA384(), GOOD, utc_time(NOW - 10), utc_time(NOW + 10), None, None
     )
     named = builder.responder_id(ocsp.OCSPResponderEncoding.HASH, certificate).certificates([certificate])
     algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA384()
@@ -318,7 +270,7 @@ def test_a_responder_with_a_key_of_another_kind_is_refused(gpus: Bench, key: Any
 
 def test_an_answer_hashed_in_a_way_that_ocsp_does_not_know_is_about_nothing(gpus: Bench) -> None:
     chain = parse_chain(gpus.chain(gpus.leaf, gpus.ca, gpus.root))
-    (honest,) = parse_answers(reply(gpus).der())
+    (honest,) = parse_answers(ocsp_reply(gpus).der())
     with pytest.raises(ValueError, match="no answer about it"):
         verify_not_revoked(chain, [replace(honest, hash_algorithm=hashes.MD5())], now=NOW)
 
@@ -347,7 +299,7 @@ def test_any_bytes_are_a_response_or_refused(der: bytes) -> None:
 # A mangled certificate may be one that a later release of the library refuses, and this one warns of.
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 def test_a_mangled_response_is_itself_or_refused(gpus: Bench) -> None:
-    whole, chain = reply(gpus).der(), parse_chain(gpus.chain(gpus.leaf, gpus.ca, gpus.root))
+    whole, chain = ocsp_reply(gpus).der(), parse_chain(gpus.chain(gpus.leaf, gpus.ca, gpus.root))
     (honest,) = parse_answers(whole)
 
     @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=4), st.integers(0, 10_000))

@@ -5,17 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
-from signxml.algorithms import CanonicalizationMethod, DigestAlgorithm, SignatureMethod
-from signxml.signer import XMLSigner
 
 from trainer.attestation.checks import CheckState
 from trainer.attestation.nvidia.gpu_endorsements import MAX_MANIFEST_BYTES, GpuEndorsements
@@ -29,74 +24,24 @@ from trainer.attestation.nvidia.rim import (
 from trainer.attestation.nvidia.spdm_report import GpuReport, parse_gpu_report
 from trainer.attestation.policy import ReferenceManifests, ServiceUrl
 from trainer.errors import UsageError
+from trainer.simulator.reference_manifests import DRIVER_VERSION as DRIVER
+from trainer.simulator.reference_manifests import DRIVER_XML, MEASURED, SWID, VBIOS_XML
+from trainer.simulator.reference_manifests import NOT_MEASURED as OTHER
+from trainer.simulator.reference_manifests import VBIOS_VERSION as VBIOS
+from trainer.simulator.reference_manifests import honest_manifests as honest
+from trainer.simulator.reference_manifests import manifest_authorities as authorities
+from trainer.simulator.reference_manifests import manifest_document as document
+from trainer.simulator.reference_manifests import manifest_root_sha256 as root_sha256
+from trainer.simulator.reference_manifests import measurement_resource as resource
+from trainer.simulator.reference_manifests import sign_manifest as signed
+from trainer.simulator.reference_manifests import xml_text as text_of
 
 World = Any  # conftest.World
 Bench = Any  # conftest.GpuBench
 
-SWID = "http://standards.iso.org/iso/19770/-2/2015/schema.xsd"
-HASH = "http://www.w3.org/2001/04/xmlenc#sha384"
 DSIG = "{http://www.w3.org/2000/09/xmldsig#}"
-DRIVER, VBIOS = "550.90.07", "96.00.9f.00.01"
-MEASURED = b"\7" * 48  # what conftest's GPU measures in blocks 1 and 2
-OTHER = b"\6" * 48
 NEITHER = b"\5" * 48
 SERVICE = ServiceUrl(url="https://rim.invalid")
-
-
-def resource(index: int, *values: bytes, active: str = "True", size: int = 48, count: int | None = None) -> str:
-    given = " ".join(f'h:Hash{place}="{value.hex()}"' for place, value in enumerate(values))
-    alternatives = len(values) if count is None else count
-    return (
-        f'<Resource type="Measurement" index="{index}" active="{active}" size="{size}" '
-        f'alternatives="{alternatives}" {given}/>'
-    )
-
-
-def document(version: str, *resources: str, product: str = "GH100", meta: int = 1) -> str:
-    return (
-        f'<SoftwareIdentity xmlns="{SWID}" xmlns:h="{HASH}" tagId="t" name="{product}">'
-        + f'<Meta colloquialVersion="{version}" edition="GPU" product="{product}"/>' * meta
-        + f"<Payload>{''.join(resources)}</Payload></SoftwareIdentity>"
-    )
-
-
-DRIVER_XML = document(DRIVER, resource(0, OTHER, MEASURED), resource(1, bytes(48), active="False"))
-VBIOS_XML = document(VBIOS.upper(), resource(0, bytes(48), active="False"), resource(1, MEASURED))
-
-
-def authorities(g: Bench, **changes: Any) -> tuple[Any, Any, Any]:
-    """Signer, authority and root of the honest manifests; `changes` are the signer's."""
-    signer = g.certificate("NOT NVIDIA - test RIM signer", 2003, (g.key_usage("digital_signature"),))
-    authority = g.certificate("NOT NVIDIA - test RIM authority", 2002, g.ca_extensions)
-    root = g.certificate("NOT NVIDIA - test RIM root", 2001, g.ca_extensions)
-    return replace(signer, **changes), authority, root
-
-
-def root_sha256(g: Bench) -> str:
-    root = authorities(g)[2]
-    return x509.load_pem_x509_certificate(root.issued_by(root).encode()).fingerprint(hashes.SHA256()).hex()
-
-
-def signed(g: Bench, xml: str, *chain: Any, key: Any = None, uri: str | None = None, weak: str = "") -> str:
-    """`xml` with a signature by the first of `chain` (or by `key`, while the certificates stay)."""
-    chain = chain or authorities(g)
-    signer = XMLSigner(
-        signature_algorithm=SignatureMethod.ECDSA_SHA256 if weak == "signature" else SignatureMethod.ECDSA_SHA384,
-        digest_algorithm=DigestAlgorithm.SHA256 if weak == "digest" else DigestAlgorithm.SHA384,
-        c14n_algorithm=CanonicalizationMethod.CANONICAL_XML_1_1,
-    )
-    pems = [f"-----BEGIN{part}" for part in g.chain(*chain).split("-----BEGIN") if part]
-    root = signer.sign(etree.fromstring(xml), key=key or chain[0].key, cert=pems, reference_uri=uri)
-    return text_of(root)
-
-
-def text_of(root: Any) -> str:
-    return str(etree.tostring(root).decode())
-
-
-@cache
-def honest(g: Bench) -> tuple[str, str]:
-    return signed(g, DRIVER_XML), signed(g, VBIOS_XML)
 
 
 def showing(world: World, *manifests: str) -> World:

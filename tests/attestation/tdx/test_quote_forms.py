@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 import dcap_qvl
 import pytest
 
-from tests.attestation.gpu_bench import GPU_BOOT
 from tests.attestation.tampering import honest_quote
 from trainer.attestation.checks import CheckState
 from trainer.attestation.tdx.quote_verification import parse_quote
 from trainer.simulator.agent import VmOptions
+from trainer.simulator.gpu_evidence import GPU_BOOT
 from trainer.simulator.pki import DevelopmentPki
 from trainer.simulator.quote import regions
 from trainer.simulator.td_report_writer import TdFields, TdFields15
 
 if TYPE_CHECKING:
-    from tests.attestation.conftest import World
+    from trainer.simulator.appraisal_world import World
 
 FORMS = (VmOptions(), VmOptions(quote_version=5), VmOptions(quote_version=5, td_report="1.5"))
 NAMES = ("v4-td1.0", "v5-td1.0", "v5-td1.5")

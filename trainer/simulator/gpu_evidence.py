@@ -1,4 +1,7 @@
-"""Makers of GPU evidence: reports and certificate chains in which a test may change any one thing."""
+"""GPU evidence under a development root: SPDM reports and certificate chains, each part changeable.
+
+Formats: those that `trainer.attestation.nvidia.spdm_report` and `certificate_chain` read.
+"""
 
 from __future__ import annotations
 
@@ -43,14 +46,17 @@ Extensions = tuple[tuple[x509.ExtensionType, bool], ...]
 
 
 def key_usage(*uses: str) -> tuple[x509.ExtensionType, bool]:
+    """Returns a critical KeyUsage extension that permits `uses`."""
     return x509.KeyUsage(**{use: use in uses for use in USES}), True
 
 
 def constraints(ca: bool, path_length: int | None = None) -> tuple[x509.ExtensionType, bool]:
+    """Returns a critical BasicConstraints extension."""
     return x509.BasicConstraints(ca=ca, path_length=path_length), True
 
 
 def fwid_extension(value: bytes = FWID_HEADER + FWID) -> tuple[x509.ExtensionType, bool]:
+    """Returns the extension that holds the firmware digest (TCG DICE TcbInfo)."""
     return x509.UnrecognizedExtension(FWID_OID, value), False
 
 
@@ -71,6 +77,7 @@ class GpuCertificate:
 
     @property
     def key(self) -> ec.EllipticCurvePrivateKey:
+        """The private key that this certificate certifies."""
         return ec.derive_private_key(self.scalar, self.curve)
 
     def issued_by(self, issuer: GpuCertificate) -> str:
@@ -102,17 +109,20 @@ def chain_pem(*certificates: GpuCertificate) -> str:
 
 @cache
 def gpu_root_sha256() -> str:
+    """Returns the fingerprint of the development root, in hex."""
     root = x509.load_pem_x509_certificate(GPU_ROOT.issued_by(GPU_ROOT).encode())
     return root.fingerprint(hashes.SHA256()).hex()
 
 
 def tlv(fields: Mapping[int, bytes]) -> bytes:
+    """Returns opaque fields as type (2 bytes), length (2 bytes) and value, little-endian."""
     return b"".join(
         kind.to_bytes(2, "little") + len(value).to_bytes(2, "little") + value for kind, value in fields.items()
     )
 
 
 def block(index: int, value: bytes = b"\7" * 48) -> bytes:
+    """Returns one measurement block of an SPDM report (DSP0274)."""
     size = len(value)
     return bytes([index, 1]) + (size + 3).to_bytes(2, "little") + b"\0" + size.to_bytes(2, "little") + value
 
@@ -152,7 +162,7 @@ def gpu_answer(*chain: GpuCertificate, **changes: Any) -> FreshGpuEvidence:
 
 
 @dataclass(frozen=True)
-class GpuBench:
+class GpuEvidenceMaker:
     """Makers and honest parts of GPU evidence, as the fixture `gpus` hands them to tests."""
 
     root, ca, leaf = GPU_ROOT, GPU_CA, GPU_LEAF

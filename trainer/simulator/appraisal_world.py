@@ -1,0 +1,296 @@
+"""The inputs of an honest appraisal: claims, evidence and collateral of a simulated VM, and the strictest policy.
+
+Tests, benchmarks and the fuzzer start from `honest_world()` and change one thing in it. Nothing here is random:
+the same call makes the same evidence.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from trainer.attestation.checks import Check, CheckState
+from trainer.attestation.claims.binding import gpu_evidence_sha256, report_data
+from trainer.attestation.dstack.key_chain import prove_possession
+from trainer.attestation.evidence import (
+    DatasetClaims,
+    DerivedKey,
+    Evidence,
+    FreshGpuEvidence,
+    GpuEvidence,
+    ReceiptClaims,
+    Recipients,
+)
+from trainer.attestation.nvidia.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements
+from trainer.attestation.policy import (
+    AppSection,
+    CollateralUrl,
+    FreshnessSection,
+    GpuSection,
+    KeyProviderDemand,
+    OsMeasurements,
+    OsSection,
+    Policy,
+    TcbSection,
+    TrustRoot,
+)
+from trainer.attestation.result.attestation_result import AttestationResult
+from trainer.attestation.verifier import appraise, appraise_receipt
+from trainer.encoding import sha256_hex
+from trainer.simulator.agent import SimulatedVm, VmOptions, simulated_measurements
+from trainer.simulator.fault import Fault
+from trainer.simulator.gpu_evidence import (
+    GPU_BOOT,
+    NONCE,
+    NOW,
+    GpuCertificate,
+    GpuEvidenceMaker,
+    gpu_answer,
+    gpu_root_sha256,
+)
+from trainer.tee.key_derivation import possession_path, recipient_path
+
+JOB_SPEC_SHA256: Final = "ab" * 32
+PEER_SPKI_SHA256: Final = "0e" * 32
+SEED: Final = b"a seed of 32 bytes for appraisals"
+APP_COMPOSE: Final = '{\n  "name": "demo",\n  "docker_compose_file": "services: {}"\n}\n'
+STATEMENT: Final = b'{"_type": "https://in-toto.io/Statement/v1"}'
+
+Quoted = dict[str, bytes]
+"""Fields of a TD report by name."""
+
+
+def _receipt_key() -> str:
+    key = ec.derive_private_key(7, ec.SECP256R1()).public_key()
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex()
+
+
+def key_chain(vm: SimulatedVm, claims: DatasetClaims) -> tuple[DerivedKey, ...]:
+    """Returns the recipient's key and the key that signs `claims`, each with its signature chain."""
+    signed = prove_possession(vm.derive_key(possession_path(JOB_SPEC_SHA256), "possession").secret, claims)
+    possession = _proof(vm, possession_path(JOB_SPEC_SHA256), "possession").model_copy(
+        update={"possession": signed}
+    )
+    return _proof(vm, recipient_path(JOB_SPEC_SHA256), "sealing"), possession
+
+
+def _proof(vm: SimulatedVm, path: str, purpose: str) -> DerivedKey:
+    derived = vm.derive_key(path, purpose)
+    return DerivedKey(
+        path=path,
+        purpose=purpose,
+        public_key=derived.public_key.hex(),
+        signature_chain=tuple(signature.hex() for signature in derived.signature_chain),
+    )
+
+
+def honest_claims(gpu: GpuEvidence) -> DatasetClaims:
+    """Returns claims of a job that does what the policy demands, over `gpu`."""
+    return DatasetClaims(
+        version=1,
+        purpose="dataset",
+        nonce=NONCE,
+        job_spec_sha256=JOB_SPEC_SHA256,
+        recipients=Recipients(derived="age1" + "q" * 58, instance="age1" + "p" * 58),
+        receipt_key=_receipt_key(),
+        tls_spki_sha256=PEER_SPKI_SHA256,
+        gpu_evidence_sha256=gpu_evidence_sha256(gpu),
+        sandbox={"seccomp": True, "landlock": True, "separate_users": False},
+        software={"trainer": "0.1.0"},
+        issued_at=NOW - 60,
+        expires_at=NOW + 3600,
+    )
+
+
+def demanding_policy(vm: SimulatedVm) -> Policy:
+    """Returns a policy for `vm` that demands everything that a policy can demand."""
+    provider = json.loads(vm.key_provider)
+    return Policy(
+        version=1,
+        trust_root=TrustRoot(pem=vm.pki.root_pem, sha256=sha256_hex(vm.pki.root_der)),
+        collateral=CollateralUrl(url="https://pccs.invalid/"),
+        tcb=TcbSection(
+            accepted_statuses=("UpToDate",),
+            grace_days=0,
+            min_evaluation_number=19,
+            refused_advisories=("INTEL-SA-00001",),
+            mr_seam=("00" * 48,),
+        ),
+        app=AppSection(
+            compose_sha256=(vm.compose_hash.hex(),),
+            job_spec_sha256=(JOB_SPEC_SHA256,),
+            app_id=vm.app_id.hex(),
+            key_provider=KeyProviderDemand(name=provider["name"], id=provider["id"]),
+            kms_root_key=vm.key_service.root_public_key.hex(),
+            recipient="instance",
+        ),
+        os=OsSection(measurements=(OsMeasurements(**vars(simulated_measurements())),)),
+        gpu=GpuSection(
+            required=True,
+            boot="required",
+            fresh="required",
+            count=1,
+            models=("GH100",),
+            min_driver_version="550.90.07",
+            min_vbios_version="96.00.9F.00.01",
+            devtools="refused",
+            reference_values="any",
+            revocation="any",
+        ),
+        sandbox=("landlock", "seccomp"),
+        freshness=FreshnessSection(max_age_seconds=600),
+    )
+
+
+@dataclass(frozen=True)
+class World:
+    """Inputs of an appraisal. The quote is signed for `claims`, with the TD report's fields changed by `td`."""
+
+    vm: SimulatedVm
+    claims: DatasetClaims
+    gpu: GpuEvidence
+    policy: Policy
+    collateral: bytes
+    receipt: ReceiptClaims
+    quote: bytes | None = None
+    evidence_changes: dict[str, Any] = field(default_factory=dict)
+    td: Quoted = field(default_factory=dict)
+    nonce: str = NONCE
+    now: int = NOW
+    peer: str | None = PEER_SPKI_SHA256
+    nonce_unused: bool | None = True
+    statement: bytes = STATEMENT
+    bench: GpuEvidenceMaker = field(default_factory=GpuEvidenceMaker)
+    gpu_root_sha256: str = field(default_factory=gpu_root_sha256)
+    endorsements: GpuEndorsements = NO_ENDORSEMENTS
+    gpu_rim_root_sha256: str = "00" * 32
+
+    def change(self, **changes: Any) -> World:
+        """This world with other inputs."""
+        return replace(self, **changes)
+
+    def claiming(self, **changes: Any) -> World:
+        """With other claims, for which the VM makes a quote."""
+        return replace(self, claims=self.claims.model_copy(update=changes))
+
+    def showing(self, **changes: Any) -> World:
+        """With other evidence around the same quote."""
+        return replace(self, evidence_changes={**self.evidence_changes, **changes})
+
+    def demanding(self, section: str, **changes: Any) -> World:
+        """With one section of the policy changed."""
+        before = getattr(self.policy, section)
+        return replace(self, policy=self.policy.model_copy(update={section: before.model_copy(update=changes)}))
+
+    def opened(self, section: str, value: object = "any") -> World:
+        """With one whole section of the policy replaced."""
+        return replace(self, policy=self.policy.model_copy(update={section: value}))
+
+    def answering(self, *fresh: FreshGpuEvidence) -> World:
+        """With other fresh GPU reports, which the claims name."""
+        gpu = self.gpu.model_copy(update={"fresh": fresh})
+        return replace(self, gpu=gpu).claiming(gpu_evidence_sha256=gpu_evidence_sha256(gpu))
+
+    def with_gpu(self, *chain: GpuCertificate, **changes: Any) -> World:
+        """With one GPU that answers differently."""
+        return self.answering(gpu_answer(*chain, **changes))
+
+    def without_reports(self) -> World:
+        """Without fresh GPU reports, and a policy that does not ask for them."""
+        values = ("boot", "fresh", "count", "models", "min_driver_version", "min_vbios_version")
+        left_open = dict.fromkeys((*values, "reference_values", "revocation"), "any")
+        return self.answering().demanding("gpu", **left_open)
+
+    def with_collateral(self, **changes: Any) -> World:
+        """With other collateral, signed by the same root."""
+        return replace(self, collateral=json.dumps(self.vm.pki.collateral(self.now, **changes)).encode())
+
+    def with_faults(self, *faults: Fault) -> World:
+        """With a VM that lies in what it shows. What is demanded and asked stays as it was."""
+        vm = SimulatedVm(self.vm.app_compose, SEED, options=replace(self.vm.options, faults=faults))
+        gpu = self.gpu.model_copy(update={"boot": vm.gpu_attestation})
+        lying = replace(self, vm=vm, gpu=gpu, collateral=json.dumps(vm.collateral(self.now)).encode())
+        return lying.claiming(gpu_evidence_sha256=gpu_evidence_sha256(gpu))
+
+    def evidence(self, claims: DatasetClaims | ReceiptClaims | None = None) -> Evidence:
+        """The evidence as the job would show it."""
+        claims = claims or self.claims
+        td = {"report_data": report_data(claims), **self.td}
+        quoted = self.vm.quote(td.pop("report_data"), **td)
+        fields: dict[str, Any] = {
+            "claims": claims,
+            "quote": (self.quote or quoted.quote).hex(),
+            "event_log": quoted.event_log,
+            "vm_config": quoted.vm_config,
+            "app_compose": self.vm.shown_compose,
+            "compose_hash": f"sha256:{sha256_hex(self.vm.shown_compose.encode())}",
+            "gpu": self.gpu,
+            "key_chain": key_chain(self.vm, self.claims),
+        }
+        return Evidence(**fields | self.evidence_changes)
+
+    def appraise(self) -> AttestationResult:
+        """The verdict."""
+        return appraise(
+            self.evidence(),
+            collateral=self.collateral,
+            policy=self.policy,
+            nonce=self.nonce,
+            now=self.now,
+            peer_spki_sha256=self.peer,
+            nonce_unused=self.nonce_unused,
+            endorsements=self.endorsements,
+            gpu_root_sha256=self.gpu_root_sha256,
+            gpu_rim_root_sha256=self.gpu_rim_root_sha256,
+        )
+
+    def appraise_receipt(self, earlier: AttestationResult) -> tuple[Check, ...]:
+        """The verdict on the evidence beside a receipt."""
+        return appraise_receipt(
+            self.evidence(self.receipt),
+            statement=self.statement,
+            earlier=earlier,
+            collateral=self.collateral,
+            policy=self.policy,
+            now=self.now,
+        )
+
+    def contraindicated(self) -> list[str]:
+        """Codes of the checks that do not hold."""
+        return [check.code for check in self.appraise().checks if check.state is CheckState.CONTRAINDICATED]
+
+    def state(self, code: str) -> Check:
+        """One check."""
+        return next(check for check in self.appraise().checks if check.code == code)
+
+
+def honest_world(options: VmOptions | None = None, vm: SimulatedVm | None = None) -> World:
+    """Returns an honest VM with one GPU, with other `options`, or `vm` itself, and all inputs of its appraisal."""
+    chosen = replace(options or VmOptions(gpu_attestation=GPU_BOOT), image="dstack-0.6.0")
+    vm = vm or SimulatedVm(APP_COMPOSE, SEED, options=chosen)
+    boot = vm.options.gpu_attestation
+    gpu = GpuEvidence(boot=boot, fresh=(gpu_answer(),) if boot else ())
+    return world_of(vm, gpu)
+
+
+def world_of(vm: SimulatedVm, gpu: GpuEvidence) -> World:
+    """Returns the inputs of an appraisal of `vm` whose claims name `gpu`."""
+    receipt = ReceiptClaims(
+        version=1,
+        purpose="receipt",
+        job_spec_sha256=JOB_SPEC_SHA256,
+        statement_sha256=sha256_hex(STATEMENT),
+        issued_at=NOW + 1000,
+    )
+    return World(
+        vm=vm,
+        claims=honest_claims(gpu),
+        gpu=gpu,
+        policy=demanding_policy(vm),
+        collateral=json.dumps(vm.collateral(NOW)).encode(),
+        receipt=receipt,
+    )
