@@ -4,19 +4,21 @@ from trainer.attestation.policy.gpu_sources import ReferenceManifests, Revocatio
 from trainer.attestation.policy.policy_text import explain, policy_yaml, read_measurements, strict_policy
 from trainer.attestation.policy.schema import (
     MAX_POLICY_BYTES,
-    AppSection,
     CollateralDocument,
     CollateralUrl,
+    Policy,
+    TrustRoot,
+    parse_policy,
+)
+from trainer.attestation.policy.sections import (
+    AppSection,
     FreshnessSection,
     GpuSection,
     KeyProviderDemand,
     OsMeasurements,
     OsSection,
-    Policy,
     TcbSection,
-    TrustRoot,
     endorsements_of,
-    parse_policy,
 )
 
 __all__ = [

@@ -14,14 +14,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import Field, ValidationError, model_validator
 
-from trainer.attestation.evidence import MAX_GPUS
-from trainer.attestation.nvidia.gpu_endorsements import GpuEndorsements
-from trainer.attestation.policy.gpu_sources import (
-    ReferenceManifests,
-    RevocationAnswers,
-    ServiceUrl,
-    inline_gpu_files,
-    read_named,
+from trainer.attestation.policy.gpu_sources import inline_gpu_files, read_named
+from trainer.attestation.policy.sections import (
+    AppSection,
+    FreshnessSection,
+    GpuSection,
+    OsSection,
+    TcbSection,
+    Unset,
 )
 from trainer.attestation.tdx.collateral import INTEL_ROOT_KEY_ID, root_key_id
 from trainer.encoding import canonical_json, sha256_hex
@@ -31,27 +31,7 @@ from trainer.strict_yaml import parse_yaml
 
 MAX_POLICY_BYTES: Final = 1 << 20
 
-Unset = Literal["any"]
-"""How a policy says that it does not demand something."""
-
-GpuModel = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]{0,63}$")]
-
-Register = Annotated[str, Field(pattern=r"^[0-9a-f]{96}$")]
-"""One TDX register (48 bytes) in lower-case hex."""
-
 PrintableText = Annotated[str, Field(pattern=r"^[ -~\n]*$", max_length=1 << 19)]
-
-TcbStatus = Literal[
-    "UpToDate",
-    "SWHardeningNeeded",
-    "ConfigurationNeeded",
-    "ConfigurationAndSWHardeningNeeded",
-    "TDRelaunchAdvised",
-    "TDRelaunchAdvisedConfigurationNeeded",
-    "OutOfDate",
-    "OutOfDateConfigurationNeeded",
-]
-"""Every TCB status of Intel's that can be accepted; `Revoked` cannot."""
 
 
 class TrustRoot(Strict):
@@ -94,125 +74,42 @@ class CollateralDocument(Strict):
     document: PrintableText
 
 
-class TcbSection(Strict):
-    """What state the platform may be in.
-
-    `grace_days` is for accepted statuses that say out of date: how many days the matched TCB level's date may lie
-    back. `min_evaluation_number` is the least TCB evaluation data number of the collateral.
-    """
-
-    accepted_statuses: Annotated[tuple[TcbStatus, ...], Field(min_length=1)]
-    grace_days: Annotated[int, Field(ge=0, le=3650)]
-    min_evaluation_number: Annotated[int, Field(ge=0, le=2**31)] | Unset
-    refused_advisories: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")], ...]
-    mr_seam: Annotated[tuple[Register, ...], Field(min_length=1)] | Unset
-    """Measurements of the TDX modules that may run; collateral names their signer and version only."""
-
-
-class KeyProviderDemand(Strict):
-    """The key provider that the VM must have measured: its name (`kms`, `local-sgx` …) and identity in hex."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
-    id: Annotated[str, Field(pattern=r"^[0-9a-f]*$", max_length=4096)]
-
-
-class AppSection(Strict):
-    """What may run, and which of its two recipients a dataset is sealed to."""
-
-    compose_sha256: Annotated[tuple[Sha256Hex, ...], Field(min_length=1)]
-    job_spec_sha256: Annotated[tuple[Sha256Hex, ...], Field(min_length=1)]
-    app_id: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | Unset
-    key_provider: KeyProviderDemand | Unset
-    kms_root_key: Annotated[str, Field(pattern=r"^0[23][0-9a-f]{64}$")] | Unset
-    recipient: Literal["derived", "instance"]
-
-
-class OsMeasurements(Strict):
-    """What one OS image on one VM shape measures to before any application starts."""
-
-    mrtd: Register
-    rtmr0: Register
-    rtmr1: Register
-    rtmr2: Register
-
-
-class OsSection(Strict):
-    """Which OS may run below the app: by registers, or by image hash where the VM's evidence allows it.
-
-    Empty lists accept no OS.
-    """
-
-    measurements: tuple[OsMeasurements, ...] = ()
-    image_sha256: tuple[Sha256Hex, ...] = ()
-    development: Literal["refused"] | Unset = "refused"
-
-
-class GpuSection(Strict):
-    """Whether there must be NVIDIA GPUs in confidential mode, by the OS's word and by their own.
-
-    `required` is about what the measured OS put into its event; `boot` demands that the claims behind its word
-    hold, device by device; `fresh` demands reports that GPUs sign for the provider's nonce. `count`, `models` and
-    the least versions are about whichever of these two is required. `reference_values` (RIM) and `revocation`
-    (OCSP) are about fresh reports: in the boot claims, both belong to `boot`.
-    """
-
-    required: bool
-    boot: Literal["required"] | Unset
-    fresh: Literal["required"] | Unset
-    count: Annotated[int, Field(ge=1, le=MAX_GPUS)] | Unset
-    models: Annotated[tuple[GpuModel, ...], Field(min_length=1)] | Unset
-    """Starts of model names, such as `GH100`; a GPU must be of one of them."""
-    min_driver_version: Annotated[str, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}$")] | Unset
-    """Such as `550.90.07`; compared number by number."""
-    min_vbios_version: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{2}(\.[0-9a-fA-F]{2}){4}$")] | Unset
-    """Such as `96.00.9F.00.01`; compared byte by byte, in hex."""
-    devtools: Literal["refused"] | Unset
-    """Devtools mode by the event's word, and debugging by that of the boot claims, where these are required."""
-    reference_values: ReferenceManifests | ServiceUrl | Unset
-    revocation: RevocationAnswers | ServiceUrl | Unset
-
-    @model_validator(mode="after")
-    def _rests_on_evidence(self) -> Self:
-        rest = (self.count, self.models, self.min_driver_version, self.min_vbios_version)
-        if self.boot == self.fresh == "any" and rest != ("any",) * len(rest):
-            raise ValueError("count, models and least versions need `boot: required` or `fresh: required`")
-        if self.boot == "required" and not self.required:
-            raise ValueError("`boot: required` needs `required: true`")
-        if self.fresh == "any" and (self.reference_values, self.revocation) != ("any", "any"):
-            raise ValueError("reference_values and revocation need `fresh: required`")
-        return self
-
-
-def endorsements_of(section: GpuSection, *, fetched: GpuEndorsements) -> GpuEndorsements:
-    """What fresh GPU reports are judged with: the policy's own files, or what was fetched."""
-    values, answers = section.reference_values, section.revocation
-    return GpuEndorsements(
-        reference_values=values.documents if isinstance(values, ReferenceManifests) else fetched.reference_values,
-        revocation=answers.decoded() if isinstance(answers, RevocationAnswers) else fetched.revocation,
-    )
-
-
-class FreshnessSection(Strict):
-    """How old claims may be, in seconds."""
-
-    max_age_seconds: Annotated[int, Field(ge=1, le=30 * 86400)]
-
-
 class Policy(Strict):
-    """One policy, whole: every file that it named is part of it."""
+    """One complete policy: the contents of every file that it named are part of it.
 
-    version: Literal[1]
-    trust_root: Literal["intel"] | TrustRoot
-    collateral: CollateralUrl | CollateralDocument
-    tcb: TcbSection
-    app: AppSection
-    os: OsSection | Unset
-    gpu: GpuSection
+    The description of each field is the comment above it in a policy.yaml.
+    """
+
+    version: Literal[1] = Field(
+        description="What a job must prove before data is sealed to it. `any` leaves a point open, visibly."
+    )
+    trust_root: Literal["intel"] | TrustRoot = Field(
+        description="Who vouches for the hardware: intel, or one other certificate with its fingerprint."
+    )
+    collateral: CollateralUrl | CollateralDocument = Field(
+        description=(
+            "Where the state of the platform is looked up: url, or file. Signatures are checked either way."
+        )
+    )
+    tcb: TcbSection = Field(
+        description="Accepted platform states; how many days an accepted out-of-date state may lie back."
+    )
+    app: AppSection = Field(
+        description="What may run: SHA-256 of app-compose.json, byte for byte, and of job.yaml in canonical form."
+    )
+    os: OsSection | Unset = Field(
+        description="Which OS may run below it: registers, or image hashes. Empty lists accept none."
+    )
+    gpu: GpuSection = Field(
+        description=(
+            "GPUs: attested by the OS in confidential mode before the app started; fresh: by reports of their own."
+        )
+    )
     sandbox: (
         Annotated[tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], ...], Field(min_length=1)]
         | Unset
-    )
-    freshness: FreshnessSection
+    ) = Field(description="Which sandbox properties the job must report, such as `no_network`.")
+    freshness: FreshnessSection = Field(description="How old the job's claims may be, in seconds.")
 
     def canonical(self) -> bytes:
         """RFC 8785 form."""
