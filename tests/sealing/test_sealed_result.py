@@ -100,7 +100,7 @@ def test_a_link_that_appears_meanwhile(
         (tree / "adapter").symlink_to(tmp_path / "keys")
         return ["adapter/config.json"]
 
-    monkeypatch.setattr(trainer.sealing.sealed_result, "_names", list_then_swap)
+    monkeypatch.setattr(trainer.sealing.sealed_result, "_list_files", list_then_swap)
     with pytest.raises(UsageError):
         seal_result(tree, tmp_path / "result", [x25519.recipient()])
     assert not (tmp_path / "result").exists()
