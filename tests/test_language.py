@@ -28,7 +28,6 @@ RETIRED = {
     "household": "processes",
     "meeting": "rendezvous",
     "patience": "early_stopping (training) or retry_policy (transport)",
-    "proof": "equivalence, or the statement that is meant",
     "resumption": "resumed_state",
     "seat": "rank",
     "soundness": "divergence",

@@ -1,4 +1,4 @@
-"""The receipt: a signed statement of what was made from what, by which measured job."""
+"""The receipt: a signed in-toto statement of which files a measured job made from which inputs."""
 
 from trainer.receipt.dsse import sign_envelope, verify_envelope
 from trainer.receipt.statement import ReceiptOutcome, Statement, make_statement, parse_statement

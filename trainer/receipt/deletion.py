@@ -1,10 +1,12 @@
-"""The last word of a job: a signed statement of what it destroyed, and when.
+"""The deletion statement: signed by a job at its end, it lists what the job destroyed, and when.
 
-An in-toto Statement v1 about the sealed result, in a DSSE envelope by the receipt key, like the receipt itself. It
-is made when the result was acknowledged (or nobody came for it), after everything that it lists is gone; the
-receipt key signs it last. It holds digests, names of a closed set and times, so it may be public.
+Like the receipt, it is an in-toto Statement v1 in a DSSE envelope, signed by the receipt key. Its subject is the
+sealed result. The job makes it after the result was acknowledged, or after nobody fetched it in time, and after
+everything that it lists is destroyed; the receipt key signs nothing after it. It contains digests, names of a
+closed set and times, and may be public.
 
-It proves that code which the provider appraised said so. It cannot prove an absence: docs/threat-model.md.
+The signature proves that code which the provider appraised made this statement. It cannot prove that no copy
+exists (docs/threat-model.md).
 """
 
 from __future__ import annotations
@@ -27,25 +29,25 @@ RESULT_NAME: Final = "result.tar.age"
 
 
 class DestroyedItem(StrEnum):
-    """What a job has in the clear and destroys."""
+    """Kinds of plaintext and keys that a job destroys."""
 
     WORKER = "worker"
-    """The process that saw rows and weights has ended: the kernel took its memory back."""
+    """The process that saw rows and weights has ended, and the kernel has reclaimed its memory."""
     DATASET = "dataset"
     MODEL = "base-model"
     OUTPUT = "worker-output"
     RESULT_TREE = "result-plaintext"
     LOGS = "private-logs"
-    """Emptied: lines after that tell of the end alone."""
+    """The log was emptied; lines after that are about the job's end only."""
     IDENTITIES = "dataset-keys"
-    """The private keys that a sealed dataset is addressed to: this process's copies."""
+    """The supervisor's copies of the private keys that datasets are sealed to."""
 
 
 REQUIRED_ITEMS: Final = frozenset(DestroyedItem)
 
 
 class DeletionPredicate(Strict):
-    """Predicate: when each thing was destroyed, in Unix seconds; and which job says so."""
+    """The predicate: when each item was destroyed, in Unix seconds, and by which job."""
 
     jobSpecSha256: Sha256Hex  # noqa: N815 -- as in the receipt
     datasetManifestSha256: Sha256Hex  # noqa: N815
@@ -71,11 +73,11 @@ class DeletionStatement(Strict):
 
 
 def make_deletion_statement(deletion: DeletionPredicate, result_sha256: str) -> bytes:
-    """The statement as canonical JSON, ready to be signed.
+    """Return the statement as canonical JSON, the payload of its envelope.
 
     Args:
-        deletion: what was destroyed.
-        result_sha256: SHA-256 of the sealed result, in hex.
+        deletion: what was destroyed, and when.
+        result_sha256: SHA-256 of the sealed result in hex.
     """
     return canonical_json(
         {
@@ -89,9 +91,15 @@ def make_deletion_statement(deletion: DeletionPredicate, result_sha256: str) -> 
 
 @dataclass(frozen=True)
 class ExpectedDeletion:
-    """What the provider knows: the job's receipt key (DER), its spec, and what of the rest is at hand.
+    """What the provider compares a deletion statement with.
 
-    Times are Unix seconds. `received_at` is when the statement came; the VM's clock may be off by `skew_seconds`.
+    Args:
+        receipt_key: the attested receipt key, DER SubjectPublicKeyInfo.
+        job_spec_sha256: digest of the attested job spec.
+        received_at: when the statement arrived, Unix seconds.
+        result_sha256: digest of the sealed result, if the provider has it.
+        manifest_sha256: digest of the dataset's manifest, if the provider has it.
+        skew_seconds: how far the VM's clock may be ahead.
     """
 
     receipt_key: bytes
@@ -102,35 +110,35 @@ class ExpectedDeletion:
     skew_seconds: int = 300
 
 
-def verify_deletion(envelope: bytes, awaited: ExpectedDeletion) -> DeletionStatement:
-    """Check a deletion statement; returns what it says.
+def verify_deletion(envelope: bytes, expected: ExpectedDeletion) -> DeletionStatement:
+    """Verify a deletion statement and return it.
 
-    1. signed by the attested receipt key;
-    2. a deletion statement, and nothing else that this key signs;
-    3. about the same job spec, and the same sealed result and dataset where these are at hand;
-    4. everything in `REQUIRED_ITEMS` is listed;
-    5. nothing was destroyed after the signature, and the signature is not from the future.
+    1. The attested receipt key signed it.
+    2. It is a deletion statement. The same key signs receipts, so the predicate type has to be checked.
+    3. It is about this job spec, and about the sealed result and the dataset that the provider has.
+    4. It lists every item of `REQUIRED_ITEMS`.
+    5. No item was destroyed after the signature, and the signature is not from the future.
 
     Raises:
         VerificationError: RECEIPT_INVALID (1, 2) or RECEIPT_MISMATCH (3 to 5).
     """
-    statement = _parse(verify_envelope(envelope, awaited.receipt_key))  # 1, 2
+    statement = _parse_statement(verify_envelope(envelope, expected.receipt_key))  # 1, 2
     predicate = statement.predicate
-    _same("job spec", awaited.job_spec_sha256, predicate.jobSpecSha256)  # 3
-    _same("sealed result", awaited.result_sha256, statement.subject[0].digest.sha256)
-    _same("dataset", awaited.manifest_sha256, predicate.datasetManifestSha256)
-    _require_all(predicate.destroyed)  # 4
+    _require_same_digest("job spec", expected.job_spec_sha256, predicate.jobSpecSha256)  # 3
+    _require_same_digest("sealed result", expected.result_sha256, statement.subject[0].digest.sha256)
+    _require_same_digest("dataset", expected.manifest_sha256, predicate.datasetManifestSha256)
+    _require_all_items(predicate.destroyed)  # 4
     last = max(predicate.destroyed.values())
     if last > predicate.signedAt:  # 5
         raise _mismatch("something was destroyed after the signature", predicate.signedAt, last)
-    if predicate.signedAt > awaited.received_at + awaited.skew_seconds:
-        raise _mismatch("it is from the future", f"at most {awaited.received_at}", predicate.signedAt)
+    if predicate.signedAt > expected.received_at + expected.skew_seconds:
+        raise _mismatch("it is from the future", f"at most {expected.received_at}", predicate.signedAt)
     return statement
 
 
-def _parse(payload: bytes) -> DeletionStatement:
+def _parse_statement(payload: bytes) -> DeletionStatement:
     try:
-        parse_json(payload)
+        parse_json(payload)  # refuses duplicate keys
         return DeletionStatement.model_validate_json(payload)
     except (ValidationError, ValueError):
         raise VerificationError(
@@ -138,21 +146,21 @@ def _parse(payload: bytes) -> DeletionStatement:
         ) from None
 
 
-def _same(what: str, expected: str | None, found: str) -> None:
+def _require_same_digest(name: str, expected: str | None, found: str) -> None:
     if expected is not None and expected != found:
-        raise _mismatch(f"it is about another {what}", expected, found)
+        raise _mismatch(f"it is about another {name}", expected, found)
 
 
-def _require_all(destroyed: Mapping[DestroyedItem, int]) -> None:
+def _require_all_items(destroyed: Mapping[DestroyedItem, int]) -> None:
     missing = sorted(REQUIRED_ITEMS - destroyed.keys())
     if missing:
         raise _mismatch("it does not list all", ", ".join(sorted(REQUIRED_ITEMS)), f"all but {', '.join(missing)}")
 
 
-def _mismatch(why: str, expected: object, found: object) -> VerificationError:
+def _mismatch(reason: str, expected: object, found: object) -> VerificationError:
     return VerificationError(
         ErrorCode.RECEIPT_MISMATCH,
-        f"deletion statement: {why}",
+        f"deletion statement: {reason}",
         expected=expected,
         found=found,
         hint="the result itself is not touched by this; ask the operator what happened at the job's end",

@@ -1,7 +1,11 @@
-"""DSSE envelopes (secure-systems-lab/dsse, protocol v1.0.0) with one ECDSA P-256 / SHA-256 signature.
+"""DSSE envelopes (github.com/secure-systems-lab/dsse, protocol.md and envelope.md, v1.0) with one ECDSA signature.
 
-Checks are numbered in `verify_envelope`; the payload is returned only after all of them, as the very bytes that
-were signed, so that nobody parses anything unsigned.
+    envelope  = {"payload": base64(payload), "payloadType": type,
+                 "signatures": [{"keyid": …, "sig": base64(signature)}]}
+    signature = ECDSA P-256 with SHA-256 over PAE(type, payload)
+
+The signature is over the payload's bytes and not over a parsed form. `verify_envelope` returns exactly these
+bytes, so that callers parse only what was signed.
 """
 
 from __future__ import annotations
@@ -23,14 +27,14 @@ MAX_ENVELOPE_BYTES: Final = 16 << 20
 
 
 class Signature(Strict):
-    """One signature of an envelope; `keyid` is only a hint and decides nothing."""
+    """One signature of an envelope; `keyid` is an unauthenticated hint and is not used."""
 
     keyid: Annotated[str, Field(max_length=128)]
     sig: Annotated[str, Field(max_length=1024)]
 
 
 class Envelope(Strict):
-    """DSSE JSON envelope; `payload` and `sig` are standard base64."""
+    """A DSSE envelope in JSON; `payload` and `sig` are standard base64."""
 
     payload: str
     payloadType: str  # noqa: N815 -- the format's spelling
@@ -38,21 +42,27 @@ class Envelope(Strict):
 
 
 def pre_authentication_encoding(payload_type: str, payload: bytes) -> bytes:
-    """PAE of the DSSE protocol: what is signed; lengths make it injective."""
-    kind = payload_type.encode()
-    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+    """Return PAE(type, payload), the bytes that are signed (DSSE protocol, "Signature Definition").
+
+        PAE(type, payload) = "DSSEv1" SP LEN(type) SP type SP LEN(payload) SP payload
+
+    `LEN` is the length in bytes as ASCII decimal. With the lengths, no two pairs of type and payload have the same
+    encoding, so a signature over one kind of payload cannot be passed off as one over another.
+    """
+    type_bytes = payload_type.encode()
+    return b"DSSEv1 %d %s %d %s" % (len(type_bytes), type_bytes, len(payload), payload)
 
 
 def public_key_der(key: ec.EllipticCurvePublicKey) -> bytes:
-    """DER SubjectPublicKeyInfo of a public key."""
+    """Return the DER SubjectPublicKeyInfo of a public key."""
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def sign_envelope(payload: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Sign an in-toto statement; returns the envelope as canonical JSON.
+    """Sign an in-toto statement; returns the envelope as canonical JSON (RFC 8785).
 
-    Deterministic ECDSA (RFC 6979): the same statement and key give the same bytes, and no weak random number of
-    a young VM can give the key away.
+    The nonce of the signature is derived from key and message (RFC 6979). A nonce from a random number generator
+    that has little entropy, as after a VM's boot, could reveal the key.
     """
     message = pre_authentication_encoding(PAYLOAD_TYPE, payload)
     signature = key.sign(message, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
@@ -67,68 +77,70 @@ def sign_envelope(payload: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def verify_envelope(envelope: bytes, public_key: bytes) -> bytes:
-    """Return the payload of an envelope that `public_key` signed.
+    """Verify an envelope and return its payload.
 
-    1. form: strict JSON, exactly one signature, canonical base64, the in-toto payload type;
-    2. key: an EC P-256 public key;
-    3. signature: ECDSA over the pre-authentication encoding of the exact payload bytes.
+    1. The envelope is JSON without duplicate keys, with exactly one signature, canonical base64 and the payload
+    type
+       of in-toto.
+    2. `public_key` is an EC P-256 key.
+    3. The signature is valid over PAE(payload type, payload).
 
     Args:
-        envelope: JSON bytes of the envelope.
-        public_key: DER SubjectPublicKeyInfo that the attested claims named.
+        envelope: the envelope's JSON.
+        public_key: DER SubjectPublicKeyInfo of the receipt key in the attested claims.
 
     Raises:
-        VerificationError: any of the checks failed.
+        VerificationError: RECEIPT_INVALID: one of these does not hold.
     """
-    parsed = _parse(envelope)
-    payload = _decode(parsed.payload)  # 1
+    parsed = _parse_envelope(envelope)  # 1
+    payload = _decode_base64(parsed.payload)
     if parsed.payloadType != PAYLOAD_TYPE:
-        raise _invalid("wrong payload type", expected=PAYLOAD_TYPE, found=parsed.payloadType[:80])
-    key = _load(public_key)  # 2
+        raise _receipt_invalid("wrong payload type", expected=PAYLOAD_TYPE, found=parsed.payloadType[:80])
+    key = _load_public_key(public_key)  # 2
     message = pre_authentication_encoding(PAYLOAD_TYPE, payload)
     try:
-        key.verify(_decode(parsed.signatures[0].sig), message, ec.ECDSA(hashes.SHA256()))  # 3
+        key.verify(_decode_base64(parsed.signatures[0].sig), message, ec.ECDSA(hashes.SHA256()))  # 3
     except InvalidSignature:
-        raise _invalid("the signature is not by the attested receipt key") from None
+        raise _receipt_invalid("the signature is not by the attested receipt key") from None
     return payload
 
 
-def _parse(envelope: bytes) -> Envelope:
+def _parse_envelope(envelope: bytes) -> Envelope:
     if len(envelope) > MAX_ENVELOPE_BYTES:
-        raise _invalid("too large", expected=f"at most {MAX_ENVELOPE_BYTES} bytes", found=len(envelope))
+        raise _receipt_invalid("too large", expected=f"at most {MAX_ENVELOPE_BYTES} bytes", found=len(envelope))
     try:
         parse_json(envelope)
         return Envelope.model_validate_json(envelope)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise _invalid(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise _receipt_invalid(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except ValueError as error:
-        raise _invalid(str(error)) from None
+        raise _receipt_invalid(str(error)) from None
 
 
-def _decode(text: str) -> bytes:
+def _decode_base64(text: str) -> bytes:
     try:
         data = base64.b64decode(text, validate=True)
-    except ValueError:  # binascii.Error is one; text beyond ASCII gives another
-        raise _invalid("not standard base64") from None
+    except ValueError:  # binascii.Error, or a ValueError for characters that are not ASCII
+        raise _receipt_invalid("not standard base64") from None
     if base64.b64encode(data).decode() != text:
-        raise _invalid("base64 is not canonical")
+        raise _receipt_invalid("base64 is not canonical")
     return data
 
 
-def _load(der: bytes) -> ec.EllipticCurvePublicKey:
+def _load_public_key(der: bytes) -> ec.EllipticCurvePublicKey:
     try:
         key = serialization.load_der_public_key(der)
     except (ValueError, UnsupportedAlgorithm):
-        raise _invalid("the attested receipt key is not a public key") from None
+        raise _receipt_invalid("the attested receipt key is not a public key") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise _invalid(
+        raise _receipt_invalid(
             "the attested receipt key has the wrong type", expected="EC P-256", found=type(key).__name__
         )
     return key
 
 
-def _invalid(message: str, *, expected: object = None, found: object = None) -> VerificationError:
+def _receipt_invalid(message: str, *, expected: object = None, found: object = None) -> VerificationError:
     return VerificationError(
         ErrorCode.RECEIPT_INVALID,
         f"receipt: {message}",

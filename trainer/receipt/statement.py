@@ -1,14 +1,16 @@
-"""The in-toto Statement v1 of a job, with a SLSA provenance v1 predicate.
+"""The receipt's payload: an in-toto Statement v1 with a SLSA provenance v1 predicate.
 
-| SLSA field | holds |
+Sources: in-toto.io/Statement/v1 and slsa.dev/spec/v1.0/provenance. Fields have the names of these formats:
+
+| field | content |
 |---|---|
-| `subject` | every file of the result but the receipt and its evidence, by SHA-256 |
+| `subject` | every file of the result except the receipt and its evidence, by SHA-256 |
 | `buildDefinition.externalParameters` | the job spec as written, and its digest |
 | `buildDefinition.internalParameters` | fingerprints of the recipients, digest of the sealed dataset's manifest |
-| `buildDefinition.resolvedDependencies` | each file of the base model, the dataset's manifest |
+| `buildDefinition.resolvedDependencies` | the files of the base model and of the dataset, by SHA-256 |
 | `runDetails.builder` | compose hash of the measured app, versions of the libraries |
 | `runDetails.metadata` | start and end, UTC |
-| `runDetails.byproducts` | outcome, metrics, privacy of the weights; of a failure its code |
+| `runDetails.byproducts` | outcome, metrics, privacy of the weights; the error code of a failure |
 """
 
 from __future__ import annotations
@@ -30,47 +32,47 @@ STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
 BUILD_TYPE: Final = "urn:confidential-trainer:lora-fine-tuning:v1"
 UNSIGNED_FILES: Final = frozenset({"receipt.json", "evidence.json"})
-"""Files of a result that the statement cannot list: itself, and the evidence made over it."""
+"""Files of a result that the statement cannot list: the receipt itself, and the evidence over the receipt."""
 
 Timestamp = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 
 
 class ReceiptOutcome(StrEnum):
-    """How the job ended."""
+    """Whether the job made weights."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
 
 
 class DigestSet(Strict):
-    """Digest set of in-toto with the one algorithm used here."""
+    """in-toto DigestSet with SHA-256 as its only algorithm."""
 
     sha256: Sha256Hex
 
 
 class ResourceDescriptor(Strict):
-    """A named thing with a digest (in-toto ResourceDescriptor)."""
+    """in-toto ResourceDescriptor: a file by name and digest."""
 
     name: Annotated[str, Field(min_length=1, max_length=1024)]
     digest: DigestSet
 
 
 class ExternalParameters(Strict):
-    """What the operator and the provider agreed on."""
+    """SLSA: parameters under the control of whoever requests the build; here the job spec."""
 
     jobSpec: dict[str, JsonValue]  # noqa: N815 -- SLSA spells in camel case
     jobSpecSha256: Sha256Hex  # noqa: N815
 
 
 class InternalParameters(Strict):
-    """What the sealed bundle added: who may read the result."""
+    """SLSA: parameters set by the builder; here taken from the sealed bundle, which the operator cannot read."""
 
     recipients: Annotated[tuple[Sha256Hex, ...], Field(min_length=1, max_length=16)]
     datasetManifestSha256: Sha256Hex  # noqa: N815
 
 
 class BuildDefinition(Strict):
-    """What was to be made, from what."""
+    """SLSA BuildDefinition: the inputs of the job."""
 
     buildType: Literal["urn:confidential-trainer:lora-fine-tuning:v1"]  # noqa: N815
     externalParameters: ExternalParameters  # noqa: N815
@@ -79,28 +81,28 @@ class BuildDefinition(Strict):
 
 
 class Builder(Strict):
-    """The measured app that made it."""
+    """SLSA Builder: the measured app and the versions of its libraries."""
 
     id: str
     version: dict[str, str]
 
 
 class BuildMetadata(Strict):
-    """When it was made."""
+    """SLSA BuildMetadata: start and end of the job."""
 
     startedOn: Timestamp  # noqa: N815
     finishedOn: Timestamp  # noqa: N815
 
 
 class Byproduct(Strict):
-    """What is known beside the files: outcome and metrics."""
+    """SLSA byproduct: outcome, metrics, privacy and error code."""
 
     name: Literal["outcome"]
     annotations: dict[str, JsonValue]
 
 
 class RunDetails(Strict):
-    """Who made it, when, and with what outcome."""
+    """SLSA RunDetails: builder, times and byproducts of this run."""
 
     builder: Builder
     metadata: BuildMetadata
@@ -124,31 +126,43 @@ class Statement(Strict):
 
     @property
     def files(self) -> dict[str, str]:
-        """File name → SHA-256 of everything the statement covers."""
+        """Maps the name of each file of the result to its SHA-256."""
         return {resource.name: resource.digest.sha256 for resource in self.subject}
 
     @property
     def outcome(self) -> ReceiptOutcome:
-        """How the job ended."""
+        """Whether the job made weights."""
         return ReceiptOutcome(str(self.predicate.runDetails.byproducts[0].annotations.get("outcome")))
 
     @property
     def metrics(self) -> Mapping[str, JsonValue]:
-        """What the worker reported: losses, tokens, steps, seconds."""
+        """Metrics that the worker reported: losses, tokens, steps, seconds."""
         metrics = self.predicate.runDetails.byproducts[0].annotations.get("metrics")
         return metrics if isinstance(metrics, dict) else {}
 
     @property
     def privacy(self) -> JsonValue:
-        """What is known of the privacy of the weights: ε and δ, and tests of what they memorised."""
+        """ε and δ of the weights and results of the memorisation audit; None if the job measured neither."""
         return self.predicate.runDetails.byproducts[0].annotations.get("privacy")
 
 
 @dataclass(frozen=True)
 class StatementInputs:
-    """What the job knows when it writes its statement. Times are Unix seconds.
+    """Everything that a statement is made from.
 
-    `files` maps every file of the result to its SHA-256; `recipients` are age recipient strings.
+    Args:
+        spec: the job spec.
+        files: maps each file of the result to its SHA-256.
+        dataset_files: maps each data file of the bundle to its SHA-256.
+        dataset_manifest_sha256: digest of the bundle's manifest.
+        recipients: the grant's age recipients, as text.
+        compose_sha256: measured compose hash.
+        software: library names and versions.
+        started_at: Unix seconds.
+        finished_at: Unix seconds.
+        outcome: whether the job made weights.
+        metrics: what the worker reported.
+        error: error code of a failure.
     """
 
     spec: JobSpec
@@ -166,67 +180,75 @@ class StatementInputs:
 
 
 def recipient_fingerprint(recipient: str) -> str:
-    """SHA-256 of a recipient's text form."""
+    """Return the SHA-256 of a recipient's text form in hex.
+
+    A receipt lists fingerprints, because it may be shown to auditors: they can compare a recipient that they know,
+    and learn none that they do not know.
+    """
     return sha256_hex(recipient.encode())
 
 
-def make_statement(run: StatementInputs) -> bytes:
-    """Canonical JSON bytes of the statement for a run: the DSSE payload."""
+def make_statement(inputs: StatementInputs) -> bytes:
+    """Return the statement as canonical JSON, the payload of the DSSE envelope."""
     document = {
         "_type": STATEMENT_TYPE,
-        "subject": [_resource(name, digest) for name, digest in sorted(run.files.items())],
+        "subject": [_resource_descriptor(name, digest) for name, digest in sorted(inputs.files.items())],
         "predicateType": PREDICATE_TYPE,
-        "predicate": {"buildDefinition": _build_definition(run), "runDetails": _run_details(run)},
+        "predicate": {"buildDefinition": _build_definition(inputs), "runDetails": _run_details(inputs)},
     }
     return canonical_json(document)
 
 
-def _resource(name: str, digest: str) -> dict[str, JsonValue]:
+def _resource_descriptor(name: str, digest: str) -> dict[str, JsonValue]:
     return {"name": name, "digest": {"sha256": digest}}
 
 
-def _build_definition(run: StatementInputs) -> dict[str, JsonValue]:
+def _build_definition(inputs: StatementInputs) -> dict[str, JsonValue]:
     model = [
-        _resource(f"{run.spec.model.model_name_or_path}/{name}", digest)
-        for name, digest in sorted(run.spec.model.model_file_sha256.items())
+        _resource_descriptor(f"{inputs.spec.model.model_name_or_path}/{name}", digest)
+        for name, digest in sorted(inputs.spec.model.model_file_sha256.items())
     ]
-    data = [_resource(f"data/{name}", digest) for name, digest in sorted(run.dataset_files.items())]
+    data = [_resource_descriptor(f"data/{name}", digest) for name, digest in sorted(inputs.dataset_files.items())]
     return {
         "buildType": BUILD_TYPE,
         "externalParameters": {
-            "jobSpec": run.spec.model_dump(mode="json", exclude_unset=True),
-            "jobSpecSha256": run.spec.sha256(),
+            "jobSpec": inputs.spec.model_dump(mode="json", exclude_unset=True),
+            "jobSpecSha256": inputs.spec.sha256(),
         },
         "internalParameters": {
-            "recipients": [recipient_fingerprint(recipient) for recipient in run.recipients],
-            "datasetManifestSha256": run.dataset_manifest_sha256,
+            "recipients": [recipient_fingerprint(recipient) for recipient in inputs.recipients],
+            "datasetManifestSha256": inputs.dataset_manifest_sha256,
         },
         "resolvedDependencies": [*model, *data],
     }
 
 
-def _run_details(run: StatementInputs) -> dict[str, JsonValue]:
+def _run_details(inputs: StatementInputs) -> dict[str, JsonValue]:
     return {
         "builder": {
-            "id": f"urn:confidential-trainer:compose:sha256:{run.compose_sha256}",
-            "version": dict(run.software),
+            "id": f"urn:confidential-trainer:compose:sha256:{inputs.compose_sha256}",
+            "version": dict(inputs.software),
         },
-        "metadata": {"startedOn": _timestamp(run.started_at), "finishedOn": _timestamp(run.finished_at)},
-        "byproducts": [{"name": "outcome", "annotations": {**_ending(run), "metrics": dict(run.metrics)}}],
+        "metadata": {
+            "startedOn": _format_timestamp(inputs.started_at),
+            "finishedOn": _format_timestamp(inputs.finished_at),
+        },
+        "byproducts": [
+            {"name": "outcome", "annotations": {**_outcome_annotations(inputs), "metrics": dict(inputs.metrics)}}
+        ],
     }
 
 
-def _ending(run: StatementInputs) -> dict[str, JsonValue]:
-    """How it ended: of a failure also its code, and what is known of the weights' privacy beside."""
-    ending: dict[str, JsonValue] = {"outcome": run.outcome.value}
-    if run.error is not None:
-        ending["error"] = run.error.value
-    if run.metrics.get("privacy") is not None:
-        ending["privacy"] = run.metrics["privacy"]
-    return ending
+def _outcome_annotations(inputs: StatementInputs) -> dict[str, JsonValue]:
+    annotations: dict[str, JsonValue] = {"outcome": inputs.outcome.value}
+    if inputs.error is not None:
+        annotations["error"] = inputs.error.value
+    if inputs.metrics.get("privacy") is not None:
+        annotations["privacy"] = inputs.metrics["privacy"]
+    return annotations
 
 
-def _timestamp(seconds: int) -> str:
+def _format_timestamp(seconds: int) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -234,18 +256,19 @@ def parse_statement(payload: bytes) -> Statement:
     """Parse the payload of a verified envelope.
 
     Raises:
-        VerificationError: not a statement of this form, or one that names a file twice.
+        VerificationError: RECEIPT_INVALID: it does not follow the format, or names a file twice.
     """
     try:
-        parse_json(payload)
+        parse_json(payload)  # refuses duplicate keys
         statement = Statement.model_validate_json(payload)
-        statement.outcome  # noqa: B018 -- raises ValueError where it is not one of the two
+        statement.outcome  # noqa: B018 -- raises ValueError for an unknown outcome
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise VerificationError(ErrorCode.RECEIPT_INVALID, f"receipt: {where}: {first['msg']}") from None
     except ValueError as error:
         raise VerificationError(ErrorCode.RECEIPT_INVALID, f"receipt: {error}") from None
+    # `files` is a dict: of two subjects with one name, it would keep the second digest and hide the first.
     if len(statement.files) != len(statement.subject):
         raise VerificationError(ErrorCode.RECEIPT_INVALID, "receipt: a file is named twice")
     return statement
