@@ -223,11 +223,11 @@ def test_nobody_is_asked_where_no_report_was_shown(service: Service) -> None:
 
 
 UNUSABLE: dict[str, tuple[str, Callable[[Service], object]]] = {
-    "no JSON": ("something else than a manifest", lambda s: s.files.update({DRIVER: b"<html>"})),
-    "no manifest": ("something else than a manifest", lambda s: s.files.update({DRIVER: b"{}"})),
-    "no base64": ("something else than a manifest", lambda s: s.files.update({DRIVER: rim(rim="!")})),
-    "no text": ("something else than a manifest", lambda s: s.files.update({DRIVER: rim(rim="/w==")})),
-    "no ASCII": ("something else than a manifest", lambda s: s.files.update({DRIVER: rim("é")})),
+    "no JSON": ("the response is not a manifest", lambda s: s.files.update({DRIVER: b"<html>"})),
+    "no manifest": ("the response is not a manifest", lambda s: s.files.update({DRIVER: b"{}"})),
+    "no base64": ("the response is not a manifest", lambda s: s.files.update({DRIVER: rim(rim="!")})),
+    "no text": ("the response is not a manifest", lambda s: s.files.update({DRIVER: rim(rim="/w==")})),
+    "no ASCII": ("the response is not a manifest", lambda s: s.files.update({DRIVER: rim("é")})),
     "another digest": ("does not have the digest", lambda s: s.files.update({DRIVER: rim(sha256="00" * 32)})),
     "a manifest without end": (
         "more than",
@@ -235,7 +235,7 @@ UNUSABLE: dict[str, tuple[str, Callable[[Service], object]]] = {
     ),
     "an error": ("status 500", lambda s: setattr(s, "status", 500)),
     "a redirect": ("status 302", lambda s: vars(s).update(status=302, location="file:///etc/passwd")),
-    "no OCSP": ("something else than an OCSP", lambda s: setattr(s, "answer", b"<html>")),
+    "no OCSP": ("the response is not an OCSP", lambda s: setattr(s, "answer", b"<html>")),
     "an answer without end": ("more than", lambda s: setattr(s, "answer", bytes(MAX_ANSWER_BYTES + 1))),
     "no responder": ("status 404", lambda s: setattr(s, "answer", None)),
     "a busy responder": (

@@ -1,6 +1,6 @@
-"""Collateral of Intel's Provisioning Certification Service (PCS, API v4), from a PCS or a caching service.
+"""Downloads Intel's collateral for a quote, from the Provisioning Certification Service (PCS, API v4) or a PCCS.
 
-Everything fetched is signed by Intel and checked in appraisal: the service and the cache can withhold, not forge.
+Intel signs all of it and the appraisal verifies the signatures: service and cache can withhold, but not forge.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, UnavailableError, VerificationError
 
 _FETCH_SECONDS: Final = 60.0
-_MAX_BYTES: Final = 4 << 20
+_MAX_COLLATERAL_BYTES: Final = 4 << 20
 
 
-class _Dated(BaseModel):
-    """What TCB info and QE identity have in common; their other fields are for appraisal."""
+class _SignedDocument(BaseModel):
+    """The end of validity of TCB info or QE identity; appraisal reads their other fields."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     next_update: Annotated[dt.datetime, PydanticField(alias="nextUpdate")]
 
 
-class _Collateral(BaseModel):
-    """The parts of a collateral document that say when it ends."""
+class _CollateralDates(BaseModel):
+    """The parts of a collateral document that have an end of validity."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     tcb_info: str
@@ -46,7 +46,13 @@ class _Collateral(BaseModel):
 
 @dataclass(frozen=True)
 class Platform:
-    """What collateral belongs to: a family of CPUs and the authority that certified the quote's key."""
+    """What a collateral document is valid for.
+
+    Args:
+        fmspc: family, model, stepping, platform and custom SKU of the CPU, in hex.
+        ca: the certification authority of the quote's key: `processor` or `platform`.
+        embeds_chain: whether the quote contains its certificate chain, so that the document need not.
+    """
 
     fmspc: str
     ca: str
@@ -56,13 +62,13 @@ class Platform:
 def fetch_collateral(
     quote: bytes, url: str, *, cache_dir: Path | None, now: int, timeout: float = _FETCH_SECONDS
 ) -> bytes:
-    """Collateral for a quote: from the cache while it is current, else from `url`.
+    """Returns the collateral for a quote: from the cache while it is valid, else from `url`.
 
     Args:
         quote: a TDX quote, unverified.
         url: base URL of a PCS or PCCS.
-        cache_dir: directory for documents by platform; None for no cache.
-        now: Unix time: what ended before is not taken from the cache.
+        cache_dir: directory for documents, one per platform; None for no cache.
+        now: Unix time; a document whose validity ended before is not taken from the cache.
         timeout: seconds for all requests together.
 
     Returns:
@@ -70,39 +76,42 @@ def fetch_collateral(
 
     Raises:
         VerificationError: the quote cannot be parsed (`evidence-invalid`).
-        UnavailableError: the service does not answer, or answers something else (`collateral-unavailable`).
+        UnavailableError: the service does not answer, or its answer is not collateral (`collateral-unavailable`).
     """
-    platform = _platform(quote)
+    platform = _parse_platform(quote)
+    # Without an embedded chain the document holds the chain of this one machine: not for the cache.
+    if cache_dir is None or not platform.embeds_chain:
+        return _download(quote, url, timeout, platform)
     name = f"collateral-{platform.fmspc}-{platform.ca}-{sha256_hex(url.encode())[:16]}.json"
-    cached = _cached(cache_dir / name, now) if cache_dir is not None and platform.embeds_chain else None
-    if cached is not None:
-        return cached
-    data = _fetch(quote, url, timeout, platform)
-    if cache_dir is not None and platform.embeds_chain:
-        _store(cache_dir / name, data)
-    return data
+    collateral = _read_cache(cache_dir / name, now)
+    if collateral is None:
+        collateral = _download(quote, url, timeout, platform)
+        _write_cache(cache_dir / name, collateral)
+    return collateral
 
 
 def earliest_next_update(collateral: bytes) -> int:
-    """Unix time at which the first part of a collateral document ends.
+    """Returns the Unix time at which the first part of a collateral document becomes invalid.
 
     Raises:
         ValueError: not a collateral document.
     """
-    document = _Collateral.model_validate_json(collateral)
-    ends = [_Dated.model_validate_json(text).next_update for text in (document.tcb_info, document.qe_identity)]
-    ends += [_crl_end(bytes.fromhex(text)) for text in (document.root_ca_crl, document.pck_crl)]
+    document = _CollateralDates.model_validate_json(collateral)
+    ends = [
+        _SignedDocument.model_validate_json(text).next_update for text in (document.tcb_info, document.qe_identity)
+    ]
+    ends += [_parse_crl_end(bytes.fromhex(text)) for text in (document.root_ca_crl, document.pck_crl)]
     return int(min(end.timestamp() for end in ends))
 
 
-def _crl_end(der: bytes) -> dt.datetime:
+def _parse_crl_end(der: bytes) -> dt.datetime:
     end = x509.load_der_x509_crl(der).next_update_utc
     if end is None:
         raise ValueError("a CRL without nextUpdate")
     return end
 
 
-def _platform(quote: bytes) -> Platform:
+def _parse_platform(quote: bytes) -> Platform:
     try:
         parsed = dcap_qvl.parse_quote(quote)
         return Platform(parsed.fmspc().lower(), parsed.ca(), parsed.cert_chain_pem_bytes() is not None)
@@ -110,7 +119,7 @@ def _platform(quote: bytes) -> Platform:
         raise VerificationError(ErrorCode.EVIDENCE_INVALID, f"the quote cannot be parsed: {error}") from error
 
 
-def _fetch(quote: bytes, url: str, timeout: float, platform: Platform) -> bytes:
+def _download(quote: bytes, url: str, timeout: float, platform: Platform) -> bytes:
     async def get() -> str:
         async with asyncio.timeout(timeout):
             return str((await dcap_qvl.get_collateral(url, quote)).to_json())
@@ -128,24 +137,24 @@ def _fetch(quote: bytes, url: str, timeout: float, platform: Platform) -> bytes:
 
 
 def _without_chain(text: str, platform: Platform) -> bytes:
-    """Leave out the quote's own certificate chain: it is one machine's, the rest is its whole family's."""
+    """Removes the certificate chain of the quote: it belongs to one machine, the rest to all of its platform."""
     document = json.loads(text)
     if platform.embeds_chain:
         document.pop("pck_certificate_chain", None)
     return json.dumps(document).encode()
 
 
-def _cached(path: Path, now: int) -> bytes | None:
+def _read_cache(path: Path, now: int) -> bytes | None:
     try:
         with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        return data if len(data) <= _MAX_BYTES and now < earliest_next_update(data) else None
+            data = file.read(_MAX_COLLATERAL_BYTES + 1)
+        return data if len(data) <= _MAX_COLLATERAL_BYTES and now < earliest_next_update(data) else None
     except (OSError, ValidationError, ValueError):
         return None
 
 
-def _store(path: Path, data: bytes) -> None:
-    """Best effort: a cache that cannot be written costs a request, nothing else."""
+def _write_cache(path: Path, data: bytes) -> None:
+    """Writes to the cache if possible: a cache that cannot be written only costs a request."""
     partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,10 +1,10 @@
-"""Reference values and revocation answers about GPUs, from NVIDIA's services or others of their kind.
+"""Downloads reference values and revocation responses for GPUs, from NVIDIA's services or compatible ones.
 
     GET  {url}/v1/rim/{id}   JSON {"id", "rim": base64 of the manifest, "sha256": its digest in hex, …}; 404: none
     POST {url}               application/ocsp-request, answered by an OCSP response
 
-All that comes is signed and judged in appraisal: a service can withhold, not forge. What is asked for is made of
-reports that nobody has verified yet, so it is checked before it becomes part of an address.
+All responses are signed and appraised later: a service can withhold, but not forge. What is requested is derived
+from reports that have not been verified yet, so it is checked before it becomes part of a URL.
 """
 
 from __future__ import annotations
@@ -39,33 +39,33 @@ from trainer.errors import ErrorCode, UnavailableError
 
 FETCH_SECONDS: Final = 60.0
 
-_TRANSIENT: Final = (ocsp.OCSPResponseStatus.INTERNAL_ERROR, ocsp.OCSPResponseStatus.TRY_LATER)
+_RETRY_LATER: Final = (ocsp.OCSPResponseStatus.INTERNAL_ERROR, ocsp.OCSPResponseStatus.TRY_LATER)
 
 
-class _RimAnswer(BaseModel):
-    """What the RIM service answers; fields that it may add are not looked at."""
+class _RimResponse(BaseModel):
+    """The response of the RIM service; further fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
     rim: str
     sha256: str | None = None
 
 
-class _Service:
-    """Bounded requests to one service, all of them within one time; no redirects."""
+class _EndorsementService:
+    """Size-capped requests to one service, all before one deadline; no redirects."""
 
     def __init__(self, url: str, client: httpx.Client, deadline: float, clock: Callable[[], float]) -> None:
         self._url, self._client, self._deadline, self._clock = url.rstrip("/"), client, deadline, clock
 
     def get(self, path: str, limit: int) -> bytes | None:
-        """A body of at most `limit` bytes; None if there is no such thing."""
+        """Returns a body of at most `limit` bytes; None for status 404."""
         return self._request("GET", self._url + path, limit)
 
     def post(self, body: bytes, media_type: str, limit: int) -> bytes | None:
-        """The answer to `body`, likewise."""
+        """Returns the response to `body`, of at most `limit` bytes; None for status 404."""
         return self._request("POST", self._url, limit, content=body, headers={"Content-Type": media_type})
 
-    def unusable(self, why: str) -> UnavailableError:
-        """What to raise where this service cannot be used."""
+    def unavailable(self, why: str) -> UnavailableError:
+        """Returns the error for a service that cannot be used."""
         return UnavailableError(
             ErrorCode.COLLATERAL_UNAVAILABLE,
             f"no GPU endorsements from {self._url}: {why}",
@@ -80,28 +80,28 @@ class _Service:
         content: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> bytes | None:
-        left = self._deadline - self._clock()
-        if left <= 0:
-            raise self.unusable("no answer in time")
+        remaining = self._deadline - self._clock()
+        if remaining <= 0:
+            raise self.unavailable("no answer in time")
         sent = {"Accept-Encoding": "identity"} | (headers or {})
         try:
-            with self._client.stream(method, url, content=content, headers=sent, timeout=left) as answer:
-                if answer.status_code == httpx.codes.NOT_FOUND:
+            with self._client.stream(method, url, content=content, headers=sent, timeout=remaining) as response:
+                if response.status_code == httpx.codes.NOT_FOUND:
                     return None
-                if answer.status_code != httpx.codes.OK:
-                    raise self.unusable(f"it answers with status {answer.status_code}")
-                return self._body(answer, limit)
+                if response.status_code != httpx.codes.OK:
+                    raise self.unavailable(f"the response has status {response.status_code}")
+                return self._read_body(response, limit)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise self.unusable(str(error) or type(error).__name__) from error
+            raise self.unavailable(str(error) or type(error).__name__) from error
 
-    def _body(self, answer: httpx.Response, limit: int) -> bytes:
+    def _read_body(self, response: httpx.Response, limit: int) -> bytes:
         body = b""
-        for piece in answer.iter_raw(1 << 14):
+        for piece in response.iter_raw(1 << 14):
             body += piece
             if len(body) > limit:
-                raise self.unusable(f"it answers with more than {limit} bytes")
+                raise self.unavailable(f"the response has more than {limit} bytes")
             if self._clock() > self._deadline:
-                raise self.unusable("no answer in time")
+                raise self.unavailable("no answer in time")
         return body
 
 
@@ -112,18 +112,18 @@ def fetch_gpu_endorsements(
     timeout: float = FETCH_SECONDS,
     clock: Callable[[], float] = time.monotonic,
 ) -> GpuEndorsements:
-    """What an appraisal of these reports needs from services that the policy names; nothing where it names none.
+    """Returns what an appraisal of these reports needs from the services that the policy names.
 
-    Reports or chains that cannot be parsed are passed over: the appraisal will say what is wrong with them.
+    A report or chain that cannot be parsed is skipped; the appraisal reports what is wrong with it.
 
     Args:
         shown: fresh reports, unverified.
-        demand: the policy's section about GPUs.
+        demand: the policy's section about GPUs; without services in it nothing is requested.
         timeout: seconds for all requests together.
-        clock: seconds that only grow.
+        clock: monotonic clock, in seconds.
 
     Raises:
-        UnavailableError: a service does not answer, or with something else (`collateral-unavailable`).
+        UnavailableError: a service does not answer, or not as it should (`collateral-unavailable`).
     """
     values, answers = demand.reference_values, demand.revocation
     if not isinstance(values, ServiceUrl) and not isinstance(answers, ServiceUrl):
@@ -133,14 +133,14 @@ def fetch_gpu_endorsements(
     responses: Iterator[bytes] = iter(())
     with httpx.Client(follow_redirects=False) as client:
         if isinstance(values, ServiceUrl):
-            manifests = _manifests(shown, _Service(values.url, client, deadline, clock))
+            manifests = _download_manifests(shown, _EndorsementService(values.url, client, deadline, clock))
         if isinstance(answers, ServiceUrl):
-            responses = _responses(shown, _Service(answers.url, client, deadline, clock))
+            responses = _download_responses(shown, _EndorsementService(answers.url, client, deadline, clock))
         return GpuEndorsements(tuple(manifests), tuple(responses))
 
 
-def _chain(item: FreshGpuEvidence) -> Chain:
-    """The chain of a report; empty where it cannot be parsed."""
+def _certificate_chain(item: FreshGpuEvidence) -> Chain:
+    """Returns the certificate chain of a report; empty if it cannot be parsed."""
     with contextlib.suppress(ValueError):
         return parse_chain(item.certificate_chain)
     return ()
@@ -149,12 +149,12 @@ def _chain(item: FreshGpuEvidence) -> Chain:
 # reference values
 
 
-def _manifests(shown: Sequence[FreshGpuEvidence], service: _Service) -> Iterator[str]:
-    """The manifests that the service has, each once: GPUs of one kind share theirs."""
+def _download_manifests(shown: Sequence[FreshGpuEvidence], service: _EndorsementService) -> Iterator[str]:
+    """Yields the manifests that the service has, each once: GPUs of one model share theirs."""
     for name in dict.fromkeys(name for item in shown for name in _manifest_names(item)):
         body = service.get(f"/v1/rim/{name}", 2 * MAX_MANIFEST_BYTES)
         if body is not None:
-            yield _manifest(body, service)
+            yield _parse_manifest(body, service)
 
 
 def _manifest_names(item: FreshGpuEvidence) -> tuple[str, ...]:
@@ -165,45 +165,45 @@ def _manifest_names(item: FreshGpuEvidence) -> tuple[str, ...]:
         return ()
 
 
-def _manifest(body: bytes, service: _Service) -> str:
+def _parse_manifest(body: bytes, service: _EndorsementService) -> str:
     try:
-        answer = _RimAnswer.model_validate_json(body)
+        answer = _RimResponse.model_validate_json(body)
         manifest = base64.b64decode(answer.rim, validate=True)
         text = manifest.decode()
-        GpuEndorsementsDocument(reference_values=(text,))  # what cannot be kept could not be appraised again
+        GpuEndorsementsDocument(reference_values=(text,))  # raises if it is too large for a record
     except ValueError:
-        raise service.unusable("it answers with something else than a manifest") from None
+        raise service.unavailable("the response is not a manifest") from None
     if answer.sha256 is not None and answer.sha256.lower() != sha256_hex(manifest):
-        raise service.unusable("a manifest does not have the digest that stands beside it")
+        raise service.unavailable("a manifest does not have the digest that the response states")
     return text
 
 
 # revocation
 
 
-def _responses(shown: Sequence[FreshGpuEvidence], service: _Service) -> Iterator[bytes]:
-    """One response for each certificate that can be asked about, each once: GPUs share the upper ones."""
-    requests = dict.fromkeys(request for item in shown for request in _requests(_chain(item)))
+def _download_responses(shown: Sequence[FreshGpuEvidence], service: _EndorsementService) -> Iterator[bytes]:
+    """Yields one OCSP response per certificate, each once: GPUs share the CA certificates."""
+    requests = dict.fromkeys(request for item in shown for request in _build_requests(_certificate_chain(item)))
     for request in requests:
         body = service.post(request, "application/ocsp-request", MAX_ANSWER_BYTES)
         if body is None:
-            raise service.unusable("it answers with status 404")
-        yield _final(body, service)
+            raise service.unavailable("the response has status 404")
+        yield _require_final(body, service)
 
 
-def _requests(chain: Chain) -> Iterator[bytes]:
+def _build_requests(chain: Chain) -> Iterator[bytes]:
     for certificate, issuer in asked_about(chain):
         with contextlib.suppress(*MALFORMED):  # such a chain will not be verified either
             builder = ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, hashes.SHA384())
             yield builder.build().public_bytes(Encoding.DER)
 
 
-def _final(body: bytes, service: _Service) -> bytes:
-    """A response that is worth appraising: not one that only asks to come back later."""
+def _require_final(body: bytes, service: _EndorsementService) -> bytes:
+    """Returns an OCSP response that can be appraised; refuses one that only asks to retry later."""
     try:
         status = ocsp.load_der_ocsp_response(body).response_status
     except ValueError:
-        raise service.unusable("it answers with something else than an OCSP response") from None
-    if status in _TRANSIENT:
-        raise service.unusable(f"it answers {status.name.lower()}")
+        raise service.unavailable("the response is not an OCSP response") from None
+    if status in _RETRY_LATER:
+        raise service.unavailable(f"the response is {status.name.lower()}")
     return body

@@ -1,11 +1,10 @@
-"""Server-sent events of a job, read with caps and across broken connections (WHATWG HTML, section 9.2)."""
+"""Reads a job's server-sent events (WHATWG HTML, section 9.2), size-capped and across broken connections."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import httpx
@@ -17,94 +16,93 @@ from trainer.models import Status
 from trainer.provider.transport.carrier import FINAL_PHASES, JobEvent, SealedEvent
 from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
 
-_MAX_LINE: Final = MAX_SEALED_EVENT_BYTES + 64
+_MAX_LINE_BYTES: Final = MAX_SEALED_EVENT_BYTES + 64
+_FIELDS: Final = ("id", "event", "data")
 
 
 class EventStreamReader:
-    """Events of one job, in order, each once as long as the job keeps them.
+    """Events of one job, in order, each once as long as the job still has them.
 
     Args:
-        wire: to the job.
-        patience: retries; counted from the last event or heartbeat.
+        http: client of the job.
+        retry_policy: failures are counted from the last event or heartbeat.
         token: the grant's token, for private events.
     """
 
-    def __init__(self, wire: PinnedHttpClient, patience: RetryPolicy, token: str | None) -> None:
-        self._wire = wire
-        self._patience = patience
+    def __init__(self, http: PinnedHttpClient, retry_policy: RetryPolicy, token: str | None) -> None:
+        self._http = http
+        self._retry_policy = retry_policy
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._last_id: int | None = None
 
     def events(self) -> Iterator[JobEvent]:
-        """Events until the job is done or failed.
+        """Yields events until the job is done or failed.
 
         Raises:
             UsageError: the token is wrong (`unauthorized`).
-            UnavailableError: the job cannot be reached any more, or says what is no event.
+            UnavailableError: the job cannot be reached any more, or sends what is not an event.
         """
         while True:
             try:
-                for event in self._connection():
+                for event in self._read_connection():
                     yield event
                     if isinstance(event, Status) and event.phase in FINAL_PHASES:
                         return
-                self._patience.failed(UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job ended the events"))
+                self._retry_policy.record_failure(
+                    UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job ended the events")
+                )
             except TrainerError as error:
-                self._patience.failed(error)
+                self._retry_policy.record_failure(error)
 
-    def _connection(self) -> Iterator[JobEvent]:
+    def _read_connection(self) -> Iterator[JobEvent]:
+        """Yields the events of one connection, after the last one that an earlier connection delivered."""
         headers = dict(self._headers)
         if self._last_id is not None:
             headers["Last-Event-ID"] = str(self._last_id)
-        with self._wire.open("GET", "/events", headers=headers) as answer:
-            block = _Block()
-            for line in self._lines(answer):
-                self._patience.progressed()
+        with self._http.open("GET", "/events", headers=headers) as response:
+            fields: dict[str, str] = {}
+            for line in _read_lines(response):
+                self._retry_policy.record_progress()
+                # An empty line ends an event; a block of comment lines alone is a heartbeat.
                 if line:
-                    block.take(line)
-                elif (numbered := block.event()) is not None:
-                    self._last_id, event = numbered
-                    yield event
-
-    def _lines(self, answer: httpx.Response) -> Iterator[str]:
-        rest = b""
-        for piece in answer.iter_raw():
-            *lines, rest = (rest + piece).split(b"\n")
-            if len(rest) > _MAX_LINE:
-                raise _not_an_event()
-            yield from (line.decode("utf-8", "replace") for line in lines)
+                    name, colon, value = line.partition(": ")
+                    if colon and name in _FIELDS:
+                        fields[name] = value
+                elif fields:
+                    parsed, fields = _parse_event(fields), {}
+                    if parsed is not None:
+                        self._last_id, event = parsed
+                        yield event
 
 
-@dataclass
-class _Block:
-    """The fields of one event while its lines come in."""
-
-    fields: dict[str, str] = field(default_factory=dict)
-
-    def take(self, line: str) -> None:
-        name, colon, value = line.partition(": ")
-        if colon and name in {"id", "event", "data"}:
-            self.fields[name] = value
-
-    def event(self) -> tuple[int, JobEvent] | None:
-        """Id and event that an empty line ends; None after a comment. The block is empty again."""
-        fields, self.fields = self.fields, {}
-        if not fields:
-            return None
-        try:
-            return _event(int(fields["id"]), fields["event"], fields["data"])
-        except (KeyError, ValueError, ValidationError, binascii.Error):
-            raise _not_an_event() from None
+def _read_lines(response: httpx.Response) -> Iterator[str]:
+    rest = b""
+    for piece in response.iter_raw():
+        *lines, rest = (rest + piece).split(b"\n")
+        if len(rest) > _MAX_LINE_BYTES:
+            raise _invalid_event()
+        yield from (line.decode("utf-8", "replace") for line in lines)
 
 
-def _event(number: int, kind: str, data: str) -> tuple[int, JobEvent] | None:
-    if kind == "status":
-        return number, Status.model_validate_json(data)
-    if kind == "private":
-        base64.b64decode(data, validate=True)
-        return number, SealedEvent(number, data)
-    return None  # of a later version
+def _parse_event(fields: Mapping[str, str]) -> tuple[int, JobEvent] | None:
+    """Returns number and event of one block of fields; None for a kind of a later version.
+
+    Raises:
+        UnavailableError: a field is missing or malformed.
+    """
+    try:
+        number, data = int(fields["id"]), fields["data"]
+        match fields["event"]:
+            case "status":
+                return number, Status.model_validate_json(data)
+            case "private":
+                base64.b64decode(data, validate=True)
+                return number, SealedEvent(number, data)
+            case _:
+                return None
+    except (KeyError, ValueError, ValidationError, binascii.Error):
+        raise _invalid_event() from None
 
 
-def _not_an_event() -> UnavailableError:
-    return UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job sent something that is no event")
+def _invalid_event() -> UnavailableError:
+    return UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job sent something that is not an event")

@@ -27,21 +27,21 @@ _TIMEOUT_SECONDS: Final = 60.0
 
 
 class JobClient:
-    """One job, by its URL.
+    """A `Carrier` for one job, by its URL.
 
-    The first connection records the TLS key that answers (`peer_spki_sha256`) unless it is known before; whoever
-    answers later must hold the same key, or gets no byte. Whether that key is the job's is for appraisal to say.
+    The first connection records the TLS key that answers (`peer_spki_sha256`), unless the key is given. Every
+    later connection must show the same key before it gets a byte. Appraisal decides whether it is the job's key.
 
     Args:
         url: `https://HOST:PORT`.
         pinned_spki_sha256: SHA-256 of the job's SubjectPublicKeyInfo in hex, from an earlier appraisal.
-        timeout: seconds to connect, and between pieces of an answer.
-        proxy: URL of an HTTP proxy to go through; the environment's proxies are not used.
-        retries: failures in a row that transfers put up with.
-        sleep: waits between retries.
+        timeout: seconds to connect, and between two pieces of a response.
+        proxy: URL of an HTTP proxy; the proxy variables of the environment are not used.
+        retries: consecutive failures after which a transfer gives up.
+        sleep: waits for some seconds; an argument for tests.
 
     Raises:
-        UsageError: not the address of a job.
+        UsageError: not the URL of a job.
     """
 
     def __init__(
@@ -54,84 +54,95 @@ class JobClient:
         retries: int = 6,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._wire = PinnedHttpClient(url, pinned_spki_sha256=pinned_spki_sha256, timeout=timeout, proxy=proxy)
+        self._http = PinnedHttpClient(url, pinned_spki_sha256=pinned_spki_sha256, timeout=timeout, proxy=proxy)
         self._retries = retries
         self._sleep = sleep
 
     @property
     def peer_spki_sha256(self) -> str | None:
-        """SHA-256 of the TLS key that every connection must show, in hex; None before the first."""
-        return self._wire.pin
+        """SHA-256 of the TLS key that every connection must show, in hex; None before the first connection."""
+        return self._http.pin
 
     def attestation(self, nonce: str) -> bytes:
-        """Evidence over `nonce`, as it came; at most `MAX_EVIDENCE_BYTES` long, otherwise unchecked.
+        """Returns the evidence over `nonce`, unappraised; at most `MAX_EVIDENCE_ANSWER_BYTES` long.
 
         Args:
             nonce: 32 fresh random bytes in lower-case hex.
 
         Raises:
             UsageError: the nonce has another form.
-            UnavailableError: the job has no evidence now, or cannot be reached.
+            UnavailableError: the job has no evidence yet, or cannot be reached.
             VerificationError: another TLS key answers.
         """
-        return self._wire.fetch("GET", "/attestation", params={"nonce": nonce}, limit=MAX_EVIDENCE_ANSWER_BYTES)[1]
+        return self._http.fetch("GET", "/attestation", params={"nonce": nonce}, limit=MAX_EVIDENCE_ANSWER_BYTES)[1]
 
     def upload(self, path: Path, *, progress: Progress | None = None, state: Path | None = None) -> None:
-        """Send a sealed dataset; see `DatasetUploader.send` for what it raises.
+        """Sends a sealed dataset; continues where an earlier attempt ended.
 
         Args:
             path: the sealed file.
-            progress: told the bytes sent.
-            state: file that lets a restarted client go on; nothing secret is in it.
+            progress: receives the bytes sent.
+            state: file with which a restarted client continues; it holds no secret.
 
         Raises:
-            UsageError: no TLS key is known: the job was not attested.
+            UsageError: no TLS key is known because the job was not attested; the file cannot be read, is empty, or
+                changed in the meantime.
+            JobError: the dataset is larger than the job accepts.
+            UnavailableError: the job takes no dataset now, or cannot be reached.
+            VerificationError: another TLS key answers.
         """
-        self._wire.require_pin()
-        DatasetUploader(self._wire, self._patience(), progress, state).send(path)
+        self._http.require_pin()
+        DatasetUploader(self._http, self._retry_policy(), progress, state).send(path)
 
     def status(self) -> Status:
-        """The public status.
+        """Returns the job's public status.
 
         Raises:
-            UnavailableError: the job cannot be reached, or answers something else.
+            UnavailableError: the job cannot be reached, or its answer is not a status.
         """
-        _, body = self._wire.fetch("GET", "/status", limit=MAX_STATUS_BYTES)
+        _, body = self._http.fetch("GET", "/status", limit=MAX_STATUS_BYTES)
         try:
             return Status.model_validate_json(body)
         except ValidationError:
             raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job's status cannot be read") from None
 
     def events(self, token: str | None = None) -> Iterator[JobEvent]:
-        """Events until the job is done or failed; see `EventStreamReader.events` for what it raises.
+        """Yields events until the job is done or failed; reconnects after a broken connection.
 
         Args:
-            token: the grant's token: private events come too, still sealed.
+            token: the grant's token; with it private events come too, still sealed.
 
         Raises:
-            UsageError: a token, but no TLS key known: it would go to whoever answers.
+            UsageError: the token is wrong, or no TLS key is known: anyone who answers would get the token.
+            UnavailableError: the job cannot be reached any more.
         """
         if token is not None:
-            self._wire.require_pin()
-        return EventStreamReader(self._wire, self._patience(), token).events()
+            self._http.require_pin()
+        return EventStreamReader(self._http, self._retry_policy(), token).events()
 
     def download_result(self, target: Path, *, progress: Progress | None = None) -> str:
-        """Fetch the sealed result to `target`, atomically; see `ResultDownloader.fetch` for what it raises."""
-        return ResultDownloader(self._wire, self._patience(), target, progress).fetch()
+        """Downloads the sealed result to `target`, atomically; returns its SHA-256 in hex.
+
+        Raises:
+            UsageError: `target` cannot be written.
+            UnavailableError: there is no result yet, or the job cannot be reached.
+            SealingError: the file is not the one that the job announced (`result-digest-mismatch`).
+        """
+        return ResultDownloader(self._http, self._retry_policy(), target, progress).fetch()
 
     def acknowledge(self) -> bytes | None:
-        """Say that the result arrived; the job ends. Returns its deletion statement; None where it gives none.
+        """Confirms that the result arrived, after which the job ends; returns its deletion statement, unverified.
 
         Raises:
             UnavailableError: there is no result to acknowledge, or the job cannot be reached.
         """
         headers = {"Accept": DELETION_TYPE}
-        _, body = self._wire.fetch("POST", "/ack", limit=MAX_DELETION_BYTES, headers=headers, accept=(200, 204))
+        _, body = self._http.fetch("POST", "/ack", limit=MAX_DELETION_BYTES, headers=headers, accept=(200, 204))
         return body or None
 
     def close(self) -> None:
-        """Close all connections."""
-        self._wire.close()
+        """Closes all connections."""
+        self._http.close()
 
     def __enter__(self) -> Self:
         return self
@@ -139,7 +150,7 @@ class JobClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _patience(self) -> RetryPolicy:
+    def _retry_policy(self) -> RetryPolicy:
         return RetryPolicy(retries=self._retries, sleep=self._sleep)
 
 

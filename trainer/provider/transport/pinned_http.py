@@ -1,7 +1,7 @@
-"""Requests to a job from the provider's machine: pinned, capped, and with every failure as one of our errors.
+"""HTTPS requests to one job: pinned to a TLS key, size-capped, with every failure as a `TrainerError`.
 
-The job is a stranger until it is verified, and its carrier stays one: sizes, encodings and redirects are not its
-to choose.
+The job is untrusted until it is verified, and its network-facing process stays untrusted after that. The client
+therefore bounds the size and time of each response, and accepts neither redirects nor content encodings.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError, 
 from trainer.exchange.limits import MAX_ERROR_BYTES
 from trainer.exchange.tls import PinnedContext
 
-_USAGE: Final = frozenset({ErrorCode.REQUEST_INVALID, ErrorCode.NOT_FOUND, ErrorCode.UNAUTHORIZED})
-_WORTH_A_RETRY: Final = frozenset({
+_USAGE_CODES: Final = frozenset({ErrorCode.REQUEST_INVALID, ErrorCode.NOT_FOUND, ErrorCode.UNAUTHORIZED})
+_RETRIED_CODES: Final = frozenset({
     ErrorCode.JOB_BUSY,
     ErrorCode.JOB_UNREACHABLE,
     ErrorCode.TIMEOUT,
@@ -33,13 +33,13 @@ _WORTH_A_RETRY: Final = frozenset({
 
 @dataclass
 class RetryPolicy:
-    """Bounded retries with growing pauses; progress starts the count anew.
+    """Retries with exponential backoff, bounded in number; progress resets the count.
 
     Args:
-        retries: failures in a row that are put up with.
+        retries: consecutive failures that are tolerated.
         first_pause: seconds after the first failure; doubled after each further one.
-        longest_pause: seconds.
-        sleep: waits; an argument for tests.
+        longest_pause: upper bound of a pause, in seconds.
+        sleep: waits for some seconds; an argument for tests.
     """
 
     retries: int = 6
@@ -48,40 +48,40 @@ class RetryPolicy:
     sleep: Callable[[float], None] = time.sleep
     _failures: int = field(default=0, init=False)
 
-    def progressed(self) -> None:
-        """Something worked."""
+    def record_progress(self) -> None:
+        """Resets the count of failures."""
         self._failures = 0
 
-    def failed(self, error: TrainerError) -> None:
-        """Pause before the next attempt.
+    def record_failure(self, error: TrainerError) -> None:
+        """Counts a failure and pauses before the next attempt.
 
         Raises:
-            TrainerError: `error` itself, when a retry cannot help or there were enough of them.
+            TrainerError: `error` itself, if a retry cannot help or the last one was used up.
         """
         self._failures += 1
-        if error.code not in _WORTH_A_RETRY or self._failures > self.retries:
+        if error.code not in _RETRIED_CODES or self._failures > self.retries:
             raise error
         self.sleep(min(self.longest_pause, self.first_pause * 2 ** (self._failures - 1)))
 
 
 class PinnedHttpClient:
-    """A pinned HTTPS connection pool to one job.
+    """A pool of HTTPS connections to one job, all pinned to the same key.
 
     Args:
-        url: `https://host:port` of the job.
+        url: `https://HOST:PORT` of the job.
         pinned_spki_sha256: the only acceptable TLS key; None records the first one that answers.
-        timeout: seconds to connect, and between pieces of an answer.
-        proxy: URL of an HTTP proxy that tunnels to the job; the pin holds through it.
+        timeout: seconds to connect, and between two pieces of a response.
+        proxy: URL of an HTTP proxy that tunnels to the job; the pin is checked through it.
 
     Raises:
-        UsageError: not an https URL without path, query or user.
+        UsageError: not an https URL, or one with a path, query or user.
     """
 
     def __init__(self, url: str, *, pinned_spki_sha256: str | None, timeout: float, proxy: str | None) -> None:
-        self.url = _origin(url)
+        self.url = _parse_origin(url)
         self._timeout = timeout
         self._context = PinnedContext(pinned_spki_sha256)
-        # No environment: neither proxies nor credentials of a .netrc that the user did not ask for.
+        # trust_env=False: neither proxies nor .netrc credentials that the user did not ask for.
         self._client = httpx.Client(
             base_url=self.url,
             verify=self._context,
@@ -94,11 +94,11 @@ class PinnedHttpClient:
 
     @property
     def pin(self) -> str | None:
-        """The key that is demanded of every connection, once known."""
+        """SHA-256 of the key that every connection must show, in hex; None until one is known."""
         return self._context.pin
 
     def require_pin(self) -> None:
-        """Refuse to send what is meant for one job only to a key that nobody has looked at.
+        """Refuses to go on without a known key: what follows is meant for the appraised job only.
 
         Raises:
             UsageError: no key is known.
@@ -119,18 +119,29 @@ class PinnedHttpClient:
         content: Iterable[bytes] | None = None,
         accept: tuple[int, ...] = (200,),
     ) -> Iterator[httpx.Response]:
-        """Send a request and give its answer, body unread.
+        """Sends a request and yields the response with its body unread.
 
         Raises:
             VerificationError: another TLS key answers; it got no byte of the request.
-            TrainerError: the job refused, or cannot be reached (`job-unreachable`).
+            TrainerError: the job refused the request, or cannot be reached (`job-unreachable`).
         """
         try:
-            with self._client.stream(method, path, headers=headers, params=params, content=content) as answer:
-                self._check(answer, accept)
-                yield answer
+            with self._client.stream(method, path, headers=headers, params=params, content=content) as response:
+                if response.status_code not in accept:
+                    raise _parse_refusal(response, self._read_body(response, MAX_ERROR_BYTES), self.url)
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    raise UnavailableError(
+                        ErrorCode.JOB_UNREACHABLE,
+                        f"{self.url}: the response has an unrequested encoding",
+                    )
+                yield response
         except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
+            timed_out = isinstance(error, httpx.TimeoutException)
+            raise UnavailableError(
+                ErrorCode.TIMEOUT if timed_out else ErrorCode.JOB_UNREACHABLE,
+                f"{self.url}: {type(error).__name__}: {error}",
+                hint="is the job running, and is this its address?",
+            ) from error
 
     def fetch(
         self,
@@ -142,21 +153,21 @@ class PinnedHttpClient:
         params: Mapping[str, str] | None = None,
         accept: tuple[int, ...] = (200,),
     ) -> tuple[httpx.Headers, bytes]:
-        """Headers and body of a small answer of at most `limit` bytes.
+        """Sends a request; returns headers and body of a response of at most `limit` bytes.
 
         Raises:
             TrainerError: as `open`; also if the body is larger or takes too long.
         """
-        with self.open(method, path, headers=headers, params=params, accept=accept) as answer:
-            return answer.headers, self._read(answer, limit)
+        with self.open(method, path, headers=headers, params=params, accept=accept) as response:
+            return response.headers, self._read_body(response, limit)
 
-    def _read(self, answer: httpx.Response, limit: int) -> bytes:
+    def _read_body(self, response: httpx.Response, limit: int) -> bytes:
         body = bytearray()
-        # An answer that comes byte by byte never runs into the timeout between pieces; this bounds the whole.
-        end = time.monotonic() + 4 * self._timeout
-        for piece in answer.iter_raw():
+        # A response that comes byte by byte never exceeds the timeout between pieces; this bounds its total time.
+        deadline = time.monotonic() + 4 * self._timeout
+        for piece in response.iter_raw():
             body += piece
-            if len(body) > limit or time.monotonic() > end:
+            if len(body) > limit or time.monotonic() > deadline:
                 raise UnavailableError(
                     ErrorCode.JOB_UNREACHABLE,
                     f"{self.url}: the answer is too large or too slow",
@@ -165,55 +176,42 @@ class PinnedHttpClient:
                 )
         return bytes(body)
 
-    def _check(self, answer: httpx.Response, accept: tuple[int, ...]) -> None:
-        if answer.status_code not in accept:
-            raise _refusal(answer, self._read(answer, MAX_ERROR_BYTES), self.url)
-        if answer.headers.get("content-encoding", "identity") != "identity":
-            raise UnavailableError(
-                ErrorCode.JOB_UNREACHABLE, f"{self.url}: answers in an encoding nobody asked for"
-            )
-
-    def _unreachable(self, error: httpx.HTTPError) -> UnavailableError:
-        code = ErrorCode.TIMEOUT if isinstance(error, httpx.TimeoutException) else ErrorCode.JOB_UNREACHABLE
-        return UnavailableError(
-            code,
-            f"{self.url}: {type(error).__name__}: {error}",
-            hint="is the job running, and is this its address?",
-        )
-
     def close(self) -> None:
-        """Close all connections."""
+        """Closes all connections."""
         self._client.close()
 
 
-def _origin(url: str) -> str:
+def _parse_origin(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme != "https" or not parts.hostname or parts.path not in {"", "/"} or parts.query or "@" in url:
         raise UsageError(ErrorCode.USAGE, "not the address of a job", expected="https://HOST:PORT", found=url)
     return f"https://{parts.netloc}"
 
 
-def _refusal(answer: httpx.Response, body: bytes, url: str) -> TrainerError:
-    code = _public_code(body)
-    if answer.request.method == "HEAD" and answer.status_code == 404:
-        code = ErrorCode.NOT_FOUND  # an answer to HEAD has no body
+def _parse_refusal(response: httpx.Response, body: bytes, url: str) -> TrainerError:
+    """Returns the error for a status that was not accepted, from the `{"error": CODE}` in its body."""
+    code = _parse_error_code(body)
+    if response.request.method == "HEAD" and response.status_code == 404:
+        code = ErrorCode.NOT_FOUND  # the response to HEAD has no body
     if code is None:
         return UnavailableError(
             ErrorCode.JOB_UNREACHABLE,
             f"{url}: the answer is not a job's",
             expected='a JSON object {"error": CODE}',
-            found=f"status {answer.status_code}",
+            found=f"status {response.status_code}",
         )
     if code is ErrorCode.DATASET_TOO_LARGE:
         return JobError(
-            code, "the sealed dataset is too large for this job",
-            expected=f"at most {answer.headers.get('tus-max-size', 'what was announced')} bytes", found="more",
-        )  # fmt: skip
-    kind = UsageError if code in _USAGE else UnavailableError
-    return kind(code, f"{url}: the job refused: {code.value}")
+            code,
+            "the sealed dataset is too large for this job",
+            expected=f"at most {response.headers.get('tus-max-size', 'what was announced')} bytes",
+            found="more",
+        )
+    error_class = UsageError if code in _USAGE_CODES else UnavailableError
+    return error_class(code, f"{url}: the job refused: {code.value}")
 
 
-def _public_code(body: bytes) -> ErrorCode | None:
+def _parse_error_code(body: bytes) -> ErrorCode | None:
     try:
         document = parse_json(body)
         return ErrorCode(document["error"]) if isinstance(document, dict) else None
