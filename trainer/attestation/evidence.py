@@ -1,6 +1,7 @@
-"""What a job shows of itself: claims, and the evidence that binds them to a measured VM.
+"""The documents of an attestation: the job's claims, and the evidence that binds them to a measured VM.
 
-Sizes are capped here, before anything is parsed further: evidence comes over the network from a stranger.
+Every text and list has a maximum size, which is checked before anything inside is parsed: evidence is input from
+the network that nothing has authenticated yet.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ DerHex = Annotated[str, Field(pattern=r"^([0-9a-f]{2})+$", min_length=64, max_le
 
 
 class Recipients(Strict):
-    """Where a dataset can be sealed to.
+    """The two age recipients that a dataset can be sealed to.
 
-    `derived` comes from the TEE's key service and survives a restart of the same job spec; `instance` is random
-    and lives in this VM's memory only (attack 4 of the design: a later version of the same app cannot have it).
+    The identity of `derived` comes from the TEE's key service and survives a restart with the same job spec. The
+    identity of `instance` is random and exists only in the memory of this VM: a later version of the same app,
+    which obtains the same derived keys, cannot open what is sealed to it.
     """
 
     derived: AgeRecipient
@@ -34,7 +36,7 @@ class Recipients(Strict):
 
 
 class DatasetClaims(Strict):
-    """What the job says of itself before a dataset is uploaded; bound to the quote by `report_data`."""
+    """The job's claims before a dataset is uploaded; `report_data` of the quote is their digest."""
 
     version: Literal[1]
     purpose: Literal["dataset"]
@@ -44,7 +46,7 @@ class DatasetClaims(Strict):
     receipt_key: DerHex
     """DER SubjectPublicKeyInfo (EC P-256) that will sign the receipt, in hex."""
     tls_spki_sha256: Sha256Hex | None
-    """SHA-256 of the DER SubjectPublicKeyInfo that ends TLS; None when files carry the exchange."""
+    """SHA-256 of the DER SubjectPublicKeyInfo of the front's TLS key; None where the exchange goes as files."""
     gpu_evidence_sha256: Sha256Hex | None
     """SHA-256 of the canonical JSON of `Evidence.gpu`; None where there is no GPU evidence."""
     sandbox: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], bool], Field(max_length=64)]
@@ -54,7 +56,7 @@ class DatasetClaims(Strict):
 
 
 class ReceiptClaims(Strict):
-    """What the job says when it hands over the result: this VM made exactly this statement."""
+    """The job's claims when it delivers the result: this VM made exactly this statement."""
 
     version: Literal[1]
     purpose: Literal["receipt"]
@@ -68,7 +70,7 @@ Claims = Annotated[DatasetClaims | ReceiptClaims, Field(discriminator="purpose")
 
 
 class FreshGpuEvidence(Strict):
-    """One GPU's signed attestation report, asked for while the job runs."""
+    """One GPU's signed attestation report, requested by the job for the provider's nonce."""
 
     report: Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$", max_length=1 << 16)]
     """SPDM measurements request and response, in hex."""
@@ -77,28 +79,28 @@ class FreshGpuEvidence(Strict):
 
 
 class GpuEvidence(Strict):
-    """GPU evidence: what the measured OS collected at boot, and what the job collected itself."""
+    """GPU evidence: collected by the measured OS at boot, and by the job for this request."""
 
     boot: Annotated[str, Field(max_length=4 << 20)] = ""
-    """Exact text of the guest agent's GpuInfo answer; empty where it has none."""
+    """Exact text of the guest agent's GpuInfo response; empty where it has none."""
     fresh: Annotated[tuple[FreshGpuEvidence, ...], Field(max_length=MAX_GPUS)] = ()
 
 
 class DerivedKey(Strict):
-    """Proof that a key came from the key service: dstack's signature chain over its public half."""
+    """A derived key's public half with dstack's signature chain, which shows that the key service derived it."""
 
     path: Annotated[str, Field(max_length=512)]
     purpose: Annotated[str, Field(max_length=128)]
     public_key: Annotated[str, Field(pattern=r"^0[23][0-9a-f]{64}$")]
     """Compressed SEC1 secp256k1 point, in hex."""
     signature_chain: Annotated[tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{130}$")], ...], Field(max_length=4)]
-    """65-byte signatures r‖s‖recovery id, in hex: by the app key, then by the key service's root."""
+    """65-byte signatures r‖s‖recovery id, in hex: first of the app key, then of the key service's root."""
     possession: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")] | None = None
-    """Signature r‖s over nonce and recipients by the key itself, in hex; for the key whose one use is this."""
+    """Signature r‖s of this key over nonce and recipients, in hex; only on the key that has no other use."""
 
 
 class Evidence(Strict):
-    """Everything a verifier needs, with the exact bytes of what was measured."""
+    """Everything that a verifier needs, with the exact bytes of every measured text."""
 
     claims: Claims
     quote: Annotated[str, Field(pattern=r"^([0-9a-f]{2})+$", max_length=1 << 17)]
@@ -110,7 +112,7 @@ class Evidence(Strict):
     key_chain: Annotated[tuple[DerivedKey, ...], Field(max_length=4)] = ()
 
     def canonical(self) -> bytes:
-        """RFC 8785 bytes, as they travel."""
+        """Return the document as canonical JSON (RFC 8785), the form in which it is sent."""
         return canonical_json(self.model_dump(mode="json"))
 
 
@@ -118,7 +120,8 @@ def parse_evidence(data: bytes) -> Evidence:
     """Parse the bytes of an evidence document.
 
     Raises:
-        VerificationError: too large, not JSON, or not of this form; names the field, never its content.
+        VerificationError: too large, not JSON, or not of this form; the message names the field, never its
+            content.
     """
     if len(data) > MAX_EVIDENCE_BYTES:
         raise VerificationError(
@@ -128,7 +131,7 @@ def parse_evidence(data: bytes) -> Evidence:
             found=len(data),
         )
     try:
-        parse_json(data)  # refuses what two readers could understand differently
+        parse_json(data)  # refuses duplicate keys and other JSON that two parsers may read differently
         return Evidence.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]

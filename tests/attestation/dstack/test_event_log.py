@@ -149,7 +149,7 @@ def test_there_may_be_several_init_scripts() -> None:
 
 @pytest.mark.parametrize("name", ["app-id", "compose-hash", "instance-id", "key-provider", "system-ready"])
 def test_system_events_stand_once(name: str) -> None:
-    assert f"{name} stands 2 times" == order_problem([runtime(each) for each in (*GOOD_ORDER, name)])
+    assert f"{name} occurs 2 times" == order_problem([runtime(each) for each in (*GOOD_ORDER, name)])
 
 
 @pytest.mark.parametrize("name", ["gpu-attestation", "os-image-hash", "storage-fs", "init-script-hash"])

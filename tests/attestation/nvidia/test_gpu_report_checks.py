@@ -218,7 +218,7 @@ MALFORMED: dict[str, tuple[str, Callable[[Bench], bytes]]] = {
     "an error for an answer": ("the response", lambda g: g.report(header=b"\x11\x7f\0\0")),
     "an answer for another slot": ("slot", lambda g: g.report(slot=1)),
     "a request for another slot": ("slot", lambda g: g.report(header=b"\x11\x60\0\1")),
-    "a measurement twice": ("measurement 1 stands twice", lambda g: g.report(blocks=(g.block(1),) * 2)),
+    "a measurement twice": ("measurement 1 occurs twice", lambda g: g.report(blocks=(g.block(1),) * 2)),
     "another specification": ("DMTF", lambda g: g.report(blocks=(b"\1\2" + g.block(1)[2:],))),
     "a block longer than its value": (
         "1 bytes too many",
@@ -231,7 +231,7 @@ MALFORMED: dict[str, tuple[str, Callable[[Bench], bytes]]] = {
         lambda g: g.report(blocks=(g.block(1), g.block(2) + b"!")),
     ),
     "an opaque field twice": (
-        "opaque field 20 stands twice",
+        "opaque field 20 occurs twice",
         lambda g: g.report(opaque_bytes=g.tlv(g.opaque) + g.tlv({20: bytes(48)})),
     ),
     "half an opaque field": ("the opaque data", lambda g: g.report(opaque_bytes=g.tlv(g.opaque) + b"\7")),

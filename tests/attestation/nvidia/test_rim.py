@@ -346,7 +346,7 @@ def test_a_wrapped_manifest_is_refused_for_what_it_is(endorsed: World, name: str
 
 
 CONTENTS: dict[str, tuple[str, str]] = {
-    "an index twice": ("measurement 0 stands twice", document(DRIVER, resource(0, OTHER), resource(0, OTHER))),
+    "an index twice": ("measurement 0 occurs twice", document(DRIVER, resource(0, OTHER), resource(0, OTHER))),
     "nothing active": ("no active measurement", document(DRIVER, resource(0, OTHER, active="False"))),
     "no measurement": ("no active measurement", document(DRIVER)),
     "another word for active": ("True or False", document(DRIVER, resource(0, OTHER, active="true"))),

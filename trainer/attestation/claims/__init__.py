@@ -1,1 +1,1 @@
-"""Checks of the job's claims: what `report_data` binds."""
+"""The job's claims: how `report_data` binds them to a quote, and their checks."""

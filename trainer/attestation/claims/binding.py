@@ -1,4 +1,4 @@
-"""Claims → `report_data`: the 64 bytes of a quote through which hardware vouches for the claims."""
+"""`report_data`: the 64 bytes of a quote that bind the job's claims to the VM."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ REPORT_DATA_DOMAIN: Final = b"confidential-trainer/report-data/v1"
 
 
 def report_data(claims: DatasetClaims | ReceiptClaims) -> bytes:
-    """All 64 bytes: SHA-512 over the domain, a zero byte and the claims' canonical JSON."""
+    """Return SHA-512(domain ‖ 0x00 ‖ canonical JSON of the claims), 64 bytes.
+
+    The digest fills the field, so no byte of it is left for a caller of the guest agent to choose. The domain
+    keeps a quote that was made for another protocol from being read as one over claims.
+    """
     canonical = canonical_json(claims.model_dump(mode="json"))
     return hashlib.sha512(REPORT_DATA_DOMAIN + b"\0" + canonical).digest()
 
 
 def gpu_evidence_sha256(gpu: GpuEvidence) -> str | None:
-    """What `DatasetClaims.gpu_evidence_sha256` must be for this GPU evidence; None where there is none."""
+    """Return the `gpu_evidence_sha256` that claims must have for this GPU evidence; None where it is empty."""
     if not gpu.boot and not gpu.fresh:
         return None
     return sha256_hex(canonical_json(gpu.model_dump(mode="json")))

@@ -126,20 +126,20 @@ def judge_nonce_use(ledger: Ledger, unused: bool | None) -> None:
 
 def judge_time(ledger: Ledger, claims: DatasetClaims, policy: Policy, now: int) -> None:
     """Record claims-validity and freshness; `now` in Unix seconds."""
-    begin, end = claims.issued_at, claims.expires_at
-    # Only the begin has a tolerance: a clock that is behind must not refuse claims that were just made.
+    start, end = claims.issued_at, claims.expires_at
+    # Only the start has a tolerance: a slow clock here must not refuse claims that were just issued.
     ledger.judge(
         CLAIMS_VALIDITY,
-        begin - CLOCK_SKEW_SECONDS <= now < end and begin < end,
-        expected=f"a time from {begin} to {end}",
+        start - CLOCK_SKEW_SECONDS <= now < end and start < end,
+        expected=f"a time from {start} to {end}",
         found=now,
     )
     limit = policy.freshness.max_age_seconds
     ledger.judge(
         FRESHNESS,
-        now - begin <= limit,
+        now - start <= limit,
         expected=f"at most {limit} seconds old",
-        found=f"{now - begin} seconds old",
+        found=f"{now - start} seconds old",
     )
 
 

@@ -87,10 +87,11 @@ def judge_receipt(
     ledger.compare(STATEMENT_DIGEST, expected=sha256_hex(statement), found=claims.statement_sha256)
     if td is not None:
         ledger.compare(RECEIPT_REPORT_DATA, expected=report_data(claims), found=td.report_data)
-    begin = earlier.claims.issued_at
+    # The same VM may have run an earlier job: its receipt was issued before these claims.
+    sealed_claims_issued_at = earlier.claims.issued_at
     ledger.judge(
         RECEIPT_CLAIMS_VALIDITY,
-        claims.issued_at >= begin,
-        expected=f"issued at {begin} or later",
+        claims.issued_at >= sealed_claims_issued_at,
+        expected=f"issued at {sealed_claims_issued_at} or later",
         found=claims.issued_at,
     )

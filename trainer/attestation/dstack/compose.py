@@ -1,4 +1,4 @@
-"""The compose file: what runs in the VM, measured by the exact bytes of its text."""
+"""The compose text, `app-compose.json`: it names what runs in the VM, and the OS measures its exact bytes."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from trainer.encoding import sha256_hex
 
 
 def compose_hash(app_compose: str) -> str:
-    """SHA-256 of the text as the VM got it, in hex. No JSON normalisation: the OS hashes bytes, not values."""
+    """Return the SHA-256 of the text in hex. The OS hashes bytes, so the JSON in it is not normalised."""
     return sha256_hex(app_compose.encode())

@@ -1,6 +1,7 @@
-"""dstack's event log: what happened in the VM, replayed into RTMR3.
+"""dstack's event log: parsing, replay into RTMR3, and the rules for the OS's own events.
 
-Digests are recomputed from name and payload, never taken from the log: real agents leave them empty.
+Digests of runtime events are recomputed from name and payload, never taken from the log, where real agents leave
+them empty. What the replay reaches is then exactly what the verifier reads.
 
 Source of both digest forms and of the system events' order: dstack 0.6.0, `cc-eventlog` and `dstack-util`.
 """
@@ -40,7 +41,10 @@ SYSTEM_EVENTS: Final = (
     "storage-fs",
     SYSTEM_READY,
 )
-"""Names that only the measured OS may emit, in their order."""
+"""Names that only the measured OS may emit, in the order of the boot.
+
+After `system-ready` RTMR3 is open to applications, which can extend it with events of any name.
+"""
 
 REQUIRED_EVENTS: Final = (
     "system-preparing",
@@ -57,7 +61,7 @@ Digest384 = Annotated[str, Field(pattern=r"^([0-9a-f]{96})?$")]
 
 
 class _LoggedEvent(Strict):
-    """One entry of the log, as the guest agent writes it."""
+    """One entry of the log in the guest agent's JSON."""
 
     imr: Annotated[int, Field(ge=0, le=3)]
     event_type: Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -82,7 +86,7 @@ class Event:
         payload: event payload.
         version: form of a runtime event's digest, 1 or 2.
         stated_digest: the digest in the log; empty where the log has none.
-        stated_preimage: what the log says was hashed, where it says so.
+        stated_preimage: the preimage in the log; None where the log has none.
     """
 
     imr: int
@@ -95,12 +99,12 @@ class Event:
 
     @property
     def is_runtime(self) -> bool:
-        """Whether the OS or an application emitted it, rather than the firmware."""
+        """Whether the OS or an application emitted the event, and not the firmware."""
         return self.kind == RUNTIME_EVENT_TYPE
 
     @property
     def preimage(self) -> bytes:
-        """What is hashed for a runtime event.
+        """The bytes that a runtime event's digest is made of.
 
         Version 1: type as 4 little-endian bytes, `:`, name, `:`, payload. Version 2: RFC 8785 JSON of name,
         payload in hex, and type.
@@ -111,7 +115,11 @@ class Event:
 
     @property
     def digest(self) -> bytes:
-        """SHA-384 of the preimage for a runtime event; the stated one for a firmware event, which has no other."""
+        """SHA-384 of the preimage for a runtime event; the stated digest for a firmware event.
+
+        A firmware event's preimage is not in the log. Its digest needs no proof: a false one replays to another
+        register.
+        """
         return hashlib.sha384(self.preimage).digest() if self.is_runtime else self.stated_digest
 
 
@@ -119,7 +127,8 @@ def parse_event_log(text: str) -> tuple[Event, ...]:
     """Read the JSON text of an event log.
 
     Raises:
-        VerificationError: not an event log, or a runtime event for another register than RTMR3, or the reverse.
+        VerificationError: not an event log, a runtime event for another register than RTMR3, or another event for
+            RTMR3.
     """
     try:
         parse_json(text)
@@ -154,7 +163,10 @@ def _event(logged: _LoggedEvent) -> Event:
 
 
 def extend(digests: Sequence[bytes]) -> bytes:
-    """A register after `digests`: from 48 zero bytes, SHA-384 of register and digest, one after the other."""
+    """Return a register after it was extended with `digests`.
+
+    It starts as 48 zero bytes; each digest replaces it by SHA-384(register ‖ digest).
+    """
     register = bytes(REGISTER_BYTES)
     for digest in digests:
         register = hashlib.sha384(register + digest).digest()
@@ -162,12 +174,15 @@ def extend(digests: Sequence[bytes]) -> bytes:
 
 
 def replay(events: Sequence[Event]) -> bytes:
-    """RTMR3 as the runtime events give it."""
+    """Return the value of RTMR3 after all runtime events."""
     return extend([event.digest for event in events if event.is_runtime])
 
 
 def digest_problem(events: Sequence[Event]) -> str | None:
-    """The first runtime event whose stated digest or preimage is not that of its name and payload, or None."""
+    """Return which runtime event's stated digest or preimage does not follow from name and payload, or None.
+
+    The replay does not need the stated values. A false one is refused all the same: another reader may believe it.
+    """
     for event in events:
         if not event.is_runtime:
             continue
@@ -179,7 +194,11 @@ def digest_problem(events: Sequence[Event]) -> str | None:
 
 
 def order_problem(events: Sequence[Event]) -> str | None:
-    """What is wrong with the order of the system events, or None."""
+    """Return what is wrong with the order of the system events, or None.
+
+    Each required event must be there, none twice, in the order of `SYSTEM_EVENTS`, and none after `system-ready`:
+    an application could emit it.
+    """
     names = [event.name for event in events if event.is_runtime]
     system = [name for name in names if name in SYSTEM_EVENTS]
     for name in REQUIRED_EVENTS:
@@ -187,21 +206,26 @@ def order_problem(events: Sequence[Event]) -> str | None:
             return f"no {name} event"
     repeated = [name for name in system if system.count(name) > 1 and name not in REPEATABLE_EVENTS]
     if repeated:
-        return f"{repeated[0]} stands {system.count(repeated[0])} times"
+        return f"{repeated[0]} occurs {system.count(repeated[0])} times"
     if system[-1] != SYSTEM_READY:
         return f"{system[-1]} after {SYSTEM_READY}"
-    ranks = [SYSTEM_EVENTS.index(name) for name in system]
-    wrong = next((index for index in range(1, len(ranks)) if ranks[index] < ranks[index - 1]), None)
-    return None if wrong is None else f"{system[wrong]} after {system[wrong - 1]}"
+    positions = [SYSTEM_EVENTS.index(name) for name in system]
+    for index in range(1, len(positions)):
+        if positions[index] < positions[index - 1]:
+            return f"{system[index]} after {system[index - 1]}"
+    return None
 
 
 def payload(events: Sequence[Event], name: str) -> bytes | None:
-    """Payload of the first runtime event of that name, or None. Unique where `order_problem` found nothing."""
+    """Return the payload of the first runtime event of that name, or None.
+
+    There is only one such event of the OS if `order_problem` finds nothing.
+    """
     return next((event.payload for event in events if event.is_runtime and event.name == name), None)
 
 
 def payloads(events: Sequence[Event], name: str) -> tuple[bytes, ...]:
-    """Payloads of all runtime events of that name before `system-ready`, in order."""
+    """Return the payloads of all runtime events of that name before `system-ready`, in order."""
     runtime = [event for event in events if event.is_runtime]
     system = itertools.takewhile(lambda event: event.name != SYSTEM_READY, runtime)
     return tuple(event.payload for event in system if event.name == name)
@@ -209,7 +233,7 @@ def payloads(events: Sequence[Event], name: str) -> tuple[bytes, ...]:
 
 @dataclass(frozen=True)
 class KeyProvider:
-    """Who gave the VM its keys: `kms`, `local-sgx`, `tpm` or `none`, and its identity in hex."""
+    """The key provider of the VM: `kms`, `local-sgx`, `tpm` or `none`, and its identity in hex."""
 
     name: str
     identity: str
@@ -221,7 +245,7 @@ class _KeyProviderPayload(Strict):
 
 
 def key_provider(events: Sequence[Event]) -> KeyProvider | None:
-    """The key provider as the OS measured it; None where the event is absent or not of its form."""
+    """Return the key provider that the OS measured; None where the event is absent or malformed."""
     try:
         text = payload(events, "key-provider") or b""
         parse_json(text)

@@ -3,8 +3,9 @@
 Source: dstack `kms` and `guest-agent`. A signature is 65 bytes r‖s‖recovery id over a Keccak-256 digest, from
 which the signer's public key is recovered; nothing in the chain names its signers.
 
-A chain proves that the key service knows this app and that the app's key signed a key. That this VM holds the key
-is proved by a signature with it over the nonce and the recipients that the VM claims.
+A chain shows that the key service issued the app's key and that the app's key signed a derived key. It does not
+show that this VM holds the derived key, as chains are public: for that the VM signs the nonce and its recipients
+with it (`prove_possession`).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class KeyChain:
 
 
 def keccak256(data: bytes) -> bytes:
-    """Keccak-256: the padding from before SHA-3 was standardised."""
+    """Return the Keccak-256 of `data`: SHA-3's predecessor, which differs in the padding."""
     return keccak.new(digest_bits=256, data=data).digest()
 
 
@@ -59,7 +60,7 @@ def recover_key_chain(derived: DerivedKey, app_id: bytes) -> KeyChain:
 
 
 def recover_root_key(signature: bytes, app_id: bytes, app_key: bytes) -> bytes:
-    """The key that vouched for `app_key` (33 bytes, compressed) as the key of app `app_id` (20 bytes).
+    """Recover the root key that signed `app_key` (33 bytes, compressed) as the key of app `app_id` (20 bytes).
 
     Raises:
         ValueError: no key can be recovered.
@@ -68,7 +69,9 @@ def recover_root_key(signature: bytes, app_id: bytes, app_key: bytes) -> bytes:
 
 
 def recover(signature: bytes, message: bytes) -> bytes:
-    """The compressed public key (33 bytes) that made `signature` (65 bytes) over the Keccak-256 of `message`.
+    """Recover the signer's compressed public key (33 bytes) from `signature` (65 bytes) over `message`.
+
+    Recovery gives some key for almost any signature: what it proves depends on comparing the key with a known one.
 
     Raises:
         ValueError: no key can be recovered.
@@ -77,14 +80,14 @@ def recover(signature: bytes, message: bytes) -> bytes:
 
 
 def prove_possession(secret: bytes, claims: DatasetClaims) -> str:
-    """Sign nonce and recipients with a derived key.
+    """Sign the nonce and the recipients of claims with a derived key.
 
     ECDSA on secp256k1 with SHA-256 and deterministic nonces (RFC 6979), over the domain and, in JCS, an object of
     the claims' `nonce` and `recipients`.
 
     Args:
-        secret: 32 bytes that the key service gave; use a path of its own for this, as for every use.
-        claims: what the VM says of itself.
+        secret: 32 bytes from the key service, derived under a path that nothing else uses.
+        claims: the job's claims.
 
     Returns:
         r‖s, 64 bytes in hex.
@@ -95,7 +98,7 @@ def prove_possession(secret: bytes, claims: DatasetClaims) -> str:
 
 
 def proves_possession(derived: DerivedKey, claims: DatasetClaims) -> bool:
-    """Whether the holder of a derived key signed the nonce and recipients of these claims."""
+    """Return whether the holder of a derived key signed the nonce and recipients of these claims."""
     proof = bytes.fromhex(derived.possession or "")
     r, s = (int.from_bytes(part, "big") for part in (proof[:_SCALAR_BYTES], proof[_SCALAR_BYTES:]))
     try:

@@ -42,6 +42,7 @@ def judge_os(ledger: Ledger, vm_config: str, events: Sequence[Event], td: TdRepo
         _judge_measurements(ledger, vm_config, events, td, policy)
     name = image_name(vm_config)
     found = name or "no image name"
+    # A help against mistakes, not against the host, which can show any name.
     detail = "the name is the host's word; the accepted measurements are what binds"
     if policy.os == "any" or policy.os.development == "any":
         ledger.leave_open(OS_DEVELOPMENT, found=found, detail=detail)

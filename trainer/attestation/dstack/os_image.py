@@ -68,14 +68,14 @@ Bytes48 = Annotated[bytes, Field(min_length=48, max_length=48)]
 
 
 class _Files(Strict):
-    """The two files that the host hands over, base64 encoded."""
+    """The image's two files in `vm_config`, base64 encoded."""
 
     checksum_file: Annotated[str, Field(max_length=1 << 16)]
     measurement: Annotated[str, Field(max_length=1 << 16)]
 
 
 class _VmShape(Strict):
-    """What of `vm_config` enters the measurement. Not trusted: a false value gives other registers."""
+    """The fields of `vm_config` that enter the measurement. Not trusted: a false value gives other registers."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
@@ -118,8 +118,8 @@ class _Measurement(Strict):
     image: _Image
 
 
-class _Named(Strict):
-    """Name of the image, as the host tells it."""
+class _ImageName(Strict):
+    """The image's name in `vm_config`."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
@@ -127,33 +127,33 @@ class _Named(Strict):
 
 
 def image_name(vm_config: str) -> str | None:
-    """What the host calls the VM's OS image, such as `dstack-0.6.0`; None where it does not say."""
+    """Return the host's name of the VM's OS image, such as `dstack-0.6.0`; None where it gives none."""
     try:
         parse_json(vm_config)
-        return _Named.model_validate_json(vm_config).image
+        return _ImageName.model_validate_json(vm_config).image
     except ValueError:
         return None
 
 
 def is_development(name: str) -> bool:
-    """Whether an image of this name is a development image: dstack's have `dev` as a part of their names.
+    """Return whether an image of this name is a development image: dstack's have `dev` as a part of their names.
 
-    Development images have a login for whoever reaches the console. The name comes from the host, so it tells an
-    honest mistake, not an attack: against that stands the list of accepted images.
+    Development images have a login for anyone who reaches the console. The name comes from the host, so this
+    detects a mistake and no attack; the list of accepted images stops an attack.
     """
     return re.search(r"(?:^|[-_.])dev(?:elopment)?(?:[-_.]|$)", name, re.IGNORECASE) is not None
 
 
 def recompute(vm_config: str, events: Sequence[Event], accepted: Collection[str]) -> OsMeasurements:
-    """Recompute the registers of the image that `vm_config` holds the measurement files of.
+    """Recompute MRTD and RTMR0 to RTMR2 from the measurement files in `vm_config`.
 
     Args:
-        vm_config: the VM's configuration as the host tells it.
+        vm_config: the host's description of the VM.
         events: the event log, for the ACPI digests.
-        accepted: image hashes in hex. Files of other images are not even decoded.
+        accepted: image hashes in hex. Files of other images are not decoded.
 
     Raises:
-        ValueError: no `lite` measurement, of an image that is not accepted, or one that does not hold together.
+        ValueError: no `lite` measurement, an image that is not accepted, or files that contradict each other.
     """
     shape = _shape(vm_config)
     checksums = base64.b64decode(shape.tdx_measurement.checksum_file, validate=True)
@@ -161,7 +161,8 @@ def recompute(vm_config: str, events: Sequence[Event], accepted: Collection[str]
         raise ValueError(f"the image {sha256_hex(checksums)} is not an accepted one")
     measurement = _measurement(base64.b64decode(shape.tdx_measurement.measurement, validate=True), checksums)
     firmware, image = measurement.tdvf, measurement.image
-    separator = _sha384(bytes(4))
+    separator = _sha384(bytes(4))  # EV_SEPARATOR, between what the firmware measures and what it starts
+    # RTMR0: the firmware's configuration, in the order in which OVMF measures it.
     rtmr0 = [
         _td_hob(firmware.td_hob, shape.memory_size),
         _FIRMWARE_VOLUME,
@@ -171,6 +172,7 @@ def recompute(vm_config: str, events: Sequence[Event], accepted: Collection[str]
         _sha384(bytes(2)),  # BootOrder: the option 0000
         _BOOT_OPTION,
     ]
+    # RTMR1: the kernel, and the firmware's hand-over to it.
     rtmr1 = [
         image.kernel_authenticode,
         _sha384(b"Calling EFI Application from Boot Option"),
@@ -178,6 +180,7 @@ def recompute(vm_config: str, events: Sequence[Event], accepted: Collection[str]
         _sha384(b"Exit Boot Services Invocation"),
         _sha384(b"Exit Boot Services Returned with Success"),
     ]
+    # MRTD: the firmware image. RTMR2: command line and initrd, which the kernel's boot stub measures.
     return OsMeasurements(
         mrtd=(firmware.mrtd.two_pass if shape.two_pass else firmware.mrtd.single_pass).hex(),
         rtmr0=extend(rtmr0).hex(),
@@ -195,6 +198,7 @@ def _shape(vm_config: str) -> _VmShape:
 
 
 def _measurement(data: bytes, checksums: bytes) -> _Measurement:
+    """Decode `measurement.tdx.cbor`, which the accepted checksum file must list exactly once with this digest."""
     lines = (line.split() for line in checksums.decode().splitlines())
     pinned = [line[0] for line in lines if line[1:] == [_MEASUREMENT_FILE]]
     if pinned != [sha256_hex(data)]:
@@ -206,7 +210,7 @@ def _measurement(data: bytes, checksums: bytes) -> _Measurement:
 
 
 def _acpi_digests(events: Sequence[Event]) -> tuple[bytes, ...]:
-    """Digests of the ACPI tables that QEMU made, in the order in which the firmware measures them."""
+    """Return the digests of QEMU's ACPI tables, in the order in which the firmware measures them."""
     stated = [
         event
         for event in events
@@ -222,14 +226,17 @@ def _sha384(data: bytes) -> bytes:
 
 
 def _variable(guid: str, name: str) -> bytes:
-    """Digest of an empty EFI variable: UEFI_VARIABLE_DATA of the TCG profile."""
+    """Return the digest of an empty EFI variable: UEFI_VARIABLE_DATA of the TCG profile.
+
+    A GUID is stored with its first three parts little-endian.
+    """
     first, second, third, *rest = (bytes.fromhex(part) for part in guid.split("-"))
     packed = first[::-1] + second[::-1] + third[::-1] + b"".join(rest)
     return _sha384(packed + struct.pack("<QQ", len(name), 0) + name.encode("utf-16-le"))
 
 
 def _varints(data: bytes) -> Iterator[int]:
-    """Unsigned LEB128 numbers."""
+    """Decode unsigned LEB128 numbers: 7 bits a byte, low bits first, the top bit set but in the last byte."""
     value = shift = 0
     for byte in data:
         value |= (byte & 0x7F) << shift
@@ -241,7 +248,7 @@ def _varints(data: bytes) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class _Range:
-    """Part of guest memory, in bytes; `accepted` where the firmware's own sections lie."""
+    """A range of guest memory, in bytes; `accepted` for the firmware's own sections."""
 
     start: int
     end: int
@@ -249,13 +256,14 @@ class _Range:
 
 
 def _td_hob(layout: bytes, memory_size: int) -> bytes:
-    """Digest of the hand-off block list that tells the firmware its memory.
+    """Return the digest of the hand-off block (HOB) list that describes guest memory to the firmware.
 
     Args:
         layout: numbers in pages: base, distance of the list from it, count, then offset and length per section.
         memory_size: bytes of guest memory.
     """
     numbers = list(_varints(layout))
+    # Base, distance and count, then two numbers for each of `count` sections.
     if len(numbers) < 3 or len(numbers) != 3 + 2 * numbers[2]:
         raise ValueError("the firmware's memory layout is cut short")
     if memory_size < SPLIT_FROM and memory_size != LOW_MEMORY_END:
@@ -267,6 +275,7 @@ def _td_hob(layout: bytes, memory_size: int) -> bytes:
         ranges = _accept(ranges, start, start + length * PAGE_BYTES)
     try:
         blocks = b"".join(_resource(part) for part in _split_high(ranges, memory_size))
+        # The list ends with an 8-byte end block, whose address the first block (PHIT) holds.
         end = (base + distance) * PAGE_BYTES + _HOB_HANDOFF_BYTES + len(blocks) + 8
         handoff = struct.pack("<HHIII32xQ", 1, _HOB_HANDOFF_BYTES, 0, 9, 0, end)
     except struct.error:
@@ -275,7 +284,7 @@ def _td_hob(layout: bytes, memory_size: int) -> bytes:
 
 
 def _accept(ranges: Sequence[_Range], start: int, end: int) -> list[_Range]:
-    """Cut the section from `start` to `end` out of the unaccepted ranges and add it as accepted."""
+    """Return the ranges with the section from `start` to `end` cut out of the unaccepted ones, as accepted."""
     if start >= end:
         return list(ranges)
     pieces = [_Range(start, end, accepted=True)]
@@ -289,7 +298,7 @@ def _accept(ranges: Sequence[_Range], start: int, end: int) -> list[_Range]:
 
 
 def _split_high(ranges: Sequence[_Range], memory_size: int) -> Iterator[_Range]:
-    """The ranges as the machine maps them: from a size on, what lies above 2 GiB moves above 4 GiB."""
+    """Yield the ranges as the machine maps them: with enough memory, the part above 2 GiB moves above 4 GiB."""
     *lower, last = ranges
     yield from lower
     if memory_size < SPLIT_FROM:
@@ -302,7 +311,7 @@ def _split_high(ranges: Sequence[_Range], memory_size: int) -> Iterator[_Range]:
 
 
 def _resource(part: _Range) -> bytes:
-    """Resource descriptor hand-off block: header, owner (16 zero bytes), type, attributes, start, length."""
+    """Pack a resource descriptor block: header, owner (16 zero bytes), type, attributes, start, length."""
     kind = _SYSTEM_MEMORY if part.accepted else _UNACCEPTED_MEMORY
     return struct.pack(
         "<HHI16xIIQQ", 3, _HOB_RESOURCE_BYTES, 0, kind, _MEMORY_ATTRIBUTES, part.start, part.end - part.start

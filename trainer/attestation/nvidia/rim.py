@@ -149,7 +149,7 @@ def _manifest(signed: Any) -> ReferenceIntegrityManifest:
     for resource in payload.findall(f"{_SWID}Resource[@type='Measurement']"):
         index = _number(resource, "index")
         if index in read:
-            raise ValueError(f"measurement {index} stands twice")
+            raise ValueError(f"measurement {index} occurs twice")
         read[index] = _accepted(resource, index)
     measurements = {index: values for index, values in read.items() if values is not None}
     if not measurements:

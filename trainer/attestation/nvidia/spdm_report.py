@@ -146,7 +146,7 @@ def _measurements(record: bytes, blocks: int) -> dict[int, bytes]:
     for _ in range(blocks):
         index = reader.number(1)
         if index in found:
-            raise ValueError(f"measurement {index} stands twice")
+            raise ValueError(f"measurement {index} occurs twice")
         if reader.number(1) != _DMTF:
             raise ValueError(f"measurement {index} is not of the DMTF form")
         block = _Reader(reader.take(reader.number(2)), f"measurement {index}")
@@ -164,7 +164,7 @@ def _opaque(data: bytes) -> dict[int, bytes]:
     while reader.left:
         kind = reader.number(2)
         if kind in found:
-            raise ValueError(f"opaque field {kind} stands twice")
+            raise ValueError(f"opaque field {kind} occurs twice")
         found[kind] = reader.take(reader.number(2))
     return found
 

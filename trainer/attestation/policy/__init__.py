@@ -1,4 +1,4 @@
-"""The provider's appraisal policy: its model, its text forms, and what it means in words."""
+"""The provider's appraisal policy: its document, its sections, its YAML form and its explanation in words."""
 
 from trainer.attestation.policy.gpu_sources import ReferenceManifests, RevocationAnswers, ServiceUrl
 from trainer.attestation.policy.policy_text import explain, policy_yaml, read_measurements, strict_policy

@@ -1,4 +1,4 @@
-"""Where a policy has GPUs' endorsements from: files that become part of it, or a service of NVIDIA's."""
+"""Where the endorsements of GPUs come from under a policy: files that become part of it, or a service."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from trainer.models import Strict
 
 
 class ServiceUrl(Strict):
-    """The service is asked before each appraisal. What it answers is signed: it can withhold, not forge."""
+    """A service that is queried before each appraisal. Its answers are signed: it can withhold, but not forge."""
 
     url: Annotated[str, Field(pattern=r"^https://[!-~]{1,1000}$")]
 
 
 class ReferenceManifests(Strict):
-    """NVIDIA's signed reference integrity manifests come with the policy: XML text of each."""
+    """NVIDIA's signed reference integrity manifests as part of the policy: the XML text of each."""
 
     documents: Annotated[tuple[ManifestText, ...], Field(min_length=1, max_length=MAX_MANIFESTS)]
 
 
 class RevocationAnswers(Strict):
-    """OCSP responses come with the policy: base64 of each one's DER form."""
+    """OCSP responses as part of the policy: base64 of the DER form of each."""
 
     responses: Annotated[tuple[AnswerText, ...], Field(min_length=1, max_length=MAX_ANSWERS)]
 
     def decoded(self) -> tuple[bytes, ...]:
-        """The responses, DER."""
-        return tuple(base64.b64decode(each) for each in self.responses)
+        """Return the responses in DER."""
+        return tuple(base64.b64decode(response) for response in self.responses)
 
 
 class EndorsementFiles(BaseModel):
-    """How YAML names what lies in files beside the policy."""
+    """The YAML form of endorsements that are in files next to the policy."""
 
     files: tuple[str, ...]
 
 
 def read_named(name: str, read_file: Callable[[str], bytes]) -> bytes:
-    """Bytes of a file that a policy names.
+    """Return the bytes of a file that a policy names.
 
     Raises:
         UsageError: it cannot be read.
@@ -54,7 +54,7 @@ def read_named(name: str, read_file: Callable[[str], bytes]) -> bytes:
 
 
 def inline_gpu_files(section: object, read_file: Callable[[str], bytes]) -> object:
-    """The policy's section `gpu` as YAML has it, with `{files: […]}` replaced by what is in the files.
+    """Replace `{files: […]}` in the section `gpu` of a parsed YAML policy by the contents of the files.
 
     Raises:
         UsageError: a file cannot be read, or is not of its kind.
@@ -94,7 +94,7 @@ def _base64(_: str, data: bytes) -> str:
 
 
 def explain_reference_values(source: ReferenceManifests | ServiceUrl | Literal["any"]) -> str:
-    """What `gpu.reference_values` demands, in one sentence."""
+    """Return what `gpu.reference_values` demands, in one sentence."""
     if source == "any":
         return "Not demanded: that GPUs measure what NVIDIA published for their driver and VBIOS."
     where = source.url if isinstance(source, ServiceUrl) else f"{len(source.documents)} files"
@@ -102,7 +102,7 @@ def explain_reference_values(source: ReferenceManifests | ServiceUrl | Literal["
 
 
 def explain_revocation(source: RevocationAnswers | ServiceUrl | Literal["any"]) -> str:
-    """What `gpu.revocation` demands, in one sentence."""
+    """Return what `gpu.revocation` demands, in one sentence."""
     if source == "any":
         return "Not demanded: that GPUs' certificates are not revoked."
     where = source.url if isinstance(source, ServiceUrl) else f"{len(source.responses)} files"

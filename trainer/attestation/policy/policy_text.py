@@ -1,4 +1,4 @@
-"""Policies for people: a strict one made from what was reviewed, its commented YAML, and its meaning in words."""
+"""Policies for people: a strict policy from the reviewed files, commented YAML, and an explanation in words."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from trainer.spec import JobSpec
 
 
 class CollateralFile(BaseModel):
-    """How YAML names collateral that lies in a file beside the policy."""
+    """The YAML form of collateral that is in a file next to the policy."""
 
     file: str | None
 
@@ -45,18 +45,19 @@ def strict_policy(
     sandbox: Sequence[str] = (),
     recipient: Literal["derived", "instance"] = "instance",
 ) -> Policy:
-    """A policy that demands exactly what was reviewed.
+    """Return a policy that demands exactly what was reviewed.
 
     Args:
         app_compose: exact text of app-compose.json.
         job_specs: the job specs that may run; at least one.
         trust_root_pem: a root certificate to trust in place of Intel's.
-        collateral: where collateral comes from; Intel's service where left out.
-        os: the OS images that may run; where left out none may, until the provider lists one. Development images
-            are refused, except under another root: nothing else runs there.
+        collateral: where collateral comes from; Intel's service by default.
+        os: the OS images that may run; by default none, until the provider lists one. Development images are
+            refused, except under another root, where nothing else runs.
         gpu_required: whether the OS must have attested a GPU, and each GPU must answer with a fresh report.
-        sandbox: names of sandbox claims that must be true; not demanded where empty.
-        recipient: the instance recipient is out of reach for later versions of the app.
+        sandbox: names of sandbox claims that must be true; empty to demand none.
+        recipient: which of the job's recipients to seal to; later versions of the app cannot open what is sealed
+            to the instance recipient.
 
     Raises:
         UsageError: no job spec, or the root is not a PEM certificate with an EC key.
@@ -88,7 +89,7 @@ def _trust_root(pem: str) -> TrustRoot:
 
 
 def read_measurements(data: bytes) -> OsMeasurements:
-    """One tuple of OS measurements from its JSON form, such as the simulator's measurements.json.
+    """Read one tuple of OS measurements from JSON, such as the simulator's measurements.json.
 
     Raises:
         UsageError: not such a document.
@@ -111,14 +112,15 @@ def policy_yaml(
     reference_files: Sequence[str] = (),
     revocation_files: Sequence[str] = (),
 ) -> str:
-    """The policy as commented YAML; `parse_policy` reads it back as the same policy.
+    """Return the policy as commented YAML, from which `parse_policy` reads an equal policy.
+
+    Long documents that nobody reads can be replaced by the names of the files that hold them.
 
     Args:
         policy: the policy.
-        collateral_file: name of the file that holds the policy's collateral document, to be named in its place:
-            the document is long, and nobody reads it.
-        reference_files: names of the files that hold the policy's reference manifests of GPUs, likewise.
-        revocation_files: names of the files that hold its OCSP responses, likewise.
+        collateral_file: name of the file that holds the policy's collateral document.
+        reference_files: names of the files that hold the policy's reference manifests of GPUs.
+        revocation_files: names of the files that hold the policy's OCSP responses.
     """
     files = {"reference_values": reference_files, "revocation": revocation_files}
     named = {key: EndorsementFiles(files=tuple(names)) for key, names in files.items() if names}
@@ -134,7 +136,7 @@ def _lines(policy: Policy, collateral_file: str | None) -> Iterator[str]:
 
 
 def _entry(name: str, value: object, indent: str) -> Iterator[str]:
-    """One key with its value, block style for sections, lists of sections and texts of several lines."""
+    """Yield the lines of one key: block style for sections, lists of sections and texts of several lines."""
     deeper = indent + "  "
     if isinstance(value, BaseModel):
         yield f"{indent}{name}:"

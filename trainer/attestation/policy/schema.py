@@ -1,7 +1,7 @@
-"""The provider's appraisal policy: the reference values that evidence is judged by.
+"""The provider's appraisal policy as a document: its fields, its digest, and reading it from YAML.
 
-Nothing security-relevant has a default. What a provider leaves open is written as `any` and shows in every result
-as not demanded.
+Nothing security-relevant has a default. A point that the provider leaves open is written as `any` and is shown as
+not demanded in every result.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PrintableText = Annotated[str, Field(pattern=r"^[ -~\n]*$", max_length=1 << 19)]
 class TrustRoot(Strict):
     """A root certificate other than Intel's, with its fingerprint.
 
-    `sha256` is that of the certificate in DER, as certificate tools print it.
+    `sha256` is the fingerprint of the certificate in DER, as certificate tools print it.
     """
 
     pem: PrintableText
@@ -45,7 +45,7 @@ class TrustRoot(Strict):
 
     @property
     def certificate(self) -> x509.Certificate:
-        """The certificate."""
+        """The parsed certificate."""
         return x509.load_pem_x509_certificate(self.pem.encode())
 
     @property
@@ -54,7 +54,7 @@ class TrustRoot(Strict):
         return self.certificate.public_bytes(Encoding.DER)
 
     @model_validator(mode="after")
-    def _is_the_root_meant(self) -> Self:
+    def _fingerprint_matches(self) -> Self:
         found = hashlib.sha256(self.der).hexdigest()
         if found != self.sha256:
             raise ValueError(f"the certificate's fingerprint is {found}, not {self.sha256}")
@@ -108,15 +108,15 @@ class Policy(Strict):
     sandbox: (
         Annotated[tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], ...], Field(min_length=1)]
         | Unset
-    ) = Field(description="Which sandbox properties the job must report, such as `no_network`.")
+    ) = Field(description="Which sandbox properties the job must report, such as `worker_no_network`.")
     freshness: FreshnessSection = Field(description="How old the job's claims may be, in seconds.")
 
     def canonical(self) -> bytes:
-        """RFC 8785 form."""
+        """Return the policy as canonical JSON (RFC 8785)."""
         return canonical_json(self.model_dump(mode="json"))
 
     def sha256(self) -> str:
-        """The policy's digest, in hex."""
+        """Return the SHA-256 of the canonical JSON, in hex."""
         return sha256_hex(self.canonical())
 
     @property
@@ -135,10 +135,11 @@ def parse_policy(data: bytes, *, read_file: Callable[[str], bytes]) -> Policy:
 
     Args:
         data: the YAML text.
-        read_file: gives the bytes of a file that the policy names, relative to wherever the caller wants.
+        read_file: returns the bytes of a file that the policy names; the caller decides what names are relative
+            to.
 
     Raises:
-        UsageError: not a policy, or a file that it names is missing or not the one meant.
+        UsageError: not a policy, or a file that it names is missing or does not match its fingerprint.
     """
     document = parse_yaml(data, what="policy", limit=MAX_POLICY_BYTES, code=ErrorCode.POLICY_INVALID)
     if not isinstance(document, dict):
@@ -157,7 +158,7 @@ def parse_policy(data: bytes, *, read_file: Callable[[str], bytes]) -> Policy:
 
 
 def _inline(document: dict[str, object], section: str, key: str, read_file: Callable[[str], bytes]) -> None:
-    """Replace `{file: …}` in a section by the file's text under `key`."""
+    """Replace `{file: …}` in a section by the file's text under `key`: a policy's digest covers its files."""
     value = document.get(section)
     if not isinstance(value, Mapping) or "file" not in value:
         return
@@ -178,11 +179,13 @@ def _text(name: str, read_file: Callable[[str], bytes]) -> str:
 
 
 def _policy_error(error: ValidationError) -> UsageError:
-    """The most specific complaint, in the policy's own terms."""
-    complaints = error.errors(include_url=False, include_context=False, include_input=False)
-    first = max(complaints, key=lambda each: (len(each["loc"]), each["type"] != "literal_error"))
-    known = (str(part) for part in first["loc"])
-    where = ".".join(part for part in known if part.isdigit() or (part.islower() and part.isidentifier()))
-    hint = "write `any` to leave it open" if first["type"] == "missing" else None
-    message = first["msg"].removeprefix("Value error, ")
+    """Return the most specific of pydantic's errors, with the place named by the policy's own keys."""
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    # A union such as `KeyProviderDemand | "any"` gives one error for each member: the deepest one is of the member
+    # that the provider meant, and "expected 'any'" is never it.
+    deepest = max(errors, key=lambda item: (len(item["loc"]), item["type"] != "literal_error"))
+    parts = (str(part) for part in deepest["loc"])
+    where = ".".join(part for part in parts if part.isdigit() or (part.islower() and part.isidentifier()))
+    hint = "write `any` to leave it open" if deepest["type"] == "missing" else None
+    message = deepest["msg"].removeprefix("Value error, ")
     return UsageError(ErrorCode.POLICY_INVALID, f"policy: {where or 'document'}: {message}", hint=hint)

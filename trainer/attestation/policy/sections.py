@@ -23,10 +23,10 @@ from trainer.attestation.policy.gpu_sources import (
 from trainer.models import Sha256Hex, Strict
 
 DEFAULT_MAX_AGE_SECONDS: Final = 86400
-"""As long as a job's claims are valid by default."""
+"""The default validity of a job's claims."""
 
 Unset = Literal["any"]
-"""How a policy says that it does not demand something."""
+"""The value that leaves a point open: the check is shown as not demanded."""
 
 GpuModel = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]{0,63}$")]
 
@@ -187,7 +187,7 @@ class GpuSection(Strict):
     fresh: Literal["required"] | Unset
     count: Annotated[int, Field(ge=1, le=MAX_GPUS)] | Unset
     models: Annotated[tuple[GpuModel, ...], Field(min_length=1)] | Unset
-    """Starts of model names, such as `GH100`; a GPU must be of one of them."""
+    """Prefixes of model names, such as `GH100`; each GPU's model must begin with one of them."""
     min_driver_version: Annotated[str, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}$")] | Unset
     """Such as `550.90.07`; compared number by number."""
     min_vbios_version: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{2}(\.[0-9a-fA-F]{2}){4}$")] | Unset
