@@ -168,7 +168,7 @@ def test_turns_are_not_split_where_the_job_says_so(make_tokens: MakeTokens) -> N
     tokens = make_tokens(REWRITES_EARLIER_TURNS)
     never = DataSection(split_turns=SplitTurns.NEVER)
     assert len(encode(chat("a", "b"), tokens, never)) == 1
-    with pytest.raises(DataError, match="cannot be told exactly") as caught:
+    with pytest.raises(DataError, match="cannot be determined exactly") as caught:
         encode(chat("a", "b", "c", "d"), tokens, never)
     assert (caught.value.code, caught.value.row, caught.value.field) == (
         ErrorCode.DATASET_NOT_TRAINABLE,
@@ -187,7 +187,7 @@ def test_a_token_across_the_boundary_is_cut_as_generation_meets_it(make_tokens: 
         assert list(example.ids) == given + tokens.ids("the\n")
         assert trained_texts(example, tokens) == ["the\n"]
     assert encode(chat("a", "the"), tokens, DataSection(split_turns=SplitTurns.NEVER)) == (first,)
-    with pytest.raises(DataError, match="a token spans the boundary"):
+    with pytest.raises(DataError, match="a token crosses the boundary"):
         encode(row, tokens, DataSection(split_turns=SplitTurns.NEVER))
 
 
@@ -198,7 +198,7 @@ def test_a_tokenizer_that_writes_beginnings_differently_is_not_trusted_with_it()
     template = "{{ 'u:' }}{% if messages | length > 1 or add_generation_prompt %}{{ 'a: ' }}{% endif %}"
     template += "{% if messages | length > 1 %}{{ 'a' }}{% endif %}"
     tokens = ModelTokenizer(plain, {}, {"default": template})
-    with pytest.raises(DataError, match="a token spans the boundary"):
+    with pytest.raises(DataError, match="a token crosses the boundary"):
         encode(chat("u", "a"), tokens, DATA)
 
 

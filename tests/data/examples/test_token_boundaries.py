@@ -47,7 +47,7 @@ def tokens(request: pytest.FixtureRequest, backend: Tokenizer) -> ModelTokenizer
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_beginnings_have_the_ids_that_they_have_alone(tokens: ModelTokenizer, text: str, share: float) -> None:
     position, whole = round(share * len(text)), tokens.ids(text)
-    (beginning,) = text_prefixes(text, tokens.anchors.align(text, whole), [position])
+    (beginning,) = text_prefixes(text, tokens.special_token_finder.align(text, whole), [position])
     ids_of = tokens.lookup([beginning.rest])
     alone = tokens.ids(text[:position])
     assert beginning.ids(whole, ids_of) == alone
@@ -58,22 +58,22 @@ def test_beginnings_have_the_ids_that_they_have_alone(tokens: ModelTokenizer, te
 def test_little_is_tokenised_where_special_tokens_stand(make_tokens: MakeTokens) -> None:
     tokens = make_tokens(None)
     text = "<|im_start|>user\nlong question<|im_end|>\n<|im_start|>assistant\nanswer<|im_end|>\n"
-    anchors = tokens.anchors.align(text, tokens.ids(text))
+    anchors = tokens.special_token_finder.align(text, tokens.ids(text))
     assert len(anchors) == 4
     positions = [text.index("answer"), len(text)]
     rests = [beginning.rest for beginning in text_prefixes(text, anchors, positions)]
     assert rests == ["<|im_start|>assistant\n", "<|im_end|>\n"]
 
 
-def test_text_and_ids_that_do_not_agree_give_no_anchor(make_tokens: MakeTokens) -> None:
+def test_text_and_ids_that_do_not_agree_give_no_match(make_tokens: MakeTokens) -> None:
     tokens = make_tokens(None)
-    assert tokens.anchors.align("a<s>b", tokens.ids("a</s>b")) == ()
+    assert tokens.special_token_finder.align("a<s>b", tokens.ids("a</s>b")) == ()
     assert SpecialTokenFinder({}).align("a<s>b", [1, 2]) == ()
 
 
-def test_tokens_that_swallow_white_space_are_no_anchors() -> None:
-    assert ModelTokenizer(odd_backend("strips"), {}, {}).anchors.ids == {}
-    assert set(ModelTokenizer(odd_backend("first"), {}, {}).anchors.ids) == set(SPECIAL)
+def test_tokens_that_swallow_white_space_are_no_matches() -> None:
+    assert ModelTokenizer(odd_backend("strips"), {}, {}).special_token_finder.ids == {}
+    assert set(ModelTokenizer(odd_backend("first"), {}, {}).special_token_finder.ids) == set(SPECIAL)
 
 
 def test_ids_of_short_texts_are_kept_and_right(make_tokens: MakeTokens) -> None:

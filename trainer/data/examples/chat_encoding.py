@@ -1,8 +1,8 @@
-"""Conversations: where in their token ids the assistant speaks.
+"""Conversations: from the character spans of the assistant's turns to token spans.
 
-A boundary is exact where the ids of what comes before it are the beginning of the ids of all: generation starts
-from just these. Where a token spans the boundary, the text before it and the text behind it are tokenised by
-themselves, since that is how generation meets them, and each trained part becomes an example of its own.
+A boundary is exact if the ids of the text before it are the first ids of the complete text, because generation
+starts from these very ids. If a token crosses the boundary, the text before it and the text after it are
+tokenised separately, as generation sees them, and each trained span becomes an example of its own.
 """
 
 from __future__ import annotations
@@ -10,100 +10,111 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from trainer.data.examples.chat_template import CharacterSpan
-from trainer.data.examples.masks import MaskOptions, RenderedText, mark_chat, not_derivable
+from trainer.data.examples.masks import MaskOptions, RenderedText, mask_not_exact, render_masked_texts
 from trainer.data.examples.model_tokenizer import ModelTokenizer
-from trainer.data.examples.rendered_row import MaskedTokens, RenderedRow, TokenizedRow
+from trainer.data.examples.rendered_row import MaskedTokens, RenderedRow, TokenizedRow, TokenSpan
 from trainer.data.examples.token_boundaries import Ids, TextPrefix, text_prefixes
 from trainer.data.rows import ChatRow
 
 
-def draft_chat(row: ChatRow, tokens: ModelTokenizer, rules: MaskOptions) -> RenderedRow:
-    """Lay a conversation out.
+def render_chat(row: ChatRow, tokenizer: ModelTokenizer, options: MaskOptions) -> RenderedRow:
+    """Render a conversation.
 
     Raises:
-        DataError: the template refuses it, or no mask is exact; also when the ids are located.
+        DataError: the template refuses it, or no mask is exact; the latter also while masks are applied.
     """
-    marked = mark_chat(row, tokens, rules)
+    rendered = render_masked_texts(row, tokenizer, options)
 
-    def locate(ids: list[Ids]) -> TokenizedRow:
-        parts = [_bounded(part, whole, tokens) for part, whole in zip(marked, ids, strict=True)]
+    def tokenize(ids: list[Ids]) -> TokenizedRow:
+        texts = [_find_prefixes(text, own, tokenizer) for text, own in zip(rendered, ids, strict=True)]
         return TokenizedRow(
-            tuple(text for part in parts for text in part.needs()),
-            lambda ids_of: tuple(one for part in parts for one in _positions(row, part, ids_of, tokens, rules)),
+            tuple(needed for text in texts for needed in text.boundary_texts()),
+            lambda ids_of: tuple(
+                example for text in texts for example in _mask_tokens(row, text, ids_of, tokenizer, options)
+            ),
         )
 
-    return RenderedRow(row, tuple(part.text for part in marked), locate)
+    return RenderedRow(row, tuple(text.text for text in rendered), tokenize)
 
 
 @dataclass(frozen=True)
-class _Bounded:
-    """A text with its ids, and where each trained part of it begins and ends; None: all of it is trained on."""
+class _TokenizedText:
+    """A rendered text with its ids.
 
-    text: RenderedText
+    Attributes:
+        rendered: the text and its character spans.
+        ids: its token ids.
+        prefixes: for each trained span, the text up to its first character and up to its end; None if all of the
+            text is trained on.
+    """
+
+    rendered: RenderedText
     ids: Ids
-    spans: tuple[tuple[TextPrefix, TextPrefix], ...] | None
+    prefixes: tuple[tuple[TextPrefix, TextPrefix], ...] | None
 
-    def needs(self) -> Iterator[str]:
-        """What must be tokenised to know the boundaries."""
-        return (beginning.rest for span in self.spans or () for beginning in span)
-
-
-def _bounded(part: RenderedText, ids: Ids, tokens: ModelTokenizer) -> _Bounded:
-    if part.spans is None:
-        return _Bounded(part, ids, None)
-    positions = [position for span in part.spans for position in span]
-    found = list(text_prefixes(part.text, tokens.anchors.align(part.text, ids), positions))
-    return _Bounded(part, ids, tuple(zip(found[::2], found[1::2], strict=True)))
+    def boundary_texts(self) -> Iterator[str]:
+        """Yield what must be tokenised to find the boundaries of the spans among the ids."""
+        return (prefix.rest for span in self.prefixes or () for prefix in span)
 
 
-def _positions(
-    row: ChatRow, part: _Bounded, ids_of: Mapping[str, Ids], tokens: ModelTokenizer, rules: MaskOptions
+def _find_prefixes(rendered: RenderedText, ids: Ids, tokenizer: ModelTokenizer) -> _TokenizedText:
+    if rendered.spans is None:
+        return _TokenizedText(rendered, ids, None)
+    special_tokens = tokenizer.special_token_finder.align(rendered.text, ids)
+    positions = [position for span in rendered.spans for position in span]
+    prefixes = list(text_prefixes(rendered.text, special_tokens, positions))
+    return _TokenizedText(rendered, ids, tuple(zip(prefixes[::2], prefixes[1::2], strict=True)))
+
+
+def _mask_tokens(
+    row: ChatRow, text: _TokenizedText, ids_of: Mapping[str, Ids], tokenizer: ModelTokenizer, options: MaskOptions
 ) -> Iterator[MaskedTokens]:
-    """The text's examples: one, or where a token spans a boundary, one for each part that is trained on."""
-    if part.spans is None or part.text.spans is None:
-        yield MaskedTokens.whole(part.ids)
+    """Yield the examples of a text: one, or one for each trained span if a token crosses a boundary."""
+    if text.prefixes is None or text.rendered.spans is None:
+        yield MaskedTokens.train_on_all(text.ids)
         return
-    spans = [_token_span(part.ids, start, end, ids_of, tokens) for start, end in part.spans]
+    spans = [_find_token_span(text.ids, start, end, ids_of, tokenizer) for start, end in text.prefixes]
     exact = [span for span in spans if span is not None]
     if len(exact) == len(spans):
-        yield MaskedTokens(part.ids, tuple(exact))
-    elif len(spans) > 1 and not rules.split:
-        raise not_derivable(row, None, "a token spans the boundary of a turn (data.split_turns)")
+        yield MaskedTokens(text.ids, tuple(exact))
+    elif len(spans) > 1 and not options.split_turns:
+        raise mask_not_exact(row, None, "a token crosses the boundary of a turn (data.split_turns)")
     else:
-        for (first, last), (start, end) in zip(part.text.spans, part.spans, strict=True):
-            before, after = start.ids(part.ids, ids_of), end.ids(part.ids, ids_of)
-            yield _continued(row, before, part.text.text[first:last], after, tokens)
+        for (first, last), (start, end) in zip(text.rendered.spans, text.prefixes, strict=True):
+            before, after = start.ids(text.ids, ids_of), end.ids(text.ids, ids_of)
+            yield _tokenize_separately(row, before, text.rendered.text[first:last], after, tokenizer)
 
 
-def _token_span(
-    whole: Ids, start: TextPrefix, end: TextPrefix, ids_of: Mapping[str, Ids], tokens: ModelTokenizer
-) -> CharacterSpan | None:
-    """Where the turn lies in the ids of the whole; None where a token spans one of its boundaries."""
-    first = start.length_in(whole, ids_of)
-    after = end.ids(whole, ids_of)
-    if first is None or after[:first] != whole[:first]:
+def _find_token_span(
+    text_ids: Ids, start: TextPrefix, end: TextPrefix, ids_of: Mapping[str, Ids], tokenizer: ModelTokenizer
+) -> TokenSpan | None:
+    """Return the span of a turn among the ids of the text; None if a token crosses one of its boundaries."""
+    first = start.length_in(text_ids, ids_of)
+    after = end.ids(text_ids, ids_of)
+    if first is None or after[:first] != text_ids[:first]:
         return None
-    last = _end_of_turn(after, first, tokens)
-    return (first, last) if whole[:last] == after[:last] else None
+    last = _end_of_turn(after, first, tokenizer)
+    return (first, last) if text_ids[:last] == after[:last] else None
 
 
-def _continued(row: ChatRow, before: Ids, said: str, after: Ids, tokens: ModelTokenizer) -> MaskedTokens:
-    """The prompt as generation will see it, with its own tokens, and then what must be generated.
+def _tokenize_separately(
+    row: ChatRow, before: Ids, turn: str, after: Ids, tokenizer: ModelTokenizer
+) -> MaskedTokens:
+    """Return the prompt with the ids that generation will see, followed by the ids of the turn by itself.
 
     Raises:
-        DataError: these tokens do not make the same text: the tokenizer writes the beginning of one differently.
+        DataError: these ids decode to another text: the tokenizer treats the beginning of a text differently.
     """
-    ids = before + tokens.ids(said)
-    if tokens.text(ids) != tokens.text(after):
-        raise not_derivable(row, None, "a token spans the boundary of a turn")
-    return MaskedTokens(ids, ((len(before), _end_of_turn(ids, len(before), tokens)),))
+    ids = before + tokenizer.ids(turn)
+    if tokenizer.text(ids) != tokenizer.text(after):
+        raise mask_not_exact(row, None, "a token crosses the boundary of a turn")
+    return MaskedTokens(ids, ((len(before), _end_of_turn(ids, len(before), tokenizer)),))
 
 
-def _end_of_turn(ids: Ids, start: int, tokens: ModelTokenizer) -> int:
-    """Behind the turn's last stop token, if nothing but white space follows: generation never gets further."""
+def _end_of_turn(ids: Ids, start: int, tokenizer: ModelTokenizer) -> int:
+    """Return the index after the last stop token, if only white space follows: generation ends at that token."""
     for position in range(len(ids) - 1, start - 1, -1):
-        if ids[position] in tokens.stop_ids:
+        if ids[position] in tokenizer.stop_ids:
             rest = ids[position + 1 :]
-            return position + 1 if not rest or not tokens.text(rest).strip() else len(ids)
+            return position + 1 if not rest or not tokenizer.text(rest).strip() else len(ids)
     return len(ids)

@@ -1,4 +1,4 @@
-"""What training works on: token ids, and which of them the loss is taken on."""
+"""What training works on: token ids, and the mask of those that enter the loss."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from trainer.data.rows import Row
 
 @dataclass(frozen=True)
 class Example:
-    """A row (or one turn of it), ready for training.
+    """A row, or one turn of it, ready for training.
 
     Attributes:
-        ids: token ids, up to the last one that is trained on: what follows it could not change anything.
-        trained: one byte for each id: 1 where the loss is taken, 0 elsewhere; never 1 at position 0.
-        stops: whether an end of turn (or of text) is among the trained ids.
-        truncated: whether there were more than `max_length` tokens and they were cut.
+        ids: int32 [tokens]: token ids up to the last trained one; later tokens could not change a loss or a
+            gradient.
+        trained: one byte [tokens]: 1 where the prediction of the token enters the loss, else 0. Never 1 at index
+            0, because no token predicts the first.
+        stops: whether an end of turn or of text is among the trained ids.
+        truncated: whether the row had more than `data.max_length` tokens and was cut.
     """
 
     ids: array[int]
@@ -31,13 +33,13 @@ class Example:
 
     @property
     def targets(self) -> int:
-        """Number of tokens that are trained on."""
+        """Number of trained tokens."""
         return sum(self.trained)
 
 
 @dataclass(frozen=True)
 class PreferenceExample:
-    """Two continuations of one prompt, of which the first is preferred. The prompt's tokens are not trained on."""
+    """Two answers to one prompt, the first of which is preferred. The tokens of the prompt are not trained."""
 
     chosen: Example
     rejected: Example
@@ -45,14 +47,14 @@ class PreferenceExample:
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """What became of a row.
+    """The outcome of encoding a row.
 
     Attributes:
         row: the row.
-        examples: what it gives: one example as a rule; one for each turn where no mask for all of them is exact;
-            the chosen and the rejected one of a preference row; none where it was dropped.
-        tokens: how many tokens its examples would have without a limit.
-        lost: how many tokens that would be trained on were dropped or cut.
+        examples: usually one; one for each turn if no mask for all turns is exact; the chosen and the rejected
+            one of a preference row; none if the row was dropped.
+        tokens: number of tokens that the examples would have without `data.max_length`.
+        lost: number of trained tokens that were dropped or cut.
     """
 
     row: Row
@@ -62,10 +64,10 @@ class EncodedRow:
 
     @property
     def truncated(self) -> bool:
-        """Whether any example of the row was cut."""
+        """Whether an example of the row was cut."""
         return any(example.truncated for example in self.examples)
 
     def preference(self) -> PreferenceExample:
-        """The pair that a preference row gives."""
+        """Return the pair of a preference row."""
         chosen, rejected = self.examples
         return PreferenceExample(chosen, rejected)

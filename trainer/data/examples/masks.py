@@ -1,17 +1,18 @@
-"""Where in a conversation's text the assistant speaks: the parts that are trained on.
+"""Which characters of a rendered conversation are the assistant's: the parts that are trained on.
 
-Templates with `{% generation %}` blocks say it themselves. For all others it is derived from renderings. For the
-assistant's turn i, three of them are compared:
+A template with `{% generation %}` blocks marks them itself. For every other template they follow from renderings.
+For the assistant's turn i, three of them are compared:
 
-- *before*: the messages up to it, with the generation prompt: what the model will be given;
-- *after*: the messages up to and with it;
-- *whole*: the whole row.
+- *before*: the messages before turn i, with the generation prompt: the input from which the model generates the
+  turn;
+- *after*: the messages up to and including turn i;
+- *complete*: all messages of the row.
 
-Where *before* is a beginning of *after*, and *after* of *whole*, the text between them is exactly what the model
-must generate. Some templates render a turn differently once others follow it (they leave out what was thought in
-earlier turns): then *after* is no beginning of *whole*, and each turn becomes an example of its own, *after*, with
-*before* as its context: what the model will be given in that turn. Where even *before* is no beginning of *after*,
-no mask is exact, and the row is refused rather than trained on wrongly.
+If *before* is a prefix of *after*, and *after* a prefix of *complete*, the text between the two is exactly what
+the model must generate. Some templates render a turn differently once others follow it (they omit the reasoning
+of earlier turns), so *after* is no prefix of *complete*. Then each turn becomes an example of its own: *after*,
+with *before* as its context, which is the model's input in that turn. If even *before* is no prefix of *after*,
+no mask is exact, and the row is refused rather than trained with a wrong mask.
 """
 
 from __future__ import annotations
@@ -28,65 +29,72 @@ from trainer.spec import DataSection, SplitTurns, TrainOn
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """What the job spec says about masks and lengths; see `DataSection`."""
+    """Keys of the job spec's `data` section that decide about masks.
+
+    Attributes:
+        assistant_only: `assistant_only_loss`.
+        completion_only: `completion_only_loss`.
+        last_turn: `train_on: last_turn`.
+        split_turns: `split_turns: auto`.
+    """
 
     assistant_only: bool
     completion_only: bool
     last_turn: bool
-    split: bool
+    split_turns: bool
 
     @classmethod
-    def of(cls, data: DataSection) -> MaskOptions:
-        """The rules of a job."""
+    def from_section(cls, data: DataSection) -> MaskOptions:
+        """Return the options of a job."""
         return cls(
             assistant_only=data.assistant_only_loss,
             completion_only=data.completion_only_loss,
             last_turn=data.train_on is TrainOn.LAST_TURN,
-            split=data.split_turns is SplitTurns.AUTO,
+            split_turns=data.split_turns is SplitTurns.AUTO,
         )
 
-    def whole(self, row: ChatRow) -> bool:
-        """Whether all of a conversation is trained on."""
+    def trains_on_all(self, row: ChatRow) -> bool:
+        """Return whether every token of a conversation enters the loss."""
         return not (self.completion_only if row.prompt_messages else self.assistant_only)
 
 
 @dataclass(frozen=True)
 class RenderedText:
-    """A text, and which parts of it are trained on, in order; None means all of it."""
+    """A text and the spans of it that are trained on, in order; None means all of it."""
 
     text: str
     spans: tuple[CharacterSpan, ...] | None
 
 
-def mark_chat(row: ChatRow, tokens: ModelTokenizer, rules: MaskOptions) -> tuple[RenderedText, ...]:
-    """The texts of a conversation's examples: one, or one for each trained turn.
+def render_masked_texts(row: ChatRow, tokenizer: ModelTokenizer, options: MaskOptions) -> tuple[RenderedText, ...]:
+    """Render the texts of a conversation's examples: one, or one for each trained turn.
 
     Raises:
         DataError: the template refuses the row, no turn is trained on, or no mask is exact.
     """
-    if rules.whole(row):
-        return (_mark_all(row, tokens),)
-    turns = _wanted(row, rules)
-    if tokens.marks_generation and (marked := _mark_by_template(row, tokens, turns)) is not None:
-        return (marked,)
-    return _mark_by_rendering(row, tokens, rules, turns)
+    if options.trains_on_all(row):
+        return (_render_all(row, tokenizer),)
+    turns = _trained_turns(row, options)
+    if tokenizer.marks_generation and (rendered := _mask_by_template(row, tokenizer, turns)) is not None:
+        return (rendered,)
+    return _mask_by_rendering(row, tokenizer, options, turns)
 
 
-def _mark_all(row: ChatRow, tokens: ModelTokenizer) -> RenderedText:
-    held = next((number for number, message in enumerate(row.messages) if not message.train), None)
-    if held is not None and not row.prompt_messages:
+def _render_all(row: ChatRow, tokenizer: ModelTokenizer) -> RenderedText:
+    excluded = next((number for number, message in enumerate(row.messages) if not message.train), None)
+    if excluded is not None and not row.prompt_messages:
         raise row.refuse(
             ErrorCode.DATASET_NOT_TRAINABLE,
-            "a turn that is not to be trained on, where all tokens are",
-            field=f"messages[{held}]",
+            "a turn that is not to be trained on, although all tokens are",
+            field=f"messages[{excluded}]",
             expected="data.assistant_only_loss true",
             found="false",
         )
-    return RenderedText(_render(row, tokens, len(row.messages), prompt=False), None)
+    return RenderedText(_render(row, tokenizer, len(row.messages), prompt=False), None)
 
 
-def _wanted(row: ChatRow, rules: MaskOptions) -> list[int]:
-    """The numbers of the turns that are trained on."""
+def _trained_turns(row: ChatRow, options: MaskOptions) -> list[int]:
+    """Return the indices of the messages that are trained on."""
     turns = [
         number
         for number, message in enumerate(row.messages)
@@ -100,50 +108,49 @@ def _wanted(row: ChatRow, rules: MaskOptions) -> list[int]:
             expected="a message of the assistant that is trained on",
             found="none",
         )
-    return turns[-1:] if rules.last_turn else turns
+    return turns[-1:] if options.last_turn else turns
 
 
-def _mark_by_template(row: ChatRow, tokens: ModelTokenizer, turns: list[int]) -> RenderedText | None:
-    """What the template's generation blocks say; None where it is open which block belongs to which turn."""
+def _mask_by_template(row: ChatRow, tokenizer: ModelTokenizer, turns: list[int]) -> RenderedText | None:
+    """Use the template's generation blocks; None if it is open which block belongs to which turn."""
     try:
-        text, spans = tokens.render_marked(row)
+        text, spans = tokenizer.render_marked(row)
     except TemplateRefusedError:
-        problem = _refused_by_template(row, "messages", len(row.messages))
+        error = _refused_by_template(row, "messages", len(row.messages))
     else:
-        spoken = [number for number, message in enumerate(row.messages) if message.role == "assistant"]
-        if turns == spoken:
+        assistant_turns = [number for number, message in enumerate(row.messages) if message.role == "assistant"]
+        if turns == assistant_turns:
             return RenderedText(text, tuple(spans))
-        if len(spans) != len(spoken):
+        if len(spans) != len(assistant_turns):
             return None
-        chosen = [span for number, span in zip(spoken, spans, strict=True) if number in turns]
-        return RenderedText(text, tuple(chosen))
-    raise problem
+        trained = [span for number, span in zip(assistant_turns, spans, strict=True) if number in turns]
+        return RenderedText(text, tuple(trained))
+    raise error
 
 
-def _mark_by_rendering(
-    row: ChatRow, tokens: ModelTokenizer, rules: MaskOptions, turns: list[int]
+def _mask_by_rendering(
+    row: ChatRow, tokenizer: ModelTokenizer, options: MaskOptions, turns: list[int]
 ) -> tuple[RenderedText, ...]:
-    whole = _render(row, tokens, len(row.messages), prompt=False)
-    marked = [_turn(row, tokens, number, whole) for number in turns]
-    moved = next((turn for turn, part in zip(turns, marked, strict=True) if not whole.startswith(part.text)), None)
-    if moved is None:
-        return (RenderedText(whole, tuple(span for part in marked for span in part.spans or ())),)
-    if not rules.split:
-        raise not_derivable(
-            row, moved, "the chat template renders a turn differently once others follow it (data.split_turns)"
-        )
-    return tuple(marked)
+    complete = _render(row, tokenizer, len(row.messages), prompt=False)
+    rendered = [_render_turn(row, tokenizer, number, complete) for number in turns]
+    changed = [number for number, text in zip(turns, rendered, strict=True) if not complete.startswith(text.text)]
+    if not changed:
+        return (RenderedText(complete, tuple(span for text in rendered for span in text.spans or ())),)
+    if not options.split_turns:
+        reason = "the chat template renders a turn differently once others follow it (data.split_turns)"
+        raise mask_not_exact(row, changed[0], reason)
+    return tuple(rendered)
 
 
-def _turn(row: ChatRow, tokens: ModelTokenizer, number: int, whole: str) -> RenderedText:
-    """The row up to and with the assistant's turn `number`, and where in that text the turn lies."""
+def _render_turn(row: ChatRow, tokenizer: ModelTokenizer, number: int, complete: str) -> RenderedText:
+    """Render the row up to and including the assistant's turn `number`, and mark the turn in the text."""
     if number == 0:
-        raise not_derivable(row, number, "the assistant speaks first, so generation would have no prompt")
-    before = _render(row, tokens, number, prompt=True)
-    last = number + 1 == len(row.messages)
-    after = whole if last else _render(row, tokens, number + 1, prompt=False)
+        raise mask_not_exact(row, number, "the assistant speaks first, so generation would have no prompt")
+    before = _render(row, tokenizer, number, prompt=True)
+    is_last = number + 1 == len(row.messages)
+    after = complete if is_last else _render(row, tokenizer, number + 1, prompt=False)
     if not after.startswith(before):
-        raise not_derivable(
+        raise mask_not_exact(
             row,
             number,
             "the chat template opens the turn for generation in another way",
@@ -152,13 +159,14 @@ def _turn(row: ChatRow, tokens: ModelTokenizer, number: int, whole: str) -> Rend
     return RenderedText(after, ((len(before), len(after)),))
 
 
-def _render(row: ChatRow, tokens: ModelTokenizer, count: int, *, prompt: bool) -> str:
+def _render(row: ChatRow, tokenizer: ModelTokenizer, count: int, *, prompt: bool) -> str:
+    """Render the first `count` messages, with the generation prompt if `prompt` is set."""
     try:
-        return tokens.render(row.messages[:count], prompt=prompt, tools=row.tools)
+        return tokenizer.render(row.messages[:count], prompt=prompt, tools=row.tools)
     except TemplateRefusedError:
-        whole = count == len(row.messages) and not prompt
-        problem = _refused_by_template(row, "messages" if whole else f"messages[0:{count}]", count)
-    raise problem
+        is_complete = count == len(row.messages) and not prompt
+        error = _refused_by_template(row, "messages" if is_complete else f"messages[0:{count}]", count)
+    raise error
 
 
 def _refused_by_template(row: ChatRow, field: str, count: int) -> DataError:
@@ -174,13 +182,13 @@ def _refused_by_template(row: ChatRow, field: str, count: int) -> DataError:
 _HINT: Final = "end each row with its only assistant turn, or set data.assistant_only_loss to false"
 
 
-def not_derivable(row: ChatRow, number: int | None, reason: str, *, hint: str = _HINT) -> DataError:
-    """The error for a conversation of which no mask would be exact."""
+def mask_not_exact(row: ChatRow, number: int | None, reason: str, *, hint: str = _HINT) -> DataError:
+    """Return the error for a conversation that has no exact mask; `number` is the turn, None for all."""
     return row.refuse(
         ErrorCode.DATASET_NOT_TRAINABLE,
-        f"which tokens are the assistant's cannot be told exactly: {reason}",
+        f"which tokens are the assistant's cannot be determined exactly: {reason}",
         field="messages" if number is None else f"messages[{number}]",
-        expected="renderings that begin with one another",
+        expected="renderings that are prefixes of one another",
         found="different beginnings",
         hint=hint,
     )

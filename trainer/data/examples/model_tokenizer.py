@@ -42,7 +42,7 @@ class ModelTokenizer:
             not by comparing ids, so a token that also occurs in text does no harm.
         start_ids: what the tokenizer puts before plain text (a BOS token, or nothing).
         special_texts: tokens that are read as such where a row writes them out.
-        anchors: finds those among them that split a text.
+        special_token_finder: finds those among them that split a text.
         notes: what the provider should know about the tokenizer.
     """
 
@@ -63,7 +63,7 @@ class ModelTokenizer:
         self.pad_id = self._choose_padding(special_tokens)
         self.start_ids = self._find_start()
         self.special_texts = tuple(dict.fromkeys((*special_tokens.values(), *self._special_in_backend())))
-        self.anchors = SpecialTokenFinder(self._splitting_tokens())
+        self.special_token_finder = SpecialTokenFinder(self._splitting_tokens())
         self.notes: tuple[str, ...] = ()
         self._short: dict[str, list[int]] = {}
         moment = datetime.now().astimezone() if now is None else now

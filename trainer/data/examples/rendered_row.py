@@ -1,25 +1,30 @@
-"""A row on its way to an example: what must be tokenised for it, in two rounds, and what follows from the ids."""
+"""The two steps from a rendered row to masked token ids: what must be tokenised, and what follows from the ids.
+
+Tokenizers are fast on many texts at once, so each step names its texts and continues when their ids are there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from trainer.data.examples.chat_template import CharacterSpan
 from trainer.data.examples.token_boundaries import Ids
 from trainer.data.rows import Row
+
+TokenSpan = tuple[int, int]
+"""First index, and index after the last one, among token ids."""
 
 
 @dataclass(frozen=True)
 class MaskedTokens:
-    """Token ids, and which parts of them are trained on, as positions."""
+    """Token ids and the spans of them that enter the loss."""
 
     ids: Ids
-    spans: tuple[CharacterSpan, ...]
+    spans: tuple[TokenSpan, ...]
 
     @classmethod
-    def whole(cls, ids: Ids) -> MaskedTokens:
-        """All of it is trained on."""
+    def train_on_all(cls, ids: Ids) -> MaskedTokens:
+        """Return the ids with one span over all of them."""
         return cls(ids, ((0, len(ids)),))
 
 
@@ -28,29 +33,30 @@ class TokenizedRow:
     """A row whose texts are tokenised.
 
     Attributes:
-        needs: what else must be tokenised; short, and often the same for many rows.
-        mark: takes the ids of these, and tells what is trained on, for each example of the row.
+        boundary_texts: further texts to tokenise, to find the boundaries of the spans; short, and often the same
+            for many rows.
+        apply_masks: takes the ids of these texts by text and returns the masked tokens of each example.
     """
 
-    needs: tuple[str, ...]
-    mark: Callable[[Mapping[str, Ids]], tuple[MaskedTokens, ...]]
+    boundary_texts: tuple[str, ...]
+    apply_masks: Callable[[Mapping[str, Ids]], tuple[MaskedTokens, ...]]
 
     @classmethod
-    def done(cls, *marked: MaskedTokens) -> TokenizedRow:
-        """Nothing else must be tokenised."""
-        return cls((), lambda _: marked)
+    def finished(cls, *examples: MaskedTokens) -> TokenizedRow:
+        """Return a row that needs no further texts."""
+        return cls((), lambda _: examples)
 
 
 @dataclass(frozen=True)
 class RenderedRow:
-    """A row whose texts are laid out.
+    """A row as texts.
 
     Attributes:
         row: the row.
         texts: what to tokenise.
-        locate: takes their ids, in this order.
+        continue_with: takes the ids of the texts, in their order.
     """
 
     row: Row
     texts: tuple[str, ...]
-    locate: Callable[[list[Ids]], TokenizedRow]
+    continue_with: Callable[[list[Ids]], TokenizedRow]

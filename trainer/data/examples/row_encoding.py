@@ -1,19 +1,18 @@
-"""Rows → examples. Many rows are tokenised at once, because that is what tokenizers are quick at."""
+"""Rows to examples. Many rows are tokenised together, because tokenizers work on all cores at once."""
 
 from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from trainer.data.examples.chat_encoding import draft_chat
-from trainer.data.examples.chat_template import CharacterSpan
+from trainer.data.examples.chat_encoding import render_chat
 from trainer.data.examples.example import EncodedRow, Example
 from trainer.data.examples.masks import MaskOptions
 from trainer.data.examples.model_tokenizer import ModelTokenizer
-from trainer.data.examples.rendered_row import MaskedTokens, RenderedRow, TokenizedRow
+from trainer.data.examples.rendered_row import MaskedTokens, RenderedRow, TokenizedRow, TokenSpan
 from trainer.data.examples.token_boundaries import Ids
 from trainer.data.rows import ChatRow, CompletionRow, PreferenceRow, Row, TextRow
 from trainer.errors import DataError, ErrorCode
@@ -21,53 +20,43 @@ from trainer.spec import DataSection, OnOverlong
 
 CHUNK_ROWS: Final = 512
 CHUNK_CHARACTERS: Final = 1 << 22
-"""Rows are tokenised together until they are this many, or their texts this long."""
+"""Rows are tokenised together until there are `CHUNK_ROWS`, or their texts have this many characters."""
 
 
-def encode(row: Row, tokens: ModelTokenizer, data: DataSection) -> tuple[Example, ...]:
-    """Turn a row into its examples; see `EncodedRow`.
+def encode(row: Row, tokenizer: ModelTokenizer, data: DataSection) -> tuple[Example, ...]:
+    """Turn one row into its examples; see `EncodedRow`.
 
     Raises:
-        DataError: the row is too long, cannot be rendered, or holds no token to train on.
+        DataError: the row is too long, cannot be rendered, or has no token to train on.
     """
-    (encoded,) = encode_rows([row], tokens, data)
+    (encoded,) = encode_rows([row], tokenizer, data)
     if isinstance(encoded, DataError):
         raise encoded
     return encoded.examples
 
 
 def encode_rows(
-    rows: Iterable[Row], tokens: ModelTokenizer, data: DataSection
+    rows: Iterable[Row], tokenizer: ModelTokenizer, data: DataSection
 ) -> Iterator[EncodedRow | DataError]:
-    """Turn rows into examples, in their order; for a row that cannot be one, its error is yielded."""
-    rules = MaskOptions.of(data)
-    for drafts in _chunks(_draft_or_error(row, tokens, rules) for row in rows):
-        yield from _finish_chunk(drafts, tokens, data)
+    """Turn rows into examples, in their order; yields the error of a row that cannot become one."""
+    options = MaskOptions.from_section(data)
+    for chunk in _make_chunks(_render_or_error(row, tokenizer, options) for row in rows):
+        yield from _encode_chunk(chunk, tokenizer, data)
 
 
-def _finish_chunk(
-    drafts: list[RenderedRow | DataError], tokens: ModelTokenizer, data: DataSection
-) -> Iterator[EncodedRow | DataError]:
-    """Tokenise the texts of a chunk at once, then whatever else their boundaries need."""
-    texts = [text for draft in drafts if isinstance(draft, RenderedRow) for text in draft.texts]
-    ids = iter(tokens.ids_of(texts))
-    located = [
-        (draft.row, draft.locate(list(itertools.islice(ids, len(draft.texts)))))
-        if isinstance(draft, RenderedRow)
-        else draft
-        for draft in drafts
-    ]
-    ids_of = tokens.lookup(text for one in located if isinstance(one, tuple) for text in one[1].needs)
-    for one in located:
-        yield one if isinstance(one, DataError) else _encoded_or_error(*one, ids_of, tokens, data)
+def _render_or_error(row: Row, tokenizer: ModelTokenizer, options: MaskOptions) -> RenderedRow | DataError:
+    try:
+        return _render(row, tokenizer, options)
+    except DataError as error:
+        return error
 
 
-def _chunks(drafts: Iterator[RenderedRow | DataError]) -> Iterator[list[RenderedRow | DataError]]:
+def _make_chunks(rows: Iterator[RenderedRow | DataError]) -> Iterator[list[RenderedRow | DataError]]:
     chunk: list[RenderedRow | DataError] = []
     characters = 0
-    for draft in drafts:
-        chunk.append(draft)
-        characters += sum(map(len, draft.texts)) if isinstance(draft, RenderedRow) else 0
+    for row in rows:
+        chunk.append(row)
+        characters += sum(map(len, row.texts)) if isinstance(row, RenderedRow) else 0
         if len(chunk) == CHUNK_ROWS or characters > CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0
@@ -75,104 +64,125 @@ def _chunks(drafts: Iterator[RenderedRow | DataError]) -> Iterator[list[Rendered
         yield chunk
 
 
-def _draft_or_error(row: Row, tokens: ModelTokenizer, rules: MaskOptions) -> RenderedRow | DataError:
-    try:
-        return _draft(row, tokens, rules)
-    except DataError as error:
-        return error
+def _encode_chunk(
+    chunk: list[RenderedRow | DataError], tokenizer: ModelTokenizer, data: DataSection
+) -> Iterator[EncodedRow | DataError]:
+    # First call of the tokenizer: the texts of all rows.
+    texts = [text for rendered in chunk if isinstance(rendered, RenderedRow) for text in rendered.texts]
+    ids = iter(tokenizer.ids_of(texts))
+    tokenized: list[tuple[Row, TokenizedRow] | DataError] = []
+    for rendered in chunk:
+        if isinstance(rendered, DataError):
+            tokenized.append(rendered)
+        else:
+            own_ids = list(itertools.islice(ids, len(rendered.texts)))
+            tokenized.append((rendered.row, rendered.continue_with(own_ids)))
+    # Second call: the texts at the boundaries of spans, few of which are new.
+    pairs = [item for item in tokenized if not isinstance(item, DataError)]
+    ids_of = tokenizer.lookup(text for _, tokenized_row in pairs for text in tokenized_row.boundary_texts)
+    for item in tokenized:
+        if isinstance(item, DataError):
+            yield item
+            continue
+        row, tokenized_row = item
+        try:
+            yield _fit_to_length(row, tokenized_row.apply_masks(ids_of), tokenizer, data)
+        except DataError as error:
+            yield error
 
 
-def _encoded_or_error(
-    row: Row, located: TokenizedRow, ids_of: Mapping[str, Ids], tokens: ModelTokenizer, data: DataSection
-) -> EncodedRow | DataError:
-    try:
-        return _finish(row, located.mark(ids_of), tokens, data)
-    except DataError as error:
-        return error
-
-
-def _draft(row: Row, tokens: ModelTokenizer, rules: MaskOptions) -> RenderedRow:
+def _render(row: Row, tokenizer: ModelTokenizer, options: MaskOptions) -> RenderedRow:
     if isinstance(row, ChatRow):
-        return draft_chat(row, tokens, rules)
+        return render_chat(row, tokenizer, options)
     if isinstance(row, CompletionRow):
-        return _draft_completion(row, tokens, rules)
+        return _render_completion(row, tokenizer, options)
     if isinstance(row, TextRow):
-        return RenderedRow(row, (row.text,), lambda ids: _whole_text(ids[0], tokens))
+        return RenderedRow(row, (row.text,), lambda ids: _tokenize_text(ids[0], tokenizer))
     if isinstance(row, PreferenceRow):
-        return _draft_preference(row, tokens, rules)
+        return _render_preference(row, tokenizer, options)
     raise TypeError(f"unknown kind of row: {type(row).__name__}")
 
 
-def _draft_preference(row: PreferenceRow, tokens: ModelTokenizer, rules: MaskOptions) -> RenderedRow:
-    answers_only = replace(rules, assistant_only=True, completion_only=True, last_turn=False, split=False)
-    chosen = _draft(row.chosen, tokens, answers_only)
-    rejected = _draft(row.rejected, tokens, answers_only)
+def _tokenize_text(ids: Ids, tokenizer: ModelTokenizer) -> TokenizedRow:
+    return TokenizedRow.finished(MaskedTokens.train_on_all(_add_end(_add_start(ids, tokenizer), tokenizer)))
+
+
+def _render_completion(row: CompletionRow, tokenizer: ModelTokenizer, options: MaskOptions) -> RenderedRow:
+    """Render the prompt as generation will see it, then the completion and the end of the sequence."""
+
+    def tokenize(ids: list[Ids]) -> TokenizedRow:
+        prompt, both = (_add_start(part, tokenizer) for part in ids)
+        if both[: len(prompt)] != prompt:
+            # A token crosses the boundary. Generation starts from the prompt's own tokens, so training does too.
+            both = prompt + tokenizer.ids(row.completion)
+        complete = _add_end(both, tokenizer)
+        first = len(prompt) if options.completion_only else 0
+        return TokenizedRow.finished(MaskedTokens(complete, ((first, len(complete)),)))
+
+    return RenderedRow(row, (row.prompt, row.prompt + row.completion), tokenize)
+
+
+def _render_preference(row: PreferenceRow, tokenizer: ModelTokenizer, options: MaskOptions) -> RenderedRow:
+    # The loss of a pair compares both answers in full, whatever the section says about single answers.
+    answers_only = replace(options, assistant_only=True, completion_only=True, last_turn=False, split_turns=False)
+    chosen = _render(row.chosen, tokenizer, answers_only)
+    rejected = _render(row.rejected, tokenizer, answers_only)
     count = len(chosen.texts)
 
-    def locate(ids: list[Ids]) -> TokenizedRow:
-        better, worse = chosen.locate(ids[:count]), rejected.locate(ids[count:])
-        return TokenizedRow(better.needs + worse.needs, lambda ids_of: better.mark(ids_of) + worse.mark(ids_of))
+    def tokenize(ids: list[Ids]) -> TokenizedRow:
+        first, second = chosen.continue_with(ids[:count]), rejected.continue_with(ids[count:])
+        return TokenizedRow(
+            first.boundary_texts + second.boundary_texts,
+            lambda ids_of: first.apply_masks(ids_of) + second.apply_masks(ids_of),
+        )
 
-    return RenderedRow(row, chosen.texts + rejected.texts, locate)
-
-
-def _whole_text(ids: Ids, tokens: ModelTokenizer) -> TokenizedRow:
-    return TokenizedRow.done(MaskedTokens.whole(_ended(_started(ids, tokens), tokens)))
-
-
-def _draft_completion(row: CompletionRow, tokens: ModelTokenizer, rules: MaskOptions) -> RenderedRow:
-    """The prompt as generation will see it, then the completion and the end of the sequence."""
-
-    def locate(ids: list[Ids]) -> TokenizedRow:
-        prompt, whole = (_started(part, tokens) for part in ids)
-        if whole[: len(prompt)] != prompt:
-            # A token spans the boundary. Generation starts from the prompt's own tokens, so training does too.
-            whole = prompt + tokens.ids(row.completion)
-        ended = _ended(whole, tokens)
-        return TokenizedRow.done(MaskedTokens(ended, ((len(prompt) if rules.completion_only else 0, len(ended)),)))
-
-    return RenderedRow(row, (row.prompt, row.prompt + row.completion), locate)
+    return RenderedRow(row, chosen.texts + rejected.texts, tokenize)
 
 
-def _started(ids: Ids, tokens: ModelTokenizer) -> Ids:
-    """`ids` behind what the tokenizer starts text with, once: the text may begin with it itself."""
-    start = list(tokens.start_ids)
+def _add_start(ids: Ids, tokenizer: ModelTokenizer) -> Ids:
+    """Put the tokenizer's start of text before the ids, unless the text itself begins with it."""
+    start = list(tokenizer.start_ids)
     return ids if start and ids[: len(start)] == start else start + ids
 
 
-def _ended(ids: Ids, tokens: ModelTokenizer) -> Ids:
-    """`ids` with the end of the sequence, once."""
-    end = tokens.append_id
+def _add_end(ids: Ids, tokenizer: ModelTokenizer) -> Ids:
+    """Append the end of sequence, unless the ids end with it."""
+    end = tokenizer.append_id
     return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
 
 
-def _finish(row: Row, marked: Iterable[MaskedTokens], tokens: ModelTokenizer, data: DataSection) -> EncodedRow:
-    """Bring the examples of a row to their length."""
+def _fit_to_length(
+    row: Row, parts: Iterable[MaskedTokens], tokenizer: ModelTokenizer, data: DataSection
+) -> EncodedRow:
+    """Make the examples of a row: refuse, drop or cut those longer than `data.max_length`."""
     examples: list[Example] = []
-    length = lost = 0
-    for part in marked:
+    tokens = lost = 0
+    for part in parts:
+        # No token predicts index 0, so a span begins at 1 at the earliest.
         spans = [(max(start, 1), end) for start, end in part.spans if end > max(start, 1)]
         if not spans:
             raise _not_trainable(row)
         end = spans[-1][1]
         if end > data.max_length and data.on_overlong is OnOverlong.ERROR:
             raise _overlong(row, end, data)
-        kept = _kept(spans, end, data)
-        length += end
-        lost += _count(spans) - _count(kept)
-        if kept:
-            examples.append(_example(part.ids, kept, tokens, truncated=end > data.max_length))
-    if isinstance(row, PreferenceRow) and not _differ(row, examples):
+        remaining = _cut_spans(spans, end, data)
+        tokens += end
+        lost += _count_tokens(spans) - _count_tokens(remaining)
+        if remaining:
+            examples.append(_make_example(part.ids, remaining, tokenizer, truncated=end > data.max_length))
+    if isinstance(row, PreferenceRow) and not _is_usable_pair(row, examples):
         lost += sum(example.targets for example in examples)
         examples = []
-    return EncodedRow(row, tuple(examples), length, lost)
+    return EncodedRow(row, tuple(examples), tokens, lost)
 
 
-def _differ(row: Row, examples: list[Example]) -> bool:
-    """Whether two answers are left that differ: one alone says nothing, nor do two that were cut to the same.
+def _is_usable_pair(row: PreferenceRow, examples: list[Example]) -> bool:
+    """Return whether two answers are left that differ.
+
+    One answer teaches nothing, nor do two that were cut to the same tokens.
 
     Raises:
-        DataError: they were the same before anything was cut.
+        DataError: the answers were the same before anything was cut.
     """
     same = len(examples) == 2 and examples[0].ids == examples[1].ids
     if same and not any(example.truncated for example in examples):
@@ -186,7 +196,7 @@ def _differ(row: Row, examples: list[Example]) -> bool:
     return len(examples) == 2 and not same
 
 
-def _kept(spans: list[CharacterSpan], end: int, data: DataSection) -> list[CharacterSpan]:
+def _cut_spans(spans: list[TokenSpan], end: int, data: DataSection) -> list[TokenSpan]:
     if end <= data.max_length:
         return spans
     if data.on_overlong is OnOverlong.DROP:
@@ -194,16 +204,16 @@ def _kept(spans: list[CharacterSpan], end: int, data: DataSection) -> list[Chara
     return [(start, min(stop, data.max_length)) for start, stop in spans if start < data.max_length]
 
 
-def _count(spans: list[CharacterSpan]) -> int:
+def _count_tokens(spans: list[TokenSpan]) -> int:
     return sum(end - start for start, end in spans)
 
 
-def _example(ids: Ids, spans: list[CharacterSpan], tokens: ModelTokenizer, *, truncated: bool) -> Example:
+def _make_example(ids: Ids, spans: list[TokenSpan], tokenizer: ModelTokenizer, *, truncated: bool) -> Example:
     end = spans[-1][1]
     trained = bytearray(end)
     for start, stop in spans:
         trained[start:stop] = b"\1" * (stop - start)
-    stops = any(not tokens.stop_ids.isdisjoint(ids[start:stop]) for start, stop in spans)
+    stops = any(not tokenizer.stop_ids.isdisjoint(ids[start:stop]) for start, stop in spans)
     return Example(array("i", ids[:end]), bytes(trained), stops, truncated)
 
 

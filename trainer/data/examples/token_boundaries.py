@@ -1,8 +1,9 @@
-"""Where in a text's token ids a character position lies, found without tokenising all that comes before it.
+"""Find the token index of a character position without tokenising the text before it once more.
 
-Tokenizers split a text at its special tokens before anything else, so what stands between two of them is tokenised
-alone. The ids of a beginning of the text are therefore those of the text up to the last special token in it, and
-those of the few characters behind that token, which are the same in nearly every row (`assistant` and a line end).
+A tokenizer splits a text at its special tokens before anything else, and tokenises each part between two of them
+alone. So the ids of a prefix of the text are the text's own ids up to the last special token in the prefix,
+followed by the ids of that token and the few characters after it. These few characters are the same in nearly
+every row (`<|im_start|>assistant` and a line end), so their ids are cached.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from functools import cached_property
 from typing import Final
 
 Ids = list[int]
+"""Token ids."""
 
 CACHED_CHARACTERS: Final = 64
-"""Longest stretch behind a special token whose ids are kept from row to row."""
+"""Longest text from a special token on whose ids are cached."""
 
 
 @dataclass(frozen=True)
@@ -25,25 +27,25 @@ class SpecialTokenFinder:
     """Finds special tokens in texts.
 
     Attributes:
-        ids: text of a special token → its id. Only tokens that are taken as they stand: no white space around them
-            is swallowed, nothing is normalised.
+        ids: text of a special token → its id; only tokens that are matched literally, without swallowing white
+            space and without normalisation.
     """
 
     ids: Mapping[str, int]
 
     def align(self, text: str, ids: Sequence[int]) -> tuple[SpecialTokenMatch, ...]:
-        """The special tokens of a text, in order, with where each stands; none where text and ids do not agree."""
-        known = self._known
-        found = list(self._pattern.finditer(text)) if known else []
-        places = [place for place, id_ in enumerate(ids) if id_ in known]
-        if [self.ids[match[0]] for match in found] != [ids[place] for place in places]:
+        """Return the special tokens of a text in order; none if the text and its ids do not agree on them."""
+        known = self._known_ids
+        matches = list(self._pattern.finditer(text)) if known else []
+        indices = [index for index, id_ in enumerate(ids) if id_ in known]
+        if [self.ids[match[0]] for match in matches] != [ids[index] for index in indices]:
             return ()
         return tuple(
-            SpecialTokenMatch(match[0], match.end(), place) for match, place in zip(found, places, strict=True)
+            SpecialTokenMatch(match[0], match.end(), index) for match, index in zip(matches, indices, strict=True)
         )
 
     @cached_property
-    def _known(self) -> frozenset[int]:
+    def _known_ids(self) -> frozenset[int]:
         return frozenset(self.ids.values())
 
     @cached_property
@@ -54,7 +56,13 @@ class SpecialTokenFinder:
 
 @dataclass(frozen=True)
 class SpecialTokenMatch:
-    """A special token in a text: its text, where it ends (in characters), and its index among the ids."""
+    """A special token in a text.
+
+    Attributes:
+        token: its text.
+        end: where it ends, in characters.
+        index: its index among the token ids of the text.
+    """
 
     token: str
     end: int
@@ -63,31 +71,36 @@ class SpecialTokenMatch:
 
 @dataclass(frozen=True)
 class TextPrefix:
-    """A beginning of a text: the ids up to `index` are the text's own, then come those of `rest`."""
+    """A prefix of a tokenised text, as a number of ids of the text and a rest to tokenise.
+
+    Attributes:
+        index: the first `index` ids of the text belong to the prefix.
+        rest: the prefix from there on: a special token and the characters after it.
+    """
 
     index: int
     rest: str
 
-    def ids(self, whole: Ids, ids_of: Mapping[str, Ids]) -> Ids:
-        """The ids of the beginning by itself."""
-        return whole[: self.index] + ids_of[self.rest]
+    def ids(self, text_ids: Ids, ids_of: Mapping[str, Ids]) -> Ids:
+        """Return the ids that the prefix has when it is tokenised alone."""
+        return text_ids[: self.index] + ids_of[self.rest]
 
-    def length_in(self, whole: Ids, ids_of: Mapping[str, Ids]) -> int | None:
-        """How many ids of the whole text the beginning is; None where a token spans its end."""
+    def length_in(self, text_ids: Ids, ids_of: Mapping[str, Ids]) -> int | None:
+        """Return how many ids of the text the prefix is; None if a token of the text crosses its end."""
         rest = ids_of[self.rest]
         end = self.index + len(rest)
-        return end if whole[self.index : end] == rest else None
+        return end if text_ids[self.index : end] == rest else None
 
 
 def text_prefixes(
-    text: str, anchors: Sequence[SpecialTokenMatch], positions: Sequence[int]
+    text: str, special_tokens: Sequence[SpecialTokenMatch], positions: Sequence[int]
 ) -> Iterator[TextPrefix]:
-    """The beginning of a text up to each of some positions."""
-    ends = [anchor.end for anchor in anchors]
+    """Yield the prefix of a text up to each character position."""
+    ends = [special_token.end for special_token in special_tokens]
     for position in positions:
         number = bisect_right(ends, position)
         if number == 0:
             yield TextPrefix(0, text[:position])
         else:
-            anchor = anchors[number - 1]
-            yield TextPrefix(anchor.index, anchor.token + text[anchor.end : position])
+            last = special_tokens[number - 1]
+            yield TextPrefix(last.index, last.token + text[last.end : position])
