@@ -213,3 +213,32 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
         pytest.fail(" → ".join(error.args[1]))
+
+
+def top_level_names(tree: ast.Module) -> set[str]:
+    """Names that a module defines or imports."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | FunctionNode):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name) for alias in node.names}
+    return names
+
+
+def test_programs_inside_strings_import_what_exists() -> None:
+    """Tests and benchmarks hand programs to `python -c`; no type checker reads their imports."""
+    names = {module_name(path): top_level_names(tree) for path, tree in TREES.items()}
+    imports = re.compile(r"from (trainer(?:\.\w+)*) import (\w+(?: as \w+)?(?:, \w+(?: as \w+)?)*)")
+    missing, count = [], 0
+    for folder in ("tests", "benchmarks", "scripts", "trainer"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for module, imported in imports.findall(path.read_text("utf-8")):
+                for name in (words.split()[0] for words in imported.split(", ")):
+                    count += 1
+                    if name not in names.get(module, ()) and f"{module}.{name}" not in names:
+                        missing.append(f"{path.relative_to(ROOT)}: {module}.{name}")
+    assert count > 1000
+    assert missing == []

@@ -32,7 +32,7 @@ def run(code: str, *arguments: object) -> Any:
         from pathlib import Path
         from trainer.sandbox import confine as confining, landlock, seccomp
         from trainer.sandbox.confine import confine
-        from trainer.sandbox.plan import Plan, Role
+        from trainer.sandbox.plan import Role, SandboxPlan
         def tell(value): print(json.dumps(value))
         def outcome(attempt):
             try:
@@ -56,7 +56,7 @@ def run(code: str, *arguments: object) -> Any:
 def test_a_kernel_without_landlock_is_told_honestly() -> None:
     walls = run("""
         landlock.abi = lambda: 0
-        tell(confine(Plan(role=Role.WORKER)))
+        tell(confine(SandboxPlan(role=Role.WORKER)))
     """)
     assert not walls["worker_files_confined"]
     assert walls["worker_no_network"]
@@ -68,7 +68,7 @@ def test_a_kernel_without_seccomp_is_told_honestly() -> None:
         def refuse(_):
             raise OSError(errno.ENOSYS, "seccomp")
         seccomp.install = refuse
-        tell(confine(Plan(role=Role.WORKER)))
+        tell(confine(SandboxPlan(role=Role.WORKER)))
     """)
     for wall in ("worker_no_network", "worker_no_programs", "worker_no_kernel_doors"):
         assert not walls[wall], wall
@@ -80,7 +80,7 @@ def test_threads_made_before_are_an_error() -> None:
         go = threading.Event()
         threading.Thread(target=go.wait).start()
         try:
-            confine(Plan(role=Role.WORKER))
+            confine(SandboxPlan(role=Role.WORKER))
         except RuntimeError as error:
             tell(str(error))
         go.set()
@@ -94,7 +94,7 @@ def test_a_compiler_may_run_behind_the_same_walls(tmp_path: Path) -> None:
     found = run(
         """
         out = Path(sys.argv[1])
-        walls = confine(Plan(role=Role.WORKER, writable=(out,), programs=True))
+        walls = confine(SandboxPlan(role=Role.WORKER, writable=(out,), programs=True))
         script = "import socket, sys; open(sys.argv[1], 'w').write('made'); socket.socket()"
         done = subprocess.run([sys.executable, "-c", script, str(out / "made")], capture_output=True, text=True)
         outside = subprocess.run(["/bin/sh", "-c", "echo x > /var/tmp/trainer-outside"], capture_output=True)
@@ -123,7 +123,7 @@ def test_a_kernel_is_compiled_and_loaded(tmp_path: Path) -> None:
         import ctypes
         out = Path(sys.argv[1])
         os.environ["TMPDIR"] = str(out)
-        confine(Plan(role=Role.WORKER, writable=(out,), programs=True))
+        confine(SandboxPlan(role=Role.WORKER, writable=(out,), programs=True))
         (out / "k.c").write_text("int answer(void) { return 42; }")
         command = ["cc", "-shared", "-fPIC", "-o", out / "k.so", out / "k.c"]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -139,7 +139,7 @@ def test_what_a_gpus_driver_does_when_it_starts(guest_agent: Path) -> None:
     """libcuda listens on an abstract socket and names its threads through /proc; nobody is let in, nothing out."""
     found = run(
         """
-        walls = confine(Plan(role=Role.WORKER, gpu=True))
+        walls = confine(SandboxPlan(role=Role.WORKER, gpu=True))
         def name_a_thread():
             ready, done = threading.Event(), threading.Event()
             thread = threading.Thread(target=lambda: (ready.set(), done.wait()))
@@ -174,7 +174,7 @@ def test_loopback_is_a_network_of_its_own(servers: dict[str, int]) -> None:
     """Several processes may train together over loopback; the machine's loopback is another one."""
     found = run(
         """
-        walls = confine(Plan(role=Role.WORKER, processes=2))
+        walls = confine(SandboxPlan(role=Role.WORKER, processes=2))
         server = socket.create_server(("127.0.0.1", 0))
         tell({
             "walls": walls,
@@ -205,7 +205,7 @@ def test_processes_of_one_training_reach_each_other_and_nothing_else(servers: di
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
-            walls = confine(Plan(role=Role.WORKER, processes=2), in_own_network=True)
+            walls = confine(SandboxPlan(role=Role.WORKER, processes=2), in_own_network=True)
             port, udp = int(sys.argv[1]), int(sys.argv[2])
             def send(address, family=socket.AF_INET):
                 one = socket.socket(family, socket.SOCK_DGRAM)
@@ -251,8 +251,8 @@ def test_processes_of_one_training_reach_each_other_and_nothing_else(servers: di
 def test_loopback_is_refused_where_the_network_is_not_its_own(open_python: list[str]) -> None:
     code = (
         "from trainer.sandbox.confine import confine\n"
-        "from trainer.sandbox.plan import Plan, Role\n"
-        "confine(Plan(role=Role.WORKER, processes=2))\n"
+        "from trainer.sandbox.plan import Role, SandboxPlan\n"
+        "confine(SandboxPlan(role=Role.WORKER, processes=2))\n"
     )
     done = subprocess.run(
         [*open_python, "-P", "-c", code],
@@ -275,8 +275,8 @@ def test_a_child_ends_with_the_process_that_started_it() -> None:
         code = (
             "import time\\n"
             "from trainer.sandbox.confine import confine\\n"
-            "from trainer.sandbox.plan import Plan, Role\\n"
-            "confine(Plan(role=Role.WORKER)); print('confined', flush=True); time.sleep(60)"
+            "from trainer.sandbox.plan import Role, SandboxPlan\\n"
+            "confine(SandboxPlan(role=Role.WORKER)); print('confined', flush=True); time.sleep(60)"
         )
         child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
         child.stdout.readline()

@@ -1,6 +1,6 @@
 """What the walls cost: the same loop, and the same small training, with and without them, in turn.
 
-    python benchmarks/confinement.py [--rounds 7] [--steps 60] [--json]
+    python benchmarks/sandbox.py [--rounds 7] [--steps 60] [--json]
 
 Each round runs every case with and without, each time as a process of its own, in alternating order. `calls`
 makes system calls that every filter lets pass, and `compute` makes none. `worker` is `python -m trainer.worker` on
@@ -42,16 +42,16 @@ print(time.process_time() - started)
 START = """
 import time
 from trainer.sandbox.confine import confine
-from trainer.sandbox.plan import Plan, Role
+from trainer.sandbox.plan import Role, SandboxPlan
 started = time.perf_counter()
-confine(Plan(role=Role.WORKER))
+confine(SandboxPlan(role=Role.WORKER))
 print(time.perf_counter() - started)
 """
 IMPORT = """
 from trainer.sandbox.confine import confine
-from trainer.sandbox.plan import Plan, Role
+from trainer.sandbox.plan import Role, SandboxPlan
 """
-CONFINE = IMPORT + "confine(Plan(role=Role.WORKER))\n"
+CONFINE = IMPORT + "confine(SandboxPlan(role=Role.WORKER))\n"
 
 
 def loop(code: str, *, confined: bool) -> float:
