@@ -131,6 +131,7 @@ def run_plain(setting: Setting, python: str) -> Run:
     output = Path(tempfile.mkdtemp(dir=setting.folder))
     order = json.dumps(
         {
+            "kind": "training-order",
             "spec": json.loads(_spec_json(setting.job, python)),
             "model_dir": str(setting.model),
             "data_files": {setting.data.name: str(setting.data)},

@@ -96,6 +96,7 @@ class Training:
 
     def _run(self, output: Path, *, confined: bool) -> float:
         order = {
+            "kind": "training-order",
             "spec": self.spec,
             "model_dir": str(self.model),
             "data_files": {"rows.jsonl": str(self.data)},
@@ -118,7 +119,7 @@ class Training:
         ) as process:
             os.close(writing)
             assert process.stdin is not None
-            process.stdin.write(json.dumps(order).encode())
+            process.stdin.write(json.dumps(order).encode() + b"\n")
             process.stdin.close()
             spent = []
             with os.fdopen(reading, "rb") as events:

@@ -28,6 +28,8 @@ from trainer.front.http.asgi_app import build_app
 from trainer.front.http.connection import capped_protocol, http_config
 from trainer.front.http.control_client import ControlClient
 from trainer.ipc.front_messages import (
+    FROM_FRONT,
+    TO_FRONT,
     EvidenceReply,
     EvidenceRequest,
     OpenUpload,
@@ -36,8 +38,6 @@ from trainer.ipc.front_messages import (
     StatusUpdate,
     SupervisorMessage,
     TokenHash,
-    encode_message,
-    parse_front_message,
 )
 from trainer.models import Phase, Status
 
@@ -244,12 +244,12 @@ class Server:
             await asyncio.sleep(0)
 
     async def _tell(self, message: SupervisorMessage) -> None:
-        self._supervisor.write(encode_message(message))
+        self._supervisor.write(TO_FRONT.encode(message))
         await self._supervisor.drain()
 
     async def _supervise(self, reader: asyncio.StreamReader) -> None:
         while line := await reader.readline():
-            message = parse_front_message(line)
+            message = FROM_FRONT.parse(line)
             if isinstance(message, EvidenceRequest) and self.stage.evidence != "silent":
                 await self._tell(self._reply(message))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError
-from trainer.fetch.base_model import Fetch, FetchOrder, fetch_model
+from trainer.fetch.base_model import fetch_model
+from trainer.ipc.fetch_messages import FetchOrder
+from trainer.job.fetch_process import FetchProcess
 from trainer.sandbox import landlock
 from trainer.sandbox.plan import Role, SandboxPlan
 from trainer.spec import ModelSection
@@ -162,8 +166,12 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     hub.close()
 
 
+def start(order: FetchOrder) -> FetchProcess:
+    return FetchProcess(order, environment=os.environ, log=sys.stderr.buffer)
+
+
 def in_child(model: ModelSection, base: Path, into: Path, seconds: float = 60) -> None:
-    Fetch(FetchOrder(model=model, base_dir=str(base), into=str(into))).wait(seconds)
+    start(FetchOrder(model=model, base_dir=str(base), into=str(into))).wait(seconds)
 
 
 def fetch(into: Path, **changes: str) -> None:
@@ -187,7 +195,7 @@ def test_hub_at_the_exact_revision(hub: Hub, into: Path, tmp_path: Path) -> None
 def test_hub_from_behind_walls(hub: Hub, into: Path) -> None:
     """The child has the network, this directory, and nothing else."""
     plan = SandboxPlan(role=Role.FETCH, writable=(into,), umask=0o027)
-    Fetch(FetchOrder(model=section("org/model"), base_dir=str(into), into=str(into), plan=plan)).wait(60)
+    start(FetchOrder(model=section("org/model"), base_dir=str(into), into=str(into), plan=plan)).wait(60)
     assert tree(into) == FILES
     assert {path.stat().st_mode & 0o777 for path in into.rglob("*") if path.is_file()} == {0o640}
 
@@ -197,7 +205,7 @@ def test_local_directory_that_the_plan_does_not_name(local: Path, into: Path) ->
         pytest.skip("this kernel has no Landlock")
     plan = SandboxPlan(role=Role.FETCH, writable=(into,))
     with pytest.raises(JobError) as caught:
-        Fetch(FetchOrder(model=section("./model"), base_dir=str(local), into=str(into), plan=plan)).wait(60)
+        start(FetchOrder(model=section("./model"), base_dir=str(local), into=str(into), plan=plan)).wait(60)
     assert caught.value.code is ErrorCode.MODEL_INVALID
     assert "Permission denied" in caught.value.message
 
@@ -238,7 +246,7 @@ def test_child_that_takes_too_long(local: Path, into: Path) -> None:
 
 
 def test_what_was_begun_is_waited_for(local: Path, into: Path) -> None:
-    fetch = Fetch(FetchOrder(model=section("./model"), base_dir=str(local), into=str(into)))
+    fetch = start(FetchOrder(model=section("./model"), base_dir=str(local), into=str(into)))
     fetch.begin()
     fetch.begin()
     fetch.wait(60)

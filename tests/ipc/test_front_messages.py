@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -12,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.errors import ErrorCode, JobError, UnavailableError
+from trainer.ipc.channel import Channel
 from trainer.ipc.front_messages import (
+    FROM_FRONT,
+    TO_FRONT,
     Acknowledged,
-    Channel,
     EvidenceReply,
     EvidenceRequest,
     FrontFailed,
@@ -28,16 +31,13 @@ from trainer.ipc.front_messages import (
     SupervisorMessage,
     TokenHash,
     UploadReady,
-    encode_message,
     front_channel,
-    parse_front_message,
-    parse_supervisor_message,
     supervisor_channel,
 )
 from trainer.models import Phase, Status
 
 DIGEST = "ab" * 32
-FROM_FRONT: list[FrontMessage] = [
+MESSAGES_OF_THE_FRONT: list[FrontMessage] = [
     Ready(port=8443, tls_spki_sha256=DIGEST),
     Ready(port=0, tls_spki_sha256=None),
     EvidenceRequest(id=1, nonce=DIGEST),
@@ -45,7 +45,7 @@ FROM_FRONT: list[FrontMessage] = [
     Acknowledged(),
     FrontFailed(code=ErrorCode.FRONT_DIED),
 ]
-FROM_SUPERVISOR: list[SupervisorMessage] = [
+MESSAGES_OF_THE_SUPERVISOR: list[SupervisorMessage] = [
     EvidenceReply(id=1, evidence='{"a":"\n\\u00e9"}', error=None),
     EvidenceReply(id=1, evidence=None, error=ErrorCode.GUEST_AGENT_UNAVAILABLE),
     StatusUpdate(status=Status(phase=Phase.TRAINING, step=1, total_steps=2)),
@@ -70,12 +70,12 @@ def ends() -> Iterator[Ends]:
 
 def test_every_message_passes(ends: Ends) -> None:
     supervisor, front = ends
-    for from_front in FROM_FRONT:
+    for from_front in MESSAGES_OF_THE_FRONT:
         front.send(from_front)
-    for from_supervisor in FROM_SUPERVISOR:
+    for from_supervisor in MESSAGES_OF_THE_SUPERVISOR:
         supervisor.send(from_supervisor)
-    assert [supervisor.receive() for _ in FROM_FRONT] == FROM_FRONT
-    assert [front.receive() for _ in FROM_SUPERVISOR] == FROM_SUPERVISOR
+    assert [supervisor.receive() for _ in MESSAGES_OF_THE_FRONT] == MESSAGES_OF_THE_FRONT
+    assert [front.receive() for _ in MESSAGES_OF_THE_SUPERVISOR] == MESSAGES_OF_THE_SUPERVISOR
     front.close()
     assert supervisor.receive() is None
 
@@ -91,25 +91,25 @@ def test_large_evidence_passes_while_the_other_end_waits(ends: Ends) -> None:
 
 def test_timeout_keeps_what_came(ends: Ends) -> None:
     supervisor, front = ends
-    line = encode_message(UploadReady(size=5))
-    front._sock.sendall(line[:10])
+    line = FROM_FRONT.encode(UploadReady(size=5))
+    os.write(front.fileno(), line[:10])
     with pytest.raises(UnavailableError) as caught:
         supervisor.receive(timeout=0.05)
     assert caught.value.code is ErrorCode.TIMEOUT
-    front._sock.sendall(line[10:])
+    os.write(front.fileno(), line[10:])
     assert supervisor.receive(timeout=1) == UploadReady(size=5)
 
 
 def test_endless_line_is_not_collected(ends: Ends) -> None:
     supervisor, front = ends
-    front._sock.sendall(b" " * 10_000)
+    os.write(front.fileno(), b" " * 10_000)
     with pytest.raises(JobError):
         supervisor.receive(timeout=1)
 
 
 def test_end_inside_a_message(ends: Ends) -> None:
     supervisor, front = ends
-    front._sock.sendall(b'{"kind":"ack')
+    os.write(front.fileno(), b'{"kind":"ack')
     front.close()
     with pytest.raises(JobError):
         supervisor.receive(timeout=1)
@@ -156,11 +156,11 @@ def test_receiving_with_a_timeout_does_not_hurry_sends(ends: Ends) -> None:
 )
 def test_what_the_front_cannot_say(line: bytes) -> None:
     with pytest.raises(JobError):
-        parse_front_message(line)
+        FROM_FRONT.parse(line)
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_break_the_reader(line: bytes) -> None:
-    for parse in (parse_front_message, parse_supervisor_message):
+    for parse in (FROM_FRONT.parse, TO_FRONT.parse):
         with pytest.raises(JobError):
             parse(b"\x00" + line)

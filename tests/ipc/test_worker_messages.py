@@ -14,17 +14,17 @@ from pydantic import ValidationError
 
 from trainer.errors import DataError, ErrorCode, JobError, UsageError
 from trainer.ipc.worker_messages import (
+    FROM_WORKER,
     MAX_MESSAGE_BYTES,
-    Events,
+    TO_WORKER,
     Failed,
     Finished,
     Message,
     Metrics,
     Progress,
     TrainingOrder,
-    encode_message,
-    parse_message,
-    parse_order,
+    to_worker_channel,
+    worker_channel,
 )
 from trainer.spec import JobSpec
 
@@ -42,7 +42,8 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(
         Failed,
         code=st.sampled_from(ErrorCode),
-        reason=st.text(max_size=100),
+        message=st.text(max_size=100),
+        reason=st.none() | st.text(max_size=100),
         file=st.none() | st.text(min_size=1, max_size=100),
         row=st.none() | counts,
         field=st.none() | st.text(max_size=100),
@@ -53,16 +54,16 @@ messages: st.SearchStrategy[Message] = st.one_of(
 
 @given(messages)
 def test_messages_survive_the_line(message: Message) -> None:
-    line = encode_message(message)
+    line = FROM_WORKER.encode(message)
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
-    assert parse_message(line) == message
+    assert FROM_WORKER.parse(line) == message
 
 
 @given(st.binary(max_size=200))
 def test_other_bytes_are_refused(line: bytes) -> None:
     with pytest.raises(JobError) as caught:
-        parse_message(line)
+        FROM_WORKER.parse(line)
     assert caught.value.code is ErrorCode.WORKER_DIED
 
 
@@ -73,14 +74,14 @@ def test_other_bytes_are_refused(line: bytes) -> None:
         b'{"kind": "progress", "step": -1, "total_steps": 2, "eta_seconds": 1}',
         b'{"kind": "progress", "step": "1", "total_steps": 2, "eta_seconds": 1}',
         b'{"kind": "metrics", "step": 1, "values": {"loss": NaN}}',
-        b'{"kind": "failed", "code": "no-such-code", "reason": ""}',
+        b'{"kind": "failed", "code": "no-such-code", "message": ""}',
         b'{"kind": "other"}',
         b" " * (MAX_MESSAGE_BYTES + 1),
     ],
 )
 def test_wrong_messages_are_refused(line: bytes) -> None:
     with pytest.raises(JobError):
-        parse_message(line)
+        FROM_WORKER.parse(line)
 
 
 def test_metrics_are_finite_numbers() -> None:
@@ -92,14 +93,15 @@ def test_an_order_survives_the_pipe(make_spec: Callable[..., JobSpec]) -> None:
     order = TrainingOrder(
         spec=make_spec(), model_dir=Path("/m"), data_files={"a": Path("/d/a")}, output_dir=Path("/o")
     )
-    parsed = parse_order(order.encode())
+    parsed = TO_WORKER.parse(TO_WORKER.encode(order))
+    assert isinstance(parsed, TrainingOrder)
     assert parsed == order
     assert parsed.spec.sha256() == order.spec.sha256()
 
 
 def test_an_order_that_is_not_one_is_not_quoted() -> None:
     with pytest.raises(UsageError) as caught:
-        parse_order(b'{"spec": {"version": "canary"}}')
+        TO_WORKER.parse(b'{"kind": "training-order", "spec": {"version": "canary"}}')
     assert "canary" not in str(caught.value)
     assert caught.value.__cause__ is None
 
@@ -131,13 +133,16 @@ def test_a_failure_becomes_the_same_error_again() -> None:
 
 def test_long_texts_are_cut_to_fit_the_line() -> None:
     message = Failed.of(JobError(ErrorCode.MODEL_INVALID, "x" * 10**6, expected="y" * 10**6, found="z" * 10**6))
-    assert parse_message(encode_message(message)) == message
+    assert FROM_WORKER.parse(FROM_WORKER.encode(message)) == message
 
 
-def test_events_are_written_whole() -> None:
+def test_messages_are_written_whole() -> None:
     read, write = os.pipe()
     message = Progress(step=1, total_steps=2, eta_seconds=None)
-    Events(write).send(message)
-    os.close(write)
-    with os.fdopen(read, "rb") as lines:
-        assert parse_message(lines.read()) == message
+    worker = worker_channel(-1, write)
+    worker.send(message)
+    worker.close()
+    supervisor = to_worker_channel(read, -1)
+    assert supervisor.receive(timeout=1) == message
+    assert supervisor.receive(timeout=1) is None
+    supervisor.close()

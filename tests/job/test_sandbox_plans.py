@@ -13,7 +13,7 @@ import pytest
 
 from trainer.errors import ErrorCode, UsageError
 from trainer.job import sandbox_plans as planning
-from trainer.job.sandbox_plans import FRONT, WORKER, Places, make_plans, needs_compiler
+from trainer.job.sandbox_plans import FRONT, WORKER, JobPaths, make_plans, needs_compiler
 from trainer.job.workspace import Workspace, is_memory, open_workspace
 from trainer.provider.policies import select_sandbox_demands
 from trainer.sandbox.plan import Role
@@ -42,8 +42,8 @@ def workspace() -> Iterator[Workspace]:
         yield workspace
 
 
-def places(workspace: Workspace, ciphertext: Path, *, by_files: bool = False) -> Places:
-    return Places(workspace, ciphertext, Path("/specs"), by_files=by_files)
+def places(workspace: Workspace, ciphertext: Path, *, by_files: bool = False) -> JobPaths:
+    return JobPaths(workspace, ciphertext, Path("/specs"), by_files=by_files)
 
 
 def test_nobody_writes_where_another_reads(

@@ -19,7 +19,7 @@ class Front:
     def __init__(self) -> None:
         self.statuses: list[Status] = []
 
-    def update(self, status: Status) -> None:
+    def publish_status(self, status: Status) -> None:
         self.statuses.append(status)
 
     def wait_upload(self, seconds: float) -> int:

@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
 from trainer.errors import ErrorCode, JobError
+from trainer.ipc.worker_messages import to_worker_channel
 from trainer.job import worker_process as worker
 from trainer.job.termination import termination
 
@@ -48,6 +50,6 @@ def test_a_worker_that_does_not_end_in_time_is_killed(monkeypatch: pytest.Monkey
     assert process.stdout.readline() == b"1\n"
     reading, writing = os.pipe()
     os.close(writing)
-    with os.fdopen(reading, "rb") as stream, process:
-        worker.WorkerProcess(process, stream).interrupt()
+    with closing(to_worker_channel(reading, -1)) as channel, process:
+        worker.WorkerProcess(process, channel).interrupt()
         assert process.wait(20) == -signal.SIGKILL

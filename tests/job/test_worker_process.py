@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from trainer.errors import ErrorCode, JobError
 from trainer.ipc import worker_messages as protocol
+from trainer.ipc.channel import Channel
 from trainer.job import child_process as children
 from trainer.job import worker_process as worker
 from trainer.job.workspace import Workspace
@@ -26,15 +27,23 @@ def saying(*messages: protocol.Message) -> Iterator[worker.WorkerProcess]:
     """A process that says this and then waits for its stdin to end."""
     reading, writing = os.pipe()
     for message in messages:
-        os.write(writing, protocol.encode_message(message))
+        os.write(writing, protocol.FROM_WORKER.encode(message))
     os.close(writing)
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    with os.fdopen(reading, "rb") as stream, process:
-        yield worker.WorkerProcess(process, stream)
+    with closing(channel_to(process, reading)) as channel, process:
+        yield worker.WorkerProcess(process, channel)
         process.kill()
 
 
-CONFINED = protocol.Confined(walls={SandboxProperty.WORKER_NO_NETWORK: True})
+Ends = Channel[protocol.Message, protocol.WorkerInstruction]
+
+
+def channel_to(process: subprocess.Popen[bytes], reading: int) -> Ends:
+    assert process.stdin is not None
+    return protocol.to_worker_channel(reading, os.dup(process.stdin.fileno()))
+
+
+CONFINED = protocol.Confined(sandbox={SandboxProperty.WORKER_NO_NETWORK: True})
 PROGRESS = protocol.Progress(step=1, total_steps=2, eta_seconds=None)
 
 
@@ -66,14 +75,17 @@ def test_it_is_told_of_the_model_only_where_it_prepares(prepares: bool, tmp_path
     reading, writing = os.pipe()
     os.close(writing)
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    with os.fdopen(reading, "rb") as stream, process:
-        started = worker.WorkerProcess(process, stream, ahead if prepares else None)
-        started.model_is_there()
+    with closing(channel_to(process, reading)) as channel, process:
+        assert process.stdin is not None
+        process.stdin.close()
+        started = worker.WorkerProcess(process, channel, ahead if prepares else None)
+        started.announce_model()
         with pytest.raises(JobError):  # it says nothing
             started.train(order, lambda _message: None)
         assert process.stdout is not None
-        expected = ahead.encode() + protocol.MODEL_READY if prepares else b""
-        assert process.stdout.read() == expected + order.encode()
+        instructions: list[protocol.WorkerInstruction]
+        instructions = [ahead, protocol.ModelReady(), order] if prepares else [order]
+        assert process.stdout.read() == b"".join(protocol.TO_WORKER.encode(one) for one in instructions)
 
 
 def test_a_worker_that_died_is_noticed_where_it_is_heard(tmp_path: Path) -> None:
@@ -82,9 +94,9 @@ def test_a_worker_that_died_is_noticed_where_it_is_heard(tmp_path: Path) -> None
     os.close(writing)
     process = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE)
     process.wait(20)
-    with os.fdopen(reading, "rb") as stream:
-        started = worker.WorkerProcess(process, stream, ahead)
-        started.model_is_there()
+    with closing(channel_to(process, reading)) as channel:
+        started = worker.WorkerProcess(process, channel, ahead)
+        started.announce_model()
         with pytest.raises(JobError):
             started.wait_confined()
         assert process.stdin is not None
@@ -96,9 +108,9 @@ def test_silence_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "CONFINED_SECONDS", 0.1)
     reading, writing = os.pipe()
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    with os.fdopen(reading, "rb") as stream, process:
+    with closing(channel_to(process, reading)) as channel, process:
         with pytest.raises(JobError) as caught:
-            worker.WorkerProcess(process, stream).wait_confined()
+            worker.WorkerProcess(process, channel).wait_confined()
         process.kill()
     os.close(writing)
     assert caught.value.code is ErrorCode.WORKER_DIED

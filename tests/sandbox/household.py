@@ -42,7 +42,7 @@ def household(given: dict[str, Any]) -> dict[str, Any]:
     spec = JobSpec.model_validate_json(json.dumps(given["spec"]))
     ciphertext = Path(given["targets"]["ciphertext"])
     with open_workspace(Path(given["base"])) as workspace:
-        places = planning.Places(workspace, ciphertext, Path("/"), by_files=False)
+        places = planning.JobPaths(workspace, ciphertext, Path("/"), by_files=False)
         plans = planning.make_plans(spec, places)
         fill(workspace, ciphertext, plans)
         targets = {**given["targets"], "supervisor": os.getpid(), "workspace": str(workspace.root)}
@@ -55,7 +55,7 @@ def household(given: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def fill(workspace: Workspace, ciphertext: Path, plans: planning.Plans) -> None:
+def fill(workspace: Workspace, ciphertext: Path, plans: planning.SandboxPlans) -> None:
     """Put something where each process has something to lose."""
     workspace.private_log.write_text("a row")
     (workspace.dataset / "rows.jsonl").write_text("a row")

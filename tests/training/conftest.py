@@ -17,7 +17,14 @@ import torch
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from trainer.ipc.worker_messages import MAX_MESSAGE_BYTES, Message, Preparation, TrainingOrder, parse_message
+from trainer.ipc.worker_messages import (
+    FROM_WORKER,
+    MAX_MESSAGE_BYTES,
+    TO_WORKER,
+    Message,
+    Preparation,
+    TrainingOrder,
+)
 from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import JobSpec
 from trainer.training.tokenizer import ModelTokenizer, tokens_of
@@ -168,9 +175,10 @@ def run_worker(tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWork
         options = ["--processes", str(processes)]
         options += ["--plan-json", plan(output).model_dump_json()] if plan else []
         if ahead is None:
-            return _run(stdin or order.encode(), output, options, path)
+            return _run(stdin or TO_WORKER.encode(order), output, options, path)
         preparation = Preparation(spec=order.spec, model_dir=order.model_dir, output_dir=output)
-        return _run(preparation.encode() + ahead + order.encode(), output, [*options, "--ahead"], path)
+        instructions = TO_WORKER.encode(preparation) + ahead + TO_WORKER.encode(order)
+        return _run(instructions, output, options, path)
 
     return run
 
@@ -192,5 +200,5 @@ def _run(stdin: bytes, output: Path, options: list[str], path: str | None) -> En
             sent = events.read()
     lines = sent.splitlines(keepends=True)
     assert all(len(line) <= MAX_MESSAGE_BYTES for line in lines)
-    messages = tuple(parse_message(line) for line in lines)
+    messages = tuple(FROM_WORKER.parse(line) for line in lines)
     return Ended(process.returncode, messages, sent, log.decode(), out, output)

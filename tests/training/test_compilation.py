@@ -192,8 +192,8 @@ def test_a_whole_order_behind_walls(
     assert ended.code == ExitCode.DONE, ended.log
     confined, *_, finished = ended.messages
     assert isinstance(confined, Confined)
-    assert confined.walls[SandboxProperty.WORKER_NO_NETWORK]
-    assert not confined.walls[SandboxProperty.WORKER_NO_PROGRAMS]
+    assert confined.sandbox[SandboxProperty.WORKER_NO_NETWORK]
+    assert not confined.sandbox[SandboxProperty.WORKER_NO_PROGRAMS]
     assert isinstance(finished, Finished)
     summary: dict[str, Any] = dict(finished.summary)
     assert summary["environment"]["forward"] == "selected, compiled (reduce-overhead)"

@@ -19,16 +19,17 @@ from safetensors.torch import load_file
 
 from trainer.errors import ErrorCode, ExitCode, JobError
 from trainer.ipc.worker_messages import (
+    FROM_WORKER,
+    TO_WORKER,
     Confined,
-    Events,
     Failed,
     Finished,
     Metrics,
     Progress,
     Saved,
     TrainingOrder,
-    encode_message,
-    parse_message,
+    to_worker_channel,
+    worker_channel,
 )
 from trainer.sandbox import privileges
 from trainer.sandbox.plan import Role, SandboxPlan
@@ -108,10 +109,10 @@ def training(order: TrainingOrder, size: int) -> Iterator[tuple[subprocess.Popen
     ) as process:
         os.close(write)
         assert process.stdin is not None
-        process.stdin.write(order.encode())
+        process.stdin.write(TO_WORKER.encode(order))
         process.stdin.close()
         with os.fdopen(read, "rb") as events:
-            while not isinstance(parse_message(events.readline()), Progress):
+            while not isinstance(FROM_WORKER.parse(events.readline()), Progress):
                 pass
             yield process, events
         process.kill()
@@ -140,10 +141,10 @@ def test_a_process_that_is_killed_ends_the_training(rank: int, endless: Training
         os.kill(pids[rank], signal.SIGKILL)
         *_, last = events
         assert process.wait(launch.GRACE_SECONDS + 30) == ExitCode.JOB
-    message = parse_message(last)
+    message = FROM_WORKER.parse(last)
     assert isinstance(message, Failed)
     assert message.code is ErrorCode.WORKER_DIED
-    assert message.reason == f"process {rank + 1} of 2 ended without a word"
+    assert message.message == f"process {rank + 1} of 2 ended without a word"
     assert message.found == "signal 9"
     assert not any(is_alive(pid) for pid in pids)
 
@@ -160,7 +161,7 @@ def test_all_end_with_the_one_that_made_them(number: signal.Signals, endless: Tr
         time.sleep(0.05)
     assert not any(is_alive(pid) for pid in pids)
     if number == signal.SIGTERM:
-        saved, message = (parse_message(line) for line in said[-2:])
+        saved, message = (FROM_WORKER.parse(line) for line in said[-2:])
         assert isinstance(saved, Saved)
         assert isinstance(message, Failed)
         assert message.code is ErrorCode.INTERRUPTED
@@ -179,15 +180,15 @@ def test_told_to_end_they_leave_a_state_to_go_on_from(
         return endless.model_copy(update={"spec": spec, "output_dir": tmp_path / name, "resume_dir": resume})
 
     with training(order("whole"), 2) as (process, events):
-        assert isinstance(parse_message(list(events)[-1]), Finished)
+        assert isinstance(FROM_WORKER.parse(list(events)[-1]), Finished)
     with training(order("stopped"), 2) as (process, events):
         process.send_signal(signal.SIGTERM)
-        saved = [message for line in events if isinstance(message := parse_message(line), Saved)]
+        saved = [message for line in events if isinstance(message := FROM_WORKER.parse(line), Saved)]
         assert process.wait(30) == ExitCode.JOB
     assert 1 <= saved[-1].step < steps, "the signal came too late for this test to show anything"
     checkpoint = tmp_path / "stopped" / "checkpoints" / str(saved[-1].step)
     with training(order("resumed", checkpoint), 2) as (process, events):
-        assert isinstance(parse_message(list(events)[-1]), Finished)
+        assert isinstance(FROM_WORKER.parse(list(events)[-1]), Finished)
     adapters = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("whole", "resumed")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
@@ -213,7 +214,7 @@ def work(seat, events):
     time.sleep(600)
 def told(seat, events):
     return worker._told(lambda events: work(seat, events), events)
-events = worker.Events(int(sys.argv[1]))
+events = worker.worker_channel(0, int(sys.argv[1]))
 sys.exit(worker._told(lambda events: launch.launch(2, None, events, told), events))
 """
 
@@ -224,16 +225,17 @@ def test_one_that_hangs_does_not_hold_up_the_failure_of_another(endless: Trainin
         [sys.executable, "-c", HANGING, str(write)], stdin=subprocess.PIPE, pass_fds=(write,)
     ) as one:
         os.close(write)
-        one.communicate(endless.encode(), timeout=60)
+        one.communicate(TO_WORKER.encode(endless), timeout=60)
     with os.fdopen(read, "rb") as events:
-        (message,) = [parse_message(line) for line in events]  # its end: no process holds the other end any more
+        # Its end comes only when no process holds the other end any more.
+        (message,) = [FROM_WORKER.parse(line) for line in events]
     assert isinstance(message, Failed)
     assert message.code is ErrorCode.OUT_OF_MEMORY
 
 
 def ended(*failures: ErrorCode | None, status: int = 0) -> list[launch.RankProcess]:
-    told = [None if code is None else Failed(code=code, reason=code.value) for code in failures]
-    return [launch.RankProcess(1, -1, -1, -1, failure=one, status=status) for one in told]
+    told = [None if code is None else Failed(code=code, message=code.value) for code in failures]
+    return [launch.RankProcess(1, to_worker_channel(-1, -1), -1, failure=one, status=status) for one in told]
 
 
 @pytest.mark.parametrize(
@@ -258,11 +260,11 @@ def test_a_killed_process_is_named() -> None:
 
 
 def test_the_walls_that_stand_around_every_one() -> None:
-    def saying(walls: dict[SandboxProperty, bool]) -> launch.RankProcess:
+    def saying(sandbox: dict[SandboxProperty, bool]) -> launch.RankProcess:
         read, write = os.pipe()
-        os.write(write, encode_message(Confined(walls=walls)))
+        os.write(write, FROM_WORKER.encode(Confined(sandbox=sandbox)))
         os.close(write)
-        return launch.RankProcess(1, -1, read, -1)
+        return launch.RankProcess(1, to_worker_channel(read, -1), -1)
 
     one, other = SandboxProperty.WORKER_NO_NETWORK, SandboxProperty.WORKER_NO_PROGRAMS
     members = [saying({one: True, other: True}), saying({one: False, other: True})]
@@ -274,8 +276,9 @@ def test_without_a_network_of_their_own_nothing_is_started(monkeypatch: pytest.M
     monkeypatch.setattr(privileges, "leave_network", lambda: False)
     monkeypatch.setattr(launch, "_fork", None)
     read, write = os.pipe()
+    plan = SandboxPlan(role=Role.WORKER, processes=2)
     with pytest.raises(JobError) as caught:
-        launch.launch(2, SandboxPlan(role=Role.WORKER, processes=2), Events(write), lambda *_: ExitCode.DONE)
+        launch.launch(2, plan, worker_channel(-1, write), lambda *_: ExitCode.DONE)
     assert caught.value.code is ErrorCode.SANDBOX_INCOMPLETE
     os.close(write)
     assert os.read(read, 1) == b""

@@ -7,7 +7,6 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,17 @@ import pytest
 import torch
 
 from trainer.errors import ErrorCode, ExitCode, UsageError
-from trainer.ipc.worker_messages import MODEL_READY, Failed, Finished
+from trainer.ipc.worker_messages import TO_WORKER, Failed, Finished, ModelReady
 from trainer.spec import JobSpec
 from trainer.training.engines.base import choose_precision
 from trainer.training.engines.transformers_engine import TransformersLoader
 from trainer.training.progress import random_state
-from trainer.worker.preload import garbage_collection_paused, preload
+from trainer.worker.preload import garbage_collection_paused
 from trainer.worker.preloaded_model import PreloadedModel
 
 RunWorker = Callable[..., Any]
 MakeSpec = Callable[..., JobSpec]
+MODEL_READY = TO_WORKER.encode(ModelReady())
 
 SHAKEN: dict[str, dict[str, object]] = {
     "lora": {"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1},
@@ -45,7 +45,7 @@ def facts(ended: Any) -> dict[str, Any]:
     return {name: value for name, value in finished.summary.items() if name != "seconds"}
 
 
-@pytest.mark.parametrize("word", [MODEL_READY, b"\n"], ids=["model loaded ahead", "imported ahead"])
+@pytest.mark.parametrize("word", [MODEL_READY, b""], ids=["model loaded ahead", "imported ahead"])
 def test_the_same_bits_come_out(run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec, word: bytes) -> None:
     spec = make_spec(**SHAKEN)
     plain = run_worker(chat_file, spec)
@@ -89,7 +89,7 @@ def test_an_engine_that_is_not_there_fails_once_there_is_data(
 
 def test_what_is_no_preparation_is_refused_by_field() -> None:
     with pytest.raises(UsageError) as caught:
-        preload(BytesIO(b'{"spec": {"version": "canary"}}\n'))
+        TO_WORKER.parse(b'{"kind": "preparation", "spec": {"version": "canary"}}\n')
     assert "canary" not in str(caught.value)
 
 

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from trainer.errors import ErrorCode, ExitCode, JobError
-from trainer.ipc.worker_messages import Failed, parse_message
+from trainer.ipc.worker_messages import FROM_WORKER, Failed
 from trainer.training.interruption import Interruption
 from trainer.worker import __main__ as worker
 
@@ -54,7 +54,7 @@ def test_errors_have_codes(
     os.close(writing)
     with os.fdopen(reading, "rb") as events:
         sent = events.read()
-    message = parse_message(sent)
+    message = FROM_WORKER.parse(sent)
     assert isinstance(message, Failed)
     assert message.code is code
     assert SECRET.encode() not in sent
@@ -78,6 +78,6 @@ def test_a_log_that_is_full_does_not_hide_what_happened(monkeypatch: pytest.Monk
     assert worker.main(["--events-fd", str(writing)]) is ExitCode.JOB
     os.close(writing)
     with os.fdopen(reading, "rb") as events:
-        message = parse_message(events.read())
+        message = FROM_WORKER.parse(events.read())
     assert isinstance(message, Failed)
     assert message.code is ErrorCode.WORKSPACE_FULL

@@ -25,7 +25,15 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer.errors import ErrorCode, ExitCode
-from trainer.ipc.worker_messages import Failed, Finished, Metrics, Progress, TrainingOrder, parse_message
+from trainer.ipc.worker_messages import (
+    FROM_WORKER,
+    TO_WORKER,
+    Failed,
+    Finished,
+    Metrics,
+    Progress,
+    TrainingOrder,
+)
 from trainer.spec import JobSpec
 
 RunWorker = Callable[..., Any]
@@ -208,21 +216,21 @@ def test_being_told_to_stop(chat_file: Path, make_spec: MakeSpec, tiny_model: Pa
     ) as process:
         os.close(write)
         assert process.stdin is not None
-        process.stdin.write(order.encode())
+        process.stdin.write(TO_WORKER.encode(order))
         process.stdin.close()
         with os.fdopen(read, "rb") as events:
-            while not isinstance(parse_message(events.readline()), Progress):
+            while not isinstance(FROM_WORKER.parse(events.readline()), Progress):
                 pass
             process.terminate()
             *_, last = events
-    message = parse_message(last)
+    message = FROM_WORKER.parse(last)
     assert isinstance(message, Failed)
     assert message.code is ErrorCode.INTERRUPTED
     assert process.returncode == ExitCode.JOB
     assert not (tmp_path / "output" / ".scratch").exists()
 
 
-@pytest.mark.parametrize("stdin", [b"{", b"[]", b'{"spec": {}}', b"x" * 3_000_000])
+@pytest.mark.parametrize("stdin", [b"{", b"[]", b'{"kind": "training-order", "spec": {}}\n', b"x" * 3_000_000])
 def test_what_is_not_an_order_is_refused(run_worker: RunWorker, chat_file: Path, stdin: bytes) -> None:
     ended = run_worker(chat_file, stdin=stdin)
     assert failed(ended).code is ErrorCode.USAGE

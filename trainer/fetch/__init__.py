@@ -1,1 +1,4 @@
-"""The child process that brings the base model: it has a network, and neither keys nor plaintext."""
+"""The child process that downloads the base model: it has the network, and neither a key nor plaintext.
+
+`python -m trainer.fetch` reads one order and sends one report (`trainer.ipc.fetch_messages`).
+"""

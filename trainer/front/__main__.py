@@ -26,8 +26,9 @@ from trainer.front.http.control_client import ControlClient
 from trainer.front.spool_front import serve_files
 from trainer.ipc.front_messages import FrontFailed, Ready
 from trainer.logs import private
-from trainer.sandbox.confine import Walls, confine
+from trainer.sandbox.confine import confine
 from trainer.sandbox.plan import SandboxPlan
+from trainer.sandbox.properties import SandboxReport
 from trainer.spec import ExchangeSection
 
 _MAX_RECORDS: Final = 1000
@@ -68,15 +69,15 @@ async def serve(settings: FrontSettings) -> None:
     except OSError:
         await link.send(FrontFailed(code=ErrorCode.FRONT_DIED))
         raise
-    walls = _confine(settings.plan)  # it listens: from here on it needs no socket but those it accepts
+    sandbox = _confine(settings.plan)  # it listens: from here on it needs no socket but those it accepts
     app = build_app(link, settings.spool, max_upload_bytes=settings.exchange.max_upload_bytes, limits=limits)
     context, spki = server_context(now=int(time.time()))
     config = http_config(app, limits, context)
-    await link.send(Ready(port=listener.getsockname()[1], tls_spki_sha256=spki, walls=dict(walls)))
+    await link.send(Ready(port=listener.getsockname()[1], tls_spki_sha256=spki, sandbox=sandbox))
     await _until_told(StillServer(config), listener, link)
 
 
-def _confine(plan: SandboxPlan | None) -> Walls:
+def _confine(plan: SandboxPlan | None) -> SandboxReport:
     return {} if plan is None else confine(plan)
 
 
@@ -140,8 +141,8 @@ def main(arguments: list[str]) -> int:
     settings = _parse(arguments)
     try:
         if settings.by_files:
-            walls = _confine(settings.plan)
-            serve_files(settings.control, settings.spool, settings.exchange.max_upload_bytes, walls)
+            sandbox = _confine(settings.plan)
+            serve_files(settings.control, settings.spool, settings.exchange.max_upload_bytes, sandbox)
         else:
             with asyncio.Runner(loop_factory=lambda: event_loop(settings.limits)) as runner:
                 runner.run(serve(settings))

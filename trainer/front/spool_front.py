@@ -9,7 +9,6 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -32,9 +31,9 @@ from trainer.exchange.spool import (
     SpoolResult,
     SpoolTerms,
 )
+from trainer.ipc.channel import Channel
 from trainer.ipc.front_messages import (
     Acknowledged,
-    Channel,
     DeletionReady,
     EvidenceReply,
     EvidenceRequest,
@@ -49,7 +48,7 @@ from trainer.ipc.front_messages import (
     UploadReady,
     front_channel,
 )
-from trainer.sandbox.properties import SandboxProperty
+from trainer.sandbox.properties import SandboxReport
 
 _LOOK_SECONDS: Final = 0.2
 _STALE: Final = (DELETION_NAME, EVIDENCE_NAME, STATUS_NAME, RESULT_INFO_NAME, ACKNOWLEDGEMENT_NAME, EVENTS_NAME)
@@ -63,13 +62,13 @@ class SpoolFront:
         spool: the directory.
         channel: to the supervisor.
         max_upload_bytes: largest dataset accepted.
-        walls: what this process measured about its confinement.
+        sandbox: the sandbox properties that this process measured about itself.
     """
 
     spool: SpoolDirectory
     channel: Channel[SupervisorMessage, FrontMessage]
     max_upload_bytes: int
-    walls: Mapping[SandboxProperty, bool] = field(default_factory=dict)
+    sandbox: SandboxReport = field(default_factory=dict)
     _nonce: str | None = field(default=None, init=False)
     _asked: int = field(default=0, init=False)
     _accepting: bool = field(default=False, init=False)
@@ -90,7 +89,7 @@ class SpoolFront:
         if (earlier := self.spool.file(RESULT_NAME)).exists():
             earlier.rename(self.spool.file("earlier-" + RESULT_NAME))  # of a job before this one: not ours to lose
         self.spool.put(TERMS_NAME, SpoolTerms(max_upload_bytes=self.max_upload_bytes).model_dump_json().encode())
-        self.channel.send(Ready(port=0, tls_spki_sha256=None, walls=dict(self.walls)))
+        self.channel.send(Ready(port=0, tls_spki_sha256=None, sandbox=self.sandbox))
         while self._take_messages():
             self._look_for_nonce()
             self._look_for_dataset()
@@ -168,8 +167,6 @@ class SpoolFront:
             os.close(descriptor)
 
 
-def serve_files(
-    control: socket.socket, spool: Path, max_upload_bytes: int, walls: Mapping[SandboxProperty, bool]
-) -> None:
+def serve_files(control: socket.socket, spool: Path, max_upload_bytes: int, sandbox: SandboxReport) -> None:
     """Serve until the supervisor says `Shutdown` or is gone; see `SpoolFront.run` for what it raises."""
-    SpoolFront(SpoolDirectory(spool), front_channel(control), max_upload_bytes, walls).run()
+    SpoolFront(SpoolDirectory(spool), front_channel(control), max_upload_bytes, sandbox).run()

@@ -11,7 +11,7 @@ from trainer import __version__
 from trainer.attestation.claims.binding import gpu_evidence_sha256
 from trainer.attestation.evidence import DatasetClaims, Evidence, GpuEvidence
 from trainer.job.job_keys import JobKeys
-from trainer.sandbox.confine import Walls
+from trainer.sandbox.properties import SandboxReport
 from trainer.spec import JobSpec
 from trainer.tee.gpu_reports import collect_gpu_evidence
 from trainer.tee.quoted_evidence import collect
@@ -39,14 +39,14 @@ class EvidenceIssuer:
         agent: the guest agent, which quotes.
         spec: the job spec.
         keys: the job's.
-        walls: what its processes measured about themselves.
+        sandbox: what its processes measured about themselves.
         tls_spki_sha256: digest of the front's TLS key; None where files are exchanged.
     """
 
     agent: GuestAgent
     spec: JobSpec
     keys: JobKeys
-    walls: Walls
+    sandbox: SandboxReport
     tls_spki_sha256: str | None
 
     def evidence(self, nonce: str) -> Evidence:
@@ -70,7 +70,7 @@ class EvidenceIssuer:
             receipt_key=self.keys.receipt_public_key,
             tls_spki_sha256=self.tls_spki_sha256,
             gpu_evidence_sha256=gpu_evidence_sha256(gpu),
-            sandbox={wall.value: stands for wall, stands in sorted(self.walls.items())},
+            sandbox={name.value: holds for name, holds in sorted(self.sandbox.items())},
             software=dict(software_versions()),
             issued_at=now,
             expires_at=now + self.spec.tee.evidence_lifetime_seconds,

@@ -1,33 +1,132 @@
-"""Bringing the base model in: a short-lived child has the network, this process only reads its verdict."""
+"""The supervisor's side of the fetch process: a short-lived child with network access brings the base model.
+
+The supervisor opens no network socket; it only waits for the report. The report is believed: the fetch process
+hashes and stores the bytes of the hub, and interprets none of them beyond HTTP.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
-from trainer.fetch.base_model import Fetch, FetchOrder
+from trainer.errors import ErrorCode, TrainerError, UnavailableError
+from trainer.ipc.channel import Channel
+from trainer.ipc.fetch_messages import FROM_FETCH, TO_FETCH, FetchFailed, FetchOrder, FetchReport
 from trainer.job import child_process as children
 from trainer.job.workspace import Workspace
 from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import JobSpec
 
 FETCH_SECONDS: Final = 6 * 3600
+"""Time for all files of the base model to arrive."""
 
 _HUB_VARIABLES: Final = ("HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_FILE")
-"""Where the operator's mirror is. It decides nothing: what comes from there is checked by digest."""
+"""Address of the operator's mirror. It is not trusted: what comes from there is checked by digest."""
+
+_RETRYABLE: Final = frozenset({ErrorCode.MODEL_UNAVAILABLE, ErrorCode.TIMEOUT})
 
 
-def start_fetch(spec: JobSpec, spec_folder: Path, workspace: Workspace, plan: SandboxPlan) -> Fetch:
-    """Start what fills `workspace.model` with exactly the files that the spec lists, each with its digest.
+class FetchProcess:
+    """A running fetch process.
+
+    Starting it and giving it its order are separate, so that the supervisor can confine itself, and so give up the
+    right to start processes, before the first byte arrives.
+
+    Args:
+        order: what to fetch.
+        environment: the child's variables.
+        log: gets what the child and its libraries print.
+    """
+
+    def __init__(self, order: FetchOrder, *, environment: Mapping[str, str], log: IO[bytes]) -> None:
+        stdin_reading, stdin_writing = os.pipe()
+        stdout_reading, stdout_writing = os.pipe()
+        self._order: FetchOrder | None = order
+        self._channel: Channel[FetchReport, FetchOrder] = Channel(
+            stdout_reading, stdin_writing, incoming=FROM_FETCH, outgoing=TO_FETCH
+        )
+        try:
+            self._process = children.start_module(
+                "trainer.fetch",
+                [],
+                environment=environment,
+                log=log,
+                stdin=stdin_reading,
+                stdout=stdout_writing,
+            )
+        except BaseException:
+            self._channel.close()
+            raise
+        finally:
+            os.close(stdin_reading)
+            os.close(stdout_writing)
+
+    def begin(self) -> None:
+        """Send the order. Further calls do nothing."""
+        order, self._order = self._order, None
+        if order is not None:
+            with suppress(UnavailableError):  # the child died: `wait` reports it
+                self._channel.send(order)
+            self._channel.close_sending()
+
+    def wait(self, timeout: float) -> None:
+        """Wait until every file is in place; begins if `begin` was not called.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            JobError: a file does not have the digest of the job spec (`model-digest-mismatch`), is missing
+                (`model-invalid`), or does not fit (`workspace-full`).
+            UnavailableError: `model-unavailable`: the hub does not give a file, or the child died; `timeout`.
+        """
+        try:
+            self.begin()
+            report = self._receive(timeout)
+        finally:
+            self.end()
+        if report is None:
+            raise UnavailableError(ErrorCode.MODEL_UNAVAILABLE, "the process that fetches the model died")
+        if isinstance(report, FetchFailed):
+            raise _fetch_error(report)
+
+    def _receive(self, timeout: float) -> FetchReport | None:
+        try:
+            return self._channel.receive(timeout=timeout)
+        except UnavailableError as error:
+            if error.code is not ErrorCode.TIMEOUT:
+                raise
+            message = f"the base model did not arrive in {timeout:.0f} s"
+            raise UnavailableError(ErrorCode.TIMEOUT, message) from error
+
+    def end(self) -> None:
+        """End the child if it still runs."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._channel.close()
+
+
+def _fetch_error(report: FetchFailed) -> TrainerError:
+    error = report.as_error()
+    if report.code not in _RETRYABLE:
+        return error
+    return UnavailableError(error.code, error.message, expected=error.expected, found=error.found, hint=error.hint)
+
+
+def start_fetch(spec: JobSpec, spec_folder: Path, workspace: Workspace, plan: SandboxPlan) -> FetchProcess:
+    """Start the process that fills `workspace.model` with exactly the files of the job spec, each with its digest.
 
     Args:
         spec: the job spec.
-        spec_folder: what a relative `model_name_or_path` is relative to.
+        spec_folder: directory that a relative `model_name_or_path` is relative to.
         workspace: the job's workspace.
         plan: what the child is confined to.
     """
     hub = {name: os.environ[name] for name in _HUB_VARIABLES if name in os.environ}
     order = FetchOrder(model=spec.model, base_dir=str(spec_folder.resolve()), into=str(workspace.model), plan=plan)
     with workspace.private_log.open("ab") as log:
-        return Fetch(order, environment=children.clean_environment(workspace.model, hub), log=log)
+        return FetchProcess(order, environment=children.clean_environment(workspace.model, hub), log=log)

@@ -1,4 +1,9 @@
-"""The front process as the supervisor sees it: starts it, answers its questions, tells it what is public."""
+"""The supervisor's side of the front: starts it, answers its requests for evidence, publishes what is public.
+
+The front faces the network and may have been taken over, so it can ask for little: evidence over a nonce, and to
+be believed that an upload is complete or a result acknowledged. Neither says anything about the content of a
+dataset.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,8 @@ from typing import Final
 
 from trainer.attestation.evidence import Evidence
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError
-from trainer.ipc import front_messages as control
+from trainer.ipc import front_messages as protocol
+from trainer.ipc.channel import Channel
 from trainer.job import child_process as children
 from trainer.logs import private
 from trainer.models import Status
@@ -20,170 +26,164 @@ from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import ExchangeSection
 
 READY_SECONDS: Final = 60.0
-POLL_SECONDS: Final = 1.0
+"""Time for a front to serve after its start."""
 
 EvidenceSource = Callable[[str], Evidence]
-"""Nonce (hex) → fresh evidence with claims for that nonce."""
+"""Nonce (64 hex digits) → fresh evidence with claims for that nonce."""
 
 
 class FrontProcess:
-    """A running front. One thread, once `listen` was called, hears it; methods may be called from any thread."""
+    """A running front. A thread of its own receives its messages; methods may be called from any thread.
+
+    Args:
+        process: the child.
+        channel: the supervisor's end of its control channel.
+    """
 
     def __init__(
         self,
         process: subprocess.Popen[bytes],
-        channel: control.Channel[control.FrontMessage, control.SupervisorMessage],
+        channel: Channel[protocol.FrontMessage, protocol.SupervisorMessage],
     ) -> None:
         self._process = process
         self._channel = channel
-        self._evidence: EvidenceSource | None = None
-        self._ready: control.Ready | None = None
-        self._uploaded: int | None = None
+        self._evidence_source: EvidenceSource | None = None
+        self._ready: protocol.Ready | None = None
+        self._uploaded_bytes: int | None = None
         self._acknowledged = False
-        self._gone: ErrorCode | None = None
+        self._ended: ErrorCode | None = None
         self._changed = threading.Condition()
 
-    def listen(self) -> None:
-        """Start to hear what it says. Makes a thread: not before this process has confined itself."""
+    def start_listening(self) -> None:
+        """Start the thread that receives. Only after this process has confined itself, which takes one thread."""
         threading.Thread(target=self._listen, name="front-listener", daemon=True).start()
 
-    # What the job asks of it
-
-    def wait_ready(self) -> control.Ready:
-        """Wait until it serves; its answer has the port and the TLS key's digest.
+    def wait_ready(self) -> protocol.Ready:
+        """Wait until the front serves; its message has the port and the digest of the TLS key.
 
         Raises:
-            JobError: it ended, or said nothing in time.
+            JobError: it ended, or was not ready within `READY_SECONDS`.
         """
         if not self._wait(lambda: self._ready is not None, READY_SECONDS) or self._ready is None:
             raise JobError(ErrorCode.FRONT_DIED, "the front did not come up", hint="see front.log")
         return self._ready
 
     def serve_evidence(self, source: EvidenceSource) -> None:
-        """From now on, answer requests for attestation with what `source` makes."""
+        """Answer requests for evidence from now on with what `source` returns."""
         with self._changed:
-            self._evidence = source
+            self._evidence_source = source
+
+    def stop_evidence(self) -> None:
+        """Refuse requests for evidence from now on: the keys that it would name are about to be destroyed."""
+        with self._changed:
+            self._evidence_source = None
 
     def wait_upload(self, seconds: float) -> int:
-        """Wait for a whole sealed dataset; returns its size in bytes.
+        """Accept an upload and wait until it is complete; returns the size of the sealed dataset in bytes.
 
         Raises:
             JobError: `dataset-timeout`, or the front ended.
         """
-        self._send(control.OpenUpload(accept=True))
-        if not self._wait(lambda: self._uploaded is not None, seconds) or self._uploaded is None:
+        self._channel.send(protocol.OpenUpload(accept=True))
+        if not self._wait(lambda: self._uploaded_bytes is not None, seconds) or self._uploaded_bytes is None:
             raise JobError(
                 ErrorCode.DATASET_TIMEOUT,
                 "no dataset arrived",
                 expected=f"one within {seconds:.0f} s",
                 found="none",
             )
-        size, self._uploaded = self._uploaded, None
-        self._send(control.OpenUpload(accept=False))
+        size, self._uploaded_bytes = self._uploaded_bytes, None
+        self._channel.send(protocol.OpenUpload(accept=False))
         return size
 
-    def update(self, status: Status) -> None:
-        """Publish the status."""
-        self._send(control.StatusUpdate(status=status))
+    def publish_status(self, status: Status) -> None:
+        """Publish the job's status."""
+        self._channel.send(protocol.StatusUpdate(status=status))
 
     def admit_token(self, token_sha256: str) -> None:
-        """Let holders of the grant's token read private events; the front knows only its digest."""
-        self._send(control.TokenHash(sha256=token_sha256))
+        """Give holders of the grant's token access to private events. The front gets only the token's digest."""
+        self._channel.send(protocol.TokenHash(sha256=token_sha256))
 
-    def private_event(self, sealed: str) -> None:
-        """Hand over one private event, already sealed to the grant's recipients (base64)."""
-        self._send(control.PrivateEvent(sealed=sealed))
+    def publish_private_event(self, sealed: str) -> None:
+        """Publish one private event, an age file in base64 that is sealed to the grant's recipients."""
+        self._channel.send(protocol.PrivateEvent(sealed=sealed))
 
     def offer_result(self, size: int, sha256: str) -> None:
-        """The sealed result lies in the spool."""
-        self._send(control.ResultReady(size=size, sha256=sha256))
+        """Offer the sealed result, which is complete in the ciphertext directory."""
+        self._channel.send(protocol.ResultReady(size=size, sha256=sha256))
 
-    def stop_evidence(self) -> None:
-        """From now on no evidence: the keys that it would name are about to go."""
-        with self._changed:
-            self._evidence = None
-
-    def hand_out_deletion(self, envelope: bytes) -> None:
-        """The last word: what was destroyed, signed."""
-        self._send(control.DeletionReady(envelope=envelope.decode()))
+    def publish_deletion(self, envelope: bytes) -> None:
+        """Publish the signed deletion statement."""
+        self._channel.send(protocol.DeletionReady(envelope=envelope.decode()))
 
     def wait_acknowledged(self, seconds: float) -> bool:
-        """Wait until the provider acknowledged the result; False when it did not in time."""
+        """Wait until the provider has acknowledged the result; returns False if it did not in time."""
         return self._wait(lambda: self._acknowledged, seconds) and self._acknowledged
 
-    def check(self) -> None:
-        """Raise if the front is gone.
+    def require_running(self) -> None:
+        """Check that the front still runs.
 
         Raises:
             JobError: `front-died`.
         """
-        if self._gone is not None:
-            raise JobError(self._gone, "the front ended", hint="see front.log")
+        if self._ended is not None:
+            raise JobError(self._ended, "the front ended", hint="see front.log")
 
     def end(self) -> None:
-        """Shut it down."""
+        """Shut the front down, by force if it does not end by itself."""
         try:
-            self._channel.send(control.Shutdown())
+            self._channel.send(protocol.Shutdown())
             self._process.wait(children.TERMINATE_SECONDS)
         except (OSError, TrainerError, subprocess.TimeoutExpired):
             private.warning("the front did not end by itself")
         children.end(self._process)
         self._channel.close()
 
-    # How it is listened to
-
     def _wait(self, condition: Callable[[], bool], seconds: float) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: condition() or self._gone is not None, seconds)
+            self._changed.wait_for(lambda: condition() or self._ended is not None, seconds)
             met = condition()
         if not met:
-            self.check()
+            self.require_running()
         return met
-
-    def _send(self, message: control.SupervisorMessage) -> None:
-        self._channel.send(message)
 
     def _listen(self) -> None:
         try:
             while (message := self._channel.receive()) is not None:
                 self._handle(message)
         except (OSError, TrainerError):
-            private.exception("the front sent what it must not send, or broke off")
-        self._set_gone(ErrorCode.FRONT_DIED)
-
-    def _handle(self, message: control.FrontMessage) -> None:
-        match message:
-            case control.EvidenceRequest():
-                self._send(self._answer(message))
-            case control.Ready():
-                with self._changed:
-                    self._ready = message
-                    self._changed.notify_all()
-            case control.UploadReady():
-                with self._changed:
-                    self._uploaded = message.size
-                    self._changed.notify_all()
-            case control.Acknowledged():
-                with self._changed:
-                    self._acknowledged = True
-                    self._changed.notify_all()
-            case control.FrontFailed():
-                self._set_gone(message.code)
-
-    def _set_gone(self, code: ErrorCode) -> None:
+            private.exception("the front sent something that is not a message, or closed its channel")
         with self._changed:
-            self._gone = self._gone or code
+            self._ended = self._ended or ErrorCode.FRONT_DIED
             self._changed.notify_all()
 
-    def _answer(self, request: control.EvidenceRequest) -> control.EvidenceReply:
+    def _handle(self, message: protocol.FrontMessage) -> None:
+        if isinstance(message, protocol.EvidenceRequest):
+            # Outside the lock: a quote takes long, and waiting threads must be able to notice other changes.
+            self._channel.send(self._evidence_reply(message))
+            return
+        with self._changed:
+            match message:
+                case protocol.Ready():
+                    self._ready = message
+                case protocol.UploadReady():
+                    self._uploaded_bytes = message.size
+                case protocol.Acknowledged():
+                    self._acknowledged = True
+                case protocol.FrontFailed():
+                    self._ended = self._ended or message.code
+            self._changed.notify_all()
+
+    def _evidence_reply(self, request: protocol.EvidenceRequest) -> protocol.EvidenceReply:
         try:
-            if self._evidence is None:
-                raise UnavailableError(ErrorCode.JOB_BUSY, "the job's keys are not derived yet")
-            evidence = self._evidence(request.nonce).canonical().decode()
-            return control.EvidenceReply(id=request.id, evidence=evidence, error=None)
+            if self._evidence_source is None:
+                raise UnavailableError(ErrorCode.JOB_BUSY, "the job has no keys to attest at this time")
+            evidence = self._evidence_source(request.nonce).canonical().decode()
+            return protocol.EvidenceReply(id=request.id, evidence=evidence, error=None)
         except TrainerError as error:
+            # Only the code is sent: the text of an error may quote private content.
             private.exception("no evidence")
-            return control.EvidenceReply(id=request.id, evidence=None, error=error.code)
+            return protocol.EvidenceReply(id=request.id, evidence=None, error=error.code)
 
 
 @contextmanager
@@ -195,7 +195,7 @@ def front_process(
     Args:
         settings: limits and address of the exchange.
         ciphertext: directory for sealed uploads and results.
-        by_files: exchange through files in `ciphertext` instead of HTTP.
+        by_files: exchange files in `ciphertext` instead of serving HTTP.
         log: the front's private log.
         plan: what the front confines itself to.
     """
@@ -211,7 +211,7 @@ def front_process(
             log=stream,
             pass_fds=[theirs.fileno()],
         )
-    front = FrontProcess(process, control.supervisor_channel(ours))
+    front = FrontProcess(process, protocol.supervisor_channel(ours))
     try:
         yield front
     finally:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 from pydantic import JsonValue
 
 from trainer.attestation.evidence import ReceiptClaims
-from trainer.encoding import canonical_json, file_sha256, sha256_hex
-from trainer.errors import DataError, ErrorCode, JobError, TrainerError
+from trainer.encoding import file_sha256, sha256_hex
+from trainer.error_document import FailureReport
+from trainer.errors import ErrorCode, JobError, TrainerError
 from trainer.job.job_keys import JobKeys
 from trainer.job.workspace import Workspace
 from trainer.receipt.dsse import sign_envelope
@@ -99,9 +100,9 @@ def _gather(ending: JobOutcome, workspace: Workspace, *, include_logs: bool) -> 
         along = HANDED_OVER.get(ending.failure.code)
         if along is not None and (workspace.output / along).is_dir():
             (workspace.output / along).rename(tree / along)
-        report = {**failure_report(ending.failure), "checkpoint_step": ending.checkpoint}
+        report = FailureReport.of(ending.failure).model_copy(update={"checkpoint_step": ending.checkpoint})
         (tree / "report").mkdir(mode=0o700, exist_ok=True)
-        (tree / "report" / "failure.json").write_bytes(canonical_json(report))
+        (tree / "report" / "failure.json").write_bytes(report.canonical())
     if include_logs or ending.failure is not None:
         (tree / "logs").mkdir(mode=0o700)
         for log in (workspace.private_log, workspace.front_log):
@@ -137,20 +138,6 @@ _PROVENANCE: Final = """
 `receipt.json` beside this folder lists the digest of every file here, signed inside the confidential VM, and
 `evidence.json` is the hardware's word for that signature. `trainer open` checks both.
 """
-
-
-def failure_report(error: TrainerError) -> dict[str, JsonValue]:
-    """What the provider, and nobody else, is told of a failure."""
-    report: dict[str, JsonValue] = {
-        "code": error.code.value,
-        "message": error.message,
-        "expected": None if error.expected is None else str(error.expected),
-        "found": None if error.found is None else str(error.found),
-        "hint": error.hint,
-    }
-    if isinstance(error, DataError):
-        report |= {"file": error.file, "row": error.row, "field": error.field, "reason": error.reason}
-    return report
 
 
 def tree_digests(tree: Path) -> dict[str, str]:

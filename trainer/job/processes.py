@@ -1,4 +1,4 @@
-"""The job's processes, started in the one order that lets each give up the right to start another."""
+"""The job's processes, started in the one order in which each can give up the right to start another."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainer.errors import ErrorCode, JobError
-from trainer.fetch.base_model import Fetch
 from trainer.ipc.front_messages import Ready
-from trainer.job.fetch_process import start_fetch
+from trainer.job.fetch_process import FetchProcess, start_fetch
 from trainer.job.front_process import FrontProcess, front_process
-from trainer.job.sandbox_plans import Places, Plans, make_plans
+from trainer.job.sandbox_plans import JobPaths, SandboxPlans, make_plans
 from trainer.job.worker_process import WorkerProcess, worker_process
 from trainer.job.workspace import Workspace, is_memory, is_swap_off
-from trainer.sandbox.confine import Walls, confine
+from trainer.sandbox.confine import confine
+from trainer.sandbox.plan import Role
 from trainer.sandbox.privileges import has_no_core_dumps
-from trainer.sandbox.properties import SandboxProperty
+from trainer.sandbox.properties import SandboxProperty, SandboxReport
 from trainer.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -26,57 +26,70 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JobProcesses:
-    """Every process there will be, each behind its walls.
+    """All child processes of the job, each confined.
 
     Attributes:
-        front: listens.
+        front: serves.
         worker: waits for its order.
-        fetch: brings the base model in.
-        ready: where the front listens.
-        walls: what each process measured about itself.
-        connect: to the guest agent, whose socket is named or in one of its usual places.
+        fetch: is bringing the base model.
+        ready: the front's port and TLS key.
+        sandbox: the sandbox properties that each process measured about itself.
+        connect: connects to the guest agent: path of its socket, or None for its usual places.
     """
 
     front: FrontProcess
     worker: WorkerProcess
-    fetch: Fetch
+    fetch: FetchProcess
     ready: Ready
-    walls: Walls
+    sandbox: SandboxReport
     connect: Callable[[str | None], GuestAgent]
 
 
 @contextmanager
-def start_processes(spec: JobSpec, places: Places) -> Iterator[JobProcesses]:
-    """Start all processes, confine this one, and collect what each measured; end them with the context.
+def start_processes(spec: JobSpec, paths: JobPaths) -> Iterator[JobProcesses]:
+    """Start the children, confine this process, and collect what each measured; end them with the context.
 
     Raises:
-        JobError: a process did not come up, or did not confine itself.
+        JobError: a process did not start, or did not confine itself.
     """
-    plans, workspace = make_plans(spec, places), places.workspace
+    plans, workspace = make_plans(spec, paths), paths.workspace
     with ExitStack() as running:
-        fetch = start_fetch(spec, places.spec_folder, workspace, plans.fetch)
+        fetch = start_fetch(spec, paths.spec_folder, workspace, plans.fetch)
         running.callback(fetch.end)
         worker = running.enter_context(worker_process(workspace, plans.worker, spec))
         front = running.enter_context(
             front_process(
                 spec.exchange,
-                ciphertext=places.ciphertext,
-                by_files=places.by_files,
+                ciphertext=paths.ciphertext,
+                by_files=paths.by_files,
                 log=workspace.front_log,
                 plan=plans.front,
             )
         )
-        own = confine(plans.supervisor)
-        fetch.begin()  # not before: from here on this process can start none
-        front.listen()
+        # All children exist: from here on this process can start no other. Only then may bytes that strangers
+        # choose arrive, from the hub or the network.
+        supervisor_sandbox = confine(plans.supervisor)
+        fetch.begin()
+        front.start_listening()
         from trainer.tee.guest_agent import GuestAgent  # noqa: PLC0415 -- takes as long as the front to come up
 
         ready = front.wait_ready()
-        walls = {**_common_walls(workspace, plans), **own, **ready.walls, **worker.wait_confined()}
-        yield JobProcesses(front, worker, fetch, ready, walls, GuestAgent)
+        sandbox = {
+            **_shared_properties(workspace, plans),
+            **supervisor_sandbox,
+            **_properties_of(Role.FRONT, ready.sandbox),
+            **_properties_of(Role.WORKER, worker.wait_confined()),
+        }
+        yield JobProcesses(front, worker, fetch, ready, sandbox, GuestAgent)
 
 
-def _common_walls(workspace: Workspace, plans: Plans) -> Walls:
+def _properties_of(role: Role, report: SandboxReport) -> SandboxReport:
+    """Keep what a child reports about itself: it must not be able to speak for the supervisor or another child."""
+    return {name: holds for name, holds in report.items() if name.startswith(f"{role.value}_")}
+
+
+def _shared_properties(workspace: Workspace, plans: SandboxPlans) -> SandboxReport:
+    """Measure the properties that are not those of one process."""
     return {
         SandboxProperty.CORE_DUMPS_OFF: has_no_core_dumps(),
         SandboxProperty.WORKSPACE_IN_MEMORY: is_memory(workspace.root),
@@ -85,18 +98,18 @@ def _common_walls(workspace: Workspace, plans: Plans) -> Walls:
     }
 
 
-def require_sandbox(demanded: Sequence[SandboxProperty], walls: Walls) -> None:
-    """End where a job spec demands more than this machine gave.
+def require_sandbox(demanded: Sequence[SandboxProperty], sandbox: SandboxReport) -> None:
+    """Check that the sandbox has every property that the job spec demands.
 
     Raises:
         JobError: `sandbox-incomplete`.
     """
-    missing = [wall.value for wall in demanded if not walls.get(wall, False)]
+    missing = [name.value for name in demanded if not sandbox.get(name, False)]
     if missing:
         raise JobError(
             ErrorCode.SANDBOX_INCOMPLETE,
-            "a wall that the job spec demands does not stand",
+            "the sandbox lacks a property that the job spec demands",
             expected=", ".join(demanded),
             found=f"all but {', '.join(missing)}",
-            hint="see docs/decisions/0004-sandbox.md for what each wall needs of the kernel",
+            hint="see docs/decisions/0004-sandbox.md for what each property needs of the kernel",
         )

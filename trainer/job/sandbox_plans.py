@@ -42,7 +42,7 @@ _OUTSIDE: Final = (Path("/var"), Path("/home"))
 
 
 @dataclass(frozen=True)
-class Places:
+class JobPaths:
     """Where a job's files lie.
 
     Args:
@@ -59,7 +59,7 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Plans:
+class SandboxPlans:
     """One plan for each process. `separate_users` is whether they are three users."""
 
     supervisor: SandboxPlan
@@ -69,15 +69,15 @@ class Plans:
     separate_users: bool
 
 
-def make_plans(spec: JobSpec, places: Places) -> Plans:
-    """Plans for a job; where users can be separated, directories are handed to them."""
+def make_plans(spec: JobSpec, places: JobPaths) -> SandboxPlans:
+    """SandboxPlans for a job; where users can be separated, directories are handed to them."""
     workspace, ciphertext = places.workspace, places.ciphertext
     separate = can_separate_users() and _can_be_handed_over(places)
     if separate:
         _hand_over(places)
     supervisor_environment = Path("/proc") / str(os.getpid()) / "environ"
     outside = tuple(path for path in _OUTSIDE if path.is_dir())
-    return Plans(
+    return SandboxPlans(
         supervisor=SandboxPlan(
             role=Role.SUPERVISOR,
             writable=(workspace.root, ciphertext),
@@ -106,7 +106,7 @@ def make_plans(spec: JobSpec, places: Places) -> Plans:
     )
 
 
-def _fetch_plan(spec: JobSpec, places: Places, *, separate: bool) -> SandboxPlan:
+def _fetch_plan(spec: JobSpec, places: JobPaths, *, separate: bool) -> SandboxPlan:
     """A hub is fetched from as the worker's user; a local directory may be readable to this user alone."""
     local = (places.spec_folder / spec.model.model_name_or_path).resolve()
     return SandboxPlan(
@@ -158,13 +158,13 @@ def _is_free(uid: int) -> bool:
         return True
 
 
-def _can_be_handed_over(places: Places) -> bool:
+def _can_be_handed_over(places: JobPaths) -> bool:
     """Whether each account can walk to its directories; theirs are opened to them, what lies above is not ours."""
     above = (places.workspace.root.parent, WORKER), (places.ciphertext.resolve().parent, FRONT)
     return all(may_pass(folder, account) for folder, account in above)
 
 
-def _hand_over(places: Places) -> None:
+def _hand_over(places: JobPaths) -> None:
     """Give each account the directories that its process works in; new files below inherit the group.
 
     Modes first, while all of it is ours: on another user's directory they take CAP_FOWNER, on another group's

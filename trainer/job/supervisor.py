@@ -30,14 +30,13 @@ from trainer.job.job_keys import JobKeys, derive_keys
 from trainer.job.outcome import HANDED_OVER, JobOutcome, Signer, seal_ending
 from trainer.job.private_events import seal_metrics
 from trainer.job.processes import JobProcesses, require_sandbox, start_processes
-from trainer.job.sandbox_plans import Places, grant_worker_access
+from trainer.job.sandbox_plans import JobPaths, grant_worker_access
 from trainer.job.termination import Termination, termination
 from trainer.job.worker_process import Follower, WorkerProcess
 from trainer.job.workspace import Workspace, open_workspace
 from trainer.models import Phase, Status
 from trainer.sandbox import privileges
-from trainer.sandbox.confine import Walls
-from trainer.sandbox.properties import SandboxProperty
+from trainer.sandbox.properties import SandboxProperty, SandboxReport
 from trainer.sealing.atomic_files import SHARED_MODE
 from trainer.sealing.bundle import BundleLimits, OpenedBundle
 from trainer.sealing.seal import open_bundle
@@ -118,7 +117,7 @@ class _Job:
         self.termination = told
         self.status = Status(phase=Phase.STARTING)
         self.tls_spki_sha256: str | None = None
-        self.walls: Walls = {}
+        self.sandbox: SandboxReport = {}
 
     def run(self) -> ExitCode:
         """The story of the job."""
@@ -130,10 +129,10 @@ class _Job:
             compose_sha256 = compose_hash(agent.info().app_compose)
             keys = derive_keys(agent, self.spec.sha256())
             signer = Signer(agent, keys, self.spec, compose_sha256, software_versions())
-            witness = EvidenceIssuer(agent, self.spec, keys, self.walls, self.tls_spki_sha256)
+            witness = EvidenceIssuer(agent, self.spec, keys, self.sandbox, self.tls_spki_sha256)
             self._enter(front, Phase.PREPARING)
             house.fetch.wait(FETCH_SECONDS)
-            house.worker.model_is_there()
+            house.worker.announce_model()
             front.serve_evidence(witness.evidence)
             bundle = self._receive(front, keys)
             checkpoints = self._checkpoints(keys, bundle, compose_sha256)
@@ -144,15 +143,15 @@ class _Job:
 
     # starting
 
-    def _places(self) -> Places:
+    def _places(self) -> JobPaths:
         by_files, folder = self.options.spool is not None, self.options.spec.parent
-        return Places(self.workspace, self.ciphertext.folder, folder, by_files=by_files)
+        return JobPaths(self.workspace, self.ciphertext.folder, folder, by_files=by_files)
 
     def _settle(self, house: JobProcesses) -> None:
         """Say where the front listens; end here, before there are keys, where a demanded wall does not stand."""
-        self.tls_spki_sha256, self.walls = house.ready.tls_spki_sha256, house.walls
+        self.tls_spki_sha256, self.sandbox = house.ready.tls_spki_sha256, house.sandbox
         self.public(logs.Listening(house.ready.port, house.ready.tls_spki_sha256))
-        require_sandbox(self.spec.tee.sandbox, house.walls)
+        require_sandbox(self.spec.tee.sandbox, house.sandbox)
 
     def _enter(
         self, front: FrontProcess, phase: Phase, *, error: ErrorCode | None = None, result_bytes: int | None = None
@@ -164,7 +163,7 @@ class _Job:
             error=error.value if error else None,
             result_bytes=result_bytes,
         )
-        front.update(self.status)
+        front.publish_status(self.status)
         self.public(logs.PhaseEntered(phase))
 
     # awaiting-dataset
@@ -202,7 +201,7 @@ class _Job:
             now=int(time.time()),
             limits=BundleLimits(max_bytes=self.spec.exchange.max_upload_bytes),
         )
-        if self.walls.get(SandboxProperty.SEPARATE_USERS):
+        if self.sandbox.get(SandboxProperty.SEPARATE_USERS):
             grant_worker_access(self.workspace.dataset)
         return bundle
 
@@ -252,7 +251,7 @@ class _Job:
         place = self.workspace
         resume_dir = place.dataset / "checkpoint"
         resumed = checkpoints.resume(resume_dir) is not None
-        if resumed and self.walls.get(SandboxProperty.SEPARATE_USERS):
+        if resumed and self.sandbox.get(SandboxProperty.SEPARATE_USERS):
             grant_worker_access(resume_dir)
         return protocol.TrainingOrder(
             spec=self.spec,
@@ -264,14 +263,14 @@ class _Job:
 
     def _follower(self, front: FrontProcess, bundle: OpenedBundle, checkpoints: Checkpoints) -> Follower:
         def follow(message: protocol.Progress | protocol.Metrics | protocol.Saved) -> None:
-            front.check()
+            front.require_running()
             match message:
                 case protocol.Progress():
                     self._progress(front, message)
                 case protocol.Saved():
                     checkpoints.take(message.step, self.workspace.output)
                 case protocol.Metrics() if bundle.grant.allow.private_progress:
-                    front.private_event(seal_metrics(message, bundle.grant))
+                    front.publish_private_event(seal_metrics(message, bundle.grant))
 
         return follow
 
@@ -282,7 +281,7 @@ class _Job:
             total_steps=message.total_steps,
             eta_seconds=message.eta_seconds,
         )
-        front.update(self.status)
+        front.publish_status(self.status)
         self.public(logs.TrainingProgress(message.step, message.total_steps, message.eta_seconds))
 
     # sealing and awaiting-pull
@@ -307,9 +306,7 @@ class _Job:
             self.public(logs.JobFailed(ending.failure.code))
         acknowledged = front.wait_acknowledged(self._linger_seconds(ending))
         front.stop_evidence()
-        front.hand_out_deletion(
-            destroy_and_sign(signer, bundle, self.workspace, target, acknowledged=acknowledged)
-        )
+        front.publish_deletion(destroy_and_sign(signer, bundle, self.workspace, target, acknowledged=acknowledged))
         if ending.failure is not None:
             return ExitCode.JOB
         self._enter(front, Phase.DONE)

@@ -1,85 +1,102 @@
-"""The worker process as the supervisor sees it: gives it one order, follows its messages, ends it."""
+"""The supervisor's side of the worker: starts it, sends its order, follows its messages, ends it.
+
+The worker reads rows that a stranger may have written, so what it sends is treated as hostile input: any line that
+is not a message of `worker_messages` counts as the death of the worker.
+"""
 
 from __future__ import annotations
 
 import os
-import select
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import IO, Final
+from contextlib import closing, contextmanager
+from typing import Final
 
 from pydantic import JsonValue
 
-from trainer.errors import ErrorCode, JobError
+from trainer.errors import ErrorCode, JobError, UnavailableError
 from trainer.ipc import worker_messages as protocol
+from trainer.ipc.channel import Channel
 from trainer.job import child_process as children
 from trainer.job.workspace import Workspace
 from trainer.logs import private
 from trainer.sandbox.child_environment import allocator_variables
-from trainer.sandbox.confine import Walls
 from trainer.sandbox.plan import SandboxPlan
+from trainer.sandbox.properties import SandboxReport
 from trainer.spec import JobSpec
 
 Follower = Callable[[protocol.Progress | protocol.Metrics | protocol.Saved], None]
 
 CONFINED_SECONDS: Final = 60.0
+"""Time for a worker to confine itself after its start."""
+
 SAVE_SECONDS: Final = 20.0
-"""How long a worker that is told to end may take to write its state down."""
+"""Time for an interrupted worker to write its state down before it is killed."""
 
 
 class WorkerProcess:
-    """A worker that has been started and waits for its order."""
+    """A worker that has been started and waits for its order.
+
+    Args:
+        process: the child.
+        channel: the supervisor's end of its control channel.
+        preparation: what the worker may load before the order comes; None for several ranks.
+    """
 
     def __init__(
-        self, process: subprocess.Popen[bytes], messages: IO[bytes], ahead: protocol.Preparation | None = None
+        self,
+        process: subprocess.Popen[bytes],
+        channel: Channel[protocol.Message, protocol.WorkerInstruction],
+        preparation: protocol.Preparation | None = None,
     ) -> None:
         self._process = process
-        self._messages = messages
-        self._prepares = ahead is not None
-        if ahead is not None:
-            _write(process, ahead.encode())
+        self._channel = channel
+        self._prepares = preparation is not None
+        if preparation is not None:
+            self._send(preparation)
 
-    def wait_confined(self) -> Walls:
-        """What it measured after it confined itself: its first word.
+    def wait_confined(self) -> SandboxReport:
+        """Wait for the worker's first message: the sandbox properties that it measured after it confined itself.
 
         Raises:
-            JobError: it failed, ended, said something else, or said nothing in time.
+            JobError: the worker failed, ended, sent another message first, or none within `CONFINED_SECONDS`.
         """
-        readable = select.poll()
-        readable.register(self._messages, select.POLLIN)
-        if readable.poll(CONFINED_SECONDS * 1000):
-            message = next(self._received(), None)
-            if isinstance(message, protocol.Confined):
-                return message.walls
-            if isinstance(message, protocol.Failed):
-                raise message.as_error()
+        try:
+            message = self._channel.receive(timeout=CONFINED_SECONDS)
+        except UnavailableError:
+            message = None
+        if isinstance(message, protocol.Confined):
+            return message.sandbox
+        if isinstance(message, protocol.Failed):
+            raise message.as_error()
         raise JobError(ErrorCode.WORKER_DIED, "the worker did not confine itself", hint="see job.log")
 
-    def model_is_there(self) -> None:
-        """Let it load the base model, which has been checked, while the job waits for a dataset."""
+    def announce_model(self) -> None:
+        """Tell the worker that the base model has been checked: it can load it before there is a dataset."""
         if self._prepares:
-            _write(self._process, protocol.MODEL_READY)
+            self._send(protocol.ModelReady())
 
     def train(self, order: protocol.TrainingOrder, follow: Follower) -> Mapping[str, JsonValue]:
         """Have the order carried out; returns the worker's summary (private).
 
         Args:
-            order: the one order it takes.
-            follow: called with each message but the last, in order.
+            order: the only order that the worker takes.
+            follow: called with each message before the last, in order.
 
         Raises:
-            JobError: the worker reported a failure (`DataError` where a row is to blame), or died.
+            JobError: the worker reported a failure (`DataError` if a row caused it), or died.
         """
-        _give(self._process, order)
-        for message in self._received():
+        self._send(order)
+        self._channel.close_sending()
+        while (message := self._channel.receive()) is not None:
             match message:
                 case protocol.Finished():
                     return message.summary
                 case protocol.Failed():
                     raise message.as_error()
                 case protocol.Confined():
+                    # The properties are attested by now: a second report could only contradict the claims.
                     raise JobError(ErrorCode.WORKER_DIED, "the worker was confined twice")
                 case _:
                     follow(message)
@@ -93,19 +110,22 @@ class WorkerProcess:
         )
 
     def interrupt(self) -> None:
-        """Tell it to write its state down and end, and see to it that it does one of the two; returns at once."""
+        """Ask the worker to save its state and end; kills it after `SAVE_SECONDS`. Returns at once."""
         self._process.terminate()
         killer = threading.Timer(SAVE_SECONDS, self._process.kill)
         killer.daemon = True
         killer.start()
 
     def end(self) -> None:
-        """End it, whatever it does."""
+        """End the worker, by force if it does not end by itself."""
         children.end(self._process)
 
-    def _received(self) -> Iterator[protocol.Message]:
-        while line := self._messages.readline(protocol.MAX_MESSAGE_BYTES + 1):
-            yield protocol.parse_message(line)
+    def _send(self, instruction: protocol.WorkerInstruction) -> None:
+        try:
+            self._channel.send(instruction)
+        except JobError:
+            # Its last message, or its exit code, says more than a broken pipe: reading reports the failure.
+            private.warning("the worker ended before it read its instruction")
 
 
 @contextmanager
@@ -113,53 +133,36 @@ def worker_process(workspace: Workspace, plan: SandboxPlan, spec: JobSpec) -> It
     """Run a worker for the time of the context.
 
     Args:
-        workspace: where its log and its home are.
-        plan: what it confines itself to before it says its first word.
-        spec: what it can prepare itself for, behind its walls, before there is an order.
+        workspace: contains its log and its home directory.
+        plan: what it confines itself to before it sends its first message.
+        spec: the job spec, with which it can prepare itself before there is an order.
     """
-    ahead = None
-    if plan.processes == 1:  # several are handed their order by one that reads no further than that
-        ahead = protocol.Preparation(spec=spec, model_dir=workspace.model, output_dir=workspace.output)
-    reading, writing = os.pipe()
-    with workspace.private_log.open("ab") as log:
-        process = children.start_module(
-            "trainer.worker",
-            [
-                "--events-fd",
-                str(writing),
-                "--plan-json",
-                plan.model_dump_json(),
-                "--processes",
-                str(plan.processes),
-                *(["--ahead"] if ahead else []),
-            ],
-            environment=children.clean_environment(workspace.scratch, {} if plan.gpu else allocator_variables()),
-            log=log,
-            pass_fds=[writing],
-            stdin=subprocess.PIPE,
-        )
-    os.close(writing)
-    with os.fdopen(reading, "rb") as stream:
-        worker = WorkerProcess(process, stream, ahead)
+    preparation = None
+    if plan.processes == 1:  # of several ranks, none reads anything before the order
+        preparation = protocol.Preparation(spec=spec, model_dir=workspace.model, output_dir=workspace.output)
+    stdin_reading, stdin_writing = os.pipe()
+    events_reading, events_writing = os.pipe()
+    channel = protocol.to_worker_channel(events_reading, stdin_writing)
+    allocator = {} if plan.gpu else allocator_variables()
+    arguments = ["--events-fd", str(events_writing), "--plan-json", plan.model_dump_json()]
+    arguments += ["--processes", str(plan.processes)]
+    with closing(channel):
+        try:
+            with workspace.private_log.open("ab") as log:
+                process = children.start_module(
+                    "trainer.worker",
+                    arguments,
+                    environment=children.clean_environment(workspace.scratch, allocator),
+                    log=log,
+                    pass_fds=[events_writing],
+                    stdin=stdin_reading,
+                )
+        finally:
+            # Only the child may hold these ends: otherwise its death would not show as an end of file here.
+            os.close(stdin_reading)
+            os.close(events_writing)
+        worker = WorkerProcess(process, channel, preparation)
         try:
             yield worker
         finally:
             worker.end()
-
-
-def _give(process: subprocess.Popen[bytes], order: protocol.TrainingOrder) -> None:
-    """The last thing it is told."""
-    _write(process, order.encode())
-    if process.stdin is not None:
-        with suppress(BrokenPipeError):
-            process.stdin.close()
-
-
-def _write(process: subprocess.Popen[bytes], data: bytes) -> None:
-    if process.stdin is None:
-        raise AssertionError("the worker was started without a pipe")
-    try:
-        process.stdin.write(data)
-        process.stdin.flush()
-    except BrokenPipeError:
-        private.warning("the worker ended before it read what it was told")

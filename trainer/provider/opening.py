@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from trainer.attestation.checks import Check, CheckState
 from trainer.attestation.evidence import parse_evidence
 from trainer.attestation.result.record import Record
 from trainer.attestation.verifier import appraise_receipt
-from trainer.encoding import file_sha256, parse_json
-from trainer.errors import DataError, ErrorCode, JobError, UsageError, VerificationError
+from trainer.encoding import file_sha256
+from trainer.error_document import MAX_FAILURE_REPORT_BYTES, FailureReport
+from trainer.errors import ErrorCode, JobError, UsageError, VerificationError
 from trainer.provider.grants import GrantRecord
 from trainer.receipt.dsse import MAX_ENVELOPE_BYTES, verify_envelope
 from trainer.receipt.receipt_appraisal import ExpectedResult, appraise_statement
@@ -23,8 +23,6 @@ from trainer.receipt.statement import UNSIGNED_FILES, ReceiptOutcome, Statement,
 from trainer.sealing.age import Identity
 from trainer.sealing.archive import ArchiveLimits
 from trainer.sealing.sealed_result import open_result
-
-MAX_REPORT_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -153,22 +151,11 @@ def _read(folder: Path, name: str, limit: int) -> bytes:
 
 
 def _read_failure(path: Path) -> JobError:
-    report = parse_json(path.read_bytes()[:MAX_REPORT_BYTES])
-    fields = {key: value for key, value in report.items() if value is not None} if isinstance(report, dict) else {}
-    code = ErrorCode(fields.pop("code", ErrorCode.JOB_FAILED.value))
-    message = str(fields.pop("message", "the job failed"))
-    texts = {key: str(fields[key]) for key in ("expected", "found", "hint") if key in fields}
-    if "reason" not in fields:
-        return JobError(code, message, **texts)
-    row = fields.get("row")
-    return DataError(
-        code,
-        str(fields["reason"]),
-        file=str(fields["file"]) if "file" in fields else None,
-        row=row if isinstance(row, int) else None,
-        field=str(fields["field"]) if "field" in fields else None,
-        **texts,
-    )
+    try:
+        with path.open("rb") as file:
+            return FailureReport.parse(file.read(MAX_FAILURE_REPORT_BYTES + 1)).as_error()
+    except ValueError:
+        return JobError(ErrorCode.JOB_FAILED, "the job failed, and its failure report cannot be read")
 
 
 @contextmanager

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from trainer.sandbox import landlock, loopback, privileges, probes, seccomp
 from trainer.sandbox.filters import Filter
 from trainer.sandbox.plan import Account, Role, SandboxPlan, is_readable, rules, software_paths
-from trainer.sandbox.properties import SandboxProperty
+from trainer.sandbox.properties import SandboxProperty, SandboxReport
 from trainer.sandbox.syscalls import is_single_threaded
-
-Walls = Mapping[SandboxProperty, bool]
 
 _SUPERVISOR_KEEPS: Final = (privileges.CAP_DAC_OVERRIDE, privileges.CAP_KILL)
 """To end children that are other users, and to read and remove what they wrote."""
@@ -35,7 +32,7 @@ def own_loopback() -> None:
     loopback.bring_up()
 
 
-def confine(plan: SandboxPlan, *, in_own_network: bool = False) -> Walls:
+def confine(plan: SandboxPlan, *, in_own_network: bool = False) -> SandboxReport:
     """Confine this process for good; returns which walls stand, each measured from inside.
 
     What the kernel does not offer is left out and measured as absent. A thread that was made before would stay
@@ -141,7 +138,7 @@ def _filter_for(plan: SandboxPlan) -> Filter:
             return Filter(refused=_TALKING, programs=plan.programs, own_pid=own_pid)
 
 
-def _measure(plan: SandboxPlan, *, memory_locked: bool, own_network: bool) -> Walls:
+def _measure(plan: SandboxPlan, *, memory_locked: bool, own_network: bool) -> SandboxReport:
     if plan.role not in _MEASURED_FOR:
         return {}
     parent = os.getppid()

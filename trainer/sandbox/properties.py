@@ -78,7 +78,7 @@ class SandboxProperty(StrEnum):
     """It lives in a network namespace without interfaces; several that train together: with `lo` alone."""
 
 
-WallReport = dict[Annotated[SandboxProperty, Field(strict=False)], bool]
+SandboxReport = dict[Annotated[SandboxProperty, Field(strict=False)], bool]
 """What a process measured about itself, as it tells the supervisor."""
 
 NEEDS_NO_COMPILER: Final = frozenset({SandboxProperty.WORKER_NO_PROGRAMS, SandboxProperty.WORKER_NO_SIGNALS})

@@ -1,8 +1,8 @@
 """Process entry: `python -m trainer.worker --events-fd N [--plan-json PLAN] [--processes N]`, the order on stdin.
 
-With a plan the process confines itself first, says which walls stand, and waits for its order: the supervisor
-starts it before any data is there, so that what it measured can be attested. With `--ahead` it uses that time: a
-preparation comes before the order (`trainer.worker.preload`).
+With a plan the process confines itself first, reports the sandbox properties that it measured, and waits for its
+order: the supervisor starts it before any data is there, so that what it measured can be attested. A preparation
+may come before the order: then it loads what is public meanwhile (`trainer.worker.preload`).
 
 Whatever goes wrong becomes one `Failed` message with a code; the traceback goes to stderr, which the supervisor
 points at the private log. Exit codes are those of `trainer.errors.ExitCode`.
@@ -23,15 +23,17 @@ from typing import TYPE_CHECKING
 
 from trainer.data.examples.example_set import row_schema
 from trainer.data.rows import read_files
-from trainer.errors import ErrorCode, ExitCode, TrainerError
+from trainer.errors import ErrorCode, ExitCode, TrainerError, UsageError
+from trainer.ipc.channel import STDIN
 from trainer.ipc.worker_messages import (
-    MAX_ORDER_BYTES,
     Confined,
-    Events,
     Failed,
     Finished,
+    ModelReady,
+    Preparation,
     TrainingOrder,
-    parse_order,
+    WorkerChannel,
+    worker_channel,
 )
 from trainer.sandbox.child_environment import allocator_in_use
 from trainer.sandbox.confine import confine
@@ -45,7 +47,7 @@ from trainer.training.stopwatch import Stopwatch
 from trainer.worker.environment import take_environment
 from trainer.worker.event_messages import message_of_event
 from trainer.worker.launch import launch
-from trainer.worker.preload import Preloader, garbage_collection_paused, preload, remove_scratch, scratch_dir
+from trainer.worker.preload import Preloader, garbage_collection_paused, remove_scratch, scratch_dir
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -63,38 +65,54 @@ def main(arguments: list[str]) -> ExitCode:
     parser.add_argument("--events-fd", type=int, required=True, help="inherited descriptor for messages")
     parser.add_argument("--plan-json", type=SandboxPlan.model_validate_json, help="what to be confined to")
     parser.add_argument("--processes", type=int, default=1, help="how many train together")
-    parser.add_argument("--ahead", action="store_true", help="one process: stdin begins with a preparation")
     given = parser.parse_args(arguments)
+    channel = worker_channel(STDIN, given.events_fd)
     interrupts = Interrupts()
     _protect_process(interrupts)
-    work = partial(_work, given.plan_json, interrupts, ahead=given.ahead)
+    work = partial(_work, given.plan_json, interrupts)
     if given.processes == 1:
-        return work(ProcessRank(), Events(given.events_fd))
-    return _told(partial(launch, given.processes, given.plan_json, work=work), Events(given.events_fd))
+        return work(ProcessRank(), channel)
+    return _told(partial(launch, given.processes, given.plan_json, work=work), channel)
 
 
-def _work(
-    plan: SandboxPlan | None, interrupts: Interrupts, seat: ProcessRank, events: Events, *, ahead: bool
-) -> ExitCode:
+def _work(plan: SandboxPlan | None, interrupts: Interrupts, seat: ProcessRank, channel: WorkerChannel) -> ExitCode:
     """What one process does, from its confinement to its last word."""
 
-    def work(events: Events) -> ExitCode:
-        _confine(plan, events, seat)
-        prepared = preload(sys.stdin.buffer) if ahead and seat.size == 1 else None
-        order = parse_order(sys.stdin.buffer.read(MAX_ORDER_BYTES + 1))
-        _carry_out(order, events, seat, interrupts, prepared)
+    def work(channel: WorkerChannel) -> ExitCode:
+        _confine(plan, channel, seat)
+        order, preloader = _receive_order(channel, may_prepare=seat.size == 1)
+        _carry_out(order, channel, seat, interrupts, preloader)
         return ExitCode.DONE
 
-    return _told(work, events)
+    return _told(work, channel)
 
 
-def _told(work: Callable[[Events], ExitCode], events: Events) -> ExitCode:
+def _receive_order(channel: WorkerChannel, *, may_prepare: bool) -> tuple[TrainingOrder, Preloader | None]:
+    """Wait for the order; load what an earlier preparation allows meanwhile.
+
+    Raises:
+        UsageError: something else came, or nothing.
+    """
+    message, preloader = channel.receive(), None
+    if may_prepare and isinstance(message, Preparation):
+        preloader = Preloader(message)
+        preloader.import_stack()
+        message = channel.receive()
+        if isinstance(message, ModelReady):
+            preloader.load_model()
+            message = channel.receive()
+    if not isinstance(message, TrainingOrder):
+        raise UsageError(ErrorCode.USAGE, "the supervisor sent no training order")
+    return message, preloader
+
+
+def _told(work: Callable[[WorkerChannel], ExitCode], channel: WorkerChannel) -> ExitCode:
     """Do it, and send word of what went wrong."""
     try:
-        return work(events)
+        return work(channel)
     except (Exception, Interruption) as error:  # noqa: BLE001 -- its text may quote a row: see `_verdict`
         failed, code = _verdict(error)
-        events.send(failed)
+        channel.send(failed)
         with suppress(OSError):  # the log lies on the tmpfs that may be what is full
             traceback.print_exc()
         return code
@@ -105,12 +123,12 @@ def _verdict(error: Exception | Interruption) -> tuple[Failed, ExitCode]:
     if isinstance(error, TrainerError):
         return Failed.of(error), error.exit_code
     if isinstance(error, Interruption):
-        return Failed(code=ErrorCode.INTERRUPTED, reason="the worker was told to stop"), ExitCode.JOB
+        return Failed(code=ErrorCode.INTERRUPTED, message="the worker was told to stop"), ExitCode.JOB
     if isinstance(error, MemoryError):
-        return Failed(code=ErrorCode.OUT_OF_MEMORY, reason="the memory does not suffice"), ExitCode.JOB
+        return Failed(code=ErrorCode.OUT_OF_MEMORY, message="the memory does not suffice"), ExitCode.JOB
     if _is_no_space(error):
-        return Failed(code=ErrorCode.WORKSPACE_FULL, reason="the workspace is full"), ExitCode.JOB
-    return Failed(code=ErrorCode.INTERNAL, reason=f"unexpected {type(error).__name__}"), ExitCode.BUG
+        return Failed(code=ErrorCode.WORKSPACE_FULL, message="the workspace is full"), ExitCode.JOB
+    return Failed(code=ErrorCode.INTERNAL, message=f"unexpected {type(error).__name__}"), ExitCode.BUG
 
 
 def _is_no_space(error: Exception) -> bool:
@@ -126,15 +144,18 @@ def _protect_process(interrupts: Interrupts) -> None:
     signal.signal(signal.SIGTERM, interrupts.arrive)
 
 
-def _confine(plan: SandboxPlan | None, events: Events, seat: ProcessRank) -> None:
+def _confine(plan: SandboxPlan | None, channel: WorkerChannel, seat: ProcessRank) -> None:
     if plan is None:
         return
-    walls = confine(plan, in_own_network=seat.size > 1)
-    events.send(Confined(walls=dict(walls)))
+    channel.send(Confined(sandbox=confine(plan, in_own_network=seat.size > 1)))
 
 
 def _carry_out(
-    order: TrainingOrder, events: Events, seat: ProcessRank, interrupts: Interrupts, ahead: Preloader | None
+    order: TrainingOrder,
+    channel: WorkerChannel,
+    seat: ProcessRank,
+    interrupts: Interrupts,
+    ahead: Preloader | None,
 ) -> None:
     """Environment first, rows before the training stack (bad data fails in milliseconds), then the run."""
     watch = Stopwatch()
@@ -155,7 +176,7 @@ def _carry_out(
                 inputs,
                 rows,
                 loader,
-                report=_forwarding(events) if seat.rank == 0 else lambda _event: None,
+                report=_forwarding(channel) if seat.rank == 0 else lambda _event: None,
                 watch=watch,
                 interrupts=interrupts,
                 ranks=ranks,
@@ -163,11 +184,11 @@ def _carry_out(
             )
     finally:
         remove_scratch(output_dir)
-    events.send(Finished(summary=summary.model_dump(mode="json")))
+    channel.send(Finished(summary=summary.model_dump(mode="json")))
 
 
-def _forwarding(events: Events) -> EventHandler:
-    return lambda event: events.send(message_of_event(event))
+def _forwarding(channel: WorkerChannel) -> EventHandler:
+    return lambda event: channel.send(message_of_event(event))
 
 
 def _training_stack(

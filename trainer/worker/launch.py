@@ -17,24 +17,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, NoReturn
 
-from trainer.errors import ErrorCode, ExitCode, JobError
+from trainer.errors import ErrorCode, ExitCode, JobError, UsageError
+from trainer.ipc.channel import STDIN, Channel
 from trainer.ipc.worker_messages import (
-    MAX_MESSAGE_BYTES,
-    MAX_ORDER_BYTES,
     Confined,
-    Events,
     Failed,
     Finished,
     Message,
-    parse_message,
-    parse_order,
+    TrainingOrder,
+    WorkerChannel,
+    WorkerInstruction,
+    to_worker_channel,
+    worker_channel,
 )
 from trainer.sandbox import privileges
-from trainer.sandbox.confine import Walls, confine, own_loopback
+from trainer.sandbox.confine import confine, own_loopback
 from trainer.sandbox.plan import SandboxPlan
+from trainer.sandbox.properties import SandboxReport
 from trainer.training.rank import ProcessRank, rendezvous_dir
 
 GRACE_SECONDS: Final = 20.0
@@ -43,7 +45,7 @@ GRACE_SECONDS: Final = 20.0
 _UNEXPLAINED: Final = frozenset({ErrorCode.WORKER_DIED, ErrorCode.INTERNAL})
 """How losing another process looks to those that are left."""
 
-Work = Callable[[ProcessRank, Events], ExitCode]
+Work = Callable[[ProcessRank, WorkerChannel], ExitCode]
 """What each process does: takes an order from stdin, and sends its messages."""
 
 
@@ -53,8 +55,7 @@ class RankProcess:
 
     Attributes:
         pid: its process.
-        order: where its order is written.
-        said: where its messages arrive.
+        channel: where its order is sent and its messages arrive.
         told: what is written here tells it to end.
         failure: what it said went wrong.
         finished: whether it said that all is done.
@@ -62,39 +63,33 @@ class RankProcess:
     """
 
     pid: int
-    order: int
-    said: int
+    channel: Channel[Message, WorkerInstruction]
     told: int
     failure: Failed | None = None
     finished: bool = False
     status: int | None = None
-    _unread: bytes = field(default=b"", repr=False)
 
     def receive(self) -> list[Message]:
         """What it has said by now; at its end, `status` is set."""
-        data = os.read(self.said, MAX_MESSAGE_BYTES)
-        if not data:
+        messages = self.channel.receive_available()
+        if messages is None:
             self.status = os.waitpid(self.pid, 0)[1]
             return []
-        *lines, self._unread = (self._unread + data).split(b"\n")
-        return [parse_message(line) for line in (*lines, *self._too_long())]
+        return messages
 
     def tell(self) -> None:
         """Tell it to end."""
         with suppress(OSError):  # it is gone, or was told so often that the pipe is full
             os.write(self.told, b".")
 
-    def _too_long(self) -> list[bytes]:
-        return [self._unread] if len(self._unread) > MAX_MESSAGE_BYTES else []
 
-
-def launch(size: int, plan: SandboxPlan | None, events: Events, work: Work) -> ExitCode:
+def launch(size: int, plan: SandboxPlan | None, channel: WorkerChannel, work: Work) -> ExitCode:
     """Have `size` processes do the work.
 
     Args:
         size: more than one.
         plan: what this process and each of them is confined to; None leaves all as they are.
-        events: to the supervisor: the walls that stand around every one, then what the first process says.
+        channel: to the supervisor: the walls that stand around every one, then what the first process says.
         work: the work of one process.
 
     Raises:
@@ -107,17 +102,19 @@ def launch(size: int, plan: SandboxPlan | None, events: Events, work: Work) -> E
     for rank in range(size):
         members.append(_fork(ProcessRank(rank, size), members, work))
     if plan is not None:
-        walls = confine(plan, in_own_network=True)
-        events.send(Confined(walls=dict(_common(walls, members))))
-    given = sys.stdin.buffer.read(MAX_ORDER_BYTES + 1)
-    place = rendezvous_dir(parse_order(given).output_dir)
+        sandbox = confine(plan, in_own_network=True)
+        channel.send(Confined(sandbox=_common(sandbox, members)))
+    order = channel.receive()
+    if not isinstance(order, TrainingOrder):
+        raise UsageError(ErrorCode.USAGE, "the supervisor sent no training order")
+    place = rendezvous_dir(order.output_dir)
     place.mkdir(mode=0o700)
     signal.signal(signal.SIGTERM, lambda *_signal: members[0].tell())
     try:
         for member in members:
-            _hand(member, given)
+            _hand(member, order)
         for message in _followed(members):
-            events.send(message)
+            channel.send(message)
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return ExitCode.DONE
@@ -144,16 +141,17 @@ def _fork(seat: ProcessRank, earlier: Sequence[RankProcess], work: Work) -> Rank
     maker = os.getpid()
     pid = os.fork()
     if pid == 0:
-        others = [end for member in earlier for end in (member.order, member.said, member.told)]
-        for descriptor in (order_write, said_read, told_write, *others):
+        for member in earlier:
+            member.channel.close()
+        for descriptor in (order_write, said_read, told_write, *(member.told for member in earlier)):
             os.close(descriptor)
         os.dup2(order_read, sys.stdin.fileno())
         os.close(order_read)
         _listen(told_read)
-        _be_member(seat, maker, Events(said_write), work)
+        _be_member(seat, maker, worker_channel(STDIN, said_write), work)
     for descriptor in (order_read, said_write, told_read):
         os.close(descriptor)
-    return RankProcess(pid, order_write, said_read, told_write)
+    return RankProcess(pid, to_worker_channel(said_read, order_write), told_write)
 
 
 def _listen(told: int) -> None:
@@ -163,44 +161,39 @@ def _listen(told: int) -> None:
     fcntl.fcntl(told, fcntl.F_SETFL, fcntl.fcntl(told, fcntl.F_GETFL) | os.O_ASYNC)
 
 
-def _be_member(seat: ProcessRank, maker: int, events: Events, work: Work) -> NoReturn:
+def _be_member(seat: ProcessRank, maker: int, channel: WorkerChannel, work: Work) -> NoReturn:
     code = ExitCode.BUG
     try:
         privileges.end_with_parent()
         if os.getppid() == maker:
-            code = work(seat, events)
+            code = work(seat, channel)
     finally:
         sys.stderr.flush()
         os._exit(code)  # nothing of the process that this one was copied from is to be wound up
 
 
-def _common(own: Walls, members: Sequence[RankProcess]) -> Walls:
+def _common(own: SandboxReport, members: Sequence[RankProcess]) -> SandboxReport:
     """The walls that stand around every one."""
     reports = [own, *(_first_word(member) for member in members)]
     return {wall: all(report.get(wall, False) for report in reports) for wall in own}
 
 
-def _first_word(member: RankProcess) -> Walls:
+def _first_word(member: RankProcess) -> SandboxReport:
     """The walls it measured; whoever waits for ours limits the time."""
     while member.status is None:
         for message in member.receive():
             if isinstance(message, Confined):
-                return message.walls
+                return message.sandbox
             if isinstance(message, Failed):
                 raise message.as_error()
     raise JobError(ErrorCode.WORKER_DIED, "a process did not confine itself", hint="see job.log")
 
 
-def _hand(member: RankProcess, order: bytes) -> None:
-    """Write the order; a process that is gone is noticed where its messages end."""
-    try:
-        rest = memoryview(order)
-        while rest:
-            rest = rest[os.write(member.order, rest) :]
-    except BrokenPipeError:
-        pass
-    finally:
-        os.close(member.order)
+def _hand(member: RankProcess, order: TrainingOrder) -> None:
+    """Send the order; a process that is gone is noticed where its messages end."""
+    with suppress(JobError):
+        member.channel.send(order)
+    member.channel.close_sending()
 
 
 def _followed(members: Sequence[RankProcess]) -> Iterator[Message]:
@@ -229,7 +222,7 @@ def _followed(members: Sequence[RankProcess]) -> Iterator[Message]:
 def _speaking(members: Sequence[RankProcess], deadline: float | None) -> list[RankProcess]:
     """Those that said something, or ended; none where the deadline passes first."""
     waiting = select.poll()
-    living = {member.said: member for member in members if member.status is None}
+    living = {member.channel.fileno(): member for member in members if member.status is None}
     for descriptor in living:
         waiting.register(descriptor, select.POLLIN)
     left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000

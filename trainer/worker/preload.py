@@ -14,9 +14,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from trainer.ipc.worker_messages import MAX_ORDER_BYTES, MODEL_READY, Preparation, TrainingOrder, parse_preparation
+from trainer.ipc.worker_messages import Preparation, TrainingOrder
 from trainer.training.stopwatch import Stopwatch
 from trainer.worker.environment import take_environment
 
@@ -38,19 +38,19 @@ class Preloader:
 
     def __init__(self, preparation: Preparation) -> None:
         self._preparation = preparation
+        self._loader: Loader | None = None
         self._model: PreloadedModel | None = None
         self._watch = Stopwatch()
 
-    def preload(self, orders: IO[bytes]) -> None:
-        """Import, wait until the base model is on disk, load it.
-
-        Args:
-            orders: stdin: the line that says that the model is there, then the order, which is left unread.
-        """
+    def import_stack(self) -> None:
+        """Import the training stack."""
         take_environment(scratch_dir(self._preparation.output_dir))
-        loader = self._attempt(lambda: _import_stack(self._preparation))
-        model_is_ready = orders.readline(len(MODEL_READY)) == MODEL_READY
-        if loader is not None and model_is_ready:
+        self._loader = self._attempt(lambda: _import_stack(self._preparation))
+
+    def load_model(self) -> None:
+        """Load the base model, which is on disk now."""
+        loader = self._loader
+        if loader is not None:
             self._model = self._attempt(lambda: _load(loader, self._preparation))
 
     def _attempt(self, work: Callable[[], _Result]) -> _Result | None:
@@ -71,17 +71,6 @@ class Preloader:
         model = self._model
         is_same_run = (order.spec, order.model_dir) == (self._preparation.spec, self._preparation.model_dir)
         return loader if model is None or not is_same_run or loader.name != model.name else model
-
-
-def preload(orders: IO[bytes]) -> Preloader:
-    """Read a preparation from stdin and carry it out.
-
-    Raises:
-        UsageError: not a preparation.
-    """
-    preloader = Preloader(parse_preparation(orders.readline(MAX_ORDER_BYTES + 1)))
-    preloader.preload(orders)
-    return preloader
 
 
 def scratch_dir(output_dir: Path) -> Path:

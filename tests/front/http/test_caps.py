@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import subprocess
@@ -156,7 +157,8 @@ def test_concurrent_requests(front: Any) -> None:
 def test_ends_with_its_supervisor(start_front: Any) -> None:
     front = start_front()
     assert isinstance(front.ready, Ready)
-    front.channel._sock.shutdown(socket.SHUT_RDWR)
+    with socket.socket(fileno=os.dup(front.channel.fileno())) as supervisor:
+        supervisor.shutdown(socket.SHUT_RDWR)
     assert front.process.wait(10) == 0
 
 

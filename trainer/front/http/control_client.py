@@ -11,10 +11,13 @@ from collections.abc import Callable
 from typing import Final, Self
 
 from trainer.errors import ErrorCode
-from trainer.exchange.limits import MAX_MESSAGE_BYTES, Limits
+from trainer.exchange.limits import Limits
 from trainer.front.http.answers import Refusal
 from trainer.front.http.event_feed import EventFeed
+from trainer.ipc.channel import MessageDecoder
 from trainer.ipc.front_messages import (
+    FROM_FRONT,
+    TO_FRONT,
     DeletionReady,
     EvidenceReply,
     EvidenceRequest,
@@ -27,8 +30,6 @@ from trainer.ipc.front_messages import (
     SupervisorMessage,
     TokenHash,
     UploadReady,
-    encode_message,
-    parse_supervisor_message,
 )
 from trainer.models import Phase, Status
 
@@ -41,6 +42,8 @@ EVIDENCE_ERRORS: Final = (
     ErrorCode.INTERNAL,
 )
 """Why there may be no evidence, as strangers are told; the supervisor's other codes become the last of these."""
+
+_READ_BYTES: Final = 1 << 16
 
 
 class ControlClient:
@@ -76,7 +79,7 @@ class ControlClient:
     @classmethod
     async def over(cls, sock: socket.socket, limits: Limits) -> Self:
         """A link over a connected socket."""
-        reader, writer = await asyncio.open_unix_connection(sock=sock, limit=MAX_MESSAGE_BYTES)
+        reader, writer = await asyncio.open_unix_connection(sock=sock)
         return cls(reader, writer, limits)
 
     async def send(self, message: FrontMessage) -> None:
@@ -85,7 +88,7 @@ class ControlClient:
         Raises:
             ConnectionError: it is gone.
         """
-        self._writer.write(encode_message(message))
+        self._writer.write(FROM_FRONT.encode(message))
         await self._writer.drain()
 
     async def run(self) -> None:
@@ -94,19 +97,21 @@ class ControlClient:
         Raises:
             JobError: it said something that is no message.
         """
+        decoder = MessageDecoder(TO_FRONT)
         try:
-            while line := await self._next_line():
-                message = parse_supervisor_message(line)
-                if isinstance(message, Shutdown):
-                    return
-                self._take(message)
+            while block := await self._read_block():
+                decoder.feed(block)
+                while (message := decoder.next_message()) is not None:
+                    if isinstance(message, Shutdown):
+                        return
+                    self._take(message)
         finally:
             self.feed.close()
 
-    async def _next_line(self) -> bytes:
+    async def _read_block(self) -> bytes:
         try:
-            return await self._reader.readline()
-        except (ConnectionError, ValueError):  # ValueError: a line beyond the limit
+            return await self._reader.read(_READ_BYTES)
+        except ConnectionError:
             return b""
 
     def _take(self, message: SupervisorMessage) -> None:

@@ -1,0 +1,42 @@
+"""Entry point of the fetch process, `python -m trainer.fetch`: one order on stdin, one report on stdout.
+
+The supervisor may open no socket, so this process brings the base model in. It confines itself before it reads the
+first byte, and ends after its report.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from trainer.errors import TrainerError
+from trainer.fetch.base_model import HUB_VARIABLES, STAGING, fetch_model
+from trainer.ipc.channel import STDIN
+from trainer.ipc.fetch_messages import Fetched, FetchFailed, fetch_channel
+from trainer.sandbox.confine import confine
+
+
+def main() -> int:
+    """Carry out the order that comes on stdin; returns the exit status."""
+    # The channel gets the real stdout; from here on, whatever libraries print goes to the private log.
+    sys.stdout.flush()
+    channel = fetch_channel(STDIN, os.dup(1))
+    os.dup2(2, 1)
+    if (order := channel.receive()) is None:
+        return 1  # the supervisor ended before it sent an order
+    if order.plan is not None:
+        confine(order.plan)
+    into = Path(order.into)
+    os.environ.update(HUB_VARIABLES, HF_HOME=str(into / STAGING))
+    try:
+        fetch_model(order.model, Path(order.base_dir), into)
+    except TrainerError as error:
+        channel.send(FetchFailed.of(error))
+    else:
+        channel.send(Fetched())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The messages between supervisor and fetch process: one order, then how it ended."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, TypeAdapter
+
+from trainer.error_document import ErrorDocument
+from trainer.errors import ErrorCode, UnavailableError, UsageError
+from trainer.ipc.channel import Channel, ChannelMessage, MessageFormat
+from trainer.sandbox.plan import SandboxPlan
+from trainer.spec import ModelSection
+
+_Directory = Annotated[str, Field(max_length=4096)]
+
+
+class FetchOrder(ChannelMessage):
+    """Which files to bring, and where to.
+
+    Attributes:
+        model: the job spec's section: hub id or path, revision, and the SHA-256 of each file.
+        base_dir: directory that a relative path of a local model is relative to.
+        into: existing directory on the private tmpfs that gets the files.
+        plan: what the process confines itself to before it reads the first byte; None (tests) for nothing.
+    """
+
+    kind: Literal["fetch-order"] = "fetch-order"
+    model: ModelSection
+    base_dir: _Directory
+    into: _Directory
+    plan: SandboxPlan | None = None
+
+
+class Fetched(ChannelMessage):
+    """Every file is in place, and each has the digest that the job spec states."""
+
+    kind: Literal["fetched"] = "fetched"
+
+
+class FetchFailed(ErrorDocument, ChannelMessage):
+    """The model could not be brought. The texts hold file names and digests only."""
+
+    kind: Literal["fetch-failed"] = "fetch-failed"
+
+
+FetchReport = Fetched | FetchFailed
+
+TO_FETCH: Final[MessageFormat[FetchOrder]] = MessageFormat(
+    TypeAdapter(FetchOrder), 4 << 20, "the supervisor", UsageError, ErrorCode.USAGE
+)
+FROM_FETCH: Final[MessageFormat[FetchReport]] = MessageFormat(
+    TypeAdapter(Annotated[FetchReport, Field(discriminator="kind")]),
+    64 << 10,
+    "the process that fetches the base model",
+    UnavailableError,
+    ErrorCode.MODEL_UNAVAILABLE,
+)
+
+
+def fetch_channel(reading: int, writing: int) -> Channel[FetchOrder, FetchReport]:
+    """Returns the fetch process's end: sends `FetchReport`, receives `FetchOrder`."""
+    return Channel(reading, writing, incoming=TO_FETCH, outgoing=FROM_FETCH)
