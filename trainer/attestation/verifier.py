@@ -1,6 +1,7 @@
-"""The appraisal: evidence, collateral, policy and one clock in; one result with every check in it out.
+"""The appraisal: from evidence, collateral, policy and a time to one result that contains every check.
 
-Read `appraise` first. Each check is recorded at the place that carries its tag, such as `check 08`.
+Read `appraise` first, then the module of the check in question: a check is defined next to the function that
+judges it, and `catalogue` lists all of them with the module of each.
 """
 
 from __future__ import annotations
@@ -40,33 +41,39 @@ def appraise(
     gpu_root_sha256: str = NVIDIA_ROOT_SHA256,
     gpu_rim_root_sha256: str = NVIDIA_RIM_ROOT_SHA256,
 ) -> AttestationResult:
-    """Judge evidence that a dataset may be sealed to.
+    """Judge evidence of a job that a dataset may be sealed to.
 
     Records every check of `catalogue.DATASET_CHECKS`. A failed check does not stop the others; one with nothing
     left to look at is `not-reached`, which fails the appraisal as well.
 
     Args:
-        evidence: what the job shows.
-        collateral: what is known of its platform: `QuoteCollateralV3` in JSON.
-        policy: what the provider demands.
-        nonce: what this provider asked with.
-        now: Unix seconds; the only clock.
-        peer_spki_sha256: digest of the TLS key that the evidence came from; None if it came as a file.
-        nonce_unused: whether the nonce was never used for other evidence, as far as the caller keeps a record of
-            nonces; None if it keeps none.
-        endorsements: what was fetched about fresh GPU reports, where the policy names a service for it; what the
-            policy holds itself is taken from there.
-        gpu_root_sha256: fingerprint of the root that vouches for GPUs; another than NVIDIA's is for tests.
-        gpu_rim_root_sha256: fingerprint of the root that vouches for GPUs' reference values; likewise.
+        evidence: the evidence of the job.
+        collateral: Intel's statements about its platform: `QuoteCollateralV3` in JSON.
+        policy: the reference values of the provider.
+        nonce: the nonce of this provider's request.
+        now: Unix seconds; the only time that anything is compared with.
+        peer_spki_sha256: digest of the TLS key that served the evidence; None if it came as a file.
+        nonce_unused: whether the caller's record of nonces shows that the nonce was not used for other evidence;
+            None if the caller keeps no record.
+        endorsements: what was fetched about fresh GPU reports, where the policy names a service for it; documents
+            in the policy itself take precedence.
+        gpu_root_sha256: fingerprint of the root that certifies GPUs; another than NVIDIA's is for tests.
+        gpu_rim_root_sha256: fingerprint of the root that certifies GPUs' reference values; likewise.
+
+    Returns:
+        The result, a pass or not: the caller must call `require_pass` before it relies on it.
 
     Raises:
         VerificationError: the evidence is for another purpose than to be sealed to.
         UsageError: the policy demands reference values, and the libraries that read them are not installed.
     """
     claims, ledger = _dataset_claims(evidence), Ledger(DATASET_CHECKS)
-    known = endorsements_of(policy.gpu, fetched=endorsements)
-    # Asked about the claims' nonce, which check 37 compares with the provider's: a wrong one gets one answer.
-    question = GpuReportContext(gpu_nonce(claims.nonce), now, gpu_root_sha256, known, gpu_rim_root_sha256)
+    gpu_endorsements = endorsements_of(policy.gpu, fetched=endorsements)
+    # GPU reports are compared with the nonce in the claims, and `nonce` compares that one with the provider's: a
+    # wrong nonce then fails one check and not two.
+    context = GpuReportContext(
+        gpu_nonce(claims.nonce), now, gpu_root_sha256, gpu_endorsements, gpu_rim_root_sha256
+    )
     quote = judge_quote(ledger, evidence.quote, collateral, policy, now)
     events = judge_app(ledger, evidence, claims, quote.td, policy)
     judge_binding(ledger, claims, quote.td, nonce, peer_spki_sha256)
@@ -74,7 +81,7 @@ def appraise(
     judge_time(ledger, claims, policy, now)
     judge_job(ledger, claims, policy)
     judge_gpu_boot(ledger, claims, evidence.gpu, events, policy)
-    chains = judge_gpu_reports(ledger, evidence.gpu.fresh, policy.gpu, question)
+    chains = judge_gpu_reports(ledger, evidence.gpu.fresh, policy.gpu, context)
     return AttestationResult(
         checks=ledger.checks(),
         claims=claims,
@@ -99,11 +106,12 @@ def _dataset_claims(evidence: Evidence) -> DatasetClaims:
 
 
 def _expiry(claims: DatasetClaims, policy: Policy, quote: QuoteFindings, chains: Sequence[Chain], now: int) -> int:
-    """Until when claims, the policy's patience, the collateral and the GPUs' certificates all hold."""
-    oldest = min(claims.issued_at, now) + policy.freshness.max_age_seconds
-    collateral = now if quote.valid_until is None else quote.valid_until
-    ends = [int(each.not_valid_after_utc.timestamp()) for chain in chains for each in chain]
-    return min(claims.expires_at, oldest, collateral, *ends)
+    """Return the Unix time at which the first of claims, freshness, collateral and GPU certificates expires."""
+    # Claims from the near future are accepted (clock skew), but do not extend the time.
+    stale_at = min(claims.issued_at, now) + policy.freshness.max_age_seconds
+    collateral_end = now if quote.valid_until is None else quote.valid_until
+    gpu_ends = [int(certificate.not_valid_after_utc.timestamp()) for chain in chains for certificate in chain]
+    return min(claims.expires_at, stale_at, collateral_end, *gpu_ends)
 
 
 def appraise_receipt(
@@ -115,7 +123,7 @@ def appraise_receipt(
     policy: Policy,
     now: int,
 ) -> tuple[Check, ...]:
-    """Judge the evidence beside a receipt: did the VM that was appraised before sealing make this statement?
+    """Judge the evidence beside a receipt: whether the VM that was appraised before sealing made this statement.
 
     Records every check of `catalogue.RECEIPT_CHECKS`. The receipt is valid only if every check is acceptable.
 
@@ -124,8 +132,11 @@ def appraise_receipt(
         statement: the signed statement's bytes (the DSSE payload).
         earlier: the result that the dataset was sealed to.
         collateral: as in `appraise`.
-        policy: as in `appraise`; of it, only trust root and TCB section matter here.
-        now: Unix seconds; when the collateral must be in date. The time of the earlier appraisal will do.
+        policy: as in `appraise`; only its trust root and its section `tcb` are used here.
+        now: Unix seconds at which the collateral must be in date; may be the time of the earlier appraisal.
+
+    Returns:
+        Every check of `catalogue.RECEIPT_CHECKS`, in order.
 
     Raises:
         VerificationError: the evidence is for another purpose.

@@ -1,1 +1,1 @@
-"""The result of an appraisal: its type, its record, and its presentation as EAR, text and HTML."""
+"""The result of an appraisal: its type, its record on disk, and its forms as EAR, text and HTML."""

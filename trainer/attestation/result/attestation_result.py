@@ -1,4 +1,4 @@
-"""The attestation result: the only ticket to sealing, and only an appraisal can make one."""
+"""The attestation result: sealing accepts nothing else, and only an appraisal can make one."""
 
 from __future__ import annotations
 
@@ -11,34 +11,35 @@ from trainer.attestation.tdx.td_report import TdReport
 from trainer.errors import ErrorCode, VerificationError
 
 CLOCK_SKEW_SECONDS: Final = 300
-"""How far two honest clocks may lie apart."""
+"""The accepted difference between two honest clocks."""
 
 Status = Literal["pass", "fail"]
 
 
 class _Appraiser:
-    """Whoever holds the one instance may make results."""
+    """The type of `APPRAISER`, the token that the constructor of a result demands."""
 
 
 APPRAISER: Final = _Appraiser()
-"""For `verifier` alone."""
+"""For use in `verifier` only. It protects against mistakes of other modules, not against hostile code."""
 
 
 @dataclass(frozen=True)
 class AttestationResult:
-    """What one appraisal of one piece of evidence came to. Times in Unix seconds.
+    """The outcome of one appraisal of one piece of evidence. Times in Unix seconds.
 
     Attributes:
         checks: every check of `appraise`, in order.
-        claims: what the job says of itself; worth something only if the result is a pass.
-        recipient: age recipient to seal to, the one that the policy chose.
+        claims: the job's claims; to be believed only if the result is a pass.
+        recipient: the age recipient to seal to, chosen by the policy.
         td: the TD report; None where the quote could not be read.
         compose_sha256: digest of the compose text's exact bytes.
-        policy_sha256: digest of the policy that it was judged by.
-        appraised_at: when.
-        expires_at: until when a dataset may be sealed on the strength of it.
-        nonce: what was asked with.
-        peer_spki_sha256: digest of the TLS key that the evidence came from; None where it came as a file.
+        policy_sha256: digest of the policy that the evidence was judged by.
+        appraised_at: time of the appraisal.
+        expires_at: time until which a dataset may be sealed under this result.
+        nonce: the nonce of the request.
+        peer_spki_sha256: digest of the TLS key that served the evidence; None where it came as a file.
+        appraiser: `APPRAISER`; not kept.
     """
 
     checks: tuple[Check, ...]
@@ -62,19 +63,19 @@ class AttestationResult:
 
     @property
     def status(self) -> Status:
-        """`pass` if every check was affirmed or not demanded."""
+        """`pass` if every check was affirmed or not demanded, and there is at least one."""
         return "pass" if self.checks and all(check.acceptable for check in self.checks) else "fail"
 
     @property
     def failed(self) -> tuple[Check, ...]:
-        """The checks that keep it from being a pass."""
+        """The checks that keep the result from being a pass."""
         return tuple(check for check in self.checks if not check.acceptable)
 
     def check(self, code: str) -> Check:
-        """The check of that code.
+        """Return the outcome of the check with this code.
 
         Raises:
-            KeyError: there is none.
+            KeyError: the appraisal has no such check.
         """
         for check in self.checks:
             if check.code == code:
@@ -83,16 +84,16 @@ class AttestationResult:
 
     @property
     def job_spec_sha256(self) -> str:
-        """Digest of the job spec that the job runs."""
+        """Digest of the job spec, as claimed."""
         return self.claims.job_spec_sha256
 
     @property
     def receipt_key(self) -> bytes:
-        """DER SubjectPublicKeyInfo of the key that will sign the receipt."""
+        """The key that will sign the receipt, as claimed: DER SubjectPublicKeyInfo."""
         return bytes.fromhex(self.claims.receipt_key)
 
     def require_pass(self, now: int) -> None:
-        """Go on only if this is a pass and still valid at `now`.
+        """Return only if this is a pass and still valid at `now` (Unix seconds).
 
         Raises:
             VerificationError: `verification-failed` with the failed checks, or `attestation-expired`.

@@ -1,8 +1,8 @@
 """The outcome of an appraisal in the terms of the IETF: an EAT Attestation Result (EAR) in JSON.
 
-Every check counts towards one trustworthiness claim of one submodule; the table below says which. Whoever knows
-EAR reads tiers and vectors; whoever knows this project reads `status`, `checks` and `results`. Nothing here is
-signed: it is what the appraisal on this machine came to.
+Every check counts towards one trustworthiness claim of one submodule, which its definition names. Tools that know
+EAR read tiers and vectors; tools made for this project read `status`, `checks` and `results`. The document is not
+signed: it is the outcome of an appraisal on this machine.
 
 Sources: draft-ietf-rats-ear-02 (names and profile), draft-ietf-rats-ar4si-09 (claims and their values).
 """
@@ -29,11 +29,11 @@ DEVELOPER: Final = "confidential-trainer"
 BUILD: Final = f"trainer {__version__}"
 VERIFIER_ID: Final = "ear.verifier-id"
 EXTENSION: Final = "confidential-trainer.appraisal"
-"""Our own claims beside the five that scripts find at the top."""
+"""Key of this project's further claims."""
 
 
 class TrustValue(IntEnum):
-    """Values of a claim; each means the same for all claims above."""
+    """Values of a trustworthiness claim, as AR4SI numbers them; each means the same for every claim."""
 
     NONE = 0
     AFFIRMING = 2
@@ -43,7 +43,7 @@ class TrustValue(IntEnum):
 
 
 class Tier(StrEnum):
-    """AR4SI's four answers."""
+    """AR4SI's four trustworthiness tiers."""
 
     NONE = "none"
     AFFIRMING = "affirming"
@@ -64,10 +64,10 @@ CODES_BY_CLAIM: Final[Mapping[tuple[Submodule, TrustClaim], tuple[str, ...]]] = 
 
 
 def ear_document(result: AttestationResult) -> dict[str, JsonValue]:
-    """The outcome as JSON values: what `trainer verify --json` prints, and what a record keeps.
+    """Return the result as JSON values: the output of `trainer verify --json`, and part of a record.
 
-    `status`, `checks`, `recipient`, `expires_at` and `results` stand at the top, for scripts; more of our own is
-    in `EXTENSION`. All else is EAR. Times in Unix seconds.
+    For scripts, `status`, `checks`, `recipient`, `expires_at` and `results` are top-level keys; `EXTENSION` holds
+    further values of this project. Everything else is EAR. Times in Unix seconds.
     """
     return {
         "eat_profile": EAT_PROFILE,
@@ -88,7 +88,7 @@ def ear_document(result: AttestationResult) -> dict[str, JsonValue]:
 
 
 def policy_urn(sha256: str) -> str:
-    """The name of a policy in an EAR."""
+    """Return the name of a policy in an EAR, from its digest."""
     return f"urn:confidential-trainer:policy:sha256:{sha256}"
 
 
@@ -115,16 +115,20 @@ def _extension(result: AttestationResult) -> dict[str, JsonValue]:
 
 
 def vectors(checks: Sequence[Check]) -> dict[Submodule, dict[TrustClaim, TrustValue]]:
-    """Submodule → claim → value, from the states of the checks that count towards it."""
-    found = {check.code: check for check in checks}
+    """Return submodule → claim → value, from the states of the checks that count towards each claim."""
+    by_code = {check.code: check for check in checks}
     collected: dict[Submodule, dict[TrustClaim, TrustValue]] = {name: {} for name in Submodule}
     for (submodule, claim), codes in CODES_BY_CLAIM.items():
-        collected[submodule][claim] = _value([found[code] for code in codes if code in found])
+        collected[submodule][claim] = _value([by_code[code] for code in codes if code in by_code])
     return collected
 
 
 def _value(checks: Sequence[Check]) -> TrustValue:
-    """One claim's value: the worst that its checks say; what nobody looked at affirms nothing."""
+    """Return the value of one claim: that of its worst check.
+
+    A contraindicated check decides before one that was not reached. A claim without an affirmed check is NONE, so
+    a policy that leaves everything open affirms nothing.
+    """
     states = {check.state for check in checks}
     if CheckState.CONTRAINDICATED in states:
         failed = [DEFINITIONS[check.code] for check in checks if check.state is CheckState.CONTRAINDICATED]
@@ -136,7 +140,7 @@ def _value(checks: Sequence[Check]) -> TrustValue:
 
 
 def _tolerated(check: Check) -> bool:
-    """Whether the policy accepts a platform that Intel does not call up to date."""
+    """Return whether the policy accepted a TCB status other than UpToDate."""
     return check.code == TCB_STATUS.code and check.found != "UpToDate"
 
 
@@ -147,7 +151,7 @@ def submodule_of(check: Check) -> Submodule | None:
 
 
 def submodule_tier(name: Submodule, checks: Sequence[Check]) -> Tier:
-    """The tier of one submodule; `none` where nothing was affirmed, or a check was not reached."""
+    """Return the tier of one submodule; `none` where nothing was affirmed, or a check was not reached."""
     worst = max(vectors(checks)[name].values())
     if worst >= TrustValue.CONTRAINDICATED:
         return Tier.CONTRAINDICATED
@@ -165,7 +169,10 @@ _TIERS: Final = {
 
 
 def overall_tier(result: AttestationResult) -> Tier:
-    """The tier of the whole: never better than our own verdict, as a check that nobody reached fails it, too."""
+    """Return the tier of the result: contraindicated unless it is a pass.
+
+    A check that was not reached leaves its submodule's tier at `none`, but fails the appraisal.
+    """
     if result.status != "pass":
         return Tier.CONTRAINDICATED
     tiers = {submodule_tier(name, result.checks) for name in Submodule}

@@ -1,4 +1,4 @@
-"""Checks in words and groups for people: what the terminal's table and the HTML page share."""
+"""Checks in words and groups for people, for the table on the terminal and for the HTML page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SYMBOLS: Final[Mapping[CheckState, str]] = {
     CheckState.NOT_DEMANDED: "–",  # noqa: RUF001 - a dash, as wide as the other symbols
     CheckState.NOT_REACHED: "?",
 }
-"""One character for each state, so that it can be told without colours."""
+"""One character for each state, so that the states can be distinguished without colours."""
 
 WORDS: Final[Mapping[CheckState, str]] = {
     CheckState.AFFIRMED: "affirmed",
@@ -37,7 +37,7 @@ TITLES: Final[Mapping[Submodule, str]] = {
 }
 
 RECEIPT_TITLE: Final = "Receipt"
-"""Of checks that belong to no submodule: those that only a receipt has."""
+"""Title of the group of checks that only a receipt has, which belong to no submodule."""
 
 NOT_COVERED: Final = (
     "side channels of the CPU's and GPU's protection, beyond what the platform's TCB status says of them",
@@ -45,12 +45,12 @@ NOT_COVERED: Final = (
     "whether the code is good: it is the code that the policy accepts, and only a review says more",
     "that the operator keeps the job running: anyone who holds the machine can switch it off",
 )
-"""What a pass does not say."""
+"""What a pass does not show."""
 
 
 @dataclass(frozen=True)
 class CheckGroup:
-    """Checks that are shown together. `submodule` is None for checks that only a receipt has."""
+    """Checks that are shown together; `submodule` is None for checks that only a receipt has."""
 
     submodule: Submodule | None
     title: str
@@ -58,7 +58,7 @@ class CheckGroup:
 
 
 def grouped(checks: Sequence[Check]) -> tuple[CheckGroup, ...]:
-    """The checks by submodule, in the order of the story; groups without checks are left out."""
+    """Return the checks by submodule, in the order of `TITLES`, without empty groups."""
     by_submodule: dict[Submodule | None, list[Check]] = {}
     for check in checks:
         by_submodule.setdefault(submodule_of(check), []).append(check)
@@ -71,7 +71,7 @@ def grouped(checks: Sequence[Check]) -> tuple[CheckGroup, ...]:
 
 
 def explanation(check: Check) -> tuple[tuple[str, str], ...]:
-    """What a person needs to know of a check that failed: label and text, printable."""
+    """Return the explanation of a failed check as pairs of label and printable text, without empty ones."""
     definition = DEFINITIONS.get(check.code)  # None for the checks of a receipt's own files
     parts = (
         ("expected", check.expected),
@@ -84,18 +84,18 @@ def explanation(check: Check) -> tuple[tuple[str, str], ...]:
 
 
 def summary(checks: Sequence[Check]) -> str:
-    """How many checks ended in which state, such as `60 affirmed, 9 not demanded`."""
+    """Return how many checks ended in each state, such as `60 affirmed, 9 not demanded`."""
     counts = Counter(check.state for check in checks)
     return ", ".join(f"{counts[state]} {word}" for state, word in WORDS.items() if counts[state])
 
 
 def utc(seconds: int) -> str:
-    """Unix seconds as a person reads them."""
+    """Return Unix seconds as a date and time in UTC for people."""
     return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def shortened(text: str, length: int) -> str:
-    """`text` in at most `length` characters, the middle left out: digests are told apart by both ends."""
+    """Return `text` in at most `length` characters, the middle left out: people compare both ends of a digest."""
     if len(text) <= length:
         return text
     tail = (length - 1) // 3

@@ -1,9 +1,9 @@
-"""The saved result: everything that one appraisal judged, so that anyone can judge it again, anywhere, offline.
+"""The saved result: everything that one appraisal judged, so that it can be repeated anywhere, offline.
 
-A record is data, not authority. Loading it appraises its evidence at the recorded time and refuses it if the
-recorded outcome is another: writing `pass` into a file opens nothing. What a record cannot show is whose policy it
-holds, who drew its nonce and which TLS key was seen: compare `Record.policy` with the one that is meant where the
-file has been out of the provider's hands.
+A record has no authority. Loading it appraises its evidence again, at the recorded time, and refuses the record if
+the outcome differs: writing `pass` into the file changes nothing. Four things in a record cannot be checked
+again: whose policy it holds, who drew the nonce, whether the nonce was unused, and which TLS key served the
+evidence. If the file was out of the provider's hands, compare `Record.policy` with the intended policy.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class _RecordDocument(Strict):
     peer_spki_sha256: Sha256Hex | None
     appraised_at: UnixTime
     result: dict[str, JsonValue]
-    """The outcome, for people and scripts to read; never believed."""
+    """The outcome, for people and scripts to read; loading compares it and never relies on it."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One appraisal: outcome, and everything that it judged. A loaded record was just appraised again."""
+    """One appraisal: its outcome, and everything that it judged. Loading a record repeats the appraisal."""
 
     result: AttestationResult
     evidence: Evidence
@@ -61,23 +61,23 @@ def make_record(
     policy: Policy,
     endorsements: GpuEndorsements = NO_ENDORSEMENTS,
 ) -> Record:
-    """Keep together what an appraisal judged and what it came to.
+    """Make the record of an appraisal.
 
     Args:
         result: the outcome.
-        evidence: what was judged.
-        collateral: the collateral that it was judged with.
+        evidence: the evidence that was judged.
+        collateral: the collateral that the quote was verified with.
         policy: the policy that it was judged by.
-        endorsements: what the GPUs were judged with.
+        endorsements: the endorsements that the GPUs were judged with.
     """
     return Record(result, evidence, collateral, policy, endorsements)
 
 
 def save_record(record: Record) -> bytes:
-    """The record's bytes: canonical JSON.
+    """Return the record as canonical JSON.
 
     Raises:
-        VerificationError: the collateral is not text; only a failed appraisal can have such.
+        VerificationError: the collateral is not text, which only a failed appraisal can have.
     """
     result = record.result
     document = _RecordDocument(
@@ -105,13 +105,13 @@ def _text(collateral: bytes) -> str:
 
 
 def _nonce_unused(result: AttestationResult) -> bool | None:
-    """What the appraisal was told of the nonce: only the machine that drew it knows, so the record keeps it."""
+    """Return the `nonce_unused` of the appraisal: only the machine that drew the nonce has a record of its use."""
     state = result.check(NONCE_UNUSED.code).state
     return None if state is CheckState.NOT_DEMANDED else state is CheckState.AFFIRMED
 
 
 def is_record(data: bytes) -> bool:
-    """Whether these bytes are meant as a record, and not as bare evidence; says nothing about what they hold."""
+    """Return whether these bytes have the keys of a record, and not of bare evidence; validates nothing else."""
     try:
         document = parse_json(data)
     except ValueError:
@@ -123,13 +123,13 @@ def load_record(data: bytes) -> Record:
     """Read a record and appraise its evidence again, at the recorded time.
 
     Raises:
-        VerificationError: not a record, or its outcome is not what its evidence gives.
+        VerificationError: not a record, or the appraisal has another outcome than the recorded one.
     """
     return _confirmed(_parse(data))
 
 
 def _confirmed(document: _RecordDocument) -> Record:
-    """The record, if appraising anew comes to what is written in it."""
+    """Repeat the appraisal of a record and return it if the outcome is the recorded one."""
     record = _appraised(
         document.evidence,
         document.collateral.encode(),
@@ -137,13 +137,13 @@ def _confirmed(document: _RecordDocument) -> Record:
         document.policy,
         _Occasion(document.nonce, document.nonce_unused, document.peer_spki_sha256, document.appraised_at),
     )
-    anew, recorded = ear_document(record.result), document.result
-    # Another build of this tool may come to the same: which one wrote the record is all that may differ.
-    if {**recorded, VERIFIER_ID: None} != {**anew, VERIFIER_ID: None}:
+    repeated, recorded = ear_document(record.result), document.result
+    # Only the build may differ: another version of this tool may have written the record.
+    if {**recorded, VERIFIER_ID: None} != {**repeated, VERIFIER_ID: None}:
         raise VerificationError(
             ErrorCode.VERIFICATION_FAILED,
             "the record's result is not what its evidence gives",
-            expected=f"{anew['status']}, as just appraised by {BUILD}",
+            expected=f"{repeated['status']}, as just appraised by {BUILD}",
             found=f"{_status(recorded)}, as recorded",
             hint="verify the job again",
         )
@@ -156,16 +156,16 @@ def _status(recorded: dict[str, JsonValue]) -> str:
 
 
 def reappraise(record: Record, *, now: int, policy: Policy | None = None, nonce: str | None = None) -> Record:
-    """Judge what a record holds as of another time, or by another policy.
+    """Appraise a record's evidence as of another time, or under another policy.
 
-    Collateral is the recorded one, unless `policy` brings its own: nothing has to be fetched. Whether the nonce
-    was unused, and which TLS key was seen, stays as recorded: nobody can find that out later.
+    The recorded collateral is used unless `policy` contains some: nothing is fetched. Whether the nonce was
+    unused, and which TLS key served the evidence, stay as recorded, as they cannot be found out later.
 
     Args:
         record: the record.
         now: Unix seconds.
-        policy: what to judge by; None for the recorded policy.
-        nonce: what the evidence must answer; None for the recorded nonce.
+        policy: the policy to judge by; None for the recorded policy.
+        nonce: the nonce that the evidence must have; None for the recorded nonce.
     """
     before = record.result
     own = policy.collateral if policy is not None else None
@@ -180,7 +180,7 @@ def reappraise(record: Record, *, now: int, policy: Policy | None = None, nonce:
 
 @dataclass(frozen=True)
 class _Occasion:
-    """What the verifier's side adds to an appraisal; `now` in Unix seconds."""
+    """The inputs of an appraisal that are not documents; `now` in Unix seconds."""
 
     nonce: str
     nonce_unused: bool | None
@@ -191,7 +191,7 @@ class _Occasion:
 def _appraised(
     evidence: Evidence, collateral: bytes, endorsements: GpuEndorsements, policy: Policy, occasion: _Occasion
 ) -> Record:
-    """The one place that appraises what a record holds."""
+    """Appraise the documents of a record and return the record with the new result."""
     result = appraise(
         evidence,
         collateral=collateral,

@@ -1,7 +1,7 @@
-"""The result of an appraisal as one HTML page, for people: to read, to print, to keep.
+"""The result of an appraisal as one HTML page, to read, print and archive.
 
-The page stands alone: its style is inside, there is no script, and its content security policy forbids to fetch
-anything. Every text that comes from evidence is made printable and escaped.
+The page is self-contained: its style is inside, it has no script, and its content security policy forbids every
+request. Texts from evidence are attacker-controlled: each is made printable and escaped.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from trainer.attestation.tdx.tcb_checks import TCB_ADVISORIES, TCB_STATUS
 from trainer.encoding import printable
 
 LONG_VALUE: Final = 260
-"""Characters from which on a value is folded away behind its two ends."""
+"""Values of more characters are folded: the page shows their two ends, and the rest on demand."""
 
 Facts = Iterable[tuple[str, str]]
 
 
 def render_page(record: Record) -> str:
-    """The page as one HTML document."""
+    """Return the page as one HTML document."""
     result = record.result
     parts = (
         _verdict(result),
@@ -67,7 +67,7 @@ def _footer(result: AttestationResult) -> str:
 
 
 def content_security_policy() -> str:
-    """What the page may load: its own style and nothing else."""
+    """Return the page's content security policy: it allows the page's own style, by digest, and nothing else."""
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
 
@@ -146,12 +146,12 @@ def _found(result: AttestationResult, definition: CheckDefinition) -> str:
 
 
 def _value(text: str) -> str:
-    """A value as HTML; a very long one behind its two ends."""
-    whole = escape(printable(text))
+    """Return a value as HTML; one longer than `LONG_VALUE` is folded."""
+    full = escape(printable(text))
     if len(text) <= LONG_VALUE:
-        return f'<span class="value">{whole}</span>'
+        return f'<span class="value">{full}</span>'
     ends = escape(printable(shortened(text, 32)))
-    return f'<details><summary class="value">{ends}</summary><span class="value">{whole}</span></details>'
+    return f'<details><summary class="value">{ends}</summary><span class="value">{full}</span></details>'
 
 
 def _failures(result: AttestationResult) -> str:
@@ -162,8 +162,8 @@ def _failures(result: AttestationResult) -> str:
 
 
 def _failure(check: Check) -> str:
-    told = {"expected", "found"}  # values; the rest is prose
-    parts = ((label, _value(text) if label in told else escape(text)) for label, text in explanation(check))
+    values = {"expected", "found"}  # the other parts are prose
+    parts = ((label, _value(text) if label in values else escape(text)) for label, text in explanation(check))
     rows = "".join(f"<dt>{label}</dt><dd>{text}</dd>" for label, text in parts)
     title = f"{SYMBOLS[check.state]} {escape(check.code)}: {escape(check.title)}"
     return f'<div class="failure"><h3>{title}</h3><dl>{rows}</dl></div>'

@@ -1,4 +1,4 @@
-"""The style of the attestation page: light and dark, screen and paper, no fonts or pictures from elsewhere."""
+"""The style sheet of the attestation page: light and dark, screen and print, no external fonts or images."""
 
 from __future__ import annotations
 

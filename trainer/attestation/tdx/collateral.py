@@ -1,4 +1,4 @@
-"""Collateral: what Intel, or a development root, says of its platforms; and the roots that chains end in.
+"""Collateral: the signed statements of Intel, or of a development root, about platforms; and the roots of chains.
 
 Source of the documents: Intel PCS API v4 (TCB info version 3, QE identity version 2), in the JSON form of
 dcap-qvl's `QuoteCollateralV3`.
@@ -23,7 +23,7 @@ from trainer.encoding import parse_json
 
 MAX_COLLATERAL_BYTES: Final = 4 << 20
 
-# What `cryptography` raises over certificates that a stranger wrote, beside ValueError.
+# What `cryptography` raises on malformed certificates, besides ValueError.
 _MALFORMED: Final = (TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
 
 INTEL_ROOT_KEY_ID: Final = bytes.fromhex(
@@ -34,7 +34,13 @@ INTEL_ROOT_KEY_ID: Final = bytes.fromhex(
 
 @dataclass(frozen=True)
 class Collateral:
-    """Collateral that was read but not verified; `tcb_info` is its TCB info document, parsed."""
+    """Collateral that was read but not verified.
+
+    Attributes:
+        handle: dcap-qvl's form of it.
+        tcb_info: its TCB info document, parsed.
+        roots: key ids of the self-issued certificates in its chains.
+    """
 
     handle: dcap_qvl.QuoteCollateralV3
     tcb_info: Mapping[str, Any]
@@ -42,7 +48,7 @@ class Collateral:
 
 
 def root_key_id(certificate: x509.Certificate) -> bytes:
-    """SHA-384 of a root's EC public key point (0x04‖X‖Y): Intel's `root_key_id`.
+    """Return the SHA-384 of a root's EC public key point (0x04‖X‖Y): Intel's `root_key_id`.
 
     Raises:
         ValueError: not an EC key.
@@ -55,9 +61,9 @@ def root_key_id(certificate: x509.Certificate) -> bytes:
 
 @lru_cache(maxsize=64)
 def root_key_ids(pem: bytes) -> tuple[bytes, ...]:
-    """Key ids of the self-issued certificates in a PEM chain; zero bytes after it are ignored.
+    """Return the key ids of the self-issued certificates in a PEM chain; zero bytes after it are ignored.
 
-    Kept: Intel's chains are the same in every quote and collateral.
+    Cached: Intel's chains are the same in every quote and collateral.
 
     Raises:
         ValueError: a certificate in it cannot be read.
@@ -84,7 +90,7 @@ def parse_collateral(data: bytes) -> Collateral:
     """
     if len(data) > MAX_COLLATERAL_BYTES:
         raise ValueError(f"larger than {MAX_COLLATERAL_BYTES} bytes")
-    parse_json(data)  # refuses what two readers could understand differently
+    parse_json(data)  # refuses duplicate keys and other JSON that two parsers may read differently
     handle = dcap_qvl.QuoteCollateralV3.from_json(data.decode())
     tcb_info = parse_json(handle.tcb_info)
     if not isinstance(tcb_info, dict):
@@ -95,7 +101,7 @@ def parse_collateral(data: bytes) -> Collateral:
 
 
 def module_identity(tcb_info: Mapping[str, Any], report: TdReport) -> Mapping[str, Any] | None:
-    """What the TCB info says of the TDX module that a report names: by its major version, or for all modules.
+    """Return the TCB info's entry on the report's TDX module: that of its major version, or the general one.
 
     Source: Intel PCS API v4, `tdxModuleIdentities` (id `TDX_01` is major version 1) and `tdxModule`.
     """
@@ -112,7 +118,7 @@ def _entry(value: object) -> Mapping[str, Any] | None:
 
 
 def module_level(tcb_info: Mapping[str, Any], report: TdReport) -> Mapping[str, Any] | None:
-    """The TCB level of the TDX module: the first whose version the module reaches."""
+    """Return the TCB level of the TDX module: the first whose version the module reaches; levels fall."""
     identity = module_identity(tcb_info, report) or {}
     levels: Sequence[Mapping[str, Any]] = identity.get("tcbLevels", ())
     return next((level for level in levels if report.tee_tcb_svn[0] >= level["tcb"]["isvsvn"]), None)

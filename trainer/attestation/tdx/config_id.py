@@ -1,14 +1,14 @@
-"""MRCONFIGID: what the host told the TDX module that this VM is configured as, before it ran.
+"""MRCONFIGID: the configuration of the VM as the host gave it to the TDX module before the VM ran.
 
-dstack writes four forms, told apart by the first byte; the rest of the 48 bytes is zero:
+dstack writes four forms, which the first byte distinguishes; the rest of the 48 bytes is zero:
 
     00  unset
     01  compose hash (32 bytes)
     02  Keccak-256 of compose hash, app id (20 bytes), one byte for the kind of key provider, its identity
     03  SHA-256 of "dstack-mr-config-v3:", 0x00 and a configuration document in JCS
 
-A document is not shown. It holds nothing but what the event log holds as well, so it is written again from there;
-which of its fields are left out is for the host to choose, and every choice is tried.
+Evidence does not contain the configuration document. All of its values are in the event log, so the verifier
+writes it again from there. The host chooses which optional fields it has, so the verifier tries every choice.
 
 Source: dstack 0.6.0, `dstack-types` (`mr_config.rs`).
 """
@@ -41,13 +41,13 @@ FORMS: Final = {
 }
 
 _KINDS: Final = {"none": "none", "local-sgx": "local", "kms": "kms", "tpm": "tpm"}
-"""Name in the key-provider event → kind in the configuration."""
+"""Name in the key-provider event → name in the configuration document."""
 _KIND_BYTES: Final = {"none": 0, "local": 1, "kms": 2, "tpm": 3}
 _OPTIONAL: Final = ("app_id", "gpu_policy_hash", "key_provider_id", "instance_id", "init_script_hashes")
 
 
 def acceptable_config_ids(form: int, compose_hash: bytes, events: Sequence[Event]) -> frozenset[bytes]:
-    """Every value of MRCONFIGID in one form that says what the event log says.
+    """Return every value of MRCONFIGID in one form that agrees with the event log.
 
     Args:
         form: first byte of the register.
@@ -55,7 +55,7 @@ def acceptable_config_ids(form: int, compose_hash: bytes, events: Sequence[Event
         events: the event log; matters for forms 2 and 3 only.
 
     Returns:
-        Values of 48 bytes; none for a form that nobody knows, or that the event log cannot explain.
+        Values of 48 bytes; none for an unknown form, or where the event log names no known key provider.
     """
     if form == 0:
         return frozenset({UNSET})
@@ -73,7 +73,8 @@ def _config_id(form: int, digest: bytes) -> bytes:
 
 
 def _bindings(compose_hash: bytes, provider: KeyProvider, events: Sequence[Event]) -> Iterator[bytes]:
-    """Form 2, with the provider's identity and, where the app does not pin it, without."""
+    """Yield form 2 with the provider's identity, and without it: dstack leaves it out if the app does not pin
+    it."""
     kind = bytes([_KIND_BYTES[_KINDS[provider.name]]])
     app_id = payload(events, "app-id") or b""
     for identity in (_from_hex(provider.identity), b""):
@@ -81,7 +82,7 @@ def _bindings(compose_hash: bytes, provider: KeyProvider, events: Sequence[Event
 
 
 def _documents(compose_hash: bytes, provider: KeyProvider, events: Sequence[Event]) -> Iterator[bytes]:
-    """Form 3, with every choice of optional fields."""
+    """Yield form 3 with every choice of optional fields: 2^5 documents."""
     fixed = {"version": 3, "compose_hash": compose_hash.hex(), "key_provider": _KINDS[provider.name]}
     measured = {
         "app_id": (payload(events, "app-id") or b"").hex(),
@@ -97,7 +98,7 @@ def _documents(compose_hash: bytes, provider: KeyProvider, events: Sequence[Even
 
 
 def _from_hex(text: str) -> bytes:
-    """The identity's bytes; nothing where it is not hex, and so not in the form that dstack hashes."""
+    """Return the identity's bytes; empty where it is not hex, which is the form that dstack hashes."""
     try:
         return bytes.fromhex(text)
     except ValueError:

@@ -164,6 +164,8 @@ def judge_quote(ledger: Ledger, quote_hex: str, collateral: bytes, policy: Polic
         _judge_format(ledger, unreadable=str(error), refusal={})
         ledger.unreached(QUOTE_CHECKS, "there is no quote to look at")
         return QuoteFindings(None, None)
+    # Unsigned bytes do not change what dcap-qvl verifies, but another reader could take them for part of the
+    # quote.
     ledger.compare(QUOTE_TRAILING_BYTES, expected="0 stray bytes", found=f"{quote.slack} stray bytes")
     documents = _judge_collateral(ledger, collateral)
     verified, refusal = _verify(quote, documents, policy, now)
@@ -231,6 +233,8 @@ def _judge_root(
 ) -> None:
     """Compare the roots of all chains, and the one that dcap-qvl arrived at, with the policy's."""
     expected = policy.root_key_id
+    # The self-issued certificates that quote and collateral bring along must be the policy's root as well: another
+    # verifier may trust a chain by the root inside it.
     roots = [*quote.roots, *(documents.roots if documents else ())]
     if verified:
         roots.append(verified.root_key_id)

@@ -1,7 +1,8 @@
-"""TDX quotes: parsing, and DCAP verification with one clock value. The cryptography is dcap-qvl's.
+"""TDX quotes: parsing, and DCAP verification at one moment. The cryptography is dcap-qvl's.
 
-dcap-qvl verifies signatures, chains, CRLs, dates, the quoting enclave and the TDX module. What it leaves to its
-caller (root identity, bytes after the quote, TCB policy) is reported here as values for the appraisal to judge.
+dcap-qvl verifies signatures, certificate chains, CRLs, dates, the quoting enclave and the TDX module. It leaves to
+its caller which root the chains end in, bytes after the quote, and which TCB statuses are accepted; these are
+returned as values that the checks judge.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ _QE_SIGNATURE_BYTES: Final = 64
 _QE_CERTIFICATION: Final = 6
 _V5: Final = 5
 
-_REPORTS: Final = (dcap_qvl.TdReport10, dcap_qvl.TdReport15)  # not one below the other, whatever the stubs say
+_REPORTS: Final = (dcap_qvl.TdReport10, dcap_qvl.TdReport15)  # no subclasses of each other, unlike in the stubs
 
 _OUT_OF_DATE: Final = ("OutOfDate", "OutOfDateConfigurationNeeded")
 
 
-class QuoteRefused(Exception):  # noqa: N818 -- what happened, not what is wrong with this program
+class QuoteRefused(Exception):  # noqa: N818 -- an expected outcome, not an error of this program
     """dcap-qvl refused a quote or its collateral.
 
     Args:
@@ -49,8 +50,8 @@ class ParsedQuote:
     Attributes:
         raw: its bytes.
         report: the TD report.
-        slack: number of bytes after the quote, or between its parts, that belong to nothing. Zeros after the
-            quote are not counted: Intel's quote generation service fills its buffer with them.
+        slack: number of bytes after the quote or between its parts that no field covers. Zeros after the quote are
+            not counted: Intel's quote generation service fills its buffer with them.
         roots: key ids of the self-issued certificates at the end of its certificate chain.
     """
 
@@ -80,16 +81,16 @@ class TcbLevel:
 
 @dataclass(frozen=True)
 class VerifiedQuote:
-    """What dcap-qvl vouches for. Times in Unix seconds.
+    """What dcap-qvl verified. Times in Unix seconds.
 
     Attributes:
         status: the worst of platform, quoting enclave and TDX module.
         advisories: ids of all advisories that apply.
         evaluation_number: the lower one of TCB info and QE identity.
         root_key_id: SHA-384 of the root's public key.
-        valid_from: when the youngest part of the collateral was issued.
-        valid_until: when the first part of the collateral runs out.
-        levels: the levels that `status` was made from.
+        valid_from: when the most recent part of the collateral was issued.
+        valid_until: when the first part of the collateral expires.
+        levels: the levels that `status` was derived from.
     """
 
     status: str
@@ -139,7 +140,11 @@ def _report(report: dcap_qvl.TdReport10 | dcap_qvl.TdReport15) -> TdReport:
 
 
 def _slack(raw: bytes, version: int) -> int:
-    """Bytes that no length field of the quote accounts for. `raw` has been decoded, so all lengths are there.
+    """Count the bytes that no length field of the quote covers. dcap-qvl decoded `raw`, so all lengths are there.
+
+    The quote's layout: header, report, signature length (4), signature, key, certification data of kind 6. That
+    data holds the quoting enclave's report and signature, authentication data, and the certificate chain. Each
+    has a length of its own, so two of them may disagree by bytes that nobody signed.
 
     Raises:
         ValueError: certification data of another kind, which dcap-qvl would read as if it were of this one.
@@ -163,18 +168,19 @@ def _number(raw: bytes, at: int, size: int) -> int:
 
 
 def verify_quote(quote: ParsedQuote, collateral: Collateral, *, root_der: bytes | None, now: int) -> VerifiedQuote:
-    """Verify a quote against its collateral at one moment.
+    """Have dcap-qvl verify a quote with its collateral at one moment.
 
     Args:
         quote: the quote.
         collateral: its collateral.
         root_der: the one trusted root certificate in DER; None for Intel's, built into dcap-qvl.
-        now: Unix seconds; the only clock that anything is compared with.
+        now: Unix seconds; the only time that anything is compared with.
 
     Raises:
         QuoteRefused: dcap-qvl refused, with its message.
     """
-    policy = dcap_qvl.QuotePolicy.claims_only(now)  # TCB policy is judged by the appraisal, value by value
+    # `claims_only` accepts every TCB status but Revoked: `tcb_checks` judges each value under the policy.
+    policy = dcap_qvl.QuotePolicy.claims_only(now)
     try:
         claims = dcap_qvl.QuoteVerifier(root_der).verify_with_policy(quote.raw, collateral.handle, now, policy)
     except ValueError as error:
@@ -185,7 +191,7 @@ def verify_quote(quote: ParsedQuote, collateral: Collateral, *, root_der: bytes 
 
 
 def _compare_pce_id(found: bytes, collateral: Collateral) -> None:
-    """Whether the TCB info is for the platform's provisioning enclave: dcap-qvl compares the FMSPC only.
+    """Refuse TCB info for another provisioning enclave than the platform's: dcap-qvl compares the FMSPC only.
 
     Source: Intel DCAP Quote Verification Library, which calls the difference a TCB info mismatch.
     """

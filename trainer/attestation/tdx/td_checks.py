@@ -70,6 +70,7 @@ def judge_td(ledger: Ledger, report: TdReport, refusal: Mapping[CheckDefinition,
         report: the TD report.
         refusal: the check that dcap-qvl refused the quote for, with its message; fails that check here, too.
     """
+    # The host of a debuggable TD reads and writes its memory and registers: nothing else in the quote counts then.
     is_debuggable = debuggable(report.td_attributes)
     ledger.judge(
         TD_DEBUG,
@@ -91,6 +92,7 @@ def judge_td(ledger: Ledger, report: TdReport, refusal: Mapping[CheckDefinition,
         expected=f"x87 and SSE, nothing beyond {XFAM_KNOWN:#x}",
         found=f"{int.from_bytes(report.xfam, 'little'):#x}",
     )
+    # A bound service TD, such as one for migration, has access to this TD's state.
     ledger.judge(
         SERVICE_TD,
         not any(report.mr_service_td or b"") and SERVICE_TD not in refusal,
@@ -98,6 +100,7 @@ def judge_td(ledger: Ledger, report: TdReport, refusal: Mapping[CheckDefinition,
         found="none" if report.mr_service_td is None else report.mr_service_td,
         detail=refusal.get(SERVICE_TD),
     )
+    # dstack sets no owner. A value there was chosen by the host and reviewed by nobody.
     ledger.compare(MR_OWNER, expected=bytes(len(report.mr_owner)), found=report.mr_owner)
     config = report.mr_owner_config
     ledger.compare(MR_OWNER_CONFIG, expected=bytes(len(config)), found=config)

@@ -30,7 +30,7 @@ XFAM_KNOWN: Final = 0x602E7
 
 @dataclass(frozen=True)
 class TdReport:
-    """All fields of a TD report 1.0 or 1.5, as raw bytes; registers are 48 bytes each.
+    """The fields of a TD report 1.0 or 1.5 that are judged, as raw bytes; measurement registers are 48 bytes each.
 
     `mr_service_td` is None in a report 1.0, which has no such field.
     """
@@ -54,28 +54,28 @@ class TdReport:
 
     @property
     def registers(self) -> tuple[bytes, bytes, bytes, bytes, bytes]:
-        """MRTD and RTMR0-3: what the VM was built from and started."""
+        """MRTD and RTMR0 to RTMR3: firmware, its configuration, kernel, command line and initrd, application."""
         return (self.mrtd, self.rtmr0, self.rtmr1, self.rtmr2, self.rtmr3)
 
 
 def attribute_names(attributes: bytes) -> str:
-    """The set bits of TD ATTRIBUTES in words, such as `DEBUG, SEPT_VE_DISABLE`."""
+    """Return the names of the set bits of TD ATTRIBUTES, such as `DEBUG, SEPT_VE_DISABLE`."""
     number = int.from_bytes(attributes, "little")
     bits = (bit for bit in range(8 * len(attributes)) if number >> bit & 1)
     return ", ".join(ATTRIBUTE_NAMES.get(bit, f"reserved bit {bit}") for bit in bits) or "none"
 
 
 def debuggable(attributes: bytes) -> bool:
-    """Whether the host may read and change the VM's state."""
+    """Return whether DEBUG (bit 0) is set: the host may then read and change the VM's state."""
     return bool(attributes[0] & 1)
 
 
 def without_debug(attributes: bytes) -> bytes:
-    """TD ATTRIBUTES but for DEBUG, which is a matter of its own."""
+    """Return TD ATTRIBUTES with DEBUG cleared; `td-debug` judges that bit."""
     return bytes([attributes[0] & 0xFE]) + attributes[1:]
 
 
 def xfam_acceptable(xfam: bytes) -> bool:
-    """Whether XFAM enables x87 and SSE and nothing beyond the known set."""
+    """Return whether XFAM enables x87 and SSE and nothing beyond the known set."""
     number = int.from_bytes(xfam, "little")
     return number & XFAM_REQUIRED == XFAM_REQUIRED and number & ~XFAM_KNOWN == 0
