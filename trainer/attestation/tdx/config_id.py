@@ -73,8 +73,7 @@ def _config_id(form: int, digest: bytes) -> bytes:
 
 
 def _bindings(compose_hash: bytes, provider: KeyProvider, events: Sequence[Event]) -> Iterator[bytes]:
-    """Yield form 2 with the provider's identity, and without it: dstack leaves it out if the app does not pin
-    it."""
+    """Yield form 2 with the provider's identity, and without it, as for an app that does not pin it."""
     kind = bytes([_KIND_BYTES[_KINDS[provider.name]]])
     app_id = payload(events, "app-id") or b""
     for identity in (_from_hex(provider.identity), b""):
