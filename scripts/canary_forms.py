@@ -1,4 +1,4 @@
-"""The forms that a planted string may have taken when it leaks: encodings, escapes, base64, hex, token ids."""
+"""Encodings under which a planted string may appear in a leak: text encodings, escapes, base64, hex, token ids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import quote
 
 MIN_CHARACTERS: Final = 8
-"""A shorter string would be found by accident."""
+"""A shorter string occurs by chance."""
 
 _MIN_NEEDLE: Final = 6
 _MIN_TOKENS: Final = 4
@@ -20,18 +20,18 @@ _BROKEN_BY: Final = b" \t\r\n:"
 _INTEGERS: Final = (("int16", "<H", 1 << 16), ("int32", "<I", 1 << 32), ("int64", "<Q", 1 << 64))
 
 Tokenize = Callable[[str], Sequence[int]]
-"""Text → token ids, without special tokens."""
+"""Maps a text to token ids, without special tokens."""
 
 
 @dataclass(frozen=True)
 class Needle:
-    """Bytes to look for, in lower case.
+    """A byte string to search for, in lower case.
 
     Args:
-        content: the bytes; for `broken`, without white space and colons.
-        canary: index of the canary that they are a form of.
-        form: which form.
-        broken: to be looked for where white space and colons were taken out: wrapped base64, spaced hex.
+        content: the bytes; without white space and colons if `broken`.
+        canary: index of the canary that it encodes.
+        form: name of the encoding.
+        broken: search for it in data without white space and colons, to find wrapped base64 and spaced hex.
     """
 
     content: bytes
@@ -41,20 +41,20 @@ class Needle:
 
 
 def squeeze(data: bytes) -> bytes:
-    """`data` without what breaks long texts into lines and groups."""
+    """Return `data` without white space and colons, which break long texts into lines and groups."""
     return data.translate(None, _BROKEN_BY)
 
 
 def is_kept(byte: int) -> bool:
-    """Whether `squeeze` keeps a byte."""
+    """Return whether `squeeze` keeps a byte."""
     return byte not in _BROKEN_BY
 
 
 def needles(canaries: Sequence[str | bytes], tokenize: Tokenize | None = None) -> list[Needle]:
-    """All forms of all canaries. Raw bytes (a key, a weight) have fewer forms than a text.
+    """Return all encodings of all canaries. Raw bytes (a key, a weight) have fewer encodings than a text.
 
     Raises:
-        ValueError: a canary is too short to be found by anything but accident.
+        ValueError: a canary is so short that it occurs by chance.
     """
     found: dict[tuple[bytes, bool], Needle] = {}
     for index, canary in enumerate(canaries):
@@ -73,7 +73,7 @@ def _add(found: dict[tuple[bytes, bool], Needle], needle: Needle) -> None:
 
 
 def _forms(canary: str | bytes, tokenize: Tokenize | None) -> Iterator[tuple[str, bytes, bool]]:
-    """Name, bytes, and whether the form is a text that may be broken into pieces."""
+    """Yield name, bytes, and whether the encoding is a text that may be broken into lines or groups."""
     if isinstance(canary, bytes):
         yield "bytes", canary, False
         yield from _encoded("bytes", canary)
@@ -82,7 +82,7 @@ def _forms(canary: str | bytes, tokenize: Tokenize | None) -> Iterator[tuple[str
         raw = canary.encode(encoding)
         yield encoding, raw, encoding == "utf-8"
         yield from _encoded(encoding, raw)
-    yield "upper case", canary.upper().encode(), True  # letters beyond ASCII: the search folds only those
+    yield "upper case", canary.upper().encode(), True  # `bytes.lower` in the search folds ASCII letters only
     yield "reversed", canary[::-1].encode(), False
     yield from _escaped(canary)
     if tokenize is not None:
@@ -98,10 +98,13 @@ def _encoded(name: str, raw: bytes) -> Iterator[tuple[str, bytes, bool]]:
 
 
 def _base64_at(raw: bytes, shift: int) -> bytes:
-    """What base64 makes of `raw` when `shift` unknown bytes stand before it, without digits that others share."""
+    """Return the base64 digits that encode only `raw` when `shift` unknown bytes precede it.
+
+    A digit encodes 6 bits. The first digits mix bits of the unknown bytes, and the last one bits of what follows.
+    """
     text = base64.b64encode(bytes(shift) + raw)
-    whole = (shift + len(raw)) * 8 // 6
-    return text[-(-shift * 8 // 6) : whole]
+    complete_digits = (shift + len(raw)) * 8 // 6
+    return text[-(-shift * 8 // 6) : complete_digits]
 
 
 def _escaped(canary: str) -> Iterator[tuple[str, bytes, bool]]:
@@ -124,7 +127,7 @@ def _utf16_units(text: str) -> tuple[int, ...]:
 def _token_ids(canary: str, tokenize: Tokenize) -> Iterator[tuple[str, bytes, bool]]:
     for before in ("", " ", "\n"):
         ids = tokenize(before + canary)
-        inner = list(ids)[1:-1]  # neighbours may change how the ends are cut
+        inner = list(ids)[1:-1]  # the first and last token may merge with text around the canary
         if len(inner) < _MIN_TOKENS:
             continue
         for name, layout, limit in _INTEGERS:

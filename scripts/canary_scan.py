@@ -1,4 +1,4 @@
-"""Look for planted strings in files and directories, in every form they may have taken on the way out.
+"""Search files and directories for planted strings, in every encoding in which they may have leaked.
 
     scripts/canary-scan --canary 'unique string' /var/lib/containers
     scripts/canary-scan --canaries-from canaries.txt --tokens MODEL_DIR /tmp run.log
@@ -10,7 +10,7 @@ lists. Names of files, targets of links, and what is packed with gzip, bzip2, xz
 searched too. It prints path, byte offset and form, never the surroundings. An archive inside an archive is given
 as `outer!inner`.
 
-Exit code: 0 nothing found, 1 something found, 2 usage, or something could not be read: then nothing is proven.
+Exit code: 0 nothing found, 1 something found, 2 wrong usage, or something could not be read and may hold a canary.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from typing import Final
 
 sys.path[:0] = [str(Path(__file__).parent)]
 
-from canary_forms import Tokenize, needles  # noqa: E402 -- found only now
+from canary_forms import Tokenize, needles  # noqa: E402 -- after the change of sys.path
 from canary_search import Findings, Search  # noqa: E402
 
 _STDIN: Final = "-"
 
 
 def scan(paths: Sequence[str], search: Search, *, changed_since: float = 0.0) -> Findings:
-    """Search files and whole directories.
+    """Search files and directory trees; returns the findings of `search`.
 
     Args:
-        paths: what to search; `-` is standard input.
-        search: what is looked for.
-        changed_since: Unix seconds; files whose inode has not changed since are left out.
+        paths: files and directories; `-` is standard input.
+        search: the search for all canaries.
+        changed_since: Unix seconds; files whose inode has not changed since then are skipped.
     """
     for path in paths:
         if path == _STDIN:
@@ -50,9 +50,9 @@ def scan(paths: Sequence[str], search: Search, *, changed_since: float = 0.0) ->
 
 
 def _below(path: str, findings: Findings) -> Iterator[str]:
-    """A path, and everything below it; links are not followed."""
+    """Yield a path and everything below it; symbolic links are not followed."""
     yield path
-    if not os.path.isdir(path) or os.path.islink(path):  # noqa: PTH112,PTH114 -- names may be no valid text
+    if not os.path.isdir(path) or os.path.islink(path):  # noqa: PTH112,PTH114 -- names may not be valid text
         return
 
     def failed(error: OSError) -> None:
@@ -63,17 +63,18 @@ def _below(path: str, findings: Findings) -> Iterator[str]:
 
 
 def _unread(where: str, error: OSError, findings: Findings) -> None:
-    if not isinstance(error, FileNotFoundError | ProcessLookupError):  # gone meanwhile: nothing is there
+    # A file that was removed during the search cannot leak anything any more.
+    if not isinstance(error, FileNotFoundError | ProcessLookupError):
         findings.unread.append(f"{where}: {error.strerror}")
 
 
 def scan_file(path: str, search: Search, changed_since: float = 0.0) -> None:
-    """Search one file, link or directory: its name, and what it holds, but nothing below it.
+    """Search one path: its name, the content of a file, the target of a link; nothing below a directory.
 
     Args:
-        path: what to search.
-        search: what is looked for.
-        changed_since: Unix seconds; it is left out unless its inode has changed since.
+        path: file, link or directory.
+        search: the search for all canaries.
+        changed_since: Unix seconds; the path is skipped if its inode has not changed since then.
     """
     try:
         status = os.lstat(path)
@@ -90,10 +91,10 @@ def scan_file(path: str, search: Search, changed_since: float = 0.0) -> None:
 
 
 def tokenizer_of(model: Path) -> Tokenize:
-    """The tokenizer of a model directory.
+    """Load the tokenizer of a model directory.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the directory has no tokenizer.json.
     """
     from tokenizers import Tokenizer  # noqa: PLC0415 -- only where token ids are asked for
 
@@ -137,28 +138,28 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def _search(given: argparse.Namespace) -> Search:
-    canaries = list(given.canary)
-    if given.canaries_from is not None:
-        canaries += [line for line in given.canaries_from.read_text().splitlines() if line]
+def _search(options: argparse.Namespace) -> Search:
+    canaries = list(options.canary)
+    if options.canaries_from is not None:
+        canaries += [line for line in options.canaries_from.read_text().splitlines() if line]
     if not canaries:
         raise ValueError("nothing to look for: give --canary or --canaries-from")
-    missing = [path for path in given.paths if path != _STDIN and not os.path.lexists(path)]
+    missing = [path for path in options.paths if path != _STDIN and not os.path.lexists(path)]
     if missing:
         raise ValueError(f"no such file: {missing[0]}")
-    return Search(needles(canaries, None if given.tokens is None else tokenizer_of(given.tokens)))
+    return Search(needles(canaries, None if options.tokens is None else tokenizer_of(options.tokens)))
 
 
 def main(words: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
-    given = _arguments(words)
+    options = _arguments(words)
     started = time.monotonic()
     try:
-        search = _search(given)
+        search = _search(options)
     except (ValueError, OSError) as error:
         print(f"canary-scan: {error}", file=sys.stderr)
         return 2
-    return report(scan(given.paths, search), time.monotonic() - started)
+    return report(scan(options.paths, search), time.monotonic() - started)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Looking for many byte strings at once in streams of any size, and inside archives.
+"""Search for many byte strings at once, in streams of any size and inside archives.
 
-Each block is searched as it is and, for texts, once more without white space and colons. Two table look-ups per
-byte leave a few candidates in a million, which are then compared; so the time hardly depends on how many strings
-there are.
+Each block is searched twice: as it is, and without white space and colons. Two table look-ups per byte leave a few
+candidates per million bytes, which are then compared; so the time hardly depends on the number of strings.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from canary_forms import Needle, is_kept, squeeze
 
 BLOCK: Final = 4 << 20
 MAX_MEMBER: Final = 1 << 30
-"""No more of one compressed member is searched; what is left is reported."""
+"""Largest part of a compressed member that is searched, in bytes; a longer one is reported as unread."""
 
 MAX_NESTED: Final = 256 << 20
 _MAX_DEPTH: Final = 4
@@ -42,7 +41,7 @@ _UNPACKING_ERRORS: Final = (
 
 @dataclass(frozen=True, order=True)
 class Hit:
-    """A canary was found: where, at which byte, in which form. Never what stands around it."""
+    """A canary that was found: place, byte offset and encoding, without the bytes around it."""
 
     where: str
     offset: int
@@ -52,7 +51,7 @@ class Hit:
 
 @dataclass
 class Findings:
-    """What a search brought: hits, what could not be read, and how many bytes were searched."""
+    """Result of a search: hits, paths that could not be read, and the number of bytes searched."""
 
     hits: set[Hit] = field(default_factory=set)
     unread: list[str] = field(default_factory=list)
@@ -60,7 +59,11 @@ class Findings:
 
 
 class _Index:
-    """Needles by four of their bytes: those that occur the least by accident."""
+    """Needles, indexed by four of their bytes: those that occur least by chance.
+
+    A table over all 2-byte values marks which begin a key (bit 0) and which end one (bit 1). A position is a
+    candidate if the pair there and the pair after it are marked accordingly.
+    """
 
     def __init__(self, needles: Sequence[Needle]) -> None:
         self.longest = max((len(needle.content) for needle in needles), default=0)
@@ -74,7 +77,7 @@ class _Index:
             self._pairs[int.from_bytes(key[2:], "little")] |= 2
 
     def find(self, block: bytes) -> Iterator[tuple[int, Needle]]:
-        """Where which needle begins in `block` (lower case)."""
+        """Yield the offset and the needle of each occurrence in `block`, which is in lower case."""
         for position in self._candidates(block):
             for at, needle in self._by_key.get(block[position : position + _KEY], ()):
                 start = position - at
@@ -82,10 +85,10 @@ class _Index:
                     yield start, needle
 
     def _candidates(self, block: bytes) -> Iterator[int]:
-        whole = np.frombuffer(block, np.uint8)
-        for parity in (0, 1):
-            size = (len(whole) - parity) // 2 * 2
-            kinds = self._pairs[whole[parity : parity + size].view(_PAIR)]
+        values = np.frombuffer(block, np.uint8)
+        for parity in (0, 1):  # pairs that begin at even offsets, then at odd ones
+            size = (len(values) - parity) // 2 * 2
+            kinds = self._pairs[values[parity : parity + size].view(_PAIR)]
             both = (kinds[:-1] & 1) & (kinds[1:] >> 1)
             yield from (np.flatnonzero(both) * 2 + parity).tolist()
 
@@ -94,17 +97,17 @@ _PAIR: Final = np.dtype("<u2")
 
 
 def _rarest(content: bytes) -> int:
-    """Offset of the four bytes with the most different values, zero not counted."""
+    """Return the offset of the four bytes with the most distinct values, not counting zero."""
     windows = range(len(content) - _KEY + 1)
     return max(windows, key=lambda at: len(set(content[at : at + _KEY]) - {0}))
 
 
 class Search:
-    """A search for needles, over as many streams as wanted.
+    """Searches any number of streams for needles and collects the findings.
 
     Args:
-        needles: what to look for.
-        block: bytes read at a time.
+        needles: byte strings to search for.
+        block: number of bytes read at a time.
     """
 
     def __init__(self, needles: Sequence[Needle], *, block: int = BLOCK) -> None:
@@ -115,11 +118,11 @@ class Search:
         self.findings = Findings()
 
     def name(self, where: str) -> None:
-        """Search a name: of a file, for one."""
+        """Search a name, such as that of a file."""
         self._search(where.encode("utf-8", "surrogateescape"), f"{where} (name)", 0)
 
     def content(self, where: str, data: bytes) -> None:
-        """Search bytes that are in memory, and inside them where they are an archive."""
+        """Search bytes in memory; an archive is also searched inside."""
         self.stream(where, io.BytesIO(data))
 
     def stream(self, where: str, stream: IO[bytes], depth: int = 0) -> None:
@@ -145,7 +148,10 @@ class Search:
         self.stream(where, io.BytesIO(nested), depth)
 
     def _raw(self, where: str, stream: IO[bytes], limit: int | None, head: bytes = b"") -> bytes:
-        """Search a stream as it is; returns its first bytes."""
+        """Search the raw bytes of a stream; returns its first bytes.
+
+        Blocks overlap by the longest needle, so that one across two blocks is found.
+        """
         kept, position, first = b"", 0, head
         block = head or stream.read(self._block)
         while block:
@@ -172,7 +178,7 @@ class Search:
         for start, needle in self._broken.find(squeezed):
             places = _kept_places(lower) if places is None else places
             begin, end = int(places[start]), int(places[start + len(needle.content) - 1])
-            if end - begin + 1 > len(needle.content):  # otherwise the first pass has it
+            if end - begin + 1 > len(needle.content):  # otherwise it is contiguous, and the first pass found it
                 self._hit(where, offset + begin, needle)
 
     def _hit(self, where: str, offset: int, needle: Needle) -> None:
@@ -180,7 +186,7 @@ class Search:
 
 
 def _kept_places(block: bytes) -> npt.NDArray[np.int64]:
-    """Offsets in `block` of the bytes that `squeeze` keeps."""
+    """Return the offsets in `block` of the bytes that `squeeze` keeps."""
     kept = np.array([is_kept(byte) for byte in range(256)])
     return np.flatnonzero(kept[np.frombuffer(block, np.uint8)])
 
@@ -189,7 +195,7 @@ Unpacker = Callable[[IO[bytes]], Iterator[tuple[str, IO[bytes]]]]
 
 
 def _unpacker(head: bytes) -> Unpacker | None:
-    """How to unpack what begins with `head`; None where it is no archive that is known here."""
+    """Return the function that unpacks data beginning with `head`; None if it is not a supported archive."""
     if head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + 5] == b"ustar":
         return _untar
     return next((unpack for magic, unpack in _BY_MAGIC if head.startswith(magic)), None)

@@ -1,8 +1,8 @@
-"""Load an adapter with stock PEFT and take its loss on the held-out rows again, without this project's worker.
+"""Load an adapter with stock PEFT and compute its loss on the held-out rows, without this project's training code.
 
-What `report/summary.json` says of the loss before and after training must come out here too: the base model alone
-must give `eval_loss_before`, the base model with the adapter `eval_loss_after`. Rows are chat rows; the job holds
-out `round(test_split_size * rows)` of them, drawn by `random.Random(seed).sample` (trainer/SPEC.md).
+The base model must have the loss `eval_loss_before` of `report/summary.json`, and the base model with the adapter
+`eval_loss_after`. Rows are chat rows; the job holds out `round(test_split_size * rows)` of them, drawn by
+`random.Random(seed).sample` (trainer/SPEC.md).
 
 Usage: python scripts/check_adapter.py RESULT_DIR --model DIR --data FILE --job JOB [--json]
 """
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-# Before the libraries read them: nothing here may ask a hub.
+# Set before the libraries read them: this script must not contact a model hub.
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TQDM_DISABLE="1")
 
 import torch
@@ -30,40 +30,42 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trainer.spec import DataSection, JobSpec, read_job_spec
 
 TOLERANCE: Final = 0.005
-"""Largest relative difference of a loss: the worker computes whole batches, this one row after the other."""
+"""Largest relative difference of a loss. The worker computes batches and this script single rows, which round
+differently."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one conversation; the loss is taken on those from `answer_start` on."""
+    """Token ids of one conversation; tokens from `answer_start` on are in the loss."""
 
     ids: list[int]
     answer_start: int
 
 
 def held_out(rows: int, data: DataSection, seed: int) -> list[int]:
-    """Indices of the rows that the job did not train on, ascending."""
+    """Return the indices of the rows that the job did not train on, ascending."""
     return sorted(random.Random(seed).sample(range(rows), round(data.test_split_size * rows)))
 
 
 def encode(tokenizer: Any, messages: list[dict[str, str]]) -> Encoded:
-    """One question and one answer, up to the token that ends the answer's turn."""
+    """Encode one question and one answer, up to the token that ends the answer's turn."""
     prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
     answer = messages[-1]["content"] + tokenizer.eos_token
     start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    whole = tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
-    if whole[: len(start)] != start:
+    ids = tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
+    if ids[: len(start)] != start:
         raise SystemExit("a token spans the end of the prompt; this check cannot tell the answer's tokens apart")
-    return Encoded(whole, len(start))
+    return Encoded(ids, len(start))
 
 
 @torch.inference_mode()
 def mean_loss(model: Any, rows: Sequence[Encoded], context: AbstractContextManager[Any]) -> float:
-    """Negative log-likelihood per token of the answers, in nats, over all rows together."""
+    """Return the mean negative log-likelihood per answer token over all rows, in nats."""
     total, count = 0.0, 0
     with context:
         for row in rows:
             ids = torch.tensor([row.ids], device=model.device)
+            # The logits at position t predict token t + 1.
             logits = model(input_ids=ids).logits[0, row.answer_start - 1 : -1].float()
             targets = ids[0, row.answer_start :]
             total += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
@@ -72,14 +74,14 @@ def mean_loss(model: Any, rows: Sequence[Encoded], context: AbstractContextManag
 
 
 def load(model_dir: Path, adapter_dir: Path, weights: str) -> Any:
-    """The base model in the precision that the report names, with the adapter on it."""
+    """Load the base model in the precision that the report names, with the adapter."""
     base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, weights), local_files_only=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return PeftModel.from_pretrained(base, str(adapter_dir)).to(device).eval()
 
 
 def check(result: Path, model_dir: Path, data: Path, spec: JobSpec) -> dict[str, Any]:
-    """Both losses, taken again and compared with what the report says."""
+    """Compute both losses and compare them with those of the report."""
     summary = json.loads((result / "report" / "summary.json").read_bytes())
     lines = [json.loads(line)["messages"] for line in data.read_text("utf-8").splitlines() if line.strip()]
     chosen = held_out(len(lines), spec.data, spec.train.seed)
@@ -106,13 +108,13 @@ def _context(model: Any, summary: dict[str, Any]) -> AbstractContextManager[Any]
 
 
 def compare(found: float, reported: float) -> dict[str, Any]:
-    """Whether a loss is what the report says, within `TOLERANCE`."""
+    """Compare a loss with the reported one; they may differ by `TOLERANCE`."""
     difference = abs(found - reported) / reported
     return {"reported": reported, "found": found, "difference": difference, "passed": difference <= TOLERANCE}
 
 
 def main(arguments: list[str]) -> int:
-    """Command line; 1 where a loss does not come out again."""
+    """Run the command line; returns 1 if a loss differs."""
     parser = argparse.ArgumentParser(description="Take the losses of an adapter again, with stock PEFT.")
     parser.add_argument("result", type=Path, help="directory with adapter/ and report/")
     parser.add_argument("--model", type=Path, required=True, help="directory of the base model")
@@ -126,7 +128,7 @@ def main(arguments: list[str]) -> int:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """The comparison for a person to read."""
+    """Return the comparison as text."""
     lines = [f"held-out rows ({len(found['held_out_rows'])}): {', '.join(map(str, found['held_out_rows']))}"]
     for name in ("eval_loss_before", "eval_loss_after"):
         loss = found[name]

@@ -26,14 +26,14 @@ Written by `scripts/cli_docs.py` from the commands' own help; `scripts/check` co
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the text of the page."""
     command = typer.main.get_command(app)
     sections = (f"## {name}\n\n```text\n{text}\n```\n" for name, text in helps(command, "trainer"))
     return "\n".join([INTRODUCTION, *sections])
 
 
 def helps(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, str]]:
-    """The full name and help text of `command` and of all commands below it, in the order they are listed."""
+    """Yield the full name and the help of `command` and its subcommands, in the order in which help lists them."""
     settings = {**command.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
     context = command.context_class(command, info_name=name, parent=parent, **settings)
     yield context.command_path, _trimmed(command.get_help(context))
@@ -47,13 +47,13 @@ def _trimmed(text: str) -> str:
 
 
 def difference(found: str, expected: str) -> str:
-    """A unified diff from the page as it is to the page as it should be; empty if they agree."""
+    """Return a unified diff from the present page to the expected one; empty if they are equal."""
     before, after = found.splitlines(keepends=True), expected.splitlines(keepends=True)
     return "".join(difflib.unified_diff(before, after, "docs/cli.md", "trainer --help"))
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page, or compare it with `--check`: 1 if it differs."""
+    """Write the page, or compare it under `--check`; returns 1 if it differs."""
     parser = argparse.ArgumentParser(description="Write docs/cli.md from the commands' help.")
     parser.add_argument("--check", action="store_true", help="compare only; 1 if the page is out of date")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Open a sealed result with somebody else's age: the command, or npm's age-encryption."""
+"""Open a sealed result with another implementation of age: the age command, or npm's age-encryption."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INTEROP: Final = Path("tests/sealing/interop")
 
 
 class NoOtherAgeError(Exception):
-    """No other implementation is on this machine; the text says what was looked for."""
+    """This machine has no other implementation of age; the message says what was looked for."""
 
 
 def list_with_other_age(run: Processes, sealed: Path, key: Path, cache: Path) -> tuple[str, set[str]]:
@@ -27,28 +27,28 @@ def list_with_other_age(run: Processes, sealed: Path, key: Path, cache: Path) ->
         run: runs commands.
         sealed: the sealed result, as the job left it.
         key: identity file.
-        cache: where npm's packages are kept.
+        cache: directory for npm's packages.
 
     Returns:
         Name of the implementation, and names of the files.
 
     Raises:
-        NoOtherAgeError: there is none that knows this kind of key.
-        DemoError: there is one, and it cannot open the result.
+        NoOtherAgeError: none is installed that supports this type of key.
+        DemoError: one is installed and cannot open the result.
     """
     identity = next(line for line in key.read_text("utf-8").splitlines() if line.startswith("AGE-SECRET-KEY-"))
     hybrid = identity.startswith("AGE-SECRET-KEY-PQ-")
     if shutil.which("age") and (not hybrid or _age_version() >= (1, 3)):
         run.say(f"$ age -d -i {key} {sealed} | tar t")
-        return "age", _names(_decrypted(["age", "--decrypt", "-i", str(key), str(sealed)]))
+        return "age", _list_files(_run_decryption(["age", "--decrypt", "-i", str(key), str(sealed)]))
     if not (shutil.which("node") and shutil.which("npm")):
         raise NoOtherAgeError("neither an age that knows this kind of key nor node and npm are here")
     _install(cache)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "result.tar"
         run.say(f"$ node {cache}/age.mjs decrypt … {sealed} … | tar t")
-        _decrypted(["node", str(cache / "age.mjs"), "decrypt", identity, str(sealed), str(target)])
-        return "npm age-encryption", _names(target.read_bytes())
+        _run_decryption(["node", str(cache / "age.mjs"), "decrypt", identity, str(sealed), str(target)])
+        return "npm age-encryption", _list_files(target.read_bytes())
 
 
 def _age_version() -> tuple[int, int]:
@@ -58,7 +58,7 @@ def _age_version() -> tuple[int, int]:
 
 
 def _install(cache: Path) -> None:
-    """The packages that package-lock.json names, by hash."""
+    """Install the packages of package-lock.json, which pins them by hash."""
     cache.mkdir(parents=True, exist_ok=True)
     for path in INTEROP.iterdir():
         shutil.copyfile(path, cache / path.name)
@@ -74,7 +74,7 @@ def _install(cache: Path) -> None:
         raise NoOtherAgeError("npm could not fetch age-encryption") from None
 
 
-def _decrypted(command: list[str]) -> bytes:
+def _run_decryption(command: list[str]) -> bytes:
     try:
         done = subprocess.run(command, capture_output=True, check=True, timeout=60)
     except subprocess.SubprocessError as error:
@@ -82,6 +82,6 @@ def _decrypted(command: list[str]) -> bytes:
     return done.stdout
 
 
-def _names(tar: bytes) -> set[str]:
+def _list_files(tar: bytes) -> set[str]:
     with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
         return {member.name for member in archive if member.isfile()}

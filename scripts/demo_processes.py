@@ -1,4 +1,4 @@
-"""Processes of the demo: shown as typed, bounded in time, and ended whatever happens."""
+"""The demo's child processes: each is printed as a shell command, has a time limit, and is ended on every exit."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from types import TracebackType
 from typing import Final, Self, TextIO
 
 GRACE_SECONDS: Final = 7.0
-"""How long a process may take to end by itself after it was told to."""
+"""How long a process may take to end after a signal, in seconds."""
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the text says why."""
+    """The demo failed; the message says why."""
 
 
 class Deadline:
-    """When the whole demo must be over, in seconds from now."""
+    """The time limit of the demo, in seconds from now."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
 
     def bounded(self, seconds: float) -> float:
-        """`seconds`, or what is left where that is less.
+        """Return `seconds`, or the remaining time if that is less.
 
         Raises:
-            DemoError: nothing is left.
+            DemoError: no time remains.
         """
-        left = self._end - time.monotonic()
-        if left <= 0:
+        remaining = self._end - time.monotonic()
+        if remaining <= 0:
             raise DemoError("out of time; hint: --timeout gives more")
-        return min(seconds, left)
+        return min(seconds, remaining)
 
 
 class Processes:
-    """Runs commands in the foreground and in the background; a context manager that leaves none behind.
+    """Runs commands in the foreground and in the background; leaving the context ends all of them.
 
     Args:
-        out: where commands and their output are shown.
+        out: stream for commands and their output.
         logs: directory for the output of background processes.
-        deadline: bounds every wait.
+        deadline: limits every wait.
     """
 
     def __init__(self, out: TextIO, logs: Path, deadline: Deadline) -> None:
@@ -62,16 +62,16 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for process in reversed(self._running):  # who asks goes before who answers
+        for process in reversed(self._running):  # clients before the servers that they use
             end(process)
 
     def say(self, text: str = "") -> None:
-        """Show a line."""
+        """Print a line."""
         self._out.write(text + "\n")
         self._out.flush()
 
     def background(self, name: str, *command: str) -> subprocess.Popen[bytes]:
-        """Start a command in a session of its own, its output in `logs`: NAME.stdout and NAME.stderr."""
+        """Start a command in its own session; its output goes to NAME.stdout and NAME.stderr in `logs`."""
         self.say(f"$ {shlex.join(command)} &")
         with (self._logs / f"{name}.stdout").open("wb") as out, (self._logs / f"{name}.stderr").open("wb") as err:
             process = subprocess.Popen(
@@ -81,16 +81,16 @@ class Processes:
         return process
 
     def foreground(self, *command: str, seconds: float, shown: bool = True, as_json: bool = False) -> list[str]:
-        """Run a command to its end and return the lines it printed.
+        """Run a command to its end and return the lines that it printed.
 
         Args:
-            command: what to run.
-            seconds: at most this long.
-            shown: whether the command and its output are shown.
-            as_json: the last line is a JSON object, and is not shown.
+            command: program and arguments.
+            seconds: time limit.
+            shown: whether the command and its output are printed.
+            as_json: the last line is a JSON object and is not printed.
 
         Raises:
-            DemoError: it failed, or took too long.
+            DemoError: the command failed or exceeded the limit.
         """
         if shown:
             self.say(f"$ {shlex.join(command)}")
@@ -121,10 +121,10 @@ class Processes:
     ) -> str:
         """Wait until a background process has written a line with `text` into `found`; returns the line.
 
-        An empty `text` waits for the file alone.
+        With an empty `text`, wait until the file exists.
 
         Raises:
-            DemoError: the process ended first, or nothing came in time.
+            DemoError: the process ended first, or the time limit passed.
         """
         end_at = time.monotonic() + self._deadline.bounded(seconds)
         while time.monotonic() < end_at:
@@ -137,10 +137,10 @@ class Processes:
         raise DemoError(f"{what}: nothing in {seconds:.0f} s; see {self._logs}")
 
     def wait(self, process: subprocess.Popen[bytes], *, seconds: float) -> int:
-        """The exit code of a background process that ends by itself.
+        """Wait for a background process to end and return its exit code.
 
         Raises:
-            DemoError: it did not.
+            DemoError: it does not end within the time limit.
         """
         try:
             return process.wait(self._deadline.bounded(seconds))
@@ -149,7 +149,7 @@ class Processes:
 
 
 class _Limit:
-    """Ends a process that runs for too long, and tells by an event that it did."""
+    """Ends a process after a time limit; the event that the context yields is set if that happened."""
 
     def __init__(self, process: subprocess.Popen[bytes], seconds: float) -> None:
         self._process = process
@@ -179,15 +179,15 @@ def _line_with(path: Path, text: str) -> str:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Tell a process to end; kill it, and what it started, if it does not.
+    """End a process with SIGTERM, and with SIGKILL if it does not end; then kill its descendants.
 
-    It is told twice: a job that is told once seals a report of it, and waits for the report to be pulled.
+    SIGTERM is sent twice: after the first one, a job seals a failure report and waits for it to be pulled.
     """
     if process.poll() is not None:
         return
     below = descendants(process.pid)
-    for tell in (process.terminate, process.terminate, process.kill):
-        tell()
+    for send_signal in (process.terminate, process.terminate, process.kill):
+        send_signal()
         try:
             process.wait(GRACE_SECONDS)
             break
@@ -200,7 +200,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def descendants(pid: int) -> list[tuple[int, str]]:
-    """Processes below `pid`, each with its start time, so that a reused id is not mistaken for it."""
+    """Return the descendants of `pid` with their start times.
+
+    Process ids are reused; id and start time together name one process.
+    """
     found: list[tuple[int, str]] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
@@ -210,7 +213,7 @@ def descendants(pid: int) -> list[tuple[int, str]]:
 
 
 def started_at(pid: int) -> str:
-    """Start time of a process in clock ticks since boot (proc(5), field 22 of stat); empty if there is none."""
+    """Return a process's start time in clock ticks since boot (proc(5), stat, field 22), or "" if it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -218,9 +221,9 @@ def started_at(pid: int) -> str:
 
 
 def raise_on_termination() -> None:
-    """Make signals that end a process raise, so that context managers clean up.
+    """Make SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, so that context managers clean up.
 
-    SIGINT too: a shell's background job starts with it ignored.
+    SIGINT needs a handler too: a background job of a shell starts with SIGINT ignored.
     """
 
     def interrupt(number: int, _frame: object) -> None:

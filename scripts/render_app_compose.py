@@ -1,8 +1,8 @@
 """Put a job spec into a compose file and the compose file into dstack's app-compose.json.
 
-The guest measures the exact bytes of app-compose.json, so the job spec inside is measured with it. The output is
-canonical JSON (RFC 8785): the same job and compose file give the same bytes, and a tool that sorts keys and
-drops white space on the way to the guest changes nothing.
+The VM measures the exact bytes of app-compose.json, and the job spec inside is measured with them. The output is
+canonical JSON (RFC 8785): the same job and compose file give the same bytes, and a deployment tool that sorts keys
+and removes white space does not change them.
 
 Usage: python scripts/render_app_compose.py JOB COMPOSE [-o APP_COMPOSE | --check APP_COMPOSE]
 """
@@ -39,18 +39,18 @@ SETTINGS: Final[Mapping[str, object]] = {
     "no_instance_id": False,
     "secure_time": True,
 }
-"""What dstack is told beside the compose file. The operator can set no environment variable, and the clock comes
-from authenticated time servers before anything starts."""
+"""dstack's settings besides the compose file. The operator can set no environment variable (`allowed_envs`), and
+the clock is set from authenticated time servers before the app starts (`secure_time`)."""
 
 _INDENT: Final = " " * 6
 _JOB_BLOCK: Final = re.compile(r"(?m)^(configs:\n  job:\n    content: \|\n)((?: {6}.*\n|[ ]*\n)*)")
 
 
 def render_compose(compose: str, job: str) -> str:
-    """The compose file with `job` as the content of its config `job`.
+    """Return the compose file with `job` as the content of its config `job`.
 
     Raises:
-        ValueError: there is no such config, or the job spec would not arrive as it is.
+        ValueError: there is no such config, or the job would not receive the same text.
     """
     job = job.rstrip("\n") + "\n"
     if "$" in job:
@@ -67,7 +67,7 @@ def render_compose(compose: str, job: str) -> str:
 
 
 def embedded_job(compose: str) -> str:
-    """The text of the job spec that a compose file mounts."""
+    """Return the text of the job spec in a compose file."""
     content = yaml.safe_load(compose)["configs"]["job"]["content"]
     if not isinstance(content, str):
         raise TypeError("configs.job.content must be text")
@@ -75,23 +75,23 @@ def embedded_job(compose: str) -> str:
 
 
 def render_app_compose(compose: str) -> bytes:
-    """The bytes of app-compose.json, which the guest measures."""
+    """Return the bytes of app-compose.json, which the VM measures."""
     return canonical_json({**SETTINGS, "docker_compose_file": compose})
 
 
 def render(job: str, compose: str) -> bytes:
-    """From the texts of job.yaml and docker-compose.yaml to the bytes of app-compose.json.
+    """Return the bytes of app-compose.json for the texts of job.yaml and docker-compose.yaml.
 
     Raises:
         UsageError: the job spec is not valid.
-        ValueError: see `render_compose`.
+        ValueError: the job spec cannot be put into the compose file.
     """
     parse_job_spec(job.encode())
     return render_app_compose(render_compose(compose, job))
 
 
 def main(arguments: list[str]) -> int:
-    """Command line: write, compare, print; 1 if `--check` finds a difference, 2 if nothing can be rendered."""
+    """Run the command line; returns 1 if `--check` finds a difference, and 2 if rendering fails."""
     parser = argparse.ArgumentParser(description="Render dstack's app-compose.json from a job and a compose file.")
     parser.add_argument("job", type=Path, help="job.yaml")
     parser.add_argument("compose", type=Path, help="docker-compose.yaml with a config named `job`")

@@ -38,7 +38,7 @@ PASSED: Final = frozenset({"affirmed", "not-demanded", "skipped"})
 
 
 class Demo:
-    """The story, step after step."""
+    """The steps of the demo, in the order in which `play` runs them."""
 
     def __init__(self, processes: Processes, workspace: Path, *, x25519: bool) -> None:
         self.run = processes
@@ -48,7 +48,7 @@ class Demo:
         self.checks: dict[str, str] = {}
 
     def play(self) -> dict[str, Any]:
-        """All of it; returns what `--json` prints.
+        """Run all steps; returns the object that `--json` prints.
 
         Raises:
             DemoError: a step failed.
@@ -74,11 +74,11 @@ class Demo:
     # the operator
 
     def prepare(self) -> None:
-        """The model and the data, once; then what the operator publishes: job.yaml inside app-compose.json."""
+        """Prepare model and data, and render the operator's app-compose.json with job.yaml inside."""
         self.run.say("— prepare: model (once), data, and the text that will be measured")
         self.run.foreground(sys.executable, "scripts/prepare_demo.py", str(CACHE), seconds=300, shown=False)
         shutil.copyfile(CACHE / "faq-en.jsonl", DEMO / "train.jsonl")
-        # The spec names its model relative to itself: the operator puts both into one place.
+        # The job spec's model path is relative to the job spec.
         shutil.copyfile(SPEC, JOB)
         (DEMO / "models").symlink_to((CACHE / "models").resolve())
         self.run.foreground(
@@ -87,7 +87,7 @@ class Demo:
         )  # fmt: skip
 
     def start_simulator(self) -> Any:
-        """The guest agent that a confidential VM would have."""
+        """Start the development guest agent in place of a confidential VM's."""
         self.run.say("\n— the operator: a (simulated) confidential VM, and the job in it")
         process = self.run.background(
             "simulate", "trainer", "simulate", "--socket", str(DEMO / "dstack.sock"),
@@ -97,7 +97,7 @@ class Demo:
         return process
 
     def start_job(self) -> tuple[Any, str]:
-        """The job, until it serves and its model is checked; returns its process and address."""
+        """Start the job and wait until it accepts a dataset; returns its process and address."""
         process = self.run.background(
             "job", "trainer", "run", str(JOB), "--guest-agent", str(DEMO / "dstack.sock"),
             "--ciphertext-dir", str(DEMO / "ciphertext"), "--workspace", str(self.workspace),
@@ -110,7 +110,7 @@ class Demo:
         return process, f"https://127.0.0.1:{json.loads(listening)['port']}"
 
     def end_job(self, process: Any) -> None:
-        """The job ends by itself once its result was acknowledged, and leaves nothing in memory."""
+        """Wait for the job to end after the acknowledgement; its workspace must be empty."""
         code = self.run.wait(process, seconds=60)
         self.note("demo-job-exit-code-0", code == 0)
         self.note("demo-workspace-removed", not any(self.workspace.iterdir()))
@@ -118,7 +118,7 @@ class Demo:
     # the data provider
 
     def verify(self, address: str) -> None:
-        """A key of one's own, a policy that demands exactly what was reviewed, and the first look at the job."""
+        """Make the provider's key and a policy that demands the reviewed files, and verify the job."""
         self.run.say("\n— the data provider: key, policy, verification")
         kind = ["--x25519"] if self.x25519 else []
         self.run.foreground("trainer", "keygen", "-o", str(DEMO / "provider.key"), *kind, "--json", seconds=30)
@@ -135,7 +135,7 @@ class Demo:
         )  # fmt: skip
 
     def submit(self, address: str) -> dict[str, Any]:
-        """Everything else in one command: verify → seal → upload → watch → pull → open."""
+        """Run `trainer submit`: verify → seal → upload → watch → pull → open."""
         self.run.say("\n— the data provider: submit, and wait for the adapter")
         lines = self.run.foreground(
             "trainer", "submit", str(DEMO / "train.jsonl"), "--job-url", address,
@@ -148,10 +148,10 @@ class Demo:
         self.checks |= submitted["checks"]
         return submitted
 
-    # whoever wants to know
+    # independent checks
 
     def check(self, submitted: dict[str, Any]) -> None:
-        """What was claimed, seen again with tools that share no code with this project."""
+        """Check the result with tools that share no training or sealing code with this project."""
         self.run.say("\n— checked again, by other means")
         summary = submitted["summary"]
         self.note("demo-loss-fell", summary["eval_loss_after"] < summary["eval_loss_before"])
@@ -164,7 +164,7 @@ class Demo:
             "python", "scripts/check_adapter.py", str(adapter.parent), "--model", str(MODEL),
             "--data", str(DEMO / "train.jsonl"), "--job", str(JOB), seconds=480,
         )  # fmt: skip
-        self.note("demo-stock-peft-same-loss", True)  # it ends with 1, and the demo with it, if not
+        self.note("demo-stock-peft-same-loss", True)  # otherwise the command failed and raised
         self._check_age(adapter.parent)
 
     def _report_agrees(self, result: Path, summary: dict[str, Any]) -> bool:
@@ -172,7 +172,7 @@ class Demo:
         return all(written[name] == summary[name] for name in ("eval_loss_before", "eval_loss_after"))
 
     def _readable_rows(self) -> list[str]:
-        """Files of the operator's that hold the beginning of an answer from the dataset."""
+        """Return the operator's files that contain the beginning of an answer from the dataset."""
         rows = (DEMO / "train.jsonl").read_text("utf-8").splitlines()
         answers = sorted({json.loads(row)["messages"][-1]["content"][:40] for row in rows}, key=len)[-50:]
         needles = [answer.encode() for answer in answers]
@@ -193,7 +193,7 @@ class Demo:
         self.note("demo-stock-age-opens-result", names == expected)
 
     def note(self, code: str, passed: bool) -> None:
-        """A check of the demo's own.
+        """Record and print one of the demo's own checks.
 
         Raises:
             DemoError: it did not pass.
@@ -204,7 +204,7 @@ class Demo:
             raise DemoError(f"{code} does not hold; what happened lies in {DEMO}")
 
     def outcome(self, submitted: dict[str, Any]) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return the object that `--json` prints."""
         summary = submitted["summary"]
         wrong = {code: state for code, state in self.checks.items() if state not in PASSED}
         if wrong:
@@ -220,10 +220,10 @@ class Demo:
 
 
 def memory_directory() -> Path:
-    """A tmpfs with room for the model and what training writes.
+    """Return a tmpfs with room for the model and the output of training.
 
     Raises:
-        DemoError: there is none.
+        DemoError: this machine has none.
     """
     named = [os.environ.get("XDG_RUNTIME_DIR", ""), "/run/trainer", "/dev/shm", "/run", "/tmp"]
     for path in (Path(name) for name in named if name):
@@ -234,13 +234,13 @@ def memory_directory() -> Path:
 
 
 def is_memory(path: Path) -> bool:
-    """Whether `path` lies on a tmpfs."""
+    """Return whether `path` is on a tmpfs."""
     done = subprocess.run(["stat", "-f", "-c", "%T", str(path)], capture_output=True, text=True, check=False)
     return done.stdout.strip() == "tmpfs"
 
 
 def show(processes: Processes, found: dict[str, Any]) -> None:
-    """The end of the story, for a person."""
+    """Print the summary of the demo."""
     processes.say()
     states = list(found["checks"].values())
     counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
@@ -252,7 +252,7 @@ def show(processes: Processes, found: dict[str, Any]) -> None:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="scripts/demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -263,7 +263,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> int:
-    """Play the demo: 0 if all of it was real and passed, 1 if not, 130 if interrupted."""
+    """Run the demo; returns 0 if every check passed, 1 if not, 130 if it was interrupted."""
     options = parse(arguments)
     raise_on_termination()
     shutil.rmtree(DEMO, ignore_errors=True)
