@@ -88,7 +88,10 @@ def other_bundle(overall: Any, tokens: Any) -> str:
         ),
         (other_bundle(token(overall_claims({"GPU-0": "a"}, NONCE)), {"GPU-0": 1}), "GPU-0: no JWT"),
         (other_bundle(token(overall_claims({"GPU-0": "é"}, NONCE)), {"GPU-0": "é"}), "GPU-0: no JWT"),
-        (nvattest_result([SimulatedGpu(changes={"deep": [[[[[[[[1]]]]]]]]})], NONCE), "something else"),
+        (
+            nvattest_result([SimulatedGpu(changes={"deep": [[[[[[[[1]]]]]]]]})], NONCE),
+            "its token differs from the list of claims",
+        ),
     ],
 )
 def test_what_is_no_result_is_refused_with_a_reason(text: str, words: str) -> None:
@@ -103,7 +106,7 @@ def test_a_token_says_the_same_as_the_list_or_is_refused() -> None:
         for listed, stated in ((claims, {**claims, **change}), ({**claims, **change}, claims)):
             tokens = {"GPU-0": token(stated)}
             bundle = detached_eat(overall_claims(tokens, NONCE), tokens)
-            with pytest.raises(ValueError, match="GPU-0: its token says something else"):
+            with pytest.raises(ValueError, match="GPU-0: its token differs from the list of claims"):
                 parse_boot_result(nvattest_result([GPU], NONCE, claims=[listed], detached_eat=bundle))
 
 
@@ -111,7 +114,7 @@ def test_devices_are_told_apart_by_the_names_of_their_tokens() -> None:
     first, second = SimulatedGpu(ueid="1"), SimulatedGpu(ueid="2")
     document = json.loads(nvattest_result([first, second], NONCE))
     document["claims"].reverse()
-    with pytest.raises(ValueError, match="GPU-0: its token says something else"):
+    with pytest.raises(ValueError, match="GPU-0: its token differs from the list of claims"):
         parse_boot_result(json.dumps(document))
 
 

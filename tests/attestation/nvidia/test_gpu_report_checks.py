@@ -366,7 +366,7 @@ CHAINS: dict[str, tuple[str, Callable[[Bench], str]]] = {
         ),
     ),
     "more authorities than allowed": (
-        "certificate 2 may not have so many",
+        "certificate 2 has more authorities below it",
         lambda g: g.chain(
             g.leaf, g.ca, replace(g.ca, scalar=9003, extensions=(g.constraints(True, 0),), name="upper"), g.root
         ),

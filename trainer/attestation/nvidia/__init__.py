@@ -1,1 +1,1 @@
-"""Checks of GPU evidence: what the OS measured at boot, and fresh SPDM reports."""
+"""GPU evidence: what the measured OS collected at boot, fresh SPDM reports, and the checks of both."""

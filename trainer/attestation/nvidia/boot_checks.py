@@ -1,7 +1,7 @@
 """Checks of the claims that the measured OS collected about each GPU at boot, with NVIDIA's tool `nvattest`.
 
-The tool verified each GPU's report on the spot. Its claims are unsigned: they are as good as the OS, whose event
-binds their exact text.
+The tool verified each GPU's report in the VM. Its claims are unsigned: they are as trustworthy as the OS, whose
+event binds their exact text.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Form: the JSON that `nvattest attest --format json` prints, claims version 3.0 (NVIDIA's Claims Guide, GPU and
 nvSwitch claims): `claims`, one object per device, `result_code`, and `detached_eat`, the same claims as tokens.
-That the OS measured the text is all that vouches for it. Unknown keys are allowed, as later releases add some.
+The text is trusted only because the OS measured it. Unknown keys are allowed, as later releases add some.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _WORDS: Final = re.compile(r"[ -~]{0,200}")
 
 @dataclass(frozen=True)
 class CertificateChain:
-    """What `nvattest` says of one certificate chain; None where it says nothing.
+    """The claims about one certificate chain; None where there is none.
 
     Attributes:
         name: such as `driver-rim-cert-chain`.
-        status: `valid` if it led to NVIDIA's root and was in date.
+        status: `valid` if it ended in NVIDIA's root and was in date.
         ocsp_status: `good` if no certificate in it was revoked.
-        revocation_reason: why one was.
-        ocsp_response_valid: whether the responder's signatures held.
-        ocsp_nonce_matches: whether the responder answered this very question.
+        revocation_reason: the reason for which one was.
+        ocsp_response_valid: whether the responder's signatures were valid.
+        ocsp_nonce_matches: whether the response had the nonce of the request.
     """
 
     name: str
@@ -60,14 +60,14 @@ class BootDevice:
 
     Attributes:
         name: `GPU-0`, `SWITCH-0` and so on, counted in the order of the claims.
-        kind: what it is.
-        nonce: what it was asked with, in lower case.
-        measurements: `success` if all are reference values of NVIDIA's.
+        kind: GPU or switch.
+        nonce: the nonce of its report, in lower case.
+        measurements: `success` if all equal NVIDIA's reference values.
         unverified: names of the verifications that are not affirmed.
-        mismatches: whether measurements or other values are listed that differ from the reference values.
-        chains: of the report, and of each document of reference values.
-        secure_boot: whether its firmware booted securely.
-        debug: `disabled` if nobody can debug it.
+        mismatches: whether the claims list values that differ from the reference values.
+        chains: certificate chains of the report, and of each reference integrity manifest.
+        secure_boot: whether its firmware was booted securely.
+        debug: `disabled` if it cannot be debugged.
         model: such as `GH100 A01 GSP BROM`.
         ueid: the serial number of its certificate.
         driver_version: such as `550.90.07`; None for a switch.
@@ -91,7 +91,7 @@ class BootDevice:
 
 @dataclass(frozen=True)
 class OverallToken:
-    """The claims of the bundle's first token, which stands for all devices."""
+    """The claims of the bundle's first token, which are about all devices together."""
 
     nonce: str | None
     result: bool | None
@@ -107,7 +107,7 @@ class BootResult:
 
     @property
     def gpus(self) -> tuple[BootDevice, ...]:
-        """The devices that are GPUs."""
+        """The GPUs among the devices."""
         return tuple(device for device in self.devices if device.kind == "gpu")
 
 
@@ -115,13 +115,14 @@ def parse_boot_result(text: str) -> BootResult:
     """Parse the text of `nvattest`'s result.
 
     Raises:
-        ValueError: not one whole result of a successful run; says why in one line without control characters.
+        ValueError: not one complete result of a successful run; the message is one line without control
+            characters.
     """
     if len(text) > MAX_BOOT_CHARS:
         raise ValueError(f"more than {MAX_BOOT_CHARS} characters")
     document = as_object(parse_json(text), "the result")
     code = document.get("result_code")
-    if type(code) is not int or code != 0:  # false is no code
+    if type(code) is not int or code != 0:  # `False == 0`, but false is no result code
         raise ValueError("result_code is not 0")
     claims = _claims(document.get("claims"))
     names, devices = _devices(claims)
@@ -135,16 +136,16 @@ def _claims(value: object) -> list[Claims]:
 
 
 def _devices(claims: list[Claims]) -> tuple[list[str], tuple[BootDevice, ...]]:
-    """Names and claims of all devices; as in the bundle, each kind is counted by itself."""
-    seen: dict[Kind, int] = {"gpu": 0, "switch": 0}
+    """Return names and claims of all devices. Each kind has its own count from 0, as in the bundle."""
+    counts: dict[Kind, int] = {"gpu": 0, "switch": 0}
     devices = []
     for index, claim in enumerate(claims):
         kind = _KINDS.get(_text(claim, "x-nvidia-device-type"))
         if kind is None:
             raise ValueError(f"claim {index}: x-nvidia-device-type is neither gpu nor nvswitch")
-        devices.append(_device(claim, kind, f"{_TOKEN_NAMES[kind]}-{seen[kind]}"))
-        seen[kind] += 1
-    if not seen["gpu"]:
+        devices.append(_device(claim, kind, f"{_TOKEN_NAMES[kind]}-{counts[kind]}"))
+        counts[kind] += 1
+    if not counts["gpu"]:
         raise ValueError("claims about no GPU")
     return [device.name for device in devices], tuple(devices)
 
@@ -171,7 +172,7 @@ def _device(claim: Claims, kind: Kind, name: str) -> BootDevice:
 
 
 def _flags(kind: Kind) -> tuple[str, ...]:
-    """Names of the verifications that must have succeeded, without their common start."""
+    """Return the names of the verifications that must have succeeded, without their common prefix."""
     rims = (f"{rim}-{flag}" for rim in _RIMS[kind] for flag in _RIM_FLAGS)
     return ("arch-check", *_REPORT_FLAGS, *rims, *_OWN_FLAGS[kind])
 
@@ -201,7 +202,7 @@ def _overall(bundle: object, claims: dict[str, Claims]) -> OverallToken | None:
 
 
 def _nonce(claim: Claims) -> str | None:
-    """Releases differ in the case of hex."""
+    """Return the nonce in lower case: releases differ in the case of hex."""
     nonce = _text(claim, "eat_nonce")
     return None if nonce is None else nonce.lower()
 

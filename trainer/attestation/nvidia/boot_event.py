@@ -1,7 +1,7 @@
-"""The event in which the measured OS says that it attested the GPUs at boot, and which text is the outcome.
+"""The measured OS's event `gpu-attestation`: it attested the GPUs at boot, and the result has this digest.
 
-What stands in the text (`gpu_boot`) proves nothing by itself, as its tokens are unsigned. Trust comes from the OS:
-it attested the GPUs before anything else ran, and put the text's digest into RTMR3.
+The text of the result (`boot_claims`) proves nothing by itself, as its tokens are unsigned. Trust comes from the
+OS: it attested the GPUs before any application ran, and extended RTMR3 with the digest of the text.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class GpuBootEvent(Strict):
     cc_mode: Annotated[str, Field(max_length=64)]
     devtools: bool
     evidence_sha256: Sha256Hex
-    """SHA-256 of the exact text of the guest agent's GpuInfo answer, final newline included."""
+    """SHA-256 of the exact text of the guest agent's GpuInfo response, final newline included."""
 
 
 def gpu_boot_event(events: Sequence[Event]) -> GpuBootEvent | None:
-    """The GPU event as the OS measured it; None where there is none.
+    """Return the OS's event about GPUs; None where the log has none.
 
     Raises:
-        ValueError: there is one, but not of its form.
+        ValueError: the log has one, but it is malformed.
     """
     text = payload(events, GPU_EVENT)
     if text is None:

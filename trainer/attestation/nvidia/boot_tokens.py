@@ -1,7 +1,8 @@
 """Detached EAT bundles (RFC 9711), as `nvattest` writes them: one overall token and one token per device.
 
-Tokens of a local verifier are unsigned (algorithm `none`) and those of another would need its keys: no signature
-is looked at. What is checked is that the parts agree, so that all readers of a result read the same.
+Tokens of a local verifier are unsigned (algorithm `none`), and those of a remote one would need its keys: no
+signature is verified here. What is checked is that all parts agree, so that every reader of a result reads the
+same claims.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ Claims = dict[str, object]
 """One JSON object of claims."""
 
 _TOKEN_KEYS: Final = frozenset({"iss", "sub", "aud", "exp", "nbf", "iat", "jti"})
-"""What RFC 7519 adds to a device's claims in its token."""
+"""Claims that RFC 7519 adds to a device's claims in its token."""
 
 _TOKEN: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
 _MAX_DEPTH: Final = 8
 
 
 def overall_claims(bundle: object, claims: Mapping[str, Claims]) -> Claims | None:
-    """The overall token's claims; None if the release makes no tokens (no bundle, or an empty object).
+    """Return the overall token's claims; None if the release makes no tokens (no bundle, or an empty object).
 
     Args:
         bundle: `[["JWT", token], {name: token}]`, where the overall token's `submods` has the digest of each
-            device's token: `["DIGEST", ["SHA256", hex]]`, of the token's whole text.
-        claims: what stands beside the bundle about each device, by name.
+            device's token: `["DIGEST", ["SHA256", hex]]`, over the complete text of the token.
+        claims: the claims about each device that the result has outside the bundle, by device name.
 
     Raises:
-        ValueError: a token is not the one that the overall token names, or says something else than `claims`.
+        ValueError: a token is not the one that the overall token names, or differs from `claims`.
     """
     if bundle is None or bundle == {}:
         return None
@@ -42,6 +43,7 @@ def overall_claims(bundle: object, claims: Mapping[str, Claims]) -> Claims | Non
         case _:
             raise ValueError("detached_eat is no overall token with one token per device")
     digests = as_object(overall.get("submods"), "submods")
+    # Equal sets of names: a device without a token, or a token without claims, would be read by some readers only.
     if not digests.keys() == tokens.keys() == claims.keys():
         raise ValueError("the tokens are for other devices than the claims")
     for name, claim in claims.items():
@@ -50,10 +52,10 @@ def overall_claims(bundle: object, claims: Mapping[str, Claims]) -> Claims | Non
 
 
 def as_object(value: object, name: str) -> Claims:
-    """`value`, if it is a JSON object.
+    """Return `value` if it is a JSON object.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not one.
     """
     if not isinstance(value, dict):
         raise ValueError(f"{name} is no object")  # noqa: TRY004 - a fault of the text, not of the caller
@@ -65,7 +67,7 @@ def _require_same(name: str, token: object, digest: object, claim: Claims) -> No
     if digest != ["DIGEST", ["SHA256", sha256_hex(str(token).encode())]]:
         raise ValueError(f"{name}: the digest is not that of its token")
     if not _equal(_without_token_keys(payload), _without_token_keys(claim)):
-        raise ValueError(f"{name}: its token says something else than the list of claims")
+        raise ValueError(f"{name}: its token differs from the list of claims")
 
 
 def _without_token_keys(claims: Claims) -> Claims:
@@ -73,11 +75,12 @@ def _without_token_keys(claims: Claims) -> Claims:
 
 
 def _payload(token: object, name: str) -> Claims:
-    """The payload of a JWT in compact form (RFC 7519)."""
+    """Return the payload of a JWT in compact form (RFC 7519)."""
     parts = _TOKEN.fullmatch(token) if isinstance(token, str) else None
     if parts is None:
         raise ValueError(f"{name}: no JWT")
     header, payload, signature = parts.groups()
+    # Either algorithm `none` without a signature, or another algorithm with one.
     if (_decoded(header, name).get("alg") == "none") == bool(signature):
         raise ValueError(f"{name}: signature and algorithm do not belong together")
     return _decoded(payload, name)
@@ -88,6 +91,7 @@ def _decoded(part: str, name: str) -> Claims:
         data = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
     except ValueError:
         data = b""
+    # Encoding again must give the same text: base64url has several spellings for some bytes.
     if base64.urlsafe_b64encode(data).rstrip(b"=") != part.encode():
         raise ValueError(f"{name}: not base64url")
     try:
@@ -99,7 +103,10 @@ def _decoded(part: str, name: str) -> Claims:
 
 
 def _equal(one: object, other: object, depth: int = _MAX_DEPTH) -> bool:
-    """Whether two JSON values are the same. Unlike with `==`, true is not 1, and deep nests are not equal."""
+    """Return whether two JSON values are the same. Unlike with `==`, true is not 1.
+
+    Values nested deeper than `depth` count as different, which bounds the recursion.
+    """
     if type(one) is not type(other) or depth == 0:
         return False
     if isinstance(one, dict):

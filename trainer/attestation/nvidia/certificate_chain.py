@@ -1,4 +1,4 @@
-"""The certificates behind a GPU's report: from the key that signed it up to NVIDIA's device identity root."""
+"""The certificate chain of a GPU's report: from the key that signed it to NVIDIA's device identity root."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ MALFORMED: Final = (
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )
-"""What `cryptography` raises over certificates that a stranger wrote; not all of them are ValueErrors."""
+"""What `cryptography` raises on malformed certificates; not all are subclasses of ValueError."""
 
 Chain = tuple[x509.Certificate, ...]
-"""Certificates, the signer's own first, the root last."""
+"""Certificates, the signer's first, the root last."""
 
 
 @lru_cache(maxsize=64)
 def parse_chain(pem: str) -> Chain:
-    """Parse a PEM chain, leaf first; keys and extensions of all of it can be read after that.
+    """Parse a PEM chain, leaf first; afterwards all keys and extensions are known to be readable.
 
-    Kept, like `was_issued`: a GPU shows the same chain with every report.
+    Cached, like `was_issued`: a GPU sends the same chain with every report.
 
     Raises:
         ValueError: not 2 to 8 certificates, or one is malformed.
     """
     try:
-        chain = tuple(_readable(each) for each in x509.load_pem_x509_certificates(pem.encode()))
+        chain = tuple(_readable(certificate) for certificate in x509.load_pem_x509_certificates(pem.encode()))
     except MALFORMED:
         raise ValueError("expected PEM certificates, got something else") from None
     if not 2 <= len(chain) <= MAX_CERTIFICATES:
@@ -60,9 +60,10 @@ def parse_chain(pem: str) -> Chain:
 
 @lru_cache(maxsize=256)
 def _readable(certificate: x509.Certificate) -> x509.Certificate:
-    """The certificate, or an equal one from before: the GPUs of one machine share their upper ones.
+    """Read key and extensions, and return the certificate or an equal one from an earlier call.
 
-    Sharing them saves loading their keys, which for P-384 takes a tenth of what a signature does.
+    The GPUs of one machine share their upper certificates. Loading a P-384 key takes a tenth of the time of
+    verifying a signature.
     """
     certificate.public_key()
     _ = certificate.extensions
@@ -72,7 +73,7 @@ def _readable(certificate: x509.Certificate) -> x509.Certificate:
 def verify_chain(chain: Chain, *, root_sha256: str, now: int) -> None:
     """Check that each certificate is valid now and issued by the next one, up to the pinned root.
 
-    Revocation is `gpu_ocsp`'s to look at.
+    `ocsp` verifies revocation.
 
     Args:
         chain: leaf first, root last.
@@ -80,14 +81,15 @@ def verify_chain(chain: Chain, *, root_sha256: str, now: int) -> None:
         now: Unix seconds.
 
     Raises:
-        ValueError: says what does not hold.
+        ValueError: the chain is not valid; the message gives the reason.
     """
     if chain[-1].fingerprint(hashes.SHA256()).hex() != root_sha256:
         raise ValueError("the chain ends in another root")
     for depth, certificate in enumerate(chain):
         if not certificate.not_valid_before_utc.timestamp() <= now <= certificate.not_valid_after_utc.timestamp():
             raise ValueError(f"certificate {depth} is not valid now")
-        if any(each.critical and each.oid not in _UNDERSTOOD for each in certificate.extensions):
+        # RFC 5280: a critical extension that is not understood makes the certificate invalid.
+        if any(extension.critical and extension.oid not in _UNDERSTOOD for extension in certificate.extensions):
             raise ValueError(f"certificate {depth} demands an extension that is unknown here")
     _verify_leaf(chain[0])
     for depth in range(1, len(chain)):
@@ -95,6 +97,7 @@ def verify_chain(chain: Chain, *, root_sha256: str, now: int) -> None:
 
 
 def _verify_leaf(leaf: x509.Certificate) -> None:
+    """Check that the leaf may sign and is no authority: a GPU's own certificate may not issue another."""
     constraints, usage = _roles(leaf)
     if constraints is not None and constraints.ca:
         raise ValueError("the signer is a certificate authority")
@@ -108,14 +111,14 @@ def _verify_issuer(chain: Chain, depth: int) -> None:
     if constraints is None or not constraints.ca or (usage is not None and not usage.key_cert_sign):
         raise ValueError(f"certificate {depth} may not issue certificates")
     if constraints.path_length is not None and constraints.path_length < depth - 1:
-        raise ValueError(f"certificate {depth} may not have so many authorities below it")
+        raise ValueError(f"certificate {depth} has more authorities below it than it may")
     if not was_issued(chain[depth - 1], chain[depth]):
         raise ValueError(f"certificate {depth - 1} was not issued by certificate {depth}")
 
 
 @lru_cache(maxsize=256)
 def was_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    """Whether names fit and the signature holds; kept, as the GPUs of one machine share their upper issuers."""
+    """Return whether names match and the signature is valid. Cached: GPUs of one machine share upper issuers."""
     try:
         certificate.verify_directly_issued_by(issuer)
     except (*MALFORMED, InvalidSignature):
@@ -124,18 +127,18 @@ def was_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 
 def _roles(certificate: x509.Certificate) -> tuple[x509.BasicConstraints | None, x509.KeyUsage | None]:
-    values = [each.value for each in certificate.extensions]
+    values = [extension.value for extension in certificate.extensions]
     constraints = next((value for value in values if isinstance(value, x509.BasicConstraints)), None)
     return constraints, next((value for value in values if isinstance(value, x509.KeyUsage)), None)
 
 
 def certified_fwid(leaf: x509.Certificate) -> bytes:
-    """The firmware id that the leaf was issued for: a SHA-384 in its TCG DICE extension.
+    """Return the firmware id that the leaf was issued for: a SHA-384 in its TCG DICE extension.
 
-    Hopper ends the extension with it. Blackwell has a DiceTcbInfo, whose field 6 lists it first.
+    In Hopper's extension it is at the end. Blackwell has a DiceTcbInfo, whose field 6 lists it first.
 
     Raises:
-        ValueError: the leaf has no such extension, or not in this form.
+        ValueError: the leaf has no such extension, or it is malformed.
     """
     values: dict[x509.ObjectIdentifier, bytes] = {each.oid: each.value.public_bytes() for each in leaf.extensions}
     raw = values.get(_FWID_OID, b"")[-len(_FWID_HEADER) - FWID_BYTES :]
@@ -148,24 +151,25 @@ def certified_fwid(leaf: x509.Certificate) -> bytes:
 
 
 def _fields(der: bytes) -> dict[int, bytes]:
-    """Contents of DER elements that follow each other, by tag; of two with one tag the first counts."""
-    found: dict[int, bytes] = {}
+    """Return the contents of consecutive DER elements by tag; the first of several with one tag."""
+    contents: dict[int, bytes] = {}
     while der:
         tag, size, begin = der[0], int.from_bytes(der[1:2]), 2
-        if size > 0x80:
+        if size > 0x80:  # long form: the low 7 bits give the number of length bytes
             begin += size - 0x80
             size = int.from_bytes(der[2:begin])
         if len(der) < begin + size or size == 0x80:
             raise ValueError("expected DER elements in the certificate's extension")
-        found.setdefault(tag, der[begin : begin + size])
+        contents.setdefault(tag, der[begin : begin + size])
         der = der[begin + size :]
-    return found
+    return contents
 
 
 def certified_model(chain: Chain) -> str:
-    """The GPU's model, such as `GH100 A01 GSP BROM`: the name that NVIDIA's authority certified for this GPU.
+    """Return the GPU's model, such as `GH100 A01 GSP BROM`: the name in NVIDIA's certificate for this GPU.
 
-    That certificate is the second one: the GPU itself issued the first, to the firmware that signs its reports.
+    That is the second certificate of the chain. The GPU itself issued the first, to the firmware that signs
+    reports, so a name in the first is only the firmware's.
 
     Raises:
         ValueError: the certificate has no such name, or several.
@@ -177,10 +181,10 @@ def certified_model(chain: Chain) -> str:
 
 
 def different_keys(leaves: Sequence[x509.Certificate]) -> int:
-    """How many different keys there are: each GPU has its own."""
-    found: list[PublicKeyTypes] = []
+    """Return how many different keys the leaves have: each GPU has its own."""
+    keys: list[PublicKeyTypes] = []
     for leaf in leaves:
         key = leaf.public_key()
-        if key not in found:  # compares points; writing each key out for a set would take longer
-            found.append(key)
-    return len(found)
+        if key not in keys:  # compares points; serialising each key for a set would take longer
+            keys.append(key)
+    return len(keys)

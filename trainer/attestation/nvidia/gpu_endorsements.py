@@ -1,7 +1,7 @@
-"""What NVIDIA vouches for besides a GPU's key: reference values (RIM) and revocation answers (OCSP), as data.
+"""NVIDIA's endorsements of GPUs besides their certificates: reference values (RIM) and revocation answers (OCSP).
 
-An appraisal takes them as an argument, so that it stays pure: from the policy where it holds files, or fetched
-beforehand and kept with the result, so that the same appraisal can be made again without a network.
+An appraisal gets them as an argument and fetches nothing. They come from the policy, or were fetched before and
+are kept in the record, so that the appraisal can be repeated without a network.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pydantic import AfterValidator, Field
 from trainer.models import Strict
 
 MAX_MANIFESTS: Final = 32
-"""A driver's and a VBIOS's for each of 16 GPUs."""
+"""Two for each of 16 GPUs: of the driver and of the VBIOS."""
 MAX_MANIFEST_BYTES: Final = 96 << 10
-"""NVIDIA's have about 20 KiB."""
+"""NVIDIA's manifests have about 20 KiB."""
 MAX_ANSWERS: Final = 128
 """One for each certificate in the chains of 16 GPUs."""
 MAX_ANSWER_BYTES: Final = 8 << 10
@@ -38,7 +38,7 @@ AnswerText = Annotated[str, Field(max_length=(MAX_ANSWER_BYTES + 2) // 3 * 4), A
 
 @dataclass(frozen=True)
 class GpuEndorsements:
-    """What an appraisal of fresh GPU reports is made with. None of it is believed unless its signatures hold.
+    """Endorsements as an appraisal uses them; it verifies the signatures of each.
 
     Attributes:
         reference_values: XML of reference integrity manifests.
@@ -53,22 +53,22 @@ NO_ENDORSEMENTS: Final = GpuEndorsements()
 
 
 class GpuEndorsementsDocument(Strict):
-    """The same as JSON values, for a file that keeps them."""
+    """Endorsements as JSON values, for a record."""
 
     reference_values: Annotated[tuple[ManifestText, ...], Field(max_length=MAX_MANIFESTS)] = ()
     revocation: Annotated[tuple[AnswerText, ...], Field(max_length=MAX_ANSWERS)] = ()
 
     @classmethod
     def of(cls, endorsements: GpuEndorsements) -> GpuEndorsementsDocument:
-        """The document form of `endorsements`.
+        """Make the document form of `endorsements`.
 
         Raises:
-            ValueError: they are larger or more than what `exchange.gpu_endorsements` fetches.
+            ValueError: they are larger or more than the limits of this module.
         """
-        answers = tuple(base64.b64encode(each).decode() for each in endorsements.revocation)
+        answers = tuple(base64.b64encode(der).decode() for der in endorsements.revocation)
         return cls(reference_values=endorsements.reference_values, revocation=answers)
 
     def endorsements(self) -> GpuEndorsements:
-        """What the document stands for."""
-        answers = tuple(base64.b64decode(each) for each in self.revocation)
+        """Return the endorsements in the document."""
+        answers = tuple(base64.b64decode(text) for text in self.revocation)
         return GpuEndorsements(self.reference_values, answers)

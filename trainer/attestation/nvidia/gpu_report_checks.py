@@ -206,7 +206,7 @@ def _require_equal(expected: bytes, found: bytes) -> None:
 
 
 def _judge_count(ledger: Ledger, chains: Sequence[Chain], demands: GpuSection) -> None:
-    """Record gpu-report-count: GPUs are told apart by their keys, so that one cannot answer for another."""
+    """Record gpu-report-count. GPUs are distinguished by their keys, so one GPU cannot answer for another."""
     different = different_keys([chain[0] for chain in chains])
     wanted = demands.count == "any" or demands.count == different
     ledger.judge(

@@ -1,8 +1,8 @@
-"""What NVIDIA's responder says about the certificates of a GPU: revoked or not (OCSP, RFC 6960).
+"""Revocation of GPU certificates: signed answers of NVIDIA's responder (OCSP, RFC 6960).
 
-Asked about are the certificates between the signer of the report and the root. The signer's own was issued by the
-GPU itself, to its firmware: no responder knows it, and NVIDIA's verifiers do not ask about it. What NVIDIA issued
-to the GPU is the second; with its revocation goes the GPU's word.
+Answers are demanded for the certificates between the signer of the report and the root. The signer's own was
+issued by the GPU itself, to its firmware: no responder has a record of it, and NVIDIA's verifiers do not request
+one. The second certificate is the one that NVIDIA issued to the GPU; its revocation revokes the GPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trainer.attestation.nvidia.gpu_endorsements import MAX_ANSWER_BYTES
 from trainer.attestation.result.attestation_result import CLOCK_SKEW_SECONDS
 
 DEFAULT_VALID_SECONDS: Final = 3600
-"""How long an answer without nextUpdate counts; NVIDIA's own verifier takes the same."""
+"""Validity of an answer without nextUpdate; the same as in NVIDIA's own verifier."""
 
 _UNDERSTOOD: Final = (
     ExtensionOID.BASIC_CONSTRAINTS,
@@ -36,15 +36,15 @@ _UNDERSTOOD: Final = (
 
 @dataclass(frozen=True)
 class OcspResponse:
-    """What one OCSP response says about one certificate; nothing in it is proven.
+    """The answer about one certificate in an OCSP response, not authenticated.
 
     Attributes:
-        response: the response that it stands in.
-        hash_algorithm: what the issuer's name and key are hashed with.
+        response: the response that contains the answer.
+        hash_algorithm: the hash of the issuer's name and key.
         certificate_id: those two digests and the certificate's serial number.
         status: good, revoked or unknown.
         begin: Unix time of thisUpdate.
-        end: Unix time until which it counts.
+        end: Unix time until which the answer is valid.
     """
 
     response: ocsp.OCSPResponse
@@ -56,17 +56,17 @@ class OcspResponse:
 
 
 def parse_answers(der: bytes) -> list[OcspResponse]:
-    """Parse one OCSP response; everything in it that is used later can be read after that.
+    """Parse one OCSP response; afterwards every part that is used later is known to be readable.
 
     Raises:
-        ValueError: not a response, or one that only says that there is none.
+        ValueError: not a response, or an error of the responder.
     """
     if len(der) > MAX_ANSWER_BYTES:
         raise ValueError(f"expected at most {MAX_ANSWER_BYTES} bytes of OCSP response, got {len(der)}")
     try:
         response = ocsp.load_der_ocsp_response(der)
         status = response.response_status
-        answers = [_answer(response, each) for each in _single(response)]
+        answers = [_answer(response, single) for single in _single_responses(response)]
     except MALFORMED:
         raise ValueError("expected an OCSP response, got something else") from None
     if status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
@@ -74,8 +74,11 @@ def parse_answers(der: bytes) -> list[OcspResponse]:
     return answers
 
 
-def _single(response: ocsp.OCSPResponse) -> list[ocsp.OCSPSingleResponse]:
-    """The single responses of a successful one, whose other parts are readable then."""
+def _single_responses(response: ocsp.OCSPResponse) -> list[ocsp.OCSPSingleResponse]:
+    """Return the single responses of a successful one, after reading its other parts.
+
+    `cryptography` parses lazily: reading a part of a malformed response raises, which must happen here.
+    """
     if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
         return []
     for certificate in response.certificates:
@@ -98,29 +101,31 @@ def _answer(response: ocsp.OCSPResponse, single: ocsp.OCSPSingleResponse) -> Ocs
 
 
 def asked_about(chain: Chain) -> list[tuple[x509.Certificate, x509.Certificate]]:
-    """The certificates of a chain that a responder can be asked about, each with its issuer; the GPU's first."""
+    """Return the certificates that a responder has records of, each with its issuer; the GPU's first."""
     return list(pairwise(chain[1:]))
 
 
 def verify_not_revoked(chain: Chain, answers: Sequence[OcspResponse], *, now: int) -> None:
-    """Check that there are answers about each of `asked_about`, and that every one of them is good now.
+    """Check that every certificate of `asked_about` has answers, and that all of its answers are good now.
+
+    One good answer does not outweigh another that says revoked.
 
     Args:
         chain: a verified chain.
-        answers: from anywhere; those about other certificates are not looked at.
+        answers: answers from any source; those about other certificates are ignored.
         now: Unix seconds.
 
     Raises:
-        ValueError: says about which certificate there is no good answer, and why.
+        ValueError: a certificate has no good answer; the message names it and the reason.
     """
     asked = asked_about(chain)
     if not asked:
         raise ValueError("no authority issued a certificate to this GPU")
     for depth, (certificate, issuer) in enumerate(asked, start=1):
-        about = [each for each in answers if _is_about(each, certificate, issuer)]
-        if not about:
+        own_answers = [answer for answer in answers if _is_about(answer, certificate, issuer)]
+        if not own_answers:
             raise ValueError(f"certificate {depth}: no answer about it")
-        for answer in about:
+        for answer in own_answers:
             try:
                 _verify_answer(answer, issuer, now)
             except ValueError as error:
@@ -128,6 +133,8 @@ def verify_not_revoked(chain: Chain, answers: Sequence[OcspResponse], *, now: in
 
 
 def _is_about(answer: OcspResponse, certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    # An answer names its certificate by hashes of the issuer's name and key, and by serial number. A request for
+    # the certificate, built with the same hash, has the same three.
     try:
         asked = ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, answer.hash_algorithm).build()
     except MALFORMED:  # a hash algorithm that OCSP does not use
@@ -136,6 +143,7 @@ def _is_about(answer: OcspResponse, certificate: x509.Certificate, issuer: x509.
 
 
 def _verify_answer(answer: OcspResponse, issuer: x509.Certificate, now: int) -> None:
+    # The signature comes first: the status of an unauthenticated answer means nothing.
     _verify_signature(answer.response, _responder(answer.response, issuer, now))
     if answer.status is not ocsp.OCSPCertStatus.GOOD:
         raise ValueError(f"the responder says {answer.status.name.lower()}")
@@ -144,10 +152,10 @@ def _verify_answer(answer: OcspResponse, issuer: x509.Certificate, now: int) -> 
 
 
 def _responder(response: ocsp.OCSPResponse, issuer: x509.Certificate, now: int) -> x509.Certificate:
-    """Who must have signed the response: the issuer itself, or one whom it certified for just that."""
+    """Return the certificate that the response must be signed with: the issuer's, or that of its delegate."""
     if _is_named(issuer, response):
         return issuer
-    delegates = [each for each in response.certificates if _is_named(each, response)]
+    delegates = [certificate for certificate in response.certificates if _is_named(certificate, response)]
     if len(delegates) != 1:
         raise ValueError(f"expected the responder's certificate, got {len(delegates)}")
     _verify_delegate(delegates[0], issuer, now)
@@ -169,14 +177,15 @@ def _verify_delegate(delegate: x509.Certificate, issuer: x509.Certificate, now: 
         raise ValueError("the responder was not certified by the certificate's issuer") from None
     if not delegate.not_valid_before_utc.timestamp() <= now <= delegate.not_valid_after_utc.timestamp():
         raise ValueError("the responder's certificate is not valid now")
-    if any(each.critical and each.oid not in _UNDERSTOOD for each in delegate.extensions):
+    if any(extension.critical and extension.oid not in _UNDERSTOOD for extension in delegate.extensions):
         raise ValueError("the responder's certificate demands an extension that is unknown here")
-    values = [each.value for each in delegate.extensions]
+    values = [extension.value for extension in delegate.extensions]
+    # Without this usage any certificate of the same issuer, such as another GPU's, could answer.
     if not any(
-        isinstance(each, x509.ExtendedKeyUsage) and ExtendedKeyUsageOID.OCSP_SIGNING in each for each in values
+        isinstance(value, x509.ExtendedKeyUsage) and ExtendedKeyUsageOID.OCSP_SIGNING in value for value in values
     ):
         raise ValueError("the responder may not answer: its certificate is for something else")
-    if any(isinstance(each, x509.KeyUsage) and not each.digital_signature for each in values):
+    if any(isinstance(value, x509.KeyUsage) and not value.digital_signature for value in values):
         raise ValueError("the responder may not sign")
 
 

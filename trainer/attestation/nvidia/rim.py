@@ -1,4 +1,4 @@
-"""NVIDIA's reference values: signed manifests (RIM) of what a driver and a VBIOS measure to in a GPU.
+"""NVIDIA's reference values: signed manifests (RIM) of the measurements of a driver and of a VBIOS in a GPU.
 
 A manifest is a SWID tag with an enveloped XML signature:
 
@@ -33,10 +33,10 @@ CHIP_SKU: Final = 15
 PROJECT: Final = 17
 PROJECT_SKU: Final = 18
 CHIP_INFO: Final = 35
-"""Types of the opaque fields that are read here."""
+"""Types of the opaque fields of a report that are read here."""
 
 _NVDEC0_DISABLED: Final = b"\x55"
-_NVDEC0_MEASUREMENT: Final = 35  # means nothing where that video decoder is disabled
+_NVDEC0_MEASUREMENT: Final = 35  # undefined where that video decoder is disabled
 
 _SWID: Final = "{http://standards.iso.org/iso/19770/-2/2015/schema.xsd}"
 _SIGNATURE: Final = "{http://www.w3.org/2000/09/xmldsig#}"
@@ -50,11 +50,11 @@ _DECLARATION: Final = re.compile(r"""<\?xml version=["']1\.0["']( encoding=["'](
 
 @dataclass(frozen=True)
 class ReferenceIntegrityManifest:
-    """What a manifest says, once its signature was verified.
+    """The contents of a manifest whose signature was verified.
 
     Attributes:
         product: the chip, such as `GH100`.
-        version: of the driver (`550.144.03`) or the VBIOS (`96.00.5E.00.01`); the two are never written alike.
+        version: of the driver (`550.144.03`) or the VBIOS (`96.00.5E.00.01`); the two forms differ.
         measurements: accepted values of each active measurement, by index from 0.
     """
 
@@ -64,15 +64,15 @@ class ReferenceIntegrityManifest:
 
 
 def verify_manifest(text: str, *, root_sha256: str, now: int) -> ReferenceIntegrityManifest:
-    """Read a manifest out of what its signature covers, and nothing else.
+    """Verify a manifest's signature and read the contents from the signed part alone.
 
     Args:
         text: the XML.
         root_sha256: fingerprint of the root that its certificates must end in.
-        now: Unix seconds; when they must be valid.
+        now: Unix seconds at which the certificates must be valid.
 
     Raises:
-        ValueError: not a manifest, or not one that this root vouches for; says why.
+        ValueError: not a manifest, or not signed under this root; the message gives the reason.
         UsageError: the libraries for XML signatures are not installed.
     """
     etree, signxml = _libraries()
@@ -84,11 +84,12 @@ def verify_manifest(text: str, *, root_sha256: str, now: int) -> ReferenceIntegr
         result = signxml.XMLVerifier().verify(data, x509_cert=chain[0], expect_config=_expected(signxml, now))
     except (signxml.exceptions.SignXMLException, etree.LxmlError, TypeError) as error:
         raise ValueError(f"not a document with a signature that fits: {type(error).__name__}") from None
+    # `signed_xml` is what the signature covers. Reading from the document instead would allow signature wrapping.
     return _manifest(result.signed_xml)
 
 
 def _libraries() -> tuple[Any, Any]:
-    """Libraries that only those need whose policy demands reference values."""
+    """Import the XML libraries, which are installed only where a policy demands reference values."""
     try:
         import signxml  # noqa: PLC0415 -- see above
         from lxml import etree  # noqa: PLC0415
@@ -102,7 +103,7 @@ def _libraries() -> tuple[Any, Any]:
 
 
 def _plain_xml(text: str) -> bytes:
-    """Refuse what a manifest has no need of and readers differ in: DTDs, entities, comments, instructions."""
+    """Refuse what manifests do not need and parsers treat differently: DTDs, entities, comments, instructions."""
     if len(text) > MAX_MANIFEST_BYTES:
         raise ValueError(f"expected at most {MAX_MANIFEST_BYTES} bytes, got {len(text)}")
     plain = _DECLARATION.sub("", text, count=1) if _DECLARATION.match(text) else text
@@ -122,24 +123,24 @@ def _expected(signxml: Any, now: int) -> Any:
 
 
 def _signature(root: Any) -> Any:
-    """The document's one signature, which must be over the whole document: no part may stand outside it."""
+    """Return the document's only signature, which must cover the complete document except itself."""
     if root.tag != f"{_SWID}SoftwareIdentity":
         raise ValueError("the document's root is not SoftwareIdentity")
     signatures = list(root.iter(f"{_SIGNATURE}Signature"))
     if len(signatures) != 1 or signatures[0].getparent() is not root:
         raise ValueError("expected one signature, directly below the root")
-    references = [each.get("URI") for each in root.iter(f"{_SIGNATURE}Reference")]
-    if references != [""]:
-        raise ValueError(f"expected one signed reference, to the whole document, got {references}")
-    transforms = [each.get("Algorithm") for each in root.iter(f"{_SIGNATURE}Transform")]
+    references = [reference.get("URI") for reference in root.iter(f"{_SIGNATURE}Reference")]
+    if references != [""]:  # the empty URI refers to the complete document
+        raise ValueError(f"expected one signed reference, to the complete document, got {references}")
+    transforms = [transform.get("Algorithm") for transform in root.iter(f"{_SIGNATURE}Transform")]
     if transforms != _TRANSFORMS:
         raise ValueError(f"expected the transforms {_TRANSFORMS}, got {transforms}")
     return signatures[0]
 
 
 def _certificates(signature: Any) -> str:
-    """Certificates in PEM, the signer's first. The signature does not cover them: their chain must hold."""
-    texts = ["\n".join((each.text or "").split()) for each in signature.iter(f"{_SIGNATURE}X509Certificate")]
+    """Return the certificates in PEM, the signer's first. The signature does not cover them."""
+    texts = ["\n".join((element.text or "").split()) for element in signature.iter(f"{_SIGNATURE}X509Certificate")]
     return "".join(f"-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n" for text in texts)
 
 
@@ -166,7 +167,7 @@ def _only(parent: Any, name: str) -> Any:
 
 
 def _accepted(resource: Any, index: int) -> frozenset[bytes] | None:
-    """Values that an active measurement may have; None for one that is not active."""
+    """Return the values that an active measurement may have; None for one that is not active."""
     active = resource.get("active")
     if active not in ("True", "False"):
         raise ValueError(f"measurement {index}: expected True or False for active, got {active}")
@@ -185,17 +186,17 @@ def _number(resource: Any, name: str) -> int:
 
 
 def compare_measurements(report: GpuReport, model: str, manifests: Sequence[ReferenceIntegrityManifest]) -> None:
-    """Check that a GPU measures what NVIDIA published for its driver and its VBIOS.
+    """Check that a GPU's measurements are those that NVIDIA published for its driver and its VBIOS.
 
-    Blocks of the report that neither manifest has as active are not looked at: NVIDIA's verifiers do not either.
+    Blocks of the report that are active in neither manifest are ignored, as in NVIDIA's verifiers.
 
     Args:
         report: the GPU's report, verified.
-        model: as its chain certifies it; the first word is the chip.
-        manifests: verified ones; exactly one must be this driver's, and one this VBIOS's.
+        model: the model that its chain certifies; the first word is the chip.
+        manifests: verified manifests; exactly one must be of this driver, and one of this VBIOS.
 
     Raises:
-        ValueError: a manifest is missing, or a measurement is another.
+        ValueError: a manifest is missing, or a measurement differs.
     """
     chip = model.partition(" ")[0]
     driver = _manifest_of(manifests, chip, report.driver_version, "driver")
@@ -205,19 +206,25 @@ def compare_measurements(report: GpuReport, model: str, manifests: Sequence[Refe
     expected = {**driver, **vbios}
     if report.opaque.get(NVDEC0_STATUS) == _NVDEC0_DISABLED:
         expected.pop(_NVDEC0_MEASUREMENT, None)
-    others = [index for index in sorted(expected) if report.measurements.get(index + 1) not in expected[index]]
-    if others:
-        raise ValueError(f"measurement {_list(others)} is not NVIDIA's")
+    # Indices of manifests start at 0, those of blocks at 1. A block that is missing is None, which no manifest
+    # accepts.
+    wrong = [index for index in sorted(expected) if report.measurements.get(index + 1) not in expected[index]]
+    if wrong:
+        raise ValueError(f"measurement {_list(wrong)} is not NVIDIA's")
 
 
 def _manifest_of(
     manifests: Sequence[ReferenceIntegrityManifest], chip: str, version: str, what: str
 ) -> Mapping[int, frozenset[bytes]]:
     # The product matters: NVIDIA's service has a Hopper manifest for a Blackwell GPU's driver version too.
-    found = [each for each in manifests if each.product == chip and each.version.upper() == version.upper()]
-    if len(found) != 1:
-        raise ValueError(f"expected one manifest of {what} {version} on {chip}, got {len(found)}")
-    return found[0].measurements
+    matching = [
+        manifest
+        for manifest in manifests
+        if manifest.product == chip and manifest.version.upper() == version.upper()
+    ]
+    if len(matching) != 1:
+        raise ValueError(f"expected one manifest of {what} {version} on {chip}, got {len(matching)}")
+    return matching[0].measurements
 
 
 def _list(indices: Sequence[int]) -> str:
@@ -225,10 +232,10 @@ def _list(indices: Sequence[int]) -> str:
 
 
 def manifest_ids(report: GpuReport, model: str) -> tuple[str, str]:
-    """Names under which NVIDIA's RIM service has the manifests of a report's driver and VBIOS.
+    """Return the names of the manifests of a report's driver and VBIOS in NVIDIA's RIM service.
 
     Raises:
-        ValueError: the report lacks what the names are made of.
+        ValueError: the report lacks a field that the names need.
     """
     chip = model.partition(" ")[0]
     if chip == "GH100":

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 GPU_NONCE_DOMAIN: Final = b"confidential-trainer/gpu-nonce/v1"
 GPU_NONCE_BYTES: Final = 32
 MAX_REPORT_BYTES: Final = 0x2000
-"""What NVML's buffer holds."""
+"""Size of NVML's buffer for a report."""
 SIGNATURE_BYTES: Final = 96
 FWID_BYTES: Final = 48
 VBIOS_BYTES: Final = 8
@@ -37,21 +37,21 @@ FWID: Final = 20
 
 _REQUEST: Final = b"\x11\xe0\x01\xff"  # version 1.1, GET_MEASUREMENTS, signature requested, all measurements
 _RESPONSE: Final = b"\x11\x60"  # version 1.1, MEASUREMENTS
-_DMTF: Final = 1  # the only measurement specification that SPDM 1.1 knows
+_DMTF: Final = 1  # the only measurement specification of SPDM 1.1
 
 
 @dataclass(frozen=True)
 class GpuReport:
-    """A parsed report. Nothing in it is proven until `verify_signature` and the chain of its signer hold.
+    """A parsed report, not authenticated until its signature and its signer's certificate chain are verified.
 
     Attributes:
-        nonce: the 32 bytes that the GPU was asked with.
+        nonce: the 32 bytes of the request's nonce.
         measurements: raw value of each measurement block, by index.
         opaque: raw value of each opaque field, by type.
         driver_version: such as `550.90.07`.
         vbios_version: such as `96.00.9F.00.01`.
         fwid: SHA-384 of the firmware that holds the signing key, 48 bytes.
-        signed: what the signature is over.
+        signed: the bytes that the signature covers: everything before it.
         signature: r ‖ s, 48 bytes each, big-endian.
     """
 
@@ -66,7 +66,9 @@ class GpuReport:
 
 
 def gpu_nonce(nonce: str) -> bytes:
-    """The 32 bytes that a GPU signs for a provider's nonce: SHA-256(domain ‖ 0 ‖ the nonce's 32 bytes).
+    """Return the 32 bytes that a GPU signs for a provider's nonce: SHA-256(domain ‖ 0x00 ‖ the nonce's 32 bytes).
+
+    The domain keeps the operator from presenting a report that a GPU made for another protocol's nonce.
 
     Raises:
         ValueError: `nonce` is not 64 lower-case hex digits.
@@ -77,7 +79,7 @@ def gpu_nonce(nonce: str) -> bytes:
 
 
 class _Reader:
-    """Takes bytes off the front, never more than there are."""
+    """Reads bytes in order and raises ValueError where too few are left."""
 
     def __init__(self, data: bytes, what: str) -> None:
         self._data, self._what, self._at = data, what, 0
@@ -106,10 +108,10 @@ class _Reader:
 
 
 def parse_gpu_report(data: bytes) -> GpuReport:
-    """Parse a request with its response, every byte of it accounted for.
+    """Parse a request with its response; every byte must belong to a field.
 
     Raises:
-        ValueError: not of this form, or a field stands twice or is missing; says which.
+        ValueError: malformed, or a field occurs twice or is missing; the message names it.
     """
     if len(data) > MAX_REPORT_BYTES:
         raise ValueError(f"the report: expected at most {MAX_REPORT_BYTES} bytes, got {len(data)}")
@@ -140,7 +142,7 @@ def parse_gpu_report(data: bytes) -> GpuReport:
 
 
 def _measurements(record: bytes, blocks: int) -> dict[int, bytes]:
-    """Blocks of index (1), specification (1), size (2), value type (1), value size (2), value."""
+    """Parse blocks of index (1), specification (1), size (2), value type (1), value size (2), value."""
     reader = _Reader(record, "the measurement record")
     found: dict[int, bytes] = {}
     for _ in range(blocks):
@@ -158,7 +160,7 @@ def _measurements(record: bytes, blocks: int) -> dict[int, bytes]:
 
 
 def _opaque(data: bytes) -> dict[int, bytes]:
-    """Fields of type (2), size (2), value."""
+    """Parse fields of type (2), size (2), value."""
     reader = _Reader(data, "the opaque data")
     found: dict[int, bytes] = {}
     while reader.left:
@@ -186,7 +188,7 @@ def _driver_version(value: bytes) -> str:
 
 
 def _vbios_version(value: bytes) -> str:
-    """NVIDIA's way of writing it: the low four bytes from the highest down, then the fifth byte."""
+    """Format a VBIOS version as NVIDIA does: bytes 3, 2, 1 and 0, then byte 4."""
     return ".".join(f"{byte:02X}" for byte in (*reversed(value[:4]), value[4]))
 
 
@@ -194,7 +196,7 @@ def verify_signature(report: GpuReport, key: PublicKeyTypes) -> None:
     """Check that `key`, on P-384, signed the report (ECDSA with SHA-384).
 
     Raises:
-        ValueError: it did not, or is no such key.
+        ValueError: it did not, or the key is not on P-384.
     """
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise ValueError("the signer's key is not on P-384")  # noqa: TRY004 - a fault of the evidence, not of the caller

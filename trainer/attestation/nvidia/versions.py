@@ -1,4 +1,4 @@
-"""Versions of drivers and firmware: numbers with dots between them, compared one by one."""
+"""Versions of drivers and firmware: numbers with dots between them, compared number by number."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ _FORM: Final = {10: re.compile(r"[0-9]+(\.[0-9]+)*"), 16: re.compile(r"[0-9A-Fa-
 _MAX_CHARS: Final = 64
 
 
-def reaches(version: str | None, least: str, *, base: Literal[10, 16]) -> bool:
-    """Whether `version` is `least` or later.
+def reaches(version: str | None, minimum: str, *, base: Literal[10, 16]) -> bool:
+    """Return whether `version` is `minimum` or later.
+
+    A version that is missing or malformed reaches no minimum but `any`, as it cannot be compared.
 
     Args:
-        version: what was found, such as `550.90.07`; None where nothing was.
-        least: the least that will do; `any` is reached by whatever was found, also by nothing.
+        version: such as `550.90.07`; None where the evidence has none.
+        minimum: the lowest accepted version; `any` accepts every version, and none.
         base: 10 for drivers, 16 for VBIOS versions, whose parts are bytes in hex.
-
-    A version that is unknown or of another form reaches nothing else: it cannot be compared.
     """
-    if least == "any":
+    if minimum == "any":
         return True
     if version is None or len(version) > _MAX_CHARS or not _FORM[base].fullmatch(version):
         return False
-    return _numbers(version, base) >= _numbers(least, base)
+    return _numbers(version, base) >= _numbers(minimum, base)
 
 
 def _numbers(version: str, base: int) -> list[int]:
-    """The parts of a version, without zeros at the end: 550.90 and 550.90.00 are the same."""
+    """Return the parts of a version without zeros at the end: 550.90 and 550.90.00 are the same."""
     numbers = [int(part, base) for part in version.split(".")]
     while numbers and not numbers[-1]:
         numbers.pop()
