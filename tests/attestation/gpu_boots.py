@@ -39,7 +39,7 @@ def booted(world: World, text: str, **event: Any) -> World:
         "evidence_sha256": sha256_hex(text.encode(errors="surrogatepass")),
     }
     measured = RuntimeEvent(GPU_EVENT, json.dumps(payload | event).encode())
-    world.vm.measure_instead(
+    world.vm.replace_events(
         tuple(measured if getattr(each, "name", "") == GPU_EVENT else each for each in world.vm.events)
     )
     gpu = world.gpu.model_copy(update={"boot": text})

@@ -57,7 +57,7 @@ def measuring(world: World, edit: Callable[[list[Any]], None]) -> World:
     """The VM measured other events."""
     events = list(world.vm.events)
     edit(events)
-    world.vm.measure_instead(tuple(events))
+    world.vm.replace_events(tuple(events))
     return world
 
 

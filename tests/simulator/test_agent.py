@@ -106,7 +106,7 @@ def test_system_events_cannot_be_emitted(vm: SimulatedVm, name: str) -> None:
 
 
 def test_other_log_can_be_measured(vm: SimulatedVm) -> None:
-    vm.measure_instead((*vm.events, RuntimeEvent("system-ready")))
+    vm.replace_events((*vm.events, RuntimeEvent("system-ready")))
     events = verifier.parse_event_log(vm.quote(b"x").event_log)
     assert verifier.order_problem(events) is not None
     assert verifier.replay(events) == vm.td_fields().rtmr3

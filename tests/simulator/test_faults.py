@@ -10,30 +10,30 @@ from typing import Any
 import pytest
 
 from trainer.simulator.agent import SimulatedVm, VmOptions
-from trainer.simulator.fault import Fault, Layer, shown
+from trainer.simulator.fault import Fault, FaultLayer, apply_faults
 from trainer.simulator.faults import FAULTS, find_faults
 
 COMPOSE = '{"name": "demo"}'
 SEED = b"a seed of 32 bytes for all faults"
 NOW = 1_790_000_000
 
-SEEN_IN: dict[Layer, set[str]] = {
-    Layer.PKI: {"quote", "collateral"},
-    Layer.EVENTS: {"quote", "td", "event_log"},
-    Layer.TD: {"quote", "td"},
-    Layer.PARTS: {"quote"},
-    Layer.QUOTE: {"quote"},
-    Layer.EVENT_LOG: {"event_log"},
-    Layer.EVENT_LOG_TEXT: {"event_log"},
-    Layer.VM_CONFIG: {"vm_config"},
-    Layer.APP_COMPOSE: {"compose"},
-    Layer.KEY_SEED: {"key"},
-    Layer.KEY: {"key"},
-    Layer.GPU_INFO: {"gpu"},
-    Layer.COLLATERAL_TERMS: {"collateral"},
-    Layer.TCB_INFO: {"collateral"},
-    Layer.QE_IDENTITY: {"collateral"},
-    Layer.COLLATERAL: {"collateral"},
+SEEN_IN: dict[FaultLayer, set[str]] = {
+    FaultLayer.PKI: {"quote", "collateral"},
+    FaultLayer.EVENTS: {"quote", "td", "event_log"},
+    FaultLayer.TD: {"quote", "td"},
+    FaultLayer.PARTS: {"quote"},
+    FaultLayer.QUOTE: {"quote"},
+    FaultLayer.EVENT_LOG: {"event_log"},
+    FaultLayer.EVENT_LOG_TEXT: {"event_log"},
+    FaultLayer.VM_CONFIG: {"vm_config"},
+    FaultLayer.APP_COMPOSE: {"compose"},
+    FaultLayer.KEY_SEED: {"key"},
+    FaultLayer.KEY: {"key"},
+    FaultLayer.GPU_INFO: {"gpu"},
+    FaultLayer.COLLATERAL_TERMS: {"collateral"},
+    FaultLayer.TCB_INFO: {"collateral"},
+    FaultLayer.QE_IDENTITY: {"collateral"},
+    FaultLayer.COLLATERAL: {"collateral"},
 }
 
 
@@ -68,14 +68,14 @@ def test_a_lie_is_seen_in_its_own_place_only(honest: dict[str, Any], name: str) 
     assert changed <= SEEN_IN[FAULTS[name].layer]
 
 
-@pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.layer is Layer.TD])
+@pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.layer is FaultLayer.TD])
 def test_a_lie_about_the_td_is_about_one_field(honest: dict[str, Any], name: str) -> None:
     before, after = vars(honest["td"]), vars(simulated(FAULTS[name]).td_fields(b"data"))
     assert len([field for field in before if before[field] != after[field]]) == 1
 
 
 def test_every_layer_has_a_lie() -> None:
-    assert {fault.layer for fault in FAULTS.values()} == set(Layer) == set(SEEN_IN)
+    assert {fault.layer for fault in FAULTS.values()} == set(FaultLayer) == set(SEEN_IN)
 
 
 def test_names_and_descriptions_can_be_listed() -> None:
@@ -89,8 +89,8 @@ def test_names_and_descriptions_can_be_listed() -> None:
 def test_lies_of_one_layer_are_told_one_after_the_other() -> None:
     first = dataclasses.replace(FAULTS["gpu-text"], change=lambda text: text + "1")
     second = dataclasses.replace(first, change=lambda text: text + "2")
-    assert shown((first, second), Layer.GPU_INFO, "0") == "012"
-    assert shown((first, second), Layer.APP_COMPOSE, "0") == "0"
+    assert apply_faults((first, second), FaultLayer.GPU_INFO, "0") == "012"
+    assert apply_faults((first, second), FaultLayer.APP_COMPOSE, "0") == "0"
 
 
 def test_a_lie_follows_later_events() -> None:

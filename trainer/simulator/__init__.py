@@ -1,7 +1,8 @@
-"""A stand-in for dstack's guest agent, for machines without TDX; it signs for real, under a root nobody trusts.
+"""A simulator of dstack's guest agent for machines without TDX; it signs under a development root.
 
-Nothing here is imported by the job or by appraisal: evidence made here passes through the same checks as
-evidence made by Intel hardware and fails them, unless a policy names the development root it was made under.
+Neither the job nor appraisal imports this package, and the container image does not contain it. Evidence of the
+simulator goes through the same checks as evidence of Intel hardware. It fails them unless a policy names the
+development root that signed it.
 """
 
 from trainer.simulator.agent import BANNER, SimulatedVm, VmOptions

@@ -1,8 +1,8 @@
-"""A simulated confidential VM as a plain object: measurements, event log, keys and quotes, without sockets.
+"""A simulated confidential VM as an object without sockets: measurements, event log, keys and quotes.
 
-Everything follows from a seed and the app-compose text; nothing is canned. Quotes are signed over the registers
-that the VM's own event log leads to. A VM with faults lies in what it shows. Its root, app-compose text and
-measurements, which a verifier's policy is made from, stay the honest ones.
+Everything is computed from a seed and the app-compose text; nothing is recorded in advance. Quotes are signed
+over the registers that a replay of the VM's own event log gives. Faults change what the VM shows, but not the
+root, the app-compose text and the measurements that a verifier's policy is made from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.simulator.event_log_writer import (
     Event,
     RuntimeEvent,
 )
-from trainer.simulator.fault import Layer, shown
+from trainer.simulator.fault import FaultLayer, apply_faults
 from trainer.simulator.key_service import Algorithm, KeyService, SimulatedKey, key_provider_info
 from trainer.simulator.measurements import (
     LABEL,
@@ -53,7 +53,7 @@ BANNER: Final = """\
 #  Quotes are signed by a development root; whoever has the state directory can  #
 #  sign more. They protect nothing: never seal real data to this VM.             #
 ##################################################################################"""
-"""What `trainer simulate` prints first."""
+"""First output of `trainer simulate`."""
 
 
 _DEFAULTS: Final = VmOptions()
@@ -61,7 +61,7 @@ _DEFAULTS: Final = VmOptions()
 
 @dataclass(frozen=True)
 class SimulatedQuote:
-    """Answer to a request for a quote."""
+    """Response to a request for a quote; `report_data` is 64 bytes."""
 
     quote: bytes
     event_log: str
@@ -75,7 +75,7 @@ class SimulatedVm:
     Args:
         app_compose: exact text of app-compose.json.
         seed: secret of at least 16 bytes: PKI, key service and instance id follow from it.
-        app_id: 20 bytes; that of the app's first deployment. By default this is the first: the app id is then
+        app_id: 20 bytes from the app's first deployment. None makes this VM the first deployment, whose app id is
             the start of the compose hash.
         options: how the VM is set up.
 
@@ -93,35 +93,35 @@ class SimulatedVm:
         self.app_id = self.compose_hash[:APP_ID_BYTES] if app_id is None else app_id
         self.instance_id = hashlib.sha256(b"instance" + seed + self.app_id).digest()[:20]
         self.pki = DevelopmentPki(seed)
-        told = self._shown(Layer.PKI, {"seed": seed})
-        self._signer = self.pki if told == {"seed": seed} else DevelopmentPki(**told)
+        pki_arguments = self._with_faults(FaultLayer.PKI, {"seed": seed})
+        self._signer = self.pki if pki_arguments == {"seed": seed} else DevelopmentPki(**pki_arguments)
         self.key_service = KeyService(seed)
         self.keys = self.key_service.app_keys(self.app_id)
-        self._shown_keys = KeyService(self._shown(Layer.KEY_SEED, seed)).app_keys(self.app_id)
+        self._shown_keys = KeyService(self._with_faults(FaultLayer.KEY_SEED, seed)).app_keys(self.app_id)
         self.key_service_ca = self.pki.issue_root("KMS Root CA")
         self.key_provider = key_provider_info(self.key_service_ca.key.public_key())
         self._lock = threading.Lock()
         honest = (*boot_events(), *self._runtime_events())
-        self._events: tuple[Event, ...] = self._shown(Layer.EVENTS, honest)
+        self._events: tuple[Event, ...] = self._with_faults(FaultLayer.EVENTS, honest)
 
     @property
     def events(self) -> tuple[Event, ...]:
         """The event log so far."""
         return self._events
 
-    def measure_instead(self, events: tuple[Event, ...]) -> None:
-        """Replace the event log and with it the registers: a VM whose system measured something else."""
+    def replace_events(self, events: tuple[Event, ...]) -> None:
+        """Replace the event log, and with it the registers: a VM whose system measured something else."""
         with self._lock:
             self._events = events
 
     @property
     def os_image_hash(self) -> bytes:
-        """SHA-256 that stands for the simulated OS image."""
+        """SHA-256 in place of the digest of an OS image, which does not exist here."""
         return hashlib.sha256(f"{LABEL}: image".encode()).digest()
 
     @property
     def vm_config(self) -> str:
-        """What the host says of the VM's shape, as JSON."""
+        """The host's configuration of the VM as JSON."""
         config = {
             "spec_version": 1,
             "os_image_hash": self.os_image_hash.hex(),
@@ -130,43 +130,43 @@ class SimulatedVm:
             "num_gpus": self.options.gpu_count if self.options.gpu_attestation else 0,
             "image": self.options.image,
         }
-        return json.dumps(self._shown(Layer.VM_CONFIG, config), separators=(",", ":"))
+        return json.dumps(self._with_faults(FaultLayer.VM_CONFIG, config), separators=(",", ":"))
 
     @property
     def shown_compose(self) -> str:
-        """The app-compose text as the agent shows it."""
-        return str(self._shown(Layer.APP_COMPOSE, self.app_compose))
+        """The app-compose text in the agent's responses."""
+        return str(self._with_faults(FaultLayer.APP_COMPOSE, self.app_compose))
 
     @property
     def gpu_attestation(self) -> str:
-        """The GPU attestation as the agent shows it; empty without GPU."""
-        return str(self._shown(Layer.GPU_INFO, self.options.gpu_attestation))
+        """The GPU attestation in the agent's responses; empty without GPU."""
+        return str(self._with_faults(FaultLayer.GPU_INFO, self.options.gpu_attestation))
 
     def derive_key(self, path: str, purpose: str = "", algorithm: Algorithm = Algorithm.SECP256K1) -> SimulatedKey:
-        """The key for `path` with its chain of signatures, as the agent gives it to the app."""
-        key: SimulatedKey = self._shown(Layer.KEY, self._shown_keys.derive(path, purpose, algorithm))
+        """Derive the key for `path` with its chain of signatures."""
+        key: SimulatedKey = self._with_faults(FaultLayer.KEY, self._shown_keys.derive(path, purpose, algorithm))
         return key
 
     def collateral(self, now: int) -> dict[str, str]:
-        """Collateral for this VM's quotes, issued one hour before `now` (seconds since 1970) for 30 days."""
-        terms = self._shown(Layer.COLLATERAL_TERMS, {"now": now})
-        made = self._signer.collateral(**terms, mutate=self._change_documents)
-        changed: dict[str, str] = self._shown(Layer.COLLATERAL, made)
-        return changed
+        """Make collateral for this VM's quotes, issued one hour before `now` (seconds since 1970) for 30 days."""
+        terms = self._with_faults(FaultLayer.COLLATERAL_TERMS, {"now": now})
+        honest = self._signer.collateral(**terms, mutate=self._change_documents)
+        collateral: dict[str, str] = self._with_faults(FaultLayer.COLLATERAL, honest)
+        return collateral
 
     def log_entries(self, *, with_digests: bool) -> list[dict[str, object]]:
-        """The event log as JSON values, runtime events with or without their digests."""
-        entries = [event.entry(with_digest=with_digests) for event in self._events]
-        changed: list[dict[str, object]] = self._shown(Layer.EVENT_LOG, entries)
-        return changed
+        """Return the event log as JSON objects, runtime events with or without their digests."""
+        honest = [event.entry(with_digest=with_digests) for event in self._events]
+        entries: list[dict[str, object]] = self._with_faults(FaultLayer.EVENT_LOG, honest)
+        return entries
 
     def event_log(self) -> str:
-        """The event log as JSON, with the digests of runtime events where the release has them."""
+        """Return the event log as JSON text; the release decides whether runtime events have digests."""
         entries = self.log_entries(with_digests=self.options.release is Release.V0_5)
-        return str(self._shown(Layer.EVENT_LOG_TEXT, json.dumps(entries, separators=(",", ":"))))
+        return str(self._with_faults(FaultLayer.EVENT_LOG_TEXT, json.dumps(entries, separators=(",", ":"))))
 
     def td_fields(self, report_data: bytes = b"") -> TdFields:
-        """The TD report that a quote over `report_data` (at most 64 bytes) would hold now.
+        """Return the TD report that a quote over `report_data` (at most 64 bytes) would contain now.
 
         Raises:
             ValueError: `report_data` is too long.
@@ -175,8 +175,8 @@ class SimulatedVm:
             raise ValueError(f"report_data: expected at most {REPORT_DATA_BYTES} bytes, got {len(report_data)}")
         registers = (register(self._events, index) for index in range(4))
         rtmr0, rtmr1, rtmr2, rtmr3 = registers
-        form = TdFields15 if self.options.td_report == "1.5" else TdFields
-        honest = form(
+        fields_class = TdFields15 if self.options.td_report == "1.5" else TdFields
+        honest = fields_class(
             mrtd=simulated_mrtd(),
             mr_config_id=self._config_id(),
             rtmr0=rtmr0,
@@ -185,24 +185,24 @@ class SimulatedVm:
             rtmr3=rtmr3,
             report_data=report_data.ljust(REPORT_DATA_BYTES, b"\0"),
         )
-        told: TdFields = self._shown(Layer.TD, honest)
-        return told
+        fields: TdFields = self._with_faults(FaultLayer.TD, honest)
+        return fields
 
     def quote(self, report_data: bytes, **changes: bytes) -> SimulatedQuote:
-        """A signed quote over `report_data`, right-padded with zeros to 64 bytes.
+        """Sign a quote over `report_data`, padded on the right with zeros to 64 bytes.
 
         Args:
             report_data: at most 64 bytes.
-            **changes: fields of `TdFields` to state otherwise, such as `rtmr3=bytes(48)`: a genuine signature
-                over a report that does not fit the rest of the evidence.
+            **changes: fields of `TdFields` with other values, such as `rtmr3=bytes(48)`: a valid signature over a
+                report that contradicts the rest of the evidence.
 
         Raises:
             ValueError: `report_data` is too long.
         """
         with self._lock:
             td = replace(self.td_fields(report_data), **changes)
-            parts = self._shown(Layer.PARTS, self._signer.parts(td, self.options.quote_version))
-            quote = self._shown(Layer.QUOTE, self._signer.sign(parts))
+            parts = self._with_faults(FaultLayer.PARTS, self._signer.parts(td, self.options.quote_version))
+            quote = self._with_faults(FaultLayer.QUOTE, self._signer.sign(parts))
             return SimulatedQuote(quote, self.event_log(), td.report_data, self.vm_config)
 
     def emit_event(self, name: str, payload: bytes) -> None:
@@ -216,12 +216,12 @@ class SimulatedVm:
         with self._lock:
             self._events = (*self._events, self._event(name, payload))
 
-    def _shown(self, layer: Layer, honest: Any) -> Any:
-        return shown(self.options.faults, layer, honest)
+    def _with_faults(self, layer: FaultLayer, honest: Any) -> Any:
+        return apply_faults(self.options.faults, layer, honest)
 
     def _change_documents(self, tcb_info: dict[str, Any], qe_identity: dict[str, Any]) -> None:
-        for layer, document in ((Layer.TCB_INFO, tcb_info), (Layer.QE_IDENTITY, qe_identity)):
-            changed = self._shown(layer, document)
+        for layer, document in ((FaultLayer.TCB_INFO, tcb_info), (FaultLayer.QE_IDENTITY, qe_identity)):
+            changed = self._with_faults(layer, document)
             if changed is not document:
                 document.clear()
                 document.update(changed)

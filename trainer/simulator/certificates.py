@@ -1,4 +1,4 @@
-"""Keys, certificates and CRLs of the development PKI: deterministic, and named as what they are.
+"""Keys, certificates and CRLs of the development PKI: deterministic, and named as such.
 
 Source of the profile: Intel SGX PCK Certificate and Certificate Revocation List Profile Specification 1.5.
 """
@@ -32,7 +32,7 @@ _DAY: Final = dt.timedelta(days=1)
 
 @dataclass(frozen=True)
 class Authority:
-    """A certificate together with the key that it certifies."""
+    """A certificate and the private key that it certifies."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
@@ -43,25 +43,28 @@ class Authority:
         return self.certificate.public_bytes(Encoding.PEM).decode()
 
     def sign(self, message: bytes) -> bytes:
-        """64-byte ECDSA signature of this authority's key."""
+        """Sign with this authority's key; returns the 64 bytes of `raw_signature`."""
         return raw_signature(self.key, message)
 
 
 def derive_p256_key(seed: bytes, label: str) -> ec.EllipticCurvePrivateKey:
-    """P-256 key that is a function of seed and label: 48 bytes of HKDF-SHA256, reduced (bias below 2**-128)."""
+    """Derive a P-256 key from seed and label.
+
+    The private key is 48 bytes of HKDF-SHA256 reduced modulo the order, so that its bias is below 2**-128.
+    """
     info = b"confidential-trainer/development-pki/" + label.encode()
     wide = HKDF(hashes.SHA256(), length=48, salt=None, info=info).derive(seed)
     return ec.derive_private_key(int.from_bytes(wide, "big") % (_P256_ORDER - 1) + 1, ec.SECP256R1())
 
 
 def raw_signature(key: ec.EllipticCurvePrivateKey, message: bytes) -> bytes:
-    """ECDSA with SHA-256 as r ‖ s, 32 bytes each; deterministic (RFC 6979)."""
+    """Sign with ECDSA over SHA-256; returns r ‖ s, 32 bytes each; deterministic (RFC 6979)."""
     r, s = decode_dss_signature(key.sign(message, ec.ECDSA(hashes.SHA256(), deterministic_signing=True)))
     return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
 def raw_public_key(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """X ‖ Y of the public point, 32 bytes each."""
+    """Return X ‖ Y of the public point, 32 bytes each."""
     return key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)[1:]
 
 
@@ -74,15 +77,15 @@ def issue(
     sgx_extension: bytes | None = None,
     end: int | None = None,
 ) -> Authority:
-    """Certify `key` as `name`; the same arguments give the same bytes.
+    """Issue a certificate of `key` for `name`; the same arguments give the same bytes.
 
     Args:
         name: common name.
         key: key to certify.
-        issuer: who signs; None makes a self-signed certificate.
-        ca_path_length: makes the certificate a CA with this many CAs below it at most; None makes a leaf.
+        issuer: signs the certificate; None makes it self-signed.
+        ca_path_length: makes the certificate a CA with at most this many CAs below it; None makes a leaf.
         sgx_extension: DER of the SGX extension of a PCK certificate.
-        end: end of validity in seconds since 1970; the end of 2049 where left out.
+        end: end of validity in seconds since 1970; None means the end of 2049.
     """
     subject = _subject(name)
     builder = (
@@ -101,7 +104,7 @@ def issue(
 
 
 def revocation_list(issuer: Authority, now: int, until: int, revoked: Iterable[Authority] = ()) -> bytes:
-    """DER of the CRL of `issuer`, valid from one day before `now` to `until` (seconds since 1970)."""
+    """Return the DER of a CRL of `issuer`, valid from a day before `now` to `until` (seconds since 1970)."""
     time = dt.datetime.fromtimestamp(now, dt.UTC)
     builder = (
         x509.CertificateRevocationListBuilder()

@@ -1,5 +1,8 @@
 """The SGX extension of a PCK certificate, in DER.
 
+The extension is a SEQUENCE of entries, each a SEQUENCE of an object identifier below `SGX_EXTENSION_OID` and a
+value.
+
 Source: Intel SGX PCK Certificate and Certificate Revocation List Profile Specification 1.5, section 1.3.5.
 """
 
@@ -20,7 +23,7 @@ _SHORT_LENGTH: Final = 0x80
 
 @dataclass(frozen=True)
 class PlatformConfiguration:
-    """What the manufacturer says of a multi-package platform: how it may change, and whether SMT is on."""
+    """Flags of a multi-package platform: whether it may change, whether keys are cached, whether SMT is on."""
 
     dynamic_platform: bool = False
     cached_keys: bool = False
@@ -29,7 +32,7 @@ class PlatformConfiguration:
 
 @dataclass(frozen=True)
 class SgxExtension:
-    """Contents of the extension: which platform it is, and at which security versions."""
+    """Contents of the extension: the identity of a platform and its security versions."""
 
     ppid: bytes
     """16 bytes."""
@@ -47,7 +50,7 @@ class SgxExtension:
     """0 standard, 1 scalable, 2 scalable with integrity."""
 
     def to_der(self) -> bytes:
-        """The value of the X.509 extension `1.2.840.113741.1.13.1`."""
+        """Return the value of the X.509 extension `1.2.840.113741.1.13.1`."""
         return _sequence(
             _entry(".1", asn1.encode_der(self.ppid)),
             _entry(".2", self._tcb()),

@@ -1,4 +1,4 @@
-"""TCB info and QE identity of the development PKI, before they are signed; and the one platform they are about.
+"""TCB info and QE identity of the development PKI before they are signed, and the platform that they describe.
 
 Source: Intel Provisioning Certification Service API v4 (TCB info version 3, QE identity version 2).
 """
@@ -22,7 +22,7 @@ MODULE_SVN: Final = 5
 
 
 def tcb_info(date: str, evaluation_number: int, status: str, advisories: Sequence[str]) -> dict[str, Any]:
-    """TCB info with one level, which the platform is at.
+    """Make a TCB info with one level, the platform's own.
 
     Args:
         date: date of all levels.
@@ -56,7 +56,7 @@ def tcb_info(date: str, evaluation_number: int, status: str, advisories: Sequenc
 
 
 def qe_identity(date: str, evaluation_number: int, status: str, report: QeReport) -> dict[str, Any]:
-    """Identity of the quoting enclave that makes `report`, with one level, at which it is."""
+    """Make the identity of the quoting enclave that makes `report`, with one level, the enclave's own."""
     return {
         "id": "TD_QE",
         "version": 2,
@@ -72,7 +72,7 @@ def qe_identity(date: str, evaluation_number: int, status: str, report: QeReport
 
 
 def platform_extension(seed: bytes, configuration: PlatformConfiguration) -> SgxExtension:
-    """What the PCK certificate says of the platform that follows from `seed`."""
+    """Return the SGX extension of the PCK certificate of the platform that is derived from `seed`."""
     return SgxExtension(
         ppid=hashlib.sha256(b"ppid" + seed).digest()[:16],
         cpu_svn=CPU_SVN,
@@ -85,10 +85,10 @@ def platform_extension(seed: bytes, configuration: PlatformConfiguration) -> Sgx
 
 
 def rfc3339(time: int) -> str:
-    """A time in seconds since 1970 as the documents write it."""
+    """Format a time in seconds since 1970 as the documents require."""
     return dt.datetime.fromtimestamp(time, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _unsigned_module() -> dict[str, str]:
-    """Intel's own TDX modules have an all-zero signer and no attributes."""
+    """Return the identity of Intel's TDX modules: a signer of zeros and no attributes."""
     return {"mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "FF" * 8}

@@ -1,4 +1,4 @@
-"""The event log of a simulated VM: what was measured into which register, in the order of dstack's boot.
+"""Writer of event logs: the events of dstack's boot in order, each with the register that it extends.
 
 Sources: dstack's `cc-eventlog` crate (digests of runtime events, versions 1 and 2; form of an entry) and the real
 0.6.0 log among the project's vectors (order).
@@ -19,7 +19,7 @@ RUNTIME_EVENT_TYPE: Final = 0x08000001
 RUNTIME_REGISTER: Final = 3
 
 BOOT_EVENT_TYPE: Final = 0x80000001
-"""One of the TCG types that firmware uses; for RTMR0 to RTMR2 only digests count."""
+"""One of the TCG event types of firmware; verification of RTMR0 to RTMR2 reads digests only."""
 
 SYSTEM_EVENTS: Final = frozenset(event_log.SYSTEM_EVENTS)
 """Names that only the measured OS may emit."""
@@ -36,7 +36,7 @@ class BootEvent:
     """48 bytes."""
 
     def entry(self, *, with_digest: bool) -> dict[str, object]:
-        """The event as JSON; boot events always carry their digest, it cannot be recomputed."""
+        """Return the event as a JSON object, always with its digest, which cannot be recomputed."""
         del with_digest
         return _entry(self.register, BOOT_EVENT_TYPE, self.digest, "", b"")
 
@@ -53,7 +53,7 @@ class RuntimeEvent:
 
     @property
     def preimage(self) -> bytes:
-        """What is hashed: version 1 `type ‖ ":" ‖ name ‖ ":" ‖ payload`, version 2 canonical JSON."""
+        """The hashed bytes: in version 1 `type ‖ ":" ‖ name ‖ ":" ‖ payload`, in version 2 canonical JSON."""
         if self.version == 1:
             kind = struct.pack("<I", RUNTIME_EVENT_TYPE)
             return b":".join((kind, self.name.encode(), self.payload))
@@ -65,7 +65,7 @@ class RuntimeEvent:
         return hashlib.sha384(self.preimage).digest()
 
     def entry(self, *, with_digest: bool) -> dict[str, object]:
-        """The event as JSON. Since 0.6.0 agents leave the digest of runtime events empty in quotes."""
+        """Return the event as a JSON object. From 0.6.0 on, quotes leave the digests of runtime events empty."""
         digest = self.digest if with_digest else b""
         entry = _entry(self.register, RUNTIME_EVENT_TYPE, digest, self.name, self.payload)
         if self.version == 1:
@@ -77,7 +77,7 @@ Event = BootEvent | RuntimeEvent
 
 
 def replay(digests: Iterable[bytes]) -> bytes:
-    """The 48 bytes of a runtime measurement register after these extensions, from all zeros."""
+    """Extend a register, from zeros, by each digest: register = SHA-384(register ‖ digest); returns 48 bytes."""
     register = bytes(48)
     for digest in digests:
         register = hashlib.sha384(register + digest).digest()

@@ -1,4 +1,4 @@
-"""What a lie of the simulator is: one change of one thing that it shows, and the check that must answer it."""
+"""A fault of the simulator: one change of one value that it shows, and the check that must detect it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from enum import StrEnum
 from typing import Any
 
 
-class Layer(StrEnum):
-    """Where a fault takes hold, and what its change is given and returns."""
+class FaultLayer(StrEnum):
+    """Which value a fault changes; the docstring of each member names the type of that value."""
 
     PKI = "pki"
-    """Keyword arguments of `DevelopmentPki`: another platform, other certificates."""
+    """Keyword arguments of `DevelopmentPki`: another platform or other certificates."""
     EVENTS = "events"
-    """`tuple[Event, ...]`: what was measured. Registers follow, so that the log replays."""
+    """`tuple[Event, ...]`: the measured events. The registers are computed from them, so the log replays."""
     TD = "td"
     """`TdFields`: the TD report, before it is signed."""
     PARTS = "parts"
@@ -22,19 +22,19 @@ class Layer(StrEnum):
     QUOTE = "quote"
     """`bytes`: the signed quote."""
     EVENT_LOG = "event-log"
-    """`list[dict]`: the event log as it is shown, whatever was measured."""
+    """`list[dict]`: the event log in responses, independent of what was measured."""
     EVENT_LOG_TEXT = "event-log-text"
-    """`str`: its JSON."""
+    """`str`: the JSON text of the event log."""
     VM_CONFIG = "vm-config"
-    """`dict`: what the host says of the VM's shape."""
+    """`dict`: the host's configuration of the VM."""
     APP_COMPOSE = "app-compose"
-    """`str`: the compose text as it is shown, whatever was measured."""
+    """`str`: the compose text in responses, independent of what was measured."""
     KEY_SEED = "key-seed"
     """`bytes`: seed of the key service."""
     KEY = "key"
-    """`DerivedKey`: a key with its chain of signatures."""
+    """`SimulatedKey`: a key with its chain of signatures."""
     GPU_INFO = "gpu-info"
-    """`str`: the GPU attestation as it is shown, whatever was measured."""
+    """`str`: the GPU attestation in responses, independent of what was measured."""
     COLLATERAL_TERMS = "collateral-terms"
     """Keyword arguments of `DevelopmentPki.collateral`."""
     TCB_INFO = "tcb-info"
@@ -47,32 +47,32 @@ class Layer(StrEnum):
 
 @dataclass(frozen=True)
 class Fault:
-    """One lie.
+    """One false value.
 
     Attributes:
         name: kebab-case.
-        code: the check that answers it.
-        description: the lie in one line.
-        layer: where it takes hold.
-        change: from the honest value of that layer to the false one; the honest one is left as it is.
-        also: checks that this one field cannot but fail as well, after `code`.
+        code: the check that must detect it.
+        description: the false value in one line.
+        layer: which value it changes.
+        change: takes the true value of the layer and returns the false one; it does not modify its argument.
+        also: further checks that fail because of the same value.
     """
 
     name: str
     code: str
     description: str
-    layer: Layer
+    layer: FaultLayer
     change: Callable[[Any], Any]
     also: tuple[str, ...] = ()
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """Every check that must answer."""
+        """Every check that must fail."""
         return (self.code, *self.also)
 
 
-def shown(faults: Iterable[Fault], layer: Layer, honest: Any) -> Any:
-    """The value of a layer as a VM with these faults shows it."""
+def apply_faults(faults: Iterable[Fault], layer: FaultLayer, honest: Any) -> Any:
+    """Apply the faults of a layer to its true value, in order."""
     value = honest
     for fault in faults:
         if fault.layer is layer:

@@ -1,4 +1,4 @@
-"""The simulated key service: application keys, keys derived from them, and the signatures that prove both.
+"""The simulated key service: application keys, keys derived from them, and the signatures over both.
 
 Source: dstack's `ra-tls` (derivation), `kms` (application keys) and `guest-agent` (signature chain, signing).
 """
@@ -22,14 +22,14 @@ _SALT: Final = b"RATLS"
 
 
 class Algorithm(StrEnum):
-    """What a derived key is used for; it does not enter the derivation."""
+    """Signature algorithm of a derived key; it does not enter the derivation."""
 
     SECP256K1 = "secp256k1"
     ED25519 = "ed25519"
 
     @classmethod
     def parse(cls, name: str) -> Algorithm:
-        """The algorithm that a request names; `k256` and nothing at all mean secp256k1.
+        """Return the algorithm that a request names; `k256` and the empty name mean secp256k1.
 
         Raises:
             ValueError: the name is not known.
@@ -48,7 +48,7 @@ class SimulatedKey:
 
 
 class AppKeys:
-    """Keys of one application, held by its VM.
+    """Keys of one application in its VM.
 
     Args:
         app_key: 32-byte secp256k1 scalar.
@@ -65,7 +65,7 @@ class AppKeys:
         return _compressed(self._app_key)
 
     def derive(self, path: str, purpose: str = "", algorithm: Algorithm = Algorithm.SECP256K1) -> SimulatedKey:
-        """The key for `path`. Neither purpose nor algorithm changes it; both enter the signature only."""
+        """Derive the key for `path`. Purpose and algorithm enter the signature, not the key."""
         secret = derive_key(self._app_key, path.encode())
         public_key = _ed25519_public(secret) if algorithm is Algorithm.ED25519 else _compressed(secret)
         signature = _sign_recoverable(self._app_key, f"{purpose}:{public_key.hex()}".encode())
@@ -73,7 +73,7 @@ class AppKeys:
 
 
 class KeyService:
-    """Root of the application keys, a function of one seed.
+    """Root of the application keys, derived from a seed.
 
     Args:
         seed: secret shared with the development PKI.
@@ -84,23 +84,23 @@ class KeyService:
 
     @property
     def root_public_key(self) -> bytes:
-        """Compressed SEC1 point of the root, 33 bytes: what a policy can pin."""
+        """Compressed SEC1 point of the root, 33 bytes; a policy can pin it."""
         return _compressed(self._root_key)
 
     def app_keys(self, app_id: bytes) -> AppKeys:
-        """Keys of an application: functions of root and app id (20 bytes), not of the application's version."""
+        """Derive the keys of an application from root and app id (20 bytes), independent of the app's version."""
         app_key = derive_key(self._root_key, app_id, b"app-key")
         message = b"dstack-kms-issued:" + app_id + _compressed(app_key)
         return AppKeys(app_key, _sign_recoverable(self._root_key, message))
 
 
 def derive_key(secret: bytes, *context: bytes) -> bytes:
-    """Key derivation of dstack: HKDF-SHA256 with salt `RATLS` and the context as info; 32 bytes."""
+    """Derive 32 bytes as dstack does: HKDF-SHA256 with salt `RATLS` and the context as info."""
     return HKDF(hashes.SHA256(), _KEY_BYTES, _SALT, b"".join(context)).derive(secret)
 
 
 def key_provider_info(ca_public_key: ec.EllipticCurvePublicKey) -> str:
-    """The JSON that a VM measures as `key-provider`: which key service gave it its keys."""
+    """Return the JSON of the event `key-provider`, which names the key service of the VM."""
     spki = ca_public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return json.dumps({"name": "kms", "id": spki.hex()}, separators=(",", ":"))
 

@@ -1,4 +1,4 @@
-"""What the simulated OS measures to: the same on every machine, and nothing that a real OS could."""
+"""Measurements of the simulated OS: the same on every machine, and impossible for a real OS."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Final
 from trainer.simulator.event_log_writer import BootEvent, Event, replay
 
 LABEL: Final = "confidential-trainer DEVELOPMENT simulated OS"
-"""Measurements of the simulated OS are SHA-384 digests of this label and their own names."""
+"""Each measurement is the SHA-384 digest of this label and the name of its register."""
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """What is measured before an app starts, in hex: a tuple that a policy can pin."""
+    """Registers of the OS before an app starts, in hex; a policy can pin them."""
 
     mrtd: str
     rtmr0: str
@@ -23,23 +23,23 @@ class Measurements:
 
 
 def simulated_measurements() -> Measurements:
-    """MRTD and RTMR0 to RTMR2 of the simulated OS: the same on every machine."""
+    """Return MRTD and RTMR0 to RTMR2 of the simulated OS."""
     registers = (register(boot_events(), index).hex() for index in range(3))
     return Measurements(simulated_mrtd().hex(), *registers)
 
 
 def simulated_mrtd() -> bytes:
-    """MRTD of the simulated OS, 48 bytes."""
+    """Return the 48 bytes of MRTD of the simulated OS."""
     return _constant("mrtd")
 
 
 def boot_events() -> tuple[BootEvent, ...]:
-    """What firmware and boot loader extend into RTMR0 to RTMR2: one digest each."""
+    """Return the events of firmware and boot loader: one digest for each of RTMR0 to RTMR2."""
     return tuple(BootEvent(index, _constant(f"rtmr{index}")) for index in range(3))
 
 
 def register(events: tuple[Event, ...], index: int) -> bytes:
-    """The 48 bytes of RTMR `index` after these events."""
+    """Return the 48 bytes of RTMR `index` after these events."""
     return replay(event.digest for event in events if event.register == index)
 
 

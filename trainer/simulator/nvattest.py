@@ -1,7 +1,7 @@
-"""Results in the form of NVIDIA's `nvattest`, as a measured OS keeps them from its boot: made up, for development.
+"""Writer of results in the format of NVIDIA's `nvattest`, which a measured OS stores at boot.
 
-Form as in `trainer.attestation.nvidia.boot_claims`. Real ones are unsigned too: what vouches for a text is that
-its digest stands in the event log. That of a simulated VM proves nothing.
+The format is that of `trainer.attestation.nvidia.boot_claims`. Real results are unsigned too: they are trusted
+because the measured event log contains their digest.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ GOOD_CHAIN: Final[Claims] = {
     "x-nvidia-cert-revocation-reason": None,
     "x-nvidia-cert-status": "valid",
 }
-"""What is said of a certificate chain against which there is nothing to say."""
+"""Claims about a certificate chain without a problem."""
 
 
 @dataclass(frozen=True)
 class SimulatedGpu:
-    """One GPU that passes, but for its changes.
+    """A GPU that passes verification, apart from its changes.
 
     Args:
-        ueid: what tells it from others.
-        hwmodel: its model.
-        driver_version: numbers with dots between them.
-        vbios_version: five bytes in hex with dots between them.
-        changes: claims that are other, by their whole names; they stand in the list and in the token alike.
-        missing: names of claims that are not made.
+        ueid: unique id of the GPU.
+        hwmodel: hardware model.
+        driver_version: decimal numbers separated by dots.
+        vbios_version: five bytes in hex, separated by dots.
+        changes: claims with other values, by their full names; in the list of claims and in the token.
+        missing: names of claims that are left out.
     """
 
     ueid: str = "1"
@@ -53,7 +53,7 @@ class SimulatedGpu:
     missing: tuple[str, ...] = ()
 
     def claims(self, nonce: str) -> dict[str, object]:
-        """What `nvattest` says of it."""
+        """Return the claims that `nvattest` makes about it."""
         special = {
             "hwmodel": self.hwmodel,
             "ueid": self.ueid,
@@ -64,13 +64,13 @@ class SimulatedGpu:
             "x-nvidia-gpu-vbios-version": self.vbios_version,
             "x-nvidia-gpu-vbios-index-no-conflict": True,
         }
-        whole = {**_verified("gpu", ("driver-rim", "vbios-rim"), nonce), **special, **self.changes}
-        return {name: value for name, value in whole.items() if name not in self.missing}
+        claims = {**_verified("gpu", ("driver-rim", "vbios-rim"), nonce), **special, **self.changes}
+        return {name: value for name, value in claims.items() if name not in self.missing}
 
 
 @dataclass(frozen=True)
 class SimulatedSwitch:
-    """One NVSwitch that passes, but for its changes; arguments as those of a GPU."""
+    """An NVSwitch that passes verification, apart from its changes; the arguments are those of a GPU."""
 
     ueid: str = "1001"
     hwmodel: str = "LS10 A01 FSP BROM"
@@ -79,7 +79,7 @@ class SimulatedSwitch:
     missing: tuple[str, ...] = ()
 
     def claims(self, nonce: str) -> dict[str, object]:
-        """What `nvattest` says of it."""
+        """Return the claims that `nvattest` makes about it."""
         special = {
             "hwmodel": self.hwmodel,
             "ueid": self.ueid,
@@ -87,8 +87,8 @@ class SimulatedSwitch:
             "x-nvidia-switch-bios-version": self.bios_version,
             "x-nvidia-version": "3.0",
         }
-        whole = {**_verified("switch", ("bios-rim",), nonce), **special, **self.changes}
-        return {name: value for name, value in whole.items() if name not in self.missing}
+        claims = {**_verified("switch", ("bios-rim",), nonce), **special, **self.changes}
+        return {name: value for name, value in claims.items() if name not in self.missing}
 
 
 Device = SimulatedGpu | SimulatedSwitch
@@ -97,16 +97,19 @@ Device = SimulatedGpu | SimulatedSwitch
 def nvattest_result(
     devices: Sequence[Device], nonce: str, *, issued_at: int = BOOT_TIME, **changes: object
 ) -> str:
-    """The text that `nvattest` prints about these devices, final newline included.
+    """Return the text that `nvattest` prints about these devices, with the final newline.
 
     Args:
         devices: GPUs and switches, in the order of the claims.
-        nonce: what they were asked with, in hex.
-        issued_at: Unix seconds; when.
+        nonce: nonce of the request, in hex.
+        issued_at: time of the result, seconds since 1970.
         changes: other values of the result's own keys, such as `result_code`.
     """
     claims = [device.claims(nonce) for device in devices]
-    tokens = {name: token({**claim, **_frame(name, nonce, issued_at)}) for name, claim in _named(devices, claims)}
+    tokens = {
+        name: token({**claim, **_registered_claims(name, nonce, issued_at)})
+        for name, claim in _named(devices, claims)
+    }
     document: dict[str, object] = {
         "claims": claims,
         "detached_eat": detached_eat(overall_claims(tokens, nonce, issued_at), tokens),
@@ -117,23 +120,23 @@ def nvattest_result(
 
 
 def token(claims: Claims) -> str:
-    """A JWT without signature, as `nvattest` makes it."""
+    """Return an unsigned JWT (algorithm `none`)."""
     parts = ({"alg": "none"}, claims)
     texts = (json.dumps(part, separators=(",", ":"), sort_keys=True).encode() for part in parts)
     return "".join(base64.urlsafe_b64encode(text).rstrip(b"=").decode() + "." for text in texts)
 
 
 def overall_claims(tokens: Mapping[str, str], nonce: str, issued_at: int = BOOT_TIME) -> dict[str, object]:
-    """Claims of the token that stands for all devices.
+    """Return the claims of the token about all devices together.
 
     Args:
         tokens: the token of each device, by name.
-        nonce: what they were asked with.
-        issued_at: Unix seconds.
+        nonce: nonce of the request, in hex.
+        issued_at: time of the token, seconds since 1970.
     """
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in tokens.items()}
     return {
-        **_frame("overall", nonce, issued_at),
+        **_registered_claims("overall", nonce, issued_at),
         "sub": "NVIDIA-PLATFORM-ATTESTATION",
         "eat_nonce": nonce,
         "submods": {name: ["DIGEST", ["SHA256", digest]] for name, digest in digests.items()},
@@ -143,12 +146,12 @@ def overall_claims(tokens: Mapping[str, str], nonce: str, issued_at: int = BOOT_
 
 
 def detached_eat(overall: Claims, tokens: Mapping[str, str]) -> list[object]:
-    """The bundle of all tokens."""
+    """Return the detached EAT bundle of all tokens."""
     return [["JWT", token(overall)], dict(tokens)]
 
 
 def _named(devices: Sequence[Device], claims: Sequence[Claims]) -> list[tuple[str, Claims]]:
-    """Claims with the names of their tokens: each kind is counted by itself."""
+    """Pair the claims with the names of their tokens; GPUs and switches are numbered separately."""
     seen = {"GPU": 0, "SWITCH": 0}
     named = []
     for device, claim in zip(devices, claims, strict=True):
@@ -159,7 +162,7 @@ def _named(devices: Sequence[Device], claims: Sequence[Claims]) -> list[tuple[st
 
 
 def _verified(kind: str, rims: tuple[str, ...], nonce: str) -> dict[str, object]:
-    """What GPUs and switches have in common: each verification and its success."""
+    """Return the claims that GPUs and switches have in common: the success of each verification."""
     flags = ["arch-check", *(f"attestation-report-{flag}" for flag in _REPORT_FLAGS)]
     flags += [f"{rim}-{flag}" for rim in rims for flag in _RIM_FLAGS]
     chains = [f"{subject}-cert-chain" for subject in ("attestation-report", *rims)]
@@ -174,8 +177,8 @@ def _verified(kind: str, rims: tuple[str, ...], nonce: str) -> dict[str, object]
     }
 
 
-def _frame(name: str, nonce: str, issued_at: int) -> dict[str, object]:
-    """What stands in every token."""
+def _registered_claims(name: str, nonce: str, issued_at: int) -> dict[str, object]:
+    """Return the registered JWT claims of every token."""
     return {
         "exp": issued_at + TOKEN_SECONDS,
         "iat": issued_at,

@@ -1,9 +1,9 @@
-"""A development counterpart of Intel's attestation PKI: it signs quotes and the collateral that judges them.
+"""A development replacement of Intel's attestation PKI: it signs quotes and the collateral for their verification.
 
-Certificates, CRLs, TCB info, QE identity and quote have the same forms as Intel's, so the same verification code
-runs over them. The root differs: no policy accepts it unless it names this very root.
+Certificates, CRLs, TCB info, QE identity and quote have Intel's formats, so the same verification code applies.
+The root differs: no policy accepts it unless it names this root.
 
-Source: Intel Provisioning Certification Service API v4 (collateral); of quotes see `quote.py`.
+Source: Intel Provisioning Certification Service API v4 (collateral); `quote.py` names the sources of quotes.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class DevelopmentPki:
 
     Args:
         seed: secret of at least 16 bytes; the same seed gives the same certificates, byte for byte.
-        label: stands in front of every certificate's common name.
+        label: prefix of the common name of every certificate.
         evaluation_number: `tcbEvaluationDataNumber` of the collateral.
         configuration: platform flags in the PCK certificate.
-        platform: fields of the PCK certificate's SGX extension that are other than the collateral's platform.
-        pck_end: end of the PCK certificate's validity in seconds since 1970; the end of 2049 where left out.
+        platform: fields of the PCK certificate's SGX extension that differ from the platform of the collateral.
+        pck_end: end of the PCK certificate's validity in seconds since 1970; None means the end of 2049.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class DevelopmentPki:
 
     @property
     def root_der(self) -> bytes:
-        """The root certificate in DER: what a verifier must be told to trust."""
+        """The root certificate in DER, which a verifier must be configured to trust."""
         return self._root.certificate.public_bytes(Encoding.DER)
 
     @property
@@ -100,11 +100,11 @@ class DevelopmentPki:
 
     @property
     def device_id(self) -> bytes:
-        """What dstack calls the device: SHA-256 of the platform's PPID."""
+        """The device id in dstack: SHA-256 of the platform's PPID."""
         return hashlib.sha256(self._platform.ppid).digest()
 
     def issue_root(self, name: str) -> Authority:
-        """A self-signed development CA of this seed, such as the key service's."""
+        """Issue a self-signed development CA of this seed, such as the key service's."""
         return self._issue(name, None, ca_path_length=1)
 
     def collateral(
@@ -119,16 +119,16 @@ class DevelopmentPki:
         revoked: Collection[str] = (),
         mutate: MutateCollateral | None = None,
     ) -> dict[str, str]:
-        """Collateral for this PKI's quotes, in the JSON form of dcap-qvl's `QuoteCollateralV3`.
+        """Make collateral for this PKI's quotes, in the JSON form of dcap-qvl's `QuoteCollateralV3`.
 
         Args:
             now: seconds since 1970; the documents are issued one hour earlier.
             status: TCB status of the platform, such as `OutOfDate`.
-            advisories: advisory ids that go with it.
+            advisories: advisory ids of that status.
             qe_status: TCB status of the quoting enclave.
-            tcb_date: date of all TCB levels in seconds since 1970; one day before `now` where left out.
+            tcb_date: date of all TCB levels in seconds since 1970; None means one day before `now`.
             valid_seconds: how long after `now` TCB info, QE identity and CRLs are valid.
-            revoked: any of `pck` and `pck-ca`: what the CRLs list.
+            revoked: entries of the CRLs, any of `pck` and `pck-ca`.
             mutate: changes TCB info and QE identity before they are signed.
         """
         date = rfc3339(now - _DAY if tcb_date is None else tcb_date)
@@ -150,7 +150,7 @@ class DevelopmentPki:
         attestation_key: ec.EllipticCurvePrivateKey | None = None,
         qe_report: QeReport | None = None,
     ) -> bytes:
-        """A TDX quote over a TD report: version 4 for a report 1.0, version 5 for one 1.5.
+        """Make a TDX quote over a TD report: version 4 for a report 1.0, version 5 for a report 1.5.
 
         Args:
             td: the report.
@@ -169,7 +169,7 @@ class DevelopmentPki:
         attestation_key: ec.EllipticCurvePrivateKey | None = None,
         qe_report: QeReport | None = None,
     ) -> QuoteParts:
-        """What a quote of `version` over `td` is made of, for `sign`; the rest as in `quote`."""
+        """Return the contents of a quote of `version` for `sign`; the other arguments are those of `quote`."""
         key = attestation_key or self._attestation_key
         binding = hashlib.sha256(raw_public_key(key) + _QE_AUTHENTICATION).digest() + bytes(32)
         return QuoteParts(
@@ -182,7 +182,7 @@ class DevelopmentPki:
         )
 
     def sign(self, parts: QuoteParts) -> bytes:
-        """The quote that these parts make, whatever they say."""
+        """Sign a quote of these parts; they are not checked."""
         return assemble(parts, self._pck)
 
     def _issue(

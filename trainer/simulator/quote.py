@@ -1,4 +1,10 @@
-"""TDX quotes, versions 4 and 5, put together from their parts; and where each part lies in the finished bytes.
+"""Writer of TDX quotes, versions 4 and 5, and the byte range of each field in a quote.
+
+A quote is, with little-endian numbers: header (48 bytes), in version 5 the type (2) and the size (4) of the body,
+the TD report (584 or 648), the size of the signature data (4), and the signature data. The latter are: ECDSA
+signature over header and body (64), attestation key (64), then certification data of type 6 with its type (2) and
+size (4): the quoting enclave's report (384), its signature by the PCK (64), authentication data with their size
+(2), and certification data of type 5, which are the PCK certificate chain in PEM.
 
 Sources: Intel TDX DCAP Quote Generation Library and Quote Verification Library, version 0.9, appendix A.3 (version
 4); Intel TDX DCAP, appendix A.4 (version 5: type and size of the body come before it, and the body may be a TD
@@ -43,7 +49,7 @@ _SIGNATURE: Final = (("signature_size", 4), ("signature", 64), ("attestation_key
 
 @dataclass(frozen=True)
 class QuoteHeader:
-    """The 48 bytes that a quote starts with."""
+    """The first 48 bytes of a quote."""
 
     version: int = V4
     attestation_key_type: int = _ECDSA_P256
@@ -60,13 +66,13 @@ class QuoteHeader:
 
 @dataclass(frozen=True)
 class QuoteParts:
-    """What a quote is made of before anything is signed.
+    """The contents of a quote before anything is signed.
 
     Attributes:
-        header: the header; its version decides the form.
+        header: the header; its version selects the layout.
         td: the TD report. A report 1.5 fits into version 5 only.
         qe_report: the quoting enclave's report; its `report_data` names the attestation key.
-        qe_authentication: what the quoting enclave adds to that binding.
+        qe_authentication: further bytes that the digest in `qe_report.report_data` covers.
         chain: PCK certificate chain in PEM, leaf first.
         attestation_key: signs header and report.
     """
@@ -80,7 +86,7 @@ class QuoteParts:
 
 
 def assemble(parts: QuoteParts, pck: Authority) -> bytes:
-    """The quote: report signed by the attestation key, quoting enclave's report signed by the platform's `pck`."""
+    """Sign header and TD report with the attestation key, and the quoting enclave's report with `pck`."""
     signed = parts.header.pack() + _body(parts)
     certification = _certification(parts, pck)
     signature = (
@@ -112,8 +118,8 @@ def _certification(parts: QuoteParts, pck: Authority) -> bytes:
     )
 
 
-def regions(quote: bytes) -> dict[str, range]:
-    """Where each field of a quote made here lies: name -> byte range, in their order, without gaps."""
+def field_ranges(quote: bytes) -> dict[str, range]:
+    """Return the byte range of each field of a quote of this module by name, in order and without gaps."""
     found, at = {}, 0
     for name, size in _sizes(quote):
         found[name] = range(at, at + size)
@@ -122,7 +128,7 @@ def regions(quote: bytes) -> dict[str, range]:
 
 
 def _sizes(quote: bytes) -> Iterator[tuple[str, int]]:
-    """Names and sizes, field after field; sizes of what follows are read where they stand."""
+    """Yield name and size of each field; the sizes of variable fields are read from the quote."""
     yield from _HEADER
     at, td = sum(size for _, size in _HEADER), fields(TdFields)
     if quote[0] == V5:

@@ -1,4 +1,4 @@
-"""The guest agent's remote calls over a simulated VM: JSON in, JSON out; bytes travel as hex.
+"""The guest agent's remote calls on a simulated VM: JSON requests and responses, with bytes in hex.
 
 Only the calls that a job makes are there. What dstack's agent offers beside them (`GetTlsKey`, `Sign`, `Verify`,
 `EmitEvent`, `Attest`) ends in `MethodNotFoundError`, as does a call that the simulated release does not have yet.
@@ -20,7 +20,7 @@ from trainer.simulator.key_service import Algorithm
 
 REVISION: Final = "DEVELOPMENT-simulator"
 
-Answer = dict[str, Any]
+RpcResponse = dict[str, Any]
 
 _Hex = Annotated[str, Field(pattern=r"^([0-9a-fA-F]{2})*$")]
 
@@ -30,11 +30,11 @@ class MethodNotFoundError(Exception):
 
 
 class CallError(Exception):
-    """The call is known, its arguments are not right; the text names what is wrong."""
+    """The arguments of a known call are invalid; the text names the argument."""
 
 
 class _Arguments(BaseModel):
-    """Arguments as protobuf's JSON form has them: unknown fields are ignored, missing ones are zero."""
+    """Arguments in protobuf's JSON form: unknown fields are ignored, missing fields are zero."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
@@ -54,15 +54,15 @@ class _KeyArguments(_Arguments):
 
 
 class GuestAgentRpc:
-    """Remote calls of one VM.
+    """Answers the remote calls on one VM.
 
     Args:
-        vm: the VM whose keys, quotes and measurements the answers hold.
+        vm: source of the keys, quotes and measurements.
     """
 
     def __init__(self, vm: SimulatedVm) -> None:
         self._vm = vm
-        self._methods: dict[str, tuple[type[_Arguments], Callable[[Any], Answer]]] = {
+        self._methods: dict[str, tuple[type[_Arguments], Callable[[Any], RpcResponse]]] = {
             "Info": (_NoArguments, self._info),
             "GetKey": (_KeyArguments, self._get_key),
             "GetQuote": (_QuoteArguments, self._get_quote),
@@ -71,12 +71,12 @@ class GuestAgentRpc:
         if vm.options.release is not Release.V0_5:
             self._methods["GpuInfo"] = (_NoArguments, self._gpu_info)
 
-    def call(self, method: str, body: bytes) -> Answer:
+    def call(self, method: str, body: bytes) -> RpcResponse:
         """Answer one call.
 
         Raises:
             MethodNotFoundError: the release has no such method.
-            CallError: the body is not JSON, or the arguments are not right.
+            CallError: the body is not JSON, or an argument is invalid.
         """
         if method not in self._methods:
             raise MethodNotFoundError
@@ -90,7 +90,7 @@ class GuestAgentRpc:
         except ValueError as error:
             raise CallError(str(error)) from error
 
-    def _info(self, _: _NoArguments) -> Answer:
+    def _info(self, _: _NoArguments) -> RpcResponse:
         vm = self._vm
         identity = {
             "mr_aggregated": self._aggregated().hex(),
@@ -110,7 +110,7 @@ class GuestAgentRpc:
             "cloud_product": "",
         }
 
-    def _tcb_info(self) -> Answer:
+    def _tcb_info(self) -> RpcResponse:
         td = self._vm.td_fields()
         return {
             "mrtd": td.mrtd.hex(),
@@ -128,12 +128,12 @@ class GuestAgentRpc:
         configuration = td.mr_config_id + td.mr_owner + td.mr_owner_config
         return hashlib.sha256(registers + (configuration if any(configuration) else b"")).digest()
 
-    def _get_key(self, arguments: _KeyArguments) -> Answer:
+    def _get_key(self, arguments: _KeyArguments) -> RpcResponse:
         algorithm = Algorithm.parse(arguments.algorithm)
         key = self._vm.derive_key(arguments.path, arguments.purpose, algorithm)
         return {"key": key.secret.hex(), "signature_chain": [link.hex() for link in key.signature_chain]}
 
-    def _get_quote(self, arguments: _QuoteArguments) -> Answer:
+    def _get_quote(self, arguments: _QuoteArguments) -> RpcResponse:
         quote = self._vm.quote(bytes.fromhex(arguments.report_data))
         return {
             "quote": quote.quote.hex(),
@@ -142,8 +142,8 @@ class GuestAgentRpc:
             "vm_config": quote.vm_config,
         }
 
-    def _gpu_info(self, _: _NoArguments) -> Answer:
+    def _gpu_info(self, _: _NoArguments) -> RpcResponse:
         return {"attestation": self._vm.gpu_attestation}
 
-    def _version(self, _: _NoArguments) -> Answer:
+    def _version(self, _: _NoArguments) -> RpcResponse:
         return {"version": f"{self._vm.options.release.value}-DEVELOPMENT", "rev": REVISION}

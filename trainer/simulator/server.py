@@ -1,4 +1,4 @@
-"""The simulated guest agent behind HTTP on a unix socket, as dstack's clients call it: `POST /Method`, JSON."""
+"""HTTP server of the simulated guest agent on a unix socket, for dstack's clients: `POST /Method` with JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Final, Self
 
 from trainer.errors import ErrorCode, UsageError
 from trainer.simulator.agent import SimulatedVm, VmOptions
-from trainer.simulator.rpc import REVISION, Answer, CallError, GuestAgentRpc, MethodNotFoundError
+from trainer.simulator.rpc import REVISION, CallError, GuestAgentRpc, MethodNotFoundError, RpcResponse
 from trainer.simulator.state import open_vm, publish
 
 MAX_BODY_BYTES: Final = 1 << 20
@@ -36,15 +36,16 @@ class SimulatedAgentServer:
     """Serves one VM on a unix socket from a background thread; use it as a context manager.
 
     Args:
-        path: where to listen; a socket that nobody answers on is removed first.
+        path: socket to listen on; a socket file without a listening process is removed first.
         vm: the VM.
 
     Raises:
-        UsageError: another agent answers there, something else is there, or the path cannot be a socket.
+        UsageError: another agent listens on `path`, a file that is no socket exists there, or the path is too
+            long.
     """
 
     def __init__(self, path: Path, vm: SimulatedVm) -> None:
-        _claim(path)
+        _free_socket_path(path)
         self._server = _UnixHttpServer(path, GuestAgentRpc(vm))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_SECONDS,), daemon=True)
 
@@ -74,7 +75,7 @@ def serve(
 
     Args:
         socket: path of the unix socket to listen on.
-        state: directory that holds the VM's seed; gets the files that a verifier needs.
+        state: directory of the VM's seed; the files that a verifier needs are written there.
         app_compose: exact text of app-compose.json.
         stop: ends serving.
         options: how the VM is set up.
@@ -92,8 +93,8 @@ def serve(
         (stop or threading.Event()).wait()
 
 
-def _claim(path: Path) -> None:
-    """Make sure that `path` is free; a socket left by an agent that died is removed."""
+def _free_socket_path(path: Path) -> None:
+    """Check that `path` is free, and remove the socket file of an agent that is no longer running."""
     if len(bytes(path)) > MAX_SOCKET_PATH_BYTES:
         raise UsageError(
             ErrorCode.USAGE,
@@ -147,7 +148,7 @@ class _UnixHttpServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer
         self._path.unlink(missing_ok=True)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that go away are their own concern; nothing is printed."""
+        """Print nothing: a client that disconnects is no error of the server."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -171,17 +172,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(400, {"error": str(error)})
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Refuse the request, as JSON, and close the connection: what follows in it cannot be trusted."""
+        """Refuse the request with JSON and close the connection, because its next bytes may not be a request."""
         del explain
         self.close_connection = True
         self._answer(code, {"error": message or self.responses.get(code, ("error", ""))[0]})
 
     def address_string(self) -> str:
-        """A unix socket has no client address."""
+        """Return a fixed name: a unix socket has no client address."""
         return "unix"
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Nothing is logged: requests carry key paths, answers carry keys."""
+        """Log nothing: requests contain key paths, and responses contain keys."""
 
     def _read_body(self) -> bytes | None:
         text = self.headers.get("Content-Length", "")
@@ -195,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
             return body
         return None
 
-    def _answer(self, status: int, answer: Answer) -> None:
+    def _answer(self, status: int, answer: RpcResponse) -> None:
         data = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

@@ -1,4 +1,4 @@
-"""How a simulated VM is set up: release, forms, GPUs, and what it lies about."""
+"""Set-up of a simulated VM: release, versions of its formats, GPUs and faults."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ IMAGE_NAME: Final = "DEVELOPMENT-simulated-not-a-tee"
 
 
 class Release(StrEnum):
-    """Which dstack guest agent is simulated."""
+    """Releases of dstack's guest agent that are simulated."""
 
     V0_5 = "0.5.11"
-    """Has `EmitEvent`; no `GpuInfo`; quotes carry the digests of runtime events."""
+    """Has no `GpuInfo`; quotes contain the digests of runtime events."""
     V0_6 = "0.6.0"
-    """Has `GpuInfo`; no `EmitEvent`; quotes leave the digests of runtime events empty."""
+    """Has `GpuInfo`; quotes leave the digests of runtime events empty."""
 
 
 @dataclass(frozen=True)
 class VmOptions:
-    """How a simulated VM is set up.
+    """Set-up of a simulated VM.
 
     Args:
         release: guest agent to simulate.
-        event_version: form of runtime events.
-        gpu_attestation: text of `GpuInfo`; where not empty, the boot log has the GPU events.
+        event_version: version of the digests of runtime events.
+        gpu_attestation: text of `GpuInfo`; the boot log has GPU events unless it is empty.
         gpu_count: how many GPUs the boot log claims if there is a `gpu_attestation`.
-        image: name of the OS image, as the host tells it.
+        image: name of the OS image in the host's configuration.
         config_id: whether the quote's MRCONFIGID carries the compose hash (form 01), as 0.6.0 does.
-        quote_version: form of quotes.
-        td_report: form of the TD report in them; 1.5 needs quotes of version 5.
-        faults: what the VM lies about.
+        quote_version: version of quotes.
+        td_report: version of the TD report; 1.5 needs quotes of version 5.
+        faults: false values that the VM shows.
 
     Raises:
-        ValueError: a TD report 1.5 in quotes of version 4, which have no place for it.
+        ValueError: a TD report 1.5 in quotes of version 4, which cannot contain it.
     """
 
     release: Release = Release.V0_6

@@ -1,6 +1,6 @@
-"""What a simulated VM keeps between starts: its secret seed and its app id; and what it tells the outside.
+"""The state directory of a simulated VM: the secret seed and the app id, and the files that a verifier needs.
 
-The state directory is the simulated hardware: whoever can read it can sign quotes.
+The directory takes the place of the hardware: whoever can read it can sign quotes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SEED_BYTES: Final = 32
 
 
 class SimulatorState(Strict):
-    """Contents of `state.json`. The app key follows from seed and app id; its public half tells a mix-up."""
+    """Contents of `state.json`. The app key is derived from seed and app id; its public half detects a mix-up."""
 
     version: Literal[1]
     warning: Literal["DEVELOPMENT ONLY: this seed signs quotes of a simulated VM"]
@@ -45,18 +45,18 @@ def open_vm(
     *,
     random: Callable[[int], bytes] = secrets.token_bytes,
 ) -> SimulatedVm:
-    """The VM whose state is in `directory`; made there on the first start.
+    """Open the VM whose state is in `directory`, or create it on the first start.
 
-    A later start with another app-compose is an upgrade of the same app: it keeps the app id and its keys.
+    A later start with another app-compose text is an upgrade of the same app: app id and keys stay the same.
 
     Args:
-        directory: made with mode 0700 where absent.
+        directory: created with mode 0700 if it does not exist.
         app_compose: exact text of app-compose.json.
         options: how the VM is set up.
         random: source of the seed.
 
     Raises:
-        UsageError: the state is not readable as such, or `app_compose` is not a JSON object.
+        UsageError: the state is invalid, or `app_compose` is not a JSON object.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory / STATE_FILE
@@ -71,7 +71,7 @@ def open_vm(
 
 
 def publish(vm: SimulatedVm, directory: Path, now: int) -> None:
-    """Write what a verifier needs: root, collateral (30 days from `now`), app-compose and measurements."""
+    """Write a verifier's files: root, collateral (30 days from `now`), app-compose and measurements."""
     _write(directory / ROOT_FILE, vm.pki.root_pem.encode())
     _write(directory / COLLATERAL_FILE, json.dumps(vm.collateral(now), indent=2).encode())
     _write(directory / COMPOSE_FILE, vm.app_compose.encode())
@@ -100,7 +100,7 @@ def _first_deployment(path: Path, app_compose: str, seed: bytes) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all, mode 0600."""
+    """Write a file atomically with mode 0600."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.unlink(missing_ok=True)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -1,4 +1,4 @@
-"""The two reports inside a TDX quote, field by field: the TD's own and the quoting enclave's.
+"""Writers of the two reports in a TDX quote: the TD report, and the quoting enclave's report.
 
 Source: Intel TDX DCAP Quote Generation Library and Quote Verification Library, version 0.9, appendix A.3.
 """
@@ -21,9 +21,9 @@ _ZERO: Final = bytes(MEASUREMENT_BYTES)
 
 @dataclass(frozen=True)
 class TdFields:
-    """All fields of a TD report 1.0, in the order in which a quote holds them; raw bytes.
+    """All fields of a TD report 1.0 as raw bytes, in the order of the quote.
 
-    The defaults are a TD on an up-to-date platform of the development PKI with nothing measured.
+    The defaults describe a TD on an up-to-date platform of the development PKI without any measurement.
     """
 
     tee_tcb_svn: bytes = bytes([6, 1, 3]) + bytes(13)
@@ -50,18 +50,18 @@ class TdFields:
                 raise ValueError(f"{field.name}: expected {size} bytes, got {len(getattr(self, field.name))}")
 
     def pack(self) -> bytes:
-        """The 584 bytes of a TD report 1.0, or the 648 of one 1.5."""
+        """Return the 584 bytes of a TD report 1.0, or the 648 bytes of a TD report 1.5."""
         return b"".join(getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(frozen=True)
 class TdFields15(TdFields):
-    """All fields of a TD report 1.5: those of 1.0, and what only a quote of version 5 has room for."""
+    """All fields of a TD report 1.5: those of 1.0, and two more, which only quotes of version 5 can contain."""
 
     tee_tcb_svn2: bytes = bytes([6, 1, 3]) + bytes(13)
     """16 bytes: security versions of the TDX module that is loaded now, after an update without a restart."""
     mr_service_td: bytes = _ZERO
-    """Measurement of the service TD that is bound to this one; zero where there is none."""
+    """Measurement of the service TD that is bound to this one; zero without one."""
 
 
 QE_REPORT_FIELDS: Final = (
@@ -78,7 +78,7 @@ QE_REPORT_FIELDS: Final = (
     ("qe_reserved_4", 60),
     ("qe_report_data", 64),
 )
-"""Names and sizes of what `QeReport.pack` writes."""
+"""Names and sizes in bytes of the fields that `QeReport.pack` writes."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class QeReport:
     report_data: bytes = bytes(64)
 
     def pack(self) -> bytes:
-        """The 384 bytes of the report, as in an SGX quote."""
+        """Return the 384 bytes of the report."""
         return (
             self.cpu_svn
             + struct.pack("<I", self.misc_select)

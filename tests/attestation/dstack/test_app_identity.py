@@ -138,7 +138,7 @@ def test_init_scripts_are_read_from_before_system_ready(world: World) -> None:
     events = list(world.vm.events)
     names = [getattr(event, "name", "") for event in events]
     at = names.index("compose-hash") + 1
-    world.vm.measure_instead((*events[:at], *scripts, *events[at:], RuntimeEvent("init-script-hash", b"late")))
+    world.vm.replace_events((*events[:at], *scripts, *events[at:], RuntimeEvent("init-script-hash", b"late")))
     assert payloads(log_of(world), "init-script-hash") == (b"\1" * 32, b"\2" * 32)
     digest = document(world, init_script_hashes=["01" * 32, "02" * 32])
     assert configured(world, 3, digest).state("mr-config-id").state is CheckState.AFFIRMED
@@ -150,7 +150,7 @@ def test_without_a_known_key_provider_the_wider_forms_bind_nothing(world: World,
         replace(event, payload=provider) if getattr(event, "name", "") == "key-provider" else event
         for event in world.vm.events
     )
-    world.vm.measure_instead(events)
+    world.vm.replace_events(events)
     for form in (2, 3):
         assert acceptable_config_ids(form, world.vm.compose_hash, log_of(world)) == frozenset()
 
@@ -158,7 +158,7 @@ def test_without_a_known_key_provider_the_wider_forms_bind_nothing(world: World,
 def test_an_identity_that_is_not_hex_counts_as_none(world: World) -> None:
     provider = b'{"name": "none", "id": "not hex"}'
     events = (RuntimeEvent("app-id", world.vm.app_id), RuntimeEvent("key-provider", provider))
-    world.vm.measure_instead(events)
+    world.vm.replace_events(events)
     digest = keccak256(world.vm.compose_hash + world.vm.app_id + b"\0")
     ids = acceptable_config_ids(2, world.vm.compose_hash, log_of(world))
     assert ids == {b"\2" + digest + bytes(15)}

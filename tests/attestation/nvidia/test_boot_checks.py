@@ -250,5 +250,5 @@ def test_an_event_may_have_more_keys_but_none_twice(world: World) -> None:
     assert booted(world, world.gpu.boot, ready=True).contraindicated() == []
     twice = RuntimeEvent(GPU_EVENT, b'{"devices": 1, "devices": 1}')
     events = tuple(twice if getattr(each, "name", "") == GPU_EVENT else each for each in world.vm.events)
-    world.vm.measure_instead(events)
+    world.vm.replace_events(events)
     assert world.contraindicated() == ["gpu-boot"]

@@ -18,7 +18,7 @@ from trainer.attestation.tdx.quote_verification import parse_quote
 from trainer.simulator.agent import VmOptions
 from trainer.simulator.gpu_evidence import GPU_BOOT
 from trainer.simulator.pki import DevelopmentPki
-from trainer.simulator.quote import regions
+from trainer.simulator.quote import field_ranges
 from trainer.simulator.td_report_writer import TdFields, TdFields15
 
 if TYPE_CHECKING:
@@ -75,15 +75,15 @@ def test_the_honest_one_passes(formed: World) -> None:
 
 def test_the_regions_are_the_whole_quote(formed: World) -> None:
     quote = honest_quote(formed)
-    places = list(regions(quote).values())
+    places = list(field_ranges(quote).values())
     assert all(before.stop == after.start for before, after in itertools.pairwise(places))
     assert (places[0].start, places[-1].stop) == (0, len(quote))
-    assert quote[regions(quote)["chain"].start :].startswith(b"-----BEGIN CERTIFICATE-----")
+    assert quote[field_ranges(quote)["chain"].start :].startswith(b"-----BEGIN CERTIFICATE-----")
 
 
 def test_no_field_can_be_changed(formed: World) -> None:
     quote = honest_quote(formed).rstrip(b"\n")  # PEM does not count the line's end
-    for name, place in regions(quote).items():
+    for name, place in field_ranges(quote).items():
         for at in (place[0], place[len(place) // 2], min(place[-1], len(quote) - 1)):
             changed = quote[:at] + bytes([quote[at] ^ 1]) + quote[at + 1 :]
             assert formed.change(quote=changed).appraise().status == "fail", (name, at)

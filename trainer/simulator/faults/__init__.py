@@ -1,7 +1,7 @@
-"""The named lies of `trainer simulate --fault NAME`: each changes one field of what the simulated VM shows.
+"""The named faults of `trainer simulate --fault NAME`: each changes one field of what the simulated VM shows.
 
-A verifier that accepts any of them has a hole. The tests demand that each is answered by exactly the checks that
-it names.
+A verifier that accepts a fault is broken. The tests require that each fault fails exactly the checks that it
+names.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ FAULTS: Final = MappingProxyType({fault.name: fault for fault in _ALL})
 
 
 def find_faults(names: Iterable[str]) -> tuple[Fault, ...]:
-    """The faults of these names.
+    """Return the faults of these names.
 
     Raises:
-        UsageError: there is none of such a name.
+        UsageError: no fault has one of the names.
     """
     wanted = tuple(names)
     for name in wanted:

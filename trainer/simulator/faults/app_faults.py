@@ -1,4 +1,4 @@
-"""Lies about what runs in the VM: its GPUs, keys and compose text."""
+"""Faults of GPU attestation, derived keys and compose text."""
 
 from __future__ import annotations
 
@@ -7,31 +7,33 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-from trainer.simulator.fault import Fault, Layer
-from trainer.simulator.faults.event_faults import Events, measured, payload
+from trainer.simulator.fault import Fault, FaultLayer
+from trainer.simulator.faults.event_faults import Events, measured_fault, replace_payload
 from trainer.simulator.key_service import AppKeys, SimulatedKey
 
 
 def _gpu(**changes: Any) -> Callable[[Events], Events]:
-    """The system measured another finding about its GPUs."""
-    return payload("gpu-attestation", lambda text: json.dumps(json.loads(text) | changes).encode())
+    """Change the measured event about the GPUs."""
+    return replace_payload("gpu-attestation", lambda text: json.dumps(json.loads(text) | changes).encode())
 
 
 _GPU: Final = (
-    measured("gpu-evidence", "gpu-boot", "other GPU evidence measured", _gpu(evidence_sha256="00" * 32)),
-    measured("gpu-event-version", "gpu-boot", "a GPU event of version 0", _gpu(version=0)),
-    measured(
+    measured_fault("gpu-evidence", "gpu-boot", "other GPU evidence measured", _gpu(evidence_sha256="00" * 32)),
+    measured_fault("gpu-event-version", "gpu-boot", "a GPU event of version 0", _gpu(version=0)),
+    measured_fault(
         "gpu-event-form",
         "gpu-boot",
         "a GPU event without fields",
-        payload("gpu-attestation", lambda _: b"{}"),
+        replace_payload("gpu-attestation", lambda _: b"{}"),
     ),
-    measured("gpu-vendor", "gpu-required", "GPUs of another maker", _gpu(provider="other")),
-    measured("gpu-cc-off", "gpu-cc-mode", "a GPU outside confidential mode", _gpu(cc_mode="off")),
-    measured("gpu-devtools", "gpu-devtools", "a GPU open to developer tools", _gpu(devtools=True)),
-    measured("gpu-count", "gpu-boot-count", "a GPU more than the evidence shows", _gpu(devices=2)),
-    Fault("gpu-text", "gpu-boot", "GPU evidence other than measured", Layer.GPU_INFO, lambda text: text + " "),
-    Fault("gpu-text-missing", "gpu-boot", "GPU evidence withheld", Layer.GPU_INFO, lambda _: ""),
+    measured_fault("gpu-vendor", "gpu-required", "GPUs of another maker", _gpu(provider="other")),
+    measured_fault("gpu-cc-off", "gpu-cc-mode", "a GPU outside confidential mode", _gpu(cc_mode="off")),
+    measured_fault("gpu-devtools", "gpu-devtools", "a GPU open to developer tools", _gpu(devtools=True)),
+    measured_fault("gpu-count", "gpu-boot-count", "a GPU more than the evidence shows", _gpu(devices=2)),
+    Fault(
+        "gpu-text", "gpu-boot", "GPU evidence other than measured", FaultLayer.GPU_INFO, lambda text: text + " "
+    ),
+    Fault("gpu-text-missing", "gpu-boot", "GPU evidence withheld", FaultLayer.GPU_INFO, lambda _: ""),
 )
 
 
@@ -44,7 +46,7 @@ def _signatures(change: Callable[[tuple[bytes, ...]], tuple[bytes, ...]]) -> Cal
 
 
 def _key(name: str, description: str, change: Callable[[SimulatedKey], Any]) -> Fault:
-    return Fault(name, "key-chain", description, Layer.KEY, change)
+    return Fault(name, "key-chain", description, FaultLayer.KEY, change)
 
 
 def _bit(signature: bytes) -> bytes:
@@ -52,7 +54,7 @@ def _bit(signature: bytes) -> bytes:
 
 
 def _unsigned_key(key: SimulatedKey) -> SimulatedKey:
-    """A key that the app's key did not sign, with the signatures of the one that it did."""
+    """Replace the key, and keep the signatures of the key that the app key signed."""
     other = AppKeys(b"\7" * 32, b"").derive("another")
     return dataclasses.replace(key, secret=other.secret, public_key=other.public_key)
 
@@ -68,7 +70,7 @@ _KEYS: Final = (
         "key-service",
         "key-chain",
         "keys of another key service",
-        Layer.KEY_SEED,
+        FaultLayer.KEY_SEED,
         lambda seed: b"another key service" + seed,
     ),
 )
@@ -78,14 +80,14 @@ _HOST: Final = (
         "development-image",
         "os-development",
         "an OS image that lets developers in",
-        Layer.VM_CONFIG,
+        FaultLayer.VM_CONFIG,
         lambda config: config | {"image": "dstack-dev-0.6.0"},
     ),
     Fault(
         "compose-text",
         "compose-hash",
         "another app-compose shown than measured",
-        Layer.APP_COMPOSE,
+        FaultLayer.APP_COMPOSE,
         lambda text: text + " ",
         also=("compose-accepted", "mr-config-id"),
     ),

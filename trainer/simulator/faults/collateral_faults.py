@@ -1,4 +1,4 @@
-"""Lies in the collateral: properly signed by the development root, or changed after that."""
+"""Faults of the collateral: false values under a valid signature, and changes after signing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from trainer.simulator.documents import rfc3339
-from trainer.simulator.fault import Fault, Layer
+from trainer.simulator.fault import Fault, FaultLayer
 from trainer.simulator.pki import DevelopmentPki
 
 _DAY: Final = 86400
@@ -18,14 +18,14 @@ Document = dict[str, Any]
 
 
 def _terms(name: str, code: str, description: str, **changes: Any) -> Fault:
-    return Fault(name, code, description, Layer.COLLATERAL_TERMS, lambda terms: terms | changes)
+    return Fault(name, code, description, FaultLayer.COLLATERAL_TERMS, lambda terms: terms | changes)
 
 
 def _later(name: str, description: str, seconds: int) -> Fault:
     def change(terms: Document) -> Document:
         return terms | {"now": terms["now"] + seconds}
 
-    return Fault(name, "collateral-validity", description, Layer.COLLATERAL_TERMS, change)
+    return Fault(name, "collateral-validity", description, FaultLayer.COLLATERAL_TERMS, change)
 
 
 def _edited(edit: Callable[[Document], None]) -> Callable[[Document], Document]:
@@ -38,11 +38,11 @@ def _edited(edit: Callable[[Document], None]) -> Callable[[Document], Document]:
 
 
 def _tcb(name: str, code: str, description: str, edit: Callable[[Document], None]) -> Fault:
-    return Fault(f"tcb-info-{name}", code, description, Layer.TCB_INFO, _edited(edit))
+    return Fault(f"tcb-info-{name}", code, description, FaultLayer.TCB_INFO, _edited(edit))
 
 
 def _qe(name: str, code: str, description: str, edit: Callable[[Document], None]) -> Fault:
-    return Fault(f"qe-identity-{name}", code, description, Layer.QE_IDENTITY, _edited(edit))
+    return Fault(f"qe-identity-{name}", code, description, FaultLayer.QE_IDENTITY, _edited(edit))
 
 
 def _set(**changes: Any) -> Callable[[Document], None]:
@@ -66,8 +66,8 @@ def _component(kind: str, index: int) -> Callable[[Document], None]:
 
 
 def _replaced(name: str, key: str, code: str, description: str, change: Callable[[str], Any]) -> Fault:
-    """One part of the finished collateral changed."""
-    return Fault(name, code, description, Layer.COLLATERAL, lambda made: made | {key: change(made[key])})
+    """Change one part of the collateral after it was signed."""
+    return Fault(name, code, description, FaultLayer.COLLATERAL, lambda made: made | {key: change(made[key])})
 
 
 def _bit(hexadecimal: str) -> str:
@@ -86,7 +86,7 @@ def _without(key: str) -> Fault:
         name,
         "collateral-format",
         f"no {key} in the collateral",
-        Layer.COLLATERAL,
+        FaultLayer.COLLATERAL,
         lambda made: {other: text for other, text in made.items() if other != key},
     )
 
@@ -116,7 +116,7 @@ _TERMS: Final = (
         "evaluation-number",
         "tcb-evaluation-number",
         "collateral of an early evaluation",
-        Layer.PKI,
+        FaultLayer.PKI,
         lambda given: given | {"evaluation_number": 18},
     ),
 )
@@ -205,7 +205,7 @@ _FINISHED: Final = (
         "crl-of-another-ca",
         "platform-certificate",
         "the root's CRL in place of the platform CA's",
-        Layer.COLLATERAL,
+        FaultLayer.COLLATERAL,
         lambda made: made | {"pck_crl": made["root_ca_crl"]},
     ),
     *(_without(key) for key in ("tcb_info", "qe_identity", "pck_crl", "root_ca_crl", "tcb_info_signature")),

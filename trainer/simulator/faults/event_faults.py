@@ -1,4 +1,4 @@
-"""Lies in the event log: in what was measured, so that the log replays, or only in what is shown of it."""
+"""Faults of the event log: in what was measured, so that the log replays, or only in the log that is shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from trainer.errors import ErrorCode, UsageError
 from trainer.simulator.event_log_writer import BOOT_EVENT_TYPE, BootEvent, Event, RuntimeEvent
-from trainer.simulator.fault import Fault, Layer
+from trainer.simulator.fault import Fault, FaultLayer
 
 Events = tuple[Event, ...]
 Log = list[dict[str, Any]]
@@ -35,7 +35,7 @@ _MISSING_TOO: Final = {
     "compose-hash": ("compose-hash",),
     "key-provider": ("key-provider",),
 }
-"""What has nothing to look at any more without the event."""
+"""Further checks that fail without the event, because they read its payload."""
 
 
 def _at(events: Events, name: str) -> int:
@@ -49,22 +49,22 @@ def _find(events: Events, name: str) -> tuple[int, RuntimeEvent]:
     raise UsageError(ErrorCode.USAGE, "a fault", expected=f"a VM that measures {name}", found="one that does not")
 
 
-def measured(
+def measured_fault(
     name: str,
     code: str,
     description: str,
     change: Callable[[Events], Events],
     also: tuple[str, ...] = (),
 ) -> Fault:
-    """A lie about what the system measured: registers and log agree on it."""
-    return Fault(name, code, description, Layer.EVENTS, change, also)
+    """Make a fault of what the system measured: registers and log agree."""
+    return Fault(name, code, description, FaultLayer.EVENTS, change, also)
 
 
-def payload(name: str, change: Callable[[bytes], bytes]) -> Callable[[Events], Events]:
-    """The change that gives one event another payload.
+def replace_payload(name: str, change: Callable[[bytes], bytes]) -> Callable[[Events], Events]:
+    """Return the change that replaces the payload of one event.
 
     Raises:
-        UsageError: on use, if the VM measures no such event: nobody should take for a lie what changes nothing.
+        UsageError: when the change is applied, if the VM measures no such event: a fault must change something.
     """
 
     def changed(events: Events) -> Events:
@@ -87,7 +87,7 @@ def _repeated(name: str) -> Callable[[Events], Events]:
 
 
 def _swapped(name: str) -> Callable[[Events], Events]:
-    """The event and the one before it change places."""
+    """Swap the event with the one before it."""
 
     def changed(events: Events) -> Events:
         at = _at(events, name)
@@ -113,7 +113,7 @@ def _shown(name: str, code: str, description: str, edit: Callable[[Log], None]) 
         edit(edited)
         return edited
 
-    return Fault(name, code, description, Layer.EVENT_LOG, change)
+    return Fault(name, code, description, FaultLayer.EVENT_LOG, change)
 
 
 def _entry(name: str, **changes: Any) -> Callable[[Log], None]:
@@ -124,13 +124,13 @@ def _other_payload(name: str) -> Callable[[Log], None]:
     def edit(log: Log) -> None:
         entry = next(entry for entry in log if entry["event"] == name)
         entry |= {"event_payload": "07", "digest": ""}
-        entry.pop("preimage", None)  # what else the log says of the payload would betray it by itself
+        entry.pop("preimage", None)  # the preimage contains the payload and would contradict the false one
 
     return edit
 
 
 def _shown_each(name: str) -> tuple[Fault, ...]:
-    """Lies about one event of the log, each about one field of it."""
+    """Make the faults of one event in the log that is shown, each of one field."""
     false_digest, other_register = {"digest": "07" * 48}, {"imr": 2}
     return (
         _shown(f"digest-{name}", "event-digests", f"a false digest of {name}", _entry(name, **false_digest)),
@@ -146,16 +146,16 @@ def _shown_each(name: str) -> tuple[Fault, ...]:
 
 
 def _measured_each(name: str) -> tuple[Fault, ...]:
-    """Lies about the place of one event in what was measured."""
+    """Make the faults of the position of one measured event."""
     return (
-        measured(f"repeated-{name}", "event-order", f"{name} twice", _repeated(name)),
+        measured_fault(f"repeated-{name}", "event-order", f"{name} twice", _repeated(name)),
         *(
-            [measured(f"late-{name}", "event-order", f"{name} after system-ready", _again_at_the_end(name))]
+            [measured_fault(f"late-{name}", "event-order", f"{name} after system-ready", _again_at_the_end(name))]
             if name != "system-ready"
             else []
         ),
         *(
-            [measured(f"early-{name}", "event-order", f"{name} before its turn", _swapped(name))]
+            [measured_fault(f"early-{name}", "event-order", f"{name} before its turn", _swapped(name))]
             if name != "system-preparing"
             else []
         ),
@@ -165,43 +165,47 @@ def _measured_each(name: str) -> tuple[Fault, ...]:
 _EVENTS: Final = (
     *(fault for name in _SYSTEM for fault in _measured_each(name)),
     *(
-        measured(f"missing-{name}", "event-order", f"no {name}", _removed(name), also=_MISSING_TOO.get(name, ()))
+        measured_fault(
+            f"missing-{name}", "event-order", f"no {name}", _removed(name), also=_MISSING_TOO.get(name, ())
+        )
         for name in _REQUIRED
     ),
     *(
-        measured(f"rtmr{index}-event", "os-measurements", f"RTMR{index} of another OS", _boot(index))
+        measured_fault(f"rtmr{index}-event", "os-measurements", f"RTMR{index} of another OS", _boot(index))
         for index in range(3)
     ),
-    measured(
+    measured_fault(
         "app-id",
         "app-id",
         "another app",
-        payload("app-id", lambda _: bytes(20)),
+        replace_payload("app-id", lambda _: bytes(20)),
         also=("key-chain",),
     ),
-    measured(
+    measured_fault(
         "compose-hash",
         "compose-hash",
         "another app-compose",
-        payload("compose-hash", lambda _: bytes(32)),
+        replace_payload("compose-hash", lambda _: bytes(32)),
     ),
-    measured(
+    measured_fault(
         "key-provider",
         "key-provider",
         "another key service",
-        payload("key-provider", lambda text: json.dumps(json.loads(text) | {"id": "00"}).encode()),
+        replace_payload("key-provider", lambda text: json.dumps(json.loads(text) | {"id": "00"}).encode()),
     ),
-    measured(
+    measured_fault(
         "key-provider-name",
         "key-provider",
         "keys of this machine in place of a key service's",
-        payload("key-provider", lambda text: json.dumps(json.loads(text) | {"name": "local-sgx"}).encode()),
+        replace_payload(
+            "key-provider", lambda text: json.dumps(json.loads(text) | {"name": "local-sgx"}).encode()
+        ),
     ),
-    measured(
+    measured_fault(
         "key-provider-form",
         "key-provider",
         "a key provider that cannot be read",
-        payload("key-provider", lambda _: b"kms"),
+        replace_payload("key-provider", lambda _: b"kms"),
     ),
 )
 
@@ -227,12 +231,12 @@ _LOG: Final = (
     _shown("log-version", "event-log-format", "events of version 3", _entry("storage-fs", version=3)),
     _shown("log-digest-length", "event-log-format", "a digest cut short", _entry("storage-fs", digest="07")),
     _shown("log-field", "event-log-format", "a field that no log has", _entry("storage-fs", more=1)),
-    Fault("log-empty", "event-log-format", "no event log", Layer.EVENT_LOG_TEXT, lambda _: ""),
+    Fault("log-empty", "event-log-format", "no event log", FaultLayer.EVENT_LOG_TEXT, lambda _: ""),
     Fault(
         "log-key-twice",
         "event-log-format",
         "a log that two readers understand differently",
-        Layer.EVENT_LOG_TEXT,
+        FaultLayer.EVENT_LOG_TEXT,
         lambda text: text.replace('{"imr":0,', '{"imr":0,"imr":0,', 1),
     ),
 )

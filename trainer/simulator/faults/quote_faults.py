@@ -1,4 +1,4 @@
-"""Lies about the quote itself: its header, its signatures, the quoting enclave and the platform's certificates."""
+"""Faults of the quote: its header, its signatures, the quoting enclave and the platform's certificates."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from trainer.simulator.certificates import derive_p256_key, raw_signature
-from trainer.simulator.fault import Fault, Layer
+from trainer.simulator.fault import Fault, FaultLayer
 from trainer.simulator.pki import DevelopmentPki
-from trainer.simulator.quote import QuoteParts, regions
+from trainer.simulator.quote import QuoteParts, field_ranges
 
 _OTHER_SEED: Final = b"the seed of another development root"
 _EXPIRED: Final = 1_600_000_000
@@ -27,7 +27,7 @@ def _enclave(**changes: Any) -> Callable[[QuoteParts], QuoteParts]:
 
 
 def _chain(change: Callable[[list[str]], list[str]]) -> Callable[[QuoteParts], QuoteParts]:
-    """Change the certificates, leaf first."""
+    """Change the list of certificates, leaf first."""
     end = "-----END CERTIFICATE-----\n"
 
     def changed(parts: QuoteParts) -> QuoteParts:
@@ -38,7 +38,7 @@ def _chain(change: Callable[[list[str]], list[str]]) -> Callable[[QuoteParts], Q
 
 
 def _root_bytes(old: str, new: str) -> Callable[[QuoteParts], QuoteParts]:
-    """Change bytes, in hex, of the root that stands at the chain's end."""
+    """Replace bytes, given in hex, of the root certificate at the end of the chain."""
 
     def changed(certificates: list[str]) -> list[str]:
         der = ssl.PEM_cert_to_DER_cert(certificates[-1]).replace(bytes.fromhex(old), bytes.fromhex(new), 1)
@@ -51,7 +51,7 @@ def _bit(region: str) -> Callable[[bytes], bytes]:
     """Change one bit in the middle of a field after the quote was signed."""
 
     def changed(quote: bytes) -> bytes:
-        place = regions(quote)[region]
+        place = field_ranges(quote)[region]
         data = bytearray(quote)
         data[place[len(place) // 2]] ^= 1
         return bytes(data)
@@ -61,23 +61,23 @@ def _bit(region: str) -> Callable[[bytes], bytes]:
 
 def _number(region: str, value: int) -> Callable[[bytes], bytes]:
     def changed(quote: bytes) -> bytes:
-        place = regions(quote)[region]
+        place = field_ranges(quote)[region]
         return quote[: place.start] + value.to_bytes(len(place), "little") + quote[place.stop :]
 
     return changed
 
 
 def _resigned(quote: bytes) -> bytes:
-    """Signed once more by a key that the quoting enclave never made."""
-    places = regions(quote)
+    """Replace the signature by one of a key that the quoting enclave did not make."""
+    places = field_ranges(quote)
     place, end = places["signature"], places["signature_size"].start
     forged = raw_signature(derive_p256_key(_OTHER_SEED, "forger"), quote[:end])
     return quote[: place.start] + forged + quote[place.stop :]
 
 
 def _stuffed(quote: bytes) -> bytes:
-    """Bytes between the parts: within the signature's size, behind the certification data."""
-    place = regions(quote)["signature_size"]
+    """Append bytes after the certification data and include them in the size of the signature data."""
+    place = field_ranges(quote)["signature_size"]
     (size,) = struct.unpack("<I", quote[place.start : place.stop])
     return quote[: place.start] + struct.pack("<I", size + 5) + quote[place.stop :] + b"stray"
 
@@ -91,11 +91,11 @@ def _foreign_root(certificates: list[str]) -> list[str]:
 
 
 def _parts(name: str, code: str, description: str, change: Callable[[QuoteParts], QuoteParts]) -> Fault:
-    return Fault(name, code, description, Layer.PARTS, change)
+    return Fault(name, code, description, FaultLayer.PARTS, change)
 
 
 def _platform(name: str, code: str, description: str, **changes: Any) -> Fault:
-    return Fault(name, code, description, Layer.PKI, lambda given: given | {"platform": changes})
+    return Fault(name, code, description, FaultLayer.PKI, lambda given: given | {"platform": changes})
 
 
 _FORGED_REGIONS: Final = {
@@ -121,7 +121,7 @@ _FORGED_REGIONS: Final = {
     "qe_signature": "qe-signature",
     "qe_authentication": "qe-authentication",
 }
-"""Fields that nothing but a signature holds in place, or that are not looked at before it is verified."""
+"""Fields that only a signature protects, or that are read after the signature is verified."""
 
 _HEADER: Final = (
     _parts("header-version", "quote-format", "a quote of version 3", _header(version=3)),
@@ -135,48 +135,48 @@ _SIGNED: Final = tuple(
         f"forged-{name}",
         "quote-signature",
         f"one bit of the quote's {name} changed after it was signed",
-        Layer.QUOTE,
+        FaultLayer.QUOTE,
         _bit(region),
     )
     for region, name in _FORGED_REGIONS.items()
 )
 
 _SHAPE: Final = (
-    Fault("quote-cut-short", "quote-format", "a quote without its end", Layer.QUOTE, lambda q: q[:-9]),
-    Fault("quote-header-only", "quote-format", "a header and nothing more", Layer.QUOTE, lambda q: q[:48]),
+    Fault("quote-cut-short", "quote-format", "a quote without its end", FaultLayer.QUOTE, lambda q: q[:-9]),
+    Fault("quote-header-only", "quote-format", "a header and nothing more", FaultLayer.QUOTE, lambda q: q[:48]),
     Fault(
         "certification-kind",
         "quote-format",
         "certification data of another kind",
-        Layer.QUOTE,
+        FaultLayer.QUOTE,
         _number("certification_type", 5),
     ),
     Fault(
         "chain-kind",
         "platform-certificate",
         "a platform named by its id in place of its certificates",
-        Layer.QUOTE,
+        FaultLayer.QUOTE,
         _number("chain_type", 1),
     ),
     Fault(
         "bytes-after-quote",
         "quote-trailing-bytes",
         "bytes behind the quote",
-        Layer.QUOTE,
+        FaultLayer.QUOTE,
         lambda quote: quote + b"\0stray",
     ),
     Fault(
         "bytes-between-parts",
         "quote-trailing-bytes",
         "bytes inside the quote that belong to no part",
-        Layer.QUOTE,
+        FaultLayer.QUOTE,
         _stuffed,
     ),
     Fault(
         "signature-of-another-key",
         "quote-signature",
         "the report signed by a key that the quoting enclave does not name",
-        Layer.QUOTE,
+        FaultLayer.QUOTE,
         _resigned,
     ),
 )
@@ -222,14 +222,14 @@ _CERTIFICATES: Final = (
         "another-root",
         "root-of-trust",
         "quotes and collateral by a root that nobody named",
-        Layer.PKI,
+        FaultLayer.PKI,
         _other_root,
     ),
     Fault(
         "pck-expired",
         "platform-certificate",
         "a platform certificate that ran out",
-        Layer.PKI,
+        FaultLayer.PKI,
         lambda given: given | {"pck_end": _EXPIRED},
     ),
     _platform("pck-fmspc", "tcb-level", "a platform of another model", fmspc=bytes(6)),

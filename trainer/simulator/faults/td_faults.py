@@ -1,4 +1,4 @@
-"""Lies about the VM in the TD report, properly signed: a genuine platform that runs something else."""
+"""Faults of the TD report under a valid signature: a genuine platform that runs something else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from trainer.attestation.tdx.td_report import ATTRIBUTE_NAMES, SEPT_VE_DISABLE_BIT, XFAM_KNOWN
-from trainer.simulator.fault import Fault, Layer
+from trainer.simulator.fault import Fault, FaultLayer
 from trainer.simulator.quote import V5, QuoteParts
 from trainer.simulator.td_report_writer import TdFields, TdFields15
 
@@ -29,16 +29,16 @@ def _field(name: str, change: Callable[[bytes], bytes]) -> Callable[[TdFields], 
 
 
 def _flipped(bit: int) -> Callable[[bytes], bytes]:
-    """Change one bit of a little-endian number."""
+    """Return the change that flips one bit of a little-endian number."""
     return lambda value: (int.from_bytes(value, "little") ^ 1 << bit).to_bytes(len(value), "little")
 
 
 def _with(code: str, name: str, description: str, field: str, change: Callable[[bytes], bytes]) -> Fault:
-    return Fault(name, code, description, Layer.TD, _field(field, change))
+    return Fault(name, code, description, FaultLayer.TD, _field(field, change))
 
 
 def _service_td(parts: QuoteParts) -> QuoteParts:
-    """A report 1.5 with a service TD; in a quote of version 5, which alone has room for it."""
+    """Make a TD report 1.5 with a service TD in a quote of version 5; version 4 has no field for it."""
     fields: dict[str, Any] = {field.name: getattr(parts.td, field.name) for field in dataclasses.fields(parts.td)}
     td = TdFields15(**fields | {"mr_service_td": _ONE})
     return dataclasses.replace(parts, td=td, header=dataclasses.replace(parts.header, version=V5))
@@ -58,7 +58,7 @@ def _xfam(bit: int) -> Fault:
 
 
 _XFAM_BITS: Final = tuple(bit for bit in range(64) if bit in _XFAM_NAMES or not XFAM_KNOWN >> bit & 1)
-"""Those that a production TD has to have or must not have; the others are for each TD to choose."""
+"""The bits that a production TD must set or must not set; the other bits are free."""
 
 _MODULE: Final = (
     _with(
@@ -109,7 +109,7 @@ _REGISTERS: Final = (
         "report_data",
         _flipped(511),
     ),
-    Fault("service-td", "service-td", "a service TD with power over the VM", Layer.PARTS, _service_td),
+    Fault("service-td", "service-td", "a service TD with power over the VM", FaultLayer.PARTS, _service_td),
 )
 
 _CONFIG_ID: Final = (
