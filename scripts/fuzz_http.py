@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import json
 import logging
+import math
 import sys
 import tempfile
 import time
@@ -169,9 +170,16 @@ def listening_for_bugs(found: list[str]) -> Iterator[None]:
 
 
 async def fuzz_stage(
-    stage: Stage, requests: int, cases: Cases, seed: int, *, tls: bool, tell: Callable[[Outcome], None]
+    stage: Stage,
+    requests: int,
+    cases: Cases,
+    seed: int,
+    *,
+    tls: bool,
+    tell: Callable[[Outcome], None],
+    until: float = math.inf,
 ) -> Outcome:
-    """Fire `requests` cases at a server in this stage."""
+    """Fire `requests` cases at a server in this stage, but none after `until` (monotonic seconds)."""
     outcome, began = Outcome(stage.name), time.monotonic()
     bugs: list[str] = []
     with tempfile.TemporaryDirectory() as spool, listening_for_bugs(bugs):
@@ -179,7 +187,7 @@ async def fuzz_stage(
             judge = Judge(server.document, (spool,))
             session = Session(server, judge, outcome, Random(f"{seed}/{stage.name}"))
             for number, case in enumerate(cases):
-                if outcome.requests >= requests:
+                if outcome.requests >= requests or time.monotonic() >= until:
                     break
                 if number % _RENEW_EVERY == _RENEW_EVERY - 1:
                     await server.renew()
@@ -215,13 +223,18 @@ class Run:
         done = {outcome.stage for outcome in self.outcomes}
         each = -(-self._options.requests // len(stages))
         cases = Cases(asyncio.run(document()), self._options.seed)
+        until = time.monotonic() + self._options.seconds
         for stage in stages:
             if stage.name in done:
                 continue
+            if time.monotonic() >= until:
+                break
             options = self._options
-            work = fuzz_stage(stage, each, cases, options.seed, tls=options.tls, tell=self._tell)
+            work = fuzz_stage(stage, each, cases, options.seed, tls=options.tls, tell=self._tell, until=until)
             self.outcomes.append(asyncio.run(work))
-            if self._options.save is not None:
+            if (
+                self._options.save is not None and time.monotonic() < until
+            ):  # a stage that was cut short is not done
                 self._options.save.write_text(json.dumps([asdict(outcome) for outcome in self.outcomes]))
         return self.outcomes
 
@@ -268,6 +281,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--requests", type=int, default=100_000, help="by schemathesis, over all stages together")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this long")
     parser.add_argument("--stage", action="append", choices=[stage.name for stage in STAGES], help="repeatable")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tls", action="store_true", help="over TLS and loopback")

@@ -26,7 +26,9 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-PROCESS_FIXTURES = frozenset({"agent", "front", "run_worker", "start_front", "start_job", "trainer"})
+PROCESS_FIXTURES = frozenset(
+    {"agent", "front", "run_worker", "shared_front", "start_front", "start_job", "trainer"}
+)
 """Fixtures that start processes of the product; whatever test uses one is `slow`."""
 
 

@@ -27,7 +27,7 @@ from trainer.spec import parse_job_spec, read_job_spec
 ROOT = Path(__file__).parents[1]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 JOBS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name != "docker-compose.yaml")
-SHELL_SCRIPTS = [ROOT / "scripts" / name for name in ("environment", "lock", "test", "check", "demo")]
+SHELL_SCRIPTS = [ROOT / "scripts" / name for name in ("environment", "lock", "test", "soak", "check", "demo")]
 SHELL_SCRIPTS.append(ROOT / ".ci" / "run")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 MACHINE_SPECIFIC = re.compile(r"(torch|triton|nvidia-(?!ml-py$).+|cuda-.+)")

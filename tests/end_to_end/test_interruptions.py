@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +48,15 @@ def submit_command(job: Job, provider: Provider, data: Path, result: Path, polic
         "submit", str(data), "--job-url", job.url, "--policy", str(policy), "-i", str(provider.identity),
         "-o", str(result), "--json",
     ]  # fmt: skip
+
+
+def free_port() -> int:
+    """A port that is free, and outside of those that the system gives to whoever asks for any."""
+    while True:
+        port = secrets.choice(range(20_000, 32_000))
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: object, seconds: float = 60) -> None:
@@ -232,9 +243,7 @@ SAVING = {"max_steps": 60, "save_steps": 5, "eval_steps": 10, "gradient_accumula
 @pytest.fixture
 def saving(write_spec: WriteSpec, tmp_path: Path) -> Path:
     """A spec with checkpoints, and a port that stays the same from start to start."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     return write_spec(
         tmp_path / "job.yaml",
         data={"packing": True},

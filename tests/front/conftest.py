@@ -174,6 +174,20 @@ def start_front(tmp_path: Path) -> Iterator[StartFront]:
     assert outputs == [""] * len(fronts)
 
 
+@pytest.fixture(scope="module")
+def shared_front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    """One front, awaiting a dataset, for all tests of a module that leave no upload and no other phase behind."""
+    spool = tmp_path_factory.mktemp("spool")
+    shared = Front((), spool, {}, {})
+    try:
+        shared.enter(Phase.AWAITING_DATASET, accept=True)
+        yield shared
+        assert list(spool.iterdir()) == []
+    finally:
+        output = shared.stop()
+    assert output == ""
+
+
 @pytest.fixture
 def front(start_front: StartFront) -> Front:
     """A front with short times, awaiting a dataset."""

@@ -7,6 +7,8 @@ import re
 import socket
 import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -57,12 +59,12 @@ SMUGGLING = {
 
 
 @pytest.mark.parametrize("name", SMUGGLING)
-def test_malformed_heads(front: Any, name: str) -> None:
-    answer = answer_to(front, SMUGGLING[name])
+def test_malformed_heads(shared_front: Any, name: str) -> None:
+    answer = answer_to(shared_front, SMUGGLING[name])
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.count(b"HTTP/1.1 ") == 1
     assert REFUSAL.search(answer)
-    honest(front)
+    honest(shared_front)
 
 
 TARGETS = {
@@ -75,16 +77,16 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_targets(front: Any, name: str) -> None:
+def test_targets(shared_front: Any, name: str) -> None:
     target, status = TARGETS[name]
-    answer = answer_to(front, get(target))
+    answer = answer_to(shared_front, get(target))
     assert answer.startswith(f"HTTP/1.1 {status} ".encode())
     assert REFUSAL.search(answer)
 
 
 @pytest.mark.parametrize("method", ["TRACE", "CONNECT", "PROPFIND", "PUT", "get", "X" * 200])
-def test_methods(front: Any, method: str) -> None:
-    answer = answer_to(front, get("/status", method=method))
+def test_methods(shared_front: Any, method: str) -> None:
+    answer = answer_to(shared_front, get("/status", method=method))
     assert answer.startswith(b"HTTP/1.1 405 ")
     assert b"\r\nallow: GET\r\n" in answer
 
@@ -92,14 +94,14 @@ def test_methods(front: Any, method: str) -> None:
 @pytest.mark.parametrize(
     "lines", [("Connection: Upgrade", "Upgrade: websocket"), ("Connection: Upgrade", "Upgrade: h2c")]
 )
-def test_upgrades_are_ignored(front: Any, lines: tuple[str, ...]) -> None:
-    assert answer_to(front, get("/status", *lines)).startswith(b"HTTP/1.1 200 ")
+def test_upgrades_are_ignored(shared_front: Any, lines: tuple[str, ...]) -> None:
+    assert answer_to(shared_front, get("/status", *lines)).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("hello", [b"", b"\x16\x03\x01\x02\x00\x01\x00", b"GET /status HTTP/1.1\r\n\r\n"])
-def test_half_a_handshake_is_cut_off(front: Any, hello: bytes) -> None:
+def test_half_a_handshake_is_cut_off(shared_front: Any, hello: bytes) -> None:
     started = time.monotonic()
-    with socket.create_connection(("127.0.0.1", front.ready.port), timeout=10) as raw:
+    with socket.create_connection(("127.0.0.1", shared_front.ready.port), timeout=10) as raw:
         raw.sendall(hello)
         data = b""
         with contextlib.suppress(ConnectionError):
@@ -107,15 +109,15 @@ def test_half_a_handshake_is_cut_off(front: Any, hello: bytes) -> None:
                 data += block
     assert b"HTTP" not in data
     assert time.monotonic() - started < 8  # handshake_seconds is 1
-    honest(front)
+    honest(shared_front)
 
 
-def test_only_tls_13(front: Any) -> None:
+def test_only_tls_13(shared_front: Any) -> None:
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         context.maximum_version = version
-        with socket.create_connection(("127.0.0.1", front.ready.port), timeout=10) as raw:
+        with socket.create_connection(("127.0.0.1", shared_front.ready.port), timeout=10) as raw:
             if version is ssl.TLSVersion.TLSv1_2:
                 with pytest.raises((ssl.SSLError, ConnectionError)):
                     context.wrap_socket(raw)
@@ -141,11 +143,10 @@ def test_uploads_at_other_offsets_and_after_the_end(front: Any) -> None:
 
 def test_memory_is_flat_under_hostile_requests(front: Any) -> None:
     requests = [*SMUGGLING.values(), *(get(target) for target, _ in TARGETS.values())]
-    for request in requests:
-        answer_to(front, request)
-    before = front.rss()
-    for number in range(48):
-        answer_to(front, requests[number % len(requests)])
+    with ThreadPoolExecutor(8) as clients:  # a refused connection lingers: they wait side by side
+        list(clients.map(partial(answer_to, front), requests))
+        before = front.rss()
+        list(clients.map(partial(answer_to, front), (requests * 3)[:48]))
     with front.http() as http:
         for number in range(300):
             http.get(f"/{number:0>4000}", headers={"X": "y" * 4000})
@@ -153,7 +154,7 @@ def test_memory_is_flat_under_hostile_requests(front: Any) -> None:
     honest(front)
 
 
-def test_http_2_by_prior_knowledge_gets_refusals_only(front: Any) -> None:
-    answer = answer_to(front, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+def test_http_2_by_prior_knowledge_gets_refusals_only(shared_front: Any) -> None:
+    answer = answer_to(shared_front, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
     assert re.findall(rb"HTTP/1\.1 ([0-9]{3}) ", answer) == [b"404", b"400"]
     assert REFUSAL.search(answer)
