@@ -19,7 +19,7 @@ class OnOverlong(StrEnum):
 
 
 class RowFormat(StrEnum):
-    """Kinds of rows. `auto` tells them by the keys of each row."""
+    """Kinds of rows. `auto` chooses the kind by the keys of each row."""
 
     AUTO = "auto"
     MESSAGES = "messages"
@@ -38,7 +38,7 @@ class TrainOn(StrEnum):
 
 
 class SplitTurns(StrEnum):
-    """Whether a conversation may become an example for each of its turns, where one mask for all is not exact."""
+    """Whether a conversation may become one example for each turn if no mask for all turns is exact."""
 
     AUTO = "auto"
     NEVER = "never"
@@ -92,11 +92,11 @@ ROW_COLUMNS: Final = (
     "messages", "tools", "conversations", "system", "instruction", "input", "output", "history",
     "prompt", "completion", "chosen", "rejected", "text",
 )  # fmt: skip
-"""Names of columns that rows of some kind have."""
+"""Columns of the rows of all kinds."""
 
 
 _ANSWERS_ONLY: Final = ("assistant_only_loss", "completion_only_loss", "train_on", "split_turns", "packing")
-"""Keys with no choice for pairs: the loss is taken on both answers whole, and a pair stays together."""
+"""Keys without effect on pairs, whose loss covers both answers completely."""
 
 
 PREFERENCE_METHODS: Final = frozenset({"dpo"})
@@ -104,7 +104,7 @@ PREFERENCE_METHODS: Final = frozenset({"dpo"})
 
 
 def check_method(method: str, data: DataSection) -> None:
-    """Demand that a `train.method` and the data section go together.
+    """Require that a `train.method` and the data section are compatible.
 
     Raises:
         ValueError: a format that the method cannot use, or for `dpo` a key that means nothing to it.

@@ -1,4 +1,4 @@
-"""The job spec whole: sections, digest, and how its bytes are read."""
+"""The complete job spec: sections, digest, and parsing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_SPEC_BYTES: Final = 1 << 18
 
 
 class JobSpec(Strict):
-    """One job, whole."""
+    """A job spec."""
 
     version: Literal[1]
     model: ModelSection
@@ -58,11 +58,11 @@ class JobSpec(Strict):
         return self
 
     def canonical(self) -> bytes:
-        """RFC 8785 form of the document as written."""
+        """RFC 8785 bytes of the document as written."""
         return canonical_json(self.model_dump(mode="json", exclude_unset=True))
 
     def sha256(self) -> str:
-        """The job spec's digest: what claims, keys, grants and receipts are bound to."""
+        """SHA-256 of the job spec in hex. Claims, keys, grants and receipts are bound to it."""
         return sha256_hex(self.canonical())
 
 

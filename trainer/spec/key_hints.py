@@ -1,4 +1,4 @@
-"""Which key was meant: what other tools call ours, and what is spelled nearly so."""
+"""Hints for unknown keys: the names that other tools use, and similar spellings."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ _MEANT: Final[Mapping[str, str]] = {
     "delta": "privacy.target_delta",
     "per_sample_max_grad_norm": "privacy.max_grad_norm",
 }
-"""What other fine-tuning tools call a key → what it is called here."""
+"""Name of a key in other fine-tuning tools → its name here."""
 
 
 def meant_key(unknown: str, known: Iterable[str]) -> str | None:
-    """The known `section.key` that the author of `unknown` most likely meant, or None.
+    """Return the known `section.key` that `unknown` most likely stands for, or None.
 
     Args:
         unknown: the key as found, with its section if it stood in one.

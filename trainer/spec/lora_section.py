@@ -42,10 +42,10 @@ class LoraSection(Strict):
 
     @property
     def starts_as_base(self) -> bool:
-        """Whether the start leaves every output as it is, to the last bit: B is zero, and nothing is scaled."""
+        """Whether the initial adapter leaves every output bitwise unchanged: B is zero, and nothing is scaled."""
         return self.init_lora_weights in (True, "gaussian") and not self.use_dora
 
     @property
     def changes_base(self) -> bool:
-        """Whether the start takes something out of the base weights, so that the result must be converted."""
+        """Whether the initialisation changes the base weights, so that the result must be converted."""
         return str(self.init_lora_weights).startswith(("pissa", "olora"))

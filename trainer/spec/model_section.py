@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from trainer.models import Sha256Hex, Strict
 
 MODEL_FILE_SUFFIXES: Final = (".safetensors", ".json", ".txt", ".model", ".jinja")
-"""What a base model may consist of. Pickles and code have other endings and are refused by name."""
+"""Suffixes of the files of a base model. Pickles and code have other suffixes and are refused by name."""
 
 
 class Dtype(StrEnum):
@@ -39,7 +39,7 @@ class ModelSection(Strict):
     load_in_8bit: bool = False
     trust_remote_code: Literal[False] = False
     license: Annotated[str, Field(pattern=r"^[\w. +-]{1,128}$")] | None = None
-    """The base model's licence, as the adapter's model card is to name it."""
+    """Licence of the base model, for the adapter's model card."""
 
     @property
     def is_local(self) -> bool:

@@ -1,4 +1,4 @@
-"""Section `output`: what the sealed result holds."""
+"""Section `output`: contents of the sealed result."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from trainer.models import Strict
 
 
 class OutputSection(Strict):
-    """What the sealed result holds beside the adapter and the receipt.
+    """Contents of the sealed result beside the adapter and the receipt.
 
     `samples` held-out prompts are answered before and after training, with at most `sample_max_new_tokens` tokens.
-    `merged_16bit` adds the whole model, base and adapter in one, in bfloat16.
+    `merged_16bit` adds the complete model, the adapter merged into the base, in bfloat16.
     """
 
     include_logs: bool = True

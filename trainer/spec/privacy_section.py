@@ -48,11 +48,11 @@ class PrivacySection(Strict):
 
     @property
     def asked(self) -> bool:
-        """Whether anything is to be done or measured for privacy."""
+        """Whether the section asks for a measure or a measurement."""
         return self.differential or self.audit or self.canaries > 0
 
     @model_validator(mode="after")
-    def _whole_budget(self) -> Self:
+    def _complete_budget(self) -> Self:
         if self.target_epsilon is not None and self.noise_multiplier is not None:
             raise ValueError(
                 "target_epsilon and noise_multiplier exclude each other: the one follows from the other"

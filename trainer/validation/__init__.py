@@ -1,1 +1,1 @@
-"""What a dataset will be in the job: told on the provider's machine, without torch and without a GPU."""
+"""`trainer validate`: what the job will make of a dataset, on the provider's machine without torch and GPU."""

@@ -1,4 +1,4 @@
-"""Widths of a language model from its config.json, without its weights."""
+"""Dimensions of a language model from its config.json, without its weights."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _FEED_FORWARD: Final = ("gate_proj", "up_proj", "down_proj")
 
 @dataclass(frozen=True)
 class Architecture:
-    """Widths of a decoder with rotary positions, RMS norms, grouped attention and gated feed-forward layers.
+    """Dimensions of a decoder with rotary positions, RMS norms, grouped attention and gated feed-forward layers.
 
     Attributes:
-        vocabulary: rows of the embedding.
+        vocabulary: number of rows of the embedding.
         hidden: width of the residual stream.
         intermediate: width inside the feed-forward layers.
         layers: number of layers.
-        heads: attention heads.
-        key_value_heads: heads that keys and values have.
+        heads: number of attention heads.
+        key_value_heads: number of heads of keys and values.
         head: width of a head.
         tied: whether the output layer is the embedding.
     """
@@ -38,7 +38,7 @@ class Architecture:
 
     @property
     def linears(self) -> Mapping[str, tuple[int, int]]:
-        """Linear layers of one layer: name → (inputs, outputs)."""
+        """Linear modules of one layer: name → (input features, output features)."""
         queries, keys = self.heads * self.head, self.key_value_heads * self.head
         outputs = (queries, keys, keys, self.hidden, self.intermediate, self.intermediate, self.hidden)
         inputs = (self.hidden, self.hidden, self.hidden, queries, self.hidden, self.hidden, self.intermediate)
@@ -46,18 +46,18 @@ class Architecture:
 
     @property
     def linear_parameters(self) -> int:
-        """Parameters of the linear layers in all layers: what quantisation makes smaller."""
+        """Number of parameters of the linear modules in all layers; quantisation applies to these."""
         return self.layers * sum(inputs * outputs for inputs, outputs in self.linears.values())
 
     @property
     def other_parameters(self) -> int:
-        """Embedding, output layer and norms (biases are left out: they are few)."""
+        """Number of parameters of embedding, output layer and norms; biases are few and not counted."""
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return embeddings + (2 * self.layers + 1) * self.hidden
 
 
 def read_architecture(model_dir: Path) -> Architecture | None:
-    """The widths that config.json names; None where it is missing or describes something else (experts, say)."""
+    """Read config.json; None if it is missing or describes another architecture, such as a mixture of experts."""
     try:
         document = json.loads((model_dir / "config.json").read_bytes())
     except (OSError, ValueError):
@@ -66,7 +66,7 @@ def read_architecture(model_dir: Path) -> Architecture | None:
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
-    """The widths in a configuration; None where it describes something else."""
+    """Return the dimensions in a configuration; None if it describes another architecture."""
     text = config.get("text_config", config)
     if not isinstance(text, dict) or any(name in text for name in ("num_experts", "num_local_experts")):
         return None

@@ -9,15 +9,15 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 def quantiles(lengths: Sequence[int]) -> dict[str, int]:
-    """Shortest, quantiles (nearest rank) and longest, by name; all zeros where there are none."""
+    """Return minimum, quantiles (nearest rank) and maximum by name; zeros for an empty sequence."""
     ordered = sorted(lengths) or [0]
     last = len(ordered) - 1
-    middle = {f"p{round(100 * share):02d}": ordered[round(share * last)] for share in QUANTILES}
+    middle = {f"p{round(100 * quantile):02d}": ordered[round(quantile * last)] for quantile in QUANTILES}
     return {"min": ordered[0], **middle, "max": ordered[-1]}
 
 
 def histogram(lengths: Sequence[int], bins: int = 12) -> list[tuple[int, int, int]]:
-    """How many lengths fall into each of at most `bins` ranges of equal width: (first, last, count)."""
+    """Count the lengths in at most `bins` ranges of equal width; returns (first, last, count) of each range."""
     if not lengths:
         return []
     low, high = min(lengths), max(lengths)

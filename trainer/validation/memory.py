@@ -1,6 +1,6 @@
-"""How much GPU memory a job will need at most, from widths and lengths alone.
+"""Estimate of the peak GPU memory of a job, from the model's dimensions and token lengths.
 
-The estimate adds up what a training step holds at its peak:
+The estimate is the sum of what a training step keeps at its peak:
 
 - **weights**: 4, 2 or 2 bytes a parameter in float32, bfloat16 or float16. In 8 bits 1, in 4 bits
   0.5 + 1/64 + 4/16384 for the linear layers (a byte of scale for 64 weights, and a float32 for 256 such bytes:
@@ -35,7 +35,7 @@ _BITS_4: Final = 0.5 + 1 / 64 + 4 / 16384
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes, by what they hold."""
+    """Bytes of GPU memory by use."""
 
     weights: int
     adapter: int
@@ -45,18 +45,18 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all uses."""
         return self.weights + self.adapter + self.activations + self.logits + self.reserve
 
 
 def estimate_memory(model: Architecture, spec: JobSpec, *, tokens: int, trained: int) -> MemoryEstimate:
-    """The memory of a training step.
+    """Estimate the memory of a training step.
 
     Args:
-        model: widths of the base model.
+        model: dimensions of the base model.
         spec: the job.
-        tokens: in the largest micro-batch, padding included.
-        trained: how many of them are trained on.
+        tokens: tokens of the largest micro-batch, including padding.
+        trained: trained tokens among them.
     """
     return MemoryEstimate(
         weights=_weights(model, spec),
@@ -73,7 +73,7 @@ def _weights(model: Architecture, spec: JobSpec) -> int:
 
 
 def adapter_parameters(model: Architecture, spec: JobSpec) -> int:
-    """Trainable parameters of the LoRA adapter; DoRA adds a magnitude for each output."""
+    """Return the number of trainable parameters of the LoRA adapter; DoRA adds a magnitude for each output."""
     targets = spec.lora.lora_target_modules
     wanted = [
         shape
@@ -86,7 +86,7 @@ def adapter_parameters(model: Architecture, spec: JobSpec) -> int:
 
 
 def _activation_bytes(model: Architecture, *, checkpointing: bool) -> int:
-    """Bytes that one token costs in all layers."""
+    """Return the activation bytes of one token in all layers."""
     hidden, inner = model.hidden, model.intermediate
     queries, keys = model.heads * model.head, model.key_value_heads * model.head
     norms, inputs = 8 * hidden, 2 * (5 * hidden + queries + inner)

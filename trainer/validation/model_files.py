@@ -1,4 +1,4 @@
-"""The base model's small files as the job will see them: those that the job spec lists, with their digests."""
+"""The base model's small files as the job will see them: those that the job spec lists, checked by digest."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from trainer.spec import JobSpec
 
 
 def find_model(spec: JobSpec, job: Path, chosen: Path | None) -> Path | None:
-    """The directory of the base model: the chosen one, or the job spec's, relative to it; None if there is none.
+    """Return the base model's directory: `chosen`, or the job spec's, relative to the spec; None if there is none.
 
     Raises:
-        UsageError: the chosen one is no directory.
+        UsageError: `chosen` is no directory.
     """
     if chosen is not None:
         if not chosen.is_dir():
@@ -28,12 +28,12 @@ def find_model(spec: JobSpec, job: Path, chosen: Path | None) -> Path | None:
 
 @contextmanager
 def files_of_the_job(model_dir: Path, spec: JobSpec) -> Iterator[Path]:
-    """A directory with the model's listed files, without its weights.
+    """Provide a temporary directory with the model's listed files, without its weights.
 
-    What lies in `model_dir` beside them (a chat template that is not listed, say) is not there in the job either.
+    Further files of `model_dir`, such as a chat template that is not listed, do not exist in the job either.
 
     Raises:
-        UsageError: a listed file is missing or has another digest: then the job would see something else.
+        UsageError: a listed file is missing or has another digest.
     """
     with tempfile.TemporaryDirectory(prefix="trainer-validate-") as scratch:
         for name, digest in spec.model.model_file_sha256.items():

@@ -1,4 +1,4 @@
-"""Lengths of preference rows, by part: what a provider looks at before `train.method` `dpo`."""
+"""Token lengths of preference rows: prompt, chosen answer and rejected answer."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from trainer.data.examples.example import PreferenceExample
 
 @dataclass
 class PairLengths:
-    """Tokens of each pair's prompt and of its two answers, as the job will train on them."""
+    """Number of tokens of the prompt and of both answers of each pair, after cutting to `data.max_length`."""
 
     prompt: array[int] = field(default_factory=lambda: array("i"))
     chosen: array[int] = field(default_factory=lambda: array("i"))
     rejected: array[int] = field(default_factory=lambda: array("i"))
 
     def add(self, pair: PreferenceExample) -> None:
-        """Note one more pair."""
+        """Add a pair."""
         prompt = pair.chosen.trained.index(1)
         self.prompt.append(prompt)
         self.chosen.append(pair.chosen.length - prompt)
@@ -25,5 +25,5 @@ class PairLengths:
 
     @property
     def longer(self) -> int:
-        """Pairs whose chosen answer is the longer one: a policy may learn that alone."""
+        """Number of pairs whose chosen answer is the longer one; they may teach nothing but length."""
         return sum(chosen > rejected for chosen, rejected in zip(self.chosen, self.rejected, strict=True))

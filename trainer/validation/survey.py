@@ -1,4 +1,4 @@
-"""One pass over a dataset: every row is read and encoded as the job will do it, and only numbers are kept.
+"""One pass over a dataset: every row is read and encoded as in the job, and only numbers are stored.
 
 Memory grows with the number of rows (about 100 bytes each), not with their length.
 """
@@ -33,14 +33,14 @@ from trainer.validation.pair_survey import PairLengths
 SHOWN_PROBLEMS: Final = 20
 
 Advance = Callable[[int], None]
-"""Told how many further bytes of the files were read."""
+"""Receives the number of further bytes of the files that were read."""
 
 
 @dataclass
 class AcceptedRows:
-    """Of each row that gives examples: their digest, number and tokens, and whether its file is for evaluation.
+    """Digest, number of examples, number of tokens and held-out flag of each row that gives examples.
 
-    A pair counts as one example: batches are counted in these.
+    A pair counts as one example, because a batch counts pairs.
     """
 
     digests: array[int] = field(default_factory=lambda: array("Q"))
@@ -49,7 +49,7 @@ class AcceptedRows:
     held: bytearray = field(default_factory=bytearray)
 
     def add(self, examples: tuple[Example, ...], *, held: bool, paired: bool) -> None:
-        """Note one more row."""
+        """Add a row."""
         self.digests.append(_digest(examples))
         self.examples.append(1 if paired else len(examples))
         self.tokens.append(sum(example.length for example in examples))
@@ -58,24 +58,24 @@ class AcceptedRows:
 
 @dataclass
 class Survey:
-    """What was found.
+    """The numbers of a dataset.
 
     Attributes:
         rows: file → kind → rows that can be read.
         problems: the first rows that were refused.
         refused: code of the refusal → rows.
-        shown: the examples of the row that was asked for, with the row.
+        shown: the encoded row that is to be displayed.
         lengths: tokens of each example, as the job will train on them.
-        pairs: the same of preference rows, by part.
+        pairs: the lengths of preference rows by part.
         trained: tokens that are trained on, in all examples.
         tokens: tokens of all rows without any limit, and of these `lost`: trained ones that are dropped or cut.
         truncated: rows that were cut.
         dropped: rows that were dropped.
-        endless: examples on which no end of turn is learned.
-        special: rows that write special tokens out.
-        duplicates: rows whose tokens another row has too.
-        parts: what becomes of the rows, once all are seen.
-        kept: what was noted of each row that gives examples.
+        endless: examples without a trained end of turn.
+        special: rows that contain the text of a special token.
+        duplicates: rows whose tokens are those of another row.
+        parts: training and evaluation, after the pass.
+        kept: the rows that give examples.
     """
 
     rows: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -97,12 +97,12 @@ class Survey:
 
     @property
     def trained(self) -> int:
-        """Tokens that are trained on."""
+        """Number of trained tokens."""
         return sum(self.targets)
 
     @property
     def kinds(self) -> Counter[str]:
-        """Kind → rows that can be read."""
+        """Number of readable rows by kind."""
         return sum(self.rows.values(), Counter())
 
     @property
@@ -113,14 +113,14 @@ class Survey:
 
 @dataclass(frozen=True)
 class Parts:
-    """Training and evaluation.
+    """Sizes of training and evaluation.
 
     Attributes:
         train: rows trained on.
         evaluation: rows held out.
-        examples: examples trained on, pairs counted once; more than rows where turns stand alone.
+        examples: examples trained on, a pair counted once; more than rows if turns are split.
         tokens: tokens of these.
-        overlap: held-out rows whose tokens a training row has too.
+        overlap: held-out rows whose tokens are those of a training row.
     """
 
     train: int
@@ -138,14 +138,14 @@ def survey(
     example: int = 0,
     advance: Advance = lambda _bytes: None,
 ) -> Survey:
-    """Read and encode every row; refusals are counted, none ends the pass.
+    """Read and encode every row; a refused row is counted and does not end the pass.
 
     Args:
         files: name relative to `data/` → file.
         spec: the job.
-        tokens: the base model's; None reads the rows only.
-        example: which row (from 0, over all files) to keep for showing.
-        advance: told of progress.
+        tokens: the base model's tokenizer; None reads the rows without encoding them.
+        example: index over all files of the row to display.
+        advance: called while files are read.
     """
     found = Survey()
     rows = _readable(found, files, spec, advance)
@@ -224,7 +224,7 @@ def _digest(examples: tuple[Example, ...]) -> int:
 
 
 def _finish(found: Survey, spec: JobSpec) -> None:
-    """Split as the job will, and compare the parts."""
+    """Split the rows as the job will, and count duplicates and overlap."""
     kept = found.kept
     numbers = range(len(kept.held))
     train: Sequence[int] = [number for number in numbers if not kept.held[number]]
@@ -248,7 +248,7 @@ def _finish(found: Survey, spec: JobSpec) -> None:
 
 
 def estimated_steps(parts: Parts, spec: JobSpec) -> int:
-    """Optimizer steps of the run: exact without packing, with packing a lower bound (no gap in any batch).
+    """Return the optimizer steps of the run: exact without packing, with packing a lower bound (full bins).
 
     A packed micro-batch holds `per_device_train_batch_size` sequences of `max_length` tokens. With
     `num_processes: auto` it is the number for one GPU.

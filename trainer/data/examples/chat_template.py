@@ -1,8 +1,9 @@
-"""Chat templates: Jinja text of the base model that lays a conversation out.
+"""Chat templates: Jinja text of the base model that renders a conversation.
 
-A template is code of someone else's. It runs in Jinja's sandbox for immutable values: no attribute that leads out
-of it, no change of what it is given. What it may use beside is what `transformers` offers: `raise_exception`,
-`strftime_now`, `tojson` that escapes no HTML, `break` and `continue`, and `{% generation %}`.
+A template is untrusted code. It runs in Jinja's sandbox for immutable values, which gives no access to attributes
+that lead out of the sandbox and no way to change the arguments. As with `transformers`, a template can use
+`raise_exception`, `strftime_now`, a `tojson` that does not escape HTML, `break`, `continue` and `{% generation
+%}`.
 
 Source: chat templating in the documentation of transformers.
 """
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
-"""Noncharacters of Unicode, not meant for text that is passed on: they mark what stands in a generation block."""
+"""Unicode noncharacters, which are reserved for internal use: they mark the ends of a generation block."""
 
 _MARKER: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -30,11 +31,11 @@ MAX_RENDERED: Final = 1 << 28
 """Longest acceptable rendering, in characters."""
 
 CharacterSpan = tuple[int, int]
-"""Where a part of a text begins and ends, in characters."""
+"""Start and end of a part of a text, in characters."""
 
 
 class TemplateRefusedError(Exception):
-    """The chat template cannot render these messages. Holds no text: templates quote what they refuse."""
+    """The chat template cannot render these messages. It has no text: templates quote what they refuse."""
 
 
 class ChatTemplate:
@@ -43,7 +44,7 @@ class ChatTemplate:
     Args:
         sources: name → Jinja text; one is called `default`, one for rows with tools may be called `tool_use`.
         special_tokens: names such as `bos_token` → their text; templates see them as variables.
-        now: what `strftime_now` tells: one moment for all rows.
+        now: the time that `strftime_now` formats, the same for all rows.
     """
 
     def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str], *, now: datetime) -> None:
@@ -54,7 +55,7 @@ class ChatTemplate:
 
     @cached_property
     def marks_generation(self) -> bool:
-        """Whether the template itself says which parts the assistant generates."""
+        """Whether the template marks which parts the assistant generates."""
         return all(_MARKER.search(source) for source in self._sources.values())
 
     def render(
@@ -64,11 +65,11 @@ class ChatTemplate:
         prompt: bool,
         tools: Sequence[Mapping[str, object]] | None = None,
     ) -> str:
-        """Lay a conversation out.
+        """Render a conversation.
 
         Args:
             messages: its turns.
-            prompt: whether the opening of an assistant's turn is added, as it is for generation.
+            prompt: whether the start of an assistant's turn is appended, as for generation.
             tools: schemas of the functions that may be called.
 
         Raises:
@@ -77,10 +78,10 @@ class ChatTemplate:
         return self._run(messages, tools, prompt=prompt, marked=False)
 
     def render_marked(self, row: ChatRow) -> tuple[str, list[CharacterSpan]]:
-        """The whole row laid out, and which parts of that text stand in generation blocks.
+        """Render a complete row; returns the text and the spans inside generation blocks.
 
         Raises:
-            TemplateRefusedError: the template failed, or the row holds noncharacters that are needed as marks.
+            TemplateRefusedError: the template failed, or the row contains the noncharacters that serve as marks.
         """
         if any(mark in text for text in row.texts for mark in (_OPEN, _CLOSE)):
             raise TemplateRefusedError
@@ -117,7 +118,7 @@ class ChatTemplate:
 
 
 def as_turn(message: Message) -> dict[str, Any]:
-    """A message as templates expect it: a key is there only if it says something."""
+    """Return a message as templates expect it, without the keys that have no value."""
     turn: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.reasoning_content is not None:
         turn["reasoning_content"] = message.reasoning_content
@@ -142,7 +143,7 @@ def _environment(now: datetime, *, marked: bool) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
 
     class Generation(Extension):
-        """`{% generation %}…{% endgeneration %}`: its content, between marks if they are asked for."""
+        """`{% generation %}…{% endgeneration %}`: its content, between marks if `marked` is set."""
 
         tags = {"generation"}  # noqa: RUF012 -- Jinja's interface
 
@@ -177,7 +178,7 @@ def _to_json(
 
 
 def _spans(marked: str) -> tuple[str, list[CharacterSpan]]:
-    """The text without marks, and what stood between each pair of them; empty parts are left out."""
+    """Remove the marks; returns the text and the non-empty spans between them."""
     parts: list[str] = []
     spans: list[CharacterSpan] = []
     length = opened = 0
@@ -201,7 +202,7 @@ def _encodable(text: str) -> bool:
 
 
 def named_templates(value: object, files: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The templates of a model: files come before what its tokenizer_config.json holds.
+    """Return the templates of a model; template files replace those of tokenizer_config.json.
 
     Args:
         value: `chat_template` of tokenizer_config.json: text, a list of objects with name and template, or None.

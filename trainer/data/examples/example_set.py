@@ -1,4 +1,4 @@
-"""Rows → examples for training and evaluation; every row is used, counted or refused, none is lost in silence."""
+"""Rows to the examples of training and evaluation. Every row is used, counted as dropped, or refused."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class RowCounts:
-    """What became of the rows; the first three add up to the rows read, `truncated` are among the first two.
+    """Numbers of rows by outcome.
 
-    A row may give several examples (see `data.split_turns`): these are counts of rows.
+    `train`, `eval` and `dropped` add up to the rows read; `truncated` counts rows of the first two. A row may give several examples (see `data.split_turns`).
     """
 
     train: int
@@ -32,19 +32,19 @@ class RowCounts:
     truncated: int
 
     def as_dict(self) -> dict[str, int]:
-        """By name."""
+        """Return the counts by name."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples, split.
+    """The examples of a job.
 
     Attributes:
-        train: trained on.
-        evaluation: held out; empty where `data.test_split_size` is 0 and no file is for evaluation.
-        rows: what became of the rows.
-        warnings: what the provider should know; quotes no row.
+        train: examples to train on.
+        evaluation: held-out examples; empty if `data.test_split_size` is 0 and no file is for evaluation.
+        rows: numbers of rows by outcome.
+        warnings: messages for the provider; none quotes a row.
     """
 
     train: tuple[Example, ...]
@@ -54,24 +54,24 @@ class Dataset:
 
 
 def row_schema(data: DataSection) -> RowSchema:
-    """How the job spec says that objects become rows."""
+    """Return how the objects of the files become rows, according to the job spec."""
     return RowSchema(data.format.value, data.columns, frozenset(data.ignore_columns))
 
 
 def is_for_evaluation(file: str, data: DataSection) -> bool:
-    """Whether a file's rows are evaluated on, by its name relative to `data/`."""
+    """Return whether a file is for evaluation, by its name relative to `data/`."""
     return fnmatchcase(file, data.eval_files)
 
 
 def build_dataset(
     rows: Sequence[Row], tokens: ModelTokenizer, data: DataSection, *, seed: int, method: str = "sft"
 ) -> Dataset:
-    """Encode every row and hold out the rows of evaluation files, or a share of all.
+    """Encode every row, and hold out the rows of evaluation files or a fraction of all rows.
 
-    For `train.method` `dpo` each row gives two examples: the chosen answer's, and behind it the rejected one's.
+    For a method of `PREFERENCE_METHODS` each row gives two examples: the chosen answer, then the rejected answer.
 
     Raises:
-        DataError: a row or the whole is not trainable; nothing is trained on then.
+        DataError: a row, or the dataset as a whole, is not trainable.
     """
     for row in rows:
         check_trainable(row, tokens, method)
@@ -97,15 +97,15 @@ def _all_encoded(rows: Sequence[Row], tokens: ModelTokenizer, data: DataSection)
 
 
 def examples_of(rows: Iterable[EncodedRow]) -> tuple[Example, ...]:
-    """The examples of all rows, in order."""
+    """Return the examples of all rows, in order."""
     return tuple(example for row in rows for example in row.examples)
 
 
 def check_trainable(row: Row, tokens: ModelTokenizer, method: str) -> None:
-    """Demand that this model can be trained on this kind of row, by this `train.method`.
+    """Require that a model can be trained on a row with a `train.method`.
 
     Raises:
-        DataError: it cannot.
+        DataError: the method takes other rows, or the model has no chat template.
     """
     check_kind(row, method)
     side = row.chosen if isinstance(row, PreferenceRow) else row
@@ -121,10 +121,10 @@ def check_trainable(row: Row, tokens: ModelTokenizer, method: str) -> None:
 
 
 def check_kind(row: Row, method: str) -> None:
-    """Demand a kind of row that a `train.method` learns from: `dpo` from preferences, `sft` from all others.
+    """Require a row of a kind that a `train.method` learns from.
 
     Raises:
-        DataError: it is of another kind.
+        DataError: the row is of another kind.
     """
     preference = isinstance(row, PreferenceRow)
     if preference == (method in PREFERENCE_METHODS):
@@ -142,10 +142,12 @@ def check_kind(row: Row, method: str) -> None:
 def split_rows(
     rows: Sequence[EncodedRow], data: DataSection, *, seed: int
 ) -> tuple[tuple[EncodedRow, ...], tuple[EncodedRow, ...]]:
-    """Training and evaluation: by file where there are files for evaluation, else a share chosen by `seed`.
+    """Split rows into training and evaluation.
+
+    If there are files for evaluation, the files decide; otherwise a fraction of the rows is chosen by `seed`.
 
     Raises:
-        DataError: nothing to train on, or a share above 0 that leaves no row on one side.
+        DataError: there is no row to train on, or the fraction is above 0 and leaves one side empty.
     """
     held = tuple(row for row in rows if is_for_evaluation(row.row.file, data))
     train = tuple(row for row in rows if not is_for_evaluation(row.row.file, data))
@@ -159,19 +161,19 @@ def split_rows(
     return (train, held) if held else split(train, data.test_split_size, seed=seed)
 
 
-def split(items: Sequence[_T], share: float, *, seed: int) -> tuple[tuple[_T, ...], tuple[_T, ...]]:
-    """Hold out `round(share * len(items))` items, chosen by `seed`; both parts keep their order.
+def split(items: Sequence[_T], fraction: float, *, seed: int) -> tuple[tuple[_T, ...], tuple[_T, ...]]:
+    """Hold out `round(fraction * len(items))` items, chosen by `seed`; both parts keep their order.
 
     Raises:
-        DataError: a share above 0 that leaves no item on one side.
+        DataError: the fraction is above 0 and leaves one side empty.
     """
-    if share == 0:
+    if fraction == 0:
         return tuple(items), ()
-    held = round(share * len(items))
+    held = round(fraction * len(items))
     if not 0 < held < len(items):
         raise DataError(
             ErrorCode.DATASET_INVALID,
-            f"data.test_split_size {share} leaves no row to {'evaluate on' if held == 0 else 'train on'}",
+            f"data.test_split_size {fraction} leaves no row to {'evaluate on' if held == 0 else 'train on'}",
             expected="at least one row on each side",
             found=f"{held} of {len(items)} rows held out",
             hint="set data.test_split_size to 0 to train on every row without an evaluation",
@@ -194,7 +196,7 @@ def _warnings(
         yield f"{counts.dropped} of {len(rows)} rows were dropped: too long (data.on_overlong)"
     if counts.truncated:
         yield f"{counts.truncated} of {len(rows)} rows were truncated: their ends are not learned"
-    yield from _warn_of_endless(train)
+    yield from _warn_of_missing_stops(train)
     extra = len(train) + len(evaluation) - per_row * (counts.train + counts.eval)
     if extra:
         yield f"{extra} examples more than rows: turns that the template renders differently later stand alone"
@@ -209,12 +211,12 @@ def _warnings(
 
 
 def _identities(examples: Sequence[Example], per_row: int) -> Iterator[tuple[bytes, ...]]:
-    """For each row with so many examples, or each example, what makes it another one's repetition."""
+    """Yield for each row the bytes of its token ids, one item for each of its `per_row` examples."""
     ids = [example.ids.tobytes() for example in examples]
     return (tuple(ids[start : start + per_row]) for start in range(0, len(ids), per_row))
 
 
-def _warn_of_endless(train: tuple[Example, ...]) -> Iterator[str]:
+def _warn_of_missing_stops(train: tuple[Example, ...]) -> Iterator[str]:
     endless = sum(not example.stops for example in train)
     if endless == len(train):
         yield "NO END OF TURN IS EVER TRAINED ON: no trained part holds a stop token, so no stopping is learned"
@@ -223,5 +225,5 @@ def _warn_of_endless(train: tuple[Example, ...]) -> Iterator[str]:
 
 
 def writes_special(row: Row, special: Iterable[str]) -> bool:
-    """Whether a row writes the text of a special token out."""
+    """Return whether a row contains the text of a special token."""
     return any(token in text for text in row.texts for token in special)

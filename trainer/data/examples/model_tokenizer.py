@@ -1,4 +1,4 @@
-"""Text ↔ token ids with a base model's own tokenizer: chat template, stop tokens, and a safe padding token."""
+"""A base model's tokenizer with its chat template, its stop tokens, and a padding token that is no stop token."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ __all__ = ["TOKENIZER_FILE", "ModelTokenizer", "TemplateRefusedError", "read_sto
 
 
 class ModelTokenizer:
-    """Text ↔ token ids.
+    """Converts text to token ids and back, and renders conversations.
 
     Args:
-        backend: the tokenizer proper.
+        backend: the tokenizer of the package `tokenizers`.
         special_tokens: `bos_token`, `eos_token` and the like → their text.
-        templates: chat templates by name; none if conversations cannot be rendered.
+        templates: chat templates by name; empty if conversations cannot be rendered.
         stop_ids: ids at which generation with this model ends.
-        now: what templates are told when they ask for the date.
+        now: the date and time that templates can read; None is the current one.
 
     Attributes:
         stop_ids: ids at which generation ends; the end of a turn is learned only if one of them is trained on.
-        append_id: what ends plain text: the tokenizer's end of sequence; None where it has none.
-        pad_id: fills up batches; never one of `stop_ids`. Padding is kept out of attention and loss by position,
+        append_id: the tokenizer's end of sequence, which is appended to plain text; None if it has none.
+        pad_id: pads batches; never one of `stop_ids`. Padding is kept out of attention and loss by position,
             not by comparing ids, so a token that also occurs in text does no harm.
-        start_ids: what the tokenizer puts before plain text (a BOS token, or nothing).
-        special_texts: tokens that are read as such where a row writes them out.
+        start_ids: ids that the tokenizer puts before plain text: a BOS token, or none.
+        special_texts: texts of special tokens; a row that contains one is tokenised to that token.
         special_token_finder: finds those among them that split a text.
-        notes: what the provider should know about the tokenizer.
+        notes: warnings about the tokenizer for the provider.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ModelTokenizer:
 
     @property
     def size(self) -> int:
-        """Number of known tokens: one more than the largest id."""
+        """Number of tokens: one more than the largest id."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
     @property
@@ -81,20 +81,20 @@ class ModelTokenizer:
 
     @property
     def marks_generation(self) -> bool:
-        """Whether the chat template itself says what the assistant generates."""
+        """Whether the chat template marks what the assistant generates."""
         return self._template is not None and self._template.marks_generation
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of `text` alone; tokens written out in it are read as such, none are added."""
+        """Tokenise a text. Special tokens written in it are recognised; none are added."""
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text alone, computed on all cores."""
+        """Tokenise each text separately, on all cores."""
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
     def lookup(self, texts: Iterable[str]) -> Mapping[str, list[int]]:
-        """Token ids of each text alone; those of short ones are kept, because they come again and again."""
+        """Tokenise each text separately; the ids of short texts are cached, because they recur."""
         distinct = set(texts)
         new = sorted(text for text in distinct if text not in self._short)
         found = dict(zip(new, self.ids_of(new), strict=True))
@@ -103,7 +103,7 @@ class ModelTokenizer:
         return {text: found[text] if text in found else self._short[text] for text in distinct}
 
     def text(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens included."""
+        """Decode token ids, including special tokens."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
     def render(
@@ -113,22 +113,22 @@ class ModelTokenizer:
         prompt: bool,
         tools: Sequence[Mapping[str, object]] | None = None,
     ) -> str:
-        """Render a conversation with the model's own chat template; see `ChatTemplate.render`.
+        """Render a conversation with the chat template; the arguments are those of `ChatTemplate.render`.
 
         Raises:
             TemplateRefusedError: the template failed, refuses these messages, or there is none.
         """
-        return self._some_template().render(messages, prompt=prompt, tools=tools)
+        return self._require_template().render(messages, prompt=prompt, tools=tools)
 
     def render_marked(self, row: ChatRow) -> tuple[str, list[CharacterSpan]]:
-        """Render a row, and what its template says is generated; see `ChatTemplate.render_marked`.
+        """Render a row; returns the text and the character spans that the template marks as generated.
 
         Raises:
             TemplateRefusedError: the template failed, refuses these messages, or there is none.
         """
-        return self._some_template().render_marked(row)
+        return self._require_template().render_marked(row)
 
-    def _some_template(self) -> ChatTemplate:
+    def _require_template(self) -> ChatTemplate:
         if self._template is None:
             raise TemplateRefusedError
         return self._template
@@ -137,7 +137,7 @@ class ModelTokenizer:
         return None if token is None else self._backend.token_to_id(token)
 
     def _splitting_tokens(self) -> dict[str, int]:
-        """Special tokens that are taken as they stand, wherever they stand."""
+        """Return the special tokens that are matched literally at every position: text → id."""
         added = self._backend.get_added_tokens_decoder().items()
         return {
             token.content: id_
@@ -168,15 +168,15 @@ class ModelTokenizer:
 def read_tokenizer(
     model_dir: Path, chat_template: str | None = None, *, now: datetime | None = None
 ) -> ModelTokenizer:
-    """Read the tokenizer of a model directory from tokenizer.json and what stands beside it.
+    """Read the tokenizer of a model directory: tokenizer.json, configuration and chat templates.
 
     Args:
         model_dir: the directory.
-        chat_template: Jinja text in place of the model's own.
-        now: what templates are told when they ask for the date.
+        chat_template: Jinja text that replaces the model's own; None keeps it.
+        now: the date and time that templates can read; None is the current one.
 
     Raises:
-        JobError: `MODEL_INVALID`: a file is not what it must be.
+        JobError: `MODEL_INVALID`: a file has another form than required.
         UsageError: the packages for it are not installed.
     """
     config = _json_file(model_dir / "tokenizer_config.json")
@@ -191,7 +191,7 @@ def read_tokenizer(
 
 
 def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """The named special tokens of a tokenizer_config.json, those of the model's own making included."""
+    """Return the named special tokens of a tokenizer_config.json, including names that the model introduces."""
     extra = config.get("extra_special_tokens")
     named = {name: config.get(name) for name in _NAMED}
     named |= {name: value for name, value in config.items() if name.endswith("_token") and isinstance(value, str)}
@@ -201,10 +201,10 @@ def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_stop_ids(model_dir: Path) -> frozenset[int]:
-    """Ids at which generation with this model ends, as its configuration says.
+    """Return the ids at which generation with this model ends, according to its configuration.
 
     Raises:
-        JobError: `MODEL_INVALID`: a configuration is not what it must be.
+        JobError: `MODEL_INVALID`: a configuration has another form than required.
     """
     values = (_json_file(model_dir / name).get("eos_token_id") for name in _STOP_FILES)
     lists = (value if isinstance(value, list) else [value] for value in values)
@@ -227,7 +227,7 @@ def _read_backend(path: Path) -> Tokenizer:
 
 
 def _add_missing(backend: Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]) -> None:
-    """Special tokens that only the configuration names: loading with transformers adds them to the vocabulary."""
+    """Add the special tokens that only the configuration names, as loading with transformers does."""
     from tokenizers import AddedToken  # noqa: PLC0415 -- part of an extra
 
     extra = config.get("extra_special_tokens", config.get("additional_special_tokens"))
@@ -253,7 +253,7 @@ def _text_file(path: Path) -> str:
 
 
 def _json_file(path: Path) -> dict[str, Any]:
-    """The object that a file of the model holds; an empty one where there is no such file."""
+    """Return the JSON object of a file of the model; an empty object if the file does not exist."""
     if not path.is_file():
         return {}
     if path.stat().st_size > _MAX_FILE_BYTES:
