@@ -23,7 +23,8 @@ _T = TypeVar("_T")
 class RowCounts:
     """Numbers of rows by outcome.
 
-    `train`, `eval` and `dropped` add up to the rows read; `truncated` counts rows of the first two. A row may give several examples (see `data.split_turns`).
+    `train`, `eval` and `dropped` add up to the rows read; `truncated` counts rows of the first two. A row may
+    give several examples (see `data.split_turns`).
     """
 
     train: int
