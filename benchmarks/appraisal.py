@@ -1,9 +1,9 @@
-"""How long one appraisal takes, by number of GPUs: every check demanded, simulated evidence, no network.
+"""Measure the time of one appraisal by number of GPUs: all checks demanded, simulated evidence, no network.
 
     python benchmarks/appraisal.py [--gpus 0 1 8 16] [--rounds 200] [--json]
 
-Prints the fastest and the median of `--rounds` calls of `appraise()`: as a new process makes its first one, and as
-it makes the next, when it has verified the machine's GPU certificates before. Reading evidence is timed apart.
+Prints the fastest and the median of `--rounds` calls of `appraise()`: the first call of a process, and later
+calls, for which GPU certificates that were verified before are cached. Parsing the evidence is timed separately.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from trainer.simulator.nvattest import SimulatedGpu, nvattest_result
 
 
 def world(gpus: int) -> World:
-    """Honest evidence of a VM with so many GPUs, each with boot claims and a fresh report of its own key."""
+    """Make honest evidence of a VM with `gpus` GPUs, each with boot claims and a fresh report under its own
+    key."""
     boot = nvattest_result([SimulatedGpu(ueid=str(10**40 + n)) for n in range(gpus)], "5b" * 32) if gpus else ""
     options = VmOptions(gpu_attestation=boot, gpu_count=gpus, image="dstack-0.6.0")
     fresh = tuple(
@@ -46,7 +47,7 @@ def world(gpus: int) -> World:
 
 @dataclass(frozen=True)
 class Milliseconds:
-    """Of many calls."""
+    """Fastest and median duration of many calls, in milliseconds."""
 
     fastest: float
     median: float
@@ -57,7 +58,7 @@ class Milliseconds:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured with so many GPUs."""
+    """Measurements for one number of GPUs; `kilobytes` is the size of the evidence."""
 
     gpus: int
     kilobytes: float
@@ -66,16 +67,21 @@ class Row:
     parse: Milliseconds
 
 
-_SEEN = (gpu_chain.was_issued, gpu_chain.parse_chain, gpu_chain._readable, collateral.root_key_ids)  # noqa: SLF001
+_CACHED_FUNCTIONS = (
+    gpu_chain.was_issued,
+    gpu_chain.parse_chain,
+    gpu_chain._readable,  # noqa: SLF001
+    collateral.root_key_ids,
+)
 
 
 def milliseconds(call: Callable[[], object], rounds: int, *, cold: bool = False) -> Milliseconds:
-    """Fastest and median of many calls; cold ones have seen no certificate before."""
+    """Time `rounds` calls; `cold` clears the caches of verified certificates before each."""
     taken = []
     for _ in range(rounds):
         if cold:
-            for seen in _SEEN:
-                seen.cache_clear()  # as a new process starts
+            for cached_function in _CACHED_FUNCTIONS:
+                cached_function.cache_clear()  # as in a new process
         begin = time.perf_counter()
         call()
         taken.append((time.perf_counter() - begin) * 1000)
@@ -83,7 +89,7 @@ def milliseconds(call: Callable[[], object], rounds: int, *, cold: bool = False)
 
 
 def measure(gpus: int, rounds: int) -> Row:
-    """One row: the appraisal must be a pass, or its time means nothing."""
+    """Measure one row; exits if the appraisal is not a pass, because a failed one may stop early."""
     honest = world(gpus)
     evidence = honest.evidence()
     data = evidence.canonical()

@@ -1,29 +1,32 @@
-"""What confidentiality costs: a whole job through `trainer`, and the same training called plainly, in turn.
+"""Measure the cost of confidentiality: a complete job, and the same training in one plain process.
 
     python scripts/prepare_demo.py CACHE
     python -m benchmarks.job_cost --cache CACHE [--rounds 3] [--steps 240] [--json]
 
-Sides, each as real processes from the first one's start to the last one's end:
+Sides, each measured as real processes from the start of the first to the end of the last:
 
-- `job`: `trainer run` and `trainer submit` with the development guest agent: supervisor, front and worker behind
-  their walls; verify, seal, upload, train, sign, seal, pull, open, acknowledge. The provider's command is started
-  when the job says that it takes datasets. Key and policy are made beforehand, once.
-- `plain`: the worker's own code in one process, with the same spec, model, data, seed and allocator: no walls, no
-  supervisor, no network, nothing sealed. It makes the same adapter, evaluations, samples and report.
-- `stock`: HF `Trainer` on a PEFT model as a plain user would write it: trains and saves, and evaluates nothing.
-- `before`: as `job`, with another interpreter (`--before PYTHON`), which imports an earlier state of the code.
+- `job`: `trainer run` and `trainer submit` with the development guest agent: supervisor, front and worker in their
+  sandboxes; verify, seal, upload, train, sign, seal, pull, open, acknowledge. The provider's command starts when
+  the job accepts datasets. Key and policy are made once, before the measurement.
+- `plain`: the worker's code in one process with the same spec, model, data, seed and allocator, without sandbox,
+  supervisor, network and encryption. It makes the same adapter, evaluations, samples and report.
+- `stock`: HF `Trainer` on a PEFT model, as a user without this project would write it; it does not evaluate.
+- `before`: like `job`, with another interpreter (`--before PYTHON`) that imports an earlier version of the code.
 
-The order of the sides is turned round from one round to the next. What is compared:
+The order of the sides is reversed from round to round. Figures:
 
-- *whole*: by the clock, and in processor seconds of all processes, on which other work of the machine weighs less;
-- *step*: how much longer an optimizer step takes inside the job. Both sides go through the same steps, so each is
-  compared with its own twin, and the median is taken over all steps and rounds; by the clock, and (*step CPU*) in
-  processor seconds of the process that trains, from its first step to its last;
+- *whole*: duration of a side, in wall-clock seconds and in processor seconds of all processes; the latter depend
+less
+  on other work of the machine;
+- *step*: ratio of the durations of an optimizer step. Both sides run the same steps, so each step is compared
+with the
+  same step of the other side, and the median is taken over all steps and rounds; in wall-clock seconds and (*step
+  CPU*) in processor seconds of the training process from its first step to its last;
 - *beside training*: seconds of the whole that are not training: starts, attestation, uploads, evaluation, samples.
-  With `--lean` both sides leave evaluation and samples out: their difference then shows on a busy machine, too;
-- *least training*: the seconds of training from which the whole job stays within 1.02 of the plain one, as those
-  medians have it: (job's beside - 1.02 · plain's beside) / (1.02 - step); none where a step costs more than 1.02.
-  *By CPU* is the same of processor seconds: the one to go by where the machine is not quiet.
+  With `--lean` neither side evaluates or samples, so that their difference is visible on a busy machine, too;
+- *least training*: the duration of training from which the job takes at most 1.02 times as long as the plain run,
+  computed from these medians: (job's beside - 1.02 · plain's beside) / (1.02 - step); none if a step costs more
+  than 1.02. *By CPU* is the same in processor seconds; use it on a machine with other work.
 """
 
 from __future__ import annotations
@@ -54,7 +57,7 @@ Side = Callable[[], Run]
 
 
 def write_job(options: argparse.Namespace, folder: Path) -> Setting:
-    """The demo's spec with other steps, and the checked model's place."""
+    """Write the demo's job spec with `options.steps` steps and the model's absolute path."""
     spec = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text("utf-8"))
     model = (options.cache / "models" / "SmolLM2-135M-Instruct").resolve()
     spec["model"]["model_name_or_path"] = str(model)
@@ -67,7 +70,7 @@ def write_job(options: argparse.Namespace, folder: Path) -> Setting:
 
 
 def measure(sides: Mapping[str, Side], rounds: int) -> dict[str, list[Run]]:
-    """All sides in turn; every other round backwards."""
+    """Run all sides in turn, in reverse order in every second round."""
     runs: dict[str, list[Run]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in list(sides)[:: -1 if number % 2 else 1]:
@@ -79,7 +82,7 @@ def measure(sides: Mapping[str, Side], rounds: int) -> dict[str, list[Run]]:
 
 
 def summarise(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
-    """Medians of each side, and the job against the others."""
+    """Return the medians of each side, and the ratios of the job to the other sides."""
     summary: dict[str, Any] = {"sides": {name: side_summary(found) for name, found in runs.items()}}
     jobs = runs["job"]
     summary["job_against"] = {name: against(jobs, found) for name, found in runs.items() if name != "job"}
@@ -104,7 +107,7 @@ def side_summary(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def against(jobs: Sequence[Run], others: Sequence[Run]) -> dict[str, Any]:
-    """One side over another, pair by pair."""
+    """Return the ratios of one side to another, as medians over the rounds."""
     pairs = list(zip(jobs, others, strict=True))
     step = median(
         mine / theirs
@@ -128,7 +131,7 @@ def against(jobs: Sequence[Run], others: Sequence[Run]) -> dict[str, Any]:
 
 
 def least_training(beside: float, their_beside: float, step: float) -> float | None:
-    """See the module; None: no length suffices."""
+    """Return *least training* in seconds, as the module defines it; None if no duration suffices."""
     missing = beside - GOAL * their_beside
     if missing <= 0:
         return 0.0 if step <= GOAL else None
@@ -144,7 +147,7 @@ def median(values: Iterator[float] | Sequence[float]) -> float:
 
 
 def show(summary: Mapping[str, Any]) -> Iterator[str]:
-    """The table, for a person."""
+    """Yield the lines of the table."""
     sides = summary["sides"]
     yield f"{'':10}{'whole':>9}{'training':>10}{'beside':>9}{'step':>9}{'CPU':>9}   seconds, medians"
     for name, row in sides.items():
@@ -193,18 +196,18 @@ def sides_of(options: argparse.Namespace, setting: Setting, job: Confidential) -
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True, help="what scripts/prepare_demo.py filled")
+    parser.add_argument("--cache", type=Path, required=True, help="directory that scripts/prepare_demo.py filled")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=240, help="optimizer steps of 4 rows (240: some minutes)")
     parser.add_argument(
         "--sides", type=lambda text: text.split(","), default=["plain", "stock"],
-        help="what the job is compared with: plain, stock, or both (default)",
+        help="sides to compare the job with: plain, stock, or both (default)",
     )  # fmt: skip
     parser.add_argument(
-        "--before", metavar="PYTHON", help="an interpreter that imports an earlier state of the code"
+        "--before", metavar="PYTHON", help="an interpreter that imports an earlier version of the code"
     )
     parser.add_argument(
-        "--lean", action="store_true", help="no held-out rows, no samples: both sides would spend the same on them"
+        "--lean", action="store_true", help="no held-out rows and no samples, on which both sides spend the same"
     )
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()

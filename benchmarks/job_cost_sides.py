@@ -1,4 +1,5 @@
-"""What `benchmarks/job_cost.py` compares, each as the processes that a user would start: stamped as they speak."""
+"""The sides of `benchmarks/job_cost.py`: each starts the processes that a user would start and records their
+times."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ class Run:
 
     @property
     def step_seconds_cpu(self) -> float:
-        """Processor seconds of one optimizer step."""
+        """Processor seconds per optimizer step."""
         return (self.step_cpu[-1] - self.step_cpu[0]) / (len(self.step_cpu) - 1)
 
     @property
@@ -52,12 +53,12 @@ class Run:
 
     @property
     def whole(self) -> float:
-        """Seconds from the first process's start to the last one's end."""
+        """Seconds from the start of the first process to the end of the last."""
         return self.marks["end"]
 
 
 class Clock:
-    """Seconds since it was made."""
+    """Returns the seconds since it was created."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -68,7 +69,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all sides are given.
+    """Input of all sides.
 
     Args:
         folder: for what a run writes.
@@ -84,7 +85,7 @@ class Setting:
 
 
 def used(pid: int) -> float:
-    """Processor seconds of a living process so far (proc(5), fields 14 and 15 of stat); 0 where it is gone."""
+    """Return the processor seconds of a running process (proc(5), stat, fields 14 and 15); 0 if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -93,13 +94,13 @@ def used(pid: int) -> float:
 
 
 def children_of(process: int) -> list[int]:
-    """Process ids of those that it started."""
+    """Return the ids of a process's children."""
     tasks = Path(f"/proc/{process}/task").glob("*/children")
     return [int(child) for path in tasks for child in path.read_text().split()]
 
 
 def worker_of(job: int) -> int:
-    """Process id of a job's worker; 0 where there is none."""
+    """Return the process id of a job's worker; 0 if it has none."""
     for child in children_of(job):
         if b"trainer.worker" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
             return child
@@ -111,14 +112,14 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def wait(process: subprocess.Popen[bytes]) -> tuple[int, float]:
-    """Exit code of a process, and processor seconds of it and of all that it waited for."""
+    """Wait for a process; returns its exit code and processor seconds, including children that it waited for."""
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, used.ru_utime + used.ru_stime
 
 
 def spoken(stream: IO[bytes], clock: Clock) -> Iterator[tuple[float, str]]:
-    """Each line of a stream, and when it came."""
+    """Yield each line of a stream with the time at which it arrived."""
     for line in stream:
         yield clock(), line.decode("utf-8", "replace").rstrip("\n")
 
@@ -127,7 +128,7 @@ def spoken(stream: IO[bytes], clock: Clock) -> Iterator[tuple[float, str]]:
 
 
 def run_plain(setting: Setting, python: str) -> Run:
-    """The worker's own code in a process of its own: no walls, no supervisor, nothing sealed."""
+    """Run the worker's code in one process without sandbox, supervisor and encryption."""
     output = Path(tempfile.mkdtemp(dir=setting.folder))
     order = json.dumps(
         {
@@ -184,7 +185,7 @@ def _spec_json(job: Path, python: str) -> bytes:
 
 
 def run_stock(setting: Setting, python: str) -> Run:
-    """HF `Trainer`, as a script that a plain user would write."""
+    """Run HF `Trainer` in a script as a user without this project would write it."""
     output = Path(tempfile.mkdtemp(dir=setting.folder))
     run, clock = Run(), Clock()
     process = subprocess.Popen(
@@ -211,7 +212,7 @@ def run_stock(setting: Setting, python: str) -> Run:
 
 
 class Confidential:
-    """An operator's VM (simulated) and a provider with a key and a policy: made once, before anything is measured.
+    """A simulated VM and a provider with key and policy, made once before the measurement.
 
     Args:
         setting: what is trained.
@@ -254,7 +255,7 @@ class Confidential:
         subprocess.run(self._command(*arguments), check=True, capture_output=True, env=environment())
 
     def run(self, meanwhile: Callable[[Path, int, int], None] | None = None) -> Run:
-        """A whole job: started, verified, submitted to, ended; the provider comes when it takes datasets.
+        """Run one job to its end; the provider's command starts when the job accepts datasets.
 
         Args:
             meanwhile: called in a thread with the workspace and the process ids of job and `submit`.
@@ -305,7 +306,7 @@ class Confidential:
 
 
 class _Listener:
-    """Stamps the job's public events; each phase is a mark."""
+    """Records the times of the job's public events; each phase is a mark."""
 
     def __init__(self, job: subprocess.Popen[bytes], run: Run, clock: Clock) -> None:
         self._job, self._run, self._clock = job, run, clock
@@ -315,7 +316,7 @@ class _Listener:
         self.thread.start()
 
     def wait_for_dataset(self) -> int:
-        """Its port, once it waits for a dataset."""
+        """Wait until the job accepts a dataset; returns its port."""
         self._waiting.wait(120)
         if not self._port or "awaiting-dataset" not in self._run.marks:
             raise SystemExit(f"the job did not come up: {self._run.marks}")

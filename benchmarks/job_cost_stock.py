@@ -1,4 +1,4 @@
-"""What a plain user would run, for `benchmarks/job_cost.py`: HF `Trainer` on a PEFT model, in one process.
+"""The `stock` side of `benchmarks/job_cost.py`: HF `Trainer` on a PEFT model in one process.
 
     python benchmarks/job_cost_stock.py JOB.yaml MODEL DATA OUTPUT
 
@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCa
 
 
 class Steps(TrainerCallback):
-    """A line for each optimizer step, and one where training begins."""
+    """Prints a line at the start of training and after each optimizer step."""
 
     def on_train_begin(self, *_arguments: Any, **_named: Any) -> None:
         print("begin", flush=True)
@@ -32,7 +32,7 @@ class Steps(TrainerCallback):
 
 
 def read_rows(data: Path, tokenizer: Any, share_held_out: float, seed: int) -> list[dict[str, list[int]]]:
-    """Token ids and labels of the rows that are trained on: labels on the answers alone."""
+    """Return token ids and labels of the training rows; only answers have labels."""
     rows = []
     for line in data.read_text("utf-8").splitlines():
         messages = json.loads(line)["messages"]
@@ -46,7 +46,7 @@ def read_rows(data: Path, tokenizer: Any, share_held_out: float, seed: int) -> l
 
 
 def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """A padded batch."""
+    """Pad rows to one length and return them as a batch."""
     width = max(len(row["input_ids"]) for row in rows)
 
     def padded(name: str, filler: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Preference training beside TRL's: same model, pairs, order, numbers and adapter, one process each, in turn.
+"""Compare DPO training with TRL's: same model, pairs, order, precision and adapter, one process each, in turn.
 
     python benchmarks/preference.py --model DIR --data rows.jsonl [--rounds 2] [--steps 12] [--cpu-clock]
 
@@ -43,13 +43,13 @@ Pair = tuple[list[int], list[int], list[int]]
 
 
 def made_up_pairs(count: int, vocabulary: int) -> list[Pair]:
-    """From the made-up rows of `training`: the second half of a row is its answer."""
+    """Make pairs from the random rows of `training`; the second half of a row is its answer."""
     rows = training.made_up_rows(count + 1, vocabulary)
     return [pair_of(rows[place], rows[place + 1]) for place in range(count)]
 
 
 def real_pairs(model: Path, data: Path) -> list[Pair]:
-    """Each question with its own answer and another one's, rotated by one."""
+    """Pair each question with its own answer (chosen) and the next question's (rejected)."""
     rows = training.real_rows(model, data)
     random.Random(3).shuffle(rows)
     return [pair_of(row, other) for row, other in itertools.pairwise(rows) if row != other]
@@ -61,7 +61,7 @@ def pair_of(row: training.Row, other: training.Row) -> Pair:
 
 
 def in_our_order(pairs: list[Pair], order: dict[str, Any]) -> list[Pair]:
-    """As the plan of our loop takes them, so that the first optimizer step's pairs come first."""
+    """Return the pairs in the order in which our loop trains on them."""
     from trainer.training.batches import StepPlan
 
     sizes = [2 * len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs]
@@ -79,12 +79,12 @@ def section_of(order: dict[str, Any]) -> Any:
 
 
 def smoothing(order: dict[str, Any]) -> float:
-    """What `robust` needs, and nothing else takes."""
+    """Return the label smoothing, which only the loss `robust` uses."""
     return 0.1 if order["loss_type"] == "robust" else 0.0
 
 
 def contend(order: dict[str, Any]) -> dict[str, Any]:
-    """In the contender's process."""
+    """Run one contender in this process."""
     import torch
 
     torch.set_num_threads(1 if order["cpu_clock"] else torch.get_num_threads())
@@ -93,7 +93,7 @@ def contend(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_adapter(model: Any) -> None:
-    """The same start in every process, whatever was drawn before."""
+    """Set the adapter's initial weights from a seed, the same in every process."""
     import torch
 
     generator = torch.Generator().manual_seed(1)
@@ -104,7 +104,7 @@ def set_adapter(model: Any) -> None:
 
 
 def train_ours(order: dict[str, Any]) -> dict[str, Any]:
-    """The job's loop, with the steps given."""
+    """Train with the job's loop on the given steps."""
     import torch
 
     from trainer.data.examples.example import Example
@@ -153,19 +153,19 @@ def train_ours(order: dict[str, Any]) -> dict[str, Any]:
 
 
 class InOrder:
-    """A plan that takes the pairs as they come."""
+    """A step plan that keeps the order of the pairs."""
 
     def __init__(self, steps: list[list[int]]) -> None:
         self._steps = steps
         self.steps_per_epoch = self.total_steps = len(steps)
 
     def steps(self, done: int = 0) -> Iterator[list[int]]:
-        """As `StepPlan.steps`."""
+        """Yield the pairs of each step after the first `done` steps, as `StepPlan.steps` does."""
         return iter(self._steps[done:])
 
 
 def train_trl(order: dict[str, Any]) -> dict[str, Any]:
-    """TRL's DPOTrainer on tokens, in the order given."""
+    """Train with TRL's DPOTrainer on token ids, in the given order."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -225,7 +225,7 @@ def train_trl(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_contender(order: dict[str, Any]) -> dict[str, Any]:
-    """In a process of its own, with the same variables for all."""
+    """Run one contender in a new process, with the same environment for all."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "HF_HOME": order["folder"]}
     environment |= {"OMP_NUM_THREADS": "1"} if order["cpu_clock"] else {}
     done = subprocess.run(
@@ -239,7 +239,7 @@ def run_contender(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All rounds."""
+    """Run all rounds and return the summary."""
     count = options.steps * options.batch
     model = options.model or training.random_model(folder)
     pairs = real_pairs(model, options.data) if options.data else made_up_pairs(count, 8192)

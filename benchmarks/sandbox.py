@@ -1,12 +1,12 @@
-"""What the walls cost: the same loop, and the same small training, with and without them, in turn.
+"""Measure the cost of the sandbox: the same loop and the same small training, with and without it.
 
     python benchmarks/sandbox.py [--rounds 7] [--steps 60] [--json]
 
-Each round runs every case with and without, each time as a process of its own, in alternating order. `calls`
-makes system calls that every filter lets pass, and `compute` makes none. `worker` is `python -m trainer.worker` on
-a small random Llama, with one thread, from start to end; `training` is the part of it between the first optimizer
-step and the last. All in seconds of processor time, since other work on the machine would weigh on a clock's;
-`start`, by the clock, is what the worker takes to put its walls up and measure them.
+Each round runs every case with and without the sandbox, in alternating order and in a new process each. `calls`
+makes system calls that every seccomp filter permits, `compute` makes none. `worker` is `python -m trainer.worker`
+on a small random Llama with one thread, from start to end; `training` is the part from the first optimizer step
+to the last. All are in seconds of processor time, which depends less on other work of the machine than wall-clock
+time. `start` is the wall-clock time in which the worker enters its sandbox and measures it.
 """
 
 from __future__ import annotations
@@ -55,18 +55,18 @@ CONFINE = IMPORT + "confine(SandboxPlan(role=Role.WORKER))\n"
 
 
 def loop(code: str, *, confined: bool) -> float:
-    """Seconds that a loop says it took."""
+    """Run a loop in a new process; returns the processor seconds that it printed."""
     text = code.format(confine=CONFINE if confined else IMPORT)
     done = subprocess.run([sys.executable, "-c", text], check=True, capture_output=True, text=True)
     return float(done.stdout)
 
 
 class Training:
-    """A small model and a dataset on tmpfs, and a worker that trains on them.
+    """A small model and a dataset on a tmpfs, and a worker that trains on them.
 
     Args:
-        folder: a directory in memory.
-        steps: optimizer steps of one run.
+        folder: a directory on a tmpfs.
+        steps: number of optimizer steps of one run.
     """
 
     def __init__(self, folder: Path, steps: int) -> None:
@@ -87,7 +87,7 @@ class Training:
         }
 
     def seconds(self, *, confined: bool) -> tuple[float, float]:
-        """Processor time of one worker, user and system: in all, and between its first and last step."""
+        """Run one worker; returns its processor seconds in total, and between its first and last step."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         with tempfile.TemporaryDirectory(dir=self.folder) as output:
             steps = self._run(Path(output), confined=confined)
@@ -133,19 +133,19 @@ class Training:
 
 
 def processor_seconds(pid: int) -> float:
-    """User and system time of a process so far (proc(5), /proc/PID/stat, fields 14 and 15)."""
+    """Return user and system time of a process so far (proc(5), /proc/PID/stat, fields 14 and 15)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def text(number: int) -> str:
-    """A row of a hundred words or so, the same in every run."""
+    """Return a row of a hundred words, the same for the same number."""
     chosen = random.Random(number)
     return " ".join(chosen.choice(["seal", "open", "train", "prove", "check", "send"]) for _ in range(100))
 
 
 def make_model(folder: Path, texts: list[str]) -> None:
-    """A random Llama of about four million parameters with a tokenizer of its own."""
+    """Write a random Llama of about four million parameters with its own tokenizer."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -178,11 +178,11 @@ def make_model(folder: Path, texts: list[str]) -> None:
 
 
 def measure(rounds: int, steps: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds (without, with) of each case and round."""
+    """Return the seconds (without, with the sandbox) of each case and round."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ("calls", "compute", "worker", "training")}
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         training = Training(Path(folder), steps)
-        training.seconds(confined=False)  # reads everything into the page cache
+        training.seconds(confined=False)  # warm-up: fills the page cache
         for number in range(rounds):
             order = [False, True] if number % 2 else [True, False]
             for name, code in (("calls", CALLS), ("compute", COMPUTE)):

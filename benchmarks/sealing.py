@@ -1,7 +1,7 @@
-"""How fast sealing is beside the command-line tools that people would use instead, and how much memory it takes.
+"""Measure speed and memory of sealing, compared with the command-line tools that users would take instead.
 
-All tools seal and open the same file in tmpfs, taking turns, in one run; only ratios from one run mean anything.
-`trainer` is measured twice: as a function call, and as a process of its own that starts Python first.
+All tools encrypt and decrypt the same file on a tmpfs, in turn, in one run; only ratios within one run are
+meaningful. `trainer` is measured twice: as a function call, and as a new process including the start of Python.
 
     python benchmarks/sealing.py [--mib 512] [--rounds 5] [--json]
 """
@@ -42,7 +42,7 @@ print(next(line.split()[1] for line in Path("/proc/self/status").read_text().spl
 
 @dataclass
 class Tool:
-    """One way to seal and open; both get source and target. Seconds of each round are collected."""
+    """A tool: functions of (source, target) that encrypt and decrypt, and the seconds of each round."""
 
     name: str
     seal: Callable[[Path, Path], object]
@@ -100,7 +100,7 @@ def openssl(command: str, secret: Path) -> Tool:
 
 
 def tools(folder: Path) -> Iterator[Tool]:
-    """What is installed here, ours first."""
+    """Yield the tools that are installed, this project's first."""
     hybrid, x25519 = generate_identity(), generate_identity(hybrid=False)
     keys = {"hybrid": hybrid, "x25519": x25519}
     for name, identity in keys.items():
@@ -135,7 +135,7 @@ def seconds(action: Callable[[Path, Path], object], source: Path, target: Path) 
 
 
 def measure(folder: Path, mib: int, rounds: int) -> list[Tool]:
-    """Let all tools take turns; the first turn of each warms up and is not counted."""
+    """Run all tools in turn; the first round of each is a warm-up and not counted."""
     plain, sealed, opened = folder / "plain", folder / "sealed", folder / "opened"
     write_random(plain, mib)
     everyone = list(tools(folder))
@@ -159,7 +159,7 @@ def write_random(path: Path, mib: int) -> None:
 
 
 def peak_mib(folder: Path, mib: int) -> dict[str, float]:
-    """Peak resident memory of our process, sealing and opening a file of this size."""
+    """Return the peak resident memory of a process that encrypts and decrypts a file of this size."""
     plain, sealed, opened = folder / "plain", folder / "sealed", folder / "opened"
     write_random(plain, mib)
     tool = as_process("", folder / "hybrid")

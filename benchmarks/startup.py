@@ -1,8 +1,8 @@
-"""How long a person waits for the provider's commands: whole processes, alternating, medians.
+"""Measure the duration of the provider's commands: complete processes, alternating, medians.
 
     python benchmarks/startup.py [--rounds 7] [--json]
 
-`verify` is measured on evidence in a file, with the collateral in the policy: everything but the network.
+`verify` reads evidence from a file and collateral from the policy, so that no network time is included.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ model:
 
 
 def trainer(folder: Path, *arguments: object) -> float:
-    """Seconds that one command takes, which keeps its state in `folder`."""
+    """Run one command, with its state in `folder`; returns its seconds."""
     environment = {**os.environ, "XDG_STATE_HOME": str(folder / "xdg")}
     command = [sys.executable, "-m", "trainer", *map(str, arguments)]
     started = time.perf_counter()
@@ -47,7 +47,7 @@ def trainer(folder: Path, *arguments: object) -> float:
 
 
 def prepare(folder: Path) -> None:
-    """Evidence, and a policy that accepts it."""
+    """Write evidence, and a policy that accepts it."""
     from trainer.spec import parse_job_spec
 
     spec = parse_job_spec(SPEC.encode())

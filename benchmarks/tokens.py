@@ -1,9 +1,9 @@
-"""Rows a second from a JSONL file to token ids with masks, beside what transformers takes for the ids alone.
+"""Measure rows per second from a JSONL file to token ids with masks, compared with transformers for the ids alone.
 
     python benchmarks/tokens.py --model DIR [--rows 5000] [--turns 2] [--rounds 3] [--json]
 
-`theirs` renders and tokenises each row twice with `apply_chat_template`: the prompt, and all of it. `ours` is what
-the job and `trainer validate` do: the same ids, and every turn of the assistant marked.
+`theirs` renders and tokenises each row twice with `apply_chat_template`: its prompt, and the complete row. `ours`
+is the encoding of the job and of `trainer validate`: the same ids, with a mask of every assistant turn.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WORDS = "the of and to in is that for it as was with be by on not he his but at 
 
 
 def write_rows(path: Path, *, rows: int, turns: int) -> list[list[dict[str, str]]]:
-    """Conversations of made-up words; the same for the same arguments."""
+    """Write conversations of random words, the same for the same arguments, and return them."""
     chosen = random.Random(1)
     words = WORDS.split()
     chats = [
@@ -48,7 +48,7 @@ def write_rows(path: Path, *, rows: int, turns: int) -> list[list[dict[str, str]
 
 
 def theirs(tokenizer: Any, chats: list[list[dict[str, str]]]) -> int:
-    """Tokens of all rows."""
+    """Encode all rows with transformers; returns the number of tokens."""
     total = 0
     for chat in chats:
         tokenizer.apply_chat_template(chat[:-1], add_generation_prompt=True)
@@ -57,14 +57,14 @@ def theirs(tokenizer: Any, chats: list[list[dict[str, str]]]) -> int:
 
 
 def ours(model: Path, data: Path) -> int:
-    """Tokens of all rows."""
+    """Encode all rows with this project's encoding; returns the number of tokens."""
     section = DataSection(max_length=1 << 20)
     encoded = encode_rows(read_rows(data, name="a.jsonl"), read_tokenizer(model), section)
     return sum(one.tokens for one in encoded if isinstance(one, EncodedRow))
 
 
 def seconds(action: Callable[[], int]) -> float:
-    """How long it takes."""
+    """Return the wall-clock seconds that `action` takes."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started

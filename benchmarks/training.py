@@ -1,4 +1,4 @@
-"""The training step beside its peers: same model, rows, batch, numbers and adapter, one process each, in turn.
+"""Compare the training step with other trainers: same model, rows, batch, precision, adapter; one process each.
 
     python benchmarks/training.py --model DIR --data rows.jsonl [--rounds 3] [--steps 24] [--peers ours,hf]
 
@@ -61,7 +61,7 @@ Row = tuple[list[int], list[int]]
 
 
 def made_up_rows(count: int, vocabulary: int) -> list[Row]:
-    """Lengths as in a set of questions and answers: median 130; the second half is trained on."""
+    """Make random rows with the lengths of a question-answer set (median 130); the second half is trained on."""
     source = random.Random(7)
     rows = []
     for _ in range(count):
@@ -73,7 +73,7 @@ def made_up_rows(count: int, vocabulary: int) -> list[Row]:
 
 
 def real_rows(model: Path, data: Path) -> list[Row]:
-    """What the job makes of a data file: its own encoding, for all contenders."""
+    """Encode a data file with the job's encoding, for all contenders."""
     from trainer.data.examples.row_encoding import encode
     from trainer.data.rows import read_files
     from trainer.spec import DataSection
@@ -86,7 +86,7 @@ def real_rows(model: Path, data: Path) -> list[Row]:
 
 
 def random_model(folder: Path) -> Path:
-    """A Llama of 15 million weights."""
+    """Write a random Llama of 15 million weights and return its directory."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -102,7 +102,7 @@ def random_model(folder: Path) -> Path:
 
 
 def layer_shapes(model: Path) -> tuple[list[tuple[int, int]], int]:
-    """(outputs, inputs) of a layer's linear parts, the number of layers; and weights of the head."""
+    """Return (outputs, inputs) of each linear layer of the model, and the number of weights of the head."""
     config = json.loads((model / "config.json").read_text())
     width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     head_width = config.get("head_dim") or width // heads
@@ -113,7 +113,7 @@ def layer_shapes(model: Path) -> tuple[list[tuple[int, int]], int]:
 
 
 def work(model: Path, rows: list[Row]) -> float:
-    """Operations that one pass over the rows needs; see the module."""
+    """Return the floating-point operations of one pass over the rows, as the module defines them."""
     shapes, head = layer_shapes(model)
     linear = sum(outputs * inputs for outputs, inputs in shapes)
     adapter = sum(LORA_RANK * (outputs + inputs) for outputs, inputs in shapes)
@@ -122,7 +122,7 @@ def work(model: Path, rows: list[Row]) -> float:
 
 
 def run_contender(order: dict[str, Any]) -> dict[str, float]:
-    """In a process of its own, with the same variables for all; see the module for the allocator."""
+    """Run one contender in a new process, with the same environment for all; see the module for the allocator."""
     from trainer.sandbox.child_environment import allocator_variables
     from trainer.worker.environment import QUIET
 
@@ -141,7 +141,7 @@ def run_contender(order: dict[str, Any]) -> dict[str, float]:
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All rounds."""
+    """Run all rounds and return the summary."""
     model = options.model or random_model(folder)
     count = options.steps * options.batch
     rows = real_rows(model, options.data) if options.data else made_up_rows(count + HELD_OUT, 8192)

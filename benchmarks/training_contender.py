@@ -1,4 +1,4 @@
-"""What one contender of `benchmarks/training.py` does, in its own process: order on stdin, JSON on stdout."""
+"""One contender of `benchmarks/training.py` in its own process: instructions on stdin, JSON on stdout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LORA_RANK, LORA_ALPHA = 16, 32
 
 
 def adapted_model(order: dict[str, Any]) -> Any:
-    """The model with a fresh adapter: the same in every process."""
+    """Load the model with a new adapter, the same in every process."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -29,7 +29,7 @@ def adapted_model(order: dict[str, Any]) -> Any:
 
 
 def contend(order: dict[str, Any]) -> dict[str, float]:
-    """Train, and say how it went."""
+    """Train and return the measurements."""
     if order["kind"] == "gemm":
         return {"flops": gemm_rate(order)}
     model = adapted_model(order)
@@ -41,7 +41,7 @@ def contend(order: dict[str, Any]) -> dict[str, float]:
 
 
 def train_ours(model: Any, order: dict[str, Any]) -> dict[str, float]:
-    """The job's loop; returns seconds, the mean training loss, and the seconds that compiling took before."""
+    """Train with the job's loop; returns seconds, mean training loss, and seconds of compilation before."""
     import torch
 
     from trainer.data.examples.example import Example
@@ -78,7 +78,7 @@ def train_ours(model: Any, order: dict[str, Any]) -> dict[str, float]:
 
 
 def warm_up(model: Any, loss: Any, examples: Any, order: dict[str, Any]) -> float:
-    """Have what a training step needs compiled, for several rows and one; returns seconds, those of g++ too."""
+    """Compile the training step for several rows and for one; returns the seconds, including those of g++."""
     import torch
 
     from trainer.training.compilation import require_compiler
@@ -96,7 +96,7 @@ def warm_up(model: Any, loss: Any, examples: Any, order: dict[str, Any]) -> floa
 
 
 def train_peer(model: Any, order: dict[str, Any]) -> dict[str, float]:
-    """HF Trainer or TRL's SFTTrainer."""
+    """Train with HF Trainer or TRL's SFTTrainer."""
     from transformers import TrainerCallback
 
     times: list[float] = []
@@ -119,7 +119,7 @@ def clock(order: dict[str, Any]) -> float:
 
 
 def common_arguments(order: dict[str, Any]) -> dict[str, Any]:
-    """What HF's and TRL's configuration share."""
+    """Return the settings that HF's and TRL's configuration share."""
     return {
         "output_dir": order["folder"], "per_device_train_batch_size": order["batch"], "num_train_epochs": 1,
         "learning_rate": order["rate"], "lr_scheduler_type": "constant", "seed": order["seed"],
@@ -171,7 +171,7 @@ def make_trl(model: Any, order: dict[str, Any]) -> Any:
 
 
 def tokenizer(make: Any) -> Any:
-    """TRL asks for one even where rows are tokens; it is never used."""
+    """Make a tokenizer: TRL requires one, but does not use it for rows of token ids."""
     from tokenizers import Tokenizer, models
 
     words = Tokenizer(models.WordLevel({"<eos>": 0, "<pad>": 1}, unk_token="<eos>"))
@@ -179,7 +179,7 @@ def tokenizer(make: Any) -> Any:
 
 
 def held_out_loss(model: Any, order: dict[str, Any]) -> float:
-    """Loss per trained token, row by row, by the model's own forward pass."""
+    """Return the loss per trained token, row by row, with the model's own forward pass."""
     import torch
 
     torch.compiler.set_stance("force_eager")
@@ -195,7 +195,7 @@ def held_out_loss(model: Any, order: dict[str, Any]) -> float:
 
 
 def gemm_rate(order: dict[str, Any]) -> float:
-    """Operations a second in the products of one forward and backward pass, 512 tokens at once."""
+    """Measure operations per second of the matrix products of one forward and backward pass over 512 tokens."""
     import torch
 
     dtype = torch.bfloat16 if order["dtype"] == "bf16" else torch.float32

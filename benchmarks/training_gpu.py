@@ -1,4 +1,4 @@
-"""On a machine with a GPU: the training step's speed, what it copies and how often it waits, beside its peers.
+"""Measure the training step on a GPU: speed, copies and synchronisations, compared with other trainers.
 
     scripts/gpu_training [--shapes smollm2,llama-8b] [--peers ours,trl-packing,unsloth] [--json]
 
@@ -39,7 +39,7 @@ COPIES = ("Memcpy HtoD", "Memcpy DtoH")
 
 
 def make_rows(vocabulary: int) -> list[tuple[list[int], list[int]]]:
-    """Rows of a few hundred random tokens; the second half is trained on."""
+    """Make rows of a few hundred random tokens; the second half is trained on."""
     source = random.Random(7)
     lengths = [min(CAPACITY, max(32, int(source.lognormvariate(5.5, 0.6)))) for _ in range(ROWS)]
     return [
@@ -49,7 +49,7 @@ def make_rows(vocabulary: int) -> list[tuple[list[int], list[int]]]:
 
 
 def write_model(shape: str, folder: Path) -> Path:
-    """A directory with random bfloat16 weights of that shape."""
+    """Write a model directory with random bfloat16 weights of the given shape."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -62,7 +62,7 @@ def write_model(shape: str, folder: Path) -> Path:
 
 
 def load(model: Path) -> Any:
-    """The model with a fresh adapter."""
+    """Load the model with a new adapter."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -75,7 +75,7 @@ def load(model: Path) -> Any:
 
 
 class Observer:
-    """Counts steps, and looks at those after the warm-up: time, copies, waits."""
+    """Counts steps; measures time, copies and synchronisations of those after the warm-up."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -85,7 +85,7 @@ class Observer:
         self.waits = 0
 
     def step_ended(self) -> None:
-        """Called after each optimizer step."""
+        """Count one step; call it after each optimizer step."""
         import torch
         from torch.profiler import ProfilerActivity, profile
 
@@ -109,7 +109,7 @@ class Observer:
             self._profiler.__exit__(None, None, None)
 
     def figures(self, tokens_each: float) -> dict[str, float]:
-        """What was seen."""
+        """Return the measurements."""
         import torch
 
         events = self._profiler.key_averages()
@@ -123,7 +123,7 @@ class Observer:
 
 
 def ours(model: Path, rows: list[Any]) -> dict[str, float]:
-    """The job's loop, packed."""
+    """Train with the job's loop and packing."""
     import torch
 
     from trainer.data.examples.example import Example
@@ -154,7 +154,7 @@ def ours(model: Path, rows: list[Any]) -> dict[str, float]:
 
 
 def trl_packing(model: Path, rows: list[Any], *, unsloth: bool = False) -> dict[str, float]:
-    """TRL's trainer with packing; with unsloth's model where asked."""
+    """Train with TRL's trainer and packing, optionally on unsloth's model."""
     if unsloth:
         from unsloth import FastLanguageModel  # before trl and transformers
 
@@ -170,7 +170,7 @@ def trl_packing(model: Path, rows: list[Any], *, unsloth: bool = False) -> dict[
     observer = Observer()
 
     class Watch(TrainerCallback):
-        """Passes the end of each step on."""
+        """Reports the end of each step to the observer."""
 
         def on_step_end(self, *_arguments: Any, **_named: Any) -> None:
             observer.step_ended()
@@ -196,13 +196,13 @@ def trl_packing(model: Path, rows: list[Any], *, unsloth: bool = False) -> dict[
 
 
 def contend(kind: str, model: Path, vocabulary: int) -> dict[str, float]:
-    """One contender, in this process."""
+    """Run one contender in this process."""
     rows = make_rows(vocabulary)
     return ours(model, rows) if kind == "ours" else trl_packing(model, rows, unsloth=kind == "unsloth")
 
 
 def work_per_token(shape: str) -> float:
-    """Operations; the head's are counted for the half of the tokens that is trained on."""
+    """Return operations per token; the head counts for the half of the tokens that is trained on."""
     sizes = SHAPES[shape]
     width, inner = sizes["hidden_size"], sizes["intermediate_size"]
     key = width * sizes["num_key_value_heads"] // sizes["num_attention_heads"]
@@ -222,7 +222,7 @@ def work_per_token(shape: str) -> float:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", type=lambda text: text.split(","), default=list(SHAPES))
     parser.add_argument("--peers", type=lambda text: text.split(","), default=["ours", "trl-packing", "unsloth"])

@@ -1,15 +1,19 @@
-"""What a job's other processes take from training: in one job they are stopped and let go on, in turn.
+"""Measure how much a job's other processes slow training down: within one job they are stopped and continued in
+turn.
 
     python scripts/prepare_demo.py CACHE
-    python -m benchmarks.neighbours --cache CACHE [--steps 240] [--window 6] [--json]
+    python -m benchmarks.process_interference --cache CACHE [--steps 240] [--window 6] [--json]
 
-From one run to the next a step's time differs by some percent on a shared machine, more than what is looked for.
-Here neighbouring windows of one run are compared: supervisor, front and the provider's `submit` are stopped
-(SIGSTOP) in every other one, and the worker trains on. Its seconds for a token read are those of `metrics.jsonl`;
-a step at the edge of two windows is in neither. *Ratio*, running over stopped: of a window's mean to that of the
-two beside it, the mean over all windows; and the standard error of that, as if the ratios were independent: those
-of neighbours share windows, so the true one is larger, by up to some 1.7 times. A window should hold several
-steps, whose rows differ in length: with 30 steps and windows of 2 s the ratio is noise.
+On a shared machine, step times of two runs differ by some percent, which is more than the effect to be measured.
+This compares adjacent time windows of one run: in every second window, supervisor, front and the provider's
+`submit` are stopped with SIGSTOP, while the worker continues to train. The worker's seconds per token are those of
+`metrics.jsonl`; a step that spans two windows is left out.
+
+*Ratio* is (seconds per token of a window in which the others run) / (those of a window in which they are stopped),
+each window compared with the mean of the two adjacent ones, averaged over all windows. Its standard error is
+computed as if the ratios were independent; adjacent ratios share windows, so the true error is up to about 1.7
+times larger. A window should contain several steps, because rows differ in length: with 30 steps and windows of 2
+s the ratio is noise.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ Window = tuple[bool, float]
 
 @dataclass
 class Alternation:
-    """Stops and starts processes while a job trains.
+    """Stops and continues the other processes while a job trains.
 
     Attributes:
         seconds: of a window.
@@ -50,7 +54,7 @@ class Alternation:
     seconds_per_token: list[float] = field(default_factory=list)
 
     def __call__(self, workspace: Path, job: int, submit: int) -> None:
-        """Go on from the first steps until the worker's metrics are gone."""
+        """Run windows from the first steps until the worker removes its metrics."""
         others: list[int] = []
         running = True
         try:
@@ -65,7 +69,7 @@ class Alternation:
             tell(others, signal.SIGCONT)
 
     def _look(self, workspace: Path) -> bool:
-        """Take the steps there are; False at the end of training, which comes to the last window's expense."""
+        """Read the new steps; returns False at the end of training, which may shorten the last window."""
         found = next(workspace.rglob("metrics.jsonl"), None)
         if found is None or (found.parent / "summary.json").exists():
             return not self.seconds_per_token
@@ -76,7 +80,7 @@ class Alternation:
         return True
 
     def windows(self) -> list[Window]:
-        """Those of at least one whole step."""
+        """Return the windows that contain at least one complete step."""
         spans = ((running, start + 1, end) for (start, running), (end, _) in itertools.pairwise(self.edges))
         return [
             (running, statistics.fmean(self.seconds_per_token[start:end]))
@@ -92,7 +96,7 @@ def tell(processes: Iterable[int], what: signal.Signals) -> None:
 
 
 def ratios(windows: Sequence[Window]) -> list[float]:
-    """Each window against the two beside it, running over stopped."""
+    """Return the ratio of each window to the two adjacent ones, running over stopped."""
     found = []
     for place in range(1, len(windows) - 1):
         (before, first), (running, own), (after, last) = windows[place - 1 : place + 2]
@@ -122,7 +126,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True, help="what scripts/prepare_demo.py filled")
+    parser.add_argument("--cache", type=Path, required=True, help="directory that scripts/prepare_demo.py filled")
     parser.add_argument("--steps", type=int, default=240, help="optimizer steps of 4 rows (240: some minutes)")
     parser.add_argument("--window", type=float, default=6.0, help="seconds")
     parser.add_argument("--json", action="store_true")
