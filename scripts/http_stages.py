@@ -23,7 +23,7 @@ from trainer.attestation.evidence import DatasetClaims, Evidence, Recipients
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
 from trainer.exchange.spool import RESULT_NAME
-from trainer.exchange.tls import server_context
+from trainer.exchange.tls import make_server_context
 from trainer.front.http.asgi_app import build_app
 from trainer.front.http.connection import capped_protocol, http_config
 from trainer.front.http.control_client import ControlClient
@@ -228,7 +228,7 @@ class Server:
         return await asyncio.open_unix_connection(sock=ours)
 
     async def _listen(self) -> asyncio.Server:
-        context, _ = server_context(now=0)
+        context, _ = make_server_context(now=0)
         return await asyncio.get_running_loop().create_server(self._protocol, "127.0.0.1", 0, ssl=context)
 
     def _protocol(self) -> asyncio.Protocol:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from trainer.cli.app import run_command_line as run
-from trainer.cli.validation_output import visible
+from trainer.cli.validation_output import show_control_characters
 from trainer.encoding import file_sha256
 from trainer.errors import ExitCode
 
@@ -144,7 +144,7 @@ def test_folders_formats_and_columns(job: Path, tmp_path: Path, capsys: pytest.C
     assert "9 rows to train on, 1 to evaluate on" in out
     (folder / "README.md").write_text("x")
     assert run(["validate", str(folder), "--job", str(job)]) == ExitCode.USAGE
-    assert "README.md is no data file" in capsys.readouterr().err
+    assert "README.md is not a data file" in capsys.readouterr().err
 
 
 def test_without_the_model_rows_are_read_and_it_is_said(
@@ -181,7 +181,7 @@ def test_a_page_holds_the_same_and_runs_nothing(job: Path, data: Path, tmp_path:
 
 
 def test_data_do_not_steer_a_terminal() -> None:
-    assert visible("a\x1b[31m\x00\x9b\u202eb\n\tc") == "a␛[31m␀␡␡b\n\tc"
+    assert show_control_characters("a\x1b[31m\x00\x9b\u202eb\n\tc") == "a␛[31m␀␡␡b\n\tc"
 
 
 def test_it_needs_neither_torch_nor_transformers(job: Path, data: Path) -> None:

@@ -238,7 +238,7 @@ def test_another_policy_wins_and_is_announced(files: Files, saved: Path, capsys:
     printed = json.loads(captured.out.splitlines()[0])
     assert printed["checks"]["sandbox"] == "contraindicated"
     assert captured.err.startswith(
-        f"note: judged by the policy {printed['confidential-trainer.appraisal']['policy_sha256']}"
+        f"note: appraised under the policy {printed['confidential-trainer.appraisal']['policy_sha256']}"
     )
     assert files.demanded.sha256() in captured.err
 

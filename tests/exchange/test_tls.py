@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import pytest
 
 from trainer.errors import VerificationError
-from trainer.exchange.tls import PinnedContext, server_context
+from trainer.exchange.tls import PinnedContext, make_server_context
 
 
 @pytest.fixture
 def server() -> Iterator[tuple[int, str]]:
-    context, spki = server_context(now=1_700_000_000)
+    context, spki = make_server_context(now=1_700_000_000)
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -53,7 +53,7 @@ def test_records_then_demands(server: tuple[int, str]) -> None:
 
 
 def test_every_server_context_has_its_own_key() -> None:
-    assert server_context(now=0)[1] != server_context(now=0)[1]
+    assert make_server_context(now=0)[1] != make_server_context(now=0)[1]
 
 
 def test_other_key_closes_the_connection(server: tuple[int, str]) -> None:

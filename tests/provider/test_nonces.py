@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from trainer.provider.nonces import (
-    KEEP_SECONDS,
     MAX_FILE_BYTES,
     MAX_NONCES,
+    RETENTION_SECONDS,
     SpentNonces,
     parse_spent_nonces,
     spend_nonce,
@@ -46,18 +46,18 @@ def test_the_file_is_private_and_holds_no_nonce(path: Path) -> None:
 
 
 def test_old_nonces_are_forgotten_once_no_policy_takes_their_evidence() -> None:
-    spent = SpentNonces().spending(NONCE, EVIDENCE, NOW)
-    assert spent.spending(OTHER, ELSE, NOW + KEEP_SECONDS - 1).evidence_of(NONCE) == EVIDENCE
-    assert spent.spending(OTHER, ELSE, NOW + KEEP_SECONDS).evidence_of(NONCE) is None
-    assert KEEP_SECONDS > 30 * 86400
+    spent = SpentNonces().add_nonce(NONCE, EVIDENCE, NOW)
+    assert spent.add_nonce(OTHER, ELSE, NOW + RETENTION_SECONDS - 1).find_evidence(NONCE) == EVIDENCE
+    assert spent.add_nonce(OTHER, ELSE, NOW + RETENTION_SECONDS).find_evidence(NONCE) is None
+    assert RETENTION_SECONDS > 30 * 86400
 
 
 def test_the_list_is_bounded(path: Path) -> None:
     entry = {"nonce_sha256": "cc" * 32, "evidence_sha256": EVIDENCE, "at": NOW}
     full = SpentNonces.model_validate_json(json.dumps({"version": 1, "spent": [entry] * MAX_NONCES}))
-    grown = full.spending(NONCE, EVIDENCE, NOW)
+    grown = full.add_nonce(NONCE, EVIDENCE, NOW)
     assert len(grown.spent) == MAX_NONCES
-    assert grown.evidence_of(NONCE) == EVIDENCE
+    assert grown.find_evidence(NONCE) == EVIDENCE
     path.parent.mkdir(parents=True)
     path.write_text(full.model_dump_json())
     assert spend_nonce(path, NONCE, EVIDENCE, now=NOW) is True
@@ -98,4 +98,4 @@ def test_of_many_runs_at_once_one_finds_the_nonce_unused(path: Path) -> None:
         answers = pool.starmap(_spend, [(path, digest) for digest in evidence])
     assert sorted(answers, key=str) == [False] * 7 + [True]
     kept = parse_spent_nonces(path.read_bytes())
-    assert kept.evidence_of(NONCE) == evidence[answers.index(True)]
+    assert kept.find_evidence(NONCE) == evidence[answers.index(True)]

@@ -17,10 +17,10 @@ from trainer.errors import ExitCode
 if TYPE_CHECKING:
     from trainer.audit import Change, ComposeReview, Finding
 
-_STYLE = {"critical": "bold red", "high": "red", "medium": "yellow", "low": "cyan", "info": "dim"}
-_WIDTH = 160
+_SEVERITY_STYLES = {"critical": "bold red", "high": "red", "medium": "yellow", "low": "cyan", "info": "dim"}
+_FILE_COLUMNS = 160
 _MAX_ROWS = 500
-"""Of one table: nobody reads more, and laying them out takes long. `--json` has all."""
+"""Rows of one table; the layout of more takes long. `--json` has all of them."""
 
 
 def audit_compose_file(
@@ -30,45 +30,45 @@ def audit_compose_file(
     ] = None,
     fail_on: Annotated[
         Literal["critical", "high", "medium", "low", "info", "never"],
-        typer.Option("--fail-on", help="Exit with 4 if there is a finding as bad as this, or worse."),
+        typer.Option("--fail-on", help="Exit with code 4 if a finding has at least this severity."),
     ] = "high",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Review a compose file: its hash, what is dangerous in it, and what changed. Do this before `policy init`."""
+    """Review a compose file before `policy init`: its hash, dangerous settings, and what changed."""
     from trainer.audit import Severity, audit_compose
 
-    audited = audit_compose(_read(compose), against=_read(against) if against else None)
+    review = audit_compose(_read_compose(compose), against=_read_compose(against) if against else None)
     if as_json:
-        print_json(asdict(audited))
+        print_json(asdict(review))
     else:
-        _print(audited, compared=against is not None)
-    if fail_on != "never" and audited.reaches(Severity(fail_on)):
+        _print_review(review, compared=against is not None)
+    if fail_on != "never" and review.reaches(Severity(fail_on)):
         raise typer.Exit(int(ExitCode.VERIFICATION))
 
 
-def _read(path: Path) -> bytes:
+def _read_compose(path: Path) -> bytes:
     from trainer.audit import MAX_COMPOSE_BYTES
     from trainer.provider import read_small_file
 
     return read_small_file(path, "compose file", MAX_COMPOSE_BYTES)
 
 
-def _print(audited: ComposeReview, *, compared: bool) -> None:
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH)
-    if audited.findings:
-        console.print(_findings_table(audited.findings))
-        _say_rest(len(audited.findings), "findings")
-    if audited.changes:
-        console.print(_changes_table(audited.changes))
-        _say_rest(len(audited.changes), "changes")
+def _print_review(review: ComposeReview, *, compared: bool) -> None:
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _FILE_COLUMNS)
+    if review.findings:
+        console.print(_findings_table(review.findings))
+        _print_omitted(len(review.findings), "findings")
+    if review.changes:
+        console.print(_changes_table(review.changes))
+        _print_omitted(len(review.changes), "changes")
     elif compared:
         typer.echo("changes: none in meaning")
-    typer.echo(f"compose hash: {audited.compose_sha256 or 'none: a docker-compose file alone is not measured'}")
-    typer.echo(f"job spec: {audited.job_spec_sha256 or 'none in the text'}")
-    typer.echo(_summary(audited))
+    typer.echo(f"compose hash: {review.compose_sha256 or 'none: a docker-compose file alone is not measured'}")
+    typer.echo(f"job spec: {review.job_spec_sha256 or 'none in the text'}")
+    typer.echo(_summarize_findings(review))
 
 
-def _say_rest(count: int, what: str) -> None:
+def _print_omitted(count: int, what: str) -> None:
     if count > _MAX_ROWS:
         typer.echo(f"… and {count - _MAX_ROWS} more {what}: --json lists all")
 
@@ -76,32 +76,33 @@ def _say_rest(count: int, what: str) -> None:
 def _findings_table(findings: tuple[Finding, ...]) -> Table:
     from trainer.audit import EMBEDDED
 
-    inside = any(finding.path.startswith(EMBEDDED) for finding in findings)
-    table = _table("", "line", "code", "where", "what", "hint")
-    table.caption = f"Lines of {EMBEDDED}.… count within that text." if inside else None
-    for found in findings[:_MAX_ROWS]:
-        cells = (str(found.line), found.code, found.path, found.message, found.hint)
-        table.add_row(found.severity.value, *cells, style=_STYLE[found.severity])
+    has_embedded = any(finding.path.startswith(EMBEDDED) for finding in findings)
+    table = _make_table("", "line", "code", "where", "what", "hint")
+    table.caption = f"Lines of {EMBEDDED}.… count within that text." if has_embedded else None
+    for finding in findings[:_MAX_ROWS]:
+        cells = (str(finding.line), finding.code, finding.path, finding.message, finding.hint)
+        table.add_row(finding.severity.value, *cells, style=_SEVERITY_STYLES[finding.severity])
     return table
 
 
 def _changes_table(changes: tuple[Change, ...]) -> Table:
-    table = _table("changed", "old", "new")
+    table = _make_table("changed", "old", "new")
     for change in changes[:_MAX_ROWS]:
-        table.add_row(change.path, *("(absent)" if each is None else each for each in (change.old, change.new)))
+        old, new = ("(absent)" if value is None else value for value in (change.old, change.new))
+        table.add_row(change.path, old, new)
     return table
 
 
-def _table(*columns: str) -> Table:
+def _make_table(*columns: str) -> Table:
     table = Table(show_lines=False, pad_edge=False, caption_justify="left")
     for name in columns:
         table.add_column(name, overflow="fold")
     return table
 
 
-def _summary(audited: ComposeReview) -> str:
+def _summarize_findings(review: ComposeReview) -> str:
     from trainer.audit import Severity
 
-    severities = [finding.severity for finding in audited.findings]
-    counts = [f"{severities.count(each)} {each.value}" for each in Severity if each in severities]
+    severities = [finding.severity for finding in review.findings]
+    counts = [f"{severities.count(level)} {level.value}" for level in Severity if level in severities]
     return f"findings: {', '.join(counts) or 'none'}"

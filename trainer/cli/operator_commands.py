@@ -49,7 +49,7 @@ def run_job_spec(
 
 @contextmanager
 def _require_simulator() -> Iterator[None]:
-    """Turn a missing `trainer.simulator` into a usage error: the container image does not contain it."""
+    """Turns a missing `trainer.simulator` into a usage error: the container image does not contain it."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and where this tool keeps files on the provider's machine."""
+"""Options that several commands share, and the places of the tool's own files on the provider's machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only results and errors.")]
 JOB_LOCATION: Final = "https:// URL of the job, or its spool directory."
 """Where a job is reached: a location of one of the carriers in `provider/transport/carrier_registry.py`."""
 
@@ -26,7 +26,7 @@ JobFile = Annotated[
 ]
 MaxEpsilon = Annotated[
     float | None,
-    typer.Option("--max-epsilon", help="Take no weights but differentially private ones, with at most this ε."),
+    typer.Option("--max-epsilon", help="Accept only differentially private weights, with at most this ε."),
 ]
 MaxDelta = Annotated[float | None, typer.Option("--max-delta", help="Goes with --max-epsilon: at most this δ.")]
 GrantFile = Annotated[
@@ -35,14 +35,14 @@ GrantFile = Annotated[
 
 
 def cache_directory() -> Path:
-    """Where collateral is cached: `$XDG_CACHE_HOME/confidential-trainer`."""
-    return _base("XDG_CACHE_HOME", ".cache") / "confidential-trainer"
+    """Returns the directory of cached collateral: `$XDG_CACHE_HOME/confidential-trainer`."""
+    return _xdg_directory("XDG_CACHE_HOME", ".cache") / "confidential-trainer"
 
 
 def nonces_file() -> Path:
-    """Where spent nonces are remembered: `$XDG_STATE_HOME/confidential-trainer/nonces`."""
-    return _base("XDG_STATE_HOME", ".local/state") / "confidential-trainer" / "nonces"
+    """Returns the file of spent nonces: `$XDG_STATE_HOME/confidential-trainer/nonces`."""
+    return _xdg_directory("XDG_STATE_HOME", ".local/state") / "confidential-trainer" / "nonces"
 
 
-def _base(variable: str, below_home: str) -> Path:
+def _xdg_directory(variable: str, below_home: str) -> Path:
     return Path(os.environ.get(variable) or Path.home() / below_home)

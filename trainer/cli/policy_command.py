@@ -1,4 +1,4 @@
-"""The `policy` commands: write down what is demanded of a job, and read it back in plain words."""
+"""The `policy` commands: write a policy for reviewed files, and explain a policy in words."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def policy_init(
     output: Annotated[Path, typer.Option("--output", "-o", help="The policy; never overwritten.")],
     trust_root: Annotated[
         Path | None,
-        typer.Option("--trust-root", help="PEM of another root than Intel's, such as a development root."),
+        typer.Option("--trust-root", help="PEM of a root other than Intel's, such as a development root."),
     ] = None,
     collateral: Annotated[
         str | None, typer.Option("--collateral", help="A file, or the URL of a PCCS; Intel's service if absent.")
@@ -60,7 +60,7 @@ def policy_init(
 
 @policy_app.command("explain")
 def policy_explain(policy: Annotated[Path, typer.Argument(help="policy.yaml")]) -> None:
-    """Say in plain words what a policy demands, and what it leaves open."""
+    """Explain what a policy demands and what it leaves open."""
     from trainer.attestation.policy import explain
     from trainer.provider import read_policy
 

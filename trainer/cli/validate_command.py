@@ -1,4 +1,4 @@
-"""`trainer validate`: what a dataset will be in the job, told where it may be read."""
+"""`trainer validate`: read a dataset as the job will, on the provider's machine, and report what comes of it."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def validate_dataset(
     model: Annotated[
         Path | None,
         typer.Option(
-            "--model", help="The base model's directory, where job.yaml names no local one; no weights needed."
+            "--model", help="The base model's directory, if job.yaml names no local one; weights are not needed."
         ),
     ] = None,
     example: Annotated[
         int | None,
-        typer.Option("--example", min=0, help="Show this row as the model will see it, counted from 0."),
+        typer.Option("--example", min=0, help="Show this row as the model will see it; rows count from 0."),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write what is found to a page as well; it quotes the example.")
+        Path | None, typer.Option("--html", help="Also write the report as an HTML page; it quotes the example.")
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Read and tokenise every row as the job will, here, without a GPU, before anything is sent."""
+    """Read and tokenise every row as the job will: on this machine, without a GPU, before anything is sent."""
     from trainer.cli import validation_output as output
     from trainer.provider import find_data_files
     from trainer.spec import read_job_spec
@@ -52,7 +52,7 @@ def validate_dataset(
 
     spec = read_job_spec(job)
     files = find_data_files(data)
-    base = _model_of(spec, job, model)
+    base = _load_local_model(spec, job, model)
     total, done = sum(path.stat().st_size for path in files.values()), 0
 
     with TerminalProgress(quiet=quiet or as_json) as report:
@@ -63,19 +63,19 @@ def validate_dataset(
             report.bytes_done("validating", min(done, total), total)
 
         found = survey(files, spec, base.tokens, example=example or 0, advance=advance)
-    result = output.Validation(
+    result = output.ValidationReport(
         spec, found, base.tokens, base.widths, base.unknown, show_example=example is not None or not as_json
     )
     if html is not None:
-        html.write_text(output.as_page(result), "utf-8")
+        html.write_text(output.render_page_html(result), "utf-8")
     if as_json:
         print_json(result.as_json())
         raise typer.Exit(int(ExitCode.JOB if found.first_problem else ExitCode.DONE))
     output.print_validation(result)
-    _raise_first(found)
+    _raise_first_problem(found)
 
 
-def _raise_first(found: Survey) -> None:
+def _raise_first_problem(found: Survey) -> None:
     problem = found.first_problem
     if problem is None:
         return
@@ -95,33 +95,41 @@ def _raise_first(found: Survey) -> None:
 
 
 @dataclass(frozen=True)
-class _Model:
-    """What is known of the base model here; `unknown` says why nothing is."""
+class _LocalModel:
+    """What is known of the base model on this machine.
+
+    Args:
+        tokens: its tokenizer; None if it is not here.
+        widths: the sizes of its layers; None if they are not known.
+        unknown: why nothing is known.
+    """
 
     tokens: ModelTokenizer | None = None
     widths: Architecture | None = None
     unknown: str = ""
 
 
-def _model_of(spec: JobSpec, job: Path, chosen: Path | None) -> _Model:
-    """Tokenizer and widths of the base model as the job will see it.
+def _load_local_model(spec: JobSpec, job: Path, chosen: Path | None) -> _LocalModel:
+    """Loads tokenizer and layer sizes of the base model as the job will see them.
 
     Raises:
-        UsageError: its files are here, but cannot be used.
+        UsageError: the model's files are here but cannot be used.
     """
     from trainer.validation.architecture import read_architecture
     from trainer.validation.model_files import files_of_the_job, find_model
 
     directory = find_model(spec, job, chosen)
     if directory is None:
-        return _Model(unknown="the base model is not here; --model DIR takes a directory with its small files")
+        return _LocalModel(
+            unknown="the base model is not here; --model DIR takes a directory with its small files"
+        )
     if any(find_spec(package) is None for package in ("tokenizers", "jinja2")):
-        return _Model(unknown='it takes pip install "confidential-trainer[validate]"')
+        return _LocalModel(unknown='this needs pip install "confidential-trainer[validate]"')
     with files_of_the_job(directory, spec) as files:
-        return _Model(_tokens(files, spec.data.chat_template), read_architecture(files))
+        return _LocalModel(_load_tokenizer(files, spec.data.chat_template), read_architecture(files))
 
 
-def _tokens(files: Path, chat_template: str | None) -> ModelTokenizer:
+def _load_tokenizer(files: Path, chat_template: str | None) -> ModelTokenizer:
     from trainer.data.examples.model_tokenizer import TOKENIZER_FILE, read_tokenizer
 
     if not (files / TOKENIZER_FILE).is_file():
@@ -130,6 +138,6 @@ def _tokens(files: Path, chat_template: str | None) -> ModelTokenizer:
             "tokens cannot be counted here",
             expected=f"{TOKENIZER_FILE} among model.model_file_sha256",
             found="none",
-            hint="only the job itself can read other tokenizers; better convert this one",
+            hint="only the job can read other tokenizers; convert this one",
         )
     return read_tokenizer(files, chat_template)

@@ -1,4 +1,4 @@
-"""What `trainer validate` found, for people and for programs."""
+"""The report of `trainer validate`: as text, as JSON and as an HTML page."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from trainer.validation.memory import GIB, MemoryEstimate, estimate_memory
 from trainer.validation.pair_survey import PairLengths
 from trainer.validation.survey import Survey, estimated_steps
 
-MAX_SHOWN: Final = 6000
-"""Characters of an example that are shown."""
+MAX_EXAMPLE_CHARACTERS: Final = 6000
+"""Characters of one piece of an example that are shown."""
 
-_BAR: Final = 40
+_BAR_COLUMNS: Final = 40
 
 
 @dataclass(frozen=True)
-class Validation:
-    """A survey, and what follows from it for the job.
+class ValidationReport:
+    """What a survey of the dataset found, and what follows from it for the job.
 
     Attributes:
         spec: the job.
         found: what one pass over the data found.
-        tokens: the base model's tokenizer; None where it is not here.
-        widths: the base model's; None where they are not known.
-        unknown: why there is no tokenizer, where there is none.
+        tokens: the base model's tokenizer; None if it is not on this machine.
+        widths: the base model's layer sizes; None if they are not known.
+        unknown: why there is no tokenizer, if there is none.
         show_example: whether a row's text may be shown.
     """
 
@@ -49,13 +49,13 @@ class Validation:
 
     @property
     def steps(self) -> int | None:
-        """Optimizer steps of the run."""
+        """Number of optimizer steps of the run; None if it cannot be estimated."""
         parts = self.found.parts
         return estimated_steps(parts, self.spec) if parts and parts.train else None
 
     @property
     def memory(self) -> MemoryEstimate | None:
-        """The GPU memory of a training step."""
+        """Estimated GPU memory of an optimizer step; None if the layer sizes are not known."""
         if self.widths is None or not self.found.lengths:
             return None
         batch = self.spec.train.per_device_train_batch_size * (2 if self.found.pairs.prompt else 1)
@@ -65,31 +65,31 @@ class Validation:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the provider should know; quotes no row."""
-        return tuple(_warnings(self))
+        """Warnings for the provider; they quote no row."""
+        return tuple(_find_warnings(self))
 
     def as_json(self) -> dict[str, object]:
-        """Everything but the example, unless it was asked for."""
+        """Returns the report as a JSON object; the example only if it was requested."""
         found, problem = self.found, self.found.first_problem
         document: dict[str, object] = {
             "rows": found.kinds.total(),
             "kinds": dict(found.kinds),
             "files": {name: dict(kinds) for name, kinds in found.rows.items()},
             "refused": {"count": found.refused.total(), "codes": dict(found.refused)},
-            "problems": [_problem(error) for error in found.problems],
-            "tokens": self._tokens() if self.tokens else None,
+            "problems": [_describe_problem(error) for error in found.problems],
+            "tokens": self._describe_tokens() if self.tokens else None,
             "steps": self.steps,
             "memory": {**asdict(self.memory), "total": self.memory.total} if self.memory else None,
             "warnings": list(self.warnings),
         }
         if self.show_example and found.shown is not None and self.tokens is not None:
-            document["example"] = [list(_runs(example, self.tokens)) for example in found.shown.examples]
+            document["example"] = [list(_split_by_mask(example, self.tokens)) for example in found.shown.examples]
         if problem is not None:
             document["error"] = {"code": problem.code.value, "message": problem.message, "hint": problem.hint}
             document["exit_code"] = int(problem.exit_code)
         return document
 
-    def _tokens(self) -> dict[str, object]:
+    def _describe_tokens(self) -> dict[str, object]:
         found, parts = self.found, self.found.parts
         return {
             "total": sum(found.lengths),
@@ -100,20 +100,20 @@ class Validation:
             "dropped_rows": found.dropped,
             "length": quantiles(found.lengths),
             "histogram": histogram(found.lengths),
-            "pairs": _pairs(found.pairs),
+            "pairs": _describe_pairs(found.pairs),
             "duplicate_rows": found.duplicates,
             "split": asdict(parts) if parts else None,
         }
 
 
-def _pairs(pairs: PairLengths) -> dict[str, object] | None:
+def _describe_pairs(pairs: PairLengths) -> dict[str, object] | None:
     if not pairs.prompt:
         return None
     lengths = {name: quantiles(getattr(pairs, name)) for name in ("prompt", "chosen", "rejected")}
     return {"count": len(pairs.prompt), "chosen_longer": pairs.longer, **lengths}
 
 
-def _problem(error: DataError) -> dict[str, object]:
+def _describe_problem(error: DataError) -> dict[str, object]:
     return {
         "code": error.code.value,
         "file": error.file,
@@ -125,14 +125,14 @@ def _problem(error: DataError) -> dict[str, object]:
     }
 
 
-def _warnings(result: Validation) -> Iterator[str]:
+def _find_warnings(result: ValidationReport) -> Iterator[str]:
     found, parts = result.found, result.found.parts
     if result.tokens is None:
         yield f"tokens were not counted: {result.unknown}"
         return
     examples = len(found.lengths)
     if examples and found.endless == examples:
-        yield "NO END OF TURN IS EVER TRAINED ON: no trained part holds a stop token, so no stopping is learned"
+        yield "NO END OF TURN IS EVER TRAINED ON: no trained part has a stop token, so stopping is not learned"
     elif found.endless > found.truncated:
         yield f"{found.endless} of {examples} examples train on no end of turn"
     if found.truncated:
@@ -142,15 +142,15 @@ def _warnings(result: Validation) -> Iterator[str]:
     if found.duplicates:
         yield f"{found.duplicates} rows repeat another one"
     if parts and parts.overlap:
-        yield f"{parts.overlap} of {parts.evaluation} evaluation rows stand in the training part too"
+        yield f"{parts.overlap} of {parts.evaluation} evaluation rows are in the training part too"
     if found.special:
-        yield f"{found.special} rows hold the text of a special token, which is read as that token"
+        yield f"{found.special} rows contain the text of a special token, which becomes that token"
 
 
-def print_validation(result: Validation) -> None:
-    """Everything, on stdout."""
+def print_validation(result: ValidationReport) -> None:
+    """Prints the report on stdout."""
     console = Console(highlight=False, soft_wrap=True)
-    for line in _lines(result):
+    for line in _report_lines(result):
         console.print(Text(line))
     for warning in result.warnings:
         console.print(Text(f"warning   {warning}", style="yellow"))
@@ -158,7 +158,7 @@ def print_validation(result: Validation) -> None:
         _print_example(console, result)
 
 
-def _lines(result: Validation) -> Iterator[str]:
+def _report_lines(result: ValidationReport) -> Iterator[str]:
     found = result.found
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
     yield f"{found.kinds.total()} rows: {kinds or 'none'}"
@@ -182,7 +182,7 @@ def _problem_lines(found: Survey) -> Iterator[str]:
         yield f"          … and {found.refused.total() - len(found.problems)} more"
 
 
-def _token_lines(result: Validation) -> Iterator[str]:
+def _token_lines(result: ValidationReport) -> Iterator[str]:
     found, total = result.found, sum(result.found.lengths)
     yield f"tokens    {total}, {_percent(found.trained, total)} of them trained on"
     if found.lost:
@@ -190,10 +190,10 @@ def _token_lines(result: Validation) -> Iterator[str]:
     yield "length    " + "  ".join(f"{name} {value}" for name, value in quantiles(found.lengths).items())
     yield from _pair_lines(found.pairs)
     ranges = histogram(found.lengths)
-    most = max(count for _, _, count in ranges)
+    highest = max(count for _, _, count in ranges)
     width = max(len(f"{first}-{last}") for first, last, _ in ranges)
     for first, last, count in ranges:
-        bar = "█" * -(-_BAR * count // most)
+        bar = "█" * -(-_BAR_COLUMNS * count // highest)
         yield f"          {f'{first}-{last}':>{width}} {bar} {count}"
 
 
@@ -207,27 +207,28 @@ def _pair_lines(pairs: PairLengths) -> Iterator[str]:
         yield f"          {name:8} {values}"
 
 
-def _cost_lines(result: Validation) -> Iterator[str]:
+def _cost_lines(result: ValidationReport) -> Iterator[str]:
     parts, memory = result.found.parts, result.memory
     if parts is not None and result.steps is not None:
         more = f" in {parts.examples} examples" if parts.examples != parts.train else ""
         yield f"split     {parts.train} rows to train on{more}, {parts.evaluation} to evaluate on"
         yield f"steps     {'at least ' if result.spec.data.packing else ''}{result.steps} optimizer steps"
     if memory is not None:
-        parts_of = ", ".join(f"{name} {_gib(size)}" for name, size in asdict(memory).items())
-        yield f"GPU       about {_gib(memory.total)} GiB: {parts_of} (estimated from widths, not measured yet)"
+        shares = ", ".join(f"{name} {_format_gib(size)}" for name, size in asdict(memory).items())
+        total = _format_gib(memory.total)
+        yield f"GPU       about {total} GiB: {shares} (estimated from widths, not measured yet)"
 
 
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "none"
+def _percent(part: int, total: int) -> str:
+    return f"{100 * part / total:.1f} %" if total else "none"
 
 
-def _gib(size: int) -> str:
+def _format_gib(size: int) -> str:
     return f"{size / GIB:.2f}"
 
 
-def _runs(example: Example, tokens: ModelTokenizer) -> Iterator[tuple[bool, str]]:
-    """Stretches of an example's text, each with whether it is trained on."""
+def _split_by_mask(example: Example, tokens: ModelTokenizer) -> Iterator[tuple[bool, str]]:
+    """Yields the text of an example in pieces: whether the piece is trained on, and its text."""
     start = 0
     for position in range(1, example.length + 1):
         if position == example.length or example.trained[position] != example.trained[start]:
@@ -235,7 +236,7 @@ def _runs(example: Example, tokens: ModelTokenizer) -> Iterator[tuple[bool, str]
             start = position
 
 
-def _print_example(console: Console, result: Validation) -> None:
+def _print_example(console: Console, result: ValidationReport) -> None:
     shown, tokens = result.found.shown, result.tokens
     if shown is None or tokens is None:
         return
@@ -244,18 +245,18 @@ def _print_example(console: Console, result: Validation) -> None:
     console.print(Text(f"example   {shown.row.file} row {shown.row.index}{count}; trained on: ⟦…⟧", style="bold"))
     for example in shown.examples:
         line = Text()
-        for trained, text in _runs(example, tokens):
-            shown_text = visible(text)[:MAX_SHOWN]
+        for trained, text in _split_by_mask(example, tokens):
+            shown_text = show_control_characters(text)[:MAX_EXAMPLE_CHARACTERS]
             line.append(f"⟦{shown_text}⟧" if trained else shown_text, style="green" if trained else "dim")
         console.print(line)
 
 
-def visible(text: str) -> str:
-    """The text with control characters as symbols: data must not steer a terminal."""
-    return "".join(_symbol(character) for character in text)
+def show_control_characters(text: str) -> str:
+    """Returns the text with symbols in place of control characters: data must not control a terminal."""
+    return "".join(_visible_symbol(character) for character in text)
 
 
-def _symbol(character: str) -> str:
+def _visible_symbol(character: str) -> str:
     if character in "\n\t":
         return character
     code = ord(character)
@@ -264,30 +265,33 @@ def _symbol(character: str) -> str:
     return "␡" if unicodedata.category(character) in ("Cc", "Cf") else character
 
 
-_STYLE: Final = (
+_PAGE_STYLE: Final = (
     "body{font:14px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}pre{white-space:pre-wrap;"
     "background:#f6f6f6;padding:1em}mark{background:#bfe8bf}.w{color:#8a5a00}"
 )
 
 
-def as_page(result: Validation) -> str:
-    """The same as a page that needs nothing else: no script, no request."""
-    lines = html.escape("\n".join(_lines(result)))
+def render_page_html(result: ValidationReport) -> str:
+    """Returns the report as one HTML page, without scripts and without requests to anywhere."""
+    lines = html.escape("\n".join(_report_lines(result)))
     warnings = "".join(f"<p class=w>{html.escape(warning)}</p>" for warning in result.warnings)
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>trainer validate</title>"
-        f"<style>{_STYLE}</style><h1>The dataset in the job</h1><pre>{lines}</pre>{warnings}"
-        f"{_page_example(result)}</html>\n"
+        f"<style>{_PAGE_STYLE}</style><h1>The dataset in the job</h1><pre>{lines}</pre>{warnings}"
+        f"{_render_example(result)}</html>\n"
     )
 
 
-def _page_example(result: Validation) -> str:
+def _render_example(result: ValidationReport) -> str:
     shown, tokens = result.found.shown, result.tokens
     if shown is None or tokens is None:
         return ""
     parts: list[str] = []
     for example in shown.examples:
         runs: Mapping[bool, str] = {True: "<mark>{}</mark>", False: "{}"}
-        texts = (runs[trained].format(html.escape(visible(text))) for trained, text in _runs(example, tokens))
+        texts = (
+            runs[trained].format(html.escape(show_control_characters(text)))
+            for trained, text in _split_by_mask(example, tokens)
+        )
         parts.append(f"<pre>{''.join(texts)}</pre>")
     return f"<h2>Row {shown.row.index}: what is marked is trained on</h2>{''.join(parts)}"

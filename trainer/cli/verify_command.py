@@ -1,4 +1,4 @@
-"""The `verify` command: appraise a job, bare evidence, or a saved result; print it, save it, make a page of it."""
+"""The `verify` command: appraise a job, evidence from a file, or a saved result; print and save the result."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from trainer.attestation.policy import Policy
     from trainer.attestation.result.record import Record
 
-RECORDED: Final = "recorded"
-LAST_SECOND: Final = 253402300799
+_RECORDED: Final = "recorded"
+_MAX_UNIX_TIME: Final = 253402300799
 """The end of the year 9999, as in `trainer.models.UnixTime`."""
 
 
@@ -34,7 +34,8 @@ def verify_job(
     policy: Annotated[
         Path | None,
         typer.Option(
-            "--policy", help="What you demand of the job (policy.yaml). A saved result has its own; this one wins."
+            "--policy",
+            help="What you demand of the job (policy.yaml). Replaces the policy of a saved result.",
         ),
     ] = None,
     output: Annotated[
@@ -43,27 +44,28 @@ def verify_job(
             "--output",
             "-o",
             "--save",
-            help="Save the result with all that it judged: for `trainer seal`, and to be judged again offline.",
+            help="Save the result with all its inputs: for `trainer seal`, and to appraise it again offline.",
         ),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write a page for people: one file, no scripts.")
+        Path | None, typer.Option("--html", help="Write a report to read: one HTML file without scripts.")
     ] = None,
     nonce: Annotated[
-        str | None, typer.Option("--nonce", help="For an evidence FILE: the 64 hex digits that you asked for.")
+        str | None,
+        typer.Option("--nonce", help="For evidence in a FILE: the nonce you chose, 64 hex digits."),
     ] = None,
     at: Annotated[
         str | None,
         typer.Option(
             "--at",
             metavar="TIME",
-            help="For a FILE: judge as of this time (RFC 3339 or Unix seconds; `recorded`: when it was saved).",
+            help="For a FILE: appraise as of this time (RFC 3339 or Unix seconds; `recorded`: when it was saved).",
         ),
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Appraise a job: every check by name. Exit code 4 means: do not upload."""
+    """Appraise a job and list every check. Exit code 4 means: do not upload."""
     from trainer import provider
 
     demanded = provider.read_policy(policy) if policy is not None else None
@@ -73,8 +75,8 @@ def verify_job(
         record = _appraise_file(Path(source), demanded, nonce, at)
     else:
         record = _appraise_job(source, demanded, at)
-    _write(record, output, html)
-    _show(record, as_json=as_json, quiet=quiet)
+    _write_files(record, output, html)
+    _print_record(record, as_json=as_json, quiet=quiet)
     record.result.require_pass(record.result.appraised_at)
 
 
@@ -82,15 +84,15 @@ def _appraise_job(source: str, demanded: Policy | None, at: str | None) -> Recor
     from trainer import provider
 
     if demanded is None:
-        raise _no_policy()
+        raise _missing_policy()
     if at is not None:
-        raise UsageError(ErrorCode.USAGE, "--at", expected="a file to judge", found="a job that answers now")
+        raise UsageError(ErrorCode.USAGE, "--at", expected="a file to appraise", found="a job that answers now")
     client = provider.connect_to_job(source)
     return provider.appraise_job(client, demanded, cache=cache_directory(), nonces=nonces_file())
 
 
 def _appraise_file(path: Path, demanded: Policy | None, nonce: str | None, at: str | None) -> Record:
-    """A saved result or bare evidence, told apart by what is in the file."""
+    """Appraises a saved result or evidence; the content of the file decides which it is."""
     from trainer.attestation.result.record import MAX_RECORD_BYTES, is_record
     from trainer.provider import read_small_file
 
@@ -106,11 +108,11 @@ def _reappraise(data: bytes, demanded: Policy | None, nonce: str | None, at: str
     recorded = load_record(data)
     if demanded is not None and demanded.sha256() != recorded.policy.sha256():
         typer.echo(
-            f"note: judged by the policy {demanded.sha256()}; the saved result was judged by another one, "
-            f"{recorded.policy.sha256()}",
+            f"note: appraised under the policy {demanded.sha256()}; the saved result was appraised under "
+            f"another one, {recorded.policy.sha256()}",
             err=True,
         )
-    now = recorded.result.appraised_at if at == RECORDED else _time(at)
+    now = recorded.result.appraised_at if at == _RECORDED else _parse_time(at)
     return reappraise(recorded, now=now, policy=demanded, nonce=nonce)
 
 
@@ -119,7 +121,7 @@ def _appraise_evidence(data: bytes, demanded: Policy | None, nonce: str | None, 
     from trainer.attestation.evidence import parse_evidence
 
     if demanded is None:
-        raise _no_policy()
+        raise _missing_policy()
     if nonce is None:
         raise UsageError(
             ErrorCode.USAGE,
@@ -134,27 +136,27 @@ def _appraise_evidence(data: bytes, demanded: Policy | None, nonce: str | None, 
         nonce=nonce,
         cache=cache_directory(),
         nonces=nonces_file(),
-        now=_time(at),
+        now=_parse_time(at),
         peer_spki_sha256=None,
     )
 
 
-def _no_policy() -> UsageError:
+def _missing_policy() -> UsageError:
     return UsageError(
         ErrorCode.USAGE,
-        "what to judge by",
+        "no policy to appraise under",
         expected="--policy with your policy.yaml",
         found="none",
-        hint="only a saved result brings a policy along; write one with `trainer policy init`",
+        hint="only a saved result contains a policy; write one with `trainer policy init`",
     )
 
 
-def _time(text: str | None) -> int:
-    """Unix seconds of `--at`; the clock where it is absent."""
+def _parse_time(text: str | None) -> int:
+    """Returns `--at` in Unix seconds; the current time if it is absent."""
     if text is None:
         return int(time.time())
-    seconds = int(text) if re.fullmatch("[0-9]{1,12}", text) else _rfc3339(text)
-    if seconds is None or not 0 <= seconds <= LAST_SECOND:
+    seconds = int(text) if re.fullmatch("[0-9]{1,12}", text) else _parse_rfc3339(text)
+    if seconds is None or not 0 <= seconds <= _MAX_UNIX_TIME:
         raise UsageError(
             ErrorCode.USAGE,
             "--at",
@@ -165,7 +167,7 @@ def _time(text: str | None) -> int:
     return seconds
 
 
-def _rfc3339(text: str) -> int | None:
+def _parse_rfc3339(text: str) -> int | None:
     try:
         moment = dt.datetime.fromisoformat(text)
     except ValueError:
@@ -173,7 +175,7 @@ def _rfc3339(text: str) -> int | None:
     return None if moment.tzinfo is None else int(moment.timestamp())
 
 
-def _write(record: Record, output: Path | None, html: Path | None) -> None:
+def _write_files(record: Record, output: Path | None, html: Path | None) -> None:
     if output is not None:
         from trainer.attestation.result.record import save_record
 
@@ -184,7 +186,7 @@ def _write(record: Record, output: Path | None, html: Path | None) -> None:
         html.write_text(render_page(record), encoding="utf-8")
 
 
-def _show(record: Record, *, as_json: bool, quiet: bool) -> None:
+def _print_record(record: Record, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         from trainer.attestation.result.ear import ear_document
 

@@ -1,4 +1,4 @@
-"""Every cap of the carrier on sizes, counts and times, in one place. Outsiders choose none of them."""
+"""Every bound of the exchange on sizes, counts and times. No client can choose one of them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from trainer.attestation.evidence import MAX_EVIDENCE_BYTES
 from trainer.models import Strict
 
 MAX_MESSAGE_BYTES: Final = 32 << 20
-"""One message of the control channel, newline included (evidence may double when escaped)."""
+"""One message of the control channel, newline included; escaping may double the size of evidence."""
 
 MAX_FRONT_MESSAGE_BYTES: Final = 4 << 10
-"""One message *from* the front: it is exposed to the network, so the supervisor reads little from it."""
+"""One message *from* the front. It faces the network, so the supervisor reads only short messages from it."""
 
 MAX_SEALED_EVENT_BYTES: Final = 1 << 20
 """One private event: base64 of an age file."""
@@ -24,35 +24,35 @@ MAX_EVIDENCE_ANSWER_BYTES: Final = MAX_EVIDENCE_BYTES
 MAX_DELETION_BYTES: Final = 16 << 10
 
 DELETION_TYPE: Final = "application/vnd.dsse.envelope.v1+json"
-"""Media type of the answer to `POST /ack` for who accepts it: the job's deletion statement."""
+"""Media type of the deletion statement, which answers `POST /ack` if the request accepts it."""
 
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
 class Limits(Strict):
-    """What one front process grants to strangers. Times in seconds, sizes in bytes."""
+    """Bounds on what the front does for clients. Times in seconds, sizes in bytes."""
 
     connections: Count = 256
-    """Open TCP connections, TLS handshakes included; further ones are closed unanswered."""
+    """Open TCP connections, including those in a TLS handshake; further ones are closed without an answer."""
     handshake_seconds: Seconds = 10
-    """To finish a TLS handshake."""
+    """Time to finish a TLS handshake."""
     head_seconds: Seconds = 10
-    """To send a request line and all headers, from the first wait for them."""
+    """Time to send a request line and all headers, from the moment the server waits for them."""
     head_bytes: Count = 16 << 10
-    """Request line and headers together."""
+    """Size of request line and headers together."""
     headers: Count = 48
     """Number of request headers."""
     idle_seconds: Annotated[int, Field(ge=1, le=3600)] = 15
-    """How long a connection may stay open between requests."""
+    """Time that a connection may stay open between requests."""
     block_bytes: Count = 256 << 10
-    """Unit of reading and writing bodies."""
+    """Size in which bodies are read and written."""
     block_seconds: Seconds = 30
-    """For one block of an upload to arrive, and for one block of an answer to be taken."""
+    """Time for one block of an upload to arrive, and for a client to take one block of a response."""
     linger_seconds: Seconds = 2
-    """How long the rest of a body is thrown away after an early answer, so that the answer is read."""
+    """Time that the rest of a request body is discarded after an early response, so that the client reads it."""
     event_streams: Count = 32
-    """Open `/events` answers."""
+    """Open `/events` streams."""
     event_stream_seconds: Seconds = 3600
     """Age at which an event stream is closed; clients reconnect with `Last-Event-ID`."""
     heartbeat_seconds: Seconds = 15
@@ -62,13 +62,13 @@ class Limits(Strict):
     kept_event_bytes: Annotated[int, Field(ge=1, le=1 << 30)] = 8 << 20
     """Bytes of private events kept for clients that reconnect."""
     evidence_burst: Count = 8
-    """Evidence that can be asked for at once before the rate applies: each costs a quote."""
+    """Requests for evidence that are answered at once before the rate applies: each costs a quote."""
     evidence_per_second: Annotated[float, Field(gt=0, le=1000)] = 1.0
     deletion_seconds: Seconds = 10
-    """For the supervisor to destroy what it has and to sign that it did, after an acknowledgement."""
+    """Time for the supervisor to destroy keys and plaintext and sign the statement after an acknowledgement."""
     evidence_seconds: Seconds = 60
-    """For the supervisor to answer with evidence."""
+    """Time for the supervisor to return evidence."""
     upload_idle_seconds: Seconds = 120
-    """After so long without a byte, an unfinished upload may be replaced by another."""
+    """Time without a byte after which another upload may replace an unfinished one."""
     empty_upload_seconds: Seconds = 5
-    """The same for an upload that has no byte yet: its client may have died before it noted the upload's id."""
+    """The same for an upload without any byte: its client may have died before it stored the upload's location."""

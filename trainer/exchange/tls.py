@@ -1,7 +1,7 @@
-"""TLS without certificate authorities: a key that lives in memory on one side, a pin of that key on the other.
+"""TLS without certificate authorities: the job has a key that exists in memory only, the client pins that key.
 
-The digest of the job's TLS key stands in its attested claims (`tls_spki_sha256`). The client compares it with the
-key that the peer proved to hold in the handshake, before a byte of any request leaves.
+The attested claims contain the digest of the job's TLS key (`tls_spki_sha256`). The client compares it with the
+key that the peer proved to possess in the handshake, before it sends a byte of a request.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from cryptography.x509.oid import NameOID
 from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, UnavailableError, VerificationError
 
-_NAME = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "confidential-trainer")])
+_CERTIFICATE_NAME = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "confidential-trainer")])
 
 
-def server_context(*, now: int) -> tuple[ssl.SSLContext, str]:
-    """A TLS 1.3 server context with a fresh P-256 key, and the SHA-256 of its SubjectPublicKeyInfo in hex.
+def make_server_context(*, now: int) -> tuple[ssl.SSLContext, str]:
+    """Returns a TLS 1.3 server context with a fresh P-256 key, and the SHA-256 of its SubjectPublicKeyInfo in hex.
 
     Args:
-        now: Unix time; only dates the certificate, which nobody checks.
+        now: Unix time; it dates the certificate, which no client checks.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.num_tickets = 0  # every connection proves the key anew
+    context.num_tickets = 0  # no session resumption: every connection proves possession of the key
     context.set_alpn_protocols(["http/1.1"])
-    _load_from_memory(context, _certificate(key, now) + _private_pem(key))
-    return context, spki_sha256(key.public_key())
+    _load_certificate(context, _self_sign(key, now) + _encode_private_key(key))
+    return context, hash_public_key(key.public_key())
 
 
-def spki_sha256(key: ec.EllipticCurvePublicKey) -> str:
-    """SHA-256 of the DER SubjectPublicKeyInfo, in hex."""
+def hash_public_key(key: ec.EllipticCurvePublicKey) -> str:
+    """Returns the SHA-256 of the key's DER SubjectPublicKeyInfo, in hex."""
     encoding, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     return sha256_hex(key.public_bytes(encoding, form))
 
 
-def _certificate(key: ec.EllipticCurvePrivateKey, now: int) -> bytes:
+def _self_sign(key: ec.EllipticCurvePrivateKey, now: int) -> bytes:
     start = dt.datetime.fromtimestamp(now, dt.UTC) - dt.timedelta(days=1)
     builder = (
         x509.CertificateBuilder()
-        .subject_name(_NAME)
-        .issuer_name(_NAME)
+        .subject_name(_CERTIFICATE_NAME)
+        .issuer_name(_CERTIFICATE_NAME)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
@@ -59,36 +59,36 @@ def _certificate(key: ec.EllipticCurvePrivateKey, now: int) -> bytes:
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def _encode_private_key(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
-def _load_from_memory(context: ssl.SSLContext, pem: bytes) -> None:
-    """`ssl` reads keys from files only; an anonymous file in memory never reaches a disk."""
+def _load_certificate(context: ssl.SSLContext, pem: bytes) -> None:
+    """Loads certificate and key. `ssl` reads files only; an anonymous file in memory never reaches a disk."""
     descriptor = os.memfd_create("tls", os.MFD_CLOEXEC)
     try:
         with os.fdopen(descriptor, "wb", closefd=False) as file:
             file.write(pem)
         context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-        os.pwrite(descriptor, bytes(len(pem)), 0)
+        os.pwrite(descriptor, bytes(len(pem)), 0)  # overwrites the key before the memory is freed
     finally:
         os.close(descriptor)
 
 
 class PinnedContext(ssl.SSLContext):
-    """A client context that trusts no authority and one key.
+    """A client context that trusts one key and no authority.
 
-    The first handshake records the peer's key unless `pin` is set before; every later one must show the
-    same. The check runs inside `wrap_socket`, so a connection to another key is never handed to its user.
+    The first handshake records the peer's key unless `pin` is set before; every later one must show the same key.
+    The check runs inside `wrap_socket`, so a caller never gets a connection to another key.
     """
 
     pin: str | None
     """SHA-256 of the only acceptable SubjectPublicKeyInfo, in hex; None until one is known."""
 
     def __new__(cls, pin: str | None) -> Self:
-        """A context for TLS 1.3 that demands `pin`, if there is one."""
+        """Makes a context for TLS 1.3 that demands the key `pin`, if there is one."""
         context = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -106,12 +106,12 @@ class PinnedContext(ssl.SSLContext):
         server_hostname: str | bytes | None = None,
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLSocket:
-        """Handshake, then compare keys.
+        """Does the handshake and compares the keys.
 
         Raises:
-            VerificationError: the peer holds another key (`tls-key-mismatch`). Nothing was sent to it but the
-                handshake, and the connection is closed.
-            ValueError: a caller that wants to postpone the handshake, past the check.
+            VerificationError: the peer has another key (`tls-key-mismatch`). It got nothing but the handshake, and
+                the connection is closed.
+            ValueError: the caller asks to postpone the handshake, which would skip the check.
         """
         if server_side or not do_handshake_on_connect:
             raise ValueError("a pinned context is for clients that complete the handshake at once")
@@ -119,22 +119,22 @@ class PinnedContext(ssl.SSLContext):
             sock, suppress_ragged_eofs=suppress_ragged_eofs, server_hostname=server_hostname, session=session
         )
         try:
-            self._check(wrapped)
+            self._check_peer_key(wrapped)
         except BaseException:
             wrapped.close()
             raise
         return wrapped
 
     def wrap_bio(self, *_: object, **__: object) -> ssl.SSLObject:
-        """Not offered: its handshake is driven by the caller, so the check could be forgotten.
+        """Refuses: with memory buffers the caller drives the handshake and could leave out the check.
 
         Raises:
             ValueError: always.
         """
         raise ValueError("a pinned context is for blocking sockets")
 
-    def _check(self, connection: ssl.SSLSocket) -> None:
-        found = _peer_spki_sha256(connection)
+    def _check_peer_key(self, connection: ssl.SSLSocket) -> None:
+        found = _hash_peer_key(connection)
         if self.pin is None:
             self.pin = found
         elif self.pin != found:
@@ -147,7 +147,7 @@ class PinnedContext(ssl.SSLContext):
             )
 
 
-def _peer_spki_sha256(connection: ssl.SSLSocket) -> str:
+def _hash_peer_key(connection: ssl.SSLSocket) -> str:
     der = connection.getpeercert(binary_form=True)
     if der is None:
         raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the peer showed no certificate")

@@ -19,7 +19,7 @@ from typing import Final
 
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
-from trainer.exchange.tls import server_context
+from trainer.exchange.tls import make_server_context
 from trainer.front.http.asgi_app import build_app
 from trainer.front.http.connection import CappedListener, StillServer, event_loop, http_config, listen
 from trainer.front.http.control_client import ControlClient
@@ -71,7 +71,7 @@ async def serve(settings: FrontSettings) -> None:
         raise
     sandbox = _confine(settings.plan)  # it listens: from here on it needs no socket but those it accepts
     app = build_app(link, settings.spool, max_upload_bytes=settings.exchange.max_upload_bytes, limits=limits)
-    context, spki = server_context(now=int(time.time()))
+    context, spki = make_server_context(now=int(time.time()))
     config = http_config(app, limits, context)
     await link.send(Ready(port=listener.getsockname()[1], tls_spki_sha256=spki, sandbox=sandbox))
     await _until_told(StillServer(config), listener, link)

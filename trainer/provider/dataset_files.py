@@ -1,4 +1,4 @@
-"""The data files: which there are, and whether every row is one."""
+"""Finds the data files of a dataset and checks that the job will be able to read every row."""
 
 from __future__ import annotations
 
@@ -15,31 +15,34 @@ from trainer.spec import read_job_spec
 
 
 def find_data_files(paths: Sequence[Path]) -> dict[str, Path]:
-    """Name inside the bundle → file. Of a folder, all files below it, by their names relative to it.
+    """Returns the data files: name in the bundle → path.
+
+    Args:
+        paths: files, or folders whose files are all taken, named relative to the folder; hidden ones are left out.
 
     Raises:
-        UsageError: a file is missing, two have the same name, or a folder holds what is no data file.
+        UsageError: a file is missing, two have the same name, or a folder contains a file of another kind.
     """
     files: dict[str, Path] = {}
-    for name, path in itertools.chain.from_iterable(map(_named_files, paths)):
+    for name, path in itertools.chain.from_iterable(map(_list_files, paths)):
         if name in files:
             raise UsageError(ErrorCode.USAGE, f"two data files are called {name}", hint="rename one of them")
         files[name] = path
     return files
 
 
-def _named_files(path: Path) -> Iterator[tuple[str, Path]]:
+def _list_files(path: Path) -> Iterator[tuple[str, Path]]:
     if path.is_file():
         yield path.name, path
         return
-    below = [file for file in sorted(path.rglob("*")) if file.is_file() and not _hidden(file, path)]
+    below = [file for file in sorted(path.rglob("*")) if file.is_file() and not _is_hidden(file, path)]
     if not below:
         raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such data file: {path}")
     for file in below:
         if not file.name.lower().endswith(FOLDER_SUFFIXES):
             raise UsageError(
                 ErrorCode.USAGE,
-                f"{file} is no data file",
+                f"{file} is not a data file",
                 expected=f"only files ending in {', '.join(FOLDER_SUFFIXES)}",
                 found=file.suffix or "no ending",
                 hint="move it out of the folder, or name the data files one by one",
@@ -47,19 +50,19 @@ def _named_files(path: Path) -> Iterator[tuple[str, Path]]:
         yield file.relative_to(path).as_posix(), file
 
 
-def _hidden(file: Path, folder: Path) -> bool:
+def _is_hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def count_rows(files: Mapping[str, Path], schema: RowSchema = DEFAULT_SCHEMA) -> Counter[str]:
-    """Read every row as the job will; returns how many there are of each kind.
+    """Reads every row as the job will; returns the number of rows of each kind.
 
     Args:
-        files: name inside the bundle → file.
-        schema: how the job spec's data section says that objects become rows.
+        files: name in the bundle → path.
+        schema: how objects become rows, by the job spec's section `data`.
 
     Raises:
-        DataError: a row is malformed: better to know before the upload.
+        DataError: a row is malformed.
     """
     kinds: Counter[str] = Counter()
     for name, path in files.items():
@@ -68,7 +71,11 @@ def count_rows(files: Mapping[str, Path], schema: RowSchema = DEFAULT_SCHEMA) ->
 
 
 def row_schema_for(result: AttestationResult, job: Path | None) -> RowSchema:
-    """How rows are read for an appraised job: as its spec says, where the provider has it.
+    """Returns how the appraised job reads rows.
+
+    Args:
+        result: the appraisal of the job.
+        job: path of its spec; None if the provider does not have it, which gives the default schema.
 
     Raises:
         UsageError: the job spec cannot be read.

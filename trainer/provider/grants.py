@@ -1,4 +1,4 @@
-"""seal: who the result is for, what is demanded of it, and the dataset encrypted with that."""
+"""The seal step: write the grant, check the rows, and encrypt both to the appraised job."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from trainer.sealing.bundle import Grant, GrantDemands, PrivacyDemand
 from trainer.sealing.seal import seal
 
 GRANT_SECONDS: Final = 7 * 86400
-"""How long a job may open a dataset after it was sealed, unless the provider says otherwise."""
+"""Default lifetime of a grant: how long after sealing a job may open the dataset."""
 
 Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
+"""Receives the bytes processed and the total number of bytes."""
 
 
 class GrantRecord(Strict):
-    """What the provider keeps of a sealed dataset: the grant, with its token, and the dataset's digest."""
+    """What the provider keeps of a sealed dataset: the grant with its token, and the digest of the manifest."""
 
     grant: Grant
     manifest_sha256: Sha256Hex
@@ -43,9 +43,15 @@ def make_grant(
     token: str | None = None,
     require: GrantDemands | None = None,
 ) -> Grant:
-    """A grant for the appraised job: who the result is for, and until when the job may open the dataset.
+    """Makes a grant for the appraised job.
 
-    With the `token` of an earlier grant, a job that is started again can open the checkpoints it made under that.
+    Args:
+        result: the appraisal of the job.
+        recipients: age recipients of the result.
+        now: Unix time.
+        seconds: how long the job may open the dataset.
+        token: token of an earlier grant, with which a restarted job opens its earlier checkpoints; None makes one.
+        require: what the job must fulfil beyond its spec.
 
     Raises:
         UsageError: a recipient is not an age recipient.
@@ -61,10 +67,14 @@ def make_grant(
 
 
 def make_privacy_demand(max_epsilon: float | None, max_delta: float | None) -> GrantDemands | None:
-    """What a grant demands of the weights' privacy; None where neither is given.
+    """Makes a grant's demand on differential privacy; returns None if neither value is given.
+
+    Args:
+        max_epsilon: largest ε that the provider accepts.
+        max_delta: largest δ that the provider accepts.
 
     Raises:
-        UsageError: one without the other, or out of range.
+        UsageError: one without the other, or a value out of range.
     """
     if max_epsilon is None and max_delta is None:
         return None
@@ -92,11 +102,21 @@ def seal_dataset(
     token: str | None = None,
     require: GrantDemands | None = None,
 ) -> GrantRecord:
-    """Check the rows, seal the files to the appraised job, and return what to keep.
+    """Checks the rows, seals the files to the appraised job, and returns what the provider keeps.
+
+    Args:
+        files: name in the bundle → path.
+        result: the appraisal; must be a pass.
+        recipients: age recipients of the result.
+        target: path of the sealed dataset.
+        progress: receives the bytes sealed.
+        job: path of the job spec, if it names columns or a format for the data.
+        token: as for `make_grant`.
+        require: as for `make_grant`.
 
     Raises:
         DataError: a row is malformed.
-        VerificationError: the appraisal is not a pass, or has expired; `job` is not the appraised job's spec.
+        VerificationError: the appraisal is not a pass or has expired, or `job` is not the appraised job's spec.
     """
     rows = count_rows(files, row_schema_for(result, job))
     now = int(time.time())
@@ -114,10 +134,10 @@ def seal_dataset(
 
 
 def read_grant_record(path: Path) -> GrantRecord:
-    """Read what `seal_dataset` returned.
+    """Reads a saved grant record.
 
     Raises:
-        UsageError: no such file, or not a grant record.
+        UsageError: the file does not exist, or is not a grant record.
     """
     try:
         return GrantRecord.model_validate_json(read_small_file(path, "grant"))

@@ -1,4 +1,4 @@
-"""The files that a provider keeps: identities, and whatever is small."""
+"""Reads and writes small files on the provider's machine: identities, policies, records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ MAX_SMALL_FILE_BYTES: Final = 64 << 20
 
 
 def create_identity(path: Path, *, hybrid: bool = True) -> str:
-    """Write a new identity in age's file format, mode 0600, and return its recipient.
+    """Writes a new identity in age's file format, mode 0600; returns its recipient.
+
+    Args:
+        path: the file.
+        hybrid: whether the identity is a post-quantum hybrid (ML-KEM-768 with X25519) or X25519 alone.
 
     Raises:
         UsageError: the file exists; an identity is never overwritten.
@@ -27,19 +31,19 @@ def create_identity(path: Path, *, hybrid: bool = True) -> str:
 
 
 def read_identities(path: Path) -> tuple[Identity, ...]:
-    """Identities of a file made by `trainer keygen` or age-keygen.
+    """Reads the identities of a file that `trainer keygen` or age-keygen made.
 
     Raises:
-        UsageError: no such file, or no identity in it.
+        UsageError: the file does not exist, or has no identity.
     """
     return parse_identity_file(read_small_file(path, "identity file").decode("utf-8", "replace"))
 
 
 def write_private_file(path: Path, data: bytes) -> None:
-    """Write a new file that only its owner may read.
+    """Writes a new file with mode 0600.
 
     Raises:
-        UsageError: the file exists already.
+        UsageError: the file exists, or cannot be written.
     """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -54,10 +58,15 @@ def write_private_file(path: Path, data: bytes) -> None:
 
 
 def read_small_file(path: Path, what: str, limit: int = MAX_SMALL_FILE_BYTES) -> bytes:
-    """Bytes of a file that is expected to be small.
+    """Returns the content of a file that is expected to be small.
+
+    Args:
+        path: the file.
+        what: description of the file in errors.
+        limit: largest size in bytes.
 
     Raises:
-        UsageError: it cannot be read, or is larger than `limit` bytes.
+        UsageError: the file cannot be read, or is larger than `limit`.
     """
     try:
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""Nonces are used once: the provider's machine remembers which evidence each of them was spent on.
+"""The list of spent nonces: the provider's machine remembers which evidence it accepted for each nonce.
 
-The first half is pure; `spend_nonce` keeps the list in a file. Only digests are kept. A nonce is forgotten once
-evidence for it could not be fresh any more, whatever the policy says.
+Evidence that comes back over a nonce that other evidence was accepted for is a replay. The list is a file with
+digests only. A nonce is dropped once evidence over it could not be fresh any more under any policy.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from trainer.errors import TrainerError
 from trainer.models import Sha256Hex, Strict, UnixTime
 from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
 
-KEEP_SECONDS: Final = 31 * 86400
-"""A day beyond the longest `freshness.max_age_seconds` that a policy can name, 30 days."""
+RETENTION_SECONDS: Final = 31 * 86400
+"""A day more than the longest `freshness.max_age_seconds` that a policy can name, 30 days."""
 
 MAX_NONCES: Final = 4096
 MAX_FILE_BYTES: Final = 1 << 20
 
 
 class SpentNonce(Strict):
-    """One nonce, and the evidence that it was spent on; `at` is when, in Unix seconds."""
+    """A nonce, the evidence that it was spent on, and the time `at` of it in Unix seconds; digests in hex."""
 
     nonce_sha256: Sha256Hex
     evidence_sha256: Sha256Hex
@@ -36,66 +36,66 @@ class SpentNonce(Strict):
 
 
 class SpentNonces(Strict):
-    """All nonces that are remembered, oldest first."""
+    """The remembered nonces, oldest first."""
 
     version: Literal[1] = 1
     spent: Annotated[tuple[SpentNonce, ...], Field(max_length=MAX_NONCES)] = ()
 
-    def evidence_of(self, nonce: str) -> str | None:
-        """Digest of the evidence that a nonce was spent on; None if it was not spent."""
+    def find_evidence(self, nonce: str) -> str | None:
+        """Returns the digest of the evidence that a nonce was spent on; None if it was not spent."""
         digest = sha256_hex(bytes.fromhex(nonce))
         return next((entry.evidence_sha256 for entry in self.spent if entry.nonce_sha256 == digest), None)
 
-    def spending(self, nonce: str, evidence_sha256: str, now: int) -> SpentNonces:
-        """With one more nonce, and without those that are too old or too many."""
-        new = SpentNonce(nonce_sha256=sha256_hex(bytes.fromhex(nonce)), evidence_sha256=evidence_sha256, at=now)
-        kept = [entry for entry in self.spent if entry.at > now - KEEP_SECONDS]
-        return SpentNonces(spent=(*kept, new)[-MAX_NONCES:])
+    def add_nonce(self, nonce: str, evidence_sha256: str, now: int) -> SpentNonces:
+        """Returns the list with one more nonce, without those that are too old or beyond `MAX_NONCES`."""
+        added = SpentNonce(nonce_sha256=sha256_hex(bytes.fromhex(nonce)), evidence_sha256=evidence_sha256, at=now)
+        recent = [entry for entry in self.spent if entry.at > now - RETENTION_SECONDS]
+        return SpentNonces(spent=(*recent, added)[-MAX_NONCES:])
 
 
 def parse_spent_nonces(data: bytes) -> SpentNonces:
-    """Read the file's content; nothing at all is an empty list.
+    """Parses the content of the file; an empty file is an empty list.
 
     Raises:
-        ValueError: not of this form.
+        ValueError: the content has another form.
     """
     if not data:
         return SpentNonces()
-    parse_json(data)
+    parse_json(data)  # refuses duplicate keys, which pydantic accepts
     return SpentNonces.model_validate_json(data)
 
 
 def spend_nonce(path: Path, nonce: str, evidence_sha256: str, *, now: int) -> bool | None:
-    """Note in the file at `path` that a nonce is spent on this evidence.
+    """Records in the file at `path` that a nonce is spent on this evidence.
 
     Args:
-        path: the file; it, its directory and a lock file beside it are made if absent, for their owner only.
+        path: the file; it, its directory and a lock file beside it are created if absent, mode for the owner only.
         nonce: 64 hex digits.
         evidence_sha256: SHA-256 of the evidence's canonical bytes.
         now: Unix seconds.
 
     Returns:
-        True if the nonce was unused, or spent on this very evidence before; False if it was spent on other
+        True if the nonce was unused, or spent on the same evidence before; False if it was spent on other
         evidence; None if the file cannot be read or written.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(path.with_name(path.name + ".lock")):
-            return _spend(path, nonce, evidence_sha256, now)
+        with _exclusive_lock(path.with_name(path.name + ".lock")):
+            return _update_file(path, nonce, evidence_sha256, now)
     except (OSError, ValueError, TrainerError):
         return None
 
 
-def _spend(path: Path, nonce: str, evidence_sha256: str, now: int) -> bool:
-    spent = parse_spent_nonces(_read(path))
-    earlier = spent.evidence_of(nonce)
+def _update_file(path: Path, nonce: str, evidence_sha256: str, now: int) -> bool:
+    spent = parse_spent_nonces(_read_file(path))
+    earlier = spent.find_evidence(nonce)
     if earlier is None:
         with replace_atomically(path, PRIVATE_MODE) as file:
-            file.write(canonical_json(spent.spending(nonce, evidence_sha256, now).model_dump(mode="json")))
+            file.write(canonical_json(spent.add_nonce(nonce, evidence_sha256, now).model_dump(mode="json")))
     return earlier in (None, evidence_sha256)
 
 
-def _read(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -107,8 +107,8 @@ def _read(path: Path) -> bytes:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock: two runs at once must not both find a nonce unused."""
+def _exclusive_lock(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on a file: two concurrent runs must not both find a nonce unused."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_MODE)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Opening a result: decrypt aside, check the receipt against the attested job, and only then put it into place."""
+"""The open step: decrypt a result into a temporary directory, check its receipt, and move it into place."""
 
 from __future__ import annotations
 
@@ -27,7 +27,13 @@ from trainer.sealing.sealed_result import open_result
 
 @dataclass(frozen=True)
 class OpenedResult:
-    """A result that checked out, and where it lies now."""
+    """A result that passed all checks.
+
+    Args:
+        folder: directory of the opened result.
+        statement: the statement of its receipt.
+        checks: the checks that it passed.
+    """
 
     folder: Path
     statement: Statement
@@ -35,12 +41,12 @@ class OpenedResult:
 
     @property
     def adapter(self) -> Path:
-        """The LoRA adapter, as PEFT lays it out."""
+        """Directory of the LoRA adapter, in PEFT's layout."""
         return self.folder / "adapter"
 
     @property
     def failure(self) -> JobError | None:
-        """Why the job failed, as its sealed report says; None when it succeeded."""
+        """The error of a failed job, from its sealed report; None if the job succeeded."""
         if self.statement.outcome is ReceiptOutcome.SUCCEEDED:
             return None
         return _read_failure(self.folder / "report" / "failure.json")
@@ -49,27 +55,27 @@ class OpenedResult:
 def open_sealed_result(
     source: Path, identities: Sequence[Identity], target: Path, *, record: Record, grant: GrantRecord | None
 ) -> OpenedResult:
-    """Open `source` into the new directory `target`.
+    """Opens a sealed result into the new directory `target`, which is not created unless every check passes.
 
-    Nothing appears at `target` unless every check holds. A failure report is opened the same way: ask the answer
-    for its `failure`.
+    A failure report is opened in the same way; `OpenedResult.failure` then is not None.
 
     Args:
         source: the sealed result.
         identities: the provider's.
         target: must not exist.
-        record: the appraisal that the dataset was sealed on; its lifetime is not asked for again.
-        grant: what `seal` kept; without it the dataset's digest is not demanded.
+        record: the appraisal that the dataset was sealed on. It may have expired since: training takes time.
+        grant: the provider's grant record; without it the digest of the dataset is not checked.
 
     Raises:
         UsageError: `target` exists.
-        SealingError: wrong identity, truncated, tampered.
+        SealingError: wrong identity, or the file is truncated or was tampered with.
         VerificationError: `receipt-invalid` or `receipt-mismatch`.
     """
     if target.exists():
         raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{target} exists", hint="choose a new directory")
     record.result.require_pass(record.result.appraised_at)
-    with _beside(target) as folder:
+    # Decrypted beside the target, so that plaintext appears there by one rename after the last check.
+    with _temporary_sibling(target) as folder:
         open_result(source, identities, folder, limits=ArchiveLimits())
         statement, checks = check_result(folder, identities, record=record, grant=grant)
         folder.rename(target)
@@ -79,18 +85,21 @@ def open_sealed_result(
 def check_result(
     folder: Path, identities: Sequence[Identity], *, record: Record, grant: GrantRecord | None
 ) -> tuple[Statement, tuple[Check, ...]]:
-    """Check an opened result against its receipt.
+    """Checks an opened result against its receipt, and the receipt against the attested job.
+
+    Returns:
+        The statement of the receipt and the checks.
 
     Raises:
-        VerificationError: the receipt is missing or not signed by the attested key, or a check does not hold.
+        VerificationError: the receipt is missing or not signed by the attested key, or a check fails.
     """
-    payload = verify_envelope(_read(folder, "receipt.json", MAX_ENVELOPE_BYTES), record.result.receipt_key)
+    payload = verify_envelope(_read_limited(folder, "receipt.json", MAX_ENVELOPE_BYTES), record.result.receipt_key)
     statement = parse_statement(payload)
     signature = Check(
         1, "receipt-signature", "signed by the attested receipt key", CheckState.AFFIRMED, None, None, None
     )
-    content = appraise_statement(statement, _expected(folder, identities, record, grant), first=2)
-    evidence = parse_evidence(_read(folder, "evidence.json", MAX_ENVELOPE_BYTES))
+    content = appraise_statement(statement, _make_expectation(folder, identities, record, grant), first=2)
+    evidence = parse_evidence(_read_limited(folder, "evidence.json", MAX_ENVELOPE_BYTES))
     quoted = appraise_receipt(
         evidence,
         statement=payload,
@@ -100,31 +109,31 @@ def check_result(
         now=record.result.appraised_at,
     )
     checks = (signature, *content, *quoted)
-    _require(checks)
+    _require_passed(checks)
     return statement, checks
 
 
-def _require(checks: Sequence[Check]) -> None:
+def _require_passed(checks: Sequence[Check]) -> None:
     for check in checks:
         if check.state in {CheckState.CONTRAINDICATED, CheckState.NOT_REACHED}:
             raise VerificationError(
                 ErrorCode.RECEIPT_MISMATCH,
-                f"the result fails check {check.code} ({check.title})",
+                f"the result fails the check {check.code} ({check.title})",
                 expected=check.expected,
                 found=check.found,
                 hint="nothing was written; do not use this result",
             )
 
 
-def _expected(
+def _make_expectation(
     folder: Path, identities: Sequence[Identity], record: Record, grant: GrantRecord | None
 ) -> ExpectedResult:
-    ours = frozenset(str(identity.recipient()) for identity in identities)
+    own_recipients = frozenset(str(identity.recipient()) for identity in identities)
     return ExpectedResult(
         job_spec_sha256=record.result.job_spec_sha256,
         compose_sha256=record.evidence.compose_hash.removeprefix("sha256:"),
-        files=_digests(folder),
-        recipients=frozenset(grant.grant.recipients) if grant else ours,
+        files=_hash_files(folder),
+        recipients=frozenset(grant.grant.recipients) if grant else own_recipients,
         exact=grant is not None,
         manifest_sha256=grant.manifest_sha256 if grant else None,
         max_epsilon=grant.grant.require.privacy.max_epsilon if grant and grant.grant.require else None,
@@ -132,13 +141,13 @@ def _expected(
     )
 
 
-def _digests(folder: Path) -> dict[str, str]:
+def _hash_files(folder: Path) -> dict[str, str]:
     files = (path for path in folder.rglob("*") if path.is_file())
     named = ((path.relative_to(folder).as_posix(), path) for path in files)
     return {name: file_sha256(path) for name, path in named if name not in UNSIGNED_FILES}
 
 
-def _read(folder: Path, name: str, limit: int) -> bytes:
+def _read_limited(folder: Path, name: str, limit: int) -> bytes:
     path = folder / name
     if not path.is_file() or path.stat().st_size > limit:
         raise VerificationError(
@@ -159,8 +168,8 @@ def _read_failure(path: Path) -> JobError:
 
 
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A private directory on the same file system as `target`; gone afterwards unless it was moved."""
+def _temporary_sibling(target: Path) -> Iterator[Path]:
+    """Yields a private directory on the file system of `target`; removes it afterwards unless it was moved."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
     try:

@@ -1,4 +1,4 @@
-"""Policies: written strictly from what was reviewed, and read."""
+"""Reads policies, and writes a strict policy for files that the provider reviewed."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from trainer.spec import JobSpec, read_job_spec
 
 
 def select_sandbox_demands(specs: Sequence[JobSpec]) -> tuple[str, ...]:
-    """Walls that `policy init` demands: what every one of these jobs can have on any kernel with seccomp.
+    """Returns the sandbox properties that `policy init` demands: those that all of these jobs can have.
 
-    A job whose kernels are compiled at run time runs a compiler, so it cannot have all of them.
+    A job that compiles GPU or CPU kernels at run time starts a compiler, so it cannot have every property.
     """
     absent = NEEDS_NO_COMPILER if any(spec.train.may_compile for spec in specs) else frozenset()
     return tuple(sorted(wall.value for wall in EXPECTED - absent))
@@ -36,17 +36,17 @@ def select_sandbox_demands(specs: Sequence[JobSpec]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ReviewedApp:
-    """Files that a provider read before trusting them: app-compose.json, and the job specs that may run."""
+    """The files that a provider reviewed: app-compose.json, and the job specs that may run."""
 
     app_compose: Path
     jobs: Sequence[Path]
 
 
 def read_policy(path: Path) -> Policy:
-    """Read policy.yaml; files that it names are found beside it.
+    """Reads policy.yaml. Names of files in it are relative to its directory.
 
     Raises:
-        UsageError: not a policy, or a file that it names is missing or has another fingerprint.
+        UsageError: not a policy, or a file that it names is missing or has another digest.
     """
     return parse_policy(
         read_small_file(path, "policy", MAX_POLICY_BYTES),
@@ -64,27 +64,27 @@ def render_strict_policy(
     recipient: Literal["derived", "instance"],
     beside: Path,
 ) -> str:
-    """YAML of a policy that demands exactly the reviewed app, job specs and OS.
+    """Returns the YAML of a policy that demands exactly the reviewed app, job specs and OS.
 
     Args:
         reviewed: the files that the provider reviewed.
-        trust_root: PEM of another root than Intel's.
-        collateral: a file, or the URL of a PCS or PCCS; Intel's service where left out.
-        measurements: JSON files with `mrtd` and `rtmr0` to `rtmr2`; none accepts no OS until one is listed.
-        gpu_required: whether GPUs in confidential mode are demanded, with fresh reports of their own.
-        recipient: which of the job's recipients a dataset is sealed to.
-        beside: directory of the policy; a collateral file is named relative to it.
+        trust_root: PEM of a root other than Intel's; None for Intel's.
+        collateral: a file, or the URL of a PCS or PCCS; None for Intel's service.
+        measurements: JSON files with `mrtd` and `rtmr0` to `rtmr2`; a policy without any accepts no OS.
+        gpu_required: whether GPUs in confidential mode with fresh reports are demanded.
+        recipient: the recipient that a dataset is sealed to: of this VM, or derived for the app by a key service.
+        beside: directory of the policy; the path of a collateral file is written relative to it.
 
     Raises:
-        UsageError: a file cannot be read, or is not what it must be.
+        UsageError: a file cannot be read or has the wrong form.
     """
     oses = tuple(read_measurements(read_small_file(path, "measurements")) for path in measurements)
     specs = [read_job_spec(path) for path in reviewed.jobs]
     policy = strict_policy(
-        _text(reviewed.app_compose, "app-compose file"),
+        _read_text(reviewed.app_compose, "app-compose file"),
         specs,
-        trust_root_pem=None if trust_root is None else _text(trust_root, "trust root"),
-        collateral=None if collateral is None else _collateral_source(collateral),
+        trust_root_pem=None if trust_root is None else _read_text(trust_root, "trust root"),
+        collateral=None if collateral is None else _parse_collateral_source(collateral),
         os=OsSection(measurements=oses),
         gpu_required=gpu_required,
         sandbox=select_sandbox_demands(specs),
@@ -95,14 +95,14 @@ def render_strict_policy(
     return policy_yaml(policy, collateral_file=os.path.relpath(collateral, beside))
 
 
-def _collateral_source(source: str) -> CollateralUrl | CollateralDocument:
+def _parse_collateral_source(source: str) -> CollateralUrl | CollateralDocument:
     if source.startswith(("http://", "https://")):
         return CollateralUrl(url=source)
-    return CollateralDocument(document=_text(Path(source), "collateral"))
+    return CollateralDocument(document=_read_text(Path(source), "collateral"))
 
 
-def _text(path: Path, what: str) -> str:
-    """Text of a file with its line ends as they are: what is hashed must not be normalised."""
+def _read_text(path: Path, what: str) -> str:
+    """Returns the text of a file with its line ends unchanged: the exact bytes are hashed."""
     try:
         return read_small_file(path, what).decode()
     except UnicodeDecodeError:

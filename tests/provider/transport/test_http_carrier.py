@@ -18,7 +18,7 @@ from trainer.errors import (
     UsageError,
     VerificationError,
 )
-from trainer.exchange.tls import server_context
+from trainer.exchange.tls import make_server_context
 from trainer.ipc.front_messages import Acknowledged, DeletionReady, PrivateEvent, StatusUpdate, TokenHash
 from trainer.models import Phase, Status
 from trainer.provider.transport.carrier import SealedEvent
@@ -49,7 +49,7 @@ class Impostor:
     """A TLS server with another key, which counts every byte after the handshake."""
 
     def __init__(self) -> None:
-        self._context, self.spki = server_context(now=1_700_000_000)
+        self._context, self.spki = make_server_context(now=1_700_000_000)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.handshakes = 0
@@ -181,7 +181,7 @@ class Stranger:
     """A TLS server that gives one fixed answer."""
 
     def __init__(self, answer: bytes) -> None:
-        self._context, _ = server_context(now=1_700_000_000)
+        self._context, _ = make_server_context(now=1_700_000_000)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"https://127.0.0.1:{self._listener.getsockname()[1]}"
         self._answer = answer
