@@ -113,7 +113,9 @@ def train_ours(order: dict[str, Any]) -> dict[str, Any]:
     from trainer.training.events import MetricsMeasured
     from trainer.training.loop import Trainer
     from trainer.training.loss import CausalLoss
-    from trainer.training.methods.dpo import DirectPreferenceOptimization, pairs_of
+    from trainer.training.methods.dpo import DirectPreferenceOptimization
+    from trainer.training.methods.method import MethodInputs
+    from trainer.training.step_policy import PlainStepPolicy
 
     model = training_contender.adapted_model(order)
     set_adapter(model)
@@ -129,8 +131,8 @@ def train_ours(order: dict[str, Any]) -> dict[str, Any]:
         raise SystemExit("the quick way was not taken")
     data, section = Dataset(examples, (), RowCounts(len(examples) // 2, 0, 0, 0), ()), section_of(order)
     begun = training_contender.clock(order)
-    preference = DirectPreferenceOptimization(
-        data, loss, section, reference=loss.adapter_disabled, device=precision.device
+    method = DirectPreferenceOptimization(
+        MethodInputs(data, loss, section, precision.device, reference=loss.adapter_disabled)
     )
     reference_seconds = training_contender.clock(order) - begun
     seen: list[dict[str, float]] = []
@@ -139,12 +141,10 @@ def train_ours(order: dict[str, Any]) -> dict[str, Any]:
         if isinstance(message, MetricsMeasured):
             seen.append(message.values)
 
-    loop = Trainer(
-        model, loss, data, section, report=report, bins=pairs_of(len(examples)), method=preference,
-        clock=lambda: training_contender.clock(order),
-    )  # fmt: skip
+    policy = PlainStepPolicy(model, method, examples, section)
     units, size = list(range(len(order["pairs"]))), order["batch"]
-    loop._plan = InOrder([units[start : start + size] for start in range(0, len(units), size)])  # type: ignore[assignment]  # noqa: SLF001
+    policy.plan = InOrder([units[start : start + size] for start in range(0, len(units), size)])  # type: ignore[assignment]
+    loop = Trainer(model, method, policy, section, report=report, clock=lambda: training_contender.clock(order))
     outcome = loop.run()
     return {
         "seconds": outcome.train_seconds, "reference_seconds": reference_seconds,

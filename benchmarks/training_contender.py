@@ -46,12 +46,14 @@ def train_ours(model: Any, order: dict[str, Any]) -> dict[str, float]:
 
     from trainer.data.examples.example import Example
     from trainer.data.examples.example_set import Dataset, RowCounts
-    from trainer.spec import TrainSection
-    from trainer.training.bin_packing import best_fit_decreasing
+    from trainer.spec import DataSection, TrainSection
     from trainer.training.compilation import Compilation
     from trainer.training.engines.base import Precision
     from trainer.training.loop import Trainer
     from trainer.training.loss import CausalLoss
+    from trainer.training.methods.method import MethodInputs
+    from trainer.training.methods.sft import SupervisedFineTuning
+    from trainer.training.step_policy import PlainStepPolicy
 
     examples = tuple(Example(array("i", ids), bytes(trained), stops=True) for ids, trained in order["rows"])
     bf16 = order["dtype"] == "bf16"
@@ -69,10 +71,10 @@ def train_ours(model: Any, order: dict[str, Any]) -> dict[str, float]:
         raise SystemExit("the quick way was not taken")
     compiling = warm_up(model, loss, examples, order) if compilation else 0.0
     data = Dataset(examples, (), RowCounts(len(examples), 0, 0, 0), ())
-    bins = best_fit_decreasing(lengths, order["bin"]) if packs else None
-    training = Trainer(
-        model, loss, data, section, report=lambda _message: None, bins=bins, clock=lambda: clock(order)
-    )
+    packing = DataSection(packing=packs, max_length=order["bin"] if packs else 1024)
+    method = SupervisedFineTuning(MethodInputs(data, loss, section, precision.device, data=packing))
+    policy = PlainStepPolicy(model, method, examples, section)
+    training = Trainer(model, method, policy, section, report=lambda _message: None, clock=lambda: clock(order))
     outcome = training.run()
     return {"seconds": outcome.train_seconds, "loss": outcome.train_loss, "compiling": compiling}
 

@@ -128,26 +128,29 @@ def ours(model: Path, rows: list[Any]) -> dict[str, float]:
 
     from trainer.data.examples.example import Example
     from trainer.data.examples.example_set import Dataset, RowCounts
-    from trainer.spec import TrainSection
-    from trainer.training.bin_packing import best_fit_decreasing
+    from trainer.spec import DataSection, TrainSection
     from trainer.training.engines.base import Precision
     from trainer.training.events import StepCompleted
     from trainer.training.loop import Trainer
     from trainer.training.loss import CausalLoss
+    from trainer.training.methods.method import MethodInputs
+    from trainer.training.methods.sft import SupervisedFineTuning
+    from trainer.training.step_policy import PlainStepPolicy
 
     examples = tuple(Example(array("i", ids), bytes(own), stops=True) for ids, own in rows)
     adapted, observer = load(model), Observer()
     loss = CausalLoss(
         adapted, Precision(torch.device("cuda"), torch.bfloat16, autocast=True), pad_id=0, longest=CAPACITY
     )
-    bins = best_fit_decreasing([item.length for item in examples], CAPACITY)
     section = TrainSection(
         per_device_train_batch_size=4, max_steps=WARM + 2 * MEASURED, logging_steps=1000,
     )  # fmt: skip
     data = Dataset(examples, (), RowCounts(len(examples), 0, 0, 0), ())
+    packing = DataSection(packing=True, max_length=CAPACITY)
+    method = SupervisedFineTuning(MethodInputs(data, loss, section, torch.device("cuda"), data=packing))
     training = Trainer(
-        adapted, loss, data, section, bins=bins,
-        report=lambda message: observer.step_ended() if isinstance(message, StepCompleted) else None,
+        adapted, method, PlainStepPolicy(adapted, method, examples, section), section,
+        report=lambda event: observer.step_ended() if isinstance(event, StepCompleted) else None,
     )  # fmt: skip
     outcome = training.run()
     return observer.figures(outcome.input_tokens / outcome.steps)

@@ -11,16 +11,17 @@ from torch.profiler import ProfilerActivity, profile
 
 from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset, RowCounts
-from trainer.spec import LoraSection, TrainSection
+from trainer.spec import DataSection, LoraSection, TrainSection
 from trainer.training.adapter import attach_adapter
-from trainer.training.bin_packing import best_fit_decreasing
 from trainer.training.engines.base import Precision
 from trainer.training.fused.attention import attend
 from trainer.training.fused.attention_layout import Heads
 from trainer.training.fused.segments import Segments
 from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
-from trainer.training.methods.dpo import DirectPreferenceOptimization, pairs_of
+from trainer.training.methods.method import MethodInputs, StepRows
+from trainer.training.methods.registry import METHODS
+from trainer.training.step_policy import PlainStepPolicy
 from trainer.training.token_store import single_batch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -57,31 +58,29 @@ def make_training(kind: str) -> Trainer:
     method: Any = "dpo" if kind == "pairs" else "sft"
     section = TrainSection(method=method, per_device_train_batch_size=4, max_steps=40, logging_steps=1000)
     data = Dataset(EXAMPLES, (), RowCounts(64, 0, 0, 0), ())
-    bins, preference = None, None
-    if kind == "packed":
-        bins = best_fit_decreasing([item.length for item in EXAMPLES], 128)
-    if kind == "pairs":
-        bins = pairs_of(len(EXAMPLES))
-        preference = DirectPreferenceOptimization(data, loss, section, reference=loss.adapter_disabled, device=GPU)
-    return Trainer(model, loss, data, section, report=lambda _message: None, bins=bins, method=preference)
+    packing = DataSection(packing=kind == "packed", max_length=128)
+    inputs = MethodInputs(data, loss, section, GPU, data=packing, reference=loss.adapter_disabled)
+    trained_by = METHODS[section.method](inputs)
+    policy = PlainStepPolicy(model, trained_by, EXAMPLES, section)
+    return Trainer(model, trained_by, policy, section, report=lambda _message: None)
 
 
-def one_step(training: Trainer, ordered: Any, rows: slice, share: Any) -> None:
-    training._update(training._gradients_that_fit(ordered, rows, share), share)
+def one_step(training: Trainer, step: StepRows) -> None:
+    training.update(training.policy.compute_gradients(step, 1, ()), step)
 
 
 @pytest.mark.parametrize("kind", ["rows", "packed", "pairs"])
 def test_a_step_waits_for_nothing_and_copies_nothing(kind: str) -> None:
     training = make_training(kind)
-    steps = training._steps()
+    steps = training.policy.steps(0)
     for _, step in zip(range(3), steps, strict=False):  # first uses of kernels may copy
-        one_step(training, *step)
+        one_step(training, step)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
             for _, step in zip(range(8), steps, strict=False):
-                one_step(training, *step)
+                one_step(training, step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     names = [event.key for event in recorded.key_averages()]

@@ -27,6 +27,7 @@ from trainer.training.methods.dpo import DirectPreferenceOptimization
 from trainer.training.report.summary import Summary
 from trainer.training.run import run
 from trainer.training.run_inputs import CHECKPOINT_FILES, RunInputs
+from trainer.training.stages.run_context import RunContext
 from trainer.training.stopwatch import Stopwatch
 
 MakeSpec = Callable[..., JobSpec]
@@ -91,7 +92,7 @@ class Runs:
         random.seed(self.count)
         loader = choose_engine(self.spec)
         try:
-            summary = run(order, rows, loader, report=report, watch=Stopwatch(), interrupts=interrupts)
+            summary = run(order, rows, loader, RunContext(report, Stopwatch(), interrupts))
         except Interruption:
             summary = None
         return Went(output, summary, saved)
@@ -256,7 +257,7 @@ def test_preferences_survive(runs: Callable[..., Runs], tmp_path: Path, monkeypa
         lora={"lora_dropout": 0.2},
         train={"method": "dpo", "logging_steps": 4, "eval_steps": 3, "per_device_train_batch_size": 4},
     )
-    computed, calls, wanted, interrupts = DirectPreferenceOptimization.gradients, 0, 0, Interrupts()
+    computed, calls, wanted, interrupts = DirectPreferenceOptimization.compute_gradients, 0, 0, Interrupts()
 
     def stopping(self: Any, *arguments: Any) -> Any:
         nonlocal calls
@@ -266,7 +267,7 @@ def test_preferences_survive(runs: Callable[..., Runs], tmp_path: Path, monkeypa
             interrupts.arrive()
         return value
 
-    monkeypatch.setattr(DirectPreferenceOptimization, "gradients", stopping)
+    monkeypatch.setattr(DirectPreferenceOptimization, "compute_gradients", stopping)
     whole = carry_out()
     assert any("rewards_margins" in line for line in whole.curve)
     for place in range(2, calls + 1):
@@ -299,7 +300,7 @@ def test_a_signal_behind_the_last_step_loses_nothing(
         interrupts.arrive()
 
     with monkeypatch.context() as patched:
-        patched.setattr("trainer.training.run.save_adapter", stop)
+        patched.setattr("trainer.training.stages.train.save_adapter", stop)
         stopped = carry_out(interrupts=interrupts)
     (checkpoint,) = stopped.saved.values()
     same(carry_out(checkpoint), whole)

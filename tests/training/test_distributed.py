@@ -17,17 +17,18 @@ from transformers import AutoModelForCausalLM
 
 from tests.training.test_loop import CPU, example
 from trainer.data.examples.example_set import Dataset, RowCounts
-from trainer.spec import LoraSection, TrainSection
+from trainer.spec import DataSection, LoraSection, TrainSection
 from trainer.training.adapter import attach_adapter
-from trainer.training.bin_packing import best_fit_decreasing
 from trainer.training.distributed import ALONE, RankGroup, RankShare, balance_rows, join_rank_group
 from trainer.training.events import MetricsMeasured, TrainingEvent
 from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
-from trainer.training.methods.dpo import DirectPreferenceOptimization, pairs_of
 from trainer.training.methods.dpo_loss import MEASURED
+from trainer.training.methods.method import MethodInputs
+from trainer.training.methods.registry import METHODS
 from trainer.training.rank import ProcessRank
 from trainer.training.sharding import shard_base_model
+from trainer.training.step_policy import PlainStepPolicy
 
 ROWS = tuple(example(6 + 3 * (number % 9), number) for number in range(21))
 
@@ -91,14 +92,18 @@ def train(tiny: Path, out: Path, ranks: RankGroup, options: Options) -> None:
         if isinstance(message, MetricsMeasured):
             seen.append(message)
 
-    bins = best_fit_decreasing([row.length for row in data.train], 64) if packing else None
-    preference = None
-    if section.method == "dpo":
-        bins = pairs_of(len(data.train))
-        preference = DirectPreferenceOptimization(
-            data, loss, section, reference=loss.adapter_disabled, device=CPU.device, ranks=ranks
-        )
-    outcome = Trainer(model, loss, data, section, report=report, bins=bins, method=preference, ranks=ranks).run()
+    inputs = MethodInputs(
+        data,
+        loss,
+        section,
+        CPU.device,
+        data=DataSection(packing=packing, max_length=64),
+        reference=loss.adapter_disabled,
+        ranks=ranks,
+    )
+    method = METHODS[section.method](inputs)
+    policy = PlainStepPolicy(model, method, data.train, section, ranks=ranks)
+    outcome = Trainer(model, method, policy, section, report=report).run()
     found = {
         "steps": outcome.steps,
         "tokens": [outcome.trained_tokens, outcome.input_tokens],

@@ -25,8 +25,11 @@ from trainer.training.evaluation import Evaluation
 from trainer.training.events import MetricsMeasured, StepCompleted, TrainingEvent
 from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
+from trainer.training.methods.method import MethodInputs
+from trainer.training.methods.sft import SupervisedFineTuning
 from trainer.training.out_of_memory import raise_if_out_of_memory
 from trainer.training.progress import TrainingOutcome, TrainState
+from trainer.training.step_policy import PlainStepPolicy
 from trainer.training.token_store import Batch
 
 CPU = Precision(torch.device("cpu"), torch.float32, autocast=False)
@@ -75,7 +78,9 @@ def made(
         model, CPU, pad_id=0, longest=64, checkpointing=settings.gradient_checkpointing,
         neftune_alpha=settings.neftune_noise_alpha,
     )  # fmt: skip
-    return Trainer(model, loss, data, settings, report=report, bins=bins)
+    method = SupervisedFineTuning(MethodInputs(data, loss, settings, CPU.device))
+    method.units = bins or method.units
+    return Trainer(model, method, PlainStepPolicy(model, method, data.train, settings), settings, report=report)
 
 
 def train(
@@ -215,9 +220,9 @@ def test_after_a_divergence_the_model_has_the_last_sound_adapter(model: Any) -> 
                 next(p for name, p in model.named_parameters() if "lora_B" in name).fill_(torch.nan)
 
     training._report = sabotage
-    with pytest.raises(JobError, match="at step 3; last sound adapter: the one of step 2"):
+    with pytest.raises(JobError, match="at step 3; last finite adapter: that of step 2"):
         training.run()
-    assert training.sound_step == 2
+    assert training.last_finite_step == 2
     assert len(sound) == 2
     broken = next(name for name in sound[1] if "lora_B" in name)
     assert torch.equal(adapter_of(model)[broken], sound[1][broken])
@@ -359,10 +364,9 @@ def test_a_step_reads_nothing_back_from_the_device(model: Any) -> None:
     loss = CausalLoss(model, CPU, pad_id=0, longest=64)
     loss._fused.share_prefixes = False  # type: ignore[union-attr]  # a CPU's business only
     training = made(model, loss=loss, max_steps=6, held_out=False)
-    steps = training._steps()
-    ordered, rows, share = next(steps)
+    step = next(training.policy.steps(0))
     with NothingWaits():  # type: ignore[no-untyped-call]
-        norm = training._update(training._gradients_that_fit(ordered, rows, share), share)
+        norm = training.update(training.policy.compute_gradients(step, 1, ()), step)
     assert math.isfinite(norm.item())
     with pytest.raises(AssertionError, match="reads a number"), NothingWaits():  # type: ignore[no-untyped-call]
         norm.item()

@@ -14,7 +14,7 @@ from trainer.data.examples.example_set import build_dataset, row_schema
 from trainer.data.examples.model_tokenizer import ModelTokenizer, read_tokenizer
 from trainer.data.rows import read_files
 from trainer.errors import DataError, ErrorCode, UsageError
-from trainer.spec import JobSpec, OnOverlong
+from trainer.spec import JobSpec, MethodName, OnOverlong
 from trainer.validation.lengths import histogram, quantiles
 from trainer.validation.model_files import files_of_the_job, find_model
 from trainer.validation.survey import SHOWN_PROBLEMS, Parts, estimated_steps, survey
@@ -116,7 +116,7 @@ PAIR = {"prompt": "a", "chosen": " b", "rejected": " c"}
     ],
 )
 def test_rows_that_the_method_does_not_train_on(
-    tmp_path: Path, tokens: ModelTokenizer, method: str, row: dict[str, object], field: str, known: bool
+    tmp_path: Path, tokens: ModelTokenizer, method: MethodName, row: dict[str, object], field: str, known: bool
 ) -> None:
     fitting = PAIR if method == "dpo" else {"text": "fits"}
     files = {"a.jsonl": write(tmp_path / "a.jsonl", [fitting, row])}

@@ -14,9 +14,11 @@ from trainer.spec.output_section import OutputSection
 from trainer.spec.privacy_section import REFERENCES, PrivacySection
 from trainer.spec.tee_section import TeeSection
 from trainer.spec.train_section import Engine, TrainSection
+from trainer.spec.training_methods import METHOD_RULES, MethodName
 
 __all__ = [
     "MAX_SPEC_BYTES",
+    "METHOD_RULES",
     "MODEL_FILE_SUFFIXES",
     "REFERENCES",
     "ROW_COLUMNS",
@@ -26,6 +28,7 @@ __all__ = [
     "ExchangeSection",
     "JobSpec",
     "LoraSection",
+    "MethodName",
     "ModelSection",
     "OnOverlong",
     "OutputSection",

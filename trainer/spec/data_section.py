@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from trainer.models import Strict
+from trainer.spec.training_methods import METHOD_RULES, MethodName
 
 
 class OnOverlong(StrEnum):
@@ -99,20 +100,16 @@ _ANSWERS_ONLY: Final = ("assistant_only_loss", "completion_only_loss", "train_on
 """Keys without effect on pairs, whose loss covers both answers completely."""
 
 
-PREFERENCE_METHODS: Final = frozenset({"dpo"})
-"""Values of `train.method` that learn from preference rows; every other method learns from all other rows."""
-
-
-def check_method(method: str, data: DataSection) -> None:
+def check_method(method: MethodName, data: DataSection) -> None:
     """Require that a `train.method` and the data section are compatible.
 
     Raises:
         ValueError: a format that the method cannot use, or for `dpo` a key that means nothing to it.
     """
     preferences = data.format is RowFormat.PREFERENCE
-    if data.format is not RowFormat.AUTO and preferences != (method in PREFERENCE_METHODS):
+    if data.format is not RowFormat.AUTO and preferences != METHOD_RULES[method].learns_from_pairs:
         raise ValueError(f"data.format {data.format} cannot be trained on with train.method {method}")
-    if method not in PREFERENCE_METHODS:
+    if not METHOD_RULES[method].learns_from_pairs:
         return
     for name in _ANSWERS_ONLY:
         if getattr(data, name) != DataSection.model_fields[name].default:

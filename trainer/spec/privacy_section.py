@@ -78,7 +78,10 @@ class PrivacySection(Strict):
 def refusals(spec: JobSpec) -> Iterator[str]:
     """What in a spec cannot be measured, or would make the ε of a private run untrue; see docs/privacy.md."""
     if spec.privacy.asked and spec.train.method != "sft":
-        yield "privacy: rows are told apart by their loss, and pairs of train.method dpo have none of their own"
+        yield (
+            "privacy: rows are told apart by their loss, and pairs of train.method "
+            f"{spec.train.method} have none of their own"
+        )
     if spec.privacy.asked and spec.train.num_processes != 1:
         yield "privacy: rows are drawn and measured in one process: train.num_processes must be 1"
     if spec.privacy.differential:

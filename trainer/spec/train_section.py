@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from trainer.models import Strict
 from trainer.sandbox.plan import MAX_PROCESSES
+from trainer.spec.training_methods import METHOD_RULES, MethodName
 
 
 class Engine(StrEnum):
@@ -28,9 +29,6 @@ _SCHEDULE_KEYS: Final[Mapping[str, frozenset[str]]] = {
     "warmup_stable_decay": frozenset({"num_decay_steps", "num_stable_steps", "min_lr_ratio", "num_cycles"}),
 }
 """What `lr_scheduler_kwargs` may hold for each schedule that takes any."""
-
-_DPO_KEYS: Final = ("beta", "label_smoothing", "loss_type", "loss_weights")
-"""Keys that mean something to `method: dpo` only."""
 
 _COUNTS: Final = frozenset({"timescale", "num_decay_steps", "num_stable_steps"})
 _ADAM: Final = ("adamw_torch", "adamw_torch_fused", "adamw_8bit")
@@ -58,7 +56,9 @@ class TrainSection(Strict):
 
     `method` `sft` learns to say what the rows say; `dpo` learns from preference rows, against the base model, with
     TRL's `beta`, `loss_type` (one, or a list that is added up by `loss_weights`) and `label_smoothing` (for
-    `robust`: how often a label is wrong). Then a pair counts where rows are counted below.
+    `robust`: how often a label is wrong). `orpo` learns from preference rows without a reference; its `beta`
+    weighs the preference against the loss of the chosen answer. For both, a pair counts where rows are counted
+    below.
 
     `per_device_train_batch_size` times `gradient_accumulation_steps` times `num_processes` rows make an optimizer
     step. What goes through the model at once may be cut differently: every trained token of a step weighs the same
@@ -74,7 +74,7 @@ class TrainSection(Strict):
     time they take, so that the same bits do not come again. With it `engine: auto` is `transformers`.
     """
 
-    method: Literal["sft", "dpo"] = "sft"
+    method: MethodName = "sft"
     engine: Engine = Engine.AUTO
     num_processes: Literal["auto"] | Annotated[int, Field(ge=1, le=MAX_PROCESSES)] = 1
     fsdp: Literal["full_shard"] | None = None
@@ -135,11 +135,13 @@ class TrainSection(Strict):
 
     @model_validator(mode="after")
     def _of_the_method(self) -> Self:
-        if self.method == "dpo" and self.neftune_noise_alpha is not None:
-            raise ValueError("neftune_noise_alpha means nothing to method dpo")
-        foreign = sorted(self.model_fields_set.intersection(_DPO_KEYS))
-        if self.method != "dpo" and foreign:
-            raise ValueError(f"{foreign[0]} means nothing to method {self.method}; it belongs to method dpo")
+        rules = METHOD_RULES[self.method]
+        if rules.learns_from_pairs and self.neftune_noise_alpha is not None:
+            raise ValueError(f"neftune_noise_alpha means nothing to method {self.method}")
+        owned = frozenset().union(*(other.keys for other in METHOD_RULES.values()))
+        for key in sorted(self.model_fields_set & owned - rules.keys):
+            owners = " and ".join(name for name, other in METHOD_RULES.items() if key in other.keys)
+            raise ValueError(f"{key} means nothing to method {self.method}; it belongs to method {owners}")
         return self
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import Tensor
 from trainer.errors import ErrorCode, JobError
 from trainer.models import MAX_STATUS_STEPS, Strict
 from trainer.training.early_stopping import BestEvaluation
-from trainer.training.events import CheckpointWritten, MetricsMeasured, TrainingEvent
+from trainer.training.events import CheckpointWritten, EventHandler, MetricsMeasured
 from trainer.training.interruption import Interrupts
 from trainer.training.progress import TrainState
 from trainer.training.report.samples import Sample
@@ -106,7 +106,7 @@ class CheckpointWriter:
         output_dir: of the order.
         parameters: names of the trained parameters, in the model's order.
         kept: read whenever a state is saved.
-        tell: gets `CheckpointWritten`.
+        report: gets `CheckpointWritten`.
         interrupts: held back while a checkpoint is written.
     """
 
@@ -116,13 +116,13 @@ class CheckpointWriter:
         parameters: Sequence[str],
         kept: SavedState,
         *,
-        tell: Callable[[TrainingEvent], None],
+        report: EventHandler,
         interrupts: Interrupts,
     ) -> None:
         self._folder = output_dir / CHECKPOINTS_DIR
         self._parameters = tuple(parameters)
         self._kept = kept
-        self._tell = tell
+        self._report = report
         self._interrupts = interrupts
         self._saved = kept.resumed_at[-1] if kept.resumed_at else 0
 
@@ -143,7 +143,7 @@ class CheckpointWriter:
                 shutil.rmtree(partial, ignore_errors=True)
                 return
             self._saved = state.step
-            self._tell(CheckpointWritten(step=state.step))
+            self._report(CheckpointWritten(step=state.step))
 
     def _wait_taken(self) -> bool:
         """Memory holds one checkpoint at a time: wait for the sealing of the last, but not for ever."""
@@ -187,7 +187,7 @@ def write_state(folder: Path, parameters: Sequence[str], state: TrainState, kept
         before=state.before,
         train_seconds=state.train_seconds,
         eval_seconds=state.eval_seconds,
-        pairs=state.pairs,
+        pairs=state.method_state,
         warnings=state.warnings,
         samples=tuple(sample.as_dict() for sample in kept.samples),
         draw=kept.draw,
@@ -224,7 +224,7 @@ def read_state(folder: Path, trained: Mapping[str, Tensor]) -> ResumedState:
     return ResumedState(metrics, samples, resumed_at, document.draw, state=state)
 
 
-def read_draw(folder: Path) -> str:
+def read_probe_seed(folder: Path) -> str:
     """`SavedState.draw` of a checkpoint: it is needed before there is a model.
 
     Raises:
@@ -269,7 +269,7 @@ def _state(document: _StateDocument, tensors: dict[str, Tensor], trained: Mappin
         before=document.before,
         train_seconds=document.train_seconds,
         eval_seconds=document.eval_seconds,
-        pairs=document.pairs,
+        method_state=document.pairs,
         warnings=document.warnings,
     )
 

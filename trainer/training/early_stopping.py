@@ -1,4 +1,4 @@
-"""Early stopping: which evaluation was the best so far, the adapter of then, and whether to wait any longer.
+"""Early stopping: the best evaluation so far, its adapter, and whether to train on.
 
 Names and meaning are those of transformers' `EarlyStoppingCallback` and `load_best_model_at_end`.
 """
@@ -18,10 +18,10 @@ class BestEvaluation:
     """The best evaluation so far.
 
     Attributes:
-        loss: its loss; the lowest.
-        step: optimizer steps done by then.
-        stale: evaluations since the last one that was better by more than the threshold.
-        adapter: copies of the trained parameters at `step`; none where nobody wants them back.
+        loss: the lowest loss on the held-out rows.
+        step: number of optimizer steps before it.
+        stale: number of evaluations since the last improvement by more than the threshold.
+        adapter: copies of the trained parameters at `step`; empty without `load_best_model_at_end`.
     """
 
     loss: float
@@ -31,11 +31,15 @@ class BestEvaluation:
 
 
 class EarlyStopping:
-    """Watches evaluations.
+    """Compares evaluations.
 
     Args:
         section: `early_stopping_patience`, `early_stopping_threshold` and `load_best_model_at_end`.
-        parameters: the trained ones, to copy from.
+        parameters: the trained parameters.
+
+    Attributes:
+        best: the best evaluation so far.
+        last: step and loss of the last evaluation.
     """
 
     def __init__(self, section: TrainSection, parameters: Sequence[Tensor]) -> None:
@@ -44,8 +48,8 @@ class EarlyStopping:
         self.best: BestEvaluation | None = None
         self.last: tuple[int, float] | None = None
 
-    def see(self, loss: float, step: int) -> None:
-        """Take in an evaluation after `step` optimizer steps."""
+    def add_evaluation(self, loss: float, step: int) -> None:
+        """Compare an evaluation after `step` optimizer steps with the best one so far."""
         self.last = (step, loss)
         best, margin = self.best, self._section.early_stopping_threshold
         if best is None:
@@ -59,12 +63,12 @@ class EarlyStopping:
 
     @property
     def exhausted(self) -> bool:
-        """Whether so many evaluations in a row brought nothing that waiting is over."""
+        """Returns whether `early_stopping_patience` evaluations in a row brought no improvement."""
         limit = self._section.early_stopping_patience
         return limit is not None and self.best is not None and self.best.stale >= limit
 
-    def verdict(self, step: int, total: int) -> str:
-        """What the provider should know of an early end."""
+    def describe(self, step: int, total: int) -> str:
+        """Returns the warning for a run that stopped early."""
         limit = self._section.early_stopping_patience
         return f"stopped after step {step} of {total}: {limit} evaluations brought no better held-out loss"
 

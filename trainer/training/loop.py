@@ -1,331 +1,286 @@
-"""The training loop: from a model with a fresh adapter to a trained one. Reads from top to bottom.
+"""The training loop: from a model with a fresh adapter to a trained one.
 
-Between the points where something is reported nothing waits for the device: batches are views of tokens that are
-there already, losses add up there, and what the host needs to know (how many tokens, which rows) it knows itself.
+How a single step is made is the step policy's; what its loss is, the method's. The loop evaluates, logs, stops
+early, keeps the last finite adapter and says when a state is to be saved.
+
+Between two logged steps nothing waits for the device: batches are views of tokens that are there already, losses
+add up there, and the host counts rows and tokens itself.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from trainer.data.examples.example_set import Dataset
 from trainer.spec import TrainSection
-from trainer.training.batches import StepPlan, sort_rows, token_budget
-from trainer.training.distributed import ALONE, RankGroup, RankShare
-from trainer.training.divergence import LastFiniteAdapter, put
+from trainer.training.divergence import LastFiniteAdapter, copy_values
 from trainer.training.early_stopping import EarlyStopping
-from trainer.training.evaluation import Evaluation
-from trainer.training.events import MetricsMeasured, StepCompleted, TrainingEvent
+from trainer.training.events import EventHandler, MetricsMeasured, StepCompleted
 from trainer.training.interruption import Interrupts
-from trainer.training.loss import CausalLoss
-from trainer.training.methods.method import Method, SupervisedFineTuning
-from trainer.training.optimization import LearningRate, make_optimizer
-from trainer.training.out_of_memory import is_out_of_memory
+from trainer.training.methods.method import Method, StepRows
+from trainer.training.optimization import LearningRate
+from trainer.training.privacy.privacy_findings import DifferentialPrivacy
 from trainer.training.progress import Meter, TrainingOutcome, TrainState, random_state, restore_random
-from trainer.training.steps import ordered_steps
-from trainer.training.token_store import OrderedTokens, TokenStore
+from trainer.training.step_policy import StepPolicy
 
-Report = Callable[[TrainingEvent], None]
-"""Takes what happens during training; called between optimizer steps."""
-
-Save = Callable[[TrainState], None]
-"""Takes the state where `save_steps` says so, and after the last step; may be given the same step twice."""
+SaveState = Callable[[TrainState], None]
+"""Receives the state every `save_steps` steps and after the last one; may receive one step twice."""
 
 
 class Trainer:
-    """One run.
+    """Trains one adapter.
 
     Args:
         model: PEFT model; only its adapter is trained.
-        loss: loss of that model; for the held-out rows, and what is learned by where no other method is given.
-        data: examples.
-        section: the optimizer's schedule.
-        report: gets `StepCompleted` after each step and `MetricsMeasured` where they are due.
-        bins: which rows share a unit of the batch size; None where each is a unit of its own.
-        method: what is learned by; None: every trained token alike.
-        ranks: which of several processes this is; all of them must do the same at the same time.
-        save: gets the state where it is due.
-        interrupts: holds signals back where half of something must not be seen.
+        method: computes gradients and evaluates.
+        policy: makes the optimizer steps.
+        section: how often to log, evaluate and save; early stopping; the learning rate.
+        report: receives `StepCompleted` after each step and `MetricsMeasured` where they are due.
+        save: receives the state where it is due.
+        interrupts: holds signals back while the state is between two steps.
         clock: seconds, monotonic.
     """
 
     def __init__(
         self,
         model: Any,
-        loss: CausalLoss,
-        data: Dataset,
+        method: Method,
+        policy: StepPolicy,
         section: TrainSection,
         *,
-        report: Report,
-        bins: list[list[int]] | None = None,
-        method: Method | None = None,
-        ranks: RankGroup = ALONE,
-        save: Save = lambda _state: None,
+        report: EventHandler,
+        save: SaveState = lambda _state: None,
         interrupts: Interrupts | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self.policy = policy
+        self.method = method
         self._model = model
         self._section = section
         self._report = report
-        self._clock = clock
         self._save = save
         self._interrupts = interrupts or Interrupts()
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._ranks = ranks
-        ranks.broadcast_parameters(self._parameters)
-        device = self._parameters[0].device
-        self._store = TokenStore(data.train, device)
-        self._units = bins or [[row] for row in range(len(data.train))]
-        sizes = [sum(self._store.lengths[row] for row in unit) for unit in self._units]
-        self._plan = StepPlan(sizes, section, ranks.size)
-        self._budget = token_budget(max(sizes) * section.per_device_train_batch_size, device)
-        eval_rows = section.per_device_eval_batch_size
-        self._method: Method = method or SupervisedFineTuning(
-            loss, Evaluation(data.evaluation, loss, rows=eval_rows, device=device, ranks=ranks)
-        )
-        self._rates = LearningRate(section, self._plan.total_steps)
-        self._optimizer = make_optimizer(self._parameters, section)
-        self._total = Meter(device)
-        self._recent = Meter(device)
-        self._random = random_state(device)
+        self._clock = clock
+        self._rates = LearningRate(section, policy.plan.total_steps)
+        self._total = Meter(policy.device)
+        self._recent = Meter(policy.device)
+        self._random = random_state(policy.device)
         self._done = 0
-        self._before: float | None = None
-        self._mark = 0.0
+        self._loss_before: float | None = None
+        self._timed_until = 0.0
         self._train_seconds = 0.0
         self._eval_seconds = 0.0
-        self._sound = LastFiniteAdapter(self._parameters)
-        self._patience = EarlyStopping(section, self._parameters)
-        self._replaced: tuple[Tensor, ...] | None = None
-        self._warnings: list[str] = []
+        self._last_finite = LastFiniteAdapter(policy.parameters)
+        self._stopping = EarlyStopping(section, policy.parameters)
+        self._last_adapter: tuple[Tensor, ...] | None = None  # set where the best adapter has replaced it
 
     def run(self) -> TrainingOutcome:
-        """Evaluate, train, evaluate; behind `restore`, what is left of that.
+        """Evaluate, train, evaluate; after `restore`, what is left of that.
 
         Raises:
             JobError: `TRAINING_DIVERGED`: a loss or gradient was not a finite number; the model has the last
-                adapter that was seen to be sound.
+                adapter that was seen to be finite.
         """
-        if not self._done:
-            self._before = self._evaluate(0)
-        self._train()
-        seen = self._patience.last  # early stopping ends right behind an evaluation
-        after = seen[1] if seen and seen[0] == self._done > 0 else self._evaluate(self._done)
-        return TrainingOutcome(
-            eval_loss_before=self._before,
-            eval_loss_after=self._take_best(after),
-            train_loss=self._method.mean_loss(self._total, self._done),
-            steps=self._done,
-            trained_tokens=self._total.trained,
-            input_tokens=self._total.inputs,
-            train_seconds=self._train_seconds,
-            eval_seconds=self._eval_seconds,
-            pairs=self._method.evaluation.measured(),
-            warnings=tuple(self._warnings),
-        )
+        try:
+            if not self._done:
+                self._loss_before = self._evaluate(0)
+            self._train()
+            last = self._stopping.last  # early stopping ends directly after an evaluation
+            loss_after = last[1] if last and last[0] == self._done > 0 else self._evaluate(self._done)
+            return TrainingOutcome(
+                eval_loss_before=self._loss_before,
+                eval_loss_after=self._load_best(loss_after),
+                train_loss=self.method.mean_loss(self._total, self._done),
+                steps=self._done,
+                trained_tokens=self._total.trained,
+                input_tokens=self._total.inputs,
+                train_seconds=self._train_seconds,
+                eval_seconds=self._eval_seconds,
+                pairs=self.method.evaluation.measured(),
+                warnings=tuple(self.policy.warnings),
+            )
+        finally:
+            self.policy.close()
 
     @property
-    def sound_step(self) -> int:
-        """After a divergence: the step of the adapter that the model has again; 0 where none was trained."""
-        return self._sound.step
+    def last_finite_step(self) -> int:
+        """Returns the step of the adapter that the model has after a divergence; 0 where none may leave."""
+        return self._last_finite.step if self.policy.keeps_state else 0
+
+    def privacy_spent(self) -> DifferentialPrivacy | None:
+        """Returns what the steps so far spent of a privacy budget; None where there is none.
+
+        Raises:
+            JobError: `PRIVACY_NOT_MET` or `PRIVACY_UNPROVEN`.
+        """
+        return self.policy.privacy_spent(self._done)
 
     def state(self) -> TrainState:
-        """The state after the last whole step, also where the one after it was broken off.
+        """Returns the state after the last complete step, also where the next one was interrupted.
 
-        The adapter is copied, and what the optimizer holds is not: write it down before the next step.
+        The adapter is copied. What the optimizer holds is not: write it down before the next step.
         """
         return TrainState(
             step=self._done,
-            adapter=self._replaced or self._copy(),
-            optimizer=self._optimizer.state_dict(),
+            adapter=self._last_adapter or self._copy_adapter(),
+            optimizer=self.policy.optimizer.state_dict(),
             random=self._random,
             totals=self._total.totals(),
-            budget=self._budget,
-            best=self._patience.best,
+            budget=self.policy.budget,
+            best=self._stopping.best,
             recent=self._recent.totals(),
             since=self._recent.since,
-            last=self._patience.last,
-            before=self._before,
+            last=self._stopping.last,
+            before=self._loss_before,
             train_seconds=self._train_seconds,
             eval_seconds=self._eval_seconds,
-            pairs=self._method.state(),
-            warnings=tuple(self._warnings),
+            method_state=self.method.state(),
+            warnings=tuple(self.policy.warnings),
         )
 
-    def sound_state(self) -> TrainState | None:
-        """`state`, where there is something to go on from: a step was made, and its numbers are finite."""
-        if not self._done or not math.isfinite(self._total.totals()[0]) or not math.isfinite(self._sound.norm()):
+    def resumable_state(self) -> TrainState | None:
+        """Returns `state` where a run can continue from it: a step was made, and its numbers are finite."""
+        if not self.policy.keeps_state or not self._done:
             return None
-        return self.state()
+        is_finite = math.isfinite(self._total.totals()[0]) and math.isfinite(self._last_finite.adapter_norm())
+        return self.state() if is_finite else None
 
     def restore(self, state: TrainState) -> None:
-        """Go on from there: what follows is bitwise what would have followed."""
-        put(self._parameters, state.adapter)
-        self._optimizer.load_state_dict(state.optimizer)
+        """Continue from a state: what follows is bitwise what would have followed without the interruption."""
+        copy_values(self.policy.parameters, state.adapter)
+        self.policy.optimizer.load_state_dict(state.optimizer)
+        self.policy.budget = state.budget
+        self.policy.warnings[:] = state.warnings
         restore_random(state.random)
         self._random = state.random
-        device = self._total.device
-        self._total = Meter(device, totals=state.totals)
-        self._recent = Meter(device, totals=state.recent, since=state.since)
-        self._done, self._budget, self._before = state.step, state.budget, state.before
+        self._total = Meter(self.policy.device, totals=state.totals)
+        self._recent = Meter(self.policy.device, totals=state.recent, since=state.since)
+        self._done, self._loss_before = state.step, state.before
         self._train_seconds, self._eval_seconds = state.train_seconds, state.eval_seconds
-        self._patience.best, self._patience.last = state.best, state.last
-        self._warnings = list(state.warnings)
-        self._sound.keep(state.step)
-        self._method.restore(state.pairs)
+        self._stopping.best, self._stopping.last = state.best, state.last
+        self._last_finite.keep(state.step)
+        self.method.restore(state.method_state)
 
     def _train(self) -> None:
-        """All optimizer steps that are left, and what is due behind them."""
-        every = self._section.save_steps
+        """Make the remaining optimizer steps, with the evaluations and checkpoints that are due after them."""
+        save_steps = self._section.save_steps
         self._model.train()
-        self._mark = self._clock()
-        self._evaluate_if_due()  # it may be what was broken off
-        for ordered, rows, share in self._steps():
-            if self._patience.exhausted:
-                self._warn(self._patience.verdict(self._done, self._plan.total_steps))
+        self._timed_until = self._clock()
+        self._evaluate_if_due()  # the interruption may have come during this evaluation
+        for step in self.policy.steps(self._done):
+            if self._stopping.exhausted:
+                self._warn(self._stopping.describe(self._done, self.policy.plan.total_steps))
                 break
-            self._advance(ordered, rows, share)
+            self._make_step(step)
             self._evaluate_if_due()
-            if every and self._done % every == 0:
+            if save_steps and self._done % save_steps == 0:
                 self._save_state()
-        self._tick()
-        if every:
-            self._save_state()  # what follows may take long, too
+        self._count_train_time()
+        if save_steps:
+            self._save_state()  # sampling and auditing follow, and may take long
 
-    def _advance(self, ordered: OrderedTokens, rows: slice, share: RankShare) -> None:
-        """One optimizer step. A signal breaks it off while there are only gradients; then all of it happens."""
-        summed = self._gradients_that_fit(ordered, rows, share)
+    def _make_step(self, step: StepRows) -> None:
+        """Make one optimizer step.
+
+        A signal interrupts it while there are only gradients, which are then dropped. From the update on, a signal
+        waits until parameters, optimizer, counters and log agree on the number of steps.
+        """
+        sums = self.policy.compute_gradients(step, self._done + 1, self._random)
         with self._interrupts.deferred():
-            norm = self._update(summed, share)
-            self._tick()
+            norm = self.update(sums, step)
+            self._count_train_time()
             self._report(self._progress())
-            if self._done % self._section.logging_steps == 0 or self._done == self._plan.total_steps:
-                self._log(self._done, norm)
+            if self._done % self._section.logging_steps == 0 or self._done == self.policy.plan.total_steps:
+                self._log(norm)
 
-    def _update(self, summed: Tensor, share: RankShare) -> Tensor:
-        """From this process's gradients to the state after the step; returns the norm of all, on the device."""
-        summed = self._ranks.all_reduce_gradients(self._parameters, summed)
-        self._rates.apply(self._optimizer, self._done + 1)
-        norm = self._clip()
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._method.count(summed, share)
+    def update(self, sums: Tensor, step: StepRows) -> Tensor:
+        """Go from this process's gradients to the state after the step.
+
+        Args:
+            sums: what `StepPolicy.compute_gradients` returned.
+            step: its rows.
+
+        Returns:
+            The norm of all gradients before clipping, on the device.
+        """
+        self._rates.apply(self.policy.optimizer, self._done + 1)
+        sums, norm = self.policy.update(sums)
+        self.method.record_step(sums, step.share)
         for meter in (self._recent, self._total):
-            meter.add(summed[0], trained=share.trained_tokens, inputs=share.input_tokens)
-        self._done, self._random = self._done + 1, random_state(self._total.device)
+            meter.add(sums[0], trained=step.share.trained_tokens, inputs=step.share.input_tokens)
+        self._done, self._random = self._done + 1, random_state(self.policy.device)
         return norm
 
-    def _clip(self) -> Tensor:
-        return torch.nn.utils.clip_grad_norm_(self._parameters, self._section.max_grad_norm)
-
-    def _tick(self) -> None:
-        """Charge what has passed to training."""
+    def _count_train_time(self) -> None:
+        """Count the time since the last call, evaluation or checkpoint as training."""
         now = self._clock()
-        self._train_seconds, self._mark = self._train_seconds + now - self._mark, now
+        self._train_seconds, self._timed_until = self._train_seconds + now - self._timed_until, now
 
     def _evaluate_if_due(self) -> None:
-        """Early stopping ends right behind such an evaluation; the one after the last step is not among them."""
-        step, every, last = self._done, self._section.eval_steps, self._patience.last
-        if every and step % every == 0 and 0 < step < self._plan.total_steps and (last is None or last[0] < step):
+        """Evaluate every `eval_steps` steps, but not after the last one: `run` evaluates then in any case."""
+        step, every, last = self._done, self._section.eval_steps, self._stopping.last
+        is_due = every and step % every == 0 and 0 < step < self.policy.plan.total_steps
+        if is_due and (last is None or last[0] < step):
             self._evaluate(step)
 
     def _save_state(self) -> None:
-        if (state := self.sound_state()) is not None:
+        if (state := self.resumable_state()) is not None:
             self._save(state)
-        self._mark = self._clock()
+        self._timed_until = self._clock()
 
     def _warn(self, text: str) -> None:
-        if text not in self._warnings:  # it may have been said before an interruption
-            self._warnings.append(text)
+        if text not in self.policy.warnings:  # a resumed run may have warned before its interruption
+            self.policy.warnings.append(text)
 
-    def _take_best(self, last: float | None) -> float | None:
-        """With `load_best_model_at_end`: the adapter of the best evaluation; returns the loss of what is kept."""
-        best = self._patience.best
-        if last is None or best is None or not self._section.load_best_model_at_end or best.loss >= last:
-            return last
-        self._replaced = self._copy()
-        put(self._parameters, best.adapter)
-        self._method.evaluation.extra.clear()  # it is of another adapter
+    def _load_best(self, last_loss: float | None) -> float | None:
+        """With `load_best_model_at_end`, restore the best adapter; returns the loss of the one that stays."""
+        best = self._stopping.best
+        if last_loss is None or best is None or best.loss >= last_loss:
+            return last_loss
+        if not self._section.load_best_model_at_end:
+            return last_loss
+        self._last_adapter = self._copy_adapter()
+        copy_values(self.policy.parameters, best.adapter)
+        self.method.evaluation.extra.clear()  # measured with the adapter of the last step
         self._warn(f"the adapter is that of step {best.step}, where the held-out loss was lowest")
         return best.loss
 
-    def _steps(self) -> Iterator[tuple[OrderedTokens, slice, RankShare]]:
-        return ordered_steps(map(self._share, self._plan.steps(self._done)), self._store)
-
-    def _share(self, step: Sequence[int]) -> RankShare:
-        lengths, units = self._store.lengths, [self._units[unit] for unit in step]
-        rows_per_unit = self._method.rows_per_unit
-        rows = sort_rows(units, lengths, keep_units=rows_per_unit > 1)
-        return self._ranks.share_rows(
-            rows, lengths, self._store.target_counts, self._passes, rows_per_unit=rows_per_unit
-        )
-
-    def _gradients_that_fit(self, ordered: OrderedTokens, rows: slice, share: RankShare) -> Tensor:
-        """Gradients of this process's share of a step; returns its sums: see `Method.gradients`.
-
-        Where the memory does not suffice, the same step is tried again in smaller pieces.
-        """
-        while True:
-            try:
-                self._ranks.seed_rank(self._section.seed, self._done + 1)
-                return self._method.gradients(ordered, rows, share, self._budget)
-            except (RuntimeError, MemoryError) as error:
-                hopeless = self._ranks.sharded or self._budget <= max(ordered.lengths[rows])
-                if hopeless or not is_out_of_memory(error):
-                    raise
-            self._shrink()
-            restore_random(self._random)
-
-    def _passes(self, lengths: Sequence[int]) -> int:
-        return self._method.passes(lengths, self._budget)
-
-    def _shrink(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
-        if self._total.device.type == "cuda":
-            torch.cuda.empty_cache()
-        if not self._warnings:
-            self._warnings.append(
-                f"at step {self._done + 1} the memory did not suffice for {self._budget} tokens at once: steps "
-                "were cut into smaller pieces; the result is the same"
-            )
-        self._budget //= 2
-
     def _progress(self) -> StepCompleted:
-        step, total = self._done, self._plan.total_steps
-        left = self._train_seconds / step * (total - step)
-        return StepCompleted(step=step, total_steps=total, eta_seconds=math.ceil(left))
+        step, total = self._done, self.policy.plan.total_steps
+        seconds_left = self._train_seconds / step * (total - step)
+        return StepCompleted(step=step, total_steps=total, eta_seconds=math.ceil(seconds_left))
 
-    def _log(self, step: int, norm: Tensor) -> None:
-        """Read the device's numbers: beside evaluations the one place in the loop that waits for it."""
-        recent, self._recent = self._recent, Meter(self._total.device, since=self._train_seconds)
-        values = {**self._method.read(recent), "grad_norm": float(norm.item())}
-        self._sound.check(values, step)
-        took = max(self._train_seconds - recent.since, 1e-9)
+    def _log(self, norm: Tensor) -> None:
+        """Report the metrics since the last call. Apart from evaluations, only this waits for the device."""
+        step = self._done
+        recent, self._recent = self._recent, Meter(self.policy.device, since=self._train_seconds)
+        values = {**self.method.read_metrics(recent), "grad_norm": float(norm.item())}
+        self._last_finite.check(values, step)
+        seconds = max(self._train_seconds - recent.since, 1e-9)
         values |= {
             "learning_rate": self._rates.at(step),
-            "epoch": step / self._plan.steps_per_epoch,
-            "tokens_per_second": recent.trained / took,
-            "input_tokens_per_second": recent.inputs / took,
+            "epoch": step / self.policy.plan.steps_per_epoch,
+            "tokens_per_second": recent.trained / seconds,
+            "input_tokens_per_second": recent.inputs / seconds,
         }
         self._report(MetricsMeasured(step=step, values=values))
 
     def _evaluate(self, step: int) -> float | None:
         started = self._clock()
-        loss = self._method.evaluation.loss()
+        loss = self.method.evaluation.loss()
         with self._interrupts.deferred():
-            self._mark = self._clock()
-            self._eval_seconds += self._mark - started
+            self._timed_until = self._clock()
+            self._eval_seconds += self._timed_until - started
             if loss is not None:
-                values = {"eval_loss": loss, **self._method.evaluation.extra}
-                self._sound.check(values, step)
+                values = {"eval_loss": loss, **self.method.evaluation.extra}
+                self._last_finite.check(values, step)
                 self._report(MetricsMeasured(step=step, values=values))
-                self._patience.see(loss, step)
+                self._stopping.add_evaluation(loss, step)
         return loss
 
-    def _copy(self) -> tuple[Tensor, ...]:
-        return tuple(parameter.detach().clone() for parameter in self._parameters)
+    def _copy_adapter(self) -> tuple[Tensor, ...]:
+        return tuple(parameter.detach().clone() for parameter in self.policy.parameters)

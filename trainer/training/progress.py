@@ -1,4 +1,4 @@
-"""What a run has beside its inputs: running totals, the state it can go on from, and what it came to."""
+"""What a run keeps beside its inputs: running totals, the state that it can resume from, and its outcome."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from trainer.training.early_stopping import BestEvaluation
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """What training came to.
+    """The numbers of a finished training.
 
     Attributes:
         eval_loss_before: loss per token on the held-out rows, before the first step; None where there are none.
         eval_loss_after: the same after the last step.
         train_loss: loss per trained token, over all tokens that were trained on.
         steps: optimizer steps.
-        trained_tokens: tokens that the loss was taken on, counted each time.
+        trained_tokens: tokens whose prediction entered the loss, counted in each epoch.
         input_tokens: tokens that went through the model, without padding.
         train_seconds: time spent in optimizer steps.
         eval_seconds: time spent in evaluations.
-        pairs: of preference training: the last evaluation's means over the held-out pairs, by name.
+        pairs: for a method that learns from pairs: the last evaluation's means over the held-out pairs, by name.
         warnings: what the provider should know.
     """
 
@@ -46,15 +46,15 @@ Totals = tuple[float, int, int]
 
 @dataclass(frozen=True)
 class TrainState:
-    """All that a run has beside its inputs, between two optimizer steps; the rest follows from these.
+    """All that a run keeps beside its inputs, between two optimizer steps; the rest follows from its inputs.
 
     Attributes:
-        step: optimizer steps done; with the seed it says which rows come next, and the learning rate.
+        step: optimizer steps done; with the seed it determines the next rows and the learning rate.
         adapter: the trained parameters, in the model's order.
         optimizer: its `state_dict`.
         random: states of torch's generators: the CPU's, and the GPU's where there is one.
-        totals: of the whole run.
-        budget: tokens that go through the model at once.
+        totals: of all steps.
+        budget: tokens that a micro-batch may have.
         best: the best evaluation so far.
         recent: totals since the last report of a loss.
         since: seconds of training at that report.
@@ -62,7 +62,7 @@ class TrainState:
         before: loss on the held-out rows before the first step.
         train_seconds: spent in optimizer steps so far.
         eval_seconds: spent in evaluations so far.
-        pairs: of preference training, what the next logged values are made of; see `Preference.state`.
+        method_state: what the method needs for the next logged values; see `Method.state`.
         warnings: what the provider should know.
     """
 
@@ -79,25 +79,31 @@ class TrainState:
     before: float | None = None
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
-    pairs: tuple[float, ...] = ()
+    method_state: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
 def random_state(device: torch.device) -> tuple[Tensor, ...]:
-    """States of torch's generators: the CPU's, and the GPU's if that is where training is."""
+    """Returns the states of torch's generators: the CPU's, and the GPU's if that is the device."""
     gpu = device.type == "cuda"
     return (torch.get_rng_state(), torch.cuda.get_rng_state()) if gpu else (torch.get_rng_state(),)
 
 
 def restore_random(states: tuple[Tensor, ...]) -> None:
-    """Put `random_state` back."""
+    """Set torch's generators to what `random_state` returned."""
     torch.set_rng_state(states[0])
     if len(states) > 1:
         torch.cuda.set_rng_state(states[1])
 
 
 class Meter:
-    """Adds up losses on the device, and counts tokens on the host."""
+    """Adds up losses on the device, and counts tokens on the host.
+
+    Args:
+        device: holds the sum.
+        since: seconds of training at the start of the count.
+        totals: to continue from.
+    """
 
     def __init__(self, device: torch.device, *, since: float = 0.0, totals: Totals = (0.0, 0, 0)) -> None:
         self.device = device
@@ -106,15 +112,15 @@ class Meter:
         self._sum = torch.full((), loss, dtype=torch.float64, device=device)
 
     def add(self, summed: Tensor, *, trained: int, inputs: int) -> None:
-        """Add a step: its loss, and how many tokens it trained on and read."""
+        """Add a step: its loss, its trained tokens and its input tokens."""
         self._sum += summed
         self.trained += trained
         self.inputs += inputs
 
     def totals(self) -> Totals:
-        """Loss, trained tokens, tokens read; waits for the device."""
+        """Returns loss, trained tokens and input tokens; waits for the device."""
         return float(self._sum.item()), self.trained, self.inputs
 
     def read(self, *, per: int | None = None) -> float:
-        """Loss per trained token, 0 where there was none, or by another divisor; waits for the device."""
+        """Returns the loss per trained token, or divided by `per`; 0 without tokens. Waits for the device."""
         return float(self._sum.item()) / (per or max(self.trained, 1))

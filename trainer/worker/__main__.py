@@ -1,11 +1,11 @@
 """Process entry: `python -m trainer.worker --events-fd N [--plan-json PLAN] [--processes N]`, the order on stdin.
 
-With a plan the process confines itself first, reports the sandbox properties that it measured, and waits for its
-order: the supervisor starts it before any data is there, so that what it measured can be attested. A preparation
-may come before the order: then it loads what is public meanwhile (`trainer.worker.preload`).
+With a plan the process enters its sandbox first, reports the properties that it measured, and waits for its order:
+the supervisor starts it before any data is there, so that the measurement can be attested. A
+preparation may come before the order: then it loads meanwhile what is public (`trainer.worker.preload`).
 
 Whatever goes wrong becomes one `Failed` message with a code; the traceback goes to stderr, which the supervisor
-points at the private log. Exit codes are those of `trainer.errors.ExitCode`.
+connects to the private log. Exit codes are those of `trainer.errors.ExitCode`.
 """
 
 from __future__ import annotations
@@ -35,66 +35,60 @@ from trainer.ipc.worker_messages import (
     WorkerChannel,
     worker_channel,
 )
-from trainer.sandbox.child_environment import allocator_in_use
 from trainer.sandbox.confine import confine
 from trainer.sandbox.plan import SandboxPlan
 from trainer.sandbox.privileges import keep_to_itself
-from trainer.training.events import EventHandler
 from trainer.training.interruption import Interruption, Interrupts
-from trainer.training.rank import ProcessRank, rendezvous_dir
-from trainer.training.run_inputs import RunInputs
+from trainer.training.rank import ProcessRank
 from trainer.training.stopwatch import Stopwatch
 from trainer.worker.environment import take_environment
-from trainer.worker.event_messages import message_of_event
 from trainer.worker.launch import launch
 from trainer.worker.preload import Preloader, garbage_collection_paused, remove_scratch, scratch_dir
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from trainer.training.distributed import RankGroup
     from trainer.training.engines.base import Loader
     from trainer.training.report.summary import Summary
 
-    Together = AbstractContextManager[RankGroup]
-
 
 def main(arguments: list[str]) -> ExitCode:
-    """Read the order, carry it out, say how it ended."""
+    """Read the order, carry it out, report how it ended; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m trainer.worker")
     parser.add_argument("--events-fd", type=int, required=True, help="inherited descriptor for messages")
-    parser.add_argument("--plan-json", type=SandboxPlan.model_validate_json, help="what to be confined to")
-    parser.add_argument("--processes", type=int, default=1, help="how many train together")
-    given = parser.parse_args(arguments)
-    channel = worker_channel(STDIN, given.events_fd)
+    parser.add_argument("--plan-json", type=SandboxPlan.model_validate_json, help="the sandbox to enter")
+    parser.add_argument("--processes", type=int, default=1, help="how many processes train together")
+    options = parser.parse_args(arguments)
+    channel = worker_channel(STDIN, options.events_fd)
     interrupts = Interrupts()
-    _protect_process(interrupts)
-    work = partial(_work, given.plan_json, interrupts)
-    if given.processes == 1:
+    # No core dumps and files for the owner only, before anything private is in memory.
+    keep_to_itself()
+    signal.signal(signal.SIGTERM, interrupts.arrive)
+    work = partial(_work, options.plan_json, interrupts)
+    if options.processes == 1:
         return work(ProcessRank(), channel)
-    return _told(partial(launch, given.processes, given.plan_json, work=work), channel)
+    supervise = partial(launch, options.processes, options.plan_json, work=work)
+    return _reporting_failure(supervise, channel)
 
 
-def _work(plan: SandboxPlan | None, interrupts: Interrupts, seat: ProcessRank, channel: WorkerChannel) -> ExitCode:
-    """What one process does, from its confinement to its last word."""
+def _work(plan: SandboxPlan | None, interrupts: Interrupts, rank: ProcessRank, channel: WorkerChannel) -> ExitCode:
+    """Do what one process does, from entering its sandbox to its last message."""
 
     def work(channel: WorkerChannel) -> ExitCode:
-        _confine(plan, channel, seat)
-        order, preloader = _receive_order(channel, may_prepare=seat.size == 1)
-        _carry_out(order, channel, seat, interrupts, preloader)
+        _confine(plan, channel, rank)
+        order, preloader = _receive_order(channel, may_preload=rank.size == 1)
+        _carry_out(order, channel, rank, interrupts, preloader)
         return ExitCode.DONE
 
-    return _told(work, channel)
+    return _reporting_failure(work, channel)
 
 
-def _receive_order(channel: WorkerChannel, *, may_prepare: bool) -> tuple[TrainingOrder, Preloader | None]:
-    """Wait for the order; load what an earlier preparation allows meanwhile.
+def _receive_order(channel: WorkerChannel, *, may_preload: bool) -> tuple[TrainingOrder, Preloader | None]:
+    """Wait for the order; load meanwhile what an earlier preparation allows.
 
     Raises:
         UsageError: something else came, or nothing.
     """
     message, preloader = channel.receive(), None
-    if may_prepare and isinstance(message, Preparation):
+    if may_preload and isinstance(message, Preparation):
         preloader = Preloader(message)
         preloader.import_stack()
         message = channel.receive()
@@ -106,20 +100,19 @@ def _receive_order(channel: WorkerChannel, *, may_prepare: bool) -> tuple[Traini
     return message, preloader
 
 
-def _told(work: Callable[[WorkerChannel], ExitCode], channel: WorkerChannel) -> ExitCode:
-    """Do it, and send word of what went wrong."""
+def _reporting_failure(work: Callable[[WorkerChannel], ExitCode], channel: WorkerChannel) -> ExitCode:
     try:
         return work(channel)
     except (Exception, Interruption) as error:  # noqa: BLE001 -- its text may quote a row: see `_verdict`
         failed, code = _verdict(error)
         channel.send(failed)
-        with suppress(OSError):  # the log lies on the tmpfs that may be what is full
+        with suppress(OSError):  # the log is on the tmpfs that may be full
             traceback.print_exc()
         return code
 
 
 def _verdict(error: Exception | Interruption) -> tuple[Failed, ExitCode]:
-    """What the supervisor is told of an error: of those that libraries raise, only the kind."""
+    """Returns the message and the exit code for an error, without the texts of libraries: they may quote a row."""
     if isinstance(error, TrainerError):
         return Failed.of(error), error.exit_code
     if isinstance(error, Interruption):
@@ -132,78 +125,57 @@ def _verdict(error: Exception | Interruption) -> tuple[Failed, ExitCode]:
 
 
 def _is_no_space(error: Exception) -> bool:
-    """Whether a write found no room; libraries written in Rust put the number into their text."""
+    """Returns whether a write found no room; libraries written in Rust put the error number into their text."""
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT}
     return f"(os error {errno.ENOSPC})" in str(error)
 
 
-def _protect_process(interrupts: Interrupts) -> None:
-    """No core dumps, files for the owner only, and a way to be stopped that leaves nothing behind."""
-    keep_to_itself()
-    signal.signal(signal.SIGTERM, interrupts.arrive)
-
-
-def _confine(plan: SandboxPlan | None, channel: WorkerChannel, seat: ProcessRank) -> None:
+def _confine(plan: SandboxPlan | None, channel: WorkerChannel, rank: ProcessRank) -> None:
     if plan is None:
         return
-    channel.send(Confined(sandbox=confine(plan, in_own_network=seat.size > 1)))
+    channel.send(Confined(sandbox=confine(plan, in_own_network=rank.size > 1)))
 
 
 def _carry_out(
     order: TrainingOrder,
     channel: WorkerChannel,
-    seat: ProcessRank,
+    rank: ProcessRank,
     interrupts: Interrupts,
-    ahead: Preloader | None,
+    preloader: Preloader | None,
 ) -> None:
-    """Environment first, rows before the training stack (bad data fails in milliseconds), then the run."""
+    """Set the environment, read the rows, import the training stack, train.
+
+    The rows come before the imports, so that bad data fails in milliseconds.
+    """
     watch = Stopwatch()
-    spec, output_dir = order.spec, seat.own_output_dir(order.output_dir)
-    inputs = RunInputs(spec, order.model_dir, output_dir, order.resume_dir)
-    if ahead is None:
+    spec, output_dir = order.spec, rank.own_output_dir(order.output_dir)
+    if preloader is None:
         take_environment(scratch_dir(output_dir))
     try:
         with watch.part("read"):
             rows = read_files(order.data_files, max_rows=spec.data.max_rows, schema=row_schema(spec.data))
         with watch.part("import"):
-            loader, run, join_rank_group = _training_stack(order, seat)
-        if ahead is not None:
-            watch.put("ahead", ahead.seconds)
-            loader = ahead.loader_for(order, loader)
-        with join_rank_group(seat, rendezvous_dir(order.output_dir), sharded=spec.train.fsdp is not None) as ranks:
-            summary = run(
-                inputs,
-                rows,
-                loader,
-                report=_forwarding(channel) if seat.rank == 0 else lambda _event: None,
-                watch=watch,
-                interrupts=interrupts,
-                ranks=ranks,
-                allocator=allocator_in_use(),
-            )
+            loader, run_rank = _import_training(order, rank)
+        if preloader is not None:
+            watch.put("ahead", preloader.seconds)
+            loader = preloader.loader_for(order, loader)
+        summary = run_rank(order, rows, loader, rank, channel=channel, watch=watch, interrupts=interrupts)
     finally:
         remove_scratch(output_dir)
     channel.send(Finished(summary=summary.model_dump(mode="json")))
 
 
-def _forwarding(channel: WorkerChannel) -> EventHandler:
-    return lambda event: channel.send(message_of_event(event))
-
-
-def _training_stack(
-    order: TrainingOrder, seat: ProcessRank
-) -> tuple[Loader, Callable[..., Summary], Callable[..., Together]]:
-    """Import it, in the order it needs: environment variables first (done), then the engine, then transformers."""
+def _import_training(order: TrainingOrder, rank: ProcessRank) -> tuple[Loader, Callable[..., Summary]]:
+    """Import the training stack in the order that it needs: the engine first, then transformers."""
     with garbage_collection_paused():
         from trainer.training.engines.choice import choose_engine  # noqa: PLC0415
 
-        loader = choose_engine(order.spec, processes=seat.size)
-        from trainer.training.distributed import join_rank_group  # noqa: PLC0415
-        from trainer.training.run import run  # noqa: PLC0415
+        loader = choose_engine(order.spec, processes=rank.size)
+        from trainer.worker.rank_run import run_rank  # noqa: PLC0415
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    return loader, run, join_rank_group
+    return loader, run_rank
 
 
 if __name__ == "__main__":

@@ -23,9 +23,12 @@ from trainer.training.engines.base import Precision
 from trainer.training.events import MetricsMeasured, StepCompleted, TrainingEvent
 from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
-from trainer.training.methods.dpo import DirectPreferenceOptimization, log_probabilities, pairs_of
-from trainer.training.methods.dpo_loss import MEASURED, TERMS, Pairs, Whole, measure, part_of_loss
+from trainer.training.methods.dpo import DirectPreferenceOptimization
+from trainer.training.methods.dpo_loss import MEASURED, TERMS, loss_part, measure
+from trainer.training.methods.method import MethodInputs
+from trainer.training.methods.pair_method import Pairs, PairTotals, log_probabilities, pair_units
 from trainer.training.progress import TrainState
+from trainer.training.step_policy import PlainStepPolicy
 from trainer.training.token_store import TokenStore
 
 CPU = Precision(torch.device("cpu"), torch.float32, autocast=False)
@@ -85,10 +88,10 @@ def made(
 ) -> Trainer:
     loss = CausalLoss(model, CPU, pad_id=0, longest=64, fused=fused, checkpointing=settings.gradient_checkpointing)
     data = Dataset(TRAIN, held, RowCounts(8, len(held) // 2, 0, 0), ())
-    preference = DirectPreferenceOptimization(
-        data, loss, settings, reference=getattr(loss, reference), device=CPU.device
+    method = DirectPreferenceOptimization(
+        MethodInputs(data, loss, settings, CPU.device, reference=getattr(loss, reference))
     )
-    return Trainer(model, loss, data, settings, report=report, bins=pairs_of(len(TRAIN)), method=preference)
+    return Trainer(model, method, PlainStepPolicy(model, method, TRAIN, settings), settings, report=report)
 
 
 def textbook_logps(model: Any, examples: Sequence[Example]) -> torch.Tensor:
@@ -143,10 +146,9 @@ def test_loss_and_gradient_are_those_of_the_formula(tiny_model: Path, name: str,
         expected = 2.0 * expected + 0.5 * textbook_loss("sigmoid", policy, reference, TRAIN)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     wanted = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(expected, parameters)])
-    ordered, rows, share = next(training._steps())
+    step = next(training.policy.steps(0))
     for budget in (10_000, 60, 1):  # whole, in pieces, each pair alone
-        training._budget = budget
-        found = training._method.gradients(ordered, rows, share, training._budget)
+        found = training.method.compute_gradients(step, budget)
         got = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
         assert found[0].item() == pytest.approx(expected.item(), rel=1e-5)
         assert float((got - wanted).norm()) <= 1e-5 * float(wanted.norm())
@@ -171,8 +173,8 @@ def test_the_reference_is_the_base_model_whatever_the_adapter_starts_from(
     model.train()
     changed = str(lora.get("init_lora_weights")) in ("pissa", "olora")
     training = made(model, section(), fused=fused, reference="evaluating" if changed else "adapter_disabled")
-    assert isinstance(training._method, DirectPreferenceOptimization)
-    torch.testing.assert_close(training._method._reference.double(), wanted, rtol=1e-5, atol=1e-4)
+    assert isinstance(training.method, DirectPreferenceOptimization)
+    torch.testing.assert_close(training.method._rows.reference.double(), wanted, rtol=1e-5, atol=1e-4)
     assert model.training
     assert any(parameter.requires_grad for parameter in model.parameters())
     if changed:  # the other way would not do
@@ -202,8 +204,8 @@ def test_values_of_rows_become_pairs() -> None:
     pairs = Pairs.of_rows(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.zeros(4), torch.ones(4))
     assert pairs.chosen.tolist() == [1.0, 3.0]
     assert pairs.rejected.tolist() == [2.0, 4.0]
-    assert pairs_of(4) == [[0, 1], [2, 3]]
-    assert Whole.of_counts([5, 6, 7, 8]) == Whole(2, 12)
+    assert pair_units(4) == [[0, 1], [2, 3]]
+    assert PairTotals.of_counts([5, 6, 7, 8]) == PairTotals(2, 12)
 
 
 def test_what_is_measured() -> None:
@@ -222,7 +224,7 @@ def test_far_from_the_reference_the_loss_stays_a_number() -> None:
     pairs = Pairs.of_rows(policy, torch.full((4,), -50.0), torch.full((4,), 20.0))
     for name in TERMS:
         settings = section(loss_type=name, **({"label_smoothing": 0.1} if name == "robust" else {}))
-        loss = part_of_loss(pairs, settings, Whole(2, 40))
+        loss = loss_part(pairs, settings, PairTotals(2, 40))
         (gradient,) = torch.autograd.grad(loss, policy)
         assert math.isfinite(loss.item())
         assert bool(gradient.isfinite().all())
@@ -248,11 +250,12 @@ def test_training_widens_the_margin_on_pairs_that_were_held_out(tiny_model: Path
     settings = section(max_steps=30, eval_steps=10, beta=0.1, logging_steps=10, learning_rate=1e-2)
     loss = CausalLoss(model, CPU, pad_id=0, longest=64)
     data = Dataset(tuple(rows[:64]), tuple(rows[64:]), RowCounts(32, 8, 0, 0), ())
-    preference = DirectPreferenceOptimization(
-        data, loss, settings, reference=loss.adapter_disabled, device=CPU.device
+    method = DirectPreferenceOptimization(
+        MethodInputs(data, loss, settings, CPU.device, reference=loss.adapter_disabled)
     )
+    policy = PlainStepPolicy(model, method, data.train, settings)
     seen: list[TrainingEvent] = []
-    outcome = Trainer(model, loss, data, settings, report=seen.append, bins=pairs_of(64), method=preference).run()
+    outcome = Trainer(model, method, policy, settings, report=seen.append).run()
     margins = values_of(seen, "eval_rewards_margins")
     assert list(margins) == [0, 10, 20, 30]
     assert margins[0] == pytest.approx(0.0, abs=1e-5)
@@ -275,10 +278,10 @@ def test_logged_values_are_means_over_all_pairs_since_the_last_log(tiny_model: P
     training = made(model, settings, seen.append)
     disturb(model, 0.05)
     outcome = training.run()
-    assert isinstance(training._method, DirectPreferenceOptimization)
-    reference = training._method._reference
-    policy = log_probabilities(TRAIN, training._method._loss, pairs=8, device=CPU.device).detach()
-    batches = [pair for units in training._plan.steps() for pair in units]
+    assert isinstance(training.method, DirectPreferenceOptimization)
+    reference = training.method._rows.reference
+    policy = log_probabilities(TRAIN, training.method._loss, pairs=8, device=CPU.device).detach()
+    batches = [pair for units in training.policy.plan.steps() for pair in units]
     rewards = BETA * (policy - reference)
     for name, side in (("rewards_chosen", 0), ("rewards_rejected", 1)):
         first = torch.stack([rewards[2 * pair + side] for pair in batches[:6]]).mean().item()
@@ -353,8 +356,8 @@ def test_what_is_logged_behind_a_state_is_what_would_have_been_logged(tiny_model
 
 def test_a_run_that_goes_on_from_its_end_still_measures(tiny_model: Path) -> None:
     training = made(adapted(tiny_model, effect=0.1), section())
-    assert training._method.evaluation.extra == {}
-    assert training._method.evaluation.measured()["eval_rewards_margins"] != 0.0
+    assert training.method.evaluation.extra == {}
+    assert training.method.evaluation.measured()["eval_rewards_margins"] != 0.0
 
 
 def test_with_the_best_adapter_come_its_own_measurements(tiny_model: Path) -> None:
@@ -382,11 +385,11 @@ class NothingWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def test_a_step_reads_nothing_back_from_the_device(tiny_model: Path) -> None:
     training = made(adapted(tiny_model), section(max_steps=3), held=())
-    assert isinstance(training._method, DirectPreferenceOptimization)
-    training._method._loss._fused.share_prefixes = False  # type: ignore[union-attr]  # a CPU's own
-    ordered, rows, share = next(training._steps())
+    assert isinstance(training.method, DirectPreferenceOptimization)
+    training.method._loss._fused.share_prefixes = False  # type: ignore[union-attr]  # a CPU's own
+    step = next(training.policy.steps(0))
     with NothingWaits():  # type: ignore[no-untyped-call]
-        norm = training._update(training._gradients_that_fit(ordered, rows, share), share)
+        norm = training.update(training.policy.compute_gradients(step, 1, ()), step)
     assert math.isfinite(norm.item())
     with pytest.raises(AssertionError, match="waits"), NothingWaits():  # type: ignore[no-untyped-call]
         norm.item()

@@ -13,8 +13,7 @@ from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.rows import ChatRow, PreferenceRow, Row, RowSchema
 from trainer.errors import DataError, ErrorCode
-from trainer.spec import DataSection
-from trainer.spec.data_section import PREFERENCE_METHODS
+from trainer.spec import METHOD_RULES, DataSection, MethodName
 
 _T = TypeVar("_T")
 
@@ -65,11 +64,11 @@ def is_for_evaluation(file: str, data: DataSection) -> bool:
 
 
 def build_dataset(
-    rows: Sequence[Row], tokens: ModelTokenizer, data: DataSection, *, seed: int, method: str = "sft"
+    rows: Sequence[Row], tokens: ModelTokenizer, data: DataSection, *, seed: int, method: MethodName = "sft"
 ) -> Dataset:
     """Encode every row, and hold out the rows of evaluation files or a fraction of all rows.
 
-    For a method of `PREFERENCE_METHODS` each row gives two examples: the chosen answer, then the rejected answer.
+    With a method that learns from pairs each row gives two examples: the chosen answer, then the rejected answer.
 
     Raises:
         DataError: a row, or the dataset as a whole, is not trainable.
@@ -86,7 +85,7 @@ def build_dataset(
         truncated=sum(one.truncated for one in kept),
     )
     parts = examples_of(train), examples_of(evaluation)
-    per_row = 2 if method in PREFERENCE_METHODS else 1
+    per_row = METHOD_RULES[method].examples_per_row
     return Dataset(*parts, counts, tuple(_warnings(rows, tokens, *parts, counts, per_row)))
 
 
@@ -102,7 +101,7 @@ def examples_of(rows: Iterable[EncodedRow]) -> tuple[Example, ...]:
     return tuple(example for row in rows for example in row.examples)
 
 
-def check_trainable(row: Row, tokens: ModelTokenizer, method: str) -> None:
+def check_trainable(row: Row, tokens: ModelTokenizer, method: MethodName) -> None:
     """Require that a model can be trained on a row with a `train.method`.
 
     Raises:
@@ -121,14 +120,14 @@ def check_trainable(row: Row, tokens: ModelTokenizer, method: str) -> None:
         )
 
 
-def check_kind(row: Row, method: str) -> None:
+def check_kind(row: Row, method: MethodName) -> None:
     """Require a row of a kind that a `train.method` learns from.
 
     Raises:
         DataError: the row is of another kind.
     """
     preference = isinstance(row, PreferenceRow)
-    if preference == (method in PREFERENCE_METHODS):
+    if preference == METHOD_RULES[method].learns_from_pairs:
         return
     raise row.refuse(
         ErrorCode.DATASET_NOT_TRAINABLE,

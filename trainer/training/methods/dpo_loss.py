@@ -1,10 +1,10 @@
-"""What a pair of answers costs, given how likely policy and reference find each of them.
+"""The loss of a pair of answers for `dpo`, from log-probabilities under the trained model and the reference.
 
 With h the log-ratio of an answer, log π(answer) - log π_ref(answer), c the chosen and r the rejected one, s the
-logistic function, β the strength of the bond to the reference (`train.beta`), ε the share of wrong labels
+logistic function, β (`train.beta`) the strength of the pull to the reference, ε the share of wrong labels
 (`train.label_smoothing`) and n the tokens of an answer:
 
-| `train.loss_type` | of a pair | from |
+| `train.loss_type` | loss of a pair | source |
 |---|---|---|
 | `sigmoid` | -log s(β(h_c - h_r)) | Direct Preference Optimization, arXiv 2305.18290, equation 7 |
 | `hinge` | max(0, 1 - β(h_c - h_r)) | SLiC's loss with DPO's rewards, arXiv 2309.06657 |
@@ -15,15 +15,14 @@ logistic function, β the strength of the bond to the reference (`train.beta`), 
 | `sppo_hard` | (h_c - 1/(2β))² + (h_r + 1/(2β))² | SPPO, arXiv 2405.00675, equation 4.7 |
 | `apo_zero` | 1 - s(βh_c) + s(βh_r) | APO, arXiv 2408.06266, equation 7 |
 | `apo_down` | s(βh_c) + 1 - s(β(h_c - h_r)) | the same, equation 8 |
-| `sft` | -log π(chosen), for each token of the step alike | |
+| `sft` | -log π(chosen), as a mean over the tokens of the chosen answers of the step | |
 
 The loss of an optimizer step is the mean over its pairs, so the cut into micro-batches changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import torch
@@ -31,53 +30,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from trainer.spec import TrainSection
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Some pairs; every attribute is float32 [pairs], on the device.
-
-    Attributes:
-        chosen, rejected: log-probability of each answer in the policy, in nats.
-        chosen_reference, rejected_reference: the same in the reference.
-        chosen_tokens, rejected_tokens: of each answer.
-    """
-
-    chosen: Tensor
-    rejected: Tensor
-    chosen_reference: Tensor
-    rejected_reference: Tensor
-    chosen_tokens: Tensor
-    rejected_tokens: Tensor
-
-    @classmethod
-    def of_rows(cls, policy: Tensor, reference: Tensor, tokens: Tensor) -> Pairs:
-        """From values of rows of which each two are a chosen and a rejected one: [2 · pairs] each."""
-        return cls(*(part for values in (policy, reference, tokens) for part in values.view(-1, 2).unbind(1)))
-
-    @property
-    def chosen_ratio(self) -> Tensor:
-        """The log-ratio of each chosen answer."""
-        return self.chosen - self.chosen_reference
-
-    @property
-    def rejected_ratio(self) -> Tensor:
-        """The log-ratio of each rejected answer."""
-        return self.rejected - self.rejected_reference
-
-    @property
-    def margin(self) -> Tensor:
-        """How much more the policy has turned to the chosen than to the rejected answers."""
-        return self.chosen_ratio - self.rejected_ratio
-
-    @property
-    def mean_margin(self) -> Tensor:
-        """The same, of means over the answers' tokens."""
-        return self.chosen_ratio / self.chosen_tokens - self.rejected_ratio / self.rejected_tokens
-
+from trainer.training.methods.pair_method import Pairs, PairTotals
 
 Term = Callable[[Pairs, float, float], Tensor]
-"""Pairs, β and ε → what each pair costs: [pairs]."""
+"""Maps pairs, β and ε to the loss of each pair: float32 [pairs]."""
 
 
 def _robust(pairs: Pairs, beta: float, epsilon: float) -> Tensor:
@@ -111,42 +67,38 @@ TERMS: Final[Mapping[str, Term]] = {
         torch.sigmoid(beta * pairs.chosen_ratio) + 1 - torch.sigmoid(beta * pairs.margin)
     ),
 }
-"""By `train.loss_type`; `sft` is not among them, since it counts tokens, not pairs."""
+"""By `train.loss_type`. `sft` is not among them: it is a mean over tokens, not over pairs."""
 
 
-@dataclass(frozen=True)
-class Whole:
-    """The pairs that a mean is taken over: their number, and the tokens of their chosen answers."""
+def loss_part(pairs: Pairs, section: TrainSection, totals: PairTotals) -> Tensor:
+    """Compute what some pairs contribute to the mean over all pairs of a step.
 
-    pairs: int
-    chosen_tokens: int
+    Args:
+        pairs: log-probabilities with their graph.
+        section: the terms, their weights, β and ε.
+        totals: what the mean is taken over.
 
-    @classmethod
-    def of_counts(cls, counts: Sequence[int]) -> Whole:
-        """From the trained tokens of each row, chosen and rejected in turn."""
-        return cls(len(counts) // 2, sum(counts[::2]))
-
-
-def part_of_loss(pairs: Pairs, section: TrainSection, whole: Whole) -> Tensor:
-    """What some pairs add to the mean over all of `whole`: scalar, with its graph."""
+    Returns:
+        Scalar, with its graph.
+    """
     total = pairs.chosen.new_zeros(())
     for name, weight in section.loss_terms:
         if name == "sft":
-            total = total - weight / whole.chosen_tokens * pairs.chosen.sum()
+            total = total - weight / totals.chosen_tokens * pairs.chosen.sum()
         else:
-            each = TERMS[name](pairs, section.beta, section.label_smoothing)
-            total = total + weight / whole.pairs * each.sum()
+            pair_losses = TERMS[name](pairs, section.beta, section.label_smoothing)
+            total = total + weight / totals.pairs * pair_losses.sum()
     return total
 
 
 MEASURED: Final = ("rewards_chosen", "rewards_rejected", "rewards_accuracies", "rewards_margins", "logps_chosen",
                    "logps_rejected")  # fmt: skip
-"""Means over pairs, as TRL names them; a reward is β times the log-ratio, and a pair is accurate where the chosen
-answer has the higher one."""
+"""Metrics, named as in TRL. A reward is β times the log-ratio; a pair is accurate where the chosen answer has the
+higher reward."""
 
 
 def measure(pairs: Pairs, beta: float) -> Tensor:
-    """Sums over the pairs of what `MEASURED` names: float64 [6], without a graph."""
+    """Returns sums over the pairs of what `MEASURED` names: float64 [6], without a graph."""
     chosen, rejected = beta * pairs.chosen_ratio, beta * pairs.rejected_ratio
     values = (chosen, rejected, chosen > rejected, chosen - rejected, pairs.chosen, pairs.rejected)
     return torch.stack([value.detach().sum(dtype=torch.float64) for value in values])

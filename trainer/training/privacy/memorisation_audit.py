@@ -44,7 +44,7 @@ class Probes:
     references: tuple[Example, ...] = ()
 
 
-def prepare(
+def add_probes(
     data: Dataset,
     rows: Sequence[Row],
     tokens: ModelTokenizer,

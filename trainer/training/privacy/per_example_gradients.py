@@ -47,7 +47,7 @@ class RowGradients:
         """Take the hooks off again."""
         self._hooks.cleanup()
 
-    def take(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Gradients of a batch, a row's loss being the mean over its trained tokens.
 
         A row whose gradient is not finite counts as none: a single one would make the whole sum so.
@@ -61,12 +61,12 @@ class RowGradients:
         self._require_rows(len(batch.lengths))
         return each.detach().sum(), self._settle()
 
-    def none(self) -> None:
+    def set_empty(self) -> None:
         """Gradients of no row at all."""
         for parameter in self.parameters:
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
 
-    def prove(self, batches: Sequence[Batch]) -> None:
+    def require_equivalence(self, batches: Sequence[Batch]) -> None:
         """Compare: each batch as a whole, and its rows one at a time by torch's own backward pass.
 
         Raises:
@@ -86,7 +86,7 @@ class RowGradients:
 
     def _difference(self, batch: Batch) -> float:
         """The largest over the rows, relative to the row's gradient."""
-        self.take(batch)
+        self.compute(batch)
         together = [_flat(parameter.grad_sample) for parameter in self.parameters]
         self._clear()
         self._hooks.disable_hooks()

@@ -1,23 +1,24 @@
-"""What a run does for privacy, as `trainer.training.run` calls it, stage by stage."""
+"""What a run does for the privacy of its weights, beside training: refuse early, measure and judge at the end."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
-from trainer.data.examples.example_set import Dataset
+from trainer.data.examples.example import Example
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import JobSpec, PrivacySection
-from trainer.training.interruption import Interrupts
-from trainer.training.loop import Report, Trainer
+from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
 from trainer.training.privacy.memorisation_audit import MemorisationAudit
-from trainer.training.privacy.privacy_findings import DifferentialPrivacy, Privacy
+from trainer.training.privacy.privacy_findings import Privacy
 from trainer.training.privacy.release_gate import refusal
+from trainer.training.step_policy import StepPolicy
 
 
-def require_engine(section: PrivacySection) -> None:
-    """Refuse a private run, before anything is done, where the package for it is missing.
+def require_privacy_package(section: PrivacySection) -> None:
+    """Refuse a differentially private run, before anything else, where Opacus is not installed.
 
     Raises:
         JobError: `ENGINE_UNAVAILABLE`.
@@ -32,34 +33,29 @@ def require_engine(section: PrivacySection) -> None:
         )
 
 
-def private_training(
-    model: Any, loss: CausalLoss, data: Dataset, spec: JobSpec, *, report: Report, interrupts: Interrupts
-) -> Trainer:
-    """The training of a spec that asks for differential privacy.
+def private_step_policy(model: Any, loss: CausalLoss, examples: Sequence[Example], spec: JobSpec) -> StepPolicy:
+    """Returns the step policy of a spec that asks for differential privacy.
 
     Raises:
-        JobError: `PRIVACY_NOT_MET`, `PRIVACY_UNPROVEN`: the budget cannot be kept.
+        JobError: `PRIVACY_NOT_MET` or `PRIVACY_UNPROVEN`: the budget cannot be kept.
     """
-    from trainer.training.privacy.dp_training import PrivateTraining  # noqa: PLC0415 -- needs an optional dependency
+    from trainer.training.privacy.private_step_policy import PrivateStepPolicy  # noqa: PLC0415 -- optional package
 
-    return PrivateTraining(model, loss, data, spec.train, spec.privacy, report=report, interrupts=interrupts)
+    return PrivateStepPolicy(model, loss, examples, spec.train, spec.privacy)
 
 
-def conclude(
-    section: PrivacySection, training: Trainer, audit: MemorisationAudit
+def judge_privacy(
+    section: PrivacySection, trainer: Trainer, audit: MemorisationAudit
 ) -> tuple[Privacy | None, JobError | None]:
-    """What is known of the weights' privacy, and why they must be withheld, if they must.
+    """Returns what is known of the privacy of the weights, and why they must be withheld, if they must.
 
     Raises:
-        JobError: `PRIVACY_NOT_MET`, `PRIVACY_UNPROVEN`: more was spent than the budget; nothing may be kept.
+        JobError: `PRIVACY_NOT_MET` or `PRIVACY_UNPROVEN`: more was spent than the budget; nothing may be kept.
     """
     if not section.asked:
         return None, None
-    found = Privacy(differential=_spent(training), membership=audit.membership(), exposure=audit.exposure())
-    reason = refusal(section, found)
-    return found.model_copy(update={"withheld": str(reason)}) if reason else found, reason
-
-
-def _spent(training: Trainer) -> DifferentialPrivacy | None:
-    findings = getattr(training, "findings", None)
-    return findings() if findings is not None else None
+    privacy = Privacy(
+        differential=trainer.privacy_spent(), membership=audit.membership(), exposure=audit.exposure()
+    )
+    reason = refusal(section, privacy)
+    return privacy.model_copy(update={"withheld": str(reason)}) if reason else privacy, reason

@@ -14,6 +14,8 @@ from typing import Final, Self
 
 from trainer.spec import JobSpec
 from trainer.training.events import MetricsMeasured, TrainingEvent
+from trainer.training.methods.method import MethodWords
+from trainer.training.methods.registry import METHODS
 from trainer.training.report.charts import Curve, Point, line_chart, smoothed
 from trainer.training.report.model_card import perplexity
 from trainer.training.report.privacy_page import Losses, privacy_section
@@ -90,7 +92,7 @@ def render_page(
     parts = (
         _headline(summary, spec),
         _warnings(summary.warnings),
-        _charts(metrics),
+        _charts(metrics, METHODS[spec.train.method].words),
         privacy_section(summary.privacy, losses or {}),
         _samples(samples),
         "<div class=columns>",
@@ -105,6 +107,7 @@ def render_page(
 
 
 def _headline(summary: Summary, spec: JobSpec) -> str:
+    words = METHODS[spec.train.method].words
     figures = [
         ("training loss", _loss(summary.train_loss)),
         ("steps", f"{summary.steps:,}"),
@@ -112,21 +115,21 @@ def _headline(summary: Summary, spec: JobSpec) -> str:
     ]
     if summary.eval_loss_before is not None and summary.eval_loss_after is not None:
         change = f"{_loss(summary.eval_loss_before)} → {_loss(summary.eval_loss_after)}"
-        figures[:0] = [("loss on held-out rows", change), *_beside_the_loss(summary)]
+        figures[:0] = [("loss on held-out rows", change), *_beside_the_loss(summary, words)]
     tiles = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in figures)
     base = escape(spec.model.model_name_or_path)
-    how = "LoRA by DPO" if spec.train.method == "dpo" else "LoRA"
-    return f"<h1>Fine-tuning report</h1><p class=base>{how} on {base}</p><section class=tiles>{tiles}</section>"
+    title = escape(words.title)
+    return f"<h1>Fine-tuning report</h1><p class=base>{title} on {base}</p><section class=tiles>{tiles}</section>"
 
 
-def _beside_the_loss(summary: Summary) -> Iterator[tuple[str, str]]:
-    """What the held-out loss means: perplexity, or for pairs how often and how far they are told apart."""
-    if summary.pairs:
-        yield "held-out pairs in the right order", f"{summary.pairs['eval_rewards_accuracies']:.0%}"
-        yield "reward margin on held-out pairs", f"{summary.pairs['eval_rewards_margins']:.3f}"
-    elif summary.eval_loss_before is not None and summary.eval_loss_after is not None:
-        odds = (perplexity(summary.eval_loss_before), perplexity(summary.eval_loss_after))
-        yield "perplexity on held-out rows", " → ".join(f"{value:.2f}" for value in odds)
+def _beside_the_loss(summary: Summary, words: MethodWords) -> Iterator[tuple[str, str]]:
+    """Yields what the held-out loss means, such as its perplexity, and what else the method measures."""
+    for tile in words.tiles:
+        if tile.metric in summary.pairs:
+            yield tile.label, format(summary.pairs[tile.metric], tile.format)
+    if words.has_perplexity and summary.eval_loss_before is not None and summary.eval_loss_after is not None:
+        values = (perplexity(summary.eval_loss_before), perplexity(summary.eval_loss_after))
+        yield "perplexity on held-out rows", " → ".join(f"{value:.2f}" for value in values)
 
 
 def _warnings(warnings: Sequence[str]) -> str:
@@ -136,21 +139,20 @@ def _warnings(warnings: Sequence[str]) -> str:
     return f"<section class=warnings><h2>Warnings</h2><ul>{items}</ul></section>"
 
 
-def _charts(metrics: Sequence[MetricsMeasured]) -> str:
+def _charts(metrics: Sequence[MetricsMeasured], words: MethodWords) -> str:
     loss = points(metrics, "loss")
     window = max(1, len(loss) // 20)
-    pairs = _pair_charts(metrics)
     charts = (
         (
             "Loss",
-            "mean over pairs" if pairs else "nats per trained token",
+            words.loss_unit,
             (
                 Curve("each step", loss, "faint"),
                 Curve(f"mean of {window}", smoothed(loss, window) if window > 1 else (), "main"),
                 Curve("held-out rows", points(metrics, "eval_loss"), "second", dots=True),
             ),
         ),
-        *pairs,
+        *_method_charts(metrics, words),
         ("Learning rate", "", (Curve("learning rate", points(metrics, "learning_rate"), "main"),)),
         ("Gradient norm", "before clipping", (Curve("norm", points(metrics, "grad_norm"), "main"),)),
         (
@@ -168,23 +170,20 @@ def _charts(metrics: Sequence[MetricsMeasured]) -> str:
 _Chart = tuple[str, str, Sequence[Curve]]
 
 
-def _pair_charts(metrics: Sequence[MetricsMeasured]) -> tuple[_Chart, ...]:
-    """Of preference training; none of any other."""
-    if not points(metrics, "rewards_margins"):
-        return ()
-
-    def both(name: str) -> tuple[Curve, Curve]:
-        held = Curve("held-out pairs", points(metrics, f"eval_{name}"), "second", dots=True)
-        return Curve("each step", points(metrics, name), "main"), held
-
-    rewards = (
-        Curve("chosen", points(metrics, "rewards_chosen"), "main"),
-        Curve("rejected", points(metrics, "rewards_rejected"), "second"),
-    )
-    return (
-        ("Reward margin", "chosen over rejected, mean over pairs", both("rewards_margins")),
-        ("Reward accuracy", "share of pairs in the right order", both("rewards_accuracies")),
-        ("Rewards", "beta times how much likelier than in the base model", rewards),
+def _method_charts(metrics: Sequence[MetricsMeasured], words: MethodWords) -> tuple[_Chart, ...]:
+    """Returns the charts of what the method measures; none where nothing was measured."""
+    styles = ("main", "second")
+    return tuple(
+        (
+            chart.title,
+            chart.unit,
+            [
+                Curve(label, points(metrics, metric), style, dots=metric.startswith("eval_"))
+                for (label, metric), style in zip(chart.lines, styles, strict=False)
+            ],
+        )
+        for chart in words.charts
+        if points(metrics, chart.lines[0][1])
     )
 
 

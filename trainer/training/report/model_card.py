@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from trainer.spec import JobSpec
+from trainer.training.methods.registry import METHODS
 from trainer.training.report.privacy_page import card_lines
 from trainer.training.report.summary import Summary
 
@@ -32,8 +33,7 @@ def _metadata(spec: JobSpec) -> Iterator[str]:
     yield "pipeline_tag: text-generation"
     yield "tags:"
     yield from ("- lora", "- transformers", "- confidential-computing")
-    if spec.train.method == "dpo":
-        yield "- dpo"
+    yield from (f"- {tag}" for tag in METHODS[spec.train.method].words.card_tags)
     yield "---"
 
 
@@ -42,11 +42,8 @@ def _body(summary: Summary, spec: JobSpec) -> Iterator[str]:
     revision = f" at revision `{spec.model.model_revision}`" if spec.model.model_revision else ""
     yield from ("", "# LoRA adapter", "")
     yield f"Made for the base model `{name}`{revision}."
-    if spec.train.method == "dpo":
-        yield (
-            "Trained on pairs of answers by Direct Preference Optimization "
-            "([arXiv 2305.18290](https://arxiv.org/abs/2305.18290)), the base model being the reference."
-        )
+    if sentence := METHODS[spec.train.method].words.card_sentence:
+        yield sentence
     yield from ("", "```python", "from peft import PeftModel", "from transformers import AutoModelForCausalLM", "")
     yield f"base = AutoModelForCausalLM.from_pretrained({json.dumps(name)})"
     yield 'model = PeftModel.from_pretrained(base, "adapter")'
@@ -67,16 +64,16 @@ def _figures(summary: Summary, spec: JobSpec) -> Iterator[str]:
 
 
 def _result(summary: Summary, spec: JobSpec) -> dict[str, object]:
-    pairs = spec.train.method == "dpo"
+    words = METHODS[spec.train.method].words
     result: dict[str, object] = {
-        f"training loss ({'mean over pairs' if pairs else 'nats per token'})": round(summary.train_loss, 4),
+        f"training loss ({words.loss_unit})": round(summary.train_loss, 4),
         "optimizer steps": summary.steps,
         "tokens trained on": summary.trained_tokens,
     }
     for name, loss in (("before", summary.eval_loss_before), ("after", summary.eval_loss_after)):
         if loss is not None:
             result[f"held-out loss {name}"] = round(loss, 4)
-            if not pairs:
+            if words.has_perplexity:
                 result[f"held-out perplexity {name}"] = round(perplexity(loss), 2)
     return result | {f"held-out {name[5:]}": round(value, 4) for name, value in summary.pairs.items()}
 

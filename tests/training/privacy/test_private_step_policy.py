@@ -23,12 +23,16 @@ from trainer.spec import LoraSection, PrivacySection, TrainSection
 from trainer.training.adapter import attach_adapter
 from trainer.training.engines.base import Precision
 from trainer.training.events import MetricsMeasured, TrainingEvent
+from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
+from trainer.training.methods.method import MethodInputs
+from trainer.training.methods.sft import SupervisedFineTuning
 from trainer.training.privacy.accounting import Mechanism, new_accountant, plan_mechanism, require_within, spent
 from trainer.training.privacy.dp_optimizer import PrivateOptimizer
-from trainer.training.privacy.dp_training import PrivateTraining
 from trainer.training.privacy.memorisation_audit import row_losses
 from trainer.training.privacy.per_example_gradients import RowGradients, row_means
+from trainer.training.privacy.privacy_findings import DifferentialPrivacy
+from trainer.training.privacy.private_step_policy import PrivateStepPolicy
 from trainer.training.privacy.randomness import SecretRandom
 from trainer.training.token_store import single_batch
 
@@ -61,6 +65,18 @@ def loss_of(model: Any, precision: Precision = CPU) -> CausalLoss:
     return CausalLoss(model, precision, pad_id=0, longest=64, fused=False)
 
 
+class PrivateRun(Trainer):
+    """A trainer whose policy is known to be private."""
+
+    policy: PrivateStepPolicy
+
+    def findings(self) -> DifferentialPrivacy:
+        """What was spent."""
+        spent = self.privacy_spent()
+        assert spent is not None
+        return spent
+
+
 def made(
     model: Any,
     privacy: PrivacySection = NOISE,
@@ -70,10 +86,13 @@ def made(
     rows: tuple[Example, ...] = EXAMPLES[:20],
     precision: Precision = CPU,
     **section: Any,
-) -> PrivateTraining:
+) -> PrivateRun:
     data = Dataset(rows, EXAMPLES[20:], RowCounts(len(rows), 4, 0, 0), ())
     settings = TrainSection(**{"learning_rate": 0.01, "max_steps": 5, "seed": 5, **section})
-    return PrivateTraining(model, loss_of(model, precision), data, settings, privacy, report=report, random=random)
+    loss = loss_of(model, precision)
+    policy = PrivateStepPolicy(model, loss, rows, settings, privacy, random=random)
+    method = SupervisedFineTuning(MethodInputs(data, loss, settings, CPU.device))
+    return PrivateRun(model, method, policy, settings, report=report)
 
 
 def adapter(model: Any) -> torch.Tensor:
@@ -143,7 +162,7 @@ def test_more_spent_than_allowed_is_an_error() -> None:
 def test_steps_that_the_accountant_did_not_see_are_an_error(model: Any) -> None:
     training = made(model, max_steps=3)
     training.run()
-    training._accountant.history = [(training.mechanism.noise_multiplier, 0.2, 2)]
+    training.policy._accountant.history = [(training.policy.mechanism.noise_multiplier, 0.2, 2)]
     with pytest.raises(JobError) as error:
         training.findings()
     assert error.value.code is ErrorCode.PRIVACY_UNPROVEN
@@ -206,7 +225,9 @@ def test_a_step_that_draws_no_row_is_a_step_of_noise_alone(model: Any) -> None:
     training = made(model, random=Empty(), report=seen.append, optim="sgd", max_steps=2, learning_rate=1.0)
     outcome = training.run()
     moved = adapter(model) - start
-    sigma = training.mechanism.noise_multiplier / 4  # divided by the expected rows, twice added, rates 1 and 1/2
+    sigma = (
+        training.policy.mechanism.noise_multiplier / 4
+    )  # divided by the expected rows, twice added, rates 1 and 1/2
     assert outcome.trained_tokens == 0
     assert float(moved.std()) == pytest.approx(sigma * math.sqrt(1 + 0.25), rel=0.05)
     assert training.findings().steps == 2
@@ -232,7 +253,7 @@ def test_no_row_adds_more_than_the_bound(model: Any) -> None:
         for row in EXAMPLES[:4]:
             settings = mechanism(max_grad_norm=bound)
             optimizer = PrivateOptimizer(torch.optim.SGD(gradients.parameters, lr=0.0), settings, SecretRandom())
-            _, norms = gradients.take(single_batch([row], CPU.device))
+            _, norms = gradients.compute(single_batch([row], CPU.device))
             optimizer.clip_and_accumulate()
             added = torch.cat([p.summed_grad.flatten() for p in gradients.parameters]).norm()
             assert float(added) <= bound * (1 + 1e-6)
@@ -306,7 +327,7 @@ def test_the_noise_does_not_follow_the_public_seed(tiny_model: Path) -> None:
         training.run()
         ends.append(adapter(model))
     apart = (ends[0] - ends[1]).std() * 4 / 0.01
-    assert float(apart) == pytest.approx(training.mechanism.noise_multiplier * math.sqrt(2), rel=0.05)
+    assert float(apart) == pytest.approx(training.policy.mechanism.noise_multiplier * math.sqrt(2), rel=0.05)
 
 
 def test_a_keystream_is_never_used_twice() -> None:
@@ -331,7 +352,7 @@ def test_a_row_without_a_finite_gradient_counts_as_none(model: Any, monkeypatch:
         loss, "token_losses", lambda batch: each(batch) * torch.where(batch.logit_positions < 6, torch.inf, 1.0)
     )
     gradients = RowGradients(model, loss)
-    _, norms = gradients.take(single_batch(EXAMPLES[:2], CPU.device))
+    _, norms = gradients.compute(single_batch(EXAMPLES[:2], CPU.device))
     assert float(norms[0]) == 0.0
     assert float(norms[1]) > 0.0
     assert all(bool(torch.isfinite(p.grad_sample).all()) for p in gradients.parameters)
@@ -343,7 +364,7 @@ def test_a_row_without_a_finite_gradient_counts_as_none(model: Any, monkeypatch:
 def test_in_16_bits_norms_are_taken_in_32(model: Any) -> None:
     model.train()
     gradients = RowGradients(model, loss_of(model, COARSE))
-    gradients.take(single_batch(EXAMPLES[:3], CPU.device))
+    gradients.compute(single_batch(EXAMPLES[:3], CPU.device))
     assert {p.grad_sample.dtype for p in gradients.parameters} == {torch.float32}
 
 
@@ -397,7 +418,7 @@ def test_a_model_in_which_rows_see_one_another_is_refused(model: Any) -> None:
 
 def test_a_step_that_changes_nothing_is_an_error(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     training = made(model)
-    monkeypatch.setattr(training._private.original_optimizer, "step", lambda: None)
+    monkeypatch.setattr(training.policy._private_optimizer.original_optimizer, "step", lambda: None)
     with pytest.raises(JobError, match="as they were") as error:
         training.run()
     assert error.value.code is ErrorCode.PRIVACY_UNPROVEN
@@ -422,7 +443,7 @@ def test_only_the_adapter_changes_and_the_hooks_are_gone(model: Any) -> None:
     same = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
     assert same == {name for name in before if "lora_" not in name}
     assert not any(hasattr(p, "grad_sample") for p in model.parameters())
-    assert training.sound_step == 0, "no adapter goes with a divergence"
+    assert training.last_finite_step == 0, "no adapter goes with a divergence"
 
 
 def test_it_still_learns_where_the_noise_is_small(model: Any) -> None:

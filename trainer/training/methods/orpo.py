@@ -1,0 +1,112 @@
+"""The method `orpo`: Odds Ratio Preference Optimization (Hong, Lee and Thorne 2024, arXiv 2403.07691).
+
+With p the log-probability of an answer divided by its tokens, c the chosen and r the rejected one, s the logistic
+function and λ (`train.beta`, as in TRL's `ORPOConfig`) the weight of the preference:
+
+    odds of an answer    exp(p) / (1 - exp(p))
+    loss of a pair       -p_c - λ log s(log odds(c) - log odds(r))
+
+The first term teaches the chosen answer, the second one prefers it. There is no reference model. The paper takes
+the mean over pairs of both terms, and so does this; TRL averages the first over the tokens of a batch instead.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from trainer.training.methods.method import MethodWords, MetricChart, MetricTile
+from trainer.training.methods.pair_method import PairMethod, Pairs, PairTotals
+
+MEASURED: Final = ("rewards_chosen", "rewards_rejected", "rewards_accuracies", "rewards_margins", "logps_chosen",
+                   "logps_rejected", "nll_loss", "log_odds_ratio", "log_odds_chosen")  # fmt: skip
+"""Metrics, named as in TRL. A reward is λ times p, `logps` are p; `log_odds_chosen` is the difference of the log
+odds, and `log_odds_ratio` its logarithm of the logistic function."""
+
+
+class OddsRatioPreferenceOptimization(PairMethod):
+    """Learns from pairs, without a reference.
+
+    Args:
+        inputs: pairs, the model's loss and the sections of the spec.
+    """
+
+    name = "orpo"
+    words = MethodWords(
+        title="LoRA by ORPO",
+        loss_unit="mean over pairs",
+        card_sentence=(
+            "Trained on pairs of answers by Odds Ratio Preference Optimization "
+            "([arXiv 2403.07691](https://arxiv.org/abs/2403.07691)), without a reference model."
+        ),
+        card_tags=("orpo",),
+        tiles=(
+            MetricTile("eval_rewards_accuracies", "held-out pairs in the right order", ".0%"),
+            MetricTile("eval_log_odds_chosen", "log odds ratio on held-out pairs", ".3f"),
+        ),
+        charts=(
+            MetricChart(
+                "Log odds ratio",
+                "chosen over rejected, mean over pairs",
+                (("each step", "log_odds_chosen"), ("held-out pairs", "eval_log_odds_chosen")),
+            ),
+            MetricChart(
+                "Reward accuracy",
+                "share of pairs in the right order",
+                (("each step", "rewards_accuracies"), ("held-out pairs", "eval_rewards_accuracies")),
+            ),
+            MetricChart(
+                "Loss of the chosen answers",
+                "nats per token, mean over pairs",
+                (("each step", "nll_loss"), ("held-out pairs", "eval_nll_loss")),
+            ),
+        ),
+    )
+    measured = MEASURED
+
+    def loss_part(self, pairs: Pairs, totals: PairTotals) -> Tensor:
+        """Returns what some pairs contribute to the mean over all pairs: scalar, with its graph."""
+        chosen, rejected = mean_log_probabilities(pairs)
+        preference = logsigmoid(log_odds_ratio(chosen, rejected))
+        return (-chosen - self._section.beta * preference).sum() / totals.pairs
+
+    def measure(self, pairs: Pairs) -> Tensor:
+        """Returns sums over the pairs of what `measured` names: float64 [9], without a graph."""
+        chosen, rejected = (value.detach() for value in mean_log_probabilities(pairs))
+        odds = log_odds_ratio(chosen, rejected)
+        beta = self._section.beta
+        values = (
+            beta * chosen,
+            beta * rejected,
+            chosen > rejected,
+            beta * (chosen - rejected),
+            chosen,
+            rejected,
+            -chosen,
+            logsigmoid(odds),
+            odds,
+        )
+        return torch.stack([value.sum(dtype=torch.float64) for value in values])
+
+
+def mean_log_probabilities(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Returns p of the chosen and of the rejected answers, in nats per token: float32 [pairs] each."""
+    return pairs.chosen / pairs.chosen_tokens, pairs.rejected / pairs.rejected_tokens
+
+
+def log_odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Returns log(odds(chosen) / odds(rejected)) from mean log-probabilities: [pairs], with its graph."""
+    return _log_odds(chosen) - _log_odds(rejected)
+
+
+def _log_odds(log_probability: Tensor) -> Tensor:
+    """Returns log(q / (1 - q)) for log q; 1 - q is -expm1(log q), which keeps its digits where q is almost 1.
+
+    An answer that the model is certain of has log q = 0 and infinite odds, whose gradient is not a number. The
+    bound is the resolution of the type: beyond it the loss no longer pushes.
+    """
+    bounded = log_probability.clamp(max=-torch.finfo(log_probability.dtype).eps)
+    return bounded - (-torch.expm1(bounded)).log()

@@ -1,0 +1,183 @@
+"""The steps of a differentially private run (DP-SGD, Abadi et al., arXiv:1607.00133).
+
+Rows are drawn independently instead of in epochs (Poisson sampling), each row's gradient is clipped, noise is
+added, and the divisor is the expected number of rows, not the number drawn. A step that draws no row is a step of
+noise alone: leaving it out would reveal that none was drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from trainer.data.examples.example import Example
+from trainer.spec import PrivacySection, TrainSection
+from trainer.training.batches import StepPlan
+from trainer.training.distributed import RankShare
+from trainer.training.loss import CausalLoss
+from trainer.training.methods.method import StepRows
+from trainer.training.optimization import make_optimizer
+from trainer.training.privacy.accounting import (
+    Mechanism,
+    new_accountant,
+    plan_mechanism,
+    require_within,
+    spent,
+    steps_seen,
+)
+from trainer.training.privacy.dp_optimizer import PrivateOptimizer
+from trainer.training.privacy.per_example_gradients import RowGradients, unproven
+from trainer.training.privacy.privacy_findings import DifferentialPrivacy
+from trainer.training.privacy.randomness import SecretRandom
+from trainer.training.step_policy import StepPolicy
+from trainer.training.token_store import TokenStore
+
+COMPARED_ROWS: Final = 3
+"""Rows of different lengths whose gradients are compared before training."""
+
+COMPARED_BATCH: Final = 2
+"""Rows of like lengths whose gradients are compared as a second batch."""
+
+
+class PrivateStepPolicy(StepPolicy):
+    """Draws rows with secret randomness, clips each row's gradient, adds noise, and counts what that spends.
+
+    Args:
+        model: PEFT model; only its adapter is trained.
+        loss: loss of that model, computed through its own modules.
+        examples: the training examples, one for each row.
+        section: batch sizes and optimizer; `per_device_train_batch_size` rows make a micro-batch.
+        privacy: the budget.
+        random: source of noise and draws.
+
+    Raises:
+        JobError: `PRIVACY_NOT_MET` or `PRIVACY_UNPROVEN`: the budget cannot be kept, or not with this model.
+    """
+
+    keeps_state = False
+    """Resuming would need the secret randomness, which is never written down. And which adapter was the last
+    finite one follows from the rows without noise, so none is handed out after a divergence."""
+
+    def __init__(
+        self,
+        model: Any,
+        loss: CausalLoss,
+        examples: Sequence[Example],
+        section: TrainSection,
+        privacy: PrivacySection,
+        *,
+        random: SecretRandom | None = None,
+    ) -> None:
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.warnings = []
+        self._store = TokenStore(examples, self.device)
+        self.plan = StepPlan(self._store.lengths, section)
+        self._micro_batch = section.per_device_train_batch_size
+        self.budget = max(self._store.lengths) * self._micro_batch
+        self._privacy = privacy
+        self._random = random or SecretRandom()
+        rows_per_step = section.per_device_train_batch_size * section.gradient_accumulation_steps
+        self.mechanism = plan_mechanism(
+            privacy,
+            rows=len(examples),
+            expected_rows=min(len(examples), rows_per_step),
+            steps=self.plan.total_steps,
+        )
+        self._accountant = new_accountant(privacy.accountant)
+        self._private_optimizer = PrivateOptimizer(
+            make_optimizer(self.parameters, section), self.mechanism, self._random
+        )
+        # The accountant counts a step where the optimizer makes it, whatever the loop around it believes.
+        self._private_optimizer.attach_step_hook(
+            self._accountant.get_optimizer_hook_fn(self.mechanism.sample_rate)
+        )
+        self.optimizer = self._private_optimizer
+        model.train()
+        self._row_gradients = RowGradients(model, loss)
+        self._mean_norm = torch.zeros((), device=self.device)
+        self._compare_gradients()
+
+    def _compare_gradients(self) -> None:
+        """Compare the gradients of rows of different lengths, then of like lengths, with those of single rows."""
+        by_length = sorted(range(len(self._store.lengths)), key=self._store.lengths.__getitem__)
+        spread = by_length[:: max(1, len(by_length) // COMPARED_ROWS)][:COMPARED_ROWS]
+        batches = [self._store.reorder(rows) for rows in (spread, by_length[:COMPARED_BATCH])]
+        self._row_gradients.require_equivalence(
+            [ordered.batch(slice(0, len(ordered.lengths))) for ordered in batches]
+        )
+
+    def steps(self, done: int) -> Iterator[StepRows]:
+        """Yields rows that are drawn independently for each step, from secret randomness; may be none."""
+        lengths, target_counts = self._store.lengths, self._store.target_counts
+        for _ in range(done, self.plan.total_steps):
+            rows = sorted(self._random.choose(len(lengths), self.mechanism.sample_rate), key=lengths.__getitem__)
+            share = RankShare(rows, [target_counts[row] for row in rows], sum(lengths[row] for row in rows))
+            yield StepRows(self._store.reorder(rows or [0]), slice(0, len(rows)), share)
+
+    def compute_gradients(self, step: StepRows, number: int, random: tuple[Tensor, ...]) -> Tensor:  # noqa: ARG002
+        """Clip the gradient of each row and add it up; noise is added in `update`.
+
+        Returns:
+            float64 [1]: the sum of the losses of the step's trained tokens, in nats.
+        """
+        rows = step.rows
+        losses, norms = torch.zeros(1, dtype=torch.float64, device=self.device), self._mean_norm.new_zeros(())
+        for start in range(0, rows.stop, self._micro_batch):
+            part = slice(start, min(start + self._micro_batch, rows.stop))
+            loss, row_norms = self._row_gradients.compute(step.ordered.batch(part))
+            losses, norms = losses + loss, norms + row_norms.sum()
+            if part.stop < rows.stop:  # clip and add up only; the step comes with the last micro-batch
+                self._private_optimizer.signal_skip_step()
+                self._private_optimizer.step()
+                self._private_optimizer.zero_grad(set_to_none=True)
+        if not rows.stop:
+            self._row_gradients.set_empty()
+        self._mean_norm = norms.div(max(rows.stop, 1))
+        return losses
+
+    def update(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Add noise to the sum of clipped gradients, divide by the expected rows, and step.
+
+        Returns:
+            `sums`, and the mean norm of the rows' gradients before clipping; both on the device.
+        """
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return sums, self._mean_norm
+
+    def privacy_spent(self, steps: int) -> DifferentialPrivacy:
+        """Returns what the run spent.
+
+        Raises:
+            JobError: `PRIVACY_NOT_MET` or `PRIVACY_UNPROVEN`: more than the budget, or the accountant saw another
+                number of steps than the run made or planned.
+        """
+        counted = steps_seen(self._accountant)
+        if counted != steps or steps != self.mechanism.steps:
+            raise unproven(
+                "steps that the accountant did not see", expected=self.mechanism.steps, found=(counted, steps)
+            )
+        epsilon = spent(self._accountant, self.mechanism.delta)
+        require_within(epsilon, self._privacy)
+        return _describe(self.mechanism, epsilon)
+
+    def close(self) -> None:
+        """Remove the hooks that compute the gradients of rows from the model."""
+        self._row_gradients.close()
+
+
+def _describe(mechanism: Mechanism, epsilon: float) -> DifferentialPrivacy:
+    return DifferentialPrivacy(
+        epsilon=epsilon,
+        delta=mechanism.delta,
+        accountant=mechanism.accountant,
+        noise_multiplier=mechanism.noise_multiplier,
+        max_grad_norm=mechanism.max_grad_norm,
+        sample_rate=mechanism.sample_rate,
+        expected_rows=mechanism.expected_rows,
+        rows=mechanism.rows,
+        steps=mechanism.steps,
+    )

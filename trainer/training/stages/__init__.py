@@ -1,0 +1,1 @@
+"""The stages of a training run: prepare the data, load the model, train, write the result."""

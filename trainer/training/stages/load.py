@@ -1,0 +1,92 @@
+"""The second stage: the base model gets its adapter and its loss, and a resumed run its checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.data.examples.example_set import Dataset
+from trainer.errors import ErrorCode, JobError
+from trainer.training.adapter import save_initial_adapter
+from trainer.training.checkpoint import ResumedState, read_state
+from trainer.training.compilation import Compilation
+from trainer.training.engines.base import Loader, Precision, choose_precision
+from trainer.training.loss import CausalLoss
+from trainer.training.run_inputs import RunInputs
+from trainer.training.sharding import loading_precision, shard_base_model
+from trainer.training.stages.prepare import PreparedData
+from trainer.training.stages.run_context import RunContext
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The base model with its adapter.
+
+    Attributes:
+        model: PEFT model.
+        precision: device and types.
+        loss: the model's.
+        engine: name of the engine that loaded it.
+        initial_adapter: saved copy of the fresh adapter, where its initialisation changed the base weights.
+        resumed: the checkpoint that the run continues from.
+        warnings: what the provider should know.
+    """
+
+    model: Any
+    precision: Precision
+    loss: CausalLoss
+    engine: str
+    initial_adapter: Path | None
+    resumed: ResumedState | None
+    warnings: tuple[str, ...]
+
+
+def load(inputs: RunInputs, data: PreparedData, loader: Loader, context: RunContext) -> LoadedModel:
+    """Load the base model, attach the adapter, and read the checkpoint that the run continues from.
+
+    Raises:
+        JobError: `MODEL_INVALID`, `OUT_OF_MEMORY`, `ENGINE_UNAVAILABLE` or `CHECKPOINT_INVALID`.
+    """
+    spec, ranks = inputs.spec, context.ranks
+    precision, warnings = choose_precision(spec)
+    with context.watch.part("load"):
+        model = loader.load(inputs.model_dir, spec, loading_precision(precision, ranks))
+        shard_base_model(model, precision, ranks)
+        _check_vocabulary(model, data.dataset)
+        initial_adapter = None
+        if spec.lora.changes_base:
+            initial_adapter = inputs.output_dir / ".scratch" / "start"
+            save_initial_adapter(model, initial_adapter)
+        # The fused pass reads weights and calls no module: not where an engine has replaced modules, where FSDP
+        # gathers layers in their hooks, or where hooks take the gradients of single rows.
+        may_fuse = loader.allows_fused and not ranks.sharded and not spec.privacy.differential
+        loss = CausalLoss(
+            model,
+            precision,
+            pad_id=data.tokenizer.pad_id,
+            longest=max(example.length for example in (*data.dataset.train, *data.dataset.evaluation)),
+            checkpointing=spec.train.gradient_checkpointing,
+            neftune_alpha=spec.train.neftune_noise_alpha,
+            fused=may_fuse,
+            compilation=Compilation.from_section(spec.train, precision.device),
+        )
+    resumed = read_state(inputs.resume_dir, trained_parameters(model)) if inputs.resume_dir else None
+    return LoadedModel(model, precision, loss, loader.name, initial_adapter, resumed, warnings)
+
+
+def _check_vocabulary(model: Any, dataset: Dataset) -> None:
+    vocabulary = model.get_input_embeddings().num_embeddings
+    largest = max(max(example.ids) for example in (*dataset.train, *dataset.evaluation))
+    if largest >= vocabulary:
+        raise JobError(
+            ErrorCode.MODEL_INVALID,
+            "tokenizer and base model do not fit",
+            expected=f"token ids below {vocabulary}",
+            found=largest,
+        )
+
+
+def trained_parameters(model: Any) -> dict[str, Any]:
+    """Returns the parameters that require gradients by name, in the model's order."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

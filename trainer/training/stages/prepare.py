@@ -1,0 +1,64 @@
+"""The first stage: rows become examples, some of them held out."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from dataclasses import dataclass
+
+from trainer.data.examples.example_set import Dataset, build_dataset
+from trainer.data.rows import Row
+from trainer.training.checkpoint import read_probe_seed
+from trainer.training.compilation import require_compiler
+from trainer.training.engines.base_model_files import check_model_dir
+from trainer.training.privacy.memorisation_audit import Probes, add_probes
+from trainer.training.run_inputs import RunInputs
+from trainer.training.stages.run_context import RunContext
+from trainer.training.tokenizer import ModelTokenizer, load_tokens
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The dataset as token ids.
+
+    Attributes:
+        tokenizer: the base model's.
+        dataset: what is trained on, canaries included, and what is held out.
+        probes: examples that the memorisation audit looks at.
+        probe_seed: secret seed that the probes were drawn with, in hex; None where nothing was drawn.
+    """
+
+    tokenizer: ModelTokenizer
+    dataset: Dataset
+    probes: Probes
+    probe_seed: str | None
+
+
+def prepare(inputs: RunInputs, rows: list[Row], context: RunContext) -> PreparedData:
+    """Turn rows into examples, hold some out, and choose what the memorisation audit looks at.
+
+    Raises:
+        JobError: no compiler where one is needed; the model's files or the rows cannot be used.
+    """
+    spec, watch = inputs.spec, context.watch
+    if spec.train.torch_compile:
+        with watch.part("compile"):
+            require_compiler()
+    with watch.part("tokenize"):
+        check_model_dir(inputs.model_dir)
+        tokenizer = load_tokens(inputs.model_dir, spec.data.chat_template)
+        dataset = build_dataset(rows, tokenizer, spec.data, seed=spec.train.seed, method=spec.train.method)
+        probe_seed = _probe_seed(inputs)
+        generator = random.Random(probe_seed)  # noqa: S311 -- of 256 secret bits; a resumed run draws the same
+        dataset, probes = add_probes(dataset, rows, tokenizer, (spec.privacy, spec.data), random=generator)
+    return PreparedData(tokenizer, dataset, probes, probe_seed)
+
+
+def _probe_seed(inputs: RunInputs) -> str | None:
+    """Returns the secret seed of what the audit draws; for a resumed run the one that it started with.
+
+    Drawn from the public `train.seed`, the canaries' texts would be known to everybody.
+    """
+    if not (inputs.spec.privacy.audit or inputs.spec.privacy.canaries):
+        return None
+    return secrets.token_hex(32) if inputs.resume_dir is None else read_probe_seed(inputs.resume_dir)

@@ -1,0 +1,42 @@
+"""The last stage: the report and the model card."""
+
+from __future__ import annotations
+
+from trainer.training.report.html_report import write_report
+from trainer.training.report.model_card import model_card
+from trainer.training.report.summary import Summary, describe_environment, summarize
+from trainer.training.run_inputs import RunInputs
+from trainer.training.sharding import describe_ranks
+from trainer.training.stages.load import LoadedModel
+from trainer.training.stages.prepare import PreparedData
+from trainer.training.stages.run_context import RunContext
+from trainer.training.stages.train import TrainedModel
+
+
+def write(
+    inputs: RunInputs, data: PreparedData, loaded: LoadedModel, trained: TrainedModel, context: RunContext
+) -> Summary:
+    """Write the report and the model card; only rank 0 does.
+
+    Raises:
+        JobError: `RELEASE_WITHHELD`, after the report is written.
+    """
+    summary = summarize(
+        trained.outcome,
+        data.dataset,
+        context.watch.read(),
+        describe_environment(loaded.engine, loaded.precision, loaded.loss, context.allocator)
+        | describe_ranks(context.ranks),
+        (*data.dataset.warnings, *loaded.warnings, *trained.outcome.warnings),
+        trained.privacy,
+        loaded.resumed.resumed_at if loaded.resumed else (),
+    )
+    if context.ranks.rank:
+        return summary
+    report_dir = inputs.output_dir / "report"
+    write_report(report_dir, summary, trained.metrics, inputs.spec, trained.samples, trained.probe_losses)
+    if trained.withheld is not None:
+        raise trained.withheld
+    card = model_card(summary, inputs.spec)
+    (inputs.output_dir / "adapter" / "README.md").write_text(card, encoding="utf-8")
+    return summary

@@ -1,0 +1,55 @@
+"""One process's part of a training run. Imports the training stack: only for use after the engine was chosen."""
+
+from __future__ import annotations
+
+from trainer.data.rows import Row
+from trainer.ipc.worker_messages import TrainingOrder, WorkerChannel
+from trainer.sandbox.child_environment import allocator_in_use
+from trainer.training.distributed import join_rank_group
+from trainer.training.engines.base import Loader
+from trainer.training.events import TrainingEvent
+from trainer.training.interruption import Interrupts
+from trainer.training.rank import ProcessRank, rendezvous_dir
+from trainer.training.report.summary import Summary
+from trainer.training.run import run
+from trainer.training.run_inputs import RunInputs
+from trainer.training.stages.run_context import RunContext
+from trainer.training.stopwatch import Stopwatch
+from trainer.worker.event_messages import message_of_event
+
+
+def run_rank(
+    order: TrainingOrder,
+    rows: list[Row],
+    loader: Loader,
+    rank: ProcessRank,
+    *,
+    channel: WorkerChannel,
+    watch: Stopwatch,
+    interrupts: Interrupts,
+) -> Summary:
+    """Join the other processes and train; rank 0 forwards the run's events to the supervisor.
+
+    Args:
+        order: the job spec and the directories.
+        rows: the dataset, parsed.
+        loader: loads the base model.
+        rank: which of the processes this is.
+        channel: to the supervisor.
+        watch: runs since the order came.
+        interrupts: turns SIGTERM into an interruption.
+
+    Raises:
+        JobError: the run failed.
+        Interruption: SIGTERM came.
+    """
+
+    def forward(event: TrainingEvent) -> None:
+        if rank.rank == 0:
+            channel.send(message_of_event(event))
+
+    output_dir = rank.own_output_dir(order.output_dir)
+    inputs = RunInputs(order.spec, order.model_dir, output_dir, order.resume_dir)
+    sharded = order.spec.train.fsdp is not None
+    with join_rank_group(rank, rendezvous_dir(order.output_dir), sharded=sharded) as ranks:
+        return run(inputs, rows, loader, RunContext(forward, watch, interrupts, ranks, allocator_in_use()))
