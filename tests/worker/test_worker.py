@@ -246,18 +246,8 @@ def test_the_worker_imports_neither_our_network_parts_nor_our_keys() -> None:
     loaded = set(re.findall(r"'([\w.]+)'", out.stdout))
     assert "trainer.training.run" in loaded
     parts = {name.split(".")[1] for name in loaded if "." in name}
-    assert parts <= {
-        "sandbox",
-        "worker",
-        "training",
-        "ipc",
-        "data",
-        "spec",
-        "models",
-        "errors",
-        "encoding",
-        "strict_yaml",
-    }
+    formats = {"data", "spec", "strict_yaml", "models", "encoding", "errors", "error_document"}
+    assert parts <= {"sandbox", "worker", "training", "ipc", *formats}
 
 
 def test_packing_is_a_matter_of_the_job_spec(run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec) -> None:
