@@ -18,21 +18,21 @@ _EMPTY: Final = "(empty)"
 
 
 def difference(old: Document, new: Document) -> tuple[Change, ...]:
-    """Every value that differs, by path; secrets are masked.
+    """Returns every value that differs, ordered by path; secrets are masked.
 
     An app-compose file and a bare docker-compose file are compared by what both have: the compose file.
     """
-    whole = old.app is not None and new.app is not None
+    both_apps = old.app is not None and new.app is not None
     comparison = _Comparison(old, new)
-    path = EMBEDDED if whole else ""
+    path = EMBEDDED if both_apps else ""
     changes = [*comparison.changes(old.compose, new.compose, path, "")]
-    if whole:
+    if both_apps:
         changes += comparison.changes(_beside(old), _beside(new), "", "")
     return tuple(sorted(changes, key=lambda change: change.path))
 
 
 def _beside(document: Document) -> Node:
-    """What app-compose.json says beside the compose file."""
+    """Returns app-compose.json without the embedded compose file."""
     entries = document.app.items() if document.app else ()
     return Node({key: node for key, node in entries if key != EMBEDDED}, 1, "")
 
@@ -79,7 +79,7 @@ class _Comparison:
             yield from self.changes(one, other, child_path(path, key), secret)
 
     def _replaced(self, old: Node | None, new: Node | None, path: str, name: str) -> Iterator[Change]:
-        """A value that came, went, or is of another kind than before."""
+        """Yields the changes of a value that was added, removed, or has another kind than before."""
         leaf = old, new
         for node, is_new in ((old, False), (new, True)):
             if node is not None and isinstance(node.value, tuple | Mapping) and node.value:
@@ -95,7 +95,7 @@ def _shown(node: Node, name: str) -> str:
 
 
 def _normal(node: Node | None, path: str, name: str, document: Document) -> Node | None:
-    """The one of several forms that others are compared in."""
+    """Returns a node in the form in which equivalent forms are compared."""
     if node is None:
         return None
     if name in PAIRS:
@@ -106,6 +106,6 @@ def _normal(node: Node | None, path: str, name: str, document: Document) -> Node
 
 
 def _names(nodes: tuple[Node, ...], name: str) -> dict[int, str]:
-    """For arguments that are the value of an option, its name."""
+    """Returns id of the node → name of the option that the node is the value of."""
     found = zip(nodes, argument_names([node.text for node in nodes]), strict=True)
     return {id(node): option or name for node, option in found}

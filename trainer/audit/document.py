@@ -28,10 +28,10 @@ class Document:
 
     Args:
         app: app-compose.json, or None where only a docker-compose.yaml was given.
-        compose: the docker-compose document; without value where the app has none. Where it stands inside
-            an app-compose.json, its lines count within the embedded text.
+        compose: the docker-compose document; without a value if the app has none. Where it is embedded in
+            app-compose.json, its lines count within the embedded text.
         compose_sha256: SHA-256 of the exact bytes of app-compose.json, as the guest measures them.
-        budget: what may still be spent on texts inside.
+        budget: tokens that may still be read from embedded texts.
     """
 
     app: Node | None
@@ -40,12 +40,12 @@ class Document:
     budget: TokenBudget = field(default_factory=TokenBudget, compare=False)
 
     def services(self) -> Iterator[Node]:
-        """Every service of the compose file."""
+        """Yields the services of the compose file."""
         return self.compose.get("services").children()
 
     @cached_property
     def job_specs(self) -> tuple[tuple[Node, JobSpec], ...]:
-        """The job specs whose whole text stands in the file, and which some service mounts."""
+        """The job specs that the file contains and a service mounts, each with its node."""
         mounted = {
             (entry.get("source") if entry.is_mapping else entry).text
             for service in self.services()
@@ -58,7 +58,10 @@ class Document:
         return tuple((node, spec) for node, spec in found if spec is not None)
 
     def _job_spec(self, node: Node) -> JobSpec | None:
-        """The job spec that `node` holds. Whether there is one more must never be left open for want of time."""
+        """Returns the job spec in `node`, if it is one.
+
+        An exhausted budget refuses the file: long texts must not hide a second job spec.
+        """
         try:
             inner = parse_yaml_nodes(node.text, what="config", budget=self.budget)
             return parse_job_spec(node.text.encode()) if inner.get("model").is_mapping else None
@@ -68,7 +71,7 @@ class Document:
             return None
 
     def embedded(self, node: Node) -> Node:
-        """A config whose text is a mapping (a job spec), as that mapping; anything else as it is."""
+        """Returns a config whose text is a mapping, such as a job spec, as that mapping; other nodes unchanged."""
         try:
             inner = parse_yaml_nodes(node.text, what="config", path=node.path, budget=self.budget)
         except UsageError:
@@ -77,7 +80,7 @@ class Document:
 
 
 def read_document(data: bytes) -> Document:
-    """Parse a compose file; its content, not its name, says of which kind it is.
+    """Parses a compose file; its content decides of which kind it is, not its name.
 
     Raises:
         UsageError: too large, not text, not parseable, or neither kind of compose file.

@@ -1,4 +1,4 @@
-"""What an audit says: findings by severity, changes, and how values are shown without their secrets."""
+"""Findings, severities and changes, and how values are shown without their secrets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_SHOWN: Final = 160
 
 
 class Severity(StrEnum):
-    """How bad a finding is, worst first."""
+    """Severity of a finding, worst first."""
 
     CRITICAL = "critical"
     HIGH = "high"
@@ -30,7 +30,7 @@ class Severity(StrEnum):
         return tuple(Severity).index(self)
 
     def reaches(self, threshold: Severity) -> bool:
-        """Whether this is as bad as `threshold`, or worse."""
+        """Returns whether this severity is `threshold` or worse."""
         return self.rank <= threshold.rank
 
 
@@ -48,7 +48,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Change:
-    """One value that two files do not share; None where a file does not have it."""
+    """A value that differs between two files; None in the file that does not have it."""
 
     path: str
     old: str | None

@@ -1,4 +1,4 @@
-"""The tree that the rules read: values with the line and the path at which they stand."""
+"""The tree that the rules read: values with their line and path."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Node:
     Args:
         value: a scalar, the elements of a sequence, or the entries of a mapping in their order.
         line: 1-based line of its key, or of itself where it has none.
-        path: where it stands, such as `services.trainer.ports[0]`; empty for the document.
+        path: its place in the document, such as `services.trainer.ports[0]`; empty for the document.
     """
 
     value: Scalar | tuple[Node, ...] | Mapping[str, Node]
@@ -47,7 +47,7 @@ class Node:
 
     @property
     def is_on(self) -> bool:
-        """Whether it switches something on. What cannot be told (a variable, say) counts as on."""
+        """Whether it switches something on. A value that is not known yet, such as a variable, counts as on."""
         return bool(self.value) if isinstance(self.value, tuple | Mapping) else self.text.lower() not in _OFF
 
     def get(self, key: str) -> Node:
@@ -95,7 +95,7 @@ def child_path(path: str, key: str | int) -> str:
 
 
 def refuse(what: str, line: int, problem: str) -> NoReturn:
-    """Give up on a document.
+    """Refuses a document.
 
     Raises:
         UsageError: always, with the line.
