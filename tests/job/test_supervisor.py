@@ -9,7 +9,7 @@ import pytest
 from trainer.errors import ErrorCode, SealingError, TrainerError, UnavailableError
 from trainer.job import supervisor as job
 from trainer.job.ciphertext import Ciphertext
-from trainer.job.supervisor import JobOptions
+from trainer.job.job_options import JobOptions
 from trainer.models import Phase, Status
 
 

@@ -13,24 +13,24 @@ import pytest
 from trainer.errors import ErrorCode, JobError
 from trainer.ipc.worker_messages import to_worker_channel
 from trainer.job import worker_process as worker
-from trainer.job.termination import termination
+from trainer.job.termination import handle_termination
 
 
 def test_it_is_an_error_where_it_arrives() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with termination() as told:
-        assert not told.told
+    with handle_termination() as state:
+        assert not state.signalled
         with pytest.raises(JobError) as caught:
             signal.raise_signal(signal.SIGTERM)
         assert caught.value.code is ErrorCode.INTERRUPTED
-        assert told.told
+        assert state.signalled
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_something_else_may_be_done_once() -> None:
     done: list[str] = []
-    with termination() as told:
-        with told.instead(lambda: done.append("passed on")):
+    with handle_termination() as state:
+        with state.redirected_to(lambda: done.append("passed on")):
             signal.raise_signal(signal.SIGTERM)
             assert done == ["passed on"]
             with pytest.raises(JobError):

@@ -36,7 +36,8 @@ def run_job_spec(
 ) -> None:
     """Run one job: the container's entry point. Prints public events as JSON lines, and nothing else."""
     try:
-        from trainer.job.supervisor import JobOptions, run_job
+        from trainer.job.job_options import JobOptions
+        from trainer.job.supervisor import run_job
     except ModuleNotFoundError as error:
         raise UsageError(
             ErrorCode.USAGE,

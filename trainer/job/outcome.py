@@ -27,7 +27,7 @@ from trainer.tee.quoted_evidence import collect
 if TYPE_CHECKING:
     from trainer.tee.guest_agent import GuestAgent
 
-HANDED_OVER: Final[Mapping[ErrorCode, str]] = {
+RELEASED_ON_FAILURE: Final[Mapping[ErrorCode, str]] = {
     ErrorCode.TRAINING_DIVERGED: "adapter",  # the last one that was sound
     ErrorCode.RELEASE_WITHHELD: "report",  # what the weights memorised, and never the weights
 }
@@ -59,8 +59,8 @@ class JobOutcome:
     checkpoint: int | None = None
 
 
-def seal_ending(
-    signer: Signer, bundle: OpenedBundle, ending: JobOutcome, workspace: Workspace, target: Path
+def seal_outcome(
+    signer: Signer, bundle: OpenedBundle, outcome: JobOutcome, workspace: Workspace, target: Path
 ) -> int:
     """Write the sealed result (or failure report) to `target`; returns its size in bytes.
 
@@ -68,16 +68,16 @@ def seal_ending(
         SealingError: a recipient of the grant cannot be sealed to.
         UnavailableError: the guest agent gives no quote.
     """
-    tree = _gather(ending, workspace, include_logs=signer.spec.output.include_logs)
-    if ending.failure is None:
+    tree = _gather(outcome, workspace, include_logs=signer.spec.output.include_logs)
+    if outcome.failure is None:
         _add_provenance(tree / "adapter" / "README.md", signer, bundle)
-    statement = make_statement(_run(signer, bundle, ending, tree))
+    statement = make_statement(_run(signer, bundle, outcome, tree))
     claims = ReceiptClaims(
         version=1,
         purpose="receipt",
         job_spec_sha256=signer.spec.sha256(),
         statement_sha256=sha256_hex(statement),
-        issued_at=ending.finished_at,
+        issued_at=outcome.finished_at,
     )
     (tree / "receipt.json").write_bytes(sign_envelope(statement, signer.keys.receipt))
     evidence = collect(signer.agent, claims, key_chain=signer.keys.proofs)
@@ -85,25 +85,25 @@ def seal_ending(
     return seal_result(tree, target, bundle.grant.result_recipients())
 
 
-def _gather(ending: JobOutcome, workspace: Workspace, *, include_logs: bool) -> Path:
+def _gather(outcome: JobOutcome, workspace: Workspace, *, include_logs: bool) -> Path:
     """The tree to seal: adapter/ and report/ on success, report/failure.json otherwise, and logs/.
 
-    What `HANDED_OVER` names goes along with a failure.
+    What `RELEASED_ON_FAILURE` names goes along with a failure.
     """
     tree = workspace.root / "result"
     tree.mkdir(mode=0o700)
-    if ending.failure is None:
+    if outcome.failure is None:
         for name in ("adapter", "merged", "report"):
             if (workspace.output / name).is_dir():
                 (workspace.output / name).rename(tree / name)
     else:
-        along = HANDED_OVER.get(ending.failure.code)
+        along = RELEASED_ON_FAILURE.get(outcome.failure.code)
         if along is not None and (workspace.output / along).is_dir():
             (workspace.output / along).rename(tree / along)
-        report = FailureReport.of(ending.failure).model_copy(update={"checkpoint_step": ending.checkpoint})
+        report = FailureReport.of(outcome.failure).model_copy(update={"checkpoint_step": outcome.checkpoint})
         (tree / "report").mkdir(mode=0o700, exist_ok=True)
         (tree / "report" / "failure.json").write_bytes(report.canonical())
-    if include_logs or ending.failure is not None:
+    if include_logs or outcome.failure is not None:
         (tree / "logs").mkdir(mode=0o700)
         for log in (workspace.private_log, workspace.front_log):
             if log.exists():
@@ -156,7 +156,7 @@ def tree_digests(tree: Path) -> dict[str, str]:
     return digests
 
 
-def _run(signer: Signer, bundle: OpenedBundle, ending: JobOutcome, tree: Path) -> StatementInputs:
+def _run(signer: Signer, bundle: OpenedBundle, outcome: JobOutcome, tree: Path) -> StatementInputs:
     return StatementInputs(
         spec=signer.spec,
         files=tree_digests(tree),
@@ -165,9 +165,9 @@ def _run(signer: Signer, bundle: OpenedBundle, ending: JobOutcome, tree: Path) -
         recipients=bundle.grant.recipients,
         compose_sha256=signer.compose_sha256,
         software=signer.software,
-        started_at=ending.started_at,
-        finished_at=ending.finished_at,
-        outcome=ReceiptOutcome.SUCCEEDED if ending.failure is None else ReceiptOutcome.FAILED,
-        metrics=ending.metrics,
-        error=None if ending.failure is None else ending.failure.code,
+        started_at=outcome.started_at,
+        finished_at=outcome.finished_at,
+        outcome=ReceiptOutcome.SUCCEEDED if outcome.failure is None else ReceiptOutcome.FAILED,
+        metrics=outcome.metrics,
+        error=None if outcome.failure is None else outcome.failure.code,
     )

@@ -1,6 +1,8 @@
-"""The one-shot job, stage after stage. It runs as the supervisor: it has the keys, and no network.
+"""The one-shot job, stage after stage, in the supervisor: the process that has the keys and no network.
 
 starting → preparing → awaiting-dataset → opening → training → sealing → awaiting-pull → done | failed
+
+`_Job.run` is the sequence; each stage hands a value to the next: keys, opened bundle, outcome, exit code.
 """
 
 from __future__ import annotations
@@ -8,7 +10,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -27,11 +28,12 @@ from trainer.job.fetch_process import FETCH_SECONDS
 from trainer.job.front_process import FrontProcess
 from trainer.job.grant_demands import require_kept, require_promised
 from trainer.job.job_keys import JobKeys, derive_keys
-from trainer.job.outcome import HANDED_OVER, JobOutcome, Signer, seal_ending
+from trainer.job.job_options import JobOptions
+from trainer.job.outcome import RELEASED_ON_FAILURE, JobOutcome, Signer, seal_outcome
 from trainer.job.private_events import seal_metrics
 from trainer.job.processes import JobProcesses, require_sandbox, start_processes
 from trainer.job.sandbox_plans import JobPaths, grant_worker_access
-from trainer.job.termination import Termination, termination
+from trainer.job.termination import INTERRUPTED_MESSAGE, Termination, handle_termination
 from trainer.job.worker_process import Follower, WorkerProcess
 from trainer.job.workspace import Workspace, open_workspace
 from trainer.models import Phase, Status
@@ -44,37 +46,18 @@ from trainer.sealing.sealed_checkpoint import CheckpointBinding
 from trainer.spec import JobSpec, read_job_spec
 
 INTERRUPTED_LINGER_SECONDS: Final = 30
-
-
-@dataclass(frozen=True)
-class JobOptions:
-    """What the operator decides: none of it changes what the job does, only where it lies.
-
-    Args:
-        spec: job.yaml.
-        guest_agent: path of dstack's socket; None looks in its usual places.
-        spool: exchange through files in this directory instead of HTTP.
-        ciphertext: where sealed uploads, checkpoints and results wait under HTTP; None makes a temporary
-            directory, which no other start of the job will find.
-        workspace: a directory on tmpfs; None looks for one.
-    """
-
-    spec: Path
-    guest_agent: str | None = None
-    spool: Path | None = None
-    ciphertext: Path | None = None
-    workspace: Path | None = None
+"""How long an interrupted job offers its failure report: the operator's SIGKILL follows SIGTERM soon."""
 
 
 def run_job(options: JobOptions) -> ExitCode:
     """Run one job from its spec to its end.
 
     Returns:
-        DONE after the result was acknowledged or `linger_seconds` passed; JOB when the job failed and said why in
-        a sealed report; another code when it failed before it knew whom to tell.
+        DONE after the result was acknowledged or `linger_seconds` passed; JOB if the job failed and sealed a
+        report of it; another code if it failed before there was a grant, and so a recipient of a report.
 
     Raises:
-        UsageError: the spec is not one (nothing private has been seen by then).
+        UsageError: the spec is not valid (nothing private has been seen by then).
         JobError: there is no safe workspace.
     """
     spec = read_job_spec(options.spec)
@@ -85,20 +68,20 @@ def run_job(options: JobOptions) -> ExitCode:
         public = logs.take_over_output(workspace.private_log)
         public(logs.SpecLoaded(spec.sha256()))
         try:
-            with termination() as told:
-                return _Job(options, spec, workspace, ciphertext, public, told).run()
+            with handle_termination() as termination:
+                return _Job(options, spec, workspace, ciphertext, public, termination).run()
         except TrainerError as error:
             logs.private.exception("the job failed before it could report to the provider")
             public(logs.JobFailed(error.code))
             return error.exit_code
-        except Exception:  # noqa: BLE001 -- the last line of defence: its text must not reach stderr
+        except Exception:  # noqa: BLE001 -- a text that nobody wrote for the public must not reach stderr
             logs.private.exception("internal error")
             public(logs.JobFailed(ErrorCode.INTERNAL))
             return ExitCode.BUG
 
 
 class _Job:
-    """State of the one job this process runs."""
+    """State of the one job that this process runs."""
 
     def __init__(
         self,
@@ -107,55 +90,54 @@ class _Job:
         workspace: Workspace,
         ciphertext: Ciphertext,
         public: logs.PublicLog,
-        told: Termination,
+        termination: Termination,
     ) -> None:
         self.options = options
         self.spec = spec
         self.workspace = workspace
         self.ciphertext = ciphertext
         self.public = public
-        self.termination = told
+        self.termination = termination
         self.status = Status(phase=Phase.STARTING)
-        self.tls_spki_sha256: str | None = None
         self.sandbox: SandboxReport = {}
 
     def run(self) -> ExitCode:
-        """The story of the job."""
+        """Run every stage in order."""
         self.public(logs.PhaseEntered(Phase.STARTING))
         privileges.keep_to_itself()
-        with start_processes(self.spec, self._places()) as house:
-            self._settle(house)
-            front, agent = house.front, house.connect(self.options.guest_agent)
+        by_files = self.options.spool is not None
+        paths = JobPaths(self.workspace, self.ciphertext.folder, self.options.spec.parent, by_files=by_files)
+        with start_processes(self.spec, paths) as processes:
+            self._require_sandbox(processes)
+            front, agent = processes.front, processes.connect(self.options.guest_agent)
             compose_sha256 = compose_hash(agent.info().app_compose)
             keys = derive_keys(agent, self.spec.sha256())
             signer = Signer(agent, keys, self.spec, compose_sha256, software_versions())
-            witness = EvidenceIssuer(agent, self.spec, keys, self.sandbox, self.tls_spki_sha256)
+            issuer = EvidenceIssuer(agent, self.spec, keys, self.sandbox, processes.ready.tls_spki_sha256)
             self._enter(front, Phase.PREPARING)
-            house.fetch.wait(FETCH_SECONDS)
-            house.worker.announce_model()
-            front.serve_evidence(witness.evidence)
+            processes.fetch.wait(FETCH_SECONDS)
+            processes.worker.announce_model()
+            # Evidence is the offer to accept a dataset: not before the attested base model is in place.
+            front.serve_evidence(issuer.evidence)
             bundle = self._receive(front, keys)
             checkpoints = self._checkpoints(keys, bundle, compose_sha256)
-            ending = self._train(front, house.worker, bundle, checkpoints)
-            code = self._hand_over(front, signer, bundle, ending)
-            self._clear(ending, checkpoints)
+            outcome = self._train(front, processes.worker, bundle, checkpoints)
+            code = self._hand_over(front, signer, bundle, outcome)
+            self._clear_ciphertext(outcome, checkpoints)
             return code
 
     # starting
 
-    def _places(self) -> JobPaths:
-        by_files, folder = self.options.spool is not None, self.options.spec.parent
-        return JobPaths(self.workspace, self.ciphertext.folder, folder, by_files=by_files)
-
-    def _settle(self, house: JobProcesses) -> None:
-        """Say where the front listens; end here, before there are keys, where a demanded wall does not stand."""
-        self.tls_spki_sha256, self.sandbox = house.ready.tls_spki_sha256, house.sandbox
-        self.public(logs.Listening(house.ready.port, house.ready.tls_spki_sha256))
-        require_sandbox(self.spec.tee.sandbox, house.sandbox)
+    def _require_sandbox(self, processes: JobProcesses) -> None:
+        """Publish where the front listens; end here, before there are keys, if a demanded property is missing."""
+        self.sandbox = processes.sandbox
+        self.public(logs.Listening(processes.ready.port, processes.ready.tls_spki_sha256))
+        require_sandbox(self.spec.tee.sandbox, processes.sandbox)
 
     def _enter(
         self, front: FrontProcess, phase: Phase, *, error: ErrorCode | None = None, result_bytes: int | None = None
     ) -> None:
+        """Publish that the job entered another phase."""
         self.status = Status(
             phase=phase,
             step=self.status.step,
@@ -166,16 +148,17 @@ class _Job:
         front.publish_status(self.status)
         self.public(logs.PhaseEntered(phase))
 
-    # awaiting-dataset
+    # awaiting-dataset and opening
 
     def _receive(self, front: FrontProcess, keys: JobKeys) -> OpenedBundle:
-        """Take uploads until one opens. A stranger's garbage must not end the job."""
+        """Take uploads until one opens. Anyone can upload: what does not open must not end the job."""
         deadline = time.monotonic() + self.spec.exchange.dataset_timeout_seconds
         refused: ErrorCode | None = None
-        left_over = self.ciphertext.dataset.is_file() and self.options.spool is None  # a spool's front sees to it
+        # A sealed dataset from before a restart opens again with the derived key. In a spool the front reports it.
+        is_left_over = self.ciphertext.dataset.is_file() and self.options.spool is None
         while True:
-            if left_over:  # from before a restart: sealed to the derived key, it opens again
-                size, left_over = self.ciphertext.dataset.stat().st_size, False
+            if is_left_over:
+                size, is_left_over = self.ciphertext.dataset.stat().st_size, False
             else:
                 self._enter(front, Phase.AWAITING_DATASET, error=refused)
                 size = front.wait_upload(deadline - time.monotonic())
@@ -183,7 +166,7 @@ class _Job:
             self._enter(front, Phase.OPENING)
             try:
                 bundle = self._open(keys)
-            except (SealingError, UnavailableError) as error:  # the latter: more than the workspace can hold
+            except (SealingError, UnavailableError) as error:  # UnavailableError: larger than the workspace
                 logs.private.exception("an upload was refused")
                 refused = error.code
                 self.ciphertext.dataset.unlink(missing_ok=True)
@@ -213,13 +196,14 @@ class _Job:
             dataset_manifest_sha256=bundle.manifest.sha256(),
             app_compose_sha256=compose_sha256,
         )
-        made = keys.checkpoint_keys(bundle.grant.token, binding)
-        return Checkpoints(self.ciphertext.folder, made, binding, self.spec.train.save_total_limit, self.public)
+        checkpoint_keys = keys.checkpoint_keys(bundle.grant.token, binding)
+        kept = self.spec.train.save_total_limit
+        return Checkpoints(self.ciphertext.folder, checkpoint_keys, binding, kept, self.public)
 
     def _train(
         self, front: FrontProcess, worker: WorkerProcess, bundle: OpenedBundle, checkpoints: Checkpoints
     ) -> JobOutcome:
-        """Train; whatever goes wrong becomes an ending that the provider, and only the provider, can read."""
+        """Train. Every error becomes a failed outcome, which only the provider can read."""
         started = int(time.time())
         summary: Mapping[str, JsonValue] = {}
         failure: TrainerError | None = None
@@ -228,15 +212,15 @@ class _Job:
                 front.admit_token(sha256_hex(bundle.grant.token.encode()))
             self._enter(front, Phase.TRAINING)
             require_promised(bundle.grant, self.spec)
-            order = self._order(bundle.files, checkpoints)
-            with self.termination.instead(worker.interrupt):  # it writes its state down before it ends
+            order = self._training_order(bundle.files, checkpoints)
+            with self.termination.redirected_to(worker.interrupt):  # the worker saves its state before it ends
                 summary = worker.train(order, self._follower(front, bundle, checkpoints))
             require_kept(bundle.grant, summary)
         except TrainerError as error:
             logs.private.exception("training failed")
-            # A worker that did not end in time was killed, and died of being told to end.
-            killed = self.termination.told and error.code is ErrorCode.WORKER_DIED
-            failure = JobError(ErrorCode.INTERRUPTED, "the job was told to end (SIGTERM)") if killed else error
+            # After SIGTERM, a worker that does not save its state in time is killed: that is an interruption too.
+            was_killed = self.termination.signalled and error.code is ErrorCode.WORKER_DIED
+            failure = JobError(ErrorCode.INTERRUPTED, INTERRUPTED_MESSAGE) if was_killed else error
         except Exception as error:  # noqa: BLE001 -- reported under seal, never in public
             logs.private.exception("internal error in training")
             failure = JobError(
@@ -244,29 +228,34 @@ class _Job:
             )
         finally:
             worker.end()
-            checkpoints.keys.destroy()  # nothing is sealed with them any more; a next start derives them again
+            checkpoints.keys.destroy()  # no checkpoint is sealed after this; another start derives them again
         return JobOutcome(started, int(time.time()), summary, failure, checkpoints.last)
 
-    def _order(self, files: Mapping[str, Path], checkpoints: Checkpoints) -> protocol.TrainingOrder:
-        place = self.workspace
-        resume_dir = place.dataset / "checkpoint"
-        resumed = checkpoints.resume(resume_dir) is not None
-        if resumed and self.sandbox.get(SandboxProperty.SEPARATE_USERS):
+    def _training_order(self, files: Mapping[str, Path], checkpoints: Checkpoints) -> protocol.TrainingOrder:
+        resume_dir = self.workspace.dataset / "checkpoint"
+        is_resumed = checkpoints.resume(resume_dir) is not None
+        if is_resumed and self.sandbox.get(SandboxProperty.SEPARATE_USERS):
             grant_worker_access(resume_dir)
         return protocol.TrainingOrder(
             spec=self.spec,
-            model_dir=place.model,
+            model_dir=self.workspace.model,
             data_files=dict(files),
-            output_dir=place.output,
-            resume_dir=resume_dir if resumed else None,
+            output_dir=self.workspace.output,
+            resume_dir=resume_dir if is_resumed else None,
         )
 
     def _follower(self, front: FrontProcess, bundle: OpenedBundle, checkpoints: Checkpoints) -> Follower:
+        """Returns what handles the worker's messages: public are step counts alone."""
+
         def follow(message: protocol.Progress | protocol.Metrics | protocol.Saved) -> None:
             front.require_running()
             match message:
-                case protocol.Progress():
-                    self._progress(front, message)
+                case protocol.Progress(step=step, total_steps=total_steps, eta_seconds=eta_seconds):
+                    self.status = Status(
+                        phase=Phase.TRAINING, step=step, total_steps=total_steps, eta_seconds=eta_seconds
+                    )
+                    front.publish_status(self.status)
+                    self.public(logs.TrainingProgress(step, total_steps, eta_seconds))
                 case protocol.Saved():
                     checkpoints.take(message.step, self.workspace.output)
                 case protocol.Metrics() if bundle.grant.allow.private_progress:
@@ -274,54 +263,47 @@ class _Job:
 
         return follow
 
-    def _progress(self, front: FrontProcess, message: protocol.Progress) -> None:
-        self.status = Status(
-            phase=Phase.TRAINING,
-            step=message.step,
-            total_steps=message.total_steps,
-            eta_seconds=message.eta_seconds,
-        )
-        front.publish_status(self.status)
-        self.public(logs.TrainingProgress(message.step, message.total_steps, message.eta_seconds))
-
-    # sealing and awaiting-pull
+    # sealing, awaiting-pull and the end
 
     def _hand_over(
-        self, front: FrontProcess, signer: Signer, bundle: OpenedBundle, ending: JobOutcome
+        self, front: FrontProcess, signer: Signer, bundle: OpenedBundle, outcome: JobOutcome
     ) -> ExitCode:
+        """Seal the result, offer it, then destroy plaintext and keys and publish the signed statement of that."""
+        failure, sealed = outcome.failure, self.ciphertext.result
         self._enter(front, Phase.SEALING)
-        if ending.failure is not None:
-            self.workspace.make_room(keep_output=ending.failure.code in HANDED_OVER)
-        target = self.ciphertext.result
-        with self.termination.instead(lambda: None):  # what is finished is not lost for a signal now
-            size = seal_ending(signer, bundle, ending, self.workspace, target)
-            target.chmod(SHARED_MODE)  # ciphertext: the front, another user, hands it out
+        if failure is not None:
+            self.workspace.make_room(keep_output=failure.code in RELEASED_ON_FAILURE)
+        with self.termination.redirected_to(lambda: None):  # a signal now must not lose a finished result
+            size = seal_outcome(signer, bundle, outcome, self.workspace, sealed)
+            sealed.chmod(SHARED_MODE)  # ciphertext, which the front, another user, reads
         shutil.rmtree(self.workspace.dataset, ignore_errors=True)
-        front.offer_result(size, file_sha256(target))
+        front.offer_result(size, file_sha256(sealed))
         self.public(logs.ResultSealed(size))
-        if ending.failure is None:
+        if failure is None:
             self._enter(front, Phase.AWAITING_PULL, result_bytes=size)
         else:
-            self._enter(front, Phase.FAILED, error=ending.failure.code, result_bytes=size)
-            self.public(logs.JobFailed(ending.failure.code))
-        acknowledged = front.wait_acknowledged(self._linger_seconds(ending))
+            self._enter(front, Phase.FAILED, error=failure.code, result_bytes=size)
+            self.public(logs.JobFailed(failure.code))
+        acknowledged = front.wait_acknowledged(self._linger_seconds(outcome))
+        # In this order: no evidence may name keys that are about to be destroyed.
         front.stop_evidence()
-        front.publish_deletion(destroy_and_sign(signer, bundle, self.workspace, target, acknowledged=acknowledged))
-        if ending.failure is not None:
+        front.publish_deletion(destroy_and_sign(signer, bundle, self.workspace, sealed, acknowledged=acknowledged))
+        if failure is not None:
             return ExitCode.JOB
         self._enter(front, Phase.DONE)
         return ExitCode.DONE
 
-    def _clear(self, ending: JobOutcome, checkpoints: Checkpoints) -> None:
-        """Leave in the ciphertext directory what the next start of this job can use, and the result."""
-        if ending.failure is None:
+    def _clear_ciphertext(self, outcome: JobOutcome, checkpoints: Checkpoints) -> None:
+        """Leave in the ciphertext directory the result, and what another start of this job can use."""
+        if outcome.failure is None:
             checkpoints.remove()
-        if ending.failure is None or ending.failure.code is not ErrorCode.INTERRUPTED:
+        if outcome.failure is None or outcome.failure.code is not ErrorCode.INTERRUPTED:
             self.ciphertext.dataset.unlink(missing_ok=True)
 
-    def _linger_seconds(self, ending: JobOutcome) -> int:
-        """How long the result is offered. Whoever sent SIGTERM follows it with SIGKILL: do not wait for that."""
+    def _linger_seconds(self, outcome: JobOutcome) -> int:
+        """Returns how long the result is offered; a short time after SIGTERM, which SIGKILL follows."""
         linger = self.spec.exchange.linger_seconds
-        interrupted = ending.failure is not None and ending.failure.code is ErrorCode.INTERRUPTED
-        told = interrupted or self.termination.told
-        return min(linger, INTERRUPTED_LINGER_SECONDS) if told else linger
+        interrupted = outcome.failure is not None and outcome.failure.code is ErrorCode.INTERRUPTED
+        if interrupted or self.termination.signalled:
+            return min(linger, INTERRUPTED_LINGER_SECONDS)
+        return linger

@@ -1,46 +1,53 @@
-"""SIGTERM in the supervisor: an error where it arrives, unless something better can be done there."""
+"""SIGTERM in the supervisor: an error where it arrives, unless the stage can end better in another way."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from trainer.errors import ErrorCode, JobError
 
+INTERRUPTED_MESSAGE: Final = "the job was told to end (SIGTERM)"
+
 
 class Termination:
-    """Whether the job was told to end, and what happens when it is."""
+    """Whether SIGTERM has arrived, and what its arrival does.
+
+    Attributes:
+        signalled: whether the signal has arrived at least once.
+    """
 
     def __init__(self) -> None:
-        self.told = False
-        self._instead: Callable[[], None] | None = None
+        self.signalled = False
+        self._action: Callable[[], None] | None = None
 
     def arrive(self, *_signal: object) -> None:
-        """The signal's handler.
+        """Handle the signal.
 
         Raises:
-            JobError: `interrupted`: so that the job can still seal a report of what happened. Not the first time
-                within `instead`.
+            JobError: `interrupted`, so that the job can still seal a failure report. Within `redirected_to`, only
+                from the second signal on.
         """
-        first, self.told = not self.told, True
-        if self._instead is None or not first:
-            raise JobError(ErrorCode.INTERRUPTED, "the job was told to end (SIGTERM)")
-        self._instead()
+        first, self.signalled = not self.signalled, True
+        if self._action is None or not first:
+            raise JobError(ErrorCode.INTERRUPTED, INTERRUPTED_MESSAGE)
+        self._action()
 
     @contextmanager
-    def instead(self, action: Callable[[], None]) -> Iterator[None]:
-        """Have the first signal during the block call `action`, which sees to it that the block ends soon."""
-        self._instead = action
+    def redirected_to(self, action: Callable[[], None]) -> Iterator[None]:
+        """Have the first signal within the block call `action` instead, which makes the block end soon."""
+        self._action = action
         try:
             yield
         finally:
-            self._instead = None
+            self._action = None
 
 
 @contextmanager
-def termination() -> Iterator[Termination]:
-    """Take the signal over for the time of the context."""
+def handle_termination() -> Iterator[Termination]:
+    """Handle SIGTERM for the time of the context."""
     state = Termination()
     previous = signal.signal(signal.SIGTERM, state.arrive)
     try:
