@@ -1,8 +1,8 @@
-"""Kernel walls around the job's processes: seccomp, Landlock, users, capabilities; and what of them was achieved.
+"""The kernel sandbox around the job's processes: seccomp, Landlock, users and capabilities, and its measurement.
 
-Covered: a process that has been taken over by hostile input cannot open connections it should not have, read or
-change what belongs to the other two, run programs, trace, or reach for the rarely used parts of the kernel. Every
-wall is measured from inside after it was put up; `walls` lists them.
+A process that hostile input has taken over cannot open connections that it has no need of, read or change what
+belongs to the other processes, run programs, trace, or use the rarely needed parts of the kernel. Each property is
+measured from inside after the process has confined itself; `properties` lists them.
 
-Not covered: bugs of the kernel behind the calls that remain, the GPU's driver, timing and power.
+Not covered: bugs of the kernel in the calls that remain, the GPU's driver, timing and power.
 """

@@ -1,4 +1,9 @@
-"""Putting the walls up around this process, in the one order that works, and measuring them."""
+"""Confine this process, in the one order that works, and measure what was achieved.
+
+A network namespace and another user need privileges, so they come before privileges are given up. Landlock and
+seccomp need no-new-privileges, so they come after. The seccomp filter is last: it refuses calls that the other
+steps make.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +27,10 @@ _MEASURED_FOR: Final = frozenset({Role.SUPERVISOR, Role.FRONT, Role.WORKER})
 
 
 def own_loopback() -> None:
-    """Go into a network of one's own, for this process and those it makes from now on: `lo`, and nothing else.
+    """Enter a new network namespace that holds `lo` alone, for this process and those it forks from now on.
 
     Raises:
-        OSError: it cannot be had.
+        OSError: the namespace cannot be created.
     """
     if not privileges.leave_network():
         raise OSError(1, "the network namespace is not this process's own")
@@ -33,18 +38,18 @@ def own_loopback() -> None:
 
 
 def confine(plan: SandboxPlan, *, in_own_network: bool = False) -> SandboxReport:
-    """Confine this process for good; returns which walls stand, each measured from inside.
+    """Confine this process irrevocably; returns the sandbox properties, each measured from inside.
 
-    What the kernel does not offer is left out and measured as absent. A thread that was made before would stay
-    outside the walls: so there must be none.
+    What the kernel does not offer is left out and measured as absent. There must be one thread: Landlock and
+    capabilities apply to the calling thread and those it makes later, so an earlier thread would stay unconfined.
 
     Args:
-        plan: to what.
-        in_own_network: whether `own_loopback` has been called, by this process or by the one that made it.
+        plan: what the process may do afterwards.
+        in_own_network: whether this process, or the one that forked it, has called `own_loopback`.
 
     Raises:
         RuntimeError: this process has more than one thread.
-        OSError: the plan names an account that cannot be had, or a network of its own that cannot be made.
+        OSError: the plan's account, or the network namespace that it requires, cannot be had.
     """
     if not is_single_threaded():
         raise RuntimeError("a process is confined before it makes threads")
@@ -54,7 +59,7 @@ def confine(plan: SandboxPlan, *, in_own_network: bool = False) -> SandboxReport
     own_network = in_own_network or _leave_network(plan)
     _give_up_privileges(plan)
     privileges.refuse_new_privileges()
-    privileges.keep_to_itself()  # a change of user resets what is dumpable
+    privileges.keep_to_itself()  # again: the kernel resets the dumpable flag when the user changes
     os.umask(plan.umask)
     if plan.role is not Role.SUPERVISOR:
         privileges.end_with_parent()
@@ -69,7 +74,7 @@ def _leave_network(plan: SandboxPlan) -> bool:
     if plan.role not in {Role.SUPERVISOR, Role.WORKER}:
         return False
     if plan.loopback:
-        own_loopback()  # fails, and ends the process, where the network cannot be its own
+        own_loopback()  # an error ends the process: ranks must not share another network
         return True
     return privileges.leave_network()
 
@@ -90,7 +95,7 @@ def _kept(plan: SandboxPlan) -> frozenset[int]:
 
 
 def _can_read_software() -> bool:
-    """Root without capabilities may be shut out of the very files it runs: a checkout in somebody's home."""
+    """Returns whether this user can read the software without capabilities: root may not, in a user's home."""
     account = Account(uid=os.geteuid(), gid=os.getegid())
     return all(is_readable(path, account) for path in software_paths() if path.exists())
 
@@ -116,7 +121,7 @@ def _filter_for(plan: SandboxPlan) -> Filter:
                 own_pid=own_pid,
             )
         case Role.WORKER if plan.loopback:
-            # gloo and NCCL ask which interfaces there are; a GPU's driver listens on a unix socket (see below)
+            # gloo and NCCL list the network interfaces; a GPU's driver listens on a unix socket (next case)
             unix = {probes.UNIX} if plan.gpu else set()
             return Filter(
                 families=frozenset({probes.INET, probes.INET6} | unix),
@@ -126,7 +131,7 @@ def _filter_for(plan: SandboxPlan) -> Filter:
                 own_pid=own_pid,
             )
         case Role.WORKER if plan.gpu:
-            # libcuda binds and listens on an abstract socket, or does not start; nobody is ever let in by it
+            # libcuda does not start unless it can bind an abstract socket and listen; accept stays refused
             return Filter(
                 refused=_TALKING - {"bind", "listen"},
                 families=frozenset({probes.UNIX}),
@@ -165,20 +170,20 @@ def _measure(plan: SandboxPlan, *, memory_locked: bool, own_network: bool) -> Sa
             }
         case _:
             special = {
-                "no_network": _is_worker_apart(plan, own_network=own_network),
+                "no_network": _has_no_outside_network(plan, own_network=own_network),
                 "no_signals": probes.no_signals(parent),
                 "own_network": own_network,
             }
     return {SandboxProperty(f"{plan.role.value}_{name}"): held for name, held in (common | special).items()}
 
 
-def _is_worker_apart(plan: SandboxPlan, *, own_network: bool) -> bool:
+def _has_no_outside_network(plan: SandboxPlan, *, own_network: bool) -> bool:
     if plan.loopback:
         others = set(probes.OUTSIDE) - {probes.INET, probes.INET6, probes.NETLINK}
         return (
             own_network
             and loopback.is_alone()
-            and probes.leads_nowhere()
+            and probes.has_no_route()
             and probes.no_sockets({*others, probes.UNIX})
             and probes.no_sockets({probes.NETLINK}, protocol=probes.NETLINK_AUDIT)
         )

@@ -1,9 +1,12 @@
-"""seccomp filters as classic BPF programs. Pure: what to refuse in, bytes of the program out.
+"""seccomp filters as classic BPF programs. Pure: from what is refused to the bytes of the program.
 
-A filter lets everything pass that it does not name, except calls newer than those that were looked at: a training
-stack with a GPU driver uses too many calls, and others in each release, for a list of what may pass. What is named
-is what reaches beyond the process. Instructions and `struct seccomp_data`:
+A filter allows every call that it does not name, apart from calls newer than the table in `syscalls`. An allow
+list is not workable: a training stack with a GPU driver uses many calls, and different ones in each release. Named
+are the calls that reach beyond the process. Instructions and `struct seccomp_data`:
 Documentation/userspace-api/seccomp_filter.rst and linux/filter.h.
+
+BPF jumps are relative and forward only. Each block therefore begins with a comparison that skips the block if it
+does not match, and a block that matches ends in a return.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ AUDIT_ARCH_X86_64: Final = 0xC000003E
 
 _LOAD, _EQUAL, _GREATER, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x54, 0x06
 _NUMBER, _ARCH, _FIRST, _SECOND, _THIRD = 0, 4, 16, 24, 32
-"""Offsets into seccomp_data; of the 64-bit arguments the lower half, which is all that these calls look at."""
+"""Offsets into seccomp_data; for 64-bit arguments, the lower half: these calls use 32 bits of them."""
 
 _ALLOW: Final = 0x7FFF0000
 _KILL_PROCESS: Final = 0x80000000
@@ -42,7 +45,7 @@ _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 TRACING: Final = frozenset(
     {"ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "kcmp", "pidfd_getfd"}
 )
-"""Looking into other processes."""
+"""Tracing other processes, and reading their memory and descriptors."""
 
 KERNEL_DOORS: Final = frozenset(
     {
@@ -64,7 +67,7 @@ KERNEL_DOORS: Final = frozenset(
         "sethostname", "setdomainname",
     }
 )  # fmt: skip
-"""What a job has no business with, whoever it runs as."""
+"""Calls that no process of a job needs, whatever user it runs as."""
 
 OTHER_USERS: Final = frozenset(
     {
@@ -74,7 +77,7 @@ OTHER_USERS: Final = frozenset(
 )  # fmt: skip
 
 PROGRAMS: Final = frozenset({"execve", "execveat", "fork", "vfork"})
-"""Running something else; `clone` is looked at closer, since threads are made with it."""
+"""Running programs and creating processes; `clone` has a block of its own, since it also creates threads."""
 
 SIGNALS: Final = frozenset({"kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"})
 """Their first argument is a process."""
@@ -82,15 +85,15 @@ SIGNALS: Final = frozenset({"kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueuei
 
 @dataclass(frozen=True)
 class Filter:
-    """What a process is refused, beside what every process is.
+    """What one process is refused, in addition to what every process is.
 
     Args:
         refused: further system calls, by name.
-        families: address families that socket() may be asked for.
-        unix_kind: the only type of unix socket that may be had; None allows all, if the family is.
-        interfaces: whether the kernel may be asked, over a netlink socket, which interfaces there are.
-        programs: whether processes may be made and programs run.
-        own_pid: if given, the only process that may be signalled.
+        families: address families that socket() allows.
+        unix_kind: the only type of unix socket that is allowed; None allows all, if `families` has unix.
+        interfaces: whether a netlink socket may list the network interfaces.
+        programs: whether it may create processes and run programs.
+        own_pid: the only process that may be signalled; None allows all.
     """
 
     refused: frozenset[str] = frozenset()
@@ -102,11 +105,11 @@ class Filter:
 
 
 def program(wanted: Filter) -> bytes:
-    """The BPF program: `struct sock_filter` after `struct sock_filter`."""
+    """Returns the BPF program: an array of `struct sock_filter`."""
     always = TRACING | KERNEL_DOORS | OTHER_USERS | frozenset({"pidfd_send_signal"})
     refused = always | wanted.refused | (frozenset() if wanted.programs else PROGRAMS)
     code = [*_only_this_architecture(), *_refuse([NUMBERS[name] for name in refused])]
-    code += _answer(NUMBERS["clone3"], errno.ENOSYS)  # its flags are out of sight; libc falls back to clone
+    code += _answer(NUMBERS["clone3"], errno.ENOSYS)  # BPF cannot read its flags; libc falls back to clone
     code += _clone(programs=wanted.programs)
     code += _prctl_and_ioctl()
     code += _sockets(wanted)
@@ -122,7 +125,7 @@ def _do(operation: int, value: int, if_true: int = 0, if_false: int = 0) -> byte
 
 
 def _only_this_architecture() -> list[bytes]:
-    """Other entries into the kernel (32-bit, x32) have other numbers."""
+    """Kill on another architecture, where numbers mean other calls; refuse x32 and calls newer than the table."""
     return [
         _do(_LOAD, _ARCH),
         _do(_EQUAL, AUDIT_ARCH_X86_64, if_true=1),
@@ -142,7 +145,7 @@ def _refuse(numbers: Iterable[int]) -> list[bytes]:
 
 
 def _only_first_argument(number: int, values: Iterable[int]) -> list[bytes]:
-    """Of one call, let pass those whose first argument is one of `values`."""
+    """Allow one call only if its first argument is one of `values`."""
     accept = [line for value in sorted(values) for line in _accept(value)]
     block = [_do(_LOAD, _FIRST), *accept, _do(_RETURN, _ERRNO | errno.EPERM)]
     return [_do(_EQUAL, number, if_false=len(block)), *block]
@@ -153,9 +156,9 @@ def _accept(value: int) -> list[bytes]:
 
 
 def _sockets(wanted: Filter) -> list[bytes]:
-    """Of socket(), let pass some families, and of unix and netlink sockets perhaps one type or protocol."""
-    whole = set(wanted.families) - ({_UNIX} if wanted.unix_kind is not None else set())
-    block = [_do(_LOAD, _FIRST), *(line for family in sorted(whole) for line in _accept(family))]
+    """Allow socket() for some families; for unix and netlink, if at all, for one type or protocol."""
+    unrestricted = set(wanted.families) - ({_UNIX} if wanted.unix_kind is not None else set())
+    block = [_do(_LOAD, _FIRST), *(line for family in sorted(unrestricted) for line in _accept(family))]
     if wanted.unix_kind is not None and _UNIX in wanted.families:
         block += _only_with(_UNIX, [_do(_LOAD, _SECOND), _do(_AND, _KIND), *_accept(wanted.unix_kind)])
     if wanted.interfaces:
@@ -164,14 +167,14 @@ def _sockets(wanted: Filter) -> list[bytes]:
     return [_do(_EQUAL, NUMBERS["socket"], if_false=len(block)), *block]
 
 
-def _only_with(family: int, looked_at: list[bytes]) -> list[bytes]:
-    """Of one family, let pass what `looked_at` accepts."""
-    block = [*looked_at, _do(_RETURN, _ERRNO | errno.EPERM)]
+def _only_with(family: int, conditions: list[bytes]) -> list[bytes]:
+    """Allow one family only if `conditions` accept the call."""
+    block = [*conditions, _do(_RETURN, _ERRNO | errno.EPERM)]
     return [_do(_EQUAL, family, if_false=len(block)), *block]
 
 
 def _clone(*, programs: bool) -> list[bytes]:
-    """Threads may be made; processes only where programs may be run; namespaces never."""
+    """Allow threads; processes only if programs are allowed; namespaces never."""
     block = [
         _do(_LOAD, _FIRST),
         _do(_ANY_BIT, _CLONE_NAMESPACES, if_false=1),
@@ -184,7 +187,7 @@ def _clone(*, programs: bool) -> list[bytes]:
 
 
 def _prctl_and_ioctl() -> list[bytes]:
-    """A process may not open itself to tracers again, nor type into a terminal."""
+    """Refuse to become traceable again (prctl), and to inject input into a terminal (ioctl)."""
     code: list[bytes] = []
     for name, offset, values in (
         ("prctl", _FIRST, (_PR_SET_DUMPABLE, _PR_SET_PTRACER)),

@@ -1,6 +1,6 @@
-"""Landlock: which files a process may reach (Documentation/userspace-api/landlock.rst, linux/landlock.h).
+"""Landlock: which files a process may access (Documentation/userspace-api/landlock.rst, linux/landlock.h).
 
-Rights that this kernel's Landlock does not know are left out; `abi()` says how much it knows. Version 1 knows
+Rights that this kernel's Landlock does not have are left out; `abi()` returns its version. Version 1 has
 files; 2 renames between directories; 3 truncation; 4 TCP ports; 5 device controls; 6 signals and abstract sockets.
 """
 
@@ -20,7 +20,7 @@ from trainer.sandbox.syscalls import syscall
 _ASK_VERSION: Final = 1
 _PATH_BENEATH: Final = 1
 _HIGHEST: Final = 7
-"""Newest version that was looked at; a newer kernel is asked for no more than that."""
+"""Newest version that was examined; a newer kernel is used as this version."""
 
 
 class Access(IntFlag):
@@ -69,14 +69,14 @@ _SCOPE_ABSTRACT_SOCKETS, _SCOPE_SIGNALS = 0b01, 0b10
 
 @dataclass(frozen=True)
 class PathRule:
-    """What may be done with a file, or with a directory and all that is in it."""
+    """Rights to a file, or to a directory and everything below it."""
 
     path: Path
     access: Access
 
 
 def abi() -> int:
-    """Version of this kernel's Landlock; 0 where there is none."""
+    """Returns the version of this kernel's Landlock; 0 if it has none."""
     try:
         return syscall("landlock_create_ruleset", None, 0, _ASK_VERSION)
     except OSError as error:
@@ -86,15 +86,15 @@ def abi() -> int:
 
 
 def restrict(rules: Iterable[PathRule], *, signals: bool, ports: bool) -> bool:
-    """Allow this thread, and those it makes, nothing but `rules`. Needs no-new-privileges; cannot be undone.
+    """Allow this thread, and those it creates, only what `rules` allow, irrevocably. Needs no-new-privileges.
 
     Args:
-        rules: what is allowed; paths that do not exist are left out.
+        rules: what is allowed; rules for missing paths are left out.
         signals: whether processes outside may be signalled.
         ports: whether TCP ports may be bound and connected to.
 
     Returns:
-        False where the kernel has no Landlock; nothing is changed then.
+        False if the kernel has no Landlock; then nothing changes.
 
     Raises:
         OSError: the kernel refused a ruleset that its version should accept.
@@ -114,7 +114,7 @@ def restrict(rules: Iterable[PathRule], *, signals: bool, ports: bool) -> bool:
 
 
 def handled(version: int) -> Access:
-    """The rights that a version of Landlock governs."""
+    """Returns the rights that a version of Landlock restricts."""
     newer = {2: Access.REFER, 3: Access.TRUNCATE, 5: Access.IOCTL_DEV}
     known = Access((1 << 13) - 1)
     for since, right in newer.items():
@@ -124,7 +124,7 @@ def handled(version: int) -> Access:
 
 
 def _attributes(version: int, known: Access, *, signals: bool, ports: bool) -> tuple[bytes, int]:
-    """`struct landlock_ruleset_attr`, as long as the version knows it, and its length."""
+    """Returns `struct landlock_ruleset_attr`, in the length of that version, and its length."""
     scoped = _SCOPE_ABSTRACT_SOCKETS | (0 if signals else _SCOPE_SIGNALS)
     fields = [int(known)]
     if version >= 4:

@@ -1,4 +1,4 @@
-"""A network of one's own with nothing in it but the loopback interface (netdevice(7))."""
+"""A network namespace that contains the loopback interface alone (netdevice(7))."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _INET, _DATAGRAM = 2, 2
 
 
 def interfaces() -> list[str]:
-    """Names of the interfaces in this process's network namespace, from /proc/self/net/dev."""
+    """Returns the names of the interfaces in this process's network namespace, from /proc/self/net/dev."""
     lines = Path("/proc/self/net/dev").read_text(encoding="ascii").splitlines()[2:]
     return [line.partition(":")[0].strip() for line in lines]
 
 
 def is_alone() -> bool:
-    """Whether this process's network namespace holds `lo` and no other interface."""
+    """Returns whether this process's network namespace holds `lo` and no other interface."""
     return interfaces() == ["lo"]
 
 
 def bring_up() -> None:
-    """Bring `lo` up.
+    """Activate `lo`.
 
     Raises:
-        OSError: there are other interfaces, so that the network is not one's own; or it is not permitted.
+        OSError: there are other interfaces, so the namespace is shared; or it is not permitted.
     """
     if not is_alone():
         raise OSError(1, "the network namespace is not this process's own")

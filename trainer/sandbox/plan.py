@@ -1,4 +1,4 @@
-"""Who is to be confined to what: the supervisor writes a plan for each process, itself included."""
+"""Sandbox plans: what each process may do. The supervisor makes one for each process, itself included."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.sandbox import landlock
 from trainer.sandbox.landlock import PathRule
 
 MAX_PROCESSES: Final = 64
-"""That many worker processes at most: the largest machines have 16 GPUs."""
+"""Largest number of ranks; the largest machines have 16 GPUs."""
 
 _Paths = tuple[Path, ...]
 _Id = Annotated[int, Field(ge=0, le=2**32 - 2)]
@@ -39,19 +39,19 @@ class Account(Strict):
 
 
 class SandboxPlan(Strict):
-    """What one process may do, and what it is to prove that it cannot.
+    """What one process may do, and what it has to test that it cannot do.
 
     Attributes:
         role: which process.
-        account: whom to become; None stays the user that started it.
+        account: user and group to change to; None keeps the current ones.
         readable: files and directories of the job that it reads.
         writable: directories that it writes.
         removable: directories whose empty subdirectories it may remove.
-        forbidden: paths that it must not be able to open, tried after it was confined.
-        programs: whether it may run programs, for the sake of a compiler.
-        gpu: whether it computes on a GPU, whose driver wants a unix socket to listen on, and to name its threads.
-        processes: how many train together; more than one share a network of their own that holds loopback alone.
-        umask: of the files that it makes.
+        forbidden: paths that it must not be able to open; it tries after it has confined itself.
+        programs: whether it may run programs, which a compiler needs.
+        gpu: whether it computes on a GPU; its driver listens on a unix socket and names its threads.
+        processes: number of ranks; more than one share a network namespace that holds loopback alone.
+        umask: for the files that it creates.
     """
 
     role: Role
@@ -67,7 +67,7 @@ class SandboxPlan(Strict):
 
     @property
     def loopback(self) -> bool:
-        """Whether it may use sockets, in a network of its own."""
+        """Whether it may use sockets, in a network namespace with loopback alone."""
         return self.processes > 1
 
 
@@ -95,7 +95,7 @@ _GPUS: Final = ("/dev/nvidia*", "/dev/nvidia-caps")
 
 
 def rules(plan: SandboxPlan) -> Iterator[PathRule]:
-    """The plan in Landlock's terms."""
+    """Yields the Landlock rules of a plan."""
     software = landlock.RUN if plan.programs else landlock.READ
     for path in software_paths():
         yield PathRule(path, software)
@@ -111,9 +111,9 @@ def rules(plan: SandboxPlan) -> Iterator[PathRule]:
 
 
 def software_paths() -> list[Path]:
-    """The system's libraries, this Python, and where its packages are; nothing else that imports may come from.
+    """Returns the directories of the system's libraries, of this Python, and of its packages.
 
-    The import path may hold a working directory or a checkout: what lies there is not software.
+    Other entries of the import path, such as a working directory that the operator mounts, are left out.
     """
     python = [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix]
     packages = [entry for entry in sys.path if Path(entry).name in _LIBRARIES]
@@ -122,13 +122,13 @@ def software_paths() -> list[Path]:
 
 
 def is_readable(path: Path, account: Account) -> bool:
-    """Whether a user without capabilities can walk to `path` and read it, by the mode bits on the way."""
+    """Returns whether the mode bits let a user without capabilities reach `path` and read it."""
     real = path.resolve()
     return _may(real, account, 0o4) and may_pass(real.parent, account)
 
 
 def may_pass(folder: Path, account: Account) -> bool:
-    """Whether a user without capabilities can walk through `folder`, an absolute path without links."""
+    """Returns whether the mode bits let a user pass through `folder`, an absolute path without links."""
     return all(_may(passed, account, 0o1) for passed in (folder, *folder.parents))
 
 
@@ -142,10 +142,10 @@ def _may(path: Path, account: Account, bit: int) -> bool:
 
 
 def gpus() -> list[str]:
-    """The device of each GPU."""
+    """Returns the device file of each GPU."""
     return glob.glob("/dev/nvidia[0-9]*")  # noqa: PTH207 -- from the root
 
 
 def gpu_devices() -> list[str]:
-    """The GPUs' devices: to train on, and (supervisor) to be asked for reports."""
+    """Returns all device files of the GPUs; the worker computes on them, the supervisor requests reports."""
     return [name for pattern in _GPUS for name in glob.glob(pattern)]  # noqa: PTH207 -- from the root

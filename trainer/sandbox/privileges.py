@@ -1,4 +1,4 @@
-"""What a process gives up by itself: core dumps, tracers of its own user, capabilities, its user, the network."""
+"""What a process gives up: core dumps, being traced, capabilities, its user, the network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PRIVATE_UMASK: Final = 0o077
 
 
 def keep_to_itself() -> None:
-    """No core dumps, files for the owner only, memory and descriptors closed to others of the same user.
+    """Switch core dumps off, create files for the owner only, and refuse tracing by the same user.
 
     Raises:
         OSError: the kernel refuses.
@@ -44,24 +44,24 @@ def keep_to_itself() -> None:
 
 
 def has_no_core_dumps() -> bool:
-    """Whether a crash leaves no core dump: neither a file nor, since there is nothing to read, a pipe's."""
+    """Returns whether a crash leaves no core dump, neither as a file nor through a pipe to a program."""
     return resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
 
 
 def is_dumpable() -> bool:
-    """Whether other processes of this user may look into this one."""
+    """Returns whether other processes of this user may trace this one."""
     return prctl(_PR_GET_DUMPABLE) != 0
 
 
 def end_with_parent() -> None:
-    """The kernel kills this process when the one that started it is gone."""
+    """Have the kernel kill this process when its parent ends."""
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def lock_memory() -> bool:
-    """Keep this process's memory out of any swap, where an unlimited amount may be locked; whether that is so.
+    """Lock this process's memory if the amount is unlimited; returns whether it is locked.
 
-    A limit, even a large one, is not used: an allocation above it would fail later, in the middle of something.
+    With a limit, even a large one, nothing is locked: an allocation above it would fail at any later moment.
     """
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -75,7 +75,7 @@ def lock_memory() -> bool:
 
 
 def leave_network() -> bool:
-    """Go into a network namespace of one's own, without interfaces; False where that is not permitted."""
+    """Enter a new network namespace, without interfaces; returns False if that is not permitted."""
     try:
         syscall("unshare", _CLONE_NEWNET)
     except OSError:
@@ -84,7 +84,7 @@ def leave_network() -> bool:
 
 
 def become(uid: int, gid: int) -> None:
-    """Be another user for good, without supplementary groups.
+    """Become another user irrevocably, without supplementary groups.
 
     Raises:
         OSError: not permitted.
@@ -95,7 +95,7 @@ def become(uid: int, gid: int) -> None:
 
 
 def permitted() -> frozenset[int]:
-    """Numbers of the capabilities that this thread may use (capabilities(7))."""
+    """Returns the numbers of this thread's permitted capabilities (capabilities(7))."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     data = ctypes.create_string_buffer(24)
     syscall("capget", header, data)
@@ -105,9 +105,9 @@ def permitted() -> frozenset[int]:
 
 
 def empty_bounding_set(keep: Iterable[int] = ()) -> None:
-    """Take all but `keep` from the set that programs run from here could gain, where that is permitted.
+    """Remove all but `keep` from the bounding set, if that is permitted.
 
-    Where it is not, no-new-privileges keeps the set from mattering.
+    If it is not, no-new-privileges makes the set irrelevant.
     """
     kept = frozenset(keep)
     with contextlib.suppress(OSError):
@@ -117,7 +117,7 @@ def empty_bounding_set(keep: Iterable[int] = ()) -> None:
 
 
 def drop_capabilities(keep: Iterable[int] = ()) -> None:
-    """Hold no capability but those of `keep` that are held now, and never regain one.
+    """Drop, irrevocably, every capability but those of `keep` that are held now.
 
     Raises:
         OSError: the kernel refuses to take capabilities away.
@@ -136,7 +136,7 @@ def _clear_ambient() -> None:
 
 
 def refuse_new_privileges() -> None:
-    """No program run from here gains privileges; filters and Landlock need it.
+    """Set no-new-privileges, which seccomp filters and Landlock require.
 
     Raises:
         OSError: the kernel is older than Linux 3.5.
@@ -145,5 +145,5 @@ def refuse_new_privileges() -> None:
 
 
 def may_gain_privileges() -> bool:
-    """Whether running a program could still give privileges."""
+    """Returns whether running a program could still gain privileges."""
     return prctl(_PR_GET_NO_NEW_PRIVS) == 0

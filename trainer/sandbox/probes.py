@@ -1,7 +1,7 @@
-"""Trying, after a process was confined, what it must not be able to do. Nothing here does harm where it succeeds.
+"""Try, after a process has confined itself, what it must not be able to do. No probe does harm if it succeeds.
 
-Each probe asks with arguments that the kernel refuses as malformed once it has come that far, so that EPERM,
-EACCES and ENOSYS can only be a wall's answer.
+Each probe passes arguments that the kernel rejects as malformed (EINVAL, EFAULT, EBADF) if the call gets that far:
+EPERM, EACCES and ENOSYS can only come from the sandbox.
 """
 
 from __future__ import annotations
@@ -16,47 +16,47 @@ from typing import Final
 
 from trainer.sandbox.syscalls import SUPPORTED, syscall
 
-_WALLS: Final = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS})
+_REFUSALS: Final = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS})
 
 INET, INET6, UNIX = 2, 10, 1
 NETLINK, _PACKET, _VSOCK, _KERNEL_CRYPTO = 16, 17, 40, 38
 OUTSIDE: Final = (INET, INET6, NETLINK, _PACKET, _VSOCK, _KERNEL_CRYPTO)
-"""Address families that lead out of the process, beside unix sockets."""
+"""Address families, other than unix sockets, that reach beyond the process."""
 
 _STREAM, _DATAGRAM, _RAW = 1, 2, 3
 PACKETS: Final = 5
 NETLINK_AUDIT: Final = 9
 _NOT_SUPPORTED: Final = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT})
 
-_NO_WAY: Final = frozenset({errno.ENETUNREACH, errno.EADDRNOTAVAIL, *_NOT_SUPPORTED})
+_NO_ROUTE: Final = frozenset({errno.ENETUNREACH, errno.EADDRNOTAVAIL, *_NOT_SUPPORTED})
 _ADDRESSES: Final = (
     (INET, struct.pack("=H", INET) + bytes.fromhex("0009 c0000201") + bytes(8)),
     (INET6, struct.pack("=H", INET6) + bytes.fromhex("0009 00000000 20010db8") + bytes(11) + b"\1" + bytes(4)),
 )
-"""`sockaddr` of port 9 of 192.0.2.1 and of 2001:db8::1, addresses that are nobody's (RFC 5737, RFC 3849)."""
+"""`sockaddr` of port 9 of 192.0.2.1 and 2001:db8::1, which are for documentation (RFC 5737, RFC 3849)."""
 
 _PTRACE_PEEKDATA: Final = 2
 _SIGCHLD: Final = 17
 _CLONE_SIGHAND: Final = 0x800
-"""Without CLONE_VM the kernel refuses it (EINVAL): clone() with it makes no process."""
+"""Without CLONE_VM the kernel rejects this flag (EINVAL): clone() with it creates no process."""
 
 
 def is_refused(attempt: Callable[[], object], *, also: Iterable[int] = ()) -> bool:
-    """Whether an attempt ends at a wall; False if it works or fails for another reason."""
+    """Returns whether the sandbox refuses an attempt; False if it works or fails for another reason."""
     try:
         attempt()
     except OSError as error:
-        return error.errno in _WALLS or error.errno in frozenset(also)
+        return error.errno in _REFUSALS or error.errno in frozenset(also)
     return False
 
 
 def all_refused(calls: Iterable[tuple[str, tuple[int | bytes | None, ...]]]) -> bool:
-    """Whether each of these system calls ends at a wall."""
+    """Returns whether the sandbox refuses each of these system calls."""
     return SUPPORTED and all(is_refused(lambda call=call: syscall(call[0], *call[1])) for call in calls)  # type: ignore[misc]
 
 
 def no_sockets(families: Iterable[int], *, protocol: int = 0) -> bool:
-    """Whether no stream, datagram or raw socket of these families can be had; one that the kernel lacks counts."""
+    """Returns whether no socket of these families can be created; a family that the kernel lacks counts."""
 
     def make(family: int, kind: int) -> None:
         os.close(syscall("socket", family, kind, protocol))
@@ -68,8 +68,8 @@ def no_sockets(families: Iterable[int], *, protocol: int = 0) -> bool:
     )
 
 
-def leads_nowhere() -> bool:
-    """Whether no address outside can be named: connecting a datagram socket asks for a way and sends nothing."""
+def has_no_route() -> bool:
+    """Returns whether there is no route out: connecting a datagram socket looks one up and sends nothing."""
 
     def name(family: int, address: bytes) -> None:
         descriptor = syscall("socket", family, _DATAGRAM, 0)
@@ -79,20 +79,20 @@ def leads_nowhere() -> bool:
             os.close(descriptor)
 
     return SUPPORTED and all(
-        is_refused(lambda family=family, address=address: name(family, address), also=_NO_WAY)  # type: ignore[misc]
+        is_refused(lambda family=family, address=address: name(family, address), also=_NO_ROUTE)  # type: ignore[misc]
         for family, address in _ADDRESSES
     )
 
 
 def no_connections() -> bool:
-    """Whether no socket, however it was come by, can be connected or accept a connection."""
+    """Returns whether no socket, an inherited one included, can connect or accept a connection."""
     return all_refused(
         [("connect", (-1, None, 0)), ("accept", (-1, None, None)), ("accept4", (-1, None, None, 0))]
     )
 
 
 def no_programs() -> bool:
-    """Whether no program can be run and no process made."""
+    """Returns whether no program can be run and no process created."""
     return all_refused(
         [
             ("execve", (None, None, None)),
@@ -104,7 +104,7 @@ def no_programs() -> bool:
 
 
 def no_tracing(pid: int) -> bool:
-    """Whether process `pid` cannot be looked into."""
+    """Returns whether process `pid` cannot be traced, nor its memory or descriptors read."""
     calls: list[tuple[str, tuple[int | bytes | None, ...]]] = [
         ("ptrace", (_PTRACE_PEEKDATA, pid, 0, 0)),
         ("process_vm_readv", (pid, None, 0, None, 0, 0)),
@@ -117,12 +117,12 @@ def no_tracing(pid: int) -> bool:
 
 
 def no_signals(pid: int) -> bool:
-    """Whether process `pid`, a living one, cannot be signalled."""
+    """Returns whether process `pid`, which is running, cannot be signalled."""
     return is_refused(lambda: os.kill(pid, 0))
 
 
 def no_kernel_doors() -> bool:
-    """Whether the rarely used parts of the kernel are shut."""
+    """Returns whether the rarely needed parts of the kernel are refused."""
     return all_refused(
         [
             ("mount", (None, None, None, 0, None)),
@@ -150,17 +150,17 @@ def no_kernel_doors() -> bool:
 
 
 def no_root() -> bool:
-    """Whether this process can become another user again."""
+    """Returns whether this process cannot become another user again."""
     return all_refused([("setuid", (0,)), ("setresuid", (0, 0, 0)), ("setgid", (0,)), ("setgroups", (0, None))])
 
 
 def cannot_open(paths: Iterable[Path]) -> bool:
-    """Whether none of these can be opened for reading; what does not exist cannot be tried and counts as open."""
+    """Returns whether none of these can be opened for reading. A missing path counts as open."""
     return all(is_refused(lambda path=path: _open(path, os.O_RDONLY)) for path in paths)  # type: ignore[misc]
 
 
 def cannot_write_into(folders: Iterable[Path]) -> bool:
-    """Whether a file can be made in none of these directories."""
+    """Returns whether no file can be created in any of these directories."""
     return all(is_refused(lambda folder=folder: _touch(folder), also={errno.EROFS}) for folder in folders)  # type: ignore[misc]
 
 

@@ -1,4 +1,4 @@
-"""Names of the walls, as the claims, `tee.sandbox` of a job spec and the `sandbox` list of a policy use them."""
+"""Names of the sandbox properties, as claims, `tee.sandbox` of a job spec and `sandbox` of a policy use them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pydantic import Field
 
 
 class SandboxProperty(StrEnum):
-    """What can be true of a job's containment. Each is measured inside the process that it is about."""
+    """A fact about a job's sandbox. Each is measured inside the process that it is about."""
 
     CORE_DUMPS_OFF = "core_dumps_off"
     """None of the three processes can leave a core dump."""
     WORKSPACE_IN_MEMORY = "workspace_in_memory"
     """The private directory is a tmpfs."""
     SWAP_OFF = "swap_off"
-    """The kernel has nowhere to swap memory to."""
+    """The kernel has no swap device."""
     SEPARATE_USERS = "separate_users"
     """Supervisor, front and worker are three users."""
 
     SUPERVISOR_NO_NETWORK = "supervisor_no_network"
-    """It gets no socket but unix ones."""
+    """It can create unix sockets only."""
     SUPERVISOR_NO_PROGRAMS = "supervisor_no_programs"
     """It can start no process and run no other program."""
     SUPERVISOR_NO_TRACING = "supervisor_no_tracing"
@@ -37,7 +37,7 @@ class SandboxProperty(StrEnum):
     SUPERVISOR_MEMORY_LOCKED = "supervisor_memory_locked"
     """Its memory, where the keys are, cannot be swapped out."""
     SUPERVISOR_OWN_NETWORK = "supervisor_own_network"
-    """It lives in a network namespace without interfaces."""
+    """It runs in a network namespace without interfaces."""
 
     FRONT_NO_OUTGOING = "front_no_outgoing"
     """It can open no connection and no further socket, unix sockets included."""
@@ -46,53 +46,53 @@ class SandboxProperty(StrEnum):
     FRONT_NO_TRACING = "front_no_tracing"
     """It can neither trace another process nor read its memory."""
     FRONT_NO_SIGNALS = "front_no_signals"
-    """It can signal nobody but itself."""
+    """It can signal no process but itself."""
     FRONT_NO_KERNEL_DOORS = "front_no_kernel_doors"
-    """As the supervisor's."""
+    """The same as the supervisor's property."""
     FRONT_NO_PRIVILEGES = "front_no_privileges"
     """It holds no capability and can gain none."""
     FRONT_NOT_DUMPABLE = "front_not_dumpable"
-    """As the supervisor's."""
+    """The same as the supervisor's property."""
     FRONT_FILES_CONFINED = "front_files_confined"
-    """It reads and writes nothing of the job but the ciphertext directory (Landlock)."""
+    """Of the job's files, it reads and writes the ciphertext directory only (Landlock)."""
     FRONT_MEMORY_LOCKED = "front_memory_locked"
     """Its memory, where the TLS key is, cannot be swapped out."""
 
     WORKER_NO_NETWORK = "worker_no_network"
-    """It gets no socket of any kind; several that train together: none but in a network that leads nowhere."""
+    """It can create no socket; several ranks: only in a network namespace without a route out of it."""
     WORKER_NO_PROGRAMS = "worker_no_programs"
     """It can start no process and run no other program; false where the job spec needs a compiler."""
     WORKER_NO_TRACING = "worker_no_tracing"
     """It can neither trace another process nor read its memory."""
     WORKER_NO_SIGNALS = "worker_no_signals"
-    """It can signal neither the supervisor nor anyone else outside."""
+    """It can signal no process but its own."""
     WORKER_NO_KERNEL_DOORS = "worker_no_kernel_doors"
-    """As the supervisor's."""
+    """The same as the supervisor's property."""
     WORKER_NO_PRIVILEGES = "worker_no_privileges"
     """It holds no capability and can gain none."""
     WORKER_NOT_DUMPABLE = "worker_not_dumpable"
-    """As the supervisor's."""
+    """The same as the supervisor's property."""
     WORKER_FILES_CONFINED = "worker_files_confined"
     """It reads the model, the dataset and the software, and writes its own directories only (Landlock)."""
     WORKER_OWN_NETWORK = "worker_own_network"
-    """It lives in a network namespace without interfaces; several that train together: with `lo` alone."""
+    """It runs in a network namespace without interfaces; several ranks: with `lo` alone."""
 
 
 SandboxReport = dict[Annotated[SandboxProperty, Field(strict=False)], bool]
-"""What a process measured about itself, as it tells the supervisor."""
+"""Property → whether it holds, as a process measured it about itself."""
 
 NEEDS_NO_COMPILER: Final = frozenset({SandboxProperty.WORKER_NO_PROGRAMS, SandboxProperty.WORKER_NO_SIGNALS})
-"""Walls that a job whose kernels are compiled at run time cannot have by seccomp alone.
+"""Properties that seccomp alone cannot give a job whose kernels are compiled at run time.
 
-Its processes signal one another; that they signal nobody else needs Landlock or another user.
+The compiler's processes signal one another; that they signal no other process needs Landlock or another user.
 """
 
 EXPECTED: Final = frozenset(
     {SandboxProperty.CORE_DUMPS_OFF, SandboxProperty.WORKSPACE_IN_MEMORY}
     | {
-        wall
-        for wall in SandboxProperty
-        if wall.endswith(
+        name
+        for name in SandboxProperty
+        if name.endswith(
             (
                 "_no_network",
                 "_no_outgoing",
@@ -106,7 +106,7 @@ EXPECTED: Final = frozenset(
         )
     }
 )
-"""Walls that need seccomp and nothing else of the kernel, whatever the container's user: every job can have them.
+"""Properties that need only seccomp of the kernel, whatever the container's user: every job can have them.
 
-The others depend on what the VM offers: Landlock in its kernel, the right to switch users or to lock memory.
+The others depend on the VM: Landlock in its kernel, the right to switch users or to lock memory.
 """

@@ -1,4 +1,4 @@
-"""Putting a seccomp filter in force (seccomp(2), Documentation/userspace-api/seccomp_filter.rst)."""
+"""Install a seccomp filter (seccomp(2), Documentation/userspace-api/seccomp_filter.rst)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class _Program(ctypes.Structure):
 
 
 def install(wanted: Filter) -> None:
-    """Refuse from now on, in every thread, what the filter refuses. Needs no-new-privileges; cannot be undone.
+    """Install the filter in every thread, irrevocably. Needs no-new-privileges.
 
     Raises:
         OSError: the kernel has no seccomp filters, or the architecture is not x86-64.
     """
     code = program(wanted)
-    held = ctypes.create_string_buffer(code, len(code))
-    described = _Program(len(code) // _INSTRUCTION_BYTES, ctypes.addressof(held))
-    syscall("seccomp", _SET_MODE_FILTER, _ALL_THREADS, ctypes.addressof(described))
+    buffer = ctypes.create_string_buffer(code, len(code))
+    descriptor = _Program(len(code) // _INSTRUCTION_BYTES, ctypes.addressof(buffer))
+    syscall("seccomp", _SET_MODE_FILTER, _ALL_THREADS, ctypes.addressof(descriptor))

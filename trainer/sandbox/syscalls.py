@@ -1,4 +1,4 @@
-"""The kernel's interface, called directly: the standard library offers few of these calls, and `ctypes` the rest.
+"""System calls made directly through `ctypes`: the standard library offers few of those that a sandbox needs.
 
 Numbers: arch/x86/entry/syscalls/syscall_64.tbl of Linux 6.18. A confidential VM (Intel TDX) is x86-64.
 """
@@ -14,10 +14,10 @@ from types import MappingProxyType
 from typing import Final
 
 SUPPORTED: Final = platform.machine() == "x86_64"
-"""Whether the numbers below are this machine's."""
+"""Whether the numbers below apply to this machine."""
 
 LAST_KNOWN: Final = 469
-"""file_setattr: the newest call of the table that was looked at. What is newer is unknown, not harmless."""
+"""file_setattr: the newest call of the table that was examined. Filters refuse newer calls."""
 
 NUMBERS: Final[Mapping[str, int]] = MappingProxyType(
     {
@@ -52,7 +52,7 @@ def syscall(name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | N
     """Make a system call by its name in `NUMBERS`.
 
     Args:
-        name: which.
+        name: key in `NUMBERS`.
         arguments: integers as they are, buffers by address, None as a null pointer.
 
     Raises:
@@ -93,7 +93,7 @@ def mlockall(flags: int) -> None:
 
 
 def is_single_threaded() -> bool:
-    """Whether this process has one thread: most walls are put up around the calling thread only."""
+    """Returns whether this process has one thread: most of the sandbox applies to the calling thread only."""
     return len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208 -- names suffice
 
 
