@@ -213,9 +213,9 @@ def work(seat, events):
         raise JobError(ErrorCode.OUT_OF_MEMORY, "too much")
     time.sleep(600)
 def told(seat, events):
-    return worker._told(lambda events: work(seat, events), events)
+    return worker._reporting_failure(lambda events: work(seat, events), events)
 events = worker.worker_channel(0, int(sys.argv[1]))
-sys.exit(worker._told(lambda events: launch.launch(2, None, events, told), events))
+sys.exit(worker._reporting_failure(lambda events: launch.launch(2, None, events, told), events))
 """
 
 

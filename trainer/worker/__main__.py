@@ -59,9 +59,7 @@ def main(arguments: list[str]) -> ExitCode:
     options = parser.parse_args(arguments)
     channel = worker_channel(STDIN, options.events_fd)
     interrupts = Interrupts()
-    # No core dumps and files for the owner only, before anything private is in memory.
-    keep_to_itself()
-    signal.signal(signal.SIGTERM, interrupts.arrive)
+    _protect_process(interrupts)  # before anything private is in memory
     work = partial(_work, options.plan_json, interrupts)
     if options.processes == 1:
         return work(ProcessRank(), channel)
@@ -129,6 +127,12 @@ def _is_no_space(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT}
     return f"(os error {errno.ENOSPC})" in str(error)
+
+
+def _protect_process(interrupts: Interrupts) -> None:
+    """Forbid core dumps, make files readable by the owner only, and end the run cleanly on SIGTERM."""
+    keep_to_itself()
+    signal.signal(signal.SIGTERM, interrupts.arrive)
 
 
 def _confine(plan: SandboxPlan | None, channel: WorkerChannel, rank: ProcessRank) -> None:
