@@ -18,6 +18,7 @@ import yaml
 from trainer.encoding import file_sha256
 
 SHM = Path("/dev/shm")
+ROOT = Path(__file__).parents[2]
 CANARY = "xylophonequartz"
 """In every row of the tests' dataset, and nowhere else."""
 
@@ -46,8 +47,37 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def trainer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
-    """Run a command as a person would: `trainer("verify", url, "--policy", policy)`."""
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ran]]:
+    """Run a command in a process of its own, which a process with its imports forks."""
+    folder = tmp_path_factory.mktemp("commands")
+    command = [sys.executable, "-m", "tests.end_to_end.command_server"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
+        requests, codes = server.stdin, server.stdout
+        assert requests is not None
+        assert codes is not None
+
+        def run(*arguments: object, cwd: Path | None = None, timeout: float = 240) -> Ran:
+            out, err = folder / "out", folder / "err"
+            request = {
+                "arguments": [str(argument) for argument in arguments],
+                "cwd": str(cwd or ROOT),
+                "environment": environment(XDG_CACHE_HOME=str(folder / "cache")),
+                "seconds": int(timeout),
+                "out": str(out),
+                "err": str(err),
+            }
+            requests.write(json.dumps(request) + "\n")
+            requests.flush()
+            code = int(codes.readline())
+            return Ran(code, out.read_text(), err.read_text())
+
+        yield run
+        requests.close()
+
+
+@pytest.fixture(scope="session")
+def started_trainer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
+    """Run a command as a person would, interpreter and all: `trainer("verify", url, "--policy", policy)`."""
     cache = tmp_path_factory.mktemp("cache")
 
     def run(*arguments: object, cwd: Path | None = None, timeout: float = 240) -> Ran:

@@ -32,9 +32,9 @@ def assert_error(ran: Ran, exit_code: int, code: str, *words: str) -> None:
 # the operator
 
 
-def test_unknown_key_in_the_job_spec(trainer: Trainer, write_spec: WriteSpec, tmp_path: Path) -> None:
+def test_unknown_key_in_the_job_spec(started_trainer: Trainer, write_spec: WriteSpec, tmp_path: Path) -> None:
     spec = write_spec(tmp_path / "job.yaml", train={"micro_batch_size": 3})
-    ran = trainer("run", spec)
+    ran = started_trainer("run", spec)
     assert_error(
         ran,
         2,
@@ -65,8 +65,8 @@ def test_a_model_file_with_another_digest(
     assert list(job.workspace.iterdir()) == []
 
 
-def test_a_workspace_on_a_disk(trainer: Trainer, write_spec: WriteSpec, tmp_path: Path) -> None:
-    ran = trainer("run", write_spec(tmp_path / "job.yaml"), "--workspace", "/usr")
+def test_a_workspace_on_a_disk(started_trainer: Trainer, write_spec: WriteSpec, tmp_path: Path) -> None:
+    ran = started_trainer("run", write_spec(tmp_path / "job.yaml"), "--workspace", "/usr")
     assert_error(ran, 6, "workspace-unsafe", "tmpfs", "hint:")
 
 

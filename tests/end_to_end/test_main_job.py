@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 CANARY = b"xylophonequartz"
 
 
+@pytest.fixture(scope="module")
+def trainer(started_trainer: Trainer) -> Trainer:
+    """Here each command starts as a person starts it."""
+    return started_trainer
+
+
 def files_below(*folders: Path) -> list[Path]:
     return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
 
