@@ -103,8 +103,9 @@ def is_path(span: str) -> bool:
 
 def path_exists(span: str) -> bool:
     """A path from the root, or the unambiguous end of one, as pages about one package name its modules."""
-    path = span.partition("::")[0].partition("#")[0].rstrip("/")
-    path = span.partition("::")[0].partition("#")[0].rstrip("/").replace("NAME", "*")  # NAME: chosen by who adds a file
+    # NAME stands for a name that the reader chooses.
+    path = span.partition("::")[0].partition("#")[0].rstrip("/").replace("NAME", "*")
+    if any(fnmatchcase(path, pattern) for pattern in OUTSIDE) or (span.endswith("/") and f'"{path}"' in SOURCES):
         return True
     if "/" not in path and not path.endswith((".py", ".md", ".sh")):
         return path in TOP_LEVEL | USERS_FILES or path in SOURCES  # a file that the program reads or writes
