@@ -16,7 +16,7 @@ Pair: TypeAlias = tuple[str | int, Node | None, Node | None]
 """Key or index, and the elements of the old and the new list; None where a list has none."""
 
 Identity: TypeAlias = Callable[[Node], int]
-"""The same number for nodes of the same content."""
+"""Maps nodes of equal content to the same number."""
 
 _PORT: Final = re.compile(r"(?:(?:(\[[^\]]*\]|[^:]*):)?([^:]*):)?([^:/]+)(?:/(\w+))?")
 _NO_ORDER: Final = frozenset(
@@ -26,18 +26,18 @@ _NO_ORDER: Final = frozenset(
 
 
 def is_reference(name: str) -> bool:
-    """Whether a list of this name holds references, whose values are no secrets whatever it is called."""
+    """Tells whether a list of this name holds references; their values are not secrets, whatever the name."""
     return name in _KEYS
 
 
 def aligned(name: str, old: Sequence[Node], new: Sequence[Node], identity: Identity) -> Iterator[Pair]:
-    """Pair the elements of two lists: by what they are about, by value where order has no meaning, or in sequence.
+    """Pairs the elements of two lists: by key, by value where the order has no meaning, or in sequence.
 
     Args:
-        name: the key that the lists stand under.
-        old: elements of the one.
-        new: elements of the other.
-        identity: see `Identity`.
+        name: the key that holds the lists.
+        old: elements of the old list.
+        new: elements of the new list.
+        identity: maps nodes of equal content to the same number.
     """
     if name in _KEYS:
         before, after = _keyed(name, old), _keyed(name, new)
@@ -53,6 +53,7 @@ def _keyed(name: str, nodes: Sequence[Node]) -> Mapping[str, Node]:
     found: dict[str, Node] = {}
     for node in nodes:
         key = _KEYS[name](node)
+        # Repeated keys get a suffix: an entry that is listed twice must not hide the first one.
         while key in found:
             key += "+"
         found[key] = node
@@ -86,7 +87,10 @@ _KEYS: Final[Mapping[str, Callable[[Node], str]]] = {
 
 
 def same_port(node: Node) -> Node:
-    """A published port in its short form, so that both forms compare equal; as it is where it says more."""
+    """Returns a published port in its short form, so that both forms compare equal.
+
+    A port with further settings is returned unchanged.
+    """
     if not node.is_mapping or not {key for key, _ in node.items()} <= {
         "target",
         "published",
@@ -101,7 +105,7 @@ def same_port(node: Node) -> Node:
 
 
 def _leftovers(old: Sequence[Node], new: Sequence[Node], identity: Identity) -> Iterator[Pair]:
-    """What only one list has; the order does not count."""
+    """Pairs the elements that only one of the lists has, regardless of order."""
     spare = [identity(node) for node in new]
     removed = []
     remaining = dict.fromkeys(range(len(new)))
@@ -120,7 +124,7 @@ def _leftovers(old: Sequence[Node], new: Sequence[Node], identity: Identity) -> 
 def _in_sequence(
     old: Sequence[Node], new: Sequence[Node], before: Sequence[int], after: Sequence[int]
 ) -> Iterator[Pair]:
-    """What lies between the elements of a longest common subsequence."""
+    """Pairs the elements between those of a longest common subsequence."""
     at = then = 0
     for index, other in (*_common(before, after), (len(old), len(new))):
         removed = [(each, old[each]) for each in range(at, index)]
@@ -136,7 +140,10 @@ def _zipped(removed: Sequence[tuple[int, Node]], added: Sequence[tuple[int, Node
 
 
 def _common(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, int]]:
-    """Index pairs of a longest common subsequence; of the common ends only, where the rest is too long."""
+    """Returns the index pairs of a longest common subsequence.
+
+    Where the lists differ in more than `MAX_TABLE` cells, only the common start and end count.
+    """
     shorter = min(len(before), len(after))
     start = next((each for each in range(shorter) if before[each] != after[each]), shorter)
     limit = shorter - start
@@ -150,6 +157,7 @@ def _common(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, int]
 def _subsequence(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, int]]:
     if len(before) * len(after) > MAX_TABLE:
         return []
+    # longest[i][j]: length of a longest common subsequence of before[i:] and after[j:], filled from the end.
     longest = [[0] * (len(after) + 1) for _ in range(len(before) + 1)]
     for one in reversed(range(len(before))):
         for other in reversed(range(len(after))):

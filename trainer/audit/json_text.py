@@ -1,4 +1,4 @@
-"""JSON with line numbers. `parse_json` decides what is acceptable; this only says where it stands."""
+"""Parses JSON into nodes with line numbers; `parse_json` decides which documents are accepted."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ Token = tuple[str, int]
 
 
 def parse_json_nodes(text: str, *, what: str) -> Node:
-    """Parse a JSON document.
+    """Parses a JSON document into nodes with line numbers.
 
     Raises:
-        UsageError: not JSON, a key twice, half of a surrogate pair, or nested too deeply.
+        UsageError: not JSON, a repeated key, half of a surrogate pair, or nested too deeply.
     """
+    # The strict parser runs first, so that the tokenizer below may assume valid JSON without repeated keys.
     try:
         parse_json(text)
     except ValueError as error:
@@ -44,7 +45,7 @@ def _tokens(text: str, what: str) -> Iterator[Token]:
 
 
 def _value(tokens: Iterator[Token], path: str, what: str, depth: int, first: Token | None = None) -> Node:
-    """The value that begins with `first`, or else with the next token. The text is known to be JSON."""
+    """Returns the value that begins with `first`, or else with the next token; assumes valid JSON."""
     word, line = first or next(tokens)
     if depth > MAX_DEPTH or len(path) > MAX_PATH:
         refuse(what, line, "nested too deeply")
@@ -81,5 +82,6 @@ def _elements(tokens: Iterator[Token], path: str, what: str, depth: int) -> tupl
 
 
 def _check_text(text: str, what: str, line: int) -> None:
+    # A lone surrogate has no UTF-8 encoding: printing the finding would fail.
     if re.search("[\ud800-\udfff]", text):
         refuse(what, line, "half of a surrogate pair")

@@ -1,6 +1,6 @@
-"""What counts as a secret: names that usually hold one, and text that looks like one or hands one over.
+"""Recognises secrets in a compose file, by the name of the variable or option and by the form of the text.
 
-Values that this finds are never shown, whole or in part.
+No part of a recognised value is ever printed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 
 MASK: Final = "(hidden)"
 
-# Bounded repetitions, so that no text of a stranger makes a search take quadratic time.
+# Bounded repetitions: an attacker's compose file must not make a search take quadratic time.
 _WORDS: Final = (
     r"(?:PASSWORD|PASSWD|PASSPHRASE|SECRET|CREDENTIAL)\w{0,64}"
     r"|(?:TOKEN|KEY)S?(?:_(?:B64|BASE64|HEX|PEM|\d{1,9}))?"
@@ -27,26 +27,26 @@ _TOKEN_FORMS: Final = re.compile(
     r"|\bAKIA[0-9A-Z]{16}\b|\bxox[a-z]-[A-Za-z0-9-]{10,}|AGE-SECRET-KEY-\S+|-----BEGIN [A-Z ]*PRIVATE KEY-----"
     r"|\beyJ[\w-]{10,300}\.[\w-]{10,}\.[\w-]*"
 )
-"""Tokens of well-known services, private keys, signed web tokens."""
+"""Matches tokens of well-known services, private keys and JSON web tokens."""
 
 WHOLLY_VARIABLE: Final = re.compile(r"\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*(?::?\?[^}]*)?\}")
-"""A value that is filled in from outside, and so no literal."""
+"""Matches a value that is only a variable reference: the secret is then not in the file."""
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a variable or option of this name usually holds a secret. `…_FILE` names a file, not its content."""
+    """Tells whether a variable or option of this name usually holds a secret; `…_FILE` holds a path."""
     upper = name[-_MAX_NAME:].upper().replace("-", "_")
     found = _SECRET_NAME.search(upper)
     return found is not None and not upper.endswith(("_FILE", "_PATH")) and "PUBLIC" not in upper
 
 
 def holds_secret(text: str) -> bool:
-    """Whether `text` carries one, whatever it is called: a URL's password, an option's value, a known token."""
+    """Tells whether `text` contains a secret: a URL's password, an option's value, a known token."""
     return masked(text) != text
 
 
 def masked(text: str) -> str:
-    """`text` with every secret in it replaced."""
+    """Returns `text` with each secret replaced by `MASK`."""
     text = _URL_PASSWORD.sub(f"://{MASK}@", _ASSIGNED.sub(rf"\1={MASK}", text))
     return _TOKEN_FORMS.sub(MASK, _HANDED_OVER.sub(_without_value, text))
 
@@ -59,7 +59,7 @@ def _without_value(match: re.Match[str]) -> str:
 
 
 def argument_names(arguments: Sequence[str]) -> Iterator[str]:
-    """For each argument the option that it is the value of, or nothing: `--token` in `--token`, `value`."""
+    """Yields, for each argument, the option whose value it is, or "": for `--token value`, "" and `--token`."""
     option = ""
     for argument in arguments:
         match = _OPTION.fullmatch(argument)
