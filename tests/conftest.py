@@ -32,12 +32,44 @@ PROCESS_FIXTURES = frozenset(
 """Fixtures that start processes of the product; whatever test uses one is `slow`."""
 
 
+SLOW_MODULES = (
+    "tests/front/http/test_fuzz.py",
+    "tests/sandbox/test_attacks.py",
+    "tests/sandbox/test_confine.py",
+    "tests/sealing/age/test_interop.py",
+    "tests/test_packaging.py::test_a_job",
+    "tests/attestation/test_faults.py::test_a_lie_is_answered_alike_in_other_forms",
+    "tests/data/rows/test_formats.py::test_a_gzip_bomb",
+    "tests/provider/test_nonces.py::test_of_many_runs_at_once",
+)
+"""Beginnings of the ids of other tests that start processes or take seconds, as measured."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that start processes, before `-m` selects."""
+    """Marks the slow tests, before `-m` selects."""
     for item in items:
-        if PROCESS_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+        starts_processes = PROCESS_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+        if starts_processes or item.nodeid.startswith(SLOW_MODULES):
             item.add_marker(pytest.mark.slow)
+
+
+TOGETHER = frozenset({"tests/end_to_end/test_canaries.py", "tests/training/test_compilation.py"})
+"""Modules whose tests share what takes long to make: pytest-xdist gives each of them to one process."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hands out tests one by one, and the modules of `TOGETHER` first and undivided."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    def scope_of(node_id: str) -> str:
+        path = node_id.partition("::")[0]
+        return path if path in TOGETHER else node_id
+
+    scheduling: Any = LoadScopeScheduling(config, log)
+    scheduling._split_scope = scope_of
+    return scheduling
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -32,7 +32,7 @@ from tests.end_to_end.canary_scenarios import SCENARIOS
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Agent, WriteSpec
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("canaries")]  # one session watches all of them
+pytestmark = pytest.mark.slow
 
 AT_LEAST = 30
 AT_ONCE = 3

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +42,22 @@ def compiles(test: Any) -> Any:
         pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here"),
         pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),  # dynamo asks for it, and hides that
         pytest.mark.timeout(900),
+        pytest.mark.slow,
+        pytest.mark.usefixtures("kernels"),
     )
     for mark in marks:
         test = mark(test)
     return test
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache of compiled kernels for all tests of this run: much of the time goes into the C++ compiler."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(shared / "kernels"))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -144,9 +159,30 @@ class Ended:
 RunWorker = Callable[..., Ended]
 
 
+@pytest.fixture(scope="session")
+def worker_server() -> Iterator[socket.socket]:
+    """Takes requests for workers that `tests/training/worker_server.py` forks."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with (
+        ours,
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.training.worker_server", str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            env={**os.environ, **VARIABLES},
+            cwd=ROOT,
+        ),
+    ):
+        theirs.close()
+        yield ours
+        ours.shutdown(socket.SHUT_RDWR)
+
+
 @pytest.fixture
-def run_worker(tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWorker:
-    """The real process: `run_worker(data_file, spec, model_dir=…)`.
+def run_worker(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWorker:
+    """A worker process: `run_worker(data_file, spec, model_dir=…)`.
+
+    It starts as the supervisor starts it where it has a plan, several ranks, another `path` or an order by hand;
+    otherwise it is forked from a process that has imported the training stack.
 
     `ahead` has it prepare: what stands between the preparation and the order. `plan` makes one for the output
     directory.
@@ -174,16 +210,20 @@ def run_worker(tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWork
         )
         options = ["--processes", str(processes)]
         options += ["--plan-json", plan(output).model_dump_json()] if plan else []
-        if ahead is None:
-            return _run(stdin or TO_WORKER.encode(order), output, options, path)
-        preparation = Preparation(spec=order.spec, model_dir=order.model_dir, output_dir=output)
-        instructions = TO_WORKER.encode(preparation) + ahead + TO_WORKER.encode(order)
-        return _run(instructions, output, options, path)
+        environment = {**os.environ, **({"PATH": path} if path else {}), **VARIABLES}
+        instructions = TO_WORKER.encode(order)
+        if ahead is not None:
+            preparation = Preparation(spec=order.spec, model_dir=order.model_dir, output_dir=output)
+            instructions = TO_WORKER.encode(preparation) + ahead + instructions
+        if plan or path or stdin or processes > 1:
+            return _start(stdin or instructions, output, options, environment)
+        server: socket.socket = request.getfixturevalue("worker_server")
+        return _fork(server, instructions, output, options, environment)
 
     return run
 
 
-def _run(stdin: bytes, output: Path, options: list[str], path: str | None) -> Ended:
+def _start(stdin: bytes, output: Path, options: list[str], environment: dict[str, str]) -> Ended:
     read, write = os.pipe()
     with subprocess.Popen(
         [sys.executable, "-m", "trainer.worker", "--events-fd", str(write), *options],
@@ -191,14 +231,32 @@ def _run(stdin: bytes, output: Path, options: list[str], path: str | None) -> En
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         pass_fds=(write,),
-        env={**os.environ, **({"PATH": path} if path else {}), **VARIABLES},
+        env=environment,
         cwd=ROOT,
     ) as process:
         os.close(write)
         out, log = process.communicate(stdin, timeout=300)
         with os.fdopen(read, "rb") as events:
             sent = events.read()
+    return _ended(process.returncode, sent, log, out, output)
+
+
+def _fork(
+    server: socket.socket, stdin: bytes, output: Path, options: list[str], environment: dict[str, str]
+) -> Ended:
+    with ExitStack() as files:
+        order, out, log, events = (files.enter_context(tempfile.TemporaryFile()) for _ in range(4))
+        order.write(stdin)
+        order.seek(0)
+        request = json.dumps({"arguments": options, "environment": environment}).encode()
+        socket.send_fds(server, [request], [file.fileno() for file in (order, out, log, events)])
+        code = int(server.recv(16))
+        for file in (out, log, events):
+            file.seek(0)
+        return _ended(code, events.read(), log.read(), out.read(), output)
+
+
+def _ended(code: int, sent: bytes, log: bytes, out: bytes, output: Path) -> Ended:
     lines = sent.splitlines(keepends=True)
     assert all(len(line) <= MAX_MESSAGE_BYTES for line in lines)
-    messages = tuple(FROM_WORKER.parse(line) for line in lines)
-    return Ended(process.returncode, messages, sent, log.decode(), out, output)
+    return Ended(code, tuple(FROM_WORKER.parse(line) for line in lines), sent, log.decode(), out, output)

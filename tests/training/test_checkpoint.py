@@ -187,7 +187,6 @@ def test_resumed_at_every_saved_step_is_bitwise_the_whole(
 
 
 @compiles
-@pytest.mark.slow
 def test_a_compiled_run_that_goes_on_is_bitwise_the_whole(runs: Callable[..., Runs]) -> None:
     train = {"save_steps": 2, "max_steps": 4, "torch_compile": True}
     carry_out = runs(train=train, lora={"lora_dropout": 0.2})

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.training.conftest import compiles
-from tests.training.test_loss import BATCH, EXAMPLES, KNOWN, UNKNOWN, adapted, compare, make_loss
+from tests.training.test_loss import BATCH, EXAMPLES, KNOWN, SIZES, UNKNOWN, adapted, compare, make_loss
 from tests.worker.test_dpo_worker import pair, write
 from trainer.errors import ErrorCode, ExitCode, JobError
 from trainer.ipc.worker_messages import Confined, Failed, Finished
@@ -31,13 +32,6 @@ CPU = torch.device("cpu")
 PLAIN, GRAPHS = Compilation("default", graphs=False), Compilation("reduce-overhead", graphs=True)
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _as_new(kernels: None) -> Iterator[None]:
     torch._dynamo.reset()
@@ -48,11 +42,11 @@ def _as_new(kernels: None) -> Iterator[None]:
 
 def llama() -> Any:
     torch.manual_seed(0)
-    return adapted(KNOWN["llama"]())
+    config = LlamaConfig(**{**SIZES, "num_hidden_layers": 2})  # the first is compiled apart from the others
+    return adapted(LlamaForCausalLM(config))  # type: ignore[no-untyped-call]
 
 
 @compiles
-@pytest.mark.slow
 @pytest.mark.parametrize("compilation", [PLAIN, GRAPHS], ids=["layers", "whole"])
 def test_loss_and_gradients_are_those_of_the_model(compilation: Compilation) -> None:
     """`GRAPHS` as on a GPU, as far as a CPU goes: in one piece, and padded to few shapes."""
@@ -60,7 +54,6 @@ def test_loss_and_gradients_are_those_of_the_model(compilation: Compilation) -> 
 
 
 @compiles
-@pytest.mark.slow
 def test_of_a_model_that_caps_its_logits_as_well() -> None:
     make, lora, way = UNKNOWN["capped logits"]
     torch.manual_seed(0)
@@ -68,7 +61,6 @@ def test_of_a_model_that_caps_its_logits_as_well() -> None:
 
 
 @compiles
-@pytest.mark.slow
 def test_with_results_that_are_made_again_going_backward() -> None:
     model = llama()
     model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -76,7 +68,6 @@ def test_with_results_that_are_made_again_going_backward() -> None:
 
 
 @compiles
-@pytest.mark.slow
 def test_few_things_are_compiled_however_many_shapes_there_are() -> None:
     model = llama().train()
     loss = make_loss(model, compilation=PLAIN)
@@ -176,7 +167,6 @@ def test_without_a_compiler_a_job_ends_at_once(
 
 
 @compiles
-@pytest.mark.slow
 @pytest.mark.skipif(not SUPPORTED, reason="system call filters are written for x86-64")
 def test_a_whole_order_behind_walls(
     run_worker: RunWorker, make_spec: MakeSpec, chat_file: Path, tiny_model: Path
@@ -206,7 +196,6 @@ def test_a_whole_order_behind_walls(
 
 
 @compiles
-@pytest.mark.slow
 def test_the_same_curve_as_uncompiled(run_worker: RunWorker, make_spec: MakeSpec, tmp_path: Path) -> None:
     """Of preference training, which runs the model without its adapter as well."""
     rows = write(tmp_path / "pairs.jsonl", [pair(number) for number in range(24)])
