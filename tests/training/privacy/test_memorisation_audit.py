@@ -18,7 +18,7 @@ from trainer.training.privacy.canaries import canary_examples, draw, exposures
 from trainer.training.privacy.membership import auc, membership, roc, separation, tpr, wilson
 from trainer.training.privacy.privacy_findings import Exposure, Membership, Privacy, Separation
 from trainer.training.privacy.release_gate import refusal
-from trainer.training.report.privacy_page import card_lines, histogram, privacy_section
+from trainer.training.report.privacy_page import histogram, privacy_card_lines, render_privacy_section
 from trainer.training.tokenizer import load_tokens
 
 
@@ -109,14 +109,14 @@ def test_the_page_shows_it_and_quotes_what_it_is_given() -> None:
     losses = {
         name: [1.0, 2.0] for name in ("members_before", "members_after", "outsiders_before", "outsiders_after")
     }
-    page = privacy_section(found().model_copy(update={"withheld": "<b>"}), losses)
+    page = render_privacy_section(found().model_copy(update={"withheld": "<b>"}), losses)
     assert "AUC by loss<td>0.600" in page
     assert "3.00" in page
     assert "&lt;b&gt;" in page
     assert page.count("<svg") == 2
-    assert privacy_section(None, {}) == ""
+    assert render_privacy_section(None, {}) == ""
     assert sum(share for _, share in histogram([1.0, 2.0], [0.0, 2.0])[::2]) == 1.0
-    assert any("exposure of at most 3.00" in line for line in card_lines(found()))
+    assert any("exposure of at most 3.00" in line for line in privacy_card_lines(found()))
 
 
 RunWorker = Callable[..., Any]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from trainer.spec import JobSpec
 from trainer.training.events import MetricsMeasured, StepCompleted, TrainingEvent
-from trainer.training.report.charts import Curve, line_chart, nice_ticks, smoothed
+from trainer.training.report.charts import Curve, nice_ticks, render_line_chart, trailing_mean
 from trainer.training.report.html_report import MetricsRecorder, render_page, write_report
 from trainer.training.report.samples import Sample
 from trainer.training.report.summary import Summary
@@ -139,7 +139,7 @@ def test_ticks_are_even_and_cover_the_span(one: float, other: float) -> None:
 @given(st.lists(st.tuples(st.integers(0, 1000), numbers), min_size=1, max_size=30))
 def test_any_curve_is_drawn_inside_the_picture(points: list[tuple[int, float]]) -> None:
     curve = Curve("a <label> & more", [(float(x), y) for x, y in sorted(points)], "main", dots=True)
-    svg, _, legend = line_chart([curve], x_label="step").partition("<p class=legend>")
+    svg, _, legend = render_line_chart([curve], x_label="step").partition("<p class=legend>")
     root = ElementTree.fromstring(svg.replace("class=grid", 'class="grid"'))
     for circle in root.iter("circle"):
         assert 0 <= float(circle.attrib["cx"]) <= 640
@@ -148,11 +148,11 @@ def test_any_curve_is_drawn_inside_the_picture(points: list[tuple[int, float]]) 
 
 
 def test_no_points_no_chart() -> None:
-    assert line_chart([Curve("x", [], "main")], x_label="step") == ""
+    assert render_line_chart([Curve("x", [], "main")], x_label="step") == ""
 
 
 def test_smoothing_is_a_trailing_mean() -> None:
-    assert smoothed([(1.0, 2.0), (2.0, 4.0), (3.0, 9.0)], 2) == [(1.0, 2.0), (2.0, 3.0), (3.0, 6.5)]
+    assert trailing_mean([(1.0, 2.0), (2.0, 4.0), (3.0, 9.0)], 2) == [(1.0, 2.0), (2.0, 3.0), (3.0, 6.5)]
 
 
 def test_samples_stand_side_by_side_and_are_text(summary: Summary, make_spec: Callable[..., JobSpec]) -> None:

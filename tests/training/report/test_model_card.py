@@ -8,7 +8,7 @@ from collections.abc import Callable
 import yaml
 
 from trainer.spec import JobSpec
-from trainer.training.report.model_card import model_card, perplexity
+from trainer.training.report.model_card import perplexity, render_model_card
 from trainer.training.report.summary import Summary
 
 
@@ -36,7 +36,7 @@ def metadata(card: str) -> dict[str, object]:
 
 def test_the_card_says_what_was_done(make_spec: Callable[..., JobSpec]) -> None:
     spec = make_spec(model={"license": "apache-2.0"})
-    card = model_card(summary(), spec)
+    card = render_model_card(summary(), spec)
     assert metadata(card)["base_model"] == "./models/tiny"
     assert metadata(card)["license"] == "apache-2.0"
     for words in (
@@ -52,24 +52,24 @@ def test_the_card_says_what_was_done(make_spec: Callable[..., JobSpec]) -> None:
 
 def test_a_card_of_preference_training_names_the_method(make_spec: Callable[..., JobSpec]) -> None:
     pairs = {"eval_rewards_accuracies": 0.875, "eval_rewards_margins": 1.5}
-    card = model_card(summary(pairs=pairs), make_spec(train={"method": "dpo"}))
+    card = render_model_card(summary(pairs=pairs), make_spec(train={"method": "dpo"}))
     assert metadata(card)["tags"] == ["lora", "transformers", "confidential-computing", "dpo"]
     for words in ("2305.18290", "held-out rewards_accuracies | 0.875", "training loss (mean over pairs) | 2.9",
                   "train.beta | 0.1"):  # fmt: skip
         assert words in card
     assert "perplexity" not in card
-    assert "2305" not in model_card(summary(), make_spec())
+    assert "2305" not in render_model_card(summary(), make_spec())
 
 
 def test_a_card_without_held_out_rows_claims_nothing_about_them(make_spec: Callable[..., JobSpec]) -> None:
-    card = model_card(summary(eval_loss_before=None, eval_loss_after=None), make_spec())
+    card = render_model_card(summary(eval_loss_before=None, eval_loss_after=None), make_spec())
     assert "held-out" not in card
     assert "license" not in metadata(card)
 
 
 def test_a_name_cannot_break_out_of_the_metadata(make_spec: Callable[..., JobSpec]) -> None:
     name = './models/a: b #"c"'
-    card = model_card(summary(), make_spec(model={"model_name_or_path": name}))
+    card = render_model_card(summary(), make_spec(model={"model_name_or_path": name}))
     assert metadata(card)["base_model"] == name
 
 

@@ -13,7 +13,7 @@ from trainer.data.examples.example import Example
 from trainer.spec import JobSpec
 from trainer.training.engines.base import Precision
 from trainer.training.engines.transformers_engine import TransformersLoader
-from trainer.training.report.samples import Sampler, left_padded, split_example
+from trainer.training.report.samples import Sampler, pad_left, split_example
 from trainer.training.tokenizer import load_tokens
 
 CPU = Precision(torch.device("cpu"), torch.float32, autocast=False)
@@ -29,7 +29,7 @@ def test_an_example_is_split_where_training_begins() -> None:
 
 
 def test_prompts_end_at_the_same_place() -> None:
-    ids, mask = left_padded([[1, 2, 3], [4]], 0, torch.device("cpu"))
+    ids, mask = pad_left([[1, 2, 3], [4]], 0, torch.device("cpu"))
     assert ids.tolist() == [[1, 2, 3], [0, 0, 4]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
 

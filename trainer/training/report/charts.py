@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no script, no font, nothing loaded from anywhere."""
+"""Line charts as inline SVG: no script, no font, nothing that a browser would load."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from html import escape
 from typing import Final
 
 WIDTH, HEIGHT = 640, 260
+"""Size of a chart in pixels."""
+
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 14, 34
+"""Margins in pixels, for the labels of the axes."""
+
 _TICKS: Final = 5
+"""How many intervals an axis has, about."""
+
 _SMALLEST_SPAN: Final = 1e-300
-"""Below it, a fifth of the span is no longer a number that a logarithm can be taken of."""
+"""A smaller span is drawn as a constant: a fifth of it would underflow, and has no logarithm."""
 
 Point = tuple[float, float]
+"""(x, y)."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +30,9 @@ class Curve:
 
     Attributes:
         label: its name in the legend.
-        points: (x, y), in the order of x.
-        style: CSS class that gives it its colour.
-        dots: whether each point is marked: for few points.
+        points: (x, y), sorted by x.
+        style: CSS class that sets its colour.
+        dots: whether each point is marked, for curves with few points.
     """
 
     label: str
@@ -36,11 +43,13 @@ class Curve:
 
 @dataclass(frozen=True)
 class _Axes:
+    """The smallest and the largest value of each axis."""
+
     x: tuple[float, float]
     y: tuple[float, float]
 
-    def place(self, point: Point) -> Point:
-        """Where a point stands in the picture, in pixels from its top left corner."""
+    def to_pixels(self, point: Point) -> Point:
+        """Return where a point is drawn, in pixels from the top left corner."""
         across = (point[0] - self.x[0]) / (self.x[1] - self.x[0])
         up = (point[1] - self.y[0]) / (self.y[1] - self.y[0])
         return (
@@ -49,47 +58,50 @@ class _Axes:
         )
 
 
-def line_chart(curves: Sequence[Curve], *, x_label: str) -> str:
-    """An SVG element with the given curves; an empty text if none has a point."""
+def render_line_chart(curves: Sequence[Curve], *, x_label: str) -> str:
+    """Render curves as an SVG element and a legend; an empty text if no curve has a point."""
     points = [point for curve in curves for point in curve.points]
     if not points:
         return ""
-    axes = _axes(points)
+    axes = _fit_axes(points)
     label = f"{', '.join(curve.label for curve in curves)} by {x_label}"
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label, quote=True)}">'
-        f"{_grid(axes, x_label)}{''.join(_curve(curve, axes) for curve in curves)}</svg>"
-        f"<p class=legend>{''.join(_legend(curve) for curve in curves if curve.points)}</p>"
+        f"{_render_grid(axes, x_label)}{''.join(_render_curve(curve, axes) for curve in curves)}</svg>"
+        f"<p class=legend>{''.join(_render_key(curve) for curve in curves if curve.points)}</p>"
     )
 
 
-def _axes(points: Sequence[Point]) -> _Axes:
+def _fit_axes(points: Sequence[Point]) -> _Axes:
     xs, ys = [point[0] for point in points], [point[1] for point in points]
     ticks = nice_ticks(min(ys), max(ys))
     return _Axes((min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1), (ticks[0], ticks[-1]))
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
-    """Round numbers, evenly spaced, from at most `low` to at least `high`; at least two."""
+    """Return evenly spaced round numbers, the first at most `low`, the last at least `high`; at least two."""
     if not high - low > _SMALLEST_SPAN:
         half = max(abs(low), _SMALLEST_SPAN * 1e6) / 2 if low else 0.5
         low, high = low - half, high + half
-    rough = (high - low) / _TICKS
-    magnitude = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough * 0.999)
+    # The smallest of 1, 2, 2.5, 5 and 10 times a power of ten that gives about `_TICKS` intervals.
+    wanted = (high - low) / _TICKS
+    magnitude = 10.0 ** math.floor(math.log10(wanted))
+    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= wanted * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [number * step for number in range(first, max(last, first + 1) + 1)]
 
 
-def _grid(axes: _Axes, x_label: str) -> str:
+def _render_grid(axes: _Axes, x_label: str) -> str:
     parts = []
     for value in nice_ticks(*axes.y):
-        x, y = axes.place((axes.x[0], value))
+        x, y = axes.to_pixels((axes.x[0], value))
         parts.append(f'<line class=grid x1="{x:.1f}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{x - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
+        parts.append(f'<text x="{x - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{_format_number(value)}</text>')
     for value in _inner_ticks(axes.x):
-        x, _ = axes.place((value, axes.y[0]))
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">{_number(value)}</text>')
+        x, _ = axes.to_pixels((value, axes.y[0]))
+        parts.append(
+            f'<text x="{x:.1f}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">{_format_number(value)}</text>'
+        )
     parts.append(f'<text x="{WIDTH - _RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{escape(x_label)}</text>')
     return "".join(parts)
 
@@ -98,25 +110,25 @@ def _inner_ticks(span: tuple[float, float]) -> list[float]:
     return [value for value in nice_ticks(*span) if span[0] <= value <= span[1]]
 
 
-def _curve(curve: Curve, axes: _Axes) -> str:
-    placed = [axes.place(point) for point in curve.points]
+def _render_curve(curve: Curve, axes: _Axes) -> str:
+    placed = [axes.to_pixels(point) for point in curve.points]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in placed) if curve.dots else ""
     return f'<g class="{curve.style}"><polyline points="{line}"/>{dots}</g>'
 
 
-def _legend(curve: Curve) -> str:
+def _render_key(curve: Curve) -> str:
     return f'<span class="key {curve.style}">{escape(curve.label)}</span>'
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e6):
         return f"{value:.3g}"
     return f"{value:.6g}"
 
 
-def smoothed(points: Sequence[Point], window: int) -> list[Point]:
-    """Mean over up to `window` points, ending at each; the x values stay."""
+def trailing_mean(points: Sequence[Point], window: int) -> list[Point]:
+    """Replace each y by the mean of up to `window` points that end there."""
     means = []
     for index in range(len(points)):
         part = [point[1] for point in points[max(0, index - window + 1) : index + 1]]

@@ -1,6 +1,7 @@
-"""The report: `metrics.jsonl` while the run goes on, `summary.json` and `report.html` at its end.
+"""The report of a run: `metrics.jsonl` while it trains; `summary.json`, `samples.json`, `report.html` at its end.
 
-The page stands alone: styles and pictures are inside, no script, nothing is fetched when it is opened.
+The page is self-contained. Styles and charts are inside, it has no script, and it loads nothing when it is opened;
+its Content-Security-Policy forbids what it does not do. Whatever comes from data or from the job spec is escaped.
 """
 
 from __future__ import annotations
@@ -16,20 +17,26 @@ from trainer.spec import JobSpec
 from trainer.training.events import MetricsMeasured, TrainingEvent
 from trainer.training.methods.method import MethodWords
 from trainer.training.methods.registry import METHODS
-from trainer.training.report.charts import Curve, Point, line_chart, smoothed
+from trainer.training.report.charts import Curve, Point, render_line_chart, trailing_mean
 from trainer.training.report.model_card import perplexity
-from trainer.training.report.privacy_page import Losses, privacy_section
+from trainer.training.report.privacy_page import RowLosses, render_privacy_section
 from trainer.training.report.samples import Sample
 from trainer.training.report.summary import Summary
 
+_SMOOTHING_WINDOWS: Final = 20
+"""The loss is smoothed over this part of a run's points."""
+
 
 class MetricsRecorder:
-    """Passes messages on, and keeps the metrics among them: in memory and as lines of `metrics.jsonl`.
+    """Passes events on and records the metrics among them: in memory, and as lines of `metrics.jsonl`.
 
     Args:
-        directory: the report's directory; made if absent.
-        forward: gets every message.
-        earlier: metrics of the same run, from before an interruption.
+        directory: the report's directory; it is created if absent.
+        forward: receives every event.
+        earlier: metrics of the same run from before an interruption; the file begins with them.
+
+    Attributes:
+        metrics: the recorded metrics, in order.
     """
 
     def __init__(
@@ -39,18 +46,18 @@ class MetricsRecorder:
         self._file = (directory / "metrics.jsonl").open("w", encoding="utf-8")
         self._forward = forward
         self.metrics: list[MetricsMeasured] = []
-        for message in earlier:
-            self._record(message)
+        for event in earlier:
+            self._record(event)
 
-    def __call__(self, message: TrainingEvent) -> None:
-        """Record and pass on."""
-        if isinstance(message, MetricsMeasured):
-            self._record(message)
-        self._forward(message)
+    def __call__(self, event: TrainingEvent) -> None:
+        """Record an event if it holds metrics, and pass it on."""
+        if isinstance(event, MetricsMeasured):
+            self._record(event)
+        self._forward(event)
 
-    def _record(self, message: MetricsMeasured) -> None:
-        self.metrics.append(message)
-        self._file.write(json.dumps({"step": message.step, **message.values}) + "\n")
+    def _record(self, event: MetricsMeasured) -> None:
+        self.metrics.append(event)
+        self._file.write(json.dumps({"step": event.step, **event.values}) + "\n")
         self._file.flush()
 
     def __enter__(self) -> Self:
@@ -68,17 +75,26 @@ def write_report(
     metrics: Sequence[MetricsMeasured],
     spec: JobSpec,
     samples: Sequence[Sample] = (),
-    losses: Losses | None = None,
+    losses: RowLosses | None = None,
 ) -> None:
-    """Write `summary.json`, `samples.json` and `report.html` into an existing directory."""
-    document = summary.model_dump(mode="json")
-    shown = [sample.as_dict() for sample in samples]
+    """Write `summary.json`, `samples.json` and `report.html`.
+
+    Args:
+        directory: an existing directory.
+        summary: the numbers of the run.
+        metrics: its metrics, in order.
+        spec: its job spec.
+        samples: held-out prompts with their answers.
+        losses: what the memorisation audit measured, for its charts.
+    """
     page = render_page(summary, metrics, spec, samples, losses)
-    (directory / "summary.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    (directory / "samples.json").write_text(
-        json.dumps(shown, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    (directory / "report.html").write_text(page, encoding="utf-8")
+    documents = {
+        "summary.json": json.dumps(summary.model_dump(mode="json"), indent=2) + "\n",
+        "samples.json": json.dumps([sample.as_dict() for sample in samples], indent=2, ensure_ascii=False) + "\n",
+        "report.html": page,
+    }
+    for name, text in documents.items():
+        (directory / name).write_text(text, encoding="utf-8")
 
 
 def render_page(
@@ -86,153 +102,143 @@ def render_page(
     metrics: Sequence[MetricsMeasured],
     spec: JobSpec,
     samples: Sequence[Sample] = (),
-    losses: Losses | None = None,
+    losses: RowLosses | None = None,
 ) -> str:
-    """The page as one HTML document."""
+    """Render the page as one HTML document; arguments as in `write_report`."""
+    words = METHODS[spec.train.method].words
     parts = (
-        _headline(summary, spec),
-        _warnings(summary.warnings),
-        _charts(metrics, METHODS[spec.train.method].words),
-        privacy_section(summary.privacy, losses or {}),
-        _samples(samples),
+        _render_headline(summary, spec, words),
+        _render_warnings(summary.warnings),
+        _render_charts(metrics, words),
+        render_privacy_section(summary.privacy, losses or {}),
+        _render_samples(samples),
         "<div class=columns>",
-        _table("Rows", summary.rows),
-        _table("Tokens of a row", summary.tokens),
-        _table("Seconds", summary.seconds),
-        _table("Environment", summary.environment),
+        _render_table("Rows", summary.rows),
+        _render_table("Tokens of a row", summary.tokens),
+        _render_table("Seconds", summary.seconds),
+        _render_table("Environment", summary.environment),
         "</div>",
-        _spec(spec),
+        _render_settings(spec),
     )
     return f"<!doctype html><html lang=en><head>{_HEAD}</head><body><main>{''.join(parts)}</main></body></html>\n"
 
 
-def _headline(summary: Summary, spec: JobSpec) -> str:
-    words = METHODS[spec.train.method].words
+def _render_headline(summary: Summary, spec: JobSpec, words: MethodWords) -> str:
     figures = [
-        ("training loss", _loss(summary.train_loss)),
+        *_held_out_figures(summary, words),
+        ("training loss", _format_loss(summary.train_loss)),
         ("steps", f"{summary.steps:,}"),
         ("tokens trained on", f"{summary.trained_tokens:,}"),
     ]
-    if summary.eval_loss_before is not None and summary.eval_loss_after is not None:
-        change = f"{_loss(summary.eval_loss_before)} → {_loss(summary.eval_loss_after)}"
-        figures[:0] = [("loss on held-out rows", change), *_beside_the_loss(summary, words)]
     tiles = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in figures)
-    base = escape(spec.model.model_name_or_path)
-    title = escape(words.title)
-    return f"<h1>Fine-tuning report</h1><p class=base>{title} on {base}</p><section class=tiles>{tiles}</section>"
+    base = f"<p class=base>{escape(words.title)} on {escape(spec.model.model_name_or_path)}</p>"
+    return f"<h1>Fine-tuning report</h1>{base}<section class=tiles>{tiles}</section>"
 
 
-def _beside_the_loss(summary: Summary, words: MethodWords) -> Iterator[tuple[str, str]]:
-    """Yields what the held-out loss means, such as its perplexity, and what else the method measures."""
+def _held_out_figures(summary: Summary, words: MethodWords) -> Iterator[tuple[str, str]]:
+    """Yield label and value of what the held-out rows show; nothing without an evaluation."""
+    before, after = summary.eval_loss_before, summary.eval_loss_after
+    if before is None or after is None:
+        return
+    yield "loss on held-out rows", f"{_format_loss(before)} → {_format_loss(after)}"
     for tile in words.tiles:
         if tile.metric in summary.pairs:
             yield tile.label, format(summary.pairs[tile.metric], tile.format)
-    if words.has_perplexity and summary.eval_loss_before is not None and summary.eval_loss_after is not None:
-        values = (perplexity(summary.eval_loss_before), perplexity(summary.eval_loss_after))
-        yield "perplexity on held-out rows", " → ".join(f"{value:.2f}" for value in values)
+    if words.has_perplexity:
+        yield "perplexity on held-out rows", f"{perplexity(before):.2f} → {perplexity(after):.2f}"
 
 
-def _warnings(warnings: Sequence[str]) -> str:
+def _render_warnings(warnings: Sequence[str]) -> str:
     if not warnings:
         return ""
     items = "".join(f"<li>{escape(text)}</li>" for text in warnings)
     return f"<section class=warnings><h2>Warnings</h2><ul>{items}</ul></section>"
 
 
-def _charts(metrics: Sequence[MetricsMeasured], words: MethodWords) -> str:
-    loss = points(metrics, "loss")
-    window = max(1, len(loss) // 20)
-    charts = (
-        (
-            "Loss",
-            words.loss_unit,
-            (
-                Curve("each step", loss, "faint"),
-                Curve(f"mean of {window}", smoothed(loss, window) if window > 1 else (), "main"),
-                Curve("held-out rows", points(metrics, "eval_loss"), "second", dots=True),
-            ),
-        ),
-        *_method_charts(metrics, words),
-        ("Learning rate", "", (Curve("learning rate", points(metrics, "learning_rate"), "main"),)),
-        ("Gradient norm", "before clipping", (Curve("norm", points(metrics, "grad_norm"), "main"),)),
-        (
-            "Throughput",
-            "tokens per second, without padding",
-            (
-                Curve("all tokens", points(metrics, "input_tokens_per_second"), "main"),
-                Curve("trained on", points(metrics, "tokens_per_second"), "second"),
-            ),
-        ),
-    )
-    return f"<section class=charts>{''.join(_figure(*chart) for chart in charts)}</section>"
+def _render_charts(metrics: Sequence[MetricsMeasured], words: MethodWords) -> str:
+    def curve(label: str, metric: str, style: str = "main", *, dots: bool = False) -> Curve:
+        return Curve(label, metric_points(metrics, metric), style, dots=dots)
 
-
-_Chart = tuple[str, str, Sequence[Curve]]
-
-
-def _method_charts(metrics: Sequence[MetricsMeasured], words: MethodWords) -> tuple[_Chart, ...]:
-    """Returns the charts of what the method measures; none where nothing was measured."""
-    styles = ("main", "second")
-    return tuple(
+    # A method's chart has at most two lines. Evaluations are few, so their points are marked.
+    method_charts = [
         (
             chart.title,
             chart.unit,
             [
-                Curve(label, points(metrics, metric), style, dots=metric.startswith("eval_"))
-                for (label, metric), style in zip(chart.lines, styles, strict=False)
+                curve(label, metric, style, dots=metric.startswith("eval_"))
+                for (label, metric), style in zip(chart.lines, ("main", "second"), strict=False)
             ],
         )
         for chart in words.charts
-        if points(metrics, chart.lines[0][1])
+        if metric_points(metrics, chart.lines[0][1])
+    ]
+    throughput = [
+        curve("all tokens", "input_tokens_per_second"),
+        curve("trained on", "tokens_per_second", "second"),
+    ]
+    charts = (
+        ("Loss", words.loss_unit, _loss_curves(metrics)),
+        *method_charts,
+        ("Learning rate", "", [curve("learning rate", "learning_rate")]),
+        ("Gradient norm", "before clipping", [curve("norm", "grad_norm")]),
+        ("Throughput", "tokens per second, without padding", throughput),
     )
+    return f"<section class=charts>{''.join(_render_figure(*chart) for chart in charts)}</section>"
 
 
-def _figure(title: str, unit: str, curves: Sequence[Curve]) -> str:
-    chart = line_chart([curve for curve in curves if curve.points], x_label="step")
+def _loss_curves(metrics: Sequence[MetricsMeasured]) -> list[Curve]:
+    loss = metric_points(metrics, "loss")
+    window = max(1, len(loss) // _SMOOTHING_WINDOWS)
+    return [
+        Curve("each step", loss, "faint"),
+        Curve(f"mean of {window}", trailing_mean(loss, window) if window > 1 else (), "main"),
+        Curve("held-out rows", metric_points(metrics, "eval_loss"), "second", dots=True),
+    ]
+
+
+def _render_figure(title: str, unit: str, curves: Sequence[Curve]) -> str:
+    chart = render_line_chart([curve for curve in curves if curve.points], x_label="step")
     note = f" <small>{escape(unit)}</small>" if unit else ""
     return f"<figure><figcaption>{escape(title)}{note}</figcaption>{chart}</figure>" if chart else ""
 
 
-def _samples(samples: Sequence[Sample]) -> str:
-    """Each prompt over what the base model, the trained model and the row itself say to it."""
+def _render_samples(samples: Sequence[Sample]) -> str:
+    """Each prompt, with the answers of the base model, of the trained model and of the row itself."""
     if not samples:
         return ""
-    cards = "".join(
-        f"<article><p class=prompt>{escape(sample.prompt)}</p><div class=answers>"
-        f"{_answer('before', sample.before)}{_answer('after', sample.after)}{_answer('the row', sample.reference)}"
-        "</div></article>"
-        for sample in samples
-    )
-    return f"<section class=samples><h2>Held-out prompts, answered before and after</h2>{cards}</section>"
+    cards = []
+    for sample in samples:
+        answers = (("before", sample.before), ("after", sample.after), ("the row", sample.reference))
+        columns = "".join(f"<div><h3>{title}</h3><p>{escape(text)}</p></div>" for title, text in answers)
+        prompt = f"<p class=prompt>{escape(sample.prompt)}</p>"
+        cards.append(f"<article>{prompt}<div class=answers>{columns}</div></article>")
+    heading = "<h2>Held-out prompts, answered before and after</h2>"
+    return f"<section class=samples>{heading}{''.join(cards)}</section>"
 
 
-def _answer(title: str, text: str) -> str:
-    return f"<div><h3>{escape(title)}</h3><p>{escape(text)}</p></div>"
-
-
-def points(metrics: Sequence[MetricsMeasured], name: str) -> list[Point]:
-    """(step, value) of one metric, where it was measured."""
+def metric_points(metrics: Sequence[MetricsMeasured], name: str) -> list[Point]:
+    """Return (step, value) of one metric, for each step at which it was measured."""
     return [(float(item.step), item.values[name]) for item in metrics if name in item.values]
 
 
-def _table(title: str, values: Mapping[str, object]) -> str:
-    rows = "".join(f"<tr><th>{escape(name)}<td>{_cell(value)}" for name, value in values.items())
+def _render_table(title: str, values: Mapping[str, object]) -> str:
+    rows = "".join(f"<tr><th>{escape(name)}<td>{_format_cell(value)}" for name, value in values.items())
     return f"<section><h2>{escape(title)}</h2><table>{rows}</table></section>"
 
 
-def _cell(value: object) -> str:
+def _format_cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.2f}"
     return f"{value:,}" if isinstance(value, int) else escape(str(value))
 
 
-def _spec(spec: JobSpec) -> str:
+def _render_settings(spec: JobSpec) -> str:
     sections = ("lora", "data", "train")
-    tables = "".join(_table(name, getattr(spec, name).model_dump(mode="json")) for name in sections)
+    tables = "".join(_render_table(name, getattr(spec, name).model_dump(mode="json")) for name in sections)
     return f"<details><summary>Settings</summary><div class=columns>{tables}</div></details>"
 
 
-def _loss(value: float) -> str:
+def _format_loss(value: float) -> str:
     return f"{value:.4f}"
 
 

@@ -1,6 +1,6 @@
-"""What the model answers before and after training: a few held-out prompts, continued greedily both times.
+"""What the model answers before and after training: a few prompts, continued by greedy decoding both times.
 
-Prompts are taken from held-out rows, so that nothing shown was trained on. All of it is private.
+Prompts come from held-out rows, so that no answer was trained on. All of it is private.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from trainer.training.tokenizer import ModelTokenizer
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt with what the row says and what the model said; texts without special tokens' meaning.
+    """One prompt, with the answers of the row and of the model; special tokens are plain text.
 
     Attributes:
         prompt: everything before the first trained token.
-        reference: the row's own continuation, up to the first token that is not trained on.
-        before: the base model's continuation.
-        after: the trained model's continuation.
+        reference: the row's own answer, up to the first token that is not trained on.
+        before: the base model's answer.
+        after: the trained model's answer; empty until then.
     """
 
     prompt: str
@@ -34,7 +34,7 @@ class Sample:
     after: str = ""
 
     def as_dict(self) -> dict[str, str]:
-        """By name, for `report/samples.json`."""
+        """Return the texts by name, for `report/samples.json`."""
         return {
             "prompt": self.prompt,
             "reference": self.reference,
@@ -44,16 +44,16 @@ class Sample:
 
 
 class Sampler:
-    """Continues the same prompts whenever it is asked.
+    """Lets a model continue the same prompts before and after training.
 
     Args:
         model: PEFT model of a causal language model.
         tokens: its tokenizer.
-        precision: its device and numbers.
-        prompts: examples to take prompts from, in order of preference; those without a prompt are passed over.
-        count: at most how many.
-        max_new_tokens: where a continuation is cut.
-        starts_as_base: whether a fresh adapter adds exactly nothing, so that it need not be computed.
+        precision: its device and number formats.
+        prompts: examples whose prompts are used, the first ones first; those without a prompt are skipped.
+        count: how many prompts at most.
+        max_new_tokens: length of an answer at most.
+        starts_as_base: whether a fresh adapter adds exactly zero, so that it need not be computed before training.
     """
 
     def __init__(
@@ -76,31 +76,31 @@ class Sampler:
         self._parts = [part for part in parts if part[0] and part[1]][:count]
 
     def sample_before_training(self) -> tuple[Sample, ...]:
-        """The samples as the model answers now, `after` left empty."""
+        """Return the samples with `before` as the model answers now."""
         with self._model.disable_adapter() if self._starts_as_base else nullcontext():
-            answers = self._answers()
+            answers = self._generate_answers()
         return tuple(
             Sample(self._tokens.text(prompt), self._tokens.text(reference), answer)
             for (prompt, reference), answer in zip(self._parts, answers, strict=True)
         )
 
     def sample_after_training(self, samples: Sequence[Sample]) -> tuple[Sample, ...]:
-        """The same samples with what the model answers now."""
+        """Return the samples with `after` as the model answers now."""
         return tuple(
-            replace(sample, after=answer) for sample, answer in zip(samples, self._answers(), strict=True)
+            replace(sample, after=answer) for sample, answer in zip(samples, self._generate_answers(), strict=True)
         )
 
     @torch.no_grad()
-    def _answers(self) -> list[str]:
+    def _generate_answers(self) -> list[str]:
         if not self._parts:
             return []
         prompts = [prompt for prompt, _ in self._parts]
-        ids, mask = left_padded(prompts, self._tokens.pad_id, self._precision.device)
+        ids, mask = pad_left(prompts, self._tokens.pad_id, self._precision.device)
         was_training = self._model.training
         self._model.eval()
-        # a compiled model as well goes on uncompiled here: with each token its keys and values have other shapes
+        # A compiled model runs uncompiled here: with each new token the cached keys have another shape.
         with self._precision.context(), torch.compiler.set_stance("force_eager"):
-            whole = self._model.generate(
+            generated = self._model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=self._limit,
@@ -110,25 +110,29 @@ class Sampler:
                 eos_token_id=sorted(self._tokens.stop_ids),
             )
         self._model.train(was_training)
-        return [self._tokens.text(self._until_stop(row)) for row in whole[:, ids.shape[1] :].tolist()]
+        return [self._tokens.text(self._cut_after_stop(row)) for row in generated[:, ids.shape[1] :].tolist()]
 
-    def _until_stop(self, ids: list[int]) -> list[int]:
-        ends = [position for position, token in enumerate(ids) if token in self._tokens.stop_ids]
-        return ids[: ends[0] + 1] if ends else ids
+    def _cut_after_stop(self, ids: list[int]) -> list[int]:
+        stops = [position for position, token in enumerate(ids) if token in self._tokens.stop_ids]
+        return ids[: stops[0] + 1] if stops else ids
 
 
 def split_example(example: Example) -> tuple[list[int], list[int]]:
-    """The ids before the first trained token, and the run of trained ones that begins there."""
+    """Return the ids before the first trained token, and the consecutive trained ids from there on."""
     start = example.trained.index(1)
     end = example.trained.find(b"\0", start)
     ids = list(example.ids)
     return ids[:start], ids[start : len(ids) if end == -1 else end]
 
 
-def left_padded(
+def pad_left(
     prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, int64 [prompts, longest]: prompts end at the same place, where generation begins."""
+    """Pad prompts on the left, so that all end where generation begins.
+
+    Returns:
+        Ids and attention mask: int64 [prompts, longest prompt] each.
+    """
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(ids)

@@ -1,4 +1,4 @@
-"""The numbers of a finished run. All of it is private: it goes into the sealed result only."""
+"""The numbers of a finished run. All of them are private: they go into the sealed result only."""
 
 from __future__ import annotations
 
@@ -19,14 +19,25 @@ from trainer.training.progress import TrainingOutcome
 
 
 class Summary(Strict):
-    """What `report/summary.json` holds.
+    """The content of `report/summary.json`.
 
-    Losses are nats per trained token, every token weighing the same. Of preference training they are means over
-    pairs, and `pairs` holds what else the last evaluation measured: `eval_rewards_accuracies` and the like. `rows`
-    counts `train`, `eval`, `dropped` and `truncated`; `tokens` describes the examples (see `describe_lengths`);
-    `seconds` names the parts of the run; `ahead` was done before the order came, and is no part of `total`.
-    `resumed_at`: the steps behind which an interrupted run was gone on with. `privacy` is there
-    where the job spec asks for some.
+    Attributes:
+        eval_loss_before: held-out loss before training, in nats per trained token, every token weighing the same;
+            in preference training the mean over pairs. None without held-out rows.
+        eval_loss_after: the same after training.
+        train_loss: mean training loss of the run, in the same unit.
+        trained_tokens: tokens trained on, over all steps.
+        input_tokens: tokens read, over all steps.
+        steps: optimizer steps.
+        pairs: in preference training, what else the last evaluation measured, such as `eval_rewards_accuracies`.
+        rows: counts of rows: `train`, `eval`, `dropped`, `truncated`.
+        tokens: what `describe_lengths` returned.
+        seconds: durations of the run's parts. `ahead` is what was done before there was a dataset; it is not part
+            of `total`.
+        environment: what the run was computed with.
+        warnings: texts for the provider.
+        resumed_at: the steps after which the run was interrupted and resumed.
+        privacy: findings on the privacy of the weights, where the job spec asks for any.
     """
 
     eval_loss_before: float | None
@@ -46,7 +57,7 @@ class Summary(Strict):
 
 
 def describe_lengths(examples: Sequence[Example]) -> dict[str, int]:
-    """Quantiles of the examples' lengths in tokens, and how many tokens they have and train on in all."""
+    """Return quantiles of the examples' lengths in tokens, their total, and how many of them are trained."""
     lengths = sorted(example.length for example in examples)
     last = len(lengths) - 1
     return {
@@ -60,7 +71,14 @@ def describe_lengths(examples: Sequence[Example]) -> dict[str, int]:
 
 
 def describe_environment(engine: str, precision: Precision, loss: CausalLoss, allocator: str) -> dict[str, str]:
-    """What a run was made with, by name."""
+    """Return what the run was computed with, by name.
+
+    Args:
+        engine: name of the engine.
+        precision: device and number formats.
+        loss: the loss, whose forward mode is reported.
+        allocator: name of the memory allocator.
+    """
     gpu = precision.device.type == "cuda"
     return {
         "engine": engine,
@@ -85,7 +103,17 @@ def summarize(
     privacy: Privacy | None,
     resumed_at: tuple[int, ...],
 ) -> Summary:
-    """All of it, at the end of a run."""
+    """Build the summary at the end of a run.
+
+    Args:
+        outcome: losses, steps and tokens.
+        data: the examples.
+        seconds: durations of the run's parts, by name.
+        environment: what `describe_environment` and `describe_ranks` returned.
+        warnings: texts for the provider.
+        privacy: findings on the privacy of the weights, if asked for.
+        resumed_at: steps after which the run was resumed.
+    """
     return Summary(
         eval_loss_before=outcome.eval_loss_before,
         eval_loss_after=outcome.eval_loss_after,

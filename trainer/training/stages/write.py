@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.training.report.html_report import write_report
-from trainer.training.report.model_card import model_card
+from trainer.training.report.model_card import render_model_card
 from trainer.training.report.summary import Summary, describe_environment, summarize
 from trainer.training.run_inputs import RunInputs
 from trainer.training.sharding import describe_ranks
@@ -37,6 +37,6 @@ def write(
     write_report(report_dir, summary, trained.metrics, inputs.spec, trained.samples, trained.probe_losses)
     if trained.withheld is not None:
         raise trained.withheld
-    card = model_card(summary, inputs.spec)
+    card = render_model_card(summary, inputs.spec)
     (inputs.output_dir / "adapter" / "README.md").write_text(card, encoding="utf-8")
     return summary
