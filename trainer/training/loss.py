@@ -123,6 +123,7 @@ class CausalLoss:
         if self._compilation is not None:
             self._compilation.mark_step_begin()
             padded_shape = self._compilation.padded_shape
+        # The model's own pass takes a padded rectangle; of its logits only those of the targets are used.
         with self._precision.context():
             logits = self._target_logits(self._model, batch.padded(self._pad_id, padded_shape))
         return functional.cross_entropy(logits.float(), batch.targets, reduction="none")
@@ -160,6 +161,7 @@ class CausalLoss:
         """Whether the head's output is the model's logits, bit by bit; some models scale or cap it afterwards."""
         ids = torch.arange(1, 9, device=self._precision.device).unsqueeze(0)
         positions = torch.arange(8, device=ids.device)
+        # A model whose parts have other names raises; then its logits are taken as they are.
         try:
             with self.evaluating(), self._precision.context():
                 selected = _selected_logits(self._model, ids, positions)

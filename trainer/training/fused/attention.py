@@ -35,10 +35,12 @@ def _attend_cuda(qkv: Tensor, heads: Heads, segments: Segments) -> Tensor:
     """Run one flash-attention kernel for all rows; it needs 16-bit numbers, and rows without a shared prefix."""
     from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 -- CUDA only
 
+    # Views of [tokens, heads, head_dim]; the kernel takes query and key heads in different numbers.
     query, key, value = torch.split(qkv, [heads.query, heads.key, heads.key], dim=1)
     cu_seqlens, max_seqlen = segments.cu_seqlens, segments.max_seqlen
     if cu_seqlens is None:
         raise ValueError("attention on a GPU cannot share prefixes")
+    # Any number of earlier tokens (-1), no later one (0): causal.
     result = varlen_attn(
         query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen,
         scale=heads.scale, window_size=(-1, 0), enable_gqa=heads.query != heads.key,

@@ -158,6 +158,7 @@ class AttentionLayout:
         # A token's value heads follow its key heads.
         gather = np.concatenate([*queries, *keys, *(key + heads.key for key in keys)])
         scatter = _invert(gather, np.concatenate([is_query, is_own_key, is_own_key]))
+        # Query vector i of [tokens * all heads] has its result at token * query heads + head.
         query_vectors = gather[: len(is_query)]
         token, head = query_vectors // heads.total, query_vectors % heads.total
         self.heads = heads
@@ -229,6 +230,7 @@ def _split_group(group: PrefixGroup) -> Iterator[_RectangleTokens]:
     for run in _similar_lengths(group.lengths):
         lengths = np.array(run)[:, None]
         column = np.arange(max(run))
+        # A row starts where the rows before it end; columns past its end repeat its last token.
         tokens = start + np.cumsum(lengths, axis=0) - lengths + np.minimum(column, lengths - 1)
         visible = np.concatenate([prefix_tokens.repeat(len(run), axis=0), tokens], axis=1)
         yield _RectangleTokens(tokens, visible, column < lengths, prefix)

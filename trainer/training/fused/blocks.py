@@ -89,6 +89,7 @@ class NormLinear(Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         """Compute the gradients of x and of the group's parameters."""
         x, inverse_rms, extended, *masks = ctx.saved_tensors
+        # In the first layer x is the frozen embedding's output, and needs no gradient.
         dx, gradients = ctx.group.backward(dy, extended, masks, needs_dx=ctx.needs_input_grad[0])
         if dx is not None:
             dx = ctx.norm.backward(dx, x, inverse_rms).to(x.dtype)
@@ -133,6 +134,7 @@ class ResidualLinear(Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         """Compute the gradients of the residual (dy itself), of x, and of the group's parameters."""
         extended, *masks = ctx.saved_tensors
+        # The residual stream may be float32 where the products are in 16 bits.
         dx, gradients = ctx.group.backward(dy.to(extended.dtype), extended, masks)
         return dy, dx, None, None, *gradients
 

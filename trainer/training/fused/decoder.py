@@ -90,6 +90,7 @@ class FusedDecoder:
 
     def hidden_states(self, batch: FlatBatch) -> Tensor:
         """Compute the last hidden states, after the final norm, at the logit positions: [targets, hidden size]."""
+        # The optimizer has changed A and B since the last pass; their copies must follow before any product.
         self._refresh_adapter(disabled=not self.adapted)
         cu_seqlens = batch.segments.cu_seqlens
         if cu_seqlens is not None:
@@ -98,8 +99,10 @@ class FusedDecoder:
             self.row_lengths = row_lengths.unsqueeze(1)
         x = self._model.embed_tokens(batch.input_ids)
         tables = self._rotary_tables(x, batch.position_ids)
+        # [tokens, hidden size] from layer to layer; [targets, hidden size] after the last one.
         for layer in self._layers:
             selected = batch.logit_positions if layer is self._layers[-1] else None
+            # Without gradients there is no backward pass to recompute for.
             if self._checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self._run_layer, layer, x, tables, batch.segments, selected, use_reentrant=False)
             else:
@@ -124,6 +127,7 @@ class FusedDecoder:
         """Run one layer on x [tokens, hidden size]; in the last one, `selected` are the tokens that go on."""
         training, heads = self._model.training, layer.heads
         qkv = NormLinear.apply(x, layer.attention_norm, layer.qkv, training, *layer.qkv.parameters)  # type: ignore[no-untyped-call]
+        # [tokens, all outputs] -> [tokens, query + 2 key heads, head_dim]: a view.
         qkv = qkv.unflatten(1, (heads.total, heads.head_dim))
         if layer.head_norms is not None:
             qkv = _normalize_heads(qkv, heads, layer.head_norms)
@@ -163,7 +167,9 @@ def find_obstacle(causal: Any, dtype: torch.dtype, device: torch.device, *, long
         device: where they are computed.
         longest: tokens of the longest row there will be.
     """
+    # A closed list of what is known: anything else, known or not to be harmless, takes the model's own pass.
     config = causal.config
+    # Qwen 2 has a window in its configuration even where it is off.
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     head, embedding = causal.get_output_embeddings(), causal.get_input_embeddings()
     obstacles = {
@@ -191,6 +197,7 @@ def _find_obstacle_in_layer(layer: Any) -> str | None:
         return "another attention or MLP"
     if type(mlp["act_fn"]).__name__ not in ("SiLU", "SiLUActivation"):
         return "another activation"
+    # A bias would be another formula; so would Gemma's 1 + weight, whose norm has no `variance_epsilon`.
     if any(
         not hasattr(norm, "variance_epsilon") or set(dict(norm.named_parameters())) != {"weight"} for norm in norms
     ):
@@ -235,6 +242,7 @@ def _is_plain_lora(module: Any) -> bool:
     if not hasattr(module, "get_base_layer"):
         return True
     names = list(module.lora_A)
+    # A `lora_variant` is DoRA and the like; a merged adapter is in the base weights already.
     return (
         type(module).__name__ == "Linear"
         and names == ["default"]

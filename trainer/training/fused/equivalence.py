@@ -44,6 +44,7 @@ def loss_is_equivalent(model: Any, unfused_loss: LossFunction, fused_loss: LossF
     parameters = [parameter for parameter in excerpt.parameters() if parameter.requires_grad]
     _perturb(parameters)
     batch = _make_batch()
+    # The reference comes first: the fused pass then turns the copy's weights into views of its own.
     expected_loss, expected_gradient = _loss_and_gradient(unfused_loss(excerpt, batch), parameters)
     loss, gradient = _loss_and_gradient(fused_loss(excerpt, batch), parameters)
     return _is_near(loss, expected_loss, _TOLERANCE) and _is_near(gradient, expected_gradient, _TOLERANCE)

@@ -91,6 +91,7 @@ def try_fused(
         decoder = FusedDecoder(excerpt.get_base_model(), torch.float32, checkpointing=checkpointing)
         return _token_losses(decoder, FlatBatch.without_sharing(batch), batch.targets).sum()
 
+    # The check works on a copy; only a model that passes is taken over by a decoder of its own.
     try:
         equivalent = loss_is_equivalent(model, unfused_loss, fused_loss)
         equivalent = equivalent and attention_is_equivalent(read_heads(causal), dtype, precision.device)

@@ -42,6 +42,7 @@ class HeadLoss(Function):
         Returns:
             float32 [targets].
         """
+        # In an evaluation no gradient is needed, and none is computed.
         gradient = torch.empty_like(hidden_states) if ctx.needs_input_grad[0] else None
         losses = torch.empty(hidden_states.shape[0], dtype=torch.float32, device=hidden_states.device)
         size = _tokens_per_block(PRODUCT_ELEMENTS, head.device, vocabulary=head.shape[0])

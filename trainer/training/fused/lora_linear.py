@@ -75,9 +75,11 @@ class LoraGroup:
         self.updates = [update for update in updates if update is not None]
         self.rank = sum(update.rank for update in self.updates)
         self._slices = list(_update_slices(outputs, updates))
+        # Zeros: the blocks beside each B stay zero for good.
         self.weight = bases[0].weight.new_zeros(sum(outputs), self.inputs + self.rank, dtype=dtype)
         self._scaled_A = self.weight.new_empty(self.rank, self.inputs)
         self.bias = None if bases[0].bias is None else torch.cat([base.bias.detach() for base in bases]).to(dtype)
+        # After this the base layer reads the group's matrix, with a row stride of inputs + rank.
         for base, rows in zip(bases, _consecutive_slices(outputs), strict=True):
             view = self.weight[rows, : self.inputs]
             view.copy_(base.weight.detach())
@@ -145,6 +147,7 @@ class LoraGroup:
     def _draw_masks(self, x: Tensor) -> list[Tensor]:
         if not any(update.dropout for update in self.updates):
             return []
+        # Inverted dropout: what is kept is scaled up, so that the expected value stays the same.
         keep = [1 - update.dropout for update in self.updates]
         return [torch.empty_like(x).bernoulli_(probability).div_(probability) for probability in keep]
 
@@ -169,9 +172,11 @@ class LoraGroup:
         """
         if not needs_dx:
             return None, self._parameter_gradients(dy, dy @ self.weight[:, self.inputs :], extended, masks)
+        # [tokens, all outputs] . [all outputs, inputs + rank]: both gradients in one product.
         dextended = dy @ self.weight
         dx, dxa = dextended[:, : self.inputs], dextended[:, self.inputs :]
         gradients = self._parameter_gradients(dy, dxa, extended, masks)
+        # dx = dy W + dxa A. The second term is added in place, in the first columns of `dextended`.
         if not masks:
             return (dx.addmm_(dxa, self._scaled_A) if self.rank else dx), gradients
         for mask, (_, columns) in zip(masks, self._slices, strict=True):

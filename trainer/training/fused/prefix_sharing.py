@@ -53,6 +53,7 @@ def share_prefixes(batch: Batch, rows_per_unit: int) -> FlatBatch:
         batch: the rows, on a CPU.
         rows_per_unit: how many consecutive rows make up a unit, such as the two answers of a preference pair.
     """
+    # Tokens saved: a prefix of p tokens of k rows saves (k - 1) p.
     prefix_of_all = common_prefix_length(batch)
     if rows_per_unit > 1:
         units = list(_split_units(batch, rows_per_unit))
@@ -104,6 +105,7 @@ def share_prefix(batch: Batch, prefix_length: int) -> FlatBatch:
 def _split_units(batch: Batch, rows_per_unit: int) -> Iterator[Batch]:
     """Yield each unit as a batch of its own; views."""
     token_bounds = batch.cu_seqlens[::rows_per_unit].contiguous()
+    # Logit positions are ascending, so the targets of a unit are consecutive too.
     target_bounds = torch.searchsorted(batch.logit_positions, token_bounds).tolist()
     bounds = zip(itertools.pairwise(token_bounds.tolist()), itertools.pairwise(target_bounds), strict=True)
     for number, ((first, last), (first_target, last_target)) in enumerate(bounds):
