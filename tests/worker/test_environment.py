@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.worker.environment import QUIET, take_environment, worker_environment
+from trainer.worker.environment import QUIET, replace_environment, worker_environment
 
 HOSTILE = {
     "HF_ENDPOINT": "https://evil.example",
@@ -43,7 +43,7 @@ def test_the_process_gets_exactly_these(tmp_path: Path, monkeypatch: pytest.Monk
     before = dict(os.environ)
     try:
         os.environ.update(HOSTILE)
-        take_environment(tmp_path / "scratch")
+        replace_environment(tmp_path / "scratch")
         assert dict(os.environ) == worker_environment({**before, **HOSTILE}, tmp_path / "scratch")
         assert (tmp_path / "scratch").stat().st_mode & 0o777 == 0o700
         assert Path(os.environ["TMPDIR"]).is_dir()

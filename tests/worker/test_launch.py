@@ -268,8 +268,10 @@ def test_the_walls_that_stand_around_every_one() -> None:
 
     one, other = SandboxProperty.WORKER_NO_NETWORK, SandboxProperty.WORKER_NO_PROGRAMS
     members = [saying({one: True, other: True}), saying({one: False, other: True})]
-    assert launch._common({one: True, other: True}, members) == {one: False, other: True}
-    assert launch._common({one: True}, [saying({})]) == {one: False}, "what was not measured does not stand"
+    assert launch._common_properties({one: True, other: True}, members) == {one: False, other: True}
+    assert launch._common_properties({one: True}, [saying({})]) == {one: False}, (
+        "what was not measured does not stand"
+    )
 
 
 def test_without_a_network_of_their_own_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What happens when training diverges: the run ends, with the last adapter whose numbers were finite."""
+"""Detects divergence, and restores the last adapter whose loss, gradient norm and parameters were finite."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LastFiniteAdapter:
         parameters: the trained parameters.
 
     Attributes:
-        step: the step of the copies; 0 where there are none.
+        step: the step after which the copies were made; 0 before the first copy.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
@@ -27,35 +27,39 @@ class LastFiniteAdapter:
         self._copies: list[Tensor] = []
 
     def check(self, values: Mapping[str, float], step: int) -> None:
-        """Keep the adapter if all numbers are finite; otherwise restore the one that was kept last.
-
-        The adapter's own norm is checked too: the loss of a step is computed before its update.
+        """Copy the adapter if all values are finite; otherwise restore the last copy.
 
         Args:
-            values: numbers of the step by name.
-            step: its number.
+            values: numbers to check, by name, such as the loss and the gradient norm.
+            step: number of optimizer steps so far.
 
         Raises:
-            JobError: `TRAINING_DIVERGED`.
+            JobError: `TRAINING_DIVERGED`: a value or a parameter is NaN or infinite.
         """
+        # The loss of a step is computed before its update, so it says nothing of the parameters that the update
+        # produced: one infinite gradient makes them NaN while the logged loss is still finite.
         values = {**values, "the adapter's norm": self.adapter_norm()}
         broken = next((name for name, value in values.items() if not math.isfinite(value)), None)
         if broken is None:
             self.keep(step)
             return
-        kept = f"that of step {self.step}" if self._copies else "none: training diverged before the first"
+        restored = f"that of step {self.step}" if self._copies else "none: training diverged before the first"
         if self._copies:
             copy_values(self._parameters, self._copies)
         raise JobError(
             ErrorCode.TRAINING_DIVERGED,
-            f"{broken} at step {step}; last finite adapter: {kept}",
+            f"{broken} at step {step}; last finite adapter: {restored}",
             expected="a finite number",
             found=values[broken],
             hint="lower train.learning_rate, or set train.bf16 to false",
         )
 
     def keep(self, step: int) -> None:
-        """Copy the adapter on the device, into the same memory each time."""
+        """Copy the adapter on its device. Later calls reuse the memory of the first one.
+
+        Args:
+            step: number of optimizer steps so far.
+        """
         self.step = step
         if not self._copies:
             self._copies = [parameter.detach().clone() for parameter in self._parameters]
@@ -63,13 +67,17 @@ class LastFiniteAdapter:
         torch._foreach_copy_(self._copies, [parameter.detach() for parameter in self._parameters])
 
     def adapter_norm(self) -> float:
-        """Returns the sum of the parameters' L2 norms, which is finite if and only if all are; waits."""
+        """Returns the sum of the parameters' L2 norms; waits for the device.
+
+        Norms are not negative, so no two of them cancel: the sum is NaN or infinite if one of them is. One number
+        has to come from the device instead of one for each parameter.
+        """
         norms = torch._foreach_norm([parameter.detach() for parameter in self._parameters])  # noqa: SLF001
         return float(torch.stack(norms).sum().item())
 
 
 def copy_values(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy values into parameters, outside of any graph."""
+    """Copy each value into the parameter at its position, without recording it for autograd."""
     with torch.no_grad():
         for parameter, value in zip(parameters, values, strict=True):
             parameter.copy_(value)

@@ -1,4 +1,4 @@
-"""Early stopping: the best evaluation so far, its adapter, and whether to train on.
+"""Early stopping: remembers the best evaluation with its adapter, and decides whether training continues.
 
 Names and meaning are those of transformers' `EarlyStoppingCallback` and `load_best_model_at_end`.
 """
@@ -31,7 +31,7 @@ class BestEvaluation:
 
 
 class EarlyStopping:
-    """Compares evaluations.
+    """Compares each evaluation with the best one so far.
 
     Args:
         section: `early_stopping_patience`, `early_stopping_threshold` and `load_best_model_at_end`.
@@ -39,7 +39,7 @@ class EarlyStopping:
 
     Attributes:
         best: the best evaluation so far.
-        last: step and loss of the last evaluation.
+        last: step and loss of the most recent evaluation.
     """
 
     def __init__(self, section: TrainSection, parameters: Sequence[Tensor]) -> None:
@@ -55,6 +55,9 @@ class EarlyStopping:
         if best is None:
             self.best = BestEvaluation(loss, step, 0, self._copy())
             return
+        # Two rules, as in transformers: an improvement resets the counter only if it exceeds the threshold, but
+        # any lower loss makes its adapter the best one. Without the first rule, ever smaller gains would never
+        # stop.
         stale = 0 if best.loss - loss > margin else best.stale + 1
         if loss < best.loss:
             self.best = BestEvaluation(loss, step, stale, self._copy())
@@ -63,7 +66,7 @@ class EarlyStopping:
 
     @property
     def exhausted(self) -> bool:
-        """Returns whether `early_stopping_patience` evaluations in a row brought no improvement."""
+        """Returns whether the last `early_stopping_patience` evaluations all failed to improve the loss."""
         limit = self._section.early_stopping_patience
         return limit is not None and self.best is not None and self.best.stale >= limit
 
@@ -73,6 +76,7 @@ class EarlyStopping:
         return f"stopped after step {step} of {total}: {limit} evaluations brought no better held-out loss"
 
     def _copy(self) -> tuple[Tensor, ...]:
+        """Returns copies of the parameters on their device; none where the best adapter is not wanted."""
         if not self._section.load_best_model_at_end:
             return ()
         return tuple(parameter.detach().clone() for parameter in self._parameters)

@@ -1,4 +1,8 @@
-"""SIGTERM in the worker: it ends the run at once, but never in the middle of what must be whole."""
+"""Turns SIGTERM into an exception that ends the run, and defers it while the state is inconsistent.
+
+An exception that a signal handler raises can come between any two bytecode instructions. Inside an optimizer step
+it would leave some parameters updated and others not, and the checkpoint of such a state would be wrong.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,11 @@ from contextlib import contextmanager
 
 
 class Interruption(BaseException):
-    """SIGTERM arrived. Not an `Exception`: no handler for what libraries raise may take it for one of theirs."""
+    """SIGTERM has arrived. Derives from `BaseException`, so that no `except Exception` in a library catches it."""
 
 
 class Interrupts:
-    """Turns the first signal into an `Interruption`; later ones change nothing."""
+    """Raises `Interruption` for the first signal and ignores later ones: these would interrupt the clean-up."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -19,26 +23,27 @@ class Interrupts:
         self._raised = False
 
     def arrive(self, *_signal: object) -> None:
-        """The signal's handler. Python calls it in the main thread, between two instructions of the program.
+        """Handle the signal. Python calls this in the main thread, between two bytecode instructions.
 
         Raises:
-            Interruption: here and now, unless `deferred` holds it back.
+            Interruption: on the first signal, except inside a `deferred` block.
         """
         self._arrived = True
         self._raise_if_due()
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Hold a signal back until the end of the block; an error of the block goes first.
+        """Defer the interruption to the end of the block. Blocks may be nested: the outermost one counts.
 
         Raises:
-            Interruption: at the end of the block, if the signal came meanwhile.
+            Interruption: at the end of the block, if a signal has arrived and the block has raised no error.
         """
         self._depth += 1
         try:
             yield
         finally:
             self._depth -= 1
+        # Not in `finally`: an interruption would replace the error that the block raised.
         self._raise_if_due()
 
     def _raise_if_due(self) -> None:

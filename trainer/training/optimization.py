@@ -1,4 +1,4 @@
-"""Optimizers and learning rates, under the names that Hugging Face gives them."""
+"""Optimizers and learning-rate schedules. Names and meaning are those of transformers' `TrainingArguments`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from trainer.spec import TrainSection
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], section: TrainSection) -> torch.optim.Optimizer:
-    """The optimizer of a section.
+    """Create the optimizer that `train.optim` names.
 
-    Both names of torch's AdamW mean its fused form: one launch for all parameters, and nothing that waits for it.
+    `adamw_torch` and `adamw_torch_fused` both select the fused AdamW: one kernel launch updates all parameters,
+    and the host does not wait for it.
+
+    Args:
+        parameters: the trained parameters.
+        section: name and hyperparameters of the optimizer.
 
     Raises:
-        JobError: `ENGINE_UNAVAILABLE`: 8-bit states need a GPU and bitsandbytes.
+        JobError: `ENGINE_UNAVAILABLE`: `adamw_8bit` without a GPU or without bitsandbytes.
     """
     common: dict[str, Any] = {"lr": section.learning_rate, "weight_decay": section.weight_decay}
     adam: dict[str, Any] = {"betas": (section.adam_beta1, section.adam_beta2), "eps": section.adam_epsilon}
@@ -28,13 +33,15 @@ def make_optimizer(parameters: Sequence[nn.Parameter], section: TrainSection) ->
         case "sgd":
             return torch.optim.SGD(parameters, **common)
         case "adafactor":
-            from transformers.optimization import Adafactor  # noqa: PLC0415 -- heavy, and seldom wanted
+            from transformers.optimization import Adafactor  # noqa: PLC0415 -- slow to import
 
+            # Adafactor's own schedule is off: with `relative_step` it would ignore the rate of `LearningRate`, and
+            # with `scale_parameter` it would multiply the rate by the root mean square of each parameter.
             return Adafactor(  # type: ignore[no-untyped-call]
                 list(parameters), **common, scale_parameter=False, relative_step=False
             )
         case "adamw_8bit":
-            from trainer.training.engines.base import require_gpu  # noqa: PLC0415 -- only here
+            from trainer.training.engines.base import require_gpu  # noqa: PLC0415 -- only this case needs an engine
 
             require_gpu("train.optim adamw_8bit", "bitsandbytes")
             from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415 -- an optional dependency
@@ -44,40 +51,45 @@ def make_optimizer(parameters: Sequence[nn.Parameter], section: TrainSection) ->
 
 
 class LearningRate:
-    """The learning rate at each step: a function of the step alone, so a run resumes without a state of its own.
+    """Computes the learning rate of a step as base rate · factor(step).
+
+    The rate depends on the step's number alone, not on earlier calls. So a checkpoint contains no schedule, and a
+    resumed run gets bitwise the same rates.
 
     Args:
-        section: names the schedule.
-        total_steps: of the run.
+        section: base rate, schedule, and warm-up.
+        total_steps: number of optimizer steps of the run.
     """
 
     def __init__(self, section: TrainSection, total_steps: int) -> None:
         from transformers import get_scheduler  # noqa: PLC0415 -- after the choice of the engine
 
         warmup = section.warmup_steps or math.ceil(section.warmup_ratio * total_steps)
-        stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=section.learning_rate)
+        # `get_scheduler` requires an optimizer. It gets one that is never stepped, and only the factor is used.
+        unused_optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=section.learning_rate)
         scheduler: Any = get_scheduler(
             section.lr_scheduler_type,
-            stand_in,
+            unused_optimizer,
             num_warmup_steps=warmup,
             num_training_steps=total_steps,
-            scheduler_specific_kwargs=_whole(section.lr_scheduler_kwargs),
+            scheduler_specific_kwargs=_integers_where_exact(section.lr_scheduler_kwargs),
         )
         self._base = section.learning_rate
         self._factor: Callable[[int], float] = scheduler.lr_lambdas[0]
 
     def at(self, step: int) -> float:
-        """For the optimizer step `step`, counted from 1."""
+        """Returns the learning rate of an optimizer step; steps are counted from 1."""
+        # The schedule counts completed steps, so the first step has factor(0): 0 with a linear warm-up.
         return self._base * float(self._factor(step - 1))
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Set it; returns it."""
+        """Set the learning rate of a step in all parameter groups; returns the rate."""
         rate = self.at(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         return rate
 
 
-def _whole(values: Mapping[str, float]) -> dict[str, float]:
-    """Counts as integers: a schedule may use them as such."""
+def _integers_where_exact(values: Mapping[str, float]) -> dict[str, float]:
+    """Returns the values with integral floats as int: schedules use some as counts, such as `num_stable_steps`."""
     return {name: int(value) if value.is_integer() else value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""How long each part of a run took."""
+"""Measures the wall-clock time of the parts of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Seconds by part; `total` counts from the making of this object."""
+    """Adds up seconds by the name of the part. `total` is the time since this object was created.
+
+    Args:
+        clock: returns seconds; must be monotonic.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -17,7 +21,7 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Measure a block; parts of one name add up."""
+        """Add the duration of a block to the part `name`."""
         started = self._clock()
         try:
             yield
@@ -25,10 +29,10 @@ class Stopwatch:
             self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - started
 
     def put(self, name: str, seconds: float) -> None:
-        """Add what was measured elsewhere."""
+        """Set the duration of a part that was measured elsewhere."""
         self._seconds[name] = seconds
 
     def read(self) -> dict[str, float]:
-        """Seconds by part and in total, to the millisecond."""
+        """Returns the seconds of each part and the total, rounded to milliseconds."""
         total = self._clock() - self._started
         return {name: round(value, 3) for name, value in (*self._seconds.items(), ("total", total))}

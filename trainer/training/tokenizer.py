@@ -1,4 +1,4 @@
-"""The base model's tokenizer in the worker: the shared code, and transformers for what that cannot read."""
+"""Loads the base model's tokenizer: from tokenizer.json with shared code, otherwise with transformers."""
 
 from __future__ import annotations
 
@@ -18,41 +18,52 @@ from trainer.data.examples.model_tokenizer import (
 )
 from trainer.errors import ErrorCode, JobError
 
-_AS_THE_FILE_SAYS: Final = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
+_CLASSES_THAT_USE_THE_FILE: Final = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
+"""Values of `tokenizer_class` for which transformers uses tokenizer.json unchanged."""
 
 __all__ = ["ModelTokenizer", "TemplateRefusedError", "load_tokens"]
 
 
 def load_tokens(model_dir: Path, chat_template: str | None = None) -> ModelTokenizer:
-    """Load the tokenizer of a model directory, and the job spec's chat template; nothing outside is read.
+    """Load the tokenizer of a model directory. Reads no file outside of it and executes no code from it.
 
-    tokenizer.json is read as `trainer validate` reads it. A model without one is left to transformers, which can
-    convert other formats; what it makes of them works in the same way from there on.
+    tokenizer.json is read with the code of `trainer validate`, so that the provider's machine and the worker
+    produce the same ids. For a model without that file, transformers converts the tokenizer.
+
+    Args:
+        model_dir: the base model's files.
+        chat_template: the job spec's template; None selects the model's own.
 
     Raises:
-        JobError: `MODEL_INVALID`.
+        JobError: `MODEL_INVALID`: the tokenizer cannot be loaded or converted.
     """
     if (model_dir / TOKENIZER_FILE).is_file():
         tokens = read_tokenizer(model_dir, chat_template)
-        tokens.notes = tuple(_disagreement(tokens, model_dir))
+        tokens.notes = tuple(_differences_from_transformers(tokens, model_dir))
         return tokens
     tokenizer = _auto_tokenizer(model_dir)
     tokenizer.chat_template = chat_template or tokenizer.chat_template
     return tokens_of(tokenizer, read_stop_ids(model_dir))
 
 
-def _disagreement(tokens: ModelTokenizer, model_dir: Path) -> Iterator[str]:
-    """A note where transformers makes other ids of the same text: some of its classes rebuild the tokenizer."""
+def _differences_from_transformers(tokens: ModelTokenizer, model_dir: Path) -> Iterator[str]:
+    """Yields a note if transformers encodes sample texts differently.
+
+    Some tokenizer classes of transformers rebuild the tokenizer instead of using tokenizer.json. Who uses the
+    adapter with such a class would then give the model other ids than it was trained on.
+    """
     try:
         config = json.loads((model_dir / "tokenizer_config.json").read_bytes())
-        if config.get("tokenizer_class") in _AS_THE_FILE_SAYS:
+        if config.get("tokenizer_class") in _CLASSES_THAT_USE_THE_FILE:
             return
         tokenizer = _auto_tokenizer(model_dir)
     except (OSError, ValueError, JobError):
-        return  # then there is nothing to compare with
+        return  # transformers cannot load this tokenizer, so there is nothing to compare with
     probes = ["a b", " a\n b", *(f"{special}a{special} b" for special in tokens.special_texts[:8])]
-    theirs = [list(tokenizer(probe, add_special_tokens=False)["input_ids"]) for probe in probes]
-    if theirs != tokens.ids_of(probes):
+    # Spaces, line breaks and the surroundings of special tokens: what the rebuilt tokenizers normalise
+    # differently.
+    transformers_ids = [list(tokenizer(probe, add_special_tokens=False)["input_ids"]) for probe in probes]
+    if transformers_ids != tokens.ids_of(probes):
         yield (
             f"transformers' {type(tokenizer).__name__} reads text differently from tokenizer.json, which training "
             "goes by: load the tokenizer with PreTrainedTokenizerFast to use the adapter"
@@ -71,10 +82,14 @@ def _auto_tokenizer(model_dir: Path) -> Any:
 
 
 def tokens_of(tokenizer: Any, stop_ids: frozenset[int] = frozenset()) -> ModelTokenizer:
-    """The tokens of a tokenizer of transformers.
+    """Convert a tokenizer of transformers.
+
+    Args:
+        tokenizer: a tokenizer of transformers, with its chat template.
+        stop_ids: ids that end an answer.
 
     Raises:
-        JobError: `MODEL_INVALID`: it is of a kind that works without the tokenizers package.
+        JobError: `MODEL_INVALID`: the tokenizer is not based on the tokenizers package.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

@@ -1,11 +1,14 @@
-"""Process entry: `python -m trainer.worker --events-fd N [--plan-json PLAN] [--processes N]`, the order on stdin.
+"""Entry point of the worker: `python -m trainer.worker --events-fd N [--plan-json PLAN] [--processes N]`.
 
-With a plan the process enters its sandbox first, reports the properties that it measured, and waits for its order:
-the supervisor starts it before any data is there, so that the measurement can be attested. A
-preparation may come before the order: then it loads meanwhile what is public (`trainer.worker.preload`).
+The worker reads its instructions from stdin and writes its messages to the descriptor `--events-fd`:
 
-Whatever goes wrong becomes one `Failed` message with a code; the traceback goes to stderr, which the supervisor
-connects to the private log. Exit codes are those of `trainer.errors.ExitCode`.
+1. With a plan it enters its sandbox and sends the properties that it measured (`Confined`). The supervisor starts
+   the worker before the dataset arrives, so that evidence can attest this measurement.
+2. It may receive a `Preparation`, and then preloads what is public (`trainer.worker.preload`).
+3. It receives a `TrainingOrder`, trains, and sends `Finished`.
+
+Each error becomes one `Failed` message with a code. The traceback goes to stderr, which the supervisor connects to
+the private log. The process exits with a code of `trainer.errors.ExitCode`.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ from trainer.sandbox.privileges import keep_to_itself
 from trainer.training.interruption import Interruption, Interrupts
 from trainer.training.rank import ProcessRank
 from trainer.training.stopwatch import Stopwatch
-from trainer.worker.environment import take_environment
+from trainer.worker.environment import replace_environment
 from trainer.worker.launch import launch
 from trainer.worker.preload import Preloader, garbage_collection_paused, remove_scratch, scratch_dir
 
@@ -51,7 +54,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> ExitCode:
-    """Read the order, carry it out, report how it ended; returns the exit code."""
+    """Parse the arguments and run the worker, in one or several processes; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m trainer.worker")
     parser.add_argument("--events-fd", type=int, required=True, help="inherited descriptor for messages")
     parser.add_argument("--plan-json", type=SandboxPlan.model_validate_json, help="the sandbox to enter")
@@ -59,7 +62,7 @@ def main(arguments: list[str]) -> ExitCode:
     options = parser.parse_args(arguments)
     channel = worker_channel(STDIN, options.events_fd)
     interrupts = Interrupts()
-    _protect_process(interrupts)  # before anything private is in memory
+    _protect_process(interrupts)  # before the process reads private data: a core dump would contain it
     work = partial(_work, options.plan_json, interrupts)
     if options.processes == 1:
         return work(ProcessRank(), channel)
@@ -68,7 +71,7 @@ def main(arguments: list[str]) -> ExitCode:
 
 
 def _work(plan: SandboxPlan | None, interrupts: Interrupts, rank: ProcessRank, channel: WorkerChannel) -> ExitCode:
-    """Do what one process does, from entering its sandbox to its last message."""
+    """Run one rank: enter the sandbox, receive the order, train; returns the exit code."""
 
     def work(channel: WorkerChannel) -> ExitCode:
         _confine(plan, channel, rank)
@@ -80,10 +83,10 @@ def _work(plan: SandboxPlan | None, interrupts: Interrupts, rank: ProcessRank, c
 
 
 def _receive_order(channel: WorkerChannel, *, may_preload: bool) -> tuple[TrainingOrder, Preloader | None]:
-    """Wait for the order; load meanwhile what an earlier preparation allows.
+    """Receive the training order. If a preparation comes first, preload the model before the order arrives.
 
     Raises:
-        UsageError: something else came, or nothing.
+        UsageError: the supervisor sent another message, or closed the channel.
     """
     message, preloader = channel.receive(), None
     if may_preload and isinstance(message, Preparation):
@@ -99,18 +102,23 @@ def _receive_order(channel: WorkerChannel, *, may_preload: bool) -> tuple[Traini
 
 
 def _reporting_failure(work: Callable[[WorkerChannel], ExitCode], channel: WorkerChannel) -> ExitCode:
+    """Call `work` and send its error, if it raises one, as a `Failed` message; returns the exit code."""
     try:
         return work(channel)
-    except (Exception, Interruption) as error:  # noqa: BLE001 -- its text may quote a row: see `_verdict`
+    except (Exception, Interruption) as error:  # noqa: BLE001 -- `_verdict` drops its text
         failed, code = _verdict(error)
         channel.send(failed)
-        with suppress(OSError):  # the log is on the tmpfs that may be full
+        with suppress(OSError):  # the log is on a tmpfs, which may be full
             traceback.print_exc()
         return code
 
 
 def _verdict(error: Exception | Interruption) -> tuple[Failed, ExitCode]:
-    """Returns the message and the exit code for an error, without the texts of libraries: they may quote a row."""
+    """Returns the message and the exit code for an error.
+
+    The message contains the text of a `TrainerError` only. The text of any other error may quote a row, so it goes
+    to the private log alone.
+    """
     if isinstance(error, TrainerError):
         return Failed.of(error), error.exit_code
     if isinstance(error, Interruption):
@@ -123,19 +131,20 @@ def _verdict(error: Exception | Interruption) -> tuple[Failed, ExitCode]:
 
 
 def _is_no_space(error: Exception) -> bool:
-    """Returns whether a write found no room; libraries written in Rust put the error number into their text."""
+    """Returns whether an error means a full file system. Libraries in Rust give the error number as text only."""
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT}
     return f"(os error {errno.ENOSPC})" in str(error)
 
 
 def _protect_process(interrupts: Interrupts) -> None:
-    """Forbid core dumps, make files readable by the owner only, and end the run cleanly on SIGTERM."""
+    """Forbid core dumps, make new files readable by their owner only, and handle SIGTERM."""
     keep_to_itself()
     signal.signal(signal.SIGTERM, interrupts.arrive)
 
 
 def _confine(plan: SandboxPlan | None, channel: WorkerChannel, rank: ProcessRank) -> None:
+    """Enter the sandbox and report the properties that were measured; does nothing without a plan."""
     if plan is None:
         return
     channel.send(Confined(sandbox=confine(plan, in_own_network=rank.size > 1)))
@@ -148,14 +157,14 @@ def _carry_out(
     interrupts: Interrupts,
     preloader: Preloader | None,
 ) -> None:
-    """Set the environment, read the rows, import the training stack, train.
+    """Set the environment, read the rows, import the training stack, and train.
 
-    The rows come before the imports, so that bad data fails in milliseconds.
+    The rows are read before the imports, which take seconds: a dataset with an error fails in milliseconds.
     """
     watch = Stopwatch()
     spec, output_dir = order.spec, rank.own_output_dir(order.output_dir)
-    if preloader is None:
-        take_environment(scratch_dir(output_dir))
+    if preloader is None:  # a preloader has replaced the environment before its own imports
+        replace_environment(scratch_dir(output_dir))
     try:
         with watch.part("read"):
             rows = read_files(order.data_files, max_rows=spec.data.max_rows, schema=row_schema(spec.data))
@@ -171,7 +180,7 @@ def _carry_out(
 
 
 def _import_training(order: TrainingOrder, rank: ProcessRank) -> tuple[Loader, Callable[..., Summary]]:
-    """Import the training stack in the order that it needs: the engine first, then transformers."""
+    """Import the engine, then the training stack: unsloth patches transformers and must be imported before it."""
     with garbage_collection_paused():
         from trainer.training.engines.choice import choose_engine  # noqa: PLC0415
 

@@ -1,6 +1,8 @@
-"""The worker's environment variables: made anew before the training stack is imported.
+"""Replaces the worker's environment variables before the training stack is imported.
 
-Whoever started the VM chose the variables that this process was born with; of those only the listed ones stay.
+The operator chooses the variables that the container starts with, and some variables make a library load code,
+contact a host or write to another directory. So the worker keeps only the inherited variables that
+`trainer.sandbox.child_environment` lists, and sets all others itself.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Final
 from trainer.sandbox.child_environment import INHERITED_VARIABLES
 
 QUIET: Final[Mapping[str, str]] = {
-    # no look-ups: everything the worker may read is in the order's directories
+    # no requests to the Hugging Face hub: the order's directories contain every file that the worker needs
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -24,7 +26,7 @@ QUIET: Final[Mapping[str, str]] = {
     "WANDB_DISABLED": "true",
     "WANDB_MODE": "disabled",
     "UNSLOTH_DISABLE_STATISTICS": "1",
-    # unsloth: no CPU engine of its own, no shared cache of generated code
+    # unsloth: no fallback to its CPU engine, no shared cache of generated code
     "UNSLOTH_DISABLE_CPU_FALLBACK": "1",
     "UNSLOTH_MEGA_CACHE": "0",
     # transformers would fetch attention and MoE kernels from a hub
@@ -33,26 +35,27 @@ QUIET: Final[Mapping[str, str]] = {
     "TQDM_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONDONTWRITEBYTECODE": "1",
-    # OpenMP threads that wait for one another sleep soon: where the host gives a virtual CPU to someone else,
-    # spinning at every barrier makes a step many times slower
+    # OpenMP threads spin this many times at a barrier before they sleep. Where the host has taken a virtual CPU
+    # away, the other threads spin in vain, and a longer spin makes a step many times slower.
     "GOMP_SPINCOUNT": "10000",
-    # compiled CPU kernels, half a MiB each: one for each shape, and each pass has a number of tokens of its own.
-    # So many are those of a few passes; the default, 1024, is mostly shapes that do not come again
+    # Number of compiled CPU kernels that oneDNN caches, about 0.5 MiB each. It compiles one for each shape, and
+    # almost every pass has another number of tokens: 256 covers a few passes, and most of the default of 1024
+    # would be shapes that do not recur.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
-    # lets CUDA matrix products be deterministic where asked to
+    # cuBLAS needs a workspace of fixed size where torch demands deterministic matrix products
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 
 
-def worker_environment(born_with: Mapping[str, str], scratch: Path) -> dict[str, str]:
-    """The variables the worker runs with.
+def worker_environment(inherited: Mapping[str, str], scratch: Path) -> dict[str, str]:
+    """Returns the variables that the worker runs with.
 
     Args:
-        born_with: the process's own variables.
-        scratch: private directory; every cache, home and temporary file goes there.
+        inherited: the variables that the process started with.
+        scratch: private directory of the run, for caches, home directories and temporary files.
     """
-    kept = {name: value for name, value in born_with.items() if name in INHERITED_VARIABLES}
-    places = {
+    allowed = {name: value for name, value in inherited.items() if name in INHERITED_VARIABLES}
+    directories = {
         "HOME": scratch,
         "TMPDIR": scratch / "tmp",
         "HF_HOME": scratch / "hf",
@@ -68,11 +71,11 @@ def worker_environment(born_with: Mapping[str, str], scratch: Path) -> dict[str,
         "TRITON_HOME": scratch / "triton-home",
         "UNSLOTH_COMPILE_LOCATION": scratch / "unsloth",
     }
-    return {**kept, **QUIET, **{name: str(path) for name, path in places.items()}}
+    return {**allowed, **QUIET, **{name: str(path) for name, path in directories.items()}}
 
 
-def take_environment(scratch: Path) -> None:
-    """Replace this process's variables, and make the directories they name."""
+def replace_environment(scratch: Path) -> None:
+    """Replace the variables of this process and create the directories that libraries expect to exist."""
     environment = worker_environment(os.environ, scratch)
     os.environ.clear()
     os.environ.update(environment)

@@ -1,9 +1,16 @@
-"""Several processes that train together: made, fed and watched by one that reads no row.
+"""Starts several worker processes that train one model, and forwards their messages to the supervisor.
 
-That one makes a network that holds nothing but `lo`, makes the others by fork, which no process can once it is
-confined, and confines itself like them. It hands each the order, passes on what the first of them says, and ends
-when one is lost: the kernel then ends the rest, for they end with the process that made them. SIGTERM it passes on
-to the first, which writes down the state of all. Nobody here may signal another: a byte in a pipe stands for it.
+The launcher reads no row of the dataset. It works in this order:
+
+1. It creates a network namespace that contains only `lo`, and forks one process for each rank. Both come before
+   the sandbox, whose seccomp filter forbids them.
+2. It enters the same sandbox as the ranks, and reports the sandbox properties that hold in every process.
+3. It sends the training order to each rank and forwards the messages of rank 0.
+4. It exits when a rank fails. The kernel then kills the other ranks, because each has set a parent-death signal.
+
+On SIGTERM it interrupts rank 0, which writes the checkpoint of all ranks. The sandbox forbids `kill`, so the
+launcher writes a byte to a pipe instead, and the kernel raises the signal in the process that owns the pipe's read
+end.
 """
 
 from __future__ import annotations
@@ -40,87 +47,94 @@ from trainer.sandbox.properties import SandboxReport
 from trainer.training.rank import ProcessRank, rendezvous_dir
 
 GRACE_SECONDS: Final = 20.0
-"""So long the others may take, after one failed or was lost, to say what they know of it."""
+"""Time in which the other ranks may report their failures after one rank has failed or exited, in seconds."""
 
 _UNEXPLAINED: Final = frozenset({ErrorCode.WORKER_DIED, ErrorCode.INTERNAL})
-"""How losing another process looks to those that are left."""
+"""Codes that a rank reports when its connection to another rank breaks: a consequence, not the cause."""
 
 Work = Callable[[ProcessRank, WorkerChannel], ExitCode]
-"""What each process does: takes an order from stdin, and sends its messages."""
+"""Runs one rank: reads its order from stdin, sends its messages to the channel, returns the exit code."""
 
 
 @dataclass
 class RankProcess:
-    """One of the processes, as the one that made it sees it.
+    """The launcher's view of one rank.
 
     Attributes:
-        pid: its process.
-        channel: where its order is sent and its messages arrive.
-        told: what is written here tells it to end.
-        failure: what it said went wrong.
-        finished: whether it said that all is done.
-        status: how it ended, as `waitpid` puts it; None while it lives.
+        pid: process id.
+        channel: sends the order and receives the messages.
+        interrupt_fd: write end of the pipe that interrupts the rank.
+        failure: the failure that the rank reported.
+        finished: whether the rank sent `Finished`.
+        status: wait status as `waitpid` returns it; None while the process runs.
     """
 
     pid: int
     channel: Channel[Message, WorkerInstruction]
-    told: int
+    interrupt_fd: int
     failure: Failed | None = None
     finished: bool = False
     status: int | None = None
 
     def receive(self) -> list[Message]:
-        """What it has said by now; at its end, `status` is set."""
+        """Returns the messages that have arrived. Sets `status` when the process has closed its channel."""
         messages = self.channel.receive_available()
         if messages is None:
             self.status = os.waitpid(self.pid, 0)[1]
             return []
         return messages
 
-    def tell(self) -> None:
-        """Tell it to end."""
-        with suppress(OSError):  # it is gone, or was told so often that the pipe is full
-            os.write(self.told, b".")
+    def interrupt(self) -> None:
+        """Raise SIGIO in the process, which handles it as SIGTERM."""
+        with suppress(OSError):  # the process has exited, or the pipe is full of earlier interrupts
+            os.write(self.interrupt_fd, b".")
 
 
 def launch(size: int, plan: SandboxPlan | None, channel: WorkerChannel, work: Work) -> ExitCode:
-    """Have `size` processes do the work.
+    """Run `work` in `size` processes and return when all have finished.
 
     Args:
-        size: more than one.
-        plan: what this process and each of them is confined to; None leaves all as they are.
-        channel: to the supervisor: the walls that stand around every one, then what the first process says.
-        work: the work of one process.
+        size: number of ranks; at least 2.
+        plan: sandbox of the launcher and of each rank; None runs them without one.
+        channel: sends the sandbox report, then the messages of rank 0, to the supervisor.
+        work: the work of one rank.
 
     Raises:
-        JobError: what one of them failed with; `WORKER_DIED`: one was lost; `SANDBOX_INCOMPLETE`: a network of
-            their own cannot be had, and nothing was started.
+        JobError: the failure that a rank reported; `WORKER_DIED`: a rank exited without reporting one;
+            `SANDBOX_INCOMPLETE`: no network namespace could be created, and no rank was started.
+        UsageError: the supervisor sent no training order.
     """
     if plan is not None:
-        _own_loopback()
-    members: list[RankProcess] = []
+        _create_loopback_network()  # before the forks: ranks in separate namespaces could not reach each other
+    ranks: list[RankProcess] = []
     for rank in range(size):
-        members.append(_fork(ProcessRank(rank, size), members, work))
+        ranks.append(_fork(ProcessRank(rank, size), ranks, work))
     if plan is not None:
         sandbox = confine(plan, in_own_network=True)
-        channel.send(Confined(sandbox=_common(sandbox, members)))
+        # Reported before the order is read: the supervisor attests the report before the provider sends data.
+        channel.send(Confined(sandbox=_common_properties(sandbox, ranks)))
     order = channel.receive()
     if not isinstance(order, TrainingOrder):
         raise UsageError(ErrorCode.USAGE, "the supervisor sent no training order")
-    place = rendezvous_dir(order.output_dir)
-    place.mkdir(mode=0o700)
-    signal.signal(signal.SIGTERM, lambda *_signal: members[0].tell())
+    rendezvous = rendezvous_dir(order.output_dir)
+    rendezvous.mkdir(mode=0o700)
+    signal.signal(signal.SIGTERM, lambda *_signal: ranks[0].interrupt())
     try:
-        for member in members:
-            _hand(member, order)
-        for message in _followed(members):
+        for process in ranks:
+            _send_order(process, order)
+        for message in _forwarded_messages(ranks):
             channel.send(message)
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(rendezvous, ignore_errors=True)
     return ExitCode.DONE
 
 
-def _own_loopback() -> None:
+def _create_loopback_network() -> None:
+    """Move this process into a new network namespace with a loopback interface.
+
+    Raises:
+        JobError: `SANDBOX_INCOMPLETE`.
+    """
     try:
         own_loopback()
     except OSError as error:
@@ -133,55 +147,73 @@ def _own_loopback() -> None:
         ) from error
 
 
-def _fork(seat: ProcessRank, earlier: Sequence[RankProcess], work: Work) -> RankProcess:
-    """Make one process; it holds its own ends of its own pipes and nobody else's."""
+def _fork(rank: ProcessRank, earlier: Sequence[RankProcess], work: Work) -> RankProcess:
+    """Fork the process of one rank, with pipes for its order, its messages and its interrupts.
+
+    The child closes every descriptor that belongs to the launcher or to an earlier rank. Otherwise a rank would
+    hold the write ends of another rank's pipes: that rank would see no end of file, and the holder could send it
+    an order.
+    """
     order_read, order_write = os.pipe()
-    said_read, said_write = os.pipe()
-    told_read, told_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    maker = os.getpid()
+    message_read, message_write = os.pipe()
+    # Non-blocking: the signal handler writes to this pipe and must return also when it is full.
+    interrupt_read, interrupt_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    launcher_pid = os.getpid()
     pid = os.fork()
     if pid == 0:
-        for member in earlier:
-            member.channel.close()
-        for descriptor in (order_write, said_read, told_write, *(member.told for member in earlier)):
+        for process in earlier:
+            process.channel.close()
+        earlier_interrupts = (process.interrupt_fd for process in earlier)
+        for descriptor in (order_write, message_read, interrupt_write, *earlier_interrupts):
             os.close(descriptor)
         os.dup2(order_read, sys.stdin.fileno())
         os.close(order_read)
-        _listen(told_read)
-        _be_member(seat, maker, worker_channel(STDIN, said_write), work)
-    for descriptor in (order_read, said_write, told_read):
+        _handle_interrupts(interrupt_read)
+        _run_rank_process(rank, launcher_pid, worker_channel(STDIN, message_write), work)
+    for descriptor in (order_read, message_write, interrupt_read):
         os.close(descriptor)
-    return RankProcess(pid, to_worker_channel(said_read, order_write), told_write)
+    return RankProcess(pid, to_worker_channel(message_read, order_write), interrupt_write)
 
 
-def _listen(told: int) -> None:
-    """Have the kernel send this process SIGIO for a byte in the pipe, and take it for SIGTERM."""
+def _handle_interrupts(interrupt_fd: int) -> None:
+    """Make the kernel raise SIGIO when the pipe becomes readable (`O_ASYNC`), and handle it like SIGTERM."""
+    # The handler first: the default action of SIGIO kills the process.
     signal.signal(signal.SIGIO, signal.getsignal(signal.SIGTERM))
-    fcntl.fcntl(told, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(told, fcntl.F_SETFL, fcntl.fcntl(told, fcntl.F_GETFL) | os.O_ASYNC)
+    fcntl.fcntl(interrupt_fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(interrupt_fd, fcntl.F_SETFL, fcntl.fcntl(interrupt_fd, fcntl.F_GETFL) | os.O_ASYNC)
 
 
-def _be_member(seat: ProcessRank, maker: int, channel: WorkerChannel, work: Work) -> NoReturn:
+def _run_rank_process(rank: ProcessRank, launcher_pid: int, channel: WorkerChannel, work: Work) -> NoReturn:
+    """Run one rank and exit; never returns to the code that called `launch`."""
     code = ExitCode.BUG
     try:
+        # The launcher may have died before the parent-death signal was set, which then never comes: the
+        # parent's id has changed in that case, and the rank must not run without a launcher.
         privileges.end_with_parent()
-        if os.getppid() == maker:
-            code = work(seat, channel)
+        if os.getppid() == launcher_pid:
+            code = work(rank, channel)
     finally:
         sys.stderr.flush()
-        os._exit(code)  # nothing of the process that this one was copied from is to be wound up
+        os._exit(code)  # skips the launcher's `finally` blocks and exit handlers, which the fork has copied
 
 
-def _common(own: SandboxReport, members: Sequence[RankProcess]) -> SandboxReport:
-    """The walls that stand around every one."""
-    reports = [own, *(_first_word(member) for member in members)]
-    return {wall: all(report.get(wall, False) for report in reports) for wall in own}
+def _common_properties(own: SandboxReport, ranks: Sequence[RankProcess]) -> SandboxReport:
+    """Returns for each sandbox property whether the launcher and all ranks have it.
+
+    A property that a rank did not measure counts as absent: the claim holds for the least confined process.
+    """
+    reports = [own, *(_receive_report(process) for process in ranks)]
+    return {name: all(report.get(name, False) for report in reports) for name in own}
 
 
-def _first_word(member: RankProcess) -> SandboxReport:
-    """The walls it measured; whoever waits for ours limits the time."""
-    while member.status is None:
-        for message in member.receive():
+def _receive_report(process: RankProcess) -> SandboxReport:
+    """Wait for a rank's sandbox report. There is no timeout here: the supervisor limits the time for all reports.
+
+    Raises:
+        JobError: the rank reported a failure; `WORKER_DIED`: it exited.
+    """
+    while process.status is None:
+        for message in process.receive():
             if isinstance(message, Confined):
                 return message.sandbox
             if isinstance(message, Failed):
@@ -189,67 +221,72 @@ def _first_word(member: RankProcess) -> SandboxReport:
     raise JobError(ErrorCode.WORKER_DIED, "a process did not confine itself", hint="see job.log")
 
 
-def _hand(member: RankProcess, order: TrainingOrder) -> None:
-    """Send the order; a process that is gone is noticed where its messages end."""
+def _send_order(process: RankProcess, order: TrainingOrder) -> None:
+    """Send the order and close the sending end; `_forwarded_messages` detects a process that has exited."""
     with suppress(JobError):
-        member.channel.send(order)
-    member.channel.close_sending()
+        process.channel.send(order)
+    process.channel.close_sending()
 
 
-def _followed(members: Sequence[RankProcess]) -> Iterator[Message]:
-    """What the first one says, until all have finished.
+def _forwarded_messages(ranks: Sequence[RankProcess]) -> Iterator[Message]:
+    """Yields the messages of rank 0, except failures, until all ranks have exited.
 
     Raises:
-        JobError: one failed or was lost; the rest have had their time to say why.
+        JobError: a rank failed or exited early. Raised `GRACE_SECONDS` after the first failure was seen, or as
+            soon as all ranks have exited: the first rank that fails is often not the one that caused the failure.
     """
     deadline: float | None = None
-    while not all(member.status is not None for member in members):
-        for member in _speaking(members, deadline):
-            for message in member.receive():
+    while not all(process.status is not None for process in ranks):
+        for process in _readable_processes(ranks, deadline):
+            for message in process.receive():
                 if isinstance(message, Failed):
-                    member.failure = message
-                elif member is members[0]:
+                    process.failure = message
+                elif process is ranks[0]:
                     yield message
-                member.finished = member.finished or isinstance(message, Finished)
-            if _is_lost(member) and deadline is None:
+                process.finished = process.finished or isinstance(message, Finished)
+            if _has_failed(process) and deadline is None:
                 deadline = time.monotonic() + GRACE_SECONDS
         if deadline is not None and time.monotonic() >= deadline:
             break
     if deadline is not None:
-        raise _verdict(members)
+        raise _verdict(ranks)
 
 
-def _speaking(members: Sequence[RankProcess], deadline: float | None) -> list[RankProcess]:
-    """Those that said something, or ended; none where the deadline passes first."""
-    waiting = select.poll()
-    living = {member.channel.fileno(): member for member in members if member.status is None}
-    for descriptor in living:
-        waiting.register(descriptor, select.POLLIN)
-    left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-    return [living[descriptor] for descriptor, _ in waiting.poll(left)]
+def _readable_processes(ranks: Sequence[RankProcess], deadline: float | None) -> list[RankProcess]:
+    """Wait until a running rank has sent something or exited; returns [] if the deadline passes first."""
+    poller = select.poll()
+    running = {process.channel.fileno(): process for process in ranks if process.status is None}
+    for descriptor in running:
+        poller.register(descriptor, select.POLLIN)
+    milliseconds = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+    return [running[descriptor] for descriptor, _ in poller.poll(milliseconds)]
 
 
-def _is_lost(member: RankProcess) -> bool:
-    return member.failure is not None or (member.status is not None and not member.finished)
+def _has_failed(process: RankProcess) -> bool:
+    return process.failure is not None or (process.status is not None and not process.finished)
 
 
-def _verdict(members: Sequence[RankProcess]) -> JobError:
-    """Of all that went wrong, what explains the rest: a plain failure, or else a process that vanished."""
-    failures = [member.failure for member in members if member.failure is not None]
-    plain = [failure for failure in failures if failure.code not in _UNEXPLAINED]
-    vanished = [number for number, member in enumerate(members) if _is_lost(member) and member.failure is None]
-    if plain:
-        return plain[0].as_error()
-    if vanished:
-        return _vanished(vanished[0], members)
+def _verdict(ranks: Sequence[RankProcess]) -> JobError:
+    """Returns the error that explains the others.
+
+    A failure with a specific code comes first, then a rank that exited without reporting one. What is left are the
+    failures of ranks that lost another rank; among these, `WORKER_DIED` says the least and comes last.
+    """
+    failures = [process.failure for process in ranks if process.failure is not None]
+    specific = [failure for failure in failures if failure.code not in _UNEXPLAINED]
+    silent = [number for number, process in enumerate(ranks) if _has_failed(process) and process.failure is None]
+    if specific:
+        return specific[0].as_error()
+    if silent:
+        return _silent_exit(silent[0], ranks)
     return min(failures, key=lambda failure: failure.code is ErrorCode.WORKER_DIED).as_error()
 
 
-def _vanished(rank: int, members: Sequence[RankProcess]) -> JobError:
-    code = os.waitstatus_to_exitcode(members[rank].status or 0)
+def _silent_exit(rank: int, ranks: Sequence[RankProcess]) -> JobError:
+    code = os.waitstatus_to_exitcode(ranks[rank].status or 0)  # negative: the number of the signal that killed it
     return JobError(
         ErrorCode.WORKER_DIED,
-        f"process {rank + 1} of {len(members)} ended without a word",
+        f"process {rank + 1} of {len(ranks)} ended without a word",
         expected="a result or a failure",
         found=f"signal {-code}" if code < 0 else f"exit code {code}",
         hint="signal 9 usually means that the VM ran out of memory" if code == -signal.SIGKILL else None,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from trainer.ipc.worker_messages import Preparation, TrainingOrder
 from trainer.training.stopwatch import Stopwatch
-from trainer.worker.environment import take_environment
+from trainer.worker.environment import replace_environment
 
 if TYPE_CHECKING:
     from trainer.training.engines.base import Loader
@@ -44,7 +44,7 @@ class Preloader:
 
     def import_stack(self) -> None:
         """Import the training stack."""
-        take_environment(scratch_dir(self._preparation.output_dir))
+        replace_environment(scratch_dir(self._preparation.output_dir))
         self._loader = self._attempt(lambda: _import_stack(self._preparation))
 
     def load_model(self) -> None:
