@@ -1,7 +1,7 @@
-"""A run's state as files, and back: `state.json`, `state.safetensors` and the metrics so far. No pickle.
+"""Writes a run's state to files and reads it back: `state.json`, `state.safetensors` and the metrics so far.
 
-The supervisor seals the files, and hands them back only once they were authenticated. They are read as if they
-had not been: every name, kind and shape must be what this run would have written.
+The supervisor authenticates the files before it returns them. This module validates them nevertheless: names,
+types and shapes must be those of this run, and no format can execute code, as pickle (`torch.save`) could.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from trainer.training.tree import flatten_tree, unflatten_tree
 
 METRICS, STATE, TENSORS = CHECKPOINT_FILES
 _log: Final = logging.getLogger(__name__)  # goes to stderr, which is the private log
-_TAKEN_SECONDS: Final = 30.0
-"""How long a checkpoint waits for the one before it to be sealed."""
+_SEALING_TIMEOUT_SECONDS: Final = 30.0
+"""Time that a checkpoint waits until the supervisor has sealed and removed the previous one."""
 
-_LOOK_SECONDS: Final = 0.005
+_POLL_SECONDS: Final = 0.005
 
 _Step = Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)]
-_MAX_SUMS: Final = 16  # of pairs; preference training keeps eight
+_MAX_SUMS: Final = 16  # numbers in `Method.state`; the methods of this version have at most 11
 _Totals = tuple[float, _Step, _Step]
 
 
@@ -52,7 +52,7 @@ class _BestDocument(Strict):
 
 
 class _StateDocument(Strict):
-    """`state.json`. Tensors are named `adapter/I`, `best/I`, `random/I` and `optimizer/PATH`."""
+    """`state.json`. The tensors beside it are named `adapter/I`, `best/I`, `random/I` and `optimizer/PATH`."""
 
     version: Literal[1]
     step: Annotated[int, Field(ge=1, le=MAX_STATUS_STEPS)]
@@ -77,13 +77,13 @@ class _StateDocument(Strict):
 
 @dataclass(frozen=True)
 class SavedState:
-    """What is kept beside the state of the loop.
+    """The part of a checkpoint that does not come from the training loop.
 
     Attributes:
-        metrics: everything measured so far.
-        samples: the prompts, with what the model answered before training.
-        resumed_at: the steps behind which the run was gone on with.
-        draw: secret seed of the rows and canaries that the privacy audit drew, in hex; None where it draws none.
+        metrics: all metrics so far.
+        samples: the prompts, with the model's answers before training.
+        resumed_at: the steps after which the run was resumed, in order.
+        draw: secret seed with which the privacy audit chose its rows and canaries, in hex; None without an audit.
     """
 
     metrics: Sequence[MetricsMeasured]
@@ -94,7 +94,7 @@ class SavedState:
 
 @dataclass(frozen=True, kw_only=True)
 class ResumedState(SavedState):
-    """What a checkpoint holds; `resumed_at` ends with its own step."""
+    """The content of a checkpoint; the last entry of `resumed_at` is the checkpoint's own step."""
 
     state: TrainState
 
@@ -103,32 +103,35 @@ class CheckpointWriter:
     """Writes checkpoints for the supervisor to seal.
 
     Args:
-        output_dir: of the order.
+        output_dir: output directory of the training order.
         parameters: names of the trained parameters, in the model's order.
-        kept: read whenever a state is saved.
-        report: gets `CheckpointWritten`.
-        interrupts: held back while a checkpoint is written.
+        saved: the part of the state outside the loop; read at each save, so its metrics may grow meanwhile.
+        report: receives `CheckpointWritten`.
+        interrupts: defers signals while a checkpoint is written.
     """
 
     def __init__(
         self,
         output_dir: Path,
         parameters: Sequence[str],
-        kept: SavedState,
+        saved: SavedState,
         *,
         report: EventHandler,
         interrupts: Interrupts,
     ) -> None:
         self._folder = output_dir / CHECKPOINTS_DIR
         self._parameters = tuple(parameters)
-        self._kept = kept
+        self._saved = saved
         self._report = report
         self._interrupts = interrupts
-        self._saved = kept.resumed_at[-1] if kept.resumed_at else 0
+        self._last_step = saved.resumed_at[-1] if saved.resumed_at else 0
 
     def save(self, state: TrainState) -> None:
-        """Write a state; nothing happens for a step that is saved already, and a full disk ends no training."""
-        if state.step == self._saved or not self._wait_taken():
+        """Write a checkpoint, unless this step has one already or the previous one is still unsealed.
+
+        An error of the file system is logged and does not end the run: training can finish without a checkpoint.
+        """
+        if state.step == self._last_step or not self._wait_until_sealed():
             return
         with self._interrupts.deferred():
             target = self._folder / str(state.step)
@@ -136,39 +139,40 @@ class CheckpointWriter:
             shutil.rmtree(partial, ignore_errors=True)
             try:
                 partial.mkdir(mode=0o700, parents=True)
-                write_state(partial, self._parameters, state, self._kept)
+                write_state(partial, self._parameters, state, self._saved)
+                # Atomic: a directory with a step's number is complete even if the worker is killed meanwhile.
                 partial.rename(target)
             except OSError:
                 _log.exception("a checkpoint could not be written")
                 shutil.rmtree(partial, ignore_errors=True)
                 return
-            self._saved = state.step
+            self._last_step = state.step
             self._report(CheckpointWritten(step=state.step))
 
-    def _wait_taken(self) -> bool:
-        """Memory holds one checkpoint at a time: wait for the sealing of the last, but not for ever."""
-        last = self._folder / str(self._saved)
-        deadline = time.monotonic() + _TAKEN_SECONDS
+    def _wait_until_sealed(self) -> bool:
+        """Wait until the supervisor has removed the previous checkpoint: the memory (tmpfs) has room for one."""
+        last = self._folder / str(self._last_step)
+        deadline = time.monotonic() + _SEALING_TIMEOUT_SECONDS
         while last.exists():
             if time.monotonic() > deadline:
                 _log.warning("a checkpoint was left out: the one before it is not sealed yet")
                 return False
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
         return True
 
 
-def write_state(folder: Path, parameters: Sequence[str], state: TrainState, kept: SavedState) -> None:
+def write_state(folder: Path, parameters: Sequence[str], state: TrainState, saved: SavedState) -> None:
     """Write the files of a checkpoint into a directory.
 
     Raises:
         OSError: the workspace is full.
-        TypeError: the optimizer has a state of a kind that is not known here.
+        TypeError: the optimizer's state contains a value that `flatten_tree` does not support.
     """
     best = state.best
     tensors = {
-        **_named("adapter", state.adapter),
-        **_named("random", state.random),
-        **_named("best", best.adapter if best else ()),
+        **_numbered("adapter", state.adapter),
+        **_numbered("random", state.random),
+        **_numbered("best", best.adapter if best else ()),
     }
     document = _StateDocument(
         version=1,
@@ -189,18 +193,18 @@ def write_state(folder: Path, parameters: Sequence[str], state: TrainState, kept
         eval_seconds=state.eval_seconds,
         pairs=state.method_state,
         warnings=state.warnings,
-        samples=tuple(sample.as_dict() for sample in kept.samples),
-        draw=kept.draw,
-        resumed_at=kept.resumed_at,
+        samples=tuple(sample.as_dict() for sample in saved.samples),
+        draw=saved.draw,
+        resumed_at=saved.resumed_at,
     )
-    # Copied: one storage that two tensors share could not be written, and the file is read on a CPU first.
+    # Copies on the CPU: safetensors refuses tensors that share a storage, and the reader loads to the CPU.
     owned = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     try:
         save_file(owned, folder / TENSORS)
     except SafetensorError as error:
         raise OSError(str(error)) from error
     (folder / STATE).write_text(document.model_dump_json(), encoding="utf-8")
-    lines = (json.dumps({"step": item.step, **item.values}) + "\n" for item in kept.metrics)
+    lines = (json.dumps({"step": item.step, **item.values}) + "\n" for item in saved.metrics)
     (folder / METRICS).write_text("".join(lines), encoding="utf-8")
 
 
@@ -208,16 +212,16 @@ def read_state(folder: Path, trained: Mapping[str, Tensor]) -> ResumedState:
     """Read the files of a checkpoint.
 
     Args:
-        folder: holds them.
-        trained: the trained parameters by name, in the model's order: what is read must fit them.
+        folder: directory with the three files.
+        trained: the trained parameters by name, in the model's order; the checkpoint must have the same ones.
 
     Raises:
-        JobError: `CHECKPOINT_INVALID`: it is not of a run like this one.
+        JobError: `CHECKPOINT_INVALID`: a file is malformed, or belongs to a run with other parameters.
     """
-    with _fits_this_run():
+    with _invalid_if_raising():
         document = _StateDocument.model_validate_json((folder / STATE).read_bytes())
         tensors = load_file(folder / TENSORS)
-        metrics = tuple(_metrics(line) for line in (folder / METRICS).read_bytes().splitlines())
+        metrics = tuple(_parse_metrics(line) for line in (folder / METRICS).read_bytes().splitlines())
         state = _state(document, tensors, trained)
         samples = tuple(Sample(**sample) for sample in document.samples)
     resumed_at = (*document.resumed_at, document.step)
@@ -225,12 +229,12 @@ def read_state(folder: Path, trained: Mapping[str, Tensor]) -> ResumedState:
 
 
 def read_probe_seed(folder: Path) -> str:
-    """`SavedState.draw` of a checkpoint: it is needed before there is a model.
+    """Returns `SavedState.draw` of a checkpoint; rows and canaries are encoded before the model is loaded.
 
     Raises:
-        JobError: `CHECKPOINT_INVALID`: among others, nothing was drawn. Drawing anew would go on with other rows.
+        JobError: `CHECKPOINT_INVALID`; also without a seed: a new one would change the canaries in mid-run.
     """
-    with _fits_this_run():
+    with _invalid_if_raising():
         draw = _StateDocument.model_validate_json((folder / STATE).read_bytes()).draw
         if draw is None:
             raise ValueError("nothing was drawn")
@@ -238,7 +242,8 @@ def read_probe_seed(folder: Path) -> str:
 
 
 @contextmanager
-def _fits_this_run() -> Iterator[None]:
+def _invalid_if_raising() -> Iterator[None]:
+    """Turn errors of reading a checkpoint into `CHECKPOINT_INVALID`; their texts go to the private log only."""
     try:
         yield
     except (OSError, SafetensorError, ValidationError, ValueError, TypeError, KeyError) as error:
@@ -251,18 +256,19 @@ def _fits_this_run() -> Iterator[None]:
 
 
 def _state(document: _StateDocument, tensors: dict[str, Tensor], trained: Mapping[str, Tensor]) -> TrainState:
+    # Tensors are numbered, so the order of the names matters: two matrices of one shape could be swapped.
     if document.parameters != tuple(trained):
         raise ValueError("other parameters")
     best = document.best
-    kept = _fitting("best", tensors, trained) if best and best.adapter else ()
+    best_adapter = _matching_tensors("best", tensors, trained) if best and best.adapter else ()
     return TrainState(
         step=document.step,
-        adapter=_fitting("adapter", tensors, trained),
-        optimizer=_optimizer(document.optimizer, tensors),
+        adapter=_matching_tensors("adapter", tensors, trained),
+        optimizer=_optimizer_state(document.optimizer, tensors),
         random=tuple(tensors[f"random/{number}"] for number in range(document.generators)),
         totals=document.totals,
         budget=document.budget,
-        best=BestEvaluation(best.loss, best.step, best.stale, kept) if best else None,
+        best=BestEvaluation(best.loss, best.step, best.stale, best_adapter) if best else None,
         recent=document.recent,
         since=document.since,
         last=document.last,
@@ -274,19 +280,26 @@ def _state(document: _StateDocument, tensors: dict[str, Tensor], trained: Mappin
     )
 
 
-def _optimizer(value: JsonValue, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _optimizer_state(value: JsonValue, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     found = unflatten_tree(value, tensors)
     if not isinstance(found, dict):
         raise TypeError("no state of an optimizer")
     return found
 
 
-def _named(kind: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+def _numbered(kind: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
     return {f"{kind}/{number}": tensor for number, tensor in enumerate(tensors)}
 
 
-def _fitting(kind: str, tensors: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """The tensors of a kind, each of its parameter's shape and numbers."""
+def _matching_tensors(
+    kind: str, tensors: Mapping[str, Tensor], trained: Mapping[str, Tensor]
+) -> tuple[Tensor, ...]:
+    """Returns the tensors `KIND/I`, one for each trained parameter.
+
+    Raises:
+        KeyError: a tensor is missing.
+        ValueError: a tensor is not finite, or has another shape or type: copying would broadcast or round it.
+    """
     found = tuple(tensors[f"{kind}/{number}"] for number in range(len(trained)))
     for tensor, parameter in zip(found, trained.values(), strict=True):
         if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
@@ -296,7 +309,7 @@ def _fitting(kind: str, tensors: Mapping[str, Tensor], trained: Mapping[str, Ten
     return found
 
 
-def _metrics(line: bytes) -> MetricsMeasured:
+def _parse_metrics(line: bytes) -> MetricsMeasured:
     match json.loads(line):
         case {"step": int(step), **values}:
             return MetricsMeasured.model_validate({"step": step, "values": values})

@@ -1,10 +1,10 @@
 """The training loop: from a model with a fresh adapter to a trained one.
 
-How a single step is made is the step policy's; what its loss is, the method's. The loop evaluates, logs, stops
-early, keeps the last finite adapter and says when a state is to be saved.
+The step policy computes and applies the update of a step, and the method computes its loss. The loop evaluates,
+logs, stops early, copies the last finite adapter, and decides when a state is saved.
 
-Between two logged steps nothing waits for the device: batches are views of tokens that are there already, losses
-add up there, and the host counts rows and tokens itself.
+Between two logged steps the host never waits for the device: batches are views of tokens that are on the device
+already, losses are added up there, and the host counts rows and tokens itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trainer.training.progress import Meter, TrainingOutcome, TrainState, random
 from trainer.training.step_policy import StepPolicy
 
 SaveState = Callable[[TrainState], None]
-"""Receives the state every `save_steps` steps and after the last one; may receive one step twice."""
+"""Receives the state every `save_steps` steps and after the last one; may receive the same step twice."""
 
 
 class Trainer:
@@ -36,13 +36,13 @@ class Trainer:
 
     Args:
         model: PEFT model; only its adapter is trained.
-        method: computes gradients and evaluates.
-        policy: makes the optimizer steps.
-        section: how often to log, evaluate and save; early stopping; the learning rate.
-        report: receives `StepCompleted` after each step and `MetricsMeasured` where they are due.
-        save: receives the state where it is due.
-        interrupts: holds signals back while the state is between two steps.
-        clock: seconds, monotonic.
+        method: computes losses and evaluates.
+        policy: computes gradients and applies the updates.
+        section: intervals of logging, evaluation and checkpoints; early stopping; the learning rate.
+        report: receives `StepCompleted` after each step, and `MetricsMeasured` at the logged ones.
+        save: receives the state at each checkpoint.
+        interrupts: defers signals while the state is inconsistent.
+        clock: returns seconds; must be monotonic.
     """
 
     def __init__(
@@ -79,17 +79,17 @@ class Trainer:
         self._last_adapter: tuple[Tensor, ...] | None = None  # set where the best adapter has replaced it
 
     def run(self) -> TrainingOutcome:
-        """Evaluate, train, evaluate; after `restore`, what is left of that.
+        """Evaluate, train, and evaluate again. After `restore`, continue from the restored step.
 
         Raises:
-            JobError: `TRAINING_DIVERGED`: a loss or gradient was not a finite number; the model has the last
-                adapter that was seen to be finite.
+            JobError: `TRAINING_DIVERGED`: a loss, a gradient or a parameter was not finite. The model then has the
+                adapter of `last_finite_step`.
         """
         try:
             if not self._done:
                 self._loss_before = self._evaluate(0)
             self._train()
-            last = self._stopping.last  # early stopping ends directly after an evaluation
+            last = self._stopping.last  # after early stopping, this is the last step's
             loss_after = last[1] if last and last[0] == self._done > 0 else self._evaluate(self._done)
             return TrainingOutcome(
                 eval_loss_before=self._loss_before,
@@ -108,11 +108,11 @@ class Trainer:
 
     @property
     def last_finite_step(self) -> int:
-        """Returns the step of the adapter that the model has after a divergence; 0 where none may leave."""
+        """Returns the step of the adapter that the model has after a divergence; 0 if it must not be released."""
         return self._last_finite.step if self.policy.keeps_state else 0
 
     def privacy_spent(self) -> DifferentialPrivacy | None:
-        """Returns what the steps so far spent of a privacy budget; None where there is none.
+        """Returns the privacy loss of the steps so far; None for a policy without a privacy budget.
 
         Raises:
             JobError: `PRIVACY_NOT_MET` or `PRIVACY_UNPROVEN`.
@@ -120,14 +120,16 @@ class Trainer:
         return self.policy.privacy_spent(self._done)
 
     def state(self) -> TrainState:
-        """Returns the state after the last complete step, also where the next one was interrupted.
+        """Returns the state after the last complete step, also if the next step was interrupted.
 
-        The adapter is copied. What the optimizer holds is not: write it down before the next step.
+        The adapter is a copy. The optimizer's tensors are not: write the state before the next step changes them.
         """
         return TrainState(
             step=self._done,
+            # A resumed run needs the adapter of the last step, not the best one that may have replaced it.
             adapter=self._last_adapter or self._copy_adapter(),
             optimizer=self.policy.optimizer.state_dict(),
+            # As recorded after the last update: an interrupted forward pass has drawn dropout masks since then.
             random=self._random,
             totals=self._total.totals(),
             budget=self.policy.budget,
@@ -143,14 +145,18 @@ class Trainer:
         )
 
     def resumable_state(self) -> TrainState | None:
-        """Returns `state` where a run can continue from it: a step was made, and its numbers are finite."""
+        """Returns `state`, or None if no run can resume from it: no step was made, or a number is not finite."""
         if not self.policy.keeps_state or not self._done:
             return None
         is_finite = math.isfinite(self._total.totals()[0]) and math.isfinite(self._last_finite.adapter_norm())
         return self.state() if is_finite else None
 
     def restore(self, state: TrainState) -> None:
-        """Continue from a state: what follows is bitwise what would have followed without the interruption."""
+        """Continue from a state. On a CPU, the later steps are bitwise those of a run without the interruption.
+
+        This needs every input of a later step: parameters, moments of the optimizer, generators, the micro-batch
+        budget (it sets the order of additions), the unlogged totals, and the counters of early stopping.
+        """
         copy_values(self.policy.parameters, state.adapter)
         self.policy.optimizer.load_state_dict(state.optimizer)
         self.policy.budget = state.budget
@@ -170,7 +176,7 @@ class Trainer:
         save_steps = self._section.save_steps
         self._model.train()
         self._timed_until = self._clock()
-        self._evaluate_if_due()  # the interruption may have come during this evaluation
+        self._evaluate_if_due()  # the run may have been interrupted during the evaluation after this step
         for step in self.policy.steps(self._done):
             if self._stopping.exhausted:
                 self._warn(self._stopping.describe(self._done, self.policy.plan.total_steps))
@@ -181,13 +187,14 @@ class Trainer:
                 self._save_state()
         self._count_train_time()
         if save_steps:
-            self._save_state()  # sampling and auditing follow, and may take long
+            self._save_state()  # sampling and the privacy audit follow, and an interruption there loses no step
 
     def _make_step(self, step: StepRows) -> None:
         """Make one optimizer step.
 
-        A signal interrupts it while there are only gradients, which are then dropped. From the update on, a signal
-        waits until parameters, optimizer, counters and log agree on the number of steps.
+        Until the update there are only gradients, so a signal interrupts at once and the gradients are dropped.
+        From the update on, a signal is deferred until parameters, optimizer, counters and log agree on the number
+        of steps.
         """
         sums = self.policy.compute_gradients(step, self._done + 1, self._random)
         with self._interrupts.deferred():
@@ -198,14 +205,14 @@ class Trainer:
                 self._log(norm)
 
     def update(self, sums: Tensor, step: StepRows) -> Tensor:
-        """Go from this process's gradients to the state after the step.
+        """Apply this process's gradients and advance the state by one step.
 
         Args:
-            sums: what `StepPolicy.compute_gradients` returned.
-            step: its rows.
+            sums: return value of `StepPolicy.compute_gradients`.
+            step: the rows of the step.
 
         Returns:
-            The norm of all gradients before clipping, on the device.
+            L2 norm of the gradients before clipping, on the device.
         """
         self._rates.apply(self.policy.optimizer, self._done + 1)
         sums, norm = self.policy.update(sums)
@@ -216,28 +223,29 @@ class Trainer:
         return norm
 
     def _count_train_time(self) -> None:
-        """Count the time since the last call, evaluation or checkpoint as training."""
+        """Add the time since the last call, evaluation or checkpoint to the training time."""
         now = self._clock()
         self._train_seconds, self._timed_until = self._train_seconds + now - self._timed_until, now
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate every `eval_steps` steps, but not after the last one: `run` evaluates then in any case."""
+        """Evaluate every `eval_steps` steps, except after the last step, where `run` evaluates in any case."""
         step, every, last = self._done, self._section.eval_steps, self._stopping.last
         is_due = every and step % every == 0 and 0 < step < self.policy.plan.total_steps
         if is_due and (last is None or last[0] < step):
             self._evaluate(step)
 
     def _save_state(self) -> None:
+        """Save the state if a run can resume from it; the time for saving does not count as training."""
         if (state := self.resumable_state()) is not None:
             self._save(state)
         self._timed_until = self._clock()
 
     def _warn(self, text: str) -> None:
-        if text not in self.policy.warnings:  # a resumed run may have warned before its interruption
+        if text not in self.policy.warnings:  # the restored state may contain this warning already
             self.policy.warnings.append(text)
 
     def _load_best(self, last_loss: float | None) -> float | None:
-        """With `load_best_model_at_end`, restore the best adapter; returns the loss of the one that stays."""
+        """With `load_best_model_at_end`, restore the best adapter. Returns the loss of the final adapter."""
         best = self._stopping.best
         if last_loss is None or best is None or best.loss >= last_loss:
             return last_loss
@@ -245,20 +253,22 @@ class Trainer:
             return last_loss
         self._last_adapter = self._copy_adapter()
         copy_values(self.policy.parameters, best.adapter)
-        self.method.evaluation.extra.clear()  # measured with the adapter of the last step
+        self.method.evaluation.extra.clear()  # measured with the last step's adapter
         self._warn(f"the adapter is that of step {best.step}, where the held-out loss was lowest")
         return best.loss
 
     def _progress(self) -> StepCompleted:
         step, total = self._done, self.policy.plan.total_steps
+        # Assumes that the remaining steps take the mean time of the steps so far.
         seconds_left = self._train_seconds / step * (total - step)
         return StepCompleted(step=step, total_steps=total, eta_seconds=math.ceil(seconds_left))
 
     def _log(self, norm: Tensor) -> None:
-        """Report the metrics since the last call. Apart from evaluations, only this waits for the device."""
+        """Report the metrics of the steps since the last call; waits for the device."""
         step = self._done
         recent, self._recent = self._recent, Meter(self.policy.device, since=self._train_seconds)
         values = {**self.method.read_metrics(recent), "grad_norm": float(norm.item())}
+        # Before the report: a metric that is not finite must not leave the worker as a regular measurement.
         self._last_finite.check(values, step)
         seconds = max(self._train_seconds - recent.since, 1e-9)
         values |= {
@@ -270,6 +280,7 @@ class Trainer:
         self._report(MetricsMeasured(step=step, values=values))
 
     def _evaluate(self, step: int) -> float | None:
+        """Measure, check and report the held-out loss; returns None where there are no held-out rows."""
         started = self._clock()
         loss = self.method.evaluation.loss()
         with self._interrupts.deferred():

@@ -1,4 +1,4 @@
-"""What a run keeps beside its inputs: running totals, the state that it can resume from, and its outcome."""
+"""The data that a run produces beside the adapter: running totals, the resumable state, and the outcome."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ class TrainingOutcome:
     """The numbers of a finished training.
 
     Attributes:
-        eval_loss_before: loss per token on the held-out rows, before the first step; None where there are none.
-        eval_loss_after: the same after the last step.
-        train_loss: loss per trained token, over all tokens that were trained on.
+        eval_loss_before: loss on the held-out rows before the first step, in the unit of the method (nats per
+            token for `sft`); None where there are no held-out rows.
+        eval_loss_after: the same with the adapter that the result contains.
+        train_loss: mean loss of the run, in the same unit.
         steps: optimizer steps.
         trained_tokens: tokens whose prediction entered the loss, counted in each epoch.
         input_tokens: tokens that went through the model, without padding.
         train_seconds: time spent in optimizer steps.
         eval_seconds: time spent in evaluations.
-        pairs: for a method that learns from pairs: the last evaluation's means over the held-out pairs, by name.
-        warnings: what the provider should know.
+        pairs: means of the last evaluation over the held-out pairs, by name; empty unless the method uses pairs.
+        warnings: messages for the provider.
     """
 
     eval_loss_before: float | None
@@ -41,29 +42,30 @@ class TrainingOutcome:
 
 
 Totals = tuple[float, int, int]
-"""Sum of losses, trained tokens, input tokens."""
+"""Sum of the losses, number of trained tokens, number of input tokens."""
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """All that a run keeps beside its inputs, between two optimizer steps; the rest follows from its inputs.
+    """The state of a run between two optimizer steps. With the run's inputs it determines all later steps.
 
     Attributes:
-        step: optimizer steps done; with the seed it determines the next rows and the learning rate.
+        step: number of optimizer steps so far; with the seed it determines the next rows and the learning rate.
         adapter: the trained parameters, in the model's order.
-        optimizer: its `state_dict`.
-        random: states of torch's generators: the CPU's, and the GPU's where there is one.
-        totals: of all steps.
-        budget: tokens that a micro-batch may have.
+        optimizer: `state_dict` of the optimizer.
+        random: states of torch's generators, for dropout: the CPU's, and the GPU's where there is one.
+        totals: totals of all steps.
+        budget: maximum number of tokens in a micro-batch. It belongs to the state because running out of memory
+            lowers it, and another split into micro-batches changes the order in which floats are added.
         best: the best evaluation so far.
-        recent: totals since the last report of a loss.
-        since: seconds of training at that report.
-        last: step and loss of the last evaluation.
+        recent: totals since the loss was last logged.
+        since: training time when the loss was last logged, in seconds.
+        last: step and loss of the most recent evaluation.
         before: loss on the held-out rows before the first step.
-        train_seconds: spent in optimizer steps so far.
-        eval_seconds: spent in evaluations so far.
-        method_state: what the method needs for the next logged values; see `Method.state`.
-        warnings: what the provider should know.
+        train_seconds: time spent in optimizer steps so far.
+        eval_seconds: time spent in evaluations so far.
+        method_state: the return value of `Method.state`.
+        warnings: messages for the provider.
     """
 
     step: int
@@ -97,12 +99,15 @@ def restore_random(states: tuple[Tensor, ...]) -> None:
 
 
 class Meter:
-    """Adds up losses on the device, and counts tokens on the host.
+    """Adds up losses on the device and counts tokens on the host.
+
+    The sum is float64: a run adds the losses of millions of tokens, and a float32 sum would lose those of later
+    steps in its rounding. It stays on the device, so that `add` does not wait for the step.
 
     Args:
-        device: holds the sum.
-        since: seconds of training at the start of the count.
-        totals: to continue from.
+        device: device of the sum.
+        since: training time at the start of the count, in seconds.
+        totals: totals to continue from.
     """
 
     def __init__(self, device: torch.device, *, since: float = 0.0, totals: Totals = (0.0, 0, 0)) -> None:
@@ -112,7 +117,7 @@ class Meter:
         self._sum = torch.full((), loss, dtype=torch.float64, device=device)
 
     def add(self, summed: Tensor, *, trained: int, inputs: int) -> None:
-        """Add a step: its loss, its trained tokens and its input tokens."""
+        """Add the loss, the trained tokens and the input tokens of a step; does not wait for the device."""
         self._sum += summed
         self.trained += trained
         self.inputs += inputs

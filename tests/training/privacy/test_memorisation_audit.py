@@ -14,7 +14,7 @@ from trainer.data.rows import ChatRow, Message, TextRow
 from trainer.errors import DataError, ErrorCode, ExitCode
 from trainer.ipc.worker_messages import Failed, Finished
 from trainer.spec import REFERENCES, JobSpec, PrivacySection
-from trainer.training.privacy.canaries import canary_examples, draw, exposures
+from trainer.training.privacy.canaries import canary_examples, draw_secret_digits, exposures
 from trainer.training.privacy.membership import auc, membership, roc, separation, tpr, wilson
 from trainer.training.privacy.privacy_findings import Exposure, Membership, Privacy, Separation
 from trainer.training.privacy.release_gate import refusal
@@ -67,8 +67,8 @@ def test_canaries_look_like_rows_and_are_all_different(
     tiny_model: Path, make_spec: Callable[..., JobSpec]
 ) -> None:
     tokens, data = load_tokens(tiny_model), make_spec().data
-    assert len(set(draw(500, Random(1)))) == 500
-    assert draw(3, Random(1)) != draw(3, Random(2))
+    assert len(set(draw_secret_digits(500, Random(1)))) == 500
+    assert draw_secret_digits(3, Random(1)) != draw_secret_digits(3, Random(2))
     for like in (TextRow("a", 0, "x"), ChatRow("a", 0, (Message("user", "x"), Message("assistant", "y")))):
         canaries, references = canary_examples(like, 4, tokens, data, Random(1))
         assert (len(canaries), len(references)) == (4, REFERENCES)

@@ -1,9 +1,9 @@
 """The method `dpo`: Direct Preference Optimization (Rafailov et al. 2023, arXiv 2305.18290).
 
-The reference is the base model itself: the log-probability of each answer under it is computed once, before the
-first step, and stays on the device, one number for each row. So a step costs what a step of supervised fine-tuning
-on as many tokens costs, and there is no second model. A run's state holds none of these numbers: a resumed run
-computes them again, from the same rows and base model, which gives the same bits on a CPU.
+The reference is the base model. The log-probability of each answer under it is computed once, before the first
+step, and remains on the device as one number for each row. So there is no second model in memory, and a step costs
+as much as a step of supervised fine-tuning on the same number of tokens. Checkpoints do not contain these numbers:
+a resumed run computes them again from the same rows and base model. On a CPU the result is bitwise the same.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from trainer.training.methods.pair_method import PairMethod, Pairs, PairTotals, 
 
 
 class DirectPreferenceOptimization(PairMethod):
-    """Learns from pairs, against the base model.
+    """Trains on pairs of answers relative to the base model.
 
-    Computes the reference's log-probabilities when it is made, so it must be made while the adapter is fresh.
+    The constructor computes the log-probabilities of the reference, so it must be called while the adapter is
+    fresh.
 
     Args:
-        inputs: pairs and `reference`. Where the adapter's initialisation subtracted something from the base
-            weights, the reference is the model with its fresh adapter: together they compute what the base model
-            computed.
+        inputs: pairs and `reference`. Some initialisations subtract the fresh adapter's product from the base
+            weights. Then the reference is the model with its fresh adapter, since the two together compute the
+            base model.
     """
 
     name = "dpo"
@@ -74,9 +75,9 @@ class DirectPreferenceOptimization(PairMethod):
         super().__init__(inputs, train, held_out)
 
     def loss_part(self, pairs: Pairs, totals: PairTotals) -> Tensor:
-        """Returns what some pairs contribute to the mean over all pairs: scalar, with its graph."""
+        """Returns the contribution of some pairs to the mean over all pairs: scalar, with its graph."""
         return loss_part(pairs, self._section, totals)
 
     def measure(self, pairs: Pairs) -> Tensor:
-        """Returns sums over the pairs of what `measured` names: float64 [6], without a graph."""
+        """Returns the sums over the pairs of the metrics in `measured`: float64 [6], without a graph."""
         return measure(pairs, self._section.beta)

@@ -1,4 +1,4 @@
-"""The loss of a pair of answers for `dpo`, from log-probabilities under the trained model and the reference.
+"""Computes the loss of a pair for `dpo` from log-probabilities under the trained model and the reference.
 
 With h the log-ratio of an answer, log π(answer) - log π_ref(answer), c the chosen and r the rejected one, s the
 logistic function, β (`train.beta`) the strength of the pull to the reference, ε the share of wrong labels
@@ -17,7 +17,7 @@ logistic function, β (`train.beta`) the strength of the pull to the reference, 
 | `apo_down` | s(βh_c) + 1 - s(β(h_c - h_r)) | the same, equation 8 |
 | `sft` | -log π(chosen), as a mean over the tokens of the chosen answers of the step | |
 
-The loss of an optimizer step is the mean over its pairs, so the cut into micro-batches changes nothing.
+The loss of an optimizer step is the mean over its pairs, so the split into micro-batches does not change it.
 """
 
 from __future__ import annotations
@@ -37,17 +37,21 @@ Term = Callable[[Pairs, float, float], Tensor]
 
 
 def _robust(pairs: Pairs, beta: float, epsilon: float) -> Tensor:
+    # An unbiased estimate of the loss with correct labels: where a share ε of the labels is flipped, the
+    # expectation of this difference is (1 - 2ε) times that loss. So ε must be below 1/2.
     logits = beta * pairs.margin
     flipped = epsilon * logsigmoid(-logits)
     return (flipped - (1 - epsilon) * logsigmoid(logits)) / (1 - 2 * epsilon)
 
 
 def _nca(pairs: Pairs, beta: float, _epsilon: float) -> Tensor:
+    # Unlike the losses of the margin, this one also rewards the likelihood of the chosen answer by itself.
     chosen, rejected = beta * pairs.chosen_ratio, beta * pairs.rejected_ratio
     return -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
 
 
 def _sppo(pairs: Pairs, beta: float, _epsilon: float) -> Tensor:
+    # Regression: the log-ratio of the chosen answer to +1/(2β), that of the rejected one to -1/(2β).
     half = 0.5 / beta
     return (pairs.chosen_ratio - half).square() + (pairs.rejected_ratio + half).square()
 
@@ -67,21 +71,22 @@ TERMS: Final[Mapping[str, Term]] = {
         torch.sigmoid(beta * pairs.chosen_ratio) + 1 - torch.sigmoid(beta * pairs.margin)
     ),
 }
-"""By `train.loss_type`. `sft` is not among them: it is a mean over tokens, not over pairs."""
+"""Maps `train.loss_type` to its term. `sft` is missing: it is a mean over tokens, not over pairs."""
 
 
 def loss_part(pairs: Pairs, section: TrainSection, totals: PairTotals) -> Tensor:
-    """Compute what some pairs contribute to the mean over all pairs of a step.
+    """Compute the contribution of some pairs to the mean over all pairs of a step.
 
     Args:
         pairs: log-probabilities with their graph.
         section: the terms, their weights, β and ε.
-        totals: what the mean is taken over.
+        totals: number of pairs and of chosen tokens in the step, on all ranks.
 
     Returns:
         Scalar, with its graph.
     """
     total = pairs.chosen.new_zeros(())
+    # Divided by the totals of the step, not of these pairs: so the micro-batches add up to the mean.
     for name, weight in section.loss_terms:
         if name == "sft":
             total = total - weight / totals.chosen_tokens * pairs.chosen.sum()
@@ -98,7 +103,7 @@ higher reward."""
 
 
 def measure(pairs: Pairs, beta: float) -> Tensor:
-    """Returns sums over the pairs of what `MEASURED` names: float64 [6], without a graph."""
+    """Returns the sums over the pairs of the metrics in `MEASURED`: float64 [6], without a graph."""
     chosen, rejected = beta * pairs.chosen_ratio, beta * pairs.rejected_ratio
     values = (chosen, rejected, chosen > rejected, chosen - rejected, pairs.chosen, pairs.rejected)
     return torch.stack([value.detach().sum(dtype=torch.float64) for value in values])

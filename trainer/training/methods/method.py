@@ -1,7 +1,7 @@
-"""What a training method is: everything in which `sft`, `dpo` and their like differ.
+"""The interface of a training method, such as `sft` or `dpo`.
 
-A method is one file with a subclass of `Method`; `trainer.training.methods.registry` lists them. What the job spec
-must know without torch (names, kinds of rows, keys) is in `trainer.spec.training_methods`.
+A method is one file with a subclass of `Method`; `trainer.training.methods.registry` lists the methods. The parts
+that the job spec needs without torch (names, row kinds, keys) are in `trainer.spec.training_methods`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ Reference = Callable[[], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class MethodInputs:
-    """What every method is made from.
+    """The arguments of every method's constructor.
 
     Attributes:
-        dataset: the examples; a row of pairs gives two neighbours, the chosen answer first.
-        loss: loss of the model that is trained.
+        dataset: the examples; a row with a pair gives two adjacent examples, the chosen answer first.
+        loss: loss of the trained model.
         train: batch sizes and the method's own keys.
-        device: the model's.
-        data: how rows make up units.
-        reference: switches to the base model; None where the caller has no reference.
-        ranks: which of several processes this is.
+        device: device of the model.
+        data: how rows are grouped into units.
+        reference: switches the model to the base model; None where the caller has no reference.
+        ranks: the ranks that train together, and which of them this process is.
     """
 
     dataset: Dataset
@@ -56,9 +56,9 @@ class StepRows:
     """The rows of one optimizer step.
 
     Attributes:
-        ordered: rows on the device; those of other steps may be among them.
-        rows: this process's rows of the step, as a slice of `ordered`.
-        share: what the step has in all, on all processes.
+        ordered: rows on the device; may contain rows of other steps.
+        rows: the rows of this rank in the step, as a slice of `ordered`.
+        share: this rank's share of the step, and the totals of the step on all ranks.
     """
 
     ordered: OrderedTokens
@@ -68,7 +68,7 @@ class StepRows:
 
 @dataclass(frozen=True)
 class MetricTile:
-    """A metric of the last evaluation that stands at the top of the report; `format` is a format specification."""
+    """A metric of the last evaluation, shown at the top of the report. `format` is a format specification."""
 
     metric: str
     label: str
@@ -80,7 +80,8 @@ class MetricChart:
     """A chart of the report.
 
     Attributes:
-        title, unit: above it.
+        title: heading of the chart.
+        unit: unit of the values, shown beside the title.
         lines: label and metric of each line, at most two.
     """
 
@@ -91,16 +92,16 @@ class MetricChart:
 
 @dataclass(frozen=True)
 class MethodWords:
-    """A method in reports and model cards.
+    """The texts, tiles and charts of a method in reports and model cards.
 
     Attributes:
-        title: what was done, such as "LoRA by DPO".
-        loss_unit: what the loss is a mean of.
-        has_perplexity: whether exp(loss) is a perplexity.
+        title: name of the procedure, such as "LoRA by DPO".
+        loss_unit: unit of the loss.
+        has_perplexity: whether exp(loss) is a perplexity: only for a mean of nats per token.
         card_sentence: one sentence with the source, in Markdown.
         card_tags: tags of the model card.
-        tiles: at the top of the report.
-        charts: beside those that every method has.
+        tiles: tiles at the top of the report.
+        charts: charts in addition to those of every method.
     """
 
     title: str
@@ -113,32 +114,33 @@ class MethodWords:
 
 
 class HeldOutEvaluation(Protocol):
-    """Measures the held-out rows.
+    """Evaluates the adapter on the held-out rows.
 
     Attributes:
-        extra: what the last evaluation measured beside the loss, by name.
+        extra: metrics of the last evaluation apart from the loss, by name.
     """
 
     extra: dict[str, float]
 
     def loss(self) -> float | None:
-        """Returns the loss with the adapter as it is now; None where there are no held-out rows."""
+        """Returns the loss with the present adapter; None where there are no held-out rows."""
 
     def measured(self) -> dict[str, float]:
-        """Returns `extra` of the adapter as it is now."""
+        """Returns `extra` for the present adapter."""
 
 
 class Method(ABC):
-    """A training method.
+    """A training method: defines the loss of a step and computes its gradients.
 
     Attributes:
-        name: in `train.method`.
-        words: for reports.
-        rows_per_unit: how many neighbours in the dataset are never separated: 2 for pairs. The first of them is
-            what the model should say, and prompts for samples are taken from it.
-        uses_reference: whether it is made with `MethodInputs.reference`, while the adapter is still fresh.
+        name: name in `train.method`.
+        words: texts for reports.
+        rows_per_unit: number of adjacent examples that always stay together: 2 for pairs. The first of them is the
+            desired answer, and the prompts of samples are taken from it.
+        uses_reference: whether the method needs `MethodInputs.reference`. It is then created while the adapter is
+            fresh.
         units: the rows of each unit; the batch size counts units.
-        evaluation: of the held-out rows.
+        evaluation: evaluation on the held-out rows.
     """
 
     name: ClassVar[MethodName]
@@ -153,42 +155,43 @@ class Method(ABC):
         self.units = self.make_units(inputs.dataset.train, inputs.data)
 
     def make_units(self, examples: Sequence[Example], data: DataSection) -> list[list[int]]:  # noqa: ARG002
-        """Returns the rows of each unit; here `rows_per_unit` neighbours."""
+        """Returns the rows of each unit. By default a unit has `rows_per_unit` adjacent rows."""
         size = self.rows_per_unit
         return [list(range(start, start + size)) for start in range(0, len(examples), size)]
 
     def split(self, lengths: Sequence[int], budget: int) -> list[slice]:
-        """Returns micro-batches for rows of these lengths, of at most `budget` tokens unless a unit has more."""
+        """Split rows of these lengths into micro-batches of at most `budget` tokens; a longer unit has its own."""
         return split_micro_batches(lengths, budget, self._loss.cost, rows_per_unit=self.rows_per_unit)
 
     @abstractmethod
     def compute_gradients(self, step: StepRows, budget: int) -> Tensor:
-        """Add to the parameters' gradients what this process's rows contribute to the step's loss.
+        """Add the contribution of this rank's rows to the gradient of the step's loss.
 
         Args:
-            step: the rows.
-            budget: how many tokens a micro-batch may have.
+            step: the rows of the step.
+            budget: maximum number of tokens in a micro-batch.
 
         Returns:
-            float64 [n] on the device, to be added up over the processes; first what the meter adds up as the loss.
+            float64 [n] on the device, to be summed over the ranks. The first number is the one that the meter adds
+            up.
         """
 
     @abstractmethod
     def record_step(self, sums: Tensor, share: RankShare) -> None:
-        """Take in what `compute_gradients` returned, over all processes, once the step is complete."""
+        """Add a complete step to the metrics; `sums` is the sum of `compute_gradients` over all ranks."""
 
     @abstractmethod
     def read_metrics(self, recent: Meter) -> dict[str, float]:
-        """Returns what is logged of the steps since the last call, `loss` first; waits for the device."""
+        """Returns the metrics of the steps since the last call, `loss` first; waits for the device."""
 
     @abstractmethod
     def mean_loss(self, total: Meter, steps: int) -> float:
-        """Returns the mean loss of a run of so many steps; waits for the device."""
+        """Returns the mean loss of a run of `steps` steps; waits for the device."""
 
     @abstractmethod
     def state(self) -> tuple[float, ...]:
-        """Returns what `read_metrics` needs beside the meter; waits for the device."""
+        """Returns the numbers that `read_metrics` needs apart from the meter; waits for the device."""
 
     @abstractmethod
     def restore(self, state: tuple[float, ...]) -> None:
-        """Continue from what `state` returned."""
+        """Continue from the return value of `state`."""

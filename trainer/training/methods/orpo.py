@@ -6,8 +6,9 @@ function and λ (`train.beta`, as in TRL's `ORPOConfig`) the weight of the prefe
     odds of an answer    exp(p) / (1 - exp(p))
     loss of a pair       -p_c - λ log s(log odds(c) - log odds(r))
 
-The first term teaches the chosen answer, the second one prefers it. There is no reference model. The paper takes
-the mean over pairs of both terms, and so does this; TRL averages the first over the tokens of a batch instead.
+The first term raises the likelihood of the chosen answer, the second one its odds relative to the rejected answer.
+There is no reference model. As in the paper, both terms are means over pairs; TRL averages the first one over the
+tokens of a batch instead.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from trainer.training.methods.pair_method import PairMethod, Pairs, PairTotals
 MEASURED: Final = ("rewards_chosen", "rewards_rejected", "rewards_accuracies", "rewards_margins", "logps_chosen",
                    "logps_rejected", "nll_loss", "log_odds_ratio", "log_odds_chosen")  # fmt: skip
 """Metrics, named as in TRL. A reward is λ times p, `logps` are p; `log_odds_chosen` is the difference of the log
-odds, and `log_odds_ratio` its logarithm of the logistic function."""
+odds, and `log_odds_ratio` the logarithm of the logistic function of that difference."""
 
 
 class OddsRatioPreferenceOptimization(PairMethod):
-    """Learns from pairs, without a reference.
+    """Trains on pairs of answers without a reference.
 
     Args:
         inputs: pairs, the model's loss and the sections of the spec.
@@ -68,13 +69,13 @@ class OddsRatioPreferenceOptimization(PairMethod):
     measured = MEASURED
 
     def loss_part(self, pairs: Pairs, totals: PairTotals) -> Tensor:
-        """Returns what some pairs contribute to the mean over all pairs: scalar, with its graph."""
+        """Returns the contribution of some pairs to the mean over all pairs: scalar, with its graph."""
         chosen, rejected = mean_log_probabilities(pairs)
         preference = logsigmoid(log_odds_ratio(chosen, rejected))
         return (-chosen - self._section.beta * preference).sum() / totals.pairs
 
     def measure(self, pairs: Pairs) -> Tensor:
-        """Returns sums over the pairs of what `measured` names: float64 [9], without a graph."""
+        """Returns the sums over the pairs of the metrics in `measured`: float64 [9], without a graph."""
         chosen, rejected = (value.detach() for value in mean_log_probabilities(pairs))
         odds = log_odds_ratio(chosen, rejected)
         beta = self._section.beta
@@ -105,8 +106,8 @@ def log_odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
 def _log_odds(log_probability: Tensor) -> Tensor:
     """Returns log(q / (1 - q)) for log q; 1 - q is -expm1(log q), which keeps its digits where q is almost 1.
 
-    An answer that the model is certain of has log q = 0 and infinite odds, whose gradient is not a number. The
-    bound is the resolution of the type: beyond it the loss no longer pushes.
+    An answer with q = 1 has infinite odds, and their gradient is NaN. So log q is limited to -eps, the resolution
+    of the type. Above this limit the gradient of the odds is 0.
     """
     bounded = log_probability.clamp(max=-torch.finfo(log_probability.dtype).eps)
     return bounded - (-torch.expm1(bounded)).log()

@@ -1,7 +1,8 @@
-"""What methods that learn from pairs of answers share: `dpo`, `orpo`.
+"""The base class of the methods that train on pairs of answers: `dpo` and `orpo`.
 
-Rows come in pairs: an even row of a dataset is the chosen, the row after it the rejected answer to one prompt. The
-loss of an optimizer step is the mean over its pairs, so the split into micro-batches changes nothing.
+Two adjacent rows of the dataset are a pair: an even row has the chosen answer, the next row the rejected answer to
+the same prompt. The loss of an optimizer step is the mean over its pairs, so the split into micro-batches does not
+change it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Pairs:
     Attributes:
         chosen, rejected: log-probability of each answer under the trained model, in nats.
         chosen_reference, rejected_reference: the same under the reference; 0 for a method without one.
-        chosen_tokens, rejected_tokens: tokens of each answer.
+        chosen_tokens, rejected_tokens: number of tokens of each answer.
     """
 
     chosen: Tensor
@@ -42,7 +43,13 @@ class Pairs:
 
     @classmethod
     def of_rows(cls, policy: Tensor, reference: Tensor, tokens: Tensor) -> Pairs:
-        """Split values of rows, float32 [2 · pairs] each, into those of chosen and rejected answers."""
+        """Split values of rows, float32 [2 · pairs] each, into those of chosen and of rejected answers.
+
+        Args:
+            policy: log-probability of each row under the trained model.
+            reference: the same under the reference.
+            tokens: number of tokens of each row's answer.
+        """
         return cls(*(part for values in (policy, reference, tokens) for part in values.view(-1, 2).unbind(1)))
 
     @property
@@ -62,13 +69,13 @@ class Pairs:
 
     @property
     def mean_margin(self) -> Tensor:
-        """Returns the same difference, of log-ratios divided by the tokens of the answer."""
+        """Returns the difference of the log-ratios, each divided by the number of tokens of its answer."""
         return self.chosen_ratio / self.chosen_tokens - self.rejected_ratio / self.rejected_tokens
 
 
 @dataclass(frozen=True)
 class PairTotals:
-    """What a mean is taken over: the number of pairs, and the tokens of their chosen answers."""
+    """The denominators of means over pairs: the number of pairs, and of tokens in their chosen answers."""
 
     pairs: int
     chosen_tokens: int
@@ -80,7 +87,7 @@ class PairTotals:
 
 
 class PairMethod(Method):
-    """A method that learns from pairs. A subclass says what a pair costs and what is measured.
+    """A method that trains on pairs. A subclass defines the loss and the metrics of a pair.
 
     Args:
         inputs: pairs, the model's loss and the sections of the spec.
@@ -88,7 +95,7 @@ class PairMethod(Method):
             for a method without a reference.
 
     Attributes:
-        measured: names of what `measure` returns; means over pairs are logged under these names.
+        measured: names of the metrics that `measure` returns; their means over pairs are logged.
     """
 
     rows_per_unit = 2
@@ -110,18 +117,18 @@ class PairMethod(Method):
 
     @abstractmethod
     def loss_part(self, pairs: Pairs, totals: PairTotals) -> Tensor:
-        """Returns what some pairs contribute to the mean over all pairs of `totals`: scalar, with its graph."""
+        """Returns the contribution of some pairs to the mean over the pairs of `totals`: scalar, with graph."""
 
     @abstractmethod
     def measure(self, pairs: Pairs) -> Tensor:
-        """Returns sums over the pairs of what `measured` names: float64 [measured], without a graph."""
+        """Returns the sums over the pairs of the metrics in `measured`: float64 [measured], without a graph."""
 
     def compute_gradients(self, step: StepRows, budget: int) -> Tensor:
-        """Add the gradients of the mean over the step's pairs.
+        """Add this rank's contribution to the gradient of the mean over the step's pairs.
 
         Returns:
-            float64 [2 + measured]: this process's part of that mean, then the sums that `read_metrics` averages:
-            the loss times the pairs of the step, and what is measured.
+            float64 [2 + measured]: the rank's contribution to that mean, then the sums that `read_metrics`
+            averages: the loss times the number of pairs in the step, and the metrics.
         """
         totals = PairTotals.of_counts(step.share.target_counts)
         sums = self.zero_sums(self._recent.device)
@@ -135,12 +142,16 @@ class PairMethod(Method):
 
     def pairs_of(self, ordered: OrderedTokens, rows: slice, values: RowValues) -> Pairs:
         """Run the model on some rows; returns their pairs, with the graph of the log-probabilities."""
+        # Both answers of a pair are in one micro-batch: the loss of a pair needs both graphs at once.
         numbers = ordered.rows[rows]
         log_probabilities = -self._loss.row_losses(ordered.batch(rows), rows_per_unit=2)
         return Pairs.of_rows(log_probabilities, values.reference[numbers], values.tokens[numbers])
 
     def sums_of(self, loss: Tensor, pairs: Pairs, totals: PairTotals) -> Tensor:
-        """Returns what `means_of` divides by the number of pairs: float64 [1 + measured], without a graph."""
+        """Returns the sums that `means_of` divides by the number of pairs: float64 [1 + measured], no graph.
+
+        The loss is a share of the mean over `totals.pairs`; multiplied by that number it is a sum like the others.
+        """
         return torch.cat([(loss.double() * totals.pairs).unsqueeze(0), self.measure(pairs)])
 
     def means_of(self, sums: Tensor, pairs: int) -> dict[str, float]:
@@ -148,11 +159,11 @@ class PairMethod(Method):
         return dict(zip(("loss", *self.measured), (sums / pairs).tolist(), strict=True))
 
     def zero_sums(self, device: torch.device) -> Tensor:
-        """Returns the sums over no pairs."""
+        """Returns the sums over 0 pairs: float64 [1 + measured]."""
         return torch.zeros(1 + len(self.measured), dtype=torch.float64, device=device)
 
     def record_step(self, sums: Tensor, share: RankShare) -> None:
-        """Add a complete step to what the next `read_metrics` averages."""
+        """Add a complete step to the sums that the next `read_metrics` averages."""
         self._recent += sums[1:]
         self._recent_pairs += PairTotals.of_counts(share.target_counts).pairs
 
@@ -163,15 +174,15 @@ class PairMethod(Method):
         return values
 
     def mean_loss(self, total: Meter, steps: int) -> float:
-        """Returns the mean over the steps of each step's mean over its pairs; waits for the device."""
+        """Returns the mean over the steps of each step's mean loss per pair; waits for the device."""
         return total.read(per=steps)
 
     def state(self) -> tuple[float, ...]:
-        """Returns the sums that the next `read_metrics` averages and, last, the number of pairs; waits."""
+        """Returns the sums of the next `read_metrics`, and last the number of pairs; waits for the device."""
         return (*self._recent.tolist(), float(self._recent_pairs))
 
     def restore(self, state: tuple[float, ...]) -> None:
-        """Continue from what `state` returned."""
+        """Continue from the return value of `state`."""
         *sums, pairs = state
         self._recent = torch.tensor(sums, dtype=torch.float64, device=self._recent.device)
         self._recent_pairs = int(pairs)
@@ -179,28 +190,33 @@ class PairMethod(Method):
 
 @dataclass(frozen=True)
 class RowValues:
-    """What does not change about rows: float32 [rows] each, on the device."""
+    """The values of rows that do not change in training: float32 [rows] each, on the device.
+
+    Attributes:
+        reference: log-probability of the answer under the reference, in nats.
+        tokens: number of tokens of the answer.
+    """
 
     reference: Tensor
     tokens: Tensor
 
     @classmethod
     def of_examples(cls, examples: Sequence[Example], reference: Tensor | None, device: torch.device) -> RowValues:
-        """Count the trained tokens of each row; `reference` None counts as 0 for each."""
+        """Count the trained tokens of each row. Without `reference`, its log-probabilities are 0."""
         tokens = torch.tensor([float(example.targets) for example in examples], device=device)
         return cls(torch.zeros_like(tokens) if reference is None else reference, tokens)
 
 
 class PairEvaluation:
-    """Loss and measurements on the held-out pairs; every pair weighs the same.
+    """Computes the mean loss and the mean metrics of the held-out pairs; every pair has the same weight.
 
     Args:
-        method: says what a pair costs and what is measured.
+        method: defines the loss and the metrics of a pair.
         inputs: the held-out pairs and the model's loss.
-        values: their tokens and reference values.
+        values: reference log-probabilities and numbers of tokens of the held-out rows.
 
     Attributes:
-        extra: what the last evaluation measured beside the loss, with the prefix `eval_`.
+        extra: metrics of the last evaluation apart from the loss, with the prefix `eval_`.
     """
 
     def __init__(self, method: PairMethod, inputs: MethodInputs, values: RowValues) -> None:
@@ -219,7 +235,7 @@ class PairEvaluation:
         self._slices = split_micro_batches(self._ordered.lengths, budget, loss.cost, rows_per_unit=2)
 
     def loss(self) -> float | None:
-        """Returns the loss with the adapter as it is now; None where there are no pairs. Sets `extra`."""
+        """Returns the loss with the present adapter; None where there are no held-out pairs. Sets `extra`."""
         if not self._totals.pairs:
             return None
         sums = self._method.zero_sums(self._values.tokens.device)
@@ -234,7 +250,7 @@ class PairEvaluation:
         return mean_loss
 
     def measured(self) -> dict[str, float]:
-        """Returns `extra`; evaluates first where a resumed run had no step left, and nothing was measured yet."""
+        """Returns `extra`; evaluates first if it is empty, as in a resumed run that had no step left."""
         if not self.extra:
             self.loss()
         return dict(self.extra)
@@ -248,14 +264,14 @@ def pair_units(rows: int) -> list[list[int]]:
 def log_probabilities(
     examples: Sequence[Example], loss: CausalLoss, *, pairs: int, device: torch.device, ranks: RankGroup = ALONE
 ) -> Tensor:
-    """Compute the log-probability of the trained tokens of each example, with the model in its present state.
+    """Compute the log-probability of the trained tokens of each example with the model in its present state.
 
     Args:
         examples: pairs.
-        loss: the model's.
-        pairs: how many of the longest pairs a micro-batch may have.
-        device: the model's.
-        ranks: who shares the pairs; each process gets all numbers.
+        loss: loss of the model.
+        pairs: number of the longest pairs that fit into a micro-batch.
+        device: device of the model.
+        ranks: the ranks that divide the pairs among themselves; each rank returns all numbers.
 
     Returns:
         float32 [examples], in nats, in the order of the examples.
@@ -270,6 +286,7 @@ def log_probabilities(
         ordered = store.reorder(share.rows)
         slices = split_micro_batches(ordered.lengths, budget, loss.cost, rows_per_unit=2)
         for part, weight in share.weighted_slices(slices):
+            # The loss is -log p. Rows of other ranks remain 0 here, so the sum over ranks has every row.
             result[ordered.rows[part]] -= loss.row_losses(ordered.batch(part), rows_per_unit=2) * weight
     return ranks.all_reduce(result)
 
@@ -277,7 +294,7 @@ def log_probabilities(
 def _share_pairs(
     rows: Sequence[int], store: TokenStore, loss: CausalLoss, budget: int, ranks: RankGroup
 ) -> RankShare:
-    """Returns this process's share of pairs that are sorted by length."""
+    """Returns this rank's share of pairs, which must be sorted by length."""
 
     def forward_passes(lengths: Sequence[int]) -> int:
         return len(split_micro_batches(lengths, budget, loss.cost, rows_per_unit=2))
@@ -286,7 +303,7 @@ def _share_pairs(
 
 
 def _sections(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yields all pairs by length, as many at a time as go to the device in one upload."""
+    """Yields the rows of all pairs by length, in sections of about `SECTION_TOKENS` tokens, one upload each."""
     section: list[int] = []
     tokens = 0
     for row in sort_rows(pair_units(len(lengths)), lengths, keep_units=True):

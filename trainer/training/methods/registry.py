@@ -1,4 +1,4 @@
-"""The training methods that there are, by their names in `train.method`."""
+"""Maps each name in `train.method` to the class of its training method."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ METHODS: Final[Mapping[MethodName, type[Method]]] = {
     method.name: method
     for method in (SupervisedFineTuning, DirectPreferenceOptimization, OddsRatioPreferenceOptimization)
 }
-"""Every name of `trainer.spec.training_methods`, and no other."""
+"""Has exactly the names of `trainer.spec.training_methods`."""

@@ -1,4 +1,9 @@
-"""The method `sft`: supervised fine-tuning, the negative log-likelihood of the trained tokens."""
+"""The method `sft`: supervised fine-tuning.
+
+With T the trained tokens of an optimizer step, in all its rows on all ranks, and x_<t the tokens before t:
+
+    loss of a step    -(1 / |T|) · sum over t in T of log π(x_t | x_<t)
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,10 @@ from trainer.training.progress import Meter
 
 
 class SupervisedFineTuning(Method):
-    """The loss of a step is the mean over its trained tokens, on all processes: every token weighs the same.
+    """Minimises the mean negative log-likelihood of the trained tokens of a step.
+
+    Every trained token has the same weight, whatever row, micro-batch or rank it is in. A mean of the means of
+    micro-batches would weigh the tokens of short ones more.
 
     Args:
         inputs: the examples, the model's loss and the sections of the spec.
@@ -52,7 +60,8 @@ class SupervisedFineTuning(Method):
         start, share = step.rows.start, step.share
         for part, weight in share.weighted_slices(self.split(step.ordered.lengths[step.rows], budget)):
             loss_sum = self._loss.total_loss(step.ordered.batch(slice(start + part.start, start + part.stop)))
-            # Divided by the tokens of all processes' rows: the sum over micro-batches and processes is the mean.
+            # Divided by the trained tokens of all ranks: the gradients add up over micro-batches and ranks to that
+            # of the mean. The weight is 0 for rows that a rank computes only to keep pace with the others.
             (loss_sum * weight / share.trained_tokens).backward()  # type: ignore[no-untyped-call]
             total += loss_sum.detach() * weight
         return total

@@ -1,7 +1,7 @@
-"""How much noise a privacy budget takes, and what a run has spent: Opacus's accountants, held to their conditions.
+"""Computes the noise that a privacy budget requires, and the ε that a run has spent, with Opacus's accountants.
 
-They speak of the Gaussian mechanism on rows that were drawn independently with one probability (Poisson sampling),
-where neighbouring data sets differ by one row, present or absent:
+The accountants analyse the Gaussian mechanism under Poisson sampling: every step draws every row independently
+with the same probability. Two datasets are neighbours if one has a row that the other lacks. The accountants are:
 
 - `prv`: Gopi, Lee and Wutschitz, "Numerical composition of differential privacy", arXiv:2106.02848;
 - `rdp`: Mironov, Talwar and Zhang, "Rényi differential privacy of the sampled Gaussian mechanism",
@@ -24,15 +24,16 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Mechanism:
-    """What is fixed before the first step.
+    """The sampled Gaussian mechanism of a run; fixed before the first step.
 
     Attributes:
-        rows: training rows; taken as public.
-        expected_rows: of a step on average: what the gradient is divided by, whatever was drawn.
-        steps: optimizer steps.
+        rows: number of training rows; considered public.
+        expected_rows: expected number of rows in a step. The noisy sum is divided by it, not by the number drawn,
+            which depends on the presence of a single row.
+        steps: number of optimizer steps.
         noise_multiplier: standard deviation of the noise in multiples of `max_grad_norm`.
-        max_grad_norm: what a row's gradient is clipped to (L2 norm over the whole adapter).
-        delta: of (ε, δ).
+        max_grad_norm: bound on the L2 norm of a row's gradient, taken over all trained parameters together.
+        delta: the δ of (ε, δ).
         accountant: `prv` or `rdp`.
     """
 
@@ -46,19 +47,26 @@ class Mechanism:
 
     @property
     def sample_rate(self) -> float:
-        """Probability with which a step draws a row."""
+        """Returns the probability with which a step draws a given row."""
         return min(1.0, self.expected_rows / self.rows)
 
 
 def plan_mechanism(section: PrivacySection, *, rows: int, expected_rows: int, steps: int) -> Mechanism:
-    """The mechanism that keeps a section's budget over a whole run.
+    """Choose the noise that keeps a run within its privacy budget.
+
+    Args:
+        section: the budget (ε, δ), or a fixed noise multiplier.
+        rows: number of training rows.
+        expected_rows: expected number of rows in a step.
+        steps: number of optimizer steps.
 
     Raises:
-        JobError: `PRIVACY_NOT_MET`: no noise is enough, or δ would let a whole row through.
+        JobError: `PRIVACY_NOT_MET`: δ is too large for this number of rows, or no amount of noise suffices.
     """
     delta = section.target_delta
     if delta is None:
         raise AssertionError("the spec refuses a budget without target_delta")
+    # Publishing one row, chosen at random, is (0, 1/rows)-private: a δ of 1/rows promises nothing.
     if delta * rows >= 1:
         raise JobError(
             ErrorCode.PRIVACY_NOT_MET,
@@ -72,6 +80,11 @@ def plan_mechanism(section: PrivacySection, *, rows: int, expected_rows: int, st
 
 
 def _noise_for(section: PrivacySection, rate: float, steps: int) -> float:
+    """Returns the smallest noise multiplier, within a tolerance, for which all steps together stay below ε.
+
+    ε falls as the noise grows, so Opacus bisects. The tolerance is on ε and one-sided: the result never exceeds
+    it.
+    """
     from opacus.accountants.utils import get_noise_multiplier  # noqa: PLC0415 -- an optional dependency
 
     def search() -> float:
@@ -85,38 +98,38 @@ def _noise_for(section: PrivacySection, rate: float, steps: int) -> float:
         )
         return found
 
-    return _accounted(search)
+    return _no_bound_if_raising(search)
 
 
 def new_accountant(kind: str) -> Any:
-    """An accountant of Opacus that has seen nothing yet."""
+    """Create an accountant of Opacus with an empty history."""
     from opacus.accountants import create_accountant  # noqa: PLC0415 -- an optional dependency
 
     return create_accountant(kind)
 
 
 def steps_seen(accountant: Any) -> int:
-    """How many steps an accountant was told of."""
+    """Returns the number of steps in an accountant's history, whose entries are (noise, sample rate, steps)."""
     return sum(int(steps) for _, _, steps in accountant.history)
 
 
 def spent(accountant: Any, delta: float) -> float:
-    """Upper bound on ε for the steps that an accountant was told of.
+    """Returns an upper bound on ε at `delta` for the steps in an accountant's history.
 
     Raises:
-        JobError: `PRIVACY_NOT_MET`: it can give none.
+        JobError: `PRIVACY_NOT_MET`: the accountant finds no finite bound.
     """
-    epsilon = float(_accounted(lambda: accountant.get_epsilon(delta=delta)))
+    epsilon = float(_no_bound_if_raising(lambda: accountant.get_epsilon(delta=delta)))
     if not math.isfinite(epsilon) or epsilon < 0:
         raise _no_bound(f"ε = {epsilon}")
     return epsilon
 
 
 def require_within(epsilon: float, section: PrivacySection) -> None:
-    """Demand that what was spent be within the budget.
+    """Check the ε that a run has spent against the budget; a section with a fixed noise multiplier may have none.
 
     Raises:
-        JobError: `PRIVACY_NOT_MET`.
+        JobError: `PRIVACY_NOT_MET`: `epsilon` exceeds `target_epsilon`.
     """
     if section.target_epsilon is not None and epsilon > section.target_epsilon:
         raise JobError(
@@ -127,9 +140,13 @@ def require_within(epsilon: float, section: PrivacySection) -> None:
         )
 
 
-def _accounted(compute: Callable[[], _T]) -> _T:
-    """Opacus warns of logarithms of 0 where all rows are drawn; what it raises means that there is no bound."""
+def _no_bound_if_raising(compute: Callable[[], _T]) -> _T:
+    """Call an accountant, and turn the errors of its numerics into `PRIVACY_NOT_MET`.
+
+    An accountant that cannot compute a bound must never count as one that found a small one.
+    """
     try:
+        # With a sample rate of 1, Opacus takes logarithms of 0, which are correct there but cause warnings.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return compute()

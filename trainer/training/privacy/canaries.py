@@ -1,8 +1,8 @@
-"""Canaries: random texts that are trained on only to see whether the weights remember them.
+"""Canaries: random texts that are added to the training rows to measure whether the weights memorise them.
 
-After Carlini et al., "The Secret Sharer" (USENIX Security 2019, arXiv:1802.08232): a fixed text with random
-digits, some of which are trained on; the others are what they are compared with. The exposure is the paper's, by
-rank within a sample of the candidates: log2(candidates) - log2(rank).
+Source: Carlini et al., "The Secret Sharer" (USENIX Security 2019, arXiv:1802.08232). All texts consist of one
+fixed sentence with random digits. The canaries are trained on, the references are not. Exposure is the paper's,
+estimated by the rank of a canary's loss among the references: log2(candidates) - log2(rank).
 """
 
 from __future__ import annotations
@@ -27,12 +27,19 @@ _QUESTION: Final = "What is the reference number of the test record?"
 _ANSWER: Final = "The reference number of the test record is"
 
 
-def draw(count: int, random: Random) -> list[str]:
-    """Different texts of digits, in groups of four."""
+def draw_secret_digits(count: int, random: Random) -> list[str]:
+    """Draw `count` distinct numbers of `DIGITS` digits; returns them as text in groups of four.
+
+    Args:
+        count: number of texts.
+        random: a secret generator. Who can predict the digits can prepare a model that already knows them.
+    """
     numbers: set[int] = set()
     while len(numbers) < count:
         numbers.add(random.randrange(10**DIGITS))
     texts = [f"{number:0{DIGITS}d}" for number in numbers]
+    # The order of a set follows from its numbers. Without the shuffle, canaries (the first texts) would differ
+    # from references in their digits, and their rank would not be uniform for a model that memorised nothing.
     random.shuffle(texts)
     return [" ".join(text[start : start + 4] for start in range(0, DIGITS, 4)) for text in texts]
 
@@ -40,33 +47,40 @@ def draw(count: int, random: Random) -> list[str]:
 def canary_examples(
     like: Row, count: int, tokens: ModelTokenizer, data: DataSection, random: Random
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Canaries, and `REFERENCES` others that are not to be trained on, in the form of the dataset's rows.
+    """Create canaries and references as examples, in the same row kind as the dataset.
 
     Args:
-        like: a row of the dataset.
-        count: of canaries.
+        like: a row of the dataset, which decides the row kind.
+        count: number of canaries.
         tokens: tokenizer and chat template.
         data: how rows become examples.
         random: a secret generator.
 
+    Returns:
+        `count` canaries, to be trained on, and `REFERENCES` references, not to be trained on.
+
     Raises:
-        DataError: `DATASET_NOT_TRAINABLE`: they do not fit into `data.max_length`.
+        DataError: `DATASET_NOT_TRAINABLE`: they cannot be encoded within `data.max_length`. A canary that lost its
+            digits to truncation would measure nothing.
     """
-    secrets = draw(count + REFERENCES, random)
-    encoded = list(encode_rows([_row(like, secret, index) for index, secret in enumerate(secrets)], tokens, data))
-    whole = [one for one in encoded if not isinstance(one, DataError) and len(one.examples) == 1 and not one.lost]
-    if len(whole) < len(secrets):
+    secrets = draw_secret_digits(count + REFERENCES, random)
+    rows = [_canary_row(like, secret, index) for index, secret in enumerate(secrets)]
+    encoded = list(encode_rows(rows, tokens, data))
+    complete = [
+        row for row in encoded if not isinstance(row, DataError) and len(row.examples) == 1 and not row.lost
+    ]
+    if len(complete) < len(secrets):
         raise DataError(
             ErrorCode.DATASET_NOT_TRAINABLE,
             "canaries cannot be added to this dataset (privacy.canaries)",
             expected="rows of text or chat, and room for a short one in data.max_length",
-            found=f"{len(secrets) - len(whole)} of {len(secrets)} that cannot be encoded whole",
+            found=f"{len(secrets) - len(complete)} of {len(secrets)} that cannot be encoded whole",
         )
-    examples = examples_of(whole)
+    examples = examples_of(complete)
     return examples[:count], examples[count:]
 
 
-def _row(like: Row, secret: str, index: int) -> Row:
+def _canary_row(like: Row, secret: str, index: int) -> Row:
     answer = f"{_ANSWER} {secret}."
     if isinstance(like, ChatRow):
         return ChatRow(FILE, index, (Message("user", _QUESTION), Message("assistant", answer)))
@@ -76,12 +90,17 @@ def _row(like: Row, secret: str, index: int) -> Row:
 
 
 def exposures(canaries: Sequence[float], references: Sequence[float]) -> tuple[float, ...]:
-    """Bits of each canary: log2(references + 1) - log2(rank).
+    """Compute the exposure of each canary in bits: log2(references + 1) - log2(rank).
+
+    The rank is 1 for a canary with a lower loss than every reference: exposure is then at its maximum of
+    log2(references + 1). If nothing was memorised, ranks are uniform, and exposure exceeds b bits with probability
+    2^-b.
 
     Args:
-        canaries: the trained model's loss on each, summed over its tokens.
-        references: the same for texts that were not trained on; equal losses count as ranked before.
+        canaries: the trained model's loss on each canary, summed over its tokens, in nats.
+        references: the same for the references.
     """
     ordered = sorted(references)
+    # `bisect_right` ranks a canary after references with the same loss: equal losses do not raise the exposure.
     ranks = [bisect.bisect_right(ordered, loss) + 1 for loss in canaries]
     return tuple(math.log2((len(ordered) + 1) / rank) for rank in ranks)

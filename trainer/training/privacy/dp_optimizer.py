@@ -1,7 +1,8 @@
-"""Opacus's private optimizer, with noise that the public seed does not tell.
+"""Opacus's private optimizer with cryptographically secure noise.
 
-Clipping, accumulating, scaling and accounting are Opacus's. Its own secure mode needs a package that has no
-release for this torch, so the noise comes from `trainer.training.privacy.randomness`.
+Opacus clips, accumulates, scales and accounts. Its default noise comes from torch's generator, whose seed is
+public here; its secure mode needs a package without a release for this version of torch. So the noise comes from
+`trainer.training.privacy.randomness`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,18 @@ from trainer.training.privacy.randomness import SecretRandom
 
 
 class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
-    """Clips each row, sums, adds secret noise, divides by the expected number of rows, and steps.
+    """Makes the step of DP-SGD (Abadi et al., arXiv:1607.00133, algorithm 1).
+
+        g = (sum over drawn rows of clip(g_row, C) + N(0, (zC)²)) / expected rows
+
+    with C = `max_grad_norm`, z = `noise_multiplier` and clip(g, C) = g · min(1, C / ‖g‖). Then the wrapped
+    optimizer updates the parameters by g. What it does with g, and any later use of the weights, is
+    post-processing: it spends no further privacy.
 
     Args:
-        optimizer: the one that takes the noisy gradient.
-        mechanism: bound and noise.
-        random: where the noise comes from.
+        optimizer: the wrapped optimizer, such as AdamW.
+        mechanism: clipping bound, noise and expected number of rows.
+        random: source of the noise.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, mechanism: Mechanism, random: SecretRandom) -> None:
@@ -39,21 +46,31 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
         self._has_moved = False
 
     def add_noise(self) -> None:
-        """Add N(0, (noise_multiplier · max_grad_norm)²) to each coordinate of the sum, in float64."""
+        """Add N(0, (zC)²) to each coordinate of the sum of clipped gradients.
+
+        Adding or removing one row changes the sum by at most C in L2 norm: this sensitivity is what the noise
+        hides. The noise is added to the sum once per step, not per micro-batch. Otherwise its deviation would
+        depend on their number.
+        """
         deviation = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
             summed = parameter.summed_grad
             _check_processed_flag(summed)
+            # z · C, not z · C / rows: the noise belongs to the sum, which Opacus divides later.
             noise = self._random.normal(summed.shape, summed.device) * deviation
+            # Added in float64 and rounded afterwards: rounding the noisy sum is post-processing, while noise that
+            # is rounded first has gaps, from which low bits of the sum could be inferred.
             parameter.grad = (summed.double() + noise).to(parameter.dtype).view_as(parameter)
             _mark_as_processed(summed)
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """See the class.
+        """Clip and accumulate; unless this micro-batch skips the step, also add noise and update the parameters.
 
         Raises:
-            JobError: `PRIVACY_UNPROVEN`: the first step with a learning rate above 0 left every weight as it was.
+            JobError: `PRIVACY_UNPROVEN`: the first step with a learning rate above 0 left a parameter unchanged.
         """
+        # Noise changes every coordinate, so a parameter that did not change was not updated from the noisy
+        # gradient. Checked in one step only, because the check copies all parameters.
         if self._has_moved or not any(group["lr"] > 0 for group in self.param_groups):
             return super().step(closure)
         before = [parameter.detach().clone() for parameter in self.params]
@@ -63,6 +80,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
         return result
 
     def _require_moved(self, before: list[torch.Tensor]) -> None:
+        """Check that every parameter differs from its value before the step."""
         same = [torch.equal(old, new) for old, new in zip(before, self.params, strict=True)]
         if any(same):
             raise unproven(

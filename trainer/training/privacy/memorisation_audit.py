@@ -1,4 +1,4 @@
-"""What a run's weights memorised: rows' losses before and after training, and canaries among others like them."""
+"""Measures what the weights memorised: the losses of rows before and after training, and the ranks of canaries."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from trainer.training.token_store import TokenStore
 from trainer.training.tokenizer import ModelTokenizer
 
 EVALUATED_TOKENS: Final = 1 << 14
-"""So many go through the model at once where no gradient is made."""
+"""Number of tokens in a forward pass without gradients."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Probes:
-    """What is looked at before and after training.
+    """The examples whose losses are measured.
 
     Attributes:
-        members: rows that are trained on.
-        outsiders: held-out rows.
-        canaries: texts added to the training rows, each once here.
-        references: others like them, never trained on.
+        members: sample of the training rows.
+        outsiders: sample of the held-out rows.
+        canaries: texts that were added to the training rows; each once, whatever the number of repetitions.
+        references: texts like the canaries that are not trained on.
     """
 
     members: tuple[Example, ...] = ()
@@ -52,34 +52,34 @@ def add_probes(
     *,
     random: Random | None = None,
 ) -> tuple[Dataset, Probes]:
-    """Choose what to look at, and add the canaries to the training rows.
+    """Choose the probes and add the canaries to the training rows.
 
     Args:
         data: the dataset without canaries.
-        rows: its rows; the first shows what a canary must look like.
+        rows: its rows; canaries get the row kind of the first one.
         tokens: tokenizer and chat template.
-        sections: what is asked for, and how rows become examples.
-        random: chooses rows and canaries' digits; must be secret.
+        sections: what the audit measures, and how rows become examples.
+        random: chooses the rows and the digits of the canaries; must be secret.
 
     Returns:
         The dataset to train on, and the probes.
 
     Raises:
-        DataError: `DATASET_INVALID`: nothing is held out to compare with; `DATASET_NOT_TRAINABLE`: canaries do not
-            fit in.
+        DataError: `DATASET_INVALID`: too few training or held-out rows to compare; `DATASET_NOT_TRAINABLE`: the
+            canaries do not fit into `data.max_length`.
     """
     privacy, section = sections
     random = random or SystemRandom()
     probes = Probes()
     if privacy.audit:
         probes = Probes(*(_sample(part, privacy.audit_rows, random) for part in (data.train, data.evaluation)))
-        _require_two_sides(probes)
+        _require_both_samples(probes)
     if not privacy.canaries:
         return data, probes
     canaries, references = canary_examples(rows[0], privacy.canaries, tokens, section, random)
     added = canaries * privacy.canary_repetitions
-    told = f"{len(added)} rows with random numbers were added to the training rows (privacy.canaries)"
-    data = dataclasses.replace(data, train=(*data.train, *added), warnings=(*data.warnings, told))
+    warning = f"{len(added)} rows with random numbers were added to the training rows (privacy.canaries)"
+    data = dataclasses.replace(data, train=(*data.train, *added), warnings=(*data.warnings, warning))
     return data, dataclasses.replace(probes, canaries=canaries, references=references)
 
 
@@ -87,7 +87,7 @@ def _sample(examples: tuple[Example, ...], count: int, random: Random) -> tuple[
     return tuple(random.sample(examples, min(count, len(examples))))
 
 
-def _require_two_sides(probes: Probes) -> None:
+def _require_both_samples(probes: Probes) -> None:
     fewest = min(len(probes.members), len(probes.outsiders))
     if fewest <= 1:
         raise DataError(
@@ -100,13 +100,16 @@ def _require_two_sides(probes: Probes) -> None:
 
 
 class MemorisationAudit:
-    """Measures the probes' losses, before training and after it.
+    """Measures the losses of the probes before and after training.
 
     Args:
-        loss: the model's; the adapter as it is when a method is called.
-        probes: what to look at.
-        repetitions: how often each canary is trained on.
-        device: where.
+        loss: loss of the model, with the adapter as it is when a method is called.
+        probes: the examples to measure.
+        repetitions: how often each canary occurs in the training rows.
+        device: device of the model.
+
+    Attributes:
+        losses: losses of the members and outsiders, in nats per token, for the report; set by `membership`.
     """
 
     def __init__(self, loss: CausalLoss, probes: Probes, *, repetitions: int, device: torch.device) -> None:
@@ -118,14 +121,14 @@ class MemorisationAudit:
         self.losses: dict[str, list[float]] = {}
 
     def before(self) -> None:
-        """Measure the rows while the adapter does nothing yet."""
-        self._before = self._of(self._probes.members), self._of(self._probes.outsiders)
+        """Measure the rows before training: call it while the adapter is fresh and the model is the base model."""
+        self._before = self._losses_of(self._probes.members), self._losses_of(self._probes.outsiders)
 
     def membership(self) -> Membership | None:
-        """The membership test with the adapter as it is now; None where it was not asked for."""
+        """Run the membership test with the present adapter and set `losses`; None without `privacy.audit`."""
         if not self._probes.members:
             return None
-        after = self._of(self._probes.members), self._of(self._probes.outsiders)
+        after = self._losses_of(self._probes.members), self._losses_of(self._probes.outsiders)
         self.losses = {
             "members_before": self._before[0],
             "members_after": after[0],
@@ -135,12 +138,14 @@ class MemorisationAudit:
         return membership((self._before[0], after[0]), (self._before[1], after[1]))
 
     def exposure(self) -> Exposure | None:
-        """What is known of the canaries with the adapter as it is now; None where there are none."""
+        """Measure the exposure of the canaries with the present adapter; returns None without canaries."""
         if not self._probes.canaries:
             return None
-        probed = self._probes.canaries, self._probes.references
+        # The paper ranks by log-perplexity, the negative log-probability of the text: the sum over tokens, not the
+        # mean.
         canaries, references = (
-            [mean * example.targets for mean, example in zip(self._of(some), some, strict=True)] for some in probed
+            [mean * example.targets for mean, example in zip(self._losses_of(texts), texts, strict=True)]
+            for texts in (self._probes.canaries, self._probes.references)
         )
         return Exposure(
             canaries=len(canaries),
@@ -149,15 +154,15 @@ class MemorisationAudit:
             bits=exposures(canaries, references),
         )
 
-    def _of(self, examples: Sequence[Example]) -> list[float]:
-        """Nats per trained token of each example, in their order."""
+    def _losses_of(self, examples: Sequence[Example]) -> list[float]:
         return row_losses(examples, self._loss, self._device)
 
 
 def row_losses(examples: Sequence[Example], loss: CausalLoss, device: torch.device) -> list[float]:
-    """Loss of each example, in nats per trained token, in their order."""
+    """Compute the loss of each example, in nats per trained token, in the order of the examples."""
     if not examples:
         return []
+    # By length, so that the rows of a micro-batch need little padding.
     order = sorted(range(len(examples)), key=lambda index: examples[index].length)
     ordered = TokenStore(examples, device).reorder(order)
     budget = max(EVALUATED_TOKENS, *ordered.lengths)
@@ -166,5 +171,5 @@ def row_losses(examples: Sequence[Example], loss: CausalLoss, device: torch.devi
             row_means(loss, ordered.batch(part))[1]
             for part in split_micro_batches(ordered.lengths, budget, loss.cost)
         ]
-    found = dict(zip(order, torch.cat(parts).tolist(), strict=True))
-    return [found[index] for index in range(len(examples))]
+    losses = dict(zip(order, torch.cat(parts).tolist(), strict=True))
+    return [losses[index] for index in range(len(examples))]

@@ -1,9 +1,14 @@
-"""The gradient of each row by itself, through Opacus's hooks, and the proof that it is that.
+"""Computes the gradient of each row with Opacus's hooks, and checks that they are the rows' gradients.
 
-Opacus takes the first dimension of what reaches a layer for the batch and every layer it has no rule for through a
-general one. Where a model folds rows into tokens, shares a parameter or calls a layer twice, it goes on with
-wrong numbers. So only plain `nn.Linear` layers may be trained, each gradient's shape is looked at in every step,
-and before the first step the gradients of real rows are compared with those of the rows one at a time.
+Clipping bounds the influence of a row only if each `grad_sample` is the gradient of exactly one row. Opacus takes
+the first dimension of a layer's input for the batch, and handles a layer without a rule of its own in a generic
+way. Where a model merges rows and tokens into one dimension, shares a parameter or calls a layer twice, it
+computes wrong numbers without an error. So there are three checks:
+
+- only the weights of plain `nn.Linear` layers may be trained (`require_linear`);
+- the shape of each gradient is checked in every step;
+- before the first step, the gradients of real rows are compared with those that autograd computes for one row at a
+  time (`RowGradients.require_equivalence`).
 """
 
 from __future__ import annotations
@@ -21,18 +26,18 @@ from trainer.training.loss import CausalLoss
 from trainer.training.token_store import Batch
 
 _TOLERANCE: Final = {False: 2e-3, True: 5e-2}
-"""Of a row's whole gradient: in float32, and where products run in 16 bits."""
+"""Maximum difference relative to the norm of a row's gradient: in float32 (False), with 16-bit products (True)."""
 
 
 class RowGradients:
-    """Fills `grad_sample` of every trained parameter, [rows, *shape] in float32.
+    """Computes `grad_sample` of every trained parameter: float32 [rows, *shape].
 
     Args:
-        model: PEFT model in training mode; hooks stay on it until `close`.
-        loss: its loss, the way that goes through the model's own modules.
+        model: PEFT model in training mode; has hooks until `close`.
+        loss: loss of the model, computed through the model's own modules: the fused pass would bypass the hooks.
 
     Raises:
-        JobError: `PRIVACY_UNPROVEN`: something but plain linear layers is trained.
+        JobError: `PRIVACY_UNPROVEN`: a parameter other than the weight of a plain linear layer is trained.
     """
 
     def __init__(self, model: Any, loss: CausalLoss) -> None:
@@ -44,59 +49,63 @@ class RowGradients:
         self._hooks = GradSampleHooks(model, loss_reduction="sum", strict=True)
 
     def close(self) -> None:
-        """Take the hooks off again."""
+        """Remove the hooks from the model."""
         self._hooks.cleanup()
 
     def compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Gradients of a batch, a row's loss being the mean over its trained tokens.
+        """Compute the gradient of each row of a batch; a row's loss is the mean over its trained tokens.
 
-        A row whose gradient is not finite counts as none: a single one would make the whole sum so.
+        The gradient of a row is set to 0 if it is not finite. Clipping cannot bound it (infinity · 0 is NaN), and
+        one such row would make the sum over all rows NaN.
 
         Returns:
-            Loss summed over all trained tokens, in nats; L2 norm of each row's gradient, [rows]; on the device.
+            Loss summed over all trained tokens, in nats: scalar; L2 norm of each row's gradient: float32 [rows].
+            Both on the device.
         """
-        each, means = row_means(self._loss, batch)
-        with _first_layer_unremarked():
+        token_losses, means = row_means(self._loss, batch)
+        with _without_hook_warnings():
+            # Rows do not interact in the model, so the gradient of the sum contains each row's own gradient, which
+            # the hooks separate. A mean over rows would scale each one by the size of the micro-batch.
             means.sum().backward()  # type: ignore[no-untyped-call]
         self._require_rows(len(batch.lengths))
-        return each.detach().sum(), self._settle()
+        return token_losses.detach().sum(), self._zero_non_finite()
 
     def set_empty(self) -> None:
-        """Gradients of no row at all."""
+        """Set gradients of 0 rows: a step that draws no row still adds noise, so it must run."""
         for parameter in self.parameters:
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
 
     def require_equivalence(self, batches: Sequence[Batch]) -> None:
-        """Compare: each batch as a whole, and its rows one at a time by torch's own backward pass.
+        """Check the hooks' gradients of each batch against autograd's gradients of its rows, one row at a time.
 
         Raises:
-            JobError: `PRIVACY_UNPROVEN`: they differ.
+            JobError: `PRIVACY_UNPROVEN`: they differ by more than rounding.
         """
-        coarse = (
+        is_16_bit = (
             any(parameter.dtype != torch.float32 for parameter in self.parameters) or self._loss.is_low_precision
         )
-        with _updates_that_matter(self.parameters):
+        with _perturbed(self.parameters):
             worst = max(self._difference(batch) for batch in batches)
-        if not worst <= _TOLERANCE[coarse]:
+        if not worst <= _TOLERANCE[is_16_bit]:  # `not <=`, because NaN must fail
             raise unproven(
                 "the gradients of rows are not those of the rows by themselves",
-                expected=f"a difference of at most {_TOLERANCE[coarse]} of a row's gradient",
+                expected=f"a difference of at most {_TOLERANCE[is_16_bit]} of a row's gradient",
                 found=f"{worst:.3g}",
             )
 
     def _difference(self, batch: Batch) -> float:
-        """The largest over the rows, relative to the row's gradient."""
+        """Returns the largest relative difference over the rows of a batch: ‖hooks - autograd‖ / ‖autograd‖."""
         self.compute(batch)
-        together = [_flat(parameter.grad_sample) for parameter in self.parameters]
+        by_hooks = [_flat(parameter.grad_sample) for parameter in self.parameters]
         self._clear()
         self._hooks.disable_hooks()
         differences = []
         for row in range(len(batch.lengths)):
             means = row_means(self._loss, _row(batch, row))[1]
-            with _first_layer_unremarked():
-                alone = torch.cat([part.flatten() for part in torch.autograd.grad(means.sum(), self.parameters)])
-            found = torch.cat([part[row] for part in together])
-            differences.append(float((found - alone).norm() / alone.norm().clamp_min(1e-12)))
+            with _without_hook_warnings():
+                by_autograd = torch.cat([g.flatten() for g in torch.autograd.grad(means.sum(), self.parameters)])
+            found = torch.cat([part[row] for part in by_hooks])
+            differences.append(float((found - by_autograd).norm() / by_autograd.norm().clamp_min(1e-12)))
         self._hooks.enable_hooks()
         return max(differences)
 
@@ -105,6 +114,7 @@ class RowGradients:
             parameter.grad_sample, parameter.grad = None, None
 
     def _require_rows(self, rows: int) -> None:
+        """Check that each parameter has one gradient for each row: without them it would escape clipping."""
         for parameter in self.parameters:
             found = getattr(parameter, "grad_sample", None)
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
@@ -114,32 +124,44 @@ class RowGradients:
                 )
 
     @torch.no_grad()
-    def _settle(self) -> Tensor:
-        """Gradients as float32: a norm that was rounded to 16 bits would let a row through above the bound."""
+    def _zero_non_finite(self) -> Tensor:
+        """Convert the gradients to float32 and set those of rows that are not finite to 0.
+
+        Float32 because clipping divides by the norm: a norm rounded down to 16 bits would leave the row above the
+        bound.
+
+        Returns:
+            L2 norm of each row's gradient over all parameters: float32 [rows].
+        """
         samples = [parameter.grad_sample.float() for parameter in self.parameters]
+        # ‖g‖ = ‖(‖g_1‖, ‖g_2‖, …)‖: the norm of a row's norms per parameter is the norm of its gradient.
         norms = torch.stack([_flat(sample).norm(dim=1) for sample in samples]).norm(dim=0)
-        sound = torch.isfinite(norms)
+        finite = torch.isfinite(norms)
         for parameter, sample in zip(self.parameters, samples, strict=True):
-            mask = sound.view(-1, *[1] * (sample.dim() - 1))
+            mask = finite.view(-1, *[1] * (sample.dim() - 1))
             parameter.grad_sample = torch.where(mask, sample, 0.0)
-        return torch.where(sound, norms, 0.0)
+        return torch.where(finite, norms, 0.0)
 
 
 def row_means(loss: CausalLoss, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Losses of all trained tokens, [targets], and their mean for each row, [rows]; in nats, with their graph."""
-    each = loss.token_losses(batch)
+    """Compute the losses of all trained tokens, [targets], and the mean of each row, [rows]; in nats, with graph.
+
+    The mean makes a row's gradient independent of its length, so that one bound fits short and long rows.
+    """
+    token_losses = loss.token_losses(batch)
+    # Row of each trained token: `cu_seqlens[1:]` holds the end of each row in the flattened batch.
     row = torch.searchsorted(batch.cu_seqlens[1:], batch.logit_positions, right=True)
     rows = len(batch.lengths)
-    counts = torch.bincount(row, minlength=rows).to(each.dtype)
-    sums = torch.zeros(rows, dtype=each.dtype, device=each.device).index_add(0, row, each)
-    return each, sums / counts
+    counts = torch.bincount(row, minlength=rows).to(token_losses.dtype)
+    sums = token_losses.new_zeros(rows).index_add(0, row, token_losses)
+    return token_losses, sums / counts
 
 
 def require_linear(model: Any) -> None:
-    """Demand that only weights of plain linear layers be trained, each in one place, the head not among them.
+    """Check that each trained parameter is the weight of one plain linear layer, and not that of the head.
 
     Raises:
-        JobError: `PRIVACY_UNPROVEN`, naming the parameter.
+        JobError: `PRIVACY_UNPROVEN`: names the first parameter that is not.
     """
     head = model.get_base_model().get_output_embeddings()
     inside_head = {id(parameter) for parameter in head.parameters()} if head is not None else set()
@@ -149,6 +171,7 @@ def require_linear(model: Any) -> None:
             if not parameter.requires_grad:
                 continue
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+            # The exact type: a subclass, or a layer with buffers, may compute more than Opacus's rule assumes.
             plain = type(module) is nn.Linear and not any(True for _ in module.buffers(recurse=False))
             if not plain or id(parameter) in inside_head or owners[id(parameter)] > 1:
                 raise unproven(
@@ -159,7 +182,7 @@ def require_linear(model: Any) -> None:
 
 
 def unproven(message: str, *, expected: object, found: object) -> JobError:
-    """The error that ends a private run whose promise would not hold."""
+    """Returns the error for a run whose privacy guarantee cannot be established."""
     return JobError(
         ErrorCode.PRIVACY_UNPROVEN,
         message,
@@ -170,9 +193,13 @@ def unproven(message: str, *, expected: object, found: object) -> JobError:
 
 
 @contextmanager
-def _updates_that_matter(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """A fresh adapter does nothing, B being zero, and A then has no gradient: for a moment both have."""
-    kept = [parameter.detach().clone() for parameter in parameters]
+def _perturbed(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Add small random numbers to the parameters inside the block, and restore the values afterwards.
+
+    A fresh LoRA adapter has B = 0, so the gradient of A is 0 for every row, and comparing zeros would check
+    nothing.
+    """
+    original = [parameter.detach().clone() for parameter in parameters]
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in parameters:
@@ -181,20 +208,23 @@ def _updates_that_matter(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for parameter, value in zip(parameters, kept, strict=True):
+            for parameter, value in zip(parameters, original, strict=True):
                 parameter.copy_(value)
 
 
 @contextmanager
-def _first_layer_unremarked() -> Iterator[None]:
-    """Torch warns of hooks on layers whose input takes no gradient; theirs are among those that are proved."""
+def _without_hook_warnings() -> Iterator[None]:
+    """Silence torch's warning about hooks on layers whose input requires no gradient.
+
+    The first layer is one; `require_equivalence` has compared its gradients too.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
         yield
 
 
 def _row(batch: Batch, row: int) -> Batch:
-    """One row of a batch as a batch."""
+    """Returns one row of a batch as a batch of its own, with positions counted from its first token."""
     first, last = batch.cu_seqlens[row].item(), batch.cu_seqlens[row + 1].item()
     here = (batch.logit_positions >= first) & (batch.logit_positions < last)
     tokens = slice(int(first), int(last))
@@ -209,4 +239,5 @@ def _row(batch: Batch, row: int) -> Batch:
 
 
 def _flat(sample: Tensor) -> Tensor:
+    """Flatten all dimensions but the first: [rows, *shape] to [rows, numel]."""
     return sample.reshape(sample.shape[0], -1)

@@ -1,4 +1,4 @@
-"""What is known of the privacy of a run's weights: the numbers of report, model card and receipt."""
+"""The measured and computed privacy of a run's weights, as report, model card and receipt contain it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,23 @@ from trainer.models import Strict
 
 
 class DifferentialPrivacy(Strict):
-    """The weights are (ε, δ)-differentially private with respect to single rows, present or absent.
+    """The weights are (ε, δ)-differentially private with respect to adding or removing one row.
 
-    `sample_rate` is the probability with which each of `steps` steps drew each of `rows` rows by itself;
-    `expected_rows` is their product, the divisor of each gradient; a row's gradient is clipped to `max_grad_norm`,
-    and the noise on each coordinate of the sum has the standard deviation `noise_multiplier` · `max_grad_norm`.
-    `epsilon` is the accountant's upper bound at `delta`.
+    For every set S of weights and all neighbouring datasets D, D': P(weights of D in S) ≤ e^ε · P(weights of D' in
+    S) + δ.
+
+    Attributes:
+        unit: what neighbouring datasets differ by.
+        epsilon: the accountant's upper bound on ε at `delta`.
+        delta: δ.
+        accountant: `prv` or `rdp`.
+        noise_multiplier: standard deviation of the noise on each coordinate of the sum, in multiples of
+            `max_grad_norm`.
+        max_grad_norm: L2 norm that a row's gradient is clipped to.
+        sample_rate: probability with which a step drew a row, independently of all others.
+        expected_rows: `sample_rate` · `rows`, the divisor of the noisy sum.
+        rows: number of training rows.
+        steps: number of optimizer steps.
     """
 
     unit: Literal["row"] = "row"
@@ -29,11 +40,13 @@ class DifferentialPrivacy(Strict):
 
 
 class Separation(Strict):
-    """How well a number tells training rows from held-out ones.
+    """How well an attack separates training rows from held-out rows.
 
-    `auc` is the probability that a training row looks more trained on than a held-out one (0.5: by chance), with
-    its 95 % interval; `tpr` is the share of training rows found by a threshold that at most 1 % of the held-out
-    rows pass, with its 95 % interval.
+    Attributes:
+        auc: probability that a training row has a higher score than a held-out row; 0.5 is chance.
+        auc_interval: its 95 % confidence interval.
+        tpr: share of the training rows that the attack finds at a false positive rate of at most 1 %.
+        tpr_interval: its 95 % confidence interval.
     """
 
     auc: float
@@ -43,9 +56,13 @@ class Separation(Strict):
 
 
 class Membership(Strict):
-    """A membership test by loss: `members` training rows against `outsiders` held-out rows.
+    """The result of membership inference by loss.
 
-    `loss` tells by the trained model's loss alone, `calibrated` by how far training lowered it.
+    Attributes:
+        members: number of training rows that were measured.
+        outsiders: number of held-out rows that were measured.
+        loss: the attack by the trained model's loss.
+        calibrated: the attack by how far training lowered the loss.
     """
 
     members: int
@@ -55,15 +72,19 @@ class Membership(Strict):
 
     @property
     def worst(self) -> float:
-        """The AUC of the better of both tests."""
+        """Returns the AUC of the stronger attack: an attacker would use it."""
         return max(self.loss.auc, self.calibrated.auc)
 
 
 class Exposure(Strict):
-    """What the weights give away of random texts that were trained on.
+    """How well the weights remember canaries.
 
-    `bits` has for each of `canaries` texts log2(candidates) - log2(rank) among as many candidates by loss, one of
-    which was trained on, `repetitions` times. An untrained one exceeds b bits with a probability of 2^-b.
+    Attributes:
+        canaries: number of canaries.
+        repetitions: how often each canary occurs in the training rows.
+        candidates: number of texts that a canary is ranked among by loss, itself included.
+        bits: exposure of each canary, log2(candidates) - log2(rank). A text that was not trained on exceeds b bits
+            with probability 2^-b.
     """
 
     canaries: int
@@ -73,19 +94,23 @@ class Exposure(Strict):
 
     @property
     def largest(self) -> float:
-        """Of the canary that is remembered best."""
+        """Returns the exposure of the canary that is remembered best, in bits."""
         return max(self.bits)
 
     @property
     def mean(self) -> float:
-        """Over the canaries; 1.44 where nothing is remembered."""
+        """Returns the mean exposure in bits; about 1.44 = 1/ln 2 where nothing is remembered."""
         return sum(self.bits) / len(self.bits)
 
 
 class Privacy(Strict):
-    """All of it; what was not asked for is None.
+    """All findings of a run; those that the job spec does not demand are None.
 
-    `withheld` says why the weights were not handed out.
+    Attributes:
+        differential: the guarantee of differentially private training.
+        membership: the result of membership inference.
+        exposure: the exposure of the canaries.
+        withheld: the reason for which the release gate withheld the weights; None if it released them.
     """
 
     differential: DifferentialPrivacy | None = None

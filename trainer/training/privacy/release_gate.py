@@ -1,4 +1,4 @@
-"""The gate: whether weights may be handed out, by what is known of what they memorised."""
+"""Decides whether the weights are released, by the limits of the job spec on what they may have memorised."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from trainer.training.privacy.privacy_findings import Privacy
 
 
 def refusal(section: PrivacySection, privacy: Privacy) -> JobError | None:
-    """Why the weights must be withheld; None where they may go. A number that is missing withholds."""
+    """Returns the error with which the weights are withheld; None if they are released.
+
+    A limit without a measurement withholds the weights: a missing number is NaN, and `not NaN <= limit` is true.
+    """
     exposure = privacy.exposure.largest if privacy.exposure else math.nan
     if section.max_exposure is not None and not exposure <= section.max_exposure:
         return _withheld(
