@@ -99,9 +99,9 @@ def test_terms_of_the_loss_of_a_pair() -> None:
 
 
 def test_every_hint_names_a_key_that_exists() -> None:
-    from trainer.spec.key_hints import _MEANT
+    from trainer.spec.key_hints import _KEYS_OF_OTHER_TOOLS
 
-    assert set(_MEANT.values()) <= set(leaf_names())
+    assert set(_KEYS_OF_OTHER_TOOLS.values()) <= set(leaf_names())
     assert meant_key("zzzzzz", leaf_names()) is None
 
 
@@ -168,6 +168,10 @@ def test_every_hint_names_a_key_that_exists() -> None:
         ("1: 2", "keys must be text"),
         ("lora: {<<: {lora_r: 1}}", "merge keys are not accepted"),
         ("lora: {lora_r: !!int 0x10}", "a tag that has no meaning here"),
+        ("lora: {lora_r: !!int }", "a tag that has no meaning here"),
+        ('lora: {lora_r: !!int ""}', "a tag that has no meaning here"),
+        ("lora: {lora_dropout: !!float }", "a tag that has no meaning here"),
+        ('lora: {lora_dropout: !!float ""}', "a tag that has no meaning here"),
         (f"lora: {{lora_r: {'9' * 5000}}}", "a number that is too long"),
         ("lora: [", "acceptable YAML"),
         ('lora: "\\UFFFFFFFF"', "acceptable YAML"),

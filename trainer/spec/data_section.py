@@ -12,7 +12,7 @@ from trainer.spec.training_methods import METHOD_RULES, MethodName
 
 
 class OnOverlong(StrEnum):
-    """What happens to a row with more than `data.max_length` tokens."""
+    """How the job treats a row with more than `data.max_length` tokens."""
 
     ERROR = "error"
     DROP = "drop"
@@ -32,7 +32,7 @@ class RowFormat(StrEnum):
 
 
 class TrainOn(StrEnum):
-    """Which of a conversation's trainable turns are trained on."""
+    """Which of the trainable turns of a conversation enter the loss."""
 
     ALL_TURNS = "all_turns"
     LAST_TURN = "last_turn"
@@ -51,14 +51,14 @@ ColumnName = Annotated[str, Field(min_length=1, max_length=256)]
 class DataSection(Strict):
     """How files become rows, and rows become token sequences.
 
-    `columns` maps our name of a column to the one that it has in the files, and `ignore_columns` lists what is
-    left out; any other column is refused. `eval_files` is a shell's pattern of names relative to `data/`: what
-    matches is evaluated on; without such a file `test_split_size`, a share (0 to 1) of the rows, is held out by
-    `train.seed`. `assistant_only_loss` and `completion_only_loss` say on which tokens the loss is taken for
-    conversations and for prompts with completions; text is trained on whole. `chat_template` is Jinja text that
-    takes the place of the base model's own, or of one that it lacks. With `packing` a unit of
-    `train.per_device_train_batch_size` is not a row but a bin of up to `max_length` tokens, filled with whole rows
-    that do not see one another.
+    `columns` maps our name of a column to its name in the files, and `ignore_columns` lists columns that are
+    skipped; any other column is refused. `eval_files` is a shell pattern of names relative to `data/`: rows of
+    matching files are for evaluation. If no file matches, the fraction `test_split_size` (0 to 1) of the rows is
+    held out, drawn with `train.seed`. `assistant_only_loss` and `completion_only_loss` restrict the loss to the
+    assistant's turns of conversations and to the completions of prompts; rows of kind text are trained on
+    completely. `chat_template` is Jinja text that replaces the base model's template, if it has one. With
+    `packing` a unit of `train.per_device_train_batch_size` is a bin of up to `max_length` tokens that contains
+    complete rows; attention does not cross from one row to another.
     """
 
     format: RowFormat = RowFormat.AUTO
@@ -78,7 +78,7 @@ class DataSection(Strict):
     max_rows: Annotated[int, Field(ge=1, le=100_000_000)] = 10_000_000
 
     @model_validator(mode="after")
-    def _known_columns(self) -> Self:
+    def _check_columns(self) -> Self:
         for name in self.columns:
             if name not in ROW_COLUMNS:
                 raise ValueError(

@@ -17,7 +17,7 @@ from trainer.spec.key_hints import meant_key
 from trainer.spec.lora_section import LoraSection
 from trainer.spec.model_section import ModelSection
 from trainer.spec.output_section import OutputSection
-from trainer.spec.privacy_section import PrivacySection, refusals
+from trainer.spec.privacy_section import PrivacySection, privacy_refusals
 from trainer.spec.tee_section import TeeSection
 from trainer.spec.train_section import TrainSection
 from trainer.strict_yaml import parse_yaml
@@ -26,7 +26,7 @@ MAX_SPEC_BYTES: Final = 1 << 18
 
 
 class JobSpec(Strict):
-    """A job spec."""
+    """A complete job spec: one attribute for each section of job.yaml."""
 
     version: Literal[1]
     model: ModelSection
@@ -39,18 +39,18 @@ class JobSpec(Strict):
     tee: TeeSection = TeeSection()
 
     @model_validator(mode="after")
-    def _data_for_the_method(self) -> Self:
+    def _check_method_data(self) -> Self:
         check_method(self.train.method, self.data)
         return self
 
     @model_validator(mode="after")
-    def _private_as_stated(self) -> Self:
-        for refusal in refusals(self):
+    def _check_privacy(self) -> Self:
+        for refusal in privacy_refusals(self):
             raise ValueError(refusal)
         return self
 
     @model_validator(mode="after")
-    def _compiled_as_a_whole(self) -> Self:
+    def _check_compiled_adapter(self) -> Self:
         if self.train.torch_compile and self.lora.use_dora:
             raise ValueError(
                 "train.torch_compile: lora.use_dora must be false: PEFT's magnitudes cannot be traced"
@@ -58,16 +58,16 @@ class JobSpec(Strict):
         return self
 
     def canonical(self) -> bytes:
-        """RFC 8785 bytes of the document as written."""
+        """Returns the RFC 8785 bytes of the document as written, without defaults."""
         return canonical_json(self.model_dump(mode="json", exclude_unset=True))
 
     def sha256(self) -> str:
-        """SHA-256 of the job spec in hex. Claims, keys, grants and receipts are bound to it."""
+        """Returns the SHA-256 of `canonical()` in hex. Claims, keys, grants and receipts are bound to it."""
         return sha256_hex(self.canonical())
 
 
 def read_job_spec(path: Path) -> JobSpec:
-    """Read job.yaml.
+    """Reads and parses a job.yaml.
 
     Raises:
         UsageError: no such file, or not a job spec.
@@ -81,7 +81,7 @@ def read_job_spec(path: Path) -> JobSpec:
 
 
 def parse_job_spec(data: bytes) -> JobSpec:
-    """Parse the bytes of a job.yaml.
+    """Parses the bytes of a job.yaml.
 
     Raises:
         UsageError: too large, not YAML, a key twice, an unknown key (names the key meant), a value out of range.
@@ -94,7 +94,7 @@ def parse_job_spec(data: bytes) -> JobSpec:
 
 
 def leaf_names() -> Iterator[str]:
-    """Every `section.key` that a job spec may hold."""
+    """Yields every `section.key` that a job spec may have."""
     for section, field in JobSpec.model_fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, Strict):
@@ -102,6 +102,7 @@ def leaf_names() -> Iterator[str]:
 
 
 def _spec_error(error: ValidationError) -> UsageError:
+    """Returns the first problem that pydantic found, as an error that names the key as the user wrote it."""
     first = error.errors(include_url=False, include_context=False, include_input=True)[0]
     where = ".".join(str(part) for part in first["loc"]) or "document"
     if first["type"] == "extra_forbidden":

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-_MEANT: Final[Mapping[str, str]] = {
+_KEYS_OF_OTHER_TOOLS: Final[Mapping[str, str]] = {
     "base_model": "model.model_name_or_path",
     "model_name": "model.model_name_or_path",
     "revision": "model.model_revision",
@@ -94,15 +94,15 @@ _MEANT: Final[Mapping[str, str]] = {
 
 
 def meant_key(unknown: str, known: Iterable[str]) -> str | None:
-    """Return the known `section.key` that `unknown` most likely stands for, or None.
+    """Returns the known `section.key` that the author of `unknown` most likely meant, or None.
 
     Args:
-        unknown: the key as found, with its section if it stood in one.
+        unknown: the key as found, with its section if it has one.
         known: all acceptable `section.key` names.
     """
     leaf = unknown.rpartition(".")[2]
-    if leaf in _MEANT:
-        return _MEANT[leaf]
+    if leaf in _KEYS_OF_OTHER_TOOLS:
+        return _KEYS_OF_OTHER_TOOLS[leaf]
     by_leaf = {name.rpartition(".")[2]: name for name in known}
     close = difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.6)
     return by_leaf[close[0]] if close else None

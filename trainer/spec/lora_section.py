@@ -12,8 +12,9 @@ from trainer.models import Strict
 class LoraSection(Strict):
     """The adapter, in PEFT's terms.
 
-    `init_lora_weights` says what A and B start as; `pissa` (or `pissa_niter_16`, quicker) and `olora` start from
-    the base model's own weights, and the result is converted to a plain adapter for the unchanged base model.
+    `init_lora_weights` selects the initial values of A and B. `pissa` (or `pissa_niter_16`, which is faster) and
+    `olora` compute them from the base model's weights and change those; the result is converted to a plain adapter
+    for the unchanged base model.
     """
 
     lora_r: Annotated[int, Field(ge=1, le=1024)] = 16
@@ -31,7 +32,7 @@ class LoraSection(Strict):
     ) = True
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_initialisation(self) -> Self:
         if self.changes_base and self.use_dora:
             raise ValueError(f"init_lora_weights {self.init_lora_weights} and use_dora exclude each other")
         if self.changes_base and self.use_rslora:
@@ -42,7 +43,7 @@ class LoraSection(Strict):
 
     @property
     def starts_as_base(self) -> bool:
-        """Whether the initial adapter leaves every output bitwise unchanged: B is zero, and nothing is scaled."""
+        """Whether the initial adapter leaves every output bitwise unchanged: B is zero, no rescaling."""
         return self.init_lora_weights in (True, "gaussian") and not self.use_dora
 
     @property

@@ -47,7 +47,7 @@ class ModelSection(Strict):
         return self.model_name_or_path.startswith(("./", "../", "/"))
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_model(self) -> Self:
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit exclude each other")
         if self.is_local and self.model_revision is not None:

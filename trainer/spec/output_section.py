@@ -10,9 +10,10 @@ from trainer.models import Strict
 
 
 class OutputSection(Strict):
-    """Contents of the sealed result beside the adapter and the receipt.
+    """Contents of the sealed result in addition to the adapter and the receipt.
 
-    `samples` held-out prompts are answered before and after training, with at most `sample_max_new_tokens` tokens.
+    `samples` is the number of held-out prompts that the model answers before and after training, with at most
+    `sample_max_new_tokens` tokens each.
     `merged_16bit` adds the complete model, the adapter merged into the base, in bfloat16.
     """
 

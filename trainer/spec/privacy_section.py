@@ -1,4 +1,8 @@
-"""Section `privacy`: privacy of the weights themselves, by noise in training and by tests afterwards."""
+"""Section `privacy`: limits on what the trained weights reveal about single rows.
+
+Two independent parts: differentially private training (DP-SGD), and a memorisation audit of the trained adapter.
+docs/privacy.md explains both.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +17,27 @@ if TYPE_CHECKING:
     from trainer.spec.job_spec import JobSpec
 
 REFERENCES: Final = 1023
-"""Canaries that are drawn and never trained on; with one that was, a rank among 1024: at most 10 bits."""
+"""Number of canaries that are drawn but never trained on.
+
+The exposure of a trained canary is log2(1024 / its rank among these and itself): at most 10 bits.
+"""
+
+_CHOICE: Final = "must be left out: held-out rows would choose the weights, without noise"
 
 
 class PrivacySection(Strict):
-    """Privacy of the weights themselves.
+    """Limits on what the trained weights reveal about single rows.
 
     `target_epsilon` or `noise_multiplier` (one of them, with `target_delta`) makes training differentially private
-    (DP-SGD): each step draws every row with the same probability, clips what a row adds to the gradient to
-    `max_grad_norm`, and adds Gaussian noise. The unit is one row. `noise_multiplier` is the noise's standard
-    deviation in multiples of `max_grad_norm`; with `target_epsilon` it is found by the `accountant`.
+    (DP-SGD): each step draws every row with the same probability, clips the gradient of each drawn row to the L2
+    norm `max_grad_norm`, and adds Gaussian noise to the sum. The guarantee covers one row. `noise_multiplier` is
+    the standard deviation of the noise divided by `max_grad_norm`; with `target_epsilon` the `accountant` computes
+    it.
 
-    `audit` compares the losses of up to `audit_rows` training rows with as many held-out rows, before and after
-    training. `canaries` random texts are added to the training rows, `canary_repetitions` times each, and looked
-    for afterwards. `max_membership_auc` and `max_exposure` (bits) withhold weights that memorised more.
+    `audit` compares the losses of up to `audit_rows` training rows with those of an equal number of held-out rows,
+    before and after training. `canaries` is the number of random texts that are added to the training rows,
+    `canary_repetitions` times each; their exposure is measured after training. The release gate withholds weights
+    above `max_membership_auc` (0.5 to 1) or `max_exposure` (bits).
     """
 
     target_epsilon: Annotated[float, Field(ge=0.05, le=64)] | None = None
@@ -47,12 +58,13 @@ class PrivacySection(Strict):
         return self.target_epsilon is not None or self.noise_multiplier is not None
 
     @property
-    def asked(self) -> bool:
-        """Whether the section asks for a measure or a measurement."""
+    def enabled(self) -> bool:
+        """Whether the section enables private training, the audit or canaries."""
         return self.differential or self.audit or self.canaries > 0
 
     @model_validator(mode="after")
-    def _complete_budget(self) -> Self:
+    def _check_budget(self) -> Self:
+        # ε follows from noise, sampling rate, steps and δ: giving both ε and the noise would overdetermine it.
         if self.target_epsilon is not None and self.noise_multiplier is not None:
             raise ValueError(
                 "target_epsilon and noise_multiplier exclude each other: the one follows from the other"
@@ -65,7 +77,8 @@ class PrivacySection(Strict):
         return self
 
     @model_validator(mode="after")
-    def _gates_have_measurements(self) -> Self:
+    def _check_gates(self) -> Self:
+        # A limit without its measurement could never withhold the weights, and would only look like protection.
         if self.max_membership_auc is not None and not self.audit:
             raise ValueError("max_membership_auc needs audit: true")
         if self.max_exposure is not None and not self.canaries:
@@ -75,21 +88,28 @@ class PrivacySection(Strict):
         return self
 
 
-def refusals(spec: JobSpec) -> Iterator[str]:
-    """What in a spec cannot be measured, or would make the ε of a private run untrue; see docs/privacy.md."""
-    if spec.privacy.asked and spec.train.method != "sft":
+def privacy_refusals(spec: JobSpec) -> Iterator[str]:
+    """Yields one message for each key that is incompatible with section `privacy`.
+
+    A key is incompatible if its effect cannot be measured per row, or if the reported ε would not hold with it.
+    docs/privacy.md gives the reasons at length.
+    """
+    if spec.privacy.enabled and spec.train.method != "sft":
         yield (
             "privacy: rows are told apart by their loss, and pairs of train.method "
             f"{spec.train.method} have none of their own"
         )
-    if spec.privacy.asked and spec.train.num_processes != 1:
+    if spec.privacy.enabled and spec.train.num_processes != 1:
         yield "privacy: rows are drawn and measured in one process: train.num_processes must be 1"
     if spec.privacy.differential:
         set_by = "(privacy.target_epsilon or noise_multiplier is set)"
-        yield from (f"{where}: {why} {set_by}" for where, why, breaks in _conditions(spec) if breaks)
+        yield from (f"{where}: {why} {set_by}" for where, why, breaks in _dp_conditions(spec) if breaks)
 
 
-def _conditions(spec: JobSpec) -> Iterator[tuple[str, str, bool]]:
+def _dp_conditions(spec: JobSpec) -> Iterator[tuple[str, str, bool]]:
+    """Yields key, requirement with its reason, and whether the spec violates it, for a DP-SGD run."""
+    # Every condition protects one of three premises of the privacy proof: the gradient of each row is available
+    # and bounded, rows are sampled independently, and nothing but the noised sum depends on the rows.
     model, lora, data, train = spec.model, spec.lora, spec.data, spec.train
     yield (
         "train.engine",
@@ -122,13 +142,6 @@ def _conditions(spec: JobSpec) -> Iterator[tuple[str, str, bool]]:
         "must be left out: privacy.max_grad_norm bounds each row",
         ("max_grad_norm" in train.model_fields_set),
     )
-    yield "train.save_steps", "must be left out: randomness is never written down", _given(train.save_steps)
+    yield "train.save_steps", "must be left out: randomness is never written down", train.save_steps is not None
     yield "train.early_stopping_patience", _CHOICE, train.early_stopping_patience is not None
     yield "train.load_best_model_at_end", _CHOICE, train.load_best_model_at_end
-
-
-_CHOICE: Final = "must be left out: held-out rows would choose the weights, without noise"
-
-
-def _given(value: object) -> bool:
-    return value is not None

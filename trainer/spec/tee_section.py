@@ -13,8 +13,8 @@ from trainer.sandbox.properties import SandboxProperty
 class TeeSection(Strict):
     """What the job claims about itself.
 
-    `evidence_lifetime_seconds` bounds the validity of its claims. `sandbox` lists sandbox properties
-    without which the job ends before it has keys.
+    `evidence_lifetime_seconds` bounds the validity of the claims. `sandbox` lists the sandbox properties that the
+    job requires: if one is missing, the job ends before it derives keys.
     """
 
     evidence_lifetime_seconds: Annotated[int, Field(ge=60, le=30 * 86400)] = 86400

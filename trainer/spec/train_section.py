@@ -14,7 +14,7 @@ from trainer.spec.training_methods import METHOD_RULES, MethodName
 
 
 class Engine(StrEnum):
-    """What runs the training step."""
+    """What loads the base model and attaches the adapter; `auto` takes unsloth if job and machine suit it."""
 
     AUTO = "auto"
     TRANSFORMERS = "transformers"
@@ -28,10 +28,12 @@ _SCHEDULE_KEYS: Final[Mapping[str, frozenset[str]]] = {
     "inverse_sqrt": frozenset({"timescale"}),
     "warmup_stable_decay": frozenset({"num_decay_steps", "num_stable_steps", "min_lr_ratio", "num_cycles"}),
 }
-"""What `lr_scheduler_kwargs` may hold for each schedule that takes any."""
+"""Keys that `lr_scheduler_kwargs` may have, by schedule; the other schedules take none (transformers' names)."""
 
-_COUNTS: Final = frozenset({"timescale", "num_decay_steps", "num_stable_steps"})
-_ADAM: Final = ("adamw_torch", "adamw_torch_fused", "adamw_8bit")
+_STEP_COUNTS: Final = frozenset({"timescale", "num_decay_steps", "num_stable_steps"})
+"""Keys of `lr_scheduler_kwargs` that count optimizer steps."""
+
+_ADAM_OPTIMIZERS: Final = ("adamw_torch", "adamw_torch_fused", "adamw_8bit")
 
 
 LossType = Literal[
@@ -46,7 +48,7 @@ LossType = Literal[
     "apo_down",
     "sft",
 ]
-"""Terms of the loss of a pair, as TRL names them; formulas: `trainer.training.methods.dpo_loss`."""
+"""Terms of the loss of a pair, in TRL's names; `trainer.training.methods.dpo_loss` has the formulas."""
 
 LossWeight = Annotated[float, Field(gt=0, le=1000)]
 
@@ -54,24 +56,25 @@ LossWeight = Annotated[float, Field(gt=0, le=1000)]
 class TrainSection(Strict):
     """The optimizer's schedule, in HF `TrainingArguments` terms. `max_steps` above 0 overrides the epochs.
 
-    `method` `sft` learns to say what the rows say; `dpo` learns from preference rows, against the base model, with
-    TRL's `beta`, `loss_type` (one, or a list that is added up by `loss_weights`) and `label_smoothing` (for
-    `robust`: how often a label is wrong). `orpo` learns from preference rows without a reference; its `beta`
-    weighs the preference against the loss of the chosen answer. For both, a pair counts where rows are counted
-    below.
+    `method` `sft` minimises the cross-entropy of the trained tokens. `dpo` trains on preference rows with the base
+    model as reference, and takes TRL's `beta`, `loss_type` (one term, or a list whose sum is weighted by
+    `loss_weights`) and `label_smoothing` (for `robust`: the probability that a label is wrong). `orpo` trains on
+    preference rows without a reference; its `beta` weights the preference term against the loss of the chosen
+    answer. For `dpo` and `orpo` a "row" below is a pair.
 
-    `per_device_train_batch_size` times `gradient_accumulation_steps` times `num_processes` rows make an optimizer
-    step. What goes through the model at once may be cut differently: every trained token of a step weighs the same
-    for every cut. `warmup_steps` above 0 overrides `warmup_ratio`. Without `save_steps` a checkpoint is made when
-    the job is told to end (SIGTERM), and at no other time; `save_total_limit` is how many stay.
+    An optimizer step has `per_device_train_batch_size` * `gradient_accumulation_steps` * `num_processes` rows.
+    Micro-batches may divide them differently: every trained token of a step has the same weight in any division.
+    `warmup_steps` above 0 overrides `warmup_ratio`. Without `save_steps` the job writes a checkpoint on SIGTERM
+    only; `save_total_limit` is the number of checkpoints that are retained.
 
-    `num_processes` is how many processes train together in the VM, each on its own GPU and with the whole base
-    model; `auto` is one for each GPU, so the batch depends on the machine. `fsdp: full_shard` spreads the base
-    model's layers over them instead; each gathers a layer when it needs it.
+    `num_processes` is the number of processes that train one model in the VM, each on its own GPU and with a
+    complete copy of the base model; `auto` is one for each GPU, so the batch size depends on the machine.
+    `fsdp: full_shard` distributes the base model's layers over the processes instead; each process gathers a layer
+    before it uses it.
 
-    `torch_compile` has the model's own forward pass compiled at run time, as `torch_compile_mode` says:
-    `reduce-overhead` and `max-autotune` replay CUDA graphs on a GPU, and `max-autotune` chooses kernels by what
-    time they take, so that the same bits do not come again. With it `engine: auto` is `transformers`.
+    `torch_compile` compiles the model's own forward pass at run time in the mode `torch_compile_mode`:
+    `reduce-overhead` and `max-autotune` replay CUDA graphs on a GPU. `max-autotune` chooses kernels by their
+    measured time, so two runs may differ bitwise. With `torch_compile`, `engine: auto` means `transformers`.
     """
 
     method: MethodName = "sft"
@@ -129,15 +132,16 @@ class TrainSection(Strict):
 
     @property
     def loss_terms(self) -> tuple[tuple[LossType, float], ...]:
-        """The terms of the loss of a pair, each with its weight; every weight is 1 where none is given."""
+        """The terms of the loss of a pair, each with its weight; without `loss_weights` every weight is 1."""
         names: tuple[LossType, ...] = self.loss_type if isinstance(self.loss_type, tuple) else (self.loss_type,)
         return tuple(zip(names, self.loss_weights or (1.0,) * len(names), strict=True))
 
     @model_validator(mode="after")
-    def _of_the_method(self) -> Self:
+    def _check_method_keys(self) -> Self:
         rules = METHOD_RULES[self.method]
         if rules.learns_from_pairs and self.neftune_noise_alpha is not None:
             raise ValueError(f"neftune_noise_alpha means nothing to method {self.method}")
+        # A key that only another method reads is refused, because it would have no effect and look as if it had.
         owned = frozenset().union(*(other.keys for other in METHOD_RULES.values()))
         for key in sorted(self.model_fields_set & owned - rules.keys):
             owners = " and ".join(name for name, other in METHOD_RULES.items() if key in other.keys)
@@ -145,7 +149,7 @@ class TrainSection(Strict):
         return self
 
     @model_validator(mode="after")
-    def _loss_of_a_pair(self) -> Self:
+    def _check_pair_loss(self) -> Self:
         names = self.loss_type if isinstance(self.loss_type, tuple) else (self.loss_type,)
         if len(set(names)) != len(names):
             raise ValueError("loss_type names a term twice")
@@ -158,13 +162,13 @@ class TrainSection(Strict):
         return self
 
     @model_validator(mode="after")
-    def _some_steps(self) -> Self:
+    def _check_max_steps(self) -> Self:
         if self.max_steps == 0:
             raise ValueError("max_steps must be -1 (use num_train_epochs) or at least 1")
         return self
 
     @model_validator(mode="after")
-    def _together(self) -> Self:
+    def _check_processes(self) -> Self:
         if self.num_processes != 1 and self.engine is Engine.UNSLOTH:
             raise ValueError("num_processes: engine unsloth runs in one process")
         if self.fsdp is not None and self.num_processes == 1:
@@ -172,7 +176,7 @@ class TrainSection(Strict):
         return self
 
     @model_validator(mode="after")
-    def _compiled(self) -> Self:
+    def _check_compilation(self) -> Self:
         if "torch_compile_mode" in self.model_fields_set and not self.torch_compile:
             raise ValueError("torch_compile_mode means nothing without torch_compile: true")
         if self.torch_compile and self.engine is Engine.UNSLOTH:
@@ -182,32 +186,35 @@ class TrainSection(Strict):
         return self
 
     @model_validator(mode="after")
-    def _evaluated(self) -> Self:
+    def _check_evaluation(self) -> Self:
         for name in ("early_stopping_patience", "load_best_model_at_end"):
             if getattr(self, name) and self.eval_steps is None:
                 raise ValueError(f"{name} needs eval_steps")
         return self
 
     @model_validator(mode="after")
-    def _adam_only(self) -> Self:
+    def _check_adam_keys(self) -> Self:
         adam = {"adam_beta1", "adam_beta2", "adam_epsilon"} & self.model_fields_set
-        if adam and self.optim not in _ADAM:
+        if adam and self.optim not in _ADAM_OPTIMIZERS:
             raise ValueError(f"{min(adam)} means nothing to optim {self.optim}")
         return self
 
     @model_validator(mode="after")
-    def _schedule(self) -> Self:
+    def _check_schedule(self) -> Self:
         name, given = self.lr_scheduler_type, self.lr_scheduler_kwargs
+        # Checked before the upload: in the job, transformers would end with a TypeError, or, for the two constant
+        # schedules, ignore the key.
         unknown = sorted(set(given) - _SCHEDULE_KEYS.get(name, frozenset()))
         if unknown:
             raise ValueError(f"lr_scheduler_kwargs: {unknown[0]!r} means nothing to lr_scheduler_type {name}")
-        broken = sorted(key for key in _COUNTS & set(given) if given[key] != int(given[key]))
+        broken = sorted(key for key in _STEP_COUNTS & set(given) if given[key] != int(given[key]))
         if broken:
             raise ValueError(f"lr_scheduler_kwargs: {broken[0]} must be a whole number")
         if name == "cosine_with_min_lr" and ("min_lr" in given) == ("min_lr_rate" in given):
             raise ValueError("cosine_with_min_lr needs lr_scheduler_kwargs: min_lr or min_lr_rate")
         if name == "warmup_stable_decay" and "num_decay_steps" not in given:
             raise ValueError("warmup_stable_decay needs lr_scheduler_kwargs: num_decay_steps")
+        # 1e-7 is the default of lr_end in transformers, which requires that it is below the learning rate.
         if name == "polynomial" and given.get("lr_end", 1e-7) >= self.learning_rate:
             raise ValueError("lr_scheduler_kwargs: lr_end must be below learning_rate")
         return self

@@ -1,4 +1,4 @@
-"""The training methods that a job spec can name, with what must be known of them without torch."""
+"""The training methods that a job spec can name, and their rules, in a module that does not import torch."""
 
 from __future__ import annotations
 

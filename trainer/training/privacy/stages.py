@@ -52,7 +52,7 @@ def judge_privacy(
     Raises:
         JobError: `PRIVACY_NOT_MET` or `PRIVACY_UNPROVEN`: more was spent than the budget; nothing may be kept.
     """
-    if not section.asked:
+    if not section.enabled:
         return None, None
     privacy = Privacy(
         differential=trainer.privacy_spent(), membership=audit.membership(), exposure=audit.exposure()

@@ -103,7 +103,7 @@ def _make_sampler(data: PreparedData, loaded: LoadedModel, spec: JobSpec) -> Sam
 
 
 def _timed_audit(spec: JobSpec, context: RunContext) -> AbstractContextManager[None]:
-    return context.watch.part("audit") if spec.privacy.asked else nullcontext()
+    return context.watch.part("audit") if spec.privacy.enabled else nullcontext()
 
 
 def _make_trainer(
