@@ -1,1 +1,1 @@
-"""`trainer validate`: what the job will make of a dataset, on the provider's machine without torch and GPU."""
+"""`trainer validate`: reads a dataset as the job will, on the provider's machine, without torch and GPU."""

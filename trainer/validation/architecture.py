@@ -57,7 +57,7 @@ class Architecture:
 
 
 def read_architecture(model_dir: Path) -> Architecture | None:
-    """Read config.json; None if it is missing or describes another architecture, such as a mixture of experts."""
+    """Reads config.json; returns None if it is missing or not of this kind, such as a mixture of experts."""
     try:
         document = json.loads((model_dir / "config.json").read_bytes())
     except (OSError, ValueError):
@@ -66,7 +66,7 @@ def read_architecture(model_dir: Path) -> Architecture | None:
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
-    """Return the dimensions in a configuration; None if it describes another architecture."""
+    """Returns the dimensions in a configuration; None if it describes another architecture."""
     text = config.get("text_config", config)
     if not isinstance(text, dict) or any(name in text for name in ("num_experts", "num_local_experts")):
         return None

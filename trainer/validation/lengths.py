@@ -9,7 +9,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 def quantiles(lengths: Sequence[int]) -> dict[str, int]:
-    """Return minimum, quantiles (nearest rank) and maximum by name; zeros for an empty sequence."""
+    """Returns minimum, quantiles (nearest rank) and maximum by name; zeros for an empty sequence."""
     ordered = sorted(lengths) or [0]
     last = len(ordered) - 1
     middle = {f"p{round(100 * quantile):02d}": ordered[round(quantile * last)] for quantile in QUANTILES}
@@ -17,7 +17,7 @@ def quantiles(lengths: Sequence[int]) -> dict[str, int]:
 
 
 def histogram(lengths: Sequence[int], bins: int = 12) -> list[tuple[int, int, int]]:
-    """Count the lengths in at most `bins` ranges of equal width; returns (first, last, count) of each range."""
+    """Counts the lengths in at most `bins` ranges of equal width; returns (first, last, count) of each range."""
     if not lengths:
         return []
     low, high = min(lengths), max(lengths)

@@ -1,6 +1,6 @@
 """Estimate of the peak GPU memory of a job, from the model's dimensions and token lengths.
 
-The estimate is the sum of what a training step keeps at its peak:
+The estimate is the sum of the memory that a training step holds at its peak:
 
 - **weights**: 4, 2 or 2 bytes a parameter in float32, bfloat16 or float16. In 8 bits 1, in 4 bits
   0.5 + 1/64 + 4/16384 for the linear layers (a byte of scale for 64 weights, and a float32 for 256 such bytes:
@@ -8,10 +8,11 @@ The estimate is the sum of what a training step keeps at its peak:
 - **adapter**: r * (inputs + outputs) parameters for each linear layer it is on, 16 bytes each: value, gradient and
   Adam's two moments, all in float32.
 - **activations**: bytes that backward needs, for each token and layer, with hidden width h, intermediate width f,
-  query width q and key width k: two norms in float32 8h; the input of each linear layer with an adapter, which is
-  cast for each anew, 2 * (5h + q + f); queries, keys, values and attention's output 4q + 4k; gate, its activation
-  and up 6f. No score matrix (SDPA, flash attention), no dropout. With gradient checkpointing 2h a layer, and
-  all of the above for one. In the manner of Korthikanti et al. 2022, section 4; a test counts what backward keeps.
+  query width q and key width k: two norms in float32 8h; a 2-byte copy of the input of each linear layer that has
+  an adapter 2 * (5h + q + f); queries, keys, values and attention's output 4q + 4k; gate, its activation and
+  up 6f. No score matrix (SDPA, flash attention), no dropout. With gradient checkpointing 2h a layer, and the full
+  amount for the one layer that is recomputed. The method is that of Korthikanti et al. 2022, section 4; a test
+  counts the bytes that backward holds.
 - **logits**: for each trained token and entry of the vocabulary 2 bytes, their float32 copy, its gradient and the
   gradient in bfloat16: 12 bytes.
 - **reserve**: 1 GiB for the CUDA context, kernels' workspaces and unusable gaps.
@@ -50,7 +51,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(model: Architecture, spec: JobSpec, *, tokens: int, trained: int) -> MemoryEstimate:
-    """Estimate the memory of a training step.
+    """Estimates the memory of a training step.
 
     Args:
         model: dimensions of the base model.
@@ -59,21 +60,22 @@ def estimate_memory(model: Architecture, spec: JobSpec, *, tokens: int, trained:
         trained: trained tokens among them.
     """
     return MemoryEstimate(
-        weights=_weights(model, spec),
-        adapter=16 * adapter_parameters(model, spec),
+        weights=_weight_bytes(model, spec),
+        adapter=16 * adapter_parameters(model, spec),  # float32: value, gradient, two moments of Adam
         activations=tokens * _activation_bytes(model, checkpointing=spec.train.gradient_checkpointing),
         logits=12 * trained * model.vocabulary,
     )
 
 
-def _weights(model: Architecture, spec: JobSpec) -> int:
+def _weight_bytes(model: Architecture, spec: JobSpec) -> int:
+    # Quantisation applies to the linear layers only; embedding, output layer and norms keep `model.dtype`.
     plain = _BYTES[spec.model.dtype]
     linear = _BITS_4 if spec.model.load_in_4bit else 1 if spec.model.load_in_8bit else plain
     return round(linear * model.linear_parameters) + plain * model.other_parameters
 
 
 def adapter_parameters(model: Architecture, spec: JobSpec) -> int:
-    """Return the number of trainable parameters of the LoRA adapter; DoRA adds a magnitude for each output."""
+    """Returns the number of trainable parameters of the LoRA adapter; DoRA adds a magnitude for each output."""
     targets = spec.lora.lora_target_modules
     wanted = [
         shape
@@ -86,7 +88,7 @@ def adapter_parameters(model: Architecture, spec: JobSpec) -> int:
 
 
 def _activation_bytes(model: Architecture, *, checkpointing: bool) -> int:
-    """Return the activation bytes of one token in all layers."""
+    """Returns the activation bytes of one token in all layers; the module docstring has the formula."""
     hidden, inner = model.hidden, model.intermediate
     queries, keys = model.heads * model.head, model.key_value_heads * model.head
     norms, inputs = 8 * hidden, 2 * (5 * hidden + queries + inner)

@@ -1,4 +1,4 @@
-"""The base model's small files as the job will see them: those that the job spec lists, checked by digest."""
+"""The base model's files as the job will see them, without weights: those in the job spec, verified by digest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.spec import JobSpec
 
 
 def find_model(spec: JobSpec, job: Path, chosen: Path | None) -> Path | None:
-    """Return the base model's directory: `chosen`, or the job spec's, relative to the spec; None if there is none.
+    """Returns the base model's directory: `chosen`, or the job spec's, relative to the spec; None without one.
 
     Raises:
         UsageError: `chosen` is no directory.
@@ -28,7 +28,7 @@ def find_model(spec: JobSpec, job: Path, chosen: Path | None) -> Path | None:
 
 @contextmanager
 def files_of_the_job(model_dir: Path, spec: JobSpec) -> Iterator[Path]:
-    """Provide a temporary directory with the model's listed files, without its weights.
+    """Yields a temporary directory with the model's listed files, without its weights.
 
     Further files of `model_dir`, such as a chat template that is not listed, do not exist in the job either.
 
@@ -38,11 +38,15 @@ def files_of_the_job(model_dir: Path, spec: JobSpec) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="trainer-validate-") as scratch:
         for name, digest in spec.model.model_file_sha256.items():
             if not name.endswith(".safetensors"):
-                _link(model_dir / name, digest, Path(scratch) / name)
+                _link_verified(model_dir / name, digest, Path(scratch) / name)
         yield Path(scratch)
 
 
-def _link(source: Path, digest: str, target: Path) -> None:
+def _link_verified(source: Path, digest: str, target: Path) -> None:
+    """Links `target` to `source` after the digest matches.
+
+    A tokenizer with other bytes would give token counts that the job will not reproduce.
+    """
     if not source.is_file():
         raise UsageError(
             ErrorCode.FILE_NOT_FOUND,

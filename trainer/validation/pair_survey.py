@@ -17,7 +17,7 @@ class PairLengths:
     rejected: array[int] = field(default_factory=lambda: array("i"))
 
     def add(self, pair: PreferenceExample) -> None:
-        """Add a pair."""
+        """Adds the lengths of one pair."""
         prompt = pair.chosen.trained.index(1)
         self.prompt.append(prompt)
         self.chosen.append(pair.chosen.length - prompt)
@@ -25,5 +25,5 @@ class PairLengths:
 
     @property
     def longer(self) -> int:
-        """Number of pairs whose chosen answer is the longer one; they may teach nothing but length."""
+        """Number of pairs whose chosen answer is longer; if nearly all are, the model may learn length alone."""
         return sum(chosen > rejected for chosen, rejected in zip(self.chosen, self.rejected, strict=True))

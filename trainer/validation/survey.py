@@ -1,4 +1,4 @@
-"""One pass over a dataset: every row is read and encoded as in the job, and only numbers are stored.
+"""One pass over a dataset that reads and encodes every row as the job does, and stores numbers only.
 
 Memory grows with the number of rows (about 100 bytes each), not with their length.
 """
@@ -33,7 +33,7 @@ from trainer.validation.pair_survey import PairLengths
 SHOWN_PROBLEMS: Final = 20
 
 Advance = Callable[[int], None]
-"""Receives the number of further bytes of the files that were read."""
+"""Receives the number of bytes that were read since its last call."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class AcceptedRows:
 
     def add(self, examples: tuple[Example, ...], *, held: bool, paired: bool) -> None:
         """Add a row."""
-        self.digests.append(_digest(examples))
+        self.digests.append(_token_digest(examples))
         self.examples.append(1 if paired else len(examples))
         self.tokens.append(sum(example.length for example in examples))
         self.held.append(held)
@@ -58,23 +58,24 @@ class AcceptedRows:
 
 @dataclass
 class Survey:
-    """The numbers of a dataset.
+    """Counts and lengths of a dataset, without any of its text.
 
     Attributes:
-        rows: file → kind → rows that can be read.
-        problems: the first rows that were refused.
-        refused: code of the refusal → rows.
-        shown: the encoded row that is to be displayed.
+        rows: file → kind → number of rows that can be read.
+        problems: errors of the first `SHOWN_PROBLEMS` refused rows.
+        refused: error code → number of rows.
+        shown: the encoded row to display.
         lengths: tokens of each example, as the job will train on them.
         pairs: the lengths of preference rows by part.
-        trained: tokens that are trained on, in all examples.
-        tokens: tokens of all rows without any limit, and of these `lost`: trained ones that are dropped or cut.
-        truncated: rows that were cut.
-        dropped: rows that were dropped.
-        endless: examples without a trained end of turn.
-        special: rows that contain the text of a special token.
-        duplicates: rows whose tokens are those of another row.
-        parts: training and evaluation, after the pass.
+        targets: number of trained tokens of each example.
+        tokens: number of tokens of all rows before `data.max_length` applies.
+        lost: number of trained tokens among them that are dropped or cut.
+        truncated: number of rows that were cut.
+        dropped: number of rows that were dropped.
+        endless: number of examples without a trained end of turn; a model trained on them may not stop.
+        special: number of rows that contain the text of a special token.
+        duplicates: number of rows whose tokens equal those of an earlier row.
+        parts: sizes of training and evaluation; None before the pass has ended.
         kept: the rows that give examples.
     """
 
@@ -116,11 +117,11 @@ class Parts:
     """Sizes of training and evaluation.
 
     Attributes:
-        train: rows trained on.
-        evaluation: rows held out.
-        examples: examples trained on, a pair counted once; more than rows if turns are split.
-        tokens: tokens of these.
-        overlap: held-out rows whose tokens are those of a training row.
+        train: number of training rows.
+        evaluation: number of held-out rows.
+        examples: number of training examples; a pair counts once. More than rows if turns are split.
+        tokens: number of tokens of the training examples.
+        overlap: number of held-out rows whose tokens equal those of a training row; their loss is too optimistic.
     """
 
     train: int
@@ -138,7 +139,7 @@ def survey(
     example: int = 0,
     advance: Advance = lambda _bytes: None,
 ) -> Survey:
-    """Read and encode every row; a refused row is counted and does not end the pass.
+    """Reads and encodes every row; a refused row is counted and does not end the pass.
 
     Args:
         files: name relative to `data/` → file.
@@ -148,56 +149,56 @@ def survey(
         advance: called while files are read.
     """
     found = Survey()
-    rows = _readable(found, files, spec, advance)
+    rows = _readable_rows(found, files, spec, advance)
     method = spec.train.method
     if tokens is None:
-        for _ in _accepted(found, rows, lambda row: check_kind(row, method)):
+        for _ in _accepted_rows(found, rows, lambda row: check_kind(row, method)):
             pass
         return found
-    trainable = _accepted(found, rows, lambda row: check_trainable(row, tokens, method))
+    trainable = _accepted_rows(found, rows, lambda row: check_trainable(row, tokens, method))
     for number, encoded in enumerate(encode_rows(trainable, tokens, spec.data)):
         if isinstance(encoded, DataError):
-            _refuse(found, encoded)
+            _count_refusal(found, encoded)
         else:
-            _count(found, encoded, tokens, spec)
+            _count_examples(found, encoded, tokens, spec)
             if found.shown is None and number >= example and encoded.examples:
                 found.shown = encoded
-    _finish(found, spec)
+    _count_parts(found, spec)
     return found
 
 
-def _readable(found: Survey, files: Mapping[str, Path], spec: JobSpec, advance: Advance) -> Iterator[Row]:
+def _readable_rows(found: Survey, files: Mapping[str, Path], spec: JobSpec, advance: Advance) -> Iterator[Row]:
     shape, most, count = row_schema(spec.data), spec.data.max_rows, 0
     for name in sorted(files):
         for row in scan_rows(files[name], name=name, schema=shape, on_bytes_read=advance):
             if isinstance(row, DataError):
-                _refuse(found, row)
+                _count_refusal(found, row)
                 continue
             if count == most:
-                _refuse(found, too_many_rows(row, most))
+                _count_refusal(found, too_many_rows(row, most))
                 return
             count += 1
             found.rows[name][row.kind_name] += 1
             yield row
 
 
-def _accepted(found: Survey, rows: Iterable[Row], check: Callable[[Row], None]) -> Iterator[Row]:
+def _accepted_rows(found: Survey, rows: Iterable[Row], check: Callable[[Row], None]) -> Iterator[Row]:
     for row in rows:
         try:
             check(row)
         except DataError as error:
-            _refuse(found, error)
+            _count_refusal(found, error)
         else:
             yield row
 
 
-def _refuse(found: Survey, error: DataError) -> None:
+def _count_refusal(found: Survey, error: DataError) -> None:
     found.refused[error.code.value] += 1
     if len(found.problems) < SHOWN_PROBLEMS:
         found.problems.append(error)
 
 
-def _count(found: Survey, encoded: EncodedRow, tokens: ModelTokenizer, spec: JobSpec) -> None:
+def _count_examples(found: Survey, encoded: EncodedRow, tokens: ModelTokenizer, spec: JobSpec) -> None:
     found.tokens += encoded.tokens
     found.lost += encoded.lost
     found.truncated += encoded.truncated
@@ -215,16 +216,17 @@ def _count(found: Survey, encoded: EncodedRow, tokens: ModelTokenizer, spec: Job
     found.kept.add(encoded.examples, held=is_for_evaluation(encoded.row.file, spec.data), paired=paired)
 
 
-def _digest(examples: tuple[Example, ...]) -> int:
+def _token_digest(examples: tuple[Example, ...]) -> int:
+    # 64 bits: among ten million rows a collision has a probability of about 3e-6, and makes a count wrong by one.
     digest = hashlib.blake2b(digest_size=8)
     for example in examples:
         digest.update(example.ids)
-        digest.update(b"/")
+        digest.update(b"/")  # separates examples, so that [1][2] and [1, 2] differ
     return int.from_bytes(digest.digest(), "big")
 
 
-def _finish(found: Survey, spec: JobSpec) -> None:
-    """Split the rows as the job will, and count duplicates and overlap."""
+def _count_parts(found: Survey, spec: JobSpec) -> None:
+    """Splits the rows as the job will, with the same seed, and counts duplicates and overlap."""
     kept = found.kept
     numbers = range(len(kept.held))
     train: Sequence[int] = [number for number in numbers if not kept.held[number]]
@@ -233,7 +235,7 @@ def _finish(found: Survey, spec: JobSpec) -> None:
         try:
             train, evaluation = split(train, spec.data.test_split_size, seed=spec.train.seed)
         except DataError as error:
-            _refuse(found, error)
+            _count_refusal(found, error)
     seen = {kept.digests[number] for number in train}
     overlap = sum(kept.digests[number] in seen for number in evaluation)
     seen.update(kept.digests[number] for number in evaluation)
@@ -248,10 +250,10 @@ def _finish(found: Survey, spec: JobSpec) -> None:
 
 
 def estimated_steps(parts: Parts, spec: JobSpec) -> int:
-    """Return the optimizer steps of the run: exact without packing, with packing a lower bound (full bins).
+    """Returns the optimizer steps of the run: exact without packing; with packing a lower bound (full bins).
 
-    A packed micro-batch holds `per_device_train_batch_size` sequences of `max_length` tokens. With
-    `num_processes: auto` it is the number for one GPU.
+    A packed micro-batch holds `per_device_train_batch_size` bins of `max_length` tokens. `num_processes: auto`
+    counts as one GPU, because the provider's machine cannot see the number of GPUs in the VM.
     """
     if spec.train.max_steps > 0:
         return spec.train.max_steps
@@ -259,4 +261,5 @@ def estimated_steps(parts: Parts, spec: JobSpec) -> int:
     batches = math.ceil(sequences / spec.train.per_device_train_batch_size)
     processes = 1 if spec.train.num_processes == "auto" else spec.train.num_processes
     steps = math.ceil(batches / (spec.train.gradient_accumulation_steps * processes))
+    # The last, incomplete batch of an epoch is a step too, hence ceil at every level.
     return max(1, math.ceil(spec.train.num_train_epochs * steps))
