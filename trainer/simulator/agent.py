@@ -110,7 +110,7 @@ class SimulatedVm:
         return self._events
 
     def replace_events(self, events: tuple[Event, ...]) -> None:
-        """Replace the event log, and with it the registers: a VM whose system measured something else."""
+        """Replaces the event log, and with it the registers: a VM whose OS measured something else."""
         with self._lock:
             self._events = events
 
@@ -143,30 +143,30 @@ class SimulatedVm:
         return str(self._with_faults(FaultLayer.GPU_INFO, self.options.gpu_attestation))
 
     def derive_key(self, path: str, purpose: str = "", algorithm: Algorithm = Algorithm.SECP256K1) -> SimulatedKey:
-        """Derive the key for `path` with its chain of signatures."""
+        """Derives the key for `path` with its chain of signatures."""
         key: SimulatedKey = self._with_faults(FaultLayer.KEY, self._shown_keys.derive(path, purpose, algorithm))
         return key
 
     def collateral(self, now: int) -> dict[str, str]:
-        """Make collateral for this VM's quotes, issued one hour before `now` (seconds since 1970) for 30 days."""
+        """Makes collateral for this VM's quotes, issued one hour before `now` (seconds since 1970) for 30 days."""
         terms = self._with_faults(FaultLayer.COLLATERAL_TERMS, {"now": now})
         honest = self._signer.collateral(**terms, mutate=self._change_documents)
         collateral: dict[str, str] = self._with_faults(FaultLayer.COLLATERAL, honest)
         return collateral
 
     def log_entries(self, *, with_digests: bool) -> list[dict[str, object]]:
-        """Return the event log as JSON objects, runtime events with or without their digests."""
+        """Returns the event log as JSON objects, runtime events with or without their digests."""
         honest = [event.entry(with_digest=with_digests) for event in self._events]
         entries: list[dict[str, object]] = self._with_faults(FaultLayer.EVENT_LOG, honest)
         return entries
 
     def event_log(self) -> str:
-        """Return the event log as JSON text; the release decides whether runtime events have digests."""
+        """Returns the event log as JSON text; the release decides whether runtime events have digests."""
         entries = self.log_entries(with_digests=self.options.release is Release.V0_5)
         return str(self._with_faults(FaultLayer.EVENT_LOG_TEXT, json.dumps(entries, separators=(",", ":"))))
 
     def td_fields(self, report_data: bytes = b"") -> TdFields:
-        """Return the TD report that a quote over `report_data` (at most 64 bytes) would contain now.
+        """Returns the TD report that a quote over `report_data` (at most 64 bytes) would contain now.
 
         Raises:
             ValueError: `report_data` is too long.
@@ -189,7 +189,7 @@ class SimulatedVm:
         return fields
 
     def quote(self, report_data: bytes, **changes: bytes) -> SimulatedQuote:
-        """Sign a quote over `report_data`, padded on the right with zeros to 64 bytes.
+        """Signs a quote over `report_data`, padded on the right with zeros to 64 bytes.
 
         Args:
             report_data: at most 64 bytes.
@@ -199,6 +199,7 @@ class SimulatedVm:
         Raises:
             ValueError: `report_data` is too long.
         """
+        # One lock for registers and log: an event between them would make a log that does not replay.
         with self._lock:
             td = replace(self.td_fields(report_data), **changes)
             parts = self._with_faults(FaultLayer.PARTS, self._signer.parts(td, self.options.quote_version))
@@ -206,7 +207,7 @@ class SimulatedVm:
             return SimulatedQuote(quote, self.event_log(), td.report_data, self.vm_config)
 
     def emit_event(self, name: str, payload: bytes) -> None:
-        """Extend RTMR3 with an application's event.
+        """Extends RTMR3 with an application's event.
 
         Raises:
             ValueError: the name is empty or reserved for the measured OS.
@@ -262,6 +263,7 @@ class SimulatedVm:
         )
 
     def _config_id(self) -> bytes:
+        # MRCONFIGID of form 01: the byte 1, the compose hash (32 bytes), 15 zeros.
         return b"\x01" + self.compose_hash + bytes(15) if self.options.config_id else bytes(48)
 
 

@@ -64,7 +64,7 @@ Quoted = dict[str, bytes]
 """Fields of a TD report by name."""
 
 
-def _receipt_key() -> str:
+def _receipt_public_key() -> str:
     key = ec.derive_private_key(7, ec.SECP256R1()).public_key()
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex()
 
@@ -72,13 +72,13 @@ def _receipt_key() -> str:
 def key_chain(vm: SimulatedVm, claims: DatasetClaims) -> tuple[DerivedKey, ...]:
     """Returns the recipient's key and the key that signs `claims`, each with its signature chain."""
     signed = prove_possession(vm.derive_key(possession_path(JOB_SPEC_SHA256), "possession").secret, claims)
-    possession = _proof(vm, possession_path(JOB_SPEC_SHA256), "possession").model_copy(
+    possession = _signed_derived_key(vm, possession_path(JOB_SPEC_SHA256), "possession").model_copy(
         update={"possession": signed}
     )
-    return _proof(vm, recipient_path(JOB_SPEC_SHA256), "sealing"), possession
+    return _signed_derived_key(vm, recipient_path(JOB_SPEC_SHA256), "sealing"), possession
 
 
-def _proof(vm: SimulatedVm, path: str, purpose: str) -> DerivedKey:
+def _signed_derived_key(vm: SimulatedVm, path: str, purpose: str) -> DerivedKey:
     derived = vm.derive_key(path, purpose)
     return DerivedKey(
         path=path,
@@ -96,7 +96,7 @@ def honest_claims(gpu: GpuEvidence) -> DatasetClaims:
         nonce=NONCE,
         job_spec_sha256=JOB_SPEC_SHA256,
         recipients=Recipients(derived="age1" + "q" * 58, instance="age1" + "p" * 58),
-        receipt_key=_receipt_key(),
+        receipt_key=_receipt_public_key(),
         tls_spki_sha256=PEER_SPKI_SHA256,
         gpu_evidence_sha256=gpu_evidence_sha256(gpu),
         sandbox={"seccomp": True, "landlock": True, "separate_users": False},
@@ -148,7 +148,7 @@ def demanding_policy(vm: SimulatedVm) -> Policy:
 
 @dataclass(frozen=True)
 class World:
-    """Inputs of an appraisal. The quote is signed for `claims`, with the TD report's fields changed by `td`."""
+    """Inputs of an appraisal. The quote is signed for `claims`, over a TD report whose fields `td` replaces."""
 
     vm: SimulatedVm
     claims: DatasetClaims
@@ -170,54 +170,54 @@ class World:
     gpu_rim_root_sha256: str = "00" * 32
 
     def change(self, **changes: Any) -> World:
-        """This world with other inputs."""
+        """Returns this world with other inputs."""
         return replace(self, **changes)
 
     def claiming(self, **changes: Any) -> World:
-        """With other claims, for which the VM makes a quote."""
+        """Returns this world with other claims, over which the VM signs a new quote."""
         return replace(self, claims=self.claims.model_copy(update=changes))
 
     def showing(self, **changes: Any) -> World:
-        """With other evidence around the same quote."""
+        """Returns this world with other fields of the evidence and the same quote."""
         return replace(self, evidence_changes={**self.evidence_changes, **changes})
 
     def demanding(self, section: str, **changes: Any) -> World:
-        """With one section of the policy changed."""
+        """Returns this world with other values in one section of the policy."""
         before = getattr(self.policy, section)
         return replace(self, policy=self.policy.model_copy(update={section: before.model_copy(update=changes)}))
 
     def opened(self, section: str, value: object = "any") -> World:
-        """With one whole section of the policy replaced."""
+        """Returns this world with one section of the policy replaced by `value`."""
         return replace(self, policy=self.policy.model_copy(update={section: value}))
 
     def answering(self, *fresh: FreshGpuEvidence) -> World:
-        """With other fresh GPU reports, which the claims name."""
+        """Returns this world with other fresh GPU reports, whose digest the claims contain."""
         gpu = self.gpu.model_copy(update={"fresh": fresh})
         return replace(self, gpu=gpu).claiming(gpu_evidence_sha256=gpu_evidence_sha256(gpu))
 
     def with_gpu(self, *chain: GpuCertificate, **changes: Any) -> World:
-        """With one GPU that answers differently."""
+        """Returns this world with one GPU that has another certificate chain or report."""
         return self.answering(gpu_answer(*chain, **changes))
 
     def without_reports(self) -> World:
-        """Without fresh GPU reports, and a policy that does not ask for them."""
+        """Returns this world without fresh GPU reports, and with a policy that does not require them."""
         values = ("boot", "fresh", "count", "models", "min_driver_version", "min_vbios_version")
         left_open = dict.fromkeys((*values, "reference_values", "revocation"), "any")
         return self.answering().demanding("gpu", **left_open)
 
     def with_collateral(self, **changes: Any) -> World:
-        """With other collateral, signed by the same root."""
+        """Returns this world with other collateral that the same root signs."""
         return replace(self, collateral=json.dumps(self.vm.pki.collateral(self.now, **changes)).encode())
 
     def with_faults(self, *faults: Fault) -> World:
-        """With a VM that lies in what it shows. What is demanded and asked stays as it was."""
+        """Returns this world with a VM that has `faults`; policy and nonce are unchanged."""
         vm = SimulatedVm(self.vm.app_compose, SEED, options=replace(self.vm.options, faults=faults))
         gpu = self.gpu.model_copy(update={"boot": vm.gpu_attestation})
         lying = replace(self, vm=vm, gpu=gpu, collateral=json.dumps(vm.collateral(self.now)).encode())
         return lying.claiming(gpu_evidence_sha256=gpu_evidence_sha256(gpu))
 
     def evidence(self, claims: DatasetClaims | ReceiptClaims | None = None) -> Evidence:
-        """The evidence as the job would show it."""
+        """Returns the evidence that the job would send."""
         claims = claims or self.claims
         td = {"report_data": report_data(claims), **self.td}
         quoted = self.vm.quote(td.pop("report_data"), **td)
@@ -234,7 +234,7 @@ class World:
         return Evidence(**fields | self.evidence_changes)
 
     def appraise(self) -> AttestationResult:
-        """The verdict."""
+        """Appraises the evidence over the dataset's claims."""
         return appraise(
             self.evidence(),
             collateral=self.collateral,
@@ -249,7 +249,7 @@ class World:
         )
 
     def appraise_receipt(self, earlier: AttestationResult) -> tuple[Check, ...]:
-        """The verdict on the evidence beside a receipt."""
+        """Appraises the evidence that accompanies a receipt, under the result of an `earlier` appraisal."""
         return appraise_receipt(
             self.evidence(self.receipt),
             statement=self.statement,
@@ -260,11 +260,11 @@ class World:
         )
 
     def contraindicated(self) -> list[str]:
-        """Codes of the checks that do not hold."""
+        """Appraises, and returns the codes of the checks that are contraindicated."""
         return [check.code for check in self.appraise().checks if check.state is CheckState.CONTRAINDICATED]
 
     def state(self, code: str) -> Check:
-        """One check."""
+        """Appraises, and returns the check with this code."""
         return next(check for check in self.appraise().checks if check.code == code)
 
 

@@ -1,4 +1,4 @@
-"""Keys, certificates and CRLs of the development PKI: deterministic, and named as such.
+"""Keys, certificates and CRLs of the development PKI: deterministic, and named NOT INTEL.
 
 Source of the profile: Intel SGX PCK Certificate and Certificate Revocation List Profile Specification 1.5.
 """
@@ -43,14 +43,15 @@ class Authority:
         return self.certificate.public_bytes(Encoding.PEM).decode()
 
     def sign(self, message: bytes) -> bytes:
-        """Sign with this authority's key; returns the 64 bytes of `raw_signature`."""
+        """Signs with this authority's key; returns the 64 bytes of `raw_signature`."""
         return raw_signature(self.key, message)
 
 
 def derive_p256_key(seed: bytes, label: str) -> ec.EllipticCurvePrivateKey:
-    """Derive a P-256 key from seed and label.
+    """Derives a P-256 key from seed and label.
 
-    The private key is 48 bytes of HKDF-SHA256 reduced modulo the order, so that its bias is below 2**-128.
+    private key = HKDF-SHA256(seed, 48 bytes) mod (order - 1) + 1. 384 bits reduced modulo a number of 256 bits
+    have a bias below 2**-128.
     """
     info = b"confidential-trainer/development-pki/" + label.encode()
     wide = HKDF(hashes.SHA256(), length=48, salt=None, info=info).derive(seed)
@@ -58,13 +59,13 @@ def derive_p256_key(seed: bytes, label: str) -> ec.EllipticCurvePrivateKey:
 
 
 def raw_signature(key: ec.EllipticCurvePrivateKey, message: bytes) -> bytes:
-    """Sign with ECDSA over SHA-256; returns r ‖ s, 32 bytes each; deterministic (RFC 6979)."""
+    """Signs with ECDSA over SHA-256; returns r ‖ s, 32 bytes each; deterministic (RFC 6979)."""
     r, s = decode_dss_signature(key.sign(message, ec.ECDSA(hashes.SHA256(), deterministic_signing=True)))
     return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
 def raw_public_key(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return X ‖ Y of the public point, 32 bytes each."""
+    """Returns X ‖ Y of the public point, 32 bytes each."""
     return key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)[1:]
 
 
@@ -77,7 +78,7 @@ def issue(
     sgx_extension: bytes | None = None,
     end: int | None = None,
 ) -> Authority:
-    """Issue a certificate of `key` for `name`; the same arguments give the same bytes.
+    """Issues a certificate of `key` for `name`; the same arguments give the same bytes.
 
     Args:
         name: common name.
@@ -104,7 +105,7 @@ def issue(
 
 
 def revocation_list(issuer: Authority, now: int, until: int, revoked: Iterable[Authority] = ()) -> bytes:
-    """Return the DER of a CRL of `issuer`, valid from a day before `now` to `until` (seconds since 1970)."""
+    """Returns the DER of a CRL of `issuer`, valid from a day before `now` to `until` (seconds since 1970)."""
     time = dt.datetime.fromtimestamp(now, dt.UTC)
     builder = (
         x509.CertificateRevocationListBuilder()

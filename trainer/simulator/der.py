@@ -23,7 +23,7 @@ _SHORT_LENGTH: Final = 0x80
 
 @dataclass(frozen=True)
 class PlatformConfiguration:
-    """Flags of a multi-package platform: whether it may change, whether keys are cached, whether SMT is on."""
+    """Flags of a multi-package platform: packages may be added, keys are cached, SMT is on."""
 
     dynamic_platform: bool = False
     cached_keys: bool = False
@@ -50,42 +50,46 @@ class SgxExtension:
     """0 standard, 1 scalable, 2 scalable with integrity."""
 
     def to_der(self) -> bytes:
-        """Return the value of the X.509 extension `1.2.840.113741.1.13.1`."""
-        return _sequence(
-            _entry(".1", asn1.encode_der(self.ppid)),
-            _entry(".2", self._tcb()),
-            _entry(".3", asn1.encode_der(self.pce_id)),
-            _entry(".4", asn1.encode_der(self.fmspc)),
-            _entry(".5", _tlv(_ENUMERATED, bytes([self.sgx_type]))),
-            _entry(".6", asn1.encode_der(self.platform_instance_id)),
-            _entry(".7", self._configuration()),
+        """Returns the value of the X.509 extension `1.2.840.113741.1.13.1`."""
+        return _der_sequence(
+            _oid_entry(".1", asn1.encode_der(self.ppid)),
+            _oid_entry(".2", self._tcb_entries()),
+            _oid_entry(".3", asn1.encode_der(self.pce_id)),
+            _oid_entry(".4", asn1.encode_der(self.fmspc)),
+            _oid_entry(".5", _tag_length_value(_ENUMERATED, bytes([self.sgx_type]))),
+            _oid_entry(".6", asn1.encode_der(self.platform_instance_id)),
+            _oid_entry(".7", self._configuration_flags()),
         )
 
-    def _tcb(self) -> bytes:
+    def _tcb_entries(self) -> bytes:
+        # Entries 1 to 16 are the components of CPUSVN, 17 is PCESVN, and 18 repeats CPUSVN as 16 bytes.
         components = [
-            _entry(f".2.{index}", asn1.encode_der(svn)) for index, svn in enumerate(self.cpu_svn, start=1)
+            _oid_entry(f".2.{index}", asn1.encode_der(svn)) for index, svn in enumerate(self.cpu_svn, start=1)
         ]
-        pce_svn = _entry(".2.17", asn1.encode_der(self.pce_svn))
-        return _sequence(*components, pce_svn, _entry(".2.18", asn1.encode_der(self.cpu_svn)))
+        pce_svn = _oid_entry(".2.17", asn1.encode_der(self.pce_svn))
+        return _der_sequence(*components, pce_svn, _oid_entry(".2.18", asn1.encode_der(self.cpu_svn)))
 
-    def _configuration(self) -> bytes:
+    def _configuration_flags(self) -> bytes:
         flags = (
             self.configuration.dynamic_platform,
             self.configuration.cached_keys,
             self.configuration.smt_enabled,
         )
-        return _sequence(*(_entry(f".7.{i}", asn1.encode_der(flag)) for i, flag in enumerate(flags, start=1)))
+        return _der_sequence(
+            *(_oid_entry(f".7.{i}", asn1.encode_der(flag)) for i, flag in enumerate(flags, start=1))
+        )
 
 
-def _entry(suffix: str, value: bytes) -> bytes:
-    return _sequence(asn1.encode_der(x509.ObjectIdentifier(SGX_EXTENSION_OID + suffix)), value)
+def _oid_entry(suffix: str, value: bytes) -> bytes:
+    return _der_sequence(asn1.encode_der(x509.ObjectIdentifier(SGX_EXTENSION_OID + suffix)), value)
 
 
-def _sequence(*items: bytes) -> bytes:
-    return _tlv(_SEQUENCE, b"".join(items))
+def _der_sequence(*items: bytes) -> bytes:
+    return _tag_length_value(_SEQUENCE, b"".join(items))
 
 
-def _tlv(tag: int, value: bytes) -> bytes:
+def _tag_length_value(tag: int, value: bytes) -> bytes:
+    """Returns a DER element: tag, length (X.690 8.1.3: one byte below 128, else its own size first), value."""
     if len(value) < _SHORT_LENGTH:
         return bytes([tag, len(value)]) + value
     length = len(value).to_bytes((len(value).bit_length() + 7) // 8, "big")

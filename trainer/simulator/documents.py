@@ -22,7 +22,7 @@ MODULE_SVN: Final = 5
 
 
 def tcb_info(date: str, evaluation_number: int, status: str, advisories: Sequence[str]) -> dict[str, Any]:
-    """Make a TCB info with one level, the platform's own.
+    """Makes a TCB info with one level, the one that the platform has.
 
     Args:
         date: date of all levels.
@@ -56,7 +56,7 @@ def tcb_info(date: str, evaluation_number: int, status: str, advisories: Sequenc
 
 
 def qe_identity(date: str, evaluation_number: int, status: str, report: QeReport) -> dict[str, Any]:
-    """Make the identity of the quoting enclave that makes `report`, with one level, the enclave's own."""
+    """Makes the identity of the quoting enclave of `report`, with one level, the one that the enclave has."""
     return {
         "id": "TD_QE",
         "version": 2,
@@ -72,7 +72,7 @@ def qe_identity(date: str, evaluation_number: int, status: str, report: QeReport
 
 
 def platform_extension(seed: bytes, configuration: PlatformConfiguration) -> SgxExtension:
-    """Return the SGX extension of the PCK certificate of the platform that is derived from `seed`."""
+    """Returns the SGX extension of the PCK certificate of the platform that is derived from `seed`."""
     return SgxExtension(
         ppid=hashlib.sha256(b"ppid" + seed).digest()[:16],
         cpu_svn=CPU_SVN,
@@ -85,10 +85,10 @@ def platform_extension(seed: bytes, configuration: PlatformConfiguration) -> Sgx
 
 
 def rfc3339(time: int) -> str:
-    """Format a time in seconds since 1970 as the documents require."""
+    """Formats seconds since 1970 as `YYYY-MM-DDThh:mm:ssZ`, the form of all dates in the documents."""
     return dt.datetime.fromtimestamp(time, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _unsigned_module() -> dict[str, str]:
-    """Return the identity of Intel's TDX modules: a signer of zeros and no attributes."""
+    """Returns the identity of Intel's TDX modules: a signer of zeros and no attributes."""
     return {"mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "FF" * 8}

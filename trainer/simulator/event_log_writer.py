@@ -36,9 +36,9 @@ class BootEvent:
     """48 bytes."""
 
     def entry(self, *, with_digest: bool) -> dict[str, object]:
-        """Return the event as a JSON object, always with its digest, which cannot be recomputed."""
+        """Returns the event as a JSON object, always with its digest, which cannot be recomputed."""
         del with_digest
-        return _entry(self.register, BOOT_EVENT_TYPE, self.digest, "", b"")
+        return _log_entry(self.register, BOOT_EVENT_TYPE, self.digest, "", b"")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RuntimeEvent:
 
     @property
     def preimage(self) -> bytes:
-        """The hashed bytes: in version 1 `type ‖ ":" ‖ name ‖ ":" ‖ payload`, in version 2 canonical JSON."""
+        """The hashed bytes; in version 1 `type ‖ ":" ‖ name ‖ ":" ‖ payload`, in version 2 canonical JSON."""
         if self.version == 1:
             kind = struct.pack("<I", RUNTIME_EVENT_TYPE)
             return b":".join((kind, self.name.encode(), self.payload))
@@ -65,9 +65,9 @@ class RuntimeEvent:
         return hashlib.sha384(self.preimage).digest()
 
     def entry(self, *, with_digest: bool) -> dict[str, object]:
-        """Return the event as a JSON object. From 0.6.0 on, quotes leave the digests of runtime events empty."""
+        """Returns the event as a JSON object. From 0.6.0 on, the digests of runtime events in quotes are empty."""
         digest = self.digest if with_digest else b""
-        entry = _entry(self.register, RUNTIME_EVENT_TYPE, digest, self.name, self.payload)
+        entry = _log_entry(self.register, RUNTIME_EVENT_TYPE, digest, self.name, self.payload)
         if self.version == 1:
             return entry
         return entry | {"version": self.version, "preimage": self.preimage.hex()}
@@ -77,14 +77,14 @@ Event = BootEvent | RuntimeEvent
 
 
 def replay(digests: Iterable[bytes]) -> bytes:
-    """Extend a register, from zeros, by each digest: register = SHA-384(register ‖ digest); returns 48 bytes."""
+    """Extends a register, from zeros, by each digest: register = SHA-384(register ‖ digest); returns 48 bytes."""
     register = bytes(48)
     for digest in digests:
         register = hashlib.sha384(register + digest).digest()
     return register
 
 
-def _entry(register: int, kind: int, digest: bytes, name: str, payload: bytes) -> dict[str, object]:
+def _log_entry(register: int, kind: int, digest: bytes, name: str, payload: bytes) -> dict[str, object]:
     return {
         "imr": register,
         "event_type": kind,

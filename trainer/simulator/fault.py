@@ -1,4 +1,4 @@
-"""A fault of the simulator: one change of one value that it shows, and the check that must detect it."""
+"""A fault of the simulator: one change of one value in its responses, and the check that must detect it."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class Fault:
 
     Attributes:
         name: kebab-case.
-        code: the check that must detect it.
+        code: code of the check that must detect it.
         description: the false value in one line.
         layer: which value it changes.
         change: takes the true value of the layer and returns the false one; it does not modify its argument.
-        also: further checks that fail because of the same value.
+        also: codes of further checks that fail because of the same value.
     """
 
     name: str
@@ -67,12 +67,12 @@ class Fault:
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """Every check that must fail."""
+        """Codes of all checks that must fail."""
         return (self.code, *self.also)
 
 
 def apply_faults(faults: Iterable[Fault], layer: FaultLayer, honest: Any) -> Any:
-    """Apply the faults of a layer to its true value, in order."""
+    """Applies the faults of a layer to its true value, in order."""
     value = honest
     for fault in faults:
         if fault.layer is layer:

@@ -24,7 +24,7 @@ from trainer.simulator.nvattest import SimulatedGpu, nvattest_result
 NOW = 1_790_000_000
 NONCE = "01" * 32
 GPU_BOOT = nvattest_result([SimulatedGpu()], "5b" * 32)
-"""What the OS found out about one honest GPU at boot."""
+"""Result of the OS's verification of one honest GPU at boot."""
 
 FWID = b"\x0f" * 48
 FWID_OID = x509.ObjectIdentifier("2.23.133.5.4.1")
@@ -81,7 +81,7 @@ class GpuCertificate:
         return ec.derive_private_key(self.scalar, self.curve)
 
     def issued_by(self, issuer: GpuCertificate) -> str:
-        """The certificate in PEM."""
+        """Returns this certificate in PEM, signed by `issuer`."""
         builder = x509.CertificateBuilder(
             subject_name=x509.Name.from_rfc4514_string(f"CN={self.name}"),
             issuer_name=x509.Name.from_rfc4514_string(f"CN={issuer.name}"),
@@ -102,7 +102,7 @@ GPU_LEAF = GpuCertificate("NOT NVIDIA - test GPU's firmware", 1003, LEAF)
 
 
 def chain_pem(*certificates: GpuCertificate) -> str:
-    """A chain, leaf first; the last one signs itself."""
+    """Returns a chain in PEM, leaf first; the last certificate is self-signed."""
     issuers = (*certificates[1:], certificates[-1])
     return "".join(each.issued_by(issuer) for each, issuer in zip(certificates, issuers, strict=True))
 
@@ -142,18 +142,22 @@ def gpu_report(
     key: ec.EllipticCurvePrivateKey = GPU_LEAF.key,
     tail: bytes = b"",
 ) -> bytes:
-    """A signed report; every argument is one thing to change."""
+    """Returns an SPDM 1.1 report (DSP0274, GET_MEASUREMENTS) with its signature; each argument changes one part.
+
+    Request (version, code, two parameters) ‖ nonce (32 bytes) ‖ slot ‖ response ‖ signature r ‖ s (96 bytes).
+    """
     record = b"".join(blocks)
     fields = tlv(opaque) if opaque_bytes is None else opaque_bytes
     asked = request + (gpu_nonce(NONCE) if nonce is None else nonce) + bytes([slot])
     body = header + bytes([len(blocks)]) + len(record).to_bytes(3, "little") + record + b"\5" * 32
+    # SPDM signs the transcript: request and response, so that an old response fits no new nonce.
     signed = asked + body + len(fields).to_bytes(2, "little") + fields
     r, s = decode_dss_signature(key.sign(signed, ec.ECDSA(hashes.SHA384(), deterministic_signing=True)))
     return signed + r.to_bytes(48, "big") + s.to_bytes(48, "big") + tail
 
 
 def gpu_answer(*chain: GpuCertificate, **changes: Any) -> FreshGpuEvidence:
-    """The honest GPU's report and chain, but for `changes`; signed by the key of the chain's leaf."""
+    """Returns report and chain of the honest GPU with `changes`, signed by the key of the chain's leaf."""
     certificates = chain or (GPU_LEAF, GPU_CA, GPU_ROOT)
     key = certificates[0].key if isinstance(certificates[0].curve, ec.SECP384R1) else GPU_LEAF.key
     return FreshGpuEvidence(

@@ -29,7 +29,7 @@ class Algorithm(StrEnum):
 
     @classmethod
     def parse(cls, name: str) -> Algorithm:
-        """Return the algorithm that a request names; `k256` and the empty name mean secp256k1.
+        """Returns the algorithm that a request names; `k256` and the empty name mean secp256k1.
 
         Raises:
             ValueError: the name is not known.
@@ -62,12 +62,13 @@ class AppKeys:
     @property
     def public_key(self) -> bytes:
         """Compressed SEC1 point of the app key, 33 bytes."""
-        return _compressed(self._app_key)
+        return _compressed_point(self._app_key)
 
     def derive(self, path: str, purpose: str = "", algorithm: Algorithm = Algorithm.SECP256K1) -> SimulatedKey:
-        """Derive the key for `path`. Purpose and algorithm enter the signature, not the key."""
+        """Derives the key for `path`. Purpose and algorithm enter the signature, not the key."""
         secret = derive_key(self._app_key, path.encode())
-        public_key = _ed25519_public(secret) if algorithm is Algorithm.ED25519 else _compressed(secret)
+        public_key = _ed25519_public(secret) if algorithm is Algorithm.ED25519 else _compressed_point(secret)
+        # The purpose is signed with the key: a key for one purpose cannot be presented for another.
         signature = _sign_recoverable(self._app_key, f"{purpose}:{public_key.hex()}".encode())
         return SimulatedKey(secret, public_key, (signature, self._app_signature))
 
@@ -85,32 +86,33 @@ class KeyService:
     @property
     def root_public_key(self) -> bytes:
         """Compressed SEC1 point of the root, 33 bytes; a policy can pin it."""
-        return _compressed(self._root_key)
+        return _compressed_point(self._root_key)
 
     def app_keys(self, app_id: bytes) -> AppKeys:
-        """Derive the keys of an application from root and app id (20 bytes), independent of the app's version."""
+        """Derives the keys of an application from root and app id (20 bytes), independent of the app's version."""
         app_key = derive_key(self._root_key, app_id, b"app-key")
-        message = b"dstack-kms-issued:" + app_id + _compressed(app_key)
+        message = b"dstack-kms-issued:" + app_id + _compressed_point(app_key)
         return AppKeys(app_key, _sign_recoverable(self._root_key, message))
 
 
 def derive_key(secret: bytes, *context: bytes) -> bytes:
-    """Derive 32 bytes as dstack does: HKDF-SHA256 with salt `RATLS` and the context as info."""
+    """Derives 32 bytes as dstack does: HKDF-SHA256 with salt `RATLS` and the context as info."""
     return HKDF(hashes.SHA256(), _KEY_BYTES, _SALT, b"".join(context)).derive(secret)
 
 
 def key_provider_info(ca_public_key: ec.EllipticCurvePublicKey) -> str:
-    """Return the JSON of the event `key-provider`, which names the key service of the VM."""
+    """Returns the JSON of the event `key-provider`, which names the key service of the VM."""
     spki = ca_public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return json.dumps({"name": "kms", "id": spki.hex()}, separators=(",", ":"))
 
 
 def _sign_recoverable(key: bytes, message: bytes) -> bytes:
+    """Returns r ‖ s ‖ recovery id, 65 bytes: secp256k1 ECDSA over Keccak-256."""
     digest = keccak.new(digest_bits=256, data=message).digest()
     return coincurve.PrivateKey(key).sign_recoverable(digest, hasher=None)
 
 
-def _compressed(key: bytes) -> bytes:
+def _compressed_point(key: bytes) -> bytes:
     return coincurve.PrivateKey(key).public_key.format(compressed=True)
 
 

@@ -1,4 +1,4 @@
-"""Measurements of the simulated OS: the same on every machine, and impossible for a real OS."""
+"""Measurements of the simulated OS: equal on every machine, and digests of a label that no real OS measures to."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ class Measurements:
 
 
 def simulated_measurements() -> Measurements:
-    """Return MRTD and RTMR0 to RTMR2 of the simulated OS."""
+    """Returns MRTD and RTMR0 to RTMR2 of the simulated OS."""
     registers = (register(boot_events(), index).hex() for index in range(3))
     return Measurements(simulated_mrtd().hex(), *registers)
 
 
 def simulated_mrtd() -> bytes:
-    """Return the 48 bytes of MRTD of the simulated OS."""
-    return _constant("mrtd")
+    """Returns the 48 bytes of MRTD of the simulated OS."""
+    return _label_digest("mrtd")
 
 
 def boot_events() -> tuple[BootEvent, ...]:
-    """Return the events of firmware and boot loader: one digest for each of RTMR0 to RTMR2."""
-    return tuple(BootEvent(index, _constant(f"rtmr{index}")) for index in range(3))
+    """Returns the events of firmware and boot loader: one digest for each of RTMR0 to RTMR2."""
+    return tuple(BootEvent(index, _label_digest(f"rtmr{index}")) for index in range(3))
 
 
 def register(events: tuple[Event, ...], index: int) -> bytes:
-    """Return the 48 bytes of RTMR `index` after these events."""
+    """Returns the 48 bytes of RTMR `index` after these events."""
     return replay(event.digest for event in events if event.register == index)
 
 
-def _constant(name: str) -> bytes:
+def _label_digest(name: str) -> bytes:
     return hashlib.sha384(f"{LABEL}: {name}".encode()).digest()

@@ -64,7 +64,7 @@ class SimulatedGpu:
             "x-nvidia-gpu-vbios-version": self.vbios_version,
             "x-nvidia-gpu-vbios-index-no-conflict": True,
         }
-        claims = {**_verified("gpu", ("driver-rim", "vbios-rim"), nonce), **special, **self.changes}
+        claims = {**_verification_claims("gpu", ("driver-rim", "vbios-rim"), nonce), **special, **self.changes}
         return {name: value for name, value in claims.items() if name not in self.missing}
 
 
@@ -87,7 +87,7 @@ class SimulatedSwitch:
             "x-nvidia-switch-bios-version": self.bios_version,
             "x-nvidia-version": "3.0",
         }
-        claims = {**_verified("switch", ("bios-rim",), nonce), **special, **self.changes}
+        claims = {**_verification_claims("switch", ("bios-rim",), nonce), **special, **self.changes}
         return {name: value for name, value in claims.items() if name not in self.missing}
 
 
@@ -97,7 +97,7 @@ Device = SimulatedGpu | SimulatedSwitch
 def nvattest_result(
     devices: Sequence[Device], nonce: str, *, issued_at: int = BOOT_TIME, **changes: object
 ) -> str:
-    """Return the text that `nvattest` prints about these devices, with the final newline.
+    """Returns the text that `nvattest` prints about these devices, with the final newline.
 
     Args:
         devices: GPUs and switches, in the order of the claims.
@@ -108,7 +108,7 @@ def nvattest_result(
     claims = [device.claims(nonce) for device in devices]
     tokens = {
         name: token({**claim, **_registered_claims(name, nonce, issued_at)})
-        for name, claim in _named(devices, claims)
+        for name, claim in _claims_by_token(devices, claims)
     }
     document: dict[str, object] = {
         "claims": claims,
@@ -120,14 +120,14 @@ def nvattest_result(
 
 
 def token(claims: Claims) -> str:
-    """Return an unsigned JWT (algorithm `none`)."""
+    """Returns an unsigned JWT (algorithm `none`)."""
     parts = ({"alg": "none"}, claims)
     texts = (json.dumps(part, separators=(",", ":"), sort_keys=True).encode() for part in parts)
     return "".join(base64.urlsafe_b64encode(text).rstrip(b"=").decode() + "." for text in texts)
 
 
 def overall_claims(tokens: Mapping[str, str], nonce: str, issued_at: int = BOOT_TIME) -> dict[str, object]:
-    """Return the claims of the token about all devices together.
+    """Returns the claims of the token about all devices together.
 
     Args:
         tokens: the token of each device, by name.
@@ -146,12 +146,12 @@ def overall_claims(tokens: Mapping[str, str], nonce: str, issued_at: int = BOOT_
 
 
 def detached_eat(overall: Claims, tokens: Mapping[str, str]) -> list[object]:
-    """Return the detached EAT bundle of all tokens."""
+    """Returns the detached EAT bundle of all tokens."""
     return [["JWT", token(overall)], dict(tokens)]
 
 
-def _named(devices: Sequence[Device], claims: Sequence[Claims]) -> list[tuple[str, Claims]]:
-    """Pair the claims with the names of their tokens; GPUs and switches are numbered separately."""
+def _claims_by_token(devices: Sequence[Device], claims: Sequence[Claims]) -> list[tuple[str, Claims]]:
+    """Pairs the claims with the names of their tokens; GPUs and switches are numbered separately."""
     seen = {"GPU": 0, "SWITCH": 0}
     named = []
     for device, claim in zip(devices, claims, strict=True):
@@ -161,8 +161,8 @@ def _named(devices: Sequence[Device], claims: Sequence[Claims]) -> list[tuple[st
     return named
 
 
-def _verified(kind: str, rims: tuple[str, ...], nonce: str) -> dict[str, object]:
-    """Return the claims that GPUs and switches have in common: the success of each verification."""
+def _verification_claims(kind: str, rims: tuple[str, ...], nonce: str) -> dict[str, object]:
+    """Returns the claims that GPUs and switches have in common: the success of each verification."""
     flags = ["arch-check", *(f"attestation-report-{flag}" for flag in _REPORT_FLAGS)]
     flags += [f"{rim}-{flag}" for rim in rims for flag in _RIM_FLAGS]
     chains = [f"{subject}-cert-chain" for subject in ("attestation-report", *rims)]
@@ -178,7 +178,7 @@ def _verified(kind: str, rims: tuple[str, ...], nonce: str) -> dict[str, object]
 
 
 def _registered_claims(name: str, nonce: str, issued_at: int) -> dict[str, object]:
-    """Return the registered JWT claims of every token."""
+    """Returns the registered JWT claims of every token."""
     return {
         "exp": issued_at + TOKEN_SECONDS,
         "iat": issued_at,

@@ -43,11 +43,11 @@ _QE_AUTHENTICATION: Final = bytes(range(32))
 _NO_FLAGS: Final = PlatformConfiguration()
 
 MutateCollateral = Callable[[dict[str, Any], dict[str, Any]], None]
-"""Changes TCB info and QE identity before they are signed: genuine collateral that says something else."""
+"""Changes TCB info and QE identity in place before they are signed, so that the signatures remain valid."""
 
 
 class DevelopmentPki:
-    """Root, PCK CA, one platform's PCK, TCB signer and attestation key, all functions of one seed.
+    """Root, PCK CA, PCK of one platform, TCB signer and attestation key, all derived from one seed.
 
     Args:
         seed: secret of at least 16 bytes; the same seed gives the same certificates, byte for byte.
@@ -82,8 +82,8 @@ class DevelopmentPki:
         self._attestation_key = derive_p256_key(seed, "attestation-key")
         self.qe_report = QeReport(
             cpu_svn=CPU_SVN,
-            mr_enclave=_constant("TD_QE enclave"),
-            mr_signer=_constant("TD_QE signer"),
+            mr_enclave=_label_digest("TD_QE enclave"),
+            mr_signer=_label_digest("TD_QE signer"),
             isv_prod_id=2,
             isv_svn=6,
         )
@@ -104,7 +104,7 @@ class DevelopmentPki:
         return hashlib.sha256(self._platform.ppid).digest()
 
     def issue_root(self, name: str) -> Authority:
-        """Issue a self-signed development CA of this seed, such as the key service's."""
+        """Issues a self-signed development CA of this seed, such as the key service's."""
         return self._issue(name, None, ca_path_length=1)
 
     def collateral(
@@ -119,7 +119,7 @@ class DevelopmentPki:
         revoked: Collection[str] = (),
         mutate: MutateCollateral | None = None,
     ) -> dict[str, str]:
-        """Make collateral for this PKI's quotes, in the JSON form of dcap-qvl's `QuoteCollateralV3`.
+        """Makes collateral for this PKI's quotes, in the JSON form of dcap-qvl's `QuoteCollateralV3`.
 
         Args:
             now: seconds since 1970; the documents are issued one hour earlier.
@@ -138,8 +138,8 @@ class DevelopmentPki:
         if mutate is not None:
             mutate(tcb_info, qe_identity)
         return {
-            **self._signed("tcb_info", tcb_info),
-            **self._signed("qe_identity", qe_identity),
+            **self._signed_document("tcb_info", tcb_info),
+            **self._signed_document("qe_identity", qe_identity),
             **self._revocation_lists(now, now + valid_seconds, revoked),
         }
 
@@ -150,11 +150,11 @@ class DevelopmentPki:
         attestation_key: ec.EllipticCurvePrivateKey | None = None,
         qe_report: QeReport | None = None,
     ) -> bytes:
-        """Make a TDX quote over a TD report: version 4 for a report 1.0, version 5 for a report 1.5.
+        """Makes a TDX quote over a TD report: version 4 for a report 1.0, version 5 for a report 1.5.
 
         Args:
             td: the report.
-            attestation_key: signs in place of this PKI's own.
+            attestation_key: signs instead of the attestation key of this PKI.
             qe_report: the quoting enclave's report, such as a `dataclasses.replace` of `self.qe_report`; its
                 `report_data` is set here, to name the attestation key.
         """
@@ -169,8 +169,10 @@ class DevelopmentPki:
         attestation_key: ec.EllipticCurvePrivateKey | None = None,
         qe_report: QeReport | None = None,
     ) -> QuoteParts:
-        """Return the contents of a quote of `version` for `sign`; the other arguments are those of `quote`."""
+        """Returns the contents of a quote of `version` for `sign`; the other arguments are those of `quote`."""
         key = attestation_key or self._attestation_key
+        # report_data of the enclave = SHA-256(attestation key ‖ authentication data) ‖ 32 zeros: Intel's PCK signs
+        # the enclave's report, and thereby the attestation key.
         binding = hashlib.sha256(raw_public_key(key) + _QE_AUTHENTICATION).digest() + bytes(32)
         return QuoteParts(
             header=QuoteHeader(version),
@@ -182,7 +184,7 @@ class DevelopmentPki:
         )
 
     def sign(self, parts: QuoteParts) -> bytes:
-        """Sign a quote of these parts; they are not checked."""
+        """Signs a quote of these parts without checking them, so that faults can be signed."""
         return assemble(parts, self._pck)
 
     def _issue(
@@ -203,8 +205,10 @@ class DevelopmentPki:
             end=end,
         )
 
-    def _signed(self, name: str, document: dict[str, Any]) -> dict[str, str]:
-        text = json.dumps(document, separators=(",", ":"))  # signed and sent as one string, never parsed between
+    def _signed_document(self, name: str, document: dict[str, Any]) -> dict[str, str]:
+        text = json.dumps(
+            document, separators=(",", ":")
+        )  # one string is signed and sent: verifiers hash its bytes
         return {
             name: text,
             f"{name}_signature": self._tcb_signer.sign(text.encode()).hex(),
@@ -221,5 +225,5 @@ class DevelopmentPki:
         }
 
 
-def _constant(what: str) -> bytes:
+def _label_digest(what: str) -> bytes:
     return hashlib.sha256(f"confidential-trainer development PKI: {what}".encode()).digest()

@@ -59,7 +59,7 @@ class QuoteHeader:
     user_data: bytes = _USER_DATA
 
     def pack(self) -> bytes:
-        """The header as bytes."""
+        """Returns the 48 bytes of the header, numbers little-endian."""
         numbers = struct.pack("<HHI", self.version, self.attestation_key_type, self.tee_type)
         return numbers + self.reserved + self.qe_vendor_id + self.user_data
 
@@ -86,9 +86,9 @@ class QuoteParts:
 
 
 def assemble(parts: QuoteParts, pck: Authority) -> bytes:
-    """Sign header and TD report with the attestation key, and the quoting enclave's report with `pck`."""
-    signed = parts.header.pack() + _body(parts)
-    certification = _certification(parts, pck)
+    """Signs header and TD report with the attestation key, and the quoting enclave's report with `pck`."""
+    signed = parts.header.pack() + _body_bytes(parts)
+    certification = _certification_data(parts, pck)
     signature = (
         raw_signature(parts.attestation_key, signed)
         + raw_public_key(parts.attestation_key)
@@ -98,7 +98,7 @@ def assemble(parts: QuoteParts, pck: Authority) -> bytes:
     return signed + struct.pack("<I", len(signature)) + signature
 
 
-def _body(parts: QuoteParts) -> bytes:
+def _body_bytes(parts: QuoteParts) -> bytes:
     report = parts.td.pack()
     if parts.header.version != V5:
         return report
@@ -106,7 +106,7 @@ def _body(parts: QuoteParts) -> bytes:
     return struct.pack("<HI", kind, len(report)) + report
 
 
-def _certification(parts: QuoteParts, pck: Authority) -> bytes:
+def _certification_data(parts: QuoteParts, pck: Authority) -> bytes:
     report, chain = parts.qe_report.pack(), parts.chain.encode()
     return (
         report
@@ -119,16 +119,16 @@ def _certification(parts: QuoteParts, pck: Authority) -> bytes:
 
 
 def field_ranges(quote: bytes) -> dict[str, range]:
-    """Return the byte range of each field of a quote of this module by name, in order and without gaps."""
+    """Returns the byte range of each field of a quote of this module by name, in order and without gaps."""
     found, at = {}, 0
-    for name, size in _sizes(quote):
+    for name, size in _field_sizes(quote):
         found[name] = range(at, at + size)
         at += size
     return found
 
 
-def _sizes(quote: bytes) -> Iterator[tuple[str, int]]:
-    """Yield name and size of each field; the sizes of variable fields are read from the quote."""
+def _field_sizes(quote: bytes) -> Iterator[tuple[str, int]]:
+    """Yields name and size of each field; the sizes of variable fields are read from the quote."""
     yield from _HEADER
     at, td = sum(size for _, size in _HEADER), fields(TdFields)
     if quote[0] == V5:

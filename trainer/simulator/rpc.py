@@ -1,7 +1,7 @@
 """The guest agent's remote calls on a simulated VM: JSON requests and responses, with bytes in hex.
 
-Only the calls that a job makes are there. What dstack's agent offers beside them (`GetTlsKey`, `Sign`, `Verify`,
-`EmitEvent`, `Attest`) ends in `MethodNotFoundError`, as does a call that the simulated release does not have yet.
+Only the calls that a job makes exist. The other calls of dstack's agent (`GetTlsKey`, `Sign`, `Verify`,
+`EmitEvent`, `Attest`) raise `MethodNotFoundError`, as does a call that the simulated release lacks.
 
 Source: dstack's `agent_rpc.proto`, and the requests that dstack-sdk 0.5.4 sends.
 """
@@ -72,7 +72,7 @@ class GuestAgentRpc:
             self._methods["GpuInfo"] = (_NoArguments, self._gpu_info)
 
     def call(self, method: str, body: bytes) -> RpcResponse:
-        """Answer one call.
+        """Answers one call.
 
         Raises:
             MethodNotFoundError: the release has no such method.
@@ -93,7 +93,7 @@ class GuestAgentRpc:
     def _info(self, _: _NoArguments) -> RpcResponse:
         vm = self._vm
         identity = {
-            "mr_aggregated": self._aggregated().hex(),
+            "mr_aggregated": self._aggregated_digest().hex(),
             "os_image_hash": vm.os_image_hash.hex(),
             "compose_hash": vm.compose_hash.hex(),
             "device_id": vm.pki.device_id.hex(),
@@ -122,7 +122,8 @@ class GuestAgentRpc:
             "app_compose": self._vm.shown_compose,
         }
 
-    def _aggregated(self) -> bytes:
+    def _aggregated_digest(self) -> bytes:
+        # SHA-256(MRTD ‖ RTMR0 to RTMR3 ‖ MRCONFIGID ‖ MROWNER ‖ MROWNERCONFIG), the last three unless all are 0.
         td = self._vm.td_fields()
         registers = td.mrtd + td.rtmr0 + td.rtmr1 + td.rtmr2 + td.rtmr3
         configuration = td.mr_config_id + td.mr_owner + td.mr_owner_config

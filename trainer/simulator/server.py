@@ -28,7 +28,7 @@ _POLL_SECONDS: Final = 0.02
 _DEFAULTS: Final = VmOptions()
 
 
-def _now() -> int:
+def _current_time() -> int:
     return int(time.time())
 
 
@@ -68,10 +68,10 @@ def serve(
     *,
     stop: threading.Event | None = None,
     options: VmOptions = _DEFAULTS,
-    clock: Callable[[], int] = _now,
+    clock: Callable[[], int] = _current_time,
     started: Callable[[SimulatedVm], None] | None = None,
 ) -> None:
-    """Serve a simulated VM until `stop` is set; without one, until the process is interrupted.
+    """Serves a simulated VM until `stop` is set; without one, until the process is interrupted.
 
     Args:
         socket: path of the unix socket to listen on.
@@ -94,7 +94,7 @@ def serve(
 
 
 def _free_socket_path(path: Path) -> None:
-    """Check that `path` is free, and remove the socket file of an agent that is no longer running."""
+    """Checks that `path` is free, and removes the socket file of an agent that no longer runs."""
     if len(bytes(path)) > MAX_SOCKET_PATH_BYTES:
         raise UsageError(
             ErrorCode.USAGE,
@@ -110,6 +110,7 @@ def _free_socket_path(path: Path) -> None:
 
 
 def _remove_if_stale(path: Path) -> None:
+    # A socket file outlives its process: only a refused connection shows that nobody listens on it.
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_PROBE_TIMEOUT_SECONDS)
         try:
@@ -136,7 +137,7 @@ class _UnixHttpServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer
         self._path = path
         try:
             self.server_bind()
-            path.chmod(0o600)  # before anyone can connect
+            path.chmod(0o600)  # before listen(): whoever can connect gets the VM's keys
             self.server_activate()
         except OSError as error:
             super().server_close()
@@ -159,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _UnixHttpServer
 
     def do_POST(self) -> None:
-        """Answer one call."""
+        """Answers one call: 200, 400 for invalid arguments, 404 for an unknown method."""
         body = self._read_body()
         if body is None:
             return
@@ -186,6 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _read_body(self) -> bytes | None:
         text = self.headers.get("Content-Length", "")
+        # The limit on digits precedes int(): converting a very long number takes quadratic time.
         if not text.isascii() or not text.isdigit() or "Transfer-Encoding" in self.headers:
             self.send_error(411, "a Content-Length is required")
         elif len(text) > len(str(MAX_BODY_BYTES)) or int(text) > MAX_BODY_BYTES:

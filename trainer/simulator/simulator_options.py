@@ -32,7 +32,7 @@ class VmOptions:
         release: guest agent to simulate.
         event_version: version of the digests of runtime events.
         gpu_attestation: text of `GpuInfo`; the boot log has GPU events unless it is empty.
-        gpu_count: how many GPUs the boot log claims if there is a `gpu_attestation`.
+        gpu_count: number of GPUs that the boot log claims if there is a `gpu_attestation`.
         image: name of the OS image in the host's configuration.
         config_id: whether the quote's MRCONFIGID carries the compose hash (form 01), as 0.6.0 does.
         quote_version: version of quotes.

@@ -29,7 +29,10 @@ _SEED_BYTES: Final = 32
 
 
 class SimulatorState(Strict):
-    """Contents of `state.json`. The app key is derived from seed and app id; its public half detects a mix-up."""
+    """Contents of `state.json`.
+
+    The app key is derived from seed and app id; the stored public key detects that the two do not belong together.
+    """
 
     version: Literal[1]
     warning: Literal["DEVELOPMENT ONLY: this seed signs quotes of a simulated VM"]
@@ -45,7 +48,7 @@ def open_vm(
     *,
     random: Callable[[int], bytes] = secrets.token_bytes,
 ) -> SimulatedVm:
-    """Open the VM whose state is in `directory`, or create it on the first start.
+    """Opens the VM whose state is in `directory`, or creates it on the first start.
 
     A later start with another app-compose text is an upgrade of the same app: app id and keys stay the same.
 
@@ -66,25 +69,27 @@ def open_vm(
     app_id = bytes.fromhex(state.app_id)
     vm = SimulatedVm(app_compose, bytes.fromhex(state.seed), app_id=app_id, options=options)
     if vm.keys.public_key.hex() != state.app_public_key:
-        raise _invalid(path, "the app key does not follow from seed and app id")
+        raise _state_error(path, "the app key does not follow from seed and app id")
     return vm
 
 
 def publish(vm: SimulatedVm, directory: Path, now: int) -> None:
-    """Write a verifier's files: root, collateral (30 days from `now`), app-compose and measurements."""
-    _write(directory / ROOT_FILE, vm.pki.root_pem.encode())
-    _write(directory / COLLATERAL_FILE, json.dumps(vm.collateral(now), indent=2).encode())
-    _write(directory / COMPOSE_FILE, vm.app_compose.encode())
-    _write(directory / MEASUREMENTS_FILE, json.dumps(asdict(simulated_measurements()), indent=2).encode())
+    """Writes a verifier's files: root, collateral (30 days from `now`), app-compose and measurements."""
+    _write_private_file(directory / ROOT_FILE, vm.pki.root_pem.encode())
+    _write_private_file(directory / COLLATERAL_FILE, json.dumps(vm.collateral(now), indent=2).encode())
+    _write_private_file(directory / COMPOSE_FILE, vm.app_compose.encode())
+    _write_private_file(
+        directory / MEASUREMENTS_FILE, json.dumps(asdict(simulated_measurements()), indent=2).encode()
+    )
 
 
 def _read_state(path: Path) -> SimulatorState:
     try:
         return SimulatorState.model_validate_json(path.read_bytes())
     except ValidationError:
-        raise _invalid(path, "not a state of this simulator") from None
+        raise _state_error(path, "not a state of this simulator") from None
     except OSError as error:
-        raise _invalid(path, error.strerror or type(error).__name__) from error
+        raise _state_error(path, error.strerror or type(error).__name__) from error
 
 
 def _first_deployment(path: Path, app_compose: str, seed: bytes) -> None:
@@ -96,11 +101,11 @@ def _first_deployment(path: Path, app_compose: str, seed: bytes) -> None:
         app_id=vm.app_id.hex(),
         app_public_key=vm.keys.public_key.hex(),
     )
-    _write(path, state.model_dump_json(indent=2).encode())
+    _write_private_file(path, state.model_dump_json(indent=2).encode())
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file atomically with mode 0600."""
+def _write_private_file(path: Path, data: bytes) -> None:
+    """Writes a file atomically with mode 0600; O_EXCL refuses a link that another user put there."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.unlink(missing_ok=True)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -109,7 +114,7 @@ def _write(path: Path, data: bytes) -> None:
     partial.replace(path)
 
 
-def _invalid(path: Path, reason: str) -> UsageError:
+def _state_error(path: Path, reason: str) -> UsageError:
     return UsageError(
         ErrorCode.USAGE,
         f"simulator state {path}: {reason}",

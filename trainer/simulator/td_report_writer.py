@@ -50,7 +50,8 @@ class TdFields:
                 raise ValueError(f"{field.name}: expected {size} bytes, got {len(getattr(self, field.name))}")
 
     def pack(self) -> bytes:
-        """Return the 584 bytes of a TD report 1.0, or the 648 bytes of a TD report 1.5."""
+        """Returns the 584 bytes of a TD report 1.0, or the 648 bytes of a TD report 1.5."""
+        # The order of the dataclass fields is the order in the report (appendix A.3).
         return b"".join(getattr(self, field.name) for field in fields(self))
 
 
@@ -96,7 +97,7 @@ class QeReport:
     report_data: bytes = bytes(64)
 
     def pack(self) -> bytes:
-        """Return the 384 bytes of the report."""
+        """Returns the 384 bytes of the report."""
         return (
             self.cpu_svn
             + struct.pack("<I", self.misc_select)

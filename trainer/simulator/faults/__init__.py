@@ -27,7 +27,7 @@ FAULTS: Final = MappingProxyType({fault.name: fault for fault in _ALL})
 
 
 def find_faults(names: Iterable[str]) -> tuple[Fault, ...]:
-    """Return the faults of these names.
+    """Returns the faults with these names.
 
     Raises:
         UsageError: no fault has one of the names.

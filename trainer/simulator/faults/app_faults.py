@@ -12,24 +12,32 @@ from trainer.simulator.faults.event_faults import Events, measured_fault, replac
 from trainer.simulator.key_service import AppKeys, SimulatedKey
 
 
-def _gpu(**changes: Any) -> Callable[[Events], Events]:
-    """Change the measured event about the GPUs."""
+def _change_gpu_event(**changes: Any) -> Callable[[Events], Events]:
+    """Returns the change of fields in the measured event `gpu-attestation`."""
     return replace_payload("gpu-attestation", lambda text: json.dumps(json.loads(text) | changes).encode())
 
 
 _GPU: Final = (
-    measured_fault("gpu-evidence", "gpu-boot", "other GPU evidence measured", _gpu(evidence_sha256="00" * 32)),
-    measured_fault("gpu-event-version", "gpu-boot", "a GPU event of version 0", _gpu(version=0)),
+    measured_fault(
+        "gpu-evidence", "gpu-boot", "other GPU evidence measured", _change_gpu_event(evidence_sha256="00" * 32)
+    ),
+    measured_fault("gpu-event-version", "gpu-boot", "a GPU event of version 0", _change_gpu_event(version=0)),
     measured_fault(
         "gpu-event-form",
         "gpu-boot",
         "a GPU event without fields",
         replace_payload("gpu-attestation", lambda _: b"{}"),
     ),
-    measured_fault("gpu-vendor", "gpu-required", "GPUs of another maker", _gpu(provider="other")),
-    measured_fault("gpu-cc-off", "gpu-cc-mode", "a GPU outside confidential mode", _gpu(cc_mode="off")),
-    measured_fault("gpu-devtools", "gpu-devtools", "a GPU open to developer tools", _gpu(devtools=True)),
-    measured_fault("gpu-count", "gpu-boot-count", "a GPU more than the evidence shows", _gpu(devices=2)),
+    measured_fault("gpu-vendor", "gpu-required", "GPUs of another maker", _change_gpu_event(provider="other")),
+    measured_fault(
+        "gpu-cc-off", "gpu-cc-mode", "a GPU outside confidential mode", _change_gpu_event(cc_mode="off")
+    ),
+    measured_fault(
+        "gpu-devtools", "gpu-devtools", "a GPU open to developer tools", _change_gpu_event(devtools=True)
+    ),
+    measured_fault(
+        "gpu-count", "gpu-boot-count", "a GPU more than the evidence shows", _change_gpu_event(devices=2)
+    ),
     Fault(
         "gpu-text", "gpu-boot", "GPU evidence other than measured", FaultLayer.GPU_INFO, lambda text: text + " "
     ),
@@ -37,7 +45,7 @@ _GPU: Final = (
 )
 
 
-def _signatures(change: Callable[[tuple[bytes, ...]], tuple[bytes, ...]]) -> Callable[[SimulatedKey], Any]:
+def _change_signatures(change: Callable[[tuple[bytes, ...]], tuple[bytes, ...]]) -> Callable[[SimulatedKey], Any]:
     def changed(key: SimulatedKey) -> SimulatedKey:
         chain: Any = change(key.signature_chain)
         return dataclasses.replace(key, signature_chain=chain)
@@ -45,27 +53,35 @@ def _signatures(change: Callable[[tuple[bytes, ...]], tuple[bytes, ...]]) -> Cal
     return changed
 
 
-def _key(name: str, description: str, change: Callable[[SimulatedKey], Any]) -> Fault:
+def _key_fault(name: str, description: str, change: Callable[[SimulatedKey], Any]) -> Fault:
     return Fault(name, "key-chain", description, FaultLayer.KEY, change)
 
 
-def _bit(signature: bytes) -> bytes:
+def _flip_signature_bit(signature: bytes) -> bytes:
     return signature[:40] + bytes([signature[40] ^ 1]) + signature[41:]
 
 
 def _unsigned_key(key: SimulatedKey) -> SimulatedKey:
-    """Replace the key, and keep the signatures of the key that the app key signed."""
+    """Replaces the key and leaves the signatures, which cover another key."""
     other = AppKeys(b"\7" * 32, b"").derive("another")
     return dataclasses.replace(key, secret=other.secret, public_key=other.public_key)
 
 
 _KEYS: Final = (
-    _key("key-signature", "a false signature over the derived key", _signatures(lambda c: (_bit(c[0]), c[1]))),
-    _key("app-key-signature", "a false signature over the app key", _signatures(lambda c: (c[0], _bit(c[1])))),
-    _key("key-chain-short", "no signature by the key service", _signatures(lambda c: c[:1])),
-    _key("key-chain-long", "one signature too many", _signatures(lambda c: (*c, c[1]))),
-    _key("key-chain-swapped", "signatures in the wrong order", _signatures(lambda c: c[::-1])),
-    _key("unsigned-key", "a key that the app's key did not sign", _unsigned_key),
+    _key_fault(
+        "key-signature",
+        "a false signature over the derived key",
+        _change_signatures(lambda c: (_flip_signature_bit(c[0]), c[1])),
+    ),
+    _key_fault(
+        "app-key-signature",
+        "a false signature over the app key",
+        _change_signatures(lambda c: (c[0], _flip_signature_bit(c[1]))),
+    ),
+    _key_fault("key-chain-short", "no signature by the key service", _change_signatures(lambda c: c[:1])),
+    _key_fault("key-chain-long", "one signature too many", _change_signatures(lambda c: (*c, c[1]))),
+    _key_fault("key-chain-swapped", "signatures in the wrong order", _change_signatures(lambda c: c[::-1])),
+    _key_fault("unsigned-key", "a key that the app's key did not sign", _unsigned_key),
     Fault(
         "key-service",
         "key-chain",

@@ -1,4 +1,7 @@
-"""Faults of the collateral: false values under a valid signature, and changes after signing."""
+"""Faults of the collateral: false values with a valid signature, and changes after the signature.
+
+Key names and values are those of Intel's Provisioning Certification Service API v4.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,21 @@ _FAR_AWAY: Final = rfc3339(2_493_072_000)
 Document = dict[str, Any]
 
 
-def _terms(name: str, code: str, description: str, **changes: Any) -> Fault:
+def _terms_fault(name: str, code: str, description: str, **changes: Any) -> Fault:
+    """Returns a fault that changes arguments of `DevelopmentPki.collateral`."""
     return Fault(name, code, description, FaultLayer.COLLATERAL_TERMS, lambda terms: terms | changes)
 
 
-def _later(name: str, description: str, seconds: int) -> Fault:
+def _issue_time_fault(name: str, description: str, seconds: int) -> Fault:
     def change(terms: Document) -> Document:
         return terms | {"now": terms["now"] + seconds}
 
     return Fault(name, "collateral-validity", description, FaultLayer.COLLATERAL_TERMS, change)
 
 
-def _edited(edit: Callable[[Document], None]) -> Callable[[Document], Document]:
+def _edit_copy(edit: Callable[[Document], None]) -> Callable[[Document], Document]:
+    """Returns a change that applies `edit` to a deep copy: a fault must not modify its argument."""
+
     def change(document: Document) -> Document:
         edited = copy.deepcopy(document)
         edit(edited)
@@ -37,40 +43,40 @@ def _edited(edit: Callable[[Document], None]) -> Callable[[Document], Document]:
     return change
 
 
-def _tcb(name: str, code: str, description: str, edit: Callable[[Document], None]) -> Fault:
-    return Fault(f"tcb-info-{name}", code, description, FaultLayer.TCB_INFO, _edited(edit))
+def _tcb_info_fault(name: str, code: str, description: str, edit: Callable[[Document], None]) -> Fault:
+    return Fault(f"tcb-info-{name}", code, description, FaultLayer.TCB_INFO, _edit_copy(edit))
 
 
-def _qe(name: str, code: str, description: str, edit: Callable[[Document], None]) -> Fault:
-    return Fault(f"qe-identity-{name}", code, description, FaultLayer.QE_IDENTITY, _edited(edit))
+def _qe_identity_fault(name: str, code: str, description: str, edit: Callable[[Document], None]) -> Fault:
+    return Fault(f"qe-identity-{name}", code, description, FaultLayer.QE_IDENTITY, _edit_copy(edit))
 
 
-def _set(**changes: Any) -> Callable[[Document], None]:
+def _set_fields(**changes: Any) -> Callable[[Document], None]:
     return lambda document: document.update(changes)
 
 
-def _module(**changes: Any) -> Callable[[Document], None]:
+def _set_module_fields(**changes: Any) -> Callable[[Document], None]:
     return lambda document: document["tdxModuleIdentities"][0].update(changes)
 
 
-def _level(**changes: Any) -> Callable[[Document], None]:
+def _set_level_fields(**changes: Any) -> Callable[[Document], None]:
     return lambda document: document["tcbLevels"][0].update(changes)
 
 
-def _level_tcb(**changes: Any) -> Callable[[Document], None]:
+def _set_level_svns(**changes: Any) -> Callable[[Document], None]:
     return lambda document: document["tcbLevels"][0]["tcb"].update(changes)
 
 
-def _component(kind: str, index: int) -> Callable[[Document], None]:
+def _raise_component_svn(kind: str, index: int) -> Callable[[Document], None]:
     return lambda document: document["tcbLevels"][0]["tcb"][kind][index].update(svn=99)
 
 
-def _replaced(name: str, key: str, code: str, description: str, change: Callable[[str], Any]) -> Fault:
-    """Change one part of the collateral after it was signed."""
+def _replacement_fault(name: str, key: str, code: str, description: str, change: Callable[[str], Any]) -> Fault:
+    """Returns a fault that changes one part of the collateral after it was signed."""
     return Fault(name, code, description, FaultLayer.COLLATERAL, lambda made: made | {key: change(made[key])})
 
 
-def _bit(hexadecimal: str) -> str:
+def _flip_middle_bit(hexadecimal: str) -> str:
     data = bytearray.fromhex(hexadecimal)
     data[len(data) // 2] ^= 1
     return data.hex()
@@ -80,7 +86,7 @@ def _foreign_chain(_chain: str) -> str:
     return DevelopmentPki(b"the seed of another development root").collateral(0)["tcb_info_issuer_chain"]
 
 
-def _without(key: str) -> Fault:
+def _omission_fault(key: str) -> Fault:
     name = f"collateral-without-{key.replace('_', '-')}"
     return Fault(
         name,
@@ -102,16 +108,20 @@ _PLATFORM_STATUSES: Final = (
 
 _TERMS: Final = (
     *(
-        _terms(f"tcb-status-{status}".lower(), "tcb-status", f"a platform that is {status}", status=status)
+        _terms_fault(f"tcb-status-{status}".lower(), "tcb-status", f"a platform that is {status}", status=status)
         for status in _PLATFORM_STATUSES
     ),
-    _terms("qe-status-outofdate", "tcb-status", "a quoting enclave that is OutOfDate", qe_status="OutOfDate"),
-    _terms("qe-status-revoked", "tcb-status", "a quoting enclave that is Revoked", qe_status="Revoked"),
-    _terms("advisory", "tcb-advisories", "a platform open to INTEL-SA-00001", advisories=("INTEL-SA-00001",)),
-    _terms("pck-revoked", "platform-certificate", "a revoked platform", revoked=("pck",)),
-    _terms("pck-ca-revoked", "platform-certificate", "a revoked platform CA", revoked=("pck-ca",)),
-    _later("collateral-expired", "collateral that ran out yesterday", -31 * _DAY),
-    _later("collateral-from-the-future", "collateral of tomorrow", _DAY),
+    _terms_fault(
+        "qe-status-outofdate", "tcb-status", "a quoting enclave that is OutOfDate", qe_status="OutOfDate"
+    ),
+    _terms_fault("qe-status-revoked", "tcb-status", "a quoting enclave that is Revoked", qe_status="Revoked"),
+    _terms_fault(
+        "advisory", "tcb-advisories", "a platform open to INTEL-SA-00001", advisories=("INTEL-SA-00001",)
+    ),
+    _terms_fault("pck-revoked", "platform-certificate", "a revoked platform", revoked=("pck",)),
+    _terms_fault("pck-ca-revoked", "platform-certificate", "a revoked platform CA", revoked=("pck-ca",)),
+    _issue_time_fault("collateral-expired", "collateral that ran out yesterday", -31 * _DAY),
+    _issue_time_fault("collateral-from-the-future", "collateral of tomorrow", _DAY),
     Fault(
         "evaluation-number",
         "tcb-evaluation-number",
@@ -122,24 +132,43 @@ _TERMS: Final = (
 )
 
 _TCB_INFO: Final = (
-    _tcb("id", "tcb-level", "TCB info for SGX", _set(id="SGX")),
-    _tcb("version", "tcb-level", "TCB info of version 1", _set(version=1)),
-    _tcb("fmspc", "tcb-level", "TCB info of another platform model", _set(fmspc="00" * 6)),
-    _tcb("pce-id", "tcb-level", "TCB info of another provisioning enclave", _set(pceId="0001")),
-    _tcb("issue-date", "collateral-validity", "TCB info not yet issued", _set(issueDate=_FAR_AWAY)),
-    _tcb("next-update", "collateral-validity", "TCB info that ran out", _set(nextUpdate=_LONG_AGO)),
-    _tcb("evaluation", "tcb-evaluation-number", "an early evaluation", _set(tcbEvaluationDataNumber=18)),
-    _tcb("no-levels", "tcb-level", "TCB info without levels", _set(tcbLevels=[])),
-    _tcb("pce-svn", "tcb-level", "levels above the provisioning enclave", _level_tcb(pcesvn=99)),
-    _tcb("cpu-svn", "tcb-level", "levels above the microcode", _component("sgxtcbcomponents", 0)),
-    _tcb("tdx-svn", "tcb-level", "levels above the late microcode", _component("tdxtcbcomponents", 2)),
-    _tcb("level-status", "tcb-status", "a level that is OutOfDate", _level(tcbStatus="OutOfDate")),
-    _tcb("no-modules", "tdx-module", "no TDX module named", _set(tdxModuleIdentities=[])),
-    _tcb("module-id", "tdx-module", "another generation of module", _module(id="TDX_09")),
-    _tcb("module-signer", "tdx-module", "another signer of modules", _module(mrsigner="11" * 48)),
-    _tcb("module-attributes", "tdx-module", "other module attributes", _module(attributes="01" + "00" * 7)),
-    _tcb("module-no-levels", "tdx-module", "a module without levels", _module(tcbLevels=[])),
-    _tcb(
+    _tcb_info_fault("id", "tcb-level", "TCB info for SGX", _set_fields(id="SGX")),
+    _tcb_info_fault("version", "tcb-level", "TCB info of version 1", _set_fields(version=1)),
+    _tcb_info_fault("fmspc", "tcb-level", "TCB info of another platform model", _set_fields(fmspc="00" * 6)),
+    _tcb_info_fault("pce-id", "tcb-level", "TCB info of another provisioning enclave", _set_fields(pceId="0001")),
+    _tcb_info_fault(
+        "issue-date", "collateral-validity", "TCB info not yet issued", _set_fields(issueDate=_FAR_AWAY)
+    ),
+    _tcb_info_fault(
+        "next-update", "collateral-validity", "TCB info that ran out", _set_fields(nextUpdate=_LONG_AGO)
+    ),
+    _tcb_info_fault(
+        "evaluation", "tcb-evaluation-number", "an early evaluation", _set_fields(tcbEvaluationDataNumber=18)
+    ),
+    _tcb_info_fault("no-levels", "tcb-level", "TCB info without levels", _set_fields(tcbLevels=[])),
+    _tcb_info_fault("pce-svn", "tcb-level", "levels above the provisioning enclave", _set_level_svns(pcesvn=99)),
+    _tcb_info_fault(
+        "cpu-svn", "tcb-level", "levels above the microcode", _raise_component_svn("sgxtcbcomponents", 0)
+    ),
+    _tcb_info_fault(
+        "tdx-svn", "tcb-level", "levels above the late microcode", _raise_component_svn("tdxtcbcomponents", 2)
+    ),
+    _tcb_info_fault(
+        "level-status", "tcb-status", "a level that is OutOfDate", _set_level_fields(tcbStatus="OutOfDate")
+    ),
+    _tcb_info_fault("no-modules", "tdx-module", "no TDX module named", _set_fields(tdxModuleIdentities=[])),
+    _tcb_info_fault("module-id", "tdx-module", "another generation of module", _set_module_fields(id="TDX_09")),
+    _tcb_info_fault(
+        "module-signer", "tdx-module", "another signer of modules", _set_module_fields(mrsigner="11" * 48)
+    ),
+    _tcb_info_fault(
+        "module-attributes",
+        "tdx-module",
+        "other module attributes",
+        _set_module_fields(attributes="01" + "00" * 7),
+    ),
+    _tcb_info_fault("module-no-levels", "tdx-module", "a module without levels", _set_module_fields(tcbLevels=[])),
+    _tcb_info_fault(
         "module-status",
         "tcb-status",
         "a module that is OutOfDate",
@@ -148,17 +177,27 @@ _TCB_INFO: Final = (
 )
 
 _QE_IDENTITY: Final = (
-    _qe("id", "quoting-enclave", "identity of an SGX quoting enclave", _set(id="QE")),
-    _qe("version", "quoting-enclave", "QE identity of version 9", _set(version=9)),
-    _qe("misc-select", "quoting-enclave", "other enclave state", _set(miscselect="00000001")),
-    _qe("attributes", "quoting-enclave", "other enclave attributes", _set(attributes="13" + "00" * 15)),
-    _qe("signer", "quoting-enclave", "another enclave signer", _set(mrsigner="00" * 32)),
-    _qe("product", "quoting-enclave", "another enclave", _set(isvprodid=9)),
-    _qe("no-levels", "quoting-enclave", "QE identity without levels", _set(tcbLevels=[])),
-    _qe("level", "quoting-enclave", "levels above the enclave", _level_tcb(isvsvn=99)),
-    _qe("issue-date", "collateral-validity", "QE identity not yet issued", _set(issueDate=_FAR_AWAY)),
-    _qe("next-update", "collateral-validity", "QE identity that ran out", _set(nextUpdate=_LONG_AGO)),
-    _qe("evaluation", "tcb-evaluation-number", "an early evaluation", _set(tcbEvaluationDataNumber=18)),
+    _qe_identity_fault("id", "quoting-enclave", "identity of an SGX quoting enclave", _set_fields(id="QE")),
+    _qe_identity_fault("version", "quoting-enclave", "QE identity of version 9", _set_fields(version=9)),
+    _qe_identity_fault(
+        "misc-select", "quoting-enclave", "other enclave state", _set_fields(miscselect="00000001")
+    ),
+    _qe_identity_fault(
+        "attributes", "quoting-enclave", "other enclave attributes", _set_fields(attributes="13" + "00" * 15)
+    ),
+    _qe_identity_fault("signer", "quoting-enclave", "another enclave signer", _set_fields(mrsigner="00" * 32)),
+    _qe_identity_fault("product", "quoting-enclave", "another enclave", _set_fields(isvprodid=9)),
+    _qe_identity_fault("no-levels", "quoting-enclave", "QE identity without levels", _set_fields(tcbLevels=[])),
+    _qe_identity_fault("level", "quoting-enclave", "levels above the enclave", _set_level_svns(isvsvn=99)),
+    _qe_identity_fault(
+        "issue-date", "collateral-validity", "QE identity not yet issued", _set_fields(issueDate=_FAR_AWAY)
+    ),
+    _qe_identity_fault(
+        "next-update", "collateral-validity", "QE identity that ran out", _set_fields(nextUpdate=_LONG_AGO)
+    ),
+    _qe_identity_fault(
+        "evaluation", "tcb-evaluation-number", "an early evaluation", _set_fields(tcbEvaluationDataNumber=18)
+    ),
 )
 
 _SIGNED: Final = {
@@ -167,12 +206,15 @@ _SIGNED: Final = {
     "pck_crl": "platform-certificate",
     "root_ca_crl": "collateral-signature",
 }
-"""Where one bit is changed. Of a false signature on the platform CA's CRL, dcap-qvl only says that the platform's
-chain does not verify; the bit of the root's CRL is one without which it cannot be read."""
+"""Part in which one bit is changed → check that must fail.
+
+For a false signature on the platform CA's CRL, dcap-qvl reports only that the platform's chain does not verify.
+The bit in the root's CRL makes that CRL unreadable.
+"""
 
 _FINISHED: Final = (
     *(
-        _replaced(
+        _replacement_fault(
             f"forged-{name.replace('_', '-')}",
             name,
             "collateral-signature",
@@ -182,17 +224,17 @@ _FINISHED: Final = (
         for name in ("tcb_info", "qe_identity")
     ),
     *(
-        _replaced(
+        _replacement_fault(
             f"forged-{name.replace('_', '-')}",
             name,
             code,
             f"one bit of {name} changed",
-            _bit,
+            _flip_middle_bit,
         )
         for name, code in _SIGNED.items()
     ),
     *(
-        _replaced(
+        _replacement_fault(
             f"foreign-{name.replace('_', '-')}",
             name,
             "root-of-trust",
@@ -208,7 +250,7 @@ _FINISHED: Final = (
         FaultLayer.COLLATERAL,
         lambda made: made | {"pck_crl": made["root_ca_crl"]},
     ),
-    *(_without(key) for key in ("tcb_info", "qe_identity", "pck_crl", "root_ca_crl", "tcb_info_signature")),
+    *(_omission_fault(key) for key in ("tcb_info", "qe_identity", "pck_crl", "root_ca_crl", "tcb_info_signature")),
 )
 
 COLLATERAL_FAULTS: Final = (*_TERMS, *_TCB_INFO, *_QE_IDENTITY, *_FINISHED)

@@ -1,4 +1,4 @@
-"""Faults of the event log: in what was measured, so that the log replays, or only in the log that is shown."""
+"""Faults of the event log: in the measured events, so that the log replays, or in the responses only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SYSTEM: Final = (
     "storage-fs",
     "system-ready",
 )
-"""Events of every simulated VM; those about GPUs come with a GPU only."""
+"""Events of every simulated VM; a VM with a GPU has two more."""
 
 _REQUIRED: Final = ("system-preparing", "app-id", "compose-hash", "boot-mr-done", "key-provider", "system-ready")
 _JUDGED_BY_CONTENT: Final = ("app-id", "compose-hash", "key-provider")
@@ -38,11 +38,11 @@ _MISSING_TOO: Final = {
 """Further checks that fail without the event, because they read its payload."""
 
 
-def _at(events: Events, name: str) -> int:
-    return _find(events, name)[0]
+def _event_index(events: Events, name: str) -> int:
+    return _find_event(events, name)[0]
 
 
-def _find(events: Events, name: str) -> tuple[int, RuntimeEvent]:
+def _find_event(events: Events, name: str) -> tuple[int, RuntimeEvent]:
     for index, event in enumerate(events):
         if isinstance(event, RuntimeEvent) and event.name == name:
             return index, event
@@ -56,58 +56,58 @@ def measured_fault(
     change: Callable[[Events], Events],
     also: tuple[str, ...] = (),
 ) -> Fault:
-    """Make a fault of what the system measured: registers and log agree."""
+    """Returns a fault of the measured events: registers and log agree, so replay alone cannot detect it."""
     return Fault(name, code, description, FaultLayer.EVENTS, change, also)
 
 
 def replace_payload(name: str, change: Callable[[bytes], bytes]) -> Callable[[Events], Events]:
-    """Return the change that replaces the payload of one event.
+    """Returns the change that replaces the payload of one event.
 
     Raises:
         UsageError: when the change is applied, if the VM measures no such event: a fault must change something.
     """
 
     def changed(events: Events) -> Events:
-        at, event = _find(events, name)
+        at, event = _find_event(events, name)
         return (*events[:at], dataclasses.replace(event, payload=change(event.payload)), *events[at + 1 :])
 
     return changed
 
 
-def _removed(name: str) -> Callable[[Events], Events]:
+def _remove_event(name: str) -> Callable[[Events], Events]:
     return lambda events: tuple(event for event in events if getattr(event, "name", "") != name)
 
 
-def _repeated(name: str) -> Callable[[Events], Events]:
+def _repeat_event(name: str) -> Callable[[Events], Events]:
     def changed(events: Events) -> Events:
-        at = _at(events, name)
+        at = _event_index(events, name)
         return (*events[: at + 1], events[at], *events[at + 1 :])
 
     return changed
 
 
-def _swapped(name: str) -> Callable[[Events], Events]:
-    """Swap the event with the one before it."""
+def _swap_with_previous(name: str) -> Callable[[Events], Events]:
+    """Returns the change that swaps the event with its predecessor."""
 
     def changed(events: Events) -> Events:
-        at = _at(events, name)
+        at = _event_index(events, name)
         return (*events[: at - 1], events[at], events[at - 1], *events[at + 1 :])
 
     return changed
 
 
-def _again_at_the_end(name: str) -> Callable[[Events], Events]:
-    return lambda events: (*events, events[_at(events, name)])
+def _repeat_at_end(name: str) -> Callable[[Events], Events]:
+    return lambda events: (*events, events[_event_index(events, name)])
 
 
-def _boot(register: int) -> Callable[[Events], Events]:
+def _replace_boot_digest(register: int) -> Callable[[Events], Events]:
     def changed(events: Events) -> Events:
         return tuple(BootEvent(register, b"\7" * 48) if event.register == register else event for event in events)
 
     return changed
 
 
-def _shown(name: str, code: str, description: str, edit: Callable[[Log], None]) -> Fault:
+def _shown_log_fault(name: str, code: str, description: str, edit: Callable[[Log], None]) -> Fault:
     def change(log: Log) -> Log:
         edited = copy.deepcopy(log)
         edit(edited)
@@ -116,11 +116,11 @@ def _shown(name: str, code: str, description: str, edit: Callable[[Log], None]) 
     return Fault(name, code, description, FaultLayer.EVENT_LOG, change)
 
 
-def _entry(name: str, **changes: Any) -> Callable[[Log], None]:
+def _set_entry_fields(name: str, **changes: Any) -> Callable[[Log], None]:
     return lambda log: next(entry for entry in log if entry["event"] == name).update(changes)
 
 
-def _other_payload(name: str) -> Callable[[Log], None]:
+def _replace_shown_payload(name: str) -> Callable[[Log], None]:
     def edit(log: Log) -> None:
         entry = next(entry for entry in log if entry["event"] == name)
         entry |= {"event_payload": "07", "digest": ""}
@@ -133,14 +133,23 @@ def _shown_each(name: str) -> tuple[Fault, ...]:
     """Make the faults of one event in the log that is shown, each of one field."""
     false_digest, other_register = {"digest": "07" * 48}, {"imr": 2}
     return (
-        _shown(f"digest-{name}", "event-digests", f"a false digest of {name}", _entry(name, **false_digest)),
-        _shown(f"preimage-{name}", "event-digests", f"a false preimage of {name}", _entry(name, preimage="07")),
-        _shown(f"register-{name}", "event-log-format", f"{name} in RTMR2", _entry(name, **other_register)),
-        _shown(
+        _shown_log_fault(
+            f"digest-{name}", "event-digests", f"a false digest of {name}", _set_entry_fields(name, **false_digest)
+        ),
+        _shown_log_fault(
+            f"preimage-{name}",
+            "event-digests",
+            f"a false preimage of {name}",
+            _set_entry_fields(name, preimage="07"),
+        ),
+        _shown_log_fault(
+            f"register-{name}", "event-log-format", f"{name} in RTMR2", _set_entry_fields(name, **other_register)
+        ),
+        _shown_log_fault(
             f"type-{name}",
             "event-log-format",
             f"{name} as an event of the firmware",
-            _entry(name, event_type=BOOT_EVENT_TYPE),
+            _set_entry_fields(name, event_type=BOOT_EVENT_TYPE),
         ),
     )
 
@@ -148,14 +157,14 @@ def _shown_each(name: str) -> tuple[Fault, ...]:
 def _measured_each(name: str) -> tuple[Fault, ...]:
     """Make the faults of the position of one measured event."""
     return (
-        measured_fault(f"repeated-{name}", "event-order", f"{name} twice", _repeated(name)),
+        measured_fault(f"repeated-{name}", "event-order", f"{name} twice", _repeat_event(name)),
         *(
-            [measured_fault(f"late-{name}", "event-order", f"{name} after system-ready", _again_at_the_end(name))]
+            [measured_fault(f"late-{name}", "event-order", f"{name} after system-ready", _repeat_at_end(name))]
             if name != "system-ready"
             else []
         ),
         *(
-            [measured_fault(f"early-{name}", "event-order", f"{name} before its turn", _swapped(name))]
+            [measured_fault(f"early-{name}", "event-order", f"{name} before its turn", _swap_with_previous(name))]
             if name != "system-preparing"
             else []
         ),
@@ -166,12 +175,14 @@ _EVENTS: Final = (
     *(fault for name in _SYSTEM for fault in _measured_each(name)),
     *(
         measured_fault(
-            f"missing-{name}", "event-order", f"no {name}", _removed(name), also=_MISSING_TOO.get(name, ())
+            f"missing-{name}", "event-order", f"no {name}", _remove_event(name), also=_MISSING_TOO.get(name, ())
         )
         for name in _REQUIRED
     ),
     *(
-        measured_fault(f"rtmr{index}-event", "os-measurements", f"RTMR{index} of another OS", _boot(index))
+        measured_fault(
+            f"rtmr{index}-event", "os-measurements", f"RTMR{index} of another OS", _replace_boot_digest(index)
+        )
         for index in range(3)
     ),
     measured_fault(
@@ -212,25 +223,33 @@ _EVENTS: Final = (
 _LOG: Final = (
     *(fault for name in _SYSTEM for fault in _shown_each(name)),
     *(
-        _shown(
+        _shown_log_fault(
             f"payload-{name}",
             "rtmr3-replay",
             f"another payload of {name} shown than measured",
-            _other_payload(name),
+            _replace_shown_payload(name),
         )
         for name in _SYSTEM
         if name not in _JUDGED_BY_CONTENT
     ),
-    _shown("log-without-event", "rtmr3-replay", "a log without storage-fs", lambda log: log.__delitem__(-2)),
-    _shown(
+    _shown_log_fault(
+        "log-without-event", "rtmr3-replay", "a log without storage-fs", lambda log: log.__delitem__(-2)
+    ),
+    _shown_log_fault(
         "log-with-event",
         "rtmr3-replay",
         "a log with an event that was not measured",
         lambda log: log.append(RuntimeEvent("mine").entry(with_digest=False)),
     ),
-    _shown("log-version", "event-log-format", "events of version 3", _entry("storage-fs", version=3)),
-    _shown("log-digest-length", "event-log-format", "a digest cut short", _entry("storage-fs", digest="07")),
-    _shown("log-field", "event-log-format", "a field that no log has", _entry("storage-fs", more=1)),
+    _shown_log_fault(
+        "log-version", "event-log-format", "events of version 3", _set_entry_fields("storage-fs", version=3)
+    ),
+    _shown_log_fault(
+        "log-digest-length", "event-log-format", "a digest cut short", _set_entry_fields("storage-fs", digest="07")
+    ),
+    _shown_log_fault(
+        "log-field", "event-log-format", "a field that no log has", _set_entry_fields("storage-fs", more=1)
+    ),
     Fault("log-empty", "event-log-format", "no event log", FaultLayer.EVENT_LOG_TEXT, lambda _: ""),
     Fault(
         "log-key-twice",
