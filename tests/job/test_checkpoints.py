@@ -10,7 +10,7 @@ import pytest
 
 from trainer import logs
 from trainer.errors import ErrorCode, SealingError
-from trainer.job.checkpoints import Checkpoints
+from trainer.job.checkpoints import CheckpointStore
 from trainer.logs import PublicEvent
 from trainer.sealing import sealed_checkpoint as sealed
 from trainer.sealing.age import encrypt_file, generate_identity
@@ -39,7 +39,7 @@ class Job:
     ) -> None:
         self.output = folder / "output"
         self.events: list[PublicEvent] = []
-        self.at = Checkpoints(folder / "ciphertext", keys or keys_for(binding), binding, 2, self.events.append)
+        self.at = CheckpointStore(folder / "ciphertext", keys or keys_for(binding), binding, 2, self.events.append)
         self.at.folder.mkdir(exist_ok=True)
         self._into = folder / "into"
         self._count = 0

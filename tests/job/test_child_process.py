@@ -53,6 +53,6 @@ def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pyt
         )
     while not ready.exists():
         time.sleep(0.02)
-    children.end(process)
+    children.stop_process(process)
     assert process.returncode == -signal.SIGKILL
     assert sys.executable in process.args  # type: ignore[operator]

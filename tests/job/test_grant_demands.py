@@ -9,8 +9,8 @@ from pydantic import JsonValue
 
 from tests.job.test_outcome import SHM
 from trainer.errors import ErrorCode, JobError, UsageError
-from trainer.job.grant_demands import require_kept, require_promised
-from trainer.job.outcome import JobOutcome, _gather
+from trainer.job.grant_demands import require_privacy_met, require_privacy_promised
+from trainer.job.outcome import JobOutcome, _gather_tree
 from trainer.job.workspace import filesystem_type, open_workspace
 from trainer.provider import make_privacy_demand
 from trainer.sealing.age import generate_identity
@@ -47,12 +47,12 @@ def grant(*, demands: bool = True) -> Grant:
     ],
 )
 def test_a_spec_that_promises_less_is_refused_before_training(privacy: str, holds: bool) -> None:
-    require_promised(grant(demands=False), spec(privacy))
+    require_privacy_promised(grant(demands=False), spec(privacy))
     if holds:
-        require_promised(grant(), spec(privacy))
+        require_privacy_promised(grant(), spec(privacy))
         return
     with pytest.raises(JobError) as error:
-        require_promised(grant(), spec(privacy))
+        require_privacy_promised(grant(), spec(privacy))
     assert error.value.code is ErrorCode.PRIVACY_NOT_MET
 
 
@@ -62,10 +62,10 @@ def test_a_spec_that_promises_less_is_refused_before_training(privacy: str, hold
      {"differential": {"epsilon": 2.0, "delta": 2e-5}}, {"differential": {"epsilon": "2", "delta": 1e-5}}],
 )  # fmt: skip
 def test_what_was_not_kept_or_not_said_is_refused_after_training(privacy: JsonValue) -> None:
-    require_kept(grant(demands=False), {"privacy": privacy})
-    require_kept(grant(), {"privacy": {"differential": {"epsilon": 3.0, "delta": 1e-5}}})
+    require_privacy_met(grant(demands=False), {"privacy": privacy})
+    require_privacy_met(grant(), {"privacy": {"differential": {"epsilon": 3.0, "delta": 1e-5}}})
     with pytest.raises(JobError) as error:
-        require_kept(grant(), {"privacy": privacy})
+        require_privacy_met(grant(), {"privacy": privacy})
     assert error.value.code is ErrorCode.PRIVACY_NOT_MET
 
 
@@ -88,7 +88,7 @@ def test_withheld_weights_stay_behind_and_their_report_goes_along() -> None:
             file: Path = workspace.output / name
             file.parent.mkdir(parents=True)
             file.write_bytes(b"x")
-        tree = _gather(
+        tree = _gather_tree(
             JobOutcome(1, 2, {}, JobError(ErrorCode.RELEASE_WITHHELD, "no")), workspace, include_logs=False
         )
         names = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import ErrorCode, JobError
-from trainer.job.outcome import JobOutcome, _gather
+from trainer.job.outcome import JobOutcome, _gather_tree
 from trainer.job.workspace import Workspace, filesystem_type, open_workspace
 
 SHM = Path("/dev/shm")
@@ -17,8 +17,8 @@ def tree_of(workspace: Workspace, code: ErrorCode) -> set[str]:
     adapter = workspace.output / "adapter"
     adapter.mkdir(parents=True)
     (adapter / "adapter_model.safetensors").write_bytes(b"weights")
-    ending = JobOutcome(1, 2, {}, JobError(code, "it went wrong"))
-    tree = _gather(ending, workspace, include_logs=True)
+    outcome = JobOutcome(1, 2, {}, JobError(code, "it went wrong"))
+    tree = _gather_tree(outcome, workspace, include_logs=True)
     return {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from trainer.errors import ErrorCode, SealingError, TrainerError, UnavailableError
 from trainer.job import supervisor as job
-from trainer.job.ciphertext import Ciphertext
+from trainer.job.ciphertext import CiphertextDirectory
 from trainer.job.job_options import JobOptions
 from trainer.models import Phase, Status
 
@@ -52,7 +52,7 @@ def test_no_upload_of_a_stranger_ends_the_job(
     from trainer.spec import ExchangeSection
 
     receiving = job._Job.__new__(job._Job)
-    receiving.ciphertext, receiving.status = Ciphertext(tmp_path, lasts), Status(phase=Phase.PREPARING)
+    receiving.ciphertext, receiving.status = CiphertextDirectory(tmp_path, lasts), Status(phase=Phase.PREPARING)
     receiving.options = JobOptions(tmp_path / "job.yaml")
     receiving.public = lambda _event: None  # type: ignore[assignment]
     receiving.spec = type("Spec", (), {"exchange": ExchangeSection()})()

@@ -1,7 +1,8 @@
-"""Sealed checkpoints in the ciphertext directory: made while training goes on, looked for when it begins.
+"""Sealed checkpoints in the ciphertext directory: written during training, and searched when training starts.
 
-Whoever keeps the directory can remove checkpoints, or put an older one of the same job back: that costs work, and
-changes no bit of the result. Whatever else is put there does not open, and is passed over.
+The operator controls the directory. Removing a checkpoint, or restoring an older one of the same job, costs
+computing time and changes no bit of the result. Any other file there fails to decrypt, and is skipped.
+The file format is defined in `trainer.sealing.sealed_checkpoint`.
 """
 
 from __future__ import annotations
@@ -22,85 +23,104 @@ from trainer.training.run_inputs import CHECKPOINT_FILES, CHECKPOINTS_DIR
 
 _NAME: Final = re.compile(r"checkpoint-([0-9a-f]{16})-([0-9]{16})\.age")
 _MAX_TRIED: Final = 100
+"""Most files that are decrypted at a start: the operator may have put in any number of forged ones."""
 
 
 @dataclass
-class Checkpoints:
-    """Those of one job with one dataset.
+class CheckpointStore:
+    """The checkpoints of one job with one dataset.
 
     Args:
         folder: the ciphertext directory.
-        keys: of this job with this dataset.
-        binding: what the checkpoints are of.
-        keep: so many stay.
-        tell: gets public events.
+        keys: the checkpoint keys of this job with this dataset.
+        binding: the digests that every checkpoint is bound to.
+        save_total_limit: number of checkpoints to retain.
+        publish: receives the public events.
     """
 
     folder: Path
     keys: CheckpointKeys
     binding: CheckpointBinding
-    keep: int
-    tell: Callable[[logs.PublicEvent], None]
-    _ours: list[int] = field(default_factory=list, init=False)
+    save_total_limit: int
+    publish: Callable[[logs.PublicEvent], None]
+    _own_steps: list[int] = field(default_factory=list, init=False)
 
     @property
     def last(self) -> int | None:
-        """Step of the newest that is known to be good."""
-        return self._ours[-1] if self._ours else None
+        """Step of the newest checkpoint that this process sealed or opened; None without one."""
+        return self._own_steps[-1] if self._own_steps else None
 
     def path(self, step: int) -> Path:
-        """The file of a step's checkpoint."""
+        """Returns the file of a step's checkpoint."""
         return self.folder / f"checkpoint-{self.keys.label}-{step:016d}.age"
 
     def resume(self, into: Path) -> int | None:
-        """Open the newest checkpoint that is whole and this job's into a new directory; returns its step."""
-        steps, strangers = self._found()
+        """Open the newest valid checkpoint of this job into the new directory `into`.
+
+        Returns:
+            its step; None if there is none, so training starts at step 0.
+        """
+        steps, foreign_files = self._list_steps()
         for number, step in enumerate(steps[:_MAX_TRIED]):
             if self._opens(step, into):
-                self._ours = steps[number:][::-1]
-                self.tell(logs.Resumed(step))
+                # Newer files that did not open are not counted: rotation must not delete a valid checkpoint
+                # in favour of them.
+                self._own_steps = steps[number:][::-1]
+                self.publish(logs.Resumed(step))
                 return step
-        if strangers:
-            self.tell(logs.CheckpointRefused(ErrorCode.NO_IDENTITY_MATCH))
-        if steps or strangers:
-            self.tell(logs.Resumed(0))
+        # An event for foreign files: the operator learns that another job's checkpoints are of no use here.
+        if foreign_files:
+            self.publish(logs.CheckpointRefused(ErrorCode.NO_IDENTITY_MATCH))
+        if steps or foreign_files:
+            self.publish(logs.Resumed(0))
         return None
 
     def take(self, step: int, output: Path) -> None:
-        """Seal what the worker wrote below `output`, and remove that; a failure costs this checkpoint only."""
+        """Seal the files that the worker wrote below `output` for a step, then remove them.
+
+        An error is logged and published, and costs this checkpoint only: training continues.
+        """
         names = [f"{CHECKPOINTS_DIR}/{step}/{name}" for name in CHECKPOINT_FILES]
         target = self.path(step)
         try:
             size = seal_checkpoint(output, names, target, step=step, binding=self.binding, keys=self.keys)
-            self._ours = [*(earlier for earlier in self._ours if earlier < step), step]
-            self.tell(logs.CheckpointSealed(step, size))
-            self._rotate()
+            # A resumed job reaches steps again whose checkpoints it had skipped: each step is listed once.
+            self._own_steps = [*(earlier for earlier in self._own_steps if earlier < step), step]
+            self.publish(logs.CheckpointSealed(step, size))
+            self._rotate()  # only after the new file is complete: one valid checkpoint always exists
         except TrainerError as error:
             logs.private.exception("a checkpoint was not sealed")
-            self.tell(logs.CheckpointMissed(step, error.code))
+            self.publish(logs.CheckpointMissed(step, error.code))
         except OSError:
             logs.private.exception("a checkpoint was not sealed")
-            self.tell(logs.CheckpointMissed(step, ErrorCode.CHECKPOINT_INVALID))
+            self.publish(logs.CheckpointMissed(step, ErrorCode.CHECKPOINT_INVALID))
         finally:
+            # Plaintext in the workspace (RAM), also after an error.
             _remove_below(output, CHECKPOINTS_DIR, str(step))
 
     def remove(self) -> None:
-        """Remove all of this job's: it is done."""
-        for step in self._found()[0]:
+        """Remove all checkpoints of this job, which has succeeded and needs none."""
+        for step in self._list_steps()[0]:
             self.path(step).unlink(missing_ok=True)
 
     def _rotate(self) -> None:
-        while len(self._ours) > self.keep:
-            self.path(self._ours.pop(0)).unlink(missing_ok=True)
+        """Remove the oldest checkpoints above the limit."""
+        while len(self._own_steps) > self.save_total_limit:
+            self.path(self._own_steps.pop(0)).unlink(missing_ok=True)
 
-    def _found(self) -> tuple[list[int], int]:
-        """Steps of files with this job's names, the last first; and how many others there are."""
+    def _list_steps(self) -> tuple[list[int], int]:
+        """Returns the steps of files named as this job's, newest first, and the number of other checkpoint files.
+
+        A name proves nothing, since the operator can choose it: only decryption does.
+        """
         names = [match for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
         ours = sorted((int(match[2]) for match in names if match[1] == self.keys.label), reverse=True)
         return ours, len(names) - len(ours)
 
     def _opens(self, step: int, into: Path) -> bool:
+        """Open one checkpoint into `into`; returns False, after a public event, if it is not valid."""
         try:
+            # No link, which could name a private file; no FIFO, which would block the open for ever.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             with open(os.open(self.path(step), flags), "rb", buffering=0) as source:  # noqa: PTH123 -- a descriptor
                 if not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
@@ -109,18 +129,22 @@ class Checkpoints:
         except (TrainerError, OSError) as error:
             logs.private.exception("a checkpoint was refused")
             code = error.code if isinstance(error, TrainerError) else ErrorCode.CHECKPOINT_INVALID
-            self.tell(logs.CheckpointRefused(code))
+            self.publish(logs.CheckpointRefused(code))
             return False
         return True
 
 
 def _remove_below(folder: Path, name: str, entry: str) -> None:
-    """Remove `folder/name/entry`, which another user made: no link on the way is followed."""
+    """Remove `folder/name/entry`, which another user created.
+
+    The worker could replace `name` by a link and so have the supervisor, which may write to more directories,
+    delete another tree. The descriptor is opened without following links, and deletion starts from it.
+    """
     try:
-        at = os.open(folder / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        parent = os.open(folder / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return
     try:
-        shutil.rmtree(entry, ignore_errors=True, dir_fd=at)
+        shutil.rmtree(entry, ignore_errors=True, dir_fd=parent)
     finally:
-        os.close(at)
+        os.close(parent)

@@ -1,4 +1,4 @@
-"""Starting and ending child processes: a clean environment, no inherited secrets, no stragglers."""
+"""Start and stop child processes: clean environment, no inherited descriptors, no process left over."""
 
 from __future__ import annotations
 
@@ -12,13 +12,24 @@ from typing import IO, Final
 from trainer.sandbox.child_environment import INHERITED_VARIABLES
 
 TERMINATE_SECONDS: Final = 10.0
+"""How long a child has to end after SIGTERM, before SIGKILL."""
 
 
 def clean_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Environment for a child: a short allow list, and every place for temporary files inside `home`."""
-    kept = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
-    places = {"HOME": str(home), "TMPDIR": str(home), "XDG_CACHE_HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
-    return {**kept, **places, "PYTHONUNBUFFERED": "1", **(extra or {})}
+    """Returns the environment of a child: variables of an allow list, and `home` for every temporary file.
+
+    The operator sets this process's environment; a variable such as `LD_PRELOAD` would run the operator's code.
+    """
+    inherited = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
+    # A library that writes a cache, also of plaintext, writes it inside the workspace, which is RAM.
+    directories = {
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "XDG_CACHE_HOME": str(home),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    python = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+    return {**inherited, **directories, **python, **(extra or {})}
 
 
 def start_module(
@@ -31,10 +42,10 @@ def start_module(
     stdin: int | None = subprocess.DEVNULL,
     stdout: int | IO[bytes] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `python -m module` with stderr (and stdout, unless given) in a private log.
+    """Start `python -m module`; its stderr, and its stdout unless one is given, go to a private log.
 
-    `-I`-like isolation is not used because the package may be installed in place; `-P` keeps the working
-    directory, which an operator may mount, off the import path.
+    `-P` removes the working directory, which an operator may mount, from the import path. `-I` would also remove
+    the user's site directory, where the package may be installed.
     """
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module, *arguments],
@@ -43,18 +54,18 @@ def start_module(
         stderr=log,
         env=dict(environment),
         pass_fds=tuple(pass_fds),
-        close_fds=True,
-        start_new_session=True,
-        cwd="/",
+        close_fds=True,  # no channel to another child
+        start_new_session=True,  # a terminal's SIGINT reaches the supervisor only
+        cwd="/",  # no relative path depends on a directory that the operator chose
     )
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Terminate a child, by force after a while; returns when it is gone."""
+def stop_process(process: subprocess.Popen[bytes]) -> None:
+    """Stop a child: SIGTERM, then SIGKILL after `TERMINATE_SECONDS`. Returns after the child has ended."""
     if process.poll() is None:
         process.terminate()
         try:
             process.wait(TERMINATE_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-    process.wait()
+    process.wait()  # reaps the child also if it had ended by itself

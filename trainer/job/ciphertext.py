@@ -1,4 +1,7 @@
-"""The directory of ciphertext: what the operator's disk holds of a job. Nothing in it can be believed."""
+"""The ciphertext directory: the files of a job that lie on the operator's disk.
+
+The operator can change every byte in it. Each file is authenticated when it is opened, not when it is found.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,23 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Ciphertext:
-    """Names in the directory.
+class CiphertextDirectory:
+    """The ciphertext directory and the names of its files.
 
     Args:
         folder: the directory.
-        lasts: whether the operator named it, so that it may still be there when the job is started again.
+        persistent: whether the operator named it, so that it can outlive this container.
     """
 
     folder: Path
-    lasts: bool
+    persistent: bool
 
     @property
     def dataset(self) -> Path:
         """The sealed upload.
 
-        Where the directory lasts, it stays until the job is done: one that is started again with the same derived
-        key then needs nobody.
+        In a persistent directory it stays until the job is done. A restarted job derives the same key and opens
+        it again, so the provider need not upload twice.
         """
         return self.folder / "dataset.age"
 
@@ -37,11 +40,11 @@ class Ciphertext:
 
 
 @contextmanager
-def ciphertext_directory(named: Path | None) -> Iterator[Ciphertext]:
-    """The directory that the operator named, made if absent, or a temporary one."""
+def open_ciphertext_directory(named: Path | None) -> Iterator[CiphertextDirectory]:
+    """Yields the directory that the operator named, created if it is missing, or else a temporary one."""
     if named is not None:
         named.mkdir(parents=True, exist_ok=True)
-        yield Ciphertext(named.resolve(), lasts=True)  # the front has another working directory
+        yield CiphertextDirectory(named.resolve(), persistent=True)  # absolute: children run in /
         return
     with tempfile.TemporaryDirectory(prefix="trainer-ciphertext-") as folder:
-        yield Ciphertext(Path(folder), lasts=False)
+        yield CiphertextDirectory(Path(folder), persistent=False)

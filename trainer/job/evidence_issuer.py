@@ -1,4 +1,4 @@
-"""What the job proves about itself before it is given a dataset: claims for a nonce, and the evidence for them."""
+"""Issue the job's evidence: claims over the provider's nonce, and the quote that binds them to this VM."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _REPORTED_SOFTWARE: Final = (
 
 @dataclass(frozen=True)
 class EvidenceIssuer:
-    """Who answers for the job.
+    """Issues evidence for one job.
 
     Args:
-        agent: the guest agent, which quotes.
+        agent: the guest agent, which issues quotes.
         spec: the job spec.
-        keys: the job's.
-        sandbox: what its processes measured about themselves.
-        tls_spki_sha256: digest of the front's TLS key; None where files are exchanged.
+        keys: the job's keys.
+        sandbox: the sandbox properties that the processes measured.
+        tls_spki_sha256: SHA-256 of the front's TLS public key, in hex; None with a spool.
     """
 
     agent: GuestAgent
@@ -50,11 +50,13 @@ class EvidenceIssuer:
     tls_spki_sha256: str | None
 
     def evidence(self, nonce: str) -> Evidence:
-        """Fresh evidence with claims for `nonce` (64 hex digits).
+        """Returns fresh evidence with claims over `nonce` (64 hex digits).
 
         Raises:
-            UnavailableError: the guest agent or the GPU's driver does not answer.
+            UnavailableError: the guest agent or the GPU driver gives no answer.
         """
+        # The GPU's report comes first: the claims contain its digest, and the quote covers the claims. An operator
+        # therefore cannot pair this VM's quote with the report of a GPU elsewhere.
         gpu = collect_gpu_evidence(self.agent, nonce)
         claims = self._claims(nonce, gpu)
         return collect(self.agent, claims, gpu=gpu, key_chain=self.keys.key_chain(claims))
@@ -73,18 +75,19 @@ class EvidenceIssuer:
             sandbox={name.value: holds for name, holds in sorted(self.sandbox.items())},
             software=dict(software_versions()),
             issued_at=now,
+            # A quote has no time of its own; the provider refuses evidence whose claims have expired.
             expires_at=now + self.spec.tee.evidence_lifetime_seconds,
         )
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of this package and of the libraries that shape the result, as installed."""
+    """Returns the installed versions of this package and of the libraries that influence the result."""
     versions = {"confidential-trainer": __version__}
     for name in _REPORTED_SOFTWARE:
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-        if version:  # None, whatever its type says, where Landlock keeps the package's metadata from us
+        if version:  # None, despite its type, if Landlock denies access to the package's metadata
             versions[name] = version
     return versions

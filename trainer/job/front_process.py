@@ -136,7 +136,7 @@ class FrontProcess:
             self._process.wait(children.TERMINATE_SECONDS)
         except (OSError, TrainerError, subprocess.TimeoutExpired):
             private.warning("the front did not end by itself")
-        children.end(self._process)
+        children.stop_process(self._process)
         self._channel.close()
 
     def _wait(self, condition: Callable[[], bool], seconds: float) -> bool:

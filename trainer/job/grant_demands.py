@@ -1,4 +1,8 @@
-"""What a grant demands of the job: looked at before training, and again before anything is handed out."""
+"""Check the privacy that a grant demands: against the job spec before training, against the result after it.
+
+Both are needed. The spec states a target, which an error in the accountant or the worker could miss; the reported
+loss is known only after the dataset was used.
+"""
 
 from __future__ import annotations
 
@@ -11,45 +15,48 @@ from trainer.sealing.bundle import Grant, PrivacyDemand
 from trainer.spec import JobSpec
 
 
-def require_promised(grant: Grant, spec: JobSpec) -> None:
-    """Demand, before training, that the job spec promises what the grant demands.
+def require_privacy_promised(grant: Grant, spec: JobSpec) -> None:
+    """Check, before training, that the job spec promises the (ε, δ) that the grant demands.
 
     Raises:
-        JobError: `PRIVACY_NOT_MET`.
+        JobError: `PRIVACY_NOT_MET`: the spec trains without noise, or with a larger ε or δ.
     """
     if grant.require is None:
         return
     demand, section = grant.require.privacy, spec.privacy
     if not section.differential:
         raise _not_met(demand, "training without noise")
+    # ε bounds how much one row changes the log-probability of any outcome, but for events of probability δ.
+    # A spec may fix the noise instead of ε: the ε that it gives is then checked after training alone.
     if section.target_epsilon is not None and section.target_epsilon > demand.max_epsilon:
         raise _not_met(demand, f"privacy.target_epsilon {section.target_epsilon:g}")
     if section.target_delta is None or section.target_delta > demand.max_delta:
         raise _not_met(demand, f"privacy.target_delta {section.target_delta}")
 
 
-def require_kept(grant: Grant, summary: Mapping[str, JsonValue]) -> None:
-    """Demand, after training, that what was spent is within what the grant demands.
+def require_privacy_met(grant: Grant, summary: Mapping[str, JsonValue]) -> None:
+    """Check, after training, that the reported (ε, δ) is within what the grant demands.
 
     Raises:
-        JobError: `PRIVACY_NOT_MET`: more was spent, or the worker did not say how much.
+        JobError: `PRIVACY_NOT_MET`: ε or δ is larger, or the worker reported none.
     """
     if grant.require is None:
         return
-    demand, (epsilon, delta) = grant.require.privacy, spent(summary.get("privacy"))
+    demand, (epsilon, delta) = grant.require.privacy, reported_privacy(summary.get("privacy"))
+    # Written as "not (within)", so that NaN, which compares as false, is refused.
     if epsilon is None or delta is None or not (epsilon <= demand.max_epsilon and delta <= demand.max_delta):
         raise _not_met(demand, f"ε = {epsilon} at δ = {delta}")
 
 
-def spent(privacy: JsonValue) -> tuple[float | None, float | None]:
-    """ε and δ in what a worker or a receipt says of privacy; None where it says nothing of it."""
-    found = privacy.get("differential") if isinstance(privacy, dict) else None
-    epsilon, delta = (found.get("epsilon"), found.get("delta")) if isinstance(found, dict) else (None, None)
+def reported_privacy(privacy: JsonValue) -> tuple[float | None, float | None]:
+    """Returns ε and δ from the `privacy` entry of a worker's summary or a receipt; None for a missing one."""
+    entry = privacy.get("differential") if isinstance(privacy, dict) else None
+    epsilon, delta = (entry.get("epsilon"), entry.get("delta")) if isinstance(entry, dict) else (None, None)
     return _number(epsilon), _number(delta)
 
 
 def _number(value: JsonValue) -> float | None:
-    """JSON has one kind of number: 3.0 may come back as 3. Truth values are none."""
+    """Returns a JSON number as a float, else None. RFC 8785 writes 3.0 as 3. Python's bool is an int."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 

@@ -1,4 +1,8 @@
-"""The job's keys: who the dataset is sealed to, and what signs the receipt. They live in this process only."""
+"""The job's private keys: recipients of the dataset, receipt key, checkpoint secret. Only the supervisor has them.
+
+Derived keys come from the key provider and the digest of the job spec: a restart derives the same keys, and an
+altered job.yaml gets others.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +27,13 @@ if TYPE_CHECKING:
 class JobKeys:
     """Private keys of one job.
 
-    `derived` comes from the key service and the job spec's digest; `instance` is random and dies with this
-    process; `receipt` signs the statement; `possession` signs recipients, and nothing is made of its secret;
-    `checkpoint` is one of the two secrets behind the keys of checkpoints.
+    Attributes:
+        derived: opens datasets; derived by the key provider from the spec's digest, so a restart has it again.
+        instance: opens datasets; random, and lost when this process ends.
+        receipt: signs the receipt and the deletion statement (P-256).
+        proofs: the key provider's signature chains over the derived keys.
+        possession: its secret signs the claims and serves no other purpose.
+        checkpoint: one of the two secrets that checkpoint keys are derived from; the grant's token is the other.
     """
 
     derived: Identity
@@ -37,12 +45,12 @@ class JobKeys:
 
     @property
     def identities(self) -> tuple[Identity, ...]:
-        """What a sealed dataset may be addressed to."""
+        """The identities that a dataset can be sealed to."""
         return (self.derived, self.instance)
 
     @property
     def recipients(self) -> Recipients:
-        """The public halves, as the claims state them."""
+        """The public keys, as the claims contain them."""
         return Recipients(derived=str(self.derived.recipient()), instance=str(self.instance.recipient()))
 
     @property
@@ -51,32 +59,40 @@ class JobKeys:
         return public_key_der(self.receipt.public_key()).hex()
 
     def destroy_identities(self) -> None:
-        """Make the keys that datasets are sealed to useless: what is left of their seeds are zeros."""
+        """Overwrite the seeds of both identities with zeros, so that they can open no dataset."""
         for identity in self.identities:
             identity.destroy()
 
     def key_chain(self, claims: DatasetClaims) -> tuple[DerivedKey, ...]:
-        """Proofs that the keys are the key service's, and that the VM that makes `claims` holds such keys."""
+        """Returns the proofs that the key provider issued these keys and that the issuer of `claims` has them.
+
+        The chains alone can be replayed: they are in every evidence. A signature over these claims cannot, so a VM
+        that was not given the keys cannot present the chain of one that was.
+        """
+        # A key with no other use: a signature over claims can never be taken for one over a receipt.
         signed = prove_possession(self.possession.secret, claims)
         return (*self.proofs, self.possession.proof.model_copy(update={"possession": signed}))
 
     def checkpoint_keys(self, token: str, binding: CheckpointBinding) -> CheckpointKeys:
-        """Keys of the checkpoints of this job with one dataset; `token` is the grant's, the other secret."""
+        """Returns the checkpoint keys of this job with one dataset; `token` is the grant's secret.
+
+        Two secrets enter: the key provider alone, without a grant, can open no checkpoint.
+        """
         bound = binding.model_dump(mode="json")
         with wiped(tee_keys.checkpoint_material(self.checkpoint.secret, token, **bound)) as material:
-            return CheckpointKeys.from_material(material)  # has copies of its own
+            return CheckpointKeys.from_material(material)  # copies it; the original is zeroed
 
 
 def derive_keys(agent: GuestAgent, spec_sha256: str) -> JobKeys:
-    """Derive the job's keys; their paths hold the spec's digest, so another job.yaml has other keys.
+    """Derive the job's keys. Their paths contain the spec's digest, so an altered job.yaml gets different keys.
 
     Raises:
-        UnavailableError: the guest agent does not answer, or answers what is not a key.
+        UnavailableError: the guest agent gives no answer, or one that is not a key.
     """
     recipient = agent.derive_key(tee_keys.recipient_path(spec_sha256), "sealing")
     receipt = agent.derive_key(tee_keys.receipt_path(spec_sha256), "signing")
     with wiped(tee_keys.recipient_seed(recipient.secret, spec_sha256)) as seed:
-        derived = identity_from_seed(seed)  # has a copy of its own
+        derived = identity_from_seed(seed)  # copies it; the original is zeroed
     return JobKeys(
         derived=derived,
         instance=generate_identity(),

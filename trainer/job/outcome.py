@@ -1,4 +1,7 @@
-"""From the worker's output to a sealed result: digests, statement, signature, a quote over it, age."""
+"""Seal the outcome of a job: digests of all files, statement, signature, quote over the statement, encryption.
+
+The provider verifies in the opposite direction: decrypt, quote → statement → digests → files.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +31,15 @@ if TYPE_CHECKING:
     from trainer.tee.guest_agent import GuestAgent
 
 RELEASED_ON_FAILURE: Final[Mapping[ErrorCode, str]] = {
-    ErrorCode.TRAINING_DIVERGED: "adapter",  # the last one that was sound
-    ErrorCode.RELEASE_WITHHELD: "report",  # what the weights memorised, and never the weights
+    ErrorCode.TRAINING_DIVERGED: "adapter",  # the last one whose values were all finite
+    ErrorCode.RELEASE_WITHHELD: "report",  # what the weights memorised, but not the weights
 }
-"""What goes along with a failure beside its report; of any other failure nothing does."""
+"""The output directory that is sealed with a failure report, by error code; none for any other code."""
 
 
 @dataclass(frozen=True)
-class Signer:
-    """Who signs: the job's keys, the guest agent that quotes, and what the statement says of the software."""
+class ReceiptSigner:
+    """Signs receipts: the job's keys, the guest agent that issues quotes, and facts about the software."""
 
     agent: GuestAgent
     keys: JobKeys
@@ -47,9 +50,14 @@ class Signer:
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """How the job ended. `started_at` and `finished_at` are Unix seconds; `failure` is None on success.
+    """How the job ended.
 
-    `checkpoint` is the step of the newest sealed checkpoint, where there is one.
+    Attributes:
+        started_at: Unix time in seconds at which training started.
+        finished_at: Unix time in seconds at which training ended.
+        metrics: the worker's summary.
+        failure: the error that ended the job; None on success.
+        checkpoint: step of the newest sealed checkpoint, if there is one.
     """
 
     started_at: int
@@ -60,18 +68,20 @@ class JobOutcome:
 
 
 def seal_outcome(
-    signer: Signer, bundle: OpenedBundle, outcome: JobOutcome, workspace: Workspace, target: Path
+    signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutcome, workspace: Workspace, target: Path
 ) -> int:
     """Write the sealed result (or failure report) to `target`; returns its size in bytes.
 
     Raises:
-        SealingError: a recipient of the grant cannot be sealed to.
-        UnavailableError: the guest agent gives no quote.
+        SealingError: encryption to a recipient of the grant failed.
+        UnavailableError: the guest agent issues no quote.
     """
-    tree = _gather(outcome, workspace, include_logs=signer.spec.output.include_logs)
+    tree = _gather_tree(outcome, workspace, include_logs=signer.spec.output.include_logs)
     if outcome.failure is None:
         _add_provenance(tree / "adapter" / "README.md", signer, bundle)
-    statement = make_statement(_run(signer, bundle, outcome, tree))
+    # The order of the rest follows from what each step covers: the model card is listed in the statement, the
+    # claims hold the statement's digest, the quote covers the claims. Only then is the tree complete.
+    statement = make_statement(_statement_inputs(signer, bundle, outcome, tree))
     claims = ReceiptClaims(
         version=1,
         purpose="receipt",
@@ -80,26 +90,28 @@ def seal_outcome(
         issued_at=outcome.finished_at,
     )
     (tree / "receipt.json").write_bytes(sign_envelope(statement, signer.keys.receipt))
+    # A quote as well as a signature: the receipt key alone would convince only those who trust the key provider.
     evidence = collect(signer.agent, claims, key_chain=signer.keys.proofs)
     (tree / "evidence.json").write_bytes(evidence.canonical())
     return seal_result(tree, target, bundle.grant.result_recipients())
 
 
-def _gather(outcome: JobOutcome, workspace: Workspace, *, include_logs: bool) -> Path:
-    """The tree to seal: adapter/ and report/ on success, report/failure.json otherwise, and logs/.
+def _gather_tree(outcome: JobOutcome, workspace: Workspace, *, include_logs: bool) -> Path:
+    """Returns the tree to seal: adapter/, merged/ and report/ on success, else report/failure.json, and logs/.
 
-    What `RELEASED_ON_FAILURE` names goes along with a failure.
+    With a failure, the directory that `RELEASED_ON_FAILURE` names is added.
     """
     tree = workspace.root / "result"
     tree.mkdir(mode=0o700)
     if outcome.failure is None:
+        # By name: a file that the worker wrote elsewhere, such as a checkpoint, is not part of a result.
         for name in ("adapter", "merged", "report"):
             if (workspace.output / name).is_dir():
                 (workspace.output / name).rename(tree / name)
     else:
-        along = RELEASED_ON_FAILURE.get(outcome.failure.code)
-        if along is not None and (workspace.output / along).is_dir():
-            (workspace.output / along).rename(tree / along)
+        released = RELEASED_ON_FAILURE.get(outcome.failure.code)
+        if released is not None and (workspace.output / released).is_dir():
+            (workspace.output / released).rename(tree / released)
         report = FailureReport.of(outcome.failure).model_copy(update={"checkpoint_step": outcome.checkpoint})
         (tree / "report").mkdir(mode=0o700, exist_ok=True)
         (tree / "report" / "failure.json").write_bytes(report.canonical())
@@ -107,14 +119,15 @@ def _gather(outcome: JobOutcome, workspace: Workspace, *, include_logs: bool) ->
         (tree / "logs").mkdir(mode=0o700)
         for log in (workspace.private_log, workspace.front_log):
             if log.exists():
+                # Copied, not moved: both processes still append to the originals.
                 shutil.copyfile(log, tree / "logs" / log.name)
     return tree
 
 
-def _add_provenance(card: Path, signer: Signer, bundle: OpenedBundle) -> None:
-    """Tell the reader of the model card what vouches for it.
+def _add_provenance(card: Path, signer: ReceiptSigner, bundle: OpenedBundle) -> None:
+    """Append to the model card the digests that lead to the receipt.
 
-    The receipt's own digest cannot stand in a file that the receipt lists; its key's can.
+    The receipt lists the card's digest, so the card cannot contain the receipt's; it contains that of its key.
     """
     key = sha256_hex(bytes.fromhex(signer.keys.receipt_public_key))
     with card.open("a", encoding="utf-8") as file:
@@ -141,14 +154,15 @@ _PROVENANCE: Final = """
 
 
 def tree_digests(tree: Path) -> dict[str, str]:
-    """SHA-256 of every file below `tree`, by its relative POSIX name.
+    """Returns the SHA-256 of every file below `tree`, by its relative POSIX name.
 
     Raises:
-        JobError: something there is neither a file nor a directory; a link could lead out of the tree.
+        JobError: an entry is neither a file nor a directory. A link, which the worker could create, would have the
+            supervisor seal a file from outside the tree.
     """
     digests: dict[str, str] = {}
     for path in sorted(tree.rglob("*")):
-        mode = path.lstat().st_mode
+        mode = path.lstat().st_mode  # of a link itself
         if stat.S_ISREG(mode):
             digests[path.relative_to(tree).as_posix()] = file_sha256(path)
         elif not stat.S_ISDIR(mode):
@@ -156,7 +170,10 @@ def tree_digests(tree: Path) -> dict[str, str]:
     return digests
 
 
-def _run(signer: Signer, bundle: OpenedBundle, outcome: JobOutcome, tree: Path) -> StatementInputs:
+def _statement_inputs(
+    signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutcome, tree: Path
+) -> StatementInputs:
+    """Returns what the statement is made from; names and digests of the dataset, none of its contents."""
     return StatementInputs(
         spec=signer.spec,
         files=tree_digests(tree),

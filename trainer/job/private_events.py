@@ -1,4 +1,7 @@
-"""Metrics on their way to the provider: sealed here, so that the front carries what it cannot read."""
+"""Seal training metrics to the provider in the supervisor: the front transports them as ciphertext.
+
+A loss curve depends on the dataset, so it must not reach the front, which faces the network.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from trainer.sealing.bundle import Grant
 
 
 def seal_metrics(message: Metrics, grant: Grant) -> str:
-    """An age file of the metrics' RFC 8785 JSON to the grant's recipients, in base64."""
+    """Returns the metrics as RFC 8785 JSON in an age file to the grant's recipients, in base64."""
     sealed = io.BytesIO()
     encrypt(
         io.BytesIO(canonical_json({"step": message.step, **message.values})), sealed, grant.result_recipients()

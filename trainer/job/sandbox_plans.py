@@ -1,4 +1,7 @@
-"""What each process of the job is confined to, and whom it runs as."""
+"""Sandbox plans of a job's processes: the account, the paths and the system calls that each one gets.
+
+The rule: no process can read what it does not need, and none can write what another trusts without checking it.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,10 @@ from trainer.spec import Engine, JobSpec
 
 FRONT: Final = Account(uid=901, gid=901)
 WORKER: Final = Account(uid=902, gid=902)
-"""The image's Dockerfile makes these accounts; elsewhere the numbers have to be nobody's."""
+"""The image's Dockerfile creates these accounts. On another system the numbers must not belong to any user."""
 
 _NAMES: Final = {FRONT.uid: "front", WORKER.uid: "worker"}
-_NEEDED: Final = frozenset(
+_ACCOUNT_CAPABILITIES: Final = frozenset(
     {
         privileges.CAP_CHOWN,
         privileges.CAP_DAC_OVERRIDE,
@@ -37,19 +40,19 @@ _NEEDED: Final = frozenset(
         privileges.CAP_SETUID,
     }
 )
-_OUTSIDE: Final = (Path("/var"), Path("/home"))
-"""Directories of every system in which nothing of a job lies but what a plan names."""
+_FORBIDDEN_DIRECTORIES: Final = (Path("/var"), Path("/home"))
+"""Directories that exist on most systems and that no process needs: each tries to open them, to test Landlock."""
 
 
 @dataclass(frozen=True)
 class JobPaths:
-    """Where a job's files lie.
+    """Directories of a job.
 
     Args:
         workspace: the private directory.
-        ciphertext: sealed uploads and results.
-        spec_folder: what a local base model's path is relative to.
-        by_files: whether `ciphertext` is also where strangers put their files.
+        ciphertext: the directory of sealed uploads and results.
+        spec_folder: the directory that a local base model's path is relative to.
+        by_files: whether `ciphertext` is a spool, where the carrier's other side writes files.
     """
 
     workspace: Workspace
@@ -60,7 +63,11 @@ class JobPaths:
 
 @dataclass(frozen=True)
 class SandboxPlans:
-    """One plan for each process. `separate_users` is whether they are three users."""
+    """The plan of each process.
+
+    Attributes:
+        separate_users: whether supervisor, front and worker run as three users.
+    """
 
     supervisor: SandboxPlan
     front: SandboxPlan
@@ -70,25 +77,31 @@ class SandboxPlans:
 
 
 def make_plans(spec: JobSpec, places: JobPaths) -> SandboxPlans:
-    """SandboxPlans for a job; where users can be separated, directories are handed to them."""
+    """Returns the plans for a job; where users can be separated, gives each account its directories.
+
+    If they cannot be separated, all processes run as one user: Landlock and seccomp still apply, and the sandbox
+    property `separate_users` is attested as false.
+    """
     workspace, ciphertext = places.workspace, places.ciphertext
-    separate = can_separate_users() and _can_be_handed_over(places)
+    separate = can_separate_users() and _can_reach_directories(places)
     if separate:
-        _hand_over(places)
+        _grant_directories(places)
+    # The environment can hold what the operator set for the supervisor alone, such as an access token.
     supervisor_environment = Path("/proc") / str(os.getpid()) / "environ"
-    outside = tuple(path for path in _OUTSIDE if path.is_dir())
+    forbidden = tuple(path for path in _FORBIDDEN_DIRECTORIES if path.is_dir())
     return SandboxPlans(
         supervisor=SandboxPlan(
             role=Role.SUPERVISOR,
             writable=(workspace.root, ciphertext),
             removable=(workspace.root.parent, ciphertext.parent),
-            forbidden=outside,
+            forbidden=forbidden,
         ),
         front=SandboxPlan(
             role=Role.FRONT,
             account=FRONT if separate else None,
             writable=(ciphertext,),
-            forbidden=(workspace.root, workspace.dataset, supervisor_environment, *outside),
+            forbidden=(workspace.root, workspace.dataset, supervisor_environment, *forbidden),
+            # A spool's other side is another user, who has to read the sealed result.
             umask=0o022 if places.by_files else privileges.PRIVATE_UMASK,
         ),
         worker=SandboxPlan(
@@ -96,10 +109,11 @@ def make_plans(spec: JobSpec, places: JobPaths) -> SandboxPlans:
             account=WORKER if separate else None,
             readable=(workspace.model, workspace.dataset),
             writable=(workspace.output, workspace.scratch),
-            forbidden=(workspace.root, workspace.private_log, ciphertext, supervisor_environment, *outside),
+            # Not the ciphertext: a worker that could write there could hand plaintext to the operator.
+            forbidden=(workspace.root, workspace.private_log, ciphertext, supervisor_environment, *forbidden),
             programs=needs_compiler(spec),
             gpu=bool(gpu_devices()),
-            processes=processes(spec),
+            processes=rank_count(spec),
         ),
         fetch=_fetch_plan(spec, places, separate=separate),
         separate_users=separate,
@@ -107,43 +121,56 @@ def make_plans(spec: JobSpec, places: JobPaths) -> SandboxPlans:
 
 
 def _fetch_plan(spec: JobSpec, places: JobPaths, *, separate: bool) -> SandboxPlan:
-    """A hub is fetched from as the worker's user; a local directory may be readable to this user alone."""
+    """Returns the plan of the fetch process.
+
+    A download runs as the worker's user, since the hub's answers are hostile input and this user owns no keys. A
+    local model is copied as the current user, who may be the only one that can read it.
+    """
     local = (places.spec_folder / spec.model.model_name_or_path).resolve()
     return SandboxPlan(
         role=Role.FETCH,
         account=WORKER if separate and not spec.model.is_local else None,
         readable=(local,) if spec.model.is_local else _certificates(),
         writable=(places.workspace.model,),
-        umask=0o027,  # of a group that is the worker's alone
+        umask=0o027,  # readable for the worker's group, which has no other member
     )
 
 
 def _certificates() -> tuple[Path, ...]:
-    """A mirror's certificate authority, where the operator named one."""
-    named = os.environ.get("SSL_CERT_FILE")
-    return (Path(named),) if named else ()
+    """Returns the file of a mirror's certificate authority, if the operator named one.
+
+    Trusting it is safe: every file of the model is checked against the digests in the job spec.
+    """
+    certificate_file = os.environ.get("SSL_CERT_FILE")
+    return (Path(certificate_file),) if certificate_file else ()
 
 
-def processes(spec: JobSpec) -> int:
-    """How many processes train together: as the spec says, or one for each GPU."""
-    wanted = spec.train.num_processes
-    return max(1, len(gpus())) if wanted == "auto" else wanted
+def rank_count(spec: JobSpec) -> int:
+    """Returns the number of ranks: the spec's `num_processes`, or one for each GPU."""
+    configured = spec.train.num_processes
+    return max(1, len(gpus())) if configured == "auto" else configured
 
 
 def needs_compiler(spec: JobSpec) -> bool:
-    """Whether the worker will compile kernels: it is asked to, or takes unsloth, as `auto` does where it is."""
+    """Returns whether the worker compiles kernels: for `torch_compile`, and for the unsloth engine.
+
+    A compiler has to be started as a program, so such a job gives up the property `worker_no_programs`.
+    """
     if spec.train.torch_compile:
         return True
-    if spec.train.engine is Engine.AUTO and processes(spec) == 1:
+    if spec.train.engine is Engine.AUTO and rank_count(spec) == 1:  # unsloth trains in one process
         return importlib.util.find_spec("unsloth") is not None
     return spec.train.engine is Engine.UNSLOTH
 
 
 def can_separate_users() -> bool:
-    """Whether this process may switch to the two accounts, and these can read the software they run."""
+    """Returns whether this process may switch to both accounts, and both can read the software.
+
+    In a virtual environment below a user's home the accounts could not import Python's modules.
+    """
     return (
         os.geteuid() == 0
-        and privileges.permitted() >= _NEEDED
+        and privileges.permitted() >= _ACCOUNT_CAPABILITIES  # a container may run as root without them
         and all(map(_is_free, _NAMES))
         and all(
             is_readable(path, FRONT) and is_readable(path, WORKER) for path in software_paths() if path.exists()
@@ -152,27 +179,30 @@ def can_separate_users() -> bool:
 
 
 def _is_free(uid: int) -> bool:
+    """Returns whether a user number is unused or the image's. Processes of one user can signal each other."""
     try:
         return pwd.getpwuid(uid).pw_name == _NAMES[uid]
     except KeyError:
         return True
 
 
-def _can_be_handed_over(places: JobPaths) -> bool:
-    """Whether each account can walk to its directories; theirs are opened to them, what lies above is not ours."""
-    above = (places.workspace.root.parent, WORKER), (places.ciphertext.resolve().parent, FRONT)
-    return all(may_pass(folder, account) for folder, account in above)
+def _can_reach_directories(places: JobPaths) -> bool:
+    """Returns whether each account can pass through the parents of its directories, which are not changed."""
+    parents = (places.workspace.root.parent, WORKER), (places.ciphertext.resolve().parent, FRONT)
+    return all(may_pass(folder, account) for folder, account in parents)
 
 
-def _hand_over(places: JobPaths) -> None:
-    """Give each account the directories that its process works in; new files below inherit the group.
+def _grant_directories(places: JobPaths) -> None:
+    """Give each account the directories that its process uses. Files created in them inherit the group (setgid).
 
-    Modes first, while all of it is ours: on another user's directory they take CAP_FOWNER, on another group's
-    CAP_FSETID.
+    Modes are set before owners: chmod needs CAP_FOWNER on another user's directory, and CAP_FSETID to set setgid
+    on another group's.
     """
     workspace = places.workspace
     for folder, uid, mode in (
+        # The worker may pass through the root but not list it: the private logs lie there.
         (workspace.root, 0, 0o710),
+        # Readable only: a worker must not change the dataset after its manifest was checked.
         (workspace.dataset, 0, 0o2750),
         (workspace.model, 0, 0o2770),
         (workspace.output, WORKER.uid, 0o700),
@@ -180,11 +210,12 @@ def _hand_over(places: JobPaths) -> None:
     ):
         folder.chmod(mode)
         os.chown(folder, uid, WORKER.gid)
+    # The owner and the rights of others stay: the directory is the operator's.
     places.ciphertext.chmod(places.ciphertext.stat().st_mode | 0o2770)
     os.chown(places.ciphertext, -1, FRONT.gid)
 
 
 def grant_worker_access(folder: Path) -> None:
-    """Let the group of a directory, which the worker's user is alone in, read what this process put into it."""
+    """Let the worker's group read a directory tree that this process created."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o750 if path.is_dir() else 0o640)

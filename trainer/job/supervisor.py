@@ -20,16 +20,16 @@ from trainer.attestation.dstack.compose import compose_hash
 from trainer.encoding import file_sha256, sha256_hex
 from trainer.errors import ErrorCode, ExitCode, JobError, SealingError, TrainerError, UnavailableError
 from trainer.ipc import worker_messages as protocol
-from trainer.job.checkpoints import Checkpoints
-from trainer.job.ciphertext import Ciphertext, ciphertext_directory
+from trainer.job.checkpoints import CheckpointStore
+from trainer.job.ciphertext import CiphertextDirectory, open_ciphertext_directory
 from trainer.job.destruction import destroy_and_sign
 from trainer.job.evidence_issuer import EvidenceIssuer, software_versions
 from trainer.job.fetch_process import FETCH_SECONDS
 from trainer.job.front_process import FrontProcess
-from trainer.job.grant_demands import require_kept, require_promised
+from trainer.job.grant_demands import require_privacy_met, require_privacy_promised
 from trainer.job.job_keys import JobKeys, derive_keys
 from trainer.job.job_options import JobOptions
-from trainer.job.outcome import RELEASED_ON_FAILURE, JobOutcome, Signer, seal_outcome
+from trainer.job.outcome import RELEASED_ON_FAILURE, JobOutcome, ReceiptSigner, seal_outcome
 from trainer.job.private_events import seal_metrics
 from trainer.job.processes import JobProcesses, require_sandbox, start_processes
 from trainer.job.sandbox_plans import JobPaths, grant_worker_access
@@ -63,7 +63,7 @@ def run_job(options: JobOptions) -> ExitCode:
     spec = read_job_spec(options.spec)
     with (
         open_workspace(options.workspace) as workspace,
-        ciphertext_directory(options.spool or options.ciphertext) as ciphertext,
+        open_ciphertext_directory(options.spool or options.ciphertext) as ciphertext,
     ):
         public = logs.take_over_output(workspace.private_log)
         public(logs.SpecLoaded(spec.sha256()))
@@ -88,7 +88,7 @@ class _Job:
         options: JobOptions,
         spec: JobSpec,
         workspace: Workspace,
-        ciphertext: Ciphertext,
+        ciphertext: CiphertextDirectory,
         public: logs.PublicLog,
         termination: Termination,
     ) -> None:
@@ -111,8 +111,9 @@ class _Job:
             self._require_sandbox(processes)
             front, agent = processes.front, processes.connect(self.options.guest_agent)
             compose_sha256 = compose_hash(agent.info().app_compose)
+            # Keys exist only after all processes were confined and the demanded properties were measured.
             keys = derive_keys(agent, self.spec.sha256())
-            signer = Signer(agent, keys, self.spec, compose_sha256, software_versions())
+            signer = ReceiptSigner(agent, keys, self.spec, compose_sha256, software_versions())
             issuer = EvidenceIssuer(agent, self.spec, keys, self.sandbox, processes.ready.tls_spki_sha256)
             self._enter(front, Phase.PREPARING)
             processes.fetch.wait(FETCH_SECONDS)
@@ -171,7 +172,7 @@ class _Job:
                 refused = error.code
                 self.ciphertext.dataset.unlink(missing_ok=True)
             else:
-                if not self.ciphertext.lasts:
+                if not self.ciphertext.persistent:
                     self.ciphertext.dataset.unlink(missing_ok=True)
                 return bundle
 
@@ -190,18 +191,18 @@ class _Job:
 
     # training
 
-    def _checkpoints(self, keys: JobKeys, bundle: OpenedBundle, compose_sha256: str) -> Checkpoints:
+    def _checkpoints(self, keys: JobKeys, bundle: OpenedBundle, compose_sha256: str) -> CheckpointStore:
         binding = CheckpointBinding(
             job_spec_sha256=self.spec.sha256(),
             dataset_manifest_sha256=bundle.manifest.sha256(),
             app_compose_sha256=compose_sha256,
         )
         checkpoint_keys = keys.checkpoint_keys(bundle.grant.token, binding)
-        kept = self.spec.train.save_total_limit
-        return Checkpoints(self.ciphertext.folder, checkpoint_keys, binding, kept, self.public)
+        limit = self.spec.train.save_total_limit
+        return CheckpointStore(self.ciphertext.folder, checkpoint_keys, binding, limit, self.public)
 
     def _train(
-        self, front: FrontProcess, worker: WorkerProcess, bundle: OpenedBundle, checkpoints: Checkpoints
+        self, front: FrontProcess, worker: WorkerProcess, bundle: OpenedBundle, checkpoints: CheckpointStore
     ) -> JobOutcome:
         """Train. Every error becomes a failed outcome, which only the provider can read."""
         started = int(time.time())
@@ -209,13 +210,15 @@ class _Job:
         failure: TrainerError | None = None
         try:
             if bundle.grant.allow.private_progress:
+                # Only a digest, which the front compares with that of what a client sends.
                 front.admit_token(sha256_hex(bundle.grant.token.encode()))
             self._enter(front, Phase.TRAINING)
-            require_promised(bundle.grant, self.spec)
+            # Before the worker sees a row: a grant that the spec does not satisfy permits no use of the dataset.
+            require_privacy_promised(bundle.grant, self.spec)
             order = self._training_order(bundle.files, checkpoints)
             with self.termination.redirected_to(worker.interrupt):  # the worker saves its state before it ends
                 summary = worker.train(order, self._follower(front, bundle, checkpoints))
-            require_kept(bundle.grant, summary)
+            require_privacy_met(bundle.grant, summary)
         except TrainerError as error:
             logs.private.exception("training failed")
             # After SIGTERM, a worker that does not save its state in time is killed: that is an interruption too.
@@ -231,7 +234,7 @@ class _Job:
             checkpoints.keys.destroy()  # no checkpoint is sealed after this; another start derives them again
         return JobOutcome(started, int(time.time()), summary, failure, checkpoints.last)
 
-    def _training_order(self, files: Mapping[str, Path], checkpoints: Checkpoints) -> protocol.TrainingOrder:
+    def _training_order(self, files: Mapping[str, Path], checkpoints: CheckpointStore) -> protocol.TrainingOrder:
         resume_dir = self.workspace.dataset / "checkpoint"
         is_resumed = checkpoints.resume(resume_dir) is not None
         if is_resumed and self.sandbox.get(SandboxProperty.SEPARATE_USERS):
@@ -244,7 +247,7 @@ class _Job:
             resume_dir=resume_dir if is_resumed else None,
         )
 
-    def _follower(self, front: FrontProcess, bundle: OpenedBundle, checkpoints: Checkpoints) -> Follower:
+    def _follower(self, front: FrontProcess, bundle: OpenedBundle, checkpoints: CheckpointStore) -> Follower:
         """Returns what handles the worker's messages: public are step counts alone."""
 
         def follow(message: protocol.Progress | protocol.Metrics | protocol.Saved) -> None:
@@ -266,7 +269,7 @@ class _Job:
     # sealing, awaiting-pull and the end
 
     def _hand_over(
-        self, front: FrontProcess, signer: Signer, bundle: OpenedBundle, outcome: JobOutcome
+        self, front: FrontProcess, signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutcome
     ) -> ExitCode:
         """Seal the result, offer it, then destroy plaintext and keys and publish the signed statement of that."""
         failure, sealed = outcome.failure, self.ciphertext.result
@@ -276,6 +279,7 @@ class _Job:
         with self.termination.redirected_to(lambda: None):  # a signal now must not lose a finished result
             size = seal_outcome(signer, bundle, outcome, self.workspace, sealed)
             sealed.chmod(SHARED_MODE)  # ciphertext, which the front, another user, reads
+        # Before the offer, not after it: the plaintext does not wait for the provider to pull.
         shutil.rmtree(self.workspace.dataset, ignore_errors=True)
         front.offer_result(size, file_sha256(sealed))
         self.public(logs.ResultSealed(size))
@@ -293,7 +297,7 @@ class _Job:
         self._enter(front, Phase.DONE)
         return ExitCode.DONE
 
-    def _clear_ciphertext(self, outcome: JobOutcome, checkpoints: Checkpoints) -> None:
+    def _clear_ciphertext(self, outcome: JobOutcome, checkpoints: CheckpointStore) -> None:
         """Leave in the ciphertext directory the result, and what another start of this job can use."""
         if outcome.failure is None:
             checkpoints.remove()

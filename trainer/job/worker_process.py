@@ -118,7 +118,7 @@ class WorkerProcess:
 
     def end(self) -> None:
         """End the worker, by force if it does not end by itself."""
-        children.end(self._process)
+        children.stop_process(self._process)
 
     def _send(self, instruction: protocol.WorkerInstruction) -> None:
         try:

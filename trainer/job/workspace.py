@@ -1,4 +1,7 @@
-"""The job's private directory: plaintext may lie here, so it must be memory (tmpfs), not a disk."""
+"""The workspace: the job's private directory. It holds plaintext, so it has to be in memory (tmpfs).
+
+The VM's memory is encrypted by the CPU. A disk is the operator's, who could copy it while the job runs.
+"""
 
 from __future__ import annotations
 
@@ -12,41 +15,41 @@ from typing import Final
 
 from trainer.errors import ErrorCode, JobError
 
-CANDIDATES: Final = (Path("/run/trainer"), Path("/dev/shm"))  # noqa: S108 -- a tmpfs is what is wanted
-"""Where a workspace is made unless the operator names a place."""
+CANDIDATES: Final = (Path("/run/trainer"), Path("/dev/shm"))  # noqa: S108 -- a tmpfs is required
+"""Parent directories to try, in this order, unless the operator names one."""
 
 _MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Layout of the private directory; all of it is gone when the job ends."""
+    """Layout of the private directory, which is removed when the job ends."""
 
     root: Path
 
     @property
     def private_log(self) -> Path:
-        """Supervisor's and worker's log; sealed with the result."""
+        """Log of the supervisor and the worker; sealed with the result."""
         return self.root / "job.log"
 
     @property
     def front_log(self) -> Path:
-        """Log of the network-facing process; apart, so that it shares no file with the others."""
+        """Log of the front; a file of its own, since the front must not append to a log that holds plaintext."""
         return self.root / "front.log"
 
     @property
     def dataset(self) -> Path:
-        """Where the sealed bundle is opened."""
+        """The opened bundle: the dataset in plaintext."""
         return self.root / "dataset"
 
     @property
     def model(self) -> Path:
-        """The checked copy of the base model."""
+        """The copy of the base model whose digests were checked."""
         return self.root / "model"
 
     @property
     def output(self) -> Path:
-        """What the worker writes."""
+        """The worker's output: adapter, report, checkpoints."""
         return self.root / "output"
 
     @property
@@ -55,11 +58,12 @@ class Workspace:
         return self.root / "scratch"
 
     def make_room(self, *, keep_output: bool) -> None:
-        """What failed may have filled the workspace; the report of it has to fit in, and needs none of this.
+        """Empty the directories that a failure report does not need: a full workspace may be what failed.
 
         Args:
-            keep_output: whether the worker left something that goes along with the report.
+            keep_output: whether part of the worker's output is sealed along with the report.
         """
+        # Only the entries: the directories' modes and owners were set for the accounts.
         for folder in (self.model, self.scratch) if keep_output else (self.model, self.output, self.scratch):
             for entry in folder.iterdir():
                 if entry.is_dir():
@@ -70,12 +74,12 @@ class Workspace:
 
 @contextmanager
 def open_workspace(base: Path | None) -> Iterator[Workspace]:
-    """Make the workspace below `base` (or the first candidate that is memory); remove it at the end.
+    """Create the workspace in `base`, or in the first candidate that is in memory; remove it after use.
 
     Raises:
-        JobError: `workspace-unsafe` when no place in memory can be had.
+        JobError: `workspace-unsafe`: no such directory is in memory.
     """
-    root = Path(tempfile.mkdtemp(prefix="trainer-", dir=_memory_directory(base)))  # mode 0700
+    root = Path(tempfile.mkdtemp(prefix="trainer-", dir=_memory_directory(base)))  # mode 0700; a random name
     workspace = Workspace(root)
     try:
         for folder in (workspace.dataset, workspace.model, workspace.output, workspace.scratch):
@@ -100,25 +104,27 @@ def _memory_directory(base: Path | None) -> Path:
 
 
 def is_memory(path: Path) -> bool:
-    """Whether what is written below `path` stays in memory."""
+    """Returns whether files below `path` are in memory: tmpfs pages can be swapped, see `is_swap_off`."""
     return filesystem_type(path) in _MEMORY_FILESYSTEMS
 
 
 def is_swap_off() -> bool:
-    """Whether the kernel has nowhere to swap to, from /proc/swaps (proc(5)): a tmpfs would go there too."""
+    """Returns whether the kernel has no swap device, from /proc/swaps (proc(5)); tmpfs pages would go to one."""
     try:
-        return len(Path("/proc/swaps").read_text(encoding="ascii").splitlines()) <= 1
+        return len(Path("/proc/swaps").read_text(encoding="ascii").splitlines()) <= 1  # the header
     except OSError:
         return False
 
 
 def filesystem_type(path: Path) -> str:
-    """Type of the file system that holds `path`, from /proc/self/mountinfo (proc(5)); `unknown` if none does."""
+    """Returns the type of the file system that holds `path`, from /proc/self/mountinfo (proc(5)), or `unknown`."""
     target = path.resolve()
-    best, kind = -1, "unknown"
+    # The mount with the most path components applies; of two at one place the later one hides the earlier (>=).
+    longest, kind = -1, "unknown"
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
         left, _, right = line.partition(" - ")
+        # Field 5 is the mount point, with blanks as octal escapes; after the separator comes the type.
         mount = Path(left.split(" ")[4].encode().decode("unicode_escape"))
-        if target.is_relative_to(mount) and len(mount.parts) >= best:
-            best, kind = len(mount.parts), right.split(" ")[0]
+        if target.is_relative_to(mount) and len(mount.parts) >= longest:
+            longest, kind = len(mount.parts), right.split(" ")[0]
     return kind
