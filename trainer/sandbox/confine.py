@@ -17,13 +17,14 @@ from trainer.sandbox.plan import Account, Role, SandboxPlan, is_readable, rules,
 from trainer.sandbox.properties import SandboxProperty, SandboxReport
 from trainer.sandbox.syscalls import is_single_threaded
 
-_SUPERVISOR_KEEPS: Final = (privileges.CAP_DAC_OVERRIDE, privileges.CAP_KILL)
+_SUPERVISOR_CAPABILITIES: Final = (privileges.CAP_DAC_OVERRIDE, privileges.CAP_KILL)
 """To end children that are other users, and to read and remove what they wrote."""
 
-_SERVING: Final = frozenset({"bind", "connect"})
-_TALKING: Final = _SERVING | {"listen", "accept", "accept4"}
-_ANYWHERE: Final = (Path("/"), Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))  # noqa: S108 -- not to be written
-_MEASURED_FOR: Final = frozenset({Role.SUPERVISOR, Role.FRONT, Role.WORKER})
+_REFUSED_WHILE_SERVING: Final = frozenset({"bind", "connect"})
+"""The front accepts connections on sockets that it received, or opened before it was confined."""
+_SOCKET_CALLS: Final = _REFUSED_WHILE_SERVING | {"listen", "accept", "accept4"}
+_WORLD_WRITABLE: Final = (Path("/"), Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))  # noqa: S108 -- not to be written
+_MEASURED_ROLES: Final = frozenset({Role.SUPERVISOR, Role.FRONT, Role.WORKER})
 
 
 def own_loopback() -> None:
@@ -58,19 +59,22 @@ def confine(plan: SandboxPlan, *, in_own_network: bool = False) -> SandboxReport
     memory_locked = plan.role in {Role.SUPERVISOR, Role.FRONT} and privileges.lock_memory()
     own_network = in_own_network or _leave_network(plan)
     _give_up_privileges(plan)
+    # Also for a process without capabilities: a set-user-ID program would give it root's.
     privileges.refuse_new_privileges()
     privileges.keep_to_itself()  # again: the kernel resets the dumpable flag when the user changes
     os.umask(plan.umask)
+    # After the change of user, which clears the setting (prctl(2)).
     if plan.role is not Role.SUPERVISOR:
         privileges.end_with_parent()
     landlock.restrict(
         rules(plan), signals=plan.role is Role.SUPERVISOR, ports=plan.role is Role.FETCH or plan.loopback
     )
-    _filter(plan)
+    _install_filter(plan)
     return _measure(plan, memory_locked=memory_locked, own_network=own_network)
 
 
 def _leave_network(plan: SandboxPlan) -> bool:
+    """Enter a network namespace of its own, for the roles that need no network; returns whether it did."""
     if plan.role not in {Role.SUPERVISOR, Role.WORKER}:
         return False
     if plan.loopback:
@@ -80,18 +84,23 @@ def _leave_network(plan: SandboxPlan) -> bool:
 
 
 def _give_up_privileges(plan: SandboxPlan) -> None:
-    kept = _kept(plan)
-    privileges.empty_bounding_set(kept)
+    """Reduce capabilities to those of the role, and change to the plan's account."""
+    retained = _retained_capabilities(plan)
+    # In this order: the bounding set needs CAP_SETPCAP and the user CAP_SETUID, both of which are then dropped.
+    privileges.empty_bounding_set(retained)
     if plan.account is not None:
         privileges.become(plan.account.uid, plan.account.gid)
-    privileges.drop_capabilities(kept)
+    privileges.drop_capabilities(retained)
 
 
-def _kept(plan: SandboxPlan) -> frozenset[int]:
-    kept = frozenset(_SUPERVISOR_KEEPS if plan.role is Role.SUPERVISOR else ())
+def _retained_capabilities(plan: SandboxPlan) -> frozenset[int]:
+    """Returns the capabilities that the process retains, by number."""
+    retained = frozenset(_SUPERVISOR_CAPABILITIES if plan.role is Role.SUPERVISOR else ())
+    # Reads past mode bits, for a local model or software of another user. Landlock still limits it to the plan's
+    # paths.
     if plan.account is None and (plan.role is Role.FETCH or not _can_read_software()):
-        kept |= {privileges.CAP_DAC_READ_SEARCH}
-    return kept
+        retained |= {privileges.CAP_DAC_READ_SEARCH}
+    return retained
 
 
 def _can_read_software() -> bool:
@@ -100,7 +109,7 @@ def _can_read_software() -> bool:
     return all(is_readable(path, account) for path in software_paths() if path.exists())
 
 
-def _filter(plan: SandboxPlan) -> None:
+def _install_filter(plan: SandboxPlan) -> None:
     try:
         seccomp.install(_filter_for(plan))
     except OSError:
@@ -108,15 +117,21 @@ def _filter(plan: SandboxPlan) -> None:
 
 
 def _filter_for(plan: SandboxPlan) -> Filter:
+    """Returns the seccomp filter of a role."""
+    # A compiler's processes signal one another, under numbers that are not known yet. Landlock or the account has
+    # to prevent their signals to other processes.
     own_pid = None if plan.programs else os.getpid()
     match plan.role:
         case Role.SUPERVISOR:
-            return Filter(refused=_TALKING - {"connect"}, families=frozenset({probes.UNIX}))
+            # It connects to the guest agent's unix socket and stops its children, which needs kill.
+            return Filter(refused=_SOCKET_CALLS - {"connect"}, families=frozenset({probes.UNIX}))
         case Role.FRONT:
-            return Filter(refused=_SERVING, own_pid=own_pid)
+            # No new socket and no connect: a front that is taken over cannot send ciphertext or status elsewhere.
+            return Filter(refused=_REFUSED_WHILE_SERVING, own_pid=own_pid)
         case Role.FETCH:
+            # A client of the hub: it may connect, and the resolver may bind a local port; it accepts nothing.
             return Filter(
-                refused=_TALKING - {"connect", "bind"},
+                refused=_SOCKET_CALLS - {"connect", "bind"},
                 families=frozenset({probes.INET, probes.INET6}),
                 own_pid=own_pid,
             )
@@ -133,18 +148,19 @@ def _filter_for(plan: SandboxPlan) -> Filter:
         case Role.WORKER if plan.gpu:
             # libcuda does not start unless it can bind an abstract socket and listen; accept stays refused
             return Filter(
-                refused=_TALKING - {"bind", "listen"},
+                refused=_SOCKET_CALLS - {"bind", "listen"},
                 families=frozenset({probes.UNIX}),
                 unix_kind=probes.PACKETS,
                 programs=plan.programs,
                 own_pid=own_pid,
             )
         case Role.WORKER:
-            return Filter(refused=_TALKING, programs=plan.programs, own_pid=own_pid)
+            return Filter(refused=_SOCKET_CALLS, programs=plan.programs, own_pid=own_pid)
 
 
 def _measure(plan: SandboxPlan, *, memory_locked: bool, own_network: bool) -> SandboxReport:
-    if plan.role not in _MEASURED_FOR:
+    """Returns the sandbox properties, by attempts where an attempt is possible, not from what was set up."""
+    if plan.role not in _MEASURED_ROLES:
         return {}
     parent = os.getppid()
     common = {
@@ -153,7 +169,8 @@ def _measure(plan: SandboxPlan, *, memory_locked: bool, own_network: bool) -> Sa
         "no_kernel_doors": probes.no_kernel_doors(),
         "no_privileges": _has_no_privileges(plan),
         "not_dumpable": not privileges.is_dumpable(),
-        "files_confined": probes.cannot_open(plan.forbidden) and probes.cannot_write_into(_elsewhere(plan)),
+        "files_confined": probes.cannot_open(plan.forbidden)
+        and probes.cannot_write_into(_foreign_directories(plan)),
     }
     match plan.role:
         case Role.SUPERVISOR:
@@ -178,7 +195,10 @@ def _measure(plan: SandboxPlan, *, memory_locked: bool, own_network: bool) -> Sa
 
 
 def _has_no_outside_network(plan: SandboxPlan, *, own_network: bool) -> bool:
+    """Returns whether the worker can reach nothing outside: no socket, or several ranks and loopback alone."""
     if plan.loopback:
+        # Ranks need IP sockets and netlink's list of interfaces. What prevents traffic is the namespace, so its
+        # interfaces and routes are measured; netlink is tested with another protocol than the permitted one.
         others = set(probes.OUTSIDE) - {probes.INET, probes.INET6, probes.NETLINK}
         return (
             own_network
@@ -191,9 +211,11 @@ def _has_no_outside_network(plan: SandboxPlan, *, own_network: bool) -> bool:
 
 
 def _has_no_privileges(plan: SandboxPlan) -> bool:
-    allowed = frozenset(_SUPERVISOR_KEEPS) if plan.role is Role.SUPERVISOR else frozenset()
+    """Returns whether the process holds no capability beyond its role's and can gain none."""
+    allowed = frozenset(_SUPERVISOR_CAPABILITIES) if plan.role is Role.SUPERVISOR else frozenset()
     return privileges.permitted() <= allowed and not privileges.may_gain_privileges() and probes.no_root()
 
 
-def _elsewhere(plan: SandboxPlan) -> list[Path]:
-    return [path for path in _ANYWHERE if path.is_dir() and path not in plan.writable]
+def _foreign_directories(plan: SandboxPlan) -> list[Path]:
+    """Returns directories outside the plan in which a process without Landlock could create files."""
+    return [path for path in _WORLD_WRITABLE if path.is_dir() and path not in plan.writable]

@@ -106,6 +106,8 @@ class Filter:
 
 def program(wanted: Filter) -> bytes:
     """Returns the BPF program: an array of `struct sock_filter`."""
+    # Calls that are refused whatever their arguments, then a block for each whose arguments decide. Every block
+    # begins by comparing the number and the default is to allow, so the order of the blocks does not matter.
     always = TRACING | KERNEL_DOORS | OTHER_USERS | frozenset({"pidfd_send_signal"})
     refused = always | wanted.refused | (frozenset() if wanted.programs else PROGRAMS)
     code = [*_only_this_architecture(), *_refuse([NUMBERS[name] for name in refused])]
@@ -114,6 +116,7 @@ def program(wanted: Filter) -> bytes:
     code += _prctl_and_ioctl()
     code += _sockets(wanted)
     if wanted.own_pid is not None:
+        # tkill names a thread of any process; tgkill, which libc uses, names the process as well.
         code += _answer(NUMBERS["tkill"], errno.EPERM)
         for name in sorted(SIGNALS):
             code += _only_first_argument(NUMBERS[name], {wanted.own_pid})
@@ -121,11 +124,14 @@ def program(wanted: Filter) -> bytes:
 
 
 def _do(operation: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    """Returns one `struct sock_filter`: code, jump if true, jump if false, operand."""
     return struct.pack("=HBBI", operation, if_true, if_false, value)
 
 
 def _only_this_architecture() -> list[bytes]:
     """Kill on another architecture, where numbers mean other calls; refuse x32 and calls newer than the table."""
+    # ENOSYS for unknown numbers: libc then uses an older call, which the table decides on. x32 numbers have bit 30
+    # set, so they are greater than every number of the table.
     return [
         _do(_LOAD, _ARCH),
         _do(_EQUAL, AUDIT_ARCH_X86_64, if_true=1),
@@ -147,6 +153,7 @@ def _refuse(numbers: Iterable[int]) -> list[bytes]:
 def _only_first_argument(number: int, values: Iterable[int]) -> list[bytes]:
     """Allow one call only if its first argument is one of `values`."""
     accept = [line for value in sorted(values) for line in _accept(value)]
+    # The block overwrites the accumulator, which held the number, and always returns: no later comparison sees it.
     block = [_do(_LOAD, _FIRST), *accept, _do(_RETURN, _ERRNO | errno.EPERM)]
     return [_do(_EQUAL, number, if_false=len(block)), *block]
 
@@ -169,12 +176,16 @@ def _sockets(wanted: Filter) -> list[bytes]:
 
 def _only_with(family: int, conditions: list[bytes]) -> list[bytes]:
     """Allow one family only if `conditions` accept the call."""
+    # The conditions load another argument over the family. The block always returns, so that no later comparison
+    # takes that for a family.
     block = [*conditions, _do(_RETURN, _ERRNO | errno.EPERM)]
     return [_do(_EQUAL, family, if_false=len(block)), *block]
 
 
 def _clone(*, programs: bool) -> list[bytes]:
     """Allow threads; processes only if programs are allowed; namespaces never."""
+    # CLONE_THREAD tells a thread from a process. A namespace would give new capabilities inside it, so those flags
+    # are refused first.
     block = [
         _do(_LOAD, _FIRST),
         _do(_ANY_BIT, _CLONE_NAMESPACES, if_false=1),
@@ -188,6 +199,8 @@ def _clone(*, programs: bool) -> list[bytes]:
 
 def _prctl_and_ioctl() -> list[bytes]:
     """Refuse to become traceable again (prctl), and to inject input into a terminal (ioctl)."""
+    # A dumpable process can be traced by its user's other processes; TIOCSTI types into the terminal of whoever
+    # started the job.
     code: list[bytes] = []
     for name, offset, values in (
         ("prctl", _FIRST, (_PR_SET_DUMPABLE, _PR_SET_PTRACER)),

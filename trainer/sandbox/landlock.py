@@ -17,7 +17,7 @@ from typing import Final
 
 from trainer.sandbox.syscalls import syscall
 
-_ASK_VERSION: Final = 1
+_CREATE_RULESET_VERSION: Final = 1
 _PATH_BENEATH: Final = 1
 _HIGHEST: Final = 7
 """Newest version that was examined; a newer kernel is used as this version."""
@@ -78,7 +78,7 @@ class PathRule:
 def abi() -> int:
     """Returns the version of this kernel's Landlock; 0 if it has none."""
     try:
-        return syscall("landlock_create_ruleset", None, 0, _ASK_VERSION)
+        return syscall("landlock_create_ruleset", None, 0, _CREATE_RULESET_VERSION)
     except OSError as error:
         if error.errno in {errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}:
             return 0
@@ -102,11 +102,13 @@ def restrict(rules: Iterable[PathRule], *, signals: bool, ports: bool) -> bool:
     version = min(abi(), _HIGHEST)
     if version == 0:
         return False
+    # A right that a ruleset does not handle stays unrestricted: handle all of them, then allow some by rules.
     known = handled(version)
     ruleset = syscall("landlock_create_ruleset", *_attributes(version, known, signals=signals, ports=ports), 0)
     try:
         for rule in rules:
             _add(ruleset, rule, known)
+        # Last: the rules are fixed from here on, and later rulesets can only restrict further.
         syscall("landlock_restrict_self", ruleset, 0)
     finally:
         os.close(ruleset)
@@ -131,16 +133,19 @@ def _attributes(version: int, known: Access, *, signals: bool, ports: bool) -> t
         fields.append(0 if ports else _ALL_NET)
     if version >= 6:
         fields.append(scoped)
+    # An older kernel refuses (E2BIG) a longer struct with bits that it does not know.
     packed = struct.pack(f"={len(fields)}Q", *fields)
     return packed, len(packed)
 
 
 def _add(ruleset: int, rule: PathRule, known: Access) -> None:
+    """Add one rule; a missing path, such as the device of an absent GPU, is left out."""
     try:
         descriptor = os.open(rule.path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return
     try:
+        # The kernel refuses (EINVAL) rights of directories for a file.
         allowed = rule.access & known & (~Access(0) if rule.path.is_dir() else _OF_FILES)
         if allowed:
             syscall("landlock_add_rule", ruleset, _PATH_BENEATH, struct.pack("=Qi", allowed, descriptor), 0)

@@ -38,8 +38,9 @@ def bring_up() -> None:
         raise OSError(1, "the network namespace is not this process's own")
     descriptor = syscall("socket", _INET, _DATAGRAM, 0)
     try:
-        asked = fcntl.ioctl(descriptor, _SIOCGIFFLAGS, struct.pack(_REQUEST, b"lo", 0))
-        flags = struct.unpack(_REQUEST, asked)[1]
+        # Read, then write: SIOCSIFFLAGS replaces all flags, and only IFF_UP is to change.
+        request = fcntl.ioctl(descriptor, _SIOCGIFFLAGS, struct.pack(_REQUEST, b"lo", 0))
+        flags = struct.unpack(_REQUEST, request)[1]
         fcntl.ioctl(descriptor, _SIOCSIFFLAGS, struct.pack(_REQUEST, b"lo", flags | _IFF_UP))
     finally:
         os.close(descriptor)

@@ -96,6 +96,7 @@ _GPUS: Final = ("/dev/nvidia*", "/dev/nvidia-caps")
 
 def rules(plan: SandboxPlan) -> Iterator[PathRule]:
     """Yields the Landlock rules of a plan."""
+    # Rules only add rights, so a path below a readable one can be made writable, but not the reverse.
     software = landlock.RUN if plan.programs else landlock.READ
     for path in software_paths():
         yield PathRule(path, software)
@@ -103,7 +104,7 @@ def rules(plan: SandboxPlan) -> Iterator[PathRule]:
         yield PathRule(Path(name), landlock.READ)
     for name in (*_DEVICES, *(gpu_devices() if plan.role in {Role.WORKER, Role.SUPERVISOR} else ())):
         yield PathRule(Path(name), landlock.DEVICE)
-    if plan.gpu:
+    if plan.gpu:  # the driver writes the names of its threads here
         yield PathRule(Path("/proc/self/task"), landlock.NAME)
     yield from (PathRule(path, landlock.READ) for path in plan.readable)
     yield from (PathRule(path, landlock.WRITE) for path in plan.writable)
@@ -133,12 +134,16 @@ def may_pass(folder: Path, account: Account) -> bool:
 
 
 def _may(path: Path, account: Account, bit: int) -> bool:
-    found = path.stat()
-    if found.st_uid == account.uid:
+    """Returns whether `path` grants the account `bit`: 4 to read, 1 to pass (path_resolution(7)).
+
+    The first class that applies decides: an owner without the bit is refused, even if the group or others have it.
+    """
+    status = path.stat()
+    if status.st_uid == account.uid:
         bit <<= 6
-    elif found.st_gid == account.gid:
+    elif status.st_gid == account.gid:
         bit <<= 3
-    return bool(found.st_mode & bit)
+    return bool(status.st_mode & bit)
 
 
 def gpus() -> list[str]:

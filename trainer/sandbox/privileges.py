@@ -67,6 +67,7 @@ def lock_memory() -> bool:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
         return False
+    # ONFAULT locks pages when they are first used: the address space of the libraries is much larger.
     try:
         mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
     except OSError:
@@ -89,6 +90,8 @@ def become(uid: int, gid: int) -> None:
     Raises:
         OSError: not permitted.
     """
+    # Groups before the user: after setresuid this process may change neither. All three ids, real, effective and
+    # saved, since a saved 0 could be taken back.
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
@@ -99,6 +102,7 @@ def permitted() -> frozenset[int]:
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     data = ctypes.create_string_buffer(24)
     syscall("capget", header, data)
+    # Six words: effective, permitted, inheritable of capabilities 0 to 31, then the same of 32 to 63.
     words = struct.unpack("=6I", data.raw)
     mask = words[1] | words[4] << 32
     return frozenset(number for number in range(_LAST_CAPABILITY + 1) if mask >> number & 1)
@@ -109,10 +113,10 @@ def empty_bounding_set(keep: Iterable[int] = ()) -> None:
 
     If it is not, no-new-privileges makes the set irrelevant.
     """
-    kept = frozenset(keep)
+    retained = frozenset(keep)
     with contextlib.suppress(OSError):
         for number in range(_LAST_CAPABILITY + 1):
-            if number not in kept:
+            if number not in retained:
                 prctl(_PR_CAPBSET_DROP, number)
 
 
@@ -122,11 +126,12 @@ def drop_capabilities(keep: Iterable[int] = ()) -> None:
     Raises:
         OSError: the kernel refuses to take capabilities away.
     """
-    kept = permitted() & frozenset(keep)
+    retained = permitted() & frozenset(keep)  # capset refuses to add capabilities (EPERM)
     with contextlib.suppress(OSError):
         _clear_ambient()
-    mask = sum(1 << number for number in kept)
+    mask = sum(1 << number for number in retained)
     low, high = mask & 0xFFFFFFFF, mask >> 32
+    # Effective, permitted and inheritable, low words first: nothing is inherited by a program that is run.
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     syscall("capset", header, struct.pack("=6I", low, low, 0, high, high, 0))
 

@@ -118,7 +118,7 @@ def no_tracing(pid: int) -> bool:
 
 def no_signals(pid: int) -> bool:
     """Returns whether process `pid`, which is running, cannot be signalled."""
-    return is_refused(lambda: os.kill(pid, 0))
+    return is_refused(lambda: os.kill(pid, 0))  # 0: the kernel checks permission and sends nothing
 
 
 def no_kernel_doors() -> bool:
@@ -169,6 +169,7 @@ def _open(path: Path, flags: int) -> None:
 
 
 def _touch(folder: Path) -> None:
+    # The process's number and O_EXCL: two processes can probe one directory, and no existing file is opened.
     path = folder / f".trainer-probe-{os.getpid()}"
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     with contextlib.suppress(OSError):

@@ -28,4 +28,5 @@ def install(wanted: Filter) -> None:
     code = program(wanted)
     buffer = ctypes.create_string_buffer(code, len(code))
     descriptor = _Program(len(code) // _INSTRUCTION_BYTES, ctypes.addressof(buffer))
+    # All threads (TSYNC): a thread of an imported library would otherwise run without the filter.
     syscall("seccomp", _SET_MODE_FILTER, _ALL_THREADS, ctypes.addressof(descriptor))
