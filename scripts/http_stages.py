@@ -149,7 +149,7 @@ class Server:
         """Serve, and bring the job to its stage."""
         ours, theirs = socket.socketpair()
         limits = _limits(self.stage)
-        self._link = await ControlClient.over(theirs, limits)
+        self._link = await ControlClient.over_socket(theirs, limits)
         reader, self._supervisor = await asyncio.open_unix_connection(sock=ours)
         app = build_app(self._link, self.spool, max_upload_bytes=MAX_UPLOAD_BYTES, limits=limits)
         self._config = http_config(app, limits, None)

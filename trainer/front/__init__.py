@@ -1,1 +1,4 @@
-"""The network-facing child process: it carries evidence, sealed datasets and sealed results, and has no key."""
+"""The network-facing child process: it serves evidence, receives sealed datasets and delivers sealed results.
+
+It has no private key except that of its own TLS certificate, and sees no plaintext.
+"""

@@ -1,8 +1,8 @@
-"""The front: the only process that strangers reach, by network or (`--files`) by a directory.
+"""Entry point of the front: the only process that serves clients, over HTTP or (`--files`) over a directory.
 
-It holds ciphertext, evidence and its own TLS key; nothing else. The supervisor starts it as
-`python -m trainer.front.__main__` with one end of a socket pair; it ends when told so, or with the
-supervisor.
+The front holds ciphertext, evidence and its own TLS key, and nothing else. The supervisor starts it as
+`python -m trainer.front.__main__` with one end of a socket pair. The front exits after a `Shutdown` message or
+when the supervisor closes the socket.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
 from trainer.exchange.tls import make_server_context
 from trainer.front.http.asgi_app import build_app
-from trainer.front.http.connection import CappedListener, StillServer, event_loop, http_config, listen
+from trainer.front.http.connection import (
+    CappedListener,
+    EventDrivenServer,
+    http_config,
+    new_event_loop,
+    open_listener,
+)
 from trainer.front.http.control_client import ControlClient
 from trainer.front.spool_front import serve_files
 from trainer.ipc.front_messages import FrontFailed, Ready
@@ -36,15 +42,15 @@ _MAX_RECORDS: Final = 1000
 
 @dataclass(frozen=True)
 class FrontSettings:
-    """What the front is started with.
+    """Settings of a front process.
 
     Args:
         control: connected socket to the supervisor.
         spool: directory for ciphertext.
-        exchange: the job spec's section.
-        limits: caps.
-        by_files: exchange files in `spool` instead of HTTP.
-        plan: what this process is to be confined to; None (tests of the exchange alone) leaves it as it is.
+        exchange: section `exchange` of the job spec.
+        limits: limits on sizes, times and counts.
+        by_files: whether to exchange files in `spool` instead of HTTP.
+        plan: the sandbox that this process enters; None (tests of the exchange alone) enters none.
     """
 
     control: socket.socket
@@ -56,35 +62,41 @@ class FrontSettings:
 
 
 async def serve(settings: FrontSettings) -> None:
-    """Serve until the supervisor says `Shutdown` or is gone.
+    """Serve HTTP until the supervisor sends `Shutdown` or closes the channel.
 
     Raises:
         OSError: the address is not available.
-        JobError: the supervisor sent something that is no message.
+        JobError: the supervisor sent bytes that are not a message.
     """
     limits = settings.limits
-    link = await ControlClient.over(settings.control, limits)
+    control = await ControlClient.over_socket(settings.control, limits)
     try:
-        listener = listen(settings.exchange.host, settings.exchange.port, limits.connections)
+        listener = open_listener(settings.exchange.host, settings.exchange.port, limits.connections)
     except OSError:
-        await link.send(FrontFailed(code=ErrorCode.FRONT_DIED))
+        await control.send(FrontFailed(code=ErrorCode.FRONT_DIED))
         raise
-    sandbox = _confine(settings.plan)  # it listens: from here on it needs no socket but those it accepts
-    app = build_app(link, settings.spool, max_upload_bytes=settings.exchange.max_upload_bytes, limits=limits)
+    # The sandbox forbids new sockets, so the listening socket has to exist before it. No client byte is read until
+    # the sandbox is in place.
+    sandbox = _confine_process(settings.plan)
+    app = build_app(control, settings.spool, max_upload_bytes=settings.exchange.max_upload_bytes, limits=limits)
     context, spki = make_server_context(now=int(time.time()))
     config = http_config(app, limits, context)
-    await link.send(Ready(port=listener.getsockname()[1], tls_spki_sha256=spki, sandbox=sandbox))
-    await _until_told(StillServer(config), listener, link)
+    # The claims attest this digest: a man in the middle with another TLS key is detected by the provider.
+    await control.send(Ready(port=listener.getsockname()[1], tls_spki_sha256=spki, sandbox=sandbox))
+    await _serve_until_shutdown(EventDrivenServer(config), listener, control)
 
 
-def _confine(plan: SandboxPlan | None) -> SandboxReport:
+def _confine_process(plan: SandboxPlan | None) -> SandboxReport:
     return {} if plan is None else confine(plan)
 
 
-async def _until_told(server: StillServer, listener: CappedListener, link: ControlClient) -> None:
+async def _serve_until_shutdown(
+    server: EventDrivenServer, listener: CappedListener, control: ControlClient
+) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    listening = asyncio.create_task(link.run())
+    listening = asyncio.create_task(control.run())
     await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
+    # Responses in progress are completed before the process exits.
     server.end()
     await serving
     listening.cancel()
@@ -113,38 +125,41 @@ def _parse(arguments: list[str]) -> FrontSettings:
 
 
 def quiet_libraries() -> None:
-    """Libraries' logs would let strangers fill the private log: only our own errors go to stderr."""
+    """Send only this project's errors to stderr.
+
+    Logs of libraries hold one line per malformed request, so a client could fill the private log with them.
+    """
     for name in ("uvicorn", "asyncio"):
         logging.getLogger(name).addHandler(logging.NullHandler())
         logging.getLogger(name).propagate = False
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(_First(_MAX_RECORDS))
+    handler.addFilter(_RecordLimit(_MAX_RECORDS))
     private.addHandler(handler)
     private.setLevel(logging.ERROR)
 
 
-class _First(logging.Filter):
-    """Lets a number of records pass: a bug that strangers can trigger must not fill the log either."""
+class _RecordLimit(logging.Filter):
+    """Passes the first `count` records: a client that can trigger a bug must not fill the private log with it."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
         self._left = count
 
-    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 -- all records are alike
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 -- all the content does not matter
         self._left -= 1
         return self._left >= 0
 
 
 def main(arguments: list[str]) -> int:
-    """Entry point of the process; returns its exit status."""
+    """Run the front; returns the exit status of the process."""
     quiet_libraries()
     settings = _parse(arguments)
     try:
         if settings.by_files:
-            sandbox = _confine(settings.plan)
+            sandbox = _confine_process(settings.plan)
             serve_files(settings.control, settings.spool, settings.exchange.max_upload_bytes, sandbox)
         else:
-            with asyncio.Runner(loop_factory=lambda: event_loop(settings.limits)) as runner:
+            with asyncio.Runner(loop_factory=lambda: new_event_loop(settings.limits)) as runner:
                 runner.run(serve(settings))
     except Exception:  # noqa: BLE001 -- stderr is the private log; the supervisor sees the channel close
         private.exception("the front failed")

@@ -1,6 +1,6 @@
-"""The front for an exchange by files: the same control channel as the HTTP front, no socket to the outside.
+"""The front for an exchange by files: it uses the same control channel as the HTTP front, and no network socket.
 
-Whoever can write to the directory is as much a stranger as a client on the network.
+Who can write to the directory is as untrusted as a client on the network.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ _STALE: Final = (DELETION_NAME, EVIDENCE_NAME, STATUS_NAME, RESULT_INFO_NAME, AC
 
 @dataclass
 class SpoolFront:
-    """Turns files into messages and messages into files.
+    """Translates files of the spool into messages to the supervisor, and messages into files.
 
     Args:
-        spool: the directory.
-        channel: to the supervisor.
-        max_upload_bytes: largest dataset accepted.
+        spool: the spool directory.
+        channel: control channel to the supervisor.
+        max_upload_bytes: largest sealed dataset that is accepted.
         sandbox: the sandbox properties that this process measured about itself.
     """
 
@@ -78,16 +78,17 @@ class SpoolFront:
     _events: int = field(default=0, init=False)
 
     def run(self) -> None:
-        """Serve until the supervisor says `Shutdown` or is gone.
+        """Serve until the supervisor sends `Shutdown` or closes the channel.
 
         Raises:
             OSError: the directory cannot be written.
-            JobError: the supervisor sent something that is no message.
+            JobError: the supervisor sent bytes that are not a message.
         """
         for name in _STALE:
             self.spool.file(name).unlink(missing_ok=True)
+        # A result of an earlier job may not have been pulled yet, so it is renamed and not deleted.
         if (earlier := self.spool.file(RESULT_NAME)).exists():
-            earlier.rename(self.spool.file("earlier-" + RESULT_NAME))  # of a job before this one: not ours to lose
+            earlier.rename(self.spool.file("earlier-" + RESULT_NAME))
         self.spool.put(TERMS_NAME, SpoolTerms(max_upload_bytes=self.max_upload_bytes).model_dump_json().encode())
         self.channel.send(Ready(port=0, tls_spki_sha256=None, sandbox=self.sandbox))
         while self._take_messages():
@@ -96,7 +97,7 @@ class SpoolFront:
             self._look_for_ack()
 
     def _take_messages(self) -> bool:
-        """Handle what came; waits a little for it. False when it is time to end."""
+        """Wait up to `_LOOK_SECONDS` for a message and handle it; returns False if the front has to exit."""
         try:
             message = self.channel.receive(timeout=_LOOK_SECONDS)
         except UnavailableError:
@@ -123,7 +124,8 @@ class SpoolFront:
                 self.spool.put(DELETION_NAME, envelope.encode())
 
     def _open(self, accept: bool) -> None:
-        if accept and self._delivered:  # an opening failed: only another dataset can help
+        # Accepting again after a delivery: the dataset could not be opened, the provider has to send another.
+        if accept and self._delivered:
             self.spool.file(DATASET_NAME).unlink(missing_ok=True)
             self._delivered = False
         self._accepting = accept
@@ -144,7 +146,8 @@ class SpoolFront:
         except OSError:
             return
         if not stat.S_ISREG(found.st_mode) or found.st_size > self.max_upload_bytes:
-            path.unlink()  # not a dataset that was ever acceptable; exchange.json told so
+            # A FIFO or a link would make the supervisor block, or read another file.
+            path.unlink()
             return
         self._accepting = False
         self._delivered = True
@@ -158,6 +161,7 @@ class SpoolFront:
     def _add_event(self, sealed: str) -> None:
         self._events += 1
         line = SpoolEvent(id=self._events, sealed=sealed).model_dump_json().encode() + b"\n"
+        # O_NOFOLLOW and O_NONBLOCK: a writer of the directory may have put a link or a FIFO in this place.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(self.spool.file(EVENTS_NAME), flags, 0o600)
         try:
@@ -168,5 +172,10 @@ class SpoolFront:
 
 
 def serve_files(control: socket.socket, spool: Path, max_upload_bytes: int, sandbox: SandboxReport) -> None:
-    """Serve until the supervisor says `Shutdown` or is gone; see `SpoolFront.run` for what it raises."""
+    """Serve files until the supervisor sends `Shutdown` or closes the channel.
+
+    Raises:
+        OSError: the directory cannot be written.
+        JobError: the supervisor sent bytes that are not a message.
+    """
     SpoolFront(SpoolDirectory(spool), front_channel(control), max_upload_bytes, sandbox).run()

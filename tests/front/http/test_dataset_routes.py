@@ -10,7 +10,7 @@ import httpx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.front.http.answers import Refusal
+from trainer.front.http.answers import RequestRefused
 from trainer.front.http.result_routes import parse_range
 from trainer.ipc.front_messages import OpenUpload, StatusUpdate, UploadReady
 from trainer.models import Phase, Status
@@ -248,7 +248,7 @@ def test_memory_is_flat_for_a_large_upload(front: Any) -> None:
 @given(st.text(alphabet="bytes=0123456789-, ", max_size=30), st.integers(0, 10**6))
 @settings(max_examples=300, deadline=None)
 def test_any_range_is_within_the_file(text: str, size: int) -> None:
-    with contextlib.suppress(Refusal):
+    with contextlib.suppress(RequestRefused):
         wanted = parse_range(text, size)
         if wanted is None:
             return

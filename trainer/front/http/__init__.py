@@ -1,1 +1,1 @@
-"""The front's HTTP server: what strangers can reach. Imports nothing that knows a key or plaintext."""
+"""The front's HTTP server. It imports no module that handles private keys or plaintext."""

@@ -1,4 +1,4 @@
-"""Answers that say no: a status, a public code, and nothing else."""
+"""Error responses: an HTTP status and a public error code, and nothing else."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from trainer.errors import ErrorCode
 from trainer.models import Strict
 
 SECURITY_HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-"""On every answer, whatever made it: the guard and the protocol add them."""
+"""Headers of every response; `RequestGuard` and `CappedProtocol` add them."""
 
 _METHODS: Final = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST")
 
 _ANYWHERE: Final = ((400, ErrorCode.REQUEST_INVALID), (431, ErrorCode.REQUEST_INVALID))
-"""What is refused before a route is asked: bytes that are no HTTP, and heads that are too large."""
+"""Refusals before routing: bytes that are not HTTP, and heads that are too large."""
 
 
 Headers = Mapping[int, dict[str, Any]]
@@ -33,7 +33,7 @@ class ErrorBody(Strict):
     error: ErrorCode
 
 
-class Refusal(Exception):  # noqa: N818 -- it is an answer, not a fault
+class RequestRefused(Exception):  # noqa: N818 -- it is a response, not a fault
     """Ends a request with a status and a public code.
 
     Args:
@@ -49,34 +49,34 @@ class Refusal(Exception):  # noqa: N818 -- it is an answer, not a fault
         self.headers = dict(headers or {})
 
 
-def refused(status: int, code: ErrorCode, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The answer for a refusal."""
+def refusal_response(status: int, code: ErrorCode, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Returns the response for a refusal."""
     return JSONResponse({"error": code.value}, status_code=status, headers=headers)
 
 
 async def answer_refusal(_: Request, refusal: Exception) -> JSONResponse:
-    """Exception handler for `Refusal`."""
-    assert isinstance(refusal, Refusal)  # noqa: S101 -- registered for this class only
-    return refused(refusal.status, refusal.code, refusal.headers)
+    """Exception handler for `RequestRefused`."""
+    assert isinstance(refusal, RequestRefused)  # noqa: S101 -- registered for this class only
+    return refusal_response(refusal.status, refusal.code, refusal.headers)
 
 
-async def answer_invalid(_: Request, error: Exception) -> JSONResponse:
-    """Exception handler for parameters that do not validate: it does not say which, nor quote them."""
+async def answer_invalid_request(_: Request, error: Exception) -> JSONResponse:
+    """Exception handler for invalid parameters; the response neither names nor quotes the parameter."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    return refused(400, ErrorCode.REQUEST_INVALID)
+    return refusal_response(400, ErrorCode.REQUEST_INVALID)
 
 
-async def answer_http(request: Request, error: Exception) -> JSONResponse:
-    """Exception handler for what routing refuses: unknown paths and methods."""
+async def answer_routing_error(request: Request, error: Exception) -> JSONResponse:
+    """Exception handler for unknown paths and methods."""
     assert isinstance(error, HTTPException)  # noqa: S101
     if error.status_code == 405:
-        return refused(405, ErrorCode.REQUEST_INVALID, {"Allow": ", ".join(_methods(request))})
+        return refusal_response(405, ErrorCode.REQUEST_INVALID, {"Allow": ", ".join(_allowed_methods(request))})
     code = ErrorCode.NOT_FOUND if error.status_code == 404 else ErrorCode.REQUEST_INVALID
-    return refused(error.status_code, code, error.headers)
+    return refusal_response(error.status_code, code, error.headers)
 
 
-def _methods(request: Request) -> list[str]:
-    """Every method of the path, over all its routes: `Allow` names them all (RFC 9110, section 10.2.1)."""
+def _allowed_methods(request: Request) -> list[str]:
+    """Returns every method of the path over all its routes, for `Allow` (RFC 9110, section 10.2.1)."""
     scopes = {method: {**request.scope, "method": method} for method in _METHODS}
     return [
         method
@@ -85,15 +85,15 @@ def _methods(request: Request) -> list[str]:
     ]
 
 
-async def answer_bug(_: Request, __: Exception) -> JSONResponse:
-    """Exception handler for our bugs."""
-    return refused(500, ErrorCode.INTERNAL)
+async def answer_internal_error(_: Request, __: Exception) -> JSONResponse:
+    """Exception handler for bugs: status 500 without any detail."""
+    return refusal_response(500, ErrorCode.INTERNAL)
 
 
-def documented(
+def documented_responses(
     *refusals: tuple[int, ErrorCode], headers: Headers | None = None
 ) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI `responses` for refusals: per status, the codes it comes with; and those that any request can get.
+    """Returns OpenAPI `responses` for refusals: the codes of each status, and the refusals before routing.
 
     Args:
         refusals: status and code.
@@ -103,11 +103,13 @@ def documented(
     for status, code in (*_ANYWHERE, *refusals):
         if code.value not in codes.setdefault(status, []):
             codes[status].append(code.value)
-    return {status: _documented(values, (headers or {}).get(status)) for status, values in sorted(codes.items())}
+    return {
+        status: _response_schema(values, (headers or {}).get(status)) for status, values in sorted(codes.items())
+    }
 
 
-def _documented(codes: list[str], headers: dict[str, Any] | None) -> dict[str, Any]:
-    # Beside the reference to the one error body (OpenAPI 3.1 allows it): which codes this status comes with.
+def _response_schema(codes: list[str], headers: dict[str, Any] | None) -> dict[str, Any]:
+    # OpenAPI 3.1 allows a schema beside a reference: the reference to ErrorBody, and the codes of this status.
     schema = {"properties": {"error": {"enum": codes}}}
     answer = {
         "model": ErrorBody,
@@ -117,6 +119,6 @@ def _documented(codes: list[str], headers: dict[str, Any] | None) -> dict[str, A
     return answer if headers is None else {**answer, "headers": headers}
 
 
-def header(pattern: str, description: str, *, required: bool = True) -> dict[str, Any]:
-    """OpenAPI object of a response header."""
+def header_schema(pattern: str, description: str, *, required: bool = True) -> dict[str, Any]:
+    """Returns the OpenAPI object of a response header."""
     return {"description": description, "required": required, "schema": {"type": "string", "pattern": pattern}}

@@ -1,4 +1,4 @@
-"""The front's application: routes, exception handlers, and an OpenAPI document without anything undocumented."""
+"""The front's ASGI application: routes, exception handlers and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from trainer.exchange.limits import Limits
-from trainer.front.http.answers import Refusal, answer_bug, answer_http, answer_invalid, answer_refusal
+from trainer.front.http.answers import (
+    RequestRefused,
+    answer_internal_error,
+    answer_invalid_request,
+    answer_refusal,
+    answer_routing_error,
+)
 from trainer.front.http.control_client import ControlClient
 from trainer.front.http.dataset_routes import DatasetRoutes
 from trainer.front.http.job_routes import TOKEN_SCHEME, JobRoutes
-from trainer.front.http.request_guard import Guard
+from trainer.front.http.request_guard import RequestGuard
 from trainer.front.http.result_routes import ResultRoutes
 from trainer.front.http.uploads import UploadStore
 
@@ -29,18 +35,18 @@ connection. A connection that is too slow, or one too many, is closed unanswered
 """
 
 
-def build_app(link: ControlClient, spool: Path, *, max_upload_bytes: int, limits: Limits) -> Guard:
-    """The whole application over one link to the supervisor.
+def build_app(control: ControlClient, spool: Path, *, max_upload_bytes: int, limits: Limits) -> RequestGuard:
+    """Returns the application with all its routes, inside a `RequestGuard`.
 
     Args:
-        link: to the supervisor; its `on_open_upload` is taken.
+        control: client of the supervisor; the function sets its `on_open_upload`.
         spool: directory for ciphertext.
-        max_upload_bytes: largest dataset accepted.
-        limits: caps.
+        max_upload_bytes: largest sealed dataset that is accepted.
+        limits: limits on sizes, times and counts.
     """
-    store = UploadStore(spool, max_upload_bytes, limits, link.uploaded)
-    link.on_open_upload = store.open
-    app = _Application(
+    store = UploadStore(spool, max_upload_bytes, limits, control.report_upload)
+    control.on_open_upload = store.open
+    app = _FrontApplication(
         title="Confidential training job",
         version="1",
         description=_DESCRIPTION,
@@ -49,19 +55,19 @@ def build_app(link: ControlClient, spool: Path, *, max_upload_bytes: int, limits
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.add_exception_handler(Refusal, answer_refusal)
-    app.add_exception_handler(RequestValidationError, answer_invalid)
-    app.add_exception_handler(HTTPException, answer_http)
-    app.add_exception_handler(Exception, answer_bug)
-    app.include_router(JobRoutes(link, limits).router())
+    app.add_exception_handler(RequestRefused, answer_refusal)
+    app.add_exception_handler(RequestValidationError, answer_invalid_request)
+    app.add_exception_handler(HTTPException, answer_routing_error)
+    app.add_exception_handler(Exception, answer_internal_error)
+    app.include_router(JobRoutes(control, limits).router())
     app.include_router(DatasetRoutes(store).router())
-    app.include_router(ResultRoutes(link, spool, limits).router())
-    return Guard(app, limits)
+    app.include_router(ResultRoutes(control, spool, limits).router())
+    return RequestGuard(app, limits)
 
 
-class _Application(FastAPI):
+class _FrontApplication(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """The document: without the 422 that FastAPI adds (it is a 400 here), with the grant's token."""
+        """Returns the document, without FastAPI's 422 (the front answers 400) and with the scheme of the token."""
         if self.openapi_schema is None:
             document = super().openapi()
             for operations in document["paths"].values():

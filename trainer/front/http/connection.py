@@ -1,4 +1,7 @@
-"""Caps below HTTP: connections, TLS handshakes, and clients that send a request line or a body drop by drop."""
+"""Limits below HTTP: number of connections, time of a TLS handshake, time of a request head and of an unread body.
+
+Without them a client could hold sockets and memory for ever by sending a few bytes now and then (Slowloris).
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ _BAD_REQUEST = b'{"error":"' + ErrorCode.REQUEST_INVALID.value.encode() + b'"}'
 
 
 def http_config(app: ASGIApp, limits: Limits, context: ssl.SSLContext | None) -> uvicorn.Config:
-    """How HTTP is spoken: by `CappedProtocol`, without WebSockets, logs, or headers that say what serves.
+    """Returns uvicorn's configuration: `CappedProtocol`, no WebSockets, no logs, no `Server` or `Date` header.
 
     Args:
         app: the application.
-        limits: caps.
-        context: TLS; None where something else ends it.
+        limits: limits on sizes, times and counts.
+        context: TLS context; None serves plain HTTP.
     """
     return uvicorn.Config(
         app,
@@ -48,32 +51,32 @@ def http_config(app: ASGIApp, limits: Limits, context: ssl.SSLContext | None) ->
     )
 
 
-class StillServer(uvicorn.Server):
-    """uvicorn looks ten times a second whether it is to end; this one waits to be told, and leaves cores alone."""
+class EventDrivenServer(uvicorn.Server):
+    """A uvicorn server that waits for an event to end, where uvicorn polls a flag ten times a second."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._loop = asyncio.get_running_loop()
-        self._told = asyncio.Event()
+        self._end_requested = asyncio.Event()
 
     def end(self) -> None:
-        """End it."""
+        """Ask the server to finish its responses and stop."""
         self.should_exit = True
-        self._told.set()
+        self._end_requested.set()
 
     async def main_loop(self) -> None:
-        """Serve until told to end."""
+        """Serve until `end` is called or a signal arrives."""
         await self.on_tick(0)
-        await self._told.wait()
+        await self._end_requested.wait()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal came, at whatever point the loop is."""
+        """Handle a signal; it may interrupt the loop at any point, hence `call_soon_threadsafe`."""
         super().handle_exit(sig, frame)
-        self._loop.call_soon_threadsafe(self._told.set)
+        self._loop.call_soon_threadsafe(self._end_requested.set)
 
 
 class CappedListener(socket.socket):
-    """A listening socket that closes connections above a number, before anything is spent on them."""
+    """A listening socket that closes connections above a maximum number before TLS handshakes use CPU time."""
 
     def __init__(self, family: int, cap: int) -> None:
         super().__init__(family, socket.SOCK_STREAM)
@@ -81,12 +84,13 @@ class CappedListener(socket.socket):
         self._open: set[socket.socket] = set()
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next connection.
+        """Returns the next connection and its address.
 
         Raises:
-            BlockingIOError: none is waiting, or it was one too many.
+            BlockingIOError: no connection is waiting, or the maximum is reached and the connection was closed.
         """
         connection, address = super().accept()
+        # A closed socket has the descriptor -1; uvicorn reports no close to the listener.
         self._open = {known for known in self._open if known.fileno() >= 0}
         if len(self._open) >= self._cap:
             connection.close()
@@ -95,8 +99,8 @@ class CappedListener(socket.socket):
         return connection, address
 
 
-def listen(host: str, port: int, cap: int) -> CappedListener:
-    """Listen on an address; `port` 0 takes a free one.
+def open_listener(host: str, port: int, cap: int) -> CappedListener:
+    """Returns a listening socket on an address; `port` 0 selects a free port.
 
     Raises:
         OSError: the address is not available.
@@ -112,12 +116,12 @@ def listen(host: str, port: int, cap: int) -> CappedListener:
     return listener
 
 
-def event_loop(limits: Limits) -> asyncio.AbstractEventLoop:
-    """A loop whose TLS servers cut off handshakes that take too long."""
-    return _FrontLoop(limits.handshake_seconds)
+def new_event_loop(limits: Limits) -> asyncio.AbstractEventLoop:
+    """Returns an event loop that aborts TLS handshakes above the time limit."""
+    return _HandshakeLimitLoop(limits.handshake_seconds)
 
 
-class _FrontLoop(asyncio.SelectorEventLoop):
+class _HandshakeLimitLoop(asyncio.SelectorEventLoop):
     def __init__(self, handshake_seconds: float) -> None:
         super().__init__()
         self._handshake_seconds = handshake_seconds
@@ -130,47 +134,52 @@ class _FrontLoop(asyncio.SelectorEventLoop):
 
 
 def capped_protocol(limits: Limits) -> type[H11Protocol]:
-    """The HTTP/1.1 protocol of uvicorn with the times of `limits`."""
+    """Returns the class of the HTTP/1.1 protocol with the time limits of `limits`."""
 
-    class _Capped(CappedProtocol):
+    class _ProtocolWithLimits(CappedProtocol):
         caps = limits
 
-    return _Capped
+    return _ProtocolWithLimits
 
 
 class CappedProtocol(H11Protocol):
-    """uvicorn times only the pause between requests; this also times heads, and bodies nobody reads."""
+    """HTTP/1.1 with a time limit for each request head and for a body that no route reads.
+
+    uvicorn limits only the pause between two requests.
+    """
 
     caps: Limits
     _head_timer: asyncio.TimerHandle | None = None
     _lingering = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """The TLS handshake is done; a request line is awaited."""
+        """Start the timer of the first head, after the TLS handshake."""
         super().connection_made(transport)
         self._watch_head()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came; they may or may not complete a head."""
+        """Parse the bytes, then start or stop the timer of the head."""
         super().data_received(data)
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """Stop the timer of a closed connection."""
         self._stop_watching()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        """An answer is out; a client that is still sending a body gets a moment to read it, then is cut off."""
+        """Abort the connection after `linger_seconds` if the client is still sending its body."""
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:
+            # An immediate abort resets the connection, and the client loses the refusal before it can read it.
             self._stop_watching()
             self._lingering = True
             self._head_timer = self.loop.call_later(self.caps.linger_seconds, self.transport.abort)
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 -- its words are not sent
-        """Answer bytes that are no HTTP, or a head that is too large; without uvicorn's words."""
-        if self.conn.our_state is not h11.IDLE:  # garbage inside a body, while a route is answering
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 -- the text is not sent
+        """Answer bytes that are not HTTP, or a head that is too large, without the text of uvicorn."""
+        # Invalid chunks inside a body, while a route is answering: a second response would corrupt the first.
+        if self.conn.our_state is not h11.IDLE:
             self.transport.abort()
             return
         length = str(len(_BAD_REQUEST)).encode()
@@ -187,6 +196,7 @@ class CappedProtocol(H11Protocol):
         if self._lingering or self.conn.their_state is not h11.IDLE or self.transport.is_closing():
             self._stop_watching()
         elif self._head_timer is None:
+            # One timer for the complete head: a slow client could exploit one that restarts with each byte.
             self._head_timer = self.loop.call_later(self.caps.head_seconds, self.transport.abort)
 
     def _stop_watching(self) -> None:

@@ -1,4 +1,4 @@
-"""The front's end of the control channel: what the supervisor said last, and questions to it."""
+"""The front's end of the control channel: the latest state of the job, and requests to the supervisor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final, Self
 
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
-from trainer.front.http.answers import Refusal
+from trainer.front.http.answers import RequestRefused
 from trainer.front.http.event_feed import EventFeed
 from trainer.ipc.channel import MessageDecoder
 from trainer.ipc.front_messages import (
@@ -41,19 +41,19 @@ EVIDENCE_ERRORS: Final = (
     ErrorCode.GPU_EVIDENCE_UNAVAILABLE,
     ErrorCode.INTERNAL,
 )
-"""Why there may be no evidence, as strangers are told; the supervisor's other codes become the last of these."""
+"""Public codes of failed evidence requests; any other code of the supervisor is replaced by `internal-error`."""
 
 _READ_BYTES: Final = 1 << 16
 
 
 class ControlClient:
-    """State of the job as the front knows it. One asyncio loop owns it.
+    """The latest state of the job, and requests to the supervisor. One asyncio loop owns it.
 
     Args:
-        reader: from the supervisor.
-        writer: to the supervisor.
-        limits: rate and time of evidence requests.
-        clock: monotonic seconds.
+        reader: stream from the supervisor.
+        writer: stream to the supervisor.
+        limits: rate (requests per second) and time limit (seconds) of evidence requests.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class ControlClient:
         self._reader = reader
         self._writer = writer
         self._limits = limits
-        self._bucket = _Bucket(limits.evidence_per_second, limits.evidence_burst, clock)
-        self._asked: dict[int, asyncio.Future[EvidenceReply]] = {}
+        self._bucket = _TokenBucket(limits.evidence_per_second, limits.evidence_burst, clock)
+        self._pending: dict[int, asyncio.Future[EvidenceReply]] = {}
         self._last_id = 0
         self._token_sha256: str | None = None
         self.status = Status(phase=Phase.STARTING)
@@ -77,25 +77,25 @@ class ControlClient:
         self.on_open_upload: Callable[[bool], None] = lambda _: None
 
     @classmethod
-    async def over(cls, sock: socket.socket, limits: Limits) -> Self:
-        """A link over a connected socket."""
+    async def over_socket(cls, sock: socket.socket, limits: Limits) -> Self:
+        """Returns a client over a connected socket."""
         reader, writer = await asyncio.open_unix_connection(sock=sock)
         return cls(reader, writer, limits)
 
     async def send(self, message: FrontMessage) -> None:
-        """Tell the supervisor something.
+        """Send a message to the supervisor.
 
         Raises:
-            ConnectionError: it is gone.
+            ConnectionError: the supervisor closed the channel.
         """
         self._writer.write(FROM_FRONT.encode(message))
         await self._writer.drain()
 
     async def run(self) -> None:
-        """Take messages until the supervisor says `Shutdown` or is gone.
+        """Handle messages until the supervisor sends `Shutdown` or closes the channel.
 
         Raises:
-            JobError: it said something that is no message.
+            JobError: the supervisor sent bytes that are not a message.
         """
         decoder = MessageDecoder(TO_FRONT)
         try:
@@ -117,9 +117,9 @@ class ControlClient:
     def _take(self, message: SupervisorMessage) -> None:
         match message:
             case StatusUpdate(status=status):
-                self._publish(status)
+                self._publish_status(status)
             case EvidenceReply(id=number):
-                self._answer(number, message)
+                self._resolve_request(number, message)
             case OpenUpload(accept=accept):
                 self.on_open_upload(accept)
             case TokenHash(sha256=digest):
@@ -132,71 +132,74 @@ class ControlClient:
                 if not self._deletion.done():
                     self._deletion.set_result(envelope)
 
-    def _answer(self, number: int, reply: EvidenceReply) -> None:
-        asked = self._asked.pop(number, None)
-        if asked is not None and not asked.done():
-            asked.set_result(reply)
+    def _resolve_request(self, number: int, reply: EvidenceReply) -> None:
+        # A reply that arrives after its request timed out has no pending future and is dropped.
+        pending = self._pending.pop(number, None)
+        if pending is not None and not pending.done():
+            pending.set_result(reply)
 
-    async def uploaded(self, size: int) -> None:
-        """Tell the supervisor that a dataset is whole.
+    async def report_upload(self, size: int) -> None:
+        """Report to the supervisor that a dataset of `size` bytes is complete.
 
-        Why the one before it was refused is of the past, and who sent this one must not take it for an answer.
+        Clears the error of an earlier dataset first: the client would read it as the verdict on this one.
         """
         if self.status.error is not None:
-            self._publish(self.status.model_copy(update={"error": None}))
+            self._publish_status(self.status.model_copy(update={"error": None}))
         await self.send(UploadReady(size=size))
 
-    def _publish(self, status: Status) -> None:
+    def _publish_status(self, status: Status) -> None:
         self.status = status
         self.feed.publish_status(status)
 
     async def evidence(self, nonce: str) -> str:
-        """Evidence over `nonce`, from the supervisor.
+        """Returns evidence over `nonce` from the supervisor.
 
         Raises:
-            Refusal: too many requests (429), no answer in time (503), or the code that the supervisor gave (503).
+            RequestRefused: too many requests (429), no reply in time (503), or the error of the supervisor (503).
         """
+        # Quotes are expensive, and VMs may share a quoting enclave: the limit holds for all clients together.
         if (wait := self._bucket.take()) > 0:
-            raise Refusal(429, ErrorCode.TOO_MANY_REQUESTS, {"Retry-After": str(int(wait) + 1)})
-        reply = await self._ask(nonce)
+            raise RequestRefused(429, ErrorCode.TOO_MANY_REQUESTS, {"Retry-After": str(int(wait) + 1)})
+        reply = await self._request_evidence(nonce)
         if reply.evidence is None:
-            raise Refusal(503, reply.error if reply.error in EVIDENCE_ERRORS else ErrorCode.INTERNAL)
+            raise RequestRefused(503, reply.error if reply.error in EVIDENCE_ERRORS else ErrorCode.INTERNAL)
         return reply.evidence
 
-    async def _ask(self, nonce: str) -> EvidenceReply:
+    async def _request_evidence(self, nonce: str) -> EvidenceReply:
         self._last_id += 1
         number = self._last_id
         answer: asyncio.Future[EvidenceReply] = asyncio.get_running_loop().create_future()
-        self._asked[number] = answer
+        self._pending[number] = answer
         try:
             async with asyncio.timeout(self._limits.evidence_seconds):
                 await self.send(EvidenceRequest(id=number, nonce=nonce))
                 return await answer
         except (TimeoutError, ConnectionError):
-            raise Refusal(503, ErrorCode.TIMEOUT) from None
+            raise RequestRefused(503, ErrorCode.TIMEOUT) from None
         finally:
-            self._asked.pop(number, None)
+            self._pending.pop(number, None)
 
-    async def deletion(self) -> str | None:
-        """The job's statement of what it destroyed; None where it gave none in time."""
+    async def deletion_statement(self) -> str | None:
+        """Returns the job's deletion statement; None if it does not arrive within `deletion_seconds`."""
         try:
             async with asyncio.timeout(self._limits.deletion_seconds):
+                # Other requests wait for the same future: the timeout of one must not cancel it.
                 return await asyncio.shield(self._deletion)
         except TimeoutError:
             return None
 
-    def knows_token(self) -> bool:
-        """Whether a token can be checked yet: only after a dataset was opened."""
+    def has_token_hash(self) -> bool:
+        """Returns whether a token can be checked: the supervisor sends the hash once it has opened a dataset."""
         return self._token_sha256 is not None
 
-    def is_token(self, token: str) -> bool:
-        """Whether `token` is the grant's; compared in constant time, by digest."""
+    def token_matches(self, token: str) -> bool:
+        """Returns whether `token` is the grant's; compares in constant time, so that timing reveals no prefix."""
         found = hashlib.sha256(token.encode()).hexdigest()
         return self._token_sha256 is not None and hmac.compare_digest(found, self._token_sha256)
 
 
-class _Bucket:
-    """A token bucket: `burst` at once, then `rate` per second."""
+class _TokenBucket:
+    """A token bucket: allows `burst` requests at once, then `rate` requests per second."""
 
     def __init__(self, rate: float, burst: int, clock: Callable[[], float]) -> None:
         self._rate = rate
@@ -206,7 +209,10 @@ class _Bucket:
         self._at = clock()
 
     def take(self) -> float:
-        """Take one; 0 if there was one, else seconds until there is."""
+        """Take one token; returns 0, or the seconds until a token is available.
+
+        level = min(burst, level + elapsed seconds * rate).
+        """
         now = self._clock()
         self._level = min(self._burst, self._level + (now - self._at) * self._rate)
         self._at = now

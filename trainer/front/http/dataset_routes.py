@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from trainer.errors import ErrorCode
-from trainer.front.http.answers import Refusal, documented, header
+from trainer.front.http.answers import RequestRefused, documented_responses, header_schema
 from trainer.front.http.uploads import Upload, UploadStore
 
 VERSION: Final = "1.0.0"
@@ -25,13 +25,13 @@ _POSITIVE = r"^[1-9][0-9]{0,15}$"
 UploadId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
 
 
-def _speak_tus(tus_resumable: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
+def _require_tus_version(tus_resumable: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
     if tus_resumable != VERSION:
-        raise Refusal(412, ErrorCode.REQUEST_INVALID, {"Tus-Version": VERSION})
+        raise RequestRefused(412, ErrorCode.REQUEST_INVALID, {"Tus-Version": VERSION})
 
 
-# What FastAPI cannot know: this header is required and has one value, though its absence is no 400 but, as the
-# protocol has it, a 412; the body of PATCH is read as a stream, so no parameter stands for it.
+# FastAPI cannot derive these: `Tus-Resumable` is required and constant, but its absence gives 412 (tus 1.0.0) and
+# not 400; the body of PATCH is read as a stream, so no parameter declares it.
 _TUS_REQUEST: Final[dict[str, Any]] = {
     "parameters": [
         {"name": "Tus-Resumable", "in": "header", "required": True, "schema": {"type": "string", "const": VERSION}}
@@ -45,13 +45,13 @@ _PIECE: Final = {
     }
 }
 
-_SPOKEN = {"Tus-Resumable": header(r"^1\.0\.0$", "on every answer below /dataset")}
+_SPOKEN = {"Tus-Resumable": header_schema(r"^1\.0\.0$", "on every answer below /dataset")}
 _NUMBER = "^(0|[1-9][0-9]*)$"
-_OFFSET = {**_SPOKEN, "Upload-Offset": header(_NUMBER, "bytes that are safe")}
-_EXPIRY = {"Upload-Expires": header(" GMT$", "when another upload may take its place", required=False)}
-_MAXIMUM = {"Tus-Max-Size": header(_NUMBER, "largest sealed dataset, in bytes")}
-_VERSION = {"Tus-Version": header(r"^1\.0\.0$", "the version to speak")}
-_ABLE = {"Tus-Extension": header("^[a-z,]+$", "extensions of tus")}
+_OFFSET = {**_SPOKEN, "Upload-Offset": header_schema(_NUMBER, "bytes that are safe")}
+_EXPIRY = {"Upload-Expires": header_schema(" GMT$", "when another upload may take its place", required=False)}
+_MAXIMUM = {"Tus-Max-Size": header_schema(_NUMBER, "largest sealed dataset, in bytes")}
+_VERSION = {"Tus-Version": header_schema(r"^1\.0\.0$", "the version to speak")}
+_ABLE = {"Tus-Extension": header_schema("^[a-z,]+$", "extensions of tus")}
 
 _NO_TUS = (412, ErrorCode.REQUEST_INVALID)
 _UNKNOWN = (404, ErrorCode.NOT_FOUND)
@@ -71,23 +71,25 @@ _OF_APPEND = (
     _FULL,
 )
 _PLACE = "^/dataset/[0-9a-f]{32}$"
+_CREATED = {**_OFFSET, **_EXPIRY, **_MAXIMUM, "Location": header_schema(_PLACE, "the upload")}
+_HEAD = {**_OFFSET, **_EXPIRY, "Upload-Length": header_schema(_NUMBER, "bytes of the whole")}
 
 
 def _refusals(*refusals: tuple[int, ErrorCode]) -> dict[int | str, dict[str, Any]]:
     headers = {status: _SPOKEN for status, _ in refusals} | {412: {**_SPOKEN, **_VERSION}}
-    return documented(*refusals, headers=headers)
+    return documented_responses(*refusals, headers=headers)
 
 
 class DatasetRoutes:
-    """The tus server over one `UploadStore`."""
+    """Routes of the tus server over one `UploadStore`."""
 
     def __init__(self, store: UploadStore) -> None:
         self._store = store
 
     def router(self) -> APIRouter:
-        """The routes, documented with every answer they give."""
+        """Returns the routes with the documentation of all their responses."""
         router = APIRouter(tags=["dataset"])
-        speak = [Depends(_speak_tus)]
+        speak = [Depends(_require_tus_version)]
         add = router.add_api_route
         able = {**_SPOKEN, **_VERSION, **_ABLE, **_MAXIMUM}
         add(
@@ -105,7 +107,7 @@ class DatasetRoutes:
             dependencies=speak,
             response_class=Response,
             responses={
-                201: {"headers": {**_OFFSET, **_EXPIRY, **_MAXIMUM, "Location": header(_PLACE, "the upload")}},
+                201: {"headers": _CREATED},
                 **_refusals(_NO_TUS, _CLOSED, (409, ErrorCode.JOB_BUSY), _TOO_LARGE, _FULL),
             },
             openapi_extra=_TUS_REQUEST,
@@ -116,10 +118,7 @@ class DatasetRoutes:
             methods=["HEAD"],
             dependencies=speak,
             response_class=Response,
-            responses={
-                200: {"headers": {**_OFFSET, **_EXPIRY, "Upload-Length": header(_NUMBER, "bytes of the whole")}},
-                **_refusals(_NO_TUS, _UNKNOWN),
-            },
+            responses={200: {"headers": _HEAD}, **_refusals(_NO_TUS, _UNKNOWN)},
             openapi_extra=_TUS_REQUEST,
         )
         add(
@@ -165,15 +164,19 @@ class DatasetRoutes:
             headers={
                 "Location": f"/dataset/{upload.id}",
                 "Tus-Max-Size": str(self._store.max_bytes),
-                **self._progress(upload),
+                **self._progress_headers(upload),
             },
         )
 
     async def offset(self, upload_id: UploadId) -> Response:
         """Where to go on: `Upload-Offset` bytes are on disk. Ends a request that still adds to the upload."""
         upload = self._store.find(upload_id)
-        offset = await self._store.settled_offset(upload)
-        headers = {"Upload-Length": str(upload.length), **self._progress(upload), "Upload-Offset": str(offset)}
+        offset = await self._store.stop_and_get_offset(upload)
+        headers = {
+            "Upload-Length": str(upload.length),
+            **self._progress_headers(upload),
+            "Upload-Offset": str(offset),
+        }
         return Response(status_code=200, headers=headers)
 
     async def append(
@@ -185,11 +188,11 @@ class DatasetRoutes:
     ) -> Response:
         """Add the body at `Upload-Offset`. What arrived before a broken connection counts."""
         if content_type != CONTENT_TYPE:
-            raise Refusal(415, ErrorCode.REQUEST_INVALID)
+            raise RequestRefused(415, ErrorCode.REQUEST_INVALID)
         upload = self._store.find(upload_id)
-        self._check_room(upload, int(upload_offset), request.headers.get("content-length"))
+        self._check_announced_length(upload, int(upload_offset), request.headers.get("content-length"))
         await self._store.append(upload, int(upload_offset), aiter(request.stream()))
-        return Response(status_code=204, headers=self._progress(upload))
+        return Response(status_code=204, headers=self._progress_headers(upload))
 
     async def terminate(self, upload_id: UploadId) -> Response:
         """Forget an unfinished upload."""
@@ -197,12 +200,12 @@ class DatasetRoutes:
         return Response(status_code=204)
 
     @staticmethod
-    def _check_room(upload: Upload, offset: int, content_length: str | None) -> None:
-        # Before the body is read: a client that waits for `100 Continue` need not send it.
+    def _check_announced_length(upload: Upload, offset: int, content_length: str | None) -> None:
+        # Checked before the body is read: a client that waits for `100 Continue` then does not send it.
         if content_length is not None and offset + int(content_length) > upload.length:
-            raise Refusal(413, ErrorCode.DATASET_TOO_LARGE)
+            raise RequestRefused(413, ErrorCode.DATASET_TOO_LARGE)
 
-    def _progress(self, upload: Upload) -> dict[str, str]:
+    def _progress_headers(self, upload: Upload) -> dict[str, str]:
         headers = {"Upload-Offset": str(upload.offset)}
         if not upload.complete:
             headers["Upload-Expires"] = formatdate(time.time() + self._store.expires_in(upload), usegmt=True)

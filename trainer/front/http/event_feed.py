@@ -1,7 +1,7 @@
-"""Events for `/events`: the latest public status, and sealed private events that are kept for late readers.
+"""Events for `/events`: the latest public status, and the most recent sealed private events.
 
-Readers pull with a cursor, so a slow one costs no memory: it misses intermediate statuses, and private events
-only once they fall out of what is kept.
+Each reader pulls events with a cursor, so a slow reader needs no queue: it misses intermediate statuses, and
+private events that the limits have discarded.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from trainer.models import Status
 
 @dataclass(frozen=True)
 class FeedEvent:
-    """One event as readers get it. `id` grows by one per event, over both kinds."""
+    """One event. `id` grows by one per event, over both kinds."""
 
     id: int
     kind: Literal["status", "private"]
     data: str
 
     def encode(self) -> bytes:
-        """Bytes of the event in a `text/event-stream`."""
+        """Returns the event in the format of server-sent events (HTML standard, section 9.2.6)."""
         return f"id: {self.id}\nevent: {self.kind}\ndata: {self.data}\n\n".encode()
 
 
 class EventFeed:
-    """The events so far.
+    """The latest public status and the most recent private events.
 
     Args:
-        limits: how many private events are kept, in number and bytes.
+        limits: maximum number and maximum total bytes of the stored private events.
         status: the first status.
     """
 
@@ -57,26 +57,26 @@ class EventFeed:
 
     def publish_status(self, status: Status) -> None:
         """Replace the public status."""
-        self._status = FeedEvent(self._next_id(), "status", status.model_dump_json())
-        self._wake()
+        self._status = FeedEvent(self._next_event_id(), "status", status.model_dump_json())
+        self._notify_readers()
 
     def publish_private(self, sealed: str) -> None:
-        """Add a sealed event; the oldest ones go when there are too many."""
-        self._private.append(FeedEvent(self._next_id(), "private", sealed))
+        """Add a sealed event (base64); discards the oldest ones above the limits."""
+        self._private.append(FeedEvent(self._next_event_id(), "private", sealed))
         self._private_bytes += len(sealed)
         while len(self._private) > self._limits.kept_events or self._private_bytes > self._limits.kept_event_bytes:
             self._private_bytes -= len(self._private.popleft().data)
-        self._wake()
+        self._notify_readers()
 
-    def since(self, cursor: int, *, private: bool) -> list[FeedEvent]:
-        """Events with an id above `cursor`, in order; `private` ones only if asked for."""
+    def events_since(self, cursor: int, *, private: bool) -> list[FeedEvent]:
+        """Returns the events with an id above `cursor` in ascending order; private ones only if `private`."""
         events = [event for event in self._private if event.id > cursor] if private else []
         if self._status.id > cursor:
             events.append(self._status)
         return sorted(events, key=lambda event: event.id)
 
     async def wait(self, seconds: float) -> bool:
-        """Wait for a change; False if there was none in `seconds`."""
+        """Wait for a new event or for `close`; returns False after `seconds` without one."""
         try:
             await asyncio.wait_for(self._changed.wait(), seconds)
         except TimeoutError:
@@ -84,14 +84,15 @@ class EventFeed:
         return True
 
     def close(self) -> None:
-        """No more events: streams end."""
+        """End all streams: no further event follows."""
         self._closed = True
-        self._wake()
+        self._notify_readers()
 
-    def _next_id(self) -> int:
+    def _next_event_id(self) -> int:
         self._last_id += 1
         return self._last_id
 
-    def _wake(self) -> None:
+    def _notify_readers(self) -> None:
+        # A new event for each change: every reader that waits on the old one wakes, and none has to reset it.
         self._changed.set()
         self._changed = asyncio.Event()

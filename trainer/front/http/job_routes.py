@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from trainer.attestation.evidence import Evidence
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import DELETION_TYPE, Limits
-from trainer.front.http.answers import Refusal, documented, header
+from trainer.front.http.answers import RequestRefused, documented_responses, header_schema
 from trainer.front.http.control_client import EVIDENCE_ERRORS, ControlClient
 from trainer.ipc.front_messages import Acknowledged
 from trainer.models import Status
@@ -22,8 +22,8 @@ TOKEN_SCHEME: Final = "grantToken"  # noqa: S105 -- a name
 """Name of the security scheme in the OpenAPI document."""
 
 _BEARER: Final = "Bearer "
-_RETRY: Final = {"Retry-After": header("^[1-9][0-9]*$", "seconds")}
-_CHALLENGE: Final = {"WWW-Authenticate": header("^Bearer$", "RFC 6750")}
+_RETRY: Final = {"Retry-After": header_schema("^[1-9][0-9]*$", "seconds")}
+_CHALLENGE: Final = {"WWW-Authenticate": header_schema("^Bearer$", "RFC 6750")}
 _EVENTS_TEXT: Final = (
     "Server-sent events. `status`: the public status, as `GET /status` gives it. `private`: base64 of an age file "
     "sealed to the grant's recipients; only with `Authorization: Bearer TOKEN` of the grant. "
@@ -44,16 +44,16 @@ JobNonce = Annotated[str, Query(pattern=r"^[0-9a-f]{64}$", description="32 rando
 
 
 class JobRoutes:
-    """What the job says of itself, and the acknowledgement that ends it."""
+    """Attestation, status, events, and the acknowledgement of the result."""
 
-    def __init__(self, link: ControlClient, limits: Limits) -> None:
-        self._link = link
+    def __init__(self, control: ControlClient, limits: Limits) -> None:
+        self._control = control
         self._limits = limits
-        self._streams = 0
+        self._open_streams = 0
         self._acknowledged = False
 
     def router(self) -> APIRouter:
-        """The routes, documented with every answer they give."""
+        """Returns the routes with the documentation of all their responses."""
         router = APIRouter(tags=["job"])
         router.add_api_route(
             "/attestation",
@@ -62,14 +62,14 @@ class JobRoutes:
             response_class=Response,
             responses={
                 200: {"model": Evidence, "description": "evidence over claims that hold the nonce"},
-                **documented(
+                **documented_responses(
                     (429, ErrorCode.TOO_MANY_REQUESTS),
                     *((503, code) for code in EVIDENCE_ERRORS),
                     headers={429: _RETRY},
                 ),
             },
         )
-        router.add_api_route("/status", self.status, methods=["GET"], responses=documented())
+        router.add_api_route("/status", self.status, methods=["GET"], responses=documented_responses())
         router.add_api_route(
             "/events",
             self.events,
@@ -80,7 +80,7 @@ class JobRoutes:
                     "content": {"text/event-stream": {"itemSchema": _EVENT}},
                     "description": _EVENTS_TEXT,
                 },
-                **documented(
+                **documented_responses(
                     (401, ErrorCode.UNAUTHORIZED),
                     (503, ErrorCode.TOO_MANY_REQUESTS),
                     headers={401: _CHALLENGE, 503: _RETRY},
@@ -99,28 +99,28 @@ class JobRoutes:
                     "content": {DELETION_TYPE: {"schema": {"type": "object"}}},
                     "description": "the signed statement of what the job destroyed, to who accepts its type",
                 },
-                **documented((409, ErrorCode.WRONG_PHASE)),
+                **documented_responses((409, ErrorCode.WRONG_PHASE)),
             },
         )
         return router
 
     async def attestation(self, nonce: JobNonce) -> Response:
         """Evidence: a quote over claims that hold the nonce, and what a verifier needs to appraise it."""
-        evidence = await self._link.evidence(nonce)
+        evidence = await self._control.evidence(nonce)
         return Response(evidence, media_type="application/json")
 
     async def status(self) -> Status:
         """Phase, progress and public error code."""
-        return self._link.status
+        return self._control.status
 
     async def acknowledge(self, accept: Annotated[str, Header(max_length=256)] = "") -> Response:
         """The result arrived: the job may end. Saying it again changes nothing."""
-        if self._link.result is None:
-            raise Refusal(409, ErrorCode.WRONG_PHASE)
+        if self._control.result is None:
+            raise RequestRefused(409, ErrorCode.WRONG_PHASE)
         if not self._acknowledged:
             self._acknowledged = True
-            await self._link.send(Acknowledged())
-        if accept == DELETION_TYPE and (envelope := await self._link.deletion()) is not None:
+            await self._control.send(Acknowledged())
+        if accept == DELETION_TYPE and (envelope := await self._control.deletion_statement()) is not None:
             return Response(envelope, media_type=DELETION_TYPE)
         return Response(status_code=204)
 
@@ -130,44 +130,48 @@ class JobRoutes:
         last_event_id: Annotated[str, Header(alias="Last-Event-ID", pattern=r"^(0|[1-9][0-9]{0,15})$")] = "0",
     ) -> StreamingResponse:
         """Server-sent events: status for all, sealed private events for the holder of the grant's token."""
-        token = self._bearer(authorization)
-        if self._streams >= self._limits.event_streams:
-            raise Refusal(503, ErrorCode.TOO_MANY_REQUESTS, {"Retry-After": "5"})
+        token = self._bearer_token(authorization)
+        # A stream holds a connection for minutes. The limit leaves connections for uploads and results.
+        if self._open_streams >= self._limits.event_streams:
+            raise RequestRefused(503, ErrorCode.TOO_MANY_REQUESTS, {"Retry-After": "5"})
         cursor = int(last_event_id)
-        if cursor > self._link.feed.last_id:  # from an earlier process: its numbers mean nothing here
+        # The client has an id of an earlier front process, whose numbers do not apply: it gets all events again.
+        if cursor > self._control.feed.last_id:
             cursor = 0
-        self._streams += 1
-        return _EventStream(self._stream(token, cursor), self._stream_ended)
+        self._open_streams += 1
+        return _EventStreamResponse(self._stream_events(token, cursor), self._release_stream)
 
-    def _bearer(self, authorization: str | None) -> str | None:
+    def _bearer_token(self, authorization: str | None) -> str | None:
         if authorization is None:
             return None
         token = authorization.removeprefix(_BEARER)
-        if token == authorization or self._refuses(token):
-            raise Refusal(401, ErrorCode.UNAUTHORIZED, {"WWW-Authenticate": "Bearer"})
+        if token == authorization or self._is_wrong_token(token):
+            raise RequestRefused(401, ErrorCode.UNAUTHORIZED, {"WWW-Authenticate": "Bearer"})
         return token
 
-    def _refuses(self, token: str | None) -> bool:
-        """Whether `token` is known to be wrong; before a dataset is opened nothing is known."""
-        return token is not None and self._link.knows_token() and not self._link.is_token(token)
+    def _is_wrong_token(self, token: str | None) -> bool:
+        """Returns whether `token` is wrong; False while no dataset has been opened and the hash is unknown."""
+        return token is not None and self._control.has_token_hash() and not self._control.token_matches(token)
 
-    async def _stream(self, token: str | None, cursor: int) -> AsyncIterator[bytes]:
-        feed = self._link.feed
+    async def _stream_events(self, token: str | None, cursor: int) -> AsyncIterator[bytes]:
+        feed = self._control.feed
         end = time.monotonic() + self._limits.event_stream_seconds
-        while not feed.closed and not self._refuses(token) and time.monotonic() < end:
-            events = feed.since(cursor, private=token is not None and self._link.is_token(token))
+        # The token is checked again before each batch: a stream may begin before the hash of the token is known.
+        while not feed.closed and not self._is_wrong_token(token) and time.monotonic() < end:
+            events = feed.events_since(cursor, private=token is not None and self._control.token_matches(token))
             for event in events:
                 yield event.encode()
                 cursor = event.id
             if not events and not await feed.wait(self._limits.heartbeat_seconds):
+                # A comment line: proxies and clients close connections that stay silent.
                 yield b": waiting\n\n"
 
-    def _stream_ended(self) -> None:
-        self._streams -= 1
+    def _release_stream(self) -> None:
+        self._open_streams -= 1
 
 
-class _EventStream(StreamingResponse):
-    """A stream that says when it ended, in whatever way."""
+class _EventStreamResponse(StreamingResponse):
+    """A streaming response that calls `on_end` once, also after an error or a lost connection."""
 
     def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
         super().__init__(events, media_type="text/event-stream")

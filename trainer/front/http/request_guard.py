@@ -1,4 +1,4 @@
-"""What stands around every route: caps on headers, a time for each piece of an answer, no words on bugs."""
+"""Middleware for every route: limits on headers, a time limit for each block of a response, no details of bugs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
-from trainer.front.http.answers import SECURITY_HEADERS, refused
+from trainer.front.http.answers import SECURITY_HEADERS, refusal_response
 from trainer.logs import private
 
 
-class Guard:
-    """ASGI middleware around the whole application.
+class RequestGuard:
+    """ASGI middleware around the application.
 
     Args:
         app: the application.
-        limits: number of headers, and how long a client may take to read a block.
+        limits: maximum number of headers, and the seconds in which a client has to read a block.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
@@ -33,6 +33,7 @@ class Guard:
         async def send_in_time(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *always]
+            # `send` waits while the socket buffer is full: a client that does not read would block it for ever.
             async with asyncio.timeout(self._limits.block_seconds):
                 await send(message)
 
@@ -42,16 +43,16 @@ class Guard:
         try:
             await self._app(scope, receive, send_in_time)
         except (ClientDisconnect, TimeoutError):
-            return  # gone or not reading; the server closes the connection
-        except Exception as error:  # noqa: BLE001 -- the last stop: nothing may reach the client or a log outside
+            return  # the client is gone or does not read; the server closes the connection
+        except Exception as error:  # noqa: BLE001 -- the last handler: no detail may reach the client or a public log
             private.error("request failed: %s", type(error).__name__, exc_info=error)
 
     def _refusal(self, names: list[bytes]) -> Response | None:
         if len(names) > self._limits.headers:
-            return refused(431, ErrorCode.REQUEST_INVALID)
+            return refusal_response(431, ErrorCode.REQUEST_INVALID)
         if b"content-length" in names and b"transfer-encoding" in names:
-            # Two lengths: someone between may have believed the other one (RFC 9112, section 6.1).
-            return refused(400, ErrorCode.REQUEST_INVALID, {"Connection": "close"})
+            # Request smuggling: a proxy may have used the other of the two lengths (RFC 9112, section 6.1).
+            return refusal_response(400, ErrorCode.REQUEST_INVALID, {"Connection": "close"})
         return None
 
 

@@ -1,4 +1,4 @@
-"""`GET /result`: the sealed result, whole or one range of it, with its SHA-256 as a strong ETag (RFC 9110)."""
+"""`GET /result`: the sealed result or one byte range of it, with its SHA-256 as a strong ETag (RFC 9110)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
 from trainer.exchange.spool import RESULT_NAME
-from trainer.front.http.answers import Refusal, documented, header
+from trainer.front.http.answers import RequestRefused, documented_responses, header_schema
 from trainer.front.http.control_client import ControlClient
 from trainer.ipc.front_messages import ResultReady
 
@@ -23,45 +23,46 @@ _RANGE: Final = re.compile(r"bytes=(\d{0,16})-(\d{0,16})")
 _BINARY: Final = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 
 _STATE: Final = {
-    "ETag": header('^"[0-9a-f]{64}"$', "SHA-256 of the sealed result"),
-    "Accept-Ranges": header("^bytes$", "RFC 9110"),
+    "ETag": header_schema('^"[0-9a-f]{64}"$', "SHA-256 of the sealed result"),
+    "Accept-Ranges": header_schema("^bytes$", "RFC 9110"),
 }
-_PART: Final = {"Content-Range": header(r"^bytes [0-9]+-[0-9]+/[0-9]+$", "which bytes, of how many")}
+_PART: Final = {"Content-Range": header_schema(r"^bytes [0-9]+-[0-9]+/[0-9]+$", "which bytes, of how many")}
 
 ShortHeader = Annotated[str | None, Header(max_length=256)]
 
 
 def parse_range(text: str | None, size: int) -> tuple[int, int] | None:
-    """First byte and end (exclusive) of a single byte range; None where the whole is to be sent.
+    """Returns first byte and end (exclusive) of a single byte range; None if all bytes are to be sent.
 
-    Several ranges and other units are answered with the whole, as RFC 9110 section 14.2 allows.
+    Several ranges and other units get all bytes, as RFC 9110 section 14.2 allows.
 
     Raises:
-        Refusal: 416: no byte of the range exists.
+        RequestRefused: 416: no byte of the range exists.
     """
     match = _RANGE.fullmatch(text or "")
     if match is None or match.group() == "bytes=-":
         return None
     first, last = match.groups()
     if first and last and int(first) > int(last):
-        return None  # not a valid range: RFC 9110 section 14.1.1 says to ignore it
+        return None  # an invalid range; RFC 9110 section 14.1.1 requires to ignore it
+    # `bytes=-N` requests the last N bytes; `last` is inclusive in the header and exclusive in the result.
     start = int(first) if first else max(0, size - int(last))
     end = min(size, int(last) + 1) if first and last else size
     if start >= end:
-        raise Refusal(416, ErrorCode.REQUEST_INVALID, {"Content-Range": f"bytes */{size}"})
+        raise RequestRefused(416, ErrorCode.REQUEST_INVALID, {"Content-Range": f"bytes */{size}"})
     return start, end
 
 
 class ResultRoutes:
-    """The sealed result out of the spool."""
+    """Serves the sealed result from the spool."""
 
-    def __init__(self, link: ControlClient, spool: Path, limits: Limits) -> None:
-        self._link = link
+    def __init__(self, control: ControlClient, spool: Path, limits: Limits) -> None:
+        self._control = control
         self._path = spool / RESULT_NAME
         self._limits = limits
 
     def router(self) -> APIRouter:
-        """The route, documented with every answer it gives."""
+        """Returns the route with the documentation of all its responses."""
         router = APIRouter(tags=["result"])
         router.add_api_route(
             "/result",
@@ -72,10 +73,10 @@ class ResultRoutes:
                 200: {**_BINARY, "description": "the sealed result", "headers": _STATE},
                 206: {**_BINARY, "description": "the range asked for", "headers": {**_STATE, **_PART}},
                 304: {"description": "the client has it: `If-None-Match`", "headers": _STATE},
-                **documented(
+                **documented_responses(
                     (409, ErrorCode.WRONG_PHASE),
                     (416, ErrorCode.REQUEST_INVALID),
-                    headers={416: {"Content-Range": header(r"^bytes \*/[0-9]+$", "the size of the whole")}},
+                    headers={416: {"Content-Range": header_schema(r"^bytes \*/[0-9]+$", "the size of the whole")}},
                 ),
             },
         )
@@ -88,13 +89,14 @@ class ResultRoutes:
         if_none_match: ShortHeader = None,
     ) -> Response:
         """The sealed result: an age file for the grant's recipients."""
-        ready = self._link.result
+        ready = self._control.result
         if ready is None:
-            raise Refusal(409, ErrorCode.WRONG_PHASE)
+            raise RequestRefused(409, ErrorCode.WRONG_PHASE)
         etag = f'"{ready.sha256}"'
         headers = {"ETag": etag, "Accept-Ranges": "bytes"}
         if if_none_match == etag:
             return Response(status_code=304, headers=headers)
+        # `If-Range` with another ETag: the range is of another result, so all bytes are sent (RFC 9110, 13.1.5).
         wanted = parse_range(range_, ready.size) if if_range in {None, etag} else None
         return self._answer(ready, wanted, headers)
 
@@ -117,6 +119,7 @@ class ResultRoutes:
                 size = min(self._limits.block_bytes, end - start)
                 block = await asyncio.to_thread(os.pread, descriptor, size, start)
                 if not block:
+                    # Content-Length is sent already; only a closed connection can signal the error.
                     raise OSError("the sealed result became shorter")
                 yield block
                 start += len(block)

@@ -1,7 +1,7 @@
-"""One resumable upload at a time, into the spool: the storage under the tus routes.
+"""Storage of the tus routes: one resumable upload at a time, into the spool.
 
-An offset is told only after the bytes before it were synced. Ciphertext lies under a temporary name and becomes
-`dataset.age` by a rename when it is whole.
+The store reports an offset only after `fsync` of the bytes before it. Ciphertext has a temporary name until it is
+complete; a rename then makes it `dataset.age`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Final
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
 from trainer.exchange.spool import DATASET_NAME
-from trainer.front.http.answers import Refusal
+from trainer.front.http.answers import RequestRefused
 
 _PARTIAL: Final = "upload-{}.partial"
 _SYNC_BYTES: Final = 64 << 20
 
 
 class Upload:
-    """One upload: `offset` of `length` bytes are safe."""
+    """One upload: `offset` of `length` bytes are synced to disk."""
 
     def __init__(self, spool: Path, length: int, now: float) -> None:
         self.id = secrets.token_hex(16)
@@ -35,35 +35,35 @@ class Upload:
         self.path = spool / _PARTIAL.format(self.id)
         self.last_active = now
         self.lock = asyncio.Lock()
-        self.turn = 0
+        self.request_number = 0
         self.waiting: asyncio.Timeout | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is missing."""
+        """Whether all bytes have arrived."""
         return self.offset == self.length
 
     def interrupt(self) -> int:
-        """End a request that is under way, so that the newest one wins; the earlier connection is mostly dead.
+        """End the request in progress, so that the newest one continues; the earlier connection is usually dead.
 
         Returns:
-            The turn of the caller: it may go on while `turn` stays the same.
+            The number of the new request. It may write as long as `request_number` is unchanged.
         """
-        self.turn += 1
+        self.request_number += 1
         if self.waiting is not None and not self.waiting.expired():
             self.waiting.reschedule(asyncio.get_running_loop().time())
-        return self.turn
+        return self.request_number
 
 
 class UploadStore:
-    """The spool's side of `/dataset`.
+    """Stores the one current upload in the spool.
 
     Args:
-        spool: directory for ciphertext; leftovers of unfinished uploads are removed.
-        max_bytes: largest dataset accepted.
-        limits: block size and times.
-        on_complete: told the size once `dataset.age` is whole.
-        clock: monotonic seconds.
+        spool: directory for ciphertext; the store removes the files of unfinished uploads from it.
+        max_bytes: largest sealed dataset that is accepted.
+        limits: block size (bytes) and time limits (seconds).
+        on_complete: called with the size in bytes once `dataset.age` is complete.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -85,150 +85,163 @@ class UploadStore:
             leftover.unlink()
 
     def open(self, accept: bool) -> None:
-        """Accept uploads from now on, or no more. An earlier upload is forgotten either way."""
+        """Set whether uploads are accepted. Discards an earlier upload, except a complete one when uploads end."""
         self._accepting = accept
         if accept or (self._current is not None and not self._current.complete):
-            self._drop()
+            self._drop_current()
 
     def create(self, length: int) -> Upload:
         """Begin an upload of `length` bytes.
 
         Raises:
-            Refusal: 409 `wrong-phase` or `job-busy`, 413 `dataset-too-large`, 507 `storage-full`.
+            RequestRefused: 409 `wrong-phase` or `job-busy`, 413 `dataset-too-large`, 507 `storage-full`.
         """
         if not self._accepting:
-            raise Refusal(409, ErrorCode.WRONG_PHASE)
+            raise RequestRefused(409, ErrorCode.WRONG_PHASE)
         if length > self.max_bytes:
-            raise Refusal(413, ErrorCode.DATASET_TOO_LARGE, {"Tus-Max-Size": str(self.max_bytes)})
+            raise RequestRefused(413, ErrorCode.DATASET_TOO_LARGE, {"Tus-Max-Size": str(self.max_bytes)})
         if self._current is not None and self.expires_in(self._current) > 0:
-            raise Refusal(409, ErrorCode.JOB_BUSY)
-        self._drop()
+            raise RequestRefused(409, ErrorCode.JOB_BUSY)
+        # Before the space is measured: that of an expired upload counts as free.
+        self._drop_current()
         if shutil.disk_usage(self._spool).free < length:
-            raise Refusal(507, ErrorCode.STORAGE_FULL)
+            raise RequestRefused(507, ErrorCode.STORAGE_FULL)
         upload = Upload(self._spool, length, self._clock())
+        # O_EXCL: nobody can have put a link with this random name into the spool.
         os.close(os.open(upload.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         self._current = upload
         return upload
 
     def find(self, upload_id: str) -> Upload:
-        """The upload with this id.
+        """Returns the upload with this id.
 
         Raises:
-            Refusal: 404 `not-found`.
+            RequestRefused: 404 `not-found`.
         """
         if self._current is None or self._current.id != upload_id:
-            raise Refusal(404, ErrorCode.NOT_FOUND)
+            raise RequestRefused(404, ErrorCode.NOT_FOUND)
         return self._current
 
     def expires_in(self, upload: Upload) -> float:
-        """Seconds until another upload may take this one's place; never while a request is adding to it."""
+        """Returns the seconds until another upload may replace this one; not 0 while a request is writing to it.
+
+        An upload without any byte expires sooner, so that a client cannot block the only slot for long at no cost.
+        """
         if upload.lock.locked():
             return self._limits.upload_idle_seconds
         idle = self._limits.upload_idle_seconds if upload.offset else self._limits.empty_upload_seconds
         return max(0.0, upload.last_active + idle - self._clock())
 
-    async def settled_offset(self, upload: Upload) -> int:
-        """The offset to go on from, after ending a request that may still be under way."""
+    async def stop_and_get_offset(self, upload: Upload) -> int:
+        """Returns the offset to continue at; ends a request in progress and waits for its last sync."""
         upload.interrupt()
         async with upload.lock:
             upload.last_active = self._clock()
             return upload.offset
 
     async def append(self, upload: Upload, offset: int, body: AsyncIterator[bytes]) -> None:
-        """Add `body` at `offset`. What arrived before a failure is kept.
+        """Write `body` at `offset`. Bytes that arrived before a failure stay in the upload.
 
         Raises:
-            Refusal: 409 `upload-conflict` (another offset, or a newer request took over), 409 `wrong-phase`
+            RequestRefused: 409 `upload-conflict` (another offset, or a newer request took over), 409 `wrong-phase`
                 (the upload is gone), 413 `dataset-too-large` (more than announced), 408 `timeout` (too slow),
                 507 `storage-full`.
         """
-        turn = upload.interrupt()
+        request_number = upload.interrupt()
         async with upload.lock:
+            # All three are checked under the lock: while this request waited, another may have changed them.
             if self._current is not upload:
-                raise Refusal(409, ErrorCode.WRONG_PHASE)
-            if upload.complete or offset != upload.offset or turn != upload.turn:
-                raise Refusal(409, ErrorCode.UPLOAD_CONFLICT)
-            await self._receive(upload, turn, body)
+                raise RequestRefused(409, ErrorCode.WRONG_PHASE)
+            if upload.complete or offset != upload.offset or request_number != upload.request_number:
+                raise RequestRefused(409, ErrorCode.UPLOAD_CONFLICT)
+            await self._receive_body(upload, request_number, body)
             if upload.complete and self._current is upload:
-                await self._finish(upload)
+                await self._finish_upload(upload)
 
     async def terminate(self, upload: Upload) -> None:
-        """Forget an unfinished upload.
+        """Discard an unfinished upload.
 
         Raises:
-            Refusal: 409 `wrong-phase`: it is complete already.
+            RequestRefused: 409 `wrong-phase`: it is complete already.
         """
         upload.interrupt()
         async with upload.lock:
             if upload.complete:
-                raise Refusal(409, ErrorCode.WRONG_PHASE)
+                raise RequestRefused(409, ErrorCode.WRONG_PHASE)
             if self._current is upload:
-                self._drop()
+                self._drop_current()
 
-    async def _receive(self, upload: Upload, turn: int, body: AsyncIterator[bytes]) -> None:
+    async def _receive_body(self, upload: Upload, request_number: int, body: AsyncIterator[bytes]) -> None:
         descriptor = os.open(upload.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        writer = _Writer(descriptor, upload)
+        writer = _SyncedWriter(descriptor, upload)
         try:
-            await self._store(upload, turn, body, writer)
+            await self._write_blocks(upload, request_number, body, writer)
         except OSError as error:
-            raise Refusal(507, ErrorCode.STORAGE_FULL) from error
+            raise RequestRefused(507, ErrorCode.STORAGE_FULL) from error
         finally:
             os.close(descriptor)
 
-    async def _store(self, upload: Upload, turn: int, body: AsyncIterator[bytes], writer: _Writer) -> None:
+    async def _write_blocks(
+        self, upload: Upload, request_number: int, body: AsyncIterator[bytes], writer: _SyncedWriter
+    ) -> None:
         try:
-            async with aclosing(self._blocks(upload, turn, body)) as blocks:
+            async with aclosing(self._blocks(upload, request_number, body)) as blocks:
                 async for block in blocks:
                     await writer.write(block)
                     upload.last_active = self._clock()
         finally:
-            # On a lost connection too: what arrived is kept, the client goes on from there.
+            # Also after a lost connection: the client resumes after the last synced byte.
             await writer.sync()
 
-    async def _blocks(self, upload: Upload, turn: int, body: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-        """Join small pieces to blocks; each must come in time, and the last piece before a failure is kept."""
+    async def _blocks(
+        self, upload: Upload, request_number: int, body: AsyncIterator[bytes]
+    ) -> AsyncGenerator[bytes]:
+        """Yield the body in blocks; each has to arrive in time. The last piece comes before a failure."""
         room = upload.length - upload.offset
-        gathered = _Gathered(body, self._limits.block_bytes)
+        gathered = _BodyBuffer(body, self._limits.block_bytes)
         failure: BaseException | None = None
         while failure is None and not gathered.ended:
-            failure = await self._gather(upload, turn, gathered)
+            failure = await self._fill_in_time(upload, request_number, gathered)
             room -= len(gathered.buffer)
             if room < 0:
-                raise Refusal(413, ErrorCode.DATASET_TOO_LARGE)
+                raise RequestRefused(413, ErrorCode.DATASET_TOO_LARGE)
             if gathered.buffer:
                 yield gathered.take()
         if failure is not None:
             raise failure
 
-    async def _gather(self, upload: Upload, turn: int, gathered: _Gathered) -> BaseException | None:
+    async def _fill_in_time(
+        self, upload: Upload, request_number: int, gathered: _BodyBuffer
+    ) -> BaseException | None:
         try:
             async with asyncio.timeout(self._limits.block_seconds) as upload.waiting:
                 await gathered.fill()
         except TimeoutError:
-            if turn != upload.turn:
-                return Refusal(409, ErrorCode.UPLOAD_CONFLICT)
-            return Refusal(408, ErrorCode.TIMEOUT)
-        except Exception as error:  # noqa: BLE001 -- a lost connection; raised again after the bytes are safe
+            if request_number != upload.request_number:
+                return RequestRefused(409, ErrorCode.UPLOAD_CONFLICT)
+            return RequestRefused(408, ErrorCode.TIMEOUT)
+        except Exception as error:  # noqa: BLE001 -- a lost connection; raised again after the bytes are synced
             return error
         finally:
             upload.waiting = None
-        return Refusal(409, ErrorCode.UPLOAD_CONFLICT) if turn != upload.turn else None
+        return RequestRefused(409, ErrorCode.UPLOAD_CONFLICT) if request_number != upload.request_number else None
 
-    async def _finish(self, upload: Upload) -> None:
+    async def _finish_upload(self, upload: Upload) -> None:
+        # The rename is atomic and precedes the message: the supervisor never sees a partial `dataset.age`.
         target = self._spool / DATASET_NAME
         await asyncio.to_thread(_rename_durably, upload.path, target)
         self._accepting = False
         await self._on_complete(upload.length)
 
-    def _drop(self) -> None:
+    def _drop_current(self) -> None:
         if self._current is not None:
             self._current.interrupt()
             self._current.path.unlink(missing_ok=True)
             self._current = None
 
 
-class _Gathered:
-    """Pieces of a body, joined to blocks of at least `size` bytes."""
+class _BodyBuffer:
+    """Joins pieces of a body to blocks of at least `size` bytes, unless the body ends."""
 
     def __init__(self, body: AsyncIterator[bytes], size: int) -> None:
         self._body = body
@@ -246,14 +259,14 @@ class _Gathered:
                 return
 
     def take(self) -> bytes:
-        """The buffer, emptied."""
+        """Returns the bytes of the buffer and empties it."""
         block = bytes(self.buffer)
         self.buffer.clear()
         return block
 
 
-class _Writer:
-    """Writes blocks off the loop's thread and moves the upload's offset when they are synced."""
+class _SyncedWriter:
+    """Writes blocks in a thread, and advances the upload's offset after each sync."""
 
     def __init__(self, descriptor: int, upload: Upload) -> None:
         self._descriptor = descriptor
@@ -280,6 +293,7 @@ def _write_all(descriptor: int, block: bytes, offset: int) -> None:
 
 
 def _rename_durably(source: Path, target: Path) -> None:
+    # A rename is durable only once its directory is synced too.
     source.replace(target)
     directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
