@@ -187,7 +187,7 @@ UNKNOWN: dict[str, tuple[Any, dict[str, Any], str]] = {
         lambda: Phi3ForCausalLM(Phi3Config(**SIZES, bos_token_id=1, eos_token_id=2)), {}, "selected",  # type: ignore[no-untyped-call]
     ),
     "capped logits": (
-        lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0)), {}, "full",  # type: ignore[no-untyped-call]
+        lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0)), {}, "whole",  # type: ignore[no-untyped-call]
     ),
     "dora": (KNOWN["llama"], {"use_dora": True}, "selected"),
     "a narrow window": (lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8)), {}, "selected"),  # type: ignore[no-untyped-call]

@@ -33,7 +33,7 @@ class ForwardMode(StrEnum):
 
     FUSED = "fused"
     SELECTED = "selected"
-    FULL = "full"
+    FULL = "whole"  # the word that reports have for it
 
 
 class CausalLoss:
