@@ -1,11 +1,12 @@
-"""What a job spec demands of its walls is looked at before anything else happens."""
+"""Whose measurements of the sandbox count, and what a job spec demands of them."""
 
 from __future__ import annotations
 
 import pytest
 
 from trainer.errors import ErrorCode, JobError, UsageError
-from trainer.job.processes import require_sandbox
+from trainer.job.processes import _properties_of, require_sandbox
+from trainer.sandbox.plan import Role
 from trainer.sandbox.properties import SandboxProperty
 from trainer.spec import parse_job_spec
 
@@ -47,3 +48,26 @@ def test_a_wall_that_nobody_knows_is_a_usage_error() -> None:
     with pytest.raises(UsageError) as caught:
         parse_job_spec(text.encode())
     assert caught.value.code is ErrorCode.SPEC_INVALID
+
+
+@pytest.mark.parametrize("role", [Role.FRONT, Role.WORKER])
+def test_a_child_can_only_report_about_itself(role: Role) -> None:
+    """A compromised child claims everything: for the supervisor, the other child and the machine as well."""
+    claimed = _properties_of(role, dict.fromkeys(SandboxProperty, True))
+    assert claimed
+    assert {name.partition("_")[0] for name in claimed} == {role.value}
+
+
+def test_every_property_belongs_to_one_process_or_to_the_supervisor_to_measure() -> None:
+    by_child = {
+        name
+        for role in (Role.FRONT, Role.WORKER)
+        for name in _properties_of(role, dict.fromkeys(SandboxProperty, True))
+    }
+    rest = {name for name in SandboxProperty if name not in by_child and not name.startswith("supervisor_")}
+    assert rest == {
+        SandboxProperty.CORE_DUMPS_OFF,
+        SandboxProperty.WORKSPACE_IN_MEMORY,
+        SandboxProperty.SWAP_OFF,
+        SandboxProperty.SEPARATE_USERS,
+    }

@@ -1,7 +1,7 @@
 """Entry point of the fetch process, `python -m trainer.fetch`: one order on stdin, one report on stdout.
 
-The supervisor may open no socket, so this process brings the base model in. It confines itself before it reads the
-first byte, and ends after its report.
+The supervisor may open no socket, so this process brings the base model in. It confines itself before it connects
+to the hub, and ends after its report.
 """
 
 from __future__ import annotations
