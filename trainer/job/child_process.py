@@ -22,12 +22,7 @@ def clean_environment(home: Path, extra: Mapping[str, str] | None = None) -> dic
     """
     inherited = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
     # A library that writes a cache, also of plaintext, writes it inside the workspace, which is RAM.
-    directories = {
-        "HOME": str(home),
-        "TMPDIR": str(home),
-        "XDG_CACHE_HOME": str(home),
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
+    directories = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME"), str(home))
     python = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
     return {**inherited, **directories, **python, **(extra or {})}
 
