@@ -31,7 +31,7 @@ def select_sandbox_demands(specs: Sequence[JobSpec]) -> tuple[str, ...]:
     A job that compiles GPU or CPU kernels at run time starts a compiler, so it cannot have every property.
     """
     absent = NEEDS_NO_COMPILER if any(spec.train.may_compile for spec in specs) else frozenset()
-    return tuple(sorted(wall.value for wall in EXPECTED - absent))
+    return tuple(sorted(name.value for name in EXPECTED - absent))
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ RECEIPT_KEY: Final = CheckDefinition(
 SANDBOX: Final = CheckDefinition(
     "sandbox",
     title="the job reports the sandbox that the policy demands",
-    attack="a job that runs without its own walls",
+    attack="a job that runs without a sandbox",
     claim=(Submodule.JOB, TrustClaim.CONFIGURATION),
     hint="ask the operator how the container was started, or demand less in `sandbox`",
 )
