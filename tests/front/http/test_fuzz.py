@@ -131,7 +131,7 @@ def test_accepting_what_is_malformed_is_found(fuzz: Any, cases: Any, monkeypatch
 def test_a_private_event_without_the_token_is_found(
     fuzz: Any, cases: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(JobRoutes, "_bearer", lambda self, authorization: fuzz.TOKEN)
+    monkeypatch.setattr(JobRoutes, "_bearer_token", lambda self, authorization: fuzz.TOKEN)
     findings = fire(fuzz, cases, "training", 170).findings
     assert any("a private event without the token" in finding for finding in findings)
 
