@@ -113,7 +113,7 @@ class Ledger:
         found: object,
         detail: str | None = None,
     ) -> bool:
-        """Record a check as affirmed if `holds`, else as contraindicated.
+        """Records a check as affirmed if `holds`, else as contraindicated.
 
         Returns:
             `holds`.
@@ -128,7 +128,7 @@ class Ledger:
     def compare(
         self, definition: CheckDefinition, *, expected: object, found: object, detail: str | None = None
     ) -> bool:
-        """Record a check as affirmed if `expected` equals `found`, else as contraindicated.
+        """Records a check as affirmed if `expected` equals `found`, else as contraindicated.
 
         Returns:
             Whether they are equal.
@@ -139,7 +139,7 @@ class Ledger:
         return self.judge(definition, expected == found, expected=expected, found=found, detail=detail)
 
     def leave_open(self, definition: CheckDefinition, *, found: object = None, detail: str | None = None) -> None:
-        """Record a check as not demanded by the policy.
+        """Records a check as not demanded by the policy.
 
         Raises:
             ValueError: as for `judge`.
@@ -147,13 +147,13 @@ class Ledger:
         self._record(definition, CheckState.NOT_DEMANDED, None, found, detail)
 
     def unreached(self, definitions: Iterable[CheckDefinition], why: str) -> None:
-        """Record those of `definitions` that have no outcome yet as not reached."""
+        """Records those of `definitions` that have no outcome yet as not reached."""
         for definition in definitions:
             if definition not in self._outcomes:
                 self._record(definition, CheckState.NOT_REACHED, None, None, why)
 
     def checks(self) -> tuple[Check, ...]:
-        """Return the outcomes of all checks in order; those that nothing recorded are `not-reached`."""
+        """Returns the outcomes of all checks in order; those that nothing recorded are `not-reached`."""
         self.unreached(self._numbers, "an earlier check failed")
         return tuple(self._outcomes[definition] for definition in self._numbers)
 

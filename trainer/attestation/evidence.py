@@ -112,12 +112,12 @@ class Evidence(Strict):
     key_chain: Annotated[tuple[DerivedKey, ...], Field(max_length=4)] = ()
 
     def canonical(self) -> bytes:
-        """Return the document as canonical JSON (RFC 8785), the form in which it is sent."""
+        """Returns the document as canonical JSON (RFC 8785), the form in which it is sent."""
         return canonical_json(self.model_dump(mode="json"))
 
 
 def parse_evidence(data: bytes) -> Evidence:
-    """Parse the bytes of an evidence document.
+    """Parses the bytes of an evidence document.
 
     Raises:
         VerificationError: too large, not JSON, or not of this form; the message names the field, never its

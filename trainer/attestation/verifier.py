@@ -41,7 +41,7 @@ def appraise(
     gpu_root_sha256: str = NVIDIA_ROOT_SHA256,
     gpu_rim_root_sha256: str = NVIDIA_RIM_ROOT_SHA256,
 ) -> AttestationResult:
-    """Judge evidence of a job that a dataset may be sealed to.
+    """Judges evidence of a job that a dataset may be sealed to.
 
     Records every check of `catalogue.DATASET_CHECKS`. A failed check does not stop the others; one with nothing
     left to look at is `not-reached`, which fails the appraisal as well.
@@ -106,7 +106,7 @@ def _dataset_claims(evidence: Evidence) -> DatasetClaims:
 
 
 def _expiry(claims: DatasetClaims, policy: Policy, quote: QuoteFindings, chains: Sequence[Chain], now: int) -> int:
-    """Return the Unix time at which the first of claims, freshness, collateral and GPU certificates expires."""
+    """Returns the Unix time at which the first of claims, freshness, collateral and GPU certificates expires."""
     # Claims from the near future are accepted (clock skew), but do not extend the time.
     stale_at = min(claims.issued_at, now) + policy.freshness.max_age_seconds
     collateral_end = now if quote.valid_until is None else quote.valid_until
@@ -123,7 +123,7 @@ def appraise_receipt(
     policy: Policy,
     now: int,
 ) -> tuple[Check, ...]:
-    """Judge the evidence beside a receipt: whether the VM that was appraised before sealing made this statement.
+    """Judges the evidence beside a receipt: whether the VM that was appraised before sealing made this statement.
 
     Records every check of `catalogue.RECEIPT_CHECKS`. The receipt is valid only if every check is acceptable.
 

@@ -47,7 +47,7 @@ class ComposeReview:
 
 
 def audit_compose(data: bytes, *, against: bytes | None = None) -> ComposeReview:
-    """Review a docker-compose.yaml or an app-compose.json.
+    """Reviews a docker-compose.yaml or an app-compose.json.
 
     Args:
         data: the exact bytes of the file.

@@ -35,7 +35,7 @@ def collect(
     gpu: GpuEvidence = _NO_GPU,
     key_chain: Sequence[DerivedKey] = (),
 ) -> Evidence:
-    """Have the hardware vouch for `claims`.
+    """Has the hardware vouch for `claims`.
 
     Args:
         agent: the guest agent.

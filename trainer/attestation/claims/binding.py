@@ -12,7 +12,7 @@ REPORT_DATA_DOMAIN: Final = b"confidential-trainer/report-data/v1"
 
 
 def report_data(claims: DatasetClaims | ReceiptClaims) -> bytes:
-    """Return SHA-512(domain ‖ 0x00 ‖ canonical JSON of the claims), 64 bytes.
+    """Returns SHA-512(domain ‖ 0x00 ‖ canonical JSON of the claims), 64 bytes.
 
     The digest fills the field, so no byte of it is left for a caller of the guest agent to choose. The domain
     keeps a quote that was made for another protocol from being read as one over claims.
@@ -22,7 +22,7 @@ def report_data(claims: DatasetClaims | ReceiptClaims) -> bytes:
 
 
 def gpu_evidence_sha256(gpu: GpuEvidence) -> str | None:
-    """Return the `gpu_evidence_sha256` that claims must have for this GPU evidence; None where it is empty."""
+    """Returns the `gpu_evidence_sha256` that claims must have for this GPU evidence; None where it is empty."""
     if not gpu.boot and not gpu.fresh:
         return None
     return sha256_hex(canonical_json(gpu.model_dump(mode="json")))

@@ -96,7 +96,7 @@ KEY_SEPARATION: Final = CheckDefinition(
 def judge_binding(
     ledger: Ledger, claims: DatasetClaims, td: TdReport | None, nonce: str, peer_spki_sha256: str | None
 ) -> None:
-    """Record report-data, nonce and tls-key.
+    """Records report-data, nonce and tls-key.
 
     Args:
         ledger: receives the outcomes.
@@ -116,7 +116,7 @@ def judge_binding(
 
 
 def judge_nonce_use(ledger: Ledger, unused: bool | None) -> None:
-    """Record nonce-unused; `unused` is None where nobody keeps a record of nonces."""
+    """Records nonce-unused; `unused` is None where nobody keeps a record of nonces."""
     if unused is None:
         ledger.leave_open(NONCE_UNUSED, detail="no record of used nonces was kept")
     else:
@@ -125,7 +125,7 @@ def judge_nonce_use(ledger: Ledger, unused: bool | None) -> None:
 
 
 def judge_time(ledger: Ledger, claims: DatasetClaims, policy: Policy, now: int) -> None:
-    """Record claims-validity and freshness; `now` in Unix seconds."""
+    """Records claims-validity and freshness; `now` in Unix seconds."""
     start, end = claims.issued_at, claims.expires_at
     # Only the start has a tolerance: a slow clock here must not refuse claims that were just issued.
     ledger.judge(
@@ -144,7 +144,7 @@ def judge_time(ledger: Ledger, claims: DatasetClaims, policy: Policy, now: int) 
 
 
 def judge_job(ledger: Ledger, claims: DatasetClaims, policy: Policy) -> None:
-    """Record job-spec-digest, recipient, receipt-key, key-separation and sandbox."""
+    """Records job-spec-digest, recipient, receipt-key, key-separation and sandbox."""
     accepted = policy.app.job_spec_sha256
     ledger.judge(
         JOB_SPEC_DIGEST,

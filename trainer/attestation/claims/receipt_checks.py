@@ -63,7 +63,7 @@ def judge_receipt(
     statement: bytes,
     earlier: AttestationResult,
 ) -> None:
-    """Record what links a receipt to the result that the dataset was sealed to.
+    """Records what links a receipt to the result that the dataset was sealed to.
 
     Args:
         ledger: receives the outcomes.

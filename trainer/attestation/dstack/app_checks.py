@@ -112,7 +112,7 @@ _CHECKS_OF_EVENTS: Final = (
 def judge_app(
     ledger: Ledger, evidence: Evidence, claims: DatasetClaims, td: TdReport | None, policy: Policy
 ) -> tuple[Event, ...] | None:
-    """Record the checks of this module and of `os_checks`.
+    """Records the checks of this module and of `os_checks`.
 
     Args:
         ledger: receives the outcomes.
@@ -167,7 +167,7 @@ def _judge_config_id(ledger: Ledger, td: TdReport, events: Sequence[Event], comp
 
 
 def _judge_events(ledger: Ledger, events: Sequence[Event], td: TdReport | None) -> None:
-    """Record event-digests, event-order and rtmr3-replay.
+    """Records event-digests, event-order and rtmr3-replay.
 
     All three are needed: the replay binds names and payloads to the quote, and the order keeps an application from
     extending RTMR3 with a second event of the OS's name.
@@ -192,7 +192,7 @@ def _judge_compose(ledger: Ledger, evidence: Evidence, events: Sequence[Event], 
 
 
 def _judge_identity(ledger: Ledger, events: Sequence[Event], policy: Policy) -> None:
-    """Record app-id and key-provider."""
+    """Records app-id and key-provider."""
     app_id = (payload(events, "app-id") or b"").hex()
     if policy.app.app_id == "any":
         ledger.leave_open(APP_ID, found=app_id)
@@ -209,7 +209,7 @@ def _judge_identity(ledger: Ledger, events: Sequence[Event], policy: Policy) -> 
 def _judge_key_chain(
     ledger: Ledger, chains: Sequence[DerivedKey], events: Sequence[Event], policy: Policy
 ) -> bool:
-    """Record key-chain.
+    """Records key-chain.
 
     Returns:
         Whether key-possession can be judged: a signature by a key of a refused chain means nothing.

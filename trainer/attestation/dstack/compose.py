@@ -6,5 +6,5 @@ from trainer.encoding import sha256_hex
 
 
 def compose_hash(app_compose: str) -> str:
-    """Return the SHA-256 of the text in hex. The OS hashes bytes, so the JSON in it is not normalised."""
+    """Returns the SHA-256 of the text in hex. The OS hashes bytes, so the JSON in it is not normalised."""
     return sha256_hex(app_compose.encode())

@@ -124,7 +124,7 @@ class Event:
 
 
 def parse_event_log(text: str) -> tuple[Event, ...]:
-    """Read the JSON text of an event log.
+    """Reads the JSON text of an event log.
 
     Raises:
         VerificationError: not an event log, a runtime event for another register than RTMR3, or another event for
@@ -163,7 +163,7 @@ def _event(logged: _LoggedEvent) -> Event:
 
 
 def extend(digests: Sequence[bytes]) -> bytes:
-    """Return a register after it was extended with `digests`.
+    """Returns a register after it was extended with `digests`.
 
     It starts as 48 zero bytes; each digest replaces it by SHA-384(register ‖ digest).
     """
@@ -174,12 +174,12 @@ def extend(digests: Sequence[bytes]) -> bytes:
 
 
 def replay(events: Sequence[Event]) -> bytes:
-    """Return the value of RTMR3 after all runtime events."""
+    """Returns the value of RTMR3 after all runtime events."""
     return extend([event.digest for event in events if event.is_runtime])
 
 
 def digest_problem(events: Sequence[Event]) -> str | None:
-    """Return which runtime event's stated digest or preimage does not follow from name and payload, or None.
+    """Returns which runtime event's stated digest or preimage does not follow from name and payload, or None.
 
     The replay does not need the stated values. A false one is refused all the same: another reader may believe it.
     """
@@ -194,7 +194,7 @@ def digest_problem(events: Sequence[Event]) -> str | None:
 
 
 def order_problem(events: Sequence[Event]) -> str | None:
-    """Return what is wrong with the order of the system events, or None.
+    """Returns what is wrong with the order of the system events, or None.
 
     Each required event must be there, none twice, in the order of `SYSTEM_EVENTS`, and none after `system-ready`:
     an application could emit it.
@@ -217,7 +217,7 @@ def order_problem(events: Sequence[Event]) -> str | None:
 
 
 def payload(events: Sequence[Event], name: str) -> bytes | None:
-    """Return the payload of the first runtime event of that name, or None.
+    """Returns the payload of the first runtime event of that name, or None.
 
     There is only one such event of the OS if `order_problem` finds nothing.
     """
@@ -225,7 +225,7 @@ def payload(events: Sequence[Event], name: str) -> bytes | None:
 
 
 def payloads(events: Sequence[Event], name: str) -> tuple[bytes, ...]:
-    """Return the payloads of all runtime events of that name before `system-ready`, in order."""
+    """Returns the payloads of all runtime events of that name before `system-ready`, in order."""
     runtime = [event for event in events if event.is_runtime]
     system = itertools.takewhile(lambda event: event.name != SYSTEM_READY, runtime)
     return tuple(event.payload for event in system if event.name == name)
@@ -245,7 +245,7 @@ class _KeyProviderPayload(Strict):
 
 
 def key_provider(events: Sequence[Event]) -> KeyProvider | None:
-    """Return the key provider that the OS measured; None where the event is absent or malformed."""
+    """Returns the key provider that the OS measured; None where the event is absent or malformed."""
     try:
         text = payload(events, "key-provider") or b""
         parse_json(text)

@@ -38,12 +38,12 @@ class KeyChain:
 
 
 def keccak256(data: bytes) -> bytes:
-    """Return the Keccak-256 of `data`: SHA-3's predecessor, which differs in the padding."""
+    """Returns the Keccak-256 of `data`: SHA-3's predecessor, which differs in the padding."""
     return keccak.new(digest_bits=256, data=data).digest()
 
 
 def recover_key_chain(derived: DerivedKey, app_id: bytes) -> KeyChain:
-    """Recover app key and root key from the signatures over a derived key.
+    """Recovers app key and root key from the signatures over a derived key.
 
     Args:
         derived: public key, purpose and signature chain.
@@ -60,7 +60,7 @@ def recover_key_chain(derived: DerivedKey, app_id: bytes) -> KeyChain:
 
 
 def recover_root_key(signature: bytes, app_id: bytes, app_key: bytes) -> bytes:
-    """Recover the root key that signed `app_key` (33 bytes, compressed) as the key of app `app_id` (20 bytes).
+    """Recovers the root key that signed `app_key` (33 bytes, compressed) as the key of app `app_id` (20 bytes).
 
     Raises:
         ValueError: no key can be recovered.
@@ -69,7 +69,7 @@ def recover_root_key(signature: bytes, app_id: bytes, app_key: bytes) -> bytes:
 
 
 def recover(signature: bytes, message: bytes) -> bytes:
-    """Recover the signer's compressed public key (33 bytes) from `signature` (65 bytes) over `message`.
+    """Recovers the signer's compressed public key (33 bytes) from `signature` (65 bytes) over `message`.
 
     Recovery gives some key for almost any signature: what it proves depends on comparing the key with a known one.
 
@@ -80,7 +80,7 @@ def recover(signature: bytes, message: bytes) -> bytes:
 
 
 def prove_possession(secret: bytes, claims: DatasetClaims) -> str:
-    """Sign the nonce and the recipients of claims with a derived key.
+    """Signs the nonce and the recipients of claims with a derived key.
 
     ECDSA on secp256k1 with SHA-256 and deterministic nonces (RFC 6979), over the domain and, in JCS, an object of
     the claims' `nonce` and `recipients`.
@@ -98,7 +98,7 @@ def prove_possession(secret: bytes, claims: DatasetClaims) -> str:
 
 
 def proves_possession(derived: DerivedKey, claims: DatasetClaims) -> bool:
-    """Return whether the holder of a derived key signed the nonce and recipients of these claims."""
+    """Returns whether the holder of a derived key signed the nonce and recipients of these claims."""
     proof = bytes.fromhex(derived.possession or "")
     r, s = (int.from_bytes(part, "big") for part in (proof[:_SCALAR_BYTES], proof[_SCALAR_BYTES:]))
     try:

@@ -28,7 +28,7 @@ OS_DEVELOPMENT: Final = CheckDefinition(
 
 
 def judge_os(ledger: Ledger, vm_config: str, events: Sequence[Event], td: TdReport | None, policy: Policy) -> None:
-    """Record os-measurements and os-development.
+    """Records os-measurements and os-development.
 
     Args:
         ledger: receives the outcomes.
@@ -74,7 +74,7 @@ def _judge_measurements(
 def _image_problem(
     vm_config: str, events: Sequence[Event], measured: OsMeasurements, accepted: Sequence[str]
 ) -> str | None:
-    """Return why the registers are not those of an accepted image, or None if they are."""
+    """Returns why the registers are not those of an accepted image, or None if they are."""
     try:
         recomputed = recompute(vm_config, events, accepted)
     except ValueError as error:

@@ -127,7 +127,7 @@ class _ImageName(Strict):
 
 
 def image_name(vm_config: str) -> str | None:
-    """Return the host's name of the VM's OS image, such as `dstack-0.6.0`; None where it gives none."""
+    """Returns the host's name of the VM's OS image, such as `dstack-0.6.0`; None where it gives none."""
     try:
         parse_json(vm_config)
         return _ImageName.model_validate_json(vm_config).image
@@ -136,7 +136,7 @@ def image_name(vm_config: str) -> str | None:
 
 
 def is_development(name: str) -> bool:
-    """Return whether an image of this name is a development image: dstack's have `dev` as a part of their names.
+    """Returns whether an image of this name is a development image: dstack's have `dev` as a part of their names.
 
     Development images have a login for anyone who reaches the console. The name comes from the host, so this
     detects a mistake and no attack; the list of accepted images stops an attack.
@@ -145,7 +145,7 @@ def is_development(name: str) -> bool:
 
 
 def recompute(vm_config: str, events: Sequence[Event], accepted: Collection[str]) -> OsMeasurements:
-    """Recompute MRTD and RTMR0 to RTMR2 from the measurement files in `vm_config`.
+    """Recomputes MRTD and RTMR0 to RTMR2 from the measurement files in `vm_config`.
 
     Args:
         vm_config: the host's description of the VM.
@@ -198,7 +198,7 @@ def _shape(vm_config: str) -> _VmShape:
 
 
 def _measurement(data: bytes, checksums: bytes) -> _Measurement:
-    """Decode `measurement.tdx.cbor`, which the accepted checksum file must list exactly once with this digest."""
+    """Decodes `measurement.tdx.cbor`, which the accepted checksum file must list exactly once with this digest."""
     lines = (line.split() for line in checksums.decode().splitlines())
     pinned = [line[0] for line in lines if line[1:] == [_MEASUREMENT_FILE]]
     if pinned != [sha256_hex(data)]:
@@ -210,7 +210,7 @@ def _measurement(data: bytes, checksums: bytes) -> _Measurement:
 
 
 def _acpi_digests(events: Sequence[Event]) -> tuple[bytes, ...]:
-    """Return the digests of QEMU's ACPI tables, in the order in which the firmware measures them."""
+    """Returns the digests of QEMU's ACPI tables, in the order in which the firmware measures them."""
     stated = [
         event
         for event in events
@@ -226,7 +226,7 @@ def _sha384(data: bytes) -> bytes:
 
 
 def _variable(guid: str, name: str) -> bytes:
-    """Return the digest of an empty EFI variable: UEFI_VARIABLE_DATA of the TCG profile.
+    """Returns the digest of an empty EFI variable: UEFI_VARIABLE_DATA of the TCG profile.
 
     A GUID is stored with its first three parts little-endian.
     """
@@ -236,7 +236,7 @@ def _variable(guid: str, name: str) -> bytes:
 
 
 def _varints(data: bytes) -> Iterator[int]:
-    """Decode unsigned LEB128 numbers: 7 bits a byte, low bits first, the top bit set but in the last byte."""
+    """Decodes unsigned LEB128 numbers: 7 bits a byte, low bits first, the top bit set but in the last byte."""
     value = shift = 0
     for byte in data:
         value |= (byte & 0x7F) << shift
@@ -256,7 +256,7 @@ class _Range:
 
 
 def _td_hob(layout: bytes, memory_size: int) -> bytes:
-    """Return the digest of the hand-off block (HOB) list that describes guest memory to the firmware.
+    """Returns the digest of the hand-off block (HOB) list that describes guest memory to the firmware.
 
     Args:
         layout: numbers in pages: base, distance of the list from it, count, then offset and length per section.
@@ -284,7 +284,7 @@ def _td_hob(layout: bytes, memory_size: int) -> bytes:
 
 
 def _accept(ranges: Sequence[_Range], start: int, end: int) -> list[_Range]:
-    """Return the ranges with the section from `start` to `end` cut out of the unaccepted ones, as accepted."""
+    """Returns the ranges with the section from `start` to `end` cut out of the unaccepted ones, as accepted."""
     if start >= end:
         return list(ranges)
     pieces = [_Range(start, end, accepted=True)]
@@ -298,7 +298,7 @@ def _accept(ranges: Sequence[_Range], start: int, end: int) -> list[_Range]:
 
 
 def _split_high(ranges: Sequence[_Range], memory_size: int) -> Iterator[_Range]:
-    """Yield the ranges as the machine maps them: with enough memory, the part above 2 GiB moves above 4 GiB."""
+    """Yields the ranges as the machine maps them: with enough memory, the part above 2 GiB moves above 4 GiB."""
     *lower, last = ranges
     yield from lower
     if memory_size < SPLIT_FROM:
@@ -311,7 +311,7 @@ def _split_high(ranges: Sequence[_Range], memory_size: int) -> Iterator[_Range]:
 
 
 def _resource(part: _Range) -> bytes:
-    """Pack a resource descriptor block: header, owner (16 zero bytes), type, attributes, start, length."""
+    """Packs a resource descriptor block: header, owner (16 zero bytes), type, attributes, start, length."""
     kind = _SYSTEM_MEMORY if part.accepted else _UNACCEPTED_MEMORY
     return struct.pack(
         "<HHI16xIIQQ", 3, _HOB_RESOURCE_BYTES, 0, kind, _MEMORY_ATTRIBUTES, part.start, part.end - part.start

@@ -96,7 +96,7 @@ class _Verdict:
 
 
 def judge_boot_claims(ledger: Ledger, boot: str, event: GpuBootEvent, demands: GpuSection) -> None:
-    """Record every check of this module.
+    """Records every check of this module.
 
     Args:
         ledger: receives the outcomes.
@@ -129,7 +129,7 @@ def judge_boot_claims(ledger: Ledger, boot: str, event: GpuBootEvent, demands: G
 
 
 def leave_boot_claims(ledger: Ledger, demands: GpuSection, why: str) -> None:
-    """Record that there are no boot claims to look at: not reached where the policy demands some."""
+    """Records that there are no boot claims to look at: not reached where the policy demands some."""
     if demands.boot == "required":
         ledger.unreached(_CHECKS, why)
         return
@@ -144,7 +144,7 @@ def _verdict_on_form(result: BootResult) -> _Verdict:
 
 
 def _verification(result: BootResult, _: GpuBootEvent, __: GpuSection) -> _Verdict:
-    """Demand that every verification is affirmed by name: silence of some release of the tool affirms nothing."""
+    """Demands that every verification is affirmed by name: what a release does not mention is not affirmed."""
     problems = [f"{device.name}: {', '.join(faults)}" for device in result.devices if (faults := _faults(device))]
     if result.overall is not None and result.overall.result is not True:
         problems.append("the overall result is not true")
@@ -153,7 +153,7 @@ def _verification(result: BootResult, _: GpuBootEvent, __: GpuSection) -> _Verdi
 
 
 def _faults(device: BootDevice) -> list[str]:
-    """Return what a device's verification does not affirm; revocation has a check of its own."""
+    """Returns what a device's verification does not affirm; revocation has a check of its own."""
     faults = [] if device.measurements == "success" else [f"measures {_or_unstated(device.measurements)}"]
     faults += [f"{name} not true" for name in device.unverified]
     faults += [f"{chain.name} {_or_unstated(chain.status)}" for chain in device.chains if chain.status != "valid"]
@@ -173,7 +173,7 @@ def _debugging(result: BootResult, _: GpuBootEvent, demands: GpuSection) -> _Ver
 
 
 def _nonces(result: BootResult, _: GpuBootEvent, __: GpuSection) -> _Verdict:
-    """Demand one nonce in all claims: claims of several runs of the tool must not be put together."""
+    """Demands one nonce in all claims: claims of several runs of the tool must not be put together."""
     stated = [device.nonce for device in result.devices]
     if result.overall is not None:
         stated.append(result.overall.nonce)
@@ -183,7 +183,7 @@ def _nonces(result: BootResult, _: GpuBootEvent, __: GpuSection) -> _Verdict:
 
 
 def _revocation(result: BootResult, _: GpuBootEvent, __: GpuSection) -> _Verdict:
-    """Demand that no certificate was revoked, unless no claim mentions revocation.
+    """Demands that no certificate was revoked, unless no claim mentions revocation.
 
     Releases of the tool that ask no responder have no such claims. A result with such claims for some chains
     only is refused: the others were left out.
@@ -206,13 +206,13 @@ def _mentions_revocation(chain: CertificateChain) -> bool:
 
 
 def _is_unrevoked(chain: CertificateChain) -> bool:
-    """Return whether no certificate of the chain was revoked. Not all releases describe the responder's answer."""
+    """Returns whether no certificate of the chain was revoked; some releases do not describe the answer itself."""
     answer = (chain.ocsp_response_valid, chain.ocsp_nonce_matches)
     return chain.ocsp_status == "good" and chain.revocation_reason is None and False not in answer
 
 
 def _gpu_count(result: BootResult, event: GpuBootEvent, demands: GpuSection) -> _Verdict:
-    """Demand as many GPUs as were measured and are demanded, each with its own serial number (UEID)."""
+    """Demands as many GPUs as were measured and are demanded, each with its own serial number (UEID)."""
     count, different = len(result.gpus), len({gpu.ueid for gpu in result.gpus} - {None, ""})
     expected = f"{event.devices} different GPUs, as measured"
     if demands.count != "any":

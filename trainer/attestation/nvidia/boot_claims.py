@@ -112,7 +112,7 @@ class BootResult:
 
 
 def parse_boot_result(text: str) -> BootResult:
-    """Parse the text of `nvattest`'s result.
+    """Parses the text of `nvattest`'s result.
 
     Raises:
         ValueError: not one complete result of a successful run; the message is one line without control
@@ -136,7 +136,7 @@ def _claims(value: object) -> list[Claims]:
 
 
 def _devices(claims: list[Claims]) -> tuple[list[str], tuple[BootDevice, ...]]:
-    """Return names and claims of all devices. Each kind has its own count from 0, as in the bundle."""
+    """Returns names and claims of all devices. Each kind has its own count from 0, as in the bundle."""
     counts: dict[Kind, int] = {"gpu": 0, "switch": 0}
     devices = []
     for index, claim in enumerate(claims):
@@ -172,7 +172,7 @@ def _device(claim: Claims, kind: Kind, name: str) -> BootDevice:
 
 
 def _flags(kind: Kind) -> tuple[str, ...]:
-    """Return the names of the verifications that must have succeeded, without their common prefix."""
+    """Returns the names of the verifications that must have succeeded, without their common prefix."""
     rims = (f"{rim}-{flag}" for rim in _RIMS[kind] for flag in _RIM_FLAGS)
     return ("arch-check", *_REPORT_FLAGS, *rims, *_OWN_FLAGS[kind])
 
@@ -202,7 +202,7 @@ def _overall(bundle: object, claims: dict[str, Claims]) -> OverallToken | None:
 
 
 def _nonce(claim: Claims) -> str | None:
-    """Return the nonce in lower case: releases differ in the case of hex."""
+    """Returns the nonce in lower case: releases differ in the case of hex."""
     nonce = _text(claim, "eat_nonce")
     return None if nonce is None else nonce.lower()
 

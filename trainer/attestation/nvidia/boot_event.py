@@ -33,7 +33,7 @@ class GpuBootEvent(Strict):
 
 
 def gpu_boot_event(events: Sequence[Event]) -> GpuBootEvent | None:
-    """Return the OS's event about GPUs; None where the log has none.
+    """Returns the OS's event about GPUs; None where the log has none.
 
     Raises:
         ValueError: the log has one, but it is malformed.

@@ -51,7 +51,7 @@ GPU_DEVTOOLS: Final = CheckDefinition(
 def judge_gpu_boot(
     ledger: Ledger, claims: DatasetClaims, gpu: GpuEvidence, events: Sequence[Event] | None, policy: Policy
 ) -> None:
-    """Record the checks of this module and of `boot_checks`.
+    """Records the checks of this module and of `boot_checks`.
 
     Args:
         ledger: receives the outcomes.
@@ -83,7 +83,7 @@ def judge_gpu_boot(
 
 
 def _judge_text(ledger: Ledger, boot: str, event: GpuBootEvent | None, is_readable: bool) -> bool:
-    """Record gpu-boot.
+    """Records gpu-boot.
 
     Returns:
         Whether the text shown is the one whose digest the OS measured.
@@ -101,7 +101,7 @@ def _judge_text(ledger: Ledger, boot: str, event: GpuBootEvent | None, is_readab
 
 
 def _judge_event(ledger: Ledger, event: GpuBootEvent | None, demands: GpuSection) -> None:
-    """Record gpu-required, gpu-cc-mode and gpu-devtools."""
+    """Records gpu-required, gpu-cc-mode and gpu-devtools."""
     found = "no GPU" if event is None else f"{event.devices} x {event.provider}"
     if demands.required:
         present = event is not None and event.provider == "nvidia" and event.devices > 0

@@ -25,7 +25,7 @@ _MAX_DEPTH: Final = 8
 
 
 def overall_claims(bundle: object, claims: Mapping[str, Claims]) -> Claims | None:
-    """Return the overall token's claims; None if the release makes no tokens (no bundle, or an empty object).
+    """Returns the overall token's claims; None if the release makes no tokens (no bundle, or an empty object).
 
     Args:
         bundle: `[["JWT", token], {name: token}]`, where the overall token's `submods` has the digest of each
@@ -52,7 +52,7 @@ def overall_claims(bundle: object, claims: Mapping[str, Claims]) -> Claims | Non
 
 
 def as_object(value: object, name: str) -> Claims:
-    """Return `value` if it is a JSON object.
+    """Returns `value` if it is a JSON object.
 
     Raises:
         ValueError: it is not one.
@@ -75,7 +75,7 @@ def _without_token_keys(claims: Claims) -> Claims:
 
 
 def _payload(token: object, name: str) -> Claims:
-    """Return the payload of a JWT in compact form (RFC 7519)."""
+    """Returns the payload of a JWT in compact form (RFC 7519)."""
     parts = _TOKEN.fullmatch(token) if isinstance(token, str) else None
     if parts is None:
         raise ValueError(f"{name}: no JWT")
@@ -103,7 +103,7 @@ def _decoded(part: str, name: str) -> Claims:
 
 
 def _equal(one: object, other: object, depth: int = _MAX_DEPTH) -> bool:
-    """Return whether two JSON values are the same. Unlike with `==`, true is not 1.
+    """Returns whether two JSON values are the same. Unlike with `==`, true is not 1.
 
     Values nested deeper than `depth` count as different, which bounds the recursion.
     """

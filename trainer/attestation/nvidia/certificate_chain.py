@@ -42,7 +42,7 @@ Chain = tuple[x509.Certificate, ...]
 
 @lru_cache(maxsize=64)
 def parse_chain(pem: str) -> Chain:
-    """Parse a PEM chain, leaf first; afterwards all keys and extensions are known to be readable.
+    """Parses a PEM chain, leaf first; afterwards all keys and extensions are known to be readable.
 
     Cached, like `was_issued`: a GPU sends the same chain with every report.
 
@@ -60,7 +60,7 @@ def parse_chain(pem: str) -> Chain:
 
 @lru_cache(maxsize=256)
 def _readable(certificate: x509.Certificate) -> x509.Certificate:
-    """Read key and extensions, and return the certificate or an equal one from an earlier call.
+    """Reads key and extensions, and returns the certificate or an equal one from an earlier call.
 
     The GPUs of one machine share their upper certificates. Loading a P-384 key takes a tenth of the time of
     verifying a signature.
@@ -71,7 +71,7 @@ def _readable(certificate: x509.Certificate) -> x509.Certificate:
 
 
 def verify_chain(chain: Chain, *, root_sha256: str, now: int) -> None:
-    """Check that each certificate is valid now and issued by the next one, up to the pinned root.
+    """Checks that each certificate is valid now and issued by the next one, up to the pinned root.
 
     `ocsp` verifies revocation.
 
@@ -97,7 +97,7 @@ def verify_chain(chain: Chain, *, root_sha256: str, now: int) -> None:
 
 
 def _verify_leaf(leaf: x509.Certificate) -> None:
-    """Check that the leaf may sign and is no authority: a GPU's own certificate may not issue another."""
+    """Checks that the leaf may sign and is no authority: a GPU's own certificate may not issue another."""
     constraints, usage = _roles(leaf)
     if constraints is not None and constraints.ca:
         raise ValueError("the signer is a certificate authority")
@@ -106,7 +106,7 @@ def _verify_leaf(leaf: x509.Certificate) -> None:
 
 
 def _verify_issuer(chain: Chain, depth: int) -> None:
-    """Check that the certificate at `depth` may issue the one before it, and did."""
+    """Checks that the certificate at `depth` may issue the one before it, and did."""
     constraints, usage = _roles(chain[depth])
     if constraints is None or not constraints.ca or (usage is not None and not usage.key_cert_sign):
         raise ValueError(f"certificate {depth} may not issue certificates")
@@ -118,7 +118,7 @@ def _verify_issuer(chain: Chain, depth: int) -> None:
 
 @lru_cache(maxsize=256)
 def was_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    """Return whether names match and the signature is valid. Cached: GPUs of one machine share upper issuers."""
+    """Returns whether names match and the signature is valid. Cached: GPUs of one machine share upper issuers."""
     try:
         certificate.verify_directly_issued_by(issuer)
     except (*MALFORMED, InvalidSignature):
@@ -133,7 +133,7 @@ def _roles(certificate: x509.Certificate) -> tuple[x509.BasicConstraints | None,
 
 
 def certified_fwid(leaf: x509.Certificate) -> bytes:
-    """Return the firmware id that the leaf was issued for: a SHA-384 in its TCG DICE extension.
+    """Returns the firmware id that the leaf was issued for: a SHA-384 in its TCG DICE extension.
 
     In Hopper's extension it is at the end. Blackwell has a DiceTcbInfo, whose field 6 lists it first.
 
@@ -151,7 +151,7 @@ def certified_fwid(leaf: x509.Certificate) -> bytes:
 
 
 def _fields(der: bytes) -> dict[int, bytes]:
-    """Return the contents of consecutive DER elements by tag; the first of several with one tag."""
+    """Returns the contents of consecutive DER elements by tag; the first of several with one tag."""
     contents: dict[int, bytes] = {}
     while der:
         tag, size, begin = der[0], int.from_bytes(der[1:2]), 2
@@ -166,7 +166,7 @@ def _fields(der: bytes) -> dict[int, bytes]:
 
 
 def certified_model(chain: Chain) -> str:
-    """Return the GPU's model, such as `GH100 A01 GSP BROM`: the name in NVIDIA's certificate for this GPU.
+    """Returns the GPU's model, such as `GH100 A01 GSP BROM`: the name in NVIDIA's certificate for this GPU.
 
     That is the second certificate of the chain. The GPU itself issued the first, to the firmware that signs
     reports, so a name in the first is only the firmware's.
@@ -181,7 +181,7 @@ def certified_model(chain: Chain) -> str:
 
 
 def different_keys(leaves: Sequence[x509.Certificate]) -> int:
-    """Return how many different keys the leaves have: each GPU has its own."""
+    """Returns how many different keys the leaves have: each GPU has its own."""
     keys: list[PublicKeyTypes] = []
     for leaf in leaves:
         key = leaf.public_key()

@@ -30,7 +30,7 @@ GPU_REPORT_REVOCATION: Final = CheckDefinition(
 def judge_measurements(
     ledger: Ledger, pairs: Sequence[tuple[GpuReport, Chain]], demands: GpuSection, context: GpuReportContext
 ) -> None:
-    """Record gpu-report-measurements.
+    """Records gpu-report-measurements.
 
     Args:
         ledger: receives the outcome.
@@ -65,7 +65,7 @@ def judge_measurements(
 def judge_revocation(
     ledger: Ledger, chains: Sequence[Chain], demands: GpuSection, context: GpuReportContext
 ) -> None:
-    """Record gpu-report-revocation.
+    """Records gpu-report-revocation.
 
     Args:
         ledger: receives the outcome.

@@ -60,7 +60,7 @@ class GpuEndorsementsDocument(Strict):
 
     @classmethod
     def of(cls, endorsements: GpuEndorsements) -> GpuEndorsementsDocument:
-        """Make the document form of `endorsements`.
+        """Makes the document form of `endorsements`.
 
         Raises:
             ValueError: they are larger or more than the limits of this module.
@@ -69,6 +69,6 @@ class GpuEndorsementsDocument(Strict):
         return cls(reference_values=endorsements.reference_values, revocation=answers)
 
     def endorsements(self) -> GpuEndorsements:
-        """Return the endorsements in the document."""
+        """Returns the endorsements in the document."""
         answers = tuple(base64.b64decode(text) for text in self.revocation)
         return GpuEndorsements(self.reference_values, answers)

@@ -102,7 +102,7 @@ _CHECKS: Final = (
 def judge_gpu_reports(
     ledger: Ledger, shown: Sequence[FreshGpuEvidence], demands: GpuSection, context: GpuReportContext
 ) -> Sequence[Chain]:
-    """Record the checks of this module and of `gpu_endorsement_checks`.
+    """Records the checks of this module and of `gpu_endorsement_checks`.
 
     Reports in the evidence are verified whether the policy demands them or not.
 
@@ -151,7 +151,7 @@ def judge_gpu_reports(
 def _judge_chains(
     ledger: Ledger, shown: Sequence[FreshGpuEvidence], demands: GpuSection, context: GpuReportContext
 ) -> list[Chain] | None:
-    """Record gpu-report-chain and return the chains if all are verified: an unverified one certifies nothing."""
+    """Records gpu-report-chain and returns the chains if all are verified: an unverified one certifies nothing."""
 
     def parse_verified(item: FreshGpuEvidence) -> Chain:
         chain = parse_chain(item.certificate_chain)
@@ -170,7 +170,7 @@ def _judge_chains(
 
 
 def _judge_signers(ledger: Ledger, pairs: Sequence[tuple[GpuReport, Chain]], demands: GpuSection) -> None:
-    """Record gpu-report-signature and gpu-report-fwid: the leaf's key signed, for the firmware that it is for."""
+    """Records gpu-report-signature and gpu-report-fwid: the leaf's key signed, for the firmware that it is for."""
     judge_each_report(
         ledger,
         GPU_REPORT_SIGNATURE,
@@ -206,7 +206,7 @@ def _require_equal(expected: bytes, found: bytes) -> None:
 
 
 def _judge_count(ledger: Ledger, chains: Sequence[Chain], demands: GpuSection) -> None:
-    """Record gpu-report-count. GPUs are distinguished by their keys, so one GPU cannot answer for another."""
+    """Records gpu-report-count. GPUs are distinguished by their keys, so one GPU cannot answer for another."""
     different = different_keys([chain[0] for chain in chains])
     wanted = demands.count == "any" or demands.count == different
     ledger.judge(

@@ -56,7 +56,7 @@ class OcspResponse:
 
 
 def parse_answers(der: bytes) -> list[OcspResponse]:
-    """Parse one OCSP response; afterwards every part that is used later is known to be readable.
+    """Parses one OCSP response; afterwards every part that is used later is known to be readable.
 
     Raises:
         ValueError: not a response, or an error of the responder.
@@ -75,7 +75,7 @@ def parse_answers(der: bytes) -> list[OcspResponse]:
 
 
 def _single_responses(response: ocsp.OCSPResponse) -> list[ocsp.OCSPSingleResponse]:
-    """Return the single responses of a successful one, after reading its other parts.
+    """Returns the single responses of a successful one, after reading its other parts.
 
     `cryptography` parses lazily: reading a part of a malformed response raises, which must happen here.
     """
@@ -101,12 +101,12 @@ def _answer(response: ocsp.OCSPResponse, single: ocsp.OCSPSingleResponse) -> Ocs
 
 
 def asked_about(chain: Chain) -> list[tuple[x509.Certificate, x509.Certificate]]:
-    """Return the certificates that a responder has records of, each with its issuer; the GPU's first."""
+    """Returns the certificates that a responder has records of, each with its issuer; the GPU's first."""
     return list(pairwise(chain[1:]))
 
 
 def verify_not_revoked(chain: Chain, answers: Sequence[OcspResponse], *, now: int) -> None:
-    """Check that every certificate of `asked_about` has answers, and that all of its answers are good now.
+    """Checks that every certificate of `asked_about` has answers, and that all of its answers are good now.
 
     One good answer does not outweigh another that says revoked.
 
@@ -152,7 +152,7 @@ def _verify_answer(answer: OcspResponse, issuer: x509.Certificate, now: int) -> 
 
 
 def _responder(response: ocsp.OCSPResponse, issuer: x509.Certificate, now: int) -> x509.Certificate:
-    """Return the certificate that the response must be signed with: the issuer's, or that of its delegate."""
+    """Returns the certificate that the response must be signed with: the issuer's, or that of its delegate."""
     if _is_named(issuer, response):
         return issuer
     delegates = [certificate for certificate in response.certificates if _is_named(certificate, response)]

@@ -47,7 +47,7 @@ def judge_each_report(
     detail: str | None = None,
     in_threads: bool = False,
 ) -> list[Verified] | None:
-    """Record one check over all reports; it fails if `verify` refuses one of them.
+    """Records one check over all reports; it fails if `verify` refuses one of them.
 
     Args:
         ledger: receives the outcome.

@@ -64,7 +64,7 @@ class ReferenceIntegrityManifest:
 
 
 def verify_manifest(text: str, *, root_sha256: str, now: int) -> ReferenceIntegrityManifest:
-    """Verify a manifest's signature and read the contents from the signed part alone.
+    """Verifies a manifest's signature and reads the contents from the signed part alone.
 
     Args:
         text: the XML.
@@ -89,7 +89,7 @@ def verify_manifest(text: str, *, root_sha256: str, now: int) -> ReferenceIntegr
 
 
 def _libraries() -> tuple[Any, Any]:
-    """Import the XML libraries, which are installed only where a policy demands reference values."""
+    """Imports the XML libraries, which are installed only where a policy demands reference values."""
     try:
         import signxml  # noqa: PLC0415 -- see above
         from lxml import etree  # noqa: PLC0415
@@ -103,7 +103,7 @@ def _libraries() -> tuple[Any, Any]:
 
 
 def _plain_xml(text: str) -> bytes:
-    """Refuse what manifests do not need and parsers treat differently: DTDs, entities, comments, instructions."""
+    """Refuses what manifests do not need and parsers treat differently: DTDs, entities, comments, instructions."""
     if len(text) > MAX_MANIFEST_BYTES:
         raise ValueError(f"expected at most {MAX_MANIFEST_BYTES} bytes, got {len(text)}")
     plain = _DECLARATION.sub("", text, count=1) if _DECLARATION.match(text) else text
@@ -123,7 +123,7 @@ def _expected(signxml: Any, now: int) -> Any:
 
 
 def _signature(root: Any) -> Any:
-    """Return the document's only signature, which must cover the complete document except itself."""
+    """Returns the document's only signature, which must cover the complete document except itself."""
     if root.tag != f"{_SWID}SoftwareIdentity":
         raise ValueError("the document's root is not SoftwareIdentity")
     signatures = list(root.iter(f"{_SIGNATURE}Signature"))
@@ -139,7 +139,7 @@ def _signature(root: Any) -> Any:
 
 
 def _certificates(signature: Any) -> str:
-    """Return the certificates in PEM, the signer's first. The signature does not cover them."""
+    """Returns the certificates in PEM, the signer's first. The signature does not cover them."""
     texts = ["\n".join((element.text or "").split()) for element in signature.iter(f"{_SIGNATURE}X509Certificate")]
     return "".join(f"-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n" for text in texts)
 
@@ -167,7 +167,7 @@ def _only(parent: Any, name: str) -> Any:
 
 
 def _accepted(resource: Any, index: int) -> frozenset[bytes] | None:
-    """Return the values that an active measurement may have; None for one that is not active."""
+    """Returns the values that an active measurement may have; None for one that is not active."""
     active = resource.get("active")
     if active not in ("True", "False"):
         raise ValueError(f"measurement {index}: expected True or False for active, got {active}")
@@ -186,7 +186,7 @@ def _number(resource: Any, name: str) -> int:
 
 
 def compare_measurements(report: GpuReport, model: str, manifests: Sequence[ReferenceIntegrityManifest]) -> None:
-    """Check that a GPU's measurements are those that NVIDIA published for its driver and its VBIOS.
+    """Checks that a GPU's measurements are those that NVIDIA published for its driver and its VBIOS.
 
     Blocks of the report that are active in neither manifest are ignored, as in NVIDIA's verifiers.
 
@@ -232,7 +232,7 @@ def _list(indices: Sequence[int]) -> str:
 
 
 def manifest_ids(report: GpuReport, model: str) -> tuple[str, str]:
-    """Return the names of the manifests of a report's driver and VBIOS in NVIDIA's RIM service.
+    """Returns the names of the manifests of a report's driver and VBIOS in NVIDIA's RIM service.
 
     Raises:
         ValueError: the report lacks a field that the names need.

@@ -66,7 +66,7 @@ class GpuReport:
 
 
 def gpu_nonce(nonce: str) -> bytes:
-    """Return the 32 bytes that a GPU signs for a provider's nonce: SHA-256(domain ‖ 0x00 ‖ the nonce's 32 bytes).
+    """Returns the 32 bytes that a GPU signs for a provider's nonce: SHA-256(domain ‖ 0x00 ‖ nonce in binary).
 
     The domain keeps the operator from presenting a report that a GPU made for another protocol's nonce.
 
@@ -108,7 +108,7 @@ class _Reader:
 
 
 def parse_gpu_report(data: bytes) -> GpuReport:
-    """Parse a request with its response; every byte must belong to a field.
+    """Parses a request with its response; every byte must belong to a field.
 
     Raises:
         ValueError: malformed, or a field occurs twice or is missing; the message names it.
@@ -142,7 +142,7 @@ def parse_gpu_report(data: bytes) -> GpuReport:
 
 
 def _measurements(record: bytes, blocks: int) -> dict[int, bytes]:
-    """Parse blocks of index (1), specification (1), size (2), value type (1), value size (2), value."""
+    """Parses blocks of index (1), specification (1), size (2), value type (1), value size (2), value."""
     reader = _Reader(record, "the measurement record")
     found: dict[int, bytes] = {}
     for _ in range(blocks):
@@ -160,7 +160,7 @@ def _measurements(record: bytes, blocks: int) -> dict[int, bytes]:
 
 
 def _opaque(data: bytes) -> dict[int, bytes]:
-    """Parse fields of type (2), size (2), value."""
+    """Parses fields of type (2), size (2), value."""
     reader = _Reader(data, "the opaque data")
     found: dict[int, bytes] = {}
     while reader.left:
@@ -188,12 +188,12 @@ def _driver_version(value: bytes) -> str:
 
 
 def _vbios_version(value: bytes) -> str:
-    """Format a VBIOS version as NVIDIA does: bytes 3, 2, 1 and 0, then byte 4."""
+    """Formats a VBIOS version as NVIDIA does: bytes 3, 2, 1 and 0, then byte 4."""
     return ".".join(f"{byte:02X}" for byte in (*reversed(value[:4]), value[4]))
 
 
 def verify_signature(report: GpuReport, key: PublicKeyTypes) -> None:
-    """Check that `key`, on P-384, signed the report (ECDSA with SHA-384).
+    """Checks that `key`, on P-384, signed the report (ECDSA with SHA-384).
 
     Raises:
         ValueError: it did not, or the key is not on P-384.

@@ -10,7 +10,7 @@ _MAX_CHARS: Final = 64
 
 
 def reaches(version: str | None, minimum: str, *, base: Literal[10, 16]) -> bool:
-    """Return whether `version` is `minimum` or later.
+    """Returns whether `version` is `minimum` or later.
 
     A version that is missing or malformed reaches no minimum but `any`, as it cannot be compared.
 
@@ -27,7 +27,7 @@ def reaches(version: str | None, minimum: str, *, base: Literal[10, 16]) -> bool
 
 
 def _numbers(version: str, base: int) -> list[int]:
-    """Return the parts of a version without zeros at the end: 550.90 and 550.90.00 are the same."""
+    """Returns the parts of a version without zeros at the end: 550.90 and 550.90.00 are the same."""
     numbers = [int(part, base) for part in version.split(".")]
     while numbers and not numbers[-1]:
         numbers.pop()

@@ -31,7 +31,7 @@ class RevocationAnswers(Strict):
     responses: Annotated[tuple[AnswerText, ...], Field(min_length=1, max_length=MAX_ANSWERS)]
 
     def decoded(self) -> tuple[bytes, ...]:
-        """Return the responses in DER."""
+        """Returns the responses in DER."""
         return tuple(base64.b64decode(response) for response in self.responses)
 
 
@@ -42,7 +42,7 @@ class EndorsementFiles(BaseModel):
 
 
 def read_named(name: str, read_file: Callable[[str], bytes]) -> bytes:
-    """Return the bytes of a file that a policy names.
+    """Returns the bytes of a file that a policy names.
 
     Raises:
         UsageError: it cannot be read.
@@ -54,7 +54,7 @@ def read_named(name: str, read_file: Callable[[str], bytes]) -> bytes:
 
 
 def inline_gpu_files(section: object, read_file: Callable[[str], bytes]) -> object:
-    """Replace `{files: […]}` in the section `gpu` of a parsed YAML policy by the contents of the files.
+    """Replaces `{files: […]}` in the section `gpu` of a parsed YAML policy by the contents of the files.
 
     Raises:
         UsageError: a file cannot be read, or is not of its kind.
@@ -94,7 +94,7 @@ def _base64(_: str, data: bytes) -> str:
 
 
 def explain_reference_values(source: ReferenceManifests | ServiceUrl | Literal["any"]) -> str:
-    """Return what `gpu.reference_values` demands, in one sentence."""
+    """Returns what `gpu.reference_values` demands, in one sentence."""
     if source == "any":
         return "Not demanded: that GPUs measure what NVIDIA published for their driver and VBIOS."
     where = source.url if isinstance(source, ServiceUrl) else f"{len(source.documents)} files"
@@ -102,7 +102,7 @@ def explain_reference_values(source: ReferenceManifests | ServiceUrl | Literal["
 
 
 def explain_revocation(source: RevocationAnswers | ServiceUrl | Literal["any"]) -> str:
-    """Return what `gpu.revocation` demands, in one sentence."""
+    """Returns what `gpu.revocation` demands, in one sentence."""
     if source == "any":
         return "Not demanded: that GPUs' certificates are not revoked."
     where = source.url if isinstance(source, ServiceUrl) else f"{len(source.responses)} files"

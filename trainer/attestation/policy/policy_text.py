@@ -45,7 +45,7 @@ def strict_policy(
     sandbox: Sequence[str] = (),
     recipient: Literal["derived", "instance"] = "instance",
 ) -> Policy:
-    """Return a policy that demands exactly what was reviewed.
+    """Returns a policy that demands exactly what was reviewed.
 
     Args:
         app_compose: exact text of app-compose.json.
@@ -89,7 +89,7 @@ def _trust_root(pem: str) -> TrustRoot:
 
 
 def read_measurements(data: bytes) -> OsMeasurements:
-    """Read one tuple of OS measurements from JSON, such as the simulator's measurements.json.
+    """Reads one tuple of OS measurements from JSON, such as the simulator's measurements.json.
 
     Raises:
         UsageError: not such a document.
@@ -112,7 +112,7 @@ def policy_yaml(
     reference_files: Sequence[str] = (),
     revocation_files: Sequence[str] = (),
 ) -> str:
-    """Return the policy as commented YAML, from which `parse_policy` reads an equal policy.
+    """Returns the policy as commented YAML, from which `parse_policy` reads an equal policy.
 
     Long documents that nobody reads can be replaced by the names of the files that hold them.
 
@@ -136,7 +136,7 @@ def _lines(policy: Policy, collateral_file: str | None) -> Iterator[str]:
 
 
 def _entry(name: str, value: object, indent: str) -> Iterator[str]:
-    """Yield the lines of one key: block style for sections, lists of sections and texts of several lines."""
+    """Yields the lines of one key: block style for sections, lists of sections and texts of several lines."""
     deeper = indent + "  "
     if isinstance(value, BaseModel):
         yield f"{indent}{name}:"
@@ -154,7 +154,7 @@ def _entry(name: str, value: object, indent: str) -> Iterator[str]:
 
 
 def explain(policy: Policy) -> list[str]:
-    """Return what the policy demands and what it leaves open, one plain sentence each."""
+    """Returns what the policy demands and what it leaves open, one plain sentence each."""
     if policy.trust_root == "intel":
         root = "Only hardware that Intel vouches for is accepted."
     else:

@@ -112,11 +112,11 @@ class Policy(Strict):
     freshness: FreshnessSection = Field(description="How old the job's claims may be, in seconds.")
 
     def canonical(self) -> bytes:
-        """Return the policy as canonical JSON (RFC 8785)."""
+        """Returns the policy as canonical JSON (RFC 8785)."""
         return canonical_json(self.model_dump(mode="json"))
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the canonical JSON, in hex."""
+        """Returns the SHA-256 of the canonical JSON, in hex."""
         return sha256_hex(self.canonical())
 
     @property
@@ -131,7 +131,7 @@ class Policy(Strict):
 
 
 def parse_policy(data: bytes, *, read_file: Callable[[str], bytes]) -> Policy:
-    """Parse the bytes of a policy.yaml.
+    """Parses the bytes of a policy.yaml.
 
     Args:
         data: the YAML text.
@@ -158,7 +158,7 @@ def parse_policy(data: bytes, *, read_file: Callable[[str], bytes]) -> Policy:
 
 
 def _inline(document: dict[str, object], section: str, key: str, read_file: Callable[[str], bytes]) -> None:
-    """Replace `{file: …}` in a section by the file's text under `key`: a policy's digest covers its files."""
+    """Replaces `{file: …}` in a section by the file's text under `key`: a policy's digest covers its files."""
     value = document.get(section)
     if not isinstance(value, Mapping) or "file" not in value:
         return
@@ -179,7 +179,7 @@ def _text(name: str, read_file: Callable[[str], bytes]) -> str:
 
 
 def _policy_error(error: ValidationError) -> UsageError:
-    """Return the most specific of pydantic's errors, with the place named by the policy's own keys."""
+    """Returns the most specific of pydantic's errors, with the place named by the policy's own keys."""
     errors = error.errors(include_url=False, include_context=False, include_input=False)
     # A union such as `KeyProviderDemand | "any"` gives one error for each member: the deepest one is of the member
     # that the provider meant, and "expected 'any'" is never it.

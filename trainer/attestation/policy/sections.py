@@ -72,7 +72,7 @@ class TcbSection(Strict):
         )
 
     def explain(self) -> Iterator[str]:
-        """Yield what this section demands and leaves open, one sentence each."""
+        """Yields what this section demands and leaves open, one sentence each."""
         yield f"The platform's TCB status must be {' or '.join(self.accepted_statuses)}."
         if any(status.startswith("OutOfDate") for status in self.accepted_statuses):
             yield f"An out-of-date level may date back at most {self.grace_days} days."
@@ -123,7 +123,7 @@ class AppSection(Strict):
         )
 
     def explain(self) -> Iterator[str]:
-        """Yield what this section demands and leaves open, one sentence each."""
+        """Yields what this section demands and leaves open, one sentence each."""
         yield f"The measured app-compose.json must be one of {len(self.compose_sha256)} listed."
         yield f"The job spec must be one of {len(self.job_spec_sha256)} listed."
         if self.recipient == "instance":
@@ -159,7 +159,7 @@ class OsSection(Strict):
     development: Literal["refused"] | Unset = "refused"
 
     def explain(self) -> Iterator[str]:
-        """Yield what this section demands, in one sentence."""
+        """Yields what this section demands, in one sentence."""
         if not self.measurements and not self.image_sha256:
             yield "No OS is accepted yet: list the measurements or the image hash of the one that you reviewed."
             return
@@ -228,7 +228,7 @@ class GpuSection(Strict):
         )
 
     def explain(self) -> Iterator[str]:
-        """Yield what this section demands and leaves open, one sentence each."""
+        """Yields what this section demands and leaves open, one sentence each."""
         if self.required:
             yield "The OS must have attested NVIDIA GPUs in confidential mode."
         else:
@@ -252,7 +252,7 @@ class GpuSection(Strict):
             yield explain_revocation(self.revocation)
 
     def _explain_values(self) -> Iterator[str]:
-        """Yield what is demanded of GPUs by either kind of evidence."""
+        """Yields what is demanded of GPUs by either kind of evidence."""
         if self.boot == self.fresh == "any":
             return
         if self.count == "any":
@@ -271,7 +271,7 @@ class GpuSection(Strict):
 
 
 def endorsements_of(section: GpuSection, *, fetched: GpuEndorsements) -> GpuEndorsements:
-    """Return what fresh GPU reports are judged with: the policy's own files, else what was fetched."""
+    """Returns what fresh GPU reports are judged with: the policy's own files, else what was fetched."""
     values, answers = section.reference_values, section.revocation
     return GpuEndorsements(
         reference_values=values.documents if isinstance(values, ReferenceManifests) else fetched.reference_values,

@@ -72,7 +72,7 @@ class AttestationResult:
         return tuple(check for check in self.checks if not check.acceptable)
 
     def check(self, code: str) -> Check:
-        """Return the outcome of the check with this code.
+        """Returns the outcome of the check with this code.
 
         Raises:
             KeyError: the appraisal has no such check.
@@ -93,7 +93,7 @@ class AttestationResult:
         return bytes.fromhex(self.claims.receipt_key)
 
     def require_pass(self, now: int) -> None:
-        """Return only if this is a pass and still valid at `now` (Unix seconds).
+        """Returns only if this is a pass and still valid at `now` (Unix seconds).
 
         Raises:
             VerificationError: `verification-failed` with the failed checks, or `attestation-expired`.

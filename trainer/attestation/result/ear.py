@@ -64,7 +64,7 @@ CODES_BY_CLAIM: Final[Mapping[tuple[Submodule, TrustClaim], tuple[str, ...]]] = 
 
 
 def ear_document(result: AttestationResult) -> dict[str, JsonValue]:
-    """Return the result as JSON values: the output of `trainer verify --json`, and part of a record.
+    """Returns the result as JSON values: the output of `trainer verify --json`, and part of a record.
 
     For scripts, `status`, `checks`, `recipient`, `expires_at` and `results` are top-level keys; `EXTENSION` holds
     further values of this project. Everything else is EAR. Times in Unix seconds.
@@ -88,7 +88,7 @@ def ear_document(result: AttestationResult) -> dict[str, JsonValue]:
 
 
 def policy_urn(sha256: str) -> str:
-    """Return the name of a policy in an EAR, from its digest."""
+    """Returns the name of a policy in an EAR, from its digest."""
     return f"urn:confidential-trainer:policy:sha256:{sha256}"
 
 
@@ -115,7 +115,7 @@ def _extension(result: AttestationResult) -> dict[str, JsonValue]:
 
 
 def vectors(checks: Sequence[Check]) -> dict[Submodule, dict[TrustClaim, TrustValue]]:
-    """Return submodule → claim → value, from the states of the checks that count towards each claim."""
+    """Returns submodule → claim → value, from the states of the checks that count towards each claim."""
     by_code = {check.code: check for check in checks}
     collected: dict[Submodule, dict[TrustClaim, TrustValue]] = {name: {} for name in Submodule}
     for (submodule, claim), codes in CODES_BY_CLAIM.items():
@@ -124,7 +124,7 @@ def vectors(checks: Sequence[Check]) -> dict[Submodule, dict[TrustClaim, TrustVa
 
 
 def _value(checks: Sequence[Check]) -> TrustValue:
-    """Return the value of one claim: that of its worst check.
+    """Returns the value of one claim: that of its worst check.
 
     A contraindicated check decides before one that was not reached. A claim without an affirmed check is NONE, so
     a policy that leaves everything open affirms nothing.
@@ -140,18 +140,18 @@ def _value(checks: Sequence[Check]) -> TrustValue:
 
 
 def _tolerated(check: Check) -> bool:
-    """Return whether the policy accepted a TCB status other than UpToDate."""
+    """Returns whether the policy accepted a TCB status other than UpToDate."""
     return check.code == TCB_STATUS.code and check.found != "UpToDate"
 
 
 def submodule_of(check: Check) -> Submodule | None:
-    """Return the submodule that a check counts towards; None for a check that only a receipt has."""
+    """Returns the submodule that a check counts towards; None for a check that only a receipt has."""
     definition = DEFINITIONS.get(check.code)
     return definition.claim[0] if definition and definition.claim else None
 
 
 def submodule_tier(name: Submodule, checks: Sequence[Check]) -> Tier:
-    """Return the tier of one submodule; `none` where nothing was affirmed, or a check was not reached."""
+    """Returns the tier of one submodule; `none` where nothing was affirmed, or a check was not reached."""
     worst = max(vectors(checks)[name].values())
     if worst >= TrustValue.CONTRAINDICATED:
         return Tier.CONTRAINDICATED
@@ -169,7 +169,7 @@ _TIERS: Final = {
 
 
 def overall_tier(result: AttestationResult) -> Tier:
-    """Return the tier of the result: contraindicated unless it is a pass.
+    """Returns the tier of the result: contraindicated unless it is a pass.
 
     A check that was not reached leaves its submodule's tier at `none`, but fails the appraisal.
     """

@@ -58,7 +58,7 @@ class CheckGroup:
 
 
 def grouped(checks: Sequence[Check]) -> tuple[CheckGroup, ...]:
-    """Return the checks by submodule, in the order of `TITLES`, without empty groups."""
+    """Returns the checks by submodule, in the order of `TITLES`, without empty groups."""
     by_submodule: dict[Submodule | None, list[Check]] = {}
     for check in checks:
         by_submodule.setdefault(submodule_of(check), []).append(check)
@@ -71,7 +71,7 @@ def grouped(checks: Sequence[Check]) -> tuple[CheckGroup, ...]:
 
 
 def explanation(check: Check) -> tuple[tuple[str, str], ...]:
-    """Return the explanation of a failed check as pairs of label and printable text, without empty ones."""
+    """Returns the explanation of a failed check as pairs of label and printable text, without empty ones."""
     definition = DEFINITIONS.get(check.code)  # None for the checks of a receipt's own files
     parts = (
         ("expected", check.expected),
@@ -84,18 +84,18 @@ def explanation(check: Check) -> tuple[tuple[str, str], ...]:
 
 
 def summary(checks: Sequence[Check]) -> str:
-    """Return how many checks ended in each state, such as `60 affirmed, 9 not demanded`."""
+    """Returns how many checks ended in each state, such as `60 affirmed, 9 not demanded`."""
     counts = Counter(check.state for check in checks)
     return ", ".join(f"{counts[state]} {word}" for state, word in WORDS.items() if counts[state])
 
 
 def utc(seconds: int) -> str:
-    """Return Unix seconds as a date and time in UTC for people."""
+    """Returns Unix seconds as a date and time in UTC for people."""
     return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def shortened(text: str, length: int) -> str:
-    """Return `text` in at most `length` characters, the middle left out: people compare both ends of a digest."""
+    """Returns `text` in at most `length` characters, the middle left out: people compare both ends of a digest."""
     if len(text) <= length:
         return text
     tail = (length - 1) // 3

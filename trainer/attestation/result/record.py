@@ -61,7 +61,7 @@ def make_record(
     policy: Policy,
     endorsements: GpuEndorsements = NO_ENDORSEMENTS,
 ) -> Record:
-    """Make the record of an appraisal.
+    """Makes the record of an appraisal.
 
     Args:
         result: the outcome.
@@ -74,7 +74,7 @@ def make_record(
 
 
 def save_record(record: Record) -> bytes:
-    """Return the record as canonical JSON.
+    """Returns the record as canonical JSON.
 
     Raises:
         VerificationError: the collateral is not text, which only a failed appraisal can have.
@@ -105,13 +105,13 @@ def _text(collateral: bytes) -> str:
 
 
 def _nonce_unused(result: AttestationResult) -> bool | None:
-    """Return the `nonce_unused` of the appraisal: only the machine that drew the nonce has a record of its use."""
+    """Returns the `nonce_unused` of the appraisal; only the machine that drew the nonce recorded its use."""
     state = result.check(NONCE_UNUSED.code).state
     return None if state is CheckState.NOT_DEMANDED else state is CheckState.AFFIRMED
 
 
 def is_record(data: bytes) -> bool:
-    """Return whether these bytes have the keys of a record, and not of bare evidence; validates nothing else."""
+    """Returns whether these bytes have the keys of a record, and not of bare evidence; validates nothing else."""
     try:
         document = parse_json(data)
     except ValueError:
@@ -120,7 +120,7 @@ def is_record(data: bytes) -> bool:
 
 
 def load_record(data: bytes) -> Record:
-    """Read a record and appraise its evidence again, at the recorded time.
+    """Reads a record and appraises its evidence again, at the recorded time.
 
     Raises:
         VerificationError: not a record, or the appraisal has another outcome than the recorded one.
@@ -129,7 +129,7 @@ def load_record(data: bytes) -> Record:
 
 
 def _confirmed(document: _RecordDocument) -> Record:
-    """Repeat the appraisal of a record and return it if the outcome is the recorded one."""
+    """Repeats the appraisal of a record and returns it if the outcome is the recorded one."""
     record = _appraised(
         document.evidence,
         document.collateral.encode(),
@@ -156,7 +156,7 @@ def _status(recorded: dict[str, JsonValue]) -> str:
 
 
 def reappraise(record: Record, *, now: int, policy: Policy | None = None, nonce: str | None = None) -> Record:
-    """Appraise a record's evidence as of another time, or under another policy.
+    """Appraises a record's evidence as of another time, or under another policy.
 
     The recorded collateral is used unless `policy` contains some: nothing is fetched. Whether the nonce was
     unused, and which TLS key served the evidence, stay as recorded, as they cannot be found out later.
@@ -191,7 +191,7 @@ class _Occasion:
 def _appraised(
     evidence: Evidence, collateral: bytes, endorsements: GpuEndorsements, policy: Policy, occasion: _Occasion
 ) -> Record:
-    """Appraise the documents of a record and return the record with the new result."""
+    """Appraises the documents of a record and returns the record with the new result."""
     result = appraise(
         evidence,
         collateral=collateral,

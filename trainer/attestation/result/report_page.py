@@ -39,7 +39,7 @@ Facts = Iterable[tuple[str, str]]
 
 
 def render_page(record: Record) -> str:
-    """Return the page as one HTML document."""
+    """Returns the page as one HTML document."""
     result = record.result
     parts = (
         _verdict(result),
@@ -67,7 +67,7 @@ def _footer(result: AttestationResult) -> str:
 
 
 def content_security_policy() -> str:
-    """Return the page's content security policy: it allows the page's own style, by digest, and nothing else."""
+    """Returns the page's content security policy: it allows the page's own style, by digest, and nothing else."""
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
 
@@ -146,7 +146,7 @@ def _found(result: AttestationResult, definition: CheckDefinition) -> str:
 
 
 def _value(text: str) -> str:
-    """Return a value as HTML; one longer than `LONG_VALUE` is folded."""
+    """Returns a value as HTML; one longer than `LONG_VALUE` is folded."""
     full = escape(printable(text))
     if len(text) <= LONG_VALUE:
         return f'<span class="value">{full}</span>'

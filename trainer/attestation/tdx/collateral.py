@@ -48,7 +48,7 @@ class Collateral:
 
 
 def root_key_id(certificate: x509.Certificate) -> bytes:
-    """Return the SHA-384 of a root's EC public key point (0x04‖X‖Y): Intel's `root_key_id`.
+    """Returns the SHA-384 of a root's EC public key point (0x04‖X‖Y): Intel's `root_key_id`.
 
     Raises:
         ValueError: not an EC key.
@@ -61,7 +61,7 @@ def root_key_id(certificate: x509.Certificate) -> bytes:
 
 @lru_cache(maxsize=64)
 def root_key_ids(pem: bytes) -> tuple[bytes, ...]:
-    """Return the key ids of the self-issued certificates in a PEM chain; zero bytes after it are ignored.
+    """Returns the key ids of the self-issued certificates in a PEM chain; zero bytes after it are ignored.
 
     Cached: Intel's chains are the same in every quote and collateral.
 
@@ -83,7 +83,7 @@ def _self_issued(pem: bytes) -> Iterator[bytes]:
 
 
 def parse_collateral(data: bytes) -> Collateral:
-    """Read collateral in dcap-qvl's `QuoteCollateralV3` JSON form without verifying anything.
+    """Reads collateral in dcap-qvl's `QuoteCollateralV3` JSON form without verifying anything.
 
     Raises:
         ValueError: too large, or not such a document.
@@ -101,7 +101,7 @@ def parse_collateral(data: bytes) -> Collateral:
 
 
 def module_identity(tcb_info: Mapping[str, Any], report: TdReport) -> Mapping[str, Any] | None:
-    """Return the TCB info's entry on the report's TDX module: that of its major version, or the general one.
+    """Returns the TCB info's entry on the report's TDX module: that of its major version, or the general one.
 
     Source: Intel PCS API v4, `tdxModuleIdentities` (id `TDX_01` is major version 1) and `tdxModule`.
     """
@@ -118,7 +118,7 @@ def _entry(value: object) -> Mapping[str, Any] | None:
 
 
 def module_level(tcb_info: Mapping[str, Any], report: TdReport) -> Mapping[str, Any] | None:
-    """Return the TCB level of the TDX module: the first whose version the module reaches; levels fall."""
+    """Returns the TCB level of the TDX module: the first whose version the module reaches; levels fall."""
     identity = module_identity(tcb_info, report) or {}
     levels: Sequence[Mapping[str, Any]] = identity.get("tcbLevels", ())
     return next((level for level in levels if report.tee_tcb_svn[0] >= level["tcb"]["isvsvn"]), None)

@@ -47,7 +47,7 @@ _OPTIONAL: Final = ("app_id", "gpu_policy_hash", "key_provider_id", "instance_id
 
 
 def acceptable_config_ids(form: int, compose_hash: bytes, events: Sequence[Event]) -> frozenset[bytes]:
-    """Return every value of MRCONFIGID in one form that agrees with the event log.
+    """Returns every value of MRCONFIGID in one form that agrees with the event log.
 
     Args:
         form: first byte of the register.
@@ -73,7 +73,7 @@ def _config_id(form: int, digest: bytes) -> bytes:
 
 
 def _bindings(compose_hash: bytes, provider: KeyProvider, events: Sequence[Event]) -> Iterator[bytes]:
-    """Yield form 2 with the provider's identity, and without it, as for an app that does not pin it."""
+    """Yields form 2 with the provider's identity, and without it, as for an app that does not pin it."""
     kind = bytes([_KIND_BYTES[_KINDS[provider.name]]])
     app_id = payload(events, "app-id") or b""
     for identity in (_from_hex(provider.identity), b""):
@@ -81,7 +81,7 @@ def _bindings(compose_hash: bytes, provider: KeyProvider, events: Sequence[Event
 
 
 def _documents(compose_hash: bytes, provider: KeyProvider, events: Sequence[Event]) -> Iterator[bytes]:
-    """Yield form 3 with every choice of optional fields: 2^5 documents."""
+    """Yields form 3 with every choice of optional fields: 2^5 documents."""
     fixed = {"version": 3, "compose_hash": compose_hash.hex(), "key_provider": _KINDS[provider.name]}
     measured = {
         "app_id": (payload(events, "app-id") or b"").hex(),
@@ -97,7 +97,7 @@ def _documents(compose_hash: bytes, provider: KeyProvider, events: Sequence[Even
 
 
 def _from_hex(text: str) -> bytes:
-    """Return the identity's bytes; empty where it is not hex, which is the form that dstack hashes."""
+    """Returns the identity's bytes; empty where it is not hex, which is the form that dstack hashes."""
     try:
         return bytes.fromhex(text)
     except ValueError:

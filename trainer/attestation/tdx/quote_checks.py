@@ -149,7 +149,7 @@ class QuoteFindings:
 
 
 def judge_quote(ledger: Ledger, quote_hex: str, collateral: bytes, policy: Policy, now: int) -> QuoteFindings:
-    """Record every check of `QUOTE_CHECKS`.
+    """Records every check of `QUOTE_CHECKS`.
 
     Args:
         ledger: receives the outcomes.
@@ -199,7 +199,7 @@ def _judge_collateral(ledger: Ledger, data: bytes) -> Collateral | None:
 def _verify(
     quote: ParsedQuote, documents: Collateral | None, policy: Policy, now: int
 ) -> tuple[VerifiedQuote | None, Mapping[CheckDefinition, str]]:
-    """Have dcap-qvl verify the quote.
+    """Has dcap-qvl verify the quote.
 
     dcap-qvl does not run where a chain ends in another root than the policy's: it would call that a bad signature,
     and two checks would answer one attack.
@@ -216,7 +216,7 @@ def _verify(
 
 
 def refused_check(message: str) -> CheckDefinition:
-    """Return the check that a message of dcap-qvl fails; `quote-signature` for a message of no known form."""
+    """Returns the check that a message of dcap-qvl fails; `quote-signature` for a message of no known form."""
     for definition, phrases in _PHRASES:
         if any(phrase in message for phrase in phrases):
             return definition
@@ -231,7 +231,7 @@ def _judge_root(
     policy: Policy,
     verified: VerifiedQuote | None,
 ) -> None:
-    """Compare the roots of all chains, and the one that dcap-qvl arrived at, with the policy's."""
+    """Compares the roots of all chains, and the one that dcap-qvl arrived at, with the policy's."""
     expected = policy.root_key_id
     # The self-issued certificates that quote and collateral bring along must be the policy's root as well: another
     # verifier may trust a chain by the root inside it.
@@ -247,7 +247,7 @@ def _judge_root(
 def _judge_verification(
     ledger: Ledger, verified: VerifiedQuote | None, refusal: Mapping[CheckDefinition, str], now: int
 ) -> None:
-    """Record what dcap-qvl verified or refused, and compare the collateral's dates with `now` once more."""
+    """Records what dcap-qvl verified or refused, and compares the collateral's dates with `now` once more."""
     for definition, expected in _VERIFIED_BY_DCAP_QVL.items():
         if verified or definition in refusal:
             ledger.judge(

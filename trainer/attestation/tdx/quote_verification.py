@@ -103,7 +103,7 @@ class VerifiedQuote:
 
 
 def parse_quote(raw: bytes) -> ParsedQuote:
-    """Read a TDX quote, version 4 or 5, without verifying anything.
+    """Reads a TDX quote, version 4 or 5, without verifying anything.
 
     Raises:
         ValueError: not such a quote.
@@ -140,7 +140,7 @@ def _report(report: dcap_qvl.TdReport10 | dcap_qvl.TdReport15) -> TdReport:
 
 
 def _slack(raw: bytes, version: int) -> int:
-    """Count the bytes that no length field of the quote covers. dcap-qvl decoded `raw`, so all lengths are there.
+    """Counts the bytes that no length field of the quote covers. dcap-qvl decoded `raw`, so all lengths are there.
 
     The quote's layout: header, report, signature length (4), signature, key, certification data of kind 6. That
     data holds the quoting enclave's report and signature, authentication data, and the certificate chain. Each
@@ -168,7 +168,7 @@ def _number(raw: bytes, at: int, size: int) -> int:
 
 
 def verify_quote(quote: ParsedQuote, collateral: Collateral, *, root_der: bytes | None, now: int) -> VerifiedQuote:
-    """Have dcap-qvl verify a quote with its collateral at one moment.
+    """Has dcap-qvl verify a quote with its collateral at one moment.
 
     Args:
         quote: the quote.
@@ -191,7 +191,7 @@ def verify_quote(quote: ParsedQuote, collateral: Collateral, *, root_der: bytes 
 
 
 def _compare_pce_id(found: bytes, collateral: Collateral) -> None:
-    """Refuse TCB info for another provisioning enclave than the platform's: dcap-qvl compares the FMSPC only.
+    """Refuses TCB info for another provisioning enclave than the platform's: dcap-qvl compares the FMSPC only.
 
     Source: Intel DCAP Quote Verification Library, which calls the difference a TCB info mismatch.
     """
@@ -222,5 +222,5 @@ def _level(document: Mapping[str, Any]) -> TcbLevel:
 
 
 def utc_date(seconds: int) -> str:
-    """Unix seconds as an ISO 8601 date and time, as collateral writes it."""
+    """Returns Unix seconds as an ISO 8601 date and time, as collateral writes it."""
     return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -64,7 +64,7 @@ def judge_tcb(
     demands: TcbSection,
     now: int,
 ) -> None:
-    """Record tcb-status, tcb-grace, tcb-advisories and tcb-evaluation-number.
+    """Records tcb-status, tcb-grace, tcb-advisories and tcb-evaluation-number.
 
     Args:
         ledger: receives the outcomes; gets none where the quote did not verify for another reason.
@@ -112,7 +112,7 @@ def _judge_status(
 
 
 def _is_within_grace(verified: VerifiedQuote, grace_days: int, now: int) -> bool:
-    """Return whether every out-of-date level became so at most `grace_days` ago.
+    """Returns whether every out-of-date level became so at most `grace_days` ago.
 
     An out-of-date status that no level explains has no date, so it is never within the grace.
     """
@@ -125,7 +125,7 @@ def _is_within_grace(verified: VerifiedQuote, grace_days: int, now: int) -> bool
 def judge_module(
     ledger: Ledger, td: TdReport, documents: Collateral | None, refusal: Mapping[CheckDefinition, str]
 ) -> None:
-    """Record tdx-module: signer and attributes of the TDX module, as the signed TCB info names them.
+    """Records tdx-module: signer and attributes of the TDX module, as the signed TCB info names them.
 
     Args:
         ledger: receives the outcome; gets none where the TCB info did not verify for another reason.
@@ -155,7 +155,7 @@ def judge_module(
 
 
 def judge_seam(ledger: Ledger, td: TdReport, demands: TcbSection) -> None:
-    """Record mr-seam: the TDX module's measurement, where the policy lists some; the TCB info names none."""
+    """Records mr-seam: the TDX module's measurement, where the policy lists some; the TCB info names none."""
     listed, found = demands.mr_seam, td.mr_seam.hex()
     if listed == "any":
         ledger.leave_open(MR_SEAM, found=found)

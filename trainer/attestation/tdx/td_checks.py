@@ -63,7 +63,7 @@ TD_CHECKS: Final = (TD_DEBUG, TD_ATTRIBUTES, TD_XFAM, SERVICE_TD, MR_OWNER, MR_O
 
 
 def judge_td(ledger: Ledger, report: TdReport, refusal: Mapping[CheckDefinition, str]) -> None:
-    """Record every check of `TD_CHECKS`.
+    """Records every check of `TD_CHECKS`.
 
     Args:
         ledger: receives the outcomes.

@@ -59,23 +59,23 @@ class TdReport:
 
 
 def attribute_names(attributes: bytes) -> str:
-    """Return the names of the set bits of TD ATTRIBUTES, such as `DEBUG, SEPT_VE_DISABLE`."""
+    """Returns the names of the set bits of TD ATTRIBUTES, such as `DEBUG, SEPT_VE_DISABLE`."""
     number = int.from_bytes(attributes, "little")
     bits = (bit for bit in range(8 * len(attributes)) if number >> bit & 1)
     return ", ".join(ATTRIBUTE_NAMES.get(bit, f"reserved bit {bit}") for bit in bits) or "none"
 
 
 def debuggable(attributes: bytes) -> bool:
-    """Return whether DEBUG (bit 0) is set: the host may then read and change the VM's state."""
+    """Returns whether DEBUG (bit 0) is set: the host may then read and change the VM's state."""
     return bool(attributes[0] & 1)
 
 
 def without_debug(attributes: bytes) -> bytes:
-    """Return TD ATTRIBUTES with DEBUG cleared; `td-debug` judges that bit."""
+    """Returns TD ATTRIBUTES with DEBUG cleared; `td-debug` judges that bit."""
     return bytes([attributes[0] & 0xFE]) + attributes[1:]
 
 
 def xfam_acceptable(xfam: bytes) -> bool:
-    """Return whether XFAM enables x87 and SSE and nothing beyond the known set."""
+    """Returns whether XFAM enables x87 and SSE and nothing beyond the known set."""
     number = int.from_bytes(xfam, "little")
     return number & XFAM_REQUIRED == XFAM_REQUIRED and number & ~XFAM_KNOWN == 0
