@@ -72,7 +72,7 @@ def test_directories_are_handed_over(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planning, "can_separate_users", lambda: True)
-    monkeypatch.setattr(planning, "_can_reach_directories", lambda _: True)
+    monkeypatch.setattr(planning, "may_pass", lambda *_: True)
     plans = make_plans(spec(model="org/name"), places(workspace, tmp_path))
     assert plans.separate_users
     assert (plans.front.account, plans.worker.account) == (FRONT, WORKER)

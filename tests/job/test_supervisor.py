@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import ErrorCode, SealingError, TrainerError, UnavailableError
+from trainer.ipc.front_messages import StatusUpdate
 from trainer.job import supervisor as job
 from trainer.job.ciphertext import CiphertextDirectory
+from trainer.job.front_process import FrontUpdate
 from trainer.job.job_options import JobOptions
 from trainer.models import Phase, Status
 
@@ -19,8 +21,9 @@ class Front:
     def __init__(self) -> None:
         self.statuses: list[Status] = []
 
-    def publish_status(self, status: Status) -> None:
-        self.statuses.append(status)
+    def send(self, message: FrontUpdate) -> None:
+        assert isinstance(message, StatusUpdate)
+        self.statuses.append(message.status)
 
     def wait_upload(self, seconds: float) -> int:
         assert seconds > 0

@@ -1,6 +1,6 @@
-"""The supervisor's hands: its workspace, the front and worker processes, and the result it signs and seals.
+"""The supervisor: it runs one job from its spec to the sealed result, with the keys and without a network.
 
-The supervisor holds the keys and talks to the guest agent; it opens no network socket. The front carries
-ciphertext over the network; the worker sees plaintext and has no network. They talk to the supervisor over
-inherited descriptors, in small typed messages with a size cap.
+It starts the front, the fetch process and the worker, talks to the guest agent, and opens no network socket. The
+front transports ciphertext over the network; the worker sees plaintext and has no network. Both talk to the
+supervisor over inherited descriptors, in typed messages of limited size.
 """

@@ -55,7 +55,7 @@ class CheckpointStore:
         return self.folder / f"checkpoint-{self.keys.label}-{step:016d}.age"
 
     def resume(self, into: Path) -> int | None:
-        """Open the newest valid checkpoint of this job into the new directory `into`.
+        """Opens the newest valid checkpoint of this job into the new directory `into`.
 
         Returns:
             its step; None if there is none, so training starts at step 0.
@@ -76,7 +76,7 @@ class CheckpointStore:
         return None
 
     def take(self, step: int, output: Path) -> None:
-        """Seal the files that the worker wrote below `output` for a step, then remove them.
+        """Seals the files that the worker wrote below `output` for a step, then removes them.
 
         An error is logged and published, and costs this checkpoint only: training continues.
         """
@@ -87,7 +87,9 @@ class CheckpointStore:
             # A resumed job reaches steps again whose checkpoints it had skipped: each step is listed once.
             self._own_steps = [*(earlier for earlier in self._own_steps if earlier < step), step]
             self.publish(logs.CheckpointSealed(step, size))
-            self._rotate()  # only after the new file is complete: one valid checkpoint always exists
+            # Older files go only after the new one is complete: one valid checkpoint always exists.
+            while len(self._own_steps) > self.save_total_limit:
+                self.path(self._own_steps.pop(0)).unlink(missing_ok=True)
         except TrainerError as error:
             logs.private.exception("a checkpoint was not sealed")
             self.publish(logs.CheckpointMissed(step, error.code))
@@ -99,14 +101,9 @@ class CheckpointStore:
             _remove_below(output, CHECKPOINTS_DIR, str(step))
 
     def remove(self) -> None:
-        """Remove all checkpoints of this job, which has succeeded and needs none."""
+        """Removes all checkpoints of this job, which has succeeded and needs none."""
         for step in self._list_steps()[0]:
             self.path(step).unlink(missing_ok=True)
-
-    def _rotate(self) -> None:
-        """Remove the oldest checkpoints above the limit."""
-        while len(self._own_steps) > self.save_total_limit:
-            self.path(self._own_steps.pop(0)).unlink(missing_ok=True)
 
     def _list_steps(self) -> tuple[list[int], int]:
         """Returns the steps of files named as this job's, newest first, and the number of other checkpoint files.
@@ -118,7 +115,7 @@ class CheckpointStore:
         return ours, len(names) - len(ours)
 
     def _opens(self, step: int, into: Path) -> bool:
-        """Open one checkpoint into `into`; returns False, after a public event, if it is not valid."""
+        """Opens one checkpoint into `into`; returns False, after a public event, if it is not valid."""
         try:
             # No link, which could name a private file; no FIFO, which would block the open for ever.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -135,7 +132,7 @@ class CheckpointStore:
 
 
 def _remove_below(folder: Path, name: str, entry: str) -> None:
-    """Remove `folder/name/entry`, which another user created.
+    """Removes `folder/name/entry`, which another user created.
 
     The worker could replace `name` by a link and so have the supervisor, which may write to more directories,
     delete another tree. The descriptor is opened without following links, and deletion starts from it.

@@ -1,4 +1,4 @@
-"""Start and stop child processes: clean environment, no inherited descriptors, no process left over."""
+"""Starts and stops child processes: clean environment, no inherited descriptors, no process left over."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def start_module(
     stdin: int | None = subprocess.DEVNULL,
     stdout: int | IO[bytes] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `python -m module`; its stderr, and its stdout unless one is given, go to a private log.
+    """Starts `python -m module`; its stderr, and its stdout unless one is given, go to a private log.
 
     `-P` removes the working directory, which an operator may mount, from the import path. `-I` would also remove
     the user's site directory, where the package may be installed.
@@ -56,7 +56,7 @@ def start_module(
 
 
 def stop_process(process: subprocess.Popen[bytes]) -> None:
-    """Stop a child: SIGTERM, then SIGKILL after `TERMINATE_SECONDS`. Returns after the child has ended."""
+    """Stops a child: SIGTERM, then SIGKILL after `TERMINATE_SECONDS`. Returns after the child has ended."""
     if process.poll() is None:
         process.terminate()
         try:

@@ -1,4 +1,4 @@
-"""Destroy plaintext and keys at the end of a job, then sign a deletion statement with the receipt key."""
+"""Destroys plaintext and keys at the end of a job, then signs a deletion statement with the receipt key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.sealing.bundle import OpenedBundle
 def destroy_and_sign(
     signer: ReceiptSigner, bundle: OpenedBundle, workspace: Workspace, result: Path, *, acknowledged: bool
 ) -> bytes:
-    """Destroy the remaining plaintext and dataset keys, and sign a statement of that.
+    """Destroys the remaining plaintext and dataset keys, and signs a statement of that.
 
     The statement lists an item only after its removal was checked. The receipt key has to sign, so it survives
     until this process ends.
@@ -38,7 +38,7 @@ def destroy_and_sign(
         JobError: a directory could not be removed; nothing is signed.
     """
     # The worker ended before its output was sealed: its memory, which held plaintext, is free since then.
-    destroyed = {DestroyedItem.WORKER: _unix_seconds()}
+    destroyed = {DestroyedItem.WORKER: int(time.time())}
     for name, folder in (
         (DestroyedItem.DATASET, workspace.dataset),
         (DestroyedItem.MODEL, workspace.model),
@@ -46,42 +46,22 @@ def destroy_and_sign(
         (DestroyedItem.OUTPUT, workspace.scratch),
         (DestroyedItem.RESULT_TREE, workspace.root / "result"),
     ):
-        destroyed[name] = _remove_directory(folder)
-    destroyed[DestroyedItem.LOGS] = _truncate(workspace.private_log, workspace.front_log)
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():  # checked, not assumed: the provider relies on the statement
+            raise JobError(ErrorCode.JOB_FAILED, "plaintext could not be removed")
+        destroyed[name] = int(time.time())
+    # Truncated, not removed: this process and the front have the logs open and append to them.
+    for log in (workspace.private_log, workspace.front_log):
+        if log.exists():
+            os.truncate(log, 0)
+    destroyed[DestroyedItem.LOGS] = int(time.time())
     signer.keys.destroy_identities()
-    destroyed[DestroyedItem.IDENTITIES] = _unix_seconds()
+    destroyed[DestroyedItem.IDENTITIES] = int(time.time())
     deletion = DeletionPredicate(
         jobSpecSha256=signer.spec.sha256(),
         datasetManifestSha256=bundle.manifest.sha256(),
         acknowledged=acknowledged,
         destroyed=destroyed,
-        signedAt=_unix_seconds(),
+        signedAt=int(time.time()),
     )
     return sign_envelope(make_deletion_statement(deletion, file_sha256(result)), signer.keys.receipt)
-
-
-def _remove_directory(folder: Path) -> int:
-    """Remove a directory; returns the Unix time, in seconds, at which it no longer existed.
-
-    Raises:
-        JobError: it still exists.
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():  # checked, not assumed: the provider relies on the statement
-        raise JobError(ErrorCode.JOB_FAILED, "plaintext could not be removed")
-    return _unix_seconds()
-
-
-def _truncate(*logs: Path) -> int:
-    """Truncate files to zero bytes; returns the Unix time in seconds.
-
-    The files stay, since this process and the front have them open and append to them.
-    """
-    for log in logs:
-        if log.exists():
-            os.truncate(log, 0)
-    return _unix_seconds()
-
-
-def _unix_seconds() -> int:
-    return int(time.time())

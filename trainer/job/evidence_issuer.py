@@ -1,4 +1,4 @@
-"""Issue the job's evidence: claims over the provider's nonce, and the quote that binds them to this VM."""
+"""Issues the job's evidence: claims over the provider's nonce, and the quote that binds them to this VM."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from trainer import __version__
 from trainer.attestation.claims.binding import gpu_evidence_sha256
-from trainer.attestation.evidence import DatasetClaims, Evidence, GpuEvidence
+from trainer.attestation.evidence import DatasetClaims, Evidence
 from trainer.job.job_keys import JobKeys
 from trainer.sandbox.properties import SandboxReport
 from trainer.spec import JobSpec
@@ -58,12 +58,8 @@ class EvidenceIssuer:
         # The GPU's report comes first: the claims contain its digest, and the quote covers the claims. An operator
         # therefore cannot pair this VM's quote with the report of a GPU elsewhere.
         gpu = collect_gpu_evidence(self.agent, nonce)
-        claims = self._claims(nonce, gpu)
-        return collect(self.agent, claims, gpu=gpu, key_chain=self.keys.key_chain(claims))
-
-    def _claims(self, nonce: str, gpu: GpuEvidence) -> DatasetClaims:
         now = int(time.time())
-        return DatasetClaims(
+        claims = DatasetClaims(
             version=1,
             purpose="dataset",
             nonce=nonce,
@@ -78,6 +74,7 @@ class EvidenceIssuer:
             # A quote has no time of its own; the provider refuses evidence whose claims have expired.
             expires_at=now + self.spec.tee.evidence_lifetime_seconds,
         )
+        return collect(self.agent, claims, gpu=gpu, key_chain=self.keys.key_chain(claims))
 
 
 def software_versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
 
-from trainer.errors import ErrorCode, TrainerError, UnavailableError
+from trainer.errors import ErrorCode, UnavailableError
 from trainer.ipc.channel import Channel
 from trainer.ipc.fetch_messages import FROM_FETCH, TO_FETCH, FetchFailed, FetchOrder, FetchReport
 from trainer.job import child_process as children
@@ -65,7 +65,7 @@ class FetchProcess:
             os.close(stdout_writing)
 
     def begin(self) -> None:
-        """Send the order. Further calls do nothing."""
+        """Sends the order. Further calls do nothing."""
         order, self._order = self._order, None
         if order is not None:
             with suppress(UnavailableError):  # the child died: `wait` reports it
@@ -73,7 +73,7 @@ class FetchProcess:
             self._channel.close_sending()
 
     def wait(self, timeout: float) -> None:
-        """Wait until every file is in place; begins if `begin` was not called.
+        """Waits until every file is in place; begins if `begin` was not called.
 
         Args:
             timeout: seconds.
@@ -85,40 +85,38 @@ class FetchProcess:
         """
         try:
             self.begin()
-            report = self._receive(timeout)
-        finally:
-            self.end()
-        if report is None:
-            raise UnavailableError(ErrorCode.MODEL_UNAVAILABLE, "the process that fetches the model died")
-        if isinstance(report, FetchFailed):
-            raise _fetch_error(report)
-
-    def _receive(self, timeout: float) -> FetchReport | None:
-        try:
-            return self._channel.receive(timeout=timeout)
+            report = self._channel.receive(timeout=timeout)
         except UnavailableError as error:
             if error.code is not ErrorCode.TIMEOUT:
                 raise
             message = f"the base model did not arrive in {timeout:.0f} s"
             raise UnavailableError(ErrorCode.TIMEOUT, message) from error
+        finally:
+            self.end()
+        if report is None:
+            raise UnavailableError(ErrorCode.MODEL_UNAVAILABLE, "the process that fetches the model died")
+        if isinstance(report, FetchFailed):
+            failure = report.as_error()
+            if report.code in _RETRYABLE:  # another class has another exit code: the operator may try again
+                raise UnavailableError(
+                    failure.code,
+                    failure.message,
+                    expected=failure.expected,
+                    found=failure.found,
+                    hint=failure.hint,
+                )
+            raise failure
 
     def end(self) -> None:
-        """End the child if it still runs."""
+        """Ends the child if it still runs."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
         self._channel.close()
 
 
-def _fetch_error(report: FetchFailed) -> TrainerError:
-    error = report.as_error()
-    if report.code not in _RETRYABLE:
-        return error
-    return UnavailableError(error.code, error.message, expected=error.expected, found=error.found, hint=error.hint)
-
-
 def start_fetch(spec: JobSpec, spec_folder: Path, workspace: Workspace, plan: SandboxPlan) -> FetchProcess:
-    """Start the process that fills `workspace.model` with exactly the files of the job spec, each with its digest.
+    """Starts the process that fills `workspace.model` with exactly the files that the job spec lists.
 
     Args:
         spec: the job spec.

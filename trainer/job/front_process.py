@@ -21,7 +21,6 @@ from trainer.ipc import front_messages as protocol
 from trainer.ipc.channel import Channel
 from trainer.job import child_process as children
 from trainer.logs import private
-from trainer.models import Status
 from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import ExchangeSection
 
@@ -30,6 +29,15 @@ READY_SECONDS: Final = 60.0
 
 EvidenceSource = Callable[[str], Evidence]
 """Nonce (64 hex digits) → fresh evidence with claims for that nonce."""
+
+FrontUpdate = (
+    protocol.StatusUpdate
+    | protocol.TokenHash
+    | protocol.PrivateEvent
+    | protocol.ResultReady
+    | protocol.DeletionReady
+)
+"""What the front gets from the supervisor besides evidence: status, digests, a signed statement, ciphertext."""
 
 
 class FrontProcess:
@@ -55,11 +63,11 @@ class FrontProcess:
         self._changed = threading.Condition()
 
     def start_listening(self) -> None:
-        """Start the thread that receives. Only after this process has confined itself, which takes one thread."""
+        """Starts the thread that receives. Only after this process has confined itself, which takes one thread."""
         threading.Thread(target=self._listen, name="front-listener", daemon=True).start()
 
     def wait_ready(self) -> protocol.Ready:
-        """Wait until the front serves; its message has the port and the digest of the TLS key.
+        """Waits until the front serves; its message has the port and the digest of the TLS key.
 
         Raises:
             JobError: it ended, or was not ready within `READY_SECONDS`.
@@ -69,17 +77,17 @@ class FrontProcess:
         return self._ready
 
     def serve_evidence(self, source: EvidenceSource) -> None:
-        """Answer requests for evidence from now on with what `source` returns."""
+        """Answers requests for evidence from now on with what `source` returns."""
         with self._changed:
             self._evidence_source = source
 
     def stop_evidence(self) -> None:
-        """Refuse requests for evidence from now on: the keys that it would name are about to be destroyed."""
+        """Refuses requests for evidence from now on: the keys that it would name are about to be destroyed."""
         with self._changed:
             self._evidence_source = None
 
     def wait_upload(self, seconds: float) -> int:
-        """Accept an upload and wait until it is complete; returns the size of the sealed dataset in bytes.
+        """Accepts an upload and waits until it is complete; returns the size of the sealed dataset in bytes.
 
         Raises:
             JobError: `dataset-timeout`, or the front ended.
@@ -96,32 +104,20 @@ class FrontProcess:
         self._channel.send(protocol.OpenUpload(accept=False))
         return size
 
-    def publish_status(self, status: Status) -> None:
-        """Publish the job's status."""
-        self._channel.send(protocol.StatusUpdate(status=status))
+    def send(self, update: FrontUpdate) -> None:
+        """Sends what the front gives to clients from now on.
 
-    def admit_token(self, token_sha256: str) -> None:
-        """Give holders of the grant's token access to private events. The front gets only the token's digest."""
-        self._channel.send(protocol.TokenHash(sha256=token_sha256))
-
-    def publish_private_event(self, sealed: str) -> None:
-        """Publish one private event, an age file in base64 that is sealed to the grant's recipients."""
-        self._channel.send(protocol.PrivateEvent(sealed=sealed))
-
-    def offer_result(self, size: int, sha256: str) -> None:
-        """Offer the sealed result, which is complete in the ciphertext directory."""
-        self._channel.send(protocol.ResultReady(size=size, sha256=sha256))
-
-    def publish_deletion(self, envelope: bytes) -> None:
-        """Publish the signed deletion statement."""
-        self._channel.send(protocol.DeletionReady(envelope=envelope.decode()))
+        Raises:
+            JobError: `front-died`: the front no longer takes messages.
+        """
+        self._channel.send(update)
 
     def wait_acknowledged(self, seconds: float) -> bool:
-        """Wait until the provider has acknowledged the result; returns False if it did not in time."""
+        """Waits until the provider has acknowledged the result; returns False if it did not in time."""
         return self._wait(lambda: self._acknowledged, seconds) and self._acknowledged
 
     def require_running(self) -> None:
-        """Check that the front still runs.
+        """Checks that the front still runs.
 
         Raises:
             JobError: `front-died`.
@@ -130,7 +126,7 @@ class FrontProcess:
             raise JobError(self._ended, "the front ended", hint="see front.log")
 
     def end(self) -> None:
-        """Shut the front down, by force if it does not end by itself."""
+        """Shuts the front down, by force if it does not end by itself."""
         try:
             self._channel.send(protocol.Shutdown())
             self._process.wait(children.TERMINATE_SECONDS)
@@ -190,7 +186,7 @@ class FrontProcess:
 def front_process(
     settings: ExchangeSection, *, ciphertext: Path, by_files: bool, log: Path, plan: SandboxPlan
 ) -> Iterator[FrontProcess]:
-    """Run a front for the time of the context.
+    """Runs a front for the time of the context.
 
     Args:
         settings: limits and address of the exchange.

@@ -1,4 +1,4 @@
-"""Check the privacy that a grant demands: against the job spec before training, against the result after it.
+"""Checks the privacy that a grant demands: against the job spec before training, against the result after it.
 
 Both are needed. The spec states a target, which an error in the accountant or the worker could miss; the reported
 loss is known only after the dataset was used.
@@ -16,7 +16,7 @@ from trainer.spec import JobSpec
 
 
 def require_privacy_promised(grant: Grant, spec: JobSpec) -> None:
-    """Check, before training, that the job spec promises the (ε, δ) that the grant demands.
+    """Checks, before training, that the job spec promises the (ε, δ) that the grant demands.
 
     Raises:
         JobError: `PRIVACY_NOT_MET`: the spec trains without noise, or with a larger ε or δ.
@@ -35,7 +35,7 @@ def require_privacy_promised(grant: Grant, spec: JobSpec) -> None:
 
 
 def require_privacy_met(grant: Grant, summary: Mapping[str, JsonValue]) -> None:
-    """Check, after training, that the reported (ε, δ) is within what the grant demands.
+    """Checks, after training, that the reported (ε, δ) is within what the grant demands.
 
     Raises:
         JobError: `PRIVACY_NOT_MET`: ε or δ is larger, or the worker reported none.

@@ -59,7 +59,7 @@ class JobKeys:
         return public_key_der(self.receipt.public_key()).hex()
 
     def destroy_identities(self) -> None:
-        """Overwrite the seeds of both identities with zeros, so that they can open no dataset."""
+        """Overwrites the seeds of both identities with zeros, so that they can open no dataset."""
         for identity in self.identities:
             identity.destroy()
 
@@ -84,7 +84,7 @@ class JobKeys:
 
 
 def derive_keys(agent: GuestAgent, spec_sha256: str) -> JobKeys:
-    """Derive the job's keys. Their paths contain the spec's digest, so an altered job.yaml gets different keys.
+    """Derives the job's keys. Their paths contain the spec's digest, so an altered job.yaml gets different keys.
 
     Raises:
         UnavailableError: the guest agent gives no answer, or one that is not a key.

@@ -1,4 +1,4 @@
-"""What the operator decides about a job."""
+"""The options of `trainer run`: what the operator decides about a job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What the operator decides: only where things are, never what the job does.
+    """Holds what the operator decides: only where things are, never what the job does.
 
     Args:
         spec: path of job.yaml.

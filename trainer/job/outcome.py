@@ -1,4 +1,4 @@
-"""Seal the outcome of a job: digests of all files, statement, signature, quote over the statement, encryption.
+"""Seals the outcome of a job: digests of all files, statement, signature, quote over the statement, encryption.
 
 The provider verifies in the opposite direction: decrypt, quote → statement → digests → files.
 """
@@ -70,7 +70,7 @@ class JobOutcome:
 def seal_outcome(
     signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutcome, workspace: Workspace, target: Path
 ) -> int:
-    """Write the sealed result (or failure report) to `target`; returns its size in bytes.
+    """Writes the sealed result (or failure report) to `target`; returns its size in bytes.
 
     Raises:
         SealingError: encryption to a recipient of the grant failed.
@@ -125,7 +125,7 @@ def _gather_tree(outcome: JobOutcome, workspace: Workspace, *, include_logs: boo
 
 
 def _add_provenance(card: Path, signer: ReceiptSigner, bundle: OpenedBundle) -> None:
-    """Append to the model card the digests that lead to the receipt.
+    """Appends to the model card the digests that lead to the receipt.
 
     The receipt lists the card's digest, so the card cannot contain the receipt's; it contains that of its key.
     """

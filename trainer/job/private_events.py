@@ -1,4 +1,4 @@
-"""Seal training metrics to the provider in the supervisor: the front transports them as ciphertext.
+"""Seals training metrics to the provider in the supervisor: the front transports them as ciphertext.
 
 A loss curve depends on the dataset, so it must not reach the front, which faces the network.
 """

@@ -1,4 +1,4 @@
-"""The job's processes, started in the one order in which each can give up the right to start another."""
+"""Starts the job's processes in the one order in which each can give up the right to start another."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from trainer.errors import ErrorCode, JobError
 from trainer.ipc.front_messages import Ready
 from trainer.job.fetch_process import FetchProcess, start_fetch
 from trainer.job.front_process import FrontProcess, front_process
-from trainer.job.sandbox_plans import JobPaths, SandboxPlans, make_plans
+from trainer.job.sandbox_plans import JobPaths, make_plans
 from trainer.job.worker_process import WorkerProcess, worker_process
-from trainer.job.workspace import Workspace, is_memory, is_swap_off
+from trainer.job.workspace import is_memory, is_swap_off
 from trainer.sandbox.confine import confine
 from trainer.sandbox.plan import Role
 from trainer.sandbox.privileges import has_no_core_dumps
@@ -29,12 +29,12 @@ class JobProcesses:
     """All child processes of the job, each confined.
 
     Attributes:
-        front: serves.
-        worker: waits for its order.
-        fetch: is bringing the base model.
+        front: the front, which serves.
+        worker: the worker, which waits for its order.
+        fetch: the fetch process, which downloads the base model.
         ready: the front's port and TLS key.
         sandbox: the sandbox properties that each process measured about itself.
-        connect: connects to the guest agent: path of its socket, or None for its usual places.
+        connect: path of the guest agent's socket, or None for its usual places → the connected guest agent.
     """
 
     front: FrontProcess
@@ -47,7 +47,7 @@ class JobProcesses:
 
 @contextmanager
 def start_processes(spec: JobSpec, paths: JobPaths) -> Iterator[JobProcesses]:
-    """Start the children, confine this process, and collect what each measured; end them with the context.
+    """Starts the children, confines this process, and collects what each measured; ends them with the context.
 
     Raises:
         JobError: a process did not start, or did not confine itself.
@@ -75,7 +75,11 @@ def start_processes(spec: JobSpec, paths: JobPaths) -> Iterator[JobProcesses]:
 
         ready = front.wait_ready()
         sandbox = {
-            **_shared_properties(workspace, plans),
+            # These belong to no single process: the supervisor measures them for the job.
+            SandboxProperty.CORE_DUMPS_OFF: has_no_core_dumps(),
+            SandboxProperty.WORKSPACE_IN_MEMORY: is_memory(workspace.root),
+            SandboxProperty.SWAP_OFF: is_swap_off(),
+            SandboxProperty.SEPARATE_USERS: plans.separate_users,
             **supervisor_sandbox,
             **_properties_of(Role.FRONT, ready.sandbox),
             **_properties_of(Role.WORKER, worker.wait_confined()),
@@ -84,22 +88,12 @@ def start_processes(spec: JobSpec, paths: JobPaths) -> Iterator[JobProcesses]:
 
 
 def _properties_of(role: Role, report: SandboxReport) -> SandboxReport:
-    """Keep what a child reports about itself: it must not be able to speak for the supervisor or another child."""
+    """Returns what a child reports about itself: it must not speak for the supervisor or for another child."""
     return {name: holds for name, holds in report.items() if name.startswith(f"{role.value}_")}
 
 
-def _shared_properties(workspace: Workspace, plans: SandboxPlans) -> SandboxReport:
-    """Measure the properties that are not those of one process."""
-    return {
-        SandboxProperty.CORE_DUMPS_OFF: has_no_core_dumps(),
-        SandboxProperty.WORKSPACE_IN_MEMORY: is_memory(workspace.root),
-        SandboxProperty.SWAP_OFF: is_swap_off(),
-        SandboxProperty.SEPARATE_USERS: plans.separate_users,
-    }
-
-
 def require_sandbox(demanded: Sequence[SandboxProperty], sandbox: SandboxReport) -> None:
-    """Check that the sandbox has every property that the job spec demands.
+    """Checks that the sandbox has every property that the job spec demands.
 
     Raises:
         JobError: `sandbox-incomplete`.

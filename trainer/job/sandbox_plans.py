@@ -1,4 +1,4 @@
-"""Sandbox plans of a job's processes: the account, the paths and the system calls that each one gets.
+"""The sandbox plans of a job's processes: the account, the paths and the system calls that each one gets.
 
 The rule: no process can read what it does not need, and none can write what another trusts without checking it.
 """
@@ -83,7 +83,12 @@ def make_plans(spec: JobSpec, places: JobPaths) -> SandboxPlans:
     property `separate_users` is attested as false.
     """
     workspace, ciphertext = places.workspace, places.ciphertext
-    separate = can_separate_users() and _can_reach_directories(places)
+    # Each account must be able to pass through the parent of its directories, whose mode stays as it is.
+    separate = (
+        can_separate_users()
+        and may_pass(workspace.root.parent, WORKER)
+        and may_pass(ciphertext.resolve().parent, FRONT)
+    )
     if separate:
         _grant_directories(places)
     # The environment can hold what the operator set for the supervisor alone, such as an access token.
@@ -126,23 +131,20 @@ def _fetch_plan(spec: JobSpec, places: JobPaths, *, separate: bool) -> SandboxPl
     A download runs as the worker's user, since the hub's answers are hostile input and this user owns no keys. A
     local model is copied as the current user, who may be the only one that can read it.
     """
-    local = (places.spec_folder / spec.model.model_name_or_path).resolve()
+    readable: tuple[Path, ...] = ()
+    if spec.model.is_local:
+        readable = ((places.spec_folder / spec.model.model_name_or_path).resolve(),)
+    elif certificate_file := os.environ.get("SSL_CERT_FILE"):
+        # The certificate authority of the operator's mirror. Trusting it is safe: every file of the model is
+        # checked against the digests in the job spec.
+        readable = (Path(certificate_file),)
     return SandboxPlan(
         role=Role.FETCH,
         account=WORKER if separate and not spec.model.is_local else None,
-        readable=(local,) if spec.model.is_local else _certificates(),
+        readable=readable,
         writable=(places.workspace.model,),
         umask=0o027,  # readable for the worker's group, which has no other member
     )
-
-
-def _certificates() -> tuple[Path, ...]:
-    """Returns the file of a mirror's certificate authority, if the operator named one.
-
-    Trusting it is safe: every file of the model is checked against the digests in the job spec.
-    """
-    certificate_file = os.environ.get("SSL_CERT_FILE")
-    return (Path(certificate_file),) if certificate_file else ()
 
 
 def rank_count(spec: JobSpec) -> int:
@@ -186,14 +188,8 @@ def _is_free(uid: int) -> bool:
         return True
 
 
-def _can_reach_directories(places: JobPaths) -> bool:
-    """Returns whether each account can pass through the parents of its directories, which are not changed."""
-    parents = (places.workspace.root.parent, WORKER), (places.ciphertext.resolve().parent, FRONT)
-    return all(may_pass(folder, account) for folder, account in parents)
-
-
 def _grant_directories(places: JobPaths) -> None:
-    """Give each account the directories that its process uses. Files created in them inherit the group (setgid).
+    """Gives each account the directories that its process uses. Files created in them inherit the group (setgid).
 
     Modes are set before owners: chmod needs CAP_FOWNER on another user's directory, and CAP_FSETID to set setgid
     on another group's.
@@ -216,6 +212,6 @@ def _grant_directories(places: JobPaths) -> None:
 
 
 def grant_worker_access(folder: Path) -> None:
-    """Let the worker's group read a directory tree that this process created."""
+    """Lets the worker's group read a directory tree that this process created."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o750 if path.is_dir() else 0o640)

@@ -2,7 +2,7 @@
 
 starting → preparing → awaiting-dataset → opening → training → sealing → awaiting-pull → done | failed
 
-`_Job.run` is the sequence; each stage hands a value to the next: keys, opened bundle, outcome, exit code.
+`_Job.run` is the sequence; each stage returns a value that the next one needs: keys, opened bundle, outcome.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from trainer.attestation.dstack.compose import compose_hash
 from trainer.encoding import file_sha256, sha256_hex
 from trainer.errors import ErrorCode, ExitCode, JobError, SealingError, TrainerError, UnavailableError
 from trainer.ipc import worker_messages as protocol
+from trainer.ipc.front_messages import DeletionReady, PrivateEvent, ResultReady, StatusUpdate, TokenHash
 from trainer.job.checkpoints import CheckpointStore
 from trainer.job.ciphertext import CiphertextDirectory, open_ciphertext_directory
 from trainer.job.destruction import destroy_and_sign
@@ -31,7 +32,7 @@ from trainer.job.job_keys import JobKeys, derive_keys
 from trainer.job.job_options import JobOptions
 from trainer.job.outcome import RELEASED_ON_FAILURE, JobOutcome, ReceiptSigner, seal_outcome
 from trainer.job.private_events import seal_metrics
-from trainer.job.processes import JobProcesses, require_sandbox, start_processes
+from trainer.job.processes import require_sandbox, start_processes
 from trainer.job.sandbox_plans import JobPaths, grant_worker_access
 from trainer.job.termination import INTERRUPTED_MESSAGE, Termination, handle_termination
 from trainer.job.worker_process import Follower, WorkerProcess
@@ -50,7 +51,7 @@ INTERRUPTED_LINGER_SECONDS: Final = 30
 
 
 def run_job(options: JobOptions) -> ExitCode:
-    """Run one job from its spec to its end.
+    """Runs one job from its spec to its end.
 
     Returns:
         DONE after the result was acknowledged or `linger_seconds` passed; JOB if the job failed and sealed a
@@ -102,16 +103,18 @@ class _Job:
         self.sandbox: SandboxReport = {}
 
     def run(self) -> ExitCode:
-        """Run every stage in order."""
+        """Runs every stage in order; returns the exit code."""
         self.public(logs.PhaseEntered(Phase.STARTING))
         privileges.keep_to_itself()
         by_files = self.options.spool is not None
         paths = JobPaths(self.workspace, self.ciphertext.folder, self.options.spec.parent, by_files=by_files)
         with start_processes(self.spec, paths) as processes:
-            self._require_sandbox(processes)
+            self.sandbox = processes.sandbox
+            self.public(logs.Listening(processes.ready.port, processes.ready.tls_spki_sha256))
+            # All processes are confined by now. Without a demanded property the job ends here, before it has keys.
+            require_sandbox(self.spec.tee.sandbox, processes.sandbox)
             front, agent = processes.front, processes.connect(self.options.guest_agent)
             compose_sha256 = compose_hash(agent.info().app_compose)
-            # Keys exist only after all processes were confined and the demanded properties were measured.
             keys = derive_keys(agent, self.spec.sha256())
             signer = ReceiptSigner(agent, keys, self.spec, compose_sha256, software_versions())
             issuer = EvidenceIssuer(agent, self.spec, keys, self.sandbox, processes.ready.tls_spki_sha256)
@@ -124,21 +127,17 @@ class _Job:
             checkpoints = self._checkpoints(keys, bundle, compose_sha256)
             outcome = self._train(front, processes.worker, bundle, checkpoints)
             code = self._hand_over(front, signer, bundle, outcome)
-            self._clear_ciphertext(outcome, checkpoints)
+            # The result stays, and so does what another start of this job can use.
+            if outcome.failure is None:
+                checkpoints.remove()
+            if outcome.failure is None or outcome.failure.code is not ErrorCode.INTERRUPTED:
+                self.ciphertext.dataset.unlink(missing_ok=True)
             return code
-
-    # starting
-
-    def _require_sandbox(self, processes: JobProcesses) -> None:
-        """Publish where the front listens; end here, before there are keys, if a demanded property is missing."""
-        self.sandbox = processes.sandbox
-        self.public(logs.Listening(processes.ready.port, processes.ready.tls_spki_sha256))
-        require_sandbox(self.spec.tee.sandbox, processes.sandbox)
 
     def _enter(
         self, front: FrontProcess, phase: Phase, *, error: ErrorCode | None = None, result_bytes: int | None = None
     ) -> None:
-        """Publish that the job entered another phase."""
+        """Publishes that the job entered another phase."""
         self.status = Status(
             phase=phase,
             step=self.status.step,
@@ -146,13 +145,13 @@ class _Job:
             error=error.value if error else None,
             result_bytes=result_bytes,
         )
-        front.publish_status(self.status)
+        front.send(StatusUpdate(status=self.status))
         self.public(logs.PhaseEntered(phase))
 
     # awaiting-dataset and opening
 
     def _receive(self, front: FrontProcess, keys: JobKeys) -> OpenedBundle:
-        """Take uploads until one opens. Anyone can upload: what does not open must not end the job."""
+        """Takes uploads until one opens. Anyone can upload: what does not open must not end the job."""
         deadline = time.monotonic() + self.spec.exchange.dataset_timeout_seconds
         refused: ErrorCode | None = None
         # A sealed dataset from before a restart opens again with the derived key. In a spool the front reports it.
@@ -204,14 +203,14 @@ class _Job:
     def _train(
         self, front: FrontProcess, worker: WorkerProcess, bundle: OpenedBundle, checkpoints: CheckpointStore
     ) -> JobOutcome:
-        """Train. Every error becomes a failed outcome, which only the provider can read."""
+        """Trains; returns the outcome. Every error becomes a failed one, which only the provider can read."""
         started = int(time.time())
         summary: Mapping[str, JsonValue] = {}
         failure: TrainerError | None = None
         try:
             if bundle.grant.allow.private_progress:
-                # Only a digest, which the front compares with that of what a client sends.
-                front.admit_token(sha256_hex(bundle.grant.token.encode()))
+                # Only the token's digest, which the front compares with the digest of what a client sends.
+                front.send(TokenHash(sha256=sha256_hex(bundle.grant.token.encode())))
             self._enter(front, Phase.TRAINING)
             # Before the worker sees a row: a grant that the spec does not satisfy permits no use of the dataset.
             require_privacy_promised(bundle.grant, self.spec)
@@ -248,7 +247,7 @@ class _Job:
         )
 
     def _follower(self, front: FrontProcess, bundle: OpenedBundle, checkpoints: CheckpointStore) -> Follower:
-        """Returns what handles the worker's messages: public are step counts alone."""
+        """Returns the handler of the worker's messages. It makes public step counts alone."""
 
         def follow(message: protocol.Progress | protocol.Metrics | protocol.Saved) -> None:
             front.require_running()
@@ -257,12 +256,12 @@ class _Job:
                     self.status = Status(
                         phase=Phase.TRAINING, step=step, total_steps=total_steps, eta_seconds=eta_seconds
                     )
-                    front.publish_status(self.status)
+                    front.send(StatusUpdate(status=self.status))
                     self.public(logs.TrainingProgress(step, total_steps, eta_seconds))
                 case protocol.Saved():
                     checkpoints.take(message.step, self.workspace.output)
                 case protocol.Metrics() if bundle.grant.allow.private_progress:
-                    front.publish_private_event(seal_metrics(message, bundle.grant))
+                    front.send(PrivateEvent(sealed=seal_metrics(message, bundle.grant)))
 
         return follow
 
@@ -271,7 +270,7 @@ class _Job:
     def _hand_over(
         self, front: FrontProcess, signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutcome
     ) -> ExitCode:
-        """Seal the result, offer it, then destroy plaintext and keys and publish the signed statement of that."""
+        """Seals and offers the result, then destroys plaintext and keys and publishes a signed statement of it."""
         failure, sealed = outcome.failure, self.ciphertext.result
         self._enter(front, Phase.SEALING)
         if failure is not None:
@@ -281,33 +280,22 @@ class _Job:
             sealed.chmod(SHARED_MODE)  # ciphertext, which the front, another user, reads
         # Before the offer, not after it: the plaintext does not wait for the provider to pull.
         shutil.rmtree(self.workspace.dataset, ignore_errors=True)
-        front.offer_result(size, file_sha256(sealed))
+        front.send(ResultReady(size=size, sha256=file_sha256(sealed)))
         self.public(logs.ResultSealed(size))
         if failure is None:
             self._enter(front, Phase.AWAITING_PULL, result_bytes=size)
         else:
             self._enter(front, Phase.FAILED, error=failure.code, result_bytes=size)
             self.public(logs.JobFailed(failure.code))
-        acknowledged = front.wait_acknowledged(self._linger_seconds(outcome))
+        linger = self.spec.exchange.linger_seconds
+        if self.termination.signalled or (failure is not None and failure.code is ErrorCode.INTERRUPTED):
+            linger = min(linger, INTERRUPTED_LINGER_SECONDS)
+        acknowledged = front.wait_acknowledged(linger)
         # In this order: no evidence may name keys that are about to be destroyed.
         front.stop_evidence()
-        front.publish_deletion(destroy_and_sign(signer, bundle, self.workspace, sealed, acknowledged=acknowledged))
+        envelope = destroy_and_sign(signer, bundle, self.workspace, sealed, acknowledged=acknowledged)
+        front.send(DeletionReady(envelope=envelope.decode()))
         if failure is not None:
             return ExitCode.JOB
         self._enter(front, Phase.DONE)
         return ExitCode.DONE
-
-    def _clear_ciphertext(self, outcome: JobOutcome, checkpoints: CheckpointStore) -> None:
-        """Leave in the ciphertext directory the result, and what another start of this job can use."""
-        if outcome.failure is None:
-            checkpoints.remove()
-        if outcome.failure is None or outcome.failure.code is not ErrorCode.INTERRUPTED:
-            self.ciphertext.dataset.unlink(missing_ok=True)
-
-    def _linger_seconds(self, outcome: JobOutcome) -> int:
-        """Returns how long the result is offered; a short time after SIGTERM, which SIGKILL follows."""
-        linger = self.spec.exchange.linger_seconds
-        interrupted = outcome.failure is not None and outcome.failure.code is ErrorCode.INTERRUPTED
-        if interrupted or self.termination.signalled:
-            return min(linger, INTERRUPTED_LINGER_SECONDS)
-        return linger

@@ -1,4 +1,4 @@
-"""SIGTERM in the supervisor: an error where it arrives, unless the stage can end better in another way."""
+"""Handles SIGTERM in the supervisor: it raises an error, unless the stage can end better in another way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INTERRUPTED_MESSAGE: Final = "the job was told to end (SIGTERM)"
 
 
 class Termination:
-    """Whether SIGTERM has arrived, and what its arrival does.
+    """Records whether SIGTERM has arrived, and does what the stage asks when it arrives.
 
     Attributes:
         signalled: whether the signal has arrived at least once.
@@ -24,7 +24,7 @@ class Termination:
         self._action: Callable[[], None] | None = None
 
     def arrive(self, *_signal: object) -> None:
-        """Handle the signal.
+        """Handles the signal.
 
         Raises:
             JobError: `interrupted`, so that the job can still seal a failure report. Within `redirected_to`, only
@@ -37,7 +37,7 @@ class Termination:
 
     @contextmanager
     def redirected_to(self, action: Callable[[], None]) -> Iterator[None]:
-        """Have the first signal within the block call `action` instead, which makes the block end soon."""
+        """Makes the first signal within the block call `action` instead, which makes the block end soon."""
         self._action = action
         try:
             yield
@@ -47,7 +47,7 @@ class Termination:
 
 @contextmanager
 def handle_termination() -> Iterator[Termination]:
-    """Handle SIGTERM for the time of the context."""
+    """Handles SIGTERM for the time of the context."""
     state = Termination()
     previous = signal.signal(signal.SIGTERM, state.arrive)
     try:

@@ -32,7 +32,7 @@ CONFINED_SECONDS: Final = 60.0
 """Time for a worker to confine itself after its start."""
 
 SAVE_SECONDS: Final = 20.0
-"""Time for an interrupted worker to write its state down before it is killed."""
+"""Time for an interrupted worker to write its state before it is killed."""
 
 
 class WorkerProcess:
@@ -57,7 +57,7 @@ class WorkerProcess:
             self._send(preparation)
 
     def wait_confined(self) -> SandboxReport:
-        """Wait for the worker's first message: the sandbox properties that it measured after it confined itself.
+        """Waits for the worker's first message: the sandbox properties that it measured after it confined itself.
 
         Raises:
             JobError: the worker failed, ended, sent another message first, or none within `CONFINED_SECONDS`.
@@ -73,12 +73,12 @@ class WorkerProcess:
         raise JobError(ErrorCode.WORKER_DIED, "the worker did not confine itself", hint="see job.log")
 
     def announce_model(self) -> None:
-        """Tell the worker that the base model has been checked: it can load it before there is a dataset."""
+        """Tells the worker that the base model has been checked: it can load it before there is a dataset."""
         if self._prepares:
             self._send(protocol.ModelReady())
 
     def train(self, order: protocol.TrainingOrder, follow: Follower) -> Mapping[str, JsonValue]:
-        """Have the order carried out; returns the worker's summary (private).
+        """Has the worker carry out the order; returns the worker's summary (private).
 
         Args:
             order: the only order that the worker takes.
@@ -110,14 +110,14 @@ class WorkerProcess:
         )
 
     def interrupt(self) -> None:
-        """Ask the worker to save its state and end; kills it after `SAVE_SECONDS`. Returns at once."""
+        """Asks the worker to save its state and end; kills it after `SAVE_SECONDS`. Returns at once."""
         self._process.terminate()
         killer = threading.Timer(SAVE_SECONDS, self._process.kill)
         killer.daemon = True
         killer.start()
 
     def end(self) -> None:
-        """End the worker, by force if it does not end by itself."""
+        """Ends the worker, by force if it does not end by itself."""
         children.stop_process(self._process)
 
     def _send(self, instruction: protocol.WorkerInstruction) -> None:
@@ -130,7 +130,7 @@ class WorkerProcess:
 
 @contextmanager
 def worker_process(workspace: Workspace, plan: SandboxPlan, spec: JobSpec) -> Iterator[WorkerProcess]:
-    """Run a worker for the time of the context.
+    """Runs a worker for the time of the context.
 
     Args:
         workspace: contains its log and its home directory.

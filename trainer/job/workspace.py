@@ -58,7 +58,7 @@ class Workspace:
         return self.root / "scratch"
 
     def make_room(self, *, keep_output: bool) -> None:
-        """Empty the directories that a failure report does not need: a full workspace may be what failed.
+        """Empties the directories that a failure report does not need: a full workspace may be what failed.
 
         Args:
             keep_output: whether part of the worker's output is sealed along with the report.
@@ -74,7 +74,7 @@ class Workspace:
 
 @contextmanager
 def open_workspace(base: Path | None) -> Iterator[Workspace]:
-    """Create the workspace in `base`, or in the first candidate that is in memory; remove it after use.
+    """Creates the workspace in `base`, or in the first candidate that is in memory; removes it after use.
 
     Raises:
         JobError: `workspace-unsafe`: no such directory is in memory.
