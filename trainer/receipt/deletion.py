@@ -73,7 +73,7 @@ class DeletionStatement(Strict):
 
 
 def make_deletion_statement(deletion: DeletionPredicate, result_sha256: str) -> bytes:
-    """Return the statement as canonical JSON, the payload of its envelope.
+    """Returns the statement as canonical JSON, the payload of its envelope.
 
     Args:
         deletion: what was destroyed, and when.
@@ -111,7 +111,7 @@ class ExpectedDeletion:
 
 
 def verify_deletion(envelope: bytes, expected: ExpectedDeletion) -> DeletionStatement:
-    """Verify a deletion statement and return it.
+    """Verifies a deletion statement and returns it.
 
     1. The attested receipt key signed it.
     2. It is a deletion statement. The same key signs receipts, so the predicate type has to be checked.

@@ -42,7 +42,7 @@ class Envelope(Strict):
 
 
 def pre_authentication_encoding(payload_type: str, payload: bytes) -> bytes:
-    """Return PAE(type, payload), the bytes that are signed (DSSE protocol, "Signature Definition").
+    """Returns PAE(type, payload), the bytes that are signed (DSSE protocol, "Signature Definition").
 
         PAE(type, payload) = "DSSEv1" SP LEN(type) SP type SP LEN(payload) SP payload
 
@@ -54,12 +54,12 @@ def pre_authentication_encoding(payload_type: str, payload: bytes) -> bytes:
 
 
 def public_key_der(key: ec.EllipticCurvePublicKey) -> bytes:
-    """Return the DER SubjectPublicKeyInfo of a public key."""
+    """Returns the DER SubjectPublicKeyInfo of a public key."""
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def sign_envelope(payload: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Sign an in-toto statement; returns the envelope as canonical JSON (RFC 8785).
+    """Signs an in-toto statement; returns the envelope as canonical JSON (RFC 8785).
 
     The nonce of the signature is derived from key and message (RFC 6979). A nonce from a random number generator
     that has little entropy, as after a VM's boot, could reveal the key.
@@ -77,11 +77,10 @@ def sign_envelope(payload: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def verify_envelope(envelope: bytes, public_key: bytes) -> bytes:
-    """Verify an envelope and return its payload.
+    """Verifies an envelope and returns its payload.
 
     1. The envelope is JSON without duplicate keys, with exactly one signature, canonical base64 and the payload
-    type
-       of in-toto.
+       type of in-toto.
     2. `public_key` is an EC P-256 key.
     3. The signature is valid over PAE(payload type, payload).
 

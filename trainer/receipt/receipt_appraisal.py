@@ -36,7 +36,7 @@ class ExpectedResult:
 
 
 def appraise_statement(statement: Statement, expected: ExpectedResult, *, first: int = 1) -> tuple[Check, ...]:
-    """Appraise a statement whose signature was verified. All checks are reported; numbers start at `first`.
+    """Appraises a statement whose signature was verified. All checks are reported; numbers start at `first`.
 
     1. `receipt-files`: the statement's subjects and the files are equal in names and digests.
     2. `receipt-job-spec`: the job spec in the statement has the digest that the statement gives, and that is the
@@ -98,7 +98,7 @@ def _check_dataset(statement: Statement, expected: ExpectedResult) -> Check:
 
 
 def _check_privacy(statement: Statement, expected: ExpectedResult) -> tuple[Check, ...]:
-    """Return the check of the privacy budget; none if no budget is demanded or the job failed without weights."""
+    """Returns the check of the privacy budget; none if no budget is demanded or the job failed without weights."""
     if (
         expected.max_epsilon is None
         or expected.max_delta is None

@@ -180,7 +180,7 @@ class StatementInputs:
 
 
 def recipient_fingerprint(recipient: str) -> str:
-    """Return the SHA-256 of a recipient's text form in hex.
+    """Returns the SHA-256 of a recipient's text form in hex.
 
     A receipt lists fingerprints, because it may be shown to auditors: they can compare a recipient that they know,
     and learn none that they do not know.
@@ -189,7 +189,7 @@ def recipient_fingerprint(recipient: str) -> str:
 
 
 def make_statement(inputs: StatementInputs) -> bytes:
-    """Return the statement as canonical JSON, the payload of the DSSE envelope."""
+    """Returns the statement as canonical JSON, the payload of the DSSE envelope."""
     document = {
         "_type": STATEMENT_TYPE,
         "subject": [_resource_descriptor(name, digest) for name, digest in sorted(inputs.files.items())],
@@ -253,7 +253,7 @@ def _format_timestamp(seconds: int) -> str:
 
 
 def parse_statement(payload: bytes) -> Statement:
-    """Parse the payload of a verified envelope.
+    """Parses the payload of a verified envelope.
 
     Raises:
         VerificationError: RECEIPT_INVALID: it does not follow the format, or names a file twice.

@@ -66,7 +66,7 @@ class ArchiveMember:
 
 
 def require_member_name(name: str) -> str:
-    """Return `name` if it is a relative path that cannot leave the directory into which it is extracted.
+    """Returns `name` if it is a relative path that cannot leave the directory into which it is extracted.
 
     Raises:
         ValueError: empty, absolute, with `.`, `..` or empty components, with a backslash or a character that is
@@ -82,7 +82,7 @@ def require_member_name(name: str) -> str:
 
 
 def member_header(name: str, size: int) -> bytes:
-    """Return the 512 header bytes of a member; a reader accepts no others for this name and size."""
+    """Returns the 512 header bytes of a member; a reader accepts no others for this name and size."""
     header = bytearray(BLOCK_BYTES)
     encoded = name.encode()
     header[: len(encoded)] = encoded
@@ -110,7 +110,7 @@ class ArchiveWriter:
         self._written = 0
 
     def add(self, name: str, source: BinaryIO, size: int) -> str:
-        """Write the file `source` of `size` bytes as member `name`; returns its SHA-256 in hex.
+        """Writes the file `source` of `size` bytes as member `name`; returns its SHA-256 in hex.
 
         Raises:
             ValueError: `name` is not allowed as a member's name.
@@ -130,7 +130,7 @@ class ArchiveWriter:
             return digest.hexdigest()
 
     def finish(self) -> None:
-        """Write the end of the archive."""
+        """Writes the end of the archive."""
         self._write(bytes(2 * BLOCK_BYTES))
         self._write(bytes(-self._written % RECORD_BYTES))
 
@@ -155,7 +155,7 @@ class ArchiveReader:
         self._consumed = 0
 
     def next_member(self) -> ArchiveMember | None:
-        """Return the next member, or None after the end of the archive was verified.
+        """Returns the next member, or None after the end of the archive was verified.
 
         The data of a member must be read before the next call.
 
@@ -171,7 +171,7 @@ class ArchiveReader:
         return member
 
     def read_member(self, member: ArchiveMember, limit: int) -> bytes:
-        """Return the data of a member; `limit` is the largest size accepted, in bytes.
+        """Returns the data of a member; `limit` is the largest size accepted, in bytes.
 
         Raises:
             SealingError: BUNDLE_INVALID.
@@ -183,7 +183,7 @@ class ArchiveReader:
         return b"".join(parts)
 
     def copy_member(self, member: ArchiveMember, write: Callable[[bytes], object]) -> str:
-        """Pass the data of a member to `write` in blocks; returns its SHA-256 in hex.
+        """Passes the data of a member to `write` in blocks; returns its SHA-256 in hex.
 
         Raises:
             SealingError: BUNDLE_INVALID.
@@ -210,7 +210,7 @@ class ArchiveReader:
             raise bundle_invalid("bytes of all files", f"at most {self._limits.max_bytes}", self._total_bytes)
 
     def _require_end(self) -> None:
-        """Require the second zero block, zeros up to the end of the record, and then the end of the stream."""
+        """Requires the second zero block, zeros up to the end of the record, and then the end of the stream."""
         rest = BLOCK_BYTES + -(self._consumed + BLOCK_BYTES) % RECORD_BYTES
         if any(self._read_exactly(rest)):
             raise bundle_invalid("something follows its end")
@@ -230,7 +230,7 @@ class ArchiveReader:
 
 
 def bundle_invalid(reason: str, expected: object = None, found: object = None) -> SealingError:
-    """Make the error for an archive that does not follow the format."""
+    """Makes the error for an archive that does not follow the format."""
     return SealingError(ErrorCode.BUNDLE_INVALID, f"sealed archive: {reason}", expected=expected, found=found)
 
 

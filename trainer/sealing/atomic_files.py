@@ -21,7 +21,7 @@ SHARED_MODE: Final = 0o644
 
 @contextmanager
 def replace_atomically(target: Path, mode: int) -> Iterator[BinaryIO]:
-    """Yield an unbuffered stream to a temporary file beside `target`, which replaces it when the context ends.
+    """Yields an unbuffered stream to a temporary file beside `target`, which replaces it when the context ends.
 
     After an error, the temporary file is removed and `target` is as it was.
 
@@ -44,7 +44,7 @@ def replace_atomically(target: Path, mode: int) -> Iterator[BinaryIO]:
 
 @contextmanager
 def translate_storage_errors() -> Iterator[None]:
-    """Turn the operating system's errors that a user can act on into errors with a code and a hint.
+    """Turns the operating system's errors that a user can act on into errors with a code and a hint.
 
     Raises:
         UsageError: FILE_NOT_FOUND; USAGE where a path is of the wrong kind or access is denied.

@@ -28,7 +28,7 @@ class BackgroundHash:
         self._digest = hashlib.sha256()
 
     def update(self, block: bytes) -> None:
-        """Add a block. The caller may read it in the meantime, but not change it."""
+        """Adds a block. The caller may read it in the meantime, but not change it."""
         # A small block is hashed here only if the thread has finished all blocks before it.
         if self._threads.is_empty and len(block) < _MIN_THREADED_BYTES:
             self._digest.update(block)
@@ -38,7 +38,7 @@ class BackgroundHash:
         self._threads.submit(partial(self._digest.update, block))
 
     def hexdigest(self) -> str:
-        """Return the digest of all blocks in lower-case hex."""
+        """Returns the digest of all blocks in lower-case hex."""
         while not self._threads.is_empty:
             self._threads.take_result()
         return self._digest.hexdigest()
@@ -46,6 +46,6 @@ class BackgroundHash:
 
 @contextmanager
 def background_hash() -> Iterator[BackgroundHash]:
-    """Yield a hash; its thread ends with the context."""
+    """Yields a hash; its thread ends with the context."""
     with OrderedThreadPool[None](threads=1) as threads:
         yield BackgroundHash(threads)

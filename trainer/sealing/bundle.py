@@ -99,11 +99,11 @@ class Grant(Strict):
         return recipients
 
     def result_recipients(self) -> tuple[Recipient, ...]:
-        """Return the recipients in the form that `age.encrypt` takes."""
+        """Returns the recipients in the form that `age.encrypt` takes."""
         return tuple(parse_recipient(text) for text in self.recipients)
 
     def canonical(self) -> bytes:
-        """Return the content of `grant.json`: RFC 8785 JSON, without demands that are not made."""
+        """Returns the content of `grant.json`: RFC 8785 JSON, without demands that are not made."""
         return canonical_json(self.model_dump(mode="json", exclude_none=True))
 
 
@@ -130,11 +130,11 @@ class Manifest(Strict):
     files: Annotated[dict[DataName, ManifestFile], Field(min_length=1)]
 
     def canonical(self) -> bytes:
-        """Return the content of `manifest.json`: RFC 8785 JSON."""
+        """Returns the content of `manifest.json`: RFC 8785 JSON."""
         return canonical_json(self.model_dump(mode="json"))
 
     def sha256(self) -> str:
-        """Return the SHA-256 of `manifest.json` in hex, by which receipts name the dataset."""
+        """Returns the SHA-256 of `manifest.json` in hex, by which receipts name the dataset."""
         return sha256_hex(self.canonical())
 
 
@@ -154,7 +154,7 @@ class OpenedBundle:
 
 
 def pack_bundle(target: BinaryIO, grant: Grant, files: Mapping[str, Path]) -> Manifest:
-    """Write a bundle; the same grant and files give the same bytes.
+    """Writes a bundle; the same grant and files give the same bytes.
 
     Args:
         target: receives the archive as plaintext.
@@ -184,7 +184,7 @@ def unpack_bundle(
     limits: ArchiveLimits,
     check_grant: Callable[[Grant], None] = lambda _grant: None,
 ) -> OpenedBundle:
-    """Read a bundle to its end and extract its data files to `into/data/`; on any error `into/data` is removed.
+    """Reads a bundle to its end and extracts its data files to `into/data/`, which is removed on any error.
 
     Args:
         source: the archive as plaintext.
@@ -229,7 +229,7 @@ def _add_file(archive: ArchiveWriter, name: str, path: Path) -> ManifestFile:
 
 
 def _extract_data(archive: ArchiveReader, into: Path) -> tuple[dict[str, ManifestFile], ArchiveMember | None]:
-    """Extract the members below `data/`; returns their digests and sizes, and the first member after them."""
+    """Extracts the members below `data/`; returns their digests and sizes, and the first member after them."""
     extracted: dict[str, ManifestFile] = {}
     previous = b""
     while (member := archive.next_member()) is not None and member.name.startswith(DATA_PREFIX):
@@ -265,7 +265,7 @@ def _parse_document(model: type[_Document], name: str, data: bytes) -> _Document
 
 
 def _require_equal_files(expected: Mapping[str, ManifestFile], found: Mapping[str, ManifestFile]) -> None:
-    """Compare manifest and extracted files; messages number the files and do not name them."""
+    """Compares manifest and extracted files; messages number the files and do not name them."""
     if expected.keys() != found.keys():
         missing, extra = len(expected.keys() - found.keys()), len(found.keys() - expected.keys())
         raise bundle_invalid(

@@ -17,7 +17,7 @@ from trainer.sealing.atomic_files import PRIVATE_MODE, translate_storage_errors
 
 @contextmanager
 def fresh_directory(path: Path) -> Iterator[None]:
-    """Create a private directory (mode 0700), and remove it with its content if the context raises.
+    """Creates a private directory (mode 0700), and removes it with its content if the context raises.
 
     Raises:
         UsageError: OUTPUT_EXISTS; FILE_NOT_FOUND: its parent does not exist.
@@ -36,7 +36,7 @@ def fresh_directory(path: Path) -> Iterator[None]:
 
 @contextmanager
 def empty_directory(path: Path) -> Iterator[None]:
-    """Require an existing empty directory, and empty it again if the context raises.
+    """Requires an existing empty directory, and empties it again if the context raises.
 
     Raises:
         UsageError: OUTPUT_EXISTS: it is not empty; FILE_NOT_FOUND.
@@ -53,7 +53,7 @@ def empty_directory(path: Path) -> Iterator[None]:
 
 
 def extract_member(archive: ArchiveReader, member: ArchiveMember, target: Path) -> str:
-    """Write a member to the new file `target` (mode 0600); returns its SHA-256 in hex.
+    """Writes a member to the new file `target` (mode 0600); returns its SHA-256 in hex.
 
     Args:
         archive: the reader whose `next_member` returned `member`.

@@ -29,7 +29,7 @@ def seal(
     now: int,
     progress: ProgressCallback | None = None,
 ) -> Manifest:
-    """Bundle data files and encrypt them to the recipient that an attestation result names.
+    """Bundles data files and encrypts them to the recipient that an attestation result names.
 
     This is the only function that makes a sealed dataset. It takes an `AttestationResult` and not a recipient, so
     that data cannot be encrypted to a key whose job was not appraised.
@@ -69,7 +69,7 @@ def open_bundle(
     limits: ArchiveLimits,
     progress: ProgressCallback | None = None,
 ) -> OpenedBundle:
-    """Open a sealed dataset into `workspace/data/`; returns only after the last chunk has authenticated.
+    """Opens a sealed dataset into `workspace/data/`; returns only after the last chunk has authenticated.
 
     Plaintext is written to the files as it is decrypted, so that memory holds it once. On any error, including a
     file that was cut short, all of it is removed again.
@@ -99,7 +99,7 @@ def open_bundle(
 
 
 def require_valid_grant(grant: Grant, job_spec_sha256: str, now: int) -> None:
-    """Require that a grant names this job spec and has not expired.
+    """Requires that a grant names this job spec and has not expired.
 
     Raises:
         SealingError: GRANT_MISMATCH, GRANT_EXPIRED.

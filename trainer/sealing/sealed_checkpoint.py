@@ -64,7 +64,7 @@ class CheckpointHeader(Strict):
     tag: Sha256Hex
 
     def canonical(self) -> bytes:
-        """Return the content of `checkpoint.json`: RFC 8785 JSON."""
+        """Returns the content of `checkpoint.json`: RFC 8785 JSON."""
         return canonical_json(self.model_dump(mode="json"))
 
 
@@ -84,7 +84,7 @@ class CheckpointKeys:
 
     @classmethod
     def from_material(cls, material: bytes | bytearray) -> CheckpointKeys:
-        """Split 72 derived bytes into age seed (32), HMAC key (32) and label (8).
+        """Splits 72 derived bytes into age seed (32), HMAC key (32) and label (8).
 
         Raises:
             ValueError: another length.
@@ -95,12 +95,12 @@ class CheckpointKeys:
             return cls(identity_from_seed(seed), bytearray(material[32:64]), material[64:].hex())
 
     def destroy(self) -> None:
-        """Overwrite the identity's seed and the HMAC key; nothing can be opened or tagged afterwards."""
+        """Overwrites the identity's seed and the HMAC key; nothing can be opened or tagged afterwards."""
         self.identity.destroy()
         wipe(self.authentication)
 
     def tag(self, version: int, step: int, binding: CheckpointBinding, files: dict[str, CheckpointFile]) -> str:
-        """Return HMAC-SHA256(authentication, RFC 8785 JSON of `checkpoint.json` without `tag`) in hex."""
+        """Returns HMAC-SHA256(authentication, RFC 8785 JSON of `checkpoint.json` without `tag`) in hex."""
         entries = {name: entry.model_dump(mode="json") for name, entry in files.items()}
         document = {"version": version, "step": step, "binding": binding.model_dump(mode="json"), "files": entries}
         return hmac.digest(self.authentication, canonical_json(document), "sha256").hex()
@@ -115,7 +115,7 @@ def seal_checkpoint(
     binding: CheckpointBinding,
     keys: CheckpointKeys,
 ) -> int:
-    """Seal files that the worker wrote; returns the size of `target` in bytes.
+    """Seals files that the worker wrote; returns the size of `target` in bytes.
 
     Args:
         folder: the worker's directory; symbolic links below it are not followed.
@@ -150,7 +150,7 @@ def seal_checkpoint(
 def open_checkpoint(
     source: BinaryIO, into: Path, *, step: int, binding: CheckpointBinding, keys: CheckpointKeys
 ) -> CheckpointHeader:
-    """Open a checkpoint into a new directory; on any error, the directory is removed again.
+    """Opens a checkpoint into a new directory; on any error, the directory is removed again.
 
     Args:
         source: the age file; whoever stores it may have replaced it with anything.
@@ -220,7 +220,7 @@ def _read_header(archive: ArchiveReader) -> CheckpointHeader:
 def _require_own_checkpoint(
     header: CheckpointHeader, step: int, binding: CheckpointBinding, keys: CheckpointKeys
 ) -> None:
-    """Check the tag first: it authenticates the fields that the other checks compare."""
+    """Checks the tag first: it authenticates the fields that the other checks compare."""
     expected = keys.tag(header.version, header.step, header.binding, header.files)
     if not hmac.compare_digest(expected, header.tag):
         raise _checkpoint_invalid("its tag is not this job's")

@@ -29,7 +29,7 @@ from trainer.sealing.extraction import empty_directory, extract_member
 def seal_result(
     tree: Path, target: Path, recipients: Sequence[Recipient], *, progress: ProgressCallback | None = None
 ) -> int:
-    """Encrypt all files below a directory, in the order of their names as UTF-8 bytes.
+    """Encrypts all files below a directory, in the order of their names as UTF-8 bytes.
 
     Args:
         tree: a directory that the worker wrote. It may contain regular files and directories only; a symbolic link
@@ -64,7 +64,7 @@ def open_result(
     limits: ArchiveLimits,
     progress: ProgressCallback | None = None,
 ) -> tuple[str, ...]:
-    """Decrypt a result into an empty directory; on any error the directory is empty again.
+    """Decrypts a result into an empty directory; on any error the directory is empty again.
 
     Args:
         source: the age file.
@@ -118,7 +118,7 @@ def _require_member_name(name: str) -> str:
 
 
 def open_inside(tree: Path, name: str) -> BinaryIO:
-    """Open a file below `tree` for reading; raises OSError if any component of `name` is a symbolic link.
+    """Opens a file below `tree` for reading; raises OSError if any component of `name` is a symbolic link.
 
     Another process may replace a component while this runs. Each one is therefore opened relative to the
     descriptor of the directory before it and without following links; checking the path first would leave time for

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 
 def wipe(secret: bytearray) -> None:
-    """Overwrite a buffer with zeros in place.
+    """Overwrites a buffer with zeros in place.
 
     The write goes to the buffer's address: slice assignment may allocate a new buffer and free the old one
     unchanged.
@@ -24,7 +24,7 @@ def wipe(secret: bytearray) -> None:
 
 @contextmanager
 def wiped(secret: bytearray) -> Iterator[bytearray]:
-    """Yield the buffer and overwrite it when the context ends, also after an error."""
+    """Yields the buffer and overwrites it when the context ends, also after an error."""
     try:
         yield secret
     finally:

@@ -31,7 +31,7 @@ from trainer.sealing.atomic_files import PRIVATE_MODE, SHARED_MODE, replace_atom
 def encrypt_file(
     source: Path, target: Path, recipients: Sequence[Recipient], *, progress: ProgressCallback | None = None
 ) -> None:
-    """Encrypt a file. `target` is replaced atomically at the end and left as it was on any error.
+    """Encrypts a file. `target` is replaced atomically at the end and left as it was on any error.
 
     Args:
         source: plaintext; anything but a regular file is read as a stream.
@@ -61,7 +61,7 @@ def encrypt_file(
 def decrypt_file(
     source: Path, target: Path, identities: Sequence[Identity], *, progress: ProgressCallback | None = None
 ) -> None:
-    """Decrypt a file. `target` appears once every chunk has authenticated, and not at all on any error.
+    """Decrypts a file. `target` appears once every chunk has authenticated, and not at all on any error.
 
     Args:
         source: an age file, armored or not; anything but a regular file is read as a stream.
@@ -117,7 +117,7 @@ class _PayloadTransfer:
     target_start: int
 
     def run(self, progress: ProgressCallback | None) -> None:
-        """Transfer all batches; raises the exception of the first batch, in file order, that failed."""
+        """Transfers all batches; raises the exception of the first batch, in file order, that failed."""
         pool, plaintext_bytes = ChunkBatchPool(self.operation), 0
         # Rounded up; an empty plaintext still has one batch, with one empty chunk.
         batch_count = max(1, -(-self.source_size // self.operation.source_batch_bytes))

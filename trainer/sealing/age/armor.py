@@ -25,7 +25,7 @@ _MAX_LINE_BYTES: Final = _COLUMNS + 2  # with CRLF
 
 
 def is_armored(start: bytes) -> bool:
-    """Return whether a file that begins with `start` is meant to be armored."""
+    """Returns whether a file that begins with `start` is meant to be armored."""
     return start.lstrip().startswith(b"-----BEGIN AGE")
 
 
@@ -45,11 +45,11 @@ class ArmorReader(io.RawIOBase):
         self._ended = False
 
     def readable(self) -> bool:
-        """Return True."""
+        """Returns True."""
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # typeshed: WriteableBuffer
-        """Fill `buffer` with the next bytes; return 0 at the end of the armor."""
+        """Fills `buffer` with the next bytes; returns 0 at the end of the armor."""
         while not self._decoded and not self._ended:
             self._decode_lines()
         size = min(len(buffer), len(self._decoded))
@@ -58,7 +58,7 @@ class ArmorReader(io.RawIOBase):
         return size
 
     def _decode_lines(self) -> None:
-        """Decode up to `_LINES_PER_READ` lines. Only the last line of the armor may be shorter than 64 columns."""
+        """Decodes up to `_LINES_PER_READ` lines; only the armor's last line may be shorter than 64 columns."""
         if not self._begun:
             self._read_begin_line()
         lines: list[bytes] = []

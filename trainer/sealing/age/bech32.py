@@ -16,7 +16,7 @@ _CHECKSUM_LENGTH: Final = 6
 
 
 def bech32_encode(prefix: str, data: bytes) -> str:
-    """Return the lower-case Bech32 text of `data` under a lower-case human-readable prefix."""
+    """Returns the lower-case Bech32 text of `data` under a lower-case human-readable prefix."""
     values = _regroup_bits(data, 8, 5, pad=True)
     # The checksum is the six values that make the polynomial of prefix, data and checksum leave the remainder 1.
     checksum = _polymod([*_expand_prefix(prefix), *values, *bytes(_CHECKSUM_LENGTH)]) ^ 1
@@ -25,7 +25,7 @@ def bech32_encode(prefix: str, data: bytes) -> str:
 
 
 def bech32_decode(prefix: str, text: str) -> bytes:
-    """Return the bytes that `bech32_encode` made `text` from.
+    """Returns the bytes that `bech32_encode` made `text` from.
 
     Raises:
         ValueError: another prefix, a character outside the alphabet, a wrong checksum or wrong padding. The
@@ -43,13 +43,13 @@ def bech32_decode(prefix: str, text: str) -> bytes:
 
 
 def _expand_prefix(prefix: str) -> list[int]:
-    """Return the prefix as 5-bit values: the high bits of each character, a zero, the low bits of each."""
+    """Returns the prefix as 5-bit values: the high bits of each character, a zero, the low bits of each."""
     codes = prefix.encode("ascii")
     return [code >> 5 for code in codes] + [0] + [code & 31 for code in codes]
 
 
 def _polymod(values: Iterable[int]) -> int:
-    """Return the remainder of a polynomial over GF(32), with these coefficients, by the generator of BIP 173.
+    """Returns the remainder of a polynomial over GF(32), with these coefficients, by the generator of BIP 173.
 
     The remainder's six 5-bit coefficients are packed into 30 bits.
     """
@@ -64,7 +64,7 @@ def _polymod(values: Iterable[int]) -> int:
 
 
 def _regroup_bits(values: Iterable[int], from_width: int, to_width: int, *, pad: bool) -> list[int]:
-    """Regroup a sequence of `from_width`-bit values into `to_width`-bit values, most significant bit first.
+    """Regroups a sequence of `from_width`-bit values into `to_width`-bit values, most significant bit first.
 
     Args:
         values: numbers below `2 ** from_width`.

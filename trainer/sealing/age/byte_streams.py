@@ -13,11 +13,11 @@ class _NonClosingReader(io.RawIOBase):
         self._source = source
 
     def readable(self) -> bool:
-        """Return True."""
+        """Returns True."""
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # typeshed: WriteableBuffer
-        """Fill `buffer` with the next bytes of the stream; return 0 at its end."""
+        """Fills `buffer` with the next bytes of the stream; returns 0 at its end."""
         if isinstance(self._source, io.RawIOBase | io.BufferedIOBase):
             size = self._source.readinto(buffer)
             if size is None:  # a non-blocking stream; `BufferedReader` would take None for the end of the file
@@ -29,7 +29,7 @@ class _NonClosingReader(io.RawIOBase):
 
 
 def buffered_reader(source: BinaryIO) -> io.BufferedReader:
-    """Wrap `source` so that it has `readline` and `peek`.
+    """Wraps `source` so that it has `readline` and `peek`.
 
     The reader may take more bytes from `source` than were asked for, and never closes it.
     """
@@ -37,7 +37,7 @@ def buffered_reader(source: BinaryIO) -> io.BufferedReader:
 
 
 def write_all(target: BinaryIO, data: bytes | memoryview) -> None:
-    """Write all of `data`; a raw stream may take only a part of it at a time.
+    """Writes all of `data`; a raw stream may take only a part of it at a time.
 
     Raises:
         BlockingIOError: the stream is non-blocking and takes nothing now.

@@ -41,18 +41,18 @@ class ChunkBatchPool:
         self._free: list[ChunkBatch] = []
 
     def acquire(self) -> ChunkBatch:
-        """Return a batch without valid bytes; its buffers may hold bytes of an earlier batch."""
+        """Returns a batch without valid bytes; its buffers may hold bytes of an earlier batch."""
         batch = self._free.pop() if self._free else ChunkBatch(self._operation)
         batch.source_bytes = batch.target_bytes = 0
         return batch
 
     def release(self, batch: ChunkBatch) -> None:
-        """Make a batch available again; the caller no longer uses its buffers."""
+        """Makes a batch available again; the caller no longer uses its buffers."""
         self._free.append(batch)
 
 
 def read_batches(source: io.BufferedReader, pool: ChunkBatchPool) -> Iterator[tuple[ChunkBatch, bool]]:
-    """Read a stream to its end in batches.
+    """Reads a stream to its end in batches.
 
     Yields:
         Each batch, and whether it is the last one. The last batch is empty only if the stream is.

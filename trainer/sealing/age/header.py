@@ -69,7 +69,7 @@ class _ParsedHeader:
 
 
 def create_header(recipients: Sequence[Recipient]) -> tuple[bytes, ChaCha20Poly1305]:
-    """Make the header of a new file under a fresh file key.
+    """Makes the header of a new file under a fresh file key.
 
     Returns:
         All bytes before the first chunk (header and payload nonce), and the cipher of the payload.
@@ -88,7 +88,7 @@ def create_header(recipients: Sequence[Recipient]) -> tuple[bytes, ChaCha20Poly1
 
 
 def read_header(source: BinaryIO, identities: Sequence[Identity]) -> OpenedHeader:
-    """Read a header, unwrap the file key and verify the MAC; leaves `source` at the first chunk.
+    """Reads a header, unwraps the file key and verifies the MAC; leaves `source` at the first chunk.
 
     Args:
         source: an age file, from its start.
@@ -157,7 +157,7 @@ def _parse_header(source: BinaryIO) -> _ParsedHeader:
 
 
 def _parse_stanza_body(lines: Iterator[str]) -> bytes:
-    """Read lines of 64 columns up to the first shorter one, which ends the body and may be empty."""
+    """Reads lines of 64 columns up to the first shorter one, which ends the body and may be empty."""
     text = ""
     for line in lines:
         if len(line) > COLUMNS:

@@ -77,7 +77,7 @@ class HybridRecipient:
         return f"<HybridRecipient {str(self)[:24]}…>"
 
     def wrap(self, file_key: bytes) -> Stanza:
-        """Encrypt the file key with HPKE; the stanza's argument is the encapsulated key (1120 bytes)."""
+        """Encrypts the file key with HPKE; the stanza's argument is the encapsulated key (1120 bytes)."""
         sealed = _SUITE.encrypt(file_key, self._key, info=_INFO)
         encapsulated_key, body = sealed[:_ENCAPSULATED_KEY_BYTES], sealed[_ENCAPSULATED_KEY_BYTES:]
         return Stanza(RecipientType.HYBRID, (encode_base64(encapsulated_key),), body)
@@ -114,13 +114,13 @@ class HybridIdentity:
         return "<HybridIdentity>"
 
     def recipient(self) -> HybridRecipient:
-        """Return the public key of this identity."""
+        """Returns the public key of this identity."""
         return HybridRecipient(
             self._mlkem.public_key().public_bytes_raw() + self._x25519.public_key().public_bytes_raw()
         )
 
     def destroy(self) -> None:
-        """Overwrite the seed; afterwards this identity unwraps nothing.
+        """Overwrites the seed; afterwards this identity unwraps nothing.
 
         The expanded bytes and the library's key objects are dropped, but not overwritten.
         """
@@ -129,7 +129,7 @@ class HybridIdentity:
         self._expand_seed(os.urandom(SEED_BYTES))
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """Return the file key from the first stanza that was made for this identity, or None.
+        """Returns the file key from the first stanza that was made for this identity, or None.
 
         Raises:
             SealingError: HEADER_INVALID: an mlkem768x25519 stanza does not follow the format.
@@ -160,7 +160,7 @@ def _parse_mlkem_public_key(raw: bytes) -> MLKEM768PublicKey:
 
 
 def _has_low_order(private: X25519PrivateKey, public: X25519PublicKey) -> bool:
-    """Return whether the exchange gives the all-zero secret: the point has low order (RFC 7748, section 6)."""
+    """Returns whether the exchange gives the all-zero secret: the point has low order (RFC 7748, section 6)."""
     try:
         private.exchange(public)
     except ValueError:

@@ -31,28 +31,28 @@ class Recipient(Protocol):
         """The type of the stanza that `wrap` makes."""
 
     def wrap(self, file_key: bytes) -> Stanza:
-        """Encrypt a 16-byte file key so that only the matching identity can decrypt it."""
+        """Encrypts a 16-byte file key so that only the matching identity can decrypt it."""
 
 
 class Identity(Protocol):
     """A private key to decrypt with. `str()` returns its secret text form; `repr()` shows nothing secret."""
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """Return the file key from the first stanza that was made for this identity, or None.
+        """Returns the file key from the first stanza that was made for this identity, or None.
 
         Raises:
             SealingError: HEADER_INVALID: a stanza of this identity's type does not follow the format.
         """
 
     def recipient(self) -> Recipient:
-        """Return the public key of this identity."""
+        """Returns the public key of this identity."""
 
     def destroy(self) -> None:
-        """Overwrite the seed and drop the keys made from it; afterwards this identity unwraps nothing."""
+        """Overwrites the seed and drops the keys made from it; afterwards this identity unwraps nothing."""
 
 
 def hkdf_sha256(secret: bytes, salt: bytes, info: bytes) -> bytearray:
-    """Derive 32 bytes with HKDF-SHA256 (RFC 5869). The caller wipes the result."""
+    """Derives 32 bytes with HKDF-SHA256 (RFC 5869). The caller wipes the result."""
     key = bytearray(32)
     HKDF(SHA256(), len(key), salt, info).derive_into(secret, key)
     return key

@@ -15,7 +15,7 @@ _HYBRID_IDENTITY_START = f"{hybrid.IDENTITY_PREFIX}1".upper()
 
 
 def parse_recipient(text: str) -> Recipient:
-    """Parse a recipient: `age1pq1…` (hybrid) or `age1…` (X25519).
+    """Parses a recipient: `age1pq1…` (hybrid) or `age1…` (X25519).
 
     Raises:
         UsageError: RECIPIENT_INVALID.
@@ -32,7 +32,7 @@ def parse_recipient(text: str) -> Recipient:
 
 
 def parse_identity(text: str) -> Identity:
-    """Parse an identity: `AGE-SECRET-KEY-PQ-1…` (hybrid) or `AGE-SECRET-KEY-1…` (X25519).
+    """Parses an identity: `AGE-SECRET-KEY-PQ-1…` (hybrid) or `AGE-SECRET-KEY-1…` (X25519).
 
     Raises:
         UsageError: IDENTITY_INVALID; the message quotes no part of `text`.
@@ -46,7 +46,7 @@ def parse_identity(text: str) -> Identity:
 
 
 def parse_identity_file(text: str) -> tuple[Identity, ...]:
-    """Parse an identity file as `age-keygen` writes it: one identity per line, blank lines, `#` comments.
+    """Parses an identity file as `age-keygen` writes it: one identity per line, blank lines, `#` comments.
 
     Raises:
         UsageError: IDENTITY_INVALID: a line, named by its number, is not an identity, or there is none.
@@ -64,7 +64,7 @@ def parse_identity_file(text: str) -> tuple[Identity, ...]:
 
 
 def identity_from_seed(seed: bytes | bytearray, *, hybrid: bool = True) -> Identity:
-    """Return the identity whose private key is expanded from a seed.
+    """Returns the identity whose private key is expanded from a seed.
 
     Args:
         seed: 32 bytes, uniformly random or derived for this purpose only.
@@ -77,7 +77,7 @@ def identity_from_seed(seed: bytes | bytearray, *, hybrid: bool = True) -> Ident
 
 
 def generate_identity(*, hybrid: bool = True) -> Identity:
-    """Return a new random identity; `hybrid=False` for X25519."""
+    """Returns a new random identity; `hybrid=False` for X25519."""
     return identity_from_seed(os.urandom(32), hybrid=hybrid)
 
 

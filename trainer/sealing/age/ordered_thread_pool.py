@@ -54,9 +54,9 @@ class OrderedThreadPool(Generic[T]):
         return not self._in_flight
 
     def submit(self, task: Callable[[], T]) -> None:
-        """Queue a task; it starts as soon as a thread is free."""
+        """Queues a task; it starts as soon as a thread is free."""
         self._in_flight.append(self._executor.submit(task))
 
     def take_result(self) -> T:
-        """Wait for the oldest task and return its result, or raise the exception that it raised."""
+        """Waits for the oldest task and returns its result, or raises the exception that it raised."""
         return self._in_flight.popleft().result()

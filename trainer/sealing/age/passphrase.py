@@ -60,7 +60,7 @@ class ScryptRecipient:
     __str__ = __repr__  # a passphrase has no public form
 
     def wrap(self, file_key: bytes) -> Stanza:
-        """Encrypt the file key under a key derived from the passphrase and a fresh salt."""
+        """Encrypts the file key under a key derived from the passphrase and a fresh salt."""
         salt = os.urandom(_SALT_BYTES)
         key = _derive_wrap_key(self._passphrase, salt, self._work_factor)
         body = ChaCha20Poly1305(key).encrypt(_ZERO_NONCE, file_key, None)
@@ -86,15 +86,15 @@ class ScryptIdentity:
         return self._passphrase.decode()
 
     def recipient(self) -> ScryptRecipient:
-        """Return a recipient with the same passphrase."""
+        """Returns a recipient with the same passphrase."""
         return ScryptRecipient(self._passphrase)
 
     def destroy(self) -> None:
-        """Drop the passphrase. Its bytes are immutable, so they are freed and not overwritten."""
+        """Drops the passphrase. Its bytes are immutable, so they are freed and not overwritten."""
         self._passphrase = b""
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """Return the file key if the passphrase is right, and None otherwise.
+        """Returns the file key if the passphrase is right, and None otherwise.
 
         Raises:
             SealingError: HEADER_INVALID: the scrypt stanza does not follow the format, or asks for too much work.

@@ -90,7 +90,7 @@ def _decrypt_batch(
 
 
 def payload_invalid(reason: str) -> SealingError:
-    """Make the error for a payload that was changed or is incomplete."""
+    """Makes the error for a payload that was changed or is incomplete."""
     return SealingError(
         ErrorCode.PAYLOAD_INVALID,
         f"age payload: {reason}",

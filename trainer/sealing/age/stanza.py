@@ -34,7 +34,7 @@ class Stanza:
     body: bytes
 
     def encode(self) -> bytes:
-        """Return the lines of the stanza in a header.
+        """Returns the lines of the stanza in a header.
 
         The last line of a body is always shorter than 64 columns, so that a reader knows where the body ends;
         after a full line it is empty.
@@ -45,7 +45,7 @@ class Stanza:
         return "".join(f"{line}\n" for line in (first_line, *body_lines)).encode()
 
     def single_argument(self, size: int) -> bytes:
-        """Return the stanza's only argument, decoded, which must have `size` bytes.
+        """Returns the stanza's only argument, decoded, which must have `size` bytes.
 
         Raises:
             SealingError: HEADER_INVALID: no argument, several, base64 that is not canonical, or another size.
@@ -55,7 +55,7 @@ class Stanza:
         return decode_base64(self.arguments[0], size, f"{self.type} stanza: argument")
 
     def wrapped_file_key(self) -> bytes:
-        """Return the body, which must have the size of a wrapped 16-byte file key.
+        """Returns the body, which must have the size of a wrapped 16-byte file key.
 
         The size is checked before decryption: an AEAD that does not commit to its key lets an attacker make one
         longer ciphertext that opens under several keys, and so test many keys with one file.
@@ -69,17 +69,17 @@ class Stanza:
 
 
 def header_invalid(reason: str, expected: object = None, found: object = None) -> SealingError:
-    """Make the error for a header that does not follow the format."""
+    """Makes the error for a header that does not follow the format."""
     return SealingError(ErrorCode.HEADER_INVALID, f"age header: {reason}", expected=expected, found=found)
 
 
 def encode_base64(data: bytes) -> str:
-    """Return standard base64 (RFC 4648, section 4) without padding."""
+    """Returns standard base64 (RFC 4648, section 4) without padding."""
     return base64.b64encode(data).rstrip(b"=").decode("ascii")
 
 
 def decode_base64(text: str, size: int | None, field: str) -> bytes:
-    """Decode unpadded canonical base64.
+    """Decodes unpadded canonical base64.
 
     Args:
         text: ASCII.

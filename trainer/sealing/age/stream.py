@@ -34,7 +34,7 @@ def encrypt(
     *,
     progress: ProgressCallback | None = None,
 ) -> None:
-    """Encrypt the rest of `source` into `target`.
+    """Encrypts the rest of `source` into `target`.
 
     Args:
         source: plaintext; need not be seekable.
@@ -57,7 +57,7 @@ def decrypt(
     *,
     progress: ProgressCallback | None = None,
 ) -> None:
-    """Decrypt an age file, armored or not. On any error the caller must discard what `target` received.
+    """Decrypts an age file, armored or not. On any error the caller must discard what `target` received.
 
     Args:
         source: the file, from its start to its end; need not be seekable.
@@ -77,7 +77,7 @@ def decrypt(
 def encrypting_writer(
     target: BinaryIO, recipients: Sequence[Recipient], *, progress: ProgressCallback | None = None
 ) -> Iterator[BinaryIO]:
-    """Yield a stream to write plaintext to; the age file goes to `target`.
+    """Yields a stream to write plaintext to; the age file goes to `target`.
 
     The last chunk is written when the context is left without an error. After an error the last chunk is missing,
     so what is in `target` does not decrypt.
@@ -95,7 +95,7 @@ def encrypting_writer(
 def decrypting_reader(
     source: BinaryIO, identities: Sequence[Identity], *, progress: ProgressCallback | None = None
 ) -> Iterator[BinaryIO]:
-    """Yield a stream to read plaintext from; leaving the context verifies the chunks that were not read.
+    """Yields a stream to read plaintext from; leaving the context verifies the chunks that were not read.
 
     Raises:
         SealingError: as `decrypt`; also from reads, and on leaving the context.
@@ -160,14 +160,14 @@ class _BatchEncryptor:
         self._plaintext_bytes = 0
 
     def submit(self, batch: ChunkBatch, *, ends: bool) -> None:
-        """Queue a batch for encryption; `ends` marks the last one. Blocks while all threads are busy."""
+        """Queues a batch for encryption; `ends` marks the last one. Blocks while all threads are busy."""
         if self._threads.is_full:
             self._write_oldest()
         self._threads.submit(partial(_process_batch, ENCRYPT, self._cipher, self._next_index, batch, ends=ends))
         self._next_index += BATCH_CHUNKS
 
     def write_remaining(self) -> None:
-        """Wait for all batches and write them."""
+        """Waits for all batches and writes them."""
         while not self._threads.is_empty:
             self._write_oldest()
 
@@ -192,15 +192,15 @@ class EncryptingWriter(io.RawIOBase):
         self._position = 0
 
     def writable(self) -> bool:
-        """Return True."""
+        """Returns True."""
         return True
 
     def tell(self) -> int:
-        """Return the number of plaintext bytes written."""
+        """Returns the number of plaintext bytes written."""
         return self._position
 
     def write(self, data: bytes | bytearray | memoryview) -> int:  # type: ignore[override]  # typeshed: ReadableBuffer
-        """Write all of `data`; returns its size in bytes."""
+        """Writes all of `data`; returns its size in bytes."""
         remaining = memoryview(data).cast("B")
         size = len(remaining)
         while remaining:
@@ -209,11 +209,11 @@ class EncryptingWriter(io.RawIOBase):
         return size
 
     def finish(self) -> None:
-        """Encrypt the last batch."""
+        """Encrypts the last batch."""
         self._encryptor.submit(self._batch, ends=True)
 
     def _fill_batch(self, data: memoryview) -> int:
-        """Copy as much of `data` into the current batch as fits; returns the number of bytes copied."""
+        """Copies as much of `data` into the current batch as fits; returns the number of bytes copied."""
         if self._batch.source_bytes == len(self._batch.source):
             # A full batch waits until more data arrives, because only then it is known not to be the last.
             self._encryptor.submit(self._batch, ends=False)
@@ -247,11 +247,11 @@ class DecryptingReader(io.RawIOBase):
         self._failure: BaseException | None = None
 
     def readable(self) -> bool:
-        """Return True."""
+        """Returns True."""
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # typeshed: WriteableBuffer
-        """Fill `buffer` from the current batch; return 0 only at the authenticated end."""
+        """Fills `buffer` from the current batch; returns 0 only at the authenticated end."""
         if not self._unread:
             self._unread = self.read_batch()
         size = min(len(buffer), len(self._unread))
@@ -260,7 +260,7 @@ class DecryptingReader(io.RawIOBase):
         return size
 
     def read_batch(self) -> memoryview:
-        """Return the next batch of plaintext, valid until the next call; empty only at the authenticated end.
+        """Returns the next batch of plaintext, valid until the next call; empty only at the authenticated end.
 
         Raises:
             SealingError: PAYLOAD_INVALID, and the same on every later call.

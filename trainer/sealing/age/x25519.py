@@ -58,7 +58,7 @@ class X25519Recipient:
         return f"<X25519Recipient {self}>"
 
     def wrap(self, file_key: bytes) -> Stanza:
-        """Encrypt the file key under a fresh ephemeral key; the stanza's argument is its public half."""
+        """Encrypts the file key under a fresh ephemeral key; the stanza's argument is its public half."""
         ephemeral = X25519PrivateKey.from_private_bytes(os.urandom(KEY_BYTES))
         share = ephemeral.public_key().public_bytes_raw()
         with wiped(hkdf_sha256(_exchange(ephemeral, self._key), share + self._raw, _INFO)) as key:
@@ -88,11 +88,11 @@ class X25519Identity:
         return "<X25519Identity>"
 
     def recipient(self) -> X25519Recipient:
-        """Return the public key of this identity."""
+        """Returns the public key of this identity."""
         return X25519Recipient(self._public)
 
     def destroy(self) -> None:
-        """Overwrite the seed; afterwards this identity unwraps nothing.
+        """Overwrites the seed; afterwards this identity unwraps nothing.
 
         The library's key object is dropped, but not overwritten.
         """
@@ -100,7 +100,7 @@ class X25519Identity:
         self._key = X25519PrivateKey.generate()
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """Return the file key from the first stanza that was made for this identity, or None.
+        """Returns the file key from the first stanza that was made for this identity, or None.
 
         Raises:
             SealingError: HEADER_INVALID: an X25519 stanza does not follow the format.
@@ -122,7 +122,7 @@ class X25519Identity:
 
 
 def _exchange(private: X25519PrivateKey, public: X25519PublicKey) -> bytes:
-    """Return the shared secret; a low-order point, which would make it all zeros, raises ValueError."""
+    """Returns the shared secret; a low-order point, which would make it all zeros, raises ValueError."""
     try:
         return private.exchange(public)
     except ValueError:

@@ -12,7 +12,7 @@ from trainer.training.fused.segments import Segments
 
 
 def attend(qkv: Tensor, heads: Heads, segments: Segments, tables: RotaryTables) -> Tensor:
-    """Compute softmax(rotate(q) rotate(k)^T * scale + causal mask) v for each row and head.
+    """Computes softmax(rotate(q) rotate(k)^T * scale + causal mask) v for each row and head.
 
     Args:
         qkv: a layer's queries, keys and values before the rotation: [tokens, all heads, head_dim]. On a GPU they
@@ -32,7 +32,7 @@ def attend(qkv: Tensor, heads: Heads, segments: Segments, tables: RotaryTables) 
 
 
 def _attend_cuda(qkv: Tensor, heads: Heads, segments: Segments) -> Tensor:
-    """Run one flash-attention kernel for all rows; it needs 16-bit numbers, and rows without a shared prefix."""
+    """Runs one flash-attention kernel for all rows; it needs 16-bit numbers, and rows without a shared prefix."""
     from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 -- CUDA only
 
     # Views of [tokens, heads, head_dim]; the kernel takes query and key heads in different numbers.

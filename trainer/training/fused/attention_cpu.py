@@ -32,7 +32,7 @@ class RowAttention(Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, heads: Heads, segments: Segments, tables: RotaryTables) -> Tensor:
-        """Compute what `attend` describes."""
+        """Computes attention as `attend` describes it: [tokens, query heads * head_dim]."""
         layout = segments.attention_layout(heads)
         kernel = _ProductAttention if segments.max_seqlen <= MAX_PRODUCT_TOKENS else _FlashAttention
         rotation = layout.rotation(tables)
@@ -52,7 +52,7 @@ class RowAttention(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        """Compute the gradient of q, k and v: [tokens, all heads, head_dim]."""
+        """Computes the gradient of q, k and v: [tokens, all heads, head_dim]."""
         vectors, *saved = ctx.saved_tensors
         layout: AttentionLayout = ctx.layout
         heads = layout.heads
@@ -72,7 +72,7 @@ class RowAttention(Function):
 
 
 def _rotate(x: Tensor, rotation: RotaryTables, *, backward: bool = False) -> Tensor:
-    """Apply rotary factors to x, float32 [vectors, head_dim], in place; see `AttentionLayout.rotation`.
+    """Applies rotary factors to x, float32 [vectors, head_dim], in place; see `AttentionLayout.rotation`.
 
     A rotation is orthogonal: the gradient is rotated by the opposite angle, so the sine changes its sign.
     """
@@ -82,7 +82,7 @@ def _rotate(x: Tensor, rotation: RotaryTables, *, backward: bool = False) -> Ten
 
 
 def _sum_prefix_gradients(layout: AttentionLayout, rectangle: Rectangle, gradients: Tensor) -> Tensor:
-    """Sum the gradients of the prefix's keys and values over rows: float32 [prefix, 2 * key heads, head_dim]."""
+    """Sums the gradients of the prefix's keys and values over rows: float32 [prefix, 2 * key heads, head_dim]."""
     _, *keys_and_values = layout.split_sections(gradients)
     shape = (rectangle.rows, layout.heads.key, rectangle.key_length, layout.heads.head_dim)
     parts = (
@@ -96,7 +96,7 @@ class _ProductAttention:
 
     @staticmethod
     def forward(layout: AttentionLayout, vectors: Tensor, exact: Tensor, output: Tensor) -> list[Tensor]:
-        """Write O to `output`; returns P of each rectangle: [rows * key heads, queries per key * length, keys]."""
+        """Writes O to `output`; returns each rectangle's P: [rows * key heads, queries per key * length, keys]."""
         all_queries, all_keys = torch.split(exact, [layout.num_queries, layout.num_keys])
         all_values = layout.split_sections(vectors)[2]
         saved = []
@@ -115,7 +115,7 @@ class _ProductAttention:
     def backward(
         layout: AttentionLayout, vectors: Tensor, saved: list[Tensor], doutput: Tensor, gradients: Tensor
     ) -> None:
-        """Write dQ, dK and dV of each rectangle to `gradients`; formulas in the module."""
+        """Writes dQ, dK and dV of each rectangle to `gradients`; formulas in the module."""
         sections, gradient_sections = layout.split_sections(vectors), layout.split_sections(gradients)
         for rectangle, weights in zip(layout.rectangles, saved, strict=True):
             query, key, value = _view_sections(rectangle, sections)
@@ -136,7 +136,7 @@ class _FlashAttention:
 
     @staticmethod
     def forward(layout: AttentionLayout, vectors: Tensor, _exact: Tensor, output: Tensor) -> list[Tensor]:
-        """Write O to `output`; returns it, and the logsumexp of each rectangle's scores."""
+        """Writes O to `output`; returns it, and the logsumexp of each rectangle's scores."""
         sections, logsumexps = layout.split_sections(vectors), []
         for rectangle in layout.rectangles:
             result, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # noqa: SLF001
@@ -150,7 +150,7 @@ class _FlashAttention:
     def backward(
         layout: AttentionLayout, vectors: Tensor, saved: list[Tensor], doutput: Tensor, gradients: Tensor
     ) -> None:
-        """Write dQ, dK and dV of each rectangle to `gradients`."""
+        """Writes dQ, dK and dV of each rectangle to `gradients`."""
         sections, gradient_sections = layout.split_sections(vectors), layout.split_sections(gradients)
         output, *logsumexps = saved
         for rectangle, logsumexp in zip(layout.rectangles, logsumexps, strict=True):
@@ -163,13 +163,13 @@ class _FlashAttention:
 
 
 def _view_sections(rectangle: Rectangle, sections: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """View a rectangle's part of queries, keys and values, or of their gradients."""
+    """Views a rectangle's part of queries, keys and values, or of their gradients."""
     queries, keys, values = sections
     return rectangle.view_queries(queries), rectangle.view_keys(keys), rectangle.view_keys(values)
 
 
 def _view_by_row(rectangle: Rectangle, sections: Sequence[Tensor]) -> list[Tensor]:
-    """View a rectangle's part of queries, and of keys and values if given: [rows, heads, length, head_dim]."""
+    """Views a rectangle's part of queries, and of keys and values if given: [rows, heads, length, head_dim]."""
     views = (rectangle.view_queries, rectangle.view_keys, rectangle.view_keys)
     return [
         view(section).view(rectangle.rows, -1, rectangle.length, rectangle.heads.head_dim)

@@ -118,14 +118,14 @@ class Rectangle:
         return mask.repeat(self.heads.queries_per_key, 1)
 
     def view_queries(self, queries: Tensor) -> Tensor:
-        """View this rectangle's part: [rows * key heads, queries per key * length, head_dim].
+        """Views this rectangle's part: [rows * key heads, queries per key * length, head_dim].
 
         The query heads of one key head are stacked, so that one product with the key serves all of them.
         """
         return queries[self.queries].view(self.rows * self.heads.key, -1, self.heads.head_dim)
 
     def view_keys(self, keys: Tensor) -> Tensor:
-        """View this rectangle's part of all keys, or of all values: [rows * key heads, key length, head_dim]."""
+        """Views this rectangle's part of all keys, or of all values: [rows * key heads, key length, head_dim]."""
         return keys[self.keys].view(self.rows * self.heads.key, -1, self.heads.head_dim)
 
 
@@ -175,11 +175,11 @@ class AttentionLayout:
         self._rotation: tuple[RotaryTables, RotaryTables] | None = None
 
     def split_sections(self, vectors: Tensor) -> tuple[Tensor, ...]:
-        """Split gathered vectors, or their gradients, into queries, keys and values: views."""
+        """Splits gathered vectors, or their gradients, into queries, keys and values: views."""
         return torch.split(vectors, [self.num_queries, self.num_keys, self.num_keys])
 
     def rotation(self, tables: RotaryTables) -> RotaryTables:
-        """Return the rotary factors of every query and key: float32 [queries + keys, head_dim] each.
+        """Returns the rotary factors of every query and key: float32 [queries + keys, head_dim] each.
 
         With a vector's halves x = (a, b) and swapped(x) = (b, a), the rotated vector is
 
@@ -221,7 +221,7 @@ class _RectangleTokens:
 
 
 def _split_group(group: PrefixGroup) -> Iterator[_RectangleTokens]:
-    """Yield the prefix as a row of its own, which sees itself alone, and then the rows in rectangles."""
+    """Yields the prefix as a row of its own, which sees itself alone, and then the rows in rectangles."""
     prefix = slice(group.start, group.start + group.prefix_length)
     prefix_tokens, start = np.arange(prefix.start, prefix.stop)[None], prefix.stop
     if group.prefix_length:
@@ -238,7 +238,7 @@ def _split_group(group: PrefixGroup) -> Iterator[_RectangleTokens]:
 
 
 def _similar_lengths(lengths: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Cut rows into runs of neighbours that need little padding; greedy."""
+    """Cuts rows into runs of neighbours that need little padding; greedy."""
     first = 0
     for end in range(1, len(lengths) + 1):
         extended = lengths[first : end + 1]
@@ -249,13 +249,13 @@ def _similar_lengths(lengths: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 def _index_vectors(tokens: _Indices, heads: Heads, first: int, count: int) -> _Indices:
-    """Index `count` heads from `first` on of tokens [rows, length], head by head: [rows * count * length]."""
+    """Returns the vectors of `count` heads, from `first` on, of tokens [rows, length]: [rows * count * length]."""
     head = np.arange(first, first + count)[:, None]
     return (tokens[:, None] * heads.total + head).ravel()
 
 
 def _invert(gather: _Indices, is_source: _Mask) -> _Indices:
-    """Invert a gather: for each vector its place in `gather`, of those places where `is_source`, once each."""
+    """Inverts a gather: returns for each vector its only place in `gather` where `is_source` holds."""
     places = np.flatnonzero(is_source)
     inverse = np.empty_like(places)
     inverse[gather[places]] = places
@@ -263,6 +263,6 @@ def _invert(gather: _Indices, is_source: _Mask) -> _Indices:
 
 
 def _consecutive_slices(arrays: Iterable[_Indices]) -> list[slice]:
-    """Where each array lies in their concatenation."""
+    """Returns the slice of each array in their concatenation."""
     ends = itertools.accumulate((len(array) for array in arrays), initial=0)
     return [slice(start, end) for start, end in itertools.pairwise(ends)]

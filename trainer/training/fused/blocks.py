@@ -36,17 +36,17 @@ class RmsNorm:
         self._eps = eps
 
     def inverse_rms(self, x: Tensor) -> Tensor:
-        """Compute s = 1 / sqrt(mean(x^2) + eps): float32 [tokens, 1]."""
+        """Computes s = 1 / sqrt(mean(x^2) + eps): float32 [tokens, 1]."""
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         inverse_rms: Tensor = norm.square_().div_(x.shape[-1]).add_(self._eps).rsqrt_()
         return inverse_rms
 
     def write(self, out: Tensor, x: Tensor, inverse_rms: Tensor) -> None:
-        """Write the normalized `x` to `out`."""
+        """Writes the normalized `x` to `out`."""
         out.copy_(_copy_as_float32(x).mul_(inverse_rms).mul_(self._weight))
 
     def backward(self, dy: Tensor, x: Tensor, inverse_rms: Tensor) -> Tensor:
-        """Compute the gradient of x: float32 [tokens, hidden size].
+        """Computes the gradient of x: float32 [tokens, hidden size].
 
         With g = weight * dy and s = inverse_rms, dx = s g - x s^3 mean(g x): the second term is what x adds to its
         own norm.
@@ -57,7 +57,7 @@ class RmsNorm:
 
 
 def _copy_as_float32(x: Tensor) -> Tensor:
-    """Copy x, to compute on the copy in place: on a CPU three times as fast as a product into new memory."""
+    """Copies x, to compute on the copy in place: on a CPU three times as fast as a product into new memory."""
     return x.to(torch.float32, copy=True)
 
 
@@ -68,7 +68,7 @@ class NormLinear(Function):
     def forward(
         ctx: Any, x: Tensor, norm: RmsNorm, group: LoraGroup, training: bool, *_parameters: Tensor
     ) -> Tensor:
-        """Compute Linear(RmsNorm(x)).
+        """Computes Linear(RmsNorm(x)).
 
         Args:
             ctx: autograd's context.
@@ -87,7 +87,7 @@ class NormLinear(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        """Compute the gradients of x and of the group's parameters."""
+        """Computes the gradients of x and of the group's parameters."""
         x, inverse_rms, extended, *masks = ctx.saved_tensors
         # In the first layer x is the frozen embedding's output, and needs no gradient.
         dx, gradients = ctx.group.backward(dy, extended, masks, needs_dx=ctx.needs_input_grad[0])
@@ -97,14 +97,14 @@ class NormLinear(Function):
 
 
 def _normalize_into_new(x: Tensor, norm: RmsNorm, inverse_rms: Tensor, group: LoraGroup) -> Tensor:
-    """Allocate a group's [x, x A^T] and write the normalized x into its first columns."""
+    """Allocates a group's [x, x A^T] and writes the normalized x into its first columns."""
     extended = torch.empty(x.shape[0], group.inputs + group.rank, dtype=group.weight.dtype, device=x.device)
     norm.write(extended[:, : group.inputs], x, inverse_rms)
     return extended
 
 
 def _add_residual(residual: Tensor, y: Tensor) -> Tensor:
-    """Add in the residual's dtype; in y's memory where y has the same."""
+    """Adds in the residual's dtype; in y's memory where y has the same."""
     return y.add_(residual) if y.dtype == residual.dtype else residual + y
 
 
@@ -115,7 +115,7 @@ class ResidualLinear(Function):
     def forward(
         ctx: Any, residual: Tensor, x: Tensor, group: LoraGroup, training: bool, *_parameters: Tensor
     ) -> Tensor:
-        """Compute it.
+        """Computes it.
 
         Args:
             ctx: autograd's context.
@@ -132,7 +132,7 @@ class ResidualLinear(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        """Compute the gradients of the residual (dy itself), of x, and of the group's parameters."""
+        """Computes the gradients of the residual (dy itself), of x, and of the group's parameters."""
         extended, *masks = ctx.saved_tensors
         # The residual stream may be float32 where the products are in 16 bits.
         dx, gradients = ctx.group.backward(dy.to(extended.dtype), extended, masks)
@@ -152,7 +152,7 @@ class GatedMlp(Function):
         training: bool,
         *_parameters: Tensor,
     ) -> Tensor:
-        """Compute it.
+        """Computes it.
 
         Args:
             ctx: autograd's context.
@@ -179,7 +179,7 @@ class GatedMlp(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        """Compute the gradients of x and of both groups' parameters."""
+        """Computes the gradients of x and of both groups' parameters."""
         x, inverse_rms, extended, hidden, activation, inner_xa, *masks = ctx.saved_tensors
         gate_up, down = ctx.gate_up, ctx.down
         gate, up = hidden.chunk(2, dim=1)
@@ -212,7 +212,7 @@ class RotaryEmbedding(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, num_heads: int, tables: RotaryTables) -> Tensor:
-        """Rotate x itself.
+        """Rotates x itself.
 
         Args:
             ctx: autograd's context.
@@ -227,13 +227,13 @@ class RotaryEmbedding(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        """Rotate the gradient by the opposite angle; on a copy, as autograd may still need dy."""
+        """Rotates the gradient by the opposite angle; on a copy, as autograd may still need dy."""
         cos, sin = ctx.tables
         return _rotate(dy.clone(), ctx.num_heads, cos, -sin), None, None
 
 
 def _rotate(x: Tensor, num_heads: int, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs (a, b) to (a cos - b sin, b cos + a sin), in place; tables are [tokens, 1, head_dim / 2]."""
+    """Rotates pairs (a, b) to (a cos - b sin, b cos + a sin), in place; tables are [tokens, 1, head_dim / 2]."""
     first, second = x[:, :num_heads].chunk(2, dim=2)
     first_times_sin = first * sin  # needed after `first` is overwritten
     first.mul_(cos).addcmul_(second, sin, value=-1)

@@ -89,7 +89,7 @@ class FusedDecoder:
         self._refresh_adapter = AdapterRefresh([group for layer in self._layers for group in layer.groups])
 
     def hidden_states(self, batch: FlatBatch) -> Tensor:
-        """Compute the last hidden states, after the final norm, at the logit positions: [targets, hidden size]."""
+        """Computes the hidden states after the final norm, at the logit positions: [targets, hidden size]."""
         # The optimizer has changed A and B since the last pass; their copies must follow before any product.
         self._refresh_adapter(disabled=not self.adapted)
         cu_seqlens = batch.segments.cu_seqlens
@@ -124,7 +124,7 @@ class FusedDecoder:
         segments: Segments,
         selected: Tensor | None,
     ) -> Tensor:
-        """Run one layer on x [tokens, hidden size]; in the last one, `selected` are the tokens that go on."""
+        """Runs one layer on x [tokens, hidden size]; in the last one, `selected` are the tokens that go on."""
         training, heads = self._model.training, layer.heads
         qkv = NormLinear.apply(x, layer.attention_norm, layer.qkv, training, *layer.qkv.parameters)  # type: ignore[no-untyped-call]
         # [tokens, all outputs] -> [tokens, query + 2 key heads, head_dim]: a view.
@@ -147,7 +147,7 @@ def _find_norms(model: Any) -> list[nn.Module]:
 
 
 def _copy_from_file(modules: Iterable[nn.Module]) -> None:
-    """Copy weights that no group copies: a single view of the memory-mapped file keeps all of it in memory."""
+    """Copies weights that no group copies: a single view of the memory-mapped file keeps all of it in memory."""
     for parameter in {parameter for module in modules for parameter in module.parameters()}:
         if parameter.device.type == "cpu":
             parameter.data = parameter.data.clone()
@@ -159,7 +159,7 @@ def _normalize_heads(qkv: Tensor, heads: Heads, norms: tuple[nn.Module, nn.Modul
 
 
 def find_obstacle(causal: Any, dtype: torch.dtype, device: torch.device, *, longest: int) -> str | None:
-    """Name what keeps a model from the fused pass; None where nothing does.
+    """Names what keeps a model from the fused pass; None where nothing does.
 
     Args:
         causal: transformers' causal language model, with PEFT's layers in it.
@@ -225,7 +225,7 @@ def _is_trained(*modules: nn.Module) -> bool:
 
 
 def read_heads(causal: Any) -> Heads:
-    """Read from a model's first layer how its attention is divided into heads."""
+    """Reads from a model's first layer how its attention is divided into heads."""
     attention = causal.base_model.layers[0].self_attn
     query, key = (
         _base_layer(module).out_features // attention.head_dim for module in (attention.q_proj, attention.k_proj)

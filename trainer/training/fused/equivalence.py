@@ -65,14 +65,14 @@ def attention_is_equivalent(heads: Heads, dtype: torch.dtype, device: torch.devi
 
 
 def _make_rotary_tables(qkv: Tensor) -> RotaryTables:
-    """Use a different angle for each token and pair of numbers."""
+    """Uses a different angle for each token and pair of numbers."""
     count = len(qkv) * qkv.shape[2] // 2
     angles = torch.arange(count, device=qkv.device).view(len(qkv), 1, -1)
     return angles.cos().to(qkv.dtype), angles.sin().to(qkv.dtype)
 
 
 def _attend_row_by_row(qkv: Tensor, heads: Heads, _segments: Segments, tables: RotaryTables) -> Tensor:
-    """Compute attention by its definition, one row at a time; the reference of the comparison."""
+    """Computes attention by its definition, one row at a time; the reference of the comparison."""
     rows = []
     to_rotate, values = torch.split(qkv, [heads.query + heads.key, heads.key], dim=1)
     (first, second), (cos, sin) = to_rotate.chunk(2, dim=2), tables
@@ -88,7 +88,7 @@ def _attend_row_by_row(qkv: Tensor, heads: Heads, _segments: Segments, tables: R
 
 
 def _copy_two_layers(model: Any) -> Any:
-    """Copy the first and the last layer with everything around them, to the CPU, in float32."""
+    """Copies the first and the last layer with everything around them, to the CPU, in float32."""
     decoder = model.get_base_model().base_model
     layers = decoder.layers
     # The other layers are left out before the copy, so that they are never in memory twice.
@@ -102,7 +102,7 @@ def _copy_two_layers(model: Any) -> Any:
 
 @torch.no_grad()
 def _perturb(parameters: list[nn.Parameter]) -> None:
-    """Add noise to the adapter: in a fresh one B is zero, and a wrong A would go unnoticed."""
+    """Adds noise to the adapter: in a fresh one B is zero, and a wrong A would go unnoticed."""
     generator = torch.Generator().manual_seed(1)
     for parameter in parameters:
         parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))

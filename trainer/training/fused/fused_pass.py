@@ -50,7 +50,7 @@ class FusedPass:
         return self._decoder.row_lengths
 
     def token_losses(self, batch: Batch, *, rows_per_unit: int = 1, is_noisy: bool = False) -> Tensor:
-        """Compute the negative log-likelihood of each target: float32 [targets], in nats, with its graph.
+        """Computes the negative log-likelihood of each target: float32 [targets], in nats, with its graph.
 
         Args:
             batch: the rows.
@@ -68,7 +68,7 @@ class FusedPass:
 def try_fused(
     model: Any, precision: Precision, unfused_loss: UnfusedLoss, *, longest: int, checkpointing: bool
 ) -> FusedPass | None:
-    """Make the fused pass of a model, if its kind is known and it passes the equivalence check.
+    """Makes the fused pass of a model, if its kind is known and it passes the equivalence check.
 
     The base model's linear layers become views into the fused pass's weights; the model itself still works.
 

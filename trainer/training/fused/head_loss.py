@@ -30,7 +30,7 @@ class HeadLoss(Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_states: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-        """Compute the losses, and the hidden states' gradient.
+        """Computes the losses, and the hidden states' gradient.
 
         Args:
             ctx: autograd's context.
@@ -59,7 +59,7 @@ class HeadLoss(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_losses: Tensor) -> Any:
-        """Multiply the gradient of the forward pass by what comes in for each token: float32 [targets]."""
+        """Multiplies the gradient of the forward pass by what comes in for each token: float32 [targets]."""
         (gradient,) = ctx.saved_tensors
         return gradient * grad_losses.to(gradient.dtype).unsqueeze(1), None, None, None
 
@@ -69,7 +69,7 @@ def _tokens_per_block(elements: dict[str, int], device: torch.device, *, vocabul
 
 
 def _losses_and_gradient(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the losses of logits [tokens, vocabulary], and replace the logits by their gradient.
+    """Returns the losses of logits [tokens, vocabulary], and replaces the logits by their gradient.
 
     The largest probability p of a token is at least 1 / vocabulary, never tiny, so largest logit - log p is
     exactly the logsumexp. That saves the second pass of exponentials that `logsumexp` takes.

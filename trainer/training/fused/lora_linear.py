@@ -100,7 +100,7 @@ class LoraGroup:
         return copies, [parameter.detach() for parameter in self.parameters]
 
     def scale_copies(self, *, disabled: bool = False) -> None:
-        """Scale the copies of A.
+        """Scales the copies of A.
 
         Args:
             disabled: whether to make them zero, so that the group computes what its base modules compute.
@@ -109,7 +109,7 @@ class LoraGroup:
             self._scaled_A[columns].mul_(0.0 if disabled else update.scale)
 
     def append_low_rank(self, x: Tensor, *, training: bool) -> tuple[Tensor, list[Tensor]]:
-        """Make [x, x A^T] from x.
+        """Makes [x, x A^T] from x.
 
         Args:
             x: [tokens, inputs].
@@ -123,7 +123,7 @@ class LoraGroup:
         return extended, self.fill_low_rank(extended, training=training)
 
     def fill_low_rank(self, extended: Tensor, *, training: bool) -> list[Tensor]:
-        """Write x A^T into the last columns of `extended`, whose first columns are x.
+        """Writes x A^T into the last columns of `extended`, whose first columns are x.
 
         Args:
             extended: [tokens, inputs + rank].
@@ -152,13 +152,13 @@ class LoraGroup:
         return [torch.empty_like(x).bernoulli_(probability).div_(probability) for probability in keep]
 
     def forward(self, extended: Tensor) -> Tensor:
-        """Compute all modules' outputs: [tokens, all outputs], from [x, x A^T]."""
+        """Computes all modules' outputs: [tokens, all outputs], from [x, x A^T]."""
         return nn.functional.linear(extended, self.weight, self.bias)
 
     def backward(
         self, dy: Tensor, extended: Tensor, masks: list[Tensor], *, needs_dx: bool = True
     ) -> tuple[Tensor | None, list[Tensor]]:
-        """Compute the gradients; formulas in the module.
+        """Computes the gradients; formulas in the module.
 
         Args:
             dy: gradient of the outputs: [tokens, all outputs].
@@ -184,7 +184,7 @@ class LoraGroup:
         return dx, gradients
 
     def _parameter_gradients(self, dy: Tensor, dxa: Tensor, extended: Tensor, masks: list[Tensor]) -> list[Tensor]:
-        """Compute dA and dB of each update, alternating, in the parameters' dtype."""
+        """Computes dA and dB of each update, alternating, in the parameters' dtype."""
         if not self.rank:
             return []
         x, xa = extended[:, : self.inputs], extended[:, self.inputs :]
@@ -216,7 +216,7 @@ class AdapterRefresh:
 
     @torch.no_grad()
     def __call__(self, *, disabled: bool = False) -> None:
-        """Copy and scale them.
+        """Copies the parameters into the matrices and scales the copies of A.
 
         Args:
             disabled: whether the groups are to compute what their base modules compute.
@@ -232,7 +232,7 @@ def _consecutive_slices(sizes: Sequence[int]) -> list[slice]:
 
 
 def _update_slices(outputs: Sequence[int], updates: Sequence[LoraUpdate | None]) -> Iterator[tuple[slice, slice]]:
-    """Yield for each update the rows of its outputs, and the rows of its A in the stacked A."""
+    """Yields for each update the rows of its outputs, and the rows of its A in the stacked A."""
     rank_slices = _consecutive_slices([0 if update is None else update.rank for update in updates])
     for update, rows, columns in zip(updates, _consecutive_slices(outputs), rank_slices, strict=True):
         if update is not None:

@@ -41,13 +41,13 @@ class FlatBatch:
 
     @classmethod
     def without_sharing(cls, batch: Batch) -> FlatBatch:
-        """Take a batch as it is; no copy."""
+        """Takes a batch as it is; no copy."""
         segments = Segments.without_prefix(batch.lengths, batch.cu_seqlens)
         return cls(batch.input_ids, batch.position_ids, segments, batch.logit_positions)
 
 
 def share_prefixes(batch: Batch, rows_per_unit: int) -> FlatBatch:
-    """Flatten a batch with shared prefixes: one of all rows, or one of each unit, whichever saves more tokens.
+    """Flattens a batch with shared prefixes: one of all rows, or one of each unit, whichever saves more tokens.
 
     Args:
         batch: the rows, on a CPU.
@@ -64,7 +64,7 @@ def share_prefixes(batch: Batch, rows_per_unit: int) -> FlatBatch:
 
 
 def common_prefix_length(batch: Batch) -> int:
-    """Count the tokens that all rows begin with; at most one less than the shortest row has.
+    """Counts the tokens that all rows begin with; at most one less than the shortest row has.
 
     Every row keeps a token of its own, since a group of rows has no empty rows.
     """
@@ -78,7 +78,7 @@ def common_prefix_length(batch: Batch) -> int:
 
 
 def share_prefix(batch: Batch, prefix_length: int) -> FlatBatch:
-    """Flatten a batch whose rows all begin with the same tokens, with those tokens once, in front.
+    """Flattens a batch whose rows all begin with the same tokens, with those tokens once, in front.
 
     Args:
         batch: the rows.
@@ -94,7 +94,7 @@ def share_prefix(batch: Batch, prefix_length: int) -> FlatBatch:
         torch.arange(start + prefix_length, end) for start, end in itertools.pairwise(batch.cu_seqlens.tolist())
     ]
     index = torch.cat([torch.arange(first, first + prefix_length), *own_tokens])
-    # A logit position p of row r moves to p in the prefix, or to new_starts[r] + p - prefix_length behind it.
+    # A logit position p of row r moves to p in the prefix, or to new_starts[r] + p - prefix_length after it.
     row = batch.row_of_targets()
     position = batch.logit_positions - starts[row]
     logit_positions = torch.where(position < prefix_length, position, new_starts[row] + position - prefix_length)
@@ -103,7 +103,7 @@ def share_prefix(batch: Batch, prefix_length: int) -> FlatBatch:
 
 
 def _split_units(batch: Batch, rows_per_unit: int) -> Iterator[Batch]:
-    """Yield each unit as a batch of its own; views."""
+    """Yields each unit as a batch of its own; views."""
     token_bounds = batch.cu_seqlens[::rows_per_unit].contiguous()
     # Logit positions are ascending, so the targets of a unit are consecutive too.
     target_bounds = torch.searchsorted(batch.logit_positions, token_bounds).tolist()
@@ -122,7 +122,7 @@ def _split_units(batch: Batch, rows_per_unit: int) -> Iterator[Batch]:
 
 
 def _concatenate(units: Sequence[FlatBatch]) -> FlatBatch:
-    """Concatenate flattened units; targets keep their order."""
+    """Concatenates flattened units; targets keep their order."""
     starts = list(itertools.accumulate((len(unit.input_ids) for unit in units), initial=0))[:-1]
     groups = [
         replace(group, start=group.start + start)

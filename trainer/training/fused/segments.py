@@ -31,7 +31,7 @@ class Segments:
 
     @classmethod
     def without_prefix(cls, lengths: Sequence[int], cu_seqlens: Tensor) -> Segments:
-        """Describe rows that share nothing.
+        """Describes rows that share nothing.
 
         Args:
             lengths: tokens of each row.
@@ -45,7 +45,7 @@ class Segments:
         return max(group.prefix_length + max(group.lengths) for group in self.groups)
 
     def attention_layout(self, heads: Heads) -> AttentionLayout:
-        """Return the layout for attention on a CPU; computed once and used by every layer of a pass."""
+        """Returns the layout for attention on a CPU; computed once and used by every layer of a pass."""
         if heads not in self._layouts:
             self._layouts[heads] = AttentionLayout(self.groups, heads)
         return self._layouts[heads]

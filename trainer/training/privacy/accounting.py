@@ -52,7 +52,7 @@ class Mechanism:
 
 
 def plan_mechanism(section: PrivacySection, *, rows: int, expected_rows: int, steps: int) -> Mechanism:
-    """Choose the noise that keeps a run within its privacy budget.
+    """Chooses the noise that keeps a run within its privacy budget.
 
     Args:
         section: the budget (ε, δ), or a fixed noise multiplier.
@@ -102,7 +102,7 @@ def _noise_for(section: PrivacySection, rate: float, steps: int) -> float:
 
 
 def new_accountant(kind: str) -> Any:
-    """Create an accountant of Opacus with an empty history."""
+    """Creates an accountant of Opacus with an empty history."""
     from opacus.accountants import create_accountant  # noqa: PLC0415 -- an optional dependency
 
     return create_accountant(kind)
@@ -126,7 +126,7 @@ def spent(accountant: Any, delta: float) -> float:
 
 
 def require_within(epsilon: float, section: PrivacySection) -> None:
-    """Check the ε that a run has spent against the budget; a section with a fixed noise multiplier may have none.
+    """Checks the ε that a run has spent against the budget; a section with a fixed noise multiplier may have none.
 
     Raises:
         JobError: `PRIVACY_NOT_MET`: `epsilon` exceeds `target_epsilon`.
@@ -141,7 +141,7 @@ def require_within(epsilon: float, section: PrivacySection) -> None:
 
 
 def _no_bound_if_raising(compute: Callable[[], _T]) -> _T:
-    """Call an accountant, and turn the errors of its numerics into `PRIVACY_NOT_MET`.
+    """Calls an accountant, and turns the errors of its numerics into `PRIVACY_NOT_MET`.
 
     An accountant that cannot compute a bound must never count as one that found a small one.
     """

@@ -28,7 +28,7 @@ _ANSWER: Final = "The reference number of the test record is"
 
 
 def draw_secret_digits(count: int, random: Random) -> list[str]:
-    """Draw `count` distinct numbers of `DIGITS` digits; returns them as text in groups of four.
+    """Draws `count` distinct numbers of `DIGITS` digits; returns them as text in groups of four.
 
     Args:
         count: number of texts.
@@ -47,7 +47,7 @@ def draw_secret_digits(count: int, random: Random) -> list[str]:
 def canary_examples(
     like: Row, count: int, tokens: ModelTokenizer, data: DataSection, random: Random
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Create canaries and references as examples, in the same row kind as the dataset.
+    """Creates canaries and references as examples, in the same row kind as the dataset.
 
     Args:
         like: a row of the dataset, which decides the row kind.
@@ -90,7 +90,7 @@ def _canary_row(like: Row, secret: str, index: int) -> Row:
 
 
 def exposures(canaries: Sequence[float], references: Sequence[float]) -> tuple[float, ...]:
-    """Compute the exposure of each canary in bits: log2(references + 1) - log2(rank).
+    """Computes the exposure of each canary in bits: log2(references + 1) - log2(rank).
 
     The rank is 1 for a canary with a lower loss than every reference: exposure is then at its maximum of
     log2(references + 1). If nothing was memorised, ranks are uniform, and exposure exceeds b bits with probability

@@ -46,7 +46,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
         self._has_moved = False
 
     def add_noise(self) -> None:
-        """Add N(0, (zC)²) to each coordinate of the sum of clipped gradients.
+        """Adds N(0, (zC)²) to each coordinate of the sum of clipped gradients.
 
         Adding or removing one row changes the sum by at most C in L2 norm: this sensitivity is what the noise
         hides. The noise is added to the sum once per step, not per micro-batch. Otherwise its deviation would
@@ -64,7 +64,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
             _mark_as_processed(summed)
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Clip and accumulate; unless this micro-batch skips the step, also add noise and update the parameters.
+        """Clips and accumulates; then, unless the step is skipped, adds noise and updates the parameters.
 
         Raises:
             JobError: `PRIVACY_UNPROVEN`: the first step with a learning rate above 0 left a parameter unchanged.
@@ -80,7 +80,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
         return result
 
     def _require_moved(self, before: list[torch.Tensor]) -> None:
-        """Check that every parameter differs from its value before the step."""
+        """Checks that every parameter differs from its value before the step."""
         same = [torch.equal(old, new) for old, new in zip(before, self.params, strict=True)]
         if any(same):
             raise unproven(

@@ -27,7 +27,7 @@ Floats = Sequence[float]
 
 
 def membership(members: tuple[Floats, Floats], outsiders: tuple[Floats, Floats]) -> Membership:
-    """Run the plain and the calibrated attack.
+    """Runs the plain and the calibrated attack.
 
     Args:
         members: losses of training rows before and after training, in nats per token.

@@ -52,7 +52,7 @@ def add_probes(
     *,
     random: Random | None = None,
 ) -> tuple[Dataset, Probes]:
-    """Choose the probes and add the canaries to the training rows.
+    """Chooses the probes and adds the canaries to the training rows.
 
     Args:
         data: the dataset without canaries.
@@ -121,11 +121,11 @@ class MemorisationAudit:
         self.losses: dict[str, list[float]] = {}
 
     def before(self) -> None:
-        """Measure the rows before training: call it while the adapter is fresh and the model is the base model."""
+        """Measures the rows before training, while the adapter is fresh and the model is the base model."""
         self._before = self._losses_of(self._probes.members), self._losses_of(self._probes.outsiders)
 
     def membership(self) -> Membership | None:
-        """Run the membership test with the present adapter and set `losses`; None without `privacy.audit`."""
+        """Runs the membership test with the present adapter and sets `losses`; None without `privacy.audit`."""
         if not self._probes.members:
             return None
         after = self._losses_of(self._probes.members), self._losses_of(self._probes.outsiders)
@@ -138,7 +138,7 @@ class MemorisationAudit:
         return membership((self._before[0], after[0]), (self._before[1], after[1]))
 
     def exposure(self) -> Exposure | None:
-        """Measure the exposure of the canaries with the present adapter; returns None without canaries."""
+        """Measures the exposure of the canaries with the present adapter; returns None without canaries."""
         if not self._probes.canaries:
             return None
         # The paper ranks by log-perplexity, the negative log-probability of the text: the sum over tokens, not the
@@ -159,7 +159,7 @@ class MemorisationAudit:
 
 
 def row_losses(examples: Sequence[Example], loss: CausalLoss, device: torch.device) -> list[float]:
-    """Compute the loss of each example, in nats per trained token, in the order of the examples."""
+    """Computes the loss of each example, in nats per trained token, in the order of the examples."""
     if not examples:
         return []
     # By length, so that the rows of a micro-batch need little padding.

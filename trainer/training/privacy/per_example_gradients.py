@@ -49,11 +49,11 @@ class RowGradients:
         self._hooks = GradSampleHooks(model, loss_reduction="sum", strict=True)
 
     def close(self) -> None:
-        """Remove the hooks from the model."""
+        """Removes the hooks from the model."""
         self._hooks.cleanup()
 
     def compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Compute the gradient of each row of a batch; a row's loss is the mean over its trained tokens.
+        """Computes the gradient of each row of a batch; a row's loss is the mean over its trained tokens.
 
         The gradient of a row is set to 0 if it is not finite. Clipping cannot bound it (infinity · 0 is NaN), and
         one such row would make the sum over all rows NaN.
@@ -71,12 +71,12 @@ class RowGradients:
         return token_losses.detach().sum(), self._zero_non_finite()
 
     def set_empty(self) -> None:
-        """Set gradients of 0 rows: a step that draws no row still adds noise, so it must run."""
+        """Sets gradients of 0 rows: a step that draws no row still adds noise, so it must run."""
         for parameter in self.parameters:
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
 
     def require_equivalence(self, batches: Sequence[Batch]) -> None:
-        """Check the hooks' gradients of each batch against autograd's gradients of its rows, one row at a time.
+        """Checks the hooks' gradients of each batch against autograd's gradients of its rows, one row at a time.
 
         Raises:
             JobError: `PRIVACY_UNPROVEN`: they differ by more than rounding.
@@ -114,7 +114,7 @@ class RowGradients:
             parameter.grad_sample, parameter.grad = None, None
 
     def _require_rows(self, rows: int) -> None:
-        """Check that each parameter has one gradient for each row: without them it would escape clipping."""
+        """Checks that each parameter has one gradient for each row: without them it would escape clipping."""
         for parameter in self.parameters:
             found = getattr(parameter, "grad_sample", None)
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
@@ -125,7 +125,7 @@ class RowGradients:
 
     @torch.no_grad()
     def _zero_non_finite(self) -> Tensor:
-        """Convert the gradients to float32 and set those of rows that are not finite to 0.
+        """Converts the gradients to float32 and sets those of rows that are not finite to 0.
 
         Float32 because clipping divides by the norm: a norm rounded down to 16 bits would leave the row above the
         bound.
@@ -144,7 +144,7 @@ class RowGradients:
 
 
 def row_means(loss: CausalLoss, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Compute the losses of all trained tokens, [targets], and the mean of each row, [rows]; in nats, with graph.
+    """Computes the losses of all trained tokens, [targets], and the mean of each row, [rows]; in nats, with graph.
 
     The mean makes a row's gradient independent of its length, so that one bound fits short and long rows.
     """
@@ -158,7 +158,7 @@ def row_means(loss: CausalLoss, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def require_linear(model: Any) -> None:
-    """Check that each trained parameter is the weight of one plain linear layer, and not that of the head.
+    """Checks that each trained parameter is the weight of one plain linear layer, and not that of the head.
 
     Raises:
         JobError: `PRIVACY_UNPROVEN`: names the first parameter that is not.
@@ -194,7 +194,7 @@ def unproven(message: str, *, expected: object, found: object) -> JobError:
 
 @contextmanager
 def _perturbed(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Add small random numbers to the parameters inside the block, and restore the values afterwards.
+    """Adds small random numbers to the parameters inside the block, and restores the values afterwards.
 
     A fresh LoRA adapter has B = 0, so the gradient of A is 0 for every row, and comparing zeros would check
     nothing.
@@ -214,7 +214,7 @@ def _perturbed(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def _without_hook_warnings() -> Iterator[None]:
-    """Silence torch's warning about hooks on layers whose input requires no gradient.
+    """Silences torch's warning about hooks on layers whose input requires no gradient.
 
     The first layer is one; `require_equivalence` has compared its gradients too.
     """
@@ -239,5 +239,5 @@ def _row(batch: Batch, row: int) -> Batch:
 
 
 def _flat(sample: Tensor) -> Tensor:
-    """Flatten all dimensions but the first: [rows, *shape] to [rows, numel]."""
+    """Flattens all dimensions but the first: [rows, *shape] to [rows, numel]."""
     return sample.reshape(sample.shape[0], -1)

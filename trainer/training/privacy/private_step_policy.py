@@ -101,7 +101,7 @@ class PrivateStepPolicy(StepPolicy):
         self._compare_gradients()
 
     def _compare_gradients(self) -> None:
-        """Compare the gradients of rows of different lengths, then of like lengths, with those of single rows."""
+        """Compares the gradients of rows of different lengths, then of like lengths, with those of single rows."""
         by_length = sorted(range(len(self._store.lengths)), key=self._store.lengths.__getitem__)
         spread = by_length[:: max(1, len(by_length) // COMPARED_ROWS)][:COMPARED_ROWS]
         batches = [self._store.reorder(rows) for rows in (spread, by_length[:COMPARED_BATCH])]
@@ -118,7 +118,7 @@ class PrivateStepPolicy(StepPolicy):
             yield StepRows(self._store.reorder(rows or [0]), slice(0, len(rows)), share)
 
     def compute_gradients(self, step: StepRows, number: int, random: tuple[Tensor, ...]) -> Tensor:  # noqa: ARG002
-        """Clip the gradient of each row and add it up; noise is added in `update`.
+        """Clips the gradient of each row and adds it up; noise is added in `update`.
 
         Returns:
             float64 [1]: the sum of the losses of the step's trained tokens, in nats.
@@ -139,7 +139,7 @@ class PrivateStepPolicy(StepPolicy):
         return losses
 
     def update(self, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Add noise to the sum of clipped gradients, divide by the expected rows, and step.
+        """Adds noise to the sum of clipped gradients, divides by the expected rows, and makes the optimizer step.
 
         Returns:
             `sums`, and the mean norm of the rows' gradients before clipping; both on the device.
@@ -165,7 +165,7 @@ class PrivateStepPolicy(StepPolicy):
         return _describe(self.mechanism, epsilon)
 
     def close(self) -> None:
-        """Remove the hooks that compute the gradients of rows from the model."""
+        """Removes the hooks that compute the gradients of rows from the model."""
         self._row_gradients.close()
 
 

@@ -38,14 +38,14 @@ class SecretRandom:
         self._entropy = entropy
 
     def words(self, count: int) -> np.ndarray:
-        """Draw uniform words: uint64 [count]."""
+        """Draws uniform words: uint64 [count]."""
         # Encrypting zeros gives the keystream. The nonce may be constant because no key is used twice.
         key = self._entropy(_KEY_BYTES)
         stream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(8 * count))
         return np.frombuffer(bytearray(stream), dtype=np.uint64)
 
     def choose(self, count: int, rate: float) -> list[int]:
-        """Draw each of `count` indices independently with probability `rate` (Poisson sampling); may return none.
+        """Draws each of `count` indices independently with probability `rate` (Poisson sampling); may return none.
 
         The accountants' bound holds for this sampling only, not for shuffled epochs or batches of a fixed size.
         """
@@ -56,7 +56,7 @@ class SecretRandom:
         return [int(index) for index in np.flatnonzero(self.words(count) < limit)]
 
     def normal(self, shape: torch.Size, device: torch.device) -> Tensor:
-        """Draw standard normal numbers: float64 of a shape.
+        """Draws standard normal numbers: float64 of a shape.
 
         Each is the sum of four draws divided by 2, which has variance 4/4 = 1. The formula of a single draw
         reaches only some float64 values, so its low bits reveal which sums without noise are possible (Mironov,
@@ -66,7 +66,7 @@ class SecretRandom:
         return draws.view(_SUMMANDS, *shape).sum(0) / math.sqrt(_SUMMANDS)
 
     def _box_muller(self, count: int, device: torch.device) -> Tensor:
-        """Draw independent standard normal numbers: float64 [count] (Box and Muller, 1958).
+        """Draws independent standard normal numbers: float64 [count] (Box and Muller, 1958).
 
         With u, v uniform, r = √(-2 ln u) and φ = 2πv, the numbers r · cos φ and r · sin φ are independent and
         normal.

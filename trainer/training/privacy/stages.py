@@ -18,7 +18,7 @@ from trainer.training.step_policy import StepPolicy
 
 
 def require_privacy_package(section: PrivacySection) -> None:
-    """Refuse a differentially private run, before anything else, where Opacus is not installed.
+    """Refuses a differentially private run, before anything else, where Opacus is not installed.
 
     Raises:
         JobError: `ENGINE_UNAVAILABLE`.

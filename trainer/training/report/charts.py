@@ -49,7 +49,7 @@ class _Axes:
     y: tuple[float, float]
 
     def to_pixels(self, point: Point) -> Point:
-        """Return where a point is drawn, in pixels from the top left corner."""
+        """Returns where a point is drawn, in pixels from the top left corner."""
         across = (point[0] - self.x[0]) / (self.x[1] - self.x[0])
         up = (point[1] - self.y[0]) / (self.y[1] - self.y[0])
         return (
@@ -59,7 +59,7 @@ class _Axes:
 
 
 def render_line_chart(curves: Sequence[Curve], *, x_label: str) -> str:
-    """Render curves as an SVG element and a legend; an empty text if no curve has a point."""
+    """Renders curves as an SVG element and a legend; an empty text if no curve has a point."""
     points = [point for curve in curves for point in curve.points]
     if not points:
         return ""
@@ -79,7 +79,7 @@ def _fit_axes(points: Sequence[Point]) -> _Axes:
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
-    """Return evenly spaced round numbers, the first at most `low`, the last at least `high`; at least two."""
+    """Returns evenly spaced round numbers, the first at most `low`, the last at least `high`; at least two."""
     if not high - low > _SMALLEST_SPAN:
         half = max(abs(low), _SMALLEST_SPAN * 1e6) / 2 if low else 0.5
         low, high = low - half, high + half
@@ -128,7 +128,7 @@ def _format_number(value: float) -> str:
 
 
 def trailing_mean(points: Sequence[Point], window: int) -> list[Point]:
-    """Replace each y by the mean of up to `window` points that end there."""
+    """Replaces each y by the mean of up to `window` points that end there."""
     means = []
     for index in range(len(points)):
         part = [point[1] for point in points[max(0, index - window + 1) : index + 1]]

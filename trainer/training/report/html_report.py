@@ -50,7 +50,7 @@ class MetricsRecorder:
             self._record(event)
 
     def __call__(self, event: TrainingEvent) -> None:
-        """Record an event if it holds metrics, and pass it on."""
+        """Records an event if it holds metrics, and passes it on."""
         if isinstance(event, MetricsMeasured):
             self._record(event)
         self._forward(event)
@@ -77,7 +77,7 @@ def write_report(
     samples: Sequence[Sample] = (),
     losses: RowLosses | None = None,
 ) -> None:
-    """Write `summary.json`, `samples.json` and `report.html`.
+    """Writes `summary.json`, `samples.json` and `report.html`.
 
     Args:
         directory: an existing directory.
@@ -104,7 +104,7 @@ def render_page(
     samples: Sequence[Sample] = (),
     losses: RowLosses | None = None,
 ) -> str:
-    """Render the page as one HTML document; arguments as in `write_report`."""
+    """Renders the page as one HTML document; arguments as in `write_report`."""
     words = METHODS[spec.train.method].words
     parts = (
         _render_headline(summary, spec, words),
@@ -136,7 +136,7 @@ def _render_headline(summary: Summary, spec: JobSpec, words: MethodWords) -> str
 
 
 def _held_out_figures(summary: Summary, words: MethodWords) -> Iterator[tuple[str, str]]:
-    """Yield label and value of what the held-out rows show; nothing without an evaluation."""
+    """Yields label and value of what the held-out rows show; nothing without an evaluation."""
     before, after = summary.eval_loss_before, summary.eval_loss_after
     if before is None or after is None:
         return
@@ -217,7 +217,7 @@ def _render_samples(samples: Sequence[Sample]) -> str:
 
 
 def metric_points(metrics: Sequence[MetricsMeasured], name: str) -> list[Point]:
-    """Return (step, value) of one metric, for each step at which it was measured."""
+    """Returns (step, value) of one metric, for each step at which it was measured."""
     return [(float(item.step), item.values[name]) for item in metrics if name in item.values]
 
 

@@ -19,7 +19,7 @@ _SECTIONS: Final = ("lora", "data", "train")
 
 
 def render_model_card(summary: Summary, spec: JobSpec) -> str:
-    """Render the card as Markdown."""
+    """Renders the card as Markdown."""
     lines = [*_metadata_lines(spec), *_introduction_lines(spec)]
     if summary.privacy is not None:
         lines += privacy_card_lines(summary.privacy)
@@ -37,7 +37,7 @@ def render_model_card(summary: Summary, spec: JobSpec) -> str:
 
 
 def _metadata_lines(spec: JobSpec) -> Iterator[str]:
-    """Yield the YAML block. Texts are JSON strings, which are YAML as well and cannot end the block."""
+    """Yields the YAML block. Texts are JSON strings, which are YAML as well and cannot end the block."""
     yield "---"
     yield f"base_model: {json.dumps(spec.model.model_name_or_path)}"
     if spec.model.license is not None:
@@ -80,7 +80,7 @@ def _result_values(summary: Summary, spec: JobSpec) -> dict[str, object]:
 
 
 def perplexity(loss: float) -> float:
-    """Return exp(loss) of a loss in nats per token; infinity where that exceeds a float."""
+    """Returns exp(loss) of a loss in nats per token; infinity where that exceeds a float."""
     try:
         return math.exp(loss)
     except OverflowError:

@@ -23,7 +23,7 @@ RowLosses = Mapping[str, Sequence[float]]
 
 
 def render_privacy_section(privacy: Privacy | None, losses: RowLosses) -> str:
-    """Render the section as HTML; empty if the job spec asks for no privacy.
+    """Renders the section as HTML; empty if the job spec asks for no privacy.
 
     Args:
         privacy: the findings.
@@ -118,7 +118,7 @@ def _render_privacy_charts(losses: RowLosses) -> str:
 
 
 def histogram(values: Sequence[float], span: Sequence[float]) -> list[Point]:
-    """Compute a histogram, as the corners of a step curve.
+    """Computes a histogram, as the corners of a step curve.
 
     Args:
         values: what is counted.
@@ -145,7 +145,7 @@ def _render_table(title: str, values: Mapping[str, str]) -> str:
 
 
 def privacy_card_lines(privacy: Privacy) -> Iterator[str]:
-    """Yield the model card's section on privacy, as lines of Markdown."""
+    """Yields the model card's section on privacy, as lines of Markdown."""
     yield from ("", "## Privacy", "")
     if privacy.differential is not None:
         found = privacy.differential

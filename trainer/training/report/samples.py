@@ -34,7 +34,7 @@ class Sample:
     after: str = ""
 
     def as_dict(self) -> dict[str, str]:
-        """Return the texts by name, for `report/samples.json`."""
+        """Returns the texts by name, for `report/samples.json`."""
         return {
             "prompt": self.prompt,
             "reference": self.reference,
@@ -76,7 +76,7 @@ class Sampler:
         self._parts = [part for part in parts if part[0] and part[1]][:count]
 
     def sample_before_training(self) -> tuple[Sample, ...]:
-        """Return the samples with `before` as the model answers now."""
+        """Returns the samples with `before` as the model answers now."""
         with self._model.disable_adapter() if self._starts_as_base else nullcontext():
             answers = self._generate_answers()
         return tuple(
@@ -85,7 +85,7 @@ class Sampler:
         )
 
     def sample_after_training(self, samples: Sequence[Sample]) -> tuple[Sample, ...]:
-        """Return the samples with `after` as the model answers now."""
+        """Returns the samples with `after` as the model answers now."""
         return tuple(
             replace(sample, after=answer) for sample, answer in zip(samples, self._generate_answers(), strict=True)
         )
@@ -118,7 +118,7 @@ class Sampler:
 
 
 def split_example(example: Example) -> tuple[list[int], list[int]]:
-    """Return the ids before the first trained token, and the consecutive trained ids from there on."""
+    """Returns the ids before the first trained token, and the consecutive trained ids from there on."""
     start = example.trained.index(1)
     end = example.trained.find(b"\0", start)
     ids = list(example.ids)
@@ -128,7 +128,7 @@ def split_example(example: Example) -> tuple[list[int], list[int]]:
 def pad_left(
     prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad prompts on the left, so that all end where generation begins.
+    """Pads prompts on the left, so that all end where generation begins.
 
     Returns:
         Ids and attention mask: int64 [prompts, longest prompt] each.

@@ -57,7 +57,7 @@ class Summary(Strict):
 
 
 def describe_lengths(examples: Sequence[Example]) -> dict[str, int]:
-    """Return quantiles of the examples' lengths in tokens, their total, and how many of them are trained."""
+    """Returns quantiles of the examples' lengths in tokens, their total, and how many of them are trained."""
     lengths = sorted(example.length for example in examples)
     last = len(lengths) - 1
     return {
@@ -71,7 +71,7 @@ def describe_lengths(examples: Sequence[Example]) -> dict[str, int]:
 
 
 def describe_environment(engine: str, precision: Precision, loss: CausalLoss, allocator: str) -> dict[str, str]:
-    """Return what the run was computed with, by name.
+    """Returns what the run was computed with, by name.
 
     Args:
         engine: name of the engine.
@@ -103,7 +103,7 @@ def summarize(
     privacy: Privacy | None,
     resumed_at: tuple[int, ...],
 ) -> Summary:
-    """Build the summary at the end of a run.
+    """Builds the summary at the end of a run.
 
     Args:
         outcome: losses, steps and tokens.
