@@ -149,6 +149,8 @@ class FrontProcess:
                 self._handle(message)
         except (OSError, TrainerError):
             private.exception("the front sent something that is not a message, or closed its channel")
+        except Exception:  # noqa: BLE001 -- this thread has no caller: without the next lines, others wait in vain
+            private.exception("internal error while handling a message of the front")
         with self._changed:
             self._ended = self._ended or ErrorCode.FRONT_DIED
             self._changed.notify_all()
@@ -171,10 +173,13 @@ class FrontProcess:
             self._changed.notify_all()
 
     def _evidence_reply(self, request: protocol.EvidenceRequest) -> protocol.EvidenceReply:
+        # Read once: another thread may stop the evidence between two reads.
+        with self._changed:
+            source = self._evidence_source
         try:
-            if self._evidence_source is None:
+            if source is None:
                 raise UnavailableError(ErrorCode.JOB_BUSY, "the job has no keys to attest at this time")
-            evidence = self._evidence_source(request.nonce).canonical().decode()
+            evidence = source(request.nonce).canonical().decode()
             return protocol.EvidenceReply(id=request.id, evidence=evidence, error=None)
         except TrainerError as error:
             # Only the code is sent: the text of an error may quote private content.

@@ -149,7 +149,7 @@ _PROVENANCE: Final = """
 | key that signed the receipt | `{key}` |
 
 `receipt.json` beside this folder lists the digest of every file here, signed inside the confidential VM, and
-`evidence.json` is the hardware's word for that signature. `trainer open` checks both.
+`evidence.json` contains the hardware's quote over that list. `trainer open` checks both.
 """
 
 
