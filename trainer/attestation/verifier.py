@@ -6,8 +6,6 @@ judges it, and `catalogue` lists all of them with the module of each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from trainer.attestation.catalogue import DATASET_CHECKS, RECEIPT_CHECKS
 from trainer.attestation.checks import Check, Ledger
 from trainer.attestation.claims.claims_checks import judge_binding, judge_job, judge_nonce_use, judge_time
@@ -16,7 +14,7 @@ from trainer.attestation.dstack.app_checks import judge_app
 from trainer.attestation.dstack.compose import compose_hash
 from trainer.attestation.evidence import DatasetClaims, Evidence, ReceiptClaims
 from trainer.attestation.nvidia.boot_event_checks import judge_gpu_boot
-from trainer.attestation.nvidia.certificate_chain import NVIDIA_ROOT_SHA256, Chain
+from trainer.attestation.nvidia.certificate_chain import NVIDIA_ROOT_SHA256
 from trainer.attestation.nvidia.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements
 from trainer.attestation.nvidia.gpu_report_checks import judge_gpu_reports
 from trainer.attestation.nvidia.report_judgement import GpuReportContext
@@ -24,7 +22,7 @@ from trainer.attestation.nvidia.rim import NVIDIA_RIM_ROOT_SHA256
 from trainer.attestation.nvidia.spdm_report import gpu_nonce
 from trainer.attestation.policy import Policy, endorsements_of
 from trainer.attestation.result.attestation_result import APPRAISER, AttestationResult
-from trainer.attestation.tdx.quote_checks import QuoteFindings, judge_quote
+from trainer.attestation.tdx.quote_checks import judge_quote
 from trainer.errors import ErrorCode, VerificationError
 
 
@@ -67,13 +65,20 @@ def appraise(
         VerificationError: the evidence is for another purpose than to be sealed to.
         UsageError: the policy demands reference values, and the libraries that read them are not installed.
     """
-    claims, ledger = _dataset_claims(evidence), Ledger(DATASET_CHECKS)
+    claims = evidence.claims
+    if not isinstance(claims, DatasetClaims):
+        raise VerificationError(
+            ErrorCode.EVIDENCE_INVALID, "the evidence's purpose", expected="dataset", found=claims.purpose
+        )
+    ledger = Ledger(DATASET_CHECKS)
     gpu_endorsements = endorsements_of(policy.gpu, fetched=endorsements)
     # GPU reports are compared with the nonce in the claims, and `nonce` compares that one with the provider's: a
     # wrong nonce then fails one check and not two.
     context = GpuReportContext(
         gpu_nonce(claims.nonce), now, gpu_root_sha256, gpu_endorsements, gpu_rim_root_sha256
     )
+    # In the order of the chain of trust: Intel's root signs for the quote, the quote's registers bind the event
+    # log and the texts that it measures, and its report_data binds the claims.
     quote = judge_quote(ledger, evidence.quote, collateral, policy, now)
     events = judge_app(ledger, evidence, claims, quote.td, policy)
     judge_binding(ledger, claims, quote.td, nonce, peer_spki_sha256)
@@ -82,6 +87,11 @@ def appraise(
     judge_job(ledger, claims, policy)
     judge_gpu_boot(ledger, claims, evidence.gpu, events, policy)
     chains = judge_gpu_reports(ledger, evidence.gpu.fresh, policy.gpu, context)
+    # The result ends with the first of claims, freshness, collateral and GPU certificates. Claims from the near
+    # future are accepted (clock skew), but do not extend it; a quote that did not verify leaves no time at all.
+    ends = [claims.expires_at, min(claims.issued_at, now) + policy.freshness.max_age_seconds]
+    ends.append(now if quote.valid_until is None else quote.valid_until)
+    ends += [int(certificate.not_valid_after_utc.timestamp()) for chain in chains for certificate in chain]
     return AttestationResult(
         checks=ledger.checks(),
         claims=claims,
@@ -90,28 +100,11 @@ def appraise(
         compose_sha256=compose_hash(evidence.app_compose),
         policy_sha256=policy.sha256(),
         appraised_at=now,
-        expires_at=_expiry(claims, policy, quote, chains, now),
+        expires_at=min(ends),
         nonce=nonce,
         peer_spki_sha256=peer_spki_sha256,
         appraiser=APPRAISER,
     )
-
-
-def _dataset_claims(evidence: Evidence) -> DatasetClaims:
-    if isinstance(evidence.claims, DatasetClaims):
-        return evidence.claims
-    raise VerificationError(
-        ErrorCode.EVIDENCE_INVALID, "the evidence's purpose", expected="dataset", found=evidence.claims.purpose
-    )
-
-
-def _expiry(claims: DatasetClaims, policy: Policy, quote: QuoteFindings, chains: Sequence[Chain], now: int) -> int:
-    """Returns the Unix time at which the first of claims, freshness, collateral and GPU certificates expires."""
-    # Claims from the near future are accepted (clock skew), but do not extend the time.
-    stale_at = min(claims.issued_at, now) + policy.freshness.max_age_seconds
-    collateral_end = now if quote.valid_until is None else quote.valid_until
-    gpu_ends = [int(certificate.not_valid_after_utc.timestamp()) for chain in chains for certificate in chain]
-    return min(claims.expires_at, stale_at, collateral_end, *gpu_ends)
 
 
 def appraise_receipt(
@@ -147,6 +140,8 @@ def appraise_receipt(
             ErrorCode.EVIDENCE_INVALID, "the evidence's purpose", expected="receipt", found=claims.purpose
         )
     ledger = Ledger(RECEIPT_CHECKS)
+    # The quote is fresh and needs its own verification. What runs in the VM was appraised before sealing: here
+    # the registers only have to be the same.
     quote = judge_quote(ledger, evidence.quote, collateral, policy, now)
     judge_receipt(ledger, evidence.app_compose, claims, quote.td, statement=statement, earlier=earlier)
     return ledger.checks()

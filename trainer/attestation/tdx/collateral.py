@@ -7,7 +7,7 @@ dcap-qvl's `QuoteCollateralV3`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -68,16 +68,12 @@ def root_key_ids(pem: bytes) -> tuple[bytes, ...]:
     Raises:
         ValueError: a certificate in it cannot be read.
     """
-    return tuple(_self_issued(pem.rstrip(b"\0")))
-
-
-def _self_issued(pem: bytes) -> Iterator[bytes]:
-    if b"-----BEGIN CERTIFICATE-----" not in pem:
-        return
+    text = pem.rstrip(b"\0")
+    if b"-----BEGIN CERTIFICATE-----" not in text:
+        return ()
     try:
-        for certificate in x509.load_pem_x509_certificates(pem):
-            if certificate.issuer == certificate.subject:
-                yield root_key_id(certificate)
+        certificates = x509.load_pem_x509_certificates(text)
+        return tuple(root_key_id(each) for each in certificates if each.issuer == each.subject)
     except _MALFORMED as error:
         raise ValueError(f"a certificate that cannot be read: {type(error).__name__}") from None
 
@@ -95,6 +91,7 @@ def parse_collateral(data: bytes) -> Collateral:
     tcb_info = parse_json(handle.tcb_info)
     if not isinstance(tcb_info, dict):
         raise ValueError("the TCB info is not a JSON object")  # noqa: TRY004 -- wrong content, not a wrong type
+    # The issuers of PCK CRL, TCB info and QE identity. The platform's own certificate comes with the quote.
     chains = (handle.pck_crl_issuer_chain, handle.tcb_info_issuer_chain, handle.qe_identity_issuer_chain)
     roots = tuple(root for chain in chains for root in root_key_ids(chain.encode()))
     return Collateral(handle, tcb_info, roots)
@@ -105,20 +102,20 @@ def module_identity(tcb_info: Mapping[str, Any], report: TdReport) -> Mapping[st
 
     Source: Intel PCS API v4, `tdxModuleIdentities` (id `TDX_01` is major version 1) and `tdxModule`.
     """
+    # TEE_TCB_SVN: byte 0 is the module's minor version, byte 1 its major version.
     major = report.tee_tcb_svn[1]
     if major == 0:
-        return _entry(tcb_info.get("tdxModule"))
+        general = tcb_info.get("tdxModule")
+        return general if isinstance(general, dict) else None
     identities: Sequence[Any] = tcb_info.get("tdxModuleIdentities") or ()
     wanted = f"TDX_{major:02X}"
     return next((entry for entry in identities if isinstance(entry, dict) and entry.get("id") == wanted), None)
 
 
-def _entry(value: object) -> Mapping[str, Any] | None:
-    return value if isinstance(value, dict) else None
-
-
 def module_level(tcb_info: Mapping[str, Any], report: TdReport) -> Mapping[str, Any] | None:
-    """Returns the TCB level of the TDX module: the first whose version the module reaches; levels fall."""
+    """Returns the TCB level of the TDX module; None if the TCB info has none for it."""
     identity = module_identity(tcb_info, report) or {}
     levels: Sequence[Mapping[str, Any]] = identity.get("tcbLevels", ())
+    # Levels are listed from the newest version to the oldest: the first one that the module reaches is its
+    # level.
     return next((level for level in levels if report.tee_tcb_svn[0] >= level["tcb"]["isvsvn"]), None)

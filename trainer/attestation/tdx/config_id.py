@@ -23,7 +23,6 @@ from typing import Final
 from trainer.attestation.dstack.event_log import (
     REGISTER_BYTES,
     Event,
-    KeyProvider,
     key_provider,
     payload,
     payloads,
@@ -57,6 +56,8 @@ def acceptable_config_ids(form: int, compose_hash: bytes, events: Sequence[Event
     Returns:
         Values of 48 bytes; none for an unknown form, or where the event log names no known key provider.
     """
+    # The host writes the register before the VM runs and chooses the form. A value that is set must name this
+    # app: otherwise the VM was started for another configuration.
     if form == 0:
         return frozenset({UNSET})
     if form == 1:
@@ -64,36 +65,35 @@ def acceptable_config_ids(form: int, compose_hash: bytes, events: Sequence[Event
     provider = key_provider(events)
     if provider is None or provider.name not in _KINDS:
         return frozenset()
-    writer = {2: _bindings, 3: _documents}.get(form)
-    return frozenset(writer(compose_hash, provider, events)) if writer else frozenset()
+    kind, identity = _KINDS[provider.name], _from_hex(provider.identity)
+    if form == 2:
+        prefix = compose_hash + (payload(events, "app-id") or b"") + bytes([_KIND_BYTES[kind]])
+        # With the provider's identity, and without it, as for an app that does not pin it.
+        return frozenset(_config_id(2, keccak256(prefix + each)) for each in (identity, b""))
+    if form == 3:
+        digests = _document_digests(compose_hash, kind, identity, events)
+        return frozenset(_config_id(3, digest) for digest in digests)
+    return frozenset()
 
 
 def _config_id(form: int, digest: bytes) -> bytes:
     return (bytes([form]) + digest).ljust(REGISTER_BYTES, b"\0")
 
 
-def _bindings(compose_hash: bytes, provider: KeyProvider, events: Sequence[Event]) -> Iterator[bytes]:
-    """Yields form 2 with the provider's identity, and without it, as for an app that does not pin it."""
-    kind = bytes([_KIND_BYTES[_KINDS[provider.name]]])
-    app_id = payload(events, "app-id") or b""
-    for identity in (_from_hex(provider.identity), b""):
-        yield _config_id(2, keccak256(compose_hash + app_id + kind + identity))
-
-
-def _documents(compose_hash: bytes, provider: KeyProvider, events: Sequence[Event]) -> Iterator[bytes]:
-    """Yields form 3 with every choice of optional fields: 2^5 documents."""
-    fixed = {"version": 3, "compose_hash": compose_hash.hex(), "key_provider": _KINDS[provider.name]}
+def _document_digests(compose_hash: bytes, kind: str, identity: bytes, events: Sequence[Event]) -> Iterator[bytes]:
+    """Yields the digest of the configuration document for every choice of its optional fields: 2^5 digests."""
+    fixed = {"version": 3, "compose_hash": compose_hash.hex(), "key_provider": kind}
     measured = {
         "app_id": (payload(events, "app-id") or b"").hex(),
         "gpu_policy_hash": (payload(events, "gpu-policy-hash") or b"").hex(),
-        "key_provider_id": _from_hex(provider.identity).hex(),
+        "key_provider_id": identity.hex(),
         "instance_id": (payload(events, "instance-id") or b"").hex(),
         "init_script_hashes": [script.hex() for script in payloads(events, "init-script-hash")],
     }
     for count in range(len(_OPTIONAL) + 1):
         for names in itertools.combinations(_OPTIONAL, count):
             document = canonical_json(fixed | {name: measured[name] for name in names})
-            yield _config_id(3, hashlib.sha256(DOCUMENT_DOMAIN + document).digest())
+            yield hashlib.sha256(DOCUMENT_DOMAIN + document).digest()
 
 
 def _from_hex(text: str) -> bytes:

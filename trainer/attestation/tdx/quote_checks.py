@@ -117,6 +117,8 @@ _VERIFIED_BY_DCAP_QVL: Final = {
 }
 """Checks that dcap-qvl makes by itself → what they expect."""
 
+# dcap-qvl refuses with a message and no code. A phrase comes before those that it contains: "QE Identity
+# expired" is a matter of dates, any other message about the "QE Identity" one of signatures.
 _PHRASES: Final = (
     (QUOTING_ENCLAVE, ("QE MRSIGNER", "QE ISV", "QE MISCSELECT", "QE ATTRIBUTES", "QE report validation")),
     (QUOTING_ENCLAVE, ("Unsupported QE Identity", "No TCB levels found in QE")),
@@ -161,29 +163,23 @@ def judge_quote(ledger: Ledger, quote_hex: str, collateral: bytes, policy: Polic
     try:
         quote = parse_quote(bytes.fromhex(quote_hex))
     except ValueError as error:
-        _judge_format(ledger, unreadable=str(error), refusal={})
+        ledger.judge(QUOTE_FORMAT, False, expected="a TDX quote", found=str(error))
         ledger.unreached(QUOTE_CHECKS, "there is no quote to look at")
         return QuoteFindings(None, None)
-    # Unsigned bytes do not change what dcap-qvl verifies, but another reader could take them for part of the
-    # quote.
+    # dcap-qvl ignores bytes that no length covers. Another reader could take them for part of what was signed.
     ledger.compare(QUOTE_TRAILING_BYTES, expected="0 stray bytes", found=f"{quote.slack} stray bytes")
     documents = _judge_collateral(ledger, collateral)
-    verified, refusal = _verify(quote, documents, policy, now)
-    _judge_root(ledger, quote, documents, policy, verified)
-    _judge_format(ledger, unreadable=None, refusal=refusal)
+    verified, refusal = _verify_under_root(ledger, quote, documents, policy, now)
+    problem = refusal.get(QUOTE_FORMAT)
+    ledger.judge(QUOTE_FORMAT, problem is None, expected="a TDX quote, version 4 or 5", found=problem or "one")
     _judge_verification(ledger, verified, refusal, now)
     tcb.judge_tcb(ledger, verified, refusal, policy.tcb, now)
+    # The TCB info that describes the TDX module counts only after its signature was verified.
     tcb.judge_module(ledger, quote.report, documents if verified else None, refusal)
     tcb.judge_seam(ledger, quote.report, policy.tcb)
     td.judge_td(ledger, quote.report, refusal)
     ledger.unreached(QUOTE_CHECKS, "the quote was not verified")
     return QuoteFindings(quote.report, verified.valid_until if verified else None)
-
-
-def _judge_format(ledger: Ledger, *, unreadable: str | None, refusal: Mapping[CheckDefinition, str]) -> None:
-    problem = unreadable or refusal.get(QUOTE_FORMAT)
-    expected = "a TDX quote" if unreadable else "a TDX quote, version 4 or 5"
-    ledger.judge(QUOTE_FORMAT, problem is None, expected=expected, found=problem or "one")
 
 
 def _judge_collateral(ledger: Ledger, data: bytes) -> Collateral | None:
@@ -196,23 +192,32 @@ def _judge_collateral(ledger: Ledger, data: bytes) -> Collateral | None:
     return documents
 
 
-def _verify(
-    quote: ParsedQuote, documents: Collateral | None, policy: Policy, now: int
+def _verify_under_root(
+    ledger: Ledger, quote: ParsedQuote, documents: Collateral | None, policy: Policy, now: int
 ) -> tuple[VerifiedQuote | None, Mapping[CheckDefinition, str]]:
-    """Has dcap-qvl verify the quote.
-
-    dcap-qvl does not run where a chain ends in another root than the policy's: it would call that a bad signature,
-    and two checks would answer one attack.
+    """Records root-of-trust, and has dcap-qvl verify the quote if every chain ends in the policy's root.
 
     Returns:
         The verified quote or None; and the check that dcap-qvl's refusal fails, with its message, or nothing.
     """
-    if documents is None or any(root != policy.root_key_id for root in (*quote.roots, *documents.roots)):
-        return None, {}
-    try:
-        return verify_quote(quote, documents, root_der=policy.root_der, now=now), {}
-    except QuoteRefused as refused:
-        return None, {refused_check(refused.reason): refused.reason}
+    expected = policy.root_key_id
+    # The self-issued certificates that quote and collateral bring along must be the policy's root as well:
+    # another verifier may trust a chain by the root inside it.
+    roots = [*quote.roots, *(documents.roots if documents else ())]
+    verified, refusal = None, {}
+    # Under another root dcap-qvl does not run: it would report a bad signature, and two checks would answer one
+    # attack.
+    if documents and all(root == expected for root in roots):
+        try:
+            verified = verify_quote(quote, documents, root_der=policy.root_der, now=now)
+            roots.append(verified.root_key_id)
+        except QuoteRefused as refused:
+            refusal = {refused_check(refused.reason): refused.reason}
+    foreign = next((root for root in roots if root != expected), None)
+    # No root at all is a failure: nothing to compare must not count as nothing wrong.
+    found = (foreign or expected) if roots else "no root certificate"
+    ledger.compare(ROOT_OF_TRUST, expected=expected, found=found)
+    return verified, refusal
 
 
 def refused_check(message: str) -> CheckDefinition:
@@ -224,35 +229,18 @@ def refused_check(message: str) -> CheckDefinition:
     return QUOTE_SIGNATURE
 
 
-def _judge_root(
-    ledger: Ledger,
-    quote: ParsedQuote,
-    documents: Collateral | None,
-    policy: Policy,
-    verified: VerifiedQuote | None,
-) -> None:
-    """Compares the roots of all chains, and the one that dcap-qvl arrived at, with the policy's."""
-    expected = policy.root_key_id
-    # The self-issued certificates that quote and collateral bring along must be the policy's root as well: another
-    # verifier may trust a chain by the root inside it.
-    roots = [*quote.roots, *(documents.roots if documents else ())]
-    if verified:
-        roots.append(verified.root_key_id)
-    foreign = next((root for root in roots if root != expected), None)
-    # No root at all is a failure: nothing to compare must not count as nothing wrong.
-    found = (foreign or expected) if roots else "no root certificate"
-    ledger.compare(ROOT_OF_TRUST, expected=expected, found=found)
-
-
 def _judge_verification(
     ledger: Ledger, verified: VerifiedQuote | None, refusal: Mapping[CheckDefinition, str], now: int
 ) -> None:
     """Records what dcap-qvl verified or refused, and compares the collateral's dates with `now` once more."""
+    # dcap-qvl stops at the first failure. After a refusal only the check that it names has an outcome; the
+    # others stay open and become not-reached.
     for definition, expected in _VERIFIED_BY_DCAP_QVL.items():
         if verified or definition in refusal:
             ledger.judge(
                 definition, verified is not None, expected=expected, found=refusal.get(definition, "verified")
             )
+    # The dates are the intersection over all parts of the collateral: from the latest issue to the first expiry.
     if verified:
         begin, end = verified.valid_from, verified.valid_until
         holds, found = begin <= now <= end, utc_date(now)

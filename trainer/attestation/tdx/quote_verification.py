@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import dcap_qvl
 
 from trainer.attestation.tdx.collateral import Collateral, module_level, root_key_ids
 from trainer.attestation.tdx.td_report import TdReport
 
+# Sizes of a quote's fixed parts, in bytes. Source: Intel TDX DCAP Quote Generation and Quote Verification
+# Library, appendix A.3.
 _HEADER_BYTES: Final = 48
 _REPORT_10_BYTES: Final = 584
-_SIGNATURE_AND_KEY_BYTES: Final = 128
-_QE_REPORT_BYTES: Final = 384
+_SIGNATURE_AND_KEY_BYTES: Final = 128  # ECDSA P-256: signature r ‖ s (64), attestation key x ‖ y (64)
+_QE_REPORT_BYTES: Final = 384  # the quoting enclave's SGX report body
 _QE_SIGNATURE_BYTES: Final = 64
-_QE_CERTIFICATION: Final = 6
+_QE_CERTIFICATION: Final = 6  # certification data that holds the quoting enclave's report
 _V5: Final = 5
 
 _REPORTS: Final = (dcap_qvl.TdReport10, dcap_qvl.TdReport15)  # no subclasses of each other, unlike in the stubs
-
-_OUT_OF_DATE: Final = ("OutOfDate", "OutOfDateConfigurationNeeded")
 
 
 class QuoteRefused(Exception):  # noqa: N818 -- an expected outcome, not an error of this program
@@ -67,16 +66,11 @@ class TcbLevel:
 
     Attributes:
         status: the level's status, in Intel's words.
-        date: Unix seconds; the platform or module has been at this level or above since updates of that day.
+        date: Intel's `tcbDate` in Unix seconds: the level has the fixes of all advisories up to that day.
     """
 
     status: str
     date: int
-
-    @property
-    def out_of_date(self) -> bool:
-        """Whether the level is out of date in any form."""
-        return self.status in _OUT_OF_DATE
 
 
 @dataclass(frozen=True)
@@ -114,12 +108,7 @@ def parse_quote(raw: bytes) -> ParsedQuote:
         raise ValueError(  # noqa: TRY004 -- wrong content, not a wrong type here
             f"a {quote.quote_type()} quote with a {type(report).__name__}"
         )
-    chain = quote.cert_chain_pem_bytes() or b""
-    return ParsedQuote(raw, _report(report), _slack(raw, quote.header.version), root_key_ids(chain))
-
-
-def _report(report: dcap_qvl.TdReport10 | dcap_qvl.TdReport15) -> TdReport:
-    return TdReport(
+    td_report = TdReport(
         tee_tcb_svn=report.tee_tcb_svn,
         mr_seam=report.mr_seam,
         mr_signer_seam=report.mr_signer_seam,
@@ -137,6 +126,8 @@ def _report(report: dcap_qvl.TdReport10 | dcap_qvl.TdReport15) -> TdReport:
         report_data=report.report_data,
         mr_service_td=report.mr_service_td if isinstance(report, dcap_qvl.TdReport15) else None,
     )
+    roots = root_key_ids(quote.cert_chain_pem_bytes() or b"")
+    return ParsedQuote(raw, td_report, _slack(raw, quote.header.version), roots)
 
 
 def _slack(raw: bytes, version: int) -> int:
@@ -149,16 +140,20 @@ def _slack(raw: bytes, version: int) -> int:
     Raises:
         ValueError: certification data of another kind, which dcap-qvl would read as if it were of this one.
     """
+    # `at` is the offset of the signature length at first, then walks through the signature data.
     at = _HEADER_BYTES + _REPORT_10_BYTES
     if version == _V5:  # body type (2 bytes) and body size (4 bytes) come before the body
         at = _HEADER_BYTES + 6 + _number(raw, _HEADER_BYTES + 2, 4)
     signature_end = at + 4 + _number(raw, at, 4)
     at += 4 + _SIGNATURE_AND_KEY_BYTES
+    # Certification data: kind (2), size (4), content.
     kind, certification_end = _number(raw, at, 2), at + 6 + _number(raw, at + 2, 4)
     slack = len(raw[signature_end:].rstrip(b"\0")) + abs(signature_end - certification_end)
     if kind != _QE_CERTIFICATION:
         raise ValueError(f"certification data of kind {kind}")
     at += 6 + _QE_REPORT_BYTES + _QE_SIGNATURE_BYTES
+    # Authentication data of the quoting enclave: size (2), content. The certificate chain after it, again with
+    # kind and size, must end where the outer certification data ends.
     at += 2 + _number(raw, at, 2)
     return slack + abs(certification_end - (at + 6 + _number(raw, at + 2, 4)))
 
@@ -182,43 +177,36 @@ def verify_quote(quote: ParsedQuote, collateral: Collateral, *, root_der: bytes 
     # `claims_only` accepts every TCB status but Revoked: `tcb_checks` judges each value under the policy.
     policy = dcap_qvl.QuotePolicy.claims_only(now)
     try:
-        claims = dcap_qvl.QuoteVerifier(root_der).verify_with_policy(quote.raw, collateral.handle, now, policy)
+        verified = dcap_qvl.QuoteVerifier(root_der).verify_with_policy(quote.raw, collateral.handle, now, policy)
     except ValueError as error:
         raise QuoteRefused(str(error).removeprefix("Verification failed: ")) from None
-    document = json.loads(claims.to_json())
-    _compare_pce_id(bytes(document["platform"]["pck"]["pce_id"]), collateral)
-    return _verified(document, quote.report, collateral)
-
-
-def _compare_pce_id(found: bytes, collateral: Collateral) -> None:
-    """Refuses TCB info for another provisioning enclave than the platform's: dcap-qvl compares the FMSPC only.
-
-    Source: Intel DCAP Quote Verification Library, which calls the difference a TCB info mismatch.
-    """
-    stated = str(collateral.tcb_info.get("pceId", "none")).lower()
-    if stated != found.hex():
-        raise QuoteRefused(f"the TCB info is for PCE id {stated}, the platform's certificate says {found.hex()}")
-
-
-def _verified(claims: Mapping[str, Any], report: TdReport, collateral: Collateral) -> VerifiedQuote:
+    claims = json.loads(verified.to_json())
     platform, qe = claims["platform"], claims["qe"]
-    documents = [platform["tcb_level"], qe["tcb_level"], platform["current_tcb_level"]]
-    module = module_level(collateral.tcb_info, report)
-    levels = [_level(document) for document in (*documents, module) if document]
+    # dcap-qvl compares only the FMSPC of TCB info and platform certificate. Intel's library compares the id of
+    # the provisioning certification enclave too: TCB info for another one may rate this platform too high.
+    found, stated = bytes(platform["pck"]["pce_id"]).hex(), str(collateral.tcb_info.get("pceId", "none")).lower()
+    if stated != found:
+        raise QuoteRefused(f"the TCB info is for PCE id {stated}, the platform's certificate says {found}")
+    documents = (
+        platform["tcb_level"],
+        qe["tcb_level"],
+        platform["current_tcb_level"],
+        module_level(collateral.tcb_info, quote.report),
+    )
     return VerifiedQuote(
         status=claims["tcb"]["status"],
         advisories=tuple(claims["tcb"]["advisory_ids"]),
         evaluation_number=claims["tcb"]["eval_data_number"],
         root_key_id=bytes(platform["root_key_id"]),
+        # Every part must be valid: the latest issue date of all, and the first expiry of all.
         valid_from=max(claims["latest_issue_date"], claims["qe_iden_latest_issue_date"]),
         valid_until=min(claims["earliest_expiration_date"], claims["qe_iden_earliest_expiration_date"]),
-        levels=tuple(levels),
+        levels=tuple(
+            TcbLevel(level["tcbStatus"], int(dt.datetime.fromisoformat(level["tcbDate"]).timestamp()))
+            for level in documents
+            if level
+        ),
     )
-
-
-def _level(document: Mapping[str, Any]) -> TcbLevel:
-    date = dt.datetime.fromisoformat(document["tcbDate"])
-    return TcbLevel(document["tcbStatus"], int(date.timestamp()))
 
 
 def utc_date(seconds: int) -> str:

@@ -12,6 +12,7 @@ from trainer.attestation.tdx.quote_verification import VerifiedQuote, utc_date
 from trainer.attestation.tdx.td_report import TdReport
 
 _DAY_SECONDS: Final = 86400
+_OUT_OF_DATE: Final = ("OutOfDate", "OutOfDateConfigurationNeeded")
 
 TCB_STATUS: Final = CheckDefinition(
     "tcb-status",
@@ -73,15 +74,22 @@ def judge_tcb(
         demands: the policy's section `tcb`.
         now: Unix seconds.
     """
-    _judge_status(ledger, verified, refusal, demands)
     if verified is None:
+        if TCB_STATUS in refusal:  # dcap-qvl itself refuses `Revoked`, whatever a policy accepts
+            expected = "a platform that is not revoked"
+            ledger.judge(TCB_STATUS, False, expected=expected, found=refusal[TCB_STATUS])
         return
-    dated = ", ".join(f"{level.status} of {utc_date(level.date)}" for level in verified.levels)
+    accepted, status = demands.accepted_statuses, verified.status
+    ledger.judge(TCB_STATUS, status in accepted, expected=" or ".join(accepted), found=status)
+    # A level became out of date some time after its date, so a grace that counts from the date is the strict
+    # reading. An out-of-date status that no level explains has no date and is never within the grace.
+    dates = [level.date for level in verified.levels if level.status in _OUT_OF_DATE]
+    is_within_grace = bool(dates) and min(dates) + demands.grace_days * _DAY_SECONDS >= now
     ledger.judge(
         TCB_GRACE,
-        verified.status not in demands.accepted_statuses or _is_within_grace(verified, demands.grace_days, now),
+        status not in accepted or not status.startswith("OutOfDate") or is_within_grace,
         expected=f"if out of date, by at most {demands.grace_days} days",
-        found=dated,
+        found=", ".join(f"{level.status} of {utc_date(level.date)}" for level in verified.levels),
     )
     refused = sorted({advisory.upper() for advisory in demands.refused_advisories})
     present = ", ".join(verified.advisories) or "none"
@@ -98,30 +106,6 @@ def judge_tcb(
         ledger.judge(TCB_EVALUATION_NUMBER, number >= minimum, expected=expected, found=number)
 
 
-def _judge_status(
-    ledger: Ledger, verified: VerifiedQuote | None, refusal: Mapping[CheckDefinition, str], demands: TcbSection
-) -> None:
-    accepted = demands.accepted_statuses
-    if verified:
-        holds, expected, found = verified.status in accepted, " or ".join(accepted), verified.status
-    elif TCB_STATUS in refusal:  # dcap-qvl itself refuses `Revoked`, whatever a policy accepts
-        holds, expected, found = False, "a platform that is not revoked", refusal[TCB_STATUS]
-    else:
-        return
-    ledger.judge(TCB_STATUS, holds, expected=expected, found=found)
-
-
-def _is_within_grace(verified: VerifiedQuote, grace_days: int, now: int) -> bool:
-    """Returns whether every out-of-date level became so at most `grace_days` ago.
-
-    An out-of-date status that no level explains has no date, so it is never within the grace.
-    """
-    if not verified.status.startswith("OutOfDate"):
-        return True
-    dates = [level.date for level in verified.levels if level.out_of_date]
-    return bool(dates) and min(dates) + grace_days * _DAY_SECONDS >= now
-
-
 def judge_module(
     ledger: Ledger, td: TdReport, documents: Collateral | None, refusal: Mapping[CheckDefinition, str]
 ) -> None:
@@ -134,6 +118,7 @@ def judge_module(
         refusal: the check that dcap-qvl refused the quote for, with its message.
     """
     if documents:
+        # MRSIGNERSEAM is zero for a module that Intel signed; any other signer makes a foreign module.
         identity = module_identity(documents.tcb_info, td) or {}
         mask = int(identity.get("attributesMask", "FFFFFFFFFFFFFFFF"), 16)
         signer, attributes = identity.get("mrsigner", "no such module"), identity.get("attributes", "")

@@ -15,8 +15,6 @@ from trainer.attestation.tdx.td_report import (
     XFAM_KNOWN,
     TdReport,
     attribute_names,
-    debuggable,
-    without_debug,
     xfam_acceptable,
 )
 
@@ -70,8 +68,10 @@ def judge_td(ledger: Ledger, report: TdReport, refusal: Mapping[CheckDefinition,
         report: the TD report.
         refusal: the check that dcap-qvl refused the quote for, with its message; fails that check here, too.
     """
-    # The host of a debuggable TD reads and writes its memory and registers: nothing else in the quote counts then.
-    is_debuggable = debuggable(report.td_attributes)
+    # The host of a debuggable TD reads and writes its memory and registers: nothing else in the quote counts
+    # then.
+    attributes = report.td_attributes
+    is_debuggable = bool(attributes[0] & 1)
     ledger.judge(
         TD_DEBUG,
         not is_debuggable and TD_DEBUG not in refusal,
@@ -79,13 +79,19 @@ def judge_td(ledger: Ledger, report: TdReport, refusal: Mapping[CheckDefinition,
         found="DEBUG on" if is_debuggable else "DEBUG off",
         detail=refusal.get(TD_DEBUG),
     )
+    # Bit 0 is DEBUG, which td-debug has judged. Without SEPT_VE_DISABLE the host could take private pages away
+    # and so raise exceptions (#VE) in the guest kernel at moments of its choice; MIGRATABLE lets the VM's state
+    # leave it.
+    without_debug = bytes([attributes[0] & 0xFE]) + attributes[1:]
     ledger.judge(
         TD_ATTRIBUTES,
-        without_debug(report.td_attributes) == PRODUCTION_ATTRIBUTES and TD_ATTRIBUTES not in refusal,
+        without_debug == PRODUCTION_ATTRIBUTES and TD_ATTRIBUTES not in refusal,
         expected=attribute_names(PRODUCTION_ATTRIBUTES),
-        found=attribute_names(report.td_attributes),
+        found=attribute_names(attributes),
         detail=refusal.get(TD_ATTRIBUTES),
     )
+    # XFAM has the bits of XCR0 and IA32_XSS that the guest may use. Left out are for example processor trace
+    # (bit 8) and branch records (15), which record what the guest executes.
     ledger.judge(
         TD_XFAM,
         xfam_acceptable(report.xfam),

@@ -1,7 +1,7 @@
 """The TD report inside a quote: its fields, and which attributes a production TD may have.
 
-Source: Intel TDX Module Base Architecture Specification (ATTRIBUTES, XFAM) and Intel TDX DCAP Quote Verification
-Library, appendix A.3.
+Source: Intel TDX Module Base Architecture Specification (ATTRIBUTES, XFAM) and Intel TDX DCAP Quote Generation and
+Quote Verification Library, appendix A.3.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ XFAM_KNOWN: Final = 0x602E7
 
 @dataclass(frozen=True)
 class TdReport:
-    """The fields of a TD report 1.0 or 1.5 that are judged, as raw bytes; measurement registers are 48 bytes each.
+    """The fields of a TD report 1.0 or 1.5 that are judged, as raw bytes, each with its offset and size.
 
     `mr_service_td` is None in a report 1.0, which has no such field.
     """
 
-    tee_tcb_svn: bytes
-    mr_seam: bytes
-    mr_signer_seam: bytes
-    seam_attributes: bytes
-    td_attributes: bytes
-    xfam: bytes
-    mrtd: bytes
-    mr_config_id: bytes
-    mr_owner: bytes
-    mr_owner_config: bytes
-    rtmr0: bytes
-    rtmr1: bytes
-    rtmr2: bytes
-    rtmr3: bytes
-    report_data: bytes
-    mr_service_td: bytes | None
+    tee_tcb_svn: bytes  # 0, 16: security versions: TDX module (minor, major), late microcode, reserved
+    mr_seam: bytes  # 16, 48: measurement of the TDX module
+    mr_signer_seam: bytes  # 64, 48: its signer; zero for Intel
+    seam_attributes: bytes  # 112, 8: zero for a production module
+    td_attributes: bytes  # 120, 8: see `ATTRIBUTE_NAMES`
+    xfam: bytes  # 128, 8: extended CPU state that the VM may use
+    mrtd: bytes  # 136, 48: the VM's initial memory, which is its firmware
+    mr_config_id: bytes  # 184, 48: chosen by the host before the VM runs, see `config_id`
+    mr_owner: bytes  # 232, 48: chosen by the host
+    mr_owner_config: bytes  # 280, 48: chosen by the host
+    rtmr0: bytes  # 328, 48: extended by the firmware with its configuration
+    rtmr1: bytes  # 376, 48: kernel
+    rtmr2: bytes  # 424, 48: command line and initrd
+    rtmr3: bytes  # 472, 48: extended by the OS and the application
+    report_data: bytes  # 520, 64: chosen by the caller inside the VM
+    mr_service_td: bytes | None  # 600, 48: digest of the service TDs that are bound to the VM
 
     @property
     def registers(self) -> tuple[bytes, bytes, bytes, bytes, bytes]:
@@ -63,16 +63,6 @@ def attribute_names(attributes: bytes) -> str:
     number = int.from_bytes(attributes, "little")
     bits = (bit for bit in range(8 * len(attributes)) if number >> bit & 1)
     return ", ".join(ATTRIBUTE_NAMES.get(bit, f"reserved bit {bit}") for bit in bits) or "none"
-
-
-def debuggable(attributes: bytes) -> bool:
-    """Returns whether DEBUG (bit 0) is set: the host may then read and change the VM's state."""
-    return bool(attributes[0] & 1)
-
-
-def without_debug(attributes: bytes) -> bytes:
-    """Returns TD ATTRIBUTES with DEBUG cleared; `td-debug` judges that bit."""
-    return bytes([attributes[0] & 0xFE]) + attributes[1:]
 
 
 def xfam_acceptable(xfam: bytes) -> bool:
