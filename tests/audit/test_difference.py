@@ -57,10 +57,11 @@ def test_true_is_not_one_and_not_the_word(render: Render) -> None:
 
 def test_the_job_spec_is_compared_by_its_keys(render: Render) -> None:
     def edit(app: dict[str, Any], compose: dict[str, Any]) -> None:
-        job = compose["configs"]["job"]
-        job["content"] = "# edited\n" + job["content"] + "lora: {lora_r: 64}\n"
+        environment = compose["services"]["trainer"]["environment"]
+        environment["TRAINER_JOB"] = "# edited\n" + environment["TRAINER_JOB"] + "lora: {lora_r: 64}\n"
 
-    assert changes(render(), render(edit)) == [("docker_compose_file.configs.job.content.lora.lora_r", None, "64")]
+    path = "docker_compose_file.services.trainer.environment.TRAINER_JOB.lora.lora_r"
+    assert changes(render(), render(edit)) == [(path, None, "64")]
 
 
 def test_secrets_are_masked(render: Render) -> None:
@@ -164,7 +165,7 @@ def test_secrets_in_command_lines_are_masked(render: Render, old: object, new: o
 
 def test_a_config_that_is_no_mapping_is_compared_as_text(render: Render) -> None:
     def config(text: str) -> Callable[[dict[str, Any], dict[str, Any]], object]:
-        return lambda app, compose: compose["configs"].update(extra={"content": text})
+        return lambda app, compose: compose.update(configs={"extra": {"content": text}})
 
     assert changes(render(config("a: [")), render(config("- a"))) == [
         ("docker_compose_file.configs.extra.content", "a: [", "- a")

@@ -42,7 +42,7 @@ def test_merge_keys_never_override_what_stands_beside_them() -> None:
     assert codes(ANCHORS) == [
         ("privileged", 3, "services.two.privileged"),
         ("shared-namespace", 9, "services.two.network_mode"),
-        ("job-spec-missing", 1, "configs"),
+        ("job-spec-missing", 4, "services"),
         ("extension-key", 1, "x-base"),
     ]
 
@@ -136,7 +136,7 @@ def configs(count: int, lines: int) -> str:
 
 def test_configs_that_are_too_large_to_be_searched_are_refused() -> None:
     assert audit_compose(configs(5, 100).encode()).job_spec_sha256 is None
-    with pytest.raises(UsageError, match="line 6401: the mounted configs are too large"):
+    with pytest.raises(UsageError, match="line 6401: the texts that may be job specs are too large"):
         audit_compose(configs(40, 350).encode())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from trainer.audit import RULES, Severity, audit_compose
+from trainer.simulator.compose_files import JOB
+from trainer.spec import parse_job_spec
 
 Edit = Callable[[dict[str, Any], dict[str, Any]], object]
 Render = Callable[..., bytes]
@@ -34,16 +37,43 @@ def volume(entry: object) -> Edit:
     return lambda app, compose: compose["services"]["trainer"]["volumes"].append(entry)
 
 
+def on_environment(variables: Mapping[str, object] | list[str]) -> Edit:
+    """Sets the variables beside that of the job spec, in the form in which they are given."""
+
+    def edit(app: dict[str, Any], compose: dict[str, Any]) -> None:
+        service = compose["services"]["trainer"]
+        job = service["environment"]["TRAINER_JOB"]
+        service["environment"] = (
+            {**variables, "TRAINER_JOB": job}
+            if isinstance(variables, dict)
+            else [*variables, f"TRAINER_JOB={job}"]
+        )
+
+    return edit
+
+
+def job_as_config(app: dict[str, Any], compose: dict[str, Any]) -> None:
+    """The job spec as a config with inline content, which needs a container that can be written to."""
+    service = compose["services"]["trainer"]
+    compose["configs"] = {"job": {"content": service["environment"].pop("TRAINER_JOB")}}
+    service["configs"] = [{"source": "job", "target": "/etc/trainer/job.yaml"}]
+
+
 def second_job(app: dict[str, Any], compose: dict[str, Any]) -> None:
-    compose["configs"]["other"] = compose["configs"]["job"]
-    compose["services"]["trainer"]["configs"].append("other")
+    compose["services"]["other"] = copy.deepcopy(compose["services"]["trainer"])
 
 
 def second_job_in_other_words(app: dict[str, Any], compose: dict[str, Any]) -> None:
     """The same job spec with its keys escaped: no search for words finds it."""
     second_job(app, compose)
-    escaped = compose["configs"]["job"]["content"].replace("\nmodel:", '\n"\\x6dodel":')
-    compose["configs"]["other"] = {"content": escaped}
+    environment = compose["services"]["other"]["environment"]
+    environment["TRAINER_JOB"] = environment["TRAINER_JOB"].replace("\nmodel:", '\n"\\x6dodel":')
+
+
+def job_with_variable(app: dict[str, Any], compose: dict[str, Any]) -> None:
+    """A job spec that is filled in when it starts is none: the measured text does not fix it."""
+    environment = compose["services"]["trainer"]["environment"]
+    environment["TRAINER_JOB"] = environment["TRAINER_JOB"].replace("./model", "${MODEL}")
 
 
 IMAGE = "trainer@sha256:"
@@ -96,10 +126,10 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("own-command", on_service(healthcheck={"test": ["CMD", "true"]})),
     ("own-command", on_service(post_start=[{"command": "id"}])),
     ("volumes-from", on_service(volumes_from=["other"])),
-    ("literal-secret", on_service(environment={"HF_TOKEN": "hf_abcdef"})),
-    ("literal-secret", on_service(environment=["DB_PASSWORD=12345"])),
-    ("literal-secret", on_service(environment={"DB_PASSWORD": 12345})),
-    ("literal-secret", on_service(environment={"DATABASE": "postgres://me:hunter2@db/x"})),
+    ("literal-secret", on_environment({"HF_TOKEN": "hf_abcdef"})),
+    ("literal-secret", on_environment(["DB_PASSWORD=12345"])),
+    ("literal-secret", on_environment({"DB_PASSWORD": 12345})),
+    ("literal-secret", on_environment({"DATABASE": "postgres://me:hunter2@db/x"})),
     ("literal-secret", on_app(docker_config={"username": "me", "password": "hunter2"})),
     ("literal-secret", on_app(docker_config={"password": "47114711"})),
     ("literal-secret", on_service(command=["run", "--token", "hunter2"])),
@@ -109,8 +139,8 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("literal-secret", on_service(labels={"note": "AKIAABCDEFGHIJKLMNOP"})),
     ("literal-secret", on_service(logging={"options": {"splunk-token": "hunter2"}})),
     ("env-file", on_service(env_file=".env")),
-    ("interpolated", on_service(environment={"HF_TOKEN": "${HF_TOKEN}"})),
-    ("interpolated", on_service(environment=["HF_HOME"])),
+    ("interpolated", on_environment({"HF_TOKEN": "${HF_TOKEN}"})),
+    ("interpolated", on_environment(["HF_HOME"])),
     ("interpolated", on_service(command=["--x", "$X"])),
     ("interpolated", on_compose(secrets={"s": {"environment": "TOKEN"}})),
     ("restarted", on_service(restart="unless-stopped")),
@@ -153,8 +183,8 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("unknown-key", on_compose(service={})),
     ("extension-key", on_service(**{"x-note": 1})),
     ("extension-key", on_compose(**{"x-note": 1})),
-    ("job-spec-missing", on_compose(configs={"job": {"content": "version: 1\n"}})),
-    ("job-spec-missing", on_service(configs=["another"])),
+    ("job-spec-missing", on_service(environment={"TRAINER_JOB": "version: 1\n"})),
+    ("job-spec-missing", on_service(environment={"TRAINER_JOBS": "version: 1\nmodel: {}\n"})),
     ("job-spec-ambiguous", second_job),
     ("job-spec-ambiguous", second_job_in_other_words),
 )
@@ -174,6 +204,7 @@ PAIRS_OF_FINDINGS: tuple[tuple[set[str], Edit], ...] = (
     ({"literal-secret", "root-script"}, on_app(pre_launch_script="export HF_TOKEN=hunter2\n")),
     ({"guest-agent-port", "port-published"}, on_service(ports=["8090:8443"])),
     ({"host-mount", "interpolated"}, volume("${DIRECTORY}:/data")),
+    ({"interpolated", "job-spec-missing"}, job_with_variable),
     ({"guest-agent-port", "port-published"}, on_service(ports=["127.0.0.1:443:8090/tcp"])),
     ({"guest-agent-port", "port-published"}, on_service(ports=[{"target": 8443, "published": 8090}])),
 )
@@ -206,7 +237,7 @@ def test_clean_file(render: Render) -> None:
         volume("/run/dstack.sock:/var/run/dstack.sock"),
         volume("/data"),
         volume({"type": "tmpfs", "target": "/x"}),
-        on_service(environment={"API_KEY_FILE": "/run/secrets/key", "PUBLIC_KEY": "x", "PASSWORD": ""}),
+        on_environment({"API_KEY_FILE": "/run/secrets/key", "PUBLIC_KEY": "x", "PASSWORD": ""}),
         on_service(command=["echo", "$$HOME"]),
         on_service(privileged=False, restart=False, cap_add=[]),
         on_service(command=["run", "--token", "${TOKEN_FILE_IS_ELSEWHERE:?}"][:2]),
@@ -222,6 +253,26 @@ def test_harmless_changes(edit: Edit, render: Render) -> None:
     assert audit_compose(render(edit)).findings == ()
 
 
+def test_the_job_spec_may_be_a_config_or_an_element_of_a_list(render: Render) -> None:
+    digests = {
+        audit_compose(render(edit)).job_spec_sha256
+        for edit in (lambda _app, _compose: None, job_as_config, on_environment(["A=b"]))
+    }
+    assert len(digests) == 1
+    assert None not in digests
+
+
+def test_a_doubled_dollar_sign_is_one_in_the_job(render: Render) -> None:
+    def edit(app: dict[str, Any], compose: dict[str, Any]) -> None:
+        environment = compose["services"]["trainer"]["environment"]
+        environment["TRAINER_JOB"] = environment["TRAINER_JOB"].replace("./model", "./mo$$del")
+
+    found = audit_compose(render(edit))
+    assert found.findings == ()
+    job = JOB.replace("./model", "./mo$del")
+    assert found.job_spec_sha256 == parse_job_spec(job.encode()).sha256()
+
+
 def test_no_compose_file_inside(render: Render) -> None:
     found = audit_compose(render(on_app(docker_compose_file=None))).findings
     assert {finding.code for finding in found} == {"no-compose", "job-spec-missing"}
@@ -229,7 +280,7 @@ def test_no_compose_file_inside(render: Render) -> None:
 
 def test_secret_values_are_never_in_findings(render: Render) -> None:
     secrets = {"HF_TOKEN": "hunter2", "URL": "https://me:hunter2@host/", "MY_SECRET": "${X:-hunter2}"}
-    found = audit_compose(render(on_service(environment=secrets))).findings
+    found = audit_compose(render(on_environment(secrets))).findings
     assert [each.code for each in found].count("literal-secret") == 3
     assert "hunter2" not in repr(found)
 

@@ -198,7 +198,7 @@ def requirements_ignored(document: Document) -> Hits:
 def job_spec_missing(document: Document) -> Hits:
     """What is trained, and how, is not part of what is measured."""
     if not document.job_specs:
-        yield document.compose.get("configs"), "no mounted config holds a job spec: the text does not fix the job"
+        yield document.compose.get("services"), "no service gets a job spec: the text does not fix the job"
 
 
 def job_spec_ambiguous(document: Document) -> Hits:

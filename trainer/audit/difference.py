@@ -12,8 +12,9 @@ from trainer.audit.environment_rules import PAIRS, pairs
 from trainer.audit.findings import Change, printable, shown
 from trainer.audit.nodes import Node, child_path
 from trainer.audit.secrets import argument_names
+from trainer.spec import JOB_VARIABLE
 
-_CONFIG: Final = re.compile(r"(?:^|\.)configs\.[^.]+\.content$")
+_TEXT: Final = re.compile(rf"(?:^|\.)(?:configs\.[^.]+\.content|environment\.{JOB_VARIABLE})$")
 _EMPTY: Final = "(empty)"
 
 
@@ -102,7 +103,7 @@ def _normal(node: Node | None, path: str, name: str, document: Document) -> Node
         return Node(dict(pairs(node)), node.line, node.path)
     if name == "ports" and isinstance(node.value, tuple):
         return Node(tuple(same_port(each) for each in node.value), node.line, node.path)
-    return document.embedded(node) if _CONFIG.search(path) else node
+    return document.embedded(node) if _TEXT.search(path) else node
 
 
 def _names(nodes: tuple[Node, ...], name: str) -> dict[int, str]:

@@ -12,7 +12,7 @@ from trainer.audit.json_text import parse_json_nodes
 from trainer.audit.nodes import Node, refuse
 from trainer.audit.yaml_text import parse_yaml_nodes
 from trainer.errors import ErrorCode, UsageError
-from trainer.spec import JobSpec, parse_job_spec
+from trainer.spec import JOB_VARIABLE, JobSpec, from_compose, parse_job_spec
 from trainer.strict_yaml import TokenBudget
 
 MAX_COMPOSE_BYTES: Final = 1 << 18
@@ -45,16 +45,19 @@ class Document:
 
     @cached_property
     def job_specs(self) -> tuple[tuple[Node, JobSpec], ...]:
-        """The job specs that the file contains and a service mounts, each with its node."""
-        mounted = {
-            (entry.get("source") if entry.is_mapping else entry).text
-            for service in self.services()
-            for entry in service.get("configs").elements()
-        }
-        contents = {
-            name: config.get("content") for name, config in self.compose.get("configs").items() if name in mounted
-        }
-        found = ((node, self._job_spec(node)) for node in contents.values())
+        """The job specs that a service gets, in its environment or as a mounted config, each with its node."""
+        nodes: dict[str, Node] = {}  # by path: a config that several services mount is one text
+        configs = self.compose.get("configs")
+        for service in self.services():
+            mounted = {
+                (entry.get("source") if entry.is_mapping else entry).text
+                for entry in service.get("configs").elements()
+            }
+            contents = [config.get("content") for name, config in configs.items() if name in mounted]
+            for node in (_job_variable(service), *contents):
+                if node is not None:
+                    nodes.setdefault(node.path, node)
+        found = ((node, self._job_spec(node)) for node in nodes.values())
         return tuple((node, spec) for node, spec in found if spec is not None)
 
     def _job_spec(self, node: Node) -> JobSpec | None:
@@ -62,21 +65,36 @@ class Document:
 
         An exhausted budget refuses the file: long texts must not hide a second job spec.
         """
+        text = from_compose(node.text)
+        if text is None:
+            return None  # filled in when it starts: nobody can review it
         try:
-            inner = parse_yaml_nodes(node.text, what="config", budget=self.budget)
-            return parse_job_spec(node.text.encode()) if inner.get("model").is_mapping else None
+            inner = parse_yaml_nodes(text, what="job spec", budget=self.budget)
+            return parse_job_spec(text.encode()) if inner.get("model").is_mapping else None
         except UsageError:
             if self.budget.exhausted:
-                refuse("compose file", node.line, "the mounted configs are too large")
+                refuse("compose file", node.line, "the texts that may be job specs are too large")
             return None
 
     def embedded(self, node: Node) -> Node:
-        """Returns a config whose text is a mapping, such as a job spec, as that mapping; other nodes unchanged."""
+        """Returns a text that is a mapping, such as a job spec, as that mapping; other nodes unchanged."""
         try:
-            inner = parse_yaml_nodes(node.text, what="config", path=node.path, budget=self.budget)
+            inner = parse_yaml_nodes(node.text, what="text", path=node.path, budget=self.budget)
         except UsageError:
             return node
         return inner if inner.is_mapping else node
+
+
+def _job_variable(service: Node) -> Node | None:
+    """Returns the value of the job's variable in a service's `environment`, in either of its forms."""
+    environment = service.get("environment")
+    if environment.is_mapping:
+        return environment.get(JOB_VARIABLE) if environment.get(JOB_VARIABLE).text else None
+    for element in environment.elements():
+        name, _, value = element.text.partition("=")
+        if name == JOB_VARIABLE:
+            return Node(value, element.line, element.path)
+    return None
 
 
 def read_document(data: bytes) -> Document:

@@ -15,6 +15,7 @@ from trainer.audit import service_rules as service
 from trainer.audit.document import Document
 from trainer.audit.findings import Finding, Severity, printable
 from trainer.audit.service_rules import Hits
+from trainer.spec import JOB_VARIABLE
 
 CRITICAL, HIGH, MEDIUM, LOW, INFO = Severity
 
@@ -125,7 +126,7 @@ RULES: Final = (
         "job-spec-missing",
         MEDIUM,
         app.job_spec_missing,
-        "put job.yaml under `configs:` as `content:`, and mount it",
+        f"put the text of job.yaml into the service's environment as {JOB_VARIABLE}",
     ),
     AuditRule("job-spec-ambiguous", MEDIUM, app.job_spec_ambiguous, "keep the one that runs"),
 )

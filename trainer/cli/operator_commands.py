@@ -16,7 +16,14 @@ DEVELOPMENT_COMPOSE = '{"docker_compose_file":"services: {}\\n","manifest_versio
 
 
 def run_job_spec(
-    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job spec.")],
+    job: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[JOB.yaml]",
+            help="The job spec; without it, the text in the environment variable TRAINER_JOB.",
+            show_default=False,
+        ),
+    ] = None,
     guest_agent: Annotated[
         str | None,
         typer.Option("--guest-agent", metavar="SOCKET", help="dstack's guest agent; its usual places if absent."),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from trainer.errors import ErrorCode, UsageError
+from trainer.spec import JOB_VARIABLE, JobSpec, read_job_spec, read_job_variable
 
 
 @dataclass(frozen=True)
@@ -11,7 +15,7 @@ class JobOptions:
     """Holds what the operator decides: only where things are, never what the job does.
 
     Args:
-        spec: path of job.yaml.
+        spec: path of job.yaml; None takes the text of the environment variable `TRAINER_JOB`.
         guest_agent: path of dstack's socket; None looks in its usual places.
         spool: exchange files in this directory instead of serving HTTP.
         ciphertext: directory for sealed uploads, checkpoints and results under HTTP; None makes a temporary
@@ -19,8 +23,27 @@ class JobOptions:
         workspace: a directory on tmpfs; None looks for one.
     """
 
-    spec: Path
+    spec: Path | None
     guest_agent: str | None = None
     spool: Path | None = None
     ciphertext: Path | None = None
     workspace: Path | None = None
+
+    def read_spec(self, environment: Mapping[str, str]) -> tuple[JobSpec, Path]:
+        """Returns the job spec, and the directory that a relative path of a base model in it is relative to.
+
+        Raises:
+            UsageError: the spec is missing, given twice, or not valid.
+        """
+        if self.spec is None:
+            return read_job_variable(environment), Path("/")
+        if JOB_VARIABLE in environment:
+            # Which of the two was measured, and so reviewed, is not for this process to guess.
+            raise UsageError(
+                ErrorCode.USAGE,
+                "the job spec is given twice",
+                expected=f"the path of a job.yaml or the environment variable {JOB_VARIABLE}",
+                found=f"{self.spec} and {JOB_VARIABLE}",
+                hint=f"leave the path out, or unset {JOB_VARIABLE}",
+            )
+        return read_job_spec(self.spec), self.spec.parent

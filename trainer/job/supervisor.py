@@ -7,6 +7,7 @@ starting → preparing → awaiting-dataset → opening → training → sealing
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -44,7 +45,7 @@ from trainer.sealing.atomic_files import SHARED_MODE
 from trainer.sealing.bundle import BundleLimits, OpenedBundle
 from trainer.sealing.seal import open_bundle
 from trainer.sealing.sealed_checkpoint import CheckpointBinding
-from trainer.spec import JobSpec, read_job_spec
+from trainer.spec import JobSpec
 
 INTERRUPTED_LINGER_SECONDS: Final = 30
 """How long an interrupted job offers its failure report: the operator's SIGKILL follows SIGTERM soon."""
@@ -61,7 +62,7 @@ def run_job(options: JobOptions) -> ExitCode:
         UsageError: the spec is not valid (nothing private has been seen by then).
         JobError: there is no safe workspace.
     """
-    spec = read_job_spec(options.spec)
+    spec, spec_folder = options.read_spec(os.environ)
     with (
         open_workspace(options.workspace) as workspace,
         open_ciphertext_directory(options.spool or options.ciphertext) as ciphertext,
@@ -70,7 +71,7 @@ def run_job(options: JobOptions) -> ExitCode:
         public(logs.SpecLoaded(spec.sha256()))
         try:
             with handle_termination() as termination:
-                return _Job(options, spec, workspace, ciphertext, public, termination).run()
+                return _Job(options, spec, spec_folder, workspace, ciphertext, public, termination).run()
         except TrainerError as error:
             logs.private.exception("the job failed before it could report to the provider")
             public(logs.JobFailed(error.code))
@@ -88,6 +89,7 @@ class _Job:
         self,
         options: JobOptions,
         spec: JobSpec,
+        spec_folder: Path,
         workspace: Workspace,
         ciphertext: CiphertextDirectory,
         public: logs.PublicLog,
@@ -95,6 +97,7 @@ class _Job:
     ) -> None:
         self.options = options
         self.spec = spec
+        self.spec_folder = spec_folder
         self.workspace = workspace
         self.ciphertext = ciphertext
         self.public = public
@@ -107,7 +110,7 @@ class _Job:
         self.public(logs.PhaseEntered(Phase.STARTING))
         privileges.keep_to_itself()
         by_files = self.options.spool is not None
-        paths = JobPaths(self.workspace, self.ciphertext.folder, self.options.spec.parent, by_files=by_files)
+        paths = JobPaths(self.workspace, self.ciphertext.folder, self.spec_folder, by_files=by_files)
         with start_processes(self.spec, paths) as processes:
             self.sandbox = processes.sandbox
             self.public(logs.Listening(processes.ready.port, processes.ready.tls_spki_sha256))

@@ -104,7 +104,11 @@ def no_programs() -> bool:
 
 
 def no_tracing(pid: int) -> bool:
-    """Returns whether process `pid` cannot be traced, nor its memory or descriptors read."""
+    """Returns whether process `pid` cannot be traced, nor its memory or descriptors read.
+
+    Args:
+        pid: a process; 0 is what `getppid` returns to the first process of a PID namespace.
+    """
     calls: list[tuple[str, tuple[int | bytes | None, ...]]] = [
         ("ptrace", (_PTRACE_PEEKDATA, pid, 0, 0)),
         ("process_vm_readv", (pid, None, 0, None, 0, 0)),
@@ -112,6 +116,9 @@ def no_tracing(pid: int) -> bool:
         ("pidfd_getfd", (-1, -1, 0)),
         ("kcmp", (pid, pid, 0, 0, 0)),
     ]
+    if pid == 0:
+        # The parent of a PID namespace's first process lies outside it: /proc shows no such process to open.
+        return all_refused(calls)
     memory = Path("/proc") / str(pid) / "mem"
     return all_refused(calls) and is_refused(lambda: _open(memory, os.O_RDONLY))
 

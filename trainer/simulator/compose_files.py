@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from trainer.spec import JOB_VARIABLE, to_compose
+
 IMAGE = "trainer@sha256:" + "ab" * 32
 JOB = (
     "version: 1\nmodel:\n  model_name_or_path: ./model\n  model_file_sha256:\n"
@@ -18,15 +20,15 @@ COMPOSE: dict[str, Any] = {
     "services": {
         "trainer": {
             "image": IMAGE,
-            "configs": [{"source": "job", "target": "/etc/trainer/job.yaml"}],
             "volumes": ["/var/run/dstack.sock:/var/run/dstack.sock", "ciphertext:/var/lib/trainer"],
-            "environment": {"TOKENIZERS_PARALLELISM": "false"},
+            "environment": {"TOKENIZERS_PARALLELISM": "false", JOB_VARIABLE: to_compose(JOB)},
+            "read_only": True,
+            "init": True,
             "security_opt": ["no-new-privileges:true"],
             "restart": "no",
         }
     },
     "volumes": {"ciphertext": {}},
-    "configs": {"job": {"content": JOB}},
 }
 APP: dict[str, Any] = {
     "manifest_version": "3",

@@ -7,6 +7,13 @@ of the document *as written*, without defaults: anyone can recompute it with any
 from trainer.spec.data_section import ROW_COLUMNS, DataSection, OnOverlong, RowFormat, SplitTurns, TrainOn
 from trainer.spec.exchange_section import ExchangeSection
 from trainer.spec.job_spec import MAX_SPEC_BYTES, JobSpec, leaf_names, parse_job_spec, read_job_spec
+from trainer.spec.job_variable import (
+    JOB_VARIABLE,
+    MAX_VARIABLE_BYTES,
+    from_compose,
+    read_job_variable,
+    to_compose,
+)
 from trainer.spec.key_hints import meant_key
 from trainer.spec.lora_section import LoraSection
 from trainer.spec.model_section import MODEL_FILE_SUFFIXES, Dtype, ModelSection
@@ -17,7 +24,9 @@ from trainer.spec.train_section import Engine, TrainSection
 from trainer.spec.training_methods import METHOD_RULES, MethodName
 
 __all__ = [
+    "JOB_VARIABLE",
     "MAX_SPEC_BYTES",
+    "MAX_VARIABLE_BYTES",
     "METHOD_RULES",
     "MODEL_FILE_SUFFIXES",
     "REFERENCES",
@@ -38,8 +47,11 @@ __all__ = [
     "TeeSection",
     "TrainOn",
     "TrainSection",
+    "from_compose",
     "leaf_names",
     "meant_key",
     "parse_job_spec",
     "read_job_spec",
+    "read_job_variable",
+    "to_compose",
 ]
