@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,10 @@ def on_environment(variables: Mapping[str, object] | list[str]) -> Edit:
     def edit(app: dict[str, Any], compose: dict[str, Any]) -> None:
         service = compose["services"]["trainer"]
         job = service["environment"]["TRAINER_JOB"]
-        service["environment"] = (
-            {**variables, "TRAINER_JOB": job}
-            if isinstance(variables, dict)
-            else [*variables, f"TRAINER_JOB={job}"]
-        )
+        if isinstance(variables, list):
+            service["environment"] = [*variables, f"TRAINER_JOB={job}"]
+        else:
+            service["environment"] = {**variables, "TRAINER_JOB": job}
 
     return edit
 

@@ -16,6 +16,7 @@ from trainer.job import sandbox_plans as planning
 from trainer.job.sandbox_plans import FRONT, WORKER, JobPaths, make_plans, needs_compiler
 from trainer.job.workspace import Workspace, is_memory, open_workspace
 from trainer.provider.policies import select_sandbox_demands
+from trainer.sandbox import privileges
 from trainer.sandbox.plan import Role
 from trainer.spec import JobSpec, parse_job_spec
 
@@ -88,6 +89,33 @@ def test_directories_are_handed_over(
     planning.grant_worker_access(workspace.dataset)
     assert secret.stat().st_mode & 0o777 == 0o640
     assert secret.stat().st_gid == WORKER.gid
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to hand directories over")
+def test_what_is_added_later_is_readable_too_with_the_capabilities_that_a_container_gets(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without CAP_FSETID a chmod would clear setgid, and a checkpoint that is opened later had root's group."""
+    monkeypatch.setattr(planning, "can_separate_users", lambda: True)
+    monkeypatch.setattr(planning, "may_pass", lambda *_: True)
+    pid = os.fork()  # capabilities that are given up do not come back
+    if pid == 0:
+        try:
+            privileges.drop_capabilities(keep=planning._ACCOUNT_CAPABILITIES)
+            make_plans(spec(), places(workspace, tmp_path))
+            privileges.drop_capabilities(keep=(privileges.CAP_DAC_OVERRIDE, privileges.CAP_KILL))
+            for name in ("data/rows.jsonl", "checkpoint/state/state.json"):
+                path = workspace.dataset / name
+                path.parent.mkdir(mode=0o700, parents=True)
+                path.touch(0o600)
+                planning.grant_worker_access(workspace.dataset)
+        finally:
+            os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    found = [workspace.dataset, *workspace.dataset.rglob("*")]
+    assert len(found) == 6
+    assert {path.stat().st_gid for path in found} == {WORKER.gid}
+    assert {path.stat().st_mode & 0o777 for path in found} == {0o750, 0o640}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be told that users cannot be separated")

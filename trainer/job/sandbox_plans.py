@@ -212,6 +212,10 @@ def _grant_directories(places: JobPaths) -> None:
 
 
 def grant_worker_access(folder: Path) -> None:
-    """Lets the worker's group read a directory tree that this process created."""
-    for path in (folder, *folder.rglob("*")):
+    """Lets the worker's group read everything that this process created below `folder`.
+
+    The mode of `folder` itself was set when it was given to the group, and stays: a chmod by a process without
+    CAP_FSETID clears setgid (chmod(2)), and what is created there afterwards would belong to another group.
+    """
+    for path in folder.rglob("*"):
         path.chmod(0o750 if path.is_dir() else 0o640)

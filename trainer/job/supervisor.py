@@ -240,7 +240,7 @@ class _Job:
         resume_dir = self.workspace.dataset / "checkpoint"
         is_resumed = checkpoints.resume(resume_dir) is not None
         if is_resumed and self.sandbox.get(SandboxProperty.SEPARATE_USERS):
-            grant_worker_access(resume_dir)
+            grant_worker_access(self.workspace.dataset)
         return protocol.TrainingOrder(
             spec=self.spec,
             model_dir=self.workspace.model,
