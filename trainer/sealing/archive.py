@@ -12,6 +12,7 @@ header from name and size and compares all 512 bytes.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -129,6 +130,10 @@ class ArchiveWriter:
             self._write(bytes(-size % BLOCK_BYTES))
             return digest.hexdigest()
 
+    def add_bytes(self, name: str, data: bytes) -> None:
+        """Writes `data` as member `name`."""
+        self.add(name, io.BytesIO(data), len(data))
+
     def finish(self) -> None:
         """Writes the end of the archive."""
         self._write(bytes(2 * BLOCK_BYTES))
@@ -164,10 +169,22 @@ class ArchiveReader:
         """
         header = self._read_exactly(BLOCK_BYTES)
         if header == bytes(BLOCK_BYTES):
-            self._require_end()
+            # The second zero block, zeros up to the end of the record, then the end of the stream: bytes after the
+            # archive would be a second encoding of the same files.
+            rest = BLOCK_BYTES + -(self._consumed + BLOCK_BYTES) % RECORD_BYTES
+            if any(self._read_exactly(rest)) or self._source.read(1):
+                raise bundle_invalid("something follows its end")
             return None
         member = _parse_header(header)
-        self._require_within_limits(member)
+        # Readers could disagree on which of the two they take: `tar` keeps the last one.
+        if member.name in self._names:
+            raise bundle_invalid("two members have the same name")
+        self._names.add(member.name)
+        self._total_bytes += member.size
+        if len(self._names) > self._limits.max_files:
+            raise bundle_invalid("files", f"at most {self._limits.max_files}", "more")
+        if self._total_bytes > self._limits.max_bytes:
+            raise bundle_invalid("bytes of all files", f"at most {self._limits.max_bytes}", self._total_bytes)
         return member
 
     def read_member(self, member: ArchiveMember, limit: int) -> bytes:
@@ -199,24 +216,6 @@ class ArchiveReader:
                 raise bundle_invalid(f"{member.name}: its padding is not zero")
             return digest.hexdigest()
 
-    def _require_within_limits(self, member: ArchiveMember) -> None:
-        if member.name in self._names:
-            raise bundle_invalid("two members have the same name")
-        self._names.add(member.name)
-        self._total_bytes += member.size
-        if len(self._names) > self._limits.max_files:
-            raise bundle_invalid("files", f"at most {self._limits.max_files}", "more")
-        if self._total_bytes > self._limits.max_bytes:
-            raise bundle_invalid("bytes of all files", f"at most {self._limits.max_bytes}", self._total_bytes)
-
-    def _require_end(self) -> None:
-        """Requires the second zero block, zeros up to the end of the record, and then the end of the stream."""
-        rest = BLOCK_BYTES + -(self._consumed + BLOCK_BYTES) % RECORD_BYTES
-        if any(self._read_exactly(rest)):
-            raise bundle_invalid("something follows its end")
-        if self._source.read(1):
-            raise bundle_invalid("something follows its end")
-
     def _read_exactly(self, size: int) -> bytes:
         parts: list[bytes] = []
         remaining = size
@@ -239,19 +238,17 @@ def _parse_header(header: bytes) -> ArchiveMember:
         raise bundle_invalid("kind of a member", "a regular file", _TYPES.get(header[_TYPE], "an unknown kind"))
     try:
         name = require_member_name(header[_NAME].rstrip(b"\0").decode())
-        member = ArchiveMember(name, _parse_size(header[_SIZE]))
     except ValueError as error:
         reason = "a file name is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise bundle_invalid(reason) from None
-    # Fields that are not parsed (mode, owner, time, checksum …) are verified by comparing all bytes.
-    if header != member_header(member.name, member.size):
+    if header[_SIZE][0] == 0x80:  # the marker of base 256
+        size = int.from_bytes(header[_SIZE][1:], "big")
+    elif _OCTAL.fullmatch(header[_SIZE]):
+        size = int(header[_SIZE][:11], 8)
+    else:
+        raise bundle_invalid("a member's size is not a number")
+    # Fields that are not parsed (mode, owner, time, checksum …) are verified by comparing all bytes. This also
+    # refuses a second spelling of the fields that are, such as a small size in base 256.
+    if header != member_header(name, size):
         raise bundle_invalid("a member's header is not written as agreed")
-    return member
-
-
-def _parse_size(field: bytes) -> int:
-    if field[0] == 0x80:  # the marker of base 256
-        return int.from_bytes(field[1:], "big")
-    if not _OCTAL.fullmatch(field):
-        raise ValueError("a member's size is not a number")
-    return int(field[:11], 8)
+    return ArchiveMember(name, size)

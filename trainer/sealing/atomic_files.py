@@ -31,12 +31,17 @@ def replace_atomically(target: Path, mode: int) -> Iterator[BinaryIO]:
     """
     temporary = target.parent / f".{secrets.token_hex(8)}.partial"
     try:
-        with translate_storage_errors(), _create_exclusively(temporary, mode) as file:
+        with translate_storage_errors(), create_file(temporary, mode) as file:
             yield file
             # Data before name: after a power failure the name must not point to a file without its content.
             os.fsync(file.fileno())
         temporary.replace(target)
-        _sync_directory(target.parent)
+        # The name is an entry of the directory, which has to reach the disk too.
+        directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -62,14 +67,11 @@ def translate_storage_errors() -> Iterator[None]:
         raise
 
 
-def _create_exclusively(path: Path, mode: int) -> BinaryIO:
+def create_file(path: Path, mode: int) -> BinaryIO:
+    """Creates a file, less the umask, and opens it for writing without a buffer.
+
+    Raises:
+        FileExistsError: there is a file or a symbolic link of that name: writing would go to what it points to.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return open(os.open(path, flags, mode), "wb", buffering=0)  # noqa: PTH123 -- takes a descriptor
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,6 @@ so that files are hashed while they are written and read once.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -167,12 +166,12 @@ def pack_bundle(target: BinaryIO, grant: Grant, files: Mapping[str, Path]) -> Ma
     if not files:
         raise UsageError(ErrorCode.USAGE, "no data file to seal")
     archive = ArchiveWriter(target)
-    _add_bytes(archive, GRANT_NAME, grant.canonical())
+    archive.add_bytes(GRANT_NAME, grant.canonical())
     entries = {name: _add_file(archive, name, files[name]) for name in sorted(files, key=str.encode)}
     manifest = Manifest(version=1, files=entries)
-    if len(manifest.canonical()) > MAX_MANIFEST_BYTES:
+    if len(manifest.canonical()) > MAX_MANIFEST_BYTES:  # the job would refuse it
         raise UsageError(ErrorCode.USAGE, "too many data files for one bundle", hint="join some of them")
-    _add_bytes(archive, MANIFEST_NAME, manifest.canonical())
+    archive.add_bytes(MANIFEST_NAME, manifest.canonical())
     archive.finish()
     return manifest
 
@@ -210,10 +209,6 @@ def unpack_bundle(
     return OpenedBundle(grant, manifest, {name: into / DATA_PREFIX / name for name in extracted})
 
 
-def _add_bytes(archive: ArchiveWriter, name: str, data: bytes) -> None:
-    archive.add(name, io.BytesIO(data), len(data))
-
-
 def _add_file(archive: ArchiveWriter, name: str, path: Path) -> ManifestFile:
     try:
         _require_data_name(name)
@@ -224,6 +219,7 @@ def _add_file(archive: ArchiveWriter, name: str, path: Path) -> ManifestFile:
     if not path.is_file():
         raise UsageError(ErrorCode.USAGE, f"{path} is not a regular file")
     with translate_storage_errors(), path.open("rb") as source:
+        # Of the opened file; `add` refuses one that grows or shrinks from here on.
         size = os.fstat(source.fileno()).st_size
         return ManifestFile(sha256=archive.add(DATA_PREFIX + name, source, size), size=size)
 
@@ -233,6 +229,7 @@ def _extract_data(archive: ArchiveReader, into: Path) -> tuple[dict[str, Manifes
     extracted: dict[str, ManifestFile] = {}
     previous = b""
     while (member := archive.next_member()) is not None and member.name.startswith(DATA_PREFIX):
+        # One order, so that one dataset has one encoding.
         if member.name.encode() <= previous:
             raise bundle_invalid("data files are not in the order of their names")
         previous = member.name.encode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 from trainer.errors import ErrorCode, UsageError
 from trainer.sealing.age.byte_streams import write_all
 from trainer.sealing.archive import ArchiveMember, ArchiveReader, bundle_invalid
-from trainer.sealing.atomic_files import PRIVATE_MODE, translate_storage_errors
+from trainer.sealing.atomic_files import PRIVATE_MODE, create_file, translate_storage_errors
 
 
 @contextmanager
@@ -65,12 +64,10 @@ def extract_member(archive: ArchiveReader, member: ArchiveMember, target: Path) 
     """
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(
-            target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_MODE
-        )
+        file = create_file(target, PRIVATE_MODE)
     except (FileExistsError, NotADirectoryError):
         raise bundle_invalid("a file has the name of another file or directory") from None
-    with open(descriptor, "wb", buffering=0) as file:  # noqa: PTH123 -- takes a descriptor
+    with file:
         return archive.copy_member(member, partial(write_all, file))
 
 

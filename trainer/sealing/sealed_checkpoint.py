@@ -12,7 +12,6 @@ binding it could give the job a checkpoint of its own making, or one of another 
 from __future__ import annotations
 
 import hmac
-import io
 import os
 import stat
 from collections.abc import Sequence
@@ -132,14 +131,17 @@ def seal_checkpoint(
     paths = {path.rpartition("/")[2]: path for path in names}
     # The header comes first in the archive and contains the digests, so each file is read twice. `_add_file`
     # compares the second read with the first, because the worker could change a file in between.
-    files = {name: _describe_file(folder, paths[name]) for name in sorted(paths)}
+    files = {}
+    for name in sorted(paths):
+        with _open_regular_file(folder, paths[name]) as file:
+            files[name] = CheckpointFile(sha256=stream_sha256(file), size=os.fstat(file.fileno()).st_size)
     header = CheckpointHeader(
         version=1, step=step, binding=binding, files=files, tag=keys.tag(1, step, binding, files)
     ).canonical()
     with replace_atomically(target, SHARED_MODE) as sealed:
         with encrypting_writer(sealed, [keys.identity.recipient()]) as stream:
             archive = ArchiveWriter(stream)
-            archive.add(HEADER_NAME, io.BytesIO(header), len(header))
+            archive.add_bytes(HEADER_NAME, header)
             for name, entry in files.items():
                 with _open_regular_file(folder, paths[name]) as file:
                     _add_file(archive, name, file, entry)
@@ -164,6 +166,7 @@ def open_checkpoint(
         UsageError: OUTPUT_EXISTS.
         UnavailableError: STORAGE_FULL.
     """
+    # age does not compress: what a file contains is smaller than the file.
     limits = ArchiveLimits(max_files=1 + MAX_FILES, max_bytes=os.fstat(source.fileno()).st_size)
     with translate_storage_errors(), fresh_directory(into), decrypting_reader(source, [keys.identity]) as stream:
         archive = ArchiveReader(stream, limits)
@@ -171,15 +174,14 @@ def open_checkpoint(
         # Before any file is written: only a header of this job may decide what is extracted.
         _require_own_checkpoint(header, step, binding, keys)
         for name in sorted(header.files):
-            _extract_file(archive, into, name, header.files[name])
+            member, entry = archive.next_member(), header.files[name]
+            if member is None or member.name != name:
+                raise _checkpoint_invalid("its files are not those that its header lists")
+            if member.size != entry.size or extract_member(archive, member, into / name) != entry.sha256:
+                raise _checkpoint_invalid(f"{name} is not what its header lists")
         if archive.next_member() is not None:
             raise _checkpoint_invalid("a file that its header does not list")
     return header
-
-
-def _describe_file(folder: Path, name: str) -> CheckpointFile:
-    with _open_regular_file(folder, name) as file:
-        return CheckpointFile(sha256=stream_sha256(file), size=os.fstat(file.fileno()).st_size)
 
 
 def _open_regular_file(folder: Path, name: str) -> BinaryIO:
@@ -228,14 +230,6 @@ def _require_own_checkpoint(
         raise _checkpoint_invalid("it is of another job, dataset or app")
     if header.step != step:
         raise _checkpoint_invalid("step", f"{step}, as its name says", header.step)
-
-
-def _extract_file(archive: ArchiveReader, into: Path, name: str, entry: CheckpointFile) -> None:
-    member = archive.next_member()
-    if member is None or member.name != name:
-        raise _checkpoint_invalid("its files are not those that its header lists")
-    if member.size != entry.size or extract_member(archive, member, into / name) != entry.sha256:
-        raise _checkpoint_invalid(f"{name} is not what its header lists")
 
 
 def _checkpoint_invalid(reason: str, expected: object = None, found: object = None) -> SealingError:

@@ -50,6 +50,7 @@ def seal_result(
         with encrypting_writer(sealed, recipients, progress=progress) as stream:
             archive = ArchiveWriter(stream)
             for name in sorted(_list_files(tree), key=str.encode):
+                # The size of the opened file: by now, another process may have put another file under the name.
                 with open_inside(tree, name) as source:
                     archive.add(name, source, os.fstat(source.fileno()).st_size)
             archive.finish()
@@ -86,17 +87,15 @@ def open_result(
         source.open("rb", buffering=0) as sealed,
         decrypting_reader(sealed, identities, progress=progress) as stream,
     ):
-        return tuple(_extract_all(ArchiveReader(stream, limits), into))
-
-
-def _extract_all(archive: ArchiveReader, into: Path) -> Iterator[str]:
-    previous = b""
-    while (member := archive.next_member()) is not None:
-        if member.name.encode() <= previous:
-            raise bundle_invalid("files are not in the order of their names")
-        previous = member.name.encode()
-        extract_member(archive, member, into / member.name)
-        yield member.name
+        archive, names, previous = ArchiveReader(stream, limits), [], b""
+        while (member := archive.next_member()) is not None:
+            # One order, so that one list of files has one encoding.
+            if member.name.encode() <= previous:
+                raise bundle_invalid("files are not in the order of their names")
+            previous = member.name.encode()
+            extract_member(archive, member, into / member.name)
+            names.append(member.name)
+        return tuple(names)
 
 
 def _list_files(directory: str | os.PathLike[str], prefix: str = "") -> Iterator[str]:

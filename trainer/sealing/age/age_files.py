@@ -49,13 +49,16 @@ def encrypt_file(
         source.open("rb", buffering=0) as plain,
         replace_atomically(target, SHARED_MODE) as sealed,
     ):
-        if not _is_regular_file(plain):
+        status = os.fstat(plain.fileno())
+        if not stat.S_ISREG(status.st_mode):
             encrypt(plain, sealed, recipients, progress=progress)
             return
         header, cipher = create_header(recipients)
         write_all(sealed, header)
-        size = os.fstat(plain.fileno()).st_size
-        _PayloadTransfer(ENCRYPT, cipher, plain.fileno(), 0, size, sealed.fileno(), len(header)).run(progress)
+        transfer = _PayloadTransfer(
+            ENCRYPT, cipher, plain.fileno(), 0, status.st_size, sealed.fileno(), len(header)
+        )
+        transfer.run(progress)
 
 
 def decrypt_file(
@@ -79,19 +82,17 @@ def decrypt_file(
         source.open("rb", buffering=0) as sealed,
         replace_atomically(target, PRIVATE_MODE) as plain,
     ):
-        stream = buffered_reader(sealed)
-        if not _is_regular_file(sealed) or is_armored(stream.peek()):
+        stream, status = buffered_reader(sealed), os.fstat(sealed.fileno())
+        # Armor is base64 in lines, so a chunk is not at a fixed offset: it is decoded as a stream.
+        if not stat.S_ISREG(status.st_mode) or is_armored(stream.peek()):
             decrypt(cast("BinaryIO", stream), plain, identities, progress=progress)
             return
         header = read_header(cast("BinaryIO", stream), identities)
-        size = os.fstat(sealed.fileno()).st_size - header.size
-        _PayloadTransfer(
+        size = status.st_size - header.size
+        transfer = _PayloadTransfer(
             DECRYPT, header.payload_cipher, sealed.fileno(), header.size, size, plain.fileno(), 0
-        ).run(progress)
-
-
-def _is_regular_file(file: BinaryIO) -> bool:
-    return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        )
+        transfer.run(progress)
 
 
 @dataclass(frozen=True)
@@ -136,25 +137,21 @@ class _PayloadTransfer:
                     progress(plaintext_bytes)
 
     def _transfer_batch(self, number: int, batch: ChunkBatch, *, ends: bool) -> ChunkBatch:
+        """Reads, processes and writes one batch; runs in a thread of the pool."""
         start = number * self.operation.source_batch_bytes
         batch.source_bytes = min(self.operation.source_batch_bytes, self.source_size - start)
-        _read_exactly(self.source, batch.input, self.source_start + start)
+        # A read or a write may transfer a part only, so both are repeated until nothing is left.
+        unread, offset = batch.input, self.source_start + start
+        while unread:
+            size = os.preadv(self.source, [unread], offset)
+            if not size:
+                raise payload_invalid("the source became shorter while it was read")
+            unread, offset = unread[size:], offset + size
         batch.target_bytes = self.operation.apply(
             self.cipher, number * BATCH_CHUNKS, batch.input, batch.target, ends
         )
-        _write_exactly(self.target, batch.output, self.target_start + number * self.operation.target_batch_bytes)
+        unwritten, offset = batch.output, self.target_start + number * self.operation.target_batch_bytes
+        while unwritten:
+            size = os.pwrite(self.target, unwritten, offset)
+            unwritten, offset = unwritten[size:], offset + size
         return batch
-
-
-def _read_exactly(descriptor: int, buffer: memoryview, offset: int) -> None:
-    while buffer:
-        size = os.preadv(descriptor, [buffer], offset)
-        if not size:
-            raise payload_invalid("the source became shorter while it was read")
-        buffer, offset = buffer[size:], offset + size
-
-
-def _write_exactly(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        size = os.pwrite(descriptor, data, offset)
-        data, offset = data[size:], offset + size

@@ -78,6 +78,7 @@ class ArmorReader(io.RawIOBase):
         self._decoded = memoryview(_decode_base64(b"".join(lines)))
 
     def _read_line(self) -> bytes:
+        # One byte more than a line may have: enough to see that it is too long, without reading all of it.
         line = self._source.readline(_MAX_LINE_BYTES + 1)
         if not line:
             raise _armor_invalid("the end line is missing")
@@ -109,6 +110,7 @@ def _decode_base64(text: bytes) -> bytes:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise _armor_invalid("not base64") from None
+    # The decoder ignores the bits after the last byte; set ones would be a second form of the same file.
     if base64.b64encode(data) != text:
         raise _armor_invalid("base64 is not canonical")
     return data

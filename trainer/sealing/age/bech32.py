@@ -31,6 +31,7 @@ def bech32_decode(prefix: str, text: str) -> bytes:
         ValueError: another prefix, a character outside the alphabet, a wrong checksum or wrong padding. The
             message quotes no part of `text`, which may be a secret key.
     """
+    # The last 1 is the separator: the alphabet has none, a prefix may (BIP 173).
     found_prefix, separator, encoded = text.rpartition("1")
     if not separator or found_prefix != prefix:
         raise ValueError(f"does not start with {prefix}1")
@@ -55,6 +56,7 @@ def _polymod(values: Iterable[int]) -> int:
     """
     remainder = 1
     for value in values:
+        # remainder · x + value; the coefficient of x^6, `top`, is then removed by adding top · generator.
         top = remainder >> 25
         remainder = (remainder & 0x1FFFFFF) << 5 ^ value
         for bit, term in enumerate(_GENERATOR):
@@ -78,6 +80,7 @@ def _regroup_bits(values: Iterable[int], from_width: int, to_width: int, *, pad:
     """
     result, accumulator, bits = [], 0, 0
     for value in values:
+        # At most 12 bits are pending: 4 and a new 8 when encoding, 7 and a new 5 when decoding.
         accumulator = (accumulator << from_width | value) & 0xFFF
         bits += from_width
         while bits >= to_width:

@@ -78,11 +78,13 @@ def create_header(recipients: Sequence[Recipient]) -> tuple[bytes, ChaCha20Poly1
         UsageError: RECIPIENT_INVALID: no recipient, recipients of different types, or a passphrase with others.
     """
     _require_one_recipient_type(recipients)
+    # Chunk nonces count from 0 in every file: two payloads under one key would reveal the XOR of their plaintexts.
     file_key, nonce = os.urandom(FILE_KEY_BYTES), os.urandom(_NONCE_BYTES)
     stanzas = b"".join(recipient.wrap(file_key).encode() for recipient in recipients)
+    # The MAC covers the three hyphens, but not the space after them (c2sp.org/age, "Header MAC").
     authenticated = f"{VERSION_LINE}\n".encode() + stanzas + b"---"
     header = authenticated + f" {encode_base64(_compute_mac(file_key, authenticated))}\n".encode()
-    if len(header) > MAX_HEADER_BYTES:
+    if len(header) > MAX_HEADER_BYTES:  # `read_header` would refuse it
         raise UsageError(ErrorCode.RECIPIENT_INVALID, "too many recipients for one file")
     return header + nonce, _payload_cipher(file_key, nonce)
 
@@ -102,6 +104,7 @@ def read_header(source: BinaryIO, identities: Sequence[Identity]) -> OpenedHeade
     # Nothing derived from the file key is used before the MAC holds: a stanza alone does not bind the others.
     if not hmac.compare_digest(_compute_mac(file_key, header.authenticated), header.mac):
         raise SealingError(ErrorCode.HEADER_MAC, "age header: it was changed after it was written")
+    # The MAC does not cover the nonce. A changed one gives another payload key, and no chunk authenticates.
     nonce = source.read(_NONCE_BYTES)
     if len(nonce) != _NONCE_BYTES:
         raise header_invalid("bytes of the payload nonce", _NONCE_BYTES, len(nonce))
@@ -180,6 +183,7 @@ class _HeaderLines(Iterator[str]):
         self.consumed = bytearray()
 
     def __next__(self) -> str:
+        # The limit bounds the memory that a file without line feeds can take.
         line = self._source.readline(MAX_HEADER_BYTES - len(self.consumed))
         self.consumed += line
         if not line.endswith(b"\n"):
@@ -192,12 +196,12 @@ class _HeaderLines(Iterator[str]):
 
 
 def _compute_mac(file_key: bytes, authenticated: bytes) -> bytes:
-    """HMAC-SHA256(key = HKDF-SHA256(file key, salt = "", info = "header"), authenticated bytes)."""
+    """Returns HMAC-SHA256(key = HKDF-SHA256(file key, salt = "", info = "header"), authenticated bytes)."""
     with wiped(hkdf_sha256(file_key, b"", b"header")) as key:
         return hmac.digest(key, authenticated, "sha256")
 
 
 def _payload_cipher(file_key: bytes, nonce: bytes) -> ChaCha20Poly1305:
-    """ChaCha20-Poly1305 under HKDF-SHA256(file key, salt = nonce, info = "payload")."""
+    """Returns ChaCha20-Poly1305 under HKDF-SHA256(file key, salt = nonce, info = "payload")."""
     with wiped(hkdf_sha256(file_key, nonce, b"payload")) as key:
         return ChaCha20Poly1305(key)  # copies the key

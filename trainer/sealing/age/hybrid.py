@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -65,10 +66,15 @@ class HybridRecipient:
         if len(raw) != RECIPIENT_BYTES:
             raise ValueError(f"{len(raw)} bytes instead of {RECIPIENT_BYTES}")
         self._raw = raw
+        # Every private key gives the all-zero secret with a point of low order, so any will do for the check.
         x25519 = X25519PublicKey.from_public_bytes(raw[_MLKEM_PUBLIC_BYTES:])
         if _has_low_order(X25519PrivateKey.generate(), x25519):
             raise ValueError("has a point of low order")
-        self._key = MLKEM768X25519PublicKey(_parse_mlkem_public_key(raw[:_MLKEM_PUBLIC_BYTES]), x25519)
+        try:
+            mlkem = MLKEM768PublicKey.from_public_bytes(raw[:_MLKEM_PUBLIC_BYTES])
+        except ValueError:
+            raise ValueError("has an invalid ML-KEM-768 key") from None
+        self._key = MLKEM768X25519PublicKey(mlkem, x25519)
 
     def __str__(self) -> str:
         return bech32_encode(RECIPIENT_PREFIX, self._raw)
@@ -78,6 +84,8 @@ class HybridRecipient:
 
     def wrap(self, file_key: bytes) -> Stanza:
         """Encrypts the file key with HPKE; the stanza's argument is the encapsulated key (1120 bytes)."""
+        # HPKE returns enc ‖ body. Each call encapsulates anew, so files do not show that they have a recipient in
+        # common.
         sealed = _SUITE.encrypt(file_key, self._key, info=_INFO)
         encapsulated_key, body = sealed[:_ENCAPSULATED_KEY_BYTES], sealed[_ENCAPSULATED_KEY_BYTES:]
         return Stanza(RecipientType.HYBRID, (encode_base64(encapsulated_key),), body)
@@ -135,28 +143,18 @@ class HybridIdentity:
             SealingError: HEADER_INVALID: an mlkem768x25519 stanza does not follow the format.
         """
         for stanza in stanzas:
-            if stanza.type == RecipientType.HYBRID and (file_key := self._unwrap_stanza(stanza)) is not None:
-                return file_key
+            if stanza.type != RecipientType.HYBRID:
+                continue
+            encapsulated_key, body = stanza.single_argument(_ENCAPSULATED_KEY_BYTES), stanza.wrapped_file_key()
+            # HPKE would report a low-order share as a wrong tag, which here means "for another identity". The
+            # format demands an error instead.
+            share = X25519PublicKey.from_public_bytes(encapsulated_key[_MLKEM_CIPHERTEXT_BYTES:])
+            if _has_low_order(self._x25519, share):
+                raise header_invalid("mlkem768x25519 stanza: the share is a point of low order")
+            # A stanza does not name its recipient, so whether it is for this identity shows only by the tag.
+            with suppress(InvalidTag):
+                return _SUITE.decrypt(encapsulated_key + body, self._key, info=_INFO)
         return None
-
-    def _unwrap_stanza(self, stanza: Stanza) -> bytes | None:
-        encapsulated_key, body = stanza.single_argument(_ENCAPSULATED_KEY_BYTES), stanza.wrapped_file_key()
-        # HPKE would report a low-order share as a wrong tag, which here means "for another identity". The format
-        # demands an error instead.
-        share = X25519PublicKey.from_public_bytes(encapsulated_key[_MLKEM_CIPHERTEXT_BYTES:])
-        if _has_low_order(self._x25519, share):
-            raise header_invalid("mlkem768x25519 stanza: the share is a point of low order")
-        try:
-            return _SUITE.decrypt(encapsulated_key + body, self._key, info=_INFO)
-        except InvalidTag:
-            return None
-
-
-def _parse_mlkem_public_key(raw: bytes) -> MLKEM768PublicKey:
-    try:
-        return MLKEM768PublicKey.from_public_bytes(raw)
-    except ValueError:
-        raise ValueError("has an invalid ML-KEM-768 key") from None
 
 
 def _has_low_order(private: X25519PrivateKey, public: X25519PublicKey) -> bool:

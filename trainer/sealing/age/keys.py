@@ -26,7 +26,7 @@ def parse_recipient(text: str) -> Recipient:
         return X25519Recipient(bech32_decode(x25519.RECIPIENT_PREFIX, text))
     except ValueError as error:
         hint = "recipients look like age1…"
-        if _looks_like_an_identity(text):
+        if text.upper().startswith(x25519.IDENTITY_PREFIX.upper()):  # the beginning of hybrid identities too
             hint = "that is an identity: keep it secret; its recipient starts with age1"
         raise UsageError(ErrorCode.RECIPIENT_INVALID, f"the recipient {error}", hint=hint) from None
 
@@ -37,10 +37,13 @@ def parse_identity(text: str) -> Identity:
     Raises:
         UsageError: IDENTITY_INVALID; the message quotes no part of `text`.
     """
+    # The text of an identity is in upper case, which distinguishes it from a recipient at a glance.
+    if text != text.upper():
+        raise UsageError(ErrorCode.IDENTITY_INVALID, "the identity is not in upper case")
     try:
         if text.startswith(_HYBRID_IDENTITY_START):
-            return HybridIdentity(bech32_decode(hybrid.IDENTITY_PREFIX, _to_lower_case(text)))
-        return X25519Identity(bech32_decode(x25519.IDENTITY_PREFIX, _to_lower_case(text)))
+            return HybridIdentity(bech32_decode(hybrid.IDENTITY_PREFIX, text.lower()))
+        return X25519Identity(bech32_decode(x25519.IDENTITY_PREFIX, text.lower()))
     except ValueError as error:
         raise UsageError(ErrorCode.IDENTITY_INVALID, f"the identity {error}") from None
 
@@ -79,14 +82,3 @@ def identity_from_seed(seed: bytes | bytearray, *, hybrid: bool = True) -> Ident
 def generate_identity(*, hybrid: bool = True) -> Identity:
     """Returns a new random identity; `hybrid=False` for X25519."""
     return identity_from_seed(os.urandom(32), hybrid=hybrid)
-
-
-def _to_lower_case(text: str) -> str:
-    """The text of an identity is in upper case, which distinguishes it from a recipient at a glance."""
-    if text != text.upper():
-        raise ValueError("is not in upper case")
-    return text.lower()
-
-
-def _looks_like_an_identity(text: str) -> bool:
-    return text.upper().startswith(x25519.IDENTITY_PREFIX.upper())

@@ -12,14 +12,10 @@ T = TypeVar("T")
 
 _MAX_THREADS: Final = 8  # with more threads, memory bandwidth is the limit
 
+# A container may use fewer CPUs than the machine has. Only Linux has `sched_getaffinity`.
+_CPUS: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-def _count_available_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-THREADS: Final = min(_MAX_THREADS, _count_available_cpus())
+THREADS: Final = min(_MAX_THREADS, _CPUS)
 
 
 class OrderedThreadPool(Generic[T]):

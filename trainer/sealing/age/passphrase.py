@@ -99,29 +99,27 @@ class ScryptIdentity:
         Raises:
             SealingError: HEADER_INVALID: the scrypt stanza does not follow the format, or asks for too much work.
         """
-        for stanza in stanzas:
-            if stanza.type == RecipientType.SCRYPT:
-                return self._unwrap_stanza(stanza)
-        return None
-
-    def _unwrap_stanza(self, stanza: Stanza) -> bytes | None:
+        # At most one: `read_header` refuses a scrypt stanza among others.
+        stanza = next((stanza for stanza in stanzas if stanza.type == RecipientType.SCRYPT), None)
+        if stanza is None:
+            return None
         if len(stanza.arguments) != 2:
             raise header_invalid("scrypt stanza: arguments", 2, len(stanza.arguments))
         salt = decode_base64(stanza.arguments[0], _SALT_BYTES, "scrypt stanza: salt")
-        work_factor = self._parse_work_factor(stanza.arguments[1])
+        work_factor = stanza.arguments[1]
+        if not _WORK_FACTOR_TEXT.fullmatch(work_factor):
+            raise header_invalid("scrypt stanza: the work factor is not a plain decimal number")
+        # Before scrypt runs, whose memory doubles with each unit: the file could otherwise exhaust the reader's.
+        if int(work_factor) > self._max_work_factor:
+            raise header_invalid(
+                "scrypt stanza: work factor", f"at most {self._max_work_factor}", int(work_factor)
+            )
         body = stanza.wrapped_file_key()
-        key = _derive_wrap_key(self._passphrase, salt, work_factor)
+        key = _derive_wrap_key(self._passphrase, salt, int(work_factor))
         try:
             return ChaCha20Poly1305(key).decrypt(_ZERO_NONCE, body, None)
         except InvalidTag:
             return None
-
-    def _parse_work_factor(self, text: str) -> int:
-        if not _WORK_FACTOR_TEXT.fullmatch(text):
-            raise header_invalid("scrypt stanza: the work factor is not a plain decimal number")
-        if int(text) > self._max_work_factor:
-            raise header_invalid("scrypt stanza: work factor", f"at most {self._max_work_factor}", int(text))
-        return int(text)
 
 
 def _derive_wrap_key(passphrase: bytes, salt: bytes, work_factor: int) -> bytes:

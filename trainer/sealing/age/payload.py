@@ -55,6 +55,7 @@ class PayloadOperation:
 
 
 def _chunk_nonce(index: int, *, last: bool) -> bytes:
+    # 11 bytes count 2^88 chunks: no file is long enough for a nonce to repeat under one key.
     return index.to_bytes(11, "big") + (b"\x01" if last else b"\x00")
 
 

@@ -88,6 +88,7 @@ def encrypting_writer(
     with _batch_encryptor(target, recipients, progress) as encryptor:
         writer = EncryptingWriter(encryptor)
         yield cast("BinaryIO", writer)
+        # Not after an error: with its last chunk, an incomplete plaintext would pass for a complete one.
         writer.finish()
 
 
@@ -102,6 +103,7 @@ def decrypting_reader(
     """
     with _payload_reader(source, identities, progress) as reader:
         yield io.BufferedReader(reader)
+        # A caller that stopped reading early would otherwise not notice that the file was cut short.
         while reader.read_batch():
             pass
 
@@ -163,6 +165,7 @@ class _BatchEncryptor:
         """Queues a batch for encryption; `ends` marks the last one. Blocks while all threads are busy."""
         if self._threads.is_full:
             self._write_oldest()
+        # Every batch but the last is full, so the index of the next chunk does not depend on this one's size.
         self._threads.submit(partial(_process_batch, ENCRYPT, self._cipher, self._next_index, batch, ends=ends))
         self._next_index += BATCH_CHUNKS
 
@@ -204,25 +207,21 @@ class EncryptingWriter(io.RawIOBase):
         remaining = memoryview(data).cast("B")
         size = len(remaining)
         while remaining:
-            remaining = remaining[self._fill_batch(remaining) :]
+            if self._batch.source_bytes == len(self._batch.source):
+                # A full batch waits until more data arrives, because only then it is known not to be the last.
+                self._encryptor.submit(self._batch, ends=False)
+                self._batch = self._encryptor.pool.acquire()
+            free = self._batch.source[self._batch.source_bytes :]
+            copied = min(len(free), len(remaining))
+            free[:copied] = remaining[:copied]
+            self._batch.source_bytes += copied
+            remaining = remaining[copied:]
         self._position += size
         return size
 
     def finish(self) -> None:
         """Encrypts the last batch."""
         self._encryptor.submit(self._batch, ends=True)
-
-    def _fill_batch(self, data: memoryview) -> int:
-        """Copies as much of `data` into the current batch as fits; returns the number of bytes copied."""
-        if self._batch.source_bytes == len(self._batch.source):
-            # A full batch waits until more data arrives, because only then it is known not to be the last.
-            self._encryptor.submit(self._batch, ends=False)
-            self._batch = self._encryptor.pool.acquire()
-        free = self._batch.source[self._batch.source_bytes :]
-        size = min(len(free), len(data))
-        free[:size] = data[:size]
-        self._batch.source_bytes += size
-        return size
 
 
 class DecryptingReader(io.RawIOBase):
@@ -279,6 +278,7 @@ class DecryptingReader(io.RawIOBase):
         if self._current:
             self._pool.release(self._current)
             self._current = None
+        # All threads get work before this waits for the oldest batch.
         while not self._threads.is_full and (incoming := next(self._incoming, None)):
             batch, ends = incoming
             self._threads.submit(

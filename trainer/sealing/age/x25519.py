@@ -61,6 +61,8 @@ class X25519Recipient:
         """Encrypts the file key under a fresh ephemeral key; the stanza's argument is its public half."""
         ephemeral = X25519PrivateKey.from_private_bytes(os.urandom(KEY_BYTES))
         share = ephemeral.public_key().public_bytes_raw()
+        # Points that differ by one of low order give the same secret. With both public keys in the salt, they give
+        # different wrap keys.
         with wiped(hkdf_sha256(_exchange(ephemeral, self._key), share + self._raw, _INFO)) as key:
             body = ChaCha20Poly1305(key).encrypt(_ZERO_NONCE, file_key, None)
         return Stanza(RecipientType.X25519, (encode_base64(share),), body)
@@ -106,18 +108,16 @@ class X25519Identity:
             SealingError: HEADER_INVALID: an X25519 stanza does not follow the format.
         """
         for stanza in stanzas:
-            if stanza.type == RecipientType.X25519 and (file_key := self._unwrap_stanza(stanza)) is not None:
-                return file_key
-        return None
-
-    def _unwrap_stanza(self, stanza: Stanza) -> bytes | None:
-        share, body = stanza.single_argument(KEY_BYTES), stanza.wrapped_file_key()
-        try:
-            secret = _exchange(self._key, X25519PublicKey.from_public_bytes(share))
-        except ValueError:
-            raise header_invalid("X25519 stanza: the share is a point of low order") from None
-        with wiped(hkdf_sha256(secret, share + self._public, _INFO)) as key, suppress(InvalidTag):
-            return ChaCha20Poly1305(key).decrypt(_ZERO_NONCE, body, None)
+            if stanza.type != RecipientType.X25519:
+                continue
+            share, body = stanza.single_argument(KEY_BYTES), stanza.wrapped_file_key()
+            try:
+                secret = _exchange(self._key, X25519PublicKey.from_public_bytes(share))
+            except ValueError:
+                raise header_invalid("X25519 stanza: the share is a point of low order") from None
+            # A stanza does not name its recipient, so whether it is for this identity shows only by the tag.
+            with wiped(hkdf_sha256(secret, share + self._public, _INFO)) as key, suppress(InvalidTag):
+                return ChaCha20Poly1305(key).decrypt(_ZERO_NONCE, body, None)
         return None
 
 
