@@ -35,7 +35,12 @@ def _list_files(path: Path) -> Iterator[tuple[str, Path]]:
     if path.is_file():
         yield path.name, path
         return
-    below = [file for file in sorted(path.rglob("*")) if file.is_file() and not _is_hidden(file, path)]
+    # Hidden files belong to editors, file managers and version control (.DS_Store, .git/…): they hold no rows.
+    below = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
     if not below:
         raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such data file: {path}")
     for file in below:
@@ -50,12 +55,8 @@ def _list_files(path: Path) -> Iterator[tuple[str, Path]]:
         yield file.relative_to(path).as_posix(), file
 
 
-def _is_hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
-
-
 def count_rows(files: Mapping[str, Path], schema: RowSchema = DEFAULT_SCHEMA) -> Counter[str]:
-    """Reads every row as the job will; returns the number of rows of each kind.
+    """Reads every row as the job will and returns the number of rows of each kind.
 
     Args:
         files: name in the bundle → path.

@@ -43,7 +43,7 @@ def make_grant(
     token: str | None = None,
     require: GrantDemands | None = None,
 ) -> Grant:
-    """Makes a grant for the appraised job.
+    """Returns a new grant for the appraised job.
 
     Args:
         result: the appraisal of the job.
@@ -67,7 +67,7 @@ def make_grant(
 
 
 def make_privacy_demand(max_epsilon: float | None, max_delta: float | None) -> GrantDemands | None:
-    """Makes a grant's demand on differential privacy; returns None if neither value is given.
+    """Returns a grant's demand on differential privacy; None if neither value is given.
 
     Args:
         max_epsilon: largest ε that the provider accepts.
@@ -121,6 +121,7 @@ def seal_dataset(
     rows = count_rows(files, row_schema_for(result, job))
     now = int(time.time())
     grant = make_grant(result, recipients, now=now, token=token, require=require)
+    # `seal` counts the archive's headers too, so the bytes done may exceed the sum of the file sizes.
     total = sum(path.stat().st_size for path in files.values())
     manifest = seal(
         files,

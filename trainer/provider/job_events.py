@@ -50,24 +50,22 @@ def watch_job(
         JobError: the job failed and has no sealed report, because it never learned a recipient for one.
     """
     for event in client.events(token):
-        if isinstance(event, Status):
-            yield event
-            _raise_failure(event)
-            if event.phase is Phase.AWAITING_PULL or event.phase in FINAL_PHASES:
-                return
-        elif (metrics := _open_event(event, identities)) is not None:
-            yield metrics
-
-
-def _raise_failure(status: Status) -> None:
-    if status.phase is Phase.FAILED and status.result_bytes is None:
-        raise JobError(ErrorCode(status.error or ErrorCode.JOB_FAILED), "the job failed and left no report")
-    if status.phase is Phase.AWAITING_DATASET and status.error is not None:
-        raise SealingError(
-            ErrorCode(status.error),
-            "the job could not open the dataset",
-            hint="verify the job again and seal the dataset anew: a restarted job may have other keys",
-        )
+        if isinstance(event, SealedEvent):
+            if (metrics := _open_event(event, identities)) is not None:
+                yield metrics
+            continue
+        yield event
+        if event.phase is Phase.FAILED and event.result_bytes is None:
+            raise JobError(ErrorCode(event.error or ErrorCode.JOB_FAILED), "the job failed and left no report")
+        # A job that cannot open a dataset does not fail: it waits for another one, with the error in its status.
+        if event.phase is Phase.AWAITING_DATASET and event.error is not None:
+            raise SealingError(
+                ErrorCode(event.error),
+                "the job could not open the dataset",
+                hint="verify the job again and seal the dataset anew: a restarted job may have other keys",
+            )
+        if event.phase is Phase.AWAITING_PULL or event.phase in FINAL_PHASES:
+            return
 
 
 def _open_event(event: SealedEvent, identities: Sequence[Identity]) -> PrivateMetrics | None:

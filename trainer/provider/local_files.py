@@ -14,7 +14,7 @@ MAX_SMALL_FILE_BYTES: Final = 64 << 20
 
 
 def create_identity(path: Path, *, hybrid: bool = True) -> str:
-    """Writes a new identity in age's file format, mode 0600; returns its recipient.
+    """Writes a new identity in age's file format, mode 0600, and returns its recipient.
 
     Args:
         path: the file.

@@ -80,19 +80,17 @@ def spend_nonce(path: Path, nonce: str, evidence_sha256: str, *, now: int) -> bo
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # A lock file of its own: `path` is replaced by a rename, and a lock on the old file would exclude nobody.
         with _exclusive_lock(path.with_name(path.name + ".lock")):
-            return _update_file(path, nonce, evidence_sha256, now)
+            spent = parse_spent_nonces(_read_file(path))
+            earlier = spent.find_evidence(nonce)
+            if earlier is None:
+                extended = spent.add_nonce(nonce, evidence_sha256, now)
+                with replace_atomically(path, PRIVATE_MODE) as file:
+                    file.write(canonical_json(extended.model_dump(mode="json")))
+            return earlier in (None, evidence_sha256)
     except (OSError, ValueError, TrainerError):
         return None
-
-
-def _update_file(path: Path, nonce: str, evidence_sha256: str, now: int) -> bool:
-    spent = parse_spent_nonces(_read_file(path))
-    earlier = spent.find_evidence(nonce)
-    if earlier is None:
-        with replace_atomically(path, PRIVATE_MODE) as file:
-            file.write(canonical_json(spent.add_nonce(nonce, evidence_sha256, now).model_dump(mode="json")))
-    return earlier in (None, evidence_sha256)
 
 
 def _read_file(path: Path) -> bytes:

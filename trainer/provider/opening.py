@@ -49,7 +49,11 @@ class OpenedResult:
         """The error of a failed job, from its sealed report; None if the job succeeded."""
         if self.statement.outcome is ReceiptOutcome.SUCCEEDED:
             return None
-        return _read_failure(self.folder / "report" / "failure.json")
+        try:
+            with (self.folder / "report" / "failure.json").open("rb") as file:
+                return FailureReport.parse(file.read(MAX_FAILURE_REPORT_BYTES + 1)).as_error()
+        except ValueError:
+            return JobError(ErrorCode.JOB_FAILED, "the job failed, and its failure report cannot be read")
 
 
 def open_sealed_result(
@@ -93,12 +97,14 @@ def check_result(
     Raises:
         VerificationError: the receipt is missing or not signed by the attested key, or a check fails.
     """
+    # The signature first: no field of the statement counts before the attested job is known to be its author.
     payload = verify_envelope(_read_limited(folder, "receipt.json", MAX_ENVELOPE_BYTES), record.result.receipt_key)
     statement = parse_statement(payload)
     signature = Check(
         1, "receipt-signature", "signed by the attested receipt key", CheckState.AFFIRMED, None, None, None
     )
     content = appraise_statement(statement, _make_expectation(folder, identities, record, grant), first=2)
+    # The result contains evidence that the job made at its end, whose quote binds the digest of this statement.
     evidence = parse_evidence(_read_limited(folder, "evidence.json", MAX_ENVELOPE_BYTES))
     quoted = appraise_receipt(
         evidence,
@@ -128,23 +134,24 @@ def _require_passed(checks: Sequence[Check]) -> None:
 def _make_expectation(
     folder: Path, identities: Sequence[Identity], record: Record, grant: GrantRecord | None
 ) -> ExpectedResult:
+    """Returns what the receipt must state, from the appraisal, the grant, and the files that were opened."""
+    hashes = {
+        name: file_sha256(path)
+        for path in folder.rglob("*")
+        if path.is_file() and (name := path.relative_to(folder).as_posix()) not in UNSIGNED_FILES
+    }
+    # Without the grant, which lists all recipients, the receipt must name at least one of the provider's own.
     own_recipients = frozenset(str(identity.recipient()) for identity in identities)
     return ExpectedResult(
         job_spec_sha256=record.result.job_spec_sha256,
         compose_sha256=record.evidence.compose_hash.removeprefix("sha256:"),
-        files=_hash_files(folder),
+        files=hashes,
         recipients=frozenset(grant.grant.recipients) if grant else own_recipients,
         exact=grant is not None,
         manifest_sha256=grant.manifest_sha256 if grant else None,
         max_epsilon=grant.grant.require.privacy.max_epsilon if grant and grant.grant.require else None,
         max_delta=grant.grant.require.privacy.max_delta if grant and grant.grant.require else None,
     )
-
-
-def _hash_files(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    named = ((path.relative_to(folder).as_posix(), path) for path in files)
-    return {name: file_sha256(path) for name, path in named if name not in UNSIGNED_FILES}
 
 
 def _read_limited(folder: Path, name: str, limit: int) -> bytes:
@@ -157,14 +164,6 @@ def _read_limited(folder: Path, name: str, limit: int) -> bytes:
             found="missing or larger",
         )
     return path.read_bytes()
-
-
-def _read_failure(path: Path) -> JobError:
-    try:
-        with path.open("rb") as file:
-            return FailureReport.parse(file.read(MAX_FAILURE_REPORT_BYTES + 1)).as_error()
-    except ValueError:
-        return JobError(ErrorCode.JOB_FAILED, "the job failed, and its failure report cannot be read")
 
 
 @contextmanager

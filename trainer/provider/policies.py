@@ -26,7 +26,7 @@ from trainer.spec import JobSpec, read_job_spec
 
 
 def select_sandbox_demands(specs: Sequence[JobSpec]) -> tuple[str, ...]:
-    """Returns the sandbox properties that `policy init` demands: those that all of these jobs can have.
+    """Returns the sandbox properties that `policy init` demands: those that each of these jobs can have.
 
     A job that compiles GPU or CPU kernels at run time starts a compiler, so it cannot have every property.
     """
@@ -80,11 +80,16 @@ def render_strict_policy(
     """
     oses = tuple(read_measurements(read_small_file(path, "measurements")) for path in measurements)
     specs = [read_job_spec(path) for path in reviewed.jobs]
+    source: CollateralUrl | CollateralDocument | None = None
+    if collateral is not None and collateral.startswith(("http://", "https://")):
+        source = CollateralUrl(url=collateral)
+    elif collateral is not None:
+        source = CollateralDocument(document=_read_text(Path(collateral), "collateral"))
     policy = strict_policy(
         _read_text(reviewed.app_compose, "app-compose file"),
         specs,
         trust_root_pem=None if trust_root is None else _read_text(trust_root, "trust root"),
-        collateral=None if collateral is None else _parse_collateral_source(collateral),
+        collateral=source,
         os=OsSection(measurements=oses),
         gpu_required=gpu_required,
         sandbox=select_sandbox_demands(specs),
@@ -93,12 +98,6 @@ def render_strict_policy(
     if not isinstance(policy.collateral, CollateralDocument) or collateral is None:
         return policy_yaml(policy)
     return policy_yaml(policy, collateral_file=os.path.relpath(collateral, beside))
-
-
-def _parse_collateral_source(source: str) -> CollateralUrl | CollateralDocument:
-    if source.startswith(("http://", "https://")):
-        return CollateralUrl(url=source)
-    return CollateralDocument(document=_read_text(Path(source), "collateral"))
 
 
 def _read_text(path: Path, what: str) -> str:

@@ -18,7 +18,7 @@ from trainer.attestation.checks import Check
 from trainer.attestation.result.record import Record
 from trainer.encoding import canonical_json, file_sha256
 from trainer.errors import ErrorCode, SealingError, UsageError, VerificationError
-from trainer.models import Phase, Status
+from trainer.models import Phase
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import GrantRecord, seal_dataset
 from trainer.provider.job_events import PrivateMetrics, watch_job
@@ -131,7 +131,8 @@ class _SubmissionRun:
             # A restarted job has a new TLS key. Once the result is here, the job is no longer needed.
             if error.code is not ErrorCode.TLS_KEY_MISMATCH or self._directory.sealed_result.exists():
                 raise
-        self._verify_restarted_job()
+        self._report.step("verify the job again: it was restarted")
+        self._directory.adopt_restarted_job(self._appraise())
         return self._run_steps()
 
     def _describe_submission(self) -> bytes:
@@ -191,10 +192,6 @@ class _SubmissionRun:
         record.result.require_pass(record.result.appraised_at)
         return record
 
-    def _verify_restarted_job(self) -> None:
-        self._report.step("verify the job again: it was restarted")
-        self._directory.adopt_restarted_job(self._appraise())
-
     def _seal(self, record: Record) -> GrantRecord:
         if (grant := self._directory.load_grant()) is not None:
             return grant
@@ -239,17 +236,14 @@ class _SubmissionRun:
                 if isinstance(event, PrivateMetrics):
                     self._report.line("  " + event.summarize())
                     continue
-                self._show_status(event, phase)
-                phase = event.phase
+                if event.phase is not phase:
+                    phase = event.phase
+                    self._report.line(f"  {phase.value}")
+                if phase is Phase.TRAINING:
+                    self._report.steps_done("training", event.step, event.total_steps)
         except SealingError:
             self._directory.forget_upload()  # the job refused the dataset: the next call uploads again
             raise
-
-    def _show_status(self, status: Status, earlier: Phase | None) -> None:
-        if status.phase is not earlier:
-            self._report.line(f"  {status.phase.value}")
-        if status.phase is Phase.TRAINING:
-            self._report.steps_done("training", status.step, status.total_steps)
 
     def _pull(self, client: Carrier) -> None:
         self._report.step("pull the sealed result")

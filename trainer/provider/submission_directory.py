@@ -15,7 +15,6 @@ A file that exists is complete: each is written under a temporary name and renam
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.attestation.result.record import Record, save_record
@@ -25,56 +24,31 @@ from trainer.provider.verification import read_record
 from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
 
 
-@dataclass(frozen=True)
 class SubmissionDirectory:
     """What a submission has written so far.
 
     Args:
         path: the directory.
+
+    Attributes:
+        sealed_dataset: path of the sealed dataset.
+        sealed_result: path of the sealed result.
+        upload_begun: empty file: an upload of `sealed_dataset` was started.
+        upload_state: file in which the carrier keeps what it needs to continue an upload.
+        uploaded: empty file: the job has all of `sealed_dataset`.
     """
 
-    path: Path
-
-    @property
-    def sealed_dataset(self) -> Path:
-        """Path of the sealed dataset."""
-        return self.path / "dataset.age"
-
-    @property
-    def sealed_result(self) -> Path:
-        """Path of the sealed result."""
-        return self.path / "result.tar.age"
-
-    @property
-    def upload_begun(self) -> Path:
-        """Empty file: an upload of `sealed_dataset` was started."""
-        return self.path / "upload-begun"
-
-    @property
-    def upload_state(self) -> Path:
-        """File in which the carrier keeps what it needs to continue an upload."""
-        return self.path / "upload.json"
-
-    @property
-    def uploaded(self) -> Path:
-        """Empty file: the job has all of `sealed_dataset`."""
-        return self.path / "uploaded"
-
-    @property
-    def _attestation(self) -> Path:
-        return self.path / "attestation.json"
-
-    @property
-    def _restarted(self) -> Path:
-        return self.path / "restarted.json"
-
-    @property
-    def _grant(self) -> Path:
-        return self.path / "grant.json"
-
-    @property
-    def _earlier_grant(self) -> Path:
-        return self.path / "earlier-grant.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sealed_dataset = path / "dataset.age"
+        self.sealed_result = path / "result.tar.age"
+        self.upload_begun = path / "upload-begun"
+        self.upload_state = path / "upload.json"
+        self.uploaded = path / "uploaded"
+        self._attestation = path / "attestation.json"
+        self._restarted = path / "restarted.json"
+        self._grant = path / "grant.json"
+        self._earlier_grant = path / "earlier-grant.json"
 
     def open_for(self, description: bytes) -> bool:
         """Creates the directory, or makes sure that the submission in it is the same.

@@ -75,7 +75,11 @@ def appraise_evidence(
     """
     clock = int(time.time())
     appraised_at = clock if now is None else now
-    collateral = _load_collateral(evidence, policy, cache=cache, now=appraised_at)
+    if isinstance(policy.collateral, CollateralDocument):
+        collateral = policy.collateral.document.encode()
+    else:
+        quote = bytes.fromhex(evidence.quote)
+        collateral = fetch_collateral(quote, policy.collateral.url, cache_dir=cache, now=appraised_at)
     endorsements = fetch_gpu_endorsements(evidence.gpu.fresh, policy.gpu)
     evidence_sha256 = sha256_hex(evidence.canonical())
     result = appraise(
@@ -90,13 +94,6 @@ def appraise_evidence(
         endorsements=endorsements,
     )
     return make_record(result, evidence=evidence, collateral=collateral, policy=policy, endorsements=endorsements)
-
-
-def _load_collateral(evidence: Evidence, policy: Policy, *, cache: Path, now: int) -> bytes:
-    """Returns the collateral that the policy contains, or fetches it for the platform of this quote."""
-    if isinstance(policy.collateral, CollateralDocument):
-        return policy.collateral.document.encode()
-    return fetch_collateral(bytes.fromhex(evidence.quote), policy.collateral.url, cache_dir=cache, now=now)
 
 
 def read_record(path: Path) -> Record:

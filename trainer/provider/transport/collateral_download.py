@@ -17,7 +17,7 @@ from typing import Annotated, Final
 
 import dcap_qvl
 from cryptography import x509
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from pydantic import Field as PydanticField
 
 from trainer.encoding import sha256_hex
@@ -78,7 +78,11 @@ def fetch_collateral(
         VerificationError: the quote cannot be parsed (`evidence-invalid`).
         UnavailableError: the service does not answer, or its answer is not collateral (`collateral-unavailable`).
     """
-    platform = _parse_platform(quote)
+    try:
+        parsed = dcap_qvl.parse_quote(quote)
+        platform = Platform(parsed.fmspc().lower(), parsed.ca(), parsed.cert_chain_pem_bytes() is not None)
+    except ValueError as error:
+        raise VerificationError(ErrorCode.EVIDENCE_INVALID, f"the quote cannot be parsed: {error}") from error
     # Without an embedded chain the document holds the chain of this one machine: not for the cache.
     if cache_dir is None or not platform.embeds_chain:
         return _download(quote, url, timeout, platform)
@@ -100,23 +104,13 @@ def earliest_next_update(collateral: bytes) -> int:
     ends = [
         _SignedDocument.model_validate_json(text).next_update for text in (document.tcb_info, document.qe_identity)
     ]
-    ends += [_parse_crl_end(bytes.fromhex(text)) for text in (document.root_ca_crl, document.pck_crl)]
+    for text in (document.root_ca_crl, document.pck_crl):
+        # The syntax of a CRL makes nextUpdate optional; RFC 5280, section 5.1.2.5, requires it.
+        end = x509.load_der_x509_crl(bytes.fromhex(text)).next_update_utc
+        if end is None:
+            raise ValueError("a CRL without nextUpdate")
+        ends.append(end)
     return int(min(end.timestamp() for end in ends))
-
-
-def _parse_crl_end(der: bytes) -> dt.datetime:
-    end = x509.load_der_x509_crl(der).next_update_utc
-    if end is None:
-        raise ValueError("a CRL without nextUpdate")
-    return end
-
-
-def _parse_platform(quote: bytes) -> Platform:
-    try:
-        parsed = dcap_qvl.parse_quote(quote)
-        return Platform(parsed.fmspc().lower(), parsed.ca(), parsed.cert_chain_pem_bytes() is not None)
-    except ValueError as error:
-        raise VerificationError(ErrorCode.EVIDENCE_INVALID, f"the quote cannot be parsed: {error}") from error
 
 
 def _download(quote: bytes, url: str, timeout: float, platform: Platform) -> bytes:
@@ -125,7 +119,11 @@ def _download(quote: bytes, url: str, timeout: float, platform: Platform) -> byt
             return str((await dcap_qvl.get_collateral(url, quote)).to_json())
 
     try:
-        data = _without_chain(asyncio.run(get()), platform)
+        document = json.loads(asyncio.run(get()))
+        # A chain belongs to one machine, and the quote contains it; the rest is the same for all of its platform.
+        if platform.embeds_chain:
+            document.pop("pck_certificate_chain", None)
+        data = json.dumps(document).encode()
         earliest_next_update(data)
     except (TimeoutError, ValueError) as error:
         raise UnavailableError(
@@ -136,20 +134,12 @@ def _download(quote: bytes, url: str, timeout: float, platform: Platform) -> byt
     return data
 
 
-def _without_chain(text: str, platform: Platform) -> bytes:
-    """Removes the certificate chain of the quote: it belongs to one machine, the rest to all of its platform."""
-    document = json.loads(text)
-    if platform.embeds_chain:
-        document.pop("pck_certificate_chain", None)
-    return json.dumps(document).encode()
-
-
 def _read_cache(path: Path, now: int) -> bytes | None:
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_COLLATERAL_BYTES + 1)
         return data if len(data) <= _MAX_COLLATERAL_BYTES and now < earliest_next_update(data) else None
-    except (OSError, ValidationError, ValueError):
+    except (OSError, ValueError):
         return None
 
 

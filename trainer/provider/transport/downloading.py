@@ -41,7 +41,7 @@ class ResultDownloader:
         self._progress = progress or (lambda _: None)
 
     def fetch(self) -> str:
-        """Downloads the result; returns its SHA-256 in hex.
+        """Downloads the result and returns its SHA-256 in hex.
 
         Raises:
             UsageError: the target cannot be written.
@@ -60,14 +60,19 @@ class ResultDownloader:
             raise UsageError(ErrorCode.USAGE, f"cannot write {self._target}: {error.strerror}") from error
 
     def _attempt(self) -> str:
-        """Downloads what is missing; returns the digest that the job announced once nothing is missing."""
-        digest, size = self._find_partial()
-        # If-Range: the job sends the rest of the same result, or all of another one.
+        """Downloads what is missing and returns the digest that the job announced."""
+        sizes = {digest: path.stat().st_size for path, digest in self._list_partials().items()}
+        digest, size = next(((digest, size) for digest, size in sizes.items() if size), (None, 0))
+        # RFC 9110, section 13.1.5: with If-Range the job sends the rest (206) if its result still has this ETag,
+        # otherwise all (200) of another result.
         headers = {} if digest is None else {"Range": f"bytes={size}-", "If-Range": f'"{digest}"'}
         with self._http.open("GET", "/result", headers=headers, accept=(200, 206, 416)) as response:
             if response.status_code == 416:
                 return self._accept_complete(response, digest, size)
-            announced = _parse_etag(response)
+            etag = _ETAG_PATTERN.fullmatch(response.headers.get("etag", ""))
+            if etag is None:
+                raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job announced no digest of the result")
+            announced = etag[1]
             appends = response.status_code == 206
             if appends and (announced != digest or not _continues_at(response, size)):
                 raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job answered with another range")
@@ -88,7 +93,14 @@ class ResultDownloader:
         os.fsync(file.fileno())
 
     def _accept_complete(self, response: httpx.Response, digest: str | None, size: int) -> str:
-        """Status 416: nothing exists from offset `size`. The partial file is complete if that is its length."""
+        """Returns the digest of a partial file that has the length of the result.
+
+        Status 416 (RFC 9110, section 15.5.17) says that nothing exists from offset `size`; its Content-Range gives
+        the length of the result.
+
+        Raises:
+            UnavailableError: the job has a result of another length.
+        """
         if digest is None or response.headers.get("content-range") != f"bytes */{size}":
             self._remove_partials()
             raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job has another result by now")
@@ -118,26 +130,13 @@ class ResultDownloader:
         matches = {path: pattern.fullmatch(path.name) for path in self._target.parent.iterdir()}
         return {path: match[1] for path, match in matches.items() if match is not None}
 
-    def _find_partial(self) -> tuple[str | None, int]:
-        """Returns digest and size in bytes of a download that was started; (None, 0) without one."""
-        for path, digest in self._list_partials().items():
-            if size := path.stat().st_size:
-                return digest, size
-        return None, 0
-
     def _remove_partials(self) -> None:
         for path in self._list_partials():
             path.unlink()
 
 
-def _parse_etag(response: httpx.Response) -> str:
-    match = _ETAG_PATTERN.fullmatch(response.headers.get("etag", ""))
-    if match is None:
-        raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job announced no digest of the result")
-    return match.group(1)
-
-
 def _continues_at(response: httpx.Response, offset: int) -> bool:
     """Returns whether the response is the range from `offset` to the end."""
+    # `bytes FIRST-LAST/LENGTH`, where LAST is the offset of the last byte (RFC 9110, section 14.4).
     match = _RANGE_PATTERN.fullmatch(response.headers.get("content-range", ""))
     return match is not None and int(match[1]) == offset and int(match[2]) + 1 == int(match[3])

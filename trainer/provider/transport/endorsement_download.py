@@ -22,7 +22,7 @@ from cryptography.x509 import ocsp
 from pydantic import BaseModel, ConfigDict
 
 from trainer.attestation.evidence import FreshGpuEvidence
-from trainer.attestation.nvidia.certificate_chain import MALFORMED, Chain, certified_model, parse_chain
+from trainer.attestation.nvidia.certificate_chain import MALFORMED, certified_model, parse_chain
 from trainer.attestation.nvidia.gpu_endorsements import (
     MAX_ANSWER_BYTES,
     MAX_MANIFEST_BYTES,
@@ -56,14 +56,6 @@ class _EndorsementService:
     def __init__(self, url: str, client: httpx.Client, deadline: float, clock: Callable[[], float]) -> None:
         self._url, self._client, self._deadline, self._clock = url.rstrip("/"), client, deadline, clock
 
-    def get(self, path: str, limit: int) -> bytes | None:
-        """Returns a body of at most `limit` bytes; None for status 404."""
-        return self._request("GET", self._url + path, limit)
-
-    def post(self, body: bytes, media_type: str, limit: int) -> bytes | None:
-        """Returns the response to `body`, of at most `limit` bytes; None for status 404."""
-        return self._request("POST", self._url, limit, content=body, headers={"Content-Type": media_type})
-
     def unavailable(self, why: str) -> UnavailableError:
         """Returns the error for a service that cannot be used."""
         return UnavailableError(
@@ -72,20 +64,27 @@ class _EndorsementService:
             hint="name another service in the policy's section `gpu`, or files",
         )
 
-    def _request(
-        self,
-        method: str,
-        url: str,
-        limit: int,
-        content: bytes | None = None,
-        headers: dict[str, str] | None = None,
+    def request(
+        self, method: str, path: str, *, limit: int, content: bytes | None = None, media_type: str | None = None
     ) -> bytes | None:
+        """Returns the body of a response, of at most `limit` bytes; None for status 404.
+
+        Args:
+            method: GET or POST.
+            path: what follows the service's URL.
+            limit: largest acceptable body in bytes.
+            content: body of the request.
+            media_type: its media type.
+        """
         remaining = self._deadline - self._clock()
         if remaining <= 0:
             raise self.unavailable("no answer in time")
-        sent = {"Accept-Encoding": "identity"} | (headers or {})
+        # Without a content encoding the limit counts the bytes that are parsed: a small body cannot expand.
+        headers = {"Accept-Encoding": "identity"} | ({} if media_type is None else {"Content-Type": media_type})
         try:
-            with self._client.stream(method, url, content=content, headers=sent, timeout=remaining) as response:
+            with self._client.stream(
+                method, self._url + path, content=content, headers=headers, timeout=remaining
+            ) as response:
                 if response.status_code == httpx.codes.NOT_FOUND:
                     return None
                 if response.status_code != httpx.codes.OK:
@@ -96,6 +95,7 @@ class _EndorsementService:
 
     def _read_body(self, response: httpx.Response, limit: int) -> bytes:
         body = b""
+        # httpx applies its timeout to each piece; the deadline bounds a body that comes byte by byte.
         for piece in response.iter_raw(1 << 14):
             body += piece
             if len(body) > limit:
@@ -139,30 +139,21 @@ def fetch_gpu_endorsements(
         return GpuEndorsements(tuple(manifests), tuple(responses))
 
 
-def _certificate_chain(item: FreshGpuEvidence) -> Chain:
-    """Returns the certificate chain of a report; empty if it cannot be parsed."""
-    with contextlib.suppress(ValueError):
-        return parse_chain(item.certificate_chain)
-    return ()
-
-
 # reference values
 
 
 def _download_manifests(shown: Sequence[FreshGpuEvidence], service: _EndorsementService) -> Iterator[str]:
     """Yields the manifests that the service has, each once: GPUs of one model share theirs."""
-    for name in dict.fromkeys(name for item in shown for name in _manifest_names(item)):
-        body = service.get(f"/v1/rim/{name}", 2 * MAX_MANIFEST_BYTES)
+    names: dict[str, None] = {}
+    for item in shown:
+        with contextlib.suppress(ValueError):  # the appraisal reports what is wrong with the report or chain
+            report = parse_gpu_report(bytes.fromhex(item.report))
+            names |= dict.fromkeys(manifest_ids(report, certified_model(parse_chain(item.certificate_chain))))
+    for name in names:
+        # Base64 makes 4 characters of 3 bytes; twice the manifest leaves room for the other fields.
+        body = service.request("GET", f"/v1/rim/{name}", limit=2 * MAX_MANIFEST_BYTES)
         if body is not None:
             yield _parse_manifest(body, service)
-
-
-def _manifest_names(item: FreshGpuEvidence) -> tuple[str, ...]:
-    try:
-        report = parse_gpu_report(bytes.fromhex(item.report))
-        return manifest_ids(report, certified_model(parse_chain(item.certificate_chain)))
-    except ValueError:
-        return ()
 
 
 def _parse_manifest(body: bytes, service: _EndorsementService) -> str:
@@ -183,15 +174,23 @@ def _parse_manifest(body: bytes, service: _EndorsementService) -> str:
 
 def _download_responses(shown: Sequence[FreshGpuEvidence], service: _EndorsementService) -> Iterator[bytes]:
     """Yields one OCSP response per certificate, each once: GPUs share the CA certificates."""
-    requests = dict.fromkeys(request for item in shown for request in _build_requests(_certificate_chain(item)))
+    requests = dict.fromkeys(request for item in shown for request in _build_requests(item))
     for request in requests:
-        body = service.post(request, "application/ocsp-request", MAX_ANSWER_BYTES)
+        # RFC 6960, appendix A.1: the request is the body of a POST to the service's URL.
+        body = service.request(
+            "POST", "", limit=MAX_ANSWER_BYTES, content=request, media_type="application/ocsp-request"
+        )
         if body is None:
             raise service.unavailable("the response has status 404")
         yield _require_final(body, service)
 
 
-def _build_requests(chain: Chain) -> Iterator[bytes]:
+def _build_requests(item: FreshGpuEvidence) -> Iterator[bytes]:
+    """Yields an OCSP request in DER for each certificate of a report's chain; none if it cannot be parsed."""
+    try:
+        chain = parse_chain(item.certificate_chain)
+    except ValueError:
+        return
     for certificate, issuer in asked_about(chain):
         with contextlib.suppress(*MALFORMED):  # such a chain will not be verified either
             builder = ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, hashes.SHA384())
@@ -199,7 +198,10 @@ def _build_requests(chain: Chain) -> Iterator[bytes]:
 
 
 def _require_final(body: bytes, service: _EndorsementService) -> bytes:
-    """Returns an OCSP response that can be appraised; refuses one that only asks to retry later."""
+    """Returns an OCSP response that can be appraised; refuses one that only asks to retry later.
+
+    Error responses are not signed (RFC 6960, section 2.3), so an appraisal could not judge them.
+    """
     try:
         status = ocsp.load_der_ocsp_response(body).response_status
     except ValueError:

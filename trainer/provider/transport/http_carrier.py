@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,8 +56,8 @@ class JobClient:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._http = PinnedHttpClient(url, pinned_spki_sha256=pinned_spki_sha256, timeout=timeout, proxy=proxy)
-        self._retries = retries
-        self._sleep = sleep
+        # Each transfer counts its own failures.
+        self._new_retry_policy = functools.partial(RetryPolicy, retries=retries, sleep=sleep)
 
     @property
     def peer_spki_sha256(self) -> str | None:
@@ -92,7 +93,7 @@ class JobClient:
             VerificationError: another TLS key answers.
         """
         self._http.require_pin()
-        DatasetUploader(self._http, self._retry_policy(), progress, state).send(path)
+        DatasetUploader(self._http, self._new_retry_policy(), progress, state).send(path)
 
     def status(self) -> Status:
         """Returns the job's public status.
@@ -118,20 +119,20 @@ class JobClient:
         """
         if token is not None:
             self._http.require_pin()
-        return EventStreamReader(self._http, self._retry_policy(), token).events()
+        return EventStreamReader(self._http, self._new_retry_policy(), token).events()
 
     def download_result(self, target: Path, *, progress: Progress | None = None) -> str:
-        """Downloads the sealed result to `target`, atomically; returns its SHA-256 in hex.
+        """Downloads the sealed result to `target`, atomically, and returns its SHA-256 in hex.
 
         Raises:
             UsageError: `target` cannot be written.
             UnavailableError: there is no result yet, or the job cannot be reached.
             SealingError: the file is not the one that the job announced (`result-digest-mismatch`).
         """
-        return ResultDownloader(self._http, self._retry_policy(), target, progress).fetch()
+        return ResultDownloader(self._http, self._new_retry_policy(), target, progress).fetch()
 
     def acknowledge(self) -> bytes | None:
-        """Confirms that the result arrived, after which the job ends; returns its deletion statement, unverified.
+        """Confirms that the result arrived, so that the job ends, and returns its deletion statement, unverified.
 
         Raises:
             UnavailableError: there is no result to acknowledge, or the job cannot be reached.
@@ -149,9 +150,6 @@ class JobClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _retry_policy(self) -> RetryPolicy:
-        return RetryPolicy(retries=self._retries, sleep=self._sleep)
 
 
 HTTP_CARRIER: Final = CarrierKind(

@@ -6,9 +6,9 @@ therefore bounds the size and time of each response, and accepts neither redirec
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
@@ -78,7 +78,16 @@ class PinnedHttpClient:
     """
 
     def __init__(self, url: str, *, pinned_spki_sha256: str | None, timeout: float, proxy: str | None) -> None:
-        self.url = _parse_origin(url)
+        parts = urlsplit(url)
+        if (
+            parts.scheme != "https"
+            or not parts.hostname
+            or parts.path not in {"", "/"}
+            or parts.query
+            or "@" in url
+        ):
+            raise UsageError(ErrorCode.USAGE, "not the address of a job", expected="https://HOST:PORT", found=url)
+        self.url = f"https://{parts.netloc}"
         self._timeout = timeout
         self._context = PinnedContext(pinned_spki_sha256)
         # trust_env=False: neither proxies nor .netrc credentials that the user did not ask for.
@@ -108,7 +117,7 @@ class PinnedHttpClient:
                 ErrorCode.USAGE, "the job's TLS key is not known yet", hint="ask for its attestation first"
             )
 
-    @contextmanager
+    @contextlib.contextmanager
     def open(
         self,
         method: str,
@@ -129,6 +138,7 @@ class PinnedHttpClient:
             with self._client.stream(method, path, headers=headers, params=params, content=content) as response:
                 if response.status_code not in accept:
                     raise _parse_refusal(response, self._read_body(response, MAX_ERROR_BYTES), self.url)
+                # A compressed body of a few bytes may expand beyond every limit.
                 if response.headers.get("content-encoding", "identity") != "identity":
                     raise UnavailableError(
                         ErrorCode.JOB_UNREACHABLE,
@@ -153,7 +163,7 @@ class PinnedHttpClient:
         params: Mapping[str, str] | None = None,
         accept: tuple[int, ...] = (200,),
     ) -> tuple[httpx.Headers, bytes]:
-        """Sends a request; returns headers and body of a response of at most `limit` bytes.
+        """Sends a request and returns headers and body of the response, of at most `limit` bytes.
 
         Raises:
             TrainerError: as `open`; also if the body is larger or takes too long.
@@ -181,16 +191,12 @@ class PinnedHttpClient:
         self._client.close()
 
 
-def _parse_origin(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme != "https" or not parts.hostname or parts.path not in {"", "/"} or parts.query or "@" in url:
-        raise UsageError(ErrorCode.USAGE, "not the address of a job", expected="https://HOST:PORT", found=url)
-    return f"https://{parts.netloc}"
-
-
 def _parse_refusal(response: httpx.Response, body: bytes, url: str) -> TrainerError:
     """Returns the error for a status that was not accepted, from the `{"error": CODE}` in its body."""
-    code = _parse_error_code(body)
+    code = None
+    with contextlib.suppress(ValueError, KeyError):
+        document = parse_json(body)
+        code = ErrorCode(document["error"]) if isinstance(document, dict) else None
     if response.request.method == "HEAD" and response.status_code == 404:
         code = ErrorCode.NOT_FOUND  # the response to HEAD has no body
     if code is None:
@@ -209,11 +215,3 @@ def _parse_refusal(response: httpx.Response, body: bytes, url: str) -> TrainerEr
         )
     error_class = UsageError if code in _USAGE_CODES else UnavailableError
     return error_class(code, f"{url}: the job refused: {code.value}")
-
-
-def _parse_error_code(body: bytes) -> ErrorCode | None:
-    try:
-        document = parse_json(body)
-        return ErrorCode(document["error"]) if isinstance(document, dict) else None
-    except (ValueError, KeyError):
-        return None

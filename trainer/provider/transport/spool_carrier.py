@@ -88,8 +88,17 @@ class SpoolClient:
         return self._poll(lambda: self._evidence_over(nonce), "no evidence over the nonce")
 
     def _evidence_over(self, nonce: str) -> bytes | None:
+        """Returns the evidence in the directory if its claims name this nonce, and None for an earlier answer.
+
+        The claim only tells a new answer from an old one; appraisal checks the nonce.
+        """
         data = self._spool.read(EVIDENCE_NAME, MAX_EVIDENCE_ANSWER_BYTES)
-        return data if data is not None and _claimed_nonce(data) == nonce else None
+        try:
+            document = parse_json(data or b"")
+        except ValueError:
+            return None
+        claims = document.get("claims") if isinstance(document, dict) else None
+        return data if isinstance(claims, dict) and claims.get("nonce") == nonce else None
 
     def upload(self, path: Path, *, progress: Progress | None = None, state: Path | None = None) -> None:  # noqa: ARG002
         """Copies a sealed dataset into the directory. An interrupted copy starts again, so `state` is not used.
@@ -162,13 +171,14 @@ class SpoolClient:
                 yield event
 
     def download_result(self, target: Path, *, progress: Progress | None = None) -> str:
-        """Copies the sealed result to `target`, atomically; returns its SHA-256 in hex.
+        """Copies the sealed result to `target`, atomically, and returns its SHA-256 in hex.
 
         Raises:
             UnavailableError: no result in time.
             SealingError: the file is not the one that the job announced (`result-digest-mismatch`).
             UsageError: `target` cannot be written.
         """
+        # `result.json` is placed after the result, so a result that it announces is complete.
         announced = self._poll(lambda: self._spool.load(RESULT_INFO_NAME, SpoolResult), "no result")
         try:
             with SpoolDirectory(target.parent).placing(target.name) as file:
@@ -192,26 +202,33 @@ class SpoolClient:
             The job's deletion statement, unverified; None if none appears within ten seconds.
         """
         self._spool.put(ACKNOWLEDGEMENT_NAME, b"")
-        waited = 0.0
-        while (statement := self._spool.read(DELETION_NAME, MAX_DELETION_BYTES)) is None:
-            if waited >= min(self._timeout, _DELETION_SECONDS):
-                return None
-            self._sleep(self._pause)
-            waited += self._pause
-        return statement
+        try:
+            return self._poll(
+                lambda: self._spool.read(DELETION_NAME, MAX_DELETION_BYTES),
+                "no deletion statement",
+                timeout=min(self._timeout, _DELETION_SECONDS),
+            )
+        except UnavailableError:
+            return None
 
-    def _poll(self, look: Callable[[], Answer | None], failure: str) -> Answer:
+    def _poll(self, look: Callable[[], Answer | None], failure: str, *, timeout: float | None = None) -> Answer:
         """Returns the first answer of `look` that is not None.
 
+        Args:
+            look: called until it returns an answer.
+            failure: says what is missing, in the error.
+            timeout: longest wait in seconds; None is that of the client.
+
         Raises:
-            UnavailableError: there is none within the timeout; `failure` says what is missing.
+            UnavailableError: there is none within the timeout.
         """
+        timeout = self._timeout if timeout is None else timeout
         waited = 0.0
         while (answer := look()) is None:
-            if waited >= self._timeout:
+            if waited >= timeout:
                 raise UnavailableError(
                     ErrorCode.TIMEOUT,
-                    f"{self._spool.path}: {failure} in {self._timeout:.0f} s",
+                    f"{self._spool.path}: {failure} in {timeout:.0f} s",
                     hint="does a job run with this spool directory?",
                 )
             self._sleep(self._pause)
@@ -227,7 +244,7 @@ SPOOL_CARRIER: Final = CarrierKind(
 
 
 def _copy_and_hash(source: BinaryIO, target: BinaryIO, progress: Progress | None) -> str:
-    """Copies `source` to `target` in blocks; returns the SHA-256 of the content in hex."""
+    """Copies `source` to `target` in blocks and returns the SHA-256 of the content in hex."""
     digest = hashlib.sha256()
     copied = 0
     while block := source.read(_COPY_BLOCK_BYTES):
@@ -237,13 +254,3 @@ def _copy_and_hash(source: BinaryIO, target: BinaryIO, progress: Progress | None
         if progress is not None:
             progress(copied)
     return digest.hexdigest()
-
-
-def _claimed_nonce(evidence: bytes) -> object:
-    """Returns the nonce in the claims, to distinguish a new answer from an old one; only appraisal checks it."""
-    try:
-        document = parse_json(evidence)
-    except ValueError:
-        return None
-    claims = document.get("claims") if isinstance(document, dict) else None
-    return claims.get("nonce") if isinstance(claims, dict) else None

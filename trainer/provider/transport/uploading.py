@@ -103,34 +103,35 @@ class DatasetUploader:
         if size == 0:
             raise UsageError(ErrorCode.USAGE, f"{path} is empty")
         ends = _hash_ends(file, size)
-        self._location = self._load_location(size, ends)
+        saved = UploadState.read(self._state) if self._state is not None else None
+        # A saved location counts only for the same job, TLS key and file: elsewhere the stored part would not fit.
+        if saved is not None and saved == self._make_state(saved.location, size, ends):
+            self._location = saved.location
         offset = 0
         while offset < size:
             try:
                 offset = self._attempt(file, size, ends)
             except TrainerError as error:
-                self._prepare_retry(error)
+                if error.code is ErrorCode.NOT_FOUND and self._location is not None:
+                    # The job dropped this upload (it restarted, or the upload was idle for too long): create a new
+                    # one. It counts as a failure, so that a job that drops every upload is not tried for ever.
+                    self._location = None
+                    error = UnavailableError(ErrorCode.UPLOAD_CONFLICT, "the job no longer knows the upload")
+                self._retry_policy.record_failure(error)
 
     def _attempt(self, file: BinaryIO, size: int, ends: str) -> int:
         """Asks for the stored offset and sends the rest, segment by segment; returns the offset reached."""
-        if self._location is None:
-            self._location = self._create_upload(size, ends)
-        offset = _parse_offset(self._http.fetch("HEAD", self._location, headers=_TUS_HEADERS)[0], size)
+        location = self._location = self._location or self._create_upload(size, ends)
+        # HEAD before each PATCH of an attempt: what the job stored before a connection broke is known to it alone.
+        offset = _parse_offset(self._http.fetch("HEAD", location, headers=_TUS_HEADERS)[0], size)
         self._record_offset(offset)
         while offset < size:
-            offset = self._send_segment(file, offset, size)
+            offset = self._send_segment(file, location, offset, size)
             self._record_offset(offset)
         return offset
 
-    def _prepare_retry(self, error: TrainerError) -> None:
-        if error.code is ErrorCode.NOT_FOUND and self._location is not None:
-            # The job dropped this upload (it restarted, or the upload was idle for too long): create another one.
-            # It counts as a failure, so that a job that drops every upload is not tried for ever.
-            self._location = None
-            error = UnavailableError(ErrorCode.UPLOAD_CONFLICT, "the job no longer knows the upload")
-        self._retry_policy.record_failure(error)
-
     def _record_offset(self, offset: int) -> None:
+        # Only bytes beyond the highest offset count as progress: repeating a segment must not reset the failures.
         if offset > self._highest_offset:
             self._highest_offset = offset
             self._retry_policy.record_progress()
@@ -152,8 +153,7 @@ class DatasetUploader:
             self._make_state(location, size, ends).write(self._state)
         return location
 
-    def _send_segment(self, file: BinaryIO, offset: int, size: int) -> int:
-        assert self._location is not None  # noqa: S101 -- set by _attempt
+    def _send_segment(self, file: BinaryIO, location: str, offset: int, size: int) -> int:
         end = min(size, offset + _SEGMENT_BYTES)
         headers = {
             **_TUS_HEADERS,
@@ -162,7 +162,7 @@ class DatasetUploader:
             "Content-Length": str(end - offset),
         }
         body = self._read_blocks(file, offset, end)
-        with self._http.open("PATCH", self._location, headers=headers, content=body, accept=(204,)) as response:
+        with self._http.open("PATCH", location, headers=headers, content=body, accept=(204,)) as response:
             return _parse_offset(response.headers, size)
 
     def _read_blocks(self, file: BinaryIO, offset: int, end: int) -> Iterator[bytes]:
@@ -174,12 +174,6 @@ class DatasetUploader:
             yield block
             offset += len(block)
             self._progress(offset)
-
-    def _load_location(self, size: int, ends: str) -> str | None:
-        saved = UploadState.read(self._state) if self._state is not None else None
-        if saved is None or saved != self._make_state(saved.location, size, ends):
-            return None
-        return saved.location
 
     def _make_state(self, location: str, size: int, ends: str) -> UploadState:
         pin = self._http.pin or ""
