@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from trainer.encoding import parse_json
 
 MAX_STATUS_STEPS: Final = 2**53 - 1
 
@@ -14,6 +16,25 @@ class Strict(BaseModel):
     """Base of all models made from bytes that someone else wrote: frozen, no coercion, no unknown keys."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+_Parsed = TypeVar("_Parsed")
+
+
+def parse_strict(adapter: TypeAdapter[_Parsed], text: bytes | str) -> _Parsed:
+    """Parses JSON as the type of `adapter`.
+
+    Raises:
+        ValueError: JSON that two parsers may read differently, or not of this type. The message names the field,
+            never its content.
+    """
+    try:
+        parse_json(text)  # refuses duplicate keys and NaN, which pydantic's parser accepts
+        return adapter.validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise ValueError(f"{where}: {first['msg']}") from None
 
 
 Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

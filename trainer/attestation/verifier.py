@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from trainer.attestation.catalogue import DATASET_CHECKS, RECEIPT_CHECKS
 from trainer.attestation.checks import Check, Ledger
-from trainer.attestation.claims.claims_checks import judge_binding, judge_job, judge_nonce_use, judge_time
+from trainer.attestation.claims.claims_checks import judge_binding, judge_job, judge_time
 from trainer.attestation.claims.receipt_checks import judge_receipt
 from trainer.attestation.dstack.app_checks import judge_app
 from trainer.attestation.dstack.compose import compose_hash
@@ -81,8 +81,9 @@ def appraise(
     # log and the texts that it measures, and its report_data binds the claims.
     quote = judge_quote(ledger, evidence.quote, collateral, policy, now)
     events = judge_app(ledger, evidence, claims, quote.td, policy)
-    judge_binding(ledger, claims, quote.td, nonce, peer_spki_sha256)
-    judge_nonce_use(ledger, nonce_unused)
+    judge_binding(
+        ledger, claims, quote.td, nonce=nonce, nonce_unused=nonce_unused, peer_spki_sha256=peer_spki_sha256
+    )
     judge_time(ledger, claims, policy, now)
     judge_job(ledger, claims, policy)
     judge_gpu_boot(ledger, claims, evidence.gpu, events, policy)

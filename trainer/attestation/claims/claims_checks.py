@@ -94,34 +94,39 @@ KEY_SEPARATION: Final = CheckDefinition(
 
 
 def judge_binding(
-    ledger: Ledger, claims: DatasetClaims, td: TdReport | None, nonce: str, peer_spki_sha256: str | None
+    ledger: Ledger,
+    claims: DatasetClaims,
+    td: TdReport | None,
+    *,
+    nonce: str,
+    nonce_unused: bool | None,
+    peer_spki_sha256: str | None,
 ) -> None:
-    """Records report-data, nonce and tls-key.
+    """Records report-data, nonce, nonce-unused and tls-key.
 
     Args:
         ledger: receives the outcomes.
         claims: the job's claims.
         td: the TD report; None where the quote could not be read.
         nonce: the nonce of the request.
+        nonce_unused: whether the nonce was not used for other evidence; None where nobody keeps a record of it.
         peer_spki_sha256: digest of the TLS key that served the evidence; None if it came as a file.
     """
+    # report_data makes the claims the VM's, the nonce makes them an answer to this request, and the TLS key
+    # makes this connection end in that VM.
     if td is not None:
         ledger.compare(REPORT_DATA, expected=report_data(claims), found=td.report_data)
     ledger.compare(NONCE, expected=nonce, found=claims.nonce)
+    if nonce_unused is None:
+        ledger.leave_open(NONCE_UNUSED, detail="no record of used nonces was kept")
+    else:
+        found = "unused" if nonce_unused else "used for other evidence"
+        ledger.judge(NONCE_UNUSED, nonce_unused, expected="unused", found=found)
     claimed = claims.tls_spki_sha256 or "no TLS key"
     if peer_spki_sha256 is None:
         ledger.leave_open(TLS_KEY, found=claimed, detail="the evidence came as a file")
     else:
         ledger.compare(TLS_KEY, expected=peer_spki_sha256, found=claimed)
-
-
-def judge_nonce_use(ledger: Ledger, unused: bool | None) -> None:
-    """Records nonce-unused; `unused` is None where nobody keeps a record of nonces."""
-    if unused is None:
-        ledger.leave_open(NONCE_UNUSED, detail="no record of used nonces was kept")
-    else:
-        found = "unused" if unused else "used for other evidence"
-        ledger.judge(NONCE_UNUSED, unused, expected="unused", found=found)
 
 
 def judge_time(ledger: Ledger, claims: DatasetClaims, policy: Policy, now: int) -> None:
@@ -145,6 +150,8 @@ def judge_time(ledger: Ledger, claims: DatasetClaims, policy: Policy, now: int) 
 
 def judge_job(ledger: Ledger, claims: DatasetClaims, policy: Policy) -> None:
     """Records job-spec-digest, recipient, receipt-key, key-separation and sandbox."""
+    # What the job says of itself, its spec and its sandbox, is believed because the accepted compose text fixes
+    # its code.
     accepted = policy.app.job_spec_sha256
     ledger.judge(
         JOB_SPEC_DIGEST,

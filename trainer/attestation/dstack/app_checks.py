@@ -124,7 +124,13 @@ def judge_app(
     Returns:
         The event log; None where it could not be read.
     """
-    events = _judge_log(ledger, evidence.event_log)
+    events: tuple[Event, ...] | None = None
+    try:
+        events = parse_event_log(evidence.event_log)
+        found = f"{len(events)} events"
+    except VerificationError as error:
+        found = error.message
+    ledger.judge(EVENT_LOG_FORMAT, events is not None, expected="an event log", found=found)
     judge_os(ledger, evidence.vm_config, events or (), td, policy)
     compose_sha256 = compose_hash(evidence.app_compose)
     accepted = policy.app.compose_sha256
@@ -136,25 +142,14 @@ def judge_app(
     if events is None:
         ledger.unreached(_CHECKS_OF_EVENTS, "there is no event log to look at")
         return None
-    _judge_events(ledger, events, td)
-    _judge_compose(ledger, evidence, events, compose_sha256)
-    _judge_identity(ledger, events, policy)
-    if _judge_key_chain(ledger, evidence.key_chain, events, policy):
-        _judge_possession(ledger, evidence.key_chain, claims, policy)
-    return events
-
-
-def _judge_log(ledger: Ledger, text: str) -> tuple[Event, ...] | None:
-    try:
-        events = parse_event_log(text)
-    except VerificationError as error:
-        ledger.judge(EVENT_LOG_FORMAT, False, expected="an event log", found=error.message)
-        return None
-    ledger.judge(EVENT_LOG_FORMAT, True, expected="an event log", found=f"{len(events)} events")
+    _judge_events(ledger, evidence, events, td, policy)
+    _judge_keys(ledger, evidence.key_chain, claims, events, policy)
     return events
 
 
 def _judge_config_id(ledger: Ledger, td: TdReport, events: Sequence[Event], compose_sha256: str) -> None:
+    # The host writes MRCONFIGID before the VM runs. Zero binds nothing; RTMR3 binds the compose hash in any
+    # case.
     register, form = td.mr_config_id, td.mr_config_id[0]
     acceptable = acceptable_config_ids(form, bytes.fromhex(compose_sha256), events)
     ledger.judge(
@@ -166,33 +161,28 @@ def _judge_config_id(ledger: Ledger, td: TdReport, events: Sequence[Event], comp
     )
 
 
-def _judge_events(ledger: Ledger, events: Sequence[Event], td: TdReport | None) -> None:
-    """Records event-digests, event-order and rtmr3-replay.
-
-    All three are needed: the replay binds names and payloads to the quote, and the order keeps an application from
-    extending RTMR3 with a second event of the OS's name.
-    """
+def _judge_events(
+    ledger: Ledger, evidence: Evidence, events: Sequence[Event], td: TdReport | None, policy: Policy
+) -> None:
+    """Records event-digests, event-order, rtmr3-replay, compose-hash, app-id and key-provider."""
+    # The first three belong together: the replay binds names and payloads to the quote, and the order keeps an
+    # application from extending RTMR3 with a second event of the OS's name. Only then is a payload the OS's.
     problem = digest_problem(events)
     ledger.judge(EVENT_DIGESTS, problem is None, expected="digests as recomputed", found=problem or "so")
     problem = order_problem(events)
     ledger.judge(EVENT_ORDER, problem is None, expected="system events in order", found=problem or "so")
     if td is not None:
         ledger.compare(RTMR3_REPLAY, expected=td.rtmr3, found=replay(events))
-
-
-def _judge_compose(ledger: Ledger, evidence: Evidence, events: Sequence[Event], compose_sha256: str) -> None:
+    # Three statements of one digest: what the OS measured, what the shown text hashes to, and what the evidence
+    # says.
     measured = (payload(events, "compose-hash") or b"").hex()
-    stated = evidence.compose_hash.removeprefix("sha256:")
+    compose_sha256, stated = compose_hash(evidence.app_compose), evidence.compose_hash.removeprefix("sha256:")
     ledger.judge(
         COMPOSE_HASH,
         measured == compose_sha256 == stated,
         expected=f"{measured or 'no compose-hash event'}, as measured",
         found=f"{compose_sha256} of the text, stated as {stated}",
     )
-
-
-def _judge_identity(ledger: Ledger, events: Sequence[Event], policy: Policy) -> None:
-    """Records app-id and key-provider."""
     app_id = (payload(events, "app-id") or b"").hex()
     if policy.app.app_id == "any":
         ledger.leave_open(APP_ID, found=app_id)
@@ -206,34 +196,29 @@ def _judge_identity(ledger: Ledger, events: Sequence[Event], policy: Policy) -> 
         ledger.compare(KEY_PROVIDER, expected=f"{demand.name} {demand.id}", found=found)
 
 
-def _judge_key_chain(
-    ledger: Ledger, chains: Sequence[DerivedKey], events: Sequence[Event], policy: Policy
-) -> bool:
-    """Records key-chain.
-
-    Returns:
-        Whether key-possession can be judged: a signature by a key of a refused chain means nothing.
-    """
+def _judge_keys(
+    ledger: Ledger, chain: Sequence[DerivedKey], claims: DatasetClaims, events: Sequence[Event], policy: Policy
+) -> None:
+    """Records key-chain, and key-possession unless the chain is refused: a signature by its key means nothing."""
     root = policy.app.kms_root_key
+    signed = [derived for derived in chain if derived.possession is not None]
     if root == "any":
         ledger.leave_open(KEY_CHAIN)
-        return True
+        ledger.leave_open(KEY_POSSESSION, found=f"{len(signed)} signatures")
+        return
+    # The app id comes from the measured event, not from the chain: a chain of another app recovers another root.
     app_id = payload(events, "app-id") or b""
     try:
-        signers = [recover_key_chain(chain, app_id) for chain in chains]
+        signers = [recover_key_chain(derived, app_id) for derived in chain]
     except ValueError as error:
-        return ledger.judge(KEY_CHAIN, False, expected=root, found=str(error))
+        ledger.judge(KEY_CHAIN, False, expected=root, found=str(error))
+        return
     roots = sorted({signer.root_key for signer in signers})
     one_app = len({signer.app_key for signer in signers}) == 1
     found = ", ".join(roots) or "no key chain"
-    return ledger.judge(KEY_CHAIN, one_app and roots == [root], expected=root, found=found)
-
-
-def _judge_possession(ledger: Ledger, chains: Sequence[DerivedKey], claims: DatasetClaims, policy: Policy) -> None:
-    signed = [derived for derived in chains if derived.possession is not None]
-    if policy.app.kms_root_key == "any":
-        ledger.leave_open(KEY_POSSESSION, found=f"{len(signed)} signatures")
+    if not ledger.judge(KEY_CHAIN, one_app and roots == [root], expected=root, found=found):
         return
+    # Chains are public. That this VM holds the keys is shown by a signature over its nonce and recipients.
     valid = [derived for derived in signed if proves_possession(derived, claims)]
     ledger.judge(
         KEY_POSSESSION,

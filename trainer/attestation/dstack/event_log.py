@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
-from trainer.encoding import canonical_json, parse_json
+from trainer.encoding import canonical_json
 from trainer.errors import ErrorCode, VerificationError
-from trainer.models import Strict
+from trainer.models import Strict, parse_strict
 
-RUNTIME_EVENT_TYPE: Final = 0x08000001
-RUNTIME_IMR: Final = 3
-REGISTER_BYTES: Final = 48
+RUNTIME_EVENT_TYPE: Final = 0x08000001  # dstack's own event type
+RUNTIME_IMR: Final = 3  # index of RTMR3
+REGISTER_BYTES: Final = 48  # SHA-384
 MAX_EVENTS: Final = 4096
 
 SYSTEM_READY: Final = "system-ready"
@@ -43,7 +43,7 @@ SYSTEM_EVENTS: Final = (
 )
 """Names that only the measured OS may emit, in the order of the boot.
 
-After `system-ready` RTMR3 is open to applications, which can extend it with events of any name.
+After `system-ready`, RTMR3 is open to applications, which can extend it with events of any name.
 """
 
 REQUIRED_EVENTS: Final = (
@@ -124,42 +124,37 @@ class Event:
 
 
 def parse_event_log(text: str) -> tuple[Event, ...]:
-    """Reads the JSON text of an event log.
+    """Parses the JSON text of an event log.
 
     Raises:
         VerificationError: not an event log, a runtime event for another register than RTMR3, or another event for
             RTMR3.
     """
     try:
-        parse_json(text)
-        logged = _LOG.validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise _invalid(f"{where}: {first['msg']}") from None
+        logged = parse_strict(_LOG, text)
     except ValueError as error:
         raise _invalid(str(error)) from None
-    events = tuple(_event(entry) for entry in logged)
-    for index, event in enumerate(events):
-        if event.is_runtime != (event.imr == RUNTIME_IMR):
-            raise _invalid(f"{index}: an event of type {event.kind:#x} for register {event.imr}")
-    return events
+    # Replay and lookup take every runtime event for one of RTMR3. An event that another reader would count
+    # towards another register is refused.
+    for index, entry in enumerate(logged):
+        if (entry.event_type == RUNTIME_EVENT_TYPE) != (entry.imr == RUNTIME_IMR):
+            raise _invalid(f"{index}: an event of type {entry.event_type:#x} for register {entry.imr}")
+    return tuple(
+        Event(
+            imr=entry.imr,
+            kind=entry.event_type,
+            name=entry.event,
+            payload=bytes.fromhex(entry.event_payload),
+            version=entry.version,
+            stated_digest=bytes.fromhex(entry.digest),
+            stated_preimage=None if entry.preimage is None else bytes.fromhex(entry.preimage),
+        )
+        for entry in logged
+    )
 
 
 def _invalid(message: str) -> VerificationError:
     return VerificationError(ErrorCode.EVIDENCE_INVALID, f"event log: {message}")
-
-
-def _event(logged: _LoggedEvent) -> Event:
-    return Event(
-        imr=logged.imr,
-        kind=logged.event_type,
-        name=logged.event,
-        payload=bytes.fromhex(logged.event_payload),
-        version=logged.version,
-        stated_digest=bytes.fromhex(logged.digest),
-        stated_preimage=None if logged.preimage is None else bytes.fromhex(logged.preimage),
-    )
 
 
 def extend(digests: Sequence[bytes]) -> bytes:
@@ -201,6 +196,8 @@ def order_problem(events: Sequence[Event]) -> str | None:
     """
     names = [event.name for event in events if event.is_runtime]
     system = [name for name in names if name in SYSTEM_EVENTS]
+    # Readers take the first event of a name. With each name once, and all before `system-ready`, the first is
+    # the OS's: an application can only append.
     for name in REQUIRED_EVENTS:
         if name not in system:
             return f"no {name} event"
@@ -226,6 +223,7 @@ def payload(events: Sequence[Event], name: str) -> bytes | None:
 
 def payloads(events: Sequence[Event], name: str) -> tuple[bytes, ...]:
     """Returns the payloads of all runtime events of that name before `system-ready`, in order."""
+    # Where a name may repeat, only the events of the boot count: an application can append more of them later.
     runtime = [event for event in events if event.is_runtime]
     system = itertools.takewhile(lambda event: event.name != SYSTEM_READY, runtime)
     return tuple(event.payload for event in system if event.name == name)
@@ -244,12 +242,13 @@ class _KeyProviderPayload(Strict):
     id: Annotated[str, Field(max_length=4096)]
 
 
+_KEY_PROVIDER: Final = TypeAdapter(_KeyProviderPayload)
+
+
 def key_provider(events: Sequence[Event]) -> KeyProvider | None:
     """Returns the key provider that the OS measured; None where the event is absent or malformed."""
     try:
-        text = payload(events, "key-provider") or b""
-        parse_json(text)
-        parsed = _KeyProviderPayload.model_validate_json(text)
+        parsed = parse_strict(_KEY_PROVIDER, payload(events, "key-provider") or b"")
     except ValueError:
         return None
     return KeyProvider(parsed.name, parsed.id)

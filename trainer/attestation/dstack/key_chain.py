@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from trainer.attestation.evidence import DatasetClaims, DerivedKey
 from trainer.encoding import canonical_json
 
-KMS_ISSUED: Final = b"dstack-kms-issued:"
+KMS_ISSUED: Final = b"dstack-kms-issued:"  # precedes the app id in what the root signs
 CHAIN_LENGTH: Final = 2
 POSSESSION_DOMAIN: Final = b"confidential-trainer/key-possession/v1\0"
 _SCALAR_BYTES: Final = 32
@@ -54,6 +54,7 @@ def recover_key_chain(derived: DerivedKey, app_id: bytes) -> KeyChain:
     """
     if len(derived.signature_chain) != CHAIN_LENGTH:
         raise ValueError(f"expected {CHAIN_LENGTH} signatures, got {len(derived.signature_chain)}")
+    # The app key signs the derived key and its purpose; the key service's root signs the app key and the app id.
     by_app, by_root = (bytes.fromhex(signature) for signature in derived.signature_chain)
     app_key = recover(by_app, f"{derived.purpose}:{derived.public_key}".encode())
     return KeyChain(app_key.hex(), recover_root_key(by_root, app_id, app_key).hex())

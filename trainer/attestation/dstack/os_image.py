@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
 import cbor2
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from trainer.attestation.dstack.event_log import Event, extend
 from trainer.attestation.policy import OsMeasurements
-from trainer.encoding import parse_json, sha256_hex
-from trainer.models import Strict
+from trainer.encoding import sha256_hex
+from trainer.models import Strict, parse_strict
 
 GIB: Final = 1 << 30
 PAGE_BYTES: Final = 4096
@@ -58,11 +58,13 @@ _SECURE_BOOT_VARIABLES: Final = (
     (_EFI_IMAGE_SECURITY, "dbx"),
 )
 
+# Hand-off blocks. Source: UEFI Platform Initialization Specification, volume 3, and EDK II for unaccepted
+# memory.
 _HOB_HANDOFF_BYTES: Final = 56
 _HOB_RESOURCE_BYTES: Final = 48
 _SYSTEM_MEMORY: Final = 0
 _UNACCEPTED_MEMORY: Final = 7
-_MEMORY_ATTRIBUTES: Final = 7
+_MEMORY_ATTRIBUTES: Final = 7  # present, initialized, tested
 
 Bytes48 = Annotated[bytes, Field(min_length=48, max_length=48)]
 
@@ -87,6 +89,7 @@ class _VmShape(Strict):
     @property
     def two_pass(self) -> bool:
         """Whether QEMU adds the firmware's pages first and measures them after: a different MRTD."""
+        # Despite its name, dstack hands this field to its measurement as `two_pass_add_pages`.
         if self.qemu_single_pass_add_pages is not None:
             return self.qemu_single_pass_add_pages
         major = int((self.qemu_version or "9.1.0").split(".")[0])
@@ -126,11 +129,14 @@ class _ImageName(Strict):
     image: Annotated[str, Field(max_length=256)]
 
 
+_VM_SHAPE: Final = TypeAdapter(_VmShape)
+_IMAGE_NAME: Final = TypeAdapter(_ImageName)
+
+
 def image_name(vm_config: str) -> str | None:
     """Returns the host's name of the VM's OS image, such as `dstack-0.6.0`; None where it gives none."""
     try:
-        parse_json(vm_config)
-        return _ImageName.model_validate_json(vm_config).image
+        return parse_strict(_IMAGE_NAME, vm_config).image
     except ValueError:
         return None
 
@@ -155,7 +161,12 @@ def recompute(vm_config: str, events: Sequence[Event], accepted: Collection[str]
     Raises:
         ValueError: no `lite` measurement, an image that is not accepted, or files that contradict each other.
     """
-    shape = _shape(vm_config)
+    try:
+        shape = parse_strict(_VM_SHAPE, vm_config)
+    except ValueError:
+        raise ValueError("the VM's configuration holds no measurement to recompute registers from") from None
+    # The provider accepted the image by the digest of its checksum file, and that file pins the measurement
+    # file: the host brings both along and can change neither.
     checksums = base64.b64decode(shape.tdx_measurement.checksum_file, validate=True)
     if sha256_hex(checksums) not in accepted:
         raise ValueError(f"the image {sha256_hex(checksums)} is not an accepted one")
@@ -187,14 +198,6 @@ def recompute(vm_config: str, events: Sequence[Event], accepted: Collection[str]
         rtmr1=extend(rtmr1).hex(),
         rtmr2=extend([image.cmdline_sha384, image.initrd_sha384]).hex(),
     )
-
-
-def _shape(vm_config: str) -> _VmShape:
-    try:
-        parse_json(vm_config)
-        return _VmShape.model_validate_json(vm_config)
-    except ValueError:
-        raise ValueError("the VM's configuration holds no measurement to recompute registers from") from None
 
 
 def _measurement(data: bytes, checksums: bytes) -> _Measurement:
@@ -274,8 +277,22 @@ def _td_hob(layout: bytes, memory_size: int) -> bytes:
         start = (base + offset) * PAGE_BYTES
         ranges = _accept(ranges, start, start + length * PAGE_BYTES)
     try:
-        blocks = b"".join(_resource(part) for part in _split_high(ranges, memory_size))
-        # The list ends with an 8-byte end block, whose address the first block (PHIT) holds.
+        # Resource descriptor: header of type 3 and size, owner (16 zero bytes), kind, attributes, start, length.
+        blocks = b"".join(
+            struct.pack(
+                "<HHI16xIIQQ",
+                3,
+                _HOB_RESOURCE_BYTES,
+                0,
+                _SYSTEM_MEMORY if part.accepted else _UNACCEPTED_MEMORY,
+                _MEMORY_ATTRIBUTES,
+                part.start,
+                part.end - part.start,
+            )
+            for part in _split_high(ranges, memory_size)
+        )
+        # PHIT: header of type 1 and size, version 9, boot mode 0, four unused addresses, and the address of the
+        # end of the list, which is an 8-byte block.
         end = (base + distance) * PAGE_BYTES + _HOB_HANDOFF_BYTES + len(blocks) + 8
         handoff = struct.pack("<HHIII32xQ", 1, _HOB_HANDOFF_BYTES, 0, 9, 0, end)
     except struct.error:
@@ -308,11 +325,3 @@ def _split_high(ranges: Sequence[_Range], memory_size: int) -> Iterator[_Range]:
         yield _Range(last.start, LOW_MEMORY_END)
     if last.end > LOW_MEMORY_END:
         yield _Range(HIGH_MEMORY_START, HIGH_MEMORY_START + last.end - LOW_MEMORY_END)
-
-
-def _resource(part: _Range) -> bytes:
-    """Packs a resource descriptor block: header, owner (16 zero bytes), type, attributes, start, length."""
-    kind = _SYSTEM_MEMORY if part.accepted else _UNACCEPTED_MEMORY
-    return struct.pack(
-        "<HHI16xIIQQ", 3, _HOB_RESOURCE_BYTES, 0, kind, _MEMORY_ATTRIBUTES, part.start, part.end - part.start
-    )
