@@ -19,18 +19,19 @@ from typing import Final
 
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
+from trainer.exchange.spool import SpoolDirectory
 from trainer.exchange.tls import make_server_context
 from trainer.front.http.asgi_app import build_app
 from trainer.front.http.connection import (
     CappedListener,
     EventDrivenServer,
+    HandshakeLimitLoop,
     http_config,
-    new_event_loop,
     open_listener,
 )
 from trainer.front.http.control_client import ControlClient
-from trainer.front.spool_front import serve_files
-from trainer.ipc.front_messages import FrontFailed, Ready
+from trainer.front.spool_front import SpoolFront
+from trainer.ipc.front_messages import FrontFailed, Ready, front_channel
 from trainer.logs import private
 from trainer.sandbox.confine import confine
 from trainer.sandbox.plan import SandboxPlan
@@ -62,7 +63,7 @@ class FrontSettings:
 
 
 async def serve(settings: FrontSettings) -> None:
-    """Serve HTTP until the supervisor sends `Shutdown` or closes the channel.
+    """Serves HTTP until the supervisor sends `Shutdown` or closes the channel.
 
     Raises:
         OSError: the address is not available.
@@ -125,7 +126,7 @@ def _parse(arguments: list[str]) -> FrontSettings:
 
 
 def quiet_libraries() -> None:
-    """Send only this project's errors to stderr.
+    """Sends only this project's errors to stderr.
 
     Logs of libraries hold one line per malformed request, so a client could fill the private log with them.
     """
@@ -151,15 +152,16 @@ class _RecordLimit(logging.Filter):
 
 
 def main(arguments: list[str]) -> int:
-    """Run the front; returns the exit status of the process."""
+    """Runs the front; returns the exit status of the process."""
     quiet_libraries()
     settings = _parse(arguments)
     try:
         if settings.by_files:
             sandbox = _confine_process(settings.plan)
-            serve_files(settings.control, settings.spool, settings.exchange.max_upload_bytes, sandbox)
+            spool, channel = SpoolDirectory(settings.spool), front_channel(settings.control)
+            SpoolFront(spool, channel, settings.exchange.max_upload_bytes, sandbox).run()
         else:
-            with asyncio.Runner(loop_factory=lambda: new_event_loop(settings.limits)) as runner:
+            with asyncio.Runner(loop_factory=lambda: HandshakeLimitLoop(settings.limits)) as runner:
                 runner.run(serve(settings))
     except Exception:  # noqa: BLE001 -- stderr is the private log; the supervisor sees the channel close
         private.exception("the front failed")

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import stat
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from trainer.errors import UnavailableError
@@ -46,7 +44,6 @@ from trainer.ipc.front_messages import (
     StatusUpdate,
     SupervisorMessage,
     UploadReady,
-    front_channel,
 )
 from trainer.sandbox.properties import SandboxReport
 
@@ -78,7 +75,7 @@ class SpoolFront:
     _events: int = field(default=0, init=False)
 
     def run(self) -> None:
-        """Serve until the supervisor sends `Shutdown` or closes the channel.
+        """Serves until the supervisor sends `Shutdown` or closes the channel.
 
         Raises:
             OSError: the directory cannot be written.
@@ -92,12 +89,10 @@ class SpoolFront:
         self.spool.put(TERMS_NAME, SpoolTerms(max_upload_bytes=self.max_upload_bytes).model_dump_json().encode())
         self.channel.send(Ready(port=0, tls_spki_sha256=None, sandbox=self.sandbox))
         while self._take_messages():
-            self._look_for_nonce()
-            self._look_for_dataset()
-            self._look_for_ack()
+            self._look_for_files()
 
     def _take_messages(self) -> bool:
-        """Wait up to `_LOOK_SECONDS` for a message and handle it; returns False if the front has to exit."""
+        """Waits up to `_LOOK_SECONDS` for a message and handles it; returns False if the front has to exit."""
         try:
             message = self.channel.receive(timeout=_LOOK_SECONDS)
         except UnavailableError:
@@ -114,7 +109,11 @@ class SpoolFront:
             case EvidenceReply(evidence=str(evidence)):
                 self.spool.put(EVIDENCE_NAME, evidence.encode())
             case OpenUpload(accept=accept):
-                self._open(accept)
+                # Accepting again after a delivery: the dataset did not open, and the provider has to send another.
+                if accept and self._delivered:
+                    self.spool.file(DATASET_NAME).unlink(missing_ok=True)
+                    self._delivered = False
+                self._accepting = accept
             case PrivateEvent(sealed=sealed):
                 self._add_event(sealed)
             case ResultReady(size=size, sha256=digest):
@@ -123,21 +122,17 @@ class SpoolFront:
             case DeletionReady(envelope=envelope):
                 self.spool.put(DELETION_NAME, envelope.encode())
 
-    def _open(self, accept: bool) -> None:
-        # Accepting again after a delivery: the dataset could not be opened, the provider has to send another.
-        if accept and self._delivered:
-            self.spool.file(DATASET_NAME).unlink(missing_ok=True)
-            self._delivered = False
-        self._accepting = accept
-
-    def _look_for_nonce(self) -> None:
+    def _look_for_files(self) -> None:
+        """Sends a message for each file that the provider's side has written: nonce, acknowledgement, dataset."""
+        # The same nonce is not answered twice: each request costs a quote, and the file stays where it is.
         nonce = (self.spool.read(NONCE_NAME, 128) or b"").decode("ascii", "replace").strip()
         if nonce != self._nonce and re.fullmatch("[0-9a-f]{64}", nonce):
             self._nonce = nonce
             self._asked += 1
             self.channel.send(EvidenceRequest(id=self._asked, nonce=nonce))
-
-    def _look_for_dataset(self) -> None:
+        if self._has_result and not self._acknowledged and self.spool.read(ACKNOWLEDGEMENT_NAME, 128) is not None:
+            self._acknowledged = True
+            self.channel.send(Acknowledged())
         if not self._accepting:
             return
         path = self.spool.file(DATASET_NAME)
@@ -153,11 +148,6 @@ class SpoolFront:
         self._delivered = True
         self.channel.send(UploadReady(size=found.st_size))
 
-    def _look_for_ack(self) -> None:
-        if self._has_result and not self._acknowledged and self.spool.read(ACKNOWLEDGEMENT_NAME, 128) is not None:
-            self._acknowledged = True
-            self.channel.send(Acknowledged())
-
     def _add_event(self, sealed: str) -> None:
         self._events += 1
         line = SpoolEvent(id=self._events, sealed=sealed).model_dump_json().encode() + b"\n"
@@ -169,13 +159,3 @@ class SpoolFront:
                 os.write(descriptor, line)
         finally:
             os.close(descriptor)
-
-
-def serve_files(control: socket.socket, spool: Path, max_upload_bytes: int, sandbox: SandboxReport) -> None:
-    """Serve files until the supervisor sends `Shutdown` or closes the channel.
-
-    Raises:
-        OSError: the directory cannot be written.
-        JobError: the supervisor sent bytes that are not a message.
-    """
-    SpoolFront(SpoolDirectory(spool), front_channel(control), max_upload_bytes, sandbox).run()

@@ -55,19 +55,19 @@ def refusal_response(status: int, code: ErrorCode, headers: Mapping[str, str] | 
 
 
 async def answer_refusal(_: Request, refusal: Exception) -> JSONResponse:
-    """Exception handler for `RequestRefused`."""
+    """Answers a `RequestRefused` with its status and its code."""
     assert isinstance(refusal, RequestRefused)  # noqa: S101 -- registered for this class only
     return refusal_response(refusal.status, refusal.code, refusal.headers)
 
 
 async def answer_invalid_request(_: Request, error: Exception) -> JSONResponse:
-    """Exception handler for invalid parameters; the response neither names nor quotes the parameter."""
+    """Answers a request with invalid parameters; the response neither names nor quotes the parameter."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
     return refusal_response(400, ErrorCode.REQUEST_INVALID)
 
 
 async def answer_routing_error(request: Request, error: Exception) -> JSONResponse:
-    """Exception handler for unknown paths and methods."""
+    """Answers a request for an unknown path, or with a method that the path does not have."""
     assert isinstance(error, HTTPException)  # noqa: S101
     if error.status_code == 405:
         return refusal_response(405, ErrorCode.REQUEST_INVALID, {"Allow": ", ".join(_allowed_methods(request))})
@@ -86,7 +86,7 @@ def _allowed_methods(request: Request) -> list[str]:
 
 
 async def answer_internal_error(_: Request, __: Exception) -> JSONResponse:
-    """Exception handler for bugs: status 500 without any detail."""
+    """Answers a request that met a bug: status 500 without any detail."""
     return refusal_response(500, ErrorCode.INTERNAL)
 
 

@@ -69,7 +69,7 @@ class _FrontApplication(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Returns the document, without FastAPI's 422 (the front answers 400) and with the scheme of the token."""
         if self.openapi_schema is None:
-            document = super().openapi()
+            document = super().openapi()  # sets `openapi_schema`: the changes below are made once
             for operations in document["paths"].values():
                 for operation in operations.values():
                     operation["responses"].pop("422", None)

@@ -60,17 +60,17 @@ class EventDrivenServer(uvicorn.Server):
         self._end_requested = asyncio.Event()
 
     def end(self) -> None:
-        """Ask the server to finish its responses and stop."""
+        """Asks the server to finish its responses and stop."""
         self.should_exit = True
         self._end_requested.set()
 
     async def main_loop(self) -> None:
-        """Serve until `end` is called or a signal arrives."""
+        """Serves until `end` is called or a signal arrives."""
         await self.on_tick(0)
         await self._end_requested.wait()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Handle a signal; it may interrupt the loop at any point, hence `call_soon_threadsafe`."""
+        """Handles a signal; it may interrupt the loop at any point, hence `call_soon_threadsafe`."""
         super().handle_exit(sig, frame)
         self._loop.call_soon_threadsafe(self._end_requested.set)
 
@@ -116,17 +116,15 @@ def open_listener(host: str, port: int, cap: int) -> CappedListener:
     return listener
 
 
-def new_event_loop(limits: Limits) -> asyncio.AbstractEventLoop:
-    """Returns an event loop that aborts TLS handshakes above the time limit."""
-    return _HandshakeLimitLoop(limits.handshake_seconds)
+class HandshakeLimitLoop(asyncio.SelectorEventLoop):
+    """An event loop that aborts TLS handshakes above the time limit; uvicorn has no option for it."""
 
-
-class _HandshakeLimitLoop(asyncio.SelectorEventLoop):
-    def __init__(self, handshake_seconds: float) -> None:
+    def __init__(self, limits: Limits) -> None:
         super().__init__()
-        self._handshake_seconds = handshake_seconds
+        self._handshake_seconds = limits.handshake_seconds
 
     async def create_server(self, *args: Any, **kwargs: Any) -> asyncio.Server:
+        """Creates a server; one with TLS gets the time limit for the handshake and for the closing of TLS."""
         if kwargs.get("ssl") is not None:
             seconds = self._handshake_seconds
             kwargs |= {"ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": seconds}
@@ -153,22 +151,22 @@ class CappedProtocol(H11Protocol):
     _lingering = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the timer of the first head, after the TLS handshake."""
+        """Starts the timer of the first head, after the TLS handshake."""
         super().connection_made(transport)
         self._watch_head()
 
     def data_received(self, data: bytes) -> None:
-        """Parse the bytes, then start or stop the timer of the head."""
+        """Parses the bytes, then starts or stops the timer of the head."""
         super().data_received(data)
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer of a closed connection."""
+        """Stops the timer of a closed connection."""
         self._stop_watching()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        """Abort the connection after `linger_seconds` if the client is still sending its body."""
+        """Aborts the connection after `linger_seconds` if the client is still sending its body."""
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:
             # An immediate abort resets the connection, and the client loses the refusal before it can read it.
@@ -177,7 +175,7 @@ class CappedProtocol(H11Protocol):
             self._head_timer = self.loop.call_later(self.caps.linger_seconds, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 -- the text is not sent
-        """Answer bytes that are not HTTP, or a head that is too large, without the text of uvicorn."""
+        """Answers bytes that are not HTTP, or a head that is too large, without the text of uvicorn."""
         # Invalid chunks inside a body, while a route is answering: a second response would corrupt the first.
         if self.conn.our_state is not h11.IDLE:
             self.transport.abort()

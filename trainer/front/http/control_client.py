@@ -83,7 +83,7 @@ class ControlClient:
         return cls(reader, writer, limits)
 
     async def send(self, message: FrontMessage) -> None:
-        """Send a message to the supervisor.
+        """Sends a message to the supervisor.
 
         Raises:
             ConnectionError: the supervisor closed the channel.
@@ -92,34 +92,33 @@ class ControlClient:
         await self._writer.drain()
 
     async def run(self) -> None:
-        """Handle messages until the supervisor sends `Shutdown` or closes the channel.
+        """Handles messages until the supervisor sends `Shutdown` or closes the channel.
 
         Raises:
             JobError: the supervisor sent bytes that are not a message.
         """
         decoder = MessageDecoder(TO_FRONT)
         try:
-            while block := await self._read_block():
+            while block := await self._reader.read(_READ_BYTES):
                 decoder.feed(block)
                 while (message := decoder.next_message()) is not None:
                     if isinstance(message, Shutdown):
                         return
                     self._take(message)
+        except ConnectionError:
+            return  # the supervisor has died: the same as the end of the stream
         finally:
             self.feed.close()
-
-    async def _read_block(self) -> bytes:
-        try:
-            return await self._reader.read(_READ_BYTES)
-        except ConnectionError:
-            return b""
 
     def _take(self, message: SupervisorMessage) -> None:
         match message:
             case StatusUpdate(status=status):
                 self._publish_status(status)
             case EvidenceReply(id=number):
-                self._resolve_request(number, message)
+                # A reply that arrives after its request timed out has no pending future and is dropped.
+                pending = self._pending.pop(number, None)
+                if pending is not None and not pending.done():
+                    pending.set_result(message)
             case OpenUpload(accept=accept):
                 self.on_open_upload(accept)
             case TokenHash(sha256=digest):
@@ -132,14 +131,8 @@ class ControlClient:
                 if not self._deletion.done():
                     self._deletion.set_result(envelope)
 
-    def _resolve_request(self, number: int, reply: EvidenceReply) -> None:
-        # A reply that arrives after its request timed out has no pending future and is dropped.
-        pending = self._pending.pop(number, None)
-        if pending is not None and not pending.done():
-            pending.set_result(reply)
-
     async def report_upload(self, size: int) -> None:
-        """Report to the supervisor that a dataset of `size` bytes is complete.
+        """Reports to the supervisor that a dataset of `size` bytes is complete.
 
         Clears the error of an earlier dataset first: the client would read it as the verdict on this one.
         """
@@ -209,7 +202,7 @@ class _TokenBucket:
         self._at = clock()
 
     def take(self) -> float:
-        """Take one token; returns 0, or the seconds until a token is available.
+        """Takes one token; returns 0, or the seconds until a token is available.
 
         level = min(burst, level + elapsed seconds * rate).
         """

@@ -72,7 +72,7 @@ _OF_APPEND = (
 )
 _PLACE = "^/dataset/[0-9a-f]{32}$"
 _CREATED = {**_OFFSET, **_EXPIRY, **_MAXIMUM, "Location": header_schema(_PLACE, "the upload")}
-_HEAD = {**_OFFSET, **_EXPIRY, "Upload-Length": header_schema(_NUMBER, "bytes of the whole")}
+_HEAD = {**_OFFSET, **_EXPIRY, "Upload-Length": header_schema(_NUMBER, "bytes of the sealed dataset")}
 
 
 def _refusals(*refusals: tuple[int, ErrorCode]) -> dict[int | str, dict[str, Any]]:
@@ -144,7 +144,7 @@ class DatasetRoutes:
         return router
 
     async def options(self) -> Response:
-        """What the tus server can do, in headers."""
+        """Returns what the tus server can do, in headers."""
         return Response(
             status_code=204,
             headers={
@@ -157,7 +157,7 @@ class DatasetRoutes:
     async def create(
         self, upload_length: Annotated[str, Header(alias="Upload-Length", pattern=_POSITIVE)]
     ) -> Response:
-        """Begin an upload of the sealed dataset. `Location` names it; `Tus-Max-Size` bounds it."""
+        """Begins an upload of the sealed dataset. `Location` names it; `Tus-Max-Size` bounds it."""
         upload = self._store.create(int(upload_length))
         return Response(
             status_code=201,
@@ -169,7 +169,7 @@ class DatasetRoutes:
         )
 
     async def offset(self, upload_id: UploadId) -> Response:
-        """Where to go on: `Upload-Offset` bytes are on disk. Ends a request that still adds to the upload."""
+        """Returns where to continue: `Upload-Offset` bytes are on disk. Ends a request that is still writing."""
         upload = self._store.find(upload_id)
         offset = await self._store.stop_and_get_offset(upload)
         headers = {
@@ -186,24 +186,21 @@ class DatasetRoutes:
         request: Request,
         content_type: Annotated[str | None, Header(include_in_schema=False)] = None,
     ) -> Response:
-        """Add the body at `Upload-Offset`. What arrived before a broken connection counts."""
+        """Adds the body at `Upload-Offset`. What arrived before a broken connection counts."""
         if content_type != CONTENT_TYPE:
             raise RequestRefused(415, ErrorCode.REQUEST_INVALID)
         upload = self._store.find(upload_id)
-        self._check_announced_length(upload, int(upload_offset), request.headers.get("content-length"))
+        # Checked before the body is read: a client that waits for `100 Continue` then does not send it.
+        announced = request.headers.get("content-length")
+        if announced is not None and int(upload_offset) + int(announced) > upload.length:
+            raise RequestRefused(413, ErrorCode.DATASET_TOO_LARGE)
         await self._store.append(upload, int(upload_offset), aiter(request.stream()))
         return Response(status_code=204, headers=self._progress_headers(upload))
 
     async def terminate(self, upload_id: UploadId) -> Response:
-        """Forget an unfinished upload."""
+        """Discards an unfinished upload."""
         await self._store.terminate(self._store.find(upload_id))
         return Response(status_code=204)
-
-    @staticmethod
-    def _check_announced_length(upload: Upload, offset: int, content_length: str | None) -> None:
-        # Checked before the body is read: a client that waits for `100 Continue` then does not send it.
-        if content_length is not None and offset + int(content_length) > upload.length:
-            raise RequestRefused(413, ErrorCode.DATASET_TOO_LARGE)
 
     def _progress_headers(self, upload: Upload) -> dict[str, str]:
         headers = {"Upload-Offset": str(upload.offset)}

@@ -38,30 +38,22 @@ class EventFeed:
 
     def __init__(self, limits: Limits, status: Status) -> None:
         self._limits = limits
-        self._last_id = 0
+        self.last_id = 0
+        """Id of the newest event."""
+        self.closed = False
+        """Whether no further event can come."""
         self._private: deque[FeedEvent] = deque()
         self._private_bytes = 0
         self._changed = asyncio.Event()
-        self._closed = False
         self.publish_status(status)
 
-    @property
-    def closed(self) -> bool:
-        """Whether no further event can come."""
-        return self._closed
-
-    @property
-    def last_id(self) -> int:
-        """Id of the newest event."""
-        return self._last_id
-
     def publish_status(self, status: Status) -> None:
-        """Replace the public status."""
+        """Replaces the public status."""
         self._status = FeedEvent(self._next_event_id(), "status", status.model_dump_json())
         self._notify_readers()
 
     def publish_private(self, sealed: str) -> None:
-        """Add a sealed event (base64); discards the oldest ones above the limits."""
+        """Adds a sealed event (base64); discards the oldest ones above the limits."""
         self._private.append(FeedEvent(self._next_event_id(), "private", sealed))
         self._private_bytes += len(sealed)
         while len(self._private) > self._limits.kept_events or self._private_bytes > self._limits.kept_event_bytes:
@@ -76,7 +68,7 @@ class EventFeed:
         return sorted(events, key=lambda event: event.id)
 
     async def wait(self, seconds: float) -> bool:
-        """Wait for a new event or for `close`; returns False after `seconds` without one."""
+        """Waits for a new event or for `close`; returns False after `seconds` without one."""
         try:
             await asyncio.wait_for(self._changed.wait(), seconds)
         except TimeoutError:
@@ -84,13 +76,13 @@ class EventFeed:
         return True
 
     def close(self) -> None:
-        """End all streams: no further event follows."""
-        self._closed = True
+        """Ends all streams: no further event follows."""
+        self.closed = True
         self._notify_readers()
 
     def _next_event_id(self) -> int:
-        self._last_id += 1
-        return self._last_id
+        self.last_id += 1
+        return self.last_id
 
     def _notify_readers(self) -> None:
         # A new event for each change: every reader that waits on the old one wakes, and none has to reset it.

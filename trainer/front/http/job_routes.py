@@ -105,16 +105,17 @@ class JobRoutes:
         return router
 
     async def attestation(self, nonce: JobNonce) -> Response:
-        """Evidence: a quote over claims that hold the nonce, and what a verifier needs to appraise it."""
+        """Returns evidence: a quote over claims that hold the nonce, and what a verifier needs to appraise it."""
         evidence = await self._control.evidence(nonce)
         return Response(evidence, media_type="application/json")
 
     async def status(self) -> Status:
-        """Phase, progress and public error code."""
+        """Returns phase, progress and public error code."""
         return self._control.status
 
     async def acknowledge(self, accept: Annotated[str, Header(max_length=256)] = "") -> Response:
-        """The result arrived: the job may end. Saying it again changes nothing."""
+        """Acknowledges the result: the job may end. Another acknowledgement changes nothing."""
+        # Only after the offer: an acknowledgement has the job destroy its keys.
         if self._control.result is None:
             raise RequestRefused(409, ErrorCode.WRONG_PHASE)
         if not self._acknowledged:
@@ -129,7 +130,7 @@ class JobRoutes:
         authorization: Annotated[str | None, Header(max_length=256, include_in_schema=False)] = None,
         last_event_id: Annotated[str, Header(alias="Last-Event-ID", pattern=r"^(0|[1-9][0-9]{0,15})$")] = "0",
     ) -> StreamingResponse:
-        """Server-sent events: status for all, sealed private events for the holder of the grant's token."""
+        """Streams server-sent events: status for all, sealed private events for holders of the grant's token."""
         token = self._bearer_token(authorization)
         # A stream holds a connection for minutes. The limit leaves connections for uploads and results.
         if self._open_streams >= self._limits.event_streams:

@@ -17,7 +17,6 @@ from trainer.exchange.limits import Limits
 from trainer.exchange.spool import RESULT_NAME
 from trainer.front.http.answers import RequestRefused, documented_responses, header_schema
 from trainer.front.http.control_client import ControlClient
-from trainer.ipc.front_messages import ResultReady
 
 _RANGE: Final = re.compile(r"bytes=(\d{0,16})-(\d{0,16})")
 _BINARY: Final = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
@@ -76,7 +75,11 @@ class ResultRoutes:
                 **documented_responses(
                     (409, ErrorCode.WRONG_PHASE),
                     (416, ErrorCode.REQUEST_INVALID),
-                    headers={416: {"Content-Range": header_schema(r"^bytes \*/[0-9]+$", "the size of the whole")}},
+                    headers={
+                        416: {
+                            "Content-Range": header_schema(r"^bytes \*/[0-9]+$", "the size of the sealed result")
+                        }
+                    },
                 ),
             },
         )
@@ -88,7 +91,7 @@ class ResultRoutes:
         if_range: ShortHeader = None,
         if_none_match: ShortHeader = None,
     ) -> Response:
-        """The sealed result: an age file for the grant's recipients."""
+        """Returns the sealed result, an age file for the grant's recipients, or a range of it."""
         ready = self._control.result
         if ready is None:
             raise RequestRefused(409, ErrorCode.WRONG_PHASE)
@@ -98,9 +101,6 @@ class ResultRoutes:
             return Response(status_code=304, headers=headers)
         # `If-Range` with another ETag: the range is of another result, so all bytes are sent (RFC 9110, 13.1.5).
         wanted = parse_range(range_, ready.size) if if_range in {None, etag} else None
-        return self._answer(ready, wanted, headers)
-
-    def _answer(self, ready: ResultReady, wanted: tuple[int, int] | None, headers: dict[str, str]) -> Response:
         start, end = wanted or (0, ready.size)
         headers["Content-Length"] = str(end - start)
         if wanted is not None:
@@ -113,6 +113,7 @@ class ResultRoutes:
         )
 
     async def _blocks(self, start: int, end: int) -> AsyncIterator[bytes]:
+        # No link: a writer of the directory could make the front send any other file that it can read.
         descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             while start < end:

@@ -44,10 +44,10 @@ class Upload:
         return self.offset == self.length
 
     def interrupt(self) -> int:
-        """End the request in progress, so that the newest one continues; the earlier connection is usually dead.
+        """Ends the request in progress, so that the newest one continues; the earlier connection is usually dead.
 
         Returns:
-            The number of the new request. It may write as long as `request_number` is unchanged.
+            the number of the new request. It may write as long as `request_number` is unchanged.
         """
         self.request_number += 1
         if self.waiting is not None and not self.waiting.expired():
@@ -85,13 +85,13 @@ class UploadStore:
             leftover.unlink()
 
     def open(self, accept: bool) -> None:
-        """Set whether uploads are accepted. Discards an earlier upload, except a complete one when uploads end."""
+        """Sets whether uploads are accepted. Drops an earlier upload, except a complete one when uploads end."""
         self._accepting = accept
         if accept or (self._current is not None and not self._current.complete):
             self._drop_current()
 
     def create(self, length: int) -> Upload:
-        """Begin an upload of `length` bytes.
+        """Begins an upload of `length` bytes.
 
         Raises:
             RequestRefused: 409 `wrong-phase` or `job-busy`, 413 `dataset-too-large`, 507 `storage-full`.
@@ -140,7 +140,7 @@ class UploadStore:
             return upload.offset
 
     async def append(self, upload: Upload, offset: int, body: AsyncIterator[bytes]) -> None:
-        """Write `body` at `offset`. Bytes that arrived before a failure stay in the upload.
+        """Writes `body` at `offset`. Bytes that arrived before a failure stay in the upload.
 
         Raises:
             RequestRefused: 409 `upload-conflict` (another offset, or a newer request took over), 409 `wrong-phase`
@@ -156,10 +156,13 @@ class UploadStore:
                 raise RequestRefused(409, ErrorCode.UPLOAD_CONFLICT)
             await self._receive_body(upload, request_number, body)
             if upload.complete and self._current is upload:
-                await self._finish_upload(upload)
+                # The rename is atomic and precedes the message: the supervisor never sees a partial `dataset.age`.
+                await asyncio.to_thread(_rename_durably, upload.path, self._spool / DATASET_NAME)
+                self._accepting = False
+                await self._on_complete(upload.length)
 
     async def terminate(self, upload: Upload) -> None:
-        """Discard an unfinished upload.
+        """Discards an unfinished upload.
 
         Raises:
             RequestRefused: 409 `wrong-phase`: it is complete already.
@@ -196,7 +199,7 @@ class UploadStore:
     async def _blocks(
         self, upload: Upload, request_number: int, body: AsyncIterator[bytes]
     ) -> AsyncGenerator[bytes]:
-        """Yield the body in blocks; each has to arrive in time. The last piece comes before a failure."""
+        """Yields the body in blocks; each has to arrive in time. The last piece comes before a failure."""
         room = upload.length - upload.offset
         gathered = _BodyBuffer(body, self._limits.block_bytes)
         failure: BaseException | None = None
@@ -226,13 +229,6 @@ class UploadStore:
             upload.waiting = None
         return RequestRefused(409, ErrorCode.UPLOAD_CONFLICT) if request_number != upload.request_number else None
 
-    async def _finish_upload(self, upload: Upload) -> None:
-        # The rename is atomic and precedes the message: the supervisor never sees a partial `dataset.age`.
-        target = self._spool / DATASET_NAME
-        await asyncio.to_thread(_rename_durably, upload.path, target)
-        self._accepting = False
-        await self._on_complete(upload.length)
-
     def _drop_current(self) -> None:
         if self._current is not None:
             self._current.interrupt()
@@ -250,7 +246,7 @@ class _BodyBuffer:
         self.ended = False
 
     async def fill(self) -> None:
-        """Read until the buffer holds a block or the body ends."""
+        """Reads until the buffer holds a block or the body ends."""
         while len(self.buffer) < self._size:
             try:
                 self.buffer += await anext(self._body)
