@@ -122,6 +122,7 @@ def _decode_base64(text: str) -> bytes:
         data = base64.b64decode(text, validate=True)
     except ValueError:  # binascii.Error, or a ValueError for characters that are not ASCII
         raise _receipt_invalid("not standard base64") from None
+    # The decoder ignores the bits after the last byte: one signed payload would have several envelopes.
     if base64.b64encode(data).decode() != text:
         raise _receipt_invalid("base64 is not canonical")
     return data
@@ -132,6 +133,7 @@ def _load_public_key(der: bytes) -> ec.EllipticCurvePublicKey:
         key = serialization.load_der_public_key(der)
     except (ValueError, UnsupportedAlgorithm):
         raise _receipt_invalid("the attested receipt key is not a public key") from None
+    # The key's type decides the algorithm, never the envelope: DSSE names none, so nobody can choose a weaker one.
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise _receipt_invalid(
             "the attested receipt key has the wrong type", expected="EC P-256", found=type(key).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from trainer.attestation.checks import Check, CheckState
@@ -48,9 +48,7 @@ def appraise_statement(statement: Statement, expected: ExpectedResult, *, first:
     """
     checks = (
         _check_files(statement, expected),
-        _check_job_spec(statement, expected),
-        _check_app(statement, expected),
-        _check_dataset(statement, expected),
+        *_check_origin(statement, expected),
         _check_recipients(statement, expected),
         *_check_privacy(statement, expected),
     )
@@ -74,27 +72,26 @@ def _check_files(statement: Statement, expected: ExpectedResult) -> Check:
     )
 
 
-def _check_job_spec(statement: Statement, expected: ExpectedResult) -> Check:
-    parameters = statement.predicate.buildDefinition.externalParameters
+def _check_origin(statement: Statement, expected: ExpectedResult) -> Iterator[Check]:
+    """Yields the checks of what the result was made by and from: job spec, app and dataset."""
+    build, wanted = statement.predicate.buildDefinition, expected.job_spec_sha256
+    parameters = build.externalParameters
+    # The statement has the text and its digest. The digest is computed again from the text, so that whoever reads
+    # the text reads what was attested.
     recomputed = sha256_hex(canonical_json(parameters.jobSpec))
-    holds = parameters.jobSpecSha256 == recomputed == expected.job_spec_sha256
-    return _judge(
-        "receipt-job-spec", "made by the attested job spec", expected.job_spec_sha256, recomputed, holds=holds
-    )
+    holds = parameters.jobSpecSha256 == recomputed == wanted
+    yield _judge("receipt-job-spec", "made by the attested job spec", wanted, recomputed, holds=holds)
 
-
-def _check_app(statement: Statement, expected: ExpectedResult) -> Check:
     wanted = f"urn:confidential-trainer:compose:sha256:{expected.compose_sha256}"
     found = statement.predicate.runDetails.builder.id
-    return _judge("receipt-app", "made by the attested app", wanted, found, holds=found == wanted)
+    yield _judge("receipt-app", "made by the attested app", wanted, found, holds=found == wanted)
 
-
-def _check_dataset(statement: Statement, expected: ExpectedResult) -> Check:
     code, title = "receipt-dataset", "trained on the dataset that was sealed"
-    found = statement.predicate.buildDefinition.internalParameters.datasetManifestSha256
+    found = build.internalParameters.datasetManifestSha256
     if expected.manifest_sha256 is None:
-        return Check(0, code, title, CheckState.NOT_DEMANDED, None, found, "no grant at hand to compare with")
-    return _judge(code, title, expected.manifest_sha256, found, holds=found == expected.manifest_sha256)
+        yield Check(0, code, title, CheckState.NOT_DEMANDED, None, found, "no grant at hand to compare with")
+    else:
+        yield _judge(code, title, expected.manifest_sha256, found, holds=found == expected.manifest_sha256)
 
 
 def _check_privacy(statement: Statement, expected: ExpectedResult) -> tuple[Check, ...]:
@@ -119,6 +116,7 @@ def _check_privacy(statement: Statement, expected: ExpectedResult) -> tuple[Chec
 
 
 def _check_recipients(statement: Statement, expected: ExpectedResult) -> Check:
+    # Without its grant, the provider can check that it is a recipient, but not that it is the only one.
     found = set(statement.predicate.buildDefinition.internalParameters.recipients)
     wanted = {recipient_fingerprint(recipient) for recipient in expected.recipients}
     holds = found == wanted if expected.exact else bool(found & wanted)

@@ -212,6 +212,7 @@ def _build_definition(inputs: StatementInputs) -> dict[str, JsonValue]:
     return {
         "buildType": BUILD_TYPE,
         "externalParameters": {
+            # As written, without defaults: the digest of its canonical JSON is then the attested one.
             "jobSpec": inputs.spec.model_dump(mode="json", exclude_unset=True),
             "jobSpecSha256": inputs.spec.sha256(),
         },
@@ -224,6 +225,12 @@ def _build_definition(inputs: StatementInputs) -> dict[str, JsonValue]:
 
 
 def _run_details(inputs: StatementInputs) -> dict[str, JsonValue]:
+    annotations: dict[str, JsonValue] = {"outcome": inputs.outcome.value, "metrics": dict(inputs.metrics)}
+    if inputs.error is not None:
+        annotations["error"] = inputs.error.value
+    # Beside the metrics too: `receipt_appraisal` compares this ε and δ with what the grant demands.
+    if inputs.metrics.get("privacy") is not None:
+        annotations["privacy"] = inputs.metrics["privacy"]
     return {
         "builder": {
             "id": f"urn:confidential-trainer:compose:sha256:{inputs.compose_sha256}",
@@ -233,19 +240,8 @@ def _run_details(inputs: StatementInputs) -> dict[str, JsonValue]:
             "startedOn": _format_timestamp(inputs.started_at),
             "finishedOn": _format_timestamp(inputs.finished_at),
         },
-        "byproducts": [
-            {"name": "outcome", "annotations": {**_outcome_annotations(inputs), "metrics": dict(inputs.metrics)}}
-        ],
+        "byproducts": [{"name": "outcome", "annotations": annotations}],
     }
-
-
-def _outcome_annotations(inputs: StatementInputs) -> dict[str, JsonValue]:
-    annotations: dict[str, JsonValue] = {"outcome": inputs.outcome.value}
-    if inputs.error is not None:
-        annotations["error"] = inputs.error.value
-    if inputs.metrics.get("privacy") is not None:
-        annotations["privacy"] = inputs.metrics["privacy"]
-    return annotations
 
 
 def _format_timestamp(seconds: int) -> str:

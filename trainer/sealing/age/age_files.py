@@ -147,9 +147,7 @@ class _PayloadTransfer:
             if not size:
                 raise payload_invalid("the source became shorter while it was read")
             unread, offset = unread[size:], offset + size
-        batch.target_bytes = self.operation.apply(
-            self.cipher, number * BATCH_CHUNKS, batch.input, batch.target, ends
-        )
+        batch.process(self.cipher, number * BATCH_CHUNKS, ends=ends)
         unwritten, offset = batch.output, self.target_start + number * self.operation.target_batch_bytes
         while unwritten:
             size = os.pwrite(self.target, unwritten, offset)

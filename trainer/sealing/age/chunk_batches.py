@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from typing import Self
+
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from trainer.sealing.age.payload import PayloadOperation
 
@@ -11,12 +14,16 @@ from trainer.sealing.age.payload import PayloadOperation
 class ChunkBatch:
     """An input and an output buffer for one batch.
 
+    Args:
+        operation: ENCRYPT or DECRYPT.
+
     Attributes:
         source: buffer for a full batch of input, of which the first `source_bytes` bytes are valid.
         target: buffer for a full batch of output, of which the first `target_bytes` bytes are valid.
     """
 
     def __init__(self, operation: PayloadOperation) -> None:
+        self._operation = operation
         self.source = memoryview(bytearray(operation.source_batch_bytes))
         self.target = memoryview(bytearray(operation.target_batch_bytes))
         self.source_bytes = 0
@@ -31,6 +38,17 @@ class ChunkBatch:
     def output(self) -> memoryview:
         """The valid part of `target`."""
         return self.target[: self.target_bytes]
+
+    def process(self, cipher: ChaCha20Poly1305, first_index: int, *, ends: bool) -> Self:
+        """Encrypts or decrypts `input` into `output`; returns this batch, as the result of a thread's task.
+
+        Args:
+            cipher: ChaCha20-Poly1305 under the payload key.
+            first_index: index of the first chunk in the payload.
+            ends: whether this is the last batch of the payload.
+        """
+        self.target_bytes = self._operation.apply(cipher, first_index, self.input, self.target, ends)
+        return self
 
 
 class ChunkBatchPool:

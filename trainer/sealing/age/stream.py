@@ -21,7 +21,7 @@ from trainer.sealing.age.chunk_batches import ChunkBatch, ChunkBatchPool, read_b
 from trainer.sealing.age.header import create_header, read_header
 from trainer.sealing.age.identity import Identity, Recipient
 from trainer.sealing.age.ordered_thread_pool import OrderedThreadPool
-from trainer.sealing.age.payload import BATCH_CHUNKS, DECRYPT, ENCRYPT, PayloadOperation
+from trainer.sealing.age.payload import BATCH_CHUNKS, DECRYPT, ENCRYPT
 
 ProgressCallback = Callable[[int], None]
 """Called with the number of plaintext bytes processed so far."""
@@ -117,7 +117,8 @@ def _batch_encryptor(
     with OrderedThreadPool[ChunkBatch]() as threads:
         encryptor = _BatchEncryptor(target, cipher, threads, progress)
         yield encryptor
-        encryptor.write_remaining()
+        while not threads.is_empty:
+            encryptor.write_oldest()
 
 
 @contextmanager
@@ -130,13 +131,6 @@ def _payload_reader(
     header = read_header(cast("BinaryIO", stream), identities)
     with OrderedThreadPool[ChunkBatch]() as threads:
         yield DecryptingReader(stream, header.payload_cipher, threads, progress)
-
-
-def _process_batch(
-    operation: PayloadOperation, cipher: ChaCha20Poly1305, first_index: int, batch: ChunkBatch, *, ends: bool
-) -> ChunkBatch:
-    batch.target_bytes = operation.apply(cipher, first_index, batch.input, batch.target, ends)
-    return batch
 
 
 class _BatchEncryptor:
@@ -164,17 +158,13 @@ class _BatchEncryptor:
     def submit(self, batch: ChunkBatch, *, ends: bool) -> None:
         """Queues a batch for encryption; `ends` marks the last one. Blocks while all threads are busy."""
         if self._threads.is_full:
-            self._write_oldest()
+            self.write_oldest()
         # Every batch but the last is full, so the index of the next chunk does not depend on this one's size.
-        self._threads.submit(partial(_process_batch, ENCRYPT, self._cipher, self._next_index, batch, ends=ends))
+        self._threads.submit(partial(batch.process, self._cipher, self._next_index, ends=ends))
         self._next_index += BATCH_CHUNKS
 
-    def write_remaining(self) -> None:
-        """Waits for all batches and writes them."""
-        while not self._threads.is_empty:
-            self._write_oldest()
-
-    def _write_oldest(self) -> None:
+    def write_oldest(self) -> None:
+        """Waits for the batch that was submitted first, of those not yet written, and writes it."""
         batch = self._threads.take_result()
         write_all(self._target, batch.output)
         self._plaintext_bytes += batch.source_bytes
@@ -281,9 +271,7 @@ class DecryptingReader(io.RawIOBase):
         # All threads get work before this waits for the oldest batch.
         while not self._threads.is_full and (incoming := next(self._incoming, None)):
             batch, ends = incoming
-            self._threads.submit(
-                partial(_process_batch, DECRYPT, self._cipher, self._next_index, batch, ends=ends)
-            )
+            self._threads.submit(partial(batch.process, self._cipher, self._next_index, ends=ends))
             self._next_index += BATCH_CHUNKS
         if self._threads.is_empty:
             return memoryview(b"")
