@@ -26,7 +26,7 @@ from trainer.data.rows.row import (
     ToolCall,
 )
 from trainer.data.rows.row_schema import RowSchema
-from trainer.data.rows.values import describe
+from trainer.data.rows.values import describe, is_encodable
 
 __all__ = [
     "DEFAULT_SCHEMA",
@@ -44,6 +44,7 @@ __all__ = [
     "TextRow",
     "ToolCall",
     "describe",
+    "is_encodable",
     "parse_row",
     "read_files",
     "read_rows",

@@ -28,10 +28,6 @@ BytesReadCallback = Callable[[int], None]
 """Receives the number of further bytes of a file that were read."""
 
 
-def _ignore_bytes_read(_count: int) -> None:
-    """Do nothing: the default of `DataFile.on_bytes_read`."""
-
-
 @dataclass(frozen=True)
 class DataFile:
     """A file with rows.
@@ -44,33 +40,34 @@ class DataFile:
 
     path: Path
     name: str
-    on_bytes_read: BytesReadCallback = _ignore_bytes_read
+    on_bytes_read: BytesReadCallback = lambda _count: None
 
     def open(self) -> BinaryIO:
-        """Open the file for reading; decompress it if its name ends in `.gz`."""
+        """Opens the file for reading, and decompresses it if its name ends in `.gz`."""
         raw = cast("BinaryIO", io.BufferedReader(_CountingReader(self.path, self.on_bytes_read), _BUFFER_BYTES))
         if not self.name.lower().endswith(".gz"):
             return raw
         return cast("BinaryIO", io.BufferedReader(_BoundedGzipReader(raw, self), _BUFFER_BYTES))
 
     def lines(self, stream: BinaryIO) -> Iterator[bytes]:
-        """Yield the lines of an opened file, with their line ends.
+        """Yields the lines of an opened file, with their line ends.
 
         Raises:
             DataError: a line is longer than `MAX_ROW_BYTES`.
         """
         index = 0
+        # One byte more than a row may have: a file without line ends is refused before it fills the memory.
         while line := stream.readline(MAX_ROW_BYTES + 1):
             self.check_row_size(index, len(line))
             yield line
             index += 1
 
     def location(self, index: int) -> RowLocation:
-        """Return the location of a row of this file."""
+        """Returns the location of a row of this file."""
         return RowLocation(self.name, index)
 
     def check_row_size(self, index: int, size: int) -> None:
-        """Refuse a row of more than `MAX_ROW_BYTES`.
+        """Refuses a row of more than `MAX_ROW_BYTES`.
 
         Raises:
             DataError: the row is too long.
@@ -80,7 +77,7 @@ class DataFile:
             raise row_error(self.location(index), "the row is too long", expected=expected, found="more")
 
     def unreadable(self, expected: str, *, row: int | None = None) -> DataError:
-        """Return the error for a file that cannot be read, or not beyond `row`."""
+        """Returns the error for a file that cannot be read, or not beyond `row`."""
         return DataError(
             ErrorCode.DATASET_INVALID,
             "the file cannot be read",
@@ -126,7 +123,14 @@ class _BoundedGzipReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        count = self._decompress(buffer)
+        try:
+            count = self._gzip.readinto(buffer)
+        except (EOFError, zlib.error, OSError):
+            count = -1
+        if count < 0:
+            # Raised outside the handler, so that the library's error does not become the context.
+            raise self._data_file.unreadable("a complete gzip file")
+        # Counted as it is decompressed: a gzip file states its length modulo 2**32 only (RFC 1952, section 2.3.1).
         self._bytes_left -= count
         if self._bytes_left < 0:
             raise DataError(
@@ -137,13 +141,6 @@ class _BoundedGzipReader(io.RawIOBase):
                 found="more",
             )
         return count
-
-    def _decompress(self, buffer: memoryview) -> int:
-        try:
-            return self._gzip.readinto(buffer)
-        except (EOFError, zlib.error, OSError):
-            pass  # raised below, so that the library's error does not become the context
-        raise self._data_file.unreadable("a complete gzip file")
 
     def close(self) -> None:
         self._gzip.close()

@@ -1,4 +1,4 @@
-"""Files to rows, in the order of the files' names. The suffix of a name selects the format of the file."""
+"""Reads files into rows, in the order of the files' names. The suffix of a name selects the format of the file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT_SCHEMA: Final = RowSchema()
 
 
 def read_files(files: Mapping[str, Path], *, max_rows: int, schema: RowSchema = DEFAULT_SCHEMA) -> list[Row]:
-    """Read all rows of all files.
+    """Reads all rows of all files.
 
     Args:
         files: name of each file relative to `data/` → its path.
@@ -38,13 +38,13 @@ def read_files(files: Mapping[str, Path], *, max_rows: int, schema: RowSchema = 
 
 
 def too_many_rows(row: Row, max_rows: int) -> DataError:
-    """Return the error for the first row beyond `data.max_rows`."""
+    """Returns the error for the first row beyond `data.max_rows`."""
     expected = f"at most {max_rows} (data.max_rows)"
     return row.refuse(ErrorCode.DATASET_TOO_LARGE, "too many rows", expected=expected, found="more")
 
 
 def read_rows(path: Path, *, name: str, schema: RowSchema = DEFAULT_SCHEMA) -> Iterator[Row]:
-    """Read a file row by row; the arguments are those of `scan_rows`.
+    """Reads a file row by row; the arguments are those of `scan_rows`.
 
     Raises:
         DataError: the first row that is not acceptable, or the file holds no row.
@@ -60,9 +60,9 @@ def scan_rows(
     *,
     name: str,
     schema: RowSchema = DEFAULT_SCHEMA,
-    on_bytes_read: BytesReadCallback | None = None,
+    on_bytes_read: BytesReadCallback = lambda _count: None,
 ) -> Iterator[Row | DataError]:
-    """Read a file row by row and continue after rows that are not acceptable.
+    """Reads a file row by row and continues after rows that are not acceptable.
 
     Args:
         path: the file.
@@ -73,12 +73,20 @@ def scan_rows(
     Yields:
         The row of each object, or the error that refuses it. An error that ends the file is the last item.
     """
-    data_file = DataFile(path, name) if on_bytes_read is None else DataFile(path, name, on_bytes_read)
+    data_file = DataFile(path, name, on_bytes_read)
     file_format = find_format(name)
     index = -1
     try:
         for index, record in enumerate(file_format.read_records(data_file)):
-            yield _parse_record(record, data_file.location(index), schema, text_cells=file_format.text_cells)
+            if isinstance(record, DataError):
+                yield record
+                continue
+            try:
+                row = schema.parse_row(data_file.location(index), record, text_cells=file_format.text_cells)
+            except DataError as error:
+                yield error
+            else:
+                yield row
     except DataError as error:
         yield error
         return
@@ -86,19 +94,8 @@ def scan_rows(
         yield DataError(ErrorCode.DATASET_INVALID, "no rows", file=name, expected="at least one row", found=0)
 
 
-def _parse_record(
-    record: object, location: RowLocation, schema: RowSchema, *, text_cells: bool
-) -> Row | DataError:
-    if isinstance(record, DataError):
-        return record
-    try:
-        return schema.parse_row(location, record, text_cells=text_cells)
-    except DataError as error:
-        return error
-
-
 def parse_row(line: bytes, *, file: str, index: int, schema: RowSchema = DEFAULT_SCHEMA) -> Row:
-    """Parse one line of JSON.
+    """Parses one line of JSON.
 
     Raises:
         DataError: `DATASET_ROW_INVALID`, naming the field and the value expected there.

@@ -74,7 +74,7 @@ class RowLocation:
         found: object = None,
         hint: str | None = None,
     ) -> DataError:
-        """Return the error that refuses this row, for `raise row.refuse(...)`. No argument may quote the row."""
+        """Returns the error that refuses this row, for `raise row.refuse(...)`. No argument may quote the row."""
         return DataError(
             code,
             reason,

@@ -36,5 +36,5 @@ class RowKind:
         return frozenset(self.required + self.optional)
 
     def admits(self, keys: frozenset[str]) -> bool:
-        """Return whether an object with exactly these keys is of this kind."""
+        """Returns whether an object with exactly these keys is of this kind."""
         return keys.issuperset(self.required) and keys <= self.columns

@@ -1,4 +1,4 @@
-"""From an object of a file to a row: renaming columns, choosing the kind of row, parsing."""
+"""Turns an object of a file into a row: renames columns, chooses the kind of row, and parses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RowSchema:
     ignored: frozenset[str] = frozenset()
 
     def parse_row(self, location: RowLocation, document: object, *, text_cells: bool = False) -> Row:
-        """Make a row from an object.
+        """Parses an object into a row.
 
         Args:
             location: its file and index.
@@ -42,7 +42,12 @@ class RowSchema:
         named = self._rename_columns(location, document) if self.columns or self.ignored else document
         kind = self._choose_kind(location, named)
         if text_cells:
-            named = _parse_json_columns(location, named, kind)
+            # A cell of a nested column holds JSON text; an empty one is null.
+            nested = {column: text for column in kind.json_columns if isinstance(text := named.get(column), str)}
+            named = dict(named) | {
+                column: parse_json_text(location, column, text) if text else None
+                for column, text in nested.items()
+            }
         return kind.parse(location, named)
 
     def _rename_columns(self, location: RowLocation, document: Document) -> Document:
@@ -67,15 +72,6 @@ class RowSchema:
             if kind.admits(keys):
                 return kind
         raise _unknown_kind(location, keys, tuple(candidates))
-
-
-def _parse_json_columns(location: RowLocation, document: Document, kind: RowKind) -> Document:
-    """Parse the JSON text in the cells of nested columns; an empty cell becomes null."""
-    parsed = dict(document)
-    for column in kind.json_columns:
-        if isinstance(value := parsed.get(column), str):
-            parsed[column] = parse_json_text(location, column, value) if value else None
-    return parsed
 
 
 def _unknown_kind(location: RowLocation, keys: frozenset[str], kinds: tuple[RowKind, ...]) -> DataError:

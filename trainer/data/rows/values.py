@@ -11,7 +11,7 @@ from trainer.errors import DataError, ErrorCode
 
 
 def describe(value: object) -> str:
-    """Describe a value by its type and length, without its content.
+    """Describes a value by its type and length, without its content.
 
     >>> describe("secret"), describe([1, 2]), describe(None)
     ('text of 6 characters', 'a list of 2', 'null')
@@ -40,13 +40,13 @@ def row_error(
     found: str | None = None,
     hint: str | None = None,
 ) -> DataError:
-    """Return the error for a row that does not have the required form (`DATASET_ROW_INVALID`)."""
+    """Returns the error for a row that does not have the required form (`DATASET_ROW_INVALID`)."""
     code = ErrorCode.DATASET_ROW_INVALID
     return location.refuse(code, reason, field=field, expected=expected, found=found, hint=hint)
 
 
 def refuse_value(location: RowLocation, field: str, expected: str, value: object) -> NoReturn:
-    """Refuse the value of `field`, such as `messages[0].content`.
+    """Refuses the value of `field`, such as `messages[0].content`.
 
     Raises:
         DataError: always.
@@ -54,21 +54,32 @@ def refuse_value(location: RowLocation, field: str, expected: str, value: object
     raise row_error(location, "wrong value", field=field, expected=expected, found=describe(value))
 
 
+def is_encodable(text: str) -> bool:
+    """Returns whether UTF-8 can encode the text: it has no lone surrogates, which JSON escapes can write."""
+    if text.isascii():  # most texts, and known without a second pass
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_text(location: RowLocation, field: str, value: object, *, empty: bool = True) -> str:
-    """Return the value if it is text that UTF-8 can encode; `empty` admits the empty text.
+    """Returns the value if it is text that UTF-8 can encode; `empty` admits the empty text.
 
     Raises:
         DataError: the value is not such a text.
     """
     if not isinstance(value, str) or (not empty and not value):
         refuse_value(location, field, "text" if empty else "text that is not empty", value)
-    if not value.isascii() and not _is_encodable(value):
+    if not is_encodable(value):
         refuse_value(location, field, "text without lone surrogates", value)
     return value
 
 
 def check_optional_text(location: RowLocation, field: str, value: object) -> str | None:
-    """Return the text, or None for null.
+    """Returns the text, or None for null.
 
     Raises:
         DataError: the value is neither.
@@ -79,7 +90,7 @@ def check_optional_text(location: RowLocation, field: str, value: object) -> str
 def check_objects(
     location: RowLocation, field: str, value: object, *, empty: bool = False
 ) -> list[dict[str, object]]:
-    """Return the value if it is a list of objects; `empty` admits the empty list.
+    """Returns the value if it is a list of objects; `empty` admits the empty list.
 
     Raises:
         DataError: the value is no list, or an item, which the error names, is no object.
@@ -93,7 +104,7 @@ def check_objects(
 
 
 def parse_json_text(location: RowLocation, field: str, value: str) -> object:
-    """Parse the JSON text that a cell or a field holds.
+    """Parses the JSON text that a cell or a field holds.
 
     Raises:
         DataError: the text is not JSON.
@@ -107,7 +118,7 @@ def parse_json_text(location: RowLocation, field: str, value: str) -> object:
 
 
 def check_encodable(location: RowLocation, field: str, value: object) -> None:
-    """Require that UTF-8 can encode every text inside a JSON value, because templates serialise such values.
+    """Requires that UTF-8 can encode every text inside a JSON value, because templates serialise such values.
 
     Raises:
         DataError: a text cannot be encoded.
@@ -124,17 +135,9 @@ def check_encodable(location: RowLocation, field: str, value: object) -> None:
 
 
 def remove_nulls(value: object) -> object:
-    """Remove the keys whose value is null: a table gives every object the keys of all objects in its column."""
+    """Removes the keys whose value is null: a table gives every object the keys of all objects in its column."""
     if isinstance(value, list):
         return [remove_nulls(item) for item in value]
     if isinstance(value, dict):
         return {key: remove_nulls(item) for key, item in value.items() if item is not None}
     return value
-
-
-def _is_encodable(value: str) -> bool:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -36,6 +36,6 @@ FOLDER_SUFFIXES: Final = (
 
 
 def find_format(name: str) -> FileFormat:
-    """Return the format that the suffix of a file's name selects; JSON lines for every unknown suffix."""
+    """Returns the format that the suffix of a file's name selects; JSON lines for every unknown suffix."""
     suffix = PurePath(name.lower().removesuffix(_COMPRESSED)).suffix
     return next((format_ for format_ in FILE_FORMATS if suffix in format_.suffixes), JSON_LINES)

@@ -21,7 +21,13 @@ def _read_cells(data_file: DataFile, *, delimiter: str) -> Iterator[Record]:
         reader = csv.reader(_decode_lines(data_file, stream), delimiter=delimiter, strict=True)
         columns: list[str] | None = None
         index = 0
-        while (cells := _next_cells(reader, data_file, index)) is not None:
+        while True:
+            try:
+                cells = next(reader, None)
+            except csv.Error:
+                break
+            if cells is None:
+                return
             if not cells:
                 continue  # an empty line
             if columns is None:
@@ -31,28 +37,21 @@ def _read_cells(data_file: DataFile, *, delimiter: str) -> Iterator[Record]:
                 continue
             yield _name_cells(columns, cells, data_file, index)
             index += 1
+        # After a quoting error it is open where the next cell begins, so the rest of the file is lost. Raised
+        # outside the handler, because the library's error may quote the text and would become the context.
+        raise data_file.unreadable("cells quoted as RFC 4180 says, not longer than a row may be", row=index)
 
 
 def _decode_lines(data_file: DataFile, stream: BinaryIO) -> Iterator[str]:
     for index, line in enumerate(data_file.lines(stream)):
-        text = _decode(line, data_file, index)
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError:
+            break
         yield text.removeprefix("\ufeff") if index == 0 else text  # spreadsheets write a byte order mark
-
-
-def _decode(line: bytes, data_file: DataFile, index: int) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError:
-        pass
+    else:
+        return
     raise data_file.unreadable(f"UTF-8 in line {index + 1}")
-
-
-def _next_cells(reader: Iterator[list[str]], data_file: DataFile, index: int) -> list[str] | None:
-    try:
-        return next(reader, None)
-    except csv.Error:
-        pass
-    raise data_file.unreadable("cells quoted as RFC 4180 says, not longer than a row may be", row=index)
 
 
 def _name_cells(columns: list[str], cells: list[str], data_file: DataFile, index: int) -> Record:

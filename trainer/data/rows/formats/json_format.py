@@ -26,7 +26,7 @@ _START_OF_DATA_LIST: Final = re.compile(r'\s*\{\s*"data"\s*:\s*\[')
 
 
 def _read_lines(data_file: DataFile) -> Iterator[Record]:
-    """Yield the object of each line. Empty lines are accepted at the end only."""
+    """Yields the object of each line. Empty lines are accepted at the end only."""
     with data_file.open() as stream:
         yield from _parse_lines(data_file, stream)
 
@@ -45,7 +45,7 @@ def _parse_lines(data_file: DataFile, stream: BinaryIO) -> Iterator[Record]:
 
 
 def parse_json_line(line: bytes, location: RowLocation) -> Record:
-    """Return the JSON value of one line, or the error that refuses the line."""
+    """Returns the JSON value of one line, or the error that refuses the line."""
     try:
         return parse_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -57,7 +57,7 @@ def parse_json_line(line: bytes, location: RowLocation) -> Record:
 
 
 def _read_document(data_file: DataFile) -> Iterator[Record]:
-    """Yield the objects of a list, or of the list under the only key `data`; otherwise read JSON lines."""
+    """Yields the objects of a list, or of the list under the only key `data`; otherwise reads JSON lines."""
     with data_file.open() as stream:
         start = cast("io.BufferedReader", stream).peek(_BLOCK_BYTES)[:_BLOCK_BYTES].lstrip()
         if start.startswith(b"["):
@@ -105,7 +105,7 @@ class _ListParser:
         self._position = 0
 
     def next_character(self) -> str:
-        """Skip white space and return the next character without consuming it; an empty text at the end."""
+        """Skips white space and returns the next character without consuming it; an empty text at the end."""
         while True:
             while self._position < len(self._text):
                 if self._text[self._position] not in " \t\r\n":
@@ -115,7 +115,7 @@ class _ListParser:
                 return ""
 
     def skip_character(self, expected: str) -> None:
-        """Consume a character.
+        """Consumes a character.
 
         Raises:
             DataError: the next character is another one.
@@ -125,7 +125,7 @@ class _ListParser:
         self._position += 1
 
     def skip_match(self, pattern: re.Pattern[str]) -> None:
-        """Consume the text that a pattern matches here.
+        """Consumes the text that a pattern matches here.
 
         Raises:
             DataError: the pattern does not match.
@@ -136,7 +136,7 @@ class _ListParser:
         self._position = match.end()
 
     def parse_object(self) -> object:
-        """Consume one object and return it.
+        """Consumes one object and returns it.
 
         Raises:
             DataError: there is no valid object here, or it is longer than a row may be.
@@ -153,7 +153,7 @@ class _ListParser:
                 )
 
     def _try_parse(self) -> tuple[object] | str:
-        """Return the object in a tuple, or the reason why the text so far holds none.
+        """Returns the object in a tuple, or the reason why the text so far holds none.
 
         Raises:
             DataError: no further text can make the object valid.
@@ -161,6 +161,7 @@ class _ListParser:
         try:
             value, self._position = _DECODER.raw_decode(self._text, self._position)
         except json.JSONDecodeError as error:
+            # More text may complete the object: the decoder does not tell an early end from a wrong character.
             return f"not JSON: {error.msg}"
         except (ValueError, RecursionError) as error:
             problem = str(error) if isinstance(error, ValueError) else "nested too deeply"
@@ -170,18 +171,17 @@ class _ListParser:
         raise row_error(location, "not readable", expected="a JSON object", found=problem)
 
     def _read_block(self) -> bool:
-        """Append a block to the unparsed text; return False at the end of the file."""
+        """Appends a block to the unparsed text; returns False at the end of the file."""
         # At least as much as is unparsed: the text doubles, so that a long row is parsed few times in vain.
         block = self._stream.read(max(_BLOCK_BYTES, len(self._text) - self._position))
-        self._text, self._position = self._text[self._position :] + self._decode(block), 0
-        return bool(block)
-
-    def _decode(self, block: bytes) -> str:
         try:
-            return self._decoder.decode(block, final=not block)
+            decoded = self._decoder.decode(block, final=not block)
         except UnicodeDecodeError:
-            pass
-        raise self._data_file.unreadable("UTF-8", row=self.row)
+            decoded = None
+        if decoded is None:  # raised outside the handler: the decoder's error has the bytes
+            raise self._data_file.unreadable("UTF-8", row=self.row)
+        self._text, self._position = self._text[self._position :] + decoded, 0
+        return bool(block)
 
 
 JSON_LINES: Final = FileFormat((".jsonl", ".ndjson"), _read_lines)

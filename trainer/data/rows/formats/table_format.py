@@ -36,6 +36,7 @@ def _read_arrow_ipc(data_file: DataFile) -> Iterator[Record]:
     pyarrow = _import_pyarrow(data_file, "ipc")
 
     def batches() -> Iterator[Any]:
+        # The file format frames the stream format with this magic and a footer, which lists the batches.
         with data_file.path.open("rb") as file:
             is_file_format = file.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
         with pyarrow.memory_map(str(data_file.path)) as source:
@@ -74,7 +75,7 @@ def _read_batches(batches: Callable[[], Iterator[Any]], data_file: DataFile, pya
 
 
 def _hide_errors(batches: Callable[[], Iterator[Any]], data_file: DataFile, pyarrow: Any) -> Iterator[Any]:
-    """Yield the batches; replace an error of pyarrow by one that names the file and the row only."""
+    """Yields the batches; replaces an error of pyarrow by one that names the file and the row only."""
     remaining, rows_read = batches(), 0
     while True:
         try:

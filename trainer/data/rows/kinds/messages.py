@@ -22,7 +22,6 @@ from trainer.data.rows.values import (
     refuse_value,
     row_error,
 )
-from trainer.errors import DataError
 
 ToolSchemas = tuple[Mapping[str, object], ...] | None
 
@@ -42,7 +41,7 @@ MESSAGES: Final = RowKind(
 
 
 def parse_messages(location: RowLocation, field: str, value: object) -> tuple[Message, ...]:
-    """Parse the list of messages in `field`.
+    """Parses the list of messages in `field`.
 
     Raises:
         DataError: the value is not such a list.
@@ -53,7 +52,7 @@ def parse_messages(location: RowLocation, field: str, value: object) -> tuple[Me
 
 
 def parse_message(location: RowLocation, field: str, item: object) -> Message:
-    """Parse one message.
+    """Parses one message.
 
     Raises:
         DataError: the value is not an object with the keys and types of a message.
@@ -61,7 +60,11 @@ def parse_message(location: RowLocation, field: str, item: object) -> Message:
     if not isinstance(item, dict):
         refuse_value(location, field, "an object with role and content", item)
     if "role" not in item or not item.keys() <= _MESSAGE_KEYS or not ("content" in item or "tool_calls" in item):
-        raise _wrong_keys(location, field, item)
+        missing = [key for key in ("role", "content") if key not in item]
+        found = f"an object of {len(item)} keys{f' without {missing[0]}' if missing else ''}"
+        others = "tool_calls, tool_call_id, name, reasoning_content, weight or train"
+        expected = f"role and content; beside them {others}"
+        raise row_error(location, "wrong keys", field=field, expected=expected, found=found)
     role = item["role"]
     if role not in ROLES:
         refuse_value(location, f"{field}.role", f"one of {', '.join(ROLES)}", role)
@@ -70,15 +73,9 @@ def parse_message(location: RowLocation, field: str, item: object) -> Message:
     return _parse_optional_keys(location, field, role, item)
 
 
-def _wrong_keys(location: RowLocation, field: str, item: Document) -> DataError:
-    missing = [key for key in ("role", "content") if key not in item]
-    found = f"an object of {len(item)} keys{f' without {missing[0]}' if missing else ''}"
-    expected = "role and content; beside them tool_calls, tool_call_id, name, reasoning_content, weight or train"
-    return row_error(location, "wrong keys", field=field, expected=expected, found=found)
-
-
 def _parse_optional_keys(location: RowLocation, field: str, role: str, item: Document) -> Message:
     calls = parse_tool_calls(location, f"{field}.tool_calls", item.get("tool_calls"))
+    # Most templates ignore such a key, so that the row would be trained on without it.
     if role != "assistant":
         for key in ("tool_calls", "reasoning_content"):
             if item.get(key):
@@ -100,7 +97,7 @@ def _parse_optional_keys(location: RowLocation, field: str, role: str, item: Doc
 
 
 def _parse_content(location: RowLocation, field: str, value: object) -> str:
-    """Parse a text, or a list of text parts, which are concatenated without a separator."""
+    """Parses a text, or a list of text parts, which are concatenated without a separator."""
     if not isinstance(value, list):
         return check_text(location, field, value)
     parts = check_objects(location, field, value)
@@ -113,7 +110,7 @@ def _parse_content(location: RowLocation, field: str, value: object) -> str:
 
 
 def parse_train_flag(location: RowLocation, field: str, role: str, item: Document) -> bool:
-    """Return whether the turn enters the loss: `train` (true or false) or `weight` (1 or 0), not both.
+    """Returns whether the turn enters the loss: `train` (true or false) or `weight` (1 or 0), not both.
 
     Raises:
         DataError: the value is another one, or turns a turn on that is not the assistant's.
@@ -133,7 +130,7 @@ def parse_train_flag(location: RowLocation, field: str, role: str, item: Documen
 
 
 def parse_tool_calls(location: RowLocation, field: str, value: object) -> tuple[ToolCall, ...]:
-    """Parse a list of function calls; null means none.
+    """Parses a list of function calls; null means none.
 
     Raises:
         DataError: the value is not such a list.
@@ -145,7 +142,7 @@ def parse_tool_calls(location: RowLocation, field: str, value: object) -> tuple[
 
 
 def _parse_tool_call(location: RowLocation, field: str, item: Document) -> ToolCall:
-    """Parse `{"type": "function", "id": …?, "function": {"name": …, "arguments": …}}`, or its inner object."""
+    """Parses `{"type": "function", "id": …?, "function": {"name": …, "arguments": …}}`, or its inner object."""
     function = item.get("function", item)
     if item.get("type", "function") != "function" or not isinstance(function, dict):
         refuse_value(location, field, "a call of a function", function)
@@ -160,7 +157,7 @@ def _parse_tool_call(location: RowLocation, field: str, item: Document) -> ToolC
 
 
 def _parse_arguments(location: RowLocation, field: str, value: object) -> Mapping[str, object]:
-    """Parse an object, or the JSON text of one, which is how OpenAI writes arguments."""
+    """Parses an object, or the JSON text of one, which is how OpenAI writes arguments."""
     if value is None:
         return {}
     if isinstance(value, str):
@@ -172,7 +169,7 @@ def _parse_arguments(location: RowLocation, field: str, value: object) -> Mappin
 
 
 def parse_tools(location: RowLocation, value: object) -> ToolSchemas:
-    """Parse JSON schemas of functions: a list of objects, or its JSON text. Null and the empty text mean none.
+    """Parses JSON schemas of functions: a list of objects, or its JSON text. Null and the empty text mean none.
 
     Raises:
         DataError: the value is something else.
@@ -189,7 +186,7 @@ def parse_tools(location: RowLocation, value: object) -> ToolSchemas:
 def add_system_message(
     location: RowLocation, document: Document, turns: tuple[Message, ...]
 ) -> tuple[Message, ...]:
-    """Put the text of the column `system`, if there is any, before the turns.
+    """Returns the turns, after the text of the column `system` as a system message if there is any.
 
     Raises:
         DataError: the column holds something else than text.

@@ -14,7 +14,6 @@ from trainer.data.rows.kinds.prompt_completion import parse_continuation
 from trainer.data.rows.row import PreferenceRow, RowLocation
 from trainer.data.rows.row_kind import Document, RowKind
 from trainer.data.rows.values import check_text, row_error
-from trainer.errors import DataError
 
 
 def _parse(location: RowLocation, document: Document) -> PreferenceRow:
@@ -36,31 +35,28 @@ def _parse(location: RowLocation, document: Document) -> PreferenceRow:
 
 
 def _split_common_prompt(location: RowLocation, chosen: object, rejected: object) -> tuple[object, object, object]:
-    """Return prompt, chosen and rejected of two answers that each repeat the prompt."""
+    """Returns prompt, chosen and rejected of two answers that each repeat the prompt."""
+    first: str | list[object]
+    second: str | list[object]
     if isinstance(chosen, list) and isinstance(rejected, list):
-        length = _common_length(chosen, rejected)
-        if not 0 < length < min(len(chosen), len(rejected)):
-            raise _no_prompt(location)
-        return chosen[:length], chosen[length:], rejected[length:]
-    chosen_text = check_text(location, "chosen", chosen)
-    rejected_text = check_text(location, "rejected", rejected)
-    length = _common_length(chosen_text, rejected_text)
-    # "yet" and "you" both begin with "y", which is no prompt: go back to the last white space. The white space
-    # itself belongs to the answers, because tokenizers attach it to the word that follows.
-    while length and not chosen_text[length - 1].isspace():
-        length -= 1
-    length = len(chosen_text[:length].rstrip())
-    if not length or length == min(len(chosen_text), len(rejected_text)):
-        raise _no_prompt(location)
-    return chosen_text[:length], chosen_text[length:], rejected_text[length:]
-
-
-def _no_prompt(location: RowLocation) -> DataError:
-    return row_error(location, "no prompt", field="chosen", expected="a prompt that both begin with", found="none")
+        first, second = chosen, rejected
+        length = _common_length(first, second)
+    else:
+        first, second = check_text(location, "chosen", chosen), check_text(location, "rejected", rejected)
+        length = _common_length(first, second)
+        # "yet" and "you" both begin with "y", which is no prompt: go back to the last white space. The white space
+        # itself belongs to the answers, because tokenizers attach it to the word that follows.
+        while length and not first[length - 1].isspace():
+            length -= 1
+        length = len(first[:length].rstrip())
+    if not 0 < length < min(len(first), len(second)):
+        expected = "a prompt that both begin with"
+        raise row_error(location, "no prompt", field="chosen", expected=expected, found="none")
+    return first[:length], first[length:], second[length:]
 
 
 def _common_length(one: Sequence[object], other: Sequence[object]) -> int:
-    """Return the number of leading items that two sequences have in common."""
+    """Returns the number of leading items that two sequences have in common."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((number for number, (left, right) in pairs if left != right), min(len(one), len(other)))
 

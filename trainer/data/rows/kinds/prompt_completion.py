@@ -18,7 +18,7 @@ def _parse(location: RowLocation, document: Document) -> ChatRow | CompletionRow
 def parse_continuation(
     location: RowLocation, field: str, prompt: object, continuation: object, tools: ToolSchemas
 ) -> ChatRow | CompletionRow:
-    """Parse a prompt and what follows it.
+    """Parses a prompt and what follows it.
 
     Args:
         location: file and index of the row.

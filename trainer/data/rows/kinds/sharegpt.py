@@ -19,7 +19,7 @@ from trainer.data.rows.kinds.messages import (
     parse_tools,
     parse_train_flag,
 )
-from trainer.data.rows.row import ROLES, ChatRow, Message, RowLocation, ToolCall
+from trainer.data.rows.row import ROLES, ChatRow, Message, RowLocation
 from trainer.data.rows.row_kind import Document, RowKind
 from trainer.data.rows.values import check_objects, check_text, describe, parse_json_text, refuse_value, row_error
 
@@ -52,18 +52,16 @@ def _parse_turn(location: RowLocation, field: str, item: Document) -> Message:
         refuse_value(location, f"{field}.from", f"one of {', '.join(_ROLE_OF_SPEAKER)}", speaker)
     value = check_text(location, f"{field}.value", item["value"])
     if speaker == "function_call":
-        message = Message(role, "", tool_calls=_parse_calls(location, f"{field}.value", value))
+        document = parse_json_text(location, f"{field}.value", value)
+        calls = parse_tool_calls(
+            location, f"{field}.value", document if isinstance(document, list) else [document]
+        )
+        if not calls:
+            refuse_value(location, f"{field}.value", "the JSON text of one call or more", document)
+        message = Message(role, "", tool_calls=calls)
     else:
         message = Message(role, value)
     return replace(message, train=parse_train_flag(location, field, role, item))
-
-
-def _parse_calls(location: RowLocation, field: str, text: str) -> tuple[ToolCall, ...]:
-    value = parse_json_text(location, field, text)
-    calls = parse_tool_calls(location, field, value if isinstance(value, list) else [value])
-    if not calls:
-        refuse_value(location, field, "the JSON text of one call or more", value)
-    return calls
 
 
 SHAREGPT: Final = RowKind(
