@@ -21,16 +21,13 @@ import select
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from trainer.encoding import parse_json
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError
 from trainer.models import Strict
-
-if TYPE_CHECKING:
-    import socket
 
 STDIN: Final = 0
 """Descriptor that a child reads its instructions from."""
@@ -39,10 +36,10 @@ _READ_BYTES: Final = 1 << 16
 
 
 class ChannelMessage(Strict):
-    """Base of all messages. Each type has a field `kind` with a default, by which the reader tells it apart."""
+    """Base of all messages. Each type has a field `kind`, by which the reader distinguishes them."""
 
     def model_post_init(self, _context: Any, /) -> None:
-        """Count `kind` as written, so that `MessageFormat.encode`, which omits unset fields, writes it."""
+        """Counts `kind` as set, so that `MessageFormat.encode`, which omits unset fields, writes it."""
         self.model_fields_set.add("kind")
 
 
@@ -87,11 +84,12 @@ class MessageFormat(Generic[Content]):
         return line
 
     def parse(self, line: bytes) -> Content:
-        """Parse one line, with or without its newline.
+        """Parses one line, with or without its newline.
 
         Raises:
             TrainerError: of the class `error`: too long, or not a message; names the field, never its content.
         """
+        # The length comes first: the time and memory of a JSON parser grow with its input.
         if len(line) > self.max_bytes:
             raise self.violation(
                 "a message is too long", expected=f"at most {self.max_bytes} bytes", found=len(line)
@@ -100,8 +98,10 @@ class MessageFormat(Generic[Content]):
             parse_json(line)  # refuses duplicate keys and NaN, which pydantic's parser accepts
             return self.messages.validate_json(line)
         except ValidationError as error:
+            # The place and pydantic's error type, without the value: this text may reach a log.
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             place = ".".join(str(part) for part in first["loc"]) or "document"
+            # `from None`: the traceback of the cause would quote the content.
             raise self.violation(f"not a message ({place}: {first['type']})") from None
         except ValueError:
             raise self.violation("not a message (not strict JSON)") from None
@@ -112,7 +112,7 @@ class MessageFormat(Generic[Content]):
 
 
 class MessageDecoder(Generic[Incoming]):
-    """Joins blocks of bytes to lines and parses them; holds at most `max_bytes` and one block."""
+    """Joins blocks of bytes to lines and parses them; buffers at most `max_bytes` and one block."""
 
     def __init__(self, incoming: MessageFormat[Incoming]) -> None:
         self._incoming = incoming
@@ -120,7 +120,14 @@ class MessageDecoder(Generic[Incoming]):
         self._searched = 0
 
     def feed(self, block: bytes) -> None:
-        """Add bytes as they arrived."""
+        """Adds bytes as they arrived; b"" is the end of the stream.
+
+        Raises:
+            TrainerError: the stream ended inside a message.
+        """
+        # Half a message is an error and not an end: a sender that was killed must not pass for one that finished.
+        if not block and self._buffer:
+            raise self._incoming.violation("the channel ended inside a message")
         self._buffer += block
 
     def next_message(self) -> Incoming | None:
@@ -141,15 +148,6 @@ class MessageDecoder(Generic[Incoming]):
         del self._buffer[: end + 1]
         self._searched = 0
         return self._incoming.parse(line)
-
-    def finish(self) -> None:
-        """Check, at the end of the stream, that it did not end inside a message.
-
-        Raises:
-            TrainerError: it did.
-        """
-        if self._buffer:
-            raise self._incoming.violation("the channel ended inside a message")
 
 
 class Channel(Generic[Incoming, Outgoing]):
@@ -179,28 +177,16 @@ class Channel(Generic[Incoming, Outgoing]):
         self._decoder = MessageDecoder(incoming)
         self._send_seconds = send_seconds
         self._send_lock = threading.Lock()
+        # A blocking write of a large message would wait past the time limit for an end that does not read.
         if send_seconds is not None:
             os.set_blocking(writing, False)
-
-    @classmethod
-    def over_socket(
-        cls,
-        sock: socket.socket,
-        *,
-        incoming: MessageFormat[Incoming],
-        outgoing: MessageFormat[Outgoing],
-        send_seconds: float,
-    ) -> Self:
-        """Make a channel of a connected stream socket, which it takes over."""
-        descriptor = sock.detach()
-        return cls(descriptor, descriptor, incoming=incoming, outgoing=outgoing, send_seconds=send_seconds)
 
     def fileno(self) -> int:
         """Returns the descriptor to poll before `receive_available`."""
         return self._reading
 
     def send(self, message: Outgoing) -> None:
-        """Send one message.
+        """Sends one message.
 
         Raises:
             TrainerError: of the class and code of `incoming`: the other end is gone, or did not take the message
@@ -209,6 +195,7 @@ class Channel(Generic[Incoming, Outgoing]):
         rest = memoryview(self._outgoing.encode(message))
         deadline = _deadline(self._send_seconds)
         try:
+            # One message at a time: the kernel may take a message in parts, and those of two threads would mix.
             with self._send_lock:
                 while rest:
                     if not _wait(self._writing, select.POLLOUT, deadline):
@@ -238,12 +225,11 @@ class Channel(Generic[Incoming, Outgoing]):
             if not _wait(self._reading, select.POLLIN, deadline):
                 raise UnavailableError(ErrorCode.TIMEOUT, "no control message in time")
             if not self._read_block():
-                self._decoder.finish()
                 return None
         return message
 
     def receive_available(self) -> list[Incoming] | None:
-        """Read once and return the messages that are complete by then; None once the other end has closed.
+        """Reads once; returns the messages that are complete by then, or None once the other end has closed.
 
         Blocks if nothing has arrived: for ends that poll `fileno` first.
 
@@ -251,7 +237,6 @@ class Channel(Generic[Incoming, Outgoing]):
             TrainerError: as `receive`.
         """
         if not self._read_block():
-            self._decoder.finish()
             return None
         messages = []
         while (message := self._decoder.next_message()) is not None:
@@ -259,24 +244,25 @@ class Channel(Generic[Incoming, Outgoing]):
         return messages
 
     def _read_block(self) -> bool:
-        """Returns False at the end of the stream."""
+        """Reads one block and decodes it; returns False at the end of the stream."""
         try:
             block = os.read(self._reading, _READ_BYTES)
         except BlockingIOError:
             return True
         except ConnectionError:
-            return False
+            block = b""  # a socket whose other end died with unread data; a pipe reports an end of file
         self._decoder.feed(block)
         return bool(block)
 
     def close_sending(self) -> None:
-        """Close the writing descriptor of a channel over two pipes: the other end reads an end of file."""
+        """Closes the writing descriptor of a channel over two pipes: the other end reads an end of file."""
         if self._writing >= 0 and self._writing != self._reading:
             os.close(self._writing)
         self._writing = -1
 
     def close(self) -> None:
-        """Close both descriptors."""
+        """Closes both descriptors."""
+        # -1 first: the kernel reuses numbers, and a late call must not reach another file with the same number.
         reading, self._reading = self._reading, -1
         writing, self._writing = self._writing, -1
         for descriptor in {reading, writing}:
@@ -289,9 +275,10 @@ def _deadline(seconds: float | None) -> float | None:
 
 
 def _wait(descriptor: int, event: int, deadline: float | None) -> bool:
-    """Wait until a descriptor is ready, or has an error that the next call will show; False at the deadline."""
+    """Waits until a descriptor is ready, or has an error that the next call shows; False at the deadline."""
     if descriptor < 0:
         raise BrokenPipeError("the channel is closed")
+    # poll(2) also reports what was not asked for: a closed other end (POLLHUP) and errors (POLLERR).
     poll = select.poll()
     poll.register(descriptor, event)
     milliseconds = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000

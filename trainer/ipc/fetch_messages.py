@@ -1,4 +1,7 @@
-"""The messages between supervisor and fetch process: one order, then how it ended."""
+"""The messages between supervisor and fetch process: one order, then one report.
+
+Nothing in them is private: the model is named in the job spec, whose text the evidence contains.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ _Directory = Annotated[str, Field(max_length=4096)]
 
 
 class FetchOrder(ChannelMessage):
-    """Which files to bring, and where to.
+    """The order to fetch files: which ones, and where to.
 
     Attributes:
         model: the job spec's section: hub id or path, revision, and the SHA-256 of each file.
@@ -46,9 +49,12 @@ class FetchFailed(ErrorDocument, ChannelMessage):
 
 FetchReport = Fetched | FetchFailed
 
+# An order lists at most 1024 files of the model, with a name and a digest each, and the paths of a plan.
 TO_FETCH: Final[MessageFormat[FetchOrder]] = MessageFormat(
     TypeAdapter(FetchOrder), 4 << 20, "the supervisor", UsageError, ErrorCode.USAGE
 )
+# The longest report is an `ErrorDocument`, which stays below 60 KiB. The process has talked to strangers on the
+# network, so the supervisor reads no more than that.
 FROM_FETCH: Final[MessageFormat[FetchReport]] = MessageFormat(
     TypeAdapter(Annotated[FetchReport, Field(discriminator="kind")]),
     64 << 10,

@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 SEND_SECONDS: Final = 30.0
 """Time for the other end to take one message: an end that no longer reads must not block the other."""
 
+# 2**53 - 1 is the largest integer that every JSON reader keeps exact (RFC 7493, section 2.2).
 MessageId = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Size = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Code = Annotated[ErrorCode, Field(strict=False)]
 
 
 class Ready(ChannelMessage):
-    """The front is serving.
+    """The front serves.
 
     Attributes:
         port: TCP port; 0 if files carry the exchange.
@@ -45,6 +46,7 @@ class Ready(ChannelMessage):
     kind: Literal["ready"] = "ready"
     port: Annotated[int, Field(ge=0, le=65535)]
     tls_spki_sha256: Sha256Hex | None
+    # The supervisor keeps only properties whose name begins with `front_`: a front cannot report about others.
     sandbox: SandboxReport = Field(default_factory=dict)
 
 
@@ -59,6 +61,7 @@ class EvidenceRequest(ChannelMessage):
 class UploadReady(ChannelMessage):
     """A sealed dataset of `size` bytes is complete in `dataset.age` of the spool."""
 
+    # The size only appears in a public event: the supervisor opens the file itself, whatever the front claims.
     kind: Literal["upload-ready"] = "upload-ready"
     size: Size
 
@@ -66,6 +69,7 @@ class UploadReady(ChannelMessage):
 class Acknowledged(ChannelMessage):
     """A client acknowledged the result."""
 
+    # A front that was taken over can send this early. That may cost the provider the result, but reveals nothing.
     kind: Literal["acknowledged"] = "acknowledged"
 
 
@@ -79,6 +83,7 @@ class FrontFailed(ChannelMessage):
 class EvidenceReply(ChannelMessage):
     """Evidence in the form in which it is served, or the public code of the reason why there is none."""
 
+    # The id matches replies with requests: clients wait at the same time, and a late reply may follow a timeout.
     kind: Literal["evidence-reply"] = "evidence-reply"
     id: MessageId
     evidence: Annotated[str, Field(max_length=MAX_EVIDENCE_ANSWER_BYTES)] | None
@@ -93,7 +98,7 @@ class StatusUpdate(ChannelMessage):
 
 
 class OpenUpload(ChannelMessage):
-    """Whether the front accepts a dataset from now on. Accepting again discards the dataset before."""
+    """States whether the front accepts a dataset from now on. Accepting again discards the dataset before."""
 
     kind: Literal["open-upload"] = "open-upload"
     accept: bool
@@ -102,6 +107,7 @@ class OpenUpload(ChannelMessage):
 class TokenHash(ChannelMessage):
     """SHA-256 of the grant's token in ASCII: clients that present the token get private events."""
 
+    # Only the digest: the token also enters the keys of the checkpoints, which are on the operator's disk.
     kind: Literal["token-hash"] = "token-hash"
     sha256: Sha256Hex
 
@@ -109,6 +115,7 @@ class TokenHash(ChannelMessage):
 class PrivateEvent(ChannelMessage):
     """An age file in base64, sealed to the grant's recipients. The front cannot read it."""
 
+    # Base64 has no newline, so the text cannot begin another event in a stream of server-sent events.
     kind: Literal["private-event"] = "private-event"
     sealed: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$", max_length=MAX_SEALED_EVENT_BYTES)]
 
@@ -157,9 +164,11 @@ TO_FRONT: Final[MessageFormat[SupervisorMessage]] = MessageFormat(
 
 def supervisor_channel(sock: socket.socket) -> Channel[FrontMessage, SupervisorMessage]:
     """Returns the supervisor's end: sends `SupervisorMessage`, receives `FrontMessage`."""
-    return Channel.over_socket(sock, incoming=FROM_FRONT, outgoing=TO_FRONT, send_seconds=SEND_SECONDS)
+    descriptor = sock.detach()  # the channel owns and closes it from here on
+    return Channel(descriptor, descriptor, incoming=FROM_FRONT, outgoing=TO_FRONT, send_seconds=SEND_SECONDS)
 
 
 def front_channel(sock: socket.socket) -> Channel[SupervisorMessage, FrontMessage]:
     """Returns the front's end: sends `FrontMessage`, receives `SupervisorMessage`."""
-    return Channel.over_socket(sock, incoming=TO_FRONT, outgoing=FROM_FRONT, send_seconds=SEND_SECONDS)
+    descriptor = sock.detach()
+    return Channel(descriptor, descriptor, incoming=TO_FRONT, outgoing=FROM_FRONT, send_seconds=SEND_SECONDS)

@@ -22,22 +22,25 @@ from trainer.models import MAX_STATUS_STEPS
 from trainer.sandbox.properties import SandboxReport
 from trainer.spec import MAX_SPEC_BYTES, JobSpec
 
+# A message of the worker: the longest is an `ErrorDocument`, whose fields are limited to fit below 60 KiB.
 MAX_MESSAGE_BYTES: Final = 64 << 10
 MAX_ORDER_BYTES: Final = MAX_SPEC_BYTES + (1 << 20)
 
 _Count = Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)]
 _FileName = Annotated[str, Field(min_length=1, max_length=512)]
+# Names of a closed alphabet and finite numbers: what the worker measures has no room for text of the dataset.
+# JSON has no NaN and no infinity (RFC 8259, section 6).
 _MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Preparation(ChannelMessage):
-    """What the worker may load before there is a dataset; nothing of it is private.
+    """Names what the worker may load before there is a dataset; nothing of it is private.
 
     Attributes:
         spec: the job spec.
-        model_dir: where the base model will be.
-        output_dir: as in the order.
+        model_dir: directory that the base model will be in.
+        output_dir: the same as in the order.
     """
 
     kind: Literal["preparation"] = "preparation"
@@ -53,7 +56,7 @@ class ModelReady(ChannelMessage):
 
 
 class TrainingOrder(ChannelMessage):
-    """What the worker has to do; it gets one.
+    """The order to train; a worker gets one.
 
     Attributes:
         spec: the job spec.
@@ -68,12 +71,14 @@ class TrainingOrder(ChannelMessage):
     model_dir: Path
     data_files: Annotated[dict[_FileName, Path], Field(min_length=1, max_length=4096)]
     output_dir: Path
+    # Only after authentication: a forged state could choose the weights, or the row that training continues at.
     resume_dir: Path | None = None
 
 
 class Confined(ChannelMessage):
     """The first message of a worker with a plan: the sandbox properties that it measured about itself."""
 
+    # First, because the worker has read nothing yet: a worker that hostile rows took over could claim anything.
     kind: Literal["confined"] = "confined"
     sandbox: SandboxReport
 
@@ -81,6 +86,7 @@ class Confined(ChannelMessage):
 class Progress(ChannelMessage):
     """An optimizer step ended."""
 
+    # Becomes public in full, so it has room for counts alone.
     kind: Literal["progress"] = "progress"
     step: _Count
     total_steps: _Count
@@ -98,6 +104,7 @@ class Metrics(ChannelMessage):
 class Saved(ChannelMessage):
     """The state after `step` is complete in `output_dir/checkpoints/STEP`; the supervisor seals and removes it."""
 
+    # A step and not a path: the supervisor derives the path, so the worker cannot have it seal another file.
     kind: Literal["saved"] = "saved"
     step: Annotated[int, Field(ge=1, le=MAX_STATUS_STEPS)]
 
@@ -105,6 +112,7 @@ class Saved(ChannelMessage):
 class Failed(ErrorDocument, ChannelMessage):
     """The order could not be carried out."""
 
+    # Only the code becomes public. The texts may describe a row, so they go into the sealed failure report.
     kind: Literal["failed"] = "failed"
 
 
