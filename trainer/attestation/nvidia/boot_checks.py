@@ -7,12 +7,12 @@ event binds their exact text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from trainer.attestation.checks import CheckDefinition, Ledger, Submodule, TrustClaim
-from trainer.attestation.nvidia.boot_claims import BootDevice, BootResult, CertificateChain, parse_boot_result
+from trainer.attestation.nvidia.boot_claims import BootDevice, BootResult, parse_boot_result
 from trainer.attestation.nvidia.boot_event import GpuBootEvent
 from trainer.attestation.nvidia.versions import reaches
 from trainer.attestation.policy import GpuSection
@@ -73,6 +73,18 @@ GPU_BOOT_VERSIONS: Final = CheckDefinition(
     hint="ask the operator to update driver or VBIOS",
 )
 
+_CHECKS: Final = (
+    GPU_BOOT_CLAIMS,
+    GPU_BOOT_RESULT,
+    GPU_BOOT_SECURE_BOOT,
+    GPU_BOOT_DEBUG,
+    GPU_BOOT_NONCE,
+    GPU_BOOT_REVOCATION,
+    GPU_BOOT_COUNT,
+    GPU_BOOT_MODELS,
+    GPU_BOOT_VERSIONS,
+)
+
 OS_WORD: Final = "the measured OS's word; nothing that the GPUs signed themselves"
 _COMPLETE_RESULT: Final = "one whole result of a successful run of nvattest"
 _NONCE: Final = re.compile(r"[0-9a-f]{64}")
@@ -113,8 +125,15 @@ def judge_boot_claims(ledger: Ledger, boot: str, event: GpuBootEvent, demands: G
             ledger.judge(GPU_BOOT_CLAIMS, False, expected=_COMPLETE_RESULT, found=str(error))
         leave_boot_claims(ledger, demands, f"the boot claims cannot be read: {error}")
         return
-    verdicts = {GPU_BOOT_CLAIMS: _verdict_on_form(result)}
-    verdicts |= {definition: answer(result, event, demands) for definition, answer in _ANSWERS.items()}
+    switches = len(result.devices) - len(result.gpus)
+    tokens = "without tokens" if result.overall is None else "tokens that say the same"
+    form = f"{len(result.gpus)} GPUs, {switches} switches, {tokens}"
+    verdicts = {
+        GPU_BOOT_CLAIMS: _Verdict(_COMPLETE_RESULT, form, holds=True),
+        **_device_states(result, demands),
+        GPU_BOOT_REVOCATION: _revocation(result),
+        **_inventory(result, event, demands),
+    }
     for definition, verdict in verdicts.items():
         if demands.boot == "any" or verdict.expected is None:
             ledger.leave_open(definition, found=verdict.found, detail=verdict.detail)
@@ -137,110 +156,103 @@ def leave_boot_claims(ledger: Ledger, demands: GpuSection, why: str) -> None:
         ledger.leave_open(definition, detail=why)
 
 
-def _verdict_on_form(result: BootResult) -> _Verdict:
-    switches = len(result.devices) - len(result.gpus)
-    tokens = "without tokens" if result.overall is None else "tokens that say the same"
-    return _Verdict(_COMPLETE_RESULT, f"{len(result.gpus)} GPUs, {switches} switches, {tokens}", holds=True)
-
-
-def _verification(result: BootResult, _: GpuBootEvent, __: GpuSection) -> _Verdict:
-    """Demands that every verification is affirmed by name: what a release does not mention is not affirmed."""
-    problems = [f"{device.name}: {', '.join(faults)}" for device in result.devices if (faults := _faults(device))]
+def _device_states(result: BootResult, demands: GpuSection) -> dict[CheckDefinition, _Verdict]:
+    """Returns the verdicts on verification, secure boot, debugging and nonce of every device."""
+    # Each verification must be affirmed by name: what a release of the tool does not mention is not affirmed.
+    # Revocation has a check of its own.
+    problems = []
+    for device in result.devices:
+        faults = [] if device.measurements == "success" else [f"measures {_or_unstated(device.measurements)}"]
+        faults += [f"{name} not true" for name in device.unverified]
+        faults += [
+            f"{chain.name} {_or_unstated(chain.status)}" for chain in device.chains if chain.status != "valid"
+        ]
+        faults += ["values that differ from the reference values"] if device.mismatches else []
+        problems += [f"{device.name}: {', '.join(faults)}"] if faults else []
     if result.overall is not None and result.overall.result is not True:
         problems.append("the overall result is not true")
-    found = "; ".join(problems) or f"success for {_names(result.devices)}"
-    return _Verdict("success in every part of the verification", found, not problems)
+    verified = "; ".join(problems) or f"success for {_names(result.devices)}"
 
-
-def _faults(device: BootDevice) -> list[str]:
-    """Returns what a device's verification does not affirm; revocation has a check of its own."""
-    faults = [] if device.measurements == "success" else [f"measures {_or_unstated(device.measurements)}"]
-    faults += [f"{name} not true" for name in device.unverified]
-    faults += [f"{chain.name} {_or_unstated(chain.status)}" for chain in device.chains if chain.status != "valid"]
-    return [*faults, "values that differ from the reference values"] if device.mismatches else faults
-
-
-def _secure_boot(result: BootResult, _: GpuBootEvent, __: GpuSection) -> _Verdict:
     without = [device for device in result.devices if device.secure_boot is not True]
-    found = f"not on {_names(without)}" if without else f"on {_names(result.devices)}"
-    return _Verdict("on every device", found, not without)
+    secure_boot = f"not on {_names(without)}" if without else f"on {_names(result.devices)}"
 
+    debug = "; ".join(f"{device.name}: {_or_unstated(device.debug)}" for device in result.devices)
+    debug_demand = "disabled on every device" if demands.devtools == "refused" else None
+    debug_off = all(device.debug == "disabled" for device in result.devices)
 
-def _debugging(result: BootResult, _: GpuBootEvent, demands: GpuSection) -> _Verdict:
-    found = "; ".join(f"{device.name}: {_or_unstated(device.debug)}" for device in result.devices)
-    expected = "disabled on every device" if demands.devtools == "refused" else None
-    return _Verdict(expected, found, all(device.debug == "disabled" for device in result.devices))
-
-
-def _nonces(result: BootResult, _: GpuBootEvent, __: GpuSection) -> _Verdict:
-    """Demands one nonce in all claims: claims of several runs of the tool must not be put together."""
+    # One nonce in all claims, so that the claims of several runs of the tool cannot be put together.
     stated = [device.nonce for device in result.devices]
-    if result.overall is not None:
-        stated.append(result.overall.nonce)
-    different = sorted({_or_unstated(nonce) for nonce in stated})
-    holds = len(different) == 1 and _NONCE.fullmatch(different[0]) is not None
-    return _Verdict("one nonce of 32 bytes in all claims", "; ".join(different), holds)
+    stated += [] if result.overall is None else [result.overall.nonce]
+    nonces = sorted({_or_unstated(nonce) for nonce in stated})
+    one_nonce = len(nonces) == 1 and _NONCE.fullmatch(nonces[0]) is not None
+    return {
+        GPU_BOOT_RESULT: _Verdict("success in every part of the verification", verified, not problems),
+        GPU_BOOT_SECURE_BOOT: _Verdict("on every device", secure_boot, not without),
+        GPU_BOOT_DEBUG: _Verdict(debug_demand, debug, debug_off),
+        GPU_BOOT_NONCE: _Verdict("one nonce of 32 bytes in all claims", "; ".join(nonces), one_nonce),
+    }
 
 
-def _revocation(result: BootResult, _: GpuBootEvent, __: GpuSection) -> _Verdict:
-    """Demands that no certificate was revoked, unless no claim mentions revocation.
-
-    Releases of the tool that ask no responder have no such claims. A result with such claims for some chains
-    only is refused: the others were left out.
-    """
+def _revocation(result: BootResult) -> _Verdict:
+    """Returns the verdict on revocation: demanded of every chain, unless no claim mentions it."""
     chains = [(device.name, chain) for device in result.devices for chain in device.chains]
-    if not any(_mentions_revocation(chain) for _, chain in chains):
+    mentions = (
+        claim
+        for _, chain in chains
+        for claim in (
+            chain.ocsp_status,
+            chain.revocation_reason,
+            chain.ocsp_response_valid,
+            chain.ocsp_nonce_matches,
+        )
+    )
+    # Releases of the tool that ask no responder have no such claims. A result with such claims for some chains
+    # only is refused: the others were left out.
+    if all(claim is None for claim in mentions):
         return _Verdict(None, "not stated", False, "the boot claims do not say whether certificates were revoked")
+    # Some releases do not describe the responder's answer itself: only a false there speaks against a chain.
     problems = [
         f"{name}: {chain.name} {_or_unstated(chain.ocsp_status)}"
         for name, chain in chains
-        if not _is_unrevoked(chain)
+        if chain.ocsp_status != "good"
+        or chain.revocation_reason is not None
+        or False in (chain.ocsp_response_valid, chain.ocsp_nonce_matches)
     ]
     found = "; ".join(problems) or f"{len(chains)} of {len(chains)} chains"
     return _Verdict("every chain good, by a valid and fresh answer of the responder", found, not problems)
 
 
-def _mentions_revocation(chain: CertificateChain) -> bool:
-    claims = (chain.ocsp_status, chain.revocation_reason, chain.ocsp_response_valid, chain.ocsp_nonce_matches)
-    return any(claim is not None for claim in claims)
-
-
-def _is_unrevoked(chain: CertificateChain) -> bool:
-    """Returns whether no certificate of the chain was revoked; some releases do not describe the answer itself."""
-    answer = (chain.ocsp_response_valid, chain.ocsp_nonce_matches)
-    return chain.ocsp_status == "good" and chain.revocation_reason is None and False not in answer
-
-
-def _gpu_count(result: BootResult, event: GpuBootEvent, demands: GpuSection) -> _Verdict:
-    """Demands as many GPUs as were measured and are demanded, each with its own serial number (UEID)."""
+def _inventory(result: BootResult, event: GpuBootEvent, demands: GpuSection) -> dict[CheckDefinition, _Verdict]:
+    """Returns the verdicts on number, models and versions of the GPUs."""
+    # The serial number (UEID) of each GPU is its own: one good GPU listed twice does not count as two.
     count, different = len(result.gpus), len({gpu.ueid for gpu in result.gpus} - {None, ""})
     expected = f"{event.devices} different GPUs, as measured"
     if demands.count != "any":
         expected += f"; {demands.count}, as demanded"
-    holds = demands.count in ("any", count) and event.devices == count == different
-    return _Verdict(expected, f"{count} claims about {different} GPUs", holds)
+    complete = demands.count in ("any", count) and event.devices == count == different
 
-
-def _models(result: BootResult, _: GpuBootEvent, demands: GpuSection) -> _Verdict:
-    found = "; ".join(f"{gpu.name}: {_or_unstated(gpu.model)}" for gpu in result.gpus)
+    listed = "; ".join(f"{gpu.name}: {_or_unstated(gpu.model)}" for gpu in result.gpus)
     if demands.models == "any":
-        return _Verdict(None, found, False)
-    holds = all((gpu.model or "").startswith(demands.models) for gpu in result.gpus)
-    return _Verdict(" or ".join(demands.models), found, holds)
+        models = _Verdict(None, listed, False)
+    else:
+        accepted = all((gpu.model or "").startswith(demands.models) for gpu in result.gpus)
+        models = _Verdict(" or ".join(demands.models), listed, accepted)
 
-
-def _versions(result: BootResult, _: GpuBootEvent, demands: GpuSection) -> _Verdict:
     driver, vbios = demands.min_driver_version, demands.min_vbios_version
-    found = "; ".join(
+    versions = "; ".join(
         f"{gpu.name}: driver {_or_unstated(gpu.driver_version)}, VBIOS {_or_unstated(gpu.vbios_version)}"
         for gpu in result.gpus
     )
-    holds = all(
+    recent = all(
         reaches(gpu.driver_version, driver, base=10) and reaches(gpu.vbios_version, vbios, base=16)
         for gpu in result.gpus
     )
-    expected = None if driver == vbios == "any" else f"driver {driver}, VBIOS {vbios}, or later"
-    return _Verdict(expected, found, holds)
+    minimum = None if driver == vbios == "any" else f"driver {driver}, VBIOS {vbios}, or later"
+    return {
+        GPU_BOOT_COUNT: _Verdict(expected, f"{count} claims about {different} GPUs", complete),
+        GPU_BOOT_MODELS: models,
+        GPU_BOOT_VERSIONS: _Verdict(minimum, versions, recent),
+    }
 
 
 def _or_unstated(value: str | None) -> str:
@@ -249,18 +261,3 @@ def _or_unstated(value: str | None) -> str:
 
 def _names(devices: Sequence[BootDevice]) -> str:
     return ", ".join(device.name for device in devices)
-
-
-_ANSWERS: Final[Mapping[CheckDefinition, Callable[[BootResult, GpuBootEvent, GpuSection], _Verdict]]] = {
-    GPU_BOOT_RESULT: _verification,
-    GPU_BOOT_SECURE_BOOT: _secure_boot,
-    GPU_BOOT_DEBUG: _debugging,
-    GPU_BOOT_NONCE: _nonces,
-    GPU_BOOT_REVOCATION: _revocation,
-    GPU_BOOT_COUNT: _gpu_count,
-    GPU_BOOT_MODELS: _models,
-    GPU_BOOT_VERSIONS: _versions,
-}
-"""The checks of claims that could be read → what the claims say."""
-
-_CHECKS: Final = (GPU_BOOT_CLAIMS, *_ANSWERS)

@@ -124,42 +124,45 @@ def parse_boot_result(text: str) -> BootResult:
     code = document.get("result_code")
     if type(code) is not int or code != 0:  # `False == 0`, but false is no result code
         raise ValueError("result_code is not 0")
-    claims = _claims(document.get("claims"))
-    names, devices = _devices(claims)
-    return BootResult(devices, _overall(document.get("detached_eat"), dict(zip(names, claims, strict=True))))
-
-
-def _claims(value: object) -> list[Claims]:
-    if not isinstance(value, list) or not 0 < len(value) <= MAX_DEVICES:
+    listed = document.get("claims")
+    if not isinstance(listed, list) or not 0 < len(listed) <= MAX_DEVICES:
         raise ValueError(f"claims is no list of 1 to {MAX_DEVICES} devices")
-    return [as_object(claim, f"claim {index}") for index, claim in enumerate(value)]
-
-
-def _devices(claims: list[Claims]) -> tuple[list[str], tuple[BootDevice, ...]]:
-    """Returns names and claims of all devices. Each kind has its own count from 0, as in the bundle."""
-    counts: dict[Kind, int] = {"gpu": 0, "switch": 0}
+    claims: dict[str, Claims] = {}
     devices = []
-    for index, claim in enumerate(claims):
+    counts: dict[Kind, int] = {"gpu": 0, "switch": 0}
+    for index, each in enumerate(listed):
+        claim = as_object(each, f"claim {index}")
         kind = _KINDS.get(_text(claim, "x-nvidia-device-type"))
         if kind is None:
             raise ValueError(f"claim {index}: x-nvidia-device-type is neither gpu nor nvswitch")
-        devices.append(_device(claim, kind, f"{_TOKEN_NAMES[kind]}-{counts[kind]}"))
+        # The claims have no name for a device; the bundle of tokens names it by its kind and a count from 0.
+        name = f"{_TOKEN_NAMES[kind]}-{counts[kind]}"
         counts[kind] += 1
+        claims[name] = claim
+        devices.append(_device(claim, kind, name))
     if not counts["gpu"]:
         raise ValueError("claims about no GPU")
-    return [device.name for device in devices], tuple(devices)
+    overall = overall_claims(document.get("detached_eat"), claims)
+    if overall is None:
+        return BootResult(tuple(devices), None)
+    result = _flag(overall, "x-nvidia-overall-att-result")
+    return BootResult(tuple(devices), OverallToken(nonce=_nonce(overall), result=result))
 
 
 def _device(claim: Claims, kind: Kind, name: str) -> BootDevice:
+    # Names of the verifications that must have succeeded, without their common prefix.
+    rims = (f"{rim}-{flag}" for rim in _RIMS[kind] for flag in _RIM_FLAGS)
+    flags = ("arch-check", *_REPORT_FLAGS, *rims, *_OWN_FLAGS[kind])
+    chains = [f"{subject}-cert-chain" for subject in ("attestation-report", *_RIMS[kind])]
     try:
         return BootDevice(
             name=name,
             kind=kind,
             nonce=_nonce(claim),
             measurements=_text(claim, "measres"),
-            unverified=tuple(flag for flag in _flags(kind) if _flag(claim, f"x-nvidia-{kind}-{flag}") is not True),
+            unverified=tuple(flag for flag in flags if _flag(claim, f"x-nvidia-{kind}-{flag}") is not True),
             mismatches=any(key.startswith(_MISMATCHES) and claim[key] not in (None, []) for key in claim),
-            chains=_chains(claim, kind),
+            chains=tuple(_chain(chain, claim.get(f"x-nvidia-{kind}-{chain}")) for chain in chains),
             secure_boot=_flag(claim, "secboot"),
             debug=_text(claim, "dbgstat"),
             model=_text(claim, "hwmodel"),
@@ -169,17 +172,6 @@ def _device(claim: Claims, kind: Kind, name: str) -> BootDevice:
         )
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-
-
-def _flags(kind: Kind) -> tuple[str, ...]:
-    """Returns the names of the verifications that must have succeeded, without their common prefix."""
-    rims = (f"{rim}-{flag}" for rim in _RIMS[kind] for flag in _RIM_FLAGS)
-    return ("arch-check", *_REPORT_FLAGS, *rims, *_OWN_FLAGS[kind])
-
-
-def _chains(claim: Claims, kind: Kind) -> tuple[CertificateChain, ...]:
-    names = (f"{subject}-cert-chain" for subject in ("attestation-report", *_RIMS[kind]))
-    return tuple(_chain(name, claim.get(f"x-nvidia-{kind}-{name}")) for name in names)
 
 
 def _chain(name: str, value: object) -> CertificateChain:
@@ -192,13 +184,6 @@ def _chain(name: str, value: object) -> CertificateChain:
         ocsp_response_valid=_flag(chain, "x-nvidia-cert-ocsp-response-valid"),
         ocsp_nonce_matches=_flag(chain, "x-nvidia-cert-ocsp-nonce-matches"),
     )
-
-
-def _overall(bundle: object, claims: dict[str, Claims]) -> OverallToken | None:
-    overall = overall_claims(bundle, claims)
-    if overall is None:
-        return None
-    return OverallToken(nonce=_nonce(overall), result=_flag(overall, "x-nvidia-overall-att-result"))
 
 
 def _nonce(claim: Claims) -> str | None:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from trainer.attestation.dstack.event_log import Event, payload
-from trainer.encoding import parse_json
-from trainer.models import Sha256Hex, Strict
+from trainer.models import Sha256Hex, Strict, parse_strict
 
 GPU_EVENT = "gpu-attestation"
 
@@ -32,6 +31,9 @@ class GpuBootEvent(Strict):
     """SHA-256 of the exact text of the guest agent's GpuInfo response, final newline included."""
 
 
+_EVENT = TypeAdapter(GpuBootEvent)
+
+
 def gpu_boot_event(events: Sequence[Event]) -> GpuBootEvent | None:
     """Returns the OS's event about GPUs; None where the log has none.
 
@@ -39,7 +41,4 @@ def gpu_boot_event(events: Sequence[Event]) -> GpuBootEvent | None:
         ValueError: the log has one, but it is malformed.
     """
     text = payload(events, GPU_EVENT)
-    if text is None:
-        return None
-    parse_json(text)
-    return GpuBootEvent.model_validate_json(text)
+    return None if text is None else parse_strict(_EVENT, text)

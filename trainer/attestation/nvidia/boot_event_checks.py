@@ -60,6 +60,8 @@ def judge_gpu_boot(
         events: the event log; None where it could not be read.
         policy: the reference values.
     """
+    # Two bindings: the claims name the digest of all GPU evidence, and the OS measured the digest of the boot
+    # text. The second alone shows that the text was there before any application ran.
     expected, found = claims.gpu_evidence_sha256 or "none", gpu_evidence_sha256(gpu) or "none"
     ledger.compare(GPU_EVIDENCE, expected=expected, found=found)
     if events is None:
@@ -74,6 +76,7 @@ def judge_gpu_boot(
         leave_boot_claims(ledger, policy.gpu, "the gpu-attestation event cannot be read")
         return
     _judge_event(ledger, event, policy.gpu)
+    # The boot claims are unsigned: without the OS's measurement of their text nobody vouches for them.
     if event is None:
         leave_boot_claims(ledger, policy.gpu, "the OS measured no GPU")
     elif not measured:

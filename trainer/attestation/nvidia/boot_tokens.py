@@ -43,11 +43,16 @@ def overall_claims(bundle: object, claims: Mapping[str, Claims]) -> Claims | Non
         case _:
             raise ValueError("detached_eat is no overall token with one token per device")
     digests = as_object(overall.get("submods"), "submods")
-    # Equal sets of names: a device without a token, or a token without claims, would be read by some readers only.
+    # Equal sets of names: a device without a token, or a token without claims, would be read by some readers
+    # only.
     if not digests.keys() == tokens.keys() == claims.keys():
         raise ValueError("the tokens are for other devices than the claims")
     for name, claim in claims.items():
-        _require_same(name, tokens[name], digests[name], claim)
+        payload = _payload(tokens[name], name)
+        if digests[name] != ["DIGEST", ["SHA256", sha256_hex(str(tokens[name]).encode())]]:
+            raise ValueError(f"{name}: the digest is not that of its token")
+        if not _equal(_without_token_keys(payload), _without_token_keys(claim)):
+            raise ValueError(f"{name}: its token differs from the list of claims")
     return overall
 
 
@@ -60,14 +65,6 @@ def as_object(value: object, name: str) -> Claims:
     if not isinstance(value, dict):
         raise ValueError(f"{name} is no object")  # noqa: TRY004 - a fault of the text, not of the caller
     return value
-
-
-def _require_same(name: str, token: object, digest: object, claim: Claims) -> None:
-    payload = _payload(token, name)
-    if digest != ["DIGEST", ["SHA256", sha256_hex(str(token).encode())]]:
-        raise ValueError(f"{name}: the digest is not that of its token")
-    if not _equal(_without_token_keys(payload), _without_token_keys(claim)):
-        raise ValueError(f"{name}: its token differs from the list of claims")
 
 
 def _without_token_keys(claims: Claims) -> Claims:

@@ -19,6 +19,7 @@ NVIDIA_ROOT_SHA256: Final = "102bf659d5419614c9d8e6aecebc80454eb26b1df6a769ac720
 
 MAX_CERTIFICATES: Final = 8
 
+# Extensions under TCG's arc for DICE (2.23.133.5.4): Hopper has the first, Blackwell the second.
 _FWID_OID: Final = x509.ObjectIdentifier("2.23.133.5.4.1")
 _TCB_INFO_OID: Final = x509.ObjectIdentifier("2.23.133.5.4.1.1")
 _TCB_INFO_FWIDS: Final = 0xA6  # field 6 of DiceTcbInfo
@@ -85,35 +86,29 @@ def verify_chain(chain: Chain, *, root_sha256: str, now: int) -> None:
     """
     if chain[-1].fingerprint(hashes.SHA256()).hex() != root_sha256:
         raise ValueError("the chain ends in another root")
+    # The pinned fingerprint takes the place of a check of the root: below it each certificate is checked against
+    # the one above.
     for depth, certificate in enumerate(chain):
         if not certificate.not_valid_before_utc.timestamp() <= now <= certificate.not_valid_after_utc.timestamp():
             raise ValueError(f"certificate {depth} is not valid now")
         # RFC 5280: a critical extension that is not understood makes the certificate invalid.
         if any(extension.critical and extension.oid not in _UNDERSTOOD for extension in certificate.extensions):
             raise ValueError(f"certificate {depth} demands an extension that is unknown here")
-    _verify_leaf(chain[0])
-    for depth in range(1, len(chain)):
-        _verify_issuer(chain, depth)
-
-
-def _verify_leaf(leaf: x509.Certificate) -> None:
-    """Checks that the leaf may sign and is no authority: a GPU's own certificate may not issue another."""
-    constraints, usage = _roles(leaf)
+    # The leaf may sign and is no authority: a GPU's own certificate may not issue another.
+    constraints, usage = _roles(chain[0])
     if constraints is not None and constraints.ca:
         raise ValueError("the signer is a certificate authority")
     if usage is not None and not usage.digital_signature:
         raise ValueError("the signer may not sign")
-
-
-def _verify_issuer(chain: Chain, depth: int) -> None:
-    """Checks that the certificate at `depth` may issue the one before it, and did."""
-    constraints, usage = _roles(chain[depth])
-    if constraints is None or not constraints.ca or (usage is not None and not usage.key_cert_sign):
-        raise ValueError(f"certificate {depth} may not issue certificates")
-    if constraints.path_length is not None and constraints.path_length < depth - 1:
-        raise ValueError(f"certificate {depth} has more authorities below it than it may")
-    if not was_issued(chain[depth - 1], chain[depth]):
-        raise ValueError(f"certificate {depth - 1} was not issued by certificate {depth}")
+    for depth in range(1, len(chain)):
+        constraints, usage = _roles(chain[depth])
+        if constraints is None or not constraints.ca or (usage is not None and not usage.key_cert_sign):
+            raise ValueError(f"certificate {depth} may not issue certificates")
+        # The path length counts the authorities below, without the leaf (RFC 5280, section 4.2.1.9).
+        if constraints.path_length is not None and constraints.path_length < depth - 1:
+            raise ValueError(f"certificate {depth} has more authorities below it than it may")
+        if not was_issued(chain[depth - 1], chain[depth]):
+            raise ValueError(f"certificate {depth - 1} was not issued by certificate {depth}")
 
 
 @lru_cache(maxsize=256)
@@ -143,6 +138,7 @@ def certified_fwid(leaf: x509.Certificate) -> bytes:
     values: dict[x509.ObjectIdentifier, bytes] = {each.oid: each.value.public_bytes() for each in leaf.extensions}
     raw = values.get(_FWID_OID, b"")[-len(_FWID_HEADER) - FWID_BYTES :]
     if _TCB_INFO_OID in values:
+        # DiceTcbInfo is a SEQUENCE. The tag of its field 6 replaces the header of the list of firmware ids.
         listed = _fields(next(iter(_fields(values[_TCB_INFO_OID]).values()), b"")).get(_TCB_INFO_FWIDS, b"")
         raw = listed[: len(_FWID_HEADER) + FWID_BYTES]
     if raw[:-FWID_BYTES] != _FWID_HEADER:

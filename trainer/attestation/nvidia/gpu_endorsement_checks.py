@@ -76,6 +76,7 @@ def judge_revocation(
     if demands.revocation == "any":
         ledger.leave_open(GPU_REPORT_REVOCATION)
         return
+    # A refused response fails the check only if a certificate has no other answer.
     answers: list[OcspResponse] = []
     refused = []
     for place, der in enumerate(context.endorsements.revocation):

@@ -139,8 +139,7 @@ def judge_gpu_reports(
         _judge_models(ledger, chains, demands)
         judge_revocation(ledger, chains, demands, context)
     if reports is not None:
-        _judge_nonces(ledger, reports, context.nonce)
-        _judge_versions(ledger, reports, demands)
+        _judge_contents(ledger, reports, demands, context.nonce)
     if reports is not None and chains is not None:
         pairs = list(zip(reports, chains, strict=True))
         _judge_signers(ledger, pairs, demands)
@@ -170,7 +169,9 @@ def _judge_chains(
 
 
 def _judge_signers(ledger: Ledger, pairs: Sequence[tuple[GpuReport, Chain]], demands: GpuSection) -> None:
-    """Records gpu-report-signature and gpu-report-fwid: the leaf's key signed, for the firmware that it is for."""
+    """Records gpu-report-signature and gpu-report-fwid."""
+    # The leaf's key signs the report, and the report must name the firmware that the GPU issued that key to:
+    # otherwise other firmware uses it.
     judge_each_report(
         ledger,
         GPU_REPORT_SIGNATURE,
@@ -187,16 +188,6 @@ def _judge_signers(ledger: Ledger, pairs: Sequence[tuple[GpuReport, Chain]], dem
         lambda pair: _require_equal(certified_fwid(pair[1][0]), pair[0].fwid),
         expected="the certified firmware id",
         detail=NOT_COMPARED if demands.reference_values == "any" else None,
-    )
-
-
-def _judge_nonces(ledger: Ledger, reports: Sequence[GpuReport], nonce: bytes) -> None:
-    judge_each_report(
-        ledger,
-        GPU_REPORT_NONCE,
-        reports,
-        lambda report: _require_equal(nonce, report.nonce),
-        expected=nonce.hex(),
     )
 
 
@@ -217,7 +208,15 @@ def _judge_count(ledger: Ledger, chains: Sequence[Chain], demands: GpuSection) -
     )
 
 
-def _judge_versions(ledger: Ledger, reports: Sequence[GpuReport], demands: GpuSection) -> None:
+def _judge_contents(ledger: Ledger, reports: Sequence[GpuReport], demands: GpuSection, nonce: bytes) -> None:
+    """Records gpu-report-nonce and gpu-report-versions."""
+    judge_each_report(
+        ledger,
+        GPU_REPORT_NONCE,
+        reports,
+        lambda report: _require_equal(nonce, report.nonce),
+        expected=nonce.hex(),
+    )
     driver, vbios = demands.min_driver_version, demands.min_vbios_version
     found = "; ".join(f"driver {report.driver_version}, VBIOS {report.vbios_version}" for report in reports)
     if driver == vbios == "any":
@@ -231,15 +230,15 @@ def _judge_versions(ledger: Ledger, reports: Sequence[GpuReport], demands: GpuSe
 
 
 def _judge_models(ledger: Ledger, chains: Sequence[Chain], demands: GpuSection) -> None:
+    if demands.models == "any":
+        ledger.leave_open(GPU_REPORT_MODELS)
+        return
     listed = demands.models
 
     def require_listed(chain: Chain) -> None:
         model = certified_model(chain)
-        if listed != "any" and not model.startswith(listed):
+        if not model.startswith(listed):
             raise ValueError(f"the model is {model}")
 
-    if listed == "any":
-        ledger.leave_open(GPU_REPORT_MODELS)
-        return
     expected = f"GPUs certified as {' or '.join(listed)}"
     judge_each_report(ledger, GPU_REPORT_MODELS, chains, require_listed, expected=expected)

@@ -66,26 +66,20 @@ def parse_answers(der: bytes) -> list[OcspResponse]:
     try:
         response = ocsp.load_der_ocsp_response(der)
         status = response.response_status
-        answers = [_answer(response, single) for single in _single_responses(response)]
+        answers = []
+        if status is ocsp.OCSPResponseStatus.SUCCESSFUL:
+            # `cryptography` parses lazily: reading a part of a malformed response raises, which must happen
+            # here.
+            for certificate in response.certificates:
+                certificate.public_key()
+                _ = (certificate.extensions, certificate.subject)
+            _ = (response.responder_name, response.responder_key_hash, response.signature_hash_algorithm)
+            answers = [_answer(response, single) for single in response.responses]
     except MALFORMED:
         raise ValueError("expected an OCSP response, got something else") from None
     if status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
         raise ValueError(f"the responder gave no answer: {status.name.lower()}")
     return answers
-
-
-def _single_responses(response: ocsp.OCSPResponse) -> list[ocsp.OCSPSingleResponse]:
-    """Returns the single responses of a successful one, after reading its other parts.
-
-    `cryptography` parses lazily: reading a part of a malformed response raises, which must happen here.
-    """
-    if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
-        return []
-    for certificate in response.certificates:
-        certificate.public_key()
-        _ = (certificate.extensions, certificate.subject)
-    _ = (response.responder_name, response.responder_key_hash, response.signature_hash_algorithm)
-    return list(response.responses)
 
 
 def _answer(response: ocsp.OCSPResponse, single: ocsp.OCSPSingleResponse) -> OcspResponse:
@@ -144,9 +138,18 @@ def _is_about(answer: OcspResponse, certificate: x509.Certificate, issuer: x509.
 
 def _verify_answer(answer: OcspResponse, issuer: x509.Certificate, now: int) -> None:
     # The signature comes first: the status of an unauthenticated answer means nothing.
-    _verify_signature(answer.response, _responder(answer.response, issuer, now))
+    response, signer = answer.response, _responder(answer.response, issuer, now)
+    key, algorithm = signer.public_key(), response.signature_hash_algorithm
+    strong = isinstance(algorithm, hashes.SHA256 | hashes.SHA384 | hashes.SHA512)
+    if algorithm is None or not strong or not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ValueError("expected a signature of the kind ECDSA with SHA-256 or better")
+    try:
+        key.verify(response.signature, response.tbs_response_bytes, ec.ECDSA(algorithm))
+    except InvalidSignature:
+        raise ValueError("the responder did not sign the answer") from None
     if answer.status is not ocsp.OCSPCertStatus.GOOD:
         raise ValueError(f"the responder says {answer.status.name.lower()}")
+    # An old answer may be from before the revocation, so it counts only until its nextUpdate.
     if not answer.begin - CLOCK_SKEW_SECONDS <= now <= answer.end:
         raise ValueError("the answer is not in date")
 
@@ -158,19 +161,8 @@ def _responder(response: ocsp.OCSPResponse, issuer: x509.Certificate, now: int) 
     delegates = [certificate for certificate in response.certificates if _is_named(certificate, response)]
     if len(delegates) != 1:
         raise ValueError(f"expected the responder's certificate, got {len(delegates)}")
-    _verify_delegate(delegates[0], issuer, now)
-    return delegates[0]
-
-
-def _is_named(certificate: x509.Certificate, response: ocsp.OCSPResponse) -> bool:
-    if response.responder_name is not None:
-        return certificate.subject == response.responder_name
-    return (
-        x509.SubjectKeyIdentifier.from_public_key(certificate.public_key()).digest == response.responder_key_hash
-    )
-
-
-def _verify_delegate(delegate: x509.Certificate, issuer: x509.Certificate, now: int) -> None:
+    # A delegate is certified by the same authority, for this use (RFC 6960, section 4.2.2.2).
+    delegate = delegates[0]
     try:
         delegate.verify_directly_issued_by(issuer)
     except (*MALFORMED, InvalidSignature):
@@ -187,14 +179,13 @@ def _verify_delegate(delegate: x509.Certificate, issuer: x509.Certificate, now: 
         raise ValueError("the responder may not answer: its certificate is for something else")
     if any(isinstance(value, x509.KeyUsage) and not value.digital_signature for value in values):
         raise ValueError("the responder may not sign")
+    return delegate
 
 
-def _verify_signature(response: ocsp.OCSPResponse, signer: x509.Certificate) -> None:
-    key, algorithm = signer.public_key(), response.signature_hash_algorithm
-    strong = isinstance(algorithm, hashes.SHA256 | hashes.SHA384 | hashes.SHA512)
-    if algorithm is None or not strong or not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ValueError("expected a signature of the kind ECDSA with SHA-256 or better")
-    try:
-        key.verify(response.signature, response.tbs_response_bytes, ec.ECDSA(algorithm))
-    except InvalidSignature:
-        raise ValueError("the responder did not sign the answer") from None
+def _is_named(certificate: x509.Certificate, response: ocsp.OCSPResponse) -> bool:
+    # ResponderID has one of two forms: the subject's name, or the SHA-1 of the key.
+    if response.responder_name is not None:
+        return certificate.subject == response.responder_name
+    return (
+        x509.SubjectKeyIdentifier.from_public_key(certificate.public_key()).digest == response.responder_key_hash
+    )

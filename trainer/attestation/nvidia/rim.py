@@ -77,14 +77,24 @@ def verify_manifest(text: str, *, root_sha256: str, now: int) -> ReferenceIntegr
     """
     etree, signxml = _libraries()
     data = _plain_xml(text)
+    # The document does not choose how it is verified: one signature directly below the root, ECDSA with SHA-384,
+    # over one reference.
     try:
-        signature = _signature(etree.fromstring(data, etree.XMLParser(resolve_entities=False, no_network=True)))
-        chain = parse_chain(_certificates(signature))
+        root = etree.fromstring(data, etree.XMLParser(resolve_entities=False, no_network=True))
+        chain = parse_chain(_signing_certificates(root))
         verify_chain(chain, root_sha256=root_sha256, now=now)
-        result = signxml.XMLVerifier().verify(data, x509_cert=chain[0], expect_config=_expected(signxml, now))
+        configuration = signxml.SignatureConfiguration(
+            location="./",
+            expect_references=1,
+            signature_methods=frozenset({signxml.SignatureMethod.ECDSA_SHA384}),
+            digest_algorithms=frozenset({signxml.DigestAlgorithm.SHA384}),
+            verification_time=dt.datetime.fromtimestamp(now, dt.UTC),
+        )
+        result = signxml.XMLVerifier().verify(data, x509_cert=chain[0], expect_config=configuration)
     except (signxml.exceptions.SignXMLException, etree.LxmlError, TypeError) as error:
         raise ValueError(f"not a document with a signature that fits: {type(error).__name__}") from None
-    # `signed_xml` is what the signature covers. Reading from the document instead would allow signature wrapping.
+    # `signed_xml` is what the signature covers. Reading from the document instead would allow signature
+    # wrapping.
     return _manifest(result.signed_xml)
 
 
@@ -112,18 +122,11 @@ def _plain_xml(text: str) -> bytes:
     return plain.encode()
 
 
-def _expected(signxml: Any, now: int) -> Any:
-    return signxml.SignatureConfiguration(
-        location="./",
-        expect_references=1,
-        signature_methods=frozenset({signxml.SignatureMethod.ECDSA_SHA384}),
-        digest_algorithms=frozenset({signxml.DigestAlgorithm.SHA384}),
-        verification_time=dt.datetime.fromtimestamp(now, dt.UTC),
-    )
+def _signing_certificates(root: Any) -> str:
+    """Returns the certificates of the document's only signature in PEM, the signer's first.
 
-
-def _signature(root: Any) -> Any:
-    """Returns the document's only signature, which must cover the complete document except itself."""
+    The signature must cover the complete document except itself. It does not cover the certificates.
+    """
     if root.tag != f"{_SWID}SoftwareIdentity":
         raise ValueError("the document's root is not SoftwareIdentity")
     signatures = list(root.iter(f"{_SIGNATURE}Signature"))
@@ -135,17 +138,16 @@ def _signature(root: Any) -> Any:
     transforms = [transform.get("Algorithm") for transform in root.iter(f"{_SIGNATURE}Transform")]
     if transforms != _TRANSFORMS:
         raise ValueError(f"expected the transforms {_TRANSFORMS}, got {transforms}")
-    return signatures[0]
-
-
-def _certificates(signature: Any) -> str:
-    """Returns the certificates in PEM, the signer's first. The signature does not cover them."""
-    texts = ["\n".join((element.text or "").split()) for element in signature.iter(f"{_SIGNATURE}X509Certificate")]
-    return "".join(f"-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n" for text in texts)
+    encoded = ("\n".join((each.text or "").split()) for each in signatures[0].iter(f"{_SIGNATURE}X509Certificate"))
+    return "".join(f"-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n" for text in encoded)
 
 
 def _manifest(signed: Any) -> ReferenceIntegrityManifest:
-    meta, payload = (_only(signed, name) for name in ("Meta", "Payload"))
+    found = {name: signed.findall(f"{_SWID}{name}") for name in ("Meta", "Payload")}
+    for name, elements in found.items():
+        if len(elements) != 1:
+            raise ValueError(f"expected one element {name}, got {len(elements)}")
+    (meta,), (payload,) = found.values()
     read: dict[int, frozenset[bytes] | None] = {}
     for resource in payload.findall(f"{_SWID}Resource[@type='Measurement']"):
         index = _number(resource, "index")
@@ -157,13 +159,6 @@ def _manifest(signed: Any) -> ReferenceIntegrityManifest:
         raise ValueError("the manifest has no active measurement")
     product, version = meta.get("product", ""), meta.get("colloquialVersion", "")
     return ReferenceIntegrityManifest(product, version, MappingProxyType(measurements))
-
-
-def _only(parent: Any, name: str) -> Any:
-    found = parent.findall(f"{_SWID}{name}")
-    if len(found) != 1:
-        raise ValueError(f"expected one element {name}, got {len(found)}")
-    return found[0]
 
 
 def _accepted(resource: Any, index: int) -> frozenset[bytes] | None:
@@ -204,6 +199,7 @@ def compare_measurements(report: GpuReport, model: str, manifests: Sequence[Refe
     if twice := sorted(driver.keys() & vbios.keys()):
         raise ValueError(f"both manifests have measurement {_list(twice)}")
     expected = {**driver, **vbios}
+    # NVIDIA's verifiers skip this measurement, too, where the report says that the decoder is off.
     if report.opaque.get(NVDEC0_STATUS) == _NVDEC0_DISABLED:
         expected.pop(_NVDEC0_MEASUREMENT, None)
     # Indices of manifests start at 0, those of blocks at 1. A block that is missing is None, which no manifest

@@ -120,7 +120,8 @@ def parse_gpu_report(data: bytes) -> GpuReport:
     nonce = reader.take(GPU_NONCE_BYTES)
     slot = reader.number(1)
     reader.constant(_RESPONSE, "the response")
-    reader.take(1)
+    reader.take(1)  # param1: number of measurements; only answers to other requests have one
+    # param2, low 4 bits: the certificate slot whose key signed.
     if reader.number(1) & 0x0F != slot:
         raise ValueError("the response is for another certificate slot than the request")
     blocks = reader.number(1)
@@ -129,12 +130,18 @@ def parse_gpu_report(data: bytes) -> GpuReport:
     opaque = _opaque(reader.take(reader.number(2)))
     signature = reader.take(SIGNATURE_BYTES)
     reader.end()
+    driver_version = _field(opaque, DRIVER_VERSION, "driver version").rstrip(b"\0")
+    if not re.fullmatch(rb"[0-9]{1,4}(\.[0-9]{1,4}){1,3}", driver_version):
+        raise ValueError("the driver version: expected numbers with dots between them")
+    # NVIDIA prints a VBIOS version as bytes 3, 2, 1 and 0, then byte 4.
+    vbios = _field(opaque, VBIOS_VERSION, "VBIOS version", VBIOS_BYTES)
+    vbios_version = ".".join(f"{byte:02X}" for byte in (*reversed(vbios[:4]), vbios[4]))
     return GpuReport(
         nonce=nonce,
         measurements=MappingProxyType(measurements),
         opaque=MappingProxyType(opaque),
-        driver_version=_driver_version(_field(opaque, DRIVER_VERSION, "driver version")),
-        vbios_version=_vbios_version(_field(opaque, VBIOS_VERSION, "VBIOS version", VBIOS_BYTES)),
+        driver_version=driver_version.decode("ascii"),
+        vbios_version=vbios_version,
         fwid=_field(opaque, FWID, "firmware id", FWID_BYTES),
         signed=data[:-SIGNATURE_BYTES],
         signature=signature,
@@ -152,7 +159,7 @@ def _measurements(record: bytes, blocks: int) -> dict[int, bytes]:
         if reader.number(1) != _DMTF:
             raise ValueError(f"measurement {index} is not of the DMTF form")
         block = _Reader(reader.take(reader.number(2)), f"measurement {index}")
-        block.take(1)
+        block.take(1)  # value type; a manifest does not state it
         found[index] = block.take(block.number(2))
         block.end()
     reader.end()
@@ -180,18 +187,6 @@ def _field(opaque: Mapping[int, bytes], kind: int, name: str, size: int | None =
     return value
 
 
-def _driver_version(value: bytes) -> str:
-    text = value.rstrip(b"\0")
-    if not re.fullmatch(rb"[0-9]{1,4}(\.[0-9]{1,4}){1,3}", text):
-        raise ValueError("the driver version: expected numbers with dots between them")
-    return text.decode("ascii")
-
-
-def _vbios_version(value: bytes) -> str:
-    """Formats a VBIOS version as NVIDIA does: bytes 3, 2, 1 and 0, then byte 4."""
-    return ".".join(f"{byte:02X}" for byte in (*reversed(value[:4]), value[4]))
-
-
 def verify_signature(report: GpuReport, key: PublicKeyTypes) -> None:
     """Checks that `key`, on P-384, signed the report (ECDSA with SHA-384).
 
@@ -200,6 +195,7 @@ def verify_signature(report: GpuReport, key: PublicKeyTypes) -> None:
     """
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise ValueError("the signer's key is not on P-384")  # noqa: TRY004 - a fault of the evidence, not of the caller
+    # SPDM concatenates r and s; `cryptography` takes the DER form.
     half = SIGNATURE_BYTES // 2
     r, s = (int.from_bytes(part, "big") for part in (report.signature[:half], report.signature[half:]))
     try:
