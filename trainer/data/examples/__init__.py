@@ -6,8 +6,7 @@ Nothing here imports torch or transformers; `tokenizers` and `jinja2` are import
 A row passes through three steps:
 
 1. `chat_template`, `masks`: the row is rendered to text, with the character spans that the assistant generates;
-2. `row_encoding`, `chat_encoding`, `token_boundaries`: the texts of many rows are tokenised together, and
-character
-   spans become token spans;
+2. `row_encoding`, `chat_encoding`, `token_boundaries`: the texts of many rows are tokenised together, and the
+   character spans become token spans;
 3. `example_set`: examples are cut to `data.max_length`, and split into training and evaluation.
 """

@@ -18,7 +18,7 @@ from trainer.data.rows import ChatRow
 
 
 def render_chat(row: ChatRow, tokenizer: ModelTokenizer, options: MaskOptions) -> RenderedRow:
-    """Render a conversation.
+    """Renders a conversation.
 
     Raises:
         DataError: the template refuses it, or no mask is exact; the latter also while masks are applied.
@@ -27,8 +27,10 @@ def render_chat(row: ChatRow, tokenizer: ModelTokenizer, options: MaskOptions) -
 
     def tokenize(ids: list[Ids]) -> TokenizedRow:
         texts = [_find_prefixes(text, own, tokenizer) for text, own in zip(rendered, ids, strict=True)]
+        # What must be tokenised to find the boundaries of the spans among the ids.
+        prefixes = (prefix for text in texts for span in text.prefixes or () for prefix in span)
         return TokenizedRow(
-            tuple(needed for text in texts for needed in text.boundary_texts()),
+            tuple(prefix.rest for prefix in prefixes),
             lambda ids_of: tuple(
                 example for text in texts for example in _mask_tokens(row, text, ids_of, tokenizer, options)
             ),
@@ -52,10 +54,6 @@ class _TokenizedText:
     ids: Ids
     prefixes: tuple[tuple[TextPrefix, TextPrefix], ...] | None
 
-    def boundary_texts(self) -> Iterator[str]:
-        """Yield what must be tokenised to find the boundaries of the spans among the ids."""
-        return (prefix.rest for span in self.prefixes or () for prefix in span)
-
 
 def _find_prefixes(rendered: RenderedText, ids: Ids, tokenizer: ModelTokenizer) -> _TokenizedText:
     if rendered.spans is None:
@@ -69,7 +67,11 @@ def _find_prefixes(rendered: RenderedText, ids: Ids, tokenizer: ModelTokenizer) 
 def _mask_tokens(
     row: ChatRow, text: _TokenizedText, ids_of: Mapping[str, Ids], tokenizer: ModelTokenizer, options: MaskOptions
 ) -> Iterator[MaskedTokens]:
-    """Yield the examples of a text: one, or one for each trained span if a token crosses a boundary."""
+    """Yields the examples of a text: one, or one for each trained span if a token crosses a boundary.
+
+    Raises:
+        DataError: a token crosses a boundary, and the row may not be split or cannot be tokenised in parts.
+    """
     if text.prefixes is None or text.rendered.spans is None:
         yield MaskedTokens.train_on_all(text.ids)
         return
@@ -81,14 +83,19 @@ def _mask_tokens(
         raise mask_not_exact(row, None, "a token crosses the boundary of a turn (data.split_turns)")
     else:
         for (first, last), (start, end) in zip(text.rendered.spans, text.prefixes, strict=True):
-            before, after = start.ids(text.ids, ids_of), end.ids(text.ids, ids_of)
-            yield _tokenize_separately(row, before, text.rendered.text[first:last], after, tokenizer)
+            # The ids of the prompt as generation will see them, followed by those of the turn by itself.
+            before = start.ids(text.ids, ids_of)
+            ids = before + tokenizer.ids(text.rendered.text[first:last])
+            # They must decode to the text: some tokenizers treat the beginning of a text differently.
+            if tokenizer.text(ids) != tokenizer.text(end.ids(text.ids, ids_of)):
+                raise mask_not_exact(row, None, "a token crosses the boundary of a turn")
+            yield MaskedTokens(ids, ((len(before), _end_of_turn(ids, len(before), tokenizer)),))
 
 
 def _find_token_span(
     text_ids: Ids, start: TextPrefix, end: TextPrefix, ids_of: Mapping[str, Ids], tokenizer: ModelTokenizer
 ) -> TokenSpan | None:
-    """Return the span of a turn among the ids of the text; None if a token crosses one of its boundaries."""
+    """Returns the span of a turn among the ids of the text; None if a token crosses one of its boundaries."""
     first = start.length_in(text_ids, ids_of)
     after = end.ids(text_ids, ids_of)
     if first is None or after[:first] != text_ids[:first]:
@@ -97,22 +104,8 @@ def _find_token_span(
     return (first, last) if text_ids[:last] == after[:last] else None
 
 
-def _tokenize_separately(
-    row: ChatRow, before: Ids, turn: str, after: Ids, tokenizer: ModelTokenizer
-) -> MaskedTokens:
-    """Return the prompt with the ids that generation will see, followed by the ids of the turn by itself.
-
-    Raises:
-        DataError: these ids decode to another text: the tokenizer treats the beginning of a text differently.
-    """
-    ids = before + tokenizer.ids(turn)
-    if tokenizer.text(ids) != tokenizer.text(after):
-        raise mask_not_exact(row, None, "a token crosses the boundary of a turn")
-    return MaskedTokens(ids, ((len(before), _end_of_turn(ids, len(before), tokenizer)),))
-
-
 def _end_of_turn(ids: Ids, start: int, tokenizer: ModelTokenizer) -> int:
-    """Return the index after the last stop token, if only white space follows: generation ends at that token."""
+    """Returns the index after the last stop token, if only white space follows: generation ends at that token."""
     for position in range(len(ids) - 1, start - 1, -1):
         if ids[position] in tokenizer.stop_ids:
             rest = ids[position + 1 :]

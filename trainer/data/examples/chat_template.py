@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer.data.rows import ChatRow, Message, ToolCall
+from trainer.data.rows import ChatRow, Message, is_encodable
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -64,39 +64,25 @@ class ChatTemplate:
         *,
         prompt: bool,
         tools: Sequence[Mapping[str, object]] | None = None,
+        marked: bool = False,
     ) -> str:
-        """Render a conversation.
+        """Renders a conversation.
 
         Args:
             messages: its turns.
             prompt: whether the start of an assistant's turn is appended, as for generation.
             tools: schemas of the functions that may be called.
+            marked: whether noncharacters mark the ends of generation blocks.
 
         Raises:
             TemplateRefusedError: the template failed, or refuses these messages.
         """
-        return self._run(messages, tools, prompt=prompt, marked=False)
-
-    def render_marked(self, row: ChatRow) -> tuple[str, list[CharacterSpan]]:
-        """Render a complete row; returns the text and the spans inside generation blocks.
-
-        Raises:
-            TemplateRefusedError: the template failed, or the row contains the noncharacters that serve as marks.
-        """
-        if any(mark in text for text in row.texts for mark in (_OPEN, _CLOSE)):
-            raise TemplateRefusedError
-        return _spans(self._run(row.messages, row.tools, prompt=False, marked=True))
-
-    def _run(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Mapping[str, object]] | None,
-        *,
-        prompt: bool,
-        marked: bool,
-    ) -> str:
+        name = "tool_use" if tools is not None and "tool_use" in self._sources else "default"
+        key = (name, marked)
         try:
-            text = self._template(tools, marked=marked).render(
+            if key not in self._compiled:
+                self._compiled[key] = _environment(self._now, marked=marked).from_string(self._sources[name])
+            text = self._compiled[key].render(
                 messages=[as_turn(message) for message in messages],
                 tools=None if tools is None else list(tools),
                 documents=None,
@@ -105,35 +91,41 @@ class ChatTemplate:
             )
         except Exception:  # noqa: BLE001 -- a template may raise anything, with the row's text in it
             text = None
-        if text is None or len(text) > MAX_RENDERED or not _encodable(text):
+        if text is None or len(text) > MAX_RENDERED or not is_encodable(text):
             raise TemplateRefusedError
         return text
 
-    def _template(self, tools: object, *, marked: bool) -> Template:
-        name = "tool_use" if tools is not None and "tool_use" in self._sources else "default"
-        key = (name, marked)
-        if key not in self._compiled:
-            self._compiled[key] = _environment(self._now, marked=marked).from_string(self._sources[name])
-        return self._compiled[key]
+    def render_marked(self, row: ChatRow) -> tuple[str, list[CharacterSpan]]:
+        """Renders a complete row and returns the text and the spans inside generation blocks.
+
+        Raises:
+            TemplateRefusedError: the template failed, or the row contains the noncharacters that serve as marks.
+        """
+        # A row with these characters could place the marks itself, and so choose what is trained on.
+        if any(mark in text for text in row.texts for mark in (_OPEN, _CLOSE)):
+            raise TemplateRefusedError
+        return _spans(self.render(row.messages, prompt=False, tools=row.tools, marked=True))
 
 
 def as_turn(message: Message) -> dict[str, Any]:
-    """Return a message as templates expect it, without the keys that have no value."""
+    """Returns a message as templates expect it, without the keys that have no value."""
     turn: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.reasoning_content is not None:
         turn["reasoning_content"] = message.reasoning_content
     if message.tool_calls:
-        turn["tool_calls"] = [_call(call) for call in message.tool_calls]
+        turn["tool_calls"] = [
+            {
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+                **({} if call.id is None else {"id": call.id}),
+            }
+            for call in message.tool_calls
+        ]
     if message.tool_call_id is not None:
         turn["tool_call_id"] = message.tool_call_id
     if message.name is not None:
         turn["name"] = message.name
     return turn
-
-
-def _call(call: ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"type": "function", "function": function, **({} if call.id is None else {"id": call.id})}
 
 
 def _environment(now: datetime, *, marked: bool) -> Any:
@@ -158,6 +150,7 @@ def _environment(now: datetime, *, marked: bool) -> Any:
     def raise_exception(_message: object) -> None:
         raise TemplateError
 
+    # trim_blocks and lstrip_blocks as in transformers: templates are written for this treatment of white space.
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
@@ -178,10 +171,11 @@ def _to_json(
 
 
 def _spans(marked: str) -> tuple[str, list[CharacterSpan]]:
-    """Remove the marks; returns the text and the non-empty spans between them."""
+    """Removes the marks and returns the text and the non-empty spans between them."""
     parts: list[str] = []
     spans: list[CharacterSpan] = []
     length = opened = 0
+    # The capturing group keeps the marks among the parts; `length` counts the characters without them.
     for part in re.split(f"([{_OPEN}{_CLOSE}])", marked):
         if part == _OPEN:
             opened = length
@@ -193,24 +187,15 @@ def _spans(marked: str) -> tuple[str, list[CharacterSpan]]:
     return "".join(parts), [span for span in spans if span[0] < span[1]]
 
 
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def named_templates(value: object, files: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return the templates of a model; template files replace those of tokenizer_config.json.
+def named_templates(value: object, files: Mapping[str, str]) -> dict[str, str]:
+    """Returns the templates of a model by name; template files replace those of tokenizer_config.json.
 
     Args:
         value: `chat_template` of tokenizer_config.json: text, a list of objects with name and template, or None.
-        files: name and text of each template that lies in a file; `chat_template.jinja` is the default.
+        files: name → text of the templates that are files of their own; `chat_template.jinja` is the default.
     """
-    found = dict(files)
-    if found:
-        return found
+    if files:
+        return dict(files)
     if isinstance(value, str):
         return {"default": value}
     if isinstance(value, list):

@@ -68,6 +68,6 @@ class EncodedRow:
         return any(example.truncated for example in self.examples)
 
     def preference(self) -> PreferenceExample:
-        """Return the pair of a preference row."""
+        """Returns the pair of a preference row."""
         chosen, rejected = self.examples
         return PreferenceExample(chosen, rejected)

@@ -1,4 +1,4 @@
-"""Rows to the examples of training and evaluation. Every row is used, counted as dropped, or refused."""
+"""Turns rows into the examples of training and evaluation. Every row is used, counted as dropped, or refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RowCounts:
     truncated: int
 
     def as_dict(self) -> dict[str, int]:
-        """Return the counts by name."""
+        """Returns the counts by name."""
         return asdict(self)
 
 
@@ -54,28 +54,32 @@ class Dataset:
 
 
 def row_schema(data: DataSection) -> RowSchema:
-    """Return how the objects of the files become rows, according to the job spec."""
+    """Returns how the objects of the files become rows, according to the job spec."""
     return RowSchema(data.format.value, data.columns, frozenset(data.ignore_columns))
 
 
 def is_for_evaluation(file: str, data: DataSection) -> bool:
-    """Return whether a file is for evaluation, by its name relative to `data/`."""
+    """Returns whether a file is for evaluation, by its name relative to `data/`."""
     return fnmatchcase(file, data.eval_files)
 
 
 def build_dataset(
     rows: Sequence[Row], tokens: ModelTokenizer, data: DataSection, *, seed: int, method: MethodName = "sft"
 ) -> Dataset:
-    """Encode every row, and hold out the rows of evaluation files or a fraction of all rows.
+    """Encodes every row, and holds out the rows of evaluation files or a fraction of all rows.
 
     With a method that learns from pairs each row gives two examples: the chosen answer, then the rejected answer.
 
     Raises:
-        DataError: a row, or the dataset as a whole, is not trainable.
+        DataError: a row is not trainable, or no row is left on a side that must have one.
     """
     for row in rows:
         check_trainable(row, tokens, method)
-    encoded = list(_all_encoded(rows, tokens, data))
+    encoded: list[EncodedRow] = []
+    for outcome in encode_rows(rows, tokens, data):
+        if isinstance(outcome, DataError):
+            raise outcome
+        encoded.append(outcome)
     kept = [one for one in encoded if one.examples]
     train, evaluation = split_rows(kept, data, seed=seed)
     counts = RowCounts(
@@ -89,20 +93,13 @@ def build_dataset(
     return Dataset(*parts, counts, tuple(_warnings(rows, tokens, *parts, counts, per_row)))
 
 
-def _all_encoded(rows: Sequence[Row], tokens: ModelTokenizer, data: DataSection) -> Iterator[EncodedRow]:
-    for encoded in encode_rows(rows, tokens, data):
-        if isinstance(encoded, DataError):
-            raise encoded
-        yield encoded
-
-
 def examples_of(rows: Iterable[EncodedRow]) -> tuple[Example, ...]:
-    """Return the examples of all rows, in order."""
+    """Returns the examples of all rows, in order."""
     return tuple(example for row in rows for example in row.examples)
 
 
 def check_trainable(row: Row, tokens: ModelTokenizer, method: MethodName) -> None:
-    """Require that a model can be trained on a row with a `train.method`.
+    """Requires that a model can be trained on a row with a `train.method`.
 
     Raises:
         DataError: the method takes other rows, or the model has no chat template.
@@ -121,7 +118,7 @@ def check_trainable(row: Row, tokens: ModelTokenizer, method: MethodName) -> Non
 
 
 def check_kind(row: Row, method: MethodName) -> None:
-    """Require a row of a kind that a `train.method` learns from.
+    """Requires a row of a kind that a `train.method` learns from.
 
     Raises:
         DataError: the row is of another kind.
@@ -142,7 +139,7 @@ def check_kind(row: Row, method: MethodName) -> None:
 def split_rows(
     rows: Sequence[EncodedRow], data: DataSection, *, seed: int
 ) -> tuple[tuple[EncodedRow, ...], tuple[EncodedRow, ...]]:
-    """Split rows into training and evaluation.
+    """Splits rows into training and evaluation.
 
     If there are files for evaluation, the files decide; otherwise a fraction of the rows is chosen by `seed`.
 
@@ -162,7 +159,7 @@ def split_rows(
 
 
 def split(items: Sequence[_T], fraction: float, *, seed: int) -> tuple[tuple[_T, ...], tuple[_T, ...]]:
-    """Hold out `round(fraction * len(items))` items, chosen by `seed`; both parts keep their order.
+    """Holds out `round(fraction * len(items))` items, chosen by `seed`; both parts keep their order.
 
     Raises:
         DataError: the fraction is above 0 and leaves one side empty.
@@ -196,34 +193,32 @@ def _warnings(
         yield f"{counts.dropped} of {len(rows)} rows were dropped: too long (data.on_overlong)"
     if counts.truncated:
         yield f"{counts.truncated} of {len(rows)} rows were truncated: their ends are not learned"
-    yield from _warn_of_missing_stops(train)
+    # A model that never predicts a stop token does not learn to end an answer. Rows that were cut have lost their
+    # end of turn and are reported above, so only more than those are worth a warning.
+    endless = sum(not example.stops for example in train)
+    if endless == len(train):
+        yield "NO END OF TURN IS EVER TRAINED ON: no trained part holds a stop token, so no stopping is learned"
+    elif endless > sum(example.truncated for example in train):
+        yield f"{endless} of {len(train)} rows train on no end of turn"
     extra = len(train) + len(evaluation) - per_row * (counts.train + counts.eval)
     if extra:
-        yield f"{extra} examples more than rows: turns that the template renders differently later stand alone"
+        yield f"{extra} examples more than rows: turns that the template renders differently later are split off"
     seen = set(_identities(train, per_row))
     repeated = sum(identity in seen for identity in _identities(evaluation, per_row))
     if repeated:
         held = len(evaluation) // per_row
-        yield f"{repeated} of {held} evaluation rows stand in the training part too: eval loss flatters"
+        yield f"{repeated} of {held} evaluation rows are in the training part too: the eval loss is too optimistic"
     marked = sum(writes_special(row, tokens.special_texts) for row in rows)
     if marked:
         yield f"{marked} of {len(rows)} rows hold the text of a special token, which is read as that token"
 
 
 def _identities(examples: Sequence[Example], per_row: int) -> Iterator[tuple[bytes, ...]]:
-    """Yield for each row the bytes of its token ids, one item for each of its `per_row` examples."""
+    """Yields for each row the bytes of its token ids, one item for each of its `per_row` examples."""
     ids = [example.ids.tobytes() for example in examples]
     return (tuple(ids[start : start + per_row]) for start in range(0, len(ids), per_row))
 
 
-def _warn_of_missing_stops(train: tuple[Example, ...]) -> Iterator[str]:
-    endless = sum(not example.stops for example in train)
-    if endless == len(train):
-        yield "NO END OF TURN IS EVER TRAINED ON: no trained part holds a stop token, so no stopping is learned"
-    elif endless > sum(example.truncated for example in train):
-        yield f"{endless} of {len(train)} rows train on no end of turn"
-
-
 def writes_special(row: Row, special: Iterable[str]) -> bool:
-    """Return whether a row contains the text of a special token."""
+    """Returns whether a row contains the text of a special token."""
     return any(token in text for text in row.texts for token in special)

@@ -45,17 +45,13 @@ class MaskOptions:
 
     @classmethod
     def from_section(cls, data: DataSection) -> MaskOptions:
-        """Return the options of a job."""
+        """Returns the options of a job."""
         return cls(
             assistant_only=data.assistant_only_loss,
             completion_only=data.completion_only_loss,
             last_turn=data.train_on is TrainOn.LAST_TURN,
             split_turns=data.split_turns is SplitTurns.AUTO,
         )
-
-    def trains_on_all(self, row: ChatRow) -> bool:
-        """Return whether every token of a conversation enters the loss."""
-        return not (self.completion_only if row.prompt_messages else self.assistant_only)
 
 
 @dataclass(frozen=True)
@@ -67,12 +63,13 @@ class RenderedText:
 
 
 def render_masked_texts(row: ChatRow, tokenizer: ModelTokenizer, options: MaskOptions) -> tuple[RenderedText, ...]:
-    """Render the texts of a conversation's examples: one, or one for each trained turn.
+    """Renders the texts of a conversation's examples: one, or one for each trained turn.
 
     Raises:
         DataError: the template refuses the row, no turn is trained on, or no mask is exact.
     """
-    if options.trains_on_all(row):
+    # A row with a prompt obeys `completion_only_loss`, any other conversation `assistant_only_loss`.
+    if not (options.completion_only if row.prompt_messages else options.assistant_only):
         return (_render_all(row, tokenizer),)
     turns = _trained_turns(row, options)
     if tokenizer.marks_generation and (rendered := _mask_by_template(row, tokenizer, turns)) is not None:
@@ -94,7 +91,7 @@ def _render_all(row: ChatRow, tokenizer: ModelTokenizer) -> RenderedText:
 
 
 def _trained_turns(row: ChatRow, options: MaskOptions) -> list[int]:
-    """Return the indices of the messages that are trained on."""
+    """Returns the indices of the messages that are trained on."""
     turns = [
         number
         for number, message in enumerate(row.messages)
@@ -112,14 +109,14 @@ def _trained_turns(row: ChatRow, options: MaskOptions) -> list[int]:
 
 
 def _mask_by_template(row: ChatRow, tokenizer: ModelTokenizer, turns: list[int]) -> RenderedText | None:
-    """Use the template's generation blocks; None if it is open which block belongs to which turn."""
+    """Returns the spans of the generation blocks; None if it is open which block belongs to which turn."""
     try:
         text, spans = tokenizer.render_marked(row)
     except TemplateRefusedError:
         error = _refused_by_template(row, "messages", len(row.messages))
     else:
         assistant_turns = [number for number, message in enumerate(row.messages) if message.role == "assistant"]
-        if turns == assistant_turns:
+        if turns == assistant_turns:  # every block is trained on, whichever turn it belongs to
             return RenderedText(text, tuple(spans))
         if len(spans) != len(assistant_turns):
             return None
@@ -131,6 +128,7 @@ def _mask_by_template(row: ChatRow, tokenizer: ModelTokenizer, turns: list[int])
 def _mask_by_rendering(
     row: ChatRow, tokenizer: ModelTokenizer, options: MaskOptions, turns: list[int]
 ) -> tuple[RenderedText, ...]:
+    """Returns one text with all spans if the rendering of each turn is a prefix of it, else one text a turn."""
     complete = _render(row, tokenizer, len(row.messages), prompt=False)
     rendered = [_render_turn(row, tokenizer, number, complete) for number in turns]
     changed = [number for number, text in zip(turns, rendered, strict=True) if not complete.startswith(text.text)]
@@ -143,7 +141,7 @@ def _mask_by_rendering(
 
 
 def _render_turn(row: ChatRow, tokenizer: ModelTokenizer, number: int, complete: str) -> RenderedText:
-    """Render the row up to and including the assistant's turn `number`, and mark the turn in the text."""
+    """Renders the row up to and including the assistant's turn `number`, and marks the turn in the text."""
     if number == 0:
         raise mask_not_exact(row, number, "the assistant speaks first, so generation would have no prompt")
     before = _render(row, tokenizer, number, prompt=True)
@@ -160,7 +158,7 @@ def _render_turn(row: ChatRow, tokenizer: ModelTokenizer, number: int, complete:
 
 
 def _render(row: ChatRow, tokenizer: ModelTokenizer, count: int, *, prompt: bool) -> str:
-    """Render the first `count` messages, with the generation prompt if `prompt` is set."""
+    """Renders the first `count` messages, with the generation prompt if `prompt` is set."""
     try:
         return tokenizer.render(row.messages[:count], prompt=prompt, tools=row.tools)
     except TemplateRefusedError:
@@ -183,7 +181,7 @@ _HINT: Final = "end each row with its only assistant turn, or set data.assistant
 
 
 def mask_not_exact(row: ChatRow, number: int | None, reason: str, *, hint: str = _HINT) -> DataError:
-    """Return the error for a conversation that has no exact mask; `number` is the turn, None for all."""
+    """Returns the error for a conversation that has no exact mask; `number` is the turn, None for all."""
     return row.refuse(
         ErrorCode.DATASET_NOT_TRAINABLE,
         f"which tokens are the assistant's cannot be determined exactly: {reason}",

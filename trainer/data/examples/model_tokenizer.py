@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -58,12 +58,28 @@ class ModelTokenizer:
         self._backend = backend
         self._backend.no_truncation()
         self._backend.no_padding()
-        self.append_id = self._id(special_tokens.get("eos_token"))
+        named = {name: backend.token_to_id(text) for name, text in special_tokens.items()}
+        self.append_id: int | None = named.get("eos_token")
         self.stop_ids = stop_ids | ({self.append_id} if self.append_id is not None else set())
-        self.pad_id = self._choose_padding(special_tokens)
+        candidates = (named.get("pad_token"), named.get("unk_token"), *range(self.size))
+        padding = (id_ for id_ in candidates if id_ is not None and id_ not in self.stop_ids)
+        if (pad_id := next(padding, None)) is None:
+            raise JobError(ErrorCode.MODEL_INVALID, "no token of the tokenizer could pad", expected="one", found=0)
+        self.pad_id: int = pad_id
         self.start_ids = self._find_start()
-        self.special_texts = tuple(dict.fromkeys((*special_tokens.values(), *self._special_in_backend())))
-        self.special_token_finder = SpecialTokenFinder(self._splitting_tokens())
+        added = [
+            (id_, token) for id_, token in sorted(backend.get_added_tokens_decoder().items()) if token.special
+        ]
+        special_texts = (*special_tokens.values(), *(token.content for _, token in added))
+        self.special_texts = tuple(dict.fromkeys(special_texts))
+        # Only tokens that match literally at every position split a text without a look at the text around them.
+        self.special_token_finder = SpecialTokenFinder(
+            {
+                token.content: id_
+                for id_, token in added
+                if not (token.normalized or token.lstrip or token.rstrip or token.single_word)
+            }
+        )
         self.notes: tuple[str, ...] = ()
         self._short: dict[str, list[int]] = {}
         moment = datetime.now().astimezone() if now is None else now
@@ -85,16 +101,16 @@ class ModelTokenizer:
         return self._template is not None and self._template.marks_generation
 
     def ids(self, text: str) -> list[int]:
-        """Tokenise a text. Special tokens written in it are recognised; none are added."""
+        """Tokenises a text. Special tokens written in it are recognised; none are added."""
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise each text separately, on all cores."""
+        """Tokenises each text separately, on all cores."""
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
     def lookup(self, texts: Iterable[str]) -> Mapping[str, list[int]]:
-        """Tokenise each text separately; the ids of short texts are cached, because they recur."""
+        """Tokenises each text separately; the ids of short texts are cached, because they recur."""
         distinct = set(texts)
         new = sorted(text for text in distinct if text not in self._short)
         found = dict(zip(new, self.ids_of(new), strict=True))
@@ -103,7 +119,7 @@ class ModelTokenizer:
         return {text: found[text] if text in found else self._short[text] for text in distinct}
 
     def text(self, ids: Sequence[int]) -> str:
-        """Decode token ids, including special tokens."""
+        """Decodes token ids, including special tokens."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
     def render(
@@ -113,7 +129,7 @@ class ModelTokenizer:
         prompt: bool,
         tools: Sequence[Mapping[str, object]] | None = None,
     ) -> str:
-        """Render a conversation with the chat template; the arguments are those of `ChatTemplate.render`.
+        """Renders a conversation with the chat template; the arguments are those of `ChatTemplate.render`.
 
         Raises:
             TemplateRefusedError: the template failed, refuses these messages, or there is none.
@@ -121,7 +137,7 @@ class ModelTokenizer:
         return self._require_template().render(messages, prompt=prompt, tools=tools)
 
     def render_marked(self, row: ChatRow) -> tuple[str, list[CharacterSpan]]:
-        """Render a row; returns the text and the character spans that the template marks as generated.
+        """Renders a row and returns the text and the character spans that the template marks as generated.
 
         Raises:
             TemplateRefusedError: the template failed, refuses these messages, or there is none.
@@ -133,30 +149,8 @@ class ModelTokenizer:
             raise TemplateRefusedError
         return self._template
 
-    def _id(self, token: str | None) -> int | None:
-        return None if token is None else self._backend.token_to_id(token)
-
-    def _splitting_tokens(self) -> dict[str, int]:
-        """Return the special tokens that are matched literally at every position: text → id."""
-        added = self._backend.get_added_tokens_decoder().items()
-        return {
-            token.content: id_
-            for id_, token in added
-            if token.special and not (token.normalized or token.lstrip or token.rstrip or token.single_word)
-        }
-
-    def _special_in_backend(self) -> Iterator[str]:
-        added = self._backend.get_added_tokens_decoder()
-        return (token.content for _, token in sorted(added.items()) if token.special)
-
-    def _choose_padding(self, special_tokens: Mapping[str, str]) -> int:
-        named = (self._id(special_tokens.get(name)) for name in ("pad_token", "unk_token"))
-        for candidate in (*named, *range(self.size)):
-            if candidate is not None and candidate not in self.stop_ids:
-                return int(candidate)
-        raise JobError(ErrorCode.MODEL_INVALID, "no token of the tokenizer could pad", expected="one", found=0)
-
     def _find_start(self) -> tuple[int, ...]:
+        """Returns the ids that the tokenizer's post-processor puts before a text."""
         plain = self.ids("a")
         framed = list(self._backend.encode("a", add_special_tokens=True).ids)
         for start in range(len(framed) - len(plain) + 1):
@@ -168,7 +162,7 @@ class ModelTokenizer:
 def read_tokenizer(
     model_dir: Path, chat_template: str | None = None, *, now: datetime | None = None
 ) -> ModelTokenizer:
-    """Read the tokenizer of a model directory: tokenizer.json, configuration and chat templates.
+    """Reads the tokenizer of a model directory: tokenizer.json, configuration and chat templates.
 
     Args:
         model_dir: the directory.
@@ -185,13 +179,17 @@ def read_tokenizer(
     backend = _read_backend(model_dir / TOKENIZER_FILE)
     special = special_tokens(config)
     _add_missing(backend, config, special)
-    own = named_templates(config.get("chat_template"), _template_files(model_dir))
+    default = model_dir / "chat_template.jinja"
+    files = {"default": _text_file(default)} if default.is_file() else {}
+    further = sorted((model_dir / "additional_chat_templates").glob("*.jinja"))
+    files |= {path.stem: _text_file(path) for path in further}
+    own = named_templates(config.get("chat_template"), files)
     templates = own if chat_template is None else {"default": chat_template}
     return ModelTokenizer(backend, special, templates, read_stop_ids(model_dir), now=now)
 
 
 def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the named special tokens of a tokenizer_config.json, including names that the model introduces."""
+    """Returns the named special tokens of a tokenizer_config.json, including names that the model introduces."""
     extra = config.get("extra_special_tokens")
     named = {name: config.get(name) for name in _NAMED}
     named |= {name: value for name, value in config.items() if name.endswith("_token") and isinstance(value, str)}
@@ -201,7 +199,7 @@ def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_stop_ids(model_dir: Path) -> frozenset[int]:
-    """Return the ids at which generation with this model ends, according to its configuration.
+    """Returns the ids at which generation with this model ends, according to its configuration.
 
     Raises:
         JobError: `MODEL_INVALID`: a configuration has another form than required.
@@ -227,7 +225,7 @@ def _read_backend(path: Path) -> Tokenizer:
 
 
 def _add_missing(backend: Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]) -> None:
-    """Add the special tokens that only the configuration names, as loading with transformers does."""
+    """Adds the special tokens that only the configuration names, as loading with transformers does."""
     from tokenizers import AddedToken  # noqa: PLC0415 -- part of an extra
 
     extra = config.get("extra_special_tokens", config.get("additional_special_tokens"))
@@ -235,14 +233,6 @@ def _add_missing(backend: Tokenizer, config: Mapping[str, Any], special: Mapping
     wanted = dict.fromkeys((*special.values(), *(text for text in listed if isinstance(text, str))))
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     backend.add_tokens([AddedToken(text, special=True) for text in wanted if text not in known])
-
-
-def _template_files(model_dir: Path) -> Iterator[tuple[str, str]]:
-    default = model_dir / "chat_template.jinja"
-    if default.is_file():
-        yield "default", _text_file(default)
-    for path in sorted((model_dir / "additional_chat_templates").glob("*.jinja")):
-        yield path.stem, _text_file(path)
 
 
 def _text_file(path: Path) -> str:
@@ -253,7 +243,7 @@ def _text_file(path: Path) -> str:
 
 
 def _json_file(path: Path) -> dict[str, Any]:
-    """Return the JSON object of a file of the model; an empty object if the file does not exist."""
+    """Returns the JSON object of a file of the model; an empty object if the file does not exist."""
     if not path.is_file():
         return {}
     if path.stat().st_size > _MAX_FILE_BYTES:

@@ -1,6 +1,6 @@
-"""The two steps from a rendered row to masked token ids: what must be tokenised, and what follows from the ids.
+"""The two steps from a rendered row to masked token ids: each names texts to tokenise and continues with the ids.
 
-Tokenizers are fast on many texts at once, so each step names its texts and continues when their ids are there.
+Tokenizers are fast on many texts at once, so the texts of many rows are collected before each step continues.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class MaskedTokens:
 
     @classmethod
     def train_on_all(cls, ids: Ids) -> MaskedTokens:
-        """Return the ids with one span over all of them."""
+        """Returns the ids with one span over all of them."""
         return cls(ids, ((0, len(ids)),))
 
 
@@ -43,7 +43,7 @@ class TokenizedRow:
 
     @classmethod
     def finished(cls, *examples: MaskedTokens) -> TokenizedRow:
-        """Return a row that needs no further texts."""
+        """Returns a row that needs no further texts."""
         return cls((), lambda _: examples)
 
 

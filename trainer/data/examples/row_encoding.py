@@ -1,4 +1,4 @@
-"""Rows to examples. Many rows are tokenised together, because tokenizers work on all cores at once."""
+"""Turns rows into examples. Many rows are tokenised together, because tokenizers work on all cores at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHUNK_CHARACTERS: Final = 1 << 22
 
 
 def encode(row: Row, tokenizer: ModelTokenizer, data: DataSection) -> tuple[Example, ...]:
-    """Turn one row into its examples; see `EncodedRow`.
+    """Returns the examples of one row; see `EncodedRow`.
 
     Raises:
         DataError: the row is too long, cannot be rendered, or has no token to train on.
@@ -38,25 +38,24 @@ def encode(row: Row, tokenizer: ModelTokenizer, data: DataSection) -> tuple[Exam
 def encode_rows(
     rows: Iterable[Row], tokenizer: ModelTokenizer, data: DataSection
 ) -> Iterator[EncodedRow | DataError]:
-    """Turn rows into examples, in their order; yields the error of a row that cannot become one."""
-    options = MaskOptions.from_section(data)
-    for chunk in _make_chunks(_render_or_error(row, tokenizer, options) for row in rows):
+    """Yields the encoded rows in their order, or the error of a row that cannot become examples."""
+    for chunk in _render_chunks(rows, tokenizer, MaskOptions.from_section(data)):
         yield from _encode_chunk(chunk, tokenizer, data)
 
 
-def _render_or_error(row: Row, tokenizer: ModelTokenizer, options: MaskOptions) -> RenderedRow | DataError:
-    try:
-        return _render(row, tokenizer, options)
-    except DataError as error:
-        return error
-
-
-def _make_chunks(rows: Iterator[RenderedRow | DataError]) -> Iterator[list[RenderedRow | DataError]]:
+def _render_chunks(
+    rows: Iterable[Row], tokenizer: ModelTokenizer, options: MaskOptions
+) -> Iterator[list[RenderedRow | DataError]]:
     chunk: list[RenderedRow | DataError] = []
     characters = 0
     for row in rows:
-        chunk.append(row)
-        characters += sum(map(len, row.texts)) if isinstance(row, RenderedRow) else 0
+        try:
+            rendered = _render(row, tokenizer, options)
+        except DataError as error:
+            chunk.append(error)
+        else:
+            chunk.append(rendered)
+            characters += sum(map(len, rendered.texts))
         if len(chunk) == CHUNK_ROWS or characters > CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0
@@ -97,18 +96,20 @@ def _render(row: Row, tokenizer: ModelTokenizer, options: MaskOptions) -> Render
     if isinstance(row, CompletionRow):
         return _render_completion(row, tokenizer, options)
     if isinstance(row, TextRow):
-        return RenderedRow(row, (row.text,), lambda ids: _tokenize_text(ids[0], tokenizer))
+        return RenderedRow(
+            row,
+            (row.text,),
+            lambda ids: TokenizedRow.finished(
+                MaskedTokens.train_on_all(_add_end(_add_start(ids[0], tokenizer), tokenizer))
+            ),
+        )
     if isinstance(row, PreferenceRow):
         return _render_preference(row, tokenizer, options)
     raise TypeError(f"unknown kind of row: {type(row).__name__}")
 
 
-def _tokenize_text(ids: Ids, tokenizer: ModelTokenizer) -> TokenizedRow:
-    return TokenizedRow.finished(MaskedTokens.train_on_all(_add_end(_add_start(ids, tokenizer), tokenizer)))
-
-
 def _render_completion(row: CompletionRow, tokenizer: ModelTokenizer, options: MaskOptions) -> RenderedRow:
-    """Render the prompt as generation will see it, then the completion and the end of the sequence."""
+    """Renders the prompt as generation will see it, then the completion and the end of the sequence."""
 
     def tokenize(ids: list[Ids]) -> TokenizedRow:
         prompt, both = (_add_start(part, tokenizer) for part in ids)
@@ -127,7 +128,7 @@ def _render_preference(row: PreferenceRow, tokenizer: ModelTokenizer, options: M
     answers_only = replace(options, assistant_only=True, completion_only=True, last_turn=False, split_turns=False)
     chosen = _render(row.chosen, tokenizer, answers_only)
     rejected = _render(row.rejected, tokenizer, answers_only)
-    count = len(chosen.texts)
+    count = len(chosen.texts)  # the ids of the chosen side come first, then those of the rejected side
 
     def tokenize(ids: list[Ids]) -> TokenizedRow:
         first, second = chosen.continue_with(ids[:count]), rejected.continue_with(ids[count:])
@@ -140,13 +141,13 @@ def _render_preference(row: PreferenceRow, tokenizer: ModelTokenizer, options: M
 
 
 def _add_start(ids: Ids, tokenizer: ModelTokenizer) -> Ids:
-    """Put the tokenizer's start of text before the ids, unless the text itself begins with it."""
+    """Returns the ids after the tokenizer's start of text, unless they begin with it already."""
     start = list(tokenizer.start_ids)
     return ids if start and ids[: len(start)] == start else start + ids
 
 
 def _add_end(ids: Ids, tokenizer: ModelTokenizer) -> Ids:
-    """Append the end of sequence, unless the ids end with it."""
+    """Returns the ids with the end of sequence appended, unless they end with it already."""
     end = tokenizer.append_id
     return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
 
@@ -154,7 +155,11 @@ def _add_end(ids: Ids, tokenizer: ModelTokenizer) -> Ids:
 def _fit_to_length(
     row: Row, parts: Iterable[MaskedTokens], tokenizer: ModelTokenizer, data: DataSection
 ) -> EncodedRow:
-    """Make the examples of a row: refuse, drop or cut those longer than `data.max_length`."""
+    """Returns the examples of a row; refuses, drops or cuts those longer than `data.max_length`.
+
+    Raises:
+        DataError: an example has no trained token or is too long, or both answers of a pair are the same.
+    """
     examples: list[Example] = []
     tokens = lost = 0
     for part in parts:
@@ -162,10 +167,14 @@ def _fit_to_length(
         spans = [(max(start, 1), end) for start, end in part.spans if end > max(start, 1)]
         if not spans:
             raise _not_trainable(row)
+        # Tokens after the last trained one change no loss and no gradient, so the example ends there.
         end = spans[-1][1]
-        if end > data.max_length and data.on_overlong is OnOverlong.ERROR:
-            raise _overlong(row, end, data)
-        remaining = _cut_spans(spans, end, data)
+        remaining = spans
+        if end > data.max_length:
+            if data.on_overlong is OnOverlong.ERROR:
+                raise _overlong(row, end, data)
+            cut = [(start, min(stop, data.max_length)) for start, stop in spans if start < data.max_length]
+            remaining = cut if data.on_overlong is OnOverlong.TRUNCATE else []
         tokens += end
         lost += _count_tokens(spans) - _count_tokens(remaining)
         if remaining:
@@ -177,7 +186,7 @@ def _fit_to_length(
 
 
 def _is_usable_pair(row: PreferenceRow, examples: list[Example]) -> bool:
-    """Return whether two answers are left that differ.
+    """Returns whether two answers are left that differ.
 
     One answer teaches nothing, nor do two that were cut to the same tokens.
 
@@ -194,14 +203,6 @@ def _is_usable_pair(row: PreferenceRow, examples: list[Example]) -> bool:
             found="the same",
         )
     return len(examples) == 2 and not same
-
-
-def _cut_spans(spans: list[TokenSpan], end: int, data: DataSection) -> list[TokenSpan]:
-    if end <= data.max_length:
-        return spans
-    if data.on_overlong is OnOverlong.DROP:
-        return []
-    return [(start, min(stop, data.max_length)) for start, stop in spans if start < data.max_length]
 
 
 def _count_tokens(spans: list[TokenSpan]) -> int:

@@ -1,4 +1,4 @@
-"""Find the token index of a character position without tokenising the text before it once more.
+"""Finds the token index of a character position without tokenising the text before it once more.
 
 A tokenizer splits a text at its special tokens before anything else, and tokenises each part between two of them
 alone. So the ids of a prefix of the text are the text's own ids up to the last special token in the prefix,
@@ -12,7 +12,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final
 
 Ids = list[int]
@@ -22,36 +21,32 @@ CACHED_CHARACTERS: Final = 64
 """Longest text from a special token on whose ids are cached."""
 
 
-@dataclass(frozen=True)
 class SpecialTokenFinder:
     """Finds special tokens in texts.
 
-    Attributes:
+    Args:
         ids: text of a special token → its id; only tokens that are matched literally, without swallowing white
             space and without normalisation.
     """
 
-    ids: Mapping[str, int]
+    def __init__(self, ids: Mapping[str, int]) -> None:
+        self.ids = ids
+        self._known = frozenset(ids.values())
+        # An alternation takes its first branch that matches, so of two tokens with a common beginning the longer
+        # one must come first. Without tokens nothing must match, not even the empty text.
+        longest_first = sorted(ids, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def align(self, text: str, ids: Sequence[int]) -> tuple[SpecialTokenMatch, ...]:
-        """Return the special tokens of a text in order; none if the text and its ids do not agree on them."""
-        known = self._known_ids
-        matches = list(self._pattern.finditer(text)) if known else []
-        indices = [index for index, id_ in enumerate(ids) if id_ in known]
+        """Returns the special tokens of a text in order; none if the text and its ids do not agree on them."""
+        matches = list(self._pattern.finditer(text))
+        indices = [index for index, id_ in enumerate(ids) if id_ in self._known]
+        # If text and ids have different special tokens, no index can be assigned to a position.
         if [self.ids[match[0]] for match in matches] != [ids[index] for index in indices]:
             return ()
         return tuple(
             SpecialTokenMatch(match[0], match.end(), index) for match, index in zip(matches, indices, strict=True)
         )
-
-    @cached_property
-    def _known_ids(self) -> frozenset[int]:
-        return frozenset(self.ids.values())
-
-    @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self.ids, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)))
 
 
 @dataclass(frozen=True)
@@ -82,11 +77,11 @@ class TextPrefix:
     rest: str
 
     def ids(self, text_ids: Ids, ids_of: Mapping[str, Ids]) -> Ids:
-        """Return the ids that the prefix has when it is tokenised alone."""
+        """Returns the ids that the prefix has when it is tokenised alone."""
         return text_ids[: self.index] + ids_of[self.rest]
 
     def length_in(self, text_ids: Ids, ids_of: Mapping[str, Ids]) -> int | None:
-        """Return how many ids of the text the prefix is; None if a token of the text crosses its end."""
+        """Returns how many ids of the text the prefix has; None if a token of the text crosses its end."""
         rest = ids_of[self.rest]
         end = self.index + len(rest)
         return end if text_ids[self.index : end] == rest else None
@@ -95,7 +90,7 @@ class TextPrefix:
 def text_prefixes(
     text: str, special_tokens: Sequence[SpecialTokenMatch], positions: Sequence[int]
 ) -> Iterator[TextPrefix]:
-    """Yield the prefix of a text up to each character position."""
+    """Yields the prefix of a text up to each character position."""
     ends = [special_token.end for special_token in special_tokens]
     for position in positions:
         number = bisect_right(ends, position)
