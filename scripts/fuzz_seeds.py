@@ -109,7 +109,7 @@ def key_chains() -> list[bytes]:
 
 def compose_files() -> list[bytes]:
     """Compose files, bare and wrapped."""
-    shipped = [(ROOT / "configs" / name).read_bytes() for name in ("docker-compose.yaml", "app-compose.json")]
+    shipped = [(ROOT / "configs" / name).read_bytes() for name in ("docker-compose.yaml", "app-compose-kms.json")]
     merged = (
         b"x-a: &a\n  image: x\n  environment: [A=b, 'C=${D:-e}']\nservices:\n  one:\n"
         b"    <<: *a\n    ports: ['1:2']\n"

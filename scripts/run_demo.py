@@ -82,8 +82,7 @@ class Demo:
         shutil.copyfile(SPEC, JOB)
         (DEMO / "models").symlink_to((CACHE / "models").resolve())
         self.run.foreground(
-            "python", "scripts/render_app_compose.py", str(JOB), str(COMPOSE),
-            "-o", str(DEMO / "app-compose.json"), seconds=30,
+            "trainer", "job", "render", str(JOB), str(COMPOSE), "-o", str(DEMO / "app-compose.json"), seconds=30,
         )  # fmt: skip
 
     def start_simulator(self) -> Any:

@@ -21,12 +21,13 @@ import pytest
 import typer
 import yaml
 
-from trainer.errors import ErrorCode, ExitCode, UsageError
+from trainer.deployment import DeploymentProfile, read_embedded_job, render_app_compose, render_compose
+from trainer.errors import ErrorCode, ExitCode
 from trainer.spec import parse_job_spec, read_job_spec
 
 ROOT = Path(__file__).parents[1]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
-JOBS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name != "docker-compose.yaml")
+JOBS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if "docker-compose" not in path.name)
 SHELL_SCRIPTS = [ROOT / "scripts" / name for name in ("environment", "lock", "test", "soak", "check", "demo")]
 SHELL_SCRIPTS.append(ROOT / ".ci" / "run")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -124,47 +125,70 @@ def test_the_gpu_job_cannot_run_before_its_digests_are_filled_in() -> None:
     assert {*model.model_file_sha256.values(), model.model_revision} == {"0" * 64, "0" * 40}
 
 
-@pytest.fixture(scope="module")
-def renderer() -> ModuleType:
-    return script("render_app_compose")
+COMPOSE_FILES = [ROOT / "configs" / name for name in ("docker-compose.yaml", "docker-compose-cpu.yaml")]
+COMPOSE_JOBS = {
+    "docker-compose.yaml": ROOT / "configs" / "llama-3.2-3b-unsloth.yaml",
+    "docker-compose-cpu.yaml": ROOT / "configs" / "smollm2-135m-cpu.yaml",
+}
 
 
 @pytest.fixture
 def job() -> str:
-    return (ROOT / "configs" / "llama-3.2-3b-unsloth.yaml").read_text("utf-8")
+    return COMPOSE_JOBS["docker-compose.yaml"].read_text("utf-8")
 
 
-@pytest.fixture
-def compose() -> str:
-    return (ROOT / "configs" / "docker-compose.yaml").read_text("utf-8")
+@pytest.fixture(params=COMPOSE_FILES, ids=lambda path: path.name)
+def compose(request: pytest.FixtureRequest) -> str:
+    path: Path = request.param
+    return path.read_text("utf-8")
 
 
-def test_app_compose_is_what_its_parts_render_to(renderer: ModuleType, job: str, compose: str) -> None:
-    app_compose = (ROOT / "configs" / "app-compose.json").read_bytes()
-    assert app_compose == renderer.render(job, compose)
+@pytest.mark.parametrize("profile", DeploymentProfile)
+def test_app_compose_is_what_its_parts_render_to(profile: DeploymentProfile, job: str) -> None:
+    app_compose = (ROOT / "configs" / f"app-compose-{profile}.json").read_bytes()
+    compose = COMPOSE_FILES[0].read_text("utf-8")
+    assert app_compose == render_app_compose(render_compose(compose, job), profile)
     assert json.loads(app_compose)["docker_compose_file"] == compose
 
 
+@pytest.mark.parametrize("path", COMPOSE_FILES, ids=lambda path: path.name)
+def test_the_shipped_compose_file_holds_the_shipped_job(path: Path) -> None:
+    compose, job = path.read_text("utf-8"), COMPOSE_JOBS[path.name].read_text("utf-8")
+    assert read_embedded_job(compose) == job
+    assert render_compose(compose, job) == compose
+
+
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
-def test_the_embedded_job_is_the_job(renderer: ModuleType, compose: str, path: Path) -> None:
-    rendered = json.loads(renderer.render(path.read_text("utf-8"), compose))["docker_compose_file"]
-    assert parse_job_spec(renderer.embedded_job(rendered).encode()).sha256() == read_job_spec(path).sha256()
+def test_the_embedded_job_is_the_job(compose: str, path: Path) -> None:
+    rendered = render_compose(compose, path.read_text("utf-8"))
+    assert parse_job_spec(read_embedded_job(rendered).encode()).sha256() == read_job_spec(path).sha256()
 
 
-def test_another_job_is_another_measured_text(renderer: ModuleType, job: str, compose: str) -> None:
-    other = renderer.render(job.replace("seed: 42", "seed: 43"), compose)
-    assert other != renderer.render(job, compose)
-    assert renderer.render(job, json.loads(other)["docker_compose_file"]) == renderer.render(job, compose)
+def test_the_two_compose_files_differ_in_the_gpu_the_job_and_the_workspace_alone() -> None:
+    gpu, cpu = (yaml.safe_load(path.read_text("utf-8")) for path in COMPOSE_FILES)
+    for document in (gpu, cpu):
+        del document["services"]["trainer"]["environment"]["TRAINER_JOB"]
+    workspace = gpu["services"]["trainer"]["tmpfs"]
+    assert workspace[0] == "/run/trainer:size=48g,mode=0711,exec"
+    workspace[0] = "/run/trainer:size=6g,mode=0711,exec"
+    assert [*gpu["services"]["trainer"].pop("deploy")["resources"]["reservations"]["devices"]] == [
+        {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+    ]
+    assert cpu == gpu
 
 
-def test_what_would_not_arrive_as_it_is_is_refused(renderer: ModuleType, job: str, compose: str) -> None:
-    with pytest.raises(ValueError, match="variable"):
-        renderer.render_compose(compose, job.replace("# FILL IN", "# ${WHO}"))
-    with pytest.raises(ValueError, match="expected one"):
-        renderer.render_compose(compose.replace("content: |", "file: job.yaml"), job)
-    with pytest.raises(UsageError) as caught:
-        renderer.render(job.replace("lora_r:", "rank:"), compose)
-    assert caught.value.code is ErrorCode.SPEC_UNKNOWN_KEY
+def test_the_container_ends_before_the_guest_kills_it(compose: str) -> None:
+    """Stopping takes 20 s for a checkpoint, its sealing, and 30 s in which the failure report is offered."""
+    grace = yaml.safe_load(compose)["services"]["trainer"]["stop_grace_period"]
+    assert 60 <= int(grace.removesuffix("s")) < 90, "the guest's service manager waits 90 s"
+
+
+def test_the_health_check_looks_for_the_published_port(compose: str) -> None:
+    service = yaml.safe_load(compose)["services"]["trainer"]
+    published = {int(port.rpartition(":")[2]) for port in service["ports"]}
+    command = service["healthcheck"]["test"]
+    assert command[:3] == ["CMD", "grep", "-q"]
+    assert [int(re.fullmatch(r":([0-9A-F]{4}) .* 0A", command[3])[1], 16)] == [*published]  # type: ignore[index]
 
 
 def test_the_operator_gets_no_way_in_through_the_deployment(compose: str) -> None:
@@ -176,9 +200,12 @@ def test_the_operator_gets_no_way_in_through_the_deployment(compose: str) -> Non
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["restart"] == "no"
     assert service["volumes"] == ["/var/run/dstack.sock:/var/run/dstack.sock", "ciphertext:/var/lib/trainer"]
-    assert not {"privileged", "network_mode", "pid", "ipc", "environment", "env_file", "devices"} & set(service)
-    told = json.loads((ROOT / "configs" / "app-compose.json").read_bytes())
-    assert [told[name] for name in ("public_logs", "public_sysinfo", "allowed_envs")] == [False, False, []]
+    assert service["init"] is True
+    assert not {"privileged", "network_mode", "pid", "ipc", "env_file", "devices", "configs"} & set(service)
+    assert set(service["environment"]) == {"TRAINER_JOB"}
+    for profile in DeploymentProfile:
+        told = json.loads((ROOT / "configs" / f"app-compose-{profile}.json").read_bytes())
+        assert [told[name] for name in ("public_logs", "public_sysinfo", "allowed_envs")] == [False, False, []]
 
 
 def test_the_deployed_command_line_is_understood(compose: str) -> None:
@@ -187,8 +214,7 @@ def test_the_deployed_command_line_is_understood(compose: str) -> None:
     arguments = yaml.safe_load(compose)["services"]["trainer"]["command"]
     group: Any = typer.main.get_command(app)
     context = group.commands["run"].make_context("run", list(arguments))
-    mounts = [config["target"] for config in yaml.safe_load(compose)["services"]["trainer"]["configs"]]
-    assert [str(context.params["job"])] == mounts
+    assert context.params["job"] is None, "the job spec comes in the environment"
     assert str(context.params["ciphertext"]) == "/var/lib/trainer"
 
 

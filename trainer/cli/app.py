@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 from trainer import __version__
 from trainer.cli.audit_command import audit_compose_file
 from trainer.cli.console import print_error, wants_json
+from trainer.cli.job_commands import job_app
 from trainer.cli.operator_commands import run_job_spec, simulate_guest_agent
 from trainer.cli.policy_command import policy_app
 from trainer.cli.provider_commands import (
@@ -70,6 +71,7 @@ app.command("watch")(watch_training)
 app.command("pull")(pull_result)
 app.command("open")(open_result)
 app.command("ack")(acknowledge_result)
+app.add_typer(job_app, name="job")
 app.command("run")(run_job_spec)
 app.command("simulate")(simulate_guest_agent)
 

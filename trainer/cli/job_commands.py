@@ -1,0 +1,258 @@
+"""The `job` commands: the operator writes job.yaml, pins the base model, and renders what the VM measures."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from trainer.cli.console import TerminalProgress, print_json
+from trainer.cli.options import Json, Quiet
+from trainer.errors import DataError, ErrorCode, UsageError
+
+if TYPE_CHECKING:
+    from trainer.deployment import ModelPins
+    from trainer.fetch.model_listing import ModelListing
+
+job_app = typer.Typer(
+    help="For the operator: write job.yaml, pin its model, render app-compose.json.", no_args_is_help=True
+)
+
+
+@job_app.command("init")
+def init_job(
+    model: Annotated[
+        str, typer.Argument(help="Base model: a hub id such as org/name, or a directory such as ./model.")
+    ],
+    data: Annotated[Path, typer.Argument(help="A data file, or a sample with a few rows of the same kind.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The job spec; never overwritten.")] = Path(
+        "job.yaml"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Write a commented job.yaml for a model and a dataset. `job pin` then fills in the digests."""
+    from trainer.deployment import render_job_template
+    from trainer.provider import write_private_file
+    from trainer.spec import parse_job_spec
+
+    kind = _detect_row_kind(data)
+    text = render_job_template(model, kind)
+    parse_job_spec(text.encode())  # refuses a model name that no job spec may have
+    write_private_file(output, text.encode())
+    output.chmod(0o644)  # a job spec is public
+    if as_json:
+        print_json({"job": str(output), "model_name_or_path": model, "format": kind})
+    else:
+        typer.echo(f"wrote {output} for rows of the kind {kind}; now: trainer job pin {output}")
+
+
+def _detect_row_kind(path: Path) -> str:
+    """Returns the kind of the first row of a data file."""
+    from trainer.data.rows import RowSchema, scan_rows
+    from trainer.data.rows.kinds import ROW_KINDS
+
+    if not path.is_file():
+        raise UsageError(ErrorCode.FILE_NOT_FOUND, f"{path} is not a file")
+    try:
+        for name in ROW_KINDS:
+            first = next(scan_rows(path, name=path.name, schema=RowSchema(format=name)))
+            if not isinstance(first, DataError):
+                return name
+        first = next(scan_rows(path, name=path.name))
+    except DataError as error:  # no format has this suffix
+        first = error
+    raise UsageError(
+        ErrorCode.USAGE,
+        f"the kind of the rows is not clear: {first}",
+        hint="docs/data.md lists the kinds of rows; data.columns of job.yaml renames columns",
+    )
+
+
+@job_app.command("pin")
+def pin_job(
+    job: Annotated[Path, typer.Argument(help="job.yaml; edited in place, comments stay.")],
+    directory: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="DIR", help="Hash the files in this directory instead of asking the hub."),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            "--revision",
+            help="Commit, branch or tag of the hub; without it the revision in job.yaml, or the default branch.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write here instead of into job.yaml itself.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Fill in the revision and the SHA-256 of every file that the job will load.
+
+    Digests of large files come from the hub's metadata; small files are downloaded and hashed.
+    """
+    from trainer.deployment import pin_model, read_model_name
+    from trainer.spec import parse_job_spec
+
+    text = _read_text(job, "job spec")
+    name, written = read_model_name(text)
+    with (
+        TerminalProgress(quiet=quiet) as progress,
+        _open_listing(job, name, written, directory, revision) as listing,
+    ):
+        pins = _hash_files(listing, progress)
+    pinned = pin_model(text, pins)
+    target = output or job
+    target.write_text(pinned, encoding="utf-8")
+    spec_sha256 = parse_job_spec(pinned.encode()).sha256()
+    if as_json:
+        summary = {"model_revision": pins.revision, "model_file_sha256": dict(pins.file_sha256)}
+        print_json({"job": str(target), **summary, "job_spec_sha256": spec_sha256, "changed": pinned != text})
+    else:
+        typer.echo(
+            f"wrote {target}: {len(pins.file_sha256)} files of {name} at {pins.revision or directory or name}"
+        )
+        typer.echo(f"job spec: {spec_sha256}")
+
+
+@contextmanager
+def _open_listing(
+    job: Path, name: str, written: str | None, directory: Path | None, revision: str | None
+) -> Iterator[ModelListing]:
+    """Yields the listing of the model's files: of `--from`, of a local model's own directory, or of the hub."""
+    from trainer.fetch.model_listing import list_directory, list_hub_model
+
+    written = None if written is None or not written.strip("0") else written
+    if name.startswith(("./", "../", "/")):
+        yield list_directory(directory or job.parent / name)
+    elif directory is not None:
+        commit = revision or written or ""
+        if not re.fullmatch("[0-9a-f]{40}", commit):
+            raise UsageError(
+                ErrorCode.USAGE,
+                "the revision of the files in the directory",
+                expected="--revision with the commit, 40 hex digits",
+                found=commit or "none",
+            )
+        yield list_directory(directory).at(commit)
+    else:
+        with tempfile.TemporaryDirectory(prefix="trainer-pin-") as downloads:
+            yield list_hub_model(name, revision or written, Path(downloads))
+
+
+def _hash_files(listing: ModelListing, progress: TerminalProgress) -> ModelPins:
+    from trainer.deployment.model_pins import INDEX, ModelPins, select_model_files
+
+    names = select_model_files(listing.names, listing.read(INDEX))
+    digests = {}
+    for number, name in enumerate(names, 1):
+        digests[name] = listing.sha256(name)
+        progress.line(f"  {number} of {len(names)}: {name} {digests[name]}")
+    return ModelPins(listing.revision, digests)
+
+
+@job_app.command("render")
+def render_job(
+    job: Annotated[Path, typer.Argument(help="job.yaml.")],
+    compose: Annotated[Path, typer.Argument(help="docker-compose.yaml with `TRAINER_JOB: |` in the environment.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write app-compose.json here; to stdout if absent.")
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option("--check", metavar="FILE", help="Compare with this file; exit code 1 if it differs."),
+    ] = None,
+    profile: Annotated[
+        Literal["sealed", "kms"],
+        typer.Option(
+            "--profile", help="Keys that end with the VM, or those of a key management service (docs/deploy.md)."
+        ),
+    ] = "sealed",
+    key_provider_id: Annotated[
+        str | None,
+        typer.Option(
+            "--key-provider-id", metavar="HEX", help="For the profile kms: which key management service."
+        ),
+    ] = None,
+    write_compose: Annotated[
+        bool, typer.Option("--write-compose", help="Put the job spec into COMPOSE itself, too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Put job.yaml into the compose file, and both into app-compose.json: the text that the VM measures.
+
+    The same input gives the same bytes.
+    """
+    from trainer.deployment import DeploymentProfile, render_app_compose, render_compose
+    from trainer.encoding import sha256_hex
+    from trainer.spec import parse_job_spec
+
+    _check_render_options(output, check, profile, key_provider_id, as_json=as_json)
+    job_text = _read_text(job, "job spec")
+    spec = parse_job_spec(job_text.encode())
+    rendered = render_compose(_read_text(compose, "compose file"), job_text)
+    data = render_app_compose(rendered, DeploymentProfile(profile), key_provider_id=key_provider_id)
+    if check is not None:
+        _compare(check, data)
+        return
+    if write_compose:
+        compose.write_text(rendered, encoding="utf-8")
+    if output is None:
+        typer.echo(data, nl=False)
+        return
+    output.write_bytes(data)
+    if as_json:
+        print_json(
+            {"app_compose": str(output), "compose_sha256": sha256_hex(data), "job_spec_sha256": spec.sha256()}
+        )
+    else:
+        typer.echo(f"{output}: compose hash sha256:{sha256_hex(data)}, job spec {spec.sha256()}", err=True)
+
+
+def _check_render_options(
+    output: Path | None, check: Path | None, profile: str, key_provider_id: str | None, *, as_json: bool
+) -> None:
+    if output is not None and check is not None:
+        raise UsageError(ErrorCode.USAGE, "--output and --check", expected="one of them", found="both")
+    if as_json and output is None and check is None:
+        raise UsageError(ErrorCode.USAGE, "--json", expected="--output, since stdout has one object", found="none")
+    if key_provider_id is None:
+        return
+    if profile != "kms":
+        raise UsageError(
+            ErrorCode.USAGE, "--key-provider-id", expected="--profile kms", found=f"--profile {profile}"
+        )
+    if not re.fullmatch("(?:[0-9a-f]{2}){16,2048}", key_provider_id):
+        raise UsageError(
+            ErrorCode.USAGE,
+            "--key-provider-id",
+            expected="the public key of the KMS root certificate as lower-case hex",
+            found=key_provider_id,
+        )
+
+
+def _compare(path: Path, data: bytes) -> None:
+    """Ends with exit code 1 if the file has other bytes."""
+    if _read_text(path, "app-compose file").encode() != data:
+        typer.echo(
+            f"{path} is not what its job spec and compose file render to; hint: write it with -o {path}", err=True
+        )
+        raise typer.Exit(1)
+
+
+def _read_text(path: Path, what: str) -> str:
+    """Returns the text of a file with its line ends unchanged."""
+    from trainer.provider import read_small_file
+
+    try:
+        return read_small_file(path, what).decode()
+    except UnicodeDecodeError:
+        raise UsageError(
+            ErrorCode.USAGE, f"the {what} {path}", expected="UTF-8 text", found="other bytes"
+        ) from None

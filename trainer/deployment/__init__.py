@@ -1,0 +1,31 @@
+"""What an operator prepares before a job runs: job.yaml, the compose file, and app-compose.json.
+
+`compose_rendering` puts a job spec into a compose file, `app_compose` makes app-compose.json for a deployment
+profile, `clean_start` is the script that the `kms` profile runs in the VM, `model_pins` and `job_template` write
+job.yaml. Pure: texts in, texts out.
+"""
+
+from trainer.deployment.app_compose import (
+    KEY_PROVIDER_PLACEHOLDER,
+    DeploymentProfile,
+    render_app_compose,
+)
+from trainer.deployment.clean_start import CLEAN_START, CLEAN_START_SHA256
+from trainer.deployment.compose_rendering import read_embedded_job, render_compose
+from trainer.deployment.job_template import render_job_template
+from trainer.deployment.model_pins import ModelPins, pin_model, read_model_name, select_model_files
+
+__all__ = [
+    "CLEAN_START",
+    "CLEAN_START_SHA256",
+    "KEY_PROVIDER_PLACEHOLDER",
+    "DeploymentProfile",
+    "ModelPins",
+    "pin_model",
+    "read_embedded_job",
+    "read_model_name",
+    "render_app_compose",
+    "render_compose",
+    "render_job_template",
+    "select_model_files",
+]
