@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from trainer.attestation.evidence import Evidence
 from trainer.attestation.policy import policy_yaml
-from trainer.attestation.result.record import make_record, save_record
+from trainer.attestation.result.record import Record, save_record
 from trainer.attestation.verifier import appraise
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.receipt.dsse import sign_envelope
@@ -167,7 +167,7 @@ def records() -> list[bytes]:
         now=each.now,
         peer_spki_sha256=each.peer,
     )
-    record = make_record(result, evidence=honest_evidence(), collateral=each.collateral, policy=each.policy)
+    record = Record(result, evidence=honest_evidence(), collateral=each.collateral, policy=each.policy)
     return [save_record(record)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer.attestation.evidence import Evidence, parse_evidence
 from trainer.attestation.policy import CollateralDocument, Policy
-from trainer.attestation.result.record import Record, load_record, make_record
+from trainer.attestation.result.record import Record, load_record
 from trainer.attestation.verifier import appraise
 from trainer.encoding import sha256_hex
 from trainer.provider.local_files import read_small_file
@@ -93,7 +93,7 @@ def appraise_evidence(
         nonce_unused=None if nonces is None else spend_nonce(nonces, nonce, evidence_sha256, now=clock),
         endorsements=endorsements,
     )
-    return make_record(result, evidence=evidence, collateral=collateral, policy=policy, endorsements=endorsements)
+    return Record(result, evidence=evidence, collateral=collateral, policy=policy, endorsements=endorsements)
 
 
 def read_record(path: Path) -> Record:

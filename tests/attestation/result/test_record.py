@@ -16,7 +16,6 @@ from trainer.attestation.result.record import (
     Record,
     is_record,
     load_record,
-    make_record,
     reappraise,
     save_record,
 )
@@ -32,9 +31,7 @@ def world(world: World) -> World:
 
 
 def record(world: World) -> Record:
-    return make_record(
-        world.appraise(), evidence=world.evidence(), collateral=world.collateral, policy=world.policy
-    )
+    return Record(world.appraise(), evidence=world.evidence(), collateral=world.collateral, policy=world.policy)
 
 
 def edited(data: bytes, edit: Callable[[dict[str, Any]], object]) -> bytes:
@@ -145,7 +142,7 @@ def test_what_was_known_of_the_nonce_stays_known(world: World, unused: bool | No
 
 
 def test_endorsements_come_back(world: World) -> None:
-    before = make_record(
+    before = Record(
         world.appraise(),
         evidence=world.evidence(),
         collateral=world.collateral,

@@ -13,7 +13,7 @@ import pytest
 
 from trainer.attestation.catalogue import DATASET_CHECKS
 from trainer.attestation.nvidia.gpu_report_checks import RELAY_LIMIT
-from trainer.attestation.result.record import Record, make_record
+from trainer.attestation.result.record import Record
 from trainer.attestation.result.report_page import render_page
 
 World = Any  # conftest.World
@@ -26,9 +26,7 @@ def page(world: World) -> str:
 
 
 def record(world: World) -> Record:
-    return make_record(
-        world.appraise(), evidence=world.evidence(), collateral=world.collateral, policy=world.policy
-    )
+    return Record(world.appraise(), evidence=world.evidence(), collateral=world.collateral, policy=world.policy)
 
 
 class Reader(HTMLParser):

@@ -92,8 +92,7 @@ class _VmShape(Strict):
         # Despite its name, dstack hands this field to its measurement as `two_pass_add_pages`.
         if self.qemu_single_pass_add_pages is not None:
             return self.qemu_single_pass_add_pages
-        major = int((self.qemu_version or "9.1.0").split(".")[0])
-        return major == 8
+        return int((self.qemu_version or "9.1.0").split(".")[0]) == 8
 
 
 class _Mrtd(Strict):
@@ -278,19 +277,11 @@ def _td_hob(layout: bytes, memory_size: int) -> bytes:
         ranges = _accept(ranges, start, start + length * PAGE_BYTES)
     try:
         # Resource descriptor: header of type 3 and size, owner (16 zero bytes), kind, attributes, start, length.
-        blocks = b"".join(
-            struct.pack(
-                "<HHI16xIIQQ",
-                3,
-                _HOB_RESOURCE_BYTES,
-                0,
-                _SYSTEM_MEMORY if part.accepted else _UNACCEPTED_MEMORY,
-                _MEMORY_ATTRIBUTES,
-                part.start,
-                part.end - part.start,
-            )
-            for part in _split_high(ranges, memory_size)
-        )
+        blocks = b""
+        for part in _split_high(ranges, memory_size):
+            kind = _SYSTEM_MEMORY if part.accepted else _UNACCEPTED_MEMORY
+            start, size = part.start, part.end - part.start
+            blocks += struct.pack("<HHI16xIIQQ", 3, _HOB_RESOURCE_BYTES, 0, kind, _MEMORY_ATTRIBUTES, start, size)
         # PHIT: header of type 1 and size, version 9, boot mode 0, four unused addresses, and the address of the
         # end of the list, which is an 8-byte block.
         end = (base + distance) * PAGE_BYTES + _HOB_HANDOFF_BYTES + len(blocks) + 8

@@ -53,6 +53,23 @@ def read_named(name: str, read_file: Callable[[str], bytes]) -> bytes:
         raise UsageError(ErrorCode.FILE_NOT_FOUND, f"cannot read {name}: {error.strerror}") from error
 
 
+def read_named_text(name: str, read_file: Callable[[str], bytes], expected: str) -> str:
+    """Returns the text of a file that a policy names.
+
+    Args:
+        name: the file's name, as in the policy.
+        read_file: returns the bytes of the file of this name.
+        expected: what the file should be, for the message.
+
+    Raises:
+        UsageError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return read_named(name, read_file).decode()
+    except UnicodeDecodeError:
+        raise UsageError(ErrorCode.POLICY_INVALID, name, expected=expected, found="binary data") from None
+
+
 def inline_gpu_files(section: object, read_file: Callable[[str], bytes]) -> object:
     """Replaces `{files: […]}` in the section `gpu` of a parsed YAML policy by the contents of the files.
 
@@ -62,35 +79,23 @@ def inline_gpu_files(section: object, read_file: Callable[[str], bytes]) -> obje
     if not isinstance(section, Mapping):
         return section
     inlined = dict(section)
-    for name, key, limit, encode in (
-        ("reference_values", "documents", MAX_MANIFESTS, _xml),
-        ("revocation", "responses", MAX_ANSWERS, _base64),
+    for name, key, limit in (
+        ("reference_values", "documents", MAX_MANIFESTS),
+        ("revocation", "responses", MAX_ANSWERS),
     ):
-        value = inlined.get(name)
-        if isinstance(value, Mapping) and "files" in value:
-            files = _names(f"policy: gpu.{name}", value, limit)
-            inlined[name] = {key: [encode(file, read_named(file, read_file)) for file in files]}
+        value, where = inlined.get(name), f"policy: gpu.{name}"
+        if not isinstance(value, Mapping) or "files" not in value:
+            continue
+        files = value["files"]
+        if not isinstance(files, list) or not all(isinstance(file, str) for file in files) or len(value) != 1:
+            raise UsageError(ErrorCode.POLICY_INVALID, where, expected="files: a list of names", found=repr(files))
+        if not 1 <= len(files) <= limit:
+            raise UsageError(ErrorCode.POLICY_INVALID, where, expected=f"1 to {limit} files", found=len(files))
+        if name == "reference_values":
+            inlined[name] = {key: [read_named_text(file, read_file, "an XML file") for file in files]}
+        else:
+            inlined[name] = {key: [base64.b64encode(read_named(file, read_file)).decode() for file in files]}
     return inlined
-
-
-def _names(where: str, value: Mapping[str, object], limit: int) -> list[str]:
-    files = value["files"]
-    if not isinstance(files, list) or not all(isinstance(name, str) for name in files) or len(value) != 1:
-        raise UsageError(ErrorCode.POLICY_INVALID, where, expected="files: a list of names", found=repr(files))
-    if not 1 <= len(files) <= limit:
-        raise UsageError(ErrorCode.POLICY_INVALID, where, expected=f"1 to {limit} files", found=len(files))
-    return files
-
-
-def _xml(name: str, data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise UsageError(ErrorCode.POLICY_INVALID, name, expected="an XML file", found="binary data") from None
-
-
-def _base64(_: str, data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def explain_reference_values(source: ReferenceManifests | ServiceUrl | Literal["any"]) -> str:

@@ -64,9 +64,22 @@ def strict_policy(
     """
     if not job_specs:
         raise UsageError(ErrorCode.USAGE, "a strict policy", expected="at least one job spec", found="none")
+    root: Literal["intel"] | TrustRoot = "intel"
+    if trust_root_pem is not None:
+        try:
+            certificate = x509.load_pem_x509_certificate(trust_root_pem.encode())
+            fingerprint = hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
+            root = TrustRoot(pem=trust_root_pem, sha256=fingerprint)
+        except ValueError:
+            raise UsageError(
+                ErrorCode.USAGE,
+                "the trust root",
+                expected="a PEM certificate with an EC key",
+                found="something else",
+            ) from None
     return Policy(
         version=1,
-        trust_root="intel" if trust_root_pem is None else _trust_root(trust_root_pem),
+        trust_root=root,
         collateral=collateral or CollateralUrl(url=dcap_qvl.INTEL_PCS_URL),
         tcb=TcbSection.strict(),
         app=AppSection.strict(compose_hash(app_compose), tuple(spec.sha256() for spec in job_specs), recipient),
@@ -75,17 +88,6 @@ def strict_policy(
         sandbox=tuple(sandbox) or "any",
         freshness=FreshnessSection(max_age_seconds=DEFAULT_MAX_AGE_SECONDS),
     )
-
-
-def _trust_root(pem: str) -> TrustRoot:
-    try:
-        certificate = x509.load_pem_x509_certificate(pem.encode())
-        fingerprint = hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
-        return TrustRoot(pem=pem, sha256=fingerprint)
-    except ValueError:
-        raise UsageError(
-            ErrorCode.USAGE, "the trust root", expected="a PEM certificate with an EC key", found="something else"
-        ) from None
 
 
 def read_measurements(data: bytes) -> OsMeasurements:
@@ -125,14 +127,13 @@ def policy_yaml(
     files = {"reference_values": reference_files, "revocation": revocation_files}
     named = {key: EndorsementFiles(files=tuple(names)) for key, names in files.items() if names}
     written = policy.model_copy(update={"gpu": policy.gpu.model_copy(update=named)})
-    return "\n".join(_lines(written, collateral_file)) + "\n"
-
-
-def _lines(policy: Policy, collateral_file: str | None) -> Iterator[str]:
-    for name, value in policy:
-        yield from ("", f"# {Policy.model_fields[name].description}")[name == "version" :]
+    lines: list[str] = []
+    for name, value in written:
+        # The comment above each key is its description; only the first has no blank line before it.
+        lines += ("", f"# {Policy.model_fields[name].description}")[name == "version" :]
         by_file = name == "collateral" and collateral_file is not None
-        yield from _entry(name, CollateralFile(file=collateral_file) if by_file else value, "")
+        lines += _entry(name, CollateralFile(file=collateral_file) if by_file else value, "")
+    return "\n".join(lines) + "\n"
 
 
 def _entry(name: str, value: object, indent: str) -> Iterator[str]:

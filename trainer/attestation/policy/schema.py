@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import Field, ValidationError, model_validator
 
-from trainer.attestation.policy.gpu_sources import inline_gpu_files, read_named
+from trainer.attestation.policy.gpu_sources import inline_gpu_files, read_named_text
 from trainer.attestation.policy.sections import (
     AppSection,
     FreshnessSection,
@@ -58,7 +58,7 @@ class TrustRoot(Strict):
         found = hashlib.sha256(self.der).hexdigest()
         if found != self.sha256:
             raise ValueError(f"the certificate's fingerprint is {found}, not {self.sha256}")
-        root_key_id(self.certificate)
+        root_key_id(self.certificate)  # raises if the key is not an EC key, which no quote could chain to
         return self
 
 
@@ -151,6 +151,7 @@ def parse_policy(data: bytes, *, read_file: Callable[[str], bytes]) -> Policy:
     _inline(inlined, "collateral", "document", read_file)
     if "gpu" in inlined:
         inlined["gpu"] = inline_gpu_files(inlined["gpu"], read_file)
+    # Through JSON, as the strict models take a YAML list for a tuple only from there.
     try:
         return Policy.model_validate_json(canonical_json(inlined))
     except ValidationError as error:
@@ -168,21 +169,14 @@ def _inline(document: dict[str, object], section: str, key: str, read_file: Call
             ErrorCode.POLICY_INVALID, f"policy: {section}", expected="one file name", found=repr(name)
         )
     rest = {other: content for other, content in value.items() if other != "file"}
-    document[section] = {**rest, key: _text(name, read_file)}
-
-
-def _text(name: str, read_file: Callable[[str], bytes]) -> str:
-    try:
-        return read_named(name, read_file).decode()
-    except UnicodeDecodeError:
-        raise UsageError(ErrorCode.POLICY_INVALID, name, expected="a text file", found="binary data") from None
+    document[section] = {**rest, key: read_named_text(name, read_file, "a text file")}
 
 
 def _policy_error(error: ValidationError) -> UsageError:
     """Returns the most specific of pydantic's errors, with the place named by the policy's own keys."""
     errors = error.errors(include_url=False, include_context=False, include_input=False)
-    # A union such as `KeyProviderDemand | "any"` gives one error for each member: the deepest one is of the member
-    # that the provider meant, and "expected 'any'" is never it.
+    # A union such as `KeyProviderDemand | "any"` gives one error for each member: the deepest one is of the
+    # member that the provider meant, and "expected 'any'" is never it.
     deepest = max(errors, key=lambda item: (len(item["loc"]), item["type"] != "literal_error"))
     parts = (str(part) for part in deepest["loc"])
     where = ".".join(part for part in parts if part.isdigit() or (part.islower() and part.isidentifier()))

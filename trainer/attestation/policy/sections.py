@@ -62,7 +62,7 @@ class TcbSection(Strict):
 
     @classmethod
     def strict(cls) -> Self:
-        """The section that accepts only platforms that Intel calls up to date."""
+        """Returns the section that accepts only platforms that Intel calls up to date."""
         return cls(
             accepted_statuses=("UpToDate",),
             grace_days=0,
@@ -112,7 +112,7 @@ class AppSection(Strict):
         job_spec_sha256: tuple[str, ...],
         recipient: Literal["derived", "instance"] = "instance",
     ) -> Self:
-        """The section that accepts one compose file and these job specs; key services are left open."""
+        """Returns the section that accepts one compose file and these job specs; key services are left open."""
         return cls(
             compose_sha256=(compose_sha256,),
             job_spec_sha256=job_spec_sha256,
@@ -210,7 +210,7 @@ class GpuSection(Strict):
 
     @classmethod
     def strict(cls, *, required: bool) -> Self:
-        """The section that demands every kind of GPU evidence if GPUs are required.
+        """Returns the section that demands every kind of GPU evidence if GPUs are required.
 
         The provider adds how many GPUs, which models and which versions: the reviewed files do not contain it.
         """

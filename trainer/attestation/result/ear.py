@@ -51,15 +51,13 @@ class Tier(StrEnum):
     CONTRAINDICATED = "contraindicated"
 
 
-def _codes_by_claim() -> dict[tuple[Submodule, TrustClaim], tuple[str, ...]]:
-    codes: dict[tuple[Submodule, TrustClaim], tuple[str, ...]] = {}
-    for definition in DATASET_CHECKS:
-        if definition.claim is not None:
-            codes[definition.claim] = (*codes.get(definition.claim, ()), definition.code)
-    return codes
-
-
-CODES_BY_CLAIM: Final[Mapping[tuple[Submodule, TrustClaim], tuple[str, ...]]] = MappingProxyType(_codes_by_claim())
+CODES_BY_CLAIM: Final[Mapping[tuple[Submodule, TrustClaim], tuple[str, ...]]] = MappingProxyType(
+    {
+        counted.claim: tuple(each.code for each in DATASET_CHECKS if each.claim == counted.claim)
+        for counted in DATASET_CHECKS
+        if counted.claim is not None
+    }
+)
 """Submodule and claim → the codes of the checks that count towards it, in their order."""
 
 
@@ -69,48 +67,36 @@ def ear_document(result: AttestationResult) -> dict[str, JsonValue]:
     For scripts, `status`, `checks`, `recipient`, `expires_at` and `results` are top-level keys; `EXTENSION` holds
     further values of this project. Everything else is EAR. Times in Unix seconds.
     """
+    names = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
+    registers = result.td.registers if result.td is not None else ()
+    submodules: dict[str, JsonValue] = {
+        name.value: {
+            "ear.status": submodule_tier(name, result.checks).value,
+            "ear.trustworthiness-vector": {claim.value: value.value for claim, value in vector.items()},
+            "ear.appraisal-policy-id": f"urn:confidential-trainer:policy:sha256:{result.policy_sha256}",
+        }
+        for name, vector in vectors(result.checks).items()
+    }
     return {
         "eat_profile": EAT_PROFILE,
         "iat": result.appraised_at,
+        # In JSON a text of 8 to 88 characters (RFC 9711, section 4.1).
         "eat_nonce": base64.urlsafe_b64encode(bytes.fromhex(result.nonce)).decode().rstrip("="),
         VERIFIER_ID: {"developer": DEVELOPER, "build": BUILD},
         "ear.status": overall_tier(result).value,
-        "submods": {
-            name.value: _appraisal(name, vector, result) for name, vector in vectors(result.checks).items()
-        },
+        "submods": submodules,
         "status": result.status,
         "checks": {check.code: check.state.value for check in result.checks},
         "recipient": result.recipient,
         "expires_at": result.expires_at,
         "results": [asdict(check) | {"state": check.state.value} for check in result.checks],
-        EXTENSION: _extension(result),
-    }
-
-
-def policy_urn(sha256: str) -> str:
-    """Returns the name of a policy in an EAR, from its digest."""
-    return f"urn:confidential-trainer:policy:sha256:{sha256}"
-
-
-def _appraisal(
-    name: Submodule, vector: Mapping[TrustClaim, TrustValue], result: AttestationResult
-) -> dict[str, JsonValue]:
-    return {
-        "ear.status": submodule_tier(name, result.checks).value,
-        "ear.trustworthiness-vector": {claim.value: value.value for claim, value in vector.items()},
-        "ear.appraisal-policy-id": policy_urn(result.policy_sha256),
-    }
-
-
-def _extension(result: AttestationResult) -> dict[str, JsonValue]:
-    names = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
-    registers = result.td.registers if result.td is not None else ()
-    return {
-        "policy_sha256": result.policy_sha256,
-        "job_spec_sha256": result.job_spec_sha256,
-        "compose_sha256": result.compose_sha256,
-        "peer_spki_sha256": result.peer_spki_sha256,
-        "registers": {name: value.hex() for name, value in zip(names, registers, strict=False)},
+        EXTENSION: {
+            "policy_sha256": result.policy_sha256,
+            "job_spec_sha256": result.job_spec_sha256,
+            "compose_sha256": result.compose_sha256,
+            "peer_spki_sha256": result.peer_spki_sha256,
+            "registers": {name: value.hex() for name, value in zip(names, registers, strict=False)},
+        },
     }
 
 
@@ -136,12 +122,9 @@ def _value(checks: Sequence[Check]) -> TrustValue:
         return TrustValue.SIGNATURE_FAILED if is_signature else TrustValue.CONTRAINDICATED
     if CheckState.AFFIRMED not in states or CheckState.NOT_REACHED in states:
         return TrustValue.NONE
-    return TrustValue.KNOWN_VULNERABILITIES if any(map(_tolerated, checks)) else TrustValue.AFFIRMING
-
-
-def _tolerated(check: Check) -> bool:
-    """Returns whether the policy accepted a TCB status other than UpToDate."""
-    return check.code == TCB_STATUS.code and check.found != "UpToDate"
+    # An affirmed tcb-status can mean less than the others: a policy may accept more than UpToDate.
+    tolerated = any(check.code == TCB_STATUS.code and check.found != "UpToDate" for check in checks)
+    return TrustValue.KNOWN_VULNERABILITIES if tolerated else TrustValue.AFFIRMING
 
 
 def submodule_of(check: Check) -> Submodule | None:
@@ -152,6 +135,7 @@ def submodule_of(check: Check) -> Submodule | None:
 
 def submodule_tier(name: Submodule, checks: Sequence[Check]) -> Tier:
     """Returns the tier of one submodule; `none` where nothing was affirmed, or a check was not reached."""
+    # AR4SI numbers the values so that a larger one is worse; from 96 on they contradict.
     worst = max(vectors(checks)[name].values())
     if worst >= TrustValue.CONTRAINDICATED:
         return Tier.CONTRAINDICATED

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, TypeAdapter
 
 from trainer.attestation.checks import CheckState
 from trainer.attestation.claims.claims_checks import NONCE_UNUSED
@@ -23,7 +23,7 @@ from trainer.attestation.result.ear import BUILD, VERIFIER_ID, ear_document
 from trainer.attestation.verifier import appraise
 from trainer.encoding import canonical_json, parse_json
 from trainer.errors import ErrorCode, VerificationError
-from trainer.models import Nonce, Sha256Hex, Strict, UnixTime
+from trainer.models import Nonce, Sha256Hex, Strict, UnixTime, parse_strict
 
 MAX_RECORD_BYTES: Final = MAX_EVIDENCE_BYTES + MAX_POLICY_BYTES + (32 << 20)
 
@@ -42,35 +42,26 @@ class _RecordDocument(Strict):
     """The outcome, for people and scripts to read; loading compares it and never relies on it."""
 
 
+_RECORD: Final = TypeAdapter(_RecordDocument)
+
+
 @dataclass(frozen=True)
 class Record:
-    """One appraisal: its outcome, and everything that it judged. Loading a record repeats the appraisal."""
+    """One appraisal: its outcome, and everything that it judged. Loading a record repeats the appraisal.
+
+    Attributes:
+        result: the outcome.
+        evidence: the evidence that was judged.
+        collateral: the collateral that the quote was verified with.
+        policy: the policy that the evidence was judged by.
+        endorsements: the endorsements that the GPUs were judged with.
+    """
 
     result: AttestationResult
     evidence: Evidence
     collateral: bytes
     policy: Policy
     endorsements: GpuEndorsements = NO_ENDORSEMENTS
-
-
-def make_record(
-    result: AttestationResult,
-    *,
-    evidence: Evidence,
-    collateral: bytes,
-    policy: Policy,
-    endorsements: GpuEndorsements = NO_ENDORSEMENTS,
-) -> Record:
-    """Makes the record of an appraisal.
-
-    Args:
-        result: the outcome.
-        evidence: the evidence that was judged.
-        collateral: the collateral that the quote was verified with.
-        policy: the policy that it was judged by.
-        endorsements: the endorsements that the GPUs were judged with.
-    """
-    return Record(result, evidence, collateral, policy, endorsements)
 
 
 def save_record(record: Record) -> bytes:
@@ -80,10 +71,16 @@ def save_record(record: Record) -> bytes:
         VerificationError: the collateral is not text, which only a failed appraisal can have.
     """
     result = record.result
+    try:
+        collateral = record.collateral.decode()
+    except UnicodeDecodeError:
+        raise VerificationError(
+            ErrorCode.EVIDENCE_INVALID, "the collateral", expected="JSON text", found="binary data"
+        ) from None
     document = _RecordDocument(
         version=2,
         evidence=record.evidence,
-        collateral=_text(record.collateral),
+        collateral=collateral,
         endorsements=GpuEndorsementsDocument.of(record.endorsements),
         policy=record.policy,
         nonce=result.nonce,
@@ -93,15 +90,6 @@ def save_record(record: Record) -> bytes:
         result=ear_document(result),
     )
     return canonical_json(document.model_dump(mode="json"))
-
-
-def _text(collateral: bytes) -> str:
-    try:
-        return collateral.decode()
-    except UnicodeDecodeError:
-        raise VerificationError(
-            ErrorCode.EVIDENCE_INVALID, "the collateral", expected="JSON text", found="binary data"
-        ) from None
 
 
 def _nonce_unused(result: AttestationResult) -> bool | None:
@@ -125,34 +113,40 @@ def load_record(data: bytes) -> Record:
     Raises:
         VerificationError: not a record, or the appraisal has another outcome than the recorded one.
     """
-    return _confirmed(_parse(data))
-
-
-def _confirmed(document: _RecordDocument) -> Record:
-    """Repeats the appraisal of a record and returns it if the outcome is the recorded one."""
-    record = _appraised(
+    if len(data) > MAX_RECORD_BYTES:
+        raise VerificationError(
+            ErrorCode.EVIDENCE_INVALID,
+            "the record is too large",
+            expected=f"at most {MAX_RECORD_BYTES} bytes",
+            found=len(data),
+        )
+    try:
+        document = parse_strict(_RECORD, data)
+    except ValueError as error:
+        raise VerificationError(ErrorCode.EVIDENCE_INVALID, f"record: {error}") from None
+    collateral, endorsements = document.collateral.encode(), document.endorsements.endorsements()
+    result = appraise(
         document.evidence,
-        document.collateral.encode(),
-        document.endorsements.endorsements(),
-        document.policy,
-        _Occasion(document.nonce, document.nonce_unused, document.peer_spki_sha256, document.appraised_at),
+        collateral=collateral,
+        policy=document.policy,
+        nonce=document.nonce,
+        now=document.appraised_at,
+        peer_spki_sha256=document.peer_spki_sha256,
+        nonce_unused=document.nonce_unused,
+        endorsements=endorsements,
     )
-    repeated, recorded = ear_document(record.result), document.result
     # Only the build may differ: another version of this tool may have written the record.
+    repeated, recorded = ear_document(result), document.result
     if {**recorded, VERIFIER_ID: None} != {**repeated, VERIFIER_ID: None}:
+        status = recorded.get("status")
         raise VerificationError(
             ErrorCode.VERIFICATION_FAILED,
             "the record's result is not what its evidence gives",
             expected=f"{repeated['status']}, as just appraised by {BUILD}",
-            found=f"{_status(recorded)}, as recorded",
+            found=f"{status if status in ('pass', 'fail') else 'something else'}, as recorded",
             hint="verify the job again",
         )
-    return record
-
-
-def _status(recorded: dict[str, JsonValue]) -> str:
-    status = recorded.get("status")
-    return status if status in ("pass", "fail") else "something else"
+    return Record(result, document.evidence, collateral, document.policy, endorsements)
 
 
 def reappraise(record: Record, *, now: int, policy: Policy | None = None, nonce: str | None = None) -> Record:
@@ -167,58 +161,17 @@ def reappraise(record: Record, *, now: int, policy: Policy | None = None, nonce:
         policy: the policy to judge by; None for the recorded policy.
         nonce: the nonce that the evidence must have; None for the recorded nonce.
     """
-    before = record.result
+    before, judged_by = record.result, policy or record.policy
     own = policy.collateral if policy is not None else None
-    return _appraised(
-        record.evidence,
-        own.document.encode() if isinstance(own, CollateralDocument) else record.collateral,
-        record.endorsements,
-        policy or record.policy,
-        _Occasion(nonce or before.nonce, _nonce_unused(before), before.peer_spki_sha256, now),
-    )
-
-
-@dataclass(frozen=True)
-class _Occasion:
-    """The inputs of an appraisal that are not documents; `now` in Unix seconds."""
-
-    nonce: str
-    nonce_unused: bool | None
-    peer_spki_sha256: str | None
-    now: int
-
-
-def _appraised(
-    evidence: Evidence, collateral: bytes, endorsements: GpuEndorsements, policy: Policy, occasion: _Occasion
-) -> Record:
-    """Appraises the documents of a record and returns the record with the new result."""
+    collateral = own.document.encode() if isinstance(own, CollateralDocument) else record.collateral
     result = appraise(
-        evidence,
+        record.evidence,
         collateral=collateral,
-        policy=policy,
-        nonce=occasion.nonce,
-        now=occasion.now,
-        peer_spki_sha256=occasion.peer_spki_sha256,
-        nonce_unused=occasion.nonce_unused,
-        endorsements=endorsements,
+        policy=judged_by,
+        nonce=nonce or before.nonce,
+        now=now,
+        peer_spki_sha256=before.peer_spki_sha256,
+        nonce_unused=_nonce_unused(before),
+        endorsements=record.endorsements,
     )
-    return Record(result, evidence, collateral, policy, endorsements)
-
-
-def _parse(data: bytes) -> _RecordDocument:
-    if len(data) > MAX_RECORD_BYTES:
-        raise VerificationError(
-            ErrorCode.EVIDENCE_INVALID,
-            "the record is too large",
-            expected=f"at most {MAX_RECORD_BYTES} bytes",
-            found=len(data),
-        )
-    try:
-        parse_json(data)
-        return _RecordDocument.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise VerificationError(ErrorCode.EVIDENCE_INVALID, f"record: {where}: {first['msg']}") from None
-    except ValueError as error:
-        raise VerificationError(ErrorCode.EVIDENCE_INVALID, f"record: {error}") from None
+    return Record(result, record.evidence, collateral, judged_by, record.endorsements)

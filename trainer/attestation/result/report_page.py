@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 from typing import Final
 
-from trainer.attestation.checks import Check, CheckDefinition, CheckState, Submodule
+from trainer.attestation.checks import Check, CheckDefinition, CheckState
 from trainer.attestation.nvidia.boot_event_checks import GPU_REQUIRED
 from trainer.attestation.nvidia.gpu_report_checks import RELAY_LIMIT
 from trainer.attestation.result.attestation_result import AttestationResult
@@ -40,7 +40,16 @@ Facts = Iterable[tuple[str, str]]
 
 def render_page(record: Record) -> str:
     """Returns the page as one HTML document."""
-    result = record.result
+    result, gpu = record.result, record.evidence.gpu
+    head = (
+        '<meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{content_security_policy()}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="referrer" content="no-referrer">'
+        f"<title>Attestation result: {result.status}</title><style>{STYLE}</style>"
+    )
+    relay = (f"where the GPU is: {RELAY_LIMIT}",) if gpu.boot or gpu.fresh else ()
+    not_covered = "".join(f"<li>{escape(text)}</li>" for text in (*relay, *NOT_COVERED))
     parts = (
         _verdict(result),
         '<div class="columns">',
@@ -49,37 +58,24 @@ def render_page(record: Record) -> str:
         "</div>",
         _failures(result),
         *(_group(group, result) for group in grouped(result.checks)),
-        _not_covered(record),
-        _footer(result),
+        f'<section><h2>What this result does not show</h2><ul class="plain">{not_covered}</ul></section>',
+        (
+            f"<footer>Appraised by {escape(BUILD)} at {utc(result.appraised_at)}. Tiers and claims as in AR4SI "
+            f"and <code>{escape(EAT_PROFILE)}</code>. This page is for reading, and nothing in it is signed: "
+            "to check it, judge the saved result again with <code>trainer verify</code>.</footer>"
+        ),
     )
     return (
-        f'<!doctype html>\n<html lang="en"><head>{_head(result)}</head>\n'
+        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n'
         f"<body><main>{''.join(parts)}</main></body></html>\n"
-    )
-
-
-def _footer(result: AttestationResult) -> str:
-    return (
-        f"<footer>Appraised by {escape(BUILD)} at {utc(result.appraised_at)}. Tiers and claims as in AR4SI and "
-        f"<code>{escape(EAT_PROFILE)}</code>. This page is for reading, and nothing in it is signed: "
-        "to check it, judge the saved result again with <code>trainer verify</code>.</footer>"
     )
 
 
 def content_security_policy() -> str:
     """Returns the page's content security policy: it allows the page's own style, by digest, and nothing else."""
+    # If a text of the evidence got through as markup, it could run no script and load nothing.
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-
-
-def _head(result: AttestationResult) -> str:
-    return (
-        '<meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{content_security_policy()}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="referrer" content="no-referrer">'
-        f"<title>Attestation result: {result.status}</title><style>{STYLE}</style>"
-    )
 
 
 def _verdict(result: AttestationResult) -> str:
@@ -92,20 +88,17 @@ def _verdict(result: AttestationResult) -> str:
     else:
         mark, word = SYMBOLS[CheckState.CONTRAINDICATED], "Fail"
         meaning = "Do not upload: the evidence does not satisfy the policy."
-    return (
-        f'<header class="verdict {result.status}"><span class="mark" aria-hidden="true">{mark}</span>'
-        f"<div><h1>{word}</h1><p>{meaning}</p></div>{_counts(result.checks)}</header>"
-    )
-
-
-def _counts(checks: Sequence[Check]) -> str:
-    numbers = {state: sum(check.state is state for check in checks) for state in CheckState}
-    items = (
+    numbers = {state: sum(check.state is state for check in result.checks) for state in CheckState}
+    counts = "".join(
         f'<li class="badge {state.value}">{SYMBOLS[state]} {number} {WORDS[state]}</li>'
         for state, number in numbers.items()
         if number
     )
-    return f'<ul class="counts">{"".join(items)}</ul>'
+    return (
+        f'<header class="verdict {result.status}"><span class="mark" aria-hidden="true">{mark}</span>'
+        f"<div><h1>{word}</h1><p>{meaning}</p></div>"
+        f'<ul class="counts">{counts}</ul></header>'
+    )
 
 
 def _facts(title: str, facts: Facts) -> str:
@@ -158,33 +151,31 @@ def _failures(result: AttestationResult) -> str:
     failed = [check for check in result.checks if check.state is CheckState.CONTRAINDICATED]
     if not failed:
         return ""
-    return f"<section><h2>What failed</h2>{''.join(map(_failure, failed))}</section>"
-
-
-def _failure(check: Check) -> str:
-    values = {"expected", "found"}  # the other parts are prose
-    parts = ((label, _value(text) if label in values else escape(text)) for label, text in explanation(check))
-    rows = "".join(f"<dt>{label}</dt><dd>{text}</dd>" for label, text in parts)
-    title = f"{SYMBOLS[check.state]} {escape(check.code)}: {escape(check.title)}"
-    return f'<div class="failure"><h3>{title}</h3><dl>{rows}</dl></div>'
+    items = []
+    for check in failed:
+        # Values of the evidence are folded if they are long; the other parts are prose.
+        rows = "".join(
+            f"<dt>{label}</dt><dd>{_value(text) if label in ('expected', 'found') else escape(text)}</dd>"
+            for label, text in explanation(check)
+        )
+        title = f"{SYMBOLS[check.state]} {escape(check.code)}: {escape(check.title)}"
+        items.append(f'<div class="failure"><h3>{title}</h3><dl>{rows}</dl></div>')
+    return f"<section><h2>What failed</h2>{''.join(items)}</section>"
 
 
 def _group(group: CheckGroup, result: AttestationResult) -> str:
     rows = "".join(_row(check) for check in group.checks)
-    tier = "" if group.submodule is None else _tier(group.submodule, result)
+    badge = ""
+    if group.submodule is not None:
+        tier = submodule_tier(group.submodule, result.checks).value
+        vector = vectors(result.checks)[group.submodule]
+        claims = ", ".join(f"{claim.value} {value.value}" for claim, value in vector.items())
+        badge = f'<span class="badge {tier}">{tier}</span><p class="vector">{claims}</p>'
     return (
-        f'<section><div class="head"><h2>{escape(group.title)}</h2>{tier}</div>'
+        f'<section><div class="head"><h2>{escape(group.title)}</h2>{badge}</div>'
         f"<table><thead><tr><th>state</th><th>#</th><th>check</th><th>found</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></section>"
     )
-
-
-def _tier(submodule: Submodule, result: AttestationResult) -> str:
-    tier = submodule_tier(submodule, result.checks).value
-    claims = ", ".join(
-        f"{claim.value} {value.value}" for claim, value in vectors(result.checks)[submodule].items()
-    )
-    return f'<span class="badge {tier}">{tier}</span><p class="vector">{claims}</p>'
 
 
 def _row(check: Check) -> str:
@@ -201,10 +192,3 @@ def _row(check: Check) -> str:
         f"<td>{check.number}</td><td><code>{escape(check.code)}</code><small>{escape(check.title)}</small></td>"
         f"<td>{expected}{found}{detail}</td></tr>"
     )
-
-
-def _not_covered(record: Record) -> str:
-    gpu = record.evidence.gpu
-    relay = (f"where the GPU is: {RELAY_LIMIT}",) if gpu.boot or gpu.fresh else ()
-    items = "".join(f"<li>{escape(text)}</li>" for text in (*relay, *NOT_COVERED))
-    return f'<section><h2>What this result does not show</h2><ul class="plain">{items}</ul></section>'
