@@ -1,9 +1,13 @@
-"""The LoRA adapter as PEFT has it: attached to a base model, and saved without a trace of the machine."""
+"""The LoRA adapter as PEFT has it: attached to a base model, copied, and saved without a trace of the machine."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import LoraSection, ModelSection
@@ -30,7 +34,7 @@ def attach_adapter(model: Any, lora: LoraSection) -> Any:
     )
     try:
         return get_peft_model(model, config)
-    except ValueError as error:
+    except ValueError as error:  # PEFT has no type of its own for targets that it does not find
         raise JobError(
             ErrorCode.MODEL_INVALID,
             "the adapter does not fit the base model",
@@ -39,11 +43,25 @@ def attach_adapter(model: Any, lora: LoraSection) -> Any:
         ) from error
 
 
-def save_initial_adapter(model: Any, target: Path) -> None:
-    """Save a fresh adapter whose initialisation subtracted something from the base weights (such as PiSSA).
+def copy_parameters(parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Returns a copy of each parameter, on its device and without a graph."""
+    return tuple(parameter.detach().clone() for parameter in parameters)
 
-    `save_adapter` needs it: PEFT saves the difference of the trained and the initial adapter, at twice the rank,
-    which fits the unchanged base model.
+
+def restore_parameters(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copies each value into the parameter at its position, without recording it for autograd."""
+    # In place: the optimizer and the model hold references to these tensors.
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+def save_initial_adapter(model: Any, target: Path) -> None:
+    """Saves a fresh adapter whose initialisation subtracted something from the base weights (such as PiSSA).
+
+    `save_adapter` needs it. With W the published weights, B0 A0 the fresh product and B A the trained one (each
+    with its scale), the model computes W - B0 A0 + B A. The result must work on W alone, so PEFT saves the
+    difference B A - B0 A0 as one adapter: the concatenation [B, -B0] [A; A0], of twice the rank.
     """
     config = model.peft_config["default"]
     # PEFT reads the saved config when it converts; True says that these weights need no further initialisation.
@@ -53,7 +71,7 @@ def save_initial_adapter(model: Any, target: Path) -> None:
 
 
 def save_adapter(model: Any, section: ModelSection, target: Path, *, initial: Path | None = None) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors`; the model card is written elsewhere.
+    """Writes `adapter_config.json` and `adapter_model.safetensors`; `trainer.training.stages.write` adds a card.
 
     Args:
         model: PEFT model.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import ErrorCode, JobError
+from trainer.training.adapter import copy_parameters, restore_parameters
 
 
 class LastFiniteAdapter:
@@ -24,10 +25,10 @@ class LastFiniteAdapter:
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.step = 0
         self._parameters = parameters
-        self._copies: list[Tensor] = []
+        self._copies: tuple[Tensor, ...] = ()
 
     def check(self, values: Mapping[str, float], step: int) -> None:
-        """Copy the adapter if all values are finite; otherwise restore the last copy.
+        """Copies the adapter if all values are finite; otherwise restores the last copy.
 
         Args:
             values: numbers to check, by name, such as the loss and the gradient norm.
@@ -45,7 +46,7 @@ class LastFiniteAdapter:
             return
         restored = f"that of step {self.step}" if self._copies else "none: training diverged before the first"
         if self._copies:
-            copy_values(self._parameters, self._copies)
+            restore_parameters(self._parameters, self._copies)
         raise JobError(
             ErrorCode.TRAINING_DIVERGED,
             f"{broken} at step {step}; last finite adapter: {restored}",
@@ -55,15 +56,16 @@ class LastFiniteAdapter:
         )
 
     def keep(self, step: int) -> None:
-        """Copy the adapter on its device. Later calls reuse the memory of the first one.
+        """Copies the adapter on its device. Later calls reuse the memory of the first one.
 
         Args:
             step: number of optimizer steps so far.
         """
         self.step = step
         if not self._copies:
-            self._copies = [parameter.detach().clone() for parameter in self._parameters]
+            self._copies = copy_parameters(self._parameters)
             return
+        # One kernel launch for all matrices; a LoRA adapter has hundreds of small ones.
         torch._foreach_copy_(self._copies, [parameter.detach() for parameter in self._parameters])
 
     def adapter_norm(self) -> float:
@@ -74,10 +76,3 @@ class LastFiniteAdapter:
         """
         norms = torch._foreach_norm([parameter.detach() for parameter in self._parameters])  # noqa: SLF001
         return float(torch.stack(norms).sum().item())
-
-
-def copy_values(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy each value into the parameter at its position, without recording it for autograd."""
-    with torch.no_grad():
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)

@@ -6,11 +6,12 @@ Names and meaning are those of transformers' `EarlyStoppingCallback` and `load_b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from trainer.spec import TrainSection
+from trainer.training.adapter import copy_parameters
 
 
 @dataclass(frozen=True)
@@ -49,34 +50,23 @@ class EarlyStopping:
         self.last: tuple[int, float] | None = None
 
     def add_evaluation(self, loss: float, step: int) -> None:
-        """Compare an evaluation after `step` optimizer steps with the best one so far."""
+        """Compares an evaluation after `step` optimizer steps with the best one so far."""
         self.last = (step, loss)
-        best, margin = self.best, self._section.early_stopping_threshold
-        if best is None:
-            self.best = BestEvaluation(loss, step, 0, self._copy())
-            return
+        best = self.best
         # Two rules, as in transformers: an improvement resets the counter only if it exceeds the threshold, but
         # any lower loss makes its adapter the best one. Without the first rule, ever smaller gains would never
         # stop.
-        stale = 0 if best.loss - loss > margin else best.stale + 1
-        if loss < best.loss:
-            self.best = BestEvaluation(loss, step, stale, self._copy())
-        else:
-            self.best = BestEvaluation(best.loss, best.step, stale, best.adapter)
+        is_improved = best is None or best.loss - loss > self._section.early_stopping_threshold
+        stale = 0 if best is None or is_improved else best.stale + 1
+        if best is not None and loss >= best.loss:
+            self.best = replace(best, stale=stale)
+            return
+        # Copies take as much memory as the adapter, so none are made where nobody will ask for them.
+        adapter = copy_parameters(self._parameters) if self._section.load_best_model_at_end else ()
+        self.best = BestEvaluation(loss, step, stale, adapter)
 
     @property
     def exhausted(self) -> bool:
-        """Returns whether the last `early_stopping_patience` evaluations all failed to improve the loss."""
+        """Whether the last `early_stopping_patience` evaluations all failed to improve the loss."""
         limit = self._section.early_stopping_patience
         return limit is not None and self.best is not None and self.best.stale >= limit
-
-    def describe(self, step: int, total: int) -> str:
-        """Returns the warning for a run that stopped early."""
-        limit = self._section.early_stopping_patience
-        return f"stopped after step {step} of {total}: {limit} evaluations brought no better held-out loss"
-
-    def _copy(self) -> tuple[Tensor, ...]:
-        """Returns copies of the parameters on their device; none where the best adapter is not wanted."""
-        if not self._section.load_best_model_at_end:
-            return ()
-        return tuple(parameter.detach().clone() for parameter in self._parameters)

@@ -17,7 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from trainer.spec import TrainSection
-from trainer.training.divergence import LastFiniteAdapter, copy_values
+from trainer.training.adapter import copy_parameters, restore_parameters
+from trainer.training.divergence import LastFiniteAdapter
 from trainer.training.early_stopping import EarlyStopping
 from trainer.training.events import EventHandler, MetricsMeasured, StepCompleted
 from trainer.training.interruption import Interrupts
@@ -79,7 +80,7 @@ class Trainer:
         self._last_adapter: tuple[Tensor, ...] | None = None  # set where the best adapter has replaced it
 
     def run(self) -> TrainingOutcome:
-        """Evaluate, train, and evaluate again. After `restore`, continue from the restored step.
+        """Evaluates, trains, and evaluates again. After `restore`, continues from the restored step.
 
         Raises:
             JobError: `TRAINING_DIVERGED`: a loss, a gradient or a parameter was not finite. The model then has the
@@ -89,10 +90,13 @@ class Trainer:
             if not self._done:
                 self._loss_before = self._evaluate(0)
             self._train()
-            last = self._stopping.last  # after early stopping, this is the last step's
+            # Early stopping ends right after an evaluation, and a resumed run may have no step left. The loss of
+            # the last step is known then and is not computed again.
+            last = self._stopping.last
             loss_after = last[1] if last and last[0] == self._done > 0 else self._evaluate(self._done)
             return TrainingOutcome(
                 eval_loss_before=self._loss_before,
+                # Before `measured` and `warnings` below: both depend on which adapter the run ends with.
                 eval_loss_after=self._load_best(loss_after),
                 train_loss=self.method.mean_loss(self._total, self._done),
                 steps=self._done,
@@ -108,7 +112,9 @@ class Trainer:
 
     @property
     def last_finite_step(self) -> int:
-        """Returns the step of the adapter that the model has after a divergence; 0 if it must not be released."""
+        """The step of the adapter that the model has after a divergence; 0 if it must not be released."""
+        # With differential privacy none is released: which adapter was the last finite one follows from the rows
+        # without noise.
         return self._last_finite.step if self.policy.keeps_state else 0
 
     def privacy_spent(self) -> DifferentialPrivacy | None:
@@ -127,7 +133,7 @@ class Trainer:
         return TrainState(
             step=self._done,
             # A resumed run needs the adapter of the last step, not the best one that may have replaced it.
-            adapter=self._last_adapter or self._copy_adapter(),
+            adapter=self._last_adapter or copy_parameters(self.policy.parameters),
             optimizer=self.policy.optimizer.state_dict(),
             # As recorded after the last update: an interrupted forward pass has drawn dropout masks since then.
             random=self._random,
@@ -148,16 +154,18 @@ class Trainer:
         """Returns `state`, or None if no run can resume from it: no step was made, or a number is not finite."""
         if not self.policy.keeps_state or not self._done:
             return None
+        # One loss that is NaN or infinite leaves the sum of all losses so. The adapter is checked as well, because
+        # the loss of a step is computed before its update.
         is_finite = math.isfinite(self._total.totals()[0]) and math.isfinite(self._last_finite.adapter_norm())
         return self.state() if is_finite else None
 
     def restore(self, state: TrainState) -> None:
-        """Continue from a state. On a CPU, the later steps are bitwise those of a run without the interruption.
+        """Continues from a state. On a CPU, the later steps are bitwise those of a run without the interruption.
 
         This needs every input of a later step: parameters, moments of the optimizer, generators, the micro-batch
         budget (it sets the order of additions), the unlogged totals, and the counters of early stopping.
         """
-        copy_values(self.policy.parameters, state.adapter)
+        restore_parameters(self.policy.parameters, state.adapter)
         self.policy.optimizer.load_state_dict(state.optimizer)
         self.policy.budget = state.budget
         self.policy.warnings[:] = state.warnings
@@ -168,20 +176,26 @@ class Trainer:
         self._done, self._loss_before = state.step, state.before
         self._train_seconds, self._eval_seconds = state.train_seconds, state.eval_seconds
         self._stopping.best, self._stopping.last = state.best, state.last
+        # The checkpoint's adapter is finite (`read_state` refuses any other), so a divergence may fall back to it.
         self._last_finite.keep(state.step)
         self.method.restore(state.method_state)
 
     def _train(self) -> None:
-        """Make the remaining optimizer steps, with the evaluations and checkpoints that are due after them."""
+        """Makes the remaining optimizer steps, with the evaluations and checkpoints that are due after them."""
         save_steps = self._section.save_steps
         self._model.train()
         self._timed_until = self._clock()
         self._evaluate_if_due()  # the run may have been interrupted during the evaluation after this step
         for step in self.policy.steps(self._done):
+            # Checked before each step, so that a run that is resumed after its last evaluation stops there too.
             if self._stopping.exhausted:
-                self._warn(self._stopping.describe(self._done, self.policy.plan.total_steps))
+                self._warn(
+                    f"stopped after step {self._done} of {self.policy.plan.total_steps}: "
+                    f"{self._section.early_stopping_patience} evaluations brought no better held-out loss"
+                )
                 break
             self._make_step(step)
+            # The evaluation comes first: the checkpoint contains its loss and the counters of early stopping.
             self._evaluate_if_due()
             if save_steps and self._done % save_steps == 0:
                 self._save_state()
@@ -190,7 +204,7 @@ class Trainer:
             self._save_state()  # sampling and the privacy audit follow, and an interruption there loses no step
 
     def _make_step(self, step: StepRows) -> None:
-        """Make one optimizer step.
+        """Makes one optimizer step.
 
         Until the update there are only gradients, so a signal interrupts at once and the gradients are dropped.
         From the update on, a signal is deferred until parameters, optimizer, counters and log agree on the number
@@ -200,12 +214,15 @@ class Trainer:
         with self._interrupts.deferred():
             norm = self.update(sums, step)
             self._count_train_time()
-            self._report(self._progress())
-            if self._done % self._section.logging_steps == 0 or self._done == self.policy.plan.total_steps:
+            done, total = self._done, self.policy.plan.total_steps
+            # Assumes that the remaining steps take the mean time of the steps so far.
+            seconds_left = self._train_seconds / done * (total - done)
+            self._report(StepCompleted(step=done, total_steps=total, eta_seconds=math.ceil(seconds_left)))
+            if done % self._section.logging_steps == 0 or done == total:
                 self._log(norm)
 
     def update(self, sums: Tensor, step: StepRows) -> Tensor:
-        """Apply this process's gradients and advance the state by one step.
+        """Applies this process's gradients and advances the state by one step.
 
         Args:
             sums: return value of `StepPolicy.compute_gradients`.
@@ -217,25 +234,28 @@ class Trainer:
         self._rates.apply(self.policy.optimizer, self._done + 1)
         sums, norm = self.policy.update(sums)
         self.method.record_step(sums, step.share)
+        # The counts are those of all ranks, like `sums` after the update: every rank logs the same numbers.
         for meter in (self._recent, self._total):
             meter.add(sums[0], trained=step.share.trained_tokens, inputs=step.share.input_tokens)
+        # The generators' states belong to this step: the next forward pass draws from them.
         self._done, self._random = self._done + 1, random_state(self.policy.device)
         return norm
 
     def _count_train_time(self) -> None:
-        """Add the time since the last call, evaluation or checkpoint to the training time."""
+        """Adds the time since the last call, evaluation or checkpoint to the training time."""
         now = self._clock()
         self._train_seconds, self._timed_until = self._train_seconds + now - self._timed_until, now
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate every `eval_steps` steps, except after the last step, where `run` evaluates in any case."""
+        """Evaluates every `eval_steps` steps, except after the last step, where `run` evaluates in any case."""
         step, every, last = self._done, self._section.eval_steps, self._stopping.last
         is_due = every and step % every == 0 and 0 < step < self.policy.plan.total_steps
+        # A second evaluation of one step would count as one more without improvement.
         if is_due and (last is None or last[0] < step):
             self._evaluate(step)
 
     def _save_state(self) -> None:
-        """Save the state if a run can resume from it; the time for saving does not count as training."""
+        """Saves the state if a run can resume from it; the time for saving does not count as training."""
         if (state := self.resumable_state()) is not None:
             self._save(state)
         self._timed_until = self._clock()
@@ -245,31 +265,27 @@ class Trainer:
             self.policy.warnings.append(text)
 
     def _load_best(self, last_loss: float | None) -> float | None:
-        """With `load_best_model_at_end`, restore the best adapter. Returns the loss of the final adapter."""
+        """Restores the best adapter, with `load_best_model_at_end`. Returns the loss of the final adapter."""
         best = self._stopping.best
-        if last_loss is None or best is None or best.loss >= last_loss:
+        if not self._section.load_best_model_at_end or last_loss is None or best is None:
             return last_loss
-        if not self._section.load_best_model_at_end:
+        # With equal losses the later adapter is released.
+        if best.loss >= last_loss:
             return last_loss
-        self._last_adapter = self._copy_adapter()
-        copy_values(self.policy.parameters, best.adapter)
+        self._last_adapter = copy_parameters(self.policy.parameters)
+        restore_parameters(self.policy.parameters, best.adapter)
         self.method.evaluation.extra.clear()  # measured with the last step's adapter
         self._warn(f"the adapter is that of step {best.step}, where the held-out loss was lowest")
         return best.loss
 
-    def _progress(self) -> StepCompleted:
-        step, total = self._done, self.policy.plan.total_steps
-        # Assumes that the remaining steps take the mean time of the steps so far.
-        seconds_left = self._train_seconds / step * (total - step)
-        return StepCompleted(step=step, total_steps=total, eta_seconds=math.ceil(seconds_left))
-
     def _log(self, norm: Tensor) -> None:
-        """Report the metrics of the steps since the last call; waits for the device."""
+        """Reports the metrics of the steps since the last call; waits for the device."""
         step = self._done
         recent, self._recent = self._recent, Meter(self.policy.device, since=self._train_seconds)
         values = {**self.method.read_metrics(recent), "grad_norm": float(norm.item())}
         # Before the report: a metric that is not finite must not leave the worker as a regular measurement.
         self._last_finite.check(values, step)
+        # Positive, so that a step that is shorter than the clock's resolution does not divide by zero.
         seconds = max(self._train_seconds - recent.since, 1e-9)
         values |= {
             "learning_rate": self._rates.at(step),
@@ -280,9 +296,11 @@ class Trainer:
         self._report(MetricsMeasured(step=step, values=values))
 
     def _evaluate(self, step: int) -> float | None:
-        """Measure, check and report the held-out loss; returns None where there are no held-out rows."""
+        """Measures, checks and reports the held-out loss; returns None where there are no held-out rows."""
         started = self._clock()
         loss = self.method.evaluation.loss()
+        # A signal may interrupt the forward passes, which leave no trace, but nothing from here on: the report and
+        # the counters of early stopping must agree.
         with self._interrupts.deferred():
             self._timed_until = self._clock()
             self._eval_seconds += self._timed_until - started
@@ -292,6 +310,3 @@ class Trainer:
                 self._report(MetricsMeasured(step=step, values=values))
                 self._stopping.add_evaluation(loss, step)
         return loss
-
-    def _copy_adapter(self) -> tuple[Tensor, ...]:
-        return tuple(parameter.detach().clone() for parameter in self.policy.parameters)

@@ -92,7 +92,8 @@ def random_state(device: torch.device) -> tuple[Tensor, ...]:
 
 
 def restore_random(states: tuple[Tensor, ...]) -> None:
-    """Set torch's generators to what `random_state` returned."""
+    """Sets torch's generators to the return value of `random_state`."""
+    # A checkpoint of a GPU run has two states. On a CPU, a run has only the first.
     torch.set_rng_state(states[0])
     if len(states) > 1:
         torch.cuda.set_rng_state(states[1])
@@ -117,7 +118,7 @@ class Meter:
         self._sum = torch.full((), loss, dtype=torch.float64, device=device)
 
     def add(self, summed: Tensor, *, trained: int, inputs: int) -> None:
-        """Add the loss, the trained tokens and the input tokens of a step; does not wait for the device."""
+        """Adds the loss, the trained tokens and the input tokens of a step; does not wait for the device."""
         self._sum += summed
         self.trained += trained
         self.inputs += inputs
@@ -128,4 +129,5 @@ class Meter:
 
     def read(self, *, per: int | None = None) -> float:
         """Returns the loss per trained token, or divided by `per`; 0 without tokens. Waits for the device."""
+        # Steps of a private run may be empty; then the sum is 0, and so is the quotient.
         return float(self._sum.item()) / (per or max(self.trained, 1))
