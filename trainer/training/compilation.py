@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import TrainSection
@@ -53,15 +53,22 @@ class Compilation:
 
     @classmethod
     def from_section(cls, train: TrainSection, device: torch.device) -> Compilation | None:
-        """Return what a job spec asks for; None where the model is not compiled."""
+        """Returns what a job spec asks for; None where the model is not compiled."""
         if not train.torch_compile:
             return None
+        # torch's other modes, `reduce-overhead` and `max-autotune`, record CUDA graphs; a CPU has none.
         return cls(train.torch_compile_mode, device.type == "cuda" and train.torch_compile_mode != "default")
 
     def compile(self, model: Any) -> None:
-        """Have a PEFT model compiled, in place, when it is first called."""
+        """Arranges that a PEFT model is compiled, in place, when it is first called."""
+        from transformers.modeling_layers import GradientCheckpointingLayer  # noqa: PLC0415 -- after the engine
+
         decoder: nn.Module = model.get_base_model().base_model
-        for module in (decoder,) if self.graphs else _find_layers(decoder):
+        # transformers marks the layers that a decoder repeats with this base class. Where it marks none, and for
+        # CUDA graphs, the complete decoder is compiled.
+        layers = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+        for module in layers if layers and not self.graphs else [decoder]:
+            # `dynamic`: row count and width are symbols, so rows of other lengths need no other code.
             module.compile(fullgraph=True, dynamic=True, mode=self.mode, recompile_limit=_RECOMPILE_LIMIT)
         # A graph's gradients lie in its own memory, which the next replay overwrites; a gradient that is
         # accumulated over micro-batches must be a copy.
@@ -70,32 +77,26 @@ class Compilation:
                 parameter.register_hook(torch.clone)
 
     def padded_shape(self, rows: int, width: int) -> tuple[int, int]:
-        """Return the (rows, width) of the rectangle that the model is given for rows of up to `width` tokens."""
+        """Returns the (rows, width) of the rectangle that the model is given for rows of up to `width` tokens."""
         if not self.graphs:
             return rows, width
+        # The next power of two: 5 rows become 8. The width is rounded up to the next multiple.
         power_of_two = 1 << (rows - 1).bit_length()
         return power_of_two, -(-width // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
 
     def cost(self, lengths: Sequence[int]) -> int:
-        """Return how many tokens the model computes for rows of these lengths."""
+        """Returns how many tokens the model computes for rows of these lengths, padding included."""
         rows, width = self.padded_shape(len(lengths), max(lengths))
         return rows * width
 
     def mark_step_begin(self) -> None:
-        """Tell torch that the last forward pass is no longer needed: a graph may overwrite its results."""
+        """Signals to torch that the last forward pass is no longer needed: a graph may overwrite its results."""
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
 
-def _find_layers(decoder: nn.Module) -> list[nn.Module]:
-    """Return the layers that a decoder repeats; the decoder itself where transformers does not mark them."""
-    from transformers.modeling_layers import GradientCheckpointingLayer  # noqa: PLC0415 -- after the engine
-
-    return [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)] or [decoder]
-
-
 def require_compiler() -> None:
-    """Compile a small function before anything is loaded, to fail early on a machine that cannot compile.
+    """Compiles a small function before anything is loaded, to fail early on a machine that cannot compile.
 
     Raises:
         JobError: `ENGINE_UNAVAILABLE`, naming what is missing.
@@ -104,32 +105,25 @@ def require_compiler() -> None:
 
     config.compile_threads = 1  # in this process; then the only children that it starts are compilers
     try:
+        # Two element-wise operations: enough that code is generated, compiled and loaded from the workspace.
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        torch.compile(_trial_function, fullgraph=True)(torch.ones(64, device=device))
+        torch.compile(lambda x: (x * 2 + 1).tanh(), fullgraph=True)(torch.ones(64, device=device))
     except Exception as error:  # without a compiler the library raises errors of many types
+        missing = [] if shutil.which("g++") else ["no g++"]
+        if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+            missing.append("no Python.h")
         raise JobError(
             ErrorCode.ENGINE_UNAVAILABLE,
             "train.torch_compile does not work on this machine",
             expected="a C++ compiler (g++), Python's header files, and a workspace that code can be loaded from",
-            found=" and ".join(_missing_tools()) or f"{type(error).__name__} (see job.log)",
+            found=" and ".join(missing) or f"{type(error).__name__} (see job.log)",
             hint="set train.torch_compile to false, or run the job in an image with a compiler",
         ) from error
 
 
-def _trial_function(x: Tensor) -> Tensor:
-    return (x * 2 + 1).tanh()
-
-
-def _missing_tools() -> Iterator[str]:
-    if shutil.which("g++") is None:
-        yield "no g++"
-    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
-        yield "no Python.h"
-
-
 @contextmanager
 def report_compile_errors() -> Iterator[None]:
-    """Within it, an error of torch.compile becomes a job error.
+    """Turns errors of torch.compile within the block into job errors.
 
     A model is compiled in the first optimizer step, its forward and its backward pass.
 
@@ -142,6 +136,7 @@ def report_compile_errors() -> Iterator[None]:
     try:
         yield
     except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+        # The text of the error that torch wraps is in its own text, also that of an exhausted memory.
         raise_if_out_of_memory(error)
         raise JobError(
             ErrorCode.ENGINE_UNAVAILABLE,
