@@ -50,24 +50,28 @@ def test_pairs_stay_together() -> None:
     lengths = [9, 3, 2, 2, 8, 8, 1, 7]
     order = [2, 3, 6, 7, 0, 1, 4, 5]
     assert balance_rows(order, lengths, 2, rows_per_unit=2) == [[2, 3, 4, 5], [6, 7, 0, 1]]
-    idle = RankGroup(1, 2, sharded=True).share_rows([0, 1], lengths, [1] * 8, len, rows_per_unit=2)
+    idle = RankGroup(1, 2, sharded=True).share_rows([0, 1], lengths, [1] * 8, list, rows_per_unit=2)
     assert (idle.rows, idle.idle) == ([0, 1], True)
 
 
 def test_more_processes_than_rows() -> None:
     assert balance_rows([4], [0] * 5, 3) == [[4], [], []]
-    assert RankGroup(2, 3).share_rows([1], [5, 6], [1, 2], len) == RankShare([], target_counts=[2], input_tokens=6)
+    assert RankGroup(2, 3).share_rows([1], [5, 6], [1, 2], list) == RankShare(
+        [], target_counts=[2], input_tokens=6
+    )
 
 
 def test_where_the_base_is_spread_all_run_the_model_equally_often() -> None:
     lengths, counts = [9, 5, 6, 7], [1, 1, 1, 1]
-    shares = [RankGroup(rank, 3, sharded=True).share_rows([1, 2, 3, 0], lengths, counts, len) for rank in range(3)]
+    shares = [
+        RankGroup(rank, 3, sharded=True).share_rows([1, 2, 3, 0], lengths, counts, list) for rank in range(3)
+    ]
     assert {share.forward_passes for share in shares} == {2}
     for share in shares:
         pieces = [slice(number, number + 1) for number in range(len(share.rows))]
         assert len(list(share.weighted_slices(pieces))) == 2
         assert sum(weight for _, weight in share.weighted_slices(pieces)) == len(share.rows)
-    idle = RankGroup(2, 3, sharded=True).share_rows([1], lengths, counts, len)
+    idle = RankGroup(2, 3, sharded=True).share_rows([1], lengths, counts, list)
     assert (idle.rows, idle.idle, idle.forward_passes) == ([1], True, 1), "a row that counts nothing, to keep step"
     assert list(idle.weighted_slices([slice(0, 1)])) == [(slice(0, 1), 0.0)]
 

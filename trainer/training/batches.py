@@ -44,8 +44,10 @@ class StepPlan:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in which every unit is seen once; the last step may be smaller."""
-        batches = math.ceil(len(self.lengths) / self.train.per_device_train_batch_size)
-        return math.ceil(batches / self._batches_per_step)
+        # ceil(ceil(units / batch size) / batches in a step), which for positive integers is one division.
+        train = self.train
+        units = train.per_device_train_batch_size * train.gradient_accumulation_steps * self.processes
+        return math.ceil(len(self.lengths) / units)
 
     @property
     def total_steps(self) -> int:
@@ -55,30 +57,33 @@ class StepPlan:
         return max(1, math.ceil(self.train.num_train_epochs * self.steps_per_epoch))
 
     def steps(self, done: int = 0) -> Iterator[list[int]]:
-        """Yield the units of each optimizer step, as indices into `lengths`.
+        """Yields the units of each optimizer step, as indices into `lengths`.
 
         Args:
-            done: how many steps to skip, because an earlier part of the run did them.
+            done: number of steps to skip, because an earlier part of the run did them.
         """
+        # Every epoch has the same number of steps, so the position follows from `done` and nothing is drawn for
+        # the epochs before it. Epochs go on without end; the number of steps ends the run, also within an epoch.
         first_epoch, skipped = divmod(done, self.steps_per_epoch)
         epochs = (self._epoch_steps(number) for number in itertools.count(first_epoch))
         steps = itertools.chain.from_iterable(epochs)
         return itertools.islice(steps, skipped, skipped + self.total_steps - done)
 
-    @property
-    def _batches_per_step(self) -> int:
-        return self.train.gradient_accumulation_steps * self.processes
-
     def _epoch_steps(self, number: int) -> list[list[int]]:
+        """Returns the units of each step of an epoch, the first of which has the number 0."""
         size = self.train.per_device_train_batch_size
         # Each epoch has its own seed, so that a resumed run need not repeat the earlier epochs' draws. The factor
-        # exceeds any number of epochs, so that no two pairs of seed and epoch meet.
+        # exceeds the epochs of any realistic run, so that no epoch of one seed has the order of another seed's.
         generator = torch.Generator().manual_seed(self.train.seed * 1_000_003 + number)
         order = _shuffle(range(len(self.lengths)), generator)
         # Sorting all units would make the same batches in every epoch; sorting within random pools does not.
         pools = _split(order, size * POOL_BATCHES)
         batches = [batch for pool in pools for batch in _split(sorted(pool, key=self.lengths.__getitem__), size)]
-        steps = _split(_shuffle(batches, generator), self._batches_per_step)
+        # Shuffled again: otherwise each pool would be trained on from its shortest rows to its longest ones.
+        batches = _shuffle(batches, generator)
+        # A step is the batches that one rank accumulates, times the ranks: how the ranks divide them is decided
+        # later, by tokens (`RankGroup.share_rows`).
+        steps = _split(batches, self.train.gradient_accumulation_steps * self.processes)
         return [[unit for batch in step for unit in batch] for step in steps]
 
 
@@ -95,12 +100,12 @@ TokenCost = Callable[[Sequence[int]], int]
 
 
 def padded_cost(lengths: Sequence[int]) -> int:
-    """Count the tokens of rows that are padded to the longest."""
+    """Returns the number of tokens of rows that are padded to the longest."""
     return len(lengths) * max(lengths)
 
 
 def sort_rows(units: Sequence[Sequence[int]], lengths: Sequence[int], *, keep_units: bool) -> list[int]:
-    """Sort the rows of some units by length.
+    """Returns the rows of some units, sorted by length.
 
     Args:
         units: the rows of each unit.
@@ -114,19 +119,20 @@ def sort_rows(units: Sequence[Sequence[int]], lengths: Sequence[int], *, keep_un
 
 
 def token_budget(wanted: int, device: torch.device) -> int:
-    """Return how many tokens a micro-batch may have.
+    """Returns how many tokens a micro-batch may have.
 
     Args:
         wanted: tokens that the job spec's batch size makes at most.
-        device: where the model is.
+        device: device of the model.
     """
+    # A GPU gets what the job spec asks for: its memory is what the batch size was chosen for.
     return min(wanted, CPU_TOKENS) if device.type == "cpu" else wanted
 
 
 def split_micro_batches(
     lengths: Sequence[int], budget: int, cost: TokenCost, *, rows_per_unit: int = 1
 ) -> list[slice]:
-    """Split rows into as few micro-batches as a budget allows, of about equal cost.
+    """Splits rows into as few micro-batches as a budget allows, of about equal cost.
 
     The loss of a step is a sum over tokens (or units) divided by the step's total, so its gradients do not depend
     on how the step is split.
@@ -135,7 +141,7 @@ def split_micro_batches(
         lengths: tokens of each row, sorted.
         budget: largest cost of a micro-batch; a unit that costs more is a micro-batch of its own.
         cost: what a micro-batch costs.
-        rows_per_unit: how many consecutive rows are never separated; divides the number of rows.
+        rows_per_unit: number of consecutive rows that are never separated; divides the number of rows.
 
     Returns:
         Consecutive slices that cover all rows.
@@ -144,8 +150,8 @@ def split_micro_batches(
         return []
     greedy = _split_greedily(lengths, budget, cost, rows_per_unit)
     # The greedy split leaves a small rest at the end. A smaller budget may spread it over all micro-batches: their
-    # mean cost, and half the cost of the largest unit for what does not fit exactly. It must not need more of
-    # them.
+    # mean cost, and half the cost of the largest unit (the last one, rows are sorted) for what does not fit
+    # exactly. It must not need more of them.
     mean_cost = math.ceil(cost(lengths) / len(greedy))
     even_budget = min(mean_cost + cost(lengths[-rows_per_unit:]) // 2, budget)
     even = _split_greedily(lengths, even_budget, cost, rows_per_unit)
@@ -153,6 +159,7 @@ def split_micro_batches(
 
 
 def _split_greedily(lengths: Sequence[int], budget: int, cost: TokenCost, rows_per_unit: int) -> list[slice]:
+    """Returns slices that each end where one more unit would exceed the budget."""
     slices, start = [], 0
     for end in range(rows_per_unit, len(lengths) + 1, rows_per_unit):
         if end == len(lengths) or cost(lengths[start : end + rows_per_unit]) > budget:

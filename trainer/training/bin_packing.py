@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Put rows into bins: the longest first, each into the fullest bin that has room for it.
+    """Puts rows into bins: the longest first, each into the fullest bin that has room for it.
 
     Rows of equal length keep their order, so the result depends on the lengths alone. Needs at most 11/9 of the
     smallest possible number of bins, plus one (D. S. Johnson, 1973).
@@ -25,46 +25,27 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
         For each bin the indices of its rows, the longest first.
     """
     bins: list[list[int]] = []
-    free_space: list[int] = []  # of each bin, in tokens
-    open_bins = _OpenBins()
+    # Bins by their free space in tokens. A search over the bins would take quadratic time. There are at most
+    # `capacity` different amounts of free space, a few hundred even for millions of rows, so a binary search over
+    # the amounts is fast.
+    bins_by_space: defaultdict[int, list[int]] = defaultdict(list)
+    amounts: list[int] = []  # the keys of `bins_by_space` that have bins, sorted
+    # `sorted` is stable, also in reverse: rows of equal length keep their order.
     for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        number = open_bins.take_fullest(lengths[row])
-        if number is None:
-            number = len(bins)
+        # The fullest bin with room is one with the first amount that is not below the row's length.
+        index = bisect_left(amounts, lengths[row])
+        if index == len(amounts):
+            number, space = len(bins), capacity
             bins.append([])
-            free_space.append(capacity)
+        else:
+            space = amounts[index]
+            number = bins_by_space[space].pop()
+            if not bins_by_space[space]:
+                del amounts[index]
         bins[number].append(row)
-        free_space[number] -= lengths[row]
-        open_bins.put(number, free_space[number])
+        space -= lengths[row]
+        if space > 0:  # a full bin is never looked at again
+            if not bins_by_space[space]:
+                insort(amounts, space)
+            bins_by_space[space].append(number)
     return bins
-
-
-class _OpenBins:
-    """Bins with free space, by how much they have.
-
-    A search over the bins would take quadratic time. There are at most `capacity` different amounts of free space,
-    a few hundred even for millions of rows, so a binary search over the amounts is fast.
-    """
-
-    def __init__(self) -> None:
-        self._bins: defaultdict[int, list[int]] = defaultdict(list)
-        self._amounts: list[int] = []  # the keys of `_bins`, sorted
-
-    def take_fullest(self, length: int) -> int | None:
-        """Remove and return the bin with the least free space that `length` tokens fit into; None without one."""
-        index = bisect_left(self._amounts, length)
-        if index == len(self._amounts):
-            return None
-        amount = self._amounts[index]
-        number = self._bins[amount].pop()
-        if not self._bins[amount]:
-            del self._bins[amount], self._amounts[index]
-        return number
-
-    def put(self, number: int, amount: int) -> None:
-        """Add a bin with an amount of free space; a full bin is dropped."""
-        if amount <= 0:
-            return
-        if not self._bins[amount]:
-            insort(self._amounts, amount)
-        self._bins[amount].append(number)

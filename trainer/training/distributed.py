@@ -38,8 +38,8 @@ class RankShare:
         rows: the rank's rows, in the step's order.
         target_counts: trained tokens of each row of the step, on all ranks.
         input_tokens: tokens of the step's rows, on all ranks.
-        forward_passes: how often the rank must run the model at least. With a sharded base model all ranks must
-            run it equally often, because each layer is gathered from all.
+        forward_passes: minimum number of times that the rank must run the model. With a sharded base model all
+            ranks must run it equally often, because each layer is gathered from all of them.
         idle: whether the rank has no rows of its own, and runs the model on some row with weight 0.
     """
 
@@ -55,13 +55,15 @@ class RankShare:
         return sum(self.target_counts)
 
     def weighted_slices(self, slices: Sequence[slice]) -> Iterator[tuple[slice, float]]:
-        """Yield each micro-batch with the weight of its loss: 0 where the model runs only for the other ranks.
+        """Yields each micro-batch with the weight of its loss: 0 where the model runs only for the other ranks.
 
         Args:
             slices: the micro-batches of `rows`.
         """
         for rows in slices:
             yield rows, 0.0 if self.idle else 1.0
+        # The first micro-batch again, which has the shortest rows. A rank that stopped here would leave the others
+        # waiting in their next all-gather.
         for _ in range(self.forward_passes - len(slices)):
             yield slices[0], 0.0
 
@@ -85,32 +87,33 @@ class RankGroup:
         rows: Sequence[int],
         lengths: Sequence[int],
         target_counts: Sequence[int],
-        forward_passes: Callable[[Sequence[int]], int],
+        split: Callable[[Sequence[int]], Sequence[object]],
         *,
         rows_per_unit: int = 1,
     ) -> RankShare:
-        """Return this rank's share of a step: about as many tokens as the others'.
+        """Returns this rank's share of a step: about as many tokens as the others'.
 
         Args:
             rows: the step's rows, sorted by length.
             lengths: tokens of each row of the dataset.
             target_counts: trained tokens of each row of the dataset.
-            forward_passes: maps lengths of rows to how often the model runs for them.
-            rows_per_unit: how many consecutive rows are never separated; divides the number of rows.
+            split: splits rows of some lengths into micro-batches.
+            rows_per_unit: number of consecutive rows that are never separated; divides the number of rows.
         """
         step_counts, input_tokens = [target_counts[row] for row in rows], sum(lengths[row] for row in rows)
         shares = balance_rows(rows, lengths, self.size, rows_per_unit=rows_per_unit)
         own = shares[self.rank]
         if not self.sharded:
             return RankShare(own, step_counts, input_tokens)
-        most_passes = max(forward_passes([lengths[row] for row in share]) for share in shares if share)
+        # Every rank knows all lengths, so each computes the same maximum and nothing is exchanged for it.
+        most_passes = max(len(split([lengths[row] for row in share])) for share in shares if share)
         own_or_first = own or list(rows[:rows_per_unit])
         return RankShare(own_or_first, step_counts, input_tokens, forward_passes=most_passes, idle=not own)
 
     def all_reduce_gradients(self, parameters: Sequence[Tensor], sums: Tensor) -> Tensor:
-        """Replace the parameters' gradients by their sum over the ranks.
+        """Replaces the parameters' gradients by their sum over the ranks.
 
-        One exchange, of all gradients and the sums concatenated in float32; nothing waits for the device.
+        There is one exchange, of all gradients and the sums concatenated in float32; nothing waits for the device.
 
         Args:
             parameters: the adapter; one without a gradient counts as zero.
@@ -122,7 +125,7 @@ class RankGroup:
         if self.size == 1:
             return sums
         gradients = [torch.zeros_like(item) if item.grad is None else item.grad for item in parameters]
-        # A float64 goes through float32 as the sum of two: its rounded value and the rest.
+        # A float64 is sent as two float32: its rounded value and the rest, which add up to 48 of its 53 bits.
         high = sums.float()
         flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), high, (sums - high).float()])
         self.all_reduce(flat)
@@ -132,7 +135,7 @@ class RankGroup:
         return high.double() + low.double()
 
     def all_reduce(self, values: Tensor) -> Tensor:
-        """Add up over the ranks, in place.
+        """Adds up values over the ranks, in place, and returns them.
 
         Raises:
             JobError: `WORKER_DIED`: another rank is gone.
@@ -143,7 +146,7 @@ class RankGroup:
         return values
 
     def broadcast_parameters(self, parameters: Sequence[Tensor]) -> None:
-        """Replace the parameters of each rank by those of rank 0, so that all begin with the same adapter.
+        """Replaces the parameters of each rank by those of rank 0, so that all begin with the same adapter.
 
         Raises:
             JobError: `WORKER_DIED`: another rank is gone.
@@ -155,16 +158,18 @@ class RankGroup:
                 distributed.broadcast(parameter.detach(), src=0)
 
     def seed_rank(self, seed: int, step: int) -> None:
-        """Give each rank its own dropout and noise for one optimizer step.
+        """Gives each rank its own dropout and noise for one optimizer step.
 
-        Rank 0 goes on with the generator that a run on one rank would have. The others' seed follows from the
-        step's number, so that a checkpoint of rank 0's generator is enough to resume all.
+        Rank 0 continues with the generator that a run on one rank would have. The seed of every other rank follows
+        from the step's number, so that a checkpoint of rank 0's generator is enough to resume all.
 
         Args:
-            seed: the job spec's.
+            seed: seed of the job spec.
             step: number of the step.
         """
         if self.rank > 0:
+            # seed * size + rank differs for each pair of seed and rank, because rank < size. The mask limits the
+            # product to 63 bits: torch refuses seeds of more than 64.
             torch.manual_seed(((seed * self.size + self.rank) * _SEED_FACTOR + step) & (2**63 - 1))
 
 
@@ -174,16 +179,16 @@ ALONE: Final = RankGroup()
 def balance_rows(
     rows: Sequence[int], lengths: Sequence[int], size: int, *, rows_per_unit: int = 1
 ) -> list[list[int]]:
-    """Distribute rows over ranks so that each gets about equally many tokens.
+    """Distributes rows over ranks so that each gets about equally many tokens.
 
-    The longest unit first, each to the rank with the fewest tokens so far ("longest processing time first", Graham
-    1969: at most 4/3 of the best possible maximum).
+    Assigns the longest unit first, each to the rank with the fewest tokens so far ("longest processing time
+    first", Graham 1969: at most 4/3 of the best possible maximum).
 
     Args:
         rows: sorted by length.
         lengths: tokens of each row of the dataset.
         size: number of ranks.
-        rows_per_unit: how many consecutive rows are never separated; divides the number of rows.
+        rows_per_unit: number of consecutive rows that are never separated; divides the number of rows.
 
     Returns:
         The rows of each rank, sorted by length.
@@ -192,6 +197,7 @@ def balance_rows(
     tokens = [0] * size
     for start in reversed(range(0, len(rows), rows_per_unit)):
         unit = rows[start : start + rows_per_unit]
+        # `index` finds the first of equal ranks, so that every rank computes the same distribution.
         least_loaded = tokens.index(min(tokens))
         shares[least_loaded].append(unit)
         tokens[least_loaded] += sum(lengths[row] for row in unit)
@@ -201,10 +207,10 @@ def balance_rows(
 
 @contextmanager
 def join_rank_group(process: ProcessRank, rendezvous: Path, *, sharded: bool) -> Iterator[RankGroup]:
-    """Join the other ranks, over the loopback interface alone; on a machine with GPUs each rank takes its own.
+    """Joins the other ranks, over the loopback interface alone; on a machine with GPUs each rank takes its own.
 
     Args:
-        process: which rank this is.
+        process: number of this rank and of all ranks.
         rendezvous: directory that all ranks see.
         sharded: as in `RankGroup`.
 
@@ -225,21 +231,23 @@ def join_rank_group(process: ProcessRank, rendezvous: Path, *, sharded: bool) ->
             timeout=TIMEOUT,
         )
     yield RankGroup(process.rank, process.size, sharded)
+    # Not after an error: closing may wait for ranks that no longer answer, and the process ends anyway.
     distributed.destroy_process_group()
 
 
 _NCCL_ENVIRONMENT: Final = {
     "NCCL_SOCKET_IFNAME": _INTERFACE,
-    "NCCL_IB_DISABLE": "1",
+    "NCCL_IB_DISABLE": "1",  # no InfiniBand: nothing leaves the VM
     "NCCL_SHM_DISABLE": "1",  # /dev/shm is closed to a worker
     "NCCL_CUMEM_ENABLE": "0",  # it hands memory over through unix sockets, which are closed too
-    "NCCL_NET_PLUGIN": "none",
+    "NCCL_NET_PLUGIN": "none",  # a plugin is a library that NCCL would look for and load
 }
 
 
 def _take_device(process: ProcessRank) -> bool:
-    """Take this rank's GPU and return True; without GPUs, take its part of the CPU cores and return False."""
+    """Takes this rank's GPU and returns True; without GPUs, takes its part of the CPU cores and returns False."""
     if not torch.cuda.is_available():
+        # torch starts a thread for each core; with that many in every rank they would wait for each other.
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, torch.get_num_threads() // process.size))
         return False
@@ -257,6 +265,7 @@ def _take_device(process: ProcessRank) -> bool:
 
 @contextmanager
 def _reporting_lost_rank() -> Iterator[None]:
+    """Turns errors of an exchange into `WORKER_DIED`."""
     try:
         yield
     except RuntimeError as error:  # gloo and NCCL have no type of their own for it

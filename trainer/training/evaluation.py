@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -14,17 +15,17 @@ from trainer.training.token_store import TokenStore
 
 
 class Evaluation:
-    """Mean loss per trained token over some rows; every token weighs the same, whichever row it is in.
+    """Computes the mean loss per trained token over some rows; every token has the same weight.
 
     Args:
         examples: the rows; may be none.
         loss: the model's loss.
-        rows: how many of the longest rows a micro-batch may have.
-        device: where the model is.
-        ranks: who shares the rows.
+        rows: number of the longest rows that a micro-batch may have.
+        device: device of the model.
+        ranks: the ranks that divide the rows among themselves.
 
     Attributes:
-        extra: what the last evaluation measured beside the loss: nothing.
+        extra: metrics of the last evaluation apart from the loss: none.
     """
 
     def __init__(
@@ -44,23 +45,22 @@ class Evaluation:
         if not examples:
             return
         lengths = [example.length for example in examples]
-        budget = rows * max(lengths)
-
-        def split(row_lengths: Sequence[int]) -> list[slice]:
-            return split_micro_batches(row_lengths, budget, loss.cost)
-
+        split = partial(split_micro_batches, budget=rows * max(lengths), cost=loss.cost)
+        # Rows of similar length share a micro-batch, which keeps padding small; the mean does not change by it.
         order = sorted(range(len(examples)), key=lengths.__getitem__)
         # No target counts: the sum over all ranks is divided by `_targets` below.
-        self._share = ranks.share_rows(order, lengths, [0] * len(order), lambda own: len(split(own)))
+        self._share = ranks.share_rows(order, lengths, [0] * len(order), split)
         own = [examples[row] for row in self._share.rows]
         self._slices = split([example.length for example in own])
         # A rank without rows never reads its store, but a store has at least one row.
         self._ordered = TokenStore(own or examples[:1], device).reorder(range(len(own)))
 
     def loss(self) -> float | None:
-        """Return the mean loss with the adapter as it is now, in nats; None where there are no rows."""
+        """Returns the mean loss with the present adapter, in nats per token; None where there are no rows."""
         if not self._targets:
             return None
+        # (sum over all targets of -log p) / targets, in float64. A mean of the micro-batches' means would give the
+        # tokens of short micro-batches more weight.
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         with self._loss.evaluating():
             for rows, weight in self._share.weighted_slices(self._slices):
@@ -68,5 +68,5 @@ class Evaluation:
         return float(self._ranks.all_reduce(total).item()) / self._targets
 
     def measured(self) -> dict[str, float]:
-        """Return a copy of `extra`."""
+        """Returns a copy of `extra`."""
         return dict(self.extra)

@@ -7,7 +7,8 @@ another policy, in `trainer.training.privacy.private_step_policy`. The loop arou
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ from trainer.training.methods.method import Method, StepRows
 from trainer.training.optimization import make_optimizer
 from trainer.training.out_of_memory import is_out_of_memory
 from trainer.training.progress import restore_random
-from trainer.training.token_store import SECTION_TOKENS, TokenStore
+from trainer.training.token_store import TokenStore, split_sections
 
 if TYPE_CHECKING:
     from trainer.training.privacy.privacy_findings import DifferentialPrivacy
@@ -33,11 +34,11 @@ class StepPolicy(ABC):
     Attributes:
         parameters: the trained parameters, in the model's order.
         optimizer: updates them.
-        plan: the units of each step, and how many steps there are.
-        budget: how many tokens a micro-batch may have.
-        warnings: what the provider should know; the trainer adds its own.
-        keeps_state: whether the state between two steps may be written down, and an adapter be handed out after a
-            divergence.
+        plan: the units of each step, and the number of steps.
+        budget: maximum number of tokens in a micro-batch.
+        warnings: messages for the provider; the trainer adds its own.
+        keeps_state: whether the state between two steps may be written to disk, and whether an adapter may be
+            released after a divergence.
     """
 
     parameters: list[torch.nn.Parameter]
@@ -49,7 +50,7 @@ class StepPolicy(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Returns the device of the trained parameters."""
+        """The device of the trained parameters."""
         return self.parameters[0].device
 
     @abstractmethod
@@ -58,12 +59,12 @@ class StepPolicy(ABC):
 
     @abstractmethod
     def compute_gradients(self, step: StepRows, number: int, random: tuple[Tensor, ...]) -> Tensor:
-        """Compute the gradients of this process's rows; the parameters do not change.
+        """Computes the gradients of this process's rows; the parameters do not change.
 
         Args:
             step: the rows.
-            number: the step's number, from 1.
-            random: states of torch's generators before the step, to compute it again from.
+            number: number of the step, from 1.
+            random: states of torch's generators before the step, for computing it again.
 
         Returns:
             float64 [n] on the device, as `Method.compute_gradients`.
@@ -71,21 +72,21 @@ class StepPolicy(ABC):
 
     @abstractmethod
     def update(self, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Update the parameters by the gradients, at the optimizer's learning rate, and clear the gradients.
+        """Updates the parameters by the gradients, at the optimizer's learning rate, and clears the gradients.
 
         Args:
-            sums: what `compute_gradients` returned.
+            sums: return value of `compute_gradients`.
 
         Returns:
             The sums over all processes, and the norm of the gradients before clipping; both on the device.
         """
 
     def privacy_spent(self, steps: int) -> DifferentialPrivacy | None:  # noqa: ARG002 -- for policies that spend any
-        """Returns what `steps` steps spent of a privacy budget; None where there is no budget."""
+        """Returns the privacy loss of `steps` steps; None for a policy without a privacy budget."""
         return None
 
     def close(self) -> None:  # noqa: B027 -- most policies leave nothing on the model
-        """Remove what the policy attached to the model."""
+        """Removes what the policy attached to the model."""
 
 
 class PlainStepPolicy(StepPolicy):
@@ -96,7 +97,7 @@ class PlainStepPolicy(StepPolicy):
         method: computes gradients of rows.
         examples: the training rows.
         section: batch sizes, seed, optimizer, clipping.
-        ranks: which of several processes this is; all of them must make the same calls in the same order.
+        ranks: the ranks that train together; all of them must make the same calls in the same order.
     """
 
     keeps_state = True
@@ -111,7 +112,8 @@ class PlainStepPolicy(StepPolicy):
         ranks: RankGroup = ALONE,
     ) -> None:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        ranks.broadcast_parameters(self.parameters)  # all start from the adapter of rank 0
+        # Before the optimizer is created: all ranks start from the adapter of rank 0.
+        ranks.broadcast_parameters(self.parameters)
         self.optimizer = make_optimizer(self.parameters, section)
         self.warnings = []
         self._method = method
@@ -120,48 +122,65 @@ class PlainStepPolicy(StepPolicy):
         self._store = TokenStore(examples, self.device)
         lengths = [sum(self._store.lengths[row] for row in unit) for unit in method.units]
         self.plan = StepPlan(lengths, section, ranks.size)
+        # What a batch of the longest units needs: the memory that the job spec's batch size asks for.
         self.budget = token_budget(max(lengths) * section.per_device_train_batch_size, self.device)
 
     def steps(self, done: int) -> Iterator[StepRows]:
-        """Yields the rows of each step after the first `done` ones; what they are depends on the seed alone."""
-        return _upload_sections(map(self._share, self.plan.steps(done)), self._store)
+        """Yields the rows of each step after the first `done` ones; the rows depend on the seed alone."""
+        lengths = self._store.lengths
+        shares = map(self._share, self.plan.steps(done))
+        # One upload for many steps: the single step is free of copies from the host.
+        for section in split_sections(shares, lambda share: sum(lengths[row] for row in share.rows)):
+            ordered = self._store.reorder([row for share in section for row in share.rows])
+            start = 0
+            for share in section:
+                yield StepRows(ordered, slice(start, start + len(share.rows)), share)
+                start += len(share.rows)
 
     def _share(self, units: Sequence[int]) -> RankShare:
+        """Returns this rank's share of a step with these units."""
         rows_per_unit = self._method.rows_per_unit
-        lengths = self._store.lengths
-        step_units = [self._method.units[unit] for unit in units]
-        rows = sort_rows(step_units, lengths, keep_units=rows_per_unit > 1)
+        # A packed bin is a unit for the batch size only: its rows may go to different ranks and micro-batches. A
+        # pair stays together, because its loss needs both answers.
+        rows = sort_rows(
+            [self._method.units[unit] for unit in units], self._store.lengths, keep_units=rows_per_unit > 1
+        )
         return self._ranks.share_rows(
             rows,
-            lengths,
+            self._store.lengths,
             self._store.target_counts,
-            lambda row_lengths: len(self._method.split(row_lengths, self.budget)),
+            partial(self._method.split, budget=self.budget),
             rows_per_unit=rows_per_unit,
         )
 
     def compute_gradients(self, step: StepRows, number: int, random: tuple[Tensor, ...]) -> Tensor:
-        """Compute the gradients; where memory is exhausted, compute the step again in smaller micro-batches.
+        """Computes the gradients; where memory is exhausted, computes the step again in smaller micro-batches.
 
-        The result is the same for every size: the loss is a sum, divided by what the whole step has. With a
-        sharded base model no process can retry alone, since the others wait for it.
+        The result is the same for every size, apart from rounding: the loss is a sum, divided by a total of the
+        complete step. With a sharded base model no process can retry alone, since the others wait for it.
 
         Raises:
             RuntimeError, MemoryError: memory is exhausted with one row per micro-batch.
         """
         while True:
             try:
+                # In the loop, because `restore_random` below returns to the state from before this seed.
                 self._ranks.seed_rank(self._section.seed, number)
                 return self._method.compute_gradients(step, self.budget)
             except (RuntimeError, MemoryError) as error:
                 cannot_shrink = self._ranks.sharded or self.budget <= max(step.ordered.lengths[step.rows])
                 if cannot_shrink or not is_out_of_memory(error):
                     raise
+            # After the handler: the exception's traceback would keep the activations of the failed pass in memory.
             self._shrink_budget(number)
             restore_random(random)  # dropout and noise are drawn as in the first attempt
 
     def _shrink_budget(self, number: int) -> None:
+        """Drops the gradients of a failed attempt and halves the budget; the first time it warns the provider."""
+        # The micro-batches before the failed one have added their gradients already.
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
+            # Cached blocks have the sizes of the larger micro-batch, and smaller ones would fragment them.
             torch.cuda.empty_cache()
         if not self.warnings:
             self.warnings.append(
@@ -171,35 +190,11 @@ class PlainStepPolicy(StepPolicy):
         self.budget //= 2
 
     def update(self, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Add up over the processes, clip to `max_grad_norm`, and step."""
+        """Adds up gradients over the processes, clips them to `max_grad_norm`, and makes the step."""
+        # First the sum, then the clipping: the norm is that of the gradient of the complete step, and every rank
+        # multiplies by the same factor min(1, max_grad_norm / norm).
         sums = self._ranks.all_reduce_gradients(self.parameters, sums)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._section.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return sums, norm
-
-
-def _upload_sections(shares: Iterable[RankShare], store: TokenStore) -> Iterator[StepRows]:
-    """Put the rows of many steps on the device in the order of use, `SECTION_TOKENS` at a time.
-
-    One upload for many steps keeps the single step free of copies from the host.
-    """
-    section: list[RankShare] = []
-    tokens = 0
-    for share in shares:
-        section.append(share)
-        tokens += sum(store.lengths[row] for row in share.rows)
-        if tokens >= SECTION_TOKENS:
-            yield from _upload_section(section, store)
-            section, tokens = [], 0
-    yield from _upload_section(section, store)
-
-
-def _upload_section(section: Sequence[RankShare], store: TokenStore) -> Iterator[StepRows]:
-    if not section:
-        return
-    ordered = store.reorder([row for share in section for row in share.rows])
-    start = 0
-    for share in section:
-        yield StepRows(ordered, slice(start, start + len(share.rows)), share)
-        start += len(share.rows)

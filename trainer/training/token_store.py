@@ -11,9 +11,9 @@ Rows are concatenated without padding. `cu_seqlens`, as in FlashAttention's inte
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import torch
@@ -22,11 +22,12 @@ from torch import Tensor
 from trainer.data.examples.example import Example
 
 SECTION_TOKENS: Final = 1 << 22
-"""How many tokens are brought into their training order at a time, at least; the last row may exceed it."""
-
+"""Minimum number of tokens that are brought into their training order at a time: 16 MiB of int32 ids."""
 
 PaddedShape = Callable[[int, int], tuple[int, int]]
 """Maps (rows, longest row in tokens) to the (rows, width) of the padded rectangle that a model is given."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Batch:
     Attributes:
         input_ids: int32 [tokens].
         position_ids: int32 [tokens]: position of each token in its row, from 0.
-        lengths: tokens of each row, on the host: to read it does not wait for the device.
+        lengths: tokens of each row, on the host, so that reading them does not wait for the device.
         cu_seqlens: int32 [rows + 1]: index of each row's first token, and the number of tokens.
         logit_positions: int32 [targets]: index of the token whose logits predict the target, in ascending order.
         targets: int64 [targets]: the token id to predict there.
@@ -55,28 +56,28 @@ class Batch:
         return max(self.lengths)
 
     def row_of_targets(self) -> Tensor:
-        """The row that each target is in: int64 [targets]."""
+        """Returns the row that each target is in: int64 [targets]."""
         # Row r covers the token indices cu_seqlens[r] <= i < cu_seqlens[r + 1].
         return torch.searchsorted(self.cu_seqlens[1:], self.logit_positions, right=True)
 
     def sum_by_row(self, values: Tensor) -> Tensor:
-        """Sum values [targets] over each row: [rows].
+        """Returns the sum of values [targets] over each row: [rows].
 
-        Deterministic on a GPU as well, where `index_add` is not: each row is a masked sum of its own.
+        It is deterministic on a GPU as well, where `index_add` is not: each row is a masked sum of its own.
         """
         rows = torch.arange(len(self.lengths), device=values.device)
         in_row = self.row_of_targets() == rows.unsqueeze(1)
         return torch.where(in_row, values, values.new_zeros(())).sum(1)
 
     def padded(self, pad_id: int, padded_shape: PaddedShape | None = None) -> tuple[Tensor, Tensor]:
-        """Pad the rows to a rectangle, for models that take nothing else.
+        """Pads the rows to a rectangle, for models that take nothing else.
 
         Padding is on the right and in rows of its own. Causal attention keeps it from every real token, and it is
         never a target, so no attention mask is needed.
 
         Args:
             pad_id: token id of the padding.
-            padded_shape: enlarges the rectangle; None: as small as the rows allow.
+            padded_shape: enlarges the rectangle; with None it is as small as the rows allow.
 
         Returns:
             Token ids [rows, width], and the logit positions [targets] as indices into the flattened rectangle.
@@ -84,12 +85,14 @@ class Batch:
         cu_seqlens, rows, width = self.cu_seqlens, len(self.lengths), self.max_seqlen
         if padded_shape is not None:
             rows, width = padded_shape(rows, width)
+        # Token (r, c) of the rectangle is token cu_seqlens[r] + c of the batch, if row r is that long.
         column = torch.arange(width, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
         index = cu_seqlens[:-1, None] + column
         is_token = index < cu_seqlens[1:, None]
         # Past the end of the last row the index is clamped: what is read there is replaced by padding.
         ids = torch.where(is_token, self.input_ids[index.clamp_max(self.input_ids.shape[0] - 1)], pad_id)
         ids = torch.nn.functional.pad(ids, (0, 0, 0, rows - len(ids)), value=pad_id)
+        # Token i of row r has the index r * width + i in the flattened rectangle.
         row = self.row_of_targets()
         return ids, row * width + self.logit_positions - cu_seqlens[row]
 
@@ -99,9 +102,9 @@ class OrderedTokens:
 
     Args:
         input_ids, position_ids, cu_seqlens, logit_positions, targets: as in `Batch`, over all of these rows.
-        rows: int64 [rows]: which rows of the store they are.
-        lengths: tokens of each, on the host.
-        target_counts: targets of each, on the host.
+        rows: int64 [rows]: number of each row in the store.
+        lengths: tokens of each row, on the host.
+        target_counts: targets of each row, on the host.
 
     Attributes:
         rows: as given.
@@ -129,7 +132,7 @@ class OrderedTokens:
         self._target_starts = [0, *itertools.accumulate(target_counts)]
 
     def batch(self, rows: slice) -> Batch:
-        """Return the rows of a slice as views; nothing is copied, and nothing waits for the device."""
+        """Returns the rows of a slice as views; no token is copied, and nothing waits for the device."""
         first, last = self._token_starts[rows.start], self._token_starts[rows.stop]
         targets = slice(self._target_starts[rows.start], self._target_starts[rows.stop])
         return Batch(
@@ -145,21 +148,22 @@ class OrderedTokens:
 class TokenStore:
     """The tokens of some rows on the device.
 
-    A row is kept up to the token that predicts its last trained token: from what follows nothing is predicted that
-    is trained on.
+    A row is stored up to the token that predicts its last trained token. Attention is causal, so later tokens
+    cannot change the loss.
 
     Args:
         examples: the rows; each has at least one trained token, which is not its first.
-        device: where the tokens go.
+        device: device of the tokens.
 
     Attributes:
-        lengths: tokens that are kept of each row.
+        lengths: stored tokens of each row.
         target_counts: trained tokens of each row.
     """
 
     def __init__(self, examples: Sequence[Example], device: torch.device) -> None:
         rows = [np.asarray(example.ids, dtype=np.int32) for example in examples]
         trained = [np.flatnonzero(np.frombuffer(example.trained, dtype=np.uint8)) for example in examples]
+        # The last trained token, at position p, is predicted from position p - 1: the first p tokens are stored.
         self.lengths = [int(positions[-1]) for positions in trained]
         self.target_counts = [len(positions) for positions in trained]
         self._input_ids = _upload(
@@ -170,15 +174,17 @@ class TokenStore:
         self._targets = _upload(
             np.concatenate([row[positions] for row, positions in zip(rows, trained, strict=True)]), device
         )
+        # Two rows, `_TOKENS` and `_TARGETS`. A start is the sum of the sizes before it: their cumulative sum
+        # without the row's own size.
         sizes = np.asarray([self.lengths, self.target_counts], dtype=np.int64)
         self._sizes = _upload(sizes, device)
         self._starts = _upload(np.cumsum(sizes, axis=1) - sizes, device)
 
     def reorder(self, rows: Sequence[int]) -> OrderedTokens:
-        """Bring rows into an order, on the device; the only upload is that of the row numbers.
+        """Brings rows into an order, on the device; the only upload is that of the row numbers.
 
         Args:
-            rows: the rows, in the order wanted; a row may occur more than once.
+            rows: the rows in their new order; a row may occur more than once.
         """
         lengths, target_counts = [self.lengths[row] for row in rows], [self.target_counts[row] for row in rows]
         order = _upload(np.asarray(rows, dtype=np.int64), self._input_ids.device)
@@ -195,7 +201,7 @@ class TokenStore:
         )  # fmt: skip
 
     def _enumerate(self, order: Tensor, kind: int, total: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Number the tokens, or the targets, of rows in an order.
+        """Numbers the tokens, or the targets, of rows in an order.
 
         Returns:
             Cumulative sizes [rows + 1]; and for each element its row and its number in the row, both [total].
@@ -217,6 +223,25 @@ def _upload(array: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(array).to(device)
 
 
+def split_sections(items: Iterable[_T], count_tokens: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """Yields items in sections of at least `SECTION_TOKENS` tokens; the last one may have fewer.
+
+    Args:
+        items: what is brought into its order together, such as the rows of a step; read section by section.
+        count_tokens: number of tokens of an item.
+    """
+    section: list[_T] = []
+    tokens = 0
+    for item in items:
+        section.append(item)
+        tokens += count_tokens(item)
+        if tokens >= SECTION_TOKENS:
+            yield section
+            section, tokens = [], 0
+    if section:
+        yield section
+
+
 def single_batch(examples: Sequence[Example], device: torch.device) -> Batch:
-    """Make one batch of a few rows, in their order."""
+    """Returns one batch of a few rows, in their order."""
     return TokenStore(examples, device).reorder(range(len(examples))).batch(slice(0, len(examples)))

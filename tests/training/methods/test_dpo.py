@@ -26,7 +26,7 @@ from trainer.training.loss import CausalLoss
 from trainer.training.methods.dpo import DirectPreferenceOptimization
 from trainer.training.methods.dpo_loss import MEASURED, TERMS, loss_part, measure
 from trainer.training.methods.method import MethodInputs
-from trainer.training.methods.pair_method import Pairs, PairTotals, log_probabilities, pair_units
+from trainer.training.methods.pair_method import Pairs, PairTotals, log_probabilities, sort_pairs
 from trainer.training.progress import TrainState
 from trainer.training.step_policy import PlainStepPolicy
 from trainer.training.token_store import TokenStore
@@ -204,7 +204,7 @@ def test_values_of_rows_become_pairs() -> None:
     pairs = Pairs.of_rows(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.zeros(4), torch.ones(4))
     assert pairs.chosen.tolist() == [1.0, 3.0]
     assert pairs.rejected.tolist() == [2.0, 4.0]
-    assert pair_units(4) == [[0, 1], [2, 3]]
+    assert sort_pairs([9, 1, 2, 3]) == [2, 3, 0, 1]
     assert PairTotals.of_counts([5, 6, 7, 8]) == PairTotals(2, 12)
 
 

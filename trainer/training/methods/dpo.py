@@ -64,6 +64,7 @@ class DirectPreferenceOptimization(PairMethod):
     def __init__(self, inputs: MethodInputs) -> None:
         if inputs.reference is None:
             raise AssertionError("dpo is made with a reference")
+        # There is no backward pass here, so the micro-batches are those of an evaluation.
         micro_batch = inputs.train.per_device_eval_batch_size
         with inputs.reference():
             train, held_out = (

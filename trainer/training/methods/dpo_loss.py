@@ -56,6 +56,8 @@ def _sppo(pairs: Pairs, beta: float, _epsilon: float) -> Tensor:
     return (pairs.chosen_ratio - half).square() + (pairs.rejected_ratio + half).square()
 
 
+# In the symbols of the table above, margin is h_c - h_r, and mean_margin is h_c/n_c - h_r/n_r. `logsigmoid` stays
+# finite where sigmoid(x) is rounded to 0 and log(sigmoid(x)) would be -infinity.
 TERMS: Final[Mapping[str, Term]] = {
     "sigmoid": lambda pairs, beta, _: -logsigmoid(beta * pairs.margin),
     "hinge": lambda pairs, beta, _: torch.relu(1 - beta * pairs.margin),
@@ -75,7 +77,7 @@ TERMS: Final[Mapping[str, Term]] = {
 
 
 def loss_part(pairs: Pairs, section: TrainSection, totals: PairTotals) -> Tensor:
-    """Compute the contribution of some pairs to the mean over all pairs of a step.
+    """Computes the contribution of some pairs to the mean over all pairs of a step.
 
     Args:
         pairs: log-probabilities with their graph.
@@ -89,6 +91,7 @@ def loss_part(pairs: Pairs, section: TrainSection, totals: PairTotals) -> Tensor
     # Divided by the totals of the step, not of these pairs: so the micro-batches add up to the mean.
     for name, weight in section.loss_terms:
         if name == "sft":
+            # A mean over tokens as in supervised fine-tuning: long answers count more than short ones.
             total = total - weight / totals.chosen_tokens * pairs.chosen.sum()
         else:
             pair_losses = TERMS[name](pairs, section.beta, section.label_smoothing)
@@ -104,6 +107,7 @@ higher reward."""
 
 def measure(pairs: Pairs, beta: float) -> Tensor:
     """Returns the sums over the pairs of the metrics in `MEASURED`: float64 [6], without a graph."""
+    # In the order of `MEASURED`. A pair with equal rewards does not count as accurate.
     chosen, rejected = beta * pairs.chosen_ratio, beta * pairs.rejected_ratio
     values = (chosen, rejected, chosen > rejected, chosen - rejected, pairs.chosen, pairs.rejected)
     return torch.stack([value.detach().sum(dtype=torch.float64) for value in values])

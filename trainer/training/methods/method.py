@@ -120,6 +120,8 @@ class HeldOutEvaluation(Protocol):
         extra: metrics of the last evaluation apart from the loss, by name.
     """
 
+    # The loop clears it after it has replaced the adapter; `measured` then evaluates again.
+
     extra: dict[str, float]
 
     def loss(self) -> float | None:
@@ -156,16 +158,17 @@ class Method(ABC):
 
     def make_units(self, examples: Sequence[Example], data: DataSection) -> list[list[int]]:  # noqa: ARG002
         """Returns the rows of each unit. By default a unit has `rows_per_unit` adjacent rows."""
+        # A dataset of pairs has an even number of rows, so that no unit is incomplete.
         size = self.rows_per_unit
         return [list(range(start, start + size)) for start in range(0, len(examples), size)]
 
     def split(self, lengths: Sequence[int], budget: int) -> list[slice]:
-        """Split rows of these lengths into micro-batches of at most `budget` tokens; a longer unit has its own."""
+        """Splits rows of these lengths into micro-batches of at most `budget` tokens, or of one longer unit."""
         return split_micro_batches(lengths, budget, self._loss.cost, rows_per_unit=self.rows_per_unit)
 
     @abstractmethod
     def compute_gradients(self, step: StepRows, budget: int) -> Tensor:
-        """Add the contribution of this rank's rows to the gradient of the step's loss.
+        """Adds the contribution of this rank's rows to the gradient of the step's loss.
 
         Args:
             step: the rows of the step.
@@ -176,9 +179,8 @@ class Method(ABC):
             up.
         """
 
-    @abstractmethod
-    def record_step(self, sums: Tensor, share: RankShare) -> None:
-        """Add a complete step to the metrics; `sums` is the sum of `compute_gradients` over all ranks."""
+    def record_step(self, sums: Tensor, share: RankShare) -> None:  # noqa: B027 -- see `state`
+        """Adds a complete step to the metrics; `sums` is the sum of `compute_gradients` over all ranks."""
 
     @abstractmethod
     def read_metrics(self, recent: Meter) -> dict[str, float]:
@@ -188,10 +190,12 @@ class Method(ABC):
     def mean_loss(self, total: Meter, steps: int) -> float:
         """Returns the mean loss of a run of `steps` steps; waits for the device."""
 
-    @abstractmethod
     def state(self) -> tuple[float, ...]:
-        """Returns the numbers that `read_metrics` needs apart from the meter; waits for the device."""
+        """Returns the numbers that `read_metrics` needs apart from the meter; waits for the device.
 
-    @abstractmethod
-    def restore(self, state: tuple[float, ...]) -> None:
-        """Continue from the return value of `state`."""
+        By default there are none: a method that logs the loss alone finds it in the meter.
+        """
+        return ()
+
+    def restore(self, state: tuple[float, ...]) -> None:  # noqa: B027 -- see `state`
+        """Continues from the return value of `state`."""

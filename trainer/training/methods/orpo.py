@@ -71,6 +71,7 @@ class OddsRatioPreferenceOptimization(PairMethod):
     def loss_part(self, pairs: Pairs, totals: PairTotals) -> Tensor:
         """Returns the contribution of some pairs to the mean over all pairs: scalar, with its graph."""
         chosen, rejected = mean_log_probabilities(pairs)
+        # As one function: log(sigmoid(x)) would be -infinity for very negative x.
         preference = logsigmoid(log_odds_ratio(chosen, rejected))
         return (-chosen - self._section.beta * preference).sum() / totals.pairs
 
@@ -100,14 +101,10 @@ def mean_log_probabilities(pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 def log_odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
     """Returns log(odds(chosen) / odds(rejected)) from mean log-probabilities: [pairs], with its graph."""
-    return _log_odds(chosen) - _log_odds(rejected)
-
-
-def _log_odds(log_probability: Tensor) -> Tensor:
-    """Returns log(q / (1 - q)) for log q; 1 - q is -expm1(log q), which keeps its digits where q is almost 1.
-
-    An answer with q = 1 has infinite odds, and their gradient is NaN. So log q is limited to -eps, the resolution
-    of the type. Above this limit the gradient of the odds is 0.
-    """
-    bounded = log_probability.clamp(max=-torch.finfo(log_probability.dtype).eps)
-    return bounded - (-torch.expm1(bounded)).log()
+    # An answer with q = 1 has infinite odds, and their gradient is NaN. So log q is limited to -eps, the
+    # resolution of the type. Above this limit the gradient of the odds is 0.
+    limit = -torch.finfo(chosen.dtype).eps
+    bounded = (log_probability.clamp(max=limit) for log_probability in (chosen, rejected))
+    # log(q / (1 - q)) = log q - log(1 - q); 1 - q is -expm1(log q), which keeps its digits where q is almost 1.
+    chosen_log_odds, rejected_log_odds = (log_q - (-torch.expm1(log_q)).log() for log_q in bounded)
+    return chosen_log_odds - rejected_log_odds

@@ -8,8 +8,9 @@ change it.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -21,7 +22,7 @@ from trainer.training.distributed import ALONE, RankGroup, RankShare
 from trainer.training.loss import CausalLoss
 from trainer.training.methods.method import Method, MethodInputs, StepRows
 from trainer.training.progress import Meter
-from trainer.training.token_store import SECTION_TOKENS, OrderedTokens, TokenStore
+from trainer.training.token_store import OrderedTokens, TokenStore, split_sections
 
 
 @dataclass(frozen=True)
@@ -43,33 +44,35 @@ class Pairs:
 
     @classmethod
     def of_rows(cls, policy: Tensor, reference: Tensor, tokens: Tensor) -> Pairs:
-        """Split values of rows, float32 [2 · pairs] each, into those of chosen and of rejected answers.
+        """Splits values of rows, float32 [2 · pairs] each, into those of chosen and of rejected answers.
 
         Args:
             policy: log-probability of each row under the trained model.
             reference: the same under the reference.
             tokens: number of tokens of each row's answer.
         """
+        # Column 0 of [pairs, 2] is the even rows, column 1 the odd ones: the chosen and the rejected answers, in
+        # the order of the fields.
         return cls(*(part for values in (policy, reference, tokens) for part in values.view(-1, 2).unbind(1)))
 
     @property
     def chosen_ratio(self) -> Tensor:
-        """Returns log π(chosen) - log π_ref(chosen)."""
+        """The log-ratio log π(chosen) - log π_ref(chosen)."""
         return self.chosen - self.chosen_reference
 
     @property
     def rejected_ratio(self) -> Tensor:
-        """Returns log π(rejected) - log π_ref(rejected)."""
+        """The log-ratio log π(rejected) - log π_ref(rejected)."""
         return self.rejected - self.rejected_reference
 
     @property
     def margin(self) -> Tensor:
-        """Returns the difference of the log-ratios of the chosen and the rejected answer."""
+        """The difference of the log-ratios of the chosen and the rejected answer."""
         return self.chosen_ratio - self.rejected_ratio
 
     @property
     def mean_margin(self) -> Tensor:
-        """Returns the difference of the log-ratios, each divided by the number of tokens of its answer."""
+        """The difference of the log-ratios, each divided by the number of tokens of its answer."""
         return self.chosen_ratio / self.chosen_tokens - self.rejected_ratio / self.rejected_tokens
 
 
@@ -82,7 +85,7 @@ class PairTotals:
 
     @classmethod
     def of_counts(cls, counts: Sequence[int]) -> PairTotals:
-        """Count from the trained tokens of each row, chosen and rejected in turn."""
+        """Counts from the trained tokens of each row, chosen and rejected in turn."""
         return cls(len(counts) // 2, sum(counts[::2]))
 
 
@@ -124,7 +127,7 @@ class PairMethod(Method):
         """Returns the sums over the pairs of the metrics in `measured`: float64 [measured], without a graph."""
 
     def compute_gradients(self, step: StepRows, budget: int) -> Tensor:
-        """Add this rank's contribution to the gradient of the mean over the step's pairs.
+        """Adds this rank's contribution to the gradient of the mean over the step's pairs.
 
         Returns:
             float64 [2 + measured]: the rank's contribution to that mean, then the sums that `read_metrics`
@@ -134,25 +137,39 @@ class PairMethod(Method):
         sums = self.zero_sums(self._recent.device)
         start = step.rows.start
         for part, weight in step.share.weighted_slices(self.split(step.ordered.lengths[step.rows], budget)):
-            pairs = self.pairs_of(step.ordered, slice(start + part.start, start + part.stop), self._rows)
-            loss = self.loss_part(pairs, totals)
+            rows = slice(start + part.start, start + part.stop)
+            loss, part_sums = self.evaluate_pairs(step.ordered, rows, self._rows, totals)
+            # `loss_part` divides by the totals of all ranks, so the gradients add up over micro-batches and ranks
+            # to that of the mean. The weight is 0 where a rank runs the model only for the others.
             (loss * weight).backward()  # type: ignore[no-untyped-call]
-            sums += self.sums_of(loss.detach(), pairs, totals) * weight
+            sums += part_sums * weight
+        # The meter adds up means of steps and divides by the steps; `read_metrics` adds up pairs.
         return torch.cat([sums[:1] / totals.pairs, sums])
 
-    def pairs_of(self, ordered: OrderedTokens, rows: slice, values: RowValues) -> Pairs:
-        """Run the model on some rows; returns their pairs, with the graph of the log-probabilities."""
+    def evaluate_pairs(
+        self, ordered: OrderedTokens, rows: slice, values: RowValues, totals: PairTotals
+    ) -> tuple[Tensor, Tensor]:
+        """Runs the model on some rows, and computes the loss and the metrics of their pairs.
+
+        Args:
+            ordered: rows on the device.
+            rows: the rows, as a slice of `ordered`.
+            values: values of all rows of the store that `ordered` was made from.
+            totals: the denominators of the means.
+
+        Returns:
+            The contribution to the mean loss, scalar, with its graph; and the sums that `means_of` divides by the
+            number of pairs, float64 [1 + measured], without a graph.
+        """
         # Both answers of a pair are in one micro-batch: the loss of a pair needs both graphs at once.
         numbers = ordered.rows[rows]
         log_probabilities = -self._loss.row_losses(ordered.batch(rows), rows_per_unit=2)
-        return Pairs.of_rows(log_probabilities, values.reference[numbers], values.tokens[numbers])
-
-    def sums_of(self, loss: Tensor, pairs: Pairs, totals: PairTotals) -> Tensor:
-        """Returns the sums that `means_of` divides by the number of pairs: float64 [1 + measured], no graph.
-
-        The loss is a share of the mean over `totals.pairs`; multiplied by that number it is a sum like the others.
-        """
-        return torch.cat([(loss.double() * totals.pairs).unsqueeze(0), self.measure(pairs)])
+        pairs = Pairs.of_rows(log_probabilities, values.reference[numbers], values.tokens[numbers])
+        loss = self.loss_part(pairs, totals)
+        # The loss is a share of the mean over `totals.pairs`; multiplied by that number it is a sum like the
+        # metrics.
+        loss_sum = (loss.detach().double() * totals.pairs).unsqueeze(0)
+        return loss, torch.cat([loss_sum, self.measure(pairs)])
 
     def means_of(self, sums: Tensor, pairs: int) -> dict[str, float]:
         """Returns the means over pairs by name, `loss` first; waits for the device."""
@@ -163,7 +180,7 @@ class PairMethod(Method):
         return torch.zeros(1 + len(self.measured), dtype=torch.float64, device=device)
 
     def record_step(self, sums: Tensor, share: RankShare) -> None:
-        """Add a complete step to the sums that the next `read_metrics` averages."""
+        """Adds a complete step to the sums that the next `read_metrics` averages."""
         self._recent += sums[1:]
         self._recent_pairs += PairTotals.of_counts(share.target_counts).pairs
 
@@ -178,11 +195,11 @@ class PairMethod(Method):
         return total.read(per=steps)
 
     def state(self) -> tuple[float, ...]:
-        """Returns the sums of the next `read_metrics`, and last the number of pairs; waits for the device."""
+        """Returns the sums for the next `read_metrics`, and the number of pairs as last; waits for the device."""
         return (*self._recent.tolist(), float(self._recent_pairs))
 
     def restore(self, state: tuple[float, ...]) -> None:
-        """Continue from the return value of `state`."""
+        """Continues from the return value of `state`."""
         *sums, pairs = state
         self._recent = torch.tensor(sums, dtype=torch.float64, device=self._recent.device)
         self._recent_pairs = int(pairs)
@@ -202,7 +219,7 @@ class RowValues:
 
     @classmethod
     def of_examples(cls, examples: Sequence[Example], reference: Tensor | None, device: torch.device) -> RowValues:
-        """Count the trained tokens of each row. Without `reference`, its log-probabilities are 0."""
+        """Counts the trained tokens of each row. Without `reference`, its log-probabilities are 0."""
         tokens = torch.tensor([float(example.targets) for example in examples], device=device)
         return cls(torch.zeros_like(tokens) if reference is None else reference, tokens)
 
@@ -227,12 +244,11 @@ class PairEvaluation:
         if not examples:
             return
         store = TokenStore(examples, inputs.device)
-        longest_pairs = 2 * inputs.train.per_device_eval_batch_size
-        budget = token_budget(longest_pairs * max(store.lengths), inputs.device)
-        order = sort_rows(pair_units(len(examples)), store.lengths, keep_units=True)
-        self._share = _share_pairs(order, store, loss, budget, inputs.ranks)
-        self._ordered = store.reorder(self._share.rows)
-        self._slices = split_micro_batches(self._ordered.lengths, budget, loss.cost, rows_per_unit=2)
+        longest_rows = 2 * inputs.train.per_device_eval_batch_size
+        budget = token_budget(longest_rows * max(store.lengths), inputs.device)
+        self._share, self._ordered, self._slices = _share_pairs(
+            sort_pairs(store.lengths), store, loss, budget, inputs.ranks
+        )
 
     def loss(self) -> float | None:
         """Returns the loss with the present adapter; None where there are no held-out pairs. Sets `extra`."""
@@ -241,30 +257,24 @@ class PairEvaluation:
         sums = self._method.zero_sums(self._values.tokens.device)
         with self._loss.evaluating():
             for rows, weight in self._share.weighted_slices(self._slices):
-                pairs = self._method.pairs_of(self._ordered, rows, self._values)
-                loss = self._method.loss_part(pairs, self._totals)
-                sums += self._method.sums_of(loss, pairs, self._totals) * weight
+                _, part_sums = self._method.evaluate_pairs(self._ordered, rows, self._values, self._totals)
+                sums += part_sums * weight
         values = self._method.means_of(self._ranks.all_reduce(sums), self._totals.pairs)
         mean_loss = values.pop("loss")
         self.extra = {f"eval_{name}": value for name, value in values.items()}
         return mean_loss
 
     def measured(self) -> dict[str, float]:
-        """Returns `extra`; evaluates first if it is empty, as in a resumed run that had no step left."""
+        """Returns a copy of `extra`; evaluates first if it is empty, as in a resumed run that had no step left."""
         if not self.extra:
             self.loss()
         return dict(self.extra)
 
 
-def pair_units(rows: int) -> list[list[int]]:
-    """Returns the rows of each pair."""
-    return [[row, row + 1] for row in range(0, rows, 2)]
-
-
 def log_probabilities(
     examples: Sequence[Example], loss: CausalLoss, *, pairs: int, device: torch.device, ranks: RankGroup = ALONE
 ) -> Tensor:
-    """Compute the log-probability of the trained tokens of each example with the model in its present state.
+    """Computes the log-probability of the trained tokens of each example with the model in its present state.
 
     Args:
         examples: pairs.
@@ -281,36 +291,28 @@ def log_probabilities(
         return result
     store = TokenStore(examples, device)
     budget = token_budget(2 * pairs * max(store.lengths), device)
-    for section in _sections(store.lengths):
-        share = _share_pairs(section, store, loss, budget, ranks)
-        ordered = store.reorder(share.rows)
-        slices = split_micro_batches(ordered.lengths, budget, loss.cost, rows_per_unit=2)
+    rows = sort_pairs(store.lengths)
+    # Row 2i of the sorted rows and the next one are a pair: a section never separates them.
+    sorted_pairs = zip(rows[::2], rows[1::2], strict=True)
+    for section in split_sections(sorted_pairs, lambda pair: store.lengths[pair[0]] + store.lengths[pair[1]]):
+        section_rows = [row for pair in section for row in pair]
+        share, ordered, slices = _share_pairs(section_rows, store, loss, budget, ranks)
         for part, weight in share.weighted_slices(slices):
             # The loss is -log p. Rows of other ranks remain 0 here, so the sum over ranks has every row.
             result[ordered.rows[part]] -= loss.row_losses(ordered.batch(part), rows_per_unit=2) * weight
     return ranks.all_reduce(result)
 
 
+def sort_pairs(lengths: Sequence[int]) -> list[int]:
+    """Returns the rows of all pairs, sorted by the longer answer; the two rows of a pair are neighbours."""
+    return sort_rows([[row, row + 1] for row in range(0, len(lengths), 2)], lengths, keep_units=True)
+
+
 def _share_pairs(
     rows: Sequence[int], store: TokenStore, loss: CausalLoss, budget: int, ranks: RankGroup
-) -> RankShare:
-    """Returns this rank's share of pairs, which must be sorted by length."""
-
-    def forward_passes(lengths: Sequence[int]) -> int:
-        return len(split_micro_batches(lengths, budget, loss.cost, rows_per_unit=2))
-
-    return ranks.share_rows(rows, store.lengths, store.target_counts, forward_passes, rows_per_unit=2)
-
-
-def _sections(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yields the rows of all pairs by length, in sections of about `SECTION_TOKENS` tokens, one upload each."""
-    section: list[int] = []
-    tokens = 0
-    for row in sort_rows(pair_units(len(lengths)), lengths, keep_units=True):
-        section.append(row)
-        tokens += lengths[row]
-        if tokens >= SECTION_TOKENS and len(section) % 2 == 0:
-            yield section
-            section, tokens = [], 0
-    if section:
-        yield section
+) -> tuple[RankShare, OrderedTokens, list[slice]]:
+    """Returns this rank's share of pairs, which must be sorted by length, its rows, and their micro-batches."""
+    split = partial(split_micro_batches, budget=budget, cost=loss.cost, rows_per_unit=2)
+    share = ranks.share_rows(rows, store.lengths, store.target_counts, split, rows_per_unit=2)
+    ordered = store.reorder(share.rows)
+    return share, ordered, split(ordered.lengths)

@@ -15,7 +15,6 @@ from torch import Tensor
 from trainer.data.examples.example import Example
 from trainer.spec import DataSection
 from trainer.training.bin_packing import best_fit_decreasing
-from trainer.training.distributed import RankShare
 from trainer.training.evaluation import Evaluation
 from trainer.training.methods.method import Method, MethodInputs, MethodWords, StepRows
 from trainer.training.progress import Meter
@@ -48,10 +47,12 @@ class SupervisedFineTuning(Method):
         """Returns the rows of each unit: one, or with packing as many as fit into `data.max_length` tokens."""
         if not data.packing:
             return super().make_units(examples, data)
+        # Only the batch size counts bins. Rows of a bin attend to themselves alone, so that packing changes which
+        # rows share a step, but not the loss of a row.
         return best_fit_decreasing([example.length for example in examples], data.max_length)
 
     def compute_gradients(self, step: StepRows, budget: int) -> Tensor:
-        """Add the gradients of the mean over the step's trained tokens.
+        """Adds the gradients of the mean over the step's trained tokens.
 
         Returns:
             float64 [1]: the sum of the losses of this process's trained tokens, in nats.
@@ -66,9 +67,6 @@ class SupervisedFineTuning(Method):
             total += loss_sum.detach() * weight
         return total
 
-    def record_step(self, sums: Tensor, share: RankShare) -> None:
-        """Do nothing: the meter has all that is logged."""
-
     def read_metrics(self, recent: Meter) -> dict[str, float]:
         """Returns the loss per trained token since the last call; waits for the device."""
         return {"loss": recent.read()}
@@ -76,10 +74,3 @@ class SupervisedFineTuning(Method):
     def mean_loss(self, total: Meter, steps: int) -> float:  # noqa: ARG002 -- tokens are counted, not steps
         """Returns the loss per trained token of the run; waits for the device."""
         return total.read()
-
-    def state(self) -> tuple[float, ...]:
-        """Returns nothing: the meter has all that is logged."""
-        return ()
-
-    def restore(self, state: tuple[float, ...]) -> None:
-        """Do nothing: the meter has all that is logged."""
