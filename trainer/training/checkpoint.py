@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import torch
 from pydantic import Field, JsonValue, ValidationError
@@ -37,7 +37,7 @@ _log: Final = logging.getLogger(__name__)  # goes to stderr, which is the privat
 _SEALING_TIMEOUT_SECONDS: Final = 30.0
 """Time that a checkpoint waits until the supervisor has sealed and removed the previous one."""
 
-_POLL_SECONDS: Final = 0.005
+_POLL_SECONDS: Final = 0.005  # the supervisor says that a checkpoint is sealed by removing it
 
 _Step = Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)]
 _MAX_SUMS: Final = 16  # numbers in `Method.state`; the methods of this version have at most 11
@@ -127,10 +127,11 @@ class CheckpointWriter:
         self._last_step = saved.resumed_at[-1] if saved.resumed_at else 0
 
     def save(self, state: TrainState) -> None:
-        """Write a checkpoint, unless this step has one already or the previous one is still unsealed.
+        """Writes a checkpoint, unless this step has one already or the previous one is still unsealed.
 
         An error of the file system is logged and does not end the run: training can finish without a checkpoint.
         """
+        # Waiting may be interrupted. Writing may not, so that an event follows every complete checkpoint.
         if state.step == self._last_step or not self._wait_until_sealed():
             return
         with self._interrupts.deferred():
@@ -146,11 +147,12 @@ class CheckpointWriter:
                 _log.exception("a checkpoint could not be written")
                 shutil.rmtree(partial, ignore_errors=True)
                 return
+            # Reported last: the supervisor starts to seal the directory when it receives the event.
             self._last_step = state.step
             self._report(CheckpointWritten(step=state.step))
 
     def _wait_until_sealed(self) -> bool:
-        """Wait until the supervisor has removed the previous checkpoint: the memory (tmpfs) has room for one."""
+        """Waits until the supervisor has removed the previous checkpoint: the memory (tmpfs) has room for one."""
         last = self._folder / str(self._last_step)
         deadline = time.monotonic() + _SEALING_TIMEOUT_SECONDS
         while last.exists():
@@ -162,18 +164,16 @@ class CheckpointWriter:
 
 
 def write_state(folder: Path, parameters: Sequence[str], state: TrainState, saved: SavedState) -> None:
-    """Write the files of a checkpoint into a directory.
+    """Writes the files of a checkpoint into a directory.
 
     Raises:
         OSError: the workspace is full.
         TypeError: the optimizer's state contains a value that `flatten_tree` does not support.
     """
     best = state.best
-    tensors = {
-        **_numbered("adapter", state.adapter),
-        **_numbered("random", state.random),
-        **_numbered("best", best.adapter if best else ()),
-    }
+    # The table of tensors that `_StateDocument` describes; `flatten_tree` below adds those of the optimizer.
+    groups = {"adapter": state.adapter, "random": state.random, "best": best.adapter if best else ()}
+    tensors = {f"{kind}/{number}": item for kind, group in groups.items() for number, item in enumerate(group)}
     document = _StateDocument(
         version=1,
         step=state.step,
@@ -209,7 +209,7 @@ def write_state(folder: Path, parameters: Sequence[str], state: TrainState, save
 
 
 def read_state(folder: Path, trained: Mapping[str, Tensor]) -> ResumedState:
-    """Read the files of a checkpoint.
+    """Reads the files of a checkpoint.
 
     Args:
         folder: directory with the three files.
@@ -221,15 +221,20 @@ def read_state(folder: Path, trained: Mapping[str, Tensor]) -> ResumedState:
     with _invalid_if_raising():
         document = _StateDocument.model_validate_json((folder / STATE).read_bytes())
         tensors = load_file(folder / TENSORS)
-        metrics = tuple(_parse_metrics(line) for line in (folder / METRICS).read_bytes().splitlines())
-        state = _state(document, tensors, trained)
+        metrics = []
+        for line in (folder / METRICS).read_bytes().splitlines():
+            values = json.loads(line)
+            if not isinstance(values, dict):
+                raise TypeError("a line of metrics is no object")
+            metrics.append(MetricsMeasured(step=values.pop("step"), values=values))
+        state = _parse_train_state(document, tensors, trained)
         samples = tuple(Sample(**sample) for sample in document.samples)
     resumed_at = (*document.resumed_at, document.step)
-    return ResumedState(metrics, samples, resumed_at, document.draw, state=state)
+    return ResumedState(tuple(metrics), samples, resumed_at, document.draw, state=state)
 
 
 def read_probe_seed(folder: Path) -> str:
-    """Returns `SavedState.draw` of a checkpoint; rows and canaries are encoded before the model is loaded.
+    """Returns `SavedState.draw` of a checkpoint, which is needed before the model: it decides the training rows.
 
     Raises:
         JobError: `CHECKPOINT_INVALID`; also without a seed: a new one would change the canaries in mid-run.
@@ -243,9 +248,10 @@ def read_probe_seed(folder: Path) -> str:
 
 @contextmanager
 def _invalid_if_raising() -> Iterator[None]:
-    """Turn errors of reading a checkpoint into `CHECKPOINT_INVALID`; their texts go to the private log only."""
+    """Turns errors of reading a checkpoint into `CHECKPOINT_INVALID`; their texts go to the private log only."""
     try:
         yield
+    # KeyError: a tensor is missing. Everything else is what the parsers raise for malformed input.
     except (OSError, SafetensorError, ValidationError, ValueError, TypeError, KeyError) as error:
         _log.exception("a checkpoint does not fit")
         raise JobError(
@@ -255,16 +261,27 @@ def _invalid_if_raising() -> Iterator[None]:
         ) from None
 
 
-def _state(document: _StateDocument, tensors: dict[str, Tensor], trained: Mapping[str, Tensor]) -> TrainState:
+def _parse_train_state(
+    document: _StateDocument, tensors: dict[str, Tensor], trained: Mapping[str, Tensor]
+) -> TrainState:
+    """Returns the state that a document and its tensors describe, for a run with these parameters.
+
+    Raises:
+        KeyError, TypeError, ValueError: it does not fit this run.
+    """
     # Tensors are numbered, so the order of the names matters: two matrices of one shape could be swapped.
     if document.parameters != tuple(trained):
         raise ValueError("other parameters")
+    # Only the type is checked here: `load_state_dict` compares the groups with the optimizer's own.
+    optimizer = unflatten_tree(document.optimizer, tensors)
+    if not isinstance(optimizer, dict):
+        raise TypeError("no state of an optimizer")
     best = document.best
     best_adapter = _matching_tensors("best", tensors, trained) if best and best.adapter else ()
     return TrainState(
         step=document.step,
         adapter=_matching_tensors("adapter", tensors, trained),
-        optimizer=_optimizer_state(document.optimizer, tensors),
+        optimizer=optimizer,
         random=tuple(tensors[f"random/{number}"] for number in range(document.generators)),
         totals=document.totals,
         budget=document.budget,
@@ -280,17 +297,6 @@ def _state(document: _StateDocument, tensors: dict[str, Tensor], trained: Mappin
     )
 
 
-def _optimizer_state(value: JsonValue, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    found = unflatten_tree(value, tensors)
-    if not isinstance(found, dict):
-        raise TypeError("no state of an optimizer")
-    return found
-
-
-def _numbered(kind: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    return {f"{kind}/{number}": tensor for number, tensor in enumerate(tensors)}
-
-
 def _matching_tensors(
     kind: str, tensors: Mapping[str, Tensor], trained: Mapping[str, Tensor]
 ) -> tuple[Tensor, ...]:
@@ -304,14 +310,7 @@ def _matching_tensors(
     for tensor, parameter in zip(found, trained.values(), strict=True):
         if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
             raise ValueError("another shape")
+        # A run that diverged writes no checkpoint, so this is damage; training on would end in a divergence.
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError("not finite")
     return found
-
-
-def _parse_metrics(line: bytes) -> MetricsMeasured:
-    match json.loads(line):
-        case {"step": int(step), **values}:
-            return MetricsMeasured.model_validate({"step": step, "values": values})
-        case _:
-            raise ValueError("not a line of metrics")

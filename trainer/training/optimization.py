@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from trainer.spec import TrainSection
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], section: TrainSection) -> torch.optim.Optimizer:
-    """Create the optimizer that `train.optim` names.
+    """Creates the optimizer that `train.optim` names.
 
     `adamw_torch` and `adamw_torch_fused` both select the fused AdamW: one kernel launch updates all parameters,
     and the host does not wait for it.
@@ -46,6 +46,7 @@ def make_optimizer(parameters: Sequence[nn.Parameter], section: TrainSection) ->
             require_gpu("train.optim adamw_8bit", "bitsandbytes")
             from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415 -- an optional dependency
 
+            # Both moments in 8 bits with a scale for each block of numbers: a quarter of the memory of float32.
             optimizer: torch.optim.Optimizer = AdamW8bit(parameters, **common, **adam)
             return optimizer
 
@@ -64,7 +65,13 @@ class LearningRate:
     def __init__(self, section: TrainSection, total_steps: int) -> None:
         from transformers import get_scheduler  # noqa: PLC0415 -- after the choice of the engine
 
+        # As in transformers: a number of steps has precedence over the ratio, which is rounded up.
         warmup = section.warmup_steps or math.ceil(section.warmup_ratio * total_steps)
+        # Schedules use some values as counts, such as `num_stable_steps`, and need an int for them.
+        schedule_options = {
+            name: int(value) if value.is_integer() else value
+            for name, value in section.lr_scheduler_kwargs.items()
+        }
         # `get_scheduler` requires an optimizer. It gets one that is never stepped, and only the factor is used.
         unused_optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=section.learning_rate)
         scheduler: Any = get_scheduler(
@@ -72,7 +79,7 @@ class LearningRate:
             unused_optimizer,
             num_warmup_steps=warmup,
             num_training_steps=total_steps,
-            scheduler_specific_kwargs=_integers_where_exact(section.lr_scheduler_kwargs),
+            scheduler_specific_kwargs=schedule_options,
         )
         self._base = section.learning_rate
         self._factor: Callable[[int], float] = scheduler.lr_lambdas[0]
@@ -83,13 +90,8 @@ class LearningRate:
         return self._base * float(self._factor(step - 1))
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Set the learning rate of a step in all parameter groups; returns the rate."""
+        """Sets the learning rate of a step in all parameter groups; returns the rate."""
         rate = self.at(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         return rate
-
-
-def _integers_where_exact(values: Mapping[str, float]) -> dict[str, float]:
-    """Returns the values with integral floats as int: schedules use some as counts, such as `num_stable_steps`."""
-    return {name: int(value) if value.is_integer() else value for name, value in values.items()}

@@ -19,11 +19,11 @@ from torch import Tensor
 
 
 def flatten_tree(value: Any, name: str, tensors: dict[str, Tensor]) -> JsonValue:
-    """Convert a tree to JSON, and collect its tensors.
+    """Converts a tree to JSON, and collects its tensors.
 
     Args:
         value: dict with text or integer keys, list, tuple, tensor, text, bool, integer, finite float, or None.
-        name: name of the tree; what is in it is named by its path, `name/key/...`.
+        name: name of the tree; each tensor in it is named by its path, `name/key/...`.
         tensors: receives the tensors by name.
 
     Raises:
@@ -34,8 +34,11 @@ def flatten_tree(value: Any, name: str, tensors: dict[str, Tensor]) -> JsonValue
             tensors[name] = value
             return {"tensor": name}
         case dict():
-            pairs = ((key, flatten_tree(item, f"{name}/{key}", tensors)) for key, item in value.items())
-            return {"map": [[_require_key(key), item] for key, item in pairs]}
+            for key in value:
+                # A bool is an int in Python, and would come back as one.
+                if isinstance(key, bool) or not isinstance(key, str | int):
+                    raise TypeError(f"a key is a {type(key).__name__}")
+            return {"map": [[key, flatten_tree(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
         case list() | tuple():
             items: list[JsonValue] = [
                 flatten_tree(item, f"{name}/{index}", tensors) for index, item in enumerate(value)
@@ -50,15 +53,16 @@ def flatten_tree(value: Any, name: str, tensors: dict[str, Tensor]) -> JsonValue
 
 
 def unflatten_tree(value: JsonValue, tensors: Mapping[str, Tensor]) -> Any:
-    """Convert the JSON of a tree back to the tree.
+    """Converts the JSON of a tree back to the tree.
 
     Args:
-        value: what `flatten_tree` returned.
+        value: return value of `flatten_tree`.
         tensors: the tensors by name.
 
     Raises:
         ValueError: this is not the JSON of a tree, or a tensor is missing.
     """
+    # `rest` must be empty: an object with other keys is not one that `flatten_tree` writes.
     match value:
         case {"tensor": str(name), **rest} if not rest and name in tensors:
             return tensors[name]
@@ -72,13 +76,6 @@ def unflatten_tree(value: JsonValue, tensors: Mapping[str, Tensor]) -> Any:
             return value
         case _:
             raise ValueError("not a tree")
-
-
-def _require_key(key: object) -> str | int:
-    # A bool is an int in Python, and would come back as one.
-    if isinstance(key, str | int) and not isinstance(key, bool):
-        return key
-    raise TypeError(f"a key is a {type(key).__name__}")
 
 
 def _read_pair(pair: JsonValue, tensors: Mapping[str, Tensor]) -> tuple[str | int, Any]:
