@@ -117,7 +117,7 @@ def test_what_needs_a_package_is_refused_without_it(
     section: dict[str, Any], make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(base, "_is_installed", lambda _package: False)
+    monkeypatch.setattr(base, "find_spec", lambda _package: None)
     with pytest.raises(JobError, match="without the package") as caught:
         choose_engine(make_spec(**section))
     assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
@@ -128,7 +128,7 @@ def test_auto_takes_unsloth_only_where_gpu_and_package_are_there(
     gpu: bool, unsloth: bool, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(base, "_is_installed", lambda _package: unsloth)
+    monkeypatch.setattr(base, "find_spec", lambda _package: object() if unsloth else None)
     assert choose_engine(make_spec()).name == "transformers"
 
 
@@ -160,6 +160,7 @@ def test_precision_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(base, "_cpu_has_bfloat16", lambda: quick)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: quick)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     precision, said = choose_precision(make_spec(model={"dtype": dtype}, train={"bf16": bf16}))
     assert (precision.weights, precision.autocast, len(said)) == (weights, autocast, warnings)

@@ -1,15 +1,15 @@
-"""What an engine is: it loads a local directory of safetensors and attaches a fresh LoRA adapter.
+"""The interface of an engine, which loads a local directory of safetensors and attaches a fresh LoRA adapter.
 
-Everything after that is the same for all engines. An engine is one file with a subclass of `Loader`; the engines
-that there are, and which one `train.engine: auto` takes, are listed in `trainer.training.engines.choice`.
+Everything after that is the same for all engines. An engine is one file with a subclass of `Loader`;
+`trainer.training.engines.choice` lists the engines in the order in which `train.engine: auto` tries them.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,15 +65,15 @@ class Loader(ABC):
     @classmethod
     @abstractmethod
     def is_available(cls) -> bool:
-        """Returns whether this machine has what the engine needs."""
+        """Returns whether this machine has the hardware and the packages that the engine needs."""
 
     @abstractmethod
     def load(self, model_dir: Path, spec: JobSpec, precision: Precision) -> Any:
-        """Load the base model and attach a fresh adapter.
+        """Loads the base model and attaches a fresh adapter.
 
         Args:
-            model_dir: holds safetensors, JSON and text only: see `check_model_dir`.
-            spec: says how to load, and what the adapter looks like.
+            model_dir: directory with safetensors, JSON and text only: see `check_model_dir`.
+            spec: the sections `model`, `lora`, `train` and `data` say how to load and what to attach.
             precision: the device and the types.
 
         Returns:
@@ -89,8 +89,9 @@ def choose_precision(spec: JobSpec) -> tuple[Precision, tuple[str, ...]]:
     wanted = _TORCH_TYPES[spec.model.dtype]
     if torch.cuda.is_available():
         return Precision(torch.device("cuda"), wanted, spec.train.bf16), ()
-    # Without bfloat16 instructions a CPU emulates it, several times slower than float32.
-    has_bfloat16 = _cpu_has_bfloat16()
+    # Without bfloat16 instructions (AVX512_BF16 or AMX) a CPU emulates it, several times slower than float32.
+    # float16 becomes float32 on every CPU: its small range would need loss scaling.
+    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
     weights = wanted if wanted is torch.bfloat16 and has_bfloat16 else torch.float32
     autocast = spec.train.bf16 and has_bfloat16
     warnings = []
@@ -103,31 +104,25 @@ def choose_precision(spec: JobSpec) -> tuple[Precision, tuple[str, ...]]:
     return Precision(torch.device("cpu"), weights, autocast), tuple(warnings)
 
 
-def _cpu_has_bfloat16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())  # noqa: SLF001
-
-
-def has_gpu_and_package(package: str) -> bool:
-    """Returns whether there are a CUDA GPU and a Python package on this machine."""
-    return torch.cuda.is_available() and _is_installed(package)
+def missing_for_gpu(package: str) -> list[str]:
+    """Returns what this machine lacks of a CUDA GPU and a Python package, for messages."""
+    missing = [] if torch.cuda.is_available() else ["a CUDA GPU"]
+    # `find_spec` looks for the package without importing it: an import would patch transformers (unsloth).
+    if find_spec(package) is None:
+        missing.append(f"the package {package}")
+    return missing
 
 
 def require_gpu(feature: str, package: str) -> None:
-    """Refuse a feature that needs a CUDA GPU and a package.
+    """Refuses a feature that needs a CUDA GPU and a package.
 
     Raises:
         JobError: `ENGINE_UNAVAILABLE`, naming what is missing.
     """
-    missing = [] if torch.cuda.is_available() else ["a CUDA GPU"]
-    missing += [] if _is_installed(package) else [f"the package {package}"]
-    if missing:
+    if missing := missing_for_gpu(package):
         raise JobError(
             ErrorCode.ENGINE_UNAVAILABLE,
             f"{feature} cannot run here",
             expected=f"a CUDA GPU and the package {package}",
             found=f"a machine without {' and '.join(missing)}",
         )
-
-
-def _is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None

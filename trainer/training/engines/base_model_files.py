@@ -1,10 +1,10 @@
-"""Which files of a base model a library may open at all."""
+"""Checks the files of a base model before a library opens them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from trainer.errors import ErrorCode, JobError
 
@@ -13,11 +13,13 @@ _EXECUTABLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"
 
 
 def check_model_dir(model_dir: Path) -> None:
-    """Refuse anything but safetensors, JSON and text, before a library opens it.
+    """Refuses a model directory with pickles or code, and one without safetensors.
 
     Raises:
         JobError: `MODEL_INVALID`.
     """
+    # The spec pins the files' hashes, but a provider may pin what a stranger published. Pickles and code would run
+    # in the process that sees the dataset.
     names = [path.relative_to(model_dir).as_posix() for path in model_dir.rglob("*") if path.is_file()]
     executable = sorted(name for name in names if name.endswith(_EXECUTABLE_SUFFIXES))
     if executable or not any(name.endswith(".safetensors") for name in names):
@@ -27,20 +29,16 @@ def check_model_dir(model_dir: Path) -> None:
             expected="safetensors weights, and neither pickles nor code",
             found=executable[0] if executable else "no .safetensors file",
         )
-    if "auto_map" in _read_config(model_dir):  # names Python classes for transformers to import
-        raise JobError(
-            ErrorCode.MODEL_INVALID,
-            "the base model's config.json names code of its own",
-            expected="an architecture that transformers implements",
-            found="auto_map",
-        )
-
-
-def _read_config(model_dir: Path) -> dict[str, Any]:
     try:
         config = json.loads((model_dir / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise JobError(ErrorCode.MODEL_INVALID, "the base model's config.json cannot be read") from error
     if not isinstance(config, dict):
         raise JobError(ErrorCode.MODEL_INVALID, "the base model's config.json is not an object")
-    return config
+    if "auto_map" in config:  # names Python classes for transformers to import
+        raise JobError(
+            ErrorCode.MODEL_INVALID,
+            "the base model's config.json names code of its own",
+            expected="an architecture that transformers implements",
+            found="auto_map",
+        )

@@ -1,4 +1,4 @@
-"""The engines that there are, and which of them a run takes."""
+"""The list of the engines, and the choice of one for a run."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def choose_engine(spec: JobSpec, *, processes: int = 1) -> Loader:
 
     Args:
         spec: the job spec.
-        processes: how many processes train together.
+        processes: number of processes that train together.
 
     Raises:
         JobError: `ENGINE_UNAVAILABLE`.
     """
     if spec.model.load_in_4bit or spec.model.load_in_8bit:
         require_gpu("model.load_in_4bit and load_in_8bit", "bitsandbytes")
-    if spec.train.engine is Engine.AUTO:
-        return next(engine for engine in ENGINES if _suits(engine, spec, processes))()
-    return next(engine for engine in ENGINES if engine.name == spec.train.engine)()
-
-
-def _suits(engine: type[Loader], spec: JobSpec, processes: int) -> bool:
-    if not engine.is_available():
-        return False
-    return (processes == 1 or engine.allows_processes) and (
-        not spec.train.torch_compile or engine.allows_compilation
-    )
+    if spec.train.engine is not Engine.AUTO:
+        return next(engine for engine in ENGINES if engine.name == spec.train.engine)()
+    # A spec that names an engine together with a feature that it does not allow was refused when it was parsed.
+    # `auto` takes the next engine instead.
+    return next(
+        engine
+        for engine in ENGINES
+        if engine.is_available()
+        and (engine.allows_processes or processes == 1)
+        and (engine.allows_compilation or not spec.train.torch_compile)
+    )()

@@ -26,21 +26,15 @@ class TransformersLoader(Loader):
         return True
 
     def load(self, model_dir: Path, spec: JobSpec, precision: Precision) -> Any:
-        """Load the base model and attach a fresh adapter; the interface is `Loader.load`.
+        """Loads the base model and attaches a fresh adapter; the interface is `Loader.load`.
 
         Raises:
             JobError: `MODEL_INVALID` or `OUT_OF_MEMORY`.
         """
-        model = self._load_base(model_dir, spec, precision)
-        model.config.use_cache = False
-        if spec.train.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return attach_adapter(model, spec.lora)
-
-    def _load_base(self, model_dir: Path, spec: JobSpec, precision: Precision) -> Any:
         from transformers import AutoModelForCausalLM  # noqa: PLC0415 -- after the choice of the engine
 
         try:
+            # No network, no code from the model's author, no pickle.
             model: Any = AutoModelForCausalLM.from_pretrained(
                 model_dir,
                 local_files_only=True,
@@ -56,14 +50,21 @@ class TransformersLoader(Loader):
             raise JobError(
                 ErrorCode.MODEL_INVALID, f"the base model cannot be loaded ({type(error).__name__})"
             ) from error
-        return model
+        # Keys and values of earlier tokens are for generation; in training they would only take memory.
+        model.config.use_cache = False
+        if spec.train.gradient_checkpointing:
+            # The reentrant form needs an input that requires gradients, and the embedding is frozen.
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return attach_adapter(model, spec.lora)
 
 
 def _quantization(spec: JobSpec, precision: Precision) -> Any:
+    """Returns the quantization of the base weights; None without."""
     if not (spec.model.load_in_4bit or spec.model.load_in_8bit):
         return None
     from transformers import BitsAndBytesConfig  # noqa: PLC0415 -- only with a GPU
 
+    # QLoRA's settings (arXiv 2305.14314): NormalFloat 4, with the scales of its blocks quantized as well.
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=spec.model.load_in_4bit,
         load_in_8bit=spec.model.load_in_8bit,

@@ -1,12 +1,7 @@
-"""The engine `unsloth`: optional, for one process with a CUDA GPU. All that is particular to unsloth is here.
+"""The engine `unsloth`: optional, for one process with a CUDA GPU.
 
-Each of these settings closes something:
-
-- a *local* directory with `use_exact_model_name`: unsloth otherwise maps names to a mirror and drops the revision;
-- `use_gradient_checkpointing` is never "unsloth": that moves activations over PCIe, which is slow where the link
-  is encrypted;
-- environment variables switch its statistics and its look-ups on a hub off and say where its generated code goes.
-  They are set before the import: see `trainer.worker.environment`.
+Environment variables switch off its statistics and its look-ups on a hub, and set the directory of its generated
+code. They are set before the import: see `trainer.worker.environment`.
 """
 
 from __future__ import annotations
@@ -18,7 +13,7 @@ import torch
 
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import JobSpec
-from trainer.training.engines.base import Loader, Precision, has_gpu_and_package, require_gpu
+from trainer.training.engines.base import Loader, Precision, missing_for_gpu, require_gpu
 from trainer.training.out_of_memory import raise_if_out_of_memory
 
 
@@ -49,16 +44,30 @@ class UnslothLoader(Loader):
     @classmethod
     def is_available(cls) -> bool:
         """Returns whether there are a GPU and the package."""
-        return has_gpu_and_package("unsloth")
+        return not missing_for_gpu("unsloth")
 
     def load(self, model_dir: Path, spec: JobSpec, precision: Precision) -> Any:
-        """Load the base model and attach a fresh adapter; the interface is `Loader.load`.
+        """Loads the base model and attaches a fresh adapter; the interface is `Loader.load`.
 
         Raises:
             JobError: `MODEL_INVALID` or `OUT_OF_MEMORY`.
         """
         try:
-            model = self._load_base(model_dir, spec, precision)
+            model, _ = self._fast_model.from_pretrained(
+                # A local directory under its exact name: unsloth otherwise maps names of models to those of a
+                # mirror and drops the revision.
+                model_name=str(model_dir.resolve()),
+                use_exact_model_name=True,
+                max_seq_length=spec.data.max_length,
+                dtype=torch.bfloat16 if precision.autocast else precision.weights,
+                load_in_4bit=spec.model.load_in_4bit,
+                load_in_8bit=spec.model.load_in_8bit,
+                trust_remote_code=False,
+                local_files_only=True,
+                # A bool, never "unsloth": that moves activations over PCIe, which is slow where the link is
+                # encrypted.
+                use_gradient_checkpointing=spec.train.gradient_checkpointing,
+            )
             return self._attach_adapter(model, spec)
         except Exception as error:  # a damaged file can make the libraries raise anything
             raise_if_out_of_memory(error)
@@ -66,21 +75,8 @@ class UnslothLoader(Loader):
                 ErrorCode.MODEL_INVALID, f"unsloth cannot load the base model ({type(error).__name__})"
             ) from error
 
-    def _load_base(self, model_dir: Path, spec: JobSpec, precision: Precision) -> Any:
-        model, _ = self._fast_model.from_pretrained(
-            model_name=str(model_dir.resolve()),
-            use_exact_model_name=True,
-            max_seq_length=spec.data.max_length,
-            dtype=torch.bfloat16 if precision.autocast else precision.weights,
-            load_in_4bit=spec.model.load_in_4bit,
-            load_in_8bit=spec.model.load_in_8bit,
-            trust_remote_code=False,
-            local_files_only=True,
-            use_gradient_checkpointing=spec.train.gradient_checkpointing,
-        )
-        return model
-
     def _attach_adapter(self, model: Any, spec: JobSpec) -> Any:
+        """Returns a PEFT model with a fresh adapter, as `trainer.training.adapter.attach_adapter` does."""
         lora = spec.lora
         targets = lora.lora_target_modules
         return self._fast_model.get_peft_model(
