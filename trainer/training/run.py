@@ -6,13 +6,11 @@ Each stage is a function in a file of its own, and returns a small frozen datacl
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 
 from trainer.data.rows import Row
-from trainer.spec import JobSpec
 from trainer.training.compilation import report_compile_errors
 from trainer.training.engines.base import Loader
 from trainer.training.out_of_memory import raise_if_out_of_memory
@@ -27,7 +25,7 @@ from trainer.training.stages.write import write
 
 
 def run(inputs: RunInputs, rows: list[Row], loader: Loader, context: RunContext) -> Summary:
-    """Train an adapter and write it with its report into `inputs.output_dir`.
+    """Trains an adapter and writes it with its report into `inputs.output_dir`.
 
     Args:
         inputs: the job spec and the directories.
@@ -36,7 +34,7 @@ def run(inputs: RunInputs, rows: list[Row], loader: Loader, context: RunContext)
         context: what the process provides.
 
     Returns:
-        What `report/summary.json` holds.
+        The content of `report/summary.json`.
 
     Raises:
         JobError: the model, the data or the training failed, each with its code.
@@ -45,26 +43,22 @@ def run(inputs: RunInputs, rows: list[Row], loader: Loader, context: RunContext)
     require_privacy_package(inputs.spec.privacy)
     seed(inputs.spec.train.seed)
     data = prepare(inputs, rows, context)
-    with _translated_errors(inputs.spec):
-        model = load(inputs, data, loader, context)
-        trained = train(inputs, data, model, context)
-        return write(inputs, data, model, trained, context)
+    try:
+        # A model is compiled when it is first called, so an error of the compiler may come from any later stage.
+        with report_compile_errors() if inputs.spec.train.torch_compile else nullcontext():
+            model = load(inputs, data, loader, context)
+            trained = train(inputs, data, model, context)
+            return write(inputs, data, model, trained, context)
+    except (RuntimeError, MemoryError) as error:
+        raise_if_out_of_memory(error)
+        raise
 
 
 def seed(number: int) -> None:
-    """Seed all random generators, and demand deterministic algorithms of torch."""
+    """Seeds all random generators, and demands deterministic algorithms of torch."""
+    # The adapter's initial A, dropout and noise are drawn from them; the order of the rows has its own generator.
     random.seed(number)
     torch.manual_seed(number)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
     # On a CPU every operation used here has a deterministic form. On a GPU some have none; torch warns in the log.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-
-
-@contextmanager
-def _translated_errors(spec: JobSpec) -> Iterator[None]:
-    try:
-        with report_compile_errors() if spec.train.torch_compile else nullcontext():
-            yield
-    except (RuntimeError, MemoryError) as error:
-        raise_if_out_of_memory(error)
-        raise

@@ -8,31 +8,20 @@ optimizer state and what is saved are the same as without sharding, and no gradi
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 from typing import Any
-
-import torch
 
 from trainer.errors import ErrorCode, JobError
 from trainer.training.distributed import RankGroup
 from trainer.training.engines.base import Precision
 
 
-def loading_precision(precision: Precision, ranks: RankGroup) -> Precision:
-    """Return the precision to load a model with: one that will be sharded goes to the CPU first.
-
-    It need not fit into the memory of one GPU.
-    """
-    return replace(precision, device=torch.device("cpu")) if ranks.sharded else precision
-
-
 def shard_base_model(model: Any, precision: Precision, ranks: RankGroup) -> None:
-    """Shard the layers of a PEFT model over the ranks, where the job spec asks for it; every rank must call it.
+    """Shards the layers of a PEFT model over the ranks, where the job spec asks for it; every rank must call it.
 
     Args:
-        model: the model, loaded with `loading_precision`.
-        precision: device and number formats that it will have.
-        ranks: the ranks.
+        model: the model, loaded to the CPU.
+        precision: device and number formats of the sharded model.
+        ranks: the ranks that train together.
 
     Raises:
         JobError: `ENGINE_UNAVAILABLE`: the weights are quantized, or transformers does not name the layers of this
@@ -53,21 +42,15 @@ def shard_base_model(model: Any, precision: Precision, ranks: RankGroup) -> None
             expected="an architecture whose layers transformers names, and weights that are not quantized",
             found=type(causal).__name__,
         )
+
     sharded = {weight for layer in layers for weight in layer.parameters() if not weight.requires_grad}
     replicated = {parameter for parameter in model.parameters() if parameter not in sharded}
     mesh = init_device_mesh(precision.device.type, (ranks.size,))
-    # Inside out: the layers first, then their parent as the root, which fetches the next layer while one is
-    # running.
+    # Inside out, as FSDP2 demands: the layers first, then their parent as the root, which fetches the next layer
+    # while one is running.
     for layer in layers:
         fully_shard(layer, mesh=mesh, ignored_params=replicated)
     fully_shard(causal.base_model, mesh=mesh, ignored_params=replicated)
     # FSDP moves only what it shards to the GPU.
     for parameter in replicated:
         parameter.data = parameter.data.to(precision.device)
-
-
-def describe_ranks(ranks: RankGroup) -> dict[str, str]:
-    """Return what the report says of the ranks, by name; nothing with a single one."""
-    if ranks.size == 1:
-        return {}
-    return {"processes": str(ranks.size), "base": "spread over all" if ranks.sharded else "whole in each"}

@@ -109,7 +109,7 @@ def summarize(
         outcome: losses, steps and tokens.
         data: the examples.
         seconds: durations of the run's parts, by name.
-        environment: what `describe_environment` and `describe_ranks` returned.
+        environment: return value of `describe_environment`, and the ranks where there are several.
         warnings: texts for the provider.
         privacy: findings on the privacy of the weights, if asked for.
         resumed_at: steps after which the run was resumed.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from trainer.data.examples.example_set import Dataset
 from trainer.errors import ErrorCode, JobError
@@ -14,7 +16,7 @@ from trainer.training.compilation import Compilation
 from trainer.training.engines.base import Loader, Precision, choose_precision
 from trainer.training.loss import CausalLoss
 from trainer.training.run_inputs import RunInputs
-from trainer.training.sharding import loading_precision, shard_base_model
+from trainer.training.sharding import shard_base_model
 from trainer.training.stages.prepare import PreparedData
 from trainer.training.stages.run_context import RunContext
 
@@ -25,12 +27,12 @@ class LoadedModel:
 
     Attributes:
         model: PEFT model.
-        precision: device and types.
-        loss: the model's.
+        precision: device and number types.
+        loss: loss of the model.
         engine: name of the engine that loaded it.
-        initial_adapter: saved copy of the fresh adapter, where its initialisation changed the base weights.
+        initial_adapter: directory with the fresh adapter, where its initialisation changed the base weights.
         resumed: the checkpoint that the run continues from.
-        warnings: what the provider should know.
+        warnings: messages for the provider.
     """
 
     model: Any
@@ -43,7 +45,7 @@ class LoadedModel:
 
 
 def load(inputs: RunInputs, data: PreparedData, loader: Loader, context: RunContext) -> LoadedModel:
-    """Load the base model, attach the adapter, and read the checkpoint that the run continues from.
+    """Loads the base model, attaches the adapter, and reads the checkpoint that the run continues from.
 
     Raises:
         JobError: `MODEL_INVALID`, `OUT_OF_MEMORY`, `ENGINE_UNAVAILABLE` or `CHECKPOINT_INVALID`.
@@ -51,9 +53,12 @@ def load(inputs: RunInputs, data: PreparedData, loader: Loader, context: RunCont
     spec, ranks = inputs.spec, context.ranks
     precision, warnings = choose_precision(spec)
     with context.watch.part("load"):
-        model = loader.load(inputs.model_dir, spec, loading_precision(precision, ranks))
+        # A model that will be sharded is loaded to the CPU first: it need not fit into the memory of one GPU.
+        loading_precision = replace(precision, device=torch.device("cpu")) if ranks.sharded else precision
+        model = loader.load(inputs.model_dir, spec, loading_precision)
         shard_base_model(model, precision, ranks)
         _check_vocabulary(model, data.dataset)
+        # Before the first step, and before a checkpoint is restored: the result is a difference from this adapter.
         initial_adapter = None
         if spec.lora.changes_base:
             initial_adapter = inputs.output_dir / ".scratch" / "start"
@@ -76,6 +81,11 @@ def load(inputs: RunInputs, data: PreparedData, loader: Loader, context: RunCont
 
 
 def _check_vocabulary(model: Any, dataset: Dataset) -> None:
+    """Refuses a tokenizer with ids that the embedding does not have.
+
+    Raises:
+        JobError: `MODEL_INVALID`. On a GPU the look-up would fail as an assertion of the device, without a reason.
+    """
     vocabulary = model.get_input_embeddings().num_embeddings
     largest = max(max(example.ids) for example in (*dataset.train, *dataset.evaluation))
     if largest >= vocabulary:

@@ -22,10 +22,10 @@ class PreparedData:
     """The dataset as token ids.
 
     Attributes:
-        tokenizer: the base model's.
-        dataset: what is trained on, canaries included, and what is held out.
-        probes: examples that the memorisation audit looks at.
-        probe_seed: secret seed that the probes were drawn with, in hex; None where nothing was drawn.
+        tokenizer: tokenizer of the base model.
+        dataset: the training examples, canaries included, and the held-out examples.
+        probes: examples that the memorisation audit measures.
+        probe_seed: secret seed with which the probes were drawn, in hex; None where nothing was drawn.
     """
 
     tokenizer: ModelTokenizer
@@ -35,30 +35,25 @@ class PreparedData:
 
 
 def prepare(inputs: RunInputs, rows: list[Row], context: RunContext) -> PreparedData:
-    """Turn rows into examples, hold some out, and choose what the memorisation audit looks at.
+    """Turns rows into examples, holds some out, and chooses the probes of the memorisation audit.
 
     Raises:
         JobError: no compiler where one is needed; the model's files or the rows cannot be used.
     """
     spec, watch = inputs.spec, context.watch
     if spec.train.torch_compile:
+        # First of all: a machine without a compiler should not cost the time to load a model.
         with watch.part("compile"):
             require_compiler()
     with watch.part("tokenize"):
         check_model_dir(inputs.model_dir)
         tokenizer = load_tokens(inputs.model_dir, spec.data.chat_template)
         dataset = build_dataset(rows, tokenizer, spec.data, seed=spec.train.seed, method=spec.train.method)
-        probe_seed = _probe_seed(inputs)
+        # The canaries' texts follow from this seed. Drawn from the public `train.seed` they would be known to
+        # everybody, and whoever sees the adapter could look for them.
+        probe_seed = None
+        if spec.privacy.audit or spec.privacy.canaries:
+            probe_seed = read_probe_seed(inputs.resume_dir) if inputs.resume_dir else secrets.token_hex(32)
         generator = random.Random(probe_seed)  # noqa: S311 -- of 256 secret bits; a resumed run draws the same
         dataset, probes = add_probes(dataset, rows, tokenizer, (spec.privacy, spec.data), random=generator)
     return PreparedData(tokenizer, dataset, probes, probe_seed)
-
-
-def _probe_seed(inputs: RunInputs) -> str | None:
-    """Returns the secret seed of what the audit draws; for a resumed run the one that it started with.
-
-    Drawn from the public `train.seed`, the canaries' texts would be known to everybody.
-    """
-    if not (inputs.spec.privacy.audit or inputs.spec.privacy.canaries):
-        return None
-    return secrets.token_hex(32) if inputs.resume_dir is None else read_probe_seed(inputs.resume_dir)

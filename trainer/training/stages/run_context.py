@@ -1,4 +1,4 @@
-"""What the process around a training run provides."""
+"""The services that the process around a training run provides."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from trainer.training.stopwatch import Stopwatch
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the process around a run provides.
+    """The services that the process around a run provides.
 
     Attributes:
         report: receives the run's events.
-        watch: runs since the process got its order.
-        interrupts: turns a signal into an interruption; the run's state is saved then.
-        ranks: which of several processes this is; rank 0 writes the result.
+        watch: measures the parts of the run since the process received its order.
+        interrupts: turns a signal into an interruption, on which the run saves its state.
+        ranks: the ranks that train together; rank 0 writes the result.
         allocator: name of the process's memory allocator, for the report.
     """
 

@@ -1,4 +1,4 @@
-"""The third stage: training, between samples and audits before and after it, up to the adapter on disk."""
+"""The third stage: samples and an audit, training, then both again, and the adapter on disk."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from trainer.training.events import MetricsMeasured
 from trainer.training.interruption import Interruption
 from trainer.training.loop import Trainer
 from trainer.training.merged import save_merged
-from trainer.training.methods.method import Method, MethodInputs
+from trainer.training.methods.method import MethodInputs
 from trainer.training.methods.registry import METHODS
 from trainer.training.privacy.memorisation_audit import MemorisationAudit
 from trainer.training.privacy.privacy_findings import Privacy
 from trainer.training.privacy.stages import judge_privacy, private_step_policy
-from trainer.training.progress import TrainingOutcome, TrainState
+from trainer.training.progress import TrainingOutcome
 from trainer.training.report.html_report import MetricsRecorder
 from trainer.training.report.samples import Sample, Sampler
 from trainer.training.run_inputs import RunInputs
@@ -31,14 +31,14 @@ from trainer.training.step_policy import PlainStepPolicy, StepPolicy
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What training led to; the adapter is on disk unless it is withheld.
+    """The result of training; the adapter is on disk unless it is withheld.
 
     Attributes:
         outcome: the numbers of the training.
-        metrics: everything that was logged.
+        metrics: all logged metrics.
         samples: answers before and after training.
-        privacy: what is known of the privacy of the weights.
-        withheld: why the adapter must not be handed out.
+        privacy: the findings on the privacy of the weights; None where the spec asks for none.
+        withheld: the reason why the adapter must not be released; None if it may be.
         probe_losses: losses of the audited rows, by group.
     """
 
@@ -51,7 +51,7 @@ class TrainedModel:
 
 
 def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: RunContext) -> TrainedModel:
-    """Train, sample, audit, and save the adapter unless the audit withholds it.
+    """Trains, samples, audits, and saves the adapter unless the audit withholds it.
 
     A signal anywhere from the first step to the saved adapter leaves a checkpoint.
 
@@ -60,7 +60,18 @@ def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: R
         Interruption: a signal came.
     """
     spec, resumed = inputs.spec, loaded.resumed
-    sampler = _make_sampler(data, loaded, spec)
+    # The first row of a unit has the desired answer; its prompt is the sample's.
+    rows_per_unit = METHODS[spec.train.method].rows_per_unit
+    sampler = Sampler(
+        loaded.model,
+        data.tokenizer,
+        loaded.precision,
+        data.dataset.evaluation[::rows_per_unit],
+        count=spec.output.samples,
+        max_new_tokens=spec.output.sample_max_new_tokens,
+        starts_as_base=spec.lora.starts_as_base,
+    )
+    # A resumed run takes the answers from before the first step, like all earlier metrics, from its checkpoint.
     with context.watch.part("sample"):
         samples = resumed.samples if resumed else sampler.sample_before_training()
     audit = MemorisationAudit(
@@ -75,6 +86,7 @@ def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: R
         checkpoints = CheckpointWriter(
             inputs.output_dir, parameters, saved, report=context.report, interrupts=context.interrupts
         )
+        # The method computes a reference with the fresh adapter, so the checkpoint is restored only after it.
         trainer = _make_trainer(data, loaded, spec, context, recorder, checkpoints)
         if resumed:
             trainer.restore(resumed.state)
@@ -82,6 +94,8 @@ def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: R
             outcome = _run_trainer(trainer, inputs, loaded, context)
             with context.watch.part("sample"):
                 samples = sampler.sample_after_training(samples)
+            # The judgement comes before the first byte of the adapter is written: what is withheld never is on
+            # disk. An error of `judge_privacy` has the same effect.
             with _timed_audit(spec, context):
                 privacy, withheld = judge_privacy(spec.privacy, trainer, audit)
             if withheld is None and context.ranks.rank == 0:
@@ -89,20 +103,8 @@ def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: R
     return TrainedModel(outcome, recorder.metrics, samples, privacy, withheld, audit.losses)
 
 
-def _make_sampler(data: PreparedData, loaded: LoadedModel, spec: JobSpec) -> Sampler:
-    rows_per_unit = METHODS[spec.train.method].rows_per_unit
-    return Sampler(
-        loaded.model,
-        data.tokenizer,
-        loaded.precision,
-        data.dataset.evaluation[::rows_per_unit],
-        count=spec.output.samples,
-        max_new_tokens=spec.output.sample_max_new_tokens,
-        starts_as_base=spec.lora.starts_as_base,
-    )
-
-
 def _timed_audit(spec: JobSpec, context: RunContext) -> AbstractContextManager[None]:
+    """Returns a context that measures the part `audit`, which a report without an audit does not mention."""
     return context.watch.part("audit") if spec.privacy.enabled else nullcontext()
 
 
@@ -114,7 +116,21 @@ def _make_trainer(
     recorder: MetricsRecorder,
     checkpoints: CheckpointWriter,
 ) -> Trainer:
-    method = _make_method(data, loaded, spec, context)
+    """Returns a trainer with the method and the step policy of a spec."""
+    method_class = METHODS[spec.train.method]
+    method_inputs = MethodInputs(
+        data.dataset,
+        loaded.loss,
+        spec.train,
+        loaded.precision.device,
+        data=spec.data,
+        # Where the adapter's initialisation changed the base weights, both together compute what the base model
+        # computes by itself.
+        reference=loaded.loss.evaluating if spec.lora.changes_base else loaded.loss.adapter_disabled,
+        ranks=context.ranks,
+    )
+    with context.watch.part("reference") if method_class.uses_reference else nullcontext():
+        method = method_class(method_inputs)
     policy: StepPolicy
     if spec.privacy.differential:
         policy = private_step_policy(loaded.model, loaded.loss, data.dataset.train, spec)
@@ -126,35 +142,15 @@ def _make_trainer(
         policy,
         spec.train,
         report=recorder,
-        save=checkpoints.save if context.ranks.rank == 0 else _drop_state,
+        # Rank 0 saves the state, which is the same on all ranks.
+        save=checkpoints.save if context.ranks.rank == 0 else lambda _state: None,
         interrupts=context.interrupts,
     )
 
 
-def _make_method(data: PreparedData, loaded: LoadedModel, spec: JobSpec, context: RunContext) -> Method:
-    method = METHODS[spec.train.method]
-    # Where the adapter's initialisation changed the base weights, both together compute what the base model did.
-    reference = loaded.loss.evaluating if spec.lora.changes_base else loaded.loss.adapter_disabled
-    inputs = MethodInputs(
-        data.dataset,
-        loaded.loss,
-        spec.train,
-        loaded.precision.device,
-        data=spec.data,
-        reference=reference,
-        ranks=context.ranks,
-    )
-    with context.watch.part("reference") if method.uses_reference else nullcontext():
-        return method(inputs)
-
-
-def _drop_state(_state: TrainState) -> None:
-    """Save nothing: rank 0 saves the state, which is the same on all."""
-
-
 @contextmanager
 def _checkpoint_if_interrupted(trainer: Trainer, checkpoints: CheckpointWriter) -> Iterator[None]:
-    """Save the state after the last complete step where a signal ends the block."""
+    """Saves the state after the last complete step where a signal ends the block."""
     try:
         yield
     except Interruption:
@@ -164,10 +160,12 @@ def _checkpoint_if_interrupted(trainer: Trainer, checkpoints: CheckpointWriter) 
 
 
 def _run_trainer(trainer: Trainer, inputs: RunInputs, loaded: LoadedModel, context: RunContext) -> TrainingOutcome:
+    """Trains; after a divergence saves the last finite adapter and raises the error."""
     adapter_dir = inputs.output_dir / "adapter"
     try:
         outcome = trainer.run()
     except JobError:
+        # Step 0 means that there is nothing to release: no update was finite, or the policy forbids it.
         if trainer.last_finite_step:
             save_adapter(loaded.model, inputs.spec.model, adapter_dir, initial=loaded.initial_adapter)
         raise
@@ -177,6 +175,7 @@ def _run_trainer(trainer: Trainer, inputs: RunInputs, loaded: LoadedModel, conte
 
 
 def _save_adapter(inputs: RunInputs, loaded: LoadedModel, context: RunContext) -> None:
+    """Writes the adapter, and the merged model if the spec asks for it."""
     adapter_dir = inputs.output_dir / "adapter"
     with context.watch.part("save"):
         save_adapter(loaded.model, inputs.spec.model, adapter_dir, initial=loaded.initial_adapter)

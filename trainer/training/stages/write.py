@@ -1,4 +1,4 @@
-"""The last stage: the report and the model card."""
+"""The last stage: writes the report and the model card."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from trainer.training.report.html_report import write_report
 from trainer.training.report.model_card import render_model_card
 from trainer.training.report.summary import Summary, describe_environment, summarize
 from trainer.training.run_inputs import RunInputs
-from trainer.training.sharding import describe_ranks
 from trainer.training.stages.load import LoadedModel
 from trainer.training.stages.prepare import PreparedData
 from trainer.training.stages.run_context import RunContext
@@ -16,17 +15,22 @@ from trainer.training.stages.train import TrainedModel
 def write(
     inputs: RunInputs, data: PreparedData, loaded: LoadedModel, trained: TrainedModel, context: RunContext
 ) -> Summary:
-    """Write the report and the model card; only rank 0 does.
+    """Writes the report and the model card on rank 0, and returns the summary on every rank.
 
     Raises:
         JobError: `RELEASE_WITHHELD`, after the report is written.
     """
+    environment = describe_environment(loaded.engine, loaded.precision, loaded.loss, context.allocator)
+    if context.ranks.size > 1:
+        environment |= {
+            "processes": str(context.ranks.size),
+            "base": "spread over all" if context.ranks.sharded else "whole in each",
+        }
     summary = summarize(
         trained.outcome,
         data.dataset,
         context.watch.read(),
-        describe_environment(loaded.engine, loaded.precision, loaded.loss, context.allocator)
-        | describe_ranks(context.ranks),
+        environment,
         (*data.dataset.warnings, *loaded.warnings, *trained.outcome.warnings),
         trained.privacy,
         loaded.resumed.resumed_at if loaded.resumed else (),
@@ -35,6 +39,7 @@ def write(
         return summary
     report_dir = inputs.output_dir / "report"
     write_report(report_dir, summary, trained.metrics, inputs.spec, trained.samples, trained.probe_losses)
+    # After the report, which says why: it is sealed with the failure. There is no adapter for a model card.
     if trained.withheld is not None:
         raise trained.withheld
     card = render_model_card(summary, inputs.spec)
