@@ -1,6 +1,6 @@
-"""What a training run reports while it runs. No torch here: the process around the run forwards the events.
+"""The events that a training run reports. Imports no torch: the process around the run forwards the events.
 
-All of it is private. What of it becomes public is decided elsewhere: see `trainer.job`.
+All of them are private. `trainer.job` decides which of their fields become public.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class StepCompleted(Strict):
-    """An optimizer step is complete; `eta_seconds` estimates the time until the last one."""
+    """Reports a complete optimizer step; `eta_seconds` estimates the time until the last one."""
 
     step: _Count
     total_steps: _Count
@@ -26,14 +26,14 @@ class StepCompleted(Strict):
 
 
 class MetricsMeasured(Strict):
-    """Numbers at a step, such as `loss`, `eval_loss`, `learning_rate`, `grad_norm` and `tokens_per_second`."""
+    """Reports numbers by name after a step, such as `loss`, `eval_loss`, `grad_norm` and `tokens_per_second`."""
 
     step: _Count
     values: Annotated[dict[_MetricName, _Finite], Field(max_length=64)]
 
 
 class CheckpointWritten(Strict):
-    """The state after `step` is complete in `output_dir/checkpoints/STEP`; whoever seals it removes it."""
+    """Reports a complete checkpoint in `output_dir/checkpoints/STEP`; the supervisor seals and removes it."""
 
     step: Annotated[int, Field(ge=1, le=MAX_STATUS_STEPS)]
 

@@ -23,7 +23,7 @@ class Interrupts:
         self._raised = False
 
     def arrive(self, *_signal: object) -> None:
-        """Handle the signal. Python calls this in the main thread, between two bytecode instructions.
+        """Handles the signal. Python calls this in the main thread, between two bytecode instructions.
 
         Raises:
             Interruption: on the first signal, except inside a `deferred` block.
@@ -33,7 +33,7 @@ class Interrupts:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Defer the interruption to the end of the block. Blocks may be nested: the outermost one counts.
+        """Defers the interruption to the end of the block. Blocks may be nested: the outermost one counts.
 
         Raises:
             Interruption: at the end of the block, if a signal has arrived and the block has raised no error.
@@ -47,6 +47,7 @@ class Interrupts:
         self._raise_if_due()
 
     def _raise_if_due(self) -> None:
+        """Raises `Interruption` once, if a signal has arrived and no block defers it."""
         if self._arrived and not self._raised and not self._depth:
             self._raised = True
             raise Interruption

@@ -1,7 +1,7 @@
-"""The merged model: base and adapter as one model in 16 bits, for those who serve without PEFT.
+"""Writes the merged model: base and adapter as one model in 16 bits, for servers without PEFT.
 
-The base model is loaded once more, in bfloat16 and without quantization. Merging computes W + scale * B A; a W of
-4-bit weights would round the adapter's small update away.
+The base model is loaded once more, in bfloat16 and without quantization. Merging computes W + scale * B A: with W
+in 4 bits, the small update would be lost in its rounding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _WEIGHT_FILES: Final = (".safetensors", ".safetensors.index.json")
 
 
 def save_merged(model_dir: Path, adapter: Path, target: Path) -> None:
-    """Write a model directory that transformers loads without PEFT.
+    """Writes a model directory that transformers loads without PEFT.
 
     Args:
         model_dir: the base model's files.
@@ -35,7 +35,8 @@ def save_merged(model_dir: Path, adapter: Path, target: Path) -> None:
     merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
     merged.config._name_or_path = ""  # noqa: SLF001 -- a path inside the VM, which means nothing elsewhere
     merged.save_pretrained(str(target), safe_serialization=True, max_shard_size=_MAX_SHARD_SIZE)
-    # The rest of the base model's files, except those that were just written: its configuration has changed.
+    # The other files of the base model, such as its tokenizer and its licence. Those that were just written stay:
+    # the configuration has changed.
     for path in sorted(model_dir.rglob("*")):
         name = path.relative_to(model_dir)
         if path.is_file() and not path.name.endswith(_WEIGHT_FILES) and not (target / name).exists():

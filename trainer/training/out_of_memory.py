@@ -1,4 +1,4 @@
-"""Telling an exhausted memory from the other errors that the libraries raise."""
+"""Distinguishes an exhausted memory from the other errors that the libraries raise."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from trainer.errors import ErrorCode, JobError
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether an error means that memory is exhausted; on a CPU torch says so only in the text."""
+    """Returns whether an error means that memory is exhausted."""
+    # On a CPU torch raises a plain RuntimeError: "[enforce fail at alloc_cpu.cpp] ... can't allocate memory".
     cpu_allocator_failed = isinstance(error, RuntimeError) and "allocate memory" in str(error)
     return cpu_allocator_failed or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def raise_if_out_of_memory(error: BaseException) -> None:
-    """Raise an error of our own where `error` means that memory is exhausted; return otherwise.
+    """Raises a `JobError` where `error` means that memory is exhausted; returns otherwise.
 
     Raises:
         JobError: `OUT_OF_MEMORY`.

@@ -1,4 +1,4 @@
-"""Which of several training processes this is. Imports none of the training stack."""
+"""The number of this process among those that train one model. Imports none of the training stack."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class ProcessRank:
     size: int = 1
 
     def own_output_dir(self, output_dir: Path) -> Path:
-        """Returns where this process writes: rank 0 the result, the others files that nobody reads."""
+        """Returns the directory that this process writes to; nobody reads the files of ranks other than 0."""
         return output_dir if self.rank == 0 else rendezvous_dir(output_dir) / str(self.rank)
 
 
 def rendezvous_dir(output_dir: Path) -> Path:
-    """Returns the private directory in which the processes of a run find each other; removed when they ended."""
+    """Returns the private directory in which the processes of a run find each other; removed after their end."""
     return output_dir / ".ranks"

@@ -1,4 +1,4 @@
-"""What a training run gets, and the files that it leaves for the process around it. No torch here."""
+"""The inputs of a training run, and the names of the files that it leaves. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CHECKPOINT_FILES: Final = ("metrics.jsonl", "state.json", "state.safetensors")
 
 @dataclass(frozen=True)
 class RunInputs:
-    """One training run.
+    """The inputs of one training run.
 
     Attributes:
         spec: the complete job spec.
-        model_dir: base model; holds the files listed in the spec and no others.
-        output_dir: private directory; gets `adapter/`, `report/` and `checkpoints/`.
-        resume_dir: files of a checkpoint of this run, already authenticated; None starts from the first step.
+        model_dir: directory of the base model, with the files that the spec lists and no others.
+        output_dir: private directory; receives `adapter/`, `report/` and `checkpoints/`.
+        resume_dir: directory with a checkpoint of this run, already authenticated; None for a fresh run.
     """
 
     spec: JobSpec

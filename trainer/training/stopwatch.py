@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Adds up seconds by the name of the part. `total` is the time since this object was created.
+    """Adds up the seconds of each part by its name. `total` is the time since this object was created.
 
     Args:
         clock: returns seconds; must be monotonic.
@@ -21,7 +21,7 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Add the duration of a block to the part `name`."""
+        """Adds the duration of a block to the part `name`."""
         started = self._clock()
         try:
             yield
@@ -29,7 +29,7 @@ class Stopwatch:
             self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - started
 
     def put(self, name: str, seconds: float) -> None:
-        """Set the duration of a part that was measured elsewhere."""
+        """Sets the duration of a part that was measured elsewhere."""
         self._seconds[name] = seconds
 
     def read(self) -> dict[str, float]:

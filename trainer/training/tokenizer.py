@@ -25,7 +25,7 @@ __all__ = ["ModelTokenizer", "TemplateRefusedError", "load_tokens"]
 
 
 def load_tokens(model_dir: Path, chat_template: str | None = None) -> ModelTokenizer:
-    """Load the tokenizer of a model directory. Reads no file outside of it and executes no code from it.
+    """Loads the tokenizer of a model directory. Reads no file outside of it and executes no code from it.
 
     tokenizer.json is read with the code of `trainer validate`, so that the provider's machine and the worker
     produce the same ids. For a model without that file, transformers converts the tokenizer.
@@ -59,9 +59,9 @@ def _differences_from_transformers(tokens: ModelTokenizer, model_dir: Path) -> I
         tokenizer = _auto_tokenizer(model_dir)
     except (OSError, ValueError, JobError):
         return  # transformers cannot load this tokenizer, so there is nothing to compare with
-    probes = ["a b", " a\n b", *(f"{special}a{special} b" for special in tokens.special_texts[:8])]
     # Spaces, line breaks and the surroundings of special tokens: what the rebuilt tokenizers normalise
     # differently.
+    probes = ["a b", " a\n b", *(f"{special}a{special} b" for special in tokens.special_texts[:8])]
     transformers_ids = [list(tokenizer(probe, add_special_tokens=False)["input_ids"]) for probe in probes]
     if transformers_ids != tokens.ids_of(probes):
         yield (
@@ -71,9 +71,14 @@ def _differences_from_transformers(tokens: ModelTokenizer, model_dir: Path) -> I
 
 
 def _auto_tokenizer(model_dir: Path) -> Any:
+    """Returns the tokenizer that transformers loads from a directory.
+
+    Raises:
+        JobError: `MODEL_INVALID`.
+    """
     try:
         return AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
+    except Exception as error:  # a damaged file can make the library raise anything
         raise JobError(
             ErrorCode.MODEL_INVALID,
             f"the tokenizer cannot be loaded ({type(error).__name__})",
@@ -82,7 +87,7 @@ def _auto_tokenizer(model_dir: Path) -> Any:
 
 
 def tokens_of(tokenizer: Any, stop_ids: frozenset[int] = frozenset()) -> ModelTokenizer:
-    """Convert a tokenizer of transformers.
+    """Converts a tokenizer of transformers.
 
     Args:
         tokenizer: a tokenizer of transformers, with its chat template.
@@ -99,6 +104,7 @@ def tokens_of(tokenizer: Any, stop_ids: frozenset[int] = frozenset()) -> ModelTo
             expected="one with tokenizer.json, or that can be converted to it",
             found=type(tokenizer).__name__,
         )
+    # transformers has one template as a text, or several as a dict by name.
     template = tokenizer.chat_template
     templates = {"default": template} if isinstance(template, str) else dict(template or {})
     return ModelTokenizer(backend, tokenizer.special_tokens_map, templates, stop_ids)
