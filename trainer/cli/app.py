@@ -100,14 +100,14 @@ def run_command_line(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return int(ExitCode.UNAVAILABLE)
     except OSError as error:
-        problem = _describe_storage_error(error)
+        # A file on the user's machine that cannot be read or written.
+        problem: TrainerError
+        if error.errno == errno.ENOSPC:
+            hint = "make room and repeat the command"
+            problem = UnavailableError(ErrorCode.STORAGE_FULL, str(error), hint=hint)
+        else:
+            hint = "check that the path exists and may be written"
+            problem = UsageError(ErrorCode.USAGE, str(error), hint=hint)
         print_error(problem, as_json=as_json)
         return int(problem.exit_code)
     return code if isinstance(code, int) else int(ExitCode.DONE)
-
-
-def _describe_storage_error(error: OSError) -> TrainerError:
-    """Returns the error for a file on the user's machine that cannot be read or written."""
-    if error.errno == errno.ENOSPC:
-        return UnavailableError(ErrorCode.STORAGE_FULL, str(error), hint="make room and repeat the command")
-    return UsageError(ErrorCode.USAGE, str(error), hint="check that the path exists and may be written")

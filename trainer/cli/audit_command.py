@@ -15,7 +15,7 @@ from trainer.cli.console import print_json
 from trainer.errors import ExitCode
 
 if TYPE_CHECKING:
-    from trainer.audit import Change, ComposeReview, Finding
+    from trainer.audit import ComposeReview, Finding
 
 _SEVERITY_STYLES = {"critical": "bold red", "high": "red", "medium": "yellow", "low": "cyan", "info": "dim"}
 _FILE_COLUMNS = 160
@@ -54,18 +54,26 @@ def _read_compose(path: Path) -> bytes:
 
 
 def _print_review(review: ComposeReview, *, compared: bool) -> None:
+    from trainer.audit import Severity
+
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _FILE_COLUMNS)
     if review.findings:
         console.print(_findings_table(review.findings))
         _print_omitted(len(review.findings), "findings")
     if review.changes:
-        console.print(_changes_table(review.changes))
+        table = _make_table("changed", "old", "new")
+        for change in review.changes[:_MAX_ROWS]:
+            old, new = ("(absent)" if value is None else value for value in (change.old, change.new))
+            table.add_row(change.path, old, new)
+        console.print(table)
         _print_omitted(len(review.changes), "changes")
     elif compared:
         typer.echo("changes: none in meaning")
     typer.echo(f"compose hash: {review.compose_sha256 or 'none: a docker-compose file alone is not measured'}")
     typer.echo(f"job spec: {review.job_spec_sha256 or 'none in the text'}")
-    typer.echo(_summarize_findings(review))
+    severities = [finding.severity for finding in review.findings]
+    counts = [f"{severities.count(level)} {level.value}" for level in Severity if level in severities]
+    typer.echo(f"findings: {', '.join(counts) or 'none'}")
 
 
 def _print_omitted(count: int, what: str) -> None:
@@ -85,24 +93,8 @@ def _findings_table(findings: tuple[Finding, ...]) -> Table:
     return table
 
 
-def _changes_table(changes: tuple[Change, ...]) -> Table:
-    table = _make_table("changed", "old", "new")
-    for change in changes[:_MAX_ROWS]:
-        old, new = ("(absent)" if value is None else value for value in (change.old, change.new))
-        table.add_row(change.path, old, new)
-    return table
-
-
 def _make_table(*columns: str) -> Table:
     table = Table(show_lines=False, pad_edge=False, caption_justify="left")
     for name in columns:
         table.add_column(name, overflow="fold")
     return table
-
-
-def _summarize_findings(review: ComposeReview) -> str:
-    from trainer.audit import Severity
-
-    severities = [finding.severity for finding in review.findings]
-    counts = [f"{severities.count(level)} {level.value}" for level in Severity if level in severities]
-    return f"findings: {', '.join(counts) or 'none'}"

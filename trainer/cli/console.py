@@ -51,6 +51,7 @@ def wants_json(arguments: Sequence[str]) -> bool:
 
 def print_json(value: Mapping[str, object]) -> None:
     """Prints one JSON object on one line of stdout."""
+    # JSON escapes the line ends within strings, so that one object stays one line.
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
@@ -163,7 +164,7 @@ def print_attestation_result(result: AttestationResult) -> None:
     from trainer.attestation.result.presentation import shortened, utc
 
     passed = result.status == "pass"
-    console = _stdout_console()
+    console = Console(highlight=False)
     verdict = "✔ PASS" if passed else "✘ FAIL: do not upload"
     console.print(Text(verdict, style="bold green" if passed else "bold red"))
     facts = (
@@ -183,7 +184,7 @@ def print_checks(checks: Sequence[Check], *, title: str) -> None:
     from trainer.attestation.checks import CheckState
     from trainer.attestation.result.presentation import grouped, summary
 
-    console = _stdout_console()
+    console = Console(highlight=False)
     for group in grouped(checks):
         console.print()
         console.print(Text(group.title, style="bold"))
@@ -193,10 +194,6 @@ def print_checks(checks: Sequence[Check], *, title: str) -> None:
             _print_failed_check(console, check)
     console.print()
     console.print(Text(f"{title}: {summary(checks)}"))
-
-
-def _stdout_console() -> Console:
-    return Console(highlight=False)
 
 
 def _print_check_rows(console: Console, checks: Sequence[Check]) -> None:
@@ -218,6 +215,7 @@ def _check_cells(check: Check, terminal_columns: int) -> tuple[str, ...]:
     from trainer.attestation.result.presentation import SYMBOLS, WORDS, shortened
     from trainer.encoding import printable
 
+    # What a check found may be text of an untrusted job: no control character reaches the terminal.
     state = "" if check.state == "affirmed" else WORDS[check.state]
     found = ": ".join(part for part in (state, check.found or check.detail) if part)
     cells = (SYMBOLS[check.state], str(check.number), check.code, shortened(printable(found), FOUND_COLUMNS))

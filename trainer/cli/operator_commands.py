@@ -61,6 +61,7 @@ def _require_simulator() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        # Any other missing module is a fault of the installation, which must not look like a missing simulator.
         if error.name != "trainer.simulator":
             raise
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the places of the tool's own files on the provider's machine."""
+"""Options that several commands share, and the paths of the tool's own files on the provider's machine."""
 
 from __future__ import annotations
 
@@ -36,13 +36,11 @@ GrantFile = Annotated[
 
 def cache_directory() -> Path:
     """Returns the directory of cached collateral: `$XDG_CACHE_HOME/confidential-trainer`."""
-    return _xdg_directory("XDG_CACHE_HOME", ".cache") / "confidential-trainer"
+    # XDG Base Directory Specification: a variable that is empty counts as not set.
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "confidential-trainer"
 
 
 def nonces_file() -> Path:
     """Returns the file of spent nonces: `$XDG_STATE_HOME/confidential-trainer/nonces`."""
-    return _xdg_directory("XDG_STATE_HOME", ".local/state") / "confidential-trainer" / "nonces"
-
-
-def _xdg_directory(variable: str, below_home: str) -> Path:
-    return Path(os.environ.get(variable) or Path.home() / below_home)
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+    return state / "confidential-trainer" / "nonces"

@@ -63,6 +63,7 @@ def seal_data(
 
     record = provider.read_record(attestation)
     grant_file = output.with_name(output.name + ".grant.json")
+    # Before the rows are read and sealed, which may take long: both files are written at the end.
     for path in (output, grant_file):
         if path.exists():
             raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{path} exists", hint="choose another name with -o")
@@ -171,6 +172,7 @@ def acknowledge_result(
     if envelope is None:
         typer.echo("the job gave no statement of what it destroyed", err=True)
         return
+    # Verified first: an unverified statement would look like a proof once it is a file.
     provider.verify_deletion_statement(envelope, record)
     if output is not None:
         provider.write_private_file(output, envelope)

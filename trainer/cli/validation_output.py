@@ -58,6 +58,7 @@ class ValidationReport:
         """Estimated GPU memory of an optimizer step; None if the layer sizes are not known."""
         if self.widths is None or not self.found.lengths:
             return None
+        # The largest micro-batch: rows are padded to the longest, a pair is two rows, and a bin is full at most.
         batch = self.spec.train.per_device_train_batch_size * (2 if self.found.pairs.prompt else 1)
         longest = self.spec.data.max_length if self.spec.data.packing else max(self.found.lengths)
         most = longest if self.spec.data.packing else max(self.found.targets)
@@ -66,7 +67,28 @@ class ValidationReport:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings for the provider; they quote no row."""
-        return tuple(_find_warnings(self))
+        found, parts = self.found, self.found.parts
+        if self.tokens is None:
+            return (f"tokens were not counted: {self.unknown}",)
+        examples = len(found.lengths)
+        texts: list[str] = []
+        if examples and found.endless == examples:
+            texts.append(
+                "NO END OF TURN IS EVER TRAINED ON: no trained part has a stop token, so stopping is not learned"
+            )
+        elif found.endless > found.truncated:
+            texts.append(f"{found.endless} of {examples} examples train on no end of turn")
+        if found.truncated:
+            texts.append(f"{found.truncated} rows are truncated: their ends are not learned")
+        if found.dropped:
+            texts.append(f"{found.dropped} rows are dropped: too long (data.on_overlong)")
+        if found.duplicates:
+            texts.append(f"{found.duplicates} rows repeat another one")
+        if parts and parts.overlap:
+            texts.append(f"{parts.overlap} of {parts.evaluation} evaluation rows are in the training part too")
+        if found.special:
+            texts.append(f"{found.special} rows contain the text of a special token, which becomes that token")
+        return tuple(texts)
 
     def as_json(self) -> dict[str, object]:
         """Returns the report as a JSON object; the example only if it was requested."""
@@ -91,6 +113,10 @@ class ValidationReport:
 
     def _describe_tokens(self) -> dict[str, object]:
         found, parts = self.found, self.found.parts
+        pairs: dict[str, object] | None = None
+        if found.pairs.prompt:
+            pairs = {"count": len(found.pairs.prompt), "chosen_longer": found.pairs.longer}
+            pairs |= {name: quantiles(getattr(found.pairs, name)) for name in ("prompt", "chosen", "rejected")}
         return {
             "total": sum(found.lengths),
             "trained": found.trained,
@@ -100,17 +126,10 @@ class ValidationReport:
             "dropped_rows": found.dropped,
             "length": quantiles(found.lengths),
             "histogram": histogram(found.lengths),
-            "pairs": _describe_pairs(found.pairs),
+            "pairs": pairs,
             "duplicate_rows": found.duplicates,
             "split": asdict(parts) if parts else None,
         }
-
-
-def _describe_pairs(pairs: PairLengths) -> dict[str, object] | None:
-    if not pairs.prompt:
-        return None
-    lengths = {name: quantiles(getattr(pairs, name)) for name in ("prompt", "chosen", "rejected")}
-    return {"count": len(pairs.prompt), "chosen_longer": pairs.longer, **lengths}
 
 
 def _describe_problem(error: DataError) -> dict[str, object]:
@@ -123,28 +142,6 @@ def _describe_problem(error: DataError) -> dict[str, object]:
         "expected": None if error.expected is None else str(error.expected),
         "found": None if error.found is None else str(error.found),
     }
-
-
-def _find_warnings(result: ValidationReport) -> Iterator[str]:
-    found, parts = result.found, result.found.parts
-    if result.tokens is None:
-        yield f"tokens were not counted: {result.unknown}"
-        return
-    examples = len(found.lengths)
-    if examples and found.endless == examples:
-        yield "NO END OF TURN IS EVER TRAINED ON: no trained part has a stop token, so stopping is not learned"
-    elif found.endless > found.truncated:
-        yield f"{found.endless} of {examples} examples train on no end of turn"
-    if found.truncated:
-        yield f"{found.truncated} rows are truncated: their ends are not learned"
-    if found.dropped:
-        yield f"{found.dropped} rows are dropped: too long (data.on_overlong)"
-    if found.duplicates:
-        yield f"{found.duplicates} rows repeat another one"
-    if parts and parts.overlap:
-        yield f"{parts.overlap} of {parts.evaluation} evaluation rows are in the training part too"
-    if found.special:
-        yield f"{found.special} rows contain the text of a special token, which becomes that token"
 
 
 def print_validation(result: ValidationReport) -> None:
@@ -165,21 +162,16 @@ def _report_lines(result: ValidationReport) -> Iterator[str]:
     if len(found.rows) > 1:
         for name, counts in found.rows.items():
             yield f"          {name}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    yield from _problem_lines(found)
-    if result.tokens is not None and found.lengths:
-        yield from _token_lines(result)
-    yield from _cost_lines(result)
-
-
-def _problem_lines(found: Survey) -> Iterator[str]:
-    if not found.problems:
-        return
-    codes = ", ".join(f"{count} {code}" for code, count in found.refused.items())
-    yield f"refused   {found.refused.total()}: {codes}"
+    if found.problems:
+        codes = ", ".join(f"{count} {code}" for code, count in found.refused.items())
+        yield f"refused   {found.refused.total()}: {codes}"
     for error in found.problems:
         yield f"          {error}"
     if found.refused.total() > len(found.problems):
         yield f"          … and {found.refused.total() - len(found.problems)} more"
+    if result.tokens is not None and found.lengths:
+        yield from _token_lines(result)
+    yield from _cost_lines(result)
 
 
 def _token_lines(result: ValidationReport) -> Iterator[str]:
@@ -189,6 +181,7 @@ def _token_lines(result: ValidationReport) -> Iterator[str]:
         yield f"          {found.lost} more would be trained on, but are cut or dropped"
     yield "length    " + "  ".join(f"{name} {value}" for name, value in quantiles(found.lengths).items())
     yield from _pair_lines(found.pairs)
+    # The fullest range gets the longest bar; the lengths of the others are rounded up, so that one row is visible.
     ranges = histogram(found.lengths)
     highest = max(count for _, _, count in ranges)
     width = max(len(f"{first}-{last}") for first, last, _ in ranges)
@@ -214,17 +207,13 @@ def _cost_lines(result: ValidationReport) -> Iterator[str]:
         yield f"split     {parts.train} rows to train on{more}, {parts.evaluation} to evaluate on"
         yield f"steps     {'at least ' if result.spec.data.packing else ''}{result.steps} optimizer steps"
     if memory is not None:
-        shares = ", ".join(f"{name} {_format_gib(size)}" for name, size in asdict(memory).items())
-        total = _format_gib(memory.total)
-        yield f"GPU       about {total} GiB: {shares} (estimated from widths, not measured yet)"
+        shares = ", ".join(f"{name} {size / GIB:.2f}" for name, size in asdict(memory).items())
+        total = f"{memory.total / GIB:.2f} GiB"
+        yield f"GPU       about {total}: {shares} (estimated from widths, not measured yet)"
 
 
 def _percent(part: int, total: int) -> str:
     return f"{100 * part / total:.1f} %" if total else "none"
-
-
-def _format_gib(size: int) -> str:
-    return f"{size / GIB:.2f}"
 
 
 def _split_by_mask(example: Example, tokens: ModelTokenizer) -> Iterator[tuple[bool, str]]:
@@ -253,16 +242,15 @@ def _print_example(console: Console, result: ValidationReport) -> None:
 
 def show_control_characters(text: str) -> str:
     """Returns the text with symbols in place of control characters: data must not control a terminal."""
-    return "".join(_visible_symbol(character) for character in text)
-
-
-def _visible_symbol(character: str) -> str:
-    if character in "\n\t":
-        return character
-    code = ord(character)
-    if code < 32:
-        return chr(0x2400 + code)
-    return "␡" if unicodedata.category(character) in ("Cc", "Cf") else character
+    shown: list[str] = []
+    for character in text:
+        # Cc: control characters; Cf: format characters, among them those that reverse the direction of writing.
+        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf"):
+            shown.append(character)
+        else:
+            # The block Control Pictures has the symbols of the codes 0 to 31 in their order, from U+2400 on.
+            shown.append(chr(0x2400 + ord(character)) if character < " " else "␡")
+    return "".join(shown)
 
 
 _PAGE_STYLE: Final = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import re
 import time
@@ -75,8 +76,21 @@ def verify_job(
         record = _appraise_file(Path(source), demanded, nonce, at)
     else:
         record = _appraise_job(source, demanded, at)
-    _write_files(record, output, html)
-    _print_record(record, as_json=as_json, quiet=quiet)
+    if output is not None:
+        from trainer.attestation.result.record import save_record
+
+        output.write_bytes(save_record(record))
+    if html is not None:
+        from trainer.attestation.result.report_page import render_page
+
+        html.write_text(render_page(record), encoding="utf-8")
+    if as_json:
+        from trainer.attestation.result.ear import ear_document
+
+        print_json(ear_document(record.result))
+    elif not quiet:
+        print_attestation_result(record.result)
+    # Last: a failed appraisal is saved and printed too, so that the checks that failed can be read.
     record.result.require_pass(record.result.appraised_at)
 
 
@@ -93,18 +107,12 @@ def _appraise_job(source: str, demanded: Policy | None, at: str | None) -> Recor
 
 def _appraise_file(path: Path, demanded: Policy | None, nonce: str | None, at: str | None) -> Record:
     """Appraises a saved result or evidence; the content of the file decides which it is."""
-    from trainer.attestation.result.record import MAX_RECORD_BYTES, is_record
+    from trainer.attestation.result.record import MAX_RECORD_BYTES, is_record, load_record, reappraise
     from trainer.provider import read_small_file
 
     data = read_small_file(path, "evidence", MAX_RECORD_BYTES)
-    if is_record(data):
-        return _reappraise(data, demanded, nonce, at)
-    return _appraise_evidence(data, demanded, nonce, at)
-
-
-def _reappraise(data: bytes, demanded: Policy | None, nonce: str | None, at: str | None) -> Record:
-    from trainer.attestation.result.record import load_record, reappraise
-
+    if not is_record(data):
+        return _appraise_evidence(data, demanded, nonce, at)
     recorded = load_record(data)
     if demanded is not None and demanded.sha256() != recorded.policy.sha256():
         typer.echo(
@@ -112,6 +120,7 @@ def _reappraise(data: bytes, demanded: Policy | None, nonce: str | None, at: str
             f"another one, {recorded.policy.sha256()}",
             err=True,
         )
+    # As of now by default: what was valid when it was saved may have expired or been revoked since.
     now = recorded.result.appraised_at if at == _RECORDED else _parse_time(at)
     return reappraise(recorded, now=now, policy=demanded, nonce=nonce)
 
@@ -155,8 +164,15 @@ def _parse_time(text: str | None) -> int:
     """Returns `--at` in Unix seconds; the current time if it is absent."""
     if text is None:
         return int(time.time())
-    seconds = int(text) if re.fullmatch("[0-9]{1,12}", text) else _parse_rfc3339(text)
-    if seconds is None or not 0 <= seconds <= _MAX_UNIX_TIME:
+    seconds = -1
+    if re.fullmatch("[0-9]{1,12}", text):
+        seconds = int(text)
+    else:
+        with contextlib.suppress(ValueError):
+            moment = dt.datetime.fromisoformat(text)
+            # RFC 3339 requires an offset: without one the time would depend on the time zone of this machine.
+            seconds = -1 if moment.tzinfo is None else int(moment.timestamp())
+    if not 0 <= seconds <= _MAX_UNIX_TIME:
         raise UsageError(
             ErrorCode.USAGE,
             "--at",
@@ -165,31 +181,3 @@ def _parse_time(text: str | None) -> int:
             hint="`recorded` means the time of a saved result",
         )
     return seconds
-
-
-def _parse_rfc3339(text: str) -> int | None:
-    try:
-        moment = dt.datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return None if moment.tzinfo is None else int(moment.timestamp())
-
-
-def _write_files(record: Record, output: Path | None, html: Path | None) -> None:
-    if output is not None:
-        from trainer.attestation.result.record import save_record
-
-        output.write_bytes(save_record(record))
-    if html is not None:
-        from trainer.attestation.result.report_page import render_page
-
-        html.write_text(render_page(record), encoding="utf-8")
-
-
-def _print_record(record: Record, *, as_json: bool, quiet: bool) -> None:
-    if as_json:
-        from trainer.attestation.result.ear import ear_document
-
-        print_json(ear_document(record.result))
-    elif not quiet:
-        print_attestation_result(record.result)

@@ -268,6 +268,7 @@ class _SubmissionRun:
         The acknowledgement comes last: after it the job destroys the result, so it must have opened here.
         """
         envelope = client.acknowledge()
+        # Hashed before the directory is removed: the statement must name the result that arrived here.
         result_sha256 = file_sha256(self._directory.sealed_result)
         self._directory.remove()
         if envelope is None:

@@ -62,6 +62,7 @@ class SubmissionDirectory:
         Raises:
             UsageError: the directory belongs to another submission.
         """
+        # Written first and compared on every later call: other data or another policy must not continue an upload.
         file = self.path / "submission.json"
         if not file.exists():
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -82,6 +83,7 @@ class SubmissionDirectory:
         if not self._attestation.exists():
             return None
         record = read_record(self._attestation)
+        # Once a dataset is sealed the record stays: the result is checked against it, however long training takes.
         return record if self._grant.exists() or record.result.expires_at > now else None
 
     def save_record(self, record: Record) -> None:

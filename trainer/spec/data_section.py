@@ -101,7 +101,7 @@ _ANSWERS_ONLY: Final = ("assistant_only_loss", "completion_only_loss", "train_on
 
 
 def check_method(method: MethodName, data: DataSection) -> None:
-    """Require that a `train.method` and the data section are compatible.
+    """Requires that a `train.method` and the data section are compatible.
 
     Raises:
         ValueError: a format that the method cannot use, or for `dpo` a key that means nothing to it.
@@ -113,6 +113,4 @@ def check_method(method: MethodName, data: DataSection) -> None:
         return
     for name in _ANSWERS_ONLY:
         if getattr(data, name) != DataSection.model_fields[name].default:
-            raise ValueError(
-                f"data.{name} means nothing to train.method {method}: answers are learned whole, in pairs"
-            )
+            raise ValueError(f"data.{name} means nothing to train.method {method}: pairs are learned completely")

@@ -39,18 +39,10 @@ class JobSpec(Strict):
     tee: TeeSection = TeeSection()
 
     @model_validator(mode="after")
-    def _check_method_data(self) -> Self:
+    def _check_combinations(self) -> Self:
         check_method(self.train.method, self.data)
-        return self
-
-    @model_validator(mode="after")
-    def _check_privacy(self) -> Self:
         for refusal in privacy_refusals(self):
             raise ValueError(refusal)
-        return self
-
-    @model_validator(mode="after")
-    def _check_compiled_adapter(self) -> Self:
         if self.train.torch_compile and self.lora.use_dora:
             raise ValueError(
                 "train.torch_compile: lora.use_dora must be false: PEFT's magnitudes cannot be traced"
@@ -87,6 +79,7 @@ def parse_job_spec(data: bytes) -> JobSpec:
         UsageError: too large, not YAML, a key twice, an unknown key (names the key meant), a value out of range.
     """
     document = parse_yaml(data, what="job spec", limit=MAX_SPEC_BYTES, code=ErrorCode.SPEC_INVALID)
+    # Validated as JSON, where strict mode takes arrays for tuples and text for enums, which YAML has no types for.
     try:
         return JobSpec.model_validate_json(canonical_json(document))
     except ValidationError as error:

@@ -103,6 +103,7 @@ def meant_key(unknown: str, known: Iterable[str]) -> str | None:
     leaf = unknown.rpartition(".")[2]
     if leaf in _KEYS_OF_OTHER_TOOLS:
         return _KEYS_OF_OTHER_TOOLS[leaf]
+    # Without the section: users often put a known key into the wrong one.
     by_leaf = {name.rpartition(".")[2]: name for name in known}
     close = difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.6)
     return by_leaf[close[0]] if close else None

@@ -37,6 +37,7 @@ class LoraSection(Strict):
             raise ValueError(f"init_lora_weights {self.init_lora_weights} and use_dora exclude each other")
         if self.changes_base and self.use_rslora:
             raise ValueError(f"init_lora_weights {self.init_lora_weights} and use_rslora exclude each other")
+        # PEFT makes A of every second row of an orthogonal r x r matrix, and B of the rows between.
         if self.init_lora_weights == "orthogonal" and self.lora_r % 2:
             raise ValueError("init_lora_weights orthogonal needs an even lora_r")
         return self

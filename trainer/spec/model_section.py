@@ -53,7 +53,11 @@ class ModelSection(Strict):
         if self.is_local and self.model_revision is not None:
             raise ValueError("model_revision belongs to a hub id; a local directory is pinned by its digests")
         if not self.is_local:
-            self._check_hub_id()
+            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", self.model_name_or_path):
+                raise ValueError("model_name_or_path must be ./DIR, /DIR or a hub id such as org/name")
+            # A branch moves; a commit names one state of the repository, whose files then have these digests.
+            if self.model_revision is None:
+                raise ValueError("a hub id needs model_revision: the 40 hex digits of a commit, not a branch")
         for name in self.model_file_sha256:
             _check_model_file_name(name)
         names = self.model_file_sha256
@@ -61,14 +65,10 @@ class ModelSection(Strict):
             raise ValueError("model_file_sha256 must list config.json and at least one .safetensors file")
         return self
 
-    def _check_hub_id(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", self.model_name_or_path):
-            raise ValueError("model_name_or_path must be ./DIR, /DIR or a hub id such as org/name")
-        if self.model_revision is None:
-            raise ValueError("a hub id needs model_revision: the 40 hex digits of a commit, not a branch")
-
 
 def _check_model_file_name(name: str) -> None:
+    # Names become paths below the model's directory and parts of URLs: `..` or `/x` would lead elsewhere, and with
+    # `a//b` one file would have two names.
     path = PurePosixPath(name)
     parts_safe = all(re.fullmatch(r"[A-Za-z0-9_][\w.-]*", part) for part in path.parts)
     if path.is_absolute() or str(path) != name or not parts_safe:

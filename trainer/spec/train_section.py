@@ -177,12 +177,13 @@ class TrainSection(Strict):
 
     @model_validator(mode="after")
     def _check_compilation(self) -> Self:
+        # A key without effect is refused: the author would believe that the model is compiled.
         if "torch_compile_mode" in self.model_fields_set and not self.torch_compile:
             raise ValueError("torch_compile_mode means nothing without torch_compile: true")
         if self.torch_compile and self.engine is Engine.UNSLOTH:
             raise ValueError("torch_compile: engine unsloth compiles its own kernels")
         if self.torch_compile and self.fsdp is not None:
-            raise ValueError("torch_compile: fsdp gathers each layer in the midst of what would be compiled whole")
+            raise ValueError("torch_compile: fsdp gathers layers within the pass that would be compiled")
         return self
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ class MethodRules:
 
     @property
     def learns_from_pairs(self) -> bool:
-        """Returns whether the method trains on preference rows, and on no others."""
+        """Whether the method trains on preference rows, and on no others."""
         return self.examples_per_row == 2
 
 

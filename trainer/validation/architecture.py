@@ -67,6 +67,8 @@ def read_architecture(model_dir: Path) -> Architecture | None:
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
     """Returns the dimensions in a configuration; None if it describes another architecture."""
+    # Models with several modalities have the dimensions of their language model in `text_config`. A mixture of
+    # experts has several feed-forward networks in a layer, which the formulas here do not count.
     text = config.get("text_config", config)
     if not isinstance(text, dict) or any(name in text for name in ("num_experts", "num_local_experts")):
         return None
@@ -81,6 +83,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
         intermediate=intermediate,
         layers=layers,
         heads=heads,
+        # The defaults of transformers: a key and value head for each head, and hidden / heads for a head's width.
         key_value_heads=text.get("num_key_value_heads") or heads,
         head=text.get("head_dim") or hidden // heads,
         tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),

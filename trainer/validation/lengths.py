@@ -20,6 +20,7 @@ def histogram(lengths: Sequence[int], bins: int = 12) -> list[tuple[int, int, in
     """Counts the lengths in at most `bins` ranges of equal width; returns (first, last, count) of each range."""
     if not lengths:
         return []
+    # -(-a // b) is a / b rounded up. The last edge is beyond `high`, so that every length is in a range.
     low, high = min(lengths), max(lengths)
     width = -(-(high - low + 1) // bins)
     edges = list(range(low, high + width + 1, width))

@@ -51,7 +51,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(model: Architecture, spec: JobSpec, *, tokens: int, trained: int) -> MemoryEstimate:
-    """Estimates the memory of a training step.
+    """Estimates the GPU memory of a training step, in bytes.
 
     Args:
         model: dimensions of the base model.
@@ -59,19 +59,24 @@ def estimate_memory(model: Architecture, spec: JobSpec, *, tokens: int, trained:
         tokens: tokens of the largest micro-batch, including padding.
         trained: trained tokens among them.
     """
-    return MemoryEstimate(
-        weights=_weight_bytes(model, spec),
-        adapter=16 * adapter_parameters(model, spec),  # float32: value, gradient, two moments of Adam
-        activations=tokens * _activation_bytes(model, checkpointing=spec.train.gradient_checkpointing),
-        logits=12 * trained * model.vocabulary,
-    )
-
-
-def _weight_bytes(model: Architecture, spec: JobSpec) -> int:
     # Quantisation applies to the linear layers only; embedding, output layer and norms keep `model.dtype`.
     plain = _BYTES[spec.model.dtype]
     linear = _BITS_4 if spec.model.load_in_4bit else 1 if spec.model.load_in_8bit else plain
-    return round(linear * model.linear_parameters) + plain * model.other_parameters
+
+    # Activations of one token in one layer, in bytes; the module docstring has the formula.
+    hidden, inner = model.hidden, model.intermediate
+    queries, keys = model.heads * model.head, model.key_value_heads * model.head
+    norms, inputs = 8 * hidden, 2 * (5 * hidden + queries + inner)
+    layer = norms + inputs + 4 * queries + 4 * keys + 6 * inner
+    # With checkpointing each layer keeps its 2-byte input, and one layer at a time is recomputed.
+    checkpointing = spec.train.gradient_checkpointing
+    activations = model.layers * 2 * hidden + layer if checkpointing else model.layers * layer
+    return MemoryEstimate(
+        weights=round(linear * model.linear_parameters) + plain * model.other_parameters,
+        adapter=16 * adapter_parameters(model, spec),  # float32: value, gradient, two moments of Adam
+        activations=tokens * activations,
+        logits=12 * trained * model.vocabulary,
+    )
 
 
 def adapter_parameters(model: Architecture, spec: JobSpec) -> int:
@@ -85,12 +90,3 @@ def adapter_parameters(model: Architecture, spec: JobSpec) -> int:
     each = sum(spec.lora.lora_r * (inputs + outputs) for inputs, outputs in wanted)
     magnitudes = sum(outputs for _, outputs in wanted) if spec.lora.use_dora else 0
     return model.layers * (each + magnitudes)
-
-
-def _activation_bytes(model: Architecture, *, checkpointing: bool) -> int:
-    """Returns the activation bytes of one token in all layers; the module docstring has the formula."""
-    hidden, inner = model.hidden, model.intermediate
-    queries, keys = model.heads * model.head, model.key_value_heads * model.head
-    norms, inputs = 8 * hidden, 2 * (5 * hidden + queries + inner)
-    layer = norms + inputs + 4 * queries + 4 * keys + 6 * inner
-    return model.layers * 2 * hidden + layer if checkpointing else model.layers * layer

@@ -18,6 +18,7 @@ class PairLengths:
 
     def add(self, pair: PreferenceExample) -> None:
         """Adds the lengths of one pair."""
+        # Only the answer is trained on, so the first trained token is the first one after the prompt.
         prompt = pair.chosen.trained.index(1)
         self.prompt.append(prompt)
         self.chosen.append(pair.chosen.length - prompt)

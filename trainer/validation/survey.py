@@ -49,8 +49,14 @@ class AcceptedRows:
     held: bytearray = field(default_factory=bytearray)
 
     def add(self, examples: tuple[Example, ...], *, held: bool, paired: bool) -> None:
-        """Add a row."""
-        self.digests.append(_token_digest(examples))
+        """Adds a row."""
+        # 64 bits: among ten million rows a collision has a probability of about 3e-6, and makes a count wrong by
+        # one. The slash separates examples, so that [1][2] and [1, 2] differ.
+        digest = hashlib.blake2b(digest_size=8)
+        for example in examples:
+            digest.update(example.ids)
+            digest.update(b"/")
+        self.digests.append(int.from_bytes(digest.digest(), "big"))
         self.examples.append(1 if paired else len(examples))
         self.tokens.append(sum(example.length for example in examples))
         self.held.append(held)
@@ -216,15 +222,6 @@ def _count_examples(found: Survey, encoded: EncodedRow, tokens: ModelTokenizer, 
     found.kept.add(encoded.examples, held=is_for_evaluation(encoded.row.file, spec.data), paired=paired)
 
 
-def _token_digest(examples: tuple[Example, ...]) -> int:
-    # 64 bits: among ten million rows a collision has a probability of about 3e-6, and makes a count wrong by one.
-    digest = hashlib.blake2b(digest_size=8)
-    for example in examples:
-        digest.update(example.ids)
-        digest.update(b"/")  # separates examples, so that [1][2] and [1, 2] differ
-    return int.from_bytes(digest.digest(), "big")
-
-
 def _count_parts(found: Survey, spec: JobSpec) -> None:
     """Splits the rows as the job will, with the same seed, and counts duplicates and overlap."""
     kept = found.kept
@@ -250,7 +247,7 @@ def _count_parts(found: Survey, spec: JobSpec) -> None:
 
 
 def estimated_steps(parts: Parts, spec: JobSpec) -> int:
-    """Returns the optimizer steps of the run: exact without packing; with packing a lower bound (full bins).
+    """Returns the number of optimizer steps: exact without packing; with packing a lower bound (full bins).
 
     A packed micro-batch holds `per_device_train_batch_size` bins of `max_length` tokens. `num_processes: auto`
     counts as one GPU, because the provider's machine cannot see the number of GPUs in the VM.

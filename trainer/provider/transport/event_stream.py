@@ -56,6 +56,7 @@ class EventStreamReader:
 
     def _read_connection(self) -> Iterator[JobEvent]:
         """Yields the events of one connection, after the last one that an earlier connection delivered."""
+        # Last-Event-ID: the job sends the events after this one again, so that none is lost with a connection.
         headers = dict(self._headers)
         if self._last_id is not None:
             headers["Last-Event-ID"] = str(self._last_id)
@@ -78,6 +79,7 @@ class EventStreamReader:
 def _read_lines(response: httpx.Response) -> Iterator[str]:
     rest = b""
     for piece in response.iter_raw():
+        # A line without an end would otherwise grow until the memory is full.
         *lines, rest = (rest + piece).split(b"\n")
         if len(rest) > _MAX_LINE_BYTES:
             raise _invalid_event()

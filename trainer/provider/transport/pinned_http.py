@@ -59,6 +59,7 @@ class RetryPolicy:
             TrainerError: `error` itself, if a retry cannot help or the last one was used up.
         """
         self._failures += 1
+        # A refusal such as `unauthorized` or `dataset-too-large` would be the same at every attempt.
         if error.code not in _RETRIED_CODES or self._failures > self.retries:
             raise error
         self.sleep(min(self.longest_pause, self.first_pause * 2 ** (self._failures - 1)))
@@ -89,6 +90,7 @@ class PinnedHttpClient:
             raise UsageError(ErrorCode.USAGE, "not the address of a job", expected="https://HOST:PORT", found=url)
         self.url = f"https://{parts.netloc}"
         self._timeout = timeout
+        # No certificate authority: the pin decides, during the handshake and before a byte of a request is sent.
         self._context = PinnedContext(pinned_spki_sha256)
         # trust_env=False: neither proxies nor .netrc credentials that the user did not ask for.
         self._client = httpx.Client(

@@ -145,6 +145,7 @@ class SpoolClient:
         Raises:
             UnavailableError: no readable status in time.
         """
+        # Private events before the status: after a final status nobody reads the file again.
         last_status: Status | None = None
         last_id = 0
         while True:
