@@ -160,13 +160,21 @@ def _checkpoint_if_interrupted(trainer: Trainer, checkpoints: CheckpointWriter) 
 
 
 def _run_trainer(trainer: Trainer, inputs: RunInputs, loaded: LoadedModel, context: RunContext) -> TrainingOutcome:
-    """Trains; after a divergence saves the last finite adapter and raises the error."""
-    adapter_dir = inputs.output_dir / "adapter"
+    """Trains. After a divergence it saves the last finite adapter, unless the spec limits what weights may reveal.
+
+    Raises:
+        JobError: `TRAINING_DIVERGED`, or the error of another part of the run.
+    """
+    privacy = inputs.spec.privacy
     try:
         outcome = trainer.run()
     except JobError:
+        # A limit is compared with an audit after training, and no audit follows an error. As in the release gate,
+        # a limit without a measurement withholds the weights.
+        has_limit = privacy.max_exposure is not None or privacy.max_membership_auc is not None
         # Step 0 means that there is nothing to release: no update was finite, or the policy forbids it.
-        if trainer.last_finite_step:
+        if trainer.last_finite_step and not has_limit:
+            adapter_dir = inputs.output_dir / "adapter"
             save_adapter(loaded.model, inputs.spec.model, adapter_dir, initial=loaded.initial_adapter)
         raise
     context.watch.put("train", outcome.train_seconds)
