@@ -122,7 +122,8 @@ def pin_model(text: str, pins: ModelPins) -> str:
     edits = [_edit_digests(lines, model, pins.file_sha256)]
     if pins.revision is not None:
         edits.append(_edit_revision(lines, model, pins.revision))
-    for edit in sorted(edits, key=lambda each: each.start, reverse=True):  # from the end: line numbers stay right
+    # From the end, so that line numbers stay right; an insertion after the line before which it inserts.
+    for edit in sorted(edits, key=lambda each: (each.start, each.end), reverse=True):
         lines[edit.start : edit.end] = edit.lines
     pinned = "\n".join(lines) + "\n"
     _require_pinned(pinned, pins)

@@ -1,0 +1,29 @@
+"""The job.yaml that `trainer job init` writes parses, for every kind of rows, and says what to fill in."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainer.data.rows.kinds import ROW_KINDS
+from trainer.deployment import ModelPins, pin_model, render_job_template
+from trainer.spec import RowFormat, parse_job_spec
+
+
+@pytest.mark.parametrize("kind", ROW_KINDS)
+@pytest.mark.parametrize("model", ["org/name", "./model"])
+def test_the_template_is_a_job_spec(kind: str, model: str) -> None:
+    text = render_job_template(model, kind)
+    spec = parse_job_spec(text.encode())
+    assert spec.model.model_name_or_path == model
+    assert spec.data.format == RowFormat(kind)
+    assert spec.train.method == ("dpo" if kind == "preference" else "sft")
+    assert spec.exchange.host == "0.0.0.0"
+    assert {*spec.model.model_file_sha256.values()} == {"0" * 64}
+    assert text.count("FILL IN:") == (1 if spec.model.is_local else 2)
+
+
+def test_the_template_can_be_pinned() -> None:
+    digests = {"config.json": "1" * 64, "model.safetensors": "2" * 64}
+    pinned = pin_model(render_job_template("org/name", "messages"), ModelPins("3" * 40, digests))
+    assert dict(parse_job_spec(pinned.encode()).model.model_file_sha256) == digests
+    assert "FILL IN:" not in pinned
