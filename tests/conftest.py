@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,3 +151,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, backend: Tokenizer) -> 
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def worker_server() -> Iterator[socket.socket]:
+    """Takes requests for workers that `tests/training/worker_server.py` forks."""
+    from tests.training.forked_worker import serving
+
+    with serving() as server:
+        yield server

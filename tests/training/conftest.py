@@ -20,6 +20,7 @@ import torch
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
+from tests.training.forked_worker import ROOT, VARIABLES, ForkedWorker
 from trainer.ipc.worker_messages import (
     FROM_WORKER,
     MAX_MESSAGE_BYTES,
@@ -31,9 +32,6 @@ from trainer.ipc.worker_messages import (
 from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import JobSpec
 from trainer.training.tokenizer import ModelTokenizer, tokens_of
-
-ROOT = Path(__file__).parents[2]
-VARIABLES = {"OMP_NUM_THREADS": "1", "HF_ENDPOINT": "", "WANDB_MODE": "online"}
 
 
 def compiles(test: Any) -> Any:
@@ -159,29 +157,11 @@ class Ended:
 RunWorker = Callable[..., Ended]
 
 
-@pytest.fixture(scope="session")
-def worker_server() -> Iterator[socket.socket]:
-    """Takes requests for workers that `tests/training/worker_server.py` forks."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with (
-        ours,
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training.worker_server", str(theirs.fileno())],
-            pass_fds=(theirs.fileno(),),
-            env={**os.environ, **VARIABLES},
-            cwd=ROOT,
-        ),
-    ):
-        theirs.close()
-        yield ours
-        ours.shutdown(socket.SHUT_RDWR)
-
-
 @pytest.fixture
 def run_worker(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWorker:
     """A worker process: `run_worker(data_file, spec, model_dir=…)`.
 
-    It starts as the supervisor starts it where it has a plan, several ranks, another `path` or an order by hand;
+    It starts as the supervisor starts it where it has a plan, an order by hand, or is to be `started_anew`;
     otherwise it is forked from a process that has imported the training stack.
 
     `ahead` has it prepare: what stands between the preparation and the order. `plan` makes one for the output
@@ -195,6 +175,7 @@ def run_worker(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path,
         model_dir: Path | None = None,
         stdin: bytes = b"",
         processes: int = 1,
+        started_anew: bool = False,
         ahead: bytes | None = None,
         path: str | None = None,
         plan: Callable[[Path], SandboxPlan] | None = None,
@@ -215,7 +196,7 @@ def run_worker(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path,
         if ahead is not None:
             preparation = Preparation(spec=order.spec, model_dir=order.model_dir, output_dir=output)
             instructions = TO_WORKER.encode(preparation) + ahead + instructions
-        if plan or path or stdin or processes > 1:
+        if plan or stdin or started_anew:
             return _start(stdin or instructions, output, options, environment)
         server: socket.socket = request.getfixturevalue("worker_server")
         return _fork(server, instructions, output, options, environment)
@@ -248,9 +229,7 @@ def _fork(
         order, out, log, events = (files.enter_context(tempfile.TemporaryFile()) for _ in range(4))
         order.write(stdin)
         order.seek(0)
-        request = json.dumps({"arguments": options, "environment": environment}).encode()
-        socket.send_fds(server, [request], [file.fileno() for file in (order, out, log, events)])
-        code = int(server.recv(16))
+        code = ForkedWorker(server, (order, out, log, events), options, environment).wait()
         for file in (out, log, events):
             file.seek(0)
         return _ended(code, events.read(), log.read(), out.read(), output)

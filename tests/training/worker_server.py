@@ -44,7 +44,10 @@ def carry_out(request: bytes, descriptors: list[int]) -> int:
 
 
 def serve(requests: socket.socket) -> None:
-    """Forks a worker for each request and answers with its exit code, until the other end closes."""
+    """Forks a worker for each request and answers with its process id, then with its exit code.
+
+    Ends when the other end closes.
+    """
     while True:
         request, descriptors, _, _ = socket.recv_fds(requests, MAX_REQUEST_BYTES, 4)
         if not request:
@@ -55,6 +58,7 @@ def serve(requests: socket.socket) -> None:
             sys.exit(carry_out(request, descriptors))
         for descriptor in descriptors:
             os.close(descriptor)
+        requests.send(str(pid).encode())
         _, status = os.waitpid(pid, 0)
         requests.send(str(os.waitstatus_to_exitcode(status)).encode())
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training.forked_worker import ForkedWorker
 from trainer.errors import ErrorCode, ExitCode, JobError
 from trainer.ipc.worker_messages import (
     FROM_WORKER,
@@ -47,7 +50,7 @@ MakeSpec = Callable[..., JobSpec]
 
 def test_two_processes_do_the_job_of_one(run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec) -> None:
     batch = {"per_device_train_batch_size": 2, "eval_steps": 2, "learning_rate": 0.001}
-    two = run_worker(chat_file, make_spec(train={**batch, "num_processes": 2}), processes=2)
+    two = run_worker(chat_file, make_spec(train={**batch, "num_processes": 2}), processes=2, started_anew=True)
     assert two.code == ExitCode.DONE, two.log
     finished = two.messages[-1]
     assert isinstance(finished, Finished)
@@ -98,24 +101,30 @@ def test_what_all_of_them_find_wrong_is_said_once(run_worker: RunWorker, tmp_pat
     assert list(ended.output_dir.iterdir()) == []
 
 
-@contextmanager
-def training(order: TrainingOrder, size: int) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
-    """A worker of several processes in the middle of a long training."""
-    read, write = os.pipe()
-    command = [sys.executable, "-m", "trainer.worker", "--events-fd", str(write), "--processes", str(size)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=(write,), cwd=ROOT, env=environment
-    ) as process:
+StartTraining = Callable[[TrainingOrder], AbstractContextManager[tuple[ForkedWorker, IO[bytes]]]]
+
+
+@pytest.fixture
+def training(worker_server: socket.socket) -> StartTraining:
+    """`with training(order) as (process, events)`: a worker of two processes in the middle of a long training."""
+
+    @contextmanager
+    def start(order: TrainingOrder) -> Iterator[tuple[ForkedWorker, IO[bytes]]]:
+        read, write = os.pipe()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with TemporaryFile() as instructions, Path(os.devnull).open("r+b") as nothing:
+            instructions.write(TO_WORKER.encode(order))
+            instructions.seek(0)
+            files = (instructions, nothing, nothing, write)
+            process = ForkedWorker(worker_server, files, ["--processes", "2"], environment)
         os.close(write)
-        assert process.stdin is not None
-        process.stdin.write(TO_WORKER.encode(order))
-        process.stdin.close()
         with os.fdopen(read, "rb") as events:
             while not isinstance(FROM_WORKER.parse(events.readline()), Progress):
                 pass
             yield process, events
         process.kill()
+
+    return start
 
 
 def children(pid: int) -> list[int]:
@@ -134,8 +143,10 @@ def endless(chat_file: Path, make_spec: MakeSpec, tiny_model: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed_ends_the_training(rank: int, endless: TrainingOrder) -> None:
-    with training(endless, 2) as (process, events):
+def test_a_process_that_is_killed_ends_the_training(
+    rank: int, endless: TrainingOrder, training: StartTraining
+) -> None:
+    with training(endless) as (process, events):
         pids = children(process.pid)
         assert len(pids) == 2
         os.kill(pids[rank], signal.SIGKILL)
@@ -150,8 +161,10 @@ def test_a_process_that_is_killed_ends_the_training(rank: int, endless: Training
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_all_end_with_the_one_that_made_them(number: signal.Signals, endless: TrainingOrder) -> None:
-    with training(endless, 2) as (process, events):
+def test_all_end_with_the_one_that_made_them(
+    number: signal.Signals, endless: TrainingOrder, training: StartTraining
+) -> None:
+    with training(endless) as (process, events):
         pids = children(process.pid)
         process.send_signal(number)
         said = list(events)
@@ -168,7 +181,7 @@ def test_all_end_with_the_one_that_made_them(number: signal.Signals, endless: Tr
 
 
 def test_told_to_end_they_leave_a_state_to_go_on_from(
-    endless: TrainingOrder, make_spec: MakeSpec, tmp_path: Path
+    endless: TrainingOrder, training: StartTraining, make_spec: MakeSpec, tmp_path: Path
 ) -> None:
     """The state is the first process's; noise and dropout of the others follow from it: the same bits."""
     steps = 60
@@ -179,15 +192,15 @@ def test_told_to_end_they_leave_a_state_to_go_on_from(
         (tmp_path / name).mkdir()
         return endless.model_copy(update={"spec": spec, "output_dir": tmp_path / name, "resume_dir": resume})
 
-    with training(order("whole"), 2) as (process, events):
+    with training(order("whole")) as (process, events):
         assert isinstance(FROM_WORKER.parse(list(events)[-1]), Finished)
-    with training(order("stopped"), 2) as (process, events):
+    with training(order("stopped")) as (process, events):
         process.send_signal(signal.SIGTERM)
         saved = [message for line in events if isinstance(message := FROM_WORKER.parse(line), Saved)]
         assert process.wait(30) == ExitCode.JOB
     assert 1 <= saved[-1].step < steps, "the signal came too late for this test to show anything"
     checkpoint = tmp_path / "stopped" / "checkpoints" / str(saved[-1].step)
-    with training(order("resumed", checkpoint), 2) as (process, events):
+    with training(order("resumed", checkpoint)) as (process, events):
         assert isinstance(FROM_WORKER.parse(list(events)[-1]), Finished)
     adapters = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("whole", "resumed")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
