@@ -77,7 +77,7 @@ def save_adapter(model: Any, section: ModelSection, target: Path, *, initial: Pa
         model: PEFT model.
         section: names the base model as the job spec does; the directory it was loaded from is not mentioned.
         target: new directory.
-        initial: what `save_initial_adapter` wrote; None where the base weights were not changed.
+        initial: directory that `save_initial_adapter` wrote; None where the base weights were not changed.
     """
     name, revision = section.model_name_or_path, section.model_revision
     for config in model.peft_config.values():

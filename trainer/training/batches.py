@@ -125,7 +125,7 @@ def token_budget(wanted: int, device: torch.device) -> int:
         wanted: tokens that the job spec's batch size makes at most.
         device: device of the model.
     """
-    # A GPU gets what the job spec asks for: its memory is what the batch size was chosen for.
+    # On a GPU the job spec decides: its batch size was chosen for the GPU's memory.
     return min(wanted, CPU_TOKENS) if device.type == "cpu" else wanted
 
 
@@ -140,7 +140,7 @@ def split_micro_batches(
     Args:
         lengths: tokens of each row, sorted.
         budget: largest cost of a micro-batch; a unit that costs more is a micro-batch of its own.
-        cost: what a micro-batch costs.
+        cost: maps the lengths of a micro-batch's rows to its cost.
         rows_per_unit: number of consecutive rows that are never separated; divides the number of rows.
 
     Returns:
@@ -150,8 +150,8 @@ def split_micro_batches(
         return []
     greedy = _split_greedily(lengths, budget, cost, rows_per_unit)
     # The greedy split leaves a small rest at the end. A smaller budget may spread it over all micro-batches: their
-    # mean cost, and half the cost of the largest unit (the last one, rows are sorted) for what does not fit
-    # exactly. It must not need more of them.
+    # mean cost, and half the cost of the largest unit (the last one, since rows are sorted) as a margin, because
+    # units do not fill a budget exactly. It must not need more of them.
     mean_cost = math.ceil(cost(lengths) / len(greedy))
     even_budget = min(mean_cost + cost(lengths[-rows_per_unit:]) // 2, budget)
     even = _split_greedily(lengths, even_budget, cost, rows_per_unit)

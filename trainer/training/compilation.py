@@ -53,7 +53,7 @@ class Compilation:
 
     @classmethod
     def from_section(cls, train: TrainSection, device: torch.device) -> Compilation | None:
-        """Returns what a job spec asks for; None where the model is not compiled."""
+        """Returns the compilation that a job spec asks for; None where the model is not compiled."""
         if not train.torch_compile:
             return None
         # torch's other modes, `reduce-overhead` and `max-autotune`, record CUDA graphs; a CPU has none.

@@ -44,7 +44,7 @@ class CausalLoss:
         precision: its device and number formats.
         pad_id: token id that pads batches to rectangles, where a model needs them.
         longest: tokens of the longest row there will be.
-        checkpointing: whether activations are recomputed in the backward pass instead of being kept.
+        checkpointing: whether activations are recomputed in the backward pass instead of being stored.
         neftune_alpha: strength of the noise on embeddings while training (NEFTune, arXiv 2310.05914), or None.
         fused: whether the fused pass may be taken.
         compilation: how the model is compiled; then the fused pass is not taken. None: not at all.
@@ -148,7 +148,7 @@ class CausalLoss:
 
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:
-        """Evaluates the model without its adapter within the block: it computes what the base model computes."""
+        """Evaluates the model without its adapter within the block, which is the base model."""
         with self.evaluating(), self._model.disable_adapter():
             # The fused pass has copies of A and B in its own weights: PEFT's switch does not reach them.
             if self._fused is not None:

@@ -55,7 +55,7 @@ class LearningRate:
     """Computes the learning rate of a step as base rate · factor(step).
 
     The rate depends on the step's number alone, not on earlier calls. So a checkpoint contains no schedule, and a
-    resumed run gets bitwise the same rates.
+    resumed run has bitwise the same rates.
 
     Args:
         section: base rate, schedule, and warm-up.
@@ -72,7 +72,7 @@ class LearningRate:
             name: int(value) if value.is_integer() else value
             for name, value in section.lr_scheduler_kwargs.items()
         }
-        # `get_scheduler` requires an optimizer. It gets one that is never stepped, and only the factor is used.
+        # `get_scheduler` requires an optimizer. This one is never stepped: only the schedule's factor is used.
         unused_optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=section.learning_rate)
         scheduler: Any = get_scheduler(
             section.lr_scheduler_type,

@@ -31,7 +31,7 @@ def run(inputs: RunInputs, rows: list[Row], loader: Loader, context: RunContext)
         inputs: the job spec and the directories.
         rows: the dataset, parsed.
         loader: engine that loads the base model.
-        context: what the process provides.
+        context: the services of the process around the run.
 
     Returns:
         The content of `report/summary.json`.

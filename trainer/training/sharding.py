@@ -2,7 +2,7 @@
 
 FSDP2 gathers a layer's weights from all ranks when the layer is run and frees them afterwards. Here only the
 frozen layers are sharded; the adapter, the embedding and the head are replicated on every rank. So gradients,
-optimizer state and what is saved are the same as without sharding, and no gradient goes through FSDP.
+optimizer state and saved files are the same as without sharding, and no gradient goes through FSDP.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class StepPolicy(ABC):
         return None
 
     def close(self) -> None:  # noqa: B027 -- most policies leave nothing on the model
-        """Removes what the policy attached to the model."""
+        """Removes the policy's hooks from the model."""
 
 
 class PlainStepPolicy(StepPolicy):
@@ -122,7 +122,7 @@ class PlainStepPolicy(StepPolicy):
         self._store = TokenStore(examples, self.device)
         lengths = [sum(self._store.lengths[row] for row in unit) for unit in method.units]
         self.plan = StepPlan(lengths, section, ranks.size)
-        # What a batch of the longest units needs: the memory that the job spec's batch size asks for.
+        # The tokens of a batch of the longest units: the job spec's batch size promises that they fit into memory.
         self.budget = token_budget(max(lengths) * section.per_device_train_batch_size, self.device)
 
     def steps(self, done: int) -> Iterator[StepRows]:

@@ -89,7 +89,7 @@ class Batch:
         column = torch.arange(width, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
         index = cu_seqlens[:-1, None] + column
         is_token = index < cu_seqlens[1:, None]
-        # Past the end of the last row the index is clamped: what is read there is replaced by padding.
+        # Past the end of the last row the index is clamped: the token that is read there is replaced by padding.
         ids = torch.where(is_token, self.input_ids[index.clamp_max(self.input_ids.shape[0] - 1)], pad_id)
         ids = torch.nn.functional.pad(ids, (0, 0, 0, rows - len(ids)), value=pad_id)
         # Token i of row r has the index r * width + i in the flattened rectangle.
@@ -227,7 +227,7 @@ def split_sections(items: Iterable[_T], count_tokens: Callable[[_T], int]) -> It
     """Yields items in sections of at least `SECTION_TOKENS` tokens; the last one may have fewer.
 
     Args:
-        items: what is brought into its order together, such as the rows of a step; read section by section.
+        items: groups of rows that stay together, such as the rows of a step; read section by section.
         count_tokens: number of tokens of an item.
     """
     section: list[_T] = []

@@ -59,7 +59,7 @@ def _differences_from_transformers(tokens: ModelTokenizer, model_dir: Path) -> I
         tokenizer = _auto_tokenizer(model_dir)
     except (OSError, ValueError, JobError):
         return  # transformers cannot load this tokenizer, so there is nothing to compare with
-    # Spaces, line breaks and the surroundings of special tokens: what the rebuilt tokenizers normalise
+    # Spaces, line breaks and the surroundings of special tokens: these the rebuilt tokenizers normalise
     # differently.
     probes = ["a b", " a\n b", *(f"{special}a{special} b" for special in tokens.special_texts[:8])]
     transformers_ids = [list(tokenizer(probe, add_special_tokens=False)["input_ids"]) for probe in probes]

@@ -1,7 +1,7 @@
 """Nested plain values with tensors, such as an optimizer's state, as JSON and a table of tensors; no pickle.
 
 A pickle runs code when it is read, and a checkpoint comes back from a place that an operator can write to. JSON
-and safetensors hold data only. What JSON does not have is written as an object with one key:
+and safetensors hold data only. Types that JSON does not have are written as an object with one key:
 
     tuple            {"tuple": [...]}
     dict             {"map": [[key, value], ...]}       keys may be numbers

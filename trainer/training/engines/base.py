@@ -73,7 +73,7 @@ class Loader(ABC):
 
         Args:
             model_dir: directory with safetensors, JSON and text only: see `check_model_dir`.
-            spec: the sections `model`, `lora`, `train` and `data` say how to load and what to attach.
+            spec: the job spec; its sections `model`, `lora`, `train` and `data` apply here.
             precision: the device and the types.
 
         Returns:
@@ -105,7 +105,7 @@ def choose_precision(spec: JobSpec) -> tuple[Precision, tuple[str, ...]]:
 
 
 def missing_for_gpu(package: str) -> list[str]:
-    """Returns what this machine lacks of a CUDA GPU and a Python package, for messages."""
+    """Returns the names of the parts that this machine lacks: a CUDA GPU, a Python package, both or none."""
     missing = [] if torch.cuda.is_available() else ["a CUDA GPU"]
     # `find_spec` looks for the package without importing it: an import would patch transformers (unsloth).
     if find_spec(package) is None:

@@ -24,7 +24,7 @@ class SupervisedFineTuning(Method):
     """Minimises the mean negative log-likelihood of the trained tokens of a step.
 
     Every trained token has the same weight, whatever row, micro-batch or rank it is in. A mean of the means of
-    micro-batches would weigh the tokens of short ones more.
+    micro-batches would give the tokens of short ones more weight.
 
     Args:
         inputs: the examples, the model's loss and the sections of the spec.

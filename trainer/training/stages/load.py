@@ -1,4 +1,4 @@
-"""The second stage: the base model gets its adapter and its loss, and a resumed run its checkpoint."""
+"""The second stage: the base model with its adapter and its loss, and the checkpoint of a resumed run."""
 
 from __future__ import annotations
 

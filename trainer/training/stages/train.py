@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from trainer.errors import JobError
 from trainer.spec import JobSpec
@@ -74,10 +75,13 @@ def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: R
     # A resumed run takes the answers from before the first step, like all earlier metrics, from its checkpoint.
     with context.watch.part("sample"):
         samples = resumed.samples if resumed else sampler.sample_before_training()
+    # A report without an audit does not mention the part `audit`.
+    timed_audit = partial(context.watch.part, "audit") if spec.privacy.enabled else nullcontext
     audit = MemorisationAudit(
         loaded.loss, data.probes, repetitions=spec.privacy.canary_repetitions, device=loaded.precision.device
     )
-    with _timed_audit(spec, context):
+    # The adapter is fresh here, also in a resumed run: these are the losses of the base model.
+    with timed_audit():
         audit.before()
     earlier_metrics = resumed.metrics if resumed else ()
     with MetricsRecorder(inputs.output_dir / "report", context.report, earlier_metrics) as recorder:
@@ -90,22 +94,22 @@ def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: R
         trainer = _make_trainer(data, loaded, spec, context, recorder, checkpoints)
         if resumed:
             trainer.restore(resumed.state)
-        with _checkpoint_if_interrupted(trainer, checkpoints):
+        try:
             outcome = _run_trainer(trainer, inputs, loaded, context)
             with context.watch.part("sample"):
                 samples = sampler.sample_after_training(samples)
-            # The judgement comes before the first byte of the adapter is written: what is withheld never is on
-            # disk. An error of `judge_privacy` has the same effect.
-            with _timed_audit(spec, context):
+            # The judgement comes before the first byte of the adapter is written: an adapter that is withheld
+            # never reaches the disk. An error of `judge_privacy` has the same effect.
+            with timed_audit():
                 privacy, withheld = judge_privacy(spec.privacy, trainer, audit)
             if withheld is None and context.ranks.rank == 0:
                 _save_adapter(inputs, loaded, context)
+        except Interruption:
+            # The state after the last complete step: the samples and the audit are repeated by the resumed run.
+            if (state := trainer.resumable_state()) is not None:
+                checkpoints.save(state)
+            raise
     return TrainedModel(outcome, recorder.metrics, samples, privacy, withheld, audit.losses)
-
-
-def _timed_audit(spec: JobSpec, context: RunContext) -> AbstractContextManager[None]:
-    """Returns a context that measures the part `audit`, which a report without an audit does not mention."""
-    return context.watch.part("audit") if spec.privacy.enabled else nullcontext()
 
 
 def _make_trainer(
@@ -146,17 +150,6 @@ def _make_trainer(
         save=checkpoints.save if context.ranks.rank == 0 else lambda _state: None,
         interrupts=context.interrupts,
     )
-
-
-@contextmanager
-def _checkpoint_if_interrupted(trainer: Trainer, checkpoints: CheckpointWriter) -> Iterator[None]:
-    """Saves the state after the last complete step where a signal ends the block."""
-    try:
-        yield
-    except Interruption:
-        if (state := trainer.resumable_state()) is not None:
-            checkpoints.save(state)
-        raise
 
 
 def _run_trainer(trainer: Trainer, inputs: RunInputs, loaded: LoadedModel, context: RunContext) -> TrainingOutcome:
