@@ -44,12 +44,13 @@ class SafetensorsError(Exception):
 def test_errors_have_codes(
     error: BaseException, code: ErrorCode, exit_code: ExitCode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     reading, writing = os.pipe()
-    monkeypatch.setattr(worker, "_protect_process", lambda _interrupts: None)
-    monkeypatch.setattr(worker, "_confine", fail)
+    monkeypatch.setattr(worker, "keep_to_itself", lambda: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(worker, "_receive_order", fail)
     assert worker.main(["--events-fd", str(writing)]) is exit_code
     os.close(writing)
     with os.fdopen(reading, "rb") as events:
@@ -68,12 +69,13 @@ def test_a_log_that_is_full_does_not_hide_what_happened(monkeypatch: pytest.Monk
         def flush(self) -> None:
             raise OSError(errno.ENOSPC, "full")
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
     reading, writing = os.pipe()
-    monkeypatch.setattr(worker, "_protect_process", lambda _interrupts: None)
-    monkeypatch.setattr(worker, "_confine", fail)
+    monkeypatch.setattr(worker, "keep_to_itself", lambda: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(worker, "_receive_order", fail)
     monkeypatch.setattr("sys.stderr", Full())
     assert worker.main(["--events-fd", str(writing)]) is ExitCode.JOB
     os.close(writing)

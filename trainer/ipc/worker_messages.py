@@ -10,6 +10,7 @@ public: step counts and the code of a failure, nothing else.
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -140,6 +141,23 @@ FROM_WORKER: Final[MessageFormat[Message]] = MessageFormat(
     JobError,
     ErrorCode.WORKER_DIED,
 )
+
+
+def silent_exit(process: str, code: int) -> JobError:
+    """Returns the error for a process that ended without `Finished` and without `Failed`.
+
+    Args:
+        process: name of the process in the message.
+        code: exit code; negative: the number of the signal that killed it.
+    """
+    return JobError(
+        ErrorCode.WORKER_DIED,
+        f"{process} ended without a word",
+        expected="a result or a failure",
+        found=f"signal {-code}" if code < 0 else f"exit code {code}",
+        hint="signal 9 usually means that the VM ran out of memory" if code == -signal.SIGKILL else None,
+    )
+
 
 WorkerChannel = Channel[WorkerInstruction, Message]
 """The worker's end: sends `Message`, receives `WorkerInstruction`."""

@@ -100,14 +100,7 @@ class WorkerProcess:
                     raise JobError(ErrorCode.WORKER_DIED, "the worker was confined twice")
                 case _:
                     follow(message)
-        code = self._process.wait()
-        raise JobError(
-            ErrorCode.WORKER_DIED,
-            "the worker ended without a word",
-            expected="a result or a failure",
-            found=f"signal {-code}" if code < 0 else f"exit code {code}",
-            hint="signal 9 usually means that the VM ran out of memory" if code == -9 else None,
-        )
+        raise protocol.silent_exit("the worker", self._process.wait())
 
     def interrupt(self) -> None:
         """Asks the worker to save its state and end; kills it after `SAVE_SECONDS`. Returns at once."""

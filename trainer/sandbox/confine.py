@@ -1,4 +1,4 @@
-"""Confine this process, in the one order that works, and measure what was achieved.
+"""Confines a process, in the one order that works, and measures what was achieved.
 
 A network namespace and another user need privileges, so they come before privileges are given up. Landlock and
 seccomp need no-new-privileges, so they come after. The seccomp filter is last: it refuses calls that the other
@@ -8,6 +8,7 @@ steps make.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +29,7 @@ _MEASURED_ROLES: Final = frozenset({Role.SUPERVISOR, Role.FRONT, Role.WORKER})
 
 
 def own_loopback() -> None:
-    """Enter a new network namespace that holds `lo` alone, for this process and those it forks from now on.
+    """Enters a new network namespace that holds `lo` alone, for this process and those it forks from now on.
 
     Raises:
         OSError: the namespace cannot be created.
@@ -39,7 +40,7 @@ def own_loopback() -> None:
 
 
 def confine(plan: SandboxPlan, *, in_own_network: bool = False) -> SandboxReport:
-    """Confine this process irrevocably; returns the sandbox properties, each measured from inside.
+    """Confines this process irrevocably; returns the sandbox properties, each measured from inside.
 
     What the kernel does not offer is left out and measured as absent. There must be one thread: Landlock and
     capabilities apply to the calling thread and those it makes later, so an earlier thread would stay unconfined.
@@ -58,7 +59,12 @@ def confine(plan: SandboxPlan, *, in_own_network: bool = False) -> SandboxReport
     os.umask(plan.umask)
     memory_locked = plan.role in {Role.SUPERVISOR, Role.FRONT} and privileges.lock_memory()
     own_network = in_own_network or _leave_network(plan)
-    _give_up_privileges(plan)
+    # In this order: the bounding set needs CAP_SETPCAP and the user CAP_SETUID, both of which are then dropped.
+    retained = _retained_capabilities(plan)
+    privileges.empty_bounding_set(retained)
+    if plan.account is not None:
+        privileges.become(plan.account.uid, plan.account.gid)
+    privileges.drop_capabilities(retained)
     # Also for a process without capabilities: a set-user-ID program would give it root's.
     privileges.refuse_new_privileges()
     privileges.keep_to_itself()  # again: the kernel resets the dumpable flag when the user changes
@@ -69,12 +75,13 @@ def confine(plan: SandboxPlan, *, in_own_network: bool = False) -> SandboxReport
     landlock.restrict(
         rules(plan), signals=plan.role is Role.SUPERVISOR, ports=plan.role is Role.FETCH or plan.loopback
     )
-    _install_filter(plan)
+    with suppress(OSError):  # measured as absent
+        seccomp.install(_filter_for(plan))
     return _measure(plan, memory_locked=memory_locked, own_network=own_network)
 
 
 def _leave_network(plan: SandboxPlan) -> bool:
-    """Enter a network namespace of its own, for the roles that need no network; returns whether it did."""
+    """Enters a network namespace of its own, for the roles that need no network; returns whether it did."""
     if plan.role not in {Role.SUPERVISOR, Role.WORKER}:
         return False
     if plan.loopback:
@@ -83,37 +90,17 @@ def _leave_network(plan: SandboxPlan) -> bool:
     return privileges.leave_network()
 
 
-def _give_up_privileges(plan: SandboxPlan) -> None:
-    """Reduce capabilities to those of the role, and change to the plan's account."""
-    retained = _retained_capabilities(plan)
-    # In this order: the bounding set needs CAP_SETPCAP and the user CAP_SETUID, both of which are then dropped.
-    privileges.empty_bounding_set(retained)
-    if plan.account is not None:
-        privileges.become(plan.account.uid, plan.account.gid)
-    privileges.drop_capabilities(retained)
-
-
 def _retained_capabilities(plan: SandboxPlan) -> frozenset[int]:
     """Returns the capabilities that the process retains, by number."""
     retained = frozenset(_SUPERVISOR_CAPABILITIES if plan.role is Role.SUPERVISOR else ())
-    # Reads past mode bits, for a local model or software of another user. Landlock still limits it to the plan's
-    # paths.
-    if plan.account is None and (plan.role is Role.FETCH or not _can_read_software()):
+    if plan.account is not None:
+        return retained
+    # Without capabilities even root may not read software in a user's home. CAP_DAC_READ_SEARCH reads past mode
+    # bits, for such software or a local model; Landlock still limits it to the plan's paths.
+    user = Account(uid=os.geteuid(), gid=os.getegid())
+    if plan.role is Role.FETCH or not all(is_readable(path, user) for path in software_paths() if path.exists()):
         retained |= {privileges.CAP_DAC_READ_SEARCH}
     return retained
-
-
-def _can_read_software() -> bool:
-    """Returns whether this user can read the software without capabilities: root may not, in a user's home."""
-    account = Account(uid=os.geteuid(), gid=os.getegid())
-    return all(is_readable(path, account) for path in software_paths() if path.exists())
-
-
-def _install_filter(plan: SandboxPlan) -> None:
-    try:
-        seccomp.install(_filter_for(plan))
-    except OSError:
-        return  # measured as absent
 
 
 def _filter_for(plan: SandboxPlan) -> Filter:
@@ -163,14 +150,19 @@ def _measure(plan: SandboxPlan, *, memory_locked: bool, own_network: bool) -> Sa
     if plan.role not in _MEASURED_ROLES:
         return {}
     parent = os.getppid()
+    allowed = frozenset(_SUPERVISOR_CAPABILITIES if plan.role is Role.SUPERVISOR else ())
+    # Directories outside the plan in which a process without Landlock could create files.
+    foreign = [path for path in _WORLD_WRITABLE if path.is_dir() and path not in plan.writable]
     common = {
         "no_programs": probes.no_programs(),
         "no_tracing": probes.no_tracing(parent),
         "no_kernel_doors": probes.no_kernel_doors(),
-        "no_privileges": _has_no_privileges(plan),
+        # No capability beyond the role's, and no way to gain one.
+        "no_privileges": privileges.permitted() <= allowed
+        and not privileges.may_gain_privileges()
+        and probes.no_root(),
         "not_dumpable": not privileges.is_dumpable(),
-        "files_confined": probes.cannot_open(plan.forbidden)
-        and probes.cannot_write_into(_foreign_directories(plan)),
+        "files_confined": probes.cannot_open(plan.forbidden) and probes.cannot_write_into(foreign),
     }
     match plan.role:
         case Role.SUPERVISOR:
@@ -208,14 +200,3 @@ def _has_no_outside_network(plan: SandboxPlan, *, own_network: bool) -> bool:
             and probes.no_sockets({probes.NETLINK}, protocol=probes.NETLINK_AUDIT)
         )
     return probes.no_sockets((*probes.OUTSIDE, probes.UNIX)) and probes.no_connections()
-
-
-def _has_no_privileges(plan: SandboxPlan) -> bool:
-    """Returns whether the process holds no capability beyond its role's and can gain none."""
-    allowed = frozenset(_SUPERVISOR_CAPABILITIES) if plan.role is Role.SUPERVISOR else frozenset()
-    return privileges.permitted() <= allowed and not privileges.may_gain_privileges() and probes.no_root()
-
-
-def _foreign_directories(plan: SandboxPlan) -> list[Path]:
-    """Returns directories outside the plan in which a process without Landlock could create files."""
-    return [path for path in _WORLD_WRITABLE if path.is_dir() and path not in plan.writable]

@@ -1,4 +1,4 @@
-"""seccomp filters as classic BPF programs. Pure: from what is refused to the bytes of the program.
+"""seccomp filters as classic BPF programs. Pure: it makes the bytes of a program from what is refused.
 
 A filter allows every call that it does not name, apart from calls newer than the table in `syscalls`. An allow
 list is not workable: a training stack with a GPU driver uses many calls, and different ones in each release. Named
@@ -85,7 +85,7 @@ SIGNALS: Final = frozenset({"kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueuei
 
 @dataclass(frozen=True)
 class Filter:
-    """What one process is refused, in addition to what every process is.
+    """What one process is refused, in addition to what is refused to every process.
 
     Args:
         refused: further system calls, by name.
@@ -129,7 +129,7 @@ def _do(operation: int, value: int, if_true: int = 0, if_false: int = 0) -> byte
 
 
 def _only_this_architecture() -> list[bytes]:
-    """Kill on another architecture, where numbers mean other calls; refuse x32 and calls newer than the table."""
+    """Kills on another architecture, where numbers mean other calls; refuses x32 and unknown calls."""
     # ENOSYS for unknown numbers: libc then uses an older call, which the table decides on. x32 numbers have bit 30
     # set, so they are greater than every number of the table.
     return [
@@ -151,7 +151,7 @@ def _refuse(numbers: Iterable[int]) -> list[bytes]:
 
 
 def _only_first_argument(number: int, values: Iterable[int]) -> list[bytes]:
-    """Allow one call only if its first argument is one of `values`."""
+    """Allows one call only if its first argument is one of `values`."""
     accept = [line for value in sorted(values) for line in _accept(value)]
     # The block overwrites the accumulator, which held the number, and always returns: no later comparison sees it.
     block = [_do(_LOAD, _FIRST), *accept, _do(_RETURN, _ERRNO | errno.EPERM)]
@@ -163,7 +163,7 @@ def _accept(value: int) -> list[bytes]:
 
 
 def _sockets(wanted: Filter) -> list[bytes]:
-    """Allow socket() for some families; for unix and netlink, if at all, for one type or protocol."""
+    """Allows socket() for some families; for unix and netlink, if at all, for one type or protocol."""
     unrestricted = set(wanted.families) - ({_UNIX} if wanted.unix_kind is not None else set())
     block = [_do(_LOAD, _FIRST), *(line for family in sorted(unrestricted) for line in _accept(family))]
     if wanted.unix_kind is not None and _UNIX in wanted.families:
@@ -175,7 +175,7 @@ def _sockets(wanted: Filter) -> list[bytes]:
 
 
 def _only_with(family: int, conditions: list[bytes]) -> list[bytes]:
-    """Allow one family only if `conditions` accept the call."""
+    """Allows one family only if `conditions` accept the call."""
     # The conditions load another argument over the family. The block always returns, so that no later comparison
     # takes that for a family.
     block = [*conditions, _do(_RETURN, _ERRNO | errno.EPERM)]
@@ -183,9 +183,9 @@ def _only_with(family: int, conditions: list[bytes]) -> list[bytes]:
 
 
 def _clone(*, programs: bool) -> list[bytes]:
-    """Allow threads; processes only if programs are allowed; namespaces never."""
-    # CLONE_THREAD tells a thread from a process. A namespace would give new capabilities inside it, so those flags
-    # are refused first.
+    """Allows threads; processes only if programs are allowed; namespaces never."""
+    # CLONE_THREAD distinguishes a thread from a process. A namespace would give new capabilities inside it, so
+    # those flags are refused first.
     block = [
         _do(_LOAD, _FIRST),
         _do(_ANY_BIT, _CLONE_NAMESPACES, if_false=1),
@@ -198,7 +198,7 @@ def _clone(*, programs: bool) -> list[bytes]:
 
 
 def _prctl_and_ioctl() -> list[bytes]:
-    """Refuse to become traceable again (prctl), and to inject input into a terminal (ioctl)."""
+    """Refuses to become traceable again (prctl), and to inject input into a terminal (ioctl)."""
     # A dumpable process can be traced by its user's other processes; TIOCSTI types into the terminal of whoever
     # started the job.
     code: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Landlock: which files a process may access (Documentation/userspace-api/landlock.rst, linux/landlock.h).
+"""Restricts the files that a process may access with Landlock (landlock(7), linux/landlock.h).
 
 Rights that this kernel's Landlock does not have are left out; `abi()` returns its version. Version 1 has
 files; 2 renames between directories; 3 truncation; 4 TCP ports; 5 device controls; 6 signals and abstract sockets.
@@ -86,7 +86,7 @@ def abi() -> int:
 
 
 def restrict(rules: Iterable[PathRule], *, signals: bool, ports: bool) -> bool:
-    """Allow this thread, and those it creates, only what `rules` allow, irrevocably. Needs no-new-privileges.
+    """Allows this thread, and those it creates, only what `rules` allow, irrevocably. Needs no-new-privileges.
 
     Args:
         rules: what is allowed; rules for missing paths are left out.
@@ -139,7 +139,7 @@ def _attributes(version: int, known: Access, *, signals: bool, ports: bool) -> t
 
 
 def _add(ruleset: int, rule: PathRule, known: Access) -> None:
-    """Add one rule; a missing path, such as the device of an absent GPU, is left out."""
+    """Adds one rule; a missing path, such as the device of an absent GPU, is left out."""
     try:
         descriptor = os.open(rule.path, os.O_PATH | os.O_CLOEXEC)
     except OSError:

@@ -29,7 +29,7 @@ def is_alone() -> bool:
 
 
 def bring_up() -> None:
-    """Activate `lo`.
+    """Activates `lo`.
 
     Raises:
         OSError: there are other interfaces, so the namespace is shared; or it is not permitted.

@@ -1,4 +1,4 @@
-"""What a process gives up: core dumps, being traced, capabilities, its user, the network."""
+"""Gives up privileges of this process: core dumps, being traced, capabilities, its user, the network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PRIVATE_UMASK: Final = 0o077
 
 
 def keep_to_itself() -> None:
-    """Switch core dumps off, create files for the owner only, and refuse tracing by the same user.
+    """Switches core dumps off, creates files for the owner only, and refuses tracing by the same user.
 
     Raises:
         OSError: the kernel refuses.
@@ -54,12 +54,12 @@ def is_dumpable() -> bool:
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends."""
+    """Makes the kernel kill this process when its parent ends."""
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def lock_memory() -> bool:
-    """Lock this process's memory if the amount is unlimited; returns whether it is locked.
+    """Locks this process's memory if the amount is unlimited; returns whether it is locked.
 
     With a limit, even a large one, nothing is locked: an allocation above it would fail at any later moment.
     """
@@ -76,7 +76,7 @@ def lock_memory() -> bool:
 
 
 def leave_network() -> bool:
-    """Enter a new network namespace, without interfaces; returns False if that is not permitted."""
+    """Enters a new network namespace, without interfaces; returns False if that is not permitted."""
     try:
         syscall("unshare", _CLONE_NEWNET)
     except OSError:
@@ -85,7 +85,7 @@ def leave_network() -> bool:
 
 
 def become(uid: int, gid: int) -> None:
-    """Become another user irrevocably, without supplementary groups.
+    """Becomes another user irrevocably, without supplementary groups.
 
     Raises:
         OSError: not permitted.
@@ -109,7 +109,7 @@ def permitted() -> frozenset[int]:
 
 
 def empty_bounding_set(keep: Iterable[int] = ()) -> None:
-    """Remove all but `keep` from the bounding set, if that is permitted.
+    """Removes all but `keep` from the bounding set, if that is permitted.
 
     If it is not, no-new-privileges makes the set irrelevant.
     """
@@ -121,14 +121,14 @@ def empty_bounding_set(keep: Iterable[int] = ()) -> None:
 
 
 def drop_capabilities(keep: Iterable[int] = ()) -> None:
-    """Drop, irrevocably, every capability but those of `keep` that are held now.
+    """Drops, irrevocably, every capability but those of `keep` that are held now.
 
     Raises:
         OSError: the kernel refuses to take capabilities away.
     """
     retained = permitted() & frozenset(keep)  # capset refuses to add capabilities (EPERM)
-    with contextlib.suppress(OSError):
-        _clear_ambient()
+    with contextlib.suppress(OSError):  # Linux before 4.3 has no ambient set
+        syscall("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     mask = sum(1 << number for number in retained)
     low, high = mask & 0xFFFFFFFF, mask >> 32
     # Effective, permitted and inheritable, low words first: nothing is inherited by a program that is run.
@@ -136,12 +136,8 @@ def drop_capabilities(keep: Iterable[int] = ()) -> None:
     syscall("capset", header, struct.pack("=6I", low, low, 0, high, high, 0))
 
 
-def _clear_ambient() -> None:
-    syscall("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-
-
 def refuse_new_privileges() -> None:
-    """Set no-new-privileges, which seccomp filters and Landlock require.
+    """Sets no-new-privileges, which seccomp filters and Landlock require.
 
     Raises:
         OSError: the kernel is older than Linux 3.5.

@@ -1,4 +1,4 @@
-"""Try, after a process has confined itself, what it must not be able to do. No probe does harm if it succeeds.
+"""Tries, after a process has confined itself, what it must not be able to do. No probe does harm if it succeeds.
 
 Each probe passes arguments that the kernel rejects as malformed (EINVAL, EFAULT, EBADF) if the call gets that far:
 EPERM, EACCES and ENOSYS can only come from the sandbox.

@@ -1,4 +1,4 @@
-"""Install a seccomp filter (seccomp(2), Documentation/userspace-api/seccomp_filter.rst)."""
+"""Installs a seccomp filter (seccomp(2), Documentation/userspace-api/seccomp_filter.rst)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Program(ctypes.Structure):
 
 
 def install(wanted: Filter) -> None:
-    """Install the filter in every thread, irrevocably. Needs no-new-privileges.
+    """Installs the filter in every thread, irrevocably. Needs no-new-privileges.
 
     Raises:
         OSError: the kernel has no seccomp filters, or the architecture is not x86-64.

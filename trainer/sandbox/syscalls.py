@@ -49,7 +49,7 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def syscall(name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
-    """Make a system call by its name in `NUMBERS`.
+    """Makes a system call by its name in `NUMBERS`.
 
     Args:
         name: key in `NUMBERS`.
@@ -60,7 +60,9 @@ def syscall(name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | N
     """
     if not SUPPORTED:
         raise OSError(errno.ENOSYS, f"{name}: system call numbers are known for x86-64 only")
-    result = _libc.syscall(ctypes.c_long(NUMBERS[name]), *map(_argument, arguments))
+    # As c_long: ctypes passes a plain int as a C int and would cut addresses to 32 bits.
+    words = (ctypes.c_long(value) if isinstance(value, int) else value for value in arguments)
+    result = _libc.syscall(ctypes.c_long(NUMBERS[name]), *words)
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
@@ -68,7 +70,7 @@ def syscall(name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | N
 
 
 def prctl(option: int, value: int = 0) -> int:
-    """Call prctl with one argument; the rest are zeros, as the newer options demand.
+    """Calls prctl with one argument; the rest are zeros, as the newer options demand.
 
     Raises:
         OSError: the kernel's answer.
@@ -82,7 +84,7 @@ def prctl(option: int, value: int = 0) -> int:
 
 
 def mlockall(flags: int) -> None:
-    """Lock this process's pages into memory, as the flags say.
+    """Locks this process's pages into memory, as the flags say.
 
     Raises:
         OSError: the kernel's answer.
@@ -95,7 +97,3 @@ def mlockall(flags: int) -> None:
 def is_single_threaded() -> bool:
     """Returns whether this process has one thread: most of the sandbox applies to the calling thread only."""
     return len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208 -- names suffice
-
-
-def _argument(value: int | bytes | ctypes.Array[ctypes.c_char] | None) -> object:
-    return ctypes.c_long(value) if isinstance(value, int) else value

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> ExitCode:
-    """Parse the arguments and run the worker, in one or several processes; returns the exit code."""
+    """Parses the arguments and runs the worker, in one or several processes; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m trainer.worker")
     parser.add_argument("--events-fd", type=int, required=True, help="inherited descriptor for messages")
     parser.add_argument("--plan-json", type=SandboxPlan.model_validate_json, help="the sandbox to enter")
@@ -62,7 +62,8 @@ def main(arguments: list[str]) -> ExitCode:
     options = parser.parse_args(arguments)
     channel = worker_channel(STDIN, options.events_fd)
     interrupts = Interrupts()
-    _protect_process(interrupts)  # before the process reads private data: a core dump would contain it
+    keep_to_itself()  # before the process reads private data: a core dump would contain it
+    signal.signal(signal.SIGTERM, interrupts.arrive)
     work = partial(_work, options.plan_json, interrupts)
     if options.processes == 1:
         return work(ProcessRank(), channel)
@@ -71,10 +72,11 @@ def main(arguments: list[str]) -> ExitCode:
 
 
 def _work(plan: SandboxPlan | None, interrupts: Interrupts, rank: ProcessRank, channel: WorkerChannel) -> ExitCode:
-    """Run one rank: enter the sandbox, receive the order, train; returns the exit code."""
+    """Runs one rank: enters the sandbox, receives the order, trains; returns the exit code."""
 
     def work(channel: WorkerChannel) -> ExitCode:
-        _confine(plan, channel, rank)
+        if plan is not None:
+            channel.send(Confined(sandbox=confine(plan, in_own_network=rank.size > 1)))
         order, preloader = _receive_order(channel, may_preload=rank.size == 1)
         _carry_out(order, channel, rank, interrupts, preloader)
         return ExitCode.DONE
@@ -83,7 +85,7 @@ def _work(plan: SandboxPlan | None, interrupts: Interrupts, rank: ProcessRank, c
 
 
 def _receive_order(channel: WorkerChannel, *, may_preload: bool) -> tuple[TrainingOrder, Preloader | None]:
-    """Receive the training order. If a preparation comes first, preload the model before the order arrives.
+    """Receives the training order. If a preparation comes first, preloads the model before the order arrives.
 
     Raises:
         UsageError: the supervisor sent another message, or closed the channel.
@@ -102,7 +104,7 @@ def _receive_order(channel: WorkerChannel, *, may_preload: bool) -> tuple[Traini
 
 
 def _reporting_failure(work: Callable[[WorkerChannel], ExitCode], channel: WorkerChannel) -> ExitCode:
-    """Call `work` and send its error, if it raises one, as a `Failed` message; returns the exit code."""
+    """Calls `work` and sends its error, if it raises one, as a `Failed` message; returns the exit code."""
     try:
         return work(channel)
     except (Exception, Interruption) as error:  # noqa: BLE001 -- `_verdict` drops its text
@@ -125,29 +127,11 @@ def _verdict(error: Exception | Interruption) -> tuple[Failed, ExitCode]:
         return Failed(code=ErrorCode.INTERRUPTED, message="the worker was told to stop"), ExitCode.JOB
     if isinstance(error, MemoryError):
         return Failed(code=ErrorCode.OUT_OF_MEMORY, message="the memory does not suffice"), ExitCode.JOB
-    if _is_no_space(error):
+    # Libraries in Rust (tokenizers, safetensors) give the error number as text only.
+    number = error.errno if isinstance(error, OSError) else None
+    if number in {errno.ENOSPC, errno.EDQUOT} or (number is None and f"(os error {errno.ENOSPC})" in str(error)):
         return Failed(code=ErrorCode.WORKSPACE_FULL, message="the workspace is full"), ExitCode.JOB
     return Failed(code=ErrorCode.INTERNAL, message=f"unexpected {type(error).__name__}"), ExitCode.BUG
-
-
-def _is_no_space(error: Exception) -> bool:
-    """Returns whether an error means a full file system. Libraries in Rust give the error number as text only."""
-    if isinstance(error, OSError):
-        return error.errno in {errno.ENOSPC, errno.EDQUOT}
-    return f"(os error {errno.ENOSPC})" in str(error)
-
-
-def _protect_process(interrupts: Interrupts) -> None:
-    """Forbid core dumps, make new files readable by their owner only, and handle SIGTERM."""
-    keep_to_itself()
-    signal.signal(signal.SIGTERM, interrupts.arrive)
-
-
-def _confine(plan: SandboxPlan | None, channel: WorkerChannel, rank: ProcessRank) -> None:
-    """Enter the sandbox and report the properties that were measured; does nothing without a plan."""
-    if plan is None:
-        return
-    channel.send(Confined(sandbox=confine(plan, in_own_network=rank.size > 1)))
 
 
 def _carry_out(
@@ -157,7 +141,7 @@ def _carry_out(
     interrupts: Interrupts,
     preloader: Preloader | None,
 ) -> None:
-    """Set the environment, read the rows, import the training stack, and train.
+    """Sets the environment, reads the rows, imports the training stack, and trains.
 
     The rows are read before the imports, which take seconds: a dataset with an error fails in milliseconds.
     """
@@ -180,7 +164,7 @@ def _carry_out(
 
 
 def _import_training(order: TrainingOrder, rank: ProcessRank) -> tuple[Loader, Callable[..., Summary]]:
-    """Import the engine, then the training stack: unsloth patches transformers and must be imported before it."""
+    """Imports the engine, then the training stack: unsloth patches transformers and must be imported before it."""
     with garbage_collection_paused():
         from trainer.training.engines.choice import choose_engine  # noqa: PLC0415
 

@@ -75,7 +75,7 @@ def worker_environment(inherited: Mapping[str, str], scratch: Path) -> dict[str,
 
 
 def replace_environment(scratch: Path) -> None:
-    """Replace the variables of this process and create the directories that libraries expect to exist."""
+    """Replaces the variables of this process and creates the directories that libraries expect to exist."""
     environment = worker_environment(os.environ, scratch)
     os.environ.clear()
     os.environ.update(environment)

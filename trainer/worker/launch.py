@@ -37,6 +37,7 @@ from trainer.ipc.worker_messages import (
     TrainingOrder,
     WorkerChannel,
     WorkerInstruction,
+    silent_exit,
     to_worker_channel,
     worker_channel,
 )
@@ -85,13 +86,13 @@ class RankProcess:
         return messages
 
     def interrupt(self) -> None:
-        """Raise SIGIO in the process, which handles it as SIGTERM."""
+        """Raises SIGIO in the process, which handles it as SIGTERM."""
         with suppress(OSError):  # the process has exited, or the pipe is full of earlier interrupts
             os.write(self.interrupt_fd, b".")
 
 
 def launch(size: int, plan: SandboxPlan | None, channel: WorkerChannel, work: Work) -> ExitCode:
-    """Run `work` in `size` processes and return when all have finished.
+    """Runs `work` in `size` processes; returns when all have finished.
 
     Args:
         size: number of ranks; at least 2.
@@ -121,7 +122,9 @@ def launch(size: int, plan: SandboxPlan | None, channel: WorkerChannel, work: Wo
     signal.signal(signal.SIGTERM, lambda *_signal: ranks[0].interrupt())
     try:
         for process in ranks:
-            _send_order(process, order)
+            with suppress(JobError):  # the process has exited: `_forwarded_messages` detects that
+                process.channel.send(order)
+            process.channel.close_sending()
         for message in _forwarded_messages(ranks):
             channel.send(message)
     finally:
@@ -130,7 +133,7 @@ def launch(size: int, plan: SandboxPlan | None, channel: WorkerChannel, work: Wo
 
 
 def _create_loopback_network() -> None:
-    """Move this process into a new network namespace with a loopback interface.
+    """Moves this process into a new network namespace with a loopback interface.
 
     Raises:
         JobError: `SANDBOX_INCOMPLETE`.
@@ -148,7 +151,7 @@ def _create_loopback_network() -> None:
 
 
 def _fork(rank: ProcessRank, earlier: Sequence[RankProcess], work: Work) -> RankProcess:
-    """Fork the process of one rank, with pipes for its order, its messages and its interrupts.
+    """Forks the process of one rank, with pipes for its order, its messages and its interrupts.
 
     The child closes every descriptor that belongs to the launcher or to an earlier rank. Otherwise a rank would
     hold the write ends of another rank's pipes: that rank would see no end of file, and the holder could send it
@@ -168,23 +171,19 @@ def _fork(rank: ProcessRank, earlier: Sequence[RankProcess], work: Work) -> Rank
             os.close(descriptor)
         os.dup2(order_read, sys.stdin.fileno())
         os.close(order_read)
-        _handle_interrupts(interrupt_read)
+        # The kernel raises SIGIO when the pipe becomes readable (O_ASYNC, fcntl(2)); it is handled as SIGTERM. The
+        # handler first: the default action of SIGIO kills the process.
+        signal.signal(signal.SIGIO, signal.getsignal(signal.SIGTERM))
+        fcntl.fcntl(interrupt_read, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(interrupt_read, fcntl.F_SETFL, fcntl.fcntl(interrupt_read, fcntl.F_GETFL) | os.O_ASYNC)
         _run_rank_process(rank, launcher_pid, worker_channel(STDIN, message_write), work)
     for descriptor in (order_read, message_write, interrupt_read):
         os.close(descriptor)
     return RankProcess(pid, to_worker_channel(message_read, order_write), interrupt_write)
 
 
-def _handle_interrupts(interrupt_fd: int) -> None:
-    """Make the kernel raise SIGIO when the pipe becomes readable (`O_ASYNC`), and handle it like SIGTERM."""
-    # The handler first: the default action of SIGIO kills the process.
-    signal.signal(signal.SIGIO, signal.getsignal(signal.SIGTERM))
-    fcntl.fcntl(interrupt_fd, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(interrupt_fd, fcntl.F_SETFL, fcntl.fcntl(interrupt_fd, fcntl.F_GETFL) | os.O_ASYNC)
-
-
 def _run_rank_process(rank: ProcessRank, launcher_pid: int, channel: WorkerChannel, work: Work) -> NoReturn:
-    """Run one rank and exit; never returns to the code that called `launch`."""
+    """Runs one rank and exits; never returns to the code that called `launch`."""
     code = ExitCode.BUG
     try:
         # The launcher may have died before the parent-death signal was set, which then never comes: the
@@ -207,7 +206,7 @@ def _common_properties(own: SandboxReport, ranks: Sequence[RankProcess]) -> Sand
 
 
 def _receive_report(process: RankProcess) -> SandboxReport:
-    """Wait for a rank's sandbox report. There is no timeout here: the supervisor limits the time for all reports.
+    """Waits for a rank's sandbox report. There is no timeout here: the supervisor limits the time for all reports.
 
     Raises:
         JobError: the rank reported a failure; `WORKER_DIED`: it exited.
@@ -219,13 +218,6 @@ def _receive_report(process: RankProcess) -> SandboxReport:
             if isinstance(message, Failed):
                 raise message.as_error()
     raise JobError(ErrorCode.WORKER_DIED, "a process did not confine itself", hint="see job.log")
-
-
-def _send_order(process: RankProcess, order: TrainingOrder) -> None:
-    """Send the order and close the sending end; `_forwarded_messages` detects a process that has exited."""
-    with suppress(JobError):
-        process.channel.send(order)
-    process.channel.close_sending()
 
 
 def _forwarded_messages(ranks: Sequence[RankProcess]) -> Iterator[Message]:
@@ -253,7 +245,7 @@ def _forwarded_messages(ranks: Sequence[RankProcess]) -> Iterator[Message]:
 
 
 def _readable_processes(ranks: Sequence[RankProcess], deadline: float | None) -> list[RankProcess]:
-    """Wait until a running rank has sent something or exited; returns [] if the deadline passes first."""
+    """Waits until a running rank has sent something or exited; returns [] if the deadline passes first."""
     poller = select.poll()
     running = {process.channel.fileno(): process for process in ranks if process.status is None}
     for descriptor in running:
@@ -278,16 +270,7 @@ def _verdict(ranks: Sequence[RankProcess]) -> JobError:
     if specific:
         return specific[0].as_error()
     if silent:
-        return _silent_exit(silent[0], ranks)
+        rank = silent[0]
+        code = os.waitstatus_to_exitcode(ranks[rank].status or 0)
+        return silent_exit(f"process {rank + 1} of {len(ranks)}", code)
     return min(failures, key=lambda failure: failure.code is ErrorCode.WORKER_DIED).as_error()
-
-
-def _silent_exit(rank: int, ranks: Sequence[RankProcess]) -> JobError:
-    code = os.waitstatus_to_exitcode(ranks[rank].status or 0)  # negative: the number of the signal that killed it
-    return JobError(
-        ErrorCode.WORKER_DIED,
-        f"process {rank + 1} of {len(ranks)} ended without a word",
-        expected="a result or a failure",
-        found=f"signal {-code}" if code < 0 else f"exit code {code}",
-        hint="signal 9 usually means that the VM ran out of memory" if code == -signal.SIGKILL else None,
-    )

@@ -1,4 +1,4 @@
-"""What a worker does before there is a dataset: it imports the training stack and loads the base model.
+"""Prepares a worker before there is a dataset: imports the training stack and loads the base model.
 
 Both need nothing private and take seconds in which the job waits for its dataset anyway. The result of the run is
 bitwise the same with and without preloading: no row is involved, and the random generators are restored to the
@@ -11,10 +11,10 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from trainer.ipc.worker_messages import Preparation, TrainingOrder
 from trainer.training.stopwatch import Stopwatch
@@ -23,8 +23,6 @@ from trainer.worker.environment import replace_environment
 if TYPE_CHECKING:
     from trainer.training.engines.base import Loader
     from trainer.worker.preloaded_model import PreloadedModel
-
-_Result = TypeVar("_Result")
 
 _log = logging.getLogger(__name__)
 
@@ -43,27 +41,41 @@ class Preloader:
         self._watch = Stopwatch()
 
     def import_stack(self) -> None:
-        """Import the training stack."""
+        """Imports the training stack."""
         replace_environment(scratch_dir(self._preparation.output_dir))
-        self._loader = self._attempt(lambda: _import_stack(self._preparation))
+        with self._attempt(), garbage_collection_paused():
+            from trainer.training.engines.choice import choose_engine  # noqa: PLC0415 -- slow
+
+            # In this order: unsloth patches transformers and must be imported before it.
+            loader = choose_engine(self._preparation.spec)
+            import transformers.modeling_utils  # noqa: PLC0415 -- lazy otherwise: loading would wait for it
+
+            import trainer.training.run  # noqa: PLC0415 -- brings transformers and PEFT
+
+            del transformers, trainer
+            self._loader = loader
 
     def load_model(self) -> None:
-        """Load the base model, which is on disk now."""
-        loader = self._loader
-        if loader is not None:
-            self._model = self._attempt(lambda: _load(loader, self._preparation))
+        """Loads the base model, which is on disk now."""
+        if self._loader is None:
+            return
+        with self._attempt():
+            from trainer.worker.preloaded_model import load_preloaded  # noqa: PLC0415 -- imports the training stack
 
-    def _attempt(self, work: Callable[[], _Result]) -> _Result | None:
+            self._model = load_preloaded(self._loader, self._preparation.model_dir, self._preparation.spec)
+
+    @contextmanager
+    def _attempt(self) -> Iterator[None]:
+        """Measures the time of the block, and ends the block at an error."""
         try:
             with self._watch.part("preload"):
-                return work()
+                yield
         except Exception:  # noqa: BLE001 -- the run will meet the same error, and report it
             _log.exception("preloading failed")
-            return None
 
     @property
     def seconds(self) -> float:
-        """Returns how long importing and loading took, without the wait in between."""
+        """Time that importing and loading took, in seconds, without the wait in between."""
         return self._watch.read().get("preload", 0.0)
 
     def loader_for(self, order: TrainingOrder, loader: Loader) -> Loader:
@@ -79,13 +91,13 @@ def scratch_dir(output_dir: Path) -> Path:
 
 
 def remove_scratch(output_dir: Path) -> None:
-    """Remove the caches and temporary files of a run."""
+    """Removes the caches and temporary files of a run."""
     shutil.rmtree(scratch_dir(output_dir), ignore_errors=True)
 
 
 @contextmanager
 def garbage_collection_paused() -> Iterator[None]:
-    """Import without garbage collection, and exclude what was imported from later collections.
+    """Switches garbage collection off for imports, and excludes what was imported from later collections.
 
     Importing three thousand modules triggers many collections that find next to nothing.
     """
@@ -95,22 +107,3 @@ def garbage_collection_paused() -> Iterator[None]:
     finally:
         gc.enable()
         gc.freeze()
-
-
-def _import_stack(preparation: Preparation) -> Loader:
-    with garbage_collection_paused():
-        from trainer.training.engines.choice import choose_engine  # noqa: PLC0415 -- slow; the engine comes first
-
-        loader = choose_engine(preparation.spec)
-        import transformers.modeling_utils  # noqa: PLC0415 -- lazy otherwise: loading would wait for it
-
-        import trainer.training.run  # noqa: PLC0415 -- brings transformers and PEFT
-
-        del transformers, trainer
-    return loader
-
-
-def _load(loader: Loader, preparation: Preparation) -> PreloadedModel:
-    from trainer.worker.preloaded_model import load_preloaded  # noqa: PLC0415 -- imports the training stack
-
-    return load_preloaded(loader, preparation.model_dir, preparation.spec)

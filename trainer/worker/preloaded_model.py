@@ -48,7 +48,7 @@ class PreloadedModel(Loader):
         return True
 
     def load(self, model_dir: Path, spec: JobSpec, precision: Precision) -> Any:
-        """Give the model away and set the random generators as loading left them.
+        """Gives the model away and sets the random generators as loading left them.
 
         Loads again where the model was given away already, or was loaded for another spec or precision.
 
@@ -65,7 +65,7 @@ class PreloadedModel(Loader):
 
 
 def load_preloaded(loader: Loader, model_dir: Path, spec: JobSpec) -> PreloadedModel:
-    """Load a base model exactly as its run will: with the same seed and the same precision.
+    """Loads a base model exactly as its run will: with the same seed and the same precision.
 
     Raises:
         JobError: as the engine.

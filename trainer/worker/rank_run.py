@@ -28,13 +28,13 @@ def run_rank(
     watch: Stopwatch,
     interrupts: Interrupts,
 ) -> Summary:
-    """Join the other processes and train; rank 0 forwards the run's events to the supervisor.
+    """Joins the other processes and trains; rank 0 forwards the run's events to the supervisor.
 
     Args:
         order: the job spec and the directories.
         rows: the dataset, parsed.
         loader: loads the base model.
-        rank: which of the processes this is.
+        rank: the number of this process, and of how many.
         channel: to the supervisor.
         watch: runs since the order came.
         interrupts: turns SIGTERM into an interruption.
