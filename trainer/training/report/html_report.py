@@ -7,7 +7,7 @@ its Content-Security-Policy forbids what it does not do. Whatever comes from dat
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from trainer.training.report.model_card import perplexity
 from trainer.training.report.privacy_page import RowLosses, render_privacy_section
 from trainer.training.report.samples import Sample
 from trainer.training.report.summary import Summary
+from trainer.training.report.tables import render_table
 
 _SMOOTHING_WINDOWS: Final = 20
 """The loss is smoothed over this part of a run's points."""
@@ -58,6 +59,7 @@ class MetricsRecorder:
     def _record(self, event: MetricsMeasured) -> None:
         self.metrics.append(event)
         self._file.write(json.dumps({"step": event.step, **event.values}) + "\n")
+        # A process that is killed writes no buffer.
         self._file.flush()
 
     def __enter__(self) -> Self:
@@ -106,19 +108,23 @@ def render_page(
 ) -> str:
     """Renders the page as one HTML document; arguments as in `write_report`."""
     words = METHODS[spec.train.method].words
+    warnings = "".join(f"<li>{escape(text)}</li>" for text in summary.warnings)
+    settings = "".join(
+        render_table(name, getattr(spec, name).model_dump(mode="json")) for name in ("lora", "data", "train")
+    )
     parts = (
         _render_headline(summary, spec, words),
-        _render_warnings(summary.warnings),
+        f"<section class=warnings><h2>Warnings</h2><ul>{warnings}</ul></section>" if warnings else "",
         _render_charts(metrics, words),
         render_privacy_section(summary.privacy, losses or {}),
         _render_samples(samples),
         "<div class=columns>",
-        _render_table("Rows", summary.rows),
-        _render_table("Tokens of a row", summary.tokens),
-        _render_table("Seconds", summary.seconds),
-        _render_table("Environment", summary.environment),
+        render_table("Rows", summary.rows),
+        render_table("Tokens of a row", summary.tokens),
+        render_table("Seconds", summary.seconds),
+        render_table("Environment", summary.environment),
         "</div>",
-        _render_settings(spec),
+        f"<details><summary>Settings</summary><div class=columns>{settings}</div></details>",
     )
     return f"<!doctype html><html lang=en><head>{_HEAD}</head><body><main>{''.join(parts)}</main></body></html>\n"
 
@@ -126,7 +132,7 @@ def render_page(
 def _render_headline(summary: Summary, spec: JobSpec, words: MethodWords) -> str:
     figures = [
         *_held_out_figures(summary, words),
-        ("training loss", _format_loss(summary.train_loss)),
+        ("training loss", f"{summary.train_loss:.4f}"),
         ("steps", f"{summary.steps:,}"),
         ("tokens trained on", f"{summary.trained_tokens:,}"),
     ]
@@ -140,19 +146,13 @@ def _held_out_figures(summary: Summary, words: MethodWords) -> Iterator[tuple[st
     before, after = summary.eval_loss_before, summary.eval_loss_after
     if before is None or after is None:
         return
-    yield "loss on held-out rows", f"{_format_loss(before)} → {_format_loss(after)}"
+    yield "loss on held-out rows", f"{before:.4f} → {after:.4f}"
     for tile in words.tiles:
         if tile.metric in summary.pairs:
             yield tile.label, format(summary.pairs[tile.metric], tile.format)
+    # exp(loss) is a perplexity only where the loss is a mean negative log-likelihood of tokens.
     if words.has_perplexity:
         yield "perplexity on held-out rows", f"{perplexity(before):.2f} → {perplexity(after):.2f}"
-
-
-def _render_warnings(warnings: Sequence[str]) -> str:
-    if not warnings:
-        return ""
-    items = "".join(f"<li>{escape(text)}</li>" for text in warnings)
-    return f"<section class=warnings><h2>Warnings</h2><ul>{items}</ul></section>"
 
 
 def _render_charts(metrics: Sequence[MetricsMeasured], words: MethodWords) -> str:
@@ -183,10 +183,17 @@ def _render_charts(metrics: Sequence[MetricsMeasured], words: MethodWords) -> st
         ("Gradient norm", "before clipping", [curve("norm", "grad_norm")]),
         ("Throughput", "tokens per second, without padding", throughput),
     )
-    return f"<section class=charts>{''.join(_render_figure(*chart) for chart in charts)}</section>"
+    figures = []
+    for title, unit, curves in charts:
+        chart = render_line_chart([curve for curve in curves if curve.points], x_label="step")
+        note = f" <small>{escape(unit)}</small>" if unit else ""
+        if chart:
+            figures.append(f"<figure><figcaption>{escape(title)}{note}</figcaption>{chart}</figure>")
+    return f"<section class=charts>{''.join(figures)}</section>"
 
 
 def _loss_curves(metrics: Sequence[MetricsMeasured]) -> list[Curve]:
+    # A step's loss depends on which rows it draws. The mean over a twentieth of the run shows the trend.
     loss = metric_points(metrics, "loss")
     window = max(1, len(loss) // _SMOOTHING_WINDOWS)
     return [
@@ -196,14 +203,8 @@ def _loss_curves(metrics: Sequence[MetricsMeasured]) -> list[Curve]:
     ]
 
 
-def _render_figure(title: str, unit: str, curves: Sequence[Curve]) -> str:
-    chart = render_line_chart([curve for curve in curves if curve.points], x_label="step")
-    note = f" <small>{escape(unit)}</small>" if unit else ""
-    return f"<figure><figcaption>{escape(title)}{note}</figcaption>{chart}</figure>" if chart else ""
-
-
 def _render_samples(samples: Sequence[Sample]) -> str:
-    """Each prompt, with the answers of the base model, of the trained model and of the row itself."""
+    """Renders each prompt with the answers of the base model, of the trained model and of the row itself."""
     if not samples:
         return ""
     cards = []
@@ -219,27 +220,6 @@ def _render_samples(samples: Sequence[Sample]) -> str:
 def metric_points(metrics: Sequence[MetricsMeasured], name: str) -> list[Point]:
     """Returns (step, value) of one metric, for each step at which it was measured."""
     return [(float(item.step), item.values[name]) for item in metrics if name in item.values]
-
-
-def _render_table(title: str, values: Mapping[str, object]) -> str:
-    rows = "".join(f"<tr><th>{escape(name)}<td>{_format_cell(value)}" for name, value in values.items())
-    return f"<section><h2>{escape(title)}</h2><table>{rows}</table></section>"
-
-
-def _format_cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:,.2f}"
-    return f"{value:,}" if isinstance(value, int) else escape(str(value))
-
-
-def _render_settings(spec: JobSpec) -> str:
-    sections = ("lora", "data", "train")
-    tables = "".join(_render_table(name, getattr(spec, name).model_dump(mode="json")) for name in sections)
-    return f"<details><summary>Settings</summary><div class=columns>{tables}</div></details>"
-
-
-def _format_loss(value: float) -> str:
-    return f"{value:.4f}"
 
 
 _STYLE: Final = """
@@ -287,6 +267,8 @@ details{margin-top:16px;padding:12px 18px}summary{cursor:pointer;font-weight:650
 details .columns section{border:0;padding:0}
 """
 
+# A second line of defence after escaping: under this policy, a browser runs no script and loads nothing, even if a
+# text of the dataset got into the page as markup. Only the style element is allowed.
 _HEAD: Final = (
     '<meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">'
     "<meta http-equiv=Content-Security-Policy content=\"default-src 'none';style-src 'unsafe-inline'\">"

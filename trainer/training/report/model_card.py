@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final
 
 from trainer.spec import JobSpec
 from trainer.training.methods.registry import METHODS
 from trainer.training.report.privacy_page import privacy_card_lines
 from trainer.training.report.summary import Summary
+from trainer.training.report.tables import table_lines
 
 _SECTIONS: Final = ("lora", "data", "train")
 
@@ -26,13 +27,14 @@ def render_model_card(summary: Summary, spec: JobSpec) -> str:
     # The card goes where the weights go. Under differential privacy only what the noise covers may go with them;
     # it covers neither losses nor row counts.
     if not spec.privacy.differential:
-        lines += ["", "## Result", "", *_table_lines(_result_values(summary, spec))]
+        lines += ["", "## Result", "", *table_lines(_result_values(summary, spec))]
         lines += ["", "## Data", "", "The rows themselves are private; these are counts over them.", ""]
         token_counts = {f"tokens: {name}": value for name, value in summary.tokens.items()}
-        lines += _table_lines({**summary.rows, **token_counts})
-    lines += ["", "## Settings", ""]
-    lines += _table_lines({"job spec (SHA-256)": spec.sha256(), **_setting_values(spec)})
-    lines += ["", "## Environment", "", *_table_lines(summary.environment)]
+        lines += table_lines({**summary.rows, **token_counts})
+    sections = spec.model_dump(mode="json", include=set(_SECTIONS))
+    settings = {f"{section}.{key}": value for section in _SECTIONS for key, value in sections[section].items()}
+    lines += ["", "## Settings", "", *table_lines({"job spec (SHA-256)": spec.sha256(), **settings})]
+    lines += ["", "## Environment", "", *table_lines(summary.environment)]
     return "\n".join(lines) + "\n"
 
 
@@ -57,6 +59,7 @@ def _introduction_lines(spec: JobSpec) -> Iterator[str]:
     yield f"Made for the base model `{name}`{revision}."
     if sentence := METHODS[spec.train.method].words.card_sentence:
         yield sentence
+    # A JSON string is a string of Python as well: no name of a model can end the string or the line.
     yield from ("", "```python", "from peft import PeftModel", "from transformers import AutoModelForCausalLM", "")
     yield f"base = AutoModelForCausalLM.from_pretrained({json.dumps(name)})"
     yield 'model = PeftModel.from_pretrained(base, "adapter")'
@@ -85,16 +88,3 @@ def perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
-
-
-def _setting_values(spec: JobSpec) -> dict[str, object]:
-    sections = spec.model_dump(mode="json", include=set(_SECTIONS))
-    return {f"{section}.{key}": value for section in _SECTIONS for key, value in sections[section].items()}
-
-
-def _table_lines(values: Mapping[str, object]) -> Iterator[str]:
-    yield from ("| | |", "|---|---|")
-    for name, value in values.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        escaped = text.replace("|", "\\|")
-        yield f"| {name} | {escaped} |"

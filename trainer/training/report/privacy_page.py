@@ -7,14 +7,9 @@ from html import escape
 from typing import Final
 
 from trainer.training.privacy.membership import roc, scores
-from trainer.training.privacy.privacy_findings import (
-    DifferentialPrivacy,
-    Exposure,
-    Membership,
-    Privacy,
-    Separation,
-)
+from trainer.training.privacy.privacy_findings import DifferentialPrivacy, Privacy
 from trainer.training.report.charts import Curve, Point, render_line_chart
+from trainer.training.report.tables import render_table, table_lines
 
 _HISTOGRAM_BINS: Final = 24
 
@@ -31,25 +26,38 @@ def render_privacy_section(privacy: Privacy | None, losses: RowLosses) -> str:
     """
     if privacy is None:
         return ""
-    tables = (
-        _render_differential(privacy.differential),
-        _render_membership(privacy.membership),
-        _render_exposure(privacy.exposure),
-    )
-    notice = _render_withheld(privacy.withheld)
+    notice = ""
+    if privacy.withheld:
+        notice = f"<p class=warnings><b>The adapter is withheld.</b> {escape(privacy.withheld)}</p>"
     charts = _render_privacy_charts(losses) if losses else ""
-    columns = f"<div class=columns>{''.join(tables)}</div>"
+    columns = f"<div class=columns>{''.join(_render_findings(privacy))}</div>"
     return f"<section class=privacy><h2>Privacy of the weights</h2>{notice}{columns}{charts}</section>"
 
 
-def _render_withheld(reason: str | None) -> str:
-    return f"<p class=warnings><b>The adapter is withheld.</b> {escape(reason)}</p>" if reason else ""
-
-
-def _render_differential(found: DifferentialPrivacy | None) -> str:
-    if found is None:
-        return _render_table("Differential privacy", {"ε": "no: trained without noise"})
-    return _render_table("Differential privacy of each row", _budget_values(found))
+def _render_findings(privacy: Privacy) -> Iterator[str]:
+    """Yields a table for each finding, and one that says so where there was no differential privacy."""
+    if privacy.differential is None:
+        yield render_table("Differential privacy", {"ε": "no: trained without noise"})
+    else:
+        yield render_table("Differential privacy of each row", _budget_values(privacy.differential))
+    if membership := privacy.membership:
+        rows = {"training rows, held-out rows": f"{membership.members:,}, {membership.outsiders:,}"}
+        for name, test in (("by loss", membership.loss), ("by change of loss", membership.calibrated)):
+            auc_low, auc_high = test.auc_interval
+            rows[f"AUC {name}"] = f"{test.auc:.3f} ({auc_low:.3f} to {auc_high:.3f})"
+            tpr_low, tpr_high = test.tpr_interval
+            rows[f"found at 1 % false alarms {name}"] = f"{test.tpr:.1%} ({tpr_low:.1%} to {tpr_high:.1%})"
+        yield render_table("Membership test", rows)
+    if exposure := privacy.exposure:
+        rows = {
+            "texts times repetitions": f"{exposure.canaries} times {exposure.repetitions}",
+            "exposure, largest (bits)": f"{exposure.largest:.2f}",
+            # By chance the exposure exceeds b bits with probability 2^-b. Its mean is the integral of that over
+            # b from 0 to infinity: 1 / ln 2 = 1.44.
+            "exposure, mean (bits; 1.44 by chance)": f"{exposure.mean:.2f}",
+            "candidates": f"{exposure.candidates:,}",
+        }
+        yield render_table("Canaries", rows)
 
 
 def _budget_values(found: DifferentialPrivacy) -> dict[str, str]:
@@ -64,41 +72,10 @@ def _budget_values(found: DifferentialPrivacy) -> dict[str, str]:
     }
 
 
-def _render_membership(found: Membership | None) -> str:
-    if found is None:
-        return ""
-    rows = {"training rows, held-out rows": f"{found.members:,}, {found.outsiders:,}"}
-    for name, test in (("by loss", found.loss), ("by change of loss", found.calibrated)):
-        rows |= _separation_values(name, test)
-    return _render_table("Membership test", rows)
-
-
-def _separation_values(name: str, test: Separation) -> dict[str, str]:
-    return {
-        f"AUC {name}": f"{test.auc:.3f} ({test.auc_interval[0]:.3f} to {test.auc_interval[1]:.3f})",
-        f"found at 1 % false alarms {name}": (
-            f"{test.tpr:.1%} ({test.tpr_interval[0]:.1%} to {test.tpr_interval[1]:.1%})"
-        ),
-    }
-
-
-def _render_exposure(found: Exposure | None) -> str:
-    if found is None:
-        return ""
-    return _render_table(
-        "Canaries",
-        {
-            "texts times repetitions": f"{found.canaries} times {found.repetitions}",
-            "exposure, largest (bits)": f"{found.largest:.2f}",
-            "exposure, mean (bits; 1.44 by chance)": f"{found.mean:.2f}",
-            "candidates": f"{found.candidates:,}",
-        },
-    )
-
-
 def _render_privacy_charts(losses: RowLosses) -> str:
     inside = scores(losses["members_before"], losses["members_after"])
     outside = scores(losses["outsiders_before"], losses["outsiders_after"])
+    # A point for each threshold: the share of held-out and of training rows whose score is at least that high.
     curves = (
         Curve("by change of loss", roc(inside[1], outside[1]), "main"),
         Curve("by loss", roc(inside[0], outside[0]), "second"),
@@ -128,20 +105,16 @@ def histogram(values: Sequence[float], span: Sequence[float]) -> list[Point]:
         (edge, share of `values`) at both edges of each bin.
     """
     low, high = min(span), max(span)
-    width = (high - low) / _HISTOGRAM_BINS or 1.0
+    width = (high - low) / _HISTOGRAM_BINS or 1.0  # all values equal: any width, but not 0
     counts = [0] * _HISTOGRAM_BINS
     for value in values:
+        # The largest value is the upper edge of the last bin, and counted in it.
         counts[min(int((value - low) / width), _HISTOGRAM_BINS - 1)] += 1
     return [
         (low + (number + side) * width, count / len(values))
         for number, count in enumerate(counts)
         for side in (0, 1)
     ]
-
-
-def _render_table(title: str, values: Mapping[str, str]) -> str:
-    rows = "".join(f"<tr><th>{escape(name)}<td>{escape(value)}" for name, value in values.items())
-    return f"<section><h2>{escape(title)}</h2><table>{rows}</table></section>"
 
 
 def privacy_card_lines(privacy: Privacy) -> Iterator[str]:
@@ -153,8 +126,8 @@ def privacy_card_lines(privacy: Privacy) -> Iterator[str]:
             f"Trained with differential privacy (DP-SGD): the weights are (ε, δ)-differentially private with ε = "
             f"{found.epsilon:.4g} and δ = {found.delta:g} for each single training row, present or absent."
         )
-        yield from ("", "| | |", "|---|---|")
-        yield from (f"| {name} | {value} |" for name, value in _budget_values(found).items())
+        yield from ("", *table_lines(_budget_values(found)))
+    # The audit computes its numbers from the rows without noise: (ε, δ) would not cover a card that has them.
     if privacy.membership is not None and privacy.differential is None:
         yield f"- membership test by loss: AUC {privacy.membership.worst:.3f} (0.5 is chance)"
     if privacy.exposure is not None and privacy.differential is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -35,12 +35,7 @@ class Sample:
 
     def as_dict(self) -> dict[str, str]:
         """Returns the texts by name, for `report/samples.json`."""
-        return {
-            "prompt": self.prompt,
-            "reference": self.reference,
-            "before": self.before,
-            "after": self.after,
-        }
+        return asdict(self)
 
 
 class Sampler:
@@ -72,6 +67,7 @@ class Sampler:
         self._precision = precision
         self._limit = max_new_tokens
         self._starts_as_base = starts_as_base
+        # Without a prompt there is nothing to continue, and without an answer nothing to compare with.
         parts = (split_example(example) for example in prompts)
         self._parts = [part for part in parts if part[0] and part[1]][:count]
 
@@ -110,15 +106,17 @@ class Sampler:
                 eos_token_id=sorted(self._tokens.stop_ids),
             )
         self._model.train(was_training)
-        return [self._tokens.text(self._cut_after_stop(row)) for row in generated[:, ids.shape[1] :].tolist()]
-
-    def _cut_after_stop(self, ids: list[int]) -> list[int]:
-        stops = [position for position, token in enumerate(ids) if token in self._tokens.stop_ids]
-        return ids[: stops[0] + 1] if stops else ids
+        answers = []
+        for row in generated[:, ids.shape[1] :].tolist():
+            # Generation goes on until every row has a stop token: what follows in this one is padding.
+            stops = [position for position, token in enumerate(row) if token in self._tokens.stop_ids]
+            answers.append(self._tokens.text(row[: stops[0] + 1] if stops else row))
+        return answers
 
 
 def split_example(example: Example) -> tuple[list[int], list[int]]:
     """Returns the ids before the first trained token, and the consecutive trained ids from there on."""
+    # `trained` has a byte for each token: 1 where it is trained on, 0 where it is not.
     start = example.trained.index(1)
     end = example.trained.find(b"\0", start)
     ids = list(example.ids)
@@ -133,6 +131,7 @@ def pad_left(
     Returns:
         Ids and attention mask: int64 [prompts, longest prompt] each.
     """
+    # The model predicts after the last column, which must therefore hold the last token of every prompt.
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(ids)

@@ -58,6 +58,7 @@ class Summary(Strict):
 
 def describe_lengths(examples: Sequence[Example]) -> dict[str, int]:
     """Returns quantiles of the examples' lengths in tokens, their total, and how many of them are trained."""
+    # The quantile q of n sorted lengths is the one whose index is next to q (n - 1): always a length that occurs.
     lengths = sorted(example.length for example in examples)
     last = len(lengths) - 1
     return {

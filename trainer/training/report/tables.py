@@ -1,0 +1,29 @@
+"""Tables of names and values: as HTML in the report, as Markdown in the model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from html import escape
+
+
+def render_table(title: str, values: Mapping[str, object]) -> str:
+    """Renders a section of HTML with a heading and a table: floats with two decimals, texts escaped."""
+    rows = []
+    for name, value in values.items():
+        if isinstance(value, float):
+            cell = f"{value:,.2f}"
+        else:
+            cell = f"{value:,}" if isinstance(value, int) else escape(str(value))
+        rows.append(f"<tr><th>{escape(name)}<td>{cell}")
+    return f"<section><h2>{escape(title)}</h2><table>{''.join(rows)}</table></section>"
+
+
+def table_lines(values: Mapping[str, object]) -> Iterator[str]:
+    """Yields the lines of a Markdown table without headings; values that are not texts are written as JSON."""
+    yield from ("| | |", "|---|---|")
+    for name, value in values.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        # A bar would end the cell, and settings of the job spec may contain any text.
+        escaped = text.replace("|", "\\|")
+        yield f"| {name} | {escaped} |"
