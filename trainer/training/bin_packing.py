@@ -15,7 +15,7 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
     """Puts rows into bins: the longest first, each into the fullest bin that has room for it.
 
     Rows of equal length keep their order, so the result depends on the lengths alone. Needs at most 11/9 of the
-    smallest possible number of bins, plus one (D. S. Johnson, 1973).
+    smallest possible number of bins, plus four (D. S. Johnson, 1973).
 
     Args:
         lengths: tokens of each row; none above `capacity`.

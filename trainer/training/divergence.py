@@ -65,7 +65,7 @@ class LastFiniteAdapter:
         if not self._copies:
             self._copies = copy_parameters(self._parameters)
             return
-        # One kernel launch for all matrices; a LoRA adapter has hundreds of small ones.
+        # A few kernel launches instead of one for each of the adapter's hundreds of small matrices.
         torch._foreach_copy_(self._copies, [parameter.detach() for parameter in self._parameters])
 
     def adapter_norm(self) -> float:

@@ -120,7 +120,7 @@ class HeldOutEvaluation(Protocol):
         extra: metrics of the last evaluation apart from the loss, by name.
     """
 
-    # The loop clears it after it has replaced the adapter; `measured` then evaluates again.
+    # The loop clears it after it has replaced the adapter: the metrics were measured with another one.
 
     extra: dict[str, float]
 
