@@ -42,7 +42,7 @@ class ComposeReview:
     changes: tuple[Change, ...]
 
     def reaches(self, threshold: Severity) -> bool:
-        """Whether some finding is as bad as `threshold`, or worse."""
+        """Returns whether some finding is as bad as `threshold`, or worse."""
         return any(finding.severity.reaches(threshold) for finding in self.findings)
 
 

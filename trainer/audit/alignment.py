@@ -1,4 +1,4 @@
-"""Which elements of two lists belong together, so that an inserted element is one change and not many."""
+"""Decides which elements of two lists belong together, so that an inserted element is one change and not many."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NO_ORDER: Final = frozenset(
 
 
 def is_reference(name: str) -> bool:
-    """Tells whether a list of this name holds references; their values are not secrets, whatever the name."""
+    """Returns whether a list of this name holds references; their values are not secrets, whatever the name."""
     return name in _KEYS
 
 

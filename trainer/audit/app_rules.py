@@ -1,4 +1,4 @@
-"""Rules on app-compose.json: what the guest OS is told. Names and defaults are those of dstack's `AppCompose`."""
+"""Rules on app-compose.json, which configures the guest OS. Names and defaults are dstack's (`AppCompose`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _app(document: Document) -> Node:
 
 
 def no_compose(document: Document) -> Hits:
-    """Something else than a compose file runs, which no rule here has looked at."""
+    """Finds another runner than compose: no rule here judges what it runs."""
     if document.app is None:
         return
     runner = document.app.get("runner")
@@ -34,43 +34,33 @@ def no_compose(document: Document) -> Hits:
 
 
 def script(document: Document) -> Hits:
-    """Scripts that run as root in the VM, outside of any container."""
+    """Finds scripts that run as root in the VM, outside of any container."""
     for name in SCRIPTS:
         node = _app(document).get(name)
         if any(each.text.strip() for each in node.elements()):
             yield node, f"{name} runs as root in the VM, before and outside of the containers"
 
 
-def _allowed(document: Document, *, steering: bool) -> Hits:
+def allowed_env(document: Document, *, steering: bool) -> Hits:
+    """Finds variables that the deployer fills in.
+
+    Args:
+        document: the compose file.
+        steering: find those that change which program or file is used, or else all others.
+    """
     for node in _app(document).get("allowed_envs").elements():
         if bool(_STEERING.fullmatch(node.text)) is steering:
             yield node, f"whoever deploys can set {shown(node.text)}, after the text was measured"
 
 
-def allowed_env(document: Document) -> Hits:
-    """Variables that the deployer fills in."""
-    yield from _allowed(document, steering=False)
-
-
-def steering_env(document: Document) -> Hits:
-    """Variables that change which program or file is used, rather than what it is told."""
-    yield from _allowed(document, steering=True)
-
-
-def public_logs(document: Document) -> Hits:
-    """What containers print can be read by anyone."""
-    if (node := _app(document).get("public_logs")).is_on:
-        yield node, "anyone can read what the containers print"
-
-
-def public_sysinfo(document: Document) -> Hits:
-    """Load and memory over time say something about the data."""
-    if (node := _app(document).get("public_sysinfo")).is_on:
-        yield node, "anyone can watch the load and memory of the VM"
+def switched_on(document: Document, *, key: str, message: str) -> Hits:
+    """Finds `key` of app-compose.json if it switches something on."""
+    if (node := _app(document).get(key)).is_on:
+        yield node, message
 
 
 def public_tcbinfo(document: Document) -> Hits:
-    """Measurements are no secret. Absent means on."""
+    """Finds public measurements, which are no secret. Absent means on."""
     if document.app is not None:
         node = document.app.get("public_tcbinfo")
         if node.is_on or node.value is None:
@@ -78,7 +68,7 @@ def public_tcbinfo(document: Document) -> Hits:
 
 
 def _key_provider(app: Node) -> tuple[Node, str]:
-    """The key provider as dstack picks it, and where that is written."""
+    """Returns the node that decides the key provider, and its name, as dstack picks it."""
     if (stated := app.get("key_provider")).value is not None:
         return stated, stated.text
     if (kms := app.get("kms_enabled")).is_on:
@@ -88,7 +78,7 @@ def _key_provider(app: Node) -> tuple[Node, str]:
 
 
 def key_provider_local(document: Document) -> Hits:
-    """Keys that are bound to one machine, by a service that its operator runs."""
+    """Finds keys that are bound to one machine, by a service that its operator runs."""
     if document.app is not None:
         node, kind = _key_provider(document.app)
         if kind not in {"kms", "none"}:
@@ -96,7 +86,7 @@ def key_provider_local(document: Document) -> Hits:
 
 
 def key_provider_none(document: Document) -> Hits:
-    """Keys that end with the VM."""
+    """Finds keys that end with the VM."""
     if document.app is not None:
         node, kind = _key_provider(document.app)
         if kind == "none":
@@ -104,48 +94,42 @@ def key_provider_none(document: Document) -> Hits:
 
 
 def key_provider_unpinned(document: Document) -> Hits:
-    """Any key service will do, so also one that the operator runs."""
+    """Finds that any key service will do, also one that the operator runs."""
     if document.app is not None and _key_provider(document.app)[1] == "kms":
         node = document.app.get("key_provider_id")
         if not node.text:
             yield node, "the text does not say which key service: the one that the operator names is asked"
 
 
-def instance_id_absent(document: Document) -> Hits:
-    """Without an id of its own, every VM of the app has the same disk key."""
-    if (node := _app(document).get("no_instance_id")).is_on:
-        yield node, "the VM has no id of its own: all VMs of this app can open each other's disks"
-
-
 def swap(document: Document) -> Hits:
-    """What is in memory may be written to the VM's disk."""
+    """Finds swap: memory may be written to the VM's disk."""
     node = _app(document).get("swap_size")
     if node.is_on and re.search("[1-9]", node.text):
         yield node, "memory may be written to the VM's disk, encrypted only with the disk's key"
 
 
 def storage_unknown(document: Document) -> Hits:
-    """A file system that no release is known to offer."""
+    """Finds a file system that no release is known to offer."""
     node = _app(document).get("storage_fs")
     if node.value is not None and node.text not in _FILE_SYSTEMS:
         yield node, f"storage_fs is {shown(node.text)}, which no known release offers"
 
 
 def registry(document: Document) -> Hits:
-    """Images come from, or through, another registry."""
+    """Finds another registry that images come from or through."""
     if (node := _app(document).get("docker_config").get("registry")).text:
         yield node, f"images come from {shown(node.text)}; only a digest says which"
 
 
 def features(document: Document) -> Hits:
-    """The old way of switching things on."""
+    """Finds features, the form of older releases for switching things on."""
     for node in _app(document).get("features").elements():
         if node.text != "tproxy-net":
             yield node, f"the feature {shown(node.text)} is switched on in a way that newer releases ignore"
 
 
 def gateway(document: Document) -> Hits:
-    """Connections arrive through dstack's gateway."""
+    """Finds that connections arrive through dstack's gateway."""
     for name in ("gateway_enabled", "tproxy_enabled"):
         if (node := _app(document).get(name)).is_on:
             yield node, _THROUGH_GATEWAY
@@ -155,13 +139,13 @@ def gateway(document: Document) -> Hits:
 
 
 def secure_time_off(document: Document) -> Hits:
-    """A clock that the host sets makes old evidence look new."""
+    """Finds a clock that the host sets makes old evidence look new."""
     if (node := _app(document).get("secure_time")).value is not None and not node.is_on:
         yield node, "the host can set the VM's clock"
 
 
 def secure_time_absent(document: Document) -> Hits:
-    """Releases differ in their default."""
+    """Finds that `secure_time` is not stated; releases differ in their default."""
     if document.app is not None and (node := document.app.get("secure_time")).value is None:
         yield node, "secure_time is not stated, and its default depends on the release"
 
@@ -171,13 +155,16 @@ def _gpu_policy(document: Document) -> Node:
 
 
 def gpu_policy_absent(document: Document) -> Hits:
-    """Guests that know the key then apply their default; others attest no GPU at boot."""
+    """Finds that `gpu_policy` is not stated.
+
+    Guests that know the key then apply their default; others attest no GPU at boot.
+    """
     if document.app is not None and _gpu_policy(document).value is None:
         yield _gpu_policy(document), "requirements.gpu_policy is not stated: the guest's default decides"
 
 
 def gpu_policy_weak(document: Document) -> Hits:
-    """A GPU whose memory others may read."""
+    """Finds a policy that allows a GPU whose memory others may read."""
     policy = _gpu_policy(document)
     attested = policy.get("attest_gpu")
     if attested.value is not None and not attested.is_on:
@@ -188,7 +175,10 @@ def gpu_policy_weak(document: Document) -> Hits:
 
 
 def requirements_ignored(document: Document) -> Hits:
-    """Guests that do not know `requirements` refuse a version in quotes, and overlook it otherwise."""
+    """Finds `requirements` beside a numeric version.
+
+    Guests that do not know `requirements` refuse a version in quotes, and overlook the key otherwise.
+    """
     app = _app(document)
     version = app.get("manifest_version")
     if app.get("requirements").value is not None and not isinstance(version.value, str):
@@ -196,12 +186,12 @@ def requirements_ignored(document: Document) -> Hits:
 
 
 def job_spec_missing(document: Document) -> Hits:
-    """What is trained, and how, is not part of what is measured."""
+    """Finds that no job spec is part of what is measured."""
     if not document.job_specs:
         yield document.compose.get("services"), "no service gets a job spec: the text does not fix the job"
 
 
 def job_spec_ambiguous(document: Document) -> Hits:
-    """More than one job spec: which one runs is for the command line to say."""
+    """Finds more than one job spec: which one runs depends on the command line."""
     for node, _ in document.job_specs[1:]:
         yield node, "there is more than one job spec in the text"

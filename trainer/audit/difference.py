@@ -23,6 +23,7 @@ def difference(old: Document, new: Document) -> tuple[Change, ...]:
 
     An app-compose file and a bare docker-compose file are compared by what both have: the compose file.
     """
+    # The embedded compose file is compared as a tree of its own: as text, one changed word would show all of it.
     both_apps = old.app is not None and new.app is not None
     comparison = _Comparison(old, new)
     path = EMBEDDED if both_apps else ""
@@ -47,7 +48,7 @@ class _Comparison:
         self._known: dict[int, tuple[int, Node]] = {}  # holds the node too: its id() must not be used again
 
     def identity(self, node: Node) -> int:
-        """The same number for the same content. In Python `True == 1`; in a compose file it is not."""
+        """Returns the same number for the same content. In Python `True == 1`; in a compose file it is not."""
         if id(node) not in self._known:
             content = node.value
             key: object = (type(content), content)
@@ -59,7 +60,7 @@ class _Comparison:
         return self._known[id(node)][0]
 
     def changes(self, old: Node | None, new: Node | None, path: str, name: str) -> Iterator[Change]:
-        """The changes at and below `path`; `name` decides whether a value there is a secret."""
+        """Yields the changes at and below `path`; `name` decides whether a value there is a secret."""
         before, after = _normal(old, path, name, self._old), _normal(new, path, name, self._new)
         if before and after and self.identity(before) == self.identity(after):
             return
@@ -68,30 +69,32 @@ class _Comparison:
             for key in sorted(one.keys() | other.keys()):
                 yield from self.changes(one.get(key), other.get(key), child_path(path, key), key)
         elif isinstance(one, tuple) and isinstance(other, tuple):
-            yield from self._elements(one, other, path, name)
+            # In a list of arguments, an option's name decides whether the argument after it is a secret.
+            plain = "" if is_reference(name) else name
+            names = _names(one, plain) | _names(other, plain)
+            for place, old_one, new_one in aligned(name, one, other, self.identity):
+                secret = next((names[id(each)] for each in (new_one, old_one) if each), plain)
+                yield from self.changes(old_one, new_one, child_path(path, place), secret)
         else:
             yield from self._replaced(before, after, path, name)
-
-    def _elements(self, old: tuple[Node, ...], new: tuple[Node, ...], path: str, name: str) -> Iterator[Change]:
-        plain = "" if is_reference(name) else name
-        names = _names(old, plain) | _names(new, plain)
-        for key, one, other in aligned(name, old, new, self.identity):
-            secret = next((names[id(each)] for each in (other, one) if each), plain)
-            yield from self.changes(one, other, child_path(path, key), secret)
 
     def _replaced(self, old: Node | None, new: Node | None, path: str, name: str) -> Iterator[Change]:
         """Yields the changes of a value that was added, removed, or has another kind than before."""
         leaf = old, new
+        # A collection is shown as changes of its parts against an empty one, so that each secret in it is
+        # masked.
         for node, is_new in ((old, False), (new, True)):
             if node is not None and isinstance(node.value, tuple | Mapping) and node.value:
                 leaf = (leaf[0], None) if is_new else (None, leaf[1])
                 empty = Node(() if isinstance(node.value, tuple) else {}, node.line, node.path)
                 yield from self.changes(*((empty, node) if is_new else (node, empty)), path, name)
         if leaf != (None, None):
-            yield Change(printable(path), *(None if node is None else _shown(node, name) for node in leaf))
+            yield Change(printable(path), *(_shown(node, name) for node in leaf))
 
 
-def _shown(node: Node, name: str) -> str:
+def _shown(node: Node | None, name: str) -> str | None:
+    if node is None:
+        return None
     return _EMPTY if isinstance(node.value, tuple | Mapping) else shown(node.value, name)
 
 

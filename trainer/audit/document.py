@@ -53,6 +53,7 @@ class Document:
                 (entry.get("source") if entry.is_mapping else entry).text
                 for entry in service.get("configs").elements()
             }
+            # Only a mounted config reaches a service; one that nobody mounts does not fix the job.
             contents = [config.get("content") for name, config in configs.items() if name in mounted]
             for node in (_job_variable(service), *contents):
                 if node is not None:
@@ -110,33 +111,26 @@ def read_document(data: bytes) -> Document:
             expected=f"at most {MAX_COMPOSE_BYTES} bytes",
             found=f"{len(data)} bytes",
         )
-    text, budget = _decoded(data), TokenBudget()
+    try:
+        text, budget = data.decode("utf-8"), TokenBudget()
+    except UnicodeDecodeError as error:
+        refuse("compose file", data.count(b"\n", 0, error.start) + 1, "not UTF-8")
     if not text.lstrip().startswith("{"):
         root = parse_yaml_nodes(text, what="docker-compose file", budget=budget)
         return Document(None, _compose(root), None, budget)
     root = parse_json_nodes(text, what="compose file")
     if _APP_KEYS.isdisjoint(dict(root.items())):
         return Document(None, _compose(root), None, budget)
-    return Document(root, _embedded(root, budget), compose_hash(text), budget)
-
-
-def _decoded(data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        refuse("compose file", data.count(b"\n", 0, error.start) + 1, "not UTF-8")
-
-
-def _embedded(root: Node, budget: TokenBudget) -> Node:
-    node = root.get(EMBEDDED)
-    if node.value is None:
-        return node
-    if not isinstance(node.value, str):
-        refuse("app-compose file", node.line, f"{EMBEDDED} must be text")
-    return _compose(parse_yaml_nodes(node.value, what=EMBEDDED, path=EMBEDDED, budget=budget))
+    embedded = root.get(EMBEDDED)
+    if embedded.value is not None:
+        if not isinstance(embedded.value, str):
+            refuse("app-compose file", embedded.line, f"{EMBEDDED} must be text")
+        embedded = _compose(parse_yaml_nodes(embedded.value, what=EMBEDDED, path=EMBEDDED, budget=budget))
+    return Document(root, embedded, compose_hash(text), budget)
 
 
 def _compose(root: Node) -> Node:
+    """Returns `root` if it has the form that the rules rely on: a mapping of services, each a mapping."""
     services = root.get("services")
     if not services.is_mapping:
         raise UsageError(

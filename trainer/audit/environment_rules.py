@@ -1,4 +1,4 @@
-"""Rules on values that do not come from the measured text, and on secrets that stand in it."""
+"""Rules on values that do not come from the measured text, and on secrets in it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HOOKS: Final = ("post_start", "pre_stop")
 
 
 def pairs(node: Node) -> Iterator[tuple[str, Node]]:
-    """Names and values, from either form; a name without a value has a node of no value."""
+    """Yields names and values, from either form; a name without a value has a node of no value."""
     yield from node.items()
     for element in () if node.is_mapping else node.elements():
         name, separator, value = element.text.partition("=")
@@ -34,7 +34,7 @@ def pairs(node: Node) -> Iterator[tuple[str, Node]]:
 
 
 def commands(service: Node) -> Iterator[Node]:
-    """Everything in a service that is a command line."""
+    """Yields everything in a service that is a command line."""
     for name in _COMMANDS:
         yield service.get(name)
     yield service.get("healthcheck").get("test")
@@ -60,7 +60,7 @@ def _named_values(document: Document) -> Iterator[tuple[str, Node]]:
 
 
 def literal_secret(document: Document) -> Hits:
-    """Secrets in a text that is public. Their values are never shown."""
+    """Finds secrets in a text that is public. Their values are never shown."""
     for name, node in _named_values(document):
         literal = node.text.strip() and not WHOLLY_VARIABLE.fullmatch(node.text.strip())
         if literal and (is_secret_name(name) or holds_secret(node.text)):
@@ -69,12 +69,12 @@ def literal_secret(document: Document) -> Hits:
 
 
 def variables(text: str) -> tuple[str, ...]:
-    """Names that compose replaces in `text`, each once; `$$` is a dollar sign."""
+    """Returns the names that compose replaces in `text`, each once; `$$` is a dollar sign."""
     return tuple(dict.fromkeys(match[1] for match in _VARIABLE.finditer(text) if match[1]))
 
 
 def interpolated(document: Document) -> Hits:
-    """Values that are filled in after the text was measured."""
+    """Finds values that are filled in after the text was measured."""
     for section in _SECTIONS:
         for node in document.compose.get(section).scalars():
             if names := variables(node.text):
@@ -87,10 +87,3 @@ def interpolated(document: Document) -> Hits:
         for name, node in pairs(service.get("environment")):
             if node.value is None:
                 yield node, f"{printable(name)} is passed through from outside; not in the measured text"
-
-
-def env_file(document: Document) -> Hits:
-    """Environment from a file that is not in the measured text."""
-    for service in document.services():
-        if (node := service.get("env_file")).value is not None:
-            yield node, "the environment comes from a file that is not in the measured text"

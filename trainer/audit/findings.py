@@ -56,7 +56,9 @@ class Change:
 
 
 def shown(value: Scalar, name: str = "") -> str:
-    """A value on one line, for a terminal: secrets masked, long text by its digest, control characters escaped.
+    """Returns a value on one line, for a terminal.
+
+    Secrets are masked, long texts replaced by their digest, and control characters escaped.
 
     Args:
         value: the value.
@@ -69,13 +71,11 @@ def shown(value: Scalar, name: str = "") -> str:
     if "\n" in value or len(value) > _MAX_SHOWN:
         return f"{value.count(chr(10)) + 1} lines, sha256 {sha256_hex(value.encode())}"
     text = masked(value)
-    return printable(json.dumps(text) if _reads_as_json(text) else text)
-
-
-def _reads_as_json(text: str) -> bool:
-    return text in {"", "true", "false", "null"} or re.fullmatch(r"[-+]?[\d.]+", text) is not None
+    # Quotes distinguish a text from the number or word that it would read as: "1.10" from 1.10.
+    reads_as_json = text in {"", "true", "false", "null"} or re.fullmatch(r"[-+]?[\d.]+", text)
+    return printable(json.dumps(text) if reads_as_json else text)
 
 
 def printable(text: str) -> str:
-    """Text without characters that move a terminal's cursor or change its colours."""
+    """Returns `text` without characters that move a terminal's cursor or change its colours."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

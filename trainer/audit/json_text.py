@@ -52,7 +52,11 @@ def _value(tokens: Iterator[Token], path: str, what: str, depth: int, first: Tok
     if word == "{":
         return Node(_entries(tokens, path, what, depth), line, path)
     if word == "[":
-        return Node(_elements(tokens, path, what, depth), line, path)
+        elements: list[Node] = []
+        while (token := next(tokens))[0] != "]":
+            if token[0] != ",":
+                elements.append(_value(tokens, child_path(path, len(elements)), what, depth + 1, token))
+        return Node(tuple(elements), line, path)
     value = json.loads(word)
     if isinstance(value, str):
         _check_text(value, what, line)
@@ -71,14 +75,6 @@ def _entries(tokens: Iterator[Token], path: str, what: str, depth: int) -> dict[
         value = _value(tokens, child_path(path, key), what, depth + 1)
         entries[key] = Node(value.value, line, value.path)
     return entries
-
-
-def _elements(tokens: Iterator[Token], path: str, what: str, depth: int) -> tuple[Node, ...]:
-    elements: list[Node] = []
-    while (token := next(tokens))[0] != "]":
-        if token[0] != ",":
-            elements.append(_value(tokens, child_path(path, len(elements)), what, depth + 1, token))
-    return tuple(elements)
 
 
 def _check_text(text: str, what: str, line: int) -> None:

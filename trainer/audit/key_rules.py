@@ -36,7 +36,7 @@ _SERVICE: Final = frozenset(
 
 
 def _keys(document: Document) -> Iterator[tuple[str, Node, frozenset[str]]]:
-    """Keys, where they stand, and which ones are known there."""
+    """Yields each key with its node and the keys that are known at that place."""
     if document.app is not None:
         yield from ((key, node, _APP) for key, node in document.app.items())
     yield from ((key, node, _COMPOSE) for key, node in document.compose.items())
@@ -45,14 +45,14 @@ def _keys(document: Document) -> Iterator[tuple[str, Node, frozenset[str]]]:
 
 
 def unknown_key(document: Document) -> Hits:
-    """Keys that no rule judges; a misspelt one is silently without effect, or refused only when it starts."""
+    """Finds unknown keys; a misspelt one is silently without effect, or refused only when the container starts."""
     for key, node, known in _keys(document):
         if key not in known and (known is _APP or not key.startswith("x-")):
             yield node, f"unknown key {shown(key)}"
 
 
 def extension_key(document: Document) -> Hits:
-    """Keys that compose leaves to other tools."""
+    """Finds keys that compose leaves to other tools."""
     for key, node, known in _keys(document):
         if known is not _APP and key.startswith("x-"):
             yield node, f"compose does not read {shown(key)}; another tool may"

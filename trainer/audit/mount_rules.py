@@ -24,12 +24,12 @@ _VOLUME_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 def _sources(document: Document) -> Iterator[Node]:
-    """Everything of the VM's file system that is put into a container, in any of compose's ways of saying it."""
+    """Yields what is mounted from the VM's file system into a container, in any of compose's forms."""
     for service in document.services():
         for node in service.get("volumes").elements():
             yield from _mounted(node)
     for volume in document.compose.get("volumes").children():
-        # The local driver binds a directory if it is told to: a host mount that looks like a named volume.
+        # The local driver binds a directory if `device` names one: a host mount that looks like a named volume.
         if (device := volume.get("driver_opts").get("device")).value is not None:
             yield device
     for section in ("configs", "secrets"):
@@ -39,30 +39,29 @@ def _sources(document: Document) -> Iterator[Node]:
 
 
 def _mounted(node: Node) -> Iterator[Node]:
+    """Yields what an entry of `volumes` mounts, unless it is a named volume or none of the VM's files."""
     if node.is_mapping:
         source = node.get("source") if node.get("source").value is not None else node.get("src")
-        if source.value is not None and node.get("type").text not in {"tmpfs", "image"}:
-            yield from _unless_named(source, source.text)
-    elif node.text.startswith("$"):
-        yield node
-    elif ":" in node.text:
-        yield from _unless_named(node, node.text.partition(":")[0])
-
-
-def _unless_named(node: Node, source: str) -> Iterator[Node]:
-    if not _VOLUME_NAME.fullmatch(source):
-        yield Node(source, node.line, node.path)
+        is_mount = source.value is not None and node.get("type").text not in {"tmpfs", "image"}
+        name = source.text
+    else:
+        # Short form: source:target. A variable at its start may become any source, and a text without a colon is
+        # an anonymous volume.
+        source, is_mount = node, ":" in node.text or node.text.startswith("$")
+        name = node.text if node.text.startswith("$") else node.text.partition(":")[0]
+    if is_mount and not _VOLUME_NAME.fullmatch(name):
+        yield Node(name, source.line, source.path)
 
 
 def _reaches_engine(source: str) -> bool:
-    """Whether a container engine's socket is the source, or lies below it."""
+    """Returns whether a container engine's socket is the source, or lies below it."""
     path = posixpath.normpath(source).rstrip("/")
-    path = re.sub("^//+", "/", path)
+    path = re.sub("^//+", "/", path)  # normpath keeps two slashes at the start, which POSIX leaves undefined
     return any(socket == path or socket.startswith(f"{path}/") for socket in _ENGINES)
 
 
 def engine_socket(document: Document) -> Hits:
-    """The socket of the container engine, which starts any container with any rights."""
+    """Finds the socket of the container engine, which starts any container with any rights."""
     for node in _sources(document):
         if _reaches_engine(node.text):
             yield node, f"{shown(node.text)} gives the container the engine's socket"
@@ -72,14 +71,14 @@ def engine_socket(document: Document) -> Hits:
 
 
 def host_mount(document: Document) -> Hits:
-    """Files of the VM other than the guest agent's socket."""
+    """Finds files of the VM other than the guest agent's socket."""
     for node in _sources(document):
         if not _reaches_engine(node.text) and posixpath.normpath(node.text) not in _GUEST_AGENT:
             yield node, f"{shown(node.text)} of the VM is mounted"
 
 
 def volumes_from(document: Document) -> Hits:
-    """Another container's files."""
+    """Finds volumes of other containers."""
     for service in document.services():
         for node in service.get("volumes_from").elements():
             yield node, f"takes over the volumes of {shown(node.text)}"

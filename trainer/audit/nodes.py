@@ -51,30 +51,30 @@ class Node:
         return bool(self.value) if isinstance(self.value, tuple | Mapping) else self.text.lower() not in _OFF
 
     def get(self, key: str) -> Node:
-        """The entry `key`, or a node of no value on the line of this one."""
+        """Returns the entry `key`, or a node of no value on the line of this one."""
         if isinstance(self.value, Mapping) and key in self.value:
             return self.value[key]
         return Node(None, self.line, child_path(self.path, key))
 
     def items(self) -> Iterator[tuple[str, Node]]:
-        """The entries of a mapping; none of anything else."""
+        """Yields the entries of a mapping; none of anything else."""
         if isinstance(self.value, Mapping):
             yield from self.value.items()
 
     def children(self) -> Iterator[Node]:
-        """The values of a mapping; none of anything else."""
+        """Yields the values of a mapping; none of anything else."""
         if isinstance(self.value, Mapping):
             yield from self.value.values()
 
     def elements(self) -> Iterator[Node]:
-        """The elements of a sequence; a scalar is read as a sequence of one, so that no rule overlooks it."""
+        """Yields the elements of a sequence; a scalar counts as a sequence of one, lest a rule overlook it."""
         if isinstance(self.value, tuple):
             yield from self.value
         elif self.value is not None and not self.is_mapping:
             yield self
 
     def scalars(self) -> Iterator[Node]:
-        """All scalars in and below this node, in order."""
+        """Yields all scalars in and below this node, in order."""
         if isinstance(self.value, tuple):
             for element in self.value:
                 yield from element.scalars()
@@ -86,7 +86,7 @@ class Node:
 
 
 def child_path(path: str, key: str | int) -> str:
-    """The path of an entry or element; keys that are not plain words are quoted, so that no two paths collide."""
+    """Returns the path of an entry or element; keys other than plain words are quoted to keep paths distinct."""
     if isinstance(key, int):
         return f"{path}[{key}]"
     if not _PLAIN_KEY.fullmatch(key):

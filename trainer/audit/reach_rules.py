@@ -17,7 +17,7 @@ _LOCAL_LOGS: Final = frozenset({"", "none", "local", "json-file", "journald"})
 
 
 def _hosts(service: Node) -> Hits:
-    """Names and addresses of `extra_hosts`, in each of its forms."""
+    """Yields nodes and addresses of `extra_hosts`, in each of its forms."""
     yield from ((node, node.text) for _, node in service.get("extra_hosts").items())
     if not service.get("extra_hosts").is_mapping:
         for node in service.get("extra_hosts").elements():
@@ -25,7 +25,7 @@ def _hosts(service: Node) -> Hits:
 
 
 def host_gateway(document: Document) -> Hits:
-    """A name for the VM itself: its own services can be reached from the container."""
+    """Finds a name for the VM itself: its own services can be reached from the container."""
     for service in document.services():
         for node, address in _hosts(service):
             if address == "host-gateway":
@@ -33,7 +33,7 @@ def host_gateway(document: Document) -> Hits:
 
 
 def name_override(document: Document) -> Hits:
-    """Names that lead where this text says, or where a server says that it names."""
+    """Finds names that resolve to what this text says, or by a server that it names."""
     for service in document.services():
         for node, address in _hosts(service):
             if address != "host-gateway":
@@ -44,7 +44,7 @@ def name_override(document: Document) -> Hits:
 
 
 def remote_logs(document: Document) -> Hits:
-    """A driver that sends what containers print to somewhere else."""
+    """Finds a driver that sends what containers print to somewhere else."""
     for service in document.services():
         driver = service.get("logging").get("driver")
         if driver.text not in _LOCAL_LOGS:
@@ -52,7 +52,7 @@ def remote_logs(document: Document) -> Hits:
 
 
 def guest_agent_port(document: Document) -> Hits:
-    """The port of the guest agent's page, taken by, or passed on from, a container."""
+    """Finds the port of the guest agent's page, published or used by a container."""
     for service in document.services():
         for node in service.get("ports").elements():
             published = (
@@ -67,7 +67,7 @@ def guest_agent_port(document: Document) -> Hits:
 
 
 def external_object(document: Document) -> Hits:
-    """Volumes, configs and secrets that something else has made."""
+    """Finds volumes, configs and secrets that are made outside the compose file."""
     for section in ("volumes", "configs", "secrets"):
         for entry in document.compose.get(section).children():
             if (node := entry.get("external")).is_on:
@@ -75,21 +75,14 @@ def external_object(document: Document) -> Hits:
 
 
 def kernel_setting(document: Document) -> Hits:
-    """Settings of the kernel."""
+    """Finds settings of the kernel."""
     for service in document.services():
         for name, node in pairs(service.get("sysctls")):
             yield node, f"the kernel setting {shown(name)} is changed"
 
 
-def cgroup_parent(document: Document) -> Hits:
-    """Limits and device rules that come from another group of processes."""
-    for service in document.services():
-        if (node := service.get("cgroup_parent")).value is not None:
-            yield node, "limits and device rules come from a control group that this text does not describe"
-
-
 def group_added(document: Document) -> Hits:
-    """Groups, which may own sockets and devices."""
+    """Finds added groups, which may own sockets and devices."""
     for service in document.services():
         for node in service.get("group_add").elements():
             yield node, f"the container's process is put into the group {shown(node.text)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from trainer.audit import app_rules as app
@@ -49,7 +50,14 @@ RULES: Final = (
     ),
     AuditRule("image-missing", HIGH, service.image_missing, "name it as image@sha256:… of what you reviewed"),
     AuditRule("image-tag-ignored", INFO, service.image_tag_ignored, "name it as image@sha256:… alone"),
-    AuditRule("image-built", HIGH, service.built_image, "build it elsewhere, review it, and name its digest"),
+    AuditRule(
+        "image-built",
+        HIGH,
+        partial(
+            service.stated, key="build", message="the image is built where it runs; its content is not measured"
+        ),
+        "build it elsewhere, review it, and name its digest",
+    ),
     AuditRule("outside-text", HIGH, service.outside_text, "write everything into this one file"),
     AuditRule(
         "shared-namespace", HIGH, service.shared_namespace, "remove it; publish the one port that is needed"
@@ -75,25 +83,57 @@ RULES: Final = (
     AuditRule("guest-agent-port", MEDIUM, reach.guest_agent_port, "publish the job's own port, and no other"),
     AuditRule("external-object", MEDIUM, reach.external_object, "write it into this file"),
     AuditRule("kernel-setting", MEDIUM, reach.kernel_setting, "remove it, or read what the setting does"),
-    AuditRule("cgroup-parent", MEDIUM, reach.cgroup_parent, "remove it"),
+    AuditRule(
+        "cgroup-parent",
+        MEDIUM,
+        partial(
+            service.stated,
+            key="cgroup_parent",
+            message="limits and device rules come from a control group that this text does not describe",
+        ),
+        "remove it",
+    ),
     AuditRule("group-added", MEDIUM, reach.group_added, "remove it"),
     AuditRule("volumes-from", MEDIUM, mounts.volumes_from, "name each volume that is needed"),
     AuditRule(
         "literal-secret", HIGH, environment.literal_secret, "take it out and replace it: it is no secret any more"
     ),
-    AuditRule("env-file", MEDIUM, environment.env_file, "write the variables into this file"),
+    AuditRule(
+        "env-file",
+        MEDIUM,
+        partial(
+            service.stated,
+            key="env_file",
+            message="the environment comes from a file that is not in the measured text",
+        ),
+        "write the variables into this file",
+    ),
     AuditRule("interpolated", MEDIUM, environment.interpolated, "write the value itself; `$$` is a dollar sign"),
     AuditRule("restarted", LOW, service.restarted, 'restart: "no"'),
     AuditRule("own-command", INFO, service.own_command, "read it as part of the program that handles your data"),
     AuditRule("port-published", INFO, service.published_port, "expected: the job's own port, and no other"),
     AuditRule("no-compose", HIGH, app.no_compose, "nothing here has looked at what it runs instead"),
     AuditRule("root-script", HIGH, app.script, "read it as you would read a program with access to your data"),
-    AuditRule("env-steering", HIGH, app.steering_env, "take it out of allowed_envs"),
+    AuditRule("env-steering", HIGH, partial(app.allowed_env, steering=True), "take it out of allowed_envs"),
     AuditRule(
-        "env-allowed", MEDIUM, app.allowed_env, "take it out of allowed_envs, or make sure that no value can harm"
+        "env-allowed",
+        MEDIUM,
+        partial(app.allowed_env, steering=False),
+        "take it out of allowed_envs, or make sure that no value can harm",
     ),
-    AuditRule("public-logs", HIGH, app.public_logs, "public_logs: false"),
-    AuditRule("public-sysinfo", MEDIUM, app.public_sysinfo, "public_sysinfo: false"),
+    AuditRule(
+        "public-logs",
+        HIGH,
+        partial(app.switched_on, key="public_logs", message="anyone can read what the containers print"),
+        "public_logs: false",
+    ),
+    # Load and memory over time say something about the data.
+    AuditRule(
+        "public-sysinfo",
+        MEDIUM,
+        partial(app.switched_on, key="public_sysinfo", message="anyone can watch the load and memory of the VM"),
+        "public_sysinfo: false",
+    ),
     AuditRule("public-tcbinfo", INFO, app.public_tcbinfo, "public_tcbinfo: false, if that matters to you"),
     AuditRule("key-provider-local", MEDIUM, app.key_provider_local, "kms_enabled: true, or seal to this VM only"),
     AuditRule("key-provider-none", MEDIUM, app.key_provider_none, "kms_enabled: true, or seal to this VM only"),
@@ -103,7 +143,17 @@ RULES: Final = (
         app.key_provider_unpinned,
         "key_provider_id, and app.key_provider in your policy",
     ),
-    AuditRule("instance-id-absent", MEDIUM, app.instance_id_absent, "no_instance_id: false"),
+    # Without an id of its own, every VM of the app derives the same disk key.
+    AuditRule(
+        "instance-id-absent",
+        MEDIUM,
+        partial(
+            app.switched_on,
+            key="no_instance_id",
+            message="the VM has no id of its own: all VMs of this app can open each other's disks",
+        ),
+        "no_instance_id: false",
+    ),
     AuditRule("swap", LOW, app.swap, "swap_size: 0"),
     AuditRule("storage-unknown", LOW, app.storage_unknown, "leave storage_fs out"),
     AuditRule("registry", LOW, app.registry, "harmless where every image is named by its digest"),
@@ -133,7 +183,7 @@ RULES: Final = (
 
 
 def findings(document: Document) -> tuple[Finding, ...]:
-    """Everything that the rules find, worst first, then in the order of the text."""
+    """Returns everything that the rules find, worst first, then in the order of the text."""
     found = (
         Finding(rule.severity, rule.code, node.line, printable(node.path), message, rule.hint)
         for rule in RULES

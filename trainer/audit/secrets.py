@@ -34,14 +34,14 @@ WHOLLY_VARIABLE: Final = re.compile(r"\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*(?::?\?[^}]
 
 
 def is_secret_name(name: str) -> bool:
-    """Tells whether a variable or option of this name usually holds a secret; `…_FILE` holds a path."""
+    """Returns whether a variable or option of this name usually holds a secret; `…_FILE` holds a path."""
     upper = name[-_MAX_NAME:].upper().replace("-", "_")
     found = _SECRET_NAME.search(upper)
     return found is not None and not upper.endswith(("_FILE", "_PATH")) and "PUBLIC" not in upper
 
 
 def holds_secret(text: str) -> bool:
-    """Tells whether `text` contains a secret: a URL's password, an option's value, a known token."""
+    """Returns whether `text` contains a secret: a URL's password, an option's value, a known token."""
     return masked(text) != text
 
 

@@ -24,8 +24,15 @@ _NAMESPACES: Final = ("network_mode", "pid", "ipc", "uts", "cgroup", "userns_mod
 _HOOKS: Final = ("post_start", "pre_stop")
 
 
+def stated(document: Document, *, key: str, message: str) -> Hits:
+    """Finds services that have `key`; gives the same message for each."""
+    for service in document.services():
+        if (node := service.get(key)).value is not None:
+            yield node, message
+
+
 def image_without_digest(document: Document) -> Hits:
-    """An image named by tag: the registry decides what runs."""
+    """Finds images named by tag: the registry decides what runs."""
     for service in document.services():
         image = service.get("image")
         if image.value is not None and not _DIGEST.search(image.text):
@@ -33,7 +40,7 @@ def image_without_digest(document: Document) -> Hits:
 
 
 def image_placeholder(document: Document) -> Hits:
-    """A digest of zeros: a template that nobody has filled in."""
+    """Finds a digest of zeros: a template that nobody has filled in."""
     for service in document.services():
         image = service.get("image")
         if (match := _DIGEST.search(image.text)) and not match[1].strip("0"):
@@ -41,7 +48,7 @@ def image_placeholder(document: Document) -> Hits:
 
 
 def image_tag_ignored(document: Document) -> Hits:
-    """A tag beside a digest: it looks as if it said which version runs, and nothing reads it."""
+    """Finds a tag beside a digest: it looks as if it named the version that runs, and nothing reads it."""
     for service in document.services():
         image = service.get("image")
         if _DIGEST.search(image.text) and ":" in image.text.partition("@")[0].rpartition("/")[2]:
@@ -49,22 +56,15 @@ def image_tag_ignored(document: Document) -> Hits:
 
 
 def image_missing(document: Document) -> Hits:
-    """A service with nothing that says what it runs."""
+    """Finds services that do not name what they run."""
     for service in document.services():
         known = ("image", "build", "provider")
         if all(service.get(key).value is None for key in known):
             yield service, "the service names no image"
 
 
-def built_image(document: Document) -> Hits:
-    """An image that is built in the VM: from what, the measured text does not say."""
-    for service in document.services():
-        if (build := service.get("build")).value is not None:
-            yield build, "the image is built where it runs; its content is not measured"
-
-
 def outside_text(document: Document) -> Hits:
-    """Parts of the compose file that stand in other files, or services that are commands of the host."""
+    """Finds parts of the compose file that are in other files, or services that are commands of the host."""
     if (include := document.compose.get("include")).value is not None:
         yield include, "`include` reads other files, which are not in the measured text"
     for service in document.services():
@@ -75,7 +75,7 @@ def outside_text(document: Document) -> Hits:
 
 
 def privileged(document: Document) -> Hits:
-    """Containers, or hooks in them, without any isolation from the VM."""
+    """Finds containers, or hooks in them, without any isolation from the VM."""
     for service in document.services():
         hooks = (hook for name in _HOOKS for hook in service.get(name).elements())
         for node in (service, *hooks):
@@ -84,7 +84,7 @@ def privileged(document: Document) -> Hits:
 
 
 def shared_namespace(document: Document) -> Hits:
-    """Namespaces of the host or of another container."""
+    """Finds namespaces of the host or of another container."""
     for service in document.services():
         for name in _NAMESPACES:
             node = service.get(name)
@@ -94,7 +94,7 @@ def shared_namespace(document: Document) -> Hits:
 
 
 def shared_network(document: Document) -> Hits:
-    """A network of the compose file that is the host's, under a name of its own."""
+    """Finds a network of the compose file that is the host's, under a name of its own."""
     for network in document.compose.get("networks").children():
         for key in ("name", "driver"):
             if (node := network.get(key)).text == "host":
@@ -108,28 +108,28 @@ def _capabilities(document: Document) -> Iterator[tuple[Node, str]]:
 
 
 def capability(document: Document) -> Hits:
-    """Capabilities beyond those that the job itself can use."""
+    """Finds capabilities beyond those that the job itself can use."""
     for node, name in _capabilities(document):
         if name not in _CONTROL_ALL | _SWITCH_USERS:
             yield node, f"the capability {shown(name)} is added"
 
 
 def capability_to_switch_users(document: Document) -> Hits:
-    """Capabilities that the job gives up once its processes are users of their own."""
+    """Finds capabilities that the job gives up once its processes are users of their own."""
     for node, name in _capabilities(document):
         if name in _SWITCH_USERS:
             yield node, f"the capability {name} is added"
 
 
 def capability_of_root(document: Document) -> Hits:
-    """Capabilities that amount to being root of the VM."""
+    """Finds capabilities that amount to being root of the VM."""
     for node, name in _capabilities(document):
         if name in _CONTROL_ALL:
             yield node, f"the capability {name} is added, which amounts to being root of the VM"
 
 
 def device(document: Document) -> Hits:
-    """Devices of the VM. GPUs that are reserved through `deploy` are not devices in this sense."""
+    """Finds devices of the VM. GPUs that are reserved through `deploy` are not devices in this sense."""
     for service in document.services():
         for name in ("devices", "device_cgroup_rules"):
             for node in service.get(name).elements():
@@ -137,25 +137,22 @@ def device(document: Document) -> Hits:
 
 
 def published_port(document: Document) -> Hits:
-    """Ports that can be reached from outside the container."""
+    """Finds ports that can be reached from outside the container."""
     for service in document.services():
         for node in service.get("ports").elements():
-            text, address = _port(node)
+            if node.is_mapping:
+                ports = f"{node.get('published').text or 'any'}:{node.get('target').text}"
+                address = node.get("host_ip").text
+            else:
+                # Short form: [address:][published:]target. An IPv6 address has brackets and colons of its own.
+                ports, parts = node.text, node.text.rsplit(":", 2)
+                address = parts[0].strip("[]") if len(parts) == 3 else ""
             where = "all interfaces" if address in {"", "0.0.0.0", "::"} else address  # noqa: S104 -- compared only
-            yield node, f"publishes {shown(text)} on {shown(where)}"
-
-
-def _port(node: Node) -> tuple[str, str]:
-    """What is published, and on which address."""
-    if node.is_mapping:
-        ports = f"{node.get('published').text or 'any'}:{node.get('target').text}"
-        return ports, node.get("host_ip").text
-    parts = node.text.rsplit(":", 2)
-    return (node.text, parts[0].strip("[]")) if len(parts) == 3 else (node.text, "")
+            yield node, f"publishes {shown(ports)} on {shown(where)}"
 
 
 def unconfined(document: Document) -> Hits:
-    """Security profiles that are switched off."""
+    """Finds security profiles that are switched off."""
     for service in document.services():
         for node in service.get("security_opt").elements():
             option = re.split("[:=]", node.text, maxsplit=1)
@@ -164,7 +161,7 @@ def unconfined(document: Document) -> Hits:
 
 
 def own_command(document: Document) -> Hits:
-    """Commands that replace the image's own, or run beside it."""
+    """Finds commands that replace the image's own, or run beside it."""
     for service in document.services():
         if (entrypoint := service.get("entrypoint")).value is not None:
             yield entrypoint, "the image's entry point is replaced: the digest alone does not say what runs"
@@ -177,7 +174,7 @@ def own_command(document: Document) -> Hits:
 
 
 def restarted(document: Document) -> Hits:
-    """A job runs once: a container that comes back has new keys, and waits for data that nobody sends."""
+    """Finds restarts. A job runs once: a restarted container has new keys, and nobody sends it data again."""
     for service in document.services():
         policies = (service.get("restart"), service.get("deploy").get("restart_policy").get("condition"))
         for node in policies:

@@ -39,12 +39,9 @@ def _to_node(tree: YamlNode, path: str) -> Node:
     if isinstance(content, tuple):
         elements = (_to_node(element, child_path(path, index)) for index, element in enumerate(content))
         return Node(tuple(elements), tree.line, path)
-    return Node(_to_scalar(tree, content), tree.line, path)
-
-
-def _to_scalar(tree: YamlNode, text: str) -> Scalar:
-    """Returns the value of a scalar; fractions and long integers stay text, since `1.10` must not become 1.1."""
-    if tree.kind in {"bool", "null"} or (tree.kind == "int" and len(text) <= _MAX_INTEGER_CHARACTERS):
+    # Fractions and long integers stay text, since `1.10` must not become 1.1.
+    scalar: Scalar = content
+    if tree.kind in {"bool", "null"} or (tree.kind == "int" and len(content) <= _MAX_INTEGER_CHARACTERS):
         value = tree.plain_value()
-        return value if isinstance(value, bool | int) else None
-    return text
+        scalar = value if isinstance(value, bool | int) else None
+    return Node(scalar, tree.line, path)
