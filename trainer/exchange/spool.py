@@ -92,7 +92,7 @@ class SpoolDirectory:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return None
             with os.fdopen(descriptor, "rb", closefd=False) as file:
-                data = file.read(limit + 1)
+                data = file.read(limit + 1)  # one byte more shows that the file is above the limit
         finally:
             os.close(descriptor)
         return data if len(data) <= limit else None
@@ -120,6 +120,7 @@ class SpoolDirectory:
         try:
             with partial.open("xb") as file:
                 yield file
+                # On disk before the rename: after a crash the name must not lead to an incomplete file.
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(self.file(name))

@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509.oid import NameOID
 
 from trainer.encoding import sha256_hex
@@ -35,11 +36,14 @@ def make_server_context(*, now: int) -> tuple[ssl.SSLContext, str]:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0  # no session resumption: every connection proves possession of the key
     context.set_alpn_protocols(["http/1.1"])
-    _load_certificate(context, _self_sign(key, now) + _encode_private_key(key))
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    _load_certificate(
+        context, _self_sign(key, now) + key.private_bytes(encoding, form, serialization.NoEncryption())
+    )
     return context, hash_public_key(key.public_key())
 
 
-def hash_public_key(key: ec.EllipticCurvePublicKey) -> str:
+def hash_public_key(key: PublicKeyTypes) -> str:
     """Returns the SHA-256 of the key's DER SubjectPublicKeyInfo, in hex."""
     encoding, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     return sha256_hex(key.public_bytes(encoding, form))
@@ -57,12 +61,6 @@ def _self_sign(key: ec.EllipticCurvePrivateKey, now: int) -> bytes:
         .not_valid_after(start + dt.timedelta(days=3650))
     )
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
-def _encode_private_key(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
 
 
 def _load_certificate(context: ssl.SSLContext, pem: bytes) -> None:
@@ -90,6 +88,8 @@ class PinnedContext(ssl.SSLContext):
     def __new__(cls, pin: str | None) -> Self:
         """Makes a context for TLS 1.3 that demands the key `pin`, if there is one."""
         context = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+        # No authority certifies the job, so that OpenSSL has nothing to verify; `_check_peer_key` compares the
+        # key.
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -134,7 +134,15 @@ class PinnedContext(ssl.SSLContext):
         raise ValueError("a pinned context is for blocking sockets")
 
     def _check_peer_key(self, connection: ssl.SSLSocket) -> None:
-        found = _hash_peer_key(connection)
+        # The handshake proved that the peer has the key of this certificate; names, dates and issuer are not
+        # looked at.
+        der = connection.getpeercert(binary_form=True)
+        if der is None:
+            raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the peer showed no certificate")
+        try:
+            found = hash_public_key(x509.load_der_x509_certificate(der).public_key())
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the peer's certificate cannot be read") from error
         if self.pin is None:
             self.pin = found
         elif self.pin != found:
@@ -145,16 +153,3 @@ class PinnedContext(ssl.SSLContext):
                 found=found,
                 hint="someone else answers at this address, or the job was restarted: verify it again",
             )
-
-
-def _hash_peer_key(connection: ssl.SSLSocket) -> str:
-    der = connection.getpeercert(binary_form=True)
-    if der is None:
-        raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the peer showed no certificate")
-    try:
-        public = x509.load_der_x509_certificate(der).public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the peer's certificate cannot be read") from error
-    return sha256_hex(
-        public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )

@@ -24,11 +24,11 @@ class GpuAgent(Protocol):
     """The part of the guest agent that GPU evidence needs."""
 
     def gpu_attestation(self) -> str:
-        """Exact text of the GPU attestation that the OS collected at boot; empty where there is none."""
+        """Returns the exact text of the GPU attestation that the OS collected at boot; empty where there is none."""
 
 
 def collect_gpu_evidence(agent: GpuAgent, nonce: str, *, nvml: Nvml | None = None) -> GpuEvidence:
-    """Boot evidence from the guest agent and a fresh report of each GPU.
+    """Collects the boot evidence from the guest agent and a fresh report of each GPU.
 
     Args:
         agent: the guest agent.
@@ -43,7 +43,7 @@ def collect_gpu_evidence(agent: GpuAgent, nonce: str, *, nvml: Nvml | None = Non
 
 
 def find_nvml() -> Nvml | None:
-    """The installed NVML bindings, or None."""
+    """Returns the installed NVML bindings, or None."""
     try:
         return importlib.import_module("pynvml")
     except ImportError:
@@ -51,9 +51,9 @@ def find_nvml() -> Nvml | None:
 
 
 def collect_fresh(nonce: str, *, nvml: Nvml | None) -> tuple[FreshGpuEvidence, ...]:
-    """A signed report of each GPU over `gpu_nonce(nonce)`, in the order of NVML's indices.
+    """Collects a signed report of each GPU over `gpu_nonce(nonce)`, in the order of NVML's indices.
 
-    Empty where there are no NVML, no driver, or GPUs that do not run in confidential mode.
+    Returns no report where there is no NVML or no driver, or where GPUs do not run in confidential mode.
 
     Args:
         nonce: the provider's nonce, 64 hex digits.
@@ -77,7 +77,7 @@ def collect_fresh(nonce: str, *, nvml: Nvml | None) -> tuple[FreshGpuEvidence, .
 
 @contextmanager
 def _session(nvml: Nvml) -> Iterator[bool]:
-    """NVML, opened; yields False where there is no driver to talk to."""
+    """Opens NVML; yields False where there is no driver."""
     no_driver = (nvml.NVML_ERROR_LIBRARY_NOT_FOUND, nvml.NVML_ERROR_DRIVER_NOT_LOADED)
     try:
         nvml.nvmlInit()
@@ -93,40 +93,33 @@ def _session(nvml: Nvml) -> Iterator[bool]:
 
 
 def _is_confidential(nvml: Nvml) -> bool:
-    """Whether GPUs run in confidential mode: one by one, or several behind protected PCIe or NVLink encryption."""
-    return _single_gpu_mode(nvml) or _multi_gpu_mode(nvml)
-
-
-def _single_gpu_mode(nvml: Nvml) -> bool:
+    """Returns whether GPUs run in confidential mode: single ones, or several with protected links between them."""
+    # What a driver or GPU from before confidential computing answers.
+    not_offered = (
+        nvml.NVML_ERROR_NOT_SUPPORTED,
+        nvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+        nvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+    )
     try:
-        state = nvml.nvmlSystemGetConfComputeState()
+        feature = nvml.nvmlSystemGetConfComputeState().ccFeature
     except nvml.NVMLError as error:
-        if _code(error) in _not_offered(nvml):
-            return False
-        raise _failed("read the confidential computing state", error) from error
-    return bool(state.ccFeature != nvml.NVML_CC_SYSTEM_FEATURE_DISABLED)
-
-
-def _multi_gpu_mode(nvml: Nvml) -> bool:
+        if _code(error) not in not_offered:
+            raise _failed("read the confidential computing state", error) from error
+        feature = nvml.NVML_CC_SYSTEM_FEATURE_DISABLED
+    if feature != nvml.NVML_CC_SYSTEM_FEATURE_DISABLED:
+        return True
+    # Several GPUs behind protected PCIe or with encrypted NVLink have their own mode, and the state above is
+    # off.
     settings = nvml.c_nvmlSystemConfComputeSettings_v1_t()
     try:
         code = nvml.nvmlSystemGetConfComputeSettings(ctypes.byref(settings))
     except nvml.NVMLError as error:
         code = _code(error)
-    if code in _not_offered(nvml):
+    if code in not_offered:
         return False
     if code != nvml.NVML_SUCCESS:
         raise _unavailable(f"NVML cannot read the confidential computing settings: error {code}")
     return bool(settings.multiGpuMode != nvml.NVML_CC_SYSTEM_MULTIGPU_NONE)
-
-
-def _not_offered(nvml: Nvml) -> tuple[int, ...]:
-    """Driver or GPU from before confidential computing."""
-    return (
-        nvml.NVML_ERROR_NOT_SUPPORTED,
-        nvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-        nvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
-    )
 
 
 def _report(nvml: Nvml, index: int, nonce: bytes) -> FreshGpuEvidence:
@@ -135,6 +128,7 @@ def _report(nvml: Nvml, index: int, nonce: bytes) -> FreshGpuEvidence:
         report = nvml.nvmlDeviceGetConfComputeGpuAttestationReport(device, nonce)
         certificate = nvml.nvmlDeviceGetConfComputeGpuCertificate(device)
     signed = _filled(report.attestationReport, report.attestationReportSize, index)
+    # Only a slip of driver or bindings is caught here; the verifier checks nonce and signature.
     if nonce not in signed:
         raise _unavailable(f"GPU {index}: the report does not hold the nonce that was asked for")
     chain = _filled(certificate.attestationCertChain, certificate.attestationCertChainSize, index)
@@ -146,7 +140,7 @@ def _report(nvml: Nvml, index: int, nonce: bytes) -> FreshGpuEvidence:
 
 
 def _filled(buffer: Any, size: int, index: int) -> bytes:
-    """The part of a fixed buffer that NVML says it wrote."""
+    """Returns the part of a fixed buffer that NVML says it wrote."""
     data = bytes(buffer)
     if not 0 < size <= len(data):
         raise _unavailable(f"GPU {index}: size of an answer", expected=f"1 to {len(data)}", found=size)

@@ -1,4 +1,4 @@
-"""The VM's guest agent (dstack): keys, quotes, what the VM is. Spoken to over a unix socket inside the VM.
+"""The VM's guest agent (dstack): keys, quotes, what the VM is. It answers on a unix socket inside the VM.
 
 dstack-sdk makes the calls that it knows; `GpuInfo`, newer than the SDK, goes over the same socket with httpx.
 """
@@ -31,6 +31,7 @@ DEFAULT_TIMEOUT_SECONDS: Final = 15.0
 """A quote takes well under a second on idle hardware; many VMs may share one quoting enclave."""
 
 _NOT_THERE: Final = frozenset({404, 405, 501})
+_UNKNOWN_METHOD: Final = re.compile(r"not[ _-]?found|unknown method|no such method", re.IGNORECASE)
 
 Result = TypeVar("Result")
 
@@ -86,7 +87,7 @@ class GuestAgent:
             raise self._unavailable("no guest agent listens there") from error
 
     def info(self) -> VmInfo:
-        """Which app runs in which VM.
+        """Returns which app runs in which VM.
 
         Raises:
             UnavailableError: the agent does not answer, or not in its protocol.
@@ -100,7 +101,7 @@ class GuestAgent:
         )
 
     def derive_key(self, path: str, purpose: str) -> DerivedSecret:
-        """The secret for a path, the same on every start of the same app.
+        """Returns the secret for a path, the same on every start of the same app.
 
         Args:
             path: what the secret is for; must be distinct for each use, since `purpose` does not change it.
@@ -112,16 +113,21 @@ class GuestAgent:
         answer = self._call("GetKey", lambda: self._client.get_key(path, purpose))
         with self._protocol("GetKey"):
             secret = answer.decode_key()
+            if len(secret) != SECRET_BYTES:
+                raise ValueError("wrong length")
+            # The signature chain is over the public key, so the verifier needs it: a point of secp256k1.
+            key = ec.derive_private_key(int.from_bytes(secret, "big"), ec.SECP256K1())
+            point = key.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
             proof = DerivedKey(
                 path=path,
                 purpose=purpose,
-                public_key=_compressed_point(secret),
+                public_key=point.hex(),
                 signature_chain=tuple(answer.signature_chain),
             )
         return DerivedSecret(secret, proof)
 
     def quote(self, report_data: bytes) -> Quote:
-        """A quote over exactly these 64 bytes.
+        """Returns a quote over exactly these 64 bytes.
 
         Raises:
             ValueError: `report_data` is not 64 bytes long.
@@ -132,12 +138,13 @@ class GuestAgent:
         answer = self._call("GetQuote", lambda: self._client.get_quote(report_data))
         with self._protocol("GetQuote"):
             quote = answer.decode_quote()
+            # Only a slip of the agent is caught here; the verifier checks field and signature.
             if report_data not in quote:
                 raise ValueError("the quote does not hold the report data that was asked for")
         return Quote(quote, answer.event_log, answer.vm_config)
 
     def gpu_attestation(self) -> str:
-        """Exact text of the GPU attestation that the OS collected at boot; empty where the release has none.
+        """Returns the exact text of the GPU attestation that the OS collected at boot; empty where the release has none.
 
         Raises:
             UnavailableError: the agent does not answer, or not in its protocol.
@@ -145,7 +152,7 @@ class GuestAgent:
         return self._text_if_there("GpuInfo", "attestation", MAX_GPU_ATTESTATION_CHARACTERS)
 
     def version(self) -> str:
-        """The agent's release, such as `0.6.0`; empty where the release is too old to say.
+        """Returns the agent's release, such as `0.6.0`; empty where the release is too old to say.
 
         Raises:
             UnavailableError: the agent does not answer, or not in its protocol.
@@ -157,23 +164,19 @@ class GuestAgent:
             return call()
 
     def _text_if_there(self, method: str, name: str, limit: int) -> str:
-        """One text out of the answer to a method; empty where the agent's release lacks the method."""
-        body = self._post_if_there(method)
-        if body is None:
-            return ""
-        with self._protocol(method):
-            answer = parse_json(body)
+        """Returns one text of the answer to a method; empty where the agent's release lacks the method."""
+        with self._transport(), self._protocol(method), self._connection() as client:
+            response = client.post(f"/{method}", json={})
+            # Releases answer an unknown method in two ways: by status, or by 400 with an error text.
+            if response.status_code in _NOT_THERE or (
+                response.status_code == httpx.codes.BAD_REQUEST and _UNKNOWN_METHOD.search(response.text)
+            ):
+                return ""
+            answer = parse_json(response.raise_for_status().content)
             text = answer[name] if isinstance(answer, dict) else None
             if not isinstance(text, str) or len(text) > limit:
                 raise self._garbage(method, f"`{name}`, a text of at most {limit} characters", "another form")
         return text
-
-    def _post_if_there(self, method: str) -> bytes | None:
-        with self._transport(), self._protocol(method), self._connection() as client:
-            response = client.post(f"/{method}", json={})
-            if _says_no_such_method(response):
-                return None
-            return response.raise_for_status().content
 
     def _connection(self) -> httpx.Client:
         if self._endpoint.startswith(("http://", "https://")):
@@ -193,7 +196,7 @@ class GuestAgent:
 
     @contextmanager
     def _protocol(self, method: str) -> Iterator[None]:
-        """Answers that are not what the protocol says. Causes are cut off: they may quote a key."""
+        """Turns errors in an answer into UnavailableError without their causes, which may quote a key."""
         try:
             yield
         except httpx.HTTPStatusError as error:
@@ -223,24 +226,3 @@ class GuestAgent:
             found=found,
             hint="this needs a dstack guest agent of release 0.5 or later",
         )
-
-
-def _says_no_such_method(response: httpx.Response) -> bool:
-    """Releases answer an unknown method in two ways: by status, or by 400 with an error text."""
-    if response.status_code in _NOT_THERE:
-        return True
-    return response.status_code == httpx.codes.BAD_REQUEST and bool(
-        re.search(r"not[ _-]?found|unknown method|no such method", response.text, re.IGNORECASE)
-    )
-
-
-def _compressed_point(secret: bytes) -> str:
-    """Hex of the compressed SEC1 point of a secp256k1 scalar.
-
-    Raises:
-        ValueError: not a scalar of the curve.
-    """
-    if len(secret) != SECRET_BYTES:
-        raise ValueError("wrong length")
-    key = ec.derive_private_key(int.from_bytes(secret, "big"), ec.SECP256K1())
-    return key.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint).hex()

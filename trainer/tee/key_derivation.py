@@ -7,6 +7,7 @@ keys. Purposes have separate paths, because dstack's derivation looks at the pat
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from cryptography.hazmat.primitives import hashes
@@ -21,13 +22,13 @@ _POSSESSION_DOMAIN: Final = "confidential-trainer/possession/v1"
 _CHECKPOINT_DOMAIN: Final = "confidential-trainer/checkpoint/v1"
 _SECRET_BYTES: Final = 32
 _SEED_BYTES: Final = 32
-_WIDE_SCALAR_BYTES: Final = 48
+_WIDE_SCALAR_BYTES: Final = 48  # 128 bits more than the order, for a bias below 2**-128
 _CHECKPOINT_BYTES: Final = 72
 _P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
 def recipient_path(spec_sha256: str) -> str:
-    """Path at the key service of the secret behind the derived recipient of a job spec.
+    """Returns the path at the key service of the secret of the derived recipient of a job spec.
 
     Raises:
         ValueError: not a lower-case hex SHA-256.
@@ -36,7 +37,7 @@ def recipient_path(spec_sha256: str) -> str:
 
 
 def receipt_path(spec_sha256: str) -> str:
-    """Path at the key service of the secret behind the receipt key of a job spec.
+    """Returns the path at the key service of the secret of the receipt key of a job spec.
 
     Raises:
         ValueError: not a lower-case hex SHA-256.
@@ -45,7 +46,7 @@ def receipt_path(spec_sha256: str) -> str:
 
 
 def possession_path(spec_sha256: str) -> str:
-    """Path at the key service of the key that signs claims, to show that this VM holds the app's keys.
+    """Returns the path at the key service of the key that signs claims, to show that this VM holds the app's keys.
 
     Raises:
         ValueError: not a lower-case hex SHA-256.
@@ -54,7 +55,7 @@ def possession_path(spec_sha256: str) -> str:
 
 
 def checkpoint_path(spec_sha256: str) -> str:
-    """Path at the key service of one of the two secrets behind the checkpoints of a job spec.
+    """Returns the path at the key service of one of the two secrets for the checkpoints of a job spec.
 
     Raises:
         ValueError: not a lower-case hex SHA-256.
@@ -65,7 +66,7 @@ def checkpoint_path(spec_sha256: str) -> str:
 def checkpoint_material(
     secret: bytes, token: str, *, job_spec_sha256: str, dataset_manifest_sha256: str, app_compose_sha256: str
 ) -> bytearray:
-    """What a job's checkpoints are sealed, signed and named with: HKDF-SHA256, 72 bytes.
+    """Returns what a job's checkpoints are sealed, signed and named with: HKDF-SHA256, 72 bytes.
 
     The secret is the key material and the grant's token the salt, so that either alone gives nothing; info =
     domain ‖ 0 ‖ digests of spec, manifest and app-compose.json, so that nothing made for another of them fits.
@@ -82,16 +83,12 @@ def checkpoint_material(
     Raises:
         ValueError: one of them has the wrong form.
     """
-    _require_secret(secret)
     digests = (job_spec_sha256, dataset_manifest_sha256, app_compose_sha256)
-    bound = b"".join(bytes.fromhex(_checked(digest)) for digest in digests)
-    salt = bytes.fromhex(_checked(token))
-    info = _CHECKPOINT_DOMAIN.encode() + b"\0" + bound
-    return _filled(_CHECKPOINT_BYTES, secret, salt, info)
+    return _expand(secret, _CHECKPOINT_DOMAIN, digests, _CHECKPOINT_BYTES, salt=bytes.fromhex(_checked(token)))
 
 
 def recipient_seed(secret: bytes, spec_sha256: str) -> bytearray:
-    """Seed of the derived age identity: HKDF-SHA256(secret, no salt, info = domain ‖ 0 ‖ spec digest), 32 bytes.
+    """Returns the seed of the derived age identity: HKDF-SHA256(secret, no salt, info = domain ‖ 0 ‖ spec digest), 32 bytes.
 
     The buffer is the caller's to wipe.
 
@@ -102,11 +99,11 @@ def recipient_seed(secret: bytes, spec_sha256: str) -> bytearray:
     Raises:
         ValueError: secret or digest have the wrong form.
     """
-    return _expand(secret, _RECIPIENT_DOMAIN, spec_sha256, _SEED_BYTES)
+    return _expand(secret, _RECIPIENT_DOMAIN, (spec_sha256,), _SEED_BYTES)
 
 
 def receipt_key(secret: bytes, spec_sha256: str) -> ec.EllipticCurvePrivateKey:
-    """P-256 key that signs the receipt.
+    """Returns the P-256 key that signs the receipt.
 
     The scalar is `(w mod (n - 1)) + 1`, with w 48 big-endian bytes of HKDF-SHA256(secret, no salt, info = domain ‖
     0 ‖ spec digest) and n the order of the curve: never zero, and its bias is below 2**-128 (FIPS 186-5, A.2.1).
@@ -118,26 +115,22 @@ def receipt_key(secret: bytes, spec_sha256: str) -> ec.EllipticCurvePrivateKey:
     Raises:
         ValueError: secret or digest have the wrong form.
     """
-    with wiped(_expand(secret, _RECEIPT_DOMAIN, spec_sha256, _WIDE_SCALAR_BYTES)) as expanded:
+    with wiped(_expand(secret, _RECEIPT_DOMAIN, (spec_sha256,), _WIDE_SCALAR_BYTES)) as expanded:
         wide = int.from_bytes(expanded, "big")
     return ec.derive_private_key(wide % (_P256_ORDER - 1) + 1, ec.SECP256R1())
 
 
-def _expand(secret: bytes, domain: str, spec_sha256: str, length: int) -> bytearray:
-    _require_secret(secret)
-    info = domain.encode() + b"\0" + bytes.fromhex(_checked(spec_sha256))
-    return _filled(length, secret, None, info)
-
-
-def _filled(length: int, secret: bytes, salt: bytes | None, info: bytes) -> bytearray:
+def _expand(
+    secret: bytes, domain: str, digests: Sequence[str], length: int, *, salt: bytes | None = None
+) -> bytearray:
+    """Returns `length` bytes of HKDF-SHA256 with info = domain ‖ 0 ‖ digests, in a buffer that can be wiped."""
+    if len(secret) != _SECRET_BYTES:
+        raise ValueError(f"secret: expected {_SECRET_BYTES} bytes, got {len(secret)}")
+    # The zero byte ends the domain, so that no domain is the beginning of another; digests have a fixed length.
+    info = domain.encode() + b"\0" + b"".join(bytes.fromhex(_checked(digest)) for digest in digests)
     expanded = bytearray(length)
     HKDF(hashes.SHA256(), length, salt=salt, info=info).derive_into(secret, expanded)
     return expanded
-
-
-def _require_secret(secret: bytes) -> None:
-    if len(secret) != _SECRET_BYTES:
-        raise ValueError(f"secret: expected {_SECRET_BYTES} bytes, got {len(secret)}")
 
 
 def _checked(digest: str) -> str:

@@ -1,4 +1,4 @@
-"""Evidence, collected: the agent's quote over the claims, with everything a verifier needs to judge it."""
+"""Collects evidence: the agent's quote over the claims, with everything that a verifier needs to judge it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class QuotingAgent(Protocol):
     """The part of the guest agent that evidence needs."""
 
     def info(self) -> VmInfo:
-        """Which app runs in which VM."""
+        """Returns which app runs in which VM."""
 
     def quote(self, report_data: bytes) -> Quote:
-        """A quote over exactly these 64 bytes."""
+        """Returns a quote over exactly these 64 bytes."""
 
 
 def collect(
@@ -35,7 +35,7 @@ def collect(
     gpu: GpuEvidence = _NO_GPU,
     key_chain: Sequence[DerivedKey] = (),
 ) -> Evidence:
-    """Has the hardware vouch for `claims`.
+    """Returns evidence for `claims`: a quote over their digest, with the texts that the quote measures.
 
     Args:
         agent: the guest agent.
@@ -63,16 +63,13 @@ def collect(
             key_chain=tuple(key_chain),
         )
     except (ValidationError, UnicodeEncodeError) as error:
-        raise _not_evidence(error) from None
-
-
-def _not_evidence(error: ValidationError | UnicodeEncodeError) -> UnavailableError:
-    where = "app_compose"
-    if isinstance(error, ValidationError):
-        where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
-    return UnavailableError(
-        ErrorCode.GUEST_AGENT_PROTOCOL,
-        f"guest agent: `{where}` does not fit into evidence",
-        expected="the form and size that dstack's agent gives it",
-        found="another form or size",
-    )
+        # The other error is of `app_compose`: lone surrogates, which have no UTF-8 form to hash.
+        where = "app_compose"
+        if isinstance(error, ValidationError):
+            where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
+        raise UnavailableError(
+            ErrorCode.GUEST_AGENT_PROTOCOL,
+            f"guest agent: `{where}` does not fit into evidence",
+            expected="the form and size that dstack's agent gives it",
+            found="another form or size",
+        ) from None
