@@ -24,7 +24,7 @@ class GpuAgent(Protocol):
     """The part of the guest agent that GPU evidence needs."""
 
     def gpu_attestation(self) -> str:
-        """Returns the exact text of the GPU attestation that the OS collected at boot; empty where there is none."""
+        """Returns the exact text of the OS's GPU attestation at boot; empty where there is none."""
 
 
 def collect_gpu_evidence(agent: GpuAgent, nonce: str, *, nvml: Nvml | None = None) -> GpuEvidence:
@@ -108,8 +108,7 @@ def _is_confidential(nvml: Nvml) -> bool:
         feature = nvml.NVML_CC_SYSTEM_FEATURE_DISABLED
     if feature != nvml.NVML_CC_SYSTEM_FEATURE_DISABLED:
         return True
-    # Several GPUs behind protected PCIe or with encrypted NVLink have their own mode, and the state above is
-    # off.
+    # Several GPUs with protected PCIe or encrypted NVLink between them have a mode of their own.
     settings = nvml.c_nvmlSystemConfComputeSettings_v1_t()
     try:
         code = nvml.nvmlSystemGetConfComputeSettings(ctypes.byref(settings))

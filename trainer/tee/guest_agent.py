@@ -144,7 +144,7 @@ class GuestAgent:
         return Quote(quote, answer.event_log, answer.vm_config)
 
     def gpu_attestation(self) -> str:
-        """Returns the exact text of the GPU attestation that the OS collected at boot; empty where the release has none.
+        """Returns the exact text of the OS's GPU attestation at boot; empty where the release has none.
 
         Raises:
             UnavailableError: the agent does not answer, or not in its protocol.

@@ -88,9 +88,9 @@ def checkpoint_material(
 
 
 def recipient_seed(secret: bytes, spec_sha256: str) -> bytearray:
-    """Returns the seed of the derived age identity: HKDF-SHA256(secret, no salt, info = domain ‖ 0 ‖ spec digest), 32 bytes.
+    """Returns the seed of the derived age identity, 32 bytes.
 
-    The buffer is the caller's to wipe.
+    It is HKDF-SHA256(secret, no salt, info = domain ‖ 0 ‖ spec digest). The buffer is the caller's to wipe.
 
     Args:
         secret: 32 bytes that the key service gave for `recipient_path(spec_sha256)`.
@@ -126,7 +126,8 @@ def _expand(
     """Returns `length` bytes of HKDF-SHA256 with info = domain ‖ 0 ‖ digests, in a buffer that can be wiped."""
     if len(secret) != _SECRET_BYTES:
         raise ValueError(f"secret: expected {_SECRET_BYTES} bytes, got {len(secret)}")
-    # The zero byte ends the domain, so that no domain is the beginning of another; digests have a fixed length.
+    # The zero byte ends the domain: no info of one domain can equal that of another. Digests have a fixed
+    # length.
     info = domain.encode() + b"\0" + b"".join(bytes.fromhex(_checked(digest)) for digest in digests)
     expanded = bytearray(length)
     HKDF(hashes.SHA256(), length, salt=salt, info=info).derive_into(secret, expanded)
