@@ -1,4 +1,4 @@
-"""The order of the checks: of an appraisal before sealing, and of the evidence beside a receipt.
+"""The order of the checks: of an appraisal before sealing, and of the evidence that comes with a receipt.
 
 The place in its list is a check's number. Numbers appear in reports and in docs/checks.md, so a new check goes to
 the end of `DATASET_CHECKS`.
@@ -84,4 +84,4 @@ RECEIPT_CHECKS: Final = (
 DEFINITIONS: Final[Mapping[str, CheckDefinition]] = MappingProxyType(
     {definition.code: definition for definition in (*RECEIPT_CHECKS, *DATASET_CHECKS)}
 )
-"""Code → definition. Of a code that both lists have, such as `report-data`, it is the one of `DATASET_CHECKS`."""
+"""Code → definition. A code that both lists have, such as `report-data`, leads to that of `DATASET_CHECKS`."""

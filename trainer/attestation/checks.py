@@ -162,6 +162,7 @@ class Ledger:
     ) -> None:
         if definition not in self._numbers:
             raise ValueError(f"the check {definition.code} is not in the list of this appraisal")
+        # A second verdict could turn a failure into a pass.
         if definition in self._outcomes:
             raise ValueError(f"the check {definition.code} was recorded twice")
         self._outcomes[definition] = Check(

@@ -134,8 +134,8 @@ class PinnedContext(ssl.SSLContext):
         raise ValueError("a pinned context is for blocking sockets")
 
     def _check_peer_key(self, connection: ssl.SSLSocket) -> None:
-        # The handshake proved that the peer has the key of this certificate; names, dates and issuer are not
-        # looked at.
+        # The handshake proved that the peer has the key of this certificate; names, dates and issuer do not
+        # matter.
         der = connection.getpeercert(binary_form=True)
         if der is None:
             raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the peer showed no certificate")

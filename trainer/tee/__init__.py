@@ -1,1 +1,1 @@
-"""What the job asks of its machine: keys, quotes, GPU reports. `simulator/` stands in for it in development."""
+"""What the job asks of its machine: keys, quotes, GPU reports. `simulator/` takes its place in development."""

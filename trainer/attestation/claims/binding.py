@@ -17,6 +17,7 @@ def report_data(claims: DatasetClaims | ReceiptClaims) -> bytes:
     The digest fills the field, so no byte of it is left for a caller of the guest agent to choose. The domain
     keeps a quote that was made for another protocol from being read as one over claims.
     """
+    # Canonical JSON (RFC 8785) gives job and verifier the same bytes for the same claims.
     canonical = canonical_json(claims.model_dump(mode="json"))
     return hashlib.sha512(REPORT_DATA_DOMAIN + b"\0" + canonical).digest()
 

@@ -1,4 +1,4 @@
-"""Checks of the evidence beside a receipt: the same VM, the same job, this statement."""
+"""Checks of the evidence that comes with a receipt: the same VM, the same job, this statement."""
 
 from __future__ import annotations
 
@@ -67,12 +67,13 @@ def judge_receipt(
 
     Args:
         ledger: receives the outcomes.
-        app_compose: compose text beside the receipt.
+        app_compose: compose text that comes with the receipt.
         claims: the receipt's claims.
         td: its TD report; None where the quote could not be read.
         statement: the signed statement's bytes.
         earlier: the result that the dataset was sealed to.
     """
+    # Everything below compares with the earlier result, so that result must itself have been a pass.
     ledger.compare(EARLIER_RESULT, expected="pass", found=earlier.status)
     if td is not None and earlier.td is not None:
         names = ("MRTD", "RTMR0", "RTMR1", "RTMR2", "RTMR3")
@@ -80,9 +81,11 @@ def judge_receipt(
         different = [name for name, before, after in pairs if before != after]
         found = f"another {', '.join(different)}" if different else "all registers equal"
         ledger.compare(SAME_VM, expected="all registers equal", found=found)
-        # The registers bind the measured text; this binds the text that lies beside the receipt.
+        # The registers bind the measured text; this binds the text that comes with the receipt.
         found = compose_hash(app_compose)
         ledger.compare(RECEIPT_COMPOSE_HASH, expected=earlier.compose_sha256, found=found)
+    # The quote covers the claims, and the claims the statement. The statement's own signature shows only who has
+    # the receipt key.
     ledger.compare(SAME_JOB, expected=earlier.job_spec_sha256, found=claims.job_spec_sha256)
     ledger.compare(STATEMENT_DIGEST, expected=sha256_hex(statement), found=claims.statement_sha256)
     if td is not None:

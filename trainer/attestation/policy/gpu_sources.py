@@ -78,6 +78,8 @@ def inline_gpu_files(section: object, read_file: Callable[[str], bytes]) -> obje
     """
     if not isinstance(section, Mapping):
         return section
+    # A policy's digest must cover what it judges by, so files become part of it: a changed file is another
+    # policy.
     inlined = dict(section)
     for name, key, limit in (
         ("reference_values", "documents", MAX_MANIFESTS),

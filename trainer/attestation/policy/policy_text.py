@@ -64,6 +64,8 @@ def strict_policy(
     """
     if not job_specs:
         raise UsageError(ErrorCode.USAGE, "a strict policy", expected="at least one job spec", found="none")
+    # Under another root than Intel's only simulators run, and their images are development images.
+    development: Literal["refused", "any"] = "refused" if trust_root_pem is None else "any"
     root: Literal["intel"] | TrustRoot = "intel"
     if trust_root_pem is not None:
         try:
@@ -83,7 +85,7 @@ def strict_policy(
         collateral=collateral or CollateralUrl(url=dcap_qvl.INTEL_PCS_URL),
         tcb=TcbSection.strict(),
         app=AppSection.strict(compose_hash(app_compose), tuple(spec.sha256() for spec in job_specs), recipient),
-        os=(os or OsSection()).model_copy(update={"development": "refused" if trust_root_pem is None else "any"}),
+        os=(os or OsSection()).model_copy(update={"development": development}),
         gpu=GpuSection.strict(required=gpu_required),
         sandbox=tuple(sandbox) or "any",
         freshness=FreshnessSection(max_age_seconds=DEFAULT_MAX_AGE_SECONDS),
@@ -151,6 +153,7 @@ def _entry(name: str, value: object, indent: str) -> Iterator[str]:
         yield f"{indent}{name}: |"
         yield from (f"{deeper}{line}" for line in value.splitlines())
     else:
+        # JSON is YAML, and its quotes keep texts such as `no` and `1.10` texts.
         yield f"{indent}{name}: {json.dumps(value)}"
 
 

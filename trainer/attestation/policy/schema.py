@@ -55,6 +55,7 @@ class TrustRoot(Strict):
 
     @model_validator(mode="after")
     def _fingerprint_matches(self) -> Self:
+        # People compare fingerprints, not PEM: the one that they read must be that of the root that is trusted.
         found = hashlib.sha256(self.der).hexdigest()
         if found != self.sha256:
             raise ValueError(f"the certificate's fingerprint is {found}, not {self.sha256}")
@@ -141,6 +142,8 @@ def parse_policy(data: bytes, *, read_file: Callable[[str], bytes]) -> Policy:
     Raises:
         UsageError: not a policy, or a file that it names is missing or does not match its fingerprint.
     """
+    # Files are read into the document before it is validated: the policy, its digest and every record then hold
+    # them.
     document = parse_yaml(data, what="policy", limit=MAX_POLICY_BYTES, code=ErrorCode.POLICY_INVALID)
     if not isinstance(document, dict):
         raise UsageError(

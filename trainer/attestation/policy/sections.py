@@ -28,6 +28,7 @@ DEFAULT_MAX_AGE_SECONDS: Final = 86400
 Unset = Literal["any"]
 """The value that leaves a point open: the check is shown as not demanded."""
 
+# A prefix of the certified name, such as `GH100` of `GH100 A01 GSP BROM`.
 GpuModel = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]{0,63}$")]
 
 Register = Annotated[str, Field(pattern=r"^[0-9a-f]{96}$")]
@@ -199,6 +200,8 @@ class GpuSection(Strict):
 
     @model_validator(mode="after")
     def _values_need_evidence(self) -> Self:
+        # Without the evidence nothing would be compared with these values: the policy would demand less than it
+        # says.
         rest = (self.count, self.models, self.min_driver_version, self.min_vbios_version)
         if self.boot == self.fresh == "any" and rest != ("any",) * len(rest):
             raise ValueError("count, models and least versions need `boot: required` or `fresh: required`")

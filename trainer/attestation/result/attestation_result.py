@@ -39,7 +39,7 @@ class AttestationResult:
         expires_at: time until which a dataset may be sealed under this result.
         nonce: the nonce of the request.
         peer_spki_sha256: digest of the TLS key that served the evidence; None where it came as a file.
-        appraiser: `APPRAISER`; not kept.
+        appraiser: `APPRAISER`; not stored.
     """
 
     checks: tuple[Check, ...]
@@ -55,15 +55,18 @@ class AttestationResult:
     appraiser: InitVar[object]
 
     def __post_init__(self, appraiser: object) -> None:
+        # `seal` relies on this type, so nothing but an appraisal may make one.
         if appraiser is not APPRAISER:
             raise TypeError("only trainer.attestation.verifier.appraise makes attestation results")
 
     def __reduce__(self) -> NoReturn:
+        # Pickle and copy would make a result without an appraisal.
         raise TypeError("an attestation result is not stored: save its record and appraise again")
 
     @property
     def status(self) -> Status:
         """`pass` if every check was affirmed or not demanded, and there is at least one."""
+        # `all` of no checks is true, and a result that judged nothing must not pass.
         return "pass" if self.checks and all(check.acceptable for check in self.checks) else "fail"
 
     @property
@@ -107,6 +110,7 @@ class AttestationResult:
                 found=codes or "no checks",
                 hint="do not upload; see each check of the result",
             )
+        # The start has a tolerance, as the clock may have been set back a little since; the end has none.
         if not self.appraised_at - CLOCK_SKEW_SECONDS <= now < self.expires_at:
             raise VerificationError(
                 ErrorCode.ATTESTATION_EXPIRED,

@@ -94,6 +94,7 @@ def save_record(record: Record) -> bytes:
 
 def _nonce_unused(result: AttestationResult) -> bool | None:
     """Returns the `nonce_unused` of the appraisal; only the machine that drew the nonce recorded its use."""
+    # The check records its question: open if nobody knew, else the answer.
     state = result.check(NONCE_UNUSED.code).state
     return None if state is CheckState.NOT_DEMANDED else state is CheckState.AFFIRMED
 
@@ -124,6 +125,8 @@ def load_record(data: bytes) -> Record:
         document = parse_strict(_RECORD, data)
     except ValueError as error:
         raise VerificationError(ErrorCode.EVIDENCE_INVALID, f"record: {error}") from None
+    # The recorded outcome is not believed: it is compared with that of a new appraisal of the recorded
+    # documents.
     collateral, endorsements = document.collateral.encode(), document.endorsements.endorsements()
     result = appraise(
         document.evidence,
@@ -162,6 +165,7 @@ def reappraise(record: Record, *, now: int, policy: Policy | None = None, nonce:
         nonce: the nonce that the evidence must have; None for the recorded nonce.
     """
     before, judged_by = record.result, policy or record.policy
+    # A policy that contains collateral is judged with it here, as it would be in a first appraisal.
     own = policy.collateral if policy is not None else None
     collateral = own.document.encode() if isinstance(own, CollateralDocument) else record.collateral
     result = appraise(

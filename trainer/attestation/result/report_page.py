@@ -140,6 +140,7 @@ def _found(result: AttestationResult, definition: CheckDefinition) -> str:
 
 def _value(text: str) -> str:
     """Returns a value as HTML; one longer than `LONG_VALUE` is folded."""
+    # Control and direction characters become visible before HTML is escaped: a value must not read as another.
     full = escape(printable(text))
     if len(text) <= LONG_VALUE:
         return f'<span class="value">{full}</span>'
