@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from tests.training.forked_worker import ROOT, VARIABLES, ForkedWorker
+from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.ipc.worker_messages import (
     FROM_WORKER,
     MAX_MESSAGE_BYTES,
@@ -31,7 +32,7 @@ from trainer.ipc.worker_messages import (
 )
 from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import JobSpec
-from trainer.training.tokenizer import ModelTokenizer, tokens_of
+from trainer.training.tokenizer import tokens_of
 
 
 def compiles(test: Any) -> Any:

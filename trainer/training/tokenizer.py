@@ -9,19 +9,11 @@ from typing import Any, Final
 
 from transformers import AutoTokenizer
 
-from trainer.data.examples.model_tokenizer import (
-    TOKENIZER_FILE,
-    ModelTokenizer,
-    TemplateRefusedError,
-    read_stop_ids,
-    read_tokenizer,
-)
+from trainer.data.examples.model_tokenizer import TOKENIZER_FILE, ModelTokenizer, read_stop_ids, read_tokenizer
 from trainer.errors import ErrorCode, JobError
 
 _CLASSES_THAT_USE_THE_FILE: Final = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
 """Values of `tokenizer_class` for which transformers uses tokenizer.json unchanged."""
-
-__all__ = ["ModelTokenizer", "TemplateRefusedError", "load_tokens"]
 
 
 def load_tokens(model_dir: Path, chat_template: str | None = None) -> ModelTokenizer:

@@ -11,6 +11,7 @@ import torch
 
 from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset
+from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.rows import Row
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection, PrivacySection
@@ -21,7 +22,6 @@ from trainer.training.privacy.membership import membership
 from trainer.training.privacy.per_example_gradients import row_means
 from trainer.training.privacy.privacy_findings import Exposure, Membership
 from trainer.training.token_store import TokenStore
-from trainer.training.tokenizer import ModelTokenizer
 
 EVALUATED_TOKENS: Final = 1 << 14
 """Number of tokens in a forward pass without gradients."""

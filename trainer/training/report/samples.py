@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from trainer.data.examples.example import Example
+from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.training.engines.base import Precision
-from trainer.training.tokenizer import ModelTokenizer
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import secrets
 from dataclasses import dataclass
 
 from trainer.data.examples.example_set import Dataset, build_dataset
+from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.rows import Row
 from trainer.training.checkpoint import read_probe_seed
 from trainer.training.compilation import require_compiler
@@ -14,7 +15,7 @@ from trainer.training.engines.base_model_files import check_model_dir
 from trainer.training.privacy.memorisation_audit import Probes, add_probes
 from trainer.training.run_inputs import RunInputs
 from trainer.training.stages.run_context import RunContext
-from trainer.training.tokenizer import ModelTokenizer, load_tokens
+from trainer.training.tokenizer import load_tokens
 
 
 @dataclass(frozen=True)
