@@ -117,7 +117,7 @@ def appraise_receipt(
     policy: Policy,
     now: int,
 ) -> tuple[Check, ...]:
-    """Judges the evidence that comes with a receipt: did the VM that was appraised before sealing make this statement?
+    """Judges whether the VM that was appraised before sealing made this statement, by the receipt's evidence.
 
     Records every check of `catalogue.RECEIPT_CHECKS`. The receipt is valid only if every check is acceptable.
 
