@@ -25,6 +25,8 @@ ANCHORS = f"""\
 x-base: &base
   image: {PINNED}
   privileged: true
+  read_only: true
+  init: true
 services:
   one:
     <<: *base
@@ -41,8 +43,8 @@ def codes(text: str) -> list[tuple[str, int, str]]:
 def test_merge_keys_never_override_what_stands_beside_them() -> None:
     assert codes(ANCHORS) == [
         ("privileged", 3, "services.two.privileged"),
-        ("shared-namespace", 9, "services.two.network_mode"),
-        ("job-spec-missing", 4, "services"),
+        ("shared-namespace", 11, "services.two.network_mode"),
+        ("job-spec-missing", 6, "services"),
         ("extension-key", 1, "x-base"),
     ]
 

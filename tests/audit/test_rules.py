@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from trainer.audit import RULES, Severity, audit_compose
+from trainer.deployment import CLEAN_START
 from trainer.simulator.compose_files import JOB
 from trainer.spec import parse_job_spec
 
@@ -73,6 +74,16 @@ def job_with_variable(app: dict[str, Any], compose: dict[str, Any]) -> None:
     """A job spec that is filled in when it starts is none: the measured text does not fix it."""
     environment = compose["services"]["trainer"]["environment"]
     environment["TRAINER_JOB"] = environment["TRAINER_JOB"].replace("./model", "${MODEL}")
+
+
+def inline_config(config: object, entry: object) -> Edit:
+    """Mounts a config of the compose file into the service."""
+
+    def edit(app: dict[str, Any], compose: dict[str, Any]) -> None:
+        compose["configs"] = {"note": config}
+        compose["services"]["trainer"]["configs"] = [entry]
+
+    return edit
 
 
 IMAGE = "trainer@sha256:"
@@ -142,6 +153,12 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("interpolated", on_environment(["HF_HOME"])),
     ("interpolated", on_service(command=["--x", "$X"])),
     ("interpolated", on_compose(secrets={"s": {"environment": "TOKEN"}})),
+    ("root-writable", on_service(read_only=False)),
+    ("root-writable", lambda app, compose: compose["services"]["trainer"].pop("read_only")),
+    ("init-missing", on_service(init=False)),
+    ("init-missing", lambda app, compose: compose["services"]["trainer"].pop("init")),
+    ("inline-config-read-only", inline_config({"content": "a"}, "note")),
+    ("inline-config-read-only", inline_config({"content": "a"}, {"source": "note", "target": "/note"})),
     ("restarted", on_service(restart="unless-stopped")),
     ("restarted", on_service(deploy={"restart_policy": {"condition": "any"}})),
     ("port-published", on_service(ports=["8443:8443"])),
@@ -151,7 +168,14 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("root-script", on_app(init_script=["", "echo hello"])),
     ("env-steering", on_app(allowed_envs=["LD_PRELOAD"])),
     ("env-steering", on_app(allowed_envs=["DSTACK_ROOT_PASSWORD"])),
-    ("env-allowed", on_app(allowed_envs=["HF_TOKEN"])),
+    ("root-script", on_app(pre_launch_script=CLEAN_START)),
+    ("root-script", on_app(init_script=CLEAN_START + "# and more\n")),
+    ("root-script", on_app(init_script=CLEAN_START.rstrip("\n"))),
+    ("clean-start", on_app(init_script=CLEAN_START)),
+    ("clean-start", on_app(init_script=[CLEAN_START])),
+    ("env-own", on_app(allowed_envs=["HF_TOKEN"])),
+    ("env-allowed", on_app(allowed_envs=["OTHER_TOKEN"])),
+    ("env-allowed", on_app(allowed_envs=["hf_token"])),
     ("public-logs", on_app(public_logs=True)),
     ("public-sysinfo", on_app(public_sysinfo=True)),
     ("public-tcbinfo", on_app(public_tcbinfo=True)),
@@ -162,6 +186,8 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("key-provider-none", on_app(key_provider="none")),
     ("key-provider-unpinned", on_app(key_provider_id="")),
     ("key-provider-unpinned", without("key_provider_id")),
+    ("key-provider-unpinned", on_app(key_provider_id="FILL IN")),
+    ("key-provider-unpinned", on_app(key_provider_id="abc")),
     ("instance-id-absent", on_app(no_instance_id=True)),
     ("swap", on_app(swap_size="2G")),
     ("storage-unknown", on_app(storage_fs="ntfs")),
@@ -200,6 +226,8 @@ PAIRS_OF_FINDINGS: tuple[tuple[set[str], Edit], ...] = (
     ({"literal-secret", "own-command"}, on_service(entrypoint=["x", "--password", "hunter2"])),
     ({"literal-secret", "own-command"}, on_service(healthcheck={"test": "curl --api-key hunter2 localhost"})),
     ({"literal-secret", "own-command"}, on_service(pre_stop=[{"command": ["x", "--token=hunter2"]}])),
+    ({"root-script", "clean-start"}, on_app(init_script=[CLEAN_START, "echo hello"])),
+    ({"inline-config-read-only", "interpolated"}, inline_config({"environment": "NOTE"}, "note")),
     ({"literal-secret", "root-script"}, on_app(pre_launch_script="export HF_TOKEN=hunter2\n")),
     ({"guest-agent-port", "port-published"}, on_service(ports=["8090:8443"])),
     ({"host-mount", "interpolated"}, volume("${DIRECTORY}:/data")),
@@ -296,7 +324,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @pytest.mark.parametrize(
     ("name", "to_fill_in"),
-    [("sealed", ["image-placeholder"]), ("kms", ["image-placeholder", "root-script"])],
+    [("sealed", ["image-placeholder"]), ("kms", ["image-placeholder", "key-provider-unpinned"])],
 )
 def test_the_configuration_that_this_project_ships(name: str, to_fill_in: list[str]) -> None:
     audited = audit_compose((CONFIGS / f"app-compose-{name}.json").read_bytes())
@@ -341,6 +369,8 @@ services: # 1
       - hunter2 # literal-secret
     restart: always # restarted
     privilegd: true # unknown-key
+    read_only: false # root-writable
+    init: "no" # init-missing
 volumes:
   named: {}
 """
@@ -354,7 +384,8 @@ APP_LINES = """\
   "pre_launch_script": "echo", root-script
   "init_script": "echo", root-script
   "allowed_envs": [
-    "HF_TOKEN", env-allowed
+    "HF_TOKEN", env-own
+    "OTHER", env-allowed
     "LD_PRELOAD" env-steering
   ],
   "secure_time": true,
@@ -384,13 +415,13 @@ def test_the_line_of_each_finding_in_json() -> None:
     lines = APP_LINES.splitlines()
     expected = [(line.rsplit(" ", 1)[1], number) for number, line in enumerate(lines, 1) if line[-1].isalpha()]
     expected = [(code, number) for code, number in expected if code in {rule.code for rule in RULES}]
-    assert len(expected) == 8
+    assert len(expected) == 9
     text = "\n".join(
         line.removesuffix(f" {line.rsplit(' ', 1)[-1]}") if any(number == where for _, where in expected) else line
         for number, line in enumerate(lines, 1)
     )
     found = [(each.code, each.line) for each in audit_compose(text.encode()).findings]
-    assert sorted(found) == sorted([*expected, ("no-compose", 21), ("job-spec-missing", 21)])
+    assert sorted(found) == sorted([*expected, ("no-compose", 22), ("job-spec-missing", 22)])
 
 
 @pytest.mark.parametrize(

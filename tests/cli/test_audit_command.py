@@ -16,7 +16,10 @@ IMAGE = "x@sha256:" + "ab" * 32
 @pytest.fixture
 def compose(tmp_path: Path) -> Path:
     path = tmp_path / "docker-compose.yaml"
-    path.write_text(f"services:\n  a:\n    image: {IMAGE}\n    pid: host\n    environment: [API_KEY=hunter2]\n")
+    path.write_text(
+        f"services:\n  a:\n    image: {IMAGE}\n    pid: host\n    environment: [API_KEY=hunter2]\n"
+        "    read_only: true\n    init: true\n"
+    )
     return path
 
 
@@ -29,7 +32,7 @@ def test_exit_code_by_threshold(compose: Path, fail_on: str, code: int) -> None:
 
 def test_high_is_the_default(compose: Path) -> None:
     assert run(["audit", str(compose)]) == ExitCode.VERIFICATION
-    compose.write_text(f"services: {{a: {{image: '{IMAGE}'}}}}")
+    compose.write_text(f"services: {{a: {{image: '{IMAGE}', read_only: true, init: true}}}}")
     assert run(["audit", str(compose)]) == ExitCode.DONE
 
 
@@ -45,7 +48,7 @@ def test_json_is_one_object(compose: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_a_person_reads_a_table_and_a_summary(compose: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old = compose.with_name("old.yaml")
-    old.write_text(compose.read_text().replace("pid: host", "init: true").replace("hunter2", "hunter1"))
+    old.write_text(compose.read_text().replace("pid: host", "tty: true").replace("hunter2", "hunter1"))
     run(["audit", str(compose), "--against", str(old)])
     text = capsys.readouterr().out
     assert "shared-namespace" in text
@@ -68,10 +71,13 @@ def test_what_cannot_be_read_is_a_usage_error(
 
 def test_a_table_ends_somewhere(compose: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compose.write_text(
-        "services:\n" + "".join(f"  s{index}: {{image: {IMAGE}, tty: {index}}}\n" for index in range(600))
+        "services:\n"
+        + "".join(
+            f"  s{index}: {{image: {IMAGE}, tty: {index}, read_only: true, init: true}}\n" for index in range(600)
+        )
     )
     old = compose.with_name("old.yaml")
-    old.write_text(compose.read_text().replace("tty", "init").replace("image", "imag"))
+    old.write_text(compose.read_text().replace("tty", "hostname").replace("image", "imag"))
     run(["audit", str(old), "--against", str(compose)])
     text = capsys.readouterr().out
     assert "… and 701 more findings: --json lists all" in text

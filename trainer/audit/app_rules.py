@@ -10,8 +10,12 @@ from trainer.audit.environment_rules import SCRIPTS
 from trainer.audit.findings import shown
 from trainer.audit.nodes import Node
 from trainer.audit.service_rules import Hits
+from trainer.deployment import CLEAN_START_SHA256, OPERATOR_VARIABLES
+from trainer.encoding import sha256_hex
 
 _STEERING: Final = re.compile(r"(?i)(?:LD|PYTHON|COMPOSE|DOCKER|DSTACK)_?\w*|PATH|BASH_ENV|ENV|HOME|\w*ROOT_\w*")
+_HEX: Final = re.compile("(?:[0-9a-fA-F]{2})+")
+_OWN_SCRIPT: Final = "init_script"
 _THROUGH_GATEWAY: Final = "connections may come through the gateway, which ends TLS unless it passes it through"
 _FILE_SYSTEMS: Final = frozenset({"ext4", "zfs"})
 _WEAK_GPU: Final = ("allow_devtools", "allow_debug", "allow_insecure_boot")
@@ -37,20 +41,39 @@ def script(document: Document) -> Hits:
     """Finds scripts that run as root in the VM, outside of any container."""
     for name in SCRIPTS:
         node = _app(document).get(name)
-        if any(each.text.strip() for each in node.elements()):
+        own = name == _OWN_SCRIPT  # elsewhere it would run while the engine does
+        if any(each.text.strip() and not (own and _is_clean_start(each)) for each in node.elements()):
             yield node, f"{name} runs as root in the VM, before and outside of the containers"
 
 
+def clean_start(document: Document) -> Hits:
+    """Finds the script of this project's profile `kms`, by its digest."""
+    for node in _app(document).get(_OWN_SCRIPT).elements():
+        if _is_clean_start(node):
+            yield node, f"{_OWN_SCRIPT} is this project's clean start: it empties the container engine's stores"
+
+
+def _is_clean_start(node: Node) -> bool:
+    return sha256_hex(node.text.encode()) == CLEAN_START_SHA256
+
+
 def allowed_env(document: Document, *, steering: bool) -> Hits:
-    """Finds variables that the deployer fills in.
+    """Finds variables that the deployer fills in, except for those that this project has for the deployer.
 
     Args:
         document: the compose file.
         steering: find those that change which program or file is used, or else all others.
     """
     for node in _app(document).get("allowed_envs").elements():
-        if bool(_STEERING.fullmatch(node.text)) is steering:
+        if node.text not in OPERATOR_VARIABLES and bool(_STEERING.fullmatch(node.text)) is steering:
             yield node, f"whoever deploys can set {shown(node.text)}, after the text was measured"
+
+
+def own_env(document: Document) -> Hits:
+    """Finds variables that this project has for the deployer; the job treats them as an operator's input."""
+    for node in _app(document).get("allowed_envs").elements():
+        if (effect := OPERATOR_VARIABLES.get(node.text)) is not None:
+            yield node, f"whoever deploys can set {shown(node.text)}: {effect}"
 
 
 def switched_on(document: Document, *, key: str, message: str) -> Hits:
@@ -90,7 +113,10 @@ def key_provider_none(document: Document) -> Hits:
     if document.app is not None:
         node, kind = _key_provider(document.app)
         if kind == "none":
-            yield node, "the app has no key provider: its keys end with the VM, and no key chain names the app"
+            yield (
+                node,
+                "keys are made in the VM at boot and end with it; no key chain names the app",
+            )
 
 
 def key_provider_unpinned(document: Document) -> Hits:
@@ -99,6 +125,8 @@ def key_provider_unpinned(document: Document) -> Hits:
         node = document.app.get("key_provider_id")
         if not node.text:
             yield node, "the text does not say which key service: the one that the operator names is asked"
+        elif not _HEX.fullmatch(node.text):
+            yield node, "the identity of the key service is not hex: a placeholder, with which no VM boots"
 
 
 def swap(document: Document) -> Hits:

@@ -109,11 +109,28 @@ RULES: Final = (
         "write the variables into this file",
     ),
     AuditRule("interpolated", MEDIUM, environment.interpolated, "write the value itself; `$$` is a dollar sign"),
+    AuditRule(
+        "root-writable", HIGH, service.root_file_system_writable, "read_only: true, with tmpfs for what is written"
+    ),
+    AuditRule(
+        "inline-config-read-only",
+        HIGH,
+        service.inline_config_unstartable,
+        f"put the text into the service's environment, as {JOB_VARIABLE} for a job spec",
+    ),
+    AuditRule("init-missing", LOW, service.init_missing, "init: true"),
     AuditRule("restarted", LOW, service.restarted, 'restart: "no"'),
     AuditRule("own-command", INFO, service.own_command, "read it as part of the program that handles your data"),
     AuditRule("port-published", INFO, service.published_port, "expected: the job's own port, and no other"),
     AuditRule("no-compose", HIGH, app.no_compose, "nothing here has looked at what it runs instead"),
     AuditRule("root-script", HIGH, app.script, "read it as you would read a program with access to your data"),
+    AuditRule(
+        "clean-start",
+        INFO,
+        app.clean_start,
+        "expected with a key service: the VM's disk outlives it and is emptied",
+    ),
+    AuditRule("env-own", INFO, app.own_env, "expected: the job treats its value as an operator's input"),
     AuditRule("env-steering", HIGH, partial(app.allowed_env, steering=True), "take it out of allowed_envs"),
     AuditRule(
         "env-allowed",
@@ -136,10 +153,12 @@ RULES: Final = (
     ),
     AuditRule("public-tcbinfo", INFO, app.public_tcbinfo, "public_tcbinfo: false, if that matters to you"),
     AuditRule("key-provider-local", MEDIUM, app.key_provider_local, "kms_enabled: true, or seal to this VM only"),
-    AuditRule("key-provider-none", MEDIUM, app.key_provider_none, "kms_enabled: true, or seal to this VM only"),
+    AuditRule(
+        "key-provider-none", INFO, app.key_provider_none, "expected: after a restart you verify and grant again"
+    ),
     AuditRule(
         "key-provider-unpinned",
-        LOW,
+        HIGH,
         app.key_provider_unpinned,
         "key_provider_id, and app.key_provider in your policy",
     ),

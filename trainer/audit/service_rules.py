@@ -180,3 +180,33 @@ def restarted(document: Document) -> Hits:
         for node in policies:
             if node.value is not None and node.text not in {"no", "none", "false"}:
                 yield node, f"the container is restarted: {shown(node.text)}"
+
+
+def root_file_system_writable(document: Document) -> Hits:
+    """Finds writable root file systems: what a process writes beside its volumes lies on the VM's disk."""
+    for service in document.services():
+        if not (node := service.get("read_only")).is_on:
+            where = node if node.value is not None else service
+            yield where, "the container can write to its root file system, which lies on the VM's disk"
+
+
+def inline_config_unstartable(document: Document) -> Hits:
+    """Finds inline configs of read-only containers: compose copies a config into the container that it made."""
+    inline = {
+        name
+        for name, config in document.compose.get("configs").items()
+        if any(config.get(key).value is not None for key in ("content", "environment"))
+    }
+    for service in document.services():
+        for node in service.get("configs").elements() if service.get("read_only").is_on else ():
+            name = node.get("source").text if node.is_mapping else node.text
+            if name in inline:
+                yield node, f"cannot start: compose gives no read-only container the inline config {shown(name)}"
+
+
+def init_missing(document: Document) -> Hits:
+    """Finds containers without an init process, in which the job's supervisor is process 1."""
+    for service in document.services():
+        if not (node := service.get("init")).is_on:
+            where = node if node.value is not None else service
+            yield where, "no init process: ended processes stay, and the job cannot show that nothing traces it"

@@ -7,6 +7,7 @@ job.yaml. Pure: texts in, texts out.
 
 from trainer.deployment.app_compose import (
     KEY_PROVIDER_PLACEHOLDER,
+    OPERATOR_VARIABLES,
     DeploymentProfile,
     render_app_compose,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "CLEAN_START",
     "CLEAN_START_SHA256",
     "KEY_PROVIDER_PLACEHOLDER",
+    "OPERATOR_VARIABLES",
     "DeploymentProfile",
     "ModelPins",
     "pin_model",

@@ -23,6 +23,13 @@ KEY_PROVIDER_PLACEHOLDER: Final = (
 """`key_provider_id` of a template. It is no hex, so that a guest that gets it does not boot."""
 
 
+OPERATOR_VARIABLES: Final[Mapping[str, str]] = {
+    "HF_TOKEN": "access to models at the hub; digests in the job spec decide what is loaded",
+}
+"""Environment variables that `allowed_envs` may list, each with what its value can change. The encrypted environment
+is an operator's input: anyone can encrypt one."""
+
+
 class DeploymentProfile(StrEnum):
     """How a job is deployed: with keys that end with the VM, or with those of a key management service."""
 
