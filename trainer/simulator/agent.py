@@ -175,10 +175,12 @@ class SimulatedVm:
             raise ValueError(f"report_data: expected at most {REPORT_DATA_BYTES} bytes, got {len(report_data)}")
         registers = (register(self._events, index) for index in range(4))
         rtmr0, rtmr1, rtmr2, rtmr3 = registers
+        # MRCONFIGID of form 01: the byte 1, the compose hash (32 bytes), 15 zeros.
+        config_id = b"\x01" + self.compose_hash + bytes(15) if self.options.config_id else bytes(48)
         fields_class = TdFields15 if self.options.td_report == "1.5" else TdFields
         honest = fields_class(
             mrtd=simulated_mrtd(),
-            mr_config_id=self._config_id(),
+            mr_config_id=config_id,
             rtmr0=rtmr0,
             rtmr1=rtmr1,
             rtmr2=rtmr2,
@@ -261,10 +263,6 @@ class SimulatedVm:
             self._event("gpu-policy-hash", hashlib.sha256(canonical_json(policy or {})).digest()),
             self._event("gpu-attestation", json.dumps(attestation, separators=(",", ":")).encode()),
         )
-
-    def _config_id(self) -> bytes:
-        # MRCONFIGID of form 01: the byte 1, the compose hash (32 bytes), 15 zeros.
-        return b"\x01" + self.compose_hash + bytes(15) if self.options.config_id else bytes(48)
 
 
 def _parse_compose(text: str) -> dict[str, object]:

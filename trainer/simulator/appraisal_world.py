@@ -64,11 +64,6 @@ Quoted = dict[str, bytes]
 """Fields of a TD report by name."""
 
 
-def _receipt_public_key() -> str:
-    key = ec.derive_private_key(7, ec.SECP256R1()).public_key()
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex()
-
-
 def key_chain(vm: SimulatedVm, claims: DatasetClaims) -> tuple[DerivedKey, ...]:
     """Returns the recipient's key and the key that signs `claims`, each with its signature chain."""
     signed = prove_possession(vm.derive_key(possession_path(JOB_SPEC_SHA256), "possession").secret, claims)
@@ -90,13 +85,16 @@ def _signed_derived_key(vm: SimulatedVm, path: str, purpose: str) -> DerivedKey:
 
 def honest_claims(gpu: GpuEvidence) -> DatasetClaims:
     """Returns claims of a job that does what the policy demands, over `gpu`."""
+    receipt_key = ec.derive_private_key(
+        7, ec.SECP256R1()
+    ).public_key()  # any fixed scalar: evidence is reproducible
     return DatasetClaims(
         version=1,
         purpose="dataset",
         nonce=NONCE,
         job_spec_sha256=JOB_SPEC_SHA256,
         recipients=Recipients(derived="age1" + "q" * 58, instance="age1" + "p" * 58),
-        receipt_key=_receipt_public_key(),
+        receipt_key=receipt_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex(),
         tls_spki_sha256=PEER_SPKI_SHA256,
         gpu_evidence_sha256=gpu_evidence_sha256(gpu),
         sandbox={"seccomp": True, "landlock": True, "separate_users": False},

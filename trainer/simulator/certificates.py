@@ -88,13 +88,20 @@ def issue(
         sgx_extension: DER of the SGX extension of a PCK certificate.
         end: end of validity in seconds since 1970; None means the end of 2049.
     """
-    subject = _subject(name)
+    subject = x509.Name(
+        [
+            x509.NameAttribute(NameOID.COMMON_NAME, name),
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, ORGANIZATION),
+        ]
+    )
+    digest = hashlib.sha256(name.encode() + raw_public_key(key)).digest()
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer.certificate.subject if issuer else subject)
         .public_key(key.public_key())
-        .serial_number(_serial_number(name, key))
+        # Positive, at most 20 bytes (RFC 5280, section 4.1.2.2); from name and key, so that it is reproducible.
+        .serial_number(int.from_bytes(digest[:16], "big") >> 1)
         .not_valid_before(_NOT_BEFORE)
         .not_valid_after(_NOT_AFTER if end is None else dt.datetime.fromtimestamp(end, dt.UTC))
     )
@@ -119,20 +126,6 @@ def revocation_list(issuer: Authority, now: int, until: int, revoked: Iterable[A
         entry = x509.RevokedCertificateBuilder().serial_number(authority.certificate.serial_number)
         builder = builder.add_revoked_certificate(entry.revocation_date(time - _DAY).build())
     return builder.sign(issuer.key, hashes.SHA256(), ecdsa_deterministic=True).public_bytes(Encoding.DER)
-
-
-def _subject(name: str) -> x509.Name:
-    return x509.Name(
-        [
-            x509.NameAttribute(NameOID.COMMON_NAME, name),
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, ORGANIZATION),
-        ]
-    )
-
-
-def _serial_number(name: str, key: ec.EllipticCurvePrivateKey) -> int:
-    digest = hashlib.sha256(name.encode() + raw_public_key(key)).digest()
-    return int.from_bytes(digest[:16], "big") >> 1  # X.509: positive, at most 20 bytes
 
 
 def _extensions(

@@ -51,32 +51,28 @@ class SgxExtension:
 
     def to_der(self) -> bytes:
         """Returns the value of the X.509 extension `1.2.840.113741.1.13.1`."""
-        return _der_sequence(
-            _oid_entry(".1", asn1.encode_der(self.ppid)),
-            _oid_entry(".2", self._tcb_entries()),
-            _oid_entry(".3", asn1.encode_der(self.pce_id)),
-            _oid_entry(".4", asn1.encode_der(self.fmspc)),
-            _oid_entry(".5", _tag_length_value(_ENUMERATED, bytes([self.sgx_type]))),
-            _oid_entry(".6", asn1.encode_der(self.platform_instance_id)),
-            _oid_entry(".7", self._configuration_flags()),
-        )
-
-    def _tcb_entries(self) -> bytes:
-        # Entries 1 to 16 are the components of CPUSVN, 17 is PCESVN, and 18 repeats CPUSVN as 16 bytes.
-        components = [
-            _oid_entry(f".2.{index}", asn1.encode_der(svn)) for index, svn in enumerate(self.cpu_svn, start=1)
-        ]
-        pce_svn = _oid_entry(".2.17", asn1.encode_der(self.pce_svn))
-        return _der_sequence(*components, pce_svn, _oid_entry(".2.18", asn1.encode_der(self.cpu_svn)))
-
-    def _configuration_flags(self) -> bytes:
+        # Entries 1 to 16 of the TCB are the components of CPUSVN, 17 is PCESVN, and 18 repeats CPUSVN as 16 bytes.
+        tcb = [asn1.encode_der(svn) for svn in (*self.cpu_svn, self.pce_svn)] + [asn1.encode_der(self.cpu_svn)]
         flags = (
             self.configuration.dynamic_platform,
             self.configuration.cached_keys,
             self.configuration.smt_enabled,
         )
         return _der_sequence(
-            *(_oid_entry(f".7.{i}", asn1.encode_der(flag)) for i, flag in enumerate(flags, start=1))
+            _oid_entry(".1", asn1.encode_der(self.ppid)),
+            _oid_entry(
+                ".2", _der_sequence(*(_oid_entry(f".2.{i}", value) for i, value in enumerate(tcb, start=1)))
+            ),
+            _oid_entry(".3", asn1.encode_der(self.pce_id)),
+            _oid_entry(".4", asn1.encode_der(self.fmspc)),
+            _oid_entry(".5", _tag_length_value(_ENUMERATED, bytes([self.sgx_type]))),
+            _oid_entry(".6", asn1.encode_der(self.platform_instance_id)),
+            _oid_entry(
+                ".7",
+                _der_sequence(
+                    *(_oid_entry(f".7.{i}", asn1.encode_der(on)) for i, on in enumerate(flags, start=1))
+                ),
+            ),
         )
 
 

@@ -67,7 +67,10 @@ class AppKeys:
     def derive(self, path: str, purpose: str = "", algorithm: Algorithm = Algorithm.SECP256K1) -> SimulatedKey:
         """Derives the key for `path`. Purpose and algorithm enter the signature, not the key."""
         secret = derive_key(self._app_key, path.encode())
-        public_key = _ed25519_public(secret) if algorithm is Algorithm.ED25519 else _compressed_point(secret)
+        if algorithm is Algorithm.ED25519:
+            public_key = ed25519.Ed25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
+        else:
+            public_key = _compressed_point(secret)
         # The purpose is signed with the key: a key for one purpose cannot be presented for another.
         signature = _sign_recoverable(self._app_key, f"{purpose}:{public_key.hex()}".encode())
         return SimulatedKey(secret, public_key, (signature, self._app_signature))
@@ -114,7 +117,3 @@ def _sign_recoverable(key: bytes, message: bytes) -> bytes:
 
 def _compressed_point(key: bytes) -> bytes:
     return coincurve.PrivateKey(key).public_key.format(compressed=True)
-
-
-def _ed25519_public(key: bytes) -> bytes:
-    return ed25519.Ed25519PrivateKey.from_private_bytes(key).public_key().public_bytes_raw()

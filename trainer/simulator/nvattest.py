@@ -53,7 +53,7 @@ class SimulatedGpu:
     missing: tuple[str, ...] = ()
 
     def claims(self, nonce: str) -> dict[str, object]:
-        """Return the claims that `nvattest` makes about it."""
+        """Returns the claims that `nvattest` makes about it."""
         special = {
             "hwmodel": self.hwmodel,
             "ueid": self.ueid,
@@ -79,7 +79,7 @@ class SimulatedSwitch:
     missing: tuple[str, ...] = ()
 
     def claims(self, nonce: str) -> dict[str, object]:
-        """Return the claims that `nvattest` makes about it."""
+        """Returns the claims that `nvattest` makes about it."""
         special = {
             "hwmodel": self.hwmodel,
             "ueid": self.ueid,

@@ -87,7 +87,11 @@ class QuoteParts:
 
 def assemble(parts: QuoteParts, pck: Authority) -> bytes:
     """Signs header and TD report with the attestation key, and the quoting enclave's report with `pck`."""
-    signed = parts.header.pack() + _body_bytes(parts)
+    body = parts.td.pack()
+    if parts.header.version == V5:  # type and size come before the body
+        kind = _TD_REPORT_15 if isinstance(parts.td, TdFields15) else _TD_REPORT_10
+        body = struct.pack("<HI", kind, len(body)) + body
+    signed = parts.header.pack() + body
     certification = _certification_data(parts, pck)
     signature = (
         raw_signature(parts.attestation_key, signed)
@@ -96,14 +100,6 @@ def assemble(parts: QuoteParts, pck: Authority) -> bytes:
         + certification
     )
     return signed + struct.pack("<I", len(signature)) + signature
-
-
-def _body_bytes(parts: QuoteParts) -> bytes:
-    report = parts.td.pack()
-    if parts.header.version != V5:
-        return report
-    kind = _TD_REPORT_15 if isinstance(parts.td, TdFields15) else _TD_REPORT_10
-    return struct.pack("<HI", kind, len(report)) + report
 
 
 def _certification_data(parts: QuoteParts, pck: Authority) -> bytes:

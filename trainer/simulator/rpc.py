@@ -66,10 +66,13 @@ class GuestAgentRpc:
             "Info": (_NoArguments, self._info),
             "GetKey": (_KeyArguments, self._get_key),
             "GetQuote": (_QuoteArguments, self._get_quote),
-            "Version": (_NoArguments, self._version),
+            "Version": (
+                _NoArguments,
+                lambda _: {"version": f"{vm.options.release.value}-DEVELOPMENT", "rev": REVISION},
+            ),
         }
         if vm.options.release is not Release.V0_5:
-            self._methods["GpuInfo"] = (_NoArguments, self._gpu_info)
+            self._methods["GpuInfo"] = (_NoArguments, lambda _: {"attestation": vm.gpu_attestation})
 
     def call(self, method: str, body: bytes) -> RpcResponse:
         """Answers one call.
@@ -91,43 +94,37 @@ class GuestAgentRpc:
             raise CallError(str(error)) from error
 
     def _info(self, _: _NoArguments) -> RpcResponse:
-        vm = self._vm
+        vm, td = self._vm, self._vm.td_fields()
+        # SHA-256(MRTD ‖ RTMR0 to RTMR3 ‖ MRCONFIGID ‖ MROWNER ‖ MROWNERCONFIG), the last three unless all are 0.
+        registers = td.mrtd + td.rtmr0 + td.rtmr1 + td.rtmr2 + td.rtmr3
+        configuration = td.mr_config_id + td.mr_owner + td.mr_owner_config
+        aggregated = registers + (configuration if any(configuration) else b"")
         identity = {
-            "mr_aggregated": self._aggregated_digest().hex(),
+            "mr_aggregated": hashlib.sha256(aggregated).hexdigest(),
             "os_image_hash": vm.os_image_hash.hex(),
             "compose_hash": vm.compose_hash.hex(),
             "device_id": vm.pki.device_id.hex(),
+        }
+        tcb_info = {
+            "mrtd": td.mrtd.hex(),
+            "rtmr0": td.rtmr0.hex(),
+            "rtmr1": td.rtmr1.hex(),
+            "rtmr2": td.rtmr2.hex(),
+            "rtmr3": td.rtmr3.hex(),
+            "event_log": vm.log_entries(with_digests=True),
+            "app_compose": vm.shown_compose,
         }
         return identity | {
             "app_id": vm.app_id.hex(),
             "instance_id": vm.instance_id.hex(),
             "app_cert": "",
-            "tcb_info": json.dumps(self._tcb_info() | identity, indent=2),
+            "tcb_info": json.dumps(tcb_info | identity, indent=2),
             "app_name": str(vm.app.get("name", "")),
             "key_provider_info": vm.key_provider,
             "vm_config": vm.vm_config,
             "cloud_vendor": "",
             "cloud_product": "",
         }
-
-    def _tcb_info(self) -> RpcResponse:
-        td = self._vm.td_fields()
-        return {
-            "mrtd": td.mrtd.hex(),
-            "rtmr0": td.rtmr0.hex(),
-            "rtmr1": td.rtmr1.hex(),
-            "rtmr2": td.rtmr2.hex(),
-            "rtmr3": td.rtmr3.hex(),
-            "event_log": self._vm.log_entries(with_digests=True),
-            "app_compose": self._vm.shown_compose,
-        }
-
-    def _aggregated_digest(self) -> bytes:
-        # SHA-256(MRTD ‖ RTMR0 to RTMR3 ‖ MRCONFIGID ‖ MROWNER ‖ MROWNERCONFIG), the last three unless all are 0.
-        td = self._vm.td_fields()
-        registers = td.mrtd + td.rtmr0 + td.rtmr1 + td.rtmr2 + td.rtmr3
-        configuration = td.mr_config_id + td.mr_owner + td.mr_owner_config
-        return hashlib.sha256(registers + (configuration if any(configuration) else b"")).digest()
 
     def _get_key(self, arguments: _KeyArguments) -> RpcResponse:
         algorithm = Algorithm.parse(arguments.algorithm)
@@ -142,9 +139,3 @@ class GuestAgentRpc:
             "report_data": quote.report_data.hex(),
             "vm_config": quote.vm_config,
         }
-
-    def _gpu_info(self, _: _NoArguments) -> RpcResponse:
-        return {"attestation": self._vm.gpu_attestation}
-
-    def _version(self, _: _NoArguments) -> RpcResponse:
-        return {"version": f"{self._vm.options.release.value}-DEVELOPMENT", "rev": REVISION}

@@ -28,10 +28,6 @@ _POLL_SECONDS: Final = 0.02
 _DEFAULTS: Final = VmOptions()
 
 
-def _current_time() -> int:
-    return int(time.time())
-
-
 class SimulatedAgentServer:
     """Serves one VM on a unix socket from a background thread; use it as a context manager.
 
@@ -68,7 +64,7 @@ def serve(
     *,
     stop: threading.Event | None = None,
     options: VmOptions = _DEFAULTS,
-    clock: Callable[[], int] = _current_time,
+    clock: Callable[[], int] = lambda: int(time.time()),
     started: Callable[[SimulatedVm], None] | None = None,
 ) -> None:
     """Serves a simulated VM until `stop` is set; without one, until the process is interrupted.
@@ -144,12 +140,12 @@ class _UnixHttpServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer
             raise UsageError(ErrorCode.USAGE, f"cannot listen on {path}: {error.strerror}") from error
 
     def server_close(self) -> None:
-        """Stop listening and remove the socket."""
+        """Stops listening and removes the socket."""
         super().server_close()
         self._path.unlink(missing_ok=True)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Print nothing: a client that disconnects is no error of the server."""
+        """Prints nothing: a client that disconnects is no error of the server."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -173,17 +169,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(400, {"error": str(error)})
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Refuse the request with JSON and close the connection, because its next bytes may not be a request."""
+        """Refuses the request with JSON and closes the connection, whose next bytes may not be a request."""
         del explain
         self.close_connection = True
         self._answer(code, {"error": message or self.responses.get(code, ("error", ""))[0]})
 
     def address_string(self) -> str:
-        """Return a fixed name: a unix socket has no client address."""
+        """Returns a fixed name: a unix socket has no client address."""
         return "unix"
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Log nothing: requests contain key paths, and responses contain keys."""
+        """Logs nothing: requests contain key paths, and responses contain keys."""
 
     def _read_body(self) -> bytes | None:
         text = self.headers.get("Content-Length", "")

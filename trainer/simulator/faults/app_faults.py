@@ -46,11 +46,7 @@ _GPU: Final = (
 
 
 def _change_signatures(change: Callable[[tuple[bytes, ...]], tuple[bytes, ...]]) -> Callable[[SimulatedKey], Any]:
-    def changed(key: SimulatedKey) -> SimulatedKey:
-        chain: Any = change(key.signature_chain)
-        return dataclasses.replace(key, signature_chain=chain)
-
-    return changed
+    return lambda key: dataclasses.replace(key, signature_chain=change(key.signature_chain))  # type: ignore[arg-type]
 
 
 def _key_fault(name: str, description: str, change: Callable[[SimulatedKey], Any]) -> Fault:

@@ -26,10 +26,13 @@ def _terms_fault(name: str, code: str, description: str, **changes: Any) -> Faul
 
 
 def _issue_time_fault(name: str, description: str, seconds: int) -> Fault:
-    def change(terms: Document) -> Document:
-        return terms | {"now": terms["now"] + seconds}
-
-    return Fault(name, "collateral-validity", description, FaultLayer.COLLATERAL_TERMS, change)
+    return Fault(
+        name,
+        "collateral-validity",
+        description,
+        FaultLayer.COLLATERAL_TERMS,
+        lambda terms: terms | {"now": terms["now"] + seconds},
+    )
 
 
 def _edit_copy(edit: Callable[[Document], None]) -> Callable[[Document], Document]:
@@ -59,10 +62,6 @@ def _set_module_fields(**changes: Any) -> Callable[[Document], None]:
     return lambda document: document["tdxModuleIdentities"][0].update(changes)
 
 
-def _set_level_fields(**changes: Any) -> Callable[[Document], None]:
-    return lambda document: document["tcbLevels"][0].update(changes)
-
-
 def _set_level_svns(**changes: Any) -> Callable[[Document], None]:
     return lambda document: document["tcbLevels"][0]["tcb"].update(changes)
 
@@ -80,10 +79,6 @@ def _flip_middle_bit(hexadecimal: str) -> str:
     data = bytearray.fromhex(hexadecimal)
     data[len(data) // 2] ^= 1
     return data.hex()
-
-
-def _foreign_chain(_chain: str) -> str:
-    return DevelopmentPki(b"the seed of another development root").collateral(0)["tcb_info_issuer_chain"]
 
 
 def _omission_fault(key: str) -> Fault:
@@ -154,7 +149,10 @@ _TCB_INFO: Final = (
         "tdx-svn", "tcb-level", "levels above the late microcode", _raise_component_svn("tdxtcbcomponents", 2)
     ),
     _tcb_info_fault(
-        "level-status", "tcb-status", "a level that is OutOfDate", _set_level_fields(tcbStatus="OutOfDate")
+        "level-status",
+        "tcb-status",
+        "a level that is OutOfDate",
+        lambda tcb: tcb["tcbLevels"][0].update(tcbStatus="OutOfDate"),
     ),
     _tcb_info_fault("no-modules", "tdx-module", "no TDX module named", _set_fields(tdxModuleIdentities=[])),
     _tcb_info_fault("module-id", "tdx-module", "another generation of module", _set_module_fields(id="TDX_09")),
@@ -239,7 +237,9 @@ _FINISHED: Final = (
             name,
             "root-of-trust",
             f"{name} of another root",
-            _foreign_chain,
+            lambda _: DevelopmentPki(b"the seed of another development root").collateral(0)[
+                "tcb_info_issuer_chain"
+            ],
         )
         for name in ("tcb_info_issuer_chain", "qe_identity_issuer_chain", "pck_crl_issuer_chain")
     ),

@@ -38,10 +38,6 @@ _MISSING_TOO: Final = {
 """Further checks that fail without the event, because they read its payload."""
 
 
-def _event_index(events: Events, name: str) -> int:
-    return _find_event(events, name)[0]
-
-
 def _find_event(events: Events, name: str) -> tuple[int, RuntimeEvent]:
     for index, event in enumerate(events):
         if isinstance(event, RuntimeEvent) and event.name == name:
@@ -78,33 +74,9 @@ def _remove_event(name: str) -> Callable[[Events], Events]:
     return lambda events: tuple(event for event in events if getattr(event, "name", "") != name)
 
 
-def _repeat_event(name: str) -> Callable[[Events], Events]:
-    def changed(events: Events) -> Events:
-        at = _event_index(events, name)
-        return (*events[: at + 1], events[at], *events[at + 1 :])
-
-    return changed
-
-
-def _swap_with_previous(name: str) -> Callable[[Events], Events]:
-    """Returns the change that swaps the event with its predecessor."""
-
-    def changed(events: Events) -> Events:
-        at = _event_index(events, name)
-        return (*events[: at - 1], events[at], events[at - 1], *events[at + 1 :])
-
-    return changed
-
-
-def _repeat_at_end(name: str) -> Callable[[Events], Events]:
-    return lambda events: (*events, events[_event_index(events, name)])
-
-
 def _replace_boot_digest(register: int) -> Callable[[Events], Events]:
-    def changed(events: Events) -> Events:
-        return tuple(BootEvent(register, b"\7" * 48) if event.register == register else event for event in events)
-
-    return changed
+    other = BootEvent(register, b"\7" * 48)
+    return lambda events: tuple(other if event.register == register else event for event in events)
 
 
 def _shown_log_fault(name: str, code: str, description: str, edit: Callable[[Log], None]) -> Fault:
@@ -130,7 +102,7 @@ def _replace_shown_payload(name: str) -> Callable[[Log], None]:
 
 
 def _shown_each(name: str) -> tuple[Fault, ...]:
-    """Make the faults of one event in the log that is shown, each of one field."""
+    """Returns the faults of one event in the log that is shown, each of one field."""
     false_digest, other_register = {"digest": "07" * 48}, {"imr": 2}
     return (
         _shown_log_fault(
@@ -155,20 +127,31 @@ def _shown_each(name: str) -> tuple[Fault, ...]:
 
 
 def _measured_each(name: str) -> tuple[Fault, ...]:
-    """Make the faults of the position of one measured event."""
-    return (
-        measured_fault(f"repeated-{name}", "event-order", f"{name} twice", _repeat_event(name)),
-        *(
-            [measured_fault(f"late-{name}", "event-order", f"{name} after system-ready", _repeat_at_end(name))]
-            if name != "system-ready"
-            else []
-        ),
-        *(
-            [measured_fault(f"early-{name}", "event-order", f"{name} before its turn", _swap_with_previous(name))]
-            if name != "system-preparing"
-            else []
-        ),
-    )
+    """Returns the faults of the position of one measured event."""
+
+    def repeat(events: Events) -> Events:
+        at, event = _find_event(events, name)
+        return (*events[: at + 1], event, *events[at + 1 :])
+
+    def swap_with_previous(events: Events) -> Events:
+        at, event = _find_event(events, name)
+        return (*events[: at - 1], event, events[at - 1], *events[at + 1 :])
+
+    faults = [measured_fault(f"repeated-{name}", "event-order", f"{name} twice", repeat)]
+    if name != "system-ready":  # it is the last event already
+        faults.append(
+            measured_fault(
+                f"late-{name}",
+                "event-order",
+                f"{name} after system-ready",
+                lambda events: (*events, _find_event(events, name)[1]),
+            )
+        )
+    if name != "system-preparing":  # it is the first runtime event
+        faults.append(
+            measured_fault(f"early-{name}", "event-order", f"{name} before its turn", swap_with_previous)
+        )
+    return tuple(faults)
 
 
 _EVENTS: Final = (

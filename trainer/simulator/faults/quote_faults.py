@@ -85,14 +85,6 @@ def _append_counted_bytes(quote: bytes) -> bytes:
     return quote[: place.start] + struct.pack("<I", size + 5) + quote[place.stop :] + b"stray"
 
 
-def _use_other_seed(seed_and_more: dict[str, Any]) -> dict[str, Any]:
-    return seed_and_more | {"seed": _OTHER_SEED}
-
-
-def _replace_root(certificates: list[str]) -> list[str]:
-    return [*certificates[:-1], DevelopmentPki(_OTHER_SEED).root_pem]
-
-
 def _parts_fault(name: str, code: str, description: str, change: Callable[[QuoteParts], QuoteParts]) -> Fault:
     return Fault(name, code, description, FaultLayer.PARTS, change)
 
@@ -228,7 +220,10 @@ _CERTIFICATES: Final = (
     ),
     _parts_fault("chain-reversed", "platform-certificate", "the root first", _change_chain(lambda c: c[::-1])),
     _parts_fault(
-        "chain-foreign-root", "root-of-trust", "another root at the chain's end", _change_chain(_replace_root)
+        "chain-foreign-root",
+        "root-of-trust",
+        "another root at the chain's end",
+        _change_chain(lambda c: [*c[:-1], DevelopmentPki(_OTHER_SEED).root_pem]),
     ),
     _parts_fault(
         "root-x509-version",
@@ -247,7 +242,7 @@ _CERTIFICATES: Final = (
         "root-of-trust",
         "quotes and collateral by a root that nobody named",
         FaultLayer.PKI,
-        _use_other_seed,
+        lambda given: given | {"seed": _OTHER_SEED},
     ),
     Fault(
         "pck-expired",

@@ -9,7 +9,7 @@ from typing import Any, Final
 from trainer.attestation.tdx.td_report import ATTRIBUTE_NAMES, SEPT_VE_DISABLE_BIT, XFAM_KNOWN
 from trainer.simulator.fault import Fault, FaultLayer
 from trainer.simulator.quote import V5, QuoteParts
-from trainer.simulator.td_report_writer import TdFields, TdFields15
+from trainer.simulator.td_report_writer import TdFields15
 
 _DEBUG_BIT: Final = 0
 _XFAM_NAMES: Final = {
@@ -24,17 +24,19 @@ _XFAM_NAMES: Final = {
 _ONE: Final = b"\1" + bytes(47)
 
 
-def _change_field(name: str, change: Callable[[bytes], bytes]) -> Callable[[TdFields], TdFields]:
-    return lambda td: dataclasses.replace(td, **{name: change(getattr(td, name))})
-
-
 def _flip_bit(bit: int) -> Callable[[bytes], bytes]:
     """Returns the change that flips one bit of a little-endian number; bit 0 is the least significant."""
     return lambda value: (int.from_bytes(value, "little") ^ 1 << bit).to_bytes(len(value), "little")
 
 
 def _td_fault(code: str, name: str, description: str, field: str, change: Callable[[bytes], bytes]) -> Fault:
-    return Fault(name, code, description, FaultLayer.TD, _change_field(field, change))
+    return Fault(
+        name,
+        code,
+        description,
+        FaultLayer.TD,
+        lambda td: dataclasses.replace(td, **{field: change(getattr(td, field))}),
+    )
 
 
 def _add_service_td(parts: QuoteParts) -> QuoteParts:
