@@ -1,4 +1,4 @@
-"""An error as a document: what a child sends, what `failure.json` holds, and what the provider is shown."""
+"""An error as a document: for a child's message, for `failure.json`, and for the provider's screen."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _Name = Annotated[str, Field(max_length=_MAX_NAME)]
 
 
 class ErrorDocument(Strict):
-    """What there is to say about a `TrainerError`. Only `code` may become public.
+    """The description of a `TrainerError`. Only `code` may become public.
 
     Attributes:
         code: the public code.
         message: what went wrong, with the position for a data error.
-        expected: what would have been right.
-        found: what was there instead.
+        expected: the value that was required.
+        found: the value that was there instead.
         hint: what to do about it.
         reason: what is wrong with a row or file, without its position; None for anything but a data error.
         file: name of the file as the provider gave it.
@@ -48,7 +48,7 @@ class ErrorDocument(Strict):
 
     @classmethod
     def of(cls, error: TrainerError) -> Self:
-        """Describe an error. Texts above the limits are cut."""
+        """Returns the description of an error. Texts above the limits are cut."""
         data_error = error if isinstance(error, DataError) else None
         return cls(
             code=error.code,
@@ -71,7 +71,7 @@ class ErrorDocument(Strict):
 
 
 class FailureReport(ErrorDocument):
-    """What `report/failure.json` in the sealed result of a failed job holds.
+    """The content of `report/failure.json` in the sealed result of a failed job.
 
     Attributes:
         checkpoint_step: optimizer step of the newest sealed checkpoint; None if there is none.
@@ -89,7 +89,7 @@ class FailureReport(ErrorDocument):
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Parse the content of `failure.json`.
+        """Parses the content of `failure.json`.
 
         Raises:
             ValueError: too large, or not a failure report. The message quotes nothing of the content.

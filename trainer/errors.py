@@ -1,7 +1,7 @@
 """Errors: each has a stable public code, an exit code, what was expected, what was found, and a hint.
 
 Inside the TEE only `TrainerError.code` may become public: messages, `expected`, `found` and `hint` may quote
-private content and belong into the sealed log. On the provider's machine all of them are shown.
+private content and belong in the sealed log. On the provider's machine all of them are shown.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import ClassVar
 
 
 class ExitCode(IntEnum):
-    """What the process tells its caller; part of the command-line contract."""
+    """Exit codes of `trainer`; part of the command-line contract."""
 
     DONE = 0
     BUG = 1
@@ -105,8 +105,8 @@ class TrainerError(Exception):
     Args:
         code: public code of the failure.
         message: what went wrong, in one clause, for the person who may see private content.
-        expected: what would have been right; shown together with `found`.
-        found: what was there instead.
+        expected: the value that was required; shown together with `found`.
+        found: the value that was there instead.
         hint: what to do about it.
     """
 
@@ -153,7 +153,7 @@ class VerificationError(TrainerError):
 
 
 class SealingError(TrainerError):
-    """Encrypting or decrypting failed: wrong key, tampered, truncated, or not for this job."""
+    """Encryption or decryption failed: a wrong key, changed or truncated bytes, or bytes for another job."""
 
     exit_code = ExitCode.SEALING
 

@@ -1,8 +1,8 @@
-"""The only way out for words: a closed set of typed public events, and a private log that is sealed.
+"""The job's output: a closed set of typed public events, and a private log that is sealed.
 
-Inside the TEE nothing else may reach stdout or stderr. `take_over_output()` keeps the real stdout for
-`public()` and sends file descriptors 1 and 2 to the private log, so that third-party prints and tracebacks,
-also those of C libraries, end up there.
+Inside the TEE nothing else may reach stdout or stderr. `take_over_output` keeps the real stdout for the public
+events and redirects file descriptors 1 and 2 to the private log, which therefore gets what libraries print, C
+libraries and tracebacks included.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trainer.errors import ErrorCode
 from trainer.models import Phase
 
 private: Final = logging.getLogger("trainer")
-"""For anything that may hold private content. Goes to the sealed log only; dropped until one is open."""
+"""Logger for private content. It writes to the sealed log only, and drops records until that is open."""
 private.addHandler(logging.NullHandler())
 private.propagate = False
 
@@ -35,7 +35,7 @@ class PublicEvent:
     event: ClassVar[str]
 
     def fields(self) -> dict[str, str | int | None]:
-        """The event's fields as JSON values.
+        """Returns the event's fields as JSON values.
 
         Raises:
             TypeError: a field is not an enum, a count or a digest.
@@ -44,6 +44,7 @@ class PublicEvent:
 
 
 def _public_value(value: object) -> str | int | None:
+    # By type, at run time: a text that an event got by mistake, such as an error's message, is never printed.
     if isinstance(value, Phase | ErrorCode):
         return value.value
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
@@ -55,7 +56,7 @@ def _public_value(value: object) -> str | int | None:
 
 @dataclass(frozen=True)
 class PhaseEntered(PublicEvent):
-    """The job went on to another phase."""
+    """The job entered another phase."""
 
     event = "phase"
     phase: Phase
@@ -80,7 +81,7 @@ class Listening(PublicEvent):
 
 @dataclass(frozen=True)
 class DatasetReceived(PublicEvent):
-    """A sealed dataset arrived whole; sizes of ciphertext are public."""
+    """A sealed dataset has arrived; sizes of ciphertext are public."""
 
     event = "dataset-received"
     bytes: int
@@ -98,7 +99,7 @@ class TrainingProgress(PublicEvent):
 
 @dataclass(frozen=True)
 class CheckpointSealed(PublicEvent):
-    """The state after a step lies sealed in the ciphertext directory."""
+    """The state after a step was sealed into the ciphertext directory."""
 
     event = "checkpoint-sealed"
     step: int
@@ -107,7 +108,7 @@ class CheckpointSealed(PublicEvent):
 
 @dataclass(frozen=True)
 class CheckpointMissed(PublicEvent):
-    """The state after a step could not be sealed; training goes on."""
+    """The state after a step could not be sealed; training continues."""
 
     event = "checkpoint-missed"
     step: int
@@ -116,7 +117,7 @@ class CheckpointMissed(PublicEvent):
 
 @dataclass(frozen=True)
 class CheckpointRefused(PublicEvent):
-    """A file that stands where a checkpoint would is none of this job, or not whole: it is passed over."""
+    """A file with the name of a checkpoint does not open: it is of another job, or damaged. It is skipped."""
 
     event = "checkpoint-refused"
     code: ErrorCode
@@ -124,7 +125,7 @@ class CheckpointRefused(PublicEvent):
 
 @dataclass(frozen=True)
 class Resumed(PublicEvent):
-    """Training goes on behind this step; 0: from the beginning, for none of the checkpoints there was usable."""
+    """Training continues after this step; 0: from the beginning, since no checkpoint was usable."""
 
     event = "resumed"
     step: int
@@ -153,7 +154,7 @@ class PublicLog:
         self._stream = stream
 
     def __call__(self, event: PublicEvent) -> None:
-        """Write one event. A reader that has gone away does not stop the job."""
+        """Writes one event. A reader that has gone away does not stop the job."""
         line = json.dumps({"time": int(time.time()), "event": event.event, **event.fields()})
         try:
             self._stream.write(line + "\n")
@@ -163,7 +164,7 @@ class PublicLog:
 
 
 def take_over_output(private_log: Path) -> PublicLog:
-    """Send file descriptors 1 and 2 to `private_log` and return the only writer left for the real stdout.
+    """Redirects file descriptors 1 and 2 to `private_log`; returns the only writer of the real stdout.
 
     Args:
         private_log: file on the job's private tmpfs; appended to.
@@ -171,6 +172,7 @@ def take_over_output(private_log: Path) -> PublicLog:
     sys.stdout.flush()
     sys.stderr.flush()
     public_stream = os.fdopen(os.dup(1), "w", encoding="ascii")
+    # Descriptors and not `sys.stdout`: C libraries, and the interpreter at a crash, write to 1 and 2 directly.
     log = os.open(private_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)

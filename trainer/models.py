@@ -1,4 +1,4 @@
-"""Core types that several parts share: how bytes become frozen, strict values, and the job's phases."""
+"""Types that many packages use: the strict base of all models, digests and nonces, the job's phase and status."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from trainer.encoding import parse_json
 
+# The largest integer that every JSON reader keeps exact (RFC 7493, section 2.2).
 MAX_STATUS_STEPS: Final = 2**53 - 1
 
 
 class Strict(BaseModel):
-    """Base of all models made from bytes that someone else wrote: frozen, no coercion, no unknown keys."""
+    """Base of all models that are parsed from bytes of others: frozen, no coercion, no unknown keys."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -38,17 +39,17 @@ def parse_strict(adapter: TypeAdapter[_Parsed], text: bytes | str) -> _Parsed:
 
 
 Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-"""Lower-case hex SHA-256, without a prefix."""
+"""SHA-256 in lower-case hex, without a prefix."""
 
 Nonce = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """32 random bytes in lower-case hex; used once."""
 
 UnixTime = Annotated[int, Field(ge=0, le=253402300799)]
-"""Whole seconds since 1970-01-01T00:00:00Z, up to the end of the year 9999."""
+"""Seconds since 1970-01-01T00:00:00Z, up to the end of the year 9999."""
 
 
 class Phase(StrEnum):
-    """Where the job stands; public."""
+    """Phase of the job; public."""
 
     STARTING = "starting"
     PREPARING = "preparing"
@@ -62,7 +63,7 @@ class Phase(StrEnum):
 
 
 class Status(Strict):
-    """What anyone may know of a running job: the answer to `GET /status`.
+    """The public state of a running job: the answer to `GET /status`.
 
     `step` and `total_steps` count optimizer steps. `error` is a public code, set when `phase` is `failed`, and in
     `awaiting-dataset` after an upload that could not be opened. `result_bytes` is the size of the sealed result

@@ -1,7 +1,7 @@
-"""The one YAML loader: core schema of YAML 1.2, unique keys, no tags, bounded in time, depth and size.
+"""The only YAML loader: core schema of YAML 1.2, unique keys, no tags, bounded in time, depth and size.
 
 It reads job specs and policies, which may not have anchors, aliases or merge keys (`parse_yaml`), and compose
-files, which may (`load_yaml_tree`). Both may come from somebody whom the reader does not trust.
+files, which may (`load_yaml_tree`). Neither source is trusted.
 
     PyYAML's scanner ──► PyYAML's nodes ──► YamlNode tree, aliases expanded ──► plain values, or the audit's nodes
     tokens, depth        anchors            keys, tags, nodes, characters
