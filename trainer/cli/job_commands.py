@@ -98,9 +98,10 @@ def pin_job(
     Digests of large files come from the hub's metadata; small files are downloaded and hashed.
     """
     from trainer.deployment import pin_model, read_model_name
+    from trainer.provider import read_text_file
     from trainer.spec import parse_job_spec
 
-    text = _read_text(job, "job spec")
+    text = read_text_file(job, "job spec")
     name, written = read_model_name(text)
     with (
         TerminalProgress(quiet=quiet) as progress,
@@ -191,15 +192,19 @@ def render_job(
     """
     from trainer.deployment import DeploymentProfile, render_app_compose, render_compose
     from trainer.encoding import sha256_hex
+    from trainer.provider import read_text_file
     from trainer.spec import parse_job_spec
 
     _check_render_options(output, check, profile, key_provider_id, as_json=as_json)
-    job_text = _read_text(job, "job spec")
+    job_text = read_text_file(job, "job spec")
     spec = parse_job_spec(job_text.encode())
-    rendered = render_compose(_read_text(compose, "compose file"), job_text)
+    rendered = render_compose(read_text_file(compose, "compose file"), job_text)
     data = render_app_compose(rendered, DeploymentProfile(profile), key_provider_id=key_provider_id)
     if check is not None:
-        _compare(check, data)
+        if read_text_file(check, "app-compose file").encode() != data:
+            hint = f"write it with -o {check}"
+            typer.echo(f"{check} is not what its job spec and compose file render to; hint: {hint}", err=True)
+            raise typer.Exit(1)
         return
     if write_compose:
         compose.write_text(rendered, encoding="utf-8")
@@ -235,24 +240,3 @@ def _check_render_options(
             expected="the public key of the KMS root certificate as lower-case hex",
             found=key_provider_id,
         )
-
-
-def _compare(path: Path, data: bytes) -> None:
-    """Ends with exit code 1 if the file has other bytes."""
-    if _read_text(path, "app-compose file").encode() != data:
-        typer.echo(
-            f"{path} is not what its job spec and compose file render to; hint: write it with -o {path}", err=True
-        )
-        raise typer.Exit(1)
-
-
-def _read_text(path: Path, what: str) -> str:
-    """Returns the text of a file with its line ends unchanged."""
-    from trainer.provider import read_small_file
-
-    try:
-        return read_small_file(path, what).decode()
-    except UnicodeDecodeError:
-        raise UsageError(
-            ErrorCode.USAGE, f"the {what} {path}", expected="UTF-8 text", found="other bytes"
-        ) from None

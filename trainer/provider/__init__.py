@@ -8,7 +8,13 @@ torch.
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import make_grant, make_privacy_demand, read_grant_record, seal_dataset
 from trainer.provider.job_events import watch_job
-from trainer.provider.local_files import create_identity, read_identities, read_small_file, write_private_file
+from trainer.provider.local_files import (
+    create_identity,
+    read_identities,
+    read_small_file,
+    read_text_file,
+    write_private_file,
+)
 from trainer.provider.opening import open_sealed_result
 from trainer.provider.policies import ReviewedApp, read_policy, render_strict_policy
 from trainer.provider.submission import Submission, run_submission
@@ -31,6 +37,7 @@ __all__ = [
     "read_policy",
     "read_record",
     "read_small_file",
+    "read_text_file",
     "render_strict_policy",
     "run_submission",
     "seal_dataset",

@@ -57,6 +57,24 @@ def write_private_file(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def read_text_file(path: Path, what: str) -> str:
+    """Returns the text of a small file with its line ends unchanged, so that its exact bytes can be hashed.
+
+    Args:
+        path: the file.
+        what: description of the file in errors.
+
+    Raises:
+        UsageError: as `read_small_file`, or the file is not UTF-8.
+    """
+    try:
+        return read_small_file(path, what).decode()
+    except UnicodeDecodeError:
+        raise UsageError(
+            ErrorCode.USAGE, f"the {what} {path}", expected="UTF-8 text", found="other bytes"
+        ) from None
+
+
 def read_small_file(path: Path, what: str, limit: int = MAX_SMALL_FILE_BYTES) -> bytes:
     """Returns the content of a file that is expected to be small.
 

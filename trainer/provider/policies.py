@@ -19,8 +19,7 @@ from trainer.attestation.policy import (
     read_measurements,
     strict_policy,
 )
-from trainer.errors import ErrorCode, UsageError
-from trainer.provider.local_files import read_small_file
+from trainer.provider.local_files import read_small_file, read_text_file
 from trainer.sandbox.properties import EXPECTED, NEEDS_NO_COMPILER
 from trainer.spec import JobSpec, read_job_spec
 
@@ -84,11 +83,11 @@ def render_strict_policy(
     if collateral is not None and collateral.startswith(("http://", "https://")):
         source = CollateralUrl(url=collateral)
     elif collateral is not None:
-        source = CollateralDocument(document=_read_text(Path(collateral), "collateral"))
+        source = CollateralDocument(document=read_text_file(Path(collateral), "collateral"))
     policy = strict_policy(
-        _read_text(reviewed.app_compose, "app-compose file"),
+        read_text_file(reviewed.app_compose, "app-compose file"),
         specs,
-        trust_root_pem=None if trust_root is None else _read_text(trust_root, "trust root"),
+        trust_root_pem=None if trust_root is None else read_text_file(trust_root, "trust root"),
         collateral=source,
         os=OsSection(measurements=oses),
         gpu_required=gpu_required,
@@ -98,13 +97,3 @@ def render_strict_policy(
     if not isinstance(policy.collateral, CollateralDocument) or collateral is None:
         return policy_yaml(policy)
     return policy_yaml(policy, collateral_file=os.path.relpath(collateral, beside))
-
-
-def _read_text(path: Path, what: str) -> str:
-    """Returns the text of a file with its line ends unchanged: the exact bytes are hashed."""
-    try:
-        return read_small_file(path, what).decode()
-    except UnicodeDecodeError:
-        raise UsageError(
-            ErrorCode.USAGE, f"the {what} {path}", expected="UTF-8 text", found="other bytes"
-        ) from None

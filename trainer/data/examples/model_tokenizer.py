@@ -20,7 +20,7 @@ TOKENIZER_FILE: Final = "tokenizer.json"
 _STOP_FILES: Final = ("generation_config.json", "config.json")
 _NAMED: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MAX_FILE_BYTES: Final = 1 << 28
-_MAX_KEPT: Final = 1 << 16
+_MAX_CACHED_TEXTS: Final = 1 << 16
 
 __all__ = ["TOKENIZER_FILE", "ModelTokenizer", "TemplateRefusedError", "read_stop_ids", "read_tokenizer"]
 
@@ -72,7 +72,7 @@ class ModelTokenizer:
         ]
         special_texts = (*special_tokens.values(), *(token.content for _, token in added))
         self.special_texts = tuple(dict.fromkeys(special_texts))
-        # Only tokens that match literally at every position split a text without a look at the text around them.
+        # Only tokens that match literally at every position: the others depend on the text around them.
         self.special_token_finder = SpecialTokenFinder(
             {
                 token.content: id_
@@ -87,7 +87,7 @@ class ModelTokenizer:
 
     @property
     def size(self) -> int:
-        """Number of tokens: one more than the largest id."""
+        """Number of tokens, those included that were added to the vocabulary."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
     @property
@@ -114,7 +114,7 @@ class ModelTokenizer:
         distinct = set(texts)
         new = sorted(text for text in distinct if text not in self._short)
         found = dict(zip(new, self.ids_of(new), strict=True))
-        if len(self._short) < _MAX_KEPT:
+        if len(self._short) < _MAX_CACHED_TEXTS:
             self._short.update((text, ids) for text, ids in found.items() if len(text) <= CACHED_CHARACTERS)
         return {text: found[text] if text in found else self._short[text] for text in distinct}
 
@@ -151,6 +151,7 @@ class ModelTokenizer:
 
     def _find_start(self) -> tuple[int, ...]:
         """Returns the ids that the tokenizer's post-processor puts before a text."""
+        # A post-processor may add tokens before and after: the ids of a short text with them, less those without.
         plain = self.ids("a")
         framed = list(self._backend.encode("a", add_special_tokens=True).ids)
         for start in range(len(framed) - len(plain) + 1):

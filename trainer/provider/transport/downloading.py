@@ -89,6 +89,7 @@ class ResultDownloader:
             stored += len(block)
             self._retry_policy.record_progress()
             self._progress(stored)
+        # On disk before it is verified and renamed: a file that is in place after a power failure is complete.
         file.flush()
         os.fsync(file.fileno())
 

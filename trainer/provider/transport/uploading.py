@@ -122,7 +122,7 @@ class DatasetUploader:
     def _attempt(self, file: BinaryIO, size: int, ends: str) -> int:
         """Asks for the stored offset and sends the rest, segment by segment; returns the offset reached."""
         location = self._location = self._location or self._create_upload(size, ends)
-        # HEAD before each PATCH of an attempt: what the job stored before a connection broke is known to it alone.
+        # A HEAD at the start of each attempt: only the job knows how much it stored before a connection broke.
         offset = _parse_offset(self._http.fetch("HEAD", location, headers=_TUS_HEADERS)[0], size)
         self._record_offset(offset)
         while offset < size:
@@ -154,6 +154,7 @@ class DatasetUploader:
         return location
 
     def _send_segment(self, file: BinaryIO, location: str, offset: int, size: int) -> int:
+        # tus 1.0, PATCH: the offset must be the stored one, otherwise the job answers 409 and nothing is appended.
         end = min(size, offset + _SEGMENT_BYTES)
         headers = {
             **_TUS_HEADERS,
