@@ -28,8 +28,10 @@ from trainer.spec import parse_job_spec, read_job_spec
 ROOT = Path(__file__).parents[1]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 JOBS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if "docker-compose" not in path.name)
-SHELL_SCRIPTS = [ROOT / "scripts" / name for name in ("environment", "lock", "test", "soak", "check", "demo")]
-SHELL_SCRIPTS.append(ROOT / ".ci" / "run")
+SHELL_SCRIPTS = [
+    ROOT / "scripts" / name for name in ("environment", "lock", "test", "soak", "check", "demo", "image")
+]
+SHELL_SCRIPTS += [ROOT / "scripts" / "container-packages", ROOT / ".ci" / "run"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 MACHINE_SPECIFIC = re.compile(r"(torch|triton|nvidia-(?!ml-py$).+|cuda-.+)")
 ENTRY = re.compile(
@@ -261,7 +263,7 @@ def test_the_image_holds_no_simulator_and_no_tests() -> None:
     text = (ROOT / "Dockerfile").read_text("utf-8")
     from_context = re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE)
     assert from_context == [
-        "requirements/image-${VARIANT}.txt requirements.txt",
+        "requirements/image-${VARIANT}.txt requirements/uv.txt ./",
         "pyproject.toml README.md LICENSE ./",
         "trainer trainer",
     ]

@@ -1,0 +1,83 @@
+"""The steps of scripts/image, in order."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from image_base import debian_base, layout_digest
+from image_builder import Build, Builder, commit_time, packed_bytes, unpacked_bytes
+from image_contents import bill_of_materials
+from image_wheels import locked_wheels, wheel_digests
+
+ROOT: Final = Path(__file__).parents[1]
+DEBIAN: Final = "debian"
+
+
+class Progress:
+    """Says on standard error what is being done, and remembers how long it took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str, description: str) -> Iterator[None]:
+        """Announce a step; its time in seconds is noted under `name`."""
+        sys.stderr.write(f"image: {description}\n")
+        sys.stderr.flush()
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 1)
+
+
+def build_image(variant: str, base: str, *, cache: Path, output: Path, compiler: bool) -> dict[str, Any]:
+    """Build one variant; returns what `--json` prints.
+
+    Raises:
+        ImageError: a step failed.
+    """
+    progress = Progress()
+    output.mkdir(parents=True, exist_ok=True)
+    log = output / "build.log"
+    log.write_bytes(b"")
+    created = commit_time()
+    with tempfile.TemporaryDirectory(prefix="image-") as runtime:
+        builder = Builder(cache / "store", Path(runtime), log)
+        if base == DEBIAN:
+            with progress.step("base", "base: Debian's packages, unless the cache has them"):
+                layout = debian_base(cache / "base", compiler=compiler or variant == "cuda")
+                base = builder.import_base(layout, layout_digest(layout))
+        with progress.step("wheels", f"wheels: what requirements/image-{variant}.txt locks, by hash"):
+            wheels = locked_wheels(ROOT / "requirements", variant, cache / f"wheels-{variant}")
+        with progress.step("build", f"build: {base}; see {log}"):
+            image = builder.build(Build(variant, base, created, wheels))
+        try:
+            with progress.step("export", f"export: {output / 'image'}"):
+                digest = builder.export(image, output / "image")
+            with progress.step("sbom", f"contents: {output / 'sbom.cdx.json'}"), builder.mounted(image) as root:
+                size = unpacked_bytes(root)
+                contents = bill_of_materials(
+                    root,
+                    image_digest=digest,
+                    created=created,
+                    wheel_digests=wheel_digests(wheels),
+                    variant=variant,
+                )
+                (output / "sbom.cdx.json").write_text(contents, "utf-8")
+        finally:
+            builder.remove(image)
+    return {
+        "variant": variant,
+        "digest": digest,
+        "base": base,
+        "unpacked_bytes": size,
+        "packed_bytes": packed_bytes(output / "image"),
+        "image": str(output / "image"),
+        "sbom": str(output / "sbom.cdx.json"),
+        "seconds": progress.seconds,
+    }
