@@ -88,6 +88,12 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
         "gpu-report-count",
         lambda w: w.answering(*w.gpu.fresh, *w.gpu.fresh).demanding("gpu", count="any"),
     ),
+    "one GPU that answers with the keys of two firmwares": (
+        "gpu-report-count",
+        lambda w: w.answering(
+            *w.gpu.fresh, w.bench.answer(renamed(w.bench.leaf, scalar=2004), w.bench.ca, w.bench.root)
+        ).demanding("gpu", boot="any", count=2),
+    ),
     "a GPU that keeps silent": ("gpu-report-count", lambda w: w.demanding("gpu", boot="any", count=2)),
     "an old driver": (
         "gpu-report-versions",

@@ -154,10 +154,11 @@ def test_under_nvidias_root_a_gpu_of_the_tests_is_refused(world: World) -> None:
 
 
 def test_several_gpus_pass_and_one_bad_one_is_named(world: World, gpus: Bench) -> None:
-    other = gpus.answer(replace(gpus.leaf, scalar=3001), gpus.ca, gpus.root)
+    ca = replace(gpus.ca, scalar=3002)
+    other = gpus.answer(replace(gpus.leaf, scalar=3001), ca, gpus.root)
     two = world.answering(*world.gpu.fresh, other).demanding("gpu", boot="any", count=2)
     assert two.contraindicated() == []
-    bad = gpus.answer(replace(gpus.leaf, scalar=3001), gpus.ca, gpus.root, nonce=bytes(32))
+    bad = gpus.answer(replace(gpus.leaf, scalar=3001), ca, gpus.root, nonce=bytes(32))
     refused = world.answering(*world.gpu.fresh, bad).demanding("gpu", boot="any", count=2)
     assert refused.contraindicated() == ["gpu-report-nonce"]
     assert "report 1: expected" in (refused.state("gpu-report-nonce").found or "")

@@ -176,11 +176,11 @@ def certified_model(chain: Chain) -> str:
     return str(names[0].value)
 
 
-def different_keys(leaves: Sequence[x509.Certificate]) -> int:
-    """Returns how many different keys the leaves have: each GPU has its own."""
+def different_keys(certificates: Sequence[x509.Certificate]) -> int:
+    """Returns how many different keys the certificates certify."""
     keys: list[PublicKeyTypes] = []
-    for leaf in leaves:
-        key = leaf.public_key()
+    for certificate in certificates:
+        key = certificate.public_key()
         if key not in keys:  # compares points; serialising each key for a set would take longer
             keys.append(key)
     return len(keys)

@@ -198,7 +198,9 @@ def _require_equal(expected: bytes, found: bytes) -> None:
 
 def _judge_count(ledger: Ledger, chains: Sequence[Chain], demands: GpuSection) -> None:
     """Records gpu-report-count. GPUs are distinguished by their keys, so one GPU cannot answer for another."""
-    different = different_keys([chain[0] for chain in chains])
+    # NVIDIA certified each GPU by the second certificate of its chain. A GPU derives the key of the first for
+    # its firmware, so one GPU that starts two firmwares in turn signs with two such keys.
+    different = min(different_keys([chain[place] for chain in chains]) for place in (0, 1))
     wanted = demands.count == "any" or demands.count == different
     ledger.judge(
         GPU_REPORT_COUNT,
