@@ -58,6 +58,7 @@ def _detect_row_kind(path: Path) -> str:
 
     if not path.is_file():
         raise UsageError(ErrorCode.FILE_NOT_FOUND, f"{path} is not a file")
+    # No set of keys belongs to two kinds, so at most one of them accepts the row.
     try:
         for name in ROW_KINDS:
             first = next(scan_rows(path, name=path.name, schema=RowSchema(format=name)))
@@ -129,6 +130,7 @@ def _open_listing(
     """Yields the listing of the model's files: of `--from`, of a local model's own directory, or of the hub."""
     from trainer.fetch.model_listing import list_directory, list_hub_model
 
+    # A revision of zeros is the placeholder of `job init`.
     written = None if written is None or not written.strip("0") else written
     if name.startswith(("./", "../", "/")):
         yield list_directory(directory or job.parent / name)

@@ -172,7 +172,7 @@ def acknowledge_result(
     if envelope is None:
         typer.echo("the job gave no statement of what it destroyed", err=True)
         return
-    # Verified first: an unverified statement would look like a proof once it is a file.
+    # Verified first, so that a file of this kind is always a statement that the job signed.
     provider.verify_deletion_statement(envelope, record)
     if output is not None:
         provider.write_private_file(output, envelope)
