@@ -67,11 +67,14 @@ def ear_document(result: AttestationResult) -> dict[str, JsonValue]:
     For scripts, `status`, `checks`, `recipient`, `expires_at` and `results` are top-level keys; `EXTENSION` holds
     further values of this project. Everything else is EAR. Times in Unix seconds.
     """
+    # A check that was not reached leaves its submodule's tier at `none`, but fails the appraisal.
+    tiers = {name: submodule_tier(name, result.checks) for name in Submodule}
+    tier = Tier.WARNING if Tier.WARNING in tiers.values() else Tier.AFFIRMING
     names = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
     registers = result.td.registers if result.td is not None else ()
     submodules: dict[str, JsonValue] = {
         name.value: {
-            "ear.status": submodule_tier(name, result.checks).value,
+            "ear.status": tiers[name].value,
             "ear.trustworthiness-vector": {claim.value: value.value for claim, value in vector.items()},
             "ear.appraisal-policy-id": f"urn:confidential-trainer:policy:sha256:{result.policy_sha256}",
         }
@@ -83,7 +86,7 @@ def ear_document(result: AttestationResult) -> dict[str, JsonValue]:
         # In JSON a text of 8 to 88 characters (RFC 9711, section 4.1).
         "eat_nonce": base64.urlsafe_b64encode(bytes.fromhex(result.nonce)).decode().rstrip("="),
         VERIFIER_ID: {"developer": DEVELOPER, "build": BUILD},
-        "ear.status": overall_tier(result).value,
+        "ear.status": (tier if result.status == "pass" else Tier.CONTRAINDICATED).value,
         "submods": submodules,
         "status": result.status,
         "checks": {check.code: check.state.value for check in result.checks},
@@ -150,14 +153,3 @@ _TIERS: Final = {
     TrustValue.AFFIRMING: Tier.AFFIRMING,
     TrustValue.KNOWN_VULNERABILITIES: Tier.WARNING,
 }
-
-
-def overall_tier(result: AttestationResult) -> Tier:
-    """Returns the tier of the result: contraindicated unless it is a pass.
-
-    A check that was not reached leaves its submodule's tier at `none`, but fails the appraisal.
-    """
-    if result.status != "pass":
-        return Tier.CONTRAINDICATED
-    tiers = {submodule_tier(name, result.checks) for name in Submodule}
-    return Tier.WARNING if Tier.WARNING in tiers else Tier.AFFIRMING

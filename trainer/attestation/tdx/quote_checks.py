@@ -175,8 +175,7 @@ def judge_quote(ledger: Ledger, quote_hex: str, collateral: bytes, policy: Polic
     _judge_verification(ledger, verified, refusal, now)
     tcb.judge_tcb(ledger, verified, refusal, policy.tcb, now)
     # The TCB info that describes the TDX module counts only after its signature was verified.
-    tcb.judge_module(ledger, quote.report, documents if verified else None, refusal)
-    tcb.judge_seam(ledger, quote.report, policy.tcb)
+    tcb.judge_module(ledger, quote.report, documents if verified else None, refusal, policy.tcb)
     td.judge_td(ledger, quote.report, refusal)
     ledger.unreached(QUOTE_CHECKS, "the quote was not verified")
     return QuoteFindings(quote.report, verified.valid_until if verified else None)

@@ -107,16 +107,27 @@ def judge_tcb(
 
 
 def judge_module(
-    ledger: Ledger, td: TdReport, documents: Collateral | None, refusal: Mapping[CheckDefinition, str]
+    ledger: Ledger,
+    td: TdReport,
+    documents: Collateral | None,
+    refusal: Mapping[CheckDefinition, str],
+    demands: TcbSection,
 ) -> None:
-    """Records tdx-module: signer and attributes of the TDX module, as the signed TCB info names them.
+    """Records mr-seam, and tdx-module: signer and attributes of the TDX module, as the signed TCB info names them.
 
     Args:
-        ledger: receives the outcome; gets none where the TCB info did not verify for another reason.
-        td: the TD report, which carries the module's signer and attributes.
+        ledger: receives the outcomes; none of tdx-module where the TCB info did not verify for another reason.
+        td: the TD report, which carries the module's measurement, signer and attributes.
         documents: the collateral; None where it was not verified.
         refusal: the check that dcap-qvl refused the quote for, with its message.
+        demands: the policy's section `tcb`.
     """
+    # The TCB info names no measurement of the module, so the policy lists those that it accepts, if any.
+    listed, measured = demands.mr_seam, td.mr_seam.hex()
+    if listed == "any":
+        ledger.leave_open(MR_SEAM, found=measured)
+    else:
+        ledger.judge(MR_SEAM, measured in listed, expected=" or ".join(listed), found=measured)
     if documents:
         # MRSIGNERSEAM is zero for a module that Intel signed; any other signer makes a foreign module.
         identity = module_identity(documents.tcb_info, td) or {}
@@ -137,12 +148,3 @@ def judge_module(
     else:
         return
     ledger.judge(TDX_MODULE, holds, expected=expected, found=found, detail=detail)
-
-
-def judge_seam(ledger: Ledger, td: TdReport, demands: TcbSection) -> None:
-    """Records mr-seam: the TDX module's measurement, where the policy lists some; the TCB info names none."""
-    listed, found = demands.mr_seam, td.mr_seam.hex()
-    if listed == "any":
-        ledger.leave_open(MR_SEAM, found=found)
-    else:
-        ledger.judge(MR_SEAM, found in listed, expected=" or ".join(listed), found=found)
