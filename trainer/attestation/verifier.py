@@ -42,7 +42,7 @@ def appraise(
     """Judges evidence of a job that a dataset may be sealed to.
 
     Records every check of `catalogue.DATASET_CHECKS`. A failed check does not stop the others; one with nothing
-    left to look at is `not-reached`, which fails the appraisal as well.
+    left to judge is `not-reached`, which fails the appraisal as well.
 
     Args:
         evidence: the evidence of the job.

@@ -106,6 +106,7 @@ def same_port(node: Node) -> Node:
 
 def _leftovers(old: Sequence[Node], new: Sequence[Node], identity: Identity) -> Iterator[Pair]:
     """Pairs the elements that only one of the lists has, regardless of order."""
+    # Each old element takes one equal new element with it; what is left on both sides was removed or added.
     spare = [identity(node) for node in new]
     removed = []
     remaining = dict.fromkeys(range(len(new)))

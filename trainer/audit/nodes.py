@@ -54,6 +54,7 @@ class Node:
         """Returns the entry `key`, or a node of no value on the line of this one."""
         if isinstance(self.value, Mapping) and key in self.value:
             return self.value[key]
+        # Never None: a rule can ask for a key below a missing one, and a finding about it still has a line.
         return Node(None, self.line, child_path(self.path, key))
 
     def items(self) -> Iterator[tuple[str, Node]]:

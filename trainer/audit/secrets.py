@@ -47,6 +47,7 @@ def holds_secret(text: str) -> bool:
 
 def masked(text: str) -> str:
     """Returns `text` with each secret replaced by `MASK`."""
+    # First what a name or a URL gives away, then tokens of known forms anywhere in the text.
     text = _URL_PASSWORD.sub(f"://{MASK}@", _ASSIGNED.sub(rf"\1={MASK}", text))
     return _TOKEN_FORMS.sub(MASK, _HANDED_OVER.sub(_without_value, text))
 

@@ -148,7 +148,7 @@ def judge_boot_claims(ledger: Ledger, boot: str, event: GpuBootEvent, demands: G
 
 
 def leave_boot_claims(ledger: Ledger, demands: GpuSection, why: str) -> None:
-    """Records that there are no boot claims to look at: not reached where the policy demands some."""
+    """Records that there are no boot claims to judge: not reached where the policy demands some."""
     if demands.boot == "required":
         ledger.unreached(_CHECKS, why)
         return

@@ -1,6 +1,6 @@
 """Checks of the trust domain (TD): attributes, CPU features and owner that the TD report names.
 
-dcap-qvl refuses a debuggable TD and some other attributes by itself. It does not look at XFAM, MROWNER,
+dcap-qvl refuses a debuggable TD and some other attributes by itself. It does not judge XFAM, MROWNER,
 MROWNERCONFIG or the attributes for protection keys, key locker and performance monitoring.
 """
 
