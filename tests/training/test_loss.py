@@ -257,6 +257,14 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_plain_way(weights: torch.
     assert off[True] <= 1.2 * off[False]
 
 
+def test_an_error_during_an_evaluation_leaves_the_model_in_training() -> None:
+    model = adapted(KNOWN["llama"]()).train()
+    loss = make_loss(model, fused=False)
+    with pytest.raises(RuntimeError, match="on purpose"), loss.evaluating():
+        raise RuntimeError("on purpose")
+    assert model.training
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_noise_on_embeddings_while_training_only(tiny_model: Path, fused: bool) -> None:
     model = adapted(AutoModelForCausalLM.from_pretrained(tiny_model))

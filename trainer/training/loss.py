@@ -142,9 +142,12 @@ class CausalLoss:
         """Switches off dropout, noise and gradients within the block."""
         was_training = self._model.training
         self._model.eval()
-        with torch.no_grad():
-            yield
-        self._model.train(was_training)
+        try:
+            with torch.no_grad():
+                yield
+        # Also after an error, which the caller may catch: a model in evaluation mode trains without dropout.
+        finally:
+            self._model.train(was_training)
 
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:
