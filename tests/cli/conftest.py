@@ -23,6 +23,7 @@ from trainer.attestation.policy import (
     policy_yaml,
     strict_policy,
 )
+from trainer.sandbox.properties import EXPECTED
 from trainer.simulator.agent import SimulatedVm, simulated_measurements
 from trainer.spec import parse_job_spec
 
@@ -112,3 +113,44 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     path = tmp_path / "policy.yaml"
     path.write_text(policy_yaml(policy))
     return Files(tmp_path, again(), path, NONCE, policy, again)
+
+
+@dataclass(frozen=True)
+class DeployedJob:
+    """A job in a simulated VM that answers as a carrier does, and the options of `policy init` that fit it."""
+
+    vm: SimulatedVm
+    options: tuple[str, ...]
+    peer_spki_sha256: str | None = None
+
+    def attestation(self, nonce: str) -> bytes:
+        """Evidence over `nonce`."""
+        sandbox = dict.fromkeys((name.value for name in EXPECTED), True)
+        return _evidence(self.vm, _claims(nonce, int(time.time()), sandbox=sandbox)).canonical()
+
+
+@pytest.fixture
+def deploy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DeployedJob]:
+    """Starts a VM with an app-compose.json; every `--from-job` reaches it."""
+    for name in ("STATE", "CACHE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
+
+    def start(app_compose: str) -> DeployedJob:
+        vm = SimulatedVm(app_compose, SEED)
+        (tmp_path / "job.yaml").write_bytes(SPEC)
+        (tmp_path / "root.pem").write_text(vm.pki.root_pem)
+        (tmp_path / "collateral.json").write_text(json.dumps(vm.pki.collateral(int(time.time()))))
+        (tmp_path / "measurements.json").write_text(json.dumps(vars(simulated_measurements())))
+        options = (
+            f"--job={tmp_path}/job.yaml",
+            f"--trust-root={tmp_path}/root.pem",
+            f"--collateral={tmp_path}/collateral.json",
+            f"--measurements={tmp_path}/measurements.json",
+            "--no-gpu",
+            f"--output={tmp_path}/policy.yaml",
+        )
+        job = DeployedJob(vm, options)
+        monkeypatch.setattr("trainer.provider.connect_to_job", lambda _location: job)
+        return job
+
+    return start

@@ -184,15 +184,16 @@ class Run:
 
     def _policy(self) -> Path:
         state, path = self.world.agent.state, self.private / "policy.yaml"
-        text = steps.render_strict_policy(
-            steps.ReviewedApp(self.world.agent.app_compose, [self.job.spec]),
+        demands = steps.PolicyDemands(
+            jobs=[self.job.spec],
             trust_root=state / "root.pem",
             collateral=str(state / "collateral.json"),
             measurements=[state / "measurements.json"],
             gpu_required=False,
             recipient="instance",
-            beside=self.private,
         )
+        policy = steps.make_strict_policy(self.world.agent.app_compose.read_text("utf-8"), demands)
+        text = steps.render_policy(policy, demands, beside=self.private)
         path.write_text(text)
         return path
 

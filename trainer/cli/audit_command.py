@@ -37,23 +37,25 @@ def audit_compose_file(
     """Review a compose file before `policy init`: its hash, dangerous settings, and what changed."""
     from trainer.audit import Severity, audit_compose
 
-    review = audit_compose(_read_compose(compose), against=_read_compose(against) if against else None)
+    review = audit_compose(read_compose(compose), against=read_compose(against) if against else None)
     if as_json:
         print_json(asdict(review))
     else:
-        _print_review(review, compared=against is not None)
+        print_review(review, compared=against is not None)
     if fail_on != "never" and review.reaches(Severity(fail_on)):
         raise typer.Exit(int(ExitCode.VERIFICATION))
 
 
-def _read_compose(path: Path) -> bytes:
+def read_compose(path: Path) -> bytes:
+    """Returns the exact bytes of a compose file."""
     from trainer.audit import MAX_COMPOSE_BYTES
     from trainer.provider import read_small_file
 
     return read_small_file(path, "compose file", MAX_COMPOSE_BYTES)
 
 
-def _print_review(review: ComposeReview, *, compared: bool) -> None:
+def print_review(review: ComposeReview, *, compared: bool) -> None:
+    """Prints findings, changes if the file was compared with another one, and digests."""
     from trainer.audit import Severity
 
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _FILE_COLUMNS)

@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from trainer.cli.audit_command import print_review, read_compose
+from trainer.cli.console import print_attestation_result
+from trainer.cli.options import JOB_LOCATION, cache_directory, nonces_file
+from trainer.errors import ErrorCode, UsageError
+
+if TYPE_CHECKING:
+    from trainer.provider import PolicyDemands
 
 policy_app = typer.Typer(help="Write and read policies: what you demand of a job.", no_args_is_help=True)
 
 
 @policy_app.command("init")
 def policy_init(
-    app_compose: Annotated[
-        Path, typer.Option("--app-compose", help="app-compose.json that you reviewed; exact bytes.")
-    ],
     job: Annotated[list[Path], typer.Option("--job", help="job.yaml that you reviewed; repeatable.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The policy; never overwritten.")],
+    app_compose: Annotated[
+        Path | None, typer.Option("--app-compose", help="app-compose.json that you reviewed; exact bytes.")
+    ] = None,
+    from_job: Annotated[
+        str | None,
+        typer.Option(
+            "--from-job",
+            metavar="URL",
+            help=f"Instead of --app-compose: take the text that a job's quote carries. {JOB_LOCATION}",
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="FILE", help="With --from-job: app-compose.json that you reviewed."),
+    ] = None,
+    accept_compose: Annotated[
+        str | None,
+        typer.Option(
+            "--accept-compose",
+            metavar="sha256:HEX",
+            help="With --from-job: accept the text of this digest although it differs.",
+        ),
+    ] = None,
+    save_compose: Annotated[
+        Path | None,
+        typer.Option("--save-compose", metavar="FILE", help="With --from-job: write the text here, to read it."),
+    ] = None,
     trust_root: Annotated[
         Path | None,
         typer.Option("--trust-root", help="PEM of a root other than Intel's, such as a development root."),
@@ -38,23 +72,93 @@ def policy_init(
         ),
     ] = "instance",
 ) -> None:
-    """Write a policy that demands exactly this app, this job and this OS."""
+    """Write a policy that demands exactly this app, this job and this OS.
+
+    A deployment service may rewrite app-compose.json. --from-job then appraises the job, shows how the text that
+    its VM measured differs from the one that you reviewed, and accepts it only by its digest.
+    """
     from trainer import provider
 
-    text = provider.render_strict_policy(
-        provider.ReviewedApp(app_compose, job),
-        trust_root=trust_root,
-        collateral=collateral,
-        measurements=measurements or [],
-        gpu_required=gpu,
-        recipient=recipient,
-        beside=output.parent,
-    )
-    provider.write_private_file(output, text.encode())
+    demands = provider.PolicyDemands(job, trust_root, collateral, measurements or [], gpu, recipient)
+    if from_job is None:
+        text = _read_reviewed(app_compose, against, accept_compose, save_compose)
+    elif against is None or app_compose is not None:
+        raise UsageError(
+            ErrorCode.USAGE, "--from-job", expected="--against, and no --app-compose", found="otherwise"
+        )
+    else:
+        text = _fetch_deployed(from_job, demands, save_compose)
+        _require_accepted(text, against, accept_compose)
+    policy = provider.make_strict_policy(text, demands)
+    provider.write_private_file(output, provider.render_policy(policy, demands, beside=output.parent).encode())
     typer.echo(f"wrote {output}; read it before you rely on it: trainer policy explain {output}")
     if not measurements:
         typer.echo(
             "it accepts no OS yet: add the measurements or the image hash that you trust under `os:`", err=True
+        )
+
+
+def _read_reviewed(app_compose: Path | None, *options_of_from_job: object) -> str:
+    """Returns the text of the file that was reviewed."""
+    from trainer.provider import read_text_file
+
+    if app_compose is None or any(option is not None for option in options_of_from_job):
+        raise UsageError(
+            ErrorCode.USAGE,
+            "the app",
+            expected="--app-compose alone, or --from-job with --against",
+            found="neither" if app_compose is None else "a mixture",
+        )
+    return read_text_file(app_compose, "app-compose file")
+
+
+def _fetch_deployed(location: str, demands: PolicyDemands, save_compose: Path | None) -> str:
+    """Returns the text that the VM of a job measured, after an appraisal of everything else.
+
+    Raises:
+        VerificationError: the appraisal failed: the text may be anything.
+    """
+    from trainer import provider
+
+    record = provider.appraise_deployed_app(
+        provider.connect_to_job(location),
+        lambda text: provider.make_strict_policy(text, demands),
+        cache=cache_directory(),
+        nonces=nonces_file(),
+    )
+    if record.result.status != "pass":
+        print_attestation_result(record.result)
+    record.result.require_pass(record.result.appraised_at)
+    if save_compose is not None:
+        provider.write_private_file(save_compose, record.evidence.app_compose.encode())
+    return record.evidence.app_compose
+
+
+def _require_accepted(text: str, against: Path, accepted: str | None) -> None:
+    """Requires that the provider reviewed this very text, or accepts its digest after a look at the difference.
+
+    Raises:
+        UsageError: neither; the message names the digest.
+    """
+    from trainer.audit import audit_compose
+    from trainer.encoding import sha256_hex
+
+    deployed, reviewed = text.encode(), read_compose(against)
+    digest = f"sha256:{sha256_hex(deployed)}"
+    if accepted is not None and not re.fullmatch("sha256:[0-9a-f]{64}", accepted):
+        raise UsageError(ErrorCode.USAGE, "--accept-compose", expected="sha256: and 64 hex digits", found=accepted)
+    if accepted not in {None, digest}:
+        raise UsageError(ErrorCode.USAGE, "the deployed app-compose.json", expected=accepted, found=digest)
+    if deployed == reviewed:
+        return
+    print_review(audit_compose(deployed, against=reviewed), compared=True)
+    if accepted is None and not (sys.stdin.isatty() and typer.confirm(f"Accept the deployed text, {digest}?")):
+        raise UsageError(
+            ErrorCode.USAGE,
+            f"the deployed app-compose.json is not {against}",
+            expected=f"--accept-compose {digest}, if you accept what differs",
+            found="no acceptance",
+            hint="`changes` above lists what differs in meaning; --save-compose writes the deployed text",
         )
 
 

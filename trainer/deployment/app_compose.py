@@ -26,8 +26,9 @@ KEY_PROVIDER_PLACEHOLDER: Final = (
 OPERATOR_VARIABLES: Final[Mapping[str, str]] = {
     "HF_TOKEN": "access to models at the hub; digests in the job spec decide what is loaded",
 }
-"""Environment variables that `allowed_envs` may list, each with what its value can change. The encrypted environment
-is an operator's input: anyone can encrypt one."""
+"""Environment variables that `allowed_envs` may list, each with what its value can change.
+
+The encrypted environment is an operator's input: anyone can encrypt one."""
 
 
 class DeploymentProfile(StrEnum):

@@ -54,7 +54,7 @@ _PREFERENCE_DATA: Final = """\
   max_length: 2048 # tokens of prompt and answer together; `trainer validate` shows the lengths of yours
 """
 _SUPERVISED: Final = """\
-  engine: transformers # or unsloth, which needs a GPU
+  engine: transformers
   per_device_train_batch_size: 8
   gradient_accumulation_steps: 2 # 16 rows to a step
   learning_rate: 2.0e-4

@@ -205,5 +205,5 @@ def _require_pinned(text: str, pins: ModelPins) -> None:
             "the section `model` cannot be edited",
             expected="each key and each file on a line of its own",
             found="another layout",
-            hint="compare with configs/llama-3.2-3b-unsloth.yaml",
+            hint="compare with configs/llama-3.2-3b-dpo.yaml",
         )

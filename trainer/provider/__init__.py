@@ -16,14 +16,21 @@ from trainer.provider.local_files import (
     write_private_file,
 )
 from trainer.provider.opening import open_sealed_result
-from trainer.provider.policies import ReviewedApp, read_policy, render_strict_policy
+from trainer.provider.policies import PolicyDemands, make_strict_policy, read_policy, render_policy
 from trainer.provider.submission import Submission, run_submission
 from trainer.provider.transport.carrier_registry import connect_to_job
-from trainer.provider.verification import appraise_evidence, appraise_job, read_record, verify_deletion_statement
+from trainer.provider.verification import (
+    appraise_deployed_app,
+    appraise_evidence,
+    appraise_job,
+    read_record,
+    verify_deletion_statement,
+)
 
 __all__ = [
-    "ReviewedApp",
+    "PolicyDemands",
     "Submission",
+    "appraise_deployed_app",
     "appraise_evidence",
     "appraise_job",
     "connect_to_job",
@@ -31,6 +38,7 @@ __all__ = [
     "find_data_files",
     "make_grant",
     "make_privacy_demand",
+    "make_strict_policy",
     "open_sealed_result",
     "read_grant_record",
     "read_identities",
@@ -38,7 +46,7 @@ __all__ = [
     "read_record",
     "read_small_file",
     "read_text_file",
-    "render_strict_policy",
+    "render_policy",
     "run_submission",
     "seal_dataset",
     "verify_deletion_statement",

@@ -34,11 +34,24 @@ def select_sandbox_demands(specs: Sequence[JobSpec]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class ReviewedApp:
-    """The files that a provider reviewed: app-compose.json, and the job specs that may run."""
+class PolicyDemands:
+    """What a provider demands of a job besides its app-compose.json.
 
-    app_compose: Path
+    Args:
+        jobs: files of the job specs that may run.
+        trust_root: PEM of a root other than Intel's; None for Intel's.
+        collateral: a file, or the URL of a PCS or PCCS; None for Intel's service.
+        measurements: JSON files with `mrtd` and `rtmr0` to `rtmr2`; a policy without any accepts no OS.
+        gpu_required: whether GPUs in confidential mode with fresh reports are demanded.
+        recipient: the recipient that a dataset is sealed to: of this VM, or derived for the app by a key service.
+    """
+
     jobs: Sequence[Path]
+    trust_root: Path | None
+    collateral: str | None
+    measurements: Sequence[Path]
+    gpu_required: bool
+    recipient: Literal["derived", "instance"]
 
 
 def read_policy(path: Path) -> Policy:
@@ -53,47 +66,44 @@ def read_policy(path: Path) -> Policy:
     )
 
 
-def render_strict_policy(
-    reviewed: ReviewedApp,
-    *,
-    trust_root: Path | None,
-    collateral: str | None,
-    measurements: Sequence[Path],
-    gpu_required: bool,
-    recipient: Literal["derived", "instance"],
-    beside: Path,
-) -> str:
-    """Returns the YAML of a policy that demands exactly the reviewed app, job specs and OS.
+def make_strict_policy(app_compose: str, demands: PolicyDemands) -> Policy:
+    """Returns a policy that demands exactly this app, and the job specs and OS of `demands`.
 
     Args:
-        reviewed: the files that the provider reviewed.
-        trust_root: PEM of a root other than Intel's; None for Intel's.
-        collateral: a file, or the URL of a PCS or PCCS; None for Intel's service.
-        measurements: JSON files with `mrtd` and `rtmr0` to `rtmr2`; a policy without any accepts no OS.
-        gpu_required: whether GPUs in confidential mode with fresh reports are demanded.
-        recipient: the recipient that a dataset is sealed to: of this VM, or derived for the app by a key service.
-        beside: directory of the policy; the path of a collateral file is written relative to it.
+        app_compose: exact text of app-compose.json.
+        demands: everything else.
 
     Raises:
         UsageError: a file cannot be read or has the wrong form.
     """
-    oses = tuple(read_measurements(read_small_file(path, "measurements")) for path in measurements)
-    specs = [read_job_spec(path) for path in reviewed.jobs]
+    oses = tuple(read_measurements(read_small_file(path, "measurements")) for path in demands.measurements)
+    specs = [read_job_spec(path) for path in demands.jobs]
+    collateral, trust_root = demands.collateral, demands.trust_root
     source: CollateralUrl | CollateralDocument | None = None
     if collateral is not None and collateral.startswith(("http://", "https://")):
         source = CollateralUrl(url=collateral)
     elif collateral is not None:
         source = CollateralDocument(document=read_text_file(Path(collateral), "collateral"))
-    policy = strict_policy(
-        read_text_file(reviewed.app_compose, "app-compose file"),
+    return strict_policy(
+        app_compose,
         specs,
         trust_root_pem=None if trust_root is None else read_text_file(trust_root, "trust root"),
         collateral=source,
         os=OsSection(measurements=oses),
-        gpu_required=gpu_required,
+        gpu_required=demands.gpu_required,
         sandbox=select_sandbox_demands(specs),
-        recipient=recipient,
+        recipient=demands.recipient,
     )
-    if not isinstance(policy.collateral, CollateralDocument) or collateral is None:
+
+
+def render_policy(policy: Policy, demands: PolicyDemands, *, beside: Path) -> str:
+    """Returns the YAML of a policy that `make_strict_policy` made.
+
+    Args:
+        policy: the policy.
+        demands: what it was made from.
+        beside: directory of the policy; the path of a collateral file is written relative to it.
+    """
+    if not isinstance(policy.collateral, CollateralDocument) or demands.collateral is None:
         return policy_yaml(policy)
-    return policy_yaml(policy, collateral_file=os.path.relpath(collateral, beside))
+    return policy_yaml(policy, collateral_file=os.path.relpath(demands.collateral, beside))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from trainer.attestation.evidence import Evidence, parse_evidence
@@ -35,11 +36,38 @@ def appraise_job(
         UnavailableError: the job or the collateral service does not answer.
         VerificationError: the job's answer is not evidence.
     """
+    return appraise_deployed_app(client, lambda _app_compose: policy, cache=cache, nonces=nonces, now=now)
+
+
+def appraise_deployed_app(
+    client: Carrier,
+    make_policy: Callable[[str], Policy],
+    *,
+    cache: Path,
+    nonces: Path | None = None,
+    now: int | None = None,
+) -> Record:
+    """Asks a job for evidence over a fresh nonce and appraises it under a policy for the app that it shows.
+
+    A policy that accepts whatever app-compose.json the job shows says of this text only that the VM measured it;
+    whether it may run is for the provider to decide. If the record's verdict is a failure, not even that holds.
+
+    Args:
+        client: carrier of the job, as for `appraise_job`.
+        make_policy: returns the policy for the exact text of an app-compose.json.
+        cache: directory for collateral.
+        nonces: file that remembers spent nonces; None keeps no record of them.
+        now: Unix time to appraise at; None reads the clock.
+
+    Raises:
+        UnavailableError: the job or the collateral service does not answer.
+        VerificationError: the job's answer is not evidence.
+    """
     nonce = secrets.token_hex(32)
     evidence = parse_evidence(client.attestation(nonce))
     return appraise_evidence(
         evidence,
-        policy,
+        make_policy(evidence.app_compose),
         nonce=nonce,
         cache=cache,
         nonces=nonces,
