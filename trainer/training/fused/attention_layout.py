@@ -14,7 +14,6 @@ once for a batch and used by all layers, forward and backward:
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from trainer.training.fused.slices import consecutive_slices
 
 MAX_PADDING_RATIO: Final = 1.2
 """Rows form one rectangle while padding makes at most this many times their tokens of them."""
@@ -157,7 +158,10 @@ class AttentionLayout:
         is_own_key = np.concatenate([part.is_own.repeat(heads.key, axis=0).ravel() for part in parts])
         # A token's value heads follow its key heads.
         gather = np.concatenate([*queries, *keys, *(key + heads.key for key in keys)])
-        scatter = _invert(gather, np.concatenate([is_query, is_own_key, is_own_key]))
+        # The inverse of the gather. Without padding and repeated prefixes, each vector occurs in it exactly once.
+        places = np.flatnonzero(np.concatenate([is_query, is_own_key, is_own_key]))
+        scatter = np.empty_like(places)
+        scatter[gather[places]] = places
         # Query vector i of [tokens * all heads] has its result at token * query heads + head.
         query_vectors = gather[: len(is_query)]
         token, head = query_vectors // heads.total, query_vectors % heads.total
@@ -167,7 +171,7 @@ class AttentionLayout:
         self.results = torch.from_numpy(scatter.reshape(-1, heads.total)[:, : heads.query].ravel())
         self.result_gradients = torch.from_numpy(token * heads.query + head)
         self.padding = torch.from_numpy(np.flatnonzero(~is_query))
-        slices = zip(parts, _consecutive_slices(queries), _consecutive_slices(keys), strict=True)
+        slices = zip(parts, consecutive_slices(map(len, queries)), consecutive_slices(map(len, keys)), strict=True)
         self.rectangles = tuple(
             Rectangle(heads, len(part.tokens), part.tokens.shape[1], part.prefix, query_slice, key_slice)
             for part, query_slice, key_slice in slices
@@ -252,17 +256,3 @@ def _index_vectors(tokens: _Indices, heads: Heads, first: int, count: int) -> _I
     """Returns the vectors of `count` heads, from `first` on, of tokens [rows, length]: [rows * count * length]."""
     head = np.arange(first, first + count)[:, None]
     return (tokens[:, None] * heads.total + head).ravel()
-
-
-def _invert(gather: _Indices, is_source: _Mask) -> _Indices:
-    """Inverts a gather: returns for each vector its only place in `gather` where `is_source` holds."""
-    places = np.flatnonzero(is_source)
-    inverse = np.empty_like(places)
-    inverse[gather[places]] = places
-    return inverse
-
-
-def _consecutive_slices(arrays: Iterable[_Indices]) -> list[slice]:
-    """Returns the slice of each array in their concatenation."""
-    ends = itertools.accumulate((len(array) for array in arrays), initial=0)
-    return [slice(start, end) for start, end in itertools.pairwise(ends)]

@@ -9,7 +9,6 @@ result is right is then compared on tokens, by `equivalence`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -52,10 +51,6 @@ class _DecoderLayer:
     gate_up: LoraGroup
     down: LoraGroup
 
-    @property
-    def groups(self) -> tuple[LoraGroup, ...]:
-        return (self.qkv, self.attention_output, self.gate_up, self.down)
-
 
 class FusedDecoder:
     """The forward pass of one model up to its last hidden states.
@@ -77,7 +72,13 @@ class FusedDecoder:
     def __init__(self, causal: Any, dtype: torch.dtype, *, checkpointing: bool) -> None:
         model = causal.base_model
         head = causal.get_output_embeddings()
-        _copy_from_file([causal.get_input_embeddings(), head, *_find_norms(model)])
+        # Weights that no group copies: a single view of the memory-mapped file would keep all of it in memory.
+        norms = [module for module in model.modules() if hasattr(module, "variance_epsilon")]
+        modules = [causal.get_input_embeddings(), head, *norms]
+        # A set, because embedding and head may share one parameter.
+        for parameter in {parameter for module in modules for parameter in module.parameters()}:
+            if parameter.device.type == "cpu":
+                parameter.data = parameter.data.clone()
         self.dtype = dtype
         self.head = head.weight.detach().to(dtype)
         self.head_bias = None if head.bias is None else head.bias.detach().to(dtype)
@@ -86,7 +87,13 @@ class FusedDecoder:
         self._model = model
         self._checkpointing = checkpointing
         self._layers = [_build_layer(layer, read_heads(causal), dtype) for layer in model.layers]
-        self._refresh_adapter = AdapterRefresh([group for layer in self._layers for group in layer.groups])
+        self._refresh_adapter = AdapterRefresh(
+            [
+                group
+                for layer in self._layers
+                for group in (layer.qkv, layer.attention_output, layer.gate_up, layer.down)
+            ]
+        )
 
     def hidden_states(self, batch: FlatBatch) -> Tensor:
         """Computes the hidden states after the final norm, at the logit positions: [targets, hidden size]."""
@@ -98,7 +105,11 @@ class FusedDecoder:
             row_lengths = torch.repeat_interleave(lengths, lengths, output_size=len(batch.input_ids))
             self.row_lengths = row_lengths.unsqueeze(1)
         x = self._model.embed_tokens(batch.input_ids)
-        tables = self._rotary_tables(x, batch.position_ids)
+        # transformers repeats the angles for both halves of a head; here one half is enough.
+        cos, sin = self._model.rotary_emb(x, batch.position_ids.unsqueeze(0))
+        half = cos.shape[-1] // 2
+        cos, sin = (table[0, :, None, :half].to(self.dtype) for table in (cos, sin))
+        tables: RotaryTables = (cos, sin)
         # [tokens, hidden size] from layer to layer; [targets, hidden size] after the last one.
         for layer in self._layers:
             selected = batch.logit_positions if layer is self._layers[-1] else None
@@ -109,12 +120,6 @@ class FusedDecoder:
                 x = self._run_layer(layer, x, tables, batch.segments, selected)
         normalized: Tensor = self._model.norm(x)
         return normalized
-
-    def _rotary_tables(self, x: Tensor, position_ids: Tensor) -> RotaryTables:
-        # transformers repeats the angles for both halves of a head; here one half is enough.
-        cos, sin = self._model.rotary_emb(x, position_ids.unsqueeze(0))
-        half = cos.shape[-1] // 2
-        return tuple(table[0, :, None, :half].to(self.dtype) for table in (cos, sin))
 
     def _run_layer(
         self,
@@ -130,7 +135,10 @@ class FusedDecoder:
         # [tokens, all outputs] -> [tokens, query + 2 key heads, head_dim]: a view.
         qkv = qkv.unflatten(1, (heads.total, heads.head_dim))
         if layer.head_norms is not None:
-            qkv = _normalize_heads(qkv, heads, layer.head_norms)
+            # Qwen 3 normalizes each head's query and key before the rotation.
+            query_norm, key_norm = layer.head_norms
+            query, key, value = torch.split(qkv, [heads.query, heads.key, heads.key], dim=1)
+            qkv = torch.cat([query_norm(query), key_norm(key), value], dim=1)
         attended = attend(qkv, heads, segments, tables)
         if selected is not None:
             # After the last attention a token depends on itself alone: the rest is needed for trained tokens only.
@@ -140,22 +148,6 @@ class FusedDecoder:
         parameters = (*layer.gate_up.parameters, *layer.down.parameters)
         result: Tensor = GatedMlp.apply(x, layer.mlp_norm, layer.gate_up, layer.down, training, *parameters)  # type: ignore[no-untyped-call]
         return result
-
-
-def _find_norms(model: Any) -> list[nn.Module]:
-    return [module for module in model.modules() if hasattr(module, "variance_epsilon")]
-
-
-def _copy_from_file(modules: Iterable[nn.Module]) -> None:
-    """Copies weights that no group copies: a single view of the memory-mapped file keeps all of it in memory."""
-    for parameter in {parameter for module in modules for parameter in module.parameters()}:
-        if parameter.device.type == "cpu":
-            parameter.data = parameter.data.clone()
-
-
-def _normalize_heads(qkv: Tensor, heads: Heads, norms: tuple[nn.Module, nn.Module]) -> Tensor:
-    query, key, value = torch.split(qkv, [heads.query, heads.key, heads.key], dim=1)
-    return torch.cat([norms[0](query), norms[1](key), value], dim=1)
 
 
 def find_obstacle(causal: Any, dtype: torch.dtype, device: torch.device, *, longest: int) -> str | None:
@@ -238,7 +230,7 @@ def _base_layer(module: Any) -> Any:
 
 
 def _is_plain_lora(module: Any) -> bool:
-    """Whether a module has no adapter, or one that computes exactly scale * B A dropout(x)."""
+    """Returns whether a module has no adapter, or one that computes exactly scale * B A dropout(x)."""
     if not hasattr(module, "get_base_layer"):
         return True
     names = list(module.lora_A)
@@ -252,19 +244,18 @@ def _is_plain_lora(module: Any) -> bool:
     )
 
 
-def _read_update(module: Any) -> LoraUpdate | None:
-    if not hasattr(module, "get_base_layer"):
-        return None
-    dropout = getattr(module.lora_dropout["default"], "p", 0.0)
-    lora_a, lora_b = module.lora_A["default"].weight, module.lora_B["default"].weight
-    return LoraUpdate(lora_a, lora_b, float(module.scaling["default"]), float(dropout))
-
-
 def _build_group(parent: Any, names: tuple[str, ...], dtype: torch.dtype) -> LoraGroup:
     modules = [getattr(parent, name) for name in names]
-    return LoraGroup(
-        [_base_layer(module) for module in modules], [_read_update(module) for module in modules], dtype
-    )
+    updates: list[LoraUpdate | None] = []
+    for module in modules:
+        if not hasattr(module, "get_base_layer"):  # not adapted: no PEFT layer around it
+            updates.append(None)
+            continue
+        # Without dropout PEFT has an `Identity` here, which has no `p`.
+        dropout = getattr(module.lora_dropout["default"], "p", 0.0)
+        lora_a, lora_b = module.lora_A["default"].weight, module.lora_B["default"].weight
+        updates.append(LoraUpdate(lora_a, lora_b, float(module.scaling["default"]), float(dropout)))
+    return LoraGroup([_base_layer(module) for module in modules], updates, dtype)
 
 
 def _build_layer(layer: Any, heads: Heads, dtype: torch.dtype) -> _DecoderLayer:

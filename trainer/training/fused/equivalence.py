@@ -9,6 +9,7 @@ itself as well, in the dtype and on the device of the run, because it is another
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -33,7 +34,7 @@ LossFunction = Callable[[Any, Batch], Tensor]
 
 
 def loss_is_equivalent(model: Any, unfused_loss: LossFunction, fused_loss: LossFunction) -> bool:
-    """Whether both functions give the same loss and the same gradients, within the tolerance.
+    """Returns whether both functions give the same loss and the same gradients, within the tolerance.
 
     Args:
         model: PEFT model whose layers are in a list, as in the Llama family; it is not changed.
@@ -42,7 +43,11 @@ def loss_is_equivalent(model: Any, unfused_loss: LossFunction, fused_loss: LossF
     """
     excerpt = _copy_two_layers(model)
     parameters = [parameter for parameter in excerpt.parameters() if parameter.requires_grad]
-    _perturb(parameters)
+    # In a fresh adapter B is zero, and a wrong A would go unnoticed.
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     batch = _make_batch()
     # The reference comes first: the fused pass then turns the copy's weights into views of its own.
     expected_loss, expected_gradient = _loss_and_gradient(unfused_loss(excerpt, batch), parameters)
@@ -51,24 +56,22 @@ def loss_is_equivalent(model: Any, unfused_loss: LossFunction, fused_loss: LossF
 
 
 def attention_is_equivalent(heads: Heads, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether attention over concatenated rows is attention over each row, forward and backward."""
+    """Returns whether attention over concatenated rows is attention over each row, forward and backward."""
     generator = torch.Generator(device).manual_seed(1)
     qkv = torch.randn(sum(LENGTHS), heads.total, heads.head_dim, generator=generator, device=device).to(dtype)
     qkv.requires_grad_(True)
-    tables = _make_rotary_tables(qkv)
+    # Another angle for each token and pair of numbers, so that no two of them could be swapped unnoticed.
+    count = len(qkv) * heads.head_dim // 2
+    angles = torch.arange(count, device=device).view(len(qkv), 1, -1)
+    tables = angles.cos().to(dtype), angles.sin().to(dtype)
+    segments = Segments.without_prefix(LENGTHS, _make_cu_seqlens(device))
     results = []
     for attention in (attend, _attend_row_by_row):
-        output = attention(qkv.clone(), heads, _make_segments(device), tables)
+        # A copy, because on a GPU `attend` rotates in place.
+        output = attention(qkv.clone(), heads, segments, tables)
         (gradient,) = torch.autograd.grad(output.float().square().sum(), qkv)
         results.append((output, gradient))
     return all(_is_near(one, other, _ATTENTION_TOLERANCE[dtype]) for one, other in zip(*results, strict=True))
-
-
-def _make_rotary_tables(qkv: Tensor) -> RotaryTables:
-    """Uses a different angle for each token and pair of numbers."""
-    count = len(qkv) * qkv.shape[2] // 2
-    angles = torch.arange(count, device=qkv.device).view(len(qkv), 1, -1)
-    return angles.cos().to(qkv.dtype), angles.sin().to(qkv.dtype)
 
 
 def _attend_row_by_row(qkv: Tensor, heads: Heads, _segments: Segments, tables: RotaryTables) -> Tensor:
@@ -100,21 +103,8 @@ def _copy_two_layers(model: Any) -> Any:
     return excerpt.to(device="cpu", dtype=torch.float32).eval()
 
 
-@torch.no_grad()
-def _perturb(parameters: list[nn.Parameter]) -> None:
-    """Adds noise to the adapter: in a fresh one B is zero, and a wrong A would go unnoticed."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in parameters:
-        parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-
-
-def _make_segments(device: torch.device) -> Segments:
-    return Segments.without_prefix(LENGTHS, _make_cu_seqlens(device))
-
-
 def _make_cu_seqlens(device: torch.device) -> Tensor:
-    starts = [sum(LENGTHS[:number]) for number in range(len(LENGTHS) + 1)]
-    return torch.tensor(starts, dtype=torch.int32, device=device)
+    return torch.tensor([0, *itertools.accumulate(LENGTHS)], dtype=torch.int32, device=device)
 
 
 def _make_batch() -> Batch:
@@ -131,5 +121,5 @@ def _loss_and_gradient(loss: Tensor, parameters: list[nn.Parameter]) -> tuple[Te
 
 
 def _is_near(value: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """Whether the L2 norm of the difference is within the tolerance; a NaN is not."""
+    """Returns whether the L2 norm of the difference is within the tolerance; a NaN is not."""
     return bool((value.float() - expected.float()).norm() <= tolerance * expected.float().norm())

@@ -19,11 +19,13 @@ W is frozen, so no dW is computed. Autograd does not record any of this (the cal
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from trainer.training.fused.slices import consecutive_slices
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,16 @@ class LoraGroup:
         self.inputs = bases[0].in_features
         self.updates = [update for update in updates if update is not None]
         self.rank = sum(update.rank for update in self.updates)
-        self._slices = list(_update_slices(outputs, updates))
+        # For each update the rows of its outputs in `weight`, and the rows of its A in the stacked A.
+        ranks = consecutive_slices([0 if update is None else update.rank for update in updates])
+        places = zip(updates, consecutive_slices(outputs), ranks, strict=True)
+        self._slices = [(rows, columns) for update, rows, columns in places if update is not None]
         # Zeros: the blocks beside each B stay zero for good.
         self.weight = bases[0].weight.new_zeros(sum(outputs), self.inputs + self.rank, dtype=dtype)
         self._scaled_A = self.weight.new_empty(self.rank, self.inputs)
         self.bias = None if bases[0].bias is None else torch.cat([base.bias.detach() for base in bases]).to(dtype)
         # After this the base layer reads the group's matrix, with a row stride of inputs + rank.
-        for base, rows in zip(bases, _consecutive_slices(outputs), strict=True):
+        for base, rows in zip(bases, consecutive_slices(outputs), strict=True):
             view = self.weight[rows, : self.inputs]
             view.copy_(base.weight.detach())
             base.weight.data = view
@@ -135,21 +140,19 @@ class LoraGroup:
         if not self.rank:
             return []
         x = extended[:, : self.inputs]
-        masks = self._draw_masks(x) if training else []
-        if not masks:
+        if not training or not any(update.dropout for update in self.updates):
             torch.mm(x, self._scaled_A.t(), out=extended[:, self.inputs :])
+            return []
+        masks = []
         # Each update has a mask of its own, as in PEFT; then there is one product for each.
-        for mask, (_, columns) in zip(masks, self._slices if masks else (), strict=True):
+        for update, (_, columns) in zip(self.updates, self._slices, strict=True):
+            # Inverted dropout: what is kept is scaled up, so that the expected value stays the same.
+            keep = 1 - update.dropout
+            mask = torch.empty_like(x).bernoulli_(keep).div_(keep)
             target = slice(self.inputs + columns.start, self.inputs + columns.stop)
             extended[:, target] = (x * mask) @ self._scaled_A[columns].t()
+            masks.append(mask)
         return masks
-
-    def _draw_masks(self, x: Tensor) -> list[Tensor]:
-        if not any(update.dropout for update in self.updates):
-            return []
-        # Inverted dropout: what is kept is scaled up, so that the expected value stays the same.
-        keep = [1 - update.dropout for update in self.updates]
-        return [torch.empty_like(x).bernoulli_(probability).div_(probability) for probability in keep]
 
     def forward(self, extended: Tensor) -> Tensor:
         """Computes all modules' outputs: [tokens, all outputs], from [x, x A^T]."""
@@ -224,16 +227,3 @@ class AdapterRefresh:
         torch._foreach_copy_(self._copies, self._parameters)  # one kernel for all on a GPU
         for group in self._groups:
             group.scale_copies(disabled=disabled)
-
-
-def _consecutive_slices(sizes: Sequence[int]) -> list[slice]:
-    ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
-    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-
-
-def _update_slices(outputs: Sequence[int], updates: Sequence[LoraUpdate | None]) -> Iterator[tuple[slice, slice]]:
-    """Yields for each update the rows of its outputs, and the rows of its A in the stacked A."""
-    rank_slices = _consecutive_slices([0 if update is None else update.rank for update in updates])
-    for update, rows, columns in zip(updates, _consecutive_slices(outputs), rank_slices, strict=True):
-        if update is not None:
-            yield rows, columns

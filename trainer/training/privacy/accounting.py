@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from trainer.errors import ErrorCode, JobError
@@ -87,18 +88,17 @@ def _noise_for(section: PrivacySection, rate: float, steps: int) -> float:
     """
     from opacus.accountants.utils import get_noise_multiplier  # noqa: PLC0415 -- an optional dependency
 
-    def search() -> float:
-        found: float = get_noise_multiplier(
-            target_epsilon=section.target_epsilon,
-            target_delta=section.target_delta,
-            sample_rate=rate,
-            steps=steps,
-            accountant=section.accountant,
-            epsilon_tolerance=min(0.01, 0.01 * (section.target_epsilon or 1)),
-        )
-        return found
-
-    return _no_bound_if_raising(search)
+    search = partial(
+        get_noise_multiplier,
+        target_epsilon=section.target_epsilon,
+        target_delta=section.target_delta,
+        sample_rate=rate,
+        steps=steps,
+        accountant=section.accountant,
+        # At most 1 % of ε is left unspent, and at most 0.01.
+        epsilon_tolerance=min(0.01, 0.01 * (section.target_epsilon or 1)),
+    )
+    return float(_no_bound_if_raising(search))
 
 
 def new_accountant(kind: str) -> Any:
@@ -108,17 +108,14 @@ def new_accountant(kind: str) -> Any:
     return create_accountant(kind)
 
 
-def steps_seen(accountant: Any) -> int:
-    """Returns the number of steps in an accountant's history, whose entries are (noise, sample rate, steps)."""
-    return sum(int(steps) for _, _, steps in accountant.history)
-
-
 def spent(accountant: Any, delta: float) -> float:
     """Returns an upper bound on ε at `delta` for the steps in an accountant's history.
 
     Raises:
         JobError: `PRIVACY_NOT_MET`: the accountant finds no finite bound.
     """
+    # The history has the noise and sample rate of every step. The accountant composes the steps, which is tighter
+    # than adding up what each one spends.
     epsilon = float(_no_bound_if_raising(lambda: accountant.get_epsilon(delta=delta)))
     if not math.isfinite(epsilon) or epsilon < 0:
         raise _no_bound(f"ε = {epsilon}")

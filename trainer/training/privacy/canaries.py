@@ -81,6 +81,7 @@ def canary_examples(
 
 
 def _canary_row(like: Row, secret: str, index: int) -> Row:
+    # The digits follow the fixed sentence: its tokens are the context from which the model predicts them.
     answer = f"{_ANSWER} {secret}."
     if isinstance(like, ChatRow):
         return ChatRow(FILE, index, (Message("user", _QUESTION), Message("assistant", answer)))

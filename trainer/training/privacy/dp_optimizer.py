@@ -40,6 +40,8 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.max_grad_norm,
             expected_batch_size=mechanism.expected_rows,
+            # "mean" divides the noisy sum by the expected number of rows, which is public. Dividing by the number
+            # drawn would reveal something of which rows were in the step.
             loss_reduction="mean",
         )
         self._random = random
@@ -75,12 +77,8 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
             return super().step(closure)
         before = [parameter.detach().clone() for parameter in self.params]
         result = super().step(closure)
-        if not self._is_last_step_skipped:
-            self._require_moved(before)
-        return result
-
-    def _require_moved(self, before: list[torch.Tensor]) -> None:
-        """Checks that every parameter differs from its value before the step."""
+        if self._is_last_step_skipped:
+            return result
         same = [torch.equal(old, new) for old, new in zip(before, self.params, strict=True)]
         if any(same):
             raise unproven(
@@ -89,3 +87,4 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
                 found=f"{sum(same)} of {len(same)} parameters unchanged",
             )
         self._has_moved = True
+        return result

@@ -57,6 +57,7 @@ def separation(inside: Floats, outside: Floats) -> Separation:
         inside: scores of training rows.
         outside: scores of held-out rows.
     """
+    # 95 % of a normal distribution is within 1.96 standard errors of its mean.
     area, error = auc(inside, outside)
     # The Wilson interval needs the count of found rows; the rate is that count over the number of rows.
     found = round(tpr(inside, outside, FALSE_ALARMS) * len(inside))
@@ -98,6 +99,7 @@ def tpr(inside: Floats, outside: Floats, false_alarms: float) -> float:
     """
     # Rounded down. With fewer than 1/false_alarms held-out rows no false positive is allowed at all.
     allowed = int(false_alarms * len(outside))
+    # Only scores above the threshold count: ties with it would add false positives beyond those allowed.
     threshold = sorted(outside, reverse=True)[allowed]
     return sum(score > threshold for score in inside) / len(inside)
 
@@ -125,6 +127,8 @@ def wilson(found: int, total: int) -> tuple[float, float]:
 
     Unlike proportion ± z · standard error, it has a positive width where no row or every row is found.
     """
+    # The interval contains each p with |found / total - p| ≤ z · √(p (1 - p) / total). Squared, this is quadratic
+    # in p; the roots are centre ± half.
     share, square = found / total, _Z95**2
     centre = (share + square / (2 * total)) / (1 + square / total)
     half = _Z95 / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total * total))

@@ -72,7 +72,12 @@ def add_probes(
     random = random or SystemRandom()
     probes = Probes()
     if privacy.audit:
-        probes = Probes(*(_sample(part, privacy.audit_rows, random) for part in (data.train, data.evaluation)))
+        # Drawn before the canaries are added: the attack is measured on the provider's own rows.
+        samples = (
+            tuple(random.sample(part, min(privacy.audit_rows, len(part))))
+            for part in (data.train, data.evaluation)
+        )
+        probes = Probes(*samples)
         _require_both_samples(probes)
     if not privacy.canaries:
         return data, probes
@@ -83,13 +88,9 @@ def add_probes(
     return data, dataclasses.replace(probes, canaries=canaries, references=references)
 
 
-def _sample(examples: tuple[Example, ...], count: int, random: Random) -> tuple[Example, ...]:
-    return tuple(random.sample(examples, min(count, len(examples))))
-
-
 def _require_both_samples(probes: Probes) -> None:
-    fewest = min(len(probes.members), len(probes.outsiders))
-    if fewest <= 1:
+    # The standard error of the AUC is computed from variances, and a single row has none.
+    if min(len(probes.members), len(probes.outsiders)) <= 1:
         raise DataError(
             ErrorCode.DATASET_INVALID,
             "privacy.audit compares training rows with held-out ones",

@@ -97,21 +97,20 @@ class RowGradients:
         """Returns the largest relative difference over the rows of a batch: ‖hooks - autograd‖ / ‖autograd‖."""
         self.compute(batch)
         by_hooks = [_flat(parameter.grad_sample) for parameter in self.parameters]
-        self._clear()
+        # The optimizer would take what the comparison leaves behind for gradients of its first step.
+        for parameter in self.parameters:
+            parameter.grad_sample, parameter.grad = None, None
         self._hooks.disable_hooks()
         differences = []
         for row in range(len(batch.lengths)):
             means = row_means(self._loss, _row(batch, row))[1]
             with _without_hook_warnings():
                 by_autograd = torch.cat([g.flatten() for g in torch.autograd.grad(means.sum(), self.parameters)])
+            # Over all parameters together, like the norm that clipping compares with its bound.
             found = torch.cat([part[row] for part in by_hooks])
             differences.append(float((found - by_autograd).norm() / by_autograd.norm().clamp_min(1e-12)))
         self._hooks.enable_hooks()
         return max(differences)
-
-    def _clear(self) -> None:
-        for parameter in self.parameters:
-            parameter.grad_sample, parameter.grad = None, None
 
     def _require_rows(self, rows: int) -> None:
         """Checks that each parameter has one gradient for each row: without them it would escape clipping."""

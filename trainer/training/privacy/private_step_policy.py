@@ -21,12 +21,10 @@ from trainer.training.loss import CausalLoss
 from trainer.training.methods.method import StepRows
 from trainer.training.optimization import make_optimizer
 from trainer.training.privacy.accounting import (
-    Mechanism,
     new_accountant,
     plan_mechanism,
     require_within,
     spent,
-    steps_seen,
 )
 from trainer.training.privacy.dp_optimizer import PrivateOptimizer
 from trainer.training.privacy.per_example_gradients import RowGradients, unproven
@@ -79,6 +77,7 @@ class PrivateStepPolicy(StepPolicy):
         self.budget = max(self._store.lengths) * self._micro_batch
         self._privacy = privacy
         self._random = random or SecretRandom()
+        # What a step draws on average; how many rows it draws is random.
         rows_per_step = section.per_device_train_batch_size * section.gradient_accumulation_steps
         self.mechanism = plan_mechanism(
             privacy,
@@ -115,6 +114,7 @@ class PrivateStepPolicy(StepPolicy):
         for _ in range(done, self.plan.total_steps):
             rows = sorted(self._random.choose(len(lengths), self.mechanism.sample_rate), key=lengths.__getitem__)
             share = RankShare(rows, [target_counts[row] for row in rows], sum(lengths[row] for row in rows))
+            # A store is never empty: without a drawn row it has one, which the empty slice leaves out.
             yield StepRows(self._store.reorder(rows or [0]), slice(0, len(rows)), share)
 
     def compute_gradients(self, step: StepRows, number: int, random: tuple[Tensor, ...]) -> Tensor:  # noqa: ARG002
@@ -133,6 +133,7 @@ class PrivateStepPolicy(StepPolicy):
                 self._private_optimizer.signal_skip_step()
                 self._private_optimizer.step()
                 self._private_optimizer.zero_grad(set_to_none=True)
+        # Without a row nothing ran backward, and the optimizer would find no gradients to add the noise to.
         if not rows.stop:
             self._row_gradients.set_empty()
         self._mean_norm = norms.div(max(rows.stop, 1))
@@ -155,29 +156,27 @@ class PrivateStepPolicy(StepPolicy):
             JobError: `PRIVACY_NOT_MET` or `PRIVACY_UNPROVEN`: more than the budget, or the accountant saw another
                 number of steps than the run made or planned.
         """
-        counted = steps_seen(self._accountant)
+        # Entries of the history are (noise multiplier, sample rate, number of steps with these).
+        counted = sum(int(count) for _, _, count in self._accountant.history)
         if counted != steps or steps != self.mechanism.steps:
             raise unproven(
                 "steps that the accountant did not see", expected=self.mechanism.steps, found=(counted, steps)
             )
         epsilon = spent(self._accountant, self.mechanism.delta)
         require_within(epsilon, self._privacy)
-        return _describe(self.mechanism, epsilon)
+        mechanism = self.mechanism
+        return DifferentialPrivacy(
+            epsilon=epsilon,
+            delta=mechanism.delta,
+            accountant=mechanism.accountant,
+            noise_multiplier=mechanism.noise_multiplier,
+            max_grad_norm=mechanism.max_grad_norm,
+            sample_rate=mechanism.sample_rate,
+            expected_rows=mechanism.expected_rows,
+            rows=mechanism.rows,
+            steps=mechanism.steps,
+        )
 
     def close(self) -> None:
         """Removes the hooks that compute the gradients of rows from the model."""
         self._row_gradients.close()
-
-
-def _describe(mechanism: Mechanism, epsilon: float) -> DifferentialPrivacy:
-    return DifferentialPrivacy(
-        epsilon=epsilon,
-        delta=mechanism.delta,
-        accountant=mechanism.accountant,
-        noise_multiplier=mechanism.noise_multiplier,
-        max_grad_norm=mechanism.max_grad_norm,
-        sample_rate=mechanism.sample_rate,
-        expected_rows=mechanism.expected_rows,
-        rows=mechanism.rows,
-        steps=mechanism.steps,
-    )

@@ -73,6 +73,7 @@ class SecretRandom:
         """
         half = (count + 1) // 2
         words = torch.from_numpy(self.words(2 * half).view(np.int64)).to(device)
+        # The low 53 bits of a word: as many as a float64 holds exactly.
         uniform = (words & (2**_MANTISSA - 1)).to(torch.float64)
         # u = (n + 1) / 2^53 lies in (0, 1]: ln 0 would be infinite.
         radius = (uniform[:half].add(1) * 2.0**-_MANTISSA).log_().mul_(-2).sqrt_()

@@ -19,6 +19,7 @@ def refusal(section: PrivacySection, privacy: Privacy) -> JobError | None:
         return _withheld(
             "the weights remember a canary", "privacy.max_exposure", section.max_exposure, exposure, "bits"
         )
+    # The point estimate is compared, not the upper end of its interval, which few rows would make large.
     area = privacy.membership.worst if privacy.membership else math.nan
     if section.max_membership_auc is not None and not area <= section.max_membership_auc:
         return _withheld(
