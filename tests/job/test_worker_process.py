@@ -104,6 +104,14 @@ def test_a_worker_that_died_is_noticed_where_it_is_heard(tmp_path: Path) -> None
             process.stdin.close()
 
 
+def test_an_order_that_is_too_large_is_not_taken_for_a_dead_worker(tmp_path: Path) -> None:
+    files = {f"{number:0510d}": tmp_path / f"{number:0510d}" for number in range(4000)}
+    order = protocol.TrainingOrder(spec=spec(), model_dir=tmp_path, data_files=files, output_dir=tmp_path)
+    with saying(CONFINED) as started, pytest.raises(JobError) as caught:
+        started.train(order, lambda _message: None)
+    assert caught.value.code is ErrorCode.JOB_FAILED
+
+
 def test_silence_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "CONFINED_SECONDS", 0.1)
     reading, writing = os.pipe()

@@ -116,7 +116,9 @@ class WorkerProcess:
     def _send(self, instruction: protocol.WorkerInstruction) -> None:
         try:
             self._channel.send(instruction)
-        except JobError:
+        except JobError as error:
+            if error.code is not ErrorCode.WORKER_DIED:  # too large to be sent: the worker is alive and would wait
+                raise
             # Its last message, or its exit code, says more than a broken pipe: reading reports the failure.
             private.warning("the worker ended before it read its instruction")
 
