@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -63,7 +63,8 @@ class ForkedWorker:
     def kill(self) -> None:
         """End the worker by force, if it has not been waited for, and wait for it."""
         if self._code is None:
-            self.send_signal(signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended by itself, and the server has waited for it
+                self.send_signal(signal.SIGKILL)
             self.wait()
 
 
