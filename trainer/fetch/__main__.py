@@ -18,13 +18,14 @@ from trainer.sandbox.confine import confine
 
 
 def main() -> int:
-    """Carry out the order that comes on stdin; returns the exit status."""
+    """Carries out the order that comes on stdin; returns the exit status."""
     # The channel gets the real stdout; from here on, whatever libraries print goes to the private log.
     sys.stdout.flush()
     channel = fetch_channel(STDIN, os.dup(1))
     os.dup2(2, 1)
     if (order := channel.receive()) is None:
         return 1  # the supervisor ended before it sent an order
+    # Before the first connection: what the hub answers is hostile input.
     if order.plan is not None:
         confine(order.plan)
     into = Path(order.into)

@@ -1,4 +1,4 @@
-"""Bring a base model into the job's private memory: the files that the job spec lists, each with its digest.
+"""Brings a base model into the job's private memory: the files that the job spec lists, each with its digest.
 
 The source is not trusted, whether it is a hub, a mirror or a local directory. A file gets its name only after its
 SHA-256 has been found to be the one in the job spec, which is attested.
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from trainer.encoding import sha256_hex
+from trainer.encoding import file_sha256, sha256_hex
 from trainer.errors import ErrorCode, JobError, UnavailableError
 from trainer.models import Sha256Hex
 from trainer.spec import ModelSection
@@ -39,7 +39,7 @@ _PARALLEL_DOWNLOADS: Final = 4
 
 
 def fetch_model(model: ModelSection, base_dir: Path, into: Path) -> None:
-    """Bring the listed files into `into`, and nothing else.
+    """Brings the listed files into `into`, and nothing else.
 
     Args:
         model: the job spec's section.
@@ -61,7 +61,8 @@ def fetch_model(model: ModelSection, base_dir: Path, into: Path) -> None:
 
         def download_checked(name: str) -> None:
             downloaded = _download(model, name, staging)
-            _move_checked(downloaded, into / name, model.model_file_sha256[name], name)
+            # The digest of the file that is then renamed, not of the stream: it was written by the hub's library.
+            _accept(downloaded, into / name, model.model_file_sha256[name], file_sha256(downloaded), name)
 
         with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
             list(pool.map(download_checked, names))
@@ -82,26 +83,20 @@ def _staging(into: Path) -> Iterator[Path]:
 
 
 def _copy_checked(source: Path, name: str, staging: Path, into: Path, expected: Sha256Hex) -> None:
-    """Copy a file and hash what is written, so that a file that changes meanwhile cannot pass."""
+    """Copies a file and hashes what is written, so that a file that changes meanwhile cannot pass."""
     try:
         file = (source / name).open("rb")
     except OSError as error:
         raise JobError(
             ErrorCode.MODEL_INVALID, f"base model file {name} cannot be read: {error.strerror}"
         ) from error
-    partial = staging / sha256_hex(name.encode())
+    partial = staging / sha256_hex(name.encode())  # flat: a name may have directories
     digest = hashlib.sha256()
     with file, partial.open("xb") as copy:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
             copy.write(block)
     _accept(partial, into / name, expected, digest.hexdigest(), name)
-
-
-def _move_checked(source: Path, target: Path, expected: Sha256Hex, name: str) -> None:
-    with source.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    _accept(source, target, expected, found, name)
 
 
 def _accept(partial: Path, target: Path, expected: str, found: str, name: str) -> None:
@@ -118,7 +113,7 @@ def _accept(partial: Path, target: Path, expected: str, found: str, name: str) -
 
 
 def _download(model: ModelSection, name: str, staging: Path) -> Path:
-    """Download one file of the pinned revision, without a token, from the hub that `HF_ENDPOINT` names."""
+    """Downloads one file of the pinned revision, without a token, from the hub that `HF_ENDPOINT` names."""
     import httpx  # noqa: PLC0415 -- only a model on a hub needs these
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 -- reads its environment when imported
     from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415

@@ -85,7 +85,7 @@ SIGNALS: Final = frozenset({"kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueuei
 
 @dataclass(frozen=True)
 class Filter:
-    """What one process is refused, in addition to what is refused to every process.
+    """The calls that are refused to one process, in addition to those refused to every process.
 
     Args:
         refused: further system calls, by name.

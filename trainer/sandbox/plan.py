@@ -39,7 +39,7 @@ class Account(Strict):
 
 
 class SandboxPlan(Strict):
-    """What one process may do, and what it has to test that it cannot do.
+    """The permissions of one process, and the paths that it has to test that it cannot open.
 
     Attributes:
         role: which process.
