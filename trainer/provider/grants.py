@@ -22,7 +22,7 @@ from trainer.sealing.seal import seal
 GRANT_SECONDS: Final = 7 * 86400
 """Default lifetime of a grant: how long after sealing a job may open the dataset."""
 
-Progress = Callable[[int, int], None]
+SealingProgress = Callable[[int, int], None]
 """Receives the bytes processed and the total number of bytes."""
 
 
@@ -97,7 +97,7 @@ def seal_dataset(
     recipients: Sequence[str],
     target: Path,
     *,
-    progress: Progress | None = None,
+    progress: SealingProgress | None = None,
     job: Path | None = None,
     token: str | None = None,
     require: GrantDemands | None = None,

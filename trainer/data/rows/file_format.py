@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from trainer.data.rows.data_file import DataFile
 from trainer.errors import DataError
 
-Record = object | DataError
+RawRow = object | DataError
 """The object that a row of a file holds, or the error that refuses this row while later rows are readable."""
 
 
@@ -18,15 +18,15 @@ class FileFormat:
 
     Attributes:
         suffixes: ends of file names in lower case, with the dot.
-        read_records: opens a file and yields a record for each row. It raises `DataError` if the rest of the file
-            is lost. Its memory is bounded by the longest row or batch, not by the size of the file.
+        read_raw_rows: opens a file and yields what it holds for each row. It raises `DataError` if the rest of the
+            file is lost. Its memory is bounded by the longest row or batch, not by the size of the file.
         compressible: whether `.gz` may follow the suffix.
         text_cells: whether a cell can hold text only, so that nested columns hold JSON text.
         in_folders: whether the files of a folder may have this format. If False, a file must be named by itself.
     """
 
     suffixes: tuple[str, ...]
-    read_records: Callable[[DataFile], Iterator[Record]]
+    read_raw_rows: Callable[[DataFile], Iterator[RawRow]]
     compressible: bool = True
     text_cells: bool = False
     in_folders: bool = True

@@ -77,12 +77,12 @@ def scan_rows(
     file_format = find_format(name)
     index = -1
     try:
-        for index, record in enumerate(file_format.read_records(data_file)):
-            if isinstance(record, DataError):
-                yield record
+        for index, raw_row in enumerate(file_format.read_raw_rows(data_file)):
+            if isinstance(raw_row, DataError):
+                yield raw_row
                 continue
             try:
-                row = schema.parse_row(data_file.location(index), record, text_cells=file_format.text_cells)
+                row = schema.parse_row(data_file.location(index), raw_row, text_cells=file_format.text_cells)
             except DataError as error:
                 yield error
             else:
@@ -101,7 +101,7 @@ def parse_row(line: bytes, *, file: str, index: int, schema: RowSchema = DEFAULT
         DataError: `DATASET_ROW_INVALID`, naming the field and the value expected there.
     """
     location = RowLocation(file, index)
-    record = parse_json_line(line, location)
-    if isinstance(record, DataError):
-        raise record
-    return schema.parse_row(location, record)
+    raw_row = parse_json_line(line, location)
+    if isinstance(raw_row, DataError):
+        raise raw_row
+    return schema.parse_row(location, raw_row)

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import BinaryIO, Final
 
 from trainer.data.rows.data_file import MAX_ROW_BYTES, DataFile
-from trainer.data.rows.file_format import FileFormat, Record
+from trainer.data.rows.file_format import FileFormat, RawRow
 from trainer.data.rows.values import row_error
 
 
-def _read_cells(data_file: DataFile, *, delimiter: str) -> Iterator[Record]:
+def _read_cells(data_file: DataFile, *, delimiter: str) -> Iterator[RawRow]:
     csv.field_size_limit(MAX_ROW_BYTES)
     with data_file.open() as stream:
         reader = csv.reader(_decode_lines(data_file, stream), delimiter=delimiter, strict=True)
@@ -54,7 +54,7 @@ def _decode_lines(data_file: DataFile, stream: BinaryIO) -> Iterator[str]:
     raise data_file.unreadable(f"UTF-8 in line {index + 1}")
 
 
-def _name_cells(columns: list[str], cells: list[str], data_file: DataFile, index: int) -> Record:
+def _name_cells(columns: list[str], cells: list[str], data_file: DataFile, index: int) -> RawRow:
     if len(cells) != len(columns):
         return row_error(
             data_file.location(index),

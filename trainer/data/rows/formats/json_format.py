@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, Final, cast
 
 from trainer.data.rows.data_file import DataFile
-from trainer.data.rows.file_format import FileFormat, Record
+from trainer.data.rows.file_format import FileFormat, RawRow
 from trainer.data.rows.row import RowLocation
 from trainer.data.rows.values import row_error
 from trainer.encoding import parse_json, strict_decoder
@@ -25,13 +25,13 @@ _DECODER: Final = strict_decoder()
 _START_OF_DATA_LIST: Final = re.compile(r'\s*\{\s*"data"\s*:\s*\[')
 
 
-def _read_lines(data_file: DataFile) -> Iterator[Record]:
+def _read_lines(data_file: DataFile) -> Iterator[RawRow]:
     """Yields the object of each line. Empty lines are accepted at the end only."""
     with data_file.open() as stream:
         yield from _parse_lines(data_file, stream)
 
 
-def _parse_lines(data_file: DataFile, stream: BinaryIO) -> Iterator[Record]:
+def _parse_lines(data_file: DataFile, stream: BinaryIO) -> Iterator[RawRow]:
     first_empty: int | None = None
     for index, line in enumerate(data_file.lines(stream)):
         if not line.strip():
@@ -44,7 +44,7 @@ def _parse_lines(data_file: DataFile, stream: BinaryIO) -> Iterator[Record]:
         yield parse_json_line(line, data_file.location(index))
 
 
-def parse_json_line(line: bytes, location: RowLocation) -> Record:
+def parse_json_line(line: bytes, location: RowLocation) -> RawRow:
     """Returns the JSON value of one line, or the error that refuses the line."""
     try:
         return parse_json(line.decode("utf-8"))
@@ -56,7 +56,7 @@ def parse_json_line(line: bytes, location: RowLocation) -> Record:
         return row_error(location, "not readable", expected="a JSON object", found=str(error), hint=hint)
 
 
-def _read_document(data_file: DataFile) -> Iterator[Record]:
+def _read_document(data_file: DataFile) -> Iterator[RawRow]:
     """Yields the objects of a list, or of the list under the only key `data`; otherwise reads JSON lines."""
     with data_file.open() as stream:
         start = cast("io.BufferedReader", stream).peek(_BLOCK_BYTES)[:_BLOCK_BYTES].lstrip()
@@ -68,7 +68,7 @@ def _read_document(data_file: DataFile) -> Iterator[Record]:
             yield from _parse_lines(data_file, stream)
 
 
-def _parse_list(data_file: DataFile, stream: BinaryIO, *, under_data: bool) -> Iterator[Record]:
+def _parse_list(data_file: DataFile, stream: BinaryIO, *, under_data: bool) -> Iterator[RawRow]:
     parser = _ListParser(data_file, stream)
     if under_data:
         parser.skip_match(_START_OF_DATA_LIST)

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from trainer.data.rows.data_file import DataFile
-from trainer.data.rows.file_format import FileFormat, Record
+from trainer.data.rows.file_format import FileFormat, RawRow
 from trainer.data.rows.values import remove_nulls, row_error
 from trainer.errors import ErrorCode, UsageError
 
@@ -22,7 +22,7 @@ BATCH_ROWS: Final = 512
 _ARROW_FILE_MAGIC: Final = b"ARROW1"
 
 
-def _read_parquet(data_file: DataFile) -> Iterator[Record]:
+def _read_parquet(data_file: DataFile) -> Iterator[RawRow]:
     pyarrow = _import_pyarrow(data_file, "parquet")
 
     def batches() -> Iterator[Any]:
@@ -32,7 +32,7 @@ def _read_parquet(data_file: DataFile) -> Iterator[Record]:
     yield from _read_batches(batches, data_file, pyarrow)
 
 
-def _read_arrow_ipc(data_file: DataFile) -> Iterator[Record]:
+def _read_arrow_ipc(data_file: DataFile) -> Iterator[RawRow]:
     pyarrow = _import_pyarrow(data_file, "ipc")
 
     def batches() -> Iterator[Any]:
@@ -64,7 +64,7 @@ def _import_pyarrow(data_file: DataFile, submodule: str) -> ModuleType:
     )
 
 
-def _read_batches(batches: Callable[[], Iterator[Any]], data_file: DataFile, pyarrow: Any) -> Iterator[Record]:
+def _read_batches(batches: Callable[[], Iterator[Any]], data_file: DataFile, pyarrow: Any) -> Iterator[RawRow]:
     index = 0
     for batch in _hide_errors(batches, data_file, pyarrow):
         # A file may be one large batch: convert slices of it, so that few rows exist as Python objects at a time.
@@ -89,7 +89,7 @@ def _hide_errors(batches: Callable[[], Iterator[Any]], data_file: DataFile, pyar
     raise data_file.unreadable("a complete Parquet, Arrow or Feather file", row=rows_read)
 
 
-def _convert_slice(batch: Any, data_file: DataFile, first_index: int, pyarrow: Any) -> Iterator[Record]:
+def _convert_slice(batch: Any, data_file: DataFile, first_index: int, pyarrow: Any) -> Iterator[RawRow]:
     try:
         objects = batch.to_pylist()
     except (pyarrow.ArrowException, ValueError, OverflowError):
@@ -100,7 +100,7 @@ def _convert_slice(batch: Any, data_file: DataFile, first_index: int, pyarrow: A
         yield from map(remove_nulls, objects)
 
 
-def _convert_row(batch: Any, data_file: DataFile, index: int, pyarrow: Any) -> Record:
+def _convert_row(batch: Any, data_file: DataFile, index: int, pyarrow: Any) -> RawRow:
     try:
         return remove_nulls(batch.to_pylist()[0])
     except (pyarrow.ArrowException, ValueError, OverflowError):

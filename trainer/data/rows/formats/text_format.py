@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from trainer.data.rows.data_file import MAX_ROW_BYTES, DataFile
-from trainer.data.rows.file_format import FileFormat, Record
+from trainer.data.rows.file_format import FileFormat, RawRow
 from trainer.data.rows.formats.json_format import parse_json_line
 from trainer.data.rows.values import row_error
 from trainer.errors import DataError
 
 
-def _read_text(data_file: DataFile) -> Iterator[Record]:
+def _read_text(data_file: DataFile) -> Iterator[RawRow]:
     with data_file.open() as stream:
         data = stream.read(MAX_ROW_BYTES + 1)
     data_file.check_row_size(0, len(data))
