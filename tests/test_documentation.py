@@ -53,7 +53,16 @@ OUTSIDE = [
     ),
 ]
 # Options of other programs.
-FOREIGN_OPTIONS = {"--secret"}
+FOREIGN_OPTIONS = {
+    "--secret",  # of docker; the others of Phala Cloud's client
+    "--disk-size",
+    "--experimental-key-provider-type",
+    "--instance-type",
+    "--no-dev-os",
+    "--no-pre-launch-script",
+    "--no-public-logs",
+    "--secure-time",
+}
 # Files that a user names or that other programs write.
 USERS_FILES = {"DIR.deletion.json", "result.deletion.json", ".txt", ".json", ".jsonl"}
 
