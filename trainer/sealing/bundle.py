@@ -219,7 +219,7 @@ def _add_file(archive: ArchiveWriter, name: str, path: Path) -> ManifestFile:
     if not path.is_file():
         raise UsageError(ErrorCode.USAGE, f"{path} is not a regular file")
     with translate_storage_errors(), path.open("rb") as source:
-        # Of the opened file; `add` refuses one that grows or shrinks from here on.
+        # The size of the opened file; `add` refuses a file that grows or shrinks from here on.
         size = os.fstat(source.fileno()).st_size
         return ManifestFile(sha256=archive.add(DATA_PREFIX + name, source, size), size=size)
 

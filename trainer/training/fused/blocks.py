@@ -125,7 +125,10 @@ class ResidualLinear(Function):
             training: whether dropout is on.
             _parameters: `group.parameters`, for autograd.
         """
-        extended, masks = group.append_low_rank(x, training=training)
+        # [x, x A^T], which one product with [W, B] turns into x W^T + (x A^T) B^T.
+        extended = x.new_empty(x.shape[0], group.inputs + group.rank)
+        extended[:, : group.inputs] = x
+        masks = group.fill_low_rank(extended, training=training)
         ctx.group = group
         ctx.save_for_backward(extended, *masks)
         return _add_residual(residual, group.forward(extended))
@@ -198,7 +201,7 @@ class GatedMlp(Function):
 
 
 def _gated_product(activation: Tensor, up: Tensor, down: LoraGroup) -> Tensor:
-    """silu(gate) * up in the first columns of a new [tokens, inputs + rank] for the layer down."""
+    """Writes silu(gate) * up into the first columns of a new [tokens, inputs + rank] for the layer down."""
     inner = activation.new_empty(activation.shape[0], down.inputs + down.rank)
     torch.mul(activation, up, out=inner[:, : down.inputs])
     return inner

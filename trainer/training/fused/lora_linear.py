@@ -2,7 +2,7 @@
 
 A module computes y = x W^T + scale * dropout(x) A^T B^T with W [outputs, inputs] frozen, A [rank, inputs] and
 B [outputs, rank] trained. Modules that read the same input (q, k and v; gate and up) form a group. A group has one
-matrix, in which the modules' weights are stacked and each module's B stands next to its W. For two modules, with
+matrix, in which the modules' weights are stacked and each module's B is next to its W. For two modules, with
 A the scaled matrices A1 and A2 stacked:
 
     [y1, y2] = [x, x A^T] . [[W1, B1, 0],
@@ -112,20 +112,6 @@ class LoraGroup:
         """
         for update, (_, columns) in zip(self.updates, self._slices, strict=True):
             self._scaled_A[columns].mul_(0.0 if disabled else update.scale)
-
-    def append_low_rank(self, x: Tensor, *, training: bool) -> tuple[Tensor, list[Tensor]]:
-        """Makes [x, x A^T] from x.
-
-        Args:
-            x: [tokens, inputs].
-            training: whether dropout is on.
-
-        Returns:
-            [tokens, inputs + rank], and the dropout masks as in `fill_low_rank`.
-        """
-        extended = x.new_empty(x.shape[0], self.inputs + self.rank)
-        extended[:, : self.inputs] = x
-        return extended, self.fill_low_rank(extended, training=training)
 
     def fill_low_rank(self, extended: Tensor, *, training: bool) -> list[Tensor]:
         """Writes x A^T into the last columns of `extended`, whose first columns are x.

@@ -97,7 +97,7 @@ class RowGradients:
         """Returns the largest relative difference over the rows of a batch: ‖hooks - autograd‖ / ‖autograd‖."""
         self.compute(batch)
         by_hooks = [_flat(parameter.grad_sample) for parameter in self.parameters]
-        # The optimizer would take what the comparison leaves behind for gradients of its first step.
+        # The optimizer would take what the comparison leaves here for gradients of its first step.
         for parameter in self.parameters:
             parameter.grad_sample, parameter.grad = None, None
         self._hooks.disable_hooks()

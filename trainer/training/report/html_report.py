@@ -148,6 +148,7 @@ def _held_out_figures(summary: Summary, words: MethodWords) -> Iterator[tuple[st
         return
     yield "loss on held-out rows", f"{before:.4f} → {after:.4f}"
     for tile in words.tiles:
+        # Measured in preference training only.
         if tile.metric in summary.pairs:
             yield tile.label, format(summary.pairs[tile.metric], tile.format)
     # exp(loss) is a perplexity only where the loss is a mean negative log-likelihood of tokens.

@@ -91,6 +91,7 @@ class Sampler:
         if not self._parts:
             return []
         prompts = [prompt for prompt, _ in self._parts]
+        # Greedy decoding, so that both answers to a prompt differ by training alone and not by chance.
         ids, mask = pad_left(prompts, self._tokens.pad_id, self._precision.device)
         was_training = self._model.training
         self._model.eval()
