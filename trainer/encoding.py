@@ -33,6 +33,7 @@ def canonical_json(value: object) -> bytes:
 
 
 _PLAIN: Final = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False)
+# RFC 8785 numbers are IEEE doubles (section 3.2.2.3): above this, two integers may have one representation.
 _MAX_INTEGER: Final = 2**53 - 1
 
 
@@ -42,6 +43,7 @@ def _is_plain(value: object) -> bool:
     It escapes what RFC 8785 escapes (section 3.2.2.2). It formats floats differently (section 3.2.2.3), and sorts
     keys by code point where the RFC sorts by UTF-16 units (section 3.2.3): both are the same for ASCII keys.
     """
+    # Exact types: bool is an int, and a subclass of str may have another JSON form.
     kind = type(value)
     if kind is dict:
         items = cast("dict[object, object]", value).items()

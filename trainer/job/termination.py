@@ -9,7 +9,7 @@ from typing import Final
 
 from trainer.errors import ErrorCode, JobError
 
-INTERRUPTED_MESSAGE: Final = "the job was told to end (SIGTERM)"
+INTERRUPTED_MESSAGE: Final = "the job was asked to end (SIGTERM)"
 
 
 class Termination:

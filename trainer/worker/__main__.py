@@ -124,7 +124,7 @@ def _verdict(error: Exception | Interruption) -> tuple[Failed, ExitCode]:
     if isinstance(error, TrainerError):
         return Failed.of(error), error.exit_code
     if isinstance(error, Interruption):
-        return Failed(code=ErrorCode.INTERRUPTED, message="the worker was told to stop"), ExitCode.JOB
+        return Failed(code=ErrorCode.INTERRUPTED, message="the worker was asked to stop"), ExitCode.JOB
     if isinstance(error, MemoryError):
         return Failed(code=ErrorCode.OUT_OF_MEMORY, message="the memory does not suffice"), ExitCode.JOB
     # Libraries in Rust (tokenizers, safetensors) give the error number as text only.

@@ -175,6 +175,7 @@ class UploadStore:
                 self._drop_current()
 
     async def _receive_body(self, upload: Upload, request_number: int, body: AsyncIterator[bytes]) -> None:
+        # No link: whoever else writes to the spool must not choose the file that the client's bytes go to.
         descriptor = os.open(upload.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         writer = _SyncedWriter(descriptor, upload)
         try:

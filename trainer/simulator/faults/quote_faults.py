@@ -163,7 +163,7 @@ _SHAPE: Final = (
     Fault(
         "bytes-after-quote",
         "quote-trailing-bytes",
-        "bytes behind the quote",
+        "bytes after the quote",
         FaultLayer.QUOTE,
         lambda quote: quote + b"\0stray",
     ),

@@ -139,7 +139,7 @@ _CONFIG_ID: Final = (
     _td_fault(
         "mr-config-id",
         "config-id-tail",
-        "MRCONFIGID of form 01 with something behind the compose hash",
+        "MRCONFIGID of form 01 with more after the compose hash",
         "mr_config_id",
         lambda value: value[:-1] + b"\1",
     ),
