@@ -55,7 +55,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-TOGETHER = frozenset({"tests/end_to_end/test_canaries.py", "tests/training/test_compilation.py"})
+TOGETHER = frozenset(
+    {
+        "tests/end_to_end/test_bad_results.py",
+        "tests/end_to_end/test_canaries.py",
+        "tests/end_to_end/test_resumption.py",
+        "tests/training/test_compilation.py",
+    }
+)
 """Modules whose tests share what takes long to make: pytest-xdist gives each of them to one process."""
 
 

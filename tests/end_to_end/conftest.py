@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,7 @@ def write_spec(tiny_model: Path) -> Callable[..., Path]:
             "lora": {"lora_r": 4, "lora_alpha": 8},
             "data": {"max_length": 256, "test_split_size": 0.2},
             "train": {"learning_rate": 0.01, "max_steps": 4, "bf16": False},
+            "output": {"samples": 1, "sample_max_new_tokens": 8},
             "exchange": {"host": "127.0.0.1", "port": 0, "linger_seconds": 60, "max_upload_bytes": 1 << 20},
         }
         for name, leaves in sections.items():
@@ -224,19 +226,19 @@ class Job:
         return self.process.wait(seconds)
 
 
-@pytest.fixture
-def start_job(tmp_path: Path, agent: Agent) -> Iterator[Callable[..., Job]]:
-    """`start_job(spec, "--spool", folder)`: ended with the test, by process id."""
+@contextmanager
+def starting_jobs(folder: Path, agent: Agent) -> Iterator[Callable[..., Job]]:
+    """Yields `start(spec, "--spool", folder)`; the jobs are ended with the context, by process id."""
     jobs: list[Job] = []
 
     def start(spec: Path, *options: object, guest_agent: Path | None = None) -> Job:
-        folder = tmp_path / f"job{len(jobs)}"
-        folder.mkdir()
+        own = folder / f"job{len(jobs)}"
+        own.mkdir()
         workspace = (
-            Path(os.environ.get("TEST_TMPFS", SHM)) / f"trainer-test-{os.getpid()}-{tmp_path.name}-{len(jobs)}"
+            Path(os.environ.get("TEST_TMPFS", SHM)) / f"trainer-test-{os.getpid()}-{folder.name}-{len(jobs)}"
         )
         workspace.mkdir(mode=0o700)
-        out, err, ciphertext = folder / "out", folder / "err", folder / "ciphertext"
+        out, err, ciphertext = own / "out", own / "err", own / "ciphertext"
         places = ["--guest-agent", guest_agent or agent.socket, "--workspace", workspace]
         if "--spool" not in options:
             places += ["--ciphertext-dir", ciphertext]
@@ -246,11 +248,20 @@ def start_job(tmp_path: Path, agent: Agent) -> Iterator[Callable[..., Job]]:
         jobs.append(Job(process, spec, out, err, ciphertext, workspace))
         return jobs[-1]
 
-    yield start
-    for job in jobs:
-        job.process.kill()
-        job.process.wait(20)
-        subprocess.run(["rm", "-rf", str(job.workspace)], check=True)
+    try:
+        yield start
+    finally:
+        for job in jobs:
+            job.process.kill()
+            job.process.wait(20)
+            subprocess.run(["rm", "-rf", str(job.workspace)], check=True)
+
+
+@pytest.fixture
+def start_job(tmp_path: Path, agent: Agent) -> Iterator[Callable[..., Job]]:
+    """`start_job(spec, "--spool", folder)`: ended with the test."""
+    with starting_jobs(tmp_path, agent) as start:
+        yield start
 
 
 StartJob = Callable[..., Job]

@@ -10,12 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from trainer import provider as steps
-from trainer.errors import SealingError, TrainerError, VerificationError
-from trainer.provider.opening import open_sealed_result
+from trainer.errors import SealingError, TrainerError
 from trainer.sealing.age import decrypt_file, encrypt_file, generate_identity, parse_recipient
-from trainer.sealing.archive import ArchiveLimits
 from trainer.sealing.seal import seal as seal_unchecked
-from trainer.sealing.sealed_result import open_result, seal_result
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Job, Provider, Ran, StartJob, Trainer, WriteSpec
@@ -327,130 +324,6 @@ def test_too_large_an_upload(
     ran = trainer("upload", big, "--job-url", job.url, "--attestation", record)
     assert_error(ran, 6, "dataset-too-large")
     assert [path for path in job.ciphertext.rglob("*") if path.is_file() and path.stat().st_size] == []
-
-
-# the result
-
-
-@pytest.fixture
-def finished(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
-) -> tuple[Path, Path, Path]:
-    """A sealed result, its attestation result, and its grant."""
-    spec = write_spec(tmp_path / "job.yaml", train={"max_steps": 1})
-    job: Job = start_job(spec)
-    recipient, record = provider.keygen(), tmp_path / "attestation.json"
-    sealed, result = tmp_path / "dataset.age", tmp_path / "result.tar.age"
-    for step in (
-        ("verify", job.url, "--policy", provider.policy(spec), "-o", record),
-        ("seal", data, "--attestation", record, "-r", recipient, "-o", sealed),
-        ("upload", sealed, "--job-url", job.url, "--attestation", record),
-        ("watch", job.url, "--attestation", record),
-        ("pull", job.url, "--attestation", record, "-o", result, "--ack"),
-    ):
-        ran = trainer(*step)
-        assert ran.code == 0, ran.err
-    assert job.wait() == 0
-    return result, record, sealed.with_name(sealed.name + ".grant.json")
-
-
-def test_what_is_wrong_with_a_result_is_told_and_nothing_is_written(
-    finished: tuple[Path, Path, Path], provider: Provider, trainer: Trainer, tmp_path: Path
-) -> None:
-    result, record, grant = finished
-    provider.keygen(name="other.key")
-    out = tmp_path / "out"
-    opening = ("-o", out, "--attestation", record, "--grant", grant)
-    wrong_key = trainer("open", result, "-i", provider.folder / "other.key", *opening)
-    assert_error(wrong_key, 5, "no-identity-match")
-    truncated = tmp_path / "truncated.age"
-    truncated.write_bytes(result.read_bytes()[:-10])
-    assert_error(trainer("open", truncated, "-i", provider.identity, *opening), 5, "sealed-payload-invalid")
-    assert not out.exists()
-    assert not list(tmp_path.glob(".out-*"))
-    assert trainer("open", result, "-i", provider.identity, *opening).code == 0
-    assert_error(trainer("open", result, "-i", provider.identity, *opening), 2, "output-exists")
-
-
-def test_results_that_were_touched_are_refused(
-    finished: tuple[Path, Path, Path], provider: Provider, tmp_path: Path
-) -> None:
-    """Whoever knows the provider's recipient can seal to it; the receipt tells what came from the job."""
-    result, record_path, grant_path = finished
-    identities, record = steps.read_identities(provider.identity), steps.read_record(record_path)
-    grant = steps.read_grant_record(grant_path)
-
-    def change_weights(tree: Path) -> None:
-        (tree / "adapter" / "adapter_model.safetensors").write_bytes(b"other weights")
-
-    def add_file(tree: Path) -> None:
-        (tree / "adapter" / "extra.py").write_text("import os")
-
-    def drop_file(tree: Path) -> None:
-        (tree / "report" / "metrics.jsonl").unlink()
-
-    def drop_receipt(tree: Path) -> None:
-        (tree / "receipt.json").unlink()
-
-    def drop_evidence(tree: Path) -> None:
-        (tree / "evidence.json").unlink()
-
-    def sign_anew(tree: Path) -> None:
-        from cryptography.hazmat.primitives.asymmetric import ec
-
-        from trainer.receipt.dsse import sign_envelope, verify_envelope
-
-        payload = verify_envelope((tree / "receipt.json").read_bytes(), record.result.receipt_key)
-        (tree / "receipt.json").write_bytes(sign_envelope(payload, ec.generate_private_key(ec.SECP256R1())))
-
-    def old_evidence(tree: Path) -> None:
-        (tree / "evidence.json").write_bytes(record.evidence.canonical())
-
-    def bend_quote(tree: Path) -> None:
-        evidence = json.loads((tree / "evidence.json").read_bytes())
-        quote = bytearray.fromhex(evidence["quote"])
-        quote[600] ^= 1
-        (tree / "evidence.json").write_text(json.dumps(evidence | {"quote": quote.hex()}))
-
-    attacks = (
-        change_weights,
-        add_file,
-        drop_file,
-        drop_receipt,
-        drop_evidence,
-        sign_anew,
-        old_evidence,
-        bend_quote,
-    )
-    for attack in attacks:
-        tree, bent, out = tmp_path / attack.__name__, tmp_path / f"{attack.__name__}.age", tmp_path / "out"
-        tree.mkdir()
-        open_result(result, identities, tree, limits=ArchiveLimits())
-        attack(tree)
-        seal_result(tree, bent, [identity.recipient() for identity in identities])
-        with pytest.raises(VerificationError):
-            open_sealed_result(bent, identities, out, record=record, grant=grant)
-        assert not out.exists(), attack.__name__
-        assert not list(tmp_path.glob(".out-*"))
-
-
-def test_a_result_for_others_than_the_grant_named_is_refused(
-    finished: tuple[Path, Path, Path], provider: Provider, tmp_path: Path
-) -> None:
-    """Attack 2: the statement says who can read the result; an added recipient shows."""
-    result, record_path, grant_path = finished
-    identities, record = steps.read_identities(provider.identity), steps.read_record(record_path)
-    grant = steps.read_grant_record(grant_path)
-    others = (*grant.grant.recipients, str(generate_identity().recipient()))
-    wider = grant.model_copy(update={"grant": grant.grant.model_copy(update={"recipients": others})})
-    with pytest.raises(VerificationError, match="receipt-recipients"):
-        open_sealed_result(result, identities, tmp_path / "out", record=record, grant=wider)
-    with pytest.raises(VerificationError, match="receipt-dataset"):
-        open_sealed_result(
-            result, identities, tmp_path / "out", record=record,
-            grant=grant.model_copy(update={"manifest_sha256": "0" * 64}),
-        )  # fmt: skip
-    assert not (tmp_path / "out").exists()
 
 
 def test_identities_and_outputs_are_never_overwritten(provider: Provider, trainer: Trainer) -> None:

@@ -30,7 +30,7 @@ def files_below(*folders: Path) -> list[Path]:
 def test_submit_brings_a_checked_adapter_and_nothing_leaks(
     start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
 ) -> None:
-    spec = write_spec(tmp_path / "job.yaml")
+    spec = write_spec(tmp_path / "job.yaml", output={"samples": 3, "sample_max_new_tokens": 32})
     job: Job = start_job(spec)
     provider.keygen()
     policy = provider.policy(spec)

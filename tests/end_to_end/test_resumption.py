@@ -1,0 +1,129 @@
+"""A job that was ended or killed and is started again goes on from its sealed checkpoint, to the same bits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.end_to_end.conftest import CANARY, Agent, Provider, starting_jobs
+from tests.end_to_end.test_interruptions import free_port, pull_failure, start_training, submit_command
+
+if TYPE_CHECKING:
+    from tests.end_to_end.conftest import Job, StartJob, Trainer, WriteSpec
+
+
+def adapter_of(job: Job, provider: Provider, trainer: Trainer, record: Path, folder: Path) -> bytes:
+    """Verify once more (another start has another TLS key), pull, acknowledge and open; the job ends with 0."""
+    url, now = f"https://127.0.0.1:{job.wait_event(event='listening')['port']}", folder / "now.json"
+    job.wait_event(event="phase", phase="awaiting-pull")
+    verified = trainer("verify", url, "--policy", provider.folder / "policy.yaml", "-o", now)
+    assert verified.code == 0, verified.err
+    pulled = trainer("pull", url, "--attestation", now, "-o", folder / "result.age", "--ack")
+    assert pulled.code == 0, pulled.err
+    assert job.wait() == 0
+    opened = trainer(
+        "open", folder / "result.age", "-i", provider.identity, "-o", folder / "out", "--attestation", record
+    )
+    assert opened.code == 0, opened.err
+    return (folder / "out" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+SAVING = {"max_steps": 60, "save_steps": 5, "eval_steps": 10, "gradient_accumulation_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def saving(write_spec: WriteSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A spec with checkpoints, and a port that stays the same from start to start."""
+    port = free_port()
+    return write_spec(
+        tmp_path_factory.mktemp("saving") / "job.yaml",
+        data={"packing": True},
+        lora={"lora_dropout": 0.1},
+        train=SAVING,
+        exchange={"port": port},
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(
+    saving: Path, agent: Agent, trainer: Trainer, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> bytes:
+    """The adapter of a run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "provider").mkdir()
+    provider = Provider(folder / "provider", trainer, agent)
+    with starting_jobs(folder, agent) as start_job:
+        job: Job = start_job(saving)
+        record = start_training(job, provider, trainer, data, folder)
+        job.wait_event(event="checkpoint-sealed", step=10)
+        assert len(list(job.ciphertext.glob("checkpoint-*.age"))) <= 2
+        adapter = adapter_of(job, provider, trainer, record, folder)
+        assert [path.name for path in job.ciphertext.iterdir()] == ["result.tar.age"], "the job is done"
+    return adapter
+
+
+def resumed_step(job: Job) -> int:
+    """The step behind which a restarted job goes on."""
+    step = job.wait_event(event="resumed")["step"]
+    assert isinstance(step, int)
+    job.wait_event(event="progress", step=step + 1)
+    assert next(event for event in job.events if event["event"] == "progress")["step"] == step + 1
+    return step
+
+
+def test_told_to_end_and_started_again_it_ends_in_the_same_bits(
+    expected: bytes, saving: Path, start_job: StartJob, provider: Provider, trainer: Trainer, data: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """With the derived key the job needs nobody: its sealed upload still lies there."""
+    job: Job = start_job(saving)
+    record = start_training(job, provider, trainer, data, tmp_path, "--recipient", "derived")
+    job.wait_event(event="checkpoint-sealed", step=10)
+    job.process.terminate()
+    job.wait_event(event="failed", code="interrupted")
+    report = pull_failure(job, provider, trainer, record, tmp_path)
+    sealed = sorted(job.ciphertext.glob("checkpoint-*.age"))
+    assert report["checkpoint_step"] == int(sealed[-1].stem.rpartition("-")[2]) >= 10
+    assert all(CANARY.encode() not in path.read_bytes() for path in sealed)
+
+    again: Job = start_job(saving, "--ciphertext-dir", job.ciphertext)
+    step = resumed_step(again)
+    assert step == report["checkpoint_step"]
+    folder = tmp_path / "again"
+    folder.mkdir()
+    assert adapter_of(again, provider, trainer, record, folder) == expected
+    summary = json.loads((folder / "out" / "report" / "summary.json").read_bytes())
+    assert summary["resumed_at"] == [step]
+    assert [path.name for path in job.ciphertext.iterdir()] == ["result.tar.age"]
+
+
+def test_killed_and_started_again_it_goes_on_once_it_was_verified_again(
+    expected: bytes, saving: Path, start_job: StartJob, provider: Provider, trainer: Trainer, data: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Sealed to the instance key, which died with the VM: `submit`, repeated, seals under the same token."""
+    job: Job = start_job(saving)
+    provider.keygen()
+    result = tmp_path / "result"
+    command = submit_command(job, provider, data, result, provider.policy(saving))
+    with subprocess.Popen(
+        [sys.executable, "-m", "trainer", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as submitting:
+        job.wait_event(event="checkpoint-sealed", step=10)
+        job.process.kill()
+        assert submitting.wait(60) == 3
+    job.process.wait(20)
+
+    again: Job = start_job(saving, "--ciphertext-dir", job.ciphertext)
+    again.wait_event(event="phase", phase="awaiting-dataset")
+    ran = trainer(*command)
+    assert ran.code == 0, ran.err
+    assert "verify the job again" in ran.err
+    assert again.wait() == 0
+    assert resumed_step(again) >= 10
+    assert (result / "adapter" / "adapter_model.safetensors").read_bytes() == expected
