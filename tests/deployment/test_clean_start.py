@@ -25,7 +25,10 @@ ENGINES = ("docker", "containerd", "containerd-stargz-grpc", "nerdctl", "sysbox"
 CHECKPOINT = f"checkpoint-{'0a' * 8}-{7:016d}.age"
 SEALED = ("dataset.age", "result.tar.age", CHECKPOINT)
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to root, as the script does in the VM")
+pytestmark = [
+    pytest.mark.slow,  # each test runs a shell
+    pytest.mark.skipif(os.geteuid() != 0, reason="gives files to root, as the script does in the VM"),
+]
 
 
 class Guest:

@@ -53,6 +53,15 @@ def clean_start(document: Document) -> Hits:
             yield node, f"{_OWN_SCRIPT} is this project's clean start: it empties the container engine's stores"
 
 
+def disk_retained(document: Document) -> Hits:
+    """Finds data disks that outlive a VM, and that nothing empties before a container engine reads them."""
+    if document.app is None or _key_provider(document.app)[1] == "none":
+        return
+    script_node = document.app.get(_OWN_SCRIPT)
+    if not any(_is_clean_start(node) for node in script_node.elements()):
+        yield script_node, "other versions of the app, whose disk this may be, can have left containers that start"
+
+
 def _is_clean_start(node: Node) -> bool:
     return sha256_hex(node.text.encode()) == CLEAN_START_SHA256
 

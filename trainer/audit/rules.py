@@ -130,6 +130,9 @@ RULES: Final = (
         app.clean_start,
         "expected with a key service: the VM's disk outlives it and is emptied",
     ),
+    AuditRule(
+        "disk-retained", MEDIUM, app.disk_retained, "`trainer job render --profile kms`, or no key service at all"
+    ),
     AuditRule("env-own", INFO, app.own_env, "expected: the job treats its value as an operator's input"),
     AuditRule("env-steering", HIGH, partial(app.allowed_env, steering=True), "take it out of allowed_envs"),
     AuditRule(

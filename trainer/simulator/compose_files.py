@@ -1,4 +1,4 @@
-"""A pair of compose files that the audit finds nothing in, and a way to change exactly one thing in them."""
+"""A pair of compose files in which the audit finds the clean start alone, and a way to change one thing in them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from trainer.deployment import CLEAN_START
 from trainer.spec import JOB_VARIABLE, to_compose
 
 IMAGE = "trainer@sha256:" + "ab" * 32
@@ -43,6 +44,7 @@ APP: dict[str, Any] = {
     "allowed_envs": [],
     "secure_time": True,
     "requirements": {"gpu_policy": {"attest_gpu": True}},
+    "init_script": CLEAN_START,
 }
 
 Edit = Callable[[dict[str, Any], dict[str, Any]], object]
