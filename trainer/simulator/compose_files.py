@@ -1,4 +1,4 @@
-"""A pair of compose files in which the audit finds the clean start alone, and a way to change one thing in them."""
+"""A pair of compose files in which the audit finds the clean start alone, and a way to change one thing in it."""
 
 from __future__ import annotations
 
