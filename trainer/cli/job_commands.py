@@ -202,6 +202,8 @@ def render_job(
     spec = parse_job_spec(job_text.encode())
     rendered = render_compose(read_text_file(compose, "compose file"), job_text)
     data = render_app_compose(rendered, DeploymentProfile(profile), key_provider_id=key_provider_id)
+    if profile == "kms" and key_provider_id is None and check is None:
+        typer.echo("note: no VM boots with this text before --key-provider-id names the key service", err=True)
     if check is not None:
         if read_text_file(check, "app-compose file").encode() != data:
             hint = f"write it with -o {check}"
