@@ -125,10 +125,18 @@ class CheckpointRefused(PublicEvent):
 
 @dataclass(frozen=True)
 class Resumed(PublicEvent):
-    """Training continues after this step; 0: from the beginning, since no checkpoint was usable."""
+    """Training goes on after this step."""
 
     event = "resumed"
     step: int
+
+
+@dataclass(frozen=True)
+class StartsOver(PublicEvent):
+    """Training starts at the beginning although there are checkpoints: none of these belongs to this dataset."""
+
+    event = "starts-over"
+    unusable: int
 
 
 @dataclass(frozen=True)

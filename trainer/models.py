@@ -54,6 +54,7 @@ class Phase(StrEnum):
     STARTING = "starting"
     PREPARING = "preparing"
     AWAITING_DATASET = "awaiting-dataset"
+    AWAITING_GRANT = "awaiting-grant"
     OPENING = "opening"
     TRAINING = "training"
     SEALING = "sealing"

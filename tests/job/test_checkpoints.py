@@ -11,6 +11,7 @@ import pytest
 from trainer import logs
 from trainer.errors import ErrorCode, SealingError
 from trainer.job.checkpoints import CheckpointStore
+from trainer.job.ciphertext import CiphertextDirectory
 from trainer.logs import PublicEvent
 from trainer.sealing import sealed_checkpoint as sealed
 from trainer.sealing.age import encrypt_file, generate_identity
@@ -84,7 +85,7 @@ def test_the_newest_is_gone_on_with_and_the_last_ones_stay(tmp_path: Path) -> No
     assert again.at.last == 10
     again.take(12)
     assert sorted(job.at.folder.iterdir()) == [job.at.path(10), job.at.path(12)]
-    again.at.remove()
+    CiphertextDirectory(job.at.folder, persistent=True).remove_inputs()
     assert list(job.at.folder.iterdir()) == []
 
 
@@ -133,7 +134,7 @@ def test_what_is_torn_or_tampered_with_is_passed_over_for_the_one_before(
     job.at.path(3).unlink()
     step, events = Job(tmp_path).resume()
     assert step is None
-    assert events[-1] == logs.Resumed(0), "it begins at the beginning, and says so"
+    assert events[-1] == logs.StartsOver(1), "it begins at the beginning, and says so"
 
 
 OTHERS = {
@@ -149,9 +150,9 @@ OTHERS = {
 def test_a_checkpoint_of_another_job_opens_under_no_name(other: CheckpointKeys, tmp_path: Path) -> None:
     theirs, ours = Job(tmp_path, other), Job(tmp_path)
     theirs.take(5)
-    assert ours.resume() == (None, [logs.CheckpointRefused(ErrorCode.NO_IDENTITY_MATCH), logs.Resumed(0)])
+    assert ours.resume() == (None, [logs.CheckpointRefused(ErrorCode.NO_IDENTITY_MATCH), logs.StartsOver(1)])
     theirs.at.path(5).rename(ours.at.path(5))
-    assert ours.resume() == (None, [logs.CheckpointRefused(ErrorCode.NO_IDENTITY_MATCH), logs.Resumed(0)])
+    assert ours.resume() == (None, [logs.CheckpointRefused(ErrorCode.NO_IDENTITY_MATCH), logs.StartsOver(1)])
 
 
 def test_an_older_one_put_back_costs_work_and_cannot_pass_for_a_newer_one(tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_what_is_no_regular_file_is_passed_over(kind: str, tmp_path: Path) -> No
         path.mkdir()
     step, events = Job(tmp_path).resume()
     assert step is None
-    assert [event.event for event in events] == ["checkpoint-refused", "resumed"]
+    assert [event.event for event in events] == ["checkpoint-refused", "starts-over"]
 
 
 def opened(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -40,10 +42,20 @@ def run_job_spec(
     workspace: Annotated[
         Path | None, typer.Option("--workspace", help="Directory on a tmpfs; /run/trainer or /dev/shm if absent.")
     ] = None,
+    restarts: Annotated[
+        int,
+        typer.Option(
+            "--restarts",
+            min=0,
+            max=100,
+            help="Start the job again so many times if one of its processes is lost; needs --ciphertext-dir.",
+        ),
+    ] = 0,
 ) -> None:
     """Run one job: the container's entry point. Prints public events as JSON lines, and nothing else."""
     try:
         from trainer.job.job_options import JobOptions
+        from trainer.job.restarts import run_with_restarts
         from trainer.job.supervisor import run_job
     except ModuleNotFoundError as error:
         raise UsageError(
@@ -52,7 +64,10 @@ def run_job_spec(
             hint="the job needs more than the provider's tool: install confidential-trainer[job]",
         ) from error
 
-    raise typer.Exit(int(run_job(JobOptions(job, guest_agent, spool, ciphertext, workspace))))
+    options = JobOptions(job, guest_agent, spool, ciphertext, workspace)
+    options.read_spec(os.environ)  # what is wrong with the spec is said once, before anything is started
+    code = run_with_restarts(partial(run_job, options), restarts) if restarts else run_job(options).code
+    raise typer.Exit(int(code))
 
 
 @contextmanager

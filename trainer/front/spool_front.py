@@ -69,6 +69,7 @@ class SpoolFront:
     _nonce: str | None = field(default=None, init=False)
     _asked: int = field(default=0, init=False)
     _accepting: bool = field(default=False, init=False)
+    _has_opened: bool = field(default=False, init=False)
     _delivered: bool = field(default=False, init=False)
     _has_result: bool = field(default=False, init=False)
     _acknowledged: bool = field(default=False, init=False)
@@ -83,9 +84,6 @@ class SpoolFront:
         """
         for name in _STALE:
             self.spool.file(name).unlink(missing_ok=True)
-        # A result of an earlier job may not have been pulled yet, so it is renamed and not deleted.
-        if (earlier := self.spool.file(RESULT_NAME)).exists():
-            earlier.rename(self.spool.file("earlier-" + RESULT_NAME))
         self.spool.put(TERMS_NAME, SpoolTerms(max_upload_bytes=self.max_upload_bytes).model_dump_json().encode())
         self.channel.send(Ready(port=0, tls_spki_sha256=None, sandbox=self.sandbox))
         while self._take_messages():
@@ -109,6 +107,10 @@ class SpoolFront:
             case EvidenceReply(evidence=str(evidence)):
                 self.spool.put(EVIDENCE_NAME, evidence.encode())
             case OpenUpload(accept=accept):
+                # A job that accepts a dataset makes a new result; one of an earlier job may not have been pulled.
+                if accept and not self._has_opened and (earlier := self.spool.file(RESULT_NAME)).exists():
+                    earlier.rename(self.spool.file("earlier-" + RESULT_NAME))
+                self._has_opened |= accept
                 # Accepting again after a delivery: the dataset did not open, and the provider has to send another.
                 if accept and self._delivered:
                     self.spool.file(DATASET_NAME).unlink(missing_ok=True)

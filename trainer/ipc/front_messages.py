@@ -129,9 +129,14 @@ class ResultReady(ChannelMessage):
 
 
 class DeletionReady(ChannelMessage):
-    """The job's signed deletion statement (a DSSE envelope); public."""
+    """The job's signed deletion statement (a DSSE envelope); public.
+
+    Attributes:
+        acknowledged: whether it says that the provider acknowledged the result.
+    """
 
     kind: Literal["deletion-ready"] = "deletion-ready"
+    acknowledged: bool = True
     envelope: Annotated[str, Field(max_length=MAX_DELETION_BYTES)]
 
 

@@ -8,7 +8,6 @@ The file format is defined in `trainer.sealing.sealed_checkpoint`.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import stat
 from collections.abc import Callable
@@ -18,10 +17,10 @@ from typing import Final
 
 from trainer import logs
 from trainer.errors import ErrorCode, SealingError, TrainerError
+from trainer.job.ciphertext import CHECKPOINT_NAME
 from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointKeys, open_checkpoint, seal_checkpoint
 from trainer.training.run_inputs import CHECKPOINT_FILES, CHECKPOINTS_DIR
 
-_NAME: Final = re.compile(r"checkpoint-([0-9a-f]{16})-([0-9]{16})\.age")
 _MAX_TRIED: Final = 100
 """Most files that are decrypted at a start: the operator may have put in any number of forged ones."""
 
@@ -72,7 +71,7 @@ class CheckpointStore:
         if foreign_files:
             self.publish(logs.CheckpointRefused(ErrorCode.NO_IDENTITY_MATCH))
         if steps or foreign_files:
-            self.publish(logs.Resumed(0))
+            self.publish(logs.StartsOver(len(steps) + foreign_files))
         return None
 
     def take(self, step: int, output: Path) -> None:
@@ -100,17 +99,12 @@ class CheckpointStore:
             # Plaintext in the workspace (RAM), also after an error.
             _remove_below(output, CHECKPOINTS_DIR, str(step))
 
-    def remove(self) -> None:
-        """Removes all checkpoints of this job, which has succeeded and needs none."""
-        for step in self._list_steps()[0]:
-            self.path(step).unlink(missing_ok=True)
-
     def _list_steps(self) -> tuple[list[int], int]:
         """Returns the steps of files named as this job's, newest first, and the number of other checkpoint files.
 
         A name proves nothing, since the operator can choose it: only decryption does.
         """
-        names = [match for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+        names = [match for path in self.folder.iterdir() if (match := CHECKPOINT_NAME.fullmatch(path.name))]
         ours = sorted((int(match[2]) for match in names if match[1] == self.keys.label), reverse=True)
         return ours, len(names) - len(ours)
 

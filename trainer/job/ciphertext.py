@@ -5,11 +5,19 @@ The operator can change every byte in it. Each file is authenticated when it is 
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+from trainer.exchange.spool import DATASET_NAME, DELETION_NAME, RESULT_NAME
+
+END_RECORD_NAME: Final = "end.sealed"
+CHECKPOINT_NAME: Final = re.compile(r"checkpoint-([0-9a-f]{16})-([0-9]{16})\.age")
+"""Label of the job and its dataset in hex, and step."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +39,29 @@ class CiphertextDirectory:
         In a persistent directory it stays until the job is done. A restarted job derives the same key and opens
         it again, so the provider need not upload twice.
         """
-        return self.folder / "dataset.age"
+        return self.folder / DATASET_NAME
 
     @property
     def result(self) -> Path:
         """The sealed result or failure report."""
-        return self.folder / "result.tar.age"
+        return self.folder / RESULT_NAME
+
+    @property
+    def deletion(self) -> Path:
+        """The signed deletion statement; public."""
+        return self.folder / DELETION_NAME
+
+    @property
+    def end_record(self) -> Path:
+        """The sealed record of how the job ended."""
+        return self.folder / END_RECORD_NAME
+
+    def remove_inputs(self) -> None:
+        """Removes the sealed dataset and all checkpoints, also those of a token that was given up."""
+        checkpoints = [path for path in self.folder.iterdir() if CHECKPOINT_NAME.fullmatch(path.name)]
+        for path in (self.dataset, *checkpoints):
+            with suppress(OSError):  # such as a directory of this name: it is the operator's
+                path.unlink()
 
 
 @contextmanager

@@ -5,37 +5,28 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from pathlib import Path
 
-from trainer.encoding import file_sha256
 from trainer.errors import ErrorCode, JobError
+from trainer.job.end_record import EndRecord
+from trainer.job.job_keys import JobKeys
 from trainer.job.outcome import ReceiptSigner
 from trainer.job.workspace import Workspace
 from trainer.receipt.deletion import DeletionPredicate, DestroyedItem, make_deletion_statement
 from trainer.receipt.dsse import sign_envelope
-from trainer.sealing.bundle import OpenedBundle
 
 
-def destroy_and_sign(
-    signer: ReceiptSigner, bundle: OpenedBundle, workspace: Workspace, result: Path, *, acknowledged: bool
-) -> bytes:
-    """Destroys the remaining plaintext and dataset keys, and signs a statement of that.
+def destroy_plaintext(keys: JobKeys, workspace: Workspace) -> dict[DestroyedItem, int]:
+    """Destroys the plaintext and the dataset keys; returns when, in Unix seconds, for each item.
 
-    The statement lists an item only after its removal was checked. The receipt key has to sign, so it survives
-    until this process ends.
+    An item is listed only after its removal was checked. The receipt key survives until this process ends, since
+    it signs the statement.
 
     Args:
-        signer: the job's keys; its dataset keys are unusable afterwards.
-        bundle: the dataset that was trained on.
+        keys: the job's keys; the dataset keys among them are unusable afterwards.
         workspace: emptied; the private log files remain, truncated to zero bytes.
-        result: the sealed result, which stays and whose digest the statement contains.
-        acknowledged: whether the provider confirmed that it received the result.
-
-    Returns:
-        the signed statement, a DSSE envelope.
 
     Raises:
-        JobError: a directory could not be removed; nothing is signed.
+        JobError: a directory could not be removed.
     """
     # The worker ended before its output was sealed: its memory, which held plaintext, is free since then.
     destroyed = {DestroyedItem.WORKER: int(time.time())}
@@ -55,13 +46,18 @@ def destroy_and_sign(
         if log.exists():
             os.truncate(log, 0)
     destroyed[DestroyedItem.LOGS] = int(time.time())
-    signer.keys.destroy_identities()
+    keys.destroy_identities()
     destroyed[DestroyedItem.IDENTITIES] = int(time.time())
+    return destroyed
+
+
+def sign_deletion(signer: ReceiptSigner, record: EndRecord) -> bytes:
+    """Returns the signed deletion statement (a DSSE envelope) of a job that ended as `record` says."""
     deletion = DeletionPredicate(
         jobSpecSha256=signer.spec.sha256(),
-        datasetManifestSha256=bundle.manifest.sha256(),
-        acknowledged=acknowledged,
-        destroyed=destroyed,
+        datasetManifestSha256=record.dataset_manifest_sha256,
+        acknowledged=record.acknowledged,
+        destroyed=record.destroyed,
         signedAt=int(time.time()),
     )
-    return sign_envelope(make_deletion_statement(deletion, file_sha256(result)), signer.keys.receipt)
+    return sign_envelope(make_deletion_statement(deletion, record.result_sha256), signer.keys.receipt)

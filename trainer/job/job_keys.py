@@ -34,6 +34,7 @@ class JobKeys:
         proofs: the key provider's signature chains over the derived keys.
         possession: its secret signs the claims and serves no other purpose.
         checkpoint: one of the two secrets that checkpoint keys are derived from; the grant's token is the other.
+        recipients: the public keys of `derived` and `instance`, as the claims contain them.
     """
 
     derived: Identity
@@ -42,16 +43,12 @@ class JobKeys:
     proofs: tuple[DerivedKey, ...]
     possession: DerivedSecret
     checkpoint: DerivedSecret
+    recipients: Recipients
 
     @property
     def identities(self) -> tuple[Identity, ...]:
         """The identities that a dataset can be sealed to."""
         return (self.derived, self.instance)
-
-    @property
-    def recipients(self) -> Recipients:
-        """The public keys, as the claims contain them."""
-        return Recipients(derived=str(self.derived.recipient()), instance=str(self.instance.recipient()))
 
     @property
     def receipt_public_key(self) -> str:
@@ -73,6 +70,12 @@ class JobKeys:
         signed = prove_possession(self.possession.secret, claims)
         return (*self.proofs, self.possession.proof.model_copy(update={"possession": signed}))
 
+    def end_record_key(self, spec_sha256: str, compose_sha256: str) -> bytearray:
+        """Returns the key of the end record of this job spec in this app."""
+        return tee_keys.end_record_key(
+            self.checkpoint.secret, job_spec_sha256=spec_sha256, app_compose_sha256=compose_sha256
+        )
+
     def checkpoint_keys(self, token: str, binding: CheckpointBinding) -> CheckpointKeys:
         """Returns the checkpoint keys of this job with one dataset; `token` is the grant's secret.
 
@@ -93,11 +96,13 @@ def derive_keys(agent: GuestAgent, spec_sha256: str) -> JobKeys:
     receipt = agent.derive_key(tee_keys.receipt_path(spec_sha256), "signing")
     with wiped(tee_keys.recipient_seed(recipient.secret, spec_sha256)) as seed:
         derived = identity_from_seed(seed)  # copies it; the original is zeroed
+    instance = generate_identity()
     return JobKeys(
         derived=derived,
-        instance=generate_identity(),
+        instance=instance,
         receipt=tee_keys.receipt_key(receipt.secret, spec_sha256),
         proofs=(recipient.proof, receipt.proof),
         possession=agent.derive_key(tee_keys.possession_path(spec_sha256), "possession"),
         checkpoint=agent.derive_key(tee_keys.checkpoint_path(spec_sha256), "checkpoint"),
+        recipients=Recipients(derived=str(derived.recipient()), instance=str(instance.recipient())),
     )

@@ -1,4 +1,4 @@
-"""Seals the outcome of a job: digests of all files, statement, signature, quote over the statement, encryption.
+"""Gathers the result of a job: digests of all files, statement, signature, quote over the statement.
 
 The provider verifies in the opposite direction: decrypt, quote → statement → digests → files.
 """
@@ -23,7 +23,6 @@ from trainer.job.workspace import Workspace
 from trainer.receipt.dsse import sign_envelope
 from trainer.receipt.statement import ReceiptOutcome, StatementInputs, make_statement
 from trainer.sealing.bundle import OpenedBundle
-from trainer.sealing.sealed_result import seal_result
 from trainer.spec import JobSpec
 from trainer.tee.quoted_evidence import collect
 
@@ -67,13 +66,11 @@ class JobOutcome:
     checkpoint: int | None = None
 
 
-def seal_outcome(
-    signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutcome, workspace: Workspace, target: Path
-) -> int:
-    """Writes the sealed result (or failure report) to `target`; returns its size in bytes.
+def gather_result(signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutcome, workspace: Workspace) -> Path:
+    """Returns the directory with all files of the result (or failure report), receipt and evidence included.
 
     Raises:
-        SealingError: encryption to a recipient of the grant failed.
+        JobError: the worker left what is neither a file nor a directory.
         UnavailableError: the guest agent issues no quote.
     """
     tree = _gather_tree(outcome, workspace, include_logs=signer.spec.output.include_logs)
@@ -93,7 +90,7 @@ def seal_outcome(
     # A quote as well as a signature: the receipt key alone would convince only those who trust the key provider.
     evidence = collect(signer.agent, claims, key_chain=signer.keys.proofs)
     (tree / "evidence.json").write_bytes(evidence.canonical())
-    return seal_result(tree, target, bundle.grant.result_recipients())
+    return tree
 
 
 def _gather_tree(outcome: JobOutcome, workspace: Workspace, *, include_logs: bool) -> Path:

@@ -8,30 +8,31 @@ starting → preparing → awaiting-dataset → opening → training → sealing
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
 
 from pydantic import JsonValue
 
 from trainer import logs
 from trainer.attestation.dstack.compose import compose_hash
-from trainer.encoding import file_sha256, sha256_hex
+from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, ExitCode, JobError, SealingError, TrainerError, UnavailableError
 from trainer.ipc import worker_messages as protocol
-from trainer.ipc.front_messages import DeletionReady, PrivateEvent, ResultReady, StatusUpdate, TokenHash
+from trainer.ipc.front_messages import PrivateEvent, StatusUpdate, TokenHash
 from trainer.job.checkpoints import CheckpointStore
 from trainer.job.ciphertext import CiphertextDirectory, open_ciphertext_directory
-from trainer.job.destruction import destroy_and_sign
+from trainer.job.end_record import RESUMABLE, EndRecord, EndRecordFile
 from trainer.job.evidence_issuer import EvidenceIssuer, software_versions
 from trainer.job.fetch_process import FETCH_SECONDS
 from trainer.job.front_process import FrontProcess
 from trainer.job.grant_demands import require_privacy_met, require_privacy_promised
+from trainer.job.hand_over import HandOver
 from trainer.job.job_keys import JobKeys, derive_keys
 from trainer.job.job_options import JobOptions
-from trainer.job.outcome import RELEASED_ON_FAILURE, JobOutcome, ReceiptSigner, seal_outcome
+from trainer.job.outcome import JobOutcome, ReceiptSigner
 from trainer.job.private_events import seal_metrics
 from trainer.job.processes import require_sandbox, start_processes
 from trainer.job.sandbox_plans import JobPaths, grant_worker_access
@@ -41,22 +42,28 @@ from trainer.job.workspace import Workspace, open_workspace
 from trainer.models import Phase, Status
 from trainer.sandbox import privileges
 from trainer.sandbox.properties import SandboxProperty, SandboxReport
-from trainer.sealing.atomic_files import SHARED_MODE
 from trainer.sealing.bundle import BundleLimits, OpenedBundle
 from trainer.sealing.seal import open_bundle
 from trainer.sealing.sealed_checkpoint import CheckpointBinding
 from trainer.spec import JobSpec
 
-INTERRUPTED_LINGER_SECONDS: Final = 30
-"""How long an interrupted job offers its failure report: the operator's SIGKILL follows SIGTERM soon."""
+
+@dataclass(frozen=True)
+class JobEnd:
+    """How a start of the job ended.
+
+    Attributes:
+        code: DONE after the result was acknowledged or `linger_seconds` passed; JOB if the job failed and sealed a
+            report of it; another code if it failed before there was a grant, and so a recipient of a report.
+        can_go_on: whether another start goes on from what lies in the ciphertext directory.
+    """
+
+    code: ExitCode
+    can_go_on: bool = False
 
 
-def run_job(options: JobOptions) -> ExitCode:
+def run_job(options: JobOptions) -> JobEnd:
     """Runs one job from its spec to its end.
-
-    Returns:
-        DONE after the result was acknowledged or `linger_seconds` passed; JOB if the job failed and sealed a
-        report of it; another code if it failed before there was a grant, and so a recipient of a report.
 
     Raises:
         UsageError: the spec is not valid (nothing private has been seen by then).
@@ -71,15 +78,16 @@ def run_job(options: JobOptions) -> ExitCode:
         public(logs.SpecLoaded(spec.sha256()))
         try:
             with handle_termination() as termination:
-                return _Job(options, spec, spec_folder, workspace, ciphertext, public, termination).run()
+                job = _Job(options, spec, spec_folder, workspace, ciphertext, public, termination)
+                return JobEnd(job.run(), job.can_go_on)
         except TrainerError as error:
             logs.private.exception("the job failed before it could report to the provider")
             public(logs.JobFailed(error.code))
-            return error.exit_code
+            return JobEnd(error.exit_code, can_go_on=error.code in RESUMABLE)
         except Exception:  # noqa: BLE001 -- a text that nobody wrote for the public must not reach stderr
             logs.private.exception("internal error")
             public(logs.JobFailed(ErrorCode.INTERNAL))
-            return ExitCode.BUG
+            return JobEnd(ExitCode.BUG)
 
 
 class _Job:
@@ -104,6 +112,7 @@ class _Job:
         self.termination = termination
         self.status = Status(phase=Phase.STARTING)
         self.sandbox: SandboxReport = {}
+        self.can_go_on = False
 
     def run(self) -> ExitCode:
         """Runs every stage in order; returns the exit code."""
@@ -121,6 +130,13 @@ class _Job:
             keys = derive_keys(agent, self.spec.sha256())
             signer = ReceiptSigner(agent, keys, self.spec, compose_sha256, software_versions())
             issuer = EvidenceIssuer(agent, self.spec, keys, self.sandbox, processes.ready.tls_spki_sha256)
+            record_key = keys.end_record_key(self.spec.sha256(), compose_sha256)
+            ends = EndRecordFile(self.ciphertext.end_record, record_key)
+            hand_over = self._hand_over(front, signer, ends)
+            if (record := ends.load()) is not None and hand_over.is_still_offered(record):
+                # Evidence, so that the provider can tell this start's TLS key; no upload is accepted any more.
+                front.serve_evidence(issuer.evidence)
+                return self._offer(hand_over, record)
             self._enter(front, Phase.PREPARING)
             processes.fetch.wait(FETCH_SECONDS)
             processes.worker.announce_model()
@@ -129,13 +145,26 @@ class _Job:
             bundle = self._receive(front, keys)
             checkpoints = self._checkpoints(keys, bundle, compose_sha256)
             outcome = self._train(front, processes.worker, bundle, checkpoints)
-            code = self._hand_over(front, signer, bundle, outcome)
-            # The result stays, and so does what another start of this job can use.
-            if outcome.failure is None:
-                checkpoints.remove()
-            if outcome.failure is None or outcome.failure.code is not ErrorCode.INTERRUPTED:
-                self.ciphertext.dataset.unlink(missing_ok=True)
-            return code
+            return self._offer(hand_over, hand_over.seal(bundle, outcome))
+
+    def _offer(self, hand_over: HandOver, record: EndRecord) -> ExitCode:
+        if record.is_final:
+            self.ciphertext.remove_inputs()  # no other start of this job has a use for them
+        self.can_go_on = not record.is_final
+        return hand_over.offer(record)
+
+    def _hand_over(self, front: FrontProcess, signer: ReceiptSigner, ends: EndRecordFile) -> HandOver:
+        return HandOver(
+            front=front,
+            signer=signer,
+            workspace=self.workspace,
+            ciphertext=self.ciphertext,
+            record_file=ends,
+            linger_seconds=self.spec.exchange.linger_seconds,
+            enter=partial(self._enter, front),
+            public=self.public,
+            termination=self.termination,
+        )
 
     def _enter(
         self, front: FrontProcess, phase: Phase, *, error: ErrorCode | None = None, result_bytes: int | None = None
@@ -157,13 +186,14 @@ class _Job:
         """Takes uploads until one opens. Anyone can upload: what does not open must not end the job."""
         deadline = time.monotonic() + self.spec.exchange.dataset_timeout_seconds
         refused: ErrorCode | None = None
+        waiting = Phase.AWAITING_DATASET
         # A sealed dataset from before a restart opens again with the derived key. In a spool the front reports it.
         is_left_over = self.ciphertext.dataset.is_file() and self.options.spool is None
         while True:
             if is_left_over:
-                size, is_left_over = self.ciphertext.dataset.stat().st_size, False
+                size = self.ciphertext.dataset.stat().st_size
             else:
-                self._enter(front, Phase.AWAITING_DATASET, error=refused)
+                self._enter(front, waiting, error=refused)
                 size = front.wait_upload(deadline - time.monotonic())
             self.public(logs.DatasetReceived(size))
             self._enter(front, Phase.OPENING)
@@ -171,7 +201,13 @@ class _Job:
                 bundle = self._open(keys)
             except (SealingError, UnavailableError) as error:  # UnavailableError: larger than the workspace
                 logs.private.exception("an upload was refused")
-                refused = error.code
+                if is_left_over and error.code is ErrorCode.NO_IDENTITY_MATCH:
+                    # Sealed to the instance key of an earlier start, which ended with it. Nothing is wrong with
+                    # the dataset, but its provider has to verify this start before anything is trained.
+                    waiting = Phase.AWAITING_GRANT
+                else:
+                    refused = error.code
+                is_left_over = False
                 self.ciphertext.dataset.unlink(missing_ok=True)
             else:
                 if not self.ciphertext.persistent:
@@ -267,38 +303,3 @@ class _Job:
                     front.send(PrivateEvent(sealed=seal_metrics(message, bundle.grant)))
 
         return follow
-
-    # sealing, awaiting-pull and the end
-
-    def _hand_over(
-        self, front: FrontProcess, signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutcome
-    ) -> ExitCode:
-        """Seals and offers the result, then destroys plaintext and keys and publishes a signed statement of it."""
-        failure, sealed = outcome.failure, self.ciphertext.result
-        self._enter(front, Phase.SEALING)
-        if failure is not None:
-            self.workspace.make_room(keep_output=failure.code in RELEASED_ON_FAILURE)
-        with self.termination.redirected_to(lambda: None):  # a signal now must not lose a finished result
-            size = seal_outcome(signer, bundle, outcome, self.workspace, sealed)
-            sealed.chmod(SHARED_MODE)  # ciphertext, which the front, another user, reads
-        # Before the offer, not after it: the plaintext does not wait for the provider to pull.
-        shutil.rmtree(self.workspace.dataset, ignore_errors=True)
-        front.send(ResultReady(size=size, sha256=file_sha256(sealed)))
-        self.public(logs.ResultSealed(size))
-        if failure is None:
-            self._enter(front, Phase.AWAITING_PULL, result_bytes=size)
-        else:
-            self._enter(front, Phase.FAILED, error=failure.code, result_bytes=size)
-            self.public(logs.JobFailed(failure.code))
-        linger = self.spec.exchange.linger_seconds
-        if self.termination.signalled or (failure is not None and failure.code is ErrorCode.INTERRUPTED):
-            linger = min(linger, INTERRUPTED_LINGER_SECONDS)
-        acknowledged = front.wait_acknowledged(linger)
-        # In this order: no evidence may name keys that are about to be destroyed.
-        front.stop_evidence()
-        envelope = destroy_and_sign(signer, bundle, self.workspace, sealed, acknowledged=acknowledged)
-        front.send(DeletionReady(envelope=envelope.decode()))
-        if failure is not None:
-            return ExitCode.JOB
-        self._enter(front, Phase.DONE)
-        return ExitCode.DONE

@@ -20,10 +20,12 @@ _RECIPIENT_DOMAIN: Final = "confidential-trainer/recipient/v1"
 _RECEIPT_DOMAIN: Final = "confidential-trainer/receipt-key/v1"
 _POSSESSION_DOMAIN: Final = "confidential-trainer/possession/v1"
 _CHECKPOINT_DOMAIN: Final = "confidential-trainer/checkpoint/v1"
+_END_RECORD_DOMAIN: Final = "confidential-trainer/end-record/v1"
 _SECRET_BYTES: Final = 32
 _SEED_BYTES: Final = 32
 _WIDE_SCALAR_BYTES: Final = 48  # 128 bits more than the order, for a bias below 2**-128
 _CHECKPOINT_BYTES: Final = 72
+_END_RECORD_BYTES: Final = 32
 _P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
@@ -85,6 +87,27 @@ def checkpoint_material(
     """
     digests = (job_spec_sha256, dataset_manifest_sha256, app_compose_sha256)
     return _expand(secret, _CHECKPOINT_DOMAIN, digests, _CHECKPOINT_BYTES, salt=bytes.fromhex(_checked(token)))
+
+
+def end_record_key(secret: bytes, *, job_spec_sha256: str, app_compose_sha256: str) -> bytearray:
+    """Returns the key of a job's end record: HKDF-SHA256, 32 bytes.
+
+    Without the grant's token, which a start that only offers a finished result does not have: the key material is
+    the secret of the checkpoints, there is no salt, and info = domain ‖ 0 ‖ digests of spec and app-compose.json.
+
+    The buffer is the caller's to wipe.
+
+    Args:
+        secret: 32 bytes that the key service gave for `checkpoint_path(job_spec_sha256)`.
+        job_spec_sha256: digest of the job spec, in hex.
+        app_compose_sha256: digest of app-compose.json, in hex.
+
+    Raises:
+        ValueError: one of them has the wrong form.
+    """
+    _require_secret(secret)
+    bound = b"".join(bytes.fromhex(_checked(digest)) for digest in (job_spec_sha256, app_compose_sha256))
+    return _filled(_END_RECORD_BYTES, secret, None, _END_RECORD_DOMAIN.encode() + b"\0" + bound)
 
 
 def recipient_seed(secret: bytes, spec_sha256: str) -> bytearray:

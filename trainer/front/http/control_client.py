@@ -72,6 +72,7 @@ class ControlClient:
         self._token_sha256: str | None = None
         self.status = Status(phase=Phase.STARTING)
         self.result: ResultReady | None = None
+        self.deletion: str | None = None
         self._deletion: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.feed = EventFeed(limits, self.status)
         self.on_open_upload: Callable[[bool], None] = lambda _: None
@@ -127,8 +128,9 @@ class ControlClient:
                 self.feed.publish_private(sealed)
             case ResultReady():
                 self.result = message
-            case DeletionReady(envelope=envelope):
-                if not self._deletion.done():
+            case DeletionReady(envelope=envelope, acknowledged=acknowledged):
+                self.deletion = envelope
+                if acknowledged and not self._deletion.done():
                     self._deletion.set_result(envelope)
 
     async def report_upload(self, size: int) -> None:
@@ -173,7 +175,10 @@ class ControlClient:
             self._pending.pop(number, None)
 
     async def deletion_statement(self) -> str | None:
-        """Returns the job's deletion statement; None if it does not arrive within `deletion_seconds`."""
+        """Returns the deletion statement that the job signs after an acknowledgement.
+
+        None if it does not arrive within `deletion_seconds`.
+        """
         try:
             async with asyncio.timeout(self._limits.deletion_seconds):
                 # Other requests wait for the same future: the timeout of one must not cancel it.

@@ -102,6 +102,19 @@ class JobRoutes:
                 **documented_responses((409, ErrorCode.WRONG_PHASE)),
             },
         )
+        router.add_api_route(
+            "/deletion",
+            self.deletion,
+            methods=["GET"],
+            response_class=Response,
+            responses={
+                200: {
+                    "content": {DELETION_TYPE: {"schema": {"type": "object"}}},
+                    "description": "the signed statement of what the job destroyed; served as long as its result",
+                },
+                **documented_responses((409, ErrorCode.WRONG_PHASE)),
+            },
+        )
         return router
 
     async def attestation(self, nonce: JobNonce) -> Response:
@@ -124,6 +137,12 @@ class JobRoutes:
         if accept == DELETION_TYPE and (envelope := await self._control.deletion_statement()) is not None:
             return Response(envelope, media_type=DELETION_TYPE)
         return Response(status_code=204)
+
+    async def deletion(self) -> Response:
+        """The job's statement of what it destroyed, signed by the receipt key."""
+        if self._control.deletion is None:
+            raise RequestRefused(409, ErrorCode.WRONG_PHASE)
+        return Response(self._control.deletion, media_type=DELETION_TYPE)
 
     async def events(
         self,

@@ -1,0 +1,176 @@
+"""A job that is started again over the same ciphertext directory: what the end record makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import Job, Provider, StartJob, Trainer, WriteSpec
+from tests.end_to_end.test_interruptions import (
+    children,
+    free_port,
+    start_training,
+    wait_until,
+)
+
+
+@pytest.fixture
+def spec(write_spec: WriteSpec, tmp_path: Path) -> Path:
+    """A short job whose port stays the same from start to start."""
+    return write_spec(tmp_path / "job.yaml", train={"max_steps": 3}, exchange={"port": free_port()})
+
+
+def events(job: Job) -> set[object]:
+    return {event["event"] for event in job.events}
+
+
+def test_a_finished_result_is_offered_and_not_trained_again(
+    spec: Path, start_job: StartJob, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+) -> None:
+    job: Job = start_job(spec)
+    record = start_training(job, provider, trainer, data, tmp_path)
+    job.wait_event(event="phase", phase="awaiting-pull")
+    job.process.kill()
+    job.process.wait(20)
+    wait_until(lambda: not children_of_front(spec))
+    sealed = (job.ciphertext / "result.tar.age").read_bytes()
+    assert {path.name for path in job.ciphertext.iterdir()} == {"deletion.json", "end.sealed", "result.tar.age"}
+
+    again: Job = start_job(spec, "--ciphertext-dir", job.ciphertext)
+    again.wait_event(event="phase", phase="awaiting-pull")
+    url, now = f"https://127.0.0.1:{again.wait_event(event='listening')['port']}", tmp_path / "now.json"
+    assert trainer("verify", url, "--policy", provider.folder / "policy.yaml", "-o", now).code == 0
+    pulled = trainer("pull", url, "--attestation", now, "-o", tmp_path / "result.age", "--ack")
+    assert pulled.code == 0, pulled.err
+    assert again.wait() == 0
+    assert not {"progress", "dataset-received"} & events(again)
+    assert (tmp_path / "result.age").read_bytes() == sealed
+    opened = trainer(
+        "open", tmp_path / "result.age", "-i", provider.identity, "-o", tmp_path / "out", "--attestation", record
+    )
+    assert opened.code == 0, opened.err
+    statement = json.loads((job.ciphertext / "deletion.json").read_bytes())
+    assert statement["signatures"]
+
+    third: Job = start_job(spec, "--ciphertext-dir", job.ciphertext)
+    assert third.wait() == 0, "acknowledged: nothing is left to do"
+    assert third.events[-1]["phase"] == "done"
+    assert "progress" not in events(third)
+
+
+def children_of_front(spec: Path) -> list[int]:
+    """Process ids that still listen for this spec's job: the front ends after its supervisor."""
+    found = []
+    port = next(line.split()[1] for line in spec.read_text().splitlines() if line.strip().startswith("port:"))
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes()
+        except OSError:
+            continue
+        if b"trainer.front" in words and f'"port":{port}'.encode() in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_a_failure_for_good_is_not_repeated_until_the_provider_knows_of_it(
+    spec: Path, start_job: StartJob, provider: Provider, trainer: Trainer, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"messages": [{"role": "user", "content": "only a question"}]}\n' * 3)
+    job: Job = start_job(spec)
+    recipient, record, sealed = provider.keygen(), tmp_path / "attestation.json", tmp_path / "dataset.age"
+    for step in (
+        ("verify", job.url, "--policy", provider.policy(spec), "-o", record),
+        ("seal", bad, "--attestation", record, "-r", recipient, "-o", sealed),
+        ("upload", sealed, "--job-url", job.url, "--attestation", record),
+    ):
+        ran = trainer(*step)
+        assert ran.code == 0, ran.err
+    code = job.wait_event(event="failed")["code"]
+    job.process.kill()
+    job.process.wait(20)
+    wait_until(lambda: not children_of_front(spec))
+
+    again: Job = start_job(spec, "--ciphertext-dir", job.ciphertext)
+    assert again.wait_event(event="failed")["code"] == code
+    now = tmp_path / "now.json"
+    url = f"https://127.0.0.1:{again.wait_event(event='listening')['port']}"
+    assert trainer("verify", url, "--policy", provider.folder / "policy.yaml", "-o", now).code == 0
+    again_report = pull_failure_of(again, url, provider, trainer, now, record, tmp_path)
+    assert again_report["code"] == code
+    assert "dataset-received" not in events(again)
+
+    third: Job = start_job(spec, "--ciphertext-dir", job.ciphertext)
+    third.wait_event(event="phase", phase="awaiting-dataset")
+
+
+def pull_failure_of(
+    job: Job, url: str, provider: Provider, trainer: Trainer, now: Path, record: Path, tmp_path: Path
+) -> dict[str, object]:
+    result = tmp_path / "failure.age"
+    pulled = trainer("pull", url, "--attestation", now, "-o", result, "--ack")
+    assert pulled.code == 0, pulled.err
+    assert job.wait() == 6
+    opened = trainer("open", result, "-i", provider.identity, "-o", tmp_path / "failure", "--attestation", record)
+    assert opened.code == 6
+    report = json.loads((tmp_path / "failure" / "report" / "failure.json").read_bytes())
+    assert isinstance(report, dict)
+    return report
+
+
+def test_a_dataset_for_a_key_that_is_gone_waits_for_its_provider(
+    spec: Path, start_job: StartJob, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+) -> None:
+    job: Job = start_job(spec)
+    start_training(job, provider, trainer, data, tmp_path)
+    job.process.kill()
+    job.process.wait(20)
+    again: Job = start_job(spec, "--ciphertext-dir", job.ciphertext)
+    again.wait_event(event="phase", phase="awaiting-grant")
+    assert "failed" not in events(again)
+
+
+def supervisor_of(job: Job) -> int:
+    """Process id of the supervisor below the parent that restarts it."""
+    found = Path(f"/proc/{job.process.pid}/task/{job.process.pid}/children").read_text().split()
+    assert len(found) == 1
+    return int(found[0])
+
+
+@pytest.mark.parametrize("victim", ["trainer.worker", "trainer.front", "supervisor"])
+def test_a_lost_process_costs_time_and_nothing_else(
+    victim: str,
+    write_spec: WriteSpec, start_job: StartJob, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    """`--restarts`, and data sealed to the derived key: the job needs nobody, and `submit` finishes."""
+    saving = {"max_steps": 30, "save_steps": 5}
+    spec = write_spec(tmp_path / "job.yaml", train=saving, exchange={"port": free_port(), "linger_seconds": 20})
+    job: Job = start_job(spec, "--restarts", "2")
+    record = start_training(job, provider, trainer, data, tmp_path, "--recipient", "derived")
+    job.wait_event(event="checkpoint-sealed", step=10)
+    supervisor = supervisor_of(job)
+    os.kill(supervisor if victim == "supervisor" else children(supervisor)[victim], signal.SIGKILL)
+    step = job.wait_event(event="resumed")["step"]
+    assert isinstance(step, int)
+    assert step >= 10
+    job.wait_event(event="phase", phase="awaiting-pull")
+    url, now = f"https://127.0.0.1:{spec_port(job)}", tmp_path / "now.json"
+    verified = trainer("verify", url, "--policy", provider.folder / "policy.yaml", "-o", now)
+    assert verified.code == 0, verified.err
+    pulled = trainer("pull", url, "--attestation", now, "-o", tmp_path / "result.age", "--ack")
+    assert pulled.code == 0, pulled.err
+    assert job.wait() == 0
+    opened = trainer(
+        "open", tmp_path / "result.age", "-i", provider.identity, "-o", tmp_path / "out", "--attestation", record
+    )
+    assert opened.code == 0, opened.err
+    summary = json.loads((tmp_path / "out" / "report" / "summary.json").read_bytes())
+    assert summary["resumed_at"] == [step]
+
+
+def spec_port(job: Job) -> object:
+    return [event for event in job.events if event["event"] == "listening"][-1]["port"]

@@ -1,0 +1,106 @@
+"""The end record: how a job ended, for the next start of the same job over the same ciphertext directory.
+
+A container that is started again must not train again what is finished, and must not repeat what failed for good.
+The operator stores the record, so it is encrypted and authenticated under a key that only this job spec in this
+app can derive. The operator can still remove it, or put an earlier one back. That costs computing time, or makes
+the job offer an earlier result, which the provider refuses since it is of another dataset; it changes no result.
+
+Format: 12 bytes nonce ‖ ChaCha20-Poly1305 (RFC 8439) of the canonical JSON, with the domain as associated data.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from pydantic import Field
+
+from trainer.encoding import canonical_json, parse_json
+from trainer.errors import ErrorCode
+from trainer.logs import private
+from trainer.models import Sha256Hex, Strict, UnixTime
+from trainer.receipt.deletion import DestroyedItem
+from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
+
+MAX_END_RECORD_BYTES: Final = 1 << 14
+
+RESUMABLE: Final = frozenset(
+    {ErrorCode.INTERRUPTED, ErrorCode.WORKER_DIED, ErrorCode.FRONT_DIED, ErrorCode.STORAGE_FULL}
+)
+"""Failures that say nothing against the dataset or the job spec: the next start of the job goes on."""
+
+_DOMAIN: Final = b"confidential-trainer/end-record/v1"
+_NONCE_BYTES: Final = 12
+
+
+class EndRecord(Strict):
+    """How a job ended.
+
+    Attributes:
+        error: public code of the failure; None if the job succeeded.
+        result_sha256: digest of the sealed result, or of the sealed failure report.
+        result_bytes: its size.
+        dataset_manifest_sha256: digest of the manifest of the dataset that was trained on.
+        ended_at: Unix time in seconds of the first offer: `linger_seconds` count from here over all starts.
+        acknowledged: whether the provider confirmed that the result arrived.
+        destroyed: what was destroyed, and when, as in the deletion statement.
+    """
+
+    version: Literal[1] = 1
+    error: Annotated[ErrorCode, Field(strict=False)] | None
+    result_sha256: Sha256Hex
+    result_bytes: Annotated[int, Field(ge=0, le=2**53 - 1)]
+    dataset_manifest_sha256: Sha256Hex
+    ended_at: UnixTime
+    acknowledged: bool
+    destroyed: Annotated[dict[Annotated[DestroyedItem, Field(strict=False)], UnixTime], Field(max_length=16)]
+
+    @property
+    def is_final(self) -> bool:
+        """Whether another start has nothing left to do but to offer what there is."""
+        return self.error not in RESUMABLE
+
+
+@dataclass(frozen=True, repr=False)
+class EndRecordFile:
+    """The file of a job's end record.
+
+    Args:
+        path: the file, in the ciphertext directory.
+        key: 32 bytes that only this job spec in this app can derive.
+    """
+
+    path: Path
+    key: bytearray
+
+    def save(self, record: EndRecord) -> None:
+        """Seals a record and replaces the file.
+
+        Raises:
+            UnavailableError: STORAGE_FULL.
+        """
+        # A random nonce suffices: a job seals a handful of records under one key.
+        nonce = os.urandom(_NONCE_BYTES)
+        text = canonical_json(record.model_dump(mode="json"))
+        with replace_atomically(self.path, PRIVATE_MODE) as file:
+            file.write(nonce + ChaCha20Poly1305(self.key).encrypt(nonce, text, _DOMAIN))
+
+    def load(self) -> EndRecord | None:
+        """Returns the record; None if there is none, or if it is none of this job."""
+        try:
+            # No link, which could name another file; no FIFO, which would block the open for ever.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            with open(os.open(self.path, flags), "rb") as file:  # noqa: PTH123 -- a descriptor
+                data = file.read(MAX_END_RECORD_BYTES)  # more does not authenticate
+            text = ChaCha20Poly1305(self.key).decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], _DOMAIN)
+            parse_json(text)  # refuses duplicate keys
+            return EndRecord.model_validate_json(text)
+        except FileNotFoundError:
+            return None
+        except (OSError, InvalidTag, ValueError):  # ValidationError is a ValueError
+            private.warning("the end record in the ciphertext directory is none of this job")
+            return None

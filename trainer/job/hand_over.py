@@ -1,0 +1,168 @@
+"""The end of a job: seal the result, destroy plaintext and keys, offer the result until it is acknowledged.
+
+    seal → destroy → end record → offer
+
+The end record lies in the ciphertext directory beside the sealed result. A later start of the same job finds it
+and only offers the result: what was finished is not trained again, and what failed for good does not fail again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from trainer import logs
+from trainer.encoding import file_sha256
+from trainer.errors import ErrorCode, ExitCode, UnavailableError
+from trainer.ipc.front_messages import DeletionReady, ResultReady
+from trainer.job.ciphertext import CiphertextDirectory
+from trainer.job.destruction import destroy_plaintext, sign_deletion
+from trainer.job.end_record import EndRecord, EndRecordFile
+from trainer.job.front_process import FrontProcess
+from trainer.job.outcome import RELEASED_ON_FAILURE, JobOutcome, ReceiptSigner, gather_result
+from trainer.job.termination import Termination
+from trainer.job.workspace import Workspace
+from trainer.models import Phase
+from trainer.sealing.atomic_files import SHARED_MODE, replace_atomically
+from trainer.sealing.bundle import OpenedBundle
+from trainer.sealing.sealed_result import seal_result
+
+RESUMABLE_LINGER_SECONDS: Final = 30
+"""How long a failure report is offered if another start goes on: SIGKILL follows the operator's SIGTERM soon, and
+every second is one in which nothing is trained."""
+
+_STORAGE_RETRY_SECONDS: Final = 10.0
+
+
+class PhaseChange(Protocol):
+    """Publishes that the job entered another phase."""
+
+    def __call__(self, phase: Phase, *, error: ErrorCode | None = None, result_bytes: int | None = None) -> None:
+        """Publishes `phase`, with a public error code and the size of the sealed result in bytes."""
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """Hands the outcome of a job over to the provider.
+
+    Args:
+        front: serves the result.
+        signer: signs receipt and deletion statement.
+        workspace: holds the plaintext that is sealed and destroyed.
+        ciphertext: receives the sealed result.
+        record_file: the end record.
+        linger_seconds: how long the result is offered, over all starts.
+        enter: publishes a phase.
+        public: publishes an event.
+        termination: whether the operator asked the job to end.
+        sleep: waits for seconds.
+    """
+
+    front: FrontProcess
+    signer: ReceiptSigner
+    workspace: Workspace
+    ciphertext: CiphertextDirectory
+    record_file: EndRecordFile
+    linger_seconds: int
+    enter: PhaseChange
+    public: Callable[[logs.PublicEvent], None]
+    termination: Termination
+    sleep: Callable[[float], None] = time.sleep
+
+    def seal(self, bundle: OpenedBundle, outcome: JobOutcome) -> EndRecord:
+        """Seals the outcome, destroys plaintext and dataset keys, and records the end.
+
+        Raises:
+            UnavailableError: STORAGE_FULL: the ciphertext directory had no room within `linger_seconds`.
+            JobError: plaintext could not be removed, or the front ended.
+        """
+        failure, sealed = outcome.failure, self.ciphertext.result
+        self.enter(Phase.SEALING)
+        if failure is not None:
+            self.workspace.make_room(keep_output=failure.code in RELEASED_ON_FAILURE)
+        with self.termination.redirected_to(lambda: None):  # a signal now must not lose a finished result
+            tree = gather_result(self.signer, bundle, outcome, self.workspace)
+            size = self._store(lambda: seal_result(tree, sealed, bundle.grant.result_recipients()))
+            sealed.chmod(SHARED_MODE)  # ciphertext, which the front, another user, reads
+            # Before the offer, not after it: the plaintext does not wait for the provider to pull.
+            record = EndRecord(
+                error=None if failure is None else failure.code,
+                result_sha256=file_sha256(sealed),
+                result_bytes=size,
+                dataset_manifest_sha256=bundle.manifest.sha256(),
+                destroyed=destroy_plaintext(self.signer.keys, self.workspace),
+                ended_at=int(time.time()),
+                acknowledged=False,
+            )
+            self._store(lambda: self.record_file.save(record))
+        self.public(logs.ResultSealed(size))
+        return record
+
+    def is_still_offered(self, record: EndRecord) -> bool:
+        """Returns whether another start of the job only offers what an earlier one sealed.
+
+        A failure that the provider acknowledged is over: the next start accepts another dataset.
+        """
+        if not record.is_final or (record.error is not None and record.acknowledged):
+            return False
+        with suppress(OSError):
+            # The operator stores both files; a result that is not the recorded one is not offered.
+            return file_sha256(self.ciphertext.result) == record.result_sha256
+        return False
+
+    def offer(self, record: EndRecord) -> ExitCode:
+        """Offers the sealed result until it is acknowledged, or until `linger_seconds` after the first offer.
+
+        Raises:
+            JobError: the front ended, or the operator asked the job to end.
+        """
+        self._publish_deletion(record)
+        self.front.send(ResultReady(size=record.result_bytes, sha256=record.result_sha256))
+        if record.error is None:
+            self.enter(Phase.AWAITING_PULL, result_bytes=record.result_bytes)
+        else:
+            self.enter(Phase.FAILED, error=record.error, result_bytes=record.result_bytes)
+            self.public(logs.JobFailed(record.error))
+        if not record.acknowledged and self.front.wait_acknowledged(self._remaining_seconds(record)):
+            record = record.model_copy(update={"acknowledged": True})
+            self.record_file.save(record)
+            self._publish_deletion(record)
+        if record.error is not None:
+            return ExitCode.JOB
+        self.enter(Phase.DONE)
+        return ExitCode.DONE
+
+    def _remaining_seconds(self, record: EndRecord) -> float:
+        linger = self.linger_seconds
+        if self.termination.signalled or not record.is_final:
+            linger = min(linger, RESUMABLE_LINGER_SECONDS)
+        # A clock that was set back must not make the offer longer than it was meant to be.
+        return min(linger, max(0, record.ended_at + linger - int(time.time())))
+
+    def _publish_deletion(self, record: EndRecord) -> None:
+        """Signs the statement of what was destroyed, puts it beside the result, and has the front give it out."""
+        envelope = sign_deletion(self.signer, record)
+        with replace_atomically(self.ciphertext.deletion, SHARED_MODE) as file:
+            file.write(envelope)
+        self.front.send(DeletionReady(envelope=envelope.decode(), acknowledged=record.acknowledged))
+
+    def _store(self, write: Callable[[], int | None]) -> int:
+        """Calls `write` until the ciphertext directory has room for what it writes; returns its result.
+
+        The operator can make room, and nothing trained is lost until then.
+
+        Raises:
+            UnavailableError: STORAGE_FULL, after `linger_seconds`.
+        """
+        deadline = time.monotonic() + self.linger_seconds
+        while True:
+            try:
+                return write() or 0
+            except UnavailableError as error:
+                if error.code is not ErrorCode.STORAGE_FULL or time.monotonic() >= deadline:
+                    raise
+                self.enter(Phase.SEALING, error=ErrorCode.STORAGE_FULL)
+                self.sleep(_STORAGE_RETRY_SECONDS)
