@@ -7,7 +7,7 @@ private content and belong in the sealed log. On the provider's machine all of t
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class ExitCode(IntEnum):
@@ -97,6 +97,12 @@ class ErrorCode(StrEnum):
     SANDBOX_INCOMPLETE = "sandbox-incomplete"
     INTERRUPTED = "interrupted"
     JOB_FAILED = "job-failed"
+
+
+RESUMABLE: Final = frozenset(
+    {ErrorCode.INTERRUPTED, ErrorCode.WORKER_DIED, ErrorCode.FRONT_DIED, ErrorCode.STORAGE_FULL}
+)
+"""Failures of a job that say nothing against its dataset or spec: the next start of the job goes on."""
 
 
 class TrainerError(Exception):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.errors import ErrorCode
-from trainer.job.end_record import MAX_END_RECORD_BYTES, RESUMABLE, EndRecord, EndRecordFile
+from trainer.errors import RESUMABLE, ErrorCode
+from trainer.job.end_record import MAX_END_RECORD_BYTES, EndRecord, EndRecordFile
 from trainer.receipt.deletion import DestroyedItem
 from trainer.tee.key_derivation import end_record_key
 

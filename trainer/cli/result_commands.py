@@ -76,6 +76,15 @@ def submit_dataset(
     job: JobFile = None,
     max_epsilon: MaxEpsilon = None,
     max_delta: MaxDelta = None,
+    wait: Annotated[
+        float,
+        typer.Option(
+            "--wait",
+            min=0,
+            metavar="SECONDS",
+            help="How long to wait for a job that does not answer or was interrupted, until it goes on.",
+        ),
+    ] = 900.0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -92,6 +101,7 @@ def submit_dataset(
         nonces=nonces_file(),
         job=job,
         require=provider.make_privacy_demand(max_epsilon, max_delta),
+        wait_seconds=wait,
     )
     with TerminalProgress(quiet=quiet) as progress:
         submitted = provider.run_submission(submission, progress)

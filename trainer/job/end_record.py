@@ -20,18 +20,13 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from pydantic import Field
 
 from trainer.encoding import canonical_json, parse_json
-from trainer.errors import ErrorCode
+from trainer.errors import RESUMABLE, ErrorCode
 from trainer.logs import private
 from trainer.models import Sha256Hex, Strict, UnixTime
 from trainer.receipt.deletion import DestroyedItem
 from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
 
 MAX_END_RECORD_BYTES: Final = 1 << 14
-
-RESUMABLE: Final = frozenset(
-    {ErrorCode.INTERRUPTED, ErrorCode.WORKER_DIED, ErrorCode.FRONT_DIED, ErrorCode.STORAGE_FULL}
-)
-"""Failures that say nothing against the dataset or the job spec: the next start of the job goes on."""
 
 _DOMAIN: Final = b"confidential-trainer/end-record/v1"
 _NONCE_BYTES: Final = 12

@@ -19,12 +19,12 @@ from pydantic import JsonValue
 from trainer import logs
 from trainer.attestation.dstack.compose import compose_hash
 from trainer.encoding import sha256_hex
-from trainer.errors import ErrorCode, ExitCode, JobError, SealingError, TrainerError, UnavailableError
+from trainer.errors import RESUMABLE, ErrorCode, ExitCode, JobError, SealingError, TrainerError, UnavailableError
 from trainer.ipc import worker_messages as protocol
 from trainer.ipc.front_messages import PrivateEvent, StatusUpdate, TokenHash
 from trainer.job.checkpoints import CheckpointStore
 from trainer.job.ciphertext import CiphertextDirectory, open_ciphertext_directory
-from trainer.job.end_record import RESUMABLE, EndRecord, EndRecordFile
+from trainer.job.end_record import EndRecord, EndRecordFile
 from trainer.job.evidence_issuer import EvidenceIssuer, software_versions
 from trainer.job.fetch_process import FETCH_SECONDS
 from trainer.job.front_process import FrontProcess

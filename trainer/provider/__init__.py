@@ -17,7 +17,8 @@ from trainer.provider.local_files import (
 )
 from trainer.provider.opening import open_sealed_result
 from trainer.provider.policies import PolicyDemands, make_strict_policy, read_policy, render_policy
-from trainer.provider.submission import Submission, run_submission
+from trainer.provider.submission import run_submission
+from trainer.provider.submission_request import Submission
 from trainer.provider.transport.carrier_registry import connect_to_job
 from trainer.provider.verification import (
     appraise_deployed_app,

@@ -2,22 +2,29 @@
 
     verify → seal → upload → watch → pull → open → acknowledge
 
-What a step produced is kept in `SubmissionDirectory` until the result is in place. The same call again continues
-after the last finished step. A job that was restarted in the meantime is verified again before anything is sent.
+What a step produced is kept in `SubmissionDirectory` until the result of a job that succeeded is in place. The
+same call again continues after the last finished step. A job that does not answer, or was interrupted, is waited
+for; one that was restarted is verified again before anything is sent. A failure report is opened beside the output.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final, TypeVar
 
-from trainer.attestation.checks import Check
 from trainer.attestation.result.record import Record
 from trainer.encoding import canonical_json, file_sha256
-from trainer.errors import ErrorCode, SealingError, UsageError, VerificationError
+from trainer.errors import (
+    RESUMABLE,
+    ErrorCode,
+    SealingError,
+    UnavailableError,
+    UsageError,
+    VerificationError,
+)
 from trainer.models import Phase
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import GrantRecord, seal_dataset
@@ -25,76 +32,19 @@ from trainer.provider.job_events import PrivateMetrics, watch_job
 from trainer.provider.opening import OpenedResult, open_sealed_result
 from trainer.provider.policies import read_policy
 from trainer.provider.submission_directory import SubmissionDirectory, write_atomically
-from trainer.provider.transport.carrier import Carrier
+from trainer.provider.submission_request import ProgressReporter, Submission, SubmissionResult
+from trainer.provider.transport.carrier import FINAL_PHASES, Carrier
 from trainer.provider.transport.carrier_registry import connect_to_job
 from trainer.provider.verification import appraise_job, verify_deletion_statement
 from trainer.receipt.deletion import DeletionStatement
-from trainer.sealing.age import Identity
-from trainer.sealing.bundle import GrantDemands
 
 StepResult = TypeVar("StepResult")
 
-_PHASES_BEFORE_UPLOAD: Final = frozenset({Phase.STARTING, Phase.PREPARING, Phase.AWAITING_DATASET})
-
-
-class ProgressReporter(Protocol):
-    """Shows a user how the submission proceeds; `trainer.cli.console.TerminalProgress` is one."""
-
-    def step(self, title: str) -> None:
-        """A step begins."""
-
-    def line(self, text: str) -> None:
-        """A line of text within the step."""
-
-    def bytes_done(self, label: str, done: int, total: int) -> None:
-        """Progress of a transfer, in bytes."""
-
-    def steps_done(self, label: str, done: int, total: int) -> None:
-        """Progress of training, in optimizer steps."""
-
-
-@dataclass(frozen=True)
-class Submission:
-    """What to submit, where, under which policy, and where the result goes.
-
-    Args:
-        data: data files, or folders of them.
-        source: location of the job: https URL or spool directory.
-        policy: path of policy.yaml.
-        identities: the provider's; the result is sealed to their recipients.
-        output: directory for the result; must not exist.
-        cache: directory for collateral.
-        nonces: file that remembers spent nonces; None keeps no record of them.
-        require: what the grant demands of the job beyond its spec.
-        job: path of the job spec; needed if it names columns or a format for the data.
-    """
-
-    data: Sequence[Path]
-    source: str
-    policy: Path
-    identities: Sequence[Identity]
-    output: Path
-    cache: Path
-    nonces: Path | None = None
-    job: Path | None = None
-    require: GrantDemands | None = None
-
-
-@dataclass(frozen=True)
-class SubmissionResult:
-    """The end of a submission.
-
-    Args:
-        result: the opened result, or the failure report.
-        evidence_checks: checks of the job's evidence, before anything was sent.
-        seconds: duration of each step.
-        deletion: what the job stated that it destroyed, verified; None if it sent no statement.
-    """
-
-    result: OpenedResult
-    evidence_checks: tuple[Check, ...]
-    seconds: Mapping[str, float]
-    deletion: DeletionStatement | None = None
+_PHASES_BEFORE_UPLOAD: Final = frozenset(
+    {Phase.STARTING, Phase.PREPARING, Phase.AWAITING_DATASET, Phase.AWAITING_GRANT}
+)
+_NO_ANSWER: Final = frozenset({ErrorCode.JOB_UNREACHABLE, ErrorCode.JOB_BUSY, ErrorCode.TIMEOUT})
+_RETRY_SECONDS: Final = 2.0
 
 
 def run_submission(submission: Submission, report: ProgressReporter) -> SubmissionResult:
@@ -117,23 +67,63 @@ class _SubmissionRun:
         self._submission = submission
         self._report = report
         self._seconds: dict[str, float] = {}
+        self._is_restarted = False
+        self._waiting_since: float | None = None  # monotonic seconds
         self._directory = SubmissionDirectory(output.with_name(output.name + ".submission"))
         self._files = find_data_files(submission.data)
         self._recipients = [str(identity.recipient()) for identity in submission.identities]
 
     def run(self) -> SubmissionResult:
-        """Runs the steps; once more from the start if the job turns out to have been restarted."""
+        """Runs the steps, again and again with a job that was restarted or interrupted, within `wait_seconds`."""
         if self._directory.open_for(self._describe_submission()):
             self._report.line(f"going on with the submission in {self._directory.path}")
-        try:
-            return self._run_steps()
-        except VerificationError as error:
-            # A restarted job has a new TLS key. Once the result is here, the job is no longer needed.
-            if error.code is not ErrorCode.TLS_KEY_MISMATCH or self._directory.sealed_result.exists():
-                raise
-        self._report.step("verify the job again: it was restarted")
-        self._directory.adopt_restarted_job(self._appraise())
-        return self._run_steps()
+        while True:
+            try:
+                if self._is_restarted:
+                    self._report.step("verify the job again: it was restarted")
+                    self._adopt_restarted_job()
+                if (result := self._run_steps()) is not None:
+                    return result
+                interrupted = UnavailableError(
+                    ErrorCode.JOB_UNREACHABLE,
+                    "the job was interrupted",
+                    hint="once its operator has started it again, repeat this command",
+                )
+                self._wait_for_job(interrupted)
+            except VerificationError as error:
+                # A restarted job has a new TLS key. Once the result is here, the job is no longer needed.
+                if error.code is not ErrorCode.TLS_KEY_MISMATCH or self._directory.sealed_result.exists():
+                    raise
+                self._is_restarted = True
+            except UnavailableError as error:
+                # A job that never answered may not exist; one that is still preparing does.
+                is_known = self._directory.has_record() or error.code is ErrorCode.JOB_BUSY
+                if error.code not in _NO_ANSWER or not is_known:
+                    raise
+                self._wait_for_job(error)
+
+    def _adopt_restarted_job(self) -> None:
+        record = self._appraise()
+        pinned = connect_to_job(self._submission.source, pinned_spki_sha256=record.result.peer_spki_sha256)
+        status = pinned.status()
+        has_result = status.phase in {Phase.AWAITING_PULL, *FINAL_PHASES} and status.result_bytes is not None
+        self._directory.adopt_restarted_job(record, has_result=has_result)
+        self._is_restarted = False
+
+    def _wait_for_job(self, error: UnavailableError) -> None:
+        """Waits before another attempt.
+
+        Raises:
+            UnavailableError: `error`, if the job has been waited for long enough.
+        """
+        now = time.monotonic()
+        if self._waiting_since is None:
+            self._waiting_since = now
+            minutes = self._submission.wait_seconds / 60
+            self._report.line(f"  {error.message}; waiting up to {minutes:.0f} min for the job to go on")
+        if now - self._waiting_since >= self._submission.wait_seconds:
+            raise error
+        time.sleep(_RETRY_SECONDS)
 
     def _describe_submission(self) -> bytes:
         """Returns canonical JSON of everything that makes this submission another one."""
@@ -148,7 +138,8 @@ class _SubmissionRun:
             }
         )
 
-    def _run_steps(self) -> SubmissionResult:
+    def _run_steps(self) -> SubmissionResult | None:
+        """Returns the end of the submission; None if the job was interrupted and can go on."""
         record = self._measure_time("verify", self._verify)
         grant = self._measure_time("seal", lambda: self._seal(record))
         # From here on only the key that the appraised claims name gets a byte.
@@ -158,7 +149,16 @@ class _SubmissionRun:
             self._measure_time("watch", lambda: self._watch(client, grant))
             self._measure_time("pull", lambda: self._pull(client))
         result = self._measure_time("open", lambda: self._open(record, grant))
-        deletion = self._acknowledge(client, record, grant)
+        deletion = self._acknowledge(client, record, grant, result)
+        if result.failure is None:
+            self._directory.remove()
+        elif result.failure.code in RESUMABLE:
+            self._directory.forget_result()
+            return None
+        else:
+            # The dataset or the job spec has to change. What was sealed stays for a job that is started anew.
+            self._directory.forget_upload()
+            self._directory.mark_failed()
         return SubmissionResult(result, record.result.checks, self._seconds, deletion)
 
     def _measure_time(self, name: str, step: Callable[[], StepResult]) -> StepResult:
@@ -237,7 +237,7 @@ class _SubmissionRun:
                     self._report.line("  " + event.summarize())
                     continue
                 if event.phase is not phase:
-                    phase = event.phase
+                    phase, self._waiting_since = event.phase, None
                     self._report.line(f"  {phase.value}")
                 if phase is Phase.TRAINING:
                     self._report.steps_done("training", event.step, event.total_steps)
@@ -253,30 +253,49 @@ class _SubmissionRun:
         )
 
     def _open(self, record: Record, grant: GrantRecord) -> OpenedResult:
+        """Opens the result; a failure report goes to `OUTPUT.failure-N`, so that OUTPUT stays free."""
         self._report.step("open and check the result")
-        return open_sealed_result(
+        opened = open_sealed_result(
             self._directory.sealed_result,
             self._submission.identities,
-            self._submission.output,
+            self._directory.make_room_to_open(),
             record=record,
             grant=grant,
         )
+        output = self._submission.output
+        if opened.failure is None:
+            target = output
+        else:
+            digest = file_sha256(self._directory.sealed_result)
+            target = self._directory.find_failure(digest, output)
+            self._report.line(f"  the job failed ({opened.failure.code.value}); its report is in {target}")
+        if target.exists():
+            shutil.rmtree(opened.folder)  # the report that an earlier call opened
+        else:
+            opened.folder.rename(target)
+        return replace(opened, folder=target)
 
-    def _acknowledge(self, client: Carrier, record: Record, grant: GrantRecord) -> DeletionStatement | None:
-        """Ends the job and removes the directory; keeps the verified statement as `OUTPUT.deletion.json`.
+    def _acknowledge(
+        self, client: Carrier, record: Record, grant: GrantRecord, result: OpenedResult
+    ) -> DeletionStatement | None:
+        """Ends the job; keeps the verified statement of what it destroyed as `OUTPUT.deletion.json`.
 
-        The acknowledgement comes last: after it the job destroys the result, so it must have opened here.
+        The acknowledgement comes last: after it the job offers the result no longer, so it must have opened here.
         """
-        envelope = client.acknowledge()
-        # Hashed before the directory is removed: the statement must name the result that arrived here.
-        result_sha256 = file_sha256(self._directory.sealed_result)
-        self._directory.remove()
+        try:
+            envelope = client.acknowledge()
+        except (UnavailableError, VerificationError) as error:
+            # The result is here and was checked; the job ends by itself, later.
+            self._report.line(f"the job was not told that the result arrived: {error.message}")
+            return None
         if envelope is None:
             self._report.line("the job gave no statement of what it destroyed")
             return None
         statement = verify_deletion_statement(
-            envelope, record, result_sha256=result_sha256, manifest_sha256=grant.manifest_sha256
+            envelope,
+            record,
+            result_sha256=file_sha256(self._directory.sealed_result),
+            manifest_sha256=grant.manifest_sha256,
         )
-        output = self._submission.output
-        write_atomically(output.with_name(output.name + ".deletion.json"), envelope)
+        write_atomically(result.folder.with_name(result.folder.name + ".deletion.json"), envelope)
         return statement

@@ -1,4 +1,4 @@
-"""The private directory that makes a submission resumable: `OUTPUT.submission`, removed at its end.
+"""The private directory that makes a submission resumable: `OUTPUT.submission`, removed once the job succeeded.
 
     submission.json      what is submitted: job location, policy, data, recipients
     attestation.json     record of the appraisal that the dataset is sealed on
@@ -8,6 +8,8 @@
     dataset.age          the sealed dataset
     upload-begun, upload.json, uploaded    how far the upload is
     result.tar.age       the sealed result
+    failures             digest and number of each failure report that was opened
+    failed               empty: the job failed for good
 
 A file that exists is complete: each is written under a temporary name and renamed.
 """
@@ -49,6 +51,8 @@ class SubmissionDirectory:
         self._restarted = path / "restarted.json"
         self._grant = path / "grant.json"
         self._earlier_grant = path / "earlier-grant.json"
+        self._failures = path / "failures"
+        self._failed = path / "failed"
 
     def open_for(self, description: bytes) -> bool:
         """Creates the directory, or makes sure that the submission in it is the same.
@@ -69,6 +73,10 @@ class SubmissionDirectory:
             write_atomically(file, description)
             return False
         if file.read_bytes() != description:
+            if self._failed.exists():
+                # The job refused the submission for good: other data, or another policy, begins a new one.
+                shutil.rmtree(self.path)
+                return self.open_for(description)
             raise UsageError(
                 ErrorCode.USAGE,
                 f"another submission is under way in {self.path}",
@@ -77,6 +85,10 @@ class SubmissionDirectory:
                 hint=f"repeat the earlier command, or remove {self.path} to give it up",
             )
         return True
+
+    def has_record(self) -> bool:
+        """Returns whether the job was appraised by an earlier step: it exists, and may come back."""
+        return self._attestation.exists()
 
     def load_record(self, *, now: float) -> Record | None:
         """Returns the saved record, unless it has expired before a dataset was sealed on it; None without one."""
@@ -112,15 +124,20 @@ class SubmissionDirectory:
         for file in (self._grant, self.sealed_dataset):
             file.unlink(missing_ok=True)
 
-    def adopt_restarted_job(self, record: Record) -> None:
-        """Replaces the job by its appraised restart; keeps the sealed dataset if its recipient is still the same.
+    def adopt_restarted_job(self, record: Record, *, has_result: bool) -> None:
+        """Replaces the job by its appraised restart; keeps the sealed dataset if that is still of use.
 
-        The recipient is the same where the dataset was sealed to the app's derived key. Otherwise the dataset must
-        be sealed anew, under the token of the earlier grant.
+        It is if the job offers the result already, or if the recipient is the same, as it is for a dataset sealed
+        to the app's derived key. Otherwise the dataset must be sealed anew, under the token of the earlier grant.
+
+        Args:
+            record: the appraisal of the restarted job.
+            has_result: whether the restarted job offers a result.
         """
         for file in (self.uploaded, self.upload_state):
             file.unlink(missing_ok=True)
-        if record.result.recipient == read_record(self._attestation).result.recipient:
+        is_same_recipient = record.result.recipient == read_record(self._attestation).result.recipient
+        if is_same_recipient or (has_result and self._grant.exists()):
             # `upload-begun` stays: the job may have kept the dataset on its volume and be training already.
             write_atomically(self._restarted, save_record(record))
             return
@@ -134,6 +151,34 @@ class SubmissionDirectory:
         """Removes what is known of an upload, so that the next call sends the dataset again."""
         for file in (self.uploaded, self.upload_begun, self.upload_state):
             file.unlink(missing_ok=True)
+
+    def forget_result(self) -> None:
+        """Removes the report of an interrupted job, which goes on."""
+        self.sealed_result.unlink(missing_ok=True)
+        self.uploaded.unlink(missing_ok=True)
+
+    def mark_failed(self) -> None:
+        """Notes that the job failed for good: another submission may replace this one."""
+        self.sealed_result.unlink(missing_ok=True)
+        self._failed.touch()
+
+    def make_room_to_open(self) -> Path:
+        """Returns the path of a directory to open the result in; removes what an interrupted call left there."""
+        folder = self.path / "opened"
+        shutil.rmtree(folder, ignore_errors=True)
+        return folder
+
+    def find_failure(self, sealed_sha256: str, output: Path) -> Path:
+        """Returns `OUTPUT.failure-N` for a sealed failure report; one that was seen before keeps its number."""
+        seen = self._failures.read_text(encoding="ascii").split() if self._failures.exists() else []
+        for digest, _, known in (line.partition(":") for line in seen):
+            if digest == sealed_sha256:
+                return output.with_name(f"{output.name}.failure-{known}")
+        number = 1
+        while (target := output.with_name(f"{output.name}.failure-{number}")).exists():
+            number += 1
+        write_atomically(self._failures, "\n".join([*seen, f"{sealed_sha256}:{number}"]).encode())
+        return target
 
     def remove(self) -> None:
         """Removes the directory: the result is in place."""

@@ -105,9 +105,7 @@ def end_record_key(secret: bytes, *, job_spec_sha256: str, app_compose_sha256: s
     Raises:
         ValueError: one of them has the wrong form.
     """
-    _require_secret(secret)
-    bound = b"".join(bytes.fromhex(_checked(digest)) for digest in (job_spec_sha256, app_compose_sha256))
-    return _filled(_END_RECORD_BYTES, secret, None, _END_RECORD_DOMAIN.encode() + b"\0" + bound)
+    return _expand(secret, _END_RECORD_DOMAIN, (job_spec_sha256, app_compose_sha256), _END_RECORD_BYTES)
 
 
 def recipient_seed(secret: bytes, spec_sha256: str) -> bytearray:

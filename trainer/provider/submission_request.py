@@ -1,0 +1,76 @@
+"""What `trainer submit` is asked for, what comes of it, and how it tells its user."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from trainer.attestation.checks import Check
+from trainer.provider.opening import OpenedResult
+from trainer.receipt.deletion import DeletionStatement
+from trainer.sealing.age import Identity
+from trainer.sealing.bundle import GrantDemands
+
+
+class ProgressReporter(Protocol):
+    """Shows a user how the submission proceeds; `trainer.cli.console.TerminalProgress` is one."""
+
+    def step(self, title: str) -> None:
+        """A step begins."""
+
+    def line(self, text: str) -> None:
+        """A line of text within the step."""
+
+    def bytes_done(self, label: str, done: int, total: int) -> None:
+        """Progress of a transfer, in bytes."""
+
+    def steps_done(self, label: str, done: int, total: int) -> None:
+        """Progress of training, in optimizer steps."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What to submit, where, under which policy, and where the result goes.
+
+    Args:
+        data: data files, or folders of them.
+        source: location of the job: https URL or spool directory.
+        policy: path of policy.yaml.
+        identities: the provider's; the result is sealed to their recipients.
+        output: directory for the result; must not exist.
+        cache: directory for collateral.
+        nonces: file that remembers spent nonces; None keeps no record of them.
+        require: what the grant demands of the job beyond its spec.
+        job: path of the job spec; needed if it names columns or a format for the data.
+        wait_seconds: how long a job that does not answer, or was interrupted, is waited for.
+    """
+
+    data: Sequence[Path]
+    source: str
+    policy: Path
+    identities: Sequence[Identity]
+    output: Path
+    cache: Path
+    nonces: Path | None = None
+    job: Path | None = None
+    require: GrantDemands | None = None
+    wait_seconds: float = 900.0
+
+
+@dataclass(frozen=True)
+class SubmissionResult:
+    """The end of a submission.
+
+    Args:
+        result: the opened result, or the failure report.
+        evidence_checks: checks of the job's evidence, before anything was sent.
+        seconds: duration of each step.
+        deletion: what the job stated that it destroyed, verified; None if it sent no statement.
+    """
+
+    result: OpenedResult
+    evidence_checks: tuple[Check, ...]
+    seconds: Mapping[str, float]
+    deletion: DeletionStatement | None = None
