@@ -2,9 +2,9 @@
 
     verify → seal → upload → watch → pull → open → acknowledge
 
-What a step produced is kept in `SubmissionDirectory` until the result of a job that succeeded is in place. The same
-call again continues after the last finished step. A job that does not answer, or was interrupted, is waited for;
-one that was restarted is verified again before anything is sent. A failure report is opened beside OUTPUT.
+What a step produced is kept in `SubmissionDirectory` until the result of a job that succeeded is in place. The
+same call again continues after the last finished step. A job that does not answer, or was interrupted, is waited
+for; one that was restarted is verified again before anything is sent. A failure report is opened beside OUTPUT.
 """
 
 from __future__ import annotations

@@ -40,6 +40,11 @@ _EVENT: Final = {
     "required": ["id", "event", "data"],
 }
 
+_STATEMENT: Final[dict[str, object]] = {
+    "content": {DELETION_TYPE: {"schema": {"type": "object"}}},
+    "description": "the signed statement of what the job destroyed; to an acknowledgement, if its type is accepted",
+}
+
 JobNonce = Annotated[str, Query(pattern=r"^[0-9a-f]{64}$", description="32 random bytes of the verifier, in hex")]
 
 
@@ -95,10 +100,7 @@ class JobRoutes:
             status_code=204,
             response_model=None,
             responses={
-                200: {
-                    "content": {DELETION_TYPE: {"schema": {"type": "object"}}},
-                    "description": "the signed statement of what the job destroyed, to who accepts its type",
-                },
+                200: _STATEMENT,
                 **documented_responses((409, ErrorCode.WRONG_PHASE)),
             },
         )
@@ -108,10 +110,7 @@ class JobRoutes:
             methods=["GET"],
             response_class=Response,
             responses={
-                200: {
-                    "content": {DELETION_TYPE: {"schema": {"type": "object"}}},
-                    "description": "the signed statement of what the job destroyed; served as long as its result",
-                },
+                200: _STATEMENT,
                 **documented_responses((409, ErrorCode.WRONG_PHASE)),
             },
         )
