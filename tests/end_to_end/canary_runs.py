@@ -97,6 +97,7 @@ class Run:
         for folder in (self.disk / "home", self.disk / "cwd", self.private / "data", self.workspace):
             folder.mkdir(parents=True)
         self.ciphertext = self.disk / "ciphertext"
+        self.played = [name]
         self.spooled = False
         self.earlier_port = 0
         self._processes: Processes | None = None
@@ -210,6 +211,7 @@ class Run:
     def seal(self, *, expires_in: int = 3600, to: Record | None = None, token: str | None = None) -> Path:
         """Seal the data files to the job; the tool's own look at the rows is left out, as an older one might."""
         identity_file, sealed = self.private / "identity", self.private / "dataset.age"
+        identity_file.unlink(missing_ok=True)  # another one for each upload
         recipient = steps.create_identity(identity_file)
         (self.identity,) = steps.read_identities(identity_file)
         files = steps.find_data_files([self.private / "data"])

@@ -73,9 +73,26 @@ def train(run: Run, steps_in_all: int = 400) -> None:
 
 
 def conversations(run: Run) -> None:
-    run.start(train=QUICK, output={"samples": 4, "sample_max_new_tokens": 24}, data={"test_split_size": 0.4})
+    run.start(
+        train={"max_steps": 20},
+        output={"samples": 4, "sample_max_new_tokens": 24},
+        data={"test_split_size": 0.4},
+    )
     good_data(run)
-    succeed(run)
+    strangers_ask_all_the_time(run)
+    opened = run.fetch()
+    assert opened.failure is None
+    assert run.wait_end() == 0
+
+
+def strangers_ask_all_the_time(run: Run) -> None:
+    """Before the upload, which this makes, and while the job trains."""
+    _ = run.record
+    run.asked_by_strangers()
+    run.upload()
+    run.until_step()
+    run.asked_by_strangers()
+    run.played.append("strangers_ask_all_the_time")
 
 
 def through_files(run: Run) -> None:
@@ -110,37 +127,33 @@ def a_table_with_its_own_columns(run: Run) -> None:
     succeed(run)
 
 
-def another_kind_of_adapter(run: Run) -> None:
-    run.start(train=QUICK, lora={"use_dora": True, "use_rslora": True})
-    good_data(run)
-    succeed(run)
-
-
-def evaluations_and_the_best_adapter(run: Run) -> None:
-    run.start(train={"max_steps": 3, "eval_steps": 1, "load_best_model_at_end": True})
+def several_outputs(run: Run) -> None:
+    """Another kind of adapter; evaluations, with rows of their own, and the best adapter; a merged model."""
+    run.start(
+        train={"max_steps": 3, "eval_steps": 1, "load_best_model_at_end": True},
+        lora={"use_dora": True, "use_rslora": True},
+        output={"merged_16bit": True},
+    )
     good_data(run)
     lines = b"".join(line(row) for row in good_rows(run, 3))
     run.file(f"eval/{run.canaries.metric}.jsonl.gz", gzip.compress(lines))
     succeed(run)
+    result = run.private / "result"
+    assert json.loads((result / "adapter" / "adapter_config.json").read_bytes())["use_dora"]
+    assert list((result / "merged").glob("*.safetensors"))
+    run.played += ["another_kind_of_adapter", "evaluations_and_the_best_adapter", "a_merged_model"]
 
 
-def a_merged_model(run: Run) -> None:
-    run.start(train=QUICK, output={"merged_16bit": True})
-    good_data(run)
-    succeed(run)
-
-
-def overlong_rows_dropped(run: Run) -> None:
-    run.start(train=QUICK, output=NO_SAMPLES, data={"on_overlong": "drop", "max_length": 256})
-    run.rows([*good_rows(run), {"text": f"{run.canaries.bad} " * 300}])
-    succeed(run)
-
-
-def a_template_of_the_provider(run: Run) -> None:
+def provider_settings(run: Run) -> None:
+    """Overlong rows are dropped, and a template of the provider's own renders the others."""
     template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    run.start(train=QUICK, data={"chat_template": template}, output={"include_logs": False})
-    good_data(run)
+    data = {"chat_template": template, "on_overlong": "drop", "max_length": 256}
+    run.start(train=QUICK, data=data, output={"include_logs": False})
+    run.rows([*good_rows(run), {"text": f"{run.canaries.bad} " * 300}], f"{run.canaries.file}.jsonl")
     succeed(run)
+    summary = json.loads((run.private / "result" / "report" / "summary.json").read_bytes())
+    assert summary["rows"]["dropped"] == 1
+    run.played += ["overlong_rows_dropped", "a_template_of_the_provider"]
 
 
 def preferences(run: Run) -> None:
@@ -199,26 +212,12 @@ def broken_off_and_gone_on(run: Run) -> None:
     assert run.grant is not None
     first, run.earlier_port, token = run.job.out.read_bytes(), run.port, run.grant.grant.token
     (run.private / "result").rename(run.private / "first-result")
-    (run.private / "identity").unlink()
     run.start_again(**told)
     (run.disk / "out-of-the-first").write_bytes(first)
     run.upload(run.seal(token=token))
     opened = run.fetch()
     assert opened.failure is None
     assert any(event["event"] == "resumed" and event["step"] != 0 for event in run.job.events)
-    assert run.wait_end() == 0
-
-
-def strangers_ask_all_the_time(run: Run) -> None:
-    run.start(train={"max_steps": 20}, output=NO_SAMPLES)
-    good_data(run)
-    _ = run.record
-    run.asked_by_strangers()
-    run.upload()
-    run.until_step()
-    run.asked_by_strangers()
-    opened = run.fetch()
-    assert opened.failure is None
     assert run.wait_end() == 0
 
 
@@ -415,16 +414,21 @@ def not_opened(run: Run, sealed: Path, code: str) -> None:
     refused(run.watch, code)
 
 
-def then_the_right_one(run: Run) -> None:
+def refused_uploads(run: Run) -> None:
+    """One job is sent each wrong upload, and then the right one."""
+    run.start(train=QUICK, output=NO_SAMPLES)
     good_data(run)
-    succeed(run)
+    for part in (an_expired_grant, sealed_to_a_stranger, no_bundle_inside, hostile_names, damaged_uploads):
+        part(run)
+        run.played.append(part.__name__)
+    run.upload()
+    opened = run.fetch()
+    assert opened.failure is None
+    assert run.wait_end() == 0
 
 
 def damaged_uploads(run: Run) -> None:
-    run.start(train=QUICK, output=NO_SAMPLES)
-    good_data(run)
     whole = run.seal().read_bytes()
-    run.private.joinpath("identity").unlink()
     damaged = run.private / "damaged.age"
     damaged.write_bytes(whole[:-50])
     not_opened(run, damaged, "sealed-payload-invalid")
@@ -432,30 +436,20 @@ def damaged_uploads(run: Run) -> None:
     not_opened(run, damaged, "sealed-header-invalid")
     run.canaries.bad = plant("unsealed")  # that upload was never secret: the provider sent it in the clear
     damaged.unlink()
-    good_data(run)
-    succeed(run)
 
 
 def sealed_to_a_stranger(run: Run) -> None:
-    run.start(train=QUICK, output=NO_SAMPLES)
-    good_data(run)
     run.seal()
     stranger = run.private / "stranger.age"
     encrypt_file(next((run.private / "data").iterdir()), stranger, [generate_identity().recipient()])
     not_opened(run, stranger, "no-identity-match")
-    run.job.process.terminate()
-    run.wait_end()
 
 
 def no_bundle_inside(run: Run) -> None:
-    run.start()
-    good_data(run)
     run.seal()
     bare = run.private / "bare.age"
     encrypt_file(next((run.private / "data").iterdir()), bare, [parse_recipient(run.record.result.recipient)])
     not_opened(run, bare, "bundle-invalid")
-    run.job.process.terminate()
-    run.wait_end()
 
 
 def another_job_spec(run: Run) -> None:
@@ -475,19 +469,13 @@ def another_job_spec(run: Run) -> None:
 
 
 def an_expired_grant(run: Run) -> None:
-    run.start()
-    good_data(run)
     sealed = run.seal(expires_in=1)
     time.sleep(1.1)
     not_opened(run, sealed, "grant-expired")
-    run.job.process.terminate()
-    run.wait_end()
 
 
 def hostile_names(run: Run) -> None:
     """A bundle whose members would leave its directory, and one with the planted name in a wrong place."""
-    run.start(train=QUICK, output=NO_SAMPLES)
-    good_data(run)
     run.seal()
     grant = run.grant
     assert grant is not None
@@ -499,8 +487,6 @@ def hostile_names(run: Run) -> None:
         ):
             _write_archive(bundle, {"grant.json": grant.grant.canonical(), name: run.canaries.content.encode()})
         not_opened(run, sealed, "bundle-invalid")
-    run.job.process.terminate()
-    run.wait_end()
 
 
 def _write_archive(target: BinaryIO, members: Mapping[str, bytes]) -> None:
@@ -512,19 +498,17 @@ def _write_archive(target: BinaryIO, members: Mapping[str, bytes]) -> None:
             archive.addfile(entry, io.BytesIO(content))
 
 
-SCENARIOS: dict[str, Scenario] = {
+RUNS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
         conversations, through_files, instructions_as_json, texts_packed, a_table_with_its_own_columns,
-        another_kind_of_adapter, evaluations_and_the_best_adapter, a_merged_model, overlong_rows_dropped,
-        a_template_of_the_provider, strangers_ask_all_the_time, nobody_fetches, preferences, two_processes,
+        several_outputs, provider_settings, nobody_fetches, preferences, two_processes,
         differentially_private, audited, memorised_too_much, broken_off_and_gone_on,
         template_error, template_that_stumbles, a_base_model_of_nan, memory_runs_out,
         a_killed_worker, a_worker_with_a_broken_heap, a_killed_front, a_killed_supervisor,
         told_to_end_while_training, told_to_end_before_the_dataset, told_to_end_while_preparing,
         told_to_end_with_a_result, a_full_workspace, no_room_for_the_upload, no_room_for_the_result,
-        another_model_file, damaged_uploads, sealed_to_a_stranger, no_bundle_inside, another_job_spec,
-        an_expired_grant, hostile_names,
+        another_model_file, refused_uploads, another_job_spec,
     )
 } | {
     "malformed_json": wrong_rows(lambda run: b'{"messages": ' + run.canaries.bad.encode(), "dataset-row-invalid"),
@@ -553,3 +537,25 @@ SCENARIOS: dict[str, Scenario] = {
         lambda run: line({"messages": [{"role": "user", "content": run.canaries.bad}]}), "dataset-not-trainable"
     ),
 }  # fmt: skip
+"""What is played: one job each, or two where a job is started again."""
+
+SHARED: dict[str, str] = {
+    "strangers_ask_all_the_time": "conversations",
+    "another_kind_of_adapter": "several_outputs",
+    "evaluations_and_the_best_adapter": "several_outputs",
+    "a_merged_model": "several_outputs",
+    "overlong_rows_dropped": "provider_settings",
+    "a_template_of_the_provider": "provider_settings",
+    "damaged_uploads": "refused_uploads",
+    "sealed_to_a_stranger": "refused_uploads",
+    "no_bundle_inside": "refused_uploads",
+    "an_expired_grant": "refused_uploads",
+    "hostile_names": "refused_uploads",
+}
+"""Scenario → the run that it is a part of. Each adds its name to `Run.played`."""
+
+RUN_OF: dict[str, str] = {name: name for name in RUNS if name not in SHARED.values()} | {
+    "conversations": "conversations",
+    **SHARED,
+}
+"""Every scenario, and the run that plays it."""

@@ -1,10 +1,10 @@
 """Strings planted in everything private: jobs run well and fail in every way, and none comes out anywhere.
 
-Each scenario is a real job with real processes. Searched afterwards, for every form that `scripts/canary-scan`
-knows: stdout and stderr, every byte that the job's TLS connections answered, what crossed the loopback interface,
-arguments and environments of all its processes, its ciphertext and spool directory, home, and working directory;
-at the end every file on every disk that changed meanwhile. What is private and at rest lies on a tmpfs, which
-must be empty when the job has ended.
+Each scenario is a real job with real processes, or a part of one. Searched afterwards, for every form that
+`scripts/canary-scan` knows: stdout and stderr, every byte that the job's TLS connections answered, what crossed
+the loopback interface, arguments and environments of all its processes, its ciphertext and spool directory,
+home, and working directory; at the end every file on every disk that changed meanwhile. What is private and at
+rest lies on a tmpfs, which must be empty when the job has ended.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import pytest
 
 from tests.end_to_end.canary_places import Loopback, changed_files, disks, recorded_answers
 from tests.end_to_end.canary_runs import Run, World
-from tests.end_to_end.canary_scenarios import SCENARIOS
+from tests.end_to_end.canary_scenarios import RUN_OF, RUNS
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Agent, WriteSpec
@@ -79,7 +79,8 @@ def session(
         pool = stack.enter_context(ThreadPoolExecutor(AT_ONCE))
         stack.callback(pool.shutdown, cancel_futures=True)
         stack.callback(_unmount, world)
-        yield Session(world, started, {name: pool.submit(_play, name, world) for name in dict.fromkeys(wanted)})
+        names = dict.fromkeys(RUN_OF[scenario] for scenario in wanted)
+        yield Session(world, started, {name: pool.submit(_play, name, world) for name in names})
 
 
 def _loopback() -> Loopback | None:
@@ -102,7 +103,7 @@ def _unmount(world: World) -> None:
 def _play(name: str, world: World) -> Outcome:
     run, error = Run(name, world), None
     try:
-        SCENARIOS[name](run)
+        RUNS[name](run)
     except pytest.skip.Exception:
         raise
     except BaseException:  # noqa: BLE001 -- the test of this scenario tells
@@ -113,13 +114,14 @@ def _play(name: str, world: World) -> Outcome:
     return Outcome(run, error)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", RUN_OF)
 def test_nothing_planted_comes_out(scenario: str, session: Session, canary_scan: Any) -> None:
-    outcome = session.outcomes[scenario].result()
+    outcome = session.outcomes[RUN_OF[scenario]].result()
     run, world = outcome.run, session.world
     if outcome.error is not None:
         print((run.disk / "out").read_text(), (run.disk / "err").read_text())
         pytest.fail(outcome.error, pytrace=False)
+    assert scenario in run.played
     search = canary_scan.Search(
         canary_scan.needles(run.canaries.all(), canary_scan.tokenizer_of(world.tiny_model))
     )
@@ -196,5 +198,5 @@ def test_the_capture_sees_what_crosses_the_loopback(session: Session, canary_sca
 
 
 def test_there_are_enough_scenarios() -> None:
-    assert len(SCENARIOS) >= AT_LEAST
+    assert len(RUN_OF) >= AT_LEAST
     assert shutil.which("mount")
