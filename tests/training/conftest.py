@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from tests.training.forked_worker import ROOT, VARIABLES, ForkedWorker
+from tests.training.local_runs import Runs
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.ipc.worker_messages import (
     FROM_WORKER,
@@ -139,6 +141,21 @@ def make_spec() -> MakeSpec:
         return JobSpec.model_validate_json(json.dumps({"version": 1, **document}))
 
     return make
+
+
+@pytest.fixture
+def runs(tmp_path: Path, tiny_model: Path, chat_file: Path, make_spec: MakeSpec) -> Iterator[Callable[..., Runs]]:
+    """`runs(data_file, train={"max_steps": 3})`: a job spec to be carried out again and again in this process."""
+    numbers = itertools.count()
+
+    def make(file: Path = chat_file, **sections: dict[str, object]) -> Runs:
+        spec = make_spec(**{"output": {"samples": 1, "sample_max_new_tokens": 4}, **sections})
+        folder = tmp_path / f"runs{next(numbers)}"
+        folder.mkdir()
+        return Runs(folder, tiny_model, file, spec)
+
+    yield make
+    torch.use_deterministic_algorithms(False)
 
 
 @dataclass(frozen=True)

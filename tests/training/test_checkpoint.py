@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,110 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.training.conftest import compiles
-from trainer.data.rows import read_files
+from tests.training.local_runs import Runs, same
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import JobSpec
 from trainer.training.checkpoint import read_state
-from trainer.training.engines.choice import choose_engine
-from trainer.training.events import CheckpointWritten, MetricsMeasured, StepCompleted, TrainingEvent
+from trainer.training.events import MetricsMeasured, TrainingEvent
 from trainer.training.interruption import Interruption, Interrupts
 from trainer.training.loss import CausalLoss
 from trainer.training.methods.dpo import DirectPreferenceOptimization
-from trainer.training.report.summary import Summary
-from trainer.training.run import run
-from trainer.training.run_inputs import CHECKPOINT_FILES, RunInputs
-from trainer.training.stages.run_context import RunContext
-from trainer.training.stopwatch import Stopwatch
 
 MakeSpec = Callable[..., JobSpec]
-RATES = {"tokens_per_second", "input_tokens_per_second"}
-"""The only metrics that depend on how fast the machine is."""
-
-
-@dataclass(frozen=True)
-class Went:
-    """How far a run went, and what it left."""
-
-    output: Path
-    summary: Summary | None
-    saved: dict[int, Path]
-
-    @property
-    def adapter(self) -> bytes:
-        return (self.output / "adapter" / "adapter_model.safetensors").read_bytes()
-
-    @property
-    def curve(self) -> list[dict[str, float]]:
-        lines = (self.output / "report" / "metrics.jsonl").read_text().splitlines()
-        return [{key: value for key, value in json.loads(line).items() if key not in RATES} for line in lines]
-
-    @property
-    def facts(self) -> dict[str, object]:
-        assert self.summary is not None
-        return self.summary.model_dump(exclude={"seconds", "resumed_at"})
-
-
-class Runs:
-    """Carries out the same order again and again, as the worker does, with a supervisor who takes checkpoints."""
-
-    def __init__(self, folder: Path, model: Path, data: Path, spec: JobSpec) -> None:
-        self.folder, self.model, self.data, self.spec = folder, model, data, spec
-        self.count = 0
-
-    def __call__(
-        self, resume: Path | None = None, *, watch: Callable[[TrainingEvent, Interrupts], None] | None = None,
-        interrupts: Interrupts | None = None,
-    ) -> Went:  # fmt: skip
-        self.count += 1
-        output, taken = self.folder / f"out{self.count}", self.folder / f"taken{self.count}"
-        output.mkdir()
-        taken.mkdir()
-        interrupts = interrupts or Interrupts()
-        saved: dict[int, Path] = {}
-
-        def report(message: TrainingEvent) -> None:
-            if isinstance(message, CheckpointWritten):
-                saved[message.step] = taken / str(message.step)
-                (output / "checkpoints" / str(message.step)).rename(saved[message.step])
-                assert sorted(path.name for path in saved[message.step].iterdir()) == sorted(CHECKPOINT_FILES)
-            if watch is not None:
-                watch(message, interrupts)
-
-        order = RunInputs(
-            spec=self.spec, model_dir=self.model, output_dir=output, resume_dir=resume,
-        )  # fmt: skip
-        rows = read_files({self.data.name: self.data}, max_rows=1000)
-        torch.manual_seed(self.count)  # a new process begins anywhere
-        random.seed(self.count)
-        loader = choose_engine(self.spec)
-        try:
-            summary = run(order, rows, loader, RunContext(report, Stopwatch(), interrupts))
-        except Interruption:
-            summary = None
-        return Went(output, summary, saved)
-
-    def stopped_after(self, step: int, resume: Path | None = None) -> Path:
-        """A run to which the signal comes while `step` is reported; returns its checkpoint."""
-
-        def stop(message: TrainingEvent, interrupts: Interrupts) -> None:
-            if isinstance(message, StepCompleted) and message.step == step:
-                interrupts.arrive()
-
-        went = self(resume, watch=stop)
-        assert went.summary is None
-        assert not (went.output / "adapter").exists()
-        return went.saved[step]
-
-
-@pytest.fixture
-def runs(tmp_path: Path, tiny_model: Path, chat_file: Path, make_spec: MakeSpec) -> Iterator[Callable[..., Runs]]:
-    def make(file: Path = chat_file, **sections: dict[str, object]) -> Runs:
-        spec = make_spec(**{"output": {"samples": 1, "sample_max_new_tokens": 4}, **sections})
-        return Runs(tmp_path, tiny_model, file, spec)
-
-    yield make
-    torch.use_deterministic_algorithms(False)
 
 
 def pairs_file(path: Path) -> Path:
@@ -131,12 +35,6 @@ def pairs_file(path: Path) -> Path:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-def same(went: Went, expected: Went) -> None:
-    assert went.adapter == expected.adapter
-    assert went.curve == expected.curve
-    assert went.facts == expected.facts
 
 
 PACKED: dict[str, dict[str, object]] = {
@@ -184,15 +82,6 @@ def test_resumed_at_every_saved_step_is_bitwise_the_whole(
         same(resumed, whole)
         assert resumed.summary is not None
         assert resumed.summary.resumed_at == (step,)
-
-
-@compiles
-def test_a_compiled_run_that_goes_on_is_bitwise_the_whole(runs: Callable[..., Runs]) -> None:
-    train = {"save_steps": 2, "max_steps": 4, "torch_compile": True}
-    carry_out = runs(train=train, lora={"lora_dropout": 0.2})
-    whole = carry_out()
-    torch._dynamo.reset()
-    same(carry_out(whole.saved[2]), whole)
 
 
 def test_told_to_end_after_any_step_and_gone_on_with_again_and_again(runs: Callable[..., Runs]) -> None:

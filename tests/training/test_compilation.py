@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.training.conftest import compiles
-from tests.training.test_loss import BATCH, EXAMPLES, KNOWN, SIZES, UNKNOWN, adapted, compare, make_loss
+from tests.training.local_runs import Runs, same
+from tests.training.test_loss import BATCH, EXAMPLES, KNOWN, SIZES, adapted, compare, make_loss
 from tests.worker.test_dpo_worker import pair, write
 from trainer.errors import ErrorCode, ExitCode, JobError
 from trainer.ipc.worker_messages import Confined, Failed, Finished
@@ -40,24 +40,28 @@ def _as_new(kernels: None) -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def llama() -> Any:
+def llama(layers: int = 2) -> Any:
+    """Two layers, because the first is compiled apart from the others."""
     torch.manual_seed(0)
-    config = LlamaConfig(**{**SIZES, "num_hidden_layers": 2})  # the first is compiled apart from the others
+    config = LlamaConfig(**{**SIZES, "num_hidden_layers": layers})
     return adapted(LlamaForCausalLM(config))  # type: ignore[no-untyped-call]
 
 
 @compiles
-@pytest.mark.parametrize("compilation", [PLAIN, GRAPHS], ids=["layers", "whole"])
-def test_loss_and_gradients_are_those_of_the_model(compilation: Compilation) -> None:
+@pytest.mark.parametrize(("compilation", "layers"), [(PLAIN, 2), (GRAPHS, 1)], ids=["layers", "whole"])
+def test_loss_and_gradients_are_those_of_the_model(compilation: Compilation, layers: int) -> None:
     """`GRAPHS` as on a GPU, as far as a CPU goes: in one piece, and padded to few shapes."""
-    compare(llama(), f"selected, compiled ({compilation.mode})", compilation=compilation)
+    compare(llama(layers), f"selected, compiled ({compilation.mode})", compilation=compilation)
 
 
 @compiles
 def test_of_a_model_that_caps_its_logits_as_well() -> None:
-    make, lora, way = UNKNOWN["capped logits"]
+    """Its two kinds of layers, once each."""
+    sizes = {**SIZES, "num_hidden_layers": 2, "head_dim": 8}
     torch.manual_seed(0)
-    compare(adapted(make(), **lora), f"{way}, compiled (default)", compilation=PLAIN)
+    model: Any = Gemma2ForCausalLM(Gemma2Config(**sizes, final_logit_softcapping=2.0))  # type: ignore[no-untyped-call]
+    assert len(set(model.config.layer_types)) == 2
+    compare(adapted(model), "whole, compiled (default)", compilation=PLAIN)
 
 
 @compiles
@@ -196,15 +200,24 @@ def test_a_whole_order_behind_walls(
 
 
 @compiles
-def test_the_same_curve_as_uncompiled(run_worker: RunWorker, make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_the_same_curve_as_uncompiled(runs: Callable[..., Runs], tmp_path: Path) -> None:
     """Of preference training, which runs the model without its adapter as well."""
     rows = write(tmp_path / "pairs.jsonl", [pair(number) for number in range(24)])
 
     def curve(**train: object) -> list[float]:
-        spec = make_spec(train={"method": "dpo", "max_steps": 3, "engine": "transformers", **train})
-        ended = run_worker(rows, spec)
-        assert ended.code == ExitCode.DONE, ended.log
-        lines = (ended.output_dir / "report" / "metrics.jsonl").read_text().splitlines()
-        return [value for line in map(json.loads, lines) for name, value in line.items() if "loss" in name]
+        train = {"method": "dpo", "max_steps": 3, "engine": "transformers", **train}
+        went = runs(rows, train=train, output={"samples": 0})()
+        return [value for line in went.curve for name, value in line.items() if "loss" in name]
 
     assert curve(torch_compile=True) == pytest.approx(curve(), rel=1e-3)
+
+
+@compiles
+def test_a_compiled_run_that_goes_on_is_bitwise_the_whole(runs: Callable[..., Runs]) -> None:
+    """Noise included. What evaluation and samples do between the steps, the uncompiled runs show."""
+    train = {"save_steps": 2, "max_steps": 4, "torch_compile": True}
+    nothing_else: dict[str, Any] = {"data": {"test_split_size": 0.0}, "output": {"samples": 0}}
+    carry_out = runs(train=train, lora={"lora_dropout": 0.2}, **nothing_else)
+    whole = carry_out()
+    torch._dynamo.reset()
+    same(carry_out(whole.saved[2]), whole)
