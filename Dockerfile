@@ -34,16 +34,18 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
 COPY pyproject.toml README.md LICENSE ./
 # Without trainer/simulator, which .dockerignore leaves out: nothing in the image can forge evidence.
 COPY trainer trainer
-# What the project is built with is locked too, and leaves the image again.
+# What the project is built with is locked too, and leaves the image again; so does what uv notes of the time.
 RUN /opt/trainer/bin/python -c "from setuptools.build_meta import build_wheel; build_wheel('dist')" >/dev/null \
     && uv pip install --no-deps --no-index --find-links dist confidential-trainer \
     && uv pip uninstall setuptools \
+    && find /opt/trainer/lib -name uv_cache.json -delete \
+    && sed --in-place /uv_cache.json/d /opt/trainer/lib/python3.*/site-packages/confidential_trainer-*/RECORD \
     && [ -z "$(find /opt/trainer/lib -path "*/trainer/simulator*")" ]
 # Without what no job uses: packages' tests and static libraries, and headers where nothing can include them.
 RUN site=$(echo /opt/trainer/lib/python3.*/site-packages) \
     && find "$site" -type d '(' -name tests -o -path "$site/torch/test" -o -path "$site/pyarrow/include" ')' -prune \
         -exec rm -rf {} + \
-    && find "$site" -type f '(' -name "*.a" -o -path "$site/torch/bin/*" ! -name torch_shm_manager ')' -delete \
+    && find "$site" '(' -name "*.a" -o -path "$site/torch/bin/*" ! -name torch_shm_manager ')' -delete \
     && if ! command -v g++; then rm -rf "$site/torch/include" "$site/torch/share/cmake"; fi
 # Every file gets the same time: the same inputs give the same layer. The bytecode too, which holds its source's hash in
 # place of a time: without it each start of a job would compile three thousand modules, and could not keep them. A

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import IO, Final, Self
 
 from image_errors import ImageError
 
@@ -41,9 +42,13 @@ class Build:
 
 
 class Builder:
-    """Buildah with a store of its own, and a log for its output."""
+    """Buildah with a store of its own, which is removed when the context ends, and a log for its output.
 
-    def __init__(self, store: Path, runtime: Path, log: Path) -> None:
+    Raises:
+        ImageError: buildah is not installed, or this user cannot use it.
+    """
+
+    def __init__(self, scratch: Path, log: Path) -> None:
         if shutil.which("buildah") is None:
             raise ImageError(
                 "expected buildah, which builds the image; it is not installed",
@@ -51,8 +56,21 @@ class Builder:
             )
         if os.geteuid() != 0:
             raise ImageError("expected to run as root, which owns the files of the image", hint="use sudo")
-        self._store = ("--root", str(store), "--runroot", str(runtime))
+        self._store = (
+            "--root", str(scratch / "store"), "--runroot", str(scratch / "run"), "--storage-driver", "overlay",
+            "--storage-opt", "overlay.skip_mount_home=true",
+        )  # fmt: skip
+        self._environment = {**os.environ, "TMPDIR": str(scratch)}
         self._log = log
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Unmounts what an interrupted build left mounted, so that the store can be removed.
+        self._run("rm", "--all", check=False)
 
     def import_base(self, layout: Path, digest: str) -> str:
         """Load a base image from an OCI layout; returns its name with digest."""
@@ -93,36 +111,29 @@ class Builder:
         finally:
             self._output("rm", container)
 
-    def remove(self, image: str) -> None:
-        """Remove a built image from the store; layers of the base stay for the next build."""
-        self._output("rmi", image)
-
     # processes
 
     def _output(self, *arguments: str) -> str:
-        done = subprocess.run(
-            ["buildah", *self._store, *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        if done.returncode:
-            raise ImageError(f"buildah {arguments[0]} failed: {' '.join(done.stderr.split())[-500:]}")
-        return done.stdout
+        return self._run(*arguments).stdout
 
     def _logged(self, *arguments: str) -> None:
         with self._log.open("ab") as log:
-            done = subprocess.run(
-                ["buildah", *self._store, *arguments],
-                stdout=log,
-                stderr=log,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            )
+            done = self._run(*arguments, check=False, log=log)
         if done.returncode:
             last = "\n".join(self._log.read_text("utf-8", "replace").splitlines()[-LOG_LINES:])
             raise ImageError(f"buildah {arguments[0]} failed; the end of {self._log}:\n{last}")
+
+    def _run(
+        self, *arguments: str, check: bool = True, log: IO[bytes] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        out = log or subprocess.PIPE
+        done = subprocess.run(
+            ["buildah", *self._store, *arguments],
+            env=self._environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, text=True, check=False,
+        )  # fmt: skip
+        if check and done.returncode:
+            raise ImageError(f"buildah {arguments[0]} failed: {' '.join(done.stderr.split())[-500:]}")
+        return done
 
 
 def _on_loopback(image: str) -> bool:

@@ -55,15 +55,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-TOGETHER = frozenset(
-    {
-        "tests/end_to_end/test_bad_results.py",
-        "tests/end_to_end/test_canaries.py",
-        "tests/end_to_end/test_resumption.py",
-        "tests/training/test_compilation.py",
-    }
+TOGETHER = (
+    "tests/container/",
+    "tests/end_to_end/test_bad_results.py",
+    "tests/end_to_end/test_canaries.py",
+    "tests/end_to_end/test_resumption.py",
+    "tests/training/test_compilation.py",
 )
-"""Modules whose tests share what takes long to make: pytest-xdist gives each of them to one process."""
+"""Modules and a directory whose tests share what takes long to make: pytest-xdist gives each to one process."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -72,8 +71,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadScopeScheduling
 
     def scope_of(node_id: str) -> str:
-        path = node_id.partition("::")[0]
-        return path if path in TOGETHER else node_id
+        return next((scope for scope in TOGETHER if node_id.startswith(scope)), node_id)
 
     scheduling: Any = LoadScopeScheduling(config, log)
     scheduling._split_scope = scope_of
