@@ -235,6 +235,13 @@ def test_the_image_starts_the_job_and_is_made_of_the_locks() -> None:
         assert (ROOT / f"requirements/image-{variant}.txt").is_file()
 
 
+def test_every_data_file_of_the_package_is_installed() -> None:
+    package = ROOT / "trainer"
+    data = {path for path in package.rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
+    listed = PROJECT["tool"]["setuptools"]["package-data"]["trainer"]
+    assert {path.relative_to(package).as_posix() for path in data} == {*listed}
+
+
 def build_context() -> set[str]:
     """Files of the package in the build context: the last pattern of `.dockerignore` that matches decides."""
     lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
