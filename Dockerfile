@@ -34,7 +34,8 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
 COPY pyproject.toml README.md LICENSE ./
 # Without trainer/simulator, which .dockerignore leaves out: nothing in the image can forge evidence.
 COPY trainer trainer
-# What the project is built with is locked too, and leaves the image again; so does what uv notes of the time.
+# What the project is built with is locked too, and leaves the image again: torch names setuptools for building
+# extensions, which no job does. So does what uv notes of the time.
 RUN /opt/trainer/bin/python -c "from setuptools.build_meta import build_wheel; build_wheel('dist')" >/dev/null \
     && uv pip install --no-deps --no-index --find-links dist confidential-trainer \
     && uv pip uninstall setuptools \
