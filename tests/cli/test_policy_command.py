@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from trainer.attestation.dstack.event_log import parse_event_log, payloads
 from trainer.cli.app import run_command_line as run
+from trainer.deployment import CLEAN_START_SHA256, DeploymentProfile
+from trainer.deployment import render_app_compose as render_profile
 from trainer.errors import ExitCode
 from trainer.provider import read_policy
 from trainer.simulator.compose_files import render_app_compose
@@ -125,6 +128,19 @@ def test_a_terminal_is_asked(
     assert not (tmp_path / "policy.yaml").exists()
     assert init(job, reviewed) == ExitCode.DONE
     assert digest(REWRITTEN) in asked[0]
+
+
+@pytest.mark.parametrize("profile", DeploymentProfile)
+def test_a_job_of_each_shipped_profile_is_appraised_and_accepted(
+    deploy: Deploy, tmp_path: Path, profile: DeploymentProfile
+) -> None:
+    compose = (Path(__file__).parents[2] / "configs" / "docker-compose.yaml").read_text("utf-8")
+    reviewed = tmp_path / "reviewed.json"
+    reviewed.write_bytes(render_profile(compose, profile, key_provider_id="ab" * 32 if profile == "kms" else None))
+    job = deploy(reviewed.read_text())
+    assert init(job, reviewed) == ExitCode.DONE
+    scripts = payloads(parse_event_log(job.vm.quote(bytes(64)).event_log), "init-script-hash")
+    assert [each.hex() for each in scripts] == ([CLEAN_START_SHA256] if profile == "kms" else [])
 
 
 # attacks

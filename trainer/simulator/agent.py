@@ -237,6 +237,7 @@ class SimulatedVm:
             self._event("system-preparing"),
             self._event("app-id", self.app_id),
             self._event("compose-hash", self.compose_hash),
+            *self._init_script_events(),
             *self._gpu_events(),
             self._event("instance-id", self.instance_id),
             self._event("boot-mr-done"),
@@ -244,6 +245,14 @@ class SimulatedVm:
             self._event("key-provider", self.key_provider.encode()),
             self._event("storage-fs", b"zfs"),
             self._event("system-ready"),
+        )
+
+    def _init_script_events(self) -> tuple[RuntimeEvent, ...]:
+        """One event for each script, over its exact bytes, as guests of dstack's 0.6 line measure them."""
+        scripts = self.app.get("init_script") or []
+        texts = [scripts] if isinstance(scripts, str) else scripts if isinstance(scripts, list) else []
+        return tuple(
+            self._event("init-script-hash", hashlib.sha256(str(text).encode()).digest()) for text in texts
         )
 
     def _gpu_events(self) -> tuple[RuntimeEvent, ...]:
