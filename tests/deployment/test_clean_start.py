@@ -23,7 +23,7 @@ from trainer.sealing.sealed_checkpoint import CheckpointKeys
 ROOT = Path(__file__).parents[2]
 ENGINES = ("docker", "containerd", "containerd-stargz-grpc", "nerdctl", "sysbox")
 CHECKPOINT = f"checkpoint-{'0a' * 8}-{7:016d}.age"
-SEALED = ("dataset.age", "result.tar.age", CHECKPOINT)
+SEALED = ("dataset.age", "result.tar.age", "end.sealed", CHECKPOINT)
 
 pytestmark = [
     pytest.mark.slow,  # each test runs a shell

@@ -12,7 +12,7 @@ is_directory() { [ -d "$1" ] && [ ! -L "$1" ]; }
 # Moves the sealed files of a directory: regular files with a name such as dataset.age. Opening them authenticates
 # their content, so only their kind matters here. Owner and mode are set: no set-user-ID bit, no capability.
 retain() {
-    for file in "$1"/*.age; do
+    for file in "$1"/*.age "$1/end.sealed"; do
         case ${file##*/} in *[!a-z0-9.-]* | -*) continue ;; esac
         if [ -f "$file" ] && [ ! -L "$file" ]; then
             chown 0:0 "$file"
