@@ -59,6 +59,7 @@ TOGETHER = (
     "tests/container/",
     "tests/end_to_end/test_bad_results.py",
     "tests/end_to_end/test_canaries.py",
+    "tests/end_to_end/test_refused_submissions.py",
     "tests/end_to_end/test_resumption.py",
     "tests/training/test_compilation.py",
 )

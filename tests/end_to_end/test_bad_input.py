@@ -70,46 +70,6 @@ def test_a_workspace_on_a_disk(started_trainer: Trainer, write_spec: WriteSpec, 
 # verification
 
 
-def test_a_development_root_that_the_policy_does_not_name(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
-) -> None:
-    spec = write_spec(tmp_path / "job.yaml")
-    job: Job = start_job(spec)
-    policy, record = provider.policy(spec, development=False), tmp_path / "attestation.json"
-    ran = trainer("verify", job.url, "--policy", policy, "-o", record, "--json")
-    assert ran.code == 4
-    checks = json.loads(ran.out.splitlines()[0])["checks"]
-    assert checks["root-of-trust"] == "contraindicated"
-    recipient = provider.keygen()
-    sealed = tmp_path / "dataset.age"
-    assert_error(
-        trainer("seal", data, "--attestation", record, "-r", recipient, "-o", sealed), 4, "verification-failed"
-    )
-    result = tmp_path / "result"
-    submitted = trainer(
-        "submit", data, "--job-url", job.url, "--policy", policy, "-i", provider.identity, "-o", result
-    )
-    assert_error(submitted, 4, "verification-failed")
-    assert not sealed.exists()
-    assert not result.exists()
-    assert not any(event["event"] == "dataset-received" for event in job.events)
-
-
-def test_an_edited_attestation_result_does_not_open_the_way(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
-) -> None:
-    spec = write_spec(tmp_path / "job.yaml")
-    job: Job = start_job(spec)
-    record = tmp_path / "attestation.json"
-    trainer("verify", job.url, "--policy", provider.policy(spec, development=False), "-o", record)
-    edited = json.loads(record.read_bytes())
-    edited["result"]["status"] = "pass"
-    record.write_text(json.dumps(edited))
-    ran = trainer("seal", data, "--attestation", record, "-r", provider.keygen(), "-o", tmp_path / "x.age")
-    assert ran.code == 4
-    assert not (tmp_path / "x.age").exists()
-
-
 def test_evidence_from_a_file_needs_the_nonce_that_was_asked_for(
     start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, tmp_path: Path
 ) -> None:
@@ -133,26 +93,6 @@ def test_evidence_from_a_file_needs_the_nonce_that_was_asked_for(
 
 
 # the dataset
-
-
-def test_a_malformed_row_is_found_before_anything_is_sent(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, rows: str, tmp_path: Path
-) -> None:
-    spec = write_spec(tmp_path / "job.yaml")
-    job: Job = start_job(spec)
-    data = tmp_path / "train.jsonl"
-    data.write_text(
-        rows + '{"messages": [{"role": "user", "content": "canary-in-a-bad-row"}, {"role": "assistant"}]}\n'
-    )
-    provider.keygen()
-    ran = trainer(
-        "submit", data, "--job-url", job.url, "--policy", provider.policy(spec), "-i", provider.identity,
-        "-o", tmp_path / "result",
-    )  # fmt: skip
-    assert_error(ran, 6, "dataset-row-invalid", "row 40", "messages[1]")
-    assert "canary" not in ran.err + ran.out
-    assert not any(event["event"] == "dataset-received" for event in job.events)
-    assert_error(trainer("validate", data, "--job", spec), 6, "dataset-row-invalid", "row 40")
 
 
 ASKED = '{"role": "user", "content": "canary-in-a-bad-row"}'

@@ -11,7 +11,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO
+
+from trainer.ipc.worker_messages import FROM_WORKER, TO_WORKER, Progress, TrainingOrder
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = {"OMP_NUM_THREADS": "1", "HF_ENDPOINT": "", "WANDB_MODE": "online"}
@@ -66,6 +69,25 @@ class ForkedWorker:
             with suppress(ProcessLookupError):  # it ended by itself, and the server has waited for it
                 self.send_signal(signal.SIGKILL)
             self.wait()
+
+
+@contextmanager
+def in_training(
+    server: socket.socket, order: TrainingOrder, processes: int
+) -> Iterator[tuple[ForkedWorker, IO[bytes]]]:
+    """Fork a worker; yields it after its first step, with its further messages. Kills it at the end."""
+    read, write = os.pipe()
+    with TemporaryFile() as instructions, Path(os.devnull).open("r+b") as nothing:
+        instructions.write(TO_WORKER.encode(order))
+        instructions.seek(0)
+        files = (instructions, nothing, nothing, write)
+        worker = ForkedWorker(server, files, ["--processes", str(processes)], {**os.environ, **VARIABLES})
+    os.close(write)
+    with os.fdopen(read, "rb") as events:
+        while not isinstance(FROM_WORKER.parse(events.readline()), Progress):
+            pass
+        yield worker, events
+    worker.kill()
 
 
 @contextmanager

@@ -9,17 +9,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import IO, Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.forked_worker import ForkedWorker
+from tests.training.forked_worker import ForkedWorker, in_training
 from trainer.errors import ErrorCode, ExitCode, JobError
 from trainer.ipc.worker_messages import (
     FROM_WORKER,
@@ -108,23 +107,7 @@ StartTraining = Callable[[TrainingOrder], AbstractContextManager[tuple[ForkedWor
 def training(worker_server: socket.socket) -> StartTraining:
     """`with training(order) as (process, events)`: a worker of two processes in the middle of a long training."""
 
-    @contextmanager
-    def start(order: TrainingOrder) -> Iterator[tuple[ForkedWorker, IO[bytes]]]:
-        read, write = os.pipe()
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with TemporaryFile() as instructions, Path(os.devnull).open("r+b") as nothing:
-            instructions.write(TO_WORKER.encode(order))
-            instructions.seek(0)
-            files = (instructions, nothing, nothing, write)
-            process = ForkedWorker(worker_server, files, ["--processes", "2"], environment)
-        os.close(write)
-        with os.fdopen(read, "rb") as events:
-            while not isinstance(FROM_WORKER.parse(events.readline()), Progress):
-                pass
-            yield process, events
-        process.kill()
-
-    return start
+    return lambda order: in_training(worker_server, order, 2)
 
 
 def children(pid: int) -> list[int]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 import random
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,10 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.training.forked_worker import in_training
 from trainer.errors import ErrorCode, ExitCode
 from trainer.ipc.worker_messages import (
     FROM_WORKER,
-    TO_WORKER,
     Failed,
     Finished,
     Metrics,
@@ -201,7 +202,9 @@ def test_divergence_leaves_no_adapter(
     assert not (ended.output_dir / "adapter").exists()
 
 
-def test_being_told_to_stop(chat_file: Path, make_spec: MakeSpec, tiny_model: Path, tmp_path: Path) -> None:
+def test_being_told_to_stop(
+    worker_server: socket.socket, chat_file: Path, make_spec: MakeSpec, tiny_model: Path, tmp_path: Path
+) -> None:
     (tmp_path / "output").mkdir()
     order = TrainingOrder(
         spec=make_spec(train={"max_steps": 10**6}),
@@ -209,24 +212,14 @@ def test_being_told_to_stop(chat_file: Path, make_spec: MakeSpec, tiny_model: Pa
         data_files={"chat.jsonl": chat_file},
         output_dir=tmp_path / "output",
     )
-    read, write = os.pipe()
-    command = [sys.executable, "-m", "trainer.worker", "--events-fd", str(write)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=(write,), cwd=ROOT
-    ) as process:
-        os.close(write)
-        assert process.stdin is not None
-        process.stdin.write(TO_WORKER.encode(order))
-        process.stdin.close()
-        with os.fdopen(read, "rb") as events:
-            while not isinstance(FROM_WORKER.parse(events.readline()), Progress):
-                pass
-            process.terminate()
-            *_, last = events
+    with in_training(worker_server, order, 1) as (process, events):
+        process.send_signal(signal.SIGTERM)
+        *_, last = events
+        code = process.wait(30)
     message = FROM_WORKER.parse(last)
     assert isinstance(message, Failed)
     assert message.code is ErrorCode.INTERRUPTED
-    assert process.returncode == ExitCode.JOB
+    assert code == ExitCode.JOB
     assert not (tmp_path / "output" / ".scratch").exists()
 
 
