@@ -216,8 +216,9 @@ class SimulatedVm:
         """
         if not name or name in SYSTEM_EVENTS:
             raise ValueError("event: expected a name that the system does not use")
+        event = RuntimeEvent(name, payload, self.options.event_version)
         with self._lock:
-            self._events = (*self._events, self._event(name, payload))
+            self._events = (*self._events, event)
 
     def _with_faults(self, layer: FaultLayer, honest: Any) -> Any:
         return apply_faults(self.options.faults, layer, honest)
@@ -229,33 +230,27 @@ class SimulatedVm:
                 document.clear()
                 document.update(changed)
 
-    def _event(self, name: str, payload: bytes = b"") -> RuntimeEvent:
-        return RuntimeEvent(name, payload, self.options.event_version)
-
     def _runtime_events(self) -> tuple[RuntimeEvent, ...]:
-        return (
-            self._event("system-preparing"),
-            self._event("app-id", self.app_id),
-            self._event("compose-hash", self.compose_hash),
-            *self._init_script_events(),
-            *self._gpu_events(),
-            self._event("instance-id", self.instance_id),
-            self._event("boot-mr-done"),
-            self._event("os-image-hash", self.os_image_hash),
-            self._event("key-provider", self.key_provider.encode()),
-            self._event("storage-fs", b"zfs"),
-            self._event("system-ready"),
-        )
-
-    def _init_script_events(self) -> tuple[RuntimeEvent, ...]:
-        """One event for each script, over its exact bytes, as guests of dstack's 0.6 line measure them."""
+        """Returns what the OS measures into RTMR3, in the order in which it boots."""
+        # Guests of dstack's 0.6 line measure each script by an event of its own, over its exact bytes.
         scripts = self.app.get("init_script") or []
         texts = [scripts] if isinstance(scripts, str) else scripts if isinstance(scripts, list) else []
-        return tuple(
-            self._event("init-script-hash", hashlib.sha256(str(text).encode()).digest()) for text in texts
+        measured = (
+            ("system-preparing", b""),
+            ("app-id", self.app_id),
+            ("compose-hash", self.compose_hash),
+            *(("init-script-hash", hashlib.sha256(str(text).encode()).digest()) for text in texts),
+            *self._gpu_payloads(),
+            ("instance-id", self.instance_id),
+            ("boot-mr-done", b""),
+            ("os-image-hash", self.os_image_hash),
+            ("key-provider", self.key_provider.encode()),
+            ("storage-fs", b"zfs"),
+            ("system-ready", b""),
         )
+        return tuple(RuntimeEvent(name, payload, self.options.event_version) for name, payload in measured)
 
-    def _gpu_events(self) -> tuple[RuntimeEvent, ...]:
+    def _gpu_payloads(self) -> tuple[tuple[str, bytes], ...]:
         if not self.options.gpu_attestation:
             return ()
         requirements = self.app.get("requirements")
@@ -269,8 +264,8 @@ class SimulatedVm:
             "evidence_sha256": sha256_hex(self.options.gpu_attestation.encode()),
         }
         return (
-            self._event("gpu-policy-hash", hashlib.sha256(canonical_json(policy or {})).digest()),
-            self._event("gpu-attestation", json.dumps(attestation, separators=(",", ":")).encode()),
+            ("gpu-policy-hash", hashlib.sha256(canonical_json(policy or {})).digest()),
+            ("gpu-attestation", json.dumps(attestation, separators=(",", ":")).encode()),
         )
 
 

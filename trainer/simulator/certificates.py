@@ -120,7 +120,7 @@ def revocation_list(issuer: Authority, now: int, until: int, revoked: Iterable[A
         .last_update(time - _DAY)
         .next_update(dt.datetime.fromtimestamp(until, dt.UTC))
         .add_extension(x509.CRLNumber(1), critical=False)
-        .add_extension(_authority_key_identifier(issuer.key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key()), critical=False)
     )
     for authority in revoked:
         entry = x509.RevokedCertificateBuilder().serial_number(authority.certificate.serial_number)
@@ -137,7 +137,7 @@ def _extensions(
     is_ca = ca_path_length is not None
     extensions: list[tuple[x509.ExtensionType, bool]] = [
         (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),
-        (_authority_key_identifier(signer), False),
+        (x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False),
         (x509.BasicConstraints(ca=is_ca, path_length=ca_path_length), True),
         (_key_usage(is_ca=is_ca), True),
     ]
@@ -145,10 +145,6 @@ def _extensions(
         oid = x509.ObjectIdentifier(SGX_EXTENSION_OID)
         extensions.append((x509.UnrecognizedExtension(oid, sgx_extension), False))
     return extensions
-
-
-def _authority_key_identifier(key: ec.EllipticCurvePrivateKey) -> x509.AuthorityKeyIdentifier:
-    return x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
 
 
 def _key_usage(*, is_ca: bool) -> x509.KeyUsage:

@@ -8,6 +8,7 @@ Source: Intel SGX PCK Certificate and Certificate Revocation List Profile Specif
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,30 +59,28 @@ class SgxExtension:
             self.configuration.cached_keys,
             self.configuration.smt_enabled,
         )
-        return _der_sequence(
-            _oid_entry(".1", asn1.encode_der(self.ppid)),
-            _oid_entry(
-                ".2", _der_sequence(*(_oid_entry(f".2.{i}", value) for i, value in enumerate(tcb, start=1)))
-            ),
-            _oid_entry(".3", asn1.encode_der(self.pce_id)),
-            _oid_entry(".4", asn1.encode_der(self.fmspc)),
-            _oid_entry(".5", _tag_length_value(_ENUMERATED, bytes([self.sgx_type]))),
-            _oid_entry(".6", asn1.encode_der(self.platform_instance_id)),
-            _oid_entry(
-                ".7",
-                _der_sequence(
-                    *(_oid_entry(f".7.{i}", asn1.encode_der(on)) for i, on in enumerate(flags, start=1))
-                ),
-            ),
+        return _numbered_entries(
+            "",
+            [
+                asn1.encode_der(self.ppid),
+                _numbered_entries(".2", tcb),
+                asn1.encode_der(self.pce_id),
+                asn1.encode_der(self.fmspc),
+                _tag_length_value(_ENUMERATED, bytes([self.sgx_type])),
+                asn1.encode_der(self.platform_instance_id),
+                _numbered_entries(".7", [asn1.encode_der(flag) for flag in flags]),
+            ],
         )
 
 
-def _oid_entry(suffix: str, value: bytes) -> bytes:
-    return _der_sequence(asn1.encode_der(x509.ObjectIdentifier(SGX_EXTENSION_OID + suffix)), value)
-
-
-def _der_sequence(*items: bytes) -> bytes:
-    return _tag_length_value(_SEQUENCE, b"".join(items))
+def _numbered_entries(parent: str, values: Iterable[bytes]) -> bytes:
+    """Returns the SEQUENCE of entries whose object identifiers end with `parent` and their number, from 1."""
+    entries = b""
+    for number, value in enumerate(values, start=1):
+        oid = x509.ObjectIdentifier(f"{SGX_EXTENSION_OID}{parent}.{number}")
+        entries += _tag_length_value(_SEQUENCE, asn1.encode_der(oid) + value)
+    # A value comes already encoded, since the entries 2 and 7 are sequences of entries themselves.
+    return _tag_length_value(_SEQUENCE, entries)
 
 
 def _tag_length_value(tag: int, value: bytes) -> bytes:

@@ -41,6 +41,8 @@ def tcb_info(date: str, evaluation_number: int, status: str, advisories: Sequenc
     }
     if advisories:
         level["advisoryIDs"] = list(advisories)
+    # Intel's TDX modules have a signer of zeros and no attributes; the TD report repeats both.
+    module = {"mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "FF" * 8}
     module_level = {"tcb": {"isvsvn": MODULE_SVN}, "tcbDate": date, "tcbStatus": "UpToDate"}
     return {
         "id": "TDX",
@@ -49,8 +51,8 @@ def tcb_info(date: str, evaluation_number: int, status: str, advisories: Sequenc
         "pceId": PCE_ID.hex(),
         "tcbType": 0,
         "tcbEvaluationDataNumber": evaluation_number,
-        "tdxModule": _unsigned_module(),
-        "tdxModuleIdentities": [{"id": "TDX_01", **_unsigned_module(), "tcbLevels": [module_level]}],
+        "tdxModule": module,
+        "tdxModuleIdentities": [{"id": "TDX_01", **module, "tcbLevels": [module_level]}],
         "tcbLevels": [level],
     }
 
@@ -87,8 +89,3 @@ def platform_extension(seed: bytes, configuration: PlatformConfiguration) -> Sgx
 def rfc3339(time: int) -> str:
     """Formats seconds since 1970 as `YYYY-MM-DDThh:mm:ssZ`, the form of all dates in the documents."""
     return dt.datetime.fromtimestamp(time, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _unsigned_module() -> dict[str, str]:
-    """Returns the identity of Intel's TDX modules: a signer of zeros and no attributes."""
-    return {"mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "FF" * 8}

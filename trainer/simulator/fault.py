@@ -50,18 +50,18 @@ class Fault:
     """One false value.
 
     Attributes:
+        layer: which value it changes.
         name: kebab-case.
         code: code of the check that must detect it.
         description: the false value in one line.
-        layer: which value it changes.
         change: takes the true value of the layer and returns the false one; it does not modify its argument.
         also: codes of further checks that fail because of the same value.
     """
 
+    layer: FaultLayer
     name: str
     code: str
     description: str
-    layer: FaultLayer
     change: Callable[[Any], Any]
     also: tuple[str, ...] = ()
 
@@ -78,3 +78,10 @@ def apply_faults(faults: Iterable[Fault], layer: FaultLayer, honest: Any) -> Any
         if fault.layer is layer:
             value = fault.change(value)
     return value
+
+
+def flip_middle_bit(data: bytes) -> bytes:
+    """Returns `data` with the lowest bit of its middle byte flipped."""
+    flipped = bytearray(data)
+    flipped[len(flipped) // 2] ^= 1
+    return bytes(flipped)

@@ -39,18 +39,23 @@ _GPU: Final = (
         "gpu-count", "gpu-boot-count", "a GPU more than the evidence shows", _change_gpu_event(devices=2)
     ),
     Fault(
-        "gpu-text", "gpu-boot", "GPU evidence other than measured", FaultLayer.GPU_INFO, lambda text: text + " "
+        FaultLayer.GPU_INFO, "gpu-text", "gpu-boot", "GPU evidence other than measured", lambda text: text + " "
     ),
-    Fault("gpu-text-missing", "gpu-boot", "GPU evidence withheld", FaultLayer.GPU_INFO, lambda _: ""),
+    Fault(FaultLayer.GPU_INFO, "gpu-text-missing", "gpu-boot", "GPU evidence withheld", lambda _: ""),
 )
 
 
-def _change_signatures(change: Callable[[tuple[bytes, ...]], tuple[bytes, ...]]) -> Callable[[SimulatedKey], Any]:
-    return lambda key: dataclasses.replace(key, signature_chain=change(key.signature_chain))  # type: ignore[arg-type]
-
-
-def _key_fault(name: str, description: str, change: Callable[[SimulatedKey], Any]) -> Fault:
-    return Fault(name, "key-chain", description, FaultLayer.KEY, change)
+def _signature_fault(
+    name: str, description: str, change: Callable[[tuple[bytes, ...]], tuple[bytes, ...]]
+) -> Fault:
+    """Returns a fault of the signatures over a derived key, the app key's first."""
+    return Fault(
+        FaultLayer.KEY,
+        name,
+        "key-chain",
+        description,
+        lambda key: dataclasses.replace(key, signature_chain=change(key.signature_chain)),
+    )
 
 
 def _flip_signature_bit(signature: bytes) -> bytes:
@@ -64,42 +69,42 @@ def _unsigned_key(key: SimulatedKey) -> SimulatedKey:
 
 
 _KEYS: Final = (
-    _key_fault(
+    _signature_fault(
         "key-signature",
         "a false signature over the derived key",
-        _change_signatures(lambda c: (_flip_signature_bit(c[0]), c[1])),
+        lambda c: (_flip_signature_bit(c[0]), c[1]),
     ),
-    _key_fault(
+    _signature_fault(
         "app-key-signature",
         "a false signature over the app key",
-        _change_signatures(lambda c: (c[0], _flip_signature_bit(c[1]))),
+        lambda c: (c[0], _flip_signature_bit(c[1])),
     ),
-    _key_fault("key-chain-short", "no signature by the key service", _change_signatures(lambda c: c[:1])),
-    _key_fault("key-chain-long", "one signature too many", _change_signatures(lambda c: (*c, c[1]))),
-    _key_fault("key-chain-swapped", "signatures in the wrong order", _change_signatures(lambda c: c[::-1])),
-    _key_fault("unsigned-key", "a key that the app's key did not sign", _unsigned_key),
+    _signature_fault("key-chain-short", "no signature by the key service", lambda c: c[:1]),
+    _signature_fault("key-chain-long", "one signature too many", lambda c: (*c, c[1])),
+    _signature_fault("key-chain-swapped", "signatures in the wrong order", lambda c: c[::-1]),
+    Fault(FaultLayer.KEY, "unsigned-key", "key-chain", "a key that the app's key did not sign", _unsigned_key),
     Fault(
+        FaultLayer.KEY_SEED,
         "key-service",
         "key-chain",
         "keys of another key service",
-        FaultLayer.KEY_SEED,
         lambda seed: b"another key service" + seed,
     ),
 )
 
 _HOST: Final = (
     Fault(
+        FaultLayer.VM_CONFIG,
         "development-image",
         "os-development",
         "an OS image that lets developers in",
-        FaultLayer.VM_CONFIG,
         lambda config: config | {"image": "dstack-dev-0.6.0"},
     ),
     Fault(
+        FaultLayer.APP_COMPOSE,
         "compose-text",
         "compose-hash",
         "another app-compose shown than measured",
-        FaultLayer.APP_COMPOSE,
         lambda text: text + " ",
         also=("compose-accepted", "mr-config-id"),
     ),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from typing import Any, Final
@@ -38,40 +38,40 @@ _MISSING_TOO: Final = {
 """Further checks that fail without the event, because they read its payload."""
 
 
-def _find_event(events: Events, name: str) -> tuple[int, RuntimeEvent]:
-    for index, event in enumerate(events):
-        if isinstance(event, RuntimeEvent) and event.name == name:
-            return index, event
-    raise UsageError(ErrorCode.USAGE, "a fault", expected=f"a VM that measures {name}", found="one that does not")
+measured_fault: Final = functools.partial(Fault, FaultLayer.EVENTS)
+"""Makes a fault of the measured events: registers and log agree, so replay alone cannot detect it."""
+
+_shown_log_fault: Final = functools.partial(Fault, FaultLayer.EVENT_LOG)
 
 
-def measured_fault(
-    name: str,
-    code: str,
-    description: str,
-    change: Callable[[Events], Events],
-    also: tuple[str, ...] = (),
-) -> Fault:
-    """Returns a fault of the measured events: registers and log agree, so replay alone cannot detect it."""
-    return Fault(name, code, description, FaultLayer.EVENTS, change, also)
-
-
-def replace_payload(name: str, change: Callable[[bytes], bytes]) -> Callable[[Events], Events]:
-    """Returns the change that replaces the payload of one event.
+def _change_at(name: str, change: Callable[[Any, int], Events]) -> Callable[[Events], Events]:
+    """Returns the change that `change` makes of the events and the position of one of them.
 
     Raises:
         UsageError: when the change is applied, if the VM measures no such event: a fault must change something.
     """
 
     def changed(events: Events) -> Events:
-        at, event = _find_event(events, name)
-        return (*events[:at], dataclasses.replace(event, payload=change(event.payload)), *events[at + 1 :])
+        names = [getattr(event, "name", "") for event in events]
+        if name not in names:
+            raise UsageError(
+                ErrorCode.USAGE, "a fault", expected=f"a VM that measures {name}", found="one that does not"
+            )
+        return change(events, names.index(name))
 
     return changed
 
 
-def _remove_event(name: str) -> Callable[[Events], Events]:
-    return lambda events: tuple(event for event in events if getattr(event, "name", "") != name)
+def replace_payload(name: str, change: Callable[[bytes], bytes]) -> Callable[[Events], Events]:
+    """Returns the change that replaces the payload of one event; raises as `_change_at` does."""
+    return _change_at(
+        name,
+        lambda events, at: (
+            *events[:at],
+            dataclasses.replace(events[at], payload=change(events[at].payload)),
+            *events[at + 1 :],
+        ),
+    )
 
 
 def _replace_boot_digest(register: int) -> Callable[[Events], Events]:
@@ -79,26 +79,15 @@ def _replace_boot_digest(register: int) -> Callable[[Events], Events]:
     return lambda events: tuple(other if event.register == register else event for event in events)
 
 
-def _shown_log_fault(name: str, code: str, description: str, edit: Callable[[Log], None]) -> Fault:
+def _set_entry_fields(name: str, **changes: Any) -> Callable[[Log], Log]:
+    """Returns the change of fields of one entry in a copy of the log; None removes the field."""
+
     def change(log: Log) -> Log:
-        edited = copy.deepcopy(log)
-        edit(edited)
-        return edited
+        at = next(index for index, entry in enumerate(log) if entry["event"] == name)
+        entry = {field: value for field, value in (log[at] | changes).items() if value is not None}
+        return [*log[:at], entry, *log[at + 1 :]]
 
-    return Fault(name, code, description, FaultLayer.EVENT_LOG, change)
-
-
-def _set_entry_fields(name: str, **changes: Any) -> Callable[[Log], None]:
-    return lambda log: next(entry for entry in log if entry["event"] == name).update(changes)
-
-
-def _replace_shown_payload(name: str) -> Callable[[Log], None]:
-    def edit(log: Log) -> None:
-        entry = next(entry for entry in log if entry["event"] == name)
-        entry |= {"event_payload": "07", "digest": ""}
-        entry.pop("preimage", None)  # the preimage contains the payload and would contradict the false one
-
-    return edit
+    return change
 
 
 def _shown_each(name: str) -> tuple[Fault, ...]:
@@ -128,28 +117,33 @@ def _shown_each(name: str) -> tuple[Fault, ...]:
 
 def _measured_each(name: str) -> tuple[Fault, ...]:
     """Returns the faults of the position of one measured event."""
-
-    def repeat(events: Events) -> Events:
-        at, event = _find_event(events, name)
-        return (*events[: at + 1], event, *events[at + 1 :])
-
-    def swap_with_previous(events: Events) -> Events:
-        at, event = _find_event(events, name)
-        return (*events[: at - 1], event, events[at - 1], *events[at + 1 :])
-
-    faults = [measured_fault(f"repeated-{name}", "event-order", f"{name} twice", repeat)]
+    faults = [
+        measured_fault(
+            f"repeated-{name}",
+            "event-order",
+            f"{name} twice",
+            _change_at(name, lambda events, at: (*events[: at + 1], *events[at:])),
+        )
+    ]
     if name != "system-ready":  # it is the last event already
         faults.append(
             measured_fault(
                 f"late-{name}",
                 "event-order",
                 f"{name} after system-ready",
-                lambda events: (*events, _find_event(events, name)[1]),
+                _change_at(name, lambda events, at: (*events, events[at])),
             )
         )
     if name != "system-preparing":  # it is the first runtime event
         faults.append(
-            measured_fault(f"early-{name}", "event-order", f"{name} before its turn", swap_with_previous)
+            measured_fault(
+                f"early-{name}",
+                "event-order",
+                f"{name} before its turn",
+                _change_at(
+                    name, lambda events, at: (*events[: at - 1], events[at], events[at - 1], *events[at + 1 :])
+                ),
+            )
         )
     return tuple(faults)
 
@@ -158,7 +152,11 @@ _EVENTS: Final = (
     *(fault for name in _SYSTEM for fault in _measured_each(name)),
     *(
         measured_fault(
-            f"missing-{name}", "event-order", f"no {name}", _remove_event(name), also=_MISSING_TOO.get(name, ())
+            f"missing-{name}",
+            "event-order",
+            f"no {name}",
+            _change_at(name, lambda events, at: (*events[:at], *events[at + 1 :])),
+            also=_MISSING_TOO.get(name, ()),
         )
         for name in _REQUIRED
     ),
@@ -210,19 +208,20 @@ _LOG: Final = (
             f"payload-{name}",
             "rtmr3-replay",
             f"another payload of {name} shown than measured",
-            _replace_shown_payload(name),
+            # The preimage contains the payload and would contradict the false one.
+            _set_entry_fields(name, event_payload="07", digest="", preimage=None),
         )
         for name in _SYSTEM
         if name not in _JUDGED_BY_CONTENT
     ),
     _shown_log_fault(
-        "log-without-event", "rtmr3-replay", "a log without storage-fs", lambda log: log.__delitem__(-2)
+        "log-without-event", "rtmr3-replay", "a log without storage-fs", lambda log: [*log[:-2], log[-1]]
     ),
     _shown_log_fault(
         "log-with-event",
         "rtmr3-replay",
         "a log with an event that was not measured",
-        lambda log: log.append(RuntimeEvent("mine").entry(with_digest=False)),
+        lambda log: [*log, RuntimeEvent("mine").entry(with_digest=False)],
     ),
     _shown_log_fault(
         "log-version", "event-log-format", "events of version 3", _set_entry_fields("storage-fs", version=3)
@@ -233,12 +232,12 @@ _LOG: Final = (
     _shown_log_fault(
         "log-field", "event-log-format", "a field that no log has", _set_entry_fields("storage-fs", more=1)
     ),
-    Fault("log-empty", "event-log-format", "no event log", FaultLayer.EVENT_LOG_TEXT, lambda _: ""),
+    Fault(FaultLayer.EVENT_LOG_TEXT, "log-empty", "event-log-format", "no event log", lambda _: ""),
     Fault(
+        FaultLayer.EVENT_LOG_TEXT,
         "log-key-twice",
         "event-log-format",
         "a log that two readers understand differently",
-        FaultLayer.EVENT_LOG_TEXT,
         lambda text: text.replace('{"imr":0,', '{"imr":0,"imr":0,', 1),
     ),
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import ssl
 import struct
 from collections.abc import Callable
 from typing import Any, Final
 
 from trainer.simulator.certificates import derive_p256_key, raw_signature
-from trainer.simulator.fault import Fault, FaultLayer
+from trainer.simulator.fault import Fault, FaultLayer, flip_middle_bit
 from trainer.simulator.pki import DevelopmentPki
 from trainer.simulator.quote import QuoteParts, field_ranges
 
@@ -18,12 +19,12 @@ _EXPIRED: Final = 1_600_000_000
 """September 2020, in seconds since 1970; all certificates are valid from January 2020."""
 
 
-def _set_header_fields(**changes: Any) -> Callable[[QuoteParts], QuoteParts]:
-    return lambda parts: dataclasses.replace(parts, header=dataclasses.replace(parts.header, **changes))
+_parts_fault: Final = functools.partial(Fault, FaultLayer.PARTS)
+"""Makes a fault whose quote has valid signatures over false parts."""
 
 
-def _set_enclave_fields(**changes: Any) -> Callable[[QuoteParts], QuoteParts]:
-    return lambda parts: dataclasses.replace(parts, qe_report=dataclasses.replace(parts.qe_report, **changes))
+def _set_part_fields(part: str, **changes: Any) -> Callable[[QuoteParts], QuoteParts]:
+    return lambda parts: dataclasses.replace(parts, **{part: dataclasses.replace(getattr(parts, part), **changes)})
 
 
 def _change_chain(change: Callable[[list[str]], list[str]]) -> Callable[[QuoteParts], QuoteParts]:
@@ -47,22 +48,12 @@ def _replace_root_bytes(old: str, new: str) -> Callable[[QuoteParts], QuoteParts
     return _change_chain(changed)
 
 
-def _flip_field_bit(region: str) -> Callable[[bytes], bytes]:
-    """Returns the change of one bit in the middle of a field of the signed quote."""
+def _change_field(name: str, change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    """Returns the change of the bytes of one field in the signed quote."""
 
     def changed(quote: bytes) -> bytes:
-        place = field_ranges(quote)[region]
-        data = bytearray(quote)
-        data[place[len(place) // 2]] ^= 1
-        return bytes(data)
-
-    return changed
-
-
-def _replace_number(region: str, value: int) -> Callable[[bytes], bytes]:
-    def changed(quote: bytes) -> bytes:
-        place = field_ranges(quote)[region]
-        return quote[: place.start] + value.to_bytes(len(place), "little") + quote[place.stop :]
+        place = field_ranges(quote)[name]
+        return quote[: place.start] + change(quote[place.start : place.stop]) + quote[place.stop :]
 
     return changed
 
@@ -85,12 +76,8 @@ def _append_counted_bytes(quote: bytes) -> bytes:
     return quote[: place.start] + struct.pack("<I", size + 5) + quote[place.stop :] + b"stray"
 
 
-def _parts_fault(name: str, code: str, description: str, change: Callable[[QuoteParts], QuoteParts]) -> Fault:
-    return Fault(name, code, description, FaultLayer.PARTS, change)
-
-
 def _platform_fault(name: str, code: str, description: str, **changes: Any) -> Fault:
-    return Fault(name, code, description, FaultLayer.PKI, lambda given: given | {"platform": changes})
+    return Fault(FaultLayer.PKI, name, code, description, lambda given: given | {"platform": changes})
 
 
 _FORGED_REGIONS: Final = {
@@ -119,66 +106,71 @@ _FORGED_REGIONS: Final = {
 """Fields that only a signature protects, or that are read after the signature is verified."""
 
 _HEADER: Final = (
-    _parts_fault("header-version", "quote-format", "a quote of version 3", _set_header_fields(version=3)),
+    _parts_fault("header-version", "quote-format", "a quote of version 3", _set_part_fields("header", version=3)),
     _parts_fault(
         "header-key-type",
         "quote-format",
         "an attestation key on P-384",
-        _set_header_fields(attestation_key_type=3),
+        _set_part_fields("header", attestation_key_type=3),
     ),
-    _parts_fault("header-tee-type", "quote-format", "a quote of an SGX enclave", _set_header_fields(tee_type=0)),
     _parts_fault(
-        "header-vendor", "quote-format", "another vendor's enclave", _set_header_fields(qe_vendor_id=bytes(16))
+        "header-tee-type", "quote-format", "a quote of an SGX enclave", _set_part_fields("header", tee_type=0)
+    ),
+    _parts_fault(
+        "header-vendor",
+        "quote-format",
+        "another vendor's enclave",
+        _set_part_fields("header", qe_vendor_id=bytes(16)),
     ),
 )
 
 _SIGNED: Final = tuple(
     Fault(
+        FaultLayer.QUOTE,
         f"forged-{name}",
         "quote-signature",
         f"one bit of the quote's {name} changed after it was signed",
-        FaultLayer.QUOTE,
-        _flip_field_bit(region),
+        _change_field(region, flip_middle_bit),
     )
     for region, name in _FORGED_REGIONS.items()
 )
 
 _SHAPE: Final = (
-    Fault("quote-cut-short", "quote-format", "a quote without its end", FaultLayer.QUOTE, lambda q: q[:-9]),
-    Fault("quote-header-only", "quote-format", "a header and nothing more", FaultLayer.QUOTE, lambda q: q[:48]),
+    Fault(FaultLayer.QUOTE, "quote-cut-short", "quote-format", "a quote without its end", lambda q: q[:-9]),
+    Fault(FaultLayer.QUOTE, "quote-header-only", "quote-format", "a header and nothing more", lambda q: q[:48]),
     Fault(
+        FaultLayer.QUOTE,
         "certification-kind",
         "quote-format",
         "certification data of another kind",
-        FaultLayer.QUOTE,
-        _replace_number("certification_type", 5),
+        _change_field("certification_type", lambda _: struct.pack("<H", 5)),
     ),
     Fault(
+        FaultLayer.QUOTE,
         "chain-kind",
         "platform-certificate",
         "a platform named by its id in place of its certificates",
-        FaultLayer.QUOTE,
-        _replace_number("chain_type", 1),
+        _change_field("chain_type", lambda _: struct.pack("<H", 1)),
     ),
     Fault(
+        FaultLayer.QUOTE,
         "bytes-after-quote",
         "quote-trailing-bytes",
         "bytes after the quote",
-        FaultLayer.QUOTE,
         lambda quote: quote + b"\0stray",
     ),
     Fault(
+        FaultLayer.QUOTE,
         "bytes-between-parts",
         "quote-trailing-bytes",
         "bytes inside the quote that belong to no part",
-        FaultLayer.QUOTE,
         _append_counted_bytes,
     ),
     Fault(
+        FaultLayer.QUOTE,
         "signature-of-another-key",
         "quote-signature",
         "the report signed by a key that the quoting enclave does not name",
-        FaultLayer.QUOTE,
         _sign_with_other_key,
     ),
 )
@@ -188,25 +180,37 @@ _ENCLAVE: Final = (
         "qe-binding",
         "quote-signature",
         "a quoting enclave that names another attestation key",
-        _set_enclave_fields(report_data=bytes(64)),
+        _set_part_fields("qe_report", report_data=bytes(64)),
     ),
     _parts_fault(
-        "qe-signer", "quoting-enclave", "an enclave of another signer", _set_enclave_fields(mr_signer=bytes(32))
+        "qe-signer",
+        "quoting-enclave",
+        "an enclave of another signer",
+        _set_part_fields("qe_report", mr_signer=bytes(32)),
     ),
     _parts_fault(
-        "qe-product", "quoting-enclave", "another enclave of the same signer", _set_enclave_fields(isv_prod_id=1)
+        "qe-product",
+        "quoting-enclave",
+        "another enclave of the same signer",
+        _set_part_fields("qe_report", isv_prod_id=1),
     ),
     _parts_fault(
-        "qe-version", "quoting-enclave", "an enclave older than any known", _set_enclave_fields(isv_svn=5)
+        "qe-version",
+        "quoting-enclave",
+        "an enclave older than any known",
+        _set_part_fields("qe_report", isv_svn=5),
     ),
     _parts_fault(
-        "qe-misc-select", "quoting-enclave", "an enclave with more state", _set_enclave_fields(misc_select=1)
+        "qe-misc-select",
+        "quoting-enclave",
+        "an enclave with more state",
+        _set_part_fields("qe_report", misc_select=1),
     ),
     _parts_fault(
         "qe-debug",
         "quoting-enclave",
         "a quoting enclave in debug mode",
-        _set_enclave_fields(attributes=bytes.fromhex("1300000000000000e700000000000000")),
+        _set_part_fields("qe_report", attributes=bytes.fromhex("1300000000000000e700000000000000")),
     ),
 )
 
@@ -238,17 +242,17 @@ _CERTIFICATES: Final = (
         _replace_root_bytes("06072a8648ce3d0201", "06072b8648ce3d0201"),
     ),
     Fault(
+        FaultLayer.PKI,
         "another-root",
         "root-of-trust",
         "quotes and collateral by a root that nobody named",
-        FaultLayer.PKI,
         lambda given: given | {"seed": _OTHER_SEED},
     ),
     Fault(
+        FaultLayer.PKI,
         "pck-expired",
         "platform-certificate",
         "a platform certificate that ran out",
-        FaultLayer.PKI,
         lambda given: given | {"pck_end": _EXPIRED},
     ),
     _platform_fault("pck-fmspc", "tcb-level", "a platform of another model", fmspc=bytes(6)),

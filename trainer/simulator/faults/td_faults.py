@@ -31,10 +31,10 @@ def _flip_bit(bit: int) -> Callable[[bytes], bytes]:
 
 def _td_fault(code: str, name: str, description: str, field: str, change: Callable[[bytes], bytes]) -> Fault:
     return Fault(
+        FaultLayer.TD,
         name,
         code,
         description,
-        FaultLayer.TD,
         lambda td: dataclasses.replace(td, **{field: change(getattr(td, field))}),
     )
 
@@ -111,7 +111,7 @@ _REGISTERS: Final = (
         "report_data",
         _flip_bit(511),
     ),
-    Fault("service-td", "service-td", "a service TD with power over the VM", FaultLayer.PARTS, _add_service_td),
+    Fault(FaultLayer.PARTS, "service-td", "service-td", "a service TD with power over the VM", _add_service_td),
 )
 
 _CONFIG_ID: Final = (
