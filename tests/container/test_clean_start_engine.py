@@ -25,8 +25,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-class Engine:
-    """A container engine of its own, in a network namespace of its own, below one directory."""
+class RestartedEngine:
+    """A container engine that is started again over its store, in a network namespace of its own."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.lib = root, root / "lib"
@@ -68,12 +68,12 @@ class Engine:
         )
 
 
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return Engine(tmp_path)
+@pytest.fixture(name="engine")
+def restarted_engine(tmp_path: Path) -> RestartedEngine:
+    return RestartedEngine(tmp_path)
 
 
-def plant(engine: Engine) -> None:
+def plant(engine: RestartedEngine) -> None:
     """Leaves what another version of the app can: a container that restarts, a volume bound to /etc."""
     root = engine.root / "image.tar"
     with tarfile.open(root, "w") as archive:
@@ -83,7 +83,7 @@ def plant(engine: Engine) -> None:
     engine.call("create", "--restart", "always", "--volume", f"{VOLUME_NAME}:/x", "planted:1", "/bin/true")
 
 
-def test_an_engine_starts_empty_and_takes_over_the_volume(engine: Engine) -> None:
+def test_an_engine_starts_empty_and_takes_over_the_volume(engine: RestartedEngine) -> None:
     data = engine.lib / "docker" / "volumes" / VOLUME_NAME / "_data"
     with engine.running():
         plant(engine)

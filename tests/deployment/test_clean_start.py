@@ -171,6 +171,7 @@ PLANTED: dict[str, tuple[str, Callable[[Path], object]]] = {
     "device": ("dataset.age", device),
     "directory": ("dataset.age", lambda path: (path / "below.age").mkdir(parents=True)),
     "another name": ("run.sh", lambda path: path.write_text("x")),
+    "another JSON file": ("other.json", lambda path: path.write_text("x")),
     "no suffix": ("dataset", lambda path: path.write_text("x")),
     "hidden": (".dataset.age", lambda path: path.write_text("x")),
     "option": ("-rf.age", lambda path: path.write_text("x")),
@@ -280,7 +281,9 @@ def test_every_name_that_a_job_writes_is_retained(guest: Guest) -> None:
     object.__setattr__(keys, "label", "0123456789abcdef")
     store = CheckpointStore.__new__(CheckpointStore)
     store.folder, store.keys = guest.data, keys
-    names = [directory.dataset.name, directory.result.name, store.path(12).name]
+    properties = [name for name, value in vars(CiphertextDirectory).items() if isinstance(value, property)]
+    assert {"dataset", "result"} <= {*properties}
+    names = [getattr(directory, name).name for name in properties] + [store.path(12).name]
     guest.data.mkdir(parents=True)
     for name in names:
         (guest.data / name).write_text("x")

@@ -1,6 +1,6 @@
 # confidential-trainer, init_script: root runs this at every boot, after the data disk is mounted and before a
 # container engine starts. It removes everything that an engine stored, and makes the ciphertext volume anew
-# from the sealed files in it. A failure ends the VM: an engine must not start with what could not be removed.
+# from the job's files in it. A failure ends the VM: an engine must not start with what could not be removed.
 sh -eu <<'CLEAN_START' || { systemctl --force --force poweroff; exit 1; }
 umask 077
 docker=/var/lib/docker
@@ -9,11 +9,15 @@ volume=$docker/volumes/confidential-trainer-ciphertext
 
 is_directory() { [ -d "$1" ] && [ ! -L "$1" ]; }
 
-# Moves the sealed files of a directory: regular files with a name such as dataset.age. Opening them authenticates
-# their content, so only their kind matters here. Owner and mode are set: no set-user-ID bit, no capability.
+# Moves the job's files out of a directory: regular files with one of its names. Opening them authenticates their
+# content, so only their kind matters here. Owner and mode are set: no set-user-ID bit, no capability.
 retain() {
-    for file in "$1"/*.age "$1/end.sealed"; do
-        case ${file##*/} in *[!a-z0-9.-]* | -*) continue ;; esac
+    for file in "$1"/*; do
+        case ${file##*/} in
+            *[!a-z0-9.-]* | -*) continue ;;
+            *.age | end.sealed | deletion.json) ;; # data, checkpoints, result; the records of how the job ended
+            *) continue ;;
+        esac
         if [ -f "$file" ] && [ ! -L "$file" ]; then
             chown 0:0 "$file"
             chmod 0644 "$file"
