@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.deployment import read_embedded_job, render_compose
@@ -44,6 +44,7 @@ def test_dollar_signs_are_doubled_for_compose_and_arrive_single() -> None:
     assert read_embedded_job(rendered) == job
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab $:#\n-'\"{}[]|>\t é", max_size=80))
 def test_what_is_accepted_arrives_unchanged(text: str) -> None:
     job = text.rstrip("\n") + "\n"
