@@ -18,12 +18,9 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, processors
-from transformers import PreTrainedTokenizerFast
 
 from tests.training.forked_worker import ROOT, VARIABLES, ForkedWorker
 from tests.training.local_runs import Runs
-from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.ipc.worker_messages import (
     FROM_WORKER,
     MAX_MESSAGE_BYTES,
@@ -34,7 +31,6 @@ from trainer.ipc.worker_messages import (
 )
 from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import JobSpec
-from trainer.training.tokenizer import tokens_of
 
 
 def compiles(test: Any) -> Any:
@@ -65,36 +61,6 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _one_thread() -> None:
     """A tiny model gains nothing from threads, and its tests should not wait for a core that is busy."""
     torch.set_num_threads(1)
-
-
-MakeTokens = Callable[..., ModelTokenizer]
-
-
-@pytest.fixture(scope="session")
-def make_tokens(backend: Tokenizer) -> MakeTokens:
-    """Tokens with a template: `make_tokens(template, eos="</s>", bos=None, add_bos=False, stop=())`."""
-
-    def make(
-        template: str | None,
-        *,
-        eos: str | None = "<|im_end|>",
-        bos: str | None = None,
-        pad: str | None = None,
-        add_bos: bool = False,
-        stop: tuple[str, ...] = (),
-    ) -> ModelTokenizer:
-        copy = Tokenizer.from_str(backend.to_str())
-        if add_bos and bos:
-            copy.post_processor = processors.TemplateProcessing(
-                single=f"{bos} $A", special_tokens=[(bos, copy.token_to_id(bos))]
-            )
-        fast: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-            tokenizer_object=copy, eos_token=eos, bos_token=bos, pad_token=pad
-        )
-        fast.chat_template = template
-        return tokens_of(fast, frozenset(id_ for name in stop if (id_ := copy.token_to_id(name)) is not None))
-
-    return make
 
 
 def chat_lines(count: int) -> str:

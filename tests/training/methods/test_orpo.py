@@ -4,47 +4,38 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 
-from tests.training.methods.test_dpo import CPU, HELD, TRAIN, adapted, disturb, textbook_logps, values_of
+from tests.training.methods.pairs import (
+    HELD,
+    TRAIN,
+    adapted,
+    disturb,
+    pair_section,
+    pair_trainer,
+    textbook_logps,
+    values_of,
+)
 from trainer.data.examples.example import Example
-from trainer.data.examples.example_set import Dataset, RowCounts
 from trainer.spec import METHOD_RULES, MethodName, TrainSection
 from trainer.training.events import StepCompleted, TrainingEvent
-from trainer.training.loop import Trainer
-from trainer.training.loss import CausalLoss
-from trainer.training.methods.method import MethodInputs
 from trainer.training.methods.orpo import MEASURED, OddsRatioPreferenceOptimization, log_odds_ratio
 from trainer.training.methods.registry import METHODS
 from trainer.training.progress import TrainState
-from trainer.training.step_policy import PlainStepPolicy
 
 LAMBDA = 0.3
 
 
 def section(**leaves: Any) -> TrainSection:
-    defaults = {"method": "orpo", "beta": LAMBDA, "learning_rate": 0.01, "per_device_train_batch_size": 8,
-                "max_steps": 1, "seed": 5}  # fmt: skip
-    return TrainSection(**{**defaults, **leaves})
+    return pair_section(**{"method": "orpo", "beta": LAMBDA, **leaves})
 
 
-def made(
-    model: Any,
-    settings: TrainSection,
-    report: Callable[[TrainingEvent], None] = lambda _event: None,
-    *,
-    fused: bool = True,
-    held: tuple[Example, ...] = HELD,
-) -> Trainer:
-    loss = CausalLoss(model, CPU, pad_id=0, longest=64, fused=fused)
-    data = Dataset(TRAIN, held, RowCounts(8, len(held) // 2, 0, 0), ())
-    method = OddsRatioPreferenceOptimization(MethodInputs(data, loss, settings, CPU.device))
-    return Trainer(model, method, PlainStepPolicy(model, method, TRAIN, settings), settings, report=report)
+made = partial(pair_trainer, OddsRatioPreferenceOptimization)
 
 
 def textbook(model: Any, examples: tuple[Example, ...]) -> tuple[torch.Tensor, torch.Tensor]:
