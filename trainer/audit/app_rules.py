@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from trainer.audit.document import EMBEDDED, Document
@@ -24,6 +26,24 @@ _ABSENT: Final = Node(None, 1, "")
 
 def _app(document: Document) -> Node:
     return document.app or _ABSENT
+
+
+def value_at(document: Document, *, path: str, message: str, holds: Callable[[Node], object]) -> Hits:
+    """Finds the value at `path` of app-compose.json, such as `docker_config.registry`, if `holds` is true for it.
+
+    In the message, `{}` is replaced by the value.
+    """
+    if document.app is None:
+        return
+    node = document.app
+    for key in path.split("."):
+        node = node.get(key)
+    if holds(node):
+        yield node, message.format(shown(node.text))
+
+
+switched_on: Final = partial(value_at, holds=lambda node: node.is_on)
+"""Finds what a key of app-compose.json switches on."""
 
 
 def no_compose(document: Document) -> Hits:
@@ -66,37 +86,29 @@ def _is_clean_start(node: Node) -> bool:
     return sha256_hex(node.text.encode()) == CLEAN_START_SHA256
 
 
-def allowed_env(document: Document, *, steering: bool) -> Hits:
-    """Finds variables that the deployer fills in, except for those that this project has for the deployer.
+def allowed_env(document: Document, *, kind: str) -> Hits:
+    """Finds variables that the deployer fills in after the text was measured.
 
     Args:
         document: the compose file.
-        steering: find those that change which program or file is used, or else all others.
+        kind: `own`: this project has them for the deployer, and the job treats them as an operator's input;
+            `steering`: they change which program or file is used; `other`: all others.
     """
     for node in _app(document).get("allowed_envs").elements():
-        if node.text not in OPERATOR_VARIABLES and bool(_STEERING.fullmatch(node.text)) is steering:
-            yield node, f"whoever deploys can set {shown(node.text)}, after the text was measured"
+        effect = OPERATOR_VARIABLES.get(node.text)
+        found = "own" if effect is not None else "steering" if _STEERING.fullmatch(node.text) else "other"
+        if found == kind:
+            consequence = ", after the text was measured" if effect is None else f": {effect}"
+            yield node, f"whoever deploys can set {shown(node.text)}{consequence}"
 
 
-def own_env(document: Document) -> Hits:
-    """Finds variables that this project has for the deployer; the job treats them as an operator's input."""
-    for node in _app(document).get("allowed_envs").elements():
-        if (effect := OPERATOR_VARIABLES.get(node.text)) is not None:
-            yield node, f"whoever deploys can set {shown(node.text)}: {effect}"
-
-
-def switched_on(document: Document, *, key: str, message: str) -> Hits:
-    """Finds `key` of app-compose.json if it switches something on."""
-    if (node := _app(document).get(key)).is_on:
-        yield node, message
-
-
-def public_tcbinfo(document: Document) -> Hits:
-    """Finds public measurements, which are no secret. Absent means on."""
-    if document.app is not None:
-        node = document.app.get("public_tcbinfo")
-        if node.is_on or node.value is None:
-            yield node, "anyone can read the measurements and this text from the VM"
+public_tcbinfo: Final = partial(
+    value_at,
+    path="public_tcbinfo",
+    message="anyone can read the measurements and this text from the VM",
+    holds=lambda node: node.is_on or node.value is None,
+)
+"""Finds public measurements, which are no secret. Absent means on."""
 
 
 def _key_provider(app: Node) -> tuple[Node, str]:
@@ -138,24 +150,29 @@ def key_provider_unpinned(document: Document) -> Hits:
             yield node, "the identity of the key service is not hex: a placeholder, with which no VM boots"
 
 
-def swap(document: Document) -> Hits:
-    """Finds swap: memory may be written to the VM's disk."""
-    node = _app(document).get("swap_size")
-    if node.is_on and re.search("[1-9]", node.text):
-        yield node, "memory may be written to the VM's disk, encrypted only with the disk's key"
+swap: Final = partial(
+    value_at,
+    path="swap_size",
+    message="memory may be written to the VM's disk, encrypted only with the disk's key",
+    holds=lambda node: node.is_on and re.search("[1-9]", node.text),
+)
+"""Finds swap: memory may be written to the VM's disk."""
 
+storage_unknown: Final = partial(
+    value_at,
+    path="storage_fs",
+    message="storage_fs is {}, which no known release offers",
+    holds=lambda node: node.value is not None and node.text not in _FILE_SYSTEMS,
+)
+"""Finds a file system that no release is known to offer."""
 
-def storage_unknown(document: Document) -> Hits:
-    """Finds a file system that no release is known to offer."""
-    node = _app(document).get("storage_fs")
-    if node.value is not None and node.text not in _FILE_SYSTEMS:
-        yield node, f"storage_fs is {shown(node.text)}, which no known release offers"
-
-
-def registry(document: Document) -> Hits:
-    """Finds another registry that images come from or through."""
-    if (node := _app(document).get("docker_config").get("registry")).text:
-        yield node, f"images come from {shown(node.text)}; only a digest says which"
+registry: Final = partial(
+    value_at,
+    path="docker_config.registry",
+    message="images come from {}; only a digest says which",
+    holds=lambda node: node.text,
+)
+"""Finds another registry that images come from or through."""
 
 
 def features(document: Document) -> Hits:
@@ -175,34 +192,37 @@ def gateway(document: Document) -> Hits:
             yield node, _THROUGH_GATEWAY
 
 
-def secure_time_off(document: Document) -> Hits:
-    """Finds a clock that the host sets makes old evidence look new."""
-    if (node := _app(document).get("secure_time")).value is not None and not node.is_on:
-        yield node, "the host can set the VM's clock"
+secure_time_off: Final = partial(
+    value_at,
+    path="secure_time",
+    message="the host can set the VM's clock",
+    holds=lambda node: node.value is not None and not node.is_on,
+)
+"""Finds a clock that the host sets: it makes old evidence look new."""
 
+secure_time_absent: Final = partial(
+    value_at,
+    path="secure_time",
+    message="secure_time is not stated, and its default depends on the release",
+    holds=lambda node: node.value is None,
+)
+"""Finds that `secure_time` is not stated; releases differ in their default."""
 
-def secure_time_absent(document: Document) -> Hits:
-    """Finds that `secure_time` is not stated; releases differ in their default."""
-    if document.app is not None and (node := document.app.get("secure_time")).value is None:
-        yield node, "secure_time is not stated, and its default depends on the release"
+gpu_policy_absent: Final = partial(
+    value_at,
+    path="requirements.gpu_policy",
+    message="requirements.gpu_policy is not stated: the guest's default decides",
+    holds=lambda node: node.value is None,
+)
+"""Finds that `gpu_policy` is not stated.
 
-
-def _gpu_policy(document: Document) -> Node:
-    return _app(document).get("requirements").get("gpu_policy")
-
-
-def gpu_policy_absent(document: Document) -> Hits:
-    """Finds that `gpu_policy` is not stated.
-
-    Guests that know the key then apply their default; others attest no GPU at boot.
-    """
-    if document.app is not None and _gpu_policy(document).value is None:
-        yield _gpu_policy(document), "requirements.gpu_policy is not stated: the guest's default decides"
+Guests that know the key then apply their default; others attest no GPU at boot.
+"""
 
 
 def gpu_policy_weak(document: Document) -> Hits:
     """Finds a policy that allows a GPU whose memory others may read."""
-    policy = _gpu_policy(document)
+    policy = _app(document).get("requirements").get("gpu_policy")
     attested = policy.get("attest_gpu")
     if attested.value is not None and not attested.is_on:
         yield attested, "the GPU is not attested before keys are handed out"

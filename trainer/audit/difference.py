@@ -71,7 +71,10 @@ class _Comparison:
         elif isinstance(one, tuple) and isinstance(other, tuple):
             # In a list of arguments, an option's name decides whether the argument after it is a secret.
             plain = "" if is_reference(name) else name
-            names = _names(one, plain) | _names(other, plain)
+            names: dict[int, str] = {}  # id of a node → name of the option that it is the value of
+            for nodes in (one, other):
+                options = argument_names([node.text for node in nodes])
+                names |= {id(node): option or plain for node, option in zip(nodes, options, strict=True)}
             for place, old_one, new_one in aligned(name, one, other, self.identity):
                 secret = next((names[id(each)] for each in (new_one, old_one) if each), plain)
                 yield from self.changes(old_one, new_one, child_path(path, place), secret)
@@ -107,9 +110,3 @@ def _normal(node: Node | None, path: str, name: str, document: Document) -> Node
     if name == "ports" and isinstance(node.value, tuple):
         return Node(tuple(same_port(each) for each in node.value), node.line, node.path)
     return document.embedded(node) if _TEXT.search(path) else node
-
-
-def _names(nodes: tuple[Node, ...], name: str) -> dict[int, str]:
-    """Returns id of the node → name of the option that the node is the value of."""
-    found = zip(nodes, argument_names([node.text for node in nodes]), strict=True)
-    return {id(node): option or name for node, option in found}

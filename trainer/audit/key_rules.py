@@ -5,12 +5,10 @@ Sources: the Compose Specification for compose files, dstack's `AppCompose` for 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
 from trainer.audit.document import Document
 from trainer.audit.findings import shown
-from trainer.audit.nodes import Node
 from trainer.audit.service_rules import Hits
 
 # ruff: noqa: SIM905 -- tables of words
@@ -35,24 +33,21 @@ _SERVICE: Final = frozenset(
 )
 
 
-def _keys(document: Document) -> Iterator[tuple[str, Node, frozenset[str]]]:
-    """Yields each key with its node and the keys that are known at that place."""
+def keys(document: Document, *, extensions: bool, message: str) -> Hits:
+    """Finds keys that no rule knows, or the extensions (`x-…`) that compose leaves to other tools.
+
+    A misspelt key is silently without effect, or refused only when the container starts.
+
+    Args:
+        document: the compose file.
+        extensions: find extensions, or else unknown keys. app-compose.json has no extensions.
+        message: `{}` is replaced by the key.
+    """
+    levels = [(document.compose, _COMPOSE), *((service, _SERVICE) for service in document.services())]
     if document.app is not None:
-        yield from ((key, node, _APP) for key, node in document.app.items())
-    yield from ((key, node, _COMPOSE) for key, node in document.compose.items())
-    for service in document.services():
-        yield from ((key, node, _SERVICE) for key, node in service.items())
-
-
-def unknown_key(document: Document) -> Hits:
-    """Finds unknown keys; a misspelt one is silently without effect, or refused only when the container starts."""
-    for key, node, known in _keys(document):
-        if key not in known and (known is _APP or not key.startswith("x-")):
-            yield node, f"unknown key {shown(key)}"
-
-
-def extension_key(document: Document) -> Hits:
-    """Finds keys that compose leaves to other tools."""
-    for key, node, known in _keys(document):
-        if known is not _APP and key.startswith("x-"):
-            yield node, f"compose does not read {shown(key)}; another tool may"
+        levels = [(document.app, _APP), *levels]
+    for holder, known in levels:
+        for key, node in holder.items():
+            is_extension = known is not _APP and key.startswith("x-")
+            if is_extension if extensions else key not in known and not is_extension:
+                yield node, message.format(shown(key))

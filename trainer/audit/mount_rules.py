@@ -5,12 +5,13 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 from trainer.audit.document import Document
 from trainer.audit.findings import shown
 from trainer.audit.nodes import Node
-from trainer.audit.service_rules import Hits
+from trainer.audit.service_rules import Hits, element_of
 
 _GUEST_AGENT: Final = frozenset(
     {f"{folder}/{name}.sock" for folder in ("/var/run", "/run") for name in ("dstack", "tappd")}
@@ -77,8 +78,5 @@ def host_mount(document: Document) -> Hits:
             yield node, f"{shown(node.text)} of the VM is mounted"
 
 
-def volumes_from(document: Document) -> Hits:
-    """Finds volumes of other containers."""
-    for service in document.services():
-        for node in service.get("volumes_from").elements():
-            yield node, f"takes over the volumes of {shown(node.text)}"
+volumes_from: Final = partial(element_of, key="volumes_from", message="takes over the volumes of {}")
+"""Finds volumes of other containers."""

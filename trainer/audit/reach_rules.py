@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from trainer.audit.document import Document
 from trainer.audit.environment_rules import pairs
 from trainer.audit.findings import shown
 from trainer.audit.nodes import Node
-from trainer.audit.service_rules import Hits
+from trainer.audit.service_rules import Hits, element_of, value_at
 
 GUEST_AGENT_PORT: Final = "8090"
 """Where dstack's guest agent shows its public page."""
@@ -43,12 +44,13 @@ def name_override(document: Document) -> Hits:
                 yield node, f"{name}: {shown(node.text)} decides where names lead"
 
 
-def remote_logs(document: Document) -> Hits:
-    """Finds a driver that sends what containers print to somewhere else."""
-    for service in document.services():
-        driver = service.get("logging").get("driver")
-        if driver.text not in _LOCAL_LOGS:
-            yield driver, f"what the container prints goes to the log driver {shown(driver.text)}"
+remote_logs: Final = partial(
+    value_at,
+    path="logging.driver",
+    message="what the container prints goes to the log driver {}",
+    holds=lambda driver: driver.text not in _LOCAL_LOGS,
+)
+"""Finds a driver that sends what containers print to somewhere else."""
 
 
 def guest_agent_port(document: Document) -> Hits:
@@ -81,8 +83,7 @@ def kernel_setting(document: Document) -> Hits:
             yield node, f"the kernel setting {shown(name)} is changed"
 
 
-def group_added(document: Document) -> Hits:
-    """Finds added groups, which may own sockets and devices."""
-    for service in document.services():
-        for node in service.get("group_add").elements():
-            yield node, f"the container's process is put into the group {shown(node.text)}"
+group_added: Final = partial(
+    element_of, key="group_add", message="the container's process is put into the group {}"
+)
+"""Finds added groups, which may own sockets and devices."""

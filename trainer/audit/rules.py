@@ -41,7 +41,12 @@ class AuditRule:
 RULES: Final = (
     AuditRule("engine-socket", CRITICAL, mounts.engine_socket, "a job needs no container engine: remove it"),
     AuditRule("privileged", CRITICAL, service.privileged, "remove it; GPUs are reserved under deploy.resources"),
-    AuditRule("capability-root", CRITICAL, service.capability_of_root, "remove it, and keep `cap_drop: [ALL]`"),
+    AuditRule(
+        "capability-root",
+        CRITICAL,
+        partial(service.capability, group="root", consequence=", which amounts to being root of the VM"),
+        "remove it, and keep `cap_drop: [ALL]`",
+    ),
     AuditRule(
         "image-unpinned", HIGH, service.image_without_digest, "name it as image@sha256:… of what you reviewed"
     ),
@@ -54,7 +59,7 @@ RULES: Final = (
         "image-built",
         HIGH,
         partial(
-            service.stated, key="build", message="the image is built where it runs; its content is not measured"
+            service.value_at, path="build", message="the image is built where it runs; its content is not measured"
         ),
         "build it elsewhere, review it, and name its digest",
     ),
@@ -66,10 +71,12 @@ RULES: Final = (
     AuditRule(
         "capability-users",
         INFO,
-        service.capability_to_switch_users,
+        partial(service.capability, group="users"),
         "expected: makes the job's processes three users, which then give it up",
     ),
-    AuditRule("capability", HIGH, service.capability, "remove it, and keep `cap_drop: [ALL]`"),
+    AuditRule(
+        "capability", HIGH, partial(service.capability, group="other"), "remove it, and keep `cap_drop: [ALL]`"
+    ),
     AuditRule("device", HIGH, service.device, "remove it; GPUs are reserved under deploy.resources"),
     AuditRule("unconfined", HIGH, service.unconfined, "remove it, and keep `no-new-privileges:true`"),
     AuditRule("host-mount", HIGH, mounts.host_mount, "mount only the guest agent's socket and named volumes"),
@@ -87,8 +94,8 @@ RULES: Final = (
         "cgroup-parent",
         MEDIUM,
         partial(
-            service.stated,
-            key="cgroup_parent",
+            service.value_at,
+            path="cgroup_parent",
             message="limits and device rules come from a control group that this text does not describe",
         ),
         "remove it",
@@ -102,15 +109,22 @@ RULES: Final = (
         "env-file",
         MEDIUM,
         partial(
-            service.stated,
-            key="env_file",
+            service.value_at,
+            path="env_file",
             message="the environment comes from a file that is not in the measured text",
         ),
         "write the variables into this file",
     ),
     AuditRule("interpolated", MEDIUM, environment.interpolated, "write the value itself; `$$` is a dollar sign"),
     AuditRule(
-        "root-writable", HIGH, service.root_file_system_writable, "read_only: true, with tmpfs for what is written"
+        "root-writable",
+        HIGH,
+        partial(
+            service.switched_off,
+            key="read_only",
+            message="the container can write to its root file system, which lies on the VM's disk",
+        ),
+        "read_only: true, with tmpfs for what is written",
     ),
     AuditRule(
         "inline-config-read-only",
@@ -118,7 +132,16 @@ RULES: Final = (
         service.inline_config_unstartable,
         f"put the text into the service's environment, as {JOB_VARIABLE} for a job spec",
     ),
-    AuditRule("init-missing", LOW, service.init_missing, "init: true"),
+    AuditRule(
+        "init-missing",
+        LOW,
+        partial(
+            service.switched_off,
+            key="init",
+            message="no init process: ended processes stay, and the job cannot show that nothing traces it",
+        ),
+        "init: true",
+    ),
     AuditRule("restarted", LOW, service.restarted, 'restart: "no"'),
     AuditRule("own-command", INFO, service.own_command, "read it as part of the program that handles your data"),
     AuditRule("port-published", INFO, service.published_port, "expected: the job's own port, and no other"),
@@ -133,25 +156,30 @@ RULES: Final = (
     AuditRule(
         "disk-retained", MEDIUM, app.disk_retained, "`trainer job render --profile kms`, or no key service at all"
     ),
-    AuditRule("env-own", INFO, app.own_env, "expected: the job treats its value as an operator's input"),
-    AuditRule("env-steering", HIGH, partial(app.allowed_env, steering=True), "take it out of allowed_envs"),
+    AuditRule(
+        "env-own",
+        INFO,
+        partial(app.allowed_env, kind="own"),
+        "expected: the job treats its value as an operator's input",
+    ),
+    AuditRule("env-steering", HIGH, partial(app.allowed_env, kind="steering"), "take it out of allowed_envs"),
     AuditRule(
         "env-allowed",
         MEDIUM,
-        partial(app.allowed_env, steering=False),
+        partial(app.allowed_env, kind="other"),
         "take it out of allowed_envs, or make sure that no value can harm",
     ),
     AuditRule(
         "public-logs",
         HIGH,
-        partial(app.switched_on, key="public_logs", message="anyone can read what the containers print"),
+        partial(app.switched_on, path="public_logs", message="anyone can read what the containers print"),
         "public_logs: false",
     ),
     # Load and memory over time say something about the data.
     AuditRule(
         "public-sysinfo",
         MEDIUM,
-        partial(app.switched_on, key="public_sysinfo", message="anyone can watch the load and memory of the VM"),
+        partial(app.switched_on, path="public_sysinfo", message="anyone can watch the load and memory of the VM"),
         "public_sysinfo: false",
     ),
     AuditRule("public-tcbinfo", INFO, app.public_tcbinfo, "public_tcbinfo: false, if that matters to you"),
@@ -171,7 +199,7 @@ RULES: Final = (
         MEDIUM,
         partial(
             app.switched_on,
-            key="no_instance_id",
+            path="no_instance_id",
             message="the VM has no id of its own: all VMs of this app can open each other's disks",
         ),
         "no_instance_id: false",
@@ -190,9 +218,17 @@ RULES: Final = (
         "gpu-policy-absent", LOW, app.gpu_policy_absent, "demand GPU evidence by your own policy in any case"
     ),
     AuditRule("requirements-ignored", MEDIUM, app.requirements_ignored, 'manifest_version: "3", in quotes'),
-    AuditRule("unknown-key", LOW, keys.unknown_key, "ask what it does, or take it out"),
     AuditRule(
-        "extension-key", INFO, keys.extension_key, "read it where it is used as an anchor; else take it out"
+        "unknown-key",
+        LOW,
+        partial(keys.keys, extensions=False, message="unknown key {}"),
+        "ask what it does, or take it out",
+    ),
+    AuditRule(
+        "extension-key",
+        INFO,
+        partial(keys.keys, extensions=True, message="compose does not read {}; another tool may"),
+        "read it where it is used as an anchor; else take it out",
     ),
     AuditRule(
         "job-spec-missing",

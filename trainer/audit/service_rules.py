@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final, TypeAlias
 
 from trainer.audit.document import Document
@@ -24,35 +25,57 @@ _NAMESPACES: Final = ("network_mode", "pid", "ipc", "uts", "cgroup", "userns_mod
 _HOOKS: Final = ("post_start", "pre_stop")
 
 
-def stated(document: Document, *, key: str, message: str) -> Hits:
-    """Finds services that have `key`; gives the same message for each."""
+def value_at(
+    document: Document, *, path: str, message: str, holds: Callable[[Node], object] = lambda _: True
+) -> Hits:
+    """Finds services that state a value at `path`, such as `logging.driver`, for which `holds` is true.
+
+    In the message, `{}` is replaced by the value.
+    """
     for service in document.services():
-        if (node := service.get(key)).value is not None:
-            yield node, message
+        node = service
+        for key in path.split("."):
+            node = node.get(key)
+        if node.value is not None and holds(node):
+            yield node, message.format(shown(node.text))
 
 
-def image_without_digest(document: Document) -> Hits:
-    """Finds images named by tag: the registry decides what runs."""
+def element_of(
+    document: Document, *, key: str, message: str, holds: Callable[[Node], object] = lambda _: True
+) -> Hits:
+    """Finds elements of the list `key` of each service for which `holds` is true.
+
+    In the message, `{}` is replaced by the element.
+    """
     for service in document.services():
-        image = service.get("image")
-        if image.value is not None and not _DIGEST.search(image.text):
-            yield image, f"the image {shown(image.text)} is not pinned by a digest"
+        for node in service.get(key).elements():
+            if holds(node):
+                yield node, message.format(shown(node.text))
 
 
-def image_placeholder(document: Document) -> Hits:
-    """Finds a digest of zeros: a template that nobody has filled in."""
-    for service in document.services():
-        image = service.get("image")
-        if (match := _DIGEST.search(image.text)) and not match[1].strip("0"):
-            yield image, "the digest of the image is a placeholder of zeros"
+image_without_digest: Final = partial(
+    value_at,
+    path="image",
+    message="the image {} is not pinned by a digest",
+    holds=lambda image: not _DIGEST.search(image.text),
+)
+"""Finds images named by tag: the registry decides what runs."""
 
+image_placeholder: Final = partial(
+    value_at,
+    path="image",
+    message="the digest of the image is a placeholder of zeros",
+    holds=lambda image: (match := _DIGEST.search(image.text)) and not match[1].strip("0"),
+)
+"""Finds a digest of zeros: a template that nobody has filled in."""
 
-def image_tag_ignored(document: Document) -> Hits:
-    """Finds a tag beside a digest: it looks as if it named the version that runs, and nothing reads it."""
-    for service in document.services():
-        image = service.get("image")
-        if _DIGEST.search(image.text) and ":" in image.text.partition("@")[0].rpartition("/")[2]:
-            yield image, "the tag beside the digest means nothing: only the digest decides"
+image_tag_ignored: Final = partial(
+    value_at,
+    path="image",
+    message="the tag beside the digest means nothing: only the digest decides",
+    holds=lambda image: _DIGEST.search(image.text) and ":" in image.text.partition("@")[0].rpartition("/")[2],
+)
+"""Finds a tag beside a digest: it looks as if it named the version that runs, and nothing reads it."""
 
 
 def image_missing(document: Document) -> Hits:
@@ -101,31 +124,21 @@ def shared_network(document: Document) -> Hits:
                 yield node, "this network is the host's"
 
 
-def _capabilities(document: Document) -> Iterator[tuple[Node, str]]:
+def capability(document: Document, *, group: str, consequence: str = "") -> Hits:
+    """Finds added capabilities of one group.
+
+    Args:
+        document: the compose file.
+        group: `root`: amounts to being root of the VM; `users`: the job gives it up once its processes are users
+            of their own; `other`: beyond those that the job itself can use.
+        consequence: end of the message.
+    """
     for service in document.services():
         for node in service.get("cap_add").elements():
-            yield node, node.text.upper().removeprefix("CAP_")
-
-
-def capability(document: Document) -> Hits:
-    """Finds capabilities beyond those that the job itself can use."""
-    for node, name in _capabilities(document):
-        if name not in _CONTROL_ALL | _SWITCH_USERS:
-            yield node, f"the capability {shown(name)} is added"
-
-
-def capability_to_switch_users(document: Document) -> Hits:
-    """Finds capabilities that the job gives up once its processes are users of their own."""
-    for node, name in _capabilities(document):
-        if name in _SWITCH_USERS:
-            yield node, f"the capability {name} is added"
-
-
-def capability_of_root(document: Document) -> Hits:
-    """Finds capabilities that amount to being root of the VM."""
-    for node, name in _capabilities(document):
-        if name in _CONTROL_ALL:
-            yield node, f"the capability {name} is added, which amounts to being root of the VM"
+            name = node.text.upper().removeprefix("CAP_")
+            found = "root" if name in _CONTROL_ALL else "users" if name in _SWITCH_USERS else "other"
+            if found == group:
+                yield node, f"the capability {shown(name)} is added{consequence}"
 
 
 def device(document: Document) -> Hits:
@@ -151,13 +164,15 @@ def published_port(document: Document) -> Hits:
             yield node, f"publishes {shown(ports)} on {shown(where)}"
 
 
-def unconfined(document: Document) -> Hits:
-    """Finds security profiles that are switched off."""
-    for service in document.services():
-        for node in service.get("security_opt").elements():
-            option = re.split("[:=]", node.text, maxsplit=1)
-            if option[-1] in {"unconfined", "disable"} or option == ["no-new-privileges", "false"]:
-                yield node, f"security_opt {shown(node.text)} switches a protection off"
+def _is_unconfined(option: Node) -> bool:
+    parts = re.split("[:=]", option.text, maxsplit=1)
+    return parts[-1] in {"unconfined", "disable"} or parts == ["no-new-privileges", "false"]
+
+
+unconfined: Final = partial(
+    element_of, key="security_opt", message="security_opt {} switches a protection off", holds=_is_unconfined
+)
+"""Finds security profiles that are switched off."""
 
 
 def own_command(document: Document) -> Hits:
@@ -182,12 +197,11 @@ def restarted(document: Document) -> Hits:
                 yield node, f"the container is restarted: {shown(node.text)}"
 
 
-def root_file_system_writable(document: Document) -> Hits:
-    """Finds writable root file systems: what a process writes beside its volumes lies on the VM's disk."""
+def switched_off(document: Document, *, key: str, message: str) -> Hits:
+    """Finds services that do not switch `key` on; without the key, the finding is about the service."""
     for service in document.services():
-        if not (node := service.get("read_only")).is_on:
-            where = node if node.value is not None else service
-            yield where, "the container can write to its root file system, which lies on the VM's disk"
+        if not (node := service.get(key)).is_on:
+            yield (node if node.value is not None else service), message
 
 
 def inline_config_unstartable(document: Document) -> Hits:
@@ -202,11 +216,3 @@ def inline_config_unstartable(document: Document) -> Hits:
             name = node.get("source").text if node.is_mapping else node.text
             if name in inline:
                 yield node, f"cannot start: compose gives no read-only container the inline config {shown(name)}"
-
-
-def init_missing(document: Document) -> Hits:
-    """Finds containers without an init process, in which the job's supervisor is process 1."""
-    for service in document.services():
-        if not (node := service.get("init")).is_on:
-            where = node if node.value is not None else service
-            yield where, "no init process: ended processes stay, and the job cannot show that nothing traces it"
