@@ -83,4 +83,3 @@ ENV PATH=/opt/trainer/bin:$PATH \
 EXPOSE 8443
 # Starts as root: the supervisor, which holds the keys.
 ENTRYPOINT ["trainer", "run"]
-CMD ["/etc/trainer/job.yaml"]

@@ -95,6 +95,7 @@ STAGES: Final = (
     Stage("awaiting-dataset", Phase.AWAITING_DATASET, accept=True),
     Stage("uploading", Phase.AWAITING_DATASET, accept=True, upload="begun"),
     Stage("awaiting-again", Phase.AWAITING_DATASET, accept=True, error=ErrorCode.NO_IDENTITY_MATCH, limited=True),
+    Stage("awaiting-grant", Phase.AWAITING_GRANT, accept=True),
     Stage("opening", Phase.OPENING, upload="whole"),
     Stage("training", Phase.TRAINING, token=True),
     Stage("training-silent", Phase.TRAINING, token=True, evidence="silent"),

@@ -13,6 +13,7 @@ import httpx
 from trainer.errors import ErrorCode
 from trainer.ipc.front_messages import (
     Acknowledged,
+    DeletionReady,
     EvidenceReply,
     EvidenceRequest,
     OpenUpload,
@@ -114,7 +115,7 @@ def test_unknown_paths_and_methods(front: Any) -> None:
 def test_each_phase_offers_only_its_routes(start_front: Any) -> None:
     front = start_front(evidence_burst=100)
     for phase in [*(phase for phase in Phase if phase is not Phase.AWAITING_PULL), Phase.AWAITING_PULL]:
-        open_now = phase is Phase.AWAITING_DATASET
+        open_now = phase in {Phase.AWAITING_DATASET, Phase.AWAITING_GRANT}
         if phase is Phase.AWAITING_PULL:
             front.publish_result(b"sealed")
         front.enter(phase, accept=open_now)
@@ -144,6 +145,20 @@ def test_acknowledged_once(front: Any) -> None:
     front.expect(Acknowledged)
     front.enter(Phase.DONE)
     assert len(front.received(Acknowledged)) == 1
+
+
+def test_the_deletion_statement_is_served_as_long_as_the_result(front: Any) -> None:
+    front.publish_result(b"sealed")
+    accept = {"Accept": "application/vnd.dsse.envelope.v1+json"}
+    with front.http() as http:
+        assert http.get("/deletion").status_code == 409
+        front.send(DeletionReady(envelope='{"acknowledged":false}', acknowledged=False))
+        front.enter(Phase.AWAITING_PULL)
+        assert http.get("/deletion").text == '{"acknowledged":false}'
+        front.send(DeletionReady(envelope='{"acknowledged":true}', acknowledged=True))
+        front.enter(Phase.AWAITING_PULL)
+        assert http.post("/ack", headers=accept).text == '{"acknowledged":true}', "the one signed after it"
+        assert http.get("/deletion").text == '{"acknowledged":true}'
 
 
 def test_result_ranges(front: Any) -> None:
@@ -272,6 +287,7 @@ def test_openapi_documents_the_answers(front: Any) -> None:
         "GET /attestation": ["200", "400", "429", "431", "503"],
         "GET /status": ["200", "400", "431"],
         "GET /events": ["200", "400", "401", "431", "503"],
+        "GET /deletion": ["200", "400", "409", "431"],
         "POST /ack": ["200", "204", "400", "409", "431"],
         "OPTIONS /dataset": ["204", "400", "431"],
         "POST /dataset": ["201", "400", "409", "412", "413", "431", "507"],

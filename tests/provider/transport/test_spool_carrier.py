@@ -169,6 +169,11 @@ def test_earlier_result_is_kept(start_front: Any, tmp_path: Path) -> None:
     (tmp_path / "spool0" / "ack").write_bytes(b"")
     front = start_front("--files")
     assert front.ready.port == 0
+    assert (front.spool / "result.tar.age").read_bytes() == b"not pulled yet", "this start may offer it itself"
+    front.send(OpenUpload(accept=True), StatusUpdate(status=Status(phase=Phase.AWAITING_DATASET)))
+    client = SpoolClient(front.spool)
+    while client.status().phase is not Phase.AWAITING_DATASET:
+        time.sleep(0.01)
     assert (front.spool / "earlier-result.tar.age").read_bytes() == b"not pulled yet"
     assert not (front.spool / "ack").exists()
 
