@@ -23,12 +23,12 @@ from trainer.simulator.event_log_writer import (
 from trainer.simulator.fault import FaultLayer, apply_faults
 from trainer.simulator.key_service import Algorithm, KeyService, SimulatedKey, key_provider_info
 from trainer.simulator.measurements import (
+    BOOT_EVENTS,
     LABEL,
+    SIMULATED_MRTD,
     Measurements,
-    boot_events,
     register,
     simulated_measurements,
-    simulated_mrtd,
 )
 from trainer.simulator.pki import DevelopmentPki
 from trainer.simulator.simulator_options import Release, VmOptions
@@ -79,6 +79,11 @@ class SimulatedVm:
             the start of the compose hash.
         options: how the VM is set up.
 
+    Attributes:
+        os_image_hash: SHA-256 in place of the digest of an OS image, which does not exist here.
+        shown_compose: the app-compose text in the agent's responses.
+        gpu_attestation: the GPU attestation in the agent's responses; empty without GPU.
+
     Raises:
         UsageError: `app_compose` is not a JSON object.
     """
@@ -92,6 +97,9 @@ class SimulatedVm:
         self.compose_hash = hashlib.sha256(app_compose.encode()).digest()
         self.app_id = self.compose_hash[:APP_ID_BYTES] if app_id is None else app_id
         self.instance_id = hashlib.sha256(b"instance" + seed + self.app_id).digest()[:20]
+        self.os_image_hash = hashlib.sha256(f"{LABEL}: image".encode()).digest()
+        self.shown_compose = str(self._with_faults(FaultLayer.APP_COMPOSE, app_compose))
+        self.gpu_attestation = str(self._with_faults(FaultLayer.GPU_INFO, options.gpu_attestation))
         self.pki = DevelopmentPki(seed)
         pki_arguments = self._with_faults(FaultLayer.PKI, {"seed": seed})
         self._signer = self.pki if pki_arguments == {"seed": seed} else DevelopmentPki(**pki_arguments)
@@ -101,7 +109,7 @@ class SimulatedVm:
         self.key_service_ca = self.pki.issue_root("KMS Root CA")
         self.key_provider = key_provider_info(self.key_service_ca.key.public_key())
         self._lock = threading.Lock()
-        honest = (*boot_events(), *self._runtime_events())
+        honest = (*BOOT_EVENTS, *self._runtime_events())
         self._events: tuple[Event, ...] = self._with_faults(FaultLayer.EVENTS, honest)
 
     @property
@@ -115,11 +123,6 @@ class SimulatedVm:
             self._events = events
 
     @property
-    def os_image_hash(self) -> bytes:
-        """SHA-256 in place of the digest of an OS image, which does not exist here."""
-        return hashlib.sha256(f"{LABEL}: image".encode()).digest()
-
-    @property
     def vm_config(self) -> str:
         """The host's configuration of the VM as JSON."""
         config = {
@@ -131,16 +134,6 @@ class SimulatedVm:
             "image": self.options.image,
         }
         return json.dumps(self._with_faults(FaultLayer.VM_CONFIG, config), separators=(",", ":"))
-
-    @property
-    def shown_compose(self) -> str:
-        """The app-compose text in the agent's responses."""
-        return str(self._with_faults(FaultLayer.APP_COMPOSE, self.app_compose))
-
-    @property
-    def gpu_attestation(self) -> str:
-        """The GPU attestation in the agent's responses; empty without GPU."""
-        return str(self._with_faults(FaultLayer.GPU_INFO, self.options.gpu_attestation))
 
     def derive_key(self, path: str, purpose: str = "", algorithm: Algorithm = Algorithm.SECP256K1) -> SimulatedKey:
         """Derives the key for `path` with its chain of signatures."""
@@ -179,7 +172,7 @@ class SimulatedVm:
         config_id = b"\x01" + self.compose_hash + bytes(15) if self.options.config_id else bytes(48)
         fields_class = TdFields15 if self.options.td_report == "1.5" else TdFields
         honest = fields_class(
-            mrtd=simulated_mrtd(),
+            mrtd=SIMULATED_MRTD,
             mr_config_id=config_id,
             rtmr0=rtmr0,
             rtmr1=rtmr1,

@@ -42,10 +42,6 @@ class Authority:
         """The certificate in PEM."""
         return self.certificate.public_bytes(Encoding.PEM).decode()
 
-    def sign(self, message: bytes) -> bytes:
-        """Signs with this authority's key; returns the 64 bytes of `raw_signature`."""
-        return raw_signature(self.key, message)
-
 
 def derive_p256_key(seed: bytes, label: str) -> ec.EllipticCurvePrivateKey:
     """Derives a P-256 key from seed and label.

@@ -53,16 +53,15 @@ class AppKeys:
     Args:
         app_key: 32-byte secp256k1 scalar.
         app_signature: the key service's 65-byte signature over app id and public app key.
+
+    Attributes:
+        public_key: compressed SEC1 point of the app key, 33 bytes.
     """
 
     def __init__(self, app_key: bytes, app_signature: bytes) -> None:
+        self.public_key = _compressed_point(app_key)
         self._app_key = app_key
         self._app_signature = app_signature
-
-    @property
-    def public_key(self) -> bytes:
-        """Compressed SEC1 point of the app key, 33 bytes."""
-        return _compressed_point(self._app_key)
 
     def derive(self, path: str, purpose: str = "", algorithm: Algorithm = Algorithm.SECP256K1) -> SimulatedKey:
         """Derives the key for `path`. Purpose and algorithm enter the signature, not the key."""
@@ -81,15 +80,14 @@ class KeyService:
 
     Args:
         seed: secret shared with the development PKI.
+
+    Attributes:
+        root_public_key: compressed SEC1 point of the root, 33 bytes; a policy can pin it.
     """
 
     def __init__(self, seed: bytes) -> None:
         self._root_key = derive_key(seed, b"confidential-trainer/development-key-service/root")
-
-    @property
-    def root_public_key(self) -> bytes:
-        """Compressed SEC1 point of the root, 33 bytes; a policy can pin it."""
-        return _compressed_point(self._root_key)
+        self.root_public_key = _compressed_point(self._root_key)
 
     def app_keys(self, app_id: bytes) -> AppKeys:
         """Derives the keys of an application from root and app id (20 bytes), independent of the app's version."""

@@ -23,6 +23,7 @@ from trainer.simulator.certificates import (
     derive_p256_key,
     issue,
     raw_public_key,
+    raw_signature,
     revocation_list,
 )
 from trainer.simulator.der import PlatformConfiguration
@@ -56,6 +57,12 @@ class DevelopmentPki:
         configuration: platform flags in the PCK certificate.
         platform: fields of the PCK certificate's SGX extension that differ from the platform of the collateral.
         pck_end: end of the PCK certificate's validity in seconds since 1970; None means the end of 2049.
+
+    Attributes:
+        root_pem: the root certificate in PEM.
+        root_der: the root certificate in DER, which a verifier must be configured to trust.
+        device_id: the device id in dstack: SHA-256 of the platform's PPID.
+        qe_report: the quoting enclave's report, without the attestation key that it names in a quote.
     """
 
     def __init__(
@@ -74,34 +81,27 @@ class DevelopmentPki:
         self._label = label
         self._evaluation_number = evaluation_number
         self._root = self.issue_root("SGX Root CA")
+        self.root_pem = self._root.pem
+        self.root_der = self._root.certificate.public_bytes(Encoding.DER)
         self._platform_ca = self._issue("SGX PCK Platform CA", self._root, ca_path_length=0)
-        self._platform = replace(platform_extension(seed, configuration), **platform)
-        extension = self._platform.to_der()
-        self._pck = self._issue("SGX PCK Certificate", self._platform_ca, sgx_extension=extension, end=pck_end)
+        extension = replace(platform_extension(seed, configuration), **platform)
+        self.device_id = hashlib.sha256(extension.ppid).digest()
+        self._pck = self._issue(
+            "SGX PCK Certificate", self._platform_ca, sgx_extension=extension.to_der(), end=pck_end
+        )
         self._tcb_signer = self._issue("SGX TCB Signing", self._root)
         self._attestation_key = derive_p256_key(seed, "attestation-key")
+        mr_enclave, mr_signer = (
+            hashlib.sha256(f"confidential-trainer development PKI: TD_QE {part}".encode()).digest()
+            for part in ("enclave", "signer")
+        )
         self.qe_report = QeReport(
             cpu_svn=CPU_SVN,
-            mr_enclave=_label_digest("TD_QE enclave"),
-            mr_signer=_label_digest("TD_QE signer"),
+            mr_enclave=mr_enclave,
+            mr_signer=mr_signer,
             isv_prod_id=2,
             isv_svn=6,
         )
-
-    @property
-    def root_der(self) -> bytes:
-        """The root certificate in DER, which a verifier must be configured to trust."""
-        return self._root.certificate.public_bytes(Encoding.DER)
-
-    @property
-    def root_pem(self) -> str:
-        """The root certificate in PEM."""
-        return self._root.pem
-
-    @property
-    def device_id(self) -> bytes:
-        """The device id in dstack: SHA-256 of the platform's PPID."""
-        return hashlib.sha256(self._platform.ppid).digest()
 
     def issue_root(self, name: str) -> Authority:
         """Issues a self-signed development CA of this seed, such as the key service's."""
@@ -211,7 +211,7 @@ class DevelopmentPki:
         )  # one string is signed and sent: verifiers hash its bytes
         return {
             name: text,
-            f"{name}_signature": self._tcb_signer.sign(text.encode()).hex(),
+            f"{name}_signature": raw_signature(self._tcb_signer.key, text.encode()).hex(),
             f"{name}_issuer_chain": self._tcb_signer.pem + self._root.pem,
         }
 
@@ -223,7 +223,3 @@ class DevelopmentPki:
             "root_ca_crl": revocation_list(self._root, now, until, cas).hex(),
             "pck_crl": revocation_list(self._platform_ca, now, until, leaves).hex(),
         }
-
-
-def _label_digest(what: str) -> bytes:
-    return hashlib.sha256(f"confidential-trainer development PKI: {what}".encode()).digest()

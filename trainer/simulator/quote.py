@@ -106,7 +106,7 @@ def _certification_data(parts: QuoteParts, pck: Authority) -> bytes:
     report, chain = parts.qe_report.pack(), parts.chain.encode()
     return (
         report
-        + pck.sign(report)
+        + raw_signature(pck.key, report)
         + struct.pack("<H", len(parts.qe_authentication))
         + parts.qe_authentication
         + struct.pack("<HI", _PCK_CHAIN_PEM, len(chain))
