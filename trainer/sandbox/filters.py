@@ -111,15 +111,16 @@ def program(wanted: Filter) -> bytes:
     always = TRACING | KERNEL_DOORS | OTHER_USERS | frozenset({"pidfd_send_signal"})
     refused = always | wanted.refused | (frozenset() if wanted.programs else PROGRAMS)
     code = [*_only_this_architecture(), *_refuse([NUMBERS[name] for name in refused])]
-    code += _answer(NUMBERS["clone3"], errno.ENOSYS)  # BPF cannot read its flags; libc falls back to clone
+    # BPF cannot read clone3's flags, which are in memory; libc falls back to clone.
+    code += _return_if(NUMBERS["clone3"], _ERRNO | errno.ENOSYS)
     code += _clone(programs=wanted.programs)
     code += _prctl_and_ioctl()
     code += _sockets(wanted)
     if wanted.own_pid is not None:
         # tkill names a thread of any process; tgkill, which libc uses, names the process as well.
-        code += _answer(NUMBERS["tkill"], errno.EPERM)
+        code += _return_if(NUMBERS["tkill"], _ERRNO | errno.EPERM)
         for name in sorted(SIGNALS):
-            code += _only_first_argument(NUMBERS[name], {wanted.own_pid})
+            code += _only_with(NUMBERS[name], [_do(_LOAD, _FIRST), *_return_if(wanted.own_pid, _ALLOW)])
     return b"".join([*code, _do(_RETURN, _ALLOW)])
 
 
@@ -142,44 +143,33 @@ def _only_this_architecture() -> list[bytes]:
     ]
 
 
-def _answer(number: int, error: int) -> list[bytes]:
-    return [_do(_EQUAL, number, if_false=1), _do(_RETURN, _ERRNO | error)]
+def _return_if(value: int, answer: int) -> list[bytes]:
+    """Ends the filter with `answer` if the loaded word is `value`."""
+    return [_do(_EQUAL, value, if_false=1), _do(_RETURN, answer)]
 
 
 def _refuse(numbers: Iterable[int]) -> list[bytes]:
-    return [line for number in sorted(numbers) for line in _answer(number, errno.EPERM)]
-
-
-def _only_first_argument(number: int, values: Iterable[int]) -> list[bytes]:
-    """Allows one call only if its first argument is one of `values`."""
-    accept = [line for value in sorted(values) for line in _accept(value)]
-    # The block overwrites the accumulator, which held the number, and always returns: no later comparison sees it.
-    block = [_do(_LOAD, _FIRST), *accept, _do(_RETURN, _ERRNO | errno.EPERM)]
-    return [_do(_EQUAL, number, if_false=len(block)), *block]
-
-
-def _accept(value: int) -> list[bytes]:
-    return [_do(_EQUAL, value, if_false=1), _do(_RETURN, _ALLOW)]
+    return [line for number in sorted(numbers) for line in _return_if(number, _ERRNO | errno.EPERM)]
 
 
 def _sockets(wanted: Filter) -> list[bytes]:
     """Allows socket() for some families; for unix and netlink, if at all, for one type or protocol."""
     unrestricted = set(wanted.families) - ({_UNIX} if wanted.unix_kind is not None else set())
-    block = [_do(_LOAD, _FIRST), *(line for family in sorted(unrestricted) for line in _accept(family))]
+    block = [_do(_LOAD, _FIRST), *(line for family in sorted(unrestricted) for line in _return_if(family, _ALLOW))]
     if wanted.unix_kind is not None and _UNIX in wanted.families:
-        block += _only_with(_UNIX, [_do(_LOAD, _SECOND), _do(_AND, _KIND), *_accept(wanted.unix_kind)])
+        block += _only_with(_UNIX, [_do(_LOAD, _SECOND), _do(_AND, _KIND), *_return_if(wanted.unix_kind, _ALLOW)])
     if wanted.interfaces:
-        block += _only_with(_NETLINK, [_do(_LOAD, _THIRD), *_accept(_NETLINK_ROUTE)])
+        block += _only_with(_NETLINK, [_do(_LOAD, _THIRD), *_return_if(_NETLINK_ROUTE, _ALLOW)])
     block.append(_do(_RETURN, _ERRNO | errno.EPERM))
     return [_do(_EQUAL, NUMBERS["socket"], if_false=len(block)), *block]
 
 
-def _only_with(family: int, conditions: list[bytes]) -> list[bytes]:
-    """Allows one family only if `conditions` accept the call."""
-    # The conditions load another argument over the family. The block always returns, so that no later comparison
-    # takes that for a family.
+def _only_with(value: int, conditions: list[bytes]) -> list[bytes]:
+    """Allows a call whose loaded word, its number or its address family, is `value` only if `conditions` do."""
+    # The conditions load another word over this one. The block always returns, so that no later comparison takes
+    # that word for the number or the family.
     block = [*conditions, _do(_RETURN, _ERRNO | errno.EPERM)]
-    return [_do(_EQUAL, family, if_false=len(block)), *block]
+    return [_do(_EQUAL, value, if_false=len(block)), *block]
 
 
 def _clone(*, programs: bool) -> list[bytes]:

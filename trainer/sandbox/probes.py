@@ -119,8 +119,7 @@ def no_tracing(pid: int) -> bool:
     if pid == 0:
         # The parent of a PID namespace's first process lies outside it: /proc shows no such process to open.
         return all_refused(calls)
-    memory = Path("/proc") / str(pid) / "mem"
-    return all_refused(calls) and is_refused(lambda: _open(memory, os.O_RDONLY))
+    return all_refused(calls) and cannot_open([Path("/proc") / str(pid) / "mem"])
 
 
 def no_signals(pid: int) -> bool:
@@ -163,21 +162,21 @@ def no_root() -> bool:
 
 def cannot_open(paths: Iterable[Path]) -> bool:
     """Returns whether none of these can be opened for reading. A missing path counts as open."""
-    return all(is_refused(lambda path=path: _open(path, os.O_RDONLY)) for path in paths)  # type: ignore[misc]
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    return all(is_refused(lambda path=path: os.close(os.open(path, flags))) for path in paths)  # type: ignore[misc]
 
 
 def cannot_write_into(folders: Iterable[Path]) -> bool:
     """Returns whether no file can be created in any of these directories."""
-    return all(is_refused(lambda folder=folder: _touch(folder), also={errno.EROFS}) for folder in folders)  # type: ignore[misc]
 
+    def create_file(folder: Path) -> None:
+        # The process's number and O_EXCL: two processes can probe one directory, and no existing file is opened.
+        path = folder / f".trainer-probe-{os.getpid()}"
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        with contextlib.suppress(OSError):
+            path.unlink()
 
-def _open(path: Path, flags: int) -> None:
-    os.close(os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK))
-
-
-def _touch(folder: Path) -> None:
-    # The process's number and O_EXCL: two processes can probe one directory, and no existing file is opened.
-    path = folder / f".trainer-probe-{os.getpid()}"
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    with contextlib.suppress(OSError):
-        path.unlink()
+    return all(
+        is_refused(lambda folder=folder: create_file(folder), also={errno.EROFS})  # type: ignore[misc]
+        for folder in folders
+    )
