@@ -196,13 +196,11 @@ def unpack_bundle(
         UsageError: OUTPUT_EXISTS: `into/data` exists.
     """
     archive = ArchiveReader(source, limits)
-    grant_text = _read_document(archive, archive.next_member(), GRANT_NAME, MAX_GRANT_BYTES)
-    grant = _parse_document(Grant, GRANT_NAME, grant_text)
+    grant = _read_document(archive, archive.next_member(), Grant, GRANT_NAME, MAX_GRANT_BYTES)
     check_grant(grant)
     with fresh_directory(into / "data"):
         extracted, next_member = _extract_data(archive, into)
-        manifest_text = _read_document(archive, next_member, MANIFEST_NAME, MAX_MANIFEST_BYTES)
-        manifest = _parse_document(Manifest, MANIFEST_NAME, manifest_text)
+        manifest = _read_document(archive, next_member, Manifest, MANIFEST_NAME, MAX_MANIFEST_BYTES)
         if archive.next_member() is not None:
             raise bundle_invalid(f"a file follows {MANIFEST_NAME}")
         _require_equal_files(manifest.files, extracted)
@@ -238,16 +236,16 @@ def _extract_data(archive: ArchiveReader, into: Path) -> tuple[dict[str, Manifes
     return extracted, member
 
 
-def _read_document(archive: ArchiveReader, member: ArchiveMember | None, name: str, limit: int) -> bytes:
-    if member is None or member.name != name:
-        raise bundle_invalid("a member", name, "the end" if member is None else "another file")
-    return archive.read_member(member, limit)
-
-
 _Document = TypeVar("_Document", bound=Strict)
 
 
-def _parse_document(model: type[_Document], name: str, data: bytes) -> _Document:
+def _read_document(
+    archive: ArchiveReader, member: ArchiveMember | None, model: type[_Document], name: str, limit: int
+) -> _Document:
+    """Reads the member `name`, of at most `limit` bytes of JSON."""
+    if member is None or member.name != name:
+        raise bundle_invalid("a member", name, "the end" if member is None else "another file")
+    data = archive.read_member(member, limit)
     try:
         # Pydantic takes the last of two equal keys, another reader may take the first; `parse_json` refuses both.
         parse_json(data)

@@ -82,8 +82,8 @@ def _session(nvml: Nvml) -> Iterator[bool]:
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
-        if _code(error) not in no_driver:
-            raise _failed("open NVML", error) from error
+        if error.value not in no_driver:
+            raise _unavailable(f"NVML cannot open NVML: {error}") from error
         yield False
         return
     try:
@@ -103,8 +103,8 @@ def _is_confidential(nvml: Nvml) -> bool:
     try:
         feature = nvml.nvmlSystemGetConfComputeState().ccFeature
     except nvml.NVMLError as error:
-        if _code(error) not in not_offered:
-            raise _failed("read the confidential computing state", error) from error
+        if error.value not in not_offered:
+            raise _unavailable(f"NVML cannot read the confidential computing state: {error}") from error
         feature = nvml.NVML_CC_SYSTEM_FEATURE_DISABLED
     if feature != nvml.NVML_CC_SYSTEM_FEATURE_DISABLED:
         return True
@@ -113,7 +113,7 @@ def _is_confidential(nvml: Nvml) -> bool:
     try:
         code = nvml.nvmlSystemGetConfComputeSettings(ctypes.byref(settings))
     except nvml.NVMLError as error:
-        code = _code(error)
+        code = error.value
     if code in not_offered:
         return False
     if code != nvml.NVML_SUCCESS:
@@ -151,15 +151,7 @@ def _failures(nvml: Nvml, what: str) -> Iterator[None]:
     try:
         yield
     except nvml.NVMLError as error:
-        raise _failed(what, error) from error
-
-
-def _code(error: Any) -> int:
-    return int(error.value)
-
-
-def _failed(what: str, error: Any) -> UnavailableError:
-    return _unavailable(f"NVML cannot {what}: {error}")
+        raise _unavailable(f"NVML cannot {what}: {error}") from error
 
 
 def _unavailable(message: str, *, expected: object = None, found: object = None) -> UnavailableError:

@@ -176,7 +176,7 @@ def _fit_to_length(
             cut = [(start, min(stop, data.max_length)) for start, stop in spans if start < data.max_length]
             remaining = cut if data.on_overlong is OnOverlong.TRUNCATE else []
         tokens += end
-        lost += _count_tokens(spans) - _count_tokens(remaining)
+        lost += sum(stop - start for start, stop in spans) - sum(stop - start for start, stop in remaining)
         if remaining:
             examples.append(_make_example(part.ids, remaining, tokenizer, truncated=end > data.max_length))
     if isinstance(row, PreferenceRow) and not _is_usable_pair(row, examples):
@@ -203,10 +203,6 @@ def _is_usable_pair(row: PreferenceRow, examples: list[Example]) -> bool:
             found="the same",
         )
     return len(examples) == 2 and not same
-
-
-def _count_tokens(spans: list[TokenSpan]) -> int:
-    return sum(end - start for start, end in spans)
 
 
 def _make_example(ids: Ids, spans: list[TokenSpan], tokenizer: ModelTokenizer, *, truncated: bool) -> Example:
