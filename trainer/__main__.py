@@ -7,6 +7,9 @@ import sys
 
 def main() -> None:
     """Runs the command line and ends the process with its exit code."""
+    from trainer.job.hub_token import hide_hub_token
+
+    hide_hub_token()  # starts this program again: before anything else is imported
     from trainer.cli.app import run_command_line
 
     sys.exit(run_command_line(sys.argv[1:]))

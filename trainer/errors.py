@@ -34,6 +34,7 @@ class ErrorCode(StrEnum):
     SPEC_INVALID = "spec-invalid"
     SPEC_UNKNOWN_KEY = "spec-unknown-key"
     SPEC_TOO_LARGE = "spec-too-large"
+    HUB_TOKEN_INVALID = "hub-token-invalid"  # noqa: S105 -- a code
     POLICY_INVALID = "policy-invalid"
     IDENTITY_INVALID = "identity-invalid"
     RECIPIENT_INVALID = "recipient-invalid"

@@ -150,6 +150,8 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("literal-secret", on_service(logging={"options": {"splunk-token": "hunter2"}})),
     ("env-file", on_service(env_file=".env")),
     ("interpolated", on_environment({"HF_TOKEN": "${HF_TOKEN}"})),
+    ("interpolated", on_environment({"HF_HOME": "${HF_TOKEN:-}"})),
+    ("interpolated", on_environment({"OTHER_TOKEN": "${OTHER_TOKEN:-}"})),
     ("interpolated", on_environment(["HF_HOME"])),
     ("interpolated", on_service(command=["--x", "$X"])),
     ("interpolated", on_compose(secrets={"s": {"environment": "TOKEN"}})),
@@ -229,6 +231,7 @@ def test_one_change_is_one_finding(code: str, edit: Edit, render: Render) -> Non
 
 
 PAIRS_OF_FINDINGS: tuple[tuple[set[str], Edit], ...] = (
+    ({"literal-secret", "interpolated"}, on_environment({"HF_TOKEN": "${HF_TOKEN:-hunter2}"})),
     ({"privileged", "own-command"}, on_service(post_start=[{"command": "id", "privileged": True}])),
     ({"literal-secret", "own-command"}, on_service(entrypoint=["x", "--password", "hunter2"])),
     ({"literal-secret", "own-command"}, on_service(healthcheck={"test": "curl --api-key hunter2 localhost"})),
@@ -251,6 +254,21 @@ def test_one_change_is_two_findings(expected: set[str], edit: Edit, render: Rend
     found = found_in(render(edit))
     assert sorted(finding.code for finding in found) == sorted(expected)
     assert "hunter2" not in repr(found)
+
+
+def test_the_token_of_the_published_list(render: Render) -> None:
+    """As this project documents it: expected and explained, in app-compose.json and in the compose file alone."""
+
+    def edit(app: Any, compose: Any) -> None:
+        app["allowed_envs"] = ["HF_TOKEN"]
+        on_environment({"HF_TOKEN": "${HF_TOKEN:-}"})(app, compose)
+
+    (finding,) = found_in(render(edit))
+    assert (finding.code, finding.severity, finding.path) == ("env-own", Severity.INFO, "allowed_envs[0]")
+    assert "digests in the job spec decide" in finding.message
+    alone = audit_compose(b"services: {a: {environment: {HF_TOKEN: '${HF_TOKEN:-}'}}}")
+    own = [finding for finding in alone.findings if "HF_TOKEN" in finding.message]
+    assert [finding.code for finding in own] == ["env-own"]
 
 
 def test_every_rule_has_a_case() -> None:

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from trainer.deployment import CLEAN_START, KEY_PROVIDER_PLACEHOLDER, DeploymentProfile, render_app_compose
+from trainer.errors import ErrorCode, UsageError
 
 COMPOSE = "services: {}\n"
 
@@ -44,6 +45,28 @@ def test_both_profiles_publish_nothing_and_let_nobody_set_variables(profile: Dep
     assert found["allowed_envs"] == []
     assert (found["secure_time"], found["no_instance_id"]) == (True, False)
     assert found["docker_compose_file"] == COMPOSE
+
+
+WITH_TOKEN = """\
+services:
+  trainer:
+    environment:
+      HF_TOKEN: ${HF_TOKEN:-} # comes encrypted
+"""
+
+
+def test_kms_lets_the_operator_set_the_token_that_the_compose_file_takes() -> None:
+    assert json.loads(render_app_compose(WITH_TOKEN, DeploymentProfile.KMS))["allowed_envs"] == ["HF_TOKEN"]
+    for other in ("# HF_TOKEN: x", "HF_TOKEN: ${HF_TOKEN:-x}", "HF_HOME: ${HF_HOME:-}", "HF_TOKEN: $HF_TOKEN"):
+        compose = WITH_TOKEN.replace("HF_TOKEN: ${HF_TOKEN:-} # comes encrypted", f"{other}\n      A: b")
+        assert json.loads(render_app_compose(compose, DeploymentProfile.KMS))["allowed_envs"] == []
+
+
+def test_sealed_has_no_encrypted_environment() -> None:
+    with pytest.raises(UsageError) as caught:
+        render_app_compose(WITH_TOKEN)
+    assert caught.value.code is ErrorCode.USAGE
+    assert "model_urls" in str(caught.value.hint)
 
 
 def test_the_bytes_are_canonical() -> None:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -231,7 +231,12 @@ def starting_jobs(folder: Path, agent: Agent) -> Iterator[Callable[..., Job]]:
     """Yields `start(spec, "--spool", folder)`; the jobs are ended with the context, by process id."""
     jobs: list[Job] = []
 
-    def start(spec: Path, *options: object, guest_agent: Path | None = None) -> Job:
+    def start(
+        spec: Path,
+        *options: object,
+        guest_agent: Path | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> Job:
         own = folder / f"job{len(jobs)}"
         own.mkdir()
         workspace = (
@@ -244,7 +249,9 @@ def starting_jobs(folder: Path, agent: Agent) -> Iterator[Callable[..., Job]]:
             places += ["--ciphertext-dir", ciphertext]
         with out.open("wb") as stdout, err.open("wb") as stderr:
             command = [sys.executable, "-m", "trainer", "run", spec, *places, *options]
-            process = subprocess.Popen(list(map(str, command)), stdout=stdout, stderr=stderr, env=environment())
+            process = subprocess.Popen(
+                list(map(str, command)), stdout=stdout, stderr=stderr, env=environment(**(variables or {}))
+            )
         jobs.append(Job(process, spec, out, err, ciphertext, workspace))
         return jobs[-1]
 

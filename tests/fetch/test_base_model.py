@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tests.fetch.stand_in_hub import REVISION, Hub
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError
 from trainer.fetch.base_model import fetch_model
 from trainer.ipc.fetch_messages import FetchOrder
@@ -21,7 +19,6 @@ from trainer.sandbox import landlock
 from trainer.sandbox.plan import Role, SandboxPlan
 from trainer.spec import ModelSection
 
-REVISION = "0123456789abcdef" * 2 + "01234567"
 FILES = {
     "config.json": b'{"model_type": "llama"}',
     "model.safetensors": bytes(range(256)) * 9000,
@@ -88,72 +85,6 @@ def test_absent_file(local: Path, into: Path) -> None:
         fetch_model(section("./model"), local, into)
     assert caught.value.code is ErrorCode.MODEL_INVALID
     assert "config.json" in caught.value.message
-
-
-class Hub:
-    """Answers of a model hub: small files directly, large ones by a redirect to a store, ETags as there."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.files = files
-        self.requests: list[tuple[str, str, dict[str, str]]] = []
-        self.cut_after: int | None = None
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_HEAD(self) -> None:
-                self.answer(with_body=False)
-
-            def do_GET(self) -> None:
-                self.answer(with_body=True)
-
-            def answer(self, *, with_body: bool) -> None:
-                hub.requests.append((self.command, self.path, dict(self.headers)))
-                prefix = f"/org/model/resolve/{REVISION}/"
-                stored = self.path.startswith("/store/")
-                name = self.path.removeprefix("/store/" if stored else prefix)
-                content = hub.files.get(name) if stored or self.path.startswith(prefix) else None
-                if content is None:
-                    self.send_response(404)
-                    self.send_header("X-Error-Code", "EntryNotFound")
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-                    return
-                digest = hashlib.sha256(content).hexdigest()
-                large = name.endswith(".safetensors")
-                start = int(self.headers.get("Range", "bytes=0-")[6:].split("-")[0])
-                self.send_response(302 if large and not stored else 206 if start else 200)
-                if large and not stored:
-                    self.send_header("Location", f"http://127.0.0.1:{hub.port}/store/{name}")
-                    self.send_header("X-Linked-Etag", f'"{digest}"')
-                    self.send_header("X-Linked-Size", str(len(content)))
-                    content = b""
-                self.send_header("X-Repo-Commit", REVISION)
-                self.send_header("ETag", f'"{digest[:40]}"')
-                self.send_header("Content-Length", str(len(content) - start))
-                if start:
-                    self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-                self.end_headers()
-                if with_body and stored and hub.cut_after is not None:
-                    content, hub.cut_after = content[: hub.cut_after], None
-                    self.close_connection = True
-                if with_body:
-                    with contextlib.suppress(OSError):
-                        self.wfile.write(content[start:])
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, args=[0.05])
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final
 
 from trainer.audit.document import EMBEDDED, Document
-from trainer.audit.environment_rules import SCRIPTS
+from trainer.audit.environment_rules import SCRIPTS, own_variables
 from trainer.audit.findings import shown
 from trainer.audit.nodes import Node
 from trainer.audit.service_rules import Hits
@@ -100,6 +100,9 @@ def allowed_env(document: Document, *, kind: str) -> Hits:
         if found == kind:
             consequence = ", after the text was measured" if effect is None else f": {effect}"
             yield node, f"whoever deploys can set {shown(node.text)}{consequence}"
+    if kind == "own" and document.app is None:  # no list: the place where the compose file uses it is shown
+        for node, name in own_variables(document):
+            yield node, f"whoever deploys can set {name}: {OPERATOR_VARIABLES[name]}"
 
 
 public_tcbinfo: Final = partial(

@@ -11,6 +11,7 @@ from trainer.audit.findings import printable, shown
 from trainer.audit.nodes import Node
 from trainer.audit.secrets import WHOLLY_VARIABLE, argument_names, holds_secret, is_secret_name
 from trainer.audit.service_rules import Hits
+from trainer.deployment import OPERATOR_VARIABLES, operator_reference
 
 PAIRS: Final = ("environment", "args", "labels")
 """Keys whose value is a mapping, or a list of NAME=VALUE that means the same."""
@@ -73,11 +74,20 @@ def variables(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(match[1] for match in _VARIABLE.finditer(text) if match[1]))
 
 
+def own_variables(document: Document) -> Iterator[tuple[Node, str]]:
+    """Yields what services take of the variables that this project has for the deployer, with its name."""
+    for service in document.services():
+        for name, node in pairs(service.get("environment")):
+            if name in OPERATOR_VARIABLES and node.text == operator_reference(name):
+                yield node, name
+
+
 def interpolated(document: Document) -> Hits:
-    """Finds values that are filled in after the text was measured."""
+    """Finds values that are filled in after the text was measured, except for those of `own_variables`."""
+    own = {node.path for node, _ in own_variables(document)}
     for section in _SECTIONS:
         for node in document.compose.get(section).scalars():
-            if names := variables(node.text):
+            if (names := variables(node.text)) and node.path not in own:
                 yield node, f"filled in from {', '.join(names)} when it starts; not in the measured text"
     for section in ("configs", "secrets"):
         for entry in document.compose.get(section).children():

@@ -29,7 +29,7 @@ _TOKEN_FORMS: Final = re.compile(
 )
 """Matches tokens of well-known services, private keys and JSON web tokens."""
 
-WHOLLY_VARIABLE: Final = re.compile(r"\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*(?::?\?[^}]*)?\}")
+WHOLLY_VARIABLE: Final = re.compile(r"\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*(?::?(?:-|\?[^}]*))?\}")
 """Matches a value that is only a variable reference: the secret is then not in the file."""
 
 

@@ -54,6 +54,7 @@ def run_job_spec(
 ) -> None:
     """Run one job: the container's entry point. Prints public events as JSON lines, and nothing else."""
     try:
+        from trainer.job.hub_token import take_hub_token
         from trainer.job.job_options import JobOptions
         from trainer.job.restarts import run_with_restarts
         from trainer.job.supervisor import run_job
@@ -64,7 +65,7 @@ def run_job_spec(
             hint="the job needs more than the provider's tool: install confidential-trainer[job]",
         ) from error
 
-    options = JobOptions(job, guest_agent, spool, ciphertext, workspace)
+    options = JobOptions(job, guest_agent, spool, ciphertext, workspace, take_hub_token(os.environ))
     options.read_spec(os.environ)  # what is wrong with the spec is said once, before anything is started
     code = run_with_restarts(partial(run_job, options), restarts) if restarts else run_job(options).code
     raise typer.Exit(int(code))

@@ -2,12 +2,11 @@
 
 `compose_rendering` puts a job spec into a compose file, `app_compose` makes app-compose.json for a deployment
 profile, `clean_start` is the script that the `kms` profile runs in the VM, `model_pins` and `job_template` write
-job.yaml. Pure: texts in, texts out.
+job.yaml, `operator_variables` lists what a compose file may take from outside. Pure: texts in, texts out.
 """
 
 from trainer.deployment.app_compose import (
     KEY_PROVIDER_PLACEHOLDER,
-    OPERATOR_VARIABLES,
     DeploymentProfile,
     render_app_compose,
 )
@@ -15,6 +14,7 @@ from trainer.deployment.clean_start import CLEAN_START, CLEAN_START_SHA256
 from trainer.deployment.compose_rendering import read_embedded_job, render_compose
 from trainer.deployment.job_template import render_job_template
 from trainer.deployment.model_pins import ModelPins, pin_model, read_model_name, select_model_files
+from trainer.deployment.operator_variables import OPERATOR_VARIABLES, operator_reference, read_operator_variables
 
 __all__ = [
     "CLEAN_START",
@@ -23,9 +23,11 @@ __all__ = [
     "OPERATOR_VARIABLES",
     "DeploymentProfile",
     "ModelPins",
+    "operator_reference",
     "pin_model",
     "read_embedded_job",
     "read_model_name",
+    "read_operator_variables",
     "render_app_compose",
     "render_compose",
     "render_job_template",

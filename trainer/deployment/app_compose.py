@@ -13,7 +13,9 @@ from enum import StrEnum
 from typing import Final
 
 from trainer.deployment.clean_start import CLEAN_START
+from trainer.deployment.operator_variables import read_operator_variables
 from trainer.encoding import canonical_json
+from trainer.errors import ErrorCode, UsageError
 
 APP_NAME: Final = "confidential-trainer"
 
@@ -21,14 +23,6 @@ KEY_PROVIDER_PLACEHOLDER: Final = (
     "FILL IN: the public key of the KMS root certificate as hex (trainer job render --key-provider-id)"
 )
 """`key_provider_id` of a template. It is no hex, so that a guest that gets it does not boot."""
-
-
-OPERATOR_VARIABLES: Final[Mapping[str, str]] = {
-    "HF_TOKEN": "access to models at the hub; digests in the job spec decide what is loaded",
-}
-"""Environment variables that `allowed_envs` may list, each with what its value can change.
-
-The encrypted environment is an operator's input: anyone can encrypt one."""
 
 
 class DeploymentProfile(StrEnum):
@@ -46,18 +40,17 @@ _SETTINGS: Final[Mapping[str, object]] = {
     "public_logs": False,
     "public_sysinfo": False,
     "public_tcbinfo": False,
-    "allowed_envs": [],
     "no_instance_id": False,
     "secure_time": True,
 }
-"""dstack's settings in both profiles. The operator can set no environment variable (`allowed_envs`), and the clock
-is set from authenticated time servers before the app starts (`secure_time`)."""
+"""dstack's settings in both profiles. The clock is set from authenticated time servers before the app starts
+(`secure_time`)."""
 
 
 def render_app_compose(
     compose: str, profile: DeploymentProfile = DeploymentProfile.SEALED, *, key_provider_id: str | None = None
 ) -> bytes:
-    """Returns the bytes of app-compose.json.
+    """Returns the bytes of app-compose.json. `allowed_envs` lists the operator's variables that the file takes.
 
     The output is canonical JSON (RFC 8785): the same input gives the same bytes, and a tool that sorts keys and
     removes white space does not change them.
@@ -66,9 +59,26 @@ def render_app_compose(
         compose: text of the compose file, with the job spec inside.
         profile: the deployment profile.
         key_provider_id: for `kms`, the identity of the key management service in hex; None leaves a placeholder.
+
+    Raises:
+        UsageError: the compose file takes such a variable, and the profile is `sealed`.
     """
+    variables = read_operator_variables(compose)
+    if variables and profile is DeploymentProfile.SEALED:
+        raise UsageError(
+            ErrorCode.USAGE,
+            f"the compose file takes {', '.join(variables)} from the encrypted environment",
+            expected="the profile kms: without a key service there is no encrypted environment",
+            found="the profile sealed",
+            hint="a gated model comes from a mirror or from model_urls; or render with --profile kms",
+        )
     return canonical_json(
-        {**_SETTINGS, **_profile_settings(profile, key_provider_id), "docker_compose_file": compose}
+        {
+            **_SETTINGS,
+            **_profile_settings(profile, key_provider_id),
+            "allowed_envs": list(variables),
+            "docker_compose_file": compose,
+        }
     )
 
 

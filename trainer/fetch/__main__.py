@@ -31,7 +31,7 @@ def main() -> int:
     into = Path(order.into)
     os.environ.update(HUB_VARIABLES, HF_HOME=str(into / STAGING))
     try:
-        fetch_model(order.model, Path(order.base_dir), into)
+        fetch_model(order.model, Path(order.base_dir), into, hub_token=order.hub_token)
     except TrainerError as error:
         channel.send(FetchFailed.of(error))
     else:

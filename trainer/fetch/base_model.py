@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from trainer.encoding import file_sha256, sha256_hex
-from trainer.errors import ErrorCode, JobError, UnavailableError
+from trainer.errors import ErrorCode, JobError
+from trainer.fetch.hub_client import download_from_hub, send_token_to_hub_only
+from trainer.fetch.url_download import download_url
 from trainer.models import Sha256Hex
 from trainer.spec import ModelSection
 
@@ -38,18 +40,20 @@ _BLOCK_BYTES: Final = 1 << 20
 _PARALLEL_DOWNLOADS: Final = 4
 
 
-def fetch_model(model: ModelSection, base_dir: Path, into: Path) -> None:
+def fetch_model(model: ModelSection, base_dir: Path, into: Path, *, hub_token: str | None = None) -> None:
     """Brings the listed files into `into`, and nothing else.
 
     Args:
         model: the job spec's section.
         base_dir: directory that a local model's path is relative to.
         into: existing directory in memory; a file appears under its name once its digest is right.
+        hub_token: access to the model at the hub, for files without a URL of their own.
 
     Raises:
         JobError: a file does not have the digest of the job spec (`model-digest-mismatch`), is missing
             (`model-invalid`), or does not fit (`workspace-full`).
-        UnavailableError: the hub does not give a file (`model-unavailable`).
+        UnavailableError: the hub, or the file's URL, does not give a file (`model-unavailable`).
+        UsageError: the token would be sent without TLS (`hub-token-invalid`).
     """
     with _staging(into) as staging:
         names = sorted(model.model_file_sha256)
@@ -59,9 +63,15 @@ def fetch_model(model: ModelSection, base_dir: Path, into: Path) -> None:
                 _copy_checked(source, name, staging, into, model.model_file_sha256[name])
             return
 
+        if hub_token is not None:
+            send_token_to_hub_only()
+
         def download_checked(name: str) -> None:
-            downloaded = _download(model, name, staging)
-            # The digest of the file that is then renamed, not of the stream: it was written by the hub's library.
+            if (url := model.model_urls.get(name)) is not None:
+                downloaded = download_url(url, name, _flat(staging, name))
+            else:
+                downloaded = download_from_hub(model, name, staging, hub_token=hub_token)
+            # Of the file that is then renamed, not of the stream: a library wrote it, or several attempts.
             _accept(downloaded, into / name, model.model_file_sha256[name], file_sha256(downloaded), name)
 
         with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
@@ -90,13 +100,18 @@ def _copy_checked(source: Path, name: str, staging: Path, into: Path, expected: 
         raise JobError(
             ErrorCode.MODEL_INVALID, f"base model file {name} cannot be read: {error.strerror}"
         ) from error
-    partial = staging / sha256_hex(name.encode())  # flat: a name may have directories
+    partial = _flat(staging, name)
     digest = hashlib.sha256()
     with file, partial.open("xb") as copy:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
             copy.write(block)
     _accept(partial, into / name, expected, digest.hexdigest(), name)
+
+
+def _flat(staging: Path, name: str) -> Path:
+    """Returns a path without directories for a file whose name may have some."""
+    return staging / sha256_hex(name.encode())
 
 
 def _accept(partial: Path, target: Path, expected: str, found: str, name: str) -> None:
@@ -110,24 +125,3 @@ def _accept(partial: Path, target: Path, expected: str, found: str, name: str) -
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     partial.rename(target)
-
-
-def _download(model: ModelSection, name: str, staging: Path) -> Path:
-    """Downloads one file of the pinned revision, without a token, from the hub that `HF_ENDPOINT` names."""
-    import httpx  # noqa: PLC0415 -- only a model on a hub needs these
-    from huggingface_hub import hf_hub_download  # noqa: PLC0415 -- reads its environment when imported
-    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
-
-    try:
-        path = hf_hub_download(
-            model.model_name_or_path, name, revision=model.model_revision, local_dir=staging, token=False
-        )
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        raise UnavailableError(
-            ErrorCode.MODEL_UNAVAILABLE,
-            f"base model file {name}: the hub did not give it ({type(error).__name__})",
-            hint="is the hub id right, the revision still there, and the hub reachable from the job?",
-        ) from error
-    return Path(path)

@@ -1,6 +1,7 @@
 """The messages between supervisor and fetch process: one order, then one report.
 
-Nothing in them is private: the model is named in the job spec, whose text the evidence contains.
+Nothing in them is private but the operator's access token for the hub: the model is named in the job spec, whose
+text the evidence contains.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class FetchOrder(ChannelMessage):
         model: the job spec's section: hub id or path, revision, and the SHA-256 of each file.
         base_dir: directory that a relative path of a local model is relative to.
         into: existing directory on the private tmpfs that gets the files.
+        hub_token: the operator's access token, for the hub's own origin; None asks without one.
         plan: what the process confines itself to before it reads the first byte; None (tests) for nothing.
     """
 
@@ -32,6 +34,7 @@ class FetchOrder(ChannelMessage):
     model: ModelSection
     base_dir: _Directory
     into: _Directory
+    hub_token: Annotated[str, Field(pattern=r"^[!-~]{1,512}$")] | None = Field(default=None, repr=False)
     plan: SandboxPlan | None = None
 
 

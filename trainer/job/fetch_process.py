@@ -115,7 +115,9 @@ class FetchProcess:
         self._channel.close()
 
 
-def start_fetch(spec: JobSpec, spec_folder: Path, workspace: Workspace, plan: SandboxPlan) -> FetchProcess:
+def start_fetch(
+    spec: JobSpec, spec_folder: Path, workspace: Workspace, plan: SandboxPlan, *, hub_token: str | None = None
+) -> FetchProcess:
     """Starts the process that fills `workspace.model` with exactly the files that the job spec lists.
 
     Args:
@@ -123,8 +125,15 @@ def start_fetch(spec: JobSpec, spec_folder: Path, workspace: Workspace, plan: Sa
         spec_folder: directory that a relative `model_name_or_path` is relative to.
         workspace: the job's workspace.
         plan: what the child is confined to.
+        hub_token: access to models at the hub. It goes through the pipe: an environment could be read in /proc.
     """
     hub = {name: os.environ[name] for name in _HUB_VARIABLES if name in os.environ}
-    order = FetchOrder(model=spec.model, base_dir=str(spec_folder.resolve()), into=str(workspace.model), plan=plan)
+    order = FetchOrder(
+        model=spec.model,
+        base_dir=str(spec_folder.resolve()),
+        into=str(workspace.model),
+        hub_token=None if spec.model.is_local else hub_token,
+        plan=plan,
+    )
     with workspace.private_log.open("ab") as log:
         return FetchProcess(order, environment=children.clean_environment(workspace.model, hub), log=log)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.errors import ErrorCode, UsageError
@@ -21,6 +21,7 @@ class JobOptions:
         ciphertext: directory for sealed uploads, checkpoints and results under HTTP; None makes a temporary
             directory, which another start of the job will not find.
         workspace: a directory on tmpfs; None looks for one.
+        hub_token: access to models at the hub, for the fetch process alone.
     """
 
     spec: Path | None
@@ -28,6 +29,7 @@ class JobOptions:
     spool: Path | None = None
     ciphertext: Path | None = None
     workspace: Path | None = None
+    hub_token: str | None = field(default=None, repr=False)
 
     def read_spec(self, environment: Mapping[str, str]) -> tuple[JobSpec, Path]:
         """Returns the job spec, and the directory that a relative path of a base model in it is relative to.

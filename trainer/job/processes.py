@@ -46,7 +46,7 @@ class JobProcesses:
 
 
 @contextmanager
-def start_processes(spec: JobSpec, paths: JobPaths) -> Iterator[JobProcesses]:
+def start_processes(spec: JobSpec, paths: JobPaths, *, hub_token: str | None = None) -> Iterator[JobProcesses]:
     """Starts the children, confines this process, and collects what each measured; ends them with the context.
 
     Raises:
@@ -54,7 +54,7 @@ def start_processes(spec: JobSpec, paths: JobPaths) -> Iterator[JobProcesses]:
     """
     plans, workspace = make_plans(spec, paths), paths.workspace
     with ExitStack() as running:
-        fetch = start_fetch(spec, paths.spec_folder, workspace, plans.fetch)
+        fetch = start_fetch(spec, paths.spec_folder, workspace, plans.fetch, hub_token=hub_token)
         running.callback(fetch.end)
         worker = running.enter_context(worker_process(workspace, plans.worker, spec))
         front = running.enter_context(

@@ -120,7 +120,7 @@ class _Job:
         privileges.keep_to_itself()
         by_files = self.options.spool is not None
         paths = JobPaths(self.workspace, self.ciphertext.folder, self.spec_folder, by_files=by_files)
-        with start_processes(self.spec, paths) as processes:
+        with start_processes(self.spec, paths, hub_token=self.options.hub_token) as processes:
             self.sandbox = processes.sandbox
             self.public(logs.Listening(processes.ready.port, processes.ready.tls_spki_sha256))
             # All processes are confined by now. Without a demanded property the job ends here, before it has keys.

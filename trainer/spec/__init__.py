@@ -16,7 +16,7 @@ from trainer.spec.job_variable import (
 )
 from trainer.spec.key_hints import meant_key
 from trainer.spec.lora_section import LoraSection
-from trainer.spec.model_section import MODEL_FILE_SUFFIXES, Dtype, ModelSection
+from trainer.spec.model_section import MODEL_FILE_SUFFIXES, Dtype, ModelSection, is_protected_url
 from trainer.spec.output_section import OutputSection
 from trainer.spec.privacy_section import REFERENCES, PrivacySection
 from trainer.spec.tee_section import TeeSection
@@ -48,6 +48,7 @@ __all__ = [
     "TrainOn",
     "TrainSection",
     "from_compose",
+    "is_protected_url",
     "leaf_names",
     "meant_key",
     "parse_job_spec",

@@ -6,6 +6,7 @@ import re
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -13,6 +14,9 @@ from trainer.models import Sha256Hex, Strict
 
 MODEL_FILE_SUFFIXES: Final = (".safetensors", ".json", ".txt", ".model", ".jinja")
 """Suffixes of the files of a base model. Pickles and code have other suffixes and are refused by name."""
+
+
+_Url = Annotated[str, Field(max_length=4096)]
 
 
 class Dtype(StrEnum):
@@ -27,12 +31,14 @@ class ModelSection(Strict):
     """Which base model: a local directory (`./…` or `/…`) or a hub id with a revision; every file by digest.
 
     `model_file_sha256` maps each file's name, relative to the model's directory, to its SHA-256. Files that
-    are not listed are neither fetched nor shown to the worker.
+    are not listed are neither fetched nor shown to the worker. `model_urls` maps the names of some or all of
+    them to URLs that they are downloaded from instead of the hub.
     """
 
     model_name_or_path: Annotated[str, Field(min_length=1, max_length=512)]
     model_revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     model_file_sha256: Annotated[dict[str, Sha256Hex], Field(min_length=2, max_length=1024)]
+    model_urls: Annotated[dict[str, _Url], Field(max_length=1024)] = {}  # noqa: RUF012 -- frozen, and copied
     dtype: Dtype = Dtype.BFLOAT16
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
     load_in_4bit: bool = False
@@ -60,10 +66,42 @@ class ModelSection(Strict):
                 raise ValueError("a hub id needs model_revision: the 40 hex digits of a commit, not a branch")
         for name in self.model_file_sha256:
             _check_model_file_name(name)
+        self._check_urls()
         names = self.model_file_sha256
         if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
             raise ValueError("model_file_sha256 must list config.json and at least one .safetensors file")
         return self
+
+    def _check_urls(self) -> None:
+        if self.model_urls and self.is_local:
+            raise ValueError("model_urls belongs to a hub id; the files of a local directory are copied")
+        for name, url in self.model_urls.items():
+            if name not in self.model_file_sha256:
+                raise ValueError(f"model_urls: {name!r} is not in model_file_sha256, so it would not be loaded")
+            _check_model_url(name, url)
+
+
+def is_protected_url(url: str) -> bool:
+    """Returns whether a URL is https, or http to this machine itself, where nobody else can listen."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or (
+        parts.scheme == "http" and parts.hostname in {"127.0.0.1", "localhost", "::1"}
+    )
+
+
+def _check_model_url(name: str, url: str) -> None:
+    # No message quotes a URL: a presigned one is an access right.
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises an error for one that is no number
+    except ValueError:
+        raise ValueError(f"model_urls: the value for {name!r} is not a URL") from None
+    if not re.fullmatch(r"[!-~]+", url) or not parts.hostname or parts.fragment:
+        raise ValueError(f"model_urls: the value for {name!r} is not a URL of printable ASCII without a fragment")
+    if not is_protected_url(url):
+        raise ValueError(f"model_urls: the URL for {name!r} must begin with https://")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(f"model_urls: the URL for {name!r} has credentials, and the job spec is public")
 
 
 def _check_model_file_name(name: str) -> None:
