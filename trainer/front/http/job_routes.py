@@ -42,7 +42,7 @@ _EVENT: Final = {
 
 _STATEMENT: Final[dict[str, object]] = {
     "content": {DELETION_TYPE: {"schema": {"type": "object"}}},
-    "description": "the signed statement of what the job destroyed; to an acknowledgement, if its type is accepted",
+    "description": "the signed statement of what the job destroyed; after an acknowledgement, to who accepts it",
 }
 
 JobNonce = Annotated[str, Query(pattern=r"^[0-9a-f]{64}$", description="32 random bytes of the verifier, in hex")]
