@@ -25,11 +25,6 @@ _NO_ORDER: Final = frozenset(
 )
 
 
-def is_reference(name: str) -> bool:
-    """Returns whether a list of this name holds references; their values are not secrets, whatever the name."""
-    return name in _KEYS
-
-
 def aligned(name: str, old: Sequence[Node], new: Sequence[Node], identity: Identity) -> Iterator[Pair]:
     """Pairs the elements of two lists: by key, by value where the order has no meaning, or in sequence.
 
@@ -39,7 +34,7 @@ def aligned(name: str, old: Sequence[Node], new: Sequence[Node], identity: Ident
         new: elements of the new list.
         identity: maps nodes of equal content to the same number.
     """
-    if name in _KEYS:
+    if name in REFERENCE_KEYS:
         before, after = _keyed(name, old), _keyed(name, new)
         for key in sorted(before.keys() | after.keys()):
             yield key, before.get(key), after.get(key)
@@ -52,7 +47,7 @@ def aligned(name: str, old: Sequence[Node], new: Sequence[Node], identity: Ident
 def _keyed(name: str, nodes: Sequence[Node]) -> Mapping[str, Node]:
     found: dict[str, Node] = {}
     for node in nodes:
-        key = _KEYS[name](node)
+        key = REFERENCE_KEYS[name](node)
         # Repeated keys get a suffix: an entry that is listed twice must not hide the first one.
         while key in found:
             key += "+"
@@ -78,12 +73,13 @@ def _source_key(node: Node) -> str:
     return (node.get("source") if node.is_mapping else node).text
 
 
-_KEYS: Final[Mapping[str, Callable[[Node], str]]] = {
+REFERENCE_KEYS: Final[Mapping[str, Callable[[Node], str]]] = {
     "ports": _port_key,
     "volumes": _volume_key,
     "configs": _source_key,
     "secrets": _source_key,
 }
+"""Name of a list of references → what identifies one of them. Their values are no secrets, whatever the name."""
 
 
 def same_port(node: Node) -> Node:

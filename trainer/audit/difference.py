@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from trainer.audit.alignment import aligned, is_reference, same_port
+from trainer.audit.alignment import REFERENCE_KEYS, aligned, same_port
 from trainer.audit.document import EMBEDDED, Document
 from trainer.audit.environment_rules import PAIRS, pairs
 from trainer.audit.findings import Change, printable, shown
@@ -24,19 +24,16 @@ def difference(old: Document, new: Document) -> tuple[Change, ...]:
     An app-compose file and a bare docker-compose file are compared by what both have: the compose file.
     """
     # The embedded compose file is compared as a tree of its own: as text, one changed word would show all of it.
-    both_apps = old.app is not None and new.app is not None
     comparison = _Comparison(old, new)
-    path = EMBEDDED if both_apps else ""
-    changes = [*comparison.changes(old.compose, new.compose, path, "")]
-    if both_apps:
-        changes += comparison.changes(_beside(old), _beside(new), "", "")
+    if old.app is None or new.app is None:
+        changes = [*comparison.changes(old.compose, new.compose, "", "")]
+    else:
+        changes = [*comparison.changes(old.compose, new.compose, EMBEDDED, "")]
+        one, other = (
+            Node({key: node for key, node in app.items() if key != EMBEDDED}, 1, "") for app in (old.app, new.app)
+        )
+        changes += comparison.changes(one, other, "", "")
     return tuple(sorted(changes, key=lambda change: change.path))
-
-
-def _beside(document: Document) -> Node:
-    """Returns app-compose.json without the embedded compose file."""
-    entries = document.app.items() if document.app else ()
-    return Node({key: node for key, node in entries if key != EMBEDDED}, 1, "")
 
 
 class _Comparison:
@@ -70,7 +67,7 @@ class _Comparison:
                 yield from self.changes(one.get(key), other.get(key), child_path(path, key), key)
         elif isinstance(one, tuple) and isinstance(other, tuple):
             # In a list of arguments, an option's name decides whether the argument after it is a secret.
-            plain = "" if is_reference(name) else name
+            plain = "" if name in REFERENCE_KEYS else name
             names: dict[int, str] = {}  # id of a node → name of the option that it is the value of
             for nodes in (one, other):
                 options = argument_names([node.text for node in nodes])

@@ -9,7 +9,7 @@ from typing import Final
 from trainer.audit.document import Document
 from trainer.audit.findings import printable, shown
 from trainer.audit.nodes import Node
-from trainer.audit.secrets import WHOLLY_VARIABLE, argument_names, holds_secret, is_secret_name
+from trainer.audit.secrets import WHOLLY_VARIABLE, argument_names, is_secret_name, masked
 from trainer.audit.service_rules import Hits
 from trainer.deployment import OPERATOR_VARIABLES, operator_reference
 
@@ -64,7 +64,7 @@ def literal_secret(document: Document) -> Hits:
     """Finds secrets in a text that is public. Their values are never shown."""
     for name, node in _named_values(document):
         literal = node.text.strip() and not WHOLLY_VARIABLE.fullmatch(node.text.strip())
-        if literal and (is_secret_name(name) or holds_secret(node.text)):
+        if literal and (is_secret_name(name) or masked(node.text) != node.text):
             where = printable(name) or "this text"
             yield node, f"{where} holds a literal secret, and all of this is public"
 

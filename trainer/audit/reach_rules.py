@@ -8,7 +8,6 @@ from typing import Final
 from trainer.audit.document import Document
 from trainer.audit.environment_rules import pairs
 from trainer.audit.findings import shown
-from trainer.audit.nodes import Node
 from trainer.audit.service_rules import Hits, element_of, value_at
 
 GUEST_AGENT_PORT: Final = "8090"
@@ -17,28 +16,29 @@ GUEST_AGENT_PORT: Final = "8090"
 _LOCAL_LOGS: Final = frozenset({"", "none", "local", "json-file", "journald"})
 
 
-def _hosts(service: Node) -> Hits:
-    """Yields nodes and addresses of `extra_hosts`, in each of its forms."""
-    yield from ((node, node.text) for _, node in service.get("extra_hosts").items())
-    if not service.get("extra_hosts").is_mapping:
-        for node in service.get("extra_hosts").elements():
-            yield node, node.text.replace("=", ":", 1).partition(":")[2]
+def extra_host(document: Document, *, gateway: bool, message: str) -> Hits:
+    """Finds `extra_hosts`, in each of its forms.
 
-
-def host_gateway(document: Document) -> Hits:
-    """Finds a name for the VM itself: its own services can be reached from the container."""
+    Args:
+        document: the compose file.
+        gateway: find names for the VM itself (`host-gateway`), through which its own services can be reached, or
+            else those for other addresses.
+        message: `{}` is replaced by the address.
+    """
     for service in document.services():
-        for node, address in _hosts(service):
-            if address == "host-gateway":
-                yield node, "the container reaches services of the VM itself, such as the guest agent's"
+        hosts = service.get("extra_hosts")
+        addresses = [(node, node.text) for _, node in hosts.items()]
+        if not hosts.is_mapping:
+            addresses += [(node, node.text.replace("=", ":", 1).partition(":")[2]) for node in hosts.elements()]
+        for node, address in addresses:
+            if (address == "host-gateway") is gateway:
+                yield node, message.format(shown(address))
 
 
 def name_override(document: Document) -> Hits:
     """Finds names that resolve to what this text says, or by a server that it names."""
+    yield from extra_host(document, gateway=False, message="a name is made to lead to {}")
     for service in document.services():
-        for node, address in _hosts(service):
-            if address != "host-gateway":
-                yield node, f"a name is made to lead to {shown(address)}"
         for name in ("dns", "external_links"):
             for node in service.get(name).elements():
                 yield node, f"{name}: {shown(node.text)} decides where names lead"

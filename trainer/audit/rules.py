@@ -81,7 +81,14 @@ RULES: Final = (
     AuditRule("unconfined", HIGH, service.unconfined, "remove it, and keep `no-new-privileges:true`"),
     AuditRule("host-mount", HIGH, mounts.host_mount, "mount only the guest agent's socket and named volumes"),
     AuditRule(
-        "host-gateway", MEDIUM, reach.host_gateway, "remove it: the guest agent's socket is all that a job needs"
+        "host-gateway",
+        MEDIUM,
+        partial(
+            reach.extra_host,
+            gateway=True,
+            message="the container reaches services of the VM itself, such as the guest agent's",
+        ),
+        "remove it: the guest agent's socket is all that a job needs",
     ),
     AuditRule(
         "name-override", MEDIUM, reach.name_override, "remove it, or make sure that no wrong answer can harm"

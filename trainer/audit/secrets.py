@@ -40,11 +40,6 @@ def is_secret_name(name: str) -> bool:
     return found is not None and not upper.endswith(("_FILE", "_PATH")) and "PUBLIC" not in upper
 
 
-def holds_secret(text: str) -> bool:
-    """Returns whether `text` contains a secret: a URL's password, an option's value, a known token."""
-    return masked(text) != text
-
-
 def masked(text: str) -> str:
     """Returns `text` with each secret replaced by `MASK`."""
     # First what a name or a URL gives away, then tokens of known forms anywhere in the text.
