@@ -23,7 +23,7 @@ from trainer.provider.policies import select_sandbox_demands
 from trainer.receipt.dsse import public_key_der
 from trainer.sealing.age import generate_identity
 from trainer.simulator.agent import SimulatedVm
-from trainer.simulator.server import SimulatedAgentServer
+from trainer.simulator.server import simulated_agent_server
 from trainer.simulator.state import publish
 from trainer.tee.guest_agent import GuestAgent
 from trainer.tee.quoted_evidence import collect
@@ -55,7 +55,7 @@ def prepare(folder: Path) -> None:
     vm = SimulatedVm('{"name":"benchmark"}', b"benchmark seed, 32 bytes long ..")
     now = int(time.time())
     publish(vm, folder, now)
-    with SimulatedAgentServer(folder / "s", vm):
+    with simulated_agent_server(folder / "s", vm):
         agent = GuestAgent(str(folder / "s"))
         keys = derive_keys(agent, spec.sha256())
         claims = DatasetClaims(

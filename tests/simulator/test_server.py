@@ -17,7 +17,7 @@ from dstack_sdk import DstackClient
 
 from trainer.errors import ErrorCode, UsageError
 from trainer.simulator.agent import SimulatedVm
-from trainer.simulator.server import MAX_BODY_BYTES, SimulatedAgentServer, serve
+from trainer.simulator.server import MAX_BODY_BYTES, serve, simulated_agent_server
 
 
 @contextmanager
@@ -164,14 +164,14 @@ def test_calls_in_parallel(endpoint: str) -> None:
 
 
 def test_socket_is_private_and_goes_away(socket_path: Path, vm: SimulatedVm) -> None:
-    with SimulatedAgentServer(socket_path, vm):
+    with simulated_agent_server(socket_path, vm):
         assert stat.S_IMODE(socket_path.stat().st_mode) == 0o600
     assert not socket_path.exists()
 
 
 def test_living_agent_is_not_replaced(endpoint: str, vm: SimulatedVm) -> None:
-    with pytest.raises(UsageError, match="another agent answers"):
-        SimulatedAgentServer(Path(endpoint), vm)
+    with pytest.raises(UsageError, match="another agent answers"), simulated_agent_server(Path(endpoint), vm):
+        pass
     with connected(endpoint) as client:
         assert client.is_reachable()
 
@@ -180,26 +180,29 @@ def test_stale_socket_is_removed(socket_path: Path, vm: SimulatedVm) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(socket_path))
     assert socket_path.is_socket()
-    with SimulatedAgentServer(socket_path, vm), connected(str(socket_path)) as client:
+    with simulated_agent_server(socket_path, vm), connected(str(socket_path)) as client:
         assert client.is_reachable()
 
 
 def test_other_files_are_left_alone(socket_path: Path, vm: SimulatedVm) -> None:
     socket_path.write_text("mine")
-    with pytest.raises(UsageError) as caught:
-        SimulatedAgentServer(socket_path, vm)
+    with pytest.raises(UsageError) as caught, simulated_agent_server(socket_path, vm):
+        pass
     assert caught.value.code is ErrorCode.OUTPUT_EXISTS
     assert socket_path.read_text() == "mine"
 
 
 def test_long_path_is_refused(tmp_path: Path, vm: SimulatedVm) -> None:
-    with pytest.raises(UsageError, match="at most 107 bytes"):
-        SimulatedAgentServer(tmp_path / ("x" * 108), vm)
+    with pytest.raises(UsageError, match="at most 107 bytes"), simulated_agent_server(tmp_path / ("x" * 108), vm):
+        pass
 
 
 def test_absent_directory_is_an_error(socket_path: Path, vm: SimulatedVm) -> None:
-    with pytest.raises(UsageError, match="cannot listen"):
-        SimulatedAgentServer(socket_path.parent / "absent" / "agent.sock", vm)
+    with (
+        pytest.raises(UsageError, match="cannot listen"),
+        simulated_agent_server(socket_path.parent / "absent" / "agent.sock", vm),
+    ):
+        pass
 
 
 def test_serve_until_stopped(socket_path: Path, tmp_path: Path, compose: str) -> None:

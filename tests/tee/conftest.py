@@ -12,7 +12,7 @@ import pytest
 
 from trainer.simulator.agent import Release, SimulatedVm, VmOptions
 from trainer.simulator.pki import DevelopmentPki
-from trainer.simulator.server import SimulatedAgentServer
+from trainer.simulator.server import simulated_agent_server
 
 NOW = 1_790_000_000
 COMPOSE = '{\n  "name": "demo",\n  "docker_compose_file": "services: {}"\n}\n'
@@ -50,7 +50,7 @@ def socket_path() -> Iterator[Path]:
 @pytest.fixture
 def endpoint(vm: SimulatedVm, socket_path: Path) -> Iterator[str]:
     """Socket on which the VM of the `vm` fixture (release 0.6.0) is served."""
-    with SimulatedAgentServer(socket_path, vm):
+    with simulated_agent_server(socket_path, vm):
         yield str(socket_path)
 
 
@@ -58,7 +58,7 @@ def endpoint(vm: SimulatedVm, socket_path: Path) -> Iterator[str]:
 def old_endpoint(socket_path: Path) -> Iterator[str]:
     """Socket on which a VM of release 0.5.11 is served."""
     vm = SimulatedVm(COMPOSE, SEED, options=VmOptions(release=Release.V0_5))
-    with SimulatedAgentServer(socket_path, vm):
+    with simulated_agent_server(socket_path, vm):
         yield str(socket_path)
 
 

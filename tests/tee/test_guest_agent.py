@@ -14,7 +14,7 @@ from Crypto.Hash import keccak
 
 from trainer.errors import ErrorCode, UnavailableError
 from trainer.simulator.agent import SimulatedVm, VmOptions
-from trainer.simulator.server import SimulatedAgentServer
+from trainer.simulator.server import simulated_agent_server
 from trainer.tee.guest_agent import GuestAgent
 
 REPORT_DATA = bytes(range(64))
@@ -112,7 +112,7 @@ def test_report_data_is_64_bytes(endpoint: str, length: int) -> None:
 def test_gpu_attestation_is_exact(compose: str, seed: bytes, socket_path: Path) -> None:
     text = '{"a": "é\\n"}\r\n\n'
     vm = SimulatedVm(compose, seed, options=VmOptions(gpu_attestation=text))
-    with SimulatedAgentServer(socket_path, vm):
+    with simulated_agent_server(socket_path, vm):
         assert GuestAgent(str(socket_path)).gpu_attestation() == text
 
 
@@ -156,7 +156,7 @@ def test_endpoint_of_the_environment(endpoint: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # httpcore drops a socket that cannot connect
 @pytest.mark.parametrize("method", CALLS)
 def test_agent_that_died(socket_path: Path, vm: SimulatedVm, method: str) -> None:
-    with SimulatedAgentServer(socket_path, vm):
+    with simulated_agent_server(socket_path, vm):
         agent = GuestAgent(str(socket_path))
     with pytest.raises(UnavailableError) as caught:
         CALLS[method](agent)

@@ -7,11 +7,11 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from trainer.errors import ErrorCode, UsageError
 from trainer.simulator.agent import SimulatedVm, VmOptions
@@ -28,8 +28,9 @@ _POLL_SECONDS: Final = 0.02
 _DEFAULTS: Final = VmOptions()
 
 
-class SimulatedAgentServer:
-    """Serves one VM on a unix socket from a background thread; use it as a context manager.
+@contextmanager
+def simulated_agent_server(path: Path, vm: SimulatedVm) -> Iterator[None]:
+    """Serves one VM on a unix socket from a background thread until the context ends.
 
     Args:
         path: socket to listen on; a socket file without a listening process is removed first.
@@ -39,22 +40,16 @@ class SimulatedAgentServer:
         UsageError: another agent listens on `path`, a file that is no socket exists there, or the path is too
             long.
     """
-
-    def __init__(self, path: Path, vm: SimulatedVm) -> None:
-        _free_socket_path(path)
-        self._server = _UnixHttpServer(path, GuestAgentRpc(vm))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_SECONDS,), daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    _free_socket_path(path)
+    server = _UnixHttpServer(path, GuestAgentRpc(vm))
+    thread = threading.Thread(target=server.serve_forever, args=(_POLL_SECONDS,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def serve(
@@ -82,7 +77,7 @@ def serve(
         UsageError: state, socket path or app-compose are not usable.
     """
     vm = open_vm(state, app_compose, options)
-    with SimulatedAgentServer(socket, vm):
+    with simulated_agent_server(socket, vm):
         publish(vm, state, clock())
         if started is not None:
             started(vm)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-from trainer.simulator.fault import Fault, FaultLayer
+from trainer.simulator.fault import Fault, FaultLayer, flip_middle_bit
 from trainer.simulator.faults.event_faults import Events, measured_fault, replace_payload
 from trainer.simulator.key_service import AppKeys, SimulatedKey
 
@@ -58,10 +58,6 @@ def _signature_fault(
     )
 
 
-def _flip_signature_bit(signature: bytes) -> bytes:
-    return signature[:40] + bytes([signature[40] ^ 1]) + signature[41:]
-
-
 def _unsigned_key(key: SimulatedKey) -> SimulatedKey:
     """Replaces the key and leaves the signatures, which cover another key."""
     other = AppKeys(b"\7" * 32, b"").derive("another")
@@ -72,12 +68,12 @@ _KEYS: Final = (
     _signature_fault(
         "key-signature",
         "a false signature over the derived key",
-        lambda c: (_flip_signature_bit(c[0]), c[1]),
+        lambda c: (flip_middle_bit(c[0]), c[1]),
     ),
     _signature_fault(
         "app-key-signature",
         "a false signature over the app key",
-        lambda c: (c[0], _flip_signature_bit(c[1])),
+        lambda c: (c[0], flip_middle_bit(c[1])),
     ),
     _signature_fault("key-chain-short", "no signature by the key service", lambda c: c[:1]),
     _signature_fault("key-chain-long", "one signature too many", lambda c: (*c, c[1])),

@@ -38,14 +38,10 @@ def _change_chain(change: Callable[[list[str]], list[str]]) -> Callable[[QuotePa
     return changed
 
 
-def _replace_root_bytes(old: str, new: str) -> Callable[[QuoteParts], QuoteParts]:
-    """Returns the change that replaces bytes, given in hex, in the root certificate, the last of the chain."""
-
-    def changed(certificates: list[str]) -> list[str]:
-        der = ssl.PEM_cert_to_DER_cert(certificates[-1]).replace(bytes.fromhex(old), bytes.fromhex(new), 1)
-        return [*certificates[:-1], ssl.DER_cert_to_PEM_cert(der)]
-
-    return _change_chain(changed)
+def _replace_bytes(pem: str, old: str, new: str) -> str:
+    """Returns a certificate with the first occurrence of some bytes replaced; both are given in hex."""
+    der = ssl.PEM_cert_to_DER_cert(pem).replace(bytes.fromhex(old), bytes.fromhex(new), 1)
+    return ssl.DER_cert_to_PEM_cert(der)
 
 
 def _change_field(name: str, change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
@@ -233,13 +229,13 @@ _CERTIFICATES: Final = (
         "root-x509-version",
         "quote-format",
         "a root certificate of X.509 version 11",
-        _replace_root_bytes("a003020102", "a00302010a"),
+        _change_chain(lambda c: [*c[:-1], _replace_bytes(c[-1], "a003020102", "a00302010a")]),
     ),
     _parts_fault(
         "root-key-kind",
         "quote-format",
         "a root key of a kind that does not exist",
-        _replace_root_bytes("06072a8648ce3d0201", "06072b8648ce3d0201"),
+        _change_chain(lambda c: [*c[:-1], _replace_bytes(c[-1], "06072a8648ce3d0201", "06072b8648ce3d0201")]),
     ),
     Fault(
         FaultLayer.PKI,

@@ -53,12 +53,6 @@ def _attribute_fault(bit: int) -> Fault:
     return _td_fault(code, f"td-attributes-{name}", f"a TD {what}", "td_attributes", _flip_bit(bit))
 
 
-def _xfam_fault(bit: int) -> Fault:
-    name = _XFAM_NAMES.get(bit, f"bit-{bit:02}")
-    what = "without required" if XFAM_KNOWN >> bit & 1 else "with unknown"
-    return _td_fault("td-xfam", f"xfam-{name}", f"a TD {what} CPU state {bit}", "xfam", _flip_bit(bit))
-
-
 _XFAM_BITS: Final = tuple(bit for bit in range(64) if bit in _XFAM_NAMES or not XFAM_KNOWN >> bit & 1)
 """The bits that a production TD must set or must not set; the other bits are free."""
 
@@ -162,7 +156,16 @@ _CONFIG_ID: Final = (
 TD_FAULTS: Final = (
     *_MODULE,
     *(_attribute_fault(bit) for bit in range(64)),
-    *(_xfam_fault(bit) for bit in _XFAM_BITS),
+    *(
+        _td_fault(
+            "td-xfam",
+            f"xfam-{_XFAM_NAMES.get(bit, f'bit-{bit:02}')}",
+            f"a TD {'without required' if XFAM_KNOWN >> bit & 1 else 'with unknown'} CPU state {bit}",
+            "xfam",
+            _flip_bit(bit),
+        )
+        for bit in _XFAM_BITS
+    ),
     *_REGISTERS,
     *_CONFIG_ID,
 )
