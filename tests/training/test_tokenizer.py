@@ -87,7 +87,7 @@ def assert_same(
 ) -> None:
     for count, prompt in ((len(turns), False), (len(turns) - 1, True), (2, False), (1, True)):
         theirs = auto.apply_chat_template(turns[:count], tools=tools, tokenize=False, add_generation_prompt=prompt)
-        ours = tokens.render(messages(turns[:count]), prompt=prompt, tools=tools)
+        ours = tokens.template.render(messages(turns[:count]), prompt=prompt, tools=tools)
         assert ours == theirs
         assert tokens.ids(ours) == auto(theirs, add_special_tokens=False)["input_ids"]
         assert tokens.ids_of([ours, "a"])[0] == tokens.ids(ours)
@@ -113,7 +113,7 @@ def test_marks_are_those_of_transformers(backend: Tokenizer, tmp_path: Path) -> 
     auto: Any = AutoTokenizer.from_pretrained(folder)
     theirs = auto.apply_chat_template(CHAT, return_assistant_tokens_mask=True, return_dict=True)
     tokens = read_tokenizer(folder)
-    text, spans = tokens.render_marked(ChatRow("f", 0, messages(CHAT)))
+    text, spans = tokens.template.render_marked(ChatRow("f", 0, messages(CHAT)))
     assert [text[start:end] for start, end in spans] == [turn["content"] + "<|im_end|>" for turn in CHAT[1::2]]
     marked = [id_ for id_, mask in zip(theirs["input_ids"], theirs["assistant_masks"], strict=True) if mask]
     assert marked == [id_ for start, end in spans for id_ in tokens.ids(text[start:end])]
@@ -171,8 +171,8 @@ def test_a_tokenizer_without_its_json_is_left_to_transformers(backend: Tokenizer
     config |= {"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": added}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     converted = load_tokens(folder)
-    text = converted.render(messages(CHAT), prompt=False)
-    assert text == tokens.render(messages(CHAT), prompt=False)
+    text = converted.template.render(messages(CHAT), prompt=False)
+    assert text == tokens.template.render(messages(CHAT), prompt=False)
     assert converted.ids(text) == tokens.ids(text)
 
 
@@ -235,7 +235,7 @@ def test_a_real_model_and_real_data(tmp_path: Path) -> None:
     rows = [row for row in read_rows(prepared.data_file, name="a.jsonl") if isinstance(row, ChatRow)]
     turns = [[{"role": one.role, "content": one.content} for one in row.messages] for row in rows]
     theirs = [auto.apply_chat_template(one, tokenize=False) for one in turns]
-    ours = [tokens.render(row.messages, prompt=False) for row in rows]
+    ours = [tokens.template.render(row.messages, prompt=False) for row in rows]
     assert ours == theirs
     assert tokens.ids_of(ours) == auto(theirs, add_special_tokens=False)["input_ids"]
     assert len(ours) == 503

@@ -194,7 +194,7 @@ def _has_no_outside_network(plan: SandboxPlan, *, own_network: bool) -> bool:
         others = set(probes.OUTSIDE) - {probes.INET, probes.INET6, probes.NETLINK}
         return (
             own_network
-            and loopback.is_alone()
+            and loopback.interfaces() == ["lo"]
             and probes.has_no_route()
             and probes.no_sockets({*others, probes.UNIX})
             and probes.no_sockets({probes.NETLINK}, protocol=probes.NETLINK_AUDIT)

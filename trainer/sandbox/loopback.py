@@ -23,18 +23,13 @@ def interfaces() -> list[str]:
     return [line.partition(":")[0].strip() for line in lines]
 
 
-def is_alone() -> bool:
-    """Returns whether this process's network namespace holds `lo` and no other interface."""
-    return interfaces() == ["lo"]
-
-
 def bring_up() -> None:
     """Activates `lo`.
 
     Raises:
         OSError: there are other interfaces, so the namespace is shared; or it is not permitted.
     """
-    if not is_alone():
+    if interfaces() != ["lo"]:
         raise OSError(1, "the network namespace is not this process's own")
     descriptor = syscall("socket", _INET, _DATAGRAM, 0)
     try:

@@ -168,15 +168,11 @@ class TrainSection(Strict):
         return self
 
     @model_validator(mode="after")
-    def _check_processes(self) -> Self:
+    def _check_processes_and_compilation(self) -> Self:
         if self.num_processes != 1 and self.engine is Engine.UNSLOTH:
             raise ValueError("num_processes: engine unsloth runs in one process")
         if self.fsdp is not None and self.num_processes == 1:
             raise ValueError("fsdp needs num_processes: auto, or more than 1")
-        return self
-
-    @model_validator(mode="after")
-    def _check_compilation(self) -> Self:
         # A key without effect is refused: the author would believe that the model is compiled.
         if "torch_compile_mode" in self.model_fields_set and not self.torch_compile:
             raise ValueError("torch_compile_mode means nothing without torch_compile: true")
@@ -187,14 +183,11 @@ class TrainSection(Strict):
         return self
 
     @model_validator(mode="after")
-    def _check_evaluation(self) -> Self:
+    def _check_dependent_keys(self) -> Self:
+        # Each of these keys would be without effect on its own.
         for name in ("early_stopping_patience", "load_best_model_at_end"):
             if getattr(self, name) and self.eval_steps is None:
                 raise ValueError(f"{name} needs eval_steps")
-        return self
-
-    @model_validator(mode="after")
-    def _check_adam_keys(self) -> Self:
         adam = {"adam_beta1", "adam_beta2", "adam_epsilon"} & self.model_fields_set
         if adam and self.optim not in _ADAM_OPTIMIZERS:
             raise ValueError(f"{min(adam)} means nothing to optim {self.optim}")

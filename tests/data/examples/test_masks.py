@@ -89,7 +89,7 @@ def test_each_turn_follows_exactly_what_generation_will_be_given(name: str, make
     for count in (2, 4):
         (example,) = encode(chat(*said[:count]), tokens, LAST)
         start = example.trained.index(1)
-        given = tokens.ids(tokens.render(chat(*said[: count - 1]).messages, prompt=True))
+        given = tokens.ids(tokens.template.render(chat(*said[: count - 1]).messages, prompt=True))
         assert list(example.ids[:start]) == given
 
 
@@ -315,7 +315,7 @@ ESCAPES = (
 @pytest.mark.parametrize("source", ESCAPES)
 def test_a_template_cannot_leave_its_sandbox(source: str, make_tokens: MakeTokens) -> None:
     with pytest.raises(TemplateRefusedError) as caught:
-        make_tokens(source).render(chat("a", "b").messages, prompt=False)
+        make_tokens(source).template.render(chat("a", "b").messages, prompt=False)
     assert (caught.value.args, caught.value.__cause__, caught.value.__context__) == ((), None, None)
 
 

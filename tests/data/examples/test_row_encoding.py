@@ -102,7 +102,7 @@ def test_what_comes_before_is_what_generation_will_be_given(way: str, make_token
     tokens = make_tokens(template, **options)
     row = chat("Ask", "Say")
     example = encoded(row, tokens)
-    prompt = tokens.ids(tokens.render(row.messages[:1], prompt=True))
+    prompt = tokens.ids(tokens.template.render(row.messages[:1], prompt=True))
     assert list(example.ids[: len(prompt)]) == prompt
     assert list(example.trained) == [0] * len(prompt) + [1] * (example.length - len(prompt))
 
@@ -159,7 +159,7 @@ def test_turns_that_are_rewritten_later_become_examples_of_their_own(make_tokens
     first, second = encode(chat("a", "b", "c", "d"), tokens, DATA)
     assert first == encoded(chat("a", "b"), tokens)
     assert trained_texts(second, tokens) == ["<think>\n\n</think>\n\nd<|im_end|>"]
-    given = tokens.render(chat("a", "b", "c").messages, prompt=True)
+    given = tokens.template.render(chat("a", "b", "c").messages, prompt=True)
     assert tokens.text(second.ids).startswith(given)
     assert "<think>" not in given
 
@@ -183,7 +183,7 @@ def test_a_token_across_the_boundary_is_cut_as_generation_meets_it(make_tokens: 
     row = chat("a", "the", "b", "the")
     first, second = encode(row, tokens, DATA)
     for example, count in ((first, 1), (second, 3)):
-        given = tokens.ids(tokens.render(row.messages[:count], prompt=True))
+        given = tokens.ids(tokens.template.render(row.messages[:count], prompt=True))
         assert list(example.ids) == given + tokens.ids("the\n")
         assert trained_texts(example, tokens) == ["the\n"]
     assert encode(chat("a", "the"), tokens, DataSection(split_turns=SplitTurns.NEVER)) == (first,)

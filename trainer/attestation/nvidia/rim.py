@@ -197,7 +197,7 @@ def compare_measurements(report: GpuReport, model: str, manifests: Sequence[Refe
     driver = _manifest_of(manifests, chip, report.driver_version, "driver")
     vbios = _manifest_of(manifests, chip, report.vbios_version, "VBIOS")
     if twice := sorted(driver.keys() & vbios.keys()):
-        raise ValueError(f"both manifests have measurement {_list(twice)}")
+        raise ValueError(f"both manifests have measurement {', '.join(map(str, twice))}")
     expected = {**driver, **vbios}
     # NVIDIA's verifiers skip this measurement, too, where the report says that the decoder is off.
     if report.opaque.get(NVDEC0_STATUS) == _NVDEC0_DISABLED:
@@ -206,7 +206,7 @@ def compare_measurements(report: GpuReport, model: str, manifests: Sequence[Refe
     # accepts.
     wrong = [index for index in sorted(expected) if report.measurements.get(index + 1) not in expected[index]]
     if wrong:
-        raise ValueError(f"measurement {_list(wrong)} is not NVIDIA's")
+        raise ValueError(f"measurement {', '.join(map(str, wrong))} is not NVIDIA's")
 
 
 def _manifest_of(
@@ -221,10 +221,6 @@ def _manifest_of(
     if len(matching) != 1:
         raise ValueError(f"expected one manifest of {what} {version} on {chip}, got {len(matching)}")
     return matching[0].measurements
-
-
-def _list(indices: Sequence[int]) -> str:
-    return ", ".join(map(str, indices))
 
 
 def manifest_ids(report: GpuReport, model: str) -> tuple[str, str]:

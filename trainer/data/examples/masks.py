@@ -111,7 +111,7 @@ def _trained_turns(row: ChatRow, options: MaskOptions) -> list[int]:
 def _mask_by_template(row: ChatRow, tokenizer: ModelTokenizer, turns: list[int]) -> RenderedText | None:
     """Returns the spans of the generation blocks; None if it is open which block belongs to which turn."""
     try:
-        text, spans = tokenizer.render_marked(row)
+        text, spans = tokenizer.template.render_marked(row)
     except TemplateRefusedError:
         error = _refused_by_template(row, "messages", len(row.messages))
     else:
@@ -160,7 +160,7 @@ def _render_turn(row: ChatRow, tokenizer: ModelTokenizer, number: int, complete:
 def _render(row: ChatRow, tokenizer: ModelTokenizer, count: int, *, prompt: bool) -> str:
     """Renders the first `count` messages, with the generation prompt if `prompt` is set."""
     try:
-        return tokenizer.render(row.messages[:count], prompt=prompt, tools=row.tools)
+        return tokenizer.template.render(row.messages[:count], prompt=prompt, tools=row.tools)
     except TemplateRefusedError:
         is_complete = count == len(row.messages) and not prompt
         error = _refused_by_template(row, "messages" if is_complete else f"messages[0:{count}]", count)

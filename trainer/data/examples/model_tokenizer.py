@@ -8,9 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer.data.examples.chat_template import CharacterSpan, ChatTemplate, TemplateRefusedError, named_templates
+from trainer.data.examples.chat_template import ChatTemplate, TemplateRefusedError, named_templates
 from trainer.data.examples.token_boundaries import CACHED_CHARACTERS, SpecialTokenFinder
-from trainer.data.rows import ChatRow, Message
 from trainer.errors import ErrorCode, JobError, UsageError
 
 if TYPE_CHECKING:
@@ -122,29 +121,13 @@ class ModelTokenizer:
         """Decodes token ids, including special tokens."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        prompt: bool,
-        tools: Sequence[Mapping[str, object]] | None = None,
-    ) -> str:
-        """Renders a conversation with the chat template; the arguments are those of `ChatTemplate.render`.
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template.
 
         Raises:
-            TemplateRefusedError: the template failed, refuses these messages, or there is none.
+            TemplateRefusedError: there is none.
         """
-        return self._require_template().render(messages, prompt=prompt, tools=tools)
-
-    def render_marked(self, row: ChatRow) -> tuple[str, list[CharacterSpan]]:
-        """Renders a row and returns the text and the character spans that the template marks as generated.
-
-        Raises:
-            TemplateRefusedError: the template failed, refuses these messages, or there is none.
-        """
-        return self._require_template().render_marked(row)
-
-    def _require_template(self) -> ChatTemplate:
         if self._template is None:
             raise TemplateRefusedError
         return self._template
