@@ -12,6 +12,10 @@ from trainer.encoding import parse_json
 # The largest integer that every JSON reader keeps exact (RFC 7493, section 2.2).
 MAX_STATUS_STEPS: Final = 2**53 - 1
 
+MAX_TRAINED_PARAMETERS: Final = 10**12
+MAX_MERGED_BYTES: Final = 2**50
+"""Bounds of what a worker says of its adapter and of a merged model."""
+
 
 class Strict(BaseModel):
     """Base of all models that are parsed from bytes of others: frozen, no coercion, no unknown keys."""

@@ -32,6 +32,7 @@ from trainer.ipc.worker_messages import (
     Failed,
     Finished,
     Metrics,
+    OutputSize,
     Progress,
     TrainingOrder,
 )
@@ -45,7 +46,8 @@ ROOT = Path(__file__).parents[2]
 
 def failed(ended: Any) -> Failed:
     """The one message of a worker that failed."""
-    (message,) = [message for message in ended.messages if not isinstance(message, Progress | Metrics)]
+    before = OutputSize | Progress | Metrics
+    (message,) = [message for message in ended.messages if not isinstance(message, before)]
     assert isinstance(message, Failed)
     assert CANARY.encode() not in ended.sent
     assert ended.out == b""
@@ -66,6 +68,10 @@ def test_a_whole_order(run_worker: RunWorker, chat_file: Path, make_spec: MakeSp
     assert summary["warnings"] == []
     assert summary["eval_loss_after"] < summary["eval_loss_before"]
     assert [message.step for message in first.messages if isinstance(message, Progress)] == [1, 2, 3, 4, 5, 6]
+    (size,) = [message for message in first.messages if isinstance(message, OutputSize)]
+    assert first.messages.index(size) < next(n for n, m in enumerate(first.messages) if isinstance(m, Progress))
+    assert size.trained_parameters > 0
+    assert size.merged_bytes == 0
 
     output = first.output_dir
     files = {

@@ -19,7 +19,7 @@ from pydantic import Field, JsonValue, TypeAdapter
 from trainer.error_document import ErrorDocument
 from trainer.errors import ErrorCode, JobError, UsageError
 from trainer.ipc.channel import Channel, ChannelMessage, MessageFormat
-from trainer.models import MAX_STATUS_STEPS
+from trainer.models import MAX_MERGED_BYTES, MAX_STATUS_STEPS, MAX_TRAINED_PARAMETERS
 from trainer.sandbox.properties import SandboxReport
 from trainer.spec import MAX_SPEC_BYTES, JobSpec
 
@@ -84,6 +84,15 @@ class Confined(ChannelMessage):
     sandbox: SandboxReport
 
 
+class OutputSize(ChannelMessage):
+    """What the sizes of checkpoints and result follow from; sent before the first step, and never public."""
+
+    # Not trusted: a wrong number costs availability alone. The bounds keep the arithmetic small.
+    kind: Literal["output-size"] = "output-size"
+    trained_parameters: Annotated[int, Field(ge=0, le=MAX_TRAINED_PARAMETERS)]
+    merged_bytes: Annotated[int, Field(ge=0, le=MAX_MERGED_BYTES)]
+
+
 class Progress(ChannelMessage):
     """An optimizer step ended."""
 
@@ -124,8 +133,11 @@ class Finished(ChannelMessage):
     summary: dict[str, JsonValue]
 
 
+TrainingMessage = OutputSize | Progress | Metrics | Saved
+"""What a worker sends while it carries out an order, before its last message."""
+
 WorkerInstruction = Preparation | ModelReady | TrainingOrder
-Message = Confined | Progress | Metrics | Saved | Failed | Finished
+Message = Confined | OutputSize | Progress | Metrics | Saved | Failed | Finished
 
 TO_WORKER: Final[MessageFormat[WorkerInstruction]] = MessageFormat(
     TypeAdapter(Annotated[WorkerInstruction, Field(discriminator="kind")]),

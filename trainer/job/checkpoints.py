@@ -49,6 +49,10 @@ class CheckpointStore:
         """Step of the newest checkpoint that this process sealed or opened; None without one."""
         return self._own_steps[-1] if self._own_steps else None
 
+    def own_bytes(self) -> int:
+        """Returns the size of this job's checkpoints, which newer ones replace."""
+        return sum(path.lstat().st_size for path in map(self.path, self._own_steps) if path.exists())
+
     def path(self, step: int) -> Path:
         """Returns the file of a step's checkpoint."""
         return self.folder / f"checkpoint-{self.keys.label}-{step:016d}.age"

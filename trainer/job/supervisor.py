@@ -36,6 +36,7 @@ from trainer.job.outcome import JobOutcome, ReceiptSigner
 from trainer.job.private_events import seal_metrics
 from trainer.job.processes import require_sandbox, start_processes
 from trainer.job.sandbox_plans import JobPaths, grant_worker_access
+from trainer.job.storage_need import require_room
 from trainer.job.termination import INTERRUPTED_MESSAGE, Termination, handle_termination
 from trainer.job.worker_process import Follower, WorkerProcess
 from trainer.job.workspace import Workspace, open_workspace
@@ -288,9 +289,11 @@ class _Job:
     def _follower(self, front: FrontProcess, bundle: OpenedBundle, checkpoints: CheckpointStore) -> Follower:
         """Returns the handler of the worker's messages. It makes public step counts alone."""
 
-        def follow(message: protocol.Progress | protocol.Metrics | protocol.Saved) -> None:
+        def follow(message: protocol.TrainingMessage) -> None:
             front.require_running()
             match message:
+                case protocol.OutputSize():
+                    require_room(self.ciphertext.folder, self.spec, message, checkpoints.own_bytes())
                 case protocol.Progress(step=step, total_steps=total_steps, eta_seconds=eta_seconds):
                     self.status = Status(
                         phase=Phase.TRAINING, step=step, total_steps=total_steps, eta_seconds=eta_seconds

@@ -26,7 +26,7 @@ from trainer.sandbox.plan import SandboxPlan
 from trainer.sandbox.properties import SandboxReport
 from trainer.spec import JobSpec
 
-Follower = Callable[[protocol.Progress | protocol.Metrics | protocol.Saved], None]
+Follower = Callable[[protocol.TrainingMessage], None]
 
 CONFINED_SECONDS: Final = 60.0
 """Time for a worker to confine itself after its start."""

@@ -153,6 +153,10 @@ class _SubmissionRun:
         if result.failure is None:
             self._directory.remove()
         elif result.failure.code in RESUMABLE:
+            # What the operator has to be asked for is in the report alone: nothing of it is public.
+            self._report.line(f"  the job did not finish: {result.failure}")
+            if result.failure.hint is not None:
+                self._report.line(f"  hint: {result.failure.hint}")
             self._directory.forget_result()
             return None
         else:

@@ -10,11 +10,23 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainer.models import MAX_STATUS_STEPS, Strict
+from trainer.models import MAX_MERGED_BYTES, MAX_STATUS_STEPS, MAX_TRAINED_PARAMETERS, Strict
 
 _Count = Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)]
 _MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class OutputSizeKnown(Strict):
+    """Reports, before the first step, what the sizes of checkpoints and result follow from.
+
+    Attributes:
+        trained_parameters: number of parameters that are trained.
+        merged_bytes: size of the merged model; 0 if the result has none.
+    """
+
+    trained_parameters: Annotated[int, Field(ge=0, le=MAX_TRAINED_PARAMETERS)]
+    merged_bytes: Annotated[int, Field(ge=0, le=MAX_MERGED_BYTES)]
 
 
 class StepCompleted(Strict):
@@ -38,7 +50,7 @@ class CheckpointWritten(Strict):
     step: Annotated[int, Field(ge=1, le=MAX_STATUS_STEPS)]
 
 
-TrainingEvent = StepCompleted | MetricsMeasured | CheckpointWritten
+TrainingEvent = OutputSizeKnown | StepCompleted | MetricsMeasured | CheckpointWritten
 
 EventHandler = Callable[[TrainingEvent], None]
 """Receives each event in the training process, between optimizer steps."""

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from trainer.ipc.worker_messages import Metrics, Progress, Saved
-from trainer.training.events import CheckpointWritten, MetricsMeasured, StepCompleted, TrainingEvent
+from trainer.ipc.worker_messages import Metrics, OutputSize, Progress, Saved, TrainingMessage
+from trainer.training.events import (
+    CheckpointWritten,
+    MetricsMeasured,
+    OutputSizeKnown,
+    StepCompleted,
+    TrainingEvent,
+)
 
 
-def message_of_event(event: TrainingEvent) -> Progress | Metrics | Saved:
+def message_of_event(event: TrainingEvent) -> TrainingMessage:
     """Returns the message that carries an event."""
     match event:
+        case OutputSizeKnown():
+            return OutputSize(trained_parameters=event.trained_parameters, merged_bytes=event.merged_bytes)
         case StepCompleted():
             return Progress(step=event.step, total_steps=event.total_steps, eta_seconds=event.eta_seconds)
         case MetricsMeasured():

@@ -10,10 +10,12 @@ import torch
 
 from trainer.data.examples.example_set import Dataset
 from trainer.errors import ErrorCode, JobError
+from trainer.models import MAX_MERGED_BYTES, MAX_TRAINED_PARAMETERS
 from trainer.training.adapter import save_initial_adapter
 from trainer.training.checkpoint import ResumedState, read_state
 from trainer.training.compilation import Compilation
 from trainer.training.engines.base import Loader, Precision, choose_precision
+from trainer.training.events import OutputSizeKnown
 from trainer.training.loss import CausalLoss
 from trainer.training.run_inputs import RunInputs
 from trainer.training.sharding import shard_base_model
@@ -76,8 +78,18 @@ def load(inputs: RunInputs, data: PreparedData, loader: Loader, context: RunCont
             fused=may_fuse,
             compilation=Compilation.from_section(spec.train, precision.device),
         )
+    context.report(_output_size(model, merged=spec.output.merged_16bit))
     resumed = read_state(inputs.resume_dir, trained_parameters(model)) if inputs.resume_dir else None
     return LoadedModel(model, precision, loss, loader.name, initial_adapter, resumed, warnings)
+
+
+def _output_size(model: Any, *, merged: bool) -> OutputSizeKnown:
+    """Returns what the sizes of checkpoints and result follow from."""
+    trained, total = model.get_nb_trainable_parameters()  # PEFT counts a packed 4-bit weight as two
+    return OutputSizeKnown(
+        trained_parameters=min(trained, MAX_TRAINED_PARAMETERS),
+        merged_bytes=min(2 * (total - trained), MAX_MERGED_BYTES) if merged else 0,  # 16 bits a parameter
+    )
 
 
 def _check_vocabulary(model: Any, dataset: Dataset) -> None:

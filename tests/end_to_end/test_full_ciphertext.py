@@ -1,0 +1,66 @@
+"""A ciphertext volume without room: the job says so before it trains; one `submit` goes on once there is room."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.end_to_end.test_interruptions import free_port, submit_command
+
+if TYPE_CHECKING:
+    from tests.end_to_end.conftest import Job, Provider, StartJob, WriteSpec
+
+
+def mount(folder: Path, options: str) -> bool:
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def small_volume(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    if not mount(folder, "size=16m"):
+        pytest.skip("a tmpfs cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_the_job_ends_before_training_and_the_running_submission_finishes(
+    small_volume: Path,
+    write_spec: WriteSpec,
+    start_job: StartJob,
+    provider: Provider,
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    spec = write_spec(tmp_path / "job.yaml", train={"max_steps": 3}, exchange={"port": free_port()})
+    job: Job = start_job(spec, "--ciphertext-dir", small_volume)
+    provider.keygen()
+    output = tmp_path / "printed"
+    command = submit_command(job, provider, data, tmp_path / "result", provider.policy(spec))
+    with output.open("wb") as printed:
+        submitting = subprocess.Popen([sys.executable, "-m", "trainer", *command], stdout=printed, stderr=printed)
+    try:
+        job.wait_event(event="failed", code="storage-full")
+        assert job.wait() == 6
+        assert {"phase": "training"}.items() <= job.wait_event(event="phase", phase="training").items()
+        assert "progress" not in {event["event"] for event in job.events}
+
+        assert mount(small_volume, "remount,size=256m")
+        again: Job = start_job(spec, "--ciphertext-dir", small_volume)
+        assert submitting.wait(240) == 0, output.read_text()
+    finally:
+        submitting.kill()
+        submitting.wait(20)
+    assert again.wait() == 0
+    shown = output.read_text()
+    assert "no room for the checkpoints and the result" in shown
+    assert "the operator has to make room" in shown
+    assert (tmp_path / "result" / "adapter" / "adapter_model.safetensors").exists()
+    assert "no room" not in job.out.read_text() + job.err.read_text()  # for the provider alone
