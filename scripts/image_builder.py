@@ -74,7 +74,8 @@ class Builder:
 
     def import_base(self, layout: Path, digest: str) -> str:
         """Load a base image from an OCI layout; returns its name with digest."""
-        image = self._output("pull", "--quiet", f"oci:{layout}").strip()
+        # By its last name alone: buildah makes an image name of the path, and refuses one with a part like `.cache`.
+        image = self._run("pull", "--quiet", f"oci:{layout.name}", directory=layout.parent).stdout.strip()
         self._output("tag", image, f"{LOCAL_BASE}:latest")
         return f"{LOCAL_BASE}@{digest}"
 
@@ -124,12 +125,17 @@ class Builder:
             raise ImageError(f"buildah {arguments[0]} failed; the end of {self._log}:\n{last}")
 
     def _run(
-        self, *arguments: str, check: bool = True, log: IO[bytes] | None = None
+        self,
+        *arguments: str,
+        check: bool = True,
+        log: IO[bytes] | None = None,
+        directory: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
         out = log or subprocess.PIPE
         done = subprocess.run(
             ["buildah", *self._store, *arguments],
             env=self._environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, text=True, check=False,
+            cwd=directory,
         )  # fmt: skip
         if check and done.returncode:
             raise ImageError(f"buildah {arguments[0]} failed: {' '.join(done.stderr.split())[-500:]}")

@@ -197,7 +197,10 @@ class Engine:
         self._data.mkdir()
         # In memory, images are quick to unpack, and gone with the namespaces.
         tmpfs = f"mount -t tmpfs -o mode=0700,size=50% engine {self._data}"
-        first = f"ip link set lo up && {tmpfs} && touch {ready} && exec sleep infinity"
+        # A run directory of its own: for the socket of the guest agent, which this machine does not have, compose
+        # makes a directory there.
+        own_run = "mount -t tmpfs -o mode=0755 run /run"
+        first = f"ip link set lo up && {tmpfs} && {own_run} && touch {ready} && exec sleep infinity"
         process = subprocess.Popen(
             [
                 "unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child",

@@ -1,0 +1,121 @@
+"""Everything that configs/ ships starts, as it is: only the placeholder of the image is filled in.
+
+Without a guest agent a job ends early and says so, by its public code. That it got this far shows that compose and
+the engine accept the file, and that the process in the container has read the job spec.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.container.conftest import BuiltImage
+from tests.container.engine import ROOT, EngineError
+from trainer.spec import from_compose, parse_job_spec
+
+CONFIGS = ROOT / "configs"
+PROJECT = "trainer-shipped"
+PLACEHOLDER = f"confidential-trainer@sha256:{'0' * 64}"
+
+
+def shipped_text(name: str) -> str:
+    """Returns the docker-compose text of a shipped file; that of app-compose.json is inside."""
+    text = (CONFIGS / name).read_text(encoding="utf-8")
+    return str(json.loads(text)["docker_compose_file"]) if name.endswith(".json") else text
+
+
+class Deployment:
+    """One compose file, started in the engine."""
+
+    def __init__(self, image: BuiltImage, folder: Path) -> None:
+        self.image = image
+        self.file = folder / "docker-compose.yaml"
+        self._command = ("compose", "--project-name", PROJECT, "--file", str(self.file))
+
+    def up(self, text: str) -> list[dict[str, Any]]:
+        """Starts a compose text, waits until its container has ended, and returns its public events."""
+        assert text.count(PLACEHOLDER) == 1
+        self.file.write_text(text.replace(PLACEHOLDER, self.image.reference), encoding="utf-8")
+        engine = self.image.engine
+        engine.docker(*self._command, "up", "--detach")
+        container = engine.docker(*self._command, "ps", "--all", "--quiet").strip()
+        assert engine.docker("wait", container).strip() in {"3", "6"}
+        return [json.loads(line) for line in engine.docker("logs", container).splitlines()]
+
+    def down(self) -> None:
+        """Removes what `up` made."""
+        if self.file.exists():
+            self.image.engine.docker(*self._command, "down", "--volumes", "--timeout", "5")
+
+
+@pytest.fixture
+def deployment(cpu_image: BuiltImage, tmp_path: Path) -> Iterator[Deployment]:
+    started = Deployment(cpu_image, tmp_path)
+    yield started
+    started.down()
+
+
+def without_gpu(text: str) -> str:
+    """Returns a compose text without the reservation of GPUs, which this engine does not have."""
+    start = text.index("    deploy:\n")
+    end = text.index("    read_only:", start)
+    return text[:start] + text[end:]
+
+
+def require_started(events: list[dict[str, Any]], text: str) -> None:
+    """Checks that the job in the container read the job spec that the text has, and began."""
+    environment = yaml.safe_load(text)["services"]["trainer"]["environment"]
+    job = from_compose(environment["TRAINER_JOB"])
+    assert job is not None
+    assert events[0]["event"] == "spec"
+    assert events[0]["sha256"] == parse_job_spec(job.encode()).sha256()
+    assert events[1] == {**events[1], "event": "phase", "phase": "starting"}
+    assert any(event["event"] == "listening" for event in events), "the sandbox stands and the front serves"
+    assert events[-1]["code"] == "guest-agent-unavailable", "it got as far as it can without a guest agent"
+
+
+def test_the_compose_file_for_a_cpu_starts_as_shipped(deployment: Deployment) -> None:
+    text = shipped_text("docker-compose-cpu.yaml")
+    require_started(deployment.up(text), text)
+
+
+@pytest.mark.parametrize("name", ["docker-compose.yaml", "app-compose-sealed.json", "app-compose-kms.json"])
+def test_the_files_for_a_gpu_start_but_for_their_reservation(name: str, deployment: Deployment) -> None:
+    text = without_gpu(shipped_text(name))
+    require_started(deployment.up(text), text)
+
+
+def test_the_reservation_of_a_gpu_is_refused_in_the_engines_own_words(deployment: Deployment) -> None:
+    with pytest.raises(EngineError, match="could not select device driver"):
+        deployment.up(shipped_text("docker-compose.yaml"))
+
+
+def test_an_init_process_does_not_matter(deployment: Deployment) -> None:
+    """Without one the job's first process is the container's, and reaps what it inherits."""
+    text = shipped_text("docker-compose-cpu.yaml")
+    assert text.count("init: true") == 1
+    require_started(deployment.up(text.replace("init: true", "init: false")), text)
+
+
+def test_every_job_spec_is_one_that_the_container_accepts(cpu_image: BuiltImage) -> None:
+    specs = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith("docker-compose"))
+    assert len(specs) >= 4
+    for path in specs:
+        text = path.read_text(encoding="utf-8")
+        read = (
+            "import json, os; from trainer.spec import read_job_variable; "
+            "print(json.dumps(read_job_variable(os.environ).sha256()))"
+        )
+        options = ("--env", f"TRAINER_JOB={text}")
+        digest = json.loads(cpu_image.run("python", "-c", read, options=options))
+        assert digest == parse_job_spec(text.encode()).sha256(), path.name
+
+
+def test_a_path_and_the_variable_are_refused(cpu_image: BuiltImage) -> None:
+    with pytest.raises(EngineError, match="given twice"):
+        cpu_image.run("trainer", "run", "/etc/trainer/job.yaml", options=("--env", "TRAINER_JOB=version: 1"))
