@@ -74,7 +74,7 @@ class Builder:
 
     def import_base(self, layout: Path, digest: str) -> str:
         """Load a base image from an OCI layout; returns its name with digest."""
-        # By its last name alone: buildah makes an image name of the path, and refuses one with a part like `.cache`.
+        # By its last name alone: buildah makes an image name of the path, and refuses a part such as `.cache`.
         image = self._run("pull", "--quiet", f"oci:{layout.name}", directory=layout.parent).stdout.strip()
         self._output("tag", image, f"{LOCAL_BASE}:latest")
         return f"{LOCAL_BASE}@{digest}"
