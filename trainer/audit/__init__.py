@@ -43,7 +43,7 @@ class ComposeReview:
 
     def reaches(self, threshold: Severity) -> bool:
         """Returns whether some finding is as bad as `threshold`, or worse."""
-        return any(finding.severity.reaches(threshold) for finding in self.findings)
+        return any(finding.severity.rank <= threshold.rank for finding in self.findings)
 
 
 def audit_compose(data: bytes, *, against: bytes | None = None) -> ComposeReview:

@@ -29,10 +29,6 @@ class Severity(StrEnum):
         """0 for the worst."""
         return tuple(Severity).index(self)
 
-    def reaches(self, threshold: Severity) -> bool:
-        """Returns whether this severity is `threshold` or worse."""
-        return self.rank <= threshold.rank
-
 
 @dataclass(frozen=True)
 class Finding:

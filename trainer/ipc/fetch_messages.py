@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter
 
 from trainer.error_document import ErrorDocument
 from trainer.errors import ErrorCode, UnavailableError, UsageError
-from trainer.ipc.channel import Channel, ChannelMessage, MessageFormat
+from trainer.ipc.channel import ChannelMessage, MessageFormat
 from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import ModelSection
 
@@ -65,8 +65,3 @@ FROM_FETCH: Final[MessageFormat[FetchReport]] = MessageFormat(
     UnavailableError,
     ErrorCode.MODEL_UNAVAILABLE,
 )
-
-
-def fetch_channel(reading: int, writing: int) -> Channel[FetchOrder, FetchReport]:
-    """Returns the fetch process's end: sends `FetchReport`, receives `FetchOrder`."""
-    return Channel(reading, writing, incoming=TO_FETCH, outgoing=FROM_FETCH)

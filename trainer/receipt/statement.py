@@ -231,21 +231,21 @@ def _run_details(inputs: StatementInputs) -> dict[str, JsonValue]:
     # Beside the metrics too: `receipt_appraisal` compares this ε and δ with what the grant demands.
     if inputs.metrics.get("privacy") is not None:
         annotations["privacy"] = inputs.metrics["privacy"]
+    started, finished = (
+        datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        for seconds in (inputs.started_at, inputs.finished_at)
+    )
     return {
         "builder": {
             "id": f"urn:confidential-trainer:compose:sha256:{inputs.compose_sha256}",
             "version": dict(inputs.software),
         },
         "metadata": {
-            "startedOn": _format_timestamp(inputs.started_at),
-            "finishedOn": _format_timestamp(inputs.finished_at),
+            "startedOn": started,
+            "finishedOn": finished,
         },
         "byproducts": [{"name": "outcome", "annotations": annotations}],
     }
-
-
-def _format_timestamp(seconds: int) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_statement(payload: bytes) -> Statement:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -110,7 +109,9 @@ def program(wanted: Filter) -> bytes:
     # begins by comparing the number and the default is to allow, so the order of the blocks does not matter.
     always = TRACING | KERNEL_DOORS | OTHER_USERS | frozenset({"pidfd_send_signal"})
     refused = always | wanted.refused | (frozenset() if wanted.programs else PROGRAMS)
-    code = [*_only_this_architecture(), *_refuse([NUMBERS[name] for name in refused])]
+    code = _only_this_architecture()
+    for number in sorted(NUMBERS[name] for name in refused):
+        code += _return_if(number, _ERRNO | errno.EPERM)
     # BPF cannot read clone3's flags, which are in memory; libc falls back to clone.
     code += _return_if(NUMBERS["clone3"], _ERRNO | errno.ENOSYS)
     code += _clone(programs=wanted.programs)
@@ -146,10 +147,6 @@ def _only_this_architecture() -> list[bytes]:
 def _return_if(value: int, answer: int) -> list[bytes]:
     """Ends the filter with `answer` if the loaded word is `value`."""
     return [_do(_EQUAL, value, if_false=1), _do(_RETURN, answer)]
-
-
-def _refuse(numbers: Iterable[int]) -> list[bytes]:
-    return [line for number in sorted(numbers) for line in _return_if(number, _ERRNO | errno.EPERM)]
 
 
 def _sockets(wanted: Filter) -> list[bytes]:
@@ -196,6 +193,7 @@ def _prctl_and_ioctl() -> list[bytes]:
         ("prctl", _FIRST, (_PR_SET_DUMPABLE, _PR_SET_PTRACER)),
         ("ioctl", _SECOND, (_TIOCSTI, _TIOCLINUX)),
     ):
-        block = [_do(_LOAD, offset), *_refuse(values), _do(_RETURN, _ALLOW)]
+        refusals = (line for value in sorted(values) for line in _return_if(value, _ERRNO | errno.EPERM))
+        block = [_do(_LOAD, offset), *refusals, _do(_RETURN, _ALLOW)]
         code += [_do(_EQUAL, NUMBERS[name], if_false=len(block)), *block]
     return code

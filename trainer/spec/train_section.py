@@ -162,13 +162,9 @@ class TrainSection(Strict):
         return self
 
     @model_validator(mode="after")
-    def _check_max_steps(self) -> Self:
+    def _check_execution(self) -> Self:
         if self.max_steps == 0:
             raise ValueError("max_steps must be -1 (use num_train_epochs) or at least 1")
-        return self
-
-    @model_validator(mode="after")
-    def _check_processes_and_compilation(self) -> Self:
         if self.num_processes != 1 and self.engine is Engine.UNSLOTH:
             raise ValueError("num_processes: engine unsloth runs in one process")
         if self.fsdp is not None and self.num_processes == 1:

@@ -165,7 +165,13 @@ class GuestAgent:
 
     def _text_if_there(self, method: str, name: str, limit: int) -> str:
         """Returns one text of the answer to a method; empty where the agent's release lacks the method."""
-        with self._transport(), self._protocol(method), self._connection() as client:
+        if self._endpoint.startswith(("http://", "https://")):
+            client = httpx.Client(base_url=self._endpoint, timeout=self._timeout, trust_env=False)
+        else:
+            no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # spares httpx loading the system's CAs
+            transport = httpx.HTTPTransport(uds=self._endpoint, verify=no_tls)
+            client = httpx.Client(transport=transport, base_url="http://localhost", timeout=self._timeout)
+        with self._transport(), self._protocol(method), client:
             response = client.post(f"/{method}", json={})
             # Releases answer an unknown method in two ways: by status, or by 400 with an error text.
             if response.status_code in _NOT_THERE or (
@@ -177,13 +183,6 @@ class GuestAgent:
             if not isinstance(text, str) or len(text) > limit:
                 raise self._garbage(method, f"`{name}`, a text of at most {limit} characters", "another form")
         return text
-
-    def _connection(self) -> httpx.Client:
-        if self._endpoint.startswith(("http://", "https://")):
-            return httpx.Client(base_url=self._endpoint, timeout=self._timeout, trust_env=False)
-        no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # spares httpx loading the system's CAs
-        transport = httpx.HTTPTransport(uds=self._endpoint, verify=no_tls)
-        return httpx.Client(transport=transport, base_url="http://localhost", timeout=self._timeout)
 
     @contextmanager
     def _transport(self) -> Iterator[None]:

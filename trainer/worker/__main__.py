@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import shutil
 import signal
 import sys
 import traceback
@@ -46,7 +47,7 @@ from trainer.training.rank import ProcessRank
 from trainer.training.stopwatch import Stopwatch
 from trainer.worker.environment import replace_environment
 from trainer.worker.launch import launch
-from trainer.worker.preload import Preloader, garbage_collection_paused, remove_scratch, scratch_dir
+from trainer.worker.preload import Preloader, garbage_collection_paused, scratch_dir
 
 if TYPE_CHECKING:
     from trainer.training.engines.base import Loader
@@ -159,7 +160,7 @@ def _carry_out(
             loader = preloader.loader_for(order, loader)
         summary = run_rank(order, rows, loader, rank, channel=channel, watch=watch, interrupts=interrupts)
     finally:
-        remove_scratch(output_dir)
+        shutil.rmtree(scratch_dir(output_dir), ignore_errors=True)
     channel.send(Finished(summary=summary.model_dump(mode="json")))
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,11 +87,6 @@ class Preloader:
 def scratch_dir(output_dir: Path) -> Path:
     """Returns the directory for a run's caches and temporary files; removed when the run has ended."""
     return output_dir / ".scratch"
-
-
-def remove_scratch(output_dir: Path) -> None:
-    """Removes the caches and temporary files of a run."""
-    shutil.rmtree(scratch_dir(output_dir), ignore_errors=True)
 
 
 @contextmanager

@@ -51,7 +51,10 @@ def overall_claims(bundle: object, claims: Mapping[str, Claims]) -> Claims | Non
         payload = _payload(tokens[name], name)
         if digests[name] != ["DIGEST", ["SHA256", sha256_hex(str(tokens[name]).encode())]]:
             raise ValueError(f"{name}: the digest is not that of its token")
-        if not _equal(_without_token_keys(payload), _without_token_keys(claim)):
+        own, listed = (
+            {key: value for key, value in each.items() if key not in _TOKEN_KEYS} for each in (payload, claim)
+        )
+        if not _equal(own, listed):
             raise ValueError(f"{name}: its token differs from the list of claims")
     return overall
 
@@ -65,10 +68,6 @@ def as_object(value: object, name: str) -> Claims:
     if not isinstance(value, dict):
         raise ValueError(f"{name} is no object")  # noqa: TRY004 - a fault of the text, not of the caller
     return value
-
-
-def _without_token_keys(claims: Claims) -> Claims:
-    return {key: value for key, value in claims.items() if key not in _TOKEN_KEYS}
 
 
 def _payload(token: object, name: str) -> Claims:

@@ -66,12 +66,12 @@ class ArmorReader(io.RawIOBase):
             line = self._read_line()
             if line == END_LINE:
                 self._require_end_of_file()
-            elif not line or len(line) > _COLUMNS or not _is_last_line_full(lines):
+            elif not line or len(line) > _COLUMNS or (lines and len(lines[-1]) < _COLUMNS):
                 raise _armor_invalid("a line is empty, too long, or follows a short one")
             else:
                 lines.append(line)
         # The limit of lines may be reached at a short line; then only the end line may follow.
-        if not _is_last_line_full(lines) and not self._ended:
+        if lines and len(lines[-1]) < _COLUMNS and not self._ended:
             if self._read_line() != END_LINE:
                 raise _armor_invalid("a short line is not the last one")
             self._require_end_of_file()
@@ -99,10 +99,6 @@ class ArmorReader(io.RawIOBase):
         if rest.strip() or len(rest) > _MAX_WHITESPACE_BYTES:
             raise _armor_invalid("something follows it")
         self._ended = True
-
-
-def _is_last_line_full(lines: list[bytes]) -> bool:
-    return not lines or len(lines[-1]) == _COLUMNS
 
 
 def _decode_base64(text: bytes) -> bytes:

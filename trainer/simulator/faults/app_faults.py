@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from trainer.simulator.fault import Fault, FaultLayer, flip_middle_bit
 from trainer.simulator.faults.event_faults import Events, measured_fault, replace_payload
-from trainer.simulator.key_service import AppKeys, SimulatedKey
+from trainer.simulator.key_service import AppKeys
 
 
 def _change_gpu_event(**changes: Any) -> Callable[[Events], Events]:
@@ -58,12 +58,6 @@ def _signature_fault(
     )
 
 
-def _unsigned_key(key: SimulatedKey) -> SimulatedKey:
-    """Replaces the key and leaves the signatures, which cover another key."""
-    other = AppKeys(b"\7" * 32, b"").derive("another")
-    return dataclasses.replace(key, secret=other.secret, public_key=other.public_key)
-
-
 _KEYS: Final = (
     _signature_fault(
         "key-signature",
@@ -78,7 +72,15 @@ _KEYS: Final = (
     _signature_fault("key-chain-short", "no signature by the key service", lambda c: c[:1]),
     _signature_fault("key-chain-long", "one signature too many", lambda c: (*c, c[1])),
     _signature_fault("key-chain-swapped", "signatures in the wrong order", lambda c: c[::-1]),
-    Fault(FaultLayer.KEY, "unsigned-key", "key-chain", "a key that the app's key did not sign", _unsigned_key),
+    Fault(
+        FaultLayer.KEY,
+        "unsigned-key",
+        "key-chain",
+        "a key that the app's key did not sign",
+        lambda key: dataclasses.replace(
+            AppKeys(b"\7" * 32, b"").derive("another"), signature_chain=key.signature_chain
+        ),
+    ),
     Fault(
         FaultLayer.KEY_SEED,
         "key-service",

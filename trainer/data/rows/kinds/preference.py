@@ -6,7 +6,6 @@ white space.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from trainer.data.rows.kinds.messages import parse_tools
@@ -40,10 +39,11 @@ def _split_common_prompt(location: RowLocation, chosen: object, rejected: object
     second: str | list[object]
     if isinstance(chosen, list) and isinstance(rejected, list):
         first, second = chosen, rejected
-        length = _common_length(first, second)
     else:
         first, second = check_text(location, "chosen", chosen), check_text(location, "rejected", rejected)
-        length = _common_length(first, second)
+    pairs = enumerate(zip(first, second, strict=False))
+    length = next((number for number, (one, other) in pairs if one != other), min(len(first), len(second)))
+    if isinstance(first, str):
         # "yet" and "you" both begin with "y", which is no prompt: go back to the last white space. The white space
         # itself belongs to the answers, because tokenizers attach it to the word that follows.
         while length and not first[length - 1].isspace():
@@ -53,12 +53,6 @@ def _split_common_prompt(location: RowLocation, chosen: object, rejected: object
         expected = "a prompt that both begin with"
         raise row_error(location, "no prompt", field="chosen", expected=expected, found="none")
     return first[:length], first[length:], second[length:]
-
-
-def _common_length(one: Sequence[object], other: Sequence[object]) -> int:
-    """Returns the number of leading items that two sequences have in common."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((number for number, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 PREFERENCE: Final = RowKind(
