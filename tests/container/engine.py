@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -23,6 +24,7 @@ REGISTRY_PORT: Final = 5000
 """In the engine's network namespace, where nobody else listens."""
 
 START_SECONDS: Final = 120.0
+STOP_SECONDS: Final = 120.0
 PROCESSES: Final = ("registry", "containerd", "dockerd")
 
 REGISTRY_CONFIG: Final = """\
@@ -78,7 +80,7 @@ class Engine:
         self.folder = Path(tempfile.mkdtemp(prefix="engine-"))
         self._data = self.folder / "data"
         self._plugins = plugins
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._first_process = 0
 
     def start(self) -> None:
@@ -94,8 +96,17 @@ class Engine:
         (self.folder / "containerd.toml").write_text(CONTAINERD_CONFIG.format(folder=self.folder))
         self._make_namespaces()
         self._background("registry", "docker-registry", "serve", str(self.folder / "registry.yml"))
-        self._background("containerd", "containerd", "--config", str(self.folder / "containerd.toml"))
-        self._until("containerd", (self.folder / "containerd.sock").exists)
+        self.start_daemons()
+
+    def start_daemons(self) -> None:
+        """Start containerd and dockerd over their stores; returns when dockerd answers.
+
+        Raises:
+            EngineError: one ended, or does not answer in time.
+        """
+        if "containerd" not in self._running:
+            self._background("containerd", "containerd", "--config", str(self.folder / "containerd.toml"))
+            self._until("containerd", (self.folder / "containerd.sock").exists)
         self._background(
             "dockerd", "dockerd", "--config-file", str(self.folder / "daemon.json"),
             "--containerd", str(self.folder / "containerd.sock"), "--host", f"unix://{self.folder}/docker.sock",
@@ -104,13 +115,26 @@ class Engine:
         )  # fmt: skip
         self._until("dockerd", lambda: self._docker("version").returncode == 0)
 
+    def stop_daemons(self, *names: str) -> None:
+        """End dockerd, or others of `PROCESSES`, with SIGTERM, as at a shutdown; their stores stay.
+
+        dockerd stops the containers first.
+        """
+        for name in names or ("dockerd",):
+            process = self._running.pop(name)
+            # nsenter forked: the daemon is its only child.
+            (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("utf-8").split()
+            os.kill(int(child), signal.SIGTERM)
+            process.wait(STOP_SECONDS)
+            (self.folder / f"{name}.sock").unlink(missing_ok=True)
+
     def stop(self) -> None:
         """End everything and remove its data."""
         if (self.folder / "docker.sock").exists():
             containers = self._docker("ps", "--all", "--quiet").stdout.split()
             if containers:
                 self._docker("rm", "--force", *containers)
-        for process in self._running:
+        for process in reversed(self._running.values()):
             # `unshare --kill-child` takes the first process of the namespaces with it, and that all others.
             process.kill()
             process.wait(30)
@@ -155,6 +179,32 @@ class Engine:
         reference = f"{repository}@{manifest['digest']}"
         self.docker("pull", "--quiet", reference)
         return reference
+
+    @property
+    def network(self) -> int:
+        """Process id in the engine's namespaces."""
+        return self._first_process
+
+    @property
+    def stores(self) -> Path:
+        """Directory of the stores `docker` and `containerd`, in the engine's mount namespace."""
+        return self._data
+
+    def path(self, path: Path | str) -> Path:
+        """Return where a path of the engine's mount namespace is for this process."""
+        return Path(f"/proc/{self._first_process}/root{path}")
+
+    def in_mounts(self, *command: str) -> list[str]:
+        """Return a command that runs in the engine's mount namespace."""
+        return ["nsenter", "--target", str(self._first_process), "--mount", "--", *command]
+
+    def request(self, method: str, path: str, seconds: float = 120.0) -> int:
+        """Send a request to the engine's API; returns the status. It is quicker than a docker command."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(seconds)
+            connection.connect(f"{self.folder}/docker.sock")
+            connection.sendall(f"{method} {path} HTTP/1.0\r\nContent-Length: 0\r\n\r\n".encode())
+            return int(connection.makefile("rb").readline().split()[1])
 
     def in_network(self, *command: str) -> list[str]:
         """Return a command that runs in the engine's network, where containers' published ports are."""
@@ -208,24 +258,24 @@ class Engine:
             ],
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        self._running.append(process)
+        self._running["namespaces"] = process
         self._until("namespaces", ready.exists)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("utf-8").split()
         self._first_process = int(children[0])
 
     def _background(self, name: str, *command: str) -> None:
         namespaces = ("--mount", "--net", "--pid")
-        with (self.folder / f"{name}.log").open("wb") as log:
+        with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 ["nsenter", "--target", str(self._first_process), *namespaces, "--", *command],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        self._running.insert(0, process)
+        self._running[name] = process
 
     def _until(self, name: str, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not condition():
-            ended = [process.args for process in self._running if process.poll() is not None]
+            ended = [process.args for process in self._running.values() if process.poll() is not None]
             if ended or time.monotonic() > deadline:
                 log = self.folder / f"{name}.log"
                 said = log.read_text("utf-8", "replace")[-2000:] if log.exists() else ""
