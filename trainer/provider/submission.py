@@ -17,14 +17,7 @@ from typing import Final, TypeVar
 
 from trainer.attestation.result.record import Record
 from trainer.encoding import canonical_json, file_sha256
-from trainer.errors import (
-    RESUMABLE,
-    ErrorCode,
-    SealingError,
-    UnavailableError,
-    UsageError,
-    VerificationError,
-)
+from trainer.errors import RESUMABLE, ErrorCode, SealingError, UnavailableError, UsageError, VerificationError
 from trainer.models import Phase
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import GrantRecord, seal_dataset
@@ -94,6 +87,8 @@ class _SubmissionRun:
                 # A restarted job has a new TLS key. Once the result is here, the job is no longer needed.
                 if error.code is not ErrorCode.TLS_KEY_MISMATCH or self._directory.sealed_result.exists():
                     raise
+                # Whoever is between here and the job can answer with another key each time, without end.
+                self._wait_for_job(error)
                 self._is_restarted = True
             except UnavailableError as error:
                 # A job that never answered may not exist; one that is still preparing does.
@@ -110,11 +105,11 @@ class _SubmissionRun:
         self._directory.adopt_restarted_job(record, has_result=has_result)
         self._is_restarted = False
 
-    def _wait_for_job(self, error: UnavailableError) -> None:
+    def _wait_for_job(self, error: UnavailableError | VerificationError) -> None:
         """Waits before another attempt.
 
         Raises:
-            UnavailableError: `error`, if the job has been waited for long enough.
+            UnavailableError | VerificationError: `error`, if the job has been waited for long enough.
         """
         now = time.monotonic()
         if self._waiting_since is None:
@@ -223,7 +218,7 @@ class _SubmissionRun:
             directory.uploaded.touch()
             return
         self._report.step("upload the sealed dataset")
-        directory.upload_begun.touch()
+        directory.begin_upload()
         size = directory.sealed_dataset.stat().st_size
         client.upload(
             directory.sealed_dataset,
@@ -241,7 +236,10 @@ class _SubmissionRun:
                     self._report.line("  " + event.summarize())
                     continue
                 if event.phase is not phase:
-                    phase, self._waiting_since = event.phase, None
+                    phase = event.phase
+                    # An end may be that of the earlier start, which a spool shows until the job is started again.
+                    if phase not in FINAL_PHASES:
+                        self._waiting_since = None
                     self._report.line(f"  {phase.value}")
                 if phase is Phase.TRAINING:
                     self._report.steps_done("training", event.step, event.total_steps)
@@ -257,18 +255,34 @@ class _SubmissionRun:
         )
 
     def _open(self, record: Record, grant: GrantRecord) -> OpenedResult:
-        """Opens the result; a failure report goes to `OUTPUT.failure-N`, so that OUTPUT stays free."""
+        """Opens the result; a failure report goes to `OUTPUT.failure-N`, so that OUTPUT stays free.
+
+        Raises:
+            UsageError: OUTPUT was created since the submission began; the sealed result stays.
+            SealingError | VerificationError: the result does not open, or fails a check: it is set aside.
+        """
         self._report.step("open and check the result")
-        opened = open_sealed_result(
-            self._directory.sealed_result,
-            self._submission.identities,
-            self._directory.make_room_to_open(),
-            record=record,
-            grant=grant,
-        )
+        try:
+            opened = open_sealed_result(
+                self._directory.sealed_result,
+                self._submission.identities,
+                self._directory.make_room_to_open(),
+                record=record,
+                grant=grant,
+            )
+        except (SealingError, VerificationError):
+            # Whoever stores the result chose these bytes: they must not stand in the place of the real ones.
+            self._directory.refuse_result()
+            raise
         output = self._submission.output
         if opened.failure is None:
             target = output
+            if target.exists():  # somebody else's: the result must neither replace it nor be lost for it
+                raise UsageError(
+                    ErrorCode.OUTPUT_EXISTS,
+                    f"{target} was created while the job ran",
+                    hint="move it away and repeat the command: the sealed result is kept",
+                )
         else:
             digest = file_sha256(self._directory.sealed_result)
             target = self._directory.find_failure(digest, output)

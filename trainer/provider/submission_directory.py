@@ -8,8 +8,9 @@
     dataset.age          the sealed dataset
     upload-begun, upload.json, uploaded    how far the upload is
     result.tar.age       the sealed result
+    refused-result.age   a sealed result that did not open or failed a check
     failures             digest and number of each failure report that was opened
-    failed               empty: the job failed for good
+    failed               empty: the job failed for good, and nothing was uploaded since
 
 A file that exists is complete: each is written under a temporary name and renamed.
 """
@@ -51,6 +52,7 @@ class SubmissionDirectory:
         self._restarted = path / "restarted.json"
         self._grant = path / "grant.json"
         self._earlier_grant = path / "earlier-grant.json"
+        self._refused_result = path / "refused-result.age"
         self._failures = path / "failures"
         self._failed = path / "failed"
 
@@ -147,10 +149,19 @@ class SubmissionDirectory:
         for file in (self.upload_begun, self.sealed_dataset, self._restarted):
             file.unlink(missing_ok=True)
 
+    def begin_upload(self) -> None:
+        """Notes that an upload was started: a submission that had failed is under way again."""
+        self._failed.unlink(missing_ok=True)
+        self.upload_begun.touch()
+
     def forget_upload(self) -> None:
         """Removes what is known of an upload, so that the next call sends the dataset again."""
         for file in (self.uploaded, self.upload_begun, self.upload_state):
             file.unlink(missing_ok=True)
+
+    def refuse_result(self) -> None:
+        """Sets aside a sealed result that did not open or failed a check, so that the next call pulls another."""
+        self.sealed_result.replace(self._refused_result)
 
     def forget_result(self) -> None:
         """Removes the report of an interrupted job, which goes on."""

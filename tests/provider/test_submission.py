@@ -1,0 +1,211 @@
+"""What a submission does when its job, whoever is in between, or its own machine gets in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from trainer.attestation.result.record import Record
+from trainer.error_document import FailureReport
+from trainer.errors import (
+    ErrorCode,
+    JobError,
+    SealingError,
+    TrainerError,
+    UnavailableError,
+    UsageError,
+    VerificationError,
+)
+from trainer.models import Phase, Status
+from trainer.provider import submission as steps
+from trainer.provider import submission_directory
+from trainer.provider.grants import GrantRecord
+from trainer.provider.opening import OpenedResult
+from trainer.provider.submission_request import Submission, SubmissionResult
+from trainer.receipt.statement import ReceiptOutcome
+from trainer.sealing.age import generate_identity
+from trainer.sealing.bundle import Grant
+
+IDENTITY = generate_identity(hybrid=False)
+RECORD = cast(
+    "Record",
+    SimpleNamespace(
+        result=SimpleNamespace(
+            appraised_at=1,
+            expires_at=2**40,
+            peer_spki_sha256="ab" * 32,
+            recipient="age1",
+            checks=(),
+            require_pass=lambda _now: None,
+        )
+    ),
+)
+GRANT = GrantRecord(
+    grant=Grant(
+        version=1,
+        job_spec_sha256="ab" * 32,
+        recipients=(str(IDENTITY.recipient()),),
+        expires_at=1,
+        token="cd" * 32,
+    ),
+    manifest_sha256="ef" * 32,
+    rows=1,
+)
+
+
+@dataclass
+class Job:
+    """A job behind a carrier that answers what a test says."""
+
+    outcomes: list[ErrorCode | None]
+    while_it_runs: Callable[[], object] = lambda: None
+    fails_to_connect: Callable[[], TrainerError | None] = lambda: None
+    clock: float = 0.0
+    uploads: int = 0
+    connections: int = 0
+    pulls: int = 0
+    lines: list[str] = field(default_factory=list)
+
+    def connect(self, _source: str, *, pinned_spki_sha256: str | None = None) -> Job:
+        self.connections += 1
+        assert self.connections < 2000, "it connects without end"
+        if pinned_spki_sha256 is not None and (error := self.fails_to_connect()) is not None:
+            raise error
+        return self
+
+    def status(self) -> Status:
+        return Status(phase=Phase.FAILED, result_bytes=6)
+
+    def upload(self, *_args: object, **_options: object) -> None:
+        self.uploads += 1
+
+    def events(self, _token: str | None) -> Iterator[Status]:
+        self.while_it_runs()
+        yield self.status()
+
+    def download_result(self, target: Path, *, progress: object) -> None:
+        del progress
+        self.pulls += 1
+        target.write_bytes(b"sealed")
+
+    def acknowledge(self) -> None:
+        return None
+
+    def open(self, _source: Path, _identities: object, target: Path, **_options: object) -> OpenedResult:
+        failure = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
+        if failure is ErrorCode.PAYLOAD_INVALID:
+            raise SealingError(failure, "not the result")
+        (target / "report").mkdir(parents=True)
+        if failure is not None:
+            report = FailureReport.of(JobError(failure, "failed"))
+            (target / "report" / "failure.json").write_bytes(report.canonical())
+        outcome = ReceiptOutcome.FAILED if failure else ReceiptOutcome.SUCCEEDED
+        return OpenedResult(target, cast("Any", SimpleNamespace(outcome=outcome)), ())
+
+    # the reporter, and the clock
+
+    def step(self, _title: str) -> None:
+        pass
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def bytes_done(self, *_args: object) -> None:
+        pass
+
+    def steps_done(self, *_args: object) -> None:
+        pass
+
+    def monotonic(self) -> float:
+        return self.clock
+
+    def sleep(self, seconds: float) -> None:
+        self.clock += seconds
+        assert self.clock < 10_000, "it waits without end"
+
+
+@pytest.fixture
+def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SubmissionResult]:
+    for name in ("policy.yaml", "rows.jsonl"):
+        (tmp_path / name).write_text(name)
+
+    def seal(*args: object, **_options: object) -> GrantRecord:
+        cast("Path", args[3]).write_bytes(b"sealed")
+        return GRANT
+
+    def run(job: Job, *, data: str = "rows.jsonl") -> SubmissionResult:
+        monkeypatch.setattr(steps, "connect_to_job", job.connect)
+        monkeypatch.setattr(steps, "open_sealed_result", job.open)
+        monkeypatch.setattr(
+            steps, "time", SimpleNamespace(monotonic=job.monotonic, sleep=job.sleep, time=job.monotonic)
+        )
+        request = Submission(
+            [tmp_path / data], "job", tmp_path / "policy.yaml", [IDENTITY], tmp_path / "out", tmp_path
+        )
+        return steps.run_submission(request, job)
+
+    monkeypatch.setattr(steps, "appraise_job", lambda *_args, **_options: RECORD)
+    monkeypatch.setattr(steps, "read_policy", lambda _path: None)
+    monkeypatch.setattr(steps, "seal_dataset", seal)
+    monkeypatch.setattr(submission_directory, "save_record", lambda _record: b"record")
+    monkeypatch.setattr(submission_directory, "read_record", lambda _path: RECORD)
+    return run
+
+
+def test_a_result_is_not_lost_when_its_place_was_taken_meanwhile(
+    submit: Callable[..., SubmissionResult], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(UsageError) as caught:
+        submit(Job([None], while_it_runs=output.mkdir))
+    assert caught.value.code is ErrorCode.OUTPUT_EXISTS
+    assert not any(output.iterdir())
+    output.rmdir()
+    again = Job([None])
+    assert submit(again).result.folder == output
+    assert (again.uploads, (output / "report").is_dir()) == (0, True)
+
+
+def test_a_report_of_an_interruption_is_not_pulled_for_ever(
+    submit: Callable[..., SubmissionResult], tmp_path: Path
+) -> None:
+    """A spool shows the end of the earlier start until the job is started again, which may never be."""
+    with pytest.raises(UnavailableError):
+        submit(Job([ErrorCode.INTERRUPTED]))
+    assert [path.name for path in tmp_path.glob("out.failure-*")] == ["out.failure-1"]
+
+
+def test_a_job_that_always_has_another_key_is_not_appraised_for_ever(
+    submit: Callable[..., SubmissionResult],
+) -> None:
+    mismatch = VerificationError(ErrorCode.TLS_KEY_MISMATCH, "another key")
+    job = Job([None], fails_to_connect=lambda: mismatch)
+    with pytest.raises(VerificationError):
+        submit(job)
+
+
+def test_a_submission_that_failed_and_is_under_way_again_is_not_given_up(
+    submit: Callable[..., SubmissionResult], tmp_path: Path
+) -> None:
+    (tmp_path / "other.jsonl").write_text("other")
+    submit(Job([ErrorCode.DATASET_INVALID]))
+    lost = Job([None], while_it_runs=lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        submit(lost)
+    assert lost.uploads == 1
+    with pytest.raises(UsageError, match="under way"):
+        submit(Job([None]), data="other.jsonl")
+    assert (tmp_path / "out.submission" / "grant.json").exists()
+
+
+def test_a_result_that_does_not_open_is_pulled_again(submit: Callable[..., SubmissionResult]) -> None:
+    job = Job([ErrorCode.PAYLOAD_INVALID, None])
+    with pytest.raises(SealingError):
+        submit(job)
+    assert submit(job).result.failure is None
+    assert (job.uploads, job.pulls) == (1, 2)
