@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -58,6 +59,38 @@ def test_starts_and_exit_code(case: tuple[str, int, int, int], tmp_path: Path) -
     )
     assert len((tmp_path / "starts").read_text().split()) == starts
     assert ended.returncode == code
+
+
+KILLED_EVENTS = {
+    "always killed": "interrupted",
+    "killed for memory": "out-of-memory",
+    "crashed": "internal-error",
+    "fails early": None,
+    "killed": None,
+}
+
+
+@pytest.mark.parametrize("name", KILLED_EVENTS)
+def test_what_the_public_log_ends_with(name: str, tmp_path: Path) -> None:
+    """A child that was killed for good is the parent's to report; the kernel's counter says if memory was it."""
+    kill, counter = "os.kill(os.getpid(), signal.{})", tmp_path / "kills"
+    more = {
+        "killed for memory": (f"Path({str(counter)!r}).write_text('1'); " + kill.format("SIGKILL"), 0),
+        "crashed": (kill.format("SIGSEGV"), 0),
+    }
+    body, restarts = more[name] if name in more else CASES[name][:2]
+    counting = f"""
+import trainer.job.restarts
+trainer.job.restarts.oom_kills = lambda: int(Path({str(counter)!r}).exists())
+"""
+    text = script(body, restarts).replace("starts = Path", counting + "starts = Path", 1)
+    ended = subprocess.run(
+        [sys.executable, "-c", text, tmp_path / "starts"], check=False, timeout=60, capture_output=True
+    )
+    events = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [(event["event"], event["code"]) for event in events] == (
+        [("failed", KILLED_EVENTS[name])] if KILLED_EVENTS[name] else []
+    )
 
 
 def child_of(starts: Path) -> int:

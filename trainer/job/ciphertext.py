@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from trainer.errors import ErrorCode, UsageError
 from trainer.exchange.spool import DATASET_NAME, DELETION_NAME, RESULT_NAME
+from trainer.job.start_checks import require_usable_directory
 
 END_RECORD_NAME: Final = "end.sealed"
 CHECKPOINT_NAME: Final = re.compile(r"checkpoint-([0-9a-f]{16})-([0-9]{16})\.age")
@@ -66,10 +68,24 @@ class CiphertextDirectory:
 
 @contextmanager
 def open_ciphertext_directory(named: Path | None) -> Iterator[CiphertextDirectory]:
-    """Yields the directory that the operator named, created if it is missing, or else a temporary one."""
+    """Yields the directory that the operator named, created if it is missing, or else a temporary one.
+
+    Raises:
+        UsageError: the directory cannot be used, or there is no place for a temporary one.
+    """
     if named is not None:
-        named.mkdir(parents=True, exist_ok=True)
+        require_usable_directory(named)
         yield CiphertextDirectory(named.resolve(), persistent=True)  # absolute: children run in /
         return
-    with tempfile.TemporaryDirectory(prefix="trainer-ciphertext-") as folder:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="trainer-ciphertext-")
+    except OSError as error:
+        raise UsageError(
+            ErrorCode.USAGE,
+            "there is no temporary directory for uploads and results",
+            expected="a directory that can be written to: TMPDIR, /tmp or /var/tmp",
+            found=error.strerror or "none",
+            hint="name one with --ciphertext-dir, or mount a tmpfs at /tmp: a read-only container has none",
+        ) from error
+    with temporary as folder:
         yield CiphertextDirectory(Path(folder), persistent=False)

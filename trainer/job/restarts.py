@@ -3,18 +3,22 @@
 The supervisor gives up the right to start processes before it has keys, so it cannot replace a worker that the
 kernel killed. Nor can an exit code ask for it: Docker restarts a container on any code but 0, also after a failure
 that another start would only repeat. So a parent waits here that starts the supervisor again, a bounded number of
-times, when what it left can be gone on from. The parent holds no key, opens no file of the job and reads nothing
-that comes from outside; the supervisor's sandbox keeps it from the parent as from every other process.
+times, when what it left can be gone on from. When it gives up on a child that was killed, it publishes why.
+The parent holds no key, opens no file of the job and reads nothing that comes from outside;
+the supervisor's sandbox keeps it from the parent as from every other process.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import Final
 
-from trainer.errors import ExitCode
+from trainer import logs
+from trainer.errors import ErrorCode, ExitCode
+from trainer.job.memory_limit import oom_kills
 from trainer.job.supervisor import JobEnd
 from trainer.sandbox import privileges
 
@@ -35,12 +39,22 @@ def run_with_restarts(start: Callable[[], JobEnd], restarts: int) -> ExitCode:
     """
     parent = _Parent()
     while True:
+        killed_before = oom_kills()
         status = parent.run(start)
         code = os.waitstatus_to_exitcode(status)
         if (code < 0 or code & GOES_ON) and restarts > 0 and not parent.terminated:
             restarts -= 1
             continue
+        if code < 0 and not parent.terminated:
+            # A child that was killed could not say so itself, and the public log would just end.
+            logs.PublicLog(sys.stdout)(logs.JobFailed(_why_killed(-code, oom_kills() - killed_before)))
         return ExitCode(code & ~GOES_ON) if code & ~GOES_ON in _EXIT_CODES else ExitCode.JOB
+
+
+def _why_killed(signal_number: int, kills_for_memory: int) -> ErrorCode:
+    if signal_number != signal.SIGKILL:
+        return ErrorCode.INTERNAL
+    return ErrorCode.OUT_OF_MEMORY if kills_for_memory > 0 else ErrorCode.INTERRUPTED
 
 
 class _Parent:

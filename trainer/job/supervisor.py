@@ -32,10 +32,12 @@ from trainer.job.grant_demands import require_privacy_met, require_privacy_promi
 from trainer.job.hand_over import HandOver
 from trainer.job.job_keys import JobKeys, derive_keys
 from trainer.job.job_options import JobOptions
+from trainer.job.memory_limit import memory_limit, require_memory
 from trainer.job.outcome import JobOutcome, ReceiptSigner
 from trainer.job.private_events import seal_metrics
 from trainer.job.processes import require_sandbox, start_processes
 from trainer.job.sandbox_plans import JobPaths, grant_worker_access
+from trainer.job.start_checks import require_usable_socket
 from trainer.job.storage_need import require_room
 from trainer.job.termination import INTERRUPTED_MESSAGE, Termination, handle_termination
 from trainer.job.worker_process import Follower, WorkerProcess
@@ -68,9 +70,13 @@ def run_job(options: JobOptions) -> JobEnd:
 
     Raises:
         UsageError: the spec is not valid (nothing private has been seen by then).
-        JobError: there is no safe workspace.
+            Or a directory cannot be used.
+        UnavailableError: the guest agent's socket cannot be used.
+        JobError: there is no safe workspace, or the container's memory limit is too small.
     """
     spec, spec_folder = options.read_spec(os.environ)
+    require_memory(limit := memory_limit())
+    require_usable_socket(options.guest_agent)
     with (
         open_workspace(options.workspace) as workspace,
         open_ciphertext_directory(options.spool or options.ciphertext) as ciphertext,
@@ -79,7 +85,7 @@ def run_job(options: JobOptions) -> JobEnd:
         public(logs.SpecLoaded(spec.sha256()))
         try:
             with handle_termination() as termination:
-                job = _Job(options, spec, spec_folder, workspace, ciphertext, public, termination)
+                job = _Job(options, spec, spec_folder, workspace, ciphertext, public, termination, limit)
                 return JobEnd(job.run(), job.can_go_on)
         except TrainerError as error:
             logs.private.exception("the job failed before it could report to the provider")
@@ -103,6 +109,7 @@ class _Job:
         ciphertext: CiphertextDirectory,
         public: logs.PublicLog,
         termination: Termination,
+        memory_limit: int | None,
     ) -> None:
         self.options = options
         self.spec = spec
@@ -111,6 +118,7 @@ class _Job:
         self.ciphertext = ciphertext
         self.public = public
         self.termination = termination
+        self.memory_limit = memory_limit
         self.status = Status(phase=Phase.STARTING)
         self.sandbox: SandboxReport = {}
         self.can_go_on = False
@@ -140,6 +148,7 @@ class _Job:
                 return self._offer(hand_over, record)
             self._enter(front, Phase.PREPARING)
             processes.fetch.wait(FETCH_SECONDS)
+            require_memory(self.memory_limit, self.workspace.model_bytes())
             processes.worker.announce_model()
             # Evidence is the offer to accept a dataset: not before the attested base model is in place.
             front.serve_evidence(issuer.evidence)

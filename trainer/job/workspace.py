@@ -57,6 +57,10 @@ class Workspace:
         """The worker's HOME, TMPDIR and caches."""
         return self.root / "scratch"
 
+    def model_bytes(self) -> int:
+        """Returns the size of the base model's files."""
+        return sum(path.lstat().st_size for path in self.model.rglob("*"))
+
     def make_room(self, *, keep_output: bool) -> None:
         """Empties the directories that a failure report does not need: a full workspace may be what failed.
 

@@ -130,6 +130,7 @@ def test_result_and_ack_before_there_is_one(client_of: Any, front: Any, tmp_path
             with pytest.raises(UnavailableError) as caught:
                 call()
             assert caught.value.code is ErrorCode.WRONG_PHASE
+            assert "`trainer watch` shows its phase" in str(caught.value.hint)
         front.publish_result(b"sealed")
         front.send(DeletionReady(envelope='{"signed":1}'))
         assert client.acknowledge() == b'{"signed":1}'

@@ -85,6 +85,7 @@ def test_upload_of_another_file_is_not_spliced(
     with front_busy, pytest.raises(UnavailableError) as caught:
         front_busy.upload(sealed, state=state)
     assert caught.value.code is ErrorCode.JOB_BUSY  # a new upload, not the old one
+    assert "another upload is under way" in str(caught.value.hint)
     assert not (front.spool / "dataset.age").exists()
 
 
@@ -112,6 +113,7 @@ def test_upload_refusals(client_of: Any, start_front: Any, tmp_path: Path) -> No
 
     front.enter(Phase.PREPARING)
     assert (attempt().code, attempt().exit_code) == (ErrorCode.WRONG_PHASE, 3)
+    assert "perhaps another provider's" in str(attempt().hint)
     front.enter(Phase.AWAITING_DATASET, accept=True)
     error = attempt()
     assert isinstance(error, JobError)

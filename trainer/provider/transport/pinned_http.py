@@ -30,6 +30,21 @@ _RETRIED_CODES: Final = frozenset({
     ErrorCode.INTERNAL,
 })  # fmt: skip
 
+_HINTS: Final[Mapping[ErrorCode, str]] = {
+    ErrorCode.JOB_BUSY: "the job is still preparing, or about to end: repeat the command in a minute",
+    ErrorCode.WRONG_PHASE: "the job is not, or no longer, where it can do this: `trainer watch` shows its phase",
+    ErrorCode.TOO_MANY_REQUESTS: "wait a minute: the job answers a limited number of requests at a time",
+}
+_UPLOAD_HINTS: Final[Mapping[ErrorCode, str]] = {
+    **_HINTS,
+    ErrorCode.JOB_BUSY: "another upload is under way; one that stands still loses its place after some "
+    "minutes: repeat the command then",
+    ErrorCode.WRONG_PHASE: "the job takes no dataset now: it has one, perhaps another provider's, or it has "
+    "ended; a job trains on one dataset, so ask its operator to start another",
+    ErrorCode.STORAGE_FULL: "ask the operator to make room in the job's ciphertext volume, then repeat",
+}
+"""What the provider can do about a refusal of the job."""
+
 
 @dataclass
 class RetryPolicy:
@@ -216,4 +231,6 @@ def _parse_refusal(response: httpx.Response, body: bytes, url: str) -> TrainerEr
             found="more",
         )
     error_class = UsageError if code in _USAGE_CODES else UnavailableError
-    return error_class(code, f"{url}: the job refused: {code.value}")
+    is_upload = response.request.url.path.startswith("/dataset")
+    hint = (_UPLOAD_HINTS if is_upload else _HINTS).get(code)
+    return error_class(code, f"{url}: the job refused: {code.value}", hint=hint)
