@@ -70,6 +70,13 @@ def second_job_in_other_words(app: dict[str, Any], compose: dict[str, Any]) -> N
     environment["TRAINER_JOB"] = environment["TRAINER_JOB"].replace("\nmodel:", '\n"\\x6dodel":')
 
 
+def job_twice_in_a_list(app: dict[str, Any], compose: dict[str, Any]) -> None:
+    """Compose takes the last of two equal names in a list; a reader may stop at the first."""
+    service = compose["services"]["trainer"]
+    job = service["environment"]["TRAINER_JOB"]
+    service["environment"] = [f"TRAINER_JOB={job}", f"TRAINER_JOB={job}# another\n"]
+
+
 def job_with_variable(app: dict[str, Any], compose: dict[str, Any]) -> None:
     """A job spec that is filled in when it starts is none: the measured text does not fix it."""
     environment = compose["services"]["trainer"]["environment"]
@@ -214,6 +221,7 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("job-spec-missing", on_service(environment={"TRAINER_JOBS": "version: 1\nmodel: {}\n"})),
     ("job-spec-ambiguous", second_job),
     ("job-spec-ambiguous", second_job_in_other_words),
+    ("job-spec-ambiguous", job_twice_in_a_list),
 )
 
 

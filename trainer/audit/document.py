@@ -55,9 +55,8 @@ class Document:
             }
             # Only a mounted config reaches a service; one that nobody mounts does not fix the job.
             contents = [config.get("content") for name, config in configs.items() if name in mounted]
-            for node in (_job_variable(service), *contents):
-                if node is not None:
-                    nodes.setdefault(node.path, node)
+            for node in (*_job_variables(service), *contents):
+                nodes.setdefault(node.path, node)
         found = ((node, self._job_spec(node)) for node in nodes.values())
         return tuple((node, spec) for node, spec in found if spec is not None)
 
@@ -86,16 +85,18 @@ class Document:
         return inner if inner.is_mapping else node
 
 
-def _job_variable(service: Node) -> Node | None:
-    """Returns the value of the job's variable in a service's `environment`, in either of its forms."""
+def _job_variables(service: Node) -> Iterator[Node]:
+    """Yields each value of the job's variable in a service's `environment`, in either of its forms.
+
+    A list can name it twice. Compose takes the last one; which is meant is not for a review to guess.
+    """
     environment = service.get("environment")
-    if environment.is_mapping:
-        return environment.get(JOB_VARIABLE) if environment.get(JOB_VARIABLE).text else None
-    for element in environment.elements():
+    if environment.get(JOB_VARIABLE).text:
+        yield environment.get(JOB_VARIABLE)
+    for element in () if environment.is_mapping else environment.elements():
         name, _, value = element.text.partition("=")
         if name == JOB_VARIABLE:
-            return Node(value, element.line, element.path)
-    return None
+            yield Node(value, element.line, element.path)
 
 
 def read_document(data: bytes) -> Document:
