@@ -176,7 +176,7 @@ class Run:
     def record(self) -> Record:
         """The job's appraisal; made at the first use."""
         if self._record is None:
-            self.job.wait_event(event="phase", phase="awaiting-dataset")
+            self.job.wait_for_any("awaiting-dataset", "awaiting-grant")
             policy = steps.read_policy(self._policy())
             with self.carrier() as client:
                 self._record = steps.appraise_job(client, policy, cache=self.private / "cache")

@@ -215,10 +215,14 @@ class Job:
         assert found is not None
         return found
 
+    def wait_for_any(self, *phases: str) -> None:
+        """Wait until the job has entered one of these phases."""
+        wait_for(lambda: any(event.get("phase") in phases for event in self.events), self.process)
+
     @property
     def url(self) -> str:
         """Address of the job, once it takes datasets."""
-        self.wait_event(event="phase", phase="awaiting-dataset")
+        self.wait_for_any("awaiting-dataset", "awaiting-grant")
         return f"https://127.0.0.1:{self.wait_event(event='listening')['port']}"
 
     def wait(self, seconds: float = 120) -> int:

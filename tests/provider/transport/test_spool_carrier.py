@@ -81,9 +81,18 @@ def test_the_whole_story(front: Any, tmp_path: Path) -> None:
     front.send(ResultReady(size=13, sha256=digest))
     assert client.download_result(tmp_path / "result") == digest
     assert (tmp_path / "result").read_bytes() == b"sealed result"
-    front.send(DeletionReady(envelope='{"signed":1}'))
-    assert client.acknowledge() == b'{"signed":1}'
-    front.expect(Acknowledged)
+    front.send(DeletionReady(envelope='{"signed":0}', acknowledged=False))
+    while not (front.spool / "deletion.json").exists():
+        time.sleep(0.01)
+
+    def sign_again() -> None:
+        front.expect(Acknowledged)
+        front.send(DeletionReady(envelope='{"signed":1}'))
+
+    signing = threading.Thread(target=sign_again)
+    signing.start()
+    assert client.acknowledge() == b'{"signed":1}', "the one signed after it"
+    signing.join()
     front.send(StatusUpdate(status=Status(phase=Phase.DONE)))
     assert list(events)[-1] == Status(phase=Phase.DONE)
 

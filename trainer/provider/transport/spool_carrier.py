@@ -200,17 +200,20 @@ class SpoolClient:
         """Writes the acknowledgement, after which the job ends.
 
         Returns:
-            The job's deletion statement, unverified; None if none appears within ten seconds.
+            The deletion statement that the job signs after it, unverified; the one that lay beside the result, or
+            None without one, if no other appears within ten seconds.
         """
+        earlier = self._spool.read(DELETION_NAME, MAX_DELETION_BYTES)
         self._spool.put(ACKNOWLEDGEMENT_NAME, b"")
+
+        def look() -> bytes | None:
+            statement = self._spool.read(DELETION_NAME, MAX_DELETION_BYTES)
+            return statement if statement != earlier else None
+
         try:
-            return self._poll(
-                lambda: self._spool.read(DELETION_NAME, MAX_DELETION_BYTES),
-                "no deletion statement",
-                timeout=min(self._timeout, _DELETION_SECONDS),
-            )
+            return self._poll(look, "no deletion statement", timeout=min(self._timeout, _DELETION_SECONDS))
         except UnavailableError:
-            return None
+            return earlier
 
     def _poll(self, look: Callable[[], Answer | None], failure: str, *, timeout: float | None = None) -> Answer:
         """Returns the first answer of `look` that is not None.
