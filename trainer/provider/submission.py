@@ -61,6 +61,7 @@ class _SubmissionRun:
         self._report = report
         self._seconds: dict[str, float] = {}
         self._is_restarted = False
+        self._has_answered = False
         self._waiting_since: float | None = None  # monotonic seconds
         self._directory = SubmissionDirectory(output.with_name(output.name + ".submission"))
         self._files = find_data_files(submission.data)
@@ -91,9 +92,9 @@ class _SubmissionRun:
                 self._wait_for_job(error)
                 self._is_restarted = True
             except UnavailableError as error:
-                # A job that never answered may not exist; one that is still preparing does.
-                is_known = self._directory.has_record() or error.code is ErrorCode.JOB_BUSY
-                if error.code not in _NO_ANSWER or not is_known:
+                # A job that never answered may not exist; one that ended while it was preparing does.
+                self._has_answered |= error.code is ErrorCode.JOB_BUSY
+                if error.code not in _NO_ANSWER or not (self._has_answered or self._directory.has_record()):
                     raise
                 self._wait_for_job(error)
 
@@ -101,6 +102,9 @@ class _SubmissionRun:
         record = self._appraise()
         pinned = connect_to_job(self._submission.source, pinned_spki_sha256=record.result.peer_spki_sha256)
         status = pinned.status()
+        if status.phase is Phase.STARTING:
+            # It has evidence before it prepares: it is about to offer what it sealed before the restart.
+            raise UnavailableError(ErrorCode.JOB_BUSY, "the job is about to offer its result")
         has_result = status.phase in {Phase.AWAITING_PULL, *FINAL_PHASES} and status.result_bytes is not None
         self._directory.adopt_restarted_job(record, has_result=has_result)
         self._is_restarted = False
@@ -182,12 +186,14 @@ class _SubmissionRun:
             VerificationError: it is not a pass.
         """
         submission = self._submission
-        record = appraise_job(
-            connect_to_job(submission.source),
-            read_policy(submission.policy),
-            cache=submission.cache,
-            nonces=submission.nonces,
-        )
+        job = connect_to_job(submission.source)
+        try:
+            record = appraise_job(
+                job, read_policy(submission.policy), cache=submission.cache, nonces=submission.nonces
+            )
+        finally:
+            # After a TLS handshake there is a job, even if it ended before it had evidence.
+            self._has_answered |= job.peer_spki_sha256 is not None
         record.result.require_pass(record.result.appraised_at)
         return record
 
@@ -213,18 +219,25 @@ class _SubmissionRun:
         directory = self._directory
         if directory.uploaded.exists():
             return
-        if directory.upload_begun.exists() and client.status().phase not in _PHASES_BEFORE_UPLOAD:
+        has_begun = directory.upload_begun.exists()
+        if has_begun and client.status().phase not in _PHASES_BEFORE_UPLOAD:
             # The upload was complete when an earlier call was interrupted: the job has taken it.
             directory.uploaded.touch()
             return
         self._report.step("upload the sealed dataset")
         directory.begin_upload()
         size = directory.sealed_dataset.stat().st_size
-        client.upload(
-            directory.sealed_dataset,
-            progress=lambda sent: self._report.bytes_done("uploading", sent, size),
-            state=directory.upload_state,
-        )
+        try:
+            client.upload(
+                directory.sealed_dataset,
+                progress=lambda sent: self._report.bytes_done("uploading", sent, size),
+                state=directory.upload_state,
+            )
+        except UnavailableError as error:
+            if has_begun and error.code is ErrorCode.WRONG_PHASE:
+                # A restarted job opens what it kept; its phase was asked for a moment too early.
+                error.code = ErrorCode.JOB_BUSY
+            raise
         directory.uploaded.touch()
 
     def _watch(self, client: Carrier, grant: GrantRecord) -> None:
