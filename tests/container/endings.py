@@ -352,10 +352,7 @@ class Run:
         job.poll()
         engine.stop_daemons("dockerd", "containerd")
         if self.cell.profile == "kms":
-            script = CLEAN_START.replace("/var/lib/", f"{engine.stores}/").replace("systemctl", "false")
-            assert "/var/lib" not in script
-            command = ["bash", "-c", 'set -e; source <(printf "%s" "$S")']
-            subprocess.run(engine.in_mounts(*command), env={**os.environ, "S": script}, check=True)
+            engine.run_init_script(CLEAN_START)
             job.start_simulator()
         else:
             # The disk was encrypted with a key that ended with the VM, as did the keys of the job.

@@ -81,6 +81,7 @@ class Engine:
         self._data = self.folder / "data"
         self._plugins = plugins
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._loaded: list[str] = []
         self._first_process = 0
 
     def start(self) -> None:
@@ -177,8 +178,25 @@ class Engine:
         if copied.returncode:
             raise EngineError(f"skopeo copy: {copied.stderr.strip()[-2000:]}")
         reference = f"{repository}@{manifest['digest']}"
+        self._loaded.append(reference)
         self.docker("pull", "--quiet", reference)
         return reference
+
+    def run_init_script(self, script: str) -> None:
+        """Run a VM's init script on this engine's stores; the VM does so before it starts the engine.
+
+        Raises:
+            subprocess.CalledProcessError: the script would have ended the VM.
+        """
+        moved = script.replace("/var/lib/", f"{self._data}/").replace("systemctl", "false")
+        assert "/var/lib" not in moved
+        command = ["bash", "-c", 'set -e; source <(printf "%s" "$SCRIPT")']
+        subprocess.run(self.in_mounts(*command), env={**os.environ, "SCRIPT": moved}, check=True)
+
+    def pull_again(self) -> None:
+        """Pull the images that `load` brought and that are gone with a store."""
+        for reference in self._loaded:
+            self.docker("pull", "--quiet", reference)
 
     @property
     def network(self) -> int:

@@ -43,7 +43,7 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], An
     def begin(job: Job) -> Any:
         monkeypatch.setattr(steps, "connect_to_job", lambda *_, **__: job)
         monkeypatch.setattr(steps, "read_policy", lambda _: None)
-        monkeypatch.setattr(steps.time, "sleep", lambda _: None)
+        monkeypatch.setattr("trainer.provider.submission.time.sleep", lambda _: None)
         submission = Submission(
             [tmp_path / "data.jsonl"], "https://127.0.0.1:1", tmp_path / "policy.yaml",
             [generate_identity(hybrid=False)], tmp_path / "result", tmp_path, wait_seconds=0.0,
