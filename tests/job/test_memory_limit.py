@@ -52,5 +52,5 @@ def test_a_limit_that_is_too_small() -> None:
         require_memory(LEAST_MEMORY_BYTES, 1 << 20)
     error = caught.value
     assert error.code is ErrorCode.OUT_OF_MEMORY
-    assert (error.expected, error.found) == ("at least 1025 MiB, and what training takes", "1024 MiB")
+    assert (error.expected, error.found) == ("at least 513 MiB, and what training takes", "512 MiB")
     assert "mem_limit" in str(error.hint)
