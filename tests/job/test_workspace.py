@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,35 @@ def test_it_is_gone_after_a_failure_too() -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert not roots[0].exists()
+
+
+ABANDON = """
+import os, signal, sys
+from pathlib import Path
+from trainer.job.workspace import open_workspace
+
+with open_workspace(Path(sys.argv[1])) as workspace:
+    (workspace.dataset / "rows.jsonl").write_text("plaintext")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@needs_tmpfs
+def test_plaintext_of_a_killed_start_is_removed_by_the_next_and_that_of_a_running_one_is_not() -> None:
+    with tempfile.TemporaryDirectory(dir=SHM) as folder:
+        base = Path(folder)
+        (base / "trainer-job-link").symlink_to("/usr")
+        (base / "trainer-other").mkdir()
+        with open_workspace(base) as running:
+            subprocess.run([sys.executable, "-c", ABANDON, base], check=False, timeout=60)
+            assert len([*base.glob("trainer-job-*/dataset/rows.jsonl")]) == 1
+            with open_workspace(base) as workspace:
+                assert {*base.iterdir()} == {
+                    running.root,
+                    workspace.root,
+                    base / "trainer-job-link",
+                    base / "trainer-other",
+                }
 
 
 def test_a_disk_is_refused() -> None:

@@ -5,6 +5,8 @@ The VM's memory is encrypted by the CPU. A disk is the operator's, who could cop
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +19,9 @@ from trainer.errors import ErrorCode, JobError
 
 CANDIDATES: Final = (Path("/run/trainer"), Path("/dev/shm"))  # noqa: S108 -- a tmpfs is required
 """Parent directories to try, in this order, unless the operator names one."""
+
+_PREFIX: Final = "trainer-job-"
+"""Of workspaces alone: other directories in /dev/shm may be called after this project too."""
 
 _MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
 
@@ -80,17 +85,52 @@ class Workspace:
 def open_workspace(base: Path | None) -> Iterator[Workspace]:
     """Creates the workspace in `base`, or in the first candidate that is in memory; removes it after use.
 
+    Workspaces of processes that were killed are removed first: they hold plaintext and use memory, and a job that
+    goes on states that all of it was destroyed.
+
     Raises:
-        JobError: `workspace-unsafe`: no such directory is in memory.
+        JobError: `workspace-unsafe`: no such directory is in memory, or one that was left cannot be removed.
     """
-    root = Path(tempfile.mkdtemp(prefix="trainer-", dir=_memory_directory(base)))  # mode 0700; a random name
-    workspace = Workspace(root)
-    try:
+    parent = _memory_directory(base)
+    _remove_abandoned(parent)
+    with _locked_directory(parent) as root:
+        workspace = Workspace(root)
         for folder in (workspace.dataset, workspace.model, workspace.output, workspace.scratch):
             folder.mkdir(mode=0o700)
         yield workspace
+
+
+@contextmanager
+def _locked_directory(parent: Path) -> Iterator[Path]:
+    """Yields a new directory that this process has locked (flock(2)) until it ends, however it ends."""
+    root = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))  # mode 0700; a random name
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # no child inherits the lock
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # The name that is looked for comes after the lock: nobody finds it without.
+        root = root.rename(root.with_name(root.name.removeprefix(".")))
+        yield root
     finally:
         shutil.rmtree(root, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Removes the workspaces of this user whose process has ended."""
+    for root in parent.glob(f"{_PREFIX}*"):
+        if root.is_symlink() or not root.is_dir() or root.stat().st_uid != os.geteuid():
+            continue
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue  # of a job that runs
+        else:
+            shutil.rmtree(root, ignore_errors=True)
+            if root.exists():
+                raise JobError(ErrorCode.WORKSPACE_UNSAFE, f"plaintext of an earlier start is left in {root}")
+        finally:
+            os.close(descriptor)
 
 
 def _memory_directory(base: Path | None) -> Path:
