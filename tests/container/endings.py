@@ -315,7 +315,7 @@ class Run:
             case "worker" | "front" | "supervisor":
                 os.kill(job.processes()[ending], signal.SIGKILL)
                 self.thaw()
-                self.gate.release()
+                self.gate.release(drop=ending != "worker")
             case "stop":
                 self.ask(lambda: engine.request("POST", f"/containers/{job.container}/stop"))
                 job.up()
@@ -336,7 +336,7 @@ class Run:
         with ThreadOf(stop):
             time.sleep(0.3)  # the signal is pending
             self.thaw()
-            self.gate.release()
+            self.gate.release(drop=True)
 
     def kill(self) -> None:
         """End the container without a word."""
@@ -344,7 +344,7 @@ class Run:
         assert job.engine.request("POST", f"/containers/{job.container}/kill") < 300
         wait_until(lambda: not job.is_running())
         self.frozen = 0
-        self.gate.release()
+        self.gate.release(drop=True)
 
     def reboot(self) -> None:
         """End the engine and start it as a VM of this profile finds it after a boot."""

@@ -34,7 +34,7 @@ class Gate:
         self._released.set()
         self._job_port = job_port
         self._listener: socket.socket | None = None
-        self._closed = False
+        self._closed = self._drops = False
         self._relays: list[tuple[threading.Thread, socket.socket, socket.socket]] = []
         listening = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(network, port, listening), daemon=True)
@@ -47,8 +47,9 @@ class Gate:
         self._released.clear()
         self._limits = {direction: after}
 
-    def release(self) -> None:
-        """Let everything through again."""
+    def release(self, *, drop: bool = False) -> None:
+        """Let everything through again; what is held goes on, or is dropped with its connection."""
+        self._drops = drop
         self._limits = {}
         self._released.set()
 
@@ -106,6 +107,8 @@ class Gate:
                 if carried > limits.get(direction, carried):
                     self.held.set()
                     self._released.wait()
+                    if self._drops:
+                        break
                 target.sendall(block)
                 self.carried[direction] += len(block)
         for end in (source, target):
