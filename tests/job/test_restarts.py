@@ -43,6 +43,13 @@ CASES = {
     ),
     "always killed": ("os.kill(os.getpid(), signal.SIGKILL)", 1, 2, 6),
     "fails early": ("return JobEnd(ExitCode.UNAVAILABLE)", 3, 1, 3),
+    # A fork has the flag of its parent, which is in no sandbox: no process of its user may trace it.
+    "cannot be traced": (
+        "from trainer.sandbox.privileges import is_dumpable; return JobEnd(ExitCode(6 * is_dumpable()))",
+        1,
+        1,
+        0,
+    ),
     "leaves an orphan": ("os.fork() or os._exit(7); return JobEnd(ExitCode.DONE)", 3, 1, 0),
 }
 

@@ -37,6 +37,8 @@ def run_with_restarts(start: Callable[[], JobEnd], restarts: int) -> ExitCode:
         start: runs the job once.
         restarts: how often the job is started again at most.
     """
+    # The parent is not confined: what could trace it would be out of its own sandbox.
+    privileges.refuse_tracing()
     parent = _Parent()
     while True:
         killed_before = oom_kills()

@@ -40,6 +40,15 @@ def keep_to_itself() -> None:
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(PRIVATE_UMASK)
+    refuse_tracing()
+
+
+def refuse_tracing() -> None:
+    """Refuses tracing by other processes of the same user, and access to this process's memory in /proc.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
     prctl(_PR_SET_DUMPABLE, 0)
 
 
