@@ -8,15 +8,16 @@ and only offers the result: what was finished is not trained again, and what fai
 
 from __future__ import annotations
 
+import stat
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from trainer import logs
 from trainer.encoding import file_sha256
-from trainer.errors import ErrorCode, ExitCode, UnavailableError
+from trainer.errors import ErrorCode, ExitCode, TrainerError, UnavailableError
 from trainer.ipc.front_messages import DeletionReady, ResultReady
 from trainer.job.ciphertext import CiphertextDirectory
 from trainer.job.destruction import destroy_plaintext, sign_deletion
@@ -109,8 +110,10 @@ class HandOver:
         if not record.is_final or (record.error is not None and record.acknowledged):
             return False
         with suppress(OSError):
-            # The operator stores both files; a result that is not the recorded one is not offered.
-            return file_sha256(self.ciphertext.result) == record.result_sha256
+            # The operator stores both files; a result that is not the recorded one is not offered. No FIFO either,
+            # which would block the open for ever.
+            is_file = stat.S_ISREG(self.ciphertext.result.lstat().st_mode)
+            return is_file and file_sha256(self.ciphertext.result) == record.result_sha256
         return False
 
     def offer(self, record: EndRecord) -> ExitCode:
@@ -128,7 +131,8 @@ class HandOver:
             self.public(logs.JobFailed(record.error))
         if not record.acknowledged and self.front.wait_acknowledged(self._remaining_seconds(record)):
             record = record.model_copy(update={"acknowledged": True})
-            self.record_file.save(record)
+            with _logging_storage_errors("the acknowledgement was not recorded"):
+                self.record_file.save(record)
             self._publish_deletion(record)
         if record.error is not None:
             return ExitCode.JOB
@@ -145,7 +149,10 @@ class HandOver:
     def _publish_deletion(self, record: EndRecord) -> None:
         """Signs the statement of what was destroyed, puts it beside the result, and has the front give it out."""
         envelope = sign_deletion(self.signer, record)
-        with replace_atomically(self.ciphertext.deletion, SHARED_MODE) as file:
+        with (
+            _logging_storage_errors("the deletion statement was not written"),
+            replace_atomically(self.ciphertext.deletion, SHARED_MODE) as file,
+        ):
             file.write(envelope)
         self.front.send(DeletionReady(envelope=envelope.decode(), acknowledged=record.acknowledged))
 
@@ -166,3 +173,12 @@ class HandOver:
                     raise
                 self.enter(Phase.SEALING, error=ErrorCode.STORAGE_FULL)
                 self.sleep(_STORAGE_RETRY_SECONDS)
+
+
+@contextmanager
+def _logging_storage_errors(message: str) -> Iterator[None]:
+    """Logs that a file could not be written: a finished result is offered all the same."""
+    try:
+        yield
+    except (TrainerError, OSError):
+        logs.private.exception(message)

@@ -143,6 +143,8 @@ class _Job:
             ends = EndRecordFile(self.ciphertext.end_record, record_key)
             hand_over = self._hand_over(front, signer, ends)
             if (record := ends.load()) is not None and hand_over.is_still_offered(record):
+                # Derived again by this start: nothing is opened with them, and the statement calls them destroyed.
+                keys.destroy_identities()
                 # Evidence, so that the provider can tell this start's TLS key; no upload is accepted any more.
                 front.serve_evidence(issuer.evidence)
                 return self._offer(hand_over, record)
