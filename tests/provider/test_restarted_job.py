@@ -67,8 +67,9 @@ def test_a_job_that_ended_while_it_prepared_is_waited_for(
         raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "gone")
 
     monkeypatch.setattr(steps, "appraise_job", unreachable)
-    monkeypatch.setattr(run, "_describe_submission", lambda: b"a test")
-    monkeypatch.setattr(run, "_wait_for_job", lambda error: waits.append(error.code) if len(waits) < 3 else end())
+    monkeypatch.setattr(steps, "submission_identity", lambda *_: b"a test")
+    waiting = SimpleNamespace(wait_after=lambda error: waits.append(error.code) if len(waits) < 3 else end())
+    monkeypatch.setattr(run, "_job_wait", waiting)
     with pytest.raises(KeyboardInterrupt if known else UnavailableError):
         run.run()
     assert len(waits) == (3 if known else 0)

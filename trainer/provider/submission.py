@@ -16,16 +16,22 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from trainer.attestation.result.record import Record
-from trainer.encoding import canonical_json, file_sha256
+from trainer.encoding import file_sha256
 from trainer.errors import RESUMABLE, ErrorCode, SealingError, UnavailableError, UsageError, VerificationError
 from trainer.models import Phase
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import GrantRecord, seal_dataset
 from trainer.provider.job_events import PrivateMetrics, watch_job
+from trainer.provider.job_wait import JobWait
 from trainer.provider.opening import OpenedResult, open_sealed_result
 from trainer.provider.policies import read_policy
 from trainer.provider.submission_directory import SubmissionDirectory, write_atomically
-from trainer.provider.submission_request import ProgressReporter, Submission, SubmissionResult
+from trainer.provider.submission_request import (
+    ProgressReporter,
+    Submission,
+    SubmissionResult,
+    submission_identity,
+)
 from trainer.provider.transport.carrier import FINAL_PHASES, Carrier
 from trainer.provider.transport.carrier_registry import connect_to_job
 from trainer.provider.verification import appraise_job, verify_deletion_statement
@@ -37,7 +43,6 @@ _PHASES_BEFORE_UPLOAD: Final = frozenset(
     {Phase.STARTING, Phase.PREPARING, Phase.AWAITING_DATASET, Phase.AWAITING_GRANT}
 )
 _NO_ANSWER: Final = frozenset({ErrorCode.JOB_UNREACHABLE, ErrorCode.JOB_BUSY, ErrorCode.TIMEOUT})
-_RETRY_SECONDS: Final = 2.0
 
 
 def run_submission(submission: Submission, report: ProgressReporter) -> SubmissionResult:
@@ -62,14 +67,14 @@ class _SubmissionRun:
         self._seconds: dict[str, float] = {}
         self._is_restarted = False
         self._has_answered = False
-        self._waiting_since: float | None = None  # monotonic seconds
+        self._job_wait = JobWait(submission.wait_seconds, report)
         self._directory = SubmissionDirectory(output.with_name(output.name + ".submission"))
         self._files = find_data_files(submission.data)
         self._recipients = [str(identity.recipient()) for identity in submission.identities]
 
     def run(self) -> SubmissionResult:
         """Runs the steps, again and again with a job that was restarted or interrupted, within `wait_seconds`."""
-        if self._directory.open_for(self._describe_submission()):
+        if self._directory.open_for(submission_identity(self._submission, self._files, self._recipients)):
             self._report.line(f"going on with the submission in {self._directory.path}")
         while True:
             try:
@@ -83,20 +88,20 @@ class _SubmissionRun:
                     "the job was interrupted",
                     hint="once its operator has started it again, repeat this command",
                 )
-                self._wait_for_job(interrupted)
+                self._job_wait.wait_after(interrupted)
             except VerificationError as error:
                 # A restarted job has a new TLS key. Once the result is here, the job is no longer needed.
                 if error.code is not ErrorCode.TLS_KEY_MISMATCH or self._directory.sealed_result.exists():
                     raise
                 # Whoever is between here and the job can answer with another key each time, without end.
-                self._wait_for_job(error)
+                self._job_wait.wait_after(error)
                 self._is_restarted = True
             except UnavailableError as error:
                 # A job that never answered may not exist; one that ended while it was preparing does.
                 self._has_answered |= error.code is ErrorCode.JOB_BUSY
                 if error.code not in _NO_ANSWER or not (self._has_answered or self._directory.has_record()):
                     raise
-                self._wait_for_job(error)
+                self._job_wait.wait_after(error)
 
     def _adopt_restarted_job(self) -> None:
         record = self._appraise()
@@ -108,34 +113,6 @@ class _SubmissionRun:
         has_result = status.phase in {Phase.AWAITING_PULL, *FINAL_PHASES} and status.result_bytes is not None
         self._directory.adopt_restarted_job(record, has_result=has_result)
         self._is_restarted = False
-
-    def _wait_for_job(self, error: UnavailableError | VerificationError) -> None:
-        """Waits before another attempt.
-
-        Raises:
-            UnavailableError | VerificationError: `error`, if the job has been waited for long enough.
-        """
-        now = time.monotonic()
-        if self._waiting_since is None:
-            self._waiting_since = now
-            minutes = self._submission.wait_seconds / 60
-            self._report.line(f"  {error.message}; waiting up to {minutes:.0f} min for the job to go on")
-        if now - self._waiting_since >= self._submission.wait_seconds:
-            raise error
-        time.sleep(_RETRY_SECONDS)
-
-    def _describe_submission(self) -> bytes:
-        """Returns canonical JSON of everything that makes this submission another one."""
-        require = self._submission.require
-        return canonical_json(
-            {
-                "source": self._submission.source,
-                "policy_sha256": file_sha256(self._submission.policy),
-                "data": {name: file_sha256(path) for name, path in self._files.items()},
-                "recipients": self._recipients,
-                **({"require": require.model_dump(mode="json")} if require else {}),
-            }
-        )
 
     def _run_steps(self) -> SubmissionResult | None:
         """Returns the end of the submission; None if the job was interrupted and can go on."""
@@ -252,7 +229,7 @@ class _SubmissionRun:
                     phase = event.phase
                     # An end may be that of the earlier start, which a spool shows until the job is started again.
                     if phase not in FINAL_PHASES:
-                        self._waiting_since = None
+                        self._job_wait.end()
                     self._report.line(f"  {phase.value}")
                 if phase is Phase.TRAINING:
                     self._report.steps_done("training", event.step, event.total_steps)

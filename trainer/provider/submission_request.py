@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trainer.attestation.checks import Check
+from trainer.encoding import canonical_json, file_sha256
 from trainer.provider.opening import OpenedResult
 from trainer.receipt.deletion import DeletionStatement
 from trainer.sealing.age import Identity
@@ -74,3 +75,23 @@ class SubmissionResult:
     evidence_checks: tuple[Check, ...]
     seconds: Mapping[str, float]
     deletion: DeletionStatement | None = None
+
+
+def submission_identity(submission: Submission, files: Mapping[str, Path], recipients: Sequence[str]) -> bytes:
+    """Returns canonical JSON of everything that makes a submission another one.
+
+    Args:
+        submission: what is submitted.
+        files: name in the bundle → data file.
+        recipients: whom the result is sealed to.
+    """
+    require = submission.require
+    return canonical_json(
+        {
+            "source": submission.source,
+            "policy_sha256": file_sha256(submission.policy),
+            "data": {name: file_sha256(path) for name, path in files.items()},
+            "recipients": list(recipients),
+            **({"require": require.model_dump(mode="json")} if require else {}),
+        }
+    )
