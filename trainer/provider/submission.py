@@ -9,7 +9,6 @@ for; one that was restarted is verified again before anything is sent. A failure
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -264,23 +263,10 @@ class _SubmissionRun:
             # Whoever stores the result chose these bytes: they must not stand in the place of the real ones.
             self._directory.refuse_result()
             raise
-        output = self._submission.output
-        if opened.failure is None:
-            target = output
-            if target.exists():  # somebody else's: the result must neither replace it nor be lost for it
-                raise UsageError(
-                    ErrorCode.OUTPUT_EXISTS,
-                    f"{target} was created while the job ran",
-                    hint="move it away and repeat the command: the sealed result is kept",
-                )
-        else:
-            digest = file_sha256(self._directory.sealed_result)
-            target = self._directory.find_failure(digest, output)
-            self._report.line(f"  the job failed ({opened.failure.code.value}); its report is in {target}")
-        if target.exists():
-            shutil.rmtree(opened.folder)  # the report that an earlier call opened
-        else:
-            opened.folder.rename(target)
+        failure, output = opened.failure, self._submission.output
+        target = self._directory.place_opened(opened.folder, output, failed=failure is not None)
+        if failure is not None:
+            self._report.line(f"  the job failed ({failure.code.value}); its report is in {target}")
         return replace(opened, folder=target)
 
     def _acknowledge(

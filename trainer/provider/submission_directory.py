@@ -21,6 +21,7 @@ import shutil
 from pathlib import Path
 
 from trainer.attestation.result.record import Record, save_record
+from trainer.encoding import file_sha256
 from trainer.errors import ErrorCode, UsageError
 from trainer.provider.grants import GrantRecord, read_grant_record
 from trainer.provider.verification import read_record
@@ -179,7 +180,26 @@ class SubmissionDirectory:
         shutil.rmtree(folder, ignore_errors=True)
         return folder
 
-    def find_failure(self, sealed_sha256: str, output: Path) -> Path:
+    def place_opened(self, folder: Path, output: Path, *, failed: bool) -> Path:
+        """Moves an opened result to OUTPUT, or an opened failure report to its `OUTPUT.failure-N`; returns which.
+
+        Raises:
+            UsageError: OUTPUT was created since the submission began; the sealed result stays.
+        """
+        target = self._find_failure(file_sha256(self.sealed_result), output) if failed else output
+        if not target.exists():
+            folder.rename(target)
+        elif failed:
+            shutil.rmtree(folder)  # the report that an earlier call opened
+        else:  # somebody else's: the result must neither replace it nor be lost for it
+            raise UsageError(
+                ErrorCode.OUTPUT_EXISTS,
+                f"{target} was created while the job ran",
+                hint="move it away and repeat the command: the sealed result is kept",
+            )
+        return target
+
+    def _find_failure(self, sealed_sha256: str, output: Path) -> Path:
         """Returns `OUTPUT.failure-N` for a sealed failure report; one that was seen before keeps its number."""
         seen = self._failures.read_text(encoding="ascii").split() if self._failures.exists() else []
         for digest, _, known in (line.partition(":") for line in seen):
