@@ -22,8 +22,8 @@ from trainer.errors import (
     VerificationError,
 )
 from trainer.models import Phase, Status
+from trainer.provider import job_wait, submission_directory
 from trainer.provider import submission as steps
-from trainer.provider import submission_directory
 from trainer.provider.grants import GrantRecord
 from trainer.provider.opening import OpenedResult
 from trainer.provider.submission_request import Submission, SubmissionResult
@@ -142,9 +142,9 @@ def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sub
     def run(job: Job, *, data: str = "rows.jsonl") -> SubmissionResult:
         monkeypatch.setattr(steps, "connect_to_job", job.connect)
         monkeypatch.setattr(steps, "open_sealed_result", job.open)
-        monkeypatch.setattr(
-            steps, "time", SimpleNamespace(monotonic=job.monotonic, sleep=job.sleep, time=job.monotonic)
-        )
+        clock = SimpleNamespace(monotonic=job.monotonic, sleep=job.sleep, time=job.monotonic)
+        for module in (steps, job_wait):
+            monkeypatch.setattr(module, "time", clock)
         request = Submission(
             [tmp_path / data], "job", tmp_path / "policy.yaml", [IDENTITY], tmp_path / "out", tmp_path
         )
