@@ -264,6 +264,7 @@ class Run:
     job: Deployment
     cell: Cell
     gate: Gate
+    folder: Path
     frozen: int = 0
 
     def reach_phase(self) -> None:
@@ -276,7 +277,8 @@ class Run:
                 time.sleep(0.3)  # the provider's request has arrived
             case "awaiting-dataset":
                 job.wait_for(event="phase", phase="awaiting-dataset")
-                gate.hold("up", 0)
+                wait_until((self.folder / "result.submission" / "attestation.json").exists)
+                gate.hold("up", 0)  # verified, nothing sent
             case "upload":
                 job.wait_for(event="phase", phase="awaiting-dataset")
                 gate.hold("up", HOLD_UP)
@@ -392,7 +394,7 @@ def run_cell(job: Deployment, cell: Cell, folder: Path) -> Outcome:
     outcome = Outcome(cell)
     job.events.clear()
     gate = Gate(job.engine.network, GATE_PORT, JOB_PORT)
-    run = Run(job, cell, gate)
+    run = Run(job, cell, gate, folder)
     try:
         job.up()
         job.wait_for(event="listening")
@@ -429,6 +431,9 @@ def look(job: Deployment, cell: Cell, folder: Path, outcome: Outcome, *, sent: i
         outcome.equal = job.expected is None or found == job.expected
         if not cell.ending:
             job.expected = found
+        if b"the job was not told" in (folder / "submit.log").read_bytes():
+            outcome.failure = "the result was not acknowledged"
+            return
         wait_until(lambda: not job.is_running(), 40)
         if (ended := job.engine.inspect(job.container)["State"]["ExitCode"]) != 0:
             outcome.failure = f"the container ended with {ended}"

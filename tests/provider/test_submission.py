@@ -71,6 +71,7 @@ class Job:
     connections: int = 0
     pulls: int = 0
     lines: list[str] = field(default_factory=list)
+    peer_spki_sha256: str | None = None
 
     def connect(self, _source: str, *, pinned_spki_sha256: str | None = None) -> Job:
         self.connections += 1
