@@ -353,17 +353,20 @@ class Run:
         job, engine = self.job, self.job.engine
         job.poll()
         engine.stop_daemons("dockerd", "containerd")
-        if self.cell.profile == "kms":
-            engine.run_init_script(CLEAN_START)
-            job.start_simulator()
-        else:
-            # The disk was encrypted with a key that ended with the VM, as did the keys of the job.
-            for store in ("docker", "containerd"):
-                subprocess.run(
-                    engine.in_mounts("find", f"{engine.stores}/{store}", "-mindepth", "1", "-delete"), check=True
-                )
-            job.start_simulator(new_keys=True)
-        engine.start_daemons()
+        try:
+            if self.cell.profile == "kms":
+                engine.run_init_script(CLEAN_START)
+                job.start_simulator()
+            else:
+                # The disk was encrypted with a key that ended with the VM, as did the keys of the job.
+                for store in ("docker", "containerd"):
+                    subprocess.run(
+                        engine.in_mounts("find", f"{engine.stores}/{store}", "-mindepth", "1", "-delete"),
+                        check=True,
+                    )
+                job.start_simulator(new_keys=True)
+        finally:
+            engine.start_daemons()
 
 
 class ThreadOf:

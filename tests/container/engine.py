@@ -213,8 +213,8 @@ class Engine:
         return Path(f"/proc/{self._first_process}/root{path}")
 
     def in_mounts(self, *command: str) -> list[str]:
-        """Return a command that runs in the engine's mount namespace."""
-        return ["nsenter", "--target", str(self._first_process), "--mount", "--", *command]
+        """Return a command that runs in the engine's mount namespace, and so in the processes that /proc shows."""
+        return ["nsenter", "--target", str(self._first_process), "--mount", "--pid", "--", *command]
 
     def request(self, method: str, path: str, seconds: float = 120.0) -> int:
         """Send a request to the engine's API; returns the status. It is quicker than a docker command."""
