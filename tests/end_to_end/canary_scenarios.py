@@ -391,8 +391,11 @@ def no_room_for_the_upload(run: Run) -> None:
 
 
 def no_room_for_the_result(run: Run) -> None:
-    mounted(run.ciphertext, 1 << 20)
-    train(run, 12)
+    mounted(run.ciphertext, 64 << 20)  # room enough when training begins, and none when it ends
+    run.start(train={"max_steps": 12}, output=NO_SAMPLES, exchange={"linger_seconds": 1})
+    good_data(run)
+    run.upload()
+    run.until_step()
     fill(run.ciphertext)
     assert run.wait_end() != 0
 

@@ -157,6 +157,8 @@ def test_submit_tells_why_a_job_failed_and_keeps_the_report(
     assert_error(ran, 6, "dataset-overlong", "row 40")
     assert ran.json["error"]["code"] == "dataset-overlong"
     assert job.wait() == 6
+    assert not result.exists(), "it stays free for a result"
+    result = tmp_path / "result.failure-1"
     report = json.loads((result / "report" / "failure.json").read_bytes())
     assert (report["file"], report["row"]) == ("train.jsonl", 40)
     assert (result / "receipt.json").exists()

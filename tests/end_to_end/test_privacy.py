@@ -65,6 +65,7 @@ def test_withheld_weights_do_not_leave_and_their_report_does(
     ran = trainer("submit", data, "--job-url", job.url, "--policy", policy, "-i", provider.identity, "-o", result)
     assert ran.code == 6
     assert "error[release-withheld]" in ran.err
+    result = tmp_path / "result.failure-1"
     assert "withheld" in (result / "report" / "report.html").read_text()
     assert json.loads((result / "report" / "failure.json").read_bytes())["code"] == "release-withheld"
     assert list(result.rglob("*.safetensors")) == []
