@@ -65,7 +65,6 @@ class Job:
     outcomes: list[ErrorCode | None]
     while_it_runs: Callable[[], object] = lambda: None
     fails_to_connect: Callable[[], TrainerError | None] = lambda: None
-    peer_spki_sha256: str | None = "ab" * 32
     clock: float = 0.0
     uploads: int = 0
     connections: int = 0
