@@ -224,6 +224,11 @@ class Engine:
             connection.sendall(f"{method} {path} HTTP/1.0\r\nContent-Length: 0\r\n\r\n".encode())
             return int(connection.makefile("rb").readline().split()[1])
 
+    def link(self, name: str, target: Path) -> None:
+        """Make `name` a symbolic link in the file system that the engine sees, whose /run is its own."""
+        enter = ["nsenter", "--target", str(self._first_process), "--mount", "--"]
+        subprocess.run([*enter, "ln", "--symbolic", "--force", "--no-dereference", str(target), name], check=True)
+
     def in_network(self, *command: str) -> list[str]:
         """Return a command that runs in the engine's network, where containers' published ports are."""
         return ["nsenter", "--target", str(self._first_process), "--net", "--", *command]
