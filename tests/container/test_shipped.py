@@ -1,8 +1,8 @@
 """Everything that configs/ ships starts, as it is: only the placeholder of the image is filled in.
 
-The guest agent is a simulated one, at the place where dstack has it. A job that prepares, that is, fetches its base
-model, has shown that compose and the engine accept the file, that the process in the container has read its job
-spec, and that the job's processes are confined and have keys.
+The guest agent is a simulated one, at the place where dstack has it. A job that fetches its base model (phase
+`preparing`) has shown that compose and the engine accept the file, that the process in the container has read its
+job spec, and that the job's processes are confined and have keys.
 """
 
 from __future__ import annotations
