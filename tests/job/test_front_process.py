@@ -39,8 +39,7 @@ def connected() -> Iterator[tuple[FrontProcess, Channel[SupervisorMessage, Front
 
 
 def test_a_request_without_a_source_of_evidence_gets_a_code() -> None:
-    with connected() as (front, channel):
-        front.stop_evidence()
+    with connected() as (_, channel):
         channel.send(REQUEST)
         assert channel.receive(timeout=20) == EvidenceReply(id=7, evidence=None, error=ErrorCode.JOB_BUSY)
 

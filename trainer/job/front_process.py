@@ -81,11 +81,6 @@ class FrontProcess:
         with self._changed:
             self._evidence_source = source
 
-    def stop_evidence(self) -> None:
-        """Refuses requests for evidence from now on: the keys that it would name are about to be destroyed."""
-        with self._changed:
-            self._evidence_source = None
-
     def wait_upload(self, seconds: float) -> int:
         """Accepts an upload and waits until it is complete; returns the size of the sealed dataset in bytes.
 

@@ -69,8 +69,7 @@ def run_job(options: JobOptions) -> JobEnd:
     """Runs one job from its spec to its end.
 
     Raises:
-        UsageError: the spec is not valid (nothing private has been seen by then).
-            Or a directory cannot be used.
+        UsageError: the spec is not valid, or a directory cannot be used; nothing private has been seen by then.
         UnavailableError: the guest agent's socket cannot be used.
         JobError: there is no safe workspace, or the container's memory limit is too small.
     """
