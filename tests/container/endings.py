@@ -22,13 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from tests.container.conftest import BuiltImage
 from tests.container.engine import ROOT, terminate
 from tests.container.gate import Gate
+from tests.container.job_files import MODEL_IN_CONTAINER, write_spec
 from trainer.deployment import CLEAN_START
-from trainer.encoding import file_sha256
 
 ENDINGS: Final = ("stop", "kill", "worker", "front", "supervisor", "engine", "reboot")
 PHASES: Final = ("preparing", "awaiting-dataset", "upload", "opening", "training", "sealing", "awaiting-pull")
@@ -37,7 +35,6 @@ RESTARTED_INSIDE: Final = ("worker", "front", "supervisor")
 """Endings of a process that the job's own parent replaces: the operator does nothing."""
 
 PROJECT: Final = "trainer-endings"
-MODEL_IN_CONTAINER: Final = "/models/tiny"
 JOB_PORT: Final = 8443
 GATE_PORT: Final = 8500
 SECONDS: Final = 150.0
@@ -129,7 +126,7 @@ class Deployment:
         copied = self.folder / "model"
         shutil.copytree(model, copied)
         copied.chmod(0o755)
-        write_spec(self.folder / "job.yaml", copied)
+        write_long_spec(self.folder / "job.yaml", copied)
         write_rows(self.folder / "train.jsonl")
         text = (ROOT / "configs" / "docker-compose-cpu.yaml").read_text("utf-8")
         for old, new in (
@@ -520,30 +517,22 @@ def renew_keys(state: Path) -> None:
     state.write_text(json.dumps(document))
 
 
-def write_spec(path: Path, model: Path) -> None:
+def write_long_spec(path: Path, model: Path) -> None:
     """Write a job that trains for a few seconds, with checkpoints."""
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "version": 1,
-                "model": {
-                    "model_name_or_path": MODEL_IN_CONTAINER,
-                    "model_file_sha256": {file.name: file_sha256(file) for file in sorted(model.iterdir())},
-                    "dtype": "float32",
-                },
-                "lora": {"lora_r": 16, "lora_alpha": 16},
-                "data": {"max_length": 384, "test_split_size": 0.05},
-                "train": {
-                    "learning_rate": 0.002,
-                    "max_steps": MAX_STEPS,
-                    "save_steps": 4,
-                    "bf16": False,
-                    "per_device_train_batch_size": 2,
-                },
-                "output": {"samples": 0},
-                "exchange": {"host": "0.0.0.0", "port": JOB_PORT, "linger_seconds": 300},
-            }
-        )
+    write_spec(
+        path,
+        model,
+        lora={"lora_r": 16, "lora_alpha": 16},
+        data={"max_length": 384, "test_split_size": 0.05},
+        train={
+            "learning_rate": 0.002,
+            "max_steps": MAX_STEPS,
+            "save_steps": 4,
+            "bf16": False,
+            "per_device_train_batch_size": 2,
+        },
+        output={"samples": 0},
+        exchange={"host": "0.0.0.0", "port": JOB_PORT, "linger_seconds": 300},
     )
 
 

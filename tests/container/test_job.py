@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.container.conftest import BuiltImage
 from tests.container.engine import ROOT, Engine, terminate
-from trainer.encoding import file_sha256
+from tests.container.job_files import MODEL_IN_CONTAINER, write_spec
 
 CANARY = "xylophonequartz"
 """In every row of the dataset, and nowhere else."""
 
 PROJECT = "trainer-test"
-MODEL_IN_CONTAINER = "/models/tiny"
 SECONDS = 300.0
 CAPABILITIES = sum(1 << bit for bit in (0, 1, 5, 6, 7))
 """CHOWN, DAC_OVERRIDE, KILL, SETGID, SETUID, as capabilities(7) numbers them."""
@@ -71,25 +69,6 @@ class DeployedJob:
         return any(event.get("phase") == phase for event in self.events())
 
 
-def write_spec(path: Path, model: Path) -> None:
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "version": 1,
-                "model": {
-                    "model_name_or_path": MODEL_IN_CONTAINER,
-                    "model_file_sha256": {file.name: file_sha256(file) for file in sorted(model.iterdir())},
-                    "dtype": "float32",
-                },
-                "lora": {"lora_r": 4, "lora_alpha": 8},
-                "data": {"max_length": 256, "test_split_size": 0.2},
-                "train": {"learning_rate": 0.01, "max_steps": 4, "bf16": False},
-                "exchange": {"host": "0.0.0.0", "port": 8443, "linger_seconds": 60},
-            }
-        )
-    )
-
-
 def write_rows(path: Path) -> None:
     conversations = (
         [
@@ -123,7 +102,14 @@ def job(
     model = folder / "model"
     shutil.copytree(tiny_model, model)
     model.chmod(0o755)
-    write_spec(folder / "job.yaml", model)
+    write_spec(
+        folder / "job.yaml",
+        model,
+        lora={"lora_r": 4, "lora_alpha": 8},
+        data={"max_length": 256, "test_split_size": 0.2},
+        train={"learning_rate": 0.01, "max_steps": 4, "bf16": False},
+        exchange={"host": "0.0.0.0", "port": 8443, "linger_seconds": 60},
+    )
     write_rows(folder / "train.jsonl")
     compose, socket = folder / "docker-compose.yaml", folder / "dstack.sock"
     write_compose(compose, image=cpu_image.reference, socket=socket, model=model)
