@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from trainer.attestation.dstack.event_log import parse_event_log, payloads
+from trainer.attestation.dstack.key_source import CLEAN_START_SHA256
 from trainer.cli.app import run_command_line as run
-from trainer.deployment import CLEAN_START_SHA256, DeploymentProfile
+from trainer.deployment import DeploymentProfile
 from trainer.deployment import render_app_compose as render_profile
 from trainer.errors import ExitCode
 from trainer.provider import read_policy

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from trainer.attestation.dstack.key_source import CLEAN_START_SHA256
 from trainer.audit.document import EMBEDDED, Document
 from trainer.audit.environment_rules import SCRIPTS, own_variables
 from trainer.audit.findings import shown
 from trainer.audit.nodes import Node
 from trainer.audit.service_rules import Hits
-from trainer.deployment import CLEAN_START_SHA256, OPERATOR_VARIABLES
+from trainer.deployment import OPERATOR_VARIABLES
 from trainer.encoding import sha256_hex
 
 _STEERING: Final = re.compile(r"(?i)(?:LD|PYTHON|COMPOSE|DOCKER|DSTACK)_?\w*|PATH|BASH_ENV|ENV|HOME|\w*ROOT_\w*")

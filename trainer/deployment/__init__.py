@@ -10,7 +10,7 @@ from trainer.deployment.app_compose import (
     DeploymentProfile,
     render_app_compose,
 )
-from trainer.deployment.clean_start import CLEAN_START, CLEAN_START_SHA256
+from trainer.deployment.clean_start import CLEAN_START
 from trainer.deployment.compose_rendering import read_embedded_job, render_compose
 from trainer.deployment.job_template import render_job_template
 from trainer.deployment.model_pins import ModelPins, pin_model, read_model_name, select_model_files
@@ -18,7 +18,6 @@ from trainer.deployment.operator_variables import OPERATOR_VARIABLES, operator_r
 
 __all__ = [
     "CLEAN_START",
-    "CLEAN_START_SHA256",
     "KEY_PROVIDER_PLACEHOLDER",
     "OPERATOR_VARIABLES",
     "DeploymentProfile",
