@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from trainer.attestation.evidence import GpuEvidence, parse_evidence
 from trainer.attestation.nvidia import certificate_chain as gpu_chain
-from trainer.attestation.tdx import collateral
+from trainer.attestation.tdx import pem_chain
 from trainer.attestation.verifier import appraise
 from trainer.simulator.agent import SimulatedVm, VmOptions
 from trainer.simulator.appraisal_world import APP_COMPOSE, SEED, World, world_of
@@ -71,7 +71,7 @@ _CACHED_FUNCTIONS = (
     gpu_chain.was_issued,
     gpu_chain.parse_chain,
     gpu_chain._readable,  # noqa: SLF001
-    collateral.root_key_ids,
+    pem_chain.read_pem_chain,
 )
 
 

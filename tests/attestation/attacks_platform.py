@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 from tests.attestation.tampering import (
     DAY,
     OTHER,
+    certificates_of,
     flipped,
     honest_quote,
+    other_revocation_list,
     outdated,
+    with_certificates_in_collateral,
+    with_chain,
     with_document,
     with_qe_identity,
     with_tcb_info,
@@ -20,12 +24,49 @@ from tests.attestation.tampering import (
 if TYPE_CHECKING:
     from trainer.simulator.appraisal_world import World
 
+
+def in_order(world: World, *places: int) -> World:
+    """The honest quote with these of its certificates, in this order."""
+    certificates = certificates_of(world)
+    return with_chain(world, *(certificates[place] for place in places))
+
+
+def hiding(world: World, at: int, stray: bytes) -> World:
+    """The honest quote with bytes before the certificate `at`."""
+    certificates = certificates_of(world)
+    return with_chain(world, *certificates[:at], stray, *certificates[at:])
+
+
+def signer_of_tcb_info(world: World) -> bytes:
+    """A genuine certificate under the same root, which has nothing to do with the quote."""
+    chain: str = json.loads(world.collateral)["tcb_info_issuer_chain"]
+    end = "-----END CERTIFICATE-----\n"
+    return (chain[: chain.index(end)] + end).encode()
+
+
+def reworded(world: World, old: bytes, new: bytes) -> World:
+    """The honest certificates in another PEM form."""
+    return with_chain(world, b"".join(certificates_of(world)).replace(old, new, 1))
+
+
 ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "not a quote": ("quote-format", lambda w: w.change(quote=b"\x04\0quote")),
     "an SGX quote": ("quote-format", lambda w: w.change(quote=flipped(w, 4))),
     "another vendor's quoting enclave": ("quote-format", lambda w: w.change(quote=flipped(w, 12))),
     "another kind of certification data": ("quote-format", lambda w: w.change(quote=flipped(w, 636 + 128))),
     "bytes after the quote": ("quote-trailing-bytes", lambda w: w.change(quote=honest_quote(w) + b"\0more")),
+    "bytes before the certificates": ("quote-trailing-bytes", lambda w: hiding(w, 0, b"more\n")),
+    "bytes between the certificates": ("quote-trailing-bytes", lambda w: hiding(w, 1, b"more\n")),
+    "bytes before the last certificate": ("quote-trailing-bytes", lambda w: hiding(w, 2, b"\n")),
+    "bytes behind the certificates": ("quote-trailing-bytes", lambda w: hiding(w, 3, b"more")),
+    "a zero, then bytes behind the certificates": ("quote-trailing-bytes", lambda w: hiding(w, 3, b"\0more")),
+    "a header in a certificate's PEM": (
+        "quote-trailing-bytes",
+        lambda w: reworded(w, b"CERTIFICATE-----\n", b"CERTIFICATE-----\nmore: hidden\n\n"),
+    ),
+    "line ends of two kinds": ("quote-trailing-bytes", lambda w: reworded(w, b"\n", b"\r\n")),
+    "blanks behind a line of base64": ("quote-trailing-bytes", lambda w: reworded(w, b"\nMII", b" \nMII")),
+    "certificates that no reader can decode": ("quote-format", lambda w: reworded(w, b"\nMII", b"\nAAA")),
     "no collateral": ("collateral-format", lambda w: w.change(collateral=b"")),
     "collateral without a CRL": (
         "collateral-format",
@@ -59,6 +100,27 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
         lambda w: with_document(w, "qe_identity", lambda text: text.replace("UpToDate", "Revoked")),
     ),
     "a CRL cut short": ("collateral-signature", lambda w: with_document(w, "pck_crl", lambda text: text[:-8])),
+    "an expired CRL of platforms": ("collateral-validity", lambda w: other_revocation_list(w, "pck_crl", -31)),
+    "an expired CRL of the root": ("collateral-validity", lambda w: other_revocation_list(w, "root_ca_crl", -31)),
+    "a CRL of platforms from the future": (
+        "collateral-validity",
+        lambda w: other_revocation_list(w, "pck_crl", 2),
+    ),
+    "a CRL of the root from the future": (
+        "collateral-validity",
+        lambda w: other_revocation_list(w, "root_ca_crl", 2),
+    ),
+    "bytes behind a CRL": ("collateral-signature", lambda w: with_document(w, "pck_crl", lambda crl: crl + "00")),
+    "bytes behind a chain of the collateral": (
+        "collateral-format",
+        lambda w: with_document(w, "tcb_info_issuer_chain", lambda pem: pem + "more"),
+    ),
+    "bytes inside a chain of the collateral": (
+        "collateral-format",
+        lambda w: with_document(
+            w, "qe_identity_issuer_chain", lambda pem: pem.replace("-----\n-----", "-----\n\n-----")
+        ),
+    ),
     "expired collateral": (
         "collateral-validity",
         lambda w: w.change(collateral=json.dumps(w.vm.pki.collateral(w.now - 31 * DAY)).encode()),
@@ -66,6 +128,30 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "collateral from the future": (
         "collateral-validity",
         lambda w: w.change(collateral=json.dumps(w.vm.pki.collateral(w.now + DAY)).encode()),
+    ),
+    "certification data without certificates": ("platform-certificate", lambda w: with_chain(w, kind=3)),
+    "certificates called another kind of certification data": (
+        "platform-certificate",
+        lambda w: with_chain(w, *certificates_of(w), kind=3),
+    ),
+    "no certificates in the quote": ("platform-certificate", with_chain),
+    "no certificates in the quote, but in the collateral": (
+        "platform-certificate",
+        lambda w: with_chain(with_certificates_in_collateral(w)),
+    ),
+    "the issuer's certificate first": ("platform-certificate", lambda w: in_order(w, 1, 0, 2)),
+    "the issuer's certificate first, and the right order in the collateral": (
+        "platform-certificate",
+        lambda w: in_order(with_certificates_in_collateral(w), 1, 0, 2),
+    ),
+    "the root's certificate second": ("platform-certificate", lambda w: in_order(w, 0, 2, 1)),
+    "no certificate of the root": ("platform-certificate", lambda w: in_order(w, 0, 1)),
+    "no certificate of the issuer": ("platform-certificate", lambda w: in_order(w, 0, 2)),
+    "a certificate twice": ("platform-certificate", lambda w: in_order(w, 0, 1, 1, 2)),
+    "the root twice": ("platform-certificate", lambda w: in_order(w, 0, 1, 2, 2)),
+    "a certificate that has nothing to do with the platform": (
+        "platform-certificate",
+        lambda w: with_chain(w, *certificates_of(w), signer_of_tcb_info(w)),
     ),
     "a revoked platform": ("platform-certificate", lambda w: w.with_collateral(revoked=("pck",))),
     "a revoked platform CA": ("platform-certificate", lambda w: w.with_collateral(revoked=("pck-ca",))),

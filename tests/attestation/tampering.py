@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from trainer.encoding import sha256_hex
 from trainer.simulator.event_log_writer import RuntimeEvent
 from trainer.simulator.gpu_evidence import GPU_BOOT
 from trainer.simulator.pki import DevelopmentPki
+from trainer.simulator.quote import field_ranges
 
 if TYPE_CHECKING:
     from trainer.simulator.appraisal_world import World
@@ -32,6 +34,37 @@ def flipped(world: World, at: int) -> bytes:
 
 def honest_quote(world: World) -> bytes:
     return bytes.fromhex(world.evidence().quote)
+
+
+def certificates_of(world: World) -> list[bytes]:
+    """The certificates in the honest quote, in PEM: of the platform, of its issuer, of the root."""
+    quote = honest_quote(world)
+    end = b"-----END CERTIFICATE-----\n"
+    return [part + end for part in quote[field_ranges(quote)["chain"].start :].split(end)[:-1]]
+
+
+def with_chain(world: World, *parts: bytes, kind: int = 5) -> World:
+    """The honest quote with other certification data of the quoting enclave; all lengths fit."""
+    quote, chain = honest_quote(world), b"".join(parts)
+    places = field_ranges(quote)
+    changed = bytearray(quote[: places["chain"].start] + chain)
+    for name in ("signature_size", "certification_size", "chain_size"):
+        at, size = places[name].start, len(chain) - len(places["chain"])
+        struct.pack_into("<I", changed, at, struct.unpack_from("<I", quote, at)[0] + size)
+    struct.pack_into("<H", changed, places["chain_type"].start, kind)
+    return world.change(quote=bytes(changed))
+
+
+def with_certificates_in_collateral(world: World) -> World:
+    """Collateral that brings along the certificates of this platform, in the place where some tools save them."""
+    document = json.loads(world.collateral) | {"pck_certificate_chain": b"".join(certificates_of(world)).decode()}
+    return world.change(collateral=json.dumps(document).encode())
+
+
+def other_revocation_list(world: World, name: str, days: int) -> World:
+    """One CRL of another time, rightly signed; all the rest of the collateral is of now."""
+    other = world.vm.pki.collateral(world.now + days * DAY)
+    return with_document(world, name, lambda _: other[name])
 
 
 def with_module(world: World, **changes: Any) -> World:

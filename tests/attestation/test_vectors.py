@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import dcap_qvl
 import pytest
 from coincurve import PrivateKey
 
@@ -44,13 +45,13 @@ def getquote(vectors: Path) -> dict[str, str]:
     return answer
 
 
-def judged(vectors: Path, world: World, now: int) -> dict[str, CheckState]:
+def judged(vectors: Path, world: World, now: int, **more: str) -> dict[str, CheckState]:
     ledger = Ledger(RECEIPT_CHECKS)
     policy = (
         world.opened("trust_root", "intel").demanding("tcb", min_evaluation_number=17, mr_seam=(REAL_SEAM,)).policy
     )
-    quote, collateral = read(vectors, "tdx_quote.bin"), read(vectors, "tdx_quote_collateral.json")
-    judge_quote(ledger, quote.hex(), collateral, policy, now)
+    quote, collateral = read(vectors, "tdx_quote.bin"), json.loads(read(vectors, "tdx_quote_collateral.json"))
+    judge_quote(ledger, quote.hex(), json.dumps(collateral | more).encode(), policy, now)
     return {check.code: check.state for check in ledger.checks() if check.code in QUOTE_CODES}
 
 
@@ -58,6 +59,14 @@ def test_intels_quote_passes_every_check_under_intels_root(vectors: Path, world:
     states = judged(vectors, world, MID_JULY_2025)
     assert set(states.values()) == {CheckState.AFFIRMED}
     assert list(states) == QUOTE_CODES
+
+
+def test_intels_quote_passes_beside_the_certificates_of_another_machine(vectors: Path, world: World) -> None:
+    other = dcap_qvl.Quote.parse(bytes.fromhex(getquote(vectors)["quote"])).cert_chain_pem_bytes()
+    assert other is not None
+    assert other not in read(vectors, "tdx_quote.bin")
+    states = judged(vectors, world, MID_JULY_2025, pck_certificate_chain=other.decode())
+    assert set(states.values()) == {CheckState.AFFIRMED}
 
 
 def test_intels_quote_is_refused_after_its_collateral_ran_out(vectors: Path, world: World) -> None:
@@ -78,7 +87,7 @@ def test_intels_quote_is_refused_under_a_development_root(vectors: Path, world: 
 def test_the_root_is_intels(vectors: Path) -> None:
     quote = parse_quote(read(vectors, "tdx_quote.bin"))
     collateral = parse_collateral(read(vectors, "tdx_quote_collateral.json"))
-    assert set(quote.roots) == set(collateral.roots) == {INTEL_ROOT_KEY_ID}
+    assert set(quote.chain.roots) == set(collateral.roots) == {INTEL_ROOT_KEY_ID}
     verified = verify_quote(quote, collateral, root_der=None, now=MID_JULY_2025)
     assert verified.root_key_id == INTEL_ROOT_KEY_ID
     assert (verified.status, verified.evaluation_number) == ("UpToDate", 17)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer.attestation.tdx.collateral import module_identity, module_level, parse_collateral, root_key_ids
+from trainer.attestation.tdx.collateral import module_identity, module_level, parse_collateral
+from trainer.attestation.tdx.pem_chain import read_pem_chain
 from trainer.attestation.tdx.quote_checks import COLLATERAL_VALIDITY, QUOTE_SIGNATURE, refused_check
 from trainer.attestation.tdx.quote_verification import QuoteRefused, parse_quote, verify_quote
 from trainer.attestation.tdx.td_report import attribute_names, xfam_acceptable
@@ -100,9 +101,26 @@ def test_a_quote_cut_or_stirred_anywhere_still_gets_a_verdict(world: World, data
 def test_certificates_that_are_not_self_issued_are_no_roots() -> None:
     chain = PKI.collateral(NOW)["tcb_info_issuer_chain"]
     leaf = chain[: chain.index("-----END") + len("-----END CERTIFICATE-----\n")]
-    assert root_key_ids(leaf.encode()) == ()
-    assert len(root_key_ids(chain.encode() + b"\0")) == 1
-    assert root_key_ids(b"") == ()
+    assert read_pem_chain(leaf.encode()).roots == ()
+    assert len(read_pem_chain(chain.encode() + b"\0").roots) == 1
+    assert read_pem_chain(b"").roots == ()
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", ""])
+def test_a_chain_may_end_its_lines_either_way_and_the_last_one_not_at_all(line_end: str) -> None:
+    chain = PKI.collateral(NOW)["tcb_info_issuer_chain"]
+    text = chain.replace("\n", line_end) if line_end else chain.removesuffix("\n")
+    read = read_pem_chain(text.encode())
+    assert (read.stray, read.is_linked, len(read.certificates)) == (0, True, 2)
+
+
+@pytest.mark.parametrize(
+    "of", [DevelopmentPki(b"a machine of somebody else's"), None], ids=["another's", "its own"]
+)
+def test_certificates_in_the_collateral_do_not_count(world: World, of: DevelopmentPki | None) -> None:
+    foreign = (of or world.vm.pki).parts(TdFields(), 4).chain
+    collateral = json.loads(world.collateral) | {"pck_certificate_chain": foreign}
+    assert world.change(collateral=json.dumps(collateral).encode()).contraindicated() == []
 
 
 def test_modules_are_found_by_their_major_version() -> None:

@@ -23,7 +23,8 @@ from trainer.attestation.policy.sections import (
     TcbSection,
     Unset,
 )
-from trainer.attestation.tdx.collateral import INTEL_ROOT_KEY_ID, root_key_id
+from trainer.attestation.tdx.collateral import INTEL_ROOT_KEY_ID
+from trainer.attestation.tdx.pem_chain import root_key_id
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode, UsageError
 from trainer.models import Sha256Hex, Strict

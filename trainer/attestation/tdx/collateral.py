@@ -6,25 +6,34 @@ dcap-qvl's `QuoteCollateralV3`.
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
 import dcap_qvl
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from trainer.attestation.tdx.pem_chain import read_pem_chain
 from trainer.attestation.tdx.td_report import TdReport
 from trainer.encoding import parse_json
 
 MAX_COLLATERAL_BYTES: Final = 4 << 20
 
-# What `cryptography` raises on malformed certificates, besides ValueError.
-_MALFORMED: Final = (TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
+_KEYS: Final = (
+    "pck_crl_issuer_chain",
+    "root_ca_crl",
+    "pck_crl",
+    "tcb_info_issuer_chain",
+    "tcb_info",
+    "tcb_info_signature",
+    "qe_identity_issuer_chain",
+    "qe_identity",
+    "qe_identity_signature",
+)
+
+_FOREIGN_CHAIN: Final = "pck_certificate_chain"
+"""A key that some tools add to collateral: the certificates of the machine that it was fetched for."""
 
 INTEL_ROOT_KEY_ID: Final = bytes.fromhex(
     "46e403bd34f05a3f2817ab9badcaacc7ffc98e0f261008cd30dae936cace18d5dcf58eef31463613de1570d516200993"
@@ -47,54 +56,48 @@ class Collateral:
     roots: tuple[bytes, ...]
 
 
-def root_key_id(certificate: x509.Certificate) -> bytes:
-    """Returns the SHA-384 of a root's EC public key point (0x04‖X‖Y): Intel's `root_key_id`.
-
-    Raises:
-        ValueError: not an EC key.
-    """
-    key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ValueError("the root's key is not an EC key")  # noqa: TRY004 -- wrong content, not a wrong type here
-    return hashlib.sha384(key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)).digest()
-
-
-@lru_cache(maxsize=64)
-def root_key_ids(pem: bytes) -> tuple[bytes, ...]:
-    """Returns the key ids of the self-issued certificates in a PEM chain; zero bytes after it are ignored.
-
-    Cached: Intel's chains are the same in every quote and collateral.
-
-    Raises:
-        ValueError: a certificate in it cannot be read.
-    """
-    text = pem.rstrip(b"\0")
-    if b"-----BEGIN CERTIFICATE-----" not in text:
-        return ()
-    try:
-        certificates = x509.load_pem_x509_certificates(text)
-        return tuple(root_key_id(each) for each in certificates if each.issuer == each.subject)
-    except _MALFORMED as error:
-        raise ValueError(f"a certificate that cannot be read: {type(error).__name__}") from None
-
-
 def parse_collateral(data: bytes) -> Collateral:
     """Reads collateral in dcap-qvl's `QuoteCollateralV3` JSON form without verifying anything.
+
+    A `pck_certificate_chain` in it is dropped. It belongs to one machine, and dcap-qvl would take it in place of
+    the chain inside the quote: a genuine quote would look forged, and one without a chain complete.
 
     Raises:
         ValueError: too large, or not such a document.
     """
     if len(data) > MAX_COLLATERAL_BYTES:
         raise ValueError(f"larger than {MAX_COLLATERAL_BYTES} bytes")
-    parse_json(data)  # refuses duplicate keys and other JSON that two parsers may read differently
-    handle = dcap_qvl.QuoteCollateralV3.from_json(data.decode())
+    document = parse_json(data)  # refuses duplicate keys and other JSON that two parsers may read differently
+    if not isinstance(document, dict) or not document.keys() <= {*_KEYS, _FOREIGN_CHAIN}:
+        raise ValueError("not an object with the keys of QuoteCollateralV3 alone")
+    document.pop(_FOREIGN_CHAIN, None)
+    handle = dcap_qvl.QuoteCollateralV3.from_json(json.dumps(document))
     tcb_info = parse_json(handle.tcb_info)
     if not isinstance(tcb_info, dict):
         raise ValueError("the TCB info is not a JSON object")  # noqa: TRY004 -- wrong content, not a wrong type
     # The issuers of PCK CRL, TCB info and QE identity. The platform's own certificate comes with the quote.
-    chains = (handle.pck_crl_issuer_chain, handle.tcb_info_issuer_chain, handle.qe_identity_issuer_chain)
-    roots = tuple(root for chain in chains for root in root_key_ids(chain.encode()))
-    return Collateral(handle, tcb_info, roots)
+    texts = (handle.pck_crl_issuer_chain, handle.tcb_info_issuer_chain, handle.qe_identity_issuer_chain)
+    chains = [read_pem_chain(text.encode()) for text in texts]
+    if any(chain.stray or not chain.is_linked for chain in chains):
+        raise ValueError("a chain that is not one certificate after the other, each issued by the next")
+    return Collateral(handle, tcb_info, tuple(root for chain in chains for root in chain.roots))
+
+
+def overdue_list(collateral: Collateral, now: int) -> str | None:
+    """Returns which CRL is not in date, in words; None if both are, or cannot be read: dcap-qvl will say so.
+
+    dcap-qvl has one message for all that is wrong with a certificate chain, an expired CRL among it.
+    """
+    for name, der in (("root CA", collateral.handle.root_ca_crl), ("PCK", collateral.handle.pck_crl)):
+        try:
+            crl = x509.load_der_x509_crl(der)
+        except ValueError:
+            return None
+        begin, end = crl.last_update_utc.timestamp(), crl.next_update_utc
+        # RFC 5280, section 5.1.2.5, demands nextUpdate; the syntax does not.
+        if end is None or not begin <= now <= end.timestamp():
+            return f"the {name} CRL is not in date: {crl.last_update_utc} to {end}"
+    return None
 
 
 def module_identity(tcb_info: Mapping[str, Any], report: TdReport) -> Mapping[str, Any] | None:

@@ -33,7 +33,7 @@ QUOTE_FORMAT: Final = CheckDefinition(
 )
 QUOTE_TRAILING_BYTES: Final = CheckDefinition(
     "quote-trailing-bytes",
-    title="nothing but zeros follows the quote, and nothing hides between its parts",
+    title="nothing but zeros follows the quote, and nothing hides between its parts or certificates",
     attack="unsigned bytes that another reader would take for part of the quote",
     claim=(Submodule.TDX, TrustClaim.HARDWARE),
 )
@@ -122,7 +122,7 @@ _VERIFIED_BY_DCAP_QVL: Final = {
 _PHRASES: Final = (
     (QUOTING_ENCLAVE, ("QE MRSIGNER", "QE ISV", "QE MISCSELECT", "QE ATTRIBUTES", "QE report validation")),
     (QUOTING_ENCLAVE, ("Unsupported QE Identity", "No TCB levels found in QE")),
-    (COLLATERAL_VALIDITY, ("TCBInfo expired", "QE Identity expired", "in the future", "CrlExpired")),
+    (COLLATERAL_VALIDITY, ("TCBInfo expired", "QE Identity expired", "in the future", "CRL is not in date")),
     (COLLATERAL_SIGNATURE, ("tcb_info", "qe_identity", "TcbInfo", "QeIdentity", "CRL", "TCB Info")),
     (COLLATERAL_SIGNATURE, ("QE Identity", "IssuerNotCrlSigner", "InvalidCrlSignature")),
     (tcb.TDX_MODULE, ("TDX module",)),
@@ -166,7 +166,8 @@ def judge_quote(ledger: Ledger, quote_hex: str, collateral: bytes, policy: Polic
         ledger.judge(QUOTE_FORMAT, False, expected="a TDX quote", found=str(error))
         ledger.unreached(QUOTE_CHECKS, "there is no quote to look at")
         return QuoteFindings(None, None)
-    # dcap-qvl ignores bytes that no length covers. Another reader could take them for part of what was signed.
+    # dcap-qvl ignores bytes that no length covers, and what stands around certificates. Another reader could take
+    # them for part of what was signed.
     ledger.compare(QUOTE_TRAILING_BYTES, expected="0 stray bytes", found=f"{quote.slack} stray bytes")
     documents = _judge_collateral(ledger, collateral)
     verified, refusal = _verify_under_root(ledger, quote, documents, policy, now)
@@ -202,7 +203,7 @@ def _verify_under_root(
     expected = policy.root_key_id
     # The self-issued certificates that quote and collateral bring along must be the policy's root as well:
     # another verifier may trust a chain by the root inside it.
-    roots = [*quote.roots, *(documents.roots if documents else ())]
+    roots = [*quote.chain.roots, *(documents.roots if documents else ())]
     verified, refusal = None, {}
     # Under another root dcap-qvl does not run: it would report a bad signature, and two checks would answer one
     # attack.

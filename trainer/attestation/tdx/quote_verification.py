@@ -14,7 +14,8 @@ from typing import Final
 
 import dcap_qvl
 
-from trainer.attestation.tdx.collateral import Collateral, module_level, root_key_ids
+from trainer.attestation.tdx.collateral import Collateral, module_level, overdue_list
+from trainer.attestation.tdx.pem_chain import PemChain, read_pem_chain
 from trainer.attestation.tdx.td_report import TdReport
 
 # Sizes of a quote's fixed parts, in bytes. Source: Intel TDX DCAP Quote Generation and Quote Verification
@@ -25,6 +26,7 @@ _SIGNATURE_AND_KEY_BYTES: Final = 128  # ECDSA P-256: signature r ‖ s (64), at
 _QE_REPORT_BYTES: Final = 384  # the quoting enclave's SGX report body
 _QE_SIGNATURE_BYTES: Final = 64
 _QE_CERTIFICATION: Final = 6  # certification data that holds the quoting enclave's report
+_PCK_CHAIN: Final = 5  # certification data that is the PCK certificate chain in PEM
 _V5: Final = 5
 
 _REPORTS: Final = (dcap_qvl.TdReport10, dcap_qvl.TdReport15)  # no subclasses of each other, unlike in the stubs
@@ -49,15 +51,15 @@ class ParsedQuote:
     Attributes:
         raw: its bytes.
         report: the TD report.
-        slack: number of bytes after the quote or between its parts that no field covers. Zeros after the quote are
-            not counted: Intel's quote generation service fills its buffer with them.
-        roots: key ids of the self-issued certificates at the end of its certificate chain.
+        slack: number of bytes after the quote, between its parts or among its certificates that no field covers.
+            Zeros after the quote are not counted: Intel's quote generation service fills its buffer with them.
+        chain: the platform's certificate chain.
     """
 
     raw: bytes
     report: TdReport
     slack: int
-    roots: tuple[bytes, ...]
+    chain: PemChain
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,13 @@ def parse_quote(raw: bytes) -> ParsedQuote:
         report_data=report.report_data,
         mr_service_td=report.mr_service_td if isinstance(report, dcap_qvl.TdReport15) else None,
     )
-    roots = root_key_ids(quote.cert_chain_pem_bytes() or b"")
-    return ParsedQuote(raw, td_report, _slack(raw, quote.header.version), roots)
+    slack, pem = _read_certification(raw, quote.header.version)
+    chain = read_pem_chain(pem)
+    return ParsedQuote(raw, td_report, slack + chain.stray, chain)
 
 
-def _slack(raw: bytes, version: int) -> int:
-    """Counts the bytes that no length field of the quote covers. dcap-qvl decoded `raw`, so all lengths are there.
+def _read_certification(raw: bytes, version: int) -> tuple[int, bytes]:
+    """Returns the number of bytes that no length field covers, and the certificate chain. dcap-qvl decoded `raw`.
 
     The quote's layout: header, report, signature length (4), signature, key, certification data of kind 6. That
     data holds the quoting enclave's report and signature, authentication data, and the certificate chain. Each
@@ -155,7 +158,9 @@ def _slack(raw: bytes, version: int) -> int:
     # Authentication data of the quoting enclave: size (2), content. The certificate chain after it, again with
     # kind and size, must end where the outer certification data ends.
     at += 2 + _number(raw, at, 2)
-    return slack + abs(certification_end - (at + 6 + _number(raw, at + 2, 4)))
+    kind, chain_end = _number(raw, at, 2), at + 6 + _number(raw, at + 2, 4)
+    chain = raw[at + 6 : chain_end] if kind == _PCK_CHAIN else b""
+    return slack + abs(certification_end - chain_end), chain
 
 
 def _number(raw: bytes, at: int, size: int) -> int:
@@ -174,6 +179,11 @@ def verify_quote(quote: ParsedQuote, collateral: Collateral, *, root_der: bytes 
     Raises:
         QuoteRefused: dcap-qvl refused, with its message.
     """
+    # Before dcap-qvl, which accepts certificates in any order, and more of them than it needs.
+    if not quote.chain.is_linked:
+        raise QuoteRefused("the PCK certificates are not a chain: platform, issuer, root")
+    if overdue := overdue_list(collateral, now):
+        raise QuoteRefused(overdue)
     # `claims_only` accepts every TCB status but Revoked: `tcb_checks` judges each value under the policy.
     policy = dcap_qvl.QuotePolicy.claims_only(now)
     try:

@@ -51,12 +51,10 @@ class Platform:
     Args:
         fmspc: family, model, stepping, platform and custom SKU of the CPU, in hex.
         ca: the certification authority of the quote's key: `processor` or `platform`.
-        embeds_chain: whether the quote contains its certificate chain, so that the document need not.
     """
 
     fmspc: str
     ca: str
-    embeds_chain: bool
 
 
 def fetch_collateral(
@@ -80,16 +78,15 @@ def fetch_collateral(
     """
     try:
         parsed = dcap_qvl.parse_quote(quote)
-        platform = Platform(parsed.fmspc().lower(), parsed.ca(), parsed.cert_chain_pem_bytes() is not None)
+        platform = Platform(parsed.fmspc().lower(), parsed.ca())
     except ValueError as error:
         raise VerificationError(ErrorCode.EVIDENCE_INVALID, f"the quote cannot be parsed: {error}") from error
-    # Without an embedded chain the document holds the chain of this one machine: not for the cache.
-    if cache_dir is None or not platform.embeds_chain:
-        return _download(quote, url, timeout, platform)
+    if cache_dir is None:
+        return _download(quote, url, timeout)
     name = f"collateral-{platform.fmspc}-{platform.ca}-{sha256_hex(url.encode())[:16]}.json"
     collateral = _read_cache(cache_dir / name, now)
     if collateral is None:
-        collateral = _download(quote, url, timeout, platform)
+        collateral = _download(quote, url, timeout)
         _write_cache(cache_dir / name, collateral)
     return collateral
 
@@ -113,7 +110,7 @@ def earliest_next_update(collateral: bytes) -> int:
     return int(min(end.timestamp() for end in ends))
 
 
-def _download(quote: bytes, url: str, timeout: float, platform: Platform) -> bytes:
+def _download(quote: bytes, url: str, timeout: float) -> bytes:
     async def get() -> str:
         async with asyncio.timeout(timeout):
             return str((await dcap_qvl.get_collateral(url, quote)).to_json())
@@ -121,8 +118,7 @@ def _download(quote: bytes, url: str, timeout: float, platform: Platform) -> byt
     try:
         document = json.loads(asyncio.run(get()))
         # A chain belongs to one machine, and the quote contains it; the rest is the same for all of its platform.
-        if platform.embeds_chain:
-            document.pop("pck_certificate_chain", None)
+        document.pop("pck_certificate_chain", None)
         data = json.dumps(document).encode()
         earliest_next_update(data)
     except (TimeoutError, ValueError) as error:
