@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from trainer.errors import ErrorCode, JobError
 
@@ -12,8 +12,8 @@ _EXECUTABLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"
 """Pickles and code: opening such a file can run what its author wrote, in the process that sees the dataset."""
 
 
-def check_model_dir(model_dir: Path) -> None:
-    """Refuses a model directory with pickles or code, and one without safetensors.
+def check_model_dir(model_dir: Path) -> dict[str, Any]:
+    """Refuses a model directory with pickles or code, and one without safetensors; returns its config.json.
 
     Raises:
         JobError: `MODEL_INVALID`.
@@ -42,3 +42,4 @@ def check_model_dir(model_dir: Path) -> None:
             expected="an architecture that transformers implements",
             found="auto_map",
         )
+    return config

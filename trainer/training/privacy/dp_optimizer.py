@@ -8,15 +8,18 @@ public here; its secure mode needs a package without a release for this version 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 from opacus.optimizers import DPOptimizer
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
 
 from trainer.training.privacy.accounting import Mechanism
-from trainer.training.privacy.per_example_gradients import unproven
 from trainer.training.privacy.randomness import SecretRandom
+from trainer.training.privacy.row_coupling import unproven
+
+_ROUNDING: Final = 1 - 1e-6
+"""Factor by which the clipping bound is lowered; float32 has a relative precision of 6e-8."""
 
 
 class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
@@ -46,6 +49,24 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
         )
         self._random = random
         self._has_moved = False
+
+    def clip_and_accumulate(self) -> None:
+        """Clips the gradient of each row of a micro-batch to the norm C, and adds them to the sum.
+
+        In float32 throughout, whatever type the parameters have. Opacus converts the clipped gradients to that
+        type: to 16 bits, their norm may then exceed C by rounding.
+        """
+        samples = [parameter.grad_sample.float() for parameter in self.params]
+        _check_processed_flag([parameter.grad_sample for parameter in self.params])
+        # ‖g‖² = Σ ‖g_p‖² over the parameters p: in float64, so that squares of small numbers do not vanish.
+        squares = [sample.flatten(1).double().square().sum(1) for sample in samples]
+        norms = torch.stack(squares).sum(0).sqrt()
+        # A little below C: the products and sums below are rounded to float32.
+        factors = (_ROUNDING * self.max_grad_norm / norms).clamp(max=1.0).float()
+        for parameter, sample in zip(self.params, samples, strict=True):
+            summed = torch.einsum("i,i...", factors, sample)
+            parameter.summed_grad = summed if parameter.summed_grad is None else parameter.summed_grad + summed
+            _mark_as_processed(parameter.grad_sample)
 
     def add_noise(self) -> None:
         """Adds N(0, (zC)²) to each coordinate of the sum of clipped gradients.

@@ -8,25 +8,22 @@ computes wrong numbers without an error. So there are three checks:
 - only the weights of plain `nn.Linear` layers may be trained (`require_linear`);
 - the shape of each gradient is checked in every step;
 - before the first step, the gradients of real rows are compared with those that autograd computes for one row at a
-  time (`RowGradients.require_equivalence`).
+  time (`trainer.training.privacy.gradient_equivalence`).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import ErrorCode, JobError
 from trainer.training.loss import CausalLoss
+from trainer.training.privacy.row_coupling import unproven
 from trainer.training.token_store import Batch
-
-_TOLERANCE: Final = {False: 2e-3, True: 5e-2}
-"""Maximum difference relative to the norm of a row's gradient: in float32 (False), with 16-bit products (True)."""
 
 
 class RowGradients:
@@ -75,42 +72,30 @@ class RowGradients:
         for parameter in self.parameters:
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
 
-    def require_equivalence(self, batches: Sequence[Batch]) -> None:
-        """Checks the hooks' gradients of each batch against autograd's gradients of its rows, one row at a time.
-
-        Raises:
-            JobError: `PRIVACY_UNPROVEN`: they differ by more than rounding.
-        """
-        is_16_bit = (
-            any(parameter.dtype != torch.float32 for parameter in self.parameters) or self._loss.is_low_precision
-        )
-        with _perturbed(self.parameters):
-            worst = max(self._difference(batch) for batch in batches)
-        if not worst <= _TOLERANCE[is_16_bit]:  # `not <=`, because NaN must fail
-            raise unproven(
-                "the gradients of rows are not those of the rows by themselves",
-                expected=f"a difference of at most {_TOLERANCE[is_16_bit]} of a row's gradient",
-                found=f"{worst:.3g}",
-            )
-
-    def _difference(self, batch: Batch) -> float:
-        """Returns the largest relative difference over the rows of a batch: ‖hooks - autograd‖ / ‖autograd‖."""
+    def of_each_row(self, batch: Batch) -> Tensor:
+        """Returns the gradients of a batch's rows as the hooks compute them: float32 [rows, adapter size]."""
         self.compute(batch)
-        by_hooks = [_flat(parameter.grad_sample) for parameter in self.parameters]
-        # The optimizer would take what the comparison leaves here for gradients of its first step.
+        found = torch.cat([_flat(parameter.grad_sample) for parameter in self.parameters], dim=1)
+        # The optimizer would take what is left here for gradients of its first step.
         for parameter in self.parameters:
             parameter.grad_sample, parameter.grad = None, None
+        return found
+
+    def by_autograd(self, batch: Batch) -> Tensor:
+        """Returns the gradient of a batch of one row without the hooks: float32 [adapter size]."""
         self._hooks.disable_hooks()
-        differences = []
-        for row in range(len(batch.lengths)):
-            means = row_means(self._loss, _row(batch, row))[1]
+        try:
+            means = row_means(self._loss, batch)[1]
             with _without_hook_warnings():
-                by_autograd = torch.cat([g.flatten() for g in torch.autograd.grad(means.sum(), self.parameters)])
-            # Over all parameters together, like the norm that clipping compares with its bound.
-            found = torch.cat([part[row] for part in by_hooks])
-            differences.append(float((found - by_autograd).norm() / by_autograd.norm().clamp_min(1e-12)))
-        self._hooks.enable_hooks()
-        return max(differences)
+                gradients = torch.autograd.grad(means.sum(), self.parameters)
+        finally:
+            self._hooks.enable_hooks()
+        return torch.cat([gradient.float().flatten() for gradient in gradients])
+
+    @property
+    def is_16_bit(self) -> bool:
+        """Whether weights or products have 16 bits."""
+        return self._loss.is_low_precision or any(one.dtype != torch.float32 for one in self.parameters)
 
     def _require_rows(self, rows: int) -> None:
         """Checks that each parameter has one gradient for each row: without them it would escape clipping."""
@@ -180,61 +165,15 @@ def require_linear(model: Any) -> None:
                 )
 
 
-def unproven(message: str, *, expected: object, found: object) -> JobError:
-    """Returns the error for a run whose privacy guarantee cannot be established."""
-    return JobError(
-        ErrorCode.PRIVACY_UNPROVEN,
-        message,
-        expected=expected,
-        found=found,
-        hint="choose other lora.lora_target_modules, or another base model; see docs/privacy.md",
-    )
-
-
-@contextmanager
-def _perturbed(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Adds small random numbers to the parameters inside the block, and restores the values afterwards.
-
-    A fresh LoRA adapter has B = 0, so the gradient of A is 0 for every row, and comparing zeros would check
-    nothing.
-    """
-    original = [parameter.detach().clone() for parameter in parameters]
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter.device))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, original, strict=True):
-                parameter.copy_(value)
-
-
 @contextmanager
 def _without_hook_warnings() -> Iterator[None]:
     """Silences torch's warning about hooks on layers whose input requires no gradient.
 
-    The first layer is one; `require_equivalence` has compared its gradients too.
+    The first layer is one; the equivalence check has compared its gradients too.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
         yield
-
-
-def _row(batch: Batch, row: int) -> Batch:
-    """Returns one row of a batch as a batch of its own, with positions counted from its first token."""
-    first, last = batch.cu_seqlens[row].item(), batch.cu_seqlens[row + 1].item()
-    here = (batch.logit_positions >= first) & (batch.logit_positions < last)
-    tokens = slice(int(first), int(last))
-    return Batch(
-        batch.input_ids[tokens],
-        batch.position_ids[tokens],
-        (batch.lengths[row],),
-        batch.cu_seqlens[row : row + 2] - first,
-        batch.logit_positions[here] - int(first),
-        batch.targets[here],
-    )
 
 
 def _flat(sample: Tensor) -> Tensor:

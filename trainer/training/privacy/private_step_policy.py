@@ -8,7 +8,7 @@ noise alone: leaving it out would reveal that none was drawn.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,17 +27,18 @@ from trainer.training.privacy.accounting import (
     spent,
 )
 from trainer.training.privacy.dp_optimizer import PrivateOptimizer
-from trainer.training.privacy.per_example_gradients import RowGradients, unproven
+from trainer.training.privacy.gradient_equivalence import require_independent_rows
+from trainer.training.privacy.per_example_gradients import RowGradients
 from trainer.training.privacy.privacy_findings import DifferentialPrivacy
 from trainer.training.privacy.randomness import SecretRandom
+from trainer.training.privacy.row_coupling import (
+    ModelState,
+    require_fixed_positions,
+    require_float_weights,
+    unproven,
+)
 from trainer.training.step_policy import StepPolicy
 from trainer.training.token_store import TokenStore
-
-COMPARED_ROWS: Final = 3
-"""Rows of different lengths whose gradients are compared before training."""
-
-COMPARED_BATCH: Final = 2
-"""Rows of like lengths whose gradients are compared as a second batch."""
 
 
 class PrivateStepPolicy(StepPolicy):
@@ -49,7 +50,11 @@ class PrivateStepPolicy(StepPolicy):
         examples: the training examples, one for each row.
         section: batch sizes and optimizer; `per_device_train_batch_size` rows make a micro-batch.
         privacy: the budget.
+        max_length: most tokens of a row.
         random: source of noise and draws.
+
+    Attributes:
+        micro_batch: most rows of a forward pass.
 
     Raises:
         JobError: `PRIVACY_NOT_MET` or `PRIVACY_UNPROVEN`: the budget cannot be kept, or not with this model.
@@ -67,14 +72,14 @@ class PrivateStepPolicy(StepPolicy):
         section: TrainSection,
         privacy: PrivacySection,
         *,
+        max_length: int,
         random: SecretRandom | None = None,
     ) -> None:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.warnings = []
         self._store = TokenStore(examples, self.device)
         self.plan = StepPlan(self._store.lengths, section)
-        self._micro_batch = section.per_device_train_batch_size
-        self.budget = max(self._store.lengths) * self._micro_batch
+        self.budget = max(self._store.lengths) * section.per_device_train_batch_size
         self._privacy = privacy
         self._random = random or SecretRandom()
         # What a step draws on average; how many rows it draws is random.
@@ -94,19 +99,17 @@ class PrivateStepPolicy(StepPolicy):
             self._accountant.get_optimizer_hook_fn(self.mechanism.sample_rate)
         )
         self.optimizer = self._private_optimizer
+        config = model.get_base_model().config.to_dict()
+        require_float_weights(config)
+        require_fixed_positions(config, max_length)
         model.train()
         self._row_gradients = RowGradients(model, loss)
+        # With 16-bit products the last bits of a row's gradient depend on the shape of its micro-batch. That is
+        # small for one row, but one row would move those of all others: each row is then computed by itself.
+        self.micro_batch = 1 if self._row_gradients.is_16_bit else section.per_device_train_batch_size
         self._mean_norm = torch.zeros((), device=self.device)
-        self._compare_gradients()
-
-    def _compare_gradients(self) -> None:
-        """Compares the gradients of rows of different lengths, then of like lengths, with those of single rows."""
-        by_length = sorted(range(len(self._store.lengths)), key=self._store.lengths.__getitem__)
-        spread = by_length[:: max(1, len(by_length) // COMPARED_ROWS)][:COMPARED_ROWS]
-        batches = [self._store.reorder(rows) for rows in (spread, by_length[:COMPARED_BATCH])]
-        self._row_gradients.require_equivalence(
-            [ordered.batch(slice(0, len(ordered.lengths))) for ordered in batches]
-        )
+        self._model_state = ModelState(model)
+        require_independent_rows(self._row_gradients, self._store, self._model_state, self.micro_batch)
 
     def steps(self, done: int) -> Iterator[StepRows]:
         """Yields rows that are drawn independently for each step, from secret randomness; may be none."""
@@ -116,6 +119,8 @@ class PrivateStepPolicy(StepPolicy):
             share = RankShare(rows, [target_counts[row] for row in rows], sum(lengths[row] for row in rows))
             # A store is never empty: without a drawn row it has one, which the empty slice leaves out.
             yield StepRows(self._store.reorder(rows or [0]), slice(0, len(rows)), share)
+        # After the last step, over all rows that were drawn: the comparison before the first saw only a few.
+        self._model_state.require_unchanged()
 
     def compute_gradients(self, step: StepRows, number: int, random: tuple[Tensor, ...]) -> Tensor:  # noqa: ARG002
         """Clips the gradient of each row and adds it up; noise is added in `update`.
@@ -125,8 +130,8 @@ class PrivateStepPolicy(StepPolicy):
         """
         rows = step.rows
         losses, norms = torch.zeros(1, dtype=torch.float64, device=self.device), self._mean_norm.new_zeros(())
-        for start in range(0, rows.stop, self._micro_batch):
-            part = slice(start, min(start + self._micro_batch, rows.stop))
+        for start in range(0, rows.stop, self.micro_batch):
+            part = slice(start, min(start + self.micro_batch, rows.stop))
             loss, row_norms = self._row_gradients.compute(step.ordered.batch(part))
             losses, norms = losses + loss, norms + row_norms.sum()
             if part.stop < rows.stop:  # clip and add up only; the step comes with the last micro-batch

@@ -41,7 +41,7 @@ def private_step_policy(model: Any, loss: CausalLoss, examples: Sequence[Example
     """
     from trainer.training.privacy.private_step_policy import PrivateStepPolicy  # noqa: PLC0415 -- optional package
 
-    return PrivateStepPolicy(model, loss, examples, spec.train, spec.privacy)
+    return PrivateStepPolicy(model, loss, examples, spec.train, spec.privacy, max_length=spec.data.max_length)
 
 
 def judge_privacy(

@@ -13,6 +13,7 @@ from trainer.training.checkpoint import read_probe_seed
 from trainer.training.compilation import require_compiler
 from trainer.training.engines.base_model_files import check_model_dir
 from trainer.training.privacy.memorisation_audit import Probes, add_probes
+from trainer.training.privacy.row_coupling import require_float_weights
 from trainer.training.run_inputs import RunInputs
 from trainer.training.stages.run_context import RunContext
 from trainer.training.tokenizer import load_tokens
@@ -47,7 +48,9 @@ def prepare(inputs: RunInputs, rows: list[Row], context: RunContext) -> Prepared
         with watch.part("compile"):
             require_compiler()
     with watch.part("tokenize"):
-        check_model_dir(inputs.model_dir)
+        config = check_model_dir(inputs.model_dir)
+        if spec.privacy.differential:
+            require_float_weights(config)  # before the weights are loaded, for which a library may be missing
         tokenizer = load_tokens(inputs.model_dir, spec.data.chat_template)
         dataset = build_dataset(rows, tokenizer, spec.data, seed=spec.train.seed, method=spec.train.method)
         # The canaries' texts follow from this seed. Drawn from the public `train.seed` they would be known to
