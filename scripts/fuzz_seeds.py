@@ -15,7 +15,8 @@ from trainer.attestation.result.record import Record, save_record
 from trainer.attestation.verifier import appraise
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.receipt.dsse import sign_envelope
-from trainer.receipt.statement import ReceiptOutcome, StatementInputs, make_statement
+from trainer.receipt.statement import ReceiptOutcome
+from trainer.receipt.statement_writer import StatementInputs, make_statement
 from trainer.simulator.appraisal_world import World, honest_world
 from trainer.simulator.compose_files import render_app_compose
 from trainer.simulator.gpu_evidence import GPU_BOOT, NOW, GpuEvidenceMaker

@@ -48,7 +48,7 @@ from trainer.audit import audit_compose
 from trainer.encoding import canonical_json, parse_json, sha256_hex
 from trainer.errors import UsageError, VerificationError
 from trainer.receipt.dsse import public_key_der, verify_envelope
-from trainer.receipt.receipt_appraisal import ExpectedResult, appraise_statement
+from trainer.receipt.receipt_appraisal import ExpectedResult, GrantTerms, appraise_statement
 from trainer.receipt.statement import parse_statement
 from trainer.simulator.gpu_evidence import NOW
 from trainer.spec import parse_job_spec
@@ -204,7 +204,8 @@ def _honest_envelope() -> bytes:
 
 
 def _statement(data: bytes) -> None:
-    expected = ExpectedResult("", "", {}, frozenset({"age1" + "q" * 58}), exact=True, manifest_sha256=None)
+    terms = GrantTerms(frozenset({"age1" + "q" * 58}), "", {})
+    expected = ExpectedResult("", "", {}, None, 1, NOW, NOW, NOW, terms)
     appraise_statement(parse_statement(data), expected)
 
 

@@ -219,7 +219,7 @@ class Run:
         result = (to or self.record).result
         grant = steps.make_grant(result, [recipient], now=now, seconds=expires_in, token=token)
         manifest = seal_unchecked(files, result, grant, sealed, now=now)
-        self.grant = GrantRecord(grant=grant, manifest_sha256=manifest.sha256(), rows=0)
+        self.grant = GrantRecord(grant=grant, manifest=manifest, rows=0)
         self.canaries.later += [str(self.identity), grant.token]
         return sealed
 

@@ -16,6 +16,7 @@ from trainer.errors import VerificationError
 from trainer.provider.opening import open_sealed_result
 from trainer.sealing.age import generate_identity
 from trainer.sealing.archive import ArchiveLimits
+from trainer.sealing.bundle import Manifest, ManifestFile
 from trainer.sealing.sealed_result import open_result, seal_result
 
 if TYPE_CHECKING:
@@ -142,9 +143,10 @@ def test_a_result_for_others_than_the_grant_named_is_refused(finished: SealedRes
     wider = grant.model_copy(update={"grant": grant.grant.model_copy(update={"recipients": others})})
     with pytest.raises(VerificationError, match="receipt-recipients"):
         open_sealed_result(result, identities, tmp_path / "out", record=record, grant=wider)
+    other = Manifest(version=1, files={"train.jsonl": ManifestFile(sha256="0" * 64, size=1)})
     with pytest.raises(VerificationError, match="receipt-dataset"):
         open_sealed_result(
             result, identities, tmp_path / "out", record=record,
-            grant=grant.model_copy(update={"manifest_sha256": "0" * 64}),
+            grant=grant.model_copy(update={"manifest": other}),
         )  # fmt: skip
     assert not (tmp_path / "out").exists()

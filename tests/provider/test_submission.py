@@ -11,7 +11,6 @@ from typing import Any, cast
 import pytest
 
 from trainer.attestation.result.record import Record
-from trainer.error_document import FailureReport
 from trainer.errors import (
     ErrorCode,
     JobError,
@@ -29,7 +28,7 @@ from trainer.provider.opening import OpenedResult
 from trainer.provider.submission_request import Submission, SubmissionResult
 from trainer.receipt.statement import ReceiptOutcome
 from trainer.sealing.age import generate_identity
-from trainer.sealing.bundle import Grant
+from trainer.sealing.bundle import Grant, Manifest, ManifestFile
 
 IDENTITY = generate_identity(hybrid=False)
 RECORD = cast(
@@ -53,7 +52,7 @@ GRANT = GrantRecord(
         expires_at=1,
         token="cd" * 32,
     ),
-    manifest_sha256="ef" * 32,
+    manifest=Manifest(version=1, files={"rows.jsonl": ManifestFile(sha256="ef" * 32, size=1)}),
     rows=1,
 )
 
@@ -102,11 +101,9 @@ class Job:
         if failure is ErrorCode.PAYLOAD_INVALID:
             raise SealingError(failure, "not the result")
         (target / "report").mkdir(parents=True)
-        if failure is not None:
-            report = FailureReport.of(JobError(failure, "failed"))
-            (target / "report" / "failure.json").write_bytes(report.canonical())
+        error = JobError(failure, "failed") if failure else None
         outcome = ReceiptOutcome.FAILED if failure else ReceiptOutcome.SUCCEEDED
-        return OpenedResult(target, cast("Any", SimpleNamespace(outcome=outcome)), ())
+        return OpenedResult(target, cast("Any", SimpleNamespace(outcome=outcome)), (), error)
 
     # the reporter, and the clock
 

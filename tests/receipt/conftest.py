@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from trainer.receipt.receipt_appraisal import ExpectedResult
-from trainer.receipt.statement import ReceiptOutcome, StatementInputs
+from trainer.receipt.receipt_appraisal import ExpectedResult, GrantTerms
+from trainer.receipt.statement import ReceiptOutcome
+from trainer.receipt.statement_writer import StatementInputs
 from trainer.spec import JobSpec, parse_job_spec
 
 SPEC = f"""\
@@ -50,7 +51,11 @@ def expected(run: StatementInputs, spec: JobSpec) -> ExpectedResult:
         job_spec_sha256=spec.sha256(),
         compose_sha256=run.compose_sha256,
         files=run.files,
-        recipients=frozenset(run.recipients),
-        exact=True,
-        manifest_sha256=run.dataset_manifest_sha256,
+        failure=None,
+        stanzas=2,
+        attested_at=run.started_at - 60,
+        quoted_at=run.finished_at,
+        opened_at=run.finished_at + 60,
+        terms=GrantTerms(frozenset(run.recipients), run.dataset_manifest_sha256, run.dataset_files),
+        own_recipients=frozenset({"age1me"}),
     )

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trainer.attestation.checks import CheckState
 from trainer.errors import ErrorCode, VerificationError
 from trainer.receipt.receipt_appraisal import ExpectedResult, appraise_statement
-from trainer.receipt.statement import ReceiptOutcome, StatementInputs, make_statement, parse_statement
+from trainer.receipt.statement import ReceiptOutcome, Statement, parse_statement
+from trainer.receipt.statement_writer import StatementInputs, make_statement
+
+ADAPTER = {"adapter/adapter_config.json": "1" * 64, "adapter/adapter_model.safetensors": "2" * 64}
 
 
 def failing(run: StatementInputs, expected: ExpectedResult) -> list[str]:
     checks = appraise_statement(parse_statement(make_statement(run)), expected, first=2)
-    assert [check.number for check in checks] == [2, 3, 4, 5, 6]
+    assert [check.number for check in checks] == list(range(2, 10))
     return [check.code for check in checks if check.state is CheckState.CONTRAINDICATED]
 
 
@@ -38,7 +43,7 @@ def test_it_says_what_was_made_from_what(run: StatementInputs) -> None:
 @pytest.mark.parametrize(
     ("changed", "code"),
     [
-        ({"files": {"adapter/adapter_config.json": "1" * 64}}, "receipt-files"),
+        ({"files": {**ADAPTER, "adapter/more.json": "1" * 64}}, "receipt-files"),
         (
             {"files": {"adapter/adapter_config.json": "1" * 64, "adapter/adapter_model.safetensors": "9" * 64}},
             "receipt-files",
@@ -48,12 +53,114 @@ def test_it_says_what_was_made_from_what(run: StatementInputs) -> None:
         ({"recipients": ("age1me", "age1you", "age1operator")}, "receipt-recipients"),
         ({"recipients": ("age1operator",)}, "receipt-recipients"),
         ({"recipients": ("age1me",)}, "receipt-recipients"),
+        ({"dataset_files": {}}, "receipt-dataset"),
+        ({"dataset_files": {"train.jsonl": "9" * 64}}, "receipt-dataset"),
+        ({"dataset_files": {"other.jsonl": "3" * 64}}, "receipt-dataset"),
+        ({"dataset_files": {"train.jsonl": "3" * 64, "more.jsonl": "3" * 64}}, "receipt-dataset"),
+        ({"outcome": ReceiptOutcome.FAILED}, "receipt-outcome"),
+        ({"outcome": ReceiptOutcome.FAILED, "error": ErrorCode.INTERNAL}, "receipt-outcome"),
+        ({"error": ErrorCode.INTERNAL}, "receipt-outcome"),
+        ({"started_at": 1_790_000_101}, "receipt-times"),
+        ({"started_at": 1_790_000_000 - 361}, "receipt-times"),
+        ({"finished_at": 1_790_000_101}, "receipt-times"),
+        ({"finished_at": 1_790_000_000 + 25 * 3600}, "receipt-times"),
+        ({"finished_at": 4_070_908_800}, "receipt-times"),  # the year 2099
     ],
 )
 def test_each_lie_fails_its_own_check(
     run: StatementInputs, expected: ExpectedResult, changed: Mapping[str, object], code: str
 ) -> None:
     assert failing(dataclasses.replace(run, **changed), expected) == [code]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({"stanzas": 3}, "receipt-recipients"),
+        ({"stanzas": 1}, "receipt-recipients"),
+        ({"failure": "internal"}, None),  # a report that the statement does not list is another check's
+        ({"quoted_at": 1_790_000_099}, "receipt-times"),
+        ({"opened_at": 1_790_000_100 - 301}, "receipt-times"),
+        ({"attested_at": 1_790_000_000 + 301}, "receipt-times"),
+    ],
+)
+def test_what_was_found_has_to_fit(
+    run: StatementInputs, expected: ExpectedResult, changed: Mapping[str, object], code: str | None
+) -> None:
+    assert failing(run, dataclasses.replace(expected, **changed)) == ([code] if code else [])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("quoted_at", [1_790_000_000 + 25 * 3600, 4_070_908_800])
+def test_a_future_that_quote_and_statement_agree_on_is_refused(
+    run: StatementInputs, expected: ExpectedResult, quoted_at: int
+) -> None:
+    later = dataclasses.replace(run, finished_at=quoted_at)
+    assert failing(later, dataclasses.replace(expected, quoted_at=quoted_at)) == ["receipt-times"]
+
+
+@pytest.mark.parametrize("files", [{}, {"adapter/adapter_config.json": "1" * 64}], ids=["none", "no weights"])
+def test_a_success_without_its_weights_is_none(
+    run: StatementInputs, expected: ExpectedResult, files: dict[str, str]
+) -> None:
+    files = {"report/summary.json": "7" * 64, **files}
+    assert failing(dataclasses.replace(run, files=files), dataclasses.replace(expected, files=files)) == [
+        "receipt-outcome"
+    ]
+
+
+def test_a_failure_has_a_report_with_its_code(run: StatementInputs, expected: ExpectedResult) -> None:
+    files = {"report/failure.json": "7" * 64}
+    failed = dataclasses.replace(run, outcome=ReceiptOutcome.FAILED, error=ErrorCode.INTERNAL, files=files)
+    found = dataclasses.replace(expected, files=files, failure=ErrorCode.INTERNAL.value)
+    assert failing(failed, found) == []
+    assert failing(failed, dataclasses.replace(found, failure="worker-died")) == ["receipt-outcome"]
+    assert failing(failed, dataclasses.replace(found, failure=None)) == ["receipt-outcome"]
+    both = {**files, **ADAPTER}
+    succeeded = dataclasses.replace(run, files=both)
+    assert failing(succeeded, dataclasses.replace(found, files=both)) == ["receipt-outcome"]
+
+
+def edited_dependencies(run: StatementInputs, edit: Callable[[list[Any]], object]) -> Statement:
+    document = json.loads(make_statement(run))
+    edit(document["predicate"]["buildDefinition"]["resolvedDependencies"])
+    return parse_statement(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize(
+    ("edit", "codes"),
+    [
+        (lambda listed: listed.clear(), ["receipt-base-model", "receipt-dataset"]),
+        (lambda listed: listed.pop(0), ["receipt-base-model"]),
+        (lambda listed: listed[0]["digest"].update(sha256="9" * 64), ["receipt-base-model", "receipt-dataset"]),
+        (lambda listed: listed[0].update(name="./model/other.json"), ["receipt-base-model", "receipt-dataset"]),
+        (lambda listed: listed.append(listed[0]), ["receipt-dataset"]),
+        (lambda listed: listed.append(listed[-1]), ["receipt-dataset"]),
+        (lambda listed: listed.append({**listed[0], "name": "./model/more.json"}), ["receipt-dataset"]),
+        (lambda listed: listed.pop(), ["receipt-dataset"]),
+    ],
+)
+def test_what_it_was_made_from_is_compared_file_by_file(
+    run: StatementInputs, expected: ExpectedResult, edit: Callable[[list[Any]], object], codes: list[str]
+) -> None:
+    checks = appraise_statement(edited_dependencies(run, edit), expected)
+    assert [check.code for check in checks if not check.acceptable] == codes
+
+
+def test_a_job_spec_that_pins_no_base_model_makes_nothing(run: StatementInputs, expected: ExpectedResult) -> None:
+    document = json.loads(make_statement(run))
+    document["predicate"]["buildDefinition"]["externalParameters"]["jobSpec"]["model"] = None
+    checks = appraise_statement(parse_statement(json.dumps(document).encode()), expected)
+    assert {"receipt-job-spec", "receipt-base-model"} <= {check.code for check in checks if not check.acceptable}
+
+
+def test_the_byproduct_is_a_resource_descriptor(run: StatementInputs) -> None:
+    """In-toto demands one of uri, digest and content at least."""
+    (byproduct,) = json.loads(make_statement(run))["predicate"]["runDetails"]["byproducts"]
+    assert byproduct.keys() == {"name", "mediaType", "content"}
+    assert json.loads(base64.b64decode(byproduct["content"])) == {
+        "outcome": "succeeded",
+        "metrics": {"eval_loss_after": 2.5},
+    }
 
 
 def test_another_job_spec_is_told(run: StatementInputs, expected: ExpectedResult) -> None:
@@ -75,12 +182,17 @@ def test_an_extra_file_beside_the_signed_ones_is_told(run: StatementInputs, expe
 def test_without_a_grant_the_dataset_is_visibly_not_demanded(
     run: StatementInputs, expected: ExpectedResult
 ) -> None:
-    loose = dataclasses.replace(expected, manifest_sha256=None, exact=False, recipients=frozenset({"age1me"}))
+    loose = dataclasses.replace(expected, terms=None)
     checks = {check.code: check.state for check in appraise_statement(parse_statement(make_statement(run)), loose)}
     assert checks["receipt-dataset"] is CheckState.NOT_DEMANDED
     assert checks["receipt-recipients"] is CheckState.AFFIRMED
-    stranger = dataclasses.replace(loose, recipients=frozenset({"age1stranger"}))
+    stranger = dataclasses.replace(loose, own_recipients=frozenset({"age1stranger"}))
     assert failing(run, stranger) == ["receipt-recipients"]
+
+
+def summarized(document: dict[str, Any], summary: bytes) -> None:
+    """Puts another summary into the byproduct."""
+    document["predicate"]["runDetails"]["byproducts"][0]["content"] = base64.b64encode(summary).decode()
 
 
 @pytest.mark.parametrize(
@@ -91,9 +203,19 @@ def test_without_a_grant_the_dataset_is_visibly_not_demanded(
         lambda document: document["subject"].append(document["subject"][0]),
         lambda document: document["subject"].clear(),
         lambda document: document["subject"][0].update(digest={"sha1": "x"}),
-        lambda document: document["predicate"]["runDetails"]["byproducts"][0]["annotations"].update(
-            outcome="maybe"
-        ),
+        lambda document: summarized(document, b'{"metrics":{},"outcome":"maybe"}'),
+        lambda document: summarized(document, b'{"metrics":{}}'),
+        lambda document: summarized(document, b'{"metrics":{},"more":1,"outcome":"failed"}'),
+        lambda document: summarized(document, b'{"outcome":"succeeded","metrics":{}}'),  # keys not sorted
+        lambda document: summarized(document, b'{"metrics":{},"outcome":"succeeded"} '),
+        lambda document: summarized(document, b'{"metrics":{},"outcome":"failed","outcome":"succeeded"}'),
+        lambda document: summarized(document, b"\xff"),
+        lambda document: document["predicate"]["runDetails"]["byproducts"][0].update(content="e30"),
+        lambda document: document["predicate"]["runDetails"]["byproducts"][0].pop("content"),
+        lambda document: document["predicate"]["runDetails"]["byproducts"][0].update(mediaType="text/html"),
+        lambda document: document["predicate"]["runDetails"]["byproducts"].clear(),
+        lambda document: document["predicate"]["runDetails"]["metadata"].update(finishedOn="2026-02-30T00:00:00Z"),
+        lambda document: document["predicate"]["runDetails"]["metadata"].update(finishedOn="2026-02-20 00:00:00Z"),
         lambda document: document["predicate"]["buildDefinition"].update(buildType="x"),
         lambda document: document.update(more=1),
     ],
@@ -112,7 +234,10 @@ def test_not_json_is_refused(tmp_path: Path) -> None:
 
 
 def demanding(expected: ExpectedResult) -> ExpectedResult:
-    return dataclasses.replace(expected, max_epsilon=3.0, max_delta=1e-5)
+    assert expected.terms is not None
+    return dataclasses.replace(
+        expected, terms=dataclasses.replace(expected.terms, max_epsilon=3.0, max_delta=1e-5)
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,12 +260,12 @@ def test_a_budget_that_was_demanded_is_compared_with_the_one_spent(
     assert [check.code for check in checks if check.state is CheckState.CONTRAINDICATED] == (
         [] if holds else ["receipt-privacy"]
     )
-    assert checks[-1].number == 7
+    assert checks[-1].number == 10
 
 
 def test_a_failure_names_its_code_and_needs_no_budget(run: StatementInputs, expected: ExpectedResult) -> None:
     failed = dataclasses.replace(run, outcome=ReceiptOutcome.FAILED, error=ErrorCode.RELEASE_WITHHELD)
     statement = parse_statement(make_statement(failed))
-    assert statement.predicate.runDetails.byproducts[0].annotations["error"] == "release-withheld"
+    assert statement.summary.error is ErrorCode.RELEASE_WITHHELD
     checks = appraise_statement(statement, demanding(expected), first=2)
     assert "receipt-privacy" not in [check.code for check in checks]

@@ -21,7 +21,8 @@ from trainer.errors import ErrorCode, JobError, TrainerError
 from trainer.job.job_keys import JobKeys
 from trainer.job.workspace import Workspace
 from trainer.receipt.dsse import sign_envelope
-from trainer.receipt.statement import ReceiptOutcome, StatementInputs, make_statement
+from trainer.receipt.statement import ReceiptOutcome
+from trainer.receipt.statement_writer import StatementInputs, make_statement
 from trainer.sealing.bundle import OpenedBundle
 from trainer.spec import JobSpec
 from trainer.tee.quoted_evidence import collect

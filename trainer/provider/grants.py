@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.errors import ErrorCode, UsageError
-from trainer.models import Sha256Hex, Strict
+from trainer.models import Strict
 from trainer.provider.dataset_files import count_rows, row_schema_for
 from trainer.provider.local_files import read_small_file
 from trainer.sealing.age import parse_recipient
-from trainer.sealing.bundle import Grant, GrantDemands, PrivacyDemand
+from trainer.sealing.bundle import Grant, GrantDemands, Manifest, PrivacyDemand
 from trainer.sealing.seal import seal
 
 GRANT_SECONDS: Final = 7 * 86400
@@ -27,11 +27,21 @@ SealingProgress = Callable[[int, int], None]
 
 
 class GrantRecord(Strict):
-    """What the provider keeps of a sealed dataset: the grant with its token, and the digest of the manifest."""
+    """What the provider keeps of a sealed dataset: the grant with its token, and which files were sealed."""
 
     grant: Grant
-    manifest_sha256: Sha256Hex
+    manifest: Manifest
     rows: int
+
+    @property
+    def manifest_sha256(self) -> str:
+        """Digest of the manifest, by which receipts name the dataset."""
+        return self.manifest.sha256()
+
+    @property
+    def file_sha256(self) -> dict[str, str]:
+        """Maps each file of the dataset to its SHA-256."""
+        return {name: file.sha256 for name, file in self.manifest.files.items()}
 
 
 def make_grant(
@@ -131,7 +141,7 @@ def seal_dataset(
         now=now,
         progress=(lambda done: progress(min(done, total), total)) if progress else None,
     )
-    return GrantRecord(grant=grant, manifest_sha256=manifest.sha256(), rows=rows.total())
+    return GrantRecord(grant=grant, manifest=manifest, rows=rows.total())
 
 
 def read_grant_record(path: Path) -> GrantRecord:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.attestation.checks import Check, CheckState
@@ -18,9 +19,9 @@ from trainer.error_document import MAX_FAILURE_REPORT_BYTES, FailureReport
 from trainer.errors import ErrorCode, JobError, UsageError, VerificationError
 from trainer.provider.grants import GrantRecord
 from trainer.receipt.dsse import MAX_ENVELOPE_BYTES, verify_envelope
-from trainer.receipt.receipt_appraisal import ExpectedResult, appraise_statement
-from trainer.receipt.statement import UNSIGNED_FILES, ReceiptOutcome, Statement, parse_statement
-from trainer.sealing.age import Identity
+from trainer.receipt.receipt_appraisal import FAILURE_REPORT, ExpectedResult, GrantTerms, appraise_statement
+from trainer.receipt.statement import UNSIGNED_FILES, Statement, parse_statement
+from trainer.sealing.age import Identity, count_stanzas
 from trainer.sealing.archive import ArchiveLimits
 from trainer.sealing.sealed_result import open_result
 
@@ -33,27 +34,18 @@ class OpenedResult:
         folder: directory of the opened result.
         statement: the statement of its receipt.
         checks: the checks that it passed.
+        failure: the error of a failed job, from its sealed report; None if the job succeeded.
     """
 
     folder: Path
     statement: Statement
     checks: tuple[Check, ...]
+    failure: JobError | None = None
 
     @property
     def adapter(self) -> Path:
         """Directory of the LoRA adapter, in PEFT's layout."""
         return self.folder / "adapter"
-
-    @property
-    def failure(self) -> JobError | None:
-        """The error of a failed job, from its sealed report; None if the job succeeded."""
-        if self.statement.outcome is ReceiptOutcome.SUCCEEDED:
-            return None
-        try:
-            with (self.folder / "report" / "failure.json").open("rb") as file:
-                return FailureReport.parse(file.read(MAX_FAILURE_REPORT_BYTES + 1)).as_error()
-        except ValueError:
-            return JobError(ErrorCode.JOB_FAILED, "the job failed, and its failure report cannot be read")
 
 
 def open_sealed_result(
@@ -81,18 +73,24 @@ def open_sealed_result(
     # Decrypted beside the target, so that plaintext appears there by one rename after the last check.
     with _temporary_sibling(target) as folder:
         open_result(source, identities, folder, limits=ArchiveLimits())
-        statement, checks = check_result(folder, identities, record=record, grant=grant)
+        with source.open("rb") as sealed:
+            stanzas = count_stanzas(sealed)
+        opened = check_result(folder, identities, record=record, grant=grant, stanzas=stanzas)
         folder.rename(target)
-    return OpenedResult(target, statement, checks)
+    return replace(opened, folder=target)
 
 
 def check_result(
-    folder: Path, identities: Sequence[Identity], *, record: Record, grant: GrantRecord | None
-) -> tuple[Statement, tuple[Check, ...]]:
+    folder: Path, identities: Sequence[Identity], *, record: Record, grant: GrantRecord | None, stanzas: int
+) -> OpenedResult:
     """Checks an opened result against its receipt, and the receipt against the attested job.
 
-    Returns:
-        The statement of the receipt and the checks.
+    Args:
+        folder: the opened result.
+        identities: the provider's.
+        record: as for `open_sealed_result`.
+        grant: as for `open_sealed_result`.
+        stanzas: how many stanzas the sealed file has.
 
     Raises:
         VerificationError: the receipt is missing or not signed by the attested key, or a check fails.
@@ -103,7 +101,6 @@ def check_result(
     signature = Check(
         1, "receipt-signature", "signed by the attested receipt key", CheckState.AFFIRMED, None, None, None
     )
-    content = appraise_statement(statement, _make_expectation(folder, identities, record, grant), first=2)
     # The result contains evidence that the job made at its end, whose quote binds the digest of this statement.
     evidence = parse_evidence(_read_limited(folder, "evidence.json", MAX_ENVELOPE_BYTES))
     quoted = appraise_receipt(
@@ -114,9 +111,22 @@ def check_result(
         policy=record.policy,
         now=record.result.appraised_at,
     )
-    checks = (signature, *content, *quoted)
+    report = _read_failure_report(folder)
+    expected = ExpectedResult(
+        job_spec_sha256=record.result.job_spec_sha256,
+        compose_sha256=record.evidence.compose_hash.removeprefix("sha256:"),
+        files=_file_digests(folder),
+        failure=report.code.value if report else None,
+        stanzas=stanzas,
+        attested_at=record.result.claims.issued_at,
+        quoted_at=evidence.claims.issued_at,
+        opened_at=int(time.time()),
+        terms=_terms(grant) if grant else None,
+        own_recipients=frozenset(str(identity.recipient()) for identity in identities),
+    )
+    checks = (signature, *appraise_statement(statement, expected, first=2), *quoted)
     _require_passed(checks)
-    return statement, checks
+    return OpenedResult(folder, statement, checks, report.as_error() if report else None)
 
 
 def _require_passed(checks: Sequence[Check]) -> None:
@@ -131,26 +141,32 @@ def _require_passed(checks: Sequence[Check]) -> None:
             )
 
 
-def _make_expectation(
-    folder: Path, identities: Sequence[Identity], record: Record, grant: GrantRecord | None
-) -> ExpectedResult:
-    """Returns what the receipt must state, from the appraisal, the grant, and the files that were opened."""
-    hashes = {
+def _file_digests(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of each file that the statement must list, by its name."""
+    return {
         name: file_sha256(path)
         for path in folder.rglob("*")
         if path.is_file() and (name := path.relative_to(folder).as_posix()) not in UNSIGNED_FILES
     }
-    # Without the grant, which lists all recipients, the receipt must name at least one of the provider's own.
-    own_recipients = frozenset(str(identity.recipient()) for identity in identities)
-    return ExpectedResult(
-        job_spec_sha256=record.result.job_spec_sha256,
-        compose_sha256=record.evidence.compose_hash.removeprefix("sha256:"),
-        files=hashes,
-        recipients=frozenset(grant.grant.recipients) if grant else own_recipients,
-        exact=grant is not None,
-        manifest_sha256=grant.manifest_sha256 if grant else None,
-        max_epsilon=grant.grant.require.privacy.max_epsilon if grant and grant.grant.require else None,
-        max_delta=grant.grant.require.privacy.max_delta if grant and grant.grant.require else None,
+
+
+def _read_failure_report(folder: Path) -> FailureReport | None:
+    """Returns the failure report; None if there is none that can be read."""
+    try:
+        with (folder / FAILURE_REPORT).open("rb") as file:
+            return FailureReport.parse(file.read(MAX_FAILURE_REPORT_BYTES + 1))
+    except (OSError, ValueError):
+        return None
+
+
+def _terms(record: GrantRecord) -> GrantTerms:
+    privacy = record.grant.require.privacy if record.grant.require else None
+    return GrantTerms(
+        recipients=frozenset(record.grant.recipients),
+        manifest_sha256=record.manifest_sha256,
+        dataset_files=record.file_sha256,
+        max_epsilon=privacy.max_epsilon if privacy else None,
+        max_delta=privacy.max_delta if privacy else None,
     )
 
 

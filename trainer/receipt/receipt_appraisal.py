@@ -2,55 +2,97 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from trainer.attestation.checks import Check, CheckState
+from trainer.attestation.result.attestation_result import CLOCK_SKEW_SECONDS
 from trainer.encoding import canonical_json, sha256_hex
-from trainer.receipt.statement import ReceiptOutcome, Statement, recipient_fingerprint
+from trainer.receipt.statement import (
+    ReceiptOutcome,
+    Statement,
+    dataset_dependencies,
+    model_dependencies,
+    recipient_fingerprint,
+)
+
+ADAPTER_FILES: Final = frozenset({"adapter/adapter_config.json", "adapter/adapter_model.safetensors"})
+FAILURE_REPORT: Final = "report/failure.json"
+
+
+@dataclass(frozen=True)
+class GrantTerms:
+    """What the provider's record of its grant says a result must be.
+
+    Args:
+        recipients: age recipients of the result, and no others.
+        manifest_sha256: digest of the dataset's manifest.
+        dataset_files: maps each file of the dataset to its SHA-256.
+        max_epsilon: largest ε that the grant accepts; None if it demands no differential privacy.
+        max_delta: largest δ that the grant accepts; None likewise.
+    """
+
+    recipients: frozenset[str]
+    manifest_sha256: str
+    dataset_files: Mapping[str, str]
+    max_epsilon: float | None = None
+    max_delta: float | None = None
 
 
 @dataclass(frozen=True)
 class ExpectedResult:
-    """What the provider compares a statement with; nothing here comes from the job's result.
+    """What the provider compares a statement with: what it knew before, and what it found in the opened result.
 
     Args:
         job_spec_sha256: digest of the attested job spec.
         compose_sha256: attested compose hash.
         files: maps each file of the opened result, except the receipt and its evidence, to its SHA-256.
-        recipients: the grant's recipients, or the provider's own if it no longer has the grant.
-        exact: whether `recipients` are the grant's, so that no other may be listed.
-        manifest_sha256: digest of the dataset's manifest; None if the provider no longer has it.
-        max_epsilon: largest ε that the grant accepts; None if it demands no differential privacy.
-        max_delta: largest δ that the grant accepts; None likewise.
+        failure: error code in the opened failure report; None if there is none that can be read.
+        stanzas: how many stanzas the sealed file has, each of which lets one recipient open it.
+        attested_at: when the claims that the dataset was sealed to were issued, Unix seconds.
+        quoted_at: when the claims beside the receipt were issued, Unix seconds.
+        opened_at: when the result was opened, Unix seconds.
+        terms: the grant's; None if the provider no longer has its record.
+        own_recipients: age recipients of the provider's identities, for want of a grant.
     """
 
     job_spec_sha256: str
     compose_sha256: str
     files: Mapping[str, str]
-    recipients: frozenset[str]
-    exact: bool
-    manifest_sha256: str | None
-    max_epsilon: float | None = None
-    max_delta: float | None = None
+    failure: str | None
+    stanzas: int
+    attested_at: int
+    quoted_at: int
+    opened_at: int
+    terms: GrantTerms | None
+    own_recipients: frozenset[str] = frozenset()
 
 
 def appraise_statement(statement: Statement, expected: ExpectedResult, *, first: int = 1) -> tuple[Check, ...]:
     """Appraises a statement whose signature was verified. All checks are reported; numbers start at `first`.
 
     1. `receipt-files`: the statement's subjects and the files are equal in names and digests.
-    2. `receipt-job-spec`: the job spec in the statement has the digest that the statement gives, and that is the
+    2. `receipt-outcome`: a success has an adapter and no failure report; a failure has one with the stated code.
+    3. `receipt-job-spec`: the job spec in the statement has the digest that the statement gives, and that is the
        attested one.
-    3. `receipt-app`: the builder is the app whose compose hash was attested.
-    4. `receipt-dataset`: the dataset is the one that was sealed.
-    5. `receipt-recipients`: the result was sealed to the recipients of the grant and to no others.
-    6. `receipt-privacy`, if the grant demands it: ε and δ of the weights are within the budget.
+    4. `receipt-app`: the builder is the app whose compose hash was attested.
+    5. `receipt-base-model`: every file that the job spec pins is listed once, with its digest.
+    6. `receipt-dataset`: the dataset is the one that was sealed; its files are listed, and nothing else is.
+    7. `receipt-recipients`: the result was sealed to the recipients of the grant and to no others.
+    8. `receipt-times`: the run began after the claims were issued, ended when the receipt was quoted, and not in
+       the future.
+    9. `receipt-privacy`, if the grant demands it: ε and δ of the weights are within the budget.
     """
     checks = (
         _check_files(statement, expected),
+        _check_outcome(statement, expected),
         *_check_origin(statement, expected),
+        *_check_inputs(statement, expected),
         _check_recipients(statement, expected),
-        *_check_privacy(statement, expected),
+        _check_times(statement, expected),
+        *_check_privacy(statement, expected.terms),
     )
     return tuple(replace(check, number=first + index) for index, check in enumerate(checks))
 
@@ -72,10 +114,27 @@ def _check_files(statement: Statement, expected: ExpectedResult) -> Check:
     )
 
 
+def _check_outcome(statement: Statement, expected: ExpectedResult) -> Check:
+    summary = statement.summary
+    error = None if summary.error is None else summary.error.value
+    if summary.outcome is ReceiptOutcome.SUCCEEDED:
+        wanted, is_complete = "an adapter and no failure report", statement.files.keys() >= ADAPTER_FILES
+        holds = is_complete and error is None and FAILURE_REPORT not in statement.files
+    else:
+        wanted, holds = f"a failure report with the code {error}", error is not None and expected.failure == error
+    found = "another set of files" if expected.failure is None else f"a failure report with {expected.failure}"
+    return _judge(
+        "receipt-outcome",
+        "the files are those of such an outcome",
+        wanted,
+        wanted if holds else found,
+        holds=holds,
+    )
+
+
 def _check_origin(statement: Statement, expected: ExpectedResult) -> Iterator[Check]:
-    """Yields the checks of what the result was made by and from: job spec, app and dataset."""
-    build, wanted = statement.predicate.buildDefinition, expected.job_spec_sha256
-    parameters = build.externalParameters
+    """Yields the checks of what the result was made by: job spec and app."""
+    wanted, parameters = expected.job_spec_sha256, statement.predicate.buildDefinition.externalParameters
     # The statement has the text and its digest. The digest is computed again from the text, so that whoever reads
     # the text reads what was attested.
     recomputed = sha256_hex(canonical_json(parameters.jobSpec))
@@ -86,25 +145,42 @@ def _check_origin(statement: Statement, expected: ExpectedResult) -> Iterator[Ch
     found = statement.predicate.runDetails.builder.id
     yield _judge("receipt-app", "made by the attested app", wanted, found, holds=found == wanted)
 
-    code, title = "receipt-dataset", "trained on the dataset that was sealed"
-    found = build.internalParameters.datasetManifestSha256
-    if expected.manifest_sha256 is None:
-        yield Check(0, code, title, CheckState.NOT_DEMANDED, None, found, "no grant at hand to compare with")
-    else:
-        yield _judge(code, title, expected.manifest_sha256, found, holds=found == expected.manifest_sha256)
+
+def _check_inputs(statement: Statement, expected: ExpectedResult) -> Iterator[Check]:
+    """Yields the checks of what the result was made from: base model and dataset."""
+    build = statement.predicate.buildDefinition
+    listed = Counter((resource.name, resource.digest.sha256) for resource in build.resolvedDependencies)
+    pinned = Counter(model_dependencies(build.externalParameters.jobSpec))
+    missing = pinned - listed
+    found = f"{len(pinned)} files" if pinned and not missing else f"all but {len(missing)} of them"
+    yield _judge(
+        "receipt-base-model",
+        "trained on the base model that the job spec pins",
+        f"{len(pinned)} files",
+        found,
+        holds=bool(pinned) and not missing,
+    )
+
+    code, title = "receipt-dataset", "trained on the dataset that was sealed, and on nothing else"
+    manifest = build.internalParameters.datasetManifestSha256
+    if expected.terms is None:
+        yield Check(0, code, title, CheckState.NOT_DEMANDED, None, manifest, "no grant at hand to compare with")
+        return
+    wanted, sealed = expected.terms.manifest_sha256, Counter(dataset_dependencies(expected.terms.dataset_files))
+    same_files = listed - pinned == sealed
+    found = manifest if same_files else f"{manifest}, with other files"
+    yield _judge(code, title, wanted, found, holds=same_files and manifest == wanted)
 
 
-def _check_privacy(statement: Statement, expected: ExpectedResult) -> tuple[Check, ...]:
+def _check_privacy(statement: Statement, terms: GrantTerms | None) -> tuple[Check, ...]:
     """Returns the check of the privacy budget; none if no budget is demanded or the job failed without weights."""
-    if (
-        expected.max_epsilon is None
-        or expected.max_delta is None
-        or statement.outcome is not ReceiptOutcome.SUCCEEDED
-    ):
+    if terms is None or terms.max_epsilon is None or terms.max_delta is None:
+        return ()
+    if statement.outcome is not ReceiptOutcome.SUCCEEDED:
         return ()
     found = statement.privacy.get("differential") if isinstance(statement.privacy, dict) else None
     numbers = [found.get(name) if isinstance(found, dict) else None for name in ("epsilon", "delta")]
-    limits = (expected.max_epsilon, expected.max_delta)
+    limits = (terms.max_epsilon, terms.max_delta)
     # A missing value fails. `bool` is a subclass of `int` in Python: `true` is not an epsilon of 1.
     holds = all(
         isinstance(number, int | float) and not isinstance(number, bool) and number <= limit
@@ -116,14 +192,30 @@ def _check_privacy(statement: Statement, expected: ExpectedResult) -> tuple[Chec
 
 
 def _check_recipients(statement: Statement, expected: ExpectedResult) -> Check:
-    # Without its grant, the provider can check that it is a recipient, but not that it is the only one.
-    found = set(statement.predicate.buildDefinition.internalParameters.recipients)
-    wanted = {recipient_fingerprint(recipient) for recipient in expected.recipients}
-    holds = found == wanted if expected.exact else bool(found & wanted)
+    code, found = "receipt-recipients", set(statement.predicate.buildDefinition.internalParameters.recipients)
+    if expected.terms is None:
+        # The provider can check that it is a recipient, but not that it is the only one.
+        own = {recipient_fingerprint(recipient) for recipient in expected.own_recipients}
+        return _judge(code, "sealed to us", _joined(own), _joined(found), holds=bool(found & own))
+    wanted = {recipient_fingerprint(recipient) for recipient in expected.terms.recipients}
+    title, is_exact = "sealed to those granted, and nobody else", expected.stanzas == len(wanted)
+    if found == wanted and not is_exact:
+        # A stanza does not show whose it is, but each opens the file for one recipient: one more is a stranger's.
+        return _judge(code, title, f"{len(wanted)} stanzas", f"{expected.stanzas} stanzas", holds=False)
+    return _judge(code, title, _joined(wanted), _joined(found), holds=found == wanted)
+
+
+def _joined(fingerprints: set[str]) -> str:
+    return ", ".join(sorted(fingerprints))
+
+
+def _check_times(statement: Statement, expected: ExpectedResult) -> Check:
+    started, finished = statement.predicate.runDetails.metadata.seconds()
+    earliest, latest = expected.attested_at - CLOCK_SKEW_SECONDS, expected.opened_at + CLOCK_SKEW_SECONDS
     return _judge(
-        "receipt-recipients",
-        "sealed to those granted, and nobody else" if expected.exact else "sealed to us",
-        ", ".join(sorted(wanted)),
-        ", ".join(sorted(found)),
-        holds=holds,
+        "receipt-times",
+        "the run lies between the attested claims and now",
+        f"from {earliest} to {latest}, quoted at its end",
+        f"from {started} to {finished}, quoted at {expected.quoted_at}",
+        holds=earliest <= started <= finished <= latest and finished == expected.quoted_at,
     )

@@ -10,23 +10,22 @@ Sources: in-toto.io/Statement/v1 and slsa.dev/spec/v1.0/provenance. Fields have 
 | `buildDefinition.resolvedDependencies` | the files of the base model and of the dataset, by SHA-256 |
 | `runDetails.builder` | compose hash of the measured app, versions of the libraries |
 | `runDetails.metadata` | start and end, UTC |
-| `runDetails.byproducts` | outcome, metrics, privacy of the weights; the error code of a failure |
+| `runDetails.byproducts` | one JSON document: outcome, metrics, privacy of the weights; error code |
 """
 
 from __future__ import annotations
 
+import base64
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import AfterValidator, Field, JsonValue, TypeAdapter, ValidationError, field_validator
 
 from trainer.encoding import canonical_json, parse_json, sha256_hex
 from trainer.errors import ErrorCode, VerificationError
-from trainer.models import Sha256Hex, Strict, UnixTime
-from trainer.spec import JobSpec
+from trainer.models import Sha256Hex, Strict, parse_strict
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
@@ -34,7 +33,14 @@ BUILD_TYPE: Final = "urn:confidential-trainer:lora-fine-tuning:v1"
 UNSIGNED_FILES: Final = frozenset({"receipt.json", "evidence.json"})
 """Files of a result that the statement cannot list: the receipt itself, and the evidence over the receipt."""
 
-Timestamp = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+
+def _require_moment(text: str) -> str:
+    datetime.datetime.fromisoformat(text)  # raises for the 30th of February
+    return text
+
+
+Timestamp = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"), AfterValidator(_require_moment)]
+"""A moment in UTC, to the second, as SLSA writes it."""
 
 
 class ReceiptOutcome(StrEnum):
@@ -93,12 +99,53 @@ class BuildMetadata(Strict):
     startedOn: Timestamp  # noqa: N815
     finishedOn: Timestamp  # noqa: N815
 
+    def seconds(self) -> tuple[int, int]:
+        """Returns start and end in Unix seconds."""
+        moments = (datetime.datetime.fromisoformat(text) for text in (self.startedOn, self.finishedOn))
+        started, finished = (int(moment.timestamp()) for moment in moments)
+        return started, finished
+
+
+class RunSummary(Strict):
+    """How the run ended: the document inside the byproduct.
+
+    Attributes:
+        outcome: whether the job made weights.
+        error: error code of a failure; None on success.
+        metrics: what the worker reported: losses, tokens, steps, seconds.
+        privacy: ε and δ of the weights and results of the memorisation audit; None if the job measured neither.
+    """
+
+    outcome: ReceiptOutcome
+    error: ErrorCode | None = None
+    metrics: dict[str, JsonValue]
+    privacy: JsonValue = None
+
+
+_RUN_SUMMARY: Final = TypeAdapter(RunSummary)
+
 
 class Byproduct(Strict):
-    """SLSA byproduct: outcome, metrics, privacy and error code."""
+    """SLSA byproduct: an in-toto ResourceDescriptor that contains a `RunSummary`, in base64 of canonical JSON."""
 
     name: Literal["outcome"]
-    annotations: dict[str, JsonValue]
+    mediaType: Literal["application/json"]  # noqa: N815
+    content: str
+
+    @field_validator("content")
+    @classmethod
+    def _require_one_reading(cls, content: str) -> str:
+        data = base64.b64decode(content, validate=True)
+        parse_strict(_RUN_SUMMARY, data)
+        # Another text for the same summary would be a second statement that says the same.
+        if base64.b64encode(canonical_json(parse_json(data))).decode() != content:
+            raise ValueError("the content is not in canonical form")
+        return content
+
+    @property
+    def summary(self) -> RunSummary:
+        """The document."""
+        return parse_strict(_RUN_SUMMARY, base64.b64decode(self.content))
 
 
 class RunDetails(Strict):
@@ -130,53 +177,24 @@ class Statement(Strict):
         return {resource.name: resource.digest.sha256 for resource in self.subject}
 
     @property
+    def summary(self) -> RunSummary:
+        """How the run ended."""
+        return self.predicate.runDetails.byproducts[0].summary
+
+    @property
     def outcome(self) -> ReceiptOutcome:
         """Whether the job made weights."""
-        return ReceiptOutcome(str(self.predicate.runDetails.byproducts[0].annotations.get("outcome")))
+        return self.summary.outcome
 
     @property
     def metrics(self) -> Mapping[str, JsonValue]:
         """Metrics that the worker reported: losses, tokens, steps, seconds."""
-        metrics = self.predicate.runDetails.byproducts[0].annotations.get("metrics")
-        return metrics if isinstance(metrics, dict) else {}
+        return self.summary.metrics
 
     @property
     def privacy(self) -> JsonValue:
         """ε and δ of the weights and results of the memorisation audit; None if the job measured neither."""
-        return self.predicate.runDetails.byproducts[0].annotations.get("privacy")
-
-
-@dataclass(frozen=True)
-class StatementInputs:
-    """Everything that a statement is made from.
-
-    Args:
-        spec: the job spec.
-        files: maps each file of the result to its SHA-256.
-        dataset_files: maps each data file of the bundle to its SHA-256.
-        dataset_manifest_sha256: digest of the bundle's manifest.
-        recipients: the grant's age recipients, as text.
-        compose_sha256: measured compose hash.
-        software: library names and versions.
-        started_at: Unix seconds.
-        finished_at: Unix seconds.
-        outcome: whether the job made weights.
-        metrics: what the worker reported.
-        error: error code of a failure.
-    """
-
-    spec: JobSpec
-    files: Mapping[str, str]
-    dataset_files: Mapping[str, str]
-    dataset_manifest_sha256: str
-    recipients: tuple[str, ...]
-    compose_sha256: str
-    software: Mapping[str, str]
-    started_at: UnixTime
-    finished_at: UnixTime
-    outcome: ReceiptOutcome
-    metrics: Mapping[str, JsonValue]
-    error: ErrorCode | None = None
+        return self.summary.privacy
 
 
 def recipient_fingerprint(recipient: str) -> str:
@@ -188,64 +206,22 @@ def recipient_fingerprint(recipient: str) -> str:
     return sha256_hex(recipient.encode())
 
 
-def make_statement(inputs: StatementInputs) -> bytes:
-    """Returns the statement as canonical JSON, the payload of the DSSE envelope."""
-    document = {
-        "_type": STATEMENT_TYPE,
-        "subject": [_resource_descriptor(name, digest) for name, digest in sorted(inputs.files.items())],
-        "predicateType": PREDICATE_TYPE,
-        "predicate": {"buildDefinition": _build_definition(inputs), "runDetails": _run_details(inputs)},
-    }
-    return canonical_json(document)
+def model_dependencies(job_spec: Mapping[str, JsonValue]) -> list[tuple[str, str]]:
+    """Returns name and SHA-256 of each file of the base model that a job spec pins, as a statement lists them.
+
+    Args:
+        job_spec: the job spec as written; empty lists come from one that is none.
+    """
+    model = job_spec.get("model")
+    files = model.get("model_file_sha256") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(files, dict):
+        return []
+    return [(f"{model.get('model_name_or_path')}/{name}", str(digest)) for name, digest in sorted(files.items())]
 
 
-def _resource_descriptor(name: str, digest: str) -> dict[str, JsonValue]:
-    return {"name": name, "digest": {"sha256": digest}}
-
-
-def _build_definition(inputs: StatementInputs) -> dict[str, JsonValue]:
-    model = [
-        _resource_descriptor(f"{inputs.spec.model.model_name_or_path}/{name}", digest)
-        for name, digest in sorted(inputs.spec.model.model_file_sha256.items())
-    ]
-    data = [_resource_descriptor(f"data/{name}", digest) for name, digest in sorted(inputs.dataset_files.items())]
-    return {
-        "buildType": BUILD_TYPE,
-        "externalParameters": {
-            # As written, without defaults: the digest of its canonical JSON is then the attested one.
-            "jobSpec": inputs.spec.model_dump(mode="json", exclude_unset=True),
-            "jobSpecSha256": inputs.spec.sha256(),
-        },
-        "internalParameters": {
-            "recipients": [recipient_fingerprint(recipient) for recipient in inputs.recipients],
-            "datasetManifestSha256": inputs.dataset_manifest_sha256,
-        },
-        "resolvedDependencies": [*model, *data],
-    }
-
-
-def _run_details(inputs: StatementInputs) -> dict[str, JsonValue]:
-    annotations: dict[str, JsonValue] = {"outcome": inputs.outcome.value, "metrics": dict(inputs.metrics)}
-    if inputs.error is not None:
-        annotations["error"] = inputs.error.value
-    # Beside the metrics too: `receipt_appraisal` compares this ε and δ with what the grant demands.
-    if inputs.metrics.get("privacy") is not None:
-        annotations["privacy"] = inputs.metrics["privacy"]
-    started, finished = (
-        datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        for seconds in (inputs.started_at, inputs.finished_at)
-    )
-    return {
-        "builder": {
-            "id": f"urn:confidential-trainer:compose:sha256:{inputs.compose_sha256}",
-            "version": dict(inputs.software),
-        },
-        "metadata": {
-            "startedOn": started,
-            "finishedOn": finished,
-        },
-        "byproducts": [{"name": "outcome", "annotations": annotations}],
-    }
+def dataset_dependencies(files: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Returns name and SHA-256 of each data file, as a statement lists them; `files` has them by manifest name."""
+    return [(f"data/{name}", digest) for name, digest in sorted(files.items())]
 
 
 def parse_statement(payload: bytes) -> Statement:
@@ -257,7 +233,6 @@ def parse_statement(payload: bytes) -> Statement:
     try:
         parse_json(payload)  # refuses duplicate keys
         statement = Statement.model_validate_json(payload)
-        statement.outcome  # noqa: B018 -- raises ValueError for an unknown outcome
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))

@@ -23,6 +23,7 @@ checkpoint do that.
 
 from trainer.sealing.age.age_files import decrypt_file, encrypt_file
 from trainer.sealing.age.armor import ArmorReader
+from trainer.sealing.age.header import count_stanzas
 from trainer.sealing.age.hybrid import HybridIdentity, HybridRecipient
 from trainer.sealing.age.identity import Identity, Recipient, RecipientType
 from trainer.sealing.age.keys import (
@@ -50,6 +51,7 @@ __all__ = [
     "Stanza",
     "X25519Identity",
     "X25519Recipient",
+    "count_stanzas",
     "decrypt",
     "decrypt_file",
     "decrypting_reader",

@@ -111,6 +111,15 @@ def read_header(source: BinaryIO, identities: Sequence[Identity]) -> OpenedHeade
     return OpenedHeader(_payload_cipher(file_key, nonce), header.size + _NONCE_BYTES)
 
 
+def count_stanzas(source: BinaryIO) -> int:
+    """Returns the number of stanzas in the header of an age file, read from its start; verifies nothing.
+
+    Raises:
+        SealingError: HEADER_INVALID.
+    """
+    return len(_parse_header(source).stanzas)
+
+
 def _require_one_recipient_type(recipients: Sequence[Recipient]) -> None:
     recipient_types = {recipient.recipient_type for recipient in recipients}
     if not recipient_types:

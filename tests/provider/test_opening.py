@@ -1,0 +1,181 @@
+"""Opening a sealed result: all that was agreed before is compared; if one thing differs, nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from trainer.attestation.evidence import ReceiptClaims
+from trainer.attestation.result.record import Record
+from trainer.encoding import sha256_hex
+from trainer.error_document import FailureReport
+from trainer.errors import ErrorCode, JobError, TrainerError, VerificationError
+from trainer.job.outcome import tree_digests
+from trainer.provider.grants import GrantRecord
+from trainer.provider.opening import OpenedResult, open_sealed_result
+from trainer.receipt.dsse import sign_envelope
+from trainer.receipt.statement import ReceiptOutcome
+from trainer.receipt.statement_writer import StatementInputs, make_statement
+from trainer.sealing.age import X25519Identity, generate_identity
+from trainer.sealing.bundle import Grant, Manifest, ManifestFile
+from trainer.sealing.sealed_result import seal_result
+from trainer.simulator.appraisal_world import World, honest_world
+from trainer.spec import JobSpec, parse_job_spec
+
+SPEC = f"""\
+version: 1
+model:
+  model_name_or_path: ./model
+  model_file_sha256: {{config.json: {"a" * 64}, model.safetensors: {"b" * 64}}}
+"""
+IDENTITY, BACKUP = generate_identity(), generate_identity()
+RECEIPT_KEY = ec.derive_private_key(7, ec.SECP256R1())  # the one in the simulator's claims
+FILES = {
+    "adapter/adapter_config.json": b"{}",
+    "adapter/adapter_model.safetensors": b"\x02\0\0\0\0\0\0\0{}",
+}
+
+
+@dataclass(frozen=True)
+class Sealing:
+    """A result as an honest job seals it; tests change one thing."""
+
+    world: World
+    spec: JobSpec
+    statement: Mapping[str, Any]
+    files: Mapping[str, bytes]
+    also_sealed_to: tuple[X25519Identity | Any, ...] = ()
+    quoted_at: int | None = None
+
+    def seal(self, folder: Path) -> Path:
+        tree = folder / "tree"
+        for name, content in self.files.items():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_bytes(content)
+        now = self.world.now
+        inputs = StatementInputs(
+            spec=self.spec,
+            files=tree_digests(tree),
+            dataset_files={"train.jsonl": "3" * 64},
+            dataset_manifest_sha256=grant_record(self.spec).manifest_sha256,
+            recipients=grant_record(self.spec).grant.recipients,
+            compose_sha256=self.world.vm.compose_hash.hex(),
+            software={"torch": "2.13.0"},
+            started_at=now,
+            finished_at=now + 60,
+            outcome=ReceiptOutcome.SUCCEEDED,
+            metrics={},
+        )
+        statement = make_statement(replace(inputs, **self.statement))
+        claims = ReceiptClaims(
+            version=1,
+            purpose="receipt",
+            job_spec_sha256=self.spec.sha256(),
+            statement_sha256=sha256_hex(statement),
+            issued_at=self.quoted_at or self.statement.get("finished_at", now + 60),
+        )
+        (tree / "receipt.json").write_bytes(sign_envelope(statement, RECEIPT_KEY))
+        (tree / "evidence.json").write_bytes(self.world.evidence(claims).canonical())
+        recipients = [identity.recipient() for identity in (IDENTITY, BACKUP, *self.also_sealed_to)]
+        seal_result(tree, folder / "result.tar.age", recipients)
+        return folder / "result.tar.age"
+
+    def record(self) -> Record:
+        world = self.world
+        return Record(world.appraise(), world.evidence(), world.collateral, world.policy)
+
+
+def grant_record(spec: JobSpec) -> GrantRecord:
+    grant = Grant(
+        version=1,
+        job_spec_sha256=spec.sha256(),
+        recipients=(str(IDENTITY.recipient()), str(BACKUP.recipient())),
+        expires_at=2_000_000_000,
+        token="cd" * 32,
+    )
+    manifest = Manifest(version=1, files={"train.jsonl": ManifestFile(sha256="3" * 64, size=1)})
+    return GrantRecord(grant=grant, manifest=manifest, rows=1)
+
+
+@pytest.fixture
+def sealing() -> Sealing:
+    spec = parse_job_spec(SPEC.encode())
+    world = honest_world().claiming(job_spec_sha256=spec.sha256())
+    return Sealing(world.demanding("app", job_spec_sha256=(spec.sha256(),)), spec, {}, FILES)
+
+
+def opened(sealing: Sealing, folder: Path) -> OpenedResult:
+    source, record = sealing.seal(folder), sealing.record()
+    return open_sealed_result(source, [IDENTITY], folder / "out", record=record, grant=grant_record(sealing.spec))
+
+
+def test_an_honest_result_opens(sealing: Sealing, tmp_path: Path) -> None:
+    result = opened(sealing, tmp_path)
+    assert (result.failure, result.adapter) == (None, tmp_path / "out" / "adapter")
+    assert (result.adapter / "adapter_config.json").read_bytes() == b"{}"
+    assert all(check.acceptable for check in result.checks)
+
+
+def test_a_failure_report_opens_to_its_error(sealing: Sealing, tmp_path: Path) -> None:
+    report = FailureReport.of(JobError(ErrorCode.INTERNAL, "it went wrong"))
+    failed = failing(sealing, {"report/failure.json": report.canonical()})
+    failure = opened(failed, tmp_path).failure
+    assert failure is not None
+    assert (failure.code, failure.message) == (ErrorCode.INTERNAL, "it went wrong")
+
+
+def failing(sealing: Sealing, files: Mapping[str, bytes]) -> Sealing:
+    return replace(sealing, statement={"outcome": ReceiptOutcome.FAILED, "error": ErrorCode.INTERNAL}, files=files)
+
+
+def stating(**changes: object) -> Callable[[Sealing], Sealing]:
+    return lambda sealing: replace(sealing, statement={**sealing.statement, **changes})
+
+
+ATTACKS: dict[str, tuple[str, Callable[[Sealing], Sealing]]] = {
+    "a failure without its report": ("receipt-outcome", lambda s: failing(s, {"logs/job.log": b"text"})),
+    "a failure with a report that nobody can read": (
+        "receipt-outcome",
+        lambda s: failing(s, {"report/failure.json": b"{}"}),
+    ),
+    "a success without weights": (
+        "receipt-outcome",
+        lambda s: replace(s, files={"adapter/adapter_config.json": b"{}"}),
+    ),
+    "one recipient more than the grant has": (
+        "receipt-recipients",
+        lambda s: replace(s, also_sealed_to=(generate_identity(),)),
+    ),
+    "an end in the year 2099": ("receipt-times", stating(finished_at=4_070_908_800)),
+    "an end that the quote does not know": ("receipt-times", lambda s: replace(s, quoted_at=s.world.now + 61)),
+    "a start before the evidence": ("receipt-times", stating(started_at=1)),
+    "another dataset's files": ("receipt-dataset", stating(dataset_files={"train.jsonl": "4" * 64})),
+    "no files of a dataset": ("receipt-dataset", stating(dataset_files={})),
+    "one more file of a dataset": (
+        "receipt-dataset",
+        stating(dataset_files={"train.jsonl": "3" * 64, "more.jsonl": "3" * 64}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_one_difference_is_refused_and_nothing_is_written(sealing: Sealing, tmp_path: Path, name: str) -> None:
+    code, change = ATTACKS[name]
+    with pytest.raises(VerificationError) as refused:
+        opened(change(sealing), tmp_path)
+    assert refused.value.code is ErrorCode.RECEIPT_MISMATCH
+    assert f"the check {code} " in refused.value.message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["result.tar.age", "tree"]
+
+
+def test_what_is_no_sealed_file_is_refused(sealing: Sealing, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"no age file")
+    with pytest.raises(TrainerError) as refused:
+        open_sealed_result(tmp_path / "file", [IDENTITY], tmp_path / "out", record=sealing.record(), grant=None)
+    assert refused.value.code is ErrorCode.HEADER_INVALID
+    assert not (tmp_path / "out").exists()
