@@ -238,7 +238,7 @@ class Run:
 
     def until_step(self, step: int = 1) -> None:
         """Wait for an optimizer step."""
-        self.job.wait_event(event="progress", step=step)
+        self.job.wait_for_step("progress", step)
 
     def fetch(self) -> OpenedResult:
         """Watch, pull, open, acknowledge."""

@@ -215,6 +215,18 @@ class Job:
         assert found is not None
         return found
 
+    def wait_for_step(self, event: str, step: int = 1) -> int:
+        """Wait until an event about this step or a later one came: some steps are not published."""
+
+        def find() -> int | None:
+            steps = (found.get("step") for found in self.events if found["event"] == event)
+            return next((found for found in steps if isinstance(found, int) and found >= step), None)
+
+        wait_for(find, self.process)
+        found = find()
+        assert found is not None
+        return found
+
     def wait_for_any(self, *phases: str) -> None:
         """Wait until the job has entered one of these phases."""
         wait_for(lambda: any(event.get("phase") in phases for event in self.events), self.process)

@@ -109,7 +109,7 @@ def start_training(
     ):
         ran = trainer(*step)
         assert ran.code == 0, ran.err
-    job.wait_event(event="progress", step=1)
+    job.wait_for_step("progress")
     return record
 
 

@@ -151,7 +151,7 @@ def test_a_lost_process_costs_time_and_nothing_else(
     spec = write_spec(tmp_path / "job.yaml", train=saving, exchange={"port": free_port(), "linger_seconds": 20})
     job: Job = start_job(spec, "--restarts", "2")
     record = start_training(job, provider, trainer, data, tmp_path, "--recipient", "derived")
-    job.wait_event(event="checkpoint-sealed", step=10)
+    job.wait_for_step("checkpoint-sealed", 10)
     supervisor = supervisor_of(job)
     os.kill(supervisor if victim == "supervisor" else children(supervisor)[victim], signal.SIGKILL)
     step = job.wait_event(event="resumed")["step"]

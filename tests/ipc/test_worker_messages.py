@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import math
 import os
+import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from trainer.errors import DataError, ErrorCode, JobError, UsageError
+from trainer.errors import DataError, ErrorCode, JobError, UnavailableError, UsageError
 from trainer.ipc.worker_messages import (
     FROM_WORKER,
     MAX_MESSAGE_BYTES,
+    MAX_TOTAL_STEPS,
     TO_WORKER,
     Failed,
     Finished,
@@ -29,8 +34,9 @@ from trainer.ipc.worker_messages import (
 from trainer.spec import JobSpec
 
 counts = st.integers(0, 2**53 - 1)
+steps = st.integers(1, MAX_TOTAL_STEPS)
 messages: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Progress, step=counts, total_steps=counts, eta_seconds=st.none() | counts),
+    st.builds(Progress, step=steps, total_steps=steps),
     st.builds(
         Metrics,
         step=counts,
@@ -70,9 +76,10 @@ def test_other_bytes_are_refused(line: bytes) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        b'{"kind": "progress", "step": 1, "total_steps": 2, "eta_seconds": 1, "more": 1}',
-        b'{"kind": "progress", "step": -1, "total_steps": 2, "eta_seconds": 1}',
-        b'{"kind": "progress", "step": "1", "total_steps": 2, "eta_seconds": 1}',
+        b'{"kind": "progress", "step": 1, "total_steps": 2, "eta_seconds": 1}',
+        b'{"kind": "progress", "step": 0, "total_steps": 2}',
+        b'{"kind": "progress", "step": 1, "total_steps": 100000001}',
+        b'{"kind": "progress", "step": "1", "total_steps": 2}',
         b'{"kind": "metrics", "step": 1, "values": {"loss": NaN}}',
         b'{"kind": "failed", "code": "no-such-code", "message": ""}',
         b'{"kind": "other"}',
@@ -138,7 +145,7 @@ def test_long_texts_are_cut_to_fit_the_line() -> None:
 
 def test_messages_are_written_whole() -> None:
     read, write = os.pipe()
-    message = Progress(step=1, total_steps=2, eta_seconds=None)
+    message = Progress(step=1, total_steps=2)
     worker = worker_channel(-1, write)
     worker.send(message)
     worker.close()
@@ -146,3 +153,29 @@ def test_messages_are_written_whole() -> None:
     assert supervisor.receive(timeout=1) == message
     assert supervisor.receive(timeout=1) is None
     supervisor.close()
+
+
+def test_a_message_that_trickles_in_does_not_prolong_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is due meanwhile would become public when the sender wants it to."""
+    reading, writing = os.pipe()
+    supervisor = to_worker_channel(reading, -1)
+    os.write(writing, b" " * 60_000)
+    monkeypatch.setattr("trainer.ipc.channel._READ_BYTES", 1)
+    seconds = itertools.count()
+    monkeypatch.setattr("trainer.ipc.channel.time.monotonic", lambda: next(seconds))
+    with pytest.raises(UnavailableError):
+        supervisor.receive(timeout=10)
+    left = bytearray(4)
+    fcntl.ioctl(reading, termios.FIONREAD, left)
+    assert int.from_bytes(left, sys.byteorder) > 59_000, "it stopped at its deadline"
+    supervisor.close()
+    os.close(writing)
+
+
+def test_a_timeout_of_zero_takes_what_has_arrived() -> None:
+    reading, writing = os.pipe()
+    supervisor, message = to_worker_channel(reading, -1), Progress(step=1, total_steps=2)
+    os.write(writing, FROM_WORKER.encode(message))
+    assert supervisor.receive(timeout=0) == message
+    supervisor.close()
+    os.close(writing)

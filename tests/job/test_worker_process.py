@@ -44,7 +44,19 @@ def channel_to(process: subprocess.Popen[bytes], reading: int) -> Ends:
 
 
 CONFINED = protocol.Confined(sandbox={SandboxProperty.WORKER_NO_NETWORK: True})
-PROGRESS = protocol.Progress(step=1, total_steps=2, eta_seconds=None)
+PROGRESS = protocol.Progress(step=1, total_steps=2)
+
+
+class Heard:
+    """Follows a worker and releases nothing."""
+
+    def wait_seconds(self) -> None: ...
+
+    def release(self) -> None: ...
+
+    def take(self, message: protocol.TrainingMessage) -> None: ...
+
+    def finish(self) -> None: ...
 
 
 def test_its_first_word() -> None:
@@ -81,7 +93,7 @@ def test_it_is_told_of_the_model_only_where_it_prepares(prepares: bool, tmp_path
         started = worker.WorkerProcess(process, channel, ahead if prepares else None)
         started.announce_model()
         with pytest.raises(JobError):  # it says nothing
-            started.train(order, lambda _message: None)
+            started.train(order, Heard())
         assert process.stdout is not None
         instructions: list[protocol.WorkerInstruction]
         instructions = [ahead, protocol.ModelReady(), order] if prepares else [order]
@@ -108,7 +120,7 @@ def test_an_order_that_is_too_large_is_not_taken_for_a_dead_worker(tmp_path: Pat
     files = {f"{number:0510d}": tmp_path / f"{number:0510d}" for number in range(4000)}
     order = protocol.TrainingOrder(spec=spec(), model_dir=tmp_path, data_files=files, output_dir=tmp_path)
     with saying(CONFINED) as started, pytest.raises(JobError) as caught:
-        started.train(order, lambda _message: None)
+        started.train(order, Heard())
     assert caught.value.code is ErrorCode.JOB_FAILED
 
 

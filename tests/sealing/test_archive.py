@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from trainer.errors import ErrorCode, SealingError, UsageError
 from trainer.sealing.archive import (
+    RECORD_BYTES,
     ArchiveLimits,
     ArchiveMember,
     ArchiveReader,
     ArchiveWriter,
     member_header,
+    padded_records,
     require_member_name,
 )
 
@@ -40,7 +42,7 @@ def _read(data: bytes, limits: ArchiveLimits | None = None) -> dict[str, bytes]:
     archive = ArchiveReader(io.BytesIO(data), limits or ArchiveLimits())
     found = {}
     while (member := archive.next_member()) is not None:
-        found[member.name] = archive.read_member(member, 1 << 20)
+        found[member.name] = archive.read_member(member, 1 << 22)
     return found
 
 
@@ -210,6 +212,31 @@ def test_nothing_may_follow(forge: Forge) -> None:
     whole = forge(("a", b"1"))
     for tail in (b"\0", b"x", bytes(10240), forge(("b", b"2"))):
         assert "follows" in _refusal(whole + tail)
+
+
+def test_the_size_of_an_archive_says_little_about_what_is_in_it() -> None:
+    """Who stores sealed files sees their sizes, and a worker that was taken over chooses what it writes."""
+    sizes = {len(_write({"a": bytes(records * RECORD_BYTES + 7)})) for records in range(600)}
+    assert len(sizes) == 63, "of 600"
+    assert all(size % RECORD_BYTES == 0 for size in sizes)
+    assert max(map(padded_records, range(1, 1 << 14))) == 1 << 14
+    assert max(padded_records(records) / records for records in range(1, 1 << 14)) < 1.12
+
+
+@given(st.integers(1, 1 << 40), st.integers(1, 1 << 40))
+def test_padding_keeps_the_order_and_is_padded_already(one: int, other: int) -> None:
+    fewer, more = sorted((one, other))
+    assert fewer <= padded_records(fewer) <= padded_records(more)
+    assert padded_records(padded_records(more)) == padded_records(more)
+
+
+def test_another_amount_of_padding_is_refused() -> None:
+    data = _write({"a": bytes(140 * RECORD_BYTES)})
+    assert len(data) == 144 * RECORD_BYTES
+    assert list(_read(data, ArchiveLimits())) == ["a"]
+    assert "cut short" in _refusal(data[:-RECORD_BYTES])
+    assert "follows" in _refusal(data + bytes(RECORD_BYTES))
+    assert "follows" in _refusal(data[:-1] + b"x")
 
 
 @pytest.mark.parametrize("size", [0, 511, 512, 600, 1024, 1536, 2048, 10239])

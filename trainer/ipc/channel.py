@@ -219,13 +219,17 @@ class Channel(Generic[Incoming, Outgoing]):
             TrainerError: as `MessageFormat.parse`, also for a stream that ends inside a message.
         """
         deadline = _deadline(timeout)
+        has_read = False
         while (message := self._decoder.next_message()) is None:
             if self._reading < 0:
                 return None
-            if not _wait(self._reading, select.POLLIN, deadline):
+            # A sender that trickles a message must not prolong the wait; a timeout of 0 reads what has arrived.
+            is_late = has_read and deadline is not None and time.monotonic() >= deadline
+            if is_late or not _wait(self._reading, select.POLLIN, deadline):
                 raise UnavailableError(ErrorCode.TIMEOUT, "no control message in time")
             if not self._read_block():
                 return None
+            has_read = True
         return message
 
     def receive_available(self) -> list[Incoming] | None:

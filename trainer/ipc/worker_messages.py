@@ -5,7 +5,7 @@ training stack and loads the base model while the job waits for a dataset. A wor
 `TrainingOrder` alone.
 
 Everything here is private: it passes between two processes of the same VM. The supervisor decides what becomes
-public: step counts and the code of a failure, nothing else.
+public, and when: step counts and the code of a failure, nothing else.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from trainer.spec import MAX_SPEC_BYTES, JobSpec
 # A message of the worker: the longest is an `ErrorDocument`, whose fields are limited to fit below 60 KiB.
 MAX_MESSAGE_BYTES: Final = 64 << 10
 MAX_ORDER_BYTES: Final = MAX_SPEC_BYTES + (1 << 20)
+
+MAX_TOTAL_STEPS: Final = 100_000_000
+"""Optimizer steps of a run, as in the job spec: the choice of a number below it is worth 27 bits."""
 
 _Count = Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)]
 _FileName = Annotated[str, Field(min_length=1, max_length=512)]
@@ -94,13 +97,12 @@ class OutputSize(ChannelMessage):
 
 
 class Progress(ChannelMessage):
-    """An optimizer step ended."""
+    """An optimizer step ended; steps follow each other, and the number of all steps stays the same."""
 
-    # Becomes public in full, so it has room for counts alone.
+    # Becomes public, so it has room for counts alone. The supervisor decides when, and estimates the time left.
     kind: Literal["progress"] = "progress"
-    step: _Count
-    total_steps: _Count
-    eta_seconds: _Count | None
+    step: Annotated[int, Field(ge=1, le=MAX_TOTAL_STEPS)]
+    total_steps: Annotated[int, Field(ge=1, le=MAX_TOTAL_STEPS)]
 
 
 class Metrics(ChannelMessage):

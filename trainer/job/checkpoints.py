@@ -103,6 +103,11 @@ class CheckpointStore:
             # Plaintext in the workspace (RAM), also after an error.
             _remove_below(output, CHECKPOINTS_DIR, str(step))
 
+    @staticmethod
+    def drop(step: int, output: Path) -> None:
+        """Removes what the worker wrote below `output` for a step, unsealed."""
+        _remove_below(output, CHECKPOINTS_DIR, str(step))
+
     def _list_steps(self) -> tuple[list[int], int]:
         """Returns the steps of files named as this job's, newest first, and the number of other checkpoint files.
 

@@ -21,9 +21,10 @@ from trainer.attestation.dstack.compose import compose_hash
 from trainer.encoding import sha256_hex
 from trainer.errors import RESUMABLE, ErrorCode, ExitCode, JobError, SealingError, TrainerError, UnavailableError
 from trainer.ipc import worker_messages as protocol
-from trainer.ipc.front_messages import PrivateEvent, StatusUpdate, TokenHash
+from trainer.ipc.front_messages import StatusUpdate, TokenHash
 from trainer.job.checkpoints import CheckpointStore
 from trainer.job.ciphertext import CiphertextDirectory, open_ciphertext_directory
+from trainer.job.disclosures import TrainingDisclosures
 from trainer.job.end_record import EndRecord, EndRecordFile
 from trainer.job.evidence_issuer import EvidenceIssuer, software_versions
 from trainer.job.fetch_process import FETCH_SECONDS
@@ -34,13 +35,12 @@ from trainer.job.job_keys import JobKeys, derive_keys
 from trainer.job.job_options import JobOptions
 from trainer.job.memory_limit import memory_limit, require_memory
 from trainer.job.outcome import JobOutcome, ReceiptSigner
-from trainer.job.private_events import seal_metrics
 from trainer.job.processes import require_sandbox, start_processes
 from trainer.job.sandbox_plans import JobPaths, grant_worker_access
 from trainer.job.start_checks import require_usable_socket
-from trainer.job.storage_need import require_room
 from trainer.job.termination import INTERRUPTED_MESSAGE, Termination, handle_termination
-from trainer.job.worker_process import Follower, WorkerProcess
+from trainer.job.training_follower import TrainingFollower
+from trainer.job.worker_process import WorkerProcess
 from trainer.job.workspace import Workspace, open_workspace
 from trainer.models import Phase, Status
 from trainer.sandbox import privileges
@@ -296,23 +296,18 @@ class _Job:
             resume_dir=resume_dir if is_resumed else None,
         )
 
-    def _follower(self, front: FrontProcess, bundle: OpenedBundle, checkpoints: CheckpointStore) -> Follower:
-        """Returns the handler of the worker's messages. It makes public step counts alone."""
-
-        def follow(message: protocol.TrainingMessage) -> None:
-            front.require_running()
-            match message:
-                case protocol.OutputSize():
-                    require_room(self.ciphertext.folder, self.spec, message, checkpoints.own_bytes())
-                case protocol.Progress(step=step, total_steps=total_steps, eta_seconds=eta_seconds):
-                    self.status = Status(
-                        phase=Phase.TRAINING, step=step, total_steps=total_steps, eta_seconds=eta_seconds
-                    )
-                    front.send(StatusUpdate(status=self.status))
-                    self.public(logs.TrainingProgress(step, total_steps, eta_seconds))
-                case protocol.Saved():
-                    checkpoints.take(message.step, self.workspace.output)
-                case protocol.Metrics() if bundle.grant.allow.private_progress:
-                    front.send(PrivateEvent(sealed=seal_metrics(message, bundle.grant)))
-
-        return follow
+    def _follower(
+        self, front: FrontProcess, bundle: OpenedBundle, checkpoints: CheckpointStore
+    ) -> TrainingFollower:
+        """Returns the handler of the worker's messages, which releases what becomes public."""
+        disclosures = TrainingDisclosures(
+            front=front,
+            spec=self.spec,
+            grant=bundle.grant,
+            folder=self.ciphertext.folder,
+            replaceable_bytes=checkpoints.own_bytes,
+            set_status=partial(setattr, self, "status"),
+            public=self.public,
+        )
+        output, termination = self.workspace.output, self.termination
+        return TrainingFollower(self.spec, output, checkpoints, disclosures, lambda: termination.signalled)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from typing import Final
+from typing import Final, Protocol
 
 from pydantic import JsonValue
 
@@ -26,13 +26,27 @@ from trainer.sandbox.plan import SandboxPlan
 from trainer.sandbox.properties import SandboxReport
 from trainer.spec import JobSpec
 
-Follower = Callable[[protocol.TrainingMessage], None]
-
 CONFINED_SECONDS: Final = 60.0
 """Time for a worker to confine itself after its start."""
 
 SAVE_SECONDS: Final = 20.0
 """Time for an interrupted worker to write its state before it is killed."""
+
+
+class Follower(Protocol):
+    """Handles the messages of a worker that trains."""
+
+    def wait_seconds(self) -> float | None:
+        """Returns the seconds until `release` has something to do; None if it has nothing to do."""
+
+    def release(self) -> None:
+        """Does what is due."""
+
+    def take(self, message: protocol.TrainingMessage) -> None:
+        """Handles a message."""
+
+    def finish(self) -> None:
+        """Releases what is left after the last message."""
 
 
 class WorkerProcess:
@@ -82,25 +96,37 @@ class WorkerProcess:
 
         Args:
             order: the only order that the worker takes.
-            follow: called with each message before the last, in order.
+            follow: gets each message before the last, in order, and is called when it has something to release.
 
         Raises:
             JobError: the worker reported a failure (`DataError` if a row caused it), or died.
         """
         self._send(order)
         self._channel.close_sending()
-        while (message := self._channel.receive()) is not None:
-            match message:
-                case protocol.Finished():
-                    return message.summary
-                case protocol.Failed():
-                    raise message.as_error()
-                case protocol.Confined():
-                    # The properties are attested by now: a second report could only contradict the claims.
-                    raise JobError(ErrorCode.WORKER_DIED, "the worker was confined twice")
-                case _:
-                    follow(message)
+        try:
+            while (message := self._next_message(follow)) is not None:
+                match message:
+                    case protocol.Finished():
+                        return message.summary
+                    case protocol.Failed():
+                        raise message.as_error()
+                    case protocol.Confined():
+                        # The properties are attested by now: a second report could only contradict the claims.
+                        raise JobError(ErrorCode.WORKER_DIED, "the worker was confined twice")
+                    case _:
+                        follow.take(message)
+        finally:
+            follow.finish()
         raise protocol.silent_exit("the worker", self._process.wait())
+
+    def _next_message(self, follow: Follower) -> protocol.Message | None:
+        """Waits for a message, and releases what is due before it: no worker decides when that is."""
+        while True:
+            follow.release()
+            try:
+                return self._channel.receive(timeout=follow.wait_seconds())
+            except UnavailableError:
+                continue
 
     def interrupt(self) -> None:
         """Asks the worker to save its state and end; kills it after `SAVE_SECONDS`. Returns at once."""

@@ -51,8 +51,7 @@ def watch_job(
     """
     for event in client.events(token):
         if isinstance(event, SealedEvent):
-            if (metrics := _open_event(event, identities)) is not None:
-                yield metrics
+            yield from _open_event(event, identities)
             continue
         yield event
         if event.phase is Phase.FAILED and event.result_bytes is None:
@@ -68,8 +67,8 @@ def watch_job(
             return
 
 
-def _open_event(event: SealedEvent, identities: Sequence[Identity]) -> PrivateMetrics | None:
-    """Opens a private event; returns None if it does not open or is not a JSON object.
+def _open_event(event: SealedEvent, identities: Sequence[Identity]) -> list[PrivateMetrics]:
+    """Returns the metrics of a private event; none if it does not open or is not a list of JSON objects.
 
     Events are only shown. Nothing is decided on them, so one that does not open is skipped.
     """
@@ -78,5 +77,6 @@ def _open_event(event: SealedEvent, identities: Sequence[Identity]) -> PrivateMe
         decrypt(io.BytesIO(base64.b64decode(event.sealed)), opened, identities)
         values = parse_json(opened.getvalue())
     except (TrainerError, ValueError):
-        return None
-    return PrivateMetrics(values) if isinstance(values, dict) else None
+        return []
+    entries = values if isinstance(values, list) else []
+    return [PrivateMetrics(entry) for entry in entries if isinstance(entry, dict)]

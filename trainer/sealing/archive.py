@@ -2,12 +2,12 @@
 
 A member is the 512-byte ustar header (POSIX.1-1988) of a regular file, then its data, padded with zeros to a
 multiple of 512 bytes. There are no links, devices, directories, sparse files or extension headers. Mode is 0600,
-owner and time are 0, owner names are empty. Two zero blocks end the archive, and zeros pad it to a multiple of
-10,240 bytes.
+owner and time are 0, owner names are empty. Two zero blocks end the archive, and zeros pad it to one of few sizes
+(`padded_records`), because whoever stores a sealed file sees its size.
 
 `tar` reads such an archive, and `tar --format=ustar --owner=0 --group=0 --numeric-owner --mode=0600 --mtime=@0`
-writes the same bytes. A reader that accepts only this encoding needs no judgement about fields: it recomputes the
-header from name and size and compares all 512 bytes.
+writes the same bytes up to the padding. A reader that accepts only this encoding needs no judgement about fields:
+it recomputes the header from name and size and compares all 512 bytes.
 """
 
 from __future__ import annotations
@@ -82,6 +82,17 @@ def require_member_name(name: str) -> str:
     return name
 
 
+def padded_records(records: int) -> int:
+    """Returns how many records of `RECORD_BYTES` an archive has that needs `records` of them.
+
+    Padmé (Nikitin et al., PETS 2019, https://doi.org/10.2478/popets-2019-0056): a number with exponent E keeps its
+    first floor(log2 E) + 1 bits after the leading one, rounded up. That adds at most 12 %, less for larger ones.
+    """
+    exponent = records.bit_length() - 1
+    dropped_bits = max(0, exponent - exponent.bit_length())
+    return -(-records >> dropped_bits) << dropped_bits
+
+
 def member_header(name: str, size: int) -> bytes:
     """Returns the 512 header bytes of a member; a reader accepts no others for this name and size."""
     header = bytearray(BLOCK_BYTES)
@@ -135,9 +146,11 @@ class ArchiveWriter:
         self.add(name, io.BytesIO(data), len(data))
 
     def finish(self) -> None:
-        """Writes the end of the archive."""
+        """Writes the end of the archive, and its padding."""
         self._write(bytes(2 * BLOCK_BYTES))
-        self._write(bytes(-self._written % RECORD_BYTES))
+        end = RECORD_BYTES * padded_records(-(-self._written // RECORD_BYTES))
+        while rest := end - self._written:
+            self._write(bytes(min(rest, _COPY_BYTES)))
 
     def _write(self, data: bytes) -> None:
         write_all(self._target, data)
@@ -169,11 +182,7 @@ class ArchiveReader:
         """
         header = self._read_exactly(BLOCK_BYTES)
         if header == bytes(BLOCK_BYTES):
-            # The second zero block, zeros up to the end of the record, then the end of the stream: bytes after the
-            # archive would be a second encoding of the same files.
-            rest = BLOCK_BYTES + -(self._consumed + BLOCK_BYTES) % RECORD_BYTES
-            if any(self._read_exactly(rest)) or self._source.read(1):
-                raise bundle_invalid("something follows its end")
+            self._require_end()
             return None
         member = _parse_header(header)
         # Readers could disagree on which of the two they take: `tar` keeps the last one.
@@ -186,6 +195,18 @@ class ArchiveReader:
         if self._total_bytes > self._limits.max_bytes:
             raise bundle_invalid("bytes of all files", f"at most {self._limits.max_bytes}", self._total_bytes)
         return member
+
+    def _require_end(self) -> None:
+        """Requires the second zero block, the padding, then the end of the stream.
+
+        Other bytes, or other padding, would be a second encoding of the same files.
+        """
+        end = RECORD_BYTES * padded_records(-(-(self._consumed + BLOCK_BYTES) // RECORD_BYTES))
+        while rest := end - self._consumed:
+            if any(self._read_exactly(min(rest, _COPY_BYTES))):
+                raise bundle_invalid("something follows its end")
+        if self._source.read(1):
+            raise bundle_invalid("something follows its end")
 
     def read_member(self, member: ArchiveMember, limit: int) -> bytes:
         """Returns the data of a member; `limit` is the largest size accepted, in bytes.

@@ -30,11 +30,10 @@ class OutputSizeKnown(Strict):
 
 
 class StepCompleted(Strict):
-    """Reports a complete optimizer step; `eta_seconds` estimates the time until the last one."""
+    """Reports a complete optimizer step."""
 
     step: _Count
     total_steps: _Count
-    eta_seconds: _Count | None
 
 
 class MetricsMeasured(Strict):

@@ -215,9 +215,7 @@ class Trainer:
             norm = self.update(sums, step)
             self._count_train_time()
             done, total = self._done, self.policy.plan.total_steps
-            # Assumes that the remaining steps take the mean time of the steps so far.
-            seconds_left = self._train_seconds / done * (total - done)
-            self._report(StepCompleted(step=done, total_steps=total, eta_seconds=math.ceil(seconds_left)))
+            self._report(StepCompleted(step=done, total_steps=total))
             if done % self._section.logging_steps == 0 or done == total:
                 self._log(norm)
 

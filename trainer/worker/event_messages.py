@@ -18,7 +18,7 @@ def message_of_event(event: TrainingEvent) -> TrainingMessage:
         case OutputSizeKnown():
             return OutputSize(trained_parameters=event.trained_parameters, merged_bytes=event.merged_bytes)
         case StepCompleted():
-            return Progress(step=event.step, total_steps=event.total_steps, eta_seconds=event.eta_seconds)
+            return Progress(step=event.step, total_steps=event.total_steps)
         case MetricsMeasured():
             return Metrics(step=event.step, values=event.values)
         case CheckpointWritten():

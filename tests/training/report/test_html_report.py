@@ -111,7 +111,7 @@ def test_without_an_evaluation_there_is_no_arrow(summary: Summary, make_spec: Ca
 def test_files_are_written(summary: Summary, make_spec: Callable[..., JobSpec], tmp_path: Path) -> None:
     forwarded: list[TrainingEvent] = []
     with MetricsRecorder(tmp_path / "report", forwarded.append) as recorder:
-        recorder(StepCompleted(step=1, total_steps=2, eta_seconds=3))
+        recorder(StepCompleted(step=1, total_steps=2))
         for message in METRICS:
             recorder(message)
     write_report(tmp_path / "report", summary, recorder.metrics, make_spec())

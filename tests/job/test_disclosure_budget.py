@@ -1,0 +1,150 @@
+"""The bounds of a worker's outward channels: no order of messages, and no times, lead to more."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.errors import ErrorCode, JobError
+from trainer.ipc.worker_messages import MAX_TOTAL_STEPS
+from trainer.job.disclosure_budget import (
+    LEVELS,
+    PROGRESS_VALUES,
+    RELEASES,
+    TICK_SECONDS,
+    TICKS_PER_LEVEL,
+    UNSCHEDULED_CHECKPOINTS,
+    CheckpointAllowance,
+    ReleaseSchedule,
+    StepCounter,
+)
+from trainer.sealing.archive import padded_records
+
+THREAT_MODEL = (Path(__file__).parents[2] / "docs" / "threat-model.md").read_text("utf-8")
+BEGIN = 1234.5
+MOMENTS = st.floats(0, 6e6, allow_nan=False).map(lambda seconds: BEGIN + seconds)
+
+
+def bits(choices: float) -> int:
+    """Bits that one of `choices` values holds at most."""
+    return math.ceil(math.log2(choices))
+
+
+PROGRESS_BITS = bits(PROGRESS_VALUES + 2)  # or no release
+STEP_BITS = bits(MAX_TOTAL_STEPS)
+# A padded number of records has at most 6 significant bits below 2^33 records (80 TiB): all of them, in order.
+SIZES = {padded_records(1 << exponent | (part << exponent) >> 6) for exponent in range(33) for part in range(64)}
+SIZE_BITS = bits(len(SIZES))
+OUTCOME_BITS = bits(4)  # sealed, or missed for one of three reasons
+CHECKPOINT_BITS = STEP_BITS + SIZE_BITS + OUTCOME_BITS
+TIME_BITS = TICKS_PER_LEVEL * sum(bits(2**level + 1) for level in range(LEVELS))
+"""Of the checkpoints: in an interval of 2^n ticks one of 2^n ticks, or none."""
+CODE_BITS = 7
+FREE_TIME_BITS = 64  # nanoseconds of 584 years
+ONCE_BITS = {
+    "the number of steps": STEP_BITS,
+    "unscheduled checkpoints": UNSCHEDULED_CHECKPOINTS * (FREE_TIME_BITS + CHECKPOINT_BITS),
+    "the end of training, and its code": FREE_TIME_BITS + CODE_BITS,
+    "the last progress": PROGRESS_BITS,
+    "the step that the next start resumes from": STEP_BITS,
+    "the result": FREE_TIME_BITS + SIZE_BITS,
+    "the digest in the receipt's quote": 512,
+    "the times of destruction": 7 * 20,
+}
+
+
+def test_a_start_discloses_less_than_8_kib() -> None:
+    assert bits(len(ErrorCode)) <= CODE_BITS
+    scheduled = RELEASES * (PROGRESS_BITS + CHECKPOINT_BITS) + TIME_BITS
+    total = scheduled + sum(ONCE_BITS.values())
+    assert (PROGRESS_BITS, STEP_BITS, SIZE_BITS, OUTCOME_BITS) == (10, 27, 10, 2)
+    assert total <= 8 * 8192
+    stated = re.search(r"at most \*\*([0-9,]+) bits\*\* in one start", THREAT_MODEL)
+    assert stated is not None
+    assert int(stated[1].replace(",", "")) == total
+
+
+def test_a_second_discloses_less_than_64_bits() -> None:
+    # Level 0: one release, and one checkpoint, sealed or not, in each second.
+    assert PROGRESS_BITS + CHECKPOINT_BITS + 1 <= 64 * TICK_SECONDS
+    assert "at most **50 bits** in any second" in THREAT_MODEL
+    assert PROGRESS_BITS + CHECKPOINT_BITS + 1 == 50
+
+
+@given(MOMENTS, MOMENTS)
+def test_releases_lie_on_a_fixed_grid_that_becomes_coarser(one: float, other: float) -> None:
+    schedule = ReleaseSchedule(BEGIN)
+    earlier, later = sorted((one, other))
+    count = schedule.count(earlier)
+    assert 0 <= count <= schedule.count(later) <= RELEASES
+    assert schedule.count(later) - count <= later - earlier + 1
+    assert BEGIN + schedule.seconds(count) <= earlier
+    following = schedule.next_release(earlier)
+    if following is None:
+        assert count == RELEASES
+        return
+    assert following > earlier
+    assert following - BEGIN == schedule.seconds(count + 1)
+    assert schedule.count(following) == count + 1
+    # An interval is at most a 64th of the time since the beginning, or a tick.
+    assert schedule.seconds(count + 1) - schedule.seconds(count) <= max(1, 1 + schedule.seconds(count) / 64)
+
+
+def test_the_schedule_ends() -> None:
+    schedule = ReleaseSchedule(BEGIN)
+    assert schedule.count(BEGIN + 1e12) == RELEASES
+    assert schedule.next_release(BEGIN + 1e12) is None
+    assert schedule.count(BEGIN - 5) == 0
+    assert schedule.seconds(RELEASES) // 86400 == 48
+
+
+@given(st.integers(1, 5000), st.lists(st.integers(0, 400), max_size=60))
+def test_published_steps_are_few_and_grow(total: int, advances: list[int]) -> None:
+    counter, published = StepCounter(0, None), []
+    for second, advance in enumerate(advances):
+        for _ in range(min(advance, total - counter.step)):
+            counter.add(counter.step + 1, total)
+        if (release := counter.release(second)) is not None:
+            published.append(release.step)
+            assert release.total_steps == total
+            assert release.eta_seconds is None or release.eta_seconds >= 0
+    unit = math.ceil(total / PROGRESS_VALUES)
+    assert published == sorted(set(published))
+    assert all(step % unit == 0 or step == total for step in published)
+    assert total // unit <= PROGRESS_VALUES
+
+
+@given(st.integers(0, 9), st.integers(1, MAX_TOTAL_STEPS), st.integers(1, MAX_TOTAL_STEPS))
+def test_only_the_next_step_counts(done: int, step: int, total: int) -> None:
+    counter = StepCounter(done, None)
+    if step == done + 1 <= total:
+        counter.add(step, total)
+        assert counter.step == step
+    else:
+        with pytest.raises(JobError) as caught:
+            counter.add(step, total)
+        assert caught.value.code is ErrorCode.WORKER_DIED
+        assert counter.step == done
+
+
+@given(st.lists(st.tuples(MOMENTS, st.booleans()), max_size=300))
+def test_one_checkpoint_between_two_releases(saved: list[tuple[float, bool]]) -> None:
+    schedule = ReleaseSchedule(BEGIN)
+    allowance = CheckpointAllowance(schedule)
+    sealed, unscheduled = [], 0
+    for now, scheduled in sorted(saved):
+        time = allowance.time(now, scheduled=scheduled)
+        if time is not None and not scheduled:
+            assert time == now
+            unscheduled += 1
+        elif time is not None:
+            assert now < time <= now + TICK_SECONDS
+            assert (time - BEGIN) % TICK_SECONDS == 0
+            sealed.append(schedule.count(now))
+    assert len(sealed) == len(set(sealed)), "no two in one interval"
+    assert unscheduled <= UNSCHEDULED_CHECKPOINTS

@@ -1,0 +1,161 @@
+"""Follows a worker that trains: what it reports is counted and held back, and released when the budget says so.
+
+The worker may have been taken over, so nothing here happens at a time of its choice, apart from its end: progress,
+private events and checkpoints wait for the next release of `trainer.job.disclosure_budget`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from trainer.ipc import worker_messages as protocol
+from trainer.job.checkpoints import CheckpointStore
+from trainer.job.disclosure_budget import (
+    CheckpointAllowance,
+    ProgressRelease,
+    ReleaseSchedule,
+    StepCounter,
+    violation,
+)
+from trainer.job.private_events import MAX_EVENT_METRICS
+from trainer.spec import JobSpec
+
+
+class Disclosures(Protocol):
+    """What a follower has others do."""
+
+    def require_running(self) -> None:
+        """Checks that the front still runs."""
+
+    def require_room(self, size: protocol.OutputSize) -> None:
+        """Checks that checkpoints and result fit into the ciphertext directory."""
+
+    def publish(self, progress: ProgressRelease) -> None:
+        """Makes progress public."""
+
+    def send_metrics(self, metrics: list[protocol.Metrics]) -> None:
+        """Sends the latest metrics to the provider, in an event of constant size."""
+
+
+@dataclass(frozen=True)
+class _Saved:
+    step: int
+    due: float
+
+
+class TrainingFollower:
+    """Handles the messages of one worker between its order and its last message.
+
+    Args:
+        spec: the job spec.
+        output: the worker's output directory.
+        checkpoints: seals what the worker saves.
+        disclosures: publishes.
+        is_terminating: returns whether SIGTERM has arrived.
+        clock: returns monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        output: Path,
+        checkpoints: CheckpointStore,
+        disclosures: Disclosures,
+        is_terminating: Callable[[], bool],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._save_steps = spec.train.save_steps
+        self._output = output
+        self._checkpoints = checkpoints
+        self._disclosures = disclosures
+        self._is_terminating = is_terminating
+        self._clock = clock
+        self._schedule = ReleaseSchedule(clock())
+        self._steps = StepCounter(
+            checkpoints.last or 0, spec.train.max_steps if spec.train.max_steps > 0 else None
+        )
+        self._allowance = CheckpointAllowance(self._schedule)
+        self._released = 0
+        self._metrics: deque[protocol.Metrics] = deque(maxlen=MAX_EVENT_METRICS)
+        self._saved: _Saved | None = None
+        self._last_saved = self._steps.step
+        self._has_size = False
+
+    def wait_seconds(self) -> float | None:
+        """Returns the seconds until something has to be released; None if nothing has to be."""
+        now = self._clock()
+        due = [self._saved.due] if self._saved else []
+        if (release := self._schedule.next_release(now)) is not None:
+            due.append(release)
+        return max(0.0, min(due) - now) if due else None
+
+    def take(self, message: protocol.TrainingMessage) -> None:
+        """Handles a message.
+
+        Raises:
+            JobError: the worker does not keep to the protocol, the front ended, or there is no room.
+        """
+        self._disclosures.require_running()
+        match message:
+            case protocol.Progress():
+                self._steps.add(message.step, message.total_steps)
+            case protocol.Metrics():
+                self._metrics.append(message)
+            case protocol.Saved():
+                self._take_saved(message.step)
+            case protocol.OutputSize():
+                if self._has_size:
+                    raise violation("it stated the sizes of its output twice")
+                self._has_size = True
+                self._disclosures.require_room(message)
+
+    def release(self) -> None:
+        """Releases what is due. A release that is missed, because an earlier one took long, is left out."""
+        now = self._clock()
+        if self._saved is not None and self._saved.due <= now:
+            self._seal_saved()
+        if (number := self._schedule.count(now)) > self._released:
+            self._released = number
+            self._publish(self._schedule.seconds(number))
+
+    def finish(self) -> None:
+        """Releases what is left, at the end of training."""
+        if self._saved is not None:
+            self._seal_saved()
+        self._publish(self._schedule.seconds(self._schedule.count(self._clock())))
+
+    def _publish(self, seconds: int) -> None:
+        if (progress := self._steps.release(seconds)) is not None:
+            self._disclosures.publish(progress)
+        metrics = list(self._metrics)
+        self._metrics.clear()
+        # Also without metrics: whether there are any is the worker's choice.
+        self._disclosures.send_metrics(metrics)
+
+    def _take_saved(self, step: int) -> None:
+        """Has a saved state sealed, or removes it: a worker may save more often than the budget admits."""
+        if step != self._steps.step or step <= self._last_saved:
+            raise violation("it saved another state than that of its last step", self._steps.step, step)
+        self._last_saved = step
+        is_regular = self._save_steps is not None and step % self._save_steps == 0 and step != self._steps.total
+        now = self._clock()
+        due = self._allowance.time(now, scheduled=is_regular and not self._is_terminating())
+        if due is None:
+            self._checkpoints.drop(step, self._output)
+            return
+        if self._saved is not None:  # the newer state replaces it
+            self._checkpoints.drop(self._saved.step, self._output)
+        self._saved = _Saved(step, due)
+        if due <= now:
+            self._seal_saved()
+
+    def _seal_saved(self) -> None:
+        if self._saved is not None:
+            saved, self._saved = self._saved, None
+            self._checkpoints.take(saved.step, self._output)
