@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,8 +158,11 @@ def disks() -> list[str]:
     return found
 
 
-def changed_files(mount: str, since: float) -> Iterator[str]:
-    """Everything on one file system whose inode changed at `since` (Unix seconds) or later."""
+def changed_files(mount: str, since: float, left_out: Container[str] = ()) -> Iterator[str]:
+    """Everything on one file system whose inode changed at `since` (Unix seconds) or later.
+
+    Directories in `left_out` are not entered.
+    """
     device = os.lstat(mount).st_dev
     folders = [mount]
     while folders:
@@ -169,7 +172,7 @@ def changed_files(mount: str, since: float) -> Iterator[str]:
                     status = entry.stat(follow_symlinks=False)
                     if status.st_dev != device:
                         continue
-                    if entry.is_dir(follow_symlinks=False):
+                    if entry.is_dir(follow_symlinks=False) and entry.path not in left_out:
                         folders.append(entry.path)
                     if status.st_ctime >= since:
                         yield entry.path

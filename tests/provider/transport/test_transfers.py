@@ -166,7 +166,7 @@ def test_download_of_another_result_begins_anew(client_of: Any, front: Any, tmp_
 def test_download_whose_beginning_was_changed_is_refused(client_of: Any, front: Any, tmp_path: Path) -> None:
     content = os.urandom(100_000)
     digest = front.publish_result(content)
-    (tmp_path / f".result.{digest}.partial").write_bytes(b"!" + content[1:50_000])
+    (tmp_path / f".result.{digest}.partial").write_bytes(bytes([content[0] ^ 1]) + content[1:50_000])
     with client_of(front) as client:
         with pytest.raises(SealingError) as caught:
             client.download_result(tmp_path / "result")
