@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ def _as_new(kernels: None) -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replays what torch traced instead of generating code from it, for tests of what is traced."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+
+
 def llama(layers: int = 2) -> Any:
     """Two layers, because the first is compiled apart from the others."""
     torch.manual_seed(0)
@@ -55,6 +62,7 @@ def test_loss_and_gradients_are_those_of_the_model(compilation: Compilation, lay
 
 
 @compiles
+@pytest.mark.usefixtures("traced_only")
 def test_of_a_model_that_caps_its_logits_as_well() -> None:
     """Its two kinds of layers, once each."""
     sizes = {**SIZES, "num_hidden_layers": 2, "head_dim": 8}
@@ -72,6 +80,7 @@ def test_with_results_that_are_made_again_going_backward() -> None:
 
 
 @compiles
+@pytest.mark.usefixtures("traced_only")
 def test_few_things_are_compiled_however_many_shapes_there_are() -> None:
     model = llama().train()
     loss = make_loss(model, compilation=PLAIN)
