@@ -21,7 +21,13 @@ import pytest
 import typer
 import yaml
 
-from trainer.deployment import DeploymentProfile, read_embedded_job, render_app_compose, render_compose
+from trainer.deployment import (
+    SHIPPED_COMPOSE,
+    DeploymentProfile,
+    read_embedded_job,
+    render_app_compose,
+    render_compose,
+)
 from trainer.errors import ErrorCode, ExitCode
 from trainer.spec import parse_job_spec, read_job_spec
 
@@ -158,6 +164,18 @@ def test_the_shipped_compose_file_holds_the_shipped_job(path: Path) -> None:
     compose, job = path.read_text("utf-8"), COMPOSE_JOBS[path.name].read_text("utf-8")
     assert read_embedded_job(compose) == job
     assert render_compose(compose, job) == compose
+
+
+def test_the_compose_files_are_made_from_the_one_in_the_package() -> None:
+    """The package has it for audits, which compare with it where there is no checkout."""
+    gpu, cpu = (path.read_text("utf-8") for path in COMPOSE_FILES)
+    job, cpu_job = (COMPOSE_JOBS[path.name].read_text("utf-8") for path in COMPOSE_FILES)
+    assert gpu == render_compose(SHIPPED_COMPOSE, job)
+    without_gpu = re.sub(r"    deploy:\n(?:      .*\n)+", "", SHIPPED_COMPOSE)
+    without_gpu = without_gpu.replace("size=48g", "size=6g").replace(
+        "docker-compose-cpu.yaml is the same without a GPU.", "This is docker-compose.yaml without a GPU."
+    )
+    assert cpu == render_compose(without_gpu, cpu_job)
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)

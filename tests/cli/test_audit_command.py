@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 
 from trainer.cli.app import run_command_line as run
+from trainer.deployment import SHIPPED_COMPOSE, render_compose
 from trainer.errors import ExitCode
+from trainer.simulator.compose_files import JOB
 
 IMAGE = "x@sha256:" + "ab" * 32
+SHIPPED = render_compose(SHIPPED_COMPOSE, JOB).replace("@sha256:" + "00" * 32, "@sha256:" + "ab" * 32)
+CHANGED = SHIPPED.replace("    environment:\n", "    pid: host\n    environment:\n      API_KEY: hunter2\n")
 
 
 @pytest.fixture
 def compose(tmp_path: Path) -> Path:
     path = tmp_path / "docker-compose.yaml"
-    path.write_text(
-        f"services:\n  a:\n    image: {IMAGE}\n    pid: host\n    environment: [API_KEY=hunter2]\n"
-        "    read_only: true\n    init: true\n"
-    )
+    path.write_text(CHANGED)
     return path
 
 
@@ -32,18 +33,21 @@ def test_exit_code_by_threshold(compose: Path, fail_on: str, code: int) -> None:
 
 def test_high_is_the_default(compose: Path) -> None:
     assert run(["audit", str(compose)]) == ExitCode.VERIFICATION
-    compose.write_text(f"services: {{a: {{image: '{IMAGE}', read_only: true, init: true}}}}")
+    compose.write_text(SHIPPED)
     assert run(["audit", str(compose)]) == ExitCode.DONE
+    assert run(["audit", str(compose), "--fail-on", "low"]) == ExitCode.DONE
+    assert run(["audit", str(compose), "--fail-on", "info"]) == ExitCode.VERIFICATION
 
 
 def test_json_is_one_object(compose: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["audit", str(compose), "--against", str(compose), "--json"]) == ExitCode.VERIFICATION
     audited = json.loads(capsys.readouterr().out)
     assert set(audited) == {"compose_sha256", "job_spec_sha256", "findings", "changes"}
-    assert (audited["compose_sha256"], audited["job_spec_sha256"], audited["changes"]) == (None, None, [])
+    assert (audited["compose_sha256"], audited["changes"]) == (None, [])
+    assert len(audited["job_spec_sha256"]) == 64
     first = audited["findings"][0]
     assert set(first) == {"severity", "code", "line", "path", "message", "hint"}
-    assert (first["severity"], first["code"], first["line"]) == ("high", "shared-namespace", 4)
+    assert (first["severity"], first["code"], first["line"]) == ("high", "shared-namespace", 10)
 
 
 def test_a_person_reads_a_table_and_a_summary(compose: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,10 +56,10 @@ def test_a_person_reads_a_table_and_a_summary(compose: Path, capsys: pytest.Capt
     run(["audit", str(compose), "--against", str(old)])
     text = capsys.readouterr().out
     assert "shared-namespace" in text
-    assert "services.a.environment.API_KEY" in text
+    assert "services.trainer.environment.API_KEY" in text
     assert "hunter" not in text
     assert "compose hash: none" in text
-    assert text.rstrip().endswith("findings: 2 high, 1 medium")
+    assert text.rstrip().endswith("findings: 3 high, 1 info")
 
 
 @pytest.mark.parametrize("text", [None, "services: [", "a: 1", "{"])
@@ -80,5 +84,5 @@ def test_a_table_ends_somewhere(compose: Path, capsys: pytest.CaptureFixture[str
     old.write_text(compose.read_text().replace("tty", "hostname").replace("image", "imag"))
     run(["audit", str(old), "--against", str(compose)])
     text = capsys.readouterr().out
-    assert "… and 701 more findings: --json lists all" in text
+    assert "… and 1302 more findings: --json lists all" in text
     assert "… and 1900 more changes: --json lists all" in text

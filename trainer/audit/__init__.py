@@ -1,6 +1,7 @@
-"""Review of compose files before anyone relies on them: findings by stable codes, and differences in meaning.
+"""Review of compose files before anyone relies on them: what is not as shipped, and what changed in meaning.
 
-An aid to reading, not a proof: a compose file without findings can still run a program that does harm.
+`shape` compares with the shipped files, `variations` is the list of what a deployment may choose, `reasons` says
+why a deviation matters. An aid to reading, not a proof: image and job spec are what a file of this shape runs.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ from dataclasses import dataclass
 from trainer.audit.difference import difference
 from trainer.audit.document import EMBEDDED, MAX_COMPOSE_BYTES, read_document
 from trainer.audit.findings import Change, Finding, Severity
-from trainer.audit.rules import RULES, AuditRule, findings
+from trainer.audit.judgement import findings
+from trainer.audit.variations import VARIATIONS, Variation
 
 __all__ = [
     "EMBEDDED",
     "MAX_COMPOSE_BYTES",
-    "RULES",
-    "AuditRule",
+    "VARIATIONS",
     "Change",
     "ComposeReview",
     "Finding",
     "Severity",
+    "Variation",
     "audit_compose",
 ]
 

@@ -8,8 +8,8 @@ from typing import Final
 
 from trainer.audit.alignment import REFERENCE_KEYS, aligned, same_port
 from trainer.audit.document import EMBEDDED, Document
-from trainer.audit.environment_rules import PAIRS, pairs
 from trainer.audit.findings import Change, printable, shown
+from trainer.audit.literal_secrets import PAIRS, pairs
 from trainer.audit.nodes import Node, child_path
 from trainer.audit.secrets import argument_names
 from trainer.spec import JOB_VARIABLE

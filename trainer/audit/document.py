@@ -11,6 +11,7 @@ from trainer.attestation.dstack.compose import compose_hash
 from trainer.audit.json_text import parse_json_nodes
 from trainer.audit.nodes import Node, refuse
 from trainer.audit.yaml_text import parse_yaml_nodes
+from trainer.deployment import OPERATOR_VARIABLES, DeploymentProfile, operator_reference
 from trainer.errors import ErrorCode, UsageError
 from trainer.spec import JOB_VARIABLE, JobSpec, from_compose, parse_job_spec
 from trainer.strict_yaml import TokenBudget
@@ -18,6 +19,10 @@ from trainer.strict_yaml import TokenBudget
 MAX_COMPOSE_BYTES: Final = 1 << 18
 EMBEDDED: Final = "docker_compose_file"
 """Key of app-compose.json that holds the text of the compose file, and the first word of paths in it."""
+
+SERVICES: Final = f"{EMBEDDED}.services"
+SERVICE: Final = f"{SERVICES}.trainer"
+"""Path of the one service of the shipped compose file."""
 
 _APP_KEYS: Final = frozenset({"manifest_version", "runner", EMBEDDED})
 
@@ -30,18 +35,38 @@ class Document:
         app: app-compose.json, or None where only a docker-compose.yaml was given.
         compose: the docker-compose document; without a value if the app has none. Where it is embedded in
             app-compose.json, its lines count within the embedded text.
+        compose_text: the text of that document; empty where there is none.
         compose_sha256: SHA-256 of the exact bytes of app-compose.json, as the guest measures them.
         budget: tokens that may still be read from embedded texts.
     """
 
     app: Node | None
     compose: Node
+    compose_text: str
     compose_sha256: str | None
     budget: TokenBudget = field(default_factory=TokenBudget, compare=False)
 
     def services(self) -> Iterator[Node]:
         """Yields the services of the compose file."""
         return self.compose.get("services").children()
+
+    @property
+    def profile(self) -> DeploymentProfile | None:
+        """The deployment profile whose shape the app is to have; None for a compose file alone."""
+        if self.app is None:
+            return None
+        is_kms = self.app.get("key_provider").value == DeploymentProfile.KMS.value
+        return DeploymentProfile.KMS if is_kms else DeploymentProfile.SEALED
+
+    @property
+    def operator_variables(self) -> tuple[str, ...]:
+        """The operator's variables that a service takes, in the order of `OPERATOR_VARIABLES`."""
+        environments = [service.get("environment") for service in self.services()]
+        return tuple(
+            name
+            for name in OPERATOR_VARIABLES
+            if any(each.get(name).text == operator_reference(name) for each in environments)
+        )
 
     @cached_property
     def job_specs(self) -> tuple[tuple[Node, JobSpec], ...]:
@@ -118,16 +143,16 @@ def read_document(data: bytes) -> Document:
         refuse("compose file", data.count(b"\n", 0, error.start) + 1, "not UTF-8")
     if not text.lstrip().startswith("{"):
         root = parse_yaml_nodes(text, what="docker-compose file", budget=budget)
-        return Document(None, _compose(root), None, budget)
+        return Document(None, _compose(root), text, None, budget)
     root = parse_json_nodes(text, what="compose file")
     if _APP_KEYS.isdisjoint(dict(root.items())):
-        return Document(None, _compose(root), None, budget)
+        return Document(None, _compose(root), text, None, budget)
     embedded = root.get(EMBEDDED)
     if embedded.value is not None:
         if not isinstance(embedded.value, str):
             refuse("app-compose file", embedded.line, f"{EMBEDDED} must be text")
         embedded = _compose(parse_yaml_nodes(embedded.value, what=EMBEDDED, path=EMBEDDED, budget=budget))
-    return Document(root, embedded, compose_hash(text), budget)
+    return Document(root, embedded, root.get(EMBEDDED).text, compose_hash(text), budget)
 
 
 def _compose(root: Node) -> Node:

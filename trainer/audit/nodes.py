@@ -74,6 +74,14 @@ class Node:
         elif self.value is not None and not self.is_mapping:
             yield self
 
+    def plain_value(self) -> object:
+        """Returns the value in Python's types: scalars, list, dict."""
+        if isinstance(self.value, tuple):
+            return [element.plain_value() for element in self.value]
+        if isinstance(self.value, Mapping):
+            return {key: entry.plain_value() for key, entry in self.value.items()}
+        return self.value
+
     def scalars(self) -> Iterator[Node]:
         """Yields all scalars in and below this node, in order."""
         if isinstance(self.value, tuple):

@@ -34,7 +34,7 @@ def audit_compose_file(
     ] = "high",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Review a compose file before `policy init`: its hash, dangerous settings, and what changed."""
+    """Review a compose file before `policy init`: its hash, what is not as shipped, and what changed."""
     from trainer.audit import Severity, audit_compose
 
     review = audit_compose(read_compose(compose), against=read_compose(against) if against else None)

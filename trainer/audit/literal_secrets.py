@@ -1,4 +1,4 @@
-"""Rules on values that do not come from the measured text, and on secrets in it."""
+"""Secrets in a text that is public, and the forms in which a compose file names values."""
 
 from __future__ import annotations
 
@@ -10,16 +10,11 @@ from trainer.audit.document import Document
 from trainer.audit.findings import printable, shown
 from trainer.audit.nodes import Node
 from trainer.audit.secrets import WHOLLY_VARIABLE, argument_names, is_secret_name, masked
-from trainer.audit.service_rules import Hits
-from trainer.deployment import OPERATOR_VARIABLES, operator_reference
 
 PAIRS: Final = ("environment", "args", "labels")
 """Keys whose value is a mapping, or a list of NAME=VALUE that means the same."""
 
-SCRIPTS: Final = ("pre_launch_script", "init_script", "bash_script")
-"""Keys of app-compose.json that hold shell scripts."""
-
-_SECTIONS: Final = ("services", "volumes", "configs", "secrets", "networks")
+_SCRIPTS: Final = ("pre_launch_script", "init_script", "bash_script")
 _VARIABLE: Final = re.compile(r"\$(?:\$|\{?([A-Za-z_]\w*))")
 _COMMANDS: Final = ("command", "entrypoint")
 _HOOKS: Final = ("post_start", "pre_stop")
@@ -34,7 +29,7 @@ def pairs(node: Node) -> Iterator[tuple[str, Node]]:
         yield shown(name), Node(value if separator else None, element.line, element.path)
 
 
-def commands(service: Node) -> Iterator[Node]:
+def _commands(service: Node) -> Iterator[Node]:
     """Yields everything in a service that is a command line."""
     for name in _COMMANDS:
         yield service.get(name)
@@ -48,7 +43,7 @@ def _named_values(document: Document) -> Iterator[tuple[str, Node]]:
     for service in document.services():
         for holder in (service.get("environment"), service.get("build").get("args"), service.get("labels")):
             yield from pairs(holder)
-        for command in commands(service):
+        for command in _commands(service):
             arguments = [*command.elements()]
             yield from zip(argument_names([each.text for each in arguments]), arguments, strict=True)
         yield from service.get("logging").get("options").items()
@@ -57,11 +52,11 @@ def _named_values(document: Document) -> Iterator[tuple[str, Node]]:
         yield from (
             (name, node) for name, node in document.app.get("docker_config").items() if name != "token_key"
         )
-        yield from (("", document.app.get(name)) for name in SCRIPTS)
+        yield from (("", document.app.get(name)) for name in _SCRIPTS)
 
 
-def literal_secret(document: Document) -> Hits:
-    """Finds secrets in a text that is public. Their values are never shown."""
+def literal_secrets(document: Document) -> Iterator[tuple[Node, str]]:
+    """Yields where a secret is in a text that is public, and in words; values are never shown."""
     for name, node in _named_values(document):
         literal = node.text.strip() and not WHOLLY_VARIABLE.fullmatch(node.text.strip())
         if literal and (is_secret_name(name) or masked(node.text) != node.text):
@@ -72,28 +67,3 @@ def literal_secret(document: Document) -> Hits:
 def variables(text: str) -> tuple[str, ...]:
     """Returns the names that compose replaces in `text`, each once; `$$` is a dollar sign."""
     return tuple(dict.fromkeys(match[1] for match in _VARIABLE.finditer(text) if match[1]))
-
-
-def own_variables(document: Document) -> Iterator[tuple[Node, str]]:
-    """Yields what services take of the variables that this project has for the deployer, with its name."""
-    for service in document.services():
-        for name, node in pairs(service.get("environment")):
-            if name in OPERATOR_VARIABLES and node.text == operator_reference(name):
-                yield node, name
-
-
-def interpolated(document: Document) -> Hits:
-    """Finds values that are filled in after the text was measured, except for those of `own_variables`."""
-    own = {node.path for node, _ in own_variables(document)}
-    for section in _SECTIONS:
-        for node in document.compose.get(section).scalars():
-            if (names := variables(node.text)) and node.path not in own:
-                yield node, f"filled in from {', '.join(names)} when it starts; not in the measured text"
-    for section in ("configs", "secrets"):
-        for entry in document.compose.get(section).children():
-            if (node := entry.get("environment")).value is not None:
-                yield node, f"filled in from {shown(node.text)} when it starts; not in the measured text"
-    for service in document.services():
-        for name, node in pairs(service.get("environment")):
-            if node.value is None:
-                yield node, f"{printable(name)} is passed through from outside; not in the measured text"
