@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import requests
 import schemathesis
-from http_stages import ETAG, MAX_UPLOAD_BYTES, TOKEN, UPLOAD_BYTES, Server
+from http_stages import ACKNOWLEDGEMENT, ETAG, MAX_UPLOAD_BYTES, TOKEN, UPLOAD_BYTES, Server
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 from requests.structures import CaseInsensitiveDict
@@ -23,9 +23,7 @@ CANARY: Final = "canary-9f31c7"
 """In a header of every request: what an answer must never repeat."""
 
 MODES: Final = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
-_BEARERS: Final = (
-    f"Bearer {TOKEN}", f"Bearer {TOKEN[1:]}d", "Bearer ", f"Basic {TOKEN}", "Bearer \xe9", f"bearer {TOKEN}",
-)  # fmt: skip
+_TOKENS: Final = {"/events": TOKEN, "/ack": ACKNOWLEDGEMENT}
 _SAMPLE: Final = 150
 _UPLOAD: Final = re.compile("/dataset/[0-9a-f]{32}")
 _COUNT: Final = re.compile("[0-9]{1,15}")
@@ -153,17 +151,8 @@ def aim(request: requests.PreparedRequest, server: Server, rng: Random) -> None:
         headers["Upload-Offset"] = str(rng.choice((server.upload_offset, 0, UPLOAD_BYTES, 1 << 52)))
     if path == "/dataset" and _COUNT.fullmatch(headers.get("Upload-Length", "0")[1:]) and rng.random() < 0.3:
         headers["Upload-Length"] = str(rng.choice((1, UPLOAD_BYTES, MAX_UPLOAD_BYTES, MAX_UPLOAD_BYTES + 1)))
-    if path == "/events" and len(headers.get("Authorization", "")) <= 256 and rng.random() < 0.6:
-        headers["Authorization"] = rng.choice(
-            (
-                f"Bearer {TOKEN}",
-                f"Bearer {TOKEN[1:]}d",
-                "Bearer ",
-                f"Basic {TOKEN}",
-                "Bearer \xe9",
-                f"bearer {TOKEN}",
-            )
-        )
+    if path in _TOKENS and len(headers.get("Authorization", "")) <= 256 and rng.random() < 0.6:
+        headers["Authorization"] = rng.choice(_bearers(_TOKENS[path]))
     name, values = rng.choice((("Range", _RANGES), ("If-None-Match", (ETAG, "*")), ("If-Range", (ETAG, '"x"'))))
     if path == "/result" and len(headers.get(name, "")) <= 256 and rng.random() < 0.6:
         headers[name] = rng.choice(values).encode().decode("latin1")
@@ -178,6 +167,12 @@ def wire(request: requests.PreparedRequest) -> bytes:
     body = request.body or b""
     content = body if isinstance(body, bytes) else str(body).encode()
     return "\r\n".join([*lines, "", ""]).encode("latin1", "replace") + content
+
+
+def _bearers(token: str) -> tuple[str, ...]:
+    return (
+        f"Bearer {token}", f"Bearer {token[1:]}d", "Bearer ", f"Basic {token}", "Bearer \xe9", f"bearer {token}",
+    )  # fmt: skip
 
 
 def mutated(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:

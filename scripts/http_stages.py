@@ -42,6 +42,7 @@ from trainer.ipc.front_messages import (
 from trainer.models import Phase, Status
 
 TOKEN: Final = "5c" * 32
+ACKNOWLEDGEMENT: Final = "ac" * 32
 PRIVATE: Final = "cHJpdmF0ZS1ldmVudC1vbmx5LWZvci10aGUtdG9rZW4="
 RESULT: Final = bytes(range(256)) * 8
 ETAG: Final = f'"{hashlib.sha256(RESULT).hexdigest()}"'
@@ -71,7 +72,7 @@ class Stage:
         accept: a dataset is awaited.
         upload: how far an upload is when the stage begins: `none`, `begun`, `whole`.
         evidence: what the supervisor says: `given`, a public code, or `silent`.
-        token: the grant's token is known, private events exist.
+        token: the grant's token for events is known, private events exist.
         result: a sealed result (or failure report) is there.
         error: public error code.
         limited: with the usual limit on evidence.
@@ -112,6 +113,10 @@ def _limits(stage: Stage) -> Limits:
     if stage.evidence == "silent":
         changed |= {"evidence_seconds": 0.002}
     return _LIMITS.model_copy(update=changed)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def evidence_text(nonce: str) -> str:
@@ -161,9 +166,13 @@ class Server:
         self._listener = await self._listen() if tls else None
         if self.stage.result:
             (self.spool / RESULT_NAME).write_bytes(RESULT)
-            await self._tell(ResultReady(size=len(RESULT), sha256=ETAG.strip('"')))
+            await self._tell(
+                ResultReady(
+                    size=len(RESULT), sha256=ETAG.strip('"'), acknowledgement_sha256=_digest(ACKNOWLEDGEMENT)
+                )
+            )
         if self.stage.token:
-            await self._tell(TokenHash(sha256=hashlib.sha256(TOKEN.encode()).hexdigest()))
+            await self._tell(TokenHash(sha256=_digest(TOKEN)))
             await self._tell(PrivateEvent(sealed=PRIVATE))
         self.document = json.loads(await self.body_of("/openapi.json"))
         await self.renew()

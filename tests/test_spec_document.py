@@ -20,6 +20,7 @@ from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode
 from trainer.models import Phase, Strict
 from trainer.receipt.dsse import public_key_der, sign_envelope, verify_envelope
+from trainer.sealing import grant_secrets
 from trainer.sealing.age import identity_from_seed
 from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointFile, CheckpointHeader, CheckpointKeys
 from trainer.spec import JobSpec, parse_job_spec
@@ -109,6 +110,17 @@ def checkpoint() -> str:
     return f"path  {keys.checkpoint_path('ab' * 32)}\nlabel {made.label}\n{header.canonical().decode()}"
 
 
+def derived_from_the_grant() -> str:
+    secret = "7e" * 32
+    return "\n".join(
+        [
+            f"events token      {grant_secrets.events_token(secret)}",
+            f"acknowledgement   {grant_secrets.acknowledgement(secret, 'ab' * 32)}",
+            f"checkpoint secret {grant_secrets.checkpoint_secret(secret)}",
+        ]
+    )
+
+
 def events() -> str:
     stream = io.StringIO()
     public = logs.PublicLog(stream)
@@ -130,6 +142,7 @@ EXAMPLES: dict[str, Callable[[], str]] = {
     "job-spec": job_spec,
     "receipt": receipt,
     "keys": derived_keys,
+    "grant-secrets": derived_from_the_grant,
     "checkpoint": checkpoint,
     "events": events,
 }

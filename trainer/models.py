@@ -12,6 +12,9 @@ from trainer.encoding import parse_json
 # The largest integer that every JSON reader keeps exact (RFC 7493, section 2.2).
 MAX_STATUS_STEPS: Final = 2**53 - 1
 
+MAX_BUNDLE_FILES: Final = 4096
+"""Most files of a bundle, grant and manifest among them."""
+
 MAX_TRAINED_PARAMETERS: Final = 10**12
 MAX_MERGED_BYTES: Final = 2**50
 """Bounds of what a worker says of its adapter and of a merged model."""

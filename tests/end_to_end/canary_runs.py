@@ -30,6 +30,7 @@ from trainer.provider.opening import OpenedResult, open_sealed_result
 from trainer.provider.transport.carrier import Carrier
 from trainer.provider.transport.http_carrier import JobClient
 from trainer.sealing.age import Identity
+from trainer.sealing.grant_secrets import checkpoint_secret
 from trainer.sealing.seal import seal as seal_unchecked
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
-    def seal(self, *, expires_in: int = 3600, to: Record | None = None, token: str | None = None) -> Path:
+    def seal(self, *, expires_in: int = 3600, to: Record | None = None, secret: str | None = None) -> Path:
         """Seal the data files to the job; the tool's own look at the rows is left out, as an older one might."""
         identity_file, sealed = self.private / "identity", self.private / "dataset.age"
         identity_file.unlink(missing_ok=True)  # another one for each upload
@@ -217,10 +218,10 @@ class Run:
         files = steps.find_data_files([self.private / "data"])
         now = int(time.time())
         result = (to or self.record).result
-        grant = steps.make_grant(result, [recipient], now=now, seconds=expires_in, token=token)
+        grant = steps.make_grant(result, [recipient], now=now, seconds=expires_in, secret=secret)
         manifest = seal_unchecked(files, result, grant, sealed, now=now)
         self.grant = GrantRecord(grant=grant, manifest=manifest, rows=0)
-        self.canaries.later += [str(self.identity), grant.token]
+        self.canaries.later += [str(self.identity), grant.secret, checkpoint_secret(grant.secret)]
         return sealed
 
     def upload(self, sealed: Path | None = None, progress: Callable[[int], None] | None = None) -> None:
@@ -233,7 +234,7 @@ class Run:
         """Follow the job to its result, private metrics too; raises what the provider would be told."""
         assert self.grant is not None
         with self.carrier() as client:
-            for _ in steps.watch_job(client, [self.identity], self.grant.grant.token):
+            for _ in steps.watch_job(client, [self.identity], self.grant.events_token):
                 pass
 
     def until_step(self, step: int = 1) -> None:
@@ -254,7 +255,8 @@ class Run:
         if weights.exists():
             self.canaries.later.append(weights.read_bytes()[-96:-32])
         with self.carrier() as client:
-            envelope = client.acknowledge()
+            assert self.grant is not None
+            envelope = client.acknowledge(self.grant.acknowledgement(file_sha256(target)))
         assert envelope is not None
         said = steps.verify_deletion_statement(envelope, self.record, result_sha256=file_sha256(target))
         assert said.predicate.acknowledged

@@ -210,11 +210,11 @@ def broken_off_and_gone_on(run: Run) -> None:
     run.job.process.terminate()
     failed_with(run, "interrupted")
     assert run.grant is not None
-    first, run.earlier_port, token = run.job.out.read_bytes(), run.port, run.grant.grant.token
+    first, run.earlier_port, secret = run.job.out.read_bytes(), run.port, run.grant.grant.secret
     (run.private / "result").rename(run.private / "first-result")
     run.start_again(**told)
     (run.disk / "out-of-the-first").write_bytes(first)
-    run.upload(run.seal(token=token))
+    run.upload(run.seal(secret=secret))
     opened = run.fetch()
     assert opened.failure is None
     assert any(event["event"] == "resumed" and event["step"] != 0 for event in run.job.events)

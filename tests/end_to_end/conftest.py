@@ -187,6 +187,11 @@ def write_spec(tiny_model: Path) -> Callable[..., Path]:
 WriteSpec = Callable[..., Path]
 
 
+def grant_beside(record: Path) -> Path:
+    """What `trainer seal -o dataset.age` keeps, in the directory of the attestation result."""
+    return record.with_name("dataset.age.grant.json")
+
+
 @dataclass
 class Job:
     """A running `trainer run`."""

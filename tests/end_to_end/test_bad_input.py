@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.end_to_end.conftest import grant_beside
 from trainer import provider as steps
 from trainer.errors import SealingError, TrainerError
+from trainer.provider.grants import GrantRecord
 from trainer.sealing.age import decrypt_file, encrypt_file, generate_identity, parse_recipient
 from trainer.sealing.seal import seal as seal_unchecked
 
@@ -126,10 +128,17 @@ def test_bad_rows_inside_the_job_are_reported_under_seal(
     appraised = steps.read_record(record).result
     now = appraised.appraised_at
     grant = steps.make_grant(appraised, [recipient], now=now)
-    seal_unchecked({"train.jsonl": data}, appraised, grant, sealed, now=now)
+    manifest = seal_unchecked({"train.jsonl": data}, appraised, grant, sealed, now=now)
+    kept = GrantRecord(grant=grant, manifest=manifest, rows=1)
+    grant_beside(record).write_text(kept.model_dump_json())
     assert trainer("upload", sealed, "--job-url", job.url, "--attestation", record).code == 0
     assert trainer("watch", job.url, "--attestation", record).code == 0
-    assert trainer("pull", job.url, "--attestation", record, "-o", result, "--ack").code == 0
+    assert (
+        trainer(
+            "pull", job.url, "--attestation", record, "-o", result, "--ack", "--grant", grant_beside(record)
+        ).code
+        == 0
+    )
     assert job.wait() == 6
     ran = trainer("open", result, "-i", provider.identity, "-o", tmp_path / "out", "--attestation", record)
     assert_error(ran, 6, code, told)

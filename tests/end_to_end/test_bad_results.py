@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.end_to_end.conftest import Agent, Provider, starting_jobs
+from tests.end_to_end.conftest import Agent, Provider, grant_beside, starting_jobs
 from tests.end_to_end.test_bad_input import assert_error
 from trainer import provider as steps
 from trainer.errors import VerificationError
@@ -50,12 +50,12 @@ def finished(
             ("seal", data, "--attestation", record, "-r", recipient, "-o", sealed),
             ("upload", sealed, "--job-url", job.url, "--attestation", record),
             ("watch", job.url, "--attestation", record),
-            ("pull", job.url, "--attestation", record, "-o", result, "--ack"),
+            ("pull", job.url, "--attestation", record, "-o", result, "--ack", "--grant", grant_beside(record)),
         ):
             ran = trainer(*step)
             assert ran.code == 0, ran.err
         assert job.wait() == 0
-    return SealedResult(provider, result, record, sealed.with_name(sealed.name + ".grant.json"))
+    return SealedResult(provider, result, record, grant_beside(record))
 
 
 def test_what_is_wrong_with_a_result_is_told_and_nothing_is_written(

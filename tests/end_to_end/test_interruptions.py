@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.end_to_end.conftest import grant_beside
 from trainer import provider as steps
 
 if TYPE_CHECKING:
@@ -118,7 +119,9 @@ def pull_failure(
 ) -> dict[str, object]:
     """Pull and open the failure report; the job ends with 6."""
     result = tmp_path / "result.age"
-    pulled = trainer("pull", job.url, "--attestation", record, "-o", result, "--ack")
+    pulled = trainer(
+        "pull", job.url, "--attestation", record, "-o", result, "--ack", "--grant", grant_beside(record)
+    )
     assert pulled.code == 0, pulled.err
     assert job.wait() == 6
     opened = trainer("open", result, "-i", provider.identity, "-o", tmp_path / "out", "--attestation", record)

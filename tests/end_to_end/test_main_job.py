@@ -86,12 +86,12 @@ def test_single_steps_through_files(
             "watch", spool, "--attestation", attestation, "-i", provider.identity,
             "--grant", f"{sealed}.grant.json", "--json",
         ),
-        ("pull", spool, "--attestation", attestation, "-o", result),
+        ("pull", spool, "--attestation", attestation, "-o", result, "--grant", f"{sealed}.grant.json"),
         (
             "open", result, "-i", provider.identity, "-o", tmp_path / "out", "--attestation", attestation,
             "--grant", f"{sealed}.grant.json", "--json",
         ),
-        ("ack", spool, "--attestation", attestation),
+        ("ack", spool, "--attestation", attestation, "--grant", f"{sealed}.grant.json"),
     ]  # fmt: skip
     ran = {}
     for step in steps:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import Job, Provider, StartJob, Trainer, WriteSpec
+from tests.end_to_end.conftest import Job, Provider, StartJob, Trainer, WriteSpec, grant_beside
 from tests.end_to_end.test_interruptions import (
     children,
     free_port,
@@ -44,7 +44,9 @@ def test_a_finished_result_is_offered_and_not_trained_again(
     again.wait_event(event="phase", phase="awaiting-pull")
     url, now = f"https://127.0.0.1:{again.wait_event(event='listening')['port']}", tmp_path / "now.json"
     assert trainer("verify", url, "--policy", provider.folder / "policy.yaml", "-o", now).code == 0
-    pulled = trainer("pull", url, "--attestation", now, "-o", tmp_path / "result.age", "--ack")
+    pulled = trainer(
+        "pull", url, "--attestation", now, "-o", tmp_path / "result.age", "--ack", "--grant", grant_beside(record)
+    )
     assert pulled.code == 0, pulled.err
     assert again.wait() == 0
     assert not {"progress", "dataset-received"} & events(again)
@@ -112,7 +114,7 @@ def pull_failure_of(
     job: Job, url: str, provider: Provider, trainer: Trainer, now: Path, record: Path, tmp_path: Path
 ) -> dict[str, object]:
     result = tmp_path / "failure.age"
-    pulled = trainer("pull", url, "--attestation", now, "-o", result, "--ack")
+    pulled = trainer("pull", url, "--attestation", now, "-o", result, "--ack", "--grant", grant_beside(record))
     assert pulled.code == 0, pulled.err
     assert job.wait() == 6
     opened = trainer("open", result, "-i", provider.identity, "-o", tmp_path / "failure", "--attestation", record)
@@ -161,7 +163,9 @@ def test_a_lost_process_costs_time_and_nothing_else(
     url, now = f"https://127.0.0.1:{spec_port(job)}", tmp_path / "now.json"
     verified = trainer("verify", url, "--policy", provider.folder / "policy.yaml", "-o", now)
     assert verified.code == 0, verified.err
-    pulled = trainer("pull", url, "--attestation", now, "-o", tmp_path / "result.age", "--ack")
+    pulled = trainer(
+        "pull", url, "--attestation", now, "-o", tmp_path / "result.age", "--ack", "--grant", grant_beside(record)
+    )
     assert pulled.code == 0, pulled.err
     assert job.wait() == 0
     opened = trainer(

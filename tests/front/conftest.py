@@ -47,6 +47,10 @@ QUICK = {
     "upload_idle_seconds": 1.0,
 }
 
+ACKNOWLEDGEMENT = "ac" * 32
+ACKNOWLEDGEMENT_SHA256 = hashlib.sha256(ACKNOWLEDGEMENT.encode()).hexdigest()
+"""Of every result that a test publishes."""
+
 Message = TypeVar("Message")
 
 
@@ -131,7 +135,7 @@ class Front:
     def publish_result(self, content: bytes) -> str:
         (self.spool / "result.tar.age").write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
-        self.send(ResultReady(size=len(content), sha256=digest))
+        self.send(ResultReady(size=len(content), sha256=digest, acknowledgement_sha256=ACKNOWLEDGEMENT_SHA256))
         self.enter(Phase.AWAITING_PULL)
         return digest
 

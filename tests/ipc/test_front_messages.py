@@ -42,7 +42,7 @@ MESSAGES_OF_THE_FRONT: list[FrontMessage] = [
     Ready(port=0, tls_spki_sha256=None),
     EvidenceRequest(id=1, nonce=DIGEST),
     UploadReady(size=5),
-    Acknowledged(),
+    Acknowledged(acknowledgement=DIGEST),
     FrontFailed(code=ErrorCode.FRONT_DIED),
 ]
 MESSAGES_OF_THE_SUPERVISOR: list[SupervisorMessage] = [
@@ -52,7 +52,7 @@ MESSAGES_OF_THE_SUPERVISOR: list[SupervisorMessage] = [
     OpenUpload(accept=True),
     TokenHash(sha256=DIGEST),
     PrivateEvent(sealed="QUFBQQ=="),
-    ResultReady(size=9, sha256=DIGEST),
+    ResultReady(size=9, sha256=DIGEST, acknowledgement_sha256=DIGEST),
     Shutdown(),
 ]
 
@@ -143,8 +143,10 @@ def test_receiving_with_a_timeout_does_not_hurry_sends(ends: Ends) -> None:
         b"null",
         b"{}",
         b'{"kind":"unknown"}',
-        b'{"kind":"acknowledged","extra":1}',
-        b'{"kind":"acknowledged","kind":"acknowledged"}',
+        b'{"kind":"acknowledged"}',
+        b'{"kind":"acknowledged","acknowledgement":"yes"}',
+        b'{"kind":"upload-ready","size":5,"extra":1}',
+        b'{"kind":"upload-ready","kind":"upload-ready","size":5}',
         b'{"kind":"upload-ready","size":"5"}',
         b'{"kind":"upload-ready","size":-1}',
         b'{"kind":"upload-ready","size":1e999}',

@@ -20,6 +20,7 @@ from trainer.errors import DataError, ErrorCode, JobError, UnavailableError, Usa
 from trainer.ipc.worker_messages import (
     FROM_WORKER,
     MAX_MESSAGE_BYTES,
+    MAX_ORDER_BYTES,
     MAX_TOTAL_STEPS,
     TO_WORKER,
     Failed,
@@ -31,6 +32,7 @@ from trainer.ipc.worker_messages import (
     to_worker_channel,
     worker_channel,
 )
+from trainer.sealing.archive import MAX_NAME_BYTES, ArchiveLimits
 from trainer.spec import JobSpec
 
 counts = st.integers(0, 2**53 - 1)
@@ -104,6 +106,21 @@ def test_an_order_survives_the_pipe(make_spec: Callable[..., JobSpec]) -> None:
     assert isinstance(parsed, TrainingOrder)
     assert parsed == order
     assert parsed.spec.sha256() == order.spec.sha256()
+
+
+def test_the_largest_bundle_and_job_spec_fit_into_an_order(make_spec: Callable[..., JobSpec]) -> None:
+    """The provider chooses number and names of the data files: what a bundle may hold, a worker can be sent."""
+    files = ArchiveLimits().max_files - 2  # without grant and manifest
+    names = [f"{number:04d}".ljust(MAX_NAME_BYTES - len("data/"), '"') for number in range(files)]
+    workspace = Path("/" + "w/" * 1900)
+    template = "\x1b" * 65536  # each is six characters of JSON
+    order = TrainingOrder(
+        spec=make_spec(data={"chat_template": template}),
+        model_dir=workspace,
+        data_files={name: workspace / name for name in names},
+        output_dir=workspace,
+    )
+    assert len(TO_WORKER.encode(order)) <= MAX_ORDER_BYTES
 
 
 def test_an_order_that_is_not_one_is_not_quoted() -> None:

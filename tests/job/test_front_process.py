@@ -11,12 +11,15 @@ from contextlib import closing, contextmanager
 import pytest
 
 from trainer.attestation.evidence import Evidence
+from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, JobError
 from trainer.ipc.channel import Channel
 from trainer.ipc.front_messages import (
+    Acknowledged,
     EvidenceReply,
     EvidenceRequest,
     FrontMessage,
+    ResultReady,
     SupervisorMessage,
     front_channel,
     supervisor_channel,
@@ -56,3 +59,26 @@ def test_an_unexpected_error_in_the_evidence_ends_the_wait_for_the_front() -> No
         with pytest.raises(JobError) as caught:
             front.wait_upload(20)
         assert caught.value.code is ErrorCode.FRONT_DIED
+
+
+def wait_until_taken(channel: Channel[SupervisorMessage, FrontMessage]) -> None:
+    """Waits until the supervisor has handled every message before this one."""
+    channel.send(REQUEST)
+    while not isinstance(channel.receive(timeout=20), EvidenceReply):
+        continue
+
+
+def test_a_front_that_was_taken_over_cannot_acknowledge_a_result() -> None:
+    """It faces the network: its claim alone would make the job sign that the provider has the result."""
+    right = "ac" * 32
+    result = ResultReady(size=6, sha256="ab" * 32, acknowledgement_sha256=sha256_hex(right.encode()))
+    with connected() as (front, channel):
+        channel.send(Acknowledged(acknowledgement=right))  # before there is a result
+        wait_until_taken(channel)
+        front.offer_result(result)
+        for claimed in ("00" * 32, result.acknowledgement_sha256, result.sha256):
+            channel.send(Acknowledged(acknowledgement=claimed))
+        wait_until_taken(channel)
+        assert not front.wait_acknowledged(0)
+        channel.send(Acknowledged(acknowledgement=right))
+        assert front.wait_acknowledged(20)

@@ -32,7 +32,7 @@ def spec(privacy: str) -> JobSpec:
 def grant(*, demands: bool = True) -> Grant:
     return Grant(
         version=1, job_spec_sha256="0" * 64, recipients=(str(generate_identity(hybrid=False).recipient()),),
-        expires_at=1, token="0" * 64, require=make_privacy_demand(3.0, 1e-5) if demands else None,
+        expires_at=1, secret="0" * 64, require=make_privacy_demand(3.0, 1e-5) if demands else None,
     )  # fmt: skip
 
 

@@ -107,7 +107,7 @@ class Played:
             job_spec_sha256="ab" * 32,
             recipients=(str(self.identity.recipient()),),
             expires_at=2000000000,
-            token="cd" * 32,
+            secret="cd" * 32,
             allow=GrantPermissions(private_progress=private),
         )
         spec = SimpleNamespace(train=SimpleNamespace(max_steps=max_steps, save_steps=save_steps))

@@ -96,7 +96,7 @@ def grant_record(spec: JobSpec) -> GrantRecord:
         job_spec_sha256=spec.sha256(),
         recipients=(str(IDENTITY.recipient()), str(BACKUP.recipient())),
         expires_at=2_000_000_000,
-        token="cd" * 32,
+        secret="cd" * 32,
     )
     manifest = Manifest(version=1, files={"train.jsonl": ManifestFile(sha256="3" * 64, size=1)})
     return GrantRecord(grant=grant, manifest=manifest, rows=1)

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from trainer.attestation.result.record import Record
+from trainer.encoding import sha256_hex
 from trainer.errors import (
     ErrorCode,
     JobError,
@@ -50,7 +51,7 @@ GRANT = GrantRecord(
         job_spec_sha256="ab" * 32,
         recipients=(str(IDENTITY.recipient()),),
         expires_at=1,
-        token="cd" * 32,
+        secret="cd" * 32,
     ),
     manifest=Manifest(version=1, files={"rows.jsonl": ManifestFile(sha256="ef" * 32, size=1)}),
     rows=1,
@@ -88,12 +89,16 @@ class Job:
         self.while_it_runs()
         yield self.status()
 
-    def download_result(self, target: Path, *, progress: object) -> None:
+    def download_result(self, target: Path, *, progress: object) -> str:
         del progress
         self.pulls += 1
         target.write_bytes(b"sealed")
+        return sha256_hex(b"sealed")
 
-    def acknowledge(self) -> None:
+    def deletion_statement(self) -> None:
+        return None
+
+    def acknowledge(self, _acknowledgement: str) -> None:
         return None
 
     def open(self, _source: Path, _identities: object, target: Path, **_options: object) -> OpenedResult:

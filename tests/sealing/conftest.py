@@ -120,5 +120,5 @@ def grant(x25519: Identity) -> Grant:
         job_spec_sha256="5a" * 32,
         recipients=(str(x25519.recipient()),),
         expires_at=2_000_000_000,
-        token="7e" * 32,
+        secret="7e" * 32,
     )

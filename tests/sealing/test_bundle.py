@@ -190,7 +190,7 @@ def test_grants_that_do_not_fit(into: Path, grant: Grant, hybrid: Identity, forg
         _changed(grant, recipients=[recipient, str(hybrid.recipient())]),
         _changed(grant, expires_at="2000000000"),
         _changed(grant, expires_at=-1),
-        _changed(grant, token="short"),
+        _changed(grant, secret="short"),
         _changed(grant, allow={"everything": True}),
         json.dumps(grant.model_dump(mode="json")).replace('"version": 1', '"version": 1, "version": 1').encode(),
     ):

@@ -71,7 +71,7 @@ def _bundle() -> Iterator[str]:
         job_spec_sha256="5a" * 32,
         recipients=(str(identity_from_seed(SEED, hybrid=False).recipient()),),
         expires_at=1_800_000_000,
-        token="7e" * 32,
+        secret="7e" * 32,
     )
     yield grant.canonical().decode()
     target = io.BytesIO()

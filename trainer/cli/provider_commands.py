@@ -19,7 +19,7 @@ from trainer.cli.options import (
     RecordFile,
     Source,
 )
-from trainer.errors import ErrorCode, UsageError
+from trainer.errors import ErrorCode, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from trainer.attestation.result.record import Record
@@ -75,7 +75,7 @@ def seal_data(
             output,
             progress=lambda done, total: progress.bytes_done("sealing", done, total),
             job=job,
-            token=provider.read_grant_record(grant).grant.token if grant else None,
+            secret=provider.read_grant_record(grant).grant.secret if grant else None,
             require=provider.make_privacy_demand(max_epsilon, max_delta),
         )
     provider.write_private_file(grant_file, grant_record.model_dump_json().encode())
@@ -123,7 +123,7 @@ def watch_training(
 
     client = _connect(source, provider.read_record(attestation))
     identities = provider.read_identities(identity) if identity else ()
-    token = provider.read_grant_record(grant).grant.token if grant and identity else None
+    token = provider.read_grant_record(grant).events_token if grant and identity else None
     for event in provider.watch_job(client, identities, token):
         if as_json:
             print_json(event.model_dump(mode="json") if isinstance(event, Status) else dict(event.values))
@@ -139,27 +139,58 @@ def pull_result(
     source: Source,
     attestation: RecordFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="The sealed result.")],
+    grant: GrantFile = None,
     acknowledge: Annotated[
-        bool, typer.Option("--ack", help="Tell the job that it may end. Better done after `trainer open`.")
+        bool,
+        typer.Option(
+            "--ack", help="With --grant: tell the job that it may end. Better done after `trainer open`."
+        ),
     ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Download the sealed result or failure report. Continues a download that was interrupted."""
+    """Download the sealed result or failure report. Continues a download that was interrupted.
+
+    The job's verified statement of what it destroyed is kept in OUTPUT.deletion.json.
+    """
     from trainer import provider
 
-    client = _connect(source, provider.read_record(attestation))
+    record = provider.read_record(attestation)
+    grant_record = provider.read_grant_record(grant) if grant else None
+    if acknowledge and grant_record is None:
+        raise UsageError(ErrorCode.USAGE, "--ack needs --grant: only who sealed the dataset can acknowledge")
+    client = _connect(source, record)
     with TerminalProgress(quiet=quiet or as_json) as progress:
         size = client.status().result_bytes or 0
-        client.download_result(output, progress=lambda done: progress.bytes_done("pulling", done, size))
-    if acknowledge:
-        client.acknowledge()
-    print_summary({"pulled": str(output), "bytes": output.stat().st_size}, as_json=as_json)
+        digest = client.download_result(output, progress=lambda done: progress.bytes_done("pulling", done, size))
+    target = output.with_name(output.name + ".deletion.json")
+    manifest_sha256 = grant_record.manifest_sha256 if grant_record else None
+    deletion = provider.DeletionReceiver(client, record, target, digest, manifest_sha256)
+    statement = None
+    try:
+        statement = deletion.fetch()
+    except UnavailableError as error:  # the result is here; the job ended in between
+        typer.echo(error.message, err=True)
+    if acknowledge and grant_record is not None:
+        statement = deletion.acknowledge(grant_record) or statement
+    if statement is None:
+        typer.echo("the job gave no statement of what it destroyed", err=True)
+    print_summary(
+        {
+            "pulled": str(output),
+            "bytes": output.stat().st_size,
+            "deletion": str(target) if statement is not None else None,
+        },
+        as_json=as_json,
+    )
 
 
 def acknowledge_result(
     source: Source,
     attestation: RecordFile,
+    grant: Annotated[
+        Path, typer.Option("--grant", help="The .grant.json that `trainer seal` wrote beside the sealed file.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Keep the job's verified deletion statement here.")
     ] = None,
@@ -167,15 +198,13 @@ def acknowledge_result(
     """Tell the job that the result arrived and opened, so that it ends and states what it destroyed."""
     from trainer import provider
 
-    record = provider.read_record(attestation)
-    envelope = _connect(source, record).acknowledge()
-    if envelope is None:
+    record, grant_record = provider.read_record(attestation), provider.read_grant_record(grant)
+    if output is not None and output.exists():
+        raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{output} exists", hint="choose another name with -o")
+    client = _connect(source, record)
+    deletion = provider.DeletionReceiver(client, record, output, None, grant_record.manifest_sha256)
+    if deletion.acknowledge(grant_record) is None:
         typer.echo("the job gave no statement of what it destroyed", err=True)
-        return
-    # Verified first, so that a file of this kind is always a statement that the job signed.
-    provider.verify_deletion_statement(envelope, record)
-    if output is not None:
-        provider.write_private_file(output, envelope)
 
 
 def _connect(location: str, record: Record) -> Carrier:

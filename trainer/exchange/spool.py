@@ -97,6 +97,29 @@ class SpoolDirectory:
             os.close(descriptor)
         return data if len(data) <= limit else None
 
+    def take(self, name: str, limit: int) -> bytes | None:
+        """Removes the file `name` and returns what `read` gives for it: what was read is what is gone."""
+        taken = f".{secrets.token_hex(8)}.taken"
+        try:
+            self.file(name).rename(self.file(taken))
+        except FileNotFoundError:
+            return None
+        try:
+            return self.read(taken, limit)
+        finally:
+            self.clear(taken)
+
+    def clear(self, name: str) -> None:
+        """Frees a name: removes the file or link, or moves the directory that somebody made there aside."""
+        self.move_directory_aside(name)
+        self.file(name).unlink(missing_ok=True)
+
+    def move_directory_aside(self, name: str) -> None:
+        """Renames a directory that somebody made in the place of a file: no rename can replace it."""
+        path = self.file(name)
+        if path.is_dir() and not path.is_symlink():
+            path.rename(self.file(f".{secrets.token_hex(8)}.aside"))
+
     def load(self, name: str, model: type[Document], limit: int = MAX_STATUS_BYTES) -> Document | None:
         """Returns a JSON file as `model`; None if `read` finds none or it does not validate."""
         data = self.read(name, limit)

@@ -5,12 +5,15 @@ Who can write to the directory is as untrusted as a client on the network.
 
 from __future__ import annotations
 
+import hmac
 import os
 import re
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
+from trainer.encoding import sha256_hex
 from trainer.errors import UnavailableError
 from trainer.exchange.spool import (
     ACKNOWLEDGEMENT_NAME,
@@ -48,6 +51,7 @@ from trainer.ipc.front_messages import (
 from trainer.sandbox.properties import SandboxReport
 
 _LOOK_SECONDS: Final = 0.2
+_EARLIER_RESULT_NAME: Final = "earlier-" + RESULT_NAME
 _STALE: Final = (DELETION_NAME, EVIDENCE_NAME, STATUS_NAME, RESULT_INFO_NAME, ACKNOWLEDGEMENT_NAME, EVENTS_NAME)
 
 
@@ -71,7 +75,7 @@ class SpoolFront:
     _accepting: bool = field(default=False, init=False)
     _has_opened: bool = field(default=False, init=False)
     _delivered: bool = field(default=False, init=False)
-    _has_result: bool = field(default=False, init=False)
+    _result: ResultReady | None = field(default=None, init=False)
     _acknowledged: bool = field(default=False, init=False)
     _events: int = field(default=0, init=False)
 
@@ -83,8 +87,8 @@ class SpoolFront:
             JobError: the supervisor sent bytes that are not a message.
         """
         for name in _STALE:
-            self.spool.file(name).unlink(missing_ok=True)
-        self.spool.put(TERMS_NAME, SpoolTerms(max_upload_bytes=self.max_upload_bytes).model_dump_json().encode())
+            self.spool.clear(name)
+        self._put(TERMS_NAME, SpoolTerms(max_upload_bytes=self.max_upload_bytes).model_dump_json().encode())
         self.channel.send(Ready(port=0, tls_spki_sha256=None, sandbox=self.sandbox))
         while self._take_messages():
             self._look_for_files()
@@ -103,26 +107,27 @@ class SpoolFront:
     def _take(self, message: SupervisorMessage) -> None:
         match message:
             case StatusUpdate(status=status):
-                self.spool.put(STATUS_NAME, status.model_dump_json().encode())
+                self._put(STATUS_NAME, status.model_dump_json().encode())
             case EvidenceReply(evidence=str(evidence)):
-                self.spool.put(EVIDENCE_NAME, evidence.encode())
+                self._put(EVIDENCE_NAME, evidence.encode())
             case OpenUpload(accept=accept):
                 # A job that accepts a dataset makes a new result; one of an earlier job may not have been pulled.
                 if accept and not self._has_opened and (earlier := self.spool.file(RESULT_NAME)).exists():
-                    earlier.rename(self.spool.file("earlier-" + RESULT_NAME))
+                    self.spool.clear(_EARLIER_RESULT_NAME)
+                    earlier.rename(self.spool.file(_EARLIER_RESULT_NAME))
                 self._has_opened |= accept
                 # Accepting again after a delivery: the dataset did not open, and the provider has to send another.
                 if accept and self._delivered:
-                    self.spool.file(DATASET_NAME).unlink(missing_ok=True)
+                    self.spool.clear(DATASET_NAME)
                     self._delivered = False
                 self._accepting = accept
             case PrivateEvent(sealed=sealed):
                 self._add_event(sealed)
             case ResultReady(size=size, sha256=digest):
-                self._has_result = True
-                self.spool.put(RESULT_INFO_NAME, SpoolResult(size=size, sha256=digest).model_dump_json().encode())
+                self._result = message
+                self._put(RESULT_INFO_NAME, SpoolResult(size=size, sha256=digest).model_dump_json().encode())
             case DeletionReady(envelope=envelope):
-                self.spool.put(DELETION_NAME, envelope.encode())
+                self._put(DELETION_NAME, envelope.encode())
 
     def _look_for_files(self) -> None:
         """Sends a message for each file that the provider's side has written: nonce, acknowledgement, dataset."""
@@ -132,11 +137,19 @@ class SpoolFront:
             self._nonce = nonce
             self._asked += 1
             self.channel.send(EvidenceRequest(id=self._asked, nonce=nonce))
-        if self._has_result and not self._acknowledged and self.spool.read(ACKNOWLEDGEMENT_NAME, 128) is not None:
+        if self._result is not None and not self._acknowledged:
+            self._look_for_acknowledgement(self._result)
+        if self._accepting:
+            self._look_for_dataset()
+
+    def _look_for_acknowledgement(self, result: ResultReady) -> None:
+        """Passes on the value that acknowledges this result; any other is removed, and the offer goes on."""
+        shown = (self.spool.take(ACKNOWLEDGEMENT_NAME, 128) or b"").strip()
+        if hmac.compare_digest(sha256_hex(shown), result.acknowledgement_sha256):
             self._acknowledged = True
-            self.channel.send(Acknowledged())
-        if not self._accepting:
-            return
+            self.channel.send(Acknowledged(acknowledgement=shown.decode("ascii")))
+
+    def _look_for_dataset(self) -> None:
         path = self.spool.file(DATASET_NAME)
         try:
             found = path.lstat()
@@ -144,7 +157,7 @@ class SpoolFront:
             return
         if not stat.S_ISREG(found.st_mode) or found.st_size > self.max_upload_bytes:
             # A FIFO or a link would make the supervisor block, or read another file.
-            path.unlink()
+            self.spool.clear(DATASET_NAME)
             return
         self._accepting = False
         self._delivered = True
@@ -153,7 +166,15 @@ class SpoolFront:
     def _add_event(self, sealed: str) -> None:
         self._events += 1
         line = SpoolEvent(id=self._events, sealed=sealed).model_dump_json().encode() + b"\n"
-        # O_NOFOLLOW and O_NONBLOCK: a writer of the directory may have put a link or a FIFO in this place.
+        # Whoever can write to the directory may have put anything here: an event is lost then, not the job.
+        with suppress(OSError):
+            if not stat.S_ISREG(self.spool.file(EVENTS_NAME).lstat().st_mode):
+                self.spool.clear(EVENTS_NAME)
+        with suppress(OSError):
+            self._append_event(line)
+
+    def _append_event(self, line: bytes) -> None:
+        # O_NOFOLLOW and O_NONBLOCK: it may be a link or a FIFO again.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(self.spool.file(EVENTS_NAME), flags, 0o600)
         try:
@@ -161,3 +182,7 @@ class SpoolFront:
                 os.write(descriptor, line)
         finally:
             os.close(descriptor)
+
+    def _put(self, name: str, data: bytes) -> None:
+        self.spool.move_directory_aside(name)
+        self.spool.put(name, data)

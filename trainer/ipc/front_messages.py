@@ -32,6 +32,7 @@ SEND_SECONDS: Final = 30.0
 MessageId = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Size = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Code = Annotated[ErrorCode, Field(strict=False)]
+Secret = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Ready(ChannelMessage):
@@ -67,10 +68,11 @@ class UploadReady(ChannelMessage):
 
 
 class Acknowledged(ChannelMessage):
-    """A client acknowledged the result."""
+    """A client acknowledged the result with this value, which only the provider can have."""
 
-    # A front that was taken over can send this early. That may cost the provider the result, but reveals nothing.
+    # The value itself: the supervisor compares it, so that a front that was taken over can acknowledge nothing.
     kind: Literal["acknowledged"] = "acknowledged"
+    acknowledgement: Secret
 
 
 class FrontFailed(ChannelMessage):
@@ -105,9 +107,9 @@ class OpenUpload(ChannelMessage):
 
 
 class TokenHash(ChannelMessage):
-    """SHA-256 of the grant's token in ASCII: clients that present the token get private events."""
+    """SHA-256 of the grant's events token in ASCII: clients that present the token get private events."""
 
-    # Only the digest: the token also enters the keys of the checkpoints, which are on the operator's disk.
+    # Only the digest: a front that was taken over has nothing to show until a provider shows it.
     kind: Literal["token-hash"] = "token-hash"
     sha256: Sha256Hex
 
@@ -121,11 +123,18 @@ class PrivateEvent(ChannelMessage):
 
 
 class ResultReady(ChannelMessage):
-    """The sealed result is complete in `result.tar.age` of the spool."""
+    """The sealed result is complete in `result.tar.age` of the spool.
+
+    Attributes:
+        size: in bytes.
+        sha256: digest of the sealed result.
+        acknowledgement_sha256: digest of what acknowledges this result, in ASCII.
+    """
 
     kind: Literal["result-ready"] = "result-ready"
     size: Size
     sha256: Sha256Hex
+    acknowledgement_sha256: Sha256Hex
 
 
 class DeletionReady(ChannelMessage):

@@ -19,13 +19,18 @@ from pydantic import Field, JsonValue, TypeAdapter
 from trainer.error_document import ErrorDocument
 from trainer.errors import ErrorCode, JobError, UsageError
 from trainer.ipc.channel import Channel, ChannelMessage, MessageFormat
-from trainer.models import MAX_MERGED_BYTES, MAX_STATUS_STEPS, MAX_TRAINED_PARAMETERS
+from trainer.models import MAX_BUNDLE_FILES, MAX_MERGED_BYTES, MAX_STATUS_STEPS, MAX_TRAINED_PARAMETERS
 from trainer.sandbox.properties import SandboxReport
 from trainer.spec import MAX_SPEC_BYTES, JobSpec
 
 # A message of the worker: the longest is an `ErrorDocument`, whose fields are limited to fit below 60 KiB.
 MAX_MESSAGE_BYTES: Final = 64 << 10
-MAX_ORDER_BYTES: Final = MAX_SPEC_BYTES + (1 << 20)
+
+_MAX_ESCAPED: Final = 3  # bytes of JSON for a byte of YAML: "\e" becomes "\u001b"
+_MAX_PATH_BYTES: Final = 4096  # PATH_MAX of Linux
+_FILE_BYTES: Final = _MAX_PATH_BYTES + 512
+MAX_ORDER_BYTES: Final = _MAX_ESCAPED * MAX_SPEC_BYTES + MAX_BUNDLE_FILES * _FILE_BYTES + (1 << 16)
+"""An order names every file of the dataset, whose number and names the provider chose, and holds the job spec."""
 
 MAX_TOTAL_STEPS: Final = 100_000_000
 """Optimizer steps of a run, as in the job spec: the choice of a number below it is worth 27 bits."""

@@ -59,7 +59,7 @@ class CiphertextDirectory:
         return self.folder / END_RECORD_NAME
 
     def remove_inputs(self) -> None:
-        """Removes the sealed dataset and all checkpoints, also those of a token that was given up."""
+        """Removes the sealed dataset and all checkpoints, also those of a grant that was given up."""
         checkpoints = [path for path in self.folder.iterdir() if CHECKPOINT_NAME.fullmatch(path.name)]
         for path in (self.dataset, *checkpoints):
             with suppress(OSError):  # such as a directory of this name: it is the operator's

@@ -41,7 +41,9 @@ class EndRecord(Strict):
         result_bytes: its size.
         dataset_manifest_sha256: digest of the manifest of the dataset that was trained on.
         ended_at: Unix time in seconds of the first offer: `linger_seconds` count from here over all starts.
+        acknowledgement_sha256: digest of what the provider acknowledges this result with.
         acknowledged: whether the provider confirmed that the result arrived.
+        expired: whether a start offered it until its time was over.
         destroyed: what was destroyed, and when, as in the deletion statement.
     """
 
@@ -51,13 +53,23 @@ class EndRecord(Strict):
     result_bytes: Annotated[int, Field(ge=0, le=2**53 - 1)]
     dataset_manifest_sha256: Sha256Hex
     ended_at: UnixTime
-    acknowledged: bool
+    acknowledgement_sha256: Sha256Hex
+    acknowledged: bool = False
+    expired: bool = False
     destroyed: Annotated[dict[Annotated[DestroyedItem, Field(strict=False)], UnixTime], Field(max_length=16)]
 
     @property
     def is_final(self) -> bool:
         """Whether another start has nothing left to do but to offer what there is."""
         return self.error not in RESUMABLE
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the next start accepts another dataset: after a failure that the provider knows of.
+
+        Also after one that was offered in vain: a stranger's dataset must not occupy the directory for ever.
+        """
+        return self.error is not None and (self.acknowledged or self.expired)
 
 
 @dataclass(frozen=True, repr=False)

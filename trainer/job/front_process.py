@@ -1,12 +1,13 @@
 """The supervisor's side of the front: starts it, answers its requests for evidence, publishes what is public.
 
 The front faces the network and may have been taken over, so it can ask for little: evidence over a nonce, and to
-be believed that an upload is complete or a result acknowledged. Neither says anything about the content of a
-dataset.
+be believed that an upload is complete. That a result was acknowledged it has to show by a value that only the
+provider can have.
 """
 
 from __future__ import annotations
 
+import hmac
 import socket
 import subprocess
 import threading
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from trainer.attestation.evidence import Evidence
+from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError
 from trainer.ipc import front_messages as protocol
 from trainer.ipc.channel import Channel
@@ -30,13 +32,7 @@ READY_SECONDS: Final = 60.0
 EvidenceSource = Callable[[str], Evidence]
 """Nonce (64 hex digits) → fresh evidence with claims for that nonce."""
 
-FrontUpdate = (
-    protocol.StatusUpdate
-    | protocol.TokenHash
-    | protocol.PrivateEvent
-    | protocol.ResultReady
-    | protocol.DeletionReady
-)
+FrontUpdate = protocol.StatusUpdate | protocol.TokenHash | protocol.PrivateEvent | protocol.DeletionReady
 """What the front gets from the supervisor besides evidence: status, digests, a signed statement, ciphertext."""
 
 
@@ -58,6 +54,7 @@ class FrontProcess:
         self._evidence_source: EvidenceSource | None = None
         self._ready: protocol.Ready | None = None
         self._uploaded_bytes: int | None = None
+        self._acknowledgement_sha256: str | None = None
         self._acknowledged = False
         self._ended: ErrorCode | None = None
         self._changed = threading.Condition()
@@ -106,6 +103,16 @@ class FrontProcess:
             JobError: `front-died`: the front no longer takes messages.
         """
         self._channel.send(update)
+
+    def offer_result(self, result: protocol.ResultReady) -> None:
+        """Has the front serve a result. From now on the value that `result` has the digest of acknowledges it.
+
+        Raises:
+            JobError: `front-died`: the front no longer takes messages.
+        """
+        with self._changed:
+            self._acknowledgement_sha256 = result.acknowledgement_sha256
+        self._channel.send(result)
 
     def wait_acknowledged(self, seconds: float) -> bool:
         """Waits until the provider has acknowledged the result; returns False if it did not in time."""
@@ -162,10 +169,15 @@ class FrontProcess:
                 case protocol.UploadReady():
                     self._uploaded_bytes = message.size
                 case protocol.Acknowledged():
-                    self._acknowledged = True
+                    self._acknowledged |= self._is_acknowledgement(message.acknowledgement)
                 case protocol.FrontFailed():
                     self._ended = self._ended or message.code
             self._changed.notify_all()
+
+    def _is_acknowledgement(self, value: str) -> bool:
+        # The front compares as well, but it faces the network: what it claims is not enough for a signature.
+        expected = self._acknowledgement_sha256
+        return expected is not None and hmac.compare_digest(sha256_hex(value.encode()), expected)
 
     def _evidence_reply(self, request: protocol.EvidenceRequest) -> protocol.EvidenceReply:
         # Read once: another thread may stop the evidence between two reads.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from trainer import logs
-from trainer.encoding import file_sha256
+from trainer.encoding import file_sha256, sha256_hex
 from trainer.errors import ErrorCode, ExitCode, TrainerError, UnavailableError
 from trainer.ipc.front_messages import DeletionReady, ResultReady
 from trainer.job.ciphertext import CiphertextDirectory
@@ -29,11 +29,15 @@ from trainer.job.workspace import Workspace
 from trainer.models import Phase
 from trainer.sealing.atomic_files import SHARED_MODE, replace_atomically
 from trainer.sealing.bundle import OpenedBundle
+from trainer.sealing.grant_secrets import acknowledgement
 from trainer.sealing.sealed_result import seal_result
 
 RESUMABLE_LINGER_SECONDS: Final = 30
 """How long a failure report is offered if another start goes on: SIGKILL follows the operator's SIGTERM soon, and
 every second is one in which nothing is trained."""
+
+MIN_OFFER_SECONDS: Final = 600
+"""How long each start offers a result at least, if `linger_seconds` is not less."""
 
 _STORAGE_RETRY_SECONDS: Final = 10.0
 
@@ -55,7 +59,7 @@ class HandOver:
         workspace: holds the plaintext that is sealed and destroyed.
         ciphertext: receives the sealed result.
         record_file: the end record.
-        linger_seconds: how long the result is offered, over all starts.
+        linger_seconds: how long the result is offered, over all starts; each start offers it for a while.
         enter: publishes a phase.
         public: publishes an event.
         termination: whether the operator asked the job to end.
@@ -89,14 +93,15 @@ class HandOver:
             size = self._store(lambda: seal_result(tree, sealed, bundle.grant.result_recipients()))
             sealed.chmod(SHARED_MODE)  # ciphertext, which the front, another user, reads
             # Before the offer, not after it: the plaintext does not wait for the provider to pull.
+            digest = file_sha256(sealed)
             record = EndRecord(
                 error=None if failure is None else failure.code,
-                result_sha256=file_sha256(sealed),
+                result_sha256=digest,
                 result_bytes=size,
                 dataset_manifest_sha256=bundle.manifest.sha256(),
                 destroyed=destroy_plaintext(self.signer.keys, self.workspace),
                 ended_at=int(time.time()),
-                acknowledged=False,
+                acknowledgement_sha256=sha256_hex(acknowledgement(bundle.grant.secret, digest).encode()),
             )
             self._store(lambda: self.record_file.save(record))
         self.public(logs.ResultSealed(size))
@@ -105,9 +110,9 @@ class HandOver:
     def is_still_offered(self, record: EndRecord) -> bool:
         """Returns whether another start of the job only offers what an earlier one sealed.
 
-        A failure that the provider acknowledged is over: the next start accepts another dataset.
+        A failure that is over is not offered: this start accepts another dataset.
         """
-        if not record.is_final or (record.error is not None and record.acknowledged):
+        if not record.is_final or record.is_over:
             return False
         with suppress(OSError):
             # The operator stores both files; a result that is not the recorded one is not offered. No FIFO either,
@@ -117,34 +122,53 @@ class HandOver:
         return False
 
     def offer(self, record: EndRecord) -> ExitCode:
-        """Offers the sealed result until it is acknowledged, or until `linger_seconds` after the first offer.
+        """Offers the sealed result until it is acknowledged, or until its time is over.
 
         Raises:
             JobError: the front ended, or the operator asked the job to end.
         """
         self._publish_deletion(record)
-        self.front.send(ResultReady(size=record.result_bytes, sha256=record.result_sha256))
+        self.front.offer_result(
+            ResultReady(
+                size=record.result_bytes,
+                sha256=record.result_sha256,
+                acknowledgement_sha256=record.acknowledgement_sha256,
+            )
+        )
         if record.error is None:
             self.enter(Phase.AWAITING_PULL, result_bytes=record.result_bytes)
         else:
             self.enter(Phase.FAILED, error=record.error, result_bytes=record.result_bytes)
             self.public(logs.JobFailed(record.error))
-        if not record.acknowledged and self.front.wait_acknowledged(self._remaining_seconds(record)):
-            record = record.model_copy(update={"acknowledged": True})
-            with _logging_storage_errors("the acknowledgement was not recorded"):
-                self.record_file.save(record)
-            self._publish_deletion(record)
+        if not record.acknowledged:
+            self._wait_acknowledged(record)
         if record.error is not None:
             return ExitCode.JOB
         self.enter(Phase.DONE)
         return ExitCode.DONE
 
+    def _wait_acknowledged(self, record: EndRecord) -> None:
+        """Waits for the acknowledgement, and records whether it came or the time of the offer is over."""
+        acknowledged = self.front.wait_acknowledged(self._remaining_seconds(record))
+        # An offer that the operator cut short was not one in vain.
+        expired = not acknowledged and not self.termination.signalled
+        record = record.model_copy(update={"acknowledged": acknowledged, "expired": expired})
+        with _logging_storage_errors("the end of the offer was not recorded"):
+            self.record_file.save(record)
+        if acknowledged:
+            self._publish_deletion(record)
+
     def _remaining_seconds(self, record: EndRecord) -> float:
+        """Returns for how long this start offers the result: what is left of `linger_seconds`, at least a while.
+
+        The operator sets the clock, and an outage may last longer than the offer: neither takes a finished result
+        from its provider. A clock that was set back makes the offer no longer than it was meant to be.
+        """
         linger = self.linger_seconds
         if self.termination.signalled or not record.is_final:
             linger = min(linger, RESUMABLE_LINGER_SECONDS)
-        # A clock that was set back must not make the offer longer than it was meant to be.
-        return min(linger, max(0, record.ended_at + linger - int(time.time())))
+        left = record.ended_at + linger - int(time.time())
+        return min(linger, max(MIN_OFFER_SECONDS, left))
 
     def _publish_deletion(self, record: EndRecord) -> None:
         """Signs the statement of what was destroyed, puts it beside the result, and has the front give it out."""

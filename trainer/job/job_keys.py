@@ -15,6 +15,7 @@ from trainer.attestation.dstack.key_chain import prove_possession
 from trainer.attestation.evidence import DatasetClaims, DerivedKey, Recipients
 from trainer.receipt.dsse import public_key_der
 from trainer.sealing.age import Identity, generate_identity, identity_from_seed
+from trainer.sealing.grant_secrets import checkpoint_secret
 from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointKeys
 from trainer.sealing.wiping import wiped
 from trainer.tee import key_derivation as tee_keys
@@ -33,7 +34,7 @@ class JobKeys:
         receipt: signs the receipt and the deletion statement (P-256).
         proofs: the key provider's signature chains over the derived keys.
         possession: its secret signs the claims and serves no other purpose.
-        checkpoint: one of the two secrets that checkpoint keys are derived from; the grant's token is the other.
+        checkpoint: one of the two secrets that checkpoint keys are derived from; the grant's is the other.
         recipients: the public keys of `derived` and `instance`, as the claims contain them.
     """
 
@@ -76,13 +77,15 @@ class JobKeys:
             self.checkpoint.secret, job_spec_sha256=spec_sha256, app_compose_sha256=compose_sha256
         )
 
-    def checkpoint_keys(self, token: str, binding: CheckpointBinding) -> CheckpointKeys:
-        """Returns the checkpoint keys of this job with one dataset; `token` is the grant's secret.
+    def checkpoint_keys(self, grant_secret: str, binding: CheckpointBinding) -> CheckpointKeys:
+        """Returns the checkpoint keys of this job with one dataset, made from what `grant_secret` gives for them.
 
         Two secrets enter: the key provider alone, without a grant, can open no checkpoint.
         """
         bound = binding.model_dump(mode="json")
-        with wiped(tee_keys.checkpoint_material(self.checkpoint.secret, token, **bound)) as material:
+        with wiped(
+            tee_keys.checkpoint_material(self.checkpoint.secret, checkpoint_secret(grant_secret), **bound)
+        ) as material:
             return CheckpointKeys.from_material(material)  # copies it; the original is zeroed
 
 

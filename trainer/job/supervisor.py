@@ -46,6 +46,7 @@ from trainer.models import Phase, Status
 from trainer.sandbox import privileges
 from trainer.sandbox.properties import SandboxProperty, SandboxReport
 from trainer.sealing.bundle import BundleLimits, OpenedBundle
+from trainer.sealing.grant_secrets import events_token
 from trainer.sealing.seal import open_bundle
 from trainer.sealing.sealed_checkpoint import CheckpointBinding
 from trainer.spec import JobSpec
@@ -246,7 +247,7 @@ class _Job:
             dataset_manifest_sha256=bundle.manifest.sha256(),
             app_compose_sha256=compose_sha256,
         )
-        checkpoint_keys = keys.checkpoint_keys(bundle.grant.token, binding)
+        checkpoint_keys = keys.checkpoint_keys(bundle.grant.secret, binding)
         limit = self.spec.train.save_total_limit
         return CheckpointStore(self.ciphertext.folder, checkpoint_keys, binding, limit, self.public)
 
@@ -260,7 +261,7 @@ class _Job:
         try:
             if bundle.grant.allow.private_progress:
                 # Only the token's digest, which the front compares with the digest of what a client sends.
-                front.send(TokenHash(sha256=sha256_hex(bundle.grant.token.encode())))
+                front.send(TokenHash(sha256=sha256_hex(events_token(bundle.grant.secret).encode())))
             self._enter(front, Phase.TRAINING)
             # Before the worker sees a row: a grant that the spec does not satisfy permits no use of the dataset.
             require_privacy_promised(bundle.grant, self.spec)

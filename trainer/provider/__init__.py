@@ -5,6 +5,7 @@ Each step is a function that takes what the step before it wrote, so that a step
 torch.
 """
 
+from trainer.provider.acknowledgement import DeletionReceiver
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import make_grant, make_privacy_demand, read_grant_record, seal_dataset
 from trainer.provider.job_events import watch_job
@@ -29,6 +30,7 @@ from trainer.provider.verification import (
 )
 
 __all__ = [
+    "DeletionReceiver",
     "PolicyDemands",
     "Submission",
     "appraise_deployed_app",

@@ -17,6 +17,7 @@ from trainer.provider.dataset_files import count_rows, row_schema_for
 from trainer.provider.local_files import read_small_file
 from trainer.sealing.age import parse_recipient
 from trainer.sealing.bundle import Grant, GrantDemands, Manifest, PrivacyDemand
+from trainer.sealing.grant_secrets import acknowledgement, events_token
 from trainer.sealing.seal import seal
 
 GRANT_SECONDS: Final = 7 * 86400
@@ -27,11 +28,16 @@ SealingProgress = Callable[[int, int], None]
 
 
 class GrantRecord(Strict):
-    """What the provider keeps of a sealed dataset: the grant with its token, and which files were sealed."""
+    """What the provider keeps of a sealed dataset: the grant with its secret, and which files were sealed."""
 
     grant: Grant
     manifest: Manifest
     rows: int
+
+    @property
+    def events_token(self) -> str:
+        """The bearer token for private events."""
+        return events_token(self.grant.secret)
 
     @property
     def manifest_sha256(self) -> str:
@@ -43,6 +49,10 @@ class GrantRecord(Strict):
         """Maps each file of the dataset to its SHA-256."""
         return {name: file.sha256 for name, file in self.manifest.files.items()}
 
+    def acknowledgement(self, result_sha256: str) -> str:
+        """Returns what tells the job that the sealed result of this digest has arrived."""
+        return acknowledgement(self.grant.secret, result_sha256)
+
 
 def make_grant(
     result: AttestationResult,
@@ -50,7 +60,7 @@ def make_grant(
     *,
     now: int,
     seconds: int = GRANT_SECONDS,
-    token: str | None = None,
+    secret: str | None = None,
     require: GrantDemands | None = None,
 ) -> Grant:
     """Returns a new grant for the appraised job.
@@ -60,7 +70,8 @@ def make_grant(
         recipients: age recipients of the result.
         now: Unix time.
         seconds: how long the job may open the dataset.
-        token: token of an earlier grant, with which a restarted job opens its earlier checkpoints; None makes one.
+        secret: secret of an earlier grant, with which a restarted job opens its earlier checkpoints; None makes
+            one.
         require: what the job must fulfil beyond its spec.
 
     Raises:
@@ -71,7 +82,7 @@ def make_grant(
         job_spec_sha256=result.job_spec_sha256,
         recipients=tuple(str(parse_recipient(recipient)) for recipient in recipients),
         expires_at=now + seconds,
-        token=token or secrets.token_hex(32),
+        secret=secret or secrets.token_hex(32),
         require=require,
     )
 
@@ -109,7 +120,7 @@ def seal_dataset(
     *,
     progress: SealingProgress | None = None,
     job: Path | None = None,
-    token: str | None = None,
+    secret: str | None = None,
     require: GrantDemands | None = None,
 ) -> GrantRecord:
     """Checks the rows, seals the files to the appraised job, and returns what the provider keeps.
@@ -121,7 +132,7 @@ def seal_dataset(
         target: path of the sealed dataset.
         progress: receives the bytes sealed.
         job: path of the job spec, if it names columns or a format for the data.
-        token: as for `make_grant`.
+        secret: as for `make_grant`.
         require: as for `make_grant`.
 
     Raises:
@@ -130,7 +141,7 @@ def seal_dataset(
     """
     rows = count_rows(files, row_schema_for(result, job))
     now = int(time.time())
-    grant = make_grant(result, recipients, now=now, token=token, require=require)
+    grant = make_grant(result, recipients, now=now, secret=secret, require=require)
     # `seal` counts the archive's headers too, so the bytes done may exceed the sum of the file sizes.
     total = sum(path.stat().st_size for path in files.values())
     manifest = seal(

@@ -42,7 +42,7 @@ def watch_job(
     Args:
         client: carrier of the job.
         identities: the provider's; private events are sealed to them.
-        token: the grant's token; None leaves private events out.
+        token: the grant's token for events; None leaves private events out.
 
     Raises:
         UnavailableError: the job cannot be reached any more.

@@ -18,13 +18,14 @@ from trainer.attestation.result.record import Record
 from trainer.encoding import file_sha256
 from trainer.errors import RESUMABLE, ErrorCode, SealingError, UnavailableError, UsageError, VerificationError
 from trainer.models import Phase
+from trainer.provider.acknowledgement import DeletionReceiver
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import GrantRecord, seal_dataset
 from trainer.provider.job_events import PrivateMetrics, watch_job
 from trainer.provider.job_wait import JobWait
 from trainer.provider.opening import OpenedResult, open_sealed_result
 from trainer.provider.policies import read_policy
-from trainer.provider.submission_directory import SubmissionDirectory, write_atomically
+from trainer.provider.submission_directory import SubmissionDirectory
 from trainer.provider.submission_request import (
     ProgressReporter,
     Submission,
@@ -33,7 +34,7 @@ from trainer.provider.submission_request import (
 )
 from trainer.provider.transport.carrier import FINAL_PHASES, Carrier
 from trainer.provider.transport.carrier_registry import connect_to_job
-from trainer.provider.verification import appraise_job, verify_deletion_statement
+from trainer.provider.verification import appraise_job
 from trainer.receipt.deletion import DeletionStatement
 
 StepResult = TypeVar("StepResult")
@@ -122,7 +123,7 @@ class _SubmissionRun:
         if not self._directory.sealed_result.exists():
             self._measure_time("upload", lambda: self._upload(client))
             self._measure_time("watch", lambda: self._watch(client, grant))
-            self._measure_time("pull", lambda: self._pull(client))
+            self._measure_time("pull", lambda: self._pull(client, record, grant))
         result = self._measure_time("open", lambda: self._open(record, grant))
         deletion = self._acknowledge(client, record, grant, result)
         if result.failure is None:
@@ -185,7 +186,7 @@ class _SubmissionRun:
             self._directory.sealed_dataset,
             progress=lambda done, total: self._report.bytes_done("sealing", done, total),
             job=self._submission.job,
-            token=self._directory.load_earlier_token(),
+            secret=self._directory.load_earlier_secret(),
             require=self._submission.require,
         )
         self._directory.save_grant(grant)
@@ -220,7 +221,7 @@ class _SubmissionRun:
         self._report.step("wait for the training")
         phase: Phase | None = None
         try:
-            for event in watch_job(client, self._submission.identities, grant.grant.token):
+            for event in watch_job(client, self._submission.identities, grant.events_token):
                 if isinstance(event, PrivateMetrics):
                     self._report.line("  " + event.summarize())
                     continue
@@ -236,12 +237,18 @@ class _SubmissionRun:
             self._directory.forget_upload()  # the job refused the dataset: the next call uploads again
             raise
 
-    def _pull(self, client: Carrier) -> None:
+    def _pull(self, client: Carrier, record: Record, grant: GrantRecord) -> None:
+        """Pulls the sealed result, and with it the statement of what the job destroyed: it may be gone soon."""
         self._report.step("pull the sealed result")
         size = client.status().result_bytes or 0
-        client.download_result(
+        digest = client.download_result(
             self._directory.sealed_result, progress=lambda done: self._report.bytes_done("pulling", done, size)
         )
+        receiver = DeletionReceiver(client, record, self._directory.deletion, digest, grant.manifest_sha256)
+        try:
+            receiver.fetch()
+        except (UnavailableError, VerificationError) as error:
+            self._report.line(f"no valid statement of what the job destroyed: {error.message}")
 
     def _open(self, record: Record, grant: GrantRecord) -> OpenedResult:
         """Opens the result; a failure report goes to `OUTPUT.failure-N`, so that OUTPUT stays free.
@@ -276,20 +283,20 @@ class _SubmissionRun:
 
         The acknowledgement comes last: after it the job offers the result no longer, so it must have opened here.
         """
+        digest, kept = file_sha256(self._directory.sealed_result), self._directory.deletion
+        receiver = DeletionReceiver(client, record, kept, digest, grant.manifest_sha256)
+        statement = None
         try:
-            envelope = client.acknowledge()
-        except (UnavailableError, VerificationError) as error:
+            statement = receiver.acknowledge(grant)
+        except (UnavailableError, UsageError, VerificationError) as error:
+            if error.code in {ErrorCode.RECEIPT_INVALID, ErrorCode.RECEIPT_MISMATCH}:
+                raise  # it was told, and answered with a statement that does not hold
             # The result is here and was checked; the job ends by itself, later.
             self._report.line(f"the job was not told that the result arrived: {error.message}")
-            return None
-        if envelope is None:
+        if statement is None and kept.exists():
+            statement = receiver.verify(kept.read_bytes())  # the one that lay beside the result
+        if statement is None:
             self._report.line("the job gave no statement of what it destroyed")
-            return None
-        statement = verify_deletion_statement(
-            envelope,
-            record,
-            result_sha256=file_sha256(self._directory.sealed_result),
-            manifest_sha256=grant.manifest_sha256,
-        )
-        write_atomically(result.folder.with_name(result.folder.name + ".deletion.json"), envelope)
+        else:
+            kept.replace(result.folder.with_name(result.folder.name + ".deletion.json"))
         return statement

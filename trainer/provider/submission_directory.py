@@ -3,11 +3,12 @@
     submission.json      what is submitted: job location, policy, data, recipients
     attestation.json     record of the appraisal that the dataset is sealed on
     restarted.json       record of a restarted job to which the sealed dataset still belongs
-    grant.json           the grant, with its token
+    grant.json           the grant, with its secret
     earlier-grant.json   the grant before a restart that made sealing anew necessary
     dataset.age          the sealed dataset
     upload-begun, upload.json, uploaded    how far the upload is
     result.tar.age       the sealed result
+    deletion.json        the job's verified statement of what it destroyed, from beside the sealed result
     refused-result.age   a sealed result that did not open or failed a check
     failures             digest and number of each failure report that was opened
     failed               empty: the job failed for good, and nothing was uploaded since
@@ -37,6 +38,7 @@ class SubmissionDirectory:
     Attributes:
         sealed_dataset: path of the sealed dataset.
         sealed_result: path of the sealed result.
+        deletion: path of the verified deletion statement about the sealed result.
         upload_begun: empty file: an upload of `sealed_dataset` was started.
         upload_state: file in which the carrier keeps what it needs to continue an upload.
         uploaded: empty file: the job has all of `sealed_dataset`.
@@ -46,6 +48,7 @@ class SubmissionDirectory:
         self.path = path
         self.sealed_dataset = path / "dataset.age"
         self.sealed_result = path / "result.tar.age"
+        self.deletion = path / "deletion.json"
         self.upload_begun = path / "upload-begun"
         self.upload_state = path / "upload.json"
         self.uploaded = path / "uploaded"
@@ -118,9 +121,9 @@ class SubmissionDirectory:
         """Saves the grant of the sealed dataset."""
         write_atomically(self._grant, grant.model_dump_json().encode())
 
-    def load_earlier_token(self) -> str | None:
-        """Returns the token of the grant before a restart: with it a job finds the checkpoints it made earlier."""
-        return read_grant_record(self._earlier_grant).grant.token if self._earlier_grant.exists() else None
+    def load_earlier_secret(self) -> str | None:
+        """Returns the secret of the grant before a restart: with it a job finds its earlier checkpoints."""
+        return read_grant_record(self._earlier_grant).grant.secret if self._earlier_grant.exists() else None
 
     def discard_sealed_dataset(self) -> None:
         """Removes a sealed dataset whose grant is missing, or the reverse: the two are only good together."""
@@ -131,7 +134,7 @@ class SubmissionDirectory:
         """Replaces the job by its appraised restart; keeps the sealed dataset if that is still of use.
 
         It is if the job offers the result already, or if the recipient is the same, as it is for a dataset sealed
-        to the app's derived key. Otherwise the dataset must be sealed anew, under the token of the earlier grant.
+        to the app's derived key. Otherwise the dataset must be sealed anew, under the secret of the earlier grant.
 
         Args:
             record: the appraisal of the restarted job.
@@ -163,15 +166,17 @@ class SubmissionDirectory:
     def refuse_result(self) -> None:
         """Sets aside a sealed result that did not open or failed a check, so that the next call pulls another."""
         self.sealed_result.replace(self._refused_result)
+        self.deletion.unlink(missing_ok=True)
 
     def forget_result(self) -> None:
         """Removes the report of an interrupted job, which goes on."""
-        self.sealed_result.unlink(missing_ok=True)
-        self.uploaded.unlink(missing_ok=True)
+        for file in (self.sealed_result, self.deletion, self.uploaded):
+            file.unlink(missing_ok=True)
 
     def mark_failed(self) -> None:
         """Notes that the job failed for good: another submission may replace this one."""
-        self.sealed_result.unlink(missing_ok=True)
+        for file in (self.sealed_result, self.deletion):
+            file.unlink(missing_ok=True)
         self._failed.touch()
 
     def make_room_to_open(self) -> Path:

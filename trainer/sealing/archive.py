@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from trainer.errors import ErrorCode, SealingError, UsageError
+from trainer.models import MAX_BUNDLE_FILES
 from trainer.sealing.age.byte_streams import write_all
 from trainer.sealing.background_hash import background_hash
 
@@ -54,7 +55,7 @@ class ArchiveLimits:
         max_bytes: total size of all members' data.
     """
 
-    max_files: int = 4096
+    max_files: int = MAX_BUNDLE_FILES
     max_bytes: int = 1 << 34
 
 

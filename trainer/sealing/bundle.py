@@ -49,7 +49,7 @@ class GrantPermissions(Strict):
     """What the provider permits the job beyond training.
 
     Args:
-        private_progress: losses and other metrics may be streamed, encrypted, to the holder of the token.
+        private_progress: losses and other metrics may be streamed, encrypted, to who shows the events token.
     """
 
     private_progress: bool = True
@@ -80,8 +80,8 @@ class Grant(Strict):
     recipients: Annotated[tuple[AgeRecipient, ...], Field(min_length=1, max_length=16)]
     """Who may open the result: age recipients of one recipient type."""
     expires_at: UnixTime
-    token: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Bearer token for private progress: 32 random bytes in hex."""
+    secret: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """32 random bytes in hex, which nobody is shown: `grant_secrets` derives a value for each use from it."""
     allow: GrantPermissions = GrantPermissions()
     require: GrantDemands | None = None
 

@@ -66,18 +66,18 @@ def checkpoint_path(spec_sha256: str) -> str:
 
 
 def checkpoint_material(
-    secret: bytes, token: str, *, job_spec_sha256: str, dataset_manifest_sha256: str, app_compose_sha256: str
+    secret: bytes, grant_part: str, *, job_spec_sha256: str, dataset_manifest_sha256: str, app_compose_sha256: str
 ) -> bytearray:
     """Returns what a job's checkpoints are sealed, signed and named with: HKDF-SHA256, 72 bytes.
 
-    The secret is the key material and the grant's token the salt, so that either alone gives nothing; info =
+    The secret is the key material and the grant's part the salt, so that either alone gives nothing; info =
     domain ‖ 0 ‖ digests of spec, manifest and app-compose.json, so that nothing made for another of them fits.
 
     The buffer is the caller's to wipe.
 
     Args:
         secret: 32 bytes that the key service gave for `checkpoint_path(job_spec_sha256)`.
-        token: of the grant: 32 bytes in hex that only the provider and this job know.
+        grant_part: `checkpoint_secret` of the grant: 32 bytes in hex that only the provider and this job know.
         job_spec_sha256: digest of the job spec, in hex.
         dataset_manifest_sha256: digest of the dataset's manifest, in hex.
         app_compose_sha256: digest of app-compose.json, in hex.
@@ -86,13 +86,15 @@ def checkpoint_material(
         ValueError: one of them has the wrong form.
     """
     digests = (job_spec_sha256, dataset_manifest_sha256, app_compose_sha256)
-    return _expand(secret, _CHECKPOINT_DOMAIN, digests, _CHECKPOINT_BYTES, salt=bytes.fromhex(_checked(token)))
+    return _expand(
+        secret, _CHECKPOINT_DOMAIN, digests, _CHECKPOINT_BYTES, salt=bytes.fromhex(_checked(grant_part))
+    )
 
 
 def end_record_key(secret: bytes, *, job_spec_sha256: str, app_compose_sha256: str) -> bytearray:
     """Returns the key of a job's end record: HKDF-SHA256, 32 bytes.
 
-    Without the grant's token, which a start that only offers a finished result does not have: the key material is
+    Without the grant's secret, which a start that only offers a finished result does not have: the key material is
     the secret of the checkpoints, there is no salt, and info = domain ‖ 0 ‖ digests of spec and app-compose.json.
 
     The buffer is the caller's to wipe.

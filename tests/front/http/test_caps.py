@@ -102,6 +102,18 @@ def test_heads_that_are_too_large(front: Any) -> None:
         connection.close()
 
 
+def test_a_head_that_arrives_at_once_is_no_larger_than_others(front: Any) -> None:
+    """The parser bounds what it has to keep of an incomplete head, and this one is never incomplete for long."""
+    large = [b"X%d: " % number + b"y" * 8000 for number in range(4)]
+    with front.connect() as connection:
+        connection.sendall(
+            b"\r\n".join([b"GET /status HTTP/1.1", b"Host: x", b"Connection: close", *large, b"", b""])
+        )
+        answer = read_to_end(connection)
+    assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 "))
+    assert answer.endswith(b'{"error":"request-invalid"}')
+
+
 def test_what_is_no_http(front: Any) -> None:
     for garbage in [b"\x00" * 100, b"GET\r\n\r\n", b"\r\n" * 50 + b"x y z\r\n\r\n"]:
         connection = front.connect()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -142,6 +143,17 @@ def test_one_upload_at_a_time_until_it_is_idle(front: Any) -> None:
         second = create(http, 3)
         assert http.head(first, headers=TUS).status_code == 404
         assert patch(http, second, 0, b"abc").status_code == 204
+    assert (front.spool / "dataset.age").read_bytes() == b"abc"
+
+
+def test_directories_in_the_place_of_uploads_end_no_front(start_front: Any, tmp_path: Path) -> None:
+    for name in ("upload-x.partial", "dataset.age"):
+        (tmp_path / "spool0" / name / "inside").mkdir(parents=True)
+    front = start_front()
+    front.enter(Phase.AWAITING_DATASET, accept=True)
+    with front.http() as http:
+        assert patch(http, create(http, 3), 0, b"abc").status_code == 204
+    assert front.expect(UploadReady).size == 3
     assert (front.spool / "dataset.age").read_bytes() == b"abc"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from tests.front.conftest import ACKNOWLEDGEMENT
 from trainer.errors import ErrorCode
 from trainer.ipc.front_messages import (
     Acknowledged,
@@ -26,6 +27,7 @@ from trainer.models import Phase, Status
 NONCE = "ab" * 32
 TOKEN = "5c" * 32
 TUS = {"Tus-Resumable": "1.0.0"}
+ACKNOWLEDGES = {"Authorization": f"Bearer {ACKNOWLEDGEMENT}"}
 ORDINARY = {"content-type", "content-length", "cache-control", "x-content-type-options"}
 
 
@@ -129,7 +131,7 @@ def check_phase(http: httpx.Client, phase: Phase, open_now: bool, has_result: bo
     answers = [
         (http.post("/dataset", headers={**TUS, "Upload-Length": "10"}), open_now, 201),
         (http.get("/result"), has_result, 200),
-        (http.post("/ack"), has_result, 204),
+        (http.post("/ack", headers=ACKNOWLEDGES), has_result, 204),
     ]
     for answer, offered, status in answers:
         if offered:
@@ -141,10 +143,28 @@ def check_phase(http: httpx.Client, phase: Phase, open_now: bool, has_result: bo
 def test_acknowledged_once(front: Any) -> None:
     front.publish_result(b"sealed")
     with front.http() as http:
-        assert [http.post("/ack").status_code for _ in range(3)] == [204] * 3
-    front.expect(Acknowledged)
+        assert [http.post("/ack", headers=ACKNOWLEDGES).status_code for _ in range(3)] == [204] * 3
+    assert front.expect(Acknowledged).acknowledgement == ACKNOWLEDGEMENT
     front.enter(Phase.DONE)
     assert len(front.received(Acknowledged)) == 1
+
+
+def test_a_stranger_cannot_acknowledge(front: Any) -> None:
+    """An acknowledgement ends the job: whoever reaches the port could take a finished result from its provider."""
+    front.send(TokenHash(sha256=hashlib.sha256(TOKEN.encode()).hexdigest()))
+    front.publish_result(b"sealed")
+    with front.http() as http:
+        for shown in [
+            None, "", f"Bearer {TOKEN}", "Bearer", ACKNOWLEDGEMENT, f"Basic {ACKNOWLEDGEMENT}", "Bearer \xe9",
+            f"Bearer {ACKNOWLEDGEMENT[:-1]}", f"Bearer {ACKNOWLEDGEMENT.upper()}",
+        ]:  # fmt: skip
+            headers = {} if shown is None else {"Authorization": shown.encode("latin1")}
+            answer = http.post("/ack", headers=headers)
+            assert (answer.status_code, answer.json()) == (401, {"error": "unauthorized"}), shown
+            assert answer.headers["www-authenticate"] == "Bearer"
+        assert front.received(Acknowledged) == []
+        assert http.post("/ack", headers=ACKNOWLEDGES).status_code == 204
+    front.expect(Acknowledged)
 
 
 def test_the_deletion_statement_is_served_as_long_as_the_result(front: Any) -> None:
@@ -157,7 +177,9 @@ def test_the_deletion_statement_is_served_as_long_as_the_result(front: Any) -> N
         assert http.get("/deletion").text == '{"acknowledged":false}'
         front.send(DeletionReady(envelope='{"acknowledged":true}', acknowledged=True))
         front.enter(Phase.AWAITING_PULL)
-        assert http.post("/ack", headers=accept).text == '{"acknowledged":true}', "the one signed after it"
+        assert http.post("/ack", headers={**accept, **ACKNOWLEDGES}).text == '{"acknowledged":true}', (
+            "the one signed after it"
+        )
         assert http.get("/deletion").text == '{"acknowledged":true}'
 
 
@@ -288,7 +310,7 @@ def test_openapi_documents_the_answers(front: Any) -> None:
         "GET /status": ["200", "400", "431"],
         "GET /events": ["200", "400", "401", "431", "503"],
         "GET /deletion": ["200", "400", "409", "431"],
-        "POST /ack": ["200", "204", "400", "409", "431"],
+        "POST /ack": ["200", "204", "400", "401", "409", "431"],
         "OPTIONS /dataset": ["204", "400", "431"],
         "POST /dataset": ["201", "400", "409", "412", "413", "431", "507"],
         "HEAD /dataset/{upload_id}": ["200", "400", "404", "412", "431"],
@@ -307,7 +329,7 @@ def test_openapi_names_the_codes_of_each_refusal(front: Any) -> None:
     conflict = append["responses"]["409"]["content"]["application/json"]["schema"]
     assert conflict["$ref"] == "#/components/schemas/ErrorBody"
     assert conflict["properties"]["error"]["enum"] == ["upload-conflict", "wrong-phase"]
-    assert document["components"]["securitySchemes"]["grantToken"]["scheme"] == "bearer"
+    assert document["components"]["securitySchemes"]["eventsToken"]["scheme"] == "bearer"
 
 
 def test_a_refused_method_is_told_all_that_the_path_knows(front: Any) -> None:

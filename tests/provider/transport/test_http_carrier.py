@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.front.conftest import ACKNOWLEDGEMENT
 from trainer.errors import (
     ErrorCode,
     UnavailableError,
@@ -43,6 +44,8 @@ def test_nothing_goes_to_a_key_that_nobody_looked_at(client_of: Any, front: Any,
             client.upload(tmp_path / "sealed")
         with pytest.raises(UsageError, match="not known yet"):
             client.events(TOKEN)
+        with pytest.raises(UsageError, match="not known yet"):
+            client.acknowledge(ACKNOWLEDGEMENT)
 
 
 class Impostor:
@@ -92,7 +95,7 @@ def test_an_impostor_gets_no_byte(impostor: Impostor, client_of: Any, front: Any
         lambda client: client.status(),
         lambda client: next(iter(client.events(TOKEN))),
         lambda client: client.download_result(tmp_path / "result"),
-        lambda client: client.acknowledge(),
+        lambda client: client.acknowledge(ACKNOWLEDGEMENT),
     ]
     for call in calls:
         with client_of(front, f"https://127.0.0.1:{impostor.port}") as client:
@@ -126,14 +129,18 @@ def test_key_that_changes_between_connections(
 
 def test_result_and_ack_before_there_is_one(client_of: Any, front: Any, tmp_path: Path) -> None:
     with client_of(front) as client:
-        for call in (lambda: client.download_result(tmp_path / "result"), client.acknowledge):
+        calls: tuple[Callable[[], object], ...] = (
+            lambda: client.download_result(tmp_path / "result"),
+            lambda: client.acknowledge(ACKNOWLEDGEMENT),
+        )
+        for call in calls:
             with pytest.raises(UnavailableError) as caught:
                 call()
             assert caught.value.code is ErrorCode.WRONG_PHASE
             assert "`trainer watch` shows its phase" in str(caught.value.hint)
         front.publish_result(b"sealed")
         front.send(DeletionReady(envelope='{"signed":1}'))
-        assert client.acknowledge() == b'{"signed":1}'
+        assert client.acknowledge(ACKNOWLEDGEMENT) == b'{"signed":1}'
     front.expect(Acknowledged)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.front.conftest import ACKNOWLEDGEMENT, ACKNOWLEDGEMENT_SHA256
 from trainer.errors import ErrorCode, JobError, SealingError, UnavailableError, UsageError
 from trainer.ipc.front_messages import (
     Acknowledged,
@@ -78,7 +81,7 @@ def test_the_whole_story(front: Any, tmp_path: Path) -> None:
 
     (front.spool / "result.tar.age").write_bytes(b"sealed result")
     digest = hashlib.sha256(b"sealed result").hexdigest()
-    front.send(ResultReady(size=13, sha256=digest))
+    front.send(ResultReady(size=13, sha256=digest, acknowledgement_sha256=ACKNOWLEDGEMENT_SHA256))
     assert client.download_result(tmp_path / "result") == digest
     assert (tmp_path / "result").read_bytes() == b"sealed result"
     front.send(DeletionReady(envelope='{"signed":0}', acknowledged=False))
@@ -91,7 +94,7 @@ def test_the_whole_story(front: Any, tmp_path: Path) -> None:
 
     signing = threading.Thread(target=sign_again)
     signing.start()
-    assert client.acknowledge() == b'{"signed":1}', "the one signed after it"
+    assert client.acknowledge(ACKNOWLEDGEMENT) == b'{"signed":1}', "the one signed after it"
     signing.join()
     front.send(StatusUpdate(status=Status(phase=Phase.DONE)))
     assert list(events)[-1] == Status(phase=Phase.DONE)
@@ -155,7 +158,7 @@ def test_links_and_devices_are_no_files(front: Any, tmp_path: Path) -> None:
     os.mkfifo(front.spool / "ack")
     (front.spool / "status.json").symlink_to(secret)
     front.send(OpenUpload(accept=True), StatusUpdate(status=Status(phase=Phase.OPENING)))
-    front.send(ResultReady(size=1, sha256="0" * 64))
+    front.send(ResultReady(size=1, sha256="0" * 64, acknowledgement_sha256="0" * 64))
     assert client_of(front).status().phase is Phase.OPENING
     time.sleep(0.6)
     assert front.inbox[1:] == []  # nothing but Ready
@@ -165,7 +168,7 @@ def test_links_and_devices_are_no_files(front: Any, tmp_path: Path) -> None:
 
 def test_result_that_was_changed(front: Any, tmp_path: Path) -> None:
     (front.spool / "result.tar.age").write_bytes(b"changed")
-    front.send(ResultReady(size=6, sha256="0" * 64))
+    front.send(ResultReady(size=6, sha256="0" * 64, acknowledgement_sha256="0" * 64))
     with pytest.raises(SealingError) as caught:
         client_of(front).download_result(tmp_path / "result")
     assert caught.value.code is ErrorCode.RESULT_DIGEST_MISMATCH
@@ -194,3 +197,54 @@ def test_nobody_answers(tmp_path: Path) -> None:
     assert caught.value.code is ErrorCode.TIMEOUT
     with pytest.raises(UsageError):
         SpoolClient(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("content", [b"", b"yes", b"0" * 64, ACKNOWLEDGEMENT_SHA256.encode(), b"x" * 1000])
+def test_a_writer_of_the_directory_cannot_acknowledge(front: Any, content: bytes) -> None:
+    front.send(ResultReady(size=1, sha256="0" * 64, acknowledgement_sha256=ACKNOWLEDGEMENT_SHA256))
+    (front.spool / "ack").write_bytes(content)
+    wait_until(lambda: not (front.spool / "ack").exists())
+    (front.spool / "ack").write_text(f"{ACKNOWLEDGEMENT}\n")
+    assert front.expect(Acknowledged).acknowledgement == ACKNOWLEDGEMENT
+    assert len(front.received(Acknowledged)) == 1
+
+
+def test_directories_in_the_place_of_files_end_no_front(start_front: Any, tmp_path: Path) -> None:
+    """Whoever can write to the directory can make one under each name, before the start and after it."""
+    names = (
+        "ack", "deletion.json", "evidence.json", "events.jsonl", "result.json", "status.json", "exchange.json",
+        "nonce", "dataset.age", "earlier-result.tar.age",
+    )  # fmt: skip
+    for name in names:
+        (tmp_path / "spool0" / name / "inside").mkdir(parents=True)
+    (tmp_path / "spool0" / "result.tar.age").write_bytes(b"of an earlier job")
+    front = start_front("--files")
+    front.silent = True
+    assert front.ready.port == 0
+    for name in names:
+        with contextlib.suppress(FileExistsError, NotADirectoryError):
+            (front.spool / name / "inside").mkdir(parents=True)
+    front.send(OpenUpload(accept=True), PrivateEvent(sealed="QUFB"), DeletionReady(envelope="{}"))
+    front.send(EvidenceReply(id=1, evidence="{}", error=None), StatusUpdate(status=Status(phase=Phase.TRAINING)))
+    front.send(ResultReady(size=1, sha256="0" * 64, acknowledgement_sha256=ACKNOWLEDGEMENT_SHA256))
+    wait_until(lambda: (front.spool / "result.json").is_file() and not (front.spool / "dataset.age").exists())
+    assert front.process.poll() is None
+    files = ("deletion.json", "evidence.json", "events.jsonl", "status.json", "earlier-result.tar.age")
+    assert [name for name in files if not (front.spool / name).is_file()] == []
+
+
+@pytest.mark.parametrize("place", [os.mkfifo, lambda path: path.symlink_to("elsewhere")], ids=["FIFO", "link"])
+def test_what_lies_in_the_place_of_the_events_ends_no_front(front: Any, place: Any) -> None:
+    place(front.spool / "events.jsonl")
+    front.send(PrivateEvent(sealed="QUFB"), StatusUpdate(status=Status(phase=Phase.TRAINING)))
+    wait_until((front.spool / "status.json").exists)
+    assert front.process.poll() is None
+    assert (front.spool / "events.jsonl").stat().st_size > 0
+    assert not (front.spool / "elsewhere").exists()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -19,7 +19,7 @@ from trainer.front.http.answers import (
 )
 from trainer.front.http.control_client import ControlClient
 from trainer.front.http.dataset_routes import DatasetRoutes
-from trainer.front.http.job_routes import TOKEN_SCHEME, JobRoutes
+from trainer.front.http.job_routes import ACKNOWLEDGEMENT_SCHEME, EVENTS_SCHEME, JobRoutes
 from trainer.front.http.request_guard import RequestGuard
 from trainer.front.http.result_routes import ResultRoutes
 from trainer.front.http.uploads import UploadStore
@@ -29,10 +29,16 @@ _DESCRIPTION = """\
 The job's side of the exchange: TLS 1.3, HTTP/1.1. The job's attested claims name its TLS key.
 
 Every refusal is `{"error": CODE}`. Beyond what each operation lists: an unknown path is answered with 404
-`not-found`, a method that a path does not know with 405 `request-invalid` and `Allow`. What is no HTTP/1.1, a head
-above the limit or one with both `Content-Length` and `Transfer-Encoding`: 400 `request-invalid` and a closed
-connection. A connection that is too slow, or one too many, is closed unanswered.
+`not-found`, a method that a path does not know with 405 `request-invalid` and `Allow`. What is no HTTP/1.1, or
+has both `Content-Length` and `Transfer-Encoding`: 400 `request-invalid` and a closed connection. A head above the
+limits: the same, or 431 `request-invalid`. A connection that is too slow, or one too many, is closed unanswered.
 """
+
+
+_SCHEMES: Final = {
+    EVENTS_SCHEME: "the grant's token for events",
+    ACKNOWLEDGEMENT_SCHEME: "what the grant's secret gives for this result",
+}
 
 
 def build_app(control: ControlClient, spool: Path, *, max_upload_bytes: int, limits: Limits) -> RequestGuard:
@@ -67,7 +73,7 @@ def build_app(control: ControlClient, spool: Path, *, max_upload_bytes: int, lim
 
 class _FrontApplication(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """Returns the document, without FastAPI's 422 (the front answers 400) and with the scheme of the token."""
+        """Returns the document without FastAPI's 422 (the front answers 400), with the schemes of its tokens."""
         if self.openapi_schema is None:
             document = super().openapi()  # sets `openapi_schema`: the changes below are made once
             for operations in document["paths"].values():
@@ -75,6 +81,8 @@ class _FrontApplication(FastAPI):
                     operation["responses"].pop("422", None)
             for unused in ("HTTPValidationError", "ValidationError"):
                 document["components"]["schemas"].pop(unused, None)
-            scheme = {"type": "http", "scheme": "bearer", "description": "the grant's token"}
-            document["components"]["securitySchemes"] = {TOKEN_SCHEME: scheme}
+            document["components"]["securitySchemes"] = {
+                name: {"type": "http", "scheme": "bearer", "description": description}
+                for name, description in _SCHEMES.items()
+            }
         return super().openapi()

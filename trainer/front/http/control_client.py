@@ -191,9 +191,18 @@ class ControlClient:
         return self._token_sha256 is not None
 
     def token_matches(self, token: str) -> bool:
-        """Returns whether `token` is the grant's; compares in constant time, so that timing reveals no prefix."""
-        found = hashlib.sha256(token.encode()).hexdigest()
-        return self._token_sha256 is not None and hmac.compare_digest(found, self._token_sha256)
+        """Returns whether `token` is the grant's for events."""
+        return _has_digest(token, self._token_sha256)
+
+    def acknowledges(self, shown: str) -> bool:
+        """Returns whether `shown` acknowledges the result that is served."""
+        return self.result is not None and _has_digest(shown, self.result.acknowledgement_sha256)
+
+
+def _has_digest(text: str, expected: str | None) -> bool:
+    """Compares in constant time, so that timing reveals no prefix of the digest."""
+    found = hashlib.sha256(text.encode()).hexdigest()
+    return expected is not None and hmac.compare_digest(found, expected)
 
 
 class _TokenBucket:

@@ -14,19 +14,19 @@ from trainer.attestation.evidence import Evidence
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import DELETION_TYPE, Limits
 from trainer.front.http.answers import RequestRefused, documented_responses, header_schema
+from trainer.front.http.bearer import CHALLENGE, UNAUTHORIZED, parse_bearer, unauthorized
 from trainer.front.http.control_client import EVIDENCE_ERRORS, ControlClient
 from trainer.ipc.front_messages import Acknowledged
 from trainer.models import Status
 
-TOKEN_SCHEME: Final = "grantToken"  # noqa: S105 -- a name
-"""Name of the security scheme in the OpenAPI document."""
+EVENTS_SCHEME: Final = "eventsToken"
+ACKNOWLEDGEMENT_SCHEME: Final = "acknowledgement"
+"""Names of security schemes in the OpenAPI document."""
 
-_BEARER: Final = "Bearer "
 _RETRY: Final = {"Retry-After": header_schema("^[1-9][0-9]*$", "seconds")}
-_CHALLENGE: Final = {"WWW-Authenticate": header_schema("^Bearer$", "RFC 6750")}
 _EVENTS_TEXT: Final = (
     "Server-sent events. `status`: the public status, as `GET /status` gives it. `private`: base64 of an age file "
-    "sealed to the grant's recipients; only with `Authorization: Bearer TOKEN` of the grant. "
+    "sealed to the grant's recipients; only with `Authorization: Bearer TOKEN`, the grant's token for events. "
     "`Last-Event-ID` skips what was seen."
 )
 
@@ -86,12 +86,12 @@ class JobRoutes:
                     "description": _EVENTS_TEXT,
                 },
                 **documented_responses(
-                    (401, ErrorCode.UNAUTHORIZED),
+                    UNAUTHORIZED,
                     (503, ErrorCode.TOO_MANY_REQUESTS),
-                    headers={401: _CHALLENGE, 503: _RETRY},
+                    headers={401: CHALLENGE, 503: _RETRY},
                 ),
             },
-            openapi_extra={"security": [{}, {TOKEN_SCHEME: []}]},
+            openapi_extra={"security": [{}, {EVENTS_SCHEME: []}]},
         )
         router.add_api_route(
             "/ack",
@@ -101,8 +101,9 @@ class JobRoutes:
             response_model=None,
             responses={
                 200: _STATEMENT,
-                **documented_responses((409, ErrorCode.WRONG_PHASE)),
+                **documented_responses(UNAUTHORIZED, (409, ErrorCode.WRONG_PHASE), headers={401: CHALLENGE}),
             },
+            openapi_extra={"security": [{ACKNOWLEDGEMENT_SCHEME: []}]},
         )
         router.add_api_route(
             "/deletion",
@@ -125,14 +126,23 @@ class JobRoutes:
         """Returns phase, progress and public error code."""
         return self._control.status
 
-    async def acknowledge(self, accept: Annotated[str, Header(max_length=256)] = "") -> Response:
-        """Acknowledges the result: the job may end. Another acknowledgement changes nothing."""
-        # Only after the offer: an acknowledgement has the job destroy its keys.
+    async def acknowledge(
+        self,
+        authorization: Annotated[str | None, Header(max_length=256, include_in_schema=False)] = None,
+        accept: Annotated[str, Header(max_length=256)] = "",
+    ) -> Response:
+        """Acknowledges the result: the job may end. Another acknowledgement changes nothing.
+
+        `Authorization: Bearer ACKNOWLEDGEMENT`: what the grant's secret gives for this result.
+        """
         if self._control.result is None:
             raise RequestRefused(409, ErrorCode.WRONG_PHASE)
+        shown = parse_bearer(authorization)
+        if shown is None or not self._control.acknowledges(shown):
+            raise unauthorized()
         if not self._acknowledged:
             self._acknowledged = True
-            await self._control.send(Acknowledged())
+            await self._control.send(Acknowledged(acknowledgement=shown))
         if accept == DELETION_TYPE and (envelope := await self._control.deletion_statement()) is not None:
             return Response(envelope, media_type=DELETION_TYPE)
         return Response(status_code=204)
@@ -148,7 +158,7 @@ class JobRoutes:
         authorization: Annotated[str | None, Header(max_length=256, include_in_schema=False)] = None,
         last_event_id: Annotated[str, Header(alias="Last-Event-ID", pattern=r"^(0|[1-9][0-9]{0,15})$")] = "0",
     ) -> StreamingResponse:
-        """Streams server-sent events: status for all, sealed private events for holders of the grant's token."""
+        """Streams server-sent events: status for all, sealed private events for who has the grant's token."""
         token = self._bearer_token(authorization)
         # A stream holds a connection for minutes. The limit leaves connections for uploads and results.
         if self._open_streams >= self._limits.event_streams:
@@ -163,9 +173,9 @@ class JobRoutes:
     def _bearer_token(self, authorization: str | None) -> str | None:
         if authorization is None:
             return None
-        token = authorization.removeprefix(_BEARER)
-        if token == authorization or self._is_wrong_token(token):
-            raise RequestRefused(401, ErrorCode.UNAUTHORIZED, {"WWW-Authenticate": "Bearer"})
+        token = parse_bearer(authorization)
+        if token is None or self._is_wrong_token(token):
+            raise unauthorized()
         return token
 
     def _is_wrong_token(self, token: str | None) -> bool:

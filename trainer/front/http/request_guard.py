@@ -1,4 +1,4 @@
-"""Middleware for every route: limits on headers, a time limit for each block of a response, no details of bugs."""
+"""Middleware for every route: limits of heads, a time limit for each block of a response, no details of bugs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RequestGuard:
 
     Args:
         app: the application.
-        limits: maximum number of headers, and the seconds in which a client has to read a block.
+        limits: maximum size of a head and number of headers, and the seconds that a client has to read a block.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
@@ -29,7 +29,7 @@ class RequestGuard:
         """Answers one request."""
         names = [name for name, _ in scope["headers"]]
         app: ASGIApp = self._app
-        if len(names) > self._limits.headers:
+        if len(names) > self._limits.headers or _head_bytes(scope) > self._limits.head_bytes:
             app = refusal_response(431, ErrorCode.REQUEST_INVALID)
         elif b"content-length" in names and b"transfer-encoding" in names:
             # Request smuggling: a proxy may have used the other of the two lengths (RFC 9112, section 6.1).
@@ -52,3 +52,12 @@ class RequestGuard:
             return  # the client is gone or does not read; the server closes the connection
         except Exception as error:  # noqa: BLE001 -- the last handler: no detail may reach the client or a public log
             private.error("request failed: %s", type(error).__name__, exc_info=error)
+
+
+def _head_bytes(scope: Scope) -> int:
+    """Returns the size of the request line and all headers, without the spaces around values.
+
+    h11 bounds a head only while it is incomplete: one that arrives in a single read may be larger.
+    """
+    line = len(scope["method"]) + len(scope["raw_path"]) + len(scope["query_string"])
+    return line + sum(len(name) + len(value) + len(": \r\n") for name, value in scope["headers"])

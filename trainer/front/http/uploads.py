@@ -18,7 +18,7 @@ from typing import Final
 
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
-from trainer.exchange.spool import DATASET_NAME
+from trainer.exchange.spool import DATASET_NAME, SpoolDirectory
 from trainer.front.http.answers import RequestRefused
 
 _PARTIAL: Final = "upload-{}.partial"
@@ -82,7 +82,7 @@ class UploadStore:
         self._current: Upload | None = None
         self.max_bytes = max_bytes
         for leftover in spool.glob(_PARTIAL.format("*")):
-            leftover.unlink()
+            SpoolDirectory(spool).clear(leftover.name)
 
     def open(self, accept: bool) -> None:
         """Sets whether uploads are accepted. Drops an earlier upload, except a complete one when uploads end."""
@@ -157,7 +157,7 @@ class UploadStore:
             await self._receive_body(upload, request_number, body)
             if upload.complete and self._current is upload:
                 # The rename is atomic and precedes the message: the supervisor never sees a partial `dataset.age`.
-                await asyncio.to_thread(_rename_durably, upload.path, self._spool / DATASET_NAME)
+                await asyncio.to_thread(_place_durably, upload.path, self._spool)
                 self._accepting = False
                 await self._on_complete(upload.length)
 
@@ -289,10 +289,11 @@ def _write_all(descriptor: int, block: bytes, offset: int) -> None:
         rest, offset = rest[count:], offset + count
 
 
-def _rename_durably(source: Path, target: Path) -> None:
+def _place_durably(source: Path, spool: Path) -> None:
+    SpoolDirectory(spool).move_directory_aside(DATASET_NAME)
+    source.replace(spool / DATASET_NAME)
     # A rename is durable only once its directory is synced too.
-    source.replace(target)
-    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(spool, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)
     finally:

@@ -59,14 +59,21 @@ class Carrier(Protocol):
         """Yields events until the job is done or failed.
 
         Args:
-            token: the grant's token; None leaves private events out.
+            token: the grant's token for events; None leaves private events out.
         """
 
     def download_result(self, target: Path, *, progress: Progress | None = None) -> str:
         """Transfers the sealed result to `target` and returns its SHA-256 in hex."""
 
-    def acknowledge(self) -> bytes | None:
-        """Confirms that the result arrived; returns the job's deletion statement, unverified, if it sends one."""
+    def deletion_statement(self) -> bytes | None:
+        """Returns the job's statement of what it destroyed, unverified; None if none lies beside the result."""
+
+    def acknowledge(self, acknowledgement: str) -> bytes | None:
+        """Confirms that the result arrived; returns the job's deletion statement, unverified, if it sends one.
+
+        Args:
+            acknowledgement: what the grant's secret gives for this result, 64 hex digits.
+        """
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class EventStreamReader:
     Args:
         http: client of the job.
         retry_policy: failures are counted from the last event or heartbeat.
-        token: the grant's token, for private events.
+        token: the grant's token for events; None leaves private ones out.
     """
 
     def __init__(self, http: PinnedHttpClient, retry_policy: RetryPolicy, token: str | None) -> None:

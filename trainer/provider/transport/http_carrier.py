@@ -111,7 +111,7 @@ class JobClient:
         """Yields events until the job is done or failed; reconnects after a broken connection.
 
         Args:
-            token: the grant's token; with it private events come too, still sealed.
+            token: the grant's token for events; with it private events come too, still sealed.
 
         Raises:
             UsageError: the token is wrong, or no TLS key is known: anyone who answers would get the token.
@@ -131,13 +131,26 @@ class JobClient:
         """
         return ResultDownloader(self._http, self._new_retry_policy(), target, progress).fetch()
 
-    def acknowledge(self) -> bytes | None:
-        """Confirms that the result arrived, so that the job ends, and returns its deletion statement, unverified.
+    def deletion_statement(self) -> bytes:
+        """Returns the deletion statement that the job serves beside its result, unverified.
 
         Raises:
+            UnavailableError: there is no result yet, or the job cannot be reached.
+        """
+        return self._http.fetch("GET", "/deletion", limit=MAX_DELETION_BYTES)[1]
+
+    def acknowledge(self, acknowledgement: str) -> bytes | None:
+        """Confirms that the result arrived, so that the job ends, and returns its deletion statement, unverified.
+
+        Args:
+            acknowledgement: what the grant's secret gives for this result, 64 hex digits.
+
+        Raises:
+            UsageError: it acknowledges another result, or no TLS key is known: anyone who answers would get it.
             UnavailableError: there is no result to acknowledge, or the job cannot be reached.
         """
-        headers = {"Accept": DELETION_TYPE}
+        self._http.require_pin()
+        headers = {"Accept": DELETION_TYPE, "Authorization": f"Bearer {acknowledgement}"}
         _, body = self._http.fetch("POST", "/ack", limit=MAX_DELETION_BYTES, headers=headers, accept=(200, 204))
         return body or None
 

@@ -196,15 +196,22 @@ class SpoolClient:
             raise UsageError(ErrorCode.USAGE, f"cannot copy the result to {target}: {error.strerror}") from error
         return digest
 
-    def acknowledge(self) -> bytes | None:
+    def deletion_statement(self) -> bytes | None:
+        """Returns the deletion statement that lies beside the result, unverified; None without one."""
+        return self._spool.read(DELETION_NAME, MAX_DELETION_BYTES)
+
+    def acknowledge(self, acknowledgement: str) -> bytes | None:
         """Writes the acknowledgement, after which the job ends.
+
+        Args:
+            acknowledgement: what the grant's secret gives for this result, 64 hex digits.
 
         Returns:
             The deletion statement that the job signs after it, unverified; the one that lay beside the result, or
             None without one, if no other appears within ten seconds.
         """
-        earlier = self._spool.read(DELETION_NAME, MAX_DELETION_BYTES)
-        self._spool.put(ACKNOWLEDGEMENT_NAME, b"")
+        earlier = self.deletion_statement()
+        self._spool.put(ACKNOWLEDGEMENT_NAME, acknowledgement.encode() + b"\n")
 
         def look() -> bytes | None:
             statement = self._spool.read(DELETION_NAME, MAX_DELETION_BYTES)

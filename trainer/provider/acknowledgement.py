@@ -1,0 +1,83 @@
+"""The end of an exchange: keep the job's deletion statement, then tell the job that its result has arrived.
+
+A job states what it destroyed before anyone acknowledges, and serves the statement beside the result: so it is
+kept with the result, whatever happens to the job afterwards. After an acknowledgement the job signs it once more,
+and it then says that the result arrived.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.attestation.result.record import Record
+from trainer.errors import ErrorCode, UnavailableError
+from trainer.provider.grants import GrantRecord
+from trainer.provider.transport.carrier import Carrier
+from trainer.provider.verification import verify_deletion_statement
+from trainer.receipt.deletion import DeletionStatement
+from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
+
+
+@dataclass(frozen=True)
+class DeletionReceiver:
+    """Receives the deletion statement of one job about one sealed result.
+
+    Args:
+        client: carrier of the job.
+        record: the appraisal of the job; it names the receipt key.
+        target: file for the statement; it holds none but one that was verified. None keeps it nowhere.
+        result_sha256: digest of the sealed result, in hex; None if it is not known here.
+        manifest_sha256: digest of the dataset's manifest, in hex; None if it is not known here.
+    """
+
+    client: Carrier
+    record: Record
+    target: Path | None
+    result_sha256: str | None
+    manifest_sha256: str | None
+
+    def fetch(self) -> DeletionStatement | None:
+        """Fetches the statement that lies beside the result, and keeps it; None if there is none.
+
+        Raises:
+            UnavailableError: there is no result yet, or the job cannot be reached.
+            VerificationError: `receipt-invalid` or `receipt-mismatch`.
+        """
+        envelope = self.client.deletion_statement()
+        return None if envelope is None else self._keep(envelope)
+
+    def acknowledge(self, grant: GrantRecord) -> DeletionStatement | None:
+        """Acknowledges the result, and keeps the statement that the job then signs; None if it sends none.
+
+        Raises:
+            UsageError: the grant is another one than that of the job's dataset.
+            UnavailableError: there is no result, or the job cannot be reached.
+            VerificationError: `receipt-invalid` or `receipt-mismatch`.
+        """
+        result_sha256 = self.result_sha256 or self._served_result()
+        envelope = self.client.acknowledge(grant.acknowledgement(result_sha256))
+        return None if envelope is None else self._keep(envelope)
+
+    def _served_result(self) -> str:
+        """Returns the digest of the result that the job offers, by its own signed statement."""
+        if (statement := self.fetch()) is None:
+            raise UnavailableError(ErrorCode.WRONG_PHASE, "the job offers no result")
+        return statement.subject[0].digest.sha256
+
+    def verify(self, envelope: bytes) -> DeletionStatement:
+        """Returns the statement in an envelope.
+
+        Raises:
+            VerificationError: `receipt-invalid` or `receipt-mismatch`.
+        """
+        return verify_deletion_statement(
+            envelope, self.record, result_sha256=self.result_sha256, manifest_sha256=self.manifest_sha256
+        )
+
+    def _keep(self, envelope: bytes) -> DeletionStatement:
+        statement = self.verify(envelope)
+        if self.target is not None:
+            with replace_atomically(self.target, PRIVATE_MODE) as file:
+                file.write(envelope)
+        return statement

@@ -1,0 +1,56 @@
+"""What is derived from the secret of a grant: one value for each use, so that none of them opens another door.
+
+    events token        shown to the front, which streams private events to whoever shows it
+    acknowledgement     shown to the front when a result has arrived; of one result alone
+    checkpoint secret   one of the two secrets of the job's checkpoints; shown to nobody
+
+Each is 32 bytes, in hex, of HKDF-SHA256(secret, no salt, info = domain ‖ 0 ‖ context). So the front, which faces
+the network, learns nothing that checkpoints are sealed with; what acknowledges one result acknowledges no other.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from trainer.sealing.age.identity import hkdf_sha256
+from trainer.sealing.wiping import wiped
+
+_EVENTS_DOMAIN: Final = "confidential-trainer/grant-events/v1"
+_ACKNOWLEDGEMENT_DOMAIN: Final = "confidential-trainer/grant-acknowledgement/v1"
+_CHECKPOINT_DOMAIN: Final = "confidential-trainer/grant-checkpoints/v1"
+
+
+def events_token(secret: str) -> str:
+    """Returns the bearer token for private events, 64 hex digits.
+
+    Args:
+        secret: of the grant, 64 hex digits.
+    """
+    return _derive(secret, _EVENTS_DOMAIN)
+
+
+def acknowledgement(secret: str, result_sha256: str) -> str:
+    """Returns what acknowledges one sealed result or failure report, 64 hex digits.
+
+    The result's digest is its context: the acknowledgement of an interrupted job's report, which a spool shows to
+    its operator, must not acknowledge the result that follows under the same secret.
+
+    Args:
+        secret: of the grant, 64 hex digits.
+        result_sha256: digest of the sealed result, in hex.
+    """
+    return _derive(secret, _ACKNOWLEDGEMENT_DOMAIN, bytes.fromhex(result_sha256))
+
+
+def checkpoint_secret(secret: str) -> str:
+    """Returns the provider's part in the keys of the checkpoints, 64 hex digits.
+
+    Args:
+        secret: of the grant, 64 hex digits.
+    """
+    return _derive(secret, _CHECKPOINT_DOMAIN)
+
+
+def _derive(secret: str, domain: str, context: bytes = b"") -> str:
+    with wiped(hkdf_sha256(bytes.fromhex(secret), b"", domain.encode() + b"\0" + context)) as derived:
+        return derived.hex()
