@@ -7,8 +7,10 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from trainer.data.examples.example_set import build_dataset
 from trainer.data.examples.row_encoding import encode
@@ -79,6 +81,7 @@ def test_a_conversion_that_fails_leaves_nothing(
 def test_the_converted_model_has_the_pinned_digests_and_fits_the_data(
     prepare_demo: ModuleType, tmp_path: Path
 ) -> None:
+    """Text and ids of the real model and data are also those that transformers makes."""
     spec = read_job_spec(JOB)
     prepared = prepare_demo.prepare(tmp_path)
     assert dict(prepared.model_file_sha256) == dict(spec.model.model_file_sha256)
@@ -93,3 +96,12 @@ def test_the_converted_model_has_the_pinned_digests_and_fits_the_data(
     (example,) = encode(rows[0], tokens, spec.data)
     said = [token for token, trained in zip(example.ids, example.trained, strict=True) if trained]
     assert tokens.text(said) == f"{answer}<|im_end|>"
+
+    auto: Any = AutoTokenizer.from_pretrained(prepared.model_dir)
+    chats = [row for row in rows if isinstance(row, ChatRow)]
+    turns = [[{"role": one.role, "content": one.content} for one in row.messages] for row in chats]
+    theirs = [auto.apply_chat_template(one, tokenize=False) for one in turns]
+    ours = [tokens.template.render(row.messages, prompt=False) for row in chats]
+    assert ours == theirs
+    assert tokens.ids_of(ours) == auto(theirs, add_special_tokens=False)["input_ids"]
+    assert len(ours) == 503

