@@ -1,12 +1,14 @@
 """Canonical JSON and digests: the only ways this project turns values into bytes that are signed or compared.
 
-It also makes text that strangers wrote safe to print.
+It also makes text that strangers wrote safe to print, and says what a page around it may do.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import BinaryIO, Final, NoReturn, cast
 
@@ -80,6 +82,26 @@ def printable(text: str) -> str:
     Evidence comes from strangers: it must not move the cursor, change colours or turn the reading direction.
     """
     return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
+
+
+def without_controls(text: str) -> str:
+    """Returns a text of many lines with every control character but tab and line feed as a visible escape.
+
+    What a model answers, or a library logs, must not move the cursor of whoever looks at it in a terminal.
+    """
+    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def page_security_policy(style: str) -> str:
+    """Returns the Content-Security-Policy of a page that may use its one style element, and nothing else.
+
+    If a text of a stranger got into the page as markup, it could run no script and load nothing.
+    """
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
 
 
 def parse_json(data: bytes | str) -> object:

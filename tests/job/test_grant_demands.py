@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import JsonValue
 
-from tests.job.test_outcome import SHM
+from tests.job.test_outcome import SHM, SPEC
 from trainer.errors import ErrorCode, JobError, UsageError
 from trainer.job.grant_demands import require_privacy_met, require_privacy_promised
 from trainer.job.outcome import JobOutcome, _gather_tree
@@ -84,13 +84,11 @@ def test_half_a_demand_is_refused() -> None:
 @pytest.mark.skipif(filesystem_type(SHM) != "tmpfs", reason="no tmpfs at /dev/shm")
 def test_withheld_weights_stay_behind_and_their_report_goes_along() -> None:
     with open_workspace(SHM) as workspace:
-        for name in ("adapter/adapter_model.safetensors", "merged/model.safetensors", "report/report.html"):
+        for name in ("adapter/adapter_model.safetensors", "merged/model.safetensors", "report/summary.json"):
             file: Path = workspace.output / name
             file.parent.mkdir(parents=True)
-            file.write_bytes(b"x")
-        tree = _gather_tree(
-            JobOutcome(1, 2, {}, JobError(ErrorCode.RELEASE_WITHHELD, "no")), workspace, include_logs=False
-        )
+            file.write_bytes(b"{}")
+        tree = _gather_tree(JobOutcome(1, 2, {}, JobError(ErrorCode.RELEASE_WITHHELD, "no")), workspace, SPEC)
         names = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
-    assert names >= {"report/report.html", "report/failure.json"}
+    assert names >= {"report/summary.json", "report/failure.json"}
     assert not any("safetensors" in name for name in names)

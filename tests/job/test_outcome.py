@@ -2,29 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from trainer.errors import ErrorCode, JobError
-from trainer.job.outcome import JobOutcome, _gather_tree
+from trainer.job.outcome import JobOutcome, _gather_tree, with_checked_output
 from trainer.job.workspace import Workspace, filesystem_type, open_workspace
+from trainer.spec import parse_job_spec
 
 SHM = Path("/dev/shm")
 
 
+SPEC = parse_job_spec(
+    f"""\
+version: 1
+model:
+  model_name_or_path: ./model
+  model_file_sha256: {{config.json: {"a" * 64}, model.safetensors: {"b" * 64}}}
+""".encode()
+)
+WEIGHTS = b"\x02\0\0\0\0\0\0\0{}"
+
+pytestmark = pytest.mark.skipif(filesystem_type(SHM) != "tmpfs", reason="no tmpfs at /dev/shm")
+
+
+@pytest.fixture
+def workspace() -> Iterator[Workspace]:
+    with open_workspace(SHM) as workspace:
+        (workspace.output / "adapter").mkdir()
+        (workspace.output / "adapter" / "adapter_model.safetensors").write_bytes(WEIGHTS)
+        yield workspace
+
+
 def tree_of(workspace: Workspace, code: ErrorCode) -> set[str]:
-    adapter = workspace.output / "adapter"
-    adapter.mkdir(parents=True)
-    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
     outcome = JobOutcome(1, 2, {}, JobError(code, "it went wrong"))
-    tree = _gather_tree(outcome, workspace, include_logs=True)
+    tree = _gather_tree(outcome, workspace, SPEC)
     return {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
 
 
-@pytest.mark.skipif(filesystem_type(SHM) != "tmpfs", reason="no tmpfs at /dev/shm")
-def test_only_a_divergence_brings_the_last_sound_adapter_along() -> None:
-    with open_workspace(SHM) as workspace:
-        assert "adapter/adapter_model.safetensors" in tree_of(workspace, ErrorCode.TRAINING_DIVERGED)
-    with open_workspace(SHM) as workspace:
-        assert "adapter/adapter_model.safetensors" not in tree_of(workspace, ErrorCode.INTERNAL)
+@pytest.mark.parametrize(("code", "released"), [(ErrorCode.TRAINING_DIVERGED, True), (ErrorCode.INTERNAL, False)])
+def test_only_a_divergence_brings_the_last_sound_adapter_along(
+    workspace: Workspace, code: ErrorCode, *, released: bool
+) -> None:
+    assert ("adapter/adapter_model.safetensors" in tree_of(workspace, code)) is released
+
+
+def checked(workspace: Workspace) -> JobOutcome:
+    return with_checked_output(JobOutcome(1, 2, {}, None), workspace, SPEC)
+
+
+def test_an_output_of_weights_is_a_success(workspace: Workspace) -> None:
+    assert checked(workspace).failure is None
+
+
+@pytest.mark.parametrize("name", ["adapter/extra.py", "report/report.html", "merged/model.bin", "adapter/link"])
+def test_a_worker_that_leaves_something_else_has_failed(workspace: Workspace, name: str) -> None:
+    path = workspace.output / name
+    path.parent.mkdir(exist_ok=True)
+    if path.name == "link":
+        path.symlink_to("/etc/passwd")
+    else:
+        path.write_bytes(b"<script>1</script>")
+    failure = checked(workspace).failure
+    assert failure is not None
+    assert failure.code is ErrorCode.JOB_FAILED
+    assert name in str(failure.found)
+
+
+def test_something_else_is_not_released_with_a_failure_either(workspace: Workspace) -> None:
+    (workspace.output / "adapter" / "extra.py").write_bytes(b"import os")
+    assert tree_of(workspace, ErrorCode.TRAINING_DIVERGED) == {"report/failure.json"}
+
+
+def test_logs_are_sealed_as_text(workspace: Workspace) -> None:
+    workspace.private_log.write_bytes(b"a \x1b[31mred\xff line\r\nnext\n")
+    assert "logs/job.log" in tree_of(workspace, ErrorCode.INTERNAL)
+    (log,) = workspace.root.rglob("logs/job.log")
+    assert log.read_text("utf-8") == "a \\u001b[31mred\\xff line\nnext\n"

@@ -173,6 +173,27 @@ def test_one_difference_is_refused_and_nothing_is_written(sealing: Sealing, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["result.tar.age", "tree"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("adapter/extra.py", b"import os"),
+        ("adapter/adapter_model.bin", b"\x80\x04."),
+        ("adapter/adapter_model.safetensors", b"\x80\x04."),
+        ("adapter/adapter_config.json", b"no JSON"),
+        ("report/report.html", b"<script>1</script>"),
+        ("logs/job.log", b"\x1b]0;title\x07"),
+        ("merged/tokenizer.model", b"pinned by nobody"),
+    ],
+)
+def test_a_file_that_no_result_has_is_not_written_though_it_was_signed_for(
+    sealing: Sealing, tmp_path: Path, name: str, content: bytes
+) -> None:
+    with pytest.raises(VerificationError, match="must not have") as refused:
+        opened(replace(sealing, files={**FILES, name: content}), tmp_path)
+    assert refused.value.code is ErrorCode.RECEIPT_MISMATCH
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["result.tar.age", "tree"]
+
+
 def test_what_is_no_sealed_file_is_refused(sealing: Sealing, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"no age file")
     with pytest.raises(TrainerError) as refused:

@@ -10,6 +10,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trainer.encoding import file_sha256
+from trainer.receipt.result_files import require_result_file
 from trainer.spec import JobSpec
 from trainer.training.adapter import save_adapter
 from trainer.training.engines.base import Precision
@@ -52,3 +54,10 @@ def test_the_directory_is_whole_and_names_no_path(merged: Path, tiny_model: Path
     )
     for path in target.iterdir():
         assert str(tiny_model).encode() not in path.read_bytes(), path.name
+
+
+def test_every_file_may_be_part_of_a_result(merged: Path, tiny_model: Path) -> None:
+    pinned = {path.name: file_sha256(path) for path in tiny_model.iterdir()}
+    for path in (*(merged / "merged").iterdir(), *(merged / "adapter").iterdir()):
+        with path.open("rb") as file:
+            require_result_file(path.relative_to(merged).as_posix(), file, path.stat().st_size, pinned=pinned)

@@ -23,7 +23,7 @@ from trainer.job.ciphertext import CiphertextDirectory
 from trainer.job.destruction import destroy_plaintext, sign_deletion
 from trainer.job.end_record import EndRecord, EndRecordFile
 from trainer.job.front_process import FrontProcess
-from trainer.job.outcome import RELEASED_ON_FAILURE, JobOutcome, ReceiptSigner, gather_result
+from trainer.job.outcome import RELEASED_ON_FAILURE, JobOutcome, ReceiptSigner, gather_result, with_checked_output
 from trainer.job.termination import Termination
 from trainer.job.workspace import Workspace
 from trainer.models import Phase
@@ -84,6 +84,7 @@ class HandOver:
             UnavailableError: STORAGE_FULL: the ciphertext directory had no room within `linger_seconds`.
             JobError: plaintext could not be removed, or the front ended.
         """
+        outcome = with_checked_output(outcome, self.workspace, self.signer.spec)
         failure, sealed = outcome.failure, self.ciphertext.result
         self.enter(Phase.SEALING)
         if failure is not None:

@@ -5,36 +5,44 @@ The provider verifies in the opposite direction: decrypt, quote â†’ statement â†
 
 from __future__ import annotations
 
-import shutil
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pydantic import JsonValue
 
+from trainer import logs
 from trainer.attestation.evidence import ReceiptClaims
-from trainer.encoding import file_sha256, sha256_hex
+from trainer.encoding import file_sha256, sha256_hex, without_controls
 from trainer.error_document import FailureReport
 from trainer.errors import ErrorCode, JobError, TrainerError
 from trainer.job.job_keys import JobKeys
 from trainer.job.workspace import Workspace
 from trainer.receipt.dsse import sign_envelope
+from trainer.receipt.result_files import require_result_file
 from trainer.receipt.statement import ReceiptOutcome
 from trainer.receipt.statement_writer import StatementInputs, make_statement
 from trainer.sealing.bundle import OpenedBundle
+from trainer.sealing.sealed_result import open_inside
 from trainer.spec import JobSpec
 from trainer.tee.quoted_evidence import collect
 
 if TYPE_CHECKING:
     from trainer.tee.guest_agent import GuestAgent
 
+RESULT_DIRECTORIES: Final = ("adapter", "merged", "report")
+"""The directories of the worker's output that a result has."""
+
 RELEASED_ON_FAILURE: Final[Mapping[ErrorCode, str]] = {
     ErrorCode.TRAINING_DIVERGED: "adapter",  # the last one whose values were all finite
     ErrorCode.RELEASE_WITHHELD: "report",  # what the weights memorised, but not the weights
 }
 """The output directory that is sealed with a failure report, by error code; none for any other code."""
+
+
+_LOG_BLOCK: Final = 1 << 20  # characters
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ def gather_result(signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutco
         JobError: the worker left what is neither a file nor a directory.
         UnavailableError: the guest agent issues no quote.
     """
-    tree = _gather_tree(outcome, workspace, include_logs=signer.spec.output.include_logs)
+    tree = _gather_tree(outcome, workspace, signer.spec)
     if outcome.failure is None:
         _add_provenance(tree / "adapter" / "README.md", signer, bundle)
     # The order of the rest follows from what each step covers: the model card is listed in the statement, the
@@ -94,7 +102,43 @@ def gather_result(signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutco
     return tree
 
 
-def _gather_tree(outcome: JobOutcome, workspace: Workspace, *, include_logs: bool) -> Path:
+def with_checked_output(outcome: JobOutcome, workspace: Workspace, spec: JobSpec) -> JobOutcome:
+    """Returns the outcome, or a failed one if the worker, which must have ended, left files that no result has."""
+    if outcome.failure is not None:
+        return outcome
+    try:
+        for name in RESULT_DIRECTORIES:
+            _require_result_files(workspace.output, name, spec)
+    except JobError as error:
+        return replace(outcome, failure=error)
+    return outcome
+
+
+def _require_result_files(output: Path, directory: str, spec: JobSpec) -> None:
+    """Requires that every file of an output directory may be part of a result, and is what its name says.
+
+    The provider's tool would refuse the result otherwise, and its provider would learn of nothing else.
+
+    Raises:
+        JobError: one may not, or is not; or an entry is neither a file nor a directory.
+    """
+    for path in sorted((output / directory).rglob("*")):
+        name, status = path.relative_to(output).as_posix(), path.lstat()
+        if stat.S_ISDIR(status.st_mode):
+            continue
+        try:
+            with open_inside(output, name) as file:
+                require_result_file(name, file, status.st_size, pinned=spec.model.model_file_sha256)
+        except (OSError, ValueError) as error:
+            raise JobError(
+                ErrorCode.JOB_FAILED,
+                "the worker left what may not be part of a result",
+                expected="weights, reports and logs of their kinds",
+                found=f"{name}: {error}",
+            ) from error
+
+
+def _gather_tree(outcome: JobOutcome, workspace: Workspace, spec: JobSpec) -> Path:
     """Returns the tree to seal: adapter/, merged/ and report/ on success, else report/failure.json, and logs/.
 
     With a failure, the directory that `RELEASED_ON_FAILURE` names is added.
@@ -103,23 +147,43 @@ def _gather_tree(outcome: JobOutcome, workspace: Workspace, *, include_logs: boo
     tree.mkdir(mode=0o700)
     if outcome.failure is None:
         # By name: a file that the worker wrote elsewhere, such as a checkpoint, is not part of a result.
-        for name in ("adapter", "merged", "report"):
+        for name in RESULT_DIRECTORIES:
             if (workspace.output / name).is_dir():
                 (workspace.output / name).rename(tree / name)
     else:
         released = RELEASED_ON_FAILURE.get(outcome.failure.code)
-        if released is not None and (workspace.output / released).is_dir():
+        if released is not None and _is_releasable(workspace.output, released, spec):
             (workspace.output / released).rename(tree / released)
         report = FailureReport.of(outcome.failure).model_copy(update={"checkpoint_step": outcome.checkpoint})
         (tree / "report").mkdir(mode=0o700, exist_ok=True)
         (tree / "report" / "failure.json").write_bytes(report.canonical())
-    if include_logs or outcome.failure is not None:
+    if spec.output.include_logs or outcome.failure is not None:
         (tree / "logs").mkdir(mode=0o700)
         for log in (workspace.private_log, workspace.front_log):
             if log.exists():
-                # Copied, not moved: both processes still append to the originals.
-                shutil.copyfile(log, tree / "logs" / log.name)
+                _copy_log(log, tree / "logs" / log.name)
     return tree
+
+
+def _is_releasable(output: Path, directory: str, spec: JobSpec) -> bool:
+    if not (output / directory).is_dir():
+        return False
+    try:
+        _require_result_files(output, directory, spec)
+    except JobError:
+        logs.private.exception("not sealed with the failure report: %s", directory)
+        return False
+    return True
+
+
+def _copy_log(source: Path, target: Path) -> None:
+    """Copies a log as text without control characters. Processes still append to the original."""
+    with (
+        source.open(encoding="utf-8", errors="backslashreplace") as log,
+        target.open("w", encoding="utf-8") as copy,
+    ):
+        while text := log.read(_LOG_BLOCK):
+            copy.write(without_controls(text))
 
 
 def _add_provenance(card: Path, signer: ReceiptSigner, bundle: OpenedBundle) -> None:

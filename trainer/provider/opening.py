@@ -14,13 +14,14 @@ from trainer.attestation.checks import Check, CheckState
 from trainer.attestation.evidence import parse_evidence
 from trainer.attestation.result.record import Record
 from trainer.attestation.verifier import appraise_receipt
-from trainer.encoding import file_sha256
+from trainer.encoding import file_sha256, printable
 from trainer.error_document import MAX_FAILURE_REPORT_BYTES, FailureReport
 from trainer.errors import ErrorCode, JobError, UsageError, VerificationError
 from trainer.provider.grants import GrantRecord
 from trainer.receipt.dsse import MAX_ENVELOPE_BYTES, verify_envelope
-from trainer.receipt.receipt_appraisal import FAILURE_REPORT, ExpectedResult, GrantTerms, appraise_statement
-from trainer.receipt.statement import UNSIGNED_FILES, Statement, parse_statement
+from trainer.receipt.receipt_appraisal import ExpectedResult, GrantTerms, appraise_statement
+from trainer.receipt.result_files import FAILURE_REPORT, require_result_file
+from trainer.receipt.statement import UNSIGNED_FILES, Statement, parse_statement, pinned_files
 from trainer.sealing.age import Identity, count_stanzas
 from trainer.sealing.archive import ArchiveLimits
 from trainer.sealing.sealed_result import open_result
@@ -111,11 +112,11 @@ def check_result(
         policy=record.policy,
         now=record.result.appraised_at,
     )
-    report = _read_failure_report(folder)
+    files, report = _file_digests(folder), _read_failure_report(folder)
     expected = ExpectedResult(
         job_spec_sha256=record.result.job_spec_sha256,
         compose_sha256=record.evidence.compose_hash.removeprefix("sha256:"),
-        files=_file_digests(folder),
+        files=files,
         failure=report.code.value if report else None,
         stanzas=stanzas,
         attested_at=record.result.claims.issued_at,
@@ -126,6 +127,7 @@ def check_result(
     )
     checks = (signature, *appraise_statement(statement, expected, first=2), *quoted)
     _require_passed(checks)
+    _require_result_files(folder, statement)
     return OpenedResult(folder, statement, checks, report.as_error() if report else None)
 
 
@@ -148,6 +150,29 @@ def _file_digests(folder: Path) -> dict[str, str]:
         for path in folder.rglob("*")
         if path.is_file() and (name := path.relative_to(folder).as_posix()) not in UNSIGNED_FILES
     }
+
+
+def _require_result_files(folder: Path, statement: Statement) -> None:
+    """Requires that every file may be part of a result, and is what its name says.
+
+    Raises:
+        VerificationError: RECEIPT_MISMATCH. The job signed for the file all the same: it is not the code that the
+            provider reviewed, or that code was taken over.
+    """
+    pinned = pinned_files(statement.predicate.buildDefinition.externalParameters.jobSpec)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        try:
+            with path.open("rb") as file:
+                require_result_file(name, file, path.stat().st_size, pinned=pinned)
+        except ValueError as error:
+            raise VerificationError(
+                ErrorCode.RECEIPT_MISMATCH,
+                f"the result has a file that it must not have: {printable(name)}",
+                expected="weights, reports and logs of their kinds",
+                found=error,
+                hint="nothing was written; do not use this result",
+            ) from None
 
 
 def _read_failure_report(folder: Path) -> FailureReport | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
 
 from trainer.attestation.checks import Check, CheckState
 from trainer.attestation.result.attestation_result import CLOCK_SKEW_SECONDS
 from trainer.encoding import canonical_json, sha256_hex
+from trainer.receipt.result_files import ADAPTER_FILES, FAILURE_REPORT
 from trainer.receipt.statement import (
     ReceiptOutcome,
     Statement,
@@ -17,9 +17,6 @@ from trainer.receipt.statement import (
     model_dependencies,
     recipient_fingerprint,
 )
-
-ADAPTER_FILES: Final = frozenset({"adapter/adapter_config.json", "adapter/adapter_model.safetensors"})
-FAILURE_REPORT: Final = "report/failure.json"
 
 
 @dataclass(frozen=True)

@@ -206,17 +206,18 @@ def recipient_fingerprint(recipient: str) -> str:
     return sha256_hex(recipient.encode())
 
 
-def model_dependencies(job_spec: Mapping[str, JsonValue]) -> list[tuple[str, str]]:
-    """Returns name and SHA-256 of each file of the base model that a job spec pins, as a statement lists them.
-
-    Args:
-        job_spec: the job spec as written; empty lists come from one that is none.
-    """
+def pinned_files(job_spec: Mapping[str, JsonValue]) -> dict[str, str]:
+    """Maps each file of the base model that a job spec as written pins to its SHA-256; empty if it is none."""
     model = job_spec.get("model")
     files = model.get("model_file_sha256") if isinstance(model, dict) else None
-    if not isinstance(model, dict) or not isinstance(files, dict):
-        return []
-    return [(f"{model.get('model_name_or_path')}/{name}", str(digest)) for name, digest in sorted(files.items())]
+    return {name: str(digest) for name, digest in files.items()} if isinstance(files, dict) else {}
+
+
+def model_dependencies(job_spec: Mapping[str, JsonValue]) -> list[tuple[str, str]]:
+    """Returns name and SHA-256 of each file of the base model that a job spec pins, as a statement lists them."""
+    model = job_spec.get("model")
+    source = model.get("model_name_or_path") if isinstance(model, dict) else None
+    return [(f"{source}/{name}", digest) for name, digest in sorted(pinned_files(job_spec).items())]
 
 
 def dataset_dependencies(files: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import xml.etree.ElementTree as ElementTree
@@ -13,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.receipt.result_files import require_result_file
+from trainer.receipt.static_page import require_static_page
 from trainer.spec import JobSpec
 from trainer.training.events import MetricsMeasured, StepCompleted, TrainingEvent
 from trainer.training.report.charts import Curve, nice_ticks, render_line_chart, trailing_mean
@@ -99,6 +102,18 @@ def test_the_page_stands_alone(summary: Summary, make_spec: Callable[..., JobSpe
     text = " ".join(page.text)
     for shown in ("3.5000 → 2.2500", "12,345", "./models/tiny", "alert(1)", "Loss"):
         assert shown in text
+
+
+def test_the_page_has_the_form_that_the_provider_demands(
+    summary: Summary, make_spec: Callable[..., JobSpec]
+) -> None:
+    evil = '\x1b[31m \x9b <script>alert(1)</script> " onclick=x'
+    samples = [Sample(prompt=evil, before=evil, after=evil, reference=evil)]
+    for method in ("sft", "dpo", "orpo"):
+        for shown in ([], samples):
+            require_static_page(render_page(summary, METRICS, make_spec(train={"method": method}), shown))
+    html = render_page(summary, METRICS, make_spec(), samples).encode()
+    require_result_file("report/report.html", io.BytesIO(html), len(html), pinned={})
 
 
 def test_without_an_evaluation_there_is_no_arrow(summary: Summary, make_spec: Callable[..., JobSpec]) -> None:

@@ -6,8 +6,6 @@ request. Texts from evidence are attacker-controlled: each is made printable and
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterable
 from html import escape
 from typing import Final
@@ -30,7 +28,7 @@ from trainer.attestation.result.presentation import (
 from trainer.attestation.result.record import Record
 from trainer.attestation.result.report_style import STYLE
 from trainer.attestation.tdx.tcb_checks import TCB_ADVISORIES, TCB_STATUS
-from trainer.encoding import printable
+from trainer.encoding import page_security_policy, printable
 
 LONG_VALUE: Final = 260
 """Values of more characters are folded: the page shows their two ends, and the rest on demand."""
@@ -41,13 +39,9 @@ Facts = Iterable[tuple[str, str]]
 def render_page(record: Record) -> str:
     """Returns the page as one HTML document."""
     result, gpu = record.result, record.evidence.gpu
-    # The page may use its own style, by digest, and nothing else: if a text of the evidence got through as markup,
-    # it could run no script and load nothing.
-    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-    security_policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     head = (
         '<meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{security_policy}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{page_security_policy(STYLE)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="referrer" content="no-referrer">'
         f"<title>Attestation result: {result.status}</title><style>{STYLE}</style>"

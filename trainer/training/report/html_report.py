@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from trainer.encoding import page_security_policy, without_controls
 from trainer.spec import JobSpec
 from trainer.training.events import MetricsMeasured, TrainingEvent
 from trainer.training.methods.method import MethodWords
@@ -126,7 +127,8 @@ def render_page(
         "</div>",
         f"<details><summary>Settings</summary><div class=columns>{settings}</div></details>",
     )
-    return f"<!doctype html><html lang=en><head>{_HEAD}</head><body><main>{''.join(parts)}</main></body></html>\n"
+    body = without_controls("".join(parts))
+    return f"<!doctype html><html lang=en><head>{_HEAD}</head><body><main>{body}</main></body></html>\n"
 
 
 def _render_headline(summary: Summary, spec: JobSpec, words: MethodWords) -> str:
@@ -268,10 +270,9 @@ details{margin-top:16px;padding:12px 18px}summary{cursor:pointer;font-weight:650
 details .columns section{border:0;padding:0}
 """
 
-# A second line of defence after escaping: under this policy, a browser runs no script and loads nothing, even if a
-# text of the dataset got into the page as markup. Only the style element is allowed.
+# A second line of defence after escaping. `trainer.receipt.static_page` demands this head.
 _HEAD: Final = (
     '<meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">'
-    "<meta http-equiv=Content-Security-Policy content=\"default-src 'none';style-src 'unsafe-inline'\">"
+    f'<meta http-equiv=Content-Security-Policy content="{page_security_policy(_STYLE)}">'
     f"<title>Fine-tuning report</title><style>{_STYLE}</style>"
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer.encoding import without_controls
 from trainer.training.report.html_report import write_report
 from trainer.training.report.model_card import render_model_card
 from trainer.training.report.summary import Summary, describe_environment, summarize
@@ -42,6 +43,6 @@ def write(
     # After the report, which says why: it is sealed with the failure. There is no adapter for a model card.
     if trained.withheld is not None:
         raise trained.withheld
-    card = render_model_card(summary, inputs.spec)
+    card = without_controls(render_model_card(summary, inputs.spec))
     (inputs.output_dir / "adapter" / "README.md").write_text(card, encoding="utf-8")
     return summary

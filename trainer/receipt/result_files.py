@@ -1,0 +1,144 @@
+"""The files of a result: which names a job writes, and what each of them is inside.
+
+Job and provider go by this one list: the job seals nothing else, and `trainer open` writes nothing else. The
+worker sees rows that strangers may have written and is not trusted; whatever is opened here will be double-
+clicked, loaded or printed on the provider's machine. So there are no pickles, no programs and no scripts, and
+each file is of the kind that its name says.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Callable, Mapping
+from typing import BinaryIO, Final
+
+from trainer.encoding import parse_json, stream_sha256, strict_decoder
+from trainer.receipt.static_page import require_static_page
+
+ADAPTER_FILES: Final = frozenset({"adapter/adapter_config.json", "adapter/adapter_model.safetensors"})
+"""The files that every adapter has."""
+
+FAILURE_REPORT: Final = "report/failure.json"
+
+MAX_TEXT_BYTES: Final = 256 << 20
+"""The largest file that is read as a whole: all but weights, and what the job spec pins."""
+
+_MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
+_MERGED: Final = "merged/"
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab, line feed, carriage return
+
+_ACTIVE_HTML: Final = re.compile(r"<\s*/?\s*(script|iframe|object|embed|link|meta|base|form)\b", re.IGNORECASE)
+
+Reader = Callable[[BinaryIO, int], None]
+"""Reads a file of a size in bytes, and raises ValueError if it is not of the kind."""
+
+
+def _read_text(source: BinaryIO, size: int) -> str:
+    if size > MAX_TEXT_BYTES:
+        raise ValueError(f"larger than {MAX_TEXT_BYTES} bytes")
+    return source.read(size).decode()
+
+
+def _read_shown_text(source: BinaryIO, size: int) -> str:
+    """Reads a text that people look at, maybe in a terminal: it must not move the cursor there."""
+    text = _read_text(source, size)
+    if control := _CONTROL.search(text):
+        raise ValueError(f"the control character U+{ord(control[0]):04X} in a text")
+    return text
+
+
+def _require_text(source: BinaryIO, size: int) -> None:
+    _read_shown_text(source, size)
+
+
+def _require_markdown(source: BinaryIO, size: int) -> None:
+    # Markdown may contain HTML.
+    if _ACTIVE_HTML.search(_read_shown_text(source, size)):
+        raise ValueError("HTML that could run or load something")
+
+
+def _require_json(source: BinaryIO, size: int) -> None:
+    parse_json(_read_text(source, size))
+
+
+def _require_json_lines(source: BinaryIO, size: int) -> None:
+    decoder = strict_decoder()
+    for line in _read_text(source, size).removesuffix("\n").split("\n"):
+        if not isinstance(decoder.decode(line), dict):
+            raise ValueError("a line that is not an object")  # noqa: TRY004 -- wrong content, not a wrong type
+
+
+def _require_page(source: BinaryIO, size: int) -> None:
+    require_static_page(_read_shown_text(source, size))
+
+
+def _require_safetensors(source: BinaryIO, size: int) -> None:
+    """Reads the header: 8 bytes of its length, little-endian, then JSON of name → type, shape, begin and end.
+
+    Source: github.com/huggingface/safetensors, "Format": the tensors cover the rest of the file without gaps.
+    """
+    (length,) = struct.unpack("<Q", source.read(8).ljust(8, b"\xff"))
+    if length > min(_MAX_HEADER_BYTES, size - 8):
+        raise ValueError("no safetensors header")
+    header = parse_json(source.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("no safetensors header")  # noqa: TRY004 -- wrong content, not a wrong type
+    places = sorted(_place(entry) for name, entry in header.items() if name != "__metadata__")
+    begins, ends = [0, *(end for _, end in places)], [*(begin for begin, _ in places), size - 8 - length]
+    if begins != ends:
+        raise ValueError("bytes that belong to no tensor in a safetensors file")
+
+
+def _place(entry: object) -> tuple[int, int]:
+    """Returns begin and end of a tensor, of which the first is not behind the second."""
+    place = entry.get("data_offsets") if isinstance(entry, dict) else None
+    match place:
+        case [int(begin), int(end)] if begin <= end:
+            return begin, end
+    raise ValueError("a tensor without a place in a safetensors header")
+
+
+_KINDS: Final[tuple[tuple[str, Reader], ...]] = (
+    (r"receipt\.json|evidence\.json", _require_json),
+    (r"adapter/adapter_config\.json", _require_json),
+    (r"adapter/adapter_model\.safetensors", _require_safetensors),
+    (r"adapter/README\.md", _require_markdown),
+    (r"merged/(config|generation_config|model\.safetensors\.index)\.json", _require_json),
+    (r"merged/model(-[0-9]{5}-of-[0-9]{5})?\.safetensors", _require_safetensors),
+    (r"report/(failure|samples|summary)\.json", _require_json),
+    (r"report/metrics\.jsonl", _require_json_lines),
+    (r"report/report\.html", _require_page),
+    (r"logs/(front|job)\.log", _require_text),
+)
+"""Pattern of a name → what the file must be. Beside them, `merged/` has files of the base model."""
+
+
+def require_result_file(name: str, source: BinaryIO, size: int, *, pinned: Mapping[str, str]) -> None:
+    """Requires that a file may be part of a result, and is what its name says.
+
+    Args:
+        name: relative to the result's directory.
+        source: the file.
+        size: its size in bytes.
+        pinned: maps each file of the base model to its SHA-256, as the attested job spec has it. A merged model
+            has some of them, such as its tokenizer's, under the same names; the provider agreed to these bytes.
+
+    Raises:
+        ValueError: a result has no such file. The message names nothing of its content.
+    """
+    digest = pinned.get(name.removeprefix(_MERGED)) if name.startswith(_MERGED) else None
+    if digest is not None:
+        if stream_sha256(source) == digest:
+            return
+        source.seek(0)
+    require = next((require for pattern, require in _KINDS if re.fullmatch(pattern, name)), None)
+    if require is None:
+        raise ValueError("a file that no result has")
+    try:
+        require(source, size)
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    except json.JSONDecodeError:
+        raise ValueError("not JSON") from None
