@@ -375,13 +375,14 @@ def test_scripts_can_be_called(path: Path) -> None:
 STUB = """#!/usr/bin/env bash
 # Stands in for python3: makes no environment, but writes down what it was asked for.
 case "$*" in
+*nvidia*) exit "$CPU_BUILD" ;; # whether the torch that was installed needs CUDA's packages
 -c*) exit 0 ;;
 "-m venv --clear "*) mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python" ;;
 *"pip --version") ;;
 *) printf '%s\\n' "$*" >>"$CALLS" ;;
 esac
 case "$*" in
-*"$FAIL_AT"*) [[ -z $FAIL_AT ]] || exit 1 ;;
+*"$FAIL_AT"*) [[ -z $FAIL_AT ]] || exit 2 ;;
 esac
 case "$*" in *--editable*) cp "$0" "${0%/*}/trainer" ;; esac
 """
@@ -400,10 +401,11 @@ class Checkout:
         self.stub.chmod(0o755)
         self.calls = root / "calls"
 
-    def make(self, *, fail_at: str = "") -> tuple[int, list[str]]:
+    def make(self, *, fail_at: str = "", cpu_build: bool = True) -> tuple[int, list[str]]:
         """Exit code, and what Python was asked for."""
         self.calls.write_text("")
         environment = {**os.environ, "PYTHON": str(self.stub), "CALLS": str(self.calls), "FAIL_AT": fail_at}
+        environment["CPU_BUILD"] = str(int(cpu_build))
         done = subprocess.run(
             [self.root / "scripts/environment"], env=environment, capture_output=True, check=False
         )
@@ -415,18 +417,43 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-def test_the_environment_is_made_by_hash_and_only_once(checkout: Checkout) -> None:
-    code, calls = checkout.make()
+@pytest.mark.parametrize("cpu_build", [True, False])
+def test_the_environment_is_made_by_hash_and_only_once(checkout: Checkout, cpu_build: bool) -> None:
+    code, calls = checkout.make(cpu_build=cpu_build)
     assert code == 0
-    installs = [call for call in calls if " install " in call]
-    by_hash = [call for call in installs if "--require-hashes" in call]
-    assert [re.findall(r"requirements/(\S+)", call) for call in by_hash] == [["uv.txt"], ["lock.txt", "demo.txt"]]
-    assert all("--no-deps" in call and "--only-binary :all:" in call for call in by_hash)
-    assert [call.split()[-1] for call in installs[2:]] == [
-        f"torch=={declared('job')['torch']}",
-        str(checkout.root),
-    ]
+    *by_hash, own = [call for call in calls if " install " in call]
+    assert all("--require-hashes" in call and "--no-deps" in call for call in by_hash)
+    assert all("--only-binary :all:" in call for call in by_hash)
+    wanted = [["uv.txt"], ["lock.txt", "demo.txt"], ["torch.txt"], *([] if cpu_build else [["cuda.txt"]])]
+    assert [re.findall(r"/(\w+\.txt)", call) for call in by_hash] == wanted
+    assert own.split()[-1] == str(checkout.root)
+    assert "--no-deps" in own
     assert checkout.make() == (0, [])
+
+
+def test_torch_is_installed_by_the_hashes_of_both_images(checkout: Checkout) -> None:
+    """By name alone, whoever answers for the package index decides what every test and the demo run."""
+    checkout.make(cpu_build=False)
+    locks = [ROOT / "requirements" / f"image-{variant}.txt" for variant in ("cuda", "cpu")]
+    hashes = [hashed(lock)["torch"] for lock in locks]
+    made = hashed(checkout.root / ".venv" / "torch.txt")
+    assert made == {"torch": hashes[0] | hashes[1]}
+    assert entries(checkout.root / ".venv" / "torch.txt") == [("torch", declared("job")["torch"])]
+    cuda = hashed(checkout.root / ".venv" / "cuda.txt")
+    assert {"triton", "nvidia-cublas"} < set(cuda)
+    assert cuda == {name: hashed(locks[0])[name] for name in cuda}
+    assert set(cuda) == {
+        name
+        for name in hashed(locks[0])
+        if MACHINE_SPECIFIC.fullmatch(name) and name not in {"torch", "nvidia-ml-py"}
+    }
+
+
+def hashed(lock: Path) -> dict[str, set[str]]:
+    """Each entry of a lock with its hashes."""
+    text = lock.read_text("utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return {re.split(r"[=\[]", line)[0]: set(re.findall(r"--hash=(\S+)", line)) for line in lines}
 
 
 def test_a_changed_lock_is_installed(checkout: Checkout) -> None:
@@ -436,7 +463,7 @@ def test_a_changed_lock_is_installed(checkout: Checkout) -> None:
     assert checkout.make()[1] != []
 
 
-@pytest.mark.parametrize("fail_at", ["uv.txt", "torch==", "--editable"])
+@pytest.mark.parametrize("fail_at", ["uv.txt", "torch.txt", "--editable"])
 def test_an_interrupted_environment_is_completed(checkout: Checkout, fail_at: str) -> None:
     assert checkout.make(fail_at=fail_at)[0] != 0
     code, calls = checkout.make()
