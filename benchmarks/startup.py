@@ -66,15 +66,18 @@ def prepare(folder: Path) -> None:
             recipients=Recipients(
                 derived=str(keys.derived.recipient()), instance=str(generate_identity().recipient())
             ),
+            derived_keys=keys.derived_keys,
             receipt_key=public_key_der(keys.receipt.public_key()).hex(),
-            tls_spki_sha256=None,
+            tls_key=None,
             gpu_evidence_sha256=None,
             sandbox=dict.fromkeys(select_sandbox_demands([spec]), True),
             software={},
             issued_at=now,
             expires_at=now + 86400,
         )
-        evidence = collect(agent, claims, gpu=GpuEvidence(), key_chain=keys.proofs)
+        evidence = collect(
+            agent, claims, possession=keys.prove_possession(claims), gpu=GpuEvidence(), key_chain=keys.key_chain
+        )
     (folder / "evidence.json").write_bytes(evidence.canonical())
     trainer(
         folder, "policy", "init", "--app-compose", folder / "app-compose.json", "--job", folder / "job.yaml",

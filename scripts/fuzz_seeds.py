@@ -64,7 +64,7 @@ def honest_evidence() -> Evidence:
 
 def evidence() -> list[bytes]:
     """Evidence documents: for a dataset, and for a receipt."""
-    return [honest_evidence().canonical(), world().evidence(world().receipt).canonical()]
+    return [honest_evidence().canonical(), world().receipt_evidence().canonical()]
 
 
 def event_logs() -> list[bytes]:
@@ -104,8 +104,9 @@ def gpu_chains() -> list[bytes]:
 
 
 def key_chains() -> list[bytes]:
-    """Derived keys with the signatures over them."""
-    return [canonical_json(each.model_dump(mode="json")) for each in honest_evidence().key_chain]
+    """Signatures over the derived keys."""
+    chain = honest_evidence().key_chain
+    return [] if chain is None else [canonical_json(chain.model_dump(mode="json"))]
 
 
 def compose_files() -> list[bytes]:

@@ -28,9 +28,9 @@ from trainer.attestation.dstack.event_log import (
     parse_event_log,
     replay,
 )
-from trainer.attestation.dstack.key_chain import recover_key_chain
+from trainer.attestation.dstack.key_chain import recover_signers
 from trainer.attestation.dstack.os_image import recompute
-from trainer.attestation.evidence import DerivedKey, parse_evidence
+from trainer.attestation.evidence import KeyChain, parse_evidence
 from trainer.attestation.nvidia.boot_claims import parse_boot_result
 from trainer.attestation.nvidia.boot_event import GPU_EVENT, gpu_boot_event
 from trainer.attestation.nvidia.certificate_chain import certified_fwid, different_keys, parse_chain, verify_chain
@@ -143,7 +143,7 @@ def _honest_report() -> GpuReport:
 
 def _key_chain(data: bytes) -> None:
     parse_json(data)
-    recover_key_chain(DerivedKey.model_validate_json(data), bytes(20))
+    recover_signers(KeyChain.model_validate_json(data), seeds.honest_evidence().claims.derived_keys, bytes(20))
 
 
 @cache

@@ -19,7 +19,7 @@ from typing import Final
 
 from uvicorn.server import ServerState
 
-from trainer.attestation.evidence import DatasetClaims, Evidence, Recipients
+from trainer.attestation.evidence import DatasetClaims, DerivedKeys, Evidence, Recipients
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
 from trainer.exchange.spool import RESULT_NAME
@@ -123,12 +123,13 @@ def evidence_text(nonce: str) -> str:
     """Evidence in the documented form; of nothing."""
     claims = DatasetClaims(
         version=1, purpose="dataset", nonce=nonce, job_spec_sha256="0" * 64,
-        recipients=Recipients(derived="age1" + "q" * 58, instance="age1" + "p" * 58), receipt_key="30" * 91,
-        tls_spki_sha256="1" * 64, gpu_evidence_sha256=None, sandbox={"worker_no_network": True},
+        recipients=Recipients(derived="age1" + "q" * 58, instance="age1" + "p" * 58),
+        derived_keys=DerivedKeys(recipient="02" * 33, possession="02" * 33), receipt_key="30" * 91,
+        tls_key="30" * 91, gpu_evidence_sha256=None, sandbox={"worker_no_network": True},
         software={"trainer": "0"}, issued_at=0, expires_at=1,
     )  # fmt: skip
     made = Evidence(
-        claims=claims, quote="00" * 64, event_log="[]", vm_config="{}", app_compose="{}",
+        claims=claims, quote="00" * 64, possession="00" * 64, event_log="[]", vm_config="{}", app_compose="{}",
         compose_hash="sha256:" + "2" * 64,
     )  # fmt: skip
     return made.canonical().decode()

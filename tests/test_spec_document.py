@@ -86,14 +86,12 @@ def receipt() -> str:
 
 def derived_keys() -> str:
     secret, digest = b"\x01" * 32, "ab" * 32
-    seed, signing = keys.recipient_seed(secret, digest), keys.receipt_key(secret, digest)
+    seed = keys.recipient_seed(secret, digest)
     return "\n".join(
         [
             f"path       {keys.recipient_path(digest)}",
             f"seed       {seed.hex()}",
             f"X25519     {identity_from_seed(seed, hybrid=False).recipient()}",
-            f"path       {keys.receipt_path(digest)}",
-            f"public key {public_key_der(signing.public_key()).hex()}",
         ]
     )
 

@@ -45,6 +45,9 @@ def parse_strict(adapter: TypeAdapter[_Parsed], text: bytes | str) -> _Parsed:
         raise ValueError(f"{where}: {first['msg']}") from None
 
 
+One = Annotated[int, Field(strict=True, ge=1, le=1)]
+"""The version of a format: the integer 1. `Literal[1]` accepts what compares equal to it, such as true and 1.0."""
+
 Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """SHA-256 in lower-case hex, without a prefix."""
 

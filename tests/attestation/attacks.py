@@ -74,7 +74,7 @@ def _of(file: Path) -> list[Attack]:
     found = getattr(module, "ATTACKS", {})
     prepared = getattr(module, "prepared", _as_it_is)
     return [
-        Attack(source, name, name, (str(code),), _after(prepared, change))
+        Attack(source, name, name, (code,) if isinstance(code, str) else tuple(code), _after(prepared, change))
         for name, (code, change) in found.items()
     ]
 

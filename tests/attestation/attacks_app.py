@@ -79,16 +79,4 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
         "key-provider",
         lambda w: measuring(w, replaced("key-provider", b"kms")),
     ),
-    "another key service": ("key-chain", lambda w: w.demanding("app", kms_root_key="02" * 33)),
-    "no key chain": ("key-chain", lambda w: w.showing(key_chain=())),
-    "a chain of one": (
-        "key-chain",
-        lambda w: w.showing(
-            key_chain=(w.evidence().key_chain[0].model_copy(update={"signature_chain": ("00" * 65,)}),)
-        ),
-    ),
-    "a key that the app did not sign": (
-        "key-chain",
-        lambda w: w.showing(key_chain=(w.evidence().key_chain[0].model_copy(update={"purpose": "other"}),)),
-    ),
 }

@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from tests.attestation.tampering import ed25519_key, honest_quote, p384_key, stale_claims
 from trainer.encoding import sha256_hex
+from trainer.simulator.claimed_keys import possession
 
 if TYPE_CHECKING:
     from trainer.simulator.appraisal_world import World
 
 
-def receipt_spki_sha256(world: World) -> str:
-    return sha256_hex(bytes.fromhex(world.claims.receipt_key))
+def claiming_afterwards(world: World, **changes: Any) -> World:
+    """Claims changed after the quote, and signed again by a VM that has the keys."""
+    claims = world.claims.model_copy(update=changes)
+    return world.showing(claims=claims, possession=possession(world.vm, claims))
+
+
+def ending_tls(world: World, key: str) -> World:
+    """Claims of a front whose TLS key is `key`, and a connection to it."""
+    return world.change(peer=sha256_hex(bytes.fromhex(key))).claiming(tls_key=key)
+
+
+def compressed(spki: str) -> str:
+    """The same P-256 key with its point in the short form: 33 bytes in place of 65."""
+    key = load_der_public_key(bytes.fromhex(spki))
+    point = key.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    return "3039301306072a8648ce3d020106082a8648ce3d030107032200" + point.hex()
 
 
 ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "claims changed after the quote": (
         "report-data",
-        lambda w: w.showing(claims=w.claims.model_copy(update={"software": {"trainer": "0.2.0"}})),
+        lambda w: claiming_afterwards(w, software={"trainer": "0.2.0"}),
     ),
     "the last byte of report_data": (
         "report-data",
@@ -35,7 +52,7 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     ),
     "old claims": ("freshness", stale_claims),
     "another TLS key": ("tls-key", lambda w: w.change(peer="0f" * 32)),
-    "a connection, but claims without a TLS key": ("tls-key", lambda w: w.claiming(tls_spki_sha256=None)),
+    "a connection, but claims without a TLS key": ("tls-key", lambda w: w.claiming(tls_key=None)),
     "another job spec": ("job-spec-digest", lambda w: w.claiming(job_spec_sha256="cd" * 32)),
     "a derived key passed off as instance key": (
         "recipient",
@@ -46,11 +63,19 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "a receipt key that is no key": ("receipt-key", lambda w: w.claiming(receipt_key="00" * 91)),
     "a receipt key that ends TLS as well": (
         "key-separation",
-        lambda w: w.change(peer=receipt_spki_sha256(w)).claiming(tls_spki_sha256=receipt_spki_sha256(w)),
+        lambda w: ending_tls(w, w.claims.receipt_key),
     ),
     "a receipt key that ends TLS, in evidence from a file": (
         "key-separation",
-        lambda w: w.change(peer=None).claiming(tls_spki_sha256=receipt_spki_sha256(w)),
+        lambda w: w.change(peer=None).claiming(tls_key=w.claims.receipt_key),
+    ),
+    "a receipt key that ends TLS, in another encoding": (
+        "key-separation",
+        lambda w: ending_tls(w, compressed(w.claims.receipt_key)),
+    ),
+    "a receipt key in another encoding that ends TLS": (
+        "key-separation",
+        lambda w: ending_tls(w, w.claims.receipt_key).claiming(receipt_key=compressed(w.claims.receipt_key)),
     ),
     "a sandbox with a gap": ("sandbox", lambda w: w.opened("sandbox", ("landlock", "separate_users"))),
 }

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from tests.attestation import test_receipt_evidence
 from tests.attestation.attacks import RUNNER, Attack, attacks
-from trainer.attestation.catalogue import DATASET_CHECKS, RECEIPT_CHECKS
+from trainer.attestation.catalogue import DATASET_CHECKS, STATEMENT_CHECKS
 from trainer.attestation.result.ear import CODES_BY_CLAIM
 from trainer.attestation.tdx.quote_checks import QUOTE_CHECKS
 
@@ -36,9 +36,9 @@ socket. Tests are named from `tests/attestation/` on.
 |---|---|---|"""
 
 RECEIPTS = """
-## Evidence beside a receipt
+## Evidence over a statement
 
-Checks 1 to {first} as above, then:
+Beside a receipt and in a deletion statement. Checks 1 to {first} as above, then:
 
 | | code | demands | stops |
 |---|---|---|---|"""
@@ -99,7 +99,7 @@ def _attack_row(group: list[Attack]) -> str:
 
 
 def _receipt_checks() -> Iterator[str]:
-    for number, definition in enumerate(RECEIPT_CHECKS, 1):
+    for number, definition in enumerate(STATEMENT_CHECKS, 1):
         if definition not in QUOTE_CHECKS:
             yield _row(number, f"`{definition.code}`", definition.title, definition.attack)
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 import trainer.attestation
-from trainer.attestation.catalogue import DATASET_CHECKS, DEFINITIONS, RECEIPT_CHECKS
+from trainer.attestation.catalogue import DATASET_CHECKS, DEFINITIONS, STATEMENT_CHECKS
 from trainer.attestation.checks import CheckDefinition, Ledger
 from trainer.attestation.claims.claims_checks import NONCE
-from trainer.attestation.claims.receipt_checks import SAME_JOB
+from trainer.attestation.claims.statement_checks import SAME_JOB
 
 FOLDER = Path(trainer.attestation.__file__).parent
 JUDGING = ("judge", "compare", "leave_open", "judge_each_report")
-LISTED = {*DATASET_CHECKS, *RECEIPT_CHECKS}
+LISTED = {*DATASET_CHECKS, *STATEMENT_CHECKS}
 
 
 def modules() -> dict[str, ast.Module]:
@@ -60,7 +60,7 @@ def called(call: ast.Call) -> str:
 def test_each_definition_is_made_once_and_listed_once() -> None:
     made = [definition for name, tree in modules().items() for definition in defined(name, tree).values()]
     assert Counter(made) == Counter(LISTED)
-    for checks in (DATASET_CHECKS, RECEIPT_CHECKS):
+    for checks in (DATASET_CHECKS, STATEMENT_CHECKS):
         assert len(checks) == len(set(checks)) == len({definition.code for definition in checks})
 
 
@@ -68,7 +68,7 @@ def test_each_definition_is_judged_in_one_place_beside_it() -> None:
     for name, tree in modules().items():
         for variable, definition in defined(name, tree).items():
             constant = definition.code.upper().replace("-", "_")
-            assert variable in (constant, f"RECEIPT_{constant}")
+            assert variable in (constant, f"STATEMENT_{constant}")
             places = [node for node in tree.body if variable in judged(node)]
             assert len(places) == 1, definition.code
 
@@ -90,8 +90,8 @@ def test_each_definition_is_complete() -> None:
 
 
 def test_what_both_lists_judge_counts_towards_one_claim() -> None:
-    """The same code with another question, such as `report-data` of a receipt, is shown in the same group."""
-    for definition in RECEIPT_CHECKS:
+    """The same code with another question, such as `report-data` of a statement, is shown in the same group."""
+    for definition in STATEMENT_CHECKS:
         if definition.claim is not None:
             assert definition.claim == DEFINITIONS[definition.code].claim
 

@@ -14,12 +14,15 @@ from trainer.attestation.claims.binding import gpu_evidence_sha256, report_data
 from trainer.attestation.evidence import (
     MAX_EVIDENCE_BYTES,
     DatasetClaims,
+    DerivedKeys,
     Evidence,
     FreshGpuEvidence,
     GpuEvidence,
-    ReceiptClaims,
+    KeyChain,
     Recipients,
+    StatementClaims,
     parse_evidence,
+    parse_statement_evidence,
 )
 from trainer.encoding import canonical_json
 from trainer.errors import ErrorCode, VerificationError
@@ -55,28 +58,30 @@ def test_report_data_of_the_examples_in_the_specification() -> None:
         nonce="01" * 32,
         job_spec_sha256="ab" * 32,
         recipients=Recipients(derived="age1" + "q" * 58, instance="age1" + "p" * 58),
+        derived_keys=DerivedKeys(recipient="02" + "ab" * 32, possession="03" + "cd" * 32),
         receipt_key=RECEIPT_KEY,
-        tls_spki_sha256=None,
+        tls_key=None,
         gpu_evidence_sha256=None,
         sandbox={"landlock": True},
         software={"trainer": "0.1.0"},
         issued_at=1_790_000_000,
         expires_at=1_790_003_600,
     )
-    receipt = ReceiptClaims(
+    receipt = StatementClaims(
         version=1,
         purpose="receipt",
         job_spec_sha256="ab" * 32,
         statement_sha256="cd" * 32,
+        receipt_key=RECEIPT_KEY,
         issued_at=1_790_003_000,
     )
     assert report_data(dataset).hex() == (
-        "0259d7f69339eb039f71fd7c9563b85d0ff4e7be60f1f139f93e147044d038a9"
-        "521e9f5df423dc7a0d576a8c6130cd1e989a8ac59b43680cc5f46c2b9fadcc89"
+        "ba9b6e2c3761230204c9206459dc542cc7b45ba36be0870bd2bdcbf848bde40f"
+        "dfa58cdee48b33c78b31aafd4cf06670eae3f08fde54aed5352f57bfa0168170"
     )
     assert report_data(receipt).hex() == (
-        "1030114ad716b3388601aaf4d3eb1823f33b2bd3502d912e082c919a96f69b68"
-        "53098dd64eee1e68985fd2d6eabd47b591b21e171d7c534aebfbca01b8f2a997"
+        "0d5588fa383a89e9b4ebf616fec80c5fc501723d5c075981d284bcd8082ebd4d"
+        "46294220828cf45d7dbb15846766cc14e670e61fde3e1e18b20e35f1c188a6ba"
     )
     example = GpuEvidence(boot='{"claims": []}\n')
     assert gpu_evidence_sha256(example) == "8f82ecb471311ee08765bb2d62a3831627e7f803dda224921b2f242cb17f634b"
@@ -90,8 +95,9 @@ def test_every_claim_is_bound(name: str) -> None:
         "nonce": "01" * 32,
         "job_spec_sha256": "02" * 32,
         "recipients": {"derived": "age1" + "q" * 58, "instance": "age1" + "p" * 58},
+        "derived_keys": {"recipient": "02" * 33, "possession": "03" * 33},
         "receipt_key": "03" * 91,
-        "tls_spki_sha256": None,
+        "tls_key": None,
         "gpu_evidence_sha256": None,
         "sandbox": {},
         "software": {},
@@ -101,7 +107,9 @@ def test_every_claim_is_bound(name: str) -> None:
     claims = DatasetClaims.model_validate_json(json.dumps(document))
     swapped = Recipients(derived=claims.recipients.instance, instance=claims.recipients.derived)
     other = {
+        "version": 2,
         "recipients": swapped,
+        "derived_keys": DerivedKeys(recipient="03" * 33, possession="02" * 33),
         "sandbox": {"seccomp": True},
         "software": {"trainer": "1"},
         "issued_at": 0,
@@ -128,6 +136,11 @@ def test_gpu_evidence_has_a_digest_only_where_there_is_some() -> None:
         ({"compose_hash": "00" * 32}, "compose_hash"),
         ({"claims": {"purpose": "other"}}, "claims"),
         ({"more": 1}, "more"),
+        ({"possession": None}, "possession"),
+        ({"key_chain": []}, "key_chain"),
+        ({"key_chain": {"app": "00" * 65, "recipient": "00" * 65}}, "key_chain.possession"),
+        ({"key_chain": {"app": "", "recipient": "00" * 65, "possession": "00" * 65}}, "key_chain.app"),
+        ({"key_chain": dict.fromkeys([*KeyChain.model_fields, "path"], "00" * 65)}, "key_chain.path"),
         ({"app_compose": "x" * ((1 << 20) + 1)}, "app_compose"),
         ({"gpu": {"boot": "", "fresh": [{"report": "0", "certificate_chain": ""}]}}, "gpu.fresh.0.report"),
     ],
@@ -157,3 +170,23 @@ def test_the_largest_document_that_fits_is_read(world: World) -> None:
     evidence = world.evidence()
     padded = evidence.canonical().ljust(MAX_EVIDENCE_BYTES)
     assert isinstance(parse_evidence(padded), Evidence)
+
+
+@pytest.mark.parametrize("name", ["app_compose", "compose_hash", "event_log", "gpu", "key_chain", "vm_config"])
+def test_evidence_over_a_statement_shows_nothing_that_is_not_judged(world: World, name: str) -> None:
+    evidence = world.receipt_evidence()
+    assert parse_statement_evidence(evidence.canonical()) == evidence
+    document = json.loads(evidence.canonical()) | {name: json.loads(world.evidence().canonical())[name]}
+    with pytest.raises(VerificationError, match=name) as refused:
+        parse_statement_evidence(canonical_json(document))
+    assert refused.value.code is ErrorCode.EVIDENCE_INVALID
+
+
+def test_evidence_for_one_use_is_none_for_the_other(world: World) -> None:
+    document = json.loads(world.receipt_evidence().canonical())
+    with pytest.raises(VerificationError, match="claims"):
+        parse_statement_evidence(
+            canonical_json(document | {"claims": json.loads(world.evidence().canonical())["claims"]})
+        )
+    with pytest.raises(VerificationError, match="claims"):
+        parse_evidence(edited(world, claims=document["claims"]))

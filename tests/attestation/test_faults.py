@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from trainer.attestation.dstack.key_chain import prove_possession
 from trainer.attestation.evidence import GpuEvidence
 from trainer.errors import ErrorCode, UnavailableError, UsageError
+from trainer.job.job_keys import derive_keys
 from trainer.simulator.agent import Release, SimulatedVm, VmOptions
 from trainer.simulator.fault import Fault
 from trainer.simulator.faults import FAULTS, find_faults
 from trainer.simulator.state import open_vm
 from trainer.tee.guest_agent import GuestAgent
-from trainer.tee.key_derivation import possession_path
 from trainer.tee.quoted_evidence import collect
 
 if TYPE_CHECKING:
@@ -132,9 +131,15 @@ def world_of(make_world: Callable[..., World], state: Path, now: int) -> World:
 
 
 def shown_over_the_wire(agent: GuestAgent, world: World) -> World:
-    key = agent.derive_key(possession_path(world.claims.job_spec_sha256), "possession")
-    proof = key.proof.model_copy(update={"possession": prove_possession(key.secret, world.claims)})
-    evidence = collect(agent, world.claims, gpu=GpuEvidence(boot=agent.gpu_attestation()), key_chain=(proof,))
+    keys = derive_keys(agent, world.claims.job_spec_sha256)
+    claims = world.claims.model_copy(update={"derived_keys": keys.derived_keys})
+    evidence = collect(
+        agent,
+        claims,
+        possession=keys.prove_possession(claims),
+        gpu=GpuEvidence(boot=agent.gpu_attestation()),
+        key_chain=keys.key_chain,
+    )
     return world.showing(**{name: getattr(evidence, name) for name in type(evidence).model_fields})
 
 

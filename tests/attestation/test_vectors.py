@@ -10,7 +10,7 @@ import dcap_qvl
 import pytest
 from coincurve import PrivateKey
 
-from trainer.attestation.catalogue import RECEIPT_CHECKS
+from trainer.attestation.catalogue import STATEMENT_CHECKS
 from trainer.attestation.checks import CheckState, Ledger
 from trainer.attestation.dstack.event_log import (
     digest_problem,
@@ -46,7 +46,7 @@ def getquote(vectors: Path) -> dict[str, str]:
 
 
 def judged(vectors: Path, world: World, now: int, **more: str) -> dict[str, CheckState]:
-    ledger = Ledger(RECEIPT_CHECKS)
+    ledger = Ledger(STATEMENT_CHECKS)
     policy = (
         world.opened("trust_root", "intel").demanding("tcb", min_evaluation_number=17, mr_seam=(REAL_SEAM,)).policy
     )
@@ -78,7 +78,7 @@ def test_intels_quote_is_refused_after_its_collateral_ran_out(vectors: Path, wor
 
 def test_intels_quote_is_refused_under_a_development_root(vectors: Path, world: World) -> None:
     evidence = read(vectors, "tdx_quote.bin").hex()
-    ledger, open_seam = Ledger(RECEIPT_CHECKS), world.demanding("tcb", mr_seam="any").policy
+    ledger, open_seam = Ledger(STATEMENT_CHECKS), world.demanding("tcb", mr_seam="any").policy
     judge_quote(ledger, evidence, read(vectors, "tdx_quote_collateral.json"), open_seam, MID_JULY_2025)
     failed = [check.code for check in ledger.checks() if check.state is CheckState.CONTRAINDICATED]
     assert failed == ["root-of-trust"]

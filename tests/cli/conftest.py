@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from trainer.attestation.claims.binding import report_data
 from trainer.attestation.evidence import DatasetClaims, Evidence, Recipients
@@ -25,6 +23,7 @@ from trainer.attestation.policy import (
 )
 from trainer.sandbox.properties import EXPECTED
 from trainer.simulator.agent import SimulatedVm, simulated_measurements
+from trainer.simulator.claimed_keys import RECEIPT_KEY, derived_keys, possession
 from trainer.spec import parse_job_spec
 
 NONCE = "5a" * 32
@@ -57,16 +56,16 @@ class Files:
         return path
 
 
-def _claims(nonce: str, now: int, **changes: Any) -> DatasetClaims:
-    key = ec.derive_private_key(7, ec.SECP256R1()).public_key()
+def _claims(vm: SimulatedVm, nonce: str, now: int, **changes: Any) -> DatasetClaims:
     claims = DatasetClaims(
         version=1,
         purpose="dataset",
         nonce=nonce,
         job_spec_sha256=parse_job_spec(SPEC).sha256(),
         recipients=Recipients(derived="age1" + "q" * 58, instance="age1" + "p" * 58),
-        receipt_key=key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex(),
-        tls_spki_sha256=None,
+        derived_keys=derived_keys(vm),
+        receipt_key=RECEIPT_KEY,
+        tls_key=None,
         gpu_evidence_sha256=None,
         sandbox={"core_dumps_off": True},
         software={},
@@ -81,6 +80,7 @@ def _evidence(vm: SimulatedVm, claims: DatasetClaims) -> Evidence:
     return Evidence(
         claims=claims,
         quote=quoted.quote.hex(),
+        possession=possession(vm, claims),
         event_log=quoted.event_log,
         vm_config=quoted.vm_config,
         app_compose=vm.app_compose,
@@ -98,7 +98,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
 
     def again(name: str = "evidence.json", nonce: str = NONCE, **changes: Any) -> Path:
         path = tmp_path / name
-        path.write_bytes(_evidence(vm, _claims(nonce, now, **changes)).canonical())
+        path.write_bytes(_evidence(vm, _claims(vm, nonce, now, **changes)).canonical())
         return path
 
     policy = strict_policy(
@@ -126,7 +126,7 @@ class DeployedJob:
     def attestation(self, nonce: str) -> bytes:
         """Evidence over `nonce`."""
         sandbox = dict.fromkeys((name.value for name in EXPECTED), True)
-        return _evidence(self.vm, _claims(nonce, int(time.time()), sandbox=sandbox)).canonical()
+        return _evidence(self.vm, _claims(self.vm, nonce, int(time.time()), sandbox=sandbox)).canonical()
 
 
 @pytest.fixture

@@ -258,7 +258,13 @@ class Run:
             assert self.grant is not None
             envelope = client.acknowledge(self.grant.acknowledgement(file_sha256(target)))
         assert envelope is not None
-        said = steps.verify_deletion_statement(envelope, self.record, result_sha256=file_sha256(target))
+        assert self.grant is not None
+        said = steps.verify_deletion_statement(
+            envelope,
+            self.record,
+            result_sha256=file_sha256(target),
+            manifest_sha256=self.grant.manifest_sha256,
+        )
         assert said.predicate.acknowledged
         return opened
 

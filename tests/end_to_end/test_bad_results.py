@@ -101,7 +101,8 @@ def test_results_that_were_touched_are_refused(finished: SealedResult, tmp_path:
 
         from trainer.receipt.dsse import sign_envelope, verify_envelope
 
-        payload = verify_envelope((tree / "receipt.json").read_bytes(), record.result.receipt_key)
+        key = bytes.fromhex(record.result.claims.receipt_key)
+        payload = verify_envelope((tree / "receipt.json").read_bytes(), key)
         (tree / "receipt.json").write_bytes(sign_envelope(payload, ec.generate_private_key(ec.SECP256R1())))
 
     def old_evidence(tree: Path) -> None:

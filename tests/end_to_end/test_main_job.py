@@ -91,7 +91,7 @@ def test_single_steps_through_files(
             "open", result, "-i", provider.identity, "-o", tmp_path / "out", "--attestation", attestation,
             "--grant", f"{sealed}.grant.json", "--json",
         ),
-        ("ack", spool, "--attestation", attestation, "--grant", f"{sealed}.grant.json"),
+        ("ack", spool, "--attestation", attestation, "--grant", f"{sealed}.grant.json", "--result", result),
     ]  # fmt: skip
     ran = {}
     for step in steps:

@@ -44,10 +44,13 @@ def test_a_finished_result_is_offered_and_not_trained_again(
     again.wait_event(event="phase", phase="awaiting-pull")
     url, now = f"https://127.0.0.1:{again.wait_event(event='listening')['port']}", tmp_path / "now.json"
     assert trainer("verify", url, "--policy", provider.folder / "policy.yaml", "-o", now).code == 0
-    pulled = trainer(
-        "pull", url, "--attestation", now, "-o", tmp_path / "result.age", "--ack", "--grant", grant_beside(record)
-    )
+    pulled = trainer("pull", url, "--attestation", now, "-o", tmp_path / "result.age")
     assert pulled.code == 0, pulled.err
+    grant, deletion = grant_beside(record), tmp_path / "deletion.json"
+    acknowledged = trainer(
+        "ack", url, "--attestation", now, "--grant", grant, "--result", tmp_path / "result.age", "-o", deletion
+    )
+    assert acknowledged.code == 0, acknowledged.err
     assert again.wait() == 0
     assert not {"progress", "dataset-received"} & events(again)
     assert (tmp_path / "result.age").read_bytes() == sealed
@@ -55,8 +58,11 @@ def test_a_finished_result_is_offered_and_not_trained_again(
         "open", tmp_path / "result.age", "-i", provider.identity, "-o", tmp_path / "out", "--attestation", record
     )
     assert opened.code == 0, opened.err
+    # The second start has another receipt key than the one that trained; its quote is what the provider verified.
     statement = json.loads((job.ciphertext / "deletion.json").read_bytes())
-    assert statement["signatures"]
+    assert statement == json.loads(deletion.read_bytes())
+    claimed = json.loads(record.read_bytes())["evidence"]["claims"]["receipt_key"]
+    assert statement["evidence"]["claims"]["receipt_key"] != claimed
 
     third: Job = start_job(spec, "--ciphertext-dir", job.ciphertext)
     assert third.wait() == 0, "acknowledged: nothing is left to do"

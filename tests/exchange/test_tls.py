@@ -9,13 +9,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from trainer.encoding import sha256_hex
 from trainer.errors import VerificationError
 from trainer.exchange.tls import PinnedContext, make_server_context
 
 
 @pytest.fixture
 def server() -> Iterator[tuple[int, str]]:
-    context, spki = make_server_context(now=1_700_000_000)
+    context, key = make_server_context(now=1_700_000_000)
+    spki = sha256_hex(key)
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:

@@ -36,10 +36,10 @@ from trainer.ipc.front_messages import (
 )
 from trainer.models import Phase, Status
 
-DIGEST = "ab" * 32
+DIGEST, KEY = "ab" * 32, "30" * 91
 MESSAGES_OF_THE_FRONT: list[FrontMessage] = [
-    Ready(port=8443, tls_spki_sha256=DIGEST),
-    Ready(port=0, tls_spki_sha256=None),
+    Ready(port=8443, tls_key=KEY),
+    Ready(port=0, tls_key=None),
     EvidenceRequest(id=1, nonce=DIGEST),
     UploadReady(size=5),
     Acknowledged(acknowledgement=DIGEST),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,14 +13,21 @@ from typing import Any, cast
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from trainer.attestation.result.record import Record
 from trainer.encoding import sha256_hex
-from trainer.errors import ErrorCode, ExitCode
+from trainer.errors import ErrorCode, ExitCode, UnavailableError, VerificationError
 from trainer.ipc.front_messages import DeletionReady, ResultReady
 from trainer.job.ciphertext import CiphertextDirectory
 from trainer.job.end_record import EndRecord, EndRecordFile
 from trainer.job.hand_over import MIN_OFFER_SECONDS, HandOver
+from trainer.job.outcome import ReceiptSigner
 from trainer.job.termination import Termination
+from trainer.provider.verification import verify_deletion_statement
 from trainer.receipt.deletion import DestroyedItem
+from trainer.receipt.dsse import public_key_der
+from trainer.simulator.agent import SimulatedQuote, SimulatedVm
+from trainer.simulator.appraisal_world import APP_COMPOSE, SEED, World, honest_world
+from trainer.simulator.claimed_keys import JOB_SPEC_SHA256, TLS_KEY
 
 RESULT = b"sealed"
 RECORD = EndRecord(
@@ -52,14 +60,33 @@ class Front:
         return self.is_acknowledged
 
 
+class Agent:
+    """The guest agent of one VM, which can be taken away."""
+
+    def __init__(self, vm: SimulatedVm) -> None:
+        self._vm = vm
+        self.answers = True
+
+    def quote(self, report_data: bytes) -> SimulatedQuote:
+        if not self.answers:
+            raise UnavailableError(ErrorCode.GUEST_AGENT_UNAVAILABLE, "no answer")
+        return self._vm.quote(report_data)
+
+
+def start_of(vm: SimulatedVm) -> ReceiptSigner:
+    """What signs in one start of the job: a key of its own."""
+    receipt = ec.generate_private_key(ec.SECP256R1())
+    keys = SimpleNamespace(receipt=receipt, receipt_public_key=public_key_der(receipt.public_key()).hex())
+    spec = SimpleNamespace(sha256=lambda: JOB_SPEC_SHA256)
+    return ReceiptSigner(cast("Any", Agent(vm)), cast("Any", keys), cast("Any", spec), "ef" * 32, {})
+
+
 @pytest.fixture
 def hand_over(tmp_path: Path) -> HandOver:
-    spec = SimpleNamespace(sha256=lambda: "ab" * 32)
-    keys = SimpleNamespace(receipt=ec.generate_private_key(ec.SECP256R1()))
     (tmp_path / "result.tar.age").write_bytes(RESULT)
     return HandOver(
         front=cast("Any", Front()),
-        signer=cast("Any", SimpleNamespace(spec=spec, keys=keys)),
+        signer=start_of(honest_world().vm),
         workspace=cast("Any", None),
         ciphertext=CiphertextDirectory(tmp_path, persistent=True),
         record_file=EndRecordFile(tmp_path / "end.sealed", bytearray(32)),
@@ -79,6 +106,80 @@ def test_a_finished_result_is_offered_though_a_file_beside_it_cannot_be_written(
     assert hand_over.offer(RECORD) is ExitCode.DONE
     messages = cast("Front", hand_over.front).messages
     assert [type(message) for message in messages] == [DeletionReady, ResultReady, DeletionReady]
+
+
+def test_a_finished_result_is_offered_though_no_quote_can_be_had(hand_over: HandOver) -> None:
+    cast("Agent", hand_over.signer.agent).answers = False
+    assert hand_over.offer(RECORD) is ExitCode.DONE
+    messages = cast("Front", hand_over.front).messages
+    assert [type(message) for message in messages] == [ResultReady], "and no statement that nobody can verify"
+
+
+def statements(hand_over: HandOver) -> list[bytes]:
+    messages = cast("Front", hand_over.front).messages
+    return [message.statement.encode() for message in messages if isinstance(message, DeletionReady)]
+
+
+DIGESTS = {"result_sha256": RECORD.result_sha256, "manifest_sha256": RECORD.dataset_manifest_sha256}
+
+
+def record_of(world: World) -> Record:
+    return Record(world.appraise(), world.evidence(), world.collateral, world.policy)
+
+
+def test_the_statements_of_a_later_start_are_verified_by_their_quotes(hand_over: HandOver) -> None:
+    """Neither start has the key that the claims before sealing named."""
+    world = honest_world()
+    later = replace(hand_over, front=cast("Any", Front()), signer=start_of(world.vm))
+    assert (hand_over.offer(RECORD), later.offer(RECORD)) == (ExitCode.DONE, ExitCode.DONE)
+    said = [
+        verify_deletion_statement(statement, record_of(world), **DIGESTS).predicate.acknowledged
+        for statement in (*statements(hand_over), *statements(later))
+    ]
+    assert said == [False, True, False, True]
+
+
+def test_a_later_version_of_the_app_cannot_make_a_statement_for_an_earlier_one(hand_over: HandOver) -> None:
+    world = honest_world()
+    upgraded = SimulatedVm(APP_COMPOSE + " ", SEED, app_id=world.vm.app_id, options=world.vm.options)
+    later = replace(hand_over, signer=start_of(upgraded))
+    later.offer(RECORD)
+    with pytest.raises(VerificationError, match="same-vm") as refused:
+        verify_deletion_statement(statements(later)[0], record_of(world), **DIGESTS)
+    assert refused.value.code is ErrorCode.RECEIPT_MISMATCH
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda made, _: made["evidence"]["claims"].update(receipt_key=TLS_KEY), ErrorCode.RECEIPT_INVALID),
+        (lambda made, _: made["evidence"]["claims"].update(issued_at=1), ErrorCode.RECEIPT_MISMATCH),
+        (lambda made, other: made.update(envelope=other["envelope"]), ErrorCode.RECEIPT_MISMATCH),
+        (lambda made, other: made.update(evidence=other["evidence"]), ErrorCode.RECEIPT_MISMATCH),
+        (lambda made, _: made.update(quote="00"), ErrorCode.RECEIPT_INVALID),
+        (lambda made, _: made["evidence"].update(quote="00"), ErrorCode.RECEIPT_MISMATCH),
+    ],
+    ids=["key", "time", "envelope", "evidence", "more", "quote"],
+)
+def test_a_statement_that_was_changed_is_refused(
+    hand_over: HandOver, change: Callable[[Any, Any], None], code: ErrorCode
+) -> None:
+    hand_over.offer(RECORD)
+    made, other = map(json.loads, statements(hand_over))
+    change(made, other)
+    with pytest.raises(VerificationError) as refused:
+        verify_deletion_statement(json.dumps(made).encode(), record_of(honest_world()), **DIGESTS)
+    assert refused.value.code is code
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_a_statement_about_another_job_is_refused(hand_over: HandOver, name: str) -> None:
+    hand_over.offer(RECORD)
+    with pytest.raises(VerificationError) as refused:
+        verify_deletion_statement(
+            statements(hand_over)[1], record_of(honest_world()), **DIGESTS | {name: "00" * 32}
+        )
+    assert refused.value.code is ErrorCode.RECEIPT_MISMATCH
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer.attestation.checks import Check, CheckState
-from trainer.attestation.evidence import DatasetClaims, Recipients
+from trainer.attestation.evidence import DatasetClaims, DerivedKeys, Recipients
 from trainer.attestation.result.attestation_result import APPRAISER, AttestationResult
 from trainer.errors import ErrorCode, SealingError, TrainerError, UsageError, VerificationError
 from trainer.sealing.age import Identity, decrypt_file, encrypt_file
@@ -33,8 +33,9 @@ def result(hybrid: Identity, stranger: Identity) -> Callable[..., AttestationRes
             nonce="00" * 32,
             job_spec_sha256=spec,
             recipients=Recipients(derived=str(hybrid.recipient()), instance=str(stranger.recipient())),
+            derived_keys=DerivedKeys(recipient="02" * 33, possession="02" * 33),
             receipt_key="30" * 91,
-            tls_spki_sha256=None,
+            tls_key=None,
             gpu_evidence_sha256=None,
             sandbox={},
             software={},

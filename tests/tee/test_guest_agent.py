@@ -81,11 +81,9 @@ def test_info(endpoint: str, vm: SimulatedVm, compose: str) -> None:
 def test_derived_key_comes_with_its_proof(endpoint: str, vm: SimulatedVm) -> None:
     derived = GuestAgent(endpoint).derive_key("path", "purpose")
     assert derived.secret == vm.keys.derive("path").secret
-    proof = derived.proof
-    assert (proof.path, proof.purpose) == ("path", "purpose")
-    assert proof.public_key == coincurve.PrivateKey(derived.secret).public_key.format().hex()
-    digest = keccak.new(digest_bits=256, data=f"purpose:{proof.public_key}".encode()).digest()
-    signature = bytes.fromhex(proof.signature_chain[0])
+    assert derived.public_key == coincurve.PrivateKey(derived.secret).public_key.format().hex()
+    digest = keccak.new(digest_bits=256, data=f"purpose:{derived.public_key}".encode()).digest()
+    signature = bytes.fromhex(derived.signature)
     signer = coincurve.PublicKey.from_signature_and_message(signature, digest, hasher=None)
     assert signer.format() == vm.keys.public_key
 
@@ -228,6 +226,10 @@ CHAIN = ["ab" * 65] * 2
         {"key": "zz" * 32, "signature_chain": CHAIN},
         {"key": SECRET_TEXT, "signature_chain": ["ab" * 64]},
         {"key": SECRET_TEXT, "signature_chain": CHAIN * 3},
+        {"key": SECRET_TEXT, "signature_chain": []},
+        {"key": SECRET_TEXT, "signature_chain": ["", "ab" * 65]},
+        {"key": SECRET_TEXT, "signature_chain": ["ab" * 65, "ab" * 64]},
+        {"key": SECRET_TEXT, "signature_chain": ["AB" * 65, "ab" * 65]},
     ],
 )
 def test_keys_that_are_none(canned: Callable[[Answer], str], answer: dict[str, Any]) -> None:

@@ -4,22 +4,18 @@ import hashlib
 import hmac
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.tee.key_derivation import (
     checkpoint_material,
     checkpoint_path,
-    receipt_key,
-    receipt_path,
     recipient_path,
     recipient_seed,
 )
 
 SPEC = "ab" * 32
 SECRET = bytes(range(32))
-ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 secrets = st.binary(min_size=32, max_size=32)
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
@@ -35,13 +31,8 @@ def hkdf(secret: bytes, info: bytes, length: int) -> bytes:
     return output[:length]
 
 
-def scalar(key: ec.EllipticCurvePrivateKey) -> int:
-    return key.private_numbers().private_value
-
-
 def test_paths_hold_purpose_and_digest() -> None:
     assert recipient_path(SPEC) == f"confidential-trainer/recipient/v1/{SPEC}"
-    assert receipt_path(SPEC) == f"confidential-trainer/receipt-key/v1/{SPEC}"
 
 
 def test_recipient_seed_is_as_documented() -> None:
@@ -49,27 +40,17 @@ def test_recipient_seed_is_as_documented() -> None:
     assert recipient_seed(SECRET, SPEC) == hkdf(SECRET, info, 32)
 
 
-def test_receipt_key_is_as_documented() -> None:
-    info = b"confidential-trainer/receipt-key/v1\0" + bytes.fromhex(SPEC)
-    wide = int.from_bytes(hkdf(SECRET, info, 48), "big")
-    key = receipt_key(SECRET, SPEC)
-    assert scalar(key) == wide % (ORDER - 1) + 1
-    assert isinstance(key.curve, ec.SECP256R1)
-
-
 @given(first=secrets, second=secrets, spec=digests, other_spec=digests)
 def test_secret_and_spec_both_matter(first: bytes, second: bytes, spec: str, other_spec: str) -> None:
     same = first == second and spec == other_spec
     assert (recipient_seed(first, spec) == recipient_seed(second, other_spec)) == same
-    assert (scalar(receipt_key(first, spec)) == scalar(receipt_key(second, other_spec))) == same
     assert recipient_seed(first, spec) != first
 
 
 @pytest.mark.parametrize("digest", ["", "AB" * 32, "ab" * 31, "ab" * 33, "../" + "ab" * 32, "ab" * 32 + "\n"])
 def test_other_digests_are_refused(digest: str) -> None:
-    for call in (recipient_path, receipt_path):
-        with pytest.raises(ValueError, match="64 lower-case hex digits"):
-            call(digest)
+    with pytest.raises(ValueError, match="64 lower-case hex digits"):
+        recipient_path(digest)
     with pytest.raises(ValueError, match="64 lower-case hex digits"):
         recipient_seed(SECRET, digest)
 
@@ -77,7 +58,7 @@ def test_other_digests_are_refused(digest: str) -> None:
 @pytest.mark.parametrize("length", [0, 31, 33])
 def test_other_secrets_are_refused(length: int) -> None:
     with pytest.raises(ValueError, match=f"expected 32 bytes, got {length}"):
-        receipt_key(bytes(length), SPEC)
+        recipient_seed(bytes(length), SPEC)
 
 
 BOUND = {"job_spec_sha256": SPEC, "dataset_manifest_sha256": "cd" * 32, "app_compose_sha256": "ef" * 32}

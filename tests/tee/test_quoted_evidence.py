@@ -10,18 +10,22 @@ import pytest
 from trainer.attestation.claims.binding import gpu_evidence_sha256, report_data
 from trainer.attestation.evidence import (
     DatasetClaims,
+    DerivedKeys,
     GpuEvidence,
-    ReceiptClaims,
+    KeyChain,
     Recipients,
+    StatementClaims,
     parse_evidence,
+    parse_statement_evidence,
 )
 from trainer.errors import ErrorCode, UnavailableError
 from trainer.simulator.agent import SimulatedVm
 from trainer.tee.guest_agent import GuestAgent, Quote, VmInfo
 from trainer.tee.key_derivation import recipient_path
-from trainer.tee.quoted_evidence import collect
+from trainer.tee.quoted_evidence import collect, collect_statement
 
 SPEC = "ab" * 32
+SIGNED = "00" * 64
 
 
 def dataset_claims(gpu: GpuEvidence) -> DatasetClaims:
@@ -31,8 +35,9 @@ def dataset_claims(gpu: GpuEvidence) -> DatasetClaims:
         nonce="01" * 32,
         job_spec_sha256=SPEC,
         recipients=Recipients(derived="age1" + "q" * 58, instance="age1" + "p" * 58),
+        derived_keys=DerivedKeys(recipient="02" * 33, possession="03" * 33),
         receipt_key="02" * 91,
-        tls_spki_sha256=None,
+        tls_key=None,
         gpu_evidence_sha256=gpu_evidence_sha256(gpu),
         sandbox={"seccomp": True},
         software={"trainer": "0.1.0"},
@@ -64,8 +69,9 @@ def test_evidence_of_a_dataset(
     agent = GuestAgent(endpoint)
     gpu = GpuEvidence(boot='{"x": 1}\n')
     claims = dataset_claims(gpu)
-    proof = agent.derive_key(recipient_path(SPEC), "sealing").proof
-    evidence = collect(agent, claims, gpu=gpu, key_chain=[proof])
+    key = agent.derive_key(recipient_path(SPEC), "sealing")
+    chain = KeyChain(app=key.app_signature, recipient=key.signature, possession=key.signature)
+    evidence = collect(agent, claims, possession=SIGNED, gpu=gpu, key_chain=chain)
     assert (
         judge(bytes.fromhex(evidence.quote), vm.pki)["report"]["TD10"]["report_data"] == report_data(claims).hex()
     )
@@ -74,20 +80,25 @@ def test_evidence_of_a_dataset(
     assert evidence.event_log == vm.event_log()
     assert evidence.vm_config == vm.vm_config
     assert evidence.gpu == gpu
-    assert evidence.key_chain == (proof,)
+    assert (evidence.possession, evidence.key_chain) == (SIGNED, chain)
     assert parse_evidence(evidence.canonical()) == evidence
 
 
 def test_evidence_of_a_receipt(endpoint: str, vm: SimulatedVm, judge: Callable[..., dict[str, Any]]) -> None:
-    claims = ReceiptClaims(
-        version=1, purpose="receipt", job_spec_sha256=SPEC, statement_sha256="cd" * 32, issued_at=1_790_000_000
+    claims = StatementClaims(
+        version=1,
+        purpose="receipt",
+        job_spec_sha256=SPEC,
+        statement_sha256="cd" * 32,
+        receipt_key="02" * 91,
+        issued_at=1_790_000_000,
     )
-    evidence = collect(GuestAgent(endpoint), claims)
+    evidence = collect_statement(GuestAgent(endpoint), claims)
     assert (
         judge(bytes.fromhex(evidence.quote), vm.pki)["report"]["TD10"]["report_data"] == report_data(claims).hex()
     )
     assert evidence.claims == claims
-    assert evidence.gpu == GpuEvidence()
+    assert parse_statement_evidence(evidence.canonical()) == evidence
 
 
 @pytest.mark.parametrize(
@@ -96,13 +107,14 @@ def test_evidence_of_a_receipt(endpoint: str, vm: SimulatedVm, judge: Callable[.
 )
 def test_claims_about_other_gpu_evidence(endpoint: str, claimed: GpuEvidence, given: GpuEvidence) -> None:
     with pytest.raises(ValueError, match="other GPU evidence"):
-        collect(GuestAgent(endpoint), dataset_claims(claimed), gpu=given)
+        collect(GuestAgent(endpoint), dataset_claims(claimed), possession=SIGNED, gpu=given)
 
 
 def test_vm_config_of_the_quote_comes_first() -> None:
     claims = dataset_claims(GpuEvidence())
-    assert collect(CannedAgent(INFO, QUOTE), claims).vm_config == "from quote"
-    assert collect(CannedAgent(INFO, replace(QUOTE, vm_config="")), claims).vm_config == "from info"
+    assert collect(CannedAgent(INFO, QUOTE), claims, possession=SIGNED).vm_config == "from quote"
+    unsaid = CannedAgent(INFO, replace(QUOTE, vm_config=""))
+    assert collect(unsaid, claims, possession=SIGNED).vm_config == "from info"
 
 
 @pytest.mark.parametrize(
@@ -118,5 +130,5 @@ def test_vm_config_of_the_quote_comes_first() -> None:
 )
 def test_answers_that_do_not_fit(info: VmInfo, quote: Quote, field: str) -> None:
     with pytest.raises(UnavailableError, match=f"`{field}` does not fit") as caught:
-        collect(CannedAgent(info, quote), dataset_claims(GpuEvidence()))
+        collect(CannedAgent(info, quote), dataset_claims(GpuEvidence()), possession=SIGNED)
     assert caught.value.code is ErrorCode.GUEST_AGENT_PROTOCOL

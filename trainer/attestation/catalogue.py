@@ -1,4 +1,4 @@
-"""The order of the checks: of an appraisal before sealing, and of the evidence that comes with a receipt.
+"""The order of the checks: of an appraisal before sealing, and of the evidence over a statement.
 
 The place in its list is a check's number. Numbers appear in reports and in docs/checks.md, so a new check goes to
 the end of `DATASET_CHECKS`.
@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from trainer.attestation.checks import CheckDefinition
-from trainer.attestation.claims import claims_checks, receipt_checks
+from trainer.attestation.claims import claims_checks, statement_checks
 from trainer.attestation.dstack import app_checks, os_checks
 from trainer.attestation.nvidia import boot_checks, boot_event_checks, gpu_endorsement_checks, gpu_report_checks
 from trainer.attestation.tdx.quote_checks import QUOTE_CHECKS
@@ -69,19 +69,20 @@ DATASET_CHECKS: Final = (
 )
 """Checks of `appraise`."""
 
-RECEIPT_CHECKS: Final = (
+STATEMENT_CHECKS: Final = (
     *QUOTE_CHECKS,
-    receipt_checks.EARLIER_RESULT,
-    receipt_checks.SAME_VM,
-    receipt_checks.RECEIPT_COMPOSE_HASH,
-    receipt_checks.SAME_JOB,
-    receipt_checks.STATEMENT_DIGEST,
-    receipt_checks.RECEIPT_REPORT_DATA,
-    receipt_checks.RECEIPT_CLAIMS_VALIDITY,
+    statement_checks.EARLIER_RESULT,
+    statement_checks.SAME_VM,
+    statement_checks.STATEMENT_PURPOSE,
+    statement_checks.SAME_JOB,
+    statement_checks.STATEMENT_DIGEST,
+    statement_checks.STATEMENT_RECEIPT_KEY,
+    statement_checks.STATEMENT_REPORT_DATA,
+    statement_checks.STATEMENT_CLAIMS_VALIDITY,
 )
-"""Checks of `appraise_receipt`."""
+"""Checks of `appraise_statement_evidence`."""
 
 DEFINITIONS: Final[Mapping[str, CheckDefinition]] = MappingProxyType(
-    {definition.code: definition for definition in (*RECEIPT_CHECKS, *DATASET_CHECKS)}
+    {definition.code: definition for definition in (*STATEMENT_CHECKS, *DATASET_CHECKS)}
 )
 """Code → definition. A code that both lists have, such as `report-data`, leads to that of `DATASET_CHECKS`."""

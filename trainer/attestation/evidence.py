@@ -6,16 +6,19 @@ the network that nothing has authenticated yet.
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter
 
 from trainer.encoding import canonical_json
 from trainer.errors import ErrorCode, VerificationError
-from trainer.models import Nonce, Sha256Hex, Strict, UnixTime, parse_strict
+from trainer.models import Nonce, One, Sha256Hex, Strict, UnixTime, parse_strict
 
 MAX_EVIDENCE_BYTES: Final = 16 << 20
+MAX_STATEMENT_EVIDENCE_BYTES: Final = 1 << 18
 MAX_GPUS: Final = 16
+
+_Parsed = TypeVar("_Parsed")
 
 # The alphabet of Bech32 data lacks 1, b, i and o.
 AgeRecipient = Annotated[str, Field(pattern=r"^age1(pq1)?[02-9ac-hj-np-z]+$", min_length=54, max_length=2408)]
@@ -24,6 +27,16 @@ AgeRecipient = Annotated[str, Field(pattern=r"^age1(pq1)?[02-9ac-hj-np-z]+$", mi
 # A P-256 SubjectPublicKeyInfo has 91 bytes; the bounds leave room for keys that the check of the key then
 # refuses.
 DerHex = Annotated[str, Field(pattern=r"^([0-9a-f]{2})+$", min_length=64, max_length=1200)]
+"""DER SubjectPublicKeyInfo in hex."""
+
+Point = Annotated[str, Field(pattern=r"^0[23][0-9a-f]{64}$")]
+"""Compressed SEC1 point of secp256k1, in hex."""
+
+RecoverableSignature = Annotated[str, Field(pattern=r"^[0-9a-f]{130}$")]
+"""65 bytes r‖s‖recovery id, in hex."""
+
+QuoteHex = Annotated[str, Field(pattern=r"^([0-9a-f]{2})+$", max_length=1 << 17)]
+"""A TDX quote, in hex."""
 
 
 class Recipients(Strict):
@@ -38,18 +51,30 @@ class Recipients(Strict):
     instance: AgeRecipient
 
 
+class DerivedKeys(Strict):
+    """Public halves of the keys that the key provider derived for this job.
+
+    `recipient` belongs to the secret that the derived recipient is made of; `possession` signs the claims, and
+    nothing else.
+    """
+
+    recipient: Point
+    possession: Point
+
+
 class DatasetClaims(Strict):
     """The job's claims before a dataset is uploaded; `report_data` of the quote is their digest."""
 
-    version: Literal[1]
+    version: One
     purpose: Literal["dataset"]
     nonce: Nonce
     job_spec_sha256: Sha256Hex
     recipients: Recipients
+    derived_keys: DerivedKeys
     receipt_key: DerHex
-    """DER SubjectPublicKeyInfo (EC P-256) that will sign the receipt, in hex."""
-    tls_spki_sha256: Sha256Hex | None
-    """SHA-256 of the DER SubjectPublicKeyInfo of the front's TLS key; None where the exchange goes as files."""
+    """The key (EC P-256) that signs receipt and deletion statement; random, in this VM's memory only."""
+    tls_key: DerHex | None
+    """The front's TLS key; None where the exchange goes as files."""
     gpu_evidence_sha256: Sha256Hex | None
     """SHA-256 of the canonical JSON of `Evidence.gpu`; None where there is no GPU evidence."""
     sandbox: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], bool], Field(max_length=64)]
@@ -58,18 +83,20 @@ class DatasetClaims(Strict):
     expires_at: UnixTime
 
 
-class ReceiptClaims(Strict):
-    """The job's claims when it delivers the result: this VM made exactly this statement."""
+StatementPurpose = Literal["receipt", "deletion"]
 
-    version: Literal[1]
-    purpose: Literal["receipt"]
+
+class StatementClaims(Strict):
+    """The job's claims about a statement that it signed: this VM made exactly this one, with this key."""
+
+    version: One
+    purpose: StatementPurpose
     job_spec_sha256: Sha256Hex
     statement_sha256: Sha256Hex
-    """SHA-256 of the DSSE payload of `receipt.json`."""
+    """SHA-256 of the DSSE payload."""
+    receipt_key: DerHex
+    """The key that signed the envelope; after a restart another than in the claims before sealing."""
     issued_at: UnixTime
-
-
-Claims = Annotated[DatasetClaims | ReceiptClaims, Field(discriminator="purpose")]
 
 
 class FreshGpuEvidence(Strict):
@@ -89,30 +116,41 @@ class GpuEvidence(Strict):
     fresh: Annotated[tuple[FreshGpuEvidence, ...], Field(max_length=MAX_GPUS)] = ()
 
 
-class DerivedKey(Strict):
-    """A derived key's public half with dstack's signature chain, which shows that the key service derived it."""
+class KeyChain(Strict):
+    """Signatures that show that a key service derived the keys which the claims name under `derived_keys`."""
 
-    path: Annotated[str, Field(max_length=512)]
-    purpose: Annotated[str, Field(max_length=128)]
-    public_key: Annotated[str, Field(pattern=r"^0[23][0-9a-f]{64}$")]
-    """Compressed SEC1 secp256k1 point, in hex."""
-    signature_chain: Annotated[tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{130}$")], ...], Field(max_length=4)]
-    """65-byte signatures r‖s‖recovery id, in hex: first of the app key, then of the key service's root."""
-    possession: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")] | None = None
-    """Signature r‖s of this key over nonce and recipients, in hex; only on the key that has no other use."""
+    app: RecoverableSignature
+    """By the key service's root over the app's key and id."""
+    recipient: RecoverableSignature
+    """By the app's key over the derived key of this name, and its purpose; likewise the next."""
+    possession: RecoverableSignature
 
 
 class Evidence(Strict):
     """Everything that a verifier needs, with the exact bytes of every measured text."""
 
-    claims: Claims
-    quote: Annotated[str, Field(pattern=r"^([0-9a-f]{2})+$", max_length=1 << 17)]
+    claims: DatasetClaims
+    quote: QuoteHex
+    possession: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+    """Signature r‖s over the claims by the possession key that they name, in hex."""
     event_log: Annotated[str, Field(max_length=4 << 20)]
     vm_config: Annotated[str, Field(max_length=1 << 20)]
     app_compose: Annotated[str, Field(max_length=1 << 20)]
     compose_hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
     gpu: GpuEvidence = GpuEvidence()
-    key_chain: Annotated[tuple[DerivedKey, ...], Field(max_length=4)] = ()
+    key_chain: KeyChain | None = None
+    """None where the VM has no key service."""
+
+    def canonical(self) -> bytes:
+        """Returns the document as canonical JSON (RFC 8785), the form in which it is sent."""
+        return canonical_json(self.model_dump(mode="json"))
+
+
+class StatementEvidence(Strict):
+    """What shows which VM made a statement. What the quote measures was shown before sealing: it is compared."""
+
+    claims: StatementClaims
+    quote: QuoteHex
 
     def canonical(self) -> bytes:
         """Returns the document as canonical JSON (RFC 8785), the form in which it is sent."""
@@ -120,6 +158,7 @@ class Evidence(Strict):
 
 
 _EVIDENCE: Final = TypeAdapter(Evidence)
+_STATEMENT_EVIDENCE: Final = TypeAdapter(StatementEvidence)
 
 
 def parse_evidence(data: bytes) -> Evidence:
@@ -129,14 +168,27 @@ def parse_evidence(data: bytes) -> Evidence:
         VerificationError: too large, not JSON, or not of this form; the message names the field, never its
             content.
     """
-    if len(data) > MAX_EVIDENCE_BYTES:
+    return _parse(_EVIDENCE, data, MAX_EVIDENCE_BYTES)
+
+
+def parse_statement_evidence(data: bytes) -> StatementEvidence:
+    """Parses the bytes of evidence over a statement.
+
+    Raises:
+        VerificationError: as `parse_evidence`.
+    """
+    return _parse(_STATEMENT_EVIDENCE, data, MAX_STATEMENT_EVIDENCE_BYTES)
+
+
+def _parse(adapter: TypeAdapter[_Parsed], data: bytes, limit: int) -> _Parsed:
+    if len(data) > limit:
         raise VerificationError(
             ErrorCode.EVIDENCE_INVALID,
             "the evidence is too large",
-            expected=f"at most {MAX_EVIDENCE_BYTES} bytes",
+            expected=f"at most {limit} bytes",
             found=len(data),
         )
     try:
-        return parse_strict(_EVIDENCE, data)
+        return parse_strict(adapter, data)
     except ValueError as error:
         raise VerificationError(ErrorCode.EVIDENCE_INVALID, f"evidence: {error}") from None

@@ -6,13 +6,13 @@ judges it, and `catalogue` lists all of them with the module of each.
 
 from __future__ import annotations
 
-from trainer.attestation.catalogue import DATASET_CHECKS, RECEIPT_CHECKS
+from trainer.attestation.catalogue import DATASET_CHECKS, STATEMENT_CHECKS
 from trainer.attestation.checks import Check, Ledger
 from trainer.attestation.claims.claims_checks import judge_binding, judge_job, judge_time
-from trainer.attestation.claims.receipt_checks import judge_receipt
+from trainer.attestation.claims.statement_checks import judge_statement
 from trainer.attestation.dstack.app_checks import judge_app
 from trainer.attestation.dstack.compose import compose_hash
-from trainer.attestation.evidence import DatasetClaims, Evidence, ReceiptClaims
+from trainer.attestation.evidence import Evidence, StatementEvidence, StatementPurpose
 from trainer.attestation.nvidia.boot_event_checks import judge_gpu_boot
 from trainer.attestation.nvidia.certificate_chain import NVIDIA_ROOT_SHA256
 from trainer.attestation.nvidia.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements
@@ -23,7 +23,6 @@ from trainer.attestation.nvidia.spdm_report import gpu_nonce
 from trainer.attestation.policy import Policy, endorsements_of
 from trainer.attestation.result.attestation_result import APPRAISER, AttestationResult
 from trainer.attestation.tdx.quote_checks import judge_quote
-from trainer.errors import ErrorCode, VerificationError
 
 
 def appraise(
@@ -62,14 +61,9 @@ def appraise(
         The result, a pass or not: the caller must call `require_pass` before it relies on it.
 
     Raises:
-        VerificationError: the evidence is for another purpose than to be sealed to.
         UsageError: the policy demands reference values, and the libraries that read them are not installed.
     """
     claims = evidence.claims
-    if not isinstance(claims, DatasetClaims):
-        raise VerificationError(
-            ErrorCode.EVIDENCE_INVALID, "the evidence's purpose", expected="dataset", found=claims.purpose
-        )
     ledger = Ledger(DATASET_CHECKS)
     gpu_endorsements = endorsements_of(policy.gpu, fetched=endorsements)
     # GPU reports are compared with the nonce in the claims, and `nonce` compares that one with the provider's: a
@@ -108,21 +102,23 @@ def appraise(
     )
 
 
-def appraise_receipt(
-    evidence: Evidence,
+def appraise_statement_evidence(
+    evidence: StatementEvidence,
     *,
+    purpose: StatementPurpose,
     statement: bytes,
     earlier: AttestationResult,
     collateral: bytes,
     policy: Policy,
     now: int,
 ) -> tuple[Check, ...]:
-    """Judges whether the VM that was appraised before sealing made this statement, by the receipt's evidence.
+    """Judges whether the VM that was appraised before sealing made this statement, with the key that signed it.
 
-    Records every check of `catalogue.RECEIPT_CHECKS`. The receipt is valid only if every check is acceptable.
+    Records every check of `catalogue.STATEMENT_CHECKS`. The statement counts only if every check is acceptable.
 
     Args:
-        evidence: evidence with claims of purpose `receipt`.
+        evidence: the evidence over the statement.
+        purpose: the kind of statement that is wanted.
         statement: the signed statement's bytes (the DSSE payload).
         earlier: the result that the dataset was sealed to.
         collateral: as in `appraise`.
@@ -130,19 +126,11 @@ def appraise_receipt(
         now: Unix seconds at which the collateral must be in date; may be the time of the earlier appraisal.
 
     Returns:
-        Every check of `catalogue.RECEIPT_CHECKS`, in order.
-
-    Raises:
-        VerificationError: the evidence is for another purpose.
+        Every check of `catalogue.STATEMENT_CHECKS`, in order.
     """
-    claims = evidence.claims
-    if not isinstance(claims, ReceiptClaims):
-        raise VerificationError(
-            ErrorCode.EVIDENCE_INVALID, "the evidence's purpose", expected="receipt", found=claims.purpose
-        )
-    ledger = Ledger(RECEIPT_CHECKS)
+    ledger = Ledger(STATEMENT_CHECKS)
     # The quote is fresh and needs its own verification. What runs in the VM was appraised before sealing: here
     # the registers only have to be the same.
     quote = judge_quote(ledger, evidence.quote, collateral, policy, now)
-    judge_receipt(ledger, evidence.app_compose, claims, quote.td, statement=statement, earlier=earlier)
+    judge_statement(ledger, evidence.claims, quote.td, purpose=purpose, statement=statement, earlier=earlier)
     return ledger.checks()

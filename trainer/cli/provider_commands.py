@@ -191,18 +191,23 @@ def acknowledge_result(
     grant: Annotated[
         Path, typer.Option("--grant", help="The .grant.json that `trainer seal` wrote beside the sealed file.")
     ],
+    result: Annotated[Path, typer.Option("--result", help="The sealed result that `trainer pull` wrote.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Keep the job's verified deletion statement here.")
     ] = None,
 ) -> None:
     """Tell the job that the result arrived and opened, so that it ends and states what it destroyed."""
     from trainer import provider
+    from trainer.encoding import file_sha256
 
     record, grant_record = provider.read_record(attestation), provider.read_grant_record(grant)
+    provider.require_same_job(grant_record, record.result)
+    if not result.is_file():
+        raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such file: {result}")
     if output is not None and output.exists():
         raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{output} exists", hint="choose another name with -o")
     client = _connect(source, record)
-    deletion = provider.DeletionReceiver(client, record, output, None, grant_record.manifest_sha256)
+    deletion = provider.DeletionReceiver(client, record, output, file_sha256(result), grant_record.manifest_sha256)
     if deletion.acknowledge(grant_record) is None:
         typer.echo("the job gave no statement of what it destroyed", err=True)
 

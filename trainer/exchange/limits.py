@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from trainer.attestation.evidence import MAX_EVIDENCE_BYTES
+from trainer.attestation.evidence import MAX_EVIDENCE_BYTES, MAX_STATEMENT_EVIDENCE_BYTES
 from trainer.models import Strict
 
 MAX_MESSAGE_BYTES: Final = 32 << 20
@@ -21,9 +21,9 @@ MAX_SEALED_EVENT_BYTES: Final = 1 << 20
 MAX_STATUS_BYTES: Final = 4 << 10
 MAX_ERROR_BYTES: Final = 4 << 10
 MAX_EVIDENCE_ANSWER_BYTES: Final = MAX_EVIDENCE_BYTES
-MAX_DELETION_BYTES: Final = 16 << 10
+MAX_DELETION_BYTES: Final = MAX_STATEMENT_EVIDENCE_BYTES + (16 << 10)
 
-DELETION_TYPE: Final = "application/vnd.dsse.envelope.v1+json"
+DELETION_TYPE: Final = "application/vnd.confidential-trainer.deletion+json"
 """Media type of the deletion statement, which answers `POST /ack` if the request accepts it."""
 
 Seconds = Annotated[float, Field(gt=0, le=86400)]

@@ -1,7 +1,7 @@
 """TLS without certificate authorities: the job has a key that exists in memory only, the client pins that key.
 
-The attested claims contain the digest of the job's TLS key (`tls_spki_sha256`). The client compares it with the
-key that the peer proved to possess in the handshake, before it sends a byte of a request.
+The attested claims contain the job's TLS key (`tls_key`). The client compares its digest with that of the key that
+the peer proved to possess in the handshake, before it sends a byte of a request.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from trainer.errors import ErrorCode, UnavailableError, VerificationError
 _CERTIFICATE_NAME = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "confidential-trainer")])
 
 
-def make_server_context(*, now: int) -> tuple[ssl.SSLContext, str]:
-    """Returns a TLS 1.3 server context with a fresh P-256 key, and the SHA-256 of its SubjectPublicKeyInfo in hex.
+def make_server_context(*, now: int) -> tuple[ssl.SSLContext, bytes]:
+    """Returns a TLS 1.3 server context with a fresh P-256 key, and the key's DER SubjectPublicKeyInfo.
 
     Args:
         now: Unix time; it dates the certificate, which no client checks.
@@ -40,13 +40,16 @@ def make_server_context(*, now: int) -> tuple[ssl.SSLContext, str]:
     _load_certificate(
         context, _self_sign(key, now) + key.private_bytes(encoding, form, serialization.NoEncryption())
     )
-    return context, hash_public_key(key.public_key())
+    return context, _public_key_der(key.public_key())
 
 
 def hash_public_key(key: PublicKeyTypes) -> str:
     """Returns the SHA-256 of the key's DER SubjectPublicKeyInfo, in hex."""
-    encoding, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    return sha256_hex(key.public_bytes(encoding, form))
+    return sha256_hex(_public_key_der(key))
+
+
+def _public_key_der(key: PublicKeyTypes) -> bytes:
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _self_sign(key: ec.EllipticCurvePrivateKey, now: int) -> bytes:

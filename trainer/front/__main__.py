@@ -80,10 +80,10 @@ async def serve(settings: FrontSettings) -> None:
     # the sandbox is in place.
     sandbox = _confine_process(settings.plan)
     app = build_app(control, settings.spool, max_upload_bytes=settings.exchange.max_upload_bytes, limits=limits)
-    context, spki = make_server_context(now=int(time.time()))
+    context, key = make_server_context(now=int(time.time()))
     config = http_config(app, limits, context)
-    # The claims attest this digest: a man in the middle with another TLS key is detected by the provider.
-    await control.send(Ready(port=listener.getsockname()[1], tls_spki_sha256=spki, sandbox=sandbox))
+    # The claims attest this key: a man in the middle with another TLS key is detected by the provider.
+    await control.send(Ready(port=listener.getsockname()[1], tls_key=key.hex(), sandbox=sandbox))
     await _serve_until_shutdown(EventDrivenServer(config), listener, control)
 
 

@@ -89,7 +89,7 @@ class SpoolFront:
         for name in _STALE:
             self.spool.clear(name)
         self._put(TERMS_NAME, SpoolTerms(max_upload_bytes=self.max_upload_bytes).model_dump_json().encode())
-        self.channel.send(Ready(port=0, tls_spki_sha256=None, sandbox=self.sandbox))
+        self.channel.send(Ready(port=0, tls_key=None, sandbox=self.sandbox))
         while self._take_messages():
             self._look_for_files()
 
@@ -126,8 +126,8 @@ class SpoolFront:
             case ResultReady(size=size, sha256=digest):
                 self._result = message
                 self._put(RESULT_INFO_NAME, SpoolResult(size=size, sha256=digest).model_dump_json().encode())
-            case DeletionReady(envelope=envelope):
-                self._put(DELETION_NAME, envelope.encode())
+            case DeletionReady(statement=statement):
+                self._put(DELETION_NAME, statement.encode())
 
     def _look_for_files(self) -> None:
         """Sends a message for each file that the provider's side has written: nonce, acknowledgement, dataset."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter
 
+from trainer.attestation.evidence import DerHex
+from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, JobError
 from trainer.exchange.limits import (
     MAX_DELETION_BYTES,
@@ -40,15 +42,20 @@ class Ready(ChannelMessage):
 
     Attributes:
         port: TCP port; 0 if files carry the exchange.
-        tls_spki_sha256: digest of the TLS key's SubjectPublicKeyInfo; None if files carry the exchange.
+        tls_key: the TLS key, DER SubjectPublicKeyInfo in hex; None if files carry the exchange.
         sandbox: the sandbox properties that the front measured about itself.
     """
 
     kind: Literal["ready"] = "ready"
     port: Annotated[int, Field(ge=0, le=65535)]
-    tls_spki_sha256: Sha256Hex | None
+    tls_key: DerHex | None
     # The supervisor keeps only properties whose name begins with `front_`: a front cannot report about others.
     sandbox: SandboxReport = Field(default_factory=dict)
+
+    @property
+    def tls_spki_sha256(self) -> str | None:
+        """SHA-256 of the TLS key in hex, as clients pin it."""
+        return None if self.tls_key is None else sha256_hex(bytes.fromhex(self.tls_key))
 
 
 class EvidenceRequest(ChannelMessage):
@@ -138,7 +145,7 @@ class ResultReady(ChannelMessage):
 
 
 class DeletionReady(ChannelMessage):
-    """The job's signed deletion statement (a DSSE envelope); public.
+    """The job's attested deletion statement; public.
 
     Attributes:
         acknowledged: whether it says that the provider acknowledged the result.
@@ -146,7 +153,7 @@ class DeletionReady(ChannelMessage):
 
     kind: Literal["deletion-ready"] = "deletion-ready"
     acknowledged: bool = True
-    envelope: Annotated[str, Field(max_length=MAX_DELETION_BYTES)]
+    statement: Annotated[str, Field(max_length=MAX_DELETION_BYTES)]
 
 
 class Shutdown(ChannelMessage):

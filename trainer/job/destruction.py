@@ -1,4 +1,4 @@
-"""Destroys plaintext and keys at the end of a job, then signs a deletion statement with the receipt key."""
+"""Destroys plaintext and keys at the end of a job, then makes the attested deletion statement."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from trainer.job.end_record import EndRecord
 from trainer.job.job_keys import JobKeys
 from trainer.job.outcome import ReceiptSigner
 from trainer.job.workspace import Workspace
-from trainer.receipt.deletion import DeletionPredicate, DestroyedItem, make_deletion_statement
-from trainer.receipt.dsse import sign_envelope
+from trainer.receipt.deletion import AttestedDeletion, DeletionPredicate, DestroyedItem, make_deletion_statement
+from trainer.receipt.dsse import parse_envelope
 
 
 def destroy_plaintext(keys: JobKeys, workspace: Workspace) -> dict[DestroyedItem, int]:
@@ -51,13 +51,22 @@ def destroy_plaintext(keys: JobKeys, workspace: Workspace) -> dict[DestroyedItem
     return destroyed
 
 
-def sign_deletion(signer: ReceiptSigner, record: EndRecord) -> bytes:
-    """Returns the signed deletion statement (a DSSE envelope) of a job that ended as `record` says."""
+def attest_deletion(signer: ReceiptSigner, record: EndRecord) -> bytes:
+    """Returns the attested deletion statement of a job that ended as `record` says.
+
+    With a quote of its own: a start that only offers the result of an earlier one has another receipt key.
+
+    Raises:
+        UnavailableError: the guest agent issues no quote.
+    """
+    now = int(time.time())
     deletion = DeletionPredicate(
         jobSpecSha256=signer.spec.sha256(),
         datasetManifestSha256=record.dataset_manifest_sha256,
         acknowledged=record.acknowledged,
         destroyed=record.destroyed,
-        signedAt=int(time.time()),
+        signedAt=now,
     )
-    return sign_envelope(make_deletion_statement(deletion, record.result_sha256), signer.keys.receipt)
+    statement = make_deletion_statement(deletion, record.result_sha256)
+    envelope, evidence = signer.attest(statement, "deletion", issued_at=now)
+    return AttestedDeletion(envelope=parse_envelope(envelope), evidence=evidence).canonical()

@@ -40,14 +40,14 @@ class EvidenceIssuer:
         spec: the job spec.
         keys: the job's keys.
         sandbox: the sandbox properties that the processes measured.
-        tls_spki_sha256: SHA-256 of the front's TLS public key, in hex; None with a spool.
+        tls_key: the front's TLS key, DER SubjectPublicKeyInfo in hex; None with a spool.
     """
 
     agent: GuestAgent
     spec: JobSpec
     keys: JobKeys
     sandbox: SandboxReport
-    tls_spki_sha256: str | None
+    tls_key: str | None
 
     def evidence(self, nonce: str) -> Evidence:
         """Returns fresh evidence with claims over `nonce` (64 hex digits).
@@ -65,8 +65,9 @@ class EvidenceIssuer:
             nonce=nonce,
             job_spec_sha256=self.spec.sha256(),
             recipients=self.keys.recipients,
+            derived_keys=self.keys.derived_keys,
             receipt_key=self.keys.receipt_public_key,
-            tls_spki_sha256=self.tls_spki_sha256,
+            tls_key=self.tls_key,
             gpu_evidence_sha256=gpu_evidence_sha256(gpu),
             sandbox={name.value: holds for name, holds in sorted(self.sandbox.items())},
             software=dict(software_versions()),
@@ -74,7 +75,13 @@ class EvidenceIssuer:
             # A quote has no time of its own; the provider refuses evidence whose claims have expired.
             expires_at=now + self.spec.tee.evidence_lifetime_seconds,
         )
-        return collect(self.agent, claims, gpu=gpu, key_chain=self.keys.key_chain(claims))
+        return collect(
+            self.agent,
+            claims,
+            possession=self.keys.prove_possession(claims),
+            gpu=gpu,
+            key_chain=self.keys.key_chain,
+        )
 
 
 def software_versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ from trainer.encoding import file_sha256, sha256_hex
 from trainer.errors import ErrorCode, ExitCode, TrainerError, UnavailableError
 from trainer.ipc.front_messages import DeletionReady, ResultReady
 from trainer.job.ciphertext import CiphertextDirectory
-from trainer.job.destruction import destroy_plaintext, sign_deletion
+from trainer.job.destruction import attest_deletion, destroy_plaintext
 from trainer.job.end_record import EndRecord, EndRecordFile
 from trainer.job.front_process import FrontProcess
 from trainer.job.outcome import RELEASED_ON_FAILURE, JobOutcome, ReceiptSigner, gather_result, with_checked_output
@@ -154,7 +154,7 @@ class HandOver:
         # An offer that the operator cut short was not one in vain.
         expired = not acknowledged and not self.termination.signalled
         record = record.model_copy(update={"acknowledged": acknowledged, "expired": expired})
-        with _logging_storage_errors("the end of the offer was not recorded"):
+        with _logging_errors("the end of the offer was not recorded"):
             self.record_file.save(record)
         if acknowledged:
             self._publish_deletion(record)
@@ -172,14 +172,18 @@ class HandOver:
         return min(linger, max(MIN_OFFER_SECONDS, left))
 
     def _publish_deletion(self, record: EndRecord) -> None:
-        """Signs the statement of what was destroyed, puts it beside the result, and has the front give it out."""
-        envelope = sign_deletion(self.signer, record)
-        with (
-            _logging_storage_errors("the deletion statement was not written"),
-            replace_atomically(self.ciphertext.deletion, SHARED_MODE) as file,
-        ):
-            file.write(envelope)
-        self.front.send(DeletionReady(envelope=envelope.decode(), acknowledged=record.acknowledged))
+        """Makes the statement of what was destroyed, puts it beside the result, and has the front give it out.
+
+        Without a quote there is none: a statement that nobody can verify would be refused.
+        """
+        with _logging_errors("there is no deletion statement"):
+            statement = attest_deletion(self.signer, record)
+            with (
+                _logging_errors("the deletion statement was not written"),
+                replace_atomically(self.ciphertext.deletion, SHARED_MODE) as file,
+            ):
+                file.write(statement)
+            self.front.send(DeletionReady(statement=statement.decode(), acknowledged=record.acknowledged))
 
     def _store(self, write: Callable[[], int | None]) -> int:
         """Calls `write` until the ciphertext directory has room for what it writes; returns its result.
@@ -201,8 +205,8 @@ class HandOver:
 
 
 @contextmanager
-def _logging_storage_errors(message: str) -> Iterator[None]:
-    """Logs that a file could not be written: a finished result is offered all the same."""
+def _logging_errors(message: str) -> Iterator[None]:
+    """Logs what could not be made or written: a finished result is offered all the same."""
     try:
         yield
     except (TrainerError, OSError):

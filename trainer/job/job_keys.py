@@ -1,7 +1,8 @@
 """The job's private keys: recipients of the dataset, receipt key, checkpoint secret. Only the supervisor has them.
 
 Derived keys come from the key provider and the digest of the job spec: a restart derives the same keys, and an
-altered job.yaml gets others.
+altered job.yaml gets others. So does a later version of the app. What must be only this process's is random: the
+instance identity, and the key that signs.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from trainer.attestation.dstack.key_chain import prove_possession
-from trainer.attestation.evidence import DatasetClaims, DerivedKey, Recipients
+from trainer.attestation.dstack.key_chain import POSSESSION_PURPOSE, RECIPIENT_PURPOSE, prove_possession
+from trainer.attestation.evidence import DatasetClaims, DerivedKeys, KeyChain, Recipients
 from trainer.receipt.dsse import public_key_der
 from trainer.sealing.age import Identity, generate_identity, identity_from_seed
 from trainer.sealing.grant_secrets import checkpoint_secret
@@ -31,8 +32,8 @@ class JobKeys:
     Attributes:
         derived: opens datasets; derived by the key provider from the spec's digest, so a restart has it again.
         instance: opens datasets; random, and lost when this process ends.
-        receipt: signs the receipt and the deletion statement (P-256).
-        proofs: the key provider's signature chains over the derived keys.
+        receipt: signs the receipt and the deletion statement (P-256); random, and lost when this process ends.
+        recipient: the secret that `derived` was made of.
         possession: its secret signs the claims and serves no other purpose.
         checkpoint: one of the two secrets that checkpoint keys are derived from; the grant's is the other.
         recipients: the public keys of `derived` and `instance`, as the claims contain them.
@@ -41,7 +42,7 @@ class JobKeys:
     derived: Identity
     instance: Identity
     receipt: ec.EllipticCurvePrivateKey
-    proofs: tuple[DerivedKey, ...]
+    recipient: DerivedSecret
     possession: DerivedSecret
     checkpoint: DerivedSecret
     recipients: Recipients
@@ -61,15 +62,28 @@ class JobKeys:
         for identity in self.identities:
             identity.destroy()
 
-    def key_chain(self, claims: DatasetClaims) -> tuple[DerivedKey, ...]:
-        """Returns the proofs that the key provider issued these keys and that the issuer of `claims` has them.
+    @property
+    def derived_keys(self) -> DerivedKeys:
+        """Public halves of the derived keys, as the claims contain them."""
+        return DerivedKeys(recipient=self.recipient.public_key, possession=self.possession.public_key)
 
-        The chains alone can be replayed: they are in every evidence. A signature over these claims cannot, so a VM
-        that was not given the keys cannot present the chain of one that was.
+    @property
+    def key_chain(self) -> KeyChain | None:
+        """The key service's signatures over the derived keys; None without a key service.
+
+        They can be replayed, since they are in every evidence. `prove_possession` shows who has the keys.
         """
-        # A key with no other use: a signature over claims can never be taken for one over a receipt.
-        signed = prove_possession(self.possession.secret, claims)
-        return (*self.proofs, self.possession.proof.model_copy(update={"possession": signed}))
+        if not self.recipient.app_signature:
+            return None
+        return KeyChain(
+            app=self.recipient.app_signature,
+            recipient=self.recipient.signature,
+            possession=self.possession.signature,
+        )
+
+    def prove_possession(self, claims: DatasetClaims) -> str:
+        """Returns a signature over `claims`; by a key with no other use, so that it can be taken for no other."""
+        return prove_possession(self.possession.secret, claims)
 
     def end_record_key(self, spec_sha256: str, compose_sha256: str) -> bytearray:
         """Returns the key of the end record of this job spec in this app."""
@@ -90,22 +104,21 @@ class JobKeys:
 
 
 def derive_keys(agent: GuestAgent, spec_sha256: str) -> JobKeys:
-    """Derives the job's keys. Their paths contain the spec's digest, so an altered job.yaml gets different keys.
+    """Makes the job's keys. Derived ones have the spec's digest in their path: an altered job.yaml gets others.
 
     Raises:
         UnavailableError: the guest agent gives no answer, or one that is not a key.
     """
-    recipient = agent.derive_key(tee_keys.recipient_path(spec_sha256), "sealing")
-    receipt = agent.derive_key(tee_keys.receipt_path(spec_sha256), "signing")
+    recipient = agent.derive_key(tee_keys.recipient_path(spec_sha256), RECIPIENT_PURPOSE)
     with wiped(tee_keys.recipient_seed(recipient.secret, spec_sha256)) as seed:
         derived = identity_from_seed(seed)  # copies it; the original is zeroed
     instance = generate_identity()
     return JobKeys(
         derived=derived,
         instance=instance,
-        receipt=tee_keys.receipt_key(receipt.secret, spec_sha256),
-        proofs=(recipient.proof, receipt.proof),
-        possession=agent.derive_key(tee_keys.possession_path(spec_sha256), "possession"),
+        receipt=ec.generate_private_key(ec.SECP256R1()),
+        recipient=recipient,
+        possession=agent.derive_key(tee_keys.possession_path(spec_sha256), POSSESSION_PURPOSE),
         checkpoint=agent.derive_key(tee_keys.checkpoint_path(spec_sha256), "checkpoint"),
         recipients=Recipients(derived=str(derived.recipient()), instance=str(instance.recipient())),
     )

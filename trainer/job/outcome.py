@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from pydantic import JsonValue
 
 from trainer import logs
-from trainer.attestation.evidence import ReceiptClaims
+from trainer.attestation.evidence import StatementClaims, StatementEvidence, StatementPurpose
 from trainer.encoding import file_sha256, sha256_hex, without_controls
 from trainer.error_document import FailureReport
 from trainer.errors import ErrorCode, JobError, TrainerError
@@ -27,7 +27,7 @@ from trainer.receipt.statement_writer import StatementInputs, make_statement
 from trainer.sealing.bundle import OpenedBundle
 from trainer.sealing.sealed_result import open_inside
 from trainer.spec import JobSpec
-from trainer.tee.quoted_evidence import collect
+from trainer.tee.quoted_evidence import collect_statement
 
 if TYPE_CHECKING:
     from trainer.tee.guest_agent import GuestAgent
@@ -47,13 +47,36 @@ _LOG_BLOCK: Final = 1 << 20  # characters
 
 @dataclass(frozen=True)
 class ReceiptSigner:
-    """Signs receipts: the job's keys, the guest agent that issues quotes, and facts about the software."""
+    """Signs statements: the job's keys, the guest agent that issues quotes, and facts about the software."""
 
     agent: GuestAgent
     keys: JobKeys
     spec: JobSpec
     compose_sha256: str
     software: Mapping[str, str]
+
+    def attest(
+        self, statement: bytes, purpose: StatementPurpose, *, issued_at: int
+    ) -> tuple[bytes, StatementEvidence]:
+        """Returns the envelope of a signed statement, and the quote over the statement and the key that signed it.
+
+        Args:
+            statement: the payload.
+            purpose: what kind of statement it is.
+            issued_at: Unix seconds.
+
+        Raises:
+            UnavailableError: the guest agent issues no quote.
+        """
+        claims = StatementClaims(
+            version=1,
+            purpose=purpose,
+            job_spec_sha256=self.spec.sha256(),
+            statement_sha256=sha256_hex(statement),
+            receipt_key=self.keys.receipt_public_key,
+            issued_at=issued_at,
+        )
+        return sign_envelope(statement, self.keys.receipt), collect_statement(self.agent, claims)
 
 
 @dataclass(frozen=True)
@@ -88,16 +111,9 @@ def gather_result(signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutco
     # The order of the rest follows from what each step covers: the model card is listed in the statement, the
     # claims hold the statement's digest, the quote covers the claims. Only then is the tree complete.
     statement = make_statement(_statement_inputs(signer, bundle, outcome, tree))
-    claims = ReceiptClaims(
-        version=1,
-        purpose="receipt",
-        job_spec_sha256=signer.spec.sha256(),
-        statement_sha256=sha256_hex(statement),
-        issued_at=outcome.finished_at,
-    )
-    (tree / "receipt.json").write_bytes(sign_envelope(statement, signer.keys.receipt))
-    # A quote as well as a signature: the receipt key alone would convince only those who trust the key provider.
-    evidence = collect(signer.agent, claims, key_chain=signer.keys.proofs)
+    envelope, evidence = signer.attest(statement, "receipt", issued_at=outcome.finished_at)
+    (tree / "receipt.json").write_bytes(envelope)
+    # The key that signed is this start's own. The quote says so, to a provider who appraised an earlier start too.
     (tree / "evidence.json").write_bytes(evidence.canonical())
     return tree
 

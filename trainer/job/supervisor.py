@@ -138,7 +138,7 @@ class _Job:
             compose_sha256 = compose_hash(agent.info().app_compose)
             keys = derive_keys(agent, self.spec.sha256())
             signer = ReceiptSigner(agent, keys, self.spec, compose_sha256, software_versions())
-            issuer = EvidenceIssuer(agent, self.spec, keys, self.sandbox, processes.ready.tls_spki_sha256)
+            issuer = EvidenceIssuer(agent, self.spec, keys, self.sandbox, processes.ready.tls_key)
             record_key = keys.end_record_key(self.spec.sha256(), compose_sha256)
             ends = EndRecordFile(self.ciphertext.end_record, record_key)
             hand_over = self._hand_over(front, signer, ends)

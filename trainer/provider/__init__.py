@@ -7,7 +7,13 @@ torch.
 
 from trainer.provider.acknowledgement import DeletionReceiver
 from trainer.provider.dataset_files import find_data_files
-from trainer.provider.grants import make_grant, make_privacy_demand, read_grant_record, seal_dataset
+from trainer.provider.grants import (
+    make_grant,
+    make_privacy_demand,
+    read_grant_record,
+    require_same_job,
+    seal_dataset,
+)
 from trainer.provider.job_events import watch_job
 from trainer.provider.local_files import (
     create_identity,
@@ -50,6 +56,7 @@ __all__ = [
     "read_small_file",
     "read_text_file",
     "render_policy",
+    "require_same_job",
     "run_submission",
     "seal_dataset",
     "verify_deletion_statement",

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.attestation.result.record import Record
-from trainer.errors import ErrorCode, UnavailableError
 from trainer.provider.grants import GrantRecord
 from trainer.provider.transport.carrier import Carrier
 from trainer.provider.verification import verify_deletion_statement
@@ -25,16 +24,16 @@ class DeletionReceiver:
 
     Args:
         client: carrier of the job.
-        record: the appraisal of the job; it names the receipt key.
+        record: the appraisal of the job.
         target: file for the statement; it holds none but one that was verified. None keeps it nowhere.
-        result_sha256: digest of the sealed result, in hex; None if it is not known here.
+        result_sha256: digest of the sealed result, in hex.
         manifest_sha256: digest of the dataset's manifest, in hex; None if it is not known here.
     """
 
     client: Carrier
     record: Record
     target: Path | None
-    result_sha256: str | None
+    result_sha256: str
     manifest_sha256: str | None
 
     def fetch(self) -> DeletionStatement | None:
@@ -44,8 +43,8 @@ class DeletionReceiver:
             UnavailableError: there is no result yet, or the job cannot be reached.
             VerificationError: `receipt-invalid` or `receipt-mismatch`.
         """
-        envelope = self.client.deletion_statement()
-        return None if envelope is None else self._keep(envelope)
+        document = self.client.deletion_statement()
+        return None if document is None else self._keep(document)
 
     def acknowledge(self, grant: GrantRecord) -> DeletionStatement | None:
         """Acknowledges the result, and keeps the statement that the job then signs; None if it sends none.
@@ -55,29 +54,22 @@ class DeletionReceiver:
             UnavailableError: there is no result, or the job cannot be reached.
             VerificationError: `receipt-invalid` or `receipt-mismatch`.
         """
-        result_sha256 = self.result_sha256 or self._served_result()
-        envelope = self.client.acknowledge(grant.acknowledgement(result_sha256))
-        return None if envelope is None else self._keep(envelope)
+        document = self.client.acknowledge(grant.acknowledgement(self.result_sha256))
+        return None if document is None else self._keep(document)
 
-    def _served_result(self) -> str:
-        """Returns the digest of the result that the job offers, by its own signed statement."""
-        if (statement := self.fetch()) is None:
-            raise UnavailableError(ErrorCode.WRONG_PHASE, "the job offers no result")
-        return statement.subject[0].digest.sha256
-
-    def verify(self, envelope: bytes) -> DeletionStatement:
-        """Returns the statement in an envelope.
+    def verify(self, document: bytes) -> DeletionStatement:
+        """Returns the statement in what the job gave out.
 
         Raises:
             VerificationError: `receipt-invalid` or `receipt-mismatch`.
         """
         return verify_deletion_statement(
-            envelope, self.record, result_sha256=self.result_sha256, manifest_sha256=self.manifest_sha256
+            document, self.record, result_sha256=self.result_sha256, manifest_sha256=self.manifest_sha256
         )
 
-    def _keep(self, envelope: bytes) -> DeletionStatement:
-        statement = self.verify(envelope)
+    def _keep(self, document: bytes) -> DeletionStatement:
+        statement = self.verify(document)
         if self.target is not None:
             with replace_atomically(self.target, PRIVATE_MODE) as file:
-                file.write(envelope)
+                file.write(document)
         return statement

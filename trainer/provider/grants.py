@@ -11,7 +11,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from trainer.attestation.result.attestation_result import AttestationResult
-from trainer.errors import ErrorCode, UsageError
+from trainer.errors import ErrorCode, UsageError, VerificationError
 from trainer.models import Strict
 from trainer.provider.dataset_files import count_rows, row_schema_for
 from trainer.provider.local_files import read_small_file
@@ -153,6 +153,22 @@ def seal_dataset(
         progress=(lambda done: progress(min(done, total), total)) if progress else None,
     )
     return GrantRecord(grant=grant, manifest=manifest, rows=rows.total())
+
+
+def require_same_job(record: GrantRecord, result: AttestationResult) -> None:
+    """Returns only if a grant is for the job spec of an appraisal.
+
+    Raises:
+        VerificationError: GRANT_MISMATCH.
+    """
+    if record.grant.job_spec_sha256 != result.job_spec_sha256:
+        raise VerificationError(
+            ErrorCode.GRANT_MISMATCH,
+            "the grant is for another job spec than the attestation result",
+            expected=result.job_spec_sha256,
+            found=record.grant.job_spec_sha256,
+            hint="give the grant and the attestation result of one submission",
+        )
 
 
 def read_grant_record(path: Path) -> GrantRecord:

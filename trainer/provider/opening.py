@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.attestation.checks import Check, CheckState
-from trainer.attestation.evidence import parse_evidence
+from trainer.attestation.evidence import MAX_STATEMENT_EVIDENCE_BYTES, parse_statement_evidence
 from trainer.attestation.result.record import Record
-from trainer.attestation.verifier import appraise_receipt
 from trainer.encoding import file_sha256, printable
 from trainer.error_document import MAX_FAILURE_REPORT_BYTES, FailureReport
 from trainer.errors import ErrorCode, JobError, UsageError, VerificationError
 from trainer.provider.grants import GrantRecord
-from trainer.receipt.dsse import MAX_ENVELOPE_BYTES, verify_envelope
+from trainer.receipt.attested_statement import require_acceptable, verify_statement
+from trainer.receipt.dsse import MAX_ENVELOPE_BYTES
 from trainer.receipt.receipt_appraisal import ExpectedResult, GrantTerms, appraise_statement
 from trainer.receipt.result_files import FAILURE_REPORT, require_result_file
 from trainer.receipt.statement import UNSIGNED_FILES, Statement, parse_statement, pinned_files
@@ -94,23 +94,16 @@ def check_result(
         stanzas: how many stanzas the sealed file has.
 
     Raises:
-        VerificationError: the receipt is missing or not signed by the attested key, or a check fails.
+        VerificationError: the receipt is missing or not signed by the quoted key, or a check fails.
     """
-    # The signature first: no field of the statement counts before the attested job is known to be its author.
-    payload = verify_envelope(_read_limited(folder, "receipt.json", MAX_ENVELOPE_BYTES), record.result.receipt_key)
+    # Signature and quote first: no field of the statement counts before the attested job is known to be its
+    # author. The quote was made at the job's end and covers this statement's digest and the key that signed it.
+    evidence = parse_statement_evidence(_read_limited(folder, "evidence.json", MAX_STATEMENT_EVIDENCE_BYTES))
+    envelope = _read_limited(folder, "receipt.json", MAX_ENVELOPE_BYTES)
+    payload, quoted = verify_statement(envelope, evidence, "receipt", record)
     statement = parse_statement(payload)
     signature = Check(
-        1, "receipt-signature", "signed by the attested receipt key", CheckState.AFFIRMED, None, None, None
-    )
-    # The result contains evidence that the job made at its end, whose quote binds the digest of this statement.
-    evidence = parse_evidence(_read_limited(folder, "evidence.json", MAX_ENVELOPE_BYTES))
-    quoted = appraise_receipt(
-        evidence,
-        statement=payload,
-        earlier=record.result,
-        collateral=record.collateral,
-        policy=record.policy,
-        now=record.result.appraised_at,
+        1, "receipt-signature", "signed by the quoted receipt key", CheckState.AFFIRMED, None, None, None
     )
     files, report = _file_digests(folder), _read_failure_report(folder)
     expected = ExpectedResult(
@@ -125,22 +118,10 @@ def check_result(
         terms=_terms(grant) if grant else None,
         own_recipients=frozenset(str(identity.recipient()) for identity in identities),
     )
-    checks = (signature, *appraise_statement(statement, expected, first=2), *quoted)
-    _require_passed(checks)
+    content = appraise_statement(statement, expected, first=2)
+    require_acceptable(content)
     _require_result_files(folder, statement)
-    return OpenedResult(folder, statement, checks, report.as_error() if report else None)
-
-
-def _require_passed(checks: Sequence[Check]) -> None:
-    for check in checks:
-        if check.state in {CheckState.CONTRAINDICATED, CheckState.NOT_REACHED}:
-            raise VerificationError(
-                ErrorCode.RECEIPT_MISMATCH,
-                f"the result fails the check {check.code} ({check.title})",
-                expected=check.expected,
-                found=check.found,
-                hint="nothing was written; do not use this result",
-            )
+    return OpenedResult(folder, statement, (signature, *content, *quoted), report.as_error() if report else None)
 
 
 def _file_digests(folder: Path) -> dict[str, str]:

@@ -11,13 +11,14 @@ from trainer.attestation.evidence import Evidence, parse_evidence
 from trainer.attestation.policy import CollateralDocument, Policy
 from trainer.attestation.result.record import Record, load_record
 from trainer.attestation.verifier import appraise
-from trainer.encoding import sha256_hex
+from trainer.encoding import canonical_json, sha256_hex
 from trainer.provider.local_files import read_small_file
 from trainer.provider.nonces import spend_nonce
 from trainer.provider.transport.carrier import Carrier
 from trainer.provider.transport.collateral_download import fetch_collateral
 from trainer.provider.transport.endorsement_download import fetch_gpu_endorsements
-from trainer.receipt.deletion import DeletionStatement, ExpectedDeletion, verify_deletion
+from trainer.receipt.attested_statement import verify_statement
+from trainer.receipt.deletion import DeletionStatement, ExpectedDeletion, check_deletion, parse_attested_deletion
 
 
 def appraise_job(
@@ -135,24 +136,26 @@ def read_record(path: Path) -> Record:
 
 
 def verify_deletion_statement(
-    envelope: bytes, record: Record, *, result_sha256: str | None = None, manifest_sha256: str | None = None
+    document: bytes, record: Record, *, result_sha256: str, manifest_sha256: str | None
 ) -> DeletionStatement:
-    """Verifies the deletion statement that an appraised job signed at its end.
+    """Verifies the deletion statement that an appraised job made at its end.
 
     Args:
-        envelope: the DSSE envelope.
-        record: the appraisal of the job; it names the receipt key.
-        result_sha256: SHA-256 of the sealed result in hex; None if it is not known here.
+        document: what the job gave out.
+        record: the appraisal that the dataset was sealed on.
+        result_sha256: SHA-256 of the sealed result in hex.
         manifest_sha256: SHA-256 of the dataset's manifest in hex; None if it is not known here.
 
     Raises:
         VerificationError: `receipt-invalid` or `receipt-mismatch`.
     """
+    attested = parse_attested_deletion(document)
+    envelope = canonical_json(attested.envelope.model_dump(mode="json"))
+    payload, _ = verify_statement(envelope, attested.evidence, "deletion", record)
     expected = ExpectedDeletion(
-        receipt_key=record.result.receipt_key,
         job_spec_sha256=record.result.job_spec_sha256,
         received_at=int(time.time()),
         result_sha256=result_sha256,
         manifest_sha256=manifest_sha256,
     )
-    return verify_deletion(envelope, expected)
+    return check_deletion(payload, expected)

@@ -1,12 +1,11 @@
-"""The deletion statement: signed by a job at its end, it lists what the job destroyed, and when.
+"""The deletion statement: made by a job at its end, it lists what the job destroyed, and when.
 
-Like the receipt, it is an in-toto Statement v1 in a DSSE envelope, signed by the receipt key. Its subject is the
-sealed result. The job makes it after the result was acknowledged, or after nobody fetched it in time, and after
-everything that it lists is destroyed; the receipt key signs nothing after it. It contains digests, names of a
-closed set and times, and may be public.
+Like the receipt, it is an in-toto Statement v1 in a DSSE envelope, with a quote over it. Its subject is the sealed
+result. The job makes it with the offer of the result, and again when the result was acknowledged: each time after
+everything that it lists is destroyed. It contains digests, names of a closed set and times, and may be public.
 
-The signature proves that code which the provider appraised made this statement. It cannot prove that no copy
-exists (docs/threat-model.md).
+The quote proves that code which the provider appraised made this statement. It cannot prove that no copy exists
+(docs/threat-model.md).
 """
 
 from __future__ import annotations
@@ -15,12 +14,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from trainer.attestation.evidence import StatementEvidence
 from trainer.encoding import canonical_json, parse_json
 from trainer.errors import ErrorCode, VerificationError
-from trainer.models import Sha256Hex, Strict, UnixTime
-from trainer.receipt.dsse import verify_envelope
+from trainer.models import Sha256Hex, Strict, UnixTime, parse_strict
+from trainer.receipt.dsse import Envelope
 from trainer.receipt.statement import STATEMENT_TYPE, DigestSet
 
 PREDICATE_TYPE: Final = "urn:confidential-trainer:deletion:v1"
@@ -71,6 +71,32 @@ class DeletionStatement(Strict):
     predicate: DeletionPredicate
 
 
+class AttestedDeletion(Strict):
+    """What a job gives out: the envelope with the statement, and the evidence over it."""
+
+    envelope: Envelope
+    evidence: StatementEvidence
+
+    def canonical(self) -> bytes:
+        """Returns the document as canonical JSON (RFC 8785), the form in which it is sent."""
+        return canonical_json(self.model_dump(mode="json"))
+
+
+_ATTESTED: Final = TypeAdapter(AttestedDeletion)
+
+
+def parse_attested_deletion(data: bytes) -> AttestedDeletion:
+    """Parses what a job gives out; verifies nothing.
+
+    Raises:
+        VerificationError: RECEIPT_INVALID; the message names the field, never its content.
+    """
+    try:
+        return parse_strict(_ATTESTED, data)
+    except ValueError as error:
+        raise VerificationError(ErrorCode.RECEIPT_INVALID, f"deletion statement: {error}") from None
+
+
 def make_deletion_statement(deletion: DeletionPredicate, result_sha256: str) -> bytes:
     """Returns the statement as canonical JSON, the payload of its envelope.
 
@@ -93,37 +119,34 @@ class ExpectedDeletion:
     """What the provider compares a deletion statement with.
 
     Args:
-        receipt_key: the attested receipt key, DER SubjectPublicKeyInfo.
         job_spec_sha256: digest of the attested job spec.
         received_at: when the statement arrived, Unix seconds.
-        result_sha256: digest of the sealed result, if the provider has it.
-        manifest_sha256: digest of the dataset's manifest, if the provider has it.
+        result_sha256: digest of the sealed result.
+        manifest_sha256: digest of the dataset's manifest; None if the provider no longer has it.
         skew_seconds: how far the VM's clock may be ahead.
     """
 
-    receipt_key: bytes
     job_spec_sha256: str
     received_at: int
-    result_sha256: str | None = None
-    manifest_sha256: str | None = None
+    result_sha256: str
+    manifest_sha256: str | None
     skew_seconds: int = 300
 
 
-def verify_deletion(envelope: bytes, expected: ExpectedDeletion) -> DeletionStatement:
-    """Verifies a deletion statement and returns it.
+def check_deletion(payload: bytes, expected: ExpectedDeletion) -> DeletionStatement:
+    """Checks the payload of an envelope whose signature and quote were verified; returns the statement.
 
-    1. The attested receipt key signed it.
-    2. It is a deletion statement. The same key signs receipts, so the predicate type has to be checked.
-    3. It is about this job spec, and about the sealed result and the dataset that the provider has.
-    4. It lists every item of `REQUIRED_ITEMS`.
-    5. No item was destroyed after the signature, and the signature is not from the future.
+    1. It is a deletion statement. The same key signs receipts, so the predicate type has to be checked.
+    2. It is about this job spec, and about the sealed result and the dataset that the provider has.
+    3. It lists every item of `REQUIRED_ITEMS`.
+    4. No item was destroyed after the signature, and the signature is not from the future.
 
     Raises:
-        VerificationError: RECEIPT_INVALID (1, 2) or RECEIPT_MISMATCH (3 to 5).
+        VerificationError: RECEIPT_INVALID (1) or RECEIPT_MISMATCH (2 to 4).
     """
-    statement = _parse_statement(verify_envelope(envelope, expected.receipt_key))  # 1, 2
+    statement = _parse_statement(payload)  # 1
     predicate = statement.predicate
-    digests = (  # 3; None where the provider has nothing to compare with
+    digests = (  # 2
         ("job spec", expected.job_spec_sha256, predicate.jobSpecSha256),
         ("sealed result", expected.result_sha256, statement.subject[0].digest.sha256),
         ("dataset", expected.manifest_sha256, predicate.datasetManifestSha256),
@@ -131,11 +154,11 @@ def verify_deletion(envelope: bytes, expected: ExpectedDeletion) -> DeletionStat
     for name, wanted, found in digests:
         if wanted is not None and wanted != found:
             raise _mismatch(f"it is about another {name}", wanted, found)
-    if missing := sorted(REQUIRED_ITEMS - predicate.destroyed.keys()):  # 4
+    if missing := sorted(REQUIRED_ITEMS - predicate.destroyed.keys()):  # 3
         raise _mismatch("it does not list all", ", ".join(sorted(REQUIRED_ITEMS)), f"all but {', '.join(missing)}")
     # The operator controls the VM's clock: times have to be in order and not from the future, no more.
     last = max(predicate.destroyed.values())
-    if last > predicate.signedAt:  # 5
+    if last > predicate.signedAt:  # 4
         raise _mismatch("something was destroyed after the signature", predicate.signedAt, last)
     if predicate.signedAt > expected.received_at + expected.skew_seconds:
         raise _mismatch("it is from the future", f"at most {expected.received_at}", predicate.signedAt)

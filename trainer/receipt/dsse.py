@@ -86,12 +86,12 @@ def verify_envelope(envelope: bytes, public_key: bytes) -> bytes:
 
     Args:
         envelope: the envelope's JSON.
-        public_key: DER SubjectPublicKeyInfo of the receipt key in the attested claims.
+        public_key: DER SubjectPublicKeyInfo of the receipt key in attested claims.
 
     Raises:
         VerificationError: RECEIPT_INVALID: one of these does not hold.
     """
-    parsed = _parse_envelope(envelope)  # 1
+    parsed = parse_envelope(envelope)  # 1
     payload = _decode_base64(parsed.payload)
     if parsed.payloadType != PAYLOAD_TYPE:
         raise _receipt_invalid("wrong payload type", expected=PAYLOAD_TYPE, found=parsed.payloadType[:80])
@@ -104,7 +104,12 @@ def verify_envelope(envelope: bytes, public_key: bytes) -> bytes:
     return payload
 
 
-def _parse_envelope(envelope: bytes) -> Envelope:
+def parse_envelope(envelope: bytes) -> Envelope:
+    """Parses the JSON of an envelope, without a look at its signature.
+
+    Raises:
+        VerificationError: RECEIPT_INVALID.
+    """
     if len(envelope) > MAX_ENVELOPE_BYTES:
         raise _receipt_invalid("too large", expected=f"at most {MAX_ENVELOPE_BYTES} bytes", found=len(envelope))
     try:

@@ -10,20 +10,17 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from trainer.attestation.checks import Check, CheckState
 from trainer.attestation.claims.binding import gpu_evidence_sha256, report_data
-from trainer.attestation.dstack.key_chain import prove_possession
 from trainer.attestation.evidence import (
     DatasetClaims,
-    DerivedKey,
     Evidence,
     FreshGpuEvidence,
     GpuEvidence,
-    ReceiptClaims,
     Recipients,
+    StatementClaims,
+    StatementEvidence,
+    StatementPurpose,
 )
 from trainer.attestation.nvidia.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements
 from trainer.attestation.policy import (
@@ -39,9 +36,18 @@ from trainer.attestation.policy import (
     TrustRoot,
 )
 from trainer.attestation.result.attestation_result import AttestationResult
-from trainer.attestation.verifier import appraise, appraise_receipt
+from trainer.attestation.verifier import appraise, appraise_statement_evidence
 from trainer.encoding import sha256_hex
-from trainer.simulator.agent import SimulatedVm, VmOptions, simulated_measurements
+from trainer.simulator.agent import SimulatedQuote, SimulatedVm, VmOptions, simulated_measurements
+from trainer.simulator.claimed_keys import (
+    JOB_SPEC_SHA256,
+    PEER_SPKI_SHA256,
+    RECEIPT_KEY,
+    TLS_KEY,
+    derived_keys,
+    key_chain,
+    possession,
+)
 from trainer.simulator.fault import Fault
 from trainer.simulator.gpu_evidence import (
     GPU_BOOT,
@@ -52,10 +58,7 @@ from trainer.simulator.gpu_evidence import (
     gpu_answer,
     gpu_root_sha256,
 )
-from trainer.tee.key_derivation import possession_path, recipient_path
 
-JOB_SPEC_SHA256: Final = "ab" * 32
-PEER_SPKI_SHA256: Final = "0e" * 32
 SEED: Final = b"a seed of 32 bytes for appraisals"
 APP_COMPOSE: Final = '{\n  "name": "demo",\n  "docker_compose_file": "services: {}"\n}\n'
 STATEMENT: Final = b'{"_type": "https://in-toto.io/Statement/v1"}'
@@ -64,38 +67,17 @@ Quoted = dict[str, bytes]
 """Fields of a TD report by name."""
 
 
-def key_chain(vm: SimulatedVm, claims: DatasetClaims) -> tuple[DerivedKey, ...]:
-    """Returns the recipient's key and the key that signs `claims`, each with its signature chain."""
-    signed = prove_possession(vm.derive_key(possession_path(JOB_SPEC_SHA256), "possession").secret, claims)
-    possession = _signed_derived_key(vm, possession_path(JOB_SPEC_SHA256), "possession").model_copy(
-        update={"possession": signed}
-    )
-    return _signed_derived_key(vm, recipient_path(JOB_SPEC_SHA256), "sealing"), possession
-
-
-def _signed_derived_key(vm: SimulatedVm, path: str, purpose: str) -> DerivedKey:
-    derived = vm.derive_key(path, purpose)
-    return DerivedKey(
-        path=path,
-        purpose=purpose,
-        public_key=derived.public_key.hex(),
-        signature_chain=tuple(signature.hex() for signature in derived.signature_chain),
-    )
-
-
-def honest_claims(gpu: GpuEvidence) -> DatasetClaims:
+def honest_claims(vm: SimulatedVm, gpu: GpuEvidence) -> DatasetClaims:
     """Returns claims of a job that does what the policy demands, over `gpu`."""
-    receipt_key = ec.derive_private_key(
-        7, ec.SECP256R1()
-    ).public_key()  # any fixed scalar: evidence is reproducible
     return DatasetClaims(
         version=1,
         purpose="dataset",
         nonce=NONCE,
         job_spec_sha256=JOB_SPEC_SHA256,
         recipients=Recipients(derived="age1" + "q" * 58, instance="age1" + "p" * 58),
-        receipt_key=receipt_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex(),
-        tls_spki_sha256=PEER_SPKI_SHA256,
+        derived_keys=derived_keys(vm),
+        receipt_key=RECEIPT_KEY,
+        tls_key=TLS_KEY,
         gpu_evidence_sha256=gpu_evidence_sha256(gpu),
         sandbox={"seccomp": True, "landlock": True, "separate_users": False},
         software={"trainer": "0.1.0"},
@@ -153,7 +135,7 @@ class World:
     gpu: GpuEvidence
     policy: Policy
     collateral: bytes
-    receipt: ReceiptClaims
+    receipt: StatementClaims
     quote: bytes | None = None
     evidence_changes: dict[str, Any] = field(default_factory=dict)
     td: Quoted = field(default_factory=dict)
@@ -212,24 +194,35 @@ class World:
         vm = SimulatedVm(self.vm.app_compose, SEED, options=replace(self.vm.options, faults=faults))
         gpu = self.gpu.model_copy(update={"boot": vm.gpu_attestation})
         lying = replace(self, vm=vm, gpu=gpu, collateral=json.dumps(vm.collateral(self.now)).encode())
-        return lying.claiming(gpu_evidence_sha256=gpu_evidence_sha256(gpu))
+        return lying.claiming(gpu_evidence_sha256=gpu_evidence_sha256(gpu), derived_keys=derived_keys(vm))
 
-    def evidence(self, claims: DatasetClaims | ReceiptClaims | None = None) -> Evidence:
+    def evidence(self) -> Evidence:
         """Returns the evidence that the job would send."""
-        claims = claims or self.claims
-        td = {"report_data": report_data(claims), **self.td}
-        quoted = self.vm.quote(td.pop("report_data"), **td)
+        quoted = self._quoted(self.claims)
         fields: dict[str, Any] = {
-            "claims": claims,
+            "claims": self.claims,
             "quote": (self.quote or quoted.quote).hex(),
+            "possession": possession(self.vm, self.claims),
             "event_log": quoted.event_log,
             "vm_config": quoted.vm_config,
             "app_compose": self.vm.shown_compose,
             "compose_hash": f"sha256:{sha256_hex(self.vm.shown_compose.encode())}",
             "gpu": self.gpu,
-            "key_chain": key_chain(self.vm, self.claims),
+            "key_chain": key_chain(self.vm),
         }
         return Evidence(**fields | self.evidence_changes)
+
+    def receipt_evidence(self) -> StatementEvidence:
+        """Returns the evidence that the job would put beside its receipt."""
+        fields: dict[str, Any] = {
+            "claims": self.receipt,
+            "quote": (self.quote or self._quoted(self.receipt).quote).hex(),
+        }
+        return StatementEvidence(**fields | self.evidence_changes)
+
+    def _quoted(self, claims: DatasetClaims | StatementClaims) -> SimulatedQuote:
+        td = {"report_data": report_data(claims), **self.td}
+        return self.vm.quote(td.pop("report_data"), **td)
 
     def appraise(self) -> AttestationResult:
         """Appraises the evidence over the dataset's claims."""
@@ -246,10 +239,13 @@ class World:
             gpu_rim_root_sha256=self.gpu_rim_root_sha256,
         )
 
-    def appraise_receipt(self, earlier: AttestationResult) -> tuple[Check, ...]:
+    def appraise_receipt(
+        self, earlier: AttestationResult, purpose: StatementPurpose = "receipt"
+    ) -> tuple[Check, ...]:
         """Appraises the evidence that accompanies a receipt, under the result of an `earlier` appraisal."""
-        return appraise_receipt(
-            self.evidence(self.receipt),
+        return appraise_statement_evidence(
+            self.receipt_evidence(),
+            purpose=purpose,
             statement=self.statement,
             earlier=earlier,
             collateral=self.collateral,
@@ -277,16 +273,17 @@ def honest_world(options: VmOptions | None = None, vm: SimulatedVm | None = None
 
 def world_of(vm: SimulatedVm, gpu: GpuEvidence) -> World:
     """Returns the inputs of an appraisal of `vm` whose claims name `gpu`."""
-    receipt = ReceiptClaims(
+    receipt = StatementClaims(
         version=1,
         purpose="receipt",
         job_spec_sha256=JOB_SPEC_SHA256,
         statement_sha256=sha256_hex(STATEMENT),
+        receipt_key=RECEIPT_KEY,
         issued_at=NOW + 1000,
     )
     return World(
         vm=vm,
-        claims=honest_claims(gpu),
+        claims=honest_claims(vm, gpu),
         gpu=gpu,
         policy=demanding_policy(vm),
         collateral=json.dumps(vm.collateral(NOW)).encode(),

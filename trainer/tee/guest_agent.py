@@ -19,7 +19,6 @@ from dstack_sdk import DstackClient
 from dstack_sdk.dstack_client import get_endpoint
 from pydantic import ValidationError
 
-from trainer.attestation.evidence import DerivedKey
 from trainer.encoding import parse_json
 from trainer.errors import ErrorCode, UnavailableError
 
@@ -32,6 +31,8 @@ DEFAULT_TIMEOUT_SECONDS: Final = 15.0
 
 _NOT_THERE: Final = frozenset({404, 405, 501})
 _UNKNOWN_METHOD: Final = re.compile(r"not[ _-]?found|unknown method|no such method", re.IGNORECASE)
+
+_SIGNATURE: Final = re.compile("[0-9a-f]{130}")
 
 Result = TypeVar("Result")
 
@@ -51,11 +52,19 @@ class VmInfo:
 
 @dataclass(frozen=True)
 class DerivedSecret:
-    """A secret from the key service, with the proof that it came from there."""
+    """A secret from the key provider, with what shows where it came from.
+
+    Attributes:
+        secret: 32 bytes.
+        public_key: the point of secp256k1 whose scalar the secret is, compressed, in hex.
+        signature: the app key's signature over purpose and public key, in hex.
+        app_signature: the key service's over the app key, in hex; empty where the VM has no key service.
+    """
 
     secret: bytes = field(repr=False)
-    """32 bytes."""
-    proof: DerivedKey
+    public_key: str
+    signature: str
+    app_signature: str
 
 
 @dataclass(frozen=True)
@@ -118,13 +127,11 @@ class GuestAgent:
             # The signature chain is over the public key, so the verifier needs it: a point of secp256k1.
             key = ec.derive_private_key(int.from_bytes(secret, "big"), ec.SECP256K1())
             point = key.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
-            proof = DerivedKey(
-                path=path,
-                purpose=purpose,
-                public_key=point.hex(),
-                signature_chain=tuple(answer.signature_chain),
-            )
-        return DerivedSecret(secret, proof)
+            # Without a key service nobody signed the app's key, and the second text is empty.
+            signature, app_signature = answer.signature_chain
+            if not _SIGNATURE.fullmatch(signature) or not _SIGNATURE.fullmatch(app_signature or signature):
+                raise ValueError("a signature of another form")
+        return DerivedSecret(secret, point.hex(), signature, app_signature)
 
     def quote(self, report_data: bytes) -> Quote:
         """Returns a quote over exactly these 64 bytes.

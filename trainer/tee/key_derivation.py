@@ -11,22 +11,16 @@ from collections.abc import Sequence
 from typing import Final
 
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from trainer.sealing.wiping import wiped
-
 _RECIPIENT_DOMAIN: Final = "confidential-trainer/recipient/v1"
-_RECEIPT_DOMAIN: Final = "confidential-trainer/receipt-key/v1"
 _POSSESSION_DOMAIN: Final = "confidential-trainer/possession/v1"
 _CHECKPOINT_DOMAIN: Final = "confidential-trainer/checkpoint/v1"
 _END_RECORD_DOMAIN: Final = "confidential-trainer/end-record/v1"
 _SECRET_BYTES: Final = 32
 _SEED_BYTES: Final = 32
-_WIDE_SCALAR_BYTES: Final = 48  # 128 bits more than the order, for a bias below 2**-128
 _CHECKPOINT_BYTES: Final = 72
 _END_RECORD_BYTES: Final = 32
-_P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
 def recipient_path(spec_sha256: str) -> str:
@@ -36,15 +30,6 @@ def recipient_path(spec_sha256: str) -> str:
         ValueError: not a lower-case hex SHA-256.
     """
     return f"{_RECIPIENT_DOMAIN}/{_checked(spec_sha256)}"
-
-
-def receipt_path(spec_sha256: str) -> str:
-    """Returns the path at the key service of the secret of the receipt key of a job spec.
-
-    Raises:
-        ValueError: not a lower-case hex SHA-256.
-    """
-    return f"{_RECEIPT_DOMAIN}/{_checked(spec_sha256)}"
 
 
 def possession_path(spec_sha256: str) -> str:
@@ -123,24 +108,6 @@ def recipient_seed(secret: bytes, spec_sha256: str) -> bytearray:
         ValueError: secret or digest have the wrong form.
     """
     return _expand(secret, _RECIPIENT_DOMAIN, (spec_sha256,), _SEED_BYTES)
-
-
-def receipt_key(secret: bytes, spec_sha256: str) -> ec.EllipticCurvePrivateKey:
-    """Returns the P-256 key that signs the receipt.
-
-    The scalar is `(w mod (n - 1)) + 1`, with w 48 big-endian bytes of HKDF-SHA256(secret, no salt, info = domain ‖
-    0 ‖ spec digest) and n the order of the curve: never zero, and its bias is below 2**-128 (FIPS 186-5, A.2.1).
-
-    Args:
-        secret: 32 bytes that the key service gave for `receipt_path(spec_sha256)`.
-        spec_sha256: digest of the job spec, in hex.
-
-    Raises:
-        ValueError: secret or digest have the wrong form.
-    """
-    with wiped(_expand(secret, _RECEIPT_DOMAIN, (spec_sha256,), _WIDE_SCALAR_BYTES)) as expanded:
-        wide = int.from_bytes(expanded, "big")
-    return ec.derive_private_key(wide % (_P256_ORDER - 1) + 1, ec.SECP256R1())
 
 
 def _expand(

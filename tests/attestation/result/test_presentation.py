@@ -24,7 +24,13 @@ def test_what_only_a_receipt_has_stands_by_itself(world: World) -> None:
     checks = world.appraise_receipt(world.appraise())
     last = grouped(checks)[-1]
     assert (last.submodule, last.title) == (None, "Receipt")
-    assert {check.code for check in last.checks} == {"earlier-result", "same-vm", "same-job", "statement-digest"}
+    assert {check.code for check in last.checks} == {
+        "earlier-result",
+        "same-vm",
+        "same-job",
+        "statement-digest",
+        "statement-purpose",
+    }
 
 
 def test_a_failure_is_explained_in_full() -> None:

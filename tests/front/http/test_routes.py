@@ -12,6 +12,7 @@ import httpx
 
 from tests.front.conftest import ACKNOWLEDGEMENT
 from trainer.errors import ErrorCode
+from trainer.exchange.limits import DELETION_TYPE
 from trainer.ipc.front_messages import (
     Acknowledged,
     DeletionReady,
@@ -169,13 +170,13 @@ def test_a_stranger_cannot_acknowledge(front: Any) -> None:
 
 def test_the_deletion_statement_is_served_as_long_as_the_result(front: Any) -> None:
     front.publish_result(b"sealed")
-    accept = {"Accept": "application/vnd.dsse.envelope.v1+json"}
+    accept = {"Accept": DELETION_TYPE}
     with front.http() as http:
         assert http.get("/deletion").status_code == 409
-        front.send(DeletionReady(envelope='{"acknowledged":false}', acknowledged=False))
+        front.send(DeletionReady(statement='{"acknowledged":false}', acknowledged=False))
         front.enter(Phase.AWAITING_PULL)
         assert http.get("/deletion").text == '{"acknowledged":false}'
-        front.send(DeletionReady(envelope='{"acknowledged":true}', acknowledged=True))
+        front.send(DeletionReady(statement='{"acknowledged":true}', acknowledged=True))
         front.enter(Phase.AWAITING_PULL)
         assert http.post("/ack", headers={**accept, **ACKNOWLEDGES}).text == '{"acknowledged":true}', (
             "the one signed after it"

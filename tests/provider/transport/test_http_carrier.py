@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.front.conftest import ACKNOWLEDGEMENT
+from trainer.encoding import sha256_hex
 from trainer.errors import (
     ErrorCode,
     UnavailableError,
@@ -52,7 +53,8 @@ class Impostor:
     """A TLS server with another key, which counts every byte after the handshake."""
 
     def __init__(self) -> None:
-        self._context, self.spki = make_server_context(now=1_700_000_000)
+        self._context, key = make_server_context(now=1_700_000_000)
+        self.spki = sha256_hex(key)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.handshakes = 0
@@ -139,7 +141,7 @@ def test_result_and_ack_before_there_is_one(client_of: Any, front: Any, tmp_path
             assert caught.value.code is ErrorCode.WRONG_PHASE
             assert "`trainer watch` shows its phase" in str(caught.value.hint)
         front.publish_result(b"sealed")
-        front.send(DeletionReady(envelope='{"signed":1}'))
+        front.send(DeletionReady(statement='{"signed":1}'))
         assert client.acknowledge(ACKNOWLEDGEMENT) == b'{"signed":1}'
     front.expect(Acknowledged)
 

@@ -84,13 +84,13 @@ def test_the_whole_story(front: Any, tmp_path: Path) -> None:
     front.send(ResultReady(size=13, sha256=digest, acknowledgement_sha256=ACKNOWLEDGEMENT_SHA256))
     assert client.download_result(tmp_path / "result") == digest
     assert (tmp_path / "result").read_bytes() == b"sealed result"
-    front.send(DeletionReady(envelope='{"signed":0}', acknowledged=False))
+    front.send(DeletionReady(statement='{"signed":0}', acknowledged=False))
     while not (front.spool / "deletion.json").exists():
         time.sleep(0.01)
 
     def sign_again() -> None:
         front.expect(Acknowledged)
-        front.send(DeletionReady(envelope='{"signed":1}'))
+        front.send(DeletionReady(statement='{"signed":1}'))
 
     signing = threading.Thread(target=sign_again)
     signing.start()
@@ -224,7 +224,7 @@ def test_directories_in_the_place_of_files_end_no_front(start_front: Any, tmp_pa
     for name in names:
         with contextlib.suppress(FileExistsError, NotADirectoryError):
             (front.spool / name / "inside").mkdir(parents=True)
-    front.send(OpenUpload(accept=True), PrivateEvent(sealed="QUFB"), DeletionReady(envelope="{}"))
+    front.send(OpenUpload(accept=True), PrivateEvent(sealed="QUFB"), DeletionReady(statement="{}"))
     front.send(EvidenceReply(id=1, evidence="{}", error=None), StatusUpdate(status=Status(phase=Phase.TRAINING)))
     front.send(ResultReady(size=1, sha256="0" * 64, acknowledgement_sha256=ACKNOWLEDGEMENT_SHA256))
     wait_until(lambda: (front.spool / "result.json").is_file() and not (front.spool / "dataset.age").exists())

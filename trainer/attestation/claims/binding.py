@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from trainer.attestation.evidence import DatasetClaims, GpuEvidence, ReceiptClaims
+from trainer.attestation.evidence import DatasetClaims, GpuEvidence, StatementClaims
 from trainer.encoding import canonical_json, sha256_hex
 
 REPORT_DATA_DOMAIN: Final = b"confidential-trainer/report-data/v1"
 
 
-def report_data(claims: DatasetClaims | ReceiptClaims) -> bytes:
+def report_data(claims: DatasetClaims | StatementClaims) -> bytes:
     """Returns SHA-512(domain ‖ 0x00 ‖ canonical JSON of the claims), 64 bytes.
 
     The digest fills the field, so no byte of it is left for a caller of the guest agent to choose. The domain

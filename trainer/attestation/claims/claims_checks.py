@@ -6,6 +6,7 @@ from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from trainer.attestation.checks import CheckDefinition, Ledger, Submodule, TrustClaim
@@ -122,7 +123,7 @@ def judge_binding(
     else:
         found = "unused" if nonce_unused else "used for other evidence"
         ledger.judge(NONCE_UNUSED, nonce_unused, expected="unused", found=found)
-    claimed = claims.tls_spki_sha256 or "no TLS key"
+    claimed = "no TLS key" if claims.tls_key is None else sha256_hex(bytes.fromhex(claims.tls_key))
     if peer_spki_sha256 is None:
         ledger.leave_open(TLS_KEY, found=claimed, detail="the evidence came as a file")
     else:
@@ -167,14 +168,11 @@ def judge_job(ledger: Ledger, claims: DatasetClaims, policy: Policy) -> None:
         expected=f"a recipient of its own for {policy.app.recipient}",
         found="one recipient for both uses" if same else "two recipients",
     )
-    ledger.compare(RECEIPT_KEY, expected="EC secp256r1", found=_key_kind(bytes.fromhex(claims.receipt_key)))
+    ledger.compare(RECEIPT_KEY, expected="EC secp256r1", found=key_kind(claims.receipt_key))
     # The front process holds the TLS key and reads what strangers send. It must not be able to sign a receipt.
-    receipt_spki_sha256 = sha256_hex(bytes.fromhex(claims.receipt_key))
+    same = _is_same_key(claims.receipt_key, claims.tls_key)
     ledger.judge(
-        KEY_SEPARATION,
-        receipt_spki_sha256 != claims.tls_spki_sha256,
-        expected=f"another receipt key than the TLS key {claims.tls_spki_sha256}",
-        found=receipt_spki_sha256,
+        KEY_SEPARATION, not same, expected="two keys", found="one key for both uses" if same else "two keys"
     )
     achieved = sorted(name for name, holds in claims.sandbox.items() if holds)
     found = ", ".join(achieved) or "nothing"
@@ -185,9 +183,24 @@ def judge_job(ledger: Ledger, claims: DatasetClaims, policy: Policy) -> None:
         ledger.judge(SANDBOX, complete, expected=", ".join(policy.sandbox), found=found)
 
 
-def _key_kind(der: bytes) -> str:
-    try:
-        key = load_der_public_key(der)
-    except (ValueError, UnsupportedAlgorithm):
+def key_kind(der_hex: str) -> str:
+    """Returns the kind of a key, such as `EC secp256r1`, from its DER SubjectPublicKeyInfo in hex."""
+    key = _load_key(der_hex)
+    if key is None:
         return "not a public key"
     return f"EC {key.curve.name}" if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__
+
+
+def _is_same_key(first: str, second: str | None) -> bool:
+    """Compares keys, not their encodings: one point of a curve has several."""
+    if second is None:
+        return False
+    keys = _load_key(first), _load_key(second)
+    return first == second or (None not in keys and keys[0] == keys[1])
+
+
+def _load_key(der_hex: str) -> PublicKeyTypes | None:
+    try:
+        return load_der_public_key(bytes.fromhex(der_hex))
+    except (ValueError, UnsupportedAlgorithm):
+        return None

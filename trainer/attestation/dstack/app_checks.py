@@ -16,9 +16,9 @@ from trainer.attestation.dstack.event_log import (
     payload,
     replay,
 )
-from trainer.attestation.dstack.key_chain import proves_possession, recover_key_chain
+from trainer.attestation.dstack.key_chain import proves_possession, recover_signers
 from trainer.attestation.dstack.os_checks import judge_os
-from trainer.attestation.evidence import DatasetClaims, DerivedKey, Evidence
+from trainer.attestation.evidence import DatasetClaims, Evidence
 from trainer.attestation.policy import Policy
 from trainer.attestation.tdx.config_id import FORMS, acceptable_config_ids
 from trainer.attestation.tdx.td_report import TdReport
@@ -84,14 +84,14 @@ KEY_PROVIDER: Final = CheckDefinition(
 )
 KEY_CHAIN: Final = CheckDefinition(
     "key-chain",
-    title="the app's keys chain to the policy's key service root",
+    title="the derived keys that the claims name chain to the policy's key service root",
     attack="keys that only claim to come from the key service",
     claim=(Submodule.APP, TrustClaim.INSTANCE_IDENTITY),
     is_signature=True,
 )
 KEY_POSSESSION: Final = CheckDefinition(
     "key-possession",
-    title="who holds the app's keys signed these claims",
+    title="the possession key that the claims name signed these claims",
     attack="another VM's chain of keys shown beside this VM's claims",
     claim=(Submodule.APP, TrustClaim.INSTANCE_IDENTITY),
     is_signature=True,
@@ -105,7 +105,6 @@ _CHECKS_OF_EVENTS: Final = (
     APP_ID,
     KEY_PROVIDER,
     KEY_CHAIN,
-    KEY_POSSESSION,
 )
 
 
@@ -139,11 +138,14 @@ def judge_app(
     )
     if td is not None:
         _judge_config_id(ledger, td, events or (), compose_sha256)
+    held = proves_possession(evidence.possession, claims)
+    found = "so" if held else "no signature by this key over these claims"
+    ledger.judge(KEY_POSSESSION, held, expected=f"claims signed by {claims.derived_keys.possession}", found=found)
     if events is None:
         ledger.unreached(_CHECKS_OF_EVENTS, "there is no event log to look at")
         return None
     _judge_events(ledger, evidence, events, td, policy)
-    _judge_keys(ledger, evidence.key_chain, claims, events, policy)
+    _judge_key_chain(ledger, evidence, claims, events, policy)
     return events
 
 
@@ -196,33 +198,33 @@ def _judge_events(
         ledger.compare(KEY_PROVIDER, expected=f"{demand.name} {demand.id}", found=found)
 
 
-def _judge_keys(
-    ledger: Ledger, chain: Sequence[DerivedKey], claims: DatasetClaims, events: Sequence[Event], policy: Policy
+def _judge_key_chain(
+    ledger: Ledger, evidence: Evidence, claims: DatasetClaims, events: Sequence[Event], policy: Policy
 ) -> None:
-    """Records key-chain, and key-possession unless the chain is refused: a signature by its key means nothing."""
-    root = policy.app.kms_root_key
-    signed = [derived for derived in chain if derived.possession is not None]
-    if root == "any":
-        ledger.leave_open(KEY_CHAIN)
-        ledger.leave_open(KEY_POSSESSION, found=f"{len(signed)} signatures")
+    """Records key-chain. A chain that is shown must hold in itself, whoever its root is."""
+    demanded, chain = policy.app.kms_root_key, evidence.key_chain
+    root = None if demanded == "any" else demanded
+    provider = key_provider(events)
+    if chain is not None and provider is not None and provider.name == "none":
+        # No root signed anything there: what is shown as its signature says nothing.
+        ledger.judge(KEY_CHAIN, False, expected="no key chain, without a key service", found="a key chain")
+        return
+    if chain is None:
+        if root is None:
+            ledger.leave_open(KEY_CHAIN, found="no key chain")
+        else:
+            ledger.judge(KEY_CHAIN, False, expected=root, found="no key chain")
         return
     # The app id comes from the measured event, not from the chain: a chain of another app recovers another root.
     app_id = payload(events, "app-id") or b""
     try:
-        signers = [recover_key_chain(derived, app_id) for derived in chain]
+        signers = recover_signers(chain, claims.derived_keys, app_id)
     except ValueError as error:
-        ledger.judge(KEY_CHAIN, False, expected=root, found=str(error))
+        ledger.judge(KEY_CHAIN, False, expected=root or "a chain of signatures", found=str(error))
         return
-    roots = sorted({signer.root_key for signer in signers})
-    one_app = len({signer.app_key for signer in signers}) == 1
-    found = ", ".join(roots) or "no key chain"
-    if not ledger.judge(KEY_CHAIN, one_app and roots == [root], expected=root, found=found):
+    one_app = len(set(signers.app_keys)) == 1
+    if one_app and root is None:
+        ledger.leave_open(KEY_CHAIN, found=signers.root_key)
         return
-    # Chains are public. That this VM holds the keys is shown by a signature over its nonce and recipients.
-    valid = [derived for derived in signed if proves_possession(derived, claims)]
-    ledger.judge(
-        KEY_POSSESSION,
-        len(valid) == len(signed) > 0,
-        expected="recipients that a key of the chain signed",
-        found=f"{len(valid)} of {len(signed)} signatures hold",
-    )
+    found = signers.root_key if one_app else "keys of two apps"
+    ledger.judge(KEY_CHAIN, one_app and signers.root_key == root, expected=root or "keys of one app", found=found)

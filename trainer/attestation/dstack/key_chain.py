@@ -3,9 +3,9 @@
 Source: dstack `kms` and `guest-agent`. A signature is 65 bytes r‖s‖recovery id over a Keccak-256 digest, from
 which the signer's public key is recovered; nothing in the chain names its signers.
 
-A chain shows that the key service issued the app's key and that the app's key signed a derived key. It does not
-show that this VM holds the derived key, as chains are public: for that the VM signs the nonce and its recipients
-with it (`prove_possession`).
+A chain shows that the key service issued the app's key and that the app's key signed the derived keys, whose
+public halves are in the claims. It does not show that this VM holds a derived key, as chains are public: for that
+the VM signs the claims with one (`prove_possession`).
 """
 
 from __future__ import annotations
@@ -20,20 +20,26 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
-from trainer.attestation.evidence import DatasetClaims, DerivedKey
-from trainer.encoding import canonical_json
+from trainer.attestation.claims.binding import report_data
+from trainer.attestation.evidence import DatasetClaims, DerivedKeys, KeyChain
 
 KMS_ISSUED: Final = b"dstack-kms-issued:"  # precedes the app id in what the root signs
-CHAIN_LENGTH: Final = 2
+RECIPIENT_PURPOSE: Final = "sealing"
+POSSESSION_PURPOSE: Final = "possession"
 POSSESSION_DOMAIN: Final = b"confidential-trainer/key-possession/v1\0"
 _SCALAR_BYTES: Final = 32
 
 
 @dataclass(frozen=True)
-class KeyChain:
-    """The signers of one derived key, as compressed SEC1 points in hex."""
+class ChainSigners:
+    """The keys that signed a chain, as compressed SEC1 points in hex.
 
-    app_key: str
+    Attributes:
+        app_keys: of each derived key the app key that signed it.
+        root_key: the key service's root, if the first of `app_keys` is the app's.
+    """
+
+    app_keys: tuple[str, str]
     root_key: str
 
 
@@ -42,22 +48,28 @@ def keccak256(data: bytes) -> bytes:
     return keccak.new(digest_bits=256, data=data).digest()
 
 
-def recover_key_chain(derived: DerivedKey, app_id: bytes) -> KeyChain:
-    """Recovers app key and root key from the signatures over a derived key.
+def recover_signers(chain: KeyChain, derived: DerivedKeys, app_id: bytes) -> ChainSigners:
+    """Recovers the signers of a chain over the keys that the claims name.
 
     Args:
-        derived: public key, purpose and signature chain.
+        chain: the signatures.
+        derived: the public keys in the claims.
         app_id: 20 bytes, from the VM's measured `app-id` event.
 
     Raises:
-        ValueError: not a chain of two signatures, or a signature from which no key can be recovered.
+        ValueError: a signature from which no key can be recovered.
     """
-    if len(derived.signature_chain) != CHAIN_LENGTH:
-        raise ValueError(f"expected {CHAIN_LENGTH} signatures, got {len(derived.signature_chain)}")
-    # The app key signs the derived key and its purpose; the key service's root signs the app key and the app id.
-    by_app, by_root = (bytes.fromhex(signature) for signature in derived.signature_chain)
-    app_key = recover(by_app, f"{derived.purpose}:{derived.public_key}".encode())
-    return KeyChain(app_key.hex(), recover_root_key(by_root, app_id, app_key).hex())
+    # The app key signs each derived key and its purpose; the key service's root signs the app key and the app id.
+    signed = (
+        (chain.recipient, RECIPIENT_PURPOSE, derived.recipient),
+        (chain.possession, POSSESSION_PURPOSE, derived.possession),
+    )
+    first, second = (
+        recover(bytes.fromhex(signature), f"{purpose}:{public_key}".encode())
+        for signature, purpose, public_key in signed
+    )
+    root_key = recover_root_key(bytes.fromhex(chain.app), app_id, first)
+    return ChainSigners((first.hex(), second.hex()), root_key.hex())
 
 
 def recover_root_key(signature: bytes, app_id: bytes, app_key: bytes) -> bytes:
@@ -81,10 +93,10 @@ def recover(signature: bytes, message: bytes) -> bytes:
 
 
 def prove_possession(secret: bytes, claims: DatasetClaims) -> str:
-    """Signs the nonce and the recipients of claims with a derived key.
+    """Signs claims, as a quote does, with a derived key.
 
-    ECDSA on secp256k1 with SHA-256 and deterministic nonces (RFC 6979), over the domain and, in JCS, an object of
-    the claims' `nonce` and `recipients`.
+    ECDSA on secp256k1 with SHA-256 and deterministic nonces (RFC 6979), over the domain and the claims'
+    `report_data`.
 
     Args:
         secret: 32 bytes from the key service, derived under a path that nothing else uses.
@@ -98,12 +110,12 @@ def prove_possession(secret: bytes, claims: DatasetClaims) -> str:
     return b"".join(part.to_bytes(_SCALAR_BYTES, "big") for part in decode_dss_signature(signature)).hex()
 
 
-def proves_possession(derived: DerivedKey, claims: DatasetClaims) -> bool:
-    """Returns whether the holder of a derived key signed the nonce and recipients of these claims."""
-    proof = bytes.fromhex(derived.possession or "")
+def proves_possession(possession: str, claims: DatasetClaims) -> bool:
+    """Returns whether the possession key that the claims name signed these claims; `possession` is r‖s in hex."""
+    proof, point = bytes.fromhex(possession), bytes.fromhex(claims.derived_keys.possession)
     r, s = (int.from_bytes(part, "big") for part in (proof[:_SCALAR_BYTES], proof[_SCALAR_BYTES:]))
     try:
-        key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256K1(), bytes.fromhex(derived.public_key))
+        key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256K1(), point)
         key.verify(encode_dss_signature(r, s), _possession_message(claims), ec.ECDSA(hashes.SHA256()))
     except (InvalidSignature, ValueError):
         return False
@@ -111,4 +123,6 @@ def proves_possession(derived: DerivedKey, claims: DatasetClaims) -> bool:
 
 
 def _possession_message(claims: DatasetClaims) -> bytes:
-    return POSSESSION_DOMAIN + canonical_json(claims.model_dump(mode="json", include={"nonce", "recipients"}))
+    # All of the claims, by the digest that the quote covers: a signature over a part of them would serve any VM
+    # that shows the same part.
+    return POSSESSION_DOMAIN + report_data(claims)

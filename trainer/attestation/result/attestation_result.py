@@ -90,11 +90,6 @@ class AttestationResult:
         """Digest of the job spec, as claimed."""
         return self.claims.job_spec_sha256
 
-    @property
-    def receipt_key(self) -> bytes:
-        """The key that will sign the receipt, as claimed: DER SubjectPublicKeyInfo."""
-        return bytes.fromhex(self.claims.receipt_key)
-
     def require_pass(self, now: int) -> None:
         """Returns only if this is a pass and still valid at `now` (Unix seconds).
 

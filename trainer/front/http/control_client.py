@@ -128,10 +128,10 @@ class ControlClient:
                 self.feed.publish_private(sealed)
             case ResultReady():
                 self.result = message
-            case DeletionReady(envelope=envelope, acknowledged=acknowledged):
-                self.deletion = envelope
+            case DeletionReady(statement=statement, acknowledged=acknowledged):
+                self.deletion = statement
                 if acknowledged and not self._deletion.done():
-                    self._deletion.set_result(envelope)
+                    self._deletion.set_result(statement)
 
     async def report_upload(self, size: int) -> None:
         """Reports to the supervisor that a dataset of `size` bytes is complete.

@@ -143,8 +143,8 @@ class JobRoutes:
         if not self._acknowledged:
             self._acknowledged = True
             await self._control.send(Acknowledged(acknowledgement=shown))
-        if accept == DELETION_TYPE and (envelope := await self._control.deletion_statement()) is not None:
-            return Response(envelope, media_type=DELETION_TYPE)
+        if accept == DELETION_TYPE and (statement := await self._control.deletion_statement()) is not None:
+            return Response(statement, media_type=DELETION_TYPE)
         return Response(status_code=204)
 
     async def deletion(self) -> Response:

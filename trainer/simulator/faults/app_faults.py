@@ -69,8 +69,7 @@ _KEYS: Final = (
         "a false signature over the app key",
         lambda c: (c[0], flip_middle_bit(c[1])),
     ),
-    _signature_fault("key-chain-short", "no signature by the key service", lambda c: c[:1]),
-    _signature_fault("key-chain-long", "one signature too many", lambda c: (*c, c[1])),
+    _signature_fault("app-key-unsigned", "no signature by the key service", lambda c: (c[0], b"")),
     _signature_fault("key-chain-swapped", "signatures in the wrong order", lambda c: c[::-1]),
     Fault(
         FaultLayer.KEY,

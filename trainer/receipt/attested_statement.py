@@ -1,0 +1,60 @@
+"""Verification of a statement that a job made: its signature, and the quote over it and the key that signed."""
+
+from __future__ import annotations
+
+from trainer.attestation.checks import Check
+from trainer.attestation.evidence import StatementEvidence, StatementPurpose
+from trainer.attestation.result.record import Record
+from trainer.attestation.verifier import appraise_statement_evidence
+from trainer.errors import ErrorCode, VerificationError
+from trainer.receipt.dsse import verify_envelope
+
+
+def verify_statement(
+    envelope: bytes, evidence: StatementEvidence, purpose: StatementPurpose, record: Record
+) -> tuple[bytes, tuple[Check, ...]]:
+    """Verifies that the VM which `record` appraised made a statement; returns its payload, and the checks.
+
+    1. The key that the evidence names signed the envelope.
+    2. The evidence, whose quote covers that key and the digest of the payload, is the same VM's, for the same job.
+
+    The key need not be the one in the claims before sealing: a job that was started again has another.
+
+    Args:
+        envelope: the DSSE envelope.
+        evidence: the evidence over the statement.
+        purpose: the kind of statement that is wanted.
+        record: the appraisal that the dataset was sealed on; a pass. Its time is that of the collateral.
+
+    Raises:
+        VerificationError: RECEIPT_INVALID (1) or RECEIPT_MISMATCH (2), with the check that failed.
+    """
+    payload = verify_envelope(envelope, bytes.fromhex(evidence.claims.receipt_key))  # 1
+    checks = appraise_statement_evidence(  # 2
+        evidence,
+        purpose=purpose,
+        statement=payload,
+        earlier=record.result,
+        collateral=record.collateral,
+        policy=record.policy,
+        now=record.result.appraised_at,
+    )
+    require_acceptable(checks)
+    return payload, checks
+
+
+def require_acceptable(checks: tuple[Check, ...]) -> None:
+    """Returns only if every check is affirmed or was not demanded.
+
+    Raises:
+        VerificationError: RECEIPT_MISMATCH, with the first check that is not.
+    """
+    for check in checks:
+        if not check.acceptable:
+            raise VerificationError(
+                ErrorCode.RECEIPT_MISMATCH,
+                f"the check {check.code} fails ({check.title})",
+                expected=check.expected,
+                found=check.found or check.detail,
+                hint="do not rely on what the job handed out",
+            )
