@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from trainer.attestation.evidence import ReceiptClaims
+from trainer.attestation.evidence import StatementClaims
 from trainer.attestation.result.record import Record
 from trainer.encoding import sha256_hex
 from trainer.error_document import FailureReport
@@ -18,7 +18,7 @@ from trainer.errors import ErrorCode, JobError, TrainerError, VerificationError
 from trainer.job.outcome import tree_digests
 from trainer.provider.grants import GrantRecord
 from trainer.provider.opening import OpenedResult, open_sealed_result
-from trainer.receipt.dsse import sign_envelope
+from trainer.receipt.dsse import public_key_der, sign_envelope
 from trainer.receipt.statement import ReceiptOutcome
 from trainer.receipt.statement_writer import StatementInputs, make_statement
 from trainer.sealing.age import X25519Identity, generate_identity
@@ -51,6 +51,8 @@ class Sealing:
     files: Mapping[str, bytes]
     also_sealed_to: tuple[X25519Identity | Any, ...] = ()
     quoted_at: int | None = None
+    key: ec.EllipticCurvePrivateKey = RECEIPT_KEY
+    quoted_key: ec.EllipticCurvePrivateKey | None = None
 
     def seal(self, folder: Path) -> Path:
         tree = folder / "tree"
@@ -72,15 +74,16 @@ class Sealing:
             metrics={},
         )
         statement = make_statement(replace(inputs, **self.statement))
-        claims = ReceiptClaims(
+        claims = StatementClaims(
             version=1,
             purpose="receipt",
             job_spec_sha256=self.spec.sha256(),
             statement_sha256=sha256_hex(statement),
+            receipt_key=public_key_der((self.quoted_key or self.key).public_key()).hex(),
             issued_at=self.quoted_at or self.statement.get("finished_at", now + 60),
         )
-        (tree / "receipt.json").write_bytes(sign_envelope(statement, RECEIPT_KEY))
-        (tree / "evidence.json").write_bytes(self.world.evidence(claims).canonical())
+        (tree / "receipt.json").write_bytes(sign_envelope(statement, self.key))
+        (tree / "evidence.json").write_bytes(self.world.change(receipt=claims).receipt_evidence().canonical())
         recipients = [identity.recipient() for identity in (IDENTITY, BACKUP, *self.also_sealed_to)]
         seal_result(tree, folder / "result.tar.age", recipients)
         return folder / "result.tar.age"
@@ -199,4 +202,21 @@ def test_what_is_no_sealed_file_is_refused(sealing: Sealing, tmp_path: Path) -> 
     with pytest.raises(TrainerError) as refused:
         open_sealed_result(tmp_path / "file", [IDENTITY], tmp_path / "out", record=sealing.record(), grant=None)
     assert refused.value.code is ErrorCode.HEADER_INVALID
+    assert not (tmp_path / "out").exists()
+
+
+ANOTHER_KEY = ec.derive_private_key(9, ec.SECP256R1())
+
+
+def test_the_receipt_of_a_later_start_opens_by_the_key_that_its_quote_names(
+    sealing: Sealing, tmp_path: Path
+) -> None:
+    assert opened(replace(sealing, key=ANOTHER_KEY), tmp_path).failure is None
+
+
+def test_a_receipt_by_a_key_that_no_quote_names_is_refused(sealing: Sealing, tmp_path: Path) -> None:
+    """Not even by the key that the claims before sealing named."""
+    with pytest.raises(VerificationError) as refused:
+        opened(replace(sealing, quoted_key=ANOTHER_KEY), tmp_path)
+    assert refused.value.code is ErrorCode.RECEIPT_INVALID
     assert not (tmp_path / "out").exists()
