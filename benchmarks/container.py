@@ -217,7 +217,7 @@ def interrupted_job(job: Job) -> dict[str, float]:
     try:
         container.seconds_until(event="phase", phase="awaiting-dataset")
         with job.submit() as provider:
-            container.seconds_until(event="progress", step=3)
+            container.seconds_until(event="progress")
             stopped = time.time()
             run("docker", "stop", container.id)
             end = time.time() - stopped

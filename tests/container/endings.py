@@ -472,10 +472,14 @@ def repeated_work(events: Sequence[dict[str, Any]], *, keeps_disk: bool) -> list
 
 
 def saved_before_end(events: Sequence[dict[str, Any]]) -> bool:
-    """Return whether the first start sealed a checkpoint after its last progress."""
+    """Return whether the first start sealed a checkpoint of its last step."""
     names = [event["event"] for event in events]
-    first = names[: names.index("spec", 1)] if "spec" in names[1:] else names
-    return "checkpoint-sealed" in first[len(first) - first[::-1].index("progress") :]
+    first = events[: names.index("spec", 1)] if "spec" in names[1:] else events
+    steps = {
+        kind: [event["step"] for event in first if event["event"] == kind]
+        for kind in ("progress", "checkpoint-sealed")
+    }
+    return max(steps["checkpoint-sealed"], default=0) >= max(steps["progress"])
 
 
 def submitting(job: Deployment, folder: Path) -> subprocess.Popen[bytes]:

@@ -237,9 +237,9 @@ class Run:
             for _ in steps.watch_job(client, [self.identity], self.grant.events_token):
                 pass
 
-    def until_step(self, step: int = 1) -> None:
+    def until_step(self) -> None:
         """Wait for an optimizer step."""
-        self.job.wait_for_step("progress", step)
+        self.job.wait_for_step("progress")
 
     def fetch(self) -> OpenedResult:
         """Watch, pull, open, acknowledge."""

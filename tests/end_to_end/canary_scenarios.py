@@ -202,11 +202,11 @@ def memorised_too_much(run: Run) -> None:
 
 def broken_off_and_gone_on(run: Run) -> None:
     """Checkpoints lie on the operator's disk, sealed; the second start opens one of them."""
-    told: dict[str, Any] = {"train": {"max_steps": 40, "save_steps": 2}, "output": NO_SAMPLES}
+    told: dict[str, Any] = {"train": {"max_steps": 200, "save_steps": 2}, "output": NO_SAMPLES}
     run.start(**told)
     good_data(run)
     run.upload()
-    run.until_step(5)
+    run.until_step()
     run.job.process.terminate()
     failed_with(run, "interrupted")
     assert run.grant is not None
@@ -392,7 +392,7 @@ def no_room_for_the_upload(run: Run) -> None:
 
 def no_room_for_the_result(run: Run) -> None:
     mounted(run.ciphertext, 64 << 20)  # room enough when training begins, and none when it ends
-    run.start(train={"max_steps": 12}, output=NO_SAMPLES, exchange={"linger_seconds": 1})
+    run.start(train={"max_steps": 200}, output=NO_SAMPLES, exchange={"linger_seconds": 1})
     good_data(run)
     run.upload()
     run.until_step()

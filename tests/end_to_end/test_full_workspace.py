@@ -51,7 +51,7 @@ def test_a_worker_without_room_becomes_a_sealed_report(
     data: Path,
     tmp_path: Path,
 ) -> None:
-    job: Job = start_job(write_spec(tmp_path / "job.yaml", train={**LONG, "max_steps": 12}))
+    job: Job = start_job(write_spec(tmp_path / "job.yaml", train={**LONG, "max_steps": 200}))
     record = start_training(job, provider, trainer, data, tmp_path)
     fill(small_tmpfs)
     job.wait_event(event="failed", code="workspace-full")

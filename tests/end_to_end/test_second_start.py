@@ -11,6 +11,7 @@ import pytest
 
 from tests.end_to_end.conftest import Job, Provider, StartJob, Trainer, WriteSpec, grant_beside
 from tests.end_to_end.test_interruptions import (
+    LONG,
     children,
     free_port,
     start_training,
@@ -131,8 +132,9 @@ def pull_failure_of(
 
 
 def test_a_dataset_for_a_key_that_is_gone_waits_for_its_provider(
-    spec: Path, start_job: StartJob, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+    write_spec: WriteSpec, start_job: StartJob, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
 ) -> None:
+    spec = write_spec(tmp_path / "job.yaml", train=LONG, exchange={"port": free_port()})
     job: Job = start_job(spec)
     start_training(job, provider, trainer, data, tmp_path)
     job.process.kill()
@@ -155,16 +157,16 @@ def test_a_lost_process_costs_time_and_nothing_else(
     write_spec: WriteSpec, start_job: StartJob, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     """`--restarts`, and data sealed to the derived key: the job needs nobody, and `submit` finishes."""
-    saving = {"max_steps": 30, "save_steps": 5}
+    saving = {"max_steps": 120, "save_steps": 5}
     spec = write_spec(tmp_path / "job.yaml", train=saving, exchange={"port": free_port(), "linger_seconds": 20})
     job: Job = start_job(spec, "--restarts", "2")
     record = start_training(job, provider, trainer, data, tmp_path, "--recipient", "derived")
-    job.wait_for_step("checkpoint-sealed", 10)
+    job.wait_for_step("checkpoint-sealed")
     supervisor = supervisor_of(job)
     os.kill(supervisor if victim == "supervisor" else children(supervisor)[victim], signal.SIGKILL)
     step = job.wait_event(event="resumed")["step"]
     assert isinstance(step, int)
-    assert step >= 10
+    assert step >= 5
     job.wait_event(event="phase", phase="awaiting-pull")
     url, now = f"https://127.0.0.1:{spec_port(job)}", tmp_path / "now.json"
     verified = trainer("verify", url, "--policy", provider.folder / "policy.yaml", "-o", now)
