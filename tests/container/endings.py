@@ -479,7 +479,7 @@ def saved_before_end(events: Sequence[dict[str, Any]]) -> bool:
         kind: [event["step"] for event in first if event["event"] == kind]
         for kind in ("progress", "checkpoint-sealed")
     }
-    return max(steps["checkpoint-sealed"], default=0) >= max(steps["progress"])
+    return bool(max(steps["checkpoint-sealed"], default=0) >= max(steps["progress"]))
 
 
 def submitting(job: Deployment, folder: Path) -> subprocess.Popen[bytes]:

@@ -15,16 +15,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from trainer.attestation.result.record import Record
 from trainer.encoding import sha256_hex
-from trainer.errors import ErrorCode, ExitCode, UnavailableError, VerificationError
+from trainer.errors import ErrorCode, ExitCode, JobError, UnavailableError, VerificationError
 from trainer.ipc.front_messages import DeletionReady, ResultReady
+from trainer.job import hand_over as module
 from trainer.job.ciphertext import CiphertextDirectory
 from trainer.job.end_record import EndRecord, EndRecordFile
 from trainer.job.hand_over import MIN_OFFER_SECONDS, HandOver
-from trainer.job.outcome import ReceiptSigner
+from trainer.job.outcome import JobOutcome, ReceiptSigner
 from trainer.job.termination import Termination
 from trainer.provider.verification import verify_deletion_statement
 from trainer.receipt.deletion import DestroyedItem
 from trainer.receipt.dsse import public_key_der
+from trainer.sealing.age import generate_identity
+from trainer.sealing.sealed_result import seal_result
 from trainer.simulator.agent import SimulatedQuote, SimulatedVm
 from trainer.simulator.appraisal_world import APP_COMPOSE, SEED, World, honest_world
 from trainer.simulator.claimed_keys import JOB_SPEC_SHA256, TLS_KEY
@@ -225,7 +228,9 @@ def test_each_start_offers_the_result_for_a_while(
 ) -> None:
     """A clock that was set forward, or a long outage, must not take a finished result from its provider."""
     monkeypatch.setattr("trainer.job.hand_over.time.time", lambda: NOW)
-    replace(hand_over, linger_seconds=linger).offer(RECORD.model_copy(update={"ended_at": ended_at}))
+    record = RECORD.model_copy(update={"ended_at": ended_at})
+    hand_over.record_file.save(record)
+    replace(hand_over, linger_seconds=linger).offer(record)
     assert cast("Front", hand_over.front).waited == seconds
 
 
@@ -255,3 +260,112 @@ def test_a_result_that_nobody_acknowledged_is_offered_again(hand_over: HandOver)
     record = hand_over.record_file.load()
     assert record is not None
     assert hand_over.is_still_offered(record)
+
+
+# between sealing and the offer
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.fixture
+def sealing(hand_over: HandOver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], EndRecord]:
+    """`seal()` with a real sealed file, of a job that succeeded; plaintext and keys are destroyed at once."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "report").write_bytes(b"{}")
+    recipient = generate_identity(hybrid=False).recipient()
+    bundle = SimpleNamespace(
+        grant=SimpleNamespace(result_recipients=lambda: [recipient], secret="ab" * 32),
+        manifest=SimpleNamespace(sha256=lambda: "34" * 32),
+    )
+    monkeypatch.setattr(module, "with_checked_output", lambda outcome, *_: outcome)
+    monkeypatch.setattr(module, "gather_result", lambda *_: tree)
+    monkeypatch.setattr(module, "destroy_plaintext", lambda *_: dict.fromkeys(DestroyedItem, 1790000000))
+    outcome = JobOutcome(1, 2, {}, None)
+    return lambda: hand_over.seal(cast("Any", bundle), outcome)
+
+
+def test_a_link_that_takes_the_place_of_a_result_is_not_followed(
+    hand_over: HandOver, sealing: Callable[[], EndRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The front may write to the directory: a link would have the supervisor open up and hash its own files."""
+    private, moved = tmp_path / "private", tmp_path / "moved"
+    private.write_bytes(b"plaintext")
+    private.chmod(0o600)
+
+    def swapped(tree: Path, target: Path, recipients: Any) -> Any:
+        sealed = seal_result(tree, target, recipients)
+        target.rename(moved)
+        target.symlink_to(private)
+        return sealed
+
+    monkeypatch.setattr(module, "seal_result", swapped)
+    record = sealing()
+    assert private.stat().st_mode & 0o777 == 0o600
+    assert (record.result_sha256, record.result_bytes) == (sha256_hex(moved.read_bytes()), moved.stat().st_size)
+    assert moved.stat().st_mode & 0o777 == 0o644, "the front, another user, reads it"
+
+
+def test_what_is_hashed_is_what_was_looked_at(
+    hand_over: HandOver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").write_bytes(RESULT)
+    hand_over.ciphertext.result.write_bytes(b"another")
+
+    def swap(mode: int) -> bool:
+        hand_over.ciphertext.result.unlink(missing_ok=True)
+        hand_over.ciphertext.result.symlink_to("other")
+        return (mode & 0o170000) == 0o100000
+
+    monkeypatch.setattr("stat.S_ISREG", swap)
+    assert not hand_over.is_still_offered(RECORD)
+
+
+def test_a_start_that_is_killed_while_it_destroys_need_not_train_again(
+    hand_over: HandOver, sealing: Callable[[], EndRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "destroy_plaintext", die)
+        with pytest.raises(Killed):
+            sealing()
+    record = hand_over.record_file.load()
+    assert record is not None
+    assert hand_over.is_still_offered(record)
+    assert record.destroyed == {}, "nothing is claimed that was not done"
+    with pytest.raises(JobError):
+        hand_over.offer(record)
+    destroyed = hand_over.destroy(record)
+    assert set(destroyed.destroyed) == set(DestroyedItem)
+    assert hand_over.record_file.load() == destroyed
+    assert hand_over.offer(destroyed) is ExitCode.DONE
+
+
+def test_a_result_is_offered_while_its_record_has_no_room(
+    hand_over: HandOver, sealing: Callable[[], EndRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is recorded as soon as there is room, not only once it was acknowledged."""
+    waited: list[float] = []
+    room = [False]
+    save = EndRecordFile.save
+
+    def save_if_room(file: EndRecordFile, record: EndRecord) -> None:
+        if not room[0]:
+            raise UnavailableError(ErrorCode.STORAGE_FULL, "no room")
+        save(file, record)
+
+    def wait(seconds: float) -> bool:
+        waited.append(seconds)
+        assert hand_over.record_file.load() is None or len(waited) == 3
+        room[0] = len(waited) == 2
+        return len(waited) == 3
+
+    monkeypatch.setattr(EndRecordFile, "save", save_if_room)
+    monkeypatch.setattr(hand_over.front, "wait_acknowledged", wait)
+    record = sealing()
+    assert hand_over.offer(record) is ExitCode.DONE
+    assert max(waited[:2]) <= 10 < waited[2] <= 60

@@ -11,6 +11,7 @@ import pytest
 
 import trainer.sealing.extraction
 import trainer.sealing.sealed_result
+from trainer.encoding import file_sha256
 from trainer.errors import ErrorCode, SealingError, UsageError
 from trainer.sealing.age import Identity, encrypt
 from trainer.sealing.archive import RECORD_BYTES, ArchiveLimits
@@ -43,8 +44,9 @@ def _contents(root: Path) -> dict[str, bytes]:
 
 def test_round_trip(tree: Path, into: Path, hybrid: Identity, tmp_path: Path) -> None:
     told: list[int] = []
-    size = seal_result(tree, tmp_path / "result", [hybrid.recipient()], progress=told.append)
-    assert size == (tmp_path / "result").stat().st_size
+    sealed = seal_result(tree, tmp_path / "result", [hybrid.recipient()], progress=told.append)
+    assert sealed.size == (tmp_path / "result").stat().st_size
+    assert sealed.sha256 == file_sha256(tmp_path / "result")
     assert open_result(tmp_path / "result", [hybrid], into, limits=LIMITS) == NAMES
     assert _contents(into) == _contents(tree)
     assert told == sorted(told)

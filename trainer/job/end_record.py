@@ -44,7 +44,8 @@ class EndRecord(Strict):
         acknowledgement_sha256: digest of what the provider acknowledges this result with.
         acknowledged: whether the provider confirmed that the result arrived.
         expired: whether a start offered it until its time was over.
-        destroyed: what was destroyed, and when, as in the deletion statement.
+        destroyed: what was destroyed, and when, as in the deletion statement; empty in a record that was written
+            before anything was.
     """
 
     version: Literal[1] = 1

@@ -1,13 +1,18 @@
 """The end of a job: seal the result, destroy plaintext and keys, offer the result until it is acknowledged.
 
-    seal → destroy → end record → offer
+    seal → end record → destroy → end record → offer
 
 The end record lies in the ciphertext directory beside the sealed result. A later start of the same job finds it
 and only offers the result: what was finished is not trained again, and what failed for good does not fail again.
+The first one says that nothing is destroyed yet: a start that finds it destroys before it offers.
+
+The front, which may have been taken over, can write to that directory: no file there is changed, or read again, by
+its name.
 """
 
 from __future__ import annotations
 
+import os
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +21,9 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from trainer import logs
-from trainer.encoding import file_sha256, sha256_hex
-from trainer.errors import ErrorCode, ExitCode, TrainerError, UnavailableError
+from trainer.encoding import sha256_hex, stream_sha256
+from trainer.errors import ErrorCode, ExitCode, JobError, TrainerError, UnavailableError
+from trainer.exchange.spool import RESULT_NAME
 from trainer.ipc.front_messages import DeletionReady, ResultReady
 from trainer.job.ciphertext import CiphertextDirectory
 from trainer.job.destruction import attest_deletion, destroy_plaintext
@@ -30,7 +36,7 @@ from trainer.models import Phase
 from trainer.sealing.atomic_files import SHARED_MODE, replace_atomically
 from trainer.sealing.bundle import OpenedBundle
 from trainer.sealing.grant_secrets import acknowledgement
-from trainer.sealing.sealed_result import seal_result
+from trainer.sealing.sealed_result import SealedResult, open_inside, seal_result
 
 RESUMABLE_LINGER_SECONDS: Final = 30
 """How long a failure report is offered if another start goes on: SIGKILL follows the operator's SIGTERM soon, and
@@ -85,27 +91,40 @@ class HandOver:
             JobError: plaintext could not be removed, or the front ended.
         """
         outcome = with_checked_output(outcome, self.workspace, self.signer.spec)
-        failure, sealed = outcome.failure, self.ciphertext.result
+        failure = outcome.failure
         self.enter(Phase.SEALING)
         if failure is not None:
             self.workspace.make_room(keep_output=failure.code in RELEASED_ON_FAILURE)
         with self.termination.redirected_to(lambda: None):  # a signal now must not lose a finished result
             tree = gather_result(self.signer, bundle, outcome, self.workspace)
-            size = self._store(lambda: seal_result(tree, sealed, bundle.grant.result_recipients()))
-            sealed.chmod(SHARED_MODE)  # ciphertext, which the front, another user, reads
-            # Before the offer, not after it: the plaintext does not wait for the provider to pull.
-            digest = file_sha256(sealed)
+            recipients = bundle.grant.result_recipients()
+            sealed = self._store(lambda: seal_result(tree, self.ciphertext.result, recipients))
             record = EndRecord(
                 error=None if failure is None else failure.code,
-                result_sha256=digest,
-                result_bytes=size,
+                result_sha256=sealed.sha256,
+                result_bytes=sealed.size,
                 dataset_manifest_sha256=bundle.manifest.sha256(),
-                destroyed=destroy_plaintext(self.signer.keys, self.workspace),
+                destroyed={},
                 ended_at=int(time.time()),
-                acknowledgement_sha256=sha256_hex(acknowledgement(bundle.grant.secret, digest).encode()),
+                acknowledgement_sha256=sha256_hex(acknowledgement(bundle.grant.secret, sealed.sha256).encode()),
             )
-            self._store(lambda: self.record_file.save(record))
-        self.public(logs.ResultSealed(size))
+            # From here on a start that is killed leaves a finished job.
+            self._save(record)
+            record = self.destroy(record)
+        self.public(logs.ResultSealed(sealed.size))
+        return record
+
+    def destroy(self, record: EndRecord) -> EndRecord:
+        """Destroys plaintext and dataset keys; returns the record that says so.
+
+        Before the offer, not after it: the plaintext does not wait for the provider to pull.
+
+        Raises:
+            JobError: plaintext could not be removed.
+        """
+        destroyed = destroy_plaintext(self.signer.keys, self.workspace)
+        record = record.model_copy(update={"destroyed": destroyed})
+        self._save(record)
         return record
 
     def is_still_offered(self, record: EndRecord) -> bool:
@@ -115,19 +134,21 @@ class HandOver:
         """
         if not record.is_final or record.is_over:
             return False
-        with suppress(OSError):
-            # The operator stores both files; a result that is not the recorded one is not offered. No FIFO either,
-            # which would block the open for ever.
-            is_file = stat.S_ISREG(self.ciphertext.result.lstat().st_mode)
-            return is_file and file_sha256(self.ciphertext.result) == record.result_sha256
+        # The operator stores both files; a result that is not the recorded one is not offered. Opened once, and no
+        # link: what is hashed is the file that was looked at.
+        with suppress(OSError), open_inside(self.ciphertext.folder, RESULT_NAME) as result:
+            is_file = stat.S_ISREG(os.fstat(result.fileno()).st_mode)
+            return is_file and stream_sha256(result) == record.result_sha256
         return False
 
     def offer(self, record: EndRecord) -> ExitCode:
         """Offers the sealed result until it is acknowledged, or until its time is over.
 
         Raises:
-            JobError: the front ended, or the operator asked the job to end.
+            JobError: the front ended, the operator asked the job to end, or nothing was destroyed yet.
         """
+        if not record.destroyed:
+            raise JobError(ErrorCode.JOB_FAILED, "a result must not be offered before its plaintext is destroyed")
         self._publish_deletion(record)
         self.front.offer_result(
             ResultReady(
@@ -150,14 +171,24 @@ class HandOver:
 
     def _wait_acknowledged(self, record: EndRecord) -> None:
         """Waits for the acknowledgement, and records whether it came or the time of the offer is over."""
-        acknowledged = self.front.wait_acknowledged(self._remaining_seconds(record))
+        seconds, acknowledged = self._remaining_seconds(record), False
+        # An end that had no room beside its result is recorded as soon as there is some.
+        while not acknowledged and seconds > 0 and self.record_file.load() != record:
+            acknowledged = self.front.wait_acknowledged(min(seconds, _STORAGE_RETRY_SECONDS))
+            seconds = max(0.0, seconds - _STORAGE_RETRY_SECONDS)
+            self._save(record)
+        acknowledged = acknowledged or self.front.wait_acknowledged(seconds)
         # An offer that the operator cut short was not one in vain.
         expired = not acknowledged and not self.termination.signalled
         record = record.model_copy(update={"acknowledged": acknowledged, "expired": expired})
-        with _logging_errors("the end of the offer was not recorded"):
-            self.record_file.save(record)
+        self._save(record)
         if acknowledged:
             self._publish_deletion(record)
+
+    def _save(self, record: EndRecord) -> None:
+        """Records the end, if there is room: a finished result is offered all the same."""
+        with _logging_errors("the end of the job was not recorded"):
+            self.record_file.save(record)
 
     def _remaining_seconds(self, record: EndRecord) -> float:
         """Returns for how long this start offers the result: what is left of `linger_seconds`, at least a while.
@@ -185,7 +216,7 @@ class HandOver:
                 file.write(statement)
             self.front.send(DeletionReady(statement=statement.decode(), acknowledged=record.acknowledged))
 
-    def _store(self, write: Callable[[], int | None]) -> int:
+    def _store(self, write: Callable[[], SealedResult]) -> SealedResult:
         """Calls `write` until the ciphertext directory has room for what it writes; returns its result.
 
         The operator can make room, and nothing trained is lost until then.
@@ -196,7 +227,7 @@ class HandOver:
         deadline = time.monotonic() + self.linger_seconds
         while True:
             try:
-                return write() or 0
+                return write()
             except UnavailableError as error:
                 if error.code is not ErrorCode.STORAGE_FULL or time.monotonic() >= deadline:
                     raise

@@ -44,6 +44,11 @@ class JobProcesses:
     sandbox: SandboxReport
     connect: Callable[[str | None], GuestAgent]
 
+    def end_before_destruction(self) -> None:
+        """Ends the processes that write into the workspace, for a start that trains nothing."""
+        self.fetch.end()
+        self.worker.end()
+
 
 @contextmanager
 def start_processes(spec: JobSpec, paths: JobPaths, *, hub_token: str | None = None) -> Iterator[JobProcesses]:

@@ -143,6 +143,9 @@ class _Job:
             ends = EndRecordFile(self.ciphertext.end_record, record_key)
             hand_over = self._hand_over(front, signer, ends)
             if (record := ends.load()) is not None and hand_over.is_still_offered(record):
+                if not record.destroyed:  # the earlier start was killed before; its workspace is gone already
+                    processes.end_before_destruction()
+                    record = hand_over.destroy(record)
                 # Derived again by this start: nothing is opened with them, and the statement calls them destroyed.
                 keys.destroy_identities()
                 # Evidence, so that the provider can tell this start's TLS key; no upload is accepted any more.

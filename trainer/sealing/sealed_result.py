@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from trainer.sealing.age import (
     Identity,
@@ -26,20 +28,25 @@ from trainer.sealing.atomic_files import SHARED_MODE, replace_atomically
 from trainer.sealing.extraction import empty_directory, extract_member
 
 
+@dataclass(frozen=True)
+class SealedResult:
+    """Size in bytes and SHA-256 in hex of a sealed result, as it was written."""
+
+    size: int
+    sha256: str
+
+
 def seal_result(
     tree: Path, target: Path, recipients: Sequence[Recipient], *, progress: ProgressCallback | None = None
-) -> int:
+) -> SealedResult:
     """Encrypts all files below a directory, in the order of their names as UTF-8 bytes.
 
     Args:
         tree: a directory that the worker wrote. It may contain regular files and directories only; a symbolic link
             could lead to the supervisor's files.
-        target: the age file; replaced atomically, and left as it was on any error.
+        target: the age file, which everybody may read; replaced atomically, and left as it was on any error.
         recipients: the grant's; of one recipient type.
         progress: called with the number of plaintext bytes encrypted so far.
-
-    Returns:
-        Size of `target` in bytes.
 
     Raises:
         SealingError: BUNDLE_INVALID: a link or device, or a name that is not allowed in an archive.
@@ -47,14 +54,17 @@ def seal_result(
         UnavailableError: STORAGE_FULL.
     """
     with replace_atomically(target, SHARED_MODE) as sealed:
-        with encrypting_writer(sealed, recipients, progress=progress) as stream:
+        # By descriptor, and hashed on the way: at any later time another file, or a link, may have this name.
+        os.fchmod(sealed.fileno(), SHARED_MODE)
+        hashing = _HashingWriter(sealed)
+        with encrypting_writer(cast("BinaryIO", hashing), recipients, progress=progress) as stream:
             archive = ArchiveWriter(stream)
             for name in sorted(_list_files(tree), key=str.encode):
                 # The size of the opened file: by now, another process may have put another file under the name.
                 with open_inside(tree, name) as source:
                     archive.add(name, source, os.fstat(source.fileno()).st_size)
             archive.finish()
-        return sealed.tell()
+        return SealedResult(sealed.tell(), hashing.digest.hexdigest())
 
 
 def open_result(
@@ -96,6 +106,19 @@ def open_result(
             extract_member(archive, member, into / member.name)
             names.append(member.name)
         return tuple(names)
+
+
+class _HashingWriter:
+    """Writes to a file, which may take a part at a time, and hashes what it took."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> int | None:
+        written = cast("int | None", self._file.write(data))
+        self.digest.update(memoryview(data)[:written])
+        return written
 
 
 def _list_files(directory: str | os.PathLike[str], prefix: str = "") -> Iterator[str]:
