@@ -21,6 +21,9 @@ simulator's faults; `UPDATE_DOCS=1 pytest tests/attestation` writes it anew.
 Every check ends `affirmed`, `contraindicated`, `not-demanded` (the policy leaves it open) or
 `not-reached` (nothing to look at). Evidence passes only if each is `affirmed` or `not-demanded`.
 
+The compose text that these checks compare is accepted by its digest. What `trainer audit` accepts in one, and what may
+vary there, is in [audit.md](audit.md).
+
 | | code | demands | stops | attacks |
 |---|---|---|---|---|"""
 

@@ -44,12 +44,18 @@ def requirements() -> None:
 
 
 @pytest.fixture(scope="session")
-def engine(requirements: None, container_cache: Path) -> Iterator[Engine]:
+def plugins(requirements: None, container_cache: Path) -> Path:
+    """Directory with docker's command line plugins, `docker-compose` among them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "scripts"))
         image_base: Any = importlib.import_module("image_base")
     archive = next(source.address for source in image_base.apt_sources() if source.suite == image_base.SUITE)
-    running = Engine(unpack_plugins(container_cache, archive))
+    return unpack_plugins(container_cache, archive)
+
+
+@pytest.fixture(scope="session")
+def engine(plugins: Path) -> Iterator[Engine]:
+    running = Engine(plugins)
     try:
         running.start()
         yield running
