@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainer import logs
-from trainer.errors import ErrorCode
+from trainer.errors import ErrorCode, JobError
 from trainer.models import Phase
 
 CHILD = """
@@ -92,3 +92,17 @@ def test_everything_else_goes_to_the_private_log(tmp_path: Path) -> None:
     for source in ("print", "stderr", "the descriptor", "C", "the private log", "a traceback"):
         assert f"canary from {source}" in private
     assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_error_that_was_raised_on_purpose_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = StringIO()
+    monkeypatch.setattr(logs.private, "handlers", [logs.limited_handler(text)])
+    for error in (JobError(ErrorCode.FRONT_DIED, "it ended", expected="a", found="b"), ValueError("unexpected")):
+        try:
+            raise error
+        except (JobError, ValueError) as caught:
+            logs.log_error("something did not work", caught)
+    purpose, _, rest = text.getvalue().partition("\n")
+    assert purpose.endswith("something did not work: it ended: expected a, got b (front-died)")
+    assert "Traceback" in rest
+    assert "ValueError: unexpected" in rest

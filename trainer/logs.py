@@ -13,17 +13,21 @@ import os
 import re
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final, TextIO
 
-from trainer.errors import ErrorCode
+from trainer.errors import ErrorCode, TrainerError
 from trainer.models import Phase
 
 private: Final = logging.getLogger("trainer")
 """Logger for private content. It writes to the sealed log only, and drops records until that is open."""
 private.addHandler(logging.NullHandler())
 private.propagate = False
+
+MAX_REPEATS: Final = 20
+"""Records with one and the same text that the private log gets: anyone who reaches the job can cause some."""
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -185,8 +189,41 @@ def take_over_output(private_log: Path) -> PublicLog:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(process)d %(message)s"))
-    private.addHandler(handler)
+    private.addHandler(limited_handler(sys.stderr))
     private.setLevel(logging.INFO)
     return PublicLog(public_stream)
+
+
+def log_error(event: str, error: BaseException) -> None:
+    """Writes an error to the private log: one line if it was raised on purpose, else with its traceback.
+
+    Args:
+        event: what happened, without a reason.
+        error: why; its text may be private.
+    """
+    if isinstance(error, TrainerError):
+        private.warning(event + ": %s (%s)", error, error.code.value)
+    else:
+        private.error(event, exc_info=error)
+
+
+def limited_handler(stream: TextIO) -> logging.Handler:
+    """Returns a handler for the private log that writes each message at most `MAX_REPEATS` times."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(process)d %(message)s"))
+    handler.addFilter(_RepeatLimit())
+    return handler
+
+
+class _RepeatLimit(logging.Filter):
+    """Passes the first `MAX_REPEATS` records of each message; the last of them says that others are left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counts: Counter[str] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        count = self._counts[record.msg] = self._counts[record.msg] + 1
+        if count == MAX_REPEATS:
+            record.msg += " [further ones are left out]"
+        return count <= MAX_REPEATS

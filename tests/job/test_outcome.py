@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import ErrorCode, JobError
-from trainer.job.outcome import JobOutcome, _gather_tree, with_checked_output
+from trainer.job.outcome import MAX_LOG_BYTES, JobOutcome, _gather_tree, with_checked_output
 from trainer.job.workspace import Workspace, filesystem_type, open_workspace
 from trainer.spec import parse_job_spec
 
@@ -81,3 +81,16 @@ def test_logs_are_sealed_as_text(workspace: Workspace) -> None:
     assert "logs/job.log" in tree_of(workspace, ErrorCode.INTERNAL)
     (log,) = workspace.root.rglob("logs/job.log")
     assert log.read_text("utf-8") == "a \\u001b[31mred\\xff line\nnext\n"
+
+
+def test_a_log_that_grew_without_end_is_cut(workspace: Workspace) -> None:
+    """A worker writes to it as it likes; the provider reads how it began and how it ended."""
+    lines = [f"line {number}\n".encode() for number in range(MAX_LOG_BYTES // 8)]
+    workspace.private_log.write_bytes(b"".join(lines))
+    tree_of(workspace, ErrorCode.INTERNAL)
+    (log,) = workspace.root.rglob("logs/job.log")
+    text = log.read_bytes()
+    assert MAX_LOG_BYTES <= len(text) < MAX_LOG_BYTES + 200
+    assert text.startswith(b"line 0\n")
+    assert text.endswith(lines[-1])
+    assert b"\n[ %d bytes are left out ]\n" % (workspace.private_log.stat().st_size - MAX_LOG_BYTES) in text

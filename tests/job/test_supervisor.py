@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
+from trainer import logs
 from trainer.errors import ErrorCode, SealingError, TrainerError, UnavailableError
 from trainer.ipc.front_messages import StatusUpdate
 from trainer.job import supervisor as job
@@ -43,6 +45,18 @@ def test_no_upload_of_a_stranger_ends_the_job(
     refusal: TrainerError, lasts: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     outcomes: list[object] = [refusal, refusal, "opened"]
+    receiving = receiving_job(monkeypatch, tmp_path, outcomes, lasts=lasts)
+    front = Front()
+    assert receiving._receive(front, None) == "opened"  # type: ignore[arg-type, comparison-overlap]
+    told = [(status.phase, status.error) for status in front.statuses if status.phase is Phase.AWAITING_DATASET]
+    assert [error for _, error in told] == [None, refusal.code.value, refusal.code.value]
+    assert receiving.ciphertext.dataset.exists() == lasts, "what opened stays where another start may find it"
+
+
+def receiving_job(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, outcomes: list[object], *, lasts: bool
+) -> job._Job:
+    """A job that waits for a dataset; opening one ends as the next of the outcomes says."""
 
     def open_next(_keys: object) -> object:
         assert not receiving.ciphertext.dataset.exists(), "refused ciphertext does not stay"
@@ -60,8 +74,21 @@ def test_no_upload_of_a_stranger_ends_the_job(
     receiving.public = lambda _event: None  # type: ignore[assignment]
     receiving.spec = type("Spec", (), {"exchange": ExchangeSection()})()
     monkeypatch.setattr(receiving, "_open", open_next)
-    front = Front()
-    assert receiving._receive(front, None) == "opened"  # type: ignore[arg-type, comparison-overlap]
-    told = [(status.phase, status.error) for status in front.statuses if status.phase is Phase.AWAITING_DATASET]
-    assert [error for _, error in told] == [None, refusal.code.value, refusal.code.value]
-    assert receiving.ciphertext.dataset.exists() == lasts, "what opened stays where another start may find it"
+    return receiving
+
+
+def test_what_strangers_send_does_not_fill_the_log_of_a_good_result(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And it reads as what it is: an upload that was refused, not a failure of the job."""
+    refusal = SealingError(ErrorCode.NO_IDENTITY_MATCH, "for somebody else")
+    refusal.__cause__ = ValueError("canary")
+    text = StringIO()
+    handler = logs.limited_handler(text)
+    monkeypatch.setattr(logs.private, "handlers", [handler])
+    receiving_job(monkeypatch, tmp_path, [refusal] * 500 + ["opened"], lasts=False)._receive(Front(), None)  # type: ignore[arg-type]
+    lines = text.getvalue().splitlines()
+    assert len(lines) == logs.MAX_REPEATS
+    assert "Traceback" not in text.getvalue()
+    assert "an upload was refused: for somebody else (no-identity-match)" in lines[0]
+    assert "further" in lines[-1]

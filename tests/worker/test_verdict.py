@@ -8,7 +8,7 @@ import os
 import pytest
 
 from trainer.errors import ErrorCode, ExitCode, JobError
-from trainer.ipc.worker_messages import FROM_WORKER, Failed
+from trainer.ipc.worker_messages import FROM_WORKER, Failed, worker_channel
 from trainer.training.interruption import Interruption
 from trainer.worker import __main__ as worker
 
@@ -83,3 +83,27 @@ def test_a_log_that_is_full_does_not_hide_what_happened(monkeypatch: pytest.Monk
         message = FROM_WORKER.parse(events.read())
     assert isinstance(message, Failed)
     assert message.code is ErrorCode.WORKSPACE_FULL
+
+
+@pytest.mark.parametrize(
+    ("error", "traceback"),
+    [
+        (Interruption(), False),
+        (JobError(ErrorCode.TRAINING_DIVERGED, "the loss is not finite"), False),
+        (ValueError("unexpected"), True),
+    ],
+    ids=["interrupted", "on purpose", "unexpected"],
+)
+def test_only_what_nobody_expected_leaves_a_traceback(
+    error: BaseException, traceback: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_channel: object) -> ExitCode:
+        raise error
+
+    reading, writing = os.pipe()
+    worker._reporting_failure(fail, worker_channel(-1, writing))
+    os.close(writing)
+    os.close(reading)
+    text = capsys.readouterr().err
+    assert ("Traceback" in text) is traceback
+    assert traceback or text.count("\n") == 1

@@ -15,7 +15,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
@@ -32,13 +31,11 @@ from trainer.front.http.connection import (
 from trainer.front.http.control_client import ControlClient
 from trainer.front.spool_front import SpoolFront
 from trainer.ipc.front_messages import FrontFailed, Ready, front_channel
-from trainer.logs import private
+from trainer.logs import limited_handler, private
 from trainer.sandbox.confine import confine
 from trainer.sandbox.plan import SandboxPlan
 from trainer.sandbox.properties import SandboxReport
 from trainer.spec import ExchangeSection
-
-_MAX_RECORDS: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -133,22 +130,8 @@ def quiet_libraries() -> None:
     for name in ("uvicorn", "asyncio"):
         logging.getLogger(name).addHandler(logging.NullHandler())
         logging.getLogger(name).propagate = False
-    handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(_RecordLimit(_MAX_RECORDS))
-    private.addHandler(handler)
+    private.addHandler(limited_handler(sys.stderr))
     private.setLevel(logging.ERROR)
-
-
-class _RecordLimit(logging.Filter):
-    """Passes the first `count` records: a client that can trigger a bug must not fill the private log with it."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self._left = count
-
-    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 -- all the content does not matter
-        self._left -= 1
-        return self._left >= 0
 
 
 def main(arguments: list[str]) -> int:

@@ -94,10 +94,10 @@ class CheckpointStore:
             while len(self._own_steps) > self.save_total_limit:
                 self.path(self._own_steps.pop(0)).unlink(missing_ok=True)
         except TrainerError as error:
-            logs.private.exception("a checkpoint was not sealed")
+            logs.log_error("a checkpoint was not sealed", error)
             self.publish(logs.CheckpointMissed(step, error.code))
-        except OSError:
-            logs.private.exception("a checkpoint was not sealed")
+        except OSError as error:
+            logs.log_error("a checkpoint was not sealed", error)
             self.publish(logs.CheckpointMissed(step, ErrorCode.CHECKPOINT_INVALID))
         finally:
             # Plaintext in the workspace (RAM), also after an error.
@@ -127,7 +127,7 @@ class CheckpointStore:
                     raise SealingError(ErrorCode.CHECKPOINT_INVALID, "not a regular file")
                 open_checkpoint(source, into, step=step, binding=self.binding, keys=self.keys)
         except (TrainerError, OSError) as error:
-            logs.private.exception("a checkpoint was refused")
+            logs.log_error("a checkpoint was refused", error)
             code = error.code if isinstance(error, TrainerError) else ErrorCode.CHECKPOINT_INVALID
             self.publish(logs.CheckpointRefused(code))
             return False

@@ -22,7 +22,7 @@ from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError
 from trainer.ipc import front_messages as protocol
 from trainer.ipc.channel import Channel
 from trainer.job import child_process as children
-from trainer.logs import private
+from trainer.logs import log_error, private
 from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import ExchangeSection
 
@@ -149,8 +149,8 @@ class FrontProcess:
         try:
             while (message := self._channel.receive()) is not None:
                 self._handle(message)
-        except (OSError, TrainerError):
-            private.exception("the front sent something that is not a message, or closed its channel")
+        except (OSError, TrainerError) as error:
+            log_error("the front sent something that is not a message, or closed its channel", error)
         except Exception:  # noqa: BLE001 -- this thread has no caller: without the next lines, others wait in vain
             private.exception("internal error while handling a message of the front")
         with self._changed:
@@ -190,7 +190,7 @@ class FrontProcess:
             return protocol.EvidenceReply(id=request.id, evidence=evidence, error=None)
         except TrainerError as error:
             # Only the code is sent: the text of an error may quote private content.
-            private.exception("no evidence")
+            log_error("a request for evidence was refused", error)
             return protocol.EvidenceReply(id=request.id, evidence=None, error=error.code)
 
 

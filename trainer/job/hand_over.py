@@ -240,5 +240,5 @@ def _logging_errors(message: str) -> Iterator[None]:
     """Logs what could not be made or written: a finished result is offered all the same."""
     try:
         yield
-    except (TrainerError, OSError):
-        logs.private.exception(message)
+    except (TrainerError, OSError) as error:
+        logs.log_error(message, error)

@@ -5,6 +5,8 @@ The provider verifies in the opposite direction: decrypt, quote â†’ statement â†
 
 from __future__ import annotations
 
+import io
+import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -41,8 +43,8 @@ RELEASED_ON_FAILURE: Final[Mapping[ErrorCode, str]] = {
 }
 """The output directory that is sealed with a failure report, by error code; none for any other code."""
 
-
-_LOG_BLOCK: Final = 1 << 20  # characters
+MAX_LOG_BYTES: Final = 4 << 20
+"""What is sealed of a log: half of it from its beginning, half from its end."""
 
 
 @dataclass(frozen=True)
@@ -186,20 +188,26 @@ def _is_releasable(output: Path, directory: str, spec: JobSpec) -> bool:
         return False
     try:
         _require_result_files(output, directory, spec)
-    except JobError:
-        logs.private.exception("not sealed with the failure report: %s", directory)
+    except JobError as error:
+        logs.log_error(f"{directory} is not sealed with the failure report", error)
         return False
     return True
 
 
 def _copy_log(source: Path, target: Path) -> None:
-    """Copies a log as text without control characters. Processes still append to the original."""
-    with (
-        source.open(encoding="utf-8", errors="backslashreplace") as log,
-        target.open("w", encoding="utf-8") as copy,
-    ):
-        while text := log.read(_LOG_BLOCK):
-            copy.write(without_controls(text))
+    """Copies a log as text without control characters: all of it, or its beginning and its end.
+
+    Processes still append to the original, and the worker writes to it as it likes.
+    """
+    half = MAX_LOG_BYTES // 2
+    with source.open("rb") as log:
+        size = os.fstat(log.fileno()).st_size
+        data = log.read(min(size, MAX_LOG_BYTES if size <= MAX_LOG_BYTES else half))
+        if size > MAX_LOG_BYTES:
+            log.seek(size - half)
+            data += b"\n[ %d bytes are left out ]\n" % (size - MAX_LOG_BYTES) + log.read(half)
+    text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="backslashreplace").read()
+    target.write_text(without_controls(text), encoding="utf-8")
 
 
 def _add_provenance(card: Path, signer: ReceiptSigner, bundle: OpenedBundle) -> None:

@@ -88,7 +88,7 @@ def run_job(options: JobOptions) -> JobEnd:
                 job = _Job(options, spec, spec_folder, workspace, ciphertext, public, termination, limit)
                 return JobEnd(job.run(), job.can_go_on)
         except TrainerError as error:
-            logs.private.exception("the job failed before it could report to the provider")
+            logs.log_error("the job failed before it could report to the provider", error)
             public(logs.JobFailed(error.code))
             return JobEnd(error.exit_code, can_go_on=error.code in RESUMABLE)
         except Exception:  # noqa: BLE001 -- a text that nobody wrote for the public must not reach stderr
@@ -215,7 +215,7 @@ class _Job:
             try:
                 bundle = self._open(keys)
             except (SealingError, UnavailableError) as error:  # UnavailableError: larger than the workspace
-                logs.private.exception("an upload was refused")
+                logs.log_error("an upload was refused", error)
                 if is_left_over and error.code is ErrorCode.NO_IDENTITY_MATCH:
                     # Sealed to the instance key of an earlier start, which ended with it. Nothing is wrong with
                     # the dataset, but its provider has to verify this start before anything is trained.
@@ -273,7 +273,7 @@ class _Job:
                 summary = worker.train(order, self._follower(front, bundle, checkpoints))
             require_privacy_met(bundle.grant, summary)
         except TrainerError as error:
-            logs.private.exception("training failed")
+            logs.log_error("training failed", error)
             # After SIGTERM, a worker that does not save its state in time is killed: that is an interruption too.
             was_killed = self.termination.signalled and error.code is ErrorCode.WORKER_DIED
             failure = JobError(ErrorCode.INTERRUPTED, INTERRUPTED_MESSAGE) if was_killed else error

@@ -7,8 +7,8 @@ The worker reads its instructions from stdin and writes its messages to the desc
 2. It may receive a `Preparation`, and then preloads what is public (`trainer.worker.preload`).
 3. It receives a `TrainingOrder`, trains, and sends `Finished`.
 
-Each error becomes one `Failed` message with a code. The traceback goes to stderr, which the supervisor connects to
-the private log. The process exits with a code of `trainer.errors.ExitCode`.
+Each error becomes one `Failed` message with a code. The traceback of an unexpected one goes to stderr, which the
+supervisor connects to the private log. The process exits with a code of `trainer.errors.ExitCode`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,10 @@ def _reporting_failure(work: Callable[[WorkerChannel], ExitCode], channel: Worke
         failed, code = _verdict(error)
         channel.send(failed)
         with suppress(OSError):  # the log is on a tmpfs, which may be full
-            traceback.print_exc()
+            if isinstance(error, TrainerError | Interruption):
+                sys.stderr.write(f"{failed.code.value}: {failed.message}\n")
+            else:
+                traceback.print_exc()
         return code
 
 
