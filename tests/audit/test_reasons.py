@@ -129,7 +129,7 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("shared-network", on_service(networks=["n"])),
     ("device", on_service(devices=["/dev/mem:/dev/mem"])),
     ("device", on_service(device_cgroup_rules=["a *:* rwm"])),
-    ("device", on_service(deploy={"restart_policy": {"condition": "any"}})),
+    ("deploy", on_service(deploy={"restart_policy": {"condition": "any"}})),
     ("unconfined", on_service(security_opt=["seccomp:unconfined"])),
     ("unconfined", on_service(security_opt=["no-new-privileges:true", "label=disable"])),
     ("unconfined", lambda app, compose: compose["services"]["trainer"].pop("security_opt")),
@@ -296,6 +296,15 @@ def test_every_reason_has_a_case() -> None:
 )
 def test_what_only_looks_like_a_secret(edit: Edit, render: Render) -> None:
     assert "literal-secret" not in {finding.code for finding in found_in(render(edit))}
+
+
+def test_a_finding_shows_short_lists_and_the_keys_of_mappings(render: Render) -> None:
+    (names,) = found_in(render(on_app(allowed_envs=["OTHER"])))
+    (labels,) = found_in(render(on_service(labels={"a": "b", "c": "d"})))
+    assert ", got a list: OTHER, because " in names.message
+    assert ", got a mapping: a, c, because " in labels.message
+    (longer,) = found_in(render(on_service(dns=["203.0.113.5"] * 50)))
+    assert ", got a list of 50 entries, because " in longer.message
 
 
 def test_secret_values_are_never_in_findings(render: Render) -> None:

@@ -14,8 +14,8 @@ APP_REASONS: Final[tuple[Reason, ...]] = (
     Reason(
         "no-compose",
         f"runner snapshotter {EMBEDDED}",
-        "no compose file that was looked at is what runs",
-        "nothing here has looked at what it runs instead",
+        "what runs is then no compose file that was looked at",
+        "runner: docker-compose, with the compose file inside",
     ),
     Reason(
         "root-script",
@@ -77,7 +77,7 @@ APP_REASONS: Final[tuple[Reason, ...]] = (
     Reason(
         "gateway",
         "gateway_enabled tproxy_enabled",
-        "the gateway needs a key service",
+        "the gateway needs a key service, and releases read gateway_enabled to know whether it is used",
         "gateway_enabled: false in the profile sealed",
     ),
     Reason(

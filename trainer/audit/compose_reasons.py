@@ -31,7 +31,7 @@ _INTERPOLATED: Final = Reason(
 _ENGINE_SOCKET: Final = Reason(
     "engine-socket",
     "volumes use_api_socket configs secrets",
-    "who has the container engine's socket starts any container with any rights in the VM",
+    "whoever has the container engine's socket can start any container with any rights in the VM",
     "a job needs no container engine: remove it",
     Severity.CRITICAL,
     lambda deviation: deviation.place.endswith("use_api_socket") or reaches_engine(deviation),
@@ -102,9 +102,15 @@ SERVICE_REASONS: Final[tuple[Reason, ...]] = (
     ),
     Reason(
         "device",
-        "devices device_cgroup_rules gpus runtime deploy",
+        "devices device_cgroup_rules gpus runtime",
         "devices show memory and disks of the VM",
         "reserve GPUs under deploy.resources as shipped; nothing else",
+    ),
+    Reason(
+        "deploy",
+        "deploy",
+        "it sets copies, restarts, limits and devices of the container beside the reservation of GPUs",
+        "as shipped; absent without a GPU",
     ),
     Reason(
         "unconfined",

@@ -163,9 +163,22 @@ def _missing(node: Node, shipped: Node, place: str) -> Iterator[Deviation]:
 
 
 def _describe(node: Node, name: str) -> str:
-    if isinstance(node.value, tuple):
-        return "a list"
-    return "a mapping" if isinstance(node.value, Mapping) else shown(node.value, name)
+    """Returns what a finding shows of a value: elements of short lists, keys of mappings, never a secret."""
+    if isinstance(node.value, Mapping):
+        return _listed("mapping", [shown(key) for key in node.value])
+    if not isinstance(node.value, tuple):
+        return shown(node.value, name)
+    options = argument_names([each.text for each in node.value])
+    shown_elements = [
+        "…" if isinstance(each.value, tuple | Mapping) else shown(each.value, option or name)
+        for each, option in zip(node.value, options, strict=True)
+    ]
+    return _listed("list", shown_elements)
+
+
+def _listed(kind: str, words: list[str]) -> str:
+    text = ", ".join(words)
+    return f"a {kind}: {text}" if 0 < len(text) <= _MAX_SHOWN else f"a {kind} of {len(words)} entries"
 
 
 def _describe_shipped(node: Node) -> str:
