@@ -34,6 +34,18 @@ def canonical_json(value: object) -> bytes:
         raise UsageError(ErrorCode.USAGE, f"no canonical JSON form: {reason}") from error
 
 
+def exact_json(value: object) -> bytes:
+    """Returns a JSON value as text in which 1 and 1.0 differ; the canonical form writes both alike.
+
+    For validation of what was read from another format: a number must be of the type that is demanded.
+
+    Raises:
+        UsageError: as `canonical_json`.
+    """
+    canonical_json(value)
+    return json.dumps(value).encode()
+
+
 _PLAIN: Final = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False)
 # RFC 8785 numbers are IEEE doubles (section 3.2.2.3): above this, two integers may have one representation.
 _MAX_INTEGER: Final = 2**53 - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from trainer.encoding import parse_json
 
@@ -47,6 +47,16 @@ def parse_strict(adapter: TypeAdapter[_Parsed], text: bytes | str) -> _Parsed:
 
 One = Annotated[int, Field(strict=True, ge=1, le=1)]
 """The version of a format: the integer 1. `Literal[1]` accepts what compares equal to it, such as true and 1.0."""
+
+
+def _refuse_number(value: object) -> object:
+    if type(value) in (int, float):
+        raise ValueError("expected true or false, got a number")
+    return value
+
+
+NO_NUMBER: Final = BeforeValidator(_refuse_number)
+"""For `Literal[True]` and `Literal[False]`, which accept 1 and 0 as well."""
 
 Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """SHA-256 in lower-case hex, without a prefix."""

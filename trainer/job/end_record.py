@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -22,7 +22,7 @@ from pydantic import Field
 from trainer.encoding import canonical_json, parse_json
 from trainer.errors import RESUMABLE, ErrorCode
 from trainer.logs import private
-from trainer.models import Sha256Hex, Strict, UnixTime
+from trainer.models import One, Sha256Hex, Strict, UnixTime
 from trainer.receipt.deletion import DestroyedItem
 from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
 
@@ -48,7 +48,7 @@ class EndRecord(Strict):
             before anything was.
     """
 
-    version: Literal[1] = 1
+    version: One = 1
     error: Annotated[ErrorCode, Field(strict=False)] | None
     result_sha256: Sha256Hex
     result_bytes: Annotated[int, Field(ge=0, le=2**53 - 1)]

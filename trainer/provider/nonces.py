@@ -11,13 +11,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from trainer.encoding import canonical_json, parse_json, sha256_hex
 from trainer.errors import TrainerError
-from trainer.models import Sha256Hex, Strict, UnixTime
+from trainer.models import One, Sha256Hex, Strict, UnixTime
 from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
 
 RETENTION_SECONDS: Final = 31 * 86400
@@ -38,7 +38,7 @@ class SpentNonce(Strict):
 class SpentNonces(Strict):
     """The remembered nonces, oldest first."""
 
-    version: Literal[1] = 1
+    version: One = 1
     spent: Annotated[tuple[SpentNonce, ...], Field(max_length=MAX_NONCES)] = ()
 
     def find_evidence(self, nonce: str) -> str | None:

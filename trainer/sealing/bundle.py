@@ -14,14 +14,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, BinaryIO, Final, Literal, TypeVar
+from typing import Annotated, BinaryIO, Final, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from trainer.attestation.evidence import AgeRecipient
 from trainer.encoding import canonical_json, parse_json, sha256_hex
 from trainer.errors import ErrorCode, UsageError
-from trainer.models import Sha256Hex, Strict, UnixTime
+from trainer.models import One, Sha256Hex, Strict, UnixTime
 from trainer.sealing.age import Recipient, parse_recipient
 from trainer.sealing.archive import (
     MAX_NAME_BYTES,
@@ -75,7 +75,7 @@ class Grant(Strict):
     whose configuration, environment and HTTP headers name none.
     """
 
-    version: Literal[1]
+    version: One
     job_spec_sha256: Sha256Hex
     recipients: Annotated[tuple[AgeRecipient, ...], Field(min_length=1, max_length=16)]
     """Who may open the result: age recipients of one recipient type."""
@@ -125,7 +125,7 @@ class ManifestFile(Strict):
 class Manifest(Strict):
     """`manifest.json`: digest and size of each data file, by its name relative to `data/`."""
 
-    version: Literal[1]
+    version: One
     files: Annotated[dict[DataName, ManifestFile], Field(min_length=1)]
 
     def canonical(self) -> bytes:

@@ -17,13 +17,13 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, BinaryIO, Final, Literal
+from typing import Annotated, BinaryIO, Final
 
 from pydantic import Field, ValidationError
 
 from trainer.encoding import canonical_json, parse_json, stream_sha256
 from trainer.errors import ErrorCode, SealingError, UsageError
-from trainer.models import MAX_STATUS_STEPS, Sha256Hex, Strict
+from trainer.models import MAX_STATUS_STEPS, One, Sha256Hex, Strict
 from trainer.sealing.age import Identity, decrypting_reader, encrypting_writer, identity_from_seed
 from trainer.sealing.archive import ArchiveLimits, ArchiveReader, ArchiveWriter
 from trainer.sealing.atomic_files import SHARED_MODE, replace_atomically, translate_storage_errors
@@ -56,7 +56,7 @@ class CheckpointFile(Strict):
 class CheckpointHeader(Strict):
     """`checkpoint.json`; `tag` authenticates all other fields."""
 
-    version: Literal[1]
+    version: One
     step: Annotated[int, Field(ge=1, le=MAX_STATUS_STEPS)]
     binding: CheckpointBinding
     files: Annotated[dict[_FileName, CheckpointFile], Field(min_length=1, max_length=MAX_FILES)]

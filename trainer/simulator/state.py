@@ -16,7 +16,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, ValidationError
 
 from trainer.errors import ErrorCode, UsageError
-from trainer.models import Strict
+from trainer.models import One, Strict
 from trainer.simulator.agent import SimulatedVm, VmOptions, simulated_measurements
 
 STATE_FILE: Final = "state.json"
@@ -34,7 +34,7 @@ class SimulatorState(Strict):
     The app key is derived from seed and app id; the stored public key detects that the two do not belong together.
     """
 
-    version: Literal[1]
+    version: One
     warning: Literal["DEVELOPMENT ONLY: this seed signs quotes of a simulated VM"]
     seed: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     app_id: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]

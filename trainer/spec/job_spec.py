@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Final, Self
 
 from pydantic import ValidationError, model_validator
 
-from trainer.encoding import canonical_json, sha256_hex
+from trainer.encoding import canonical_json, exact_json, sha256_hex
 from trainer.errors import ErrorCode, UsageError
-from trainer.models import Strict
+from trainer.models import One, Strict
 from trainer.spec.data_section import DataSection, check_method
 from trainer.spec.exchange_section import ExchangeSection
 from trainer.spec.key_hints import meant_key
@@ -28,7 +28,7 @@ MAX_SPEC_BYTES: Final = 1 << 18
 class JobSpec(Strict):
     """A complete job spec: one attribute for each section of job.yaml."""
 
-    version: Literal[1]
+    version: One
     model: ModelSection
     lora: LoraSection = LoraSection()
     data: DataSection = DataSection()
@@ -81,7 +81,7 @@ def parse_job_spec(data: bytes) -> JobSpec:
     document = parse_yaml(data, what="job spec", limit=MAX_SPEC_BYTES, code=ErrorCode.SPEC_INVALID)
     # Validated as JSON, where strict mode takes arrays for tuples and text for enums, which YAML has no types for.
     try:
-        return JobSpec.model_validate_json(canonical_json(document))
+        return JobSpec.model_validate_json(exact_json(document))
     except ValidationError as error:
         raise _spec_error(error) from error
 

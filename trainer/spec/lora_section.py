@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.models import Strict
+from trainer.models import NO_NUMBER, Strict
 
 
 class LoraSection(Strict):
@@ -27,7 +27,7 @@ class LoraSection(Strict):
     use_rslora: bool = False
     use_dora: bool = False
     init_lora_weights: (
-        Literal[True, "gaussian", "orthogonal", "olora", "pissa"]
+        Annotated[Literal[True, "gaussian", "orthogonal", "olora", "pissa"], NO_NUMBER]
         | Annotated[str, Field(pattern=r"^pissa_niter_[1-9][0-9]?$")]
     ) = True
 

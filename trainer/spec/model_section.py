@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from trainer.models import Sha256Hex, Strict
+from trainer.models import NO_NUMBER, Sha256Hex, Strict
 
 MODEL_FILE_SUFFIXES: Final = (".safetensors", ".json", ".txt", ".model", ".jinja")
 """Suffixes of the files of a base model. Pickles and code have other suffixes and are refused by name."""
@@ -43,7 +43,7 @@ class ModelSection(Strict):
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
     load_in_4bit: bool = False
     load_in_8bit: bool = False
-    trust_remote_code: Literal[False] = False
+    trust_remote_code: Annotated[Literal[False], NO_NUMBER] = False
     license: Annotated[str, Field(pattern=r"^[\w. +-]{1,128}$")] | None = None
     """Licence of the base model, for the adapter's model card."""
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import torch
 from pydantic import Field, JsonValue, ValidationError
@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.errors import ErrorCode, JobError
-from trainer.models import MAX_STATUS_STEPS, Strict
+from trainer.models import MAX_STATUS_STEPS, One, Strict
 from trainer.training.early_stopping import BestEvaluation
 from trainer.training.events import CheckpointWritten, EventHandler, MetricsMeasured
 from trainer.training.interruption import Interrupts
@@ -54,7 +54,7 @@ class _BestDocument(Strict):
 class _StateDocument(Strict):
     """`state.json`. The tensors beside it are named `adapter/I`, `best/I`, `random/I` and `optimizer/PATH`."""
 
-    version: Literal[1]
+    version: One
     step: Annotated[int, Field(ge=1, le=MAX_STATUS_STEPS)]
     parameters: tuple[str, ...]
     optimizer: JsonValue

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 from pydantic import Field, TypeAdapter
 
@@ -68,7 +68,7 @@ class _LoggedEvent(Strict):
     digest: Digest384 = ""
     event: Annotated[str, Field(max_length=256)]
     event_payload: Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$", max_length=1 << 17)]
-    version: Literal[1, 2] = 1
+    version: Annotated[int, Field(ge=1, le=2)] = 1
     preimage: Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$", max_length=1 << 17)] | None = None
 
 

@@ -17,7 +17,7 @@ import re
 import struct
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import cbor2
 from pydantic import ConfigDict, Field, TypeAdapter
@@ -115,7 +115,7 @@ class _Image(Strict):
 class _Measurement(Strict):
     """`measurement.tdx.cbor`."""
 
-    version: Literal[3]
+    version: Annotated[int, Field(ge=3, le=3)]
     tdvf: _Firmware
     image: _Image
 

@@ -25,9 +25,9 @@ from trainer.attestation.policy.sections import (
 )
 from trainer.attestation.tdx.collateral import INTEL_ROOT_KEY_ID
 from trainer.attestation.tdx.pem_chain import root_key_id
-from trainer.encoding import canonical_json, sha256_hex
+from trainer.encoding import canonical_json, exact_json, sha256_hex
 from trainer.errors import ErrorCode, UsageError
-from trainer.models import Sha256Hex, Strict
+from trainer.models import One, Sha256Hex, Strict
 from trainer.strict_yaml import parse_yaml
 
 MAX_POLICY_BYTES: Final = 1 << 20
@@ -82,7 +82,7 @@ class Policy(Strict):
     The description of each field is the comment above it in a policy.yaml.
     """
 
-    version: Literal[1] = Field(
+    version: One = Field(
         description="What a job must prove before data is sealed to it. `any` leaves a point open, visibly."
     )
     trust_root: Literal["intel"] | TrustRoot = Field(
@@ -157,7 +157,7 @@ def parse_policy(data: bytes, *, read_file: Callable[[str], bytes]) -> Policy:
         inlined["gpu"] = inline_gpu_files(inlined["gpu"], read_file)
     # Through JSON, as the strict models take a YAML list for a tuple only from there.
     try:
-        return Policy.model_validate_json(canonical_json(inlined))
+        return Policy.model_validate_json(exact_json(inlined))
     except ValidationError as error:
         raise _policy_error(error) from None
 

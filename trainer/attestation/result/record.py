@@ -8,8 +8,9 @@ evidence. If the file was out of the provider's hands, compare `Record.policy` w
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 from pydantic import Field, JsonValue, TypeAdapter
 
@@ -23,13 +24,13 @@ from trainer.attestation.result.ear import BUILD, VERIFIER_ID, ear_document
 from trainer.attestation.verifier import appraise
 from trainer.encoding import canonical_json, parse_json
 from trainer.errors import ErrorCode, VerificationError
-from trainer.models import Nonce, Sha256Hex, Strict, UnixTime, parse_strict
+from trainer.models import Nonce, One, Sha256Hex, Strict, UnixTime, parse_strict
 
 MAX_RECORD_BYTES: Final = MAX_EVIDENCE_BYTES + MAX_POLICY_BYTES + (32 << 20)
 
 
 class _RecordDocument(Strict):
-    version: Literal[2]
+    version: One
     evidence: Evidence
     collateral: Annotated[str, Field(max_length=4 << 20)]
     endorsements: GpuEndorsementsDocument
@@ -78,7 +79,7 @@ def save_record(record: Record) -> bytes:
             ErrorCode.EVIDENCE_INVALID, "the collateral", expected="JSON text", found="binary data"
         ) from None
     document = _RecordDocument(
-        version=2,
+        version=1,
         evidence=record.evidence,
         collateral=collateral,
         endorsements=GpuEndorsementsDocument.of(record.endorsements),
@@ -140,7 +141,7 @@ def load_record(data: bytes) -> Record:
     )
     # Only the build may differ: another version of this tool may have written the record.
     repeated, recorded = ear_document(result), document.result
-    if {**recorded, VERIFIER_ID: None} != {**repeated, VERIFIER_ID: None}:
+    if _text_of(recorded) != _text_of(repeated):
         status = recorded.get("status")
         raise VerificationError(
             ErrorCode.VERIFICATION_FAILED,
@@ -150,6 +151,11 @@ def load_record(data: bytes) -> Record:
             hint="verify the job again",
         )
     return Record(result, document.evidence, collateral, document.policy, endorsements)
+
+
+def _text_of(result: dict[str, JsonValue]) -> str:
+    """Returns what is compared of a result: JSON, in which 1, 1.0 and true differ, as they do not in Python."""
+    return json.dumps({**result, VERIFIER_ID: None}, sort_keys=True)
 
 
 def reappraise(record: Record, *, now: int, policy: Policy | None = None, nonce: str | None = None) -> Record:

@@ -12,13 +12,13 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, BinaryIO, Final, Literal, Self
+from typing import Annotated, BinaryIO, Final, Self
 
 import httpx
 from pydantic import Field, ValidationError
 
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError, UsageError
-from trainer.models import Sha256Hex, Strict
+from trainer.models import One, Sha256Hex, Strict
 from trainer.provider.transport.carrier import Progress
 from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
 
@@ -37,7 +37,7 @@ class UploadState(Strict):
     them never share it.
     """
 
-    version: Literal[1] = 1
+    version: One = 1
     url: str
     peer_spki_sha256: Sha256Hex
     location: Annotated[str, Field(pattern=r"^/dataset/[0-9a-f]{32}$")]

@@ -1,0 +1,156 @@
+"""An integer is an integer: true, 1.0 and "1" stand for no number in any format, at no place of it."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import pkgutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+import trainer
+from trainer.attestation.dstack.event_log import parse_event_log
+from trainer.attestation.evidence import parse_evidence, parse_statement_evidence
+from trainer.attestation.policy import parse_policy, policy_yaml
+from trainer.attestation.result.record import Record, load_record, save_record
+from trainer.errors import ErrorCode, TrainerError
+from trainer.models import NO_NUMBER
+from trainer.simulator.appraisal_world import honest_world
+from trainer.spec import parse_job_spec
+from trainer.strict_yaml import parse_yaml
+
+SOURCES = sorted(Path(trainer.__file__).parent.rglob("*.py"))
+TRAINING_STACK = ("trainer.training", "trainer.worker", "trainer.fetch.__main__", "trainer.front.__main__")
+WORLD = honest_world().without_reports()  # of a GPU that the root of the tests certifies
+JOB_SPEC = {
+    "version": 1,
+    "model": {
+        "model_name_or_path": "./model",
+        "model_file_sha256": {"config.json": "a" * 64, "model.safetensors": "b" * 64},
+    },
+    "train": {"max_steps": 20, "seed": 1},
+}
+
+Parser = Callable[[bytes], object]
+
+
+def models() -> list[type[BaseModel]]:
+    """Every pydantic model of the package, but for those that need the training stack."""
+    found: set[type[BaseModel]] = set()
+    for module in pkgutil.walk_packages(trainer.__path__, "trainer."):
+        if not module.name.startswith(TRAINING_STACK) and not module.name.endswith("__main__"):
+            members = vars(importlib.import_module(module.name)).values()
+            found |= {each for each in members if inspect.isclass(each) and issubclass(each, BaseModel)}
+    return sorted(
+        (each for each in found if each.__module__.startswith("trainer")), key=lambda each: each.__name__
+    )
+
+
+def schemas(node: Any, kind: str) -> Iterator[dict[str, Any]]:
+    """Every part of a pydantic schema of this kind, within this model alone."""
+    if isinstance(node, dict):
+        if node.get("type") == kind:
+            yield node
+        for key, value in node.items():
+            if key != "metadata":
+                yield from schemas(value, kind)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from schemas(value, kind)
+
+
+def test_no_number_of_a_model_is_compared_for_equality_alone() -> None:
+    """`Literal[1]` takes what equals 1; also of the models that need the training stack."""
+    found = [
+        f"{path.name}:{each.lineno}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef)
+        for annotated in node.body
+        if isinstance(annotated, ast.AnnAssign)
+        for each in ast.walk(annotated.annotation)
+        if isinstance(each, ast.Subscript) and isinstance(each.value, ast.Name) and each.value.id == "Literal"
+        for constant in ast.walk(each.slice)
+        if isinstance(constant, ast.Constant)
+        and isinstance(constant.value, int | float)
+        and (not isinstance(constant.value, bool) or "NO_NUMBER" not in ast.unparse(annotated.annotation))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("model", models(), ids=lambda model: model.__name__)
+def test_every_model_with_a_number_is_strict(model: type[BaseModel]) -> None:
+    numbers = list(schemas(model.__pydantic_core_schema__, "int"))
+    assert not any(number.get("strict") is False for number in numbers)
+    if numbers:
+        assert model.model_config.get("strict"), "true and 1.0 would be taken for integers"
+
+
+@pytest.mark.parametrize(
+    ("literal", "annotation"),
+    [(True, Annotated[Literal[True], NO_NUMBER]), (False, Annotated[Literal[False], NO_NUMBER])],
+)
+def test_a_number_is_no_truth(literal: bool, annotation: Any) -> None:
+    adapter: TypeAdapter[bool] = TypeAdapter(annotation)
+    assert adapter.validate_json(json.dumps(literal)) is literal
+    for number in (int(literal), float(literal)):
+        with pytest.raises(ValidationError):
+            adapter.validate_json(json.dumps(number))
+
+
+def documents() -> dict[str, tuple[Any, Parser]]:
+    """Documents that are read from outside, each with its reader."""
+    record = Record(WORLD.appraise(), WORLD.evidence(), WORLD.collateral, WORLD.policy)
+    policy = parse_yaml(policy_yaml(WORLD.policy).encode(), what="policy", limit=1 << 20, code=ErrorCode.USAGE)
+    return {
+        "evidence": (json.loads(WORLD.evidence().canonical()), parse_evidence),
+        "statement evidence": (json.loads(WORLD.receipt_evidence().canonical()), parse_statement_evidence),
+        "event log": (json.loads(WORLD.evidence().event_log), lambda data: parse_event_log(data.decode())),
+        "record": (json.loads(save_record(record)), load_record),
+        "policy": (policy, lambda data: parse_policy(data, read_file=_no_file)),
+        "job spec": (JOB_SPEC, parse_job_spec),
+    }
+
+
+def _no_file(name: str) -> bytes:
+    raise AssertionError(name)
+
+
+def number_paths(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The places of a document that hold an integer."""
+    if type(node) is int:
+        yield path
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        yield from number_paths(value, (*path, key))
+
+
+def altered(document: Any, path: tuple[Any, ...], value: object) -> bytes:
+    copy = json.loads(json.dumps(document))
+    node = copy
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    return json.dumps(copy).encode()
+
+
+@pytest.mark.parametrize("name", documents())
+def test_what_is_no_integer_is_refused_wherever_one_stands(name: str) -> None:
+    document, parse = documents()[name]
+    parse(json.dumps(document).encode())
+    # One of each place in a list, such as the events of a log.
+    places = {tuple(key for key in path if not isinstance(key, int)): path for path in number_paths(document)}
+    assert places
+    for path in places.values():
+        value = document
+        for key in path:
+            value = value[key]
+        for other in (bool(value), float(value), str(value)):
+            with pytest.raises((TrainerError, ValueError)):
+                parse(altered(document, path, other))
