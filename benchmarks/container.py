@@ -92,7 +92,8 @@ class Job:
         ):
             compose = compose.replace(old, new)
         (folder / "docker-compose.yaml").write_text(compose)
-        self.trainer("job", "render", "job.yaml", "docker-compose.yaml", "--write-compose", "-o", "app.json")
+        kms = ("--profile", "kms", "--key-provider-id", "ab" * 32)
+        self.trainer("job", "render", "job.yaml", "docker-compose.yaml", "--write-compose", *kms, "-o", "app.json")
 
     def trainer(self, *arguments: object) -> str:
         """Run a command of the operator or the provider."""
@@ -113,11 +114,13 @@ class Job:
         command = [sys.executable, "-m", "trainer", "simulate", *map(str, arguments)]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as agent:
             try:
-                while not (state / "measurements.json").exists():
+                while not (state / "key-service.json").exists():
                     time.sleep(0.1)
                 self.trainer("keygen", "-o", "provider.key")
+                pins = json.loads((state / "key-service.json").read_bytes())
                 self.trainer(
                     "policy", "init", "--app-compose", "app.json", "--job", "job.yaml", "--recipient", "derived",
+                    "--kms-root-key", pins["kms_root_key"], "--app-id", pins["app_id"],
                     "--trust-root", state / "root.pem", "--collateral", state / "collateral.json",
                     "--measurements", state / "measurements.json", "--no-gpu", "-o", "policy.yaml",
                 )  # fmt: skip

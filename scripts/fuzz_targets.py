@@ -42,7 +42,7 @@ from trainer.attestation.policy.policy_text import explain, read_measurements
 from trainer.attestation.result.record import load_record
 from trainer.attestation.tdx.collateral import parse_collateral
 from trainer.attestation.tdx.quote_verification import QuoteRefused, parse_quote, verify_quote
-from trainer.attestation.tdx.td_report import attribute_names, xfam_acceptable
+from trainer.attestation.tdx.td_report import XFAM_KNOWN, attribute_names, xfam_acceptable
 from trainer.attestation.verifier import appraise
 from trainer.audit import audit_compose
 from trainer.encoding import canonical_json, parse_json, sha256_hex
@@ -111,7 +111,7 @@ def _runtime_event(name: str, payload: bytes) -> Event:
 def _quote(data: bytes) -> None:
     report = parse_quote(data).report
     attribute_names(report.td_attributes)
-    xfam_acceptable(report.xfam)
+    xfam_acceptable(report.xfam, XFAM_KNOWN)
 
 
 def _verified_quote(data: bytes) -> None:

@@ -16,6 +16,7 @@ OTHER_OS = OsSection(
     measurements=(OsMeasurements(mrtd="00" * 48, rtmr0="00" * 48, rtmr1="00" * 48, rtmr2="00" * 48),)
 )
 
+
 ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "another MRTD": ("os-measurements", lambda w: w.change(td={"mrtd": bytes(48)})),
     "another RTMR0": ("os-measurements", lambda w: w.change(td={"rtmr0": bytes(48)})),
@@ -78,5 +79,32 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "a key provider event of another form": (
         "key-provider",
         lambda w: measuring(w, replaced("key-provider", b"kms")),
+    ),
+    "a key service where there must be none": (
+        "key-provider",
+        lambda w: w.demanding("app", key_provider=KeyProviderDemand(name="none", id="")),
+    ),
+    "a key service of the operator's own": (
+        "key-provider",
+        lambda w: measuring(w, replaced("key-provider", b'{"name": "kms", "id": "0b"}')),
+    ),
+    "keys of a key service where none must have issued them": (
+        "key-chain",
+        lambda w: w.demanding("app", kms_root_key="none"),
+    ),
+    "no clean start": ("init-scripts", lambda w: w.demanding("app", init_script_sha256=("00" * 32,))),
+    "a script where there must be none": ("init-scripts", lambda w: w.demanding("app", init_script_sha256=())),
+    "another script measured than the text has": (
+        "init-scripts",
+        lambda w: measuring(w, replaced("init-script-hash", bytes(32))),
+    ),
+    "a second script measured": (
+        "init-scripts",
+        lambda w: measuring(
+            w,
+            lambda events: events.insert(
+                index_of(events, "init-script-hash"), RuntimeEvent("init-script-hash", bytes(32))
+            ),
+        ),
     ),
 }

@@ -12,6 +12,20 @@ from tests.attestation.tampering import altered, another_gpu, gpu_event, measuri
 if TYPE_CHECKING:
     from trainer.simulator.appraisal_world import World
 
+
+def without_fwid(world: World) -> World:
+    """A GPU whose firmware is of an older release, which does not name itself."""
+    return world.with_gpu(opaque={kind: value for kind, value in world.bench.opaque.items() if kind != 20})
+
+
+def two_gpus(world: World, opaque: dict[int, bytes]) -> World:
+    """A GPU that names no firmware, and another one with other opaque fields."""
+    older = without_fwid(world).gpu.fresh
+    chain = renamed(world.bench.leaf, scalar=2005), renamed(world.bench.ca, scalar=2006), world.bench.root
+    changed = world.bench.answer(*chain, opaque=opaque)
+    return world.answering(*older, changed).demanding("gpu", boot="any", count=2)
+
+
 ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "other fresh GPU evidence": (
         "gpu-evidence",
@@ -36,6 +50,7 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
         lambda w: measuring(w, replaced("gpu-attestation", gpu_event(cc_mode="off"))),
     ),
     "a GPU report with a byte too many": ("gpu-report-format", lambda w: w.with_gpu(tail=b"!")),
+    "a GPU report with content after zeros": ("gpu-report-format", lambda w: w.with_gpu(tail=bytes(9) + b"!")),
     "GPU certificates of a home-made root": (
         "gpu-report-chain",
         lambda w: w.with_gpu(w.bench.leaf, w.bench.ca, renamed(w.bench.root, scalar=2001)),
@@ -78,6 +93,11 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "a GPU certificate without firmware id": (
         "gpu-report-fwid",
         lambda w: w.with_gpu(renamed(w.bench.leaf, extensions=()), w.bench.ca, w.bench.root),
+    ),
+    "a GPU report that names no firmware": ("gpu-report-fwid", without_fwid),
+    "no firmware named by one GPU, and a false one by the next, where the policy leaves it open": (
+        "gpu-report-fwid",
+        lambda w: two_gpus(w, w.bench.opaque | {20: bytes(48)}).demanding("gpu", firmware_id="any"),
     ),
     "no fresh GPU report": ("gpu-report-count", lambda w: w.answering()),
     "one GPU that answers for two": (

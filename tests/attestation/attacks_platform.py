@@ -50,6 +50,7 @@ def reworded(world: World, old: bytes, new: bytes) -> World:
 
 
 ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
+    "a machine that nobody listed": ("platform-ppid", lambda w: w.demanding("platform", ppid=("00" * 16,))),
     "not a quote": ("quote-format", lambda w: w.change(quote=b"\x04\0quote")),
     "an SGX quote": ("quote-format", lambda w: w.change(quote=flipped(w, 4))),
     "another vendor's quoting enclave": ("quote-format", lambda w: w.change(quote=flipped(w, 12))),

@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.attestation.tampering import honest_quote, outdated, with_module
+from tests.attestation.attacks_gpu import without_fwid
+from tests.attestation.tampering import honest_quote, measuring, outdated, removed, with_module
 from trainer.attestation import verifier
+from trainer.attestation.catalogue import DEFINITIONS
 from trainer.attestation.checks import CheckState
 from trainer.attestation.claims.binding import gpu_evidence_sha256
 from trainer.attestation.evidence import GpuEvidence
 from trainer.errors import ErrorCode, VerificationError
 from trainer.simulator.agent import Release, SimulatedVm, VmOptions
+from trainer.simulator.appraisal_world import SEALED_COMPOSE, SEED
 from trainer.simulator.gpu_evidence import GPU_BOOT
 
 World = Any  # conftest.World
@@ -67,6 +70,72 @@ def test_an_out_of_date_module_counts_with_its_own_date(world: World) -> None:
     assert changed.demanding("tcb", accepted_statuses=("OutOfDate",), grace_days=3650).contraindicated() == []
 
 
+def sealed_world(make_world: Callable[..., World], **changes: Any) -> World:
+    """An honest VM that makes its keys itself."""
+    options = VmOptions(gpu_attestation=GPU_BOOT, image="dstack-0.6.0", **changes)
+    return make_world(vm=SimulatedVm(SEALED_COMPOSE, SEED, options=options))
+
+
+def test_a_vm_without_a_key_service_is_affirmed_where_none_is_demanded(make_world: Callable[..., World]) -> None:
+    world = sealed_world(make_world)
+    result = world.appraise()
+    left_open = [check.code for check in result.checks if check.state is not CheckState.AFFIRMED]
+    assert left_open == [*UNENDORSED]
+    assert result.status == "pass"
+    assert result.check("key-provider").found == "none "
+
+
+def test_the_two_profiles_are_refused_under_the_policy_of_the_other(
+    world: World, make_world: Callable[..., World]
+) -> None:
+    sealed = sealed_world(make_world)
+    expected = ["compose-accepted", "app-id", "key-provider", "key-chain", "init-scripts"]
+    assert world.change(policy=sealed.policy).contraindicated() == expected
+    assert sealed.change(policy=world.policy).contraindicated() == expected
+
+
+def test_another_version_of_a_sealed_app_has_another_app_id(make_world: Callable[..., World]) -> None:
+    world = sealed_world(make_world)
+    other = SimulatedVm(SEALED_COMPOSE + " ", SEED, app_id=world.vm.app_id, options=world.vm.options)
+    assert "app-id" in world.change(vm=other).contraindicated()
+
+
+def test_a_guest_that_measures_no_script_is_judged_by_the_text(world: World) -> None:
+    older = measuring(world, removed("init-script-hash"))
+    assert older.contraindicated() == []
+    assert older.state("init-scripts").detail == "the guest measures no script by itself"
+    unreadable = older.showing(app_compose="{").state("init-scripts")
+    assert (unreadable.state, unreadable.found) == (CheckState.CONTRAINDICATED, "not readable")
+
+
+@pytest.mark.parametrize("allowed", [("CET",), ("UINTR",), ("CET", "UINTR")])
+def test_cpu_state_that_a_policy_allows_is_accepted(world: World, allowed: tuple[str, ...]) -> None:
+    bits = sum({"CET": 0x1800, "UINTR": 0x4000}[name] for name in allowed)
+    changed = world.change(td={"xfam": (0x602E7 | bits).to_bytes(8, "little")})
+    assert changed.demanding("platform", xfam=allowed).contraindicated() == []
+    assert "platform.xfam" in str(DEFINITIONS["td-xfam"].hint)
+
+
+@pytest.mark.parametrize("zeros", [1, 99])
+def test_zeros_after_a_gpu_report_are_padding(world: World, zeros: int) -> None:
+    assert world.with_gpu(tail=bytes(zeros)).contraindicated() == []
+
+
+def test_a_gpu_report_that_names_no_firmware_is_accepted_if_the_policy_leaves_it_open(world: World) -> None:
+    older = without_fwid(world).demanding("gpu", firmware_id="any")
+    assert older.contraindicated() == []
+    assert older.state("gpu-report-fwid").state is CheckState.NOT_DEMANDED
+    assert world.demanding("gpu", firmware_id="any").state("gpu-report-fwid").state is CheckState.AFFIRMED
+
+
+def test_a_development_root_is_in_the_result(world: World) -> None:
+    result = world.appraise()
+    assert result.development_root
+    assert any("imitate a TEE" in caution for caution in result.cautions)
+    genuine = world.opened("trust_root", "intel").appraise()
+    assert (genuine.development_root, genuine.cautions) == (False, ())
+
+
 def test_zeros_after_the_quote_are_padding(world: World) -> None:
     assert world.change(quote=honest_quote(world) + bytes(70)).contraindicated() == []
 
@@ -98,6 +167,8 @@ OPENINGS: dict[str, Callable[[World], World]] = {
     "app-id": lambda w: w.demanding("app", app_id="any"),
     "key-provider": lambda w: w.demanding("app", key_provider="any"),
     "key-chain": lambda w: w.demanding("app", kms_root_key="any"),
+    "init-scripts": lambda w: w.demanding("app", init_script_sha256="any"),
+    "platform-ppid": lambda w: w.demanding("platform", ppid="any"),
     "tls-key": lambda w: w.change(peer=None),
     "gpu-required": lambda w: w.demanding("gpu", required=False),
     "gpu-report-versions": lambda w: w.demanding("gpu", min_driver_version="any", min_vbios_version="any"),

@@ -19,6 +19,7 @@ from trainer.attestation.evidence import GpuEvidence
 from trainer.errors import ErrorCode, UnavailableError, UsageError
 from trainer.job.job_keys import derive_keys
 from trainer.simulator.agent import Release, SimulatedVm, VmOptions
+from trainer.simulator.appraisal_world import APP_COMPOSE, SEALED_COMPOSE
 from trainer.simulator.fault import Fault
 from trainer.simulator.faults import FAULTS, find_faults
 from trainer.simulator.state import open_vm
@@ -28,7 +29,7 @@ from trainer.tee.quoted_evidence import collect
 if TYPE_CHECKING:
     from trainer.simulator.appraisal_world import World
 
-COMPOSE = '{"name": "demo", "docker_compose_file": "services: {}"}'
+COMPOSE = APP_COMPOSE
 SERVED_SECONDS = 30
 
 OTHER_FORMS = (
@@ -89,6 +90,12 @@ def test_names_are_unique_and_unknown_ones_refused() -> None:
 def test_a_lie_about_something_that_is_not_there_is_refused() -> None:
     with pytest.raises(UsageError, match="gpu-attestation"):
         SimulatedVm(COMPOSE, bytes(32), options=VmOptions(faults=find_faults(["gpu-cc-off"])))
+
+
+@pytest.mark.parametrize("name", ["unsigned-key", "key-service", "init-script"])
+def test_a_lie_about_a_key_service_needs_one(name: str) -> None:
+    with pytest.raises(UsageError):
+        SimulatedVm(SEALED_COMPOSE, bytes(32), options=VmOptions(faults=find_faults([name])))
 
 
 @contextmanager

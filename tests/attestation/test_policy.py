@@ -18,14 +18,19 @@ from trainer.attestation.policy import (
     CollateralDocument,
     CollateralUrl,
     GpuSection,
+    KeyProviderDemand,
+    KeyServicePins,
     OsMeasurements,
     OsSection,
+    PlatformSection,
     Policy,
     ServiceUrl,
+    cautions,
     explain,
     parse_policy,
     policy_yaml,
     read_measurements,
+    strict_app,
     strict_policy,
 )
 from trainer.encoding import sha256_hex
@@ -80,12 +85,14 @@ tcb:
   min_evaluation_number: 17
   refused_advisories: []
   mr_seam: any
+platform: {ppid: any, xfam: []}
 app:
   compose_sha256: [ad2298520a3daa07d03743d7172d5a9f8106fb81c275201c378467c7fcabe080]
   job_spec_sha256: [abababababababababababababababababababababababababababababababab]
-  app_id: any
-  key_provider: any
-  kms_root_key: any
+  app_id: ad2298520a3daa07d03743d7172d5a9f8106fb81
+  key_provider: {name: none, id: ""}
+  kms_root_key: none
+  init_script_sha256: []
   recipient: instance
 os: {image_sha256: [e6f5cfec20c02e7b97baa213d0f718020b55e040172d90ccbcb946d56c8b09db]}
 gpu:
@@ -97,6 +104,7 @@ gpu:
   min_driver_version: "550.90.07"
   min_vbios_version: any
   devtools: refused
+  firmware_id: required
   reference_values: any
   revocation: any
 sandbox: [landlock, seccomp]
@@ -111,7 +119,8 @@ def test_the_example_in_the_specification_is_a_policy() -> None:
 
 def test_a_strict_policy_reads_back_from_its_text(world: World) -> None:
     document = CollateralDocument(document=world.collateral.decode())
-    policy = strict_policy(COMPOSE, [job_spec()], trust_root_pem=world.vm.pki.root_pem, collateral=document)
+    app = strict_app(COMPOSE, [job_spec()])
+    policy = strict_policy(app, trust_root_pem=world.vm.pki.root_pem, collateral=document)
     assert parse_policy(policy_yaml(policy).encode(), read_file=no_file) == policy
     assert policy.root_der == world.vm.pki.root_der
 
@@ -200,6 +209,8 @@ def test_no_section_may_be_left_out(policy: Policy, name: str) -> None:
         ),
         *(("app", name) for name in ("compose_sha256", "job_spec_sha256", "app_id", "key_provider", "recipient")),
         ("app", "kms_root_key"),
+        ("app", "init_script_sha256"),
+        *(("platform", name) for name in PlatformSection.model_fields),
         *(("gpu", name) for name in GpuSection.model_fields),
         ("freshness", "max_age_seconds"),
     ],
@@ -220,6 +231,16 @@ def test_no_demand_may_be_left_out(policy: Policy, section: str, name: str) -> N
         (lambda d: d["app"].update(job_spec_sha256="any"), "app.job_spec_sha256"),
         (lambda d: d["app"].update(app_id="xyz"), "app.app_id"),
         (lambda d: d["app"].update(recipient="any"), "app.recipient"),
+        (lambda d: d["app"].update(init_script_sha256=["any"]), "app.init_script_sha256.0"),
+        (lambda d: d["app"].update(init_script_sha256=["00" * 32] * 17), "app.init_script_sha256"),
+        (lambda d: d["app"].update(kms_root_key="none"), "app.kms_root_key: write `none` here exactly if"),
+        (lambda d: d["app"].update(key_provider={"name": "none", "id": ""}), "app.kms_root_key: write `none`"),
+        (lambda d: d["app"].update(key_provider={"name": "kms", "id": "abc"}), "app.key_provider.id"),
+        (lambda d: d["platform"].update(ppid=[]), "platform.ppid"),
+        (lambda d: d["platform"].update(ppid=["00" * 15]), "platform.ppid.0"),
+        (lambda d: d["platform"].update(xfam="any"), "platform.xfam"),
+        (lambda d: d["platform"].update(xfam=["PT"]), "platform.xfam.0"),
+        (lambda d: d["gpu"].update(firmware_id="refused"), "gpu.firmware_id"),
         (lambda d: d.update(sandbox=[]), "sandbox"),
         (lambda d: d["gpu"].update(required="yes"), "gpu.required"),
         (lambda d: d["gpu"].update(fresh=True), "gpu.fresh"),
@@ -245,6 +266,35 @@ def test_what_is_no_policy_is_refused_by_name(policy: Policy, edit: Edit, words:
     assert refused.value.code is ErrorCode.POLICY_INVALID
 
 
+OPEN_SERVICES: dict[str, dict[str, object]] = {
+    "any key service": {"key_provider": "any"},
+    "any root key": {"kms_root_key": "any"},
+    "a service without identity": {"key_provider": {"name": "kms", "id": ""}},
+    "keys of the machine": {"key_provider": {"name": "local-sgx", "id": "0b"}},
+    "no key service": {"key_provider": {"name": "none", "id": ""}, "kms_root_key": "none"},
+    "nothing pinned": {"key_provider": "any", "kms_root_key": "any", "app_id": "any"},
+}
+
+
+@pytest.mark.parametrize("name", OPEN_SERVICES)
+def test_data_is_not_sealed_to_the_key_of_just_any_key_service(policy: Policy, name: str) -> None:
+    def edit(document: dict[str, Any]) -> None:
+        document["app"] |= {"recipient": "derived", **OPEN_SERVICES[name]}
+
+    with pytest.raises(UsageError, match=r"policy: app\.recipient") as refused:
+        parse_policy(written(policy, edit), read_file=no_file)
+    assert refused.value.code is ErrorCode.POLICY_INVALID
+    assert "app.key_provider" in str(refused.value.hint)
+    assert "app.kms_root_key" in str(refused.value.hint)
+
+
+def test_data_is_sealed_to_the_key_of_a_named_key_service(policy: Policy) -> None:
+    derived = parse_policy(written(policy, lambda d: d["app"].update(recipient="derived")), read_file=no_file)
+    assert derived.app.recipient == "derived"
+    opened = {"key_provider": "any", "kms_root_key": "any"}  # never invalid with the instance key
+    assert parse_policy(written(policy, lambda d: d["app"].update(opened)), read_file=no_file).app.app_id != "any"
+
+
 @pytest.mark.parametrize("data", [b"[]", b"a: &x 1\nb: *x\n", b"\xff", b"version: 1\nversion: 1\n"])
 def test_what_is_not_even_a_mapping_is_refused(data: bytes) -> None:
     with pytest.raises(UsageError) as refused:
@@ -254,7 +304,10 @@ def test_what_is_not_even_a_mapping_is_refused(data: bytes) -> None:
 
 def test_a_strict_policy_demands_exactly_what_was_reviewed() -> None:
     spec = job_spec()
-    policy = strict_policy(COMPOSE, [spec])
+    policy = strict_policy(strict_app(COMPOSE, [spec]))
+    assert policy.platform == PlatformSection(ppid="any", xfam=())
+    assert policy.app.key_provider == KeyProviderDemand(name="none", id="")
+    assert policy.app.app_id == compose_hash(COMPOSE)[:40]
     assert policy.app.compose_sha256 == (compose_hash(COMPOSE),)
     assert policy.app.job_spec_sha256 == (spec.sha256(),)
     assert policy.trust_root == "intel"
@@ -264,19 +317,22 @@ def test_a_strict_policy_demands_exactly_what_was_reviewed() -> None:
 
 
 def test_a_strict_policy_without_gpus_leaves_all_of_them_open() -> None:
-    gpu = strict_policy(COMPOSE, [job_spec()], gpu_required=False).gpu
+    gpu = strict_policy(strict_app(COMPOSE, [job_spec()]), gpu_required=False).gpu
     assert gpu.required is False
-    assert gpu.model_dump() == GPU_OPEN | {"devtools": "refused"}
+    assert gpu.model_dump() == GPU_OPEN | {"devtools": "refused", "firmware_id": "required"}
 
 
 def test_a_strict_policy_without_measurements_accepts_no_os() -> None:
-    assert strict_policy(COMPOSE, [job_spec()]).os == OsSection()
+    assert strict_policy(strict_app(COMPOSE, [job_spec()])).os == OsSection()
 
 
 def test_a_strict_policy_admits_what_it_was_made_from(world: World) -> None:
+    pins = KeyServicePins(
+        root_key=world.vm.key_service.root_public_key.hex(),
+        app_id=world.vm.app_id.hex(),
+    )
     policy = strict_policy(
-        world.vm.app_compose,
-        [job_spec()],
+        strict_app(world.vm.app_compose, [job_spec()], pins=pins),
         trust_root_pem=world.vm.pki.root_pem,
         os=OsSection(measurements=(OsMeasurements(**vars(simulated_measurements())),)),
         sandbox=("seccomp",),
@@ -288,7 +344,7 @@ def test_a_strict_policy_admits_what_it_was_made_from(world: World) -> None:
 
 def test_a_strict_policy_needs_a_job_spec() -> None:
     with pytest.raises(UsageError, match="job spec"):
-        strict_policy(COMPOSE, [])
+        strict_app(COMPOSE, [])
 
 
 def ed25519_root() -> str:
@@ -305,7 +361,7 @@ def ed25519_root() -> str:
 @pytest.mark.parametrize("pem", ["", "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n", ed25519_root()])
 def test_a_trust_root_must_be_a_certificate_with_an_ec_key(pem: str) -> None:
     with pytest.raises(UsageError, match="EC key"):
-        strict_policy(COMPOSE, [job_spec()], trust_root_pem=pem)
+        strict_policy(strict_app(COMPOSE, [job_spec()]), trust_root_pem=pem)
 
 
 def test_measurements_are_read_from_json() -> None:
@@ -346,7 +402,8 @@ def test_an_open_policy_says_what_it_does_not_demand(world: World) -> None:
         .opened("os")
         .opened("sandbox")
         .demanding("tcb", min_evaluation_number="any", refused_advisories=(), mr_seam="any")
-        .demanding("app", app_id="any", key_provider="any", kms_root_key="any", recipient="derived")
+        .demanding("app", app_id="any", key_provider="any", kms_root_key="any", init_script_sha256="any")
+        .demanding("platform", ppid="any")
         .demanding("gpu", **{**GPU_OPEN, "fresh": "required"})
     )
     text = "\n".join(explain(opened.policy))
@@ -356,6 +413,8 @@ def test_an_open_policy_says_what_it_does_not_demand(world: World) -> None:
         "app id",
         "root key",
         "a key provider",
+        "which scripts",
+        "a particular machine",
         "an OS",
         "a number of GPUs",
     ):
@@ -363,10 +422,41 @@ def test_an_open_policy_says_what_it_does_not_demand(world: World) -> None:
     for words in ("a GPU model", "a least driver", "a least VBIOS", "at boot", "confidential mode", "any sandbox"):
         assert any(words in line and "ot demanded" in line for line in text.splitlines()), words
     assert "open to developer tools" in text
+    assert "names the firmware" in text
     text = "\n".join(explain(opened.demanding("gpu", fresh="any").policy))
     assert "fresh reports of GPUs" in text
-    assert "later versions" in text
     assert "Intel" in text
+
+
+WEAK: dict[str, tuple[dict[str, object], str]] = {
+    "any key service": ({"key_provider": "any"}, "one of the operator's own"),
+    "a key service without identity": ({"key_provider": KeyProviderDemand(name="kms", id="")}, "is not named"),
+    "keys of the machine": ({"key_provider": KeyProviderDemand(name="tpm", id="0b")}, "which the operator has"),
+    "any root key": ({"kms_root_key": "any"}, "another service issued"),
+    "any scripts": ({"init_script_sha256": "any"}, "earlier versions of the app"),
+    "another script": ({"init_script_sha256": ("00" * 32,)}, "earlier versions of the app"),
+}
+
+
+@pytest.mark.parametrize("name", WEAK)
+def test_whoever_else_could_read_the_data_is_named(world: World, name: str) -> None:
+    changes, words = WEAK[name]
+    policy = world.opened("trust_root", "intel").demanding("app", **changes).policy
+    assert [words in caution for caution in cautions(policy)] == [True]
+    assert f"CAUTION: {cautions(policy)[0]}" in explain(policy)
+
+
+def test_a_strict_policy_says_who_else_could_read_the_data(world: World) -> None:
+    strict = world.opened("trust_root", "intel")
+    assert cautions(strict.policy) == ()
+    text = "\n".join(explain(strict.policy))
+    assert "whoever controls the key service" in text
+    assert "cannot read what is sealed to this VM" in text
+    derived = "\n".join(explain(strict.demanding("app", recipient="derived").policy))
+    assert "get both keys as well and can read the data" in derived
+    sealed = strict_policy(strict_app(COMPOSE, [job_spec()]))
+    assert cautions(sealed) == ()
+    assert "nobody" in "\n".join(explain(sealed))
 
 
 def test_an_empty_os_section_is_said_to_accept_none(world: World) -> None:

@@ -50,6 +50,7 @@ TAMPERINGS: dict[str, tuple[str, Callable[[World], World]]] = {
     "an earlier receipt": ("claims-validity", lambda w: receipt(w, issued_at=w.claims.issued_at - 1)),
     "a debuggable TD": ("td-debug", lambda w: w.change(td={"td_attributes": b"\1\0\0\x10\0\0\0\0"})),
     "a foreign root": ("root-of-trust", lambda w: w.opened("trust_root", "intel")),
+    "another machine": ("platform-ppid", lambda w: w.demanding("platform", ppid=("00" * 16,))),
     "an out-of-date platform": ("tcb-status", lambda w: w.with_collateral(status="OutOfDate")),
 }
 

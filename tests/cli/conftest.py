@@ -19,11 +19,12 @@ from trainer.attestation.policy import (
     OsSection,
     Policy,
     policy_yaml,
+    strict_app,
     strict_policy,
 )
 from trainer.sandbox.properties import EXPECTED
 from trainer.simulator.agent import SimulatedVm, simulated_measurements
-from trainer.simulator.claimed_keys import RECEIPT_KEY, derived_keys, possession
+from trainer.simulator.claimed_keys import RECEIPT_KEY, derived_keys, key_chain, possession
 from trainer.spec import parse_job_spec
 
 NONCE = "5a" * 32
@@ -85,6 +86,7 @@ def _evidence(vm: SimulatedVm, claims: DatasetClaims) -> Evidence:
         vm_config=quoted.vm_config,
         app_compose=vm.app_compose,
         compose_hash=f"sha256:{vm.compose_hash.hex()}",
+        key_chain=key_chain(vm),
     )
 
 
@@ -102,8 +104,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
         return path
 
     policy = strict_policy(
-        COMPOSE,
-        [parse_job_spec(SPEC)],
+        strict_app(COMPOSE, [parse_job_spec(SPEC)]),
         trust_root_pem=vm.pki.root_pem,
         collateral=CollateralDocument(document=json.dumps(vm.pki.collateral(now))),
         os=OsSection(measurements=(OsMeasurements(**vars(simulated_measurements())),)),
@@ -117,10 +118,14 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
 
 @dataclass(frozen=True)
 class DeployedJob:
-    """A job in a simulated VM that answers as a carrier does, and the options of `policy init` that fit it."""
+    """A job in a simulated VM that answers as a carrier does, and the options of `policy init` that fit it.
+
+    `pins` are those that name its key service, if it has one.
+    """
 
     vm: SimulatedVm
     options: tuple[str, ...]
+    pins: tuple[str, ...] = ()
     peer_spki_sha256: str | None = None
 
     def attestation(self, nonce: str) -> bytes:
@@ -149,7 +154,8 @@ def deploy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], D
             "--no-gpu",
             f"--output={tmp_path}/policy.yaml",
         )
-        job = DeployedJob(vm, options)
+        pins = (f"--kms-root-key={vm.key_service.root_public_key.hex()}", f"--app-id={vm.app_id.hex()}")
+        job = DeployedJob(vm, options, pins if vm.has_key_service else ())
         monkeypatch.setattr("trainer.provider.connect_to_job", lambda _location: job)
         return job
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def reviewed(tmp_path: Path) -> Path:
 
 def init(job: DeployedJob, reviewed: Path, *arguments: object) -> int:
     options = ("--from-job", "https://job.example", "--against", str(reviewed))
-    return run(["policy", "init", *job.options, *options, *map(str, arguments)])
+    return run(["policy", "init", *job.options, *job.pins, *options, *map(str, arguments)])
 
 
 def test_the_reviewed_text_is_accepted(deploy: Deploy, reviewed: Path, tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_it_is_the_same_policy_as_that_of_the_file(deploy: Deploy, reviewed: Pat
     assert init(job, reviewed) == ExitCode.DONE
     first = (tmp_path / "policy.yaml").read_bytes()
     (tmp_path / "policy.yaml").unlink()
-    assert run(["policy", "init", *job.options, "--app-compose", str(reviewed)]) == ExitCode.DONE
+    assert run(["policy", "init", *job.options, *job.pins, "--app-compose", str(reviewed)]) == ExitCode.DONE
     assert (tmp_path / "policy.yaml").read_bytes() == first
 
 
@@ -171,7 +172,7 @@ def test_another_job_spec_is_refused(deploy: Deploy, reviewed: Path, tmp_path: P
 def test_an_unknown_os_is_refused(deploy: Deploy, reviewed: Path, tmp_path: Path) -> None:
     """Without an OS that the provider trusts, the event log that names the text proves nothing."""
     job = deploy(REVIEWED)
-    job = type(job)(job.vm, tuple(each for each in job.options if not each.startswith("--measurements")))
+    job = replace(job, options=tuple(each for each in job.options if not each.startswith("--measurements")))
     assert init(job, reviewed) == ExitCode.VERIFICATION
     assert not (tmp_path / "policy.yaml").exists()
 

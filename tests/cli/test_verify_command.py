@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from trainer.attestation.catalogue import DATASET_CHECKS
+from trainer.attestation.checks import Check, CheckState
 from trainer.attestation.policy import FreshnessSection
 from trainer.cli.app import run_command_line as run
+from trainer.cli.result_commands import print_all_checks
 from trainer.errors import ExitCode
 from trainer.provider import read_record
 
@@ -74,14 +76,16 @@ def test_the_contract_with_scripts(files: Files, capsys: Captured) -> None:
     assert printed["recipient"] == "age1" + "p" * 58
     assert abs(printed["expires_at"] - time.time() - 86400) < 60
     assert [result["code"] for result in printed["results"]] == list(printed["checks"])
-    assert printed["ear.status"] == "affirming"
+    assert (printed["ear.status"], printed["development_root"]) == ("warning", True)
+    assert any("imitate a TEE" in caution for caution in printed["cautions"])
 
 
 def test_a_failure_is_exit_code_4_and_is_explained(files: Files, capsys: Captured) -> None:
     policy = files.write_policy("other.yaml", sandbox=("seccomp",))
     assert judge(files.evidence, "--nonce", files.nonce, "--policy", policy) == ExitCode.VERIFICATION
     out = capsys.readouterr().out
-    assert out.startswith("✘ FAIL")
+    assert out.startswith("DEVELOPMENT ROOT")
+    assert "\n✘ FAIL" in out
     assert re.search(r"✘ 69 sandbox +contraindicated: core_dumps_off", out)
     explained = out[out.index("✘ 69 sandbox: ") :]
     for line in (
@@ -126,9 +130,36 @@ def test_quiet_prints_nothing_but_the_error(files: Files, capsys: Captured) -> N
 def test_a_page_is_written_also_for_a_failure(files: Files) -> None:
     page = files.folder / "page.html"
     assert verify(files, "--html", page, "--quiet") == ExitCode.DONE
-    assert "<h1>Pass</h1>" in page.read_text()
+    assert "<h1>Pass under a development root</h1>" in page.read_text()
     assert judge(files.evidence, "--nonce", "00" * 32, "--policy", files.policy, "--html", page) == 4
     assert "<h1>Fail</h1>" in page.read_text()
+
+
+GREEN = ("\x1b[32m", "\x1b[1;32m", "✔ PASS")
+
+
+def test_a_pass_under_a_development_root_is_never_green(
+    files: Files, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert verify(files) == ExitCode.DONE
+    out = capsys.readouterr().out
+    assert [sign for sign in GREEN if sign in out] == []
+    assert "DEVELOPMENT ROOT" in out.splitlines()[0]
+    assert "PASS UNDER A DEVELOPMENT ROOT" in out
+    print_all_checks({"the receipt": (Check(1, "quote-format", "t", CheckState.AFFIRMED),)}, development_root=True)
+    out = capsys.readouterr().out
+    assert [sign for sign in GREEN if sign in out] == []
+    assert "DEVELOPMENT ROOT" in out.splitlines()[0]
+
+
+def test_whoever_else_could_read_the_data_is_shown_with_the_verdict(files: Files, capsys: Captured) -> None:
+    opened = files.demanded.app.model_copy(update={"key_provider": "any", "kms_root_key": "any"})
+    policy = files.write_policy("open.yaml", app=opened)
+    assert judge(files.evidence, "--nonce", files.nonce, "--policy", policy) == ExitCode.DONE
+    assert "any key service may give the VM its keys" in " ".join(capsys.readouterr().out.split())
 
 
 # nonces

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -150,8 +149,13 @@ class Deployment:
             "policy", "init", "--app-compose", "app-compose.json", "--job", "job.yaml",
             "--trust-root", "state/root.pem", "--collateral", "state/collateral.json",
             "--measurements", "state/measurements.json", "--no-gpu",
-            *(("--recipient", "derived") if self.profile == "kms" else ()), "-o", "policy.yaml",
+            *(self.key_service() if self.profile == "kms" else ()), "-o", "policy.yaml",
         )  # fmt: skip
+
+    def key_service(self) -> tuple[str, ...]:
+        """Return the options of a policy that seals to the key of the simulated key service."""
+        pins = json.loads((self.folder / "state" / "key-service.json").read_bytes())
+        return "--recipient", "derived", "--kms-root-key", pins["kms_root_key"], "--app-id", pins["app_id"]
 
     def trainer(self, *arguments: str) -> None:
         """Run a command of the operator or the provider that needs no network."""
@@ -161,13 +165,11 @@ class Deployment:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
 
-    def start_simulator(self, *, new_keys: bool = False) -> None:
-        """Start the simulated guest agent; with the keys of another boot, under the same root, if asked to."""
+    def start_simulator(self) -> None:
+        """Start the simulated guest agent: a boot, with keys of its own in the profile `sealed`."""
         if self._simulator is not None:
             terminate(self._simulator)
         state = self.folder / "state"
-        if new_keys:
-            renew_keys(state / "state.json")
         socket = self.folder / "vm" / "agent.sock"
         socket.parent.mkdir(exist_ok=True)
         socket.unlink(missing_ok=True)
@@ -361,7 +363,7 @@ class Run:
                         engine.in_mounts("find", f"{engine.stores}/{store}", "-mindepth", "1", "-delete"),
                         check=True,
                     )
-                job.start_simulator(new_keys=True)
+                job.start_simulator()
         finally:
             engine.start_daemons()
 
@@ -508,17 +510,6 @@ def wait_until(condition: Callable[[], object], seconds: float = SECONDS) -> Non
     while not condition():
         assert time.monotonic() < deadline, "a condition did not hold in time"
         time.sleep(0.02)
-
-
-def renew_keys(state: Path) -> None:
-    """Make the keys of a simulated VM those of another boot; the root that signs its quotes stays."""
-    from trainer.simulator.key_service import KeyService
-
-    document = json.loads(state.read_bytes())
-    app_id = secrets.token_bytes(20)
-    keys = KeyService(bytes.fromhex(document["seed"])).app_keys(app_id)
-    document |= {"app_id": app_id.hex(), "app_public_key": keys.public_key.hex()}
-    state.write_text(json.dumps(document))
 
 
 def write_long_spec(path: Path, model: Path) -> None:

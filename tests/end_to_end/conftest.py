@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from trainer.deployment import CLEAN_START
 from trainer.encoding import file_sha256
 
 SHM = Path("/dev/shm")
@@ -108,11 +109,11 @@ class Agent:
     app_compose: Path
 
 
-@pytest.fixture(scope="session")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    folder = tmp_path_factory.mktemp("agent")
+@contextmanager
+def simulated_agent(folder: Path, app: Mapping[str, object]) -> Iterator[Agent]:
+    """A guest agent whose VM runs an app-compose.json."""
     compose = folder / "app-compose.json"
-    compose.write_bytes(b'{"name":"e2e","docker_compose_file":"services: {}"}')
+    compose.write_text(json.dumps({"name": "e2e", "docker_compose_file": "services: {}", **app}))
     found = Agent(folder / "s", folder / "state", compose)
     command = ["trainer", "simulate", "--socket", found.socket, "--state", found.state, "--app-compose", compose]
     with (folder / "log").open("wb") as log:
@@ -123,6 +124,21 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     finally:
         process.terminate()
         process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """The guest agent of the profile `sealed`: its VM makes its keys itself."""
+    with simulated_agent(tmp_path_factory.mktemp("agent"), {}) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def kms_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """The guest agent of the profile `kms`: its VM has the keys of a key service."""
+    app = {"key_provider": "kms", "kms_enabled": True, "key_provider_id": "0a" * 91, "init_script": CLEAN_START}
+    with simulated_agent(tmp_path_factory.mktemp("kms-agent"), app) as found:
+        yield found
 
 
 def wait_for(
@@ -318,6 +334,9 @@ class Provider:
         """A strict policy for `spec`; trusts the development root if `development`."""
         state, path = self.agent.state, self.folder / name
         root: Sequence[object] = ["--trust-root", state / "root.pem"] if development else []
+        if (service := state / "key-service.json").exists():
+            pins = json.loads(service.read_bytes())
+            options = (*options, "--kms-root-key", pins["kms_root_key"], "--app-id", pins["app_id"])
         ran = self.trainer(
             "policy", "init", "--app-compose", self.agent.app_compose, "--job", spec, *root,
             "--collateral", state / "collateral.json", "--measurements", state / "measurements.json",
@@ -332,3 +351,11 @@ def provider(tmp_path: Path, trainer: Trainer, agent: Agent) -> Provider:
     folder = tmp_path / "provider"
     folder.mkdir()
     return Provider(folder, trainer, agent)
+
+
+@pytest.fixture
+def kms_provider(tmp_path: Path, trainer: Trainer, kms_agent: Agent) -> Provider:
+    """The provider of a job whose keys come from a key service; its jobs need `guest_agent=kms_agent.socket`."""
+    folder = tmp_path / "kms-provider"
+    folder.mkdir()
+    return Provider(folder, trainer, kms_agent)

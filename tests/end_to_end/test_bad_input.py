@@ -213,13 +213,18 @@ def test_damaged_and_misaddressed_uploads_are_refused_and_the_right_one_still_wo
 
 
 def test_a_job_spec_changed_after_sealing_cannot_open_the_data(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+    start_job: StartJob,
+    write_spec: WriteSpec,
+    kms_provider: Provider,
+    trainer: Trainer,
+    data: Path,
+    tmp_path: Path,
 ) -> None:
     """Attack 1: same VM, same app key, another job.yaml: the derived key is another."""
-    spec = write_spec(tmp_path / "job.yaml")
-    job: Job = start_job(spec)
-    recipient, record = provider.keygen(), tmp_path / "attestation.json"
-    policy = provider.policy(spec, "--recipient", "derived")
+    spec, agent = write_spec(tmp_path / "job.yaml"), kms_provider.agent.socket
+    job: Job = start_job(spec, guest_agent=agent)
+    recipient, record = kms_provider.keygen(), tmp_path / "attestation.json"
+    policy = kms_provider.policy(spec, "--recipient", "derived")
     assert trainer("verify", job.url, "--policy", policy, "-o", record).code == 0
     sealed = tmp_path / "dataset.age"
     assert trainer("seal", data, "--attestation", record, "-r", recipient, "-o", sealed).code == 0
@@ -227,16 +232,16 @@ def test_a_job_spec_changed_after_sealing_cannot_open_the_data(
     job.wait()
 
     changed = write_spec(tmp_path / "changed.yaml", train={"max_steps": 3})
-    other: Job = start_job(changed)
+    other: Job = start_job(changed, guest_agent=agent)
     other_record = tmp_path / "other.json"
     assert trainer("verify", other.url, "--policy", policy, "-o", other_record).code == 4
-    changed_policy = provider.policy(changed, "--recipient", "derived", name="changed-policy.yaml")
+    changed_policy = kms_provider.policy(changed, "--recipient", "derived", name="changed-policy.yaml")
     assert trainer("verify", other.url, "--policy", changed_policy, "-o", other_record).code == 0
     assert trainer("upload", sealed, "--job-url", other.url, "--attestation", other_record).code == 0
     assert_error(trainer("watch", other.url, "--attestation", other_record), 5, "no-identity-match")
 
     # and the unchanged spec, restarted, has the same derived key
-    again: Job = start_job(spec)
+    again: Job = start_job(spec, guest_agent=agent)
     assert trainer("verify", again.url, "--policy", policy, "-o", tmp_path / "again.json").code == 0
     first, second = (steps.read_record(path).result.recipient for path in (record, tmp_path / "again.json"))
     assert first == second

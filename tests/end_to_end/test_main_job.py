@@ -44,6 +44,9 @@ def test_submit_brings_a_checked_adapter_and_nothing_leaks(
     assert job.wait() == 0
     assert set(ran.json["checks"].values()) <= {"affirmed", "not-demanded"}
     assert ran.json["checks"]["root-of-trust"] == "affirmed"
+    assert ran.json["checks"]["key-provider"] == "affirmed"
+    assert ran.json["development_root"] is True
+    assert "DEVELOPMENT ROOT" in ran.err
     summary = ran.json["summary"]
     assert isinstance(summary, dict)
     assert summary["eval_loss_after"] < summary["eval_loss_before"]

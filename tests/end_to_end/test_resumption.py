@@ -81,11 +81,12 @@ def resumed_step(job: Job) -> int:
 
 
 def test_told_to_end_and_started_again_it_ends_in_the_same_bits(
-    expected: bytes, saving: Path, start_job: StartJob, provider: Provider, trainer: Trainer, data: Path,
+    expected: bytes, saving: Path, start_job: StartJob, kms_provider: Provider, trainer: Trainer, data: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """With the derived key the job needs nobody: its sealed upload still lies there."""
-    job: Job = start_job(saving)
+    provider, agent = kms_provider, kms_provider.agent.socket
+    job: Job = start_job(saving, guest_agent=agent)
     record = start_training(job, provider, trainer, data, tmp_path, "--recipient", "derived")
     job.wait_for_step("checkpoint-sealed")
     job.process.terminate()
@@ -95,7 +96,7 @@ def test_told_to_end_and_started_again_it_ends_in_the_same_bits(
     assert report["checkpoint_step"] == int(sealed[-1].stem.rpartition("-")[2]) >= 5
     assert all(CANARY.encode() not in path.read_bytes() for path in sealed)
 
-    again: Job = start_job(saving, "--ciphertext-dir", job.ciphertext)
+    again: Job = start_job(saving, "--ciphertext-dir", job.ciphertext, guest_agent=agent)
     step = resumed_step(again)
     assert step == report["checkpoint_step"]
     folder = tmp_path / "again"

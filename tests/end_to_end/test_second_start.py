@@ -154,12 +154,14 @@ def supervisor_of(job: Job) -> int:
 @pytest.mark.parametrize("victim", ["trainer.worker", "trainer.front", "supervisor"])
 def test_a_lost_process_costs_time_and_nothing_else(
     victim: str,
-    write_spec: WriteSpec, start_job: StartJob, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path,
+    write_spec: WriteSpec, start_job: StartJob, kms_provider: Provider, trainer: Trainer, data: Path,
+    tmp_path: Path,
 ) -> None:  # fmt: skip
     """`--restarts`, and data sealed to the derived key: the job needs nobody, and `submit` finishes."""
     saving = {"max_steps": 120, "save_steps": 5}
     spec = write_spec(tmp_path / "job.yaml", train=saving, exchange={"port": free_port(), "linger_seconds": 20})
-    job: Job = start_job(spec, "--restarts", "2")
+    provider = kms_provider
+    job: Job = start_job(spec, "--restarts", "2", guest_agent=provider.agent.socket)
     record = start_training(job, provider, trainer, data, tmp_path, "--recipient", "derived")
     job.wait_for_step("checkpoint-sealed")
     supervisor = supervisor_of(job)

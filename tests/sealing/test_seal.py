@@ -53,6 +53,8 @@ def result(hybrid: Identity, stranger: Identity) -> Callable[..., AttestationRes
             expires_at=NOW + 3600,
             nonce="00" * 32,
             peer_spki_sha256=None,
+            development_root=False,
+            cautions=(),
             appraiser=APPRAISER,
         )
 

@@ -12,6 +12,7 @@ import pytest
 from trainer.attestation.dstack import event_log as verifier
 from trainer.errors import UsageError
 from trainer.simulator.agent import BANNER, Release, SimulatedVm, VmOptions, simulated_measurements
+from trainer.simulator.appraisal_world import APP_COMPOSE as KMS_COMPOSE
 from trainer.simulator.event_log_writer import EventVersion, RuntimeEvent
 
 GPU_ATTESTATION = '{"result_code": 0}\n'
@@ -65,14 +66,47 @@ def test_measurements_are_fixed_and_not_anyones_else(vm: SimulatedVm) -> None:
     assert fixed.mrtd.startswith("59c4dcd2cf26d120")  # part of saved policies: must not change unnoticed
 
 
-def test_app_id_is_of_the_first_deployment(compose: str, seed: bytes) -> None:
-    first = SimulatedVm(compose, seed)
-    assert first.app_id == hashlib.sha256(compose.encode()).digest()[:20]
-    upgraded = SimulatedVm('{"name": "evil"}', seed, app_id=first.app_id)
+def test_app_id_is_of_the_first_deployment(seed: bytes) -> None:
+    first = SimulatedVm(KMS_COMPOSE, seed)
+    assert first.app_id == hashlib.sha256(KMS_COMPOSE.encode()).digest()[:20]
+    upgraded = SimulatedVm(KMS_COMPOSE.replace("demo", "evil"), seed, app_id=first.app_id)
     assert upgraded.compose_hash != first.compose_hash
     assert upgraded.keys.derive("p").secret == first.keys.derive("p").secret
-    unrelated = SimulatedVm('{"name": "evil"}', seed)
+    assert upgraded.instance_id == first.instance_id
+    unrelated = SimulatedVm(KMS_COMPOSE.replace("demo", "evil"), seed)
     assert unrelated.keys.derive("p").secret != first.keys.derive("p").secret
+
+
+def test_without_a_key_service_keys_and_ids_end_with_the_boot(compose: str, seed: bytes) -> None:
+    first, second = (SimulatedVm(compose, seed, boot_seed=bytes([boot]) * 32) for boot in range(2))
+    assert first.key_provider == '{"name":"none","id":""}'
+    assert first.keys.derive("p").secret != second.keys.derive("p").secret
+    assert first.instance_id != second.instance_id
+    by_app, by_service = first.derive_key("p", "sealing").signature_chain
+    assert (len(by_app), by_service) == (65, b"")
+    upgraded = SimulatedVm('{"name": "evil"}', seed, app_id=first.app_id)
+    assert upgraded.app_id == upgraded.compose_hash[:20] != first.app_id
+
+
+def test_the_key_service_is_the_one_that_the_text_names(seed: bytes) -> None:
+    named = json.loads(SimulatedVm(KMS_COMPOSE, seed).key_provider)
+    assert named == {"name": "kms", "id": json.loads(KMS_COMPOSE)["key_provider_id"]}
+    unnamed = SimulatedVm('{"kms_enabled": true}', seed)
+    assert len(json.loads(unnamed.key_provider)["id"]) == 2 * 91  # a P-256 public key in DER
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"key_provider": "tpm"}',
+        '{"local_key_provider_enabled": true}',
+        '{"key_provider": "none", "kms_enabled": true}',
+        '{"kms_enabled": true, "key_provider_id": "FILL IN"}',
+    ],
+)
+def test_a_key_provider_that_is_not_simulated_is_refused(seed: bytes, text: str) -> None:
+    with pytest.raises(UsageError, match="key_provider"):
+        SimulatedVm(text, seed)
 
 
 def test_config_id_is_form_01_or_unset(compose: str, seed: bytes) -> None:
@@ -137,4 +171,4 @@ def test_it_says_loudly_what_it_is(vm: SimulatedVm) -> None:
     assert "NOT a TEE" in BANNER
     assert "DEVELOPMENT" in BANNER
     assert "DEVELOPMENT" in json.loads(vm.vm_config)["image"]
-    assert "DEVELOPMENT" in vm.key_service_ca.certificate.subject.rfc4514_string()
+    assert "DEVELOPMENT" in vm.pki.issue_root("KMS Root CA").certificate.subject.rfc4514_string()

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from trainer.simulator.agent import SimulatedVm, VmOptions
+from trainer.simulator.appraisal_world import APP_COMPOSE
 from trainer.simulator.fault import Fault, FaultLayer, apply_faults
 from trainer.simulator.faults import FAULTS, find_faults
 
-COMPOSE = '{"name": "demo"}'
+COMPOSE = APP_COMPOSE
 SEED = b"a seed of 32 bytes for all faults"
 NOW = 1_790_000_000
 

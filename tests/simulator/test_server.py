@@ -59,7 +59,7 @@ def test_info(client: DstackClient, vm: SimulatedVm, compose: str) -> None:
     assert info.app_name == "demo"
     assert info.tcb_info.rtmr3 == vm.td_fields().rtmr3.hex()
     assert [e.event for e in info.tcb_info.event_log if e.imr == 3][-1] == "system-ready"
-    assert json.loads(info.key_provider_info)["name"] == "kms"
+    assert json.loads(info.key_provider_info)["name"] == "none"
     assert json.loads(info.vm_config)["image"] == "DEVELOPMENT-simulated-not-a-tee"
 
 

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from trainer.errors import ErrorCode, UsageError
 from trainer.simulator.agent import VmOptions
+from trainer.simulator.appraisal_world import APP_COMPOSE as KMS_COMPOSE
 from trainer.simulator.state import open_vm, publish
 
 OPTIONS = VmOptions()
@@ -20,11 +21,19 @@ def mode(path: Path) -> int:
 
 
 def test_second_start_is_the_same_vm(tmp_path: Path, compose: str, now: int) -> None:
-    first, second = (open_vm(tmp_path / "state", compose, OPTIONS) for _ in range(2))
+    first, second = (open_vm(tmp_path / "state", KMS_COMPOSE, OPTIONS) for _ in range(2))
     assert first.pki.root_pem == second.pki.root_pem
     assert first.keys.derive("p") == second.keys.derive("p")
     assert first.td_fields() == second.td_fields()
     assert first.pki.collateral(now) == second.pki.collateral(now)
+
+
+def test_second_start_without_a_key_service_is_another_boot(tmp_path: Path, compose: str) -> None:
+    first, second = (open_vm(tmp_path / "state", compose, OPTIONS) for _ in range(2))
+    assert first.pki.root_pem == second.pki.root_pem
+    assert first.keys.derive("p").secret != second.keys.derive("p").secret
+    assert first.instance_id != second.instance_id
+    assert first.app_id == second.app_id
 
 
 def test_other_directory_is_another_root(tmp_path: Path, compose: str) -> None:
@@ -33,9 +42,9 @@ def test_other_directory_is_another_root(tmp_path: Path, compose: str) -> None:
     assert first.keys.derive("p").secret != second.keys.derive("p").secret
 
 
-def test_upgrade_keeps_app_id_and_keys(tmp_path: Path, compose: str) -> None:
-    first = open_vm(tmp_path, compose, OPTIONS)
-    upgraded = open_vm(tmp_path, '{"name": "next version"}', OPTIONS)
+def test_upgrade_keeps_app_id_and_keys(tmp_path: Path) -> None:
+    first = open_vm(tmp_path, KMS_COMPOSE, OPTIONS)
+    upgraded = open_vm(tmp_path, KMS_COMPOSE.replace("demo", "next version"), OPTIONS)
     assert upgraded.app_id == first.app_id
     assert upgraded.keys.derive("p").secret == first.keys.derive("p").secret
     assert upgraded.td_fields().rtmr3 != first.td_fields().rtmr3
@@ -48,6 +57,17 @@ def test_state_is_private(tmp_path: Path, compose: str, now: int) -> None:
     assert {path.name: mode(path) for path in state.iterdir()} == dict.fromkeys(
         ("state.json", "root.pem", "collateral.json", "app-compose.json", "measurements.json"), 0o600
     )
+
+
+def test_what_a_policy_pins_of_a_key_service_is_published(tmp_path: Path, now: int) -> None:
+    vm = open_vm(tmp_path, KMS_COMPOSE, OPTIONS)
+    publish(vm, tmp_path, now)
+    assert json.loads((tmp_path / "key-service.json").read_bytes()) == {
+        "key_provider_id": json.loads(KMS_COMPOSE)["key_provider_id"],
+        "kms_root_key": vm.key_service.root_public_key.hex(),
+        "app_id": vm.app_id.hex(),
+    }
+    assert mode(tmp_path / "key-service.json") == 0o600
 
 
 def test_published_files_are_what_a_verifier_needs(tmp_path: Path, now: int) -> None:

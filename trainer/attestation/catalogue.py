@@ -1,7 +1,7 @@
 """The order of the checks: of an appraisal before sealing, and of the evidence over a statement.
 
 The place in its list is a check's number. Numbers appear in reports and in docs/checks.md, so a new check goes to
-the end of `DATASET_CHECKS`.
+the end of `DATASET_CHECKS`, and of `STATEMENT_CHECKS` if a statement has it as well.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from trainer.attestation.checks import CheckDefinition
 from trainer.attestation.claims import claims_checks, statement_checks
 from trainer.attestation.dstack import app_checks, os_checks
 from trainer.attestation.nvidia import boot_checks, boot_event_checks, gpu_endorsement_checks, gpu_report_checks
+from trainer.attestation.tdx import platform_checks
 from trainer.attestation.tdx.quote_checks import QUOTE_CHECKS
 
 DATASET_CHECKS: Final = (
@@ -66,6 +67,8 @@ DATASET_CHECKS: Final = (
     gpu_endorsement_checks.GPU_REPORT_REVOCATION,
     claims_checks.SANDBOX,
     claims_checks.KEY_SEPARATION,
+    app_checks.INIT_SCRIPTS,
+    platform_checks.PLATFORM_PPID,
 )
 """Checks of `appraise`."""
 
@@ -79,6 +82,7 @@ STATEMENT_CHECKS: Final = (
     statement_checks.STATEMENT_RECEIPT_KEY,
     statement_checks.STATEMENT_REPORT_DATA,
     statement_checks.STATEMENT_CLAIMS_VALIDITY,
+    platform_checks.PLATFORM_PPID,
 )
 """Checks of `appraise_statement_evidence`."""
 

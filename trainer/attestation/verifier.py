@@ -20,7 +20,7 @@ from trainer.attestation.nvidia.gpu_report_checks import judge_gpu_reports
 from trainer.attestation.nvidia.report_judgement import GpuReportContext
 from trainer.attestation.nvidia.rim import NVIDIA_RIM_ROOT_SHA256
 from trainer.attestation.nvidia.spdm_report import gpu_nonce
-from trainer.attestation.policy import Policy, endorsements_of
+from trainer.attestation.policy import Policy, cautions, endorsements_of
 from trainer.attestation.result.attestation_result import APPRAISER, AttestationResult
 from trainer.attestation.tdx.quote_checks import judge_quote
 
@@ -98,6 +98,8 @@ def appraise(
         expires_at=min(ends),
         nonce=nonce,
         peer_spki_sha256=peer_spki_sha256,
+        development_root=policy.is_development,
+        cautions=cautions(policy),
         appraiser=APPRAISER,
     )
 
@@ -122,7 +124,7 @@ def appraise_statement_evidence(
         statement: the signed statement's bytes (the DSSE payload).
         earlier: the result that the dataset was sealed to.
         collateral: as in `appraise`.
-        policy: as in `appraise`; only its trust root and its section `tcb` are used here.
+        policy: as in `appraise`; only its trust root and its sections `tcb` and `platform` are used here.
         now: Unix seconds at which the collateral must be in date; may be the time of the earlier appraisal.
 
     Returns:

@@ -35,6 +35,8 @@ _STATE_STYLES: Final = {
     "not-demanded": "dim",
     "not-reached": "yellow",
 }
+_DEVELOPMENT_STYLES: Final = _STATE_STYLES | {"affirmed": "yellow"}
+"""Under a development root nothing is green: it would say that it is good."""
 CODE_COLUMNS: Final = 24
 """Columns of the longest check code."""
 FOUND_COLUMNS: Final = 46
@@ -163,10 +165,11 @@ def print_attestation_result(result: AttestationResult) -> None:
     """Prints an appraisal: the verdict, what it is about, and its checks."""
     from trainer.attestation.result.presentation import shortened, utc
 
-    passed = result.status == "pass"
     console = Console(highlight=False)
-    verdict = "✔ PASS" if passed else "✘ FAIL: do not upload"
-    console.print(Text(verdict, style="bold green" if passed else "bold red"))
+    if result.development_root:
+        print_development_banner()
+    verdict, style = _verdict(result)
+    console.print(Text(verdict, style=style))
     facts = (
         ("policy", result.policy_sha256),
         ("job spec", result.job_spec_sha256),
@@ -176,11 +179,35 @@ def print_attestation_result(result: AttestationResult) -> None:
     )
     for name, value in facts:
         console.print(Text(f"  {name:12}{value}"))
-    print_checks(result.checks, title="checks")
+    for caution in result.cautions:
+        console.print(Padding(Text(f"CAUTION: {caution}", style="yellow"), (0, 0, 0, 2)))
+    print_checks(result.checks, title="checks", development_root=result.development_root)
 
 
-def print_checks(checks: Sequence[Check], *, title: str) -> None:
-    """Prints the checks by group with a symbol each, then the details of failed checks, then the counts."""
+def print_development_banner() -> None:
+    """Prints that what follows rests on a development root."""
+    from trainer.attestation.result.presentation import DEVELOPMENT_BANNER
+
+    Console(highlight=False).print(Text(DEVELOPMENT_BANNER, style="bold red"))
+
+
+def _verdict(result: AttestationResult) -> tuple[str, str]:
+    """Returns the verdict and its style."""
+    if result.status != "pass":
+        return "✘ FAIL: do not upload", "bold red"
+    if result.development_root:
+        return "! PASS UNDER A DEVELOPMENT ROOT: never for real data", "bold yellow"
+    return "✔ PASS", "bold green"
+
+
+def print_checks(checks: Sequence[Check], *, title: str, development_root: bool = False) -> None:
+    """Prints the checks by group with a symbol each, then the details of failed checks, then the counts.
+
+    Args:
+        checks: the checks.
+        title: what they are checks of.
+        development_root: whether they rest on a development root, so that nothing of them is shown as good.
+    """
     from trainer.attestation.checks import CheckState
     from trainer.attestation.result.presentation import grouped, summary
 
@@ -188,7 +215,7 @@ def print_checks(checks: Sequence[Check], *, title: str) -> None:
     for group in grouped(checks):
         console.print()
         console.print(Text(group.title, style="bold"))
-        _print_check_rows(console, group.checks)
+        _print_check_rows(console, group.checks, _DEVELOPMENT_STYLES if development_root else _STATE_STYLES)
     for check in checks:
         if check.state is CheckState.CONTRAINDICATED:
             _print_failed_check(console, check)
@@ -196,18 +223,18 @@ def print_checks(checks: Sequence[Check], *, title: str) -> None:
     console.print(Text(f"{title}: {summary(checks)}"))
 
 
-def _print_check_rows(console: Console, checks: Sequence[Check]) -> None:
+def _print_check_rows(console: Console, checks: Sequence[Check], styles: Mapping[str, str]) -> None:
     """Prints one line per check; checks that were not demanded and found nothing share one line."""
     numbers = Column(width=3, justify="right"), Column(width=2, justify="right")
     table = _borderless_table(*numbers, Column(width=CODE_COLUMNS), Column(no_wrap=True), Column(no_wrap=True))
     skipped = [check for check in checks if check.state == "not-demanded" and not (check.found or check.detail)]
     for check in checks:
         if check not in skipped:
-            table.add_row(*map(Text, _check_cells(check, console.width)), style=_STATE_STYLES[check.state.value])
+            table.add_row(*map(Text, _check_cells(check, console.width)), style=styles[check.state.value])
     console.print(table)
     if skipped:
         codes = ", ".join(check.code for check in skipped)
-        console.print(Padding(Text(f"not demanded: {codes}", style=_STATE_STYLES["not-demanded"]), (0, 0, 0, 7)))
+        console.print(Padding(Text(f"not demanded: {codes}", style=styles["not-demanded"]), (0, 0, 0, 7)))
 
 
 def _check_cells(check: Check, terminal_columns: int) -> tuple[str, ...]:

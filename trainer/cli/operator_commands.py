@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from trainer.errors import ErrorCode, UsageError
 
-DEVELOPMENT_COMPOSE = '{"docker_compose_file":"services: {}\\n","manifest_version":2,"name":"development"}'
-"""App-compose text of the simulated VM if `--app-compose` is absent."""
+
+def development_compose(key_provider: str) -> str:
+    """Returns the app-compose text of the simulated VM if `--app-compose` is absent."""
+    from trainer.deployment import CLEAN_START
+
+    text: dict[str, object] = {
+        "docker_compose_file": "services: {}\n",
+        "manifest_version": 2,
+        "name": "development",
+    }
+    if key_provider == "kms":
+        text |= {"key_provider": "kms", "kms_enabled": True, "init_script": CLEAN_START}
+    return json.dumps(text, separators=(",", ":"), sort_keys=True)
 
 
 def run_job_spec(
@@ -106,6 +118,14 @@ def simulate_guest_agent(
     app_compose: Annotated[
         Path | None, typer.Option("--app-compose", help="app-compose.json of the simulated app, exact bytes.")
     ] = None,
+    key_provider: Annotated[
+        Literal["none", "kms"] | None,
+        typer.Option(
+            "--key-provider",
+            help="The VM's keys: made at boot (none, the default), or of a simulated key service (kms). "
+            "With --app-compose, that file decides.",
+        ),
+    ] = None,
     fault: Annotated[
         list[str] | None,
         typer.Option("--fault", metavar="NAME", help="Lie in one field, to test a verifier; may be repeated."),
@@ -126,7 +146,15 @@ def simulate_guest_agent(
 
     del list_faults  # ended in its callback
     faults = find_faults(fault or ())
-    compose = app_compose.read_bytes().decode() if app_compose else DEVELOPMENT_COMPOSE
+    if app_compose is not None and key_provider is not None:
+        raise UsageError(
+            ErrorCode.USAGE,
+            "--key-provider",
+            expected="no --app-compose beside it",
+            found=str(app_compose),
+            hint="key_provider in the app-compose file decides: `trainer job render --profile` writes it",
+        )
+    compose = app_compose.read_bytes().decode() if app_compose else development_compose(key_provider or "none")
     typer.echo(BANNER, err=True)
     for lie in faults:
         typer.echo(f"LYING: {lie.name}: {lie.description} (answered by {', '.join(lie.codes)})", err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +16,8 @@ from trainer.cli.options import JOB_LOCATION, cache_directory, nonces_file
 from trainer.errors import ErrorCode, UsageError
 
 if TYPE_CHECKING:
+    from trainer.attestation.policy import Policy
+    from trainer.attestation.result.record import Record
     from trainer.provider import PolicyDemands
 
 policy_app = typer.Typer(help="Write and read policies: what you demand of a job.", no_args_is_help=True)
@@ -71,25 +74,49 @@ def policy_init(
             "--recipient", help="Key to seal to: of this VM only, or of the app through its key service."
         ),
     ] = "instance",
+    key_provider_id: Annotated[
+        str | None,
+        typer.Option(
+            "--key-provider-id",
+            metavar="HEX",
+            help="The key service's identity, if app-compose.json has one but does not name it.",
+        ),
+    ] = None,
+    kms_root_key: Annotated[
+        str | None,
+        typer.Option(
+            "--kms-root-key",
+            metavar="HEX",
+            help="The root key of the key service, if app-compose.json has one.",
+        ),
+    ] = None,
+    app_id: Annotated[
+        str | None,
+        typer.Option("--app-id", metavar="HEX", help="The app's id, if app-compose.json has a key service."),
+    ] = None,
 ) -> None:
-    """Write a policy that demands exactly this app, this job and this OS.
+    """Write a policy that demands exactly this app, this job, this OS, and keys that nobody else has.
 
     A deployment service may rewrite app-compose.json. --from-job then appraises the job, shows how the text that
-    its VM measured differs from the one that you reviewed, and accepts it only by its digest.
+    its VM measured differs from the one that you reviewed, and accepts it only by its digest. It also finds out
+    the job's key service, for you to accept.
     """
     from trainer import provider
+    from trainer.attestation.policy import KeyServicePins
 
-    demands = provider.PolicyDemands(job, trust_root, collateral, measurements or [], gpu, recipient)
+    pins = KeyServicePins(key_provider_id, kms_root_key, app_id)
+    demands = provider.PolicyDemands(job, trust_root, collateral, measurements or [], gpu, recipient, pins)
     if from_job is None:
         text = _read_reviewed(app_compose, against, accept_compose, save_compose)
+        policy = provider.make_strict_policy(text, demands)
     elif against is None or app_compose is not None:
         raise UsageError(
             ErrorCode.USAGE, "--from-job", expected="--against, and no --app-compose", found="otherwise"
         )
     else:
-        text = _fetch_deployed(from_job, demands, save_compose)
-        _require_accepted(text, against, accept_compose)
-    policy = provider.make_strict_policy(text, demands)
+        record = _fetch_deployed(from_job, demands, save_compose)
+        _require_accepted(record.evidence.app_compose, against, accept_compose)
+        policy = _decide_keys(record, demands)
     provider.write_private_file(output, provider.render_policy(policy, demands, beside=output.parent).encode())
     typer.echo(f"wrote {output}; read it before you rely on it: trainer policy explain {output}")
     if not measurements:
@@ -112,8 +139,8 @@ def _read_reviewed(app_compose: Path | None, *options_of_from_job: object) -> st
     return read_text_file(app_compose, "app-compose file")
 
 
-def _fetch_deployed(location: str, demands: PolicyDemands, save_compose: Path | None) -> str:
-    """Returns the text that the VM of a job measured, after an appraisal of everything else.
+def _fetch_deployed(location: str, demands: PolicyDemands, save_compose: Path | None) -> Record:
+    """Returns an appraisal of everything but the key service of a job, with the text that its VM measured.
 
     Raises:
         VerificationError: the appraisal failed: the text may be anything.
@@ -122,16 +149,48 @@ def _fetch_deployed(location: str, demands: PolicyDemands, save_compose: Path | 
 
     record = provider.appraise_deployed_app(
         provider.connect_to_job(location),
-        lambda text: provider.make_strict_policy(text, demands),
+        lambda text: provider.make_undecided_policy(text, demands),
         cache=cache_directory(),
         nonces=nonces_file(),
     )
+    _require_pass(record)
+    if save_compose is not None:
+        provider.write_private_file(save_compose, record.evidence.app_compose.encode())
+    return record
+
+
+def _decide_keys(record: Record, demands: PolicyDemands) -> Policy:
+    """Returns the strict policy for an appraised job, after the provider has accepted its key service.
+
+    Raises:
+        UsageError: the key service is not accepted, or the app lets others than the VM read the data.
+        VerificationError: the evidence does not pass under that policy.
+    """
+    from trainer import provider
+    from trainer.attestation.result.record import reappraise
+
+    found = provider.find_key_service(record.evidence, demands)
+    given = {name: value for name, value in asdict(found).items() if value is not None}
+    demands = replace(demands, pins=replace(demands.pins, **given))
+    policy = provider.make_strict_policy(record.evidence.app_compose, demands)
+    options = " ".join(f"{option} {value}" for option, value in found.named().items() if value is not None)
+    if options and not (sys.stdin.isatty() and typer.confirm(f"Trust the job's key service, {options}?")):
+        raise UsageError(
+            ErrorCode.USAGE,
+            "the key service of the job",
+            expected=f"{options}, if you trust it",
+            found="no acceptance",
+            hint="compare it with what the owner of the key service publishes: whoever controls it has the "
+            "derived key and the key of the VM's disk",
+        )
+    _require_pass(reappraise(record, now=record.result.appraised_at, policy=policy))
+    return policy
+
+
+def _require_pass(record: Record) -> None:
     if record.result.status != "pass":
         print_attestation_result(record.result)
     record.result.require_pass(record.result.appraised_at)
-    if save_compose is not None:
-        provider.write_private_file(save_compose, record.evidence.app_compose.encode())
-    return record.evidence.app_compose
 
 
 def _require_accepted(text: str, against: Path, accepted: str | None) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer.cli.console import TerminalProgress, print_checks, print_summary
+from trainer.cli.console import TerminalProgress, print_checks, print_development_banner, print_summary
 from trainer.cli.options import (
     GrantFile,
     IdentityFile,
@@ -24,7 +24,7 @@ from trainer.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from trainer.attestation.checks import Check
     from trainer.receipt.statement import Statement
@@ -44,20 +44,23 @@ def open_result(
     """Decrypt a result and check its receipt. Writes nothing unless every check passes."""
     from trainer import provider
 
+    record = provider.read_record(attestation)
     opened = provider.open_sealed_result(
         sealed,
         provider.read_identities(identity),
         output,
-        record=provider.read_record(attestation),
+        record=record,
         grant=provider.read_grant_record(grant) if grant else None,
     )
+    development_root = record.result.development_root
     if not as_json:
-        print_checks(opened.checks, title="the result's receipt")
+        print_all_checks({"the result's receipt": opened.checks}, development_root=development_root)
     if (failure := opened.failure) is not None:
         raise failure
     print_summary(
         {
             "adapter_dir": str(opened.adapter),
+            "development_root": development_root,
             "checks": _check_states(opened.checks),
             **_privacy_line(opened.statement),
             "summary": opened.statement.metrics,
@@ -107,15 +110,16 @@ def submit_dataset(
         submitted = provider.run_submission(submission, progress)
     result = submitted.result
     if not as_json and not quiet:
-        print_checks(submitted.evidence_checks, title="the job's evidence")
-        print_checks(result.checks, title="the result's receipt")
+        checks = {"the job's evidence": submitted.evidence.checks, "the result's receipt": result.checks}
+        print_all_checks(checks, development_root=submitted.evidence.development_root)
     if (failure := result.failure) is not None:
         raise failure
     job_spec_sha256 = result.statement.predicate.buildDefinition.externalParameters.jobSpecSha256
     print_summary(
         {
             "adapter_dir": str(result.adapter),
-            "checks": _check_states((*submitted.evidence_checks, *result.checks)),
+            "development_root": submitted.evidence.development_root,
+            "checks": _check_states((*submitted.evidence.checks, *result.checks)),
             "receipt": {"job_spec_sha256": job_spec_sha256},
             **_privacy_line(result.statement),
             "summary": dict(result.statement.metrics),
@@ -125,6 +129,14 @@ def submit_dataset(
         as_json=as_json,
         show=_SHOWN_FIELDS,
     )
+
+
+def print_all_checks(checks: Mapping[str, Sequence[Check]], *, development_root: bool) -> None:
+    """Prints lists of checks by title; first of all that they rest on a development root, if they do."""
+    if development_root:
+        print_development_banner()
+    for title, listed in checks.items():
+        print_checks(listed, title=title, development_root=development_root)
 
 
 def _check_states(checks: Sequence[Check]) -> dict[str, str]:

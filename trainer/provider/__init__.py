@@ -23,7 +23,14 @@ from trainer.provider.local_files import (
     write_private_file,
 )
 from trainer.provider.opening import open_sealed_result
-from trainer.provider.policies import PolicyDemands, make_strict_policy, read_policy, render_policy
+from trainer.provider.policies import (
+    PolicyDemands,
+    find_key_service,
+    make_strict_policy,
+    make_undecided_policy,
+    read_policy,
+    render_policy,
+)
 from trainer.provider.submission import run_submission
 from trainer.provider.submission_request import Submission
 from trainer.provider.transport.carrier_registry import connect_to_job
@@ -45,9 +52,11 @@ __all__ = [
     "connect_to_job",
     "create_identity",
     "find_data_files",
+    "find_key_service",
     "make_grant",
     "make_privacy_demand",
     "make_strict_policy",
+    "make_undecided_policy",
     "open_sealed_result",
     "read_grant_record",
     "read_identities",

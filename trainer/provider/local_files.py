@@ -91,6 +91,13 @@ def read_small_file(path: Path, what: str, limit: int = MAX_SMALL_FILE_BYTES) ->
             data = file.read(limit + 1)
     except OSError as error:
         raise UsageError(ErrorCode.FILE_NOT_FOUND, f"cannot read the {what} {path}: {error.strerror}") from error
+    except ValueError as error:
+        # A name that no file can have: it contains a zero, or characters without an encoding.
+        raise UsageError(
+            ErrorCode.FILE_NOT_FOUND,
+            f"cannot read the {what}: no file can have this name",
+            hint="remove the zero character, or whatever has no encoding, from the name",
+        ) from error
     if len(data) > limit:
         raise UsageError(
             ErrorCode.USAGE, f"the {what} {path} is too large", expected=f"at most {limit} bytes", found="more"

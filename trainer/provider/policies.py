@@ -8,17 +8,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from trainer.attestation.dstack.event_log import key_provider, parse_event_log, payload
+from trainer.attestation.dstack.key_chain import issuer
+from trainer.attestation.dstack.key_source import KEY_SERVICE
+from trainer.attestation.evidence import Evidence
 from trainer.attestation.policy import (
     MAX_POLICY_BYTES,
+    NO_PINS,
+    AppSection,
     CollateralDocument,
     CollateralUrl,
+    KeyServicePins,
     OsSection,
     Policy,
+    app_key_source,
     parse_policy,
     policy_yaml,
     read_measurements,
+    strict_app,
     strict_policy,
+    undecided_app,
 )
+from trainer.errors import ErrorCode, VerificationError
 from trainer.provider.local_files import read_small_file, read_text_file
 from trainer.sandbox.properties import EXPECTED, NEEDS_NO_COMPILER
 from trainer.spec import JobSpec, read_job_spec
@@ -44,6 +55,7 @@ class PolicyDemands:
         measurements: JSON files with `mrtd` and `rtmr0` to `rtmr2`; a policy without any accepts no OS.
         gpu_required: whether GPUs in confidential mode with fresh reports are demanded.
         recipient: the recipient that a dataset is sealed to: of this VM, or derived for the app by a key service.
+        pins: the key service that the provider trusts, for an app that has one.
     """
 
     jobs: Sequence[Path]
@@ -52,6 +64,7 @@ class PolicyDemands:
     measurements: Sequence[Path]
     gpu_required: bool
     recipient: Literal["derived", "instance"]
+    pins: KeyServicePins = NO_PINS
 
 
 def read_policy(path: Path) -> Policy:
@@ -67,17 +80,68 @@ def read_policy(path: Path) -> Policy:
 
 
 def make_strict_policy(app_compose: str, demands: PolicyDemands) -> Policy:
-    """Returns a policy that demands exactly this app, and the job specs and OS of `demands`.
+    """Returns a policy that demands exactly this app and its key source, and the job specs and OS of `demands`.
 
     Args:
         app_compose: exact text of app-compose.json.
         demands: everything else.
 
     Raises:
+        UsageError: a file cannot be read or has the wrong form, or others than the VM could read the data.
+    """
+    app = strict_app(app_compose, _read_specs(demands), pins=demands.pins, recipient=demands.recipient)
+    return _make_policy(app, demands)
+
+
+def make_undecided_policy(app_compose: str, demands: PolicyDemands) -> Policy:
+    """Returns the policy of `make_strict_policy` with any keys: to find out which key service a job has.
+
+    Raises:
         UsageError: a file cannot be read or has the wrong form.
     """
+    return _make_policy(undecided_app(app_compose, _read_specs(demands)), demands)
+
+
+def find_key_service(evidence: Evidence, demands: PolicyDemands) -> KeyServicePins:
+    """Returns the key service of an appraised job, as far as `demands` and app-compose.json do not name it.
+
+    The evidence is that of a pass under `make_undecided_policy`. None of what it says of the key service is to be
+    relied on before the provider accepts it, and the evidence passes under the policy that then names it.
+
+    Returns:
+        What remains to be accepted; nothing for an app without a key service.
+
+    Raises:
+        UsageError: the app-compose.json cannot be read, or contradicts `demands`.
+        VerificationError: the job shows no key service although its app demands one.
+    """
+    source, given = app_key_source(evidence.app_compose, demands.pins), demands.pins
+    if source.provider != KEY_SERVICE:
+        return NO_PINS
+    events = parse_event_log(evidence.event_log)
+    app_id, provider = payload(events, "app-id") or b"", key_provider(events)
+    root_key = issuer(evidence.key_chain, evidence.claims.derived_keys, app_id)
+    if root_key is None or provider is None:
+        raise VerificationError(
+            ErrorCode.EVIDENCE_INVALID,
+            "the key service of the job",
+            expected="keys that one key service issued",
+            found="none",
+            hint="give --kms-root-key and --app-id, or ask the operator why the job has no keys of a key service",
+        )
+    return KeyServicePins(
+        identity=None if source.identity else provider.identity,
+        root_key=None if given.root_key else root_key,
+        app_id=None if given.app_id else app_id.hex(),
+    )
+
+
+def _read_specs(demands: PolicyDemands) -> list[JobSpec]:
+    return [read_job_spec(path) for path in demands.jobs]
+
+
+def _make_policy(app: AppSection, demands: PolicyDemands) -> Policy:
     oses = tuple(read_measurements(read_small_file(path, "measurements")) for path in demands.measurements)
-    specs = [read_job_spec(path) for path in demands.jobs]
     collateral, trust_root = demands.collateral, demands.trust_root
     source: CollateralUrl | CollateralDocument | None = None
     if collateral is not None and collateral.startswith(("http://", "https://")):
@@ -85,14 +149,12 @@ def make_strict_policy(app_compose: str, demands: PolicyDemands) -> Policy:
     elif collateral is not None:
         source = CollateralDocument(document=read_text_file(Path(collateral), "collateral"))
     return strict_policy(
-        app_compose,
-        specs,
+        app,
         trust_root_pem=None if trust_root is None else read_text_file(trust_root, "trust root"),
         collateral=source,
         os=OsSection(measurements=oses),
         gpu_required=demands.gpu_required,
-        sandbox=select_sandbox_demands(specs),
-        recipient=demands.recipient,
+        sandbox=select_sandbox_demands(_read_specs(demands)),
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, TypeVar
 
+from trainer.attestation.result.presentation import DEVELOPMENT_BANNER
 from trainer.attestation.result.record import Record
 from trainer.encoding import file_sha256
 from trainer.errors import RESUMABLE, ErrorCode, SealingError, UnavailableError, UsageError, VerificationError
@@ -139,7 +140,7 @@ class _SubmissionRun:
             # The dataset or the job spec has to change. What was sealed stays for a job that is started anew.
             self._directory.forget_upload()
             self._directory.mark_failed()
-        return SubmissionResult(result, record.result.checks, self._seconds, deletion)
+        return SubmissionResult(result, record.result, self._seconds, deletion)
 
     def _measure_time(self, name: str, step: Callable[[], StepResult]) -> StepResult:
         started = time.monotonic()
@@ -172,6 +173,11 @@ class _SubmissionRun:
             # After a TLS handshake there is a job, even if it ended before it had evidence.
             self._has_answered |= job.peer_spki_sha256 is not None
         record.result.require_pass(record.result.appraised_at)
+        # Before anything is sent, so that whoever reads along can still stop it.
+        if record.result.development_root:
+            self._report.line(DEVELOPMENT_BANNER)
+        for caution in record.result.cautions:
+            self._report.line(f"CAUTION: {caution}")
         return record
 
     def _seal(self, record: Record) -> GrantRecord:

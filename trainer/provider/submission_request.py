@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from trainer.attestation.checks import Check
+from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.encoding import canonical_json, file_sha256
 from trainer.provider.opening import OpenedResult
 from trainer.receipt.deletion import DeletionStatement
@@ -66,13 +66,13 @@ class SubmissionResult:
 
     Args:
         result: the opened result, or the failure report.
-        evidence_checks: checks of the job's evidence, before anything was sent.
+        evidence: the appraisal of the job, before anything was sent.
         seconds: duration of each step.
         deletion: what the job stated that it destroyed, verified; None if it sent no statement.
     """
 
     result: OpenedResult
-    evidence_checks: tuple[Check, ...]
+    evidence: AttestationResult
     seconds: Mapping[str, float]
     deletion: DeletionStatement | None = None
 

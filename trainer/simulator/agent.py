@@ -1,8 +1,9 @@
 """A simulated confidential VM as an object without sockets: measurements, event log, keys and quotes.
 
-Everything is computed from a seed and the app-compose text; nothing is recorded in advance. Quotes are signed
-over the registers that a replay of the VM's own event log gives. Faults change what the VM shows, but not the
-root, the app-compose text and the measurements that a verifier's policy is made from.
+Everything is computed from seeds and the app-compose text; nothing is recorded in advance. As in dstack's guest,
+that text decides where the VM's keys come from: it makes them at boot, or a key service gives them. Quotes are
+signed over the registers that a replay of the VM's own event log gives. Faults change what the VM shows, but not
+the root, the app-compose text and the measurements that a verifier's policy is made from.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import threading
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from trainer.encoding import canonical_json, parse_json, sha256_hex
+from trainer.attestation.dstack.key_source import KEY_SERVICE
+from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode, UsageError
 from trainer.simulator.event_log_writer import (
     SYSTEM_EVENTS,
@@ -21,7 +23,16 @@ from trainer.simulator.event_log_writer import (
     RuntimeEvent,
 )
 from trainer.simulator.fault import FaultLayer, apply_faults
-from trainer.simulator.key_service import Algorithm, KeyService, SimulatedKey, key_provider_info
+from trainer.simulator.guest_compose import parse_compose, simulated_key_source
+from trainer.simulator.key_service import (
+    Algorithm,
+    KeyService,
+    SimulatedKey,
+    derive_key,
+    key_provider_info,
+    own_app_keys,
+    service_identity,
+)
 from trainer.simulator.measurements import (
     BOOT_EVENTS,
     LABEL,
@@ -57,6 +68,8 @@ BANNER: Final = """\
 
 
 _DEFAULTS: Final = VmOptions()
+_KEY_LAYERS: Final = (FaultLayer.KEY_SEED, FaultLayer.KEY)
+"""Faults of a key service's keys: a VM that makes its keys itself has nothing of that kind to lie about."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +88,10 @@ class SimulatedVm:
     Args:
         app_compose: exact text of app-compose.json.
         seed: secret of at least 16 bytes: PKI, key service and instance id follow from it.
-        app_id: 20 bytes from the app's first deployment. None makes this VM the first deployment, whose app id is
-            the start of the compose hash.
+        app_id: 20 bytes from the app's first deployment under a key service. None makes this VM the first
+            deployment, whose app id is the start of the compose hash; without a key service it always is.
+        boot_seed: random bytes of this boot, for the keys and the instance id of a VM without a key service. None
+            derives them from `seed`, so that each boot gives the same.
         options: how the VM is set up.
 
     Attributes:
@@ -85,18 +100,31 @@ class SimulatedVm:
         gpu_attestation: the GPU attestation in the agent's responses; empty without GPU.
 
     Raises:
-        UsageError: `app_compose` is not a JSON object.
+        UsageError: `app_compose` is not a JSON object, or names a key provider that is not simulated.
     """
 
     def __init__(
-        self, app_compose: str, seed: bytes, *, app_id: bytes | None = None, options: VmOptions = _DEFAULTS
+        self,
+        app_compose: str,
+        seed: bytes,
+        *,
+        app_id: bytes | None = None,
+        boot_seed: bytes | None = None,
+        options: VmOptions = _DEFAULTS,
     ) -> None:
         self.app_compose = app_compose
         self.options = options
-        self.app = _parse_compose(app_compose)
+        self.app = parse_compose(app_compose)
         self.compose_hash = hashlib.sha256(app_compose.encode()).digest()
-        self.app_id = self.compose_hash[:APP_ID_BYTES] if app_id is None else app_id
-        self.instance_id = hashlib.sha256(b"instance" + seed + self.app_id).digest()[:20]
+        source = simulated_key_source(self.app)
+        self.has_key_service = source.provider == KEY_SERVICE
+        if not self.has_key_service and any(fault.layer in _KEY_LAYERS for fault in options.faults):
+            raise UsageError(ErrorCode.USAGE, "a fault", expected="a VM with a key service", found="one without")
+        is_first = app_id is None or not self.has_key_service
+        self.app_id = self.compose_hash[:APP_ID_BYTES] if is_first else app_id or b""
+        boot_seed = boot_seed or derive_key(seed, b"boot")
+        of_instance = seed if self.has_key_service else boot_seed
+        self.instance_id = hashlib.sha256(b"instance" + of_instance + self.app_id).digest()[:20]
         self.os_image_hash = hashlib.sha256(f"{LABEL}: image".encode()).digest()
         self.shown_compose = str(self._with_faults(FaultLayer.APP_COMPOSE, app_compose))
         self.gpu_attestation = str(self._with_faults(FaultLayer.GPU_INFO, options.gpu_attestation))
@@ -104,10 +132,14 @@ class SimulatedVm:
         pki_arguments = self._with_faults(FaultLayer.PKI, {"seed": seed})
         self._signer = self.pki if pki_arguments == {"seed": seed} else DevelopmentPki(**pki_arguments)
         self.key_service = KeyService(seed)
-        self.keys = self.key_service.app_keys(self.app_id)
-        self._shown_keys = KeyService(self._with_faults(FaultLayer.KEY_SEED, seed)).app_keys(self.app_id)
-        self.key_service_ca = self.pki.issue_root("KMS Root CA")
-        self.key_provider = key_provider_info(self.key_service_ca.key.public_key())
+        self.keys = self._shown_keys = own_app_keys(boot_seed)
+        identity = ""
+        if self.has_key_service:
+            self.keys = self.key_service.app_keys(self.app_id)
+            self._shown_keys = KeyService(self._with_faults(FaultLayer.KEY_SEED, seed)).app_keys(self.app_id)
+            # A guest refuses another service than the text names: this one is the service that it names.
+            identity = source.identity or service_identity(self.pki.issue_root("KMS Root CA").key.public_key())
+        self.key_provider = key_provider_info(source.provider or "", identity)
         self._lock = threading.Lock()
         honest = (*BOOT_EVENTS, *self._runtime_events())
         self._events: tuple[Event, ...] = self._with_faults(FaultLayer.EVENTS, honest)
@@ -260,13 +292,3 @@ class SimulatedVm:
             ("gpu-policy-hash", hashlib.sha256(canonical_json(policy or {})).digest()),
             ("gpu-attestation", json.dumps(attestation, separators=(",", ":")).encode()),
         )
-
-
-def _parse_compose(text: str) -> dict[str, object]:
-    try:
-        document = parse_json(text)
-    except ValueError as error:
-        raise UsageError(ErrorCode.USAGE, f"app-compose: {error}") from None
-    if not isinstance(document, dict):
-        raise UsageError(ErrorCode.USAGE, "app-compose", expected="a JSON object", found=type(document).__name__)
-    return document

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from trainer.attestation.checks import Check, CheckState
 from trainer.attestation.claims.binding import gpu_evidence_sha256, report_data
+from trainer.attestation.dstack.key_source import read_key_source
 from trainer.attestation.evidence import (
     DatasetClaims,
     Evidence,
@@ -31,12 +32,14 @@ from trainer.attestation.policy import (
     KeyProviderDemand,
     OsMeasurements,
     OsSection,
+    PlatformSection,
     Policy,
     TcbSection,
     TrustRoot,
 )
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.attestation.verifier import appraise, appraise_statement_evidence
+from trainer.deployment import CLEAN_START
 from trainer.encoding import sha256_hex
 from trainer.simulator.agent import SimulatedQuote, SimulatedVm, VmOptions, simulated_measurements
 from trainer.simulator.claimed_keys import (
@@ -60,7 +63,20 @@ from trainer.simulator.gpu_evidence import (
 )
 
 SEED: Final = b"a seed of 32 bytes for appraisals"
-APP_COMPOSE: Final = '{\n  "name": "demo",\n  "docker_compose_file": "services: {}"\n}\n'
+SEALED_COMPOSE: Final = '{\n  "name": "demo",\n  "docker_compose_file": "services: {}"\n}\n'
+"""app-compose.json without a key service."""
+APP_COMPOSE: Final = json.dumps(
+    {
+        "name": "demo",
+        "docker_compose_file": "services: {}",
+        "key_provider": "kms",
+        "kms_enabled": True,
+        "key_provider_id": "3059" + "0b" * 89,
+        "init_script": CLEAN_START,
+    },
+    indent=2,
+)
+"""app-compose.json with a key service: evidence then has most to judge."""
 STATEMENT: Final = b'{"_type": "https://in-toto.io/Statement/v1"}'
 
 Quoted = dict[str, bytes]
@@ -100,12 +116,14 @@ def demanding_policy(vm: SimulatedVm) -> Policy:
             refused_advisories=("INTEL-SA-00001",),
             mr_seam=("00" * 48,),
         ),
+        platform=PlatformSection(ppid=(vm.pki.ppid.hex(),), xfam=()),
         app=AppSection(
             compose_sha256=(vm.compose_hash.hex(),),
             job_spec_sha256=(JOB_SPEC_SHA256,),
             app_id=vm.app_id.hex(),
             key_provider=KeyProviderDemand(name=provider["name"], id=provider["id"]),
-            kms_root_key=vm.key_service.root_public_key.hex(),
+            kms_root_key=vm.key_service.root_public_key.hex() if vm.has_key_service else "none",
+            init_script_sha256=read_key_source(vm.app).init_scripts or (),
             recipient="instance",
         ),
         os=OsSection(measurements=(OsMeasurements(**vars(simulated_measurements())),)),
@@ -118,6 +136,7 @@ def demanding_policy(vm: SimulatedVm) -> Policy:
             min_driver_version="550.90.07",
             min_vbios_version="96.00.9F.00.01",
             devtools="refused",
+            firmware_id="required",
             reference_values="any",
             revocation="any",
         ),

@@ -44,7 +44,10 @@ class SimulatedKey:
     secret: bytes
     public_key: bytes
     signature_chain: tuple[bytes, bytes]
-    """65 bytes r ‖ s ‖ recovery id each: by the app key over the public key, by the root over the app key."""
+    """65 bytes r ‖ s ‖ recovery id each: by the app key over the public key, by the root over the app key.
+
+    The second is empty without a key service: nobody signs an app key that the VM made itself.
+    """
 
 
 class AppKeys:
@@ -52,7 +55,7 @@ class AppKeys:
 
     Args:
         app_key: 32-byte secp256k1 scalar.
-        app_signature: the key service's 65-byte signature over app id and public app key.
+        app_signature: the key service's 65-byte signature over app id and public app key; empty without one.
 
     Attributes:
         public_key: compressed SEC1 point of the app key, 33 bytes.
@@ -101,10 +104,19 @@ def derive_key(secret: bytes, *context: bytes) -> bytes:
     return HKDF(hashes.SHA256(), _KEY_BYTES, _SALT, b"".join(context)).derive(secret)
 
 
-def key_provider_info(ca_public_key: ec.EllipticCurvePublicKey) -> str:
-    """Returns the JSON of the event `key-provider`, which names the key service of the VM."""
-    spki = ca_public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return json.dumps({"name": "kms", "id": spki.hex()}, separators=(",", ":"))
+def own_app_keys(boot_seed: bytes) -> AppKeys:
+    """Derives the app keys that a VM without a key service makes at boot, from random bytes; nobody signs them."""
+    return AppKeys(derive_key(boot_seed, b"app-k256-key"), b"")
+
+
+def service_identity(ca_public_key: ec.EllipticCurvePublicKey) -> str:
+    """Returns the identity of a key service: the public key of its certificate authority, DER in hex."""
+    return ca_public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex()
+
+
+def key_provider_info(name: str, identity: str) -> str:
+    """Returns the JSON of the event `key-provider`, which names the key provider of the VM."""
+    return json.dumps({"name": name, "id": identity}, separators=(",", ":"))
 
 
 def _sign_recoverable(key: bytes, message: bytes) -> bytes:

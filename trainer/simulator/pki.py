@@ -61,6 +61,7 @@ class DevelopmentPki:
     Attributes:
         root_pem: the root certificate in PEM.
         root_der: the root certificate in DER, which a verifier must be configured to trust.
+        ppid: the id of the platform in its certificate, 16 bytes.
         device_id: the device id in dstack: SHA-256 of the platform's PPID.
         qe_report: the quoting enclave's report, without the attestation key that it names in a quote.
     """
@@ -85,7 +86,8 @@ class DevelopmentPki:
         self.root_der = self._root.certificate.public_bytes(Encoding.DER)
         self._platform_ca = self._issue("SGX PCK Platform CA", self._root, ca_path_length=0)
         extension = replace(platform_extension(seed, configuration), **platform)
-        self.device_id = hashlib.sha256(extension.ppid).digest()
+        self.ppid = extension.ppid
+        self.device_id = hashlib.sha256(self.ppid).digest()
         self._pck = self._issue(
             "SGX PCK Certificate", self._platform_ca, sgx_extension=extension.to_der(), end=pck_end
         )

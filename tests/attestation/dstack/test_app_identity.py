@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from trainer.attestation.catalogue import DEFINITIONS
 from trainer.attestation.checks import CheckState
 from trainer.attestation.dstack.event_log import Event, parse_event_log, payload, payloads
 from trainer.attestation.dstack.key_chain import keccak256, proves_possession
+from trainer.attestation.dstack.key_source import CLEAN_START_SHA256
 from trainer.attestation.dstack.os_image import image_name, is_development
 from trainer.attestation.policy import OsSection
 from trainer.attestation.tdx.config_id import DOCUMENT_DOMAIN, UNSET, acceptable_config_ids
@@ -86,7 +88,7 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
 
 def test_the_forms_of_mrconfigid_that_dstack_writes_are_affirmed(world: World) -> None:
     full, bare = document(world), document(world, app_id=None, gpu_policy_hash=None, instance_id=None)
-    listed = document(world, init_script_hashes=[])
+    listed = document(world, init_script_hashes=[CLEAN_START_SHA256])
     for digest in (full, bare, listed):
         assert configured(world, 3, digest).state("mr-config-id").state is CheckState.AFFIRMED
     check = configured(world, 2, binding(world)).state("mr-config-id")
@@ -99,7 +101,7 @@ def test_init_scripts_are_read_from_before_system_ready(world: World) -> None:
     events = list(world.vm.events)
     names = [getattr(event, "name", "") for event in events]
     at = names.index("compose-hash") + 1
-    world.vm.replace_events((*events[:at], *scripts, *events[at:], RuntimeEvent("init-script-hash", b"late")))
+    world.vm.replace_events((*events[:at], *scripts, *events[at + 1 :], RuntimeEvent("init-script-hash", b"late")))
     assert payloads(log_of(world), "init-script-hash") == (b"\1" * 32, b"\2" * 32)
     digest = document(world, init_script_hashes=["01" * 32, "02" * 32])
     assert configured(world, 3, digest).state("mr-config-id").state is CheckState.AFFIRMED
@@ -153,8 +155,20 @@ def test_development_images_are_left_open_where_nobody_refuses_them(world: World
 
 
 def test_a_host_that_names_no_image_does_not_pass_by_silence(world: World) -> None:
-    unnamed = world.showing(vm_config="{}").state("os-development")
+    other = world.opened("os", OsSection(measurements=world.policy.os.measurements[:0], image_sha256=("00" * 32,)))
+    unnamed = other.showing(vm_config="{}").state("os-development")
     assert (unnamed.state, unnamed.found) == (CheckState.CONTRAINDICATED, "no image name")
+    unread = world.change(quote=b"\4\0quote").showing(vm_config="{}").state("os-development")
+    assert unread.state is CheckState.CONTRAINDICATED
+
+
+@pytest.mark.parametrize("config", ["{}", "", '{"image": null}'])
+def test_a_listed_image_needs_no_name_of_the_host(world: World, config: str) -> None:
+    """dstack 0.5 names no image; the measurements say which one it is."""
+    unnamed = world.showing(vm_config=config)
+    assert unnamed.contraindicated() == []
+    assert unnamed.state("os-development").state is CheckState.AFFIRMED
+    assert "os.development" in str(DEFINITIONS["os-development"].hint)
 
 
 def test_a_listed_image_may_still_be_refused_as_a_development_image() -> None:

@@ -51,6 +51,7 @@ OPEN = GpuSection(
     min_driver_version="any",
     min_vbios_version="any",
     devtools="any",
+    firmware_id="required",
     reference_values="any",
     revocation="any",
 )
@@ -238,7 +239,6 @@ MALFORMED: dict[str, tuple[str, Callable[[Bench], bytes]]] = {
     "half an opaque field": ("the opaque data", lambda g: g.report(opaque_bytes=g.tlv(g.opaque) + b"\7")),
     "no driver version": ("driver version", lambda g: g.report(opaque=without(g.opaque, 3))),
     "no VBIOS version": ("VBIOS version", lambda g: g.report(opaque=without(g.opaque, 6))),
-    "no firmware id": ("firmware id", lambda g: g.report(opaque=without(g.opaque, 20))),
     "a short firmware id": ("expected 48 bytes", lambda g: g.report(opaque={**g.opaque, 20: bytes(32)})),
     "a long VBIOS version": ("expected 8 bytes", lambda g: g.report(opaque={**g.opaque, 6: bytes(9)})),
     "a driver version in words": ("driver version", lambda g: g.report(opaque={**g.opaque, 3: b"latest\0"})),
@@ -247,7 +247,8 @@ MALFORMED: dict[str, tuple[str, Callable[[Bench], bytes]]] = {
         lambda g: g.report(opaque={**g.opaque, 3: b"550.9\0x\0"}),
     ),
     "no signature": ("the report: expected 96", lambda g: g.report()[:-96]),
-    "bytes after the signature": ("1 bytes too many", lambda g: g.report(tail=b"\0")),
+    "bytes after the signature": ("bytes other than zero", lambda g: g.report(tail=b"\0!")),
+    "bytes before zeros after the signature": ("bytes other than zero", lambda g: g.report(tail=b"!\0")),
 }
 
 

@@ -89,6 +89,19 @@ def test_a_pass_at_one_glance(world: World) -> None:
         assert definition.title in read.text
 
 
+def test_a_pass_under_a_development_root_is_never_green(world: World) -> None:
+    text = page(world)
+    read = Reader(text)
+    assert ("class", "development") in read.attributes
+    assert ".development { --affirmed: var(--not-reached); --affirmed-back: var(--not-reached-back); }" in text
+    assert "DEVELOPMENT ROOT" in read.text
+    assert "Pass under a development root" in read.text
+    assert "imitate a TEE" in read.text
+    genuine = Reader(page(world.opened("trust_root", "intel")))
+    assert ("class", "development") not in genuine.attributes
+    assert "DEVELOPMENT ROOT" not in genuine.text
+
+
 def test_a_failure_is_told_with_what_was_expected_and_found(world: World) -> None:
     read = Reader(page(world.change(nonce="02" * 32)))
     assert "Fail" in read.text

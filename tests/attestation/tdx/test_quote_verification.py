@@ -14,7 +14,7 @@ from trainer.attestation.tdx.collateral import module_identity, module_level, pa
 from trainer.attestation.tdx.pem_chain import read_pem_chain
 from trainer.attestation.tdx.quote_checks import COLLATERAL_VALIDITY, QUOTE_SIGNATURE, refused_check
 from trainer.attestation.tdx.quote_verification import QuoteRefused, parse_quote, verify_quote
-from trainer.attestation.tdx.td_report import attribute_names, xfam_acceptable
+from trainer.attestation.tdx.td_report import XFAM_KNOWN, attribute_names, xfam_acceptable
 from trainer.simulator.pki import DevelopmentPki, TdFields
 
 World = Any  # conftest.World
@@ -172,6 +172,6 @@ def test_attributes_are_named(attributes: bytes, names: str) -> None:
 @pytest.mark.parametrize("bit", range(64))
 def test_only_known_cpu_state_is_acceptable(bit: int) -> None:
     known = bit in {0, 1, 2, 5, 6, 7, 9, 17, 18}
-    assert xfam_acceptable((3 | 1 << bit).to_bytes(8, "little")) is known
+    assert xfam_acceptable((3 | 1 << bit).to_bytes(8, "little"), XFAM_KNOWN) is known
     if bit < 2:
-        assert not xfam_acceptable((0x602E7 ^ 1 << bit).to_bytes(8, "little"))
+        assert not xfam_acceptable((0x602E7 ^ 1 << bit).to_bytes(8, "little"), XFAM_KNOWN)

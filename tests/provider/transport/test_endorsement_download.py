@@ -148,6 +148,7 @@ def demand(**changes: Any) -> GpuSection:
         models="any",
         min_driver_version="any",
         min_vbios_version="any",
+        firmware_id="required",
         devtools="any",
         reference_values="any",
         revocation="any",

@@ -14,14 +14,17 @@ from trainer.attestation.dstack.event_log import (
     order_problem,
     parse_event_log,
     payload,
+    payloads,
     replay,
 )
 from trainer.attestation.dstack.key_chain import proves_possession, recover_signers
+from trainer.attestation.dstack.key_source import NO_KEY_SERVICE, read_key_source
 from trainer.attestation.dstack.os_checks import judge_os
 from trainer.attestation.evidence import DatasetClaims, Evidence
 from trainer.attestation.policy import Policy
 from trainer.attestation.tdx.config_id import FORMS, acceptable_config_ids
 from trainer.attestation.tdx.td_report import TdReport
+from trainer.encoding import parse_json
 from trainer.errors import VerificationError
 
 EVENT_LOG_FORMAT: Final = CheckDefinition(
@@ -82,9 +85,16 @@ KEY_PROVIDER: Final = CheckDefinition(
     claim=(Submodule.APP, TrustClaim.STORAGE_OPAQUE),
     hint="if you trust this key provider, name it in `app.key_provider`",
 )
+INIT_SCRIPTS: Final = CheckDefinition(
+    "init-scripts",
+    title="the scripts that run before a container engine starts are those that the policy names",
+    attack="containers and image layers that an earlier version of the app left on the disk, and nothing removes",
+    claim=(Submodule.APP, TrustClaim.CONFIGURATION),
+    hint="with a key service, app-compose.json comes from `trainer job render --profile kms`",
+)
 KEY_CHAIN: Final = CheckDefinition(
     "key-chain",
-    title="the derived keys that the claims name chain to the policy's key service root",
+    title="the derived keys that the claims name chain to the policy's key service root, or to none",
     attack="keys that only claim to come from the key service",
     claim=(Submodule.APP, TrustClaim.INSTANCE_IDENTITY),
     is_signature=True,
@@ -104,6 +114,7 @@ _CHECKS_OF_EVENTS: Final = (
     COMPOSE_HASH,
     APP_ID,
     KEY_PROVIDER,
+    INIT_SCRIPTS,
     KEY_CHAIN,
 )
 
@@ -166,7 +177,7 @@ def _judge_config_id(ledger: Ledger, td: TdReport, events: Sequence[Event], comp
 def _judge_events(
     ledger: Ledger, evidence: Evidence, events: Sequence[Event], td: TdReport | None, policy: Policy
 ) -> None:
-    """Records event-digests, event-order, rtmr3-replay, compose-hash, app-id and key-provider."""
+    """Records event-digests, event-order, rtmr3-replay, compose-hash, app-id, key-provider and init-scripts."""
     # The first three belong together: the replay binds names and payloads to the quote, and the order keeps an
     # application from extending RTMR3 with a second event of the OS's name. Only then is a payload the OS's.
     problem = digest_problem(events)
@@ -196,6 +207,32 @@ def _judge_events(
         ledger.leave_open(KEY_PROVIDER, found=found)
     else:
         ledger.compare(KEY_PROVIDER, expected=f"{demand.name} {demand.id}", found=found)
+    _judge_scripts(ledger, evidence.app_compose, events, policy)
+
+
+def _judge_scripts(ledger: Ledger, app_compose: str, events: Sequence[Event], policy: Policy) -> None:
+    """Records init-scripts, from the measured text, and from the guest's own events where its release has them."""
+    try:
+        document = parse_json(app_compose)
+    except ValueError:
+        document = None
+    stated = read_key_source(document).init_scripts if isinstance(document, dict) else None
+    measured = tuple(script.hex() for script in payloads(events, "init-script-hash"))
+    found = "not readable" if stated is None else ", ".join(stated) or "none"
+    demanded = policy.app.init_script_sha256
+    if demanded == "any":
+        ledger.leave_open(INIT_SCRIPTS, found=found)
+        return
+    # dstack 0.5 runs the script of the measured text without an event of its own for it; 0.6 has one for each.
+    ledger.judge(
+        INIT_SCRIPTS,
+        stated == demanded and measured in ((), demanded),
+        expected=", ".join(demanded) or "none",
+        found=found,
+        detail=f"the guest measured {', '.join(measured)}"
+        if measured
+        else "the guest measures no script by itself",
+    )
 
 
 def _judge_key_chain(
@@ -205,7 +242,7 @@ def _judge_key_chain(
     demanded, chain = policy.app.kms_root_key, evidence.key_chain
     root = None if demanded == "any" else demanded
     provider = key_provider(events)
-    if chain is not None and provider is not None and provider.name == "none":
+    if chain is not None and provider is not None and provider.name == NO_KEY_SERVICE:
         # No root signed anything there: what is shown as its signature says nothing.
         ledger.judge(KEY_CHAIN, False, expected="no key chain, without a key service", found="a key chain")
         return
@@ -213,7 +250,7 @@ def _judge_key_chain(
         if root is None:
             ledger.leave_open(KEY_CHAIN, found="no key chain")
         else:
-            ledger.judge(KEY_CHAIN, False, expected=root, found="no key chain")
+            ledger.judge(KEY_CHAIN, root == NO_KEY_SERVICE, expected=root, found="no key chain")
         return
     # The app id comes from the measured event, not from the chain: a chain of another app recovers another root.
     app_id = payload(events, "app-id") or b""

@@ -72,6 +72,20 @@ def recover_signers(chain: KeyChain, derived: DerivedKeys, app_id: bytes) -> Cha
     return ChainSigners((first.hex(), second.hex()), root_key.hex())
 
 
+def issuer(chain: KeyChain | None, derived: DerivedKeys, app_id: bytes) -> str | None:
+    """Returns the root key of the key service that issued the derived keys, in hex; None where none did.
+
+    Whether the VM has these keys is not judged here, nor whether the root is that of a service to be trusted.
+    """
+    if chain is None:
+        return None
+    try:
+        signers = recover_signers(chain, derived, app_id)
+    except ValueError:
+        return None
+    return signers.root_key if len(set(signers.app_keys)) == 1 else None
+
+
 def recover_root_key(signature: bytes, app_id: bytes, app_key: bytes) -> bytes:
     """Recovers the root key that signed `app_key` (33 bytes, compressed) as the key of app `app_id` (20 bytes).
 

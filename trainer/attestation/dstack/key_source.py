@@ -76,7 +76,7 @@ MACHINE_PROVIDER: Final = KeyWeakness(
 UNNAMED_SERVICE: Final = KeyWeakness(
     "key-provider-unpinned",
     "the key service is not named by its identity, so the one that the operator names is asked: whoever controls "
-    "it can read what is sealed to the derived key, and can put containers on the VM's disk that run beside the job",
+    "it can read what is sealed to the derived key, and can put containers on the VM's disk that run beside it",
     "name the key service by its identity in hex (key_provider_id)",
 )
 NO_CLEAN_START: Final = KeyWeakness(
@@ -123,6 +123,5 @@ def _script_digests(scripts: object) -> tuple[str, ...] | None:
     if scripts is None:
         return ()
     texts = scripts if isinstance(scripts, list | tuple) else [scripts]
-    if not all(isinstance(text, str) for text in texts):
-        return None
-    return tuple(sha256_hex(text.encode("utf-8", "surrogatepass")) for text in texts)
+    digests = [sha256_hex(text.encode("utf-8", "surrogatepass")) for text in texts if isinstance(text, str)]
+    return tuple(digests) if len(digests) == len(texts) else None

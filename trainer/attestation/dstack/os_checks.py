@@ -23,7 +23,7 @@ OS_DEVELOPMENT: Final = CheckDefinition(
     title="the OS is no development image",
     attack="an OS with a login for whoever knows the published password",
     claim=(Submodule.OS, TrustClaim.CONFIGURATION),
-    hint="ask the operator for a production image",
+    hint="ask the operator for a production image; if you trust this one, write `os.development: any`",
 )
 
 
@@ -38,27 +38,28 @@ def judge_os(ledger: Ledger, vm_config: str, events: Sequence[Event], td: TdRepo
         td: the TD report; None where the quote could not be read.
         policy: the reference values.
     """
-    if td is not None:
-        _judge_measurements(ledger, vm_config, events, td, policy)
+    measured = td is not None and _judge_measurements(ledger, vm_config, events, td, policy)
     name = image_name(vm_config)
     found = name or "no image name"
-    # A help against mistakes, not against the host, which can show any name.
+    # A help against mistakes, not against the host, which can show any name. So it does not matter that a host
+    # shows none, if the provider accepted the measurements of the image.
     detail = "the name is the host's word; the accepted measurements are what binds"
     if policy.os == "any" or policy.os.development == "any":
         ledger.leave_open(OS_DEVELOPMENT, found=found, detail=detail)
     else:
-        holds = name is not None and not is_development(name)
+        holds = measured if name is None else not is_development(name)
         ledger.judge(OS_DEVELOPMENT, holds, expected="a production image", found=found, detail=detail)
 
 
 def _judge_measurements(
     ledger: Ledger, vm_config: str, events: Sequence[Event], td: TdReport, policy: Policy
-) -> None:
+) -> bool:
+    """Records os-measurements, and returns whether the policy demands and accepts what was measured."""
     measured = OsMeasurements(mrtd=td.mrtd.hex(), rtmr0=td.rtmr0.hex(), rtmr1=td.rtmr1.hex(), rtmr2=td.rtmr2.hex())
     found = ", ".join(f"{name} {value}" for name, value in measured.model_dump().items())
     if policy.os == "any":
         ledger.leave_open(OS_MEASUREMENTS, found=found)
-        return
+        return False
     # Listed registers are compared as they are. A listed image has other registers on each VM shape, so they are
     # computed from its measurement file for the shape that `vm_config` states.
     listed, images, problem = measured in policy.os.measurements, policy.os.image_sha256, None
@@ -69,7 +70,7 @@ def _judge_measurements(
             problem = f"the image would measure to another {', '.join(different)}" if different else None
         except ValueError as error:
             problem = str(error)
-    ledger.judge(
+    return ledger.judge(
         OS_MEASUREMENTS,
         listed or (bool(images) and problem is None),
         expected=f"one of {len(policy.os.measurements)} listed measurements or {len(images)} listed images",

@@ -57,6 +57,7 @@ GPU_REPORT_FWID: Final = CheckDefinition(
     title="each report names the firmware that its certificate was issued for",
     attack="a signing key of one firmware used by another",
     claim=(Submodule.GPU, TrustClaim.EXECUTABLES),
+    hint="GPUs with older firmware name none: ask the operator to update it, or write `gpu.firmware_id: any`",
 )
 GPU_REPORT_COUNT: Final = CheckDefinition(
     "gpu-report-count",
@@ -130,7 +131,7 @@ def judge_gpu_reports(
         GPU_REPORT_FORMAT,
         [bytes.fromhex(item.report) for item in shown],
         parse_gpu_report,
-        expected="SPDM 1.1 measurements with driver version, VBIOS version and firmware id",
+        expected="SPDM 1.1 measurements with driver version and VBIOS version",
     )
     chains = _judge_chains(ledger, shown, demands, context)
     # Each of the two may fail by itself; what depends on the failed one is left not reached.
@@ -181,19 +182,24 @@ def _judge_signers(ledger: Ledger, pairs: Sequence[tuple[GpuReport, Chain]], dem
         detail=RELAY_LIMIT,
         in_threads=True,
     )
+    if demands.firmware_id == "any" and all(report.fwid is None for report, _ in pairs):
+        ledger.leave_open(GPU_REPORT_FWID, found="reports without a firmware id")
+        return
+    # An id that is there must be the right one, whatever the policy leaves open.
+    named = pairs if demands.firmware_id == "required" else [pair for pair in pairs if pair[0].fwid is not None]
     judge_each_report(
         ledger,
         GPU_REPORT_FWID,
-        pairs,
+        named,
         lambda pair: _require_equal(certified_fwid(pair[1][0]), pair[0].fwid),
         expected="the certified firmware id",
         detail=NOT_COMPARED if demands.reference_values == "any" else None,
     )
 
 
-def _require_equal(expected: bytes, found: bytes) -> None:
+def _require_equal(expected: bytes, found: bytes | None) -> None:
     if expected != found:
-        raise ValueError(f"expected {expected.hex()}, got {found.hex()}")
+        raise ValueError(f"expected {expected.hex()}, got {'none' if found is None else found.hex()}")
 
 
 def _judge_count(ledger: Ledger, chains: Sequence[Chain], demands: GpuSection) -> None:

@@ -4,6 +4,8 @@
     response   11 60 param1 param2 ‖ blocks (1) ‖ record length (3) ‖ record ‖ nonce (32)
                ‖ opaque length (2) ‖ opaque data ‖ ECDSA P-384 signature r ‖ s (96), over all before it
 
+Drivers may return a report with the rest of its buffer: zeros may follow the signature, and nothing else.
+
 Integers are little-endian. Sources: DMTF DSP0274 1.1, and NVIDIA's published verifier for the opaque fields.
 """
 
@@ -50,7 +52,7 @@ class GpuReport:
         opaque: raw value of each opaque field, by type.
         driver_version: such as `550.90.07`.
         vbios_version: such as `96.00.9F.00.01`.
-        fwid: SHA-384 of the firmware that holds the signing key, 48 bytes.
+        fwid: SHA-384 of the firmware that holds the signing key, 48 bytes; None in reports of older firmware.
         signed: the bytes that the signature covers: everything before it.
         signature: r ‖ s, 48 bytes each, big-endian.
     """
@@ -60,7 +62,7 @@ class GpuReport:
     opaque: Mapping[int, bytes]
     driver_version: str
     vbios_version: str
-    fwid: bytes
+    fwid: bytes | None
     signed: bytes
     signature: bytes
 
@@ -108,7 +110,7 @@ class _Reader:
 
 
 def parse_gpu_report(data: bytes) -> GpuReport:
-    """Parses a request with its response; every byte must belong to a field.
+    """Parses a request with its response; every byte must belong to a field, but for zeros at the end.
 
     Raises:
         ValueError: malformed, or a field occurs twice or is missing; the message names it.
@@ -128,8 +130,11 @@ def parse_gpu_report(data: bytes) -> GpuReport:
     measurements = _measurements(reader.take(reader.number(3)), blocks)
     reader.take(GPU_NONCE_BYTES)  # the responder's own; it only makes the signature unique
     opaque = _opaque(reader.take(reader.number(2)))
+    signed = data[: len(data) - reader.left]
     signature = reader.take(SIGNATURE_BYTES)
-    reader.end()
+    # Nobody signed what follows: it must have no content.
+    if any(reader.take(reader.left)):
+        raise ValueError("the report: bytes other than zero after the signature")
     driver_version = _field(opaque, DRIVER_VERSION, "driver version").rstrip(b"\0")
     if not re.fullmatch(rb"[0-9]{1,4}(\.[0-9]{1,4}){1,3}", driver_version):
         raise ValueError("the driver version: expected numbers with dots between them")
@@ -142,8 +147,8 @@ def parse_gpu_report(data: bytes) -> GpuReport:
         opaque=MappingProxyType(opaque),
         driver_version=driver_version.decode("ascii"),
         vbios_version=vbios_version,
-        fwid=_field(opaque, FWID, "firmware id", FWID_BYTES),
-        signed=data[:-SIGNATURE_BYTES],
+        fwid=_field(opaque, FWID, "firmware id", FWID_BYTES) if FWID in opaque else None,
+        signed=signed,
         signature=signature,
     )
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import dcap_qvl
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import BaseModel
 
-from trainer.attestation.dstack.compose import compose_hash
+from trainer.attestation.policy.app_section import AppSection
 from trainer.attestation.policy.gpu_sources import EndorsementFiles
+from trainer.attestation.policy.platform_section import PlatformSection
 from trainer.attestation.policy.schema import CollateralDocument, CollateralUrl, Policy, TrustRoot
 from trainer.attestation.policy.sections import (
     DEFAULT_MAX_AGE_SECONDS,
-    AppSection,
     FreshnessSection,
     GpuSection,
     OsMeasurements,
@@ -25,7 +25,8 @@ from trainer.attestation.policy.sections import (
     TcbSection,
 )
 from trainer.errors import ErrorCode, UsageError
-from trainer.spec import JobSpec
+
+_CAUTION: Final = "CAUTION: "
 
 
 class CollateralFile(BaseModel):
@@ -35,35 +36,28 @@ class CollateralFile(BaseModel):
 
 
 def strict_policy(
-    app_compose: str,
-    job_specs: Sequence[JobSpec],
+    app: AppSection,
     *,
     trust_root_pem: str | None = None,
     collateral: CollateralUrl | CollateralDocument | None = None,
     os: OsSection | None = None,
     gpu_required: bool = True,
     sandbox: Sequence[str] = (),
-    recipient: Literal["derived", "instance"] = "instance",
 ) -> Policy:
     """Returns a policy that demands exactly what was reviewed.
 
     Args:
-        app_compose: exact text of app-compose.json.
-        job_specs: the job specs that may run; at least one.
+        app: what may run, from `strict_app`.
         trust_root_pem: a root certificate to trust in place of Intel's.
         collateral: where collateral comes from; Intel's service by default.
         os: the OS images that may run; by default none, until the provider lists one. Development images are
             refused, except under another root, where nothing else runs.
         gpu_required: whether the OS must have attested a GPU, and each GPU must answer with a fresh report.
         sandbox: names of sandbox claims that must be true; empty to demand none.
-        recipient: which of the job's recipients to seal to; later versions of the app cannot open what is sealed
-            to the instance recipient.
 
     Raises:
-        UsageError: no job spec, or the root is not a PEM certificate with an EC key.
+        UsageError: the root is not a PEM certificate with an EC key.
     """
-    if not job_specs:
-        raise UsageError(ErrorCode.USAGE, "a strict policy", expected="at least one job spec", found="none")
     # Under another root than Intel's only simulators run, and their images are development images.
     development: Literal["refused", "any"] = "refused" if trust_root_pem is None else "any"
     root: Literal["intel"] | TrustRoot = "intel"
@@ -84,7 +78,8 @@ def strict_policy(
         trust_root=root,
         collateral=collateral or CollateralUrl(url=dcap_qvl.INTEL_PCS_URL),
         tcb=TcbSection.strict(),
-        app=AppSection.strict(compose_hash(app_compose), tuple(spec.sha256() for spec in job_specs), recipient),
+        platform=PlatformSection.strict(),
+        app=app,
         os=(os or OsSection()).model_copy(update={"development": development}),
         gpu=GpuSection.strict(required=gpu_required),
         sandbox=tuple(sandbox) or "any",
@@ -163,11 +158,11 @@ def explain(policy: Policy) -> list[str]:
         root = "Only hardware that Intel vouches for is accepted."
     else:
         root = (
-            f"CAUTION: the root with fingerprint {policy.trust_root.sha256} is trusted in place of Intel's; "
+            f"{_CAUTION}the root with fingerprint {policy.trust_root.sha256} is trusted in place of Intel's; "
             "whoever holds its key can imitate a TEE."
         )
     if policy.os == "any":
-        os_sentences = ["CAUTION: not demanded: an OS. A changed OS can lie about everything above it."]
+        os_sentences = [f"{_CAUTION}not demanded: an OS. A changed OS can lie about everything above it."]
     else:
         os_sentences = list(policy.os.explain())
     if policy.sandbox == "any":
@@ -177,9 +172,15 @@ def explain(policy: Policy) -> list[str]:
     return [
         root,
         *policy.tcb.explain(),
+        *policy.platform.explain(),
         *policy.app.explain(),
         *os_sentences,
         *policy.gpu.explain(),
         sandbox,
         f"The job's claims may be at most {policy.freshness.max_age_seconds} seconds old.",
     ]
+
+
+def cautions(policy: Policy) -> tuple[str, ...]:
+    """Returns what somebody who relies on a pass under this policy must know: the cautions of `explain`."""
+    return tuple(line.removeprefix(_CAUTION) for line in explain(policy) if line.startswith(_CAUTION))

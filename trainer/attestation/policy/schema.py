@@ -14,9 +14,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import Field, ValidationError, model_validator
 
+from trainer.attestation.policy.app_section import DERIVED_RECIPIENT, DERIVED_RECIPIENT_HINT, AppSection
 from trainer.attestation.policy.gpu_sources import inline_gpu_files, read_named_text
+from trainer.attestation.policy.platform_section import PlatformSection
 from trainer.attestation.policy.sections import (
-    AppSection,
     FreshnessSection,
     GpuSection,
     OsSection,
@@ -31,6 +32,9 @@ from trainer.models import One, Sha256Hex, Strict
 from trainer.strict_yaml import parse_yaml
 
 MAX_POLICY_BYTES: Final = 1 << 20
+
+_HINTS: Final = {"missing": "write `any` to leave it open", DERIVED_RECIPIENT: DERIVED_RECIPIENT_HINT}
+"""Kind of a pydantic error → hint."""
 
 PrintableText = Annotated[str, Field(pattern=r"^[ -~\n]*$", max_length=1 << 19)]
 
@@ -96,8 +100,14 @@ class Policy(Strict):
     tcb: TcbSection = Field(
         description="Accepted platform states; how many days an accepted out-of-date state may lie back."
     )
+    platform: PlatformSection = Field(
+        description="Which machines may run it: PPIDs of Intel's certificates; CPU state beyond the usual."
+    )
     app: AppSection = Field(
-        description="What may run: SHA-256 of app-compose.json, byte for byte, and of job.yaml in canonical form."
+        description=(
+            "What may run: SHA-256 of app-compose.json, byte for byte, and of job.yaml in canonical form; "
+            "whose keys the VM has."
+        )
     )
     os: OsSection | Unset = Field(
         description="Which OS may run below it: registers, or image hashes. Empty lists accept none."
@@ -120,6 +130,11 @@ class Policy(Strict):
     def sha256(self) -> str:
         """Returns the SHA-256 of the canonical JSON, in hex."""
         return sha256_hex(self.canonical())
+
+    @property
+    def is_development(self) -> bool:
+        """Whether another root than Intel's is trusted: whoever holds its key can imitate a TEE."""
+        return self.trust_root != "intel"
 
     @property
     def root_der(self) -> bytes | None:
@@ -184,6 +199,6 @@ def _policy_error(error: ValidationError) -> UsageError:
     deepest = max(errors, key=lambda item: (len(item["loc"]), item["type"] != "literal_error"))
     parts = (str(part) for part in deepest["loc"])
     where = ".".join(part for part in parts if part.isdigit() or (part.islower() and part.isidentifier()))
-    hint = "write `any` to leave it open" if deepest["type"] == "missing" else None
+    hint = _HINTS.get(deepest["type"])
     message = deepest["msg"].removeprefix("Value error, ")
     return UsageError(ErrorCode.POLICY_INVALID, f"policy: {where or 'document'}: {message}", hint=hint)

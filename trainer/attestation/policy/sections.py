@@ -89,57 +89,6 @@ class TcbSection(Strict):
             yield f"Platforms open to {', '.join(self.refused_advisories)} are refused."
 
 
-class KeyProviderDemand(Strict):
-    """The key provider that the VM must have measured: its name (`kms`, `local-sgx` …) and identity in hex."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
-    id: Annotated[str, Field(pattern=r"^[0-9a-f]*$", max_length=4096)]
-
-
-class AppSection(Strict):
-    """What may run, and which of its two recipients a dataset is sealed to."""
-
-    compose_sha256: Annotated[tuple[Sha256Hex, ...], Field(min_length=1)]
-    job_spec_sha256: Annotated[tuple[Sha256Hex, ...], Field(min_length=1)]
-    app_id: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | Unset
-    key_provider: KeyProviderDemand | Unset
-    kms_root_key: Annotated[str, Field(pattern=r"^0[23][0-9a-f]{64}$")] | Unset
-    recipient: Literal["derived", "instance"]
-
-    @classmethod
-    def strict(
-        cls,
-        compose_sha256: str,
-        job_spec_sha256: tuple[str, ...],
-        recipient: Literal["derived", "instance"] = "instance",
-    ) -> Self:
-        """Returns the section that accepts one compose file and these job specs; key services are left open."""
-        return cls(
-            compose_sha256=(compose_sha256,),
-            job_spec_sha256=job_spec_sha256,
-            app_id="any",
-            key_provider="any",
-            kms_root_key="any",
-            recipient=recipient,
-        )
-
-    def explain(self) -> Iterator[str]:
-        """Yields what this section demands and leaves open, one sentence each."""
-        yield f"The measured app-compose.json must be one of {len(self.compose_sha256)} listed."
-        yield f"The job spec must be one of {len(self.job_spec_sha256)} listed."
-        if self.recipient == "instance":
-            yield "Data is sealed to a key that lives in this VM's memory only; after a restart it is sealed anew."
-        else:
-            yield "Data is sealed to a key that the key service also gives to later versions of the same app."
-        for name, value in (("app id", self.app_id), ("key service root key", self.kms_root_key)):
-            yield f"Not demanded: a particular {name}." if value == "any" else f"The {name} must be {value}."
-        provider = self.key_provider
-        if provider == "any":
-            yield "Not demanded: a key provider."
-        else:
-            yield f"The key provider must be {provider.name} with identity {provider.id}."
-
-
 class OsMeasurements(Strict):
     """What one OS image on one VM shape measures to before any application starts."""
 
@@ -195,6 +144,8 @@ class GpuSection(Strict):
     """Such as `96.00.9F.00.01`; compared byte by byte, in hex."""
     devtools: Literal["refused"] | Unset
     """Refuses devtools mode in the OS's event, and debugging in the boot claims where these are required."""
+    firmware_id: Literal["required"] | Unset
+    """Refuses fresh reports that do not name the firmware that signed them, as those of older firmware."""
     reference_values: ReferenceManifests | ServiceUrl | Unset
     revocation: RevocationAnswers | ServiceUrl | Unset
 
@@ -226,6 +177,7 @@ class GpuSection(Strict):
             min_driver_version="any",
             min_vbios_version="any",
             devtools="refused",
+            firmware_id="required",
             reference_values="any",
             revocation="any",
         )
@@ -249,6 +201,8 @@ class GpuSection(Strict):
             )
         else:
             yield "Not demanded: fresh reports of GPUs; those that are shown must be genuine all the same."
+        if self.firmware_id == "any":
+            yield "Not demanded: that a GPU's report names the firmware that signed it."
         yield from self._explain_values()
         if self.fresh == "required":
             yield explain_reference_values(self.reference_values)

@@ -39,6 +39,8 @@ class AttestationResult:
         expires_at: time until which a dataset may be sealed under this result.
         nonce: the nonce of the request.
         peer_spki_sha256: digest of the TLS key that served the evidence; None where it came as a file.
+        development_root: whether the policy trusts another root than Intel's, so that even a pass proves no TEE.
+        cautions: what somebody who relies on a pass under this policy must know.
         appraiser: `APPRAISER`; not stored.
     """
 
@@ -52,6 +54,8 @@ class AttestationResult:
     expires_at: int
     nonce: str
     peer_spki_sha256: str | None
+    development_root: bool
+    cautions: tuple[str, ...]
     appraiser: InitVar[object]
 
     def __post_init__(self, appraiser: object) -> None:

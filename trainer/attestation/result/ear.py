@@ -64,12 +64,15 @@ CODES_BY_CLAIM: Final[Mapping[tuple[Submodule, TrustClaim], tuple[str, ...]]] = 
 def ear_document(result: AttestationResult) -> dict[str, JsonValue]:
     """Returns the result as JSON values: the output of `trainer verify --json`, and part of a record.
 
-    For scripts, `status`, `checks`, `recipient`, `expires_at` and `results` are top-level keys; `EXTENSION` holds
-    further values of this project. Everything else is EAR. Times in Unix seconds.
+    For scripts, `status`, `development_root`, `cautions`, `checks`, `recipient`, `expires_at` and `results` are
+    top-level keys; `EXTENSION` holds further values of this project. Everything else is EAR. Times in Unix
+    seconds.
     """
     # A check that was not reached leaves its submodule's tier at `none`, but fails the appraisal.
     tiers = {name: submodule_tier(name, result.checks) for name in Submodule}
-    tier = Tier.WARNING if Tier.WARNING in tiers.values() else Tier.AFFIRMING
+    # Under a development root nobody vouches for the hardware: the appraisal as a whole affirms nothing.
+    doubtful = Tier.WARNING in tiers.values() or result.development_root
+    tier = Tier.WARNING if doubtful else Tier.AFFIRMING
     names = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
     registers = result.td.registers if result.td is not None else ()
     submodules: dict[str, JsonValue] = {
@@ -89,6 +92,8 @@ def ear_document(result: AttestationResult) -> dict[str, JsonValue]:
         "ear.status": (tier if result.status == "pass" else Tier.CONTRAINDICATED).value,
         "submods": submodules,
         "status": result.status,
+        "development_root": result.development_root,
+        "cautions": list(result.cautions),
         "checks": {check.code: check.state.value for check in result.checks},
         "recipient": result.recipient,
         "expires_at": result.expires_at,

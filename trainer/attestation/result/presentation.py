@@ -39,6 +39,12 @@ TITLES: Final[Mapping[Submodule, str]] = {
 RECEIPT_TITLE: Final = "Receipt"
 """Title of the group of checks that only a receipt has, which belong to no submodule."""
 
+DEVELOPMENT_BANNER: Final = (
+    "DEVELOPMENT ROOT: not Intel's. Whoever holds its key can imitate a TEE, so this protects nothing: "
+    "never send real data."
+)
+"""What comes before every result under a development root, in words, since no colour may say that it is good."""
+
 NOT_COVERED: Final = (
     "side channels of the CPU's and GPU's protection, beyond what the platform's TCB status says of them",
     "what the weights themselves remember of the dataset: whoever has them may draw it out again",

@@ -16,6 +16,7 @@ from trainer.attestation.nvidia.gpu_report_checks import RELAY_LIMIT
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.attestation.result.ear import BUILD, EAT_PROFILE, submodule_tier, vectors
 from trainer.attestation.result.presentation import (
+    DEVELOPMENT_BANNER,
     NOT_COVERED,
     SYMBOLS,
     WORDS,
@@ -48,8 +49,11 @@ def render_page(record: Record) -> str:
     )
     relay = (f"where the GPU is: {RELAY_LIMIT}",) if gpu.boot or gpu.fresh else ()
     not_covered = "".join(f"<li>{escape(text)}</li>" for text in (*relay, *NOT_COVERED))
+    cautions = "".join(f"<li>{escape(printable(text))}</li>" for text in result.cautions)
     parts = (
+        f'<p class="banner">{escape(DEVELOPMENT_BANNER)}</p>' if result.development_root else "",
         _verdict(result),
+        f'<section><h2>Caution</h2><ul class="plain">{cautions}</ul></section>' if cautions else "",
         '<div class="columns">',
         _facts("Appraisal", _appraisal_facts(result)),
         _facts("Virtual machine", _machine_facts(record)),
@@ -63,14 +67,18 @@ def render_page(record: Record) -> str:
             "to check it, judge the saved result again with <code>trainer verify</code>.</footer>"
         ),
     )
+    body = '<body class="development">' if result.development_root else "<body>"
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}</head>\n'
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
+        f"{body}<main>{''.join(parts)}</main></body></html>\n"
     )
 
 
 def _verdict(result: AttestationResult) -> str:
-    if result.status == "pass":
+    if result.status == "pass" and result.development_root:
+        mark, word = "!", "Pass under a development root"
+        meaning = "Every check was affirmed or not demanded, and none of it shows a TEE: for development only."
+    elif result.status == "pass":
         mark, word = SYMBOLS[CheckState.AFFIRMED], "Pass"
         meaning = (
             f"Every check was affirmed or not demanded. A dataset may be sealed to this job until "

@@ -18,6 +18,9 @@ STYLE: Final = """
     --not-demanded: #9aa6b5; --not-demanded-back: #262e39; --not-reached: #f0b95a; --not-reached-back: #3a2d14;
   }
 }
+.development { --affirmed: var(--not-reached); --affirmed-back: var(--not-reached-back); }
+.banner { margin: 0 0 1.25rem; padding: 1rem 1.25rem; border-radius: 12px; font-weight: 700;
+  color: var(--contraindicated); background: var(--contraindicated-back); border: 2px solid; }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", sans-serif; }
 main { max-width: 66rem; margin: 0 auto; padding: 2rem 1.25rem 3rem; }

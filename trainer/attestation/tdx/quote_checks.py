@@ -15,6 +15,7 @@ from trainer.attestation.policy import Policy
 from trainer.attestation.tdx import tcb_checks as tcb
 from trainer.attestation.tdx import td_checks as td
 from trainer.attestation.tdx.collateral import Collateral, parse_collateral
+from trainer.attestation.tdx.platform_checks import judge_platform
 from trainer.attestation.tdx.quote_verification import (
     ParsedQuote,
     QuoteRefused,
@@ -151,7 +152,7 @@ class QuoteFindings:
 
 
 def judge_quote(ledger: Ledger, quote_hex: str, collateral: bytes, policy: Policy, now: int) -> QuoteFindings:
-    """Records every check of `QUOTE_CHECKS`.
+    """Records every check of `QUOTE_CHECKS`, and platform-ppid.
 
     Args:
         ledger: receives the outcomes.
@@ -177,7 +178,8 @@ def judge_quote(ledger: Ledger, quote_hex: str, collateral: bytes, policy: Polic
     tcb.judge_tcb(ledger, verified, refusal, policy.tcb, now)
     # The TCB info that describes the TDX module counts only after its signature was verified.
     tcb.judge_module(ledger, quote.report, documents if verified else None, refusal, policy.tcb)
-    td.judge_td(ledger, quote.report, refusal)
+    td.judge_td(ledger, quote.report, refusal, policy.platform)
+    judge_platform(ledger, verified, policy.platform)
     ledger.unreached(QUOTE_CHECKS, "the quote was not verified")
     return QuoteFindings(quote.report, verified.valid_until if verified else None)
 

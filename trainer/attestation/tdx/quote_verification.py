@@ -87,6 +87,7 @@ class VerifiedQuote:
         valid_from: when the most recent part of the collateral was issued.
         valid_until: when the first part of the collateral expires.
         levels: the levels that `status` was derived from.
+        ppid: platform provisioning id of the platform's certificate, 16 bytes.
     """
 
     status: str
@@ -96,6 +97,7 @@ class VerifiedQuote:
     valid_from: int
     valid_until: int
     levels: tuple[TcbLevel, ...]
+    ppid: bytes
 
 
 def parse_quote(raw: bytes) -> ParsedQuote:
@@ -216,6 +218,7 @@ def verify_quote(quote: ParsedQuote, collateral: Collateral, *, root_der: bytes 
             for level in documents
             if level
         ),
+        ppid=bytes(platform["pck"]["ppid"]),
     )
 
 

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from trainer.attestation.checks import CheckDefinition, Ledger, Submodule, TrustClaim
+from trainer.attestation.policy import PlatformSection
 from trainer.attestation.tdx.td_report import (
     PRODUCTION_ATTRIBUTES,
-    XFAM_KNOWN,
     TdReport,
     attribute_names,
     xfam_acceptable,
+    xfam_limit,
 )
 
 TD_DEBUG: Final = CheckDefinition(
@@ -36,6 +37,7 @@ TD_XFAM: Final = CheckDefinition(
     title="only known CPU state is enabled for the VM",
     attack="CPU features that open side channels or change what the VM computes",
     claim=(Submodule.TDX, TrustClaim.CONFIGURATION),
+    hint="some clouds enable CET (0x1800) or UINTR (0x4000) for every VM: `platform.xfam` can allow these two",
 )
 SERVICE_TD: Final = CheckDefinition(
     "service-td",
@@ -60,13 +62,16 @@ TD_CHECKS: Final = (TD_DEBUG, TD_ATTRIBUTES, TD_XFAM, SERVICE_TD, MR_OWNER, MR_O
 """The checks of this module, in order."""
 
 
-def judge_td(ledger: Ledger, report: TdReport, refusal: Mapping[CheckDefinition, str]) -> None:
+def judge_td(
+    ledger: Ledger, report: TdReport, refusal: Mapping[CheckDefinition, str], demands: PlatformSection
+) -> None:
     """Records every check of `TD_CHECKS`.
 
     Args:
         ledger: receives the outcomes.
         report: the TD report.
         refusal: the check that dcap-qvl refused the quote for, with its message; fails that check here, too.
+        demands: the policy's section `platform`.
     """
     # The host of a debuggable TD reads and writes its memory and registers: nothing else in the quote counts
     # then.
@@ -92,10 +97,11 @@ def judge_td(ledger: Ledger, report: TdReport, refusal: Mapping[CheckDefinition,
     )
     # XFAM has the bits of XCR0 and IA32_XSS that the guest may use. Left out are for example processor trace
     # (bit 8) and branch records (15), which record what the guest executes.
+    limit = xfam_limit(demands.xfam)
     ledger.judge(
         TD_XFAM,
-        xfam_acceptable(report.xfam),
-        expected=f"x87 and SSE, nothing beyond {XFAM_KNOWN:#x}",
+        xfam_acceptable(report.xfam, limit),
+        expected=f"x87 and SSE, nothing beyond {limit:#x}",
         found=f"{int.from_bytes(report.xfam, 'little'):#x}",
     )
     # A bound service TD, such as one for migration, has access to this TD's state.

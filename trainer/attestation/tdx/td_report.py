@@ -6,8 +6,11 @@ Quote Verification Library, appendix A.3.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import reduce
+from operator import or_
+from typing import Final, Literal
 
 SEPT_VE_DISABLE_BIT: Final = 28
 ATTRIBUTE_NAMES: Final = {
@@ -26,6 +29,11 @@ XFAM_REQUIRED: Final = 0x3
 """x87 and SSE state: always on."""
 XFAM_KNOWN: Final = 0x602E7
 """x87, SSE, AVX, AVX-512 (three parts), PKRU, AMX (two parts): no tracing, user interrupts or supervisor state."""
+
+XfamName = Literal["CET", "UINTR"]
+"""CPU state that clouds enable for every VM: shadow stacks of user and supervisor, user interrupts."""
+XFAM_BY_NAME: Final[Mapping[XfamName, int]] = {"CET": 0x1800, "UINTR": 0x4000}
+"""What a policy may allow beyond `XFAM_KNOWN`."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,12 @@ def attribute_names(attributes: bytes) -> str:
     return ", ".join(ATTRIBUTE_NAMES.get(bit, f"reserved bit {bit}") for bit in bits) or "none"
 
 
-def xfam_acceptable(xfam: bytes) -> bool:
-    """Returns whether XFAM enables x87 and SSE and nothing beyond the known set."""
+def xfam_limit(allowed: Sequence[XfamName]) -> int:
+    """Returns every bit that XFAM may have: the known set, and what `allowed` names."""
+    return reduce(or_, (XFAM_BY_NAME[name] for name in allowed), XFAM_KNOWN)
+
+
+def xfam_acceptable(xfam: bytes, limit: int) -> bool:
+    """Returns whether XFAM enables x87 and SSE and nothing beyond `limit`."""
     number = int.from_bytes(xfam, "little")
-    return number & XFAM_REQUIRED == XFAM_REQUIRED and number & ~XFAM_KNOWN == 0
+    return number & XFAM_REQUIRED == XFAM_REQUIRED and number & ~limit == 0

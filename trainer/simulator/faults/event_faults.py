@@ -194,6 +194,12 @@ _EVENTS: Final = (
         ),
     ),
     measured_fault(
+        "init-script",
+        "init-scripts",
+        "another script that ran before the container engine",
+        replace_payload("init-script-hash", lambda _: bytes(32)),
+    ),
+    measured_fault(
         "key-provider-form",
         "key-provider",
         "a key provider that cannot be read",

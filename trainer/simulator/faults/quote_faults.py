@@ -251,6 +251,7 @@ _CERTIFICATES: Final = (
         "a platform certificate that ran out",
         lambda given: given | {"pck_end": _EXPIRED},
     ),
+    _platform_fault("pck-ppid", "platform-ppid", "a machine that nobody listed", ppid=bytes(16)),
     _platform_fault("pck-fmspc", "tcb-level", "a platform of another model", fmspc=bytes(6)),
     _platform_fault("pck-pce-id", "tcb-level", "another provisioning enclave", pce_id=b"\1\0"),
     _platform_fault("pck-pce-svn", "tcb-level", "an older provisioning enclave", pce_svn=10),

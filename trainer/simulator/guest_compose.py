@@ -1,0 +1,42 @@
+"""How the simulated guest reads app-compose.json: as JSON, and for the key provider that it names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from trainer.attestation.dstack.key_source import KEY_SERVICE, NO_KEY_SERVICE, KeySource, read_key_source
+from trainer.encoding import parse_json
+from trainer.errors import ErrorCode, UsageError
+
+
+def parse_compose(text: str) -> dict[str, object]:
+    """Parses an app-compose.json.
+
+    Raises:
+        UsageError: not a JSON object.
+    """
+    try:
+        document = parse_json(text)
+    except ValueError as error:
+        raise UsageError(ErrorCode.USAGE, f"app-compose: {error}") from None
+    if not isinstance(document, dict):
+        raise UsageError(ErrorCode.USAGE, "app-compose", expected="a JSON object", found=type(document).__name__)
+    return document
+
+
+def simulated_key_source(app: Mapping[str, object]) -> KeySource:
+    """Returns the key source of an app-compose.json, as the guest picks it.
+
+    Raises:
+        UsageError: a key provider that is not simulated, or an identity with which no guest boots.
+    """
+    source = read_key_source(app)
+    if source.provider not in (NO_KEY_SERVICE, KEY_SERVICE):
+        found = source.provider or "keys that contradict each other"
+        raise UsageError(ErrorCode.USAGE, "app-compose: key_provider", expected="none or kms", found=found)
+    if not re.fullmatch("(?:[0-9a-f]{2})*", source.identity):
+        raise UsageError(
+            ErrorCode.USAGE, "app-compose: key_provider_id", expected="hex, or nothing", found="another text"
+        )
+    return source
