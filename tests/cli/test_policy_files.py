@@ -43,9 +43,8 @@ PLACES: dict[str, Callable[[str], dict[str, object]]] = {
 def test_a_name_that_no_file_has_is_a_usage_error(
     files: Files, capsys: pytest.CaptureFixture[str], name: str, place: str
 ) -> None:
-    document: Any = parse_yaml(
-        policy_yaml(files.demanded).encode(), what="policy", limit=1 << 20, code=ErrorCode.POLICY_INVALID
-    )
+    text, invalid = policy_yaml(files.demanded).encode(), ErrorCode.POLICY_INVALID
+    document: Any = parse_yaml(text, what="policy", limit=1 << 20, code=invalid)
     section = document["gpu"] if place in document["gpu"] else document
     section[place] = PLACES[place](NAMES[name])
     policy = files.folder / "named.yaml"

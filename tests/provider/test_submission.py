@@ -36,6 +36,8 @@ RECORD = cast(
     "Record",
     SimpleNamespace(
         result=SimpleNamespace(
+            development_root=False,
+            cautions=(),
             appraised_at=1,
             expires_at=2**40,
             peer_spki_sha256="ab" * 32,
