@@ -178,7 +178,6 @@ OPENINGS: dict[str, Callable[[World], World]] = {
 
 ALONG: dict[str, tuple[str, ...]] = {
     "os-measurements": ("os-development",),
-    "key-chain": ("key-possession",),
     "gpu-required": ("gpu-cc-mode",),
     "gpu-devtools": ("gpu-boot-debug",),
     "gpu-report-versions": ("gpu-boot-versions",),
