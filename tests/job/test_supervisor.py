@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from io import StringIO
 from pathlib import Path
 
@@ -92,3 +93,24 @@ def test_what_strangers_send_does_not_fill_the_log_of_a_good_result(
     assert "Traceback" not in text.getvalue()
     assert "an upload was refused: for somebody else (no-identity-match)" in lines[0]
     assert "further" in lines[-1]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
+def test_only_a_file_is_taken_for_an_upload_of_an_earlier_start(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By a link the operator would learn the size of a private file, from a public event."""
+    receiving = receiving_job(monkeypatch, tmp_path, ["opened"], lasts=True)
+    (tmp_path / "private").write_bytes(bytes(4321))
+    if kind == "link":
+        receiving.ciphertext.dataset.symlink_to("private")
+    elif kind == "pipe":
+        os.mkfifo(receiving.ciphertext.dataset)
+    else:
+        receiving.ciphertext.dataset.mkdir()
+    assert receiving.ciphertext.dataset_bytes() is None
+    monkeypatch.setattr(receiving, "_open", lambda _keys: "opened")
+    events: list[object] = []
+    receiving.public = events.append  # type: ignore[assignment]
+    receiving._receive(Front(), None)  # type: ignore[arg-type]
+    assert [event.bytes for event in events if isinstance(event, logs.DatasetReceived)] == [1], "the front's"

@@ -216,3 +216,22 @@ def test_a_missing_dataset(hybrid: Identity, workspace: Path, tmp_path: Path) ->
     with pytest.raises(UsageError) as caught:
         _open(tmp_path / "absent", hybrid, workspace)
     assert caught.value.code is ErrorCode.FILE_NOT_FOUND
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "directory"])
+def test_what_is_no_file_is_refused_like_any_upload(
+    kind: str, hybrid: Identity, workspace: Path, tmp_path: Path
+) -> None:
+    """A link could lead to a private file, and a pipe would keep the job waiting for ever."""
+    source = tmp_path / "dataset.age"
+    if kind == "pipe":
+        os.mkfifo(source)
+    elif kind == "directory":
+        source.mkdir()
+    else:
+        source.symlink_to("private")
+        if kind == "link":
+            (tmp_path / "private").write_bytes(b"age-encryption.org/v1")
+    with pytest.raises(SealingError) as caught:
+        _open(source, hybrid, workspace)
+    assert caught.value.code is ErrorCode.BUNDLE_INVALID

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from trainer import logs
-from trainer.errors import ErrorCode, SealingError, TrainerError
+from trainer.errors import ErrorCode, TrainerError
 from trainer.job.ciphertext import CHECKPOINT_NAME
+from trainer.sealing.atomic_files import open_regular_file
 from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointKeys, open_checkpoint, seal_checkpoint
 from trainer.training.run_inputs import CHECKPOINT_FILES, CHECKPOINTS_DIR
 
@@ -120,11 +120,7 @@ class CheckpointStore:
     def _opens(self, step: int, into: Path) -> bool:
         """Opens one checkpoint into `into`; returns False, after a public event, if it is not valid."""
         try:
-            # No link, which could name a private file; no FIFO, which would block the open for ever.
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            with open(os.open(self.path(step), flags), "rb", buffering=0) as source:  # noqa: PTH123 -- a descriptor
-                if not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
-                    raise SealingError(ErrorCode.CHECKPOINT_INVALID, "not a regular file")
+            with open_regular_file(self.path(step)) as source:
                 open_checkpoint(source, into, step=step, binding=self.binding, keys=self.keys)
         except (TrainerError, OSError) as error:
             logs.log_error("a checkpoint was refused", error)

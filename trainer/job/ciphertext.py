@@ -6,6 +6,7 @@ The operator can change every byte in it. Each file is authenticated when it is 
 from __future__ import annotations
 
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -57,6 +58,18 @@ class CiphertextDirectory:
     def end_record(self) -> Path:
         """The sealed record of how the job ended."""
         return self.folder / END_RECORD_NAME
+
+    def dataset_bytes(self) -> int | None:
+        """Returns the size of the sealed upload; None without one. A link counts for none."""
+        with suppress(FileNotFoundError):
+            found = self.dataset.lstat()
+            return found.st_size if stat.S_ISREG(found.st_mode) else None
+        return None
+
+    def remove_dataset(self) -> None:
+        """Removes the sealed upload, whatever it is, unless it is a directory: that is the operator's."""
+        with suppress(OSError):
+            self.dataset.unlink()
 
     def remove_inputs(self) -> None:
         """Removes the sealed dataset and all checkpoints, also those of a grant that was given up."""

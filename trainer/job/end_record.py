@@ -24,7 +24,7 @@ from trainer.errors import RESUMABLE, ErrorCode
 from trainer.logs import private
 from trainer.models import One, Sha256Hex, Strict, UnixTime
 from trainer.receipt.deletion import DestroyedItem
-from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
+from trainer.sealing.atomic_files import PRIVATE_MODE, open_regular_file, replace_atomically
 
 MAX_END_RECORD_BYTES: Final = 1 << 14
 
@@ -100,9 +100,7 @@ class EndRecordFile:
     def load(self) -> EndRecord | None:
         """Returns the record; None if there is none, or if it is none of this job."""
         try:
-            # No link, which could name another file; no FIFO, which would block the open for ever.
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            with open(os.open(self.path, flags), "rb") as file:  # noqa: PTH123 -- a descriptor
+            with open_regular_file(self.path) as file:
                 data = file.read(MAX_END_RECORD_BYTES)  # more does not authenticate
             text = ChaCha20Poly1305(self.key).decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], _DOMAIN)
             parse_json(text)  # refuses duplicate keys

@@ -17,6 +17,7 @@ from trainer.spec import JobSpec
 _CHECKPOINT_BYTES: Final = 16
 """For each parameter: the adapter, the best one so far, and two moments of the optimizer, 4 bytes each."""
 _ADAPTER_BYTES: Final = 4
+_PADDING_PART: Final = 8  # an archive is padded by less than 12 %
 _OTHER_BYTES: Final = 32 << 20
 """Report, logs, samples, receipt, evidence, and what sealing adds."""
 
@@ -26,7 +27,8 @@ def needed_bytes(spec: JobSpec, size: OutputSize) -> int:
     # A new checkpoint is complete before the oldest one is removed; without `save_steps` SIGTERM makes one.
     checkpoints = spec.train.save_total_limit + 1 if spec.train.save_steps is not None else 1
     adapter = size.trained_parameters
-    return (checkpoints * _CHECKPOINT_BYTES + _ADAPTER_BYTES) * adapter + size.merged_bytes + _OTHER_BYTES
+    content = (checkpoints * _CHECKPOINT_BYTES + _ADAPTER_BYTES) * adapter + size.merged_bytes
+    return content + content // _PADDING_PART + _OTHER_BYTES
 
 
 def require_room(folder: Path, spec: JobSpec, size: OutputSize, replaced_bytes: int) -> None:

@@ -203,11 +203,9 @@ class _Job:
         refused: ErrorCode | None = None
         waiting = Phase.AWAITING_DATASET
         # A sealed dataset from before a restart opens again with the derived key. In a spool the front reports it.
-        is_left_over = self.ciphertext.dataset.is_file() and self.options.spool is None
+        left_over = self.ciphertext.dataset_bytes() if self.options.spool is None else None
         while True:
-            if is_left_over:
-                size = self.ciphertext.dataset.stat().st_size
-            else:
+            if (size := left_over) is None:
                 self._enter(front, waiting, error=refused)
                 size = front.wait_upload(deadline - time.monotonic())
             self.public(logs.DatasetReceived(size))
@@ -216,17 +214,17 @@ class _Job:
                 bundle = self._open(keys)
             except (SealingError, UnavailableError) as error:  # UnavailableError: larger than the workspace
                 logs.log_error("an upload was refused", error)
-                if is_left_over and error.code is ErrorCode.NO_IDENTITY_MATCH:
+                if left_over is not None and error.code is ErrorCode.NO_IDENTITY_MATCH:
                     # Sealed to the instance key of an earlier start, which ended with it. Nothing is wrong with
                     # the dataset, but its provider has to verify this start before anything is trained.
                     waiting = Phase.AWAITING_GRANT
                 else:
                     refused = error.code
-                is_left_over = False
-                self.ciphertext.dataset.unlink(missing_ok=True)
+                left_over = None
+                self.ciphertext.remove_dataset()
             else:
                 if not self.ciphertext.persistent:
-                    self.ciphertext.dataset.unlink(missing_ok=True)
+                    self.ciphertext.remove_dataset()
                 return bundle
 
     def _open(self, keys: JobKeys) -> OpenedBundle:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,21 @@ def translate_storage_errors() -> Iterator[None]:
         if error.errno in {errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP}:
             raise UsageError(ErrorCode.USAGE, f"{error.filename}: {error.strerror}") from error
         raise
+
+
+def open_regular_file(path: Path) -> BinaryIO:
+    """Opens a file of a directory that others may write to, for reading without a buffer.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it is a link, which could lead to a private file, or no regular file, such as a pipe, which would
+            block.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return open(descriptor, "rb", buffering=0)  # noqa: PTH123 -- takes a descriptor
 
 
 def create_file(path: Path, mode: int) -> BinaryIO:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.errors import ErrorCode, SealingError
@@ -15,8 +16,13 @@ from trainer.sealing.age import (
     encrypting_writer,
     parse_recipient,
 )
-from trainer.sealing.archive import ArchiveLimits
-from trainer.sealing.atomic_files import SHARED_MODE, replace_atomically, translate_storage_errors
+from trainer.sealing.archive import ArchiveLimits, bundle_invalid
+from trainer.sealing.atomic_files import (
+    SHARED_MODE,
+    open_regular_file,
+    replace_atomically,
+    translate_storage_errors,
+)
 from trainer.sealing.bundle import Grant, Manifest, OpenedBundle, pack_bundle, unpack_bundle
 
 
@@ -91,11 +97,20 @@ def open_bundle(
     check_grant = partial(require_valid_grant, job_spec_sha256=job_spec_sha256, now=now)
     with (
         translate_storage_errors(),
-        source.open("rb", buffering=0) as sealed,
+        _open_upload(source) as sealed,
         decrypting_reader(sealed, identities, progress=progress) as bundle,
     ):
         # `unpack_bundle` reads to the end of the stream, which is reached only after the last chunk authenticated.
         return unpack_bundle(bundle, workspace, limits=limits, check_grant=check_grant)
+
+
+def _open_upload(source: Path) -> BinaryIO:
+    try:
+        return open_regular_file(source)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise bundle_invalid("a sealed dataset", "a regular file", error.strerror) from error
 
 
 def require_valid_grant(grant: Grant, job_spec_sha256: str, now: int) -> None:
