@@ -1,8 +1,8 @@
 """Load an adapter with stock PEFT and compute its loss on the held-out rows, without this project's training code.
 
 The base model must have the loss `eval_loss_before` of `report/summary.json`, and the base model with the adapter
-`eval_loss_after`. Rows are chat rows; the job holds out `round(test_split_size * rows)` of them, drawn by
-`random.Random(seed).sample` (trainer/SPEC.md).
+`eval_loss_after`. Rows are chat rows; which of them the job holds out follows from their token ids and
+`train.seed` (trainer/SPEC.md). The split of a job with a section `privacy` is secret.
 
 Usage: python scripts/check_adapter.py RESULT_DIR --model DIR --data FILE --job JOB [--json]
 """
@@ -10,10 +10,12 @@ Usage: python scripts/check_adapter.py RESULT_DIR --model DIR --data FILE --job 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import hmac
 import json
 import os
-import random
 import sys
+from array import array
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trainer.spec import DataSection, JobSpec, read_job_spec
+from trainer.spec import JobSpec, read_job_spec
 
 TOLERANCE: Final = 0.005
 """Largest relative difference of a loss. The worker computes batches and this script single rows, which round
@@ -42,9 +44,15 @@ class Encoded:
     answer_start: int
 
 
-def held_out(rows: int, data: DataSection, seed: int) -> list[int]:
+def held_out(rows: Sequence[Encoded], spec: JobSpec) -> list[int]:
     """Return the indices of the rows that the job did not train on, ascending."""
-    return sorted(random.Random(seed).sample(range(rows), round(data.test_split_size * rows)))
+    if spec.privacy.enabled:
+        raise SystemExit("the job has a section privacy: which rows it held out is a secret of the run")
+    key = hashlib.sha256(b"confidential-trainer/split-by-seed/v1\0%d" % spec.train.seed).digest()
+    limit = int(spec.data.test_split_size * 2**64)
+    digests = [hashlib.sha256(array("i", row.ids).tobytes() + b"/").digest() for row in rows]
+    words = [int.from_bytes(hmac.digest(key, digest, "sha256")[:8], "big") for digest in digests]
+    return [index for index, word in enumerate(words) if word < limit]
 
 
 def encode(tokenizer: Any, messages: list[dict[str, str]]) -> Encoded:
@@ -84,11 +92,12 @@ def check(result: Path, model_dir: Path, data: Path, spec: JobSpec) -> dict[str,
     """Compute both losses and compare them with those of the report."""
     summary = json.loads((result / "report" / "summary.json").read_bytes())
     lines = [json.loads(line)["messages"] for line in data.read_text("utf-8").splitlines() if line.strip()]
-    chosen = held_out(len(lines), spec.data, spec.train.seed)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    encoded = [encode(tokenizer, line) for line in lines]
+    chosen = held_out(encoded, spec)
     if summary["rows"]["dropped"] or summary["rows"]["eval"] != len(chosen):
         raise SystemExit("the job did not hold out the rows that its spec names, or dropped some")
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
-    rows = [encode(tokenizer, lines[index]) for index in chosen]
+    rows = [encoded[index] for index in chosen]
     model = load(model_dir, result / "adapter", summary["environment"]["weights"])
     after = mean_loss(model, rows, _context(model, summary))
     with model.disable_adapter():

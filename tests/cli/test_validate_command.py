@@ -55,7 +55,7 @@ def test_a_person_reads_it_all(job: Path, data: Path, capsys: pytest.CaptureFixt
         "tokens ",
         "length    min",
         "█",
-        "18 rows to train on, 2 to evaluate on",
+        "19 rows to train on, 1 to evaluate on",
         "5 optimizer steps",
         "GiB",
     ):
@@ -75,7 +75,7 @@ def test_a_program_gets_one_object_without_any_text(
         {"messages": 20},
         {"train.jsonl": {"messages": 20}},
     )
-    assert found["tokens"]["split"]["train"] == 18
+    assert found["tokens"]["split"]["train"] == 19
     assert found["steps"] == 5
     assert found["memory"]["total"] > found["memory"]["reserve"]
     assert run(["validate", str(data), "--job", str(job), "--json", "--example", "1"]) == ExitCode.DONE
@@ -96,11 +96,12 @@ def test_pairs_are_counted_and_shown_side_by_side(
     captured = capsys.readouterr()
     assert "set train.method to dpo" in captured.out + captured.err
     document = yaml.safe_load(job.read_text()) | {"train": {"method": "dpo", "per_device_train_batch_size": 3}}
+    document["data"] = {**document.get("data", {}), "test_split_size": 0.0}
     job.write_text(yaml.safe_dump(document))
     assert run(arguments) == ExitCode.DONE
     out = capsys.readouterr().out
     for part in ("20 rows: 20 preference", "pairs     20; the chosen answer is the longer one in", "rejected min",
-                 "18 rows to train on, 2 to evaluate on", "6 optimizer steps",
+                 "20 rows to train on, 0 to evaluate on", "7 optimizer steps",
                  "the chosen answer, then the rejected one", f"Number 0?⟦ {CANARY}<|im_end|>⟧",
                  "Number 0?⟦ No, no.<|im_end|>⟧"):  # fmt: skip
         assert part in out

@@ -144,7 +144,7 @@ def test_a_result_for_others_than_the_grant_named_is_refused(finished: SealedRes
     wider = grant.model_copy(update={"grant": grant.grant.model_copy(update={"recipients": others})})
     with pytest.raises(VerificationError, match="receipt-recipients"):
         open_sealed_result(result, identities, tmp_path / "out", record=record, grant=wider)
-    other = Manifest(version=1, files={"train.jsonl": ManifestFile(sha256="0" * 64, size=1)})
+    other = Manifest(version=1, salt="5a" * 32, files={"train.jsonl": ManifestFile(sha256="0" * 64, size=1)})
     with pytest.raises(VerificationError, match="receipt-dataset"):
         open_sealed_result(
             result, identities, tmp_path / "out", record=record,

@@ -56,7 +56,7 @@ def test_withheld_weights_do_not_leave_and_their_report_does(
 ) -> None:
     spec = write_spec(
         tmp_path / "job.yaml",
-        privacy={"audit": True, "canaries": 1, "max_exposure": 1e-9, "max_membership_auc": 0.5},
+        privacy={"audit": True, "canaries": 1, "max_exposure": 1e-9},
         train={"max_steps": 40, "learning_rate": 0.02},
     )
     job, policy = start_job(spec), provider.policy(spec)

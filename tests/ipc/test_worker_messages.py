@@ -100,8 +100,9 @@ def test_metrics_are_finite_numbers() -> None:
 
 def test_an_order_survives_the_pipe(make_spec: Callable[..., JobSpec]) -> None:
     order = TrainingOrder(
-        spec=make_spec(), model_dir=Path("/m"), data_files={"a": Path("/d/a")}, output_dir=Path("/o")
-    )
+        spec=make_spec(), model_dir=Path("/m"), data_files={"a": Path("/d/a")}, output_dir=Path("/o"),
+        split_key="5a" * 32,
+    )  # fmt: skip
     parsed = TO_WORKER.parse(TO_WORKER.encode(order))
     assert isinstance(parsed, TrainingOrder)
     assert parsed == order
@@ -119,6 +120,7 @@ def test_the_largest_bundle_and_job_spec_fit_into_an_order(make_spec: Callable[.
         model_dir=workspace,
         data_files={name: workspace / name for name in names},
         output_dir=workspace,
+        split_key="5a" * 32,
     )
     assert len(TO_WORKER.encode(order)) <= MAX_ORDER_BYTES
 

@@ -81,7 +81,7 @@ def spec() -> JobSpec:
 def test_it_is_told_of_the_model_only_where_it_prepares(prepares: bool, tmp_path: Path) -> None:
     ahead = protocol.Preparation(spec=spec(), model_dir=tmp_path, output_dir=tmp_path)
     order = protocol.TrainingOrder(
-        spec=spec(), model_dir=tmp_path, data_files={"a": tmp_path}, output_dir=tmp_path
+        spec=spec(), model_dir=tmp_path, data_files={"a": tmp_path}, output_dir=tmp_path, split_key="5a" * 32
     )
     command = [sys.executable, "-c", "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"]
     reading, writing = os.pipe()
@@ -118,7 +118,9 @@ def test_a_worker_that_died_is_noticed_where_it_is_heard(tmp_path: Path) -> None
 
 def test_an_order_that_is_too_large_is_not_taken_for_a_dead_worker(tmp_path: Path) -> None:
     files = {f"{number:0510d}": tmp_path / f"{number:0510d}" for number in range(4000)}
-    order = protocol.TrainingOrder(spec=spec(), model_dir=tmp_path, data_files=files, output_dir=tmp_path)
+    order = protocol.TrainingOrder(
+        spec=spec(), model_dir=tmp_path, data_files=files, output_dir=tmp_path, split_key="5a" * 32
+    )
     with saying(CONFINED) as started, pytest.raises(JobError) as caught:
         started.train(order, Heard())
     assert caught.value.code is ErrorCode.JOB_FAILED

@@ -41,6 +41,9 @@ FILES = {
 }
 
 
+MANIFEST = Manifest(version=1, salt="5a" * 32, files={"train.jsonl": ManifestFile(sha256="3" * 64, size=1)})
+
+
 @dataclass(frozen=True)
 class Sealing:
     """A result as an honest job seals it; tests change one thing."""
@@ -63,7 +66,7 @@ class Sealing:
         inputs = StatementInputs(
             spec=self.spec,
             files=tree_digests(tree),
-            dataset_files={"train.jsonl": "3" * 64},
+            dataset_files=grant_record(self.spec).salted_digests,
             dataset_manifest_sha256=grant_record(self.spec).manifest_sha256,
             recipients=grant_record(self.spec).grant.recipients,
             compose_sha256=self.world.vm.compose_hash.hex(),
@@ -101,8 +104,7 @@ def grant_record(spec: JobSpec) -> GrantRecord:
         expires_at=2_000_000_000,
         secret="cd" * 32,
     )
-    manifest = Manifest(version=1, files={"train.jsonl": ManifestFile(sha256="3" * 64, size=1)})
-    return GrantRecord(grant=grant, manifest=manifest, rows=1)
+    return GrantRecord(grant=grant, manifest=MANIFEST, rows=1)
 
 
 @pytest.fixture
@@ -157,11 +159,12 @@ ATTACKS: dict[str, tuple[str, Callable[[Sealing], Sealing]]] = {
     "an end in the year 2099": ("receipt-times", stating(finished_at=4_070_908_800)),
     "an end that the quote does not know": ("receipt-times", lambda s: replace(s, quoted_at=s.world.now + 61)),
     "a start before the evidence": ("receipt-times", stating(started_at=1)),
+    "the dataset's files without the salt": ("receipt-dataset", stating(dataset_files={"train.jsonl": "3" * 64})),
     "another dataset's files": ("receipt-dataset", stating(dataset_files={"train.jsonl": "4" * 64})),
     "no files of a dataset": ("receipt-dataset", stating(dataset_files={})),
     "one more file of a dataset": (
         "receipt-dataset",
-        stating(dataset_files={"train.jsonl": "3" * 64, "more.jsonl": "3" * 64}),
+        stating(dataset_files={**MANIFEST.salted_digests(), "more.jsonl": "3" * 64}),
     ),
 }
 

@@ -55,7 +55,7 @@ GRANT = GrantRecord(
         expires_at=1,
         secret="cd" * 32,
     ),
-    manifest=Manifest(version=1, files={"rows.jsonl": ManifestFile(sha256="ef" * 32, size=1)}),
+    manifest=Manifest(version=1, salt="5a" * 32, files={"rows.jsonl": ManifestFile(sha256="ef" * 32, size=1)}),
     rows=1,
 )
 

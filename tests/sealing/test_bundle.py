@@ -61,7 +61,7 @@ def _manifest(**files: bytes) -> bytes:
     entries = {
         name: ManifestFile(sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for name, data in files.items()
     }
-    return Manifest(version=1, files=entries).canonical()
+    return Manifest(version=1, salt="5a" * 32, files=entries).canonical()
 
 
 def test_round_trip(files: dict[str, Path], into: Path, grant: Grant) -> None:
@@ -93,6 +93,29 @@ def test_the_manifest_names_the_dataset(files: dict[str, Path], grant: Grant) ->
     assert manifest.sha256() == hashlib.sha256(manifest.canonical()).hexdigest()
     files["Z"].write_bytes(b"other")
     assert pack_bundle(io.BytesIO(), grant, files).sha256() != manifest.sha256()
+
+
+def test_whoever_knows_all_rows_learns_nothing_from_the_digest(files: dict[str, Path], grant: Grant) -> None:
+    """The digest travels with receipts and deletion statements: without a salt, candidates could be tried."""
+    secret = grant.model_copy(update={"secret": "9c" * 32})
+    one, other = (pack_bundle(io.BytesIO(), each, files) for each in (grant, secret))
+    assert one.sha256() != other.sha256()
+    assert not set(one.salted_digests().values()) & set(other.salted_digests().values())
+    assert one.salted_digests().keys() == files.keys()
+    assert not set(one.salted_digests().values()) & {file.sha256 for file in one.files.values()}
+    manifest = pack_bundle(io.BytesIO(), grant, files)
+    guess = manifest.model_copy(update={"salt": "00" * 32})
+    assert guess.sha256() != manifest.sha256()
+    assert manifest.salt != grant.secret
+    assert manifest.split_key().hex() not in {grant.secret, manifest.salt}
+
+
+def test_a_dataset_that_is_sealed_again_under_one_secret_has_one_manifest(
+    files: dict[str, Path], grant: Grant
+) -> None:
+    """A restarted job finds its checkpoints by it."""
+    later = grant.model_copy(update={"expires_at": grant.expires_at + 60})
+    assert pack_bundle(io.BytesIO(), grant, files) == pack_bundle(io.BytesIO(), later, files)
 
 
 def test_a_bundle_by_hand(into: Path, grant: Grant, forge: Forge) -> None:
@@ -151,7 +174,9 @@ def test_a_file_as_directory(into: Path, grant: Grant, forge: Forge) -> None:
         _manifest(a=b"1", b=b"1"),
         b"{}",
         b"not json",
-        b'{"files":{},"version":1}',
+        b'{"files":{},"salt":"%s","version":1}' % (b"5a" * 32),
+        _manifest(a=b"1").replace(b'"salt":"%s",' % (b"5a" * 32), b""),
+        _manifest(a=b"1").replace(b'"salt":"5a', b'"salt":"'),
         _manifest(a=b"1").replace(b'"version":1', b'"version":2'),
         _manifest(a=b"1").replace(b'"version":1', b'"version":1,"version":1'),
         _manifest(a=b"1").replace(b'"version":1', b'"version":1,"more":1'),

@@ -172,6 +172,7 @@ def run_worker(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path,
             model_dir=model_dir or tiny_model,
             data_files={data.name: data} if isinstance(data, Path) else dict(data),
             output_dir=output,
+            split_key="5b" * 32,
         )
         options = ["--processes", str(processes)]
         options += ["--plan-json", plan(output).model_dump_json()] if plan else []

@@ -75,7 +75,7 @@ class Runs:
                 watch(message, interrupts)
 
         order = RunInputs(
-            spec=self.spec, model_dir=self.model, output_dir=output, resume_dir=resume,
+            spec=self.spec, model_dir=self.model, output_dir=output, resume_dir=resume, split_key=b"\x5b" * 32,
         )  # fmt: skip
         rows = read_files({self.data.name: self.data}, max_rows=1000)
         torch.manual_seed(self.count)  # a new process begins anywhere

@@ -13,6 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from trainer.data.examples.example_set import build_dataset
+from trainer.data.examples.held_out import seed_split_key
 from trainer.data.examples.row_encoding import encode
 from trainer.data.rows import ChatRow, read_rows
 from trainer.spec import read_job_spec
@@ -89,8 +90,8 @@ def test_the_converted_model_has_the_pinned_digests_and_fits_the_data(
     tokens = load_tokens(prepared.model_dir)
     assert tokens.text([tokens.pad_id]) == "<|endoftext|>"
     rows = list(read_rows(prepared.data_file, name="train.jsonl"))
-    data = build_dataset(rows, tokens, spec.data, seed=spec.train.seed)
-    assert data.rows.as_dict() == {"train": 453, "eval": 50, "dropped": 0, "truncated": 0}
+    data = build_dataset(rows, tokens, spec.data, split_key=seed_split_key(spec.train.seed))
+    assert data.rows.as_dict() == {"train": 456, "eval": 47, "dropped": 0, "truncated": 0}
     assert data.warnings == ()
     answer = json.loads(prepared.data_file.read_text("utf-8").splitlines()[0])["messages"][1]["content"]
     (example,) = encode(rows[0], tokens, spec.data)

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trainer.data.examples.example_set import build_dataset
+from trainer.data.examples.held_out import seed_split_key
 from trainer.data.examples.model_tokenizer import ModelTokenizer, read_tokenizer
 from trainer.data.rows import ChatRow, Message, TextRow, ToolCall
 from trainer.errors import ErrorCode, JobError
@@ -206,7 +207,9 @@ def test_a_class_that_rebuilds_the_tokenizer_is_pointed_out(kind: str, differs: 
     tokens, auto = load_tokens(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert (tokens.ids("<s>a") != auto("<s>a", add_special_tokens=False)["input_ids"]) is differs
     assert bool(tokens.notes) is differs
-    data = build_dataset([TextRow("f", 0, "a b")], tokens, DataSection(test_split_size=0), seed=0)
+    data = build_dataset(
+        [TextRow("f", 0, "a b")], tokens, DataSection(test_split_size=0), split_key=seed_split_key(0)
+    )
     assert any("reads text differently" in warning for warning in data.warnings) is differs
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data.examples.example_set import build_dataset, row_schema
+from trainer.data.examples.held_out import seed_split_key
 from trainer.data.examples.model_tokenizer import ModelTokenizer, read_tokenizer
 from trainer.data.rows import read_files
 from trainer.errors import DataError, ErrorCode, UsageError
@@ -56,7 +57,9 @@ def test_numbers_are_those_of_the_job(tmp_path: Path, tokens: ModelTokenizer, ch
     files = {"a.jsonl": write(tmp_path / "a.jsonl", rows), "b.jsonl": write(tmp_path / "b.jsonl", rows_of(5))}
     job = spec(data={"max_length": 60, "on_overlong": choice})
     found = survey(files, job, tokens)
-    data = build_dataset(read_files(files, max_rows=100), tokens, job.data, seed=job.train.seed)
+    data = build_dataset(
+        read_files(files, max_rows=100), tokens, job.data, split_key=seed_split_key(job.train.seed)
+    )
     assert not found.refused
     assert found.parts is not None
     assert (found.parts.train, found.parts.evaluation) == (data.rows.train, data.rows.eval)
@@ -75,15 +78,21 @@ def test_evaluation_files_are_held_out_and_overlap_is_seen(tmp_path: Path, token
         "eval/a.jsonl": write(tmp_path / "eval" / "a.jsonl", [*rows_of(2), chat("New?", "Yes.")]),
     }
     found = survey(files, spec(), tokens)
-    data = build_dataset(read_files(files, max_rows=100), tokens, spec().data, seed=1)
-    assert found.parts == Parts(6, 3, 6, sum(example.length for example in data.train), 2)
+    data = build_dataset(read_files(files, max_rows=100), tokens, spec().data, split_key=seed_split_key(1))
+    assert found.parts == Parts(6, 3, 6, sum(example.length for example in data.train), 2, exact=True)
     assert (data.rows.train, data.rows.eval) == (6, 3)
     assert any("2 of 3 evaluation rows" in warning for warning in data.warnings)
     other = spec(data={"eval_files": "dev-*", "test_split_size": 0.5})
     assert row_schema(other.data).format == "auto"
     halves = survey(files, other, tokens).parts
     assert halves is not None
-    assert halves.evaluation == round(0.5 * 9)
+    held = build_dataset(
+        read_files(files, max_rows=100), tokens, other.data, split_key=seed_split_key(other.train.seed)
+    )
+    assert (halves.train, halves.evaluation) == (held.rows.train, held.rows.eval)
+    private = survey(files, spec(data={"eval_files": "dev-*"}, privacy={"audit": True}), tokens).parts
+    assert private is not None
+    assert not private.exact, "the key does not exist before the dataset is sealed"
 
 
 def test_every_bad_row_is_counted_and_the_first_are_listed(tmp_path: Path, tokens: ModelTokenizer) -> None:
@@ -99,7 +108,11 @@ def test_every_bad_row_is_counted_and_the_first_are_listed(tmp_path: Path, token
     alone = survey(files, spec(data={"max_rows": 2, "test_split_size": 0}), tokens)
     assert alone.refused == {"dataset-too-large": 1}
     unsplit = survey({"b.jsonl": write(tmp_path / "b.jsonl", rows_of(3))}, spec(), tokens)
-    assert unsplit.refused == {"dataset-invalid": 1}  # a tenth of three rows is none
+    assert not unsplit.refused
+    all_held = survey(
+        {"b.jsonl": write(tmp_path / "b.jsonl", rows_of(3))}, spec(data={"test_split_size": 0.999}), tokens
+    )
+    assert all_held.refused == {"dataset-not-trainable": 1}
 
 
 PAIR = {"prompt": "a", "chosen": " b", "rejected": " c"}
@@ -124,7 +137,7 @@ def test_rows_that_the_method_does_not_train_on(
     found = survey(files, job, tokens if known else None)
     assert found.refused == {"dataset-not-trainable": 1}
     with pytest.raises(DataError, match=f"method {method} does not train on this kind") as caught:
-        build_dataset(read_files(files, max_rows=9), tokens, job.data, seed=0, method=method)
+        build_dataset(read_files(files, max_rows=9), tokens, job.data, split_key=seed_split_key(0), method=method)
     for error in (caught.value, found.first_problem):
         assert error is not None
         assert error.code is ErrorCode.DATASET_NOT_TRAINABLE
@@ -149,7 +162,9 @@ def test_numbers_of_pairs_are_those_of_the_job(tmp_path: Path, tokens: ModelToke
     data_section = {"max_length": 40, "on_overlong": choice, "test_split_size": 0.1}
     job = spec(data=data_section, train={"method": "dpo", "per_device_train_batch_size": 4})
     found = survey(files, job, tokens)
-    data = build_dataset(read_files(files, max_rows=100), tokens, job.data, seed=job.train.seed, method="dpo")
+    data = build_dataset(
+        read_files(files, max_rows=100), tokens, job.data, split_key=seed_split_key(job.train.seed), method="dpo"
+    )
     assert not found.refused
     assert found.parts is not None
     assert (found.parts.train, found.parts.evaluation) == (data.rows.train, data.rows.eval)
@@ -179,7 +194,9 @@ def test_a_pair_on_both_sides_of_the_split_is_seen(tmp_path: Path, tokens: Model
     }
     job = spec(train={"method": "dpo"})
     found = survey(files, job, tokens)
-    data = build_dataset(read_files(files, max_rows=9), tokens, job.data, seed=1, method="dpo")
+    data = build_dataset(
+        read_files(files, max_rows=9), tokens, job.data, split_key=seed_split_key(1), method="dpo"
+    )
     assert found.parts is not None
     assert found.parts.overlap == 1
     assert any("1 of 2 evaluation rows" in warning for warning in data.warnings)
@@ -188,7 +205,7 @@ def test_a_pair_on_both_sides_of_the_split_is_seen(tmp_path: Path, tokens: Model
 def test_only_evaluation_files_leave_nothing_to_train_on(tmp_path: Path, tokens: ModelTokenizer) -> None:
     files = {"eval/a.jsonl": write(tmp_path / "eval" / "a.jsonl", rows_of(2))}
     with pytest.raises(DataError, match="every file is for evaluation"):
-        build_dataset(read_files(files, max_rows=9), tokens, spec().data, seed=0)
+        build_dataset(read_files(files, max_rows=9), tokens, spec().data, split_key=seed_split_key(0))
 
 
 def test_the_row_that_is_asked_for_is_shown(tmp_path: Path, tokens: ModelTokenizer) -> None:
@@ -223,7 +240,7 @@ def test_progress_reaches_the_size_of_the_files(tmp_path: Path) -> None:
     ],
 )
 def test_steps(train: dict[str, Any], data: dict[str, Any], steps: int) -> None:
-    parts = Parts(train=101, evaluation=0, examples=101, tokens=10_000, overlap=0)
+    parts = Parts(train=101, evaluation=0, examples=101, tokens=10_000, overlap=0, exact=True)
     assert estimated_steps(parts, spec(train=train, data=data)) == steps
 
 

@@ -39,7 +39,7 @@ def test_a_whole_order(run_worker: RunWorker, tmp_path: Path, make_spec: MakeSpe
     assert ended.code == ExitCode.DONE, ended.log
     assert isinstance(ended.messages[-1], Finished)
     summary: dict[str, Any] = dict(ended.messages[-1].summary)
-    assert summary["rows"] == {"train": 32, "eval": 8, "dropped": 0, "truncated": 0}
+    assert summary["rows"] == {"train": 37, "eval": 3, "dropped": 0, "truncated": 0}
     assert summary["warnings"] == []
     assert summary["eval_loss_after"] < summary["eval_loss_before"]
     assert summary["pairs"]["eval_rewards_accuracies"] > 0.9
@@ -56,9 +56,12 @@ def test_a_whole_order(run_worker: RunWorker, tmp_path: Path, make_spec: MakeSpe
 
 def test_two_processes_share_the_pairs(run_worker: RunWorker, tmp_path: Path, make_spec: MakeSpec) -> None:
     """A last step of one pair, which one of them has nothing of, among the steps."""
-    data = write(tmp_path / "pairs.jsonl", [pair(number) for number in range(12)])
+    data = {
+        "pairs.jsonl": write(tmp_path / "pairs.jsonl", [pair(number) for number in range(9)]),
+        "eval/pairs.jsonl": write(tmp_path / "held.jsonl", [pair(number) for number in range(9, 12)]),
+    }
     train = {"method": "dpo", "learning_rate": 0.001, "per_device_train_batch_size": 2, "num_train_epochs": 2}
-    kept = {"output": {"samples": 0}, "data": {"test_split_size": 0.25}}
+    kept = {"output": {"samples": 0}}
     two = run_worker(data, make_spec(train={**train, "num_processes": 2}, **kept), processes=2)
     one = run_worker(data, make_spec(train={**train, "gradient_accumulation_steps": 2}, **kept))
     for ended in (two, one):

@@ -122,6 +122,7 @@ def endless(chat_file: Path, make_spec: MakeSpec, tiny_model: Path, tmp_path: Pa
         model_dir=tiny_model,
         data_files={"chat.jsonl": chat_file},
         output_dir=tmp_path / "output",
+        split_key="5a" * 32,
     )
 
 

@@ -24,7 +24,7 @@ def test_from_pairs_to_adapter_and_report(
     assert ended.code == ExitCode.DONE, ended.log
     assert isinstance(ended.messages[-1], Finished)
     summary: dict[str, Any] = dict(ended.messages[-1].summary)
-    assert summary["rows"] == {"train": 32, "eval": 8, "dropped": 0, "truncated": 0}
+    assert summary["rows"] == {"train": 37, "eval": 3, "dropped": 0, "truncated": 0}
     assert summary["eval_loss_after"] < summary["eval_loss_before"]
     assert summary["pairs"]["eval_log_odds_chosen"] > 0
     assert "reference" not in summary["seconds"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import hmac
 import json
 import math
-import random
 import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -63,7 +65,7 @@ def test_a_whole_order(run_worker: RunWorker, chat_file: Path, make_spec: MakeSp
     finished = first.messages[-1]
     assert isinstance(finished, Finished)
     summary: dict[str, Any] = dict(finished.summary)
-    assert summary["rows"] == {"train": 32, "eval": 8, "dropped": 0, "truncated": 0}
+    assert summary["rows"] == {"train": 35, "eval": 5, "dropped": 0, "truncated": 0}
     assert summary["steps"] == 6
     assert summary["warnings"] == []
     assert summary["eval_loss_after"] < summary["eval_loss_before"]
@@ -106,12 +108,16 @@ def held_out_loss(adapter: Path, base: Path, data: Path, spec: JobSpec) -> float
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     rows = [json.loads(line)["messages"] for line in data.read_text().splitlines()]
-    held = random.Random(spec.train.seed).sample(range(len(rows)), round(spec.data.test_split_size * len(rows)))
+    key = hashlib.sha256(b"confidential-trainer/split-by-seed/v1\0%d" % spec.train.seed).digest()
     losses: list[float] = []
-    for number in held:
-        prompt = tokenizer.apply_chat_template(rows[number][:1], tokenize=False, add_generation_prompt=True)
+    for row in rows:
+        prompt = tokenizer.apply_chat_template(row[:1], tokenize=False, add_generation_prompt=True)
         given = tokenizer(prompt, add_special_tokens=False).input_ids
-        answer = tokenizer(rows[number][1]["content"] + "<|im_end|>", add_special_tokens=False).input_ids
+        answer = tokenizer(row[1]["content"] + "<|im_end|>", add_special_tokens=False).input_ids
+        digest = hashlib.sha256(struct.pack(f"<{len(given + answer)}i", *given, *answer) + b"/").digest()
+        word = hmac.digest(key, digest, "sha256")[:8]
+        if int.from_bytes(word, "big") >= spec.data.test_split_size * 2**64:
+            continue
         ids = torch.tensor([given + answer])
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0, len(given) - 1 : -1]
@@ -217,6 +223,7 @@ def test_being_told_to_stop(
         model_dir=tiny_model,
         data_files={"chat.jsonl": chat_file},
         output_dir=tmp_path / "output",
+        split_key="5a" * 32,
     )
     with in_training(worker_server, order, 1) as (process, events):
         process.send_signal(signal.SIGTERM)
@@ -255,5 +262,5 @@ def test_packing_is_a_matter_of_the_job_spec(run_worker: RunWorker, chat_file: P
     assert ended.code == 0, ended.log
     summary = json.loads((ended.output_dir / "report" / "summary.json").read_bytes())
     assert summary["environment"]["forward"] == "fused"
-    assert summary["rows"]["train"] == 32
-    assert summary["steps"] < 32 / 4  # bins hold more than a row each
+    assert summary["rows"]["train"] == 35
+    assert summary["steps"] < 35 / 4  # bins hold more than a row each

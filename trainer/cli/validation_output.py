@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from trainer.data.examples.example import Example
+from trainer.data.examples.example_set import no_evaluation_warning
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.errors import DataError
 from trainer.spec import JobSpec
@@ -84,6 +85,8 @@ class ValidationReport:
             texts.append(f"{found.dropped} rows are dropped: too long (data.on_overlong)")
         if found.duplicates:
             texts.append(f"{found.duplicates} rows repeat another one")
+        if parts and parts.train and not parts.evaluation and self.spec.data.test_split_size:
+            texts.append(no_evaluation_warning(parts.train, self.spec.data))
         if parts and parts.overlap:
             texts.append(f"{parts.overlap} of {parts.evaluation} evaluation rows are in the training part too")
         if found.special:
@@ -204,7 +207,8 @@ def _cost_lines(result: ValidationReport) -> Iterator[str]:
     parts, memory = result.found.parts, result.memory
     if parts is not None and result.steps is not None:
         more = f" in {parts.examples} examples" if parts.examples != parts.train else ""
-        yield f"split     {parts.train} rows to train on{more}, {parts.evaluation} to evaluate on"
+        about = "" if parts.exact else "about "
+        yield f"split     {about}{parts.train} rows to train on{more}, {about}{parts.evaluation} to evaluate on"
         yield f"steps     {'at least ' if result.spec.data.packing else ''}{result.steps} optimizer steps"
     if memory is not None:
         shares = ", ".join(f"{name} {size / GIB:.2f}" for name, size in asdict(memory).items())

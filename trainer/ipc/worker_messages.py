@@ -72,6 +72,7 @@ class TrainingOrder(ChannelMessage):
         model_dir: base model; holds the files listed in the spec and no others.
         data_files: name as the provider gave it → file.
         output_dir: empty directory on the private tmpfs; gets `adapter/` and `report/`.
+        split_key: 32 secret bytes in hex that decide which rows a job with a section `privacy` holds out.
         resume_dir: the files of a checkpoint of this job, authenticated; None starts at the first step.
     """
 
@@ -80,6 +81,7 @@ class TrainingOrder(ChannelMessage):
     model_dir: Path
     data_files: Annotated[dict[_FileName, Path], Field(min_length=1, max_length=4096)]
     output_dir: Path
+    split_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
     # Only after authentication: a forged state could choose the weights, or the row that training continues at.
     resume_dir: Path | None = None
 

@@ -215,13 +215,17 @@ def _add_provenance(card: Path, signer: ReceiptSigner, bundle: OpenedBundle) -> 
 
     The receipt lists the card's digest, so the card cannot contain the receipt's; it contains that of its key.
     """
-    key = sha256_hex(bytes.fromhex(signer.keys.receipt_public_key))
+    digests = {
+        "job spec": signer.spec.sha256(),
+        "app-compose.json": signer.compose_sha256,
+        "key that signed the receipt": sha256_hex(bytes.fromhex(signer.keys.receipt_public_key)),
+    }
+    # Nothing exact of the dataset travels with private weights, not even what only its provider can compute.
+    if not signer.spec.privacy.differential:
+        digests["dataset manifest"] = bundle.manifest.sha256()
+    rows = "\n".join(f"| {name} | `{digest}` |" for name, digest in digests.items())
     with card.open("a", encoding="utf-8") as file:
-        file.write(
-            _PROVENANCE.format(
-                dataset=bundle.manifest.sha256(), compose=signer.compose_sha256, spec=signer.spec.sha256(), key=key
-            )
-        )
+        file.write(_PROVENANCE.format(rows=rows))
 
 
 _PROVENANCE: Final = """
@@ -229,10 +233,7 @@ _PROVENANCE: Final = """
 
 | | SHA-256 |
 |---|---|
-| job spec | `{spec}` |
-| dataset manifest | `{dataset}` |
-| app-compose.json | `{compose}` |
-| key that signed the receipt | `{key}` |
+{rows}
 
 `receipt.json` beside this folder lists the digest of every file here, signed inside the confidential VM, and
 `evidence.json` contains the hardware's quote over that list. `trainer open` checks both.
@@ -259,11 +260,11 @@ def tree_digests(tree: Path) -> dict[str, str]:
 def _statement_inputs(
     signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutcome, tree: Path
 ) -> StatementInputs:
-    """Returns what the statement is made from; names and digests of the dataset, none of its contents."""
+    """Returns what the statement is made from; of the dataset, names and salted digests."""
     return StatementInputs(
         spec=signer.spec,
         files=tree_digests(tree),
-        dataset_files={name: file.sha256 for name, file in bundle.manifest.files.items()},
+        dataset_files=bundle.manifest.salted_digests(),
         dataset_manifest_sha256=bundle.manifest.sha256(),
         recipients=bundle.grant.recipients,
         compose_sha256=signer.compose_sha256,

@@ -266,7 +266,7 @@ class _Job:
             self._enter(front, Phase.TRAINING)
             # Before the worker sees a row: a grant that the spec does not satisfy permits no use of the dataset.
             require_privacy_promised(bundle.grant, self.spec)
-            order = self._training_order(bundle.files, checkpoints)
+            order = self._training_order(bundle, checkpoints)
             with self.termination.redirected_to(worker.interrupt):  # the worker saves its state before it ends
                 summary = worker.train(order, self._follower(front, bundle, checkpoints))
             require_privacy_met(bundle.grant, summary)
@@ -285,7 +285,7 @@ class _Job:
             checkpoints.keys.destroy()  # no checkpoint is sealed after this; another start derives them again
         return JobOutcome(started, int(time.time()), summary, failure, checkpoints.last)
 
-    def _training_order(self, files: Mapping[str, Path], checkpoints: CheckpointStore) -> protocol.TrainingOrder:
+    def _training_order(self, bundle: OpenedBundle, checkpoints: CheckpointStore) -> protocol.TrainingOrder:
         resume_dir = self.workspace.dataset / "checkpoint"
         is_resumed = checkpoints.resume(resume_dir) is not None
         if is_resumed and self.sandbox.get(SandboxProperty.SEPARATE_USERS):
@@ -293,8 +293,9 @@ class _Job:
         return protocol.TrainingOrder(
             spec=self.spec,
             model_dir=self.workspace.model,
-            data_files=dict(files),
+            data_files=dict(bundle.files),
             output_dir=self.workspace.output,
+            split_key=bundle.manifest.split_key().hex(),
             resume_dir=resume_dir if is_resumed else None,
         )
 

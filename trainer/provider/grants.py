@@ -45,9 +45,9 @@ class GrantRecord(Strict):
         return self.manifest.sha256()
 
     @property
-    def file_sha256(self) -> dict[str, str]:
-        """Maps each file of the dataset to its SHA-256."""
-        return {name: file.sha256 for name, file in self.manifest.files.items()}
+    def salted_digests(self) -> dict[str, str]:
+        """Maps each file of the dataset to the digest by which receipts name it."""
+        return self.manifest.salted_digests()
 
     def acknowledgement(self, result_sha256: str) -> str:
         """Returns what tells the job that the sealed result of this digest has arrived."""

@@ -170,7 +170,7 @@ def _terms(record: GrantRecord) -> GrantTerms:
     return GrantTerms(
         recipients=frozenset(record.grant.recipients),
         manifest_sha256=record.manifest_sha256,
-        dataset_files=record.file_sha256,
+        dataset_files=record.salted_digests,
         max_epsilon=privacy.max_epsilon if privacy else None,
         max_delta=privacy.max_delta if privacy else None,
     )

@@ -26,7 +26,7 @@ class GrantTerms:
     Args:
         recipients: age recipients of the result, and no others.
         manifest_sha256: digest of the dataset's manifest.
-        dataset_files: maps each file of the dataset to its SHA-256.
+        dataset_files: maps each file of the dataset to its salted digest.
         max_epsilon: largest ε that the grant accepts; None if it demands no differential privacy.
         max_delta: largest δ that the grant accepts; None likewise.
     """

@@ -7,7 +7,7 @@ Sources: in-toto.io/Statement/v1 and slsa.dev/spec/v1.0/provenance. Fields have 
 | `subject` | every file of the result except the receipt and its evidence, by SHA-256 |
 | `buildDefinition.externalParameters` | the job spec as written, and its digest |
 | `buildDefinition.internalParameters` | fingerprints of the recipients, digest of the sealed dataset's manifest |
-| `buildDefinition.resolvedDependencies` | the files of the base model and of the dataset, by SHA-256 |
+| `buildDefinition.resolvedDependencies` | the files of the base model, and of the dataset by salted digests |
 | `runDetails.builder` | compose hash of the measured app, versions of the libraries |
 | `runDetails.metadata` | start and end, UTC |
 | `runDetails.byproducts` | one JSON document: outcome, metrics, privacy of the weights; error code |
@@ -221,7 +221,7 @@ def model_dependencies(job_spec: Mapping[str, JsonValue]) -> list[tuple[str, str
 
 
 def dataset_dependencies(files: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Returns name and SHA-256 of each data file, as a statement lists them; `files` has them by manifest name."""
+    """Returns name and salted digest of each data file, as a statement lists them; `files` has manifest names."""
     return [(f"data/{name}", digest) for name, digest in sorted(files.items())]
 
 

@@ -31,7 +31,7 @@ class StatementInputs:
     Args:
         spec: the job spec.
         files: maps each file of the result to its SHA-256.
-        dataset_files: maps each data file of the bundle to its SHA-256.
+        dataset_files: maps each data file of the bundle to its salted digest.
         dataset_manifest_sha256: digest of the bundle's manifest.
         recipients: the grant's age recipients, as text.
         compose_sha256: measured compose hash.

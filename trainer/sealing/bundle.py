@@ -2,7 +2,7 @@
 
     grant.json      the provider's permissions and demands: for which job, result recipients, expiry
     data/NAME …     the data files, in the order of their names as UTF-8 bytes
-    manifest.json   SHA-256 and size of each data file
+    manifest.json   SHA-256 and size of each data file, and a secret salt
 
 The grant is first, so that a job refuses a bundle for another job before it writes any data. The manifest is last,
 so that files are hashed while they are written and read once.
@@ -10,6 +10,7 @@ so that files are hashed while they are written and read once.
 
 from __future__ import annotations
 
+import hmac
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,12 +35,14 @@ from trainer.sealing.archive import (
 )
 from trainer.sealing.atomic_files import translate_storage_errors
 from trainer.sealing.extraction import extract_member, fresh_directory
+from trainer.sealing.grant_secrets import manifest_salt
 
 GRANT_NAME: Final = "grant.json"
 MANIFEST_NAME: Final = "manifest.json"
 DATA_PREFIX: Final = "data/"
 MAX_GRANT_BYTES: Final = 1 << 16
 MAX_MANIFEST_BYTES: Final = 1 << 20
+_SPLIT_DOMAIN: Final = b"confidential-trainer/split/v1"
 
 BundleLimits = ArchiveLimits
 """Limits of a bundle; `grant.json` and `manifest.json` count as files."""
@@ -123,9 +126,15 @@ class ManifestFile(Strict):
 
 
 class Manifest(Strict):
-    """`manifest.json`: digest and size of each data file, by its name relative to `data/`."""
+    """`manifest.json`: digest and size of each data file, by its name relative to `data/`.
+
+    Receipts, deletion statements and model cards name the dataset by the digest of its manifest, and travel
+    further than the dataset. Without the salt, whoever knows all rows but one could try candidates for the last.
+    """
 
     version: One
+    salt: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """32 bytes in hex that nobody outside provider and job knows; see `grant_secrets.manifest_salt`."""
     files: Annotated[dict[DataName, ManifestFile], Field(min_length=1)]
 
     def canonical(self) -> bytes:
@@ -135,6 +144,18 @@ class Manifest(Strict):
     def sha256(self) -> str:
         """Returns the SHA-256 of `manifest.json` in hex, by which receipts name the dataset."""
         return sha256_hex(self.canonical())
+
+    def salted_digests(self) -> dict[str, str]:
+        """Maps each file to SHA-256(salt ‖ SHA-256 of the file), in hex, by which receipts name it."""
+        salt = bytes.fromhex(self.salt)
+        return {name: sha256_hex(salt + bytes.fromhex(file.sha256)) for name, file in self.files.items()}
+
+    def split_key(self) -> bytes:
+        """Returns the 32 bytes under which a private job decides which rows it holds out.
+
+        Whoever chooses rows cannot choose their side: the key follows from the salt, which is secret.
+        """
+        return hmac.digest(bytes.fromhex(self.salt), _SPLIT_DOMAIN, "sha256")
 
 
 @dataclass(frozen=True)
@@ -168,7 +189,7 @@ def pack_bundle(target: BinaryIO, grant: Grant, files: Mapping[str, Path]) -> Ma
     archive = ArchiveWriter(target)
     archive.add_bytes(GRANT_NAME, grant.canonical())
     entries = {name: _add_file(archive, name, files[name]) for name in sorted(files, key=str.encode)}
-    manifest = Manifest(version=1, files=entries)
+    manifest = Manifest(version=1, salt=manifest_salt(grant.secret), files=entries)
     if len(manifest.canonical()) > MAX_MANIFEST_BYTES:  # the job would refuse it
         raise UsageError(ErrorCode.USAGE, "too many data files for one bundle", hint="join some of them")
     archive.add_bytes(MANIFEST_NAME, manifest.canonical())

@@ -3,6 +3,7 @@
     events token        shown to the front, which streams private events to whoever shows it
     acknowledgement     shown to the front when a result has arrived; of one result alone
     checkpoint secret   one of the two secrets of the job's checkpoints; shown to nobody
+    manifest salt       in the manifest of the dataset, inside the bundle; shown to nobody
 
 Each is 32 bytes, in hex, of HKDF-SHA256(secret, no salt, info = domain ‖ 0 ‖ context). So the front, which faces
 the network, learns nothing that checkpoints are sealed with; what acknowledges one result acknowledges no other.
@@ -17,6 +18,7 @@ from trainer.sealing.wiping import wiped
 
 _EVENTS_DOMAIN: Final = "confidential-trainer/grant-events/v1"
 _ACKNOWLEDGEMENT_DOMAIN: Final = "confidential-trainer/grant-acknowledgement/v1"
+_SALT_DOMAIN: Final = "confidential-trainer/manifest-salt/v1"
 _CHECKPOINT_DOMAIN: Final = "confidential-trainer/grant-checkpoints/v1"
 
 
@@ -49,6 +51,18 @@ def checkpoint_secret(secret: str) -> str:
         secret: of the grant, 64 hex digits.
     """
     return _derive(secret, _CHECKPOINT_DOMAIN)
+
+
+def manifest_salt(secret: str) -> str:
+    """Returns the salt of the dataset's manifest, 64 hex digits.
+
+    A dataset that is sealed again under the secret of an earlier grant has the same manifest, so that a job finds
+    the checkpoints it made from it.
+
+    Args:
+        secret: of the grant, 64 hex digits.
+    """
+    return _derive(secret, _SALT_DOMAIN)
 
 
 def _derive(secret: str, domain: str, context: bytes = b"") -> str:

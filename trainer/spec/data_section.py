@@ -53,8 +53,9 @@ class DataSection(Strict):
 
     `columns` maps our name of a column to its name in the files, and `ignore_columns` lists columns that are
     skipped; any other column is refused. `eval_files` is a shell pattern of names relative to `data/`: rows of
-    matching files are for evaluation. If no file matches, the fraction `test_split_size` (0 to 1) of the rows is
-    held out, drawn with `train.seed`. `assistant_only_loss` and `completion_only_loss` restrict the loss to the
+    matching files are for evaluation. If no file matches, each row is held out with probability `test_split_size`
+    (0 to 1), by a hash of itself that is keyed by `train.seed`, or by a secret of the run with section
+    `privacy`. `assistant_only_loss` and `completion_only_loss` restrict the loss to the
     assistant's turns of conversations and to the completions of prompts; rows of kind text are trained on
     completely. `chat_template` is Jinja text that replaces the base model's template, if it has one. With
     `packing` a unit of `train.per_device_train_batch_size` is a bin of up to `max_length` tokens that contains

@@ -22,6 +22,13 @@ REFERENCES: Final = 1023
 The exposure of a trained canary is log2(1024 / its rank among these and itself): at most 10 bits.
 """
 
+_PRV_DELTA: Final = 1e-8
+"""Smallest δ at which the accountant `prv` is used.
+
+Its numerical integration loses what is below the precision of float64: below this δ it was seen to state an ε of
+13.526 where 13.535 is true, and 46.80 for 47.05. Bounds by Rényi divergence (`rdp`) have no such limit.
+"""
+
 _CHOICE: Final = "must be left out: held-out rows would choose the weights, without noise"
 
 
@@ -32,12 +39,12 @@ class PrivacySection(Strict):
     (DP-SGD): each step draws every row with the same probability, clips the gradient of each drawn row to the L2
     norm `max_grad_norm`, and adds Gaussian noise to the sum. The guarantee covers one row. `noise_multiplier` is
     the standard deviation of the noise divided by `max_grad_norm`; with `target_epsilon` the `accountant` computes
-    it.
+    it. Below a `target_delta` of 1e-8 the accountant must be `rdp`.
 
     `audit` compares the losses of up to `audit_rows` training rows with those of an equal number of held-out rows,
     before and after training. `canaries` is the number of random texts that are added to the training rows,
     `canary_repetitions` times each; their exposure is measured after training. The release gate withholds weights
-    above `max_membership_auc` (0.5 to 1) or `max_exposure` (bits).
+    above `max_membership_auc` (0.5 to 1, for the upper end of the 95 % interval) or `max_exposure` (bits).
     """
 
     target_epsilon: Annotated[float, Field(ge=0.05, le=64)] | None = None
@@ -71,6 +78,11 @@ class PrivacySection(Strict):
             )
         if self.differential != (self.target_delta is not None):
             raise ValueError("target_delta goes with target_epsilon or noise_multiplier, and they with it")
+        if self.target_delta is not None and self.target_delta < _PRV_DELTA and self.accountant == "prv":
+            raise ValueError(
+                f"accountant must be rdp for a target_delta below {_PRV_DELTA:g}: there prv states an ε below the "
+                "true one"
+            )
         unused = {"max_grad_norm", "accountant"} & self.model_fields_set
         if unused and not self.differential:
             raise ValueError(f"{min(unused)} means nothing without target_epsilon or noise_multiplier")

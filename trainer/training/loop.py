@@ -154,10 +154,10 @@ class Trainer:
         """Returns `state`, or None if no run can resume from it: no step was made, or a number is not finite."""
         if not self.policy.keeps_state or not self._done:
             return None
-        # One loss that is NaN or infinite leaves the sum of all losses so. The adapter is checked as well, because
-        # the loss of a step is computed before its update.
-        is_finite = math.isfinite(self._total.totals()[0]) and math.isfinite(self._last_finite.adapter_norm())
-        return self.state() if is_finite else None
+        # One loss that is NaN or infinite leaves the sum of all losses so, and the method's other sums likewise.
+        # The adapter is checked too, because the loss of a step is computed before its update.
+        numbers = (self._total.totals()[0], self._last_finite.adapter_norm(), *self.method.state())
+        return self.state() if all(map(math.isfinite, numbers)) else None
 
     def restore(self, state: TrainState) -> None:
         """Continues from a state. On a CPU, the later steps are bitwise those of a run without the interruption.

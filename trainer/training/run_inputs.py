@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -24,9 +25,12 @@ class RunInputs:
         model_dir: directory of the base model, with the files that the spec lists and no others.
         output_dir: private directory; receives `adapter/`, `report/` and `checkpoints/`.
         resume_dir: directory with a checkpoint of this run, already authenticated; None for a fresh run.
+        split_key: 32 secret bytes that decide which rows a job with a section `privacy` holds out. A resumed run
+            needs those of the run before.
     """
 
     spec: JobSpec
     model_dir: Path
     output_dir: Path
     resume_dir: Path | None = None
+    split_key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)

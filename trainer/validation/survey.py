@@ -5,11 +5,10 @@ Memory grows with the number of rows (about 100 bytes each), not with their leng
 
 from __future__ import annotations
 
-import hashlib
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -19,10 +18,11 @@ from trainer.data.examples.example_set import (
     check_kind,
     check_trainable,
     is_for_evaluation,
+    require_training_rows,
     row_schema,
-    split,
     writes_special,
 )
+from trainer.data.examples.held_out import is_held_out, row_digest, seed_split_key
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.rows import PreferenceRow, Row, scan_rows, too_many_rows
@@ -38,7 +38,7 @@ Advance = Callable[[int], None]
 
 @dataclass
 class AcceptedRows:
-    """Digest, number of examples, number of tokens and held-out flag of each row that gives examples.
+    """Digest, number of examples, number of tokens and held-out flags of each row that gives examples.
 
     A pair counts as one example, because a batch counts pairs.
     """
@@ -46,20 +46,21 @@ class AcceptedRows:
     digests: array[int] = field(default_factory=lambda: array("Q"))
     examples: array[int] = field(default_factory=lambda: array("I"))
     tokens: array[int] = field(default_factory=lambda: array("I"))
-    held: bytearray = field(default_factory=bytearray)
+    by_file: bytearray = field(default_factory=bytearray)
+    by_hash: bytearray = field(default_factory=bytearray)
 
-    def add(self, examples: tuple[Example, ...], *, held: bool, paired: bool) -> None:
+    def add(
+        self, examples: tuple[Example, ...], spec: JobSpec, key: bytes, *, by_file: bool, paired: bool
+    ) -> None:
         """Adds a row."""
+        digest = row_digest(examples)
         # 64 bits: among ten million rows a collision has a probability of about 3e-6, and makes a count wrong by
-        # one. The slash separates examples, so that [1][2] and [1, 2] differ.
-        digest = hashlib.blake2b(digest_size=8)
-        for example in examples:
-            digest.update(example.ids)
-            digest.update(b"/")
-        self.digests.append(int.from_bytes(digest.digest(), "big"))
+        # one.
+        self.digests.append(int.from_bytes(digest[:8], "big"))
+        self.by_hash.append(is_held_out(digest, spec.data.test_split_size, key))
         self.examples.append(1 if paired else len(examples))
         self.tokens.append(sum(example.length for example in examples))
-        self.held.append(held)
+        self.by_file.append(by_file)
 
 
 @dataclass
@@ -81,6 +82,7 @@ class Survey:
         endless: number of examples without a trained end of turn; a model trained on them may not stop.
         special: number of rows that contain the text of a special token.
         duplicates: number of rows whose tokens equal those of an earlier row.
+        by_files: whether a row is in a file for evaluation, so that the files decide which rows are held out.
         parts: sizes of training and evaluation; None before the pass has ended.
         kept: the rows that give examples.
     """
@@ -99,6 +101,7 @@ class Survey:
     endless: int = 0
     special: int = 0
     duplicates: int = 0
+    by_files: bool = False
     parts: Parts | None = None
     kept: AcceptedRows = field(default_factory=AcceptedRows)
 
@@ -128,6 +131,7 @@ class Parts:
         examples: number of training examples; a pair counts once. More than rows if turns are split.
         tokens: number of tokens of the training examples.
         overlap: number of held-out rows whose tokens equal those of a training row; their loss is too optimistic.
+        exact: whether the job's split is this one; else its sizes are about these.
     """
 
     train: int
@@ -135,6 +139,7 @@ class Parts:
     examples: int
     tokens: int
     overlap: int
+    exact: bool
 
 
 def survey(
@@ -209,6 +214,8 @@ def _count_examples(found: Survey, encoded: EncodedRow, tokens: ModelTokenizer, 
     found.lost += encoded.lost
     found.truncated += encoded.truncated
     found.special += writes_special(encoded.row, tokens.special_texts)
+    by_file = is_for_evaluation(encoded.row.file, spec.data)
+    found.by_files |= by_file  # also where the row is dropped
     if not encoded.examples:
         found.dropped += 1
         return
@@ -219,18 +226,23 @@ def _count_examples(found: Survey, encoded: EncodedRow, tokens: ModelTokenizer, 
     paired = isinstance(encoded.row, PreferenceRow)
     if paired:
         found.pairs.add(encoded.preference())
-    found.kept.add(encoded.examples, held=is_for_evaluation(encoded.row.file, spec.data), paired=paired)
+    found.kept.add(encoded.examples, spec, seed_split_key(spec.train.seed), by_file=by_file, paired=paired)
 
 
 def _count_parts(found: Survey, spec: JobSpec) -> None:
-    """Splits the rows as the job will, with the same seed, and counts duplicates and overlap."""
+    """Splits the rows as the job will, and counts duplicates and overlap.
+
+    The split of a job with a section `privacy` follows from a secret that does not exist yet: its sizes are then
+    those of another key, which differ by chance.
+    """
     kept = found.kept
-    numbers = range(len(kept.held))
-    train: Sequence[int] = [number for number in numbers if not kept.held[number]]
-    evaluation: Sequence[int] = [number for number in numbers if kept.held[number]]
-    if train and not evaluation:
+    held = kept.by_file if found.by_files else kept.by_hash
+    numbers = range(len(held))
+    train = [number for number in numbers if not held[number]]
+    evaluation = [number for number in numbers if held[number]]
+    if numbers:
         try:
-            train, evaluation = split(train, spec.data.test_split_size, seed=spec.train.seed)
+            require_training_rows(len(held), len(evaluation), spec.data, by_files=found.by_files)
         except DataError as error:
             _count_refusal(found, error)
     seen = {kept.digests[number] for number in train}
@@ -243,6 +255,7 @@ def _count_parts(found: Survey, spec: JobSpec) -> None:
         examples=sum(kept.examples[number] for number in train),
         tokens=sum(kept.tokens[number] for number in train),
         overlap=overlap,
+        exact=found.by_files or not spec.privacy.enabled or not spec.data.test_split_size,
     )
 
 

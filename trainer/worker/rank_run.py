@@ -49,7 +49,8 @@ def run_rank(
             channel.send(message_of_event(event))
 
     output_dir = rank.own_output_dir(order.output_dir)
-    inputs = RunInputs(order.spec, order.model_dir, output_dir, order.resume_dir)
+    split_key = bytes.fromhex(order.split_key)
+    inputs = RunInputs(order.spec, order.model_dir, output_dir, order.resume_dir, split_key)
     sharded = order.spec.train.fsdp is not None
     with join_rank_group(rank, rendezvous_dir(order.output_dir), sharded=sharded) as ranks:
         return run(inputs, rows, loader, RunContext(forward, watch, interrupts, ranks, allocator_in_use()))

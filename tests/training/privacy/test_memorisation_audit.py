@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
-from trainer.data.rows import ChatRow, Message, TextRow
+from trainer.data.examples.example_set import build_dataset
+from trainer.data.examples.model_tokenizer import ModelTokenizer
+from trainer.data.rows import ChatRow, Message, Row, TextRow
 from trainer.errors import DataError, ErrorCode, ExitCode
 from trainer.ipc.worker_messages import Failed, Finished
-from trainer.spec import REFERENCES, JobSpec, PrivacySection
+from trainer.spec import REFERENCES, DataSection, JobSpec, PrivacySection
 from trainer.training.privacy.canaries import canary_examples, draw_secret_digits, exposures
 from trainer.training.privacy.membership import auc, membership, roc, separation, tpr, wilson
+from trainer.training.privacy.memorisation_audit import GATE_OUTSIDERS, Probes, add_probes
 from trainer.training.privacy.privacy_findings import Exposure, Membership, Privacy, Separation
 from trainer.training.privacy.release_gate import refusal
 from trainer.training.report.privacy_page import histogram, privacy_card_lines, render_privacy_section
@@ -82,8 +85,8 @@ def test_canaries_that_do_not_fit_are_refused(tiny_model: Path, make_spec: Calla
     assert error.value.code is ErrorCode.DATASET_NOT_TRAINABLE
 
 
-def found(area: float = 0.6, bits: float = 3.0) -> Privacy:
-    one = Separation(auc=area, auc_interval=(0.5, 0.7), tpr=0.1, tpr_interval=(0.0, 0.2))
+def found(area: float = 0.6, bits: float = 3.0, *, width: float = 0.1) -> Privacy:
+    one = Separation(auc=area, auc_interval=(0.5, area + width), tpr=0.1, tpr_interval=(0.0, 0.2))
     return Privacy(
         membership=Membership(members=8, outsiders=8, loss=one, calibrated=one),
         exposure=Exposure(canaries=2, repetitions=3, candidates=1024, bits=(0.5, bits)),
@@ -91,11 +94,13 @@ def found(area: float = 0.6, bits: float = 3.0) -> Privacy:
 
 
 def test_the_gate_withholds_what_is_above_its_limits_and_what_was_not_measured() -> None:
+    """The upper end of the interval counts: a few held-out rows exclude little, and must not release for it."""
     section = PrivacySection(audit=True, canaries=2, max_exposure=4.0, max_membership_auc=0.7)
     assert refusal(section, found()) is None
     for memorised, word in (
         (found(bits=4.01), "canary"),
         (found(area=0.71), "training rows"),
+        (found(area=0.5, width=0.21), "training rows"),
         (Privacy(), "canary"),
     ):
         error = refusal(section, memorised)
@@ -103,6 +108,46 @@ def test_the_gate_withholds_what_is_above_its_limits_and_what_was_not_measured()
         assert error.code is ErrorCode.RELEASE_WITHHELD
         assert word in error.message
     assert refusal(PrivacySection(), found(bits=9.9, area=0.99)) is None
+
+
+def audited_probes(tokens: ModelTokenizer, rows: list[Row], **section: Any) -> Probes:
+    data = DataSection()
+    dataset = build_dataset(rows, tokens, data, split_key=b"\x5b" * 32)
+    return add_probes(dataset, rows, tokens, (PrivacySection(audit=True, **section), data), random=Random(1))[1]
+
+
+def test_the_gate_takes_a_minimum_of_held_out_rows_and_no_copies_of_training_rows(tiny_model: Path) -> None:
+    """Copies among the outsiders lose as much in training as members do: the attack would look weak."""
+    tokens = load_tokens(tiny_model)
+    train: list[Row] = [TextRow("train", number, f"{number} words") for number in range(30)]
+    own: list[Row] = [TextRow("eval/own", number, f"{number} others") for number in range(GATE_OUTSIDERS)]
+    copies: list[Row] = [TextRow("eval/copies", number, f"{number} words") for number in range(30)]
+    probes = audited_probes(tokens, [*train, *own, *copies], max_membership_auc=0.7)
+    assert len(probes.outsiders) == GATE_OUTSIDERS
+    assert not {one.ids.tobytes() for one in probes.outsiders} & {one.ids.tobytes() for one in probes.members}
+    with pytest.raises(DataError, match="no copies") as caught:
+        audited_probes(tokens, [*train, *own[1:], *copies], max_membership_auc=0.7)
+    assert caught.value.code is ErrorCode.DATASET_INVALID
+    assert len(audited_probes(tokens, [*train, *own[:2], *copies]).outsiders) == 2, "without a gate, a report"
+
+
+def test_under_differential_privacy_no_row_decides_what_canaries_look_like(tiny_model: Path) -> None:
+    """They are trained on: if the only conversation came first, leaving it out would change all of them."""
+    tokens, data = load_tokens(tiny_model), DataSection()
+    chat = ChatRow("a", 0, (Message("user", "x"), Message("assistant", "y")))
+    texts: list[Row] = [TextRow("a", number, f"{number} words") for number in range(30)]
+    privacy = PrivacySection(noise_multiplier=1.0, target_delta=1e-5, canaries=2)
+    canaries = [
+        add_probes(
+            build_dataset(rows, tokens, data, split_key=b"\x5b" * 32),
+            rows,
+            tokens,
+            (privacy, data),
+            random=Random(1),
+        )[1].canaries
+        for rows in ([chat, *texts], texts)
+    ]
+    assert canaries[0] == canaries[1]
 
 
 def test_the_page_shows_it_and_quotes_what_it_is_given() -> None:
@@ -149,7 +194,10 @@ def test_an_overtrained_model_is_withheld_with_its_report(
     run_worker: RunWorker, chat_file: Path, make_spec: Callable[..., JobSpec]
 ) -> None:
     spec = make_spec(
-        privacy={**AUDITED, "max_exposure": 5.0, "max_membership_auc": 0.9}, train=OVERTRAINED, lora={"lora_r": 32}
+        privacy={**AUDITED, "max_exposure": 5.0, "max_membership_auc": 0.9},
+        data={"test_split_size": 0.6},
+        train=OVERTRAINED,
+        lora={"lora_r": 32},
     )
     ended = run_worker(chat_file, spec)
     assert ended.code == ExitCode.JOB, ended.log
@@ -174,5 +222,7 @@ def test_a_private_run_from_order_to_card(
     assert found["epsilon"] > 0
     card = (ended.output_dir / "adapter" / "README.md").read_text()
     assert "differential privacy" in card
-    assert "training loss" not in card, "no noise covers the losses, and a card goes with the weights"
+    assert f"ε ≤ {math.ceil(found['epsilon'] * 10) / 10}" in card
+    for exact in ("training loss", "in a step", "dataset manifest", str(found["epsilon"]), "noise multiplier"):
+        assert exact not in card, "no noise covers it, and a card goes with the weights"
     assert "Differential privacy of each row" in (ended.output_dir / "report" / "report.html").read_text()

@@ -140,7 +140,7 @@ def test_noise_that_is_given_is_taken_and_its_epsilon_reported(model: Any) -> No
 
 
 def test_a_budget_that_cannot_be_kept_is_refused_before_training(model: Any) -> None:
-    tight = PrivacySection(target_epsilon=0.05, target_delta=1e-12)
+    tight = PrivacySection(target_epsilon=0.05, target_delta=1e-12, accountant="rdp")
     with pytest.raises(JobError) as error:
         made(model, tight.model_copy(update={"target_epsilon": 0.001}))
     assert error.value.code is ErrorCode.PRIVACY_NOT_MET

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from typing import TypeVar
 
 from trainer.data.examples.example import EncodedRow, Example
+from trainer.data.examples.held_out import is_held_out, row_digest
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.rows import ChatRow, PreferenceRow, Row, RowSchema
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import METHOD_RULES, DataSection, MethodName
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -64,14 +61,26 @@ def is_for_evaluation(file: str, data: DataSection) -> bool:
 
 
 def build_dataset(
-    rows: Sequence[Row], tokens: ModelTokenizer, data: DataSection, *, seed: int, method: MethodName = "sft"
+    rows: Sequence[Row],
+    tokens: ModelTokenizer,
+    data: DataSection,
+    *,
+    split_key: bytes,
+    method: MethodName = "sft",
 ) -> Dataset:
     """Encodes every row, and holds out the rows of evaluation files or a fraction of all rows.
 
     With a method that learns from pairs each row gives two examples: the chosen answer, then the rejected answer.
 
+    Args:
+        rows: the rows of all files.
+        tokens: tokenizer and chat template.
+        data: how rows become examples, and which are held out.
+        split_key: decides which rows are held out, where no file does.
+        method: what is learned from a row.
+
     Raises:
-        DataError: a row is not trainable, or no row is left on a side that must have one.
+        DataError: a row is not trainable, or no row is left to train on.
     """
     for row in rows:
         check_trainable(row, tokens, method)
@@ -81,7 +90,9 @@ def build_dataset(
             raise outcome
         encoded.append(outcome)
     kept = [one for one in encoded if one.examples]
-    train, evaluation = split_rows(kept, data, seed=seed)
+    # By all rows, also those that are dropped: whether the files decide must not depend on a single row's length.
+    by_files = any(is_for_evaluation(row.file, data) for row in rows)
+    train, evaluation = split_rows(kept, data, key=split_key, by_files=by_files)
     counts = RowCounts(
         train=len(train),
         eval=len(evaluation),
@@ -90,7 +101,10 @@ def build_dataset(
     )
     parts = examples_of(train), examples_of(evaluation)
     per_row = METHOD_RULES[method].examples_per_row
-    return Dataset(*parts, counts, tuple(_warnings(rows, tokens, *parts, counts, per_row)))
+    warnings = list(_warnings(rows, tokens, *parts, counts, per_row))
+    if data.test_split_size and not evaluation:
+        warnings.append(no_evaluation_warning(len(kept), data))
+    return Dataset(*parts, counts, tuple(warnings))
 
 
 def examples_of(rows: Iterable[EncodedRow]) -> tuple[Example, ...]:
@@ -137,47 +151,57 @@ def check_kind(row: Row, method: MethodName) -> None:
 
 
 def split_rows(
-    rows: Sequence[EncodedRow], data: DataSection, *, seed: int
+    rows: Sequence[EncodedRow], data: DataSection, *, key: bytes, by_files: bool
 ) -> tuple[tuple[EncodedRow, ...], tuple[EncodedRow, ...]]:
-    """Splits rows into training and evaluation.
+    """Splits rows into training and evaluation: by their files, or each row by a keyed hash of itself.
 
-    If there are files for evaluation, the files decide; otherwise a fraction of the rows is chosen by `seed`.
-
-    Raises:
-        DataError: there is no row to train on, or the fraction is above 0 and leaves one side empty.
-    """
-    held = tuple(row for row in rows if is_for_evaluation(row.row.file, data))
-    train = tuple(row for row in rows if not is_for_evaluation(row.row.file, data))
-    if not train:
-        raise DataError(
-            ErrorCode.DATASET_NOT_TRAINABLE,
-            "no rows are left" if not held else "every file is for evaluation (data.eval_files)",
-            expected="at least one row to train on",
-            found=0,
-        )
-    return (train, held) if held else split(train, data.test_split_size, seed=seed)
-
-
-def split(items: Sequence[_T], fraction: float, *, seed: int) -> tuple[tuple[_T, ...], tuple[_T, ...]]:
-    """Holds out `round(fraction * len(items))` items, chosen by `seed`; both parts keep their order.
+    Args:
+        rows: the rows that give examples.
+        data: names the files for evaluation, and the fraction to hold out.
+        key: decides which rows are held out.
+        by_files: whether any row of the dataset, also a dropped one, is in a file for evaluation.
 
     Raises:
-        DataError: the fraction is above 0 and leaves one side empty.
+        DataError: there is no row to train on.
     """
-    if fraction == 0:
-        return tuple(items), ()
-    held = round(fraction * len(items))
-    if not 0 < held < len(items):
-        raise DataError(
-            ErrorCode.DATASET_INVALID,
-            f"data.test_split_size {fraction} leaves no row to {'evaluate on' if held == 0 else 'train on'}",
-            expected="at least one row on each side",
-            found=f"{held} of {len(items)} rows held out",
-            hint="set data.test_split_size to 0 to train on every row without an evaluation",
-        )
-    chosen = set(random.Random(seed).sample(range(len(items)), held))  # noqa: S311 -- a split, not a secret
-    parts = [item for number, item in enumerate(items) if number not in chosen]
-    return tuple(parts), tuple(items[number] for number in sorted(chosen))
+
+    def is_held(row: EncodedRow) -> bool:
+        if by_files:
+            return is_for_evaluation(row.row.file, data)
+        return is_held_out(row_digest(row.examples), data.test_split_size, key)
+
+    held = [is_held(row) for row in rows]
+    require_training_rows(len(rows), sum(held), data, by_files=by_files)
+    sides: tuple[list[EncodedRow], list[EncodedRow]] = ([], [])
+    for row, is_evaluated in zip(rows, held, strict=True):
+        sides[is_evaluated].append(row)
+    return tuple(sides[0]), tuple(sides[1])
+
+
+def require_training_rows(rows: int, held: int, data: DataSection, *, by_files: bool) -> None:
+    """Requires that not every row is held out.
+
+    Raises:
+        DataError: `DATASET_NOT_TRAINABLE`.
+    """
+    if held < rows:
+        return
+    reason = "every file is for evaluation (data.eval_files)" if by_files else "data.test_split_size holds out all"
+    raise DataError(
+        ErrorCode.DATASET_NOT_TRAINABLE,
+        reason if rows else "no rows are left",
+        expected="at least one row to train on",
+        found=0,
+        hint="add rows" if by_files or not rows else f"lower data.test_split_size ({data.test_split_size})",
+    )
+
+
+def no_evaluation_warning(rows: int, data: DataSection) -> str:
+    """Returns the warning where a fraction is to be held out, and no row is."""
+    return (
+        f"NO ROW IS HELD OUT: data.test_split_size {data.test_split_size} of {rows} rows left none, so no loss is "
+        "measured on rows that were not trained on"
+    )
 
 
 def _warnings(

@@ -11,8 +11,9 @@ import torch
 
 from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset
+from trainer.data.examples.held_out import row_digest
 from trainer.data.examples.model_tokenizer import ModelTokenizer
-from trainer.data.rows import Row
+from trainer.data.rows import Row, TextRow
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection, PrivacySection
 from trainer.training.batches import split_micro_batches
@@ -25,6 +26,9 @@ from trainer.training.token_store import TokenStore
 
 EVALUATED_TOKENS: Final = 1 << 14
 """Number of tokens in a forward pass without gradients."""
+
+GATE_OUTSIDERS: Final = 20
+"""Fewest held-out rows with which `privacy.max_membership_auc` is judged: fewer say too little."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +60,7 @@ def add_probes(
 
     Args:
         data: the dataset without canaries.
-        rows: its rows; canaries get the row kind of the first one.
+        rows: its rows; canaries get the row kind of the first one, but with differential privacy they are texts.
         tokens: tokenizer and chat template.
         sections: what the audit measures, and how rows become examples.
         random: chooses the rows and the digits of the canaries; must be secret.
@@ -73,28 +77,33 @@ def add_probes(
     probes = Probes()
     if privacy.audit:
         # Drawn before the canaries are added: the attack is measured on the provider's own rows.
+        # Copies of training rows are members, whichever file they are in: counted as outsiders they would make
+        # the attack look weaker than it is.
+        trained = {row_digest([example]) for example in data.train}
+        outsiders = [example for example in data.evaluation if row_digest([example]) not in trained]
         samples = (
-            tuple(random.sample(part, min(privacy.audit_rows, len(part))))
-            for part in (data.train, data.evaluation)
+            tuple(random.sample(part, min(privacy.audit_rows, len(part)))) for part in (data.train, outsiders)
         )
         probes = Probes(*samples)
-        _require_both_samples(probes)
+        _require_both_samples(probes, 2 if privacy.max_membership_auc is None else GATE_OUTSIDERS)
     if not privacy.canaries:
         return data, probes
-    canaries, references = canary_examples(rows[0], privacy.canaries, tokens, section, random)
+    # Canaries are trained on. Under differential privacy they may not depend on a row: not even its kind.
+    like = TextRow(rows[0].file, rows[0].index, "") if privacy.differential else rows[0]
+    canaries, references = canary_examples(like, privacy.canaries, tokens, section, random)
     added = canaries * privacy.canary_repetitions
     warning = f"{len(added)} rows with random numbers were added to the training rows (privacy.canaries)"
     data = dataclasses.replace(data, train=(*data.train, *added), warnings=(*data.warnings, warning))
     return data, dataclasses.replace(probes, canaries=canaries, references=references)
 
 
-def _require_both_samples(probes: Probes) -> None:
+def _require_both_samples(probes: Probes, outsiders: int) -> None:
     # The standard error of the AUC is computed from variances, and a single row has none.
-    if min(len(probes.members), len(probes.outsiders)) <= 1:
+    if len(probes.members) < 2 or len(probes.outsiders) < outsiders:
         raise DataError(
             ErrorCode.DATASET_INVALID,
             "privacy.audit compares training rows with held-out ones",
-            expected="at least 2 of each",
+            expected=f"at least 2 training rows and {outsiders} others that are no copies of any",
             found=f"{len(probes.members)} and {len(probes.outsiders)}",
             hint="raise data.test_split_size, or send files for evaluation (data.eval_files)",
         )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import decimal
+from typing import Final, Literal
 
 from trainer.models import Strict
+
+_ROUNDED_UP: Final = decimal.Context(prec=2, rounding=decimal.ROUND_CEILING)
 
 
 class DifferentialPrivacy(Strict):
@@ -37,6 +40,15 @@ class DifferentialPrivacy(Strict):
     expected_rows: int
     rows: int
     steps: int
+
+    @property
+    def rounded_epsilon(self) -> float:
+        """Returns ε rounded up to two significant digits, for what travels with the weights.
+
+        All digits of ε, like the sampling rate, would lead to the exact number of rows, and so to whether one is
+        among them.
+        """
+        return float(_ROUNDED_UP.create_decimal_from_float(self.epsilon))
 
 
 class Separation(Strict):
@@ -74,6 +86,11 @@ class Membership(Strict):
     def worst(self) -> float:
         """Returns the AUC of the stronger attack: an attacker would use it."""
         return max(self.loss.auc, self.calibrated.auc)
+
+    @property
+    def upper_bound(self) -> float:
+        """Returns the larger upper end of the attacks' 95 % confidence intervals."""
+        return max(self.loss.auc_interval[1], self.calibrated.auc_interval[1])
 
 
 class Exposure(Strict):

@@ -19,15 +19,15 @@ def refusal(section: PrivacySection, privacy: Privacy) -> JobError | None:
         return _withheld(
             "the weights remember a canary", "privacy.max_exposure", section.max_exposure, exposure, "bits"
         )
-    # The point estimate is compared, not the upper end of its interval, which few rows would make large.
-    area = privacy.membership.worst if privacy.membership else math.nan
+    # The upper end of the confidence interval: what few rows cannot exclude is not taken for excluded.
+    area = privacy.membership.upper_bound if privacy.membership else math.nan
     if section.max_membership_auc is not None and not area <= section.max_membership_auc:
         return _withheld(
             "training rows can be told from others",
             "privacy.max_membership_auc",
             section.max_membership_auc,
             area,
-            "AUC",
+            "AUC (upper end of the 95 % interval)",
         )
     return None
 
@@ -37,6 +37,7 @@ def _withheld(message: str, key: str, limit: float, found: float, unit: str) -> 
         ErrorCode.RELEASE_WITHHELD,
         f"{message}: the adapter is withheld",
         expected=f"at most {limit:g} {unit} ({key})",
-        found=f"{found:.4g} {unit}",
-        hint="train for fewer steps, on more rows, or with privacy.target_epsilon; see report/report.html",
+        found=f"{found:.4g}",
+        hint="train for fewer steps, on more rows, with more held out, or with privacy.target_epsilon; "
+        "see report/report.html",
     )

@@ -9,7 +9,7 @@ from typing import Final
 from trainer.training.privacy.membership import roc, scores
 from trainer.training.privacy.privacy_findings import DifferentialPrivacy, Privacy
 from trainer.training.report.charts import Curve, Point, render_line_chart
-from trainer.training.report.tables import render_table, table_lines
+from trainer.training.report.tables import render_table
 
 _HISTOGRAM_BINS: Final = 24
 
@@ -122,11 +122,12 @@ def privacy_card_lines(privacy: Privacy) -> Iterator[str]:
     yield from ("", "## Privacy", "")
     if privacy.differential is not None:
         found = privacy.differential
+        # No more than this: sampling rate, noise and steps would lead to the exact number of rows.
         yield (
-            f"Trained with differential privacy (DP-SGD): the weights are (ε, δ)-differentially private with ε = "
-            f"{found.epsilon:.4g} and δ = {found.delta:g} for each single training row, present or absent."
+            "Trained with differential privacy (DP-SGD): the weights are (ε, δ)-differentially private with ε ≤ "
+            f"{found.rounded_epsilon:g} and δ = {found.delta:g} for each single training row."
         )
-        yield from ("", *table_lines(_budget_values(found)))
+        yield from ("", "`privacy.json` beside this folder is the job's signed statement of that.")
     # The audit computes its numbers from the rows without noise: (ε, δ) would not cover a card that has them.
     if privacy.membership is not None and privacy.differential is None:
         yield f"- membership test by loss: AUC {privacy.membership.worst:.3f} (0.5 is chance)"

@@ -7,6 +7,7 @@ import secrets
 from dataclasses import dataclass
 
 from trainer.data.examples.example_set import Dataset, build_dataset
+from trainer.data.examples.held_out import seed_split_key
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.rows import Row
 from trainer.training.checkpoint import read_probe_seed
@@ -52,7 +53,9 @@ def prepare(inputs: RunInputs, rows: list[Row], context: RunContext) -> Prepared
         if spec.privacy.differential:
             require_float_weights(config)  # before the weights are loaded, for which a library may be missing
         tokenizer = load_tokens(inputs.model_dir, spec.data.chat_template)
-        dataset = build_dataset(rows, tokenizer, spec.data, seed=spec.train.seed, method=spec.train.method)
+        # Where privacy is asked for, the key is secret: whoever chooses a row must not choose its side.
+        split_key = inputs.split_key if spec.privacy.enabled else seed_split_key(spec.train.seed)
+        dataset = build_dataset(rows, tokenizer, spec.data, split_key=split_key, method=spec.train.method)
         # The canaries' texts follow from this seed. Drawn from the public `train.seed` they would be known to
         # everybody, and whoever sees the adapter could look for them.
         probe_seed = None
