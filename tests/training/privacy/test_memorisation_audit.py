@@ -19,7 +19,13 @@ from trainer.spec import REFERENCES, DataSection, JobSpec, PrivacySection
 from trainer.training.privacy.canaries import canary_examples, draw_secret_digits, exposures
 from trainer.training.privacy.membership import auc, membership, roc, separation, tpr, wilson
 from trainer.training.privacy.memorisation_audit import GATE_OUTSIDERS, Probes, add_probes
-from trainer.training.privacy.privacy_findings import Exposure, Membership, Privacy, Separation
+from trainer.training.privacy.privacy_findings import (
+    DifferentialPrivacy,
+    Exposure,
+    Membership,
+    Privacy,
+    Separation,
+)
 from trainer.training.privacy.release_gate import refusal
 from trainer.training.report.privacy_page import histogram, privacy_card_lines, render_privacy_section
 from trainer.training.tokenizer import load_tokens
@@ -164,6 +170,18 @@ def test_the_page_shows_it_and_quotes_what_it_is_given() -> None:
     assert any("exposure of at most 3.00" in line for line in privacy_card_lines(found()))
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "rounded"), [(2.9871, 3.0), (0.6543, 0.66), (13.01, 14.0), (3.0, 3.0), (0.0, 0.0), (2.9, 2.9)]
+)
+def test_what_travels_with_the_weights_is_rounded_up(epsilon: float, rounded: float) -> None:
+    """All digits of ε lead to the number of rows, and so to whether one is among them."""
+    found = DifferentialPrivacy(
+        epsilon=epsilon, delta=1e-5, accountant="prv", noise_multiplier=1.0, max_grad_norm=1.0, sample_rate=0.1,
+        expected_rows=4, rows=40, steps=3,
+    )  # fmt: skip
+    assert found.rounded_epsilon == rounded >= epsilon
+
+
 RunWorker = Callable[..., Any]
 OVERTRAINED = {"max_steps": 60, "learning_rate": 0.02, "per_device_train_batch_size": 16}
 AUDITED = {"audit": True, "canaries": 2, "canary_repetitions": 8}
@@ -195,7 +213,7 @@ def test_an_overtrained_model_is_withheld_with_its_report(
 ) -> None:
     spec = make_spec(
         privacy={**AUDITED, "max_exposure": 5.0, "max_membership_auc": 0.9},
-        data={"test_split_size": 0.6},
+        data={"test_split_size": 0.7},
         train=OVERTRAINED,
         lora={"lora_r": 32},
     )
@@ -222,7 +240,7 @@ def test_a_private_run_from_order_to_card(
     assert found["epsilon"] > 0
     card = (ended.output_dir / "adapter" / "README.md").read_text()
     assert "differential privacy" in card
-    assert f"ε ≤ {math.ceil(found['epsilon'] * 10) / 10}" in card
+    assert f"ε ≤ {DifferentialPrivacy.model_validate(found).rounded_epsilon:g} " in card
     for exact in ("training loss", "in a step", "dataset manifest", str(found["epsilon"]), "noise multiplier"):
         assert exact not in card, "no noise covers it, and a card goes with the weights"
     assert "Differential privacy of each row" in (ended.output_dir / "report" / "report.html").read_text()
