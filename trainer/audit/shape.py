@@ -13,6 +13,8 @@ from functools import cache
 from itertools import zip_longest
 from typing import Final
 
+import yaml
+
 from trainer.audit.document import EMBEDDED, SERVICE, SERVICES, Document
 from trainer.audit.findings import shown
 from trainer.audit.json_text import parse_json_nodes
@@ -21,12 +23,19 @@ from trainer.audit.secrets import argument_names
 from trainer.audit.variations import VARIATIONS
 from trainer.audit.yaml_text import parse_yaml_nodes
 from trainer.deployment import SHIPPED_COMPOSE, DeploymentProfile, render_app_compose
-from trainer.strict_yaml import YamlError, load_yaml_tree
 
 TEXT_KEY: Final = "(text)"
 """Last key of the place of a deviation of the compose file's text, rather than of a value in it."""
 
 _TEXT: Final = f"{EMBEDDED}.{TEXT_KEY}"
+_UNCLEAR: Final[Mapping[type[yaml.Token], str]] = {
+    yaml.AnchorToken: "an anchor",
+    yaml.AliasToken: "an alias",
+    yaml.TagToken: "a tag",
+    yaml.DirectiveToken: "a directive",
+    yaml.DocumentStartToken: "the marker of a document",
+    yaml.DocumentEndToken: "the marker of a document",
+}
 _NOTHING: Final = "nothing"
 _MAX_SHOWN: Final = 100
 
@@ -75,19 +84,17 @@ def _unclear_text(document: Document) -> Iterator[Deviation]:
     """Yields what another YAML reader than this one could take for something else.
 
     The container engine's reader is not this one. Where the two could differ, the file would be reviewed as one
-    text and run as another, so only the plain forms pass: no anchor, alias, merge key, directive or marker of a
-    document, no other line break than a line feed, no character that is not printed.
+    text and run as another, so only the plain forms pass: none of `_UNCLEAR`, no merge key, no other line break
+    than a line feed, no character that is not printed.
     """
     path = document.compose.path
-    try:
-        load_yaml_tree(document.compose_text, compose_features=False)
-    except YamlError as error:
-        yield Deviation(_TEXT, Node(None, error.line, path), "plain YAML", error.problem)
+    for token in yaml.scan(document.compose_text, Loader=yaml.SafeLoader):
+        is_merge_key = isinstance(token, yaml.ScalarToken) and token.value == "<<"
+        if form := "a merge key" if is_merge_key else _UNCLEAR.get(type(token)):
+            yield Deviation(_TEXT, Node(None, token.start_mark.line + 1, path), "plain YAML", form)
     for number, line in enumerate(document.compose_text.split("\n"), 1):
         if not line.replace("\t", " ").isprintable():
             yield Deviation(_TEXT, Node(None, number, path), "printable characters", "others in this line")
-        if line.startswith(("%", "---", "...")):
-            yield Deviation(_TEXT, Node(None, number, path), "one document without directives", shown(line))
 
 
 class _ShapeComparison:
