@@ -37,6 +37,7 @@ OUTSIDE = [
     "https://*",
     "application/*",
     "text/*",
+    "tag:*",
     "confidential-trainer/*",
     ".venv/*",
     *(

@@ -76,7 +76,7 @@ def test_the_contract_with_scripts(files: Files, capsys: Captured) -> None:
     assert printed["recipient"] == "age1" + "p" * 58
     assert abs(printed["expires_at"] - time.time() - 86400) < 60
     assert [result["code"] for result in printed["results"]] == list(printed["checks"])
-    assert (printed["ear.status"], printed["development_root"]) == ("warning", True)
+    assert (printed["ear"]["ear_status"], printed["development_root"]) == ("warning", True)
     assert any("imitate a TEE" in caution for caution in printed["cautions"])
 
 
@@ -243,7 +243,7 @@ def test_the_present_is_the_default(saved: Path, monkeypatch: pytest.MonkeyPatch
     later = time.time() + 400 * 86400
     monkeypatch.setattr(time, "time", lambda: later)
     assert judge(saved, "--json") == ExitCode.VERIFICATION
-    assert shown(capsys)["iat"] == int(later)
+    assert shown(capsys)["ear"]["iat"] == int(later)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_time_that_is_none_is_a_usage_error(saved: Path, text: str) -> None:
 
 def test_times_with_an_offset(saved: Path, capsys: Captured) -> None:
     assert judge(saved, "--at", "2026-11-23T20:00:00+02:00", "--json") in (ExitCode.DONE, ExitCode.VERIFICATION)
-    assert shown(capsys)["iat"] == int(dt.datetime(2026, 11, 23, 18, tzinfo=dt.UTC).timestamp())
+    assert shown(capsys)["ear"]["iat"] == int(dt.datetime(2026, 11, 23, 18, tzinfo=dt.UTC).timestamp())
 
 
 def test_another_policy_wins_and_is_announced(files: Files, saved: Path, capsys: Captured) -> None:
@@ -268,9 +268,7 @@ def test_another_policy_wins_and_is_announced(files: Files, saved: Path, capsys:
     captured = capsys.readouterr()
     printed = json.loads(captured.out.splitlines()[0])
     assert printed["checks"]["sandbox"] == "contraindicated"
-    assert captured.err.startswith(
-        f"note: appraised under the policy {printed['confidential-trainer.appraisal']['policy_sha256']}"
-    )
+    assert captured.err.startswith(f"note: appraised under the policy {printed['appraisal']['policy_sha256']}")
     assert files.demanded.sha256() in captured.err
 
 

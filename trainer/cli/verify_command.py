@@ -85,9 +85,9 @@ def verify_job(
 
         html.write_text(render_page(record), encoding="utf-8")
     if as_json:
-        from trainer.attestation.result.ear import ear_document
+        from trainer.attestation.result.ear import result_document
 
-        print_json(ear_document(record.result))
+        print_json(result_document(record.result))
     elif not quiet:
         print_attestation_result(record.result)
     # Last: a failed appraisal is saved and printed too, so that the checks that failed can be read.

@@ -15,7 +15,7 @@ from trainer.attestation.result import ear
 from trainer.attestation.result.ear import (
     CODES_BY_CLAIM,
     TrustValue,
-    ear_document,
+    result_document,
     submodule_tier,
     vectors,
 )
@@ -89,32 +89,36 @@ def test_an_accepted_platform_that_is_not_up_to_date_is_a_warning() -> None:
 def test_the_document_of_an_honest_world(world: World) -> None:
     world = world.without_reports()
     result = world.appraise()
-    document: Any = ear_document(result)
+    document: Any = result_document(result)
     assert json.loads(json.dumps(document)) == document
-    assert document["eat_profile"] == "tag:ietf.org,2025-07:ear"
-    assert document["iat"] == world.now
-    assert document["ear.verifier-id"] == {"developer": "confidential-trainer", "build": ear.BUILD}
-    assert set(document["submods"]) == {"tdx", "os", "app", "job", "gpu"}
-    for submodule in document["submods"].values():
-        assert set(submodule) == {"ear.status", "ear.trustworthiness-vector", "ear.appraisal-policy-id"}
-        assert submodule["ear.appraisal-policy-id"].endswith(world.policy.sha256())
+    claims = document["ear"]
+    assert set(claims) == {"eat_profile", "iat", "eat_nonce", "ear_verifier_id", "ear_status", "submods"}
+    assert claims["eat_profile"] == "tag:ietf.org,2026:rats/ear#03"
+    assert claims["iat"] == world.now
+    assert claims["ear_verifier_id"] == {"developer": "confidential-trainer", "build": ear.BUILD}
+    assert set(claims["submods"]) == {"tdx", "os", "app", "job", "gpu"}
+    for submodule in claims["submods"].values():
+        assert set(submodule) == {"ear_status", "ear_trustworthiness_vector", "ear_appraisal_policy_ids"}
+        assert submodule["ear_appraisal_policy_ids"] == [
+            f"urn:confidential-trainer:policy:sha256:{world.policy.sha256()}"
+        ]
     assert document["checks"] == {check.code: check.state.value for check in result.checks}
     assert document["status"] == result.status
     assert document["recipient"] == result.recipient
     assert document["expires_at"] == result.expires_at
     first = document["results"][0]
     assert set(first) == {"number", "code", "title", "state", "expected", "found", "detail"}
-    registers = document["confidential-trainer.appraisal"]["registers"]
+    registers = document["appraisal"]["registers"]
     assert list(registers) == ["mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"]
 
 
 def test_a_failed_appraisal_is_contraindicated_as_a_whole(world: World) -> None:
-    document: Any = ear_document(world.change(nonce="02" * 32).appraise())
-    assert (document["status"], document["ear.status"]) == ("fail", "contraindicated")
-    assert document["submods"]["job"]["ear.status"] == "contraindicated"
+    document: Any = result_document(world.change(nonce="02" * 32).appraise())
+    assert (document["status"], document["ear"]["ear_status"]) == ("fail", "contraindicated")
+    assert document["ear"]["submods"]["job"]["ear_status"] == "contraindicated"
 
 
 def test_a_quote_that_cannot_be_read_leaves_no_registers(world: World) -> None:
-    document: Any = ear_document(world.change(quote=b"\4\0").appraise())
-    assert document["confidential-trainer.appraisal"]["registers"] == {}
-    assert document["submods"]["tdx"]["ear.status"] == "contraindicated"
+    document: Any = result_document(world.change(quote=b"\4\0").appraise())
+    assert document["appraisal"]["registers"] == {}
+    assert document["ear"]["submods"]["tdx"]["ear_status"] == "contraindicated"

@@ -10,7 +10,7 @@ import pytest
 
 from trainer.attestation.nvidia.gpu_endorsements import GpuEndorsements
 from trainer.attestation.policy import CollateralDocument
-from trainer.attestation.result.ear import ear_document
+from trainer.attestation.result.ear import result_document
 from trainer.attestation.result.record import (
     MAX_RECORD_BYTES,
     Record,
@@ -51,12 +51,12 @@ def test_a_record_comes_back_as_it_was(world: World) -> None:
 def test_a_failed_appraisal_stays_failed(world: World) -> None:
     after = load_record(save_record(record(world.change(nonce="02" * 32))))
     assert [check.code for check in after.result.failed] == ["nonce"]
-    assert ear_document(after.result)["status"] == "fail"
+    assert result_document(after.result)["status"] == "fail"
 
 
 def promoted(document: dict[str, Any]) -> None:
     result = document["result"]
-    result["status"], result["ear.status"] = "pass", "affirming"
+    result["status"], result["ear"]["ear_status"] = "pass", "affirming"
     result["checks"] = dict.fromkeys(result["checks"], "affirmed")
     for check in result["results"]:
         check["state"] = "affirmed"
@@ -81,8 +81,8 @@ def test_a_hand_written_pass_is_not_loaded(world: World) -> None:
         lambda document: document["result"].update(expires_at=document["result"]["expires_at"] + 1),
         lambda document: document["result"]["checks"].pop("nonce"),
         lambda document: document["result"]["results"].pop(),
-        lambda document: document["result"]["submods"]["gpu"].update({"ear.status": "warning"}),
-        lambda document: document["result"].update({"ear.status": "affirming"}),
+        lambda document: document["result"]["ear"]["submods"]["gpu"].update(ear_status="warning"),
+        lambda document: document["result"]["ear"].update(ear_status="affirming"),
         lambda document: document["result"].update(development_root=False),
         lambda document: document["result"].update(cautions=[]),
         lambda document: document["result"].update(more="x"),
@@ -130,7 +130,7 @@ def test_binary_collateral_cannot_be_saved(world: World) -> None:
 def test_another_build_of_this_tool_that_comes_to_the_same_is_believed(world: World) -> None:
     data = edited(
         save_record(record(world)),
-        lambda document: document["result"]["ear.verifier-id"].update(build="trainer 99.0.0"),
+        lambda document: document["result"]["ear"]["ear_verifier_id"].update(build="trainer 99.0.0"),
     )
     assert load_record(data) == record(world)
 

@@ -1,10 +1,10 @@
 """The outcome of an appraisal in the terms of the IETF: an EAT Attestation Result (EAR) in JSON.
 
 Every check counts towards one trustworthiness claim of one submodule, which its definition names. Tools that know
-EAR read tiers and vectors; tools made for this project read `status`, `checks` and `results`. The document is not
-signed: it is the outcome of an appraisal on this machine.
+EAR read tiers and vectors under `ear`; tools made for this project read `status`, `checks`, `results` beside it.
+The document is not signed: it is the outcome of an appraisal on this machine.
 
-Sources: draft-ietf-rats-ear-02 (names and profile), draft-ietf-rats-ar4si-09 (claims and their values).
+Sources: draft-ietf-rats-ear-03 (names and profile), draft-ietf-rats-ar4si-09 (claims and their values).
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from trainer.attestation.checks import Check, CheckState, Submodule, TrustClaim
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.attestation.tdx.tcb_checks import TCB_STATUS
 
-EAT_PROFILE: Final = "tag:ietf.org,2025-07:ear"
+EAT_PROFILE: Final = "tag:ietf.org,2026:rats/ear#03"
 DEVELOPER: Final = "confidential-trainer"
 BUILD: Final = f"trainer {__version__}"
-VERIFIER_ID: Final = "ear.verifier-id"
-EXTENSION: Final = "confidential-trainer.appraisal"
-"""Key of this project's further claims."""
+EAR: Final = "ear"
+VERIFIER_ID: Final = "ear_verifier_id"
 
 
 class TrustValue(IntEnum):
@@ -61,25 +60,45 @@ CODES_BY_CLAIM: Final[Mapping[tuple[Submodule, TrustClaim], tuple[str, ...]]] = 
 """Submodule and claim → the codes of the checks that count towards it, in their order."""
 
 
-def ear_document(result: AttestationResult) -> dict[str, JsonValue]:
+def result_document(result: AttestationResult) -> dict[str, JsonValue]:
     """Returns the result as JSON values: the output of `trainer verify --json`, and part of a record.
 
-    For scripts, `status`, `development_root`, `cautions`, `checks`, `recipient`, `expires_at` and `results` are
-    top-level keys; `EXTENSION` holds further values of this project. Everything else is EAR. Times in Unix
+    `ear` is an EAR. All else is for scripts, and beside the EAR, whose extensions must be maps. Times in Unix
     seconds.
     """
+    names = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
+    registers = result.td.registers if result.td is not None else ()
+    return {
+        "status": result.status,
+        "development_root": result.development_root,
+        "cautions": list(result.cautions),
+        "checks": {check.code: check.state.value for check in result.checks},
+        "recipient": result.recipient,
+        "expires_at": result.expires_at,
+        "results": [asdict(check) | {"state": check.state.value} for check in result.checks],
+        "appraisal": {
+            "policy_sha256": result.policy_sha256,
+            "job_spec_sha256": result.job_spec_sha256,
+            "compose_sha256": result.compose_sha256,
+            "peer_spki_sha256": result.peer_spki_sha256,
+            "registers": {name: value.hex() for name, value in zip(names, registers, strict=False)},
+        },
+        EAR: ear_claims(result),
+    }
+
+
+def ear_claims(result: AttestationResult) -> dict[str, JsonValue]:
+    """Returns the result as the claims of an EAR, without extensions."""
     # A check that was not reached leaves its submodule's tier at `none`, but fails the appraisal.
     tiers = {name: submodule_tier(name, result.checks) for name in Submodule}
     # Under a development root nobody vouches for the hardware: the appraisal as a whole affirms nothing.
     doubtful = Tier.WARNING in tiers.values() or result.development_root
     tier = Tier.WARNING if doubtful else Tier.AFFIRMING
-    names = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
-    registers = result.td.registers if result.td is not None else ()
     submodules: dict[str, JsonValue] = {
         name.value: {
-            "ear.status": tiers[name].value,
-            "ear.trustworthiness-vector": {claim.value: value.value for claim, value in vector.items()},
-            "ear.appraisal-policy-id": f"urn:confidential-trainer:policy:sha256:{result.policy_sha256}",
+            "ear_status": tiers[name].value,
+            "ear_trustworthiness_vector": {claim.value: value.value for claim, value in vector.items()},
+            "ear_appraisal_policy_ids": [f"urn:confidential-trainer:policy:sha256:{result.policy_sha256}"],
         }
         for name, vector in vectors(result.checks).items()
     }
@@ -89,22 +108,8 @@ def ear_document(result: AttestationResult) -> dict[str, JsonValue]:
         # In JSON a text of 8 to 88 characters (RFC 9711, section 4.1).
         "eat_nonce": base64.urlsafe_b64encode(bytes.fromhex(result.nonce)).decode().rstrip("="),
         VERIFIER_ID: {"developer": DEVELOPER, "build": BUILD},
-        "ear.status": (tier if result.status == "pass" else Tier.CONTRAINDICATED).value,
+        "ear_status": (tier if result.status == "pass" else Tier.CONTRAINDICATED).value,
         "submods": submodules,
-        "status": result.status,
-        "development_root": result.development_root,
-        "cautions": list(result.cautions),
-        "checks": {check.code: check.state.value for check in result.checks},
-        "recipient": result.recipient,
-        "expires_at": result.expires_at,
-        "results": [asdict(check) | {"state": check.state.value} for check in result.checks],
-        EXTENSION: {
-            "policy_sha256": result.policy_sha256,
-            "job_spec_sha256": result.job_spec_sha256,
-            "compose_sha256": result.compose_sha256,
-            "peer_spki_sha256": result.peer_spki_sha256,
-            "registers": {name: value.hex() for name, value in zip(names, registers, strict=False)},
-        },
     }
 
 

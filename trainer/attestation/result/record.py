@@ -20,7 +20,7 @@ from trainer.attestation.evidence import MAX_EVIDENCE_BYTES, Evidence
 from trainer.attestation.nvidia.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements, GpuEndorsementsDocument
 from trainer.attestation.policy import MAX_POLICY_BYTES, CollateralDocument, Policy
 from trainer.attestation.result.attestation_result import AttestationResult
-from trainer.attestation.result.ear import BUILD, VERIFIER_ID, ear_document
+from trainer.attestation.result.ear import BUILD, EAR, VERIFIER_ID, result_document
 from trainer.attestation.verifier import appraise
 from trainer.encoding import canonical_json, parse_json
 from trainer.errors import ErrorCode, VerificationError
@@ -88,7 +88,7 @@ def save_record(record: Record) -> bytes:
         nonce_unused=_nonce_unused(result),
         peer_spki_sha256=result.peer_spki_sha256,
         appraised_at=result.appraised_at,
-        result=ear_document(result),
+        result=result_document(result),
     )
     return canonical_json(document.model_dump(mode="json"))
 
@@ -140,7 +140,7 @@ def load_record(data: bytes) -> Record:
         endorsements=endorsements,
     )
     # Only the build may differ: another version of this tool may have written the record.
-    repeated, recorded = ear_document(result), document.result
+    repeated, recorded = result_document(result), document.result
     if _text_of(recorded) != _text_of(repeated):
         status = recorded.get("status")
         raise VerificationError(
@@ -155,7 +155,9 @@ def load_record(data: bytes) -> Record:
 
 def _text_of(result: dict[str, JsonValue]) -> str:
     """Returns what is compared of a result: JSON, in which 1, 1.0 and true differ, as they do not in Python."""
-    return json.dumps({**result, VERIFIER_ID: None}, sort_keys=True)
+    claims = result.get(EAR)
+    others = {**claims, VERIFIER_ID: None} if isinstance(claims, dict) else None
+    return json.dumps({**result, EAR: others}, sort_keys=True)
 
 
 def reappraise(record: Record, *, now: int, policy: Policy | None = None, nonce: str | None = None) -> Record:
