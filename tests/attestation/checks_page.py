@@ -21,8 +21,19 @@ simulator's faults; `UPDATE_DOCS=1 pytest tests/attestation` writes it anew.
 Every check ends `affirmed`, `contraindicated`, `not-demanded` (the policy leaves it open) or
 `not-reached` (nothing to look at). Evidence passes only if each is `affirmed` or `not-demanded`.
 
-The compose text that these checks compare is accepted by its digest. What `trainer audit` accepts in one, and what may
-vary there, is in [audit.md](audit.md).
+The compose text that these checks compare is accepted by its digest. What `trainer audit` accepts in one, and what
+may vary there, is in [audit.md](audit.md).
+
+Whose keys the VM has is judged by four checks, which demand something else in each of the two profiles:
+
+| | `sealed` | `kms` |
+|---|---|---|
+| `key-provider` | the event says `none` | the event names the policy's service by its identity |
+| `key-chain` | no key service signed anything | every derived key chains to the policy's root key |
+| `app-id` | the start of the compose hash; dstack's guest boots with no other | the one that the policy names |
+| `init-scripts` | those of the reviewed text; as shipped none | the clean start, and nothing else |
+| earlier versions of the app | are other apps, with disks of their own | had the disk: the clean start empties it |
+| later versions of the app | are other apps | read the disk, and what is sealed to the *derived* key |
 
 | | code | demands | stops | attacks |
 |---|---|---|---|---|"""

@@ -82,7 +82,7 @@ def test_a_vm_without_a_key_service_is_affirmed_where_none_is_demanded(make_worl
     left_open = [check.code for check in result.checks if check.state is not CheckState.AFFIRMED]
     assert left_open == [*UNENDORSED]
     assert result.status == "pass"
-    assert result.check("key-provider").found == "none "
+    assert result.check("key-provider").found == "none"
 
 
 def test_the_two_profiles_are_refused_under_the_policy_of_the_other(

@@ -122,8 +122,8 @@ def simulate_guest_agent(
         Literal["none", "kms"] | None,
         typer.Option(
             "--key-provider",
-            help="The VM's keys: made at boot (none, the default), or of a simulated key service (kms). "
-            "With --app-compose, that file decides.",
+            help="The VM's keys: made at boot (none, the default), or of a simulated key service (kms), whose "
+            "pins are in key-service.json. With --app-compose, that file decides.",
         ),
     ] = None,
     fault: Annotated[

@@ -18,7 +18,10 @@ from trainer.attestation.dstack.os_image import image_name, is_development
 from trainer.attestation.policy import OsSection
 from trainer.attestation.tdx.config_id import DOCUMENT_DOMAIN, UNSET, acceptable_config_ids
 from trainer.encoding import canonical_json
+from trainer.simulator.agent import SimulatedVm, VmOptions
+from trainer.simulator.appraisal_world import SEALED_COMPOSE, SEED
 from trainer.simulator.event_log_writer import RuntimeEvent
+from trainer.simulator.gpu_evidence import GPU_BOOT
 
 World = Any  # conftest.World
 DEVELOPMENT = '{"image": "dstack-dev-0.6.0"}'
@@ -94,6 +97,20 @@ def test_the_forms_of_mrconfigid_that_dstack_writes_are_affirmed(world: World) -
     check = configured(world, 2, binding(world)).state("mr-config-id")
     assert (check.state, check.detail) == (CheckState.AFFIRMED, "form 02: compose hash, app id and key provider")
     assert world.change(td={"mr_config_id": UNSET}).state("mr-config-id").state is CheckState.AFFIRMED
+
+
+def test_the_forms_of_mrconfigid_of_a_vm_without_a_key_service_are_affirmed(
+    make_world: Callable[..., World],
+) -> None:
+    vm = SimulatedVm(SEALED_COMPOSE, SEED, options=VmOptions(gpu_attestation=GPU_BOOT, image="dstack-0.6.0"))
+    world = make_world(vm=vm)
+    short = keccak256(vm.compose_hash + vm.app_id + b"\0")
+    whole = document(world, key_provider="none", key_provider_id=None)
+    listed = document(world, key_provider="none", key_provider_id="", init_script_hashes=[])
+    for form, digest in ((2, short), (3, whole), (3, listed)):
+        assert configured(world, form, digest).state("mr-config-id").state is CheckState.AFFIRMED
+    service = document(world, key_provider="kms", key_provider_id=None)
+    assert configured(world, 3, service).state("mr-config-id").state is CheckState.CONTRAINDICATED
 
 
 def test_init_scripts_are_read_from_before_system_ready(world: World) -> None:

@@ -38,6 +38,7 @@ def weaknesses(app: dict[str, object]) -> list[KeyWeakness]:
 
 def test_the_digest_is_that_of_the_shipped_script() -> None:
     assert sha256_hex(CLEAN_START.encode()) == CLEAN_START_SHA256
+    assert CLEAN_START_SHA256 in (Path(__file__).parents[3] / "trainer" / "SPEC.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("profile", DeploymentProfile)

@@ -202,11 +202,11 @@ def _judge_events(
     else:
         ledger.compare(APP_ID, expected=policy.app.app_id, found=app_id)
     provider, demand = key_provider(events), policy.app.key_provider
-    found = "none readable" if provider is None else f"{provider.name} {provider.identity}"
+    found = "nothing readable" if provider is None else f"{provider.name} {provider.identity}".rstrip()
     if demand == "any":
         ledger.leave_open(KEY_PROVIDER, found=found)
     else:
-        ledger.compare(KEY_PROVIDER, expected=f"{demand.name} {demand.id}", found=found)
+        ledger.compare(KEY_PROVIDER, expected=f"{demand.name} {demand.id}".rstrip(), found=found)
     _judge_scripts(ledger, evidence.app_compose, events, policy)
 
 

@@ -46,6 +46,7 @@ DEVELOPMENT_BANNER: Final = (
 """What comes before every result under a development root, in words, since no colour may say that it is good."""
 
 NOT_COVERED: Final = (
+    "what whoever opens the machine can do: interposers on its memory bus, an attestation key extracted with them",
     "side channels of the CPU's and GPU's protection, beyond what the platform's TCB status says of them",
     "what the weights themselves remember of the dataset: whoever has them may draw it out again",
     "whether the code is good: it is the code that the policy accepts, and only a review says more",
