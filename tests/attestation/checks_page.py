@@ -32,7 +32,7 @@ Whose keys the VM has is judged by four checks, which demand something else in e
 | `key-chain` | no key service signed anything | every derived key chains to the policy's root key |
 | `app-id` | the start of the compose hash; dstack's guest boots with no other | the one that the policy names |
 | `init-scripts` | those of the reviewed text; as shipped none | the clean start, and nothing else |
-| earlier versions of the app | are other apps, with disks of their own | had the disk: the clean start empties it |
+| earlier versions of the app | are other apps with other disks | had the disk: the clean start empties it |
 | later versions of the app | are other apps | read the disk, and what is sealed to the *derived* key |
 
 | | code | demands | stops | attacks |
