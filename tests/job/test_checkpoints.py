@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from trainer import logs
-from trainer.errors import ErrorCode, SealingError
+from trainer.encoding import stream_sha256
+from trainer.errors import ErrorCode, JobError, SealingError
 from trainer.job.checkpoints import CheckpointStore
 from trainer.job.ciphertext import CiphertextDirectory
 from trainer.logs import PublicEvent
@@ -263,10 +265,30 @@ def test_no_link_of_a_broken_worker_is_followed(kind: str, tmp_path: Path) -> No
             file.symlink_to(secret / "state.json")
         elif kind == "pipe":
             os.mkfifo(file)
-    job.at.take(1, job.output)
-    assert job.events == [logs.CheckpointMissed(1, ErrorCode.CHECKPOINT_INVALID)]
+    with pytest.raises(JobError) as caught:
+        job.at.take(1, job.output)
+    assert caught.value.code is ErrorCode.WORKER_DIED
+    assert job.events == []
     assert list(job.at.folder.iterdir()) == []
     assert {path.name for path in secret.iterdir()} == {*CONTENT, "1"}, "nothing is removed behind a link"
+
+
+def test_a_worker_that_changes_what_it_saved_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the sealing breaks off can be seen on the operator's disk: a number of the worker's choice."""
+    job = Job(tmp_path)
+    folder = job.write(1)
+
+    def hash_and_change(stream: BinaryIO) -> str:
+        digest = stream_sha256(stream)
+        (folder / "state.safetensors").write_bytes(digest[:2].encode() * 100_000)
+        return digest
+
+    monkeypatch.setattr(sealed, "stream_sha256", hash_and_change)
+    with pytest.raises(JobError) as caught:
+        job.at.take(1, job.output)
+    assert caught.value.code is ErrorCode.WORKER_DIED
+    assert list(job.at.folder.iterdir()) == []
+    assert list((job.output / CHECKPOINTS_DIR).iterdir()) == []
 
 
 def test_a_full_disk_costs_the_checkpoint_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

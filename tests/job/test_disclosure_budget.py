@@ -40,8 +40,7 @@ STEP_BITS = bits(MAX_TOTAL_STEPS)
 # A padded number of records has at most 6 significant bits below 2^33 records (80 TiB): all of them, in order.
 SIZES = {padded_records(1 << exponent | (part << exponent) >> 6) for exponent in range(33) for part in range(64)}
 SIZE_BITS = bits(len(SIZES))
-OUTCOME_BITS = bits(4)  # sealed, or missed for one of three reasons
-CHECKPOINT_BITS = STEP_BITS + SIZE_BITS + OUTCOME_BITS
+CHECKPOINT_BITS = STEP_BITS + SIZE_BITS  # whether there was room for it is the operator's choice
 TIME_BITS = TICKS_PER_LEVEL * sum(bits(2**level + 1) for level in range(LEVELS))
 """Of the checkpoints: in an interval of 2^n ticks one of 2^n ticks, or none."""
 CODE_BITS = 7
@@ -50,6 +49,7 @@ ONCE_BITS = {
     "the number of steps": STEP_BITS,
     "unscheduled checkpoints": UNSCHEDULED_CHECKPOINTS * (FREE_TIME_BITS + CHECKPOINT_BITS),
     "the end of training, and its code": FREE_TIME_BITS + CODE_BITS,
+    "where the sealing of a last checkpoint broke off": STEP_BITS + bits(1 << 33),  # in records
     "the last progress": PROGRESS_BITS,
     "the step that the next start resumes from": STEP_BITS,
     "the result": FREE_TIME_BITS + SIZE_BITS,
@@ -62,7 +62,7 @@ def test_a_start_discloses_less_than_8_kib() -> None:
     assert bits(len(ErrorCode)) <= CODE_BITS
     scheduled = RELEASES * (PROGRESS_BITS + CHECKPOINT_BITS) + TIME_BITS
     total = scheduled + sum(ONCE_BITS.values())
-    assert (PROGRESS_BITS, STEP_BITS, SIZE_BITS, OUTCOME_BITS) == (10, 27, 10, 2)
+    assert (PROGRESS_BITS, STEP_BITS, SIZE_BITS) == (10, 27, 10)
     assert total <= 8 * 8192
     stated = re.search(r"at most \*\*([0-9,]+) bits\*\* in one start", THREAT_MODEL)
     assert stated is not None
@@ -72,8 +72,8 @@ def test_a_start_discloses_less_than_8_kib() -> None:
 def test_a_second_discloses_less_than_64_bits() -> None:
     # Level 0: one release, and one checkpoint, sealed or not, in each second.
     assert PROGRESS_BITS + CHECKPOINT_BITS + 1 <= 64 * TICK_SECONDS
-    assert "at most **50 bits** in any second" in THREAT_MODEL
-    assert PROGRESS_BITS + CHECKPOINT_BITS + 1 == 50
+    assert "at most **48 bits** in any second" in THREAT_MODEL
+    assert PROGRESS_BITS + CHECKPOINT_BITS + 1 == 48
 
 
 @given(MOMENTS, MOMENTS)

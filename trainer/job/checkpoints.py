@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from trainer import logs
-from trainer.errors import ErrorCode, TrainerError
+from trainer.errors import ErrorCode, SealingError, TrainerError
 from trainer.job.ciphertext import CHECKPOINT_NAME
+from trainer.job.disclosure_budget import violation
 from trainer.sealing.atomic_files import open_regular_file
 from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointKeys, open_checkpoint, seal_checkpoint
 from trainer.training.run_inputs import CHECKPOINT_FILES, CHECKPOINTS_DIR
@@ -81,7 +82,10 @@ class CheckpointStore:
     def take(self, step: int, output: Path) -> None:
         """Seals the files that the worker wrote below `output` for a step, then removes them.
 
-        An error is logged and published, and costs this checkpoint only: training continues.
+        An error of the storage is logged and published, and costs this checkpoint only: training continues.
+
+        Raises:
+            JobError: WORKER_DIED: the worker wrote something else, or changes it.
         """
         names = [f"{CHECKPOINTS_DIR}/{step}/{name}" for name in CHECKPOINT_FILES]
         target = self.path(step)
@@ -93,6 +97,10 @@ class CheckpointStore:
             # Older files go only after the new one is complete: one valid checkpoint always exists.
             while len(self._own_steps) > self.save_total_limit:
                 self.path(self._own_steps.pop(0)).unlink(missing_ok=True)
+        except SealingError as error:
+            # The worker changes what it saved, or left no state there. Where that breaks off can be seen on the
+            # disk, and would be a number of its choice at each checkpoint.
+            raise violation("what it saved is no state of a run", found=error) from error
         except TrainerError as error:
             logs.log_error("a checkpoint was not sealed", error)
             self.publish(logs.CheckpointMissed(step, error.code))

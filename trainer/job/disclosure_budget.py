@@ -147,6 +147,6 @@ class CheckpointAllowance:
         return self._schedule.next_tick(now)
 
 
-def violation(reason: str, expected: object = None, found: object = None) -> JobError:
+def violation(reason: str, expected: object = "what its protocol says", found: object = None) -> JobError:
     """Returns the error for a worker that does not keep to its protocol."""
     return JobError(ErrorCode.WORKER_DIED, f"the worker: {reason}", expected=expected, found=found)
