@@ -19,6 +19,7 @@ from trainer.attestation.result.ear import (
     submodule_tier,
     vectors,
 )
+from trainer.attestation.tdx.collateral import INTEL_ROOT_KEY_ID
 
 World = Any  # conftest.World
 CODES = [definition.code for definition in DATASET_CHECKS]
@@ -28,8 +29,9 @@ PLACES = {code: claim for claim, codes in CODES_BY_CLAIM.items() for code in cod
 def checks(**states: CheckState) -> list[Check]:
     """All checks affirmed, but for some (underscores for dashes)."""
     changed = {code.replace("_", "-"): state for code, state in states.items()}
+    found = {"tcb-status": "UpToDate", "root-of-trust": INTEL_ROOT_KEY_ID.hex()}
     return [
-        Check(number, code, code, changed.get(code, CheckState.AFFIRMED), found="UpToDate")
+        Check(number, code, code, changed.get(code, CheckState.AFFIRMED), found=found.get(code))
         for number, code in enumerate(CODES, 1)
     ]
 
@@ -84,6 +86,13 @@ def test_an_accepted_platform_that_is_not_up_to_date_is_a_warning() -> None:
     tolerated = [replace(check, found="OutOfDate") if check.code == "tcb-status" else check for check in checks()]
     assert vectors(tolerated)[Submodule.TDX][TrustClaim.HARDWARE] == 32
     assert submodule_tier(Submodule.TDX, tolerated) == "warning"
+
+
+def test_an_accepted_root_that_is_not_intels_is_a_warning(world: World) -> None:
+    other = [replace(check, found="00" * 48) if check.code == "root-of-trust" else check for check in checks()]
+    assert vectors(other)[Submodule.TDX][TrustClaim.HARDWARE] == 32
+    assert submodule_tier(Submodule.TDX, other) == "warning"
+    assert submodule_tier(Submodule.TDX, world.appraise().checks) == "warning"
 
 
 def test_the_document_of_an_honest_world(world: World) -> None:

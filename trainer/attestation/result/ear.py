@@ -22,6 +22,8 @@ from trainer import __version__
 from trainer.attestation.catalogue import DATASET_CHECKS, DEFINITIONS
 from trainer.attestation.checks import Check, CheckState, Submodule, TrustClaim
 from trainer.attestation.result.attestation_result import AttestationResult
+from trainer.attestation.tdx.collateral import INTEL_ROOT_KEY_ID
+from trainer.attestation.tdx.quote_checks import ROOT_OF_TRUST
 from trainer.attestation.tdx.tcb_checks import TCB_STATUS
 
 EAT_PROFILE: Final = "tag:ietf.org,2026:rats/ear#03"
@@ -91,9 +93,7 @@ def ear_claims(result: AttestationResult) -> dict[str, JsonValue]:
     """Returns the result as the claims of an EAR, without extensions."""
     # A check that was not reached leaves its submodule's tier at `none`, but fails the appraisal.
     tiers = {name: submodule_tier(name, result.checks) for name in Submodule}
-    # Under a development root nobody vouches for the hardware: the appraisal as a whole affirms nothing.
-    doubtful = Tier.WARNING in tiers.values() or result.development_root
-    tier = Tier.WARNING if doubtful else Tier.AFFIRMING
+    tier = Tier.WARNING if Tier.WARNING in tiers.values() else Tier.AFFIRMING
     submodules: dict[str, JsonValue] = {
         name.value: {
             "ear_status": tiers[name].value,
@@ -135,8 +135,10 @@ def _value(checks: Sequence[Check]) -> TrustValue:
         return TrustValue.SIGNATURE_FAILED if is_signature else TrustValue.CONTRAINDICATED
     if CheckState.AFFIRMED not in states or CheckState.NOT_REACHED in states:
         return TrustValue.NONE
-    # An affirmed tcb-status can mean less than the others: a policy may accept more than UpToDate.
-    tolerated = any(check.code == TCB_STATUS.code and check.found != "UpToDate" for check in checks)
+    # Two affirmed checks can mean less than the others: a policy may accept more than UpToDate, and another root
+    # than Intel's, under which nobody vouches for the hardware.
+    full = {TCB_STATUS.code: "UpToDate", ROOT_OF_TRUST.code: INTEL_ROOT_KEY_ID.hex()}
+    tolerated = any(check.found != full.get(check.code, check.found) for check in checks)
     return TrustValue.KNOWN_VULNERABILITIES if tolerated else TrustValue.AFFIRMING
 
 
