@@ -38,7 +38,7 @@ def adapter_of(job: Job, provider: Provider, trainer: Trainer, record: Path, fol
 FINISHED = {"deletion.json", "end.sealed", "result.tar.age"}
 """What a job that succeeded leaves in its ciphertext directory."""
 
-SAVING = {"max_steps": 120, "save_steps": 5, "eval_steps": 20, "gradient_accumulation_steps": 2}
+SAVING = {"max_steps": 90, "save_steps": 5, "eval_steps": 15, "gradient_accumulation_steps": 2}
 
 
 @pytest.fixture(scope="module")

@@ -158,7 +158,7 @@ def test_a_lost_process_costs_time_and_nothing_else(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """`--restarts`, and data sealed to the derived key: the job needs nobody, and `submit` finishes."""
-    saving = {"max_steps": 120, "save_steps": 5}
+    saving = {"max_steps": 160, "save_steps": 5}
     spec = write_spec(tmp_path / "job.yaml", train=saving, exchange={"port": free_port(), "linger_seconds": 20})
     provider = kms_provider
     job: Job = start_job(spec, "--restarts", "2", guest_agent=provider.agent.socket)
