@@ -18,10 +18,9 @@ The order of the sides is reversed from round to round. Figures:
 - *whole*: duration of a side, in wall-clock seconds and in processor seconds of all processes; the latter depend
 less
   on other work of the machine;
-- *step*: ratio of the durations of an optimizer step. Both sides run the same steps, so each step is compared
-with the
-  same step of the other side, and the median is taken over all steps and rounds; in wall-clock seconds and (*step
-  CPU*) in processor seconds of the training process from its first step to its last;
+- *step*: ratio of the durations of an optimizer step. Both sides run the same steps, so the steps between two that
+  the job publishes are compared with the same ones of the other side, and the median is taken over all of these
+  and all rounds; in wall-clock seconds and (*step CPU*) in processor seconds of the training process;
 - *beside training*: seconds of the whole that are not training: starts, attestation, uploads, evaluation, samples.
   With `--lean` neither side evaluates or samples, so that their difference is visible on a busy machine, too;
 - *least training*: the duration of training from which the job takes at most 1.02 times as long as the plain run,
@@ -41,6 +40,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import yaml
 
 from benchmarks.job_cost_sides import Confidential, Run, Setting, confidential, run_plain, run_stock
@@ -99,7 +99,7 @@ def side_summary(runs: Sequence[Run]) -> dict[str, Any]:
         "cpu": median(run.cpu_seconds for run in runs),
         "train": median(run.train_seconds for run in runs),
         "beside": median(run.whole - run.train_seconds for run in runs),
-        "step": median(gap for run in runs for gap in gaps(run.steps)),
+        "step": median(pace for run in runs for pace in paces(run, run)),
         "eval_loss_after": runs[0].loss,
         "marks": marks,
         "parts": parts,
@@ -112,7 +112,7 @@ def against(jobs: Sequence[Run], others: Sequence[Run]) -> dict[str, Any]:
     step = median(
         mine / theirs
         for job, other in pairs
-        for mine, theirs in zip(gaps(job.steps), gaps(other.steps), strict=True)
+        for mine, theirs in zip(paces(job, job), paces(job, other), strict=True)
     )
     step_cpu = median(job.step_seconds_cpu / other.step_seconds_cpu for job, other in pairs)
     cpu, their_cpu = (median(run.cpu_seconds - run.train_cpu for run in side) for side in (jobs, others))
@@ -138,8 +138,14 @@ def least_training(beside: float, their_beside: float, step: float) -> float | N
     return round(missing / (GOAL - step), 1) if step < GOAL else None
 
 
-def gaps(steps: Sequence[float]) -> list[float]:
-    return [after - before for before, after in itertools.pairwise(steps)]
+def paces(job: Run, run: Run) -> list[float]:
+    """Return the seconds per step of `run` between the steps that `job` published; interpolates where it must."""
+    steps = sorted(job.steps)
+    times = np.interp(steps, sorted(run.steps), [run.steps[step] for step in sorted(run.steps)])
+    return [
+        float(end - begin) / (last - first)
+        for (first, begin), (last, end) in itertools.pairwise(zip(steps, times, strict=True))
+    ]
 
 
 def median(values: Iterator[float] | Sequence[float]) -> float:

@@ -28,14 +28,15 @@ POLL_SECONDS: Final = 0.02
 class Run:
     """One run of one side; `marks` are seconds from its start, `steps` those at which optimizer steps ended.
 
-    `step_cpu` are the processor seconds that the process which trains had used by then.
+    A job publishes some of its steps only. `step_cpu` are the processor seconds that the process which trains had
+    used by then.
     `train_seconds` is what lies between the beginning of the first step and the end of the last, by the run's own
     watch where it has one; `parts` is that watch, `cpu_seconds` the processor time of all processes.
     """
 
     marks: dict[str, float] = field(default_factory=dict)
-    steps: list[float] = field(default_factory=list)
-    step_cpu: list[float] = field(default_factory=list)
+    steps: dict[int, float] = field(default_factory=dict)
+    step_cpu: dict[int, float] = field(default_factory=dict)
     parts: dict[str, float] = field(default_factory=dict)
     train_seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -44,12 +45,13 @@ class Run:
     @property
     def step_seconds_cpu(self) -> float:
         """Processor seconds per optimizer step."""
-        return (self.step_cpu[-1] - self.step_cpu[0]) / (len(self.step_cpu) - 1)
+        first, last = min(self.step_cpu), max(self.step_cpu)
+        return (self.step_cpu[last] - self.step_cpu[first]) / (last - first)
 
     @property
     def train_cpu(self) -> float:
         """Processor seconds of all optimizer steps."""
-        return self.step_seconds_cpu * len(self.step_cpu)
+        return self.step_seconds_cpu * max(self.step_cpu)
 
     @property
     def whole(self) -> float:
@@ -155,8 +157,8 @@ def run_plain(setting: Setting, python: str) -> Run:
         for at, line in spoken(stream, clock):
             message = json.loads(line)
             if message["kind"] == "progress":
-                run.steps.append(at)
-                run.step_cpu.append(used(process.pid))
+                run.steps[message["step"]] = at
+                run.step_cpu[message["step"]] = used(process.pid)
             elif message["kind"] == "finished":
                 summary = message["summary"]
             elif message["kind"] == "failed":
@@ -173,7 +175,7 @@ def run_plain(setting: Setting, python: str) -> Run:
 def _take_summary(run: Run, summary: dict[str, Any]) -> None:
     run.parts, run.loss = summary["seconds"], summary["eval_loss_after"]
     run.train_seconds = run.parts["train"]
-    run.marks["first step"] = run.steps[0]
+    run.marks["first step"] = run.steps[min(run.steps)]
 
 
 def _spec_json(job: Path, python: str) -> bytes:
@@ -197,13 +199,14 @@ def run_stock(setting: Setting, python: str) -> Run:
         if line == "begin":
             run.marks["training"] = at
         elif line == "step":
-            run.steps.append(at)
-            run.step_cpu.append(used(process.pid))
+            step = len(run.steps) + 1
+            run.steps[step], run.step_cpu[step] = at, used(process.pid)
     code, run.cpu_seconds = wait(process)
     run.marks["end"] = clock()
     if code:
         raise SystemExit(f"the stock side ended with {code}")
-    run.marks["first step"], run.train_seconds = run.steps[0], run.steps[-1] - run.marks["training"]
+    last = run.steps[max(run.steps)]
+    run.marks["first step"], run.train_seconds = run.steps[1], last - run.marks["training"]
     shutil.rmtree(output)
     return run
 
@@ -329,9 +332,14 @@ class _Listener:
             name = event["phase"] if event["event"] == "phase" else event["event"]
             if name == "progress":
                 self._worker = self._worker or worker_of(self._job.pid)
-                self._run.steps.append(at)
-                self._run.step_cpu.append(used(self._worker))
+                self._run.steps[event["step"]] = at
+                self._run.step_cpu[event["step"]] = used(self._worker)
                 continue
+            if (
+                name == "sealing" and self._run.steps
+            ):  # the last step is published at the end of all that follows it
+                last = max(self._run.steps)
+                del self._run.steps[last], self._run.step_cpu[last]
             self._run.marks[name] = at
             if name == "listening":
                 self._port = event["port"]
