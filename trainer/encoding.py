@@ -88,12 +88,27 @@ def file_sha256(path: Path) -> str:
         return stream_sha256(file)
 
 
-def printable(text: str) -> str:
-    """Returns `text` with every control and formatting character as a visible escape.
+# Default_Ignorable_Code_Point (Unicode, DerivedCoreProperties.txt) as far as Python calls it printable: fillers,
+# joiners and variation selectors, which have no width.
+_INVISIBLE: Final = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
-    Evidence comes from strangers: it must not move the cursor, change colours or turn the reading direction.
+
+def printable(text: str) -> str:
+    """Returns `text` with every control, formatting and invisible character as a visible escape.
+
+    Evidence comes from strangers: it must not move the cursor, change colours, turn the reading direction, or look
+    like another text.
     """
-    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
+    if text.isascii() and text.isprintable():
+        return text
+    shown = (char if char.isprintable() and not _INVISIBLE.match(char) else _escape(char) for char in text)
+    return "".join(shown)
+
+
+def _escape(char: str) -> str:
+    return f"\\u{ord(char):04x}" if char <= "\uffff" else f"\\U{ord(char):08x}"
 
 
 def without_controls(text: str) -> str:

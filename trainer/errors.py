@@ -41,6 +41,7 @@ class ErrorCode(StrEnum):
     REQUEST_INVALID = "request-invalid"
     NOT_FOUND = "not-found"
     UNAUTHORIZED = "unauthorized"
+    RESULT_TOO_LARGE = "result-too-large"
 
     # 3: something outside did not answer; a retry may help
     GUEST_AGENT_UNAVAILABLE = "guest-agent-unavailable"

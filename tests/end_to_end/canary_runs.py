@@ -23,8 +23,10 @@ from tests.end_to_end.conftest import Agent, Job, environment, wait_for
 from tests.end_to_end.test_interruptions import children
 from trainer import provider as steps
 from trainer.attestation.result.record import Record
+from trainer.data.examples.example_set import row_schema
 from trainer.encoding import file_sha256
-from trainer.errors import TrainerError
+from trainer.errors import DataError, TrainerError
+from trainer.provider.dataset_files import count_rows
 from trainer.provider.grants import GrantRecord
 from trainer.provider.opening import OpenedResult, open_sealed_result
 from trainer.provider.transport.carrier import Carrier
@@ -32,6 +34,7 @@ from trainer.provider.transport.http_carrier import JobClient
 from trainer.sealing.age import Identity
 from trainer.sealing.grant_secrets import checkpoint_secret
 from trainer.sealing.seal import seal as seal_unchecked
+from trainer.spec import read_job_spec
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import WriteSpec
@@ -220,9 +223,16 @@ class Run:
         result = (to or self.record).result
         grant = steps.make_grant(result, [recipient], now=now, seconds=expires_in, secret=secret)
         manifest = seal_unchecked(files, result, grant, sealed, now=now)
-        self.grant = GrantRecord(grant=grant, manifest=manifest, rows=0)
+        self.grant = GrantRecord(grant=grant, manifest=manifest, rows=self._count_rows(files))
         self.canaries.later += [str(self.identity), grant.secret, checkpoint_secret(grant.secret)]
         return sealed
+
+    def _count_rows(self, files: Mapping[str, Path]) -> int:
+        """The number of rows; 0 of data that only a job that fails will see."""
+        try:
+            return count_rows(files, row_schema(read_job_spec(self.job.spec).data)).total()
+        except DataError:
+            return 0
 
     def upload(self, sealed: Path | None = None, progress: Callable[[int], None] | None = None) -> None:
         """Hand over the sealed dataset."""
@@ -247,7 +257,7 @@ class Run:
         self._stranger()
         target = self.private / "result.age"
         with self.carrier() as client:
-            client.download_result(target)
+            client.download_result(target, limit=1 << 30)
         opened = open_sealed_result(
             target, [self.identity], self.private / "result", record=self.record, grant=self.grant
         )

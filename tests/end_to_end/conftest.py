@@ -324,6 +324,11 @@ class Provider:
         """The provider's identity file."""
         return self.folder / "provider.key"
 
+    @property
+    def policy_file(self) -> Path:
+        """The policy that `policy` writes."""
+        return self.folder / "policy.yaml"
+
     def keygen(self, *options: str, name: str = "provider.key") -> str:
         """A new identity; returns its recipient."""
         ran = self.trainer("keygen", "-o", self.folder / name, *options)

@@ -11,6 +11,8 @@ import pytest
 
 from tests.end_to_end.conftest import grant_beside
 from trainer import provider as steps
+from trainer.attestation.result.record import load_record
+from trainer.cli.options import local_secret
 from trainer.errors import SealingError, TrainerError
 from trainer.provider.grants import GrantRecord
 from trainer.sealing.age import decrypt_file, encrypt_file, generate_identity, parse_recipient
@@ -125,22 +127,35 @@ def test_bad_rows_inside_the_job_are_reported_under_seal(
     assert trainer("verify", job.url, "--policy", policy, "-o", record).code == 0
     data, sealed, result = tmp_path / "train.jsonl", tmp_path / "dataset.age", tmp_path / "result.tar.age"
     data.write_text(row + "\n")
-    appraised = steps.read_record(record).result
+    appraised = steps.read_own_record(record, steps.read_policy(policy), secret=local_secret()).result
     now = appraised.appraised_at
     grant = steps.make_grant(appraised, [recipient], now=now)
     manifest = seal_unchecked({"train.jsonl": data}, appraised, grant, sealed, now=now)
     kept = GrantRecord(grant=grant, manifest=manifest, rows=1)
     grant_beside(record).write_text(kept.model_dump_json())
-    assert trainer("upload", sealed, "--job-url", job.url, "--attestation", record).code == 0
-    assert trainer("watch", job.url, "--attestation", record).code == 0
+    assert trainer("upload", sealed, "--job-url", job.url, "--policy", policy, "--attestation", record).code == 0
+    assert trainer("watch", job.url, "--policy", policy, "--attestation", record).code == 0
     assert (
         trainer(
-            "pull", job.url, "--attestation", record, "-o", result, "--ack", "--grant", grant_beside(record)
+            "pull",
+            job.url,
+            "--policy",
+            policy,
+            "--attestation",
+            record,
+            "-o",
+            result,
+            "--ack",
+            "--grant",
+            grant_beside(record),
         ).code
         == 0
     )
     assert job.wait() == 6
-    ran = trainer("open", result, "-i", provider.identity, "-o", tmp_path / "out", "--attestation", record)
+    ran = trainer(
+        "open", result, "-i", provider.identity, "-o", tmp_path / "out", "--policy", policy,
+        "--attestation", record, "--grant", grant_beside(record),
+    )  # fmt: skip
     assert_error(ran, 6, code, told)
     assert job.events[-1]["code"] == code
     public = job.out.read_bytes() + job.err.read_bytes() + ran.err.encode() + ran.out.encode()
@@ -186,14 +201,16 @@ def test_damaged_and_misaddressed_uploads_are_refused_and_the_right_one_still_wo
     recipient, policy, record = provider.keygen(), provider.policy(spec), tmp_path / "attestation.json"
     assert trainer("verify", job.url, "--policy", policy, "-o", record).code == 0
     good = tmp_path / "good.age"
-    assert trainer("seal", data, "--attestation", record, "-r", recipient, "-o", good).code == 0
+    assert (
+        trainer("seal", data, "--policy", policy, "--attestation", record, "-r", recipient, "-o", good).code == 0
+    )
     whole = good.read_bytes()
     flipped = bytearray(whole)
     flipped[-100] ^= 1
     stranger = tmp_path / "stranger.age"
     encrypt_file(data, stranger, [generate_identity().recipient()])
     not_a_bundle = tmp_path / "not-a-bundle.age"
-    encrypt_file(data, not_a_bundle, [parse_recipient(steps.read_record(record).result.recipient)])
+    encrypt_file(data, not_a_bundle, [parse_recipient(load_record(record.read_bytes()).result.recipient)])
     attacks = {
         "truncated": (whole[:-50], "sealed-payload-invalid"),
         "flipped": (bytes(flipped), "sealed-payload-invalid"),
@@ -205,11 +222,11 @@ def test_damaged_and_misaddressed_uploads_are_refused_and_the_right_one_still_wo
     for name, (content, code) in attacks.items():
         path = tmp_path / f"{name}.age"
         path.write_bytes(content)
-        assert trainer("upload", path, "--job-url", job.url, "--attestation", record).code == 0
-        ran = trainer("watch", job.url, "--attestation", record)
+        assert trainer("upload", path, "--job-url", job.url, "--policy", policy, "--attestation", record).code == 0
+        ran = trainer("watch", job.url, "--policy", policy, "--attestation", record)
         assert_error(ran, 5, code, "hint:")
-    assert trainer("upload", good, "--job-url", job.url, "--attestation", record).code == 0
-    assert trainer("watch", job.url, "--attestation", record).code == 0
+    assert trainer("upload", good, "--job-url", job.url, "--policy", policy, "--attestation", record).code == 0
+    assert trainer("watch", job.url, "--policy", policy, "--attestation", record).code == 0
 
 
 def test_a_job_spec_changed_after_sealing_cannot_open_the_data(
@@ -227,7 +244,9 @@ def test_a_job_spec_changed_after_sealing_cannot_open_the_data(
     policy = kms_provider.policy(spec, "--recipient", "derived")
     assert trainer("verify", job.url, "--policy", policy, "-o", record).code == 0
     sealed = tmp_path / "dataset.age"
-    assert trainer("seal", data, "--attestation", record, "-r", recipient, "-o", sealed).code == 0
+    assert (
+        trainer("seal", data, "--policy", policy, "--attestation", record, "-r", recipient, "-o", sealed).code == 0
+    )
     job.process.terminate()
     job.wait()
 
@@ -237,13 +256,22 @@ def test_a_job_spec_changed_after_sealing_cannot_open_the_data(
     assert trainer("verify", other.url, "--policy", policy, "-o", other_record).code == 4
     changed_policy = kms_provider.policy(changed, "--recipient", "derived", name="changed-policy.yaml")
     assert trainer("verify", other.url, "--policy", changed_policy, "-o", other_record).code == 0
-    assert trainer("upload", sealed, "--job-url", other.url, "--attestation", other_record).code == 0
-    assert_error(trainer("watch", other.url, "--attestation", other_record), 5, "no-identity-match")
+    assert (
+        trainer(
+            "upload", sealed, "--job-url", other.url, "--policy", changed_policy, "--attestation", other_record
+        ).code
+        == 0
+    )
+    assert_error(
+        trainer("watch", other.url, "--policy", changed_policy, "--attestation", other_record),
+        5,
+        "no-identity-match",
+    )
 
     # and the unchanged spec, restarted, has the same derived key
     again: Job = start_job(spec, guest_agent=agent)
     assert trainer("verify", again.url, "--policy", policy, "-o", tmp_path / "again.json").code == 0
-    first, second = (steps.read_record(path).result.recipient for path in (record, tmp_path / "again.json"))
+    first, second = (load_record(path.read_bytes()).result.recipient for path in (record, tmp_path / "again.json"))
     assert first == second
 
 
@@ -256,17 +284,24 @@ def test_data_sealed_to_an_instance_cannot_be_opened_by_a_later_one(
     recipient, policy, record = provider.keygen(), provider.policy(spec), tmp_path / "attestation.json"
     assert trainer("verify", job.url, "--policy", policy, "-o", record).code == 0
     sealed = tmp_path / "dataset.age"
-    assert trainer("seal", data, "--attestation", record, "-r", recipient, "-o", sealed).code == 0
+    assert (
+        trainer("seal", data, "--policy", policy, "--attestation", record, "-r", recipient, "-o", sealed).code == 0
+    )
     job.process.terminate()
     job.wait()
 
     later: Job = start_job(spec)
-    impostor = trainer("upload", sealed, "--job-url", later.url, "--attestation", record)
+    impostor = trainer("upload", sealed, "--job-url", later.url, "--policy", policy, "--attestation", record)
     assert_error(impostor, 4, "tls-key-mismatch")
     later_record = tmp_path / "later.json"
     assert trainer("verify", later.url, "--policy", policy, "-o", later_record).code == 0
-    assert trainer("upload", sealed, "--job-url", later.url, "--attestation", later_record).code == 0
-    assert_error(trainer("watch", later.url, "--attestation", later_record), 5, "no-identity-match")
+    assert (
+        trainer("upload", sealed, "--job-url", later.url, "--policy", policy, "--attestation", later_record).code
+        == 0
+    )
+    assert_error(
+        trainer("watch", later.url, "--policy", policy, "--attestation", later_record), 5, "no-identity-match"
+    )
 
 
 def test_too_large_an_upload(
@@ -275,9 +310,10 @@ def test_too_large_an_upload(
     spec = write_spec(tmp_path / "job.yaml", exchange={"max_upload_bytes": 1 << 14})
     job: Job = start_job(spec)
     record, big = tmp_path / "attestation.json", tmp_path / "big.age"
-    assert trainer("verify", job.url, "--policy", provider.policy(spec), "-o", record).code == 0
+    policy = provider.policy(spec)
+    assert trainer("verify", job.url, "--policy", policy, "-o", record).code == 0
     big.write_bytes(bytes(1 << 15))
-    ran = trainer("upload", big, "--job-url", job.url, "--attestation", record)
+    ran = trainer("upload", big, "--job-url", job.url, "--policy", policy, "--attestation", record)
     assert_error(ran, 6, "dataset-too-large")
     assert [path for path in job.ciphertext.rglob("*") if path.is_file() and path.stat().st_size] == []
 

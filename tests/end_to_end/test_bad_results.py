@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,8 @@ import pytest
 from tests.end_to_end.conftest import Agent, Provider, grant_beside, starting_jobs
 from tests.end_to_end.test_bad_input import assert_error
 from trainer import provider as steps
-from trainer.errors import VerificationError
+from trainer.attestation.result.record import load_record
+from trainer.errors import ErrorCode, VerificationError
 from trainer.provider.opening import open_sealed_result
 from trainer.sealing.age import generate_identity
 from trainer.sealing.archive import ArchiveLimits
@@ -21,6 +23,8 @@ from trainer.sealing.sealed_result import open_result, seal_result
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Job, Trainer, WriteSpec
+
+UNCHECKED = "--dataset-and-recipients-unchecked"
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,33 @@ def finished(
         job: Job = start_job(spec)
         for step in (
             ("verify", job.url, "--policy", provider.policy(spec), "-o", record),
-            ("seal", data, "--attestation", record, "-r", recipient, "-o", sealed),
-            ("upload", sealed, "--job-url", job.url, "--attestation", record),
-            ("watch", job.url, "--attestation", record),
-            ("pull", job.url, "--attestation", record, "-o", result, "--ack", "--grant", grant_beside(record)),
+            (
+                "seal",
+                data,
+                "--policy",
+                provider.policy_file,
+                "--attestation",
+                record,
+                "-r",
+                recipient,
+                "-o",
+                sealed,
+            ),
+            ("upload", sealed, "--job-url", job.url, "--policy", provider.policy_file, "--attestation", record),
+            ("watch", job.url, "--policy", provider.policy_file, "--attestation", record),
+            (
+                "pull",
+                job.url,
+                "--policy",
+                provider.policy_file,
+                "--attestation",
+                record,
+                "-o",
+                result,
+                "--ack",
+                "--grant",
+                grant_beside(record),
+            ),
         ):
             ran = trainer(*step)
             assert ran.code == 0, ran.err
@@ -64,7 +91,8 @@ def test_what_is_wrong_with_a_result_is_told_and_nothing_is_written(
     provider, result, record, grant = finished.provider, finished.result, finished.record, finished.grant
     provider.keygen(name="other.key")
     out = tmp_path / "out"
-    opening = ("-o", out, "--attestation", record, "--grant", grant)
+    judging = ("-o", out, "--policy", provider.policy_file, "--attestation", record)
+    opening = (*judging, "--grant", grant)
     wrong_key = trainer("open", result, "-i", provider.folder / "other.key", *opening)
     assert_error(wrong_key, 5, "no-identity-match")
     truncated = tmp_path / "truncated.age"
@@ -72,14 +100,28 @@ def test_what_is_wrong_with_a_result_is_told_and_nothing_is_written(
     assert_error(trainer("open", truncated, "-i", provider.identity, *opening), 5, "sealed-payload-invalid")
     assert not out.exists()
     assert not list(tmp_path.glob(".out-*"))
-    assert trainer("open", result, "-i", provider.identity, *opening).code == 0
+    without = ("open", result, "-i", provider.identity, *judging)
+    assert_error(trainer(*without, "--json"), 2, "usage", "--grant", "hint:")
+    assert_error(trainer("open", result, "-i", provider.identity, *opening, UNCHECKED), 2, "usage")
+    assert not out.exists()
+    loud = trainer(*without, UNCHECKED, "--json")
+    assert loud.code == 0, loud.err
+    assert "which dataset it was trained on" in loud.json["not_checked"]
+    assert "NOT CHECKED" in loud.err
+    shutil.rmtree(out)
+    opened = trainer("open", result, "-i", provider.identity, *opening, "--json")
+    assert opened.code == 0, opened.err
+    assert (opened.json["not_checked"], opened.json["checks"]["receipt-rows"]) == ([], "affirmed")
     assert_error(trainer("open", result, "-i", provider.identity, *opening), 2, "output-exists")
 
 
 def test_results_that_were_touched_are_refused(finished: SealedResult, tmp_path: Path) -> None:
     """Whoever knows the provider's recipient can seal to it; the receipt tells what came from the job."""
     result, grant = finished.result, steps.read_grant_record(finished.grant)
-    identities, record = steps.read_identities(finished.provider.identity), steps.read_record(finished.record)
+    identities, record = (
+        steps.read_identities(finished.provider.identity),
+        load_record(finished.record.read_bytes()),
+    )
 
     def change_weights(tree: Path) -> None:
         (tree / "adapter" / "adapter_model.safetensors").write_bytes(b"other weights")
@@ -139,7 +181,10 @@ def test_results_that_were_touched_are_refused(finished: SealedResult, tmp_path:
 def test_a_result_for_others_than_the_grant_named_is_refused(finished: SealedResult, tmp_path: Path) -> None:
     """Attack 2: the statement says who can read the result; an added recipient shows."""
     result, grant = finished.result, steps.read_grant_record(finished.grant)
-    identities, record = steps.read_identities(finished.provider.identity), steps.read_record(finished.record)
+    identities, record = (
+        steps.read_identities(finished.provider.identity),
+        load_record(finished.record.read_bytes()),
+    )
     others = (*grant.grant.recipients, str(generate_identity().recipient()))
     wider = grant.model_copy(update={"grant": grant.grant.model_copy(update={"recipients": others})})
     with pytest.raises(VerificationError, match="receipt-recipients"):
@@ -150,4 +195,18 @@ def test_a_result_for_others_than_the_grant_named_is_refused(finished: SealedRes
             result, identities, tmp_path / "out", record=record,
             grant=grant.model_copy(update={"manifest": other}),
         )  # fmt: skip
+    with pytest.raises(VerificationError, match="receipt-rows"):
+        open_sealed_result(
+            result, identities, tmp_path / "out", record=record, grant=grant.model_copy(update={"rows": 41})
+        )
+    other_job = grant.grant.model_copy(update={"job_spec_sha256": "0" * 64})
+    with pytest.raises(VerificationError) as caught:
+        open_sealed_result(
+            result,
+            identities,
+            tmp_path / "out",
+            record=record,
+            grant=grant.model_copy(update={"grant": other_job}),
+        )
+    assert caught.value.code is ErrorCode.GRANT_MISMATCH
     assert not (tmp_path / "out").exists()

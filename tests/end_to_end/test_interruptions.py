@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.end_to_end.conftest import grant_beside
-from trainer import provider as steps
+from trainer.attestation.result.record import load_record
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Job, Provider, Ran, StartJob, Trainer, WriteSpec
@@ -105,8 +105,8 @@ def start_training(
     recipient = provider.keygen()
     for step in (
         ("verify", job.url, "--policy", provider.policy(job.spec, *policy), "-o", record),
-        ("seal", data, "--attestation", record, "-r", recipient, "-o", sealed),
-        ("upload", sealed, "--job-url", job.url, "--attestation", record),
+        ("seal", data, "--policy", provider.policy_file, "--attestation", record, "-r", recipient, "-o", sealed),
+        ("upload", sealed, "--job-url", job.url, "--policy", provider.policy_file, "--attestation", record),
     ):
         ran = trainer(*step)
         assert ran.code == 0, ran.err
@@ -120,11 +120,34 @@ def pull_failure(
     """Pull and open the failure report; the job ends with 6."""
     result = tmp_path / "result.age"
     pulled = trainer(
-        "pull", job.url, "--attestation", record, "-o", result, "--ack", "--grant", grant_beside(record)
+        "pull",
+        job.url,
+        "--policy",
+        provider.policy_file,
+        "--attestation",
+        record,
+        "-o",
+        result,
+        "--ack",
+        "--grant",
+        grant_beside(record),
     )
     assert pulled.code == 0, pulled.err
     assert job.wait() == 6
-    opened = trainer("open", result, "-i", provider.identity, "-o", tmp_path / "out", "--attestation", record)
+    opened = trainer(
+        "open",
+        result,
+        "-i",
+        provider.identity,
+        "-o",
+        tmp_path / "out",
+        "--policy",
+        provider.policy_file,
+        "--attestation",
+        record,
+        "--grant",
+        grant_beside(record),
+    )
     assert opened.code == 6
     report = json.loads((tmp_path / "out" / "report" / "failure.json").read_bytes())
     assert isinstance(report, dict)
@@ -205,7 +228,7 @@ def test_the_three_processes_see_only_what_they_should(
     assert sockets["trainer.worker"] == set()
     assert not sockets["supervisor"] & internet
     assert sockets["trainer.front"] & internet
-    sandbox = steps.read_record(record).result.claims.sandbox
+    sandbox = load_record(record.read_bytes()).result.claims.sandbox
     assert sandbox["workspace_in_memory"]
     assert {name for name, stands in sandbox.items() if not stands} <= MAY_BE_MISSING
     environment = Path(f"/proc/{pids['trainer.worker']}/environ").read_bytes()

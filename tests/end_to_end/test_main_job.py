@@ -83,18 +83,25 @@ def test_single_steps_through_files(
     steps = [
         ("verify", spool, "--policy", policy, "-o", attestation),
         ("validate", data, "--job", spec),
-        ("seal", data, "--attestation", attestation, "-r", recipient, "-o", sealed),
-        ("upload", sealed, "--job-url", spool, "--attestation", attestation),
+        ("seal", data, "--policy", policy, "--attestation", attestation, "-r", recipient, "-o", sealed),
+        ("upload", sealed, "--job-url", spool, "--policy", policy, "--attestation", attestation),
         (
-            "watch", spool, "--attestation", attestation, "-i", provider.identity,
+            "watch", spool, "--policy", policy, "--attestation", attestation, "-i", provider.identity,
             "--grant", f"{sealed}.grant.json", "--json",
         ),
-        ("pull", spool, "--attestation", attestation, "-o", result, "--grant", f"{sealed}.grant.json"),
         (
-            "open", result, "-i", provider.identity, "-o", tmp_path / "out", "--attestation", attestation,
+            "pull", spool, "--policy", policy, "--attestation", attestation, "-o", result,
+            "--grant", f"{sealed}.grant.json",
+        ),
+        (
+            "open", result, "-i", provider.identity, "-o", tmp_path / "out", "--policy", policy,
+            "--attestation", attestation,
             "--grant", f"{sealed}.grant.json", "--json",
         ),
-        ("ack", spool, "--attestation", attestation, "--grant", f"{sealed}.grant.json", "--result", result),
+        (
+            "ack", spool, "--policy", policy, "--attestation", attestation, "--grant", f"{sealed}.grant.json",
+            "--result", result,
+        ),
     ]  # fmt: skip
     ran = {}
     for step in steps:

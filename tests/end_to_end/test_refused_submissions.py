@@ -36,7 +36,9 @@ def test_a_development_root_that_the_policy_does_not_name(
     recipient = provider.keygen()
     sealed = tmp_path / "dataset.age"
     assert_error(
-        trainer("seal", data, "--attestation", record, "-r", recipient, "-o", sealed), 4, "verification-failed"
+        trainer("seal", data, "--policy", policy, "--attestation", record, "-r", recipient, "-o", sealed),
+        4,
+        "verification-failed",
     )
     result = tmp_path / "result"
     submitted = trainer(
@@ -57,7 +59,18 @@ def test_an_edited_attestation_result_does_not_open_the_way(
     edited = json.loads(record.read_bytes())
     edited["result"]["status"] = "pass"
     record.write_text(json.dumps(edited))
-    ran = trainer("seal", data, "--attestation", record, "-r", provider.keygen(), "-o", tmp_path / "x.age")
+    ran = trainer(
+        "seal",
+        data,
+        "--policy",
+        provider.policy_file,
+        "--attestation",
+        record,
+        "-r",
+        provider.keygen(),
+        "-o",
+        tmp_path / "x.age",
+    )
     assert ran.code == 4
     assert not (tmp_path / "x.age").exists()
 

@@ -21,15 +21,36 @@ def adapter_of(job: Job, provider: Provider, trainer: Trainer, record: Path, fol
     """Verify once more (another start has another TLS key), pull, acknowledge and open; the job ends with 0."""
     url, now = f"https://127.0.0.1:{job.wait_event(event='listening')['port']}", folder / "now.json"
     job.wait_event(event="phase", phase="awaiting-pull")
-    verified = trainer("verify", url, "--policy", provider.folder / "policy.yaml", "-o", now)
+    verified = trainer("verify", url, "--policy", provider.policy_file, "-o", now)
     assert verified.code == 0, verified.err
     pulled = trainer(
-        "pull", url, "--attestation", now, "-o", folder / "result.age", "--ack", "--grant", grant_beside(record)
+        "pull",
+        url,
+        "--policy",
+        provider.policy_file,
+        "--attestation",
+        now,
+        "-o",
+        folder / "result.age",
+        "--ack",
+        "--grant",
+        grant_beside(record),
     )
     assert pulled.code == 0, pulled.err
     assert job.wait() == 0
     opened = trainer(
-        "open", folder / "result.age", "-i", provider.identity, "-o", folder / "out", "--attestation", record
+        "open",
+        folder / "result.age",
+        "-i",
+        provider.identity,
+        "-o",
+        folder / "out",
+        "--policy",
+        provider.policy_file,
+        "--attestation",
+        record,
+        "--grant",
+        grant_beside(record),
     )
     assert opened.code == 0, opened.err
     return (folder / "out" / "adapter" / "adapter_model.safetensors").read_bytes()

@@ -44,19 +44,43 @@ def test_a_finished_result_is_offered_and_not_trained_again(
     again: Job = start_job(spec, "--ciphertext-dir", job.ciphertext)
     again.wait_event(event="phase", phase="awaiting-pull")
     url, now = f"https://127.0.0.1:{again.wait_event(event='listening')['port']}", tmp_path / "now.json"
-    assert trainer("verify", url, "--policy", provider.folder / "policy.yaml", "-o", now).code == 0
-    pulled = trainer("pull", url, "--attestation", now, "-o", tmp_path / "result.age")
+    assert trainer("verify", url, "--policy", provider.policy_file, "-o", now).code == 0
+    pulled = trainer(
+        "pull", url, "--policy", provider.policy_file, "--attestation", now, "-o", tmp_path / "result.age"
+    )
     assert pulled.code == 0, pulled.err
     grant, deletion = grant_beside(record), tmp_path / "deletion.json"
     acknowledged = trainer(
-        "ack", url, "--attestation", now, "--grant", grant, "--result", tmp_path / "result.age", "-o", deletion
+        "ack",
+        url,
+        "--policy",
+        provider.policy_file,
+        "--attestation",
+        now,
+        "--grant",
+        grant,
+        "--result",
+        tmp_path / "result.age",
+        "-o",
+        deletion,
     )
     assert acknowledged.code == 0, acknowledged.err
     assert again.wait() == 0
     assert not {"progress", "dataset-received"} & events(again)
     assert (tmp_path / "result.age").read_bytes() == sealed
     opened = trainer(
-        "open", tmp_path / "result.age", "-i", provider.identity, "-o", tmp_path / "out", "--attestation", record
+        "open",
+        tmp_path / "result.age",
+        "-i",
+        provider.identity,
+        "-o",
+        tmp_path / "out",
+        "--policy",
+        provider.policy_file,
+        "--attestation",
+        record,
+        "--grant",
+        grant_beside(record),
     )
     assert opened.code == 0, opened.err
     # The second start has another receipt key than the one that trained; its quote is what the provider verified.
@@ -94,8 +118,8 @@ def test_a_failure_for_good_is_not_repeated_until_the_provider_knows_of_it(
     recipient, record, sealed = provider.keygen(), tmp_path / "attestation.json", tmp_path / "dataset.age"
     for step in (
         ("verify", job.url, "--policy", provider.policy(spec), "-o", record),
-        ("seal", bad, "--attestation", record, "-r", recipient, "-o", sealed),
-        ("upload", sealed, "--job-url", job.url, "--attestation", record),
+        ("seal", bad, "--policy", provider.policy_file, "--attestation", record, "-r", recipient, "-o", sealed),
+        ("upload", sealed, "--job-url", job.url, "--policy", provider.policy_file, "--attestation", record),
     ):
         ran = trainer(*step)
         assert ran.code == 0, ran.err
@@ -108,7 +132,7 @@ def test_a_failure_for_good_is_not_repeated_until_the_provider_knows_of_it(
     assert again.wait_event(event="failed")["code"] == code
     now = tmp_path / "now.json"
     url = f"https://127.0.0.1:{again.wait_event(event='listening')['port']}"
-    assert trainer("verify", url, "--policy", provider.folder / "policy.yaml", "-o", now).code == 0
+    assert trainer("verify", url, "--policy", provider.policy_file, "-o", now).code == 0
     again_report = pull_failure_of(again, url, provider, trainer, now, record, tmp_path)
     assert again_report["code"] == code
     assert "dataset-received" not in events(again)
@@ -121,10 +145,35 @@ def pull_failure_of(
     job: Job, url: str, provider: Provider, trainer: Trainer, now: Path, record: Path, tmp_path: Path
 ) -> dict[str, object]:
     result = tmp_path / "failure.age"
-    pulled = trainer("pull", url, "--attestation", now, "-o", result, "--ack", "--grant", grant_beside(record))
+    pulled = trainer(
+        "pull",
+        url,
+        "--policy",
+        provider.policy_file,
+        "--attestation",
+        now,
+        "-o",
+        result,
+        "--ack",
+        "--grant",
+        grant_beside(record),
+    )
     assert pulled.code == 0, pulled.err
     assert job.wait() == 6
-    opened = trainer("open", result, "-i", provider.identity, "-o", tmp_path / "failure", "--attestation", record)
+    opened = trainer(
+        "open",
+        result,
+        "-i",
+        provider.identity,
+        "-o",
+        tmp_path / "failure",
+        "--policy",
+        provider.policy_file,
+        "--attestation",
+        record,
+        "--grant",
+        grant_beside(record),
+    )
     assert opened.code == 6
     report = json.loads((tmp_path / "failure" / "report" / "failure.json").read_bytes())
     assert isinstance(report, dict)
@@ -171,15 +220,36 @@ def test_a_lost_process_costs_time_and_nothing_else(
     assert step >= 5
     job.wait_event(event="phase", phase="awaiting-pull")
     url, now = f"https://127.0.0.1:{spec_port(job)}", tmp_path / "now.json"
-    verified = trainer("verify", url, "--policy", provider.folder / "policy.yaml", "-o", now)
+    verified = trainer("verify", url, "--policy", provider.policy_file, "-o", now)
     assert verified.code == 0, verified.err
     pulled = trainer(
-        "pull", url, "--attestation", now, "-o", tmp_path / "result.age", "--ack", "--grant", grant_beside(record)
+        "pull",
+        url,
+        "--policy",
+        provider.policy_file,
+        "--attestation",
+        now,
+        "-o",
+        tmp_path / "result.age",
+        "--ack",
+        "--grant",
+        grant_beside(record),
     )
     assert pulled.code == 0, pulled.err
     assert job.wait() == 0
     opened = trainer(
-        "open", tmp_path / "result.age", "-i", provider.identity, "-o", tmp_path / "out", "--attestation", record
+        "open",
+        tmp_path / "result.age",
+        "-i",
+        provider.identity,
+        "-o",
+        tmp_path / "out",
+        "--policy",
+        provider.policy_file,
+        "--attestation",
+        record,
+        "--grant",
+        grant_beside(record),
     )
     assert opened.code == 0, opened.err
     summary = json.loads((tmp_path / "out" / "report" / "summary.json").read_bytes())

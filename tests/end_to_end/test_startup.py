@@ -57,10 +57,10 @@ def test_no_step_of_the_provider_imports_the_training_stack(
         ("validate", data, "--job", spec),
         ("policy", "explain", policy),
         ("verify", spool, "--policy", policy, "-o", record),
-        ("seal", data, "--attestation", record, "-r", recipient, "-o", sealed),
-        ("upload", sealed, "--job-url", spool, "--attestation", record),
-        ("watch", spool, "--attestation", record, "-i", provider.identity, "--grant", grant),
-        ("pull", spool, "--attestation", record, "-o", tmp_path / "result.age"),
+        ("seal", data, "--policy", policy, "--attestation", record, "-r", recipient, "-o", sealed),
+        ("upload", sealed, "--job-url", spool, "--policy", policy, "--attestation", record),
+        ("watch", spool, "--policy", policy, "--attestation", record, "-i", provider.identity, "--grant", grant),
+        ("pull", spool, "--policy", policy, "--attestation", record, "-o", tmp_path / "result.age"),
         (
             "open",
             tmp_path / "result.age",
@@ -70,6 +70,10 @@ def test_no_step_of_the_provider_imports_the_training_stack(
             tmp_path / "out",
             "--attestation",
             record,
+            "--policy",
+            policy,
+            "--grant",
+            grant,
         ),
     )
     for step in steps:

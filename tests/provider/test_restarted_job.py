@@ -12,6 +12,7 @@ import pytest
 from trainer.errors import ErrorCode, UnavailableError
 from trainer.models import Phase, Status
 from trainer.provider import submission as steps
+from trainer.provider.own_files import LocalSecret
 from trainer.provider.submission_request import ProgressReporter, Submission
 from trainer.sealing.age import generate_identity
 
@@ -42,15 +43,16 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], An
 
     def begin(job: Job) -> Any:
         monkeypatch.setattr(steps, "connect_to_job", lambda *_, **__: job)
-        monkeypatch.setattr(steps, "read_policy", lambda _: None)
+        monkeypatch.setattr(steps, "read_policy", lambda _: SimpleNamespace(sha256=lambda: "00" * 32))
         monkeypatch.setattr("trainer.provider.submission.time.sleep", lambda _: None)
         submission = Submission(
             [tmp_path / "data.jsonl"], "https://127.0.0.1:1", tmp_path / "policy.yaml",
-            [generate_identity(hybrid=False)], tmp_path / "result", tmp_path, wait_seconds=0.0,
+            [generate_identity(hybrid=False)], tmp_path / "result", tmp_path,
+            LocalSecret(tmp_path / "state" / "secret"), 100, wait_seconds=0.0,
         )  # fmt: skip
         quiet = cast("ProgressReporter", SimpleNamespace(step=print, line=print, bytes_done=lambda *_: None))
         run = steps._SubmissionRun(submission, quiet)
-        run._directory.open_for(b"a test")
+        run._directory.open_for(b'{"a":"test"}')
         return run
 
     return begin
@@ -67,7 +69,7 @@ def test_a_job_that_ended_while_it_prepared_is_waited_for(
         raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "gone")
 
     monkeypatch.setattr(steps, "appraise_job", unreachable)
-    monkeypatch.setattr(steps, "submission_identity", lambda *_: b"a test")
+    monkeypatch.setattr(steps, "submission_identity", lambda *_: b'{"a":"test"}')
     waiting = SimpleNamespace(wait_after=lambda error: waits.append(error.code) if len(waits) < 3 else end())
     monkeypatch.setattr(run, "_job_wait", waiting)
     with pytest.raises(KeyboardInterrupt if known else UnavailableError):

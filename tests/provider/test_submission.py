@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from trainer.attestation.policy import Policy
 from trainer.attestation.result.record import Record
 from trainer.encoding import sha256_hex
 from trainer.errors import (
@@ -26,6 +27,7 @@ from trainer.provider import job_wait, submission_directory
 from trainer.provider import submission as steps
 from trainer.provider.grants import GrantRecord
 from trainer.provider.opening import OpenedResult
+from trainer.provider.own_files import LocalSecret
 from trainer.provider.submission_request import Submission, SubmissionResult
 from trainer.receipt.statement import ReceiptOutcome
 from trainer.sealing.age import generate_identity
@@ -47,6 +49,7 @@ RECORD = cast(
         )
     ),
 )
+POLICY = cast("Policy", SimpleNamespace(sha256=lambda: "00" * 32))
 GRANT = GrantRecord(
     grant=Grant(
         version=1,
@@ -91,8 +94,9 @@ class Job:
         self.while_it_runs()
         yield self.status()
 
-    def download_result(self, target: Path, *, progress: object) -> str:
+    def download_result(self, target: Path, *, limit: int, progress: object) -> str:
         del progress
+        assert limit == 100
         self.pulls += 1
         target.write_bytes(b"sealed")
         return sha256_hex(b"sealed")
@@ -150,15 +154,16 @@ def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sub
         for module in (steps, job_wait):
             monkeypatch.setattr(module, "time", clock)
         request = Submission(
-            [tmp_path / data], "job", tmp_path / "policy.yaml", [IDENTITY], tmp_path / "out", tmp_path
-        )
+            [tmp_path / data], "job", tmp_path / "policy.yaml", [IDENTITY], tmp_path / "out", tmp_path,
+            secret=LocalSecret(tmp_path / "state" / "secret"), max_result_bytes=100,
+        )  # fmt: skip
         return steps.run_submission(request, job)
 
     monkeypatch.setattr(steps, "appraise_job", lambda *_args, **_options: RECORD)
-    monkeypatch.setattr(steps, "read_policy", lambda _path: None)
+    monkeypatch.setattr(steps, "read_policy", lambda _path: POLICY)
     monkeypatch.setattr(steps, "seal_dataset", seal)
-    monkeypatch.setattr(submission_directory, "save_record", lambda _record: b"record")
-    monkeypatch.setattr(submission_directory, "read_record", lambda _path: RECORD)
+    monkeypatch.setattr(submission_directory, "save_record", lambda _record: b"{}")
+    monkeypatch.setattr(submission_directory, "load_record", lambda _data, **_options: RECORD)
     return run
 
 

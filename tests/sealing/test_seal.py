@@ -26,7 +26,13 @@ Seal = Callable[[Path], object]
 def result(hybrid: Identity, stranger: Identity) -> Callable[..., AttestationResult]:
     """Verdicts as `appraise` gives them, with one check in the given state."""
 
-    def make(state: CheckState = CheckState.AFFIRMED, *, spec: str = SPEC) -> AttestationResult:
+    def make(
+        state: CheckState = CheckState.AFFIRMED,
+        *,
+        spec: str = SPEC,
+        nonce: str | None = "00" * 32,
+        fresh: bool = True,
+    ) -> AttestationResult:
         claims = DatasetClaims(
             version=1,
             purpose="dataset",
@@ -51,10 +57,11 @@ def result(hybrid: Identity, stranger: Identity) -> Callable[..., AttestationRes
             policy_sha256="00" * 32,
             appraised_at=NOW - 30,
             expires_at=NOW + 3600,
-            nonce="00" * 32,
+            nonce=nonce,
             peer_spki_sha256=None,
             development_root=False,
             cautions=(),
+            fresh=fresh,
             appraiser=APPRAISER,
         )
 
@@ -95,6 +102,20 @@ def test_round_trip(
     assert opened.files["train.jsonl"].read_bytes() == files["train.jsonl"].read_bytes()
     assert [path.name for path in workspace.iterdir()] == ["data"]  # the plaintext is there once
     assert sealing[-1] > files["train.jsonl"].stat().st_size
+
+
+@pytest.mark.parametrize("stale", [{"fresh": False}, {"nonce": None}])
+def test_nothing_is_sealed_to_a_result_that_is_not_fresh(
+    stale: dict[str, bool | None],
+    result: Callable[..., AttestationResult],
+    files: dict[str, Path],
+    grant: Grant,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(VerificationError, match="not fresh") as caught:
+        seal(files, result(**stale), grant, tmp_path / "dataset.age", now=NOW)
+    assert caught.value.hint is not None
+    assert not (tmp_path / "dataset.age").exists()
 
 
 @pytest.mark.parametrize("state", [CheckState.CONTRAINDICATED, CheckState.NOT_REACHED])

@@ -30,9 +30,10 @@ def appraise(
     *,
     collateral: bytes,
     policy: Policy,
-    nonce: str,
+    nonce: str | None,
     now: int,
     peer_spki_sha256: str | None,
+    fresh: bool = False,
     nonce_unused: bool | None = None,
     endorsements: GpuEndorsements = NO_ENDORSEMENTS,
     gpu_root_sha256: str = NVIDIA_ROOT_SHA256,
@@ -47,9 +48,11 @@ def appraise(
         evidence: the evidence of the job.
         collateral: Intel's statements about its platform: `QuoteCollateralV3` in JSON.
         policy: the reference values of the provider.
-        nonce: the nonce of this provider's request.
+        nonce: the nonce of this provider's request; None if it is not known, which leaves its check open.
         now: Unix seconds; the only time that anything is compared with.
         peer_spki_sha256: digest of the TLS key that served the evidence; None if it came as a file.
+        fresh: whether `now` is the present, and `nonce` and `collateral` are of this very command. A result that
+            is not fresh may be read, but nothing can be sealed to it.
         nonce_unused: whether the caller's record of nonces shows that the nonce was not used for other evidence;
             None if the caller keeps no record.
         endorsements: what was fetched about fresh GPU reports, where the policy names a service for it; documents
@@ -100,6 +103,7 @@ def appraise(
         peer_spki_sha256=peer_spki_sha256,
         development_root=policy.is_development,
         cautions=cautions(policy),
+        fresh=fresh,
         appraiser=APPRAISER,
     )
 

@@ -11,7 +11,7 @@ from typer.exceptions import TyperException
 
 from trainer import __version__
 from trainer.cli.audit_command import audit_compose_file
-from trainer.cli.console import print_error, wants_json
+from trainer.cli.console import print_bug, print_error, print_line, print_usage_error, wants_json
 from trainer.cli.job_commands import job_app
 from trainer.cli.operator_commands import run_job_spec, simulate_guest_agent
 from trainer.cli.policy_command import policy_app
@@ -45,7 +45,7 @@ app = typer.Typer(
 
 def _print_version(requested: bool) -> None:
     if requested:
-        typer.echo(f"trainer {__version__}")
+        print_line(f"trainer {__version__}")
         raise typer.Exit
 
 
@@ -77,10 +77,7 @@ app.command("simulate")(simulate_guest_agent)
 
 
 def run_command_line(arguments: Sequence[str]) -> int:
-    """Runs one command and returns its exit code.
-
-    Only a bug raises an exception; the interpreter then ends with exit code 1.
-    """
+    """Runs one command and returns its exit code."""
     as_json = wants_json(arguments)
     try:
         code = app(args=list(arguments), prog_name="trainer", standalone_mode=False)
@@ -90,10 +87,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except TyperException as error:
-        if callable(show := getattr(error, "show", None)):
-            show()  # with the usage line of the command
-        else:
-            typer.echo(f"error: {error.format_message()}", err=True)
+        print_usage_error(error, as_json=as_json)
         return int(ExitCode.USAGE)
     except BrokenPipeError:
         # The reader of stdout is gone. Without this, flushing at interpreter exit would print a traceback.
@@ -110,4 +104,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
             problem = UsageError(ErrorCode.USAGE, str(error), hint=hint)
         print_error(problem, as_json=as_json)
         return int(problem.exit_code)
+    except Exception as error:  # noqa: BLE001 -- the interpreter would print its message as it is
+        print_bug(error)
+        return int(ExitCode.BUG)
     return code if isinstance(code, int) else int(ExitCode.DONE)

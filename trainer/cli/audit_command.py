@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from trainer.cli.console import print_json
+from trainer.cli.console import SafeConsole, print_json, print_line
 from trainer.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def print_review(review: ComposeReview, *, compared: bool) -> None:
     """Prints findings, changes if the file was compared with another one, and digests."""
     from trainer.audit import Severity
 
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _FILE_COLUMNS)
+    console = SafeConsole(highlight=False, markup=False, width=None if sys.stdout.isatty() else _FILE_COLUMNS)
     if review.findings:
         console.print(_findings_table(review.findings))
         _print_omitted(len(review.findings), "findings")
@@ -70,17 +69,17 @@ def print_review(review: ComposeReview, *, compared: bool) -> None:
         console.print(table)
         _print_omitted(len(review.changes), "changes")
     elif compared:
-        typer.echo("changes: none in meaning")
-    typer.echo(f"compose hash: {review.compose_sha256 or 'none: a docker-compose file alone is not measured'}")
-    typer.echo(f"job spec: {review.job_spec_sha256 or 'none in the text'}")
+        print_line("changes: none in meaning")
+    print_line(f"compose hash: {review.compose_sha256 or 'none: a docker-compose file alone is not measured'}")
+    print_line(f"job spec: {review.job_spec_sha256 or 'none in the text'}")
     severities = [finding.severity for finding in review.findings]
     counts = [f"{severities.count(level)} {level.value}" for level in Severity if level in severities]
-    typer.echo(f"findings: {', '.join(counts) or 'none'}")
+    print_line(f"findings: {', '.join(counts) or 'none'}")
 
 
 def _print_omitted(count: int, what: str) -> None:
     if count > _MAX_ROWS:
-        typer.echo(f"… and {count - _MAX_ROWS} more {what}: --json lists all")
+        print_line(f"… and {count - _MAX_ROWS} more {what}: --json lists all")
 
 
 def _findings_table(findings: tuple[Finding, ...]) -> Table:

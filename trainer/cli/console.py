@@ -1,13 +1,20 @@
-"""What a command prints: results on stdout, for a person or with `--json`; progress and errors on stderr."""
+"""What a command prints: results on stdout, for a person or with `--json`; progress and errors on stderr.
+
+Everything that a command prints goes through this module. Much of it comes from others: metrics and statuses of a
+job, texts of evidence, names of files. So a text for people reaches the terminal with control, formatting and
+invisible characters as visible escapes (`print_line`, `SafeConsole`), and JSON is ASCII (`print_json`).
+"""
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.padding import Padding
 from rich.progress import (
     BarColumn,
@@ -20,10 +27,12 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
+from typer.exceptions import TyperException
 
-from trainer.errors import TrainerError
+from trainer.errors import ErrorCode, TrainerError, UsageError
 
 if TYPE_CHECKING:
     from trainer.attestation.checks import Check
@@ -52,9 +61,35 @@ def wants_json(arguments: Sequence[str]) -> bool:
 
 
 def print_json(value: Mapping[str, object]) -> None:
-    """Prints one JSON object on one line of stdout."""
-    # JSON escapes the line ends within strings, so that one object stays one line.
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    """Prints one JSON object on one line of stdout, in printable ASCII."""
+    # JSON escapes what is not ASCII and the control characters below space, line ends among them; not DEL.
+    typer.echo(json.dumps(value).replace("\x7f", "\\u007f"))
+
+
+def print_line(text: str, *, err: bool = False) -> None:
+    """Prints a text on stdout, or on stderr if `err`; its line ends stay, other control characters are escaped."""
+    typer.echo(clean_text(text), err=err)
+
+
+def print_exactly(data: bytes) -> None:
+    """Writes the bytes of a document to stdout, unchanged: for a file of the user's own, or a pipe."""
+    typer.echo(data, nl=False)
+
+
+def clean_text(text: str) -> str:
+    """Returns `text` with every character that could command a terminal as a visible escape, except line ends."""
+    from trainer.encoding import printable
+
+    return "\n".join(map(printable, text.split("\n")))
+
+
+class SafeConsole(Console):
+    """A console of rich on which no text can command the terminal: only rich's own styles do."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Renders as rich does, with the text of each segment cleaned."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=clean_text(segment.text))
 
 
 def print_summary(summary: Mapping[str, object], *, as_json: bool, show: Sequence[str] | None = None) -> None:
@@ -70,27 +105,45 @@ def print_summary(summary: Mapping[str, object], *, as_json: bool, show: Sequenc
         return
     for name, value in summary.items():
         if show is None or name in show:
-            typer.echo(f"{name}: {value}")
+            print_line(f"{name}: {value}")
 
 
 def print_error(error: TrainerError, *, as_json: bool) -> None:
     """Prints an error on stderr: message, expected, found, hint; with `as_json` also as an object on stdout."""
-    from trainer.encoding import printable
-
     if as_json:
-        details = {
-            "code": error.code.value,
-            "message": error.message,
-            "expected": None if error.expected is None else str(error.expected),
-            "found": None if error.found is None else str(error.found),
-            "hint": error.hint,
-        }
-        print_json({"error": details, "exit_code": int(error.exit_code)})
-    # The message may quote a key or value of evidence that an attacker wrote: no control character gets through.
-    message = "\n".join(map(printable, str(error).split("\n")))
-    typer.echo(f"error[{error.code.value}]: {message}", err=True)
+        print_json(error_document(error))
+    print_line(f"error[{error.code.value}]: {error}", err=True)
     if error.hint:
-        typer.echo(f"hint: {error.hint}", err=True)
+        print_line(f"hint: {error.hint}", err=True)
+
+
+def error_document(error: TrainerError) -> dict[str, object]:
+    """Returns an error as the object that `--json` prints."""
+    details = {
+        "code": error.code.value,
+        "message": error.message,
+        "expected": None if error.expected is None else str(error.expected),
+        "found": None if error.found is None else str(error.found),
+        "hint": error.hint,
+    }
+    return {"error": details, "exit_code": int(error.exit_code)}
+
+
+def print_usage_error(error: TyperException, *, as_json: bool) -> None:
+    """Prints what is wrong with a command line, with the usage line of the command."""
+    if as_json:
+        print_json(error_document(UsageError(ErrorCode.USAGE, error.format_message())))
+    if callable(show := getattr(error, "show", None)):
+        shown = io.StringIO()
+        show(file=shown)
+        print_line(shown.getvalue().rstrip("\n"), err=True)
+    else:
+        print_line(f"error: {error.format_message()}", err=True)
+
+
+def print_bug(error: Exception) -> None:
+    """Prints the traceback of an error that nobody expected; its message may quote anything."""
+    print_line("".join(traceback.format_exception(error)).rstrip("\n"), err=True)
 
 
 class TerminalProgress:
@@ -101,7 +154,7 @@ class TerminalProgress:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._last_tenth = -1
@@ -163,9 +216,9 @@ class TerminalProgress:
 
 def print_attestation_result(result: AttestationResult) -> None:
     """Prints an appraisal: the verdict, what it is about, and its checks."""
-    from trainer.attestation.result.presentation import shortened, utc
+    from trainer.attestation.result.presentation import NOT_FRESH, shortened, utc
 
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     if result.development_root:
         print_development_banner()
     verdict, style = _verdict(result)
@@ -176,6 +229,7 @@ def print_attestation_result(result: AttestationResult) -> None:
         ("recipient", shortened(result.recipient, 64)),
         ("appraised", utc(result.appraised_at)),
         ("valid until", utc(result.expires_at)),
+        ("fresh", "yes" if result.fresh else f"no: {NOT_FRESH}"),
     )
     for name, value in facts:
         console.print(Text(f"  {name:12}{value}"))
@@ -188,7 +242,7 @@ def print_development_banner() -> None:
     """Prints that what follows rests on a development root."""
     from trainer.attestation.result.presentation import DEVELOPMENT_BANNER
 
-    Console(highlight=False).print(Text(DEVELOPMENT_BANNER, style="bold red"))
+    SafeConsole(highlight=False).print(Text(DEVELOPMENT_BANNER, style="bold red"))
 
 
 def _verdict(result: AttestationResult) -> tuple[str, str]:
@@ -211,7 +265,7 @@ def print_checks(checks: Sequence[Check], *, title: str, development_root: bool 
     from trainer.attestation.checks import CheckState
     from trainer.attestation.result.presentation import grouped, summary
 
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     for group in grouped(checks):
         console.print()
         console.print(Text(group.title, style="bold"))

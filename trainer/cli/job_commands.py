@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from trainer.cli.console import TerminalProgress, print_json
+from trainer.cli.console import TerminalProgress, print_exactly, print_json, print_line
 from trainer.cli.options import Json, Quiet
 from trainer.errors import DataError, ErrorCode, UsageError
 
@@ -48,7 +48,7 @@ def init_job(
     if as_json:
         print_json({"job": str(output), "model_name_or_path": model, "format": kind})
     else:
-        typer.echo(f"wrote {output} for rows of the kind {kind}; now: trainer job pin {output}")
+        print_line(f"wrote {output} for rows of the kind {kind}; now: trainer job pin {output}")
 
 
 def _detect_row_kind(path: Path) -> str:
@@ -117,10 +117,10 @@ def pin_job(
         summary = {"model_revision": pins.revision, "model_file_sha256": dict(pins.file_sha256)}
         print_json({"job": str(target), **summary, "job_spec_sha256": spec_sha256, "changed": pinned != text})
     else:
-        typer.echo(
+        print_line(
             f"wrote {target}: {len(pins.file_sha256)} files of {name} at {pins.revision or directory or name}"
         )
-        typer.echo(f"job spec: {spec_sha256}")
+        print_line(f"job spec: {spec_sha256}")
 
 
 @contextmanager
@@ -203,17 +203,17 @@ def render_job(
     rendered = render_compose(read_text_file(compose, "compose file"), job_text)
     data = render_app_compose(rendered, DeploymentProfile(profile), key_provider_id=key_provider_id)
     if profile == "kms" and key_provider_id is None and check is None:
-        typer.echo("note: no VM boots with this text before --key-provider-id names the key service", err=True)
+        print_line("note: no VM boots with this text before --key-provider-id names the key service", err=True)
     if check is not None:
         if read_text_file(check, "app-compose file").encode() != data:
             hint = f"write it with -o {check}"
-            typer.echo(f"{check} is not what its job spec and compose file render to; hint: {hint}", err=True)
+            print_line(f"{check} is not what its job spec and compose file render to; hint: {hint}", err=True)
             raise typer.Exit(1)
         return
     if write_compose:
         compose.write_text(rendered, encoding="utf-8")
     if output is None:
-        typer.echo(data, nl=False)
+        print_exactly(data)
         return
     output.write_bytes(data)
     if as_json:
@@ -221,7 +221,7 @@ def render_job(
             {"app_compose": str(output), "compose_sha256": sha256_hex(data), "job_spec_sha256": spec.sha256()}
         )
     else:
-        typer.echo(f"{output}: compose hash sha256:{sha256_hex(data)}, job spec {spec.sha256()}", err=True)
+        print_line(f"{output}: compose hash sha256:{sha256_hex(data)}, job spec {spec.sha256()}", err=True)
 
 
 def _check_render_options(

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from trainer.cli.console import print_line
 from trainer.errors import ErrorCode, UsageError
 
 
@@ -106,7 +107,7 @@ def _list_faults(requested: bool) -> None:
         from trainer.simulator import FAULTS
 
     for fault in FAULTS.values():
-        typer.echo(f"{fault.name:<44}  {fault.code:<22}  {fault.description}")
+        print_line(f"{fault.name:<44}  {fault.code:<22}  {fault.description}")
     raise typer.Exit
 
 
@@ -155,13 +156,13 @@ def simulate_guest_agent(
             hint="key_provider in the app-compose file decides: `trainer job render --profile` writes it",
         )
     compose = app_compose.read_bytes().decode() if app_compose else development_compose(key_provider or "none")
-    typer.echo(BANNER, err=True)
+    print_line(BANNER, err=True)
     for lie in faults:
-        typer.echo(f"LYING: {lie.name}: {lie.description} (answered by {', '.join(lie.codes)})", err=True)
+        print_line(f"LYING: {lie.name}: {lie.description} (answered by {', '.join(lie.codes)})", err=True)
     serve(
         socket,
         state,
         compose,
         options=VmOptions(faults=faults),
-        started=lambda _vm: typer.echo(f"listening on {socket}; state in {state}", err=True),
+        started=lambda _vm: print_line(f"listening on {socket}; state in {state}", err=True),
     )

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
+
+from trainer.errors import ErrorCode, UsageError
+
+if TYPE_CHECKING:
+    from trainer.attestation.result.record import Record
+    from trainer.provider import LocalSecret
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only results and errors.")]
@@ -18,7 +24,25 @@ JobUrl = Annotated[str, typer.Option("--job-url", help=JOB_LOCATION)]
 PolicyFile = Annotated[Path, typer.Option("--policy", help="What you demand of the job (policy.yaml).")]
 IdentityFile = Annotated[Path, typer.Option("--identity", "-i", help="Your identity, from `trainer keygen`.")]
 RecordFile = Annotated[
-    Path, typer.Option("--attestation", metavar="result.json", help="What `trainer verify -o` wrote.")
+    Path | None,
+    typer.Option(
+        "--attestation",
+        metavar="result.json",
+        help="What `trainer verify -o` wrote on this machine, under the same policy.",
+    ),
+]
+ImportedRecord = Annotated[
+    Path | None,
+    typer.Option(
+        "--import-record",
+        metavar="FILE",
+        help="In place of --attestation: what you saved on another machine; appraised again, as of now.",
+    ),
+]
+DEFAULT_MAX_RESULT_BYTES: Final = 1 << 34
+MaxBytes = Annotated[
+    int,
+    typer.Option("--max-bytes", min=1, metavar="BYTES", help="Refuse a sealed result that is larger than this."),
 ]
 JobFile = Annotated[
     Path | None,
@@ -40,7 +64,51 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "confidential-trainer"
 
 
-def nonces_file() -> Path:
-    """Returns the file of spent nonces: `$XDG_STATE_HOME/confidential-trainer/nonces`."""
+def require_absent(path: Path) -> None:
+    """Requires that an output does not exist: what is there may be the only copy of something.
+
+    Raises:
+        UsageError: `output-exists`.
+    """
+    if os.path.lexists(path):
+        raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{path} exists", hint="choose another name, or move it away")
+
+
+def state_directory() -> Path:
+    """Returns the directory of what this tool remembers: `$XDG_STATE_HOME/confidential-trainer`."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
-    return state / "confidential-trainer" / "nonces"
+    return state / "confidential-trainer"
+
+
+def nonces_file() -> Path:
+    """Returns the file of spent nonces."""
+    return state_directory() / "nonces"
+
+
+def local_secret() -> LocalSecret:
+    """Returns this user's secret, which authenticates what this tool keeps on this machine."""
+    from trainer.provider import LocalSecret
+
+    return LocalSecret(state_directory() / "secret")
+
+
+def load_attestation(attestation: Path | None, imported: Path | None, policy: Path) -> Record:
+    """Returns the appraisal that a command was given, under the policy that the same command names.
+
+    Raises:
+        UsageError: neither or both of `--attestation` and `--import-record`, or a file cannot be read.
+        VerificationError: the record is not this user's, is of another policy, or does not pass.
+    """
+    from trainer import provider
+
+    demanded = provider.read_policy(policy)
+    if attestation is not None and imported is None:
+        return provider.read_own_record(attestation, demanded, secret=local_secret())
+    if imported is not None and attestation is None:
+        return provider.import_record(imported, demanded, cache=cache_directory(), nonces=nonces_file())
+    raise UsageError(
+        ErrorCode.USAGE,
+        "the appraisal of the job",
+        expected="--attestation, or --import-record for one of another machine",
+        found="neither" if attestation is None else "both",
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from trainer.cli.audit_command import print_review, read_compose
-from trainer.cli.console import print_attestation_result
+from trainer.cli.console import print_attestation_result, print_line
 from trainer.cli.options import JOB_LOCATION, cache_directory, nonces_file
 from trainer.errors import ErrorCode, UsageError
 
@@ -118,9 +118,9 @@ def policy_init(
         _require_accepted(record.evidence.app_compose, against, accept_compose)
         policy = _decide_keys(record, demands)
     provider.write_private_file(output, provider.render_policy(policy, demands, beside=output.parent).encode())
-    typer.echo(f"wrote {output}; read it before you rely on it: trainer policy explain {output}")
+    print_line(f"wrote {output}; read it before you rely on it: trainer policy explain {output}")
     if not measurements:
-        typer.echo(
+        print_line(
             "it accepts no OS yet: add the measurements or the image hash that you trust under `os:`", err=True
         )
 
@@ -228,4 +228,4 @@ def policy_explain(policy: Annotated[Path, typer.Argument(help="policy.yaml")]) 
     from trainer.provider import read_policy
 
     for line in explain(read_policy(policy)):
-        typer.echo(line)
+        print_line(line)

@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer.cli.console import TerminalProgress, print_json, print_summary
+from trainer.cli.console import TerminalProgress, print_json, print_line, print_summary
 from trainer.cli.options import (
+    DEFAULT_MAX_RESULT_BYTES,
     GrantFile,
+    ImportedRecord,
     JobFile,
     JobUrl,
     Json,
+    MaxBytes,
     MaxDelta,
     MaxEpsilon,
+    PolicyFile,
     Quiet,
     RecordFile,
     Source,
+    load_attestation,
+    require_absent,
 )
 from trainer.errors import ErrorCode, UnavailableError, UsageError
 
@@ -40,14 +46,16 @@ def generate_key(
     if as_json:
         print_json({"identity": str(output), "recipient": recipient})
     else:
-        typer.echo(recipient)
+        print_line(recipient)
 
 
 def seal_data(
     data: Annotated[list[Path], typer.Argument(help="Data files, or folders of them.")],
-    attestation: RecordFile,
+    policy: PolicyFile,
     recipient: Annotated[list[str], typer.Option("--recipient", "-r", help="Who the result is for; repeatable.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The sealed dataset.")],
+    attestation: RecordFile = None,
+    imported: ImportedRecord = None,
     job: JobFile = None,
     grant: GrantFile = None,
     max_epsilon: MaxEpsilon = None,
@@ -61,12 +69,11 @@ def seal_data(
     """
     from trainer import provider
 
-    record = provider.read_record(attestation)
+    record = load_attestation(attestation, imported, policy)
     grant_file = output.with_name(output.name + ".grant.json")
     # Before the rows are read and sealed, which may take long: both files are written at the end.
     for path in (output, grant_file):
-        if path.exists():
-            raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{path} exists", hint="choose another name with -o")
+        require_absent(path)
     with TerminalProgress(quiet=quiet or as_json) as progress:
         grant_record = provider.seal_dataset(
             provider.find_data_files(data),
@@ -93,14 +100,14 @@ def seal_data(
 def upload_dataset(
     sealed: Annotated[Path, typer.Argument(help="The file that `trainer seal` wrote.")],
     job_url: JobUrl,
-    attestation: RecordFile,
+    policy: PolicyFile,
+    attestation: RecordFile = None,
+    imported: ImportedRecord = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Send a sealed dataset. Continues an upload that was interrupted."""
-    from trainer import provider
-
-    client = _connect(job_url, provider.read_record(attestation))
+    client = _connect(job_url, load_attestation(attestation, imported, policy))
     if not sealed.is_file():
         raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such file: {sealed}")
     state, size = sealed.with_name(sealed.name + ".upload.json"), sealed.stat().st_size
@@ -112,7 +119,9 @@ def upload_dataset(
 
 def watch_training(
     source: Source,
-    attestation: RecordFile,
+    policy: PolicyFile,
+    attestation: RecordFile = None,
+    imported: ImportedRecord = None,
     identity: Annotated[Path | None, typer.Option("--identity", "-i", help="To read private metrics.")] = None,
     grant: GrantFile = None,
     as_json: Json = False,
@@ -121,7 +130,7 @@ def watch_training(
     from trainer import provider
     from trainer.models import Status
 
-    client = _connect(source, provider.read_record(attestation))
+    client = _connect(source, load_attestation(attestation, imported, policy))
     identities = provider.read_identities(identity) if identity else ()
     token = provider.read_grant_record(grant).events_token if grant and identity else None
     for event in provider.watch_job(client, identities, token):
@@ -130,16 +139,19 @@ def watch_training(
         elif isinstance(event, Status):
             eta = f", {event.eta_seconds} s left" if event.eta_seconds is not None else ""
             steps = f" step {event.step} of {event.total_steps}{eta}" if event.total_steps else ""
-            typer.echo(f"{event.phase.value}{steps}" + (f" ({event.error})" if event.error else ""))
+            print_line(f"{event.phase.value}{steps}" + (f" ({event.error})" if event.error else ""))
         else:
-            typer.echo("  " + event.summarize())
+            print_line("  " + event.summarize())
 
 
 def pull_result(
     source: Source,
-    attestation: RecordFile,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The sealed result.")],
+    policy: PolicyFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The sealed result; must not exist.")],
+    attestation: RecordFile = None,
+    imported: ImportedRecord = None,
     grant: GrantFile = None,
+    max_bytes: MaxBytes = DEFAULT_MAX_RESULT_BYTES,
     acknowledge: Annotated[
         bool,
         typer.Option(
@@ -155,26 +167,30 @@ def pull_result(
     """
     from trainer import provider
 
-    record = provider.read_record(attestation)
+    record = load_attestation(attestation, imported, policy)
     grant_record = provider.read_grant_record(grant) if grant else None
     if acknowledge and grant_record is None:
         raise UsageError(ErrorCode.USAGE, "--ack needs --grant: only who sealed the dataset can acknowledge")
+    target = output.with_name(output.name + ".deletion.json")
+    for path in (output, target):
+        require_absent(path)
     client = _connect(source, record)
     with TerminalProgress(quiet=quiet or as_json) as progress:
-        size = client.status().result_bytes or 0
-        digest = client.download_result(output, progress=lambda done: progress.bytes_done("pulling", done, size))
-    target = output.with_name(output.name + ".deletion.json")
+        size = provider.require_result_size(client.status(), max_bytes)
+        digest = client.download_result(
+            output, limit=max_bytes, progress=lambda done: progress.bytes_done("pulling", done, size)
+        )
     manifest_sha256 = grant_record.manifest_sha256 if grant_record else None
     deletion = provider.DeletionReceiver(client, record, target, digest, manifest_sha256)
     statement = None
     try:
         statement = deletion.fetch()
     except UnavailableError as error:  # the result is here; the job ended in between
-        typer.echo(error.message, err=True)
+        print_line(error.message, err=True)
     if acknowledge and grant_record is not None:
         statement = deletion.acknowledge(grant_record) or statement
     if statement is None:
-        typer.echo("the job gave no statement of what it destroyed", err=True)
+        print_line("the job gave no statement of what it destroyed", err=True)
     print_summary(
         {
             "pulled": str(output),
@@ -187,11 +203,13 @@ def pull_result(
 
 def acknowledge_result(
     source: Source,
-    attestation: RecordFile,
+    policy: PolicyFile,
     grant: Annotated[
         Path, typer.Option("--grant", help="The .grant.json that `trainer seal` wrote beside the sealed file.")
     ],
     result: Annotated[Path, typer.Option("--result", help="The sealed result that `trainer pull` wrote.")],
+    attestation: RecordFile = None,
+    imported: ImportedRecord = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Keep the job's verified deletion statement here.")
     ] = None,
@@ -200,20 +218,25 @@ def acknowledge_result(
     from trainer import provider
     from trainer.encoding import file_sha256
 
-    record, grant_record = provider.read_record(attestation), provider.read_grant_record(grant)
+    record = load_attestation(attestation, imported, policy)
+    grant_record = provider.read_grant_record(grant)
     provider.require_same_job(grant_record, record.result)
     if not result.is_file():
         raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such file: {result}")
-    if output is not None and output.exists():
-        raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{output} exists", hint="choose another name with -o")
+    if output is not None:
+        require_absent(output)
     client = _connect(source, record)
     deletion = provider.DeletionReceiver(client, record, output, file_sha256(result), grant_record.manifest_sha256)
     if deletion.acknowledge(grant_record) is None:
-        typer.echo("the job gave no statement of what it destroyed", err=True)
+        print_line("the job gave no statement of what it destroyed", err=True)
 
 
 def _connect(location: str, record: Record) -> Carrier:
     """Returns a client that talks to the appraised job only."""
+    from trainer.encoding import sha256_hex
     from trainer.provider import connect_to_job
 
-    return connect_to_job(location, pinned_spki_sha256=record.result.peer_spki_sha256)
+    # Evidence from a file came over no connection, but its claims name the job's key.
+    claimed = record.result.claims.tls_key
+    key = None if claimed is None else sha256_hex(bytes.fromhex(claimed))
+    return connect_to_job(location, pinned_spki_sha256=key)

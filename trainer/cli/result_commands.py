@@ -7,21 +7,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer.cli.console import TerminalProgress, print_checks, print_development_banner, print_summary
+from trainer.cli.console import TerminalProgress, print_checks, print_development_banner, print_line, print_summary
 from trainer.cli.options import (
+    DEFAULT_MAX_RESULT_BYTES,
     GrantFile,
     IdentityFile,
+    ImportedRecord,
     JobFile,
     JobUrl,
     Json,
+    MaxBytes,
     MaxDelta,
     MaxEpsilon,
     PolicyFile,
     Quiet,
     RecordFile,
     cache_directory,
+    load_attestation,
+    local_secret,
     nonces_file,
 )
+from trainer.errors import ErrorCode, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,14 +43,33 @@ def open_result(
     sealed: Annotated[Path, typer.Argument(metavar="FILE", help="The sealed result.")],
     identity: IdentityFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the result; must not exist.")],
-    attestation: RecordFile,
+    policy: PolicyFile,
+    attestation: RecordFile = None,
+    imported: ImportedRecord = None,
     grant: GrantFile = None,
+    unchecked: Annotated[
+        bool,
+        typer.Option(
+            "--dataset-and-recipients-unchecked",
+            help="In place of --grant: do NOT check which dataset the result was trained on, who else can read "
+            "it, or what the grant demanded.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Decrypt a result and check its receipt. Writes nothing unless every check passes."""
     from trainer import provider
 
-    record = provider.read_record(attestation)
+    if (grant is None) is not unchecked:
+        raise UsageError(
+            ErrorCode.USAGE,
+            "the grant that the dataset was sealed with",
+            expected="--grant with the .grant.json that `trainer seal` wrote",
+            found="no grant" if grant is None else "--dataset-and-recipients-unchecked as well",
+            hint="without it a result of another dataset, or one that others can read, looks like yours; "
+            "--dataset-and-recipients-unchecked opens it all the same",
+        )
+    record = load_attestation(attestation, imported, policy)
     opened = provider.open_sealed_result(
         sealed,
         provider.read_identities(identity),
@@ -55,6 +80,8 @@ def open_result(
     development_root = record.result.development_root
     if not as_json:
         print_all_checks({"the result's receipt": opened.checks}, development_root=development_root)
+    if unchecked:
+        print_line(f"NOT CHECKED, as there was no grant: {', '.join(opened.unchecked)}", err=True)
     if (failure := opened.failure) is not None:
         raise failure
     print_summary(
@@ -62,6 +89,7 @@ def open_result(
             "adapter_dir": str(opened.adapter),
             "development_root": development_root,
             "checks": _check_states(opened.checks),
+            "not_checked": list(opened.unchecked),
             **_privacy_line(opened.statement),
             "summary": opened.statement.metrics,
         },
@@ -77,6 +105,7 @@ def submit_dataset(
     identity: IdentityFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the result; must not exist.")],
     job: JobFile = None,
+    max_bytes: MaxBytes = DEFAULT_MAX_RESULT_BYTES,
     max_epsilon: MaxEpsilon = None,
     max_delta: MaxDelta = None,
     wait: Annotated[
@@ -101,6 +130,8 @@ def submit_dataset(
         provider.read_identities(identity),
         output,
         cache=cache_directory(),
+        secret=local_secret(),
+        max_result_bytes=max_bytes,
         nonces=nonces_file(),
         job=job,
         require=provider.make_privacy_demand(max_epsilon, max_delta),

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from rich.console import Console
 from rich.text import Text
 
+from trainer.cli.console import SafeConsole
 from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import no_evaluation_warning
 from trainer.data.examples.model_tokenizer import ModelTokenizer
@@ -149,7 +149,7 @@ def _describe_problem(error: DataError) -> dict[str, object]:
 
 def print_validation(result: ValidationReport) -> None:
     """Prints the report on stdout."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = SafeConsole(highlight=False, soft_wrap=True)
     for line in _report_lines(result):
         console.print(Text(line))
     for warning in result.warnings:
@@ -229,7 +229,7 @@ def _split_by_mask(example: Example, tokens: ModelTokenizer) -> Iterator[tuple[b
             start = position
 
 
-def _print_example(console: Console, result: ValidationReport) -> None:
+def _print_example(console: SafeConsole, result: ValidationReport) -> None:
     shown, tokens = result.found.shown, result.tokens
     if shown is None or tokens is None:
         return

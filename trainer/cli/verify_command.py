@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from trainer.cli.console import print_attestation_result, print_json
-from trainer.cli.options import Json, Quiet, cache_directory, nonces_file
-from trainer.errors import ErrorCode, UsageError
+from trainer.cli.console import error_document, print_attestation_result, print_error, print_json, print_line
+from trainer.cli.options import Json, Quiet, cache_directory, local_secret, nonces_file, require_absent
+from trainer.errors import ErrorCode, TrainerError, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from trainer.attestation.policy import Policy
@@ -45,15 +45,20 @@ def verify_job(
             "--output",
             "-o",
             "--save",
-            help="Save the result with all its inputs: for `trainer seal`, and to appraise it again offline.",
+            help="Save the result with all its inputs: for `trainer seal`, and to appraise it again offline. "
+            "Never overwritten.",
         ),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write a report to read: one HTML file without scripts.")
+        Path | None,
+        typer.Option("--html", help="Write a report to read: one HTML file without scripts; never overwritten."),
     ] = None,
     nonce: Annotated[
         str | None,
-        typer.Option("--nonce", help="For evidence in a FILE: the nonce you chose, 64 hex digits."),
+        typer.Option(
+            "--nonce",
+            help="For a FILE: the nonce you chose, 64 hex digits. A saved result is not fresh without it.",
+        ),
     ] = None,
     at: Annotated[
         str | None,
@@ -69,38 +74,67 @@ def verify_job(
     """Appraise a job and list every check. Exit code 4 means: do not upload."""
     from trainer import provider
 
+    for path in (output, html):
+        if path is not None:
+            require_absent(path)
     demanded = provider.read_policy(policy) if policy is not None else None
     if nonce is not None and not re.fullmatch(r"[0-9a-f]{64}", nonce):
         raise UsageError(ErrorCode.USAGE, "--nonce", expected="64 lower-case hex digits", found="something else")
     if Path(source).is_file():
         record = _appraise_file(Path(source), demanded, nonce, at)
     else:
-        record = _appraise_job(source, demanded, at)
+        record = _appraise_job(source, demanded, nonce, at)
     if output is not None:
-        from trainer.attestation.result.record import save_record
-
-        output.write_bytes(save_record(record))
+        provider.save_own_record(record, output, secret=local_secret())
     if html is not None:
         from trainer.attestation.result.report_page import render_page
 
-        html.write_text(render_page(record), encoding="utf-8")
+        provider.write_private_file(html, render_page(record).encode())
+    # A failed appraisal is saved and printed too, so that the checks that failed can be read.
+    _report(record, quiet=quiet, as_json=as_json)
+
+
+def _report(record: Record, *, quiet: bool, as_json: bool) -> None:
+    """Prints a result; ends the command with the exit code of its failure, if it failed."""
+    problem: TrainerError | None = None
+    try:
+        record.result.require_pass(record.result.appraised_at)
+    except VerificationError as error:
+        problem = error
     if as_json:
         from trainer.attestation.result.ear import result_document
 
-        print_json(result_document(record.result))
+        # One object, whatever the verdict: the error is a part of it.
+        print_json({**result_document(record.result), **({} if problem is None else error_document(problem))})
     elif not quiet:
         print_attestation_result(record.result)
-    # Last: a failed appraisal is saved and printed too, so that the checks that failed can be read.
-    record.result.require_pass(record.result.appraised_at)
+    if problem is not None:
+        print_error(problem, as_json=False)
+        raise typer.Exit(int(problem.exit_code))
 
 
-def _appraise_job(source: str, demanded: Policy | None, at: str | None) -> Record:
+def _appraise_job(source: str, demanded: Policy | None, nonce: str | None, at: str | None) -> Record:
     from trainer import provider
 
+    if not source.startswith("https://") and not Path(source).exists():
+        raise UsageError(
+            ErrorCode.FILE_NOT_FOUND,
+            "what to appraise",
+            expected="an https:// URL, a spool directory, or a file",
+            found=f"{source}, which does not exist",
+            hint="check the path; an address begins with https://",
+        )
     if demanded is None:
         raise _missing_policy()
-    if at is not None:
-        raise UsageError(ErrorCode.USAGE, "--at", expected="a file to appraise", found="a job that answers now")
+    for option, value in (("--at", at), ("--nonce", nonce)):
+        if value is not None:
+            raise UsageError(
+                ErrorCode.USAGE,
+                option,
+                expected="a file to appraise",
+                found="a job that answers now",
+                hint="a job is always asked with a new nonce, and judged as of now: leave the option out",
+            )
     client = provider.connect_to_job(source)
     return provider.appraise_job(client, demanded, cache=cache_directory(), nonces=nonces_file())
 
@@ -114,8 +148,11 @@ def _appraise_file(path: Path, demanded: Policy | None, nonce: str | None, at: s
     if not is_record(data):
         return _appraise_evidence(data, demanded, nonce, at)
     recorded = load_record(data)
+    if demanded is not None and nonce is not None and at is None:
+        # Everything that makes a result fresh is of this command: then it is evidence in a file, and no more.
+        return _appraise_evidence(recorded.evidence.canonical(), demanded, nonce, at)
     if demanded is not None and demanded.sha256() != recorded.policy.sha256():
-        typer.echo(
+        print_line(
             f"note: appraised under the policy {demanded.sha256()}; the saved result was appraised under "
             f"another one, {recorded.policy.sha256()}",
             err=True,
@@ -145,7 +182,7 @@ def _appraise_evidence(data: bytes, demanded: Policy | None, nonce: str | None, 
         nonce=nonce,
         cache=cache_directory(),
         nonces=nonces_file(),
-        now=_parse_time(at),
+        now=None if at is None else _parse_time(at),
         peer_spki_sha256=None,
     )
 

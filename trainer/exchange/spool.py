@@ -11,6 +11,7 @@ file that exists is complete.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -85,16 +86,10 @@ class SpoolDirectory:
         Links are not followed and pipes are not waited for: anyone may have written to the directory.
         """
         try:
-            descriptor = os.open(self.file(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with self.open_file(name) as file:
+                data = file.read(limit + 1)  # one byte more shows that the file is above the limit
         except OSError:
             return None
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return None
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
-                data = file.read(limit + 1)  # one byte more shows that the file is above the limit
-        finally:
-            os.close(descriptor)
         return data if len(data) <= limit else None
 
     def take(self, name: str, limit: int) -> bytes | None:
@@ -119,6 +114,20 @@ class SpoolDirectory:
         path = self.file(name)
         if path.is_dir() and not path.is_symlink():
             path.rename(self.file(f".{secrets.token_hex(8)}.aside"))
+
+    def open_file(self, name: str) -> BinaryIO:
+        """Opens the regular file `name` of the directory for reading; raises OSError if it is none, or a link."""
+        # Relative to a descriptor of the directory, whose path may lead elsewhere by the time of the second open.
+        directory = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(name, flags, dir_fd=directory)
+        finally:
+            os.close(directory)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "a special file")
+        return os.fdopen(descriptor, "rb")
 
     def load(self, name: str, model: type[Document], limit: int = MAX_STATUS_BYTES) -> Document | None:
         """Returns a JSON file as `model`; None if `read` finds none or it does not validate."""

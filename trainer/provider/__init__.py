@@ -23,6 +23,7 @@ from trainer.provider.local_files import (
     write_private_file,
 )
 from trainer.provider.opening import open_sealed_result
+from trainer.provider.own_files import LocalSecret
 from trainer.provider.policies import (
     PolicyDemands,
     find_key_service,
@@ -33,17 +34,21 @@ from trainer.provider.policies import (
 )
 from trainer.provider.submission import run_submission
 from trainer.provider.submission_request import Submission
+from trainer.provider.transport.carrier import require_result_size
 from trainer.provider.transport.carrier_registry import connect_to_job
 from trainer.provider.verification import (
     appraise_deployed_app,
     appraise_evidence,
     appraise_job,
-    read_record,
+    import_record,
+    read_own_record,
+    save_own_record,
     verify_deletion_statement,
 )
 
 __all__ = [
     "DeletionReceiver",
+    "LocalSecret",
     "PolicyDemands",
     "Submission",
     "appraise_deployed_app",
@@ -53,6 +58,7 @@ __all__ = [
     "create_identity",
     "find_data_files",
     "find_key_service",
+    "import_record",
     "make_grant",
     "make_privacy_demand",
     "make_strict_policy",
@@ -60,13 +66,15 @@ __all__ = [
     "open_sealed_result",
     "read_grant_record",
     "read_identities",
+    "read_own_record",
     "read_policy",
-    "read_record",
     "read_small_file",
     "read_text_file",
     "render_policy",
+    "require_result_size",
     "require_same_job",
     "run_submission",
+    "save_own_record",
     "seal_dataset",
     "verify_deletion_statement",
     "watch_job",

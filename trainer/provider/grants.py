@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.errors import ErrorCode, UsageError, VerificationError
-from trainer.models import Strict
+from trainer.models import Strict, parse_strict
 from trainer.provider.dataset_files import count_rows, row_schema_for
 from trainer.provider.local_files import read_small_file
 from trainer.sealing.age import parse_recipient
@@ -52,6 +52,9 @@ class GrantRecord(Strict):
     def acknowledgement(self, result_sha256: str) -> str:
         """Returns what tells the job that the sealed result of this digest has arrived."""
         return acknowledgement(self.grant.secret, result_sha256)
+
+
+_GRANT_RECORD: Final = TypeAdapter(GrantRecord)
 
 
 def make_grant(
@@ -177,9 +180,22 @@ def read_grant_record(path: Path) -> GrantRecord:
     Raises:
         UsageError: the file does not exist, or is not a grant record.
     """
+    return parse_grant_record(read_small_file(path, "grant"), str(path))
+
+
+def parse_grant_record(data: bytes, name: str = "this") -> GrantRecord:
+    """Parses the JSON of a grant record.
+
+    Raises:
+        UsageError: it is not one; the message calls it `name`.
+    """
     try:
-        return GrantRecord.model_validate_json(read_small_file(path, "grant"))
-    except ValidationError:
+        return parse_strict(_GRANT_RECORD, data)
+    except ValueError as error:
         raise UsageError(
-            ErrorCode.USAGE, f"{path} is not a grant", hint="`trainer seal` writes it beside the sealed file"
+            ErrorCode.USAGE,
+            f"{name} is not a grant",
+            expected="the .grant.json that `trainer seal` wrote beside the sealed file",
+            found=str(error),
+            hint="name it with --grant",
         ) from None

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from trainer.errors import ErrorCode, UsageError
 from trainer.sealing.age import Identity, generate_identity, parse_identity_file
+from trainer.sealing.atomic_files import PRIVATE_MODE
 
 MAX_SMALL_FILE_BYTES: Final = 64 << 20
 
@@ -55,6 +60,29 @@ def write_private_file(path: Path, data: bytes) -> None:
         raise UsageError(ErrorCode.USAGE, f"cannot write {path}: {error.strerror}") from error
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
+
+
+def write_beside(path: Path, data: bytes) -> Path:
+    """Writes a new file with mode 0600 and returns its path, which is `NAME-2`, `NAME-3` … if others exist."""
+    for number in itertools.count(1):
+        target = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        if not os.path.lexists(target):
+            write_private_file(target, data)
+            return target
+        if target.is_file() and target.read_bytes() == data:
+            return target
+    raise AssertionError("itertools.count ended")
+
+
+@contextmanager
+def lock_exclusively(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on a file, which is created if absent."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_MODE)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_text_file(path: Path, what: str) -> str:

@@ -6,10 +6,6 @@ digests only. A nonce is dropped once evidence over it could not be fresh any mo
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -18,6 +14,7 @@ from pydantic import Field
 from trainer.encoding import canonical_json, parse_json, sha256_hex
 from trainer.errors import TrainerError
 from trainer.models import One, Sha256Hex, Strict, UnixTime
+from trainer.provider.local_files import lock_exclusively
 from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
 
 RETENTION_SECONDS: Final = 31 * 86400
@@ -80,8 +77,9 @@ def spend_nonce(path: Path, nonce: str, evidence_sha256: str, *, now: int) -> bo
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # A lock file of its own: `path` is replaced by a rename, and a lock on the old file would exclude nobody.
-        with _exclusive_lock(path.with_name(path.name + ".lock")):
+        # Two concurrent runs must not both find a nonce unused. A lock file of its own: `path` is replaced by a
+        # rename, and a lock on the old file would exclude nobody.
+        with lock_exclusively(path.with_name(path.name + ".lock")):
             spent = parse_spent_nonces(_read_file(path))
             earlier = spent.find_evidence(nonce)
             if earlier is None:
@@ -102,14 +100,3 @@ def _read_file(path: Path) -> bytes:
     if len(data) > MAX_FILE_BYTES:
         raise ValueError("too large")
     return data
-
-
-@contextmanager
-def _exclusive_lock(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on a file: two concurrent runs must not both find a nonce unused."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_MODE)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

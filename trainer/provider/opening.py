@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from trainer.attestation.checks import Check, CheckState
 from trainer.attestation.evidence import MAX_STATEMENT_EVIDENCE_BYTES, parse_statement_evidence
@@ -16,7 +17,7 @@ from trainer.attestation.result.record import Record
 from trainer.encoding import file_sha256, printable
 from trainer.error_document import MAX_FAILURE_REPORT_BYTES, FailureReport
 from trainer.errors import ErrorCode, JobError, UsageError, VerificationError
-from trainer.provider.grants import GrantRecord
+from trainer.provider.grants import GrantRecord, require_same_job
 from trainer.receipt.attested_statement import require_acceptable, verify_statement
 from trainer.receipt.dsse import MAX_ENVELOPE_BYTES
 from trainer.receipt.receipt_appraisal import ExpectedResult, GrantTerms, appraise_statement
@@ -25,6 +26,14 @@ from trainer.receipt.statement import UNSIGNED_FILES, Statement, parse_statement
 from trainer.sealing.age import Identity, count_stanzas
 from trainer.sealing.archive import ArchiveLimits
 from trainer.sealing.sealed_result import open_result
+
+UNCHECKED_WITHOUT_GRANT: Final = (
+    "which dataset it was trained on",
+    "how many of its rows",
+    "who else can read it",
+    "the privacy that the grant demanded",
+)
+"""What is not known of a result that is opened without the grant record, for its user."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +45,14 @@ class OpenedResult:
         statement: the statement of its receipt.
         checks: the checks that it passed.
         failure: the error of a failed job, from its sealed report; None if the job succeeded.
+        unchecked: what was not checked because the grant was not at hand, in words.
     """
 
     folder: Path
     statement: Statement
     checks: tuple[Check, ...]
     failure: JobError | None = None
+    unchecked: tuple[str, ...] = ()
 
     @property
     def adapter(self) -> Path:
@@ -61,24 +72,27 @@ def open_sealed_result(
         identities: the provider's.
         target: must not exist.
         record: the appraisal that the dataset was sealed on. It may have expired since: training takes time.
-        grant: the provider's grant record; without it the digest of the dataset is not checked.
+        grant: the provider's grant record; None leaves `UNCHECKED_WITHOUT_GRANT` unchecked, which the result says.
 
     Raises:
         UsageError: `target` exists.
         SealingError: wrong identity, or the file is truncated or was tampered with.
-        VerificationError: `receipt-invalid` or `receipt-mismatch`.
+        VerificationError: `receipt-invalid`, `receipt-mismatch`, or `grant-mismatch`.
     """
     if target.exists():
         raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{target} exists", hint="choose a new directory")
     record.result.require_pass(record.result.appraised_at)
+    if grant is not None:
+        require_same_job(grant, record.result)
     # Decrypted beside the target, so that plaintext appears there by one rename after the last check.
     with _temporary_sibling(target) as folder:
-        open_result(source, identities, folder, limits=ArchiveLimits())
+        # Neither tar nor age compresses: what is inside cannot be larger than the file.
+        open_result(source, identities, folder, limits=ArchiveLimits(max_bytes=source.stat().st_size))
         with source.open("rb") as sealed:
             stanzas = count_stanzas(sealed)
         opened = check_result(folder, identities, record=record, grant=grant, stanzas=stanzas)
         folder.rename(target)
-    return replace(opened, folder=target)
+    return replace(opened, folder=target, unchecked=UNCHECKED_WITHOUT_GRANT if grant is None else ())
 
 
 def check_result(
@@ -173,6 +187,7 @@ def _terms(record: GrantRecord) -> GrantTerms:
         dataset_files=record.salted_digests,
         max_epsilon=privacy.max_epsilon if privacy else None,
         max_delta=privacy.max_delta if privacy else None,
+        rows=record.rows,
     )
 
 

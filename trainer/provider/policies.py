@@ -25,6 +25,7 @@ from trainer.attestation.policy import (
     parse_policy,
     policy_yaml,
     read_measurements,
+    require_plain_text,
     strict_app,
     strict_policy,
     undecided_app,
@@ -147,15 +148,19 @@ def _make_policy(app: AppSection, demands: PolicyDemands) -> Policy:
     if collateral is not None and collateral.startswith(("http://", "https://")):
         source = CollateralUrl(url=collateral)
     elif collateral is not None:
-        source = CollateralDocument(document=read_text_file(Path(collateral), "collateral"))
+        source = CollateralDocument(document=_read_plain_text(Path(collateral), "collateral"))
     return strict_policy(
         app,
-        trust_root_pem=None if trust_root is None else read_text_file(trust_root, "trust root"),
+        trust_root_pem=None if trust_root is None else _read_plain_text(trust_root, "trust root"),
         collateral=source,
         os=OsSection(measurements=oses),
         gpu_required=demands.gpu_required,
         sandbox=select_sandbox_demands(_read_specs(demands)),
     )
+
+
+def _read_plain_text(path: Path, what: str) -> str:
+    return require_plain_text(read_text_file(path, what), f"the {what} {path}")
 
 
 def render_policy(policy: Policy, demands: PolicyDemands, *, beside: Path) -> str:

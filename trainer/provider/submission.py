@@ -9,6 +9,7 @@ for; one that was restarted is verified again before anything is sent. A failure
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,16 +25,17 @@ from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import GrantRecord, seal_dataset
 from trainer.provider.job_events import PrivateMetrics, watch_job
 from trainer.provider.job_wait import JobWait
+from trainer.provider.local_files import write_beside
 from trainer.provider.opening import OpenedResult, open_sealed_result
 from trainer.provider.policies import read_policy
-from trainer.provider.submission_directory import SubmissionDirectory
+from trainer.provider.submission_directory import SubmissionDirectory, deletion_path
 from trainer.provider.submission_request import (
     ProgressReporter,
     Submission,
     SubmissionResult,
     submission_identity,
 )
-from trainer.provider.transport.carrier import FINAL_PHASES, Carrier
+from trainer.provider.transport.carrier import FINAL_PHASES, Carrier, require_result_size
 from trainer.provider.transport.carrier_registry import connect_to_job
 from trainer.provider.verification import appraise_job
 from trainer.receipt.deletion import DeletionStatement
@@ -61,21 +63,26 @@ class _SubmissionRun:
 
     def __init__(self, submission: Submission, report: ProgressReporter) -> None:
         output = submission.output
-        if output.exists():
-            raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{output} exists", hint="choose a new directory with -o")
+        for path in (output, deletion_path(output)):
+            if os.path.lexists(path):
+                raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{path} exists", hint="choose a new directory with -o")
         self._submission = submission
         self._report = report
         self._seconds: dict[str, float] = {}
         self._is_restarted = False
         self._has_answered = False
         self._job_wait = JobWait(submission.wait_seconds, report)
-        self._directory = SubmissionDirectory(output.with_name(output.name + ".submission"))
+        self._policy = read_policy(submission.policy)
+        self._directory = SubmissionDirectory(
+            output.with_name(output.name + ".submission"), submission.secret, self._policy
+        )
         self._files = find_data_files(submission.data)
         self._recipients = [str(identity.recipient()) for identity in submission.identities]
 
     def run(self) -> SubmissionResult:
         """Runs the steps, again and again with a job that was restarted or interrupted, within `wait_seconds`."""
-        if self._directory.open_for(submission_identity(self._submission, self._files, self._recipients)):
+        description = submission_identity(self._submission, self._policy, self._files, self._recipients)
+        if self._directory.open_for(description):
             self._report.line(f"going on with the submission in {self._directory.path}")
         while True:
             try:
@@ -166,9 +173,7 @@ class _SubmissionRun:
         submission = self._submission
         job = connect_to_job(submission.source)
         try:
-            record = appraise_job(
-                job, read_policy(submission.policy), cache=submission.cache, nonces=submission.nonces
-            )
+            record = appraise_job(job, self._policy, cache=submission.cache, nonces=submission.nonces)
         finally:
             # After a TLS handshake there is a job, even if it ended before it had evidence.
             self._has_answered |= job.peer_spki_sha256 is not None
@@ -246,9 +251,12 @@ class _SubmissionRun:
     def _pull(self, client: Carrier, record: Record, grant: GrantRecord) -> None:
         """Pulls the sealed result, and with it the statement of what the job destroyed: it may be gone soon."""
         self._report.step("pull the sealed result")
-        size = client.status().result_bytes or 0
+        limit = self._submission.max_result_bytes
+        size = require_result_size(client.status(), limit)
         digest = client.download_result(
-            self._directory.sealed_result, progress=lambda done: self._report.bytes_done("pulling", done, size)
+            self._directory.sealed_result,
+            limit=limit,
+            progress=lambda done: self._report.bytes_done("pulling", done, size),
         )
         receiver = DeletionReceiver(client, record, self._directory.deletion, digest, grant.manifest_sha256)
         try:
@@ -285,7 +293,7 @@ class _SubmissionRun:
     def _acknowledge(
         self, client: Carrier, record: Record, grant: GrantRecord, result: OpenedResult
     ) -> DeletionStatement | None:
-        """Ends the job; keeps the verified statement of what it destroyed as `OUTPUT.deletion.json`.
+        """Ends the job; keeps the verified statement of what it destroyed beside the result.
 
         The acknowledgement comes last: after it the job offers the result no longer, so it must have opened here.
         """
@@ -304,5 +312,6 @@ class _SubmissionRun:
         if statement is None:
             self._report.line("the job gave no statement of what it destroyed")
         else:
-            kept.replace(result.folder.with_name(result.folder.name + ".deletion.json"))
+            write_beside(deletion_path(result.folder), kept.read_bytes())
+            kept.unlink()
         return statement

@@ -13,20 +13,33 @@
     failures             digest and number of each failure report that was opened
     failed               empty: the job failed for good, and nothing was uploaded since
 
-A file that exists is complete: each is written under a temporary name and renamed.
+A file that exists is complete: each is written under a temporary name and renamed. The documents decide where data
+goes and which result is accepted, so each bears a tag of this user, this machine, this directory and its own name
+(`trainer.provider.own_files`). A directory that came from elsewhere is refused, whatever is in it.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
 import shutil
 from pathlib import Path
+from typing import Final
 
-from trainer.attestation.result.record import Record, save_record
-from trainer.encoding import file_sha256
+from trainer.attestation.policy import Policy
+from trainer.attestation.result.record import Record, load_record, save_record
+from trainer.encoding import canonical_json, file_sha256
 from trainer.errors import ErrorCode, UsageError
-from trainer.provider.grants import GrantRecord, read_grant_record
-from trainer.provider.verification import read_record
+from trainer.provider.grants import GrantRecord, parse_grant_record
+from trainer.provider.own_files import LocalSecret, OwnDirectory
 from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
+
+_SUBMISSION: Final = "submission.json"
+_ATTESTATION: Final = "attestation.json"
+_RESTARTED: Final = "restarted.json"
+_GRANT: Final = "grant.json"
+_EARLIER_GRANT: Final = "earlier-grant.json"
 
 
 class SubmissionDirectory:
@@ -34,6 +47,8 @@ class SubmissionDirectory:
 
     Args:
         path: the directory.
+        secret: authenticates the documents in it.
+        policy: the policy that this command names; a record under another one is not used.
 
     Attributes:
         sealed_dataset: path of the sealed dataset.
@@ -44,18 +59,16 @@ class SubmissionDirectory:
         uploaded: empty file: the job has all of `sealed_dataset`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, secret: LocalSecret, policy: Policy) -> None:
         self.path = path
+        self._own = OwnDirectory(path, secret)
+        self._policy = policy
         self.sealed_dataset = path / "dataset.age"
         self.sealed_result = path / "result.tar.age"
         self.deletion = path / "deletion.json"
         self.upload_begun = path / "upload-begun"
         self.upload_state = path / "upload.json"
         self.uploaded = path / "uploaded"
-        self._attestation = path / "attestation.json"
-        self._restarted = path / "restarted.json"
-        self._grant = path / "grant.json"
-        self._earlier_grant = path / "earlier-grant.json"
         self._refused_result = path / "refused-result.age"
         self._failures = path / "failures"
         self._failed = path / "failed"
@@ -70,15 +83,17 @@ class SubmissionDirectory:
             Whether an earlier submission continues.
 
         Raises:
-            UsageError: the directory belongs to another submission.
+            UsageError: the directory was not made here, or belongs to another submission.
+            VerificationError: its description was not written here.
         """
-        # Written first and compared on every later call: other data or another policy must not continue an upload.
-        file = self.path / "submission.json"
-        if not file.exists():
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomically(file, description)
+        if not os.path.lexists(self.path):
+            self._own.create({_SUBMISSION: description})
             return False
-        if file.read_bytes() != description:
+        self._own.require_own()
+        if not self._own.has(_SUBMISSION):
+            self._own.require_absent()
+        # Compared on every later call: other data or another policy must not continue an upload.
+        if self._own.read(_SUBMISSION) != description:
             if self._failed.exists():
                 # The job refused the submission for good: other data, or another policy, begins a new one.
                 shutil.rmtree(self.path)
@@ -94,40 +109,47 @@ class SubmissionDirectory:
 
     def has_record(self) -> bool:
         """Returns whether the job was appraised by an earlier step: it exists, and may come back."""
-        return self._attestation.exists()
+        return self._own.has(_ATTESTATION)
 
     def load_record(self, *, now: float) -> Record | None:
         """Returns the saved record, unless it has expired before a dataset was sealed on it; None without one."""
-        if not self._attestation.exists():
+        if not self._own.has(_ATTESTATION):
             return None
-        record = read_record(self._attestation)
+        record = self._read_record(_ATTESTATION)
         # Once a dataset is sealed the record stays: the result is checked against it, however long training takes.
-        return record if self._grant.exists() or record.result.expires_at > now else None
+        return record if self._own.has(_GRANT) or record.result.expires_at > now else None
 
     def save_record(self, record: Record) -> None:
         """Saves the record that the dataset is sealed on."""
-        write_atomically(self._attestation, save_record(record))
+        self._own.write(_ATTESTATION, save_record(record))
+
+    def _read_record(self, name: str) -> Record:
+        """Returns a record of this directory: appraised again, under this command's policy, as of its own time."""
+        return load_record(self._own.read(name), policy=self._policy, is_authentic=True)
 
     def load_peer_key(self, record: Record) -> str | None:
         """Returns the SHA-256 of the TLS key of the job as it was started last, in hex; None without TLS."""
-        latest = read_record(self._restarted) if self._restarted.exists() else record
+        latest = self._read_record(_RESTARTED) if self._own.has(_RESTARTED) else record
         return latest.result.peer_spki_sha256
 
     def load_grant(self) -> GrantRecord | None:
         """Returns the grant of the sealed dataset; None unless both exist."""
-        return read_grant_record(self._grant) if self._grant.exists() and self.sealed_dataset.exists() else None
+        has_both = self._own.has(_GRANT) and self.sealed_dataset.exists()
+        return parse_grant_record(self._own.read(_GRANT)) if has_both else None
 
     def save_grant(self, grant: GrantRecord) -> None:
         """Saves the grant of the sealed dataset."""
-        write_atomically(self._grant, grant.model_dump_json().encode())
+        self._own.write(_GRANT, canonical_json(grant.model_dump(mode="json")))
 
     def load_earlier_secret(self) -> str | None:
         """Returns the secret of the grant before a restart: with it a job finds its earlier checkpoints."""
-        return read_grant_record(self._earlier_grant).grant.secret if self._earlier_grant.exists() else None
+        if not self._own.has(_EARLIER_GRANT):
+            return None
+        return parse_grant_record(self._own.read(_EARLIER_GRANT)).grant.secret
 
     def discard_sealed_dataset(self) -> None:
         """Removes a sealed dataset whose grant is missing, or the reverse: the two are only good together."""
-        for file in (self._grant, self.sealed_dataset):
+        for file in (self.path / _GRANT, self.sealed_dataset):
             file.unlink(missing_ok=True)
 
     def adopt_restarted_job(self, record: Record, *, has_result: bool) -> None:
@@ -142,15 +164,16 @@ class SubmissionDirectory:
         """
         for file in (self.uploaded, self.upload_state):
             file.unlink(missing_ok=True)
-        is_same_recipient = record.result.recipient == read_record(self._attestation).result.recipient
-        if is_same_recipient or (has_result and self._grant.exists()):
+        is_same_recipient = record.result.recipient == self._read_record(_ATTESTATION).result.recipient
+        if is_same_recipient or (has_result and self._own.has(_GRANT)):
             # `upload-begun` stays: the job may have kept the dataset on its volume and be training already.
-            write_atomically(self._restarted, save_record(record))
+            self._own.write(_RESTARTED, save_record(record))
             return
-        if self._grant.exists():
-            self._grant.rename(self._earlier_grant)
+        if self._own.has(_GRANT):
+            self._own.write(_EARLIER_GRANT, self._own.read(_GRANT))
+            (self.path / _GRANT).unlink()
         self.save_record(record)
-        for file in (self.upload_begun, self.sealed_dataset, self._restarted):
+        for file in (self.upload_begun, self.sealed_dataset, self.path / _RESTARTED):
             file.unlink(missing_ok=True)
 
     def begin_upload(self) -> None:
@@ -192,7 +215,7 @@ class SubmissionDirectory:
             UsageError: OUTPUT was created since the submission began; the sealed result stays.
         """
         target = self._find_failure(file_sha256(self.sealed_result), output) if failed else output
-        if not target.exists():
+        if not os.path.lexists(target):
             folder.rename(target)
         elif failed:
             shutil.rmtree(folder)  # the report that an earlier call opened
@@ -206,22 +229,27 @@ class SubmissionDirectory:
 
     def _find_failure(self, sealed_sha256: str, output: Path) -> Path:
         """Returns `OUTPUT.failure-N` for a sealed failure report; one that was seen before keeps its number."""
-        seen = self._failures.read_text(encoding="ascii").split() if self._failures.exists() else []
-        for digest, _, known in (line.partition(":") for line in seen):
-            if digest == sealed_sha256:
-                return output.with_name(f"{output.name}.failure-{known}")
-        number = 1
-        while (target := output.with_name(f"{output.name}.failure-{number}")).exists():
-            number += 1
-        write_atomically(self._failures, "\n".join([*seen, f"{sealed_sha256}:{number}"]).encode())
-        return target
+        text = self._failures.read_text("ascii", "replace") if self._failures.exists() else ""
+        seen = dict(re.findall("^([0-9a-f]{64}):([0-9]{1,6})$", text, re.MULTILINE))
+        number = int(seen.get(sealed_sha256, 0)) or next(
+            free for free in itertools.count(1) if not any(map(os.path.lexists, failure_paths(output, free)))
+        )
+        seen[sealed_sha256] = str(number)
+        with replace_atomically(self._failures, PRIVATE_MODE) as file:
+            file.write("\n".join(f"{digest}:{known}" for digest, known in seen.items()).encode())
+        return failure_paths(output, number)[0]
 
     def remove(self) -> None:
         """Removes the directory: the result is in place."""
         shutil.rmtree(self.path)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a private file that exists either complete or not at all: the next call relies on it."""
-    with replace_atomically(path, PRIVATE_MODE) as file:
-        file.write(data)
+def failure_paths(output: Path, number: int) -> tuple[Path, Path]:
+    """Returns where the failure report with a number and the job's deletion statement with it belong."""
+    report = output.with_name(f"{output.name}.failure-{number}")
+    return report, deletion_path(report)
+
+
+def deletion_path(folder: Path) -> Path:
+    """Returns where the deletion statement of an opened result belongs: beside it."""
+    return folder.with_name(f"{folder.name}.deletion.json")

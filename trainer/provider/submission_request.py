@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from trainer.attestation.policy import Policy
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.encoding import canonical_json, file_sha256
 from trainer.provider.opening import OpenedResult
+from trainer.provider.own_files import LocalSecret
 from trainer.receipt.deletion import DeletionStatement
 from trainer.sealing.age import Identity
 from trainer.sealing.bundle import GrantDemands
@@ -42,6 +44,8 @@ class Submission:
         identities: the provider's; the result is sealed to their recipients.
         output: directory for the result; must not exist.
         cache: directory for collateral.
+        secret: authenticates what an earlier call kept.
+        max_result_bytes: largest sealed result that is pulled.
         nonces: file that remembers spent nonces; None keeps no record of them.
         require: what the grant demands of the job beyond its spec.
         job: path of the job spec; needed if it names columns or a format for the data.
@@ -54,6 +58,8 @@ class Submission:
     identities: Sequence[Identity]
     output: Path
     cache: Path
+    secret: LocalSecret
+    max_result_bytes: int
     nonces: Path | None = None
     job: Path | None = None
     require: GrantDemands | None = None
@@ -77,11 +83,14 @@ class SubmissionResult:
     deletion: DeletionStatement | None = None
 
 
-def submission_identity(submission: Submission, files: Mapping[str, Path], recipients: Sequence[str]) -> bytes:
+def submission_identity(
+    submission: Submission, policy: Policy, files: Mapping[str, Path], recipients: Sequence[str]
+) -> bytes:
     """Returns canonical JSON of everything that makes a submission another one.
 
     Args:
         submission: what is submitted.
+        policy: its policy, with the contents of every file that it names.
         files: name in the bundle → data file.
         recipients: whom the result is sealed to.
     """
@@ -89,7 +98,7 @@ def submission_identity(submission: Submission, files: Mapping[str, Path], recip
     return canonical_json(
         {
             "source": submission.source,
-            "policy_sha256": file_sha256(submission.policy),
+            "policy_sha256": policy.sha256(),
             "data": {name: file_sha256(path) for name, path in files.items()},
             "recipients": list(recipients),
             **({"require": require.model_dump(mode="json")} if require else {}),

@@ -6,19 +6,24 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from trainer.attestation.evidence import Evidence, parse_evidence
 from trainer.attestation.policy import CollateralDocument, Policy
-from trainer.attestation.result.record import Record, load_record
+from trainer.attestation.result.record import Record, load_record, save_record
 from trainer.attestation.verifier import appraise
 from trainer.encoding import canonical_json, sha256_hex
-from trainer.provider.local_files import read_small_file
+from trainer.errors import ErrorCode, VerificationError
+from trainer.provider.local_files import read_small_file, write_private_file
 from trainer.provider.nonces import spend_nonce
+from trainer.provider.own_files import LocalSecret, add_tag, check_tag
 from trainer.provider.transport.carrier import Carrier
 from trainer.provider.transport.collateral_download import fetch_collateral
 from trainer.provider.transport.endorsement_download import fetch_gpu_endorsements
 from trainer.receipt.attested_statement import verify_statement
 from trainer.receipt.deletion import DeletionStatement, ExpectedDeletion, check_deletion, parse_attested_deletion
+
+_RECORD_PURPOSE: Final = "result-record"
 
 
 def appraise_job(
@@ -95,7 +100,7 @@ def appraise_evidence(
         nonce: the nonce that the provider chose, 64 hex digits; never one that is read from the evidence.
         cache: directory for collateral.
         nonces: file that remembers spent nonces; None keeps no record of them.
-        now: Unix time to appraise at; None reads the clock.
+        now: Unix time to appraise at; None reads the clock. Only then the result is fresh.
         peer_spki_sha256: SHA-256 of the TLS key that answered, in hex; None if the evidence did not come over TLS.
 
     Raises:
@@ -118,6 +123,7 @@ def appraise_evidence(
         nonce=nonce,
         now=appraised_at,
         peer_spki_sha256=peer_spki_sha256,
+        fresh=now is None,
         # Spent at the real time, whatever `now` says: an appraisal as of an earlier time must not free a nonce.
         nonce_unused=None if nonces is None else spend_nonce(nonces, nonce, evidence_sha256, now=clock),
         endorsements=endorsements,
@@ -125,14 +131,71 @@ def appraise_evidence(
     return Record(result, evidence=evidence, collateral=collateral, policy=policy, endorsements=endorsements)
 
 
-def read_record(path: Path) -> Record:
-    """Reads a saved attestation result; its evidence is appraised again, as of the time of the first appraisal.
+def save_own_record(record: Record, path: Path, *, secret: LocalSecret) -> None:
+    """Writes a record that `read_own_record` accepts on this machine, to a new file.
+
+    Raises:
+        UsageError: the file exists, or cannot be written.
+    """
+    write_private_file(path, add_tag(save_record(record), secret.key_for(_RECORD_PURPOSE)))
+
+
+def read_own_record(path: Path, policy: Policy, *, secret: LocalSecret) -> Record:
+    """Reads a record that this user's tool wrote here, and appraises it again under the policy of this command.
+
+    The appraisal is as of the time of the first one, which the record's tag authenticates: a result is checked
+    against it however long training took.
 
     Raises:
         UsageError: no such file.
-        VerificationError: the appraisal does not give the saved result: the file was edited.
+        VerificationError: the record was not written here, is of another policy, not a pass, or was not fresh.
     """
-    return load_record(read_small_file(path, "attestation result"))
+    document = check_tag(read_small_file(path, "attestation result"), secret.key_for(_RECORD_PURPOSE))
+    if document is None:
+        raise VerificationError(
+            ErrorCode.VERIFICATION_FAILED,
+            f"{path} was not written by this tool for you on this machine, or was changed",
+            expected="what `trainer verify -o` wrote here",
+            found="something else",
+            hint="verify the job yourself, or name a record that you made elsewhere with --import-record",
+        )
+    record = load_record(document, policy=policy, is_authentic=True)
+    record.result.require_sealable(record.result.appraised_at)
+    return record
+
+
+def import_record(path: Path, policy: Policy, *, cache: Path, nonces: Path | None) -> Record:
+    """Reads a record that this user made on another machine, and appraises it now under this command's policy.
+
+    Whoever names a record here vouches for its nonce; nothing else in it is believed.
+
+    Args:
+        path: the record.
+        policy: what the provider demands.
+        cache: directory for collateral.
+        nonces: file that remembers spent nonces; None keeps no record of them.
+
+    Raises:
+        UsageError: no such file.
+        UnavailableError: the collateral service or an endorsement service does not answer.
+        VerificationError: not a record, or its evidence does not satisfy the policy now.
+    """
+    recorded = load_record(read_small_file(path, "attestation result"))
+    if recorded.result.nonce is None:
+        raise VerificationError(
+            ErrorCode.VERIFICATION_FAILED, f"the record {path}", expected="one with your nonce", found="no nonce"
+        )
+    record = appraise_evidence(
+        recorded.evidence,
+        policy,
+        nonce=recorded.result.nonce,
+        cache=cache,
+        nonces=nonces,
+        now=None,
+        peer_spki_sha256=recorded.result.peer_spki_sha256,
+    )
+    record.result.require_sealable(record.result.appraised_at)
+    return record
 
 
 def verify_deletion_statement(

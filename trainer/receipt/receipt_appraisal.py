@@ -29,6 +29,7 @@ class GrantTerms:
         dataset_files: maps each file of the dataset to its salted digest.
         max_epsilon: largest ε that the grant accepts; None if it demands no differential privacy.
         max_delta: largest δ that the grant accepts; None likewise.
+        rows: number of rows that were sealed; None if it is not known.
     """
 
     recipients: frozenset[str]
@@ -36,6 +37,7 @@ class GrantTerms:
     dataset_files: Mapping[str, str]
     max_epsilon: float | None = None
     max_delta: float | None = None
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def appraise_statement(statement: Statement, expected: ExpectedResult, *, first:
     7. `receipt-recipients`: the result was sealed to the recipients of the grant and to no others.
     8. `receipt-times`: the run began after the claims were issued, ended when the receipt was quoted, and not in
        the future.
-    9. `receipt-privacy`, if the grant demands it: ε and δ of the weights are within the budget.
+    9. `receipt-rows`, if the statement counts them: every row that was sealed was trained on, held out or dropped.
+    10. `receipt-privacy`, if the grant demands it: ε and δ of the weights are within the budget.
     """
     checks = (
         _check_files(statement, expected),
@@ -89,6 +92,7 @@ def appraise_statement(statement: Statement, expected: ExpectedResult, *, first:
         *_check_inputs(statement, expected),
         _check_recipients(statement, expected),
         _check_times(statement, expected),
+        *_check_rows(statement, expected.terms),
         *_check_privacy(statement, expected.terms),
     )
     return tuple(replace(check, number=first + index) for index, check in enumerate(checks))
@@ -167,6 +171,17 @@ def _check_inputs(statement: Statement, expected: ExpectedResult) -> Iterator[Ch
     same_files = listed - pinned == sealed
     found = manifest if same_files else f"{manifest}, with other files"
     yield _judge(code, title, wanted, found, holds=same_files and manifest == wanted)
+
+
+def _check_rows(statement: Statement, terms: GrantTerms | None) -> tuple[Check, ...]:
+    """Returns the check of the number of rows; none if the statement has no counts, as that of a failed job."""
+    counts = statement.metrics.get("rows")
+    parts = [counts.get(name) if isinstance(counts, dict) else None for name in ("train", "eval", "dropped")]
+    if terms is None or terms.rows is None or not all(isinstance(part, int) for part in parts):
+        return ()
+    found = sum(part for part in parts if isinstance(part, int))
+    title = "every row that was sealed was used, or is counted as dropped"
+    return (_judge("receipt-rows", title, f"{terms.rows}", f"{found}", holds=found == terms.rows),)
 
 
 def _check_privacy(statement: Statement, terms: GrantTerms | None) -> tuple[Check, ...]:

@@ -42,7 +42,7 @@ def seal(
 
     Args:
         files: maps each name, relative to `data/`, to a file.
-        to: the result of an appraisal; must be a pass that has not expired.
+        to: the result of an appraisal; must be a fresh pass that has not expired.
         grant: what the provider allows and demands; must name the job spec that was attested.
         target: the age file; replaced atomically, and left as it was on any error.
         now: Unix time in seconds.
@@ -54,7 +54,7 @@ def seal(
         UsageError: a file is missing, changes, or has a name that cannot be used.
         UnavailableError: STORAGE_FULL.
     """
-    to.require_pass(now)
+    to.require_sealable(now)
     require_valid_grant(grant, to.claims.job_spec_sha256, now)
     # The recipient comes from the attested claims alone; no argument or configuration can add another.
     recipients = [parse_recipient(to.recipient)]

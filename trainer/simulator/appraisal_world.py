@@ -243,7 +243,7 @@ class World:
         td = {"report_data": report_data(claims), **self.td}
         return self.vm.quote(td.pop("report_data"), **td)
 
-    def appraise(self) -> AttestationResult:
+    def appraise(self, *, fresh: bool = False) -> AttestationResult:
         """Appraises the evidence over the dataset's claims."""
         return appraise(
             self.evidence(),
@@ -252,6 +252,7 @@ class World:
             nonce=self.nonce,
             now=self.now,
             peer_spki_sha256=self.peer,
+            fresh=fresh,
             nonce_unused=self.nonce_unused,
             endorsements=self.endorsements,
             gpu_root_sha256=self.gpu_root_sha256,

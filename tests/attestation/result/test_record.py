@@ -88,6 +88,8 @@ def test_a_hand_written_pass_is_not_loaded(world: World) -> None:
         lambda document: document["result"].update(more="x"),
         lambda document: document.update(nonce_unused=False),
         lambda document: document.update(nonce_unused=None),
+        lambda document: document.update(fresh=True),
+        lambda document: document["result"].update(fresh=True),
         lambda document: document.update(result={}),
         lambda document: document["result"].update(recipient="age1" + "z" * 58),
     ],
@@ -157,12 +159,38 @@ def test_endorsements_come_back(world: World) -> None:
 def test_records_and_evidence_are_told_apart(world: World) -> None:
     assert is_record(save_record(record(world)))
     assert not is_record(world.evidence().canonical())
-    assert not any(map(is_record, (b"", b"[]", b"{}", b"\xff", b'"evidence"')))
+    assert not any(map(is_record, (b"[]", b"{}", b'"evidence"')))
+    for data in (b"", b"\xff", save_record(record(world)).replace(b'{"app', b'{"evidence":0,"app', 1)):
+        with pytest.raises(VerificationError):
+            is_record(data)
 
 
-def test_judged_again_at_the_recorded_time_it_is_the_same(world: World) -> None:
+def test_judged_again_with_its_nonce_at_the_recorded_time_it_passes_and_is_not_fresh(world: World) -> None:
     before = load_record(save_record(record(world)))
-    assert reappraise(before, now=world.now) == before
+    again = reappraise(before, now=world.now, nonce=world.nonce).result
+    assert (again.status, again.fresh) == ("pass", False)
+    assert again.check("nonce").state == "affirmed"
+
+
+def test_the_nonce_of_a_record_is_not_believed(world: World) -> None:
+    after = reappraise(record(world), now=world.now).result
+    assert (after.status, after.nonce, after.check("nonce").state) == ("pass", None, "not-demanded")
+    with pytest.raises(VerificationError, match="not fresh"):
+        after.require_sealable(world.now)
+
+
+def test_only_an_authentic_record_is_fresh(world: World) -> None:
+    data = save_record(Record(world.appraise(fresh=True), world.evidence(), world.collateral, world.policy))
+    assert not load_record(data).result.fresh
+    authentic = load_record(data, policy=world.policy, is_authentic=True)
+    authentic.result.require_sealable(world.now)
+    assert load_record(save_record(record(world)), is_authentic=True).result.fresh is False
+
+
+def test_a_record_under_another_policy_than_the_one_named_is_not_loaded(world: World) -> None:
+    other = world.demanding("app", compose_sha256=("00" * 32,)).policy
+    with pytest.raises(VerificationError, match="another policy"):
+        load_record(save_record(record(world)), policy=other, is_authentic=True)
 
 
 def test_judged_later_it_is_stale(world: World) -> None:

@@ -27,6 +27,7 @@ from trainer.provider.transport.carrier import SealedEvent
 from trainer.provider.transport.http_carrier import JobClient
 
 NONCE = "cd" * 32
+LIMIT = 16 << 20
 TOKEN = "5c" * 32
 
 
@@ -96,7 +97,7 @@ def test_an_impostor_gets_no_byte(impostor: Impostor, client_of: Any, front: Any
         lambda client: client.upload(sealed),
         lambda client: client.status(),
         lambda client: next(iter(client.events(TOKEN))),
-        lambda client: client.download_result(tmp_path / "result"),
+        lambda client: client.download_result(tmp_path / "result", limit=LIMIT),
         lambda client: client.acknowledge(ACKNOWLEDGEMENT),
     ]
     for call in calls:
@@ -132,7 +133,7 @@ def test_key_that_changes_between_connections(
 def test_result_and_ack_before_there_is_one(client_of: Any, front: Any, tmp_path: Path) -> None:
     with client_of(front) as client:
         calls: tuple[Callable[[], object], ...] = (
-            lambda: client.download_result(tmp_path / "result"),
+            lambda: client.download_result(tmp_path / "result", limit=LIMIT),
             lambda: client.acknowledge(ACKNOWLEDGEMENT),
         )
         for call in calls:

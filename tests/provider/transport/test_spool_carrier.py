@@ -32,6 +32,7 @@ from trainer.provider.transport.carrier import SealedEvent
 from trainer.provider.transport.spool_carrier import SpoolClient
 
 NONCE = "cd" * 32
+LIMIT = 16 << 20
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_the_whole_story(front: Any, tmp_path: Path) -> None:
     (front.spool / "result.tar.age").write_bytes(b"sealed result")
     digest = hashlib.sha256(b"sealed result").hexdigest()
     front.send(ResultReady(size=13, sha256=digest, acknowledgement_sha256=ACKNOWLEDGEMENT_SHA256))
-    assert client.download_result(tmp_path / "result") == digest
+    assert client.download_result(tmp_path / "result", limit=LIMIT) == digest
     assert (tmp_path / "result").read_bytes() == b"sealed result"
     front.send(DeletionReady(statement='{"signed":0}', acknowledged=False))
     while not (front.spool / "deletion.json").exists():
@@ -170,7 +171,7 @@ def test_result_that_was_changed(front: Any, tmp_path: Path) -> None:
     (front.spool / "result.tar.age").write_bytes(b"changed")
     front.send(ResultReady(size=6, sha256="0" * 64, acknowledgement_sha256="0" * 64))
     with pytest.raises(SealingError) as caught:
-        client_of(front).download_result(tmp_path / "result")
+        client_of(front).download_result(tmp_path / "result", limit=LIMIT)
     assert caught.value.code is ErrorCode.RESULT_DIGEST_MISMATCH
     assert not (tmp_path / "result").exists()
 

@@ -21,6 +21,7 @@ from trainer.models import Phase
 from trainer.provider.transport.uploading import UploadState
 
 NONCE = "cd" * 32
+LIMIT = 16 << 20
 TOKEN = "5c" * 32
 
 
@@ -130,7 +131,7 @@ def test_download_over_connections_that_break(client_of: Any, front: Any, relay:
     relay.cut_down = [1_500_000, 2000, 2_000_000]
     seen: list[int] = []
     with client_of(front, relay.url) as client:
-        assert client.download_result(tmp_path / "result.tar.age", progress=seen.append) == digest
+        assert client.download_result(tmp_path / "result.tar.age", limit=LIMIT, progress=seen.append) == digest
     assert (tmp_path / "result.tar.age").read_bytes() == content
     assert seen == sorted(seen)
     assert relay.connections >= 3
@@ -144,12 +145,12 @@ def test_download_goes_on_in_another_client(client_of: Any, front: Any, relay: A
     target = tmp_path / "out" / "result"
     target.parent.mkdir()
     with client_of(front, relay.url, retries=0) as client, pytest.raises(UnavailableError):
-        client.download_result(target)
+        client.download_result(target, limit=LIMIT)
     (partial,) = target.parent.iterdir()
     assert 1_000_000 < partial.stat().st_size < 2_000_000
     seen: list[int] = []
     with client_of(front, relay.url) as client:
-        client.download_result(target, progress=seen.append)
+        client.download_result(target, limit=LIMIT, progress=seen.append)
     assert seen[0] > 1_000_000
     assert target.read_bytes() == content
 
@@ -158,7 +159,7 @@ def test_download_of_another_result_begins_anew(client_of: Any, front: Any, tmp_
     (tmp_path / f".result.{'0' * 64}.partial").write_bytes(b"of an earlier job")
     front.publish_result(b"sealed result")
     with client_of(front) as client:
-        client.download_result(tmp_path / "result")
+        client.download_result(tmp_path / "result", limit=LIMIT)
     assert (tmp_path / "result").read_bytes() == b"sealed result"
     assert not list(tmp_path.glob(".result.*"))
 
@@ -169,15 +170,15 @@ def test_download_whose_beginning_was_changed_is_refused(client_of: Any, front: 
     (tmp_path / f".result.{digest}.partial").write_bytes(bytes([content[0] ^ 1]) + content[1:50_000])
     with client_of(front) as client:
         with pytest.raises(SealingError) as caught:
-            client.download_result(tmp_path / "result")
+            client.download_result(tmp_path / "result", limit=LIMIT)
         assert caught.value.code is ErrorCode.RESULT_DIGEST_MISMATCH
         assert not (tmp_path / "result").exists()
-        assert client.download_result(tmp_path / "result") == digest
+        assert client.download_result(tmp_path / "result", limit=LIMIT) == digest
 
 
 def test_download_that_was_whole_already(client_of: Any, front: Any, tmp_path: Path) -> None:
     digest = front.publish_result(b"sealed")
     (tmp_path / f".result.{digest}.partial").write_bytes(b"sealed")
     with client_of(front) as client:
-        assert client.download_result(tmp_path / "result") == digest
+        assert client.download_result(tmp_path / "result", limit=LIMIT) == digest
     assert (tmp_path / "result").read_bytes() == b"sealed"

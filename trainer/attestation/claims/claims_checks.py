@@ -99,7 +99,7 @@ def judge_binding(
     claims: DatasetClaims,
     td: TdReport | None,
     *,
-    nonce: str,
+    nonce: str | None,
     nonce_unused: bool | None,
     peer_spki_sha256: str | None,
 ) -> None:
@@ -109,7 +109,7 @@ def judge_binding(
         ledger: receives the outcomes.
         claims: the job's claims.
         td: the TD report; None where the quote could not be read.
-        nonce: the nonce of the request.
+        nonce: the nonce of the request; None if the provider named none.
         nonce_unused: whether the nonce was not used for other evidence; None where nobody keeps a record of it.
         peer_spki_sha256: digest of the TLS key that served the evidence; None if it came as a file.
     """
@@ -117,7 +117,11 @@ def judge_binding(
     # makes this connection end in that VM.
     if td is not None:
         ledger.compare(REPORT_DATA, expected=report_data(claims), found=td.report_data)
-    ledger.compare(NONCE, expected=nonce, found=claims.nonce)
+    if nonce is None:
+        # Compared with the evidence's own nonce, old evidence would look like new evidence.
+        ledger.leave_open(NONCE, found=claims.nonce, detail="no nonce of yours to compare it with")
+    else:
+        ledger.compare(NONCE, expected=nonce, found=claims.nonce)
     if nonce_unused is None:
         ledger.leave_open(NONCE_UNUSED, detail="no record of used nonces was kept")
     else:

@@ -11,6 +11,7 @@ from trainer.attestation.policy.schema import (
     Policy,
     TrustRoot,
     parse_policy,
+    require_plain_text,
 )
 from trainer.attestation.policy.sections import (
     FreshnessSection,
@@ -54,6 +55,7 @@ __all__ = [
     "parse_policy",
     "policy_yaml",
     "read_measurements",
+    "require_plain_text",
     "strict_app",
     "strict_policy",
     "undecided_app",

@@ -7,12 +7,13 @@ not demanded in every result.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Final, Literal, Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from trainer.attestation.policy.app_section import DERIVED_RECIPIENT, DERIVED_RECIPIENT_HINT, AppSection
 from trainer.attestation.policy.gpu_sources import inline_gpu_files, read_named_text
@@ -32,11 +33,49 @@ from trainer.models import One, Sha256Hex, Strict
 from trainer.strict_yaml import parse_yaml
 
 MAX_POLICY_BYTES: Final = 1 << 20
+MAX_TEXT_CHARACTERS: Final = 1 << 19
 
 _HINTS: Final = {"missing": "write `any` to leave it open", DERIVED_RECIPIENT: DERIVED_RECIPIENT_HINT}
 """Kind of a pydantic error → hint."""
 
-PrintableText = Annotated[str, Field(pattern=r"^[ -~\n]*$", max_length=1 << 19)]
+
+def require_plain_text(text: str, name: str) -> str:
+    """Returns a text that a policy contains or names, if it is printable ASCII: people compare what they read.
+
+    Raises:
+        UsageError: `policy-invalid`; the message calls the text `name`.
+    """
+    if (problem := _find_text_problem(text)) is None:
+        return text
+    raise UsageError(
+        ErrorCode.POLICY_INVALID,
+        name,
+        expected=f"printable ASCII text of at most {MAX_TEXT_CHARACTERS} characters",
+        found=problem,
+        hint="save it as plain text, without a byte order mark and with Unix line ends",
+    )
+
+
+def _find_text_problem(text: str) -> str | None:
+    if len(text) > MAX_TEXT_CHARACTERS:
+        return f"{len(text)} characters"
+    unprintable = re.search(r"[^ -~\n]", text)
+    if unprintable is None:
+        return None
+    names = {"\ufeff": "a byte order mark", "\r": "Windows line ends (CR LF)"}
+    line = text.count("\n", 0, unprintable.start()) + 1
+    return names.get(unprintable[0], f"the character U+{ord(unprintable[0]):04X} in line {line}")
+
+
+def _validate_plain_text(text: str) -> str:
+    if (problem := _find_text_problem(text)) is not None:
+        raise ValueError(
+            f"expected printable ASCII text of at most {MAX_TEXT_CHARACTERS} characters, got {problem}"
+        )
+    return text
+
+
+PrintableText = Annotated[str, AfterValidator(_validate_plain_text)]
 
 
 class TrustRoot(Strict):
@@ -188,7 +227,7 @@ def _inline(document: dict[str, object], section: str, key: str, read_file: Call
             ErrorCode.POLICY_INVALID, f"policy: {section}", expected="one file name", found=repr(name)
         )
     rest = {other: content for other, content in value.items() if other != "file"}
-    document[section] = {**rest, key: read_named_text(name, read_file, "a text file")}
+    document[section] = {**rest, key: require_plain_text(read_named_text(name, read_file, "a text file"), name)}
 
 
 def _policy_error(error: ValidationError) -> UsageError:
@@ -196,7 +235,11 @@ def _policy_error(error: ValidationError) -> UsageError:
     errors = error.errors(include_url=False, include_context=False, include_input=False)
     # A union such as `KeyProviderDemand | "any"` gives one error for each member: the deepest one is of the
     # member that the provider meant, and "expected 'any'" is never it.
-    deepest = max(errors, key=lambda item: (len(item["loc"]), item["type"] != "literal_error"))
+    # Of two of one depth, a wrong value says more than the keys of the other member.
+    forms = {"literal_error", "missing", "extra_forbidden"}
+    deepest = max(
+        errors, key=lambda item: (len(item["loc"]), item["type"] != "literal_error", item["type"] not in forms)
+    )
     parts = (str(part) for part in deepest["loc"])
     where = ".".join(part for part in parts if part.isdigit() or (part.islower() and part.isidentifier()))
     hint = _HINTS.get(deepest["type"])

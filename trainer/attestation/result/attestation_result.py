@@ -37,10 +37,12 @@ class AttestationResult:
         policy_sha256: digest of the policy that the evidence was judged by.
         appraised_at: time of the appraisal.
         expires_at: time until which a dataset may be sealed under this result.
-        nonce: the nonce of the request.
+        nonce: the nonce of the request; None if the provider named none, so that the evidence may be of any age.
         peer_spki_sha256: digest of the TLS key that served the evidence; None where it came as a file.
         development_root: whether the policy trusts another root than Intel's, so that even a pass proves no TEE.
         cautions: what somebody who relies on a pass under this policy must know.
+        fresh: whether this was the answer to a nonce of this provider, judged at the time of the command and with
+            collateral obtained for it. A repeated appraisal is not fresh: nothing may be sealed to it.
         appraiser: `APPRAISER`; not stored.
     """
 
@@ -52,10 +54,11 @@ class AttestationResult:
     policy_sha256: str
     appraised_at: int
     expires_at: int
-    nonce: str
+    nonce: str | None
     peer_spki_sha256: str | None
     development_root: bool
     cautions: tuple[str, ...]
+    fresh: bool
     appraiser: InitVar[object]
 
     def __post_init__(self, appraiser: object) -> None:
@@ -117,4 +120,21 @@ class AttestationResult:
                 expected=f"a time from {self.appraised_at} to {self.expires_at}",
                 found=now,
                 hint="verify the job again",
+            )
+
+    def require_sealable(self, now: int) -> None:
+        """Returns only if data may be sealed to the recipient at `now` (Unix seconds).
+
+        Raises:
+            VerificationError: as for `require_pass`; `verification-failed` if the result is not fresh.
+        """
+        self.require_pass(now)
+        # Otherwise old evidence, of a VM whose keys are known by now, would do: with its own nonce it passes.
+        if not self.fresh or self.nonce is None:
+            raise VerificationError(
+                ErrorCode.VERIFICATION_FAILED,
+                "the attestation result is not fresh",
+                expected="an answer to your own nonce, judged now with collateral obtained now",
+                found="a repeated appraisal of saved evidence",
+                hint="verify the job itself, or give the nonce that you asked with (--nonce)",
             )

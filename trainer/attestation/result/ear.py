@@ -74,6 +74,7 @@ def result_document(result: AttestationResult) -> dict[str, JsonValue]:
         "status": result.status,
         "development_root": result.development_root,
         "cautions": list(result.cautions),
+        "fresh": result.fresh,
         "checks": {check.code: check.state.value for check in result.checks},
         "recipient": result.recipient,
         "expires_at": result.expires_at,
@@ -105,12 +106,19 @@ def ear_claims(result: AttestationResult) -> dict[str, JsonValue]:
     return {
         "eat_profile": EAT_PROFILE,
         "iat": result.appraised_at,
-        # In JSON a text of 8 to 88 characters (RFC 9711, section 4.1).
-        "eat_nonce": base64.urlsafe_b64encode(bytes.fromhex(result.nonce)).decode().rstrip("="),
+        **_eat_nonce(result),
         VERIFIER_ID: {"developer": DEVELOPER, "build": BUILD},
         "ear_status": (tier if result.status == "pass" else Tier.CONTRAINDICATED).value,
         "submods": submodules,
     }
+
+
+def _eat_nonce(result: AttestationResult) -> dict[str, JsonValue]:
+    """Returns the nonce of the request; nothing if there was none: the evidence's own would prove nothing."""
+    if result.nonce is None:
+        return {}
+    # In JSON a text of 8 to 88 characters (RFC 9711, section 4.1).
+    return {"eat_nonce": base64.urlsafe_b64encode(bytes.fromhex(result.nonce)).decode().rstrip("=")}
 
 
 def vectors(checks: Sequence[Check]) -> dict[Submodule, dict[TrustClaim, TrustValue]]:

@@ -45,6 +45,9 @@ DEVELOPMENT_BANNER: Final = (
 )
 """What comes before every result under a development root, in words, since no colour may say that it is good."""
 
+NOT_FRESH: Final = "a repeated appraisal; nothing can be sealed to it"
+"""What a result that is not fresh is worth."""
+
 NOT_COVERED: Final = (
     "what whoever opens the machine can do: interposers on its memory bus, an attestation key extracted with them",
     "side channels of the CPU's and GPU's protection, beyond what the platform's TCB status says of them",

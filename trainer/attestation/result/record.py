@@ -1,9 +1,10 @@
 """The saved result: everything that one appraisal judged, so that it can be repeated anywhere, offline.
 
 A record has no authority. Loading it appraises its evidence again, at the recorded time, and refuses the record if
-the outcome differs: writing `pass` into the file changes nothing. Four things in a record cannot be checked
-again: whose policy it holds, who drew the nonce, whether the nonce was unused, and which TLS key served the
-evidence. If the file was out of the provider's hands, compare `Record.policy` with the intended policy.
+the outcome differs: writing `pass` into the file changes nothing. Five things in a record cannot be checked
+again: whose policy it holds, when it was made, who drew the nonce, whether the nonce was unused, and which TLS key
+served the evidence. So a result that comes from a record is not fresh, and nothing can be sealed to it, unless the
+caller has authenticated the bytes as its own; and whoever relies on a record names the policy that it must hold.
 """
 
 from __future__ import annotations
@@ -35,12 +36,15 @@ class _RecordDocument(Strict):
     collateral: Annotated[str, Field(max_length=4 << 20)]
     endorsements: GpuEndorsementsDocument
     policy: Policy
-    nonce: Nonce
+    nonce: Nonce | None
     nonce_unused: bool | None
+    fresh: bool
     peer_spki_sha256: Sha256Hex | None
     appraised_at: UnixTime
     result: dict[str, JsonValue]
     """The outcome, for people and scripts to read; loading compares it and never relies on it."""
+    tag: Sha256Hex | None = None
+    """Authenticates the record on the machine that wrote it (`trainer.provider.own_files`); means nothing here."""
 
 
 _RECORD: Final = TypeAdapter(_RecordDocument)
@@ -86,11 +90,12 @@ def save_record(record: Record) -> bytes:
         policy=record.policy,
         nonce=result.nonce,
         nonce_unused=_nonce_unused(result),
+        fresh=result.fresh,
         peer_spki_sha256=result.peer_spki_sha256,
         appraised_at=result.appraised_at,
         result=result_document(result),
     )
-    return canonical_json(document.model_dump(mode="json"))
+    return canonical_json(document.model_dump(mode="json", exclude={"tag"}))
 
 
 def _nonce_unused(result: AttestationResult) -> bool | None:
@@ -101,19 +106,31 @@ def _nonce_unused(result: AttestationResult) -> bool | None:
 
 
 def is_record(data: bytes) -> bool:
-    """Returns whether these bytes have the keys of a record, and not of bare evidence; validates nothing else."""
+    """Returns whether these bytes have the keys of a record, and not of bare evidence; validates nothing else.
+
+    Raises:
+        VerificationError: not JSON, or JSON that two readers could understand differently.
+    """
     try:
         document = parse_json(data)
-    except ValueError:
-        return False
+    except ValueError as error:
+        raise VerificationError(ErrorCode.EVIDENCE_INVALID, f"neither evidence nor a record: {error}") from None
     return isinstance(document, dict) and "evidence" in document and "claims" not in document
 
 
-def load_record(data: bytes) -> Record:
+def load_record(data: bytes, *, policy: Policy | None = None, is_authentic: bool = False) -> Record:
     """Reads a record and appraises its evidence again, at the recorded time.
 
+    Args:
+        data: the record's bytes.
+        policy: the policy that the record must hold; it is judged by this one. None accepts any policy: then the
+            outcome is for reading only.
+        is_authentic: whether the caller wrote these very bytes itself. Only then the recorded time, nonce and
+            freshness are believed.
+
     Raises:
-        VerificationError: not a record, or the appraisal has another outcome than the recorded one.
+        VerificationError: not a record, one under another policy, or the appraisal has another outcome than the
+            recorded one.
     """
     if len(data) > MAX_RECORD_BYTES:
         raise VerificationError(
@@ -126,22 +143,32 @@ def load_record(data: bytes) -> Record:
         document = parse_strict(_RECORD, data)
     except ValueError as error:
         raise VerificationError(ErrorCode.EVIDENCE_INVALID, f"record: {error}") from None
+    if policy is not None and policy.sha256() != document.policy.sha256():
+        raise VerificationError(
+            ErrorCode.VERIFICATION_FAILED,
+            "the record was made under another policy",
+            expected=policy.sha256(),
+            found=document.policy.sha256(),
+            hint="verify the job under the policy that you named",
+        )
     # The recorded outcome is not believed: it is compared with that of a new appraisal of the recorded
     # documents.
     collateral, endorsements = document.collateral.encode(), document.endorsements.endorsements()
     result = appraise(
         document.evidence,
         collateral=collateral,
-        policy=document.policy,
+        policy=policy or document.policy,
         nonce=document.nonce,
         now=document.appraised_at,
         peer_spki_sha256=document.peer_spki_sha256,
+        fresh=is_authentic and document.fresh,
         nonce_unused=document.nonce_unused,
         endorsements=endorsements,
     )
-    # Only the build may differ: another version of this tool may have written the record.
+    # Only the build may differ, as another version of this tool may have written the record; and freshness, which
+    # a repeated appraisal does not have.
     repeated, recorded = result_document(result), document.result
-    if _text_of(recorded) != _text_of(repeated):
+    if recorded.get("fresh") is not document.fresh or _text_of(recorded) != _text_of(repeated):
         status = recorded.get("status")
         raise VerificationError(
             ErrorCode.VERIFICATION_FAILED,
@@ -150,27 +177,27 @@ def load_record(data: bytes) -> Record:
             found=f"{status if status in ('pass', 'fail') else 'something else'}, as recorded",
             hint="verify the job again",
         )
-    return Record(result, document.evidence, collateral, document.policy, endorsements)
+    return Record(result, document.evidence, collateral, policy or document.policy, endorsements)
 
 
 def _text_of(result: dict[str, JsonValue]) -> str:
     """Returns what is compared of a result: JSON, in which 1, 1.0 and true differ, as they do not in Python."""
     claims = result.get(EAR)
     others = {**claims, VERIFIER_ID: None} if isinstance(claims, dict) else None
-    return json.dumps({**result, EAR: others}, sort_keys=True)
+    return json.dumps({**result, EAR: others, "fresh": None}, sort_keys=True)
 
 
 def reappraise(record: Record, *, now: int, policy: Policy | None = None, nonce: str | None = None) -> Record:
-    """Appraises a record's evidence as of another time, or under another policy.
+    """Appraises a record's evidence as of another time, or under another policy; the result is not fresh.
 
-    The recorded collateral is used unless `policy` contains some: nothing is fetched. Whether the nonce was
-    unused, and which TLS key served the evidence, stay as recorded, as they cannot be found out later.
+    The recorded collateral is used unless `policy` contains some: nothing is fetched. Which TLS key served the
+    evidence stays as recorded. The recorded nonce is not used: whoever wrote the record may have chosen it.
 
     Args:
         record: the record.
         now: Unix seconds.
         policy: the policy to judge by; None for the recorded policy.
-        nonce: the nonce that the evidence must have; None for the recorded nonce.
+        nonce: the nonce that the evidence must have; None leaves it open.
     """
     before, judged_by = record.result, policy or record.policy
     # A policy that contains collateral is judged with it here, as it would be in a first appraisal.
@@ -180,10 +207,9 @@ def reappraise(record: Record, *, now: int, policy: Policy | None = None, nonce:
         record.evidence,
         collateral=collateral,
         policy=judged_by,
-        nonce=nonce or before.nonce,
+        nonce=nonce,
         now=now,
         peer_spki_sha256=before.peer_spki_sha256,
-        nonce_unused=_nonce_unused(before),
         endorsements=record.endorsements,
     )
     return Record(result, record.evidence, collateral, judged_by, record.endorsements)

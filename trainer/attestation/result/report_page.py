@@ -18,6 +18,7 @@ from trainer.attestation.result.ear import BUILD, EAT_PROFILE, submodule_tier, v
 from trainer.attestation.result.presentation import (
     DEVELOPMENT_BANNER,
     NOT_COVERED,
+    NOT_FRESH,
     SYMBOLS,
     WORDS,
     CheckGroup,
@@ -80,9 +81,9 @@ def _verdict(result: AttestationResult) -> str:
         meaning = "Every check was affirmed or not demanded, and none of it shows a TEE: for development only."
     elif result.status == "pass":
         mark, word = SYMBOLS[CheckState.AFFIRMED], "Pass"
+        sealable = f"A dataset may be sealed to this job until {utc(result.expires_at)}."
         meaning = (
-            f"Every check was affirmed or not demanded. A dataset may be sealed to this job until "
-            f"{utc(result.expires_at)}."
+            f"Every check was affirmed or not demanded. {sealable if result.fresh else f'Not fresh: {NOT_FRESH}.'}"
         )
     else:
         mark, word = SYMBOLS[CheckState.CONTRAINDICATED], "Fail"
@@ -114,7 +115,8 @@ def _appraisal_facts(result: AttestationResult) -> Facts:
         ("recipient", result.recipient),
         ("appraised", utc(result.appraised_at)),
         ("valid until", utc(result.expires_at)),
-        ("nonce", result.nonce),
+        ("nonce", result.nonce or "none of yours was given"),
+        ("fresh", "yes" if result.fresh else NOT_FRESH),
         ("evidence", f"came over TLS, key {peer}" if peer else "came as a file"),
     )
 

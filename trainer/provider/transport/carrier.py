@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from trainer.errors import ErrorCode, UsageError
 from trainer.models import Phase, Status
 
 Progress = Callable[[int], None]
@@ -62,8 +63,8 @@ class Carrier(Protocol):
             token: the grant's token for events; None leaves private events out.
         """
 
-    def download_result(self, target: Path, *, progress: Progress | None = None) -> str:
-        """Transfers the sealed result to `target` and returns its SHA-256 in hex."""
+    def download_result(self, target: Path, *, limit: int, progress: Progress | None = None) -> str:
+        """Transfers the sealed result, of at most `limit` bytes, to `target` and returns its SHA-256 in hex."""
 
     def deletion_statement(self) -> bytes | None:
         """Returns the job's statement of what it destroyed, unverified; None if none lies beside the result."""
@@ -74,6 +75,29 @@ class Carrier(Protocol):
         Args:
             acknowledgement: what the grant's secret gives for this result, 64 hex digits.
         """
+
+
+def require_result_size(status: Status, limit: int) -> int:
+    """Returns the size of the sealed result that a job announces, 0 if it announces none.
+
+    Raises:
+        UsageError: `result-too-large`: it is above `limit` bytes.
+    """
+    size = status.result_bytes or 0
+    if size > limit:
+        raise result_too_large(limit, size)
+    return size
+
+
+def result_too_large(limit: int, found: int) -> UsageError:
+    """Returns the error for a sealed result of more than `limit` bytes."""
+    return UsageError(
+        ErrorCode.RESULT_TOO_LARGE,
+        "the job's sealed result",
+        expected=f"at most {limit} bytes",
+        found=f"{found} bytes",
+        hint="--max-bytes accepts a larger one, if you expect it",
+    )
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,10 @@ def earliest_next_update(collateral: bytes) -> int:
     """Returns the Unix time at which the first part of a collateral document becomes invalid.
 
     Raises:
-        ValueError: not a collateral document.
+        ValueError: not a collateral document, or larger than one may be.
     """
+    if len(collateral) > _MAX_COLLATERAL_BYTES:
+        raise ValueError(f"more than {_MAX_COLLATERAL_BYTES} bytes")
     document = _CollateralDates.model_validate_json(collateral)
     ends = [
         _SignedDocument.model_validate_json(text).next_update for text in (document.tcb_info, document.qe_identity)
@@ -134,7 +136,7 @@ def _read_cache(path: Path, now: int) -> bytes | None:
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_COLLATERAL_BYTES + 1)
-        return data if len(data) <= _MAX_COLLATERAL_BYTES and now < earliest_next_update(data) else None
+        return data if now < earliest_next_update(data) else None
     except (OSError, ValueError):
         return None
 

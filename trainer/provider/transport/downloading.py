@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -11,7 +12,7 @@ import httpx
 
 from trainer.encoding import file_sha256
 from trainer.errors import ErrorCode, SealingError, TrainerError, UnavailableError, UsageError
-from trainer.provider.transport.carrier import Progress
+from trainer.provider.transport.carrier import Progress, result_too_large
 from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
 
 _ETAG_PATTERN: Final = re.compile(r'"([0-9a-f]{64})"')
@@ -27,24 +28,32 @@ class ResultDownloader:
 
     Args:
         http: client of the job.
-        retry_policy: failures are counted from the last byte that arrived.
+        retry_policy: failures are counted from the last byte that arrived beyond all earlier ones.
         target: path of the result.
+        limit: largest acceptable result in bytes.
         progress: receives the bytes that are stored.
     """
 
     def __init__(
-        self, http: PinnedHttpClient, retry_policy: RetryPolicy, target: Path, progress: Progress | None
+        self,
+        http: PinnedHttpClient,
+        retry_policy: RetryPolicy,
+        target: Path,
+        limit: int,
+        progress: Progress | None,
     ) -> None:
         self._http = http
         self._retry_policy = retry_policy
         self._target = target
+        self._limit = limit
+        self._highest_offset = 0
         self._progress = progress or (lambda _: None)
 
     def fetch(self) -> str:
         """Downloads the result and returns its SHA-256 in hex.
 
         Raises:
-            UsageError: the target cannot be written.
+            UsageError: the target cannot be written, or the result is larger than the limit (`result-too-large`).
             UnavailableError: there is no result yet, or the job cannot be reached.
             SealingError: the file is not the one that the job announced (`result-digest-mismatch`).
         """
@@ -61,8 +70,7 @@ class ResultDownloader:
 
     def _attempt(self) -> str:
         """Downloads what is missing and returns the digest that the job announced."""
-        sizes = {digest: path.stat().st_size for path, digest in self._list_partials().items()}
-        digest, size = next(((digest, size) for digest, size in sizes.items() if size), (None, 0))
+        digest, size = self._find_partial()
         # RFC 9110, section 13.1.5: with If-Range the job sends the rest (206) if its result still has this ETag,
         # otherwise all (200) of another result.
         headers = {} if digest is None else {"Range": f"bytes={size}-", "If-Range": f'"{digest}"'}
@@ -73,21 +81,32 @@ class ResultDownloader:
             if etag is None:
                 raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job announced no digest of the result")
             announced = etag[1]
+            total = _announced_size(response)
+            if total > self._limit:
+                raise result_too_large(self._limit, total)
             appends = response.status_code == 206
             if appends and (announced != digest or not _continues_at(response, size)):
                 raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job answered with another range")
             if not appends:
                 self._remove_partials()
-            with self._partial_path(announced).open("ab" if appends else "wb") as file:
-                self._store(response, file)
+            with _open_partial(self._partial_path(announced), is_new=not appends) as file:
+                self._store(response, file, total)
             return announced
 
-    def _store(self, response: httpx.Response, file: BinaryIO) -> None:
-        stored = file.tell()
+    def _store(self, response: httpx.Response, file: BinaryIO, total: int) -> None:
+        """Appends the body of a response to the partial file, which has `total` bytes in the end."""
+        stored = file.seek(0, os.SEEK_END)
         for block in response.iter_raw(_BLOCK_BYTES):
-            file.write(block)
             stored += len(block)
-            self._retry_policy.record_progress()
+            if stored > total:
+                raise UnavailableError(
+                    ErrorCode.JOB_UNREACHABLE, "the job's answer", expected=f"{total} bytes", found="more"
+                )
+            file.write(block)
+            # Only bytes beyond the highest offset count: another result each time must not reset the failures.
+            if stored > self._highest_offset:
+                self._highest_offset = stored
+                self._retry_policy.record_progress()
             self._progress(stored)
         # On disk before it is verified and renamed: a file that is in place after a power failure is complete.
         file.flush()
@@ -125,6 +144,17 @@ class ResultDownloader:
     def _partial_path(self, digest: str) -> Path:
         return self._target.with_name(f".{self._target.name}.{digest}.partial")
 
+    def _find_partial(self) -> tuple[str | None, int]:
+        """Returns digest and size of the partial file to continue; None and 0 without one.
+
+        A link, or a file with a second name, was not made by an earlier call: it is not appended to.
+        """
+        for path, digest in self._list_partials().items():
+            state = path.lstat()
+            if stat.S_ISREG(state.st_mode) and state.st_nlink == 1 and 0 < state.st_size <= self._limit:
+                return digest, state.st_size
+        return None, 0
+
     def _list_partials(self) -> dict[Path, str]:
         """Returns the partial files beside the target, each with its digest."""
         pattern = re.compile(re.escape(f".{self._target.name}.") + r"([0-9a-f]{64})\.partial")
@@ -134,6 +164,25 @@ class ResultDownloader:
     def _remove_partials(self) -> None:
         for path in self._list_partials():
             path.unlink()
+
+
+def _open_partial(path: Path, *, is_new: bool) -> BinaryIO:
+    """Opens a partial file for appending; raises OSError where a link would lead elsewhere."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags | (os.O_CREAT | os.O_EXCL if is_new else 0), 0o644), "ab")
+
+
+def _announced_size(response: httpx.Response) -> int:
+    """Returns the size of the whole result that a response is, or is a range of.
+
+    Raises:
+        UnavailableError: it has no length: nothing would bound it.
+    """
+    name = "content-range" if response.status_code == 206 else "content-length"
+    match = re.fullmatch(r"(?:bytes [0-9]{1,16}-[0-9]{1,16}/)?([0-9]{1,16})", response.headers.get(name, ""))
+    if match is None:
+        raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job announced no size of the result")
+    return int(match[1])
 
 
 def _continues_at(response: httpx.Response, offset: int) -> bool:

@@ -121,15 +121,20 @@ class JobClient:
             self._http.require_pin()
         return EventStreamReader(self._http, self._new_retry_policy(), token).events()
 
-    def download_result(self, target: Path, *, progress: Progress | None = None) -> str:
+    def download_result(self, target: Path, *, limit: int, progress: Progress | None = None) -> str:
         """Downloads the sealed result to `target`, atomically, and returns its SHA-256 in hex.
 
+        Args:
+            target: path of the result.
+            limit: largest acceptable size in bytes.
+            progress: receives the bytes that are stored.
+
         Raises:
-            UsageError: `target` cannot be written.
+            UsageError: `target` cannot be written, or the result is larger than `limit`.
             UnavailableError: there is no result yet, or the job cannot be reached.
             SealingError: the file is not the one that the job announced (`result-digest-mismatch`).
         """
-        return ResultDownloader(self._http, self._new_retry_policy(), target, progress).fetch()
+        return ResultDownloader(self._http, self._new_retry_policy(), target, limit, progress).fetch()
 
     def deletion_statement(self) -> bytes:
         """Returns the deletion statement that the job serves beside its result, unverified.

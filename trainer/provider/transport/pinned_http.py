@@ -48,20 +48,23 @@ _UPLOAD_HINTS: Final[Mapping[ErrorCode, str]] = {
 
 @dataclass
 class RetryPolicy:
-    """Retries with exponential backoff, bounded in number; progress resets the count.
+    """Retries with exponential backoff, bounded in number; progress resets the count of consecutive failures.
 
     Args:
         retries: consecutive failures that are tolerated.
+        total: failures that are tolerated in all: a job that sends one byte a connection does not go on for ever.
         first_pause: seconds after the first failure; doubled after each further one.
         longest_pause: upper bound of a pause, in seconds.
         sleep: waits for some seconds; an argument for tests.
     """
 
     retries: int = 6
+    total: int = 2000
     first_pause: float = 0.5
     longest_pause: float = 30.0
     sleep: Callable[[float], None] = time.sleep
     _failures: int = field(default=0, init=False)
+    _all_failures: int = field(default=0, init=False)
 
     def record_progress(self) -> None:
         """Resets the count of failures."""
@@ -74,8 +77,10 @@ class RetryPolicy:
             TrainerError: `error` itself, if a retry cannot help or the last one was used up.
         """
         self._failures += 1
+        self._all_failures += 1
+        is_last = self._failures > self.retries or self._all_failures > self.total
         # A refusal such as `unauthorized` or `dataset-too-large` would be the same at every attempt.
-        if error.code not in _RETRIED_CODES or self._failures > self.retries:
+        if error.code not in _RETRIED_CODES or is_last:
             raise error
         self.sleep(min(self.longest_pause, self.first_pause * 2 ** (self._failures - 1)))
 

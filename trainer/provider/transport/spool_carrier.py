@@ -36,7 +36,14 @@ from trainer.exchange.spool import (
     SpoolTerms,
 )
 from trainer.models import Phase, Status
-from trainer.provider.transport.carrier import FINAL_PHASES, CarrierKind, JobEvent, Progress, SealedEvent
+from trainer.provider.transport.carrier import (
+    FINAL_PHASES,
+    CarrierKind,
+    JobEvent,
+    Progress,
+    SealedEvent,
+    result_too_large,
+)
 
 _COPY_BLOCK_BYTES: Final = 1 << 20
 _DELETION_SECONDS: Final = 10.0
@@ -119,7 +126,7 @@ class SpoolClient:
                         found=f"{size} bytes",
                     )
                 with self._spool.placing(DATASET_NAME) as target:
-                    _copy_and_hash(source, target, progress)
+                    _copy_and_hash(source, target, progress, limit=size)
         except OSError as error:
             raise UsageError(ErrorCode.USAGE, f"cannot copy {path} to the spool: {error.strerror}") from error
 
@@ -171,20 +178,27 @@ class SpoolClient:
             if event.id > last_id:
                 yield event
 
-    def download_result(self, target: Path, *, progress: Progress | None = None) -> str:
+    def download_result(self, target: Path, *, limit: int, progress: Progress | None = None) -> str:
         """Copies the sealed result to `target`, atomically, and returns its SHA-256 in hex.
 
+        Args:
+            target: path of the result.
+            limit: largest acceptable size in bytes.
+            progress: receives the bytes copied.
+
         Raises:
-            UnavailableError: no result in time.
+            UnavailableError: no result in time, or a link or special file in its place.
             SealingError: the file is not the one that the job announced (`result-digest-mismatch`).
-            UsageError: `target` cannot be written.
+            UsageError: `target` cannot be written, or the result is larger than `limit`.
         """
         # `result.json` is placed after the result, so a result that it announces is complete.
         announced = self._poll(lambda: self._spool.load(RESULT_INFO_NAME, SpoolResult), "no result")
+        if announced.size > limit:
+            raise result_too_large(limit, announced.size)
         try:
-            with SpoolDirectory(target.parent).placing(target.name) as file:
-                with self._spool.file(RESULT_NAME).open("rb") as source:
-                    digest = _copy_and_hash(source, file, progress)
+            with self._open_result() as source, SpoolDirectory(target.parent).placing(target.name) as file:
+                # One byte more than announced changes the digest; whatever follows is not read.
+                digest = _copy_and_hash(source, file, progress, limit=announced.size + 1)
                 if digest != announced.sha256:
                     raise SealingError(
                         ErrorCode.RESULT_DIGEST_MISMATCH,
@@ -195,6 +209,17 @@ class SpoolClient:
         except OSError as error:
             raise UsageError(ErrorCode.USAGE, f"cannot copy the result to {target}: {error.strerror}") from error
         return digest
+
+    def _open_result(self) -> BinaryIO:
+        try:
+            return self._spool.open_file(RESULT_NAME)
+        except OSError as error:
+            raise UnavailableError(
+                ErrorCode.JOB_UNREACHABLE,
+                f"{RESULT_NAME} in the spool",
+                expected="a regular file",
+                found=f"{error.strerror}",
+            ) from error
 
     def deletion_statement(self) -> bytes | None:
         """Returns the deletion statement that lies beside the result, unverified; None without one."""
@@ -254,11 +279,11 @@ SPOOL_CARRIER: Final = CarrierKind(
 )
 
 
-def _copy_and_hash(source: BinaryIO, target: BinaryIO, progress: Progress | None) -> str:
-    """Copies `source` to `target` in blocks and returns the SHA-256 of the content in hex."""
+def _copy_and_hash(source: BinaryIO, target: BinaryIO, progress: Progress | None, *, limit: int) -> str:
+    """Copies at most `limit` bytes of `source` to `target` in blocks and returns their SHA-256 in hex."""
     digest = hashlib.sha256()
     copied = 0
-    while block := source.read(_COPY_BLOCK_BYTES):
+    while block := source.read(min(_COPY_BLOCK_BYTES, limit - copied)):
         target.write(block)
         digest.update(block)
         copied += len(block)
