@@ -1,7 +1,7 @@
 """The only YAML loader: core schema of YAML 1.2, unique keys, no tags, bounded in time, depth and size.
 
-It reads job specs and policies, which may not have anchors, aliases or merge keys (`parse_yaml`), and compose
-files, which may (`load_yaml_tree`). Neither source is trusted.
+It reads job specs and policies, in a subset that all readers of YAML take alike (`parse_yaml`; trainer/SPEC.md,
+YAML), and compose files, which may use more of YAML (`load_yaml_tree`). Neither source is trusted.
 
     PyYAML's scanner ──► PyYAML's nodes ──► YamlNode tree, aliases expanded ──► plain values, or the audit's nodes
     tokens, depth        anchors            keys, tags, nodes, characters
@@ -20,6 +20,7 @@ from typing import Final, Literal, TypeAlias
 import yaml
 
 from trainer.errors import ErrorCode, UsageError
+from trainer.yaml_scalars import FIRST_CHARACTERS, SCALAR_PATTERNS, is_ambiguous
 
 MAX_TOKENS: Final = 20_000
 """Tokens of one document, or of all texts that share a `TokenBudget`; a job spec has hundreds."""
@@ -34,30 +35,12 @@ MAX_CHARACTERS: Final = 1 << 19
 
 _TAG: Final = "tag:yaml.org,2002:"
 _TOO_LARGE: Final = "too large or too deep"
-_UNKNOWN_TAG: Final = "a tag that has no meaning here"
 
 YamlKind: TypeAlias = Literal["str", "int", "float", "bool", "null", "sequence", "mapping"]
 YamlContent: TypeAlias = "str | tuple[YamlNode, ...] | Mapping[str, YamlNode]"
 
-_PATTERNS: Final = {
-    "bool": re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"),
-    "null": re.compile(r"(?:~|null|Null|NULL|)\Z"),
-    "int": re.compile(r"[-+]?(?:0|[1-9][0-9]*)\Z"),
-    "float": re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z"),
-    "merge": re.compile(r"<<\Z"),
-}
-"""What a plain scalar must match to be of a kind (YAML 1.2, section 10.3.2, and the merge key); the first wins.
-
-YAML 1.1, which PyYAML implements, reads `yes` as true, `1:30` as 90, `010` as 8 and `2e-4` as text.
-"""
-
-_FIRST_CHARACTERS: Final = {
-    "bool": [*"tTfF"],
-    "null": [*"~nN", ""],
-    "int": [*"-+0123456789"],
-    "float": [*"-+.0123456789"],
-    "merge": ["<"],
-}
+_OTHER_LINE_BREAKS: Final = re.compile("[\x85\u2028\u2029]")
+"""Characters that end a line in YAML 1.1 and do not in YAML 1.2."""
 
 
 class YamlError(ValueError):
@@ -127,7 +110,7 @@ class YamlNode:
 
 
 def parse_yaml(data: bytes, *, what: str, limit: int, code: ErrorCode) -> object:
-    """Parses a document that has no anchors, aliases, merge keys, tags or duplicate keys; returns plain values.
+    """Parses a document in the subset of YAML that every reader takes alike; returns plain values.
 
     Args:
         data: the text.
@@ -146,9 +129,17 @@ def parse_yaml(data: bytes, *, what: str, limit: int, code: ErrorCode) -> object
             found="more",
         )
     try:
-        return load_yaml_tree(data, compose_features=False).plain_value()
+        return load_yaml_tree(_decode(data), compose_features=False).plain_value()
     except YamlError as error:
         raise UsageError(code, f"the {what} is not acceptable YAML: {error}") from error
+
+
+def _decode(data: bytes) -> str:
+    """Returns the text; PyYAML would also guess UTF-16 from its first bytes."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise YamlError(data.count(b"\n", 0, error.start) + 1, "not UTF-8") from error
 
 
 def load_yaml_tree(text: str | bytes, *, compose_features: bool, budget: TokenBudget | None = None) -> YamlNode:
@@ -156,13 +147,15 @@ def load_yaml_tree(text: str | bytes, *, compose_features: bool, budget: TokenBu
 
     Args:
         text: the document.
-        compose_features: whether to accept what compose files use: anchors, aliases, merge keys (`<<`), and keys
-            that look like numbers, which become text.
+        compose_features: whether to accept what compose files use: anchors, aliases, merge keys (`<<`), keys that
+            look like numbers, which become text, and scalars that other readers take for something else.
         budget: tokens that may be spent on it; None for a budget of its own.
 
     Raises:
         YamlError: not YAML, empty, several documents, a duplicate key, a tag, or too large as it is or expanded.
     """
+    if not compose_features and isinstance(text, str) and (found := _OTHER_LINE_BREAKS.search(text)):
+        raise YamlError(text.count("\n", 0, found.start()) + 1, "a line break other than LF or CR LF")
     try:
         root = _BoundedLoader(text, budget or TokenBudget(), aliases=compose_features).get_single_node()
     except yaml.MarkedYAMLError as error:
@@ -194,18 +187,26 @@ class _BoundedLoader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem=_TOO_LARGE, problem_mark=self.get_mark())
         super().fetch_more_tokens()
 
+    def process_directives(self) -> object:
+        if self.check_token(yaml.DirectiveToken):
+            mark = self.peek_token().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="directives are not accepted", problem_mark=mark)
+        return super().process_directives()  # type: ignore[no-untyped-call]
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if not self._aliases and getattr(event, "anchor", None) is not None:
             raise yaml.MarkedYAMLError(
                 problem="anchors and aliases are not accepted", problem_mark=event.start_mark
             )
+        if getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(problem="tags are not accepted", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
 
 _BoundedLoader.yaml_implicit_resolvers = {}
-for _kind, _pattern in _PATTERNS.items():
-    _BoundedLoader.add_implicit_resolver(_TAG + _kind, _pattern, _FIRST_CHARACTERS[_kind])
+for _kind, _pattern in SCALAR_PATTERNS.items():
+    _BoundedLoader.add_implicit_resolver(_TAG + _kind, _pattern, FIRST_CHARACTERS[_kind])
 
 
 @dataclass
@@ -229,7 +230,6 @@ class _Expansion:
         """
         self._count(1, line, depth)
         if isinstance(node, yaml.MappingNode):
-            self._require_tag(node, "map")
             entries = self._entries(node, depth)
             return YamlNode(
                 "mapping",
@@ -237,7 +237,6 @@ class _Expansion:
                 line,
             )
         if isinstance(node, yaml.SequenceNode):
-            self._require_tag(node, "seq")
             elements = (self.expand(element, _line_of(element), depth + 1) for element in node.value)
             return YamlNode("sequence", tuple(elements), line)
         return YamlNode(self._scalar_kind(node), str(node.value), line)
@@ -292,19 +291,20 @@ class _Expansion:
         return str(node.value)
 
     def _scalar_kind(self, node: yaml.Node) -> YamlKind:
-        """Checks a scalar and returns its kind; a tag that was written out must fit the text."""
+        """Checks a scalar and returns its kind, which follows from its text alone."""
         text, kind = str(node.value), str(node.tag).removeprefix(_TAG)
         self.characters += len(text)
         if self.characters > self.max_characters:
             raise YamlError(_line_of(node), "too large once its aliases are expanded")
         if not text.isprintable() and re.search("[\ud800-\udfff]", text):
             raise YamlError(_line_of(node), "half of a surrogate pair")
-        if kind in {"bool", "null", "int", "float"} and _PATTERNS[kind].match(text):
+        is_plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        if is_plain and not self.compose_features and is_ambiguous(text):
+            raise YamlError(
+                _line_of(node),
+                f"{text[:64]!r} without quotes: readers of YAML take it for different values. "
+                "Write text in quotes, truth values as true or false, and numbers as in JSON",
+            )
+        if kind in {"bool", "null", "int", "float"}:
             return kind  # type: ignore[return-value]  # one of the kinds just compared with
-        if kind not in {"str", "merge"}:
-            raise YamlError(_line_of(node), _UNKNOWN_TAG)
         return "str"
-
-    def _require_tag(self, node: yaml.Node, kind: str) -> None:
-        if node.tag != _TAG + kind:
-            raise YamlError(_line_of(node), _UNKNOWN_TAG)
