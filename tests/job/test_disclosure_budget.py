@@ -119,6 +119,17 @@ def test_published_steps_are_few_and_grow(total: int, advances: list[int]) -> No
     assert total // unit <= PROGRESS_VALUES
 
 
+def test_nothing_is_published_before_the_first_new_step() -> None:
+    counter = StepCounter(5, 4000)
+    assert counter.release(1) is None
+    for step in (6, 7, 8):
+        counter.add(step, 4000)
+    released = counter.release(2)
+    assert released is not None
+    assert released.step == 8
+    assert StepCounter(3999, 4000).release(1) is None
+
+
 @given(st.integers(0, 9), st.integers(1, MAX_TOTAL_STEPS), st.integers(1, MAX_TOTAL_STEPS))
 def test_only_the_next_step_counts(done: int, step: int, total: int) -> None:
     counter = StepCounter(done, None)

@@ -83,7 +83,7 @@ class StepCounter:
     def __init__(self, done: int, total: int | None) -> None:
         self.step = done
         self.total = total
-        self._published: int | None = None
+        self._published = done
         self._first: tuple[int, int] | None = None
 
     def add(self, step: int, total: int) -> None:
@@ -109,7 +109,7 @@ class StepCounter:
             return None
         unit = math.ceil(self.total / PROGRESS_VALUES)
         step = self.step if self.step == self.total else self.step - self.step % unit
-        if step == self._published or not step:
+        if step <= self._published:
             return None
         self._published = step
         first_seconds, first_step = self._first = self._first or (seconds, step)
