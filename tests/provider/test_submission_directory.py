@@ -21,7 +21,7 @@ from trainer.simulator.appraisal_world import World, honest_world
 
 DESCRIPTION = canonical_json({"source": "https://job"})
 NOW = 1_000.0
-MANIFEST = Manifest(version=1, files={"rows.jsonl": ManifestFile(sha256="ef" * 32, size=1)})
+MANIFEST = Manifest(version=1, salt="5a" * 32, files={"rows.jsonl": ManifestFile(sha256="ef" * 32, size=1)})
 
 
 @pytest.fixture(scope="module")
