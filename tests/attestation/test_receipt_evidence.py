@@ -100,7 +100,12 @@ def test_a_later_start_of_the_same_vm_signs_with_another_key(world: World) -> No
 
 def test_a_deletion_statement_is_judged_by_the_same_checks(world: World) -> None:
     earlier, deletion = world.appraise(), receipt(world, purpose="deletion")
-    assert {check.state for check in deletion.appraise_receipt(earlier, "deletion")} == {CheckState.AFFIRMED}
+    earliest = receipt(deletion, issued_at=world.claims.issued_at - 1)
+    for each in (deletion, earliest):
+        states = {check.code: check.state for check in each.appraise_receipt(earlier, "deletion")}
+        assert states.pop("claims-validity") is CheckState.NOT_DEMANDED
+        assert set(states.values()) == {CheckState.AFFIRMED}
     states = {check.code: check.state for check in world.appraise_receipt(earlier, "deletion")}
     assert states.pop("statement-purpose") is CheckState.CONTRAINDICATED
+    assert states.pop("claims-validity") is CheckState.NOT_DEMANDED
     assert set(states.values()) == {CheckState.AFFIRMED}

@@ -52,8 +52,8 @@ STATEMENT_REPORT_DATA: Final = CheckDefinition(
 )
 STATEMENT_CLAIMS_VALIDITY: Final = CheckDefinition(
     "claims-validity",
-    title="the statement was issued after the claims that the dataset was sealed to",
-    attack="replay of an earlier job's statement",
+    title="a receipt was issued after the claims that the dataset was sealed to",
+    attack="replay of an earlier job's receipt",
     claim=(Submodule.JOB, TrustClaim.INSTANCE_IDENTITY),
     hint="verify the job again; compare the clocks",
 )
@@ -96,7 +96,14 @@ def judge_statement(
     ledger.compare(STATEMENT_RECEIPT_KEY, expected="EC secp256r1", found=key_kind(claims.receipt_key))
     if td is not None:
         ledger.compare(STATEMENT_REPORT_DATA, expected=report_data(claims), found=td.report_data)
-    # The same VM may have run an earlier job: its statements were issued before these claims.
+    # A deletion statement names the sealed result, which is compared. It is there from the offer on, so before the
+    # claims of a start that a provider verifies to pull the result.
+    if purpose == "deletion":
+        ledger.leave_open(
+            STATEMENT_CLAIMS_VALIDITY, found=claims.issued_at, detail="the sealed result is compared"
+        )
+        return
+    # The same VM may have run an earlier job: its receipts were issued before these claims.
     sealed_claims_issued_at = earlier.claims.issued_at
     ledger.judge(
         STATEMENT_CLAIMS_VALIDITY,
