@@ -16,12 +16,20 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic.fields import FieldInfo
 
 from trainer import logs
+from trainer.attestation.evidence import DatasetClaims, Evidence, Recipients
+from trainer.attestation.nvidia.gpu_endorsements import GpuEndorsementsDocument
+from trainer.attestation.policy import Policy
+from trainer.attestation.result import record
 from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode
+from trainer.job.end_record import EndRecord
 from trainer.models import Phase, Strict
+from trainer.provider.nonces import SpentNonce, SpentNonces
 from trainer.receipt.dsse import public_key_der, sign_envelope, verify_envelope
+from trainer.receipt.statement import RunSummary
 from trainer.sealing import grant_secrets
 from trainer.sealing.age import identity_from_seed
+from trainer.sealing.bundle import Grant
 from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointFile, CheckpointHeader, CheckpointKeys
 from trainer.spec import JobSpec, parse_job_spec
 from trainer.tee import key_derivation as keys
@@ -164,6 +172,62 @@ def test_examples_are_what_the_code_makes() -> None:
     if os.environ.get("UPDATE_DOCS"):
         DOCUMENT.write_text(rewrite(text), "utf-8")
     assert DOCUMENT.read_text("utf-8") == rewrite(text)
+
+
+def section(heading: str) -> str:
+    """The text below a heading, up to the next one."""
+    text = DOCUMENT.read_text("utf-8")
+    begin = text.index(f"\n{heading}\n")
+    end = re.search(r"^##", text[begin + len(heading) :], re.MULTILINE)
+    return text[begin : begin + len(heading) + end.start() if end else None]
+
+
+def named(cell: str) -> set[str]:
+    """`a[]`, `b.c` → a, b.c"""
+    return {name.removesuffix("[]") for name in re.findall(r"`([a-z0-9_.]+(?:\[\])?)`", cell)}
+
+
+def table_rows(heading: str, number: int) -> dict[frozenset[str], str]:
+    """The names in the first column of a section's table → the second column."""
+    table = re.findall(r"(?:^\|.*\n)+", section(heading), re.MULTILINE)[number]
+    rows = [line.strip("| ").split(" | ", 1) for line in table.splitlines()[2:]]
+    return {frozenset(named(cells[0])): cells[-1] for cells in rows}
+
+
+TABLES: tuple[tuple[str, int, type[Strict]], ...] = (
+    ("## Claims", 0, DatasetClaims),
+    ("## Evidence", 0, Evidence),
+    ("## Policy", 0, Policy),
+    ("## Result record", 0, record._RecordDocument),
+    ("## Spent nonces", 0, SpentNonces),
+    ("### The grant", 0, Grant),
+    ("### The checkpoint", 0, CheckpointHeader),
+    ("### The end record", 0, EndRecord),
+    ("## Receipt", 1, RunSummary),
+)
+
+
+@pytest.mark.parametrize(("heading", "number", "model"), TABLES, ids=[heading for heading, *_ in TABLES])
+def test_a_table_of_keys_has_the_keys_that_the_code_reads(heading: str, number: int, model: type[Strict]) -> None:
+    stated = {name.split(".")[0] for names in table_rows(heading, number) for name in names}
+    assert stated == set(model.model_fields)
+
+
+NESTED: tuple[tuple[str, str, type[Strict]], ...] = (
+    ("## Claims", "recipients", Recipients),
+    ("## Result record", "endorsements", GpuEndorsementsDocument),
+    ("## Spent nonces", "spent", SpentNonce),
+    ("### The checkpoint", "binding", CheckpointBinding),
+    ("### The checkpoint", "files", CheckpointFile),
+)
+
+
+@pytest.mark.parametrize(("heading", "key", "model"), NESTED, ids=[f"{one}: {two}" for one, two, _ in NESTED])
+def test_what_is_inside_a_key_has_the_names_that_the_code_reads(
+    heading: str, key: str, model: type[Strict]
+) -> None:
+    (text,) = (text for names, text in table_rows(heading, 0).items() if key in names)
+    assert named(text) == set(model.model_fields)
 
 
 @pytest.mark.parametrize(
