@@ -22,6 +22,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from trainer.encoding import file_sha256
+
 CALLS = """
 import os, sys, time
 {confine}
@@ -79,7 +81,7 @@ class Training:
             "version": 1,
             "model": {
                 "model_name_or_path": "/model",
-                "model_file_sha256": {file.name: "0" * 64 for file in sorted(self.model.iterdir())},
+                "model_file_sha256": {file.name: file_sha256(file) for file in sorted(self.model.iterdir())},
                 "dtype": "float32",
             },
             "data": {"max_length": 128, "test_split_size": 0.0},

@@ -21,6 +21,7 @@ import torch
 
 from tests.training.forked_worker import ROOT, VARIABLES, ForkedWorker
 from tests.training.local_runs import Runs
+from trainer.encoding import file_sha256
 from trainer.ipc.worker_messages import (
     FROM_WORKER,
     MAX_MESSAGE_BYTES,
@@ -31,6 +32,7 @@ from trainer.ipc.worker_messages import (
 )
 from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import JobSpec
+from trainer.spec.model_section import MODEL_FILE_SUFFIXES
 
 
 def compiles(test: Any) -> Any:
@@ -109,6 +111,16 @@ def make_spec() -> MakeSpec:
     return make
 
 
+def pinning(spec: JobSpec, model_dir: Path) -> JobSpec:
+    """The spec with the digests of the files that the model's directory has."""
+    digests = {
+        path.relative_to(model_dir).as_posix(): file_sha256(path)
+        for path in sorted(model_dir.rglob("*"))
+        if path.is_file() and path.suffix in MODEL_FILE_SUFFIXES
+    }
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"model_file_sha256": digests})})
+
+
 @pytest.fixture
 def runs(tmp_path: Path, tiny_model: Path, chat_file: Path, make_spec: MakeSpec) -> Iterator[Callable[..., Runs]]:
     """`runs(data_file, train={"max_steps": 3})`: a job spec to be carried out again and again in this process."""
@@ -157,6 +169,7 @@ def run_worker(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path,
         spec: JobSpec | None = None,
         *,
         model_dir: Path | None = None,
+        pins: bool = True,
         stdin: bytes = b"",
         processes: int = 1,
         started_anew: bool = False,
@@ -167,9 +180,10 @@ def run_worker(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path,
         output = tmp_path / "output"
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir()
+        base = model_dir or tiny_model
         order = TrainingOrder(
-            spec=spec or make_spec(),
-            model_dir=model_dir or tiny_model,
+            spec=pinning(spec or make_spec(), base) if pins else spec,
+            model_dir=base,
             data_files={data.name: data} if isinstance(data, Path) else dict(data),
             output_dir=output,
             split_key="5b" * 32,

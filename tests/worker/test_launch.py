@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training.conftest import pinning
 from tests.training.forked_worker import ForkedWorker, in_training
 from trainer.errors import ErrorCode, ExitCode, JobError
 from trainer.ipc.worker_messages import (
@@ -118,7 +119,9 @@ def children(pid: int) -> list[int]:
 def endless(chat_file: Path, make_spec: MakeSpec, tiny_model: Path, tmp_path: Path) -> TrainingOrder:
     (tmp_path / "output").mkdir()
     return TrainingOrder(
-        spec=make_spec(train={"max_steps": 10**6, "num_processes": 2}, data={"test_split_size": 0.0}),
+        spec=pinning(
+            make_spec(train={"max_steps": 10**6, "num_processes": 2}, data={"test_split_size": 0.0}), tiny_model
+        ),
         model_dir=tiny_model,
         data_files={"chat.jsonl": chat_file},
         output_dir=tmp_path / "output",

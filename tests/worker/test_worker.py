@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.training.conftest import pinning
 from tests.training.forked_worker import in_training
 from trainer.errors import ErrorCode, ExitCode
 from trainer.ipc.worker_messages import (
@@ -219,7 +220,7 @@ def test_being_told_to_stop(
 ) -> None:
     (tmp_path / "output").mkdir()
     order = TrainingOrder(
-        spec=make_spec(train={"max_steps": 10**6}),
+        spec=pinning(make_spec(train={"max_steps": 10**6}), tiny_model),
         model_dir=tiny_model,
         data_files={"chat.jsonl": chat_file},
         output_dir=tmp_path / "output",

@@ -47,6 +47,7 @@ from trainer.training.rank import ProcessRank
 from trainer.training.stopwatch import Stopwatch
 from trainer.worker.environment import replace_environment
 from trainer.worker.launch import launch
+from trainer.worker.model_integrity import verify_model
 from trainer.worker.preload import Preloader, garbage_collection_paused, scratch_dir
 
 if TYPE_CHECKING:
@@ -158,10 +159,15 @@ def _carry_out(
             rows = read_files(order.data_files, max_rows=spec.data.max_rows, schema=row_schema(spec.data))
         with watch.part("import"):
             loader, run_rank = _import_training(order, rank)
+        verified = None
         if preloader is not None:
             watch.put("ahead", preloader.seconds)
-            loader = preloader.loader_for(order, loader)
+            loader, verified = preloader.loader_for(order, loader), preloader.verified_for(order)
+        # Before the run reads a file of the model: the tokenizer, the weights, for a merged model both once more.
+        with watch.part("load"):
+            verified = verified or verify_model(order.model_dir, spec.model.model_file_sha256)
         summary = run_rank(order, rows, loader, rank, channel=channel, watch=watch, interrupts=interrupts)
+        verified.require_unchanged()
     finally:
         shutil.rmtree(scratch_dir(output_dir), ignore_errors=True)
     channel.send(Finished(summary=summary.model_dump(mode="json")))

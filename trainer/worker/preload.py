@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from trainer.ipc.worker_messages import Preparation, TrainingOrder
 from trainer.training.stopwatch import Stopwatch
 from trainer.worker.environment import replace_environment
+from trainer.worker.model_integrity import VerifiedModel, verify_model
 
 if TYPE_CHECKING:
     from trainer.training.engines.base import Loader
@@ -37,6 +38,7 @@ class Preloader:
         self._preparation = preparation
         self._loader: Loader | None = None
         self._model: PreloadedModel | None = None
+        self._verified: VerifiedModel | None = None
         self._watch = Stopwatch()
 
     def import_stack(self) -> None:
@@ -61,7 +63,9 @@ class Preloader:
         with self._attempt():
             from trainer.worker.preloaded_model import load_preloaded  # noqa: PLC0415 -- imports the training stack
 
-            self._model = load_preloaded(self._loader, self._preparation.model_dir, self._preparation.spec)
+            model_dir, spec = self._preparation.model_dir, self._preparation.spec
+            self._verified = verify_model(model_dir, spec.model.model_file_sha256)
+            self._model = load_preloaded(self._loader, model_dir, spec)
 
     @contextmanager
     def _attempt(self) -> Iterator[None]:
@@ -80,8 +84,14 @@ class Preloader:
     def loader_for(self, order: TrainingOrder, loader: Loader) -> Loader:
         """Returns what loads this order's model: the preloaded model where it fits, otherwise `loader`."""
         model = self._model
-        is_same_run = (order.spec, order.model_dir) == (self._preparation.spec, self._preparation.model_dir)
-        return loader if model is None or not is_same_run or loader.name != model.name else model
+        return loader if model is None or not self._is_for(order) or loader.name != model.name else model
+
+    def verified_for(self, order: TrainingOrder) -> VerifiedModel | None:
+        """Returns this order's model as it was verified before it was preloaded; None if it was not."""
+        return self._verified if self._is_for(order) else None
+
+    def _is_for(self, order: TrainingOrder) -> bool:
+        return (order.spec, order.model_dir) == (self._preparation.spec, self._preparation.model_dir)
 
 
 def scratch_dir(output_dir: Path) -> Path:
