@@ -6,6 +6,9 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from tests.attestation.tampering import (
     DAY,
     OTHER,
@@ -44,6 +47,15 @@ def signer_of_tcb_info(world: World) -> bytes:
     return (chain[: chain.index(end)] + end).encode()
 
 
+def unsigned_certificate(chain: str) -> str:
+    """The chain with one bit of the first certificate's signature changed; it stays readable."""
+    first, *others = x509.load_pem_x509_certificates(chain.encode())
+    der = bytearray(first.public_bytes(Encoding.DER))
+    der[-1] ^= 1
+    certificates = (x509.load_der_x509_certificate(bytes(der)), *others)
+    return "".join(each.public_bytes(Encoding.PEM).decode() for each in certificates)
+
+
 def reworded(world: World, old: bytes, new: bytes) -> World:
     """The honest certificates in another PEM form."""
     return with_chain(world, b"".join(certificates_of(world)).replace(old, new, 1))
@@ -61,6 +73,10 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "bytes before the last certificate": ("quote-trailing-bytes", lambda w: hiding(w, 2, b"\n")),
     "bytes behind the certificates": ("quote-trailing-bytes", lambda w: hiding(w, 3, b"more")),
     "a zero, then bytes behind the certificates": ("quote-trailing-bytes", lambda w: hiding(w, 3, b"\0more")),
+    "a zero in place of the last line's end": (
+        "quote-trailing-bytes",
+        lambda w: with_chain(w, b"".join(certificates_of(w))[:-1] + b"\0"),
+    ),
     "a header in a certificate's PEM": (
         "quote-trailing-bytes",
         lambda w: reworded(w, b"CERTIFICATE-----\n", b"CERTIFICATE-----\nmore: hidden\n\n"),
@@ -110,6 +126,10 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "a CRL of the root from the future": (
         "collateral-validity",
         lambda w: other_revocation_list(w, "root_ca_crl", 2),
+    ),
+    "a certificate beside the CRL that nobody signed": (
+        "collateral-signature",
+        lambda w: with_document(w, "pck_crl_issuer_chain", unsigned_certificate),
     ),
     "bytes behind a CRL": ("collateral-signature", lambda w: with_document(w, "pck_crl", lambda crl: crl + "00")),
     "bytes behind a chain of the collateral": (

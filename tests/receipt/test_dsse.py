@@ -81,9 +81,7 @@ def test_changed_envelopes_are_refused(attack: Callable[[dict[str, object]], obj
 @given(st.data())
 def test_any_flipped_bit_is_refused(data: st.DataObject) -> None:
     envelope = bytearray(sign_envelope(b'{"subject":"adapter"}', KEY))
-    keyid = envelope.index(b'"keyid"')
-    position = data.draw(st.integers(0, len(envelope) - 1).filter(lambda at: not keyid <= at < keyid + 76))
-    envelope[position] ^= 1 << data.draw(st.integers(0, 7))
+    envelope[data.draw(st.integers(0, len(envelope) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(VerificationError):
         verify_envelope(bytes(envelope), PUBLIC)
 

@@ -180,9 +180,9 @@ def run_worker(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path,
         output = tmp_path / "output"
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir()
-        base = model_dir or tiny_model
+        base, spec = model_dir or tiny_model, spec or make_spec()
         order = TrainingOrder(
-            spec=pinning(spec or make_spec(), base) if pins else spec,
+            spec=pinning(spec, base) if pins else spec,
             model_dir=base,
             data_files={data.name: data} if isinstance(data, Path) else dict(data),
             output_dir=output,

@@ -173,7 +173,7 @@ def test_told_to_end_they_leave_a_state_to_go_on_from(
     """The state is the first process's; noise and dropout of the others follow from it: the same bits."""
     steps = 60
     train = {"max_steps": steps, "num_processes": 2, "neftune_noise_alpha": 5.0, "eval_steps": 5}
-    spec = make_spec(train=train, lora={"lora_dropout": 0.2}, output={"samples": 0})
+    spec = pinning(make_spec(train=train, lora={"lora_dropout": 0.2}, output={"samples": 0}), endless.model_dir)
 
     def order(name: str, resume: Path | None = None) -> TrainingOrder:
         (tmp_path / name).mkdir()

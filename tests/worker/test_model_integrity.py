@@ -55,17 +55,22 @@ def replace_by_a_link(path: Path) -> None:
     path.symlink_to(moved)
 
 
+def replace_by_equal_bytes(path: Path) -> None:
+    path.with_name("copy").write_bytes(path.read_bytes())
+    path.with_name("copy").rename(path)
+
+
+def write_and_put_the_time_back(path: Path) -> None:
+    before = path.stat()
+    path.write_bytes(b"WEIGHTS")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "written to": lambda path: path.write_bytes(b"WEIGHTS"),
-    "replaced by equal bytes": lambda path: (
-        path.with_name("copy").write_bytes(b"weights") and path.with_name("copy").rename(path)
-    ),
+    "replaced by equal bytes": replace_by_equal_bytes,
     "replaced by a link": replace_by_a_link,
-    "written to and its time put back": lambda path: [
-        (status := path.stat()),
-        path.write_bytes(b"WEIGHTS"),
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns)),
-    ],
+    "written to and its time put back": write_and_put_the_time_back,
     "removed": lambda path: path.unlink(),
     "joined by another": lambda path: path.with_name("more.json").write_bytes(b"{}"),
 }

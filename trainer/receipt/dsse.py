@@ -27,7 +27,7 @@ MAX_ENVELOPE_BYTES: Final = 16 << 20
 
 
 class Signature(Strict):
-    """One signature of an envelope; `keyid` is an unauthenticated hint and is not used."""
+    """One signature of an envelope; `keyid` is a hint that is not authenticated, and chooses no key."""
 
     keyid: Annotated[str, Field(max_length=128)]
     sig: Annotated[str, Field(max_length=1024)]
@@ -82,7 +82,7 @@ def verify_envelope(envelope: bytes, public_key: bytes) -> bytes:
     1. The envelope is JSON without duplicate keys, with exactly one signature, canonical base64 and the payload
        type of in-toto.
     2. `public_key` is an EC P-256 key.
-    3. The signature is valid over PAE(payload type, payload).
+    3. The signature is valid over PAE(payload type, payload), and `keyid` is the SHA-256 of `public_key`.
 
     Args:
         envelope: the envelope's JSON.
@@ -101,6 +101,9 @@ def verify_envelope(envelope: bytes, public_key: bytes) -> bytes:
         key.verify(_decode_base64(parsed.signatures[0].sig), message, ec.ECDSA(hashes.SHA256()))  # 3
     except InvalidSignature:
         raise _receipt_invalid("the signature is not by the attested receipt key") from None
+    # One signed payload has one envelope: the hint is that of the key, and no place for anything else.
+    if parsed.signatures[0].keyid != sha256_hex(public_key):
+        raise _receipt_invalid("the key id is not that of the receipt key")
     return payload
 
 

@@ -39,7 +39,7 @@ def judge_os(ledger: Ledger, vm_config: str, events: Sequence[Event], td: TdRepo
         policy: the reference values.
     """
     measured = td is not None and _judge_measurements(ledger, vm_config, events, td, policy)
-    name = image_name(vm_config)
+    name = (image_name(vm_config) or "").strip() or None
     found = name or "no image name"
     # A help against mistakes, not against the host, which can show any name. So it does not matter that a host
     # shows none, if the provider accepted the measurements of the image.

@@ -14,7 +14,7 @@ from typing import Any, Final
 import dcap_qvl
 from cryptography import x509
 
-from trainer.attestation.tdx.pem_chain import read_pem_chain
+from trainer.attestation.tdx.pem_chain import PemChain, read_pem_chain
 from trainer.attestation.tdx.td_report import TdReport
 from trainer.encoding import parse_json
 
@@ -48,12 +48,17 @@ class Collateral:
     Attributes:
         handle: dcap-qvl's form of it.
         tcb_info: its TCB info document, parsed.
-        roots: key ids of the self-issued certificates in its chains.
+        chains: the certificate chains of the issuers of PCK CRL, TCB info and QE identity.
     """
 
     handle: dcap_qvl.QuoteCollateralV3
     tcb_info: Mapping[str, Any]
-    roots: tuple[bytes, ...]
+    chains: tuple[PemChain, ...]
+
+    @property
+    def roots(self) -> tuple[bytes, ...]:
+        """Key ids of the self-issued certificates in its chains."""
+        return tuple(root for chain in self.chains for root in chain.roots)
 
 
 def parse_collateral(data: bytes) -> Collateral:
@@ -77,10 +82,10 @@ def parse_collateral(data: bytes) -> Collateral:
         raise ValueError("the TCB info is not a JSON object")  # noqa: TRY004 -- wrong content, not a wrong type
     # The issuers of PCK CRL, TCB info and QE identity. The platform's own certificate comes with the quote.
     texts = (handle.pck_crl_issuer_chain, handle.tcb_info_issuer_chain, handle.qe_identity_issuer_chain)
-    chains = [read_pem_chain(text.encode()) for text in texts]
+    chains = tuple(read_pem_chain(text.encode()) for text in texts)
     if any(chain.stray or not chain.is_linked for chain in chains):
         raise ValueError("a chain that is not one certificate after the other, each issued by the next")
-    return Collateral(handle, tcb_info, tuple(root for chain in chains for root in chain.roots))
+    return Collateral(handle, tcb_info, chains)
 
 
 def overdue_list(collateral: Collateral, now: int) -> str | None:

@@ -11,11 +11,11 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -47,6 +47,17 @@ class PemChain:
         pairs = itertools.pairwise(self.certificates)
         return len(self.certificates) == len(issued) + 1 and all(one.issuer == two.subject for one, two in pairs)
 
+    @cached_property
+    def is_signed(self) -> bool:
+        """Whether each certificate's key signed the one before it, and the last one's key itself; no dates."""
+        issuers = (*self.certificates[1:], *self.certificates[-1:])
+        try:
+            for certificate, issuer in zip(self.certificates, issuers, strict=True):
+                certificate.verify_directly_issued_by(issuer)
+        except (InvalidSignature, ValueError, *_MALFORMED):
+            return False
+        return True
+
 
 def root_key_id(certificate: x509.Certificate) -> bytes:
     """Returns the SHA-384 of a root's EC public key point (0x04‖X‖Y): Intel's `root_key_id`.
@@ -74,17 +85,18 @@ def read_pem_chain(pem: bytes) -> PemChain:
         return PemChain((), 0)
     try:
         certificates = tuple(x509.load_pem_x509_certificates(text))
-        chain = PemChain(certificates, _stray_bytes(text, certificates))
+        chain = PemChain(certificates, _stray_bytes(pem, certificates))
         _ = chain.roots  # reads their keys, which may be malformed as well
     except _MALFORMED as error:
         raise ValueError(f"a certificate that cannot be read: {type(error).__name__}") from None
     return chain
 
 
-def _stray_bytes(text: bytes, certificates: Sequence[x509.Certificate]) -> int:
-    """Compares a PEM text with its certificates as they are written anew."""
+def _stray_bytes(pem: bytes, certificates: Sequence[x509.Certificate]) -> int:
+    """Compares a PEM text, and the zeros after it, with its certificates as they are written anew."""
     written = b"".join(each.public_bytes(Encoding.PEM) for each in certificates)
     forms = (written, written.replace(b"\n", b"\r\n"))
-    if text in forms or text in {form.rstrip(b"\r\n") for form in forms}:
+    # Zeros come after a complete last line; without zeros, its end may be missing.
+    if pem.rstrip(b"\0") in forms or pem in {form.rstrip(b"\r\n") for form in forms}:
         return 0
-    return max(1, len(text) - len(written))
+    return max(1, len(pem) - len(written))

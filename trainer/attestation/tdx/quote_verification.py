@@ -184,6 +184,11 @@ def verify_quote(quote: ParsedQuote, collateral: Collateral, *, root_der: bytes 
     # Before dcap-qvl, which accepts certificates in any order, and more of them than it needs.
     if not quote.chain.is_linked:
         raise QuoteRefused("the PCK certificates are not a chain: platform, issuer, root")
+    # dcap-qvl has no use for the chain beside the PCK CRL: the quote names the same issuer.
+    if not all(chain.is_signed for chain in collateral.chains):
+        raise QuoteRefused(
+            "in a chain of the CRL, TCB Info or QE Identity, one certificate did not sign the other"
+        )
     if overdue := overdue_list(collateral, now):
         raise QuoteRefused(overdue)
     # `claims_only` accepts every TCB status but Revoked: `tcb_checks` judges each value under the policy.
