@@ -24,7 +24,8 @@ from trainer.receipt.statement_writer import StatementInputs, make_statement
 from trainer.sealing.age import X25519Identity, generate_identity
 from trainer.sealing.bundle import Grant, Manifest, ManifestFile
 from trainer.sealing.sealed_result import seal_result
-from trainer.simulator.appraisal_world import World, honest_world
+from trainer.simulator.agent import SimulatedVm
+from trainer.simulator.appraisal_world import APP_COMPOSE, SEED, World, honest_world
 from trainer.spec import JobSpec, parse_job_spec
 
 SPEC = f"""\
@@ -223,3 +224,21 @@ def test_a_receipt_by_a_key_that_no_quote_names_is_refused(sealing: Sealing, tmp
         opened(replace(sealing, quoted_key=ANOTHER_KEY), tmp_path)
     assert refused.value.code is ErrorCode.RECEIPT_INVALID
     assert not (tmp_path / "out").exists()
+
+
+def test_the_result_of_a_later_boot_opens_by_the_appraisal_of_that_boot(sealing: Sealing, tmp_path: Path) -> None:
+    """Each boot measures its own GPU evidence, so that RTMR3 differs; the provider verified the job again."""
+    vm = sealing.world.vm
+    booted = SimulatedVm(APP_COMPOSE, SEED, options=vm.options)
+    booted.emit_event("gpus-of-this-boot", b"2")
+    later = replace(sealing, world=sealing.world.change(vm=booted))
+    source, grant = later.seal(tmp_path), grant_record(sealing.spec)
+
+    def opened_with(restarted: Record | None, name: str) -> OpenedResult:
+        return open_sealed_result(
+            source, [IDENTITY], tmp_path / name, record=sealing.record(), grant=grant, restarted=restarted
+        )
+
+    assert opened_with(later.record(), "out").failure is None
+    with pytest.raises(VerificationError, match="same-vm"):
+        opened_with(None, "unverified")

@@ -28,6 +28,7 @@ class DeletionReceiver:
         target: file for the statement; it holds none but one that was verified. None keeps it nowhere.
         result_sha256: digest of the sealed result, in hex.
         manifest_sha256: digest of the dataset's manifest, in hex; None if it is not known here.
+        restarted: the appraisal of the job as it was started last, if it was.
     """
 
     client: Carrier
@@ -35,6 +36,7 @@ class DeletionReceiver:
     target: Path | None
     result_sha256: str
     manifest_sha256: str | None
+    restarted: Record | None = None
 
     def fetch(self) -> DeletionStatement | None:
         """Fetches the statement that lies beside the result, and keeps it; None if there is none.
@@ -64,7 +66,11 @@ class DeletionReceiver:
             VerificationError: `receipt-invalid` or `receipt-mismatch`.
         """
         return verify_deletion_statement(
-            document, self.record, result_sha256=self.result_sha256, manifest_sha256=self.manifest_sha256
+            document,
+            self.record,
+            result_sha256=self.result_sha256,
+            manifest_sha256=self.manifest_sha256,
+            restarted=self.restarted,
         )
 
     def _keep(self, document: bytes) -> DeletionStatement:

@@ -61,7 +61,13 @@ class OpenedResult:
 
 
 def open_sealed_result(
-    source: Path, identities: Sequence[Identity], target: Path, *, record: Record, grant: GrantRecord | None
+    source: Path,
+    identities: Sequence[Identity],
+    target: Path,
+    *,
+    record: Record,
+    grant: GrantRecord | None,
+    restarted: Record | None = None,
 ) -> OpenedResult:
     """Opens a sealed result into the new directory `target`, which is not created unless every check passes.
 
@@ -73,6 +79,7 @@ def open_sealed_result(
         target: must not exist.
         record: the appraisal that the dataset was sealed on. It may have expired since: training takes time.
         grant: the provider's grant record; None leaves `UNCHECKED_WITHOUT_GRANT` unchecked, which the result says.
+        restarted: the appraisal of the job as it was started last, if it was.
 
     Raises:
         UsageError: `target` exists.
@@ -90,13 +97,19 @@ def open_sealed_result(
         open_result(source, identities, folder, limits=ArchiveLimits(max_bytes=source.stat().st_size))
         with source.open("rb") as sealed:
             stanzas = count_stanzas(sealed)
-        opened = check_result(folder, identities, record=record, grant=grant, stanzas=stanzas)
+        opened = check_result(folder, identities, record=record, grant=grant, stanzas=stanzas, restarted=restarted)
         folder.rename(target)
     return replace(opened, folder=target, unchecked=UNCHECKED_WITHOUT_GRANT if grant is None else ())
 
 
 def check_result(
-    folder: Path, identities: Sequence[Identity], *, record: Record, grant: GrantRecord | None, stanzas: int
+    folder: Path,
+    identities: Sequence[Identity],
+    *,
+    record: Record,
+    grant: GrantRecord | None,
+    stanzas: int,
+    restarted: Record | None = None,
 ) -> OpenedResult:
     """Checks an opened result against its receipt, and the receipt against the attested job.
 
@@ -106,6 +119,7 @@ def check_result(
         record: as for `open_sealed_result`.
         grant: as for `open_sealed_result`.
         stanzas: how many stanzas the sealed file has.
+        restarted: as for `open_sealed_result`.
 
     Raises:
         VerificationError: the receipt is missing or not signed by the quoted key, or a check fails.
@@ -114,7 +128,7 @@ def check_result(
     # author. The quote was made at the job's end and covers this statement's digest and the key that signed it.
     evidence = parse_statement_evidence(_read_limited(folder, "evidence.json", MAX_STATEMENT_EVIDENCE_BYTES))
     envelope = _read_limited(folder, "receipt.json", MAX_ENVELOPE_BYTES)
-    payload, quoted = verify_statement(envelope, evidence, "receipt", record)
+    payload, quoted = verify_statement(envelope, evidence, "receipt", record, restarted=restarted)
     statement = parse_statement(payload)
     signature = Check(
         1, "receipt-signature", "signed by the quoted receipt key", CheckState.AFFIRMED, None, None, None

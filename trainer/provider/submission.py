@@ -17,10 +17,8 @@ from typing import Final, TypeVar
 
 from trainer.attestation.result.presentation import DEVELOPMENT_BANNER
 from trainer.attestation.result.record import Record
-from trainer.encoding import file_sha256
 from trainer.errors import RESUMABLE, ErrorCode, SealingError, UnavailableError, UsageError, VerificationError
 from trainer.models import Phase
-from trainer.provider.acknowledgement import DeletionReceiver
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import GrantRecord, seal_dataset
 from trainer.provider.job_events import PrivateMetrics, watch_job
@@ -253,12 +251,12 @@ class _SubmissionRun:
         self._report.step("pull the sealed result")
         limit = self._submission.max_result_bytes
         size = require_result_size(client.status(), limit)
-        digest = client.download_result(
+        client.download_result(
             self._directory.sealed_result,
             limit=limit,
             progress=lambda done: self._report.bytes_done("pulling", done, size),
         )
-        receiver = DeletionReceiver(client, record, self._directory.deletion, digest, grant.manifest_sha256)
+        receiver = self._directory.deletion_receiver(client, record, grant)
         try:
             receiver.fetch()
         except (UnavailableError, VerificationError) as error:
@@ -279,6 +277,7 @@ class _SubmissionRun:
                 self._directory.make_room_to_open(),
                 record=record,
                 grant=grant,
+                restarted=self._directory.load_restarted(),
             )
         except (SealingError, VerificationError):
             # Whoever stores the result chose these bytes: they must not stand in the place of the real ones.
@@ -297,8 +296,7 @@ class _SubmissionRun:
 
         The acknowledgement comes last: after it the job offers the result no longer, so it must have opened here.
         """
-        digest, kept = file_sha256(self._directory.sealed_result), self._directory.deletion
-        receiver = DeletionReceiver(client, record, kept, digest, grant.manifest_sha256)
+        kept, receiver = self._directory.deletion, self._directory.deletion_receiver(client, record, grant)
         statement = None
         try:
             statement = receiver.acknowledge(grant)

@@ -31,8 +31,10 @@ from trainer.attestation.policy import Policy
 from trainer.attestation.result.record import Record, load_record, save_record
 from trainer.encoding import canonical_json, file_sha256
 from trainer.errors import ErrorCode, UsageError
+from trainer.provider.acknowledgement import DeletionReceiver
 from trainer.provider.grants import GrantRecord, parse_grant_record
 from trainer.provider.own_files import LocalSecret, OwnDirectory
+from trainer.provider.transport.carrier import Carrier
 from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
 
 _SUBMISSION: Final = "submission.json"
@@ -129,8 +131,22 @@ class SubmissionDirectory:
 
     def load_peer_key(self, record: Record) -> str | None:
         """Returns the SHA-256 of the TLS key of the job as it was started last, in hex; None without TLS."""
-        latest = self._read_record(_RESTARTED) if self._own.has(_RESTARTED) else record
-        return latest.result.peer_spki_sha256
+        return (self.load_restarted() or record).result.peer_spki_sha256
+
+    def load_restarted(self) -> Record | None:
+        """Returns the appraisal of the job as it was started last; None if it was not started again."""
+        return self._read_record(_RESTARTED) if self._own.has(_RESTARTED) else None
+
+    def deletion_receiver(self, client: Carrier, record: Record, grant: GrantRecord) -> DeletionReceiver:
+        """Returns what receives the job's deletion statement about the sealed result that was pulled here."""
+        return DeletionReceiver(
+            client,
+            record,
+            self.deletion,
+            file_sha256(self.sealed_result),
+            grant.manifest_sha256,
+            self.load_restarted(),
+        )
 
     def load_grant(self) -> GrantRecord | None:
         """Returns the grant of the sealed dataset; None unless both exist."""

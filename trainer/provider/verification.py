@@ -199,7 +199,12 @@ def import_record(path: Path, policy: Policy, *, cache: Path, nonces: Path | Non
 
 
 def verify_deletion_statement(
-    document: bytes, record: Record, *, result_sha256: str, manifest_sha256: str | None
+    document: bytes,
+    record: Record,
+    *,
+    result_sha256: str,
+    manifest_sha256: str | None,
+    restarted: Record | None = None,
 ) -> DeletionStatement:
     """Verifies the deletion statement that an appraised job made at its end.
 
@@ -208,13 +213,14 @@ def verify_deletion_statement(
         record: the appraisal that the dataset was sealed on.
         result_sha256: SHA-256 of the sealed result in hex.
         manifest_sha256: SHA-256 of the dataset's manifest in hex; None if it is not known here.
+        restarted: the appraisal of the job as it was started last, if it was.
 
     Raises:
         VerificationError: `receipt-invalid` or `receipt-mismatch`.
     """
     attested = parse_attested_deletion(document)
     envelope = canonical_json(attested.envelope.model_dump(mode="json"))
-    payload, _ = verify_statement(envelope, attested.evidence, "deletion", record)
+    payload, _ = verify_statement(envelope, attested.evidence, "deletion", record, restarted=restarted)
     expected = ExpectedDeletion(
         job_spec_sha256=record.result.job_spec_sha256,
         received_at=int(time.time()),

@@ -11,9 +11,14 @@ from trainer.receipt.dsse import verify_envelope
 
 
 def verify_statement(
-    envelope: bytes, evidence: StatementEvidence, purpose: StatementPurpose, record: Record
+    envelope: bytes,
+    evidence: StatementEvidence,
+    purpose: StatementPurpose,
+    record: Record,
+    *,
+    restarted: Record | None = None,
 ) -> tuple[bytes, tuple[Check, ...]]:
-    """Verifies that the VM which `record` appraised made a statement; returns its payload, and the checks.
+    """Verifies that a VM which was appraised made a statement; returns its payload, and the checks.
 
     1. The key that the evidence names signed the envelope.
     2. The evidence, whose quote covers that key and the digest of the payload, is the same VM's, for the same job.
@@ -25,20 +30,27 @@ def verify_statement(
         evidence: the evidence over the statement.
         purpose: the kind of statement that is wanted.
         record: the appraisal that the dataset was sealed on; a pass. Its time is that of the collateral.
+        restarted: the appraisal of the job as it was started last, if it was. A boot measures GPU evidence of its
+            own, so that registers may differ from those in `record`.
 
     Raises:
         VerificationError: RECEIPT_INVALID (1) or RECEIPT_MISMATCH (2), with the check that failed.
     """
     payload = verify_envelope(envelope, bytes.fromhex(evidence.claims.receipt_key))  # 1
-    checks = appraise_statement_evidence(  # 2
-        evidence,
-        purpose=purpose,
-        statement=payload,
-        earlier=record.result,
-        collateral=record.collateral,
-        policy=record.policy,
-        now=record.result.appraised_at,
-    )
+    judged = [  # 2
+        appraise_statement_evidence(
+            evidence,
+            purpose=purpose,
+            statement=payload,
+            earlier=appraised.result,
+            collateral=appraised.collateral,
+            policy=appraised.policy,
+            now=appraised.result.appraised_at,
+        )
+        for appraised in (record, restarted)
+        if appraised is not None
+    ]
+    checks = next((each for each in judged if all(check.acceptable for check in each)), judged[0])
     require_acceptable(checks)
     return payload, checks
 
