@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +14,14 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.attestation.field_changes import changes
 from trainer.attestation.evidence import StatementClaims
 from trainer.attestation.result.record import Record
 from trainer.encoding import sha256_hex
 from trainer.error_document import FailureReport
 from trainer.errors import ErrorCode, JobError, TrainerError, VerificationError
 from trainer.job.outcome import tree_digests
-from trainer.provider.grants import GrantRecord
+from trainer.provider.grants import GrantRecord, read_grant_record
 from trainer.provider.opening import OpenedResult, open_sealed_result
 from trainer.receipt.dsse import public_key_der, sign_envelope
 from trainer.receipt.statement import ReceiptOutcome
@@ -199,6 +204,26 @@ def test_a_file_that_no_result_has_is_not_written_though_it_was_signed_for(
         opened(replace(sealing, files={**FILES, name: content}), tmp_path)
     assert refused.value.code is ErrorCode.RECEIPT_MISMATCH
     assert sorted(path.name for path in tmp_path.iterdir()) == ["result.tar.age", "tree"]
+
+
+UNUSED_WHEN_OPENING = r"rows: .*|grant\.(secret|expires_at): .*|grant\.allow.*|grant\.require.*"
+"""Changes of a grant record that opening has no use for: they are about acknowledging, sealing and the run."""
+
+
+def test_no_field_of_the_grant_record_can_be_changed(sealing: Sealing, tmp_path: Path) -> None:
+    source, record = sealing.seal(tmp_path), sealing.record()
+    made = changes(json.loads(grant_record(sealing.spec).model_dump_json()))
+    judged = [change for change in made if not re.fullmatch(UNUSED_WHEN_OPENING, change[0])]
+    assert len(judged) >= 20
+    wrong = []
+    for name, changed in judged:
+        (tmp_path / "grant.json").write_text(json.dumps(changed))
+        with suppress(TrainerError):
+            grant = read_grant_record(tmp_path / "grant.json")
+            open_sealed_result(source, [IDENTITY], tmp_path / "out", record=record, grant=grant)
+            shutil.rmtree(tmp_path / "out")
+            wrong.append(name)
+    assert wrong == []
 
 
 def test_what_is_no_sealed_file_is_refused(sealing: Sealing, tmp_path: Path) -> None:

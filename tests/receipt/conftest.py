@@ -56,6 +56,6 @@ def expected(run: StatementInputs, spec: JobSpec) -> ExpectedResult:
         attested_at=run.started_at - 60,
         quoted_at=run.finished_at,
         opened_at=run.finished_at + 60,
-        terms=GrantTerms(frozenset(run.recipients), run.dataset_manifest_sha256, run.dataset_files),
+        terms=GrantTerms(run.recipients, run.dataset_manifest_sha256, run.dataset_files),
         own_recipients=frozenset({"age1me"}),
     )

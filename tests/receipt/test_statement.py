@@ -53,6 +53,7 @@ def test_it_says_what_was_made_from_what(run: StatementInputs) -> None:
         ({"recipients": ("age1me", "age1you", "age1operator")}, "receipt-recipients"),
         ({"recipients": ("age1operator",)}, "receipt-recipients"),
         ({"recipients": ("age1me",)}, "receipt-recipients"),
+        ({"recipients": ("age1me", "age1you", "age1you")}, "receipt-recipients"),
         ({"dataset_files": {}}, "receipt-dataset"),
         ({"dataset_files": {"train.jsonl": "9" * 64}}, "receipt-dataset"),
         ({"dataset_files": {"other.jsonl": "3" * 64}}, "receipt-dataset"),

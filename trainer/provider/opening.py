@@ -196,7 +196,7 @@ def _read_failure_report(folder: Path) -> FailureReport | None:
 def _terms(record: GrantRecord) -> GrantTerms:
     privacy = record.grant.require.privacy if record.grant.require else None
     return GrantTerms(
-        recipients=frozenset(record.grant.recipients),
+        recipients=record.grant.recipients,
         manifest_sha256=record.manifest_sha256,
         dataset_files=record.salted_digests,
         max_epsilon=privacy.max_epsilon if privacy else None,

@@ -32,7 +32,7 @@ class GrantTerms:
         rows: number of rows that were sealed; None if it is not known.
     """
 
-    recipients: frozenset[str]
+    recipients: tuple[str, ...]
     manifest_sha256: str
     dataset_files: Mapping[str, str]
     max_epsilon: float | None = None
@@ -204,21 +204,17 @@ def _check_privacy(statement: Statement, terms: GrantTerms | None) -> tuple[Chec
 
 
 def _check_recipients(statement: Statement, expected: ExpectedResult) -> Check:
-    code, found = "receipt-recipients", set(statement.predicate.buildDefinition.internalParameters.recipients)
+    code, found = "receipt-recipients", sorted(statement.predicate.buildDefinition.internalParameters.recipients)
     if expected.terms is None:
         # The provider can check that it is a recipient, but not that it is the only one.
-        own = {recipient_fingerprint(recipient) for recipient in expected.own_recipients}
-        return _judge(code, "sealed to us", _joined(own), _joined(found), holds=bool(found & own))
-    wanted = {recipient_fingerprint(recipient) for recipient in expected.terms.recipients}
+        own = sorted(recipient_fingerprint(recipient) for recipient in expected.own_recipients)
+        return _judge(code, "sealed to us", ", ".join(own), ", ".join(found), holds=not set(own).isdisjoint(found))
+    wanted = sorted(recipient_fingerprint(recipient) for recipient in expected.terms.recipients)
     title, is_exact = "sealed to those granted, and nobody else", expected.stanzas == len(wanted)
     if found == wanted and not is_exact:
         # A stanza does not show whose it is, but each opens the file for one recipient: one more is a stranger's.
         return _judge(code, title, f"{len(wanted)} stanzas", f"{expected.stanzas} stanzas", holds=False)
-    return _judge(code, title, _joined(wanted), _joined(found), holds=found == wanted)
-
-
-def _joined(fingerprints: set[str]) -> str:
-    return ", ".join(sorted(fingerprints))
+    return _judge(code, title, ", ".join(wanted), ", ".join(found), holds=found == wanted)
 
 
 def _check_times(statement: Statement, expected: ExpectedResult) -> Check:
