@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +21,14 @@ from trainer.attestation.evidence import parse_evidence, parse_statement_evidenc
 from trainer.attestation.policy import parse_policy, policy_yaml
 from trainer.attestation.result.record import Record, load_record, save_record
 from trainer.errors import ErrorCode, TrainerError
-from trainer.models import NO_NUMBER
+from trainer.exchange.spool import SpoolEvent, SpoolResult, SpoolTerms
+from trainer.ipc.front_messages import UploadReady
+from trainer.job.end_record import EndRecord
+from trainer.models import NO_NUMBER, Phase, Status
+from trainer.provider.nonces import SpentNonce, SpentNonces
+from trainer.receipt.deletion import DestroyedItem
+from trainer.sealing.bundle import ManifestFile
+from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointFile, CheckpointHeader
 from trainer.simulator.appraisal_world import honest_world
 from trainer.spec import parse_job_spec
 from trainer.strict_yaml import parse_yaml
@@ -70,6 +78,7 @@ def test_no_number_of_a_model_is_compared_for_equality_alone() -> None:
     found = [
         f"{path.name}:{each.lineno}"
         for path in SOURCES
+        if re.search(r"Literal\[[^\]]*(\d|True|False)", path.read_text("utf-8"))
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.ClassDef)
         for annotated in node.body
@@ -140,12 +149,56 @@ def altered(document: Any, path: tuple[Any, ...], value: object) -> bytes:
     return json.dumps(copy).encode()
 
 
+WRITTEN: tuple[BaseModel, ...] = (
+    CheckpointHeader(
+        version=1,
+        step=1,
+        binding=CheckpointBinding(
+            job_spec_sha256="a" * 64, dataset_manifest_sha256="b" * 64, app_compose_sha256="c" * 64
+        ),
+        files={"state.json": CheckpointFile(sha256="d" * 64, size=1)},
+        tag="e" * 64,
+    ),
+    EndRecord(
+        error=None,
+        result_sha256="a" * 64,
+        result_bytes=1,
+        dataset_manifest_sha256="b" * 64,
+        ended_at=1,
+        acknowledgement_sha256="c" * 64,
+        destroyed={DestroyedItem.DATASET: 1},
+    ),
+    ManifestFile(sha256="a" * 64, size=1),
+    SpentNonces(spent=(SpentNonce(nonce_sha256="a" * 64, evidence_sha256="b" * 64, at=1),)),
+    SpoolEvent(id=1, sealed="QQ=="),
+    SpoolResult(size=1, sha256="a" * 64),
+    SpoolTerms(max_upload_bytes=1),
+    Status(phase=Phase.TRAINING, step=1, total_steps=1, eta_seconds=1, result_bytes=1),
+    UploadReady(size=1),
+)
+"""What the project itself writes and reads again, with 1 in place of every number."""
+
+
+@pytest.mark.parametrize("written", WRITTEN, ids=lambda written: type(written).__name__)
+def test_what_is_no_integer_is_refused_in_what_is_read_again(written: BaseModel) -> None:
+    document = written.model_dump(mode="json")
+    places = list(number_paths(document))
+    assert places
+    for path in places:
+        for other in (True, 1.0, "1"):
+            with pytest.raises(ValidationError):
+                type(written).model_validate_json(altered(document, path, other))
+
+
 @pytest.mark.parametrize("name", documents())
 def test_what_is_no_integer_is_refused_wherever_one_stands(name: str) -> None:
     document, parse = documents()[name]
     parse(json.dumps(document).encode())
-    # One of each place in a list, such as the events of a log.
-    places = {tuple(key for key in path if not isinstance(key, int)): path for path in number_paths(document)}
+    # One of each place in a list, such as the events of a log, and in each part of a recorded result.
+    places = {
+        tuple(key for key in path[: 2 if path[0] == "result" else None] if not isinstance(key, int)): path
+        for path in number_paths(document)
+    }
     assert places
     for path in places.values():
         value = document

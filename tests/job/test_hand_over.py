@@ -123,7 +123,10 @@ def statements(hand_over: HandOver) -> list[bytes]:
     return [message.statement.encode() for message in messages if isinstance(message, DeletionReady)]
 
 
-DIGESTS = {"result_sha256": RECORD.result_sha256, "manifest_sha256": RECORD.dataset_manifest_sha256}
+DIGESTS: dict[str, Any] = {
+    "result_sha256": RECORD.result_sha256,
+    "manifest_sha256": RECORD.dataset_manifest_sha256,
+}
 
 
 def record_of(world: World) -> Record:
