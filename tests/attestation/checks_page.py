@@ -33,7 +33,8 @@ Whose keys the VM has is judged by four checks, which demand something else in e
 | `app-id` | the start of the compose hash; dstack's guest boots with no other | the one that the policy names |
 | `init-scripts` | those of the reviewed text; as shipped none | the clean start, and nothing else |
 | earlier versions of the app | are other apps with other disks | had the disk: the clean start empties it |
-| later versions of the app | are other apps | read the disk, and what is sealed to the *derived* key |
+| later versions of the app | are other apps | get the *derived* key |
+| any other version | gets no key of this VM | can tell the key of the disk, so that it can be changed |
 
 | | code | demands | stops | attacks |
 |---|---|---|---|---|"""

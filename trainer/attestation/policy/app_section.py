@@ -140,9 +140,10 @@ class AppSection(Strict):
         if source.provider == NO_KEY_SERVICE:
             yield "Who else could read the data: nobody. The VM's keys and its disk end with it."
         elif not weaknesses:
-            later = "can read the data" if self.recipient == "derived" else "cannot read what is sealed to this VM"
+            get = "get" if self.recipient == "derived" else "do not get"
             yield (
-                "Who else could read the data: whoever controls the key service, which has the key of the VM's "
-                f"disk and the derived key. Later versions of the app get both keys as well and {later}. What "
-                "earlier versions left on the disk is removed before a container engine starts."
+                "Who else could read the data: whoever controls the key service, and whoever may publish versions "
+                "of the app under it, earlier or later. They can get the key of the VM's disk, and with the host "
+                f"change on it what runs in the VM; the key that data is sealed to they {get}. What earlier "
+                "versions left on the disk is removed before a container engine starts."
             )
