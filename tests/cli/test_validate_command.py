@@ -175,6 +175,9 @@ def test_a_page_holds_the_same_and_runs_nothing(job: Path, data: Path, tmp_path:
     write(data, [chat(number, "<script>alert(1)</script>") for number in range(20)])
     page = tmp_path / "page.html"
     assert run(["validate", str(data), "--job", str(job), "--html", str(page), "-q"]) == ExitCode.DONE
+    assert run(["validate", str(data), "--job", str(job), "--html", str(page), "-q"]) == ExitCode.USAGE, (
+        "it exists"
+    )
     text = page.read_text()
     assert "20 rows: 20 messages" in text
     assert "<mark>&lt;script&gt;" in text

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainer.cli.console import TerminalProgress, print_json
-from trainer.cli.options import Json, Quiet
+from trainer.cli.options import Json, Quiet, require_absent
 from trainer.errors import DataError, ErrorCode, ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -39,17 +39,20 @@ def validate_dataset(
         typer.Option("--example", min=0, help="Show this row as the model will see it; rows count from 0."),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Also write the report as an HTML page; it quotes the example.")
+        Path | None,
+        typer.Option("--html", help="Also write the report as a new HTML page; it quotes the example."),
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Read and tokenise every row as the job will: on this machine, without a GPU, before anything is sent."""
     from trainer.cli import validation_output as output
-    from trainer.provider import find_data_files
+    from trainer.provider import find_data_files, write_private_file
     from trainer.spec import read_job_spec
     from trainer.validation.survey import survey
 
+    if html is not None:
+        require_absent(html)
     spec = read_job_spec(job)
     files = find_data_files(data)
     base = _load_local_model(spec, job, model)
@@ -67,7 +70,7 @@ def validate_dataset(
         spec, found, base.tokens, base.widths, base.unknown, show_example=example is not None or not as_json
     )
     if html is not None:
-        html.write_text(output.render_page_html(result), "utf-8")
+        write_private_file(html, output.render_page_html(result).encode())
     if as_json:
         print_json(result.as_json())
         raise typer.Exit(int(ExitCode.JOB if found.first_problem else ExitCode.DONE))

@@ -10,7 +10,7 @@ from typing import Final
 
 from rich.text import Text
 
-from trainer.cli.console import SafeConsole
+from trainer.cli.console import SafeConsole, clean_text
 from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import no_evaluation_warning
 from trainer.data.examples.model_tokenizer import ModelTokenizer
@@ -265,8 +265,8 @@ _PAGE_STYLE: Final = (
 
 def render_page_html(result: ValidationReport) -> str:
     """Returns the report as one HTML page, without scripts and without requests to anywhere."""
-    lines = html.escape("\n".join(_report_lines(result)))
-    warnings = "".join(f"<p class=w>{html.escape(warning)}</p>" for warning in result.warnings)
+    lines = html.escape(clean_text("\n".join(_report_lines(result))))
+    warnings = "".join(f"<p class=w>{html.escape(clean_text(warning))}</p>" for warning in result.warnings)
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>trainer validate</title>"
         f"<style>{_PAGE_STYLE}</style><h1>The dataset in the job</h1><pre>{lines}</pre>{warnings}"

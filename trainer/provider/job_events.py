@@ -26,11 +26,15 @@ class PrivateMetrics:
     values: Mapping[str, JsonValue]
 
     def summarize(self) -> str:
-        """Returns the best-known metrics on one line: `step 12  loss 1.234  …`."""
-        shown = {name: self.values[name] for name in _SUMMARY_METRICS if name in self.values}
+        """Returns the best-known metrics on one line: `step 12  loss 1.234  …`.
+
+        Only numbers: whoever knows the provider's recipient can seal an event with texts of any length to it.
+        """
+        shown = {name: self.values.get(name) for name in _SUMMARY_METRICS}
         return "  ".join(
             f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in shown.items()
+            if isinstance(value, int | float)
         )
 
 
@@ -55,11 +59,11 @@ def watch_job(
             continue
         yield event
         if event.phase is Phase.FAILED and event.result_bytes is None:
-            raise JobError(ErrorCode(event.error or ErrorCode.JOB_FAILED), "the job failed and left no report")
+            raise JobError(_known_code(event.error), "the job failed and left no report")
         # A job that cannot open a dataset does not fail: it waits for another one, with the error in its status.
         if event.phase is Phase.AWAITING_DATASET and event.error is not None:
             raise SealingError(
-                ErrorCode(event.error),
+                _known_code(event.error),
                 "the job could not open the dataset",
                 hint="verify the job again and seal the dataset anew: a restarted job may have other keys",
             )
@@ -80,3 +84,11 @@ def _open_event(event: SealedEvent, identities: Sequence[Identity]) -> list[Priv
         return []
     entries = values if isinstance(values, list) else []
     return [PrivateMetrics(entry) for entry in entries if isinstance(entry, dict)]
+
+
+def _known_code(code: str | None) -> ErrorCode:
+    """Returns the public code in a status; `job-failed` for one that this version does not know."""
+    try:
+        return ErrorCode(code or "")
+    except ValueError:
+        return ErrorCode.JOB_FAILED

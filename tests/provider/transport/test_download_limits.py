@@ -20,6 +20,7 @@ from trainer.provider.transport.downloading import ResultDownloader
 from trainer.provider.transport.event_stream import EventStreamReader
 from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
 from trainer.provider.transport.spool_carrier import SpoolClient
+from trainer.provider.transport.uploading import UploadState
 
 LIMIT = 1000
 DIGEST = "ab" * 32
@@ -147,6 +148,20 @@ def test_a_partial_file_that_lies_there_as_a_link_is_not_written_through(
     assert mine.read_bytes() == b"mine"
     assert not (tmp_path / "result").is_symlink()
     assert (tmp_path / "result").read_bytes() == content
+
+
+def test_the_state_of_an_upload_is_not_written_through_a_link(tmp_path: Path) -> None:
+    mine, state = tmp_path / "mine", tmp_path / "state"
+    mine.write_bytes(b"mine")
+    for name in ("state", "state.partial"):
+        (tmp_path / name).symlink_to(mine)
+    location = f"/dataset/{'0' * 32}"
+    saved = UploadState(url="https://h", peer_spki_sha256=DIGEST, location=location, size=1, ends_sha256=DIGEST)
+    saved.write(state)
+    assert mine.read_bytes() == b"mine"
+    assert UploadState.read(state) == saved
+    state.write_bytes(b" " * (1 << 20) + saved.model_dump_json().encode())
+    assert UploadState.read(state) is None, "larger than any"
 
 
 # the spool

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO, Final, Self
@@ -25,6 +26,7 @@ from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
 _TUS_HEADERS: Final = {"Tus-Resumable": "1.0.0"}
 _LOCATION_PATTERN: Final = re.compile(r"/dataset/[0-9a-f]{32}")
 _DIGEST_BYTES: Final = 1 << 20
+_MAX_STATE_BYTES: Final = 64 << 10
 _BLOCK_BYTES: Final = 1 << 18
 _SEGMENT_BYTES: Final = 64 << 20
 """Length of one PATCH; the job flushes it to disk before the next one begins."""
@@ -48,14 +50,16 @@ class UploadState(Strict):
     def read(cls, path: Path) -> Self | None:
         """Returns the saved state; None if there is none or it cannot be read."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            with path.open("rb") as file:
+                return cls.model_validate_json(file.read(_MAX_STATE_BYTES))
         except (OSError, ValidationError):
             return None
 
     def write(self, path: Path) -> None:
         """Saves the state atomically, readable for this user only."""
-        partial = path.with_name(path.name + ".partial")
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        # A name that nobody can guess, and O_EXCL: what lies there as a link would be written through.
+        partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(self.model_dump_json().encode())
         partial.replace(path)

@@ -1,0 +1,46 @@
+"""What a status or an event of a job says is shown, and never more than that."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from trainer.errors import ErrorCode, JobError, SealingError, TrainerError
+from trainer.models import Phase, Status
+from trainer.provider.job_events import PrivateMetrics, watch_job
+from trainer.provider.transport.carrier import Carrier
+
+
+class Job:
+    """A carrier with one status."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+
+    def events(self, _token: str | None) -> Any:
+        yield self._status
+
+
+@pytest.mark.parametrize(
+    ("phase", "error", "kind", "code"),
+    [
+        (Phase.FAILED, "worker-died", JobError, ErrorCode.WORKER_DIED),
+        (Phase.FAILED, "made-up", JobError, ErrorCode.JOB_FAILED),
+        (Phase.FAILED, None, JobError, ErrorCode.JOB_FAILED),
+        (Phase.AWAITING_DATASET, "bundle-invalid", SealingError, ErrorCode.BUNDLE_INVALID),
+        (Phase.AWAITING_DATASET, "made-up", SealingError, ErrorCode.JOB_FAILED),
+    ],
+)
+def test_a_code_that_nobody_knows_is_no_bug_of_ours(
+    phase: Phase, error: str | None, kind: type[TrainerError], code: ErrorCode
+) -> None:
+    job = cast("Carrier", Job(Status(phase=phase, error=error)))
+    with pytest.raises(kind) as caught:
+        list(watch_job(job, (), None))
+    assert caught.value.code is code
+
+
+def test_a_line_of_metrics_has_numbers_only() -> None:
+    metrics = PrivateMetrics({"step": 3, "loss": 1.25, "eval_loss": "x" * 10_000, "grad_norm": [1], "other": 5})
+    assert metrics.summarize() == "step 3  loss 1.25"
