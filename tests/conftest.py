@@ -34,10 +34,16 @@ PROCESS_FIXTURES = frozenset(
 
 
 SLOW_MODULES = (
+    "tests/attestation/test_every_field.py",
     "tests/front/http/test_fuzz.py",
+    "tests/job/test_job_options.py::test_the_command_line",
+    "tests/job/test_restarts.py",
     "tests/sandbox/test_attacks.py",
     "tests/sandbox/test_confine.py",
     "tests/sealing/age/test_interop.py",
+    "tests/sealing/test_archive.py::test_the_size_of_an_archive",
+    "tests/test_fuzz.py",
+    "tests/test_recipes.py",
     "tests/test_packaging.py::test_a_job",
     "tests/attestation/test_faults.py::test_a_lie_is_answered_alike_in_other_forms",
     "tests/data/rows/test_formats.py::test_a_gzip_bomb",
