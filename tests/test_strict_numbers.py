@@ -6,7 +6,6 @@ import ast
 import importlib
 import inspect
 import json
-import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,8 +32,10 @@ from trainer.simulator.appraisal_world import honest_world
 from trainer.spec import parse_job_spec
 from trainer.strict_yaml import parse_yaml
 
-SOURCES = sorted(Path(trainer.__file__).parent.rglob("*.py"))
-TRAINING_STACK = ("trainer.training", "trainer.worker", "trainer.fetch.__main__", "trainer.front.__main__")
+PACKAGE = Path(trainer.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+DECLARES_MODELS = re.compile(r"^class \w+\(.*(Strict|BaseModel|ChannelMessage|_Arguments)", re.MULTILINE)
+TRAINING_STACK = ("trainer.training", "trainer.worker")
 WORLD = honest_world().without_reports()  # of a GPU that the root of the tests certifies
 JOB_SPEC = {
     "version": 1,
@@ -51,9 +52,10 @@ Parser = Callable[[bytes], object]
 def models() -> list[type[BaseModel]]:
     """Every pydantic model of the package, but for those that need the training stack."""
     found: set[type[BaseModel]] = set()
-    for module in pkgutil.walk_packages(trainer.__path__, "trainer."):
-        if not module.name.startswith(TRAINING_STACK) and not module.name.endswith("__main__"):
-            members = vars(importlib.import_module(module.name)).values()
+    for path in SOURCES:
+        name = ".".join(("trainer", *path.relative_to(PACKAGE).with_suffix("").parts))
+        if DECLARES_MODELS.search(path.read_text("utf-8")) and not name.startswith(TRAINING_STACK):
+            members = vars(importlib.import_module(name)).values()
             found |= {each for each in members if inspect.isclass(each) and issubclass(each, BaseModel)}
     return sorted(
         (each for each in found if each.__module__.startswith("trainer")), key=lambda each: each.__name__
