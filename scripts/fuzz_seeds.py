@@ -152,6 +152,7 @@ def statements() -> list[bytes]:
         software={"trainer": "0.1.0"},
         started_at=NOW,
         finished_at=NOW + 60,
+        run="7c" * 16,
         outcome=ReceiptOutcome.SUCCEEDED,
         metrics={"train_loss": 1.5, "steps": 10},
     )

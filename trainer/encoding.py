@@ -6,6 +6,7 @@ It also makes text that strangers wrote safe to print, and says what a page arou
 from __future__ import annotations
 
 import base64
+import decimal
 import hashlib
 import json
 import re
@@ -17,6 +18,7 @@ import rfc8785
 from trainer.errors import ErrorCode, UsageError
 
 _BLOCK: Final = 1 << 20
+_ROUNDING_UP: Final = decimal.Context(prec=2, rounding=decimal.ROUND_CEILING)
 
 
 def canonical_json(value: object) -> bytes:
@@ -67,6 +69,11 @@ def _is_plain(value: object) -> bool:
     if kind is int:
         return abs(cast("int", value)) <= _MAX_INTEGER
     return kind in (str, bool, type(None))
+
+
+def rounded_up(value: float) -> float:
+    """Returns the smallest number of two significant digits that is not below `value`."""
+    return float(_ROUNDING_UP.create_decimal_from_float(value))
 
 
 def sha256_hex(data: bytes) -> str:

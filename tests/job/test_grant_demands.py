@@ -9,7 +9,8 @@ from pydantic import JsonValue
 
 from tests.job.test_outcome import SHM, SPEC
 from trainer.errors import ErrorCode, JobError, UsageError
-from trainer.job.grant_demands import require_privacy_met, require_privacy_promised
+from trainer.job.end_record import PrivacySpent
+from trainer.job.grant_demands import require_privacy_met, require_privacy_promised, spent_by
 from trainer.job.outcome import JobOutcome, _gather_tree
 from trainer.job.workspace import filesystem_type, open_workspace
 from trainer.provider import make_privacy_demand
@@ -62,11 +63,28 @@ def test_a_spec_that_promises_less_is_refused_before_training(privacy: str, hold
      {"differential": {"epsilon": 2.0, "delta": 2e-5}}, {"differential": {"epsilon": "2", "delta": 1e-5}}],
 )  # fmt: skip
 def test_what_was_not_kept_or_not_said_is_refused_after_training(privacy: JsonValue) -> None:
-    require_privacy_met(grant(demands=False), {"privacy": privacy})
-    require_privacy_met(grant(), {"privacy": {"differential": {"epsilon": 3.0, "delta": 1e-5}}})
+    require_privacy_met(grant(demands=False), spent_by({"privacy": privacy}))
+    require_privacy_met(grant(), spent_by({"privacy": {"differential": {"epsilon": 3.0, "delta": 1e-5}}}))
     with pytest.raises(JobError) as error:
-        require_privacy_met(grant(), {"privacy": privacy})
+        require_privacy_met(grant(), spent_by({"privacy": privacy}))
     assert error.value.code is ErrorCode.PRIVACY_NOT_MET
+
+
+def test_results_of_several_runs_share_the_budget_of_a_grant() -> None:
+    """Each start trains with noise of its own: two results that claim ε = 2 each are one of ε = 4 together."""
+    summary: dict[str, JsonValue] = {"privacy": {"differential": {"epsilon": 2.0, "delta": 4e-6}}}
+    first = spent_by(summary)
+    require_privacy_met(grant(), first)
+    second = spent_by(summary, first)
+    assert second is not None
+    assert second == PrivacySpent(runs=2, epsilon=4.0, delta=8e-6)
+    with pytest.raises(JobError, match="2 runs") as error:
+        require_privacy_met(grant(), second)
+    assert error.value.code is ErrorCode.PRIVACY_NOT_MET
+    small = spec("{target_epsilon: 0.9, target_delta: 1e-6}")
+    require_privacy_promised(grant(), small, first)
+    with pytest.raises(JobError, match="after 2 runs"):
+        require_privacy_promised(grant(), small, second)
 
 
 def test_a_demand_is_in_the_grants_bytes_and_only_then() -> None:

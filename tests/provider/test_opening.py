@@ -15,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.attestation.field_changes import changes
+from trainer.attestation.checks import CheckState
 from trainer.attestation.evidence import StatementClaims
 from trainer.attestation.result.record import Record
 from trainer.encoding import sha256_hex
@@ -23,7 +24,14 @@ from trainer.errors import ErrorCode, JobError, TrainerError, VerificationError
 from trainer.job.outcome import tree_digests
 from trainer.provider.grants import GrantRecord, read_grant_record
 from trainer.provider.opening import OpenedResult, open_sealed_result
-from trainer.receipt.dsse import public_key_der, sign_envelope
+from trainer.provider.verification import verify_handed_on
+from trainer.receipt.dsse import parse_envelope, public_key_der, sign_envelope
+from trainer.receipt.privacy_statement import (
+    PRIVACY_STATEMENT,
+    AttestedPrivacy,
+    PrivacyPredicate,
+    make_privacy_statement,
+)
 from trainer.receipt.statement import ReceiptOutcome
 from trainer.receipt.statement_writer import StatementInputs, make_statement
 from trainer.sealing.age import X25519Identity, generate_identity
@@ -79,6 +87,7 @@ class Sealing:
             software={"torch": "2.13.0"},
             started_at=now,
             finished_at=now + 60,
+            run="7c" * 16,
             outcome=ReceiptOutcome.SUCCEEDED,
             metrics={},
         )
@@ -130,6 +139,62 @@ def test_an_honest_result_opens(sealing: Sealing, tmp_path: Path) -> None:
     assert (result.failure, result.adapter) == (None, tmp_path / "out" / "adapter")
     assert (result.adapter / "adapter_config.json").read_bytes() == b"{}"
     assert all(check.acceptable for check in result.checks)
+
+
+def private(sealing: Sealing, *, purpose: Any = "privacy", **changes: Any) -> Sealing:
+    """A private result: the receipt says ε, and `privacy.json` says it of the weights alone."""
+    world, digests = sealing.world, {name: sha256_hex(content) for name, content in FILES.items()}
+    stated = {
+        "jobSpecSha256": sealing.spec.sha256(), "run": "7c" * 16, "runs": 1, "epsilon": 3.0, "delta": 1e-5,
+        "accountant": "prv",
+    }  # fmt: skip
+    predicate = PrivacyPredicate.model_validate({**stated, **changes})
+    statement = make_privacy_statement(predicate, digests)
+    claims = StatementClaims(
+        version=1,
+        purpose=purpose,
+        job_spec_sha256=sealing.spec.sha256(),
+        statement_sha256=sha256_hex(statement),
+        receipt_key=public_key_der(RECEIPT_KEY.public_key()).hex(),
+        issued_at=world.now + 60,
+    )
+    envelope = parse_envelope(sign_envelope(statement, RECEIPT_KEY))
+    attested = AttestedPrivacy(envelope=envelope, evidence=world.change(receipt=claims).receipt_evidence())
+    receipt = {"metrics": {"privacy": {"differential": {"epsilon": 2.987654321, "delta": 1e-5}}}}
+    return replace(sealing, statement=receipt, files={**FILES, PRIVACY_STATEMENT: attested.canonical()})
+
+
+def test_a_private_result_has_a_statement_that_can_be_shown_by_itself(sealing: Sealing, tmp_path: Path) -> None:
+    result = opened(private(sealing), tmp_path)
+    assert "privacy-statement" in {check.code for check in result.checks if check.state is CheckState.AFFIRMED}
+    (result.folder / "receipt.json").unlink()
+    (result.folder / "evidence.json").unlink()
+    handed_on = verify_handed_on(result.folder, sealing.record())
+    assert (handed_on.predicate.epsilon, handed_on.predicate.delta) == (3.0, 1e-5)
+    (result.adapter / "adapter_model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(VerificationError, match="other weights"):
+        verify_handed_on(result.folder, sealing.record())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"epsilon": 2.9}, "privacy-statement"),
+        ({"run": "0" * 32}, "privacy-statement"),
+        ({"jobSpecSha256": "0" * 64}, "other job spec"),
+        ({"purpose": "receipt"}, "statement-purpose"),
+    ],
+)
+def test_a_privacy_statement_that_the_receipt_does_not_bear_out_is_refused(
+    change: dict[str, Any], reason: str, sealing: Sealing, tmp_path: Path
+) -> None:
+    with pytest.raises(VerificationError, match=reason):
+        opened(private(sealing, **change), tmp_path)
+
+
+def test_a_private_result_without_its_statement_is_refused(sealing: Sealing, tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match=r"privacy\.json"):
+        opened(replace(private(sealing), files=FILES), tmp_path)
 
 
 def test_a_failure_report_opens_to_its_error(sealing: Sealing, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def run(spec: JobSpec) -> StatementInputs:
         software={"torch": "2.13.0"},
         started_at=1_790_000_000,
         finished_at=1_790_000_100,
+        run="7c" * 16,
         outcome=ReceiptOutcome.SUCCEEDED,
         metrics={"eval_loss_after": 2.5},
     )

@@ -32,6 +32,29 @@ _DOMAIN: Final = b"confidential-trainer/end-record/v1"
 _NONCE_BYTES: Final = 12
 
 
+class PrivacySpent(Strict):
+    """What results over one dataset have spent together, as far as this job's ciphertext directory tells.
+
+    By basic composition, ε and δ of several results add up: each is trained with noise of its own, and all of them
+    go to the recipients of the grant.
+
+    Attributes:
+        runs: how many runs have released weights.
+        epsilon: the sum of their ε.
+        delta: the sum of their δ.
+    """
+
+    runs: Annotated[int, Field(ge=1, le=2**53 - 1)]
+    epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    delta: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+    def __add__(self, other: PrivacySpent) -> PrivacySpent:
+        """Returns what both have spent together."""
+        return PrivacySpent(
+            runs=self.runs + other.runs, epsilon=self.epsilon + other.epsilon, delta=self.delta + other.delta
+        )
+
+
 class EndRecord(Strict):
     """How a job ended.
 
@@ -46,6 +69,7 @@ class EndRecord(Strict):
         expired: whether a start offered it until its time was over.
         destroyed: what was destroyed, and when, as in the deletion statement; empty in a record that was written
             before anything was.
+        privacy: what private results over this dataset have spent, this one included; None without any.
     """
 
     version: One = 1
@@ -58,6 +82,11 @@ class EndRecord(Strict):
     acknowledged: bool = False
     expired: bool = False
     destroyed: Annotated[dict[Annotated[DestroyedItem, Field(strict=False)], UnixTime], Field(max_length=16)]
+    privacy: PrivacySpent | None = None
+
+    def spent_on(self, dataset_manifest_sha256: str) -> PrivacySpent | None:
+        """Returns what private results over a dataset have spent; None if the record is about another dataset."""
+        return self.privacy if self.dataset_manifest_sha256 == dataset_manifest_sha256 else None
 
     @property
     def is_final(self) -> bool:

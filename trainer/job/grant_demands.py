@@ -6,17 +6,24 @@ loss is known only after the dataset was used.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from pydantic import JsonValue
 
 from trainer.errors import ErrorCode, JobError
+from trainer.job.end_record import PrivacySpent
 from trainer.sealing.bundle import Grant, PrivacyDemand
 from trainer.spec import JobSpec
 
 
-def require_privacy_promised(grant: Grant, spec: JobSpec) -> None:
+def require_privacy_promised(grant: Grant, spec: JobSpec, earlier: PrivacySpent | None = None) -> None:
     """Checks, before training, that the job spec promises the (ε, δ) that the grant demands.
+
+    Args:
+        grant: the provider's.
+        spec: the job spec.
+        earlier: what earlier runs over this dataset have spent: the budget is that of the grant, not of a run.
 
     Raises:
         JobError: `PRIVACY_NOT_MET`: the spec trains without noise, or with a larger ε or δ.
@@ -28,24 +35,36 @@ def require_privacy_promised(grant: Grant, spec: JobSpec) -> None:
         raise _not_met(demand, "training without noise")
     # ε bounds how much one row changes the log-probability of any outcome, but for events of probability δ.
     # A spec may fix the noise instead of ε: the ε that it gives is then checked after training alone.
-    if section.target_epsilon is not None and section.target_epsilon > demand.max_epsilon:
-        raise _not_met(demand, f"privacy.target_epsilon {section.target_epsilon:g}")
-    if section.target_delta is None or section.target_delta > demand.max_delta:
-        raise _not_met(demand, f"privacy.target_delta {section.target_delta}")
+    spent = (earlier.epsilon, earlier.delta) if earlier else (0.0, 0.0)
+    after = f", after {earlier.runs} runs that spent ε = {spent[0]:g}" if earlier else ""
+    if section.target_epsilon is not None and spent[0] + section.target_epsilon > demand.max_epsilon:
+        raise _not_met(demand, f"privacy.target_epsilon {section.target_epsilon:g}{after}")
+    if section.target_delta is None or spent[1] + section.target_delta > demand.max_delta:
+        raise _not_met(demand, f"privacy.target_delta {section.target_delta}{after}")
 
 
-def require_privacy_met(grant: Grant, summary: Mapping[str, JsonValue]) -> None:
-    """Checks, after training, that the reported (ε, δ) is within what the grant demands.
+def spent_by(summary: Mapping[str, JsonValue], earlier: PrivacySpent | None = None) -> PrivacySpent | None:
+    """Returns what a run and those before it have spent; None if the worker reported no differential privacy."""
+    epsilon, delta = reported_privacy(summary.get("privacy"))
+    if epsilon is None or delta is None or not (math.isfinite(epsilon) and math.isfinite(delta)):
+        return None
+    spent = PrivacySpent(runs=1, epsilon=max(0.0, epsilon), delta=max(0.0, delta))
+    return spent + earlier if earlier else spent
+
+
+def require_privacy_met(grant: Grant, spent: PrivacySpent | None) -> None:
+    """Checks, after training, that what was spent is within what the grant demands.
 
     Raises:
         JobError: `PRIVACY_NOT_MET`: ε or δ is larger, or the worker reported none.
     """
     if grant.require is None:
         return
-    demand, (epsilon, delta) = grant.require.privacy, reported_privacy(summary.get("privacy"))
-    # Written as "not (within)", so that NaN, which compares as false, is refused.
-    if epsilon is None or delta is None or not (epsilon <= demand.max_epsilon and delta <= demand.max_delta):
-        raise _not_met(demand, f"ε = {epsilon} at δ = {delta}")
+    demand = grant.require.privacy
+    if spent is None:
+        raise _not_met(demand, "none that was reported")
+    if spent.epsilon > demand.max_epsilon or spent.delta > demand.max_delta:
+        raise _not_met(demand, f"ε = {spent.epsilon:g} at δ = {spent.delta:g} over {spent.runs} runs")
 
 
 def reported_privacy(privacy: JsonValue) -> tuple[float | None, float | None]:

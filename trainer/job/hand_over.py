@@ -105,6 +105,7 @@ class HandOver:
                 result_bytes=sealed.size,
                 dataset_manifest_sha256=bundle.manifest.sha256(),
                 destroyed={},
+                privacy=outcome.privacy,
                 ended_at=int(time.time()),
                 acknowledgement_sha256=sha256_hex(acknowledgement(bundle.grant.secret, sealed.sha256).encode()),
             )

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,12 +18,19 @@ from pydantic import JsonValue
 
 from trainer import logs
 from trainer.attestation.evidence import StatementClaims, StatementEvidence, StatementPurpose
-from trainer.encoding import file_sha256, sha256_hex, without_controls
+from trainer.encoding import file_sha256, rounded_up, sha256_hex, without_controls
 from trainer.error_document import FailureReport
 from trainer.errors import ErrorCode, JobError, TrainerError
+from trainer.job.end_record import PrivacySpent
 from trainer.job.job_keys import JobKeys
 from trainer.job.workspace import Workspace
-from trainer.receipt.dsse import sign_envelope
+from trainer.receipt.dsse import parse_envelope, sign_envelope
+from trainer.receipt.privacy_statement import (
+    PRIVACY_STATEMENT,
+    AttestedPrivacy,
+    PrivacyPredicate,
+    make_privacy_statement,
+)
 from trainer.receipt.result_files import require_result_file
 from trainer.receipt.statement import ReceiptOutcome
 from trainer.receipt.statement_writer import StatementInputs, make_statement
@@ -91,6 +99,8 @@ class JobOutcome:
         metrics: the worker's summary.
         failure: the error that ended the job; None on success.
         checkpoint: step of the newest sealed checkpoint, if there is one.
+        privacy: what private results over this dataset have spent, this one included; None without any.
+        run: random id of this run, 32 hex digits: two results of one job spec and dataset are told apart by it.
     """
 
     started_at: int
@@ -98,6 +108,8 @@ class JobOutcome:
     metrics: Mapping[str, JsonValue]
     failure: TrainerError | None
     checkpoint: int | None = None
+    privacy: PrivacySpent | None = None
+    run: str = field(default_factory=lambda: secrets.token_hex(16))
 
 
 def gather_result(signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutcome, workspace: Workspace) -> Path:
@@ -110,6 +122,7 @@ def gather_result(signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutco
     tree = _gather_tree(outcome, workspace, signer.spec)
     if outcome.failure is None:
         _add_provenance(tree / "adapter" / "README.md", signer, bundle)
+        _add_privacy_statement(tree, signer, outcome)
     # The order of the rest follows from what each step covers: the model card is listed in the statement, the
     # claims hold the statement's digest, the quote covers the claims. Only then is the tree complete.
     statement = make_statement(_statement_inputs(signer, bundle, outcome, tree))
@@ -118,6 +131,24 @@ def gather_result(signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutco
     # The key that signed is this start's own. The quote says so, to a provider who appraised an earlier start too.
     (tree / "evidence.json").write_bytes(evidence.canonical())
     return tree
+
+
+def _add_privacy_statement(tree: Path, signer: ReceiptSigner, outcome: JobOutcome) -> None:
+    """Writes `privacy.json` beside private weights: what of the receipt may travel with them."""
+    if not signer.spec.privacy.differential or outcome.privacy is None:
+        return
+    predicate = PrivacyPredicate(
+        jobSpecSha256=signer.spec.sha256(),
+        run=outcome.run,
+        runs=outcome.privacy.runs,
+        epsilon=rounded_up(outcome.privacy.epsilon),
+        delta=outcome.privacy.delta,
+        accountant=signer.spec.privacy.accountant,
+    )
+    statement = make_privacy_statement(predicate, tree_digests(tree))
+    envelope, evidence = signer.attest(statement, "privacy", issued_at=outcome.finished_at)
+    attested = AttestedPrivacy(envelope=parse_envelope(envelope), evidence=evidence)
+    (tree / PRIVACY_STATEMENT).write_bytes(attested.canonical())
 
 
 def with_checked_output(outcome: JobOutcome, workspace: Workspace, spec: JobSpec) -> JobOutcome:
@@ -271,6 +302,7 @@ def _statement_inputs(
         software=signer.software,
         started_at=outcome.started_at,
         finished_at=outcome.finished_at,
+        run=outcome.run,
         outcome=ReceiptOutcome.SUCCEEDED if outcome.failure is None else ReceiptOutcome.FAILED,
         metrics=outcome.metrics,
         error=None if outcome.failure is None else outcome.failure.code,

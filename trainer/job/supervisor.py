@@ -25,11 +25,11 @@ from trainer.ipc.front_messages import StatusUpdate, TokenHash
 from trainer.job.checkpoints import CheckpointStore
 from trainer.job.ciphertext import CiphertextDirectory, open_ciphertext_directory
 from trainer.job.disclosures import TrainingDisclosures
-from trainer.job.end_record import EndRecord, EndRecordFile
+from trainer.job.end_record import EndRecord, EndRecordFile, PrivacySpent
 from trainer.job.evidence_issuer import EvidenceIssuer, software_versions
 from trainer.job.fetch_process import FETCH_SECONDS
 from trainer.job.front_process import FrontProcess
-from trainer.job.grant_demands import require_privacy_met, require_privacy_promised
+from trainer.job.grant_demands import require_privacy_met, require_privacy_promised, spent_by
 from trainer.job.hand_over import HandOver
 from trainer.job.job_keys import JobKeys, derive_keys
 from trainer.job.job_options import JobOptions
@@ -122,6 +122,7 @@ class _Job:
         self.status = Status(phase=Phase.STARTING)
         self.sandbox: SandboxReport = {}
         self.can_go_on = False
+        self.spent: PrivacySpent | None = None
 
     def run(self) -> ExitCode:
         """Runs every stage in order; returns the exit code."""
@@ -159,6 +160,7 @@ class _Job:
             front.serve_evidence(issuer.evidence)
             bundle = self._receive(front, keys)
             checkpoints = self._checkpoints(keys, bundle, compose_sha256)
+            self.spent = record.spent_on(bundle.manifest.sha256()) if record is not None else None
             outcome = self._train(front, processes.worker, bundle, checkpoints)
             return self._offer(hand_over, hand_over.seal(bundle, outcome))
 
@@ -265,11 +267,12 @@ class _Job:
                 front.send(TokenHash(sha256=sha256_hex(events_token(bundle.grant.secret).encode())))
             self._enter(front, Phase.TRAINING)
             # Before the worker sees a row: a grant that the spec does not satisfy permits no use of the dataset.
-            require_privacy_promised(bundle.grant, self.spec)
+            require_privacy_promised(bundle.grant, self.spec, self.spent)
             order = self._training_order(bundle, checkpoints)
             with self.termination.redirected_to(worker.interrupt):  # the worker saves its state before it ends
                 summary = worker.train(order, self._follower(front, bundle, checkpoints))
-            require_privacy_met(bundle.grant, summary)
+            require_privacy_met(bundle.grant, spent := spent_by(summary, self.spent))
+            self.spent = spent  # only here: a run that releases no weights spends nothing
         except TrainerError as error:
             logs.log_error("training failed", error)
             # After SIGTERM, a worker that does not save its state in time is killed: that is an interruption too.
@@ -283,7 +286,7 @@ class _Job:
         finally:
             worker.end()
             checkpoints.keys.destroy()  # no checkpoint is sealed after this; another start derives them again
-        return JobOutcome(started, int(time.time()), summary, failure, checkpoints.last)
+        return JobOutcome(started, int(time.time()), summary, failure, checkpoints.last, privacy=self.spent)
 
     def _training_order(self, bundle: OpenedBundle, checkpoints: CheckpointStore) -> protocol.TrainingOrder:
         resume_dir = self.workspace.dataset / "checkpoint"

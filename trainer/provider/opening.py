@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +18,13 @@ from trainer.encoding import file_sha256, printable
 from trainer.error_document import MAX_FAILURE_REPORT_BYTES, FailureReport
 from trainer.errors import ErrorCode, JobError, UsageError, VerificationError
 from trainer.provider.grants import GrantRecord, require_same_job
+from trainer.provider.verification import verify_privacy_statement
 from trainer.receipt.attested_statement import require_acceptable, verify_statement
 from trainer.receipt.dsse import MAX_ENVELOPE_BYTES
+from trainer.receipt.privacy_statement import MAX_STATEMENT_BYTES, PRIVACY_STATEMENT
 from trainer.receipt.receipt_appraisal import ExpectedResult, GrantTerms, appraise_statement
 from trainer.receipt.result_files import FAILURE_REPORT, require_result_file
-from trainer.receipt.statement import UNSIGNED_FILES, Statement, parse_statement, pinned_files
+from trainer.receipt.statement import UNSIGNED_FILES, ReceiptOutcome, Statement, parse_statement, pinned_files
 from trainer.sealing.age import Identity, count_stanzas
 from trainer.sealing.archive import ArchiveLimits
 from trainer.sealing.sealed_result import open_result
@@ -149,7 +151,36 @@ def check_result(
     content = appraise_statement(statement, expected, first=2)
     require_acceptable(content)
     _require_result_files(folder, statement)
+    content += _check_privacy_statement(folder, statement, record, files)
     return OpenedResult(folder, statement, (signature, *content, *quoted), report.as_error() if report else None)
+
+
+def _check_privacy_statement(
+    folder: Path, statement: Statement, record: Record, files: Mapping[str, str]
+) -> tuple[Check, ...]:
+    """Checks that `privacy.json` says of these weights what the receipt says; no check where nothing is said.
+
+    Raises:
+        VerificationError: it does not, or a private result lacks it.
+    """
+    found = statement.privacy.get("differential") if isinstance(statement.privacy, dict) else None
+    if not isinstance(found, dict) or statement.outcome is not ReceiptOutcome.SUCCEEDED:
+        return ()
+    document = _read_limited(folder, PRIVACY_STATEMENT, MAX_STATEMENT_BYTES)
+    said = verify_privacy_statement(document, record, files).predicate
+    run, epsilon = statement.predicate.runDetails.metadata.invocationId, found.get("epsilon")
+    holds = said.run == run and isinstance(epsilon, int | float) and said.epsilon >= epsilon
+    check = Check(
+        0,
+        "privacy-statement",
+        "privacy.json says of these weights what the receipt says",
+        CheckState.AFFIRMED if holds else CheckState.CONTRAINDICATED,
+        f"ε of at least {epsilon} for the run {run}",
+        f"ε of {said.epsilon} for the run {said.run}",
+        None,
+    )
+    require_acceptable((check,))
+    return (check,)
 
 
 def _file_digests(folder: Path) -> dict[str, str]:

@@ -101,7 +101,7 @@ def _place(entry: object) -> tuple[int, int]:
 
 
 _KINDS: Final[tuple[tuple[str, Reader], ...]] = (
-    (r"receipt\.json|evidence\.json", _require_json),
+    (r"receipt\.json|evidence\.json|privacy\.json", _require_json),
     (r"adapter/adapter_config\.json", _require_json),
     (r"adapter/adapter_model\.safetensors", _require_safetensors),
     (r"adapter/README\.md", _require_markdown),

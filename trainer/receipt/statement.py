@@ -94,8 +94,9 @@ class Builder(Strict):
 
 
 class BuildMetadata(Strict):
-    """SLSA BuildMetadata: start and end of the job."""
+    """SLSA BuildMetadata: id, start and end of the run."""
 
+    invocationId: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]  # noqa: N815
     startedOn: Timestamp  # noqa: N815
     finishedOn: Timestamp  # noqa: N815
 

@@ -38,6 +38,7 @@ class StatementInputs:
         software: library names and versions.
         started_at: Unix seconds.
         finished_at: Unix seconds.
+        run: random id of the run, 32 hex digits.
         outcome: whether the job made weights.
         metrics: what the worker reported.
         error: error code of a failure.
@@ -52,6 +53,7 @@ class StatementInputs:
     software: Mapping[str, str]
     started_at: UnixTime
     finished_at: UnixTime
+    run: str
     outcome: ReceiptOutcome
     metrics: Mapping[str, JsonValue]
     error: ErrorCode | None = None
@@ -107,6 +109,7 @@ def _run_details(inputs: StatementInputs) -> dict[str, JsonValue]:
             "version": dict(inputs.software),
         },
         "metadata": {
+            "invocationId": inputs.run,
             "startedOn": started,
             "finishedOn": finished,
         },

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import decimal
-from typing import Final, Literal
+from typing import Literal
 
+from trainer.encoding import rounded_up
 from trainer.models import Strict
-
-_ROUNDED_UP: Final = decimal.Context(prec=2, rounding=decimal.ROUND_CEILING)
 
 
 class DifferentialPrivacy(Strict):
@@ -48,7 +46,7 @@ class DifferentialPrivacy(Strict):
         All digits of ε, like the sampling rate, would lead to the exact number of rows, and so to whether one is
         among them.
         """
-        return float(_ROUNDED_UP.create_decimal_from_float(self.epsilon))
+        return rounded_up(self.epsilon)
 
 
 class Separation(Strict):
