@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,24 +38,14 @@ def test_a_demand_is_kept_and_the_receipt_says_so(
     assert ran.json["checks"]["privacy-statement"] == "affirmed"
     assert job.wait() == 0
     # What is handed on: the adapter, its card and the statement. None of it leads to the rows.
-    rows = json.loads((result / "report" / "summary.json").read_bytes())["rows"]
     receipt = json.loads(base64.b64decode(json.loads((result / "receipt.json").read_bytes())["payload"]))
     dataset = receipt["predicate"]["buildDefinition"]["internalParameters"]["datasetManifestSha256"]
-    handed_on = tmp_path / "handed-on"
-    shutil.copytree(result / "adapter", handed_on / "adapter")
-    shutil.copy(result / "privacy.json", handed_on)
-    card, statement = (handed_on / "adapter" / "README.md").read_text(), (handed_on / "privacy.json").read_text()
-    payload = base64.b64decode(json.loads(statement)["envelope"]["payload"]).decode()
+    card = (result / "adapter" / "README.md").read_text()
+    envelope = json.loads((result / "privacy.json").read_bytes())["envelope"]
+    statement = base64.b64decode(envelope["payload"]).decode()
     for exact in (hashlib.sha256(data.read_bytes()).hexdigest(), dataset, '"rows"', "sample_rate", "losses"):
-        assert exact not in card + payload
-    assert rows["train"] > 0
-    record = tmp_path / "result.attestation.json"
-    shown = trainer("privacy", handed_on, "--attestation", record, "--json")
-    assert shown.code == 0, shown.err
-    assert shown.json["privacy"].startswith("ε ≤ 3 at δ = 1e-05")
-    with (handed_on / "adapter" / "adapter_model.safetensors").open("ab") as weights:
-        weights.write(b"x")
-    assert trainer("privacy", handed_on, "--attestation", record).code == 4
+        assert exact not in card + statement
+    assert json.loads(statement)["predicate"]["epsilon"] == 3.0
 
 
 def test_a_job_that_does_not_promise_it_gives_no_weights(

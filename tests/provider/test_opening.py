@@ -24,7 +24,7 @@ from trainer.errors import ErrorCode, JobError, TrainerError, VerificationError
 from trainer.job.outcome import tree_digests
 from trainer.provider.grants import GrantRecord, read_grant_record
 from trainer.provider.opening import OpenedResult, open_sealed_result
-from trainer.provider.verification import verify_handed_on
+from trainer.provider.verification import verify_privacy_statement
 from trainer.receipt.dsse import parse_envelope, public_key_der, sign_envelope
 from trainer.receipt.privacy_statement import (
     PRIVACY_STATEMENT,
@@ -167,13 +167,13 @@ def private(sealing: Sealing, *, purpose: Any = "privacy", **changes: Any) -> Se
 def test_a_private_result_has_a_statement_that_can_be_shown_by_itself(sealing: Sealing, tmp_path: Path) -> None:
     result = opened(private(sealing), tmp_path)
     assert "privacy-statement" in {check.code for check in result.checks if check.state is CheckState.AFFIRMED}
-    (result.folder / "receipt.json").unlink()
-    (result.folder / "evidence.json").unlink()
-    handed_on = verify_handed_on(result.folder, sealing.record())
-    assert (handed_on.predicate.epsilon, handed_on.predicate.delta) == (3.0, 1e-5)
-    (result.adapter / "adapter_model.safetensors").write_bytes(b"other weights")
+    # Without the receipt, and without a key: what is handed on is the statement and the weights.
+    document, weights = (result.folder / PRIVACY_STATEMENT).read_bytes(), "adapter/adapter_model.safetensors"
+    files = {weights: sha256_hex(FILES[weights])}
+    said = verify_privacy_statement(document, sealing.record(), files).predicate
+    assert (said.epsilon, said.delta, said.runs) == (3.0, 1e-5, 1)
     with pytest.raises(VerificationError, match="other weights"):
-        verify_handed_on(result.folder, sealing.record())
+        verify_privacy_statement(document, sealing.record(), {weights: "0" * 64})
 
 
 @pytest.mark.parametrize(

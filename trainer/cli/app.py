@@ -15,7 +15,6 @@ from trainer.cli.console import print_bug, print_error, print_line, print_usage_
 from trainer.cli.job_commands import job_app
 from trainer.cli.operator_commands import run_job_spec, simulate_guest_agent
 from trainer.cli.policy_command import policy_app
-from trainer.cli.privacy_command import show_privacy
 from trainer.cli.provider_commands import (
     acknowledge_result,
     generate_key,
@@ -72,7 +71,6 @@ app.command("watch")(watch_training)
 app.command("pull")(pull_result)
 app.command("open")(open_result)
 app.command("ack")(acknowledge_result)
-app.command("privacy")(show_privacy)
 app.add_typer(job_app, name="job")
 app.command("run")(run_job_spec)
 app.command("simulate")(simulate_guest_agent)

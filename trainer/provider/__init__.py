@@ -44,7 +44,6 @@ from trainer.provider.verification import (
     read_own_record,
     save_own_record,
     verify_deletion_statement,
-    verify_handed_on,
 )
 
 __all__ = [
@@ -78,7 +77,6 @@ __all__ = [
     "save_own_record",
     "seal_dataset",
     "verify_deletion_statement",
-    "verify_handed_on",
     "watch_job",
     "write_private_file",
 ]

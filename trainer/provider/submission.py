@@ -37,7 +37,6 @@ from trainer.provider.transport.carrier import FINAL_PHASES, Carrier, require_re
 from trainer.provider.transport.carrier_registry import connect_to_job
 from trainer.provider.verification import appraise_job
 from trainer.receipt.deletion import DeletionStatement
-from trainer.receipt.privacy_statement import PRIVACY_STATEMENT
 
 StepResult = TypeVar("StepResult")
 
@@ -134,10 +133,7 @@ class _SubmissionRun:
         result = self._measure_time("open", lambda: self._open(record, grant))
         deletion = self._acknowledge(client, record, grant, result)
         if result.failure is None:
-            # Whoever gets private weights checks the privacy statement with the record: OUTPUT.attestation.json.
-            is_private = (result.folder / PRIVACY_STATEMENT).exists()
-            kept = result.folder.with_name(result.folder.name + ".attestation.json") if is_private else None
-            self._directory.remove(keep_record=kept)
+            self._directory.remove()
         elif result.failure.code in RESUMABLE:
             # What the operator has to be asked for is in the report alone: nothing of it is public.
             self._report.line(f"  the job did not finish: {result.failure}")

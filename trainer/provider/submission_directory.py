@@ -255,14 +255,8 @@ class SubmissionDirectory:
             file.write("\n".join(f"{digest}:{known}" for digest, known in seen.items()).encode())
         return failure_paths(output, number)[0]
 
-    def remove(self, *, keep_record: Path | None = None) -> None:
-        """Removes the directory: the result is in place.
-
-        Args:
-            keep_record: where the record of the appraisal goes; with it, others can check a privacy statement.
-        """
-        if keep_record is not None:
-            self._attestation.replace(keep_record)
+    def remove(self) -> None:
+        """Removes the directory: the result is in place."""
         shutil.rmtree(self.path)
 
 

@@ -12,7 +12,7 @@ from trainer.attestation.evidence import Evidence, parse_evidence
 from trainer.attestation.policy import CollateralDocument, Policy
 from trainer.attestation.result.record import Record, load_record, save_record
 from trainer.attestation.verifier import appraise
-from trainer.encoding import canonical_json, file_sha256, sha256_hex
+from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode, VerificationError
 from trainer.provider.local_files import read_small_file, write_private_file
 from trainer.provider.nonces import spend_nonce
@@ -23,7 +23,6 @@ from trainer.provider.transport.endorsement_download import fetch_gpu_endorsemen
 from trainer.receipt.attested_statement import verify_statement
 from trainer.receipt.deletion import DeletionStatement, ExpectedDeletion, check_deletion, parse_attested_deletion
 from trainer.receipt.privacy_statement import (
-    PRIVACY_STATEMENT,
     PrivacyStatement,
     check_privacy_statement,
     parse_attested_privacy,
@@ -205,12 +204,12 @@ def import_record(path: Path, policy: Policy, *, cache: Path, nonces: Path | Non
 
 
 def verify_privacy_statement(document: bytes, record: Record, files: Mapping[str, str]) -> PrivacyStatement:
-    """Verifies the privacy statement of a job, by itself: without the receipt, and without the provider's keys.
+    """Verifies the privacy statement of a job.
 
     Args:
         document: the content of `privacy.json`.
-        record: the appraisal that the dataset was sealed on; it holds nothing private.
-        files: maps each file that was handed on, named as in the result, to its SHA-256.
+        record: the appraisal that the dataset was sealed on.
+        files: maps each file of the result to its SHA-256.
 
     Raises:
         VerificationError: `receipt-invalid` or `receipt-mismatch`.
@@ -219,22 +218,6 @@ def verify_privacy_statement(document: bytes, record: Record, files: Mapping[str
     envelope = canonical_json(attested.envelope.model_dump(mode="json"))
     payload, _ = verify_statement(envelope, attested.evidence, "privacy", record)
     return check_privacy_statement(payload, job_spec_sha256=record.result.job_spec_sha256, files=files)
-
-
-def verify_handed_on(folder: Path, record: Record) -> PrivacyStatement:
-    """Verifies the privacy statement of weights that were handed on with it.
-
-    Args:
-        folder: directory with `privacy.json`, and the weights below `adapter/` and `merged/`.
-        record: as for `verify_privacy_statement`.
-
-    Raises:
-        UsageError: there is no `privacy.json`.
-        VerificationError: as `verify_privacy_statement`.
-    """
-    document = read_small_file(folder / PRIVACY_STATEMENT, "privacy statement")
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.safetensors") if path.is_file()}
-    return verify_privacy_statement(document, record, {name: file_sha256(path) for name, path in files.items()})
 
 
 def verify_deletion_statement(
