@@ -6,7 +6,8 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,11 +16,13 @@ from safetensors.torch import load_file, save_file
 from tests.training.local_runs import Runs, same
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import JobSpec
-from trainer.training.checkpoint import read_state
-from trainer.training.events import MetricsMeasured, TrainingEvent
+from trainer.training import checkpoint as checkpoint_module
+from trainer.training.checkpoint import CheckpointWriter, SavedState, read_state
+from trainer.training.events import CheckpointWritten, MetricsMeasured, TrainingEvent
 from trainer.training.interruption import Interruption, Interrupts
 from trainer.training.loss import CausalLoss
 from trainer.training.methods.dpo import DirectPreferenceOptimization
+from trainer.training.progress import TrainState
 
 MakeSpec = Callable[..., JobSpec]
 
@@ -281,3 +284,30 @@ def test_a_later_signal_changes_nothing_and_a_deferred_one_waits() -> None:
     interrupts.arrive()
     with pytest.raises(KeyError), Interrupts().deferred():
         raise KeyError
+
+
+def test_training_does_not_wait_for_a_state_to_be_sealed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The supervisor seals when its budget admits it, which may be a second later."""
+    steps: list[int] = []
+
+    def report(event: TrainingEvent) -> None:
+        assert isinstance(event, CheckpointWritten)
+        steps.append(event.step)
+
+    writer = CheckpointWriter(tmp_path, (), SavedState((), (), ()), report=report, interrupts=Interrupts())
+    monkeypatch.setattr(checkpoint_module, "write_state", lambda *_: None)
+    monkeypatch.setattr("trainer.training.checkpoint.time.sleep", lambda _seconds: remove(3))
+
+    def save(step: int, *, is_last: bool = False) -> None:
+        writer.save(cast("TrainState", SimpleNamespace(step=step)), is_last)
+
+    def remove(step: int) -> None:
+        (tmp_path / "checkpoints" / str(step)).rmdir()
+
+    save(1)
+    save(2)
+    remove(1)
+    save(3)
+    assert steps == [1, 3], "nothing was waited for"
+    save(4, is_last=True)
+    assert steps == [1, 3, 4], "the last one waits"

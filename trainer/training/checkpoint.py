@@ -126,13 +126,18 @@ class CheckpointWriter:
         self._interrupts = interrupts
         self._last_step = saved.resumed_at[-1] if saved.resumed_at else 0
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, is_last: bool) -> None:
         """Writes a checkpoint, unless this step has one already or the previous one is still unsealed.
 
         An error of the file system is logged and does not end the run: training can finish without a checkpoint.
+
+        Args:
+            state: the state after a step.
+            is_last: whether no other state follows: this one waits until the previous one is sealed. Others do
+                not: the supervisor decides when it seals, and training goes on meanwhile.
         """
         # Waiting may be interrupted. Writing may not, so that an event follows every complete checkpoint.
-        if state.step == self._last_step or not self._wait_until_sealed():
+        if state.step == self._last_step or not (self._wait_until_sealed() if is_last else self._is_sealed()):
             return
         with self._interrupts.deferred():
             target = self._folder / str(state.step)
@@ -151,11 +156,13 @@ class CheckpointWriter:
             self._last_step = state.step
             self._report(CheckpointWritten(step=state.step))
 
+    def _is_sealed(self) -> bool:
+        """Returns whether the supervisor has removed the previous checkpoint: the tmpfs has room for one."""
+        return not (self._folder / str(self._last_step)).exists()
+
     def _wait_until_sealed(self) -> bool:
-        """Waits until the supervisor has removed the previous checkpoint: the memory (tmpfs) has room for one."""
-        last = self._folder / str(self._last_step)
         deadline = time.monotonic() + _SEALING_TIMEOUT_SECONDS
-        while last.exists():
+        while not self._is_sealed():
             if time.monotonic() > deadline:
                 _log.warning("a checkpoint was left out: the one before it is not sealed yet")
                 return False

@@ -28,8 +28,9 @@ from trainer.training.privacy.privacy_findings import DifferentialPrivacy
 from trainer.training.progress import Meter, TrainingOutcome, TrainState, random_state, restore_random
 from trainer.training.step_policy import StepPolicy
 
-SaveState = Callable[[TrainState], None]
-"""Receives the state every `save_steps` steps and after the last one; may receive the same step twice."""
+SaveState = Callable[[TrainState, bool], None]
+"""Receives the state every `save_steps` steps and after the last one, and whether it is the last. The same step
+may come twice."""
 
 
 class Trainer:
@@ -54,7 +55,7 @@ class Trainer:
         section: TrainSection,
         *,
         report: EventHandler,
-        save: SaveState = lambda _state: None,
+        save: SaveState = lambda _state, _is_last: None,
         interrupts: Interrupts | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -198,10 +199,12 @@ class Trainer:
             # The evaluation comes first: the checkpoint contains its loss and the counters of early stopping.
             self._evaluate_if_due()
             if save_steps and self._done % save_steps == 0:
-                self._save_state()
+                self._save_state(is_last=False)
         self._count_train_time()
         if save_steps:
-            self._save_state()  # sampling and the privacy audit follow, and an interruption there loses no step
+            self._save_state(
+                is_last=True
+            )  # sampling and the privacy audit follow, and an interruption there loses no step
 
     def _make_step(self, step: StepRows) -> None:
         """Makes one optimizer step.
@@ -252,10 +255,10 @@ class Trainer:
         if is_due and (last is None or last[0] < step):
             self._evaluate(step)
 
-    def _save_state(self) -> None:
+    def _save_state(self, *, is_last: bool) -> None:
         """Saves the state if a run can resume from it; the time for saving does not count as training."""
         if (state := self.resumable_state()) is not None:
-            self._save(state)
+            self._save(state, is_last)
         self._timed_until = self._clock()
 
     def _warn(self, text: str) -> None:

@@ -107,7 +107,7 @@ def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: R
         except Interruption:
             # The state after the last complete step: the samples and the audit are repeated by the resumed run.
             if (state := trainer.resumable_state()) is not None:
-                checkpoints.save(state)
+                checkpoints.save(state, True)
             raise
     return TrainedModel(outcome, recorder.metrics, samples, privacy, withheld, audit.losses)
 
@@ -147,7 +147,7 @@ def _make_trainer(
         spec.train,
         report=recorder,
         # Rank 0 saves the state, which is the same on all ranks.
-        save=checkpoints.save if context.ranks.rank == 0 else lambda _state: None,
+        save=checkpoints.save if context.ranks.rank == 0 else lambda _state, _is_last: None,
         interrupts=context.interrupts,
     )
 
