@@ -133,11 +133,11 @@ class CheckpointWriter:
 
         Args:
             state: the state after a step.
-            is_last: whether no other state follows: this one waits until the previous one is sealed. Others do
-                not: the supervisor decides when it seals, and training goes on meanwhile.
+            is_last: whether no other follows: this one waits until the previous one is sealed. Others do not: the
+                supervisor decides when it seals.
         """
         # Waiting may be interrupted. Writing may not, so that an event follows every complete checkpoint.
-        if state.step == self._last_step or not (self._wait_until_sealed() if is_last else self._is_sealed()):
+        if state.step == self._last_step or not self._is_sealed(_SEALING_TIMEOUT_SECONDS if is_last else 0):
             return
         with self._interrupts.deferred():
             target = self._folder / str(state.step)
@@ -156,15 +156,11 @@ class CheckpointWriter:
             self._last_step = state.step
             self._report(CheckpointWritten(step=state.step))
 
-    def _is_sealed(self) -> bool:
-        """Returns whether the supervisor has removed the previous checkpoint: the tmpfs has room for one."""
-        return not (self._folder / str(self._last_step)).exists()
-
-    def _wait_until_sealed(self) -> bool:
-        deadline = time.monotonic() + _SEALING_TIMEOUT_SECONDS
-        while not self._is_sealed():
-            if time.monotonic() > deadline:
-                _log.warning("a checkpoint was left out: the one before it is not sealed yet")
+    def _is_sealed(self, seconds: float) -> bool:
+        """Returns whether the supervisor removes the previous checkpoint in time: the tmpfs has room for one."""
+        deadline = time.monotonic() + seconds
+        while (self._folder / str(self._last_step)).exists():
+            if time.monotonic() >= deadline:
                 return False
             time.sleep(_POLL_SECONDS)
         return True
