@@ -10,7 +10,7 @@ import pytest
 
 from trainer.attestation.checks import Check, CheckState
 from trainer.cli.app import run_command_line as run
-from trainer.cli.console import print_checks
+from trainer.cli.check_output import print_checks
 from trainer.errors import ExitCode
 
 if TYPE_CHECKING:

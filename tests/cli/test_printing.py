@@ -22,6 +22,7 @@ from trainer.audit import audit_compose
 from trainer.cli import console
 from trainer.cli.app import run_command_line as run
 from trainer.cli.audit_command import print_review
+from trainer.cli.check_output import print_attestation_result
 from trainer.cli.console import SafeConsole, TerminalProgress
 from trainer.encoding import printable
 from trainer.errors import DataError, ErrorCode, UsageError
@@ -136,7 +137,7 @@ PEOPLE: dict[str, Callable[[str], object]] = {
     "a command": lambda text: run([text.replace("-", "x")]),
     "a file": lambda text: run(["verify", text.replace("\0", "").replace("-", "x") or "x"]),
     "progress": show_progress,
-    "an appraisal": lambda text: console.print_attestation_result(attestation_result(text)),
+    "an appraisal": lambda text: print_attestation_result(attestation_result(text)),
     "metrics": lambda text: console.print_line("  " + PrivateMetrics(metrics(text)).summarize()),
     "an audit": print_audit,
     "a rich text": lambda text: SafeConsole(highlight=False).print(text, markup=False),

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from trainer.cli.audit_command import print_review, read_compose
-from trainer.cli.console import print_attestation_result, print_line
+from trainer.cli.check_output import print_attestation_result
+from trainer.cli.console import print_line
 from trainer.cli.options import JOB_LOCATION, cache_directory, nonces_file
 from trainer.errors import ErrorCode, UsageError
 

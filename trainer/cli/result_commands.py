@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer.cli.console import TerminalProgress, print_checks, print_development_banner, print_line, print_summary
+from trainer.cli.check_output import print_checks, print_development_banner
+from trainer.cli.console import TerminalProgress, print_line, print_summary
 from trainer.cli.options import (
     DEFAULT_MAX_RESULT_BYTES,
     GrantFile,

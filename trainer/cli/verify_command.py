@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from trainer.cli.console import error_document, print_attestation_result, print_error, print_json, print_line
+from trainer.cli.check_output import print_attestation_result
+from trainer.cli.console import error_document, print_error, print_json, print_line
 from trainer.cli.options import Json, Quiet, cache_directory, local_secret, nonces_file, require_absent
 from trainer.errors import ErrorCode, TrainerError, UsageError, VerificationError
 
