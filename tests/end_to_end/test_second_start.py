@@ -25,6 +25,13 @@ def spec(write_spec: WriteSpec, tmp_path: Path) -> Path:
     return write_spec(tmp_path / "job.yaml", train={"max_steps": 3}, exchange={"port": free_port()})
 
 
+DIES_WHILE_IT_DESTROYS = """
+import os
+os.truncate = lambda *_: os._exit(9)
+"""
+"""The supervisor empties its logs after the result is sealed, as a part of what it destroys."""
+
+
 def events(job: Job) -> set[object]:
     return {event["event"] for event in job.events}
 
@@ -32,13 +39,21 @@ def events(job: Job) -> set[object]:
 def test_a_finished_result_is_offered_and_not_trained_again(
     spec: Path, start_job: StartJob, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
 ) -> None:
-    job: Job = start_job(spec)
-    record = start_training(job, provider, trainer, data, tmp_path)
+    (tmp_path / "sitecustomize.py").write_text(DIES_WHILE_IT_DESTROYS)
+    first: Job = start_job(spec, variables={"PYTHONPATH": str(tmp_path)})
+    record = start_training(first, provider, trainer, data, tmp_path)
+    assert first.wait() == 9
+    wait_until(lambda: not children_of_front(spec))
+    sealed = (first.ciphertext / "result.tar.age").read_bytes()
+    assert not (first.ciphertext / "deletion.json").exists(), "nothing is claimed that was not done"
+
+    job: Job = start_job(spec, "--ciphertext-dir", first.ciphertext)
+    job.ciphertext = first.ciphertext
     job.wait_event(event="phase", phase="awaiting-pull")
+    assert not {"progress", "dataset-received"} & events(job)
     job.process.kill()
     job.process.wait(20)
     wait_until(lambda: not children_of_front(spec))
-    sealed = (job.ciphertext / "result.tar.age").read_bytes()
     assert {path.name for path in job.ciphertext.iterdir()} == {"deletion.json", "end.sealed", "result.tar.age"}
 
     again: Job = start_job(spec, "--ciphertext-dir", job.ciphertext)
