@@ -253,7 +253,7 @@ def test_a_job_spec_changed_after_sealing_cannot_open_the_data(
     changed = write_spec(tmp_path / "changed.yaml", train={"max_steps": 3})
     other: Job = start_job(changed, guest_agent=agent)
     other_record = tmp_path / "other.json"
-    assert trainer("verify", other.url, "--policy", policy, "-o", other_record).code == 4
+    assert trainer("verify", other.url, "--policy", policy, "-o", tmp_path / "refused.json").code == 4
     changed_policy = kms_provider.policy(changed, "--recipient", "derived", name="changed-policy.yaml")
     assert trainer("verify", other.url, "--policy", changed_policy, "-o", other_record).code == 0
     assert (
