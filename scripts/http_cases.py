@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import requests
 import schemathesis
-from http_stages import ACKNOWLEDGEMENT, ETAG, MAX_UPLOAD_BYTES, TOKEN, UPLOAD_BYTES, Server
+from http_stages import ACKNOWLEDGEMENT, AUTHORIZATION, ETAG, MAX_UPLOAD_BYTES, TOKEN, UPLOAD_BYTES, Server
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 from requests.structures import CaseInsensitiveDict
@@ -23,7 +23,7 @@ CANARY: Final = "canary-9f31c7"
 """In a header of every request: what an answer must never repeat."""
 
 MODES: Final = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
-_TOKENS: Final = {"/events": TOKEN, "/ack": ACKNOWLEDGEMENT}
+_TOKENS: Final = {"/events": TOKEN, "/ack": ACKNOWLEDGEMENT, "/dataset": AUTHORIZATION}
 _SAMPLE: Final = 150
 _UPLOAD: Final = re.compile("/dataset/[0-9a-f]{32}")
 _COUNT: Final = re.compile("[0-9]{1,15}")

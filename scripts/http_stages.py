@@ -24,6 +24,12 @@ from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
 from trainer.exchange.spool import RESULT_NAME
 from trainer.exchange.tls import make_server_context
+from trainer.exchange.upload_authorization import (
+    UploadAuthorization,
+    UploadGate,
+    UploadScope,
+    sign_authorization,
+)
 from trainer.front.http.asgi_app import build_app
 from trainer.front.http.connection import capped_protocol, http_config
 from trainer.front.http.control_client import ControlClient
@@ -40,6 +46,7 @@ from trainer.ipc.front_messages import (
     TokenHash,
 )
 from trainer.models import Phase, Status
+from trainer.provider_keys import ProviderKey
 
 TOKEN: Final = "5c" * 32
 ACKNOWLEDGEMENT: Final = "ac" * 32
@@ -49,6 +56,17 @@ ETAG: Final = f'"{hashlib.sha256(RESULT).hexdigest()}"'
 MAX_UPLOAD_BYTES: Final = 1 << 16
 UPLOAD_BYTES: Final = 4096
 UPLOADED_BYTES: Final = 1024
+
+PROVIDER: Final = ProviderKey(bytes(32))
+SCOPE: Final = UploadScope(job_spec_sha256="0" * 64, recipient_sha256=("1" * 64,))
+AUTHORIZATION: Final = sign_authorization(
+    UploadAuthorization(
+        version=1, expires_at=1 << 33, job_spec_sha256="0" * 64, recipient_sha256="1" * 64, size=UPLOAD_BYTES,
+        tls_spki_sha256=None,
+    ),
+    PROVIDER,
+)  # fmt: skip
+"""Of an upload of `UPLOAD_BYTES`."""
 
 _LIMITS: Final = Limits(
     evidence_burst=1 << 20,
@@ -76,6 +94,7 @@ class Stage:
         result: a sealed result (or failure report) is there.
         error: public error code.
         limited: with the usual limit on evidence.
+        providers: the job spec lists a provider.
     """
 
     name: str
@@ -87,6 +106,7 @@ class Stage:
     result: bool = False
     error: ErrorCode | None = None
     limited: bool = False
+    providers: bool = False
 
 
 STAGES: Final = (
@@ -94,6 +114,7 @@ STAGES: Final = (
     Stage("preparing", Phase.PREPARING),
     Stage("preparing-no-agent", Phase.PREPARING, evidence="guest-agent-unavailable"),
     Stage("awaiting-dataset", Phase.AWAITING_DATASET, accept=True),
+    Stage("awaiting-a-provider", Phase.AWAITING_DATASET, accept=True, providers=True),
     Stage("uploading", Phase.AWAITING_DATASET, accept=True, upload="begun"),
     Stage("awaiting-again", Phase.AWAITING_DATASET, accept=True, error=ErrorCode.NO_IDENTITY_MATCH, limited=True),
     Stage("awaiting-grant", Phase.AWAITING_GRANT, accept=True),
@@ -158,7 +179,8 @@ class Server:
         limits = _limits(self.stage)
         self._link = await ControlClient.over_socket(theirs, limits)
         reader, self._supervisor = await asyncio.open_unix_connection(sock=ours)
-        app = build_app(self._link, self.spool, max_upload_bytes=MAX_UPLOAD_BYTES, limits=limits)
+        gate = UploadGate((PROVIDER.public,) if self.stage.providers else (), None)
+        app = build_app(self._link, self.spool, max_upload_bytes=MAX_UPLOAD_BYTES, limits=limits, gate=gate)
         self._config = http_config(app, limits, None)
         self._config.load()
         self._make = capped_protocol(limits)
@@ -248,7 +270,7 @@ class Server:
     async def _reach(self, *, accept: bool) -> None:
         """Tell the phase, and wait until it is taken: messages are taken in order."""
         self._step += 1
-        await self._tell(OpenUpload(accept=accept))
+        await self._tell(OpenUpload(accept=accept, scope=SCOPE))
         status = Status(phase=self.stage.phase, step=self._step, error=self.stage.error)
         await self._tell(StatusUpdate(status=status))
         while self._link.status.step != self._step:

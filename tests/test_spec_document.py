@@ -20,16 +20,19 @@ from trainer.attestation.evidence import DatasetClaims, Evidence, Recipients
 from trainer.attestation.nvidia.gpu_endorsements import GpuEndorsementsDocument
 from trainer.attestation.policy import Policy
 from trainer.attestation.result import record
-from trainer.encoding import sha256_hex
+from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode
+from trainer.exchange.upload_authorization import UploadAuthorization, sign_authorization
 from trainer.job.end_record import EndRecord
 from trainer.models import Phase, Strict
 from trainer.provider.nonces import SpentNonce, SpentNonces
+from trainer.provider_keys import ProviderKey
 from trainer.receipt.dsse import public_key_der, sign_envelope, verify_envelope
 from trainer.receipt.statement import RunSummary
 from trainer.sealing import grant_secrets
 from trainer.sealing.age import identity_from_seed
 from trainer.sealing.bundle import Grant
+from trainer.sealing.bundle_signature import sign_bundle
 from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointFile, CheckpointHeader, CheckpointKeys
 from trainer.spec import JobSpec, parse_job_spec
 from trainer.tee import key_derivation as keys
@@ -127,6 +130,24 @@ def derived_from_the_grant() -> str:
     )
 
 
+def bundle_signature() -> str:
+    key = ProviderKey(b"\x01" * 32)
+    return f"{key.public}\n{sign_bundle(key, 'age1', 'ab' * 32, 'cd' * 32).canonical().decode()}"
+
+
+def upload_authorization() -> str:
+    authorization = UploadAuthorization(
+        version=1,
+        expires_at=1800000000,
+        job_spec_sha256="ab" * 32,
+        recipient_sha256="cd" * 32,
+        size=22139,
+        tls_spki_sha256="ef" * 32,
+    )
+    document = canonical_json(authorization.model_dump(mode="json")).decode()
+    return f"{document}\n{sign_authorization(authorization, ProviderKey(bytes([1]) * 32))}"
+
+
 def events() -> str:
     stream = io.StringIO()
     public = logs.PublicLog(stream)
@@ -149,6 +170,8 @@ EXAMPLES: dict[str, Callable[[], str]] = {
     "receipt": receipt,
     "keys": derived_keys,
     "grant-secrets": derived_from_the_grant,
+    "bundle-signature": bundle_signature,
+    "upload-authorization": upload_authorization,
     "checkpoint": checkpoint,
     "events": events,
 }

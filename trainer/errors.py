@@ -74,6 +74,9 @@ class ErrorCode(StrEnum):
     BUNDLE_INVALID = "bundle-invalid"
     GRANT_MISMATCH = "grant-mismatch"
     GRANT_EXPIRED = "grant-expired"
+    GRANT_UNSIGNED = "grant-unsigned"
+    GRANT_SIGNER_UNKNOWN = "grant-signer-unknown"
+    GRANT_SIGNATURE_INVALID = "grant-signature-invalid"
     RESULT_DIGEST_MISMATCH = "result-digest-mismatch"
     CHECKPOINT_INVALID = "checkpoint-invalid"
 

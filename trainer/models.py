@@ -61,6 +61,9 @@ NO_NUMBER: Final = BeforeValidator(_refuse_number)
 Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """SHA-256 in lower-case hex, without a prefix."""
 
+ProviderPublicKey = Annotated[str, Field(pattern=r"^ed25519:[0-9a-f]{64}$")]
+"""Public key of a data provider, in the text form of `trainer.provider_keys`."""
+
 Nonce = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """32 random bytes in lower-case hex; used once."""
 

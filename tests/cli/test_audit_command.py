@@ -42,7 +42,7 @@ def test_high_is_the_default(compose: Path) -> None:
 def test_json_is_one_object(compose: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["audit", str(compose), "--against", str(compose), "--json"]) == ExitCode.VERIFICATION
     audited = json.loads(capsys.readouterr().out)
-    assert set(audited) == {"compose_sha256", "job_spec_sha256", "findings", "changes"}
+    assert set(audited) == {"compose_sha256", "job_spec_sha256", "who_may_submit", "findings", "changes"}
     assert (audited["compose_sha256"], audited["changes"]) == (None, [])
     assert len(audited["job_spec_sha256"]) == 64
     first = audited["findings"][0]

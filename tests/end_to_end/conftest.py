@@ -18,6 +18,7 @@ import yaml
 
 from trainer.deployment import CLEAN_START
 from trainer.encoding import file_sha256
+from trainer.provider import read_provider_key
 
 SHM = Path("/dev/shm")
 ROOT = Path(__file__).parents[2]
@@ -328,6 +329,13 @@ class Provider:
     def policy_file(self) -> Path:
         """The policy that `policy` writes."""
         return self.folder / "policy.yaml"
+
+    @property
+    def public_key(self) -> str:
+        """The public half of the provider key in the identity file."""
+        key = read_provider_key(self.identity)
+        assert key is not None
+        return key.public
 
     def keygen(self, *options: str, name: str = "provider.key") -> str:
         """A new identity; returns its recipient."""

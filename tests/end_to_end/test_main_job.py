@@ -30,9 +30,13 @@ def files_below(*folders: Path) -> list[Path]:
 def test_submit_brings_a_checked_adapter_and_nothing_leaks(
     start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
 ) -> None:
-    spec = write_spec(tmp_path / "job.yaml", output={"samples": 3, "sample_max_new_tokens": 32})
-    job: Job = start_job(spec)
     provider.keygen()
+    spec = write_spec(
+        tmp_path / "job.yaml",
+        output={"samples": 3, "sample_max_new_tokens": 32},
+        exchange={"providers": [provider.public_key]},
+    )
+    job: Job = start_job(spec)
     policy = provider.policy(spec)
     result = tmp_path / "result"
 
@@ -72,19 +76,28 @@ def test_submit_brings_a_checked_adapter_and_nothing_leaks(
 def test_single_steps_through_files(
     start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
 ) -> None:
-    """Everything by hand, with X25519 keys and a directory in place of a network; stock age opens the result."""
-    spec, spool = write_spec(tmp_path / "job.yaml"), tmp_path / "spool"
+    """Everything by hand, with X25519 keys and a directory in place of a network; stock age opens the result.
+
+    The job lists its provider: it takes neither an upload without an authorisation nor an unsigned dataset.
+    """
+    recipient, spool = provider.keygen("--x25519"), tmp_path / "spool"
+    spec = write_spec(tmp_path / "job.yaml", exchange={"providers": [provider.public_key]})
     job: Job = start_job(spec, "--spool", spool)
     job.wait_event(event="phase", phase="awaiting-dataset")
-    recipient = provider.keygen("--x25519")
     policy, attestation = provider.policy(spec), tmp_path / "attestation.json"
     sealed, result = tmp_path / "dataset.age", tmp_path / "result.tar.age"
+    unsigned, signing = tmp_path / "unsigned.age", ("-i", provider.identity)
+    judged = ("--policy", policy, "--attestation", attestation)
 
     steps = [
         ("verify", spool, "--policy", policy, "-o", attestation),
         ("validate", data, "--job", spec),
-        ("seal", data, "--policy", policy, "--attestation", attestation, "-r", recipient, "-o", sealed),
-        ("upload", sealed, "--job-url", spool, "--policy", policy, "--attestation", attestation),
+        ("seal", data, *judged, "-r", recipient, "-o", unsigned),
+        ("upload", unsigned, "--job-url", spool, *judged),
+        ("upload", unsigned, "--job-url", spool, *judged, *signing),
+        ("watch", spool, *judged),
+        ("seal", data, *judged, "-r", recipient, "-o", sealed, "--job", spec, *signing),
+        ("upload", sealed, "--job-url", spool, *judged, *signing),
         (
             "watch", spool, "--policy", policy, "--attestation", attestation, "-i", provider.identity,
             "--grant", f"{sealed}.grant.json", "--json",
@@ -103,10 +116,14 @@ def test_single_steps_through_files(
             "--result", result,
         ),
     ]  # fmt: skip
-    ran = {}
+    ran, refused = {}, []
     for step in steps:
         ran[step[0]] = trainer(*step)
-        assert ran[step[0]].code == 0, (step, ran[step[0]].err)
+        if unsigned in step or "watch" in step:
+            refused.append((step[0], ran[step[0]].code))
+        else:
+            assert ran[step[0]].code == 0, (step, ran[step[0]].err)
+    assert refused == [("seal", 0), ("upload", 2), ("upload", 0), ("watch", 5), ("watch", 0)]
     assert job.wait() == 0
     assert ran["validate"].out.startswith("40 rows: 40 messages\n")
     watched = [json.loads(line) for line in ran["watch"].out.splitlines()]

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.errors import ErrorCode, JobError, UnavailableError
+from trainer.exchange.upload_authorization import UploadScope
 from trainer.ipc.channel import Channel
 from trainer.ipc.front_messages import (
     FROM_FRONT,
@@ -50,6 +51,7 @@ MESSAGES_OF_THE_SUPERVISOR: list[SupervisorMessage] = [
     EvidenceReply(id=1, evidence=None, error=ErrorCode.GUEST_AGENT_UNAVAILABLE),
     StatusUpdate(status=Status(phase=Phase.TRAINING, step=1, total_steps=2)),
     OpenUpload(accept=True),
+    OpenUpload(accept=True, scope=UploadScope(job_spec_sha256=DIGEST, recipient_sha256=(DIGEST,))),
     TokenHash(sha256=DIGEST),
     PrivateEvent(sealed="QUFBQQ=="),
     ResultReady(size=9, sha256=DIGEST, acknowledgement_sha256=DIGEST),

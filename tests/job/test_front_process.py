@@ -13,6 +13,7 @@ import pytest
 from trainer.attestation.evidence import Evidence
 from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, JobError
+from trainer.exchange.upload_authorization import UploadScope
 from trainer.ipc.channel import Channel
 from trainer.ipc.front_messages import (
     Acknowledged,
@@ -26,6 +27,7 @@ from trainer.ipc.front_messages import (
 )
 from trainer.job.front_process import FrontProcess
 
+SCOPE = UploadScope(job_spec_sha256="ab" * 32, recipient_sha256=("cd" * 32,))
 REQUEST = EvidenceRequest(id=7, nonce="ab" * 32)
 
 
@@ -57,7 +59,7 @@ def test_an_unexpected_error_in_the_evidence_ends_the_wait_for_the_front() -> No
         front.serve_evidence(fail)
         channel.send(REQUEST)
         with pytest.raises(JobError) as caught:
-            front.wait_upload(20)
+            front.wait_upload(20, SCOPE)
         assert caught.value.code is ErrorCode.FRONT_DIED
 
 

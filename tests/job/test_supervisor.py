@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -17,6 +19,8 @@ from trainer.job.front_process import FrontUpdate
 from trainer.job.job_options import JobOptions
 from trainer.models import Phase, Status
 
+KEYS = cast("Any", SimpleNamespace(upload_scope=lambda _spec_sha256: "scope"))
+
 
 class Front:
     """Stands where the front process does: each wait brings an upload; statuses are kept."""
@@ -28,8 +32,9 @@ class Front:
         assert isinstance(message, StatusUpdate)
         self.statuses.append(message.status)
 
-    def wait_upload(self, seconds: float) -> int:
+    def wait_upload(self, seconds: float, scope: object) -> int:
         assert seconds > 0
+        assert scope == "scope"
         return 1
 
 
@@ -48,7 +53,7 @@ def test_no_upload_of_a_stranger_ends_the_job(
     outcomes: list[object] = [refusal, refusal, "opened"]
     receiving = receiving_job(monkeypatch, tmp_path, outcomes, lasts=lasts)
     front = Front()
-    assert receiving._receive(front, None) == "opened"  # type: ignore[arg-type, comparison-overlap]
+    assert receiving._receive(cast("Any", front), KEYS) == "opened"  # type: ignore[arg-type, comparison-overlap]
     told = [(status.phase, status.error) for status in front.statuses if status.phase is Phase.AWAITING_DATASET]
     assert [error for _, error in told] == [None, refusal.code.value, refusal.code.value]
     assert receiving.ciphertext.dataset.exists() == lasts, "what opened stays where another start may find it"
@@ -73,7 +78,7 @@ def receiving_job(
     receiving.ciphertext, receiving.status = CiphertextDirectory(tmp_path, lasts), Status(phase=Phase.PREPARING)
     receiving.options = JobOptions(tmp_path / "job.yaml")
     receiving.public = lambda _event: None  # type: ignore[assignment]
-    receiving.spec = type("Spec", (), {"exchange": ExchangeSection()})()
+    receiving.spec = cast("Any", SimpleNamespace(exchange=ExchangeSection(), sha256=lambda: "ab" * 32))
     monkeypatch.setattr(receiving, "_open", open_next)
     return receiving
 
@@ -87,7 +92,9 @@ def test_what_strangers_send_does_not_fill_the_log_of_a_good_result(
     text = StringIO()
     handler = logs.limited_handler(text)
     monkeypatch.setattr(logs.private, "handlers", [handler])
-    receiving_job(monkeypatch, tmp_path, [refusal] * 500 + ["opened"], lasts=False)._receive(Front(), None)  # type: ignore[arg-type]
+    receiving_job(monkeypatch, tmp_path, [refusal] * 500 + ["opened"], lasts=False)._receive(
+        cast("Any", Front()), KEYS
+    )
     lines = text.getvalue().splitlines()
     assert len(lines) == logs.MAX_REPEATS
     assert "Traceback" not in text.getvalue()
@@ -112,5 +119,5 @@ def test_only_a_file_is_taken_for_an_upload_of_an_earlier_start(
     monkeypatch.setattr(receiving, "_open", lambda _keys: "opened")
     events: list[object] = []
     receiving.public = events.append  # type: ignore[assignment]
-    receiving._receive(Front(), None)  # type: ignore[arg-type]
+    receiving._receive(cast("Any", Front()), KEYS)
     assert [event.bytes for event in events if isinstance(event, logs.DatasetReceived)] == [1], "the front's"

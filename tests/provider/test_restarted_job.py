@@ -109,8 +109,8 @@ def test_a_job_that_opens_what_it_kept_is_asked_again(
     if begun:
         run._directory.upload_begun.touch()
     with pytest.raises(UnavailableError) as caught:
-        run._upload(job)
+        run._upload(job, RECORD)
     assert caught.value.code is code
     job.phases = [Phase.OPENING]
-    run._upload(job)
+    run._upload(job, RECORD)
     assert run._directory.uploaded.exists()

@@ -297,3 +297,12 @@ def test_a_budget_needs_one_row_to_be_one_gradient(sections: str, expected: str)
 )
 def test_incomplete_or_unsound_privacy_sections_are_refused(privacy: str, expected: str) -> None:
     assert expected in str(refused(MINIMAL + f"privacy: {privacy}\n"))
+
+
+def test_who_may_submit_is_said_plainly() -> None:
+    key = "ed25519:" + "ab" * 32
+    assert "whoever reaches" in parse_job_spec(MINIMAL.encode()).exchange.who_may_submit
+    named = parse_job_spec((MINIMAL + f"exchange: {{providers: ['{key}']}}\n").encode()).exchange
+    assert named.providers == (key,)
+    assert key in named.who_may_submit
+    assert "exchange.providers" in str(refused(MINIMAL + "exchange: {providers: ['age1']}\n"))

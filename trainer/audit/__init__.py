@@ -34,12 +34,14 @@ class ComposeReview:
     Args:
         compose_sha256: what the guest measures; None for a bare docker-compose.yaml, which nothing measures.
         job_spec_sha256: digest of the one job spec in the text, or None.
+        who_may_submit: who may submit a dataset to that job, in words, or None.
         findings: worst first.
         changes: against the other file, if there was one.
     """
 
     compose_sha256: str | None
     job_spec_sha256: str | None
+    who_may_submit: str | None
     findings: tuple[Finding, ...]
     changes: tuple[Change, ...]
 
@@ -59,10 +61,12 @@ def audit_compose(data: bytes, *, against: bytes | None = None) -> ComposeReview
         UsageError: one of them cannot be parsed; with its line.
     """
     document = read_document(data)
-    specs = document.job_specs
+    specs = [spec for _, spec in document.job_specs]
+    spec = specs[0] if len(specs) == 1 else None
     return ComposeReview(
         compose_sha256=document.compose_sha256,
-        job_spec_sha256=specs[0][1].sha256() if len(specs) == 1 else None,
+        job_spec_sha256=spec.sha256() if spec else None,
+        who_may_submit=spec.exchange.who_may_submit if spec else None,
         findings=findings(document),
         changes=difference(read_document(against), document) if against is not None else (),
     )

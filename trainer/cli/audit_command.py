@@ -72,6 +72,8 @@ def print_review(review: ComposeReview, *, compared: bool) -> None:
         print_line("changes: none in meaning")
     print_line(f"compose hash: {review.compose_sha256 or 'none: a docker-compose file alone is not measured'}")
     print_line(f"job spec: {review.job_spec_sha256 or 'none in the text'}")
+    if review.who_may_submit is not None:
+        print_line(f"submission: {review.who_may_submit}")
     severities = [finding.severity for finding in review.findings]
     counts = [f"{severities.count(level)} {level.value}" for level in Severity if level in severities]
     print_line(f"findings: {', '.join(counts) or 'none'}")

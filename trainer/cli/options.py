@@ -23,6 +23,12 @@ Source = Annotated[str, typer.Argument(metavar="URL", help=JOB_LOCATION)]
 JobUrl = Annotated[str, typer.Option("--job-url", help=JOB_LOCATION)]
 PolicyFile = Annotated[Path, typer.Option("--policy", help="What you demand of the job (policy.yaml).")]
 IdentityFile = Annotated[Path, typer.Option("--identity", "-i", help="Your identity, from `trainer keygen`.")]
+SigningIdentity = Annotated[
+    Path | None,
+    typer.Option(
+        "--identity", "-i", help="Your identity, whose provider key signs: needed where job.yaml lists providers."
+    ),
+]
 RecordFile = Annotated[
     Path | None,
     typer.Option(

@@ -104,6 +104,7 @@ def policy_init(
     """
     from trainer import provider
     from trainer.attestation.policy import KeyServicePins
+    from trainer.spec import read_job_spec
 
     pins = KeyServicePins(key_provider_id, kms_root_key, app_id)
     demands = provider.PolicyDemands(job, trust_root, collateral, measurements or [], gpu, recipient, pins)
@@ -120,6 +121,8 @@ def policy_init(
         policy = _decide_keys(record, demands)
     provider.write_private_file(output, provider.render_policy(policy, demands, beside=output.parent).encode())
     print_line(f"wrote {output}; read it before you rely on it: trainer policy explain {output}")
+    for path in job:
+        print_line(f"{path}: {read_job_spec(path).exchange.who_may_submit}")
     if not measurements:
         print_line(
             "it accepts no OS yet: add the measurements or the image hash that you trust under `os:`", err=True

@@ -21,6 +21,7 @@ from trainer.cli.options import (
     PolicyFile,
     Quiet,
     RecordFile,
+    SigningIdentity,
     Source,
     load_attestation,
     require_absent,
@@ -39,14 +40,19 @@ def generate_key(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make your identity: the key that results are encrypted to. Prints its recipient (the public half)."""
-    from trainer.provider import create_identity
+    """Make your identity: the key that results are encrypted to, and the provider key that signs what you send.
 
-    recipient = create_identity(output, hybrid=not x25519)
+    Prints the recipient on stdout and the public provider key on stderr: the public halves.
+    """
+    from trainer.provider import create_identity, read_provider_key
+
+    recipient, key = create_identity(output, hybrid=not x25519), read_provider_key(output)
+    public = key.public if key else None
     if as_json:
-        print_json({"identity": str(output), "recipient": recipient})
+        print_json({"identity": str(output), "recipient": recipient, "provider_key": public})
     else:
         print_line(recipient)
+        print_line(f"provider key, for exchange.providers of a job spec: {public}", err=True)
 
 
 def seal_data(
@@ -56,6 +62,7 @@ def seal_data(
     output: Annotated[Path, typer.Option("--output", "-o", help="The sealed dataset.")],
     attestation: RecordFile = None,
     imported: ImportedRecord = None,
+    identity: SigningIdentity = None,
     job: JobFile = None,
     grant: GrantFile = None,
     max_epsilon: MaxEpsilon = None,
@@ -84,6 +91,7 @@ def seal_data(
             job=job,
             secret=provider.read_grant_record(grant).grant.secret if grant else None,
             require=provider.make_privacy_demand(max_epsilon, max_delta),
+            key=provider.read_provider_key(identity) if identity else None,
         )
     provider.write_private_file(grant_file, grant_record.model_dump_json().encode())
     print_summary(
@@ -103,16 +111,26 @@ def upload_dataset(
     policy: PolicyFile,
     attestation: RecordFile = None,
     imported: ImportedRecord = None,
+    identity: SigningIdentity = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Send a sealed dataset. Continues an upload that was interrupted."""
-    client = _connect(job_url, load_attestation(attestation, imported, policy))
+    from trainer import provider
+
+    record = load_attestation(attestation, imported, policy)
+    client = _connect(job_url, record)
+    authorize = provider.make_authorizer(provider.read_provider_key(identity) if identity else None, record.result)
     if not sealed.is_file():
         raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such file: {sealed}")
     state, size = sealed.with_name(sealed.name + ".upload.json"), sealed.stat().st_size
     with TerminalProgress(quiet=quiet or as_json) as progress:
-        client.upload(sealed, progress=lambda done: progress.bytes_done("uploading", done, size), state=state)
+        client.upload(
+            sealed,
+            progress=lambda done: progress.bytes_done("uploading", done, size),
+            state=state,
+            authorize=authorize,
+        )
     state.unlink(missing_ok=True)
     print_summary({"uploaded": str(sealed), "bytes": sealed.stat().st_size}, as_json=as_json)
 

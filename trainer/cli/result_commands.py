@@ -134,6 +134,7 @@ def submit_dataset(
         secret=local_secret(),
         max_result_bytes=max_bytes,
         nonces=nonces_file(),
+        key=provider.read_provider_key(identity),
         job=job,
         require=provider.make_privacy_demand(max_epsilon, max_delta),
         wait_seconds=wait,

@@ -104,6 +104,7 @@ class ValidationReport:
             "problems": [_describe_problem(error) for error in found.problems],
             "tokens": self._describe_tokens() if self.tokens else None,
             "steps": self.steps,
+            "providers": list(self.spec.exchange.providers),
             "memory": {**asdict(self.memory), "total": self.memory.total} if self.memory else None,
             "warnings": list(self.warnings),
         }
@@ -175,6 +176,7 @@ def _report_lines(result: ValidationReport) -> Iterator[str]:
     if result.tokens is not None and found.lengths:
         yield from _token_lines(result)
     yield from _cost_lines(result)
+    yield f"submit    {result.spec.exchange.who_may_submit}"
 
 
 def _token_lines(result: ValidationReport) -> Iterator[str]:

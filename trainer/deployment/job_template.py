@@ -41,6 +41,7 @@ exchange:
   max_upload_bytes: 17179869184 # 16 GiB
   dataset_timeout_seconds: 86400 # how long the job waits for the dataset
   linger_seconds: 86400 # how long the job offers the sealed result
+  providers: [] # provider keys (`trainer keygen`) of those who may submit; empty: whoever reaches the job
 """
 
 _ANSWERS_DATA: Final = """\

@@ -2,7 +2,7 @@
 
 Each file is written by one end:
 
-    provider   nonce, dataset.age, ack
+    provider   nonce, dataset.auth, dataset.age, ack
     job        exchange.json, evidence.json, status.json, events.jsonl, result.tar.age, result.json, deletion.json
 
 The directory may be on storage that neither end trusts. Every file except `events.jsonl` appears by a rename, so a
@@ -24,10 +24,11 @@ from typing import Annotated, BinaryIO, Final, TypeVar
 from pydantic import Field, ValidationError
 
 from trainer.exchange.limits import MAX_SEALED_EVENT_BYTES, MAX_STATUS_BYTES
-from trainer.models import Sha256Hex, Strict
+from trainer.models import ProviderPublicKey, Sha256Hex, Strict
 
 NONCE_NAME: Final = "nonce"
 DATASET_NAME: Final = "dataset.age"
+AUTHORIZATION_NAME: Final = "dataset.auth"
 ACKNOWLEDGEMENT_NAME: Final = "ack"
 
 TERMS_NAME: Final = "exchange.json"
@@ -44,9 +45,10 @@ Size = Annotated[int, Field(ge=0, le=2**53 - 1)]
 
 
 class SpoolTerms(Strict):
-    """`exchange.json`: the largest dataset that the job accepts, in bytes."""
+    """`exchange.json`: the largest dataset that the job accepts, in bytes, and from whom; empty: from anyone."""
 
     max_upload_bytes: Size
+    providers: Annotated[tuple[ProviderPublicKey, ...], Field(max_length=64)] = ()
 
 
 class SpoolResult(Strict):

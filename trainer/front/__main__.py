@@ -16,10 +16,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
 from trainer.exchange.spool import SpoolDirectory
 from trainer.exchange.tls import make_server_context
+from trainer.exchange.upload_authorization import UploadGate
 from trainer.front.http.asgi_app import build_app
 from trainer.front.http.connection import (
     CappedListener,
@@ -76,8 +78,10 @@ async def serve(settings: FrontSettings) -> None:
     # The sandbox forbids new sockets, so the listening socket has to exist before it. No client byte is read until
     # the sandbox is in place.
     sandbox = _confine_process(settings.plan)
-    app = build_app(control, settings.spool, max_upload_bytes=settings.exchange.max_upload_bytes, limits=limits)
     context, key = make_server_context(now=int(time.time()))
+    exchange = settings.exchange
+    gate = UploadGate(exchange.providers, sha256_hex(key))
+    app = build_app(control, settings.spool, max_upload_bytes=exchange.max_upload_bytes, limits=limits, gate=gate)
     config = http_config(app, limits, context)
     # The claims attest this key: a man in the middle with another TLS key is detected by the provider.
     await control.send(Ready(port=listener.getsockname()[1], tls_key=key.hex(), sandbox=sandbox))
@@ -142,7 +146,8 @@ def main(arguments: list[str]) -> int:
         if settings.by_files:
             sandbox = _confine_process(settings.plan)
             spool, channel = SpoolDirectory(settings.spool), front_channel(settings.control)
-            SpoolFront(spool, channel, settings.exchange.max_upload_bytes, sandbox).run()
+            gate = UploadGate(settings.exchange.providers, None)
+            SpoolFront(spool, channel, settings.exchange.max_upload_bytes, gate, sandbox).run()
         else:
             with asyncio.Runner(loop_factory=lambda: HandshakeLimitLoop(settings.limits)) as runner:
                 runner.run(serve(settings))

@@ -9,6 +9,7 @@ import hmac
 import os
 import re
 import stat
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,6 +18,7 @@ from trainer.encoding import sha256_hex
 from trainer.errors import UnavailableError
 from trainer.exchange.spool import (
     ACKNOWLEDGEMENT_NAME,
+    AUTHORIZATION_NAME,
     DATASET_NAME,
     DELETION_NAME,
     EVENTS_NAME,
@@ -32,6 +34,7 @@ from trainer.exchange.spool import (
     SpoolResult,
     SpoolTerms,
 )
+from trainer.exchange.upload_authorization import MAX_AUTHORIZATION_BYTES, UploadGate, UploadScope
 from trainer.ipc.channel import Channel
 from trainer.ipc.front_messages import (
     Acknowledged,
@@ -63,16 +66,19 @@ class SpoolFront:
         spool: the spool directory.
         channel: control channel to the supervisor.
         max_upload_bytes: largest sealed dataset that is accepted.
+        gate: decides whose datasets are accepted.
         sandbox: the sandbox properties that this process measured about itself.
     """
 
     spool: SpoolDirectory
     channel: Channel[SupervisorMessage, FrontMessage]
     max_upload_bytes: int
+    gate: UploadGate
     sandbox: SandboxReport = field(default_factory=dict)
     _nonce: str | None = field(default=None, init=False)
     _asked: int = field(default=0, init=False)
     _accepting: bool = field(default=False, init=False)
+    _scope: UploadScope | None = field(default=None, init=False)
     _has_opened: bool = field(default=False, init=False)
     _delivered: bool = field(default=False, init=False)
     _result: ResultReady | None = field(default=None, init=False)
@@ -88,7 +94,8 @@ class SpoolFront:
         """
         for name in _STALE:
             self.spool.clear(name)
-        self._put(TERMS_NAME, SpoolTerms(max_upload_bytes=self.max_upload_bytes).model_dump_json().encode())
+        terms = SpoolTerms(max_upload_bytes=self.max_upload_bytes, providers=self.gate.providers)
+        self._put(TERMS_NAME, terms.model_dump_json(exclude_defaults=True).encode())
         self.channel.send(Ready(port=0, tls_key=None, sandbox=self.sandbox))
         while self._take_messages():
             self._look_for_files()
@@ -110,7 +117,7 @@ class SpoolFront:
                 self._put(STATUS_NAME, status.model_dump_json().encode())
             case EvidenceReply(evidence=str(evidence)):
                 self._put(EVIDENCE_NAME, evidence.encode())
-            case OpenUpload(accept=accept):
+            case OpenUpload(accept=accept, scope=scope):
                 # A job that accepts a dataset makes a new result; one of an earlier job may not have been pulled.
                 if accept and not self._has_opened and (earlier := self.spool.file(RESULT_NAME)).exists():
                     self.spool.clear(_EARLIER_RESULT_NAME)
@@ -118,9 +125,9 @@ class SpoolFront:
                 self._has_opened |= accept
                 # Accepting again after a delivery: the dataset did not open, and the provider has to send another.
                 if accept and self._delivered:
-                    self.spool.clear(DATASET_NAME)
+                    self._clear_dataset()
                     self._delivered = False
-                self._accepting = accept
+                self._accepting, self._scope = accept, scope
             case PrivateEvent(sealed=sealed):
                 self._add_event(sealed)
             case ResultReady(size=size, sha256=digest):
@@ -157,11 +164,19 @@ class SpoolFront:
             return
         if not stat.S_ISREG(found.st_mode) or found.st_size > self.max_upload_bytes:
             # A FIFO or a link would make the supervisor block, or read another file.
-            self.spool.clear(DATASET_NAME)
+            self._clear_dataset()
+            return
+        token = (self.spool.read(AUTHORIZATION_NAME, MAX_AUTHORIZATION_BYTES) or b"").decode("latin1").strip()
+        if not self.gate.admits(token, found.st_size, self._scope, now=time.time()):
+            self._clear_dataset()
             return
         self._accepting = False
         self._delivered = True
         self.channel.send(UploadReady(size=found.st_size))
+
+    def _clear_dataset(self) -> None:
+        for name in (DATASET_NAME, AUTHORIZATION_NAME):
+            self.spool.clear(name)
 
     def _add_event(self, sealed: str) -> None:
         self._events += 1

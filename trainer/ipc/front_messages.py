@@ -20,6 +20,7 @@ from trainer.exchange.limits import (
     MAX_MESSAGE_BYTES,
     MAX_SEALED_EVENT_BYTES,
 )
+from trainer.exchange.upload_authorization import UploadScope
 from trainer.ipc.channel import Channel, ChannelMessage, MessageFormat
 from trainer.models import Nonce, Sha256Hex, Status
 from trainer.sandbox.properties import SandboxReport
@@ -107,10 +108,16 @@ class StatusUpdate(ChannelMessage):
 
 
 class OpenUpload(ChannelMessage):
-    """States whether the front accepts a dataset from now on. Accepting again discards the dataset before."""
+    """States whether the front accepts a dataset from now on. Accepting again discards the dataset before.
+
+    Attributes:
+        accept: whether it does.
+        scope: what the authorisation of an upload has to name; without it no token admits one.
+    """
 
     kind: Literal["open-upload"] = "open-upload"
     accept: bool
+    scope: UploadScope | None = None
 
 
 class TokenHash(ChannelMessage):

@@ -19,6 +19,7 @@ from typing import Final
 from trainer.attestation.evidence import Evidence
 from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError
+from trainer.exchange.upload_authorization import UploadScope
 from trainer.ipc import front_messages as protocol
 from trainer.ipc.channel import Channel
 from trainer.job import child_process as children
@@ -78,13 +79,17 @@ class FrontProcess:
         with self._changed:
             self._evidence_source = source
 
-    def wait_upload(self, seconds: float) -> int:
+    def wait_upload(self, seconds: float, scope: UploadScope) -> int:
         """Accepts an upload and waits until it is complete; returns the size of the sealed dataset in bytes.
+
+        Args:
+            seconds: how long to wait.
+            scope: what an authorisation of the upload has to name, if the job spec lists providers.
 
         Raises:
             JobError: `dataset-timeout`, or the front ended.
         """
-        self._channel.send(protocol.OpenUpload(accept=True))
+        self._channel.send(protocol.OpenUpload(accept=True, scope=scope))
         if not self._wait(lambda: self._uploaded_bytes is not None, seconds) or self._uploaded_bytes is None:
             raise JobError(
                 ErrorCode.DATASET_TIMEOUT,

@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from trainer.attestation.dstack.key_chain import POSSESSION_PURPOSE, RECIPIENT_PURPOSE, prove_possession
 from trainer.attestation.evidence import DatasetClaims, DerivedKeys, KeyChain, Recipients
+from trainer.encoding import sha256_hex
+from trainer.exchange.upload_authorization import UploadScope
 from trainer.receipt.dsse import public_key_der
 from trainer.sealing.age import Identity, generate_identity, identity_from_seed
 from trainer.sealing.grant_secrets import checkpoint_secret
@@ -61,6 +63,14 @@ class JobKeys:
         """Overwrites the seeds of both identities with zeros, so that they can open no dataset."""
         for identity in self.identities:
             identity.destroy()
+
+    def upload_scope(self, spec_sha256: str) -> UploadScope:
+        """Returns what the authorisation of an upload to this start of the job has to name."""
+        recipients = (self.recipients.derived, self.recipients.instance)
+        return UploadScope(
+            job_spec_sha256=spec_sha256,
+            recipient_sha256=tuple(sha256_hex(recipient.encode()) for recipient in recipients),
+        )
 
     @property
     def derived_keys(self) -> DerivedKeys:

@@ -209,7 +209,7 @@ class _Job:
         while True:
             if (size := left_over) is None:
                 self._enter(front, waiting, error=refused)
-                size = front.wait_upload(deadline - time.monotonic())
+                size = front.wait_upload(deadline - time.monotonic(), keys.upload_scope(self.spec.sha256()))
             self.public(logs.DatasetReceived(size))
             self._enter(front, Phase.OPENING)
             try:
@@ -237,6 +237,7 @@ class _Job:
             self.workspace.dataset,
             now=int(time.time()),
             limits=BundleLimits(max_bytes=self.spec.exchange.max_upload_bytes),
+            providers=self.spec.exchange.providers,
         )
         if self.sandbox.get(SandboxProperty.SEPARATE_USERS):
             grant_worker_access(self.workspace.dataset)

@@ -6,6 +6,7 @@ torch.
 """
 
 from trainer.provider.acknowledgement import DeletionReceiver
+from trainer.provider.authorization import make_authorizer
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import (
     make_grant,
@@ -18,6 +19,7 @@ from trainer.provider.job_events import watch_job
 from trainer.provider.local_files import (
     create_identity,
     read_identities,
+    read_provider_key,
     read_small_file,
     read_text_file,
     write_private_file,
@@ -59,6 +61,7 @@ __all__ = [
     "find_data_files",
     "find_key_service",
     "import_record",
+    "make_authorizer",
     "make_grant",
     "make_privacy_demand",
     "make_strict_policy",
@@ -68,6 +71,7 @@ __all__ = [
     "read_identities",
     "read_own_record",
     "read_policy",
+    "read_provider_key",
     "read_small_file",
     "read_text_file",
     "render_policy",

@@ -15,10 +15,12 @@ from trainer.errors import ErrorCode, UsageError, VerificationError
 from trainer.models import Strict, parse_strict
 from trainer.provider.dataset_files import count_rows, row_schema_for
 from trainer.provider.local_files import read_small_file
+from trainer.provider_keys import ProviderKey
 from trainer.sealing.age import parse_recipient
 from trainer.sealing.bundle import Grant, GrantDemands, Manifest, PrivacyDemand
 from trainer.sealing.grant_secrets import acknowledgement, events_token
 from trainer.sealing.seal import seal
+from trainer.spec import JobSpec, read_job_spec
 
 GRANT_SECONDS: Final = 7 * 86400
 """Default lifetime of a grant: how long after sealing a job may open the dataset."""
@@ -125,6 +127,7 @@ def seal_dataset(
     job: Path | None = None,
     secret: str | None = None,
     require: GrantDemands | None = None,
+    key: ProviderKey | None = None,
 ) -> GrantRecord:
     """Checks the rows, seals the files to the appraised job, and returns what the provider keeps.
 
@@ -137,11 +140,15 @@ def seal_dataset(
         job: path of the job spec, if it names columns or a format for the data.
         secret: as for `make_grant`.
         require: as for `make_grant`.
+        key: the provider's, which signs the bundle; None leaves it unsigned.
 
     Raises:
         DataError: a row is malformed.
+        UsageError: the spec in `job` lists providers, and not this one.
         VerificationError: the appraisal is not a pass or has expired, or `job` is not the appraised job's spec.
     """
+    if job is not None:
+        require_listed_provider(read_job_spec(job), key)
     rows = count_rows(files, row_schema_for(result, job))
     now = int(time.time())
     grant = make_grant(result, recipients, now=now, secret=secret, require=require)
@@ -153,6 +160,7 @@ def seal_dataset(
         grant,
         target,
         now=now,
+        key=key,
         progress=(lambda done: progress(min(done, total), total)) if progress else None,
     )
     return GrantRecord(grant=grant, manifest=manifest, rows=rows.total())
@@ -171,6 +179,22 @@ def require_same_job(record: GrantRecord, result: AttestationResult) -> None:
             expected=result.job_spec_sha256,
             found=record.grant.job_spec_sha256,
             hint="give the grant and the attestation result of one submission",
+        )
+
+
+def require_listed_provider(spec: JobSpec, key: ProviderKey | None) -> None:
+    """Requires that a provider may submit to a job, before anything is sealed.
+
+    Raises:
+        UsageError: `unauthorized`: the spec lists providers, and not this one.
+    """
+    if spec.exchange.providers and (key is None or key.public not in spec.exchange.providers):
+        raise UsageError(
+            ErrorCode.UNAUTHORIZED,
+            "the job accepts the datasets of listed providers alone",
+            expected=" or ".join(spec.exchange.providers),
+            found=key.public if key else "no provider key",
+            hint="give the identity file (-i) whose provider key the job spec lists",
         )
 
 

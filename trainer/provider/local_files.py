@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import Final
 
 from trainer.errors import ErrorCode, UsageError
+from trainer.provider_keys import ProviderKey, generate_provider_key, parse_provider_key
 from trainer.sealing.age import Identity, generate_identity, parse_identity_file
 from trainer.sealing.atomic_files import PRIVATE_MODE
 
 MAX_SMALL_FILE_BYTES: Final = 64 << 20
 
+_SECRET_LINE: Final = "# provider secret: "  # noqa: S105 -- the beginning of a line
+
 
 def create_identity(path: Path, *, hybrid: bool = True) -> str:
-    """Writes a new identity in age's file format, mode 0600, and returns its recipient.
+    """Writes a new identity in age's file format, with a provider key on a comment line, mode 0600.
+
+    age skips lines that begin with `#`, and refuses any other that is no identity. Returns the recipient.
 
     Args:
         path: the file.
@@ -30,8 +35,15 @@ def create_identity(path: Path, *, hybrid: bool = True) -> str:
     """
     identity = generate_identity(hybrid=hybrid)
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    text = f"# created: {created}\n# public key: {identity.recipient()}\n{identity}\n"
-    write_private_file(path, text.encode())
+    key = generate_provider_key()
+    lines = (
+        f"# created: {created}",
+        f"# public key: {identity.recipient()}",
+        f"# provider key: {key.public}",
+        f"{_SECRET_LINE}{key}",
+        f"{identity}",
+    )
+    write_private_file(path, "".join(f"{line}\n" for line in lines).encode())
     return str(identity.recipient())
 
 
@@ -42,6 +54,21 @@ def read_identities(path: Path) -> tuple[Identity, ...]:
         UsageError: the file does not exist, or has no identity.
     """
     return parse_identity_file(read_small_file(path, "identity file").decode("utf-8", "replace"))
+
+
+def read_provider_key(path: Path) -> ProviderKey | None:
+    """Reads the provider key of an identity file; None if `trainer keygen` did not make the file.
+
+    Raises:
+        UsageError: the file does not exist, or the line is not a provider key, or there are several.
+    """
+    text = read_small_file(path, "identity file").decode("utf-8", "replace")
+    found = [line.removeprefix(_SECRET_LINE) for line in text.splitlines() if line.startswith(_SECRET_LINE)]
+    if len(found) > 1:
+        raise UsageError(
+            ErrorCode.IDENTITY_INVALID, f"the identity file {path}", expected="one provider key", found=len(found)
+        )
+    return parse_provider_key(found[0].strip()) if found else None
 
 
 def write_private_file(path: Path, data: bytes) -> None:

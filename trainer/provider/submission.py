@@ -19,6 +19,7 @@ from trainer.attestation.result.presentation import DEVELOPMENT_BANNER
 from trainer.attestation.result.record import Record
 from trainer.errors import RESUMABLE, ErrorCode, SealingError, UnavailableError, UsageError, VerificationError
 from trainer.models import Phase
+from trainer.provider.authorization import make_authorizer
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import GrantRecord, seal_dataset
 from trainer.provider.job_events import PrivateMetrics, watch_job
@@ -127,7 +128,7 @@ class _SubmissionRun:
         # From here on only the key that the appraised claims name gets a byte.
         client = connect_to_job(self._submission.source, pinned_spki_sha256=self._directory.load_peer_key(record))
         if not self._directory.sealed_result.exists():
-            self._measure_time("upload", lambda: self._upload(client))
+            self._measure_time("upload", lambda: self._upload(client, record))
             self._measure_time("watch", lambda: self._watch(client, grant))
             self._measure_time("pull", lambda: self._pull(client, record, grant))
         result = self._measure_time("open", lambda: self._open(record, grant))
@@ -197,11 +198,12 @@ class _SubmissionRun:
             job=self._submission.job,
             secret=self._directory.load_earlier_secret(),
             require=self._submission.require,
+            key=self._submission.key,
         )
         self._directory.save_grant(grant)
         return grant
 
-    def _upload(self, client: Carrier) -> None:
+    def _upload(self, client: Carrier, record: Record) -> None:
         directory = self._directory
         if directory.uploaded.exists():
             return
@@ -218,6 +220,7 @@ class _SubmissionRun:
                 directory.sealed_dataset,
                 progress=lambda sent: self._report.bytes_done("uploading", sent, size),
                 state=directory.upload_state,
+                authorize=make_authorizer(self._submission.key, record.result),
             )
         except UnavailableError as error:
             if has_begun and error.code is ErrorCode.WRONG_PHASE:
@@ -311,5 +314,4 @@ class _SubmissionRun:
             self._report.line("the job gave no statement of what it destroyed")
         else:
             write_beside(deletion_path(result.folder), kept.read_bytes())
-            kept.unlink()
         return statement

@@ -12,6 +12,7 @@ from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.encoding import canonical_json, file_sha256
 from trainer.provider.opening import OpenedResult
 from trainer.provider.own_files import LocalSecret
+from trainer.provider_keys import ProviderKey
 from trainer.receipt.deletion import DeletionStatement
 from trainer.sealing.age import Identity
 from trainer.sealing.bundle import GrantDemands
@@ -47,6 +48,7 @@ class Submission:
         secret: authenticates what an earlier call kept.
         max_result_bytes: largest sealed result that is pulled.
         nonces: file that remembers spent nonces; None keeps no record of them.
+        key: the provider's, which signs what is sent; None signs nothing.
         require: what the grant demands of the job beyond its spec.
         job: path of the job spec; needed if it names columns or a format for the data.
         wait_seconds: how long a job that does not answer, or was interrupted, is waited for.
@@ -61,6 +63,7 @@ class Submission:
     secret: LocalSecret
     max_result_bytes: int
     nonces: Path | None = None
+    key: ProviderKey | None = None
     job: Path | None = None
     require: GrantDemands | None = None
     wait_seconds: float = 900.0

@@ -3,9 +3,10 @@
     grant.json      the provider's permissions and demands: for which job, result recipients, expiry
     data/NAME …     the data files, in the order of their names as UTF-8 bytes
     manifest.json   SHA-256 and size of each data file, and a secret salt
+    signature.json  optional: the provider's signature over grant, manifest and recipient
 
-The grant is first, so that a job refuses a bundle for another job before it writes any data. The manifest is last,
-so that files are hashed while they are written and read once.
+The grant is first, so that a job refuses a bundle for another job before it writes any data. The manifest is
+after the data, so that files are hashed while they are written and read once; what it is signed with is last.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, BinaryIO, Final, TypeVar
+from typing import Annotated, BinaryIO, Final
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from trainer.attestation.evidence import AgeRecipient
-from trainer.encoding import canonical_json, parse_json, sha256_hex
+from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode, UsageError
 from trainer.models import One, Sha256Hex, Strict, UnixTime
 from trainer.sealing.age import Recipient, parse_recipient
@@ -33,7 +34,15 @@ from trainer.sealing.archive import (
     bundle_invalid,
     require_member_name,
 )
+from trainer.sealing.archive_documents import read_document
 from trainer.sealing.atomic_files import translate_storage_errors
+from trainer.sealing.bundle_signature import (
+    MAX_SIGNATURE_BYTES,
+    SIGNATURE_NAME,
+    BundleSignature,
+    CheckSignature,
+    Sign,
+)
 from trainer.sealing.extraction import extract_member, fresh_directory
 from trainer.sealing.grant_secrets import manifest_salt
 
@@ -108,6 +117,10 @@ class Grant(Strict):
         """Returns the content of `grant.json`: RFC 8785 JSON, without demands that are not made."""
         return canonical_json(self.model_dump(mode="json", exclude_none=True))
 
+    def sha256(self) -> str:
+        """Returns the SHA-256 of `canonical()` in hex, by which a signature names the grant."""
+        return sha256_hex(self.canonical())
+
 
 def _require_data_name(name: str) -> str:
     require_member_name(DATA_PREFIX + name)
@@ -173,13 +186,14 @@ class OpenedBundle:
     files: dict[str, Path]
 
 
-def pack_bundle(target: BinaryIO, grant: Grant, files: Mapping[str, Path]) -> Manifest:
+def pack_bundle(target: BinaryIO, grant: Grant, files: Mapping[str, Path], sign: Sign | None = None) -> Manifest:
     """Writes a bundle; the same grant and files give the same bytes.
 
     Args:
         target: receives the archive as plaintext.
         grant: the provider's permissions and demands.
         files: maps each name, relative to `data/`, to a file.
+        sign: signs the bundle; None leaves it unsigned.
 
     Raises:
         UsageError: no file, a name that is not allowed, a file that does not exist or changes while it is read.
@@ -193,6 +207,8 @@ def pack_bundle(target: BinaryIO, grant: Grant, files: Mapping[str, Path]) -> Ma
     if len(manifest.canonical()) > MAX_MANIFEST_BYTES:  # the job would refuse it
         raise UsageError(ErrorCode.USAGE, "too many data files for one bundle", hint="join some of them")
     archive.add_bytes(MANIFEST_NAME, manifest.canonical())
+    if sign is not None:
+        archive.add_bytes(SIGNATURE_NAME, sign(grant.sha256(), manifest.sha256()).canonical())
     archive.finish()
     return manifest
 
@@ -203,6 +219,7 @@ def unpack_bundle(
     *,
     limits: ArchiveLimits,
     check_grant: Callable[[Grant], None] = lambda _grant: None,
+    check_signature: CheckSignature = lambda *_signature: None,
 ) -> OpenedBundle:
     """Reads a bundle to its end and extracts its data files to `into/data/`, which is removed on any error.
 
@@ -211,20 +228,21 @@ def unpack_bundle(
         into: an existing directory that only this process writes to.
         limits: limits on files and bytes.
         check_grant: called with the grant before any data is written; raises to refuse the bundle.
+        check_signature: called at the end, with the signature or None; raises to refuse the bundle.
 
     Raises:
         SealingError: BUNDLE_INVALID: the bundle does not follow the format, or a digest differs.
         UsageError: OUTPUT_EXISTS: `into/data` exists.
     """
     archive = ArchiveReader(source, limits)
-    grant = _read_document(archive, archive.next_member(), Grant, GRANT_NAME, MAX_GRANT_BYTES)
+    grant = read_document(archive, archive.next_member(), Grant, GRANT_NAME, MAX_GRANT_BYTES)
     check_grant(grant)
     with fresh_directory(into / "data"):
         extracted, next_member = _extract_data(archive, into)
-        manifest = _read_document(archive, next_member, Manifest, MANIFEST_NAME, MAX_MANIFEST_BYTES)
-        if archive.next_member() is not None:
-            raise bundle_invalid(f"a file follows {MANIFEST_NAME}")
+        manifest = read_document(archive, next_member, Manifest, MANIFEST_NAME, MAX_MANIFEST_BYTES)
+        signature = _read_signature(archive)
         _require_equal_files(manifest.files, extracted)
+        check_signature(signature, grant.sha256(), manifest.sha256())
     return OpenedBundle(grant, manifest, {name: into / DATA_PREFIX / name for name in extracted})
 
 
@@ -257,27 +275,14 @@ def _extract_data(archive: ArchiveReader, into: Path) -> tuple[dict[str, Manifes
     return extracted, member
 
 
-_Document = TypeVar("_Document", bound=Strict)
-
-
-def _read_document(
-    archive: ArchiveReader, member: ArchiveMember | None, model: type[_Document], name: str, limit: int
-) -> _Document:
-    """Reads the member `name`, of at most `limit` bytes of JSON."""
-    if member is None or member.name != name:
-        raise bundle_invalid("a member", name, "the end" if member is None else "another file")
-    data = archive.read_member(member, limit)
-    try:
-        # Pydantic takes the last of two equal keys, another reader may take the first; `parse_json` refuses both.
-        parse_json(data)
-        return model.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        # A key of the document may be the name of a private file. Only names of the schema go into the message.
-        where = first["loc"][0] if first["loc"] and first["loc"][0] in model.model_fields else "document"
-        raise bundle_invalid(f"{name}: {where}: {first['type']}") from None
-    except ValueError:
-        raise bundle_invalid(f"{name}: not JSON in one reading") from None
+def _read_signature(archive: ArchiveReader) -> BundleSignature | None:
+    """Reads the last member, if there is one, and requires that the archive ends there."""
+    if (member := archive.next_member()) is None:
+        return None
+    signature = read_document(archive, member, BundleSignature, SIGNATURE_NAME, MAX_SIGNATURE_BYTES)
+    if archive.next_member() is not None:
+        raise bundle_invalid(f"a file follows {SIGNATURE_NAME}")
+    return signature
 
 
 def _require_equal_files(expected: Mapping[str, ManifestFile], found: Mapping[str, ManifestFile]) -> None:

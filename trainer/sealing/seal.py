@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.errors import ErrorCode, SealingError
+from trainer.provider_keys import ProviderKey
 from trainer.sealing.age import (
     Identity,
     ProgressCallback,
@@ -24,6 +25,7 @@ from trainer.sealing.atomic_files import (
     translate_storage_errors,
 )
 from trainer.sealing.bundle import Grant, Manifest, OpenedBundle, pack_bundle, unpack_bundle
+from trainer.sealing.bundle_signature import require_signed, sign_bundle
 
 
 def seal(
@@ -33,6 +35,7 @@ def seal(
     target: Path,
     *,
     now: int,
+    key: ProviderKey | None = None,
     progress: ProgressCallback | None = None,
 ) -> Manifest:
     """Bundles data files and encrypts them to the recipient that an attestation result names.
@@ -46,6 +49,7 @@ def seal(
         grant: what the provider allows and demands; must name the job spec that was attested.
         target: the age file; replaced atomically, and left as it was on any error.
         now: Unix time in seconds.
+        key: the provider's, which signs the bundle; None leaves it unsigned.
         progress: called with the number of plaintext bytes encrypted so far, archive headers included.
 
     Raises:
@@ -62,7 +66,7 @@ def seal(
         replace_atomically(target, SHARED_MODE) as sealed,
         encrypting_writer(sealed, recipients, progress=progress) as bundle,
     ):
-        return pack_bundle(bundle, grant, files)
+        return pack_bundle(bundle, grant, files, partial(sign_bundle, key, to.recipient) if key else None)
 
 
 def open_bundle(
@@ -73,6 +77,7 @@ def open_bundle(
     *,
     now: int,
     limits: ArchiveLimits,
+    providers: Sequence[str] = (),
     progress: ProgressCallback | None = None,
 ) -> OpenedBundle:
     """Opens a sealed dataset into `workspace/data/`; returns only after the last chunk has authenticated.
@@ -87,21 +92,26 @@ def open_bundle(
         workspace: a directory in a tmpfs that only this process writes to.
         now: Unix time in seconds.
         limits: limits on files and bytes.
+        providers: public keys of those whose bundles are accepted; empty: anyone's.
         progress: called with the number of plaintext bytes decrypted so far.
 
     Raises:
-        SealingError: as `age.decrypt`; BUNDLE_INVALID, GRANT_MISMATCH, GRANT_EXPIRED.
+        SealingError: as `age.decrypt`; BUNDLE_INVALID, GRANT_MISMATCH, GRANT_EXPIRED; as `require_signed`.
         UsageError: FILE_NOT_FOUND, OUTPUT_EXISTS.
         UnavailableError: STORAGE_FULL.
     """
     check_grant = partial(require_valid_grant, job_spec_sha256=job_spec_sha256, now=now)
+    recipients = [str(identity.recipient()) for identity in identities]
+    check_signature = partial(require_signed, recipients=recipients, providers=providers)
     with (
         translate_storage_errors(),
         _open_upload(source) as sealed,
         decrypting_reader(sealed, identities, progress=progress) as bundle,
     ):
         # `unpack_bundle` reads to the end of the stream, which is reached only after the last chunk authenticated.
-        return unpack_bundle(bundle, workspace, limits=limits, check_grant=check_grant)
+        return unpack_bundle(
+            bundle, workspace, limits=limits, check_grant=check_grant, check_signature=check_signature
+        )
 
 
 def _open_upload(source: Path) -> BinaryIO:

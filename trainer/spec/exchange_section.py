@@ -1,4 +1,4 @@
-"""Section `exchange`: limits of the untrusted carrier."""
+"""Section `exchange`: limits of the untrusted carrier, and who may submit."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainer.models import Strict
+from trainer.models import ProviderPublicKey, Strict
 
 
 class ExchangeSection(Strict):
-    """Limits of the untrusted carrier. Times in seconds, sizes in bytes."""
+    """Limits of the untrusted carrier, and who may submit. Times in seconds, sizes in bytes."""
 
     host: Annotated[str, Field(pattern=r"^[0-9A-Za-z.:-]{1,253}$")] = "0.0.0.0"  # noqa: S104 -- inside a VM
     port: Annotated[int, Field(ge=0, le=65535)] = 8443
     max_upload_bytes: Annotated[int, Field(ge=1 << 10, le=1 << 44)] = 1 << 34
     dataset_timeout_seconds: Annotated[int, Field(ge=1, le=30 * 86400)] = 86400
     linger_seconds: Annotated[int, Field(ge=0, le=30 * 86400)] = 3600
+    providers: Annotated[tuple[ProviderPublicKey, ...], Field(max_length=64)] = ()
+    """Provider keys of those who may submit a dataset; empty: whoever reaches the job."""
+
+    @property
+    def who_may_submit(self) -> str:
+        """Says in words who may submit a dataset to the job."""
+        if not self.providers:
+            return "whoever reaches the job may submit a dataset: exchange.providers lists nobody"
+        return f"only listed providers may submit a dataset: {', '.join(self.providers)}"

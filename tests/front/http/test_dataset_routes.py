@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.front.conftest import QUICK
+from trainer.exchange.upload_authorization import UploadAuthorization, UploadScope, sign_authorization
 from trainer.front.http.answers import RequestRefused
 from trainer.front.http.result_routes import parse_range
 from trainer.ipc.front_messages import OpenUpload, StatusUpdate, UploadReady
 from trainer.models import Phase, Status
+from trainer.provider_keys import ProviderKey
 
 TUS = {"Tus-Resumable": "1.0.0"}
 PATCH = {**TUS, "Content-Type": "application/offset+octet-stream"}
@@ -155,6 +157,46 @@ def test_directories_in_the_place_of_uploads_end_no_front(start_front: Any, tmp_
         assert patch(http, create(http, 3), 0, b"abc").status_code == 204
     assert front.expect(UploadReady).size == 3
     assert (front.spool / "dataset.age").read_bytes() == b"abc"
+
+
+PROVIDER = ProviderKey(b"p" * 32)
+SCOPE = UploadScope(job_spec_sha256="4d" * 32, recipient_sha256=("2b" * 32,))
+
+
+def test_a_job_that_lists_providers_stores_no_byte_of_a_stranger(start_front: Any) -> None:
+    """Nor does a stranger take the place of an upload that stands still."""
+    front = start_front(exchange={"providers": [PROVIDER.public]}, upload_idle_seconds=0.001)
+    front.send(OpenUpload(accept=True, scope=SCOPE))
+    front.enter(Phase.AWAITING_DATASET)
+
+    def authorization(key: ProviderKey, size: int, tls: str | None = front.ready.tls_spki_sha256) -> str:
+        document = UploadAuthorization(
+            version=1, expires_at=int(time.time()) + 60, job_spec_sha256=SCOPE.job_spec_sha256,
+            recipient_sha256=SCOPE.recipient_sha256[0], size=size, tls_spki_sha256=tls,
+        )  # fmt: skip
+        return f"Bearer {sign_authorization(document, key)}"
+
+    with front.http() as http:
+
+        def ask(shown: str | None, length: int = 6) -> httpx.Response:
+            headers = {**TUS, "Upload-Length": str(length), **({} if shown is None else {"Authorization": shown})}
+            answer: httpx.Response = http.post("/dataset", headers=headers)
+            return answer
+
+        good = authorization(PROVIDER, 6)
+        created = ask(good)
+        assert created.status_code == 201
+        assert patch(http, created.headers["location"], 0, b"abc").status_code == 204
+        for shown in (
+            None, "Bearer x.y", authorization(ProviderKey(bytes(32)), 6), authorization(PROVIDER, 7),
+            authorization(PROVIDER, 6, "00" * 32), good.replace("Bearer", "Basic"),
+        ):  # fmt: skip
+            answer = ask(shown)
+            assert refused(answer) == (401, "unauthorized")
+            assert answer.headers["www-authenticate"] == "Bearer"
+        assert patch(http, created.headers["location"], 3, b"def").status_code == 204
+        assert (front.spool / "dataset.age").read_bytes() == b"abcdef"
+        assert front.expect(UploadReady).size == 6
 
 
 def test_terminate_makes_room(front: Any) -> None:

@@ -10,12 +10,15 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from tests.front.conftest import ACKNOWLEDGEMENT, ACKNOWLEDGEMENT_SHA256
+from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, JobError, SealingError, UnavailableError, UsageError
+from trainer.exchange.upload_authorization import UploadScope
 from trainer.ipc.front_messages import (
     Acknowledged,
     DeletionReady,
@@ -28,8 +31,10 @@ from trainer.ipc.front_messages import (
     UploadReady,
 )
 from trainer.models import Phase, Status
-from trainer.provider.transport.carrier import SealedEvent
+from trainer.provider.authorization import make_authorizer
+from trainer.provider.transport.carrier import Authorize, SealedEvent
 from trainer.provider.transport.spool_carrier import SpoolClient
+from trainer.provider_keys import ProviderKey
 
 NONCE = "cd" * 32
 LIMIT = 16 << 20
@@ -249,3 +254,34 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_job_that_lists_providers_takes_no_dataset_of_a_stranger(start_front: Any, tmp_path: Path) -> None:
+    provider = ProviderKey(b"p" * 32)
+    front = start_front("--files", exchange={"providers": [provider.public]})
+    front.silent = True
+    assert front.ready.port == 0
+    scope = UploadScope(job_spec_sha256="4d" * 32, recipient_sha256=(sha256_hex(b"age1"),))
+    front.send(OpenUpload(accept=True, scope=scope))
+    client = client_of(front)
+    sealed = tmp_path / "sealed"
+    sealed.write_bytes(b"sealed")
+    with pytest.raises(UsageError) as caught:
+        client.upload(sealed)
+    assert caught.value.code is ErrorCode.UNAUTHORIZED
+    for token in (None, b"x.y", sign(ProviderKey(bytes(32)))(6, None).encode(), sign(provider)(7, None).encode()):
+        if token is not None:
+            (front.spool / "dataset.auth").write_bytes(token)
+        (front.spool / "dataset.age").write_bytes(b"sealed")  # by whoever can write to the directory
+        wait_until(lambda: not (front.spool / "dataset.age").exists())
+        wait_until(lambda: not (front.spool / "dataset.auth").exists())
+    assert front.received(UploadReady) == []
+    client.upload(sealed, authorize=sign(provider))
+    assert front.expect(UploadReady).size == 6
+
+
+def sign(key: ProviderKey) -> Authorize:
+    result = SimpleNamespace(job_spec_sha256="4d" * 32, recipient="age1")
+    authorize = make_authorizer(key, cast("Any", result))
+    assert authorize is not None
+    return authorize

@@ -102,6 +102,7 @@ class AppSection(Strict):
         """Yields what this section demands and leaves open, one sentence each."""
         yield f"The measured app-compose.json must be one of {len(self.compose_sha256)} listed."
         yield f"The job spec must be one of {len(self.job_spec_sha256)} listed."
+        yield "Whoever reaches the job may submit a dataset, unless its spec lists providers (exchange.providers)."
         if self.recipient == "instance":
             yield "Data is sealed to a key that lives in this VM's memory only; after a restart it is sealed anew."
         else:

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from trainer.exchange.limits import Limits
+from trainer.exchange.upload_authorization import UploadGate
 from trainer.front.http.answers import (
     RequestRefused,
     answer_internal_error,
@@ -18,7 +19,7 @@ from trainer.front.http.answers import (
     answer_routing_error,
 )
 from trainer.front.http.control_client import ControlClient
-from trainer.front.http.dataset_routes import DatasetRoutes
+from trainer.front.http.dataset_routes import UPLOAD_SCHEME, DatasetRoutes
 from trainer.front.http.job_routes import ACKNOWLEDGEMENT_SCHEME, EVENTS_SCHEME, JobRoutes
 from trainer.front.http.request_guard import RequestGuard
 from trainer.front.http.result_routes import ResultRoutes
@@ -38,10 +39,13 @@ limits: the same, or 431 `request-invalid`. A connection that is too slow, or on
 _SCHEMES: Final = {
     EVENTS_SCHEME: "the grant's token for events",
     ACKNOWLEDGEMENT_SCHEME: "what the grant's secret gives for this result",
+    UPLOAD_SCHEME: "a provider's authorisation of this upload, if the job spec lists providers",
 }
 
 
-def build_app(control: ControlClient, spool: Path, *, max_upload_bytes: int, limits: Limits) -> RequestGuard:
+def build_app(
+    control: ControlClient, spool: Path, *, max_upload_bytes: int, limits: Limits, gate: UploadGate
+) -> RequestGuard:
     """Returns the application with all its routes, inside a `RequestGuard`.
 
     Args:
@@ -49,6 +53,7 @@ def build_app(control: ControlClient, spool: Path, *, max_upload_bytes: int, lim
         spool: directory for ciphertext.
         max_upload_bytes: largest sealed dataset that is accepted.
         limits: limits on sizes, times and counts.
+        gate: decides who may upload.
     """
     store = UploadStore(spool, max_upload_bytes, limits, control.report_upload)
     control.on_open_upload = store.open
@@ -66,7 +71,7 @@ def build_app(control: ControlClient, spool: Path, *, max_upload_bytes: int, lim
     app.add_exception_handler(HTTPException, answer_routing_error)
     app.add_exception_handler(Exception, answer_internal_error)
     app.include_router(JobRoutes(control, limits).router())
-    app.include_router(DatasetRoutes(store).router())
+    app.include_router(DatasetRoutes(store, control, gate).router())
     app.include_router(ResultRoutes(control, spool, limits).router())
     return RequestGuard(app, limits)
 

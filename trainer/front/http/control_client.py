@@ -12,6 +12,7 @@ from typing import Final, Self
 
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
+from trainer.exchange.upload_authorization import UploadScope
 from trainer.front.http.answers import RequestRefused
 from trainer.front.http.event_feed import EventFeed
 from trainer.ipc.channel import MessageDecoder
@@ -73,6 +74,7 @@ class ControlClient:
         self.status = Status(phase=Phase.STARTING)
         self.result: ResultReady | None = None
         self.deletion: str | None = None
+        self.upload_scope: UploadScope | None = None
         self._deletion: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.feed = EventFeed(limits, self.status)
         self.on_open_upload: Callable[[bool], None] = lambda _: None
@@ -120,7 +122,8 @@ class ControlClient:
                 pending = self._pending.pop(number, None)
                 if pending is not None and not pending.done():
                     pending.set_result(message)
-            case OpenUpload(accept=accept):
+            case OpenUpload(accept=accept, scope=scope):
+                self.upload_scope = scope
                 self.on_open_upload(accept)
             case TokenHash(sha256=digest):
                 self._token_sha256 = digest

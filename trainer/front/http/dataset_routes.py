@@ -12,7 +12,10 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from trainer.errors import ErrorCode
+from trainer.exchange.upload_authorization import MAX_AUTHORIZATION_BYTES, UploadGate
 from trainer.front.http.answers import RequestRefused, documented_responses, header_schema
+from trainer.front.http.bearer import CHALLENGE, UNAUTHORIZED, parse_bearer, unauthorized
+from trainer.front.http.control_client import ControlClient
 from trainer.front.http.uploads import Upload, UploadStore
 
 VERSION: Final = "1.0.0"
@@ -21,6 +24,9 @@ CONTENT_TYPE: Final = "application/offset+octet-stream"
 
 _COUNT = r"^(0|[1-9][0-9]{0,15})$"
 _POSITIVE = r"^[1-9][0-9]{0,15}$"
+
+UPLOAD_SCHEME: Final = "uploadAuthorization"
+"""Name of a security scheme in the OpenAPI document."""
 
 UploadId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
 
@@ -76,15 +82,18 @@ _HEAD = {**_OFFSET, **_EXPIRY, "Upload-Length": header_schema(_NUMBER, "bytes of
 
 
 def _refusals(*refusals: tuple[int, ErrorCode]) -> dict[int | str, dict[str, Any]]:
-    headers = {status: _SPOKEN for status, _ in refusals} | {412: {**_SPOKEN, **_VERSION}}
+    headers = {status: _SPOKEN for status, _ in refusals}
+    headers |= {412: {**_SPOKEN, **_VERSION}, 401: {**_SPOKEN, **CHALLENGE}}
     return documented_responses(*refusals, headers=headers)
 
 
 class DatasetRoutes:
     """Routes of the tus server over one `UploadStore`."""
 
-    def __init__(self, store: UploadStore) -> None:
+    def __init__(self, store: UploadStore, control: ControlClient, gate: UploadGate) -> None:
         self._store = store
+        self._control = control
+        self._gate = gate
 
     def router(self) -> APIRouter:
         """Returns the routes with the documentation of all their responses."""
@@ -108,9 +117,9 @@ class DatasetRoutes:
             response_class=Response,
             responses={
                 201: {"headers": _CREATED},
-                **_refusals(_NO_TUS, _CLOSED, (409, ErrorCode.JOB_BUSY), _TOO_LARGE, _FULL),
+                **_refusals(_NO_TUS, UNAUTHORIZED, _CLOSED, (409, ErrorCode.JOB_BUSY), _TOO_LARGE, _FULL),
             },
-            openapi_extra=_TUS_REQUEST,
+            openapi_extra={**_TUS_REQUEST, "security": [{}, {UPLOAD_SCHEME: []}]},
         )
         add(
             "/dataset/{upload_id}",
@@ -155,10 +164,22 @@ class DatasetRoutes:
         )
 
     async def create(
-        self, upload_length: Annotated[str, Header(alias="Upload-Length", pattern=_POSITIVE)]
+        self,
+        upload_length: Annotated[str, Header(alias="Upload-Length", pattern=_POSITIVE)],
+        authorization: Annotated[
+            str | None, Header(max_length=MAX_AUTHORIZATION_BYTES, include_in_schema=False)
+        ] = None,
     ) -> Response:
-        """Begins an upload of the sealed dataset. `Location` names it; `Tus-Max-Size` bounds it."""
-        upload = self._store.create(int(upload_length))
+        """Begins an upload of the sealed dataset. `Location` names it; `Tus-Max-Size` bounds it.
+
+        If the job spec lists providers: only with `Authorization: Bearer TOKEN`, signed by one of them.
+        """
+        self._store.require_accepting()
+        # Before anything is stored, and before an upload that stands still loses its place.
+        token, size = parse_bearer(authorization), int(upload_length)
+        if not self._gate.admits(token, size, self._control.upload_scope, now=time.time()):
+            raise unauthorized()
+        upload = self._store.create(size)
         return Response(
             status_code=201,
             headers={

@@ -90,14 +90,22 @@ class UploadStore:
         if accept or (self._current is not None and not self._current.complete):
             self._drop_current()
 
+    def require_accepting(self) -> None:
+        """Requires that uploads are accepted.
+
+        Raises:
+            RequestRefused: 409 `wrong-phase`.
+        """
+        if not self._accepting:
+            raise RequestRefused(409, ErrorCode.WRONG_PHASE)
+
     def create(self, length: int) -> Upload:
         """Begins an upload of `length` bytes.
 
         Raises:
             RequestRefused: 409 `wrong-phase` or `job-busy`, 413 `dataset-too-large`, 507 `storage-full`.
         """
-        if not self._accepting:
-            raise RequestRefused(409, ErrorCode.WRONG_PHASE)
+        self.require_accepting()
         if length > self.max_bytes:
             raise RequestRefused(413, ErrorCode.DATASET_TOO_LARGE, {"Tus-Max-Size": str(self.max_bytes)})
         if self._current is not None and self.expires_in(self._current) > 0:

@@ -13,6 +13,9 @@ from trainer.models import Phase, Status
 Progress = Callable[[int], None]
 """Receives the bytes transferred so far, cumulative; the count falls when part of a transfer is repeated."""
 
+Authorize = Callable[[int, str | None], str]
+"""Size of an upload in bytes, digest of the job's TLS key (None without TLS) → the token that authorises it."""
+
 FINAL_PHASES: Final = frozenset({Phase.DONE, Phase.FAILED})
 """Phases after which no event follows."""
 
@@ -44,13 +47,21 @@ class Carrier(Protocol):
     def attestation(self, nonce: str) -> bytes:
         """Returns the job's evidence over `nonce` (64 hex digits); it has not been appraised."""
 
-    def upload(self, path: Path, *, progress: Progress | None = None, state: Path | None = None) -> None:
+    def upload(
+        self,
+        path: Path,
+        *,
+        progress: Progress | None = None,
+        state: Path | None = None,
+        authorize: Authorize | None = None,
+    ) -> None:
         """Transfers a sealed dataset; continues an earlier attempt that was interrupted.
 
         Args:
             path: the sealed file.
             progress: receives the bytes transferred.
             state: file in which the carrier may keep what it needs to continue; it holds no secret.
+            authorize: signs the authorisation of an upload; None shows none.
         """
 
     def status(self) -> Status:

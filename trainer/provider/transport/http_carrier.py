@@ -18,7 +18,7 @@ from trainer.exchange.limits import (
     MAX_STATUS_BYTES,
 )
 from trainer.models import Status
-from trainer.provider.transport.carrier import CarrierKind, JobEvent, Progress
+from trainer.provider.transport.carrier import Authorize, CarrierKind, JobEvent, Progress
 from trainer.provider.transport.downloading import ResultDownloader
 from trainer.provider.transport.event_stream import EventStreamReader
 from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
@@ -77,23 +77,31 @@ class JobClient:
         """
         return self._http.fetch("GET", "/attestation", params={"nonce": nonce}, limit=MAX_EVIDENCE_ANSWER_BYTES)[1]
 
-    def upload(self, path: Path, *, progress: Progress | None = None, state: Path | None = None) -> None:
+    def upload(
+        self,
+        path: Path,
+        *,
+        progress: Progress | None = None,
+        state: Path | None = None,
+        authorize: Authorize | None = None,
+    ) -> None:
         """Sends a sealed dataset; continues where an earlier attempt ended.
 
         Args:
             path: the sealed file.
             progress: receives the bytes sent.
             state: file with which a restarted client continues; it holds no secret.
+            authorize: signs the authorisation of an upload; None shows none.
 
         Raises:
             UsageError: no TLS key is known because the job was not attested; the file cannot be read, is empty, or
-                changed in the meantime.
+                changed in the meantime; the job accepts the uploads of others alone (`unauthorized`).
             JobError: the dataset is larger than the job accepts.
             UnavailableError: the job takes no dataset now, or cannot be reached.
             VerificationError: another TLS key answers.
         """
         self._http.require_pin()
-        DatasetUploader(self._http, self._new_retry_policy(), progress, state).send(path)
+        DatasetUploader(self._http, self._new_retry_policy(), progress, state, authorize).send(path)
 
     def status(self) -> Status:
         """Returns the job's public status.

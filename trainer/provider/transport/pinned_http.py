@@ -42,6 +42,8 @@ _UPLOAD_HINTS: Final[Mapping[ErrorCode, str]] = {
     ErrorCode.WRONG_PHASE: "the job takes no dataset now: it has one, perhaps another provider's, or it has "
     "ended; a job trains on one dataset, so ask its operator to start another",
     ErrorCode.STORAGE_FULL: "ask the operator to make room in the job's ciphertext volume, then repeat",
+    ErrorCode.UNAUTHORIZED: "the job spec lists who may submit (exchange.providers): give the identity file (-i) "
+    "whose provider key it lists, or ask the operator to list yours",
 }
 """What the provider can do about a refusal of the job."""
 

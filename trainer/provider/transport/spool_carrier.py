@@ -20,6 +20,7 @@ from trainer.errors import ErrorCode, JobError, SealingError, UnavailableError, 
 from trainer.exchange.limits import MAX_DELETION_BYTES, MAX_EVIDENCE_ANSWER_BYTES
 from trainer.exchange.spool import (
     ACKNOWLEDGEMENT_NAME,
+    AUTHORIZATION_NAME,
     DATASET_NAME,
     DELETION_NAME,
     EVENTS_NAME,
@@ -38,6 +39,7 @@ from trainer.exchange.spool import (
 from trainer.models import Phase, Status
 from trainer.provider.transport.carrier import (
     FINAL_PHASES,
+    Authorize,
     CarrierKind,
     JobEvent,
     Progress,
@@ -107,14 +109,28 @@ class SpoolClient:
         claims = document.get("claims") if isinstance(document, dict) else None
         return data if isinstance(claims, dict) and claims.get("nonce") == nonce else None
 
-    def upload(self, path: Path, *, progress: Progress | None = None, state: Path | None = None) -> None:  # noqa: ARG002
+    def upload(
+        self,
+        path: Path,
+        *,
+        progress: Progress | None = None,
+        state: Path | None = None,  # noqa: ARG002
+        authorize: Authorize | None = None,
+    ) -> None:
         """Copies a sealed dataset into the directory. An interrupted copy starts again, so `state` is not used.
 
         Raises:
-            UsageError: the file cannot be read, or the directory cannot be written.
+            UsageError: the file cannot be read, or the directory cannot be written; the job accepts the datasets
+                of listed providers alone, and there is no `authorize` (`unauthorized`).
             JobError: the dataset is larger than the job accepts.
         """
         terms = self._spool.load(TERMS_NAME, SpoolTerms)
+        if terms is not None and terms.providers and authorize is None:
+            raise UsageError(
+                ErrorCode.UNAUTHORIZED,
+                "the job accepts the datasets of listed providers alone",
+                hint="give the identity file (-i) whose provider key the job spec lists",
+            )
         try:
             with path.open("rb") as source:
                 size = os.fstat(source.fileno()).st_size
@@ -125,6 +141,8 @@ class SpoolClient:
                         expected=f"at most {terms.max_upload_bytes} bytes",
                         found=f"{size} bytes",
                     )
+                if authorize is not None:  # first: the job reads it once the dataset is there
+                    self._spool.put(AUTHORIZATION_NAME, authorize(size, None).encode() + b"\n")
                 with self._spool.placing(DATASET_NAME) as target:
                     _copy_and_hash(source, target, progress, limit=size)
         except OSError as error:

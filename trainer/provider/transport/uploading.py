@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError, UsageError
 from trainer.models import One, Sha256Hex, Strict
-from trainer.provider.transport.carrier import Progress
+from trainer.provider.transport.carrier import Authorize, Progress
 from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
 
 _TUS_HEADERS: Final = {"Tus-Resumable": "1.0.0"}
@@ -73,15 +73,22 @@ class DatasetUploader:
         retry_policy: failures are counted from the last byte that arrived.
         progress: receives the bytes sent.
         state: file for `UploadState`; removed when the upload is complete.
+        authorize: signs the authorisation of an upload; None shows none.
     """
 
     def __init__(
-        self, http: PinnedHttpClient, retry_policy: RetryPolicy, progress: Progress | None, state: Path | None
+        self,
+        http: PinnedHttpClient,
+        retry_policy: RetryPolicy,
+        progress: Progress | None,
+        state: Path | None,
+        authorize: Authorize | None = None,
     ) -> None:
         self._http = http
         self._retry_policy = retry_policy
         self._progress = progress or (lambda _: None)
         self._state = state
+        self._authorize = authorize
         self._location: str | None = None
         self._highest_offset = -1
 
@@ -142,10 +149,11 @@ class DatasetUploader:
         self._progress(offset)
 
     def _create_upload(self, size: int, ends: str) -> str:
+        asked = {**_TUS_HEADERS, "Upload-Length": str(size)}
+        if self._authorize is not None:
+            asked["Authorization"] = f"Bearer {self._authorize(size, self._http.pin)}"
         try:
-            headers, _ = self._http.fetch(
-                "POST", "/dataset", headers={**_TUS_HEADERS, "Upload-Length": str(size)}, accept=(201,)
-            )
+            headers, _ = self._http.fetch("POST", "/dataset", headers=asked, accept=(201,))
         except JobError as error:
             if error.code is ErrorCode.DATASET_TOO_LARGE:
                 error.found = f"{size} bytes"

@@ -1,0 +1,63 @@
+"""Provider keys: text forms, domains, and the identity file that stock age still reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import ErrorCode, UsageError
+from trainer.provider import create_identity, read_identities, read_provider_key
+from trainer.provider_keys import ProviderKey, generate_provider_key, is_signed_by, parse_provider_key
+
+KEY = ProviderKey(bytes(range(32)))
+
+
+def test_the_text_forms() -> None:
+    assert str(KEY) == f"ed25519-secret:{bytes(range(32)).hex()}"
+    assert parse_provider_key(str(KEY)).public == KEY.public
+    assert str(KEY) not in repr(KEY)
+    assert generate_provider_key().public != generate_provider_key().public
+
+
+@pytest.mark.parametrize(
+    "text", ["", KEY.public, str(KEY)[:-1], str(KEY) + "0", str(KEY).upper(), "ed25519-secret:" + "zz" * 32]
+)
+def test_other_text_is_no_key_and_is_not_quoted(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_provider_key(text)
+    assert caught.value.code is ErrorCode.IDENTITY_INVALID
+    assert "zz" not in str(caught.value)
+
+
+def test_a_signature_is_of_one_key_one_domain_and_one_document() -> None:
+    signature = KEY.sign("a", b"document")
+    assert is_signed_by(KEY.public, signature, "a", b"document")
+    for public, signed, domain, document in (
+        (ProviderKey(bytes(32)).public, signature, "a", b"document"),
+        (KEY.public, signature[:-1], "a", b"document"),
+        (KEY.public, b"", "a", b"document"),
+        (KEY.public, signature, "b", b"document"),
+        (KEY.public, signature, "a\0docu", b"ment"),
+        (KEY.public, signature, "a", b"document."),
+        ("ed25519:" + "ff" * 32, signature, "a", b"document"),
+        ("ed25519:00", signature, "a", b"document"),
+    ):
+        assert not is_signed_by(public, signed, domain, document)
+
+
+def test_an_identity_file_has_a_provider_key_on_a_line_that_age_skips(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    recipient = create_identity(path)
+    key = read_provider_key(path)
+    assert key is not None
+    assert [str(identity.recipient()) for identity in read_identities(path)] == [recipient]
+    lines = path.read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == [str(read_identities(path)[0])]
+    assert f"# provider key: {key.public}" in lines
+    # of age-keygen, or of an earlier release
+    path.write_text("".join(f"{line}\n" for line in lines if "provider" not in line))
+    assert read_provider_key(path) is None
+    path.write_text("".join(f"{line}\n" for line in (*lines, *lines)))
+    with pytest.raises(UsageError, match="one provider key"):
+        read_provider_key(path)
