@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, SealingError
 from trainer.provider_keys import ProviderKey
 from trainer.sealing.age import Identity, encrypt
-from trainer.sealing.bundle import BundleLimits, Grant, Manifest, OpenedBundle, pack_bundle
+from trainer.sealing.bundle import BundleLimits, Grant, Manifest, ManifestFile, OpenedBundle, pack_bundle
 from trainer.sealing.bundle_signature import BundleSignature, sign_bundle
+from trainer.sealing.grant_secrets import manifest_salt
 from trainer.sealing.seal import open_bundle
 
 PROVIDER, STRANGER = ProviderKey(b"p" * 32), ProviderKey(b"s" * 32)
@@ -91,9 +93,7 @@ def test_a_stranger_is_refused(
 def test_a_grant_with_other_data_is_refused(
     seal_for: Seal, open_in_job: Callable[..., OpenedBundle], grant: Grant, hybrid: Identity
 ) -> None:
-    honest = sign_bundle(PROVIDER, str(hybrid.recipient()), grant.sha256(), Manifest.model_validate_json(
-        b'{"files":{"rows":{"sha256":"' + b"0" * 64 + b'","size":3}},"version":1}'
-    ).sha256())  # fmt: skip
+    honest = sign_bundle(PROVIDER, str(hybrid.recipient()), grant.sha256(), "00" * 32)  # of other data
     assert refusal(lambda: open_in_job(seal_for(lambda *_: honest))) is ErrorCode.GRANT_SIGNATURE_INVALID
 
 
@@ -139,10 +139,8 @@ def test_what_follows_the_manifest_is_a_signature_or_nothing(
     members: list[tuple[str, bytes]], tmp_path: Path, grant: Grant, forge: Callable[..., bytes], hybrid: Identity,
     open_in_job: Callable[..., OpenedBundle],
 ) -> None:  # fmt: skip
-    manifest = Manifest.model_validate_json(
-        b'{"files":{"a":{"sha256":"6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b","size":1}},'
-        b'"version":1}'
-    )
+    entry = ManifestFile(sha256=sha256_hex(b"1"), size=1)
+    manifest = Manifest(version=1, files={"a": entry}, salt=manifest_salt(grant.secret))
     data = forge(
         ("grant.json", grant.canonical()), ("data/a", b"1"), ("manifest.json", manifest.canonical()), *members
     )
