@@ -243,8 +243,6 @@ class _Job:
             grant_worker_access(self.workspace.dataset)
         return bundle
 
-    # training
-
     def _checkpoints(self, keys: JobKeys, bundle: OpenedBundle, compose_sha256: str) -> CheckpointStore:
         binding = CheckpointBinding(
             job_spec_sha256=self.spec.sha256(),
