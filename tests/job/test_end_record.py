@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import RESUMABLE, ErrorCode
-from trainer.job.end_record import MAX_END_RECORD_BYTES, EndRecord, EndRecordFile
+from trainer.job.end_record import MAX_END_RECORD_BYTES, EndRecord, EndRecordFile, PrivacySpent
 from trainer.receipt.deletion import DestroyedItem
 from trainer.tee.key_derivation import end_record_key
 
@@ -39,6 +39,16 @@ def test_what_is_saved_is_loaded(file: EndRecordFile) -> None:
         file.save(record(error))
         assert file.load() == record(error)
     assert b"dataset" not in file.path.read_bytes(), "the operator cannot read it"
+
+
+def test_what_private_results_spent_is_added_up_over_starts(file: EndRecordFile) -> None:
+    """An operator who takes the result away gets another one trained: both go to the recipients of one grant."""
+    one = PrivacySpent(runs=1, epsilon=2.5, delta=1e-5)
+    file.save(record().model_copy(update={"privacy": one + one}))
+    loaded = file.load()
+    assert loaded is not None
+    assert loaded.spent_on("34" * 32) == PrivacySpent(runs=2, epsilon=5.0, delta=2e-5)
+    assert loaded.spent_on("35" * 32) is None, "another dataset"
 
 
 @pytest.mark.parametrize(

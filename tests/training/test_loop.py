@@ -314,6 +314,15 @@ def test_a_run_that_goes_on_from_its_state_ends_as_if_it_had_never_stopped(
     assert outcome.trained_tokens == expected.trained_tokens
 
 
+def test_a_state_that_could_not_be_read_again_is_not_saved(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of a method, such as rewards, may be infinite while the loss is finite: JSON has no such numbers."""
+    trainer = made(model)
+    trainer.run()
+    assert trainer.resumable_state() is not None
+    monkeypatch.setattr(trainer.method, "state", lambda: (1.0, math.inf))
+    assert trainer.resumable_state() is None
+
+
 def test_the_same_seed_gives_the_same_bits(tiny_model: Path) -> None:
     adapters = []
     for _ in range(2):

@@ -30,7 +30,7 @@ def sides(data: Dataset) -> dict[bytes, bool]:
 
 
 def test_one_row_less_moves_no_other_row(make_tokens: MakeTokens) -> None:
-    """By positions, leaving out the first of 200 rows moved 34 others to the other side."""
+    """By positions, leaving out the first of 200 rows moved 48 others to the other side."""
     tokens, data, rows = make_tokens(None), DataSection(test_split_size=0.2), rows_of(200)
     everything = sides(build_dataset(rows, tokens, data, split_key=KEY))
     for left_out in (0, 77, 199):

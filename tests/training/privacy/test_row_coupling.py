@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
+import shutil
 from array import array
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +18,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trainer.data.examples.example import Example
+from trainer.data.rows import TextRow
 from trainer.errors import ErrorCode, JobError
-from trainer.spec import LoraSection, PrivacySection, TrainSection
+from trainer.spec import JobSpec, LoraSection, PrivacySection, TrainSection
 from trainer.training.adapter import attach_adapter
 from trainer.training.engines.base import Precision
 from trainer.training.loss import CausalLoss
@@ -24,6 +28,10 @@ from trainer.training.privacy import row_coupling
 from trainer.training.privacy.accounting import new_accountant, spent
 from trainer.training.privacy.private_step_policy import PrivateStepPolicy
 from trainer.training.privacy.row_coupling import require_fixed_positions, require_float_weights
+from trainer.training.run_inputs import RunInputs
+from trainer.training.stages.prepare import prepare
+from trainer.training.stages.run_context import RunContext
+from trainer.training.stopwatch import Stopwatch
 from trainer.training.token_store import TokenStore
 
 ORIGINAL = 32
@@ -213,6 +221,32 @@ def test_quantized_checkpoints_are_refused(config: dict[str, Any]) -> None:
         require_float_weights(config)
     assert error.value.code is ErrorCode.PRIVACY_UNPROVEN
     require_float_weights({"text_config": {"quantization_config": None}})
+
+
+def test_a_quantized_checkpoint_is_refused_before_it_is_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    """The library that would load it may be missing, and its message would say so instead."""
+    model_dir = tmp_path / "model"
+    shutil.copytree(tiny_model, model_dir)
+    config = json.loads((model_dir / "config.json").read_bytes())
+    (model_dir / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    spec = JobSpec.model_validate_json(
+        json.dumps(
+            {
+                "version": 1,
+                "model": {
+                    "model_name_or_path": "./m",
+                    "model_file_sha256": {"config.json": "0" * 64, "model.safetensors": "0" * 64},
+                },
+                "data": {"split_turns": "never"},
+                "train": {"engine": "transformers"},
+                "privacy": {"noise_multiplier": 1.0, "target_delta": 1e-5},
+            }
+        )
+    )
+    context = RunContext(lambda _event: None, Stopwatch())
+    with pytest.raises(JobError, match="quantized") as error:
+        prepare(RunInputs(spec, model_dir, tmp_path), [TextRow("a", 0, "x")], context)
+    assert error.value.code is ErrorCode.PRIVACY_UNPROVEN
 
 
 class Wrapped(torch.nn.Module):
