@@ -151,12 +151,12 @@ def check_result(
     content = appraise_statement(statement, expected, first=2)
     require_acceptable(content)
     _require_result_files(folder, statement)
-    content += _check_privacy_statement(folder, statement, record, files)
+    content += _check_privacy_statement(folder, statement, record, files, restarted)
     return OpenedResult(folder, statement, (signature, *content, *quoted), report.as_error() if report else None)
 
 
 def _check_privacy_statement(
-    folder: Path, statement: Statement, record: Record, files: Mapping[str, str]
+    folder: Path, statement: Statement, record: Record, files: Mapping[str, str], restarted: Record | None
 ) -> tuple[Check, ...]:
     """Checks that `privacy.json` says of these weights what the receipt says; no check where nothing is said.
 
@@ -167,7 +167,7 @@ def _check_privacy_statement(
     if not isinstance(found, dict) or statement.outcome is not ReceiptOutcome.SUCCEEDED:
         return ()
     document = _read_limited(folder, PRIVACY_STATEMENT, MAX_STATEMENT_BYTES)
-    said = verify_privacy_statement(document, record, files).predicate
+    said = verify_privacy_statement(document, record, files, restarted=restarted).predicate
     run, epsilon = statement.predicate.runDetails.metadata.invocationId, found.get("epsilon")
     holds = said.run == run and isinstance(epsilon, int | float) and said.epsilon >= epsilon
     check = Check(

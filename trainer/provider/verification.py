@@ -203,20 +203,23 @@ def import_record(path: Path, policy: Policy, *, cache: Path, nonces: Path | Non
     return record
 
 
-def verify_privacy_statement(document: bytes, record: Record, files: Mapping[str, str]) -> PrivacyStatement:
+def verify_privacy_statement(
+    document: bytes, record: Record, files: Mapping[str, str], *, restarted: Record | None = None
+) -> PrivacyStatement:
     """Verifies the privacy statement of a job.
 
     Args:
         document: the content of `privacy.json`.
         record: the appraisal that the dataset was sealed on.
         files: maps each file of the result to its SHA-256.
+        restarted: the appraisal of the job as it was started last, if it was.
 
     Raises:
         VerificationError: `receipt-invalid` or `receipt-mismatch`.
     """
     attested = parse_attested_privacy(document)
     envelope = canonical_json(attested.envelope.model_dump(mode="json"))
-    payload, _ = verify_statement(envelope, attested.evidence, "privacy", record)
+    payload, _ = verify_statement(envelope, attested.evidence, "privacy", record, restarted=restarted)
     return check_privacy_statement(payload, job_spec_sha256=record.result.job_spec_sha256, files=files)
 
 
