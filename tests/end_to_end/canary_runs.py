@@ -224,7 +224,8 @@ class Run:
         grant = steps.make_grant(result, [recipient], now=now, seconds=expires_in, secret=secret)
         manifest = seal_unchecked(files, result, grant, sealed, now=now)
         self.grant = GrantRecord(grant=grant, manifest=manifest, rows=self._count_rows(files))
-        self.canaries.later += [str(self.identity), grant.secret, checkpoint_secret(grant.secret)]
+        key = steps.read_provider_key(identity_file)
+        self.canaries.later += [str(self.identity), str(key), grant.secret, checkpoint_secret(grant.secret)]
         return sealed
 
     def _count_rows(self, files: Mapping[str, Path]) -> int:
