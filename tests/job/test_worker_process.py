@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,11 +117,13 @@ def test_a_worker_that_died_is_noticed_where_it_is_heard(tmp_path: Path) -> None
             process.stdin.close()
 
 
-def test_an_order_that_is_too_large_is_not_taken_for_a_dead_worker(tmp_path: Path) -> None:
-    files = {f"{number:0510d}": tmp_path / f"{number:0510d}" for number in range(4000)}
+def test_an_order_that_is_too_large_is_not_taken_for_a_dead_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order = protocol.TrainingOrder(
-        spec=spec(), model_dir=tmp_path, data_files=files, output_dir=tmp_path, split_key="5a" * 32
+        spec=spec(), model_dir=tmp_path, data_files={"a": tmp_path}, output_dir=tmp_path, split_key="5a" * 32
     )
+    monkeypatch.setattr(protocol, "TO_WORKER", replace(protocol.TO_WORKER, max_bytes=100))
     with saying(CONFINED) as started, pytest.raises(JobError) as caught:
         started.train(order, Heard())
     assert caught.value.code is ErrorCode.JOB_FAILED
