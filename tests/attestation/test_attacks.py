@@ -16,7 +16,7 @@ from trainer.errors import ErrorCode, VerificationError
 if TYPE_CHECKING:
     from trainer.simulator.appraisal_world import World
 
-LEAST_ATTACKS = 60
+LEAST_ATTACKS = 700
 LEAST_CODES = 60
 
 
