@@ -14,37 +14,11 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from tests.sandbox.attack_tools import Attack, Targets, open_path, raw
+from tests.sandbox.channel_attacks import BY_FOLDER, BY_PROC, OBSERVED, OF_CHILDREN, SHARED
 from trainer.sandbox.syscalls import prctl, syscall
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What there is to attack; everything here exists and listens."""
-
-    supervisor: int
-    agent: str
-    tcp_port: int
-    udp_port: int
-    workspace: str
-    ciphertext: str
-    open_folder: str
-    """A directory that everybody may write to, with a file `world-readable` in it."""
-
-
-Attack = Callable[[Targets], object]
-
-
-def _open(path: str | Path, flags: int = os.O_RDONLY) -> None:
-    os.close(os.open(path, flags | os.O_CLOEXEC, 0o600))
-
-
-def _make_and_remove(path: str) -> None:
-    _open(path, os.O_WRONLY | os.O_CREAT)
-    os.unlink(path)
 
 
 def _connect(family: int, kind: int, address: object) -> None:
@@ -151,13 +125,13 @@ def _through_link(inside: str, target: str) -> None:
     link = Path(inside) / "link"
     link.unlink(missing_ok=True)
     link.symlink_to(target)
-    _open(link)
+    open_path(link)
 
 
 def _hard_link(inside: str, target: str) -> None:
     link = Path(inside) / "hard"
     os.link(target, link)
-    _open(link)
+    open_path(link)
 
 
 def _raise_core_limit() -> None:
@@ -174,19 +148,6 @@ def _regain_capabilities() -> None:
 
 def _kill_anybody() -> None:
     os.kill(-1, 0)
-
-
-def _raw(name: str, *arguments: int | bytes | None) -> Attack:
-    """A call with arguments that an unconfined, privileged process gets EINVAL, EFAULT, EBADF or 0 for."""
-
-    def attempt(_: Targets) -> None:
-        try:
-            syscall(name, *arguments)
-        except OSError as error:
-            if error.errno not in {errno.EINVAL, errno.EFAULT, errno.EBADF, errno.ESRCH, errno.ENODEV}:
-                raise
-
-    return attempt
 
 
 def _newest_call(_: Targets) -> None:
@@ -217,14 +178,14 @@ GUEST_AGENT: dict[str, Attack] = {
 SUPERVISOR: dict[str, Attack] = {
     "ptrace_supervisor": lambda t: _ptrace(t.supervisor),
     "read_supervisor_memory": lambda t: _read_memory(t.supervisor),
-    "open_supervisor_memory": lambda t: _open(f"/proc/{t.supervisor}/mem"),
-    "open_supervisor_environment": lambda t: _open(f"/proc/{t.supervisor}/environ"),
+    "open_supervisor_memory": lambda t: open_path(f"/proc/{t.supervisor}/mem"),
+    "open_supervisor_environment": lambda t: open_path(f"/proc/{t.supervisor}/environ"),
     "list_supervisor_descriptors": lambda t: os.listdir(f"/proc/{t.supervisor}/fd"),
     "steal_supervisor_descriptor": lambda t: _steal_descriptor(t.supervisor),
 }
 SIGNALS: dict[str, Attack] = {
     "kill_supervisor": lambda t: os.kill(t.supervisor, 0),
-    "kill_supervisor_thread": _raw("tgkill", 1, 1, 0),
+    "kill_supervisor_thread": raw("tgkill", 1, 1, 0),
     "kill_by_descriptor": lambda t: _signal_by_descriptor(t.supervisor),
     "kill_everybody": lambda t: _kill_anybody(),
 }
@@ -236,28 +197,28 @@ PROGRAMS: dict[str, Attack] = {
     "spawn": lambda t: os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0),
 }
 KERNEL: dict[str, Attack] = {
-    "mount": _raw("mount", b"none", b"/nonexistent", b"tmpfs", 0, None),
-    "mount_new_api": _raw("fsopen", None, 0),
-    "umount": _raw("umount2", None, 0),
-    "chroot": _raw("chroot", None),
-    "pivot_root": _raw("pivot_root", None, None),
-    "device_node": _raw("mknodat", -1, None, 0o20600, 0x0101),
-    "user_namespace": _raw("unshare", 0x10000000),
-    "network_namespace": _raw("unshare", 0x40000000),
-    "enter_namespace": _raw("setns", -1, 0),
-    "load_module": _raw("init_module", None, 0, None),
-    "load_module_file": _raw("finit_module", -1, None, 0),
-    "bpf": _raw("bpf", -1, None, 0),
-    "perf_event_open": _raw("perf_event_open", None, 0, 0, -1, 0),
-    "open_by_handle_at": _raw("open_by_handle_at", -1, None, 0),
-    "io_uring_setup": _raw("io_uring_setup", 0, None),
-    "keyctl": _raw("keyctl", -1, 0, 0, 0, 0),
-    "add_key": _raw("add_key", None, None, None, 0, 0),
-    "userfaultfd": _raw("userfaultfd", -1),
-    "kexec": _raw("kexec_file_load", -1, -1, 0, None, 0),
-    "personality": _raw("personality", 0xFFFFFFFF),
-    "kernel_log": _raw("syslog", 9, None, 0),
-    "ports": _raw("ioperm", 0, 0, 0),
+    "mount": raw("mount", b"none", b"/nonexistent", b"tmpfs", 0, None),
+    "mount_new_api": raw("fsopen", None, 0),
+    "umount": raw("umount2", None, 0),
+    "chroot": raw("chroot", None),
+    "pivot_root": raw("pivot_root", None, None),
+    "device_node": raw("mknodat", -1, None, 0o20600, 0x0101),
+    "user_namespace": raw("unshare", 0x10000000),
+    "network_namespace": raw("unshare", 0x40000000),
+    "enter_namespace": raw("setns", -1, 0),
+    "load_module": raw("init_module", None, 0, None),
+    "load_module_file": raw("finit_module", -1, None, 0),
+    "bpf": raw("bpf", -1, None, 0),
+    "perf_event_open": raw("perf_event_open", None, 0, 0, -1, 0),
+    "open_by_handle_at": raw("open_by_handle_at", -1, None, 0),
+    "io_uring_setup": raw("io_uring_setup", 0, None),
+    "keyctl": raw("keyctl", -1, 0, 0, 0, 0),
+    "add_key": raw("add_key", None, None, None, 0, 0),
+    "userfaultfd": raw("userfaultfd", -1),
+    "kexec": raw("kexec_file_load", -1, -1, 0, None, 0),
+    "personality": raw("personality", 0xFFFFFFFF),
+    "kernel_log": raw("syslog", 9, None, 0),
+    "ports": raw("ioperm", 0, 0, 0),
     "call_newer_than_known": _newest_call,
 }
 PRIVILEGES: dict[str, Attack] = {
@@ -269,20 +230,19 @@ PRIVILEGES: dict[str, Attack] = {
     "dumpable_again": lambda t: prctl(4, 1),
 }
 OTHER_FILES: dict[str, Attack] = {
-    "write_outside": lambda t: _open(f"{t.open_folder}/made", os.O_WRONLY | os.O_CREAT),
-    "write_to_tmp": lambda t: _make_and_remove(f"/tmp/trainer-attack-{os.getpid()}"),
-    "read_world_readable": lambda t: _open(f"{t.open_folder}/world-readable"),
-    "change_world_writable": lambda t: _open(f"{t.open_folder}/world-writable", os.O_WRONLY),
+    "write_outside": lambda t: open_path(f"{t.open_folder}/made-{os.getpid()}", os.O_WRONLY | os.O_CREAT),
+    "read_world_readable": lambda t: open_path(f"{t.open_folder}/world-readable"),
+    "change_world_writable": lambda t: open_path(f"{t.open_folder}/world-writable", os.O_WRONLY),
     "list_var": lambda t: os.listdir("/var"),
-    "open_disk": lambda t: _open("/dev/kmsg"),
+    "open_disk": lambda t: open_path("/dev/kmsg"),
 }
 OF_WORKER: dict[str, Attack] = {
-    "read_ciphertext": lambda t: _open(f"{t.ciphertext}/dataset.age"),
+    "read_ciphertext": lambda t: open_path(f"{t.ciphertext}/dataset.age"),
     "list_ciphertext": lambda t: os.listdir(t.ciphertext),
-    "write_ciphertext": lambda t: _open(f"{t.ciphertext}/leak", os.O_WRONLY | os.O_CREAT),
-    "read_private_log": lambda t: _open(f"{t.workspace}/job.log"),
-    "change_the_model": lambda t: _open(f"{t.workspace}/model/added", os.O_WRONLY | os.O_CREAT),
-    "change_the_dataset": lambda t: _open(f"{t.workspace}/dataset/rows.jsonl", os.O_WRONLY),
+    "write_ciphertext": lambda t: open_path(f"{t.ciphertext}/leak", os.O_WRONLY | os.O_CREAT),
+    "read_private_log": lambda t: open_path(f"{t.workspace}/job.log"),
+    "change_the_model": lambda t: open_path(f"{t.workspace}/model/added", os.O_WRONLY | os.O_CREAT),
+    "change_the_dataset": lambda t: open_path(f"{t.workspace}/dataset/rows.jsonl", os.O_WRONLY),
     "remove_the_dataset": lambda t: os.unlink(f"{t.workspace}/dataset/rows.jsonl"),
     "follow_a_link_outside": lambda t: _through_link(f"{t.workspace}/output", f"{t.ciphertext}/dataset.age"),
     "hard_link_outside": lambda t: _hard_link(f"{t.workspace}/output", f"{t.open_folder}/world-readable"),
@@ -290,43 +250,43 @@ OF_WORKER: dict[str, Attack] = {
 }
 OF_FRONT: dict[str, Attack] = {
     "list_workspace": lambda t: os.listdir(t.workspace),
-    "read_plaintext": lambda t: _open(f"{t.workspace}/dataset/rows.jsonl"),
-    "read_private_log": lambda t: _open(f"{t.workspace}/job.log"),
-    "read_weights": lambda t: _open(f"{t.workspace}/output/own"),
+    "read_plaintext": lambda t: open_path(f"{t.workspace}/dataset/rows.jsonl"),
+    "read_private_log": lambda t: open_path(f"{t.workspace}/job.log"),
+    "read_weights": lambda t: open_path(f"{t.workspace}/output/own"),
     "follow_a_link_to_plaintext": lambda t: _through_link(t.ciphertext, f"{t.workspace}/dataset/rows.jsonl"),
-    "write_into_output": lambda t: _open(f"{t.workspace}/output/added", os.O_WRONLY | os.O_CREAT),
+    "write_into_output": lambda t: open_path(f"{t.workspace}/output/added", os.O_WRONLY | os.O_CREAT),
 }
 
 ATTACKS: dict[str, dict[str, Attack]] = {
     "worker": {
         **NETWORK, **GUEST_AGENT, **SUPERVISOR, **SIGNALS, **PROGRAMS, **KERNEL, **PRIVILEGES, **OTHER_FILES,
-        **OF_WORKER,
+        **OF_WORKER, **SHARED, **OF_CHILDREN, **BY_FOLDER, **BY_PROC,
     },
     "front": {
         **NETWORK, **GUEST_AGENT, **SUPERVISOR, **SIGNALS, **PROGRAMS, **KERNEL, **PRIVILEGES, **OTHER_FILES,
-        **OF_FRONT,
+        **OF_FRONT, **SHARED, **OF_CHILDREN, **BY_FOLDER, **BY_PROC, **OBSERVED,
     },
-    "supervisor": {**NETWORK, **PROGRAMS, **KERNEL, **PRIVILEGES, **OTHER_FILES},
+    "supervisor": {**NETWORK, **PROGRAMS, **KERNEL, **PRIVILEGES, **OTHER_FILES, **BY_FOLDER},
 }  # fmt: skip
 
 ALLOWED: dict[str, dict[str, Attack]] = {
     "worker": {
-        "read_the_dataset": lambda t: _open(f"{t.workspace}/dataset/rows.jsonl"),
-        "read_the_model": lambda t: _open(f"{t.workspace}/model/config.json"),
-        "write_its_output": lambda t: _open(f"{t.workspace}/output/result", os.O_WRONLY | os.O_CREAT),
-        "write_its_scratch": lambda t: _open(f"{t.workspace}/scratch/cache", os.O_WRONLY | os.O_CREAT),
+        "read_the_dataset": lambda t: open_path(f"{t.workspace}/dataset/rows.jsonl"),
+        "read_the_model": lambda t: open_path(f"{t.workspace}/model/config.json"),
+        "write_its_output": lambda t: open_path(f"{t.workspace}/output/result", os.O_WRONLY | os.O_CREAT),
+        "write_its_scratch": lambda t: open_path(f"{t.workspace}/scratch/cache", os.O_WRONLY | os.O_CREAT),
         "make_threads": lambda t: threading.Thread(target=int).start(),
         "signal_itself": lambda t: os.kill(os.getpid(), 0),
     },
     "front": {
-        "read_the_upload": lambda t: _open(f"{t.ciphertext}/dataset.age"),
-        "write_an_upload": lambda t: _open(f"{t.ciphertext}/part", os.O_WRONLY | os.O_CREAT),
+        "read_the_upload": lambda t: open_path(f"{t.ciphertext}/dataset.age"),
+        "write_an_upload": lambda t: open_path(f"{t.ciphertext}/part", os.O_WRONLY | os.O_CREAT),
     },
     "supervisor": {
         "ask_the_guest_agent": lambda t: _connect(socket.AF_UNIX, socket.SOCK_STREAM, t.agent),
-        "write_the_workspace": lambda t: _open(f"{t.workspace}/receipt", os.O_WRONLY | os.O_CREAT),
-        "read_what_the_worker_wrote": lambda t: _open(f"{t.workspace}/output/own"),
-        "write_the_result": lambda t: _open(f"{t.ciphertext}/result.tar.age", os.O_WRONLY | os.O_CREAT),
+        "write_the_workspace": lambda t: open_path(f"{t.workspace}/receipt", os.O_WRONLY | os.O_CREAT),
+        "read_what_the_worker_wrote": lambda t: open_path(f"{t.workspace}/output/own"),
+        "write_the_result": lambda t: open_path(f"{t.ciphertext}/result.tar.age", os.O_WRONLY | os.O_CREAT),
     },
 }
 """What each must still be able to do: a wall around everything would prove nothing."""

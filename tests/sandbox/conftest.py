@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.sandbox.channel_attacks import NOTES, was_found
 from trainer.job.workspace import is_memory
 from trainer.sandbox import landlock
 from trainer.sandbox.plan import Account, is_readable, software_paths
 from trainer.sandbox.syscalls import SUPPORTED
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).parents[2]
 NOBODY = Account(uid=65534, gid=65534)
 SHM = Path("/dev/shm")
-MODES = ("three-users", "root", "ordinary-user")
+MODES = ("three-users", "as-deployed", "root", "ordinary-user")
+WITHOUT_LANDLOCK = tuple(f"{mode}-without-landlock" for mode in MODES)
 
 SPEC = {
     "version": 1,
@@ -120,7 +122,7 @@ def skip_unless_possible(mode: str) -> None:
         pytest.skip("system call filters are written for x86-64")
     if not is_memory(SHM):
         pytest.skip("no tmpfs at /dev/shm")
-    if mode in {"three-users", "root", "unconfined"} and os.geteuid() != 0:
+    if mode != "ordinary-user" and os.geteuid() != 0:
         pytest.skip("needs root, to give it up")
 
 
@@ -132,18 +134,20 @@ def outcomes(
     guest_agent: Path,
 ) -> dict[str, Any]:
     """What became of every attack; `request.param` is the mode."""
-    mode: str = request.param
+    mode: str = request.param.removesuffix("-without-landlock")
     skip_unless_possible(mode)
     python = [sys.executable] if mode in {"root", "unconfined"} else request.getfixturevalue("open_python")
     owner = NOBODY if mode == "ordinary-user" and os.geteuid() == 0 else None
     with folders(owner) as (base, ciphertext):
         given = {
             "spec": SPEC,
-            "separate": mode == "three-users",
+            "separate": mode in {"three-users", "as-deployed"},
+            "landlock": mode == request.param,
             "confined": mode != "unconfined",
             "base": str(base),
             "targets": {
                 "supervisor": 0,
+                "init": 0,
                 "workspace": "",
                 "agent": str(guest_agent),
                 "ciphertext": str(ciphertext),
@@ -151,7 +155,15 @@ def outcomes(
                 **servers,
             },
         }
-        return run_household(python, given, owner)
+        prefix = as_deployed() if mode == "as-deployed" else []
+        return {**run_household([*prefix, *python], given, owner), "mode": mode}
+
+
+def as_deployed() -> list[str]:
+    """Prefix of a command that runs it with the capabilities that the shipped compose file gives, and no more."""
+    compose = yaml.safe_load((ROOT / "configs" / "docker-compose.yaml").read_text())
+    added = ",".join(f"+{name.lower()}" for name in compose["services"]["trainer"]["cap_add"])
+    return ["setpriv", "--no-new-privs", "--bounding-set", f"-all,{added}"]
 
 
 def run_household(python: list[str], given: dict[str, Any], owner: Account | None) -> dict[str, Any]:
@@ -159,9 +171,8 @@ def run_household(python: list[str], given: dict[str, Any], owner: Account | Non
     as_user: dict[str, Any] = (
         {"user": owner.uid, "group": owner.gid, "extra_groups": []} if owner is not None else {}
     )
-    script = given_script(given["targets"]["open_folder"])
     done = subprocess.run(
-        [*python, "-P", script],
+        [*python, "-P", "-m", "tests.sandbox.household"],
         input=json.dumps(given),
         capture_output=True,
         text=True,
@@ -175,18 +186,10 @@ def run_household(python: list[str], given: dict[str, Any], owner: Account | Non
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert isinstance(found, dict)
+    if "supervisor" in found:  # the children's are looked for by the supervisor
+        for name in NOTES:
+            was_found(found["supervisor"]["pid"], name)
     return found
-
-
-def given_script(folder: str) -> Path:
-    """The household's program where every user can read it."""
-    place = Path(folder) / "program"
-    place.mkdir(exist_ok=True)
-    for name in ("household.py", "attacks.py"):
-        shutil.copy(HERE / name, place / name)
-        (place / name).chmod(0o644)
-    place.chmod(0o755)
-    return place / "household.py"
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import struct
 
 import pytest
 
+from trainer.sandbox import channels
 from trainer.sandbox.filters import AUDIT_ARCH_X86_64, KERNEL_DOORS, TRACING, Filter, program
 from trainer.sandbox.syscalls import LAST_KNOWN, NUMBERS, SUPPORTED
 
@@ -14,12 +15,13 @@ ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
 I386 = 0x40000003
 CLONE_THREAD, CLONE_NEWUSER, SIGCHLD = 0x10000, 0x10000000, 17
 
-WORKER = Filter(refused=frozenset({"connect"}), own_pid=1234)
+WORKER = Filter(refused=frozenset({"connect"}), own_pid=1234, pid=1234)
 COMPILING = Filter(programs=True)
 SUPERVISOR = Filter(families=frozenset({1}))
 ON_A_GPU = Filter(families=frozenset({1}), unix_kind=5)
 TOGETHER = Filter(families=frozenset({2, 10}), unix_kind=5, interfaces=True)
 TOGETHER_ON_GPUS = Filter(families=frozenset({1, 2, 10}), unix_kind=5, interfaces=True)
+EVERY = (WORKER, COMPILING, SUPERVISOR, ON_A_GPU, TOGETHER, TOGETHER_ON_GPUS)
 
 
 def decide(filter_: Filter, number: int, *arguments: int, arch: int = AUDIT_ARCH_X86_64) -> int:
@@ -128,6 +130,56 @@ def test_signals_to_itself_only() -> None:
         for other in (0, 1, 1235, 2**64 - 1):
             assert decide(WORKER, NUMBERS[name], other) == REFUSE | errno.EPERM
     assert decide(WORKER, NUMBERS["tkill"], 1234) == REFUSE | errno.EPERM
+
+
+@pytest.mark.parametrize("name", sorted(channels.IPC))
+def test_state_that_is_found_by_number_or_name(name: str) -> None:
+    for filter_ in EVERY:
+        assert decide(filter_, NUMBERS[name]) == REFUSE | errno.EPERM
+
+
+def test_commands_that_lock_watch_or_signal() -> None:
+    for filter_ in EVERY:
+        for command in channels.FCNTL:
+            assert decide(filter_, NUMBERS["fcntl"], 3, command) == REFUSE | errno.EPERM
+            assert decide(filter_, NUMBERS["fcntl"], 3, 1 << 32 | command) == REFUSE | errno.EPERM
+        for command in (0, 1, 2, 3, 4, 1030, 1031, 1033):  # duplicates, flags, the size of a pipe, seals
+            assert decide(filter_, NUMBERS["fcntl"], 3, command) == ALLOW
+        for request in channels.IOCTL:
+            assert decide(filter_, NUMBERS["ioctl"], 3, request) == REFUSE | errno.EPERM
+
+
+def test_futexes_of_other_processes_are_not_woken() -> None:
+    futex, realtime = NUMBERS["futex"], 256
+    for filter_ in EVERY:
+        for operation in range(16):
+            assert decide(filter_, futex, 0, operation | 128) == ALLOW
+            expected = ALLOW if operation in {0, 9} else REFUSE | errno.EPERM
+            assert decide(filter_, futex, 0, operation) == expected
+            assert decide(filter_, futex, 0, operation | realtime) == expected
+
+
+@pytest.mark.parametrize("name", sorted(channels.ONLY_ITSELF))
+def test_settings_of_itself_only(name: str) -> None:
+    assert decide(WORKER, NUMBERS[name], 0) == decide(WORKER, NUMBERS[name], 1234) == ALLOW
+    for other in (1, 1235, 2**32 - 1):
+        assert decide(WORKER, NUMBERS[name], other) == REFUSE | errno.EPERM
+
+
+@pytest.mark.parametrize(("name", "kind"), sorted(channels.ONLY_ITSELF_OF_KIND.items()))
+def test_priorities_of_itself_only(name: str, kind: int) -> None:
+    for asked in range(4):
+        for pid in (0, 1, 1234):
+            expected = ALLOW if asked == kind and pid != 1 else REFUSE | errno.EPERM
+            assert decide(WORKER, NUMBERS[name], asked, pid) == expected
+
+
+@pytest.mark.parametrize("name", sorted(channels.CLOCKS))
+def test_clocks_of_no_other_process(name: str) -> None:
+    for clock in range(12):
+        assert decide(WORKER, NUMBERS[name], clock) == ALLOW
+    for pid in (1, 1235):
+        assert decide(WORKER, NUMBERS[name], (~pid << 3 | 2) & 2**64 - 1) == REFUSE | errno.EPERM
 
 
 def test_dumpable_and_terminal() -> None:

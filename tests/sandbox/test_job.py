@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.sandbox.conftest import ROOT, SHM, skip_unless_possible
+from tests.sandbox.conftest import SHM, as_deployed, skip_unless_possible
 from trainer.encoding import file_sha256
 from trainer.job.sandbox_plans import FRONT, WORKER
 from trainer.sandbox import landlock
@@ -96,13 +96,6 @@ def write_spec(place: Path, tiny_model: Path, processes: int) -> Path:
     spec = place / "job.yaml"
     spec.write_text(yaml.safe_dump(document))
     return spec
-
-
-def as_deployed() -> list[str]:
-    """Prefix of a command that runs it with the capabilities that the shipped compose file gives, and no more."""
-    compose = yaml.safe_load((ROOT / "configs" / "docker-compose.yaml").read_text())
-    added = ",".join(f"+{name.lower()}" for name in compose["services"]["trainer"]["cap_add"])
-    return ["setpriv", "--no-new-privs", "--bounding-set", f"-all,{added}"]
 
 
 def events(out: Path) -> list[dict[str, Any]]:

@@ -106,6 +106,7 @@ def make_plans(spec: JobSpec, places: JobPaths) -> SandboxPlans:
             account=FRONT if separate else None,
             writable=(ciphertext,),
             forbidden=(workspace.root, workspace.dataset, supervisor_environment, *forbidden),
+            hidden=(workspace.root,),
             # A spool's other side is another user, who has to read the sealed result.
             umask=0o022 if places.by_files else privileges.PRIVATE_UMASK,
         ),
@@ -116,6 +117,7 @@ def make_plans(spec: JobSpec, places: JobPaths) -> SandboxPlans:
             writable=(workspace.output, workspace.scratch),
             # Not the ciphertext: a worker that could write there could hand plaintext to the operator.
             forbidden=(workspace.root, workspace.private_log, ciphertext, supervisor_environment, *forbidden),
+            hidden=(workspace.root, ciphertext),
             programs=needs_compiler(spec),
             gpu=bool(gpu_devices()),
             processes=rank_count(spec),

@@ -8,11 +8,12 @@ steps make.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from trainer.sandbox import landlock, loopback, privileges, probes, seccomp
+from trainer.sandbox import channels, landlock, loopback, mounts, privileges, probes, seccomp
 from trainer.sandbox.filters import Filter
 from trainer.sandbox.plan import Account, Role, SandboxPlan, is_readable, rules, software_paths
 from trainer.sandbox.properties import SandboxProperty, SandboxReport
@@ -24,7 +25,7 @@ _SUPERVISOR_CAPABILITIES: Final = (privileges.CAP_DAC_OVERRIDE, privileges.CAP_K
 _REFUSED_WHILE_SERVING: Final = frozenset({"bind", "connect"})
 """The front accepts connections on sockets that it received, or opened before it was confined."""
 _SOCKET_CALLS: Final = _REFUSED_WHILE_SERVING | {"listen", "accept", "accept4"}
-_WORLD_WRITABLE: Final = (Path("/"), Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))  # noqa: S108 -- not to be written
+_CHILDREN: Final = frozenset({Role.FRONT, Role.WORKER})
 _MEASURED_ROLES: Final = frozenset({Role.SUPERVISOR, Role.FRONT, Role.WORKER})
 
 
@@ -59,6 +60,10 @@ def confine(plan: SandboxPlan, *, in_own_network: bool = False) -> SandboxReport
     os.umask(plan.umask)
     memory_locked = plan.role in {Role.SUPERVISOR, Role.FRONT} and privileges.lock_memory()
     own_network = in_own_network or _leave_network(plan)
+    before = probes.places((*plan.forbidden, *plan.hidden, *mounts.SHARED_FOLDERS, *_parent_in_proc()))
+    own_ipc = plan.role in _CHILDREN and mounts.leave_ipc()
+    if plan.role in _CHILDREN:  # measured by what can then be seen
+        _leave_mounts(plan)
     # In this order: the bounding set needs CAP_SETPCAP and the user CAP_SETUID, both of which are then dropped.
     retained = _retained_capabilities(plan)
     privileges.empty_bounding_set(retained)
@@ -77,7 +82,23 @@ def confine(plan: SandboxPlan, *, in_own_network: bool = False) -> SandboxReport
     )
     with suppress(OSError):  # measured as absent
         seccomp.install(_filter_for(plan))
-    return _measure(plan, memory_locked=memory_locked, own_network=own_network)
+    return _measure(plan, before, memory_locked=memory_locked, own_network=own_network, own_ipc=own_ipc)
+
+
+def _leave_mounts(plan: SandboxPlan) -> None:
+    """Enters a mount namespace that shows this process its own directories and the software."""
+    mounts.leave_mounts(
+        plan.hidden,
+        [*software_paths(), *plan.readable],
+        [*plan.writable, *plan.removable],
+        counters=plan.role is Role.WORKER,
+        names_threads=plan.gpu,
+    )
+
+
+def _parent_in_proc() -> list[Path]:
+    memory = probes.memory_of(os.getppid())
+    return [memory.parent, memory]
 
 
 def _leave_network(plan: SandboxPlan) -> bool:
@@ -107,62 +128,79 @@ def _filter_for(plan: SandboxPlan) -> Filter:
     """Returns the seccomp filter of a role."""
     # A compiler's processes signal one another, under numbers that are not known yet. Landlock or the account has
     # to prevent their signals to other processes.
-    own_pid = None if plan.programs else os.getpid()
+    pid = os.getpid()
+    own_pid = None if plan.programs else pid
+    # Not for the front, and not where nothing needs them: a lock on a library can be seen in /proc.
+    locks = frozenset() if plan.programs or plan.loopback else frozenset({"flock"})
     match plan.role:
         case Role.SUPERVISOR:
             # It connects to the guest agent's unix socket and stops its children, which needs kill.
-            return Filter(refused=_SOCKET_CALLS - {"connect"}, families=frozenset({probes.UNIX}))
+            return Filter(refused=_SOCKET_CALLS - {"connect"}, families=frozenset({probes.UNIX}), pid=pid)
         case Role.FRONT:
             # No new socket and no connect: a front that is taken over cannot send ciphertext or status elsewhere.
-            return Filter(refused=_REFUSED_WHILE_SERVING, own_pid=own_pid)
+            return Filter(refused=_REFUSED_WHILE_SERVING | _refused_state(plan.role), own_pid=own_pid, pid=pid)
         case Role.FETCH:
             # A client of the hub: it may connect, and the resolver may bind a local port; it accepts nothing.
             return Filter(
                 refused=_SOCKET_CALLS - {"connect", "bind"},
                 families=frozenset({probes.INET, probes.INET6}),
                 own_pid=own_pid,
+                pid=pid,
             )
         case Role.WORKER if plan.loopback:
             # gloo and NCCL list the network interfaces; a GPU's driver listens on a unix socket (next case)
             unix = {probes.UNIX} if plan.gpu else set()
             return Filter(
+                refused=_refused_state(plan.role) | locks,
                 families=frozenset({probes.INET, probes.INET6} | unix),
                 unix_kind=probes.PACKETS,
                 interfaces=True,
                 programs=plan.programs,
                 own_pid=own_pid,
+                pid=pid,
             )
         case Role.WORKER if plan.gpu:
             # libcuda does not start unless it can bind an abstract socket and listen; accept stays refused
             return Filter(
-                refused=_SOCKET_CALLS - {"bind", "listen"},
+                refused=(_SOCKET_CALLS - {"bind", "listen"}) | _refused_state(plan.role) | locks,
                 families=frozenset({probes.UNIX}),
                 unix_kind=probes.PACKETS,
                 programs=plan.programs,
                 own_pid=own_pid,
+                pid=pid,
             )
         case Role.WORKER:
-            return Filter(refused=_SOCKET_CALLS, programs=plan.programs, own_pid=own_pid)
+            refused = _SOCKET_CALLS | _refused_state(plan.role) | locks
+            return Filter(refused=refused, programs=plan.programs, own_pid=own_pid, pid=pid)
 
 
-def _measure(plan: SandboxPlan, *, memory_locked: bool, own_network: bool) -> SandboxReport:
+def _measure(
+    plan: SandboxPlan, before: probes.Places, *, memory_locked: bool, own_network: bool, own_ipc: bool
+) -> SandboxReport:
     """Returns the sandbox properties, by attempts where an attempt is possible, not from what was set up."""
     if plan.role not in _MEASURED_ROLES:
         return {}
     parent = os.getppid()
     allowed = frozenset(_SUPERVISOR_CAPABILITIES if plan.role is Role.SUPERVISOR else ())
     # Directories outside the plan in which a process without Landlock could create files.
-    foreign = [path for path in _WORLD_WRITABLE if path.is_dir() and path not in plan.writable]
+    foreign = [path for path in (Path("/"), *mounts.SHARED_FOLDERS) if path.is_dir() and path not in plan.writable]
     common = {
         "no_programs": probes.no_programs(),
-        "no_tracing": probes.no_tracing(parent),
+        "no_tracing": probes.no_tracing(parent, there=before),
         "no_kernel_doors": probes.no_kernel_doors(),
         # No capability beyond the role's, and no way to gain one.
         "no_privileges": privileges.permitted() <= allowed
         and not privileges.may_gain_privileges()
         and probes.no_root(),
         "not_dumpable": not privileges.is_dumpable(),
-        "files_confined": probes.cannot_open(plan.forbidden) and probes.cannot_write_into(foreign),
+        "files_confined": probes.cannot_open(plan.forbidden, there=before) and probes.cannot_write_into(foreign),
+        "no_shared_state": probes.no_shared_state() and probes.no_calls(_refused_state(plan.role)),
+    }
+    children = {
+        "no_signals": probes.no_signals(parent),
+        "no_shared_folders": probes.no_shared_folders(_only(before, mounts.SHARED_FOLDERS)),
+        "own_mounts": probes.are_hidden(_only(before, (*plan.hidden, *mounts.SHARED_FOLDERS, *_parent_in_proc()))),
+        "own_ipc": own_ipc,
     }
     match plan.role:
         case Role.SUPERVISOR:
@@ -173,17 +211,32 @@ def _measure(plan: SandboxPlan, *, memory_locked: bool, own_network: bool) -> Sa
             }
         case Role.FRONT:
             special = {
+                **children,
                 "no_outgoing": probes.no_sockets((*probes.OUTSIDE, probes.UNIX)),
-                "no_signals": probes.no_signals(parent),
                 "memory_locked": memory_locked,
             }
         case _:
             special = {
+                **children,
                 "no_network": _has_no_outside_network(plan, own_network=own_network),
-                "no_signals": probes.no_signals(parent),
                 "own_network": own_network,
             }
     return {SandboxProperty(f"{plan.role.value}_{name}"): held for name, held in (common | special).items()}
+
+
+def _refused_state(role: Role) -> frozenset[str]:
+    """Returns the calls on shared state that are refused to a role whatever their arguments."""
+    match role:
+        case Role.FRONT:
+            return channels.ATTRIBUTES | channels.OBSERVATION
+        case Role.WORKER:
+            return channels.ATTRIBUTES
+        case _:
+            return frozenset()
+
+
+def _only(before: probes.Places, paths: Iterable[Path]) -> probes.Places:
+    return {path: before[path] for path in paths if path in before}
 
 
 def _has_no_outside_network(plan: SandboxPlan, *, own_network: bool) -> bool:

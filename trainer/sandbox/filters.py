@@ -16,6 +16,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from trainer.sandbox import channels
 from trainer.sandbox.syscalls import LAST_KNOWN, NUMBERS
 
 AUDIT_ARCH_X86_64: Final = 0xC000003E
@@ -36,10 +37,6 @@ _KIND: Final = 0xF
 _CLONE_THREAD: Final = 0x00010000
 _CLONE_NAMESPACES: Final = 0x7E020000
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET (linux/sched.h)."""
-
-_PR_SET_DUMPABLE: Final = 4
-_PR_SET_PTRACER: Final = 0x59616D61
-_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 
 TRACING: Final = frozenset(
     {"ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "kcmp", "pidfd_getfd"}
@@ -93,6 +90,7 @@ class Filter:
         interfaces: whether a netlink socket may list the network interfaces.
         programs: whether it may create processes and run programs.
         own_pid: the only process that may be signalled; None allows all.
+        pid: the process itself, the only one whose settings may be read and changed.
     """
 
     refused: frozenset[str] = frozenset()
@@ -101,13 +99,14 @@ class Filter:
     interfaces: bool = False
     programs: bool = False
     own_pid: int | None = None
+    pid: int = 0
 
 
 def program(wanted: Filter) -> bytes:
     """Returns the BPF program: an array of `struct sock_filter`."""
     # Calls that are refused whatever their arguments, then a block for each whose arguments decide. Every block
     # begins by comparing the number and the default is to allow, so the order of the blocks does not matter.
-    always = TRACING | KERNEL_DOORS | OTHER_USERS | frozenset({"pidfd_send_signal"})
+    always = TRACING | KERNEL_DOORS | OTHER_USERS | channels.IPC | frozenset({"pidfd_send_signal"})
     refused = always | wanted.refused | (frozenset() if wanted.programs else PROGRAMS)
     code = _only_this_architecture()
     for number in sorted(NUMBERS[name] for name in refused):
@@ -115,7 +114,13 @@ def program(wanted: Filter) -> bytes:
     # BPF cannot read clone3's flags, which are in memory; libc falls back to clone.
     code += _return_if(NUMBERS["clone3"], _ERRNO | errno.ENOSYS)
     code += _clone(programs=wanted.programs)
-    code += _prctl_and_ioctl()
+    code += _commands()
+    code += _futex()
+    code += _only_itself(wanted.pid)
+    for name in sorted(channels.CLOCKS):
+        refuse = [_do(_ANY_BIT, channels.CLOCK_OF_PROCESS, if_false=1), _do(_RETURN, _ERRNO | errno.EPERM)]
+        block = [_do(_LOAD, _FIRST), *refuse, _do(_RETURN, _ALLOW)]
+        code += [_do(_EQUAL, NUMBERS[name], if_false=len(block)), *block]
     code += _sockets(wanted)
     if wanted.own_pid is not None:
         # tkill names a thread of any process; tgkill, which libc uses, names the process as well.
@@ -184,16 +189,41 @@ def _clone(*, programs: bool) -> list[bytes]:
     return [_do(_EQUAL, NUMBERS["clone"], if_false=len(block)), *block]
 
 
-def _prctl_and_ioctl() -> list[bytes]:
-    """Refuses to become traceable again (prctl), and to inject input into a terminal (ioctl)."""
-    # A dumpable process can be traced by its user's other processes; TIOCSTI types into the terminal of whoever
-    # started the job.
+def _commands() -> list[bytes]:
+    """Refuses some options of prctl (to become traceable again), and some commands of ioctl and fcntl."""
     code: list[bytes] = []
     for name, offset, values in (
-        ("prctl", _FIRST, (_PR_SET_DUMPABLE, _PR_SET_PTRACER)),
-        ("ioctl", _SECOND, (_TIOCSTI, _TIOCLINUX)),
+        ("prctl", _FIRST, channels.PRCTL),
+        ("ioctl", _SECOND, channels.IOCTL),
+        ("fcntl", _SECOND, channels.FCNTL),
     ):
         refusals = (line for value in sorted(values) for line in _return_if(value, _ERRNO | errno.EPERM))
         block = [_do(_LOAD, offset), *refusals, _do(_RETURN, _ALLOW)]
         code += [_do(_EQUAL, NUMBERS[name], if_false=len(block)), *block]
+    return code
+
+
+def _futex() -> list[bytes]:
+    """Allows private futexes; of others, which can name a page of a file, only waiting."""
+    # A waiter on a page of a library, mapped read-only, is counted by whoever else wakes "its" futex there.
+    waiters = (line for value in sorted(channels.FUTEX_WAITERS) for line in _return_if(value, _ALLOW))
+    block = [
+        _do(_LOAD, _SECOND),
+        _do(_ANY_BIT, channels.FUTEX_PRIVATE, if_false=1),
+        _do(_RETURN, _ALLOW),
+        _do(_AND, channels.FUTEX_OPERATION),
+        *waiters,
+        _do(_RETURN, _ERRNO | errno.EPERM),
+    ]
+    return [_do(_EQUAL, NUMBERS["futex"], if_false=len(block)), *block]
+
+
+def _only_itself(pid: int) -> list[bytes]:
+    """Allows the settings of a process, such as its priority, for the caller alone: as 0 or by its number."""
+    itself = [line for value in sorted({0, pid}) for line in _return_if(value, _ALLOW)]
+    code: list[bytes] = []
+    for name in sorted(channels.ONLY_ITSELF):
+        code += _only_with(NUMBERS[name], [_do(_LOAD, _FIRST), *itself])
+    for name, kind in sorted(channels.ONLY_ITSELF_OF_KIND.items()):
+        code += _only_with(NUMBERS[name], [_do(_LOAD, _FIRST), *_only_with(kind, [_do(_LOAD, _SECOND), *itself])])
     return code

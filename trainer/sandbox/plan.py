@@ -48,6 +48,7 @@ class SandboxPlan(Strict):
         writable: directories that it writes.
         removable: directories whose empty subdirectories it may remove.
         forbidden: paths that it must not be able to open; it tries after it has confined itself.
+        hidden: directories of other processes, which its own mount namespace covers.
         programs: whether it may run programs, which a compiler needs.
         gpu: whether it computes on a GPU; its driver listens on a unix socket and names its threads.
         processes: number of ranks; more than one share a network namespace that holds loopback alone.
@@ -60,6 +61,7 @@ class SandboxPlan(Strict):
     writable: _Paths = ()
     removable: _Paths = ()
     forbidden: _Paths = ()
+    hidden: _Paths = ()
     programs: bool = False
     gpu: bool = False
     processes: Annotated[int, Field(ge=1, le=MAX_PROCESSES)] = 1
@@ -100,7 +102,9 @@ def rules(plan: SandboxPlan) -> Iterator[PathRule]:
     software = landlock.RUN if plan.programs else landlock.READ
     for path in software_paths():
         yield PathRule(path, software)
-    for name in (*_SETTINGS, *_KERNEL, *(_NAME_SERVICE if plan.role is Role.FETCH else ())):
+    # Not for the front: counters of the machine's load and memory would tell a stranger what the worker does.
+    kernel = () if plan.role is Role.FRONT else _KERNEL
+    for name in (*_SETTINGS, *kernel, *(_NAME_SERVICE if plan.role is Role.FETCH else ())):
         yield PathRule(Path(name), landlock.READ)
     for name in (*_DEVICES, *(gpu_devices() if plan.role in {Role.WORKER, Role.SUPERVISOR} else ())):
         yield PathRule(Path(name), landlock.DEVICE)

@@ -10,11 +10,15 @@ import contextlib
 import errno
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from trainer.sandbox import channels
 from trainer.sandbox.syscalls import SUPPORTED, syscall
+
+Places = Mapping[Path, tuple[int, int]]
+"""Path → device and inode."""
 
 _REFUSALS: Final = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS})
 
@@ -36,6 +40,10 @@ _ADDRESSES: Final = (
 """`sockaddr` of port 9 of 192.0.2.1 and 2001:db8::1, which are for documentation (RFC 5737, RFC 3849)."""
 
 _PTRACE_PEEKDATA: Final = 2
+_FUTEX_WAKE: Final = 1
+_NO_PROCESS: Final = 0x0FFFFFFF
+"""Greater than every process id (PID_MAX_LIMIT is 2^22): a call that is not refused has no target (ESRCH)."""
+_KINDS: Final = tuple(channels.ONLY_ITSELF_OF_KIND.items())
 _SIGCHLD: Final = 17
 _CLONE_SIGHAND: Final = 0x800
 """Without CLONE_VM the kernel rejects this flag (EINVAL): clone() with it creates no process."""
@@ -103,11 +111,12 @@ def no_programs() -> bool:
     )
 
 
-def no_tracing(pid: int) -> bool:
+def no_tracing(pid: int, *, there: Places | None = None) -> bool:
     """Returns whether process `pid` cannot be traced, nor its memory or descriptors read.
 
     Args:
         pid: a process; 0 is what `getppid` returns to the first process of a PID namespace.
+        there: as for `cannot_open`, with the file of its memory.
     """
     calls: list[tuple[str, tuple[int | bytes | None, ...]]] = [
         ("ptrace", (_PTRACE_PEEKDATA, pid, 0, 0)),
@@ -119,7 +128,12 @@ def no_tracing(pid: int) -> bool:
     if pid == 0:
         # The parent of a PID namespace's first process lies outside it: /proc shows no such process to open.
         return all_refused(calls)
-    return all_refused(calls) and cannot_open([Path("/proc") / str(pid) / "mem"])
+    return all_refused(calls) and cannot_open([memory_of(pid)], there=there)
+
+
+def memory_of(pid: int) -> Path:
+    """Returns the file in /proc that holds the memory of process `pid`."""
+    return Path("/proc") / str(pid) / "mem"
 
 
 def no_signals(pid: int) -> bool:
@@ -160,10 +174,73 @@ def no_root() -> bool:
     return all_refused([("setuid", (0,)), ("setresuid", (0, 0, 0)), ("setgid", (0,)), ("setgroups", (0, None))])
 
 
-def cannot_open(paths: Iterable[Path]) -> bool:
-    """Returns whether none of these can be opened for reading. A missing path counts as open."""
+def cannot_open(paths: Iterable[Path], *, there: Places | None = None) -> bool:
+    """Returns whether none of these can be opened for reading. A missing path counts as open.
+
+    Args:
+        paths: what to open.
+        there: paths that existed before this process confined itself: where one is now missing, it is hidden.
+    """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-    return all(is_refused(lambda path=path: os.close(os.open(path, flags))) for path in paths)  # type: ignore[misc]
+
+    def is_closed(path: Path) -> bool:
+        hidden = {errno.ENOENT} if there and path in there else ()
+        return is_refused(lambda: os.close(os.open(path, flags)), also=hidden)
+
+    return all(map(is_closed, paths))
+
+
+def places(paths: Iterable[Path]) -> Places:
+    """Returns where the existing ones of these paths lie: device and inode."""
+    found: dict[Path, tuple[int, int]] = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            found[path] = (status.st_dev, status.st_ino)
+    return found
+
+
+def are_hidden(before: Places) -> bool:
+    """Returns whether none of the paths leads to where it led before."""
+    now = places(before)
+    return all(now.get(path) != place for path, place in before.items())
+
+
+def no_shared_folders(before: Places) -> bool:
+    """Returns whether each of these directories is another one than before, or no file can be created in it."""
+    now = places(before)
+    return cannot_write_into(path for path, place in before.items() if now.get(path) == place)
+
+
+def no_shared_state() -> bool:
+    """Returns whether the kernel refuses what reaches other processes without a file or socket."""
+    kinds = (*_KINDS, *((name, kind + 1) for name, kind in _KINDS))  # `process` and `group`
+    return all_refused(
+        [
+            ("shmget", (0, 0, 0)),
+            ("shmat", (-1, None, 0)),
+            ("msgget", (0, 0)),
+            ("msgsnd", (-1, None, 0, 0)),
+            ("semget", (0, -1, 0)),
+            ("semop", (-1, None, 0)),
+            ("mq_open", (None, 0, 0, None)),
+            ("mq_timedsend", (-1, None, 0, 0, None)),
+            ("inotify_init1", (-1,)),
+            ("fanotify_mark", (-1, 0, 0, -1, None)),
+            ("io_setup", (0, None)),
+            ("futex", (None, _FUTEX_WAKE, 0, None, None, 0)),
+            ("clock_gettime", (~_NO_PROCESS << 3 | 2, None)),
+            *(("fcntl", (-1, command, 0)) for command in sorted(channels.FCNTL)),
+            *(("ioctl", (-1, request, 0)) for request in sorted(channels.IOCTL)),
+            *((name, (_NO_PROCESS, 0, 0, 0)) for name in sorted(channels.ONLY_ITSELF)),
+            *((name, (kind, _NO_PROCESS, 0)) for name, kind in kinds),
+        ]
+    )
+
+
+def no_calls(names: Iterable[str]) -> bool:
+    """Returns whether these calls are refused; with descriptors and addresses that do not exist."""
+    return all_refused([(name, (-1, None, None, 0, 0, 0)) for name in sorted(names)])
 
 
 def cannot_write_into(folders: Iterable[Path]) -> bool:

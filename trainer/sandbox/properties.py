@@ -36,6 +36,8 @@ class SandboxProperty(StrEnum):
     """It writes to the workspace and the ciphertext directory only (Landlock)."""
     SUPERVISOR_MEMORY_LOCKED = "supervisor_memory_locked"
     """Its memory, where the keys are, cannot be swapped out."""
+    SUPERVISOR_NO_SHARED_STATE = "supervisor_no_shared_state"
+    """It reaches no process by what the kernel keeps: System V and POSIX objects, locks, futexes, settings."""
     SUPERVISOR_OWN_NETWORK = "supervisor_own_network"
     """It runs in a network namespace without interfaces."""
 
@@ -55,6 +57,14 @@ class SandboxProperty(StrEnum):
     """The same as the supervisor's property."""
     FRONT_FILES_CONFINED = "front_files_confined"
     """Of the job's files, it reads and writes the ciphertext directory only (Landlock)."""
+    FRONT_NO_SHARED_STATE = "front_no_shared_state"
+    """The same as the supervisor's property; nor can it set files' attributes, or see locks and free space."""
+    FRONT_NO_SHARED_FOLDERS = "front_no_shared_folders"
+    """It cannot create a file in /tmp, /var/tmp, /dev/shm or /dev/mqueue, or they are its own."""
+    FRONT_OWN_MOUNTS = "front_own_mounts"
+    """Its mount namespace shows neither these directories, nor other processes' directories, nor them in /proc."""
+    FRONT_OWN_IPC = "front_own_ipc"
+    """It runs in an IPC namespace of its own."""
     FRONT_MEMORY_LOCKED = "front_memory_locked"
     """Its memory, where the TLS key is, cannot be swapped out."""
 
@@ -74,6 +84,14 @@ class SandboxProperty(StrEnum):
     """The same as the supervisor's property."""
     WORKER_FILES_CONFINED = "worker_files_confined"
     """It reads the model, the dataset and the software, and writes its own directories only (Landlock)."""
+    WORKER_NO_SHARED_STATE = "worker_no_shared_state"
+    """The same as the supervisor's property; nor can it set files' attributes."""
+    WORKER_NO_SHARED_FOLDERS = "worker_no_shared_folders"
+    """It cannot create a file in /tmp, /var/tmp, /dev/shm or /dev/mqueue, or they are its own."""
+    WORKER_OWN_MOUNTS = "worker_own_mounts"
+    """Its mount namespace shows neither these directories, nor other processes' directories, nor them in /proc."""
+    WORKER_OWN_IPC = "worker_own_ipc"
+    """It runs in an IPC namespace of its own."""
     WORKER_OWN_NETWORK = "worker_own_network"
     """It runs in a network namespace without interfaces; several ranks: with `lo` alone."""
 
@@ -100,6 +118,7 @@ EXPECTED: Final = frozenset(
                 "_no_tracing",
                 "_no_signals",
                 "_no_kernel_doors",
+                "_no_shared_state",
                 "_no_privileges",
                 "_not_dumpable",
             )
