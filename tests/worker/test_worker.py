@@ -253,7 +253,7 @@ def test_the_worker_imports_neither_our_network_parts_nor_our_keys() -> None:
     loaded = set(re.findall(r"'([\w.]+)'", out.stdout))
     assert "trainer.training.run" in loaded
     parts = {name.split(".")[1] for name in loaded if "." in name}
-    formats = {"data", "spec", "strict_yaml", "models", "encoding", "errors", "error_document"}
+    formats = {"data", "spec", "strict_yaml", "yaml_scalars", "models", "encoding", "errors", "error_document"}
     assert parts <= {"sandbox", "worker", "training", "ipc", *formats}
 
 
