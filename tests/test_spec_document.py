@@ -6,33 +6,43 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from fastapi import FastAPI
 from pydantic.fields import FieldInfo
 
 from trainer import logs
+from trainer.attestation.dstack.event_log import _LoggedEvent
 from trainer.attestation.evidence import DatasetClaims, Evidence, Recipients
 from trainer.attestation.nvidia.gpu_endorsements import GpuEndorsementsDocument
 from trainer.attestation.policy import Policy
 from trainer.attestation.result import record
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode
+from trainer.exchange.limits import Limits
 from trainer.exchange.upload_authorization import UploadAuthorization, sign_authorization
+from trainer.front.http.dataset_routes import DatasetRoutes
+from trainer.front.http.job_routes import JobRoutes
+from trainer.front.http.result_routes import ResultRoutes
 from trainer.job.end_record import EndRecord
 from trainer.models import Phase, Strict
+from trainer.provider.grants import GrantRecord
 from trainer.provider.nonces import SpentNonce, SpentNonces
 from trainer.provider_keys import ProviderKey
 from trainer.receipt.dsse import public_key_der, sign_envelope, verify_envelope
 from trainer.receipt.statement import RunSummary
+from trainer.sandbox.properties import SandboxProperty
 from trainer.sealing import grant_secrets
 from trainer.sealing.age import identity_from_seed
 from trainer.sealing.bundle import Grant
-from trainer.sealing.bundle_signature import sign_bundle
+from trainer.sealing.bundle_signature import BundleSignature, sign_bundle
 from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointFile, CheckpointHeader, CheckpointKeys
 from trainer.spec import JobSpec, parse_job_spec
 from trainer.tee import key_derivation as keys
@@ -165,6 +175,15 @@ def events() -> str:
     return re.sub(r'"time": \d+', '"time": 1790000000', stream.getvalue()).strip()
 
 
+def listed(values: Iterable[str]) -> str:
+    return textwrap.fill("  ".join(values), 120, break_on_hyphens=False, break_long_words=False)
+
+
+def event_fields() -> str:
+    classes = sorted(logs.PublicEvent.__subclasses__(), key=lambda found: found.event)
+    return "\n".join(f"{found.event:<20}{', '.join(field.name for field in fields(found))}" for found in classes)
+
+
 EXAMPLES: dict[str, Callable[[], str]] = {
     "job-spec": job_spec,
     "receipt": receipt,
@@ -174,6 +193,10 @@ EXAMPLES: dict[str, Callable[[], str]] = {
     "upload-authorization": upload_authorization,
     "checkpoint": checkpoint,
     "events": events,
+    "phases": lambda: listed(Phase),
+    "error-codes": lambda: listed(ErrorCode),
+    "event-fields": event_fields,
+    "sandbox-properties": lambda: listed(SandboxProperty),
 }
 
 
@@ -224,6 +247,9 @@ TABLES: tuple[tuple[str, int, type[Strict]], ...] = (
     ("## Result record", 0, record._RecordDocument),
     ("## Spent nonces", 0, SpentNonces),
     ("### The grant", 0, Grant),
+    ("### Events", 0, _LoggedEvent),
+    ("### The manifest", 0, GrantRecord),
+    ("### The signature", 0, BundleSignature),
     ("### The checkpoint", 0, CheckpointHeader),
     ("### The end record", 0, EndRecord),
     ("## Receipt", 1, RunSummary),
@@ -258,3 +284,55 @@ def test_what_is_inside_a_key_has_the_names_that_the_code_reads(
 )
 def test_it_has_a_section_for_each_format(word: str) -> None:
     assert word in DOCUMENT.read_text("utf-8")
+
+
+ANYWHERE = {"400": {"request-invalid"}, "431": {"request-invalid"}}
+"""Refusals of any request, which the section says once."""
+
+
+def routes() -> dict[str, dict[str, Any]]:
+    """`METHOD /path` → its answers in the OpenAPI document."""
+    app, nothing = FastAPI(), cast("Any", None)
+    app.include_router(JobRoutes(nothing, Limits()).router())
+    app.include_router(DatasetRoutes(nothing, nothing, nothing).router())
+    app.include_router(ResultRoutes(nothing, Path(), Limits()).router())
+    paths = app.openapi()["paths"].items()
+    return {
+        f"{method.upper()} {path.replace('{upload_id}', 'ID')}": operation["responses"]
+        for path, operations in paths
+        for method, operation in operations.items()
+    }
+
+
+def stated_routes() -> dict[str, tuple[set[str], dict[str, set[str]]]]:
+    """`METHOD /path` → statuses of success, and codes of each status of refusal, as the table has them."""
+    found = {}
+    for line in re.findall(r"^\| `[A-Z]+ /.*", section("## Exchange over HTTPS"), re.MULTILINE):
+        request, success, refusals = line.strip("|").split("|")
+        codes: dict[str, set[str]] = {}
+        for part in re.split(r", (?=\d{3})", refusals.strip()):
+            if part:
+                codes[part[:3]] = {code for code in re.findall("`([a-z-]+)`", part) if code in set(ErrorCode)}
+        found[request.strip("` ").partition("?")[0]] = (set(re.findall(r"\b(2\d\d|304)\b", success)), codes)
+    return found
+
+
+def test_the_table_of_requests_has_the_answers_that_the_front_documents() -> None:
+    stated, documented = stated_routes(), routes()
+    assert stated.keys() == documented.keys()
+    for request, (successes, refusals) in stated.items():
+        answers = documented[request]
+        codes = {
+            status: set(answer["content"]["application/json"]["schema"]["properties"]["error"]["enum"])
+            for status, answer in answers.items()
+            if status[0] in "45" and status != "422"
+        }
+        assert {**refusals, **ANYWHERE} == codes, request
+        assert successes == {status for status in answers if status[0] in "23"}, request
+
+
+def test_the_section_says_the_limits_of_an_unfinished_upload_and_of_a_head() -> None:
+    text, limits = section("## Exchange over HTTPS"), Limits()
+    assert f"{limits.empty_upload_seconds:.0f} s after its beginning" in text
+    assert f"{limits.upload_idle_seconds / 60:.0f} minutes\nafter the latest byte" in text
+    assert f"more than {limits.head_bytes >> 10} KiB or {limits.headers} headers" in text

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from trainer.receipt.statement import parse_statement
-
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Job, Provider, StartJob, Trainer, WriteSpec
 
@@ -141,30 +139,3 @@ def _stock_age_lists_the_same(sealed: Path, identity: Path, opened: Path) -> Non
         pytest.skip("Debian's age is not here")
     listed = subprocess.run(["tar", "t"], input=age.stdout, capture_output=True, check=True).stdout.decode()
     assert set(listed.splitlines()) == {path.relative_to(opened).as_posix() for path in files_below(opened)}
-
-
-def test_the_receipt_says_what_was_made_from_what(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
-) -> None:
-    import base64
-
-    spec = write_spec(tmp_path / "job.yaml", output={"include_logs": False})
-    job: Job = start_job(spec)
-    provider.keygen()
-    result = tmp_path / "result"
-    ran = trainer(
-        "submit", data, "--job-url", job.url, "--policy", provider.policy(spec), "-i", provider.identity,
-        "-o", result, "-q",
-    )  # fmt: skip
-    assert ran.code == 0, ran.err
-    assert not (result / "logs").exists()
-    envelope = json.loads((result / "receipt.json").read_bytes())
-    statement = parse_statement(base64.b64decode(envelope["payload"]))
-    signed = set(statement.files)
-    present = {path.relative_to(result).as_posix() for path in files_below(result)}
-    assert present - signed == {"receipt.json", "evidence.json"}
-    assert signed <= present
-    dependencies = [resource.name for resource in statement.predicate.buildDefinition.resolvedDependencies]
-    assert "data/train.jsonl" in dependencies
-    assert any(name.endswith("model.safetensors") for name in dependencies)
-    assert CANARY not in (result / "receipt.json").read_bytes()
