@@ -53,6 +53,7 @@ class JobClient:
         )
         connection.connect()
         certificate = connection.sock.getpeercert(binary_form=True)
+        assert isinstance(certificate, bytes)
         shown = load_der_x509_certificate(certificate).public_key()
         der = shown.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         self.tls_key = self.tls_key or der
