@@ -143,7 +143,10 @@ def follow(client: JobClient, grant: Grant, identity: Any) -> list[float]:
             plain = pyrage.decrypt(base64.b64decode(data, validate=True), [identity])
             assert len(plain) == 4096
             losses += [entry["loss"] for entry in json.loads(plain) if "loss" in entry]
-        elif json.loads(data)["phase"] == "awaiting-pull":
+            continue
+        status = json.loads(data)
+        assert status["error"] is None
+        if status["phase"] == "awaiting-pull":
             return losses
     raise AssertionError("the stream ended")
 
