@@ -145,6 +145,15 @@ def test_a_directory_that_others_reach_is_refused(kind: str, directory: OwnDirec
     assert caught.value.code is ErrorCode.OUTPUT_EXISTS
 
 
+def test_a_directory_below_one_of_a_group_is_found_again(tmp_path: Path, secret: LocalSecret) -> None:
+    """Directories inherit the bit from one that a group shares; it gives nobody access."""
+    tmp_path.chmod(0o2770)
+    made = OwnDirectory(tmp_path / "work", secret)
+    made.create({"first.json": DOCUMENT})
+    assert made.path.stat().st_mode & 0o7777 == 0o2700
+    made.require_own()
+
+
 def test_of_another_user_a_directory_is_refused(directory: OwnDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(UsageError, match="another user"):

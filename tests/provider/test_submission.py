@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from trainer.attestation.policy import Policy
 from trainer.attestation.result.record import Record
-from trainer.encoding import sha256_hex
+from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import (
     ErrorCode,
     JobError,
@@ -197,6 +198,41 @@ def test_a_job_that_always_has_another_key_is_not_appraised_for_ever(
     job = Job([None], fails_to_connect=lambda: mismatch)
     with pytest.raises(VerificationError):
         submit(job)
+
+
+@pytest.mark.parametrize("code", [ErrorCode.NO_IDENTITY_MATCH, ErrorCode.UNAUTHORIZED])
+@pytest.mark.parametrize("is_restarted", [True, False])
+def test_a_job_in_a_spool_that_was_started_again_gets_the_dataset_anew(
+    code: ErrorCode, is_restarted: bool, submit: Callable[..., SubmissionResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files show no TLS key that would change: all that tells is that the job cannot open what it was sent."""
+    first, later = "age1 first", "age1 second" if is_restarted else "age1 first"
+    recipients = [first, *[later] * 9]
+
+    def record(recipient: object) -> Any:
+        return SimpleNamespace(result=SimpleNamespace(**{**vars(RECORD.result), "recipient": recipient}))
+
+    monkeypatch.setattr(steps, "appraise_job", lambda *_args, **_options: record(recipients.pop(0)))
+    monkeypatch.setattr(
+        submission_directory, "save_record", lambda record: canonical_json({"recipient": record.result.recipient})
+    )
+    monkeypatch.setattr(
+        submission_directory, "load_record", lambda data, **_options: record(json.loads(data)["recipient"])
+    )
+    refusals = [SealingError(code, "the job could not open the dataset")]
+
+    def refuse() -> None:
+        if refusals:
+            raise refusals.pop()
+
+    job = Job([None], while_it_runs=refuse)
+    if is_restarted:
+        assert submit(job).result.failure is None
+        assert job.uploads == 2
+    else:
+        with pytest.raises(SealingError):
+            submit(job)
+        assert job.uploads == 1
 
 
 def test_a_submission_that_failed_and_is_under_way_again_is_not_given_up(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from trainer.encoding import sha256_hex
-from trainer.errors import UnavailableError
+from trainer.errors import ErrorCode, UnavailableError
 from trainer.exchange.spool import (
     ACKNOWLEDGEMENT_NAME,
     AUTHORIZATION_NAME,
@@ -51,6 +51,7 @@ from trainer.ipc.front_messages import (
     SupervisorMessage,
     UploadReady,
 )
+from trainer.models import Phase, Status
 from trainer.sandbox.properties import SandboxReport
 
 _LOOK_SECONDS: Final = 0.2
@@ -77,6 +78,7 @@ class SpoolFront:
     sandbox: SandboxReport = field(default_factory=dict)
     _nonce: str | None = field(default=None, init=False)
     _asked: int = field(default=0, init=False)
+    _status: Status = field(default=Status(phase=Phase.STARTING), init=False)
     _accepting: bool = field(default=False, init=False)
     _scope: UploadScope | None = field(default=None, init=False)
     _has_opened: bool = field(default=False, init=False)
@@ -114,6 +116,7 @@ class SpoolFront:
     def _take(self, message: SupervisorMessage) -> None:
         match message:
             case StatusUpdate(status=status):
+                self._status = status
                 self._put(STATUS_NAME, status.model_dump_json().encode())
             case EvidenceReply(evidence=str(evidence)):
                 self._put(EVIDENCE_NAME, evidence.encode())
@@ -162,17 +165,26 @@ class SpoolFront:
             found = path.lstat()
         except OSError:
             return
-        if not stat.S_ISREG(found.st_mode) or found.st_size > self.max_upload_bytes:
+        if not stat.S_ISREG(found.st_mode):
             # A FIFO or a link would make the supervisor block, or read another file.
             self._clear_dataset()
             return
+        if found.st_size > self.max_upload_bytes:
+            self._refuse_dataset(ErrorCode.DATASET_TOO_LARGE)
+            return
         token = (self.spool.read(AUTHORIZATION_NAME, MAX_AUTHORIZATION_BYTES) or b"").decode("latin1").strip()
         if not self.gate.admits(token, found.st_size, self._scope, now=time.time()):
-            self._clear_dataset()
+            self._refuse_dataset(ErrorCode.UNAUTHORIZED)
             return
         self._accepting = False
         self._delivered = True
         self.channel.send(UploadReady(size=found.st_size))
+
+    def _refuse_dataset(self, code: ErrorCode) -> None:
+        """Removes a dataset and says why: whoever sent it has nothing but the status to go by."""
+        self._clear_dataset()
+        refused = self._status.model_copy(update={"error": code.value})
+        self._put(STATUS_NAME, refused.model_dump_json().encode())
 
     def _clear_dataset(self) -> None:
         for name in (DATASET_NAME, AUTHORIZATION_NAME):

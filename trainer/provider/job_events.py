@@ -16,6 +16,9 @@ from trainer.models import Phase, Status
 from trainer.provider.transport.carrier import FINAL_PHASES, Carrier, SealedEvent
 from trainer.sealing.age import Identity, decrypt
 
+NOT_ITS_DATASET: Final = frozenset({ErrorCode.NO_IDENTITY_MATCH, ErrorCode.UNAUTHORIZED})
+"""What a job says of a dataset that is sealed to an earlier start of it. Files show no TLS key that changed."""
+
 _SUMMARY_METRICS: Final = ("step", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
 
 

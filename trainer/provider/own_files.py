@@ -152,7 +152,8 @@ class OwnDirectory:
         state = self.path.lstat()
         if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid():
             raise self._foreign("a link, a file, or a directory of another user")
-        if stat.S_IMODE(state.st_mode) != _DIRECTORY_MODE:
+        # Permissions alone: below a directory that a group shares, new ones inherit the set-group-ID bit.
+        if state.st_mode & 0o777 != _DIRECTORY_MODE:
             raise self._foreign(f"mode {stat.S_IMODE(state.st_mode):04o}")
         with os.scandir(self.path) as entries:
             for entry in entries:

@@ -22,18 +22,13 @@ from trainer.models import Phase
 from trainer.provider.authorization import make_authorizer
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import GrantRecord, seal_dataset
-from trainer.provider.job_events import PrivateMetrics, watch_job
+from trainer.provider.job_events import NOT_ITS_DATASET, PrivateMetrics, watch_job
 from trainer.provider.job_wait import JobWait
 from trainer.provider.local_files import write_beside
 from trainer.provider.opening import OpenedResult, open_sealed_result
 from trainer.provider.policies import read_policy
 from trainer.provider.submission_directory import SubmissionDirectory, deletion_path
-from trainer.provider.submission_request import (
-    ProgressReporter,
-    Submission,
-    SubmissionResult,
-    submission_identity,
-)
+from trainer.provider.submission_request import ProgressReporter, Submission, SubmissionResult, submission_identity
 from trainer.provider.transport.carrier import FINAL_PHASES, Carrier, require_result_size
 from trainer.provider.transport.carrier_registry import connect_to_job
 from trainer.provider.verification import appraise_job
@@ -245,8 +240,13 @@ class _SubmissionRun:
                     self._report.line(f"  {phase.value}")
                 if phase is Phase.TRAINING:
                     self._report.steps_done("training", event.step, event.total_steps)
-        except SealingError:
+        except SealingError as error:
             self._directory.forget_upload()  # the job refused the dataset: the next call uploads again
+            if error.code in NOT_ITS_DATASET and not self._directory.is_sealed_to(
+                self._appraise().result.recipient
+            ):
+                self._is_restarted = True
+                raise UnavailableError(ErrorCode.JOB_BUSY, "the job was started again") from error
             raise
 
     def _pull(self, client: Carrier, record: Record, grant: GrantRecord) -> None:

@@ -129,6 +129,10 @@ class SubmissionDirectory:
         """Returns a record of this directory: appraised again, under this command's policy, as of its own time."""
         return load_record(self._own.read(name), policy=self._policy, is_authentic=True)
 
+    def is_sealed_to(self, recipient: str) -> bool:
+        """Returns whether the dataset is sealed to this recipient of the job."""
+        return self._read_record(_ATTESTATION).result.recipient == recipient
+
     def load_peer_key(self, record: Record) -> str | None:
         """Returns the SHA-256 of the TLS key of the job as it was started last, in hex; None without TLS."""
         return (self.load_restarted() or record).result.peer_spki_sha256
@@ -180,8 +184,7 @@ class SubmissionDirectory:
         """
         for file in (self.uploaded, self.upload_state):
             file.unlink(missing_ok=True)
-        is_same_recipient = record.result.recipient == self._read_record(_ATTESTATION).result.recipient
-        if is_same_recipient or (has_result and self._own.has(_GRANT)):
+        if self.is_sealed_to(record.result.recipient) or (has_result and self._own.has(_GRANT)):
             # `upload-begun` stays: the job may have kept the dataset on its volume and be training already.
             self._own.write(_RESTARTED, save_record(record))
             return

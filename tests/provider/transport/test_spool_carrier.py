@@ -280,6 +280,30 @@ def test_a_job_that_lists_providers_takes_no_dataset_of_a_stranger(start_front: 
     assert front.expect(UploadReady).size == 6
 
 
+def test_who_waits_for_a_refused_dataset_is_told(start_front: Any, tmp_path: Path) -> None:
+    """It is gone from the directory: without a word, whoever sent it would wait as long as the job does."""
+    provider = ProviderKey(b"p" * 32)
+    front = start_front("--files", exchange={"providers": [provider.public], "max_upload_bytes": 2048})
+    front.silent = True
+    scope = UploadScope(job_spec_sha256="4d" * 32, recipient_sha256=(sha256_hex(b"age1 of a later start"),))
+    waiting = Status(phase=Phase.AWAITING_DATASET)
+    front.send(StatusUpdate(status=waiting), OpenUpload(accept=True, scope=scope))
+    client = client_of(front)
+    (tmp_path / "sealed").write_bytes(b"sealed")
+    client.upload(tmp_path / "sealed", authorize=sign(provider))
+    wait_until(lambda: client.status().error == ErrorCode.UNAUTHORIZED)
+    (tmp_path / "sealed").write_bytes(bytes(2049))
+    (tmp_path / "sealed").rename(front.spool / "dataset.age")
+    wait_until(lambda: client.status().error == ErrorCode.DATASET_TOO_LARGE)
+    front.send(
+        OpenUpload(accept=True, scope=scope.model_copy(update={"recipient_sha256": (sha256_hex(b"age1"),)}))
+    )
+    (tmp_path / "sealed").write_bytes(b"sealed")
+    client.upload(tmp_path / "sealed", authorize=sign(provider))
+    front.expect(UploadReady)
+    assert client.status() == waiting
+
+
 def sign(key: ProviderKey) -> Authorize:
     result = SimpleNamespace(job_spec_sha256="4d" * 32, recipient="age1")
     authorize = make_authorizer(key, cast("Any", result))
