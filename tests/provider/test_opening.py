@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import JsonValue
 
 from tests.attestation.field_changes import changes
 from trainer.attestation.checks import CheckState
@@ -56,6 +57,7 @@ FILES = {
 
 
 MANIFEST = Manifest(version=1, salt="5a" * 32, files={"train.jsonl": ManifestFile(sha256="3" * 64, size=1)})
+ROWS: dict[str, JsonValue] = {"train": 1, "eval": 0, "dropped": 0}
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Sealing:
             finished_at=now + 60,
             run="7c" * 16,
             outcome=ReceiptOutcome.SUCCEEDED,
-            metrics={},
+            metrics={"rows": ROWS},
         )
         statement = make_statement(replace(inputs, **self.statement))
         claims = StatementClaims(
@@ -160,7 +162,7 @@ def private(sealing: Sealing, *, purpose: Any = "privacy", **changes: Any) -> Se
     )
     envelope = parse_envelope(sign_envelope(statement, RECEIPT_KEY))
     attested = AttestedPrivacy(envelope=envelope, evidence=world.change(receipt=claims).receipt_evidence())
-    receipt = {"metrics": {"privacy": {"differential": {"epsilon": 2.987654321, "delta": 1e-5}}}}
+    receipt = {"metrics": {"rows": ROWS, "privacy": {"differential": {"epsilon": 2.987654321, "delta": 1e-5}}}}
     return replace(sealing, statement=receipt, files={**FILES, PRIVACY_STATEMENT: attested.canonical()})
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from tests.receipt.conftest import SPEC
 from trainer.attestation.checks import CheckState
 from trainer.errors import ErrorCode, VerificationError
 from trainer.receipt.receipt_appraisal import ExpectedResult, appraise_statement
 from trainer.receipt.statement import ReceiptOutcome, Statement, parse_statement
 from trainer.receipt.statement_writer import StatementInputs, make_statement
+from trainer.spec import parse_job_spec
 
 ADAPTER = {"adapter/adapter_config.json": "1" * 64, "adapter/adapter_model.safetensors": "2" * 64}
 
@@ -270,3 +272,47 @@ def test_a_failure_names_its_code_and_needs_no_budget(run: StatementInputs, expe
     assert statement.summary.error is ErrorCode.RELEASE_WITHHELD
     checks = appraise_statement(statement, demanding(expected), first=2)
     assert "receipt-privacy" not in [check.code for check in checks]
+
+
+@pytest.mark.parametrize("asked", ["noise_multiplier: 1.1", "target_epsilon: 3.0"])
+@pytest.mark.parametrize(
+    ("privacy", "holds"),
+    [
+        ({"differential": {"epsilon": 3.0, "delta": 1e-5}}, True),
+        ({"differential": {"epsilon": 3.0, "delta": None}}, False),
+        ({"differential": {"epsilon": True, "delta": 1e-5}}, False),
+        ({"differential": None}, False),
+        (None, False),
+    ],
+)
+def test_a_job_that_was_asked_for_privacy_states_it_though_no_grant_demands_it(
+    run: StatementInputs, expected: ExpectedResult, asked: str, privacy: dict[str, object] | None, *, holds: bool
+) -> None:
+    needed = "train: {engine: transformers}\ndata: {split_turns: never}\n"
+    spec = parse_job_spec(f"{SPEC}privacy: {{{asked}, target_delta: 1e-5}}\n{needed}".encode())
+    private_run = dataclasses.replace(run, spec=spec, metrics={"privacy": privacy})  # type: ignore[dict-item]
+    statement = parse_statement(make_statement(private_run))
+    checks = appraise_statement(statement, dataclasses.replace(expected, job_spec_sha256=spec.sha256()))
+    assert [check.code for check in checks if check.state is CheckState.CONTRAINDICATED] == (
+        [] if holds else ["receipt-privacy"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("metrics", "wrong"),
+    [
+        ({"rows": {"train": 8, "eval": 1, "dropped": 1, "truncated": 3}}, []),
+        ({"rows": {"train": 8, "eval": 1, "dropped": 0}}, ["receipt-rows"]),
+        ({"rows": {"train": 8, "eval": 1}}, ["receipt-rows"]),
+        ({"rows": 10}, ["receipt-rows"]),
+        ({}, ["receipt-rows"]),
+    ],
+)
+def test_a_success_counts_every_row_that_was_sealed(
+    run: StatementInputs, expected: ExpectedResult, metrics: dict[str, object], wrong: list[str]
+) -> None:
+    assert expected.terms is not None
+    known = dataclasses.replace(expected, terms=dataclasses.replace(expected.terms, rows=10))
+    statement = parse_statement(make_statement(dataclasses.replace(run, metrics=metrics)))  # type: ignore[arg-type]
+    checks = appraise_statement(statement, known)
+    assert [check.code for check in checks if check.state is CheckState.CONTRAINDICATED] == wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -82,8 +83,8 @@ def appraise_statement(statement: Statement, expected: ExpectedResult, *, first:
     7. `receipt-recipients`: the result was sealed to the recipients of the grant and to no others.
     8. `receipt-times`: the run began after the claims were issued, ended when the receipt was quoted, and not in
        the future.
-    9. `receipt-rows`, if the statement counts them: every row that was sealed was trained on, held out or dropped.
-    10. `receipt-privacy`, if the grant demands it: ε and δ of the weights are within the budget.
+    9. `receipt-rows`, if their number is known: every row that was sealed was trained on, held out or dropped.
+    10. `receipt-privacy`, if grant or job spec ask for it: ε and δ are stated, and within the budget.
     """
     checks = (
         _check_files(statement, expected),
@@ -174,33 +175,46 @@ def _check_inputs(statement: Statement, expected: ExpectedResult) -> Iterator[Ch
 
 
 def _check_rows(statement: Statement, terms: GrantTerms | None) -> tuple[Check, ...]:
-    """Returns the check of the number of rows; none if the statement has no counts, as that of a failed job."""
+    """Returns the check of the number of rows; none if it is not known, or a failed job counted none."""
     counts = statement.metrics.get("rows")
     parts = [counts.get(name) if isinstance(counts, dict) else None for name in ("train", "eval", "dropped")]
-    if terms is None or terms.rows is None or not all(isinstance(part, int) for part in parts):
+    numbers = [part for part in parts if isinstance(part, int)]
+    is_counted = len(numbers) == len(parts)
+    if terms is None or terms.rows is None or not (is_counted or statement.outcome is ReceiptOutcome.SUCCEEDED):
         return ()
-    found = sum(part for part in parts if isinstance(part, int))
+    found = str(sum(numbers)) if is_counted else "no counts"
     title = "every row that was sealed was used, or is counted as dropped"
-    return (_judge("receipt-rows", title, f"{terms.rows}", f"{found}", holds=found == terms.rows),)
+    return (_judge("receipt-rows", title, str(terms.rows), found, holds=found == str(terms.rows)),)
 
 
 def _check_privacy(statement: Statement, terms: GrantTerms | None) -> tuple[Check, ...]:
-    """Returns the check of the privacy budget; none if no budget is demanded or the job failed without weights."""
-    if terms is None or terms.max_epsilon is None or terms.max_delta is None:
-        return ()
-    if statement.outcome is not ReceiptOutcome.SUCCEEDED:
+    """Returns the check of ε and δ; none if neither grant nor job spec asks for them, or there are no weights.
+
+    What the job spec asks for, the job must state. What the grant demands is a limit on it as well.
+    """
+    demanded = terms.max_epsilon if terms else None, terms.max_delta if terms else None
+    is_demanded = None not in demanded
+    if not (is_demanded or _asks_for_privacy(statement)) or statement.outcome is not ReceiptOutcome.SUCCEEDED:
         return ()
     found = statement.privacy.get("differential") if isinstance(statement.privacy, dict) else None
     numbers = [found.get(name) if isinstance(found, dict) else None for name in ("epsilon", "delta")]
-    limits = (terms.max_epsilon, terms.max_delta)
     # A missing value fails. `bool` is a subclass of `int` in Python: `true` is not an epsilon of 1.
     holds = all(
-        isinstance(number, int | float) and not isinstance(number, bool) and number <= limit
-        for number, limit in zip(numbers, limits, strict=True)
+        isinstance(number, int | float)
+        and not isinstance(number, bool)
+        and math.isfinite(number)
+        and (limit is None or number <= limit)
+        for number, limit in zip(numbers, demanded, strict=True)
     )
-    title = "differentially private within the budget demanded"
-    texts = [f"ε {one} at δ {other}" for one, other in (limits, numbers)]
-    return (_judge("receipt-privacy", title, *texts, holds=holds),)
+    title = "differentially private within the budget demanded" if is_demanded else "differentially private"
+    wanted = "ε {} at δ {}".format(*demanded) if is_demanded else "ε and δ, as the job spec asks for"
+    return (_judge("receipt-privacy", title, wanted, "ε {} at δ {}".format(*numbers), holds=holds),)
+
+
+def _asks_for_privacy(statement: Statement) -> bool:
+    section = statement.predicate.buildDefinition.externalParameters.jobSpec.get("privacy")
+    keys = ("target_epsilon", "noise_multiplier")
+    return isinstance(section, dict) and any(section.get(key) is not None for key in keys)
 
 
 def _check_recipients(statement: Statement, expected: ExpectedResult) -> Check:
