@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -94,8 +95,11 @@ def test_everything_else_goes_to_the_private_log(tmp_path: Path) -> None:
     assert log.stat().st_mode & 0o777 == 0o600
 
 
-def test_an_error_that_was_raised_on_purpose_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_was_raised_on_purpose_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     text = StringIO()
+    caplog.set_level(logging.INFO, logs.private.name)  # as in a job
     monkeypatch.setattr(logs.private, "handlers", [logs.limited_handler(text)])
     for error in (JobError(ErrorCode.FRONT_DIED, "it ended", expected="a", found="b"), ValueError("unexpected")):
         try:

@@ -180,7 +180,8 @@ def listed(values: Iterable[str]) -> str:
 
 
 def event_fields() -> str:
-    classes = sorted(logs.PublicEvent.__subclasses__(), key=lambda found: found.event)
+    own = [found for found in logs.PublicEvent.__subclasses__() if found.__module__ == logs.__name__]
+    classes = sorted(own, key=lambda found: found.event)
     return "\n".join(f"{found.event:<20}{', '.join(field.name for field in fields(found))}" for found in classes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,6 +35,10 @@ def keys_for(
     return CheckpointKeys.from_material(checkpoint_material(secret, token, **binding.model_dump()))
 
 
+STARTS = count()
+"""Numbers for directories: those of an object that is gone may be given to the next one."""
+
+
 class Job:
     """A start of a job over a directory that stays."""
 
@@ -44,8 +49,7 @@ class Job:
         self.events: list[PublicEvent] = []
         self.at = CheckpointStore(folder / "ciphertext", keys or keys_for(binding), binding, 2, self.events.append)
         self.at.folder.mkdir(exist_ok=True)
-        self._into = folder / "into"
-        self._count = 0
+        self._folder = folder
 
     def write(self, step: int, content: dict[str, bytes] | None = None) -> Path:
         """What the worker leaves."""
@@ -61,8 +65,7 @@ class Job:
 
     def resume(self) -> tuple[int | None, list[PublicEvent]]:
         """Step of the next start, and what is said in public."""
-        self._count += 1
-        into = self._into.with_name(f"into-{id(self)}-{self._count}")
+        into = self._folder / f"into-{next(STARTS)}"
         self.events.clear()
         step = self.at.resume(into)
         if step is None:
