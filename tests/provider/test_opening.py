@@ -26,10 +26,10 @@ from trainer.job.outcome import tree_digests
 from trainer.provider.grants import GrantRecord, read_grant_record
 from trainer.provider.opening import OpenedResult, open_sealed_result
 from trainer.provider.verification import verify_privacy_statement
+from trainer.receipt.attested_envelope import AttestedEnvelope
 from trainer.receipt.dsse import parse_envelope, public_key_der, sign_envelope
 from trainer.receipt.privacy_statement import (
     PRIVACY_STATEMENT,
-    AttestedPrivacy,
     PrivacyPredicate,
     make_privacy_statement,
 )
@@ -161,7 +161,7 @@ def private(sealing: Sealing, *, purpose: Any = "privacy", **changes: Any) -> Se
         issued_at=world.now + 60,
     )
     envelope = parse_envelope(sign_envelope(statement, RECEIPT_KEY))
-    attested = AttestedPrivacy(envelope=envelope, evidence=world.change(receipt=claims).receipt_evidence())
+    attested = AttestedEnvelope(envelope=envelope, evidence=world.change(receipt=claims).receipt_evidence())
     receipt = {"metrics": {"rows": ROWS, "privacy": {"differential": {"epsilon": 2.987654321, "delta": 1e-5}}}}
     return replace(sealing, statement=receipt, files={**FILES, PRIVACY_STATEMENT: attested.canonical()})
 

@@ -7,11 +7,11 @@ import json
 import pytest
 
 from trainer.errors import ErrorCode, VerificationError
+from trainer.receipt.attested_envelope import parse_attested_envelope
 from trainer.receipt.privacy_statement import (
     PrivacyPredicate,
     check_privacy_statement,
     make_privacy_statement,
-    parse_attested_privacy,
 )
 from trainer.receipt.statement_writer import StatementInputs, make_statement
 
@@ -57,4 +57,4 @@ def test_a_receipt_is_no_privacy_statement(run: StatementInputs) -> None:
             check_privacy_statement(payload, job_spec_sha256=JOB, files=FILES)
         assert error.value.code is ErrorCode.RECEIPT_INVALID
     with pytest.raises(VerificationError):
-        parse_attested_privacy(b'{"envelope": {}, "evidence": {}}')
+        parse_attested_envelope(b'{"envelope": {}, "evidence": {}}', what="privacy statement")

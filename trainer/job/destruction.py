@@ -11,7 +11,8 @@ from trainer.job.end_record import EndRecord
 from trainer.job.job_keys import JobKeys
 from trainer.job.outcome import ReceiptSigner
 from trainer.job.workspace import Workspace
-from trainer.receipt.deletion import AttestedDeletion, DeletionPredicate, DestroyedItem, make_deletion_statement
+from trainer.receipt.attested_envelope import AttestedEnvelope
+from trainer.receipt.deletion import DeletionPredicate, DestroyedItem, make_deletion_statement
 from trainer.receipt.dsse import parse_envelope
 
 
@@ -69,4 +70,4 @@ def attest_deletion(signer: ReceiptSigner, record: EndRecord) -> bytes:
     )
     statement = make_deletion_statement(deletion, record.result_sha256)
     envelope, evidence = signer.attest(statement, "deletion", issued_at=now)
-    return AttestedDeletion(envelope=parse_envelope(envelope), evidence=evidence).canonical()
+    return AttestedEnvelope(envelope=parse_envelope(envelope), evidence=evidence).canonical()

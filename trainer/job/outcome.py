@@ -24,10 +24,10 @@ from trainer.errors import ErrorCode, JobError, TrainerError
 from trainer.job.end_record import PrivacySpent
 from trainer.job.job_keys import JobKeys
 from trainer.job.workspace import Workspace
+from trainer.receipt.attested_envelope import AttestedEnvelope
 from trainer.receipt.dsse import parse_envelope, sign_envelope
 from trainer.receipt.privacy_statement import (
     PRIVACY_STATEMENT,
-    AttestedPrivacy,
     PrivacyPredicate,
     make_privacy_statement,
 )
@@ -147,7 +147,7 @@ def _add_privacy_statement(tree: Path, signer: ReceiptSigner, outcome: JobOutcom
     )
     statement = make_privacy_statement(predicate, tree_digests(tree))
     envelope, evidence = signer.attest(statement, "privacy", issued_at=outcome.finished_at)
-    attested = AttestedPrivacy(envelope=parse_envelope(envelope), evidence=evidence)
+    attested = AttestedEnvelope(envelope=parse_envelope(envelope), evidence=evidence)
     (tree / PRIVACY_STATEMENT).write_bytes(attested.canonical())
 
 

@@ -20,12 +20,12 @@ from trainer.provider.own_files import LocalSecret, add_tag, check_tag
 from trainer.provider.transport.carrier import Carrier
 from trainer.provider.transport.collateral_download import fetch_collateral
 from trainer.provider.transport.endorsement_download import fetch_gpu_endorsements
+from trainer.receipt.attested_envelope import parse_attested_envelope
 from trainer.receipt.attested_statement import verify_statement
-from trainer.receipt.deletion import DeletionStatement, ExpectedDeletion, check_deletion, parse_attested_deletion
+from trainer.receipt.deletion import DeletionStatement, ExpectedDeletion, check_deletion
 from trainer.receipt.privacy_statement import (
     PrivacyStatement,
     check_privacy_statement,
-    parse_attested_privacy,
 )
 
 _RECORD_PURPOSE: Final = "result-record"
@@ -217,7 +217,7 @@ def verify_privacy_statement(
     Raises:
         VerificationError: `receipt-invalid` or `receipt-mismatch`.
     """
-    attested = parse_attested_privacy(document)
+    attested = parse_attested_envelope(document, what="privacy statement")
     envelope = canonical_json(attested.envelope.model_dump(mode="json"))
     payload, _ = verify_statement(envelope, attested.evidence, "privacy", record, restarted=restarted)
     return check_privacy_statement(payload, job_spec_sha256=record.result.job_spec_sha256, files=files)
@@ -243,7 +243,7 @@ def verify_deletion_statement(
     Raises:
         VerificationError: `receipt-invalid` or `receipt-mismatch`.
     """
-    attested = parse_attested_deletion(document)
+    attested = parse_attested_envelope(document, what="deletion statement")
     envelope = canonical_json(attested.envelope.model_dump(mode="json"))
     payload, _ = verify_statement(envelope, attested.evidence, "deletion", record, restarted=restarted)
     expected = ExpectedDeletion(

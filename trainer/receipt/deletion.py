@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
-from trainer.attestation.evidence import StatementEvidence
-from trainer.encoding import canonical_json, parse_json
+from trainer.encoding import canonical_json
 from trainer.errors import ErrorCode, VerificationError
-from trainer.models import Sha256Hex, Strict, UnixTime, parse_strict
-from trainer.receipt.dsse import Envelope
-from trainer.receipt.statement import STATEMENT_TYPE, DigestSet
+from trainer.models import Sha256Hex, Strict, UnixTime
+from trainer.receipt.statement import STATEMENT_TYPE, DigestSet, parse_receipt_json
 
 PREDICATE_TYPE: Final = "urn:confidential-trainer:deletion:v1"
 RESULT_NAME: Final = "result.tar.age"
@@ -71,30 +69,7 @@ class DeletionStatement(Strict):
     predicate: DeletionPredicate
 
 
-class AttestedDeletion(Strict):
-    """What a job gives out: the envelope with the statement, and the evidence over it."""
-
-    envelope: Envelope
-    evidence: StatementEvidence
-
-    def canonical(self) -> bytes:
-        """Returns the document as canonical JSON (RFC 8785), the form in which it is sent."""
-        return canonical_json(self.model_dump(mode="json"))
-
-
-_ATTESTED: Final = TypeAdapter(AttestedDeletion)
-
-
-def parse_attested_deletion(data: bytes) -> AttestedDeletion:
-    """Parses what a job gives out; verifies nothing.
-
-    Raises:
-        VerificationError: RECEIPT_INVALID; the message names the field, never its content.
-    """
-    try:
-        return parse_strict(_ATTESTED, data)
-    except ValueError as error:
-        raise VerificationError(ErrorCode.RECEIPT_INVALID, f"deletion statement: {error}") from None
+_STATEMENT: Final = TypeAdapter(DeletionStatement)
 
 
 def make_deletion_statement(deletion: DeletionPredicate, result_sha256: str) -> bytes:
@@ -144,7 +119,7 @@ def check_deletion(payload: bytes, expected: ExpectedDeletion) -> DeletionStatem
     Raises:
         VerificationError: RECEIPT_INVALID (1) or RECEIPT_MISMATCH (2 to 4).
     """
-    statement = _parse_statement(payload)  # 1
+    statement = parse_receipt_json(_STATEMENT, payload, what="deletion statement")  # 1
     predicate = statement.predicate
     digests = (  # 2
         ("job spec", expected.job_spec_sha256, predicate.jobSpecSha256),
@@ -163,17 +138,6 @@ def check_deletion(payload: bytes, expected: ExpectedDeletion) -> DeletionStatem
     if predicate.signedAt > expected.received_at + expected.skew_seconds:
         raise _mismatch("it is from the future", f"at most {expected.received_at}", predicate.signedAt)
     return statement
-
-
-def _parse_statement(payload: bytes) -> DeletionStatement:
-    try:
-        # Refuses duplicate keys: Pydantic takes the last of two, another reader may take the first.
-        parse_json(payload)
-        return DeletionStatement.model_validate_json(payload)
-    except (ValidationError, ValueError):
-        raise VerificationError(
-            ErrorCode.RECEIPT_INVALID, "deletion statement", expected=PREDICATE_TYPE, found="something else"
-        ) from None
 
 
 def _mismatch(reason: str, expected: object, found: object) -> VerificationError:

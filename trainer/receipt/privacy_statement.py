@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
-from trainer.attestation.evidence import StatementEvidence
-from trainer.encoding import canonical_json, parse_json
+from trainer.encoding import canonical_json
 from trainer.errors import ErrorCode, VerificationError
-from trainer.models import Sha256Hex, Strict, parse_strict
-from trainer.receipt.dsse import Envelope
-from trainer.receipt.statement import STATEMENT_TYPE, ResourceDescriptor
+from trainer.models import Sha256Hex, Strict
+from trainer.receipt.statement import STATEMENT_TYPE, ResourceDescriptor, parse_receipt_json
 
 PRIVACY_STATEMENT: Final = "privacy.json"
 """Its name in a result."""
@@ -66,18 +64,7 @@ class PrivacyStatement(Strict):
         return {resource.name: resource.digest.sha256 for resource in self.subject}
 
 
-class AttestedPrivacy(Strict):
-    """The content of `privacy.json`: the envelope with the statement, and the evidence over it."""
-
-    envelope: Envelope
-    evidence: StatementEvidence
-
-    def canonical(self) -> bytes:
-        """Returns the document as canonical JSON (RFC 8785)."""
-        return canonical_json(self.model_dump(mode="json"))
-
-
-_ATTESTED: Final = TypeAdapter(AttestedPrivacy)
+_STATEMENT: Final = TypeAdapter(PrivacyStatement)
 
 
 def weights_of(files: Mapping[str, str]) -> dict[str, str]:
@@ -107,18 +94,6 @@ def make_privacy_statement(predicate: PrivacyPredicate, files: Mapping[str, str]
     )
 
 
-def parse_attested_privacy(data: bytes) -> AttestedPrivacy:
-    """Parses `privacy.json`; verifies nothing.
-
-    Raises:
-        VerificationError: RECEIPT_INVALID; the message names the field, never its content.
-    """
-    try:
-        return parse_strict(_ATTESTED, data)
-    except ValueError as error:
-        raise VerificationError(ErrorCode.RECEIPT_INVALID, f"privacy statement: {error}") from None
-
-
 def check_privacy_statement(payload: bytes, *, job_spec_sha256: str, files: Mapping[str, str]) -> PrivacyStatement:
     """Checks the payload of an envelope whose signature and quote were verified; returns the statement.
 
@@ -133,17 +108,11 @@ def check_privacy_statement(payload: bytes, *, job_spec_sha256: str, files: Mapp
     Raises:
         VerificationError: RECEIPT_INVALID (1) or RECEIPT_MISMATCH (2).
     """
-    try:
-        parse_json(payload)  # refuses duplicate keys
-        statement = PrivacyStatement.model_validate_json(payload)
-    except (ValidationError, ValueError):
-        raise VerificationError(
-            ErrorCode.RECEIPT_INVALID, "privacy statement", expected=PREDICATE_TYPE, found="something else"
-        ) from None
-    weights = weights_of(files)
+    statement = parse_receipt_json(_STATEMENT, payload, what="privacy statement")
+    signed = [(resource.name, resource.digest.sha256) for resource in statement.subject]
     pairs = (
         ("job spec", job_spec_sha256, statement.predicate.jobSpecSha256),
-        ("weights", sorted(weights.items()), sorted(statement.files.items())),
+        ("weights", sorted(weights_of(files).items()), sorted(signed)),
     )
     for name, wanted, found in pairs:
         if wanted != found:

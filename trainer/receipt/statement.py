@@ -19,13 +19,15 @@ import base64
 import datetime
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, JsonValue, TypeAdapter, ValidationError, field_validator
+from pydantic import AfterValidator, Field, JsonValue, TypeAdapter, field_validator
 
 from trainer.encoding import canonical_json, parse_json, sha256_hex
 from trainer.errors import ErrorCode, VerificationError
 from trainer.models import Sha256Hex, Strict, parse_strict
+
+_Parsed = TypeVar("_Parsed")
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
@@ -226,21 +228,29 @@ def dataset_dependencies(files: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(f"data/{name}", digest) for name, digest in sorted(files.items())]
 
 
+_STATEMENT: Final = TypeAdapter(Statement)
+
+
+def parse_receipt_json(adapter: TypeAdapter[_Parsed], data: bytes, *, what: str) -> _Parsed:
+    """Parses JSON that a job signed or sends beside a signature.
+
+    Raises:
+        VerificationError: RECEIPT_INVALID: it does not follow the format. The message names the field, never its
+            content.
+    """
+    try:
+        return parse_strict(adapter, data)
+    except ValueError as error:
+        raise VerificationError(ErrorCode.RECEIPT_INVALID, f"{what}: {error}") from None
+
+
 def parse_statement(payload: bytes) -> Statement:
     """Parses the payload of a verified envelope.
 
     Raises:
         VerificationError: RECEIPT_INVALID: it does not follow the format, or names a file twice.
     """
-    try:
-        parse_json(payload)  # refuses duplicate keys
-        statement = Statement.model_validate_json(payload)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise VerificationError(ErrorCode.RECEIPT_INVALID, f"receipt: {where}: {first['msg']}") from None
-    except ValueError as error:
-        raise VerificationError(ErrorCode.RECEIPT_INVALID, f"receipt: {error}") from None
+    statement = parse_receipt_json(_STATEMENT, payload, what="receipt")
     # `files` is a dict: of two subjects with one name, it would keep the second digest and hide the first.
     if len(statement.files) != len(statement.subject):
         raise VerificationError(ErrorCode.RECEIPT_INVALID, "receipt: a file is named twice")
