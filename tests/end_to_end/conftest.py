@@ -358,6 +358,20 @@ class Provider:
         assert ran.code == 0, ran.err
         return path
 
+    def pull(self, url: str, attestation: Path, output: Path, record: Path) -> Ran:
+        """Pulls and acknowledges by the grant beside `record`; `attestation` is of the job as it runs now."""
+        return self.trainer(
+            "pull", url, "--policy", self.policy_file, "--attestation", attestation, "-o", output,
+            "--ack", "--grant", grant_beside(record),
+        )  # fmt: skip
+
+    def open(self, result: Path, output: Path, record: Path) -> Ran:
+        """Opens a result with the record that the dataset was sealed on, and the grant beside it."""
+        return self.trainer(
+            "open", result, "-i", self.identity, "-o", output,
+            "--policy", self.policy_file, "--attestation", record, "--grant", grant_beside(record),
+        )  # fmt: skip
+
 
 @pytest.fixture
 def provider(tmp_path: Path, trainer: Trainer, agent: Agent) -> Provider:

@@ -135,27 +135,9 @@ def test_bad_rows_inside_the_job_are_reported_under_seal(
     grant_beside(record).write_text(kept.model_dump_json())
     assert trainer("upload", sealed, "--job-url", job.url, "--policy", policy, "--attestation", record).code == 0
     assert trainer("watch", job.url, "--policy", policy, "--attestation", record).code == 0
-    assert (
-        trainer(
-            "pull",
-            job.url,
-            "--policy",
-            policy,
-            "--attestation",
-            record,
-            "-o",
-            result,
-            "--ack",
-            "--grant",
-            grant_beside(record),
-        ).code
-        == 0
-    )
+    assert provider.pull(job.url, record, result, record).code == 0
     assert job.wait() == 6
-    ran = trainer(
-        "open", result, "-i", provider.identity, "-o", tmp_path / "out", "--policy", policy,
-        "--attestation", record, "--grant", grant_beside(record),
-    )  # fmt: skip
+    ran = provider.open(result, tmp_path / "out", record)  # fmt: skip
     assert_error(ran, 6, code, told)
     assert job.events[-1]["code"] == code
     public = job.out.read_bytes() + job.err.read_bytes() + ran.err.encode() + ran.out.encode()

@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.end_to_end.conftest import grant_beside
 from trainer.attestation.result.record import load_record
 
 if TYPE_CHECKING:
@@ -119,35 +118,10 @@ def pull_failure(
 ) -> dict[str, object]:
     """Pull and open the failure report; the job ends with 6."""
     result = tmp_path / "result.age"
-    pulled = trainer(
-        "pull",
-        job.url,
-        "--policy",
-        provider.policy_file,
-        "--attestation",
-        record,
-        "-o",
-        result,
-        "--ack",
-        "--grant",
-        grant_beside(record),
-    )
+    pulled = provider.pull(job.url, record, result, record)
     assert pulled.code == 0, pulled.err
     assert job.wait() == 6
-    opened = trainer(
-        "open",
-        result,
-        "-i",
-        provider.identity,
-        "-o",
-        tmp_path / "out",
-        "--policy",
-        provider.policy_file,
-        "--attestation",
-        record,
-        "--grant",
-        grant_beside(record),
-    )
+    opened = provider.open(result, tmp_path / "out", record)
     assert opened.code == 6
     report = json.loads((tmp_path / "out" / "report" / "failure.json").read_bytes())
     assert isinstance(report, dict)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.end_to_end.conftest import CANARY, Agent, Provider, grant_beside, starting_jobs
+from tests.end_to_end.conftest import CANARY, Agent, Provider, starting_jobs
 from tests.end_to_end.test_interruptions import free_port, pull_failure, start_training, submit_command
 
 if TYPE_CHECKING:
@@ -23,35 +23,10 @@ def adapter_of(job: Job, provider: Provider, trainer: Trainer, record: Path, fol
     job.wait_event(event="phase", phase="awaiting-pull")
     verified = trainer("verify", url, "--policy", provider.policy_file, "-o", now)
     assert verified.code == 0, verified.err
-    pulled = trainer(
-        "pull",
-        url,
-        "--policy",
-        provider.policy_file,
-        "--attestation",
-        now,
-        "-o",
-        folder / "result.age",
-        "--ack",
-        "--grant",
-        grant_beside(record),
-    )
+    pulled = provider.pull(url, now, folder / "result.age", record)
     assert pulled.code == 0, pulled.err
     assert job.wait() == 0
-    opened = trainer(
-        "open",
-        folder / "result.age",
-        "-i",
-        provider.identity,
-        "-o",
-        folder / "out",
-        "--policy",
-        provider.policy_file,
-        "--attestation",
-        record,
-        "--grant",
-        grant_beside(record),
-    )
+    opened = provider.open(folder / "result.age", folder / "out", record)
     assert opened.code == 0, opened.err
     return (folder / "out" / "adapter" / "adapter_model.safetensors").read_bytes()
 

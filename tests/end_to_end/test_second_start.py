@@ -83,20 +83,7 @@ def test_a_finished_result_is_offered_and_not_trained_again(
     assert again.wait() == 0
     assert not {"progress", "dataset-received"} & events(again)
     assert (tmp_path / "result.age").read_bytes() == sealed
-    opened = trainer(
-        "open",
-        tmp_path / "result.age",
-        "-i",
-        provider.identity,
-        "-o",
-        tmp_path / "out",
-        "--policy",
-        provider.policy_file,
-        "--attestation",
-        record,
-        "--grant",
-        grant_beside(record),
-    )
+    opened = provider.open(tmp_path / "result.age", tmp_path / "out", record)
     assert opened.code == 0, opened.err
     # The second start has another receipt key than the one that trained; its quote is what the provider verified.
     statement = json.loads((job.ciphertext / "deletion.json").read_bytes())
@@ -160,35 +147,10 @@ def pull_failure_of(
     job: Job, url: str, provider: Provider, trainer: Trainer, now: Path, record: Path, tmp_path: Path
 ) -> dict[str, object]:
     result = tmp_path / "failure.age"
-    pulled = trainer(
-        "pull",
-        url,
-        "--policy",
-        provider.policy_file,
-        "--attestation",
-        now,
-        "-o",
-        result,
-        "--ack",
-        "--grant",
-        grant_beside(record),
-    )
+    pulled = provider.pull(url, now, result, record)
     assert pulled.code == 0, pulled.err
     assert job.wait() == 6
-    opened = trainer(
-        "open",
-        result,
-        "-i",
-        provider.identity,
-        "-o",
-        tmp_path / "failure",
-        "--policy",
-        provider.policy_file,
-        "--attestation",
-        record,
-        "--grant",
-        grant_beside(record),
-    )
+    opened = provider.open(result, tmp_path / "failure", record)
     assert opened.code == 6
     report = json.loads((tmp_path / "failure" / "report" / "failure.json").read_bytes())
     assert isinstance(report, dict)
@@ -237,35 +199,10 @@ def test_a_lost_process_costs_time_and_nothing_else(
     url, now = f"https://127.0.0.1:{spec_port(job)}", tmp_path / "now.json"
     verified = trainer("verify", url, "--policy", provider.policy_file, "-o", now)
     assert verified.code == 0, verified.err
-    pulled = trainer(
-        "pull",
-        url,
-        "--policy",
-        provider.policy_file,
-        "--attestation",
-        now,
-        "-o",
-        tmp_path / "result.age",
-        "--ack",
-        "--grant",
-        grant_beside(record),
-    )
+    pulled = provider.pull(url, now, tmp_path / "result.age", record)
     assert pulled.code == 0, pulled.err
     assert job.wait() == 0
-    opened = trainer(
-        "open",
-        tmp_path / "result.age",
-        "-i",
-        provider.identity,
-        "-o",
-        tmp_path / "out",
-        "--policy",
-        provider.policy_file,
-        "--attestation",
-        record,
-        "--grant",
-        grant_beside(record),
-    )
+    opened = provider.open(tmp_path / "result.age", tmp_path / "out", record)
     assert opened.code == 0, opened.err
     summary = json.loads((tmp_path / "out" / "report" / "summary.json").read_bytes())
     assert summary["resumed_at"] == [step]
