@@ -85,8 +85,9 @@ class ValidationReport:
             texts.append(f"{found.dropped} rows are dropped: too long (data.on_overlong)")
         if found.duplicates:
             texts.append(f"{found.duplicates} rows repeat another one")
-        if parts and parts.train and not parts.evaluation and self.spec.data.test_split_size:
-            texts.append(no_evaluation_warning(parts.train, self.spec.data))
+        data = self.spec.data
+        if parts and parts.train and not parts.evaluation and (found.by_files or data.test_split_size):
+            texts.append(no_evaluation_warning(parts.train, data, by_files=found.by_files))
         if parts and parts.overlap:
             texts.append(f"{parts.overlap} of {parts.evaluation} evaluation rows are in the training part too")
         if found.special:

@@ -67,12 +67,16 @@ def test_examples_of_a_row_are_told_apart() -> None:
     assert row_digest([one(1), one(2)]) != row_digest([one(1, 2)])
 
 
-def test_a_dropped_row_of_an_evaluation_file_moves_no_other_row(make_tokens: MakeTokens) -> None:
+@pytest.mark.parametrize("fraction", [0, 0.1])
+def test_a_dropped_row_of_an_evaluation_file_moves_no_other_row(make_tokens: MakeTokens, fraction: float) -> None:
     """The only evaluation row is too long: without the file's decision, a tenth of the rest would be held out."""
-    data = DataSection(max_length=16, on_overlong=OnOverlong.DROP)
+    data = DataSection(max_length=16, on_overlong=OnOverlong.DROP, test_split_size=fraction)
     rows = [*rows_of(50), TextRow("eval/a", 0, "word " * 40)]
     kept = build_dataset(rows, make_tokens(None), data, split_key=KEY)
     assert kept.rows.as_dict() == {"train": 50, "eval": 0, "dropped": 1, "truncated": 0}
+    (warning,) = [warning for warning in kept.warnings if warning.startswith("NO ROW IS HELD OUT")]
+    assert "every row of the files for evaluation (data.eval_files) was dropped" in warning
+    assert "test_split_size" not in warning
 
 
 def test_a_split_without_training_rows_is_refused_and_one_without_evaluation_rows_says_so(

@@ -102,8 +102,8 @@ def build_dataset(
     parts = examples_of(train), examples_of(evaluation)
     per_row = METHOD_RULES[method].examples_per_row
     warnings = list(_warnings(rows, tokens, *parts, counts, per_row))
-    if data.test_split_size and not evaluation:
-        warnings.append(no_evaluation_warning(len(kept), data))
+    if not evaluation and (by_files or data.test_split_size):
+        warnings.append(no_evaluation_warning(len(kept), data, by_files=by_files))
     return Dataset(*parts, counts, tuple(warnings))
 
 
@@ -196,12 +196,14 @@ def require_training_rows(rows: int, held: int, data: DataSection, *, by_files: 
     )
 
 
-def no_evaluation_warning(rows: int, data: DataSection) -> str:
-    """Returns the warning where a fraction is to be held out, and no row is."""
-    return (
-        f"NO ROW IS HELD OUT: data.test_split_size {data.test_split_size} of {rows} rows left none, so no loss is "
-        "measured on rows that were not trained on"
+def no_evaluation_warning(rows: int, data: DataSection, *, by_files: bool) -> str:
+    """Returns the warning where rows are to be held out, by files or as a fraction, and no row is."""
+    reason = (
+        "every row of the files for evaluation (data.eval_files) was dropped"
+        if by_files
+        else f"data.test_split_size {data.test_split_size} of {rows} rows left none"
     )
+    return f"NO ROW IS HELD OUT: {reason}, so no loss is measured on rows that were not trained on"
 
 
 def _warnings(
