@@ -71,6 +71,15 @@ def test_a_worker_that_leaves_something_else_has_failed(workspace: Workspace, na
     assert name in str(failure.found)
 
 
+def test_metrics_nested_without_end_are_a_failure_with_a_report(workspace: Workspace) -> None:
+    """Python raises RecursionError for them, which is no ValueError."""
+    (workspace.output / "report").mkdir()
+    (workspace.output / "report" / "metrics.jsonl").write_bytes(b"[" * 100_000)
+    failure = checked(workspace).failure
+    assert failure is not None
+    assert failure.found == "report/metrics.jsonl: nested too deeply"
+
+
 def test_something_else_is_not_released_with_a_failure_either(workspace: Workspace) -> None:
     (workspace.output / "adapter" / "extra.py").write_bytes(b"import os")
     assert tree_of(workspace, ErrorCode.TRAINING_DIVERGED) == {"report/failure.json"}

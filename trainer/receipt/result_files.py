@@ -23,13 +23,17 @@ ADAPTER_FILES: Final = frozenset({"adapter/adapter_config.json", "adapter/adapte
 FAILURE_REPORT: Final = "report/failure.json"
 
 MAX_TEXT_BYTES: Final = 256 << 20
-"""The largest file that is read as a whole: all but weights, and what the job spec pins."""
+"""The largest file that is read into memory: all but weights, and what the job spec pins."""
 
 _MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
 _MERGED: Final = "merged/"
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab, line feed, carriage return
 
-_ACTIVE_HTML: Final = re.compile(r"<\s*/?\s*(script|iframe|object|embed|link|meta|base|form)\b", re.IGNORECASE)
+# A tag with an attribute can load or run something, whatever its name; `<s>` and `<|im_start|>` are tokens.
+_ACTIVE_MARKDOWN: Final = re.compile(
+    r"<\s*/?\s*(script|iframe|object|embed|link|meta|base|form|style)\b|<[a-z][a-z0-9-]*[\s/]|!\[|javascript:",
+    re.IGNORECASE,
+)
 
 Reader = Callable[[BinaryIO, int], None]
 """Reads a file of a size in bytes, and raises ValueError if it is not of the kind."""
@@ -54,13 +58,18 @@ def _require_text(source: BinaryIO, size: int) -> None:
 
 
 def _require_markdown(source: BinaryIO, size: int) -> None:
-    # Markdown may contain HTML.
-    if _ACTIVE_HTML.search(_read_shown_text(source, size)):
-        raise ValueError("HTML that could run or load something")
+    # Markdown may contain HTML, pictures that are loaded from elsewhere, and links that run a script.
+    if _ACTIVE_MARKDOWN.search(_read_shown_text(source, size)):
+        raise ValueError("HTML, a picture or a link that could run or load something")
 
 
 def _require_json(source: BinaryIO, size: int) -> None:
     parse_json(_read_text(source, size))
+
+
+def _require_shown_json(source: BinaryIO, size: int) -> None:
+    """Requires JSON that people look at as a text: strict JSON may contain DEL and U+0080 to U+009F."""
+    parse_json(_read_shown_text(source, size))
 
 
 def _require_json_lines(source: BinaryIO, size: int) -> None:
@@ -92,7 +101,7 @@ def _require_safetensors(source: BinaryIO, size: int) -> None:
 
 
 def _place(entry: object) -> tuple[int, int]:
-    """Returns begin and end of a tensor, of which the first is not behind the second."""
+    """Returns begin and end of a tensor, of which the first is not after the second."""
     place = entry.get("data_offsets") if isinstance(entry, dict) else None
     match place:
         case [int(begin), int(end)] if begin <= end:
@@ -107,7 +116,8 @@ _KINDS: Final[tuple[tuple[str, Reader], ...]] = (
     (r"adapter/README\.md", _require_markdown),
     (r"merged/(config|generation_config|model\.safetensors\.index)\.json", _require_json),
     (r"merged/model(-[0-9]{5}-of-[0-9]{5})?\.safetensors", _require_safetensors),
-    (r"report/(failure|samples|summary)\.json", _require_json),
+    (r"report/failure\.json", _require_json),
+    (r"report/(samples|summary)\.json", _require_shown_json),
     (r"report/metrics\.jsonl", _require_json_lines),
     (r"report/report\.html", _require_page),
     (r"logs/(front|job)\.log", _require_text),
@@ -142,3 +152,5 @@ def require_result_file(name: str, source: BinaryIO, size: int, *, pinned: Mappi
         raise ValueError("not UTF-8") from None
     except json.JSONDecodeError:
         raise ValueError("not JSON") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

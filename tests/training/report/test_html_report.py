@@ -180,6 +180,14 @@ def test_samples_stand_side_by_side_and_are_text(summary: Summary, make_spec: Ca
         assert shown in text
 
 
+def test_samples_command_no_terminal(tmp_path: Path, summary: Summary, make_spec: Callable[..., JobSpec]) -> None:
+    sample = Sample("p", "r", "b", "\x9b31m\x7f\x1b")
+    write_report(tmp_path, summary, METRICS, make_spec(), (sample,))
+    data = (tmp_path / "samples.json").read_bytes()
+    require_result_file("report/samples.json", io.BytesIO(data), len(data), pinned={})
+    assert json.loads(data)[0]["after"] == "\x9b31m\x7f\x1b"
+
+
 def test_samples_are_kept_as_data(tmp_path: Path, summary: Summary, make_spec: Callable[..., JobSpec]) -> None:
     write_report(tmp_path, summary, METRICS, make_spec(), (Sample("ü?", "a", "b", "c"),))
     kept = json.loads((tmp_path / "samples.json").read_text(encoding="utf-8"))

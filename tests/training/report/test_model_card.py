@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 
 import yaml
 
+from trainer.receipt.result_files import require_result_file
 from trainer.spec import JobSpec
 from trainer.training.report.model_card import perplexity, render_model_card
 from trainer.training.report.summary import Summary
+from trainer.training.report.tables import table_lines
 
 
 def summary(**changes: object) -> Summary:
@@ -48,6 +51,16 @@ def test_the_card_says_what_was_done(make_spec: Callable[..., JobSpec]) -> None:
     ):
         assert words in card
     assert "a \\| b" in card
+
+
+def test_settings_are_text_in_the_card() -> None:
+    """A job whose template looks like HTML must not fail at its end for its own model card."""
+    text = "<img src=x> ![](y) [z](JavaScript:1) <|user|> !"
+    card = "\n".join(table_lines({"template": text})).encode()
+    require_result_file("adapter/README.md", io.BytesIO(card), len(card), pinned={})
+    assert card.decode().splitlines()[-1] == (
+        "| template | &#60;img src=x> &#33;[](y) [z](JavaScript&#58;1) &#60;\\|user\\|> ! |"
+    )
 
 
 def test_a_card_of_preference_training_names_the_method(make_spec: Callable[..., JobSpec]) -> None:

@@ -97,7 +97,8 @@ def write_report(
         "report.html": page,
     }
     for name, text in documents.items():
-        (directory / name).write_text(text, encoding="utf-8")
+        # JSON leaves DEL and U+0080 to U+009F as they are; their visible escapes are JSON's own.
+        (directory / name).write_text(without_controls(text), encoding="utf-8")
 
 
 def render_page(

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from html import escape
+from typing import Final
+
+_ACTIVE: Final = re.compile(r"[|<]|!(?=\[)|(?<=javascript):", re.IGNORECASE)
+"""Characters that would end a cell, begin HTML or a picture, or make a link run a script."""
 
 
 def render_table(title: str, values: Mapping[str, object]) -> str:
@@ -24,6 +29,10 @@ def table_lines(values: Mapping[str, object]) -> Iterator[str]:
     yield from ("| | |", "|---|---|")
     for name, value in values.items():
         text = value if isinstance(value, str) else json.dumps(value)
-        # A bar would end the cell, and settings of the job spec may contain any text.
-        escaped = text.replace("|", "\\|")
+        # Settings of the job spec may contain any text, and a result's model card may contain no active content.
+        escaped = _ACTIVE.sub(_escape_character, text)
         yield f"| {name} | {escaped} |"
+
+
+def _escape_character(match: re.Match[str]) -> str:
+    return "\\|" if match[0] == "|" else f"&#{ord(match[0])};"
