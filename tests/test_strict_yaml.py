@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -74,6 +75,13 @@ def test_texts_that_readers_cut_or_decode_in_different_ways(text: bytes) -> None
     with pytest.raises(UsageError) as caught:
         parse(text)
     assert caught.value.code is ErrorCode.SPEC_INVALID
+
+
+def test_a_long_scalar_takes_linear_time() -> None:
+    text = "1" * 60_000 + "x"
+    begin = time.process_time()
+    assert parse(f"a: {text}\n") == {"a": text}
+    assert time.process_time() - begin < 1
 
 
 @settings(max_examples=300)

@@ -142,7 +142,7 @@ def _decode(data: bytes) -> str:
         raise YamlError(data.count(b"\n", 0, error.start) + 1, "not UTF-8") from error
 
 
-def load_yaml_tree(text: str | bytes, *, compose_features: bool, budget: TokenBudget | None = None) -> YamlNode:
+def load_yaml_tree(text: str, *, compose_features: bool, budget: TokenBudget | None = None) -> YamlNode:
     """Loads one document as a tree in which aliases and merge keys are resolved.
 
     Args:
@@ -154,7 +154,7 @@ def load_yaml_tree(text: str | bytes, *, compose_features: bool, budget: TokenBu
     Raises:
         YamlError: not YAML, empty, several documents, a duplicate key, a tag, or too large as it is or expanded.
     """
-    if not compose_features and isinstance(text, str) and (found := _OTHER_LINE_BREAKS.search(text)):
+    if not compose_features and (found := _OTHER_LINE_BREAKS.search(text)):
         raise YamlError(text.count("\n", 0, found.start()) + 1, "a line break other than LF or CR LF")
     try:
         root = _BoundedLoader(text, budget or TokenBudget(), aliases=compose_features).get_single_node()
@@ -175,7 +175,7 @@ def _line_of(node: yaml.Node) -> int:
 class _BoundedLoader(yaml.SafeLoader):
     """PyYAML's scanner and composer with the core schema of YAML 1.2 and a bound on tokens and depth."""
 
-    def __init__(self, text: str | bytes, budget: TokenBudget, *, aliases: bool) -> None:
+    def __init__(self, text: str, budget: TokenBudget, *, aliases: bool) -> None:
         super().__init__(text)
         self._budget = budget
         self._aliases = aliases

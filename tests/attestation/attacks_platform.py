@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -71,8 +72,8 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "bytes before the certificates": ("quote-trailing-bytes", lambda w: hiding(w, 0, b"more\n")),
     "bytes between the certificates": ("quote-trailing-bytes", lambda w: hiding(w, 1, b"more\n")),
     "bytes before the last certificate": ("quote-trailing-bytes", lambda w: hiding(w, 2, b"\n")),
-    "bytes behind the certificates": ("quote-trailing-bytes", lambda w: hiding(w, 3, b"more")),
-    "a zero, then bytes behind the certificates": ("quote-trailing-bytes", lambda w: hiding(w, 3, b"\0more")),
+    "bytes after the certificates": ("quote-trailing-bytes", lambda w: hiding(w, 3, b"more")),
+    "a zero, then bytes after the certificates": ("quote-trailing-bytes", lambda w: hiding(w, 3, b"\0more")),
     "a zero in place of the last line's end": (
         "quote-trailing-bytes",
         lambda w: with_chain(w, b"".join(certificates_of(w))[:-1] + b"\0"),
@@ -82,7 +83,7 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
         lambda w: reworded(w, b"CERTIFICATE-----\n", b"CERTIFICATE-----\nmore: hidden\n\n"),
     ),
     "line ends of two kinds": ("quote-trailing-bytes", lambda w: reworded(w, b"\n", b"\r\n")),
-    "blanks behind a line of base64": ("quote-trailing-bytes", lambda w: reworded(w, b"\nMII", b" \nMII")),
+    "blanks after a line of base64": ("quote-trailing-bytes", lambda w: reworded(w, b"\nMII", b" \nMII")),
     "certificates that no reader can decode": ("quote-format", lambda w: reworded(w, b"\nMII", b"\nAAA")),
     "no collateral": ("collateral-format", lambda w: w.change(collateral=b"")),
     "collateral without a CRL": (
@@ -131,8 +132,20 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
         "collateral-signature",
         lambda w: with_document(w, "pck_crl_issuer_chain", unsigned_certificate),
     ),
-    "bytes behind a CRL": ("collateral-signature", lambda w: with_document(w, "pck_crl", lambda crl: crl + "00")),
-    "bytes behind a chain of the collateral": (
+    "a CRL of a version that does not exist": (
+        "collateral-signature",
+        lambda w: with_document(w, "pck_crl", lambda crl: crl.replace("020101", "020102", 1)),
+    ),
+    "a CRL of the root of a version that does not exist": (
+        "collateral-signature",
+        lambda w: with_document(w, "root_ca_crl", lambda crl: crl.replace("020101", "020107", 1)),
+    ),
+    "a CRL of a month that does not exist": (
+        "collateral-signature",
+        lambda w: with_document(w, "pck_crl", lambda crl: re.sub("(170d.{4})....", r"\g<1>3939", crl, count=1)),
+    ),
+    "bytes after a CRL": ("collateral-signature", lambda w: with_document(w, "pck_crl", lambda crl: crl + "00")),
+    "bytes after a chain of the collateral": (
         "collateral-format",
         lambda w: with_document(w, "tcb_info_issuer_chain", lambda pem: pem + "more"),
     ),

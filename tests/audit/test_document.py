@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -244,3 +245,9 @@ def test_values_of_any_shape_break_no_rule(
         audit_compose(render(edit), against=render())
     except UsageError:
         return
+
+
+def test_json_that_yaml_does_not_read_is_refused() -> None:
+    """The engine reads a docker-compose file as YAML, and YAML knows no tabs between tokens."""
+    with pytest.raises(UsageError, match="line 2"):
+        audit_compose(json.dumps({"services": {"trainer": {}}}, indent="\t").encode())

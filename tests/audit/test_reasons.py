@@ -180,6 +180,7 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("literal-secret own-command", on_service(command=["run", "--token", "hunter2"])),
     ("literal-secret own-command", on_service(command=["run", "--hf-token=hunter2"])),
     ("literal-secret own-command", on_service(command="run --api-key hunter2")),
+    ("literal-secret clean-start-missing", on_app(init_script=["export HF_TOKEN=hunter2"])),
     ("literal-secret own-command", on_service(command="PUBLIC_KEY=abc SECRET_FILE=/x DB_PASSWORD=hunter2 run")),
     ("literal-secret own-command", on_service(entrypoint=["x", "--password", "hunter2"])),
     ("literal-secret own-command", on_service(pre_stop=[{"command": ["x", "--token=hunter2"]}])),

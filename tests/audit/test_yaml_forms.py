@@ -103,6 +103,14 @@ def test_comments_quotes_and_layout_are_free(change: Change) -> None:
     assert not is_refused(change(TEXT))
 
 
+@pytest.mark.parametrize("name", ["anchor", "next line", "merge key"])
+def test_it_is_named_beside_other_findings(name: str) -> None:
+    """A person accepts a deployed text that differs by reading what is found in it."""
+    app = APP | {EMBEDDED: FORMS[name](TEXT), "pre_launch_script": "true", "public_logs": True}
+    codes = {finding.code for finding in audit_compose(json.dumps(app).encode()).findings}
+    assert {"yaml-form", "public-logs"} <= codes
+
+
 def test_what_another_reader_may_see_is_named() -> None:
     found = audit_compose(json.dumps(APP | {EMBEDDED: FORMS["anchor"](TEXT)}).encode()).findings
     (finding,) = [each for each in found if each.code == "yaml-form"]

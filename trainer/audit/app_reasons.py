@@ -1,6 +1,7 @@
 """Why a deviation in app-compose.json matters, for well-known dangers.
 
-Names and defaults are dstack's (`AppCompose`). Of the keys, `trainer.attestation.dstack.key_source` speaks first.
+Names and defaults are dstack's (`AppCompose`). A weakness of the key source
+(`trainer.attestation.dstack.key_source`) takes precedence.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ SERVICE_REASONS: Final[tuple[Reason, ...]] = (
     Reason(
         "image-tag-ignored",
         "image",
-        "what stands beside a digest looks as if it named the version that runs, and nothing reads it",
+        "a tag beside a digest looks as if it named the version that runs, and nothing reads it",
         "name it as image@sha256:… alone",
         holds=lambda deviation: _DIGEST.search(deviation.node.text) is not None,
     ),

@@ -146,6 +146,8 @@ def read_document(data: bytes) -> Document:
         return Document(None, _compose(root), text, None, budget)
     root = parse_json_nodes(text, what="compose file")
     if _APP_KEYS.isdisjoint(dict(root.items())):
+        # The engine reads it as YAML, of which JSON is a part but for tabs.
+        root = parse_yaml_nodes(text, what="docker-compose file", budget=budget)
         return Document(None, _compose(root), text, None, budget)
     embedded = root.get(EMBEDDED)
     if embedded.value is not None:

@@ -52,7 +52,7 @@ def _named_values(document: Document) -> Iterator[tuple[str, Node]]:
         yield from (
             (name, node) for name, node in document.app.get("docker_config").items() if name != "token_key"
         )
-        yield from (("", document.app.get(name)) for name in _SCRIPTS)
+        yield from (("", each) for name in _SCRIPTS for each in document.app.get(name).elements())
 
 
 def literal_secrets(document: Document) -> Iterator[tuple[Node, str]]:

@@ -15,7 +15,6 @@ MAX_PATH: Final = 2048
 
 Scalar: TypeAlias = str | int | float | bool | None
 
-_OFF = frozenset({"", "false", "no", "off", "n", "f", "0"})
 _PLAIN_KEY = re.compile(r"[\w/-]+")
 
 
@@ -44,11 +43,6 @@ class Node:
         if self.value is None or isinstance(self.value, tuple | Mapping):
             return ""
         return str(self.value).lower() if isinstance(self.value, bool) else str(self.value)
-
-    @property
-    def is_on(self) -> bool:
-        """Whether it switches something on. A value that is not known yet, such as a variable, counts as on."""
-        return bool(self.value) if isinstance(self.value, tuple | Mapping) else self.text.lower() not in _OFF
 
     def get(self, key: str) -> Node:
         """Returns the entry `key`, or a node of no value on the line of this one."""

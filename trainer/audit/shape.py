@@ -65,7 +65,7 @@ def deviations(document: Document) -> tuple[Deviation, ...]:
         found += comparison.of_mapping(document.app, _shipped_app(document.profile), "")
     if document.compose.value is not None:
         found += comparison.of_mapping(document.compose, _shipped_compose(), EMBEDDED)
-        found += () if found else _unclear_text(document)
+        found += _unclear_text(document)
     return tuple(found)
 
 

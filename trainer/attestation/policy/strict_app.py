@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from pydantic import ValidationError
+
 from trainer.attestation.dstack.compose import compose_hash
 from trainer.attestation.dstack.key_source import (
     KEY_SERVICE,
@@ -98,15 +100,21 @@ def strict_app(
         app_id, root_key = digest[:APP_ID_DIGITS], "none"
     else:
         app_id, root_key = _required_pins(pins)
-    return AppSection(
-        compose_sha256=(digest,),
-        job_spec_sha256=_digests(job_specs),
-        app_id=app_id,
-        key_provider=KeyProviderDemand(name=source.provider or "", id=source.identity),
-        kms_root_key=root_key,
-        init_script_sha256=source.init_scripts or (),
-        recipient=recipient,
-    )
+    if source.init_scripts is None:
+        raise _not_a_compose_file("an init_script that is no text")
+    try:
+        return AppSection(
+            compose_sha256=(digest,),
+            job_spec_sha256=_digests(job_specs),
+            app_id=app_id,
+            key_provider=KeyProviderDemand(name=source.provider or "", id=source.identity),
+            kms_root_key=root_key,
+            init_script_sha256=source.init_scripts,
+            recipient=recipient,
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise _not_a_compose_file(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def undecided_app(app_compose: str, job_specs: Sequence[JobSpec]) -> AppSection:
@@ -204,7 +212,7 @@ def _not_a_compose_file(found: str) -> UsageError:
     return UsageError(
         ErrorCode.USAGE,
         "the app-compose file",
-        expected="a JSON object",
+        expected="the app-compose.json of dstack",
         found=found,
         hint="it is the app-compose.json that the VM measures, not docker-compose.yaml",
     )

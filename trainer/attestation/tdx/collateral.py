@@ -14,7 +14,7 @@ from typing import Any, Final
 import dcap_qvl
 from cryptography import x509
 
-from trainer.attestation.tdx.pem_chain import PemChain, read_pem_chain
+from trainer.attestation.tdx.pem_chain import MALFORMED, PemChain, read_pem_chain
 from trainer.attestation.tdx.td_report import TdReport
 from trainer.encoding import parse_json
 
@@ -96,12 +96,12 @@ def overdue_list(collateral: Collateral, now: int) -> str | None:
     for name, der in (("root CA", collateral.handle.root_ca_crl), ("PCK", collateral.handle.pck_crl)):
         try:
             crl = x509.load_der_x509_crl(der)
-        except ValueError:
+            begin, end = crl.last_update_utc, crl.next_update_utc
+        except (ValueError, *MALFORMED):
             return None
-        begin, end = crl.last_update_utc.timestamp(), crl.next_update_utc
         # RFC 5280, section 5.1.2.5, demands nextUpdate; the syntax does not.
-        if end is None or not begin <= now <= end.timestamp():
-            return f"the {name} CRL is not in date: {crl.last_update_utc} to {end}"
+        if end is None or not begin.timestamp() <= now <= end.timestamp():
+            return f"the {name} CRL is not in date: {begin} to {end}"
     return None
 
 

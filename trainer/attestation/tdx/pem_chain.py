@@ -19,8 +19,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-# What `cryptography` raises on malformed certificates, besides ValueError.
-_MALFORMED: Final = (TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
+MALFORMED: Final = (TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
+"""What `cryptography` raises on malformed certificates and CRLs, besides ValueError."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PemChain:
     """A chain that was read but not verified.
 
     Attributes:
-        certificates: in the order in which they stand.
+        certificates: in the order of the text.
         stray: number of bytes that belong to no certificate; at least 1 if the text is not in the one form.
     """
 
@@ -54,7 +54,7 @@ class PemChain:
         try:
             for certificate, issuer in zip(self.certificates, issuers, strict=True):
                 certificate.verify_directly_issued_by(issuer)
-        except (InvalidSignature, ValueError, *_MALFORMED):
+        except (InvalidSignature, ValueError, *MALFORMED):
             return False
         return True
 
@@ -87,7 +87,7 @@ def read_pem_chain(pem: bytes) -> PemChain:
         certificates = tuple(x509.load_pem_x509_certificates(text))
         chain = PemChain(certificates, _stray_bytes(pem, certificates))
         _ = chain.roots  # reads their keys, which may be malformed as well
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise ValueError(f"a certificate that cannot be read: {type(error).__name__}") from None
     return chain
 

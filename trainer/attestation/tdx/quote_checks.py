@@ -167,7 +167,7 @@ def judge_quote(ledger: Ledger, quote_hex: str, collateral: bytes, policy: Polic
         ledger.judge(QUOTE_FORMAT, False, expected="a TDX quote", found=str(error))
         ledger.unreached(QUOTE_CHECKS, "there is no quote to look at")
         return QuoteFindings(None, None)
-    # dcap-qvl ignores bytes that no length covers, and what stands around certificates. Another reader could take
+    # dcap-qvl ignores bytes that no length covers, and bytes around certificates. Another reader could take
     # them for part of what was signed.
     ledger.compare(QUOTE_TRAILING_BYTES, expected="0 stray bytes", found=f"{quote.slack} stray bytes")
     documents = _judge_collateral(ledger, collateral)
