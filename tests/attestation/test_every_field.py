@@ -191,7 +191,7 @@ def record_changes() -> Iterator[Changed]:
     for name, changed in changes({key: document[key] for key in document.keys() - inner.keys()}):
         # One entry of `results` and `submods` stands for all.
         if isinstance(changed, dict) and not re.match(
-            r"result\.(results\.[1-9]|submods\.[^t]|checks\.[^a])", name
+            r"result\.(results\.[1-9]|ear\.submods\.[^t]|checks\.[^a])", name
         ):
             yield name, inner | changed
 

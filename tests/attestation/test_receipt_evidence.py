@@ -98,6 +98,20 @@ def test_a_later_start_of_the_same_vm_signs_with_another_key(world: World) -> No
     assert contraindicated(later, world.appraise()) == []
 
 
+@pytest.mark.parametrize("purpose", ["receipt", "privacy"])
+def test_receipts_and_privacy_statements_are_of_this_run_and_not_of_each_other(world: World, purpose: Any) -> None:
+    earlier, statement = world.appraise(), receipt(world, purpose=purpose)
+    other: Any = {"receipt": "privacy", "privacy": "receipt"}[purpose]
+
+    def wrong(world: World, wanted: Any) -> list[str]:
+        checks = world.appraise_receipt(earlier, wanted)
+        return [check.code for check in checks if check.state is not CheckState.AFFIRMED]
+
+    assert wrong(statement, purpose) == []
+    assert wrong(receipt(statement, issued_at=world.claims.issued_at - 1), purpose) == ["claims-validity"]
+    assert wrong(statement, other) == ["statement-purpose"]
+
+
 def test_a_deletion_statement_is_judged_by_the_same_checks(world: World) -> None:
     earlier, deletion = world.appraise(), receipt(world, purpose="deletion")
     earliest = receipt(deletion, issued_at=world.claims.issued_at - 1)

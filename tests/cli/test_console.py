@@ -63,7 +63,7 @@ def test_symbols_and_words_tell_it_without_colours(capsys: Captured, monkeypatch
     monkeypatch.setenv("COLUMNS", "80")
     print_checks(CHECKS, title="the receipt")
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert "Receipt" in lines
+    assert "Statement" in lines
     assert "✔  1 quote-format             one" in lines
     assert "✘  2 receipt-files            contraindicated: 2 files" in lines
     assert "not demanded: gpu-cc-mode" in lines

@@ -23,7 +23,7 @@ def test_groups_hold_every_check_once_in_its_order(world: World) -> None:
 def test_what_only_a_receipt_has_stands_by_itself(world: World) -> None:
     checks = world.appraise_receipt(world.appraise())
     last = grouped(checks)[-1]
-    assert (last.submodule, last.title) == (None, "Receipt")
+    assert (last.submodule, last.title) == (None, "Statement")
     assert {check.code for check in last.checks} == {
         "earlier-result",
         "same-vm",

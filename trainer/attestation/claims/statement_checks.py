@@ -1,4 +1,4 @@
-"""Checks of the evidence over a receipt or a deletion statement: the same VM, the same job, this statement."""
+"""Checks of the evidence over a receipt, a deletion or a privacy statement: same VM, same job, this statement."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ STATEMENT_REPORT_DATA: Final = CheckDefinition(
 )
 STATEMENT_CLAIMS_VALIDITY: Final = CheckDefinition(
     "claims-validity",
-    title="a receipt was issued after the claims that the dataset was sealed to",
-    attack="replay of an earlier job's receipt",
+    title="the statement was issued after the claims that the dataset was sealed to",
+    attack="replay of an earlier job's statement",
     claim=(Submodule.JOB, TrustClaim.INSTANCE_IDENTITY),
     hint="verify the job again; compare the clocks",
 )

@@ -36,8 +36,8 @@ TITLES: Final[Mapping[Submodule, str]] = {
     Submodule.GPU: "GPUs",
 }
 
-RECEIPT_TITLE: Final = "Receipt"
-"""Title of the group of checks that only a receipt has, which belong to no submodule."""
+STATEMENT_TITLE: Final = "Statement"
+"""Title of the group of checks that only the evidence over a statement has, which belong to no submodule."""
 
 DEVELOPMENT_BANNER: Final = (
     "DEVELOPMENT ROOT: not Intel's. Whoever holds its key can imitate a TEE, so this protects nothing: "
@@ -74,7 +74,7 @@ def grouped(checks: Sequence[Check]) -> tuple[CheckGroup, ...]:
         by_submodule.setdefault(submodule_of(check), []).append(check)
     order: tuple[Submodule | None, ...] = (*TITLES, None)
     return tuple(
-        CheckGroup(name, TITLES[name] if name else RECEIPT_TITLE, tuple(by_submodule[name]))
+        CheckGroup(name, TITLES[name] if name else STATEMENT_TITLE, tuple(by_submodule[name]))
         for name in order
         if name in by_submodule
     )
