@@ -73,6 +73,14 @@ def test_what_cannot_be_read_is_a_usage_error(
     assert "error[" in capsys.readouterr().err
 
 
+def test_a_path_is_printed_as_it_is(compose: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = compose.with_name("old.yaml")
+    old.write_text(CHANGED)
+    compose.write_text(CHANGED.replace("    pid: host\n", "    pid: host\n    working_dir: '/data:key:/x'\n"))
+    run(["audit", str(compose), "--against", str(old)])
+    assert "/data:key:/x" in capsys.readouterr().out
+
+
 def test_a_table_ends_somewhere(compose: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compose.write_text(
         "services:\n"

@@ -11,6 +11,7 @@ import io
 import json
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -61,7 +62,15 @@ def clean_text(text: str) -> str:
 
 
 class SafeConsole(Console):
-    """A console of rich on which no text can command the terminal: only rich's own styles do."""
+    """A console of rich on which no text can command the terminal: only rich's own styles do.
+
+    Args:
+        options: those of rich's console.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        # Without this, rich shows `:key:` in a name of a file as a picture, even where it reads no markup.
+        super().__init__(emoji=False, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Renders as rich does, with the text of each segment cleaned."""
