@@ -205,6 +205,17 @@ def test_nobody_answers(tmp_path: Path) -> None:
         SpoolClient(tmp_path / "absent")
 
 
+@pytest.mark.parametrize("name", ["nonce", "ack"])
+def test_a_directory_in_the_place_of_what_the_provider_writes(tmp_path: Path, name: str) -> None:
+    (tmp_path / name / "inside").mkdir(parents=True)
+    client = SpoolClient(tmp_path, timeout=1, sleep=lambda _: None)
+    write = client.attestation if name == "nonce" else client.acknowledge
+    with pytest.raises(UnavailableError, match=f"{name} in the spool") as caught:
+        write(NONCE)
+    assert caught.value.code is ErrorCode.JOB_UNREACHABLE
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 @pytest.mark.parametrize("content", [b"", b"yes", b"0" * 64, ACKNOWLEDGEMENT_SHA256.encode(), b"x" * 1000])
 def test_a_writer_of_the_directory_cannot_acknowledge(front: Any, content: bytes) -> None:
     front.send(ResultReady(size=1, sha256="0" * 64, acknowledgement_sha256=ACKNOWLEDGEMENT_SHA256))

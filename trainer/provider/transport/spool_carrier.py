@@ -91,9 +91,9 @@ class SpoolClient:
         """Writes `nonce` and returns the evidence over it, unappraised.
 
         Raises:
-            UnavailableError: no evidence over this nonce in time.
+            UnavailableError: no evidence over this nonce in time, or the nonce cannot be written.
         """
-        self._spool.put(NONCE_NAME, nonce.encode() + b"\n")
+        self._put(NONCE_NAME, nonce.encode() + b"\n")
         return self._poll(lambda: self._evidence_over(nonce), "no evidence over the nonce")
 
     def _evidence_over(self, nonce: str) -> bytes | None:
@@ -232,12 +232,7 @@ class SpoolClient:
         try:
             return self._spool.open_file(RESULT_NAME)
         except OSError as error:
-            raise UnavailableError(
-                ErrorCode.JOB_UNREACHABLE,
-                f"{RESULT_NAME} in the spool",
-                expected="a regular file",
-                found=f"{error.strerror}",
-            ) from error
+            raise _unusable(RESULT_NAME, "a regular file", error) from error
 
     def deletion_statement(self) -> bytes | None:
         """Returns the deletion statement that lies beside the result, unverified; None without one."""
@@ -252,18 +247,27 @@ class SpoolClient:
         Returns:
             The deletion statement that the job signs after it, unverified; the one that lay beside the result, or
             None without one, if no other appears within ten seconds.
+
+        Raises:
+            UnavailableError: the acknowledgement cannot be written.
         """
         earlier = self.deletion_statement()
-        self._spool.put(ACKNOWLEDGEMENT_NAME, acknowledgement.encode() + b"\n")
+        self._put(ACKNOWLEDGEMENT_NAME, acknowledgement.encode() + b"\n")
 
         def look() -> bytes | None:
-            statement = self._spool.read(DELETION_NAME, MAX_DELETION_BYTES)
-            return statement if statement != earlier else None
+            return None if (statement := self.deletion_statement()) == earlier else statement
 
         try:
             return self._poll(look, "no deletion statement", timeout=min(self._timeout, _DELETION_SECONDS))
         except UnavailableError:
             return earlier
+
+    def _put(self, name: str, data: bytes) -> None:
+        # Whoever can write to the directory can make a directory of that name.
+        try:
+            self._spool.put(name, data)
+        except OSError as error:
+            raise _unusable(name, "a file that can be written", error) from error
 
     def _poll(self, look: Callable[[], Answer | None], failure: str, *, timeout: float | None = None) -> Answer:
         """Returns the first answer of `look` that is not None.
@@ -295,6 +299,11 @@ SPOOL_CARRIER: Final = CarrierKind(
     serves=lambda location: Path(location).is_dir(),
     connect=lambda location, _pin: SpoolClient(Path(location)),
 )
+
+
+def _unusable(name: str, expected: str, error: OSError) -> UnavailableError:
+    message, found = f"{name} in the spool", f"{error.strerror}"
+    return UnavailableError(ErrorCode.JOB_UNREACHABLE, message, expected=expected, found=found)
 
 
 def _copy_and_hash(source: BinaryIO, target: BinaryIO, progress: Progress | None, *, limit: int) -> str:
