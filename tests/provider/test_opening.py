@@ -19,6 +19,7 @@ from tests.attestation.field_changes import changes
 from trainer.attestation.checks import CheckState
 from trainer.attestation.evidence import StatementClaims
 from trainer.attestation.result.record import Record
+from trainer.cli.result_commands import _privacy_line
 from trainer.encoding import sha256_hex
 from trainer.error_document import FailureReport
 from trainer.errors import ErrorCode, JobError, TrainerError, VerificationError
@@ -169,6 +170,8 @@ def private(sealing: Sealing, *, purpose: Any = "privacy", **changes: Any) -> Se
 def test_a_private_result_has_a_statement_that_can_be_shown_by_itself(sealing: Sealing, tmp_path: Path) -> None:
     result = opened(private(sealing), tmp_path)
     assert "privacy-statement" in {check.code for check in result.checks if check.state is CheckState.AFFIRMED}
+    place = [check.code for check in result.checks].index("privacy-statement")
+    assert [check.number for check in result.checks[: place + 1]] == list(range(1, place + 2))
     # Without the receipt, and without a key: what is handed on is the statement and the weights.
     document, weights = (result.folder / PRIVACY_STATEMENT).read_bytes(), "adapter/adapter_model.safetensors"
     files = {weights: sha256_hex(FILES[weights])}
@@ -178,10 +181,26 @@ def test_a_private_result_has_a_statement_that_can_be_shown_by_itself(sealing: S
         verify_privacy_statement(document, sealing.record(), {weights: "0" * 64})
 
 
+def test_what_is_printed_of_privacy_is_the_sum_over_all_runs(sealing: Sealing, tmp_path: Path) -> None:
+    """The receipt has ε of the one run; who reads it alone takes the rows for better protected than they are."""
+    result = opened(private(sealing, runs=2, epsilon=6.0, delta=2e-5), tmp_path)
+    assert _privacy_line(result.privacy) == {"privacy": "ε = 6 at δ = 2e-05 for each row, over 2 runs"}
+
+
+@pytest.mark.parametrize("epsilon", [True, "3", None])
+def test_a_receipt_with_something_else_than_numbers_bears_no_privacy_statement_out(
+    epsilon: object, sealing: Sealing, tmp_path: Path
+) -> None:
+    receipt = {"metrics": {"rows": ROWS, "privacy": {"differential": {"epsilon": epsilon, "delta": "1e-5"}}}}
+    with pytest.raises(VerificationError, match="privacy-statement"):
+        opened(replace(private(sealing), statement=receipt), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"epsilon": 2.9}, "privacy-statement"),
+        ({"delta": 1e-6}, "privacy-statement"),
         ({"run": "0" * 32}, "privacy-statement"),
         ({"jobSpecSha256": "0" * 64}, "other job spec"),
         ({"purpose": "receipt"}, "statement-purpose"),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from trainer.attestation.checks import Check
-    from trainer.receipt.statement import Statement
+    from trainer.receipt.privacy_statement import PrivacyPredicate
 
 _SHOWN_FIELDS = ("adapter_dir", "privacy")
 """What is printed of a result without `--json`."""
@@ -91,7 +91,7 @@ def open_result(
             "development_root": development_root,
             "checks": _check_states(opened.checks),
             "not_checked": list(opened.unchecked),
-            **_privacy_line(opened.statement),
+            **_privacy_line(opened.privacy),
             "summary": opened.statement.metrics,
         },
         as_json=as_json,
@@ -154,7 +154,7 @@ def submit_dataset(
             "development_root": submitted.evidence.development_root,
             "checks": _check_states((*submitted.evidence.checks, *result.checks)),
             "receipt": {"job_spec_sha256": job_spec_sha256},
-            **_privacy_line(result.statement),
+            **_privacy_line(result.privacy),
             "summary": dict(result.statement.metrics),
             "seconds": dict(submitted.seconds),
             "deletion": submitted.deletion.predicate.model_dump(mode="json") if submitted.deletion else None,
@@ -177,10 +177,11 @@ def _check_states(checks: Sequence[Check]) -> dict[str, str]:
     return {check.code: check.state.value for check in checks}
 
 
-def _privacy_line(statement: Statement) -> dict[str, object]:
-    """Returns ε and δ of the weights as the receipt states them; empty if it states none."""
-    privacy = statement.privacy
-    differential = privacy.get("differential") if isinstance(privacy, dict) else None
-    if not isinstance(differential, dict):
+def _privacy_line(privacy: PrivacyPredicate | None) -> dict[str, object]:
+    """Returns ε and δ that the weights cost their rows, over all runs that the job knew of; empty if unknown."""
+    if privacy is None:
         return {}
-    return {"privacy": f"ε = {differential.get('epsilon')} at δ = {differential.get('delta')} for each row"}
+    return {
+        "privacy": f"ε = {privacy.epsilon:g} at δ = {privacy.delta:g} for each row, "
+        f"over {privacy.runs} run{'s' if privacy.runs > 1 else ''}"
+    }

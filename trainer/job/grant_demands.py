@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from trainer.errors import ErrorCode, JobError
 from trainer.job.end_record import PrivacySpent
+from trainer.receipt.statement import reported_privacy
 from trainer.sealing.bundle import Grant, PrivacyDemand
 from trainer.spec import JobSpec
 
@@ -65,18 +66,6 @@ def require_privacy_met(grant: Grant, spent: PrivacySpent | None) -> None:
         raise _not_met(demand, "none that was reported")
     if spent.epsilon > demand.max_epsilon or spent.delta > demand.max_delta:
         raise _not_met(demand, f"ε = {spent.epsilon:g} at δ = {spent.delta:g} over {spent.runs} runs")
-
-
-def reported_privacy(privacy: JsonValue) -> tuple[float | None, float | None]:
-    """Returns ε and δ from the `privacy` entry of a worker's summary or a receipt; None for a missing one."""
-    entry = privacy.get("differential") if isinstance(privacy, dict) else None
-    epsilon, delta = (entry.get("epsilon"), entry.get("delta")) if isinstance(entry, dict) else (None, None)
-    return _number(epsilon), _number(delta)
-
-
-def _number(value: JsonValue) -> float | None:
-    """Returns a JSON number as a float, else None. RFC 8785 writes 3.0 as 3. Python's bool is an int."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _not_met(demand: PrivacyDemand, found: str) -> JobError:

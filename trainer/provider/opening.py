@@ -21,10 +21,17 @@ from trainer.provider.grants import GrantRecord, require_same_job
 from trainer.provider.verification import verify_privacy_statement
 from trainer.receipt.attested_statement import require_acceptable, verify_statement
 from trainer.receipt.dsse import MAX_ENVELOPE_BYTES
-from trainer.receipt.privacy_statement import MAX_STATEMENT_BYTES, PRIVACY_STATEMENT
+from trainer.receipt.privacy_statement import MAX_STATEMENT_BYTES, PRIVACY_STATEMENT, PrivacyPredicate
 from trainer.receipt.receipt_appraisal import ExpectedResult, GrantTerms, appraise_statement
 from trainer.receipt.result_files import FAILURE_REPORT, require_result_file
-from trainer.receipt.statement import UNSIGNED_FILES, ReceiptOutcome, Statement, parse_statement, pinned_files
+from trainer.receipt.statement import (
+    UNSIGNED_FILES,
+    ReceiptOutcome,
+    Statement,
+    parse_statement,
+    pinned_files,
+    reported_privacy,
+)
 from trainer.sealing.age import Identity, count_stanzas
 from trainer.sealing.archive import ArchiveLimits
 from trainer.sealing.sealed_result import open_result
@@ -48,6 +55,7 @@ class OpenedResult:
         checks: the checks that it passed.
         failure: the error of a failed job, from its sealed report; None if the job succeeded.
         unchecked: what was not checked because the grant was not at hand, in words.
+        privacy: what its `privacy.json` says of the weights; None if they are not differentially private.
     """
 
     folder: Path
@@ -55,6 +63,7 @@ class OpenedResult:
     checks: tuple[Check, ...]
     failure: JobError | None = None
     unchecked: tuple[str, ...] = ()
+    privacy: PrivacyPredicate | None = None
 
     @property
     def adapter(self) -> Path:
@@ -151,36 +160,49 @@ def check_result(
     content = appraise_statement(statement, expected, first=2)
     require_acceptable(content)
     _require_result_files(folder, statement)
-    content += _check_privacy_statement(folder, statement, record, files, restarted)
-    return OpenedResult(folder, statement, (signature, *content, *quoted), report.as_error() if report else None)
+    privacy, stated = None, statement.privacy.get("differential") if isinstance(statement.privacy, dict) else None
+    if stated is not None and statement.outcome is ReceiptOutcome.SUCCEEDED:
+        privacy, check = _check_privacy_statement(
+            folder, statement, record, files, restarted, number=2 + len(content)
+        )
+        content += (check,)
+    checks, failure = (signature, *content, *quoted), report.as_error() if report else None
+    return OpenedResult(folder, statement, checks, failure, privacy=privacy)
 
 
 def _check_privacy_statement(
-    folder: Path, statement: Statement, record: Record, files: Mapping[str, str], restarted: Record | None
-) -> tuple[Check, ...]:
-    """Checks that `privacy.json` says of these weights what the receipt says; no check where nothing is said.
+    folder: Path,
+    statement: Statement,
+    record: Record,
+    files: Mapping[str, str],
+    restarted: Record | None,
+    *,
+    number: int,
+) -> tuple[PrivacyPredicate, Check]:
+    """Checks that `privacy.json` says of these weights what the receipt says; returns what it says.
+
+    The receipt has ε and δ of this run; `privacy.json` has the sums over all runs, rounded up.
 
     Raises:
         VerificationError: it does not, or a private result lacks it.
     """
-    found = statement.privacy.get("differential") if isinstance(statement.privacy, dict) else None
-    if not isinstance(found, dict) or statement.outcome is not ReceiptOutcome.SUCCEEDED:
-        return ()
     document = _read_limited(folder, PRIVACY_STATEMENT, MAX_STATEMENT_BYTES)
     said = verify_privacy_statement(document, record, files, restarted=restarted).predicate
-    run, epsilon = statement.predicate.runDetails.metadata.invocationId, found.get("epsilon")
-    holds = said.run == run and isinstance(epsilon, int | float) and said.epsilon >= epsilon
+    run = statement.predicate.runDetails.metadata.invocationId
+    epsilon, delta = reported_privacy(statement.privacy)
+    is_covered = epsilon is not None and said.epsilon >= epsilon and delta is not None and said.delta >= delta
+    holds = said.run == run and is_covered
     check = Check(
-        0,
+        number,
         "privacy-statement",
         "privacy.json says of these weights what the receipt says",
         CheckState.AFFIRMED if holds else CheckState.CONTRAINDICATED,
-        f"ε of at least {epsilon} for the run {run}",
-        f"ε of {said.epsilon} for the run {said.run}",
+        f"ε of at least {epsilon} at δ of at least {delta} for the run {run}",
+        f"ε of {said.epsilon} at δ of {said.delta} for the run {said.run}",
         None,
     )
     require_acceptable((check,))
-    return (check,)
+    return said, check
 
 
 def _file_digests(folder: Path) -> dict[str, str]:

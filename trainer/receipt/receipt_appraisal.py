@@ -17,6 +17,7 @@ from trainer.receipt.statement import (
     dataset_dependencies,
     model_dependencies,
     recipient_fingerprint,
+    reported_privacy,
 )
 
 
@@ -196,14 +197,9 @@ def _check_privacy(statement: Statement, terms: GrantTerms | None) -> tuple[Chec
     is_demanded = None not in demanded
     if not (is_demanded or _asks_for_privacy(statement)) or statement.outcome is not ReceiptOutcome.SUCCEEDED:
         return ()
-    found = statement.privacy.get("differential") if isinstance(statement.privacy, dict) else None
-    numbers = [found.get(name) if isinstance(found, dict) else None for name in ("epsilon", "delta")]
-    # A missing value fails. `bool` is a subclass of `int` in Python: `true` is not an epsilon of 1.
-    holds = all(
-        isinstance(number, int | float)
-        and not isinstance(number, bool)
-        and math.isfinite(number)
-        and (limit is None or number <= limit)
+    numbers = reported_privacy(statement.privacy)
+    holds = all(  # a missing value fails
+        number is not None and math.isfinite(number) and (limit is None or number <= limit)
         for number, limit in zip(numbers, demanded, strict=True)
     )
     title = "differentially private within the budget demanded" if is_demanded else "differentially private"

@@ -209,6 +209,18 @@ def recipient_fingerprint(recipient: str) -> str:
     return sha256_hex(recipient.encode())
 
 
+def reported_privacy(privacy: JsonValue) -> tuple[float | None, float | None]:
+    """Returns ε and δ from the `privacy` entry of a worker's summary or a receipt; None for a missing one."""
+    entry = privacy.get("differential") if isinstance(privacy, dict) else None
+    epsilon, delta = (entry.get("epsilon"), entry.get("delta")) if isinstance(entry, dict) else (None, None)
+    return _number(epsilon), _number(delta)
+
+
+def _number(value: JsonValue) -> float | None:
+    """Returns a JSON number as a float, else None. RFC 8785 writes 3.0 as 3. Python's bool is an int."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 def pinned_files(job_spec: Mapping[str, JsonValue]) -> dict[str, str]:
     """Maps each file of the base model that a job spec as written pins to its SHA-256; empty if it is none."""
     model = job_spec.get("model")
