@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from trainer.attestation.dstack.compose import parse_app_compose
 from trainer.attestation.dstack.key_source import KEY_SERVICE, NO_KEY_SERVICE, KeySource, read_key_source
-from trainer.encoding import parse_json
 from trainer.errors import ErrorCode, UsageError
 
 
@@ -17,12 +17,9 @@ def parse_compose(text: str) -> dict[str, object]:
         UsageError: not a JSON object.
     """
     try:
-        document = parse_json(text)
+        return parse_app_compose(text)
     except ValueError as error:
         raise UsageError(ErrorCode.USAGE, f"app-compose: {error}") from None
-    if not isinstance(document, dict):
-        raise UsageError(ErrorCode.USAGE, "app-compose", expected="a JSON object", found=type(document).__name__)
-    return document
 
 
 def simulated_key_source(app: Mapping[str, object]) -> KeySource:

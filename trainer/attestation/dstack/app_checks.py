@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from trainer.attestation.checks import CheckDefinition, Ledger, Submodule, TrustClaim
-from trainer.attestation.dstack.compose import compose_hash
+from trainer.attestation.dstack.compose import compose_hash, parse_app_compose
 from trainer.attestation.dstack.event_log import (
     Event,
     digest_problem,
@@ -24,7 +24,6 @@ from trainer.attestation.evidence import DatasetClaims, Evidence
 from trainer.attestation.policy import Policy
 from trainer.attestation.tdx.config_id import FORMS, acceptable_config_ids
 from trainer.attestation.tdx.td_report import TdReport
-from trainer.encoding import parse_json
 from trainer.errors import VerificationError
 
 EVENT_LOG_FORMAT: Final = CheckDefinition(
@@ -213,10 +212,9 @@ def _judge_events(
 def _judge_scripts(ledger: Ledger, app_compose: str, events: Sequence[Event], policy: Policy) -> None:
     """Records init-scripts, from the measured text, and from the guest's own events where its release has them."""
     try:
-        document = parse_json(app_compose)
+        stated = read_key_source(parse_app_compose(app_compose)).init_scripts
     except ValueError:
-        document = None
-    stated = read_key_source(document).init_scripts if isinstance(document, dict) else None
+        stated = None
     measured = tuple(script.hex() for script in payloads(events, "init-script-hash"))
     found = "not readable" if stated is None else ", ".join(stated) or "none"
     demanded = policy.app.init_script_sha256

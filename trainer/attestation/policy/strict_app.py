@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from pydantic import ValidationError
 
-from trainer.attestation.dstack.compose import compose_hash
+from trainer.attestation.dstack.compose import compose_hash, parse_app_compose
 from trainer.attestation.dstack.key_source import (
     KEY_SERVICE,
     NO_KEY_SERVICE,
@@ -23,7 +23,6 @@ from trainer.attestation.dstack.key_source import (
     read_key_source,
 )
 from trainer.attestation.policy.app_section import DERIVED_RECIPIENT_HINT, AppSection, KeyProviderDemand
-from trainer.encoding import parse_json
 from trainer.errors import ErrorCode, UsageError
 from trainer.spec import JobSpec
 
@@ -140,11 +139,9 @@ def app_key_source(app_compose: str, pins: KeyServicePins = NO_PINS) -> KeySourc
         UsageError: not a JSON object, an option of another form, or two different identities.
     """
     try:
-        document = parse_json(app_compose)
+        document = parse_app_compose(app_compose)
     except ValueError as error:
         raise _not_a_compose_file(str(error)) from None
-    if not isinstance(document, dict):
-        raise _not_a_compose_file(type(document).__name__)
     for option, value in pins.named().items():
         form, expected = _FORMS[option]
         if value is not None and not re.fullmatch(form, value):
