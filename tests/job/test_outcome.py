@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from trainer.errors import ErrorCode, JobError
 from trainer.job.outcome import MAX_LOG_BYTES, JobOutcome, _gather_tree, with_checked_output
+from trainer.job.tree_removal import remove_tree
 from trainer.job.workspace import Workspace, filesystem_type, open_workspace
 from trainer.spec import parse_job_spec
 
@@ -33,6 +35,7 @@ def workspace() -> Iterator[Workspace]:
     with open_workspace(SHM) as workspace:
         (workspace.output / "adapter").mkdir()
         (workspace.output / "adapter" / "adapter_model.safetensors").write_bytes(WEIGHTS)
+        (workspace.output / "adapter" / "adapter_config.json").write_bytes(b"{}")
         yield workspace
 
 
@@ -69,6 +72,43 @@ def test_a_worker_that_leaves_something_else_has_failed(workspace: Workspace, na
     assert failure is not None
     assert failure.code is ErrorCode.JOB_FAILED
     assert name in str(failure.found)
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_worker_that_leaves_no_complete_adapter_has_failed(workspace: Workspace, file: str) -> None:
+    (workspace.output / "adapter" / file).unlink()
+    failure = checked(workspace).failure
+    assert failure is not None
+    assert failure.found == f"no adapter/{file}"
+
+
+@pytest.mark.parametrize("name", ["adapter", "report", "merged"])
+def test_a_link_in_the_place_of_a_directory_is_not_followed(
+    workspace: Workspace, name: str, tmp_path: Path
+) -> None:
+    if (workspace.output / name).exists():
+        (workspace.output / name).rename(workspace.root / "elsewhere")
+    (workspace.output / name).symlink_to(tmp_path)
+    failure = checked(workspace).failure
+    assert failure is not None
+    assert failure.found == f"{name}: a link"
+
+
+def test_directories_without_end_are_a_failure_and_are_removed(workspace: Workspace) -> None:
+    """Deeper than Python calls itself, and than a path may be long."""
+    descriptor = os.open(workspace.output / "adapter", os.O_RDONLY)
+    for _ in range(3_000):
+        os.mkdir("deeper", dir_fd=descriptor)
+        below = os.open("deeper", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=descriptor))
+    os.close(descriptor)
+    failure = checked(workspace).failure
+    assert failure is not None
+    assert failure.code is ErrorCode.JOB_FAILED
+    remove_tree(workspace.output)
+    assert not workspace.output.exists()
 
 
 def test_metrics_nested_without_end_are_a_failure_with_a_report(workspace: Workspace) -> None:

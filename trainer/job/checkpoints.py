@@ -8,7 +8,6 @@ The file format is defined in `trainer.sealing.sealed_checkpoint`.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from trainer import logs
 from trainer.errors import ErrorCode, SealingError, TrainerError
 from trainer.job.ciphertext import CHECKPOINT_NAME
 from trainer.job.disclosure_budget import violation
+from trainer.job.tree_removal import remove_tree
 from trainer.sealing.atomic_files import open_regular_file
 from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointKeys, open_checkpoint, seal_checkpoint
 from trainer.training.run_inputs import CHECKPOINT_FILES, CHECKPOINTS_DIR
@@ -149,6 +149,6 @@ def _remove_below(folder: Path, name: str, entry: str) -> None:
     except OSError:
         return
     try:
-        shutil.rmtree(entry, ignore_errors=True, dir_fd=parent)
+        remove_tree(entry, dir_fd=parent)
     finally:
         os.close(parent)

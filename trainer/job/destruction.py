@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 
 from trainer.errors import ErrorCode, JobError
 from trainer.job.end_record import EndRecord
 from trainer.job.job_keys import JobKeys
 from trainer.job.outcome import ReceiptSigner
+from trainer.job.tree_removal import remove_tree
 from trainer.job.workspace import Workspace
 from trainer.receipt.attested_envelope import AttestedEnvelope
 from trainer.receipt.deletion import DeletionPredicate, DestroyedItem, make_deletion_statement
@@ -38,7 +38,7 @@ def destroy_plaintext(keys: JobKeys, workspace: Workspace) -> dict[DestroyedItem
         (DestroyedItem.OUTPUT, workspace.scratch),
         (DestroyedItem.RESULT_TREE, workspace.root / "result"),
     ):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
         if folder.exists():  # checked, not assumed: the provider relies on the statement
             raise JobError(ErrorCode.JOB_FAILED, "plaintext could not be removed")
         destroyed[name] = int(time.time())

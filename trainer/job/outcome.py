@@ -31,7 +31,7 @@ from trainer.receipt.privacy_statement import (
     PrivacyPredicate,
     make_privacy_statement,
 )
-from trainer.receipt.result_files import require_result_file
+from trainer.receipt.result_files import ADAPTER_FILES, require_result_file
 from trainer.receipt.statement import ReceiptOutcome
 from trainer.receipt.statement_writer import StatementInputs, make_statement
 from trainer.sealing.bundle import OpenedBundle
@@ -158,6 +158,9 @@ def with_checked_output(outcome: JobOutcome, workspace: Workspace, spec: JobSpec
     try:
         for name in RESULT_DIRECTORIES:
             _require_result_files(workspace.output, name, spec)
+        for name in sorted(ADAPTER_FILES):
+            if not (workspace.output / name).is_file():
+                raise _unfit_output(f"no {name}")
     except JobError as error:
         return replace(outcome, failure=error)
     return outcome
@@ -171,7 +174,13 @@ def _require_result_files(output: Path, directory: str, spec: JobSpec) -> None:
     Raises:
         JobError: one may not, or is not; or an entry is neither a file nor a directory.
     """
-    for path in sorted((output / directory).rglob("*")):
+    if (output / directory).is_symlink():
+        raise _unfit_output(f"{directory}: a link")
+    try:
+        paths = sorted((output / directory).rglob("*"))
+    except (OSError, RecursionError):  # a path that is too long, or more levels than Python calls itself
+        raise _unfit_output(f"{directory}: nested too deeply") from None
+    for path in paths:
         name, status = path.relative_to(output).as_posix(), path.lstat()
         if stat.S_ISDIR(status.st_mode):
             continue
@@ -179,12 +188,12 @@ def _require_result_files(output: Path, directory: str, spec: JobSpec) -> None:
             with open_inside(output, name) as file:
                 require_result_file(name, file, status.st_size, pinned=spec.model.model_file_sha256)
         except (OSError, ValueError) as error:
-            raise JobError(
-                ErrorCode.JOB_FAILED,
-                "the worker left what may not be part of a result",
-                expected="weights, reports and logs of their kinds",
-                found=f"{name}: {error}",
-            ) from error
+            raise _unfit_output(f"{name}: {error}") from error
+
+
+def _unfit_output(found: str) -> JobError:
+    what, expected = "the worker left what is no result", "an adapter, reports and logs, each of its kind"
+    return JobError(ErrorCode.JOB_FAILED, what, expected=expected, found=found)
 
 
 def _gather_tree(outcome: JobOutcome, workspace: Workspace, spec: JobSpec) -> Path:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from trainer.errors import ErrorCode, JobError
+from trainer.job.tree_removal import remove_tree
 
 CANDIDATES: Final = (Path("/run/trainer"), Path("/dev/shm"))  # noqa: S108 -- a tmpfs is required
 """Parent directories to try, in this order, unless the operator names one."""
@@ -75,8 +75,8 @@ class Workspace:
         # Only the entries: the directories' modes and owners were set for the accounts.
         for folder in (self.model, self.scratch) if keep_output else (self.model, self.output, self.scratch):
             for entry in folder.iterdir():
-                if entry.is_dir():
-                    shutil.rmtree(entry, ignore_errors=True)
+                if entry.is_dir() and not entry.is_symlink():
+                    remove_tree(entry)
                 else:
                     entry.unlink(missing_ok=True)
 
@@ -111,7 +111,7 @@ def _locked_directory(parent: Path) -> Iterator[Path]:
         root = root.rename(root.with_name(root.name.removeprefix(".")))
         yield root
     finally:
-        shutil.rmtree(root, ignore_errors=True)
+        remove_tree(root)
         os.close(descriptor)
 
 
@@ -126,7 +126,7 @@ def _remove_abandoned(parent: Path) -> None:
         except BlockingIOError:
             continue  # of a job that runs
         else:
-            shutil.rmtree(root, ignore_errors=True)
+            remove_tree(root)
             if root.exists():
                 raise JobError(ErrorCode.WORKSPACE_UNSAFE, f"plaintext of an earlier start is left in {root}")
         finally:
