@@ -12,7 +12,17 @@ from trainer.attestation.evidence import Recipients
 from trainer.attestation.policy import OsSection
 from trainer.attestation.result.record import load_record, save_record
 from trainer.cli.app import run_command_line as run
+from trainer.encoding import sha256_hex
 from trainer.errors import ExitCode
+from trainer.exchange.spool import (
+    DELETION_NAME,
+    RESULT_INFO_NAME,
+    RESULT_NAME,
+    STATUS_NAME,
+    SpoolDirectory,
+    SpoolResult,
+)
+from trainer.models import Phase, Status
 from trainer.sealing.age import generate_identity
 
 if TYPE_CHECKING:
@@ -158,3 +168,20 @@ def test_the_nonce_of_a_bundle_does_not_make_it_fresh_under_its_own_policy(files
     again = files.folder / "again.json"
     assert run(["verify", str(record), "--nonce", NONCE, "-q", "-o", str(again)]) == ExitCode.DONE
     assert seal(files, "--attestation", again) == ExitCode.VERIFICATION
+
+
+def test_a_forged_deletion_statement_does_not_end_a_pull(
+    files: Files, record: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """Anybody can write `deletion.json` to a spool; the result is there, and the pull cannot be repeated."""
+    spool, result = SpoolDirectory(tmp_path / "spool"), tmp_path / "result.age"
+    spool.path.mkdir()
+    spool.put(STATUS_NAME, Status(phase=Phase.AWAITING_PULL, result_bytes=6).model_dump_json().encode())
+    spool.put(RESULT_NAME, b"sealed")
+    spool.put(RESULT_INFO_NAME, SpoolResult(size=6, sha256=sha256_hex(b"sealed")).model_dump_json().encode())
+    spool.put(DELETION_NAME, b"{}")
+    place = (str(spool.path), "--policy", str(files.policy), "--attestation", str(record))
+    assert run(["pull", *place, "-o", str(result)]) == ExitCode.DONE
+    assert "no valid statement of what the job destroyed" in capsys.readouterr().err
+    assert result.read_bytes() == b"sealed"
+    assert not (tmp_path / "result.age.deletion.json").exists()

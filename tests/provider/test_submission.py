@@ -24,7 +24,7 @@ from trainer.errors import (
     VerificationError,
 )
 from trainer.models import Phase, Status
-from trainer.provider import job_wait, submission_directory
+from trainer.provider import acknowledgement, job_wait, submission_directory
 from trainer.provider import submission as steps
 from trainer.provider.grants import GrantRecord
 from trainer.provider.opening import OpenedResult
@@ -77,6 +77,8 @@ class Job:
     pulls: int = 0
     lines: list[str] = field(default_factory=list)
     peer_spki_sha256: str | None = None
+    statement: bytes | None = None
+    answer: bytes | None = None
 
     def connect(self, _source: str, *, pinned_spki_sha256: str | None = None) -> Job:
         self.connections += 1
@@ -102,11 +104,11 @@ class Job:
         target.write_bytes(b"sealed")
         return sha256_hex(b"sealed")
 
-    def deletion_statement(self) -> None:
-        return None
+    def deletion_statement(self) -> bytes | None:
+        return self.statement
 
-    def acknowledge(self, _acknowledgement: str) -> None:
-        return None
+    def acknowledge(self, _acknowledgement: str) -> bytes | None:
+        return self.answer
 
     def open(self, _source: Path, _identities: object, target: Path, **_options: object) -> OpenedResult:
         failure = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
@@ -255,3 +257,28 @@ def test_a_result_that_does_not_open_is_pulled_again(submit: Callable[..., Submi
         submit(job)
     assert submit(job).result.failure is None
     assert (job.uploads, job.pulls) == (1, 2)
+
+
+@pytest.mark.parametrize("statement", [b"honest", None])
+def test_a_forged_answer_to_the_acknowledgement_costs_neither_result_nor_statement(
+    submit: Callable[..., SubmissionResult],
+    statement: bytes | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Anybody can write `deletion.json` to a spool, once the acknowledgement is there."""
+
+    def verify(document: bytes, *_args: object, **_options: object) -> str:
+        if document != b"honest":
+            raise VerificationError(ErrorCode.RECEIPT_INVALID, "forged")
+        return "verified"
+
+    monkeypatch.setattr(acknowledgement, "verify_deletion_statement", verify)
+    job = Job([None], statement=statement, answer=b"forged")
+    ended = submit(job)
+    assert "no valid answer to the acknowledgement: forged" in job.lines
+    assert (tmp_path / "out" / "report").is_dir()
+    assert not (tmp_path / "out.submission").exists()
+    kept = tmp_path / "out.deletion.json"
+    assert (ended.deletion, kept.exists()) == (("verified", True) if statement else (None, False))
+    assert not statement or kept.read_bytes() == statement

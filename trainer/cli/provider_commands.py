@@ -26,7 +26,7 @@ from trainer.cli.options import (
     load_attestation,
     require_absent,
 )
-from trainer.errors import ErrorCode, UnavailableError, UsageError
+from trainer.errors import ErrorCode, UnavailableError, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from trainer.attestation.result.record import Record
@@ -203,10 +203,15 @@ def pull_result(
     statement = None
     try:
         statement = deletion.fetch()
-    except UnavailableError as error:  # the result is here; the job ended in between
-        print_line(error.message, err=True)
+    except (UnavailableError, VerificationError) as error:  # the result is here; the job ended in between
+        print_line(f"no valid statement of what the job destroyed: {error.message}", err=True)
     if acknowledge and grant_record is not None:
-        statement = deletion.acknowledge(grant_record) or statement
+        try:
+            statement = deletion.acknowledge(grant_record) or statement
+        except VerificationError as error:
+            if error.code not in provider.STATEMENT_ERRORS:
+                raise
+            print_line(f"no valid answer to the acknowledgement: {error.message}", err=True)
     if statement is None:
         print_line("the job gave no statement of what it destroyed", err=True)
     print_summary(

@@ -5,7 +5,7 @@ Each step is a function that takes what the step before it wrote, so that a step
 torch.
 """
 
-from trainer.provider.acknowledgement import DeletionReceiver
+from trainer.provider.acknowledgement import STATEMENT_ERRORS, DeletionReceiver
 from trainer.provider.authorization import make_authorizer
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import (
@@ -49,6 +49,7 @@ from trainer.provider.verification import (
 )
 
 __all__ = [
+    "STATEMENT_ERRORS",
     "DeletionReceiver",
     "LocalSecret",
     "PolicyDemands",

@@ -19,6 +19,7 @@ from trainer.attestation.result.presentation import DEVELOPMENT_BANNER
 from trainer.attestation.result.record import Record
 from trainer.errors import RESUMABLE, ErrorCode, SealingError, UnavailableError, UsageError, VerificationError
 from trainer.models import Phase
+from trainer.provider.acknowledgement import STATEMENT_ERRORS
 from trainer.provider.authorization import make_authorizer
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import GrantRecord, seal_dataset
@@ -283,7 +284,7 @@ class _SubmissionRun:
                 restarted=self._directory.load_restarted(),
             )
         except (SealingError, VerificationError):
-            # Whoever stores the result chose these bytes: they must not stand in the place of the real ones.
+            # Whoever stores the result chose these bytes: they must not replace the real ones.
             self._directory.refuse_result()
             raise
         failure, output = opened.failure, self._submission.output
@@ -304,10 +305,11 @@ class _SubmissionRun:
         try:
             statement = receiver.acknowledge(grant)
         except (UnavailableError, UsageError, VerificationError) as error:
-            if error.code in {ErrorCode.RECEIPT_INVALID, ErrorCode.RECEIPT_MISMATCH}:
-                raise  # it was told, and answered with a statement that does not hold
-            # The result is here and was checked; the job ends by itself, later.
-            self._report.line(f"the job was not told that the result arrived: {error.message}")
+            # The result is here and was checked; the job ends by itself, later. Others can answer in a spool.
+            reason = "the job was not told that the result arrived"
+            if error.code in STATEMENT_ERRORS:
+                reason = "no valid answer to the acknowledgement"
+            self._report.line(f"{reason}: {error.message}")
         if statement is None and kept.exists():
             statement = receiver.verify(kept.read_bytes())  # the one that lay beside the result
         if statement is None:
