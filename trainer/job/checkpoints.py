@@ -15,8 +15,8 @@ from typing import Final
 
 from trainer import logs
 from trainer.errors import ErrorCode, SealingError, TrainerError
+from trainer.ipc.worker_messages import FROM_WORKER
 from trainer.job.ciphertext import CHECKPOINT_NAME
-from trainer.job.disclosure_budget import violation
 from trainer.job.tree_removal import remove_tree
 from trainer.sealing.atomic_files import open_regular_file
 from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointKeys, open_checkpoint, seal_checkpoint
@@ -100,7 +100,9 @@ class CheckpointStore:
         except SealingError as error:
             # The worker changes what it saved, or left no state there. Where that breaks off can be seen on the
             # disk, and would be a number of its choice at each checkpoint.
-            raise violation("what it saved is no state of a run", found=error) from error
+            raise FROM_WORKER.violation(
+                "what it saved is no state of a run", expected="files of one state", found=error
+            ) from error
         except TrainerError as error:
             logs.log_error("a checkpoint was not sealed", error)
             self.publish(logs.CheckpointMissed(step, error.code))

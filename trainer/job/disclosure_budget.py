@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from trainer.errors import ErrorCode, JobError
+from trainer.ipc.worker_messages import FROM_WORKER
 
 TICK_SECONDS: Final = 1
 TICKS_PER_LEVEL: Final = 64
@@ -97,7 +97,9 @@ class StepCounter:
             self.total = total
         expected = (self.step + 1, self.total)
         if (step, total) != expected or step > total:
-            raise violation("its steps do not follow each other", f"step {expected[0]} of {expected[1]}", step)
+            raise FROM_WORKER.violation(
+                "its steps do not follow each other", expected=f"step {expected[0]} of {expected[1]}", found=step
+            )
         self.step = step
 
     def release(self, seconds: int) -> ProgressRelease | None:
@@ -145,8 +147,3 @@ class CheckpointAllowance:
             return None
         self._last_interval = interval
         return self._schedule.next_tick(now)
-
-
-def violation(reason: str, expected: object = "what its protocol says", found: object = None) -> JobError:
-    """Returns the error for a worker that does not keep to its protocol."""
-    return JobError(ErrorCode.WORKER_DIED, f"the worker: {reason}", expected=expected, found=found)

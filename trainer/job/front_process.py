@@ -185,7 +185,7 @@ class FrontProcess:
         return expected is not None and hmac.compare_digest(sha256_hex(value.encode()), expected)
 
     def _evidence_reply(self, request: protocol.EvidenceRequest) -> protocol.EvidenceReply:
-        # Read once: another thread may stop the evidence between two reads.
+        # The main thread sets it once the job has keys.
         with self._changed:
             source = self._evidence_source
         try:

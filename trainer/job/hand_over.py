@@ -12,8 +12,6 @@ its name.
 
 from __future__ import annotations
 
-import os
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +21,6 @@ from typing import Final, Protocol
 from trainer import logs
 from trainer.encoding import sha256_hex, stream_sha256
 from trainer.errors import ErrorCode, ExitCode, JobError, TrainerError, UnavailableError
-from trainer.exchange.spool import RESULT_NAME
 from trainer.ipc.front_messages import DeletionReady, ResultReady
 from trainer.job.ciphertext import CiphertextDirectory
 from trainer.job.destruction import attest_deletion, destroy_plaintext
@@ -33,10 +30,10 @@ from trainer.job.outcome import RELEASED_ON_FAILURE, JobOutcome, ReceiptSigner, 
 from trainer.job.termination import Termination
 from trainer.job.workspace import Workspace
 from trainer.models import Phase
-from trainer.sealing.atomic_files import SHARED_MODE, replace_atomically
+from trainer.sealing.atomic_files import SHARED_MODE, open_regular_file, replace_atomically
 from trainer.sealing.bundle import OpenedBundle
 from trainer.sealing.grant_secrets import acknowledgement
-from trainer.sealing.sealed_result import SealedResult, open_inside, seal_result
+from trainer.sealing.sealed_result import SealedResult, seal_result
 
 RESUMABLE_LINGER_SECONDS: Final = 30
 """How long a failure report is offered if another start goes on: SIGKILL follows the operator's SIGTERM soon, and
@@ -135,11 +132,9 @@ class HandOver:
         """
         if not record.is_final or record.is_over:
             return False
-        # The operator stores both files; a result that is not the recorded one is not offered. Opened once, and no
-        # link: what is hashed is the file that was looked at.
-        with suppress(OSError), open_inside(self.ciphertext.folder, RESULT_NAME) as result:
-            is_file = stat.S_ISREG(os.fstat(result.fileno()).st_mode)
-            return is_file and stream_sha256(result) == record.result_sha256
+        # The operator stores both files; a result that is not the recorded one is not offered.
+        with suppress(OSError), open_regular_file(self.ciphertext.result) as result:
+            return stream_sha256(result) == record.result_sha256
         return False
 
     def offer(self, record: EndRecord) -> ExitCode:
@@ -208,14 +203,17 @@ class HandOver:
 
         Without a quote there is none: a statement that nobody can verify would be refused.
         """
+        statement = None
         with _logging_errors("there is no deletion statement"):
             statement = attest_deletion(self.signer, record)
-            with (
-                _logging_errors("the deletion statement was not written"),
-                replace_atomically(self.ciphertext.deletion, SHARED_MODE) as file,
-            ):
-                file.write(statement)
-            self.front.send(DeletionReady(statement=statement.decode(), acknowledged=record.acknowledged))
+        if statement is None:
+            return
+        with (
+            _logging_errors("the deletion statement was not written"),
+            replace_atomically(self.ciphertext.deletion, SHARED_MODE) as file,
+        ):
+            file.write(statement)
+        self.front.send(DeletionReady(statement=statement.decode(), acknowledged=record.acknowledged))
 
     def _store(self, write: Callable[[], SealedResult]) -> SealedResult:
         """Calls `write` until the ciphertext directory has room for what it writes; returns its result.

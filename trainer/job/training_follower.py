@@ -20,7 +20,6 @@ from trainer.job.disclosure_budget import (
     ProgressRelease,
     ReleaseSchedule,
     StepCounter,
-    violation,
 )
 from trainer.job.private_events import MAX_EVENT_METRICS
 from trainer.spec import JobSpec
@@ -111,7 +110,7 @@ class TrainingFollower:
                 self._take_saved(message.step)
             case protocol.OutputSize():
                 if self._has_size:
-                    raise violation("it stated the sizes of its output twice")
+                    raise protocol.FROM_WORKER.violation("it stated the sizes of its output twice")
                 self._has_size = True
                 self._disclosures.require_room(message)
 
@@ -141,7 +140,9 @@ class TrainingFollower:
     def _take_saved(self, step: int) -> None:
         """Has a saved state sealed, or removes it: a worker may save more often than the budget admits."""
         if step != self._steps.step or step <= self._last_saved:
-            raise violation("it saved another state than that of its last step", self._steps.step, step)
+            raise protocol.FROM_WORKER.violation(
+                "it saved another state than that of its last step", expected=self._steps.step, found=step
+            )
         self._last_saved = step
         is_regular = self._save_steps is not None and step % self._save_steps == 0 and step != self._steps.total
         now = self._clock()

@@ -31,7 +31,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all bu
 
 # A tag with an attribute can load or run something, whatever its name; `<s>` and `<|im_start|>` are tokens.
 _ACTIVE_MARKDOWN: Final = re.compile(
-    r"<\s*/?\s*(script|iframe|object|embed|link|meta|base|form|style)\b|<[a-z][a-z0-9-]*[\s/]|!\[|javascript:",
+    r"<\s*(?:/\s*)?(script|iframe|object|embed|link|meta|base|form|style)\b|<[a-z][a-z0-9-]*[\s/]|!\[|javascript:",
     re.IGNORECASE,
 )
 
