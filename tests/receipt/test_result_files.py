@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import time
 
 import pytest
 from hypothesis import given
@@ -205,3 +206,10 @@ def test_texts_without_markup_pass(text: str) -> None:
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_a_text_without_controls_is_accepted_as_a_log(text: str) -> None:
     require("logs/job.log", without_controls(text).encode())
+
+
+def test_a_model_card_of_blanks_takes_linear_time() -> None:
+    card = b"<" + b" " * 1_000_000
+    begin = time.process_time()
+    require_result_file("adapter/README.md", io.BytesIO(card), len(card), pinned={})
+    assert time.process_time() - begin < 1
