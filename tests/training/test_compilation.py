@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from functools import partialmethod
 from pathlib import Path
@@ -41,10 +42,15 @@ def _as_new(kernels: None) -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.fixture
-def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replays what torch traced instead of generating code from it, for tests of what is traced."""
-    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+@pytest.fixture(autouse=True)
+def _traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replays what torch traced; `scripts/soak compilation` generates and compiles code from it as well.
+
+    The C++ compiler takes most of the time. `test_a_whole_order_behind_walls` calls it always, in a process of its own.
+    """
+    if not os.environ.get("SOAK_COMPILATION"):
+        monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+        monkeypatch.setattr("trainer.training.stages.prepare.require_compiler", lambda: None)
 
 
 def llama(layers: int = 2) -> Any:
@@ -62,7 +68,6 @@ def test_loss_and_gradients_are_those_of_the_model(compilation: Compilation, lay
 
 
 @compiles
-@pytest.mark.usefixtures("traced_only")
 def test_of_a_model_that_caps_its_logits_as_well() -> None:
     """Its two kinds of layers, once each."""
     sizes = {**SIZES, "num_hidden_layers": 2, "head_dim": 8}
@@ -80,7 +85,6 @@ def test_with_results_that_are_made_again_going_backward() -> None:
 
 
 @compiles
-@pytest.mark.usefixtures("traced_only")
 def test_few_things_are_compiled_however_many_shapes_there_are() -> None:
     model = llama().train()
     loss = make_loss(model, compilation=PLAIN)
@@ -190,8 +194,12 @@ def test_a_whole_order_behind_walls(
         readable = (tiny_model, chat_file)
         return SandboxPlan(role=Role.WORKER, readable=readable, writable=(output,), programs=True)
 
-    train = {"torch_compile": True, "torch_compile_mode": "reduce-overhead", "max_steps": 4, "eval_steps": 2}
-    ended = run_worker(chat_file, make_spec(train=train, output={"samples": 1}), plan=plan)
+    def order(**compiled: object) -> JobSpec:
+        return make_spec(train={"max_steps": 4, "eval_steps": 2, **compiled}, output={"samples": 1})
+
+    uncompiled = run_worker(chat_file, order())
+    compiled = order(torch_compile=True, torch_compile_mode="reduce-overhead")
+    ended = run_worker(chat_file, compiled, plan=plan)
     assert ended.code == ExitCode.DONE, ended.log
     confined, *_, finished = ended.messages
     assert isinstance(confined, Confined)
@@ -200,6 +208,9 @@ def test_a_whole_order_behind_walls(
     assert isinstance(finished, Finished)
     summary: dict[str, Any] = dict(finished.summary)
     assert summary["environment"]["forward"] == "selected, compiled (reduce-overhead)"
+    losses = "eval_loss_before", "eval_loss_after", "train_loss"
+    expected = dict(uncompiled.messages[-1].summary)
+    assert [summary[name] for name in losses] == pytest.approx([expected[name] for name in losses], rel=1e-3)
     assert summary["eval_loss_after"] < summary["eval_loss_before"]
     assert summary["warnings"] == [
         "train.torch_compile_mode reduce-overhead is default here: no GPU replays graphs"
