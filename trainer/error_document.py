@@ -7,7 +7,7 @@ from typing import Annotated, Final, Self
 from pydantic import Field, JsonValue, ValidationError
 
 from trainer.encoding import canonical_json, parse_json
-from trainer.errors import DataError, ErrorCode, JobError, TrainerError
+from trainer.errors import DataError, ErrorCode, JobError, ReportedDataError, TrainerError
 from trainer.models import MAX_STATUS_STEPS, Strict
 
 MAX_FAILURE_REPORT_BYTES: Final = 1 << 20
@@ -63,11 +63,11 @@ class ErrorDocument(Strict):
         )
 
     def as_error(self) -> JobError:
-        """Returns the error that the document describes: a `DataError` if it has a `reason`."""
+        """Returns the error that the document describes: a `ReportedDataError` if it has a `reason`."""
         texts = {"expected": self.expected, "found": self.found, "hint": self.hint}
         if self.reason is None:
             return JobError(self.code, self.message, **texts)
-        return DataError(self.code, self.reason, file=self.file, row=self.row, field=self.field, **texts)
+        return ReportedDataError(self.code, self.reason, file=self.file, row=self.row, field=self.field, **texts)
 
 
 class FailureReport(ErrorDocument):

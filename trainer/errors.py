@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
     VERIFICATION = 4
     SEALING = 5
     JOB = 6
+    LOCAL_DATA = 7
 
 
 class ErrorCode(StrEnum):
@@ -176,7 +177,7 @@ class JobError(TrainerError):
 
 
 class DataError(JobError):
-    """A row or file of the dataset is not usable.
+    """A row or file of the dataset is not usable; raised where the rows are read.
 
     Args:
         code: public code.
@@ -188,6 +189,8 @@ class DataError(JobError):
         found: type or length of what is there; never its content.
         hint: what to do about it.
     """
+
+    exit_code = ExitCode.LOCAL_DATA
 
     def __init__(
         self,
@@ -212,3 +215,9 @@ class DataError(JobError):
         )
         message = f"{place}: {reason}" if place else reason
         super().__init__(code, message, expected=expected, found=found, hint=hint)
+
+
+class ReportedDataError(DataError):
+    """A `DataError` of a job, as its failure report describes it: the dataset was sent, and the job failed."""
+
+    exit_code = ExitCode.JOB

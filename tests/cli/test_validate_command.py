@@ -92,7 +92,7 @@ def test_pairs_are_counted_and_shown_side_by_side(
     ]
     file = write(data.with_name("pairs.jsonl"), pairs)
     arguments = ["validate", str(file), "--job", str(job)]
-    assert run(arguments) == ExitCode.JOB
+    assert run(arguments) == ExitCode.LOCAL_DATA
     captured = capsys.readouterr()
     assert "set train.method to dpo" in captured.out + captured.err
     document = yaml.safe_load(job.read_text()) | {"train": {"method": "dpo", "per_device_train_batch_size": 3}}
@@ -116,17 +116,17 @@ def test_pairs_are_counted_and_shown_side_by_side(
 def test_bad_rows_are_listed_and_fail(job: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = write(data.with_name("bad.jsonl"), [{"text": number} for number in range(30)])
     arguments = ["validate", str(data), str(bad), "--job", str(job)]
-    assert run(arguments) == ExitCode.JOB
+    assert run(arguments) == ExitCode.LOCAL_DATA
     captured = capsys.readouterr()
     assert "refused   30: 30 dataset-row-invalid" in captured.out
     assert "… and 10 more" in captured.out
     assert "20 rows: 20 messages" in captured.out
     assert "error[dataset-row-invalid]: file bad.jsonl, row 0, field text: wrong value" in captured.err
-    assert run([*arguments, "--json"]) == ExitCode.JOB
+    assert run([*arguments, "--json"]) == ExitCode.LOCAL_DATA
     found = json.loads(capsys.readouterr().out)
     assert found["refused"] == {"count": 30, "codes": {"dataset-row-invalid": 30}}
     assert found["problems"][19]["row"] == 19
-    assert (found["error"]["code"], found["exit_code"]) == ("dataset-row-invalid", 6)
+    assert (found["error"]["code"], found["exit_code"]) == ("dataset-row-invalid", 7)
 
 
 def test_folders_formats_and_columns(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ def test_a_folder_of_tables_with_its_own_columns(
     )  # fmt: skip
 
     refused = trainer(*command)
-    assert refused.code == 6
+    assert refused.code == 7
     assert "data.columns" in refused.err
 
     validated = trainer("validate", folder, "--job", spec, "--json")

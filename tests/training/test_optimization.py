@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from trainer.errors import ErrorCode, JobError
-from trainer.spec import TrainSection
-from trainer.training.optimization import LearningRate, make_optimizer
+from trainer.spec import LearningRate, LearningRatePath, TrainSection, learning_rate_path
+from trainer.training.optimization import make_optimizer, set_learning_rate
 
 STEPS = 20
 
@@ -62,6 +62,58 @@ def test_every_schedule_stays_within_its_bounds(section: dict[str, Any]) -> None
     assert max(made) == pytest.approx(0.5)
 
 
+SCHEDULES: list[dict[str, Any]] = [
+    {"lr_scheduler_type": "linear"},
+    {"lr_scheduler_type": "cosine"},
+    {"lr_scheduler_type": "constant"},
+    {"lr_scheduler_type": "constant_with_warmup"},
+    {"lr_scheduler_type": "cosine_with_restarts"},
+    {"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 3.0}},
+    {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 0.1}},
+    {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.2, "num_cycles": 1.5}},
+    {"lr_scheduler_type": "polynomial"},
+    {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 2.0, "lr_end": 0.01}},
+    {"lr_scheduler_type": "inverse_sqrt"},
+    {"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": {"timescale": 4.0}},
+    {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 5.0}},
+    {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 30.0}},
+    {
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {
+            "num_decay_steps": 5.0,
+            "num_stable_steps": 3.0,
+            "min_lr_ratio": 0.1,
+            "num_cycles": 0.25,
+        },
+    },
+]
+
+
+@pytest.mark.filterwarnings("ignore:Both num_training_steps")
+@pytest.mark.parametrize(
+    "warmup", [{}, {"warmup_steps": 3}, {"warmup_ratio": 0.26}, {"warmup_steps": 25}], ids=str
+)
+@pytest.mark.parametrize("section", SCHEDULES, ids=str)
+def test_every_rate_is_that_of_transformers(section: dict[str, Any], warmup: dict[str, Any]) -> None:
+    from transformers import get_scheduler
+
+    settings = TrainSection(learning_rate=0.5, **section, **warmup)
+    scheduler: Any = get_scheduler(
+        settings.lr_scheduler_type,
+        torch.optim.SGD([parameter()], lr=settings.learning_rate),
+        num_warmup_steps=settings.warmup_steps or math.ceil(settings.warmup_ratio * STEPS),
+        num_training_steps=STEPS,
+        scheduler_specific_kwargs={
+            name: int(value) if value.is_integer() else value
+            for name, value in settings.lr_scheduler_kwargs.items()
+        },
+    )
+    expected = [0.5 * float(scheduler.lr_lambdas[0](done)) for done in range(STEPS)]
+    rates = LearningRate(settings, STEPS)
+    assert [rates.at(step) for step in range(1, STEPS + 1)] == expected
+    assert learning_rate_path(settings, STEPS) == LearningRatePath(expected[0], max(expected), expected[-1])
+
+
 def parameter() -> nn.Parameter:
     return nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
 
@@ -70,7 +122,7 @@ def stepped(**section: Any) -> torch.Tensor:
     weights = parameter()
     settings = TrainSection(learning_rate=0.1, **section)
     optimizer = make_optimizer([weights], settings)
-    assert LearningRate(settings, 10).apply(optimizer, 6) == pytest.approx(0.05)
+    set_learning_rate(optimizer, LearningRate(settings, 10).at(6))
     weights.grad = torch.tensor([0.5, -0.25, 0.0])
     optimizer.step()
     return weights.detach()

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from trainer.data.examples.model_config import read_config
 from trainer.spec import Dtype, JobSpec, LoraSection
-from trainer.validation.architecture import Architecture, architecture_of, read_architecture
+from trainer.validation.architecture import Architecture, architecture_of
 from trainer.validation.memory import GIB, adapter_parameters, estimate_memory
 
 SPEC: dict[str, Any] = {
@@ -52,7 +53,7 @@ def test_parameters_are_those_of_the_model_that_is_built(tiny_model: Path) -> No
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    model = read_architecture(tiny_model)
+    model = architecture_of(read_config(tiny_model))
     assert model is not None
     built: Any = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     assert model.linear_parameters + model.other_parameters == sum(p.numel() for p in built.parameters())
@@ -128,13 +129,6 @@ def test_each_part_of_the_estimate() -> None:
 @pytest.mark.parametrize("changes", [{"num_experts": 8}, {"hidden_size": None}, {"num_hidden_layers": "x"}])
 def test_what_is_not_known_is_not_guessed(changes: dict[str, Any]) -> None:
     assert architecture_of({**CONFIG, **changes}) is None
-
-
-@pytest.mark.parametrize("content", [None, b"{", b"[]", b"{}"])
-def test_a_configuration_that_says_nothing(tmp_path: Path, content: bytes | None) -> None:
-    if content is not None:
-        (tmp_path / "config.json").write_bytes(content)
-    assert read_architecture(tmp_path) is None
 
 
 def test_widths_of_a_model_with_pictures() -> None:

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from trainer.data.examples.example_set import build_dataset, row_schema
 from trainer.data.examples.held_out import seed_split_key
 from trainer.data.examples.model_tokenizer import ModelTokenizer, read_tokenizer
+from trainer.data.examples.row_outcomes import SplitSizes
 from trainer.data.rows import read_files
 from trainer.errors import DataError, ErrorCode, UsageError
 from trainer.spec import JobSpec, MethodName, OnOverlong
+from trainer.training.step_count import count_steps
 from trainer.validation.lengths import histogram, quantiles
 from trainer.validation.model_files import files_of_the_job, find_model
-from trainer.validation.survey import SHOWN_PROBLEMS, Parts, estimated_steps, survey
+from trainer.validation.survey import SHOWN_PROBLEMS, survey
 
 
 def spec(**sections: dict[str, Any]) -> JobSpec:
@@ -61,13 +63,14 @@ def test_numbers_are_those_of_the_job(tmp_path: Path, tokens: ModelTokenizer, ch
         read_files(files, max_rows=100), tokens, job.data, split_key=seed_split_key(job.train.seed)
     )
     assert not found.refused
-    assert found.parts is not None
-    assert (found.parts.train, found.parts.evaluation) == (data.rows.train, data.rows.eval)
-    assert (found.dropped, found.truncated) == (data.rows.dropped, data.rows.truncated)
+    assert found.sizes is not None
+    assert found.outcomes is not None
+    assert (found.sizes.train, found.sizes.evaluation) == (data.rows.train, data.rows.eval)
+    assert (found.outcomes.dropped, found.outcomes.truncated) == (data.rows.dropped, data.rows.truncated)
     assert sorted(found.lengths) == sorted(example.length for example in (*data.train, *data.evaluation))
     assert found.trained == sum(example.targets for example in (*data.train, *data.evaluation))
-    assert found.parts.tokens == sum(example.length for example in data.train)
-    assert found.duplicates == 4
+    assert found.sizes.tokens == sum(example.length for example in data.train)
+    assert found.outcomes.duplicates == 4
     assert found.rows["a.jsonl"] == {"messages": 31, "text": 1, "prompt/completion": 1}
     assert found.lost > 0
 
@@ -79,19 +82,19 @@ def test_evaluation_files_are_held_out_and_overlap_is_seen(tmp_path: Path, token
     }
     found = survey(files, spec(), tokens)
     data = build_dataset(read_files(files, max_rows=100), tokens, spec().data, split_key=seed_split_key(1))
-    assert found.parts == Parts(6, 3, 6, sum(example.length for example in data.train), 2, exact=True)
+    assert found.sizes == SplitSizes(6, 3, 6, sum(example.length for example in data.train), 2, 0)
     assert (data.rows.train, data.rows.eval) == (6, 3)
     assert any("2 of 3 evaluation rows" in warning for warning in data.warnings)
-    other = spec(data={"eval_files": "dev-*", "test_split_size": 0.5})
+    other = spec(data={"test_split_size": 0.5})
     assert row_schema(other.data).format == "auto"
-    halves = survey(files, other, tokens).parts
+    del files["eval/a.jsonl"]
+    halves = survey(files, other, tokens).sizes
     assert halves is not None
     held = build_dataset(
         read_files(files, max_rows=100), tokens, other.data, split_key=seed_split_key(other.train.seed)
     )
     assert (halves.train, halves.evaluation) == (held.rows.train, held.rows.eval)
-    private = survey(files, spec(data={"eval_files": "dev-*"}, privacy={"audit": True}), tokens).parts
-    assert private is not None
+    private = survey(files, spec(privacy={"audit": True}), tokens)
     assert not private.exact, "the key does not exist before the dataset is sealed"
 
 
@@ -166,14 +169,15 @@ def test_numbers_of_pairs_are_those_of_the_job(tmp_path: Path, tokens: ModelToke
         read_files(files, max_rows=100), tokens, job.data, split_key=seed_split_key(job.train.seed), method="dpo"
     )
     assert not found.refused
-    assert found.parts is not None
-    assert (found.parts.train, found.parts.evaluation) == (data.rows.train, data.rows.eval)
+    assert found.sizes is not None
+    assert found.outcomes is not None
+    assert (found.sizes.train, found.sizes.evaluation) == (data.rows.train, data.rows.eval)
     assert len(data.train) == 2 * data.rows.train
-    assert (found.dropped, found.truncated) == (data.rows.dropped, data.rows.truncated)
-    assert (found.dropped > 0) == (choice is OnOverlong.DROP)
-    assert found.parts.examples == data.rows.train
-    assert estimated_steps(found.parts, job) == -(-data.rows.train // 4)
-    assert found.duplicates == 1
+    assert (found.outcomes.dropped, found.outcomes.truncated) == (data.rows.dropped, data.rows.truncated)
+    assert (found.outcomes.dropped > 0) == (choice is OnOverlong.DROP)
+    assert found.sizes.examples == data.rows.train
+    assert found.steps == -(-data.rows.train // 4)
+    assert found.outcomes.duplicates == 1
     pairs = found.pairs
     assert len(pairs.prompt) == len(pairs.chosen) == len(found.lengths) // 2
     assert sorted(found.lengths) == sorted(
@@ -197,8 +201,9 @@ def test_a_pair_on_both_sides_of_the_split_is_seen(tmp_path: Path, tokens: Model
     data = build_dataset(
         read_files(files, max_rows=9), tokens, job.data, split_key=seed_split_key(1), method="dpo"
     )
-    assert found.parts is not None
-    assert found.parts.overlap == 1
+    assert found.sizes is not None
+    assert found.outcomes is not None
+    assert found.sizes.overlap == 1
     assert any("1 of 2 evaluation rows" in warning for warning in data.warnings)
 
 
@@ -219,7 +224,7 @@ def test_the_row_that_is_asked_for_is_shown(tmp_path: Path, tokens: ModelTokeniz
 def test_without_a_tokenizer_rows_are_still_read(tmp_path: Path) -> None:
     files = {"a.jsonl": write(tmp_path / "a.jsonl", [*rows_of(2), {"text": 1}])}
     found = survey(files, spec(), None)
-    assert (found.kinds.total(), found.refused.total(), found.parts) == (2, 1, None)
+    assert (found.kinds.total(), found.refused.total(), found.sizes) == (2, 1, None)
 
 
 def test_progress_reaches_the_size_of_the_files(tmp_path: Path) -> None:
@@ -237,11 +242,11 @@ def test_progress_reaches_the_size_of_the_files(tmp_path: Path) -> None:
         ({"per_device_train_batch_size": 4, "num_train_epochs": 2.5}, {}, 65),
         ({"per_device_train_batch_size": 4, "num_processes": 8}, {}, 4),
         ({"max_steps": 7}, {}, 7),
+        ({"per_device_train_batch_size": 4}, {"packing": True, "max_length": 250}, 13),
     ],
 )
 def test_steps(train: dict[str, Any], data: dict[str, Any], steps: int) -> None:
-    parts = Parts(train=101, evaluation=0, examples=101, tokens=10_000, overlap=0, exact=True)
-    assert estimated_steps(parts, spec(train=train, data=data)) == steps
+    assert count_steps(spec(train=train, data=data), [100] * 101, train.get("num_processes", 1)) == steps
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=200), st.integers(1, 20))

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from trainer.errors import ErrorCode, ExitCode, JobError
+from trainer.errors import DataError, ErrorCode, ExitCode, JobError
 from trainer.ipc.worker_messages import FROM_WORKER, Failed, worker_channel
 from trainer.training.interruption import Interruption
 from trainer.worker import __main__ as worker
@@ -38,6 +38,7 @@ class SafetensorsError(Exception):
             ErrorCode.TRAINING_DIVERGED,
             ExitCode.JOB,
         ),
+        (DataError(ErrorCode.DATASET_OVERLONG, "the row is too long"), ErrorCode.DATASET_OVERLONG, ExitCode.JOB),
     ],
     ids=lambda value: getattr(value, "value", type(value).__name__),
 )

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trainer.cli.console import TerminalProgress, print_json
 from trainer.cli.options import Json, Quiet, require_absent
-from trainer.errors import DataError, ErrorCode, ExitCode, UsageError
+from trainer.errors import DataError, ErrorCode, ExitCode, JobError, UsageError
 
 if TYPE_CHECKING:
     from trainer.data.examples.model_tokenizer import ModelTokenizer
     from trainer.spec import JobSpec
-    from trainer.validation.architecture import Architecture
     from trainer.validation.survey import Survey
 
 
@@ -49,13 +49,16 @@ def validate_dataset(
     from trainer.cli import validation_output as output
     from trainer.provider import find_data_files, write_private_file
     from trainer.spec import read_job_spec
-    from trainer.validation.survey import survey
+    from trainer.validation.survey import as_local_refusal, survey
 
     if html is not None:
         require_absent(html)
     spec = read_job_spec(job)
     files = find_data_files(data)
-    base = _load_local_model(spec, job, model)
+    try:
+        base = _load_local_model(spec, job, model)
+    except JobError as error:
+        raise as_local_refusal(error) from error
     total, done = sum(path.stat().st_size for path in files.values()), 0
 
     with TerminalProgress(quiet=quiet or as_json) as report:
@@ -65,15 +68,15 @@ def validate_dataset(
             done += count
             report.bytes_done("validating", min(done, total), total)
 
-        found = survey(files, spec, base.tokens, example=example or 0, advance=advance)
+        found = survey(files, spec, base.tokens, base.config, example=example or 0, advance=advance)
     result = output.ValidationReport(
-        spec, found, base.tokens, base.widths, base.unknown, show_example=example is not None or not as_json
+        spec, found, base.tokens, base.config, base.unknown, show_example=example is not None or not as_json
     )
     if html is not None:
         write_private_file(html, output.render_page_html(result).encode())
     if as_json:
         print_json(result.as_json())
-        raise typer.Exit(int(ExitCode.JOB if found.first_problem else ExitCode.DONE))
+        raise typer.Exit(int(ExitCode.LOCAL_DATA if found.first_problem else ExitCode.DONE))
     output.print_validation(result)
     _raise_first_problem(found)
 
@@ -103,22 +106,23 @@ class _LocalModel:
 
     Args:
         tokens: its tokenizer; None if it is not here.
-        widths: the sizes of its layers; None if they are not known.
+        config: its config.json; None if it is not here.
         unknown: why nothing is known.
     """
 
     tokens: ModelTokenizer | None = None
-    widths: Architecture | None = None
+    config: Mapping[str, Any] | None = None
     unknown: str = ""
 
 
 def _load_local_model(spec: JobSpec, job: Path, chosen: Path | None) -> _LocalModel:
-    """Loads tokenizer and layer sizes of the base model as the job will see them.
+    """Loads tokenizer and configuration of the base model as the job will see them.
 
     Raises:
-        UsageError: the model's files are here but cannot be used.
+        UsageError: the model's files are here but are not those of the job spec.
+        JobError: they cannot be used, in the job neither.
     """
-    from trainer.validation.architecture import read_architecture
+    from trainer.data.examples.model_config import read_config
     from trainer.validation.model_files import files_of_the_job, find_model
 
     directory = find_model(spec, job, chosen)
@@ -129,7 +133,7 @@ def _load_local_model(spec: JobSpec, job: Path, chosen: Path | None) -> _LocalMo
     if any(find_spec(package) is None for package in ("tokenizers", "jinja2")):
         return _LocalModel(unknown='this needs pip install "confidential-trainer[validate]"')
     with files_of_the_job(directory, spec) as files:
-        return _LocalModel(_load_tokenizer(files, spec.data.chat_template), read_architecture(files))
+        return _LocalModel(_load_tokenizer(files, spec.data.chat_template), read_config(files))
 
 
 def _load_tokenizer(files: Path, chat_template: str | None) -> ModelTokenizer:

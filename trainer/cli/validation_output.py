@@ -6,21 +6,20 @@ import html
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, Final
 
 from rich.text import Text
 
 from trainer.cli.console import SafeConsole, clean_text
 from trainer.data.examples.example import Example
-from trainer.data.examples.example_set import no_evaluation_warning
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.errors import DataError
 from trainer.spec import JobSpec
-from trainer.validation.architecture import Architecture
+from trainer.validation.architecture import architecture_of
 from trainer.validation.lengths import histogram, quantiles
 from trainer.validation.memory import GIB, MemoryEstimate, estimate_memory
 from trainer.validation.pair_survey import PairLengths
-from trainer.validation.survey import Survey, estimated_steps
+from trainer.validation.survey import Survey
 
 MAX_EXAMPLE_CHARACTERS: Final = 6000
 """Characters of one piece of an example that are shown."""
@@ -36,7 +35,7 @@ class ValidationReport:
         spec: the job.
         found: what one pass over the data found.
         tokens: the base model's tokenizer; None if it is not on this machine.
-        widths: the base model's layer sizes; None if they are not known.
+        config: the base model's config.json; None if it is not on this machine.
         unknown: why there is no tokenizer, if there is none.
         show_example: whether a row's text may be shown.
     """
@@ -44,55 +43,27 @@ class ValidationReport:
     spec: JobSpec
     found: Survey
     tokens: ModelTokenizer | None
-    widths: Architecture | None
+    config: Mapping[str, Any] | None
     unknown: str
     show_example: bool
 
     @property
-    def steps(self) -> int | None:
-        """Number of optimizer steps of the run; None if it cannot be estimated."""
-        parts = self.found.parts
-        return estimated_steps(parts, self.spec) if parts and parts.train else None
-
-    @property
     def memory(self) -> MemoryEstimate | None:
         """Estimated GPU memory of an optimizer step; None if the layer sizes are not known."""
-        if self.widths is None or not self.found.lengths:
+        widths = architecture_of(self.config) if self.config is not None else None
+        if widths is None or not self.found.lengths:
             return None
         # The largest micro-batch: rows are padded to the longest, a pair is two rows, and a bin is full at most.
         batch = self.spec.train.per_device_train_batch_size * (2 if self.found.pairs.prompt else 1)
         longest = self.spec.data.max_length if self.spec.data.packing else max(self.found.lengths)
         most = longest if self.spec.data.packing else max(self.found.targets)
-        return estimate_memory(self.widths, self.spec, tokens=batch * longest, trained=batch * most)
+        return estimate_memory(widths, self.spec, tokens=batch * longest, trained=batch * most)
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings for the provider; they quote no row."""
-        found, parts = self.found, self.found.parts
-        if self.tokens is None:
-            return (f"tokens were not counted: {self.unknown}",)
-        examples = len(found.lengths)
-        texts: list[str] = []
-        if examples and found.endless == examples:
-            texts.append(
-                "NO END OF TURN IS EVER TRAINED ON: no trained part has a stop token, so stopping is not learned"
-            )
-        elif found.endless > found.truncated:
-            texts.append(f"{found.endless} of {examples} examples train on no end of turn")
-        if found.truncated:
-            texts.append(f"{found.truncated} rows are truncated: their ends are not learned")
-        if found.dropped:
-            texts.append(f"{found.dropped} rows are dropped: too long (data.on_overlong)")
-        if found.duplicates:
-            texts.append(f"{found.duplicates} rows repeat another one")
-        data = self.spec.data
-        if parts and parts.train and not parts.evaluation and (found.by_files or data.test_split_size):
-            texts.append(no_evaluation_warning(parts.train, data, by_files=found.by_files))
-        if parts and parts.overlap:
-            texts.append(f"{parts.overlap} of {parts.evaluation} evaluation rows are in the training part too")
-        if found.special:
-            texts.append(f"{found.special} rows contain the text of a special token, which becomes that token")
-        return tuple(texts)
+        unknown = (f"tokens were not counted: {self.unknown}",) if self.tokens is None else ()
+        return (*unknown, *self.found.warnings)
 
     def as_json(self) -> dict[str, object]:
         """Returns the report as a JSON object; the example only if it was requested."""
@@ -104,7 +75,8 @@ class ValidationReport:
             "refused": {"count": found.refused.total(), "codes": dict(found.refused)},
             "problems": [_describe_problem(error) for error in found.problems],
             "tokens": self._describe_tokens() if self.tokens else None,
-            "steps": self.steps,
+            "steps": found.steps,
+            "learning_rate": asdict(found.rates) if found.rates else None,
             "providers": list(self.spec.exchange.providers),
             "memory": {**asdict(self.memory), "total": self.memory.total} if self.memory else None,
             "warnings": list(self.warnings),
@@ -117,7 +89,7 @@ class ValidationReport:
         return document
 
     def _describe_tokens(self) -> dict[str, object]:
-        found, parts = self.found, self.found.parts
+        found, outcomes, sizes = self.found, self.found.outcomes, self.found.sizes
         pairs: dict[str, object] | None = None
         if found.pairs.prompt:
             pairs = {"count": len(found.pairs.prompt), "chosen_longer": found.pairs.longer}
@@ -127,13 +99,14 @@ class ValidationReport:
             "trained": found.trained,
             "lost": found.lost,
             "unlimited": found.tokens,
-            "truncated_rows": found.truncated,
-            "dropped_rows": found.dropped,
+            "truncated_rows": outcomes.truncated if outcomes else 0,
+            "dropped_rows": outcomes.dropped if outcomes else 0,
             "length": quantiles(found.lengths),
             "histogram": histogram(found.lengths),
             "pairs": pairs,
-            "duplicate_rows": found.duplicates,
-            "split": asdict(parts) if parts else None,
+            "duplicate_rows": outcomes.duplicates if outcomes else 0,
+            "beyond_context_rows": outcomes.beyond_context if outcomes else 0,
+            "split": {**asdict(sizes), "exact": found.exact} if sizes else None,
         }
 
 
@@ -207,12 +180,14 @@ def _pair_lines(pairs: PairLengths) -> Iterator[str]:
 
 
 def _cost_lines(result: ValidationReport) -> Iterator[str]:
-    parts, memory = result.found.parts, result.memory
-    if parts is not None and result.steps is not None:
-        more = f" in {parts.examples} examples" if parts.examples != parts.train else ""
-        about = "" if parts.exact else "about "
-        yield f"split     {about}{parts.train} rows to train on{more}, {about}{parts.evaluation} to evaluate on"
-        yield f"steps     {'at least ' if result.spec.data.packing else ''}{result.steps} optimizer steps"
+    found, sizes, memory = result.found, result.found.sizes, result.memory
+    if sizes is not None and found.steps is not None and found.rates is not None:
+        more = f" in {sizes.examples} examples" if sizes.examples != sizes.train else ""
+        about = "" if found.exact else "about "
+        yield f"split     {about}{sizes.train} rows to train on{more}, {about}{sizes.evaluation} to evaluate on"
+        yield f"steps     {about}{found.steps} optimizer steps"
+        rates = "  ".join(f"{name} {value:g}" for name, value in asdict(found.rates).items())
+        yield f"rate      {rates} (learning rate)"
     if memory is not None:
         shares = ", ".join(f"{name} {size / GIB:.2f}" for name, size in asdict(memory).items())
         total = f"{memory.total / GIB:.2f} GiB"

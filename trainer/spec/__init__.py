@@ -15,6 +15,14 @@ from trainer.spec.job_variable import (
     to_compose,
 )
 from trainer.spec.key_hints import meant_key
+from trainer.spec.learning_rate import (
+    LearningRate,
+    LearningRatePath,
+    check_schedule,
+    learning_rate_path,
+    steps_per_epoch,
+    total_steps,
+)
 from trainer.spec.lora_section import LoraSection
 from trainer.spec.model_section import MODEL_FILE_SUFFIXES, Dtype, ModelSection, is_protected_url
 from trainer.spec.output_section import OutputSection
@@ -36,6 +44,8 @@ __all__ = [
     "Engine",
     "ExchangeSection",
     "JobSpec",
+    "LearningRate",
+    "LearningRatePath",
     "LoraSection",
     "MethodName",
     "ModelSection",
@@ -47,12 +57,16 @@ __all__ = [
     "TeeSection",
     "TrainOn",
     "TrainSection",
+    "check_schedule",
     "from_compose",
     "is_protected_url",
     "leaf_names",
+    "learning_rate_path",
     "meant_key",
     "parse_job_spec",
     "read_job_spec",
     "read_job_variable",
+    "steps_per_epoch",
     "to_compose",
+    "total_steps",
 ]

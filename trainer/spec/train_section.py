@@ -204,6 +204,12 @@ class TrainSection(Strict):
             raise ValueError("cosine_with_min_lr needs lr_scheduler_kwargs: min_lr or min_lr_rate")
         if name == "warmup_stable_decay" and "num_decay_steps" not in given:
             raise ValueError("warmup_stable_decay needs lr_scheduler_kwargs: num_decay_steps")
+        lowest = {"min_lr": self.learning_rate, "min_lr_rate": 1.0, "min_lr_ratio": 1.0}
+        above = sorted(key for key in lowest.keys() & given if given[key] >= lowest[key])
+        if above:
+            raise ValueError(f"lr_scheduler_kwargs: {above[0]} must be below {lowest[above[0]]:g}")
+        if given.get("timescale") == 0:
+            raise ValueError("lr_scheduler_kwargs: timescale must be at least 1")
         # 1e-7 is the default of lr_end in transformers, which requires that it is below the learning rate.
         if name == "polynomial" and given.get("lr_end", 1e-7) >= self.learning_rate:
             raise ValueError("lr_scheduler_kwargs: lr_end must be below learning_rate")

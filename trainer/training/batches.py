@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 import torch
 
-from trainer.spec import TrainSection
+from trainer.spec import TrainSection, steps_per_epoch, total_steps
 
 POOL_BATCHES: Final = 50
 """How many batches are drawn at random into a pool, which is then sorted by length and cut into batches."""
@@ -44,17 +44,12 @@ class StepPlan:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in which every unit is seen once; the last step may be smaller."""
-        # ceil(ceil(units / batch size) / batches in a step), which for positive integers is one division.
-        train = self.train
-        units = train.per_device_train_batch_size * train.gradient_accumulation_steps * self.processes
-        return math.ceil(len(self.lengths) / units)
+        return steps_per_epoch(self.train, len(self.lengths), self.processes)
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the run."""
-        if self.train.max_steps > 0:
-            return self.train.max_steps
-        return max(1, math.ceil(self.train.num_train_epochs * self.steps_per_epoch))
+        return total_steps(self.train, len(self.lengths), self.processes)
 
     def steps(self, done: int = 0) -> Iterator[list[int]]:
         """Yields the units of each optimizer step, as indices into `lengths`.

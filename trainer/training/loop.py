@@ -16,14 +16,14 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer.spec import TrainSection
+from trainer.spec import LearningRate, TrainSection
 from trainer.training.adapter import copy_parameters, restore_parameters
 from trainer.training.divergence import LastFiniteAdapter
 from trainer.training.early_stopping import EarlyStopping
 from trainer.training.events import EventHandler, MetricsMeasured, StepCompleted
 from trainer.training.interruption import Interrupts
 from trainer.training.methods.method import Method, StepRows
-from trainer.training.optimization import LearningRate
+from trainer.training.optimization import set_learning_rate
 from trainer.training.privacy.privacy_findings import DifferentialPrivacy
 from trainer.training.progress import Meter, TrainingOutcome, TrainState, random_state, restore_random
 from trainer.training.step_policy import StepPolicy
@@ -232,7 +232,7 @@ class Trainer:
         Returns:
             L2 norm of the gradients before clipping, on the device.
         """
-        self._rates.apply(self.policy.optimizer, self._done + 1)
+        set_learning_rate(self.policy.optimizer, self._rates.at(self._done + 1))
         sums, norm = self.policy.update(sums)
         self.method.record_step(sums, step.share)
         # The counts are those of all ranks, like `sums` after the update: every rank logs the same numbers.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 _ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -54,15 +52,6 @@ class Architecture:
         """Number of parameters of embedding, output layer and norms; biases are few and not counted."""
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return embeddings + (2 * self.layers + 1) * self.hidden
-
-
-def read_architecture(model_dir: Path) -> Architecture | None:
-    """Reads config.json; returns None if it is missing or not of this kind, such as a mixture of experts."""
-    try:
-        document = json.loads((model_dir / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return architecture_of(document) if isinstance(document, dict) else None
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture | None:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from trainer.data.examples.example_set import row_schema
 from trainer.data.rows import read_files
-from trainer.errors import ErrorCode, ExitCode, TrainerError, UsageError
+from trainer.errors import ErrorCode, ExitCode, JobError, TrainerError, UsageError
 from trainer.ipc.channel import STDIN
 from trainer.ipc.worker_messages import (
     Confined,
@@ -127,7 +127,8 @@ def _verdict(error: Exception | Interruption) -> tuple[Failed, ExitCode]:
     to the private log alone.
     """
     if isinstance(error, TrainerError):
-        return Failed.of(error), error.exit_code
+        # Rows that are refused here were sent: the job has failed, unlike a command that refuses them before.
+        return Failed.of(error), ExitCode.JOB if isinstance(error, JobError) else error.exit_code
     if isinstance(error, Interruption):
         return Failed(code=ErrorCode.INTERRUPTED, message="the worker was asked to stop"), ExitCode.JOB
     if isinstance(error, MemoryError):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 
+from trainer.data.examples.evaluation_files import check_evaluation_files
 from trainer.data.examples.example import EncodedRow, Example
-from trainer.data.examples.held_out import is_held_out, row_digest
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_encoding import encode_rows
+from trainer.data.examples.row_outcomes import RowOutcomes
 from trainer.data.rows import ChatRow, PreferenceRow, Row, RowSchema
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import METHOD_RULES, DataSection, MethodName
@@ -55,11 +55,6 @@ def row_schema(data: DataSection) -> RowSchema:
     return RowSchema(data.format.value, data.columns, frozenset(data.ignore_columns))
 
 
-def is_for_evaluation(file: str, data: DataSection) -> bool:
-    """Returns whether a file is for evaluation, by its name relative to `data/`."""
-    return fnmatchcase(file, data.eval_files)
-
-
 def build_dataset(
     rows: Sequence[Row],
     tokens: ModelTokenizer,
@@ -67,6 +62,7 @@ def build_dataset(
     *,
     split_key: bytes,
     method: MethodName = "sft",
+    context_length: int | None = None,
 ) -> Dataset:
     """Encodes every row, and holds out the rows of evaluation files or a fraction of all rows.
 
@@ -78,33 +74,31 @@ def build_dataset(
         data: how rows become examples, and which are held out.
         split_key: decides which rows are held out, where no file does.
         method: what is learned from a row.
+        context_length: positions that the base model was made for; None if its configuration does not say.
 
     Raises:
-        DataError: a row is not trainable, or no row is left to train on.
+        DataError: a row is not trainable, no row is left to train on, or no file is for evaluation although the
+            job spec names some.
     """
+    check_evaluation_files({row.file for row in rows}, data)
     for row in rows:
         check_trainable(row, tokens, method)
-    encoded: list[EncodedRow] = []
+    outcomes = RowOutcomes(tokens, data, split_key, method=method, context_length=context_length)
+    kept: list[EncodedRow] = []
     for outcome in encode_rows(rows, tokens, data):
         if isinstance(outcome, DataError):
             raise outcome
-        encoded.append(outcome)
-    kept = [one for one in encoded if one.examples]
-    # By all rows, also those that are dropped: whether the files decide must not depend on a single row's length.
-    by_files = any(is_for_evaluation(row.file, data) for row in rows)
-    train, evaluation = split_rows(kept, data, key=split_key, by_files=by_files)
-    counts = RowCounts(
-        train=len(train),
-        eval=len(evaluation),
-        dropped=len(encoded) - len(kept),
-        truncated=sum(one.truncated for one in kept),
-    )
-    parts = examples_of(train), examples_of(evaluation)
-    per_row = METHOD_RULES[method].examples_per_row
-    warnings = list(_warnings(rows, tokens, *parts, counts, per_row))
-    if not evaluation and (by_files or data.test_split_size):
-        warnings.append(no_evaluation_warning(len(kept), data, by_files=by_files))
-    return Dataset(*parts, counts, tuple(warnings))
+        outcomes.add(outcome)
+        if outcome.examples:
+            kept.append(outcome)
+    outcomes.require_training_rows()
+    sides: tuple[list[EncodedRow], list[EncodedRow]] = ([], [])
+    for one, held in zip(kept, outcomes.held_out, strict=True):
+        sides[held].append(one)
+    train, evaluation = sides
+    counts = RowCounts(len(train), len(evaluation), dropped=outcomes.dropped, truncated=outcomes.truncated)
+    warnings = (*tokens.notes, *outcomes.warnings())
+    return Dataset(examples_of(train), examples_of(evaluation), counts, warnings)
 
 
 def examples_of(rows: Iterable[EncodedRow]) -> tuple[Example, ...]:
@@ -148,103 +142,3 @@ def check_kind(row: Row, method: MethodName) -> None:
         found=row.kind_name,
         hint=f"set train.method to {'dpo' if preference else 'sft'}, or leave these rows out",
     )
-
-
-def split_rows(
-    rows: Sequence[EncodedRow], data: DataSection, *, key: bytes, by_files: bool
-) -> tuple[tuple[EncodedRow, ...], tuple[EncodedRow, ...]]:
-    """Splits rows into training and evaluation: by their files, or each row by a keyed hash of itself.
-
-    Args:
-        rows: the rows that give examples.
-        data: names the files for evaluation, and the fraction to hold out.
-        key: decides which rows are held out.
-        by_files: whether any row of the dataset, also a dropped one, is in a file for evaluation.
-
-    Raises:
-        DataError: there is no row to train on.
-    """
-
-    def is_held(row: EncodedRow) -> bool:
-        if by_files:
-            return is_for_evaluation(row.row.file, data)
-        return is_held_out(row_digest(row.examples), data.test_split_size, key)
-
-    held = [is_held(row) for row in rows]
-    require_training_rows(len(rows), sum(held), data, by_files=by_files)
-    sides: tuple[list[EncodedRow], list[EncodedRow]] = ([], [])
-    for row, is_evaluated in zip(rows, held, strict=True):
-        sides[is_evaluated].append(row)
-    return tuple(sides[0]), tuple(sides[1])
-
-
-def require_training_rows(rows: int, held: int, data: DataSection, *, by_files: bool) -> None:
-    """Requires that not every row is held out.
-
-    Raises:
-        DataError: `DATASET_NOT_TRAINABLE`.
-    """
-    if held < rows:
-        return
-    reason = "every file is for evaluation (data.eval_files)" if by_files else "data.test_split_size holds out all"
-    raise DataError(
-        ErrorCode.DATASET_NOT_TRAINABLE,
-        reason if rows else "no rows are left",
-        expected="at least one row to train on",
-        found=0,
-        hint="add rows" if by_files or not rows else f"lower data.test_split_size ({data.test_split_size})",
-    )
-
-
-def no_evaluation_warning(rows: int, data: DataSection, *, by_files: bool) -> str:
-    """Returns the warning where rows are to be held out, by files or as a fraction, and no row is."""
-    reason = (
-        "every row of the files for evaluation (data.eval_files) was dropped"
-        if by_files
-        else f"data.test_split_size {data.test_split_size} of {rows} rows left none"
-    )
-    return f"NO ROW IS HELD OUT: {reason}, so no loss is measured on rows that were not trained on"
-
-
-def _warnings(
-    rows: Sequence[Row],
-    tokens: ModelTokenizer,
-    train: tuple[Example, ...],
-    evaluation: tuple[Example, ...],
-    counts: RowCounts,
-    per_row: int,
-) -> Iterator[str]:
-    yield from tokens.notes
-    if counts.dropped:
-        yield f"{counts.dropped} of {len(rows)} rows were dropped: too long (data.on_overlong)"
-    if counts.truncated:
-        yield f"{counts.truncated} of {len(rows)} rows were truncated: their ends are not learned"
-    # A model that never predicts a stop token does not learn to end an answer. Rows that were cut have lost their
-    # end of turn and are reported above, so only more than those are worth a warning.
-    endless = sum(not example.stops for example in train)
-    if endless == len(train):
-        yield "NO END OF TURN IS EVER TRAINED ON: no trained part holds a stop token, so no stopping is learned"
-    elif endless > sum(example.truncated for example in train):
-        yield f"{endless} of {len(train)} rows train on no end of turn"
-    extra = len(train) + len(evaluation) - per_row * (counts.train + counts.eval)
-    if extra:
-        yield f"{extra} examples more than rows: turns that the template renders differently later are split off"
-    seen = set(_identities(train, per_row))
-    repeated = sum(identity in seen for identity in _identities(evaluation, per_row))
-    if repeated:
-        held = len(evaluation) // per_row
-        yield f"{repeated} of {held} evaluation rows are in the training part too: the eval loss is too optimistic"
-    marked = sum(writes_special(row, tokens.special_texts) for row in rows)
-    if marked:
-        yield f"{marked} of {len(rows)} rows hold the text of a special token, which is read as that token"
-
-
-def _identities(examples: Sequence[Example], per_row: int) -> Iterator[tuple[bytes, ...]]:
-    """Yields for each row the bytes of its token ids, one item for each of its `per_row` examples."""
-    ids = [example.ids.tobytes() for example in examples]
-    return (tuple(ids[start : start + per_row]) for start in range(0, len(ids), per_row))
-
-
-def writes_special(row: Row, special: Iterable[str]) -> bool:
-    """Returns whether a row contains the text of a special token."""
-    return any(token in text for text in row.texts for token in special)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
+from trainer.data.examples.model_config import read_config
 from trainer.errors import ErrorCode, JobError
 
 _EXECUTABLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py", ".so")
@@ -29,17 +29,4 @@ def check_model_dir(model_dir: Path) -> dict[str, Any]:
             expected="safetensors weights, and neither pickles nor code",
             found=executable[0] if executable else "no .safetensors file",
         )
-    try:
-        config = json.loads((model_dir / "config.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise JobError(ErrorCode.MODEL_INVALID, "the base model's config.json cannot be read") from error
-    if not isinstance(config, dict):
-        raise JobError(ErrorCode.MODEL_INVALID, "the base model's config.json is not an object")
-    if "auto_map" in config:  # names Python classes for transformers to import
-        raise JobError(
-            ErrorCode.MODEL_INVALID,
-            "the base model's config.json names code of its own",
-            expected="an architecture that transformers implements",
-            found="auto_map",
-        )
-    return config
+    return read_config(model_dir)

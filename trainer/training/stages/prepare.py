@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trainer.data.examples.example_set import Dataset, build_dataset
 from trainer.data.examples.held_out import seed_split_key
+from trainer.data.examples.model_config import check_attention, context_length
 from trainer.data.examples.model_tokenizer import ModelTokenizer
+from trainer.data.examples.row_outcomes import require_evaluation_rows
 from trainer.data.rows import Row
+from trainer.spec import check_schedule
 from trainer.training.checkpoint import read_probe_seed
 from trainer.training.compilation import require_compiler
 from trainer.training.engines.base_model_files import check_model_dir
@@ -17,6 +20,7 @@ from trainer.training.privacy.memorisation_audit import Probes, add_probes
 from trainer.training.privacy.row_coupling import require_float_weights
 from trainer.training.run_inputs import RunInputs
 from trainer.training.stages.run_context import RunContext
+from trainer.training.step_count import count_steps
 from trainer.training.tokenizer import load_tokens
 
 
@@ -50,12 +54,21 @@ def prepare(inputs: RunInputs, rows: list[Row], context: RunContext) -> Prepared
             require_compiler()
     with watch.part("tokenize"):
         config = check_model_dir(inputs.model_dir)
+        check_attention(config, spec)
         if spec.privacy.differential:
             require_float_weights(config)  # before the weights are loaded, for which a library may be missing
         tokenizer = load_tokens(inputs.model_dir, spec.data.chat_template)
         # Where privacy is asked for, the key is secret: whoever chooses a row must not choose its side.
         split_key = inputs.split_key if spec.privacy.enabled else seed_split_key(spec.train.seed)
-        dataset = build_dataset(rows, tokenizer, spec.data, split_key=split_key, method=spec.train.method)
+        dataset = build_dataset(
+            rows,
+            tokenizer,
+            spec.data,
+            split_key=split_key,
+            method=spec.train.method,
+            context_length=context_length(config),
+        )
+        require_evaluation_rows(dataset.rows.eval, spec.train)
         # The canaries' texts follow from this seed. Drawn from the public `train.seed` they would be known to
         # everybody, and whoever sees the adapter could look for them.
         probe_seed = None
@@ -63,4 +76,7 @@ def prepare(inputs: RunInputs, rows: list[Row], context: RunContext) -> Prepared
             probe_seed = read_probe_seed(inputs.resume_dir) if inputs.resume_dir else secrets.token_hex(32)
         generator = random.Random(probe_seed)  # noqa: S311 -- of 256 secret bits; a resumed run draws the same
         dataset, probes = add_probes(dataset, rows, tokenizer, (spec.privacy, spec.data), random=generator)
+        lengths = [example.length for example in dataset.train]
+        warnings = check_schedule(spec.train, count_steps(spec, lengths, context.ranks.size))
+        dataset = replace(dataset, warnings=(*dataset.warnings, *warnings))
     return PreparedData(tokenizer, dataset, probes, probe_seed)

@@ -1,0 +1,177 @@
+"""`trainer validate` is the dry run of the job: both refuse and warn alike, case by case."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.data.examples.example_set import row_schema
+from trainer.data.examples.model_config import read_config
+from trainer.data.examples.model_tokenizer import read_tokenizer
+from trainer.data.rows import read_files
+from trainer.errors import JobError
+from trainer.spec import JobSpec
+from trainer.validation.survey import survey
+
+
+def chats(first: int, last: int, words: int = 1) -> list[object]:
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is the number {number}?"},
+                {"role": "assistant", "content": f"It is {number}" + " indeed" * (words - 1)},
+            ]
+        }
+        for number in range(first, last)
+    ]
+
+
+def pairs(count: int) -> list[object]:
+    """Five pairs to each prompt, as the answers of several models give them."""
+    return [
+        {"prompt": f"Name the number {number // 5}.", "chosen": f" {number}", "rejected": f" not {number}"}
+        for number in range(count)
+    ]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job and its data, and what both sides must say of them."""
+
+    says: str | None
+    files: dict[str, list[object]] = field(default_factory=lambda: {"train.jsonl": chats(0, 12)})
+    config: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=lambda: {"test_split_size": 0.0})
+    train: dict[str, Any] = field(default_factory=dict)
+    refused: bool = False
+
+
+CASES = {
+    "nothing": Case(None),
+    "eval_files matches nothing": Case(
+        "no file is for evaluation: expected a file whose name matches data.eval_files (./dev/*.jsonl)",
+        {"train.jsonl": chats(0, 5), "dev/x.jsonl": chats(5, 9)},
+        data={"eval_files": "./dev/*.jsonl"},
+        refused=True,
+    ),
+    "only evaluation files": Case("every file is for evaluation", {"eval/x.jsonl": chats(0, 3)}, refused=True),
+    "all held out": Case("data.test_split_size holds out all", data={"test_split_size": 0.9999}, refused=True),
+    "none held out": Case("NO ROW IS HELD OUT: data.test_split_size 0.0001", data={"test_split_size": 0.0001}),
+    "none to evaluate on": Case(
+        "no row is held out: expected held-out rows, for train.eval_steps",
+        data={"test_split_size": 0.0001},
+        train={"eval_steps": 1},
+        refused=True,
+    ),
+    "an evaluation that never comes": Case(
+        "train.eval_steps 50 is not below the 2 steps",
+        {"train.jsonl": chats(0, 5), "eval/x.jsonl": chats(5, 9)},
+        data={"eval_files": "eval/*"},
+        train={"eval_steps": 50},
+    ),
+    "split files": Case(
+        "test.jsonl, validation.jsonl: trained on",
+        {"train.jsonl": chats(0, 5), "test.jsonl": chats(5, 9), "validation.jsonl": chats(9, 12)},
+    ),
+    "files decide, not the fraction": Case(
+        "data.test_split_size 0.5 is not applied",
+        {"train.jsonl": chats(0, 5), "eval/x.jsonl": chats(5, 9)},
+        data={"test_split_size": 0.5},
+    ),
+    "rows on both sides": Case(
+        "2 of 4 evaluation rows are in the training part too",
+        {"train.jsonl": chats(0, 7), "eval/x.jsonl": chats(5, 9)},
+    ),
+    "prompts on both sides": Case(
+        "2 of 3 evaluation rows have a prompt that is trained on",
+        {"train.jsonl": chats(0, 7), "eval/x.jsonl": chats(5, 8, words=2)},
+    ),
+    "prompts of pairs on both sides": Case(
+        "have a prompt that is trained on",
+        {"train.jsonl": pairs(40)},
+        data={"test_split_size": 0.3},
+        train={"method": "dpo"},
+    ),
+    "beyond the context": Case(
+        "12 of 12 rows have more than 16 tokens",
+        config={"max_position_embeddings": 16},
+        data={"test_split_size": 0.0},
+    ),
+    "no such attention": Case(
+        "architecture gpt_oss lacks an attention implementation", config={"model_type": "gpt_oss"}, refused=True
+    ),
+    "no learning rate": Case(
+        "the learning rate is 0 at every step", train={"max_steps": 1, "warmup_ratio": 0.03}, refused=True
+    ),
+    "no peak": Case(
+        "the learning rate never reaches train.learning_rate 0.0002", train={"max_steps": 4, "warmup_steps": 100}
+    ),
+    "no learning rate with packing": Case(
+        "the learning rate is 0 at every step: expected a rate above 0 in 1 steps, 1 of them warm-up",
+        data={"test_split_size": 0.0, "packing": True, "max_length": 1024},
+        train={"warmup_steps": 1, "per_device_train_batch_size": 1},
+        refused=True,
+    ),
+    "twice the same": Case("3 of 10 rows repeat another one", {"a.jsonl": chats(0, 7), "b.jsonl": chats(0, 3)}),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_the_dry_run_says_what_the_job_says(case: Case, tmp_path: Path, tiny_model: Path) -> None:
+    model = model_with(tiny_model, case.config, tmp_path / "model")
+    files = {name: write(tmp_path / "data" / name, rows) for name, rows in case.files.items()}
+    spec = spec_of(case)
+    provider, job = provider_says(files, spec, model), job_says(files, spec, model)
+    assert provider == job
+    refused, texts = job
+    assert refused == case.refused
+    assert (case.says in "\n".join(texts)) if case.says else not texts
+
+
+def model_with(source: Path, config: dict[str, Any], target: Path) -> Path:
+    shutil.copytree(source, target)
+    document = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(document | config))
+    return target
+
+
+def write(path: Path, rows: list[object]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def spec_of(case: Case) -> JobSpec:
+    model = {
+        "model_name_or_path": "./m",
+        "model_file_sha256": {"config.json": "0" * 64, "model.safetensors": "0" * 64},
+    }
+    data = {"max_length": 256, **case.data}
+    return JobSpec.model_validate_json(
+        json.dumps({"version": 1, "model": model, "data": data, "train": case.train})
+    )
+
+
+def provider_says(files: dict[str, Path], spec: JobSpec, model: Path) -> tuple[bool, list[str]]:
+    found = survey(files, spec, read_tokenizer(model), read_config(model))
+    refusal = found.first_problem
+    return (True, [str(refusal)]) if refusal else (False, found.warnings)
+
+
+def job_says(files: dict[str, Path], spec: JobSpec, model: Path) -> tuple[bool, list[str]]:
+    from trainer.training.run_inputs import RunInputs
+    from trainer.training.stages.prepare import prepare
+    from trainer.training.stages.run_context import RunContext
+    from trainer.training.stopwatch import Stopwatch
+
+    rows = read_files(files, max_rows=spec.data.max_rows, schema=row_schema(spec.data))
+    try:
+        prepared = prepare(RunInputs(spec, model, model), rows, RunContext(lambda _event: None, Stopwatch()))
+    except JobError as error:
+        return True, [str(error)]
+    return False, list(prepared.dataset.warnings)
