@@ -25,6 +25,7 @@ from trainer import provider as steps
 from trainer.attestation.result.record import Record
 from trainer.data.examples.example_set import row_schema
 from trainer.encoding import file_sha256
+from trainer.error_document import FailureReport
 from trainer.errors import DataError, TrainerError
 from trainer.provider.dataset_files import count_rows
 from trainer.provider.grants import GrantRecord
@@ -325,10 +326,11 @@ def refused(action: Callable[[], object], code: str) -> None:
     assert caught.value.code.value == code
 
 
-def failed_with(run: Run, code: str) -> None:
-    """The job ends with a sealed report that names `code`."""
+def failed_with(run: Run, code: str) -> FailureReport:
+    """The job ends with a sealed report that names `code`; returns the report."""
     opened = run.fetch()
     assert opened.failure is not None
     assert opened.failure.code.value == code, opened.failure
     assert run.wait_end() == 6
     assert run.job.events[-1]["code"] == code
+    return opened.failure

@@ -99,28 +99,12 @@ def test_evidence_from_a_file_needs_the_nonce_that_was_asked_for(
 # the dataset
 
 
-ASKED = '{"role": "user", "content": "canary-in-a-bad-row"}'
-BAD_ROWS = {
-    "wrong type": (
-        f'{{"messages": [{ASKED}, {{"role": 7, "content": ""}}]}}', "dataset-row-invalid", "messages[1].role",
-    ),
-    "not JSON": ('{"messages": broken canary-in-a-bad-row', "dataset-row-invalid", "row 0"),
-    "nothing to train on": (f'{{"messages": [{ASKED}]}}', "dataset-not-trainable", ""),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("row", "code", "told"), BAD_ROWS.values(), ids=list(BAD_ROWS))
 def test_bad_rows_inside_the_job_are_reported_under_seal(
-    row: str,
-    code: str,
-    told: str,
-    start_job: StartJob,
-    write_spec: WriteSpec,
-    provider: Provider,
-    trainer: Trainer,
-    tmp_path: Path,
+    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, tmp_path: Path
 ) -> None:
     """The provider's own check is left out here, as an older tool might."""
+    asked = {"role": "user", "content": "canary-in-a-bad-row"}
+    row = json.dumps({"messages": [asked, {"role": 7, "content": ""}]})
     spec = write_spec(tmp_path / "job.yaml")
     job: Job = start_job(spec)
     recipient, policy, record = provider.keygen(), provider.policy(spec), tmp_path / "attestation.json"
@@ -138,8 +122,8 @@ def test_bad_rows_inside_the_job_are_reported_under_seal(
     assert provider.pull(job.url, record, result, record).code == 0
     assert job.wait() == 6
     ran = provider.open(result, tmp_path / "out", record)  # fmt: skip
-    assert_error(ran, 6, code, told)
-    assert job.events[-1]["code"] == code
+    assert_error(ran, 6, "dataset-row-invalid", "messages[1].role")
+    assert job.events[-1]["code"] == "dataset-row-invalid"
     public = job.out.read_bytes() + job.err.read_bytes() + ran.err.encode() + ran.out.encode()
     public += (tmp_path / "out" / "report" / "failure.json").read_bytes()
     assert b"canary" not in public
@@ -249,12 +233,6 @@ def test_a_job_spec_changed_after_sealing_cannot_open_the_data(
         5,
         "no-identity-match",
     )
-
-    # and the unchanged spec, restarted, has the same derived key
-    again: Job = start_job(spec, guest_agent=agent)
-    assert trainer("verify", again.url, "--policy", policy, "-o", tmp_path / "again.json").code == 0
-    first, second = (load_record(path.read_bytes()).result.recipient for path in (record, tmp_path / "again.json"))
-    assert first == second
 
 
 def test_data_sealed_to_an_instance_cannot_be_opened_by_a_later_one(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -127,53 +125,6 @@ def pull_failure(
     assert isinstance(report, dict)
     assert list(job.workspace.iterdir()) == []
     return report
-
-
-def test_a_killed_worker_becomes_a_sealed_report(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
-) -> None:
-    job: Job = start_job(write_spec(tmp_path / "job.yaml", train=LONG))
-    record = start_training(job, provider, trainer, data, tmp_path)
-    os.kill(children(job.process.pid)["trainer.worker"], signal.SIGKILL)
-    job.wait_event(event="failed", code="worker-died")
-    report = pull_failure(job, provider, trainer, record, tmp_path)
-    assert report["code"] == "worker-died"
-    assert report["found"] == "signal 9"
-
-
-def test_a_job_told_to_end_says_so_under_seal(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
-) -> None:
-    job: Job = start_job(write_spec(tmp_path / "job.yaml", train=LONG))
-    record = start_training(job, provider, trainer, data, tmp_path)
-    worker = children(job.process.pid)["trainer.worker"]
-    job.process.terminate()
-    job.wait_event(event="failed", code="interrupted")
-    assert not Path(f"/proc/{worker}").exists()
-    assert pull_failure(job, provider, trainer, record, tmp_path)["code"] == "interrupted"
-
-
-def test_a_killed_front_ends_the_job_and_leaves_nothing(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
-) -> None:
-    job: Job = start_job(write_spec(tmp_path / "job.yaml", train=LONG))
-    start_training(job, provider, trainer, data, tmp_path)
-    running = children(job.process.pid)
-    os.kill(running["trainer.front"], signal.SIGKILL)
-    assert job.wait() == 6
-    assert job.events[-1]["code"] == "front-died"
-    assert list(job.workspace.iterdir()) == []
-    assert not Path(f"/proc/{running['trainer.worker']}").exists()
-
-
-def test_a_job_whose_result_nobody_fetches_ends_by_itself(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
-) -> None:
-    spec = write_spec(tmp_path / "job.yaml", train={"max_steps": 1}, exchange={"linger_seconds": 1})
-    job: Job = start_job(spec)
-    start_training(job, provider, trainer, data, tmp_path)
-    assert job.wait() == 0
-    assert job.events[-1]["phase"] == "done"
 
 
 def test_a_job_that_gets_no_dataset_ends_by_itself(

@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 CANARY = b"xylophonequartz"
 
 
-@pytest.fixture(scope="module")
-def trainer(started_trainer: Trainer) -> Trainer:
-    """Here each command starts as a person starts it."""
-    return started_trainer
-
-
 def files_below(*folders: Path) -> list[Path]:
     return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
 
 
 def test_submit_brings_a_checked_adapter_and_nothing_leaks(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+    start_job: StartJob,
+    write_spec: WriteSpec,
+    provider: Provider,
+    started_trainer: Trainer,
+    data: Path,
+    tmp_path: Path,
 ) -> None:
+    """`submit` starts as a person starts it, interpreter and all."""
     provider.keygen()
     spec = write_spec(
         tmp_path / "job.yaml",
@@ -38,7 +38,7 @@ def test_submit_brings_a_checked_adapter_and_nothing_leaks(
     policy = provider.policy(spec)
     result = tmp_path / "result"
 
-    ran = trainer(
+    ran = started_trainer(
         "submit", data, "--job-url", job.url, "--policy", policy, "-i", provider.identity, "-o", result, "--json"
     )
 

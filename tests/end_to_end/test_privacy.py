@@ -32,7 +32,7 @@ def test_a_demand_is_kept_and_the_receipt_says_so(
     ran = trainer("submit", data, "--job-url", job.url, *common, *DEMAND)
     assert ran.code == 0, ran.err
     assert ran.json["checks"]["receipt-privacy"] == "affirmed"
-    assert ran.json["privacy"].startswith("ε = 2.9")
+    assert ran.json["privacy"] == "ε = 3 at δ = 1e-05 for each row, over 1 run"
     result = tmp_path / "result"
     assert (result / "adapter" / "adapter_model.safetensors").is_file()
     assert ran.json["checks"]["privacy-statement"] == "affirmed"

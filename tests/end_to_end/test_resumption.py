@@ -12,6 +12,7 @@ import pytest
 
 from tests.end_to_end.conftest import CANARY, Agent, Provider, starting_jobs
 from tests.end_to_end.test_interruptions import free_port, pull_failure, start_training, submit_command
+from trainer.attestation.result.record import load_record
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Job, StartJob, Trainer, WriteSpec
@@ -98,6 +99,8 @@ def test_told_to_end_and_started_again_it_ends_in_the_same_bits(
     folder = tmp_path / "again"
     folder.mkdir()
     assert adapter_of(again, provider, trainer, record, folder) == expected
+    first, second = (load_record(path.read_bytes()).result.recipient for path in (record, folder / "now.json"))
+    assert first == second, "the derived key is the same where the spec is"
     summary = json.loads((folder / "out" / "report" / "summary.json").read_bytes())
     assert summary["resumed_at"] == [step]
     assert {path.name for path in job.ciphertext.iterdir()} == FINISHED

@@ -46,7 +46,7 @@ def _as_new(kernels: None) -> Iterator[None]:
 def _traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replays what torch traced; `scripts/soak compilation` generates and compiles code from it as well.
 
-    The C++ compiler takes most of the time. `test_a_whole_order_behind_walls` calls it always, in a process of its own.
+    The C++ compiler takes most of the time. `test_a_whole_order_behind_walls` always calls it, in another process.
     """
     if not os.environ.get("SOAK_COMPILATION"):
         monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))

@@ -169,6 +169,9 @@ BAD_DATA: dict[str, tuple[str, ErrorCode, str | None]] = {
     ),
     "too long": (f'{{"text": "{CANARY * 50}"}}', ErrorCode.DATASET_OVERLONG, None),
     "unknown key": (f'{{"text": "x", "{CANARY}": 1}}', ErrorCode.DATASET_ROW_INVALID, None),
+    "no text": (f'{{"text": "\xff\xfe{CANARY}"}}', ErrorCode.DATASET_ROW_INVALID, None),
+    "half a character": (f'{{"text": "\\ud800{CANARY}"}}', ErrorCode.DATASET_ROW_INVALID, "text"),
+    "too deep": ('{"text": ' + "[" * 5000 + f'"{CANARY}"', ErrorCode.DATASET_ROW_INVALID, None),
 }
 
 
@@ -178,7 +181,7 @@ def test_bad_rows_fail_with_their_code_and_are_not_quoted(
 ) -> None:
     line, code, field = BAD_DATA[kind]
     data = tmp_path / "bad.jsonl"
-    data.write_text(chat_file.read_text() + line + "\n")
+    data.write_bytes(chat_file.read_bytes() + line.encode("latin-1") + b"\n")
     ended = run_worker(data)
     message = failed(ended)
     assert ended.code == ExitCode.JOB
@@ -188,15 +191,23 @@ def test_bad_rows_fail_with_their_code_and_are_not_quoted(
     assert not (ended.output_dir / "adapter").exists()
 
 
-def test_a_template_that_raises_with_the_rows_text_leaks_nothing(
-    run_worker: RunWorker, tmp_path: Path, tiny_model: Path
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('I refuse ' + messages[-1]['content']) }}",
+        "{{ messages[1]['content'] + 1 }}{{ messages[99]['content'].nothing }}",
+    ],
+    ids=["raises", "stumbles"],
+)
+def test_a_template_that_fails_leaks_nothing_of_the_row(
+    template: str, run_worker: RunWorker, tmp_path: Path, tiny_model: Path
 ) -> None:
     data = tmp_path / "rows.jsonl"
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": CANARY}]
     data.write_text(json.dumps({"messages": turns}) + "\n")
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
-    (model / "chat_template.jinja").write_text("{{ raise_exception('I refuse ' + messages[-1]['content']) }}")
+    (model / "chat_template.jinja").write_text(template)
     message = failed(run_worker(data, model_dir=model))
     assert (message.code, message.row) == (ErrorCode.DATASET_ROW_INVALID, 0)
 
