@@ -123,6 +123,15 @@ def test_init_recognises_the_kind_of_rows(tmp_path: Path, kind: str, capsys: pyt
     assert read_job_spec(output).data.format == kind
 
 
+def test_init_writes_the_text_of_a_chat_template(tmp_path: Path) -> None:
+    data, template, output = (tmp_path / name for name in ("train.jsonl", "mine.jinja", "job.yaml"))
+    data.write_text(json.dumps(ROWS["messages"]) + "\n")
+    template.write_text("{% for m in messages %}\n  {{ m.content }}\n{% endfor %}\n")
+    command = ["job", "init", "org/name", str(data), "-o", str(output), "--chat-template", str(template)]
+    assert run_command_line(command) == 0
+    assert read_job_spec(output).data.chat_template == template.read_text()
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("train.jsonl", '{"a": "b"}\n'), ("train.jsonl", ""), ("train.exe", "x"), ("train.jsonl", "{")],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from trainer.data.rows.kinds import ROW_KINDS
 from trainer.deployment import ModelPins, pin_model, render_job_template
@@ -27,3 +29,18 @@ def test_the_template_can_be_pinned() -> None:
     pinned = pin_model(render_job_template("org/name", "messages"), ModelPins("3" * 40, digests))
     assert dict(parse_job_spec(pinned.encode()).model.model_file_sha256) == digests
     assert "FILL IN:" not in pinned
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=40))
+@example("{% for m in messages %}\n  {{ m.content }}\n{% endfor %}\n")
+@example("...\n\n")
+@example("  {{- bos_token }}\n\n\n")
+@example("{{ '<\uff5cUser\uff5c>' }} \n\t{% if a %}\r\n# no comment\n--- \n")
+def test_a_chat_template_arrives_as_it_is(template: str) -> None:
+    text = render_job_template("./model", "messages", template)
+    assert parse_job_spec(text.encode()).data.chat_template == template
+
+
+def test_a_chat_template_can_be_read_line_by_line() -> None:
+    text = render_job_template("./model", "messages", "{% for m in messages %}\n{{ m.content }}\n{% endfor %}")
+    assert "\n    {% for m in messages %}\n    {{ m.content }}\n    {% endfor %}\n  on_overlong" in text

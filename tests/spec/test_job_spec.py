@@ -88,6 +88,13 @@ def test_unknown_key_names_the_key_meant(section: str, key: str, meant: str) -> 
     assert error.hint == f"did you mean {meant}?"
 
 
+def test_arguments_of_the_template_keep_their_types() -> None:
+    text = "data: {chat_template_kwargs: {quick: true, effort: low, budget: 1, skills: [a], names: [a, b]}}"
+    given = parse_job_spec((MINIMAL + text + "\n").encode()).data.chat_template_kwargs
+    assert given == {"quick": True, "effort": "low", "budget": 1, "skills": ("a",), "names": ("a", "b")}
+    assert [type(value) for value in given.values()] == [bool, str, int, tuple, tuple]
+
+
 def test_terms_of_the_loss_of_a_pair() -> None:
     def terms(train: str) -> object:
         return parse_job_spec(f"{MINIMAL}train: {{method: dpo{train}}}\n".encode()).train.loss_terms
@@ -158,6 +165,17 @@ def test_every_hint_names_a_key_that_exists() -> None:
         ("train: {torch_compile: true}\nlora: {use_dora: true}", "torch_compile: lora.use_dora must be false"),
         ("train: {torch_compile: true, num_processes: 2, fsdp: full_shard}", "torch_compile: fsdp gathers"),
         ("train: {load_best_model_at_end: true}", "load_best_model_at_end needs eval_steps"),
+        ("data: {chat_template: a, chat_template_path: b.jinja}", "exclude each other"),
+        (
+            "data: {chat_template_path: mine.jinja}",
+            "data.chat_template_path: expected the name of a file in model",
+        ),
+        ("data: {chat_template_kwargs: {messages: x}}", "'messages' is set by what renders the template"),
+        ("data: {chat_template_kwargs: {bos_token: x}}", "'bos_token' is set by what renders the template"),
+        ("data: {chat_template_kwargs: {'no name': x}}", "data.chat_template_kwargs"),
+        ("data: {chat_template_kwargs: {effort: 0.5}}", "data.chat_template_kwargs.effort"),
+        ("data: {chat_template_kwargs: {effort: {a: 1}}}", "data.chat_template_kwargs.effort"),
+        ("data: {ignore_message_keys: [content]}", "no message can be read without 'content'"),
         ("model2: {}", "model2"),
         ("privacy: {target_epsilon: 3.0}", "target_delta goes with target_epsilon"),
         ("privacy: {audit: true}\ntrain: {method: dpo}", "privacy: rows are told apart by their loss"),

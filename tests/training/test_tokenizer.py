@@ -182,12 +182,15 @@ def test_the_job_specs_template_takes_the_place_of_the_models(backend: Tokenizer
     other = FAMILIES["marked"].template
     auto: Any = AutoTokenizer.from_pretrained(folder)
     auto.chat_template = other
-    for tokens in (read_tokenizer(folder, other), load_tokens(folder, other)):
-        assert_same(tokens, auto, CHAT, None)
-        assert tokens.marks_generation
+    (folder / "templates").mkdir()
+    (folder / "templates" / "marked.jinja").write_text(other)
+    for data in (DataSection(chat_template=other), DataSection(chat_template_path="templates/marked.jinja")):
+        for tokens in (read_tokenizer(folder, data), load_tokens(folder, data)):
+            assert_same(tokens, auto, CHAT, None)
+            assert tokens.marks_generation
     (folder / "chat_template.jinja").unlink()
     assert not read_tokenizer(folder).has_template
-    assert read_tokenizer(folder, other).has_template
+    assert read_tokenizer(folder, DataSection(chat_template=other)).has_template
 
 
 def sentencepiece_like() -> Tokenizer:

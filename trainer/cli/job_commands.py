@@ -33,15 +33,23 @@ def init_job(
     output: Annotated[Path, typer.Option("--output", "-o", help="The job spec; never overwritten.")] = Path(
         "job.yaml"
     ),
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(
+            "--chat-template",
+            help="A file of Jinja text that renders conversations instead of the model's template.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a commented job.yaml for a model and a dataset. `job pin` then fills in the digests."""
     from trainer.deployment import render_job_template
-    from trainer.provider import write_private_file
+    from trainer.provider import read_text_file, write_private_file
     from trainer.spec import parse_job_spec
 
     kind = _detect_row_kind(data)
-    text = render_job_template(model, kind)
+    template = None if chat_template is None else read_text_file(chat_template, "chat template")
+    text = render_job_template(model, kind, template)
     parse_job_spec(text.encode())  # refuses a model name that no job spec may have
     write_private_file(output, text.encode())
     output.chmod(0o644)  # a job spec is public

@@ -16,7 +16,7 @@ from trainer.errors import DataError, ErrorCode, ExitCode, JobError, UsageError
 
 if TYPE_CHECKING:
     from trainer.data.examples.model_tokenizer import ModelTokenizer
-    from trainer.spec import JobSpec
+    from trainer.spec import DataSection, JobSpec
     from trainer.validation.survey import Survey
 
 
@@ -133,10 +133,10 @@ def _load_local_model(spec: JobSpec, job: Path, chosen: Path | None) -> _LocalMo
     if any(find_spec(package) is None for package in ("tokenizers", "jinja2")):
         return _LocalModel(unknown='this needs pip install "confidential-trainer[validate]"')
     with files_of_the_job(directory, spec) as files:
-        return _LocalModel(_load_tokenizer(files, spec.data.chat_template), read_config(files))
+        return _LocalModel(_load_tokenizer(files, spec.data), read_config(files))
 
 
-def _load_tokenizer(files: Path, chat_template: str | None) -> ModelTokenizer:
+def _load_tokenizer(files: Path, data: DataSection) -> ModelTokenizer:
     from trainer.data.examples.model_tokenizer import TOKENIZER_FILE, read_tokenizer
 
     if not (files / TOKENIZER_FILE).is_file():
@@ -147,4 +147,4 @@ def _load_tokenizer(files: Path, chat_template: str | None) -> ModelTokenizer:
             found="none",
             hint="only the job can read other tokenizers; convert this one",
         )
-    return read_tokenizer(files, chat_template)
+    return read_tokenizer(files, data)

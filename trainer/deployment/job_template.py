@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import yaml
+
 _ZERO_DIGEST: Final = "0" * 64
 _ZERO_REVISION: Final = "0" * 40
 
@@ -76,17 +78,24 @@ _DPO: Final = """\
 """
 
 
-def render_job_template(model: str, row_kind: str) -> str:
+def render_job_template(model: str, row_kind: str, chat_template: str | None = None) -> str:
     """Returns the text of a job.yaml, which parses, and whose digests are zeros.
 
     Args:
         model: hub id, or a directory that begins with `./`, `../` or `/`.
         row_kind: value of `data.format`: the kind of the dataset's rows.
+        chat_template: Jinja text that replaces the model's own template; None keeps that.
     """
     is_local = model.startswith(("./", "../", "/"))
     revision = "" if is_local else f'  model_revision: "{_ZERO_REVISION}" # FILL IN: the commit\n'
     pairs = row_kind == "preference"
     data = _PREFERENCE_DATA if pairs else _ANSWERS_DATA.format(format=row_kind)
+    if chat_template is not None:
+        # As a block of lines, which a reviewer can read, unless a character must be escaped.
+        plain = chat_template.replace("\n", "").isprintable()
+        section = {"data": {"chat_template": chat_template}}
+        block = yaml.safe_dump(section, default_style="|" if plain else '"', allow_unicode=plain, width=1 << 20)
+        data += block.partition("\n")[2].replace('"chat_template"', "chat_template", 1).removesuffix("...\n")
     return _TEMPLATE.format(
         model=model, revision=revision, zero=_ZERO_DIGEST, data=data, train=_DPO if pairs else _SUPERVISED
     )

@@ -28,6 +28,7 @@ from trainer.spec.model_section import MODEL_FILE_SUFFIXES, Dtype, ModelSection,
 from trainer.spec.output_section import OutputSection
 from trainer.spec.privacy_section import REFERENCES, PrivacySection
 from trainer.spec.tee_section import TeeSection
+from trainer.spec.template_arguments import TemplateArgument, is_set_by_renderer
 from trainer.spec.train_section import Engine, TrainSection
 from trainer.spec.training_methods import METHOD_RULES, MethodName
 
@@ -55,11 +56,13 @@ __all__ = [
     "RowFormat",
     "SplitTurns",
     "TeeSection",
+    "TemplateArgument",
     "TrainOn",
     "TrainSection",
     "check_schedule",
     "from_compose",
     "is_protected_url",
+    "is_set_by_renderer",
     "leaf_names",
     "learning_rate_path",
     "meant_key",

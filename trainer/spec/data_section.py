@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from trainer.models import Strict
+from trainer.spec.template_arguments import ArgumentName, TemplateArgument, is_set_by_renderer
 from trainer.spec.training_methods import METHOD_RULES, MethodName
 
 
@@ -52,19 +53,23 @@ class DataSection(Strict):
     """How files become rows, and rows become token sequences.
 
     `columns` maps our name of a column to its name in the files, and `ignore_columns` lists columns that are
-    skipped; any other column is refused. `eval_files` is a shell pattern of names relative to `data/`: rows of
-    matching files are for evaluation. If no file matches, each row is held out with probability `test_split_size`
-    (0 to 1), by a hash of itself that is keyed by `train.seed`, or by a secret of the run with section
-    `privacy`. `assistant_only_loss` and `completion_only_loss` restrict the loss to the
-    assistant's turns of conversations and to the completions of prompts; rows of kind text are trained on
-    completely. `chat_template` is Jinja text that replaces the base model's template, if it has one. With
-    `packing` a unit of `train.per_device_train_batch_size` is a bin of up to `max_length` tokens that contains
-    complete rows; attention does not cross from one row to another.
+    skipped; any other column is refused. `ignore_message_keys` lists keys of messages that are skipped; they
+    are counted. `eval_files` is a shell pattern of names relative to `data/`: rows of matching files are for
+    evaluation. If no file matches, each row is held out with probability `test_split_size` (0 to 1), by a hash
+    of itself that is keyed by `train.seed`, or by a secret of the run with section `privacy`.
+    `assistant_only_loss` and `completion_only_loss` restrict the loss to the assistant's turns of conversations
+    and to the completions of prompts; rows of kind text are trained on completely. `chat_template` is Jinja
+    text that replaces the base model's template, if it has one; `chat_template_path` names a file of the base
+    model instead, which `model.model_file_sha256` lists. `chat_template_kwargs` sets variables that the
+    template reads; a row's own column of this name overrides them. With `packing` a unit of
+    `train.per_device_train_batch_size` is a bin of up to `max_length` tokens that contains complete rows;
+    attention does not cross from one row to another.
     """
 
     format: RowFormat = RowFormat.AUTO
     columns: Annotated[dict[ColumnName, ColumnName], Field(max_length=32)] = {}  # noqa: RUF012 -- frozen, and copied
     ignore_columns: Annotated[tuple[ColumnName, ...], Field(max_length=1024)] = ()
+    ignore_message_keys: Annotated[tuple[ColumnName, ...], Field(max_length=1024)] = ()
     eval_files: Annotated[str, Field(min_length=1, max_length=256)] = "eval/*"
     max_length: Annotated[int, Field(ge=8, le=1 << 20)] = 1024
     on_overlong: OnOverlong = OnOverlong.ERROR
@@ -74,6 +79,8 @@ class DataSection(Strict):
     train_on: TrainOn = TrainOn.ALL_TURNS
     split_turns: SplitTurns = SplitTurns.AUTO
     chat_template: Annotated[str, Field(min_length=1, max_length=1 << 16)] | None = None
+    chat_template_path: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    chat_template_kwargs: Annotated[dict[ArgumentName, TemplateArgument], Field(max_length=32)] = {}  # noqa: RUF012
     packing: bool = False
     packing_strategy: Literal["bfd"] = "bfd"
     max_rows: Annotated[int, Field(ge=1, le=100_000_000)] = 10_000_000
@@ -87,14 +94,27 @@ class DataSection(Strict):
                 )
         if len(set(self.columns.values())) != len(self.columns):
             raise ValueError("columns: two of ours have the same name in the files")
+        for name in _ESSENTIAL_KEYS.intersection(self.ignore_message_keys):
+            raise ValueError(f"ignore_message_keys: no message can be read without {name!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_template(self) -> Self:
+        if self.chat_template is not None and self.chat_template_path is not None:
+            raise ValueError("chat_template and chat_template_path exclude each other")
+        for name in self.chat_template_kwargs:
+            if is_set_by_renderer(name):
+                raise ValueError(f"chat_template_kwargs: {name!r} is set by what renders the template")
         return self
 
 
 ROW_COLUMNS: Final = (
     "messages", "tools", "conversations", "system", "instruction", "input", "output", "history",
-    "prompt", "completion", "chosen", "rejected", "text",
+    "prompt", "completion", "chosen", "rejected", "rejected_response", "text", "chat_template_kwargs",
 )  # fmt: skip
 """Columns of the rows of all kinds."""
+
+_ESSENTIAL_KEYS: Final = frozenset({"role", "content", "from", "value"})
 
 
 _ANSWERS_ONLY: Final = ("assistant_only_loss", "completion_only_loss", "train_on", "split_turns", "packing")

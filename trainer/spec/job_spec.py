@@ -41,6 +41,9 @@ class JobSpec(Strict):
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         check_method(self.train.method, self.data)
+        template = self.data.chat_template_path
+        if template is not None and template not in self.model.model_file_sha256:
+            raise ValueError("data.chat_template_path: expected the name of a file in model.model_file_sha256")
         for refusal in privacy_refusals(self):
             raise ValueError(refusal)
         if self.train.torch_compile and self.lora.use_dora:

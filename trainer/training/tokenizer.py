@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from transformers import AutoTokenizer
 
-from trainer.data.examples.model_tokenizer import TOKENIZER_FILE, ModelTokenizer, read_stop_ids, read_tokenizer
+from trainer.data.examples.model_tokenizer import (
+    TOKENIZER_FILE,
+    ModelTokenizer,
+    chosen_template,
+    read_stop_ids,
+    read_tokenizer,
+)
 from trainer.errors import ErrorCode, JobError
+from trainer.spec import DataSection, TemplateArgument
 
+_DEFAULTS: Final = DataSection()
 _CLASSES_THAT_USE_THE_FILE: Final = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
 """Values of `tokenizer_class` for which transformers uses tokenizer.json unchanged."""
 
 
-def load_tokens(model_dir: Path, chat_template: str | None = None) -> ModelTokenizer:
+def load_tokens(model_dir: Path, data: DataSection = _DEFAULTS) -> ModelTokenizer:
     """Loads the tokenizer of a model directory. Reads no file outside of it and executes no code from it.
 
     tokenizer.json is read with the code of `trainer validate`, so that the provider's machine and the worker
@@ -24,18 +33,18 @@ def load_tokens(model_dir: Path, chat_template: str | None = None) -> ModelToken
 
     Args:
         model_dir: the base model's files.
-        chat_template: the job spec's template; None selects the model's own.
+        data: the section of the job spec, which may replace the chat template and set its variables.
 
     Raises:
         JobError: `MODEL_INVALID`: the tokenizer cannot be loaded or converted.
     """
     if (model_dir / TOKENIZER_FILE).is_file():
-        tokens = read_tokenizer(model_dir, chat_template)
+        tokens = read_tokenizer(model_dir, data)
         tokens.notes = tuple(_differences_from_transformers(tokens, model_dir))
         return tokens
     tokenizer = _auto_tokenizer(model_dir)
-    tokenizer.chat_template = chat_template or tokenizer.chat_template
-    return tokens_of(tokenizer, read_stop_ids(model_dir))
+    tokenizer.chat_template = chosen_template(model_dir, data) or tokenizer.chat_template
+    return tokens_of(tokenizer, read_stop_ids(model_dir), data.chat_template_kwargs)
 
 
 def _differences_from_transformers(tokens: ModelTokenizer, model_dir: Path) -> Iterator[str]:
@@ -78,12 +87,17 @@ def _auto_tokenizer(model_dir: Path) -> Any:
         ) from error
 
 
-def tokens_of(tokenizer: Any, stop_ids: frozenset[int] = frozenset()) -> ModelTokenizer:
+def tokens_of(
+    tokenizer: Any,
+    stop_ids: frozenset[int] = frozenset(),
+    arguments: Mapping[str, TemplateArgument] = MappingProxyType({}),
+) -> ModelTokenizer:
     """Converts a tokenizer of transformers.
 
     Args:
         tokenizer: a tokenizer of transformers, with its chat template.
         stop_ids: ids that end an answer.
+        arguments: variables of the chat template by name.
 
     Raises:
         JobError: `MODEL_INVALID`: the tokenizer is not based on the tokenizers package.
@@ -99,4 +113,4 @@ def tokens_of(tokenizer: Any, stop_ids: frozenset[int] = frozenset()) -> ModelTo
     # transformers has one template as a text, or several as a dict by name.
     template = tokenizer.chat_template
     templates = {"default": template} if isinstance(template, str) else dict(template or {})
-    return ModelTokenizer(backend, tokenizer.special_tokens_map, templates, stop_ids)
+    return ModelTokenizer(backend, tokenizer.special_tokens_map, templates, stop_ids, arguments=arguments)

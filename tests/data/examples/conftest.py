@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, processors
@@ -14,7 +15,7 @@ MakeTokens = Callable[..., ModelTokenizer]
 
 @pytest.fixture(scope="session")
 def make_tokens(backend: Tokenizer) -> MakeTokens:
-    """Tokens with a template: `make_tokens(template, eos="</s>", bos=None, add_bos=False, stop=())`."""
+    """Tokens with a template: `make_tokens(template, eos="</s>", bos=None, add_bos=False, stop=(), …)`."""
 
     def make(
         template: str | None,
@@ -24,6 +25,7 @@ def make_tokens(backend: Tokenizer) -> MakeTokens:
         pad: str | None = None,
         add_bos: bool = False,
         stop: tuple[str, ...] = (),
+        **options: Any,
     ) -> ModelTokenizer:
         copy = Tokenizer.from_str(backend.to_str())
         if add_bos and bos:
@@ -33,6 +35,7 @@ def make_tokens(backend: Tokenizer) -> MakeTokens:
         named = {"eos_token": eos, "bos_token": bos, "pad_token": pad}
         special = {name: text for name, text in named.items() if text is not None}
         stop_ids = frozenset(id_ for name in stop if (id_ := copy.token_to_id(name)) is not None)
-        return ModelTokenizer(copy, special, {} if template is None else {"default": template}, stop_ids)
+        templates = {} if template is None else {"default": template}
+        return ModelTokenizer(copy, special, templates, stop_ids, **options)
 
     return make

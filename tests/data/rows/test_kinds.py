@@ -247,3 +247,186 @@ def test_rows_do_not_show_their_text() -> None:
 
 def test_text_is_text() -> None:
     assert row({"text": "a"}) == TextRow("f", 7, "a")
+
+
+def sides(found: Row) -> tuple[tuple[Message, ...], tuple[Message, ...], int]:
+    """The turns of both sides of a pair of conversations, and how many of them are the prompt."""
+    assert isinstance(found, PreferenceRow)
+    assert isinstance(found.chosen, ChatRow)
+    assert isinstance(found.rejected, ChatRow)
+    assert found.chosen.prompt_messages == found.rejected.prompt_messages
+    return found.chosen.messages, found.rejected.messages, found.chosen.prompt_messages
+
+
+ASKED, YES, NO = Message("user", "p"), Message("assistant", "a"), Message("assistant", "b")
+WHOLE = {"chosen": [user("p"), said("a")], "rejected": [user("p"), said("b")]}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        WHOLE,
+        {**WHOLE, "prompt": "p"},
+        {**WHOLE, "prompt": " p\n"},
+        {**WHOLE, "prompt": [user("p")]},
+        {**WHOLE, "prompt": None},
+        {"prompt": [user("p")], "chosen": [said("a")], "rejected": [said("b")]},
+        {
+            "conversations": [{"from": "human", "value": "p"}],
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": {"from": "gpt", "value": "b"},
+        },
+        {"conversations": [user("p")], "chosen": said("a"), "rejected": said("b")},
+        {"messages": [user("p"), said("a")], "rejected_response": "b"},
+    ],
+)
+def test_every_shape_of_a_pair_of_conversations_is_read(document: dict[str, object]) -> None:
+    assert sides(row(document)) == ((ASKED, YES), (ASKED, NO), 1)
+    with_system = sides(row({**document, "system": "s"}))
+    assert with_system == ((Message("system", "s"), ASKED, YES), (Message("system", "s"), ASKED, NO), 2)
+
+
+def test_a_prompt_may_hold_several_turns_in_every_shape() -> None:
+    before = [user("p"), said("x"), user("q")]
+    for document in (
+        {"chosen": [*before, said("a")], "rejected": [*before, said("b")], "prompt": "p"},
+        {"messages": [*before, said("a")], "rejected_response": "b"},
+        {"conversations": before, "chosen": said("a"), "rejected": said("b")},
+    ):
+        assert sides(row(document))[2] == 3
+
+
+def test_text_beside_a_system_text_is_a_conversation() -> None:
+    pair = sides(row({"system": "s", "prompt": "p", "chosen": "a", "rejected": "b"}))
+    assert pair == ((Message("system", "s"), ASKED, YES), (Message("system", "s"), ASKED, NO), 2)
+    found = row({"system": "", "prompt": "p", "completion": "a", "tools": [{"name": "f"}]})
+    assert found == ChatRow("f", 7, (ASKED, YES), ({"name": "f"},), prompt_messages=1)
+
+
+@pytest.mark.parametrize(
+    ("document", "field", "hint"),
+    [
+        ({**WHOLE, "prompt": CANARY}, "prompt", "data.ignore_columns"),
+        ({**WHOLE, "prompt": "p", "conversations": [user("p")]}, None, None),
+        ({**WHOLE, "messages": [user("p")]}, None, None),
+        ({"messages": [user("p"), said("a")], "rejected_response": "b", "chosen": [said(CANARY)]}, None, None),
+        ({"messages": [user("p"), said(CANARY)], "rejected_response": ""}, "rejected_response", None),
+        ({"messages": [user("p"), said(CANARY)], "rejected_response": CANARY}, "rejected", None),
+        ({"messages": [said("a"), user(CANARY)], "rejected_response": "b"}, "messages", None),
+        ({"messages": [said(CANARY)], "rejected_response": "b"}, "messages", None),
+        ({"conversations": [user("p")], "chosen": said(CANARY), "rejected": "b"}, "rejected", None),
+        ({"conversations": [user("p")], "chosen": user(CANARY), "rejected": said("b")}, "chosen", None),
+    ],
+)
+def test_other_mixtures_of_these_shapes_are_refused(
+    document: dict[str, object], field: str | None, hint: str | None
+) -> None:
+    with pytest.raises(DataError) as caught:
+        row(document)
+    error = caught.value
+    assert (error.code, error.field) == (ErrorCode.DATASET_ROW_INVALID, field)
+    assert CANARY not in f"{error} {error.hint} {error.__context__}"
+    assert hint is None or hint in str(error.hint)
+
+
+@pytest.mark.parametrize("empty", [None, "", [], {}], ids=repr)
+def test_keys_of_messages_without_a_value_are_nothing(empty: object) -> None:
+    plain = {"messages": [user("a"), {**said("b"), "reasoning_content": "hm"}]}
+    for message in plain["messages"]:
+        assert isinstance(message, dict)
+    logged = {"messages": [{**message, "refusal": empty, "audio": empty} for message in plain["messages"]]}
+    assert row(logged) == row(plain)
+    shared = {"conversations": [{"from": "human", "value": "a", "seen": empty}, {"from": "gpt", "value": "b"}]}
+    assert messages(shared) == (Message("user", "a"), Message("assistant", "b"))
+
+
+@pytest.mark.parametrize("value", [0, False, 0.5, CANARY])
+def test_other_keys_of_messages_are_refused_unless_they_are_left_out_by_name(value: object) -> None:
+    for document in (
+        {"messages": [user("a"), {**said("b"), "loss": value}]},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "loss": value}]},
+        {"prompt": [user("a")], "completion": [{**said("b"), "loss": value}]},
+        {"conversations": [user("a")], "chosen": {**said("b"), "loss": value}, "rejected": said("c")},
+    ):
+        with pytest.raises(DataError, match="1 other keys") as caught:
+            row(document)
+        assert "data.ignore_message_keys" in str(caught.value.hint)
+        assert CANARY not in f"{caught.value} {caught.value.hint}"
+        found = row(document, RowSchema(ignored_message_keys=frozenset({"loss", "id"})))
+        assert found.ignored_keys == 1
+
+
+def test_keys_of_a_call_that_are_not_read_are_refused() -> None:
+    call = {"id": "c", "type": "function", "index": 0, "function": {"name": "f", "arguments": "{}"}}
+    assert messages({"messages": [user("a"), {"role": "assistant", "tool_calls": [{**call, "note": None}]}]})[1]
+    with pytest.raises(DataError, match="wrong keys") as caught:
+        row({"messages": [user("a"), {"role": "assistant", "tool_calls": [{**call, "note": "x"}]}]})
+    assert caught.value.field == "messages[1].tool_calls[0]"
+
+
+@pytest.mark.parametrize(
+    ("keys", "reasoning"),
+    [
+        ({"thinking": "hm"}, "hm"),
+        ({"thinking": "hm", "reasoning_content": "hm"}, "hm"),
+        ({"thinking": "", "reasoning_content": "hm"}, "hm"),
+        ({"thinking": "hm", "reasoning_content": None}, "hm"),
+        ({"thinking": None}, None),
+    ],
+)
+def test_thinking_is_another_name_of_reasoning_content(keys: dict[str, str], reasoning: str | None) -> None:
+    assert messages({"messages": [user("a"), {**said("b"), **keys}]})[1].reasoning_content == reasoning
+
+
+def test_two_thoughts_for_one_turn_are_refused() -> None:
+    with pytest.raises(DataError, match="the text of reasoning_content") as caught:
+        row({"messages": [user("a"), {**said("b"), "thinking": CANARY, "reasoning_content": "other"}]})
+    assert caught.value.field == "messages[1].thinking"
+    assert CANARY not in str(caught.value)
+    with pytest.raises(DataError, match=r"messages\[0\]\.thinking"):
+        row({"messages": [{**user("a"), "thinking": "hm"}, said("b")]})
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"messages": [user("a"), said("b")]},
+        {"conversations": [user("a"), said("b")]},
+        {"instruction": "a", "output": "b"},
+        {"prompt": [user("a")], "completion": [said("b")]},
+        {"system": "s", "prompt": "a", "completion": "b"},
+    ],
+)
+def test_a_conversation_has_arguments_for_its_template(document: dict[str, object]) -> None:
+    arguments = {"enable_thinking": False, "reasoning_effort": "low", "budget": 3, "skills": ["x"], "unset": None}
+    found = row({**document, "chat_template_kwargs": arguments})
+    assert isinstance(found, ChatRow)
+    assert found.template_arguments == {
+        "enable_thinking": False, "reasoning_effort": "low", "budget": 3, "skills": ("x",)
+    }  # fmt: skip
+    assert row({**document, "chat_template_kwargs": {}}) == row(document)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [CANARY],
+        {"messages": CANARY},
+        {"bos_token": CANARY},
+        {"add_generation_prompt": True},
+        {"a": 1.5},
+        {"a": {CANARY: 1}},
+        {"a": [CANARY, 1]},
+        {"a": "\ud800"},
+    ],
+)
+def test_arguments_that_no_template_may_be_given_are_refused(arguments: object) -> None:
+    with pytest.raises(DataError) as caught:
+        row({"messages": [user("a"), said("b")], "chat_template_kwargs": arguments})
+    assert (caught.value.code, caught.value.field) == (ErrorCode.DATASET_ROW_INVALID, "chat_template_kwargs")
+    assert CANARY not in str(caught.value)
+
+
+def test_plain_text_has_no_arguments() -> None:
+    with pytest.raises(DataError, match="none beside plain text"):
+        row({"prompt": "a", "completion": "b", "chat_template_kwargs": {"a": 1}})

@@ -13,14 +13,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from trainer.data.examples.template_turns import PROBE_CALL, PROBE_TOOLS, as_turns, prints_probe_call, read_keys
 from trainer.data.rows import ChatRow, Message, is_encodable
+from trainer.errors import ErrorCode, UsageError
+from trainer.spec import TemplateArgument, is_set_by_renderer
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Template, nodes
 
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 """Unicode noncharacters, which are reserved for internal use: they mark the ends of a generation block."""
@@ -45,18 +50,59 @@ class ChatTemplate:
         sources: name → Jinja text; one is called `default`, one for rows with tools may be called `tool_use`.
         special_tokens: names such as `bos_token` → their text; templates see them as variables.
         now: the time that `strftime_now` formats, the same for all rows.
+        arguments: further variables by name, for all rows (`data.chat_template_kwargs`).
     """
 
-    def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str], *, now: datetime) -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, str],
+        special_tokens: Mapping[str, str],
+        *,
+        now: datetime,
+        arguments: Mapping[str, TemplateArgument] = MappingProxyType({}),
+    ) -> None:
         self._sources = {name: text for name, text in sources.items() if name in ("default", "tool_use")}
         self._special_tokens = dict(special_tokens)
         self._now = now
+        self._arguments = dict(arguments)
         self._compiled: dict[tuple[str, bool], Template] = {}
+        self._takes_text: dict[str, bool] = {}
 
     @cached_property
     def marks_generation(self) -> bool:
         """Whether the template marks which parts the assistant generates."""
         return all(_MARKER.search(source) for source in self._sources.values())
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """Names of the variables that the template reads, without those that this class sets."""
+        from jinja2.meta import find_undeclared_variables  # noqa: PLC0415 -- part of an extra
+
+        read = frozenset[str]().union(*map(find_undeclared_variables, self._parsed))
+        return frozenset(name for name in read - self._special_tokens.keys() if not is_set_by_renderer(name))
+
+    def unread(self, arguments: Mapping[str, TemplateArgument]) -> list[str]:
+        """Returns the names of arguments that the template never reads, sorted."""
+        return sorted(arguments.keys() - self.variables) if arguments else []
+
+    @cached_property
+    def _reasoning_key(self) -> str:
+        """Name of the key of a message in which the template expects the assistant's reasoning."""
+        read = frozenset[str]().union(*map(read_keys, self._parsed))
+        return "thinking" if "thinking" in read and "reasoning_content" not in read else "reasoning_content"
+
+    @cached_property
+    def _parsed(self) -> tuple[nodes.Template, ...]:
+        """The syntax trees.
+
+        Raises:
+            TemplateRefusedError: a template is not Jinja text.
+        """
+        from jinja2.exceptions import TemplateError  # noqa: PLC0415 -- part of an extra
+
+        with suppress(TemplateError, RecursionError):
+            return tuple(_environment(self._now, marked=False).parse(text) for text in self._sources.values())
+        raise TemplateRefusedError
 
     def render(
         self,
@@ -64,6 +110,7 @@ class ChatTemplate:
         *,
         prompt: bool,
         tools: Sequence[Mapping[str, object]] | None = None,
+        arguments: Mapping[str, TemplateArgument] = MappingProxyType({}),
         marked: bool = False,
     ) -> str:
         """Renders a conversation.
@@ -72,28 +119,52 @@ class ChatTemplate:
             messages: its turns.
             prompt: whether the start of an assistant's turn is appended, as for generation.
             tools: schemas of the functions that may be called.
+            arguments: the row's variables by name; they replace those of all rows.
             marked: whether noncharacters mark the ends of generation blocks.
 
         Raises:
             TemplateRefusedError: the template failed, or refuses these messages.
         """
         name = "tool_use" if tools is not None and "tool_use" in self._sources else "default"
-        key = (name, marked)
+        as_text = any(message.tool_calls for message in messages) and self._takes_calls_as_text(name)
+        turns = as_turns(messages, reasoning_key=self._reasoning_key, calls_as_text=as_text)
+        variables = {"tools": None if tools is None else list(tools), **self._arguments, **arguments}
+        return self._render_turns((name, marked), turns, prompt=prompt, variables=variables)
+
+    def _render_turns(
+        self, key: tuple[str, bool], turns: list[dict[str, Any]], *, prompt: bool, variables: Mapping[str, object]
+    ) -> str:
+        name, marked = key
         try:
             if key not in self._compiled:
                 self._compiled[key] = _environment(self._now, marked=marked).from_string(self._sources[name])
             text = self._compiled[key].render(
-                messages=[as_turn(message) for message in messages],
-                tools=None if tools is None else list(tools),
-                documents=None,
-                add_generation_prompt=prompt,
-                **self._special_tokens,
+                messages=turns, documents=None, add_generation_prompt=prompt, **self._special_tokens, **variables
             )
         except Exception:  # noqa: BLE001 -- a template may raise anything, with the row's text in it
             text = None
         if text is None or len(text) > MAX_RENDERED or not is_encodable(text):
             raise TemplateRefusedError
         return text
+
+    def _takes_calls_as_text(self, name: str) -> bool:
+        """Returns whether a template prints the arguments of a call as JSON only if it is given them as text.
+
+        Found out once for each template, by rendering a call. Most templates serialise an object, or print it
+        argument by argument. Some print what they are given: an object would become Python's notation.
+        """
+        if name not in self._takes_text:
+            forms = (as_text for as_text in (False, True) if self._prints_calls(name, as_text=as_text))
+            self._takes_text[name] = next(forms, False)
+        return self._takes_text[name]
+
+    def _prints_calls(self, name: str, *, as_text: bool) -> bool:
+        turns = as_turns(PROBE_CALL, reasoning_key=self._reasoning_key, calls_as_text=as_text)
+        variables = {"tools": list(PROBE_TOOLS), **self._arguments}
+        try:
+            return prints_probe_call(self._render_turns((name, False), turns, prompt=False, variables=variables))
+        except TemplateRefusedError:
+            return False
 
     def render_marked(self, row: ChatRow) -> tuple[str, list[CharacterSpan]]:
         """Renders a complete row and returns the text and the spans inside generation blocks.
@@ -104,28 +175,27 @@ class ChatTemplate:
         # A row with these characters could place the marks itself, and so choose what is trained on.
         if any(mark in text for text in row.texts for mark in (_OPEN, _CLOSE)):
             raise TemplateRefusedError
-        return _spans(self.render(row.messages, prompt=False, tools=row.tools, marked=True))
+        text = self.render(
+            row.messages, prompt=False, tools=row.tools, arguments=row.template_arguments, marked=True
+        )
+        return _spans(text)
 
 
-def as_turn(message: Message) -> dict[str, Any]:
-    """Returns a message as templates expect it, without the keys that have no value."""
-    turn: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.reasoning_content is not None:
-        turn["reasoning_content"] = message.reasoning_content
-    if message.tool_calls:
-        turn["tool_calls"] = [
-            {
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-                **({} if call.id is None else {"id": call.id}),
-            }
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id is not None:
-        turn["tool_call_id"] = message.tool_call_id
-    if message.name is not None:
-        turn["name"] = message.name
-    return turn
+def require_read(template: ChatTemplate | None, arguments: Mapping[str, TemplateArgument]) -> None:
+    """Requires that a template reads every variable that the job sets: another name would have no effect.
+
+    Raises:
+        UsageError: `SPEC_INVALID`: it does not, or there is no template.
+    """
+    unread = sorted(arguments) if template is None else template.unread(arguments)
+    if unread:
+        read = () if template is None else sorted(template.variables)
+        raise UsageError(
+            ErrorCode.SPEC_INVALID,
+            "job spec: data.chat_template_kwargs",
+            expected=f"variables that the chat template reads: {', '.join(read) or 'none'}",
+            found=", ".join(unread),
+        )
 
 
 def _environment(now: datetime, *, marked: bool) -> Any:

@@ -52,7 +52,12 @@ class Dataset:
 
 def row_schema(data: DataSection) -> RowSchema:
     """Returns how the objects of the files become rows, according to the job spec."""
-    return RowSchema(data.format.value, data.columns, frozenset(data.ignore_columns))
+    return RowSchema(
+        data.format.value,
+        data.columns,
+        frozenset(data.ignore_columns),
+        frozenset(data.ignore_message_keys),
+    )
 
 
 def build_dataset(
@@ -110,7 +115,7 @@ def check_trainable(row: Row, tokens: ModelTokenizer, method: MethodName) -> Non
     """Requires that a model can be trained on a row with a `train.method`.
 
     Raises:
-        DataError: the method takes other rows, or the model has no chat template.
+        DataError: the method takes other rows, the model has no chat template, or it reads no such arguments.
     """
     check_kind(row, method)
     side = row.chosen if isinstance(row, PreferenceRow) else row
@@ -122,6 +127,16 @@ def check_trainable(row: Row, tokens: ModelTokenizer, method: MethodName) -> Non
             expected="prompt and completion, or text",
             found="messages",
             hint="list chat_template.jinja in model.model_file_sha256, or write one into data.chat_template",
+        )
+    unread = tokens.template.unread(side.template_arguments) if isinstance(side, ChatRow) else ()
+    if unread:
+        raise row.refuse(
+            ErrorCode.DATASET_NOT_TRAINABLE,
+            "the chat template does not read all arguments of the row",
+            field="chat_template_kwargs",
+            expected=f"no others than {', '.join(sorted(tokens.template.variables)) or 'none'}",
+            found=f"{len(unread)} others",
+            hint="leave the column out with data.ignore_columns",
         )
 
 

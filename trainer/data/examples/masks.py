@@ -17,7 +17,8 @@ no mask is exact, and the row is refused rather than trained with a wrong mask.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Final
 
 from trainer.data.examples.chat_template import CharacterSpan
@@ -87,7 +88,7 @@ def _render_all(row: ChatRow, tokenizer: ModelTokenizer) -> RenderedText:
             expected="data.assistant_only_loss true",
             found="false",
         )
-    return RenderedText(_render(row, tokenizer, len(row.messages), prompt=False), None)
+    return RenderedText(_render_turns(row, tokenizer, len(row.messages)), None)
 
 
 def _trained_turns(row: ChatRow, options: MaskOptions) -> list[int]:
@@ -113,7 +114,7 @@ def _mask_by_template(row: ChatRow, tokenizer: ModelTokenizer, turns: list[int])
     try:
         text, spans = tokenizer.template.render_marked(row)
     except TemplateRefusedError:
-        error = _refused_by_template(row, "messages", len(row.messages))
+        error = _refused_by_template(row, tokenizer, "messages", len(row.messages))
     else:
         assistant_turns = [number for number, message in enumerate(row.messages) if message.role == "assistant"]
         if turns == assistant_turns:  # every block is trained on, whichever turn it belongs to
@@ -129,12 +130,12 @@ def _mask_by_rendering(
     row: ChatRow, tokenizer: ModelTokenizer, options: MaskOptions, turns: list[int]
 ) -> tuple[RenderedText, ...]:
     """Returns one text with all spans if the rendering of each turn is a prefix of it, else one text a turn."""
-    complete = _render(row, tokenizer, len(row.messages), prompt=False)
+    complete = _render_turns(row, tokenizer, len(row.messages))
     rendered = [_render_turn(row, tokenizer, number, complete) for number in turns]
     changed = [number for number, text in zip(turns, rendered, strict=True) if not complete.startswith(text.text)]
     if not changed:
         return (RenderedText(complete, tuple(span for text in rendered for span in text.spans or ())),)
-    if not options.split_turns:
+    if len(rendered) > 1 and not options.split_turns:
         reason = "the chat template renders a turn differently once others follow it (data.split_turns)"
         raise mask_not_exact(row, changed[0], reason)
     return tuple(rendered)
@@ -146,35 +147,82 @@ def _render_turn(row: ChatRow, tokenizer: ModelTokenizer, number: int, complete:
         raise mask_not_exact(row, number, "the assistant speaks first, so generation would have no prompt")
     before = _render(row, tokenizer, number, prompt=True)
     is_last = number + 1 == len(row.messages)
-    after = complete if is_last else _render(row, tokenizer, number + 1, prompt=False)
+    after = complete if is_last else _render_turns(row, tokenizer, number + 1)
     if not after.startswith(before):
-        raise mask_not_exact(
-            row,
-            number,
-            "the chat template opens the turn for generation in another way",
-            hint="give data.chat_template one that renders what it prompts, or use rows of prompt and completion",
-        )
+        after = _render_with_moved_system(row, tokenizer, number, before)
     return RenderedText(after, ((len(before), len(after)),))
+
+
+def _render_with_moved_system(row: ChatRow, tokenizer: ModelTokenizer, number: int, before: str) -> str:
+    """Renders the row up to turn `number` with the system text before the text of the user turn that it answers.
+
+    Some templates (that of Mistral 7B v0.3) print the system text in the last user turn, and only while no answer
+    follows it. The model is then given the same text if the row has it in the user turn itself.
+
+    Raises:
+        DataError: the model would be given another text.
+    """
+    first, *turns = row.messages[: number + 1]
+    last_user = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=None)
+    if first.role == "system" and last_user is not None:
+        turns[last_user] = replace(turns[last_user], content=f"{first.content}\n\n{turns[last_user].content}")
+        moved = replace(row, messages=tuple(turns))
+        with suppress(DataError):
+            after = _render_turns(moved, tokenizer, len(turns))
+            if after.startswith(before) and before == _render(moved, tokenizer, len(turns) - 1, prompt=True):
+                return after
+    names = ", ".join(sorted(tokenizer.template.variables))
+    raise mask_not_exact(
+        row,
+        number,
+        "the chat template opens the turn for generation in another way",
+        hint=f"{f'set data.chat_template_kwargs (the template reads {names}), ' if names else ''}"
+        "give data.chat_template one that renders what it prompts, or use rows of prompt and completion",
+    )
+
+
+def _render_turns(row: ChatRow, tokenizer: ModelTokenizer, count: int) -> str:
+    """Renders the first `count` messages, with the end of the last that the template leaves to the next turn."""
+    text = _render(row, tokenizer, count, prompt=False)
+    last = row.messages[count - 1]
+    if last.role != "assistant":
+        return text
+    following = next((turn.role for turn in row.messages[count:]), "tool" if last.tool_calls else "user")
+    return text + tokenizer.next_turn_stops.find(following)
 
 
 def _render(row: ChatRow, tokenizer: ModelTokenizer, count: int, *, prompt: bool) -> str:
     """Renders the first `count` messages, with the generation prompt if `prompt` is set."""
     try:
-        return tokenizer.template.render(row.messages[:count], prompt=prompt, tools=row.tools)
+        return tokenizer.template.render(
+            row.messages[:count], prompt=prompt, tools=row.tools, arguments=row.template_arguments
+        )
     except TemplateRefusedError:
         is_complete = count == len(row.messages) and not prompt
-        error = _refused_by_template(row, "messages" if is_complete else f"messages[0:{count}]", count)
+        error = _refused_by_template(row, tokenizer, "messages" if is_complete else f"messages[0:{count}]", count)
     raise error
 
 
-def _refused_by_template(row: ChatRow, field: str, count: int) -> DataError:
+def _refused_by_template(row: ChatRow, tokenizer: ModelTokenizer, field: str, count: int) -> DataError:
+    turns = tuple(message for message in row.messages[:count] if message.role not in ("system", "developer"))
+    only_system = len(turns) < count and _can_render(replace(row, messages=turns), tokenizer)
+    hint = "write its text before the text of the first user turn, where the trained model will be given it too"
     return row.refuse(
         ErrorCode.DATASET_ROW_INVALID,
-        "the model's chat template refuses these messages",
+        f"the model's chat template {'has no system turn' if only_system else 'refuses these messages'}",
         field=field,
         expected="roles and order that the template knows",
         found=f"{count} messages",
+        hint=hint if only_system else None,
     )
+
+
+def _can_render(row: ChatRow, tokenizer: ModelTokenizer) -> bool:
+    try:
+        tokenizer.template.render(row.messages, prompt=False, tools=row.tools, arguments=row.template_arguments)
+    except TemplateRefusedError:
+        return False
+    return True
 
 
 _HINT: Final = "end each row with its only assistant turn, or set data.assistant_only_loss to false"

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer.data.examples.chat_template import ChatTemplate, TemplateRefusedError, named_templates
+from trainer.data.examples.chat_template import ChatTemplate, TemplateRefusedError, named_templates, require_read
 from trainer.data.examples.token_boundaries import CACHED_CHARACTERS, SpecialTokenFinder
+from trainer.data.examples.turn_stops import NextTurnStops
 from trainer.errors import ErrorCode, JobError, UsageError
+from trainer.spec import DataSection, TemplateArgument
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -20,8 +24,16 @@ _STOP_FILES: Final = ("generation_config.json", "config.json")
 _NAMED: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MAX_FILE_BYTES: Final = 1 << 28
 _MAX_CACHED_TEXTS: Final = 1 << 16
+_DEFAULTS: Final = DataSection()
 
-__all__ = ["TOKENIZER_FILE", "ModelTokenizer", "TemplateRefusedError", "read_stop_ids", "read_tokenizer"]
+__all__ = [
+    "TOKENIZER_FILE",
+    "ModelTokenizer",
+    "TemplateRefusedError",
+    "chosen_template",
+    "read_stop_ids",
+    "read_tokenizer",
+]
 
 
 class ModelTokenizer:
@@ -32,6 +44,7 @@ class ModelTokenizer:
         special_tokens: `bos_token`, `eos_token` and the like → their text.
         templates: chat templates by name; empty if conversations cannot be rendered.
         stop_ids: ids at which generation with this model ends.
+        arguments: variables of the chat template by name (`data.chat_template_kwargs`).
         now: the date and time that templates can read; None is the current one.
 
     Attributes:
@@ -52,6 +65,7 @@ class ModelTokenizer:
         templates: Mapping[str, str],
         stop_ids: frozenset[int] = frozenset(),
         *,
+        arguments: Mapping[str, TemplateArgument] = MappingProxyType({}),
         now: datetime | None = None,
     ) -> None:
         self._backend = backend
@@ -82,7 +96,10 @@ class ModelTokenizer:
         self.notes: tuple[str, ...] = ()
         self._short: dict[str, list[int]] = {}
         moment = datetime.now().astimezone() if now is None else now
-        self._template = ChatTemplate(templates, special_tokens, now=moment) if "default" in templates else None
+        self._template: ChatTemplate | None = None
+        if "default" in templates:
+            self._template = ChatTemplate(templates, special_tokens, now=moment, arguments=arguments)
+        require_read(self._template, arguments)
 
     @property
     def size(self) -> int:
@@ -132,6 +149,16 @@ class ModelTokenizer:
             raise TemplateRefusedError
         return self._template
 
+    @cached_property
+    def next_turn_stops(self) -> NextTurnStops:
+        """Finds the end of a turn that the chat template does not write.
+
+        Raises:
+            TemplateRefusedError: there is no chat template.
+        """
+        stops = (text for text, id_ in self.special_token_finder.ids.items() if id_ in self.stop_ids)
+        return NextTurnStops(self.template, stops)
+
     def _find_start(self) -> tuple[int, ...]:
         """Returns the ids that the tokenizer's post-processor puts before a text."""
         # A post-processor may add tokens before and after: the ids of a short text with them, less those without.
@@ -144,18 +171,18 @@ class ModelTokenizer:
 
 
 def read_tokenizer(
-    model_dir: Path, chat_template: str | None = None, *, now: datetime | None = None
+    model_dir: Path, data: DataSection = _DEFAULTS, *, now: datetime | None = None
 ) -> ModelTokenizer:
     """Reads the tokenizer of a model directory: tokenizer.json, configuration and chat templates.
 
     Args:
         model_dir: the directory.
-        chat_template: Jinja text that replaces the model's own; None keeps it.
+        data: the section of the job spec, which may replace the chat template and set its variables.
         now: the date and time that templates can read; None is the current one.
 
     Raises:
         JobError: `MODEL_INVALID`: a file has another form than required.
-        UsageError: the packages for it are not installed.
+        UsageError: the packages for it are not installed, or the chat template reads no such variable.
     """
     config = _json_file(model_dir / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
@@ -168,8 +195,20 @@ def read_tokenizer(
     further = sorted((model_dir / "additional_chat_templates").glob("*.jinja"))
     files |= {path.stem: _text_file(path) for path in further}
     own = named_templates(config.get("chat_template"), files)
-    templates = own if chat_template is None else {"default": chat_template}
-    return ModelTokenizer(backend, special, templates, read_stop_ids(model_dir), now=now)
+    chosen = chosen_template(model_dir, data)
+    templates = own if chosen is None else {"default": chosen}
+    stop_ids = read_stop_ids(model_dir)
+    return ModelTokenizer(backend, special, templates, stop_ids, arguments=data.chat_template_kwargs, now=now)
+
+
+def chosen_template(model_dir: Path, data: DataSection) -> str | None:
+    """Returns the Jinja text that the job spec chooses instead of the model's own template; None keeps that.
+
+    Raises:
+        JobError: `MODEL_INVALID`: the file that it names cannot be read.
+    """
+    path = data.chat_template_path
+    return data.chat_template if path is None else _text_file(model_dir / path)
 
 
 def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from trainer.data.examples.evaluation_files import is_for_evaluation, split_file
 from trainer.data.examples.example import EncodedRow, Example
 from trainer.data.examples.held_out import is_held_out, row_digest
 from trainer.data.examples.model_tokenizer import ModelTokenizer
+from trainer.data.examples.row_remarks import RowRemarks
 from trainer.data.rows import Row
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import METHOD_RULES, DataSection, MethodName, TrainSection
@@ -60,6 +61,7 @@ class RowOutcomes:
         beyond_context: number of rows with more tokens than `context_length`.
         by_files: whether any row, also a dropped one, is in a file for evaluation: then the files decide.
         files: names of the files that the rows are from.
+        remarks: what else the provider should know of the rows.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class RowOutcomes:
         self.rows = self.dropped = self.truncated = self.special = self.beyond_context = 0
         self.by_files = False
         self.files: dict[str, None] = {}
+        self.remarks = RowRemarks(has_template=tokenizer.has_template)
         self._special_texts = tokenizer.special_texts
         self._data = data
         self._split_key = split_key
@@ -91,6 +94,7 @@ class RowOutcomes:
         self.rows += 1
         self.truncated += encoded.truncated
         self.special += writes_special(encoded.row, self._special_texts)
+        self.remarks.add(encoded.row)
         self.files[encoded.row.file] = None
         in_evaluation_file = is_for_evaluation(encoded.row.file, self._data)
         # Also where the row is dropped: whether the files decide must not depend on a single row's length.
@@ -193,6 +197,7 @@ class RowOutcomes:
             )
         if self.duplicates:
             yield f"{self.duplicates} of {self.rows} rows repeat another one"
+        yield from self.remarks.warnings()
 
     def _end_warnings(self) -> Iterator[str]:
         # A model that never predicts a stop token does not learn to end an answer. Rows that were cut have lost

@@ -21,12 +21,10 @@ class FileFormat:
         read_raw_rows: opens a file and yields what it holds for each row. It raises `DataError` if the rest of the
             file is lost. Its memory is bounded by the longest row or batch, not by the size of the file.
         compressible: whether `.gz` may follow the suffix.
-        text_cells: whether a cell can hold text only, so that nested columns hold JSON text.
         in_folders: whether the files of a folder may have this format. If False, a file must be named by itself.
     """
 
     suffixes: tuple[str, ...]
     read_raw_rows: Callable[[DataFile], Iterator[RawRow]]
     compressible: bool = True
-    text_cells: bool = False
     in_folders: bool = True

@@ -82,7 +82,7 @@ def scan_rows(
                 yield raw_row
                 continue
             try:
-                row = schema.parse_row(data_file.location(index), raw_row, text_cells=file_format.text_cells)
+                row = schema.parse_row(data_file.location(index), raw_row)
             except DataError as error:
                 yield error
             else:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from trainer.errors import DataError, ErrorCode
+from trainer.spec.template_arguments import TemplateArgument
 
 ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 
@@ -94,10 +95,13 @@ class Row(RowLocation):
     Attributes:
         kind_name: name of the kind in messages and reports.
         main_field: the field that an error names if a row of this kind cannot be used at all.
+        ignored_keys: number of keys of its messages that were left out by name (`data.ignore_message_keys`).
     """
 
     kind_name: ClassVar[str]
     main_field: ClassVar[str]
+
+    ignored_keys: int = field(default=0, kw_only=True, compare=False)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -114,6 +118,7 @@ class ChatRow(Row):
         tools: JSON schemas of the functions that the assistant may call; None if the row has none.
         prompt_messages: number of leading messages that are a prompt and never enter the loss; above 0 in
             prompt/completion and preference rows only.
+        template_arguments: variables of the chat template by name; they replace those of the job.
     """
 
     kind_name: ClassVar[str] = "messages"
@@ -122,6 +127,7 @@ class ChatRow(Row):
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, object], ...] | None = field(default=None, repr=False)
     prompt_messages: int = 0
+    template_arguments: Mapping[str, TemplateArgument] = field(default_factory=dict, repr=False)
 
     @property
     def texts(self) -> tuple[str, ...]:

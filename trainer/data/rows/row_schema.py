@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from trainer.data.rows.kinds import ROW_COLUMNS, ROW_KINDS
+from trainer.data.rows.nested_text import begins_like_messages, parse_nested_text
 from trainer.data.rows.row import Row, RowLocation
-from trainer.data.rows.row_kind import Document, RowKind
-from trainer.data.rows.values import describe, parse_json_text, row_error
+from trainer.data.rows.row_kind import MESSAGE_COLUMNS, Document, RowKind
+from trainer.data.rows.values import describe, row_error
 from trainer.errors import DataError
 
 
@@ -20,19 +21,20 @@ class RowSchema:
         format: a key of `ROW_KINDS`, or `auto` to choose the kind by the keys of each object.
         columns: a column's name in this project → its name in the files.
         ignored: columns that are left out; every other column must belong to the kind.
+        ignored_message_keys: keys of messages that are left out, and counted.
     """
 
     format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
+    ignored_message_keys: frozenset[str] = frozenset()
 
-    def parse_row(self, location: RowLocation, document: object, *, text_cells: bool = False) -> Row:
+    def parse_row(self, location: RowLocation, document: object) -> Row:
         """Parses an object into a row.
 
         Args:
             location: its file and index.
             document: the object as read.
-            text_cells: whether the file's cells can hold text only.
 
         Raises:
             DataError: `DATASET_ROW_INVALID`, naming the field and the value expected there.
@@ -41,14 +43,16 @@ class RowSchema:
             raise row_error(location, "not an object", expected="an object", found=describe(document))
         named = self._rename_columns(location, document) if self.columns or self.ignored else document
         kind = self._choose_kind(location, named)
-        if text_cells:
-            # A cell of a nested column holds JSON text; an empty one is null.
-            nested = {column: text for column in kind.json_columns if isinstance(text := named.get(column), str)}
-            named = dict(named) | {
-                column: parse_json_text(location, column, text) if text else None
-                for column, text in nested.items()
-            }
-        return kind.parse(location, named)
+        columns = _parse_text_columns(location, named, kind)
+        if not self.ignored_message_keys:
+            return kind.parse(location, columns)
+        pairs = {
+            column: _leave_out_keys(columns[column], self.ignored_message_keys)
+            for column in MESSAGE_COLUMNS
+            if column in columns
+        }
+        row = kind.parse(location, {**columns, **{column: value for column, (value, _) in pairs.items()}})
+        return replace(row, ignored_keys=sum(count for _, count in pairs.values()))
 
     def _rename_columns(self, location: RowLocation, document: Document) -> Document:
         renamed = {key: value for key, value in document.items() if key not in self.ignored}
@@ -72,6 +76,28 @@ class RowSchema:
             if kind.admits(keys):
                 return kind
         raise _unknown_kind(location, keys, tuple(candidates))
+
+
+def _parse_text_columns(location: RowLocation, document: Document, kind: RowKind) -> Document:
+    """Returns the row with lists and objects where it holds them as text."""
+    parsed = {
+        column: parse_nested_text(location, column, text)
+        for column, text in document.items()
+        if isinstance(text, str)
+        and (column in kind.json_columns or (column in MESSAGE_COLUMNS and begins_like_messages(text)))
+    }
+    return {**document, **parsed} if parsed else document
+
+
+def _leave_out_keys(value: object, keys: frozenset[str]) -> tuple[object, int]:
+    """Returns a message or a list of messages without these keys, and how many there were."""
+    if isinstance(value, dict):
+        left = {key: item for key, item in value.items() if key not in keys}
+        return left, len(value) - len(left)
+    if not isinstance(value, list):
+        return value, 0
+    items = [_leave_out_keys(item, keys) if isinstance(item, dict) else (item, 0) for item in value]
+    return [item for item, _ in items], sum(count for _, count in items)
 
 
 def _unknown_kind(location: RowLocation, keys: frozenset[str], kinds: tuple[RowKind, ...]) -> DataError:

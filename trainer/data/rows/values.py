@@ -103,6 +103,24 @@ def check_objects(
     return value
 
 
+def check_keys(location: RowLocation, field: str, item: Mapping[str, object], known: tuple[str, ...]) -> None:
+    """Requires that a message has no other keys than the `known` ones, unless their value is null or empty.
+
+    Raises:
+        DataError: another key has a value. The error does not name it: a key may be part of the content.
+    """
+    others = [key for key, value in item.items() if key not in known and value not in (None, "", [], {})]
+    if others:
+        raise row_error(
+            location,
+            "wrong keys",
+            field=field,
+            expected=f"only {', '.join(known)}",
+            found=f"{len(others)} other keys",
+            hint="leave keys of messages out with data.ignore_message_keys",
+        )
+
+
 def parse_json_text(location: RowLocation, field: str, value: str) -> object:
     """Parses the JSON text that a cell or a field holds.
 

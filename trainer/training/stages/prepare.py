@@ -57,7 +57,7 @@ def prepare(inputs: RunInputs, rows: list[Row], context: RunContext) -> Prepared
         check_attention(config, spec)
         if spec.privacy.differential:
             require_float_weights(config)  # before the weights are loaded, for which a library may be missing
-        tokenizer = load_tokens(inputs.model_dir, spec.data.chat_template)
+        tokenizer = load_tokens(inputs.model_dir, spec.data)
         # Where privacy is asked for, the key is secret: whoever chooses a row must not choose its side.
         split_key = inputs.split_key if spec.privacy.enabled else seed_split_key(spec.train.seed)
         dataset = build_dataset(

@@ -65,5 +65,5 @@ def _name_cells(columns: list[str], cells: list[str], data_file: DataFile, index
     return dict(zip(columns, cells, strict=True))
 
 
-COMMA_SEPARATED: Final = FileFormat((".csv",), functools.partial(_read_cells, delimiter=","), text_cells=True)
-TAB_SEPARATED: Final = FileFormat((".tsv",), functools.partial(_read_cells, delimiter="\t"), text_cells=True)
+COMMA_SEPARATED: Final = FileFormat((".csv",), functools.partial(_read_cells, delimiter=","))
+TAB_SEPARATED: Final = FileFormat((".tsv",), functools.partial(_read_cells, delimiter="\t"))

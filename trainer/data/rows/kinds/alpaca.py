@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from trainer.data.rows.kinds.messages import add_system_message
+from trainer.data.rows.kinds.messages import CHAT_COLUMNS, add_system_message, make_chat
 from trainer.data.rows.row import ChatRow, Message, RowLocation
 from trainer.data.rows.row_kind import Document, RowKind
 from trainer.data.rows.values import check_optional_text, check_text, refuse_value
@@ -25,7 +25,7 @@ def _parse(location: RowLocation, document: Document) -> ChatRow:
         Message("user", f"{instruction}\n{context}" if context else instruction),
         Message("assistant", answer),
     )
-    return ChatRow(location.file, location.index, add_system_message(location, document, turns))
+    return make_chat(location, document, add_system_message(location, document, turns))
 
 
 def _parse_history(location: RowLocation, value: object) -> list[Message]:
@@ -47,6 +47,6 @@ ALPACA: Final = RowKind(
     "alpaca",
     ("instruction", "output"),
     _parse,
-    optional=("input", "system", "history"),
-    json_columns=("history",),
+    optional=("input", "system", "history", *CHAT_COLUMNS),
+    json_columns=("history", *CHAT_COLUMNS),
 )

@@ -14,6 +14,7 @@ from trainer.data.rows.row import ROLES, ChatRow, Message, RowLocation, ToolCall
 from trainer.data.rows.row_kind import Document, RowKind
 from trainer.data.rows.values import (
     check_encodable,
+    check_keys,
     check_objects,
     check_optional_text,
     check_text,
@@ -22,22 +23,44 @@ from trainer.data.rows.values import (
     refuse_value,
     row_error,
 )
+from trainer.spec.template_arguments import TemplateArgument, is_set_by_renderer
 
 ToolSchemas = tuple[Mapping[str, object], ...] | None
 
-_MESSAGE_KEYS: Final = frozenset(
-    {"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight", "train"}
-)
+CHAT_COLUMNS: Final = ("tools", "chat_template_kwargs")
+"""Columns that may stand beside every conversation."""
+
+MESSAGE_KEYS: Final = (
+    "role", "content", "reasoning_content", "thinking", "tool_calls", "tool_call_id", "name", "weight", "train",
+)  # fmt: skip
 
 
 def _parse(location: RowLocation, document: Document) -> ChatRow:
-    messages = parse_messages(location, "messages", document["messages"])
-    return ChatRow(location.file, location.index, messages, parse_tools(location, document.get("tools")))
+    return make_chat(location, document, parse_messages(location, "messages", document["messages"]))
 
 
 MESSAGES: Final = RowKind(
-    "messages", ("messages",), _parse, optional=("tools",), json_columns=("messages", "tools")
+    "messages", ("messages",), _parse, optional=CHAT_COLUMNS, json_columns=("messages", *CHAT_COLUMNS)
 )
+
+
+def make_chat(
+    location: RowLocation, document: Document, messages: tuple[Message, ...], *, prompt_messages: int = 0
+) -> ChatRow:
+    """Returns a conversation with the `CHAT_COLUMNS` of its row.
+
+    Args:
+        location: file and index of the row.
+        document: the row.
+        messages: the turns.
+        prompt_messages: as in `ChatRow`.
+
+    Raises:
+        DataError: one of these columns has another form.
+    """
+    tools = parse_tools(location, document.get("tools"))
+    arguments = parse_template_arguments(location, document.get("chat_template_kwargs"))
+    return ChatRow(location.file, location.index, messages, tools, prompt_messages, arguments)
 
 
 def parse_messages(location: RowLocation, field: str, value: object) -> tuple[Message, ...]:
@@ -59,16 +82,15 @@ def parse_message(location: RowLocation, field: str, item: object) -> Message:
     """
     if not isinstance(item, dict):
         refuse_value(location, field, "an object with role and content", item)
-    if "role" not in item or not item.keys() <= _MESSAGE_KEYS or not ("content" in item or "tool_calls" in item):
-        missing = [key for key in ("role", "content") if key not in item]
-        found = f"an object of {len(item)} keys{f' without {missing[0]}' if missing else ''}"
-        others = "tool_calls, tool_call_id, name, reasoning_content, weight or train"
-        expected = f"role and content; beside them {others}"
+    missing = [key for key in ("role", "content") if key not in item]
+    if "role" in missing or (missing and "tool_calls" not in item):
+        expected, found = "role and content", f"an object of {len(item)} keys without {missing[0]}"
         raise row_error(location, "wrong keys", field=field, expected=expected, found=found)
+    check_keys(location, field, item, MESSAGE_KEYS)
     role = item["role"]
     if role not in ROLES:
         refuse_value(location, f"{field}.role", f"one of {', '.join(ROLES)}", role)
-    if len(item) == 2 and "content" in item:  # nearly every message of most datasets
+    if len(item) == 2 and not missing:  # nearly every message of most datasets
         return Message(role, _parse_content(location, f"{field}.content", item["content"]))
     return _parse_optional_keys(location, field, role, item)
 
@@ -77,18 +99,21 @@ def _parse_optional_keys(location: RowLocation, field: str, role: str, item: Doc
     calls = parse_tool_calls(location, f"{field}.tool_calls", item.get("tool_calls"))
     # Most templates ignore such a key, so that the row would be trained on without it.
     if role != "assistant":
-        for key in ("tool_calls", "reasoning_content"):
+        for key in ("tool_calls", "reasoning_content", "thinking"):
             if item.get(key):
                 refuse_value(location, f"{field}.{key}", "nothing, except in a turn of the assistant", item[key])
 
     def optional_text(key: str) -> str | None:
         return check_optional_text(location, f"{field}.{key}", item.get(key))
 
+    reasoning, thinking = optional_text("reasoning_content"), optional_text("thinking")
+    if reasoning and thinking and reasoning != thinking:
+        refuse_value(location, f"{field}.thinking", "the text of reasoning_content, or none", thinking)
     content = item.get("content")
     return Message(
         role,
         "" if content is None and calls else _parse_content(location, f"{field}.content", content),
-        reasoning_content=optional_text("reasoning_content"),
+        reasoning_content=reasoning or thinking or reasoning,
         tool_calls=calls,
         tool_call_id=optional_text("tool_call_id"),
         name=optional_text("name"),
@@ -146,6 +171,8 @@ def _parse_tool_call(location: RowLocation, field: str, item: Document) -> ToolC
     function = item.get("function", item)
     if item.get("type", "function") != "function" or not isinstance(function, dict):
         refuse_value(location, field, "a call of a function", function)
+    if "function" in item:
+        check_keys(location, field, item, ("id", "type", "function", "index"))
     if not {"name"} <= function.keys() <= {"name", "arguments", "id", "type"}:
         expected, found = "name and arguments", describe(function)
         raise row_error(location, "wrong keys", field=field, expected=expected, found=found)
@@ -169,18 +196,42 @@ def _parse_arguments(location: RowLocation, field: str, value: object) -> Mappin
 
 
 def parse_tools(location: RowLocation, value: object) -> ToolSchemas:
-    """Parses JSON schemas of functions: a list of objects, or its JSON text. Null and the empty text mean none.
+    """Parses JSON schemas of functions. Null and the empty list mean none.
 
     Raises:
-        DataError: the value is something else.
+        DataError: the value is not a list of objects.
     """
-    if value is None or value == "":
+    if value is None:
         return None
-    if isinstance(value, str):
-        value = parse_json_text(location, "tools", value)
     schemas = check_objects(location, "tools", value, empty=True)
     check_encodable(location, "tools", schemas)
     return tuple(schemas) or None
+
+
+def parse_template_arguments(location: RowLocation, value: object) -> Mapping[str, TemplateArgument]:
+    """Parses variables of the chat template by name; null means none, also as the value of a name.
+
+    Raises:
+        DataError: the value is no object, sets a variable of the renderer, or holds another type.
+    """
+    column = "chat_template_kwargs"
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        refuse_value(location, column, "an object", value)
+    check_encodable(location, column, value)
+    arguments: dict[str, TemplateArgument] = {}
+    for name, argument in value.items():
+        if is_set_by_renderer(name):
+            expected, found = "variables of templates", "one that is set by what renders the template"
+            raise row_error(location, "wrong keys", field=column, expected=expected, found=found)
+        if isinstance(argument, str | bool | int):
+            arguments[name] = argument
+        elif isinstance(argument, list) and all(isinstance(item, str) for item in argument):
+            arguments[name] = tuple(argument)
+        elif argument is not None:
+            refuse_value(location, column, "text, true, false, whole numbers, or lists of texts", argument)
+    return arguments
 
 
 def add_system_message(

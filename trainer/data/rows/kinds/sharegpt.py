@@ -13,15 +13,24 @@ from dataclasses import replace
 from typing import Final
 
 from trainer.data.rows.kinds.messages import (
+    CHAT_COLUMNS,
     add_system_message,
+    make_chat,
     parse_message,
     parse_tool_calls,
-    parse_tools,
     parse_train_flag,
 )
 from trainer.data.rows.row import ROLES, ChatRow, Message, RowLocation
 from trainer.data.rows.row_kind import Document, RowKind
-from trainer.data.rows.values import check_objects, check_text, describe, parse_json_text, refuse_value, row_error
+from trainer.data.rows.values import (
+    check_keys,
+    check_objects,
+    check_text,
+    describe,
+    parse_json_text,
+    refuse_value,
+    row_error,
+)
 
 _ROLE_OF_SPEAKER: Final[Mapping[str, str]] = {
     "human": "user",
@@ -35,39 +44,53 @@ _ROLE_OF_SPEAKER: Final[Mapping[str, str]] = {
 
 
 def _parse(location: RowLocation, document: Document) -> ChatRow:
-    items = check_objects(location, "conversations", document["conversations"])
-    turns = tuple(_parse_turn(location, f"conversations[{number}]", item) for number, item in enumerate(items))
-    messages = add_system_message(location, document, turns)
-    return ChatRow(location.file, location.index, messages, parse_tools(location, document.get("tools")))
+    turns = parse_turns(location, "conversations", document["conversations"])
+    return make_chat(location, document, add_system_message(location, document, turns))
 
 
-def _parse_turn(location: RowLocation, field: str, item: Document) -> Message:
-    if "role" in item:  # many files keep the name of the column but use the keys of `messages`
+def parse_turns(location: RowLocation, field: str, value: object) -> tuple[Message, ...]:
+    """Parses the list of turns in `field`.
+
+    Raises:
+        DataError: the value is not such a list.
+    """
+    items = check_objects(location, field, value)
+    return tuple(parse_turn(location, f"{field}[{number}]", item) for number, item in enumerate(items))
+
+
+def parse_turn(location: RowLocation, field: str, item: object) -> Message:
+    """Parses one turn, with the keys of ShareGPT or of `messages`.
+
+    Raises:
+        DataError: the value is not an object with the keys and types of a turn.
+    """
+    if isinstance(item, dict) and "role" in item:  # many files keep the column's name but use the other keys
         return parse_message(location, field, item)
-    if not {"from", "value"} <= item.keys() <= {"from", "value", "weight", "train"}:
+    if not isinstance(item, dict) or not {"from", "value"} <= item.keys():
         raise row_error(location, "wrong keys", field=field, expected="from and value", found=describe(item))
+    check_keys(location, field, item, ("from", "value", "weight", "train"))
     speaker = item["from"]
     role = _ROLE_OF_SPEAKER.get(speaker) if isinstance(speaker, str) else None
     if role is None:
         refuse_value(location, f"{field}.from", f"one of {', '.join(_ROLE_OF_SPEAKER)}", speaker)
     value = check_text(location, f"{field}.value", item["value"])
-    if speaker == "function_call":
-        document = parse_json_text(location, f"{field}.value", value)
-        calls = parse_tool_calls(
-            location, f"{field}.value", document if isinstance(document, list) else [document]
-        )
-        if not calls:
-            refuse_value(location, f"{field}.value", "the JSON text of one call or more", document)
-        message = Message(role, "", tool_calls=calls)
-    else:
-        message = Message(role, value)
+    message = _parse_calls(location, field, value) if speaker == "function_call" else Message(role, value)
     return replace(message, train=parse_train_flag(location, field, role, item))
+
+
+def _parse_calls(location: RowLocation, field: str, value: str) -> Message:
+    document = parse_json_text(location, f"{field}.value", value)
+    items = document if isinstance(document, list) else [document]
+    calls = parse_tool_calls(location, f"{field}.value", items)
+    if not calls:
+        refuse_value(location, f"{field}.value", "the JSON text of one call or more", document)
+    return Message("assistant", "", tool_calls=calls)
 
 
 SHAREGPT: Final = RowKind(
     "sharegpt",
     ("conversations",),
     _parse,
-    optional=("system", "tools"),
-    json_columns=("conversations", "tools"),
+    optional=("system", *CHAT_COLUMNS),
+    json_columns=("conversations", *CHAT_COLUMNS),
 )
