@@ -23,7 +23,7 @@ SWITCHED = (
     "{% if effort is not defined %}{% set effort = 'low' %}{% endif %}"
     "{% macro opened() %}<|im_start|>assistant\n{% if not quick %}<think>{% endif %}{% endmacro %}"
     "{{ bos_token }}{{ 'effort ' + effort + ' on ' + date_string | default(strftime_now('%Y')) }}\n"
-    "{% for m in messages %}{% set quick = quick %}"
+    "{% for m in messages %}"
     "{% if m.role == 'assistant' %}<|im_start|>assistant\n{% else %}<|im_start|>{{ m.role }}\n{% endif %}"
     "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}{{ opened() }}{% endif %}"
 )
@@ -54,6 +54,25 @@ def test_the_variables_that_a_template_reads(make_tokens: MakeTokens) -> None:
     assert tokens.template.variables == {"effort", "quick", "date_string"}
     assert tokens.template.unread({"effort": "high", "efort": "high"}) == ["efort"]
     assert make_tokens("{{ messages[0].content }}").template.variables == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("text", "variables"),
+    [
+        ("{% if a is not defined %}{% set a = 1 %}{% endif %}{{ a }}", {"a"}),
+        ("{% set a = a | default(1) %}{% set b = b or 2 %}{{ a + b }}", {"a", "b"}),
+        ("{% for m in messages %}{% if m.name %}{% set said = m.name %}{% endif %}{{ said }}{% endfor %}", set()),
+        (
+            "{% for m in messages %}{% set text = m.content %}{% set text = text | trim %}{{ text }}{% endfor %}",
+            set(),
+        ),
+        ("{% macro f(x) %}{{ x + y }}{% endmacro %}{{ f(1) }}{{ range(3) }}{{ eos_token }}", {"y"}),
+    ],
+)
+def test_names_that_a_template_sets_itself_are_no_variables(
+    text: str, variables: set[str], make_tokens: MakeTokens
+) -> None:
+    assert make_tokens(text).template.variables == variables
 
 
 def test_arguments_of_the_job_reach_the_template_and_those_of_a_row_override_them(make_tokens: MakeTokens) -> None:

@@ -19,7 +19,14 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer.data.examples.template_turns import PROBE_CALL, PROBE_TOOLS, as_turns, prints_probe_call, read_keys
+from trainer.data.examples.template_turns import (
+    PROBE_CALL,
+    PROBE_TOOLS,
+    as_turns,
+    prints_probe_call,
+    read_keys,
+    read_variables,
+)
 from trainer.data.rows import ChatRow, Message, is_encodable
 from trainer.errors import ErrorCode, UsageError
 from trainer.spec import TemplateArgument, is_set_by_renderer
@@ -76,9 +83,7 @@ class ChatTemplate:
     @cached_property
     def variables(self) -> frozenset[str]:
         """Names of the variables that the template reads, without those that this class sets."""
-        from jinja2.meta import find_undeclared_variables  # noqa: PLC0415 -- part of an extra
-
-        read = frozenset[str]().union(*map(find_undeclared_variables, self._parsed))
+        read = frozenset[str]().union(*map(read_variables, self._parsed))
         return frozenset(name for name in read - self._special_tokens.keys() if not is_set_by_renderer(name))
 
     def unread(self, arguments: Mapping[str, TemplateArgument]) -> list[str]:

@@ -74,3 +74,22 @@ def read_keys(tree: nodes.Template) -> frozenset[str]:
     return frozenset(
         attributes | {node.value for node in tree.find_all(kinds.Const) if isinstance(node.value, str)}
     )
+
+
+def read_variables(tree: nodes.Template) -> frozenset[str]:
+    """Returns the variables that a template reads from outside.
+
+    Jinja also counts names that the template sets on some of its paths. Such a name is left out, unless the template
+    asks whether it is defined, or sets it from itself: then it gives a variable from outside a default.
+    """
+    from jinja2 import nodes as kinds  # noqa: PLC0415 -- part of an extra
+    from jinja2.meta import find_undeclared_variables  # noqa: PLC0415
+
+    own = {node.name for node in tree.find_all(kinds.Name) if node.ctx == "store"}
+    for question in tree.find_all((kinds.Test, kinds.Filter)):
+        if question.name in ("defined", "undefined", "default", "d") and isinstance(question.node, kinds.Name):
+            own.discard(question.node.name)
+    for statement in tree.body:
+        if isinstance(statement, kinds.Assign) and isinstance(statement.target, kinds.Name):
+            own -= {name.name for name in statement.node.find_all(kinds.Name)} & {statement.target.name}
+    return frozenset(find_undeclared_variables(tree) - own)
