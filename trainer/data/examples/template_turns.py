@@ -79,8 +79,8 @@ def read_keys(tree: nodes.Template) -> frozenset[str]:
 def read_variables(tree: nodes.Template) -> frozenset[str]:
     """Returns the variables that a template reads from outside.
 
-    Jinja also counts names that the template sets on some of its paths. Such a name is left out, unless the template
-    asks whether it is defined, or sets it from itself: then it gives a variable from outside a default.
+    Jinja also counts names that the template sets on some of its paths. Such a name is left out, unless the
+    template asks whether it is defined, or sets it from itself: then a variable from outside gets a default.
     """
     from jinja2 import nodes as kinds  # noqa: PLC0415 -- part of an extra
     from jinja2.meta import find_undeclared_variables  # noqa: PLC0415
