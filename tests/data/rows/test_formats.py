@@ -109,6 +109,7 @@ ONE_DOCUMENT: dict[str, Callable[[Content], bytes]] = {
     "document.txt": lambda rows: str(rows[0]["text"]).encode(),
     "lines-at-the-end.TXT": lambda rows: str(rows[0]["text"]).encode() + b"\r\n\n",
     "notepad.txt": lambda rows: b"\xef\xbb\xbf" + str(rows[0]["text"]).encode(),
+    "notepad-unicode.txt": lambda rows: str(rows[0]["text"]).encode("utf-16"),
     "document.txt.gz": lambda rows: gzip.compress(str(rows[0]["text"]).encode()),
 }
 
@@ -172,13 +173,13 @@ CUT: dict[str, tuple[Callable[[bytes], bytes], ErrorCode]] = {
     "p.csv": (lambda data: b"text\na,b\n", ErrorCode.DATASET_ROW_INVALID),
     "q.csv": (lambda data: b"text\n\xff\n", ErrorCode.DATASET_INVALID),
     "r.txt": (lambda data: b"\xff" + data, ErrorCode.DATASET_ROW_INVALID),
-    "s.txt": (lambda data: data.decode().encode("utf-16"), ErrorCode.DATASET_ROW_INVALID),
+    "s.txt": (lambda data: b"document".decode().encode("utf-16")[:-1], ErrorCode.DATASET_INVALID),
     "t.txt": (lambda data: data.decode().encode("utf-16-le"), ErrorCode.DATASET_ROW_INVALID),
     "u.txt": (lambda data: b'{"text": "a"}\n' + data, ErrorCode.DATASET_ROW_INVALID),
     "u2.txt": (lambda data: data, ErrorCode.DATASET_ROW_INVALID),
     "v.txt": (lambda data: b" \n\r\n", ErrorCode.DATASET_INVALID),
     "w.txt": (lambda data: b"", ErrorCode.DATASET_INVALID),
-    "x.txt": (lambda data: b"\xef\xbb\xbf\n", ErrorCode.DATASET_ROW_INVALID),
+    "x.txt": (lambda data: b"\xef\xbb\xbf\n", ErrorCode.DATASET_INVALID),
     "y.txt.gz": (lambda data: gzip.compress(data)[:-12], ErrorCode.DATASET_INVALID),
 }
 WHOLE: dict[str, Callable[[Content], bytes]] = {

@@ -122,6 +122,11 @@ def test_not_utf8_is_named_by_its_place(write: Write) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_byte_order_mark_names_the_encoding(write: Write, encoding: str) -> None:
+    assert rows_of(write('{"text": "a"}'.encode(encoding))) == [TextRow("rows.jsonl", 0, "a")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32", "cp037"])
 def test_other_encodings_are_refused(write: Write, encoding: str) -> None:
     with pytest.raises(DataError):
         rows_of(write('{"text": "a"}'.encode(encoding)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import zlib
@@ -43,11 +44,23 @@ class DataFile:
     on_bytes_read: BytesReadCallback = lambda _count: None
 
     def open(self) -> BinaryIO:
-        """Opens the file for reading, and decompresses it if its name ends in `.gz`."""
+        """Opens the file for reading as UTF-8 without a byte order mark.
+
+        It decompresses a file whose name ends in `.gz`, and transcodes UTF-16 that begins with a byte order mark.
+        """
         raw = cast("BinaryIO", io.BufferedReader(_CountingReader(self.path, self.on_bytes_read), _BUFFER_BYTES))
-        if not self.name.lower().endswith(".gz"):
-            return raw
-        return cast("BinaryIO", io.BufferedReader(_BoundedGzipReader(raw, self), _BUFFER_BYTES))
+        if self.name.lower().endswith(".gz"):
+            raw = cast("BinaryIO", io.BufferedReader(_BoundedGzipReader(raw, self), _BUFFER_BYTES))
+        try:
+            start = cast("io.BufferedReader", raw).peek(len(codecs.BOM_UTF8))
+        except DataError:
+            raw.close()
+            raise
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return cast("BinaryIO", io.BufferedReader(_TranscodingReader(raw, self), _BUFFER_BYTES))
+        if start.startswith(codecs.BOM_UTF8):
+            raw.read(len(codecs.BOM_UTF8))
+        return raw
 
     def lines(self, stream: BinaryIO) -> Iterator[bytes]:
         """Yields the lines of an opened file, with their line ends.
@@ -86,6 +99,19 @@ class DataFile:
             expected=expected,
             found="something else",
             hint="the suffix of the file's name selects the format that the file must have",
+        )
+
+    def not_utf8(self, place: str, *, row: int | None = None) -> DataError:
+        """Returns the error for a file that is not UTF-8 at a place, such as `byte 3 of line 2`."""
+        return DataError(
+            ErrorCode.DATASET_INVALID,
+            "the file is not UTF-8",
+            file=self.name,
+            row=row,
+            expected="UTF-8, or UTF-16 that begins with a byte order mark",
+            found=f"something else at {place}",
+            hint="save it as UTF-8 (spreadsheets call that CSV UTF-8), or convert it, "
+            "for example with iconv -f WINDOWS-1252 -t UTF-8",
         )
 
 
@@ -145,4 +171,38 @@ class _BoundedGzipReader(io.RawIOBase):
     def close(self) -> None:
         self._gzip.close()
         self._compressed.close()
+        super().close()
+
+
+class _TranscodingReader(io.RawIOBase):
+    """The text of a UTF-16 file that begins with a byte order mark, as UTF-8 without one."""
+
+    def __init__(self, encoded: BinaryIO, data_file: DataFile) -> None:
+        self._encoded = encoded
+        self._data_file = data_file
+        self._decoder = codecs.getincrementaldecoder("utf-16")()
+        self._pending = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        block = b" "
+        while block and not self._pending:
+            block = self._encoded.read(_BUFFER_BYTES)
+            self._pending = self._transcode(block)
+        count = min(len(buffer), len(self._pending))
+        buffer[:count], self._pending = self._pending[:count], self._pending[count:]
+        return count
+
+    def _transcode(self, block: bytes) -> bytes:
+        try:
+            return self._decoder.decode(block, final=not block).encode()
+        except UnicodeDecodeError:
+            pass
+        # Raised outside the handler: the decoder's error has the bytes.
+        raise self._data_file.unreadable("UTF-16, as its byte order mark says")
+
+    def close(self) -> None:
+        self._encoded.close()
         super().close()

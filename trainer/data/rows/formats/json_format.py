@@ -2,7 +2,7 @@
 
 A document is parsed object by object, so that its size is not bounded by memory.
 
-Source: RFC 8259 (JSON) in UTF-8; https://jsonlines.org.
+Source: RFC 8259 (JSON); https://jsonlines.org.
 """
 
 from __future__ import annotations
@@ -19,10 +19,18 @@ from trainer.data.rows.file_format import FileFormat, RawRow
 from trainer.data.rows.row import RowLocation
 from trainer.data.rows.values import row_error
 from trainer.encoding import parse_json, strict_decoder
+from trainer.errors import DataError, ErrorCode
 
 _BLOCK_BYTES: Final = 1 << 20
 _DECODER: Final = strict_decoder()
-_START_OF_DATA_LIST: Final = re.compile(r'\s*\{\s*"data"\s*:\s*\[')
+_LIST_KEYS: Final = ("data", "examples", "rows", "train")
+"""Keys under which a document may hold the list of its rows, if there is no other key."""
+
+_LIST_UNDER_KEY: Final = re.compile(
+    r'\s*\{(?P<before>(?:\s*"[^"]*"\s*:\s*(?:"[^"]*"|[^\s"{}\[\],]+)\s*,)*)'
+    r'\s*"(?P<key>data|examples|rows|train|training|validation|valid|val|dev|test|eval|evaluation)"\s*:\s*\['
+)
+"""An object whose first value that is no text or number is a list under a key that names the rows of a dataset."""
 
 
 def _read_lines(data_file: DataFile) -> Iterator[RawRow]:
@@ -57,21 +65,43 @@ def parse_json_line(line: bytes, location: RowLocation) -> RawRow:
 
 
 def _read_document(data_file: DataFile) -> Iterator[RawRow]:
-    """Yields the objects of a list, or of the list under the only key `data`; otherwise reads JSON lines."""
+    """Yields the objects of a list, or of the list under the only key of an object; otherwise reads JSON lines."""
     with data_file.open() as stream:
         start = cast("io.BufferedReader", stream).peek(_BLOCK_BYTES)[:_BLOCK_BYTES].lstrip()
-        if start.startswith(b"["):
-            yield from _parse_list(data_file, stream, under_data=False)
-        elif _START_OF_DATA_LIST.match(start.decode("utf-8", "replace")):
-            yield from _parse_list(data_file, stream, under_data=True)
+        text = start.decode("utf-8", "replace")
+        under_key = _LIST_UNDER_KEY.match(text)
+        if text.startswith("["):
+            yield from _parse_list(data_file, stream, under_key=False)
+        elif under_key and not under_key["before"] and under_key["key"] in _LIST_KEYS:
+            yield from _parse_list(data_file, stream, under_key=True)
+        elif under_key or _is_indented(text):
+            raise _not_alone(data_file)
         else:
             yield from _parse_lines(data_file, stream)
 
 
-def _parse_list(data_file: DataFile, stream: BinaryIO, *, under_data: bool) -> Iterator[RawRow]:
+def _is_indented(text: str) -> bool:
+    """Returns whether an object is written over several lines, so that its first line is no row."""
+    first_line, line_end, _ = text.partition("\n")
+    return text.startswith("{") and bool(line_end) and first_line.rstrip()[-1] in "{[,:"
+
+
+def _not_alone(data_file: DataFile) -> DataError:
+    keys = ", ".join(_LIST_KEYS)
+    return DataError(
+        ErrorCode.DATASET_INVALID,
+        "the list of rows is not alone in the document",
+        file=data_file.name,
+        expected=f"a list, an object with one key ({keys}) that holds it, or an object in each line",
+        found="an object with other keys, or over several lines",
+        hint="write the list alone into a file, and rows for evaluation into another (data.eval_files)",
+    )
+
+
+def _parse_list(data_file: DataFile, stream: BinaryIO, *, under_key: bool) -> Iterator[RawRow]:
     parser = _ListParser(data_file, stream)
-    if under_data:
-        parser.skip_match(_START_OF_DATA_LIST)
+    if under_key:
+        parser.skip_match(_LIST_UNDER_KEY)
     else:
         parser.skip_character("[")
     while parser.next_character() != "]":
@@ -83,7 +113,9 @@ def _parse_list(data_file: DataFile, stream: BinaryIO, *, under_data: bool) -> I
         yield parser.parse_object()
         parser.row += 1
     parser.skip_character("]")
-    if under_data:
+    if under_key:
+        if parser.next_character() == ",":
+            raise _not_alone(data_file)
         parser.skip_character("}")
     if parser.next_character():
         raise data_file.unreadable("nothing after the list", row=parser.row)
@@ -179,7 +211,7 @@ class _ListParser:
         except UnicodeDecodeError:
             decoded = None
         if decoded is None:  # raised outside the handler: the decoder's error has the bytes
-            raise self._data_file.unreadable("UTF-8", row=self.row)
+            raise self._data_file.not_utf8("this row or a later one", row=self.row)
         self._text, self._position = self._text[self._position :] + decoded, 0
         return bool(block)
 

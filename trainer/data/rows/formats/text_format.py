@@ -1,6 +1,6 @@
 """Text files: each file is one document and becomes one row of kind `text`.
 
-The row is the text of the file without a byte order mark and without the line ends at its end. A text file may lie
+The row is the text of the file without the line ends at its end. A text file may lie
 beside data without being data (a licence, notes), so a folder must not hold one: it is read if it is named itself.
 """
 
@@ -36,7 +36,7 @@ def _parse_text(data: bytes, data_file: DataFile) -> dict[str, str] | DataError:
         return row_error(location, "not text", expected="UTF-8", found=f"something else at byte {error.start}")
     if "\0" in text:  # UTF-16 without a byte order mark is valid UTF-8, with a zero after each ASCII letter
         return row_error(location, "not text", expected="UTF-8 without zero characters", found="a zero character")
-    return {"text": text.removeprefix("\ufeff").rstrip("\r\n")}
+    return {"text": text.rstrip("\r\n")}
 
 
 def _starts_with_json_rows(data: bytes, data_file: DataFile) -> bool:
