@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
-import itertools
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.data.examples.example_set import row_schema
-from trainer.data.rows import DEFAULT_SCHEMA, FOLDER_SUFFIXES, RowSchema, read_rows
+from trainer.data.rows import DEFAULT_SCHEMA, FOLDER_SUFFIXES, RowSchema, list_row_files, read_rows
+from trainer.data.rows.hub_repository import README, has_front_matter
 from trainer.errors import ErrorCode, UsageError, VerificationError
 from trainer.spec import read_job_spec
 
 
 def find_data_files(paths: Sequence[Path]) -> dict[str, Path]:
-    """Returns the data files: name in the bundle → path.
+    """Returns the data files, and the side files that say what they are: name in the bundle → path.
 
     Args:
         paths: files, or folders whose files are all taken, named relative to the folder; hidden ones are left out.
+            If two would have the same name, the folders that files lie in become part of all names.
 
     Raises:
-        UsageError: a file is missing, two have the same name, or a folder contains a file of another kind.
+        UsageError: a file is missing or given twice, a folder contains a file of another kind, or names are equal.
     """
+    listed = [(name, file) for path in paths for name, file in _list_files(path)]
+    if len({name for name, _ in listed}) < len(listed):
+        listed = _name_apart(listed)
     files: dict[str, Path] = {}
-    for name, path in itertools.chain.from_iterable(map(_list_files, paths)):
+    for name, file in listed:
         if name in files:
-            raise UsageError(ErrorCode.USAGE, f"two data files are called {name}", hint="rename one of them")
-        files[name] = path
+            raise UsageError(
+                ErrorCode.USAGE,
+                f"two data files are called {name}",
+                hint="name each file once, and give the folder that contains both instead of its folders",
+            )
+        files[name] = file
     return files
+
+
+def _name_apart(listed: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    """Names files by the last parts of their paths, as many as it takes to tell them apart.
+
+    Files in folders of a given folder keep their names: `data.eval_files` and side files refer to these.
+    """
+    if any("/" in name for name, _ in listed):
+        return list(listed)
+    parts = [Path(os.path.abspath(file)).parts[1:] for _, file in listed]  # noqa: PTH100 -- links keep their names
+    for count in range(2, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return [(name, file) for name, (_, file) in zip(names, listed, strict=True)]
+    return list(listed)
 
 
 def _list_files(path: Path) -> Iterator[tuple[str, Path]]:
@@ -44,7 +68,9 @@ def _list_files(path: Path) -> Iterator[tuple[str, Path]]:
     if not below:
         raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such data file: {path}")
     for file in below:
-        if not file.name.lower().endswith(FOLDER_SUFFIXES):
+        # The README of a hub's repository has front matter, which may say what the other files are.
+        is_side_file = file.name == README and has_front_matter(file)
+        if not is_side_file and not file.name.lower().endswith(FOLDER_SUFFIXES):
             raise UsageError(
                 ErrorCode.USAGE,
                 f"{file} is not a data file",
@@ -63,11 +89,11 @@ def count_rows(files: Mapping[str, Path], schema: RowSchema = DEFAULT_SCHEMA) ->
         schema: how objects become rows, by the job spec's section `data`.
 
     Raises:
-        DataError: a row is malformed.
+        DataError: a row is malformed, or side files contradict the others.
     """
     kinds: Counter[str] = Counter()
-    for name, path in files.items():
-        kinds.update(row.kind_name for row in read_rows(path, name=name, schema=schema))
+    for file in list_row_files(files, eval_files=schema.eval_files):
+        kinds.update(row.kind_name for row in read_rows(file.path, name=file.name, schema=schema))
     return kinds
 
 

@@ -47,16 +47,19 @@ class SplitTurns(StrEnum):
 
 
 ColumnName = Annotated[str, Field(min_length=1, max_length=256)]
+IgnoredColumn = Annotated[str, Field(max_length=256)]
+"""Name of a column of the files; empty for one without a name, such as the index that pandas writes."""
 
 
 class DataSection(Strict):
     """How files become rows, and rows become token sequences.
 
     `columns` maps our name of a column to its name in the files, and `ignore_columns` lists columns that are
-    skipped; any other column is refused. `ignore_message_keys` lists keys of messages that are skipped; they
-    are counted. `eval_files` is a shell pattern of names relative to `data/`: rows of matching files are for
-    evaluation. If no file matches, each row is held out with probability `test_split_size` (0 to 1), by a hash
-    of itself that is keyed by `train.seed`, or by a secret of the run with section `privacy`.
+    skipped (`""` is one without a name); any other column is refused. `ignore_message_keys` lists keys of
+    messages that are skipped; they are counted. `eval_files` is a shell pattern of names relative to `data/`: rows
+    of matching files are for evaluation. If no file matches, those of validation and test splits are, in a
+    dataset that names splits; in any other, each row is held out with probability `test_split_size` (0 to 1), by a
+    hash of itself that is keyed by `train.seed`, or by a secret of the run with section `privacy`.
     `assistant_only_loss` and `completion_only_loss` restrict the loss to the assistant's turns of conversations
     and to the completions of prompts; rows of kind text are trained on completely. `chat_template` is Jinja
     text that replaces the base model's template, if it has one; `chat_template_path` names a file of the base
@@ -68,7 +71,7 @@ class DataSection(Strict):
 
     format: RowFormat = RowFormat.AUTO
     columns: Annotated[dict[ColumnName, ColumnName], Field(max_length=32)] = {}  # noqa: RUF012 -- frozen, and copied
-    ignore_columns: Annotated[tuple[ColumnName, ...], Field(max_length=1024)] = ()
+    ignore_columns: Annotated[tuple[IgnoredColumn, ...], Field(max_length=1024)] = ()
     ignore_message_keys: Annotated[tuple[ColumnName, ...], Field(max_length=1024)] = ()
     eval_files: Annotated[str, Field(min_length=1, max_length=256)] = "eval/*"
     max_length: Annotated[int, Field(ge=8, le=1 << 20)] = 1024

@@ -22,7 +22,7 @@ from trainer.data.examples.model_config import check_attention, context_length
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.examples.row_outcomes import RowOutcomes, SplitSizes, require_evaluation_rows
-from trainer.data.rows import PreferenceRow, Row, scan_rows, too_many_rows
+from trainer.data.rows import PreferenceRow, Row, RowFile, list_row_files, scan_rows, too_many_rows
 from trainer.errors import DataError, JobError
 from trainer.spec import JobSpec, LearningRatePath, check_schedule, learning_rate_path
 from trainer.training.step_count import count_steps
@@ -113,17 +113,20 @@ def survey(
         advance: called while files are read.
     """
     found = Survey()
+    row_files: list[RowFile] = []
     with _counting_refusals(found):
-        check_evaluation_files(files, spec.data)
+        row_files = list_row_files(files, eval_files=spec.data.eval_files)
+        check_evaluation_files([file.name for file in row_files], spec.data)
     if config is not None:
         with _counting_refusals(found):
             check_attention(config, spec)
-    rows = _readable_rows(found, files, spec, advance)
+    rows = _readable_rows(found, row_files, spec, advance)
     method = spec.train.method
     if tokens is None:
         for _ in _accepted_rows(found, rows, lambda row: check_kind(row, method)):
             pass
-        found.warnings += split_file_warnings(files, spec.data)
+        trained = [file.name for file in row_files if not file.for_evaluation]
+        found.warnings += split_file_warnings(trained, spec.data)
         return found
     trainable = _accepted_rows(found, rows, lambda row: check_trainable(row, tokens, method))
     outcomes = RowOutcomes(
@@ -161,10 +164,12 @@ def as_local_refusal(error: JobError) -> DataError:
     return DataError(error.code, error.message, expected=error.expected, found=error.found, hint=error.hint)
 
 
-def _readable_rows(found: Survey, files: Mapping[str, Path], spec: JobSpec, advance: Advance) -> Iterator[Row]:
+def _readable_rows(found: Survey, files: list[RowFile], spec: JobSpec, advance: Advance) -> Iterator[Row]:
     shape, most, count = row_schema(spec.data), spec.data.max_rows, 0
-    for name in sorted(files):
-        for row in scan_rows(files[name], name=name, schema=shape, on_bytes_read=advance):
+    for file in files:
+        for row in scan_rows(
+            file.path, name=file.name, schema=shape, for_evaluation=file.for_evaluation, on_bytes_read=advance
+        ):
             if isinstance(row, DataError):
                 _count_refusal(found, row)
                 continue
@@ -172,7 +177,7 @@ def _readable_rows(found: Survey, files: Mapping[str, Path], spec: JobSpec, adva
                 _count_refusal(found, too_many_rows(row, most))
                 return
             count += 1
-            found.rows[name][row.kind_name] += 1
+            found.rows[file.name][row.kind_name] += 1
             yield row
 
 

@@ -57,6 +57,7 @@ def row_schema(data: DataSection) -> RowSchema:
         data.columns,
         frozenset(data.ignore_columns),
         frozenset(data.ignore_message_keys),
+        data.eval_files,
     )
 
 

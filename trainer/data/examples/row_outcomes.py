@@ -60,7 +60,7 @@ class RowOutcomes:
         special: number of rows that contain the text of a special token.
         beyond_context: number of rows with more tokens than `context_length`.
         by_files: whether any row, also a dropped one, is in a file for evaluation: then the files decide.
-        files: names of the files that the rows are from.
+        files: names of the files that the rows are from, without those of splits for evaluation.
         remarks: what else the provider should know of the rows.
     """
 
@@ -95,8 +95,10 @@ class RowOutcomes:
         self.truncated += encoded.truncated
         self.special += writes_special(encoded.row, self._special_texts)
         self.remarks.add(encoded.row)
-        self.files[encoded.row.file] = None
-        in_evaluation_file = is_for_evaluation(encoded.row.file, self._data)
+        row = encoded.row
+        if not row.for_evaluation:
+            self.files[row.file] = None
+        in_evaluation_file = row.for_evaluation or is_for_evaluation(row.file, self._data)
         # Also where the row is dropped: whether the files decide must not depend on a single row's length.
         self.by_files |= in_evaluation_file
         examples = encoded.examples
@@ -155,7 +157,7 @@ class RowOutcomes:
         if held < rows:
             return
         reason = (
-            "every file is for evaluation (data.eval_files)"
+            "every file is for evaluation (data.eval_files, or its split)"
             if self.by_files
             else "data.test_split_size holds out all"
         )
@@ -230,7 +232,7 @@ class RowOutcomes:
             yield f"data.test_split_size {data.test_split_size} is not applied: there are files for evaluation"
         if sizes.train and not sizes.evaluation and (self.by_files or data.test_split_size):
             reason = (
-                "every row of the files for evaluation (data.eval_files) was dropped"
+                "every row of the files for evaluation (data.eval_files, or their split) was dropped"
                 if self.by_files
                 else f"data.test_split_size {data.test_split_size} of {sizes.train} rows left none"
             )

@@ -25,6 +25,7 @@ from trainer.data.rows.row import (
     TextRow,
     ToolCall,
 )
+from trainer.data.rows.row_files import RowFile, list_row_files
 from trainer.data.rows.row_schema import RowSchema
 from trainer.data.rows.values import describe, is_encodable
 
@@ -39,12 +40,14 @@ __all__ = [
     "Message",
     "PreferenceRow",
     "Row",
+    "RowFile",
     "RowLocation",
     "RowSchema",
     "TextRow",
     "ToolCall",
     "describe",
     "is_encodable",
+    "list_row_files",
     "parse_row",
     "read_files",
     "read_rows",

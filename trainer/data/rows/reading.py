@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +11,7 @@ from trainer.data.rows.data_file import BytesReadCallback, DataFile
 from trainer.data.rows.formats import find_format
 from trainer.data.rows.formats.json_format import parse_json_line
 from trainer.data.rows.row import Row, RowLocation
+from trainer.data.rows.row_files import list_row_files
 from trainer.data.rows.row_schema import RowSchema
 from trainer.errors import DataError, ErrorCode
 
@@ -18,7 +20,7 @@ DEFAULT_SCHEMA: Final = RowSchema()
 
 
 def read_files(files: Mapping[str, Path], *, max_rows: int, schema: RowSchema = DEFAULT_SCHEMA) -> list[Row]:
-    """Reads all rows of all files.
+    """Reads all rows of all files that hold rows.
 
     Args:
         files: name of each file relative to `data/` → its path.
@@ -26,11 +28,11 @@ def read_files(files: Mapping[str, Path], *, max_rows: int, schema: RowSchema = 
         schema: how objects become rows.
 
     Raises:
-        DataError: a row is not acceptable, or there are more than `max_rows`.
+        DataError: a row is not acceptable, there are more than `max_rows`, or side files contradict the others.
     """
     rows: list[Row] = []
-    for name in sorted(files):
-        for row in read_rows(files[name], name=name, schema=schema):
+    for file in list_row_files(files, eval_files=schema.eval_files):
+        for row in read_rows(file.path, name=file.name, schema=schema, for_evaluation=file.for_evaluation):
             if len(rows) == max_rows:
                 raise too_many_rows(row, max_rows)
             rows.append(row)
@@ -43,13 +45,15 @@ def too_many_rows(row: Row, max_rows: int) -> DataError:
     return row.refuse(ErrorCode.DATASET_TOO_LARGE, "too many rows", expected=expected, found="more")
 
 
-def read_rows(path: Path, *, name: str, schema: RowSchema = DEFAULT_SCHEMA) -> Iterator[Row]:
+def read_rows(
+    path: Path, *, name: str, schema: RowSchema = DEFAULT_SCHEMA, for_evaluation: bool = False
+) -> Iterator[Row]:
     """Reads a file row by row; the arguments are those of `scan_rows`.
 
     Raises:
         DataError: the first row that is not acceptable, or the file holds no row.
     """
-    for row in scan_rows(path, name=name, schema=schema):
+    for row in scan_rows(path, name=name, schema=schema, for_evaluation=for_evaluation):
         if isinstance(row, DataError):
             raise row
         yield row
@@ -60,6 +64,7 @@ def scan_rows(
     *,
     name: str,
     schema: RowSchema = DEFAULT_SCHEMA,
+    for_evaluation: bool = False,
     on_bytes_read: BytesReadCallback = lambda _count: None,
 ) -> Iterator[Row | DataError]:
     """Reads a file row by row and continues after rows that are not acceptable.
@@ -68,6 +73,7 @@ def scan_rows(
         path: the file.
         name: its name relative to `data/`, which errors show. Its suffix selects the format.
         schema: how objects become rows.
+        for_evaluation: whether the split of the file is one for evaluation.
         on_bytes_read: called with the number of further bytes that were read.
 
     Yields:
@@ -86,7 +92,7 @@ def scan_rows(
             except DataError as error:
                 yield error
             else:
-                yield row
+                yield replace(row, for_evaluation=True) if for_evaluation else row
     except DataError as error:
         yield error
         return

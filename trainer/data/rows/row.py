@@ -96,12 +96,14 @@ class Row(RowLocation):
         kind_name: name of the kind in messages and reports.
         main_field: the field that an error names if a row of this kind cannot be used at all.
         ignored_keys: number of keys of its messages that were left out by name (`data.ignore_message_keys`).
+        for_evaluation: whether the split that its file belongs to is one for evaluation.
     """
 
     kind_name: ClassVar[str]
     main_field: ClassVar[str]
 
     ignored_keys: int = field(default=0, kw_only=True, compare=False)
+    for_evaluation: bool = field(default=False, kw_only=True)
 
     @property
     def texts(self) -> tuple[str, ...]:

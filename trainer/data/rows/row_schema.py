@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from trainer.data.rows.kinds import ROW_COLUMNS, ROW_KINDS
 from trainer.data.rows.nested_text import begins_like_messages, parse_nested_text
 from trainer.data.rows.row import Row, RowLocation
+from trainer.data.rows.row_files import DEFAULT_EVAL_FILES
 from trainer.data.rows.row_kind import MESSAGE_COLUMNS, Document, RowKind
 from trainer.data.rows.values import describe, row_error
 from trainer.errors import DataError
+
+_INDEX_COLUMNS: Final = ("", "Unnamed: 0", "__index_level_0__")
+"""What pandas calls the index of a data frame: in CSV, in CSV that was read and written again, and in Parquet."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +28,14 @@ class RowSchema:
         columns: a column's name in this project → its name in the files.
         ignored: columns that are left out; every other column must belong to the kind.
         ignored_message_keys: keys of messages that are left out, and counted.
+        eval_files: pattern of the names of the files for evaluation.
     """
 
     format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
     ignored_message_keys: frozenset[str] = frozenset()
+    eval_files: str = DEFAULT_EVAL_FILES
 
     def parse_row(self, location: RowLocation, document: object) -> Row:
         """Parses an object into a row.
@@ -109,11 +117,16 @@ def _unknown_kind(location: RowLocation, keys: frozenset[str], kinds: tuple[RowK
         expected = f"{', '.join(first)}, or {last}"
     # Only names of our own columns are shown: a file's column name may be part of its content.
     known = sorted(keys & ROW_COLUMNS)
-    others = len(keys) - len(known)
+    indexes = [json.dumps(name) for name in _INDEX_COLUMNS if name in keys]
+    shown = ", ".join([*known, *(f"the column {name}" for name in indexes)]) or "none of these"
+    others = len(keys) - len(known) - len(indexes)
+    hint = "rename columns with data.columns, or leave them out with data.ignore_columns"
+    if indexes:
+        hint = f"leave out the index of a data frame with data.ignore_columns: [{', '.join(indexes)}]"
     return row_error(
         location,
         "not the keys of one kind of row",
         expected=expected,
-        found=f"{', '.join(known) or 'none of these'}{f' and {others} other keys' if others else ''}",
-        hint="rename columns with data.columns, or leave them out with data.ignore_columns",
+        found=f"{shown}{f' and {others} other keys' if others else ''}",
+        hint=hint,
     )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from trainer.data.rows.row import RowLocation
 from trainer.encoding import parse_json
 from trainer.errors import DataError, ErrorCode
+
+UNREADABLE: Final = object()
+"""Stands in a row for a value that its file holds and that cannot be read. No kind of row accepts it."""
 
 
 def describe(value: object) -> str:
@@ -18,6 +21,8 @@ def describe(value: object) -> str:
     """
     if value is None:
         return "null"
+    if value is UNREADABLE:
+        return "a value that cannot be read"
     if isinstance(value, str):
         return f"text of {len(value)} characters"
     if isinstance(value, list):
