@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
+from tests.fork_server import DESCRIPTOR, ForkedProcess, ForkServer, forking
 from trainer.errors import JobError
 from trainer.exchange.tls import PinnedContext
 from trainer.ipc.front_messages import (
@@ -58,28 +59,39 @@ class Front:
     """One front process, and a supervisor that answers evidence requests with `{"nonce": …}`."""
 
     def __init__(
-        self, arguments: tuple[str, ...], spool: Path, exchange: dict[str, Any], limits: dict[str, Any]
+        self,
+        arguments: tuple[str, ...],
+        spool: Path,
+        exchange: dict[str, Any],
+        limits: dict[str, Any],
+        server: ForkServer | None = None,
     ) -> None:
         self.spool = spool
         self.silent = False
         self.inbox: list[FrontMessage] = []
         self._news = threading.Condition()
+        self._printed = os.fdopen(os.memfd_create("printed"), "w+b", buffering=0)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "trainer.front", *arguments),
-                *("--control-fd", str(theirs.fileno()), "--spool", str(spool)),
-                *("--settings-json", json.dumps({"host": "127.0.0.1", "port": 0, **exchange})),
-                *("--limits-json", json.dumps({**QUICK, **limits})),
-            ],
-            pass_fds=[theirs.fileno()],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        options = [
+            *(*arguments, "--spool", str(spool)),
+            *("--settings-json", json.dumps({"host": "127.0.0.1", "port": 0, **exchange})),
+            *("--limits-json", json.dumps({**QUICK, **limits})),
+        ]
+        self.process = self._start(options, theirs.fileno(), server)
         theirs.close()
         self.channel = supervisor_channel(ours)
         self._thread = threading.Thread(target=self._listen)
         self._thread.start()
+
+    def _start(
+        self, options: list[str], control: int, server: ForkServer | None
+    ) -> subprocess.Popen[bytes] | ForkedProcess:
+        """As the supervisor starts it, or forked by a server."""
+        output = self._printed.fileno()
+        if server is not None:
+            return server.start([*options, "--control-fd", DESCRIPTOR], output, control)
+        command = [sys.executable, "-m", "trainer.front", *options, "--control-fd", str(control)]
+        return subprocess.Popen(command, pass_fds=[control], stdout=output, stderr=output)
 
     @property
     def ready(self) -> Ready:
@@ -149,28 +161,40 @@ class Front:
         with contextlib.suppress(JobError):
             self.send(Shutdown())
         try:
-            output, _ = self.process.communicate(timeout=20)
-        except subprocess.TimeoutExpired:
+            self.process.wait(20)
+        except (subprocess.TimeoutExpired, TimeoutError):
             self.process.kill()
-            output, _ = self.process.communicate()
-            output += b"\nkilled"
+            self.process.wait(20)
+            self._printed.write(b"\nkilled")
         self._thread.join()
         self.channel.close()
-        return output.decode()
+        with self._printed:
+            self._printed.seek(0)
+            return self._printed.read().decode()
 
 
 StartFront = Callable[..., Front]
 
 
+@pytest.fixture(scope="session")
+def front_server() -> Iterator[ForkServer]:
+    """What forks fronts."""
+    with forking("trainer.front.__main__") as server:
+        yield server
+
+
 @pytest.fixture
-def start_front(tmp_path: Path) -> Iterator[StartFront]:
-    """Start fronts; at the end each must have printed nothing."""
+def start_front(tmp_path: Path, front_server: ForkServer) -> Iterator[StartFront]:
+    """Start fronts; at the end each must have printed nothing. They are forked, or `started_anew`."""
     fronts: list[Front] = []
 
-    def start(*arguments: str, exchange: dict[str, Any] | None = None, **limits: Any) -> Front:
+    def start(
+        *arguments: str, exchange: dict[str, Any] | None = None, started_anew: bool = False, **limits: Any
+    ) -> Front:
         spool = tmp_path / f"spool{len(fronts)}"
         spool.mkdir(exist_ok=True)
-        fronts.append(Front(arguments, spool, exchange or {}, limits))
+        server = None if started_anew else front_server
+        fronts.append(Front(arguments, spool, exchange or {}, limits, server))
         return fronts[-1]
 
     yield start

@@ -23,14 +23,14 @@ def pauses_in_a_second(pid: int) -> int:
 
 
 def test_while_nothing_happens_it_sleeps(start_front: StartFront) -> None:
-    idle = start_front(heartbeat_seconds=60.0)
+    idle = start_front(started_anew=True, heartbeat_seconds=60.0)
     assert idle.ready.port
     seconds = (pauses_in_a_second(idle.process.pid) for _ in range(5))  # it may still be coming up in the first
     assert any(found <= 2 for found in seconds)
 
 
 def test_it_ends_when_told_so_and_for_a_signal(start_front: StartFront) -> None:
-    told, signalled = start_front(), start_front()
+    told, signalled = (start_front(started_anew=True) for _ in range(2))
     assert told.ready.port
     assert signalled.ready.port
     told.send(Shutdown())

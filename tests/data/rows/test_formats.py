@@ -226,9 +226,9 @@ def test_reading_goes_on_behind_a_bad_row_and_ends_at_a_broken_file(tmp_path: Pa
 
 
 def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.data.rows.data_file.FREE_DECOMPRESSED_BYTES", 1 << 20)
+    monkeypatch.setattr("trainer.data.rows.data_file.FREE_DECOMPRESSED_BYTES", 1 << 16)
     path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"text": "a"}\n' * (2 << 20)))
+    path.write_bytes(gzip.compress(b'{"text": "a"}\n' * (2 << 16)))
     with pytest.raises(DataError) as caught:
         list(read_rows(path, name="a.jsonl.gz"))
     assert caught.value.code is ErrorCode.DATASET_TOO_LARGE
