@@ -294,7 +294,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Fuzz, print; 1 if there is a finding."""
     options = parse(arguments)
-    quiet_libraries()
     outcomes = Run(options).fuzz()
     if options.json:
         print(json.dumps(summary(outcomes), indent=2))
@@ -304,4 +303,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    quiet_libraries()
     sys.exit(main(sys.argv[1:]))

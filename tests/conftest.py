@@ -93,6 +93,20 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def private_logger_put_back() -> Iterator[None]:
+    """A test that changes the private logger puts it back: later ones in the same process write to it too."""
+    from trainer.logs import private
+
+    def state() -> tuple[object, ...]:
+        own = [each for each in private.handlers if not type(each).__module__.startswith("_pytest")]
+        return private.level, private.disabled, private.propagate, own
+
+    before = state()
+    yield
+    assert state() == before
+
+
 @pytest.fixture(scope="module")
 def canary_scan() -> Iterator[Any]:
     """The module behind `scripts/canary-scan`."""

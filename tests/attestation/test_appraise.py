@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from tests.attestation.attacks_gpu import without_fwid
 from tests.attestation.tampering import honest_quote, measuring, outdated, removed, with_module
+from tests.growth import shortest
 from trainer.attestation import verifier
 from trainer.attestation.catalogue import DEFINITIONS
 from trainer.attestation.checks import CheckState
@@ -245,14 +245,12 @@ def test_receipt_evidence_is_not_for_sealing(world: World) -> None:
 
 
 def test_an_appraisal_is_quick(world: World) -> None:
+    """It takes about 30 times as long as parsing its evidence: 5 ms on a machine with nothing else to do."""
     evidence = world.evidence()
     arguments = {"collateral": world.collateral, "policy": world.policy, "nonce": world.nonce, "now": world.now}
-    times = []
-    for _ in range(20):
-        begin = time.perf_counter()
-        verifier.appraise(evidence, **arguments, peer_spki_sha256=world.peer)
-        times.append(time.perf_counter() - begin)
-    assert min(times) < 0.05  # about 5 ms; wide, as test machines are shared
+    text = evidence.canonical()
+    appraisal = shortest(lambda: verifier.appraise(evidence, **arguments, peer_spki_sha256=world.peer), 10)
+    assert appraisal < 200 * shortest(lambda: parse_evidence(text), 10)
 
 
 def test_another_vm_of_the_same_root_needs_its_own_policy(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from io import StringIO
 from pathlib import Path
@@ -84,9 +85,10 @@ def receiving_job(
 
 
 def test_what_strangers_send_does_not_fill_the_log_of_a_good_result(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And it reads as what it is: an upload that was refused, not a failure of the job."""
+    caplog.set_level(logging.INFO, logs.private.name)  # as in a job
     refusal = SealingError(ErrorCode.NO_IDENTITY_MATCH, "for somebody else")
     refusal.__cause__ = ValueError("canary")
     text = StringIO()
