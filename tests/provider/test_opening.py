@@ -22,7 +22,7 @@ from trainer.attestation.result.record import Record
 from trainer.cli.result_commands import _privacy_line
 from trainer.encoding import sha256_hex
 from trainer.error_document import FailureReport
-from trainer.errors import ErrorCode, JobError, TrainerError, VerificationError
+from trainer.errors import ErrorCode, JobError, TrainerError, UsageError, VerificationError
 from trainer.job.outcome import tree_digests
 from trainer.provider.grants import GrantRecord, read_grant_record
 from trainer.provider.opening import OpenedResult, open_sealed_result
@@ -142,6 +142,14 @@ def test_an_honest_result_opens(sealing: Sealing, tmp_path: Path) -> None:
     assert (result.failure, result.adapter) == (None, tmp_path / "out" / "adapter")
     assert (result.adapter / "adapter_config.json").read_bytes() == b"{}"
     assert all(check.acceptable for check in result.checks)
+
+
+def test_a_link_that_leads_nowhere_is_an_output_that_exists(sealing: Sealing, tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("elsewhere")
+    with pytest.raises(UsageError) as caught:
+        opened(sealing, tmp_path)
+    assert caught.value.code is ErrorCode.OUTPUT_EXISTS
+    assert (tmp_path / "out").is_symlink()
 
 
 def private(sealing: Sealing, *, purpose: Any = "privacy", **changes: Any) -> Sealing:

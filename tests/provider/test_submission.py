@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import pytest
 
+from trainer import encoding
 from trainer.attestation.policy import Policy
 from trainer.attestation.result.record import Record
 from trainer.encoding import canonical_json, sha256_hex
@@ -282,3 +283,19 @@ def test_a_forged_answer_to_the_acknowledgement_costs_neither_result_nor_stateme
     kept = tmp_path / "out.deletion.json"
     assert (ended.deletion, kept.exists()) == (("verified", True) if statement else (None, False))
     assert not statement or kept.read_bytes() == statement
+
+
+@pytest.mark.parametrize("outcome", [None, ErrorCode.DATASET_INVALID])
+def test_a_result_is_hashed_by_its_download_alone(
+    outcome: ErrorCode | None, submit: Callable[..., SubmissionResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have gigabytes."""
+    hashed: list[str] = []
+
+    def hash_stream(stream: BinaryIO) -> str:
+        hashed.append(Path(stream.name).name)
+        return sha256_hex(stream.read())
+
+    monkeypatch.setattr(encoding, "stream_sha256", hash_stream)
+    submit(Job([outcome]))
+    assert "result.tar.age" not in hashed

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from trainer.attestation.result.record import Record, save_record
-from trainer.encoding import canonical_json
+from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode, TrainerError, UsageError, VerificationError
 from trainer.provider.grants import GrantRecord
 from trainer.provider.own_files import LocalSecret
@@ -152,12 +152,11 @@ def test_a_folder_of_the_users_own_is_not_adopted(
 
 
 def test_numbers_of_failures_lead_nowhere_else(begun: SubmissionDirectory, tmp_path: Path) -> None:
-    begun.sealed_result.write_bytes(b"report")
-    from trainer.encoding import sha256_hex
-
     (begun.path / "failures").write_text(f"{sha256_hex(b'report')}:/../../x\n")
     (tmp_path / "out.failure-1.deletion.json").write_text("mine")
     folder = begun.make_room_to_open()
     folder.mkdir()
-    assert begun.place_opened(folder, tmp_path / "out", failed=True) == tmp_path / "out.failure-2"
+    assert (
+        begun.place_opened(folder, tmp_path / "out", failure=sha256_hex(b"report")) == tmp_path / "out.failure-2"
+    )
     assert (tmp_path / "out.failure-1.deletion.json").read_text() == "mine"

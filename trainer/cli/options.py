@@ -71,13 +71,10 @@ def cache_directory() -> Path:
 
 
 def require_absent(path: Path) -> None:
-    """Requires that an output does not exist: what is there may be the only copy of something.
+    """Requires that an output does not exist; raises UsageError (`output-exists`) if it does."""
+    from trainer import provider
 
-    Raises:
-        UsageError: `output-exists`.
-    """
-    if os.path.lexists(path):
-        raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{path} exists", hint="choose another name, or move it away")
+    provider.require_absent(path)
 
 
 def state_directory() -> Path:

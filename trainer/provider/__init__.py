@@ -22,6 +22,7 @@ from trainer.provider.local_files import (
     read_provider_key,
     read_small_file,
     read_text_file,
+    require_absent,
     write_private_file,
 )
 from trainer.provider.opening import open_sealed_result
@@ -76,6 +77,7 @@ __all__ = [
     "read_small_file",
     "read_text_file",
     "render_policy",
+    "require_absent",
     "require_result_size",
     "require_same_job",
     "run_submission",

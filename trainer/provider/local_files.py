@@ -21,6 +21,16 @@ MAX_SMALL_FILE_BYTES: Final = 64 << 20
 _SECRET_LINE: Final = "# provider secret: "  # noqa: S105 -- the beginning of a line
 
 
+def require_absent(path: Path) -> None:
+    """Requires that an output does not exist: what is there may be the only copy of something.
+
+    Raises:
+        UsageError: `output-exists`; also of a link that leads nowhere, since nothing can be placed by its name.
+    """
+    if os.path.lexists(path):
+        raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{path} exists", hint="choose another name, or move it away")
+
+
 def create_identity(path: Path, *, hybrid: bool = True) -> str:
     """Writes a new identity in age's file format, with a provider key on a comment line, mode 0600.
 

@@ -16,8 +16,9 @@ from trainer.attestation.evidence import MAX_STATEMENT_EVIDENCE_BYTES, parse_sta
 from trainer.attestation.result.record import Record
 from trainer.encoding import file_sha256, printable
 from trainer.error_document import MAX_FAILURE_REPORT_BYTES, FailureReport
-from trainer.errors import ErrorCode, JobError, UsageError, VerificationError
+from trainer.errors import ErrorCode, JobError, VerificationError
 from trainer.provider.grants import GrantRecord, require_same_job
+from trainer.provider.local_files import require_absent
 from trainer.provider.verification import verify_privacy_statement
 from trainer.receipt.attested_statement import require_acceptable, verify_statement
 from trainer.receipt.dsse import MAX_ENVELOPE_BYTES
@@ -97,8 +98,7 @@ def open_sealed_result(
         SealingError: wrong identity, or the file is truncated or was tampered with.
         VerificationError: `receipt-invalid`, `receipt-mismatch`, or `grant-mismatch`.
     """
-    if target.exists():
-        raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{target} exists", hint="choose a new directory")
+    require_absent(target)
     record.result.require_pass(record.result.appraised_at)
     if grant is not None:
         require_same_job(grant, record.result)

@@ -9,7 +9,6 @@ for; one that was restarted is verified again before anything is sent. A failure
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,15 +16,16 @@ from typing import Final, TypeVar
 
 from trainer.attestation.result.presentation import DEVELOPMENT_BANNER
 from trainer.attestation.result.record import Record
+from trainer.encoding import file_sha256
 from trainer.errors import RESUMABLE, ErrorCode, SealingError, UnavailableError, UsageError, VerificationError
 from trainer.models import Phase
-from trainer.provider.acknowledgement import STATEMENT_ERRORS
+from trainer.provider.acknowledgement import STATEMENT_ERRORS, DeletionReceiver
 from trainer.provider.authorization import make_authorizer
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import GrantRecord, seal_dataset
 from trainer.provider.job_events import NOT_ITS_DATASET, PrivateMetrics, watch_job
 from trainer.provider.job_wait import JobWait
-from trainer.provider.local_files import write_beside
+from trainer.provider.local_files import require_absent, write_beside
 from trainer.provider.opening import OpenedResult, open_sealed_result
 from trainer.provider.policies import read_policy
 from trainer.provider.submission_directory import SubmissionDirectory, deletion_path
@@ -59,18 +59,15 @@ class _SubmissionRun:
     def __init__(self, submission: Submission, report: ProgressReporter) -> None:
         output = submission.output
         for path in (output, deletion_path(output)):
-            if os.path.lexists(path):
-                raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{path} exists", hint="choose a new directory with -o")
+            require_absent(path)
         self._submission = submission
         self._report = report
         self._seconds: dict[str, float] = {}
-        self._is_restarted = False
-        self._has_answered = False
+        self._is_restarted = self._has_answered = False
         self._job_wait = JobWait(submission.wait_seconds, report)
         self._policy = read_policy(submission.policy)
-        self._directory = SubmissionDirectory(
-            output.with_name(output.name + ".submission"), submission.secret, self._policy
-        )
+        folder = output.with_name(output.name + ".submission")
+        self._directory = SubmissionDirectory(folder, submission.secret, self._policy)
         self._files = find_data_files(submission.data)
         self._recipients = [str(identity.recipient()) for identity in submission.identities]
 
@@ -123,12 +120,15 @@ class _SubmissionRun:
         grant = self._measure_time("seal", lambda: self._seal(record))
         # From here on only the key that the appraised claims name gets a byte.
         client = connect_to_job(self._submission.source, pinned_spki_sha256=self._directory.load_peer_key(record))
-        if not self._directory.sealed_result.exists():
+        sealed = self._directory.sealed_result
+        if sealed.exists():
+            receiver = self._directory.deletion_receiver(client, record, grant, file_sha256(sealed))
+        else:
             self._measure_time("upload", lambda: self._upload(client, record))
             self._measure_time("watch", lambda: self._watch(client, grant))
-            self._measure_time("pull", lambda: self._pull(client, record, grant))
-        result = self._measure_time("open", lambda: self._open(record, grant))
-        deletion = self._acknowledge(client, record, grant, result)
+            receiver = self._measure_time("pull", lambda: self._pull(client, record, grant))
+        result = self._measure_time("open", lambda: self._open(record, grant, receiver.result_sha256))
+        deletion = self._acknowledge(receiver, grant, result)
         if result.failure is None:
             self._directory.remove()
         elif result.failure.code in RESUMABLE:
@@ -250,23 +250,24 @@ class _SubmissionRun:
                 raise UnavailableError(ErrorCode.JOB_BUSY, "the job was started again") from error
             raise
 
-    def _pull(self, client: Carrier, record: Record, grant: GrantRecord) -> None:
+    def _pull(self, client: Carrier, record: Record, grant: GrantRecord) -> DeletionReceiver:
         """Pulls the sealed result, and with it the statement of what the job destroyed: it may be gone soon."""
         self._report.step("pull the sealed result")
         limit = self._submission.max_result_bytes
         size = require_result_size(client.status(), limit)
-        client.download_result(
+        sealed_sha256 = client.download_result(
             self._directory.sealed_result,
             limit=limit,
             progress=lambda done: self._report.bytes_done("pulling", done, size),
         )
-        receiver = self._directory.deletion_receiver(client, record, grant)
+        receiver = self._directory.deletion_receiver(client, record, grant, sealed_sha256)
         try:
             receiver.fetch()
         except (UnavailableError, VerificationError) as error:
             self._report.line(f"no valid statement of what the job destroyed: {error.message}")
+        return receiver
 
-    def _open(self, record: Record, grant: GrantRecord) -> OpenedResult:
+    def _open(self, record: Record, grant: GrantRecord, sealed_sha256: str) -> OpenedResult:
         """Opens the result; a failure report goes to `OUTPUT.failure-N`, so that OUTPUT stays free.
 
         Raises:
@@ -288,30 +289,29 @@ class _SubmissionRun:
             self._directory.refuse_result()
             raise
         failure, output = opened.failure, self._submission.output
-        target = self._directory.place_opened(opened.folder, output, failed=failure is not None)
+        target = self._directory.place_opened(opened.folder, output, failure=sealed_sha256 if failure else None)
         if failure is not None:
             self._report.line(f"  the job failed ({failure.code.value}); its report is in {target}")
         return replace(opened, folder=target)
 
     def _acknowledge(
-        self, client: Carrier, record: Record, grant: GrantRecord, result: OpenedResult
+        self, receiver: DeletionReceiver, grant: GrantRecord, result: OpenedResult
     ) -> DeletionStatement | None:
         """Ends the job; keeps the verified statement of what it destroyed beside the result.
 
         The acknowledgement comes last: after it the job offers the result no longer, so it must have opened here.
         """
-        kept, receiver = self._directory.deletion, self._directory.deletion_receiver(client, record, grant)
+        kept = self._directory.deletion
         statement = None
         try:
             statement = receiver.acknowledge(grant)
         except (UnavailableError, UsageError, VerificationError) as error:
             # The result is here and was checked; the job ends by itself, later. Others can answer in a spool.
-            reason = "the job was not told that the result arrived"
-            if error.code in STATEMENT_ERRORS:
-                reason = "no valid answer to the acknowledgement"
+            is_answered = error.code in STATEMENT_ERRORS
+            reason = "no valid answer to the acknowledgement" if is_answered else "the result was not acknowledged"
             self._report.line(f"{reason}: {error.message}")
         if statement is None and kept.exists():
-            statement = receiver.verify(kept.read_bytes())  # the one that lay beside the result
+            statement = receiver.verify(kept.read_bytes())  # the one from beside the result
         if statement is None:
             self._report.line("the job gave no statement of what it destroyed")
         else:

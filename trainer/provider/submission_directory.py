@@ -29,7 +29,7 @@ from typing import Final
 
 from trainer.attestation.policy import Policy
 from trainer.attestation.result.record import Record, load_record, save_record
-from trainer.encoding import canonical_json, file_sha256
+from trainer.encoding import canonical_json
 from trainer.errors import ErrorCode, UsageError
 from trainer.provider.acknowledgement import DeletionReceiver
 from trainer.provider.grants import GrantRecord, parse_grant_record
@@ -141,13 +141,15 @@ class SubmissionDirectory:
         """Returns the appraisal of the job as it was started last; None if it was not started again."""
         return self._read_record(_RESTARTED) if self._own.has(_RESTARTED) else None
 
-    def deletion_receiver(self, client: Carrier, record: Record, grant: GrantRecord) -> DeletionReceiver:
-        """Returns what receives the job's deletion statement about the sealed result that was pulled here."""
+    def deletion_receiver(
+        self, client: Carrier, record: Record, grant: GrantRecord, sealed_sha256: str
+    ) -> DeletionReceiver:
+        """Returns what receives the job's deletion statement about the sealed result of this digest."""
         return DeletionReceiver(
             client,
             record,
             self.deletion,
-            file_sha256(self.sealed_result),
+            sealed_sha256,
             grant.manifest_sha256,
             self.load_restarted(),
         )
@@ -227,16 +229,21 @@ class SubmissionDirectory:
         shutil.rmtree(folder, ignore_errors=True)
         return folder
 
-    def place_opened(self, folder: Path, output: Path, *, failed: bool) -> Path:
+    def place_opened(self, folder: Path, output: Path, *, failure: str | None) -> Path:
         """Moves an opened result to OUTPUT, or an opened failure report to its `OUTPUT.failure-N`; returns which.
+
+        Args:
+            folder: the opened result or failure report.
+            output: OUTPUT.
+            failure: SHA-256 of the sealed failure report in hex; None for a result.
 
         Raises:
             UsageError: OUTPUT was created since the submission began; the sealed result stays.
         """
-        target = self._find_failure(file_sha256(self.sealed_result), output) if failed else output
+        target = output if failure is None else self._find_failure(failure, output)
         if not os.path.lexists(target):
             folder.rename(target)
-        elif failed:
+        elif failure is not None:
             shutil.rmtree(folder)  # the report that an earlier call opened
         else:  # somebody else's: the result must neither replace it nor be lost for it
             raise UsageError(
@@ -249,14 +256,13 @@ class SubmissionDirectory:
     def _find_failure(self, sealed_sha256: str, output: Path) -> Path:
         """Returns `OUTPUT.failure-N` for a sealed failure report; one that was seen before keeps its number."""
         text = self._failures.read_text("ascii", "replace") if self._failures.exists() else ""
-        seen = dict(re.findall("^([0-9a-f]{64}):([0-9]{1,6})$", text, re.MULTILINE))
-        number = int(seen.get(sealed_sha256, 0)) or next(
-            free for free in itertools.count(1) if not any(map(os.path.lexists, failure_paths(output, free)))
-        )
-        seen[sealed_sha256] = str(number)
-        with replace_atomically(self._failures, PRIVATE_MODE) as file:
-            file.write("\n".join(f"{digest}:{known}" for digest, known in seen.items()).encode())
-        return failure_paths(output, number)[0]
+        seen = dict(re.findall("^([0-9a-f]{64}):([1-9][0-9]{0,5})$", text, re.MULTILINE))
+        if sealed_sha256 not in seen:
+            free = next(n for n in itertools.count(1) if not any(map(os.path.lexists, failure_paths(output, n))))
+            seen[sealed_sha256] = str(free)
+            with replace_atomically(self._failures, PRIVATE_MODE) as file:
+                file.write("\n".join(f"{digest}:{known}" for digest, known in seen.items()).encode())
+        return failure_paths(output, int(seen[sealed_sha256]))[0]
 
     def remove(self) -> None:
         """Removes the directory: the result is in place."""

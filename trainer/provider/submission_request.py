@@ -1,4 +1,4 @@
-"""What `trainer submit` is asked for, what comes of it, and how it tells its user."""
+"""What `trainer submit` is asked for, what comes of it, and how it reports progress."""
 
 from __future__ import annotations
 

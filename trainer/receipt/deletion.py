@@ -16,6 +16,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter
 
+from trainer.attestation.result.attestation_result import CLOCK_SKEW_SECONDS
 from trainer.encoding import canonical_json
 from trainer.errors import ErrorCode, VerificationError
 from trainer.models import Sha256Hex, Strict, UnixTime
@@ -98,14 +99,12 @@ class ExpectedDeletion:
         received_at: when the statement arrived, Unix seconds.
         result_sha256: digest of the sealed result.
         manifest_sha256: digest of the dataset's manifest; None if the provider no longer has it.
-        skew_seconds: how far the VM's clock may be ahead.
     """
 
     job_spec_sha256: str
     received_at: int
     result_sha256: str
     manifest_sha256: str | None
-    skew_seconds: int = 300
 
 
 def check_deletion(payload: bytes, expected: ExpectedDeletion) -> DeletionStatement:
@@ -135,7 +134,7 @@ def check_deletion(payload: bytes, expected: ExpectedDeletion) -> DeletionStatem
     last = max(predicate.destroyed.values())
     if last > predicate.signedAt:  # 4
         raise _mismatch("something was destroyed after the signature", predicate.signedAt, last)
-    if predicate.signedAt > expected.received_at + expected.skew_seconds:
+    if predicate.signedAt > expected.received_at + CLOCK_SKEW_SECONDS:
         raise _mismatch("it is from the future", f"at most {expected.received_at}", predicate.signedAt)
     return statement
 

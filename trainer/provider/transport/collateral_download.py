@@ -9,8 +9,6 @@ import asyncio
 import contextlib
 import datetime as dt
 import json
-import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -21,7 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from pydantic import Field as PydanticField
 
 from trainer.encoding import sha256_hex
-from trainer.errors import ErrorCode, UnavailableError, VerificationError
+from trainer.errors import ErrorCode, UnavailableError, UsageError, VerificationError
+from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
 
 _FETCH_SECONDS: Final = 60.0
 _MAX_COLLATERAL_BYTES: Final = 4 << 20
@@ -143,13 +142,7 @@ def _read_cache(path: Path, now: int) -> bytes | None:
 
 def _write_cache(path: Path, data: bytes) -> None:
     """Writes to the cache if possible: a cache that cannot be written only costs a request."""
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
-    try:
+    with contextlib.suppress(OSError, UsageError, UnavailableError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
+        with replace_atomically(path, PRIVATE_MODE) as file:
             file.write(data)
-        partial.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()

@@ -173,7 +173,7 @@ def _open_partial(path: Path, *, is_new: bool) -> BinaryIO:
 
 
 def _announced_size(response: httpx.Response) -> int:
-    """Returns the size of the whole result that a response is, or is a range of.
+    """Returns the size of the complete result, of which a response is all or a range.
 
     Raises:
         UnavailableError: it has no length: nothing would bound it.

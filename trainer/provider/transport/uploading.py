@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO, Final, Self
@@ -22,6 +21,7 @@ from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError, 
 from trainer.models import One, Sha256Hex, Strict
 from trainer.provider.transport.carrier import Authorize, Progress
 from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
+from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
 
 _TUS_HEADERS: Final = {"Tus-Resumable": "1.0.0"}
 _LOCATION_PATTERN: Final = re.compile(r"/dataset/[0-9a-f]{32}")
@@ -57,12 +57,8 @@ class UploadState(Strict):
 
     def write(self, path: Path) -> None:
         """Saves the state atomically, readable for this user only."""
-        # A name that nobody can guess, and O_EXCL: what lies there as a link would be written through.
-        partial = path.with_name(f".{secrets.token_hex(8)}.partial")
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
+        with replace_atomically(path, PRIVATE_MODE) as file:
             file.write(self.model_dump_json().encode())
-        partial.replace(path)
 
 
 class DatasetUploader:
