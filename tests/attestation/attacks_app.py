@@ -74,7 +74,7 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "another app id": ("app-id", lambda w: w.demanding("app", app_id="00" * 20)),
     "another key provider": (
         "key-provider",
-        lambda w: w.demanding("app", key_provider=KeyProviderDemand(name="kms", id="00")),
+        lambda w: w.demanding("app", key_provider=KeyProviderDemand(name="kms", id="00" * 32)),
     ),
     "a key provider event of another form": (
         "key-provider",

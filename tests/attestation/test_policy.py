@@ -270,7 +270,7 @@ OPEN_SERVICES: dict[str, dict[str, object]] = {
     "any key service": {"key_provider": "any"},
     "any root key": {"kms_root_key": "any"},
     "a service without identity": {"key_provider": {"name": "kms", "id": ""}},
-    "keys of the machine": {"key_provider": {"name": "local-sgx", "id": "0b"}},
+    "keys of the machine": {"key_provider": {"name": "local-sgx", "id": "0b" * 32}},
     "no key service": {"key_provider": {"name": "none", "id": ""}, "kms_root_key": "none"},
     "nothing pinned": {"key_provider": "any", "kms_root_key": "any", "app_id": "any"},
 }
@@ -431,7 +431,10 @@ def test_an_open_policy_says_what_it_does_not_demand(world: World) -> None:
 WEAK: dict[str, tuple[dict[str, object], str]] = {
     "any key service": ({"key_provider": "any"}, "one of the operator's own"),
     "a key service without identity": ({"key_provider": KeyProviderDemand(name="kms", id="")}, "is not named"),
-    "keys of the machine": ({"key_provider": KeyProviderDemand(name="tpm", id="0b")}, "which the operator has"),
+    "keys of the machine": (
+        {"key_provider": KeyProviderDemand(name="tpm", id="0b" * 32)},
+        "which the operator has",
+    ),
     "any root key": ({"kms_root_key": "any"}, "another service issued"),
     "any scripts": ({"init_script_sha256": "any"}, "earlier versions of the app"),
     "another script": ({"init_script_sha256": ("00" * 32,)}, "earlier versions of the app"),

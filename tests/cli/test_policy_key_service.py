@@ -106,7 +106,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("--key-provider-id",),
     ),
     "an identity in no hex": (changed(SEALED, key_provider_id="zz"), (), ("app-compose", "id: ")),
-    "too long an identity": (changed(KMS, key_provider_id="ab" * 3000), PINS, ("app-compose", "id: ")),
+    "too long an identity": (changed(KMS, key_provider_id="ab" * 3000), PINS, ("key_provider_id",)),
     "too many scripts": (changed(SEALED, init_script=["true"] * 17), (), ("app-compose", "init_script_sha256")),
     "a script that is no text": (changed(SEALED, init_script=["true", 3]), (), ("app-compose", "init_script")),
     "no JSON": ("{", (), ("app-compose",)),

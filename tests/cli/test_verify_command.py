@@ -112,7 +112,7 @@ def test_a_wide_terminal_shows_titles(files: Files, capsys: Captured, monkeypatc
     monkeypatch.setenv("COLUMNS", "150")
     assert verify(files) == ExitCode.DONE
     out = capsys.readouterr().out
-    assert "the collateral is one whole document" in out
+    assert "the collateral is one complete document" in out
     assert max(map(len, out.splitlines())) <= 150
 
 

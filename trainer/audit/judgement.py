@@ -35,11 +35,12 @@ _KEY_PLACES: Final[Mapping[KeyWeakness, str]] = {
 
 def findings(document: Document) -> tuple[Finding, ...]:
     """Returns everything that a reviewer should know, worst first, then in the order of the text."""
-    app = document.app or Node(None, 1, "")
-    weaknesses = {} if document.app is None else _key_weaknesses(app)
+    app = document.app
+    weaknesses = {} if app is None else _key_weaknesses(app)
     found = [_finding(deviation, weaknesses.pop(deviation.place, None)) for deviation in deviations(document)]
-    for place, weakness in weaknesses.items():
-        found.append(_at_node(Severity.HIGH, weakness.code, app.get(place), weakness.reason, weakness.hint))
+    if app is not None:
+        for place, weakness in weaknesses.items():
+            found.append(_at_node(Severity.HIGH, weakness.code, app.get(place), weakness.reason, weakness.hint))
     found += _secrets(document)
     found += _notes(document)
     return tuple(sorted(found, key=lambda each: (each.severity.rank, each.line, each.path, each.code)))

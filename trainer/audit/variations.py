@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from trainer.attestation.dstack.key_source import IDENTITY
 from trainer.audit.document import EMBEDDED, SERVICE, Document
 from trainer.audit.nodes import Node, child_path
 from trainer.deployment import OPERATOR_VARIABLES, DeploymentProfile, operator_reference
@@ -27,7 +28,6 @@ _HUB: Final = re.compile(r"https://[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5
 _IMAGE_FILE: Final = re.compile(r"/(?:etc|opt|usr)(?:/[A-Za-z0-9_][A-Za-z0-9._+-]*)+")
 _PORT: Final = re.compile(rf"(?:(?:[0-9]{{1,3}}\.){{3}}[0-9]{{1,3}}:)?([1-9][0-9]{{0,4}}):{JOB_PORT}")
 _APP_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_KEY_SERVICE: Final = re.compile("(?:[0-9a-f]{2}){16,2048}")
 _SIZE: Final = "[1-9][0-9]{0,6}[kmg]"
 
 
@@ -100,7 +100,7 @@ def _are_taken_variables(node: Node, document: Document) -> bool:
 def _is_key_service(node: Node, document: Document) -> bool:
     if document.profile is DeploymentProfile.SEALED:
         return node.value == ""
-    return isinstance(node.value, str) and _KEY_SERVICE.fullmatch(node.value) is not None
+    return isinstance(node.value, str) and IDENTITY.fullmatch(node.value) is not None
 
 
 def _is_gateway(node: Node, document: Document) -> bool:

@@ -235,6 +235,8 @@ def render_job(
 def _check_render_options(
     output: Path | None, check: Path | None, profile: str, key_provider_id: str | None, *, as_json: bool
 ) -> None:
+    from trainer.attestation.dstack.key_source import IDENTITY
+
     if output is not None and check is not None:
         raise UsageError(ErrorCode.USAGE, "--output and --check", expected="one of them", found="both")
     if as_json and output is None and check is None:
@@ -245,7 +247,7 @@ def _check_render_options(
         raise UsageError(
             ErrorCode.USAGE, "--key-provider-id", expected="--profile kms", found=f"--profile {profile}"
         )
-    if not re.fullmatch("(?:[0-9a-f]{2}){16,2048}", key_provider_id):
+    if not IDENTITY.fullmatch(key_provider_id):
         raise UsageError(
             ErrorCode.USAGE,
             "--key-provider-id",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from trainer.attestation.dstack.compose import parse_app_compose
-from trainer.attestation.dstack.key_source import KEY_SERVICE, NO_KEY_SERVICE, KeySource, read_key_source
+from trainer.attestation.dstack.key_source import IDENTITY, KEY_SERVICE, NO_KEY_SERVICE, KeySource, read_key_source
 from trainer.errors import ErrorCode, UsageError
 
 
@@ -32,8 +31,11 @@ def simulated_key_source(app: Mapping[str, object]) -> KeySource:
     if source.provider not in (NO_KEY_SERVICE, KEY_SERVICE):
         found = source.provider or "keys that contradict each other"
         raise UsageError(ErrorCode.USAGE, "app-compose: key_provider", expected="none or kms", found=found)
-    if not re.fullmatch("(?:[0-9a-f]{2})*", source.identity):
+    if source.identity and not IDENTITY.fullmatch(source.identity):
         raise UsageError(
-            ErrorCode.USAGE, "app-compose: key_provider_id", expected="hex, or nothing", found="another text"
+            ErrorCode.USAGE,
+            "app-compose: key_provider_id",
+            expected="16 to 2048 bytes in hex, or nothing",
+            found="another text",
         )
     return source

@@ -75,6 +75,8 @@ WEAK: dict[str, tuple[KeyWeakness, dict[str, object]]] = {
     "identity of a template": (UNNAMED_SERVICE, {"key_provider_id": "FILL IN"}),
     "half a byte": (UNNAMED_SERVICE, {"key_provider_id": "abc"}),
     "an identity that is no text": (UNNAMED_SERVICE, {"key_provider_id": ["ab"]}),
+    "too short an identity": (UNNAMED_SERVICE, {"key_provider_id": "ab" * 15}),
+    "too long an identity": (UNNAMED_SERVICE, {"key_provider_id": "ab" * 2049}),
     "no script": (NO_CLEAN_START, {"init_script": ...}),
     "an empty list of scripts": (NO_CLEAN_START, {"init_script": []}),
     "another script": (NO_CLEAN_START, {"init_script": CLEAN_START + "# and more\n"}),

@@ -41,7 +41,7 @@ EVENT_DIGESTS: Final = CheckDefinition(
 )
 EVENT_ORDER: Final = CheckDefinition(
     "event-order",
-    title="system events stand once, in order, and none follows system-ready",
+    title="system events occur once, in order, and none follows system-ready",
     attack="an application that emits a second compose-hash or app-id event",
     claim=(Submodule.OS, TrustClaim.EXECUTABLES),
 )

@@ -28,7 +28,8 @@ KEY_SERVICE: Final = "kms"
 CLEAN_START_SHA256: Final = "449a39fb638fc46344aaf904a85b26a05215bbe47e846ad3923962a1dc21ed69"
 """SHA-256 of the init script that empties the container engines' stores (`trainer/deployment/clean_start.sh`)."""
 
-_IDENTITY: Final = re.compile("(?:[0-9a-f]{2})+")
+IDENTITY: Final = re.compile("(?:[0-9a-f]{2}){16,2048}")
+"""Identity of a key service, 16 to 2048 bytes in lower-case hex: the public key of its root certificate."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def key_weaknesses(source: KeySource) -> Iterator[KeyWeakness]:
         yield OPEN_PROVIDER
     elif source.provider != KEY_SERVICE:
         yield MACHINE_PROVIDER
-    elif not _IDENTITY.fullmatch(source.identity):
+    elif not IDENTITY.fullmatch(source.identity):
         yield UNNAMED_SERVICE
     # Exactly the one script: another one before it could keep what it removes.
     if source.init_scripts != (CLEAN_START_SHA256,):

@@ -19,7 +19,7 @@ from trainer.attestation.policy import GpuSection
 
 GPU_BOOT_CLAIMS: Final = CheckDefinition(
     "gpu-boot-claims",
-    title="the boot evidence is one whole result of nvattest",
+    title="the boot evidence is one complete result of nvattest",
     attack="boot evidence that two readers understand differently",
     claim=(Submodule.GPU, TrustClaim.HARDWARE),
 )
@@ -86,7 +86,7 @@ _CHECKS: Final = (
 )
 
 OS_WORD: Final = "the measured OS's word; nothing that the GPUs signed themselves"
-_COMPLETE_RESULT: Final = "one whole result of a successful run of nvattest"
+_COMPLETE_RESULT: Final = "one complete result of a successful run of nvattest"
 _NONCE: Final = re.compile(r"[0-9a-f]{64}")
 
 

@@ -28,7 +28,7 @@ from trainer.attestation.policy import GpuSection
 
 GPU_REPORT_FORMAT: Final = CheckDefinition(
     "gpu-report-format",
-    title="each fresh GPU report is a whole SPDM measurements request and response",
+    title="each fresh GPU report is a complete SPDM measurements request and response",
     attack="a report that two readers understand differently",
     claim=(Submodule.GPU, TrustClaim.HARDWARE),
 )

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from trainer.attestation.dstack.key_source import (
+    IDENTITY,
     KEY_SERVICE,
     NO_KEY_SERVICE,
     KeySource,
@@ -18,8 +19,8 @@ from trainer.attestation.dstack.key_source import (
 from trainer.attestation.policy.sections import Unset
 from trainer.models import Sha256Hex, Strict
 
-KeyIdentity = Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$", max_length=4096)]
-"""Identity of a key provider in lower-case hex: the KMS's public key; empty where there is none."""
+KeyIdentity = Annotated[str, Field(pattern=f"^({IDENTITY.pattern})?$")]
+"""Identity of a key provider: the public key of the KMS's root certificate; empty where there is none."""
 RootKey = Annotated[str, Field(pattern=r"^0[23][0-9a-f]{64}$")]
 """Compressed secp256k1 point in hex."""
 AppId = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from trainer.attestation.dstack.compose import compose_hash, parse_app_compose
 from trainer.attestation.dstack.key_source import (
+    IDENTITY,
     KEY_SERVICE,
     NO_KEY_SERVICE,
     UNNAMED_SERVICE,
@@ -31,7 +32,7 @@ APP_ID_DIGITS: Final = 40
 Recipient = Literal["derived", "instance"]
 
 _FORMS: Final = {
-    "--key-provider-id": ("(?:[0-9a-f]{2}){1,2048}", "pairs of lower-case hex digits"),
+    "--key-provider-id": (IDENTITY.pattern, "16 to 2048 bytes in lower-case hex"),
     "--kms-root-key": ("0[23][0-9a-f]{64}", "02 or 03 and 64 lower-case hex digits"),
     "--app-id": ("[0-9a-f]{40}", "40 lower-case hex digits"),
 }

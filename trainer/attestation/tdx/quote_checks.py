@@ -40,7 +40,7 @@ QUOTE_TRAILING_BYTES: Final = CheckDefinition(
 )
 COLLATERAL_FORMAT: Final = CheckDefinition(
     "collateral-format",
-    title="the collateral is one whole document",
+    title="the collateral is one complete document",
     attack="collateral that two readers understand differently",
     claim=(Submodule.TDX, TrustClaim.HARDWARE),
     hint="fetch the collateral again, or name another source in the policy",
