@@ -129,13 +129,14 @@ def test_a_record_of_another_machine_is_imported_by_name_only(
 
 
 def test_an_imported_record_is_judged_as_of_now(
-    files: Files, record: Path, monkeypatch: pytest.MonkeyPatch
+    files: Files, record: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     import time
 
     later = time.time() + 86400 * 2
     monkeypatch.setattr(time, "time", lambda: later)
     assert seal(files, "--import-record", record) == ExitCode.VERIFICATION
+    assert "a result still opens with --attestation where the job was verified" in capsys.readouterr().err
 
 
 # item 3: a bundle of evidence that somebody kept

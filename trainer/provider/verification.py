@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from trainer.attestation.claims.claims_checks import CLAIMS_VALIDITY, FRESHNESS
 from trainer.attestation.evidence import Evidence, parse_evidence
 from trainer.attestation.policy import CollateralDocument, Policy
 from trainer.attestation.result.record import Record, load_record, save_record
@@ -29,6 +30,12 @@ from trainer.receipt.privacy_statement import (
 )
 
 _RECORD_PURPOSE: Final = "result-record"
+
+_AGE_CHECKS: Final = frozenset({CLAIMS_VALIDITY.code, FRESHNESS.code})
+_AGED_HINT: Final = (
+    "the evidence is out of date; a result still opens with --attestation where the job was verified, or with the "
+    "secret of that machine ($XDG_STATE_HOME/confidential-trainer/secret)"
+)
 
 
 def appraise_job(
@@ -199,7 +206,12 @@ def import_record(path: Path, policy: Policy, *, cache: Path, nonces: Path | Non
         now=None,
         peer_spki_sha256=recorded.result.peer_spki_sha256,
     )
-    record.result.require_sealable(record.result.appraised_at)
+    try:
+        record.result.require_sealable(record.result.appraised_at)
+    except VerificationError as error:
+        if set() < {check.code for check in record.result.failed} <= _AGE_CHECKS:
+            error.hint = _AGED_HINT
+        raise
     return record
 
 
