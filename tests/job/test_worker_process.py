@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -127,6 +128,37 @@ def test_an_order_that_is_too_large_is_not_taken_for_a_dead_worker(
     with saying(CONFINED) as started, pytest.raises(JobError) as caught:
         started.train(order, Heard())
     assert caught.value.code is ErrorCode.JOB_FAILED
+
+
+class Releasing(Heard):
+    """Has something to release all the time; the worker is silent until the third release, and then ends."""
+
+    def __init__(self, writing: int) -> None:
+        self._writing = writing
+        self.releases = 0
+
+    def wait_seconds(self) -> float:  # type: ignore[override]
+        return 0.01
+
+    def release(self) -> None:
+        self.releases += 1
+        if self.releases == 3:
+            os.write(self._writing, protocol.FROM_WORKER.encode(protocol.Finished(summary={"steps": 2})))
+            os.close(self._writing)
+
+
+def test_what_is_due_is_released_while_the_worker_is_silent(tmp_path: Path) -> None:
+    """The worker's next message would tell when, so nothing waits for it."""
+    order = protocol.TrainingOrder(
+        spec=spec(), model_dir=tmp_path, data_files={"a": tmp_path}, output_dir=tmp_path, split_key="5a" * 32
+    )
+    (events, writing), (orders, sending) = os.pipe(), os.pipe()
+    follower = Releasing(writing)
+    with closing(protocol.to_worker_channel(events, sending)) as channel:
+        started = worker.WorkerProcess(cast("Any", None), channel)
+        assert started.train(order, follower) == {"steps": 2}
+    os.close(orders)
+    assert follower.releases == 3
 
 
 def test_silence_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
