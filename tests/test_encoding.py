@@ -11,7 +11,15 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.encoding import canonical_json, file_sha256, parse_json, printable, sha256_hex, stream_sha256
+from trainer.encoding import (
+    canonical_json,
+    file_sha256,
+    has_sha256,
+    parse_json,
+    printable,
+    sha256_hex,
+    stream_sha256,
+)
 from trainer.errors import UsageError
 
 json_values = st.recursive(
@@ -70,6 +78,14 @@ def test_digests_agree(tmp_path: Path) -> None:
     path.write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
     assert sha256_hex(data) == stream_sha256(io.BytesIO(data)) == file_sha256(path) == digest
+
+
+def test_a_digest_is_compared_with_what_it_is_of() -> None:
+    digest = sha256_hex(b"a value")
+    assert has_sha256(b"a value", digest)
+    assert not any(
+        has_sha256(b"a value", other) for other in (digest.upper(), digest[:-1], sha256_hex(b""), "", None)
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import decimal
 import hashlib
+import hmac
 import json
 import re
 from pathlib import Path
@@ -79,6 +80,14 @@ def rounded_up(value: float) -> float:
 def sha256_hex(data: bytes) -> str:
     """Returns the SHA-256 of `data` in lower-case hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def has_sha256(data: bytes, expected: str | None) -> bool:
+    """Returns whether `expected` is the SHA-256 of `data` in lower-case hex; never if it is None.
+
+    It compares in constant time, so that timing reveals no prefix of the digest of a secret.
+    """
+    return expected is not None and hmac.compare_digest(sha256_hex(data), expected)
 
 
 def stream_sha256(stream: BinaryIO) -> str:

@@ -15,6 +15,9 @@ MAX_STATUS_STEPS: Final = 2**53 - 1
 MAX_BUNDLE_FILES: Final = 4096
 """Most files of a bundle, grant and manifest among them."""
 
+MAX_TOTAL_STEPS: Final = 100_000_000
+"""Most optimizer steps of a run: the choice of a number below it is worth 27 bits."""
+
 MAX_TRAINED_PARAMETERS: Final = 10**12
 MAX_MERGED_BYTES: Final = 2**50
 """Bounds of what a worker says of its adapter and of a merged model."""
@@ -63,6 +66,9 @@ Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 ProviderPublicKey = Annotated[str, Field(pattern=r"^ed25519:[0-9a-f]{64}$")]
 """Public key of a data provider, in the text form of `trainer.provider_keys`."""
+
+Secret = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
+"""32 secret bytes in lower-case hex; never part of a representation, which may get into a log."""
 
 Nonce = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """32 random bytes in lower-case hex; used once."""

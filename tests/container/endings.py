@@ -293,7 +293,7 @@ class Run:
                 assert gate.held.wait(SECONDS)
 
     def freeze_at(self, phase: str) -> None:
-        """Stop the supervisor when it has entered a phase: only its time stands still."""
+        """Stop the supervisor when it has entered a phase: only its clock stops."""
         job = self.job
         wait_until(lambda: "supervisor" in job.processes())
         supervisor = job.processes()["supervisor"]

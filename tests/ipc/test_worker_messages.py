@@ -21,7 +21,6 @@ from trainer.ipc.worker_messages import (
     FROM_WORKER,
     MAX_MESSAGE_BYTES,
     MAX_ORDER_BYTES,
-    MAX_TOTAL_STEPS,
     TO_WORKER,
     Failed,
     Finished,
@@ -32,6 +31,7 @@ from trainer.ipc.worker_messages import (
     to_worker_channel,
     worker_channel,
 )
+from trainer.models import MAX_TOTAL_STEPS
 from trainer.sealing.archive import MAX_NAME_BYTES, ArchiveLimits
 from trainer.spec import JobSpec
 

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.errors import ErrorCode, JobError
-from trainer.ipc.worker_messages import MAX_TOTAL_STEPS
 from trainer.job.disclosure_budget import (
     LEVELS,
     PROGRESS_VALUES,
@@ -23,6 +22,7 @@ from trainer.job.disclosure_budget import (
     ReleaseSchedule,
     StepCounter,
 )
+from trainer.models import MAX_TOTAL_STEPS
 from trainer.sealing.archive import padded_records
 
 THREAT_MODEL = (Path(__file__).parents[2] / "docs" / "threat-model.md").read_text("utf-8")

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from trainer.encoding import canonical_json
 from trainer.errors import ErrorCode, SealingError, UsageError
+from trainer.ipc.front_messages import Acknowledged
 from trainer.sealing.age import Identity
 from trainer.sealing.bundle import (
     MAX_GRANT_BYTES,
@@ -226,6 +227,14 @@ def test_a_grant_knows_its_recipients(grant: Grant, x25519: Identity) -> None:
     assert [str(recipient) for recipient in grant.result_recipients()] == [str(x25519.recipient())]
     with pytest.raises(ValidationError, match="checksum"):
         Grant.model_validate(grant.model_dump() | {"recipients": ("age1" + "q" * 58,)})
+
+
+def test_a_representation_shows_no_secret(grant: Grant) -> None:
+    """A traceback in a log may have some."""
+    manifest = Manifest(version=1, salt="7e" * 32, files={"a.jsonl": ManifestFile(sha256="5a" * 32, size=1)})
+    for model in (grant, manifest, Acknowledged(acknowledgement="7e" * 32)):
+        assert "7e7e" not in repr(model)
+        assert "7e7e" in model.model_dump_json()
 
 
 def test_sixteen_hybrid_recipients_fit(grant: Grant, hybrid: Identity, into: Path, forge: Forge) -> None:

@@ -106,7 +106,7 @@ class UploadGate:
         document_text, _, signature_text = token.partition(".")
         try:
             document, signature = _decode(document_text), _decode(signature_text)
-        except (ValueError, binascii.Error):
+        except (UnicodeEncodeError, binascii.Error):
             return None
         if not any(is_signed_by(provider, signature, _DOMAIN, document) for provider in self.providers):
             return None

@@ -5,7 +5,6 @@ Who can write to the directory is as untrusted as a client on the network.
 
 from __future__ import annotations
 
-import hmac
 import os
 import re
 import stat
@@ -14,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from trainer.encoding import sha256_hex
+from trainer.encoding import has_sha256
 from trainer.errors import ErrorCode, UnavailableError
 from trainer.exchange.spool import (
     ACKNOWLEDGEMENT_NAME,
@@ -155,7 +154,7 @@ class SpoolFront:
     def _look_for_acknowledgement(self, result: ResultReady) -> None:
         """Passes on the value that acknowledges this result; any other is removed, and the offer goes on."""
         shown = (self.spool.take(ACKNOWLEDGEMENT_NAME, 128) or b"").strip()
-        if hmac.compare_digest(sha256_hex(shown), result.acknowledgement_sha256):
+        if has_sha256(shown, result.acknowledgement_sha256):
             self._acknowledged = True
             self.channel.send(Acknowledged(acknowledgement=shown.decode("ascii")))
 

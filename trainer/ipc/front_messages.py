@@ -22,7 +22,7 @@ from trainer.exchange.limits import (
 )
 from trainer.exchange.upload_authorization import UploadScope
 from trainer.ipc.channel import Channel, ChannelMessage, MessageFormat
-from trainer.models import Nonce, Sha256Hex, Status
+from trainer.models import Nonce, Secret, Sha256Hex, Status
 from trainer.sandbox.properties import SandboxReport
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ SEND_SECONDS: Final = 30.0
 MessageId = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Size = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Code = Annotated[ErrorCode, Field(strict=False)]
-Secret = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Ready(ChannelMessage):

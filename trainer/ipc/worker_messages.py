@@ -19,7 +19,14 @@ from pydantic import Field, JsonValue, TypeAdapter
 from trainer.error_document import ErrorDocument
 from trainer.errors import ErrorCode, JobError, UsageError
 from trainer.ipc.channel import Channel, ChannelMessage, MessageFormat
-from trainer.models import MAX_BUNDLE_FILES, MAX_MERGED_BYTES, MAX_STATUS_STEPS, MAX_TRAINED_PARAMETERS
+from trainer.models import (
+    MAX_BUNDLE_FILES,
+    MAX_MERGED_BYTES,
+    MAX_STATUS_STEPS,
+    MAX_TOTAL_STEPS,
+    MAX_TRAINED_PARAMETERS,
+    Secret,
+)
 from trainer.sandbox.properties import SandboxReport
 from trainer.spec import MAX_SPEC_BYTES, JobSpec
 
@@ -31,9 +38,6 @@ _MAX_PATH_BYTES: Final = 4096  # PATH_MAX of Linux
 _FILE_BYTES: Final = _MAX_PATH_BYTES + 512
 MAX_ORDER_BYTES: Final = _MAX_ESCAPED * MAX_SPEC_BYTES + MAX_BUNDLE_FILES * _FILE_BYTES + (1 << 16)
 """An order names every file of the dataset, whose number and names the provider chose, and holds the job spec."""
-
-MAX_TOTAL_STEPS: Final = 100_000_000
-"""Optimizer steps of a run, as in the job spec: the choice of a number below it is worth 27 bits."""
 
 _Count = Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)]
 _FileName = Annotated[str, Field(min_length=1, max_length=512)]
@@ -79,9 +83,9 @@ class TrainingOrder(ChannelMessage):
     kind: Literal["training-order"] = "training-order"
     spec: JobSpec
     model_dir: Path
-    data_files: Annotated[dict[_FileName, Path], Field(min_length=1, max_length=4096)]
+    data_files: Annotated[dict[_FileName, Path], Field(min_length=1, max_length=MAX_BUNDLE_FILES)]
     output_dir: Path
-    split_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
+    split_key: Secret
     # Only after authentication: a forged state could choose the weights, or the row that training continues at.
     resume_dir: Path | None = None
 

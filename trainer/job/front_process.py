@@ -7,7 +7,6 @@ provider can have.
 
 from __future__ import annotations
 
-import hmac
 import socket
 import subprocess
 import threading
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from trainer.attestation.evidence import Evidence
-from trainer.encoding import sha256_hex
+from trainer.encoding import has_sha256
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError
 from trainer.exchange.upload_authorization import UploadScope
 from trainer.ipc import front_messages as protocol
@@ -174,15 +173,12 @@ class FrontProcess:
                 case protocol.UploadReady():
                     self._uploaded_bytes = message.size
                 case protocol.Acknowledged():
-                    self._acknowledged |= self._is_acknowledgement(message.acknowledgement)
+                    # The front compares too, but it faces the network: its claim is not enough for a signature.
+                    shown = message.acknowledgement.encode()
+                    self._acknowledged |= has_sha256(shown, self._acknowledgement_sha256)
                 case protocol.FrontFailed():
                     self._ended = self._ended or message.code
             self._changed.notify_all()
-
-    def _is_acknowledgement(self, value: str) -> bool:
-        # The front compares as well, but it faces the network: what it claims is not enough for a signature.
-        expected = self._acknowledgement_sha256
-        return expected is not None and hmac.compare_digest(sha256_hex(value.encode()), expected)
 
     def _evidence_reply(self, request: protocol.EvidenceRequest) -> protocol.EvidenceReply:
         # The main thread sets it once the job has keys.

@@ -21,7 +21,7 @@ _MIB: Final = 1 << 20
 
 
 def own_cgroup(root: Path = CGROUP_ROOT, own: Path = _OWN_CGROUP) -> Path:
-    """Returns the directory of this process's control group (cgroups(7)); `root` where it cannot be told.
+    """Returns the directory of this process's control group (cgroups(7)); `root` where it is unknown.
 
     Args:
         root: where the version 2 hierarchy is mounted.

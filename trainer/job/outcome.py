@@ -100,7 +100,7 @@ class JobOutcome:
         failure: the error that ended the job; None on success.
         checkpoint: step of the newest sealed checkpoint, if there is one.
         privacy: what private results over this dataset have spent, this one included; None without any.
-        run: random id of this run, 32 hex digits: two results of one job spec and dataset are told apart by it.
+        run: random id of this run, 32 hex digits: two results of one job spec and dataset differ in it.
     """
 
     started_at: int
@@ -242,10 +242,10 @@ def _copy_log(source: Path, target: Path) -> None:
     half = MAX_LOG_BYTES // 2
     with source.open("rb") as log:
         size = os.fstat(log.fileno()).st_size
-        data = log.read(min(size, MAX_LOG_BYTES if size <= MAX_LOG_BYTES else half))
+        data = log.read(size if size <= MAX_LOG_BYTES else half)
         if size > MAX_LOG_BYTES:
             log.seek(size - half)
-            data += b"\n[ %d bytes are left out ]\n" % (size - MAX_LOG_BYTES) + log.read(half)
+            data += b"\n[ %d bytes are left out ]\n" % (size - 2 * half) + log.read(half)
     text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="backslashreplace").read()
     target.write_text(without_controls(text), encoding="utf-8")
 

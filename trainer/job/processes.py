@@ -93,7 +93,7 @@ def start_processes(spec: JobSpec, paths: JobPaths, *, hub_token: str | None = N
 
 
 def _properties_of(role: Role, report: SandboxReport) -> SandboxReport:
-    """Returns what a child reports about itself: it must not speak for the supervisor or for another child."""
+    """Returns what a child reports about itself: it must not report for the supervisor or for another child."""
     return {name: holds for name, holds in report.items() if name.startswith(f"{role.value}_")}
 
 

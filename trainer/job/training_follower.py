@@ -42,7 +42,7 @@ class Disclosures(Protocol):
 
 
 @dataclass(frozen=True)
-class _Saved:
+class _PendingCheckpoint:
     step: int
     due: float
 
@@ -82,14 +82,14 @@ class TrainingFollower:
         self._allowance = CheckpointAllowance(self._schedule)
         self._released = 0
         self._metrics: deque[protocol.Metrics] = deque(maxlen=MAX_EVENT_METRICS)
-        self._saved: _Saved | None = None
+        self._pending: _PendingCheckpoint | None = None
         self._last_saved = self._steps.step
         self._has_size = False
 
     def wait_seconds(self) -> float | None:
         """Returns the seconds until something has to be released; None if nothing has to be."""
         now = self._clock()
-        due = [self._saved.due] if self._saved else []
+        due = [self._pending.due] if self._pending else []
         if (release := self._schedule.next_release(now)) is not None:
             due.append(release)
         return max(0.0, min(due) - now) if due else None
@@ -117,16 +117,15 @@ class TrainingFollower:
     def release(self) -> None:
         """Releases what is due. A release that is missed, because an earlier one took long, is left out."""
         now = self._clock()
-        if self._saved is not None and self._saved.due <= now:
-            self._seal_saved()
+        if self._pending is not None and self._pending.due <= now:
+            self._seal_pending()
         if (number := self._schedule.count(now)) > self._released:
             self._released = number
             self._publish(self._schedule.seconds(number))
 
     def finish(self) -> None:
         """Releases what is left, at the end of training."""
-        if self._saved is not None:
-            self._seal_saved()
+        self._seal_pending()
         self._publish(self._schedule.seconds(self._schedule.count(self._clock())))
 
     def _publish(self, seconds: int) -> None:
@@ -150,13 +149,13 @@ class TrainingFollower:
         if due is None:
             self._checkpoints.drop(step, self._output)
             return
-        if self._saved is not None:  # the newer state replaces it
-            self._checkpoints.drop(self._saved.step, self._output)
-        self._saved = _Saved(step, due)
+        if self._pending is not None:  # the newer state replaces it
+            self._checkpoints.drop(self._pending.step, self._output)
+        self._pending = _PendingCheckpoint(step, due)
         if due <= now:
-            self._seal_saved()
+            self._seal_pending()
 
-    def _seal_saved(self) -> None:
-        if self._saved is not None:
-            saved, self._saved = self._saved, None
-            self._checkpoints.take(saved.step, self._output)
+    def _seal_pending(self) -> None:
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self._checkpoints.take(pending.step, self._output)

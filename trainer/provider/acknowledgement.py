@@ -44,7 +44,7 @@ class DeletionReceiver:
     restarted: Record | None = None
 
     def fetch(self) -> DeletionStatement | None:
-        """Fetches the statement that lies beside the result, and keeps it; None if there is none.
+        """Fetches the statement from beside the result, and keeps it; None if there is none.
 
         Raises:
             UnavailableError: there is no result yet, or the job cannot be reached.

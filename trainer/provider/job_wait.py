@@ -16,7 +16,7 @@ class JobWait:
 
     Args:
         seconds: the bound.
-        report: is told once that the job is waited for, and why.
+        report: gets one line that says that the job is waited for, and why.
     """
 
     def __init__(self, seconds: float, report: ProgressReporter) -> None:

@@ -1,4 +1,4 @@
-"""Files that this user's tool wrote on this machine, told apart from all others by an authentication tag.
+"""Files that this user's tool wrote on this machine, distinguished from all others by an authentication tag.
 
 A work directory or a saved record may have come with a folder from somebody else, and what it says decides where
 data goes. A tag is an HMAC under a random secret in this user's own state directory. Nobody else can make one, so

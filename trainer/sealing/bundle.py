@@ -23,7 +23,7 @@ from pydantic import AfterValidator, Field, field_validator
 from trainer.attestation.evidence import AgeRecipient
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode, UsageError
-from trainer.models import One, Sha256Hex, Strict, UnixTime
+from trainer.models import One, Secret, Sha256Hex, Strict, UnixTime
 from trainer.sealing.age import Recipient, parse_recipient
 from trainer.sealing.archive import (
     MAX_NAME_BYTES,
@@ -92,7 +92,7 @@ class Grant(Strict):
     recipients: Annotated[tuple[AgeRecipient, ...], Field(min_length=1, max_length=16)]
     """Who may open the result: age recipients of one recipient type."""
     expires_at: UnixTime
-    secret: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    secret: Secret
     """32 random bytes in hex, which nobody is shown: `grant_secrets` derives a value for each use from it."""
     allow: GrantPermissions = GrantPermissions()
     require: GrantDemands | None = None
@@ -146,7 +146,7 @@ class Manifest(Strict):
     """
 
     version: One
-    salt: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    salt: Secret
     """32 bytes in hex that nobody outside provider and job knows; see `grant_secrets.manifest_salt`."""
     files: Annotated[dict[DataName, ManifestFile], Field(min_length=1)]
 

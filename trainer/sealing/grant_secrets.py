@@ -1,4 +1,4 @@
-"""What is derived from the secret of a grant: one value for each use, so that none of them opens another door.
+"""What is derived from the secret of a grant: one value for each use, so that none of them serves for another use.
 
     events token        shown to the front, which streams private events to whoever shows it
     acknowledgement     shown to the front when a result has arrived; of one result alone

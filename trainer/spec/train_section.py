@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.models import Strict
+from trainer.models import MAX_TOTAL_STEPS, Strict
 from trainer.sandbox.plan import MAX_PROCESSES
 from trainer.spec.training_methods import METHOD_RULES, MethodName
 
@@ -98,14 +98,14 @@ class TrainSection(Strict):
     ] = "linear"
     lr_scheduler_kwargs: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(max_length=8)] = {}  # noqa: RUF012
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    warmup_steps: Annotated[int, Field(ge=0, le=100_000_000)] = 0
+    warmup_steps: Annotated[int, Field(ge=0, le=MAX_TOTAL_STEPS)] = 0
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     adam_epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     num_train_epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    max_steps: Annotated[int, Field(ge=-1, le=100_000_000)] = -1
+    max_steps: Annotated[int, Field(ge=-1, le=MAX_TOTAL_STEPS)] = -1
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
     beta: Annotated[float, Field(gt=0, le=100)] = 0.1
     loss_type: LossType | Annotated[tuple[LossType, ...], Field(min_length=1, max_length=8)] = "sigmoid"

@@ -164,7 +164,7 @@ SCOPE = UploadScope(job_spec_sha256="4d" * 32, recipient_sha256=("2b" * 32,))
 
 
 def test_a_job_that_lists_providers_stores_no_byte_of_a_stranger(start_front: Any) -> None:
-    """Nor does a stranger take the place of an upload that stands still."""
+    """Nor does a stranger take the place of an upload that makes no progress."""
     front = start_front(exchange={"providers": [PROVIDER.public]}, upload_idle_seconds=0.001)
     front.send(OpenUpload(accept=True, scope=SCOPE))
     front.enter(Phase.AWAITING_DATASET)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import socket
 import time
 from collections.abc import Callable
 from typing import Final, Self
 
+from trainer.encoding import has_sha256
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
 from trainer.exchange.upload_authorization import UploadScope
@@ -195,17 +194,11 @@ class ControlClient:
 
     def token_matches(self, token: str) -> bool:
         """Returns whether `token` is the grant's for events."""
-        return _has_digest(token, self._token_sha256)
+        return has_sha256(token.encode(), self._token_sha256)
 
     def acknowledges(self, shown: str) -> bool:
         """Returns whether `shown` acknowledges the result that is served."""
-        return self.result is not None and _has_digest(shown, self.result.acknowledgement_sha256)
-
-
-def _has_digest(text: str, expected: str | None) -> bool:
-    """Compares in constant time, so that timing reveals no prefix of the digest."""
-    found = hashlib.sha256(text.encode()).hexdigest()
-    return expected is not None and hmac.compare_digest(found, expected)
+        return self.result is not None and has_sha256(shown.encode(), self.result.acknowledgement_sha256)
 
 
 class _TokenBucket:

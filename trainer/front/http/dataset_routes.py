@@ -175,7 +175,7 @@ class DatasetRoutes:
         If the job spec lists providers: only with `Authorization: Bearer TOKEN`, signed by one of them.
         """
         self._store.require_accepting()
-        # Before anything is stored, and before an upload that stands still loses its place.
+        # Before anything is stored, and before an upload that makes no progress is dropped.
         token, size = parse_bearer(authorization), int(upload_length)
         if not self._gate.admits(token, size, self._control.upload_scope, now=time.time()):
             raise unauthorized()

@@ -78,7 +78,7 @@ class Carrier(Protocol):
         """Transfers the sealed result, of at most `limit` bytes, to `target` and returns its SHA-256 in hex."""
 
     def deletion_statement(self) -> bytes | None:
-        """Returns the job's statement of what it destroyed, unverified; None if none lies beside the result."""
+        """Returns the job's statement of what it destroyed, unverified; None if the result has none."""
 
     def acknowledge(self, acknowledgement: str) -> bytes | None:
         """Confirms that the result arrived; returns the job's deletion statement, unverified, if it sends one.

@@ -37,7 +37,7 @@ _HINTS: Final[Mapping[ErrorCode, str]] = {
 }
 _UPLOAD_HINTS: Final[Mapping[ErrorCode, str]] = {
     **_HINTS,
-    ErrorCode.JOB_BUSY: "another upload is under way; one that stands still loses its place after some "
+    ErrorCode.JOB_BUSY: "another upload is under way; one that makes no progress is dropped after some "
     "minutes: repeat the command then",
     ErrorCode.WRONG_PHASE: "the job takes no dataset now: it has one, perhaps another provider's, or it has "
     "ended; a job trains on one dataset, so ask its operator to start another",

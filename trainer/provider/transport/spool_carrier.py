@@ -235,7 +235,7 @@ class SpoolClient:
             raise _unusable(RESULT_NAME, "a regular file", error) from error
 
     def deletion_statement(self) -> bytes | None:
-        """Returns the deletion statement that lies beside the result, unverified; None without one."""
+        """Returns the deletion statement from beside the result, unverified; None without one."""
         return self._spool.read(DELETION_NAME, MAX_DELETION_BYTES)
 
     def acknowledge(self, acknowledgement: str) -> bytes | None:
@@ -245,7 +245,7 @@ class SpoolClient:
             acknowledgement: what the grant's secret gives for this result, 64 hex digits.
 
         Returns:
-            The deletion statement that the job signs after it, unverified; the one that lay beside the result, or
+            The deletion statement that the job signs after it, unverified; the one from beside the result, or
             None without one, if no other appears within ten seconds.
 
         Raises:
