@@ -302,7 +302,7 @@ def test_a_full_disk_costs_the_checkpoint_only(tmp_path: Path, monkeypatch: pyte
         raise OSError(28, "no space")
 
     with monkeypatch.context() as patched:
-        patched.setattr("trainer.sealing.atomic_files.os.fsync", full)
+        patched.setattr("trainer.atomic_files.os.fsync", full)
         job.take(2)
     assert job.events[-1] == logs.CheckpointMissed(2, ErrorCode.STORAGE_FULL)
     assert list(job.at.folder.iterdir()) == [job.at.path(1)], "the one before stays, and no torn file"

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Final
 
 from trainer import logs
+from trainer.atomic_files import open_regular_file
 from trainer.errors import ErrorCode, SealingError, TrainerError
 from trainer.ipc.worker_messages import FROM_WORKER
 from trainer.job.ciphertext import CHECKPOINT_NAME
 from trainer.job.tree_removal import remove_tree
-from trainer.sealing.atomic_files import open_regular_file
 from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointKeys, open_checkpoint, seal_checkpoint
 from trainer.training.run_inputs import CHECKPOINT_FILES, CHECKPOINTS_DIR
 

@@ -19,12 +19,12 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from pydantic import Field
 
+from trainer.atomic_files import PRIVATE_MODE, open_regular_file, replace_atomically
 from trainer.encoding import canonical_json, parse_json
 from trainer.errors import RESUMABLE, ErrorCode
 from trainer.logs import private
 from trainer.models import One, Sha256Hex, Strict, UnixTime
 from trainer.receipt.deletion import DestroyedItem
-from trainer.sealing.atomic_files import PRIVATE_MODE, open_regular_file, replace_atomically
 
 MAX_END_RECORD_BYTES: Final = 1 << 14
 

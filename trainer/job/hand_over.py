@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from trainer import logs
+from trainer.atomic_files import SHARED_MODE, open_regular_file, replace_atomically
 from trainer.encoding import sha256_hex, stream_sha256
 from trainer.errors import ErrorCode, ExitCode, JobError, TrainerError, UnavailableError
 from trainer.ipc.front_messages import DeletionReady, ResultReady
@@ -30,7 +31,6 @@ from trainer.job.outcome import RELEASED_ON_FAILURE, JobOutcome, ReceiptSigner, 
 from trainer.job.termination import Termination
 from trainer.job.workspace import Workspace
 from trainer.models import Phase
-from trainer.sealing.atomic_files import SHARED_MODE, open_regular_file, replace_atomically
 from trainer.sealing.bundle import OpenedBundle
 from trainer.sealing.grant_secrets import acknowledgement
 from trainer.sealing.sealed_result import SealedResult, seal_result

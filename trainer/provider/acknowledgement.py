@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from trainer.atomic_files import PRIVATE_MODE, replace_atomically
 from trainer.attestation.result.record import Record
 from trainer.errors import ErrorCode
 from trainer.provider.grants import GrantRecord
 from trainer.provider.transport.carrier import Carrier
 from trainer.provider.verification import verify_deletion_statement
 from trainer.receipt.deletion import DeletionStatement
-from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
 
 STATEMENT_ERRORS: Final = frozenset({ErrorCode.RECEIPT_INVALID, ErrorCode.RECEIPT_MISMATCH})
 """What a deletion statement that does not hold is refused with."""

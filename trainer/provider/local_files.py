@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from trainer.atomic_files import PRIVATE_MODE
 from trainer.errors import ErrorCode, UsageError
 from trainer.provider_keys import ProviderKey, generate_provider_key, parse_provider_key
 from trainer.sealing.age import Identity, generate_identity, parse_identity_file
-from trainer.sealing.atomic_files import PRIVATE_MODE
 
 MAX_SMALL_FILE_BYTES: Final = 64 << 20
 

@@ -11,11 +11,11 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from trainer.atomic_files import PRIVATE_MODE, replace_atomically
 from trainer.encoding import canonical_json, parse_json, sha256_hex
 from trainer.errors import TrainerError
 from trainer.models import One, Sha256Hex, Strict, UnixTime
 from trainer.provider.local_files import lock_exclusively
-from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
 
 RETENTION_SECONDS: Final = 31 * 86400
 """A day more than the longest `freshness.max_age_seconds` that a policy can name, 30 days."""

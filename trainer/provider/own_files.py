@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, cast
 
+from trainer.atomic_files import PRIVATE_MODE, replace_atomically
 from trainer.encoding import canonical_json, parse_json
 from trainer.errors import ErrorCode, UsageError, VerificationError
 from trainer.provider.local_files import MAX_SMALL_FILE_BYTES, lock_exclusively
-from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
 
 SECRET_BYTES: Final = 32
 _DOMAIN: Final = b"confidential-trainer/own-files/v1"

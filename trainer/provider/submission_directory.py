@@ -27,6 +27,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from trainer.atomic_files import PRIVATE_MODE, replace_atomically
 from trainer.attestation.policy import Policy
 from trainer.attestation.result.record import Record, load_record, save_record
 from trainer.encoding import canonical_json
@@ -35,7 +36,6 @@ from trainer.provider.acknowledgement import DeletionReceiver
 from trainer.provider.grants import GrantRecord, parse_grant_record
 from trainer.provider.own_files import LocalSecret, OwnDirectory
 from trainer.provider.transport.carrier import Carrier
-from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
 
 _SUBMISSION: Final = "submission.json"
 _ATTESTATION: Final = "attestation.json"

@@ -20,6 +20,7 @@ from typing import Annotated, BinaryIO, Final
 
 from pydantic import AfterValidator, Field, field_validator
 
+from trainer.atomic_files import translate_storage_errors
 from trainer.attestation.evidence import AgeRecipient
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode, UsageError
@@ -35,7 +36,6 @@ from trainer.sealing.archive import (
     require_member_name,
 )
 from trainer.sealing.archive_documents import read_document
-from trainer.sealing.atomic_files import translate_storage_errors
 from trainer.sealing.bundle_signature import (
     MAX_SIGNATURE_BYTES,
     SIGNATURE_NAME,

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from trainer.atomic_files import PRIVATE_MODE, create_file, translate_storage_errors
 from trainer.errors import ErrorCode, UsageError
 from trainer.sealing.age.byte_streams import write_all
 from trainer.sealing.archive import ArchiveMember, ArchiveReader, bundle_invalid
-from trainer.sealing.atomic_files import PRIVATE_MODE, create_file, translate_storage_errors
 
 
 @contextmanager

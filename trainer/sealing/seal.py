@@ -7,6 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from trainer.atomic_files import (
+    SHARED_MODE,
+    open_regular_file,
+    replace_atomically,
+    translate_storage_errors,
+)
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.errors import ErrorCode, SealingError
 from trainer.provider_keys import ProviderKey
@@ -18,12 +24,6 @@ from trainer.sealing.age import (
     parse_recipient,
 )
 from trainer.sealing.archive import ArchiveLimits, bundle_invalid
-from trainer.sealing.atomic_files import (
-    SHARED_MODE,
-    open_regular_file,
-    replace_atomically,
-    translate_storage_errors,
-)
 from trainer.sealing.bundle import Grant, Manifest, OpenedBundle, pack_bundle, unpack_bundle
 from trainer.sealing.bundle_signature import require_signed, sign_bundle
 

@@ -21,12 +21,12 @@ from typing import Annotated, BinaryIO, Final
 
 from pydantic import Field, ValidationError
 
+from trainer.atomic_files import SHARED_MODE, replace_atomically, translate_storage_errors
 from trainer.encoding import canonical_json, parse_json, stream_sha256
 from trainer.errors import ErrorCode, SealingError, UsageError
 from trainer.models import MAX_STATUS_STEPS, One, Sha256Hex, Strict
 from trainer.sealing.age import Identity, decrypting_reader, encrypting_writer, identity_from_seed
 from trainer.sealing.archive import ArchiveLimits, ArchiveReader, ArchiveWriter
-from trainer.sealing.atomic_files import SHARED_MODE, replace_atomically, translate_storage_errors
 from trainer.sealing.extraction import extract_member, fresh_directory
 from trainer.sealing.sealed_result import open_inside
 from trainer.sealing.wiping import wipe, wiped

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
+from trainer.atomic_files import SHARED_MODE, replace_atomically
 from trainer.sealing.age import (
     Identity,
     ProgressCallback,
@@ -24,7 +25,6 @@ from trainer.sealing.archive import (
     bundle_invalid,
     require_member_name,
 )
-from trainer.sealing.atomic_files import SHARED_MODE, replace_atomically
 from trainer.sealing.extraction import empty_directory, extract_member
 
 

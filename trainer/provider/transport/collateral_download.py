@@ -18,9 +18,9 @@ from cryptography import x509
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as PydanticField
 
+from trainer.atomic_files import PRIVATE_MODE, replace_atomically
 from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, UnavailableError, UsageError, VerificationError
-from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
 
 _FETCH_SECONDS: Final = 60.0
 _MAX_COLLATERAL_BYTES: Final = 4 << 20

@@ -17,11 +17,11 @@ from typing import Annotated, BinaryIO, Final, Self
 import httpx
 from pydantic import Field, ValidationError
 
+from trainer.atomic_files import PRIVATE_MODE, replace_atomically
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError, UsageError
 from trainer.models import One, Sha256Hex, Strict
 from trainer.provider.transport.carrier import Authorize, Progress
 from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
-from trainer.sealing.atomic_files import PRIVATE_MODE, replace_atomically
 
 _TUS_HEADERS: Final = {"Tus-Resumable": "1.0.0"}
 _LOCATION_PATTERN: Final = re.compile(r"/dataset/[0-9a-f]{32}")

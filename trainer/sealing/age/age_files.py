@@ -17,6 +17,7 @@ from typing import BinaryIO, cast
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from trainer.atomic_files import PRIVATE_MODE, SHARED_MODE, replace_atomically, translate_storage_errors
 from trainer.sealing.age.armor import is_armored
 from trainer.sealing.age.byte_streams import buffered_reader, write_all
 from trainer.sealing.age.chunk_batches import ChunkBatch, ChunkBatchPool
@@ -25,7 +26,6 @@ from trainer.sealing.age.identity import Identity, Recipient
 from trainer.sealing.age.ordered_thread_pool import OrderedThreadPool
 from trainer.sealing.age.payload import BATCH_CHUNKS, DECRYPT, ENCRYPT, PayloadOperation, payload_invalid
 from trainer.sealing.age.stream import ProgressCallback, decrypt, encrypt
-from trainer.sealing.atomic_files import PRIVATE_MODE, SHARED_MODE, replace_atomically, translate_storage_errors
 
 
 def encrypt_file(
