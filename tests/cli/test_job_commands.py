@@ -303,6 +303,14 @@ def test_pin_of_a_local_model(job: Path, model_directory: Path) -> None:
     assert model_directory.is_dir()
 
 
+def test_pin_lists_the_chat_template_that_the_job_names(job: Path, model_directory: Path) -> None:
+    (model_directory / "mine.jinja").write_text("{{ messages }}")
+    job.write_text(job.read_text().replace("\ndata:\n", "\ndata:\n  chat_template_path: mine.jinja\n"))
+    assert run_command_line(["job", "pin", str(job), "--from", str(model_directory), "--revision", COMMIT]) == 0
+    spec = read_job_spec(job)
+    assert spec.data.chat_template_path in spec.model.model_file_sha256
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_pin_refuses_a_model_without_safe_weights(job: Path, model_directory: Path, missing: str) -> None:
     (model_directory / missing).unlink()

@@ -127,6 +127,13 @@ def test_the_files_that_a_job_loads(names: list[str], index: bytes | None, expec
     assert select_model_files(names, index) == tuple(sorted(expected))
 
 
+def test_the_chat_template_that_the_job_names_is_loaded() -> None:
+    named = "templates/mine.jinja"
+    assert select_model_files([*SINGLE, named], None, named) == tuple(sorted([*SINGLE, named]))
+    with pytest.raises(UsageError, match=r"got no templates/mine\.jinja"):
+        select_model_files(SINGLE, None, named)
+
+
 @pytest.mark.parametrize(
     ("names", "index"),
     [

@@ -106,7 +106,7 @@ def pin_job(
 
     Digests of large files come from the hub's metadata; small files are downloaded and hashed.
     """
-    from trainer.deployment import pin_model, read_model_name
+    from trainer.deployment import pin_model, read_chat_template_path, read_model_name
     from trainer.provider import read_text_file
     from trainer.spec import parse_job_spec
 
@@ -116,7 +116,7 @@ def pin_job(
         TerminalProgress(quiet=quiet) as progress,
         _open_listing(job, name, written, directory, revision) as listing,
     ):
-        pins = _hash_files(listing, progress)
+        pins = _hash_files(listing, read_chat_template_path(text), progress)
     pinned = pin_model(text, pins)
     target = output or job
     target.write_text(pinned, encoding="utf-8")
@@ -157,10 +157,10 @@ def _open_listing(
             yield list_hub_model(name, revision or written, Path(downloads))
 
 
-def _hash_files(listing: ModelListing, progress: TerminalProgress) -> ModelPins:
+def _hash_files(listing: ModelListing, chat_template_path: str | None, progress: TerminalProgress) -> ModelPins:
     from trainer.deployment.model_pins import INDEX, ModelPins, select_model_files
 
-    names = select_model_files(listing.names, listing.read(INDEX))
+    names = select_model_files(listing.names, listing.read(INDEX), chat_template_path)
     digests = {}
     for number, name in enumerate(names, 1):
         digests[name] = listing.sha256(name)

@@ -14,7 +14,13 @@ from trainer.deployment.app_compose import (
 from trainer.deployment.clean_start import CLEAN_START
 from trainer.deployment.compose_rendering import read_embedded_job, render_compose
 from trainer.deployment.job_template import render_job_template
-from trainer.deployment.model_pins import ModelPins, pin_model, read_model_name, select_model_files
+from trainer.deployment.model_pins import (
+    ModelPins,
+    pin_model,
+    read_chat_template_path,
+    read_model_name,
+    select_model_files,
+)
 from trainer.deployment.operator_variables import OPERATOR_VARIABLES, operator_reference, read_operator_variables
 from trainer.deployment.shipped_compose import SHIPPED_COMPOSE
 
@@ -27,6 +33,7 @@ __all__ = [
     "ModelPins",
     "operator_reference",
     "pin_model",
+    "read_chat_template_path",
     "read_embedded_job",
     "read_model_name",
     "read_operator_variables",

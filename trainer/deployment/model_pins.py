@@ -46,18 +46,22 @@ class ModelPins:
     file_sha256: Mapping[str, Sha256Hex]
 
 
-def select_model_files(names: Sequence[str], index: bytes | None) -> tuple[str, ...]:
+def select_model_files(
+    names: Sequence[str], index: bytes | None, chat_template_path: str | None = None
+) -> tuple[str, ...]:
     """Returns the names of the files that a job loads, of all files of a model, sorted.
 
     Args:
         names: names of all files, relative to the model's directory.
         index: content of `model.safetensors.index.json`; needed only where there is no `model.safetensors`.
+        chat_template_path: `data.chat_template_path` of the job spec.
 
     Raises:
-        UsageError: there is no config.json, or no weights as safetensors.
+        UsageError: there is no config.json, no such template, or no weights as safetensors.
     """
     present = frozenset(names)
     loaded = {name for name in present if name in _LOADED_FILES or _TEMPLATE_FILE.fullmatch(name)}
+    loaded |= {chat_template_path} if chat_template_path is not None else set()
     if WEIGHTS in present:  # transformers prefers the single file where both forms are there
         loaded.add(WEIGHTS)
     elif INDEX in present and index is not None:
@@ -67,7 +71,7 @@ def select_model_files(names: Sequence[str], index: bytes | None) -> tuple[str, 
         raise UsageError(
             ErrorCode.USAGE,
             "the model's files",
-            expected=f"config.json, and weights as {WEIGHTS} or with {INDEX}",
+            expected=f"config.json, weights as {WEIGHTS} or with {INDEX}, and data.chat_template_path if set",
             found=f"no {', '.join(missing)}",
             hint="choose a model, or a conversion of it, that is published as safetensors",
         )
@@ -91,22 +95,34 @@ def read_model_name(text: str) -> tuple[str, str | None]:
     Raises:
         UsageError: not YAML, or there is no such key.
     """
-    model = _model_section(text)
+    model = _read_section(text, "model")
     name, revision = (model.get(key) for key in ("model_name_or_path", "model_revision"))
     if name is None or not isinstance(name.content, str) or not name.content:
         raise UsageError(ErrorCode.SPEC_INVALID, "job spec: model.model_name_or_path is missing")
     return name.content, revision.content if revision and isinstance(revision.content, str) else None
 
 
-def _model_section(text: str) -> Mapping[str, YamlNode]:
+def read_chat_template_path(text: str) -> str | None:
+    """Returns `data.chat_template_path` of a job.yaml that may lack digests so far; None without it.
+
+    Raises:
+        UsageError: not YAML.
+    """
+    path = _read_section(text, "data", required=False).get("chat_template_path")
+    return path.content if path and isinstance(path.content, str) else None
+
+
+def _read_section(text: str, name: str, *, required: bool = True) -> Mapping[str, YamlNode]:
     try:
         root = load_yaml_tree(text, compose_features=False)
     except YamlError as error:
         raise UsageError(ErrorCode.SPEC_INVALID, f"job spec: {error}") from error
-    model = root.content.get("model") if isinstance(root.content, Mapping) else None
-    if model is None or not isinstance(model.content, Mapping):
-        raise UsageError(ErrorCode.SPEC_INVALID, "job spec: the section `model` is missing")
-    return model.content
+    section = root.content.get(name) if isinstance(root.content, Mapping) else None
+    if section is not None and isinstance(section.content, Mapping):
+        return section.content
+    if required:
+        raise UsageError(ErrorCode.SPEC_INVALID, f"job spec: the section `{name}` is missing")
+    return {}
 
 
 def pin_model(text: str, pins: ModelPins) -> str:
@@ -117,7 +133,7 @@ def pin_model(text: str, pins: ModelPins) -> str:
     Raises:
         UsageError: the keys are not written one to a line, or the result is not a job spec.
     """
-    model = _model_section(text)
+    model = _read_section(text, "model")
     lines = text.splitlines()
     edits = [_edit_digests(lines, model, pins.file_sha256)]
     if pins.revision is not None:
