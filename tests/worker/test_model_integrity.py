@@ -50,6 +50,47 @@ def test_other_files_are_refused(model: Path, change: str) -> None:
     assert change in str(refused.value.found)
 
 
+def replace_by_a_link_out_of_the_model(path: Path) -> None:
+    elsewhere = path.parents[1].with_name("elsewhere")
+    elsewhere.mkdir()
+    path.symlink_to(path.rename(elsewhere / path.name))
+
+
+def replace_the_directory_by_a_link(path: Path) -> None:
+    moved = path.parent.rename(path.parents[1].with_name("elsewhere"))
+    path.parent.symlink_to(moved)
+
+
+def replace_by_a_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def add_a_linked_directory(path: Path) -> None:
+    """As transformers reads further chat templates from one."""
+    (path.parents[1] / "additional_chat_templates").symlink_to(path.parents[2])
+
+
+@pytest.mark.parametrize(
+    ("replace", "found"),
+    [
+        (replace_by_a_link_out_of_the_model, "lrwxrwxrwx"),
+        (replace_the_directory_by_a_link, "sub"),
+        (replace_by_a_fifo, "prw"),
+        (add_a_linked_directory, "one more: additional_chat_templates"),
+    ],
+)
+def test_what_is_no_regular_file_is_refused_before_it_is_read(
+    model: Path, replace: Callable[[Path], None], found: str
+) -> None:
+    """A link has the pinned bytes when it is hashed, stays the same, and may lead to others when it is read."""
+    replace(model / "sub" / "model.safetensors")
+    with pytest.raises(JobError) as refused:
+        verify_model(model, PINNED)
+    assert refused.value.code is ErrorCode.MODEL_INVALID
+    assert found in str(refused.value.found)
+
+
 def replace_by_a_link(path: Path) -> None:
     moved = path.rename(path.with_name("moved"))
     path.symlink_to(moved)

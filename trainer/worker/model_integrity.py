@@ -8,6 +8,7 @@ reads them, and looks after its last reading whether they are still the same one
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ def verify_model(directory: Path, pinned: Mapping[str, str]) -> VerifiedModel:
         pinned: maps each file that it has to its SHA-256, as the job spec has it.
 
     Raises:
-        JobError: MODEL_INVALID: a file is missing, or there is one more; MODEL_DIGEST_MISMATCH.
+        JobError: MODEL_INVALID: a file is missing, there is one more, or one is no regular file;
+            MODEL_DIGEST_MISMATCH.
     """
     identities = _identities(directory)  # before the first byte is hashed
     if different := sorted(identities.keys() ^ pinned.keys()):
@@ -64,6 +66,7 @@ def verify_model(directory: Path, pinned: Mapping[str, str]) -> VerifiedModel:
             expected="exactly those that the job spec pins",
             found=f"one less: {different[0]}" if different[0] in pinned else f"one more: {different[0]}",
         )
+    _require_regular_files(identities)
     names = sorted(pinned)
     with ThreadPoolExecutor(_THREADS) as threads:
         found = dict(zip(names, threads.map(lambda name: file_sha256(directory / name), names), strict=True))
@@ -78,10 +81,25 @@ def verify_model(directory: Path, pinned: Mapping[str, str]) -> VerifiedModel:
     return VerifiedModel(directory, dict(pinned), identities)
 
 
+def _require_regular_files(identities: Mapping[str, tuple[int, ...]]) -> None:
+    # A link would be hashed through: it stays the same while it leads to other bytes. A FIFO would block.
+    for name, (mode, *_) in sorted(identities.items()):
+        if not stat.S_ISREG(mode):
+            raise JobError(
+                ErrorCode.MODEL_INVALID,
+                f"base model file {name}",
+                expected="a regular file",
+                found=stat.filemode(mode),
+            )
+
+
 def _identities(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Maps each file to what tells it from others, and its content from an earlier one; follows no links."""
-    files = (Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
-    statuses = ((file.relative_to(directory).as_posix(), file.lstat()) for file in files)
+    """Maps each file to what tells it from others, and its content from an earlier one; follows no links.
+
+    A link to a directory counts as a file: what reads the model would go through it.
+    """
+    paths = (Path(folder, name) for folder, folders, names in os.walk(directory) for name in (*folders, *names))
+    statuses = ((path.relative_to(directory).as_posix(), path.lstat()) for path in paths)
     return {
         name: (
             status.st_mode,
@@ -92,4 +110,5 @@ def _identities(directory: Path) -> dict[str, tuple[int, ...]]:
             status.st_ctime_ns,
         )
         for name, status in statuses
+        if not stat.S_ISDIR(status.st_mode)
     }
