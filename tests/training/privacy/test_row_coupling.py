@@ -24,7 +24,7 @@ from trainer.spec import JobSpec, LoraSection, PrivacySection, TrainSection
 from trainer.training.adapter import attach_adapter
 from trainer.training.engines.base import Precision
 from trainer.training.loss import CausalLoss
-from trainer.training.privacy import row_coupling
+from trainer.training.privacy import private_step_policy, row_coupling
 from trainer.training.privacy.accounting import new_accountant, spent
 from trainer.training.privacy.private_step_policy import PrivateStepPolicy
 from trainer.training.privacy.row_coupling import require_fixed_positions, require_float_weights
@@ -168,6 +168,19 @@ def test_a_model_that_one_long_row_rescales_is_refused(kind: str) -> None:
     refusal(make_model(kind), ROWS, max_length=ORIGINAL + 1)
 
 
+def test_the_documented_row_of_a_rescaled_model_breaks_the_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the refusals below prevent, with the figures of docs/privacy.md."""
+    monkeypatch.setattr(row_coupling, "_STATIC_ROPE", frozenset(ROPE))
+    monkeypatch.setattr(private_step_policy, "require_independent_rows", lambda *_: None)
+    rows = (*(row(8 + number % 4, number) for number in range(40)), LONG)
+    policy = make_policy(make_model("longrope"), rows, max_length=4 * ORIGINAL)
+    moved = largest_movement(policy, rows, (len(rows),))
+    page = (Path(__file__).parents[3] / "docs" / "privacy.md").read_text()
+    assert f"one row moved it by {moved:.1f} times the bound" in page
+    attacked = attacked_epsilon(moved / NOISE, 1e-5)
+    assert f"ε {claimed_epsilon():.1f} was in truth at least {attacked:.1f}" in page
+
+
 @pytest.mark.parametrize(("kind", "size"), [("longrope", 8), ("dynamic", 8), ("dynamic", 1)])
 def test_the_comparison_of_gradients_alone_finds_what_a_long_row_does(
     kind: str, size: int, monkeypatch: pytest.MonkeyPatch
@@ -197,6 +210,11 @@ def test_in_16_bits_one_row_moves_the_sum_by_no_more_than_the_bound() -> None:
         ({"rope_parameters": {"rope_type": "longrope"}, "max_position_embeddings": 4096,
           "original_max_position_embeddings": 64}, "longrope"),
         ({"rope_parameters": {"rope_type": "of-tomorrow"}, "max_position_embeddings": 4096}, "of-tomorrow"),
+        ({"layers": [{"rope_scaling": {"type": "dynamic"}, "max_position_embeddings": 64}]}, "dynamic"),
+        ({"rope_parameters": [{"rope_type": "default"}, [{"rope_type": "longrope"}]]}, "longrope"),
+        ({"rope_scaling": {"rope_parameters": {"rope_type": "dynamic"}}}, "dynamic"),
+        ({"rope_parameters": {"rope_type": ["default"]}}, r"\['default'\]"),
+        ({"rope_parameters": {"rope_type": None, "type": "default"}}, "None"),
     ],
 )  # fmt: skip
 def test_rotary_embeddings_that_rescale_are_found_wherever_a_configuration_has_them(
@@ -214,6 +232,8 @@ def test_rotary_embeddings_that_rescale_are_found_wherever_a_configuration_has_t
         {"quantization_config": {"quant_method": "bitsandbytes"}},
         {"text_config": {"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}}},
         {"compression_config": {"format": "int-quantized"}},
+        {"layers": [{}, {"quantization_config": {"quant_method": "awq"}}]},
+        {"experts": [[{"compression_config": {"format": "int-quantized"}}]]},
     ],
 )
 def test_quantized_checkpoints_are_refused(config: dict[str, Any]) -> None:

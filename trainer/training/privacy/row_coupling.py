@@ -2,7 +2,7 @@
 
 ε holds if one row moves the sum of clipped gradients by at most C. A row that also changes what the model computes
 for others moves it by more: with a rotary embedding that is rescaled by the longest row of a batch, one long row
-was seen to move the sum by six times C. What is looked at:
+was seen to move the sum by several times C. What is looked at:
 
 1. The configuration: rotary embeddings whose frequencies depend on the longest sequence seen
    (`require_fixed_positions`), and quantized weights, whose activations may be scaled by the maximum of a batch
@@ -54,7 +54,7 @@ def require_float_weights(config: Config) -> None:
     Raises:
         JobError: `PRIVACY_UNPROVEN`.
     """
-    for nested in _nested_configs(config):
+    for nested in _mappings(config):
         for key in _QUANTIZATION_KEYS:
             if nested.get(key) is not None:
                 raise unproven(
@@ -75,31 +75,26 @@ def require_fixed_positions(config: Config, max_length: int) -> None:
     Raises:
         JobError: `PRIVACY_UNPROVEN`.
     """
-    for nested in _nested_configs(config):
+    for nested in _mappings(config):
         for key in _ROPE_KEYS:
-            for rope in _rope_parameters(nested.get(key)):
-                _require_fixed_frequencies(nested, rope, max_length)
+            # One rotary embedding for all layers, or one for each layer or type of layer.
+            for rope in _mappings(nested.get(key)):
+                if "rope_type" in rope or "type" in rope:
+                    _require_fixed_frequencies(nested, rope, max_length)
 
 
-def _nested_configs(config: Config) -> Iterator[Config]:
-    yield config
-    for key, value in config.items():
-        if key not in _ROPE_KEYS and isinstance(value, Mapping):
-            yield from _nested_configs(value)
-
-
-def _rope_parameters(found: object) -> Iterator[Config]:
-    """Yields the parameters of each rotary embedding: one for all layers, or one for each type of layer."""
-    if not isinstance(found, Mapping):
-        return
-    if "rope_type" in found or "type" in found:
+def _mappings(found: object) -> Iterator[Config]:
+    """Yields every mapping in a part of a configuration, itself included; in lists too."""
+    if isinstance(found, Mapping):
         yield found
-    for value in found.values():
-        yield from _rope_parameters(value)
+        found = list(found.values())
+    if isinstance(found, list | tuple):
+        for value in found:
+            yield from _mappings(value)
 
 
 def _require_fixed_frequencies(config: Config, rope: Config, max_length: int) -> None:
-    kind = rope.get("rope_type", rope.get("type"))
+    kind = str(rope.get("rope_type", rope.get("type")))
     if kind in _STATIC_ROPE:
         return
     # The smallest of the lengths that are named: `dynamic` is rescaled beyond one, `longrope` beyond the other.
