@@ -321,6 +321,7 @@ def test_a_budget_needs_one_row_to_be_one_gradient(sections: str, expected: str)
         ("{target_epsilon: 3.0, target_delta: 9e-9}", "accountant must be rdp for a target_delta below 1e-08"),
         ("{noise_multiplier: 1.0, target_delta: 1e-12, accountant: prv}", "prv states an ε below the true one"),
         ("{max_membership_auc: 0.7}", "needs audit: true"),
+        ("{audit: true, audit_rows: 19, max_membership_auc: 0.7}", "needs audit_rows of at least 20"),
         ("{max_exposure: 5.0}", "max_exposure needs canaries"),
         ("{canary_repetitions: 5}", "means nothing without canaries"),
         ("{canaries: 2, max_exposure: 10.0}", "privacy.max_exposure"),

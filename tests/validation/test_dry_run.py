@@ -48,7 +48,18 @@ class Case:
     config: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=lambda: {"test_split_size": 0.0})
     train: dict[str, Any] = field(default_factory=dict)
+    privacy: dict[str, Any] = field(default_factory=dict)
     refused: bool = False
+
+
+AUDIT = {"audit": True}
+GATE = {"audit": True, "max_membership_auc": 0.7}
+
+
+def audited(first: int, last: int, says: str | None, privacy: dict[str, Any]) -> Case:
+    """Twelve rows to train on, and rows of a file for evaluation to compare them with."""
+    files = {"train.jsonl": chats(0, 12), "eval/x.jsonl": chats(first, last)}
+    return Case(says, files, data={}, privacy=privacy, refused=says is not None)
 
 
 CASES = {
@@ -117,6 +128,17 @@ CASES = {
         train={"warmup_steps": 1, "per_device_train_batch_size": 1},
         refused=True,
     ),
+    "all dropped under a secret split": Case(
+        "no rows are left",
+        data={"max_length": 8, "on_overlong": "drop", "test_split_size": 0.1},
+        privacy={"audit": True},
+        refused=True,
+    ),
+    "none held out to audit": Case("got 12 and 0", privacy={"audit": True}, refused=True),
+    "too few held out to audit": audited(12, 13, "2 held-out ones that are no copies of any, got 12 and 1", AUDIT),
+    "enough held out to audit": audited(12, 14, None, AUDIT),
+    "too few held out for the gate": audited(12, 31, "20 held-out ones that are no copies of any", GATE),
+    "enough held out for the gate": audited(12, 32, None, GATE),
     "twice the same": Case("3 of 10 rows repeat another one", {"a.jsonl": chats(0, 7), "b.jsonl": chats(0, 3)}),
 }
 
@@ -153,7 +175,7 @@ def spec_of(case: Case) -> JobSpec:
     }
     data = {"max_length": 256, **case.data}
     return JobSpec.model_validate_json(
-        json.dumps({"version": 1, "model": model, "data": data, "train": case.train})
+        json.dumps({"version": 1, "model": model, "data": data, "train": case.train, "privacy": case.privacy})
     )
 
 

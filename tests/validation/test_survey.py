@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.data.examples.example import EncodedRow, Example
 from trainer.data.examples.example_set import build_dataset, row_schema
 from trainer.data.examples.held_out import seed_split_key
 from trainer.data.examples.model_tokenizer import ModelTokenizer, read_tokenizer
-from trainer.data.examples.row_outcomes import SplitSizes
-from trainer.data.rows import read_files
+from trainer.data.examples.privacy_rows import require_rows_for_delta
+from trainer.data.examples.row_outcomes import RowOutcomes, SplitSizes
+from trainer.data.rows import TextRow, read_files
 from trainer.errors import DataError, ErrorCode, UsageError
 from trainer.spec import JobSpec, MethodName, OnOverlong
 from trainer.training.step_count import count_steps
@@ -145,6 +148,48 @@ def test_rows_that_the_method_does_not_train_on(
         assert error is not None
         assert error.code is ErrorCode.DATASET_NOT_TRAINABLE
         assert (error.file, error.row, error.field) == ("a.jsonl", 1, field)
+
+
+def test_a_split_by_a_secret_is_judged_by_the_sizes_to_be_expected(tmp_path: Path, tokens: ModelTokenizer) -> None:
+    """Under the public key one of these 50 rows is held out; by the job's own key, five are to be expected."""
+    files = {"a.jsonl": write(tmp_path / "a.jsonl", rows_of(50))}
+    gated = survey(files, spec(privacy={"audit": True, "max_membership_auc": 0.7}), tokens)
+    assert not gated.refused
+    (warning,) = [warning for warning in gated.warnings if "probably refuse" in warning]
+    assert "20 held-out ones that are no copies of any, got 45 and 5" in warning
+    assert not any(
+        "refuse" in warning for warning in survey(files, spec(privacy={"audit": True}), tokens).warnings
+    )
+    all_held = survey(files, spec(data={"test_split_size": 0.999}, privacy={"audit": True}), tokens)
+    assert not all_held.refused
+    assert any("got 0 and 50" in warning for warning in all_held.warnings)
+
+
+@pytest.mark.parametrize(("canaries", "refused"), [(0, {}), (4, {"privacy-not-met": 1})])
+def test_a_delta_that_promises_nothing_of_so_many_rows_is_refused_as_by_the_job(
+    tmp_path: Path, tokens: ModelTokenizer, canaries: int, refused: dict[str, int]
+) -> None:
+    """Each copy of a canary is a row more."""
+    files = {"a.jsonl": write(tmp_path / "a.jsonl", rows_of(17))}
+    privacy = {"noise_multiplier": 1.0, "target_delta": 0.05, "canaries": canaries}
+    job = spec(
+        data={"test_split_size": 0, "split_turns": "never"}, train={"engine": "transformers"}, privacy=privacy
+    )
+    found = survey(files, job, tokens)
+    assert found.refused == refused
+    if refused:
+        with pytest.raises(DataError) as error:
+            require_rows_for_delta(17 + canaries, 0.05)
+        assert str(error.value) == str(found.first_problem)
+
+
+def test_an_audit_counts_every_example_of_a_row_but_copies(tokens: ModelTokenizer) -> None:
+    """A conversation whose turns are split off is several rows to the audit."""
+    one, two, three = (Example(array("i", [number, 7]), bytes([0, 1]), stops=True) for number in range(3))
+    outcomes = RowOutcomes(tokens, spec().data, b"key")
+    for file, examples in (("a", (one,)), ("eval/b", (one, two)), ("eval/b", (three,))):
+        outcomes.add(EncodedRow(TextRow(file, 0, ""), examples, tokens=4, lost=0))
+    assert outcomes.count_outsiders() == 2
 
 
 def pairs_of_text(count: int, words: int) -> list[object]:

@@ -26,13 +26,14 @@ from trainer.spec.learning_rate import (
 from trainer.spec.lora_section import LoraSection
 from trainer.spec.model_section import MODEL_FILE_SUFFIXES, Dtype, ModelSection, is_protected_url
 from trainer.spec.output_section import OutputSection
-from trainer.spec.privacy_section import REFERENCES, PrivacySection
+from trainer.spec.privacy_section import GATE_OUTSIDERS, REFERENCES, PrivacySection
 from trainer.spec.tee_section import TeeSection
 from trainer.spec.template_arguments import TemplateArgument, is_set_by_renderer
 from trainer.spec.train_section import Engine, TrainSection
 from trainer.spec.training_methods import METHOD_RULES, MethodName
 
 __all__ = [
+    "GATE_OUTSIDERS",
     "JOB_VARIABLE",
     "MAX_SPEC_BYTES",
     "MAX_VARIABLE_BYTES",

@@ -22,6 +22,9 @@ REFERENCES: Final = 1023
 The exposure of a trained canary is log2(1024 / its rank among these and itself): at most 10 bits.
 """
 
+GATE_OUTSIDERS: Final = 20
+"""Fewest held-out rows with which `max_membership_auc` is judged: fewer say too little."""
+
 _PRV_DELTA: Final = 1e-8
 """Smallest δ at which the accountant `prv` is used.
 
@@ -93,6 +96,8 @@ class PrivacySection(Strict):
         # A limit without its measurement could never withhold the weights, and would only look like protection.
         if self.max_membership_auc is not None and not self.audit:
             raise ValueError("max_membership_auc needs audit: true")
+        if self.max_membership_auc is not None and self.audit_rows < GATE_OUTSIDERS:
+            raise ValueError(f"max_membership_auc needs audit_rows of at least {GATE_OUTSIDERS}")
         if self.max_exposure is not None and not self.canaries:
             raise ValueError("max_exposure needs canaries")
         if "canary_repetitions" in self.model_fields_set and not self.canaries:

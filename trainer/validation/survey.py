@@ -20,6 +20,7 @@ from trainer.data.examples.example_set import check_kind, check_trainable, row_s
 from trainer.data.examples.held_out import seed_split_key
 from trainer.data.examples.model_config import check_attention, context_length
 from trainer.data.examples.model_tokenizer import ModelTokenizer
+from trainer.data.examples.privacy_rows import require_audit_rows, require_rows_for_delta
 from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.examples.row_outcomes import RowOutcomes, SplitSizes, require_evaluation_rows
 from trainer.data.rows import PreferenceRow, Row, RowFile, list_row_files, scan_rows, too_many_rows
@@ -215,13 +216,16 @@ def _judge_run(found: Survey, outcomes: RowOutcomes, spec: JobSpec) -> None:
     """
     found.outcomes = outcomes
     found.sizes = sizes = outcomes.sizes()
-    found.exact = outcomes.by_files or not spec.privacy.enabled or not spec.data.test_split_size
+    is_keyed = spec.data.test_split_size > 0 and not outcomes.by_files and len(outcomes.held_out) > 0
+    found.exact = not (is_keyed and spec.privacy.enabled)
     found.warnings += outcomes.warnings()
     if outcomes.rows and found.exact:
         with _counting_refusals(found):
             outcomes.require_training_rows()
         with _counting_refusals(found):
             require_evaluation_rows(sizes.evaluation, spec.train)
+    if spec.privacy.enabled and (sizes.train or not found.exact):
+        _judge_privacy(found, outcomes, sizes, spec)
     if not sizes.train:
         return
     trained = list(compress(found.lengths, outcomes.is_trained_on()))
@@ -232,3 +236,23 @@ def _judge_run(found: Survey, outcomes: RowOutcomes, spec: JobSpec) -> None:
     found.rates = learning_rate_path(spec.train, steps)
     with _counting_refusals(found):
         found.warnings += check_schedule(spec.train, steps)
+
+
+def _judge_privacy(found: Survey, outcomes: RowOutcomes, sizes: SplitSizes, spec: JobSpec) -> None:
+    """Counts as a refusal, or announces, that section `privacy` needs other numbers of rows."""
+    privacy, members, outsiders = spec.privacy, sizes.examples, outcomes.count_outsiders()
+    if not found.exact:
+        # Expected values over all keys. Equal rows are held out together, so that no copy is on the other side.
+        outsiders = round(spec.data.test_split_size * found.examples)
+        members = found.examples - outsiders
+    try:
+        if privacy.audit:
+            require_audit_rows(members, outsiders, privacy)
+        if privacy.target_delta is not None:
+            canaries = privacy.canaries * privacy.canary_repetitions
+            require_rows_for_delta(members + canaries, privacy.target_delta)
+    except DataError as error:
+        if found.exact:
+            _count_refusal(found, error)
+        else:
+            found.warnings.append(f"the job splits by a secret and will probably refuse these rows: {error}")

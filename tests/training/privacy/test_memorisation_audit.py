@@ -15,10 +15,10 @@ from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.rows import ChatRow, Message, Row, TextRow
 from trainer.errors import DataError, ErrorCode, ExitCode
 from trainer.ipc.worker_messages import Failed, Finished
-from trainer.spec import REFERENCES, DataSection, JobSpec, PrivacySection
+from trainer.spec import GATE_OUTSIDERS, REFERENCES, DataSection, JobSpec, PrivacySection
 from trainer.training.privacy.canaries import canary_examples, draw_secret_digits, exposures
 from trainer.training.privacy.membership import auc, membership, roc, separation, tpr, wilson
-from trainer.training.privacy.memorisation_audit import GATE_OUTSIDERS, Probes, add_probes
+from trainer.training.privacy.memorisation_audit import Probes, add_probes
 from trainer.training.privacy.privacy_findings import (
     DifferentialPrivacy,
     Exposure,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 from trainer.data.examples.evaluation_files import is_for_evaluation, split_file_warnings
 from trainer.data.examples.example import EncodedRow, Example
@@ -85,6 +86,7 @@ class RowOutcomes:
         # One entry for each row that gives examples. Of digests 64 bits: among ten million rows a collision has a
         # probability of about 3e-6, and makes a count wrong by one.
         self._digests, self._prompts = array("Q"), array("Q")
+        self._example_digests = array("Q")  # one for each example, row after row
         self._in_evaluation_file, self._held_by_hash = bytearray(), bytearray()
         self._examples, self._tokens = array("I"), array("Q")
         self._endless, self._cut = array("I"), array("I")
@@ -109,6 +111,7 @@ class RowOutcomes:
             self.beyond_context += max(example.length for example in examples) > self._context_length
         digest = row_digest(examples)
         self._digests.append(_short(digest))
+        self._example_digests.extend(_short(row_digest([example])) for example in examples)
         self._prompts.append(_prompt_digest(examples[0]))
         self._in_evaluation_file.append(in_evaluation_file)
         self._held_by_hash.append(is_held_out(digest, self._data.test_split_size, self._split_key))
@@ -131,6 +134,13 @@ class RowOutcomes:
     def duplicates(self) -> int:
         """Number of rows whose tokens equal those of an earlier row."""
         return len(self._digests) - len(set(self._digests))
+
+    def count_outsiders(self) -> int:
+        """Returns the number of held-out examples that are no copies of training examples."""
+        flags = list(self.is_trained_on())
+        trained = set(compress(self._example_digests, flags))
+        held = compress(self._example_digests, (not flag for flag in flags))
+        return sum(digest not in trained for digest in held)
 
     def sizes(self) -> SplitSizes:
         """Returns the sizes of training and evaluation."""

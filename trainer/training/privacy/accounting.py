@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from trainer.data.examples.privacy_rows import require_rows_for_delta
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import PrivacySection
 
@@ -62,19 +63,13 @@ def plan_mechanism(section: PrivacySection, *, rows: int, expected_rows: int, st
         steps: number of optimizer steps.
 
     Raises:
-        JobError: `PRIVACY_NOT_MET`: δ is too large for this number of rows, or no amount of noise suffices.
+        DataError: `PRIVACY_NOT_MET`: δ is too large for this number of rows.
+        JobError: `PRIVACY_NOT_MET`: no amount of noise suffices.
     """
     delta = section.target_delta
     if delta is None:
         raise AssertionError("the spec refuses a budget without target_delta")
-    # Publishing one row, chosen at random, is (0, 1/rows)-private: a δ of 1/rows promises nothing.
-    if delta * rows >= 1:
-        raise JobError(
-            ErrorCode.PRIVACY_NOT_MET,
-            "privacy.target_delta is too large for so few rows: publishing one of them whole would keep it",
-            expected=f"less than 1/{rows}",
-            found=delta,
-        )
+    require_rows_for_delta(rows, delta)
     rate = min(1.0, expected_rows / rows)
     multiplier = section.noise_multiplier or _noise_for(section, rate, steps)
     return Mechanism(rows, expected_rows, steps, multiplier, section.max_grad_norm, delta, section.accountant)

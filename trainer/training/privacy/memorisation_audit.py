@@ -13,8 +13,8 @@ from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset
 from trainer.data.examples.held_out import row_digest
 from trainer.data.examples.model_tokenizer import ModelTokenizer
+from trainer.data.examples.privacy_rows import require_audit_rows
 from trainer.data.rows import Row, TextRow
-from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection, PrivacySection
 from trainer.training.batches import split_micro_batches
 from trainer.training.loss import CausalLoss
@@ -26,9 +26,6 @@ from trainer.training.token_store import TokenStore
 
 EVALUATED_TOKENS: Final = 1 << 14
 """Number of tokens in a forward pass without gradients."""
-
-GATE_OUTSIDERS: Final = 20
-"""Fewest held-out rows with which `privacy.max_membership_auc` is judged: fewer say too little."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +78,11 @@ def add_probes(
         # the attack look weaker than it is.
         trained = {row_digest([example]) for example in data.train}
         outsiders = [example for example in data.evaluation if row_digest([example]) not in trained]
+        require_audit_rows(len(data.train), len(outsiders), privacy)
         samples = (
             tuple(random.sample(part, min(privacy.audit_rows, len(part)))) for part in (data.train, outsiders)
         )
         probes = Probes(*samples)
-        _require_both_samples(probes, 2 if privacy.max_membership_auc is None else GATE_OUTSIDERS)
     if not privacy.canaries:
         return data, probes
     # Canaries are trained on. Under differential privacy they may not depend on a row: not even its kind.
@@ -95,18 +92,6 @@ def add_probes(
     warning = f"{len(added)} rows with random numbers were added to the training rows (privacy.canaries)"
     data = dataclasses.replace(data, train=(*data.train, *added), warnings=(*data.warnings, warning))
     return data, dataclasses.replace(probes, canaries=canaries, references=references)
-
-
-def _require_both_samples(probes: Probes, outsiders: int) -> None:
-    # The standard error of the AUC is computed from variances, and a single row has none.
-    if len(probes.members) < 2 or len(probes.outsiders) < outsiders:
-        raise DataError(
-            ErrorCode.DATASET_INVALID,
-            "privacy.audit compares training rows with held-out ones",
-            expected=f"at least 2 training rows and {outsiders} others that are no copies of any",
-            found=f"{len(probes.members)} and {len(probes.outsiders)}",
-            hint="raise data.test_split_size, or send files for evaluation (data.eval_files)",
-        )
 
 
 class MemorisationAudit:
