@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import requests
 from http_cases import CANARY
-from http_stages import ACKNOWLEDGEMENT, PRIVATE, TOKEN
+from http_stages import ACKNOWLEDGEMENT, AUTHORIZATION, PRIVATE, TOKEN
 from schemathesis import Case, Response
 from schemathesis.checks import load_all_checks
 from schemathesis.core.failures import FailureGroup
@@ -112,7 +112,8 @@ class Judge:
             re.compile(re.sub(r"\{\w+\}", "[^/]+", path) + r"\Z"): operations
             for path, operations in document["paths"].items()
         }
-        self._secrets = tuple(secret.encode() for secret in (CANARY, TOKEN, ACKNOWLEDGEMENT, *secrets))
+        everywhere = (CANARY, TOKEN, ACKNOWLEDGEMENT, AUTHORIZATION)
+        self._secrets = tuple(secret.encode() for secret in (*everywhere, *secrets))
 
     def by_document(self, case: Case[Any], request: requests.PreparedRequest, answer: Answer) -> list[str]:
         """What schemathesis has to say about an answer to its case."""

@@ -113,6 +113,8 @@ def test_a_reflected_header_is_found(fuzz: Any, cases: Any, monkeypatch: pytest.
         b"KeyError",
         b'File "x", line 1',
         b"5c" * 32,
+        b"ac" * 32,
+        verdict.AUTHORIZATION.encode(),
         verdict.PRIVATE.encode(),
     ):
         assert words(leak) != [], leak
