@@ -37,7 +37,7 @@ class SandboxProperty(StrEnum):
     SUPERVISOR_MEMORY_LOCKED = "supervisor_memory_locked"
     """Its memory, where the keys are, cannot be swapped out."""
     SUPERVISOR_NO_SHARED_STATE = "supervisor_no_shared_state"
-    """It reaches no process by what the kernel keeps: System V and POSIX objects, locks, futexes, settings."""
+    """No call reaches another process by kernel state: System V and POSIX objects, locks, futexes, settings."""
     SUPERVISOR_OWN_NETWORK = "supervisor_own_network"
     """It runs in a network namespace without interfaces."""
 
@@ -58,7 +58,7 @@ class SandboxProperty(StrEnum):
     FRONT_FILES_CONFINED = "front_files_confined"
     """Of the job's files, it reads and writes the ciphertext directory only (Landlock)."""
     FRONT_NO_SHARED_STATE = "front_no_shared_state"
-    """The same as the supervisor's property; nor can it set files' attributes, or see locks and free space."""
+    """The same as the supervisor's property; nor can it set files' attributes, or see locks."""
     FRONT_NO_SHARED_FOLDERS = "front_no_shared_folders"
     """It cannot create a file in /tmp, /var/tmp, /dev/shm or /dev/mqueue, or they are its own."""
     FRONT_OWN_MOUNTS = "front_own_mounts"
