@@ -47,7 +47,7 @@ class Encoded:
 def held_out(rows: Sequence[Encoded], spec: JobSpec) -> list[int]:
     """Return the indices of the rows that the job did not train on, ascending."""
     if spec.privacy.enabled:
-        raise SystemExit("the job has a section privacy: which rows it held out is a secret of the run")
+        raise SystemExit("the job has a section privacy: the rows held out are a secret of the sealed dataset")
     key = hashlib.sha256(b"confidential-trainer/split-by-seed/v1\0%d" % spec.train.seed).digest()
     limit = int(spec.data.test_split_size * 2**64)
     digests = [hashlib.sha256(array("i", row.ids).tobytes() + b"/").digest() for row in rows]

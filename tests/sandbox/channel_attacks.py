@@ -48,7 +48,7 @@ def _wake_on_a_shared_page() -> None:
         raise OSError(ctypes.get_errno(), "futex")
 
 
-def _signal_by_the_kernel(pid: int, command: int, argument: int | bytes) -> None:
+def _signal_by_the_kernel(command: int, argument: int | bytes) -> None:
     """A pipe whose next byte has the kernel signal another process."""
     reading, writing = os.pipe()
     try:
@@ -120,9 +120,9 @@ SHARED: dict[str, Attack] = {
     "write_hint": lambda t: _fcntl(1036, struct.pack("=Q", 2)),
     "futex_on_a_library": lambda t: _wake_on_a_shared_page(),
     "futex2_wake": raw("futex_wake", None, 1, 1, 0),
-    "signal_by_owner": lambda t: _signal_by_the_kernel(t.supervisor, fcntl.F_SETOWN, t.supervisor),
-    "signal_by_owner_ex": lambda t: _signal_by_the_kernel(t.supervisor, 15, struct.pack("=ii", 1, t.supervisor)),
-    "signal_number_of_choice": lambda t: _signal_by_the_kernel(t.supervisor, fcntl.F_SETSIG, signal.SIGKILL),
+    "signal_by_owner": lambda t: _signal_by_the_kernel(fcntl.F_SETOWN, t.supervisor),
+    "signal_by_owner_ex": lambda t: _signal_by_the_kernel(15, struct.pack("=ii", 1, t.supervisor)),
+    "signal_number_of_choice": lambda t: _signal_by_the_kernel(fcntl.F_SETSIG, signal.SIGKILL),
     "signal_by_ioctl": lambda t: _own_ioctl(0x8901, t.supervisor),
     "signal_by_socket_ioctl": lambda t: _own_ioctl(0x8902, t.supervisor),
     "unlock_a_terminal": lambda t: _own_ioctl(0x40045431, 0),

@@ -25,8 +25,6 @@ REFUSED = {"EPERM", "EACCES", "ENOSYS", "EROFS", "own"}
 MOVES, OTHER_MOUNT = {"rename_out", "hard_link_outside"}, {"EXDEV"}
 BY_NAME = {*OTHER_FILES, *OF_WORKER, *OF_FRONT, *SUPERVISOR, *BY_PROC, *OBSERVED, *OF_CHILDREN}
 """A name that leads nowhere in the mount namespace of the process is a refusal too."""
-NEEDS_LANDLOCK = {*OTHER_FILES, *OF_WORKER}
-"""Refused to the same user by Landlock alone."""
 ANYBODY_CAN = {*GUEST_AGENT, *PROGRAMS, *OTHER_FILES, *OF_WORKER, "connect_tcp", "send_udp", "bind_tcp"} - {
     "open_disk"
 }

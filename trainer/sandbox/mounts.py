@@ -40,8 +40,8 @@ def leave_mounts(
     *,
     counters: bool,
     names_threads: bool,
-) -> bool:
-    """Enters a new mount namespace that hides the directories of others; returns whether all of it worked.
+) -> None:
+    """Enters a new mount namespace that hides the directories of others; if a step fails, all are undone.
 
     Args:
         hidden: directories to cover, besides `SHARED_FOLDERS`.
@@ -54,7 +54,7 @@ def leave_mounts(
     kept = _outermost([*readable, *changed])
     covered = [path for path in _outermost([*SHARED_FOLDERS, *hidden]) if not _is_below(path, kept)]
     visible = [path for path in kept if _is_below(path, covered)]
-    try:
+    with suppress(OSError):
         syscall("unshare", _CLONE_NEWNS)
         # Otherwise the mounts below would appear in the namespace that this one was copied from.
         syscall("mount", None, b"/", None, _MS_REC | _MS_PRIVATE, None)
@@ -67,9 +67,6 @@ def leave_mounts(
                     syscall("mount", None, os.fsencode(path), None, flags, None)
             _mount_proc(undo, counters=counters, names_threads=names_threads)
             undo.pop_all()
-    except OSError:
-        return False
-    return True
 
 
 def _mount_proc(undo: ExitStack, *, counters: bool, names_threads: bool) -> None:

@@ -59,7 +59,7 @@ class DataSection(Strict):
     messages that are skipped; they are counted. `eval_files` is a shell pattern of names relative to `data/`: rows
     of matching files are for evaluation. If no file matches, those of validation and test splits are, in a
     dataset that names splits; in any other, each row is held out with probability `test_split_size` (0 to 1), by a
-    hash of itself that is keyed by `train.seed`, or by a secret of the run with section `privacy`.
+    hash of itself that is keyed by `train.seed`, or by a secret of the sealed dataset with section `privacy`.
     `assistant_only_loss` and `completion_only_loss` restrict the loss to the assistant's turns of conversations
     and to the completions of prompts; rows of kind text are trained on completely. `chat_template` is Jinja
     text that replaces the base model's template, if it has one; `chat_template_path` names a file of the base

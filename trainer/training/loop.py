@@ -202,9 +202,8 @@ class Trainer:
                 self._save_state(is_last=False)
         self._count_train_time()
         if save_steps:
-            self._save_state(
-                is_last=True
-            )  # sampling and the privacy audit follow, and an interruption there loses no step
+            # Sampling and the privacy audit follow, and an interruption there loses no step.
+            self._save_state(is_last=True)
 
     def _make_step(self, step: StepRows) -> None:
         """Makes one optimizer step.
