@@ -146,6 +146,11 @@ def test_folders_formats_and_columns(job: Path, tmp_path: Path, capsys: pytest.C
     (folder / "README.md").write_text("x")
     assert run(["validate", str(folder), "--job", str(job)]) == ExitCode.USAGE
     assert "README.md is not a data file" in capsys.readouterr().err
+    (folder / "README.md").write_text("---\nconfigs:\n- data_files: [a.csv, eval/*]\n---\n")
+    assert run(["validate", str(folder), "--job", str(job)]) == ExitCode.DONE
+    out = capsys.readouterr().out
+    assert "README.md: a side file, without rows" in out
+    assert "9 rows to train on, 1 to evaluate on" in out
 
 
 def test_without_the_model_rows_are_read_and_it_is_said(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -107,7 +108,7 @@ def through_files(run: Run) -> None:
 def several_outputs(run: Run) -> None:
     """Another kind of adapter; evaluations, with rows of their own, and the best adapter; a merged model.
 
-    The rows are a table whose columns have names of their own, and instructions as JSON.
+    The rows are a table whose columns have names of their own, a folder that `datasets` has saved, and JSON.
     """
     run.start(
         data={"columns": {"messages": "dialogue"}, "ignore_columns": ["note"]},
@@ -120,6 +121,9 @@ def several_outputs(run: Run) -> None:
     packed = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), packed)
     run.file(f"{planted.file}.parquet", packed.getvalue())
+    features = {"note": datasets.ClassLabel(names=[planted.bad]), "dialogue": datasets.List(datasets.Json())}
+    saved = datasets.Dataset.from_list([row | {"note": 0} for row in rows], features=datasets.Features(features))
+    saved.save_to_disk(str(run.private / "data" / planted.column), num_shards=2)
     instructions = [
         {"instruction": planted.content, "input": str(n), "output": planted.answer, "system": planted.system}
         for n in range(8)
@@ -131,7 +135,7 @@ def several_outputs(run: Run) -> None:
     result = run.private / "result"
     assert json.loads((result / "adapter" / "adapter_config.json").read_bytes())["use_dora"]
     assert list((result / "merged").glob("*.safetensors"))
-    run.played += ["a_table_with_its_own_columns", "instructions_as_json"]
+    run.played += ["a_table_with_its_own_columns", "a_saved_dataset", "instructions_as_json"]
     run.played += ["another_kind_of_adapter", "evaluations_and_the_best_adapter", "a_merged_model"]
 
 
@@ -523,6 +527,7 @@ What else can be wrong with a row, `tests/worker/test_worker.py` shows: the job 
 SHARED: dict[str, str] = {
     "strangers_ask_all_the_time": "conversations",
     "a_table_with_its_own_columns": "several_outputs",
+    "a_saved_dataset": "several_outputs",
     "instructions_as_json": "several_outputs",
     "texts_packed": "audited",
     "told_to_end_before_the_dataset": "another_job_spec",

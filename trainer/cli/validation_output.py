@@ -72,6 +72,7 @@ class ValidationReport:
             "rows": found.kinds.total(),
             "kinds": dict(found.kinds),
             "files": {name: dict(kinds) for name, kinds in found.rows.items()},
+            "side_files": list(found.side_files),
             "refused": {"count": found.refused.total(), "codes": dict(found.refused)},
             "problems": [_describe_problem(error) for error in found.problems],
             "tokens": self._describe_tokens() if self.tokens else None,
@@ -140,6 +141,8 @@ def _report_lines(result: ValidationReport) -> Iterator[str]:
     if len(found.rows) > 1:
         for name, counts in found.rows.items():
             yield f"          {name}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    for name in found.side_files:
+        yield f"          {name}: a side file, without rows"
     if found.problems:
         codes = ", ".join(f"{count} {code}" for code, count in found.refused.items())
         yield f"refused   {found.refused.total()}: {codes}"

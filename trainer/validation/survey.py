@@ -41,6 +41,7 @@ class Survey:
 
     Attributes:
         rows: file → kind → number of rows that can be read.
+        side_files: names of the files that hold no rows and say what the others are.
         problems: the first `SHOWN_PROBLEMS` refusals, of rows and of what is not in one row.
         refused: error code → number of refusals.
         shown: the encoded row to display.
@@ -58,6 +59,7 @@ class Survey:
     """
 
     rows: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    side_files: tuple[str, ...] = ()
     problems: list[DataError] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     shown: EncodedRow | None = None
@@ -117,6 +119,8 @@ def survey(
     row_files: list[RowFile] = []
     with _counting_refusals(found):
         row_files = list_row_files(files, eval_files=spec.data.eval_files)
+        found.side_files = tuple(sorted(files.keys() - {file.name for file in row_files}))
+        advance(sum(files[name].stat().st_size for name in found.side_files))
         check_evaluation_files([file.name for file in row_files], spec.data)
     if config is not None:
         with _counting_refusals(found):
