@@ -159,7 +159,7 @@ def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sub
             monkeypatch.setattr(module, "time", clock)
         request = Submission(
             [tmp_path / data], "job", tmp_path / "policy.yaml", [IDENTITY], tmp_path / "out", tmp_path,
-            secret=LocalSecret(tmp_path / "state" / "secret"), max_result_bytes=100,
+            secret=LocalSecret(tmp_path / "state" / "secret"), max_result_bytes=100, wait_seconds=60,
         )  # fmt: skip
         return steps.run_submission(request, job)
 
