@@ -308,7 +308,7 @@ def test_text_beside_a_system_text_is_a_conversation() -> None:
     [
         ({**WHOLE, "prompt": CANARY}, "prompt", "data.ignore_columns"),
         ({**WHOLE, "prompt": "p", "conversations": [user("p")]}, None, None),
-        ({**WHOLE, "messages": [user("p")]}, None, None),
+        ({**WHOLE, "messages": [user("p")]}, None, "data.ignore_columns"),
         ({"messages": [user("p"), said("a")], "rejected_response": "b", "chosen": [said(CANARY)]}, None, None),
         ({"messages": [user("p"), said(CANARY)], "rejected_response": ""}, "rejected_response", None),
         ({"messages": [user("p"), said(CANARY)], "rejected_response": CANARY}, "rejected", None),

@@ -30,7 +30,11 @@ def _parse(location: RowLocation, document: Document) -> PreferenceRow:
     if found not in _SHAPES:
         expected = "; or ".join(" and ".join(sorted(shape)) for shape in _SHAPES)
         raise row_error(
-            location, "not the keys of one shape", expected=expected, found=", ".join(sorted(found)) or "none"
+            location,
+            "not the keys of one shape",
+            expected=expected,
+            found=", ".join(sorted(found)) or "none",
+            hint="leave columns out with data.ignore_columns",
         )
     prompt, chosen, rejected = _SHAPES[found](location, document)
     if chosen == rejected:
