@@ -87,6 +87,7 @@ class ErrorCode(StrEnum):
     DATASET_INVALID = "dataset-invalid"
     DATASET_ROW_INVALID = "dataset-row-invalid"
     DATASET_NOT_TRAINABLE = "dataset-not-trainable"
+    DATASET_UNRENDERED = "dataset-unrendered"
     DATASET_OVERLONG = "dataset-overlong"
     DATASET_TIMEOUT = "dataset-timeout"
     DATASET_TOO_LARGE = "dataset-too-large"

@@ -129,6 +129,61 @@ def test_bad_rows_are_listed_and_fail(job: Path, data: Path, capsys: pytest.Capt
     assert (found["error"]["code"], found["exit_code"]) == ("dataset-row-invalid", 7)
 
 
+def test_what_the_template_does_not_print_is_counted(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def reasoned(number: int) -> dict[str, object]:
+        answer = {"role": "assistant", "content": "b", "reasoning_content": CANARY}
+        return {"messages": [{"role": "user", "content": f"{number}?"}, answer]}
+
+    data = write(tmp_path / "a.jsonl", [*(chat(number) for number in range(3)), *(reasoned(n) for n in range(2))])
+    arguments = ["validate", str(data), "--job", str(job)]
+    assert run(arguments) == ExitCode.LOCAL_DATA
+    shown = capsys.readouterr()
+    assert "2 rows would lose their reasoning_content: the chat template does not print it" in shown.out
+    assert "a.jsonl, row 3, field messages[1].reasoning_content" in shown.err
+    assert "data.allow_unrendered: [reasoning_content]" in shown.err
+    run([*arguments, "--json"])
+    assert json.loads(capsys.readouterr().out)["unrendered"] == {
+        "allowed": {},
+        "refused": {"reasoning_content": 2},
+    }
+    document = yaml.safe_load(job.read_text())
+    document["data"] |= {"allow_unrendered": ["reasoning_content"], "test_split_size": 0}
+    job.write_text(yaml.safe_dump(document))
+    assert run(arguments) == ExitCode.DONE
+    assert (
+        "2 of 5 rows lose their reasoning_content, which the chat template does not print"
+        in capsys.readouterr().out
+    )
+    assert run([*arguments, "--json"]) == ExitCode.DONE
+    assert json.loads(capsys.readouterr().out)["unrendered"] == {
+        "allowed": {"reasoning_content": 2},
+        "refused": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("llama3", "expected Jinja text with {{ }} or {% %}, got 'llama3'"),
+        ("{% for m in messages %}\n{{ m.content }", "expected Jinja text, got unexpected '}' in line 2"),
+    ],
+    ids=["a name", "a syntax error"],
+)
+def test_a_chat_template_that_is_none_is_one_error_of_the_job(
+    template: str, said: str, job: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = yaml.safe_load(job.read_text())
+    document["data"]["chat_template"] = template
+    job.write_text(yaml.safe_dump(document))
+    assert run(["validate", str(data), "--job", str(job)]) == ExitCode.USAGE
+    captured = capsys.readouterr()
+    assert "job spec: data.chat_template" in captured.err
+    assert said in captured.err
+    assert captured.out == ""
+
+
 def test_folders_formats_and_columns(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "data"
     (folder / "eval").mkdir(parents=True)

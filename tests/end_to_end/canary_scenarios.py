@@ -141,8 +141,9 @@ def several_outputs(run: Run) -> None:
 
 def provider_settings(run: Run) -> None:
     """Overlong rows are dropped, and a template of the provider's own renders the others."""
-    template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    data = {"chat_template": template, "on_overlong": "drop", "max_length": 256}
+    template = "{{ tools | tojson }}"
+    template += "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    data = {"chat_template": template, "on_overlong": "drop", "max_length": 512}
     run.start(train=QUICK, data=data, output={"include_logs": False})
     run.rows([*good_rows(run), {"text": f"{run.canaries.bad} " * 300}], f"{run.canaries.file}.jsonl")
     succeed(run)

@@ -168,7 +168,7 @@ def test_every_hint_names_a_key_that_exists() -> None:
         ("train: {torch_compile: true}\nlora: {use_dora: true}", "torch_compile: lora.use_dora must be false"),
         ("train: {torch_compile: true, num_processes: 2, fsdp: full_shard}", "torch_compile: fsdp gathers"),
         ("train: {load_best_model_at_end: true}", "load_best_model_at_end needs eval_steps"),
-        ("data: {chat_template: a, chat_template_path: b.jinja}", "exclude each other"),
+        ("data: {chat_template: '{{ a }}', chat_template_path: b.jinja}", "exclude each other"),
         (
             "data: {chat_template_path: mine.jinja}",
             "data.chat_template_path: expected the name of a file in model",
@@ -221,6 +221,22 @@ def test_bad_documents_are_refused_by_name(addition: str, expected: str) -> None
 )
 def test_unsafe_or_unpinned_models_are_refused(old: str, new: str, expected: str) -> None:
     assert expected in str(refused(MINIMAL.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize("name", ["llama3", "chatml", "./template.jinja", "https://example.org/template"])
+def test_a_name_in_place_of_a_chat_template_is_refused(name: str) -> None:
+    error = refused(f"{MINIMAL}data: {{chat_template: {name}}}\n")
+    assert error.code is ErrorCode.SPEC_INVALID
+    assert "data.chat_template: expected Jinja text" in str(error)
+    assert repr(name) in str(error)
+    assert parse_job_spec(f"{MINIMAL}data: {{chat_template: '{{{{ messages }}}}'}}\n".encode())
+
+
+@pytest.mark.parametrize("parts", ["[thoughts]", "tools", "[tools, tools]"])
+def test_parts_that_may_be_left_out_are_a_closed_list(parts: str) -> None:
+    assert "data.allow_unrendered" in str(refused(f"{MINIMAL}data: {{allow_unrendered: {parts}}}\n"))
+    spec = parse_job_spec(f"{MINIMAL}data: {{allow_unrendered: [tools, reasoning_content]}}\n".encode())
+    assert spec.data.allow_unrendered == ("tools", "reasoning_content")
 
 
 def test_size_is_capped_before_parsing() -> None:

@@ -75,6 +75,10 @@ class ValidationReport:
             "side_files": list(found.side_files),
             "refused": {"count": found.refused.total(), "codes": dict(found.refused)},
             "problems": [_describe_problem(error) for error in found.problems],
+            "unrendered": {
+                "allowed": dict(found.outcomes.unrendered) if found.outcomes else {},
+                "refused": dict(found.unrendered),
+            },
             "tokens": self._describe_tokens() if self.tokens else None,
             "steps": found.steps,
             "learning_rate": asdict(found.rates) if found.rates else None,
@@ -150,6 +154,8 @@ def _report_lines(result: ValidationReport) -> Iterator[str]:
         yield f"          {error}"
     if found.refused.total() > len(found.problems):
         yield f"          … and {found.refused.total() - len(found.problems)} more"
+    for part, count in found.unrendered.items():
+        yield f"          {count} rows would lose their {part}: the chat template does not print it"
     if result.tokens is not None and found.lengths:
         yield from _token_lines(result)
     yield from _cost_lines(result)

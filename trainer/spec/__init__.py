@@ -4,7 +4,15 @@ Leaf names are the ones of TRL, PEFT and Hugging Face. The digest of a spec is t
 of the document *as written*, without defaults: anyone can recompute it with any YAML parser.
 """
 
-from trainer.spec.data_section import ROW_COLUMNS, DataSection, OnOverlong, RowFormat, SplitTurns, TrainOn
+from trainer.spec.data_section import (
+    ROW_COLUMNS,
+    DataSection,
+    OnOverlong,
+    RowFormat,
+    RowPart,
+    SplitTurns,
+    TrainOn,
+)
 from trainer.spec.exchange_section import ExchangeSection
 from trainer.spec.job_spec import MAX_SPEC_BYTES, JobSpec, leaf_names, parse_job_spec, read_job_spec
 from trainer.spec.job_variable import (
@@ -55,6 +63,7 @@ __all__ = [
     "OutputSection",
     "PrivacySection",
     "RowFormat",
+    "RowPart",
     "SplitTurns",
     "TeeSection",
     "TemplateArgument",

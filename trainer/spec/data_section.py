@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trainer.models import Strict
 from trainer.spec.template_arguments import ArgumentName, TemplateArgument, is_set_by_renderer
@@ -46,6 +46,23 @@ class SplitTurns(StrEnum):
     NEVER = "never"
 
 
+class RowPart(StrEnum):
+    """Parts of a conversation that a chat template may leave out.
+
+    `system` are the turns of the roles system and developer, `tool` those of tools, and `content` those of user
+    and assistant. The others are fields: `reasoning_content` also stands for reasoning in `<think>` tags, and
+    `name` for the name of a speaker.
+    """
+
+    SYSTEM = "system"
+    CONTENT = "content"
+    REASONING_CONTENT = "reasoning_content"
+    TOOL_CALLS = "tool_calls"
+    TOOL = "tool"
+    TOOLS = "tools"
+    NAME = "name"
+
+
 ColumnName = Annotated[str, Field(min_length=1, max_length=256)]
 IgnoredColumn = Annotated[str, Field(max_length=256)]
 """Name of a column of the files; empty for one without a name, such as the index that pandas writes."""
@@ -64,7 +81,8 @@ class DataSection(Strict):
     and to the completions of prompts; rows of kind text are trained on completely. `chat_template` is Jinja
     text that replaces the base model's template, if it has one; `chat_template_path` names a file of the base
     model instead, which `model.model_file_sha256` lists. `chat_template_kwargs` sets variables that the
-    template reads; a row's own column of this name overrides them. With `packing` a unit of
+    template reads; a row's own column of this name overrides them. A row that the template does not print
+    completely is refused, unless `allow_unrendered` names the missing parts. With `packing` a unit of
     `train.per_device_train_batch_size` is a bin of up to `max_length` tokens that contains complete rows;
     attention does not cross from one row to another.
     """
@@ -84,9 +102,26 @@ class DataSection(Strict):
     chat_template: Annotated[str, Field(min_length=1, max_length=1 << 16)] | None = None
     chat_template_path: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     chat_template_kwargs: Annotated[dict[ArgumentName, TemplateArgument], Field(max_length=32)] = {}  # noqa: RUF012
+    allow_unrendered: Annotated[tuple[RowPart, ...], Field(max_length=len(RowPart))] = ()
     packing: bool = False
     packing_strategy: Literal["bfd"] = "bfd"
     max_rows: Annotated[int, Field(ge=1, le=100_000_000)] = 10_000_000
+
+    @field_validator("chat_template")
+    @classmethod
+    def _require_template(cls, text: str | None) -> str | None:
+        if text is not None and "{{" not in text and "{%" not in text:
+            raise ValueError(
+                f"expected Jinja text with {{{{ }}}} or {{% %}}, got {text[:40]!r}: a name or path is no template"
+            )
+        return text
+
+    @field_validator("allow_unrendered")
+    @classmethod
+    def _require_distinct(cls, parts: tuple[RowPart, ...]) -> tuple[RowPart, ...]:
+        if len(set(parts)) != len(parts):
+            raise ValueError("expected each part once")
+        return parts
 
     @model_validator(mode="after")
     def _check_columns(self) -> Self:

@@ -14,6 +14,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Any, Final
 
+from trainer.data.examples.conservation import UnrenderedError
 from trainer.data.examples.evaluation_files import check_evaluation_files, split_file_warnings
 from trainer.data.examples.example import EncodedRow
 from trainer.data.examples.example_set import check_kind, check_trainable, row_schema
@@ -50,6 +51,7 @@ class Survey:
         targets: number of trained tokens of each example.
         tokens: number of tokens of all rows before `data.max_length` applies.
         lost: number of trained tokens among them that are dropped or cut.
+        unrendered: part of a conversation → number of rows that are refused because the template omits it.
         outcomes: what became of the rows; None without a tokenizer.
         sizes: sizes of training and evaluation; None before the pass has ended.
         exact: whether the job's split is this one; else its sizes are about these.
@@ -68,6 +70,7 @@ class Survey:
     targets: array[int] = field(default_factory=lambda: array("i"))
     tokens: int = 0
     lost: int = 0
+    unrendered: Counter[str] = field(default_factory=Counter)
     outcomes: RowOutcomes | None = None
     sizes: SplitSizes | None = None
     exact: bool = True
@@ -198,6 +201,8 @@ def _accepted_rows(found: Survey, rows: Iterable[Row], check: Callable[[Row], No
 
 def _count_refusal(found: Survey, error: DataError) -> None:
     found.refused[error.code.value] += 1
+    if isinstance(error, UnrenderedError):
+        found.unrendered.update(error.parts.keys())
     if len(found.problems) < SHOWN_PROBLEMS:
         found.problems.append(error)
 

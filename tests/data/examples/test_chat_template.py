@@ -289,7 +289,7 @@ def test_a_template_without_system_turns_is_named_as_such(role: str, make_tokens
 
 def test_rows_without_the_template_and_keys_that_are_left_out_are_counted(make_tokens: MakeTokens) -> None:
     plain = CompletionRow("f", 0, "q", " a")
-    rows: list[Row] = [plain, TextRow("f", 1, "t"), replace(chat("a", "b"), ignored_keys=3), plain]
+    rows: list[Row] = [plain, TextRow("f", 1, "some text"), replace(chat("a", "b"), ignored_keys=3), plain]
     data = DataSection(test_split_size=0)
     found = build_dataset(
         rows, make_tokens(SWITCHED, arguments={"quick": True}), data, split_key=seed_split_key(0)

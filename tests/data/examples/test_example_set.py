@@ -11,7 +11,7 @@ from trainer.data.examples.held_out import seed_split_key
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.rows import ChatRow, Message, Row, TextRow
 from trainer.errors import DataError, ErrorCode
-from trainer.spec import DataSection, OnOverlong
+from trainer.spec import DataSection, OnOverlong, RowPart
 
 MakeTokens = Callable[..., ModelTokenizer]
 
@@ -43,6 +43,33 @@ def test_dropping_every_row_is_refused(make_tokens: MakeTokens) -> None:
     with pytest.raises(DataError) as caught:
         build_dataset(texts(3, length=50), make_tokens(None), data, split_key=seed_split_key(0))
     assert caught.value.code is ErrorCode.DATASET_NOT_TRAINABLE
+
+
+def test_what_the_template_leaves_out_is_counted_row_by_row(make_tokens: MakeTokens) -> None:
+    plain, asked = Message("assistant", "b"), Message("user", "a")
+    reasoned = Message("assistant", "b", reasoning_content="c")
+    rows = [
+        ChatRow("f", 0, (asked, plain)),
+        ChatRow("f", 1, (asked, reasoned)),
+        ChatRow("f", 2, (asked, reasoned, asked, reasoned), tools=({"name": "d"},)),
+    ]
+    tokens = make_tokens(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    allowing = DataSection(test_split_size=0, allow_unrendered=(RowPart.TOOLS, RowPart.REASONING_CONTENT))
+    data = build_dataset(rows, tokens, allowing, split_key=seed_split_key(0))
+    assert data.rows.as_dict() == {
+        "train": 3, "eval": 0, "dropped": 0, "truncated": 0,
+        "unrendered_reasoning_content": 2, "unrendered_tools": 1,
+    }  # fmt: skip
+    assert [warning for warning in data.warnings if "does not print" in warning] == [
+        "2 of 3 rows lose their reasoning_content, which the chat template does not print",
+        "1 of 3 rows lose their tools, which the chat template does not print",
+    ]
+    with pytest.raises(DataError) as caught:
+        build_dataset(rows, tokens, DataSection(), split_key=seed_split_key(0))
+    assert (caught.value.code, caught.value.row) == (ErrorCode.DATASET_UNRENDERED, 1)
 
 
 def test_a_model_without_a_chat_template_refuses_conversations(make_tokens: MakeTokens) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -16,11 +17,11 @@ from hypothesis import example as also_with
 from hypothesis import strategies as st
 
 from trainer.data.examples.example import EncodedRow, Example
-from trainer.data.examples.model_tokenizer import ModelTokenizer, TemplateRefusedError
+from trainer.data.examples.model_tokenizer import ModelTokenizer, TemplateRefusedError, read_tokenizer
 from trainer.data.examples.row_encoding import encode, encode_rows
 from trainer.data.rows import ChatRow, CompletionRow, Message, PreferenceRow, Row, TextRow, ToolCall
-from trainer.errors import DataError, ErrorCode
-from trainer.spec import DataSection, OnOverlong, TrainOn
+from trainer.errors import DataError, ErrorCode, JobError, UsageError
+from trainer.spec import DataSection, OnOverlong, RowPart, TrainOn
 
 MakeTokens = Callable[..., ModelTokenizer]
 DATA = DataSection(max_length=2000)
@@ -167,9 +168,76 @@ def test_markers_of_a_template_are_obeyed_even_where_renderings_would_not_do(mak
 
 def test_a_row_that_holds_the_marks_is_refused(make_tokens: MakeTokens) -> None:
     tokens = make_tokens(FAMILIES["marked"].template)
-    with pytest.raises(DataError) as caught:
-        encode(chat("a", "\ufdd0 b \ufdd1"), tokens, DATA)
-    assert caught.value.code is ErrorCode.DATASET_ROW_INVALID
+    marks = "\ufdd0 b \ufdd1"
+    called = replace(chat("a", "b").messages[1], tool_calls=(ToolCall("f", {"x": [{marks: 1}]}),))
+    for row in (
+        chat("a", marks),
+        ChatRow("f", 0, (chat("a").messages[0], called)),
+        replace(chat("a", "b"), tools=({"name": marks},)),
+    ):
+        with pytest.raises(DataError) as caught:
+            encode(row, tokens, DATA)
+        assert caught.value.code is ErrorCode.DATASET_ROW_INVALID
+
+
+REASONS = """\
+{%- set ns = namespace(last=0) %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}
+    {{- '<|im_start|>' + m.role + '\\n' }}
+    {%- if m.role != 'assistant' %}{{ m.content + '<|im_end|>\\n' }}
+    {%- elif loop.index0 > ns.last %}
+        {%- if m.reasoning_content %}
+            {%- generation %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endgeneration %}
+        {%- endif %}
+        {%- generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}
+    {%- else %}{{ m.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+"""Marks the last turn only, and its reasoning in a block of its own."""
+
+
+@pytest.mark.parametrize("trained", [(1,), (3,), (1, 3)])
+@pytest.mark.parametrize("reasoned", [(), (1,), (3,), (1, 3)])
+def test_a_block_belongs_to_the_turn_that_adds_it(
+    trained: tuple[int, ...], reasoned: tuple[int, ...], make_tokens: MakeTokens
+) -> None:
+    tokens = make_tokens(REASONS)
+    turns = chat("Seven sixes?", "It is 42.", "Plus one?", "That is 43.", train=trained).messages
+    thoughts = {1: "six times seven", 3: "increment it"}
+    turns = tuple(
+        replace(turn, reasoning_content=thoughts[number]) if number in reasoned else turn
+        for number, turn in enumerate(turns)
+    )
+    wanted = [
+        (f"<think>{thoughts[number]}</think>" if number in reasoned else "") + turns[number].content + "<|im_end|>"
+        for number in trained
+    ]
+    allowing = DataSection(allow_unrendered=(RowPart.REASONING_CONTENT,))
+    assert all_trained(ChatRow("f", 0, turns), tokens, allowing) == wanted
+
+
+def test_a_turn_without_a_block_is_refused_not_skipped(make_tokens: MakeTokens) -> None:
+    unmarked_calls = FAMILIES["marked"].template.replace(
+        "{% generation %}{{ message.content + '<|im_end|>' }}{% endgeneration %}",
+        "{% for call in message.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}"
+        "{% if message.content %}"
+        "{% generation %}{{ message.content + '<|im_end|>' }}{% endgeneration %}{% endif %}",
+    )
+    called = Message("assistant", "", tool_calls=(ToolCall("f", {}),))
+    row = ChatRow("f", 0, (Message("user", "a"), called, Message("tool", "2"), Message("assistant", "b")))
+    with pytest.raises(DataError, match="says nothing") as caught:
+        encode(row, make_tokens(unmarked_calls), DATA)
+    assert caught.value.field == "messages[1]"
+
+
+def test_blocks_of_earlier_turns_that_change_are_refused(make_tokens: MakeTokens) -> None:
+    last_only = FAMILIES["marked"].template.replace("== 'assistant'", "== 'assistant' and loop.last")
+    turns = (*chat("a", "b").messages, Message("assistant", "c"))
+    with pytest.raises(DataError, match="marks earlier turns differently") as caught:
+        encode(ChatRow("f", 0, turns), make_tokens(last_only), DATA)
+    assert caught.value.field == "messages[2]"
 
 
 def test_calls_and_thoughts_are_trained_on_as_the_template_writes_them(make_tokens: MakeTokens) -> None:
@@ -311,7 +379,6 @@ ESCAPES = (
     "{% include '/etc/passwd' %}",
     "{{ cycler.__init__.__globals__.os.environ }}",
     "{{ range(1000000000) | list }}",
-    "{{ 'a' * }}",
 )
 
 
@@ -320,6 +387,29 @@ def test_a_template_cannot_leave_its_sandbox(source: str, make_tokens: MakeToken
     with pytest.raises(TemplateRefusedError) as caught:
         make_tokens(source).template.render(chat("a", "b").messages, prompt=False)
     assert (caught.value.args, caught.value.__cause__, caught.value.__context__) == ((), None, None)
+
+
+SYNTAX_ERRORS = {
+    "{% for m in messages %}{{ m.content }": 1,
+    "{% for m in messages %}\n{{ m.content }}\n": 2,
+    "{{ messages | no_such_filter }}": 1,
+    "\n\n{{ 'a' * }}": 3,
+}
+
+
+@pytest.mark.parametrize("source", SYNTAX_ERRORS)
+def test_a_syntax_error_of_a_template_is_no_error_of_a_row(
+    source: str, make_tokens: MakeTokens, tiny_model: Path
+) -> None:
+    line = f"in line {SYNTAX_ERRORS[source]}"
+    tokens = make_tokens(source)
+    assert encode(TextRow("f", 0, "needs no template"), tokens, DATA)
+    with pytest.raises(JobError, match=line) as caught:
+        list(encode_rows([chat("a", "b"), chat("c", "d")], tokens, DATA))
+    assert caught.value.code is ErrorCode.MODEL_INVALID
+    with pytest.raises(UsageError, match=f"data.chat_template.*{line}") as of_the_job:
+        read_tokenizer(tiny_model, DataSection(chat_template=source))
+    assert of_the_job.value.code is ErrorCode.SPEC_INVALID
 
 
 def test_the_date_is_one_for_all_rows(make_tokens: MakeTokens) -> None:

@@ -195,16 +195,23 @@ def test_a_tokenizer_that_writes_beginnings_differently_is_not_trusted_with_it()
     plain = Tokenizer(models.BPE({"▁": 0, "a": 1, ":": 2, "▁a": 3, "u": 4}, [("▁", "a")]))
     plain.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
     plain.decoder = decoders.Metaspace(prepend_scheme="always")
-    template = "{{ 'u:' }}{% if messages | length > 1 or add_generation_prompt %}{{ 'a: ' }}{% endif %}"
-    template += "{% if messages | length > 1 %}{{ 'a' }}{% endif %}"
+    template = "{{ messages[0].content + ':' }}"
+    template += "{% if messages | length > 1 or add_generation_prompt %}{{ 'a: ' }}{% endif %}"
+    template += "{% if messages | length > 1 %}{{ messages[1].content }}{% endif %}"
     tokens = ModelTokenizer(plain, {}, {"default": template})
     with pytest.raises(DataError, match="a token crosses the boundary"):
         encode(chat("u", "a"), tokens, DATA)
 
 
-def test_an_assistant_that_speaks_first_is_refused(make_tokens: MakeTokens) -> None:
-    with pytest.raises(DataError, match="speaks first"):
-        encode(ChatRow("f", 0, (Message("assistant", "x"),)), make_tokens(CHATML), DATA)
+def test_an_assistant_that_speaks_first_is_refused_unless_that_turn_is_context(make_tokens: MakeTokens) -> None:
+    tokens, turns = make_tokens(CHATML), chat("Which bay?", "Nine.").messages
+    for row in (ChatRow("f", 0, (Message("assistant", "Welcome."), *turns)), ChatRow("f", 0, turns[1:])):
+        with pytest.raises(DataError, match="speaks first") as caught:
+            encode(row, tokens, DATA)
+        assert "train: false" in str(caught.value.hint)
+        assert caught.value.field == "messages[0]"
+    welcomed = ChatRow("f", 0, (Message("assistant", "Welcome.", train=False), *turns))
+    assert trained_texts(encoded(welcomed, tokens), tokens) == ["Nine.<|im_end|>"]
 
 
 def test_a_template_without_a_stop_token_is_noticed(make_tokens: MakeTokens) -> None:

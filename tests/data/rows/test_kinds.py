@@ -236,6 +236,16 @@ def test_what_does_not_fit_is_named_but_never_quoted(document: object, field: st
     assert found in shown
 
 
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_column_beside_a_system_turn_is_refused(role: str) -> None:
+    turns = [{"from": role, "value": CANARY}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    with pytest.raises(DataError, match="two system messages") as caught:
+        row({"conversations": turns, "system": "Be brief."})
+    assert caught.value.field == "system"
+    assert CANARY not in str(caught.value)
+    assert row({"conversations": turns, "system": ""}) == row({"conversations": turns})
+
+
 def test_rows_do_not_show_their_text() -> None:
     documents: list[object] = [
         {"messages": [{"role": "assistant", "reasoning_content": CANARY, "tool_calls": [{"name": CANARY}]}]},

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from trainer.data.examples.conservation import check_rendered
 from trainer.data.examples.masks import MaskOptions, RenderedText, mask_not_exact, render_masked_texts
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.rendered_row import MaskedTokens, RenderedRow, TokenizedRow, TokenSpan
@@ -21,9 +22,11 @@ def render_chat(row: ChatRow, tokenizer: ModelTokenizer, options: MaskOptions) -
     """Renders a conversation.
 
     Raises:
-        DataError: the template refuses it, or no mask is exact; the latter also while masks are applied.
+        DataError: the template refuses it or leaves out a part of it, or no mask is exact; the latter also while
+            masks are applied.
     """
     rendered = render_masked_texts(row, tokenizer, options)
+    unrendered = check_rendered(row, rendered, tokenizer, options.allow_unrendered)
 
     def tokenize(ids: list[Ids]) -> TokenizedRow:
         texts = [_find_prefixes(text, own, tokenizer) for text, own in zip(rendered, ids, strict=True)]
@@ -36,7 +39,7 @@ def render_chat(row: ChatRow, tokenizer: ModelTokenizer, options: MaskOptions) -
             ),
         )
 
-    return RenderedRow(row, tuple(text.text for text in rendered), tokenize)
+    return RenderedRow(row, tuple(text.text for text in rendered), tokenize, unrendered)
 
 
 @dataclass(frozen=True)

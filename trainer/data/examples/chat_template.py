@@ -1,24 +1,24 @@
 """Chat templates: Jinja text of the base model that renders a conversation.
 
-A template is untrusted code. It runs in Jinja's sandbox for immutable values, which gives no access to attributes
-that lead out of the sandbox and no way to change the arguments. As with `transformers`, a template can use
-`raise_exception`, `strftime_now`, a `tojson` that does not escape HTML, `break`, `continue` and `{% generation
-%}`.
-
 Source: chat templating in the documentation of transformers.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from trainer.data.examples.jinja_environment import (
+    CLOSE_MARK,
+    OPEN_MARK,
+    make_environment,
+    naming_syntax_errors,
+)
 from trainer.data.examples.template_turns import (
     PROBE_CALL,
     PROBE_TOOLS,
@@ -28,16 +28,13 @@ from trainer.data.examples.template_turns import (
     read_variables,
 )
 from trainer.data.rows import ChatRow, Message, is_encodable
-from trainer.errors import ErrorCode, UsageError
+from trainer.errors import ErrorCode, JobError, UsageError
 from trainer.spec import TemplateArgument, is_set_by_renderer
 
 if TYPE_CHECKING:
     from jinja2 import Template, nodes
 
-_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
-"""Unicode noncharacters, which are reserved for internal use: they mark the ends of a generation block."""
-
-_MARKER: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_MARKER: Final = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 MAX_RENDERED: Final = 1 << 28
 """Longest acceptable rendering, in characters."""
@@ -101,12 +98,11 @@ class ChatTemplate:
         """The syntax trees.
 
         Raises:
-            TemplateRefusedError: a template is not Jinja text.
+            JobError: `MODEL_INVALID`: a template is not Jinja text.
+            TemplateRefusedError: a template is nested too deeply.
         """
-        from jinja2.exceptions import TemplateError  # noqa: PLC0415 -- part of an extra
-
-        with suppress(TemplateError, RecursionError):
-            return tuple(_environment(self._now, marked=False).parse(text) for text in self._sources.values())
+        with suppress(RecursionError), naming_syntax_errors():
+            return tuple(make_environment(self._now, marked=False).parse(text) for text in self._sources.values())
         raise TemplateRefusedError
 
     def render(
@@ -129,6 +125,7 @@ class ChatTemplate:
 
         Raises:
             TemplateRefusedError: the template failed, or refuses these messages.
+            JobError: `MODEL_INVALID`: it is no Jinja text.
         """
         name = "tool_use" if tools is not None and "tool_use" in self._sources else "default"
         as_text = any(message.tool_calls for message in messages) and self._takes_calls_as_text(name)
@@ -142,10 +139,15 @@ class ChatTemplate:
         name, marked = key
         try:
             if key not in self._compiled:
-                self._compiled[key] = _environment(self._now, marked=marked).from_string(self._sources[name])
+                with naming_syntax_errors():
+                    self._compiled[key] = make_environment(self._now, marked=marked).from_string(
+                        self._sources[name]
+                    )
             text = self._compiled[key].render(
                 messages=turns, documents=None, add_generation_prompt=prompt, **self._special_tokens, **variables
             )
+        except JobError:
+            raise
         except Exception:  # noqa: BLE001 -- a template may raise anything, with the row's text in it
             text = None
         if text is None or len(text) > MAX_RENDERED or not is_encodable(text):
@@ -176,9 +178,12 @@ class ChatTemplate:
 
         Raises:
             TemplateRefusedError: the template failed, or the row contains the noncharacters that serve as marks.
+            JobError: `MODEL_INVALID`: it is no Jinja text.
         """
         # A row with these characters could place the marks itself, and so choose what is trained on.
-        if any(mark in text for text in row.texts for mark in (_OPEN, _CLOSE)):
+        turns = as_turns(row.messages, reasoning_key=self._reasoning_key, calls_as_text=False)
+        texts = _texts_in([*turns, *(row.tools or ()), row.template_arguments])
+        if any(mark in text for text in texts for mark in (OPEN_MARK, CLOSE_MARK)):
             raise TemplateRefusedError
         text = self.render(
             row.messages, prompt=False, tools=row.tools, arguments=row.template_arguments, marked=True
@@ -203,46 +208,16 @@ def require_read(template: ChatTemplate | None, arguments: Mapping[str, Template
         )
 
 
-def _environment(now: datetime, *, marked: bool) -> Any:
-    from jinja2 import nodes  # noqa: PLC0415 -- part of an extra
-    from jinja2.exceptions import TemplateError  # noqa: PLC0415
-    from jinja2.ext import Extension, loopcontrols  # noqa: PLC0415
-    from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
-
-    class Generation(Extension):
-        """`{% generation %}…{% endgeneration %}`: its content, between marks if `marked` is set."""
-
-        tags = {"generation"}  # noqa: RUF012 -- Jinja's interface
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
-
-        def _content(self, caller: Any) -> str:
-            return f"{_OPEN}{caller()}{_CLOSE}" if marked else str(caller())
-
-    def raise_exception(_message: object) -> None:
-        raise TemplateError
-
-    # trim_blocks and lstrip_blocks as in transformers: templates are written for this treatment of white space.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = now.strftime
-    return environment
-
-
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: Any = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+def _texts_in(value: object) -> Iterator[str]:
+    """Yields every text inside a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from (key, *_texts_in(item))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts_in(item)
 
 
 def _spans(marked: str) -> tuple[str, list[CharacterSpan]]:
@@ -251,10 +226,10 @@ def _spans(marked: str) -> tuple[str, list[CharacterSpan]]:
     spans: list[CharacterSpan] = []
     length = opened = 0
     # The capturing group keeps the marks among the parts; `length` counts the characters without them.
-    for part in re.split(f"([{_OPEN}{_CLOSE}])", marked):
-        if part == _OPEN:
+    for part in re.split(f"([{OPEN_MARK}{CLOSE_MARK}])", marked):
+        if part == OPEN_MARK:
             opened = length
-        elif part == _CLOSE:
+        elif part == CLOSE_MARK:
             spans.append((opened, length))
         else:
             parts.append(part)

@@ -6,6 +6,7 @@ from array import array
 from dataclasses import dataclass
 
 from trainer.data.rows import Row
+from trainer.spec import RowPart
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,14 @@ class EncodedRow:
             one of a preference row; none if the row was dropped.
         tokens: number of tokens that the examples would have without `data.max_length`.
         lost: number of trained tokens that were dropped or cut.
+        unrendered: parts of the row that the chat template leaves out.
     """
 
     row: Row
     examples: tuple[Example, ...]
     tokens: int
     lost: int
+    unrendered: frozenset[RowPart] = frozenset()
 
     @property
     def truncated(self) -> bool:

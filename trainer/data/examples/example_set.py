@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from trainer.data.examples.evaluation_files import check_evaluation_files
 from trainer.data.examples.example import EncodedRow, Example
@@ -20,17 +20,20 @@ class RowCounts:
     """Numbers of rows by outcome.
 
     `train`, `eval` and `dropped` add up to the rows read; `truncated` counts rows of the first two. A row may
-    give several examples (see `data.split_turns`).
+    give several examples (see `data.split_turns`). `unrendered` counts for each part of a conversation the rows
+    that the chat template prints without it.
     """
 
     train: int
     eval: int
     dropped: int
     truncated: int
+    unrendered: Mapping[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, int]:
-        """Returns the counts by name."""
-        return asdict(self)
+        """Returns the counts by name, those of unrendered parts as `unrendered_` and the part."""
+        counts = {"train": self.train, "eval": self.eval, "dropped": self.dropped, "truncated": self.truncated}
+        return counts | {f"unrendered_{part}": count for part, count in self.unrendered.items()}
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,9 @@ def build_dataset(
     for one, held in zip(kept, outcomes.held_out, strict=True):
         sides[held].append(one)
     train, evaluation = sides
-    counts = RowCounts(len(train), len(evaluation), dropped=outcomes.dropped, truncated=outcomes.truncated)
+    counts = RowCounts(
+        len(train), len(evaluation), outcomes.dropped, outcomes.truncated, dict(outcomes.unrendered)
+    )
     warnings = (*tokens.notes, *outcomes.warnings())
     return Dataset(examples_of(train), examples_of(evaluation), counts, warnings)
 

@@ -1,48 +1,53 @@
 """Which characters of a rendered conversation are the assistant's: the parts that are trained on.
 
-A template with `{% generation %}` blocks marks them itself. For every other template they follow from renderings.
-For the assistant's turn i, three of them are compared:
+For the assistant's turn i, three renderings are compared:
 
-- *before*: the messages before turn i, with the generation prompt: the input from which the model generates the
-  turn;
+- *before*: the messages before turn i;
 - *after*: the messages up to and including turn i;
 - *complete*: all messages of the row.
 
-If *before* is a prefix of *after*, and *after* a prefix of *complete*, the text between the two is exactly what
-the model must generate. Some templates render a turn differently once others follow it (they omit the reasoning
-of earlier turns), so *after* is no prefix of *complete*. Then each turn becomes an example of its own: *after*,
-with *before* as its context, which is the model's input in that turn. If even *before* is no prefix of *after*,
-no mask is exact, and the row is refused rather than trained with a wrong mask.
+A template with `{% generation %}` blocks marks the assistant's text itself: the blocks of turn i are those that
+*after* has and *before* has not. Without such blocks, *before* ends with the generation prompt: it is the input
+from which the model generates the turn. If it is a prefix of *after*, the text between the two is exactly what the
+model must generate.
+
+If each *after* is a prefix of *complete*, one text holds all turns. Some templates render a turn differently once
+others follow it (they omit the reasoning of earlier turns). Then each turn becomes an example of its own: *after*,
+which has all that the turn says, with *before* as its context. If the blocks of earlier turns change, or *before*
+is no prefix, no mask is exact, and the row is refused rather than trained with a wrong mask.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
 from trainer.data.examples.chat_template import CharacterSpan
 from trainer.data.examples.model_tokenizer import ModelTokenizer, TemplateRefusedError
-from trainer.data.rows import ChatRow
+from trainer.data.rows import ChatRow, Message
 from trainer.errors import DataError, ErrorCode
-from trainer.spec import DataSection, SplitTurns, TrainOn
+from trainer.spec import DataSection, RowPart, SplitTurns, TrainOn
 
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """Keys of the job spec's `data` section that decide about masks.
+    """Keys of the job spec's `data` section that decide about renderings and their masks.
 
     Attributes:
         assistant_only: `assistant_only_loss`.
         completion_only: `completion_only_loss`.
         last_turn: `train_on: last_turn`.
         split_turns: `split_turns: auto`.
+        allow_unrendered: `allow_unrendered`.
     """
 
     assistant_only: bool
     completion_only: bool
     last_turn: bool
     split_turns: bool
+    allow_unrendered: frozenset[RowPart]
 
     @classmethod
     def from_section(cls, data: DataSection) -> MaskOptions:
@@ -52,15 +57,38 @@ class MaskOptions:
             completion_only=data.completion_only_loss,
             last_turn=data.train_on is TrainOn.LAST_TURN,
             split_turns=data.split_turns is SplitTurns.AUTO,
+            allow_unrendered=frozenset(data.allow_unrendered),
         )
 
 
 @dataclass(frozen=True)
+class RenderedTurn:
+    """A trained turn: the index of its message, and its spans in the text, in order."""
+
+    number: int
+    spans: tuple[CharacterSpan, ...]
+
+
+@dataclass(frozen=True)
 class RenderedText:
-    """A text and the spans of it that are trained on, in order; None means all of it."""
+    """The text of the first messages of a row.
+
+    Attributes:
+        text: their rendering.
+        count: the number of these messages.
+        turns: the turns of it that are trained on, in order; None means all of the text.
+        moves_system: whether the messages were rendered as `move_system` returns them.
+    """
 
     text: str
-    spans: tuple[CharacterSpan, ...] | None
+    count: int
+    turns: tuple[RenderedTurn, ...] | None
+    moves_system: bool = False
+
+    @property
+    def spans(self) -> tuple[CharacterSpan, ...] | None:
+        """The spans that are trained on, in order; None means all of the text."""
+        return None if self.turns is None else tuple(span for turn in self.turns for span in turn.spans)
 
 
 def render_masked_texts(row: ChatRow, tokenizer: ModelTokenizer, options: MaskOptions) -> tuple[RenderedText, ...]:
@@ -73,9 +101,11 @@ def render_masked_texts(row: ChatRow, tokenizer: ModelTokenizer, options: MaskOp
     if not (options.completion_only if row.prompt_messages else options.assistant_only):
         return (_render_all(row, tokenizer),)
     turns = _trained_turns(row, options)
-    if tokenizer.marks_generation and (rendered := _mask_by_template(row, tokenizer, turns)) is not None:
-        return (rendered,)
-    return _mask_by_rendering(row, tokenizer, options, turns)
+    if tokenizer.marks_generation:
+        complete, _ = _render_marked(row, tokenizer, len(row.messages))
+        return _join(row, options, complete, [_render_marked_turn(row, tokenizer, number) for number in turns])
+    complete = _render_turns(row, tokenizer, len(row.messages))
+    return _join(row, options, complete, [_render_turn(row, tokenizer, number, complete) for number in turns])
 
 
 def _render_all(row: ChatRow, tokenizer: ModelTokenizer) -> RenderedText:
@@ -88,7 +118,8 @@ def _render_all(row: ChatRow, tokenizer: ModelTokenizer) -> RenderedText:
             expected="data.assistant_only_loss true",
             found="false",
         )
-    return RenderedText(_render_turns(row, tokenizer, len(row.messages)), None)
+    count = len(row.messages)
+    return RenderedText(_render_turns(row, tokenizer, count), count, None)
 
 
 def _trained_turns(row: ChatRow, options: MaskOptions) -> list[int]:
@@ -109,48 +140,59 @@ def _trained_turns(row: ChatRow, options: MaskOptions) -> list[int]:
     return turns[-1:] if options.last_turn else turns
 
 
-def _mask_by_template(row: ChatRow, tokenizer: ModelTokenizer, turns: list[int]) -> RenderedText | None:
-    """Returns the spans of the generation blocks; None if it is open which block belongs to which turn."""
-    try:
-        text, spans = tokenizer.template.render_marked(row)
-    except TemplateRefusedError:
-        error = _refused_by_template(row, tokenizer, "messages", len(row.messages))
-    else:
-        assistant_turns = [number for number, message in enumerate(row.messages) if message.role == "assistant"]
-        if turns == assistant_turns:  # every block is trained on, whichever turn it belongs to
-            return RenderedText(text, tuple(spans))
-        if len(spans) != len(assistant_turns):
-            return None
-        trained = [span for number, span in zip(assistant_turns, spans, strict=True) if number in turns]
-        return RenderedText(text, tuple(trained))
-    raise error
-
-
-def _mask_by_rendering(
-    row: ChatRow, tokenizer: ModelTokenizer, options: MaskOptions, turns: list[int]
+def _join(
+    row: ChatRow, options: MaskOptions, complete: str, rendered: Sequence[RenderedText]
 ) -> tuple[RenderedText, ...]:
-    """Returns one text with all spans if the rendering of each turn is a prefix of it, else one text a turn."""
-    complete = _render_turns(row, tokenizer, len(row.messages))
-    rendered = [_render_turn(row, tokenizer, number, complete) for number in turns]
-    changed = [number for number, text in zip(turns, rendered, strict=True) if not complete.startswith(text.text)]
+    """Returns one text with all turns if the rendering of each is a prefix of it, else one text a turn."""
+    changed = [text for text in rendered if not complete.startswith(text.text)]
     if not changed:
-        return (RenderedText(complete, tuple(span for text in rendered for span in text.spans or ())),)
+        turns = tuple(turn for text in rendered for turn in text.turns or ())
+        return (RenderedText(complete, len(row.messages), turns),)
     if len(rendered) > 1 and not options.split_turns:
         reason = "the chat template renders a turn differently once others follow it (data.split_turns)"
-        raise mask_not_exact(row, changed[0], reason)
+        raise mask_not_exact(row, changed[0].count - 1, reason)
     return tuple(rendered)
+
+
+def _render_marked_turn(row: ChatRow, tokenizer: ModelTokenizer, number: int) -> RenderedText:
+    """Renders the row up to and including the assistant's turn `number`, with the blocks that this turn adds."""
+    text, spans = _render_marked(row, tokenizer, number + 1)
+    before, earlier = _render_marked(row, tokenizer, number) if number else ("", [])
+    end = earlier[-1][1] if earlier else 0
+    if spans[: len(earlier)] != earlier or text[:end] != before[:end]:
+        raise mask_not_exact(
+            row, number, "the chat template marks earlier turns differently once this one follows"
+        )
+    return RenderedText(text, number + 1, (RenderedTurn(number, tuple(spans[len(earlier) :])),))
+
+
+def _render_marked(row: ChatRow, tokenizer: ModelTokenizer, count: int) -> tuple[str, list[CharacterSpan]]:
+    """Renders the first `count` messages, and returns the text and the spans of its generation blocks."""
+    try:
+        return tokenizer.template.render_marked(replace(row, messages=row.messages[:count]))
+    except TemplateRefusedError:
+        field = "messages" if count == len(row.messages) else f"messages[0:{count}]"
+        error = _refused_by_template(row, tokenizer, field, count)
+    raise error
 
 
 def _render_turn(row: ChatRow, tokenizer: ModelTokenizer, number: int, complete: str) -> RenderedText:
     """Renders the row up to and including the assistant's turn `number`, and marks the turn in the text."""
     if number == 0:
-        raise mask_not_exact(row, number, "the assistant speaks first, so generation would have no prompt")
+        raise mask_not_exact(
+            row,
+            number,
+            "the assistant speaks first, so generation would have no prompt",
+            hint="set train: false (or weight: 0) in this turn: it then stays as context",
+        )
     before = _render(row, tokenizer, number, prompt=True)
     is_last = number + 1 == len(row.messages)
     after = complete if is_last else _render_turns(row, tokenizer, number + 1)
-    if not after.startswith(before):
+    moves_system = not after.startswith(before)
+    if moves_system:
         after = _render_with_moved_system(row, tokenizer, number, before)
-    return RenderedText(after, ((len(before), len(after)),))
+    turn = RenderedTurn(number, ((len(before), len(after)),))
+    return RenderedText(after, number + 1, (turn,), moves_system)
 
 
 def _render_with_moved_system(row: ChatRow, tokenizer: ModelTokenizer, number: int, before: str) -> str:
@@ -162,14 +204,12 @@ def _render_with_moved_system(row: ChatRow, tokenizer: ModelTokenizer, number: i
     Raises:
         DataError: the model would be given another text.
     """
-    first, *turns = row.messages[: number + 1]
-    last_user = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=None)
-    if first.role == "system" and last_user is not None:
-        turns[last_user] = replace(turns[last_user], content=f"{first.content}\n\n{turns[last_user].content}")
-        moved = replace(row, messages=tuple(turns))
+    messages = row.messages[: number + 1]
+    moved = replace(row, messages=move_system(messages))
+    if moved.messages != messages:
         with suppress(DataError):
-            after = _render_turns(moved, tokenizer, len(turns))
-            if after.startswith(before) and before == _render(moved, tokenizer, len(turns) - 1, prompt=True):
+            after = _render_turns(moved, tokenizer, number)
+            if after.startswith(before) and before == _render(moved, tokenizer, number - 1, prompt=True):
                 return after
     names = ", ".join(sorted(tokenizer.template.variables))
     raise mask_not_exact(
@@ -179,6 +219,16 @@ def _render_with_moved_system(row: ChatRow, tokenizer: ModelTokenizer, number: i
         hint=f"{f'set data.chat_template_kwargs (the template reads {names}), ' if names else ''}"
         "give data.chat_template one that renders what it prompts, or use rows of prompt and completion",
     )
+
+
+def move_system(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Returns the messages with the text of the system before that of the last user turn."""
+    first, *turns = messages
+    last_user = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=None)
+    if first.role != "system" or last_user is None:
+        return tuple(messages)
+    turns[last_user] = replace(turns[last_user], content=f"{first.content}\n\n{turns[last_user].content}")
+    return tuple(turns)
 
 
 def _render_turns(row: ChatRow, tokenizer: ModelTokenizer, count: int) -> str:

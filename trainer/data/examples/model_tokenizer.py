@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from trainer.data.examples.chat_template import ChatTemplate, TemplateRefusedError, named_templates, require_read
+from trainer.data.examples.jinja_environment import require_jinja
 from trainer.data.examples.token_boundaries import CACHED_CHARACTERS, SpecialTokenFinder
 from trainer.data.examples.turn_stops import NextTurnStops
 from trainer.errors import ErrorCode, JobError, UsageError
@@ -49,6 +50,7 @@ class ModelTokenizer:
 
     Attributes:
         stop_ids: ids at which generation ends; the end of a turn is learned only if one of them is trained on.
+        stop_texts: the texts of these ids.
         append_id: the tokenizer's end of sequence, which is appended to plain text; None if it has none.
         pad_id: pads batches; never one of `stop_ids`. Padding is kept out of attention and loss by position,
             not by comparing ids, so a token that also occurs in text does no harm.
@@ -74,6 +76,7 @@ class ModelTokenizer:
         named = {name: backend.token_to_id(text) for name, text in special_tokens.items()}
         self.append_id: int | None = named.get("eos_token")
         self.stop_ids = stop_ids | ({self.append_id} if self.append_id is not None else set())
+        self.stop_texts = tuple(filter(None, map(backend.id_to_token, sorted(self.stop_ids))))
         candidates = (named.get("pad_token"), named.get("unk_token"), *range(self.size))
         padding = (id_ for id_ in candidates if id_ is not None and id_ not in self.stop_ids)
         if (pad_id := next(padding, None)) is None:
@@ -182,7 +185,8 @@ def read_tokenizer(
 
     Raises:
         JobError: `MODEL_INVALID`: a file has another form than required.
-        UsageError: the packages for it are not installed, or the chat template reads no such variable.
+        UsageError: the packages for it are not installed, the chat template reads no such variable, or
+            is no Jinja text.
     """
     config = _json_file(model_dir / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
@@ -206,9 +210,13 @@ def chosen_template(model_dir: Path, data: DataSection) -> str | None:
 
     Raises:
         JobError: `MODEL_INVALID`: the file that it names cannot be read.
+        UsageError: `SPEC_INVALID`: the text is not Jinja.
     """
     path = data.chat_template_path
-    return data.chat_template if path is None else _text_file(model_dir / path)
+    text = data.chat_template if path is None else _text_file(model_dir / path)
+    if text is not None:
+        require_jinja(text, "data.chat_template" if path is None else "data.chat_template_path")
+    return text
 
 
 def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from trainer.data.examples.token_boundaries import Ids
 from trainer.data.rows import Row
+from trainer.spec import RowPart
 
 TokenSpan = tuple[int, int]
 """First index, and index after the last one, among token ids."""
@@ -55,8 +56,10 @@ class RenderedRow:
         row: the row.
         texts: what to tokenise.
         continue_with: takes the ids of the texts, in their order.
+        unrendered: parts of the row that its texts lack.
     """
 
     row: Row
     texts: tuple[str, ...]
     continue_with: Callable[[list[Ids]], TokenizedRow]
+    unrendered: frozenset[RowPart] = frozenset()

@@ -69,13 +69,13 @@ def _encode_chunk(
     # First call of the tokenizer: the texts of all rows.
     texts = [text for rendered in chunk if isinstance(rendered, RenderedRow) for text in rendered.texts]
     ids = iter(tokenizer.ids_of(texts))
-    tokenized: list[tuple[Row, TokenizedRow] | DataError] = []
+    tokenized: list[tuple[RenderedRow, TokenizedRow] | DataError] = []
     for rendered in chunk:
         if isinstance(rendered, DataError):
             tokenized.append(rendered)
         else:
             own_ids = list(itertools.islice(ids, len(rendered.texts)))
-            tokenized.append((rendered.row, rendered.continue_with(own_ids)))
+            tokenized.append((rendered, rendered.continue_with(own_ids)))
     # Second call: the texts at the boundaries of spans, few of which are new.
     pairs = [item for item in tokenized if not isinstance(item, DataError)]
     ids_of = tokenizer.lookup(text for _, tokenized_row in pairs for text in tokenized_row.boundary_texts)
@@ -83,9 +83,9 @@ def _encode_chunk(
         if isinstance(item, DataError):
             yield item
             continue
-        row, tokenized_row = item
+        rendered, tokenized_row = item
         try:
-            yield _fit_to_length(row, tokenized_row.apply_masks(ids_of), tokenizer, data)
+            yield _fit_to_length(rendered, tokenized_row.apply_masks(ids_of), tokenizer, data)
         except DataError as error:
             yield error
 
@@ -137,7 +137,7 @@ def _render_preference(row: PreferenceRow, tokenizer: ModelTokenizer, options: M
             lambda ids_of: first.apply_masks(ids_of) + second.apply_masks(ids_of),
         )
 
-    return RenderedRow(row, chosen.texts + rejected.texts, tokenize)
+    return RenderedRow(row, chosen.texts + rejected.texts, tokenize, chosen.unrendered | rejected.unrendered)
 
 
 def _add_start(ids: Ids, tokenizer: ModelTokenizer) -> Ids:
@@ -153,20 +153,22 @@ def _add_end(ids: Ids, tokenizer: ModelTokenizer) -> Ids:
 
 
 def _fit_to_length(
-    row: Row, parts: Iterable[MaskedTokens], tokenizer: ModelTokenizer, data: DataSection
+    rendered: RenderedRow, parts: Iterable[MaskedTokens], tokenizer: ModelTokenizer, data: DataSection
 ) -> EncodedRow:
     """Returns the examples of a row; refuses, drops or cuts those longer than `data.max_length`.
 
     Raises:
-        DataError: an example has no trained token or is too long, or both answers of a pair are the same.
+        DataError: an example has no trained token, none before the end of a turn, or is too long; or both answers
+            of a pair are the same.
     """
+    row = rendered.row
     examples: list[Example] = []
     tokens = lost = 0
-    for part in parts:
+    for number, part in enumerate(parts):
         # No token predicts index 0, so a span begins at 1 at the earliest.
         spans = [(max(start, 1), end) for start, end in part.spans if end > max(start, 1)]
-        if not spans:
-            raise _not_trainable(row)
+        if not spans or not _says_anything(part.ids, spans, tokenizer):
+            raise _not_trainable(row, number, "an end of turn alone" if spans else "none")
         # Tokens after the last trained one change no loss and no gradient, so the example ends there.
         end = spans[-1][1]
         remaining = spans
@@ -182,7 +184,14 @@ def _fit_to_length(
     if isinstance(row, PreferenceRow) and not _is_usable_pair(row, examples):
         lost += sum(example.targets for example in examples)
         examples = []
-    return EncodedRow(row, tuple(examples), tokens, lost)
+    return EncodedRow(row, tuple(examples), tokens, lost, rendered.unrendered)
+
+
+def _says_anything(ids: Ids, spans: Iterable[TokenSpan], tokenizer: ModelTokenizer) -> bool:
+    """Returns whether the trained tokens contain more than white space and ends of turns."""
+    said = [id_ for start, end in spans for id_ in ids[start:end] if id_ not in tokenizer.stop_ids]
+    # The first tokens settle it for nearly every row, and decoding takes time.
+    return any(tokenizer.text(part).strip() for part in (said[:8], said))
 
 
 def _is_usable_pair(row: PreferenceRow, examples: list[Example]) -> bool:
@@ -214,13 +223,13 @@ def _make_example(ids: Ids, spans: list[TokenSpan], tokenizer: ModelTokenizer, *
     return Example(array("i", ids[:end]), bytes(trained), stops, truncated)
 
 
-def _not_trainable(row: Row) -> DataError:
+def _not_trainable(row: Row, number: int, found: str) -> DataError:
     return row.refuse(
         ErrorCode.DATASET_NOT_TRAINABLE,
         "no token of the row would be trained on",
-        field="messages" if isinstance(row, ChatRow) else None,
-        expected="at least two tokens, and one that the assistant says",
-        found="none",
+        field="rejected" if isinstance(row, PreferenceRow) and number else row.main_field,
+        expected="at least two tokens, and one that says something before the end of the turn",
+        found=found,
     )
 
 

@@ -7,6 +7,7 @@ has about 50 bytes a row, whatever the row's length, and none of its text.
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -59,6 +60,7 @@ class RowOutcomes:
         dropped: number of rows that gave no example.
         truncated: number of rows that were cut.
         special: number of rows that contain the text of a special token.
+        unrendered: part of a conversation → number of rows that the chat template prints without it.
         beyond_context: number of rows with more tokens than `context_length`.
         by_files: whether any row, also a dropped one, is in a file for evaluation: then the files decide.
         files: names of the files that the rows are from, without those of splits for evaluation.
@@ -75,6 +77,7 @@ class RowOutcomes:
         context_length: int | None = None,
     ) -> None:
         self.rows = self.dropped = self.truncated = self.special = self.beyond_context = 0
+        self.unrendered: Counter[str] = Counter()
         self.by_files = False
         self.files: dict[str, None] = {}
         self.remarks = RowRemarks(has_template=tokenizer.has_template)
@@ -96,6 +99,7 @@ class RowOutcomes:
         self.rows += 1
         self.truncated += encoded.truncated
         self.special += writes_special(encoded.row, self._special_texts)
+        self.unrendered.update(sorted(part.value for part in encoded.unrendered))
         self.remarks.add(encoded.row)
         row = encoded.row
         if not row.for_evaluation:
@@ -203,6 +207,8 @@ class RowOutcomes:
                 f"{self.beyond_context} of {self.rows} rows have more than {self._context_length} tokens, for "
                 "which the base model has no trained positions: lower data.max_length"
             )
+        for part, count in self.unrendered.items():
+            yield f"{count} of {self.rows} rows lose their {part}, which the chat template does not print"
         if self.special:
             yield (
                 f"{self.special} of {self.rows} rows hold the text of a special token, which is read as that token"

@@ -246,7 +246,10 @@ def add_system_message(
     """Returns the turns, after the text of the column `system` as a system message if there is any.
 
     Raises:
-        DataError: the column holds something else than text.
+        DataError: the column holds something else than text, or the turns begin with a system message too.
     """
     system = check_optional_text(location, "system", document.get("system"))
+    if system and turns[0].role in ("system", "developer"):
+        expected, found = "the column, or a first turn of the system", "both"
+        raise row_error(location, "two system messages", field="system", expected=expected, found=found)
     return (Message("system", system), *turns) if system else turns
