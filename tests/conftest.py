@@ -35,19 +35,21 @@ PROCESS_FIXTURES = frozenset(
 
 
 SLOW_MODULES = (
+    "tests/attestation/test_attacks.py",
     "tests/attestation/test_every_field.py",
+    "tests/attestation/test_faults.py",
+    "tests/audit/test_document.py",
     "tests/front/http/test_fuzz.py",
     "tests/job/test_job_options.py::test_the_command_line",
     "tests/job/test_restarts.py",
     "tests/sandbox/test_attacks.py",
     "tests/sandbox/test_confine.py",
     "tests/sealing/age/test_interop.py",
+    "tests/tee/test_guest_agent.py",
     "tests/sealing/test_archive.py::test_the_size_of_an_archive",
     "tests/test_fuzz.py",
     "tests/test_recipes.py",
     "tests/test_packaging.py::test_a_job",
-    "tests/attestation/test_faults.py::test_a_lie_is_answered_alike_in_other_forms",
-    "tests/data/rows/test_formats.py::test_a_gzip_bomb",
     "tests/provider/test_nonces.py::test_of_many_runs_at_once",
 )
 """Beginnings of the ids of other tests that start processes or take seconds, as measured."""

@@ -109,6 +109,7 @@ class Processes(threading.Thread):
         self._ended = threading.Event()
         self.words: set[bytes] = set()
         self.written: set[str] = set()
+        self._opened: set[tuple[str, str]] = set()
 
     def run(self) -> None:
         while not self._ended.wait(SAMPLE_SECONDS):
@@ -117,14 +118,21 @@ class Processes(threading.Thread):
 
     def _look(self, process: Path) -> None:
         try:
-            self.words |= {(process / "cmdline").read_bytes(), (process / "comm").read_bytes()}
-            self.words.add((process / "environ").read_bytes())
-            for descriptor in (process / "fd").iterdir():
-                mode = (process / "fdinfo" / descriptor.name).read_text().split()[3]
-                if int(mode, 8) & os.O_ACCMODE != os.O_RDONLY:
-                    self.written.add(str(descriptor.readlink()))
+            arguments = (process / "cmdline").read_bytes()
+            if arguments not in self.words:  # the environment is that of its start
+                self.words |= {arguments, (process / "comm").read_bytes(), (process / "environ").read_bytes()}
+            for descriptor in os.scandir(process / "fd"):
+                opened = descriptor.path, os.readlink(descriptor.path)  # noqa: PTH115 -- many times a second
+                if opened not in self._opened:
+                    self._opened.add(opened)
+                    self._note(process / "fdinfo" / descriptor.name, opened[1])
         except OSError:
             return  # it ended
+
+    def _note(self, description: Path, name: str) -> None:
+        mode = description.read_text().split()[3]
+        if int(mode, 8) & os.O_ACCMODE != os.O_RDONLY:
+            self.written.add(name)
 
     def end(self) -> None:
         """Stop looking."""

@@ -19,7 +19,7 @@ from trainer.front.http.job_routes import JobRoutes
 from trainer.front.http.result_routes import ResultRoutes
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
-REQUESTS = 3000
+REQUESTS = 1600
 
 
 @pytest.fixture(scope="module")
