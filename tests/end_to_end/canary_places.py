@@ -109,7 +109,7 @@ class Processes(threading.Thread):
         self._ended = threading.Event()
         self.words: set[bytes] = set()
         self.written: set[str] = set()
-        self._opened: set[tuple[str, str]] = set()
+        self._started: set[tuple[Path, bytes]] = set()
 
     def run(self) -> None:
         while not self._ended.wait(SAMPLE_SECONDS):
@@ -119,20 +119,17 @@ class Processes(threading.Thread):
     def _look(self, process: Path) -> None:
         try:
             arguments = (process / "cmdline").read_bytes()
-            if arguments not in self.words:  # the environment is that of its start
+            if (process, arguments) not in self._started:  # the environment is that of its start
                 self.words |= {arguments, (process / "comm").read_bytes(), (process / "environ").read_bytes()}
+                self._started.add((process, arguments))
             for descriptor in os.scandir(process / "fd"):
-                opened = descriptor.path, os.readlink(descriptor.path)  # noqa: PTH115 -- many times a second
-                if opened not in self._opened:
-                    self._opened.add(opened)
-                    self._note(process / "fdinfo" / descriptor.name, opened[1])
+                name = os.readlink(descriptor.path)  # noqa: PTH115 -- many times a second
+                if _is_on_disk(name):
+                    mode = (process / "fdinfo" / descriptor.name).read_text().split()[3]
+                    if int(mode, 8) & os.O_ACCMODE != os.O_RDONLY:
+                        self.written.add(name)
         except OSError:
             return  # it ended
-
-    def _note(self, description: Path, name: str) -> None:
-        mode = description.read_text().split()[3]
-        if int(mode, 8) & os.O_ACCMODE != os.O_RDONLY:
-            self.written.add(name)
 
     def end(self) -> None:
         """Stop looking."""
@@ -141,8 +138,12 @@ class Processes(threading.Thread):
 
     def written_to_disk(self) -> set[str]:
         """Regular files that were open for writing and are not in memory."""
-        files = {name.removesuffix(" (deleted)") for name in self.written if name.startswith("/")}
-        return {name for name in files if not name.startswith(("/dev/", "/memfd:", "/proc/"))}
+        return {name.removesuffix(" (deleted)") for name in self.written}
+
+
+def _is_on_disk(name: str) -> bool:
+    """Whether what a descriptor links to is a file, and not in memory."""
+    return name.startswith("/") and not name.startswith(("/dev/", "/memfd:", "/proc/"))
 
 
 def _family(pid: int) -> Iterator[int]:
