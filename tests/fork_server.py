@@ -131,7 +131,8 @@ def serve(requests: socket.socket, main: Callable[[list[str]], int]) -> None:
                 if pid == 0:
                     selector.close()
                     requests.close()
-                    sys.exit(carry_out(json.loads(request), *descriptors, main))
+                    output, descriptor = descriptors
+                    sys.exit(carry_out(json.loads(request), output, descriptor, main))
                 for descriptor in descriptors:
                     os.close(descriptor)
                 selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)

@@ -25,8 +25,7 @@ from trainer import provider as steps
 from trainer.attestation.result.record import Record
 from trainer.data.examples.example_set import row_schema
 from trainer.encoding import file_sha256
-from trainer.error_document import FailureReport
-from trainer.errors import DataError, TrainerError
+from trainer.errors import DataError, JobError, TrainerError
 from trainer.provider.dataset_files import count_rows
 from trainer.provider.grants import GrantRecord
 from trainer.provider.opening import OpenedResult, open_sealed_result
@@ -326,8 +325,8 @@ def refused(action: Callable[[], object], code: str) -> None:
     assert caught.value.code.value == code
 
 
-def failed_with(run: Run, code: str) -> FailureReport:
-    """The job ends with a sealed report that names `code`; returns the report."""
+def failed_with(run: Run, code: str) -> JobError:
+    """The job ends with a sealed report that names `code`; returns the error in it."""
     opened = run.fetch()
     assert opened.failure is not None
     assert opened.failure.code.value == code, opened.failure

@@ -23,7 +23,7 @@ import pytest
 
 from tests.end_to_end.canary_runs import Run, failed_with, plant, refused
 from trainer.encoding import file_sha256
-from trainer.errors import TrainerError
+from trainer.errors import DataError, TrainerError
 from trainer.sealing.age import encrypt_file, encrypting_writer, generate_identity, parse_recipient
 
 Scenario = Callable[[Run], None]
@@ -189,7 +189,7 @@ def differentially_private(run: Run) -> None:
 
 def audited(run: Run) -> None:
     """Of texts, packed; so many that some are held out, by whatever key they are split."""
-    data = {"test_split_size": 0.4, "packing": True}
+    data: dict[str, object] = {"test_split_size": 0.4, "packing": True}
     run.start(train=QUICK, data=data, privacy={"audit": True, "canaries": 4})
     run.rows([{"text": f"{run.canaries.content} {number}"} for number in range(40)])
     succeed(run)
@@ -243,7 +243,9 @@ def wrong_rows(content: Callable[[Run], bytes], code: str, name: str = "train.js
         run.start(train=QUICK)
         run.file(name, content(run))
         run.upload()
-        assert failed_with(run, code).row == row
+        failure = failed_with(run, code)
+        assert isinstance(failure, DataError)
+        assert failure.row == row
 
     return scenario
 
