@@ -101,6 +101,36 @@ def test_evaluation_files_are_held_out_and_overlap_is_seen(tmp_path: Path, token
     assert not private.exact, "the key does not exist before the dataset is sealed"
 
 
+def test_splits_are_held_out_and_side_files_hold_no_rows(tmp_path: Path, tokens: ModelTokenizer) -> None:
+    files = {
+        name: write(tmp_path / name, rows)
+        for name, rows in {
+            "data/train-00000-of-00001.jsonl": rows_of(6),
+            "data/test-00000-of-00001.jsonl": rows_of(2),
+        }.items()
+    }
+    files["README.md"] = tmp_path / "README.md"
+    files["README.md"].write_text("---\nlicense: mit\n---\n")
+    advanced: list[int] = []
+    found = survey(files, spec(), tokens, advance=advanced.append)
+    data = build_dataset(read_files(files, max_rows=100), tokens, spec().data, split_key=seed_split_key(1))
+    assert found.sizes is not None
+    assert (found.sizes.train, found.sizes.evaluation) == (data.rows.train, data.rows.eval) == (6, 2)
+    assert found.side_files == ("README.md",)
+    assert sum(advanced) == sum(path.stat().st_size for path in files.values())
+    assert found.warnings == list(data.warnings)
+    assert not any("named like" in warning for warning in data.warnings)
+    assert not survey(files, spec(), None).warnings
+
+
+def test_contradicting_side_files_are_refused_before_any_row(tmp_path: Path, tokens: ModelTokenizer) -> None:
+    files = {name: write(tmp_path / name, [{"splits": ["train"]}]) for name in ("dataset_dict.json", "a.jsonl")}
+    found = survey(files, spec(), tokens)
+    assert found.first_problem is not None
+    assert found.first_problem.file == "dataset_dict.json"
+    assert not found.rows
+
+
 def test_every_bad_row_is_counted_and_the_first_are_listed(tmp_path: Path, tokens: ModelTokenizer) -> None:
     rows: list[object] = [*rows_of(3), *({"text": number} for number in range(30)), chat("long", "word " * 500)]
     files = {"a.jsonl": write(tmp_path / "a.jsonl", rows)}

@@ -96,3 +96,8 @@ def test_a_value_beside_the_named_columns_is_not_lost(tmp_path: Path) -> None:
 def test_columns_of_one_name_are_numbered(tmp_path: Path) -> None:
     error = refusal(tmp_path, "a.csv", f"text,{CANARY},{CANARY}\na,b,c\n")
     assert (error.reason, error.found) == ("two columns have the same name", "the same name for columns 2 and 3")
+
+
+def test_utf16_without_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    error = refusal(tmp_path, "a.csv", f"text\n{CANARY}\n".encode("utf-16-le"))
+    assert error.found == "something else with a zero character in line 1"

@@ -90,5 +90,5 @@ def test_a_list_that_is_not_utf8_is_named_by_its_row(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         rows_of(tmp_path, "a.json", b'[{"text": "' + CANARY.encode() + b'"}, {"text": "Caf\xe9"}]')
     error = caught.value
-    assert (error.reason, error.found) == ("the file is not UTF-8", "something else at this row or a later one")
+    assert (error.reason, error.found) == ("the file is not UTF-8", "something else in this row or a later one")
     assert (error.__cause__, error.__context__) == (None, None)

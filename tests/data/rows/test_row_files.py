@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trainer.data.rows import RowSchema, list_row_files, read_files
 from trainer.errors import DataError, ErrorCode
@@ -249,3 +251,32 @@ def test_a_side_file_is_not_read_without_bound(tmp_path: Path) -> None:
     contents = {**saved(""), "state.json": " " * ((1 << 20) + 1)}
     with pytest.raises(DataError, match="too long"):
         roles(tmp_path, contents)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["filename", "split", "x"]), inner)
+    ),
+    max_leaves=5,
+)
+side_contents = st.binary(max_size=20) | st.dictionaries(
+    st.sampled_from(["splits", "_data_files", "_split", "_indices_data_files", "configs", "data_files"]),
+    json_values,
+).map(lambda document: json.dumps(document).encode())
+
+
+@settings(max_examples=40)
+@given(content=side_contents, name=st.sampled_from(["dataset_dict.json", "train/state.json", "README.md"]))
+def test_any_side_file_is_taken_or_refused(
+    content: bytes, name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "any-side-file"
+    files = write(folder, {**saved_dict("train"), "README.md": "---\n{}\n---\n"})
+    files[name].write_bytes(b"---\n%b\n---\n" % content if name == "README.md" else content)
+    try:
+        found = list_row_files(files)
+    except DataError as error:
+        assert error.code is ErrorCode.DATASET_INVALID  # noqa: PT017 -- either outcome is right
+    else:
+        assert [file.name for file in found] == ["train/data-00000-of-00001.jsonl"]

@@ -8,10 +8,11 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Final
 
+from trainer.data.rows.file_roles import EVALUATION_SPLITS
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection
 
-_SPLIT_NAMES: Final = frozenset({"test", "validation", "valid", "val", "dev", "eval", "evaluation", "heldout"})
+_SPLIT_NAMES: Final = EVALUATION_SPLITS | {"heldout"}
 """Names that data sets give to the part that is not for training."""
 
 _SHARD_NUMBER: Final = re.compile(r"\d+|of|")

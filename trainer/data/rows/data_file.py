@@ -101,15 +101,15 @@ class DataFile:
             hint="the suffix of the file's name selects the format that the file must have",
         )
 
-    def not_utf8(self, place: str, *, row: int | None = None) -> DataError:
-        """Returns the error for a file that is not UTF-8 at a place, such as `byte 3 of line 2`."""
+    def not_utf8(self, problem: str, *, row: int | None = None) -> DataError:
+        """Returns the error for a file that is not UTF-8; `problem` says where, such as `at byte 3 of line 2`."""
         return DataError(
             ErrorCode.DATASET_INVALID,
             "the file is not UTF-8",
             file=self.name,
             row=row,
             expected="UTF-8, or UTF-16 that begins with a byte order mark",
-            found=f"something else at {place}",
+            found=f"something else {problem}",
             hint="save it as UTF-8 (spreadsheets call that CSV UTF-8), or convert it, "
             "for example with iconv -f WINDOWS-1252 -t UTF-8",
         )

@@ -56,7 +56,10 @@ def _decode_lines(data_file: DataFile, stream: BinaryIO) -> Iterator[str]:
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
-            problem = data_file.not_utf8(f"byte {error.start} of line {index + 1}")
+            problem = data_file.not_utf8(f"at byte {error.start} of line {index + 1}")
+            break
+        if "\0" in text:  # UTF-16 without a byte order mark is valid UTF-8, with a zero beside each ASCII letter
+            problem = data_file.not_utf8(f"with a zero character in line {index + 1}")
             break
         yield text
     else:

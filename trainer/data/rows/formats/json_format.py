@@ -211,7 +211,7 @@ class _ListParser:
         except UnicodeDecodeError:
             decoded = None
         if decoded is None:  # raised outside the handler: the decoder's error has the bytes
-            raise self._data_file.not_utf8("this row or a later one", row=self.row)
+            raise self._data_file.not_utf8("in this row or a later one", row=self.row)
         self._text, self._position = self._text[self._position :] + decoded, 0
         return bool(block)
 
