@@ -109,7 +109,7 @@ class Processes(threading.Thread):
         self._ended = threading.Event()
         self.words: set[bytes] = set()
         self.written: set[str] = set()
-        self._started: set[tuple[Path, bytes]] = set()
+        self._looked_at: set[tuple[Path, bytes]] = set()
 
     def run(self) -> None:
         while not self._ended.wait(SAMPLE_SECONDS):
@@ -119,9 +119,9 @@ class Processes(threading.Thread):
     def _look(self, process: Path) -> None:
         try:
             arguments = (process / "cmdline").read_bytes()
-            if (process, arguments) not in self._started:  # the environment is that of its start
+            if (process, arguments) not in self._looked_at:  # the environment is that of its start
                 self.words |= {arguments, (process / "comm").read_bytes(), (process / "environ").read_bytes()}
-                self._started.add((process, arguments))
+                self._looked_at.add((process, arguments))
             for descriptor in os.scandir(process / "fd"):
                 name = os.readlink(descriptor.path)  # noqa: PTH115 -- many times a second
                 if _is_on_disk(name):
