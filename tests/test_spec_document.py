@@ -10,13 +10,11 @@ import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+from typing import Any, cast
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import FastAPI
-from pydantic.fields import FieldInfo
 
 from trainer import logs
 from trainer.attestation.dstack.event_log import _LoggedEvent
@@ -45,6 +43,7 @@ from trainer.sealing.bundle import Grant
 from trainer.sealing.bundle_signature import BundleSignature, sign_bundle
 from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointFile, CheckpointHeader, CheckpointKeys
 from trainer.spec import JobSpec, parse_job_spec
+from trainer.spec.key_types import describe_field
 from trainer.tee import key_derivation as keys
 
 DOCUMENT = Path(__file__).parents[1] / "trainer" / "SPEC.md"
@@ -66,31 +65,8 @@ def key_table() -> str:
         if isinstance(model, type) and issubclass(model, Strict):
             for name, leaf in model.model_fields.items():
                 default = "required" if leaf.is_required() else f"`{json.dumps(leaf.default)}`"
-                lines.append(f"| `{section}.{name}` | {default} | {describe(leaf)} |")
+                lines.append(f"| `{section}.{name}` | {default} | {describe_field(leaf)} |")
     return "\n".join(lines)
-
-
-def describe(leaf: FieldInfo) -> str:
-    bounds = [
-        f"{mark} {getattr(part, name)}" for part in leaf.metadata for mark, name in BOUNDS if hasattr(part, name)
-    ]
-    return ", ".join([kind(leaf.annotation), *bounds])
-
-
-BOUNDS = (("≥", "ge"), (">", "gt"), ("≤", "le"), ("<", "lt"))
-
-
-def kind(annotation: object) -> str:
-    if get_origin(annotation) is Literal:
-        return " or ".join(f"`{json.dumps(value)}`" for value in get_args(annotation))
-    if get_origin(annotation) in (UnionType, Union):
-        return " or ".join(kind(part) for part in get_args(annotation))
-    if get_origin(annotation) is Annotated:
-        return kind(get_args(annotation)[0])
-    if isinstance(annotation, type) and hasattr(annotation, "__members__"):
-        return " or ".join(f"`{value}`" for value in annotation)  # type: ignore[attr-defined]
-    names = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null", None: "null"}
-    return names.get(annotation, "list" if get_origin(annotation) is tuple else "mapping")  # type: ignore[call-overload,no-any-return]
 
 
 def job_spec() -> str:
@@ -202,9 +178,8 @@ EXAMPLES: dict[str, Callable[[], str]] = {
 
 
 def rewrite(text: str) -> str:
-    text = re.sub(
-        r"<!-- keys -->.*<!-- /keys -->", f"<!-- keys -->\n{key_table()}\n<!-- /keys -->", text, flags=re.DOTALL
-    )
+    table = f"<!-- keys -->\n{key_table()}\n<!-- /keys -->"
+    text = re.sub(r"<!-- keys -->.*<!-- /keys -->", lambda _: table, text, flags=re.DOTALL)
     text = re.sub(r"```yaml\n.*?```", lambda _: f"```yaml\n{SPEC_YAML}```", text, count=1, flags=re.DOTALL)
     for name, make in EXAMPLES.items():
         block = f"<!-- example: {name} -->\n```\n{make()}\n```\n<!-- /example -->"

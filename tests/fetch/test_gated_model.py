@@ -12,7 +12,7 @@ from tests.fetch.stand_in_hub import REVISION, Hub
 from tests.fetch.test_base_model import FILES, digests, section, start, tree
 from trainer.errors import ErrorCode, JobError, UnavailableError
 from trainer.ipc.fetch_messages import FetchOrder
-from trainer.spec import ModelSection
+from trainer.spec import JobSpec, ModelSection
 
 TOKEN = "hf_secretsecretsecret"
 
@@ -159,8 +159,9 @@ def test_refused_url(urls: dict[str, str]) -> None:
 
 
 def test_urls_of_a_local_directory() -> None:
-    with pytest.raises(ValidationError, match="model_urls belongs to a hub id"):
-        parse("./model", {"config.json": "https://mirror.example/config.json"})
+    local = parse("./model", {"config.json": "https://mirror.example/config.json"})
+    with pytest.raises(ValidationError, match="model_urls means nothing to a local directory"):
+        JobSpec(version=1, model=local)
 
 
 def test_accepted_urls() -> None:

@@ -32,7 +32,7 @@ train: {train}
 
 @pytest.mark.parametrize(
     ("train", "checkpoints"),
-    [("{}", 1), ("{save_steps: 5}", 3), ("{save_steps: 5, save_total_limit: 7}", 8), ("{save_total_limit: 7}", 1)],
+    [("{}", 1), ("{save_steps: 5}", 3), ("{save_steps: 5, save_total_limit: 7}", 8)],
 )
 def test_need(train: str, checkpoints: int) -> None:
     size = OutputSize(trained_parameters=1000, merged_bytes=50_000)

@@ -134,7 +134,6 @@ CASES = {
         privacy={"audit": True},
         refused=True,
     ),
-    "none held out to audit": Case("got 12 and 0", privacy={"audit": True}, refused=True),
     "too few held out to audit": audited(12, 13, "2 held-out ones that are no copies of any, got 12 and 1", AUDIT),
     "enough held out to audit": audited(12, 14, None, AUDIT),
     "too few held out for the gate": audited(12, 31, "20 held-out ones that are no copies of any", GATE),

@@ -49,9 +49,12 @@ exchange:
 _ANSWERS_DATA: Final = """\
   format: {format}
   max_length: 2048 # tokens of a row; `trainer validate` shows the lengths of yours
-  assistant_only_loss: true
-  completion_only_loss: true
-"""
+{loss}"""
+_LOSS: Final = {
+    "text": "",
+    "prompt_completion": "  completion_only_loss: true # false: the prompt is learned as well\n",
+}
+_CHAT_LOSS: Final = "  assistant_only_loss: true # false: every token is learned\n"
 _PREFERENCE_DATA: Final = """\
   format: preference
   max_length: 2048 # tokens of prompt and answer together; `trainer validate` shows the lengths of yours
@@ -89,7 +92,9 @@ def render_job_template(model: str, row_kind: str, chat_template: str | None = N
     is_local = model.startswith(("./", "../", "/"))
     revision = "" if is_local else f'  model_revision: "{_ZERO_REVISION}" # FILL IN: the commit\n'
     pairs = row_kind == "preference"
-    data = _PREFERENCE_DATA if pairs else _ANSWERS_DATA.format(format=row_kind)
+    data = (
+        _PREFERENCE_DATA if pairs else _ANSWERS_DATA.format(format=row_kind, loss=_LOSS.get(row_kind, _CHAT_LOSS))
+    )
     if chat_template is not None:
         # As a block of lines, which a reviewer can read, unless a character must be escaped.
         plain = chat_template.replace("\n", "").isprintable()

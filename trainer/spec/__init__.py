@@ -22,7 +22,6 @@ from trainer.spec.job_variable import (
     read_job_variable,
     to_compose,
 )
-from trainer.spec.key_hints import meant_key
 from trainer.spec.learning_rate import (
     LearningRate,
     LearningRatePath,
@@ -75,7 +74,6 @@ __all__ = [
     "is_set_by_renderer",
     "leaf_names",
     "learning_rate_path",
-    "meant_key",
     "parse_job_spec",
     "read_job_spec",
     "read_job_variable",

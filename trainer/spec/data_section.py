@@ -155,21 +155,12 @@ ROW_COLUMNS: Final = (
 _ESSENTIAL_KEYS: Final = frozenset({"role", "content", "from", "value"})
 
 
-_ANSWERS_ONLY: Final = ("assistant_only_loss", "completion_only_loss", "train_on", "split_turns", "packing")
-"""Keys without effect on pairs, whose loss covers both answers completely."""
-
-
 def check_method(method: MethodName, data: DataSection) -> None:
     """Requires that a `train.method` and the data section are compatible.
 
     Raises:
-        ValueError: a format that the method cannot use, or for `dpo` a key that means nothing to it.
+        ValueError: a format that the method cannot use.
     """
     preferences = data.format is RowFormat.PREFERENCE
     if data.format is not RowFormat.AUTO and preferences != METHOD_RULES[method].learns_from_pairs:
         raise ValueError(f"data.format {data.format} cannot be trained on with train.method {method}")
-    if not METHOD_RULES[method].learns_from_pairs:
-        return
-    for name in _ANSWERS_ONLY:
-        if getattr(data, name) != DataSection.model_fields[name].default:
-            raise ValueError(f"data.{name} means nothing to train.method {method}: pairs are learned completely")

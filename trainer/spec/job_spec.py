@@ -13,11 +13,12 @@ from trainer.errors import ErrorCode, UsageError
 from trainer.models import One, Strict
 from trainer.spec.data_section import DataSection, check_method
 from trainer.spec.exchange_section import ExchangeSection
-from trainer.spec.key_hints import meant_key
+from trainer.spec.key_meaning import meaningless_keys
 from trainer.spec.lora_section import LoraSection
 from trainer.spec.model_section import ModelSection
 from trainer.spec.output_section import OutputSection
 from trainer.spec.privacy_section import PrivacySection, privacy_refusals
+from trainer.spec.spec_errors import spec_error
 from trainer.spec.tee_section import TeeSection
 from trainer.spec.train_section import TrainSection
 from trainer.strict_yaml import parse_yaml
@@ -46,6 +47,8 @@ class JobSpec(Strict):
             raise ValueError("data.chat_template_path: expected the name of a file in model.model_file_sha256")
         for refusal in privacy_refusals(self):
             raise ValueError(refusal)
+        if meaningless := "; ".join(meaningless_keys(self)):
+            raise ValueError(meaningless)
         if self.train.torch_compile and self.lora.use_dora:
             raise ValueError(
                 "train.torch_compile: lora.use_dora must be false: PEFT's magnitudes cannot be traced"
@@ -79,14 +82,15 @@ def parse_job_spec(data: bytes) -> JobSpec:
     """Parses the bytes of a job.yaml.
 
     Raises:
-        UsageError: too large, not YAML, a key twice, an unknown key (names the key meant), a value out of range.
+        UsageError: too large, not YAML, a key twice, unknown keys (all of them, each with the key meant), a
+            value out of range, a key that means nothing where it stands.
     """
     document = parse_yaml(data, what="job spec", limit=MAX_SPEC_BYTES, code=ErrorCode.SPEC_INVALID)
     # Validated as JSON, where strict mode takes arrays for tuples and text for enums, which YAML has no types for.
     try:
         return JobSpec.model_validate_json(exact_json(document))
     except ValidationError as error:
-        raise _spec_error(error) from error
+        raise spec_error(error, JobSpec, [*leaf_names(), *JobSpec.model_fields]) from error
 
 
 def leaf_names() -> Iterator[str]:
@@ -95,27 +99,3 @@ def leaf_names() -> Iterator[str]:
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, Strict):
             yield from (f"{section}.{leaf}" for leaf in annotation.model_fields)
-
-
-def _spec_error(error: ValidationError) -> UsageError:
-    """Returns the first problem that pydantic found, as an error that names the key as the user wrote it."""
-    first = error.errors(include_url=False, include_context=False, include_input=True)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "document"
-    if first["type"] == "extra_forbidden":
-        meant = meant_key(where, [*leaf_names(), *JobSpec.model_fields])
-        return UsageError(
-            ErrorCode.SPEC_UNKNOWN_KEY,
-            f"job spec: unknown key {where!r}",
-            hint=f"did you mean {meant}?" if meant else "see trainer/SPEC.md for all keys",
-        )
-    if first["type"] == "missing":
-        return UsageError(ErrorCode.SPEC_INVALID, f"job spec: {where} is missing")
-    if first["type"] == "value_error":
-        reason = first["msg"].removeprefix("Value error, ")
-        return UsageError(ErrorCode.SPEC_INVALID, ": ".join(filter(None, ("job spec", where, reason))))
-    return UsageError(
-        ErrorCode.SPEC_INVALID,
-        f"job spec: {where}",
-        expected=first["msg"].removeprefix("Input should be "),
-        found=repr(first["input"]),
-    )

@@ -56,8 +56,6 @@ class ModelSection(Strict):
     def _check_model(self) -> Self:
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit exclude each other")
-        if self.is_local and self.model_revision is not None:
-            raise ValueError("model_revision belongs to a hub id; a local directory is pinned by its digests")
         if not self.is_local:
             if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", self.model_name_or_path):
                 raise ValueError("model_name_or_path must be ./DIR, /DIR or a hub id such as org/name")
@@ -73,8 +71,6 @@ class ModelSection(Strict):
         return self
 
     def _check_urls(self) -> None:
-        if self.model_urls and self.is_local:
-            raise ValueError("model_urls belongs to a hub id; the files of a local directory are copied")
         for name, url in self.model_urls.items():
             if name not in self.model_file_sha256:
                 raise ValueError(f"model_urls: {name!r} is not in model_file_sha256, so it would not be loaded")

@@ -33,7 +33,8 @@ _SCHEDULE_KEYS: Final[Mapping[str, frozenset[str]]] = {
 _STEP_COUNTS: Final = frozenset({"timescale", "num_decay_steps", "num_stable_steps"})
 """Keys of `lr_scheduler_kwargs` that count optimizer steps."""
 
-_ADAM_OPTIMIZERS: Final = ("adamw_torch", "adamw_torch_fused", "adamw_8bit")
+ADAM_OPTIMIZERS: Final = ("adamw_torch", "adamw_torch_fused", "adamw_8bit")
+"""Values of `train.optim` with the moments of Adam."""
 
 
 LossType = Literal[
@@ -137,19 +138,9 @@ class TrainSection(Strict):
         return tuple(zip(names, self.loss_weights or (1.0,) * len(names), strict=True))
 
     @model_validator(mode="after")
-    def _check_method_keys(self) -> Self:
-        rules = METHOD_RULES[self.method]
-        if rules.learns_from_pairs and self.neftune_noise_alpha is not None:
-            raise ValueError(f"neftune_noise_alpha means nothing to method {self.method}")
-        # A key that only another method reads is refused, because it would have no effect and look as if it had.
-        owned = frozenset().union(*(other.keys for other in METHOD_RULES.values()))
-        for key in sorted(self.model_fields_set & owned - rules.keys):
-            owners = " and ".join(name for name, other in METHOD_RULES.items() if key in other.keys)
-            raise ValueError(f"{key} means nothing to method {self.method}; it belongs to method {owners}")
-        return self
-
-    @model_validator(mode="after")
     def _check_pair_loss(self) -> Self:
+        if "loss_type" not in METHOD_RULES[self.method].keys:
+            return self  # these keys mean nothing then
         names = self.loss_type if isinstance(self.loss_type, tuple) else (self.loss_type,)
         if len(set(names)) != len(names):
             raise ValueError("loss_type names a term twice")
@@ -169,24 +160,10 @@ class TrainSection(Strict):
             raise ValueError("num_processes: engine unsloth runs in one process")
         if self.fsdp is not None and self.num_processes == 1:
             raise ValueError("fsdp needs num_processes: auto, or more than 1")
-        # A key without effect is refused: the author would believe that the model is compiled.
-        if "torch_compile_mode" in self.model_fields_set and not self.torch_compile:
-            raise ValueError("torch_compile_mode means nothing without torch_compile: true")
         if self.torch_compile and self.engine is Engine.UNSLOTH:
             raise ValueError("torch_compile: engine unsloth compiles its own kernels")
         if self.torch_compile and self.fsdp is not None:
             raise ValueError("torch_compile: fsdp gathers layers within the pass that would be compiled")
-        return self
-
-    @model_validator(mode="after")
-    def _check_dependent_keys(self) -> Self:
-        # Each of these keys would be without effect on its own.
-        for name in ("early_stopping_patience", "load_best_model_at_end"):
-            if getattr(self, name) and self.eval_steps is None:
-                raise ValueError(f"{name} needs eval_steps")
-        adam = {"adam_beta1", "adam_beta2", "adam_epsilon"} & self.model_fields_set
-        if adam and self.optim not in _ADAM_OPTIMIZERS:
-            raise ValueError(f"{min(adam)} means nothing to optim {self.optim}")
         return self
 
     @model_validator(mode="after")
