@@ -122,6 +122,16 @@ def test_what_arrow_alone_stores(tmp_path: Path) -> None:
     assert all(isinstance(row, DataError) and row.field == "text" for row in rows)
 
 
+def test_the_index_of_a_data_frame_is_named_and_can_be_left_out(tmp_path: Path) -> None:
+    path = parquet(tmp_path, pa.table({"text": ["a"], "__index_level_0__": [7]}))
+    (error,) = rows_of(path)
+    assert isinstance(error, DataError)
+    assert error.found == 'text, the column "__index_level_0__"'
+    assert error.hint == 'leave out the index of a data frame with data.ignore_columns: ["__index_level_0__"]'
+    (row,) = rows_of(path, ignored=frozenset({"__index_level_0__"}))
+    assert not isinstance(row, DataError)
+
+
 def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     table = pa.table([pa.array([CANARY]), pa.array([CANARY])], names=["text", "text"])
     for write in (parquet, arrow):
@@ -168,6 +178,7 @@ print(dict(count_rows(find_data_files([Path(sys.argv[1])]))), sorted({"torch", "
 """
 
 
+@pytest.mark.slow
 def test_a_saved_dataset_is_read_without_torch_and_leaves_nothing(tmp_path: Path) -> None:
     """A process of its own: this one has imported torch and has written the dataset."""
     home, saved = tmp_path / "home", tmp_path / "saved"
