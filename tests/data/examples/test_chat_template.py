@@ -301,3 +301,43 @@ def test_rows_without_the_template_and_keys_that_are_left_out_are_counted(make_t
     pairs: list[Row] = [PreferenceRow("f", 0, plain, replace(plain, completion=" b"))]
     paired = build_dataset(pairs, make_tokens(SWITCHED), data, split_key=seed_split_key(0), method="dpo")
     assert any("1 of 1 rows" in text for text in paired.warnings)
+
+
+# opened thoughts
+
+
+OPENS_THOUGHT = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '<User>' + m.content }}"
+    "{% else %}{{ '<Assistant>' + m.content.split('</think>')[-1] + '</s>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<Assistant><think>\n' }}{% endif %}"
+)
+
+
+def thinking(row: ChatRow) -> ChatRow:
+    """The same row with a thought in each of the assistant's turns."""
+    turns = (replace(m, reasoning_content="hm") if m.role == "assistant" else m for m in row.messages)
+    return replace(row, messages=tuple(turns))
+
+
+@pytest.mark.parametrize("said", [chat("a", "<think>\nhm\n</think>\n\nb"), thinking(chat("a", "b"))])
+def test_a_thought_that_the_prompt_opens_is_trained_on_as_it_is_generated(
+    said: ChatRow, make_tokens: MakeTokens
+) -> None:
+    tokens = make_tokens(OPENS_THOUGHT, eos="</s>")
+    assert texts(said, tokens) == [("<User>a<Assistant><think>\n", "hm\n</think>\n\nb</s>")]
+
+
+def test_each_turn_of_an_opened_thought_follows_what_generation_is_given(make_tokens: MakeTokens) -> None:
+    tokens = make_tokens(OPENS_THOUGHT, eos="</s>")
+    row = thinking(chat("a", "b", "c", "d"))
+    assert texts(row, tokens) == [
+        ("<User>a<Assistant><think>\n", "hm\n</think>\n\nb</s>"),
+        ("<User>a<Assistant>b</s><User>c<Assistant><think>\n", "hm\n</think>\n\nd</s>"),
+    ]
+
+
+@pytest.mark.parametrize("said", ["b", "<think>b", "hm</think>b", "<think>hm</think>b"])
+def test_a_turn_without_the_thought_that_the_prompt_opens_is_refused(said: str, make_tokens: MakeTokens) -> None:
+    with pytest.raises(DataError, match="opens the turn for generation in another way") as caught:
+        encode(chat("a", said), make_tokens(OPENS_THOUGHT, eos="</s>"), DATA)
+    assert "give the assistant's turns reasoning_content" in str(caught.value.hint)

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Final
 
 from trainer.data.examples.chat_template import ChatTemplate, TemplateRefusedError
-from trainer.data.examples.masks import RenderedText, RenderedTurn, move_system
+from trainer.data.examples.masks import RenderedText, RenderedTurn
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.printed_forms import printed_forms
 from trainer.data.examples.row_texts import RowText, Scalar, collect_texts, replace_texts
+from trainer.data.examples.turn_forms import render_messages
 from trainer.data.rows import ChatRow
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import RowPart
@@ -113,10 +115,8 @@ def _find_missing(
     if markers == values:
         return _search(own, values, rendered.text)
     messages, tools = replace_texts(row, rendered.count, markers)
-    if rendered.moves_system:
-        messages = move_system(messages)
     try:
-        marked = template.render(messages, prompt=False, tools=tools, arguments=row.template_arguments)
+        marked = render_messages(replace(row, messages=messages, tools=tools), rendered.form, template)
     except TemplateRefusedError:  # it demands a form that a marker lacks
         return _search(own, values, rendered.text)
     return _search(own, markers, marked)

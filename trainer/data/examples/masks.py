@@ -26,7 +26,8 @@ from typing import Final
 
 from trainer.data.examples.chat_template import CharacterSpan
 from trainer.data.examples.model_tokenizer import ModelTokenizer, TemplateRefusedError
-from trainer.data.rows import ChatRow, Message
+from trainer.data.examples.turn_forms import OPENED_THOUGHT, TurnForm, render_messages, render_prompt
+from trainer.data.rows import ChatRow
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection, RowPart, SplitTurns, TrainOn
 
@@ -77,13 +78,13 @@ class RenderedText:
         text: their rendering.
         count: the number of these messages.
         turns: the turns of it that are trained on, in order; None means all of the text.
-        moves_system: whether the messages were rendered as `move_system` returns them.
+        form: how the messages were rendered.
     """
 
     text: str
     count: int
     turns: tuple[RenderedTurn, ...] | None
-    moves_system: bool = False
+    form: TurnForm = TurnForm.PLAIN
 
     @property
     def spans(self) -> tuple[CharacterSpan, ...] | None:
@@ -188,57 +189,48 @@ def _render_turn(row: ChatRow, tokenizer: ModelTokenizer, number: int, complete:
     before = _render(row, tokenizer, number, prompt=True)
     is_last = number + 1 == len(row.messages)
     after = complete if is_last else _render_turns(row, tokenizer, number + 1)
-    moves_system = not after.startswith(before)
-    if moves_system:
-        after = _render_with_moved_system(row, tokenizer, number, before)
+    form = TurnForm.PLAIN
+    if not after.startswith(before):
+        form, after = _render_as_prompted(row, tokenizer, number, before)
     turn = RenderedTurn(number, ((len(before), len(after)),))
-    return RenderedText(after, number + 1, (turn,), moves_system)
+    return RenderedText(after, number + 1, (turn,), form)
 
 
-def _render_with_moved_system(row: ChatRow, tokenizer: ModelTokenizer, number: int, before: str) -> str:
-    """Renders the row up to turn `number` with the system text before the text of the user turn that it answers.
-
-    Some templates (that of Mistral 7B v0.3) print the system text in the last user turn, and only while no answer
-    follows it. The model is then given the same text if the row has it in the user turn itself.
+def _render_as_prompted(row: ChatRow, tokenizer: ModelTokenizer, number: int, before: str) -> tuple[TurnForm, str]:
+    """Renders the row up to turn `number` in another form, so that it begins with the input of the turn.
 
     Raises:
-        DataError: the model would be given another text.
+        DataError: it does not in any form.
     """
-    messages = row.messages[: number + 1]
-    moved = replace(row, messages=move_system(messages))
-    if moved.messages != messages:
-        with suppress(DataError):
-            after = _render_turns(moved, tokenizer, number)
-            if after.startswith(before) and before == _render(moved, tokenizer, number - 1, prompt=True):
-                return after
+    messages = replace(row, messages=row.messages[: number + 1])
+    for form in (TurnForm.MOVED_SYSTEM, TurnForm.OPENED_THOUGHT):
+        with suppress(TemplateRefusedError):
+            after = render_messages(messages, form, tokenizer.template)
+            if after.startswith(before) and before == render_prompt(messages, form, tokenizer.template):
+                return form, after + _stop_of_next_turn(row, tokenizer, number)
     names = ", ".join(sorted(tokenizer.template.variables))
-    raise mask_not_exact(
-        row,
-        number,
-        "the chat template opens the turn for generation in another way",
-        hint=f"{f'set data.chat_template_kwargs (the template reads {names}), ' if names else ''}"
-        "give data.chat_template one that renders what it prompts, or use rows of prompt and completion",
+    hints = (
+        "give the assistant's turns reasoning_content" if before.endswith(OPENED_THOUGHT) else "",
+        f"set data.chat_template_kwargs (the template reads {names})" if names else "",
+        "give data.chat_template one that renders what it prompts",
+        "use rows of prompt and completion",
     )
-
-
-def move_system(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Returns the messages with the text of the system before that of the last user turn."""
-    first, *turns = messages
-    last_user = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=None)
-    if first.role != "system" or last_user is None:
-        return tuple(messages)
-    turns[last_user] = replace(turns[last_user], content=f"{first.content}\n\n{turns[last_user].content}")
-    return tuple(turns)
+    reason = "the chat template opens the turn for generation in another way"
+    raise mask_not_exact(row, number, reason, hint=", or ".join(filter(None, hints)))
 
 
 def _render_turns(row: ChatRow, tokenizer: ModelTokenizer, count: int) -> str:
     """Renders the first `count` messages, with the end of the last that the template leaves to the next turn."""
     text = _render(row, tokenizer, count, prompt=False)
-    last = row.messages[count - 1]
-    if last.role != "assistant":
-        return text
-    following = next((turn.role for turn in row.messages[count:]), "tool" if last.tool_calls else "user")
-    return text + tokenizer.next_turn_stops.find(following)
+    return text + _stop_of_next_turn(row, tokenizer, count - 1)
+
+
+def _stop_of_next_turn(row: ChatRow, tokenizer: ModelTokenizer, number: int) -> str:
+    turn = row.messages[number]
+    if turn.role != "assistant":
+        return ""
+    following = next((after.role for after in row.messages[number + 1 :]), "tool" if turn.tool_calls else "user")
+    return tokenizer.next_turn_stops.find(following)
 
 
 def _render(row: ChatRow, tokenizer: ModelTokenizer, count: int, *, prompt: bool) -> str:
