@@ -38,7 +38,7 @@ def test_the_template_can_be_pinned() -> None:
 @example("  {{- bos_token }}\n\n\n")
 @example("{{ '<\uff5cUser\uff5c>' }} \n\t{% if a %}\r\n# no comment\n--- \n")
 def test_a_chat_template_arrives_as_it_is(template: str) -> None:
-    template += "" if "{" in template else "{{ messages }}\n\n"
+    template = template + "{{ messages }}" + template
     text = render_job_template("./model", "messages", template)
     assert parse_job_spec(text.encode()).data.chat_template == template
 
