@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import JsonValue
 
 from tests.receipt.conftest import SPEC
 from trainer.attestation.checks import CheckState
@@ -314,5 +315,22 @@ def test_a_success_counts_every_row_that_was_sealed(
     assert expected.terms is not None
     known = dataclasses.replace(expected, terms=dataclasses.replace(expected.terms, rows=10))
     statement = parse_statement(make_statement(dataclasses.replace(run, metrics=metrics)))  # type: ignore[arg-type]
+    checks = appraise_statement(statement, known)
+    assert [check.code for check in checks if check.state is CheckState.CONTRAINDICATED] == wrong
+
+
+@pytest.mark.parametrize(
+    ("data", "wrong"), [("data: {mix: {chat.jsonl: 0.5}}", []), ("data: {}", ["receipt-rows"])], ids=str
+)
+def test_rows_that_are_not_drawn_are_counted_where_the_job_spec_mixes_data(
+    run: StatementInputs, expected: ExpectedResult, data: str, wrong: list[str]
+) -> None:
+    assert expected.terms is not None
+    spec = parse_job_spec(f"{SPEC}{data}\n".encode())
+    known = dataclasses.replace(
+        expected, terms=dataclasses.replace(expected.terms, rows=10), job_spec_sha256=spec.sha256()
+    )
+    counts: dict[str, JsonValue] = {"train": 4, "eval": 1, "dropped": 1, "truncated": 0, "undrawn": 4}
+    statement = parse_statement(make_statement(dataclasses.replace(run, spec=spec, metrics={"rows": counts})))
     checks = appraise_statement(statement, known)
     assert [check.code for check in checks if check.state is CheckState.CONTRAINDICATED] == wrong

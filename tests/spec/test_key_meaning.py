@@ -21,6 +21,7 @@ UNHELD: Sections = {"data": {"test_split_size": 0}}
 BY_FILES: Sections = {"data": {"eval_files": "dev/*"}}
 DPO: Sections = {"train": {"method": "dpo"}}
 ORPO: Sections = {"train": {"method": "orpo"}}
+KTO: Sections = {"train": {"method": "kto"}}
 EPSILON = {"target_epsilon": 3.0, "target_delta": 1e-5}
 PRIVATE: Sections = {"privacy": EPSILON, "data": {"split_turns": "never"}, "train": {"engine": "transformers"}}
 
@@ -77,7 +78,7 @@ KEYS = {
     "data.chat_template_path": Key("config.json", (NOTHING, DPO), (data(format="text"),)),
     "data.chat_template_kwargs": Key({"quick": True}, (NOTHING, DPO), (data(format="text"),)),
     "data.ignore_message_keys": Key(["id"], (NOTHING, DPO), (data(format="text"),)),
-    "data.packing": Key(True, (NOTHING,), (DPO, ORPO)),
+    "data.packing": Key(True, (NOTHING,), (DPO, ORPO, KTO)),
     "data.packing_strategy": Key("bfd", (data(packing=True),), (NOTHING, data(packing=False))),
     "train.per_device_eval_batch_size": Key(2, EVALUATED, (UNHELD,)),
     "train.warmup_steps": Key(
@@ -90,11 +91,13 @@ KEYS = {
     "train.adam_beta2": Key(0.8, (NOTHING,), (train(optim="adafactor"),)),
     "train.adam_epsilon": Key(1e-6, (NOTHING,), (train(optim="sgd"),)),
     "train.num_train_epochs": Key(2, (NOTHING, train(max_steps=-1)), (train(max_steps=5),)),
-    "train.beta": Key(0.2, (DPO, ORPO), (NOTHING,)),
+    "train.beta": Key(0.2, (DPO, ORPO, KTO), (NOTHING,)),
+    "train.desirable_weight": Key(2, (KTO,), (NOTHING, DPO)),
+    "train.undesirable_weight": Key(2, (KTO,), (NOTHING, DPO)),
     "train.loss_type": Key("ipo", (DPO,), (NOTHING, ORPO)),
     "train.loss_weights": Key([2], (DPO,), (NOTHING, ORPO)),
     "train.label_smoothing": Key(0.1, (train(method="dpo", loss_type="robust"),), (NOTHING, ORPO)),
-    "train.neftune_noise_alpha": Key(5, (NOTHING,), (DPO, ORPO)),
+    "train.neftune_noise_alpha": Key(5, (NOTHING,), (DPO, ORPO, KTO)),
     "train.torch_compile_mode": Key("default", (train(torch_compile=True),), (NOTHING,)),
     "train.eval_steps": Key(5, EVALUATED, (UNHELD,)),
     "train.early_stopping_patience": Key(2, (STEPS, {**STEPS, **BY_FILES}), (NOTHING, UNHELD_STEPS)),
@@ -120,6 +123,7 @@ ALWAYS = """
     lora.lora_r lora.lora_alpha lora.lora_dropout lora.lora_target_modules lora.use_rslora lora.use_dora
     lora.init_lora_weights
     data.format data.columns data.ignore_columns data.eval_files data.max_length data.on_overlong data.max_rows
+    data.mix train.loraplus_lr_ratio
     train.method train.engine train.num_processes train.fsdp train.per_device_train_batch_size
     train.gradient_accumulation_steps train.learning_rate train.lr_scheduler_type train.lr_scheduler_kwargs
     train.weight_decay train.max_steps train.max_grad_norm train.seed train.gradient_checkpointing

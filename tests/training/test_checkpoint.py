@@ -67,10 +67,13 @@ PATIENT: dict[str, dict[str, object]] = {
                 "lr_scheduler_type": "cosine",
             }
         },
-        {"train": {"optim": "sgd", "logging_steps": 4, "num_train_epochs": 1.0, "max_steps": -1}},
+        {
+            "train": {"optim": "sgd", "logging_steps": 4, "num_train_epochs": 1.0, "max_steps": -1},
+            "data": {"mix": {"chat.jsonl": 1.2}},
+        },
         {"privacy": {"audit": True, "audit_rows": 8, "canaries": 4, "canary_repetitions": 2}},
     ],
-    ids=["plain", "packed", "adafactor", "sgd", "audited"],
+    ids=["plain", "packed", "adafactor", "sgd, mixed", "audited"],
 )
 def test_resumed_at_every_saved_step_is_bitwise_the_whole(
     runs: Callable[..., Runs], sections: dict[str, dict[str, object]]

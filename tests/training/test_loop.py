@@ -275,6 +275,7 @@ def test_memory_for_not_even_one_row_is_an_error(model: Any) -> None:
     [
         {},
         {"optim": "sgd", "learning_rate": 0.1},
+        {"loraplus_lr_ratio": 4.0},
         {"optim": "adafactor"},
         {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-4}, "warmup_steps": 2},
         {"neftune_noise_alpha": 5.0},

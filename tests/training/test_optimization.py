@@ -121,7 +121,7 @@ def parameter() -> nn.Parameter:
 def stepped(**section: Any) -> torch.Tensor:
     weights = parameter()
     settings = TrainSection(learning_rate=0.1, **section)
-    optimizer = make_optimizer([weights], settings)
+    optimizer = make_optimizer({"weights": weights}, settings)
     set_learning_rate(optimizer, LearningRate(settings, 10).at(6))
     weights.grad = torch.tensor([0.5, -0.25, 0.0])
     optimizer.step()
@@ -150,5 +150,17 @@ def test_adafactor_takes_the_learning_rate_of_the_schedule() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU says")
 def test_eight_bit_states_need_a_gpu() -> None:
     with pytest.raises(JobError) as caught:
-        make_optimizer([parameter()], TrainSection(optim="adamw_8bit"))
+        make_optimizer({"weights": parameter()}, TrainSection(optim="adamw_8bit"))
     assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "adafactor"])
+def test_matrices_b_have_a_learning_rate_of_their_own(optim: Any) -> None:
+    names = ("q.lora_A.default.weight", "q.lora_B.default.weight", "q.lora_magnitude_vector.default.weight",
+             "embed.lora_embedding_A.default", "embed.lora_embedding_B.default")  # fmt: skip
+    parameters = {name: parameter() for name in names}
+    optimizer = make_optimizer(parameters, TrainSection(learning_rate=0.1, loraplus_lr_ratio=16, optim=optim))
+    set_learning_rate(optimizer, 0.05)
+    rates = {id(item): group["lr"] for group in optimizer.param_groups for item in group["params"]}
+    found = {name: rates[id(item)] for name, item in parameters.items()}
+    assert found == {name: pytest.approx(0.8 if "B" in name else 0.05) for name in names}

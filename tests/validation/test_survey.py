@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from array import array
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,7 @@ def test_every_bad_row_is_counted_and_the_first_are_listed(tmp_path: Path, token
 
 
 PAIR = {"prompt": "a", "chosen": " b", "rejected": " c"}
+JUDGED = {"prompt": "Question?", "completion": " no", "label": False}
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["with the tokenizer", "without"])
@@ -162,12 +164,16 @@ PAIR = {"prompt": "a", "chosen": " b", "rejected": " c"}
         ("dpo", chat("q", "a"), "messages"),
         ("dpo", {"prompt": "a", "completion": " b"}, "completion"),
         ("dpo", {"text": "a b"}, "text"),
+        ("sft", JUDGED, "label"),
+        ("dpo", JUDGED, "label"),
+        ("kto", PAIR, "chosen"),
+        ("kto", {"prompt": "a", "completion": " b"}, "completion"),
     ],
 )
 def test_rows_that_the_method_does_not_train_on(
     tmp_path: Path, tokens: ModelTokenizer, method: MethodName, row: dict[str, object], field: str, known: bool
 ) -> None:
-    fitting = PAIR if method == "dpo" else {"text": "fits"}
+    fitting = {"sft": {"text": "fits"}, "dpo": PAIR, "kto": JUDGED}[method]
     files = {"a.jsonl": write(tmp_path / "a.jsonl", [fitting, row])}
     job = spec(data={"test_split_size": 0}, train={"method": method})
     found = survey(files, job, tokens if known else None)
@@ -178,6 +184,7 @@ def test_rows_that_the_method_does_not_train_on(
         assert error is not None
         assert error.code is ErrorCode.DATASET_NOT_TRAINABLE
         assert (error.file, error.row, error.field) == ("a.jsonl", 1, field)
+        assert row is not JUDGED or "train.method to kto" in str(error.hint)
 
 
 def test_a_split_by_a_secret_is_judged_by_the_sizes_to_be_expected(tmp_path: Path, tokens: ModelTokenizer) -> None:
@@ -366,3 +373,51 @@ def test_where_the_model_is(tmp_path: Path) -> None:
     assert find_model(spec(), job, tmp_path) == tmp_path
     with pytest.raises(UsageError, match="no such directory"):
         find_model(spec(), job, tmp_path / "x")
+
+
+@pytest.mark.parametrize("labels", [(True, False, False), (True, True, True)], ids=str)
+def test_labels_are_counted_and_reach_the_examples(
+    tmp_path: Path, tokens: ModelTokenizer, labels: tuple[bool, ...]
+) -> None:
+    rows: list[object] = [
+        {**chat(f"Question {number}?", "Yes."), "label": label} for number, label in enumerate(labels)
+    ]
+    files = {"a.jsonl": write(tmp_path / "a.jsonl", rows)}
+    job = spec(data={"test_split_size": 0}, train={"method": "kto"})
+    found = survey(files, job, tokens)
+    data = build_dataset(
+        read_files(files, max_rows=9), tokens, job.data, split_key=seed_split_key(0), method="kto"
+    )
+    assert tuple(example.label for example in data.train) == labels
+    assert found.outcomes is not None
+    assert [found.outcomes.labels[label] for label in (True, False)] == [labels.count(True), labels.count(False)]
+    assert any("EVERY LABEL IS true" in warning for warning in data.warnings) == all(labels)
+
+
+def test_a_mix_is_that_of_the_job(tmp_path: Path, tokens: ModelTokenizer) -> None:
+    files = {
+        "chat.jsonl": write(tmp_path / "chat.jsonl", rows_of(30)),
+        "faq.jsonl": write(tmp_path / "faq.jsonl", [chat(f"Why {number}?", "Because.") for number in range(7)]),
+    }
+    job = spec(data={"test_split_size": 0.2, "mix": {"chat.jsonl": 0.5, "faq.jsonl": 2.0}})
+    found = survey(files, job, tokens)
+    key = seed_split_key(job.train.seed)
+    data = build_dataset(read_files(files, max_rows=99), tokens, job.data, split_key=key)
+    assert found.mix is not None
+    assert found.mix.sets == data.mix
+    assert sum(found.mix.uses) == len(data.train) == sum(counts.uses for counts in data.mix.values())
+    assert found.steps == math.ceil(len(data.train) / job.train.per_device_train_batch_size)
+    assert data.rows.undrawn
+    assert sum((data.rows.train, data.rows.eval, data.rows.dropped, data.rows.undrawn)) == 37
+    for warnings in (data.warnings, found.warnings):
+        assert any(f"{data.rows.undrawn} of " in text and "never trained on" in text for text in warnings)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["with the tokenizer", "without"])
+def test_a_mix_of_files_that_are_not_there_is_refused(tmp_path: Path, tokens: ModelTokenizer, known: bool) -> None:
+    files = {"chat.jsonl": write(tmp_path / "chat.jsonl", rows_of(3))}
+    job = spec(data={"test_split_size": 0, "mix": {"chats/*": 2.0}})
+    found = survey(files, job, tokens if known else None)
+    assert found.refused == {"dataset-invalid": 1}
+    with pytest.raises(DataError, match="no file to train on matches"):
+        build_dataset(read_files(files, max_rows=9), tokens, job.data, split_key=seed_split_key(0))

@@ -109,6 +109,8 @@ class ValidationReport:
             "length": quantiles(found.lengths),
             "histogram": histogram(found.lengths),
             "pairs": pairs,
+            "labels": {str(label).lower(): count for label, count in outcomes.labels.items()} if outcomes else {},
+            "mix": {name: asdict(counts) for name, counts in found.mix.sets.items()} if found.mix else {},
             "duplicate_rows": outcomes.duplicates if outcomes else 0,
             "beyond_context_rows": outcomes.beyond_context if outcomes else 0,
             "split": {**asdict(sizes), "exact": found.exact} if sizes else None,
@@ -169,6 +171,8 @@ def _token_lines(result: ValidationReport) -> Iterator[str]:
         yield f"          {found.lost} more would be trained on, but are cut or dropped"
     yield "length    " + "  ".join(f"{name} {value}" for name, value in quantiles(found.lengths).items())
     yield from _pair_lines(found.pairs)
+    if found.outcomes and (labels := found.outcomes.labels):
+        yield f"labels    {labels[True]} desirable answers, {labels[False]} undesirable ones"
     # The fullest range gets the longest bar; the lengths of the others are rounded up, so that one row is visible.
     ranges = histogram(found.lengths)
     highest = max(count for _, _, count in ranges)
@@ -194,9 +198,13 @@ def _cost_lines(result: ValidationReport) -> Iterator[str]:
         more = f" in {sizes.examples} examples" if sizes.examples != sizes.train else ""
         about = "" if found.exact else "about "
         yield f"split     {about}{sizes.train} rows to train on{more}, {about}{sizes.evaluation} to evaluate on"
+        sets = found.mix.sets if found.mix else {}
+        yield from (f"          {name}: {counts}" for name, counts in sets.items())
         yield f"steps     {about}{found.steps} optimizer steps"
         rates = "  ".join(f"{name} {value:g}" for name, value in asdict(found.rates).items())
-        yield f"rate      {rates} (learning rate)"
+        ratio = result.spec.train.loraplus_lr_ratio
+        of_b = f"; {ratio:g} times as much for the matrices B" if ratio else ""
+        yield f"rate      {rates} (learning rate{of_b})"
     if memory is not None:
         shares = ", ".join(f"{name} {size / GIB:.2f}" for name, size in asdict(memory).items())
         total = f"{memory.total / GIB:.2f} GiB"

@@ -84,7 +84,8 @@ def appraise_statement(statement: Statement, expected: ExpectedResult, *, first:
     7. `receipt-recipients`: the result was sealed to the recipients of the grant and to no others.
     8. `receipt-times`: the run began after the claims were issued, ended when the receipt was quoted, and not in
        the future.
-    9. `receipt-rows`, if their number is known: every row that was sealed was trained on, held out or dropped.
+    9. `receipt-rows`, if their number is known: every row that was sealed was trained on, held out, dropped, or
+       not drawn by `data.mix`.
     10. `receipt-privacy`, if grant or job spec ask for it: ε and δ are stated, and within the budget.
     """
     checks = (
@@ -181,11 +182,18 @@ def _check_rows(statement: Statement, terms: GrantTerms | None) -> tuple[Check, 
     parts = [counts.get(name) if isinstance(counts, dict) else None for name in ("train", "eval", "dropped")]
     numbers = [part for part in parts if isinstance(part, int)]
     is_counted = len(numbers) == len(parts)
+    undrawn = counts.get("undrawn") if isinstance(counts, dict) and _mixes_data(statement) else None
+    numbers += [undrawn] if isinstance(undrawn, int) else []
     if terms is None or terms.rows is None or not (is_counted or statement.outcome is ReceiptOutcome.SUCCEEDED):
         return ()
     found = str(sum(numbers)) if is_counted else "no counts"
-    title = "every row that was sealed was used, or is counted as dropped"
+    title = "every row that was sealed was used, or is counted as dropped or not drawn"
     return (_judge("receipt-rows", title, str(terms.rows), found, holds=found == str(terms.rows)),)
+
+
+def _mixes_data(statement: Statement) -> bool:
+    section = statement.predicate.buildDefinition.externalParameters.jobSpec.get("data")
+    return isinstance(section, dict) and bool(section.get("mix"))
 
 
 def _check_privacy(statement: Statement, terms: GrantTerms | None) -> tuple[Check, ...]:

@@ -37,7 +37,7 @@ from trainer.spec.privacy_section import GATE_OUTSIDERS, REFERENCES, PrivacySect
 from trainer.spec.tee_section import TeeSection
 from trainer.spec.template_arguments import TemplateArgument, is_set_by_renderer
 from trainer.spec.train_section import Engine, TrainSection
-from trainer.spec.training_methods import METHOD_RULES, MethodName
+from trainer.spec.training_methods import METHOD_RULES, LearnedRows, MethodName
 
 __all__ = [
     "GATE_OUTSIDERS",
@@ -53,6 +53,7 @@ __all__ = [
     "Engine",
     "ExchangeSection",
     "JobSpec",
+    "LearnedRows",
     "LearningRate",
     "LearningRatePath",
     "LoraSection",

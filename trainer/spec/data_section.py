@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Final, Literal, Self
 
@@ -9,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trainer.models import Strict
 from trainer.spec.template_arguments import ArgumentName, TemplateArgument, is_set_by_renderer
-from trainer.spec.training_methods import METHOD_RULES, MethodName
+from trainer.spec.training_methods import METHOD_RULES, LearnedRows, MethodName
 
 
 class OnOverlong(StrEnum):
@@ -29,6 +30,7 @@ class RowFormat(StrEnum):
     ALPACA = "alpaca"
     PROMPT_COMPLETION = "prompt_completion"
     PREFERENCE = "preference"
+    UNPAIRED_PREFERENCE = "unpaired_preference"
     TEXT = "text"
 
 
@@ -66,6 +68,8 @@ class RowPart(StrEnum):
 ColumnName = Annotated[str, Field(min_length=1, max_length=256)]
 IgnoredColumn = Annotated[str, Field(max_length=256)]
 """Name of a column of the files; empty for one without a name, such as the index that pandas writes."""
+MixPattern = Annotated[str, Field(pattern=r"^\S{1,256}$")]
+MixWeight = Annotated[float, Field(gt=0, le=1000)]
 
 
 class DataSection(Strict):
@@ -82,7 +86,9 @@ class DataSection(Strict):
     text that replaces the base model's template, if it has one; `chat_template_path` names a file of the base
     model instead, which `model.model_file_sha256` lists. `chat_template_kwargs` sets variables that the
     template reads; a row's own column of this name overrides them. A row that the template does not print
-    completely is refused, unless `allow_unrendered` names the missing parts. With `packing` a unit of
+    completely is refused, unless `allow_unrendered` names the missing parts. `mix` maps shell patterns of file
+    names to weights: how often each epoch uses the training rows of these files, 2 for twice, 0.25 for a quarter
+    of them, drawn once for the run; files that no pattern names have the weight 1. With `packing` a unit of
     `train.per_device_train_batch_size` is a bin of up to `max_length` tokens that contains complete rows;
     attention does not cross from one row to another.
     """
@@ -103,6 +109,7 @@ class DataSection(Strict):
     chat_template_path: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     chat_template_kwargs: Annotated[dict[ArgumentName, TemplateArgument], Field(max_length=32)] = {}  # noqa: RUF012
     allow_unrendered: Annotated[tuple[RowPart, ...], Field(max_length=len(RowPart))] = ()
+    mix: Annotated[dict[MixPattern, MixWeight], Field(max_length=64)] = {}  # noqa: RUF012 -- frozen, and copied
     packing: bool = False
     packing_strategy: Literal["bfd"] = "bfd"
     max_rows: Annotated[int, Field(ge=1, le=100_000_000)] = 10_000_000
@@ -148,11 +155,18 @@ class DataSection(Strict):
 
 ROW_COLUMNS: Final = (
     "messages", "tools", "conversations", "system", "instruction", "input", "output", "history",
-    "prompt", "completion", "chosen", "rejected", "rejected_response", "text", "chat_template_kwargs",
+    "prompt", "completion", "chosen", "rejected", "rejected_response", "text", "chat_template_kwargs", "label",
 )  # fmt: skip
 """Columns of the rows of all kinds."""
 
 _ESSENTIAL_KEYS: Final = frozenset({"role", "content", "from", "value"})
+
+
+_LEARNED_AS: Final[Mapping[RowFormat, LearnedRows]] = {
+    RowFormat.PREFERENCE: "pairs",
+    RowFormat.UNPAIRED_PREFERENCE: "labels",
+}
+"""What a method learns from rows of a format; from all other formats it learns answers."""
 
 
 def check_method(method: MethodName, data: DataSection) -> None:
@@ -161,6 +175,6 @@ def check_method(method: MethodName, data: DataSection) -> None:
     Raises:
         ValueError: a format that the method cannot use.
     """
-    preferences = data.format is RowFormat.PREFERENCE
-    if data.format is not RowFormat.AUTO and preferences != METHOD_RULES[method].learns_from_pairs:
+    learns_from = METHOD_RULES[method].learns_from
+    if data.format is not RowFormat.AUTO and _LEARNED_AS.get(data.format, "answers") != learns_from:
         raise ValueError(f"data.format {data.format} cannot be trained on with train.method {method}")

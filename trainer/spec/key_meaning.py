@@ -60,11 +60,11 @@ def _has_answers(spec: JobSpec) -> bool:
     masked = (data.format in _CHATS and data.assistant_only_loss) or (
         data.format in _PROMPTS and data.completion_only_loss
     )
-    return masked and not METHOD_RULES[spec.train.method].learns_from_pairs
+    return masked and not METHOD_RULES[spec.train.method].judges_answers
 
 
 def _learns_from_rows(spec: JobSpec) -> bool:
-    return not METHOD_RULES[spec.train.method].learns_from_pairs
+    return not METHOD_RULES[spec.train.method].judges_answers
 
 
 def _for_methods(key: str) -> Meaning:
@@ -76,7 +76,7 @@ def _for_methods(key: str) -> Meaning:
     )
 
 
-_ANSWERS: Final = Meaning(_has_answers, "where every token is trained on, or both answers of a pair")
+_ANSWERS: Final = Meaning(_has_answers, "where every token is trained on, or answers are judged")
 _RENDERED: Final = Meaning(
     lambda spec: spec.data.format is not RowFormat.TEXT, "to data.format text, which has no messages"
 )
@@ -97,6 +97,7 @@ _MEANS_ALWAYS: Final = (
     "lora.lora_r lora.lora_alpha lora.lora_dropout lora.lora_target_modules lora.use_rslora lora.use_dora "
     "lora.init_lora_weights "
     "data.format data.columns data.ignore_columns data.eval_files data.max_length data.on_overlong data.max_rows "
+    "data.mix train.loraplus_lr_ratio "
     "train.method train.engine train.num_processes train.fsdp train.per_device_train_batch_size "
     "train.gradient_accumulation_steps train.learning_rate train.lr_scheduler_type train.lr_scheduler_kwargs "
     "train.weight_decay train.max_steps train.max_grad_norm train.seed train.gradient_checkpointing "
@@ -153,7 +154,9 @@ MEANINGS: Final[Mapping[str, tuple[Meaning, ...]]] = {
     "data.allow_unrendered": (_RENDERED,),
     "data.chat_template_path": (_RENDERED,),
     "data.chat_template_kwargs": (_RENDERED,),
-    "data.packing": (Meaning(_learns_from_rows, "to train.method {spec.train.method}: pairs are not packed"),),
+    "data.packing": (
+        Meaning(_learns_from_rows, "to train.method {spec.train.method}: answers that are judged are not packed"),
+    ),
     "data.packing_strategy": (Meaning(lambda spec: spec.data.packing, "without data.packing: true"),),
     "train.per_device_eval_batch_size": (_EVALUATION,),
     "train.warmup_steps": (_WARMUP,),

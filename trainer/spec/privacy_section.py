@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from trainer.models import Strict
+from trainer.spec.training_methods import METHOD_RULES
 
 if TYPE_CHECKING:
     from trainer.spec.job_spec import JobSpec
@@ -97,13 +98,21 @@ def privacy_refusals(spec: JobSpec) -> Iterator[str]:
     A key is incompatible if its effect cannot be measured per row, or if the reported ε would not hold with it.
     docs/privacy.md gives the reasons at length.
     """
-    if spec.privacy.enabled and spec.train.method != "sft":
+    learns_from = METHOD_RULES[spec.train.method].learns_from
+    if spec.privacy.enabled and learns_from == "pairs":
         yield (
             "privacy: rows are told apart by their loss, and pairs of train.method "
             f"{spec.train.method} have none of their own"
         )
+    if spec.privacy.enabled and learns_from == "labels":
+        yield (
+            "privacy: rows are told apart by their gradient, and with train.method "
+            f"{spec.train.method} each depends on all rows of its step"
+        )
     if spec.privacy.enabled and spec.train.num_processes != 1:
         yield "privacy: rows are drawn and measured in one process: train.num_processes must be 1"
+    if spec.privacy.enabled and spec.data.mix:
+        yield "privacy: data.mix must be left out: a row that is used twice reveals itself twice"
     if spec.privacy.differential:
         set_by = "(privacy.target_epsilon or noise_multiplier is set)"
         yield from (f"{where}: {why} {set_by}" for where, why, breaks in _dp_conditions(spec) if breaks)

@@ -61,10 +61,14 @@ class TrainSection(Strict):
     model as reference, and takes TRL's `beta`, `loss_type` (one term, or a list whose sum is weighted by
     `loss_weights`) and `label_smoothing` (for `robust`: the probability that a label is wrong). `orpo` trains on
     preference rows without a reference; its `beta` weights the preference term against the loss of the chosen
-    answer. For `dpo` and `orpo` a "row" below is a pair.
+    answer. For `dpo` and `orpo` a "row" below is a pair. `kto` trains on single answers with a label, with the
+    base model as reference; `desirable_weight` and `undesirable_weight` multiply the losses of answers whose label
+    is true and false, and `beta` is the strength of the pull to the reference.
 
     An optimizer step has `per_device_train_batch_size` * `gradient_accumulation_steps` * `num_processes` rows.
     Micro-batches may divide them differently: every trained token of a step has the same weight in any division.
+    With `loraplus_lr_ratio` the learning rate of the adapter's matrices B is `learning_rate` times this ratio
+    (LoRA+); everything else, the matrices A among it, has `learning_rate`.
     `warmup_steps` above 0 overrides `warmup_ratio`. Without `save_steps` the job writes a checkpoint on SIGTERM
     only; `save_total_limit` is the number of checkpoints that are retained.
 
@@ -86,6 +90,7 @@ class TrainSection(Strict):
     per_device_eval_batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = 1
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    loraplus_lr_ratio: Annotated[float, Field(gt=1, le=1000)] | None = None
     lr_scheduler_type: Literal[
         "linear",
         "cosine",
@@ -109,6 +114,8 @@ class TrainSection(Strict):
     max_steps: Annotated[int, Field(ge=-1, le=MAX_TOTAL_STEPS)] = -1
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
     beta: Annotated[float, Field(gt=0, le=100)] = 0.1
+    desirable_weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    undesirable_weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     loss_type: LossType | Annotated[tuple[LossType, ...], Field(min_length=1, max_length=8)] = "sigmoid"
     loss_weights: Annotated[tuple[LossWeight, ...], Field(min_length=1, max_length=8)] | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0

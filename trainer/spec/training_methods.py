@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-MethodName = Literal["sft", "dpo", "orpo"]
+MethodName = Literal["sft", "dpo", "orpo", "kto"]
 """Values of `train.method`."""
+
+LearnedRows = Literal["answers", "pairs", "labels"]
+"""What a method learns from: answers, pairs of a better and a worse answer, or answers with a label."""
 
 
 @dataclass(frozen=True)
@@ -15,24 +18,27 @@ class MethodRules:
     """What a method trains on, and which keys of section `train` belong to it.
 
     Attributes:
-        examples_per_row: examples that each row gives: 2 for a method that learns from preference rows, 1 for a
-            method that learns from all other kinds.
+        learns_from: `pairs` for preference rows, `labels` for unpaired preference rows, `answers` for all others.
         keys: keys that mean something to this method and not to every other.
     """
 
-    examples_per_row: int = 1
+    learns_from: LearnedRows = "answers"
     keys: frozenset[str] = frozenset()
 
     @property
-    def learns_from_pairs(self) -> bool:
-        """Whether the method trains on preference rows, and on no others."""
-        return self.examples_per_row == 2
+    def examples_per_row(self) -> int:
+        """Examples that each row gives: both answers of a pair, or one."""
+        return 2 if self.learns_from == "pairs" else 1
+
+    @property
+    def judges_answers(self) -> bool:
+        """Whether the method learns which answers are better, so that it trains on complete answers only."""
+        return self.learns_from != "answers"
 
 
 METHOD_RULES: Final[Mapping[MethodName, MethodRules]] = {
     "sft": MethodRules(),
-    "dpo": MethodRules(
-        examples_per_row=2, keys=frozenset({"beta", "label_smoothing", "loss_type", "loss_weights"})
-    ),
-    "orpo": MethodRules(examples_per_row=2, keys=frozenset({"beta"})),
+    "dpo": MethodRules("pairs", frozenset({"beta", "label_smoothing", "loss_type", "loss_weights"})),
+    "orpo": MethodRules("pairs", frozenset({"beta"})),
+    "kto": MethodRules("labels", frozenset({"beta", "desirable_weight", "undesirable_weight"})),
 }

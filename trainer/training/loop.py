@@ -289,11 +289,16 @@ class Trainer:
         seconds = max(self._train_seconds - recent.since, 1e-9)
         values |= {
             "learning_rate": self._rates.at(step),
+            **self._rate_of_b(step),
             "epoch": step / self.policy.plan.steps_per_epoch,
             "tokens_per_second": recent.trained / seconds,
             "input_tokens_per_second": recent.inputs / seconds,
         }
         self._report(MetricsMeasured(step=step, values=values))
+
+    def _rate_of_b(self, step: int) -> dict[str, float]:
+        ratio = self._section.loraplus_lr_ratio
+        return {} if ratio is None else {"learning_rate_b": self._rates.at(step) * ratio}
 
     def _evaluate(self, step: int) -> float | None:
         """Measures, checks and reports the held-out loss; returns None where there are no held-out rows."""

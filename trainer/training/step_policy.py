@@ -111,10 +111,11 @@ class PlainStepPolicy(StepPolicy):
         *,
         ranks: RankGroup = ALONE,
     ) -> None:
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.parameters = list(named.values())
         # Before the optimizer is created: all ranks start from the adapter of rank 0.
         ranks.broadcast_parameters(self.parameters)
-        self.optimizer = make_optimizer(self.parameters, section)
+        self.optimizer = make_optimizer(named, section)
         self.warnings = []
         self._method = method
         self._section = section

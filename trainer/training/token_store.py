@@ -102,13 +102,13 @@ class OrderedTokens:
 
     Args:
         input_ids, position_ids, cu_seqlens, logit_positions, targets: as in `Batch`, over all of these rows.
-        rows: int64 [rows]: number of each row in the store.
+        row_numbers: number of each row in the store, on the host.
+        rows: int64 [rows]: the same on the device.
         lengths: tokens of each row, on the host.
         target_counts: targets of each row, on the host.
 
     Attributes:
-        rows: as given.
-        lengths: as given.
+        row_numbers, rows, lengths: as given.
     """
 
     def __init__(
@@ -119,10 +119,12 @@ class OrderedTokens:
         logit_positions: Tensor,
         targets: Tensor,
         *,
+        row_numbers: Sequence[int],
         rows: Tensor,
         lengths: Sequence[int],
         target_counts: Sequence[int],
     ) -> None:
+        self.row_numbers = row_numbers
         self.rows = rows
         self.lengths = lengths
         self._input_ids, self._position_ids, self._cu_seqlens = input_ids, position_ids, cu_seqlens
@@ -197,7 +199,7 @@ class TokenStore:
         targets = self._targets[index].to(torch.int64)
         return OrderedTokens(
             input_ids, position_ids.to(torch.int32), cu_seqlens.to(torch.int32), logit_positions, targets,
-            rows=order, lengths=lengths, target_counts=target_counts,
+            row_numbers=rows, rows=order, lengths=lengths, target_counts=target_counts,
         )  # fmt: skip
 
     def _enumerate(self, order: Tensor, kind: int, total: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import compress
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +18,7 @@ from trainer.data.examples.evaluation_files import check_evaluation_files, split
 from trainer.data.examples.example import EncodedRow
 from trainer.data.examples.example_set import check_kind, check_trainable, row_schema
 from trainer.data.examples.held_out import seed_split_key
+from trainer.data.examples.mixing import Mix, check_mix
 from trainer.data.examples.model_config import check_attention, context_length
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.privacy_rows import require_audit_rows, require_rows_for_delta
@@ -55,6 +55,7 @@ class Survey:
         outcomes: what became of the rows; None without a tokenizer.
         sizes: sizes of training and evaluation; None before the pass has ended.
         exact: whether the job's split is this one; else its sizes are about these.
+        mix: how often an epoch uses the training rows; None as `sizes`, and where it was refused.
         steps: number of optimizer steps; None before the pass has ended, or without a training row.
         rates: the learning rates of these steps.
         warnings: what the job would warn of.
@@ -74,6 +75,7 @@ class Survey:
     outcomes: RowOutcomes | None = None
     sizes: SplitSizes | None = None
     exact: bool = True
+    mix: Mix | None = None
     steps: int | None = None
     rates: LearningRatePath | None = None
     warnings: list[str] = field(default_factory=list)
@@ -125,6 +127,8 @@ def survey(
         found.side_files = tuple(sorted(files.keys() - {file.name for file in row_files}))
         advance(sum(files[name].stat().st_size for name in found.side_files))
         check_evaluation_files([file.name for file in row_files], spec.data)
+    with _counting_refusals(found):
+        check_mix([file.name for file in row_files], spec.data)
     if config is not None:
         with _counting_refusals(found):
             check_attention(config, spec)
@@ -237,7 +241,12 @@ def _judge_run(found: Survey, outcomes: RowOutcomes, spec: JobSpec) -> None:
         _judge_privacy(found, outcomes, sizes, spec)
     if not sizes.train:
         return
-    trained = list(compress(found.lengths, outcomes.is_trained_on()))
+    with _counting_refusals(found):
+        found.mix = mix = outcomes.mix()
+    if found.mix is None:
+        return
+    found.warnings += mix.warnings()
+    trained = [length for length, uses in zip(found.lengths, outcomes.uses(mix), strict=True) for _ in range(uses)]
     canaries = spec.privacy.canaries * spec.privacy.canary_repetitions
     # `num_processes: auto` counts as one GPU, because this machine cannot see how many there are in the VM.
     processes = 1 if spec.train.num_processes == "auto" else spec.train.num_processes

@@ -15,9 +15,11 @@ from trainer.data.rows import (
     Message,
     PreferenceRow,
     Row,
+    RowLocation,
     RowSchema,
     TextRow,
     ToolCall,
+    UnpairedPreferenceRow,
     parse_row,
 )
 from trainer.errors import DataError, ErrorCode
@@ -440,3 +442,49 @@ def test_arguments_that_no_template_may_be_given_are_refused(arguments: object) 
 def test_plain_text_has_no_arguments() -> None:
     with pytest.raises(DataError, match="none beside plain text"):
         row({"prompt": "a", "completion": "b", "chat_template_kwargs": {"a": 1}})
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"prompt": "a", "completion": "b"},
+        {"prompt": [user("a")], "completion": [said("b")]},
+        {"messages": [user("a"), said("c"), user("d"), said("b")]},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        {"instruction": "a", "output": "b"},
+    ],
+    ids=lambda document: next(iter(document)),
+)
+@pytest.mark.parametrize("label", [True, False])
+def test_an_answer_with_a_label_is_judged_by_its_last_turn(document: dict[str, object], label: bool) -> None:
+    found = row({**document, "label": label})
+    assert isinstance(found, UnpairedPreferenceRow)
+    assert found.label is label
+    if isinstance(found.answer, ChatRow):
+        assert found.answer.prompt_messages == len(found.answer.messages) - 1
+    assert "label" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("document", "field", "expected"),
+    [
+        ({"prompt": "a", "completion": "b", "label": 1}, "label", "true for a desirable answer"),
+        ({"prompt": "a", "completion": "b", "label": CANARY}, "label", "true for a desirable answer"),
+        ({"prompt": "a", "completion": "b", "label": None}, "label", "true for a desirable answer"),
+        ({"prompt": "a", "label": True}, "label", "prompt and completion"),
+        ({"messages": [user("a"), said("b"), user(CANARY)], "label": True}, "label", "the assistant's answer"),
+        ({"messages": [said("b")], "label": True}, "label", "the assistant's answer"),
+    ],
+)
+def test_a_label_that_judges_nothing_is_refused(document: dict[str, object], field: str, expected: str) -> None:
+    with pytest.raises(DataError, match=expected) as caught:
+        row(document)
+    assert caught.value.field == field
+    assert CANARY not in str(caught.value)
+
+
+def test_a_cell_of_text_holds_a_label_as_a_word() -> None:
+    cells = {"prompt": "a", "completion": "b", "label": "True"}
+    found = RowSchema().parse_row(RowLocation("f.csv", 0), cells)
+    assert isinstance(found, UnpairedPreferenceRow)
+    assert found.label is True

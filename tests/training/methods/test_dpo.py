@@ -35,7 +35,8 @@ from trainer.training.loss import CausalLoss
 from trainer.training.methods.dpo import DirectPreferenceOptimization
 from trainer.training.methods.dpo_loss import MEASURED, TERMS, loss_part, measure
 from trainer.training.methods.method import MethodInputs
-from trainer.training.methods.pair_method import Pairs, PairTotals, log_probabilities, sort_pairs
+from trainer.training.methods.pair_method import Pairs, PairTotals
+from trainer.training.methods.reference import log_probabilities, sort_units
 from trainer.training.progress import TrainState
 from trainer.training.step_policy import PlainStepPolicy
 from trainer.training.token_store import TokenStore
@@ -136,7 +137,7 @@ def test_the_reference_is_the_base_model_whatever_the_adapter_starts_from(
     if changed:  # the other way would not do
         loss = CausalLoss(model, CPU, pad_id=0, longest=64, fused=fused)
         with loss.adapter_disabled():
-            wrong = log_probabilities(TRAIN, loss, pairs=8, device=CPU.device)
+            wrong = log_probabilities(TRAIN, loss, units=8, rows_per_unit=2, device=CPU.device)
         assert float((wrong.double() - wanted).abs().max()) > 0.01
 
 
@@ -144,23 +145,23 @@ def test_the_adapter_is_back_after_the_reference(tiny_model: Path) -> None:
     model = adapted(tiny_model, effect=0.1)
     loss = CausalLoss(model, CPU, pad_id=0, longest=64)
     with loss.evaluating():
-        before = log_probabilities(TRAIN, loss, pairs=3, device=CPU.device)
+        before = log_probabilities(TRAIN, loss, units=3, rows_per_unit=2, device=CPU.device)
     with loss.adapter_disabled():
-        without = log_probabilities(TRAIN, loss, pairs=3, device=CPU.device)
+        without = log_probabilities(TRAIN, loss, units=3, rows_per_unit=2, device=CPU.device)
     with pytest.raises(RuntimeError, match="on purpose"), loss.adapter_disabled():
         raise RuntimeError("on purpose")
     with loss.evaluating():
-        after = log_probabilities(TRAIN, loss, pairs=8, device=CPU.device)
+        after = log_probabilities(TRAIN, loss, units=8, rows_per_unit=2, device=CPU.device)
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-4)
     assert float((without - before).abs().min()) > 1e-3
-    assert log_probabilities((), loss, pairs=8, device=CPU.device).shape == (0,)
+    assert log_probabilities((), loss, units=8, rows_per_unit=2, device=CPU.device).shape == (0,)
 
 
 def test_values_of_rows_become_pairs() -> None:
     pairs = Pairs.of_rows(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.zeros(4), torch.ones(4))
     assert pairs.chosen.tolist() == [1.0, 3.0]
     assert pairs.rejected.tolist() == [2.0, 4.0]
-    assert sort_pairs([9, 1, 2, 3]) == [2, 3, 0, 1]
+    assert sort_units([9, 1, 2, 3], 2) == [2, 3, 0, 1]
     assert PairTotals.of_counts([5, 6, 7, 8]) == PairTotals(2, 12)
 
 
@@ -232,7 +233,7 @@ def test_logged_values_are_means_over_all_pairs_since_the_last_log(tiny_model: P
     outcome = training.run()
     assert isinstance(training.method, DirectPreferenceOptimization)
     reference = training.method._rows.reference
-    policy = log_probabilities(TRAIN, training.method._loss, pairs=8, device=CPU.device).detach()
+    policy = log_probabilities(TRAIN, training.method._loss, units=8, rows_per_unit=2, device=CPU.device).detach()
     batches = [pair for units in training.policy.plan.steps() for pair in units]
     rewards = BETA * (policy - reference)
     for name, side in (("rewards_chosen", 0), ("rewards_rejected", 1)):

@@ -20,12 +20,14 @@ class Example:
             0, because no token predicts the first.
         stops: whether an end of turn or of text is among the trained ids.
         truncated: whether the row had more than `data.max_length` tokens and was cut.
+        label: whether the answer is desirable; None for rows of all kinds but unpaired preferences.
     """
 
     ids: array[int]
     trained: bytes
     stops: bool
     truncated: bool = False
+    label: bool | None = None
 
     @property
     def length(self) -> int:

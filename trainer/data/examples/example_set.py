@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from trainer.data.examples.evaluation_files import check_evaluation_files
 from trainer.data.examples.example import EncodedRow, Example
+from trainer.data.examples.mixing import SetCounts, check_mix
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.examples.row_outcomes import RowOutcomes
-from trainer.data.rows import ChatRow, PreferenceRow, Row, RowSchema
+from trainer.data.rows import ChatRow, PreferenceRow, Row, RowSchema, UnpairedPreferenceRow
 from trainer.errors import DataError, ErrorCode
-from trainer.spec import METHOD_RULES, DataSection, MethodName
+from trainer.spec import METHOD_RULES, DataSection, LearnedRows, MethodName
 
 
 @dataclass(frozen=True)
 class RowCounts:
     """Numbers of rows by outcome.
 
-    `train`, `eval` and `dropped` add up to the rows read; `truncated` counts rows of the first two. A row may
-    give several examples (see `data.split_turns`). `unrendered` counts for each part of a conversation the rows
-    that the chat template prints without it.
+    `train`, `eval`, `dropped` and `undrawn` add up to the rows read; `truncated` counts rows of the others. A row
+    may give several examples (see `data.split_turns`). `unrendered` counts for each part of a conversation the
+    rows that the chat template prints without it. `undrawn` counts the rows that `data.mix` leaves out, which are
+    not among `train`; without `data.mix` it is None.
     """
 
     train: int
@@ -29,11 +32,13 @@ class RowCounts:
     dropped: int
     truncated: int
     unrendered: Mapping[str, int] = field(default_factory=dict)
+    undrawn: int | None = None
 
     def as_dict(self) -> dict[str, int]:
         """Returns the counts by name, those of unrendered parts as `unrendered_` and the part."""
         counts = {"train": self.train, "eval": self.eval, "dropped": self.dropped, "truncated": self.truncated}
-        return counts | {f"unrendered_{part}": count for part, count in self.unrendered.items()}
+        undrawn = {} if self.undrawn is None else {"undrawn": self.undrawn}
+        return counts | undrawn | {f"unrendered_{part}": count for part, count in self.unrendered.items()}
 
 
 @dataclass(frozen=True)
@@ -41,16 +46,18 @@ class Dataset:
     """The examples of a job.
 
     Attributes:
-        train: examples to train on.
+        train: examples of an epoch: with `data.mix` a row may occur several times, or not at all.
         evaluation: held-out examples; empty if `data.test_split_size` is 0 and no file is for evaluation.
         rows: numbers of rows by outcome.
         warnings: messages for the provider; none quotes a row.
+        mix: counts of each data set by its pattern in `data.mix`; empty without it.
     """
 
     train: tuple[Example, ...]
     evaluation: tuple[Example, ...]
     rows: RowCounts
     warnings: tuple[str, ...]
+    mix: Mapping[str, SetCounts] = field(default_factory=dict)
 
 
 def row_schema(data: DataSection) -> RowSchema:
@@ -81,7 +88,7 @@ def build_dataset(
         rows: the rows of all files.
         tokens: tokenizer and chat template.
         data: how rows become examples, and which are held out.
-        split_key: decides which rows are held out, where no file does.
+        split_key: decides which rows are held out, where no file does, and which ones `data.mix` draws.
         method: what is learned from a row.
         context_length: positions that the base model was made for; None if its configuration does not say.
 
@@ -89,7 +96,9 @@ def build_dataset(
         DataError: a row is not trainable, no row is left to train on, or no file is for evaluation although the
             job spec names some.
     """
-    check_evaluation_files({row.file for row in rows}, data)
+    files = {row.file for row in rows}
+    check_evaluation_files(files, data)
+    check_mix(files, data)
     for row in rows:
         check_trainable(row, tokens, method)
     outcomes = RowOutcomes(tokens, data, split_key, method=method, context_length=context_length)
@@ -105,11 +114,18 @@ def build_dataset(
     for one, held in zip(kept, outcomes.held_out, strict=True):
         sides[held].append(one)
     train, evaluation = sides
+    mix = outcomes.mix()
     counts = RowCounts(
-        len(train), len(evaluation), outcomes.dropped, outcomes.truncated, dict(outcomes.unrendered)
+        len(train) - mix.undrawn,
+        len(evaluation),
+        outcomes.dropped,
+        outcomes.truncated,
+        dict(outcomes.unrendered),
+        mix.undrawn if data.mix else None,
     )
-    warnings = (*tokens.notes, *outcomes.warnings())
-    return Dataset(examples_of(train), examples_of(evaluation), counts, warnings)
+    used = (one for one, uses in zip(train, mix.uses, strict=True) for _ in range(uses))
+    warnings = (*tokens.notes, *outcomes.warnings(), *mix.warnings())
+    return Dataset(examples_of(used), examples_of(evaluation), counts, warnings, mix.sets)
 
 
 def examples_of(rows: Iterable[EncodedRow]) -> tuple[Example, ...]:
@@ -125,6 +141,7 @@ def check_trainable(row: Row, tokens: ModelTokenizer, method: MethodName) -> Non
     """
     check_kind(row, method)
     side = row.chosen if isinstance(row, PreferenceRow) else row
+    side = row.answer if isinstance(row, UnpairedPreferenceRow) else side
     if isinstance(side, ChatRow) and not tokens.has_template:
         raise row.refuse(
             ErrorCode.DATASET_NOT_TRAINABLE,
@@ -152,14 +169,28 @@ def check_kind(row: Row, method: MethodName) -> None:
     Raises:
         DataError: the row is of another kind.
     """
-    preference = isinstance(row, PreferenceRow)
-    if preference == METHOD_RULES[method].learns_from_pairs:
+    wanted, found = METHOD_RULES[method].learns_from, _learned_as(row)
+    if wanted == found:
         return
     raise row.refuse(
         ErrorCode.DATASET_NOT_TRAINABLE,
         f"train.method {method} does not train on this kind of row",
         field=row.main_field,
-        expected="messages, prompt and completion, or text" if preference else "chosen and rejected",
+        expected=_LEARNED_ROWS[wanted],
         found=row.kind_name,
-        hint=f"set train.method to {'dpo' if preference else 'sft'}, or leave these rows out",
+        hint=f"set train.method to {_USUAL_METHODS[found]}, or leave these rows out",
     )
+
+
+_LEARNED_ROWS: Final[Mapping[LearnedRows, str]] = {
+    "answers": "messages, prompt and completion, or text",
+    "pairs": "chosen and rejected",
+    "labels": "prompt, completion and label",
+}
+_USUAL_METHODS: Final[Mapping[LearnedRows, MethodName]] = {"answers": "sft", "pairs": "dpo", "labels": "kto"}
+
+
+def _learned_as(row: Row) -> LearnedRows:
+    if isinstance(row, UnpairedPreferenceRow):
+        return "labels"
+    return "pairs" if isinstance(row, PreferenceRow) else "answers"

@@ -14,7 +14,7 @@ from trainer.data.examples.masks import MaskOptions
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.rendered_row import MaskedTokens, RenderedRow, TokenizedRow, TokenSpan
 from trainer.data.examples.token_boundaries import Ids
-from trainer.data.rows import ChatRow, CompletionRow, PreferenceRow, Row, TextRow
+from trainer.data.rows import ChatRow, CompletionRow, PreferenceRow, Row, TextRow, UnpairedPreferenceRow
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection, OnOverlong
 
@@ -105,6 +105,8 @@ def _render(row: Row, tokenizer: ModelTokenizer, options: MaskOptions) -> Render
         )
     if isinstance(row, PreferenceRow):
         return _render_preference(row, tokenizer, options)
+    if isinstance(row, UnpairedPreferenceRow):
+        return replace(_render(row.answer, tokenizer, _judging(options)), row=row)
     raise TypeError(f"unknown kind of row: {type(row).__name__}")
 
 
@@ -124,10 +126,7 @@ def _render_completion(row: CompletionRow, tokenizer: ModelTokenizer, options: M
 
 
 def _render_preference(row: PreferenceRow, tokenizer: ModelTokenizer, options: MaskOptions) -> RenderedRow:
-    # The loss of a pair compares both answers in full, whatever the section says about single answers.
-    answers_only = replace(options, assistant_only=True, completion_only=True, last_turn=False, split_turns=False)
-    chosen = _render(row.chosen, tokenizer, answers_only)
-    rejected = _render(row.rejected, tokenizer, answers_only)
+    chosen, rejected = (_render(side, tokenizer, _judging(options)) for side in (row.chosen, row.rejected))
     count = len(chosen.texts)  # the ids of the chosen side come first, then those of the rejected side
 
     def tokenize(ids: list[Ids]) -> TokenizedRow:
@@ -138,6 +137,11 @@ def _render_preference(row: PreferenceRow, tokenizer: ModelTokenizer, options: M
         )
 
     return RenderedRow(row, chosen.texts + rejected.texts, tokenize, chosen.unrendered | rejected.unrendered)
+
+
+def _judging(options: MaskOptions) -> MaskOptions:
+    """Returns the options for answers that are judged: all of the answer counts, whatever the section says."""
+    return replace(options, assistant_only=True, completion_only=True, last_turn=False, split_turns=False)
 
 
 def _add_start(ids: Ids, tokenizer: ModelTokenizer) -> Ids:
@@ -184,6 +188,8 @@ def _fit_to_length(
     if isinstance(row, PreferenceRow) and not _is_usable_pair(row, examples):
         lost += sum(example.targets for example in examples)
         examples = []
+    if isinstance(row, UnpairedPreferenceRow):
+        examples = [replace(example, label=row.label) for example in examples]
     return EncodedRow(row, tuple(examples), tokens, lost, rendered.unrendered)
 
 

@@ -15,6 +15,7 @@ from itertools import compress
 from trainer.data.examples.evaluation_files import is_for_evaluation, split_file_warnings
 from trainer.data.examples.example import EncodedRow, Example
 from trainer.data.examples.held_out import is_held_out, row_digest
+from trainer.data.examples.mixing import Mix, mix_rows
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_remarks import RowRemarks
 from trainer.data.rows import Row
@@ -51,7 +52,7 @@ class RowOutcomes:
     Args:
         tokenizer: the base model's tokenizer.
         data: how rows become examples, and which are held out.
-        split_key: decides which rows are held out, where no file does.
+        split_key: decides which rows are held out, where no file does, and which ones `data.mix` draws.
         method: what is learned from a row.
         context_length: positions that the base model was made for; None if its configuration does not say.
 
@@ -65,6 +66,7 @@ class RowOutcomes:
         by_files: whether any row, also a dropped one, is in a file for evaluation: then the files decide.
         files: names of the files that the rows are from, without those of splits for evaluation.
         remarks: what else the provider should know of the rows.
+        labels: label → number of answers that have it.
     """
 
     def __init__(
@@ -81,6 +83,8 @@ class RowOutcomes:
         self.by_files = False
         self.files: dict[str, None] = {}
         self.remarks = RowRemarks(has_template=tokenizer.has_template)
+        self.labels: Counter[bool] = Counter()
+        self._file_numbers: dict[str, int] = {}
         self._special_texts = tokenizer.special_texts
         self._data = data
         self._split_key = split_key
@@ -91,7 +95,7 @@ class RowOutcomes:
         self._digests, self._prompts = array("Q"), array("Q")
         self._example_digests = array("Q")  # one for each example, row after row
         self._in_evaluation_file, self._held_by_hash = bytearray(), bytearray()
-        self._examples, self._tokens = array("I"), array("Q")
+        self._examples, self._tokens, self._files = array("I"), array("Q"), array("I")
         self._endless, self._cut = array("I"), array("I")
 
     def add(self, encoded: EncodedRow) -> None:
@@ -105,6 +109,7 @@ class RowOutcomes:
         if not row.for_evaluation:
             self.files[row.file] = None
         in_evaluation_file = row.for_evaluation or is_for_evaluation(row.file, self._data)
+        file_number = self._file_numbers.setdefault(row.file, len(self._file_numbers))
         # Also where the row is dropped: whether the files decide must not depend on a single row's length.
         self.by_files |= in_evaluation_file
         examples = encoded.examples
@@ -119,6 +124,8 @@ class RowOutcomes:
         self._prompts.append(_prompt_digest(examples[0]))
         self._in_evaluation_file.append(in_evaluation_file)
         self._held_by_hash.append(is_held_out(digest, self._data.test_split_size, self._split_key))
+        self._files.append(file_number)
+        self.labels.update(example.label for example in examples if example.label is not None)
         self._examples.append(len(examples))
         self._tokens.append(sum(example.length for example in examples))
         self._endless.append(sum(not example.stops for example in examples))
@@ -129,10 +136,26 @@ class RowOutcomes:
         """One flag for each row that gives examples, in order: whether it is held out."""
         return self._in_evaluation_file if self.by_files else self._held_by_hash
 
+    def mix(self) -> Mix:
+        """Returns how often an epoch uses each training row.
+
+        Raises:
+            DataError: `DATASET_NOT_TRAINABLE`: a weight of `data.mix` draws no row.
+        """
+        names = list(self._file_numbers)
+        train, _ = self._sides()
+        return mix_rows([names[self._files[row]] for row in train], self._data, key=self._split_key)
+
     def is_trained_on(self) -> Iterator[bool]:
-        """Yields one flag for each example, in order: whether it is trained on."""
+        """Yields one flag for each example, in order: whether it is trained on, as far as `data.mix` draws it."""
         for held, examples in zip(self.held_out, self._examples, strict=True):
             yield from [not held] * examples
+
+    def uses(self, mix: Mix) -> Iterator[int]:
+        """Yields for each example, in order, how often an epoch uses it: 0 if it is held out."""
+        uses = iter(mix.uses)
+        for held, examples in zip(self.held_out, self._examples, strict=True):
+            yield from [0 if held else next(uses)] * examples
 
     @property
     def duplicates(self) -> int:
@@ -213,6 +236,9 @@ class RowOutcomes:
             yield (
                 f"{self.special} of {self.rows} rows hold the text of a special token, which is read as that token"
             )
+        if len(self.labels) == 1:
+            (label,) = self.labels
+            yield f"EVERY LABEL IS {str(label).lower()}: nothing tells desirable answers from undesirable ones"
         if self.duplicates:
             yield f"{self.duplicates} of {self.rows} rows repeat another one"
         yield from self.remarks.warnings()

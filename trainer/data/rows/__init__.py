@@ -24,6 +24,7 @@ from trainer.data.rows.row import (
     RowLocation,
     TextRow,
     ToolCall,
+    UnpairedPreferenceRow,
 )
 from trainer.data.rows.row_files import RowFile, list_row_files
 from trainer.data.rows.row_schema import RowSchema
@@ -45,6 +46,7 @@ __all__ = [
     "RowSchema",
     "TextRow",
     "ToolCall",
+    "UnpairedPreferenceRow",
     "describe",
     "is_encodable",
     "list_row_files",

@@ -183,3 +183,19 @@ class PreferenceRow(Row):
     def texts(self) -> tuple[str, ...]:
         """The texts of the chosen side, then those of the rejected side."""
         return (*self.chosen.texts, *self.rejected.texts)
+
+
+@dataclass(frozen=True)
+class UnpairedPreferenceRow(Row):
+    """One answer to a prompt, and whether it is desirable."""
+
+    kind_name: ClassVar[str] = "unpaired preference"
+    main_field: ClassVar[str] = "label"
+
+    answer: ChatRow | CompletionRow
+    label: bool = field(repr=False)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts of the answer's row."""
+        return self.answer.texts

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from trainer.training.methods.dpo_loss import MEASURED, loss_part, measure
 from trainer.training.methods.method import MethodInputs, MethodWords, MetricChart, MetricTile
-from trainer.training.methods.pair_method import PairMethod, Pairs, PairTotals, log_probabilities
+from trainer.training.methods.pair_method import PairMethod, Pairs, PairTotals
+from trainer.training.methods.reference import log_probabilities
 
 
 class DirectPreferenceOptimization(PairMethod):
@@ -69,7 +70,12 @@ class DirectPreferenceOptimization(PairMethod):
         with inputs.reference():
             train, held_out = (
                 log_probabilities(
-                    examples, inputs.loss, pairs=micro_batch, device=inputs.device, ranks=inputs.ranks
+                    examples,
+                    inputs.loss,
+                    units=micro_batch,
+                    rows_per_unit=self.rows_per_unit,
+                    device=inputs.device,
+                    ranks=inputs.ranks,
                 )
                 for examples in (inputs.dataset.train, inputs.dataset.evaluation)
             )

@@ -10,19 +10,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from trainer.data.examples.example import Example
-from trainer.training.batches import sort_rows, split_micro_batches, token_budget
-from trainer.training.distributed import ALONE, RankGroup, RankShare
-from trainer.training.loss import CausalLoss
+from trainer.training.batches import token_budget
+from trainer.training.distributed import RankShare
 from trainer.training.methods.method import Method, MethodInputs, StepRows
+from trainer.training.methods.reference import share_units, sort_units
 from trainer.training.progress import Meter
-from trainer.training.token_store import OrderedTokens, TokenStore, split_sections
+from trainer.training.token_store import OrderedTokens, TokenStore
 
 
 @dataclass(frozen=True)
@@ -246,8 +245,8 @@ class PairEvaluation:
         store = TokenStore(examples, inputs.device)
         longest_rows = 2 * inputs.train.per_device_eval_batch_size
         budget = token_budget(longest_rows * max(store.lengths), inputs.device)
-        self._share, self._ordered, self._slices = _share_pairs(
-            sort_pairs(store.lengths), store, loss, budget, inputs.ranks
+        self._share, self._ordered, self._slices = share_units(
+            sort_units(store.lengths, 2), store, loss, budget, inputs.ranks, 2
         )
 
     def loss(self) -> float | None:
@@ -269,50 +268,3 @@ class PairEvaluation:
         if not self.extra:
             self.loss()
         return dict(self.extra)
-
-
-def log_probabilities(
-    examples: Sequence[Example], loss: CausalLoss, *, pairs: int, device: torch.device, ranks: RankGroup = ALONE
-) -> Tensor:
-    """Computes the log-probability of the trained tokens of each example with the model in its present state.
-
-    Args:
-        examples: pairs.
-        loss: loss of the model.
-        pairs: number of the longest pairs that fit into a micro-batch.
-        device: device of the model.
-        ranks: the ranks that divide the pairs among themselves; each rank returns all numbers.
-
-    Returns:
-        float32 [examples], in nats, in the order of the examples.
-    """
-    result = torch.zeros(len(examples), dtype=torch.float32, device=device)
-    if not examples:
-        return result
-    store = TokenStore(examples, device)
-    budget = token_budget(2 * pairs * max(store.lengths), device)
-    rows = sort_pairs(store.lengths)
-    # Row 2i of the sorted rows and the next one are a pair: a section never separates them.
-    sorted_pairs = zip(rows[::2], rows[1::2], strict=True)
-    for section in split_sections(sorted_pairs, lambda pair: store.lengths[pair[0]] + store.lengths[pair[1]]):
-        section_rows = [row for pair in section for row in pair]
-        share, ordered, slices = _share_pairs(section_rows, store, loss, budget, ranks)
-        for part, weight in share.weighted_slices(slices):
-            # The loss is -log p. Rows of other ranks remain 0 here, so the sum over ranks has every row.
-            result[ordered.rows[part]] -= loss.row_losses(ordered.batch(part), rows_per_unit=2) * weight
-    return ranks.all_reduce(result)
-
-
-def sort_pairs(lengths: Sequence[int]) -> list[int]:
-    """Returns the rows of all pairs, sorted by the longer answer; the two rows of a pair are neighbours."""
-    return sort_rows([[row, row + 1] for row in range(0, len(lengths), 2)], lengths, keep_units=True)
-
-
-def _share_pairs(
-    rows: Sequence[int], store: TokenStore, loss: CausalLoss, budget: int, ranks: RankGroup
-) -> tuple[RankShare, OrderedTokens, list[slice]]:
-    """Returns this rank's share of pairs, which must be sorted by length, its rows, and their micro-batches."""
-    split = partial(split_micro_batches, budget=budget, cost=loss.cost, rows_per_unit=2)
-    share = ranks.share_rows(rows, store.lengths, store.target_counts, split, rows_per_unit=2)
-    ordered = store.reorder(share.rows)
-    return share, ordered, split(ordered.lengths)

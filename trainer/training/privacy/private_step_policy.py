@@ -75,7 +75,8 @@ class PrivateStepPolicy(StepPolicy):
         max_length: int,
         random: SecretRandom | None = None,
     ) -> None:
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.parameters = list(named.values())
         self.warnings = []
         self._store = TokenStore(examples, self.device)
         self.plan = StepPlan(self._store.lengths, section)
@@ -91,9 +92,7 @@ class PrivateStepPolicy(StepPolicy):
             steps=self.plan.total_steps,
         )
         self._accountant = new_accountant(privacy.accountant)
-        self._private_optimizer = PrivateOptimizer(
-            make_optimizer(self.parameters, section), self.mechanism, self._random
-        )
+        self._private_optimizer = PrivateOptimizer(make_optimizer(named, section), self.mechanism, self._random)
         # The accountant counts a step where the optimizer makes it, whatever the loop around it believes.
         self._private_optimizer.attach_step_hook(
             self._accountant.get_optimizer_hook_fn(self.mechanism.sample_rate)

@@ -122,6 +122,7 @@ def render_page(
         _render_samples(samples),
         "<div class=columns>",
         render_table("Rows", summary.rows),
+        *(render_table(f"Rows of {name}", counts) for name, counts in summary.mix.items()),
         render_table("Tokens of a row", summary.tokens),
         render_table("Seconds", summary.seconds),
         render_table("Environment", summary.environment),
@@ -183,7 +184,7 @@ def _render_charts(metrics: Sequence[MetricsMeasured], words: MethodWords) -> st
     charts = (
         ("Loss", words.loss_unit, _loss_curves(metrics)),
         *method_charts,
-        ("Learning rate", "", [curve("learning rate", "learning_rate")]),
+        ("Learning rate", "", _learning_rate_curves(metrics)),
         ("Gradient norm", "before clipping", [curve("norm", "grad_norm")]),
         ("Throughput", "tokens per second, without padding", throughput),
     )
@@ -194,6 +195,11 @@ def _render_charts(metrics: Sequence[MetricsMeasured], words: MethodWords) -> st
         if chart:
             figures.append(f"<figure><figcaption>{escape(title)}{note}</figcaption>{chart}</figure>")
     return f"<section class=charts>{''.join(figures)}</section>"
+
+
+def _learning_rate_curves(metrics: Sequence[MetricsMeasured]) -> list[Curve]:
+    rate, rate_of_b = (metric_points(metrics, name) for name in ("learning_rate", "learning_rate_b"))
+    return [Curve("learning rate", rate, "main"), Curve("matrices B (LoRA+)", rate_of_b, "second")]
 
 
 def _loss_curves(metrics: Sequence[MetricsMeasured]) -> list[Curve]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
+from trainer.data.examples.mixing import SetCounts
 from trainer.spec import JobSpec
 from trainer.training.methods.registry import METHODS
 from trainer.training.report.privacy_page import privacy_card_lines
@@ -30,12 +31,18 @@ def render_model_card(summary: Summary, spec: JobSpec) -> str:
         lines += ["", "## Result", "", *table_lines(_result_values(summary, spec))]
         lines += ["", "## Data", "", "The rows themselves are private; these are counts over them.", ""]
         token_counts = {f"tokens: {name}": value for name, value in summary.tokens.items()}
-        lines += table_lines({**summary.rows, **token_counts})
+        # A pattern is a text of the job spec: it belongs into a cell, which is escaped.
+        sets = {f"data.mix {number}": text for number, text in enumerate(_mix_texts(summary), 1)}
+        lines += table_lines({**summary.rows, **sets, **token_counts})
     sections = spec.model_dump(mode="json", include=set(_SECTIONS))
     settings = {f"{section}.{key}": value for section in _SECTIONS for key, value in sections[section].items()}
     lines += ["", "## Settings", "", *table_lines({"job spec (SHA-256)": spec.sha256(), **settings})]
     lines += ["", "## Environment", "", *table_lines(summary.environment)]
     return "\n".join(lines) + "\n"
+
+
+def _mix_texts(summary: Summary) -> Iterator[str]:
+    return (f"{name}: {SetCounts(**counts)}" for name, counts in summary.mix.items())
 
 
 def _metadata_lines(spec: JobSpec) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import peft
 import torch
@@ -30,7 +31,8 @@ class Summary(Strict):
         input_tokens: tokens read, over all steps.
         steps: optimizer steps.
         pairs: in preference training, what else the last evaluation measured, such as `eval_rewards_accuracies`.
-        rows: counts of rows: `train`, `eval`, `dropped`, `truncated`.
+        rows: counts of rows: `train`, `eval`, `dropped`, `truncated`; with `data.mix` also `undrawn`.
+        mix: with `data.mix`, the counts of each data set by its pattern: `rows`, `drawn`, `uses` in an epoch.
         tokens: what `describe_lengths` returned.
         seconds: durations of the run's parts. `ahead` is what was done before there was a dataset; it is not part
             of `total`.
@@ -48,6 +50,7 @@ class Summary(Strict):
     steps: int
     pairs: dict[str, float] = {}  # noqa: RUF012 -- frozen, and copied
     rows: dict[str, int]
+    mix: dict[str, dict[str, int]] = {}  # noqa: RUF012 -- frozen, and copied
     tokens: dict[str, int]
     seconds: dict[str, float]
     environment: dict[str, str]
@@ -124,6 +127,7 @@ def summarize(
         steps=outcome.steps,
         pairs=outcome.pairs,
         rows=data.rows.as_dict(),
+        mix={name: asdict(counts) for name, counts in data.mix.items()},
         tokens=describe_lengths((*data.train, *data.evaluation)),
         seconds=seconds,
         environment=environment,
