@@ -64,6 +64,7 @@ def write_job(options: argparse.Namespace, folder: Path) -> Setting:
     spec["train"] |= {"max_steps": options.steps, "eval_steps": None}
     if options.lean:
         spec["data"]["test_split_size"], spec["output"] = 0.0, {"samples": 0}
+        del spec["train"]["per_device_eval_batch_size"]  # means nothing without held-out rows
     job = folder / "job.yaml"
     job.write_text(yaml.safe_dump(spec))
     return Setting(folder, job, model, (options.cache / "faq-en.jsonl").resolve())

@@ -60,7 +60,7 @@ def test_two_processes_share_the_pairs(run_worker: RunWorker, tmp_path: Path, ma
         "pairs.jsonl": write(tmp_path / "pairs.jsonl", [pair(number) for number in range(9)]),
         "eval/pairs.jsonl": write(tmp_path / "held.jsonl", [pair(number) for number in range(9, 12)]),
     }
-    train = {"method": "dpo", "learning_rate": 0.001, "per_device_train_batch_size": 2, "num_train_epochs": 2}
+    train = {"method": "dpo", "learning_rate": 0.001, "per_device_train_batch_size": 2}
     kept = {"output": {"samples": 0}}
     two = run_worker(data, make_spec(train={**train, "num_processes": 2}, **kept), processes=2)
     one = run_worker(data, make_spec(train={**train, "gradient_accumulation_steps": 2}, **kept))
