@@ -108,7 +108,12 @@ def alternatives(path: str) -> list[str]:
 
 def is_path(span: str) -> bool:
     file_name = re.search(r"(^|\w)\.(py|md|json|jsonl|yaml|toml|txt|html|sh)(::|$)", span)
-    return " " not in span.strip() and "(" not in span and ("/" in span or file_name is not None)
+    return (
+        " " not in span.strip()
+        and "(" not in span
+        and not span.startswith("<")
+        and ("/" in span or file_name is not None)
+    )
 
 
 def path_exists(span: str) -> bool:
