@@ -122,6 +122,12 @@ def test_splits_are_held_out_and_side_files_hold_no_rows(tmp_path: Path, tokens:
     assert found.warnings == list(data.warnings)
     assert not any("named like" in warning for warning in data.warnings)
     assert not survey(files, spec(), None).warnings
+    mixed = spec(data={"mix": {"data/test-*": 2.0}})
+    problem = survey(files, mixed, tokens).first_problem
+    assert problem is not None
+    with pytest.raises(DataError, match="no file to train on") as caught:
+        build_dataset(read_files(files, max_rows=100), tokens, mixed.data, split_key=seed_split_key(1))
+    assert str(caught.value) == str(problem)
 
 
 def test_contradicting_side_files_are_refused_before_any_row(tmp_path: Path, tokens: ModelTokenizer) -> None:

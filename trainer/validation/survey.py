@@ -127,8 +127,9 @@ def survey(
         found.side_files = tuple(sorted(files.keys() - {file.name for file in row_files}))
         advance(sum(files[name].stat().st_size for name in found.side_files))
         check_evaluation_files([file.name for file in row_files], spec.data)
+    trained = [file.name for file in row_files if not file.for_evaluation]
     with _counting_refusals(found):
-        check_mix([file.name for file in row_files], spec.data)
+        check_mix(trained, spec.data)
     if config is not None:
         with _counting_refusals(found):
             check_attention(config, spec)
@@ -137,7 +138,6 @@ def survey(
     if tokens is None:
         for _ in _accepted_rows(found, rows, lambda row: check_kind(row, method)):
             pass
-        trained = [file.name for file in row_files if not file.for_evaluation]
         found.warnings += split_file_warnings(trained, spec.data)
         return found
     trainable = _accepted_rows(found, rows, lambda row: check_trainable(row, tokens, method))

@@ -96,9 +96,8 @@ def build_dataset(
         DataError: a row is not trainable, no row is left to train on, or no file is for evaluation although the
             job spec names some.
     """
-    files = {row.file for row in rows}
-    check_evaluation_files(files, data)
-    check_mix(files, data)
+    check_evaluation_files({row.file for row in rows}, data)
+    check_mix({row.file for row in rows if not row.for_evaluation}, data)
     for row in rows:
         check_trainable(row, tokens, method)
     outcomes = RowOutcomes(tokens, data, split_key, method=method, context_length=context_length)
