@@ -17,7 +17,7 @@ _OTHER_VALUES: Final[Mapping[str, Mapping[str, str]]] = {
     "lora.lora_target_modules": {"all": "all-linear", "auto": "all-linear", "all_linear": "all-linear"},
     "data.format": {
         "chat": "messages", "openai": "messages", "chat_template": "messages", "chatml": "messages",
-        "conversational": "messages", "sharegpt_chat": "sharegpt", "dpo": "preference", "completion": "text",
+        "conversational": "messages", "dpo": "preference", "completion": "text",
         "pretraining": "text", "instruction": "alpaca",
     },
     "data.packing": {"bfd": "true", "ffd": "true", "wrapped": "true"},
