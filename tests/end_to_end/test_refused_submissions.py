@@ -88,7 +88,7 @@ def test_a_malformed_row_is_found_before_anything_is_sent(
         "submit", data, "--job-url", job.url, "--policy", provider.policy(spec), "-i", provider.identity,
         "-o", tmp_path / "result",
     )  # fmt: skip
-    assert_error(ran, 6, "dataset-row-invalid", "row 40", "messages[1]")
+    assert_error(ran, 7, "dataset-row-invalid", "row 40", "messages[1]")
     assert "canary" not in ran.err + ran.out
     assert not any(event["event"] == "dataset-received" for event in job.events)
-    assert_error(trainer("validate", data, "--job", spec), 6, "dataset-row-invalid", "row 40")
+    assert_error(trainer("validate", data, "--job", spec), 7, "dataset-row-invalid", "row 40")
