@@ -218,6 +218,17 @@ def test_a_block_belongs_to_the_turn_that_adds_it(
     assert all_trained(ChatRow("f", 0, turns), tokens, allowing) == wanted
 
 
+def test_blocks_that_touch_are_one_span(make_tokens: MakeTokens) -> None:
+    """The white space between two ends of a turn is in the blocks, so it is trained on."""
+    twice = FAMILIES["marked"].template.replace(
+        "{% generation %}{{ message.content + '<|im_end|>' }}{% endgeneration %}",
+        "{% generation %}{{ message.content + '<|im_end|>\\n' }}{% endgeneration %}"
+        "{% generation %}{{ '</s>' }}{% endgeneration %}",
+    )
+    tokens = make_tokens(twice, stop=("</s>",))
+    assert all_trained(chat("a", "b", "c", "d"), tokens) == ["b<|im_end|>\n</s>", "d<|im_end|>\n</s>"]
+
+
 def test_a_turn_without_a_block_is_refused_not_skipped(make_tokens: MakeTokens) -> None:
     unmarked_calls = FAMILIES["marked"].template.replace(
         "{% generation %}{{ message.content + '<|im_end|>' }}{% endgeneration %}",

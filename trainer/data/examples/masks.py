@@ -164,7 +164,16 @@ def _render_marked_turn(row: ChatRow, tokenizer: ModelTokenizer, number: int) ->
         raise mask_not_exact(
             row, number, "the chat template marks earlier turns differently once this one follows"
         )
-    return RenderedText(text, number + 1, (RenderedTurn(number, tuple(spans[len(earlier) :])),))
+    return RenderedText(text, number + 1, (RenderedTurn(number, tuple(_merge_adjacent(spans[len(earlier) :]))),))
+
+
+def _merge_adjacent(spans: Sequence[CharacterSpan]) -> list[CharacterSpan]:
+    """Returns the spans, with one in place of several that touch."""
+    merged: list[CharacterSpan] = []
+    for start, end in spans:
+        is_next = bool(merged) and merged[-1][1] == start
+        merged[-1:] = [(merged[-1][0], end)] if is_next else [*merged[-1:], (start, end)]
+    return merged
 
 
 def _render_marked(row: ChatRow, tokenizer: ModelTokenizer, count: int) -> tuple[str, list[CharacterSpan]]:
