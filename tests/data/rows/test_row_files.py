@@ -82,6 +82,15 @@ def test_splits_of_a_dataset_dict(tmp_path: Path) -> None:
     }
 
 
+def test_a_split_without_rows_has_no_files(tmp_path: Path) -> None:
+    contents = {
+        **saved_dict("train"),
+        **saved("test/", shards=0),
+        "dataset_dict.json": {"splits": ["train", "test"]},
+    }
+    assert roles(tmp_path, contents) == {"train/data-00000-of-00001.jsonl": False}
+
+
 def test_splits_that_were_saved_one_by_one(tmp_path: Path) -> None:
     contents = {**saved("one/", split="train"), **saved("two/", split="test")}
     assert roles(tmp_path, contents) == {

@@ -80,11 +80,11 @@ def _add_folder(roles: FileRoles, folder: str, split: str | None) -> None:
 
 
 def _read_shards(name: str, state: Mapping[str, object]) -> set[str]:
-    entries = state["_data_files"]
-    listed = entries if isinstance(entries, list) else []
+    entries = state["_data_files"]  # none for a split without rows
+    listed = entries if isinstance(entries, list) else [None]
     names = [entry.get("filename") if isinstance(entry, dict) else None for entry in listed]
     texts = {file for file in names if isinstance(file, str)}
-    if not texts or len(texts) < len(names):
+    if len(texts) < len(names):
         raise layout_error(
             name, "the files are not named", expected="a list of objects with a filename each under _data_files"
         )
