@@ -11,7 +11,16 @@ from trainer.data.examples.example_set import build_dataset, check_trainable
 from trainer.data.examples.held_out import seed_split_key
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_encoding import encode
-from trainer.data.rows import ChatRow, CompletionRow, Message, PreferenceRow, Row, TextRow, ToolCall
+from trainer.data.rows import (
+    ChatRow,
+    CompletionRow,
+    Message,
+    PreferenceRow,
+    Row,
+    TextRow,
+    ToolCall,
+    UnpairedPreferenceRow,
+)
 from trainer.errors import DataError, ErrorCode, UsageError
 from trainer.spec import DataSection, SplitTurns
 
@@ -301,6 +310,9 @@ def test_rows_without_the_template_and_keys_that_are_left_out_are_counted(make_t
     pairs: list[Row] = [PreferenceRow("f", 0, plain, replace(plain, completion=" b"))]
     paired = build_dataset(pairs, make_tokens(SWITCHED), data, split_key=seed_split_key(0), method="dpo")
     assert any("1 of 1 rows" in text for text in paired.warnings)
+    labelled: list[Row] = [UnpairedPreferenceRow("f", number, plain, bool(number)) for number in (0, 1)]
+    judged = build_dataset(labelled, make_tokens(SWITCHED), data, split_key=seed_split_key(0), method="kto")
+    assert any("2 of 2 rows" in text for text in judged.warnings)
 
 
 # opened thoughts

@@ -139,8 +139,7 @@ def check_trainable(row: Row, tokens: ModelTokenizer, method: MethodName) -> Non
         DataError: the method takes other rows, the model has no chat template, or it reads no such arguments.
     """
     check_kind(row, method)
-    side = row.chosen if isinstance(row, PreferenceRow) else row
-    side = row.answer if isinstance(row, UnpairedPreferenceRow) else side
+    side = row.answer_row
     if isinstance(side, ChatRow) and not tokens.has_template:
         raise row.refuse(
             ErrorCode.DATASET_NOT_TRAINABLE,

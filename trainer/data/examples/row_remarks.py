@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trainer.data.rows import CompletionRow, PreferenceRow, Row
+from trainer.data.rows import CompletionRow, Row
 
 
 @dataclass
@@ -26,9 +26,8 @@ class RowRemarks:
 
     def add(self, row: Row) -> None:
         """Counts a row."""
-        side = row.chosen if isinstance(row, PreferenceRow) else row
         self.rows += 1
-        self.without_template += self.has_template and isinstance(side, CompletionRow)
+        self.without_template += self.has_template and isinstance(row.answer_row, CompletionRow)
         self.ignored_keys += row.ignored_keys
 
     def warnings(self) -> Iterator[str]:

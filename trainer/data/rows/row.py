@@ -110,6 +110,11 @@ class Row(RowLocation):
         """Every text of the row that is placed between special tokens."""
         raise NotImplementedError
 
+    @property
+    def answer_row(self) -> Row:
+        """The row of its answer; of the two answers of a pair, which are of one type, that of the chosen one."""
+        return self
+
 
 @dataclass(frozen=True)
 class ChatRow(Row):
@@ -180,6 +185,11 @@ class PreferenceRow(Row):
     rejected: ChatRow | CompletionRow
 
     @property
+    def answer_row(self) -> ChatRow | CompletionRow:
+        """The row of the chosen answer."""
+        return self.chosen
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """The texts of the chosen side, then those of the rejected side."""
         return (*self.chosen.texts, *self.rejected.texts)
@@ -199,3 +209,8 @@ class UnpairedPreferenceRow(Row):
     def texts(self) -> tuple[str, ...]:
         """The texts of the answer's row."""
         return self.answer.texts
+
+    @property
+    def answer_row(self) -> ChatRow | CompletionRow:
+        """The row of the answer."""
+        return self.answer
