@@ -19,7 +19,7 @@ MAX_TOTAL_STEPS: Final = 100_000_000
 """Most optimizer steps of a run: the choice of a number below it is worth 27 bits."""
 
 MAX_TRAINED_PARAMETERS: Final = 10**12
-MAX_MERGED_BYTES: Final = 2**50
+MAX_COPIED_BYTES: Final = 2**50
 """Bounds of what a worker says of its adapter and of a merged model."""
 
 

@@ -201,7 +201,7 @@ def test_the_time_left_says_nothing_that_step_and_time_do_not() -> None:
         [Saved(step=1)],
         [Progress(step=1, total_steps=9), Saved(step=2)],
         [Progress(step=1, total_steps=9), Saved(step=1), Saved(step=1)],
-        [OutputSize(trained_parameters=1, merged_bytes=0)] * 2,
+        [OutputSize(trained_parameters=1, copied_bytes=0)] * 2,
     ],
     ids=[
         "skips", "repeats", "jumps", "another total", "beyond the last", "saves nothing", "saves ahead",

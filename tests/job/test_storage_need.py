@@ -35,7 +35,7 @@ train: {train}
     [("{}", 1), ("{save_steps: 5}", 3), ("{save_steps: 5, save_total_limit: 7}", 8)],
 )
 def test_need(train: str, checkpoints: int) -> None:
-    size = OutputSize(trained_parameters=1000, merged_bytes=50_000)
+    size = OutputSize(trained_parameters=1000, copied_bytes=50_000)
     content = checkpoints * 16_000 + 4_000 + 50_000
     assert needed_bytes(spec(train), size) == content + content // 8 + OTHER
 
@@ -48,7 +48,7 @@ def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return SimpleNamespace(f_bavail=need - 1, f_frsize=1)
 
     monkeypatch.setattr(os, "statvfs", volume)
-    size = OutputSize(trained_parameters=1000, merged_bytes=0)
+    size = OutputSize(trained_parameters=1000, copied_bytes=0)
     require_room(tmp_path, spec(), size, 1)
     with pytest.raises(JobError) as caught:
         require_room(tmp_path, spec(), size, 0)
@@ -62,4 +62,4 @@ def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("sizes", [(-1, 0), (0, -1), (10**12 + 1, 0), (0, 2**50 + 1), (1.5, 0), (0, True)])
 def test_the_worker_s_numbers_are_bounded(sizes: tuple[Any, Any]) -> None:
     with pytest.raises(ValidationError):
-        OutputSize(trained_parameters=sizes[0], merged_bytes=sizes[1])
+        OutputSize(trained_parameters=sizes[0], copied_bytes=sizes[1])

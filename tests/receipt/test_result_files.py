@@ -46,7 +46,7 @@ PINNED = {
 
 
 def require(name: str, content: bytes) -> None:
-    require_result_file(name, io.BytesIO(content), len(content), pinned=PINNED)
+    require_result_file(name, io.BytesIO(content), len(content), copied=PINNED)
 
 
 HONEST = {
@@ -161,7 +161,7 @@ def test_a_file_is_what_its_name_says(attack: str) -> None:
 
 def test_a_text_has_a_largest_size() -> None:
     with pytest.raises(ValueError, match="larger than"):
-        require_result_file("logs/job.log", io.BytesIO(), MAX_TEXT_BYTES + 1, pinned={})
+        require_result_file("logs/job.log", io.BytesIO(), MAX_TEXT_BYTES + 1, copied={})
 
 
 PAGES: dict[str, str] = {

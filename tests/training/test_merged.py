@@ -60,4 +60,4 @@ def test_every_file_may_be_part_of_a_result(merged: Path, tiny_model: Path) -> N
     pinned = {path.name: file_sha256(path) for path in tiny_model.iterdir()}
     for path in (*(merged / "merged").iterdir(), *(merged / "adapter").iterdir()):
         with path.open("rb") as file:
-            require_result_file(path.relative_to(merged).as_posix(), file, path.stat().st_size, pinned=pinned)
+            require_result_file(path.relative_to(merged).as_posix(), file, path.stat().st_size, copied=pinned)

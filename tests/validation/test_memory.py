@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from trainer.data.examples.model_config import read_config
+from trainer.model_files.architecture import Architecture, architecture_of
 from trainer.spec import Dtype, JobSpec, LoraSection
-from trainer.validation.architecture import Architecture, architecture_of
 from trainer.validation.memory import GIB, adapter_parameters, estimate_memory
 
 SPEC: dict[str, Any] = {

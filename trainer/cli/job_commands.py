@@ -158,7 +158,8 @@ def _open_listing(
 
 
 def _hash_files(listing: ModelListing, chat_template_path: str | None, progress: TerminalProgress) -> ModelPins:
-    from trainer.deployment.model_pins import INDEX, ModelPins, select_model_files
+    from trainer.deployment.model_pins import ModelPins, select_model_files
+    from trainer.model_files.tensor_listing import INDEX
 
     names = select_model_files(listing.names, listing.read(INDEX), chat_template_path)
     digests = {}

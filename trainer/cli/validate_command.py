@@ -122,7 +122,7 @@ def _load_local_model(spec: JobSpec, job: Path, chosen: Path | None) -> _LocalMo
         UsageError: the model's files are here but are not those of the job spec.
         JobError: they cannot be used, in the job neither.
     """
-    from trainer.data.examples.model_config import read_config
+    from trainer.model_files.model_check import check_model_files
     from trainer.validation.model_files import files_of_the_job, find_model
 
     directory = find_model(spec, job, chosen)
@@ -133,7 +133,8 @@ def _load_local_model(spec: JobSpec, job: Path, chosen: Path | None) -> _LocalMo
     if any(find_spec(package) is None for package in ("tokenizers", "jinja2")):
         return _LocalModel(unknown='this needs pip install "confidential-trainer[validate]"')
     with files_of_the_job(directory, spec) as files:
-        return _LocalModel(_load_tokenizer(files, spec.data), read_config(files))
+        found = check_model_files(files, spec.model.model_file_sha256, spec)
+        return _LocalModel(_load_tokenizer(files, spec.data), found.config)
 
 
 def _load_tokenizer(files: Path, data: DataSection) -> ModelTokenizer:

@@ -14,8 +14,8 @@ from trainer.cli.console import SafeConsole, clean_text
 from trainer.data.examples.example import Example
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.errors import DataError
+from trainer.model_files.architecture import architecture_of
 from trainer.spec import JobSpec
-from trainer.validation.architecture import architecture_of
 from trainer.validation.lengths import histogram, quantiles
 from trainer.validation.memory import GIB, MemoryEstimate, estimate_memory
 from trainer.validation.pair_survey import PairLengths

@@ -12,22 +12,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from trainer.errors import ErrorCode, UsageError
+from trainer.model_files.companion_files import is_companion
+from trainer.model_files.tensor_listing import INDEX, WEIGHTS
 from trainer.models import Sha256Hex
 from trainer.spec import parse_job_spec
 from trainer.strict_yaml import YamlError, YamlNode, load_yaml_tree
 
-WEIGHTS: Final = "model.safetensors"
-INDEX: Final = "model.safetensors.index.json"
-
-_LOADED_FILES: Final = (
-    "config.json", "generation_config.json",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
-    "chat_template.jinja",
-)  # fmt: skip
-"""Files beside the weights that transformers reads from a model's directory, each if it is there."""
-
-_TEMPLATE_FILE: Final = re.compile(r"additional_chat_templates/\w[\w.-]*\.jinja")
 _REVISION_LINE: Final = re.compile(r"\s*model_revision:\s*(?:\"[^\"]*\"|'[^']*'|[^\s#]+)?(.*)")
 _ENTRY_COMMENT: Final = re.compile(r"""^[^#]*?(?:"[^"]*"|'[^']*'|[^\s#]+)\s*(#.*)?$""")
 _FILL_IN: Final = re.compile(r"\s*# FILL IN\b[^\n]*")
@@ -60,7 +50,7 @@ def select_model_files(
         UsageError: there is no config.json, no such template, or no weights as safetensors.
     """
     present = frozenset(names)
-    loaded = {name for name in present if name in _LOADED_FILES or _TEMPLATE_FILE.fullmatch(name)}
+    loaded = {name for name in present if name == "config.json" or is_companion(name)}
     loaded |= {chat_template_path} if chat_template_path is not None else set()
     if WEIGHTS in present:  # transformers prefers the single file where both forms are there
         loaded.add(WEIGHTS)

@@ -21,7 +21,7 @@ from trainer.errors import ErrorCode, JobError, UsageError
 from trainer.ipc.channel import Channel, ChannelMessage, MessageFormat
 from trainer.models import (
     MAX_BUNDLE_FILES,
-    MAX_MERGED_BYTES,
+    MAX_COPIED_BYTES,
     MAX_STATUS_STEPS,
     MAX_TOTAL_STEPS,
     MAX_TRAINED_PARAMETERS,
@@ -104,7 +104,7 @@ class OutputSize(ChannelMessage):
     # Not trusted: a wrong number costs availability alone. The bounds keep the arithmetic small.
     kind: Literal["output-size"] = "output-size"
     trained_parameters: Annotated[int, Field(ge=0, le=MAX_TRAINED_PARAMETERS)]
-    merged_bytes: Annotated[int, Field(ge=0, le=MAX_MERGED_BYTES)]
+    copied_bytes: Annotated[int, Field(ge=0, le=MAX_COPIED_BYTES)]
 
 
 class Progress(ChannelMessage):

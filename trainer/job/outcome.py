@@ -24,6 +24,7 @@ from trainer.errors import ErrorCode, JobError, TrainerError
 from trainer.job.end_record import PrivacySpent
 from trainer.job.job_keys import JobKeys
 from trainer.job.workspace import Workspace
+from trainer.model_files.companion_files import copied_digests
 from trainer.receipt.attested_envelope import AttestedEnvelope
 from trainer.receipt.dsse import parse_envelope, sign_envelope
 from trainer.receipt.privacy_statement import (
@@ -180,13 +181,13 @@ def _require_result_files(output: Path, directory: str, spec: JobSpec) -> None:
         paths = sorted((output / directory).rglob("*"))
     except (OSError, RecursionError):  # a path that is too long, or more levels than Python calls itself
         raise _unfit_output(f"{directory}: nested too deeply") from None
-    for path in paths:
-        name, status = path.relative_to(output).as_posix(), path.lstat()
-        if stat.S_ISDIR(status.st_mode):
-            continue
+    data = spec.data
+    copied = copied_digests(spec.model.model_file_sha256, data.chat_template, data.chat_template_path)
+    for path in (path for path in paths if not stat.S_ISDIR(path.lstat().st_mode)):
+        name = path.relative_to(output).as_posix()
         try:
             with open_inside(output, name) as file:
-                require_result_file(name, file, status.st_size, pinned=spec.model.model_file_sha256)
+                require_result_file(name, file, path.lstat().st_size, copied=copied)
         except (OSError, ValueError) as error:
             raise _unfit_output(f"{name}: {error}") from error
 

@@ -27,7 +27,7 @@ def needed_bytes(spec: JobSpec, size: OutputSize) -> int:
     # A new checkpoint is complete before the oldest one is removed; without `save_steps` SIGTERM makes one.
     checkpoints = spec.train.save_total_limit + 1 if spec.train.save_steps is not None else 1
     adapter = size.trained_parameters
-    content = (checkpoints * _CHECKPOINT_BYTES + _ADAPTER_BYTES) * adapter + size.merged_bytes
+    content = (checkpoints * _CHECKPOINT_BYTES + _ADAPTER_BYTES) * adapter + size.copied_bytes
     return content + content // _PADDING_PART + _OTHER_BYTES
 
 

@@ -29,8 +29,8 @@ from trainer.receipt.statement import (
     UNSIGNED_FILES,
     ReceiptOutcome,
     Statement,
+    copied_files,
     parse_statement,
-    pinned_files,
     reported_privacy,
 )
 from trainer.sealing.age import Identity, count_stanzas
@@ -221,12 +221,12 @@ def _require_result_files(folder: Path, statement: Statement) -> None:
         VerificationError: RECEIPT_MISMATCH. The job signed for the file all the same: it is not the code that the
             provider reviewed, or that code was taken over.
     """
-    pinned = pinned_files(statement.predicate.buildDefinition.externalParameters.jobSpec)
+    copied = copied_files(statement.predicate.buildDefinition.externalParameters.jobSpec)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         try:
             with path.open("rb") as file:
-                require_result_file(name, file, path.stat().st_size, pinned=pinned)
+                require_result_file(name, file, path.stat().st_size, copied=copied)
         except ValueError as error:
             raise VerificationError(
                 ErrorCode.RECEIPT_MISMATCH,

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from collections.abc import Callable, Mapping
 from typing import BinaryIO, Final
 
 from trainer.encoding import parse_json, stream_sha256, strict_decoder
+from trainer.model_files.safetensors_header import read_safetensors_header
 from trainer.receipt.static_page import require_static_page
 
 ADAPTER_FILES: Final = frozenset({"adapter/adapter_config.json", "adapter/adapter_model.safetensors"})
@@ -25,8 +25,7 @@ FAILURE_REPORT: Final = "report/failure.json"
 MAX_TEXT_BYTES: Final = 256 << 20
 """The largest file that is read into memory: all but weights, and what the job spec pins."""
 
-_MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
-_MERGED: Final = "merged/"
+_COPYING_DIRECTORIES: Final = ("adapter", "merged")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab, line feed, carriage return
 
 # A tag with an attribute can load or run something, whatever its name; `<s>` and `<|im_start|>` are tokens.
@@ -84,29 +83,7 @@ def _require_page(source: BinaryIO, size: int) -> None:
 
 
 def _require_safetensors(source: BinaryIO, size: int) -> None:
-    """Reads the header: 8 bytes of its length, little-endian, then JSON of name → type, shape, begin and end.
-
-    Source: github.com/huggingface/safetensors, "Format": the tensors cover the rest of the file without gaps.
-    """
-    (length,) = struct.unpack("<Q", source.read(8).ljust(8, b"\xff"))
-    if length > min(_MAX_HEADER_BYTES, size - 8):
-        raise ValueError("no safetensors header")
-    header = parse_json(source.read(length))
-    if not isinstance(header, dict):
-        raise ValueError("no safetensors header")  # noqa: TRY004 -- wrong content, not a wrong type
-    places = sorted(_place(entry) for name, entry in header.items() if name != "__metadata__")
-    begins, ends = [0, *(end for _, end in places)], [*(begin for begin, _ in places), size - 8 - length]
-    if begins != ends:
-        raise ValueError("bytes that belong to no tensor in a safetensors file")
-
-
-def _place(entry: object) -> tuple[int, int]:
-    """Returns begin and end of a tensor, of which the first is not after the second."""
-    place = entry.get("data_offsets") if isinstance(entry, dict) else None
-    match place:
-        case [int(begin), int(end)] if begin <= end:
-            return begin, end
-    raise ValueError("a tensor without a place in a safetensors header")
+    read_safetensors_header(source, size)
 
 
 _KINDS: Final[tuple[tuple[str, Reader], ...]] = (
@@ -122,23 +99,25 @@ _KINDS: Final[tuple[tuple[str, Reader], ...]] = (
     (r"report/report\.html", _require_page),
     (r"logs/(front|job)\.log", _require_text),
 )
-"""Pattern of a name → what the file must be. Beside them, `merged/` has files of the base model."""
+"""Pattern of a name → what the file must be. `adapter/` and `merged/` have files of the base model, too."""
 
 
-def require_result_file(name: str, source: BinaryIO, size: int, *, pinned: Mapping[str, str]) -> None:
+def require_result_file(name: str, source: BinaryIO, size: int, *, copied: Mapping[str, str]) -> None:
     """Requires that a file may be part of a result, and is what its name says.
 
     Args:
         name: relative to the result's directory.
         source: the file.
         size: its size in bytes.
-        pinned: maps each file of the base model to its SHA-256, as the attested job spec has it. A merged model
-            has some of them, such as its tokenizer's, under the same names; the provider agreed to these bytes.
+        copied: maps files of the base model, and the job spec's chat template, to their SHA-256. Adapter and
+            merged model have some of them, such as the tokenizer's, under the same names; the attested job spec
+            has these digests, and the provider agreed to it.
 
     Raises:
         ValueError: a result has no such file. The message names nothing of its content.
     """
-    digest = pinned.get(name.removeprefix(_MERGED)) if name.startswith(_MERGED) else None
+    directory, _, inner = name.partition("/")
+    digest = copied.get(inner) if directory in _COPYING_DIRECTORIES else None
     if digest is not None:
         if stream_sha256(source) == digest:
             return

@@ -25,6 +25,7 @@ from pydantic import AfterValidator, Field, JsonValue, TypeAdapter, field_valida
 
 from trainer.encoding import canonical_json, parse_json, sha256_hex
 from trainer.errors import ErrorCode, VerificationError
+from trainer.model_files.companion_files import copied_digests
 from trainer.models import Sha256Hex, Strict, parse_strict
 
 _Parsed = TypeVar("_Parsed")
@@ -226,6 +227,13 @@ def pinned_files(job_spec: Mapping[str, JsonValue]) -> dict[str, str]:
     model = job_spec.get("model")
     files = model.get("model_file_sha256") if isinstance(model, dict) else None
     return {name: str(digest) for name, digest in files.items()} if isinstance(files, dict) else {}
+
+
+def copied_files(job_spec: Mapping[str, JsonValue]) -> dict[str, str]:
+    """Maps each file that a job may copy into its result, by a job spec as written, to its SHA-256."""
+    data = job_spec.get("data")
+    section = data if isinstance(data, dict) else {}
+    return copied_digests(pinned_files(job_spec), section.get("chat_template"), section.get("chat_template_path"))
 
 
 def model_dependencies(job_spec: Mapping[str, JsonValue]) -> list[tuple[str, str]]:

@@ -15,12 +15,12 @@ from trainer.spec.data_section import DataSection, check_method
 from trainer.spec.exchange_section import ExchangeSection
 from trainer.spec.key_meaning import meaningless_keys
 from trainer.spec.lora_section import LoraSection
-from trainer.spec.model_section import ModelSection
+from trainer.spec.model_section import Dtype, ModelSection
 from trainer.spec.output_section import OutputSection
 from trainer.spec.privacy_section import PrivacySection, privacy_refusals
 from trainer.spec.spec_errors import spec_error
 from trainer.spec.tee_section import TeeSection
-from trainer.spec.train_section import TrainSection
+from trainer.spec.train_section import Engine, TrainSection
 from trainer.strict_yaml import parse_yaml
 
 MAX_SPEC_BYTES: Final = 1 << 18
@@ -49,6 +49,11 @@ class JobSpec(Strict):
             raise ValueError(refusal)
         if meaningless := "; ".join(meaningless_keys(self)):
             raise ValueError(meaningless)
+        if self.train.engine is Engine.UNSLOTH and self.lora.selects_modules:
+            raise ValueError("train.engine: unsloth adapts the linear modules of layers only; use transformers")
+        # Weights that are trained in full are float32, and without autocast the layers take no float32 inputs.
+        if self.lora.modules_to_save and self.model.dtype is not Dtype.FLOAT32 and not self.train.bf16:
+            raise ValueError("lora.modules_to_save needs train.bf16: true, or model.dtype float32")
         if self.train.torch_compile and self.lora.use_dora:
             raise ValueError(
                 "train.torch_compile: lora.use_dora must be false: PEFT's magnitudes cannot be traced"

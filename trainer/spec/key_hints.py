@@ -27,6 +27,8 @@ _OTHER_NAMES: Final[Mapping[str, str]] = {
     ),
     "lora.use_rslora": "rslora peft_use_rslora lora_use_rslora",
     "lora.use_dora": "dora peft_use_dora lora_use_dora",
+    "lora.exclude_modules": "lora_exclude_modules excluded_modules",
+    "lora.modules_to_save": "lora_modules_to_save additional_target train_embeddings",
     "lora.init_lora_weights": "init_weights peft_init_lora_weights pissa_init lora_initialization",
     "data.format": "type formatting dataset_format ds_type conversation",
     "data.columns": (

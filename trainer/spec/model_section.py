@@ -52,6 +52,18 @@ class ModelSection(Strict):
         """Whether the model is a directory rather than a hub id."""
         return self.model_name_or_path.startswith(("./", "../", "/"))
 
+    @property
+    def public_name(self) -> str:
+        """The base model's name outside the operator's machine: its hub id, or the digest of its weights."""
+        if not self.is_local:
+            return self.model_name_or_path
+        weights = {
+            name: digest for name, digest in self.model_file_sha256.items() if name.endswith(".safetensors")
+        }
+        name, digest = min(weights.items())
+        more = f" and {len(weights) - 1} more files" if len(weights) > 1 else ""
+        return f"a local model, {name} of SHA-256 {digest}{more}"
+
     @model_validator(mode="after")
     def _check_model(self) -> Self:
         if self.load_in_4bit and self.load_in_8bit:

@@ -147,6 +147,7 @@ def _dp_conditions(spec: JobSpec) -> Iterator[tuple[str, str, bool]]:
     )
     yield "lora.lora_dropout", "must be 0: its masks are drawn from the public seed", lora.lora_dropout > 0
     yield "lora.use_dora", "must be false: its magnitudes get no gradient for each row", lora.use_dora
+    yield "lora.modules_to_save", "must be left out: not proved for modules in full", bool(lora.modules_to_save)
     yield "model.load_in_4bit", "must be false: not proved for quantized models", model.load_in_4bit
     yield "model.load_in_8bit", "must be false: not proved for quantized models", model.load_in_8bit
     yield (

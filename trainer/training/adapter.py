@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,36 +12,53 @@ from torch import Tensor
 
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import LoraSection, ModelSection
+from trainer.training.placement import check_placement, choose_modules
 
 
 def attach_adapter(model: Any, lora: LoraSection) -> Any:
     """Returns a PEFT model: `model` frozen, with fresh LoRA weights drawn from torch's seeded generator.
 
+    Every trained parameter is float32: an update is often smaller than the rounding of a 16-bit weight.
+
     Raises:
-        JobError: `MODEL_INVALID`: the model has no such modules.
+        JobError: `MODEL_INVALID`: the model has no such modules, or PEFT cannot adapt them.
     """
     from peft import LoraConfig, get_peft_model  # noqa: PLC0415 -- after the choice of the engine
 
-    targets = lora.lora_target_modules
+    choice = choose_modules(model, lora)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.lora_r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
+        target_modules=choice.targets,
+        exclude_modules=choice.excluded,
+        modules_to_save=choice.in_full,
+        ensure_weight_tying=choice.tied,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         init_lora_weights=lora.init_lora_weights,  # type: ignore[arg-type]  # a pattern, not a list
     )
     try:
-        return get_peft_model(model, config)
-    except ValueError as error:  # PEFT has no type of its own for targets that it does not find
+        with warnings.catch_warnings():
+            # About an adapter on one of two tied matrices: `trainer.training.merged` unties them.
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
+            # PEFT's own patterns for the weights of experts, which it looks for among modules.
+            warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys")
+            adapted = get_peft_model(model, config)
+    except (ValueError, AttributeError, TypeError) as error:  # PEFT has no type for modules that it cannot adapt
         raise JobError(
             ErrorCode.MODEL_INVALID,
             "the adapter does not fit the base model",
-            expected="lora.lora_target_modules that the model has",
-            found="none of them" if targets != "all-linear" else "no linear layers",
+            expected="section lora: modules and options that PEFT has for this model",
+            found=str(error)[:500],
+            hint="weights of experts take neither lora_dropout nor use_dora, and no other init_lora_weights",
         ) from error
+    check_placement(adapted, lora)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
 
 
 def copy_parameters(parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -75,17 +93,20 @@ def save_adapter(model: Any, section: ModelSection, target: Path, *, initial: Pa
 
     Args:
         model: PEFT model.
-        section: names the base model as the job spec does; the directory it was loaded from is not mentioned.
+        section: names the base model; no directory is mentioned, neither the operator's nor the worker's.
         target: new directory.
         initial: directory that `save_initial_adapter` wrote; None where the base weights were not changed.
     """
-    name, revision = section.model_name_or_path, section.model_revision
+    name = None if section.is_local else section.model_name_or_path
     for config in model.peft_config.values():
         config.base_model_name_or_path = name
-        config.revision = revision
-        if not isinstance(config.target_modules, str):
-            config.target_modules = sorted(config.target_modules)  # a set has another order in each process
-    model.get_base_model().config._name_or_path = name  # noqa: SLF001 -- PEFT reads it for its README
+        config.revision = section.model_revision
+        for field in ("target_modules", "target_parameters", "exclude_modules"):
+            if isinstance(names := getattr(config, field), set):
+                setattr(config, field, sorted(names))  # a set has another order in each process
+    # PEFT falls back to these where a local model has no name.
+    base = model.get_base_model()
+    base.name_or_path = base.config._name_or_path = name or ""  # noqa: SLF001
     # save_embedding_layers is not "auto": that fetches the base model's config from the hub, to see whether its
     # vocabulary grew.
     model.save_pretrained(

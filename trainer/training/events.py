@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainer.models import MAX_MERGED_BYTES, MAX_STATUS_STEPS, MAX_TRAINED_PARAMETERS, Strict
+from trainer.models import MAX_COPIED_BYTES, MAX_STATUS_STEPS, MAX_TRAINED_PARAMETERS, Strict
 
 _Count = Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)]
 _MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
@@ -22,11 +22,11 @@ class OutputSizeKnown(Strict):
 
     Attributes:
         trained_parameters: number of parameters that are trained.
-        merged_bytes: size of the merged model; 0 if the result has none.
+        copied_bytes: size of the merged model, if there is one, and of files copied from the base model.
     """
 
     trained_parameters: Annotated[int, Field(ge=0, le=MAX_TRAINED_PARAMETERS)]
-    merged_bytes: Annotated[int, Field(ge=0, le=MAX_MERGED_BYTES)]
+    copied_bytes: Annotated[int, Field(ge=0, le=MAX_COPIED_BYTES)]
 
 
 class StepCompleted(Strict):

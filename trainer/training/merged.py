@@ -6,17 +6,18 @@ in 4 bits, the small update would be lost in its rounding.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
+from trainer.model_files.companion_files import copy_all_but_weights
+from trainer.training.engines.base_model_loading import load_base_model
+
 _MAX_SHARD_SIZE: Final = "5GB"
-_WEIGHT_FILES: Final = (".safetensors", ".safetensors.index.json")
 
 
-def save_merged(model_dir: Path, adapter: Path, target: Path) -> None:
+def save_merged(model_dir: Path, adapter: Path, target: Path, chat_template: str | None = None) -> None:
     """Writes a model directory that transformers loads without PEFT.
 
     Args:
@@ -24,21 +25,41 @@ def save_merged(model_dir: Path, adapter: Path, target: Path) -> None:
         adapter: directory of the saved adapter.
         target: new directory; receives safetensors in bfloat16, and the base model's tokenizer and other text
             files.
+        chat_template: the template that was trained with, where it is not the base model's own.
+
+    Raises:
+        JobError: `MODEL_INVALID` or `OUT_OF_MEMORY`.
     """
     from peft import PeftModel  # noqa: PLC0415 -- after the choice of the engine
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
-    base: Any = AutoModelForCausalLM.from_pretrained(
-        model_dir, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.bfloat16
-    )
+    base = load_base_model(model_dir, dtype=torch.bfloat16)
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    adapted = PeftModel.from_pretrained(base, str(adapter))
+    if (head, embedding) != (base.get_output_embeddings(), base.get_input_embeddings()):  # PEFT has replaced one
+        _untie(base, head, embedding)
     # `safe_merge` refuses an adapter whose product is not finite.
-    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
+    merged = adapted.merge_and_unload(safe_merge=True)
+    _declare_tied(merged)
     merged.config._name_or_path = ""  # noqa: SLF001 -- a path inside the VM, which means nothing elsewhere
     merged.save_pretrained(str(target), safe_serialization=True, max_shard_size=_MAX_SHARD_SIZE)
-    # The other files of the base model, such as its tokenizer and its licence. Those that were just written stay:
-    # the configuration has changed.
-    for path in sorted(model_dir.rglob("*")):
-        name = path.relative_to(model_dir)
-        if path.is_file() and not path.name.endswith(_WEIGHT_FILES) and not (target / name).exists():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target / name)
+    copy_all_but_weights(model_dir, target, chat_template)
+
+
+def _untie(model: Any, head: Any, embedding: Any) -> None:
+    """Gives the head a matrix of its own where it shares the embedding's.
+
+    An adapter on one of the two changes that one alone. Merged into the common matrix, it would change both.
+    """
+    if head is None or head.weight is not embedding.weight:
+        return
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    # Otherwise PEFT warns that they are no longer tied.
+    model.config.tie_word_embeddings = False
+
+
+def _declare_tied(model: Any) -> None:
+    """Says in the configuration whether head and embedding share one matrix; only then one of them is saved."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    for config in (model.config, model.config.get_text_config(decoder=True)):
+        config.tie_word_embeddings = tied

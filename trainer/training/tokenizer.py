@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from transformers import AutoTokenizer
 
+from trainer.data.examples.model_config import read_config, vocabulary_size
 from trainer.data.examples.model_tokenizer import (
     TOKENIZER_FILE,
     ModelTokenizer,
@@ -44,7 +45,8 @@ def load_tokens(model_dir: Path, data: DataSection = _DEFAULTS) -> ModelTokenize
         return tokens
     tokenizer = _auto_tokenizer(model_dir)
     tokenizer.chat_template = chosen_template(model_dir, data) or tokenizer.chat_template
-    return tokens_of(tokenizer, read_stop_ids(model_dir), data.chat_template_kwargs)
+    size = vocabulary_size(read_config(model_dir))
+    return tokens_of(tokenizer, read_stop_ids(model_dir), data.chat_template_kwargs, vocabulary=size)
 
 
 def _differences_from_transformers(tokens: ModelTokenizer, model_dir: Path) -> Iterator[str]:
@@ -91,6 +93,8 @@ def tokens_of(
     tokenizer: Any,
     stop_ids: frozenset[int] = frozenset(),
     arguments: Mapping[str, TemplateArgument] = MappingProxyType({}),
+    *,
+    vocabulary: int | None = None,
 ) -> ModelTokenizer:
     """Converts a tokenizer of transformers.
 
@@ -98,6 +102,7 @@ def tokens_of(
         tokenizer: a tokenizer of transformers, with its chat template.
         stop_ids: ids that end an answer.
         arguments: variables of the chat template by name.
+        vocabulary: number of rows of the embedding; None if it is not known.
 
     Raises:
         JobError: `MODEL_INVALID`: the tokenizer is not based on the tokenizers package.
@@ -113,4 +118,6 @@ def tokens_of(
     # transformers has one template as a text, or several as a dict by name.
     template = tokenizer.chat_template
     templates = {"default": template} if isinstance(template, str) else dict(template or {})
-    return ModelTokenizer(backend, tokenizer.special_tokens_map, templates, stop_ids, arguments=arguments)
+    return ModelTokenizer(
+        backend, tokenizer.special_tokens_map, templates, stop_ids, arguments=arguments, vocabulary=vocabulary
+    )

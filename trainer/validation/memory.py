@@ -26,8 +26,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from trainer.model_files.architecture import Architecture
 from trainer.spec import Dtype, JobSpec
-from trainer.validation.architecture import Architecture
 
 GIB: Final = 1 << 30
 _BYTES: Final[Mapping[Dtype, int]] = {Dtype.FLOAT32: 4, Dtype.BFLOAT16: 2, Dtype.FLOAT16: 2}

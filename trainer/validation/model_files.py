@@ -1,4 +1,4 @@
-"""The base model's files as the job will see them, without weights: those in the job spec, verified by digest."""
+"""The base model's files as the job will see them: those in the job spec, all but weights verified by digest."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def find_model(spec: JobSpec, job: Path, chosen: Path | None) -> Path | None:
 
 @contextmanager
 def files_of_the_job(model_dir: Path, spec: JobSpec) -> Iterator[Path]:
-    """Yields a temporary directory with the model's listed files, without its weights.
+    """Yields a temporary directory with the model's listed files; without its weights where they are not here.
 
-    Further files of `model_dir`, such as a chat template that is not listed, do not exist in the job either.
+    Further files of `model_dir`, such as a chat template that is not listed, do not exist in the job either. Of
+    weights only names and shapes are looked at, so they are not hashed.
 
     Raises:
         UsageError: a listed file is missing or has another digest.
@@ -39,6 +40,8 @@ def files_of_the_job(model_dir: Path, spec: JobSpec) -> Iterator[Path]:
         for name, digest in spec.model.model_file_sha256.items():
             if not name.endswith(".safetensors"):
                 _link_verified(model_dir / name, digest, Path(scratch) / name)
+            elif (model_dir / name).is_file():
+                _link(model_dir / name, Path(scratch) / name)
         yield Path(scratch)
 
 
@@ -60,5 +63,9 @@ def _link_verified(source: Path, digest: str, target: Path) -> None:
             expected=digest,
             found=found,
         )
+    _link(source, target)
+
+
+def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.symlink_to(source.resolve())

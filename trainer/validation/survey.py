@@ -152,7 +152,8 @@ def survey(
         if isinstance(encoded, DataError):
             _count_refusal(found, encoded)
             continue
-        outcomes.add(encoded)
+        with _counting_refusals(found):
+            outcomes.add(encoded)
         _count_examples(found, encoded)
         if found.shown is None and number >= example and encoded.examples:
             found.shown = encoded

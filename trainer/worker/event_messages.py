@@ -16,7 +16,7 @@ def message_of_event(event: TrainingEvent) -> TrainingMessage:
     """Returns the message that carries an event."""
     match event:
         case OutputSizeKnown():
-            return OutputSize(trained_parameters=event.trained_parameters, merged_bytes=event.merged_bytes)
+            return OutputSize(trained_parameters=event.trained_parameters, copied_bytes=event.copied_bytes)
         case StepCompleted():
             return Progress(step=event.step, total_steps=event.total_steps)
         case MetricsMeasured():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainer.spec import JobSpec
 from trainer.training.engines.base import Loader, Precision, choose_precision
-from trainer.training.engines.base_model_files import check_model_dir
+from trainer.training.engines.base_model_loading import check_model_dir
 from trainer.training.progress import random_state, restore_random
 from trainer.training.run import seed
 
@@ -36,6 +36,7 @@ class PreloadedModel(Loader):
         self.allows_fused = loader.allows_fused
         self.allows_processes = loader.allows_processes
         self.allows_compilation = loader.allows_compilation
+        self.allows_selection = loader.allows_selection
         self.spec = spec
         self.precision = precision
         self.model = model
@@ -70,7 +71,7 @@ def load_preloaded(loader: Loader, model_dir: Path, spec: JobSpec) -> PreloadedM
     Raises:
         JobError: as the engine.
     """
-    check_model_dir(model_dir)
+    check_model_dir(model_dir, spec)
     precision, _ = choose_precision(spec)
     seed(spec.train.seed)
     model = loader.load(model_dir, spec, precision)

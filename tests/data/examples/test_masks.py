@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import example as also_with
 from hypothesis import strategies as st
 
+from trainer.data.examples.chat_template import TemplateRefusedError
 from trainer.data.examples.example import EncodedRow, Example
-from trainer.data.examples.model_tokenizer import ModelTokenizer, TemplateRefusedError, read_tokenizer
+from trainer.data.examples.model_tokenizer import ModelTokenizer, read_tokenizer
 from trainer.data.examples.row_encoding import encode, encode_rows
 from trainer.data.rows import ChatRow, CompletionRow, Message, PreferenceRow, Row, TextRow, ToolCall
 from trainer.errors import DataError, ErrorCode, JobError, UsageError

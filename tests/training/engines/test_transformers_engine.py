@@ -16,7 +16,7 @@ from trainer.spec import JobSpec
 from trainer.training.adapter import save_adapter
 from trainer.training.engines import base
 from trainer.training.engines.base import choose_precision
-from trainer.training.engines.base_model_files import check_model_dir
+from trainer.training.engines.base_model_loading import check_model_dir
 from trainer.training.engines.choice import choose_engine
 from trainer.training.engines.transformers_engine import TransformersLoader
 from trainer.training.engines.unsloth_engine import UnslothLoader
@@ -49,7 +49,7 @@ BAD_MODELS: dict[str, Callable[[Path], object]] = {
 
 def load_all(directory: Path, spec: JobSpec) -> Any:
     """What the worker does with a model directory, in its order."""
-    check_model_dir(directory)
+    check_model_dir(directory, spec)
     load_tokens(directory)
     return TransformersLoader().load(directory, spec, choose_precision(spec)[0])
 
@@ -73,7 +73,7 @@ def test_a_good_model_gets_a_fresh_adapter_in_float32(tiny_model: Path, make_spe
 
 
 def test_target_modules_that_the_model_lacks_are_refused(tiny_model: Path, make_spec: MakeSpec) -> None:
-    with pytest.raises(JobError, match="does not fit") as caught:
+    with pytest.raises(JobError, match="no module of a name") as caught:
         load_all(tiny_model, make_spec(lora={"lora_target_modules": ["no_such_proj"]}))
     assert caught.value.code is ErrorCode.MODEL_INVALID
 

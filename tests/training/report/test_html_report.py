@@ -113,7 +113,7 @@ def test_the_page_has_the_form_that_the_provider_demands(
         for shown in ([], samples):
             require_static_page(render_page(summary, METRICS, make_spec(train={"method": method}), shown))
     html = render_page(summary, METRICS, make_spec(), samples).encode()
-    require_result_file("report/report.html", io.BytesIO(html), len(html), pinned={})
+    require_result_file("report/report.html", io.BytesIO(html), len(html), copied={})
 
 
 def test_without_an_evaluation_there_is_no_arrow(summary: Summary, make_spec: Callable[..., JobSpec]) -> None:
@@ -184,7 +184,7 @@ def test_samples_command_no_terminal(tmp_path: Path, summary: Summary, make_spec
     sample = Sample("p", "r", "b", "\x9b31m\x7f\x1b")
     write_report(tmp_path, summary, METRICS, make_spec(), (sample,))
     data = (tmp_path / "samples.json").read_bytes()
-    require_result_file("report/samples.json", io.BytesIO(data), len(data), pinned={})
+    require_result_file("report/samples.json", io.BytesIO(data), len(data), copied={})
     assert json.loads(data)[0]["after"] == "\x9b31m\x7f\x1b"
 
 

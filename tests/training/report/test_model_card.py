@@ -57,7 +57,7 @@ def test_settings_are_text_in_the_card() -> None:
     """A job whose template looks like HTML must not fail at its end for its own model card."""
     text = "<img src=x> ![](y) [z](JavaScript:1) <|user|> !"
     card = "\n".join(table_lines({"template": text})).encode()
-    require_result_file("adapter/README.md", io.BytesIO(card), len(card), pinned={})
+    require_result_file("adapter/README.md", io.BytesIO(card), len(card), copied={})
     assert card.decode().splitlines()[-1] == (
         "| template | &#60;img src=x> &#33;[](y) [z](JavaScript&#58;1) &#60;\\|user\\|> ! |"
     )

@@ -24,8 +24,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
-from trainer.data.examples.chat_template import CharacterSpan
-from trainer.data.examples.model_tokenizer import ModelTokenizer, TemplateRefusedError
+from trainer.data.examples.chat_template import CharacterSpan, TemplateRefusedError
+from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.turn_forms import OPENED_THOUGHT, TurnForm, render_messages, render_prompt
 from trainer.data.rows import ChatRow
 from trainer.errors import DataError, ErrorCode

@@ -56,6 +56,13 @@ def read_config(model_dir: Path) -> dict[str, Any]:
     return config
 
 
+def vocabulary_size(config: Mapping[str, Any]) -> int | None:
+    """Returns the number of rows of the embedding; None if the configuration does not say."""
+    text = config.get("text_config", config)
+    size = text.get("vocab_size") if isinstance(text, dict) else None
+    return size if isinstance(size, int) and size > 0 else None
+
+
 def context_length(config: Mapping[str, Any]) -> int | None:
     """Returns the number of positions that a base model was made for; None if its config.json does not say.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trainer.data.examples.chat_template import ChatTemplate, TemplateRefusedError, named_templates, require_read
 from trainer.data.examples.jinja_environment import require_jinja
+from trainer.data.examples.model_config import vocabulary_size
 from trainer.data.examples.token_boundaries import CACHED_CHARACTERS, SpecialTokenFinder
 from trainer.data.examples.turn_stops import NextTurnStops
 from trainer.errors import ErrorCode, JobError, UsageError
@@ -27,15 +28,6 @@ _MAX_FILE_BYTES: Final = 1 << 28
 _MAX_CACHED_TEXTS: Final = 1 << 16
 _DEFAULTS: Final = DataSection()
 
-__all__ = [
-    "TOKENIZER_FILE",
-    "ModelTokenizer",
-    "TemplateRefusedError",
-    "chosen_template",
-    "read_stop_ids",
-    "read_tokenizer",
-]
-
 
 class ModelTokenizer:
     """Converts text to token ids and back, and renders conversations.
@@ -46,6 +38,7 @@ class ModelTokenizer:
         templates: chat templates by name; empty if conversations cannot be rendered.
         stop_ids: ids at which generation with this model ends.
         arguments: variables of the chat template by name (`data.chat_template_kwargs`).
+        vocabulary: number of rows of the model's embedding; None if it is not known.
         now: the date and time that templates can read; None is the current one.
 
     Attributes:
@@ -68,6 +61,7 @@ class ModelTokenizer:
         stop_ids: frozenset[int] = frozenset(),
         *,
         arguments: Mapping[str, TemplateArgument] = MappingProxyType({}),
+        vocabulary: int | None = None,
         now: datetime | None = None,
     ) -> None:
         self._backend = backend
@@ -77,8 +71,13 @@ class ModelTokenizer:
         self.append_id: int | None = named.get("eos_token")
         self.stop_ids = stop_ids | ({self.append_id} if self.append_id is not None else set())
         self.stop_texts = tuple(filter(None, map(backend.id_to_token, sorted(self.stop_ids))))
+        self.vocabulary = vocabulary
+        for id_ in sorted(self.stop_ids):
+            self.require_embedded(id_, "the end of a text or turn")
         candidates = (named.get("pad_token"), named.get("unk_token"), *range(self.size))
-        padding = (id_ for id_ in candidates if id_ is not None and id_ not in self.stop_ids)
+        # A padding token that was added to the tokenizer alone has no row in the embedding.
+        usable = (id_ for id_ in candidates if id_ is not None and (vocabulary is None or id_ < vocabulary))
+        padding = (id_ for id_ in usable if id_ not in self.stop_ids)
         if (pad_id := next(padding, None)) is None:
             raise JobError(ErrorCode.MODEL_INVALID, "no token of the tokenizer could pad", expected="one", found=0)
         self.pad_id: int = pad_id
@@ -162,6 +161,21 @@ class ModelTokenizer:
         stops = (text for text, id_ in self.special_token_finder.ids.items() if id_ in self.stop_ids)
         return NextTurnStops(self.template, stops)
 
+    def require_embedded(self, id_: int, use: str = "a row") -> None:
+        """Requires that a token id has a row in the model's embedding; `use` says for what, in the message.
+
+        Raises:
+            JobError: `MODEL_INVALID`.
+        """
+        if self.vocabulary is not None and not 0 <= id_ < self.vocabulary:
+            raise JobError(
+                ErrorCode.MODEL_INVALID,
+                f"tokenizer and base model do not fit: the token for {use} is outside the embedding",
+                expected=f"token ids from 0 to {self.vocabulary - 1}",
+                found=id_,
+                hint="pin tokenizer and weights of one and the same model",
+            )
+
     def _find_start(self) -> tuple[int, ...]:
         """Returns the ids that the tokenizer's post-processor puts before a text."""
         # A post-processor may add tokens before and after: the ids of a short text with them, less those without.
@@ -200,9 +214,15 @@ def read_tokenizer(
     files |= {path.stem: _text_file(path) for path in further}
     own = named_templates(config.get("chat_template"), files)
     chosen = chosen_template(model_dir, data)
-    templates = own if chosen is None else {"default": chosen}
-    stop_ids = read_stop_ids(model_dir)
-    return ModelTokenizer(backend, special, templates, stop_ids, arguments=data.chat_template_kwargs, now=now)
+    return ModelTokenizer(
+        backend,
+        special,
+        own if chosen is None else {"default": chosen},
+        read_stop_ids(model_dir),
+        arguments=data.chat_template_kwargs,
+        vocabulary=vocabulary_size(_json_file(model_dir / "config.json")),
+        now=now,
+    )
 
 
 def chosen_template(model_dir: Path, data: DataSection) -> str | None:

@@ -85,7 +85,7 @@ class RowOutcomes:
         self.remarks = RowRemarks(has_template=tokenizer.has_template)
         self.labels: Counter[bool] = Counter()
         self._file_numbers: dict[str, int] = {}
-        self._special_texts = tokenizer.special_texts
+        self._tokenizer = tokenizer
         self._data = data
         self._split_key = split_key
         self._examples_per_row = METHOD_RULES[method].examples_per_row
@@ -99,10 +99,10 @@ class RowOutcomes:
         self._endless, self._cut = array("I"), array("I")
 
     def add(self, encoded: EncodedRow) -> None:
-        """Counts a row."""
+        """Counts a row, whose tokens must be in the base model's embedding; raises a JobError otherwise."""
         self.rows += 1
         self.truncated += encoded.truncated
-        self.special += writes_special(encoded.row, self._special_texts)
+        self.special += writes_special(encoded.row, self._tokenizer.special_texts)
         self.unrendered.update(sorted(part.value for part in encoded.unrendered))
         self.remarks.add(encoded.row)
         row = encoded.row
@@ -118,6 +118,7 @@ class RowOutcomes:
             return
         if self._context_length is not None:
             self.beyond_context += max(example.length for example in examples) > self._context_length
+        self._tokenizer.require_embedded(max(max(example.ids) for example in examples))
         digest = row_digest(examples)
         self._digests.append(_short(digest))
         self._example_digests.extend(_short(row_digest([example])) for example in examples)

@@ -55,12 +55,14 @@ class Loader(ABC):
             no module, so an engine that puts kernels of its own into the modules does not allow it.
         allows_processes: whether several processes can train one model.
         allows_compilation: whether torch can compile the model's forward pass.
+        allows_selection: whether modules can be excluded or trained in full, and embedding and head adapted.
     """
 
     name: str
     allows_fused: bool
     allows_processes: bool
     allows_compilation: bool
+    allows_selection: bool
 
     @classmethod
     @abstractmethod

@@ -37,4 +37,5 @@ def choose_engine(spec: JobSpec, *, processes: int = 1) -> Loader:
         if engine.is_available()
         and (engine.allows_processes or processes == 1)
         and (engine.allows_compilation or not spec.train.torch_compile)
+        and (engine.allows_selection or not spec.lora.selects_modules)
     )()

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import ErrorCode, JobError
 from trainer.spec import JobSpec
 from trainer.training.adapter import attach_adapter
 from trainer.training.engines.base import Loader, Precision
-from trainer.training.out_of_memory import raise_if_out_of_memory
+from trainer.training.engines.base_model_loading import load_base_model
 
 
 class TransformersLoader(Loader):
@@ -19,6 +18,7 @@ class TransformersLoader(Loader):
     allows_fused = True
     allows_processes = True
     allows_compilation = True
+    allows_selection = True
 
     @classmethod
     def is_available(cls) -> bool:
@@ -31,25 +31,18 @@ class TransformersLoader(Loader):
         Raises:
             JobError: `MODEL_INVALID` or `OUT_OF_MEMORY`.
         """
-        from transformers import AutoModelForCausalLM  # noqa: PLC0415 -- after the choice of the engine
-
-        try:
-            # No network, no code from the model's author, no pickle.
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                model_dir,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=precision.weights,
-                attn_implementation=spec.model.attn_implementation,
-                quantization_config=_quantization(spec, precision),
-                device_map={"": precision.device} if precision.device.type == "cuda" else None,
-            )
-        except Exception as error:  # a damaged file can make the libraries raise anything
-            raise_if_out_of_memory(error)
-            raise JobError(
-                ErrorCode.MODEL_INVALID, f"the base model cannot be loaded ({type(error).__name__})"
-            ) from error
+        options: dict[str, Any] = {}
+        # Left out where nothing is to be quantized: given None, transformers would also forget what config.json
+        # says about quantized weights.
+        if (quantization := _quantization(spec, precision)) is not None:
+            options["quantization_config"] = quantization
+        model = load_base_model(
+            model_dir,
+            dtype=precision.weights,
+            attn_implementation=spec.model.attn_implementation,
+            device_map={"": precision.device} if precision.device.type == "cuda" else None,
+            **options,
+        )
         # Keys and values of earlier tokens are for generation; in training they would only take memory.
         model.config.use_cache = False
         if spec.train.gradient_checkpointing:

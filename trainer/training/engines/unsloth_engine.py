@@ -30,6 +30,7 @@ class UnslothLoader(Loader):
     allows_fused = False
     allows_processes = False
     allows_compilation = False
+    allows_selection = False
 
     def __init__(self) -> None:
         require_gpu("train.engine unsloth", "unsloth")

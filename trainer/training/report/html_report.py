@@ -124,6 +124,7 @@ def render_page(
         render_table("Rows", summary.rows),
         *(render_table(f"Rows of {name}", counts) for name, counts in summary.mix.items()),
         render_table("Tokens of a row", summary.tokens),
+        render_table("Adapter", summary.adapter),
         render_table("Seconds", summary.seconds),
         render_table("Environment", summary.environment),
         "</div>",
@@ -141,7 +142,7 @@ def _render_headline(summary: Summary, spec: JobSpec, words: MethodWords) -> str
         ("tokens trained on", f"{summary.trained_tokens:,}"),
     ]
     tiles = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in figures)
-    base = f"<p class=base>{escape(words.title)} on {escape(spec.model.model_name_or_path)}</p>"
+    base = f"<p class=base>{escape(words.title)} on {escape(spec.model.public_name)}</p>"
     return f"<h1>Fine-tuning report</h1>{base}<section class=tiles>{tiles}</section>"
 
 

@@ -37,6 +37,7 @@ def render_model_card(summary: Summary, spec: JobSpec) -> str:
     sections = spec.model_dump(mode="json", include=set(_SECTIONS))
     settings = {f"{section}.{key}": value for section in _SECTIONS for key, value in sections[section].items()}
     lines += ["", "## Settings", "", *table_lines({"job spec (SHA-256)": spec.sha256(), **settings})]
+    lines += ["", "## Adapter", "", *table_lines(summary.adapter)]
     lines += ["", "## Environment", "", *table_lines(summary.environment)]
     return "\n".join(lines) + "\n"
 
@@ -48,7 +49,8 @@ def _mix_texts(summary: Summary) -> Iterator[str]:
 def _metadata_lines(spec: JobSpec) -> Iterator[str]:
     """Yields the YAML block. Texts are JSON strings, which are YAML as well and cannot end the block."""
     yield "---"
-    yield f"base_model: {json.dumps(spec.model.model_name_or_path)}"
+    if not spec.model.is_local:
+        yield f"base_model: {json.dumps(spec.model.model_name_or_path)}"
     if spec.model.license is not None:
         yield f"license: {json.dumps(spec.model.license)}"
     yield "library_name: peft"
@@ -60,17 +62,27 @@ def _metadata_lines(spec: JobSpec) -> Iterator[str]:
 
 
 def _introduction_lines(spec: JobSpec) -> Iterator[str]:
-    name = spec.model.model_name_or_path
-    revision = f" at revision `{spec.model.model_revision}`" if spec.model.model_revision else ""
+    model = spec.model
+    revision = f" at revision `{model.model_revision}`" if model.model_revision else ""
+    name = (
+        "the base model with the files below" if model.is_local else f"the base model `{model.model_name_or_path}`"
+    )
     yield from ("", "# LoRA adapter", "")
-    yield f"Made for the base model `{name}`{revision}."
+    yield f"Made for {name}{revision}."
     if sentence := METHODS[spec.train.method].words.card_sentence:
         yield sentence
-    # A JSON string is a string of Python as well: no name of a model can end the string or the line.
-    yield from ("", "```python", "from peft import PeftModel", "from transformers import AutoModelForCausalLM", "")
-    yield f"base = AutoModelForCausalLM.from_pretrained({json.dumps(name)})"
+    # A path of the operator's machine means nothing elsewhere. A JSON string is a string of Python as well: no
+    # name of a model can end the string or the line.
+    arguments = json.dumps("path/to/the/base/model" if model.is_local else model.model_name_or_path)
+    arguments += f', revision="{model.model_revision}"' if model.model_revision else ""
+    yield from ("", "```python", "from peft import PeftModel")
+    yield from ("from transformers import AutoModelForCausalLM, AutoTokenizer", "")
+    yield f"base = AutoModelForCausalLM.from_pretrained({arguments})"
     yield 'model = PeftModel.from_pretrained(base, "adapter")'
+    yield 'tokenizer = AutoTokenizer.from_pretrained("adapter")  # with the chat template that was trained with'
     yield "```"
+    if model.is_local:
+        yield from ("", "## Base model", "", *table_lines(dict(model.model_file_sha256)))
 
 
 def _result_values(summary: Summary, spec: JobSpec) -> dict[str, object]:

@@ -37,6 +37,7 @@ class Summary(Strict):
         seconds: durations of the run's parts. `ahead` is what was done before there was a dataset; it is not part
             of `total`.
         environment: what the run was computed with.
+        adapter: what was trained, by the last parts of modules' names.
         warnings: texts for the provider.
         resumed_at: the steps after which the run was interrupted and resumed.
         privacy: findings on the privacy of the weights, where the job spec asks for any.
@@ -54,6 +55,7 @@ class Summary(Strict):
     tokens: dict[str, int]
     seconds: dict[str, float]
     environment: dict[str, str]
+    adapter: dict[str, str] = {}  # noqa: RUF012 -- frozen, and copied
     warnings: tuple[str, ...]
     resumed_at: tuple[int, ...] = ()
     privacy: Privacy | None = None
@@ -103,6 +105,7 @@ def summarize(
     data: Dataset,
     seconds: dict[str, float],
     environment: dict[str, str],
+    adapter: dict[str, str],
     warnings: tuple[str, ...],
     privacy: Privacy | None,
     resumed_at: tuple[int, ...],
@@ -114,6 +117,7 @@ def summarize(
         data: the examples.
         seconds: durations of the run's parts, by name.
         environment: return value of `describe_environment`, and the ranks where there are several.
+        adapter: what was trained, as `Placement.describe` returns it.
         warnings: texts for the provider.
         privacy: findings on the privacy of the weights, if asked for.
         resumed_at: steps after which the run was resumed.
@@ -131,6 +135,7 @@ def summarize(
         tokens=describe_lengths((*data.train, *data.evaluation)),
         seconds=seconds,
         environment=environment,
+        adapter=adapter,
         warnings=warnings,
         resumed_at=resumed_at,
         privacy=privacy,

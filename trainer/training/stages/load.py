@@ -10,13 +10,15 @@ import torch
 
 from trainer.data.examples.example_set import Dataset
 from trainer.errors import ErrorCode, JobError
-from trainer.models import MAX_MERGED_BYTES, MAX_TRAINED_PARAMETERS
+from trainer.model_files.companion_files import companion_bytes
+from trainer.models import MAX_COPIED_BYTES, MAX_TRAINED_PARAMETERS
 from trainer.training.adapter import save_initial_adapter
 from trainer.training.checkpoint import ResumedState, read_state
 from trainer.training.compilation import Compilation
 from trainer.training.engines.base import Loader, Precision, choose_precision
 from trainer.training.events import OutputSizeKnown
 from trainer.training.loss import CausalLoss
+from trainer.training.placement import Placement, read_placement
 from trainer.training.run_inputs import RunInputs
 from trainer.training.sharding import shard_base_model
 from trainer.training.stages.prepare import PreparedData
@@ -34,6 +36,7 @@ class LoadedModel:
         engine: name of the engine that loaded it.
         initial_adapter: directory with the fresh adapter, where its initialisation changed the base weights.
         resumed: the checkpoint that the run continues from.
+        placement: the modules that are trained.
         warnings: messages for the provider.
     """
 
@@ -43,6 +46,7 @@ class LoadedModel:
     engine: str
     initial_adapter: Path | None
     resumed: ResumedState | None
+    placement: Placement
     warnings: tuple[str, ...]
 
 
@@ -78,17 +82,22 @@ def load(inputs: RunInputs, data: PreparedData, loader: Loader, context: RunCont
             fused=may_fuse,
             compilation=Compilation.from_section(spec.train, precision.device),
         )
-    context.report(_output_size(model, merged=spec.output.merged_16bit))
+    context.report(_output_size(model, companion_bytes(inputs.model_dir), merged=spec.output.merged_16bit))
     resumed = read_state(inputs.resume_dir, trained_parameters(model)) if inputs.resume_dir else None
-    return LoadedModel(model, precision, loss, loader.name, initial_adapter, resumed, warnings)
+    placement = read_placement(model, spec.lora)
+    warnings = (*warnings, *placement.warnings())
+    return LoadedModel(model, precision, loss, loader.name, initial_adapter, resumed, placement, warnings)
 
 
-def _output_size(model: Any, *, merged: bool) -> OutputSizeKnown:
-    """Returns what the sizes of checkpoints and result follow from."""
+def _output_size(model: Any, companions: int, *, merged: bool) -> OutputSizeKnown:
+    """Returns what the sizes of checkpoints and result follow from; `companions` bytes lie beside the weights."""
     trained, total = model.get_nb_trainable_parameters()  # PEFT counts a packed 4-bit weight as two
+    embedding = model.get_input_embeddings().weight
+    # 16 bits a parameter; a head that shares the embedding's matrix may get one of its own.
+    merged_bytes = 2 * (total - trained + embedding.numel()) + companions if merged else 0
     return OutputSizeKnown(
         trained_parameters=min(trained, MAX_TRAINED_PARAMETERS),
-        merged_bytes=min(2 * (total - trained), MAX_MERGED_BYTES) if merged else 0,  # 16 bits a parameter
+        copied_bytes=min(merged_bytes + companions, MAX_COPIED_BYTES),
     )
 
 
@@ -98,7 +107,7 @@ def _check_vocabulary(model: Any, dataset: Dataset) -> None:
     Raises:
         JobError: `MODEL_INVALID`. On a GPU the look-up would fail as an assertion of the device, without a reason.
     """
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = model.get_input_embeddings().weight.shape[0]
     largest = max(max(example.ids) for example in (*dataset.train, *dataset.evaluation))
     if largest >= vocabulary:
         raise JobError(

@@ -15,7 +15,7 @@ from trainer.data.rows import Row
 from trainer.spec import check_schedule
 from trainer.training.checkpoint import read_probe_seed
 from trainer.training.compilation import require_compiler
-from trainer.training.engines.base_model_files import check_model_dir
+from trainer.training.engines.base_model_loading import check_model_dir
 from trainer.training.privacy.memorisation_audit import Probes, add_probes
 from trainer.training.privacy.row_coupling import require_float_weights
 from trainer.training.run_inputs import RunInputs
@@ -53,7 +53,7 @@ def prepare(inputs: RunInputs, rows: list[Row], context: RunContext) -> Prepared
         with watch.part("compile"):
             require_compiler()
     with watch.part("tokenize"):
-        config = check_model_dir(inputs.model_dir)
+        config = check_model_dir(inputs.model_dir, spec).config
         check_attention(config, spec)
         if spec.privacy.differential:
             require_float_weights(config)  # before the weights are loaded, for which a library may be missing

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+from trainer.data.examples.model_tokenizer import chosen_template
 from trainer.errors import JobError
+from trainer.model_files.companion_files import copy_companions
 from trainer.spec import JobSpec
 from trainer.training.adapter import save_adapter
 from trainer.training.checkpoint import CheckpointWriter, SavedState
@@ -167,19 +170,26 @@ def _run_trainer(trainer: Trainer, inputs: RunInputs, loaded: LoadedModel, conte
         has_limit = privacy.max_exposure is not None or privacy.max_membership_auc is not None
         # Step 0 means that there is nothing to release: no update was finite, or the policy forbids it.
         if trainer.last_finite_step and not has_limit:
-            adapter_dir = inputs.output_dir / "adapter"
-            save_adapter(loaded.model, inputs.spec.model, adapter_dir, initial=loaded.initial_adapter)
+            _write_adapter(inputs, loaded)
         raise
     context.watch.put("train", outcome.train_seconds)
     context.watch.put("eval", outcome.eval_seconds)
     return outcome
 
 
+def _write_adapter(inputs: RunInputs, loaded: LoadedModel) -> Path:
+    """Writes the adapter with tokenizer and chat template as trained with; returns its directory."""
+    adapter_dir = inputs.output_dir / "adapter"
+    save_adapter(loaded.model, inputs.spec.model, adapter_dir, initial=loaded.initial_adapter)
+    copy_companions(inputs.model_dir, adapter_dir, chosen_template(inputs.model_dir, inputs.spec.data))
+    return adapter_dir
+
+
 def _save_adapter(inputs: RunInputs, loaded: LoadedModel, context: RunContext) -> None:
     """Writes the adapter, and the merged model if the spec asks for it."""
-    adapter_dir = inputs.output_dir / "adapter"
     with context.watch.part("save"):
-        save_adapter(loaded.model, inputs.spec.model, adapter_dir, initial=loaded.initial_adapter)
+        adapter_dir = _write_adapter(inputs, loaded)
     if inputs.spec.output.merged_16bit:
         with context.watch.part("merge"):
-            save_merged(inputs.model_dir, adapter_dir, inputs.output_dir / "merged")
+            template = chosen_template(inputs.model_dir, inputs.spec.data)
+            save_merged(inputs.model_dir, adapter_dir, inputs.output_dir / "merged", template)

@@ -32,6 +32,7 @@ def write(
         data.dataset,
         context.watch.read(),
         environment,
+        loaded.placement.describe(),
         (*data.dataset.warnings, *loaded.warnings, *trained.outcome.warnings),
         trained.privacy,
         loaded.resumed.resumed_at if loaded.resumed else (),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-_ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
+ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 _FEED_FORWARD: Final = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -40,7 +40,7 @@ class Architecture:
         queries, keys = self.heads * self.head, self.key_value_heads * self.head
         outputs = (queries, keys, keys, self.hidden, self.intermediate, self.intermediate, self.hidden)
         inputs = (self.hidden, self.hidden, self.hidden, queries, self.hidden, self.hidden, self.intermediate)
-        return dict(zip(_ATTENTION + _FEED_FORWARD, zip(inputs, outputs, strict=True), strict=True))
+        return dict(zip(ATTENTION + _FEED_FORWARD, zip(inputs, outputs, strict=True), strict=True))
 
     @property
     def linear_parameters(self) -> int:

@@ -1,0 +1,105 @@
+"""Which modules of a base model the names in section `lora` select: one judgement for `validate` and the worker.
+
+A name selects a module as in PEFT: by the module's full name, or by its end after a dot. A name that selects
+nothing is refused: the adapter would lie on less than was asked for, and training would succeed all the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import Final
+
+from trainer.errors import ErrorCode, JobError
+from trainer.model_files.completeness import is_in_tower
+from trainer.model_files.tensor_listing import TensorListing, shorten
+from trainer.spec import LoraSection
+
+_EXPERT: Final = re.compile(r"\.experts\.\d+\.")
+
+
+def selected_modules(name: str, modules: Iterable[str]) -> frozenset[str]:
+    """Returns the modules that a name in section `lora` selects."""
+    return frozenset(module for module in modules if module == name or module.endswith(f".{name}"))
+
+
+def check_lora_names(lora: LoraSection, modules: Collection[str]) -> dict[str, int]:
+    """Requires that every name in section `lora` selects a module, and no module is trained in two ways.
+
+    Args:
+        lora: the section.
+        modules: names of the base model's modules that can have an adapter.
+
+    Returns:
+        Each name → how many modules it selects; nothing for `all-linear`.
+
+    Raises:
+        JobError: `MODEL_INVALID`: lists the names that select nothing, each with its key.
+    """
+    targets = () if isinstance(lora.lora_target_modules, str) else lora.lora_target_modules
+    keys = {"lora_target_modules": targets, "exclude_modules": lora.exclude_modules} | {
+        "modules_to_save": lora.modules_to_save
+    }
+    counts = {name: len(selected_modules(name, modules)) for names in keys.values() for name in names}
+    lost = [f"lora.{key} {name}" for key, names in keys.items() for name in names if not counts[name]]
+    if lost:
+        raise JobError(
+            ErrorCode.MODEL_INVALID,
+            "the base model has no module of a name in section lora",
+            expected=f"names such as {describe_leaves(modules)}",
+            found=shorten(lost),
+            hint="use the base model's own names of modules, or lora_target_modules: all-linear",
+        )
+    in_full = select(lora.modules_to_save, modules)
+    if both := in_full & (select(targets, modules) - select(lora.exclude_modules, modules)):
+        raise JobError(
+            ErrorCode.MODEL_INVALID,
+            "a module would be trained in full and have an adapter",
+            expected="each module in modules_to_save or in lora_target_modules",
+            found=shorten(both),
+        )
+    return counts
+
+
+def select(names: Iterable[str], modules: Collection[str]) -> frozenset[str]:
+    """Returns the modules that any of the names selects."""
+    return frozenset().union(*(selected_modules(name, modules) for name in names))
+
+
+def describe_leaves(modules: Iterable[str]) -> str:
+    """Returns the last parts of modules' names with their counts, the most frequent first, at most twelve."""
+    leaves = Counter(module.rpartition(".")[2] for module in modules)
+    return ", ".join(f"{leaf} ({count})" for leaf, count in leaves.most_common(12))
+
+
+def language_modules(listing: TensorListing) -> frozenset[str]:
+    """Returns the modules that can have an adapter, by the names of the base model's tensors.
+
+    Parts for images and sound are left out. The experts of a layer count as one module.
+    """
+    return frozenset(_EXPERT.sub(".experts.", name) for name in listing.modules if not is_in_tower(name))
+
+
+def placement_warnings(listing: TensorListing) -> tuple[str, ...]:
+    """Returns what the provider should know about the modules that the adapter lies on; quotes names only."""
+    names = listing.shapes.keys()
+    warnings = []
+    if towers := {name for name in names if is_in_tower(name)}:
+        warnings.append(f"the base model's parts for images or sound are not trained ({len(towers)} tensors)")
+    if any(".experts." in name for name in names):
+        warnings.append(
+            "the base model is a mixture of experts, whose weights are not linear modules: the report says which "
+            "of them the adapter reaches"
+        )
+    return tuple(warnings)
+
+
+def leaf_counts(modules: Iterable[str]) -> Mapping[str, int]:
+    """Returns the last part of each module's name → how many modules have it, sorted by name."""
+    return dict(sorted(Counter(_leaf(module) for module in modules).items()))
+
+
+def _leaf(name: str) -> str:
+    parts = name.split(".")
+    return ".".join(parts[-2:] if parts[-1] == "weight" else parts[-1:])  # a parameter, such as `gate.weight`
