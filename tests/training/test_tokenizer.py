@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -226,3 +227,26 @@ def test_files_that_are_not_a_tokenizers_are_refused(
     with pytest.raises(JobError) as caught:
         load_tokens(folder)
     assert caught.value.code is ErrorCode.MODEL_INVALID
+
+
+def edited_copy(model: Path, target: Path, **tokens: str) -> Path:
+    """A copy of a model whose tokenizer_config.json names other special tokens."""
+    shutil.copytree(model, target)
+    config = json.loads((target / "tokenizer_config.json").read_text())
+    (target / "tokenizer_config.json").write_text(json.dumps(config | tokens))
+    return target
+
+
+def test_a_padding_token_that_the_embedding_lacks_is_replaced(tiny_model: Path, tmp_path: Path) -> None:
+    tokens = read_tokenizer(edited_copy(tiny_model, tmp_path / "model", pad_token="<|my_pad|>"))
+    assert tokens.size == 601
+    assert tokens.vocabulary == 600
+    assert tokens.pad_id < 600
+    assert tokens.pad_id not in tokens.stop_ids
+
+
+def test_tokens_that_the_embedding_lacks_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="token ids from 0 to 599, got 600"):
+        read_tokenizer(tiny_model).require_embedded(600)
+    with pytest.raises(JobError, match="the end of a text or turn is outside the embedding"):
+        read_tokenizer(edited_copy(tiny_model, tmp_path / "model", eos_token="<|my_end|>"))

@@ -59,6 +59,8 @@ def test_two_processes_do_the_job_of_one(run_worker: RunWorker, chat_file: Path,
     written = {file.relative_to(two.output_dir).as_posix() for file in two.output_dir.rglob("*")}
     assert written == {
         "adapter", "adapter/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+        "adapter/chat_template.jinja", "adapter/generation_config.json", "adapter/tokenizer.json",
+        "adapter/tokenizer_config.json",
         "report", "report/metrics.jsonl", "report/report.html", "report/samples.json", "report/summary.json",
     }  # fmt: skip
     adapter = load_file(two.output_dir / "adapter" / "adapter_model.safetensors")

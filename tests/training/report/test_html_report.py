@@ -100,7 +100,13 @@ def test_the_page_stands_alone(summary: Summary, make_spec: Callable[..., JobSpe
     assert "url(" not in html
     assert "://" not in html
     text = " ".join(page.text)
-    for shown in ("3.5000 → 2.2500", "12,345", "./models/tiny", "alert(1)", "Loss"):
+    for shown in (
+        "3.5000 → 2.2500",
+        "12,345",
+        "a local model, model.safetensors of",
+        "alert(1)",
+        "Loss",
+    ):
         assert shown in text
 
 
