@@ -178,6 +178,13 @@ def test_files_that_transformers_would_not_load_are_refused(change: str, tmp_pat
     assert part in refusal(tmp_path)
 
 
+def test_names_that_no_module_has_are_refused(tmp_path: Path) -> None:
+    write_model(tmp_path, without("lm_head"), tie_word_embeddings=True)
+    check(tmp_path, lora={"lora_target_modules": ["q_proj", "embed_tokens", "lm_head"]})
+    message = refusal(tmp_path, lora={"lora_target_modules": ["q_proj", "qkv_prj", "gate_up_proj"]})
+    assert "2: lora.lora_target_modules gate_up_proj, lora.lora_target_modules qkv_prj" in message
+
+
 # quantization
 
 

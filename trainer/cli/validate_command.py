@@ -69,6 +69,7 @@ def validate_dataset(
             report.bytes_done("validating", min(done, total), total)
 
         found = survey(files, spec, base.tokens, base.config, example=example or 0, advance=advance)
+    found.warnings += base.warnings
     result = output.ValidationReport(
         spec, found, base.tokens, base.config, base.unknown, show_example=example is not None or not as_json
     )
@@ -108,11 +109,13 @@ class _LocalModel:
         tokens: its tokenizer; None if it is not here.
         config: its config.json; None if it is not here.
         unknown: why nothing is known.
+        warnings: what the provider should know of it.
     """
 
     tokens: ModelTokenizer | None = None
     config: Mapping[str, Any] | None = None
     unknown: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def _load_local_model(spec: JobSpec, job: Path, chosen: Path | None) -> _LocalModel:
@@ -122,6 +125,7 @@ def _load_local_model(spec: JobSpec, job: Path, chosen: Path | None) -> _LocalMo
         UsageError: the model's files are here but are not those of the job spec.
         JobError: they cannot be used, in the job neither.
     """
+    from trainer.model_files.lora_targets import placement_warnings
     from trainer.model_files.model_check import check_model_files
     from trainer.validation.model_files import files_of_the_job, find_model
 
@@ -134,7 +138,8 @@ def _load_local_model(spec: JobSpec, job: Path, chosen: Path | None) -> _LocalMo
         return _LocalModel(unknown='this needs pip install "confidential-trainer[validate]"')
     with files_of_the_job(directory, spec) as files:
         found = check_model_files(files, spec.model.model_file_sha256, spec)
-        return _LocalModel(_load_tokenizer(files, spec.data), found.config)
+        warnings = placement_warnings(found.tensors) if found.tensors is not None else ()
+        return _LocalModel(_load_tokenizer(files, spec.data), found.config, warnings=warnings)
 
 
 def _load_tokenizer(files: Path, data: DataSection) -> ModelTokenizer:

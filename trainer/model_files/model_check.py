@@ -10,6 +10,8 @@ from typing import Any, Final
 from trainer.data.examples.model_config import read_config
 from trainer.errors import ErrorCode, JobError
 from trainer.model_files.completeness import require_whole, text_config
+from trainer.model_files.known_layers import LAYER_MODULES
+from trainer.model_files.lora_targets import check_lora_names, language_modules
 from trainer.model_files.tensor_listing import TensorListing, list_tensors
 from trainer.spec import JobSpec
 
@@ -34,7 +36,7 @@ class ModelFiles:
 
 
 def check_model_files(model_dir: Path, names: Collection[str], spec: JobSpec) -> ModelFiles:
-    """Refuses a base model that cannot be loaded safely and completely as a job spec asks for.
+    """Refuses a base model that cannot be loaded safely and completely, or lacks modules of section `lora`.
 
     Args:
         model_dir: the base model's directory; on a provider's machine weight files may be missing from it.
@@ -60,6 +62,8 @@ def check_model_files(model_dir: Path, names: Collection[str], spec: JobSpec) ->
     tensors = list_tensors(model_dir, names)
     if tensors is not None:
         require_whole(config, tensors)
+        if text_config(config).get("model_type") in LAYER_MODULES:  # of others, modules may have other names
+            check_lora_names(spec.lora, language_modules(tensors) | {"lm_head"})
     return ModelFiles(config, tensors)
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from trainer.errors import ErrorCode, JobError
+from trainer.model_files.lora_targets import check_lora_names
 from trainer.spec import JobSpec
 from trainer.training.engines.base import Loader, Precision, missing_for_gpu, require_gpu
 from trainer.training.out_of_memory import raise_if_out_of_memory
+from trainer.training.placement import language_modules
 
 
 class UnslothLoader(Loader):
@@ -69,7 +71,10 @@ class UnslothLoader(Loader):
                 # encrypted.
                 use_gradient_checkpointing=spec.train.gradient_checkpointing,
             )
+            check_lora_names(spec.lora, language_modules(model).keys())
             return self._attach_adapter(model, spec)
+        except JobError:
+            raise
         except Exception as error:  # a damaged file can make the libraries raise anything
             raise_if_out_of_memory(error)
             raise JobError(
