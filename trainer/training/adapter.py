@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,7 @@ def attach_adapter(model: Any, lora: LoraSection) -> Any:
         init_lora_weights=lora.init_lora_weights,  # type: ignore[arg-type]  # a pattern, not a list
     )
     try:
-        with warnings.catch_warnings():
-            # About an adapter on one of two tied matrices: `trainer.training.merged` unties them.
-            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
-            # PEFT's own patterns for the weights of experts, which it looks for among modules.
-            warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys")
+        with without_misleading_warnings():
             adapted = get_peft_model(model, config)
     except (ValueError, AttributeError, TypeError) as error:  # PEFT has no type for modules that it cannot adapt
         raise JobError(
@@ -59,6 +56,17 @@ def attach_adapter(model: Any, lora: LoraSection) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
+
+
+@contextmanager
+def without_misleading_warnings() -> Iterator[None]:
+    """Silences warnings of PEFT that do not apply here."""
+    with warnings.catch_warnings():
+        # About an adapter on one of two tied matrices: `trainer.training.merged` unties them.
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
+        # PEFT's own patterns for the weights of experts, which it looks for among modules.
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys")
+        yield
 
 
 def copy_parameters(parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:

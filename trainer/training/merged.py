@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 
 from trainer.model_files.companion_files import copy_all_but_weights
+from trainer.training.adapter import without_misleading_warnings
 from trainer.training.engines.base_model_loading import load_base_model
 
 _MAX_SHARD_SIZE: Final = "5GB"
@@ -34,11 +35,13 @@ def save_merged(model_dir: Path, adapter: Path, target: Path, chat_template: str
 
     base = load_base_model(model_dir, dtype=torch.bfloat16)
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
-    adapted = PeftModel.from_pretrained(base, str(adapter))
+    with without_misleading_warnings():
+        adapted = PeftModel.from_pretrained(base, str(adapter))
     if (head, embedding) != (base.get_output_embeddings(), base.get_input_embeddings()):  # PEFT has replaced one
         _untie(base, head, embedding)
     # `safe_merge` refuses an adapter whose product is not finite.
-    merged = adapted.merge_and_unload(safe_merge=True)
+    with without_misleading_warnings():
+        merged = adapted.merge_and_unload(safe_merge=True)
     _declare_tied(merged)
     merged.config._name_or_path = ""  # noqa: SLF001 -- a path inside the VM, which means nothing elsewhere
     merged.save_pretrained(str(target), safe_serialization=True, max_shard_size=_MAX_SHARD_SIZE)

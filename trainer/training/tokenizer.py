@@ -45,7 +45,7 @@ def load_tokens(model_dir: Path, data: DataSection = _DEFAULTS) -> ModelTokenize
         return tokens
     tokenizer = _auto_tokenizer(model_dir)
     tokenizer.chat_template = chosen_template(model_dir, data) or tokenizer.chat_template
-    size = vocabulary_size(read_config(model_dir))
+    size = vocabulary_size(read_config(model_dir)) if (model_dir / "config.json").is_file() else None
     return tokens_of(tokenizer, read_stop_ids(model_dir), data.chat_template_kwargs, vocabulary=size)
 
 

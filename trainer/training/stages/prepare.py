@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from trainer.data.examples.example_set import Dataset, build_dataset
 from trainer.data.examples.held_out import seed_split_key
-from trainer.data.examples.model_config import check_attention, context_length
+from trainer.data.examples.model_config import check_attention, context_length, read_config
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_outcomes import require_evaluation_rows
 from trainer.data.rows import Row
@@ -53,10 +53,10 @@ def prepare(inputs: RunInputs, rows: list[Row], context: RunContext) -> Prepared
         with watch.part("compile"):
             require_compiler()
     with watch.part("tokenize"):
+        if spec.privacy.differential:
+            require_float_weights(read_config(inputs.model_dir))  # also what is supported otherwise
         config = check_model_dir(inputs.model_dir, spec).config
         check_attention(config, spec)
-        if spec.privacy.differential:
-            require_float_weights(config)  # before the weights are loaded, for which a library may be missing
         tokenizer = load_tokens(inputs.model_dir, spec.data)
         # Where privacy is asked for, the key is secret: whoever chooses a row must not choose its side.
         split_key = inputs.split_key if spec.privacy.enabled else seed_split_key(spec.train.seed)
