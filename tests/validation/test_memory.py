@@ -68,6 +68,10 @@ def test_targets_by_name() -> None:
     model = widths()
     only = spec(lora={"lora_target_modules": ["q_proj", "model.layers.0.self_attn.v_proj"]})
     assert adapter_parameters(model, only) == 32 * 8 * ((4096 + 4096) + (4096 + 1024))
+    head = spec(lora={"lora_target_modules": ["q_proj", "lm_head"], "exclude_modules": ["q_proj"]})
+    assert adapter_parameters(model, head) == 8 * (4096 + 128256)
+    in_full = spec(lora={"lora_target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]})
+    assert adapter_parameters(model, in_full) == 32 * 8 * (4096 + 4096) + 2 * 4096 * 128256
 
 
 def test_activations_are_about_what_backward_keeps() -> None:

@@ -22,7 +22,7 @@ The sum has not been compared with a measurement on a GPU yet: take it as an ord
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -80,13 +80,20 @@ def estimate_memory(model: Architecture, spec: JobSpec, *, tokens: int, trained:
 
 
 def adapter_parameters(model: Architecture, spec: JobSpec) -> int:
-    """Returns the number of trainable parameters of the LoRA adapter; DoRA adds a magnitude for each output."""
-    targets = spec.lora.lora_target_modules
-    wanted = [
-        shape
-        for name, shape in model.linears.items()
-        if targets == "all-linear" or any(target == name or target.endswith(f".{name}") for target in targets)
-    ]
-    each = sum(spec.lora.lora_r * (inputs + outputs) for inputs, outputs in wanted)
-    magnitudes = sum(outputs for _, outputs in wanted) if spec.lora.use_dora else 0
-    return model.layers * (each + magnitudes)
+    """Returns the number of trained parameters, with matrices in full; DoRA adds a magnitude for each output."""
+    lora, targets = spec.lora, spec.lora.lora_target_modules
+    outer = (model.hidden, model.vocabulary)
+    shapes = {**model.linears, "embed_tokens": outer, "lm_head": outer}
+    counts = {**dict.fromkeys(model.linears, model.layers), "embed_tokens": 1, "lm_head": 1}
+    named = set(model.linears) if isinstance(targets, str) else _names_in(targets, shapes)
+    total = 0
+    for name in named - _names_in(lora.exclude_modules, shapes):
+        inputs, outputs = shapes[name]
+        total += counts[name] * (lora.lora_r * (inputs + outputs) + (outputs if lora.use_dora else 0))
+    in_full = _names_in(lora.modules_to_save, {"embed_tokens", "lm_head"})
+    return total + model.hidden * model.vocabulary * (min(1, len(in_full)) if model.tied else len(in_full))
+
+
+def _names_in(written: Sequence[str], names: Collection[str]) -> set[str]:
+    """Returns the last parts of modules' names that a list of names in section `lora` has."""
+    return {name for name in names if any(each == name or each.endswith(f".{name}") for each in written)}
