@@ -118,6 +118,13 @@ def test_a_turn_that_is_not_printed(role: str, make_tokens: MakeTokens) -> None:
     assert lost_parts(skips, row, make_tokens) == parts.get(role, {role: 1})
 
 
+def test_leaving_out_contents_is_no_advice(make_tokens: MakeTokens) -> None:
+    (error,) = encode_rows([chat(ASKED, REASONED)], make_tokens(NOTHING), DataSection())
+    assert isinstance(error, UnrenderedError)
+    assert error.parts == {"content": 2, "reasoning_content": 1}
+    assert error.hint == "a data.chat_template can print them"
+
+
 def test_nothing_is_found_by_accident(make_tokens: MakeTokens) -> None:
     """Each of these texts occurs in what the template prints by itself."""
     row = chat(Message("system", "m"), Message("user", "a"), Message("assistant", "user"), tools=[{"name": "st"}])

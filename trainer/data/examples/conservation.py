@@ -52,7 +52,9 @@ class UnrenderedError(DataError):
             field=lost[0].field,
             expected="every text of the row in its rendering",
             found=f"{len(lost)} missing ({counts})",
-            hint=f"data.allow_unrendered: [{names}] trains without them; a data.chat_template can print them",
+            hint="a data.chat_template can print them"
+            if RowPart.CONTENT in self.parts  # what would be left to learn?
+            else f"data.allow_unrendered: [{names}] trains without them; a data.chat_template can print them",
         )
 
 
