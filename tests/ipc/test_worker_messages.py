@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from trainer.errors import DataError, ErrorCode, JobError, UnavailableError, UsageError
+from trainer.errors import DataError, ErrorCode, ExitCode, JobError, UnavailableError, UsageError
 from trainer.ipc.worker_messages import (
     FROM_WORKER,
     MAX_MESSAGE_BYTES,
@@ -114,7 +114,7 @@ def test_the_largest_bundle_and_job_spec_fit_into_an_order(make_spec: Callable[.
     files = ArchiveLimits().max_files - 2  # without grant and manifest
     names = [f"{number:04d}".ljust(MAX_NAME_BYTES - len("data/"), '"') for number in range(files)]
     workspace = Path("/" + "w/" * 1900)
-    template = "\x1b" * 65536  # each is six characters of JSON
+    template = "{{ a }}".ljust(65536, "\x1b")  # each of these is six characters of JSON
     order = TrainingOrder(
         spec=make_spec(data={"chat_template": template}),
         model_dir=workspace,
@@ -153,6 +153,8 @@ def test_a_failure_becomes_the_same_error_again() -> None:
         "text",
     )
     assert str(again) == str(error)
+    # Refused on the provider's machine nothing was sent; refused in the job, the job has failed.
+    assert (error.exit_code, again.exit_code) == (ExitCode.LOCAL_DATA, ExitCode.JOB)
     plain = Failed.of(JobError(ErrorCode.OUT_OF_MEMORY, "no memory")).as_error()
     assert (type(plain), plain.code) == (JobError, ErrorCode.OUT_OF_MEMORY)
 
