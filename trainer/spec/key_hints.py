@@ -61,6 +61,7 @@ _OTHER_NAMES: Final[Mapping[str, str]] = {
         "chat_template_jinja template template_type prompt_template chat_template_name custom_template"
     ),
     "data.chat_template_kwargs": "template_kwargs chat_template_args enable_thinking reasoning_effort",
+    "data.mix": "interleave_probs mix_strategy dataset_weights dataset_probs mixture_weights dataset_mixer",
     "data.packing": "sample_packing neat_packing pack packed packing_cache padding_free flatten_packing",
     "train.method": "rl stage training_type rlhf_type trainer_type algorithm train_method recipe",
     "train.engine": "use_unsloth backend train_backend tuner_backend",
@@ -74,6 +75,7 @@ _OTHER_NAMES: Final[Mapping[str, str]] = {
         "grad_accum gradient_accumulation accumulation_steps grad_accumulation_steps accumulate_grad_batches"
     ),
     "train.learning_rate": "lr max_lr base_lr peak_lr",
+    "train.loraplus_lr_ratio": "lora_plus_ratio loraplus_ratio lora_plus lora_plus_scale lorap_lr_ratio",
     "train.lr_scheduler_type": "lr_scheduler scheduler lr_schedule lr_decay_style scheduler_type",
     "train.lr_scheduler_kwargs": "min_lr lr_min cosine_min_lr_ratio min_lr_ratio lr_scheduler_args num_cycles",
     "train.warmup_steps": "warmup num_warmup_steps lr_warmup_steps warmup_iters lr_warmup_iters",
@@ -91,7 +93,9 @@ _OTHER_NAMES: Final[Mapping[str, str]] = {
         "steps train_steps total_steps num_steps iters train_iters max_steps_per_epoch max_train_steps"
     ),
     "train.seed": "random_state data_seed random_seed",
-    "train.beta": "dpo_beta pref_beta rl_beta dpo_alpha orpo_alpha orpo_beta",
+    "train.beta": "dpo_beta pref_beta rl_beta dpo_alpha orpo_alpha orpo_beta kto_beta",
+    "train.desirable_weight": "kto_chosen_weight chosen_weight kto_desirable_weight",
+    "train.undesirable_weight": "kto_rejected_weight rejected_weight kto_undesirable_weight",
     "train.loss_type": "pref_loss dpo_loss dpo_loss_type rl_loss",
     "train.loss_weights": "rpo_alpha pref_ftx sft_weight nll_loss_weight",
     "train.label_smoothing": "dpo_label_smoothing label_smoothing_factor",

@@ -116,6 +116,17 @@ def test_epsilon_is_what_the_accountant_says_of_the_steps_taken(model: Any, kind
     assert (found.delta, found.max_grad_norm, found.unit) == (1e-5, 1.0, "row")
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_another_learning_rate_of_the_matrices_b_spends_nothing_more(model: Any) -> None:
+    training = made(model, loraplus_lr_ratio=8.0, max_steps=2)
+    training.run()
+    others, matrices_b = training.policy.optimizer.param_groups
+    assert matrices_b["lr"] == pytest.approx(8 * others["lr"])
+    accountant = new_accountant("prv")
+    accountant.history = [(training.findings().noise_multiplier, 4 / 20, 2)]
+    assert training.findings().epsilon == pytest.approx(spent(accountant, training.findings().delta))
+
+
 def test_with_every_row_in_every_step_it_is_the_gaussian_mechanism() -> None:
     """T releases cost what one with 1/√T of the noise does (Balle and Wang, arXiv:1805.06530, theorem 8)."""
     accountant = new_accountant("prv")
