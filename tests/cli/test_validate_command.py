@@ -257,3 +257,21 @@ def test_it_needs_neither_torch_nor_transformers(job: Path, data: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []"
     assert "optimizer steps" in done.stdout
+
+
+def test_names_of_modules_are_counted_or_refused(
+    job: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = yaml.safe_load(job.read_text()) | {
+        "lora": {"lora_target_modules": ["q_proj", "layers.1.mlp.up_proj"]}
+    }
+    job.write_text(yaml.safe_dump(document))
+    assert run(["validate", str(data), "--job", str(job)]) == ExitCode.DONE
+    assert "adapter   q_proj 2  layers.1.mlp.up_proj 1 (modules of each name" in capsys.readouterr().out
+    document["lora"]["lora_target_modules"] = ["q_proj", "qkv_prj"]
+    job.write_text(yaml.safe_dump(document))
+    assert run(["validate", str(data), "--job", str(job), "--json"]) == ExitCode.LOCAL_DATA
+    found = json.loads(capsys.readouterr().out)
+    assert found["error"]["code"] == "model-invalid"
+    assert "lora.lora_target_modules qkv_prj" in found["error"]["found"]
+    assert found["exit_code"] == 7

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -71,7 +71,13 @@ def validate_dataset(
         found = survey(files, spec, base.tokens, base.config, example=example or 0, advance=advance)
     found.warnings += base.warnings
     result = output.ValidationReport(
-        spec, found, base.tokens, base.config, base.unknown, show_example=example is not None or not as_json
+        spec,
+        found,
+        base.tokens,
+        base.config,
+        base.unknown,
+        base.targets,
+        show_example=example is not None or not as_json,
     )
     if html is not None:
         write_private_file(html, output.render_page_html(result).encode())
@@ -110,12 +116,14 @@ class _LocalModel:
         config: its config.json; None if it is not here.
         unknown: why nothing is known.
         warnings: what the provider should know of it.
+        targets: name in `lora.lora_target_modules` → number of modules that it selects.
     """
 
     tokens: ModelTokenizer | None = None
     config: Mapping[str, Any] | None = None
     unknown: str = ""
     warnings: tuple[str, ...] = ()
+    targets: Mapping[str, int] = field(default_factory=dict)
 
 
 def _load_local_model(spec: JobSpec, job: Path, chosen: Path | None) -> _LocalModel:
@@ -125,7 +133,7 @@ def _load_local_model(spec: JobSpec, job: Path, chosen: Path | None) -> _LocalMo
         UsageError: the model's files are here but are not those of the job spec.
         JobError: they cannot be used, in the job neither.
     """
-    from trainer.model_files.lora_targets import placement_warnings
+    from trainer.model_files.lora_targets import count_targets, placement_warnings
     from trainer.model_files.model_check import check_model_files
     from trainer.validation.model_files import files_of_the_job, find_model
 
@@ -138,8 +146,11 @@ def _load_local_model(spec: JobSpec, job: Path, chosen: Path | None) -> _LocalMo
         return _LocalModel(unknown='this needs pip install "confidential-trainer[validate]"')
     with files_of_the_job(directory, spec) as files:
         found = check_model_files(files, spec.model.model_file_sha256, spec)
-        warnings = placement_warnings(found.tensors) if found.tensors is not None else ()
-        return _LocalModel(_load_tokenizer(files, spec.data), found.config, warnings=warnings)
+        tokens = _load_tokenizer(files, spec.data)
+        if found.tensors is None:
+            return _LocalModel(tokens, found.config)
+        warnings, targets = placement_warnings(found.tensors), count_targets(spec.lora, found.tensors)
+        return _LocalModel(tokens, found.config, warnings=warnings, targets=targets)
 
 
 def _load_tokenizer(files: Path, data: DataSection) -> ModelTokenizer:

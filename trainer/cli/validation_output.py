@@ -37,6 +37,7 @@ class ValidationReport:
         tokens: the base model's tokenizer; None if it is not on this machine.
         config: the base model's config.json; None if it is not on this machine.
         unknown: why there is no tokenizer, if there is none.
+        targets: name in `lora.lora_target_modules` → number of modules that it selects.
         show_example: whether a row's text may be shown.
     """
 
@@ -45,6 +46,7 @@ class ValidationReport:
     tokens: ModelTokenizer | None
     config: Mapping[str, Any] | None
     unknown: str
+    targets: Mapping[str, int]
     show_example: bool
 
     @property
@@ -82,6 +84,7 @@ class ValidationReport:
             "tokens": self._describe_tokens() if self.tokens else None,
             "steps": found.steps,
             "learning_rate": asdict(found.rates) if found.rates else None,
+            "targets": dict(self.targets),
             "providers": list(self.spec.exchange.providers),
             "memory": {**asdict(self.memory), "total": self.memory.total} if self.memory else None,
             "warnings": list(self.warnings),
@@ -205,6 +208,9 @@ def _cost_lines(result: ValidationReport) -> Iterator[str]:
         ratio = result.spec.train.loraplus_lr_ratio
         of_b = f"; {ratio:g} times as much for the matrices B" if ratio else ""
         yield f"rate      {rates} (learning rate{of_b})"
+    if result.targets:
+        counts = "  ".join(f"{name} {count}" for name, count in result.targets.items())
+        yield f"adapter   {counts} (modules of each name in lora.lora_target_modules)"
     if memory is not None:
         shares = ", ".join(f"{name} {size / GIB:.2f}" for name, size in asdict(memory).items())
         total = f"{memory.total / GIB:.2f} GiB"

@@ -62,6 +62,13 @@ def check_lora_names(lora: LoraSection, modules: Collection[str]) -> dict[str, i
     return counts
 
 
+def count_targets(lora: LoraSection, listing: TensorListing) -> dict[str, int]:
+    """Returns each name in `lora.lora_target_modules` → how many modules it selects; nothing for `all-linear`."""
+    targets = () if isinstance(lora.lora_target_modules, str) else lora.lora_target_modules
+    modules = language_modules(listing)
+    return {name: len(selected_modules(name, modules)) for name in targets}
+
+
 def select(names: Iterable[str], modules: Collection[str]) -> frozenset[str]:
     """Returns the modules that any of the names selects."""
     return frozenset().union(*(selected_modules(name, modules) for name in names))
