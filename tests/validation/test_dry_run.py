@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from trainer.data.examples.example_set import row_schema
-from trainer.data.examples.model_config import read_config
 from trainer.data.examples.model_tokenizer import read_tokenizer
 from trainer.data.rows import read_files
 from trainer.errors import JobError
+from trainer.model_files.model_check import check_model_files
 from trainer.spec import JobSpec
 from trainer.validation.survey import survey
 
@@ -49,6 +49,7 @@ class Case:
     data: dict[str, Any] = field(default_factory=lambda: {"test_split_size": 0.0})
     train: dict[str, Any] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
+    lora: dict[str, Any] = field(default_factory=dict)
     refused: bool = False
 
 
@@ -116,6 +117,24 @@ CASES = {
     "no such attention": Case(
         "architecture gpt_oss lacks an attention implementation", config={"model_type": "gpt_oss"}, refused=True
     ),
+    "a module of another family": Case(
+        "no module of a name in section lora",
+        lora={"lora_target_modules": ["q_proj", "qkv_proj"]},
+        refused=True,
+    ),
+    "fewer weights than layers": Case(
+        "num_hidden_layers 3: layers 0 to 2", config={"num_hidden_layers": 3}, refused=True
+    ),
+    "weights that are quantized": Case(
+        "quantized by a scheme that is not supported",
+        config={"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        refused=True,
+    ),
+    "no end in the vocabulary": Case(
+        "the token for the end of a text or turn is outside the embedding",
+        config={"eos_token_id": 10**6},
+        refused=True,
+    ),
     "no learning rate": Case(
         "the learning rate is 0 at every step", train={"max_steps": 1, "warmup_ratio": 0.03}, refused=True
     ),
@@ -173,13 +192,17 @@ def spec_of(case: Case) -> JobSpec:
         "model_file_sha256": {"config.json": "0" * 64, "model.safetensors": "0" * 64},
     }
     data = {"max_length": 256, **case.data}
-    return JobSpec.model_validate_json(
-        json.dumps({"version": 1, "model": model, "data": data, "train": case.train, "privacy": case.privacy})
-    )
+    sections = {"data": data, "train": case.train, "privacy": case.privacy, "lora": case.lora}
+    return JobSpec.model_validate_json(json.dumps({"version": 1, "model": model, **sections}))
 
 
 def provider_says(files: dict[str, Path], spec: JobSpec, model: Path) -> tuple[bool, list[str]]:
-    found = survey(files, spec, read_tokenizer(model), read_config(model))
+    try:
+        config = check_model_files(model, [path.name for path in model.iterdir()], spec).config
+        tokens = read_tokenizer(model)
+    except JobError as error:
+        return True, [str(error)]
+    found = survey(files, spec, tokens, config)
     refusal = found.first_problem
     return (True, [str(refusal)]) if refusal else (False, found.warnings)
 
