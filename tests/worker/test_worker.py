@@ -267,7 +267,7 @@ def test_the_worker_imports_neither_our_network_parts_nor_our_keys() -> None:
     assert "trainer.training.run" in loaded
     parts = {name.split(".")[1] for name in loaded if "." in name}
     formats = {"data", "spec", "strict_yaml", "yaml_scalars", "models", "encoding", "errors", "error_document"}
-    assert parts <= {"sandbox", "worker", "training", "ipc", *formats}
+    assert parts <= {"sandbox", "worker", "training", "ipc", "model_files", *formats}
 
 
 def test_packing_is_a_matter_of_the_job_spec(run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec) -> None:
