@@ -18,7 +18,7 @@ def test_the_template_is_a_job_spec(kind: str, model: str) -> None:
     spec = parse_job_spec(text.encode())
     assert spec.model.model_name_or_path == model
     assert spec.data.format == RowFormat(kind)
-    assert spec.train.method == ("dpo" if kind == "preference" else "sft")
+    assert spec.train.method == {"preference": "dpo", "unpaired_preference": "kto"}.get(kind, "sft")
     assert spec.exchange.host == "0.0.0.0"
     assert {*spec.model.model_file_sha256.values()} == {"0" * 64}
     assert text.count("FILL IN:") == (1 if spec.model.is_local else 2)

@@ -56,7 +56,7 @@ _LOSS: Final = {
 }
 _CHAT_LOSS: Final = "  assistant_only_loss: true # false: every token is learned\n"
 _PREFERENCE_DATA: Final = """\
-  format: preference
+  format: {format}
   max_length: 2048 # tokens of prompt and answer together; `trainer validate` shows the lengths of yours
 """
 _SUPERVISED: Final = """\
@@ -80,6 +80,11 @@ _DPO: Final = """\
   num_train_epochs: 1.0
 """
 
+_KTO: Final = _DPO.replace("method: dpo", "method: kto").replace(
+    "# pairs", "# answers; of one alone KTO learns nothing"
+)
+_PREFERENCE_TRAINING: Final = {"preference": _DPO, "unpaired_preference": _KTO}
+
 
 def render_job_template(model: str, row_kind: str, chat_template: str | None = None) -> str:
     """Returns the text of a job.yaml, which parses, and whose digests are zeros.
@@ -91,16 +96,13 @@ def render_job_template(model: str, row_kind: str, chat_template: str | None = N
     """
     is_local = model.startswith(("./", "../", "/"))
     revision = "" if is_local else f'  model_revision: "{_ZERO_REVISION}" # FILL IN: the commit\n'
-    pairs = row_kind == "preference"
-    data = (
-        _PREFERENCE_DATA if pairs else _ANSWERS_DATA.format(format=row_kind, loss=_LOSS.get(row_kind, _CHAT_LOSS))
-    )
+    data_text = _PREFERENCE_DATA if row_kind in _PREFERENCE_TRAINING else _ANSWERS_DATA
+    data = data_text.format(format=row_kind, loss=_LOSS.get(row_kind, _CHAT_LOSS))
     if chat_template is not None:
         # As a block of lines, which a reviewer can read, unless a character must be escaped.
         plain = chat_template.replace("\n", "").isprintable()
         section = {"data": {"chat_template": chat_template}}
         block = yaml.safe_dump(section, default_style="|" if plain else '"', allow_unicode=plain, width=1 << 20)
         data += block.partition("\n")[2].replace('"chat_template"', "chat_template", 1).removesuffix("...\n")
-    return _TEMPLATE.format(
-        model=model, revision=revision, zero=_ZERO_DIGEST, data=data, train=_DPO if pairs else _SUPERVISED
-    )
+    train = _PREFERENCE_TRAINING.get(row_kind, _SUPERVISED)
+    return _TEMPLATE.format(model=model, revision=revision, zero=_ZERO_DIGEST, data=data, train=train)
