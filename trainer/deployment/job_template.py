@@ -81,7 +81,7 @@ _DPO: Final = """\
 """
 
 _KTO: Final = _DPO.replace("method: dpo", "method: kto").replace(
-    "# pairs", "# answers; of one alone KTO learns nothing"
+    "# pairs", "# answers; one alone teaches nothing"
 )
 _PREFERENCE_TRAINING: Final = {"preference": _DPO, "unpaired_preference": _KTO}
 
