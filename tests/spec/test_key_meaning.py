@@ -100,6 +100,7 @@ KEYS = {
     "train.neftune_noise_alpha": Key(5, (NOTHING,), (DPO, ORPO, KTO)),
     "train.torch_compile_mode": Key("default", (train(torch_compile=True),), (NOTHING,)),
     "train.eval_steps": Key(5, EVALUATED, (UNHELD,)),
+    "train.max_eval_rows": Key(5, EVALUATED, (UNHELD,)),
     "train.early_stopping_patience": Key(2, (STEPS, {**STEPS, **BY_FILES}), (NOTHING, UNHELD_STEPS)),
     "train.early_stopping_threshold": Key(
         0.1, (train(eval_steps=5, early_stopping_patience=1),), (NOTHING, train(eval_steps=5))

@@ -427,3 +427,11 @@ def test_a_mix_of_files_that_are_not_there_is_refused(tmp_path: Path, tokens: Mo
     assert found.refused == {"dataset-invalid": 1}
     with pytest.raises(DataError, match="no file to train on matches"):
         build_dataset(read_files(files, max_rows=9), tokens, job.data, split_key=seed_split_key(0))
+
+
+def test_how_many_held_out_rows_are_evaluated_is_said(tmp_path: Path, tokens: ModelTokenizer) -> None:
+    files = {"a.jsonl": write(tmp_path / "a.jsonl", pairs_of_text(30, words=12))}
+    job = spec(data={"test_split_size": 0.5}, train={"method": "dpo", "max_eval_rows": 2})
+    found = survey(files, job, tokens)
+    assert found.sizes is not None
+    assert any(f"2 of {found.sizes.evaluation} held-out rows are evaluated" in text for text in found.warnings)

@@ -112,6 +112,7 @@ _OTHER_NAMES: Final[Mapping[str, str]] = {
     "train.eval_steps": (
         "eval_strategy evaluation_strategy evals_per_epoch eval_interval run_val_every_n_steps do_eval"
     ),
+    "train.max_eval_rows": "max_eval_samples num_eval_samples limit_val_batches",
     "train.early_stopping_patience": "early_stopping patience early_stop_interval",
     "train.save_steps": "save_strategy saves_per_epoch checkpointing_steps save_interval save_every_n_steps",
     "train.save_total_limit": "save_limit max_checkpoints keep_last_n_checkpoints",
@@ -137,7 +138,7 @@ _NONE: Final[Mapping[str, str]] = {
         "train_on_split"
     ),
     "every row is used; data.max_rows is a bound beyond which a dataset is refused": (
-        "max_samples max_train_samples max_eval_samples num_train_samples streaming val_dataset_sample subset"
+        "max_samples max_train_samples num_train_samples streaming val_dataset_sample subset"
     ),
     "rows are read into memory once, and written nowhere": (
         "cache_dir overwrite_cache dataset_prepared_path dataset_num_proc dataset_processes "

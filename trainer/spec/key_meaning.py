@@ -173,6 +173,7 @@ MEANINGS: Final[Mapping[str, tuple[Meaning, ...]]] = {
     "train.neftune_noise_alpha": (Meaning(_learns_from_rows, "to method {spec.train.method}"),),
     "train.torch_compile_mode": (Meaning(lambda spec: spec.train.torch_compile, "without torch_compile: true"),),
     "train.eval_steps": (_EVALUATION,),
+    "train.max_eval_rows": (_EVALUATION,),
     "train.early_stopping_patience": (_EVALUATION_STEPS, _EVALUATION),
     "train.early_stopping_threshold": (
         Meaning(

@@ -70,7 +70,8 @@ class TrainSection(Strict):
     With `loraplus_lr_ratio` the learning rate of the adapter's matrices B is `learning_rate` times this ratio
     (LoRA+); everything else, the matrices A among it, has `learning_rate`.
     `warmup_steps` above 0 overrides `warmup_ratio`. Without `save_steps` the job writes a checkpoint on SIGTERM
-    only; `save_total_limit` is the number of checkpoints that are retained.
+    only; `save_total_limit` is the number of checkpoints that are retained. `max_eval_rows` limits every
+    evaluation, those before and after training too, to that many held-out rows, drawn once by `seed`.
 
     `num_processes` is the number of processes that train one model in the VM, each on its own GPU and with a
     complete copy of the base model; `auto` is one for each GPU, so the batch size depends on the machine.
@@ -127,6 +128,7 @@ class TrainSection(Strict):
     bf16: bool = True
     logging_steps: Annotated[int, Field(ge=1)] = 1
     eval_steps: Annotated[int, Field(ge=1)] | None = None
+    max_eval_rows: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
     early_stopping_threshold: Annotated[float, Field(ge=0)] = 0.0
     load_best_model_at_end: bool = False

@@ -17,7 +17,7 @@ from trainer.data.examples.conservation import UnrenderedError
 from trainer.data.examples.evaluation_files import check_evaluation_files, split_file_warnings
 from trainer.data.examples.example import EncodedRow
 from trainer.data.examples.example_set import check_kind, check_trainable, row_schema
-from trainer.data.examples.held_out import seed_split_key
+from trainer.data.examples.held_out import evaluated_warnings, seed_split_key
 from trainer.data.examples.mixing import Mix, check_mix
 from trainer.data.examples.model_config import check_attention, context_length
 from trainer.data.examples.model_tokenizer import ModelTokenizer
@@ -26,7 +26,7 @@ from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.examples.row_outcomes import RowOutcomes, SplitSizes, require_evaluation_rows
 from trainer.data.rows import PreferenceRow, Row, RowFile, list_row_files, scan_rows, too_many_rows
 from trainer.errors import DataError, JobError
-from trainer.spec import JobSpec, LearningRatePath, check_schedule, learning_rate_path
+from trainer.spec import METHOD_RULES, JobSpec, LearningRatePath, check_schedule, learning_rate_path
 from trainer.training.step_count import count_steps
 from trainer.validation.pair_survey import PairLengths
 
@@ -233,6 +233,9 @@ def _judge_run(found: Survey, outcomes: RowOutcomes, spec: JobSpec) -> None:
     is_keyed = spec.data.test_split_size > 0 and not outcomes.by_files and len(outcomes.held_out) > 0
     found.exact = not (is_keyed and spec.privacy.enabled)
     found.warnings += outcomes.warnings()
+    held_out = sum(not trained for trained in outcomes.is_trained_on())
+    units = held_out // METHOD_RULES[spec.train.method].examples_per_row
+    found.warnings += evaluated_warnings(units, spec.train.max_eval_rows)
     if outcomes.rows and found.exact:
         with _counting_refusals(found):
             outcomes.require_training_rows()

@@ -10,7 +10,7 @@ import pytest
 
 from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset, build_dataset
-from trainer.data.examples.held_out import is_held_out, row_digest, seed_split_key
+from trainer.data.examples.held_out import choose_evaluated, is_held_out, row_digest, seed_split_key
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.rows import Row, TextRow
 from trainer.errors import DataError, ErrorCode
@@ -89,3 +89,18 @@ def test_a_split_without_training_rows_is_refused_and_one_without_evaluation_row
     data = build_dataset(rows_of(3), tokens, DataSection(test_split_size=0.0001), split_key=KEY)
     assert any(warning.startswith("NO ROW IS HELD OUT") for warning in data.warnings)
     assert build_dataset(rows_of(3), tokens, DataSection(test_split_size=0), split_key=KEY).warnings == ()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_rows_that_are_evaluated_are_drawn_once_and_keep_units_and_order(size: int) -> None:
+    examples = [Example(array("i", [number, 7]), b"\0\1", stops=True) for number in range(20)]
+    chosen = choose_evaluated(examples, 4, seed=3, rows_per_unit=size)
+    numbers = [example.ids[0] for example in chosen]
+    assert len(numbers) == 4 * size
+    assert numbers == sorted(set(numbers))
+    assert all(numbers[start] % size == 0 for start in range(0, len(numbers), size))
+    assert all(numbers[start + size - 1] - numbers[start] == size - 1 for start in range(0, len(numbers), size))
+    assert choose_evaluated(examples, 4, seed=3, rows_per_unit=size) == chosen
+    assert choose_evaluated(examples, 4, seed=4, rows_per_unit=size) != chosen
+    for most in (None, 20):
+        assert choose_evaluated(examples, most, seed=3, rows_per_unit=size) == tuple(examples)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from trainer.data.examples.example import Example
@@ -38,3 +39,28 @@ def is_held_out(digest: bytes, fraction: float, key: bytes) -> bool:
     # P(word < fraction · 2^64) = fraction, up to 2^-64.
     word = int.from_bytes(hmac.digest(key, digest, "sha256")[:8], "big")
     return word < int(fraction * 2**64)
+
+
+def choose_evaluated(
+    examples: Sequence[Example], most: int | None, *, seed: int, rows_per_unit: int = 1
+) -> tuple[Example, ...]:
+    """Returns the held-out examples that evaluations measure: all, or a part that is drawn once for the run.
+
+    Args:
+        examples: the held-out examples; those of a unit are adjacent.
+        most: number of units at most (`train.max_eval_rows`); None for all.
+        seed: decides which ones.
+        rows_per_unit: 2 for pairs, else 1.
+    """
+    units = len(examples) // rows_per_unit
+    if most is None or units <= most:
+        return tuple(examples)
+    # Not secret: a resumed run must measure the same rows, and add up their losses in the same order.
+    chosen = sorted(random.Random(seed).sample(range(units), most))  # noqa: S311
+    return tuple(examples[unit * rows_per_unit + row] for unit in chosen for row in range(rows_per_unit))
+
+
+def evaluated_warnings(units: int, most: int | None) -> Iterator[str]:
+    """Yields a warning if only `most` of the held-out units are evaluated."""
+    if most is not None and units > most:
+        yield f"{most} of {units} held-out rows are evaluated (train.max_eval_rows); the others are not used"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from trainer.data.examples.held_out import choose_evaluated
 from trainer.data.examples.model_tokenizer import chosen_template
 from trainer.errors import JobError
 from trainer.model_files.companion_files import copy_companions
@@ -125,8 +126,14 @@ def _make_trainer(
 ) -> Trainer:
     """Returns a trainer with the method and the step policy of a spec."""
     method_class = METHODS[spec.train.method]
+    evaluated = choose_evaluated(
+        data.dataset.evaluation,
+        spec.train.max_eval_rows,
+        seed=spec.train.seed,
+        rows_per_unit=method_class.rows_per_unit,
+    )
     method_inputs = MethodInputs(
-        data.dataset,
+        replace(data.dataset, evaluation=evaluated),
         loaded.loss,
         spec.train,
         loaded.precision.device,

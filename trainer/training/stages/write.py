@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from trainer.data.examples.held_out import evaluated_warnings
 from trainer.encoding import without_controls
+from trainer.training.methods.registry import METHODS
 from trainer.training.report.html_report import write_report
 from trainer.training.report.model_card import render_model_card
 from trainer.training.report.summary import Summary, describe_environment, summarize
@@ -27,13 +29,15 @@ def write(
             "processes": str(context.ranks.size),
             "base": "spread over all" if context.ranks.sharded else "whole in each",
         }
+    units = len(data.dataset.evaluation) // METHODS[inputs.spec.train.method].rows_per_unit
+    evaluated = evaluated_warnings(units, inputs.spec.train.max_eval_rows)
     summary = summarize(
         trained.outcome,
         data.dataset,
         context.watch.read(),
         environment,
         loaded.placement.describe(),
-        (*data.dataset.warnings, *loaded.warnings, *trained.outcome.warnings),
+        (*data.dataset.warnings, *evaluated, *loaded.warnings, *trained.outcome.warnings),
         trained.privacy,
         loaded.resumed.resumed_at if loaded.resumed else (),
     )
