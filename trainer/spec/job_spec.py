@@ -50,7 +50,7 @@ class JobSpec(Strict):
         if meaningless := "; ".join(meaningless_keys(self)):
             raise ValueError(meaningless)
         if self.train.engine is Engine.UNSLOTH and self.lora.selects_modules:
-            raise ValueError(f"train.engine: {self.train.engine} adapts linear modules of layers only; use transformers")
+            raise ValueError(f"train.engine: {self.train.engine} adapts linear modules of layers only")
         # Weights that are trained in full are float32, and without autocast the layers take no float32 inputs.
         if self.lora.modules_to_save and self.model.dtype is not Dtype.FLOAT32 and not self.train.bf16:
             raise ValueError("lora.modules_to_save needs train.bf16: true, or model.dtype float32")
