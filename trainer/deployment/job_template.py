@@ -80,9 +80,7 @@ _DPO: Final = """\
   num_train_epochs: 1.0
 """
 
-_KTO: Final = _DPO.replace("method: dpo", "method: kto").replace(
-    "# pairs", "# answers; one alone teaches nothing"
-)
+_KTO: Final = _DPO.replace("method: dpo", "method: kto").replace("# pairs", "# answers; one alone teaches nothing")
 _PREFERENCE_TRAINING: Final = {"preference": _DPO, "unpaired_preference": _KTO}
 
 
