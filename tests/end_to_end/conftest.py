@@ -178,7 +178,7 @@ def write_spec(tiny_model: Path) -> Callable[..., Path]:
     """`write_spec(path, train={"max_steps": 3})`: a quick job spec for the tiny model."""
 
     def write(path: Path, **sections: dict[str, object]) -> Path:
-        document: dict[str, object] = {
+        document: dict[str, Any] = {
             "version": 1,
             "model": {
                 "model_name_or_path": str(tiny_model),
@@ -195,6 +195,8 @@ def write_spec(tiny_model: Path) -> Callable[..., Path]:
             section = document.setdefault(name, {})
             assert isinstance(section, dict)
             section.update(leaves)
+        if (output := document["output"]).get("samples") == 0:
+            del output["sample_max_new_tokens"]  # which means nothing then
         path.write_text(yaml.safe_dump(document))
         return path
 

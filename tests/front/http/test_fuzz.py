@@ -19,7 +19,7 @@ from trainer.front.http.job_routes import JobRoutes
 from trainer.front.http.result_routes import ResultRoutes
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
-REQUESTS = 1600
+REQUESTS = 3000
 
 
 @pytest.fixture(scope="module")
