@@ -59,6 +59,13 @@ SLOW_MODULES = (
 """Beginnings of the ids of other tests that start processes or take seconds, as measured."""
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out files that are slow as a whole where `-m` would leave out all that is in them."""
+    if config.option.markexpr == "not slow" and collection_path.as_posix().endswith(SLOW_MODULES):
+        return True
+    return None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the slow tests, before `-m` selects."""
