@@ -38,7 +38,9 @@ def tensor(begin: int, end: int) -> dict[str, object]:
 
 WEIGHTS = safetensors({"__metadata__": {"format": "pt"}, "b": tensor(2, 5), "a": tensor(0, 2)}, b"12345")
 TOKENIZER = b"\x0a\x00 a sentencepiece model"
+README_OF_THE_BASE = b"# Model\n\n![](https://example.org/a.png)\n"
 PINNED = {
+    "README.md": sha256_hex(README_OF_THE_BASE),
     "tokenizer.model": sha256_hex(TOKENIZER),
     "config.json": sha256_hex(b"{}"),
     "sub/a.txt": sha256_hex(b"\xff"),
@@ -53,6 +55,8 @@ HONEST = {
     "adapter/adapter_config.json": b'{"r": 16}',
     "adapter/adapter_model.safetensors": WEIGHTS,
     "adapter/README.md": b"# LoRA adapter\n\n| a | `<|im_start|>` | <s> |\n",
+    "adapter/tokenizer.model": TOKENIZER,
+    "merged/README.md": README_OF_THE_BASE,
     "merged/config.json": b'{"changed": true}',
     "merged/model.safetensors": safetensors({}),
     "merged/model-00001-of-00002.safetensors": WEIGHTS,
@@ -69,6 +73,15 @@ HONEST = {
     "receipt.json": b"{}",
     "evidence.json": b"{}",
 }
+
+
+@pytest.mark.parametrize("name", ["README.md", "sub/a.txt"])
+def test_beside_an_adapter_only_tokenizer_and_templates_of_the_base_may_be(name: str) -> None:
+    """A file of the base model in the place of the model card, for one, would not be looked at."""
+    content = {"README.md": README_OF_THE_BASE, "sub/a.txt": b"\xff"}[name]
+    require(f"merged/{name}", content)
+    with pytest.raises(ValueError, match=r"picture|no result has"):
+        require(f"adapter/{name}", content)
 
 
 @pytest.mark.parametrize("name", HONEST)

@@ -37,7 +37,8 @@ def copied_digests(pinned: Mapping[str, str], template: object, template_path: o
         template: `data.chat_template`, a text that replaces all templates of the base model, or None.
         template_path: `data.chat_template_path`, the name of a pinned file that replaces them, or None.
     """
-    chosen = sha256_hex(template.encode()) if isinstance(template, str) else pinned.get(str(template_path))
+    by_path = pinned.get(template_path) if isinstance(template_path, str) else None
+    chosen = sha256_hex(template.encode()) if isinstance(template, str) else by_path
     if chosen is None:
         return dict(pinned)
     own = {name: digest for name, digest in pinned.items() if not _is_template(name)}

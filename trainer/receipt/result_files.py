@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import BinaryIO, Final
 
 from trainer.encoding import parse_json, stream_sha256, strict_decoder
+from trainer.model_files.companion_files import is_companion
 from trainer.model_files.safetensors_header import read_safetensors_header
 from trainer.receipt.static_page import require_static_page
 
@@ -25,7 +26,6 @@ FAILURE_REPORT: Final = "report/failure.json"
 MAX_TEXT_BYTES: Final = 256 << 20
 """The largest file that is read into memory: all but weights, and what the job spec pins."""
 
-_COPYING_DIRECTORIES: Final = ("adapter", "merged")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab, line feed, carriage return
 
 # A tag with an attribute can load or run something, whatever its name; `<s>` and `<|im_start|>` are tokens.
@@ -99,7 +99,10 @@ _KINDS: Final[tuple[tuple[str, Reader], ...]] = (
     (r"report/report\.html", _require_page),
     (r"logs/(front|job)\.log", _require_text),
 )
-"""Pattern of a name → what the file must be. `adapter/` and `merged/` have files of the base model, too."""
+"""Pattern of a name → what the file must be.
+
+Files of the base model may be there too: in `merged/` any, in `adapter/` those of its tokenizer and generation.
+"""
 
 
 def require_result_file(name: str, source: BinaryIO, size: int, *, copied: Mapping[str, str]) -> None:
@@ -117,7 +120,8 @@ def require_result_file(name: str, source: BinaryIO, size: int, *, copied: Mappi
         ValueError: a result has no such file. The message names nothing of its content.
     """
     directory, _, inner = name.partition("/")
-    digest = copied.get(inner) if directory in _COPYING_DIRECTORIES else None
+    is_copied = directory == "merged" or (directory == "adapter" and is_companion(inner))
+    digest = copied.get(inner) if is_copied else None
     if digest is not None:
         if stream_sha256(source) == digest:
             return
