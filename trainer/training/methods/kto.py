@@ -28,6 +28,7 @@ from trainer.training.distributed import RankShare
 from trainer.training.methods.judged_rows import JudgedRows
 from trainer.training.methods.method import Method, MethodInputs, MethodWords, MetricChart, MetricTile, StepRows
 from trainer.training.methods.reference import share_units, sort_units
+from trainer.training.methods.step_sums import StepSums
 from trainer.training.progress import Meter
 from trainer.training.token_store import OrderedTokens, TokenStore
 
@@ -89,8 +90,7 @@ class KahnemanTverskyOptimization(Method):
         with inputs.reference():
             self._rows = JudgedRows.of_examples(train, inputs, longest)
             self.evaluation = JudgedEvaluation(self, inputs, longest)
-        self._recent = torch.zeros(_SUMS, dtype=torch.float64, device=inputs.device)
-        self._recent_rows = 0
+        self._recent = StepSums(torch.zeros(_SUMS, dtype=torch.float64, device=inputs.device))
         self._ordered: tuple[OrderedTokens, OrderedTokens] | None = None
         self._point: tuple[StepRows, Tensor] | None = None
 
@@ -111,7 +111,7 @@ class KahnemanTverskyOptimization(Method):
             log_ratios = self.mismatched_ratios(mismatched, self._rows, parts)
             self._point = step, self._ranks.all_reduce(log_ratios) / rows
         point = self._point[1].clamp(min=0)
-        sums = torch.zeros_like(self._recent)
+        sums = torch.zeros(_SUMS, dtype=torch.float64, device=point.device)
         for part, weight in parts:
             loss, part_sums = self.judge_rows(step.ordered, part, self._rows, point)
             # Divided by the answers of all ranks: the gradients add up to that of the mean.
@@ -192,14 +192,11 @@ class KahnemanTverskyOptimization(Method):
 
     def record_step(self, sums: Tensor, share: RankShare) -> None:
         """Adds a complete step to the sums that the next `read_metrics` averages."""
-        self._recent += sums[1:]
-        self._recent_rows += len(share.target_counts)
+        self._recent.add(sums[1:], len(share.target_counts))
 
     def read_metrics(self, _recent: Meter) -> dict[str, float]:
         """Returns means over the answers of all steps since the last call; waits for the device."""
-        values = self.means_of(self._recent, self._recent_rows)
-        self._recent, self._recent_rows = torch.zeros_like(self._recent), 0
-        return values
+        return self.means_of(*self._recent.take())
 
     def mean_loss(self, total: Meter, steps: int) -> float:
         """Returns the mean over the steps of each step's mean loss per answer; waits for the device."""
@@ -207,13 +204,11 @@ class KahnemanTverskyOptimization(Method):
 
     def state(self) -> tuple[float, ...]:
         """Returns the sums for the next `read_metrics`, and the number of rows as last; waits for the device."""
-        return (*self._recent.tolist(), float(self._recent_rows))
+        return self._recent.state()
 
     def restore(self, state: tuple[float, ...]) -> None:
         """Continues from the return value of `state`."""
-        *sums, rows = state
-        self._recent = torch.tensor(sums, dtype=torch.float64, device=self._recent.device)
-        self._recent_rows = int(rows)
+        self._recent.restore(state)
 
 
 class JudgedEvaluation:

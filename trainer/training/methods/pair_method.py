@@ -20,6 +20,7 @@ from trainer.training.batches import token_budget
 from trainer.training.distributed import RankShare
 from trainer.training.methods.method import Method, MethodInputs, StepRows
 from trainer.training.methods.reference import share_units, sort_units
+from trainer.training.methods.step_sums import StepSums
 from trainer.training.progress import Meter
 from trainer.training.token_store import OrderedTokens, TokenStore
 
@@ -112,8 +113,7 @@ class PairMethod(Method):
         super().__init__(inputs)
         self._section = inputs.train
         self._rows = RowValues.of_examples(inputs.dataset.train, train_reference, inputs.device)
-        self._recent = self.zero_sums(inputs.device)
-        self._recent_pairs = 0
+        self._recent = StepSums(self.zero_sums(inputs.device))
         held_out = RowValues.of_examples(inputs.dataset.evaluation, held_out_reference, inputs.device)
         self.evaluation = PairEvaluation(self, inputs, held_out)
 
@@ -133,7 +133,7 @@ class PairMethod(Method):
             averages: the loss times the number of pairs in the step, and the metrics.
         """
         totals = PairTotals.of_counts(step.share.target_counts)
-        sums = self.zero_sums(self._recent.device)
+        sums = self.zero_sums(self._rows.tokens.device)
         start = step.rows.start
         for part, weight in step.share.weighted_slices(self.split(step.ordered.lengths[step.rows], budget)):
             rows = slice(start + part.start, start + part.stop)
@@ -180,14 +180,11 @@ class PairMethod(Method):
 
     def record_step(self, sums: Tensor, share: RankShare) -> None:
         """Adds a complete step to the sums that the next `read_metrics` averages."""
-        self._recent += sums[1:]
-        self._recent_pairs += PairTotals.of_counts(share.target_counts).pairs
+        self._recent.add(sums[1:], PairTotals.of_counts(share.target_counts).pairs)
 
     def read_metrics(self, _recent: Meter) -> dict[str, float]:
         """Returns means over the pairs of all steps since the last call; waits for the device."""
-        values = self.means_of(self._recent, self._recent_pairs)
-        self._recent, self._recent_pairs = torch.zeros_like(self._recent), 0
-        return values
+        return self.means_of(*self._recent.take())
 
     def mean_loss(self, total: Meter, steps: int) -> float:
         """Returns the mean over the steps of each step's mean loss per pair; waits for the device."""
@@ -195,13 +192,11 @@ class PairMethod(Method):
 
     def state(self) -> tuple[float, ...]:
         """Returns the sums for the next `read_metrics`, and the number of pairs as last; waits for the device."""
-        return (*self._recent.tolist(), float(self._recent_pairs))
+        return self._recent.state()
 
     def restore(self, state: tuple[float, ...]) -> None:
         """Continues from the return value of `state`."""
-        *sums, pairs = state
-        self._recent = torch.tensor(sums, dtype=torch.float64, device=self._recent.device)
-        self._recent_pairs = int(pairs)
+        self._recent.restore(state)
 
 
 @dataclass(frozen=True)
