@@ -115,6 +115,13 @@ def test_images_are_locked_whole_at_the_versions_that_are_tested(variant: str) -
     assert dict(image)["torch"] == declared("job")["torch"] + suffix
 
 
+def test_unsloth_is_locked_with_its_other_half_and_without_what_does_not_load_beside_it() -> None:
+    locked = dict(entries(ROOT / "requirements" / "image-cuda.txt"))
+    assert locked["unsloth"] == locked["unsloth-zoo"] == declared("unsloth")["unsloth"]
+    assert "xformers" not in locked, "its builds are for CUDA 12"
+    assert {name for name in locked if name.startswith("nvidia-") and name.endswith("cu12")} == set()
+
+
 def test_torch_is_pinned_once() -> None:
     text = (ROOT / "scripts" / "environment").read_text("utf-8")
     assert re.findall(r"torch==([\w.]+)", text) == [declared("job")["torch"]]
