@@ -155,6 +155,26 @@ def test_download_goes_on_in_another_client(client_of: Any, front: Any, relay: A
     assert target.read_bytes() == content
 
 
+@pytest.mark.parametrize("direction", ["cut_up", "cut_down"])
+def test_a_link_that_breaks_every_100_kb_carries_everything_once(
+    client_of: Any, front: Any, relay: Any, tmp_path: Path, direction: str
+) -> None:
+    content, target = os.urandom(3 << 20), tmp_path / "result"
+    setattr(relay, direction, [100_000] * 100)
+    pauses: list[float] = []
+    with client_of(front, relay.url, sleep=pauses.append) as client:
+        if direction == "cut_up":
+            target.write_bytes(content)
+            client.upload(target)
+        else:
+            front.publish_result(content)
+            client.download_result(target, limit=LIMIT)
+    assert (front.spool / "dataset.age" if direction == "cut_up" else target).read_bytes() == content
+    # Each connection spends some of its bytes on the handshake and on what TLS did not finish.
+    assert relay.connections <= 1.4 * len(content) / 100_000
+    assert sum(pauses) <= 0.1 * len(pauses)
+
+
 def test_download_of_another_result_begins_anew(client_of: Any, front: Any, tmp_path: Path) -> None:
     (tmp_path / f".result.{'0' * 64}.partial").write_bytes(b"of an earlier job")
     front.publish_result(b"sealed result")

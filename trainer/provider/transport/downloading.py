@@ -17,7 +17,6 @@ from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
 
 _ETAG_PATTERN: Final = re.compile(r'"([0-9a-f]{64})"')
 _RANGE_PATTERN: Final = re.compile(r"bytes ([0-9]{1,16})-([0-9]{1,16})/([0-9]{1,16})")
-_BLOCK_BYTES: Final = 1 << 20
 
 
 class ResultDownloader:
@@ -96,7 +95,9 @@ class ResultDownloader:
     def _store(self, response: httpx.Response, file: BinaryIO, total: int) -> None:
         """Appends the body of a response to the partial file, which has `total` bytes in the end."""
         stored = file.seek(0, os.SEEK_END)
-        for block in response.iter_raw(_BLOCK_BYTES):
+        self._highest_offset = max(self._highest_offset, stored)
+        # Pieces as they arrive: one that waited for more would be lost if the connection breaks.
+        for block in response.iter_raw():
             stored += len(block)
             if stored > total:
                 raise UnavailableError(
@@ -105,8 +106,8 @@ class ResultDownloader:
             file.write(block)
             # Only bytes beyond the highest offset count: another result each time must not reset the failures.
             if stored > self._highest_offset:
+                self._retry_policy.record_progress(stored - self._highest_offset)
                 self._highest_offset = stored
-                self._retry_policy.record_progress()
             self._progress(stored)
         # On disk before it is verified and renamed: a file that is in place after a power failure is complete.
         file.flush()

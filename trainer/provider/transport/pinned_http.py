@@ -30,6 +30,9 @@ _RETRIED_CODES: Final = frozenset({
     ErrorCode.INTERNAL,
 })  # fmt: skip
 
+_BYTES_PER_FAILURE: Final = 16 << 10
+"""Progress that is worth a new connection, whose handshake takes some 4 KiB."""
+
 _HINTS: Final[Mapping[ErrorCode, str]] = {
     ErrorCode.JOB_BUSY: "the job is still preparing, or about to end: repeat the command in a minute",
     ErrorCode.WRONG_PHASE: "the job is not, or no longer, where it can do this: `trainer watch` shows its phase",
@@ -54,8 +57,10 @@ class RetryPolicy:
 
     Args:
         retries: consecutive failures that are tolerated.
-        total: failures that are tolerated in all: a job that sends one byte a connection does not go on for ever.
-        first_pause: seconds after the first failure; doubled after each further one.
+        total: failures that are tolerated in all, and one more for each `_BYTES_PER_FAILURE` that moved: a bad
+            link finishes, and a job that sends one byte a connection does not go on for ever.
+        first_pause: seconds after the first failure; doubled after each further one, and a tenth where a failure
+            cost no more than its connection.
         longest_pause: upper bound of a pause, in seconds.
         sleep: waits for some seconds; an argument for tests.
     """
@@ -67,10 +72,13 @@ class RetryPolicy:
     sleep: Callable[[float], None] = time.sleep
     _failures: int = field(default=0, init=False)
     _all_failures: int = field(default=0, init=False)
+    _moved: int = field(default=0, init=False)
+    _moved_before_failure: int = field(default=0, init=False)
 
-    def record_progress(self) -> None:
-        """Resets the count of failures."""
+    def record_progress(self, moved: int = 0) -> None:
+        """Resets the count of failures; `moved` bytes more than before arrived."""
         self._failures = 0
+        self._moved += moved
 
     def record_failure(self, error: TrainerError) -> None:
         """Counts a failure and pauses before the next attempt.
@@ -80,11 +88,15 @@ class RetryPolicy:
         """
         self._failures += 1
         self._all_failures += 1
-        is_last = self._failures > self.retries or self._all_failures > self.total
+        tolerated = self.total + self._moved // _BYTES_PER_FAILURE
+        is_last = self._failures > self.retries or self._all_failures > tolerated
         # A refusal such as `unauthorized` or `dataset-too-large` would be the same at every attempt.
         if error.code not in _RETRIED_CODES or is_last:
             raise error
-        self.sleep(min(self.longest_pause, self.first_pause * 2 ** (self._failures - 1)))
+        is_cheap = self._moved - self._moved_before_failure >= _BYTES_PER_FAILURE
+        self._moved_before_failure = self._moved
+        pause = self.first_pause / 10 if is_cheap else self.first_pause * 2 ** (self._failures - 1)
+        self.sleep(min(self.longest_pause, pause))
 
 
 class PinnedHttpClient:

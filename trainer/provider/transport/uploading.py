@@ -86,7 +86,7 @@ class DatasetUploader:
         self._state = state
         self._authorize = authorize
         self._location: str | None = None
-        self._highest_offset = -1
+        self._highest_offset: int | None = None
 
     def send(self, path: Path) -> None:
         """Sends the file to its end.
@@ -139,9 +139,10 @@ class DatasetUploader:
 
     def _record_offset(self, offset: int) -> None:
         # Only bytes beyond the highest offset count as progress: repeating a segment must not reset the failures.
-        if offset > self._highest_offset:
+        highest = offset - 1 if self._highest_offset is None else self._highest_offset
+        if offset > highest:
+            self._retry_policy.record_progress(offset - highest)
             self._highest_offset = offset
-            self._retry_policy.record_progress()
         self._progress(offset)
 
     def _create_upload(self, size: int, ends: str) -> str:
