@@ -13,6 +13,7 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
+    Llama4TextConfig,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
     SiglipVisionConfig,
@@ -130,3 +131,12 @@ def test_tied_matrices_are_trained_in_full_as_one_and_in_float32(llama: Any, nam
 def test_a_tied_matrix_is_not_trained_in_two_ways(llama: Any) -> None:
     message = refusal(llama, modules_to_save=("embed_tokens",), lora_target_modules=("q_proj", "lm_head"))
     assert "one matrix" in message
+
+
+def test_a_router_that_returns_its_choice_has_no_adapter_and_is_said_to_have_none() -> None:
+    sizes = SMALL | {"num_local_experts": 2, "pad_token_id": 0, "intermediate_size_mlp": 8}
+    llama4 = AutoModelForCausalLM.from_config(Llama4TextConfig(**sizes))  # type: ignore[no-untyped-call]
+    _, placement = place(llama4)
+    assert placement.describe()["no LoRA on router"] == "2 modules"
+    assert "router (2)" in placement.warnings()[0]
+    assert "1: lora.lora_target_modules router" in refusal(llama4, lora_target_modules=("q_proj", "router"))

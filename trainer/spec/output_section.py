@@ -14,7 +14,8 @@ class OutputSection(Strict):
 
     `samples` is the number of held-out prompts that the model answers before and after training, with at most
     `sample_max_new_tokens` tokens each.
-    `merged_16bit` adds the complete model, the adapter merged into the base, in bfloat16.
+    `merged_16bit` adds the complete model, the adapter merged into the base, in bfloat16. In a mixture of experts
+    this rounding may send a token to another expert where the scores of two are nearly equal.
     """
 
     include_logs: bool = True

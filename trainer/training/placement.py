@@ -79,7 +79,8 @@ def choose_modules(model: Any, lora: LoraSection) -> ModuleChoice:
     Raises:
         JobError: `MODEL_INVALID`: a name selects nothing, or a module is to be trained in two ways.
     """
-    modules, experts = language_modules(model), _expert_names(model)
+    modules = {name: module for name, module in language_modules(model).items() if not is_router(module)}
+    experts = _expert_names(model)
     check_lora_names(lora, modules.keys() | experts)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     in_full, excluded = select(lora.modules_to_save, modules), select(lora.exclude_modules, modules)
@@ -130,6 +131,11 @@ def _has_matrix(module: nn.Module) -> bool:
 def is_linear(module: nn.Module) -> bool:
     """Returns whether a module is linear: `nn.Linear`, a subclass of it, or the transposed form of GPT-2."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def is_router(module: nn.Module) -> bool:
+    """Returns whether a linear module returns the choice of experts beside its product, which PEFT cannot wrap."""
+    return isinstance(module, nn.Linear) and "Router" in type(module).__name__
 
 
 def _expert_names(model: Any) -> frozenset[str]:
