@@ -33,7 +33,8 @@ QUIET: Final[Mapping[str, str]] = {
     "USE_HUB_KERNELS": "0",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
+    # the tokenizer uses all cores; nothing forks after it has made its threads
+    "TOKENIZERS_PARALLELISM": "true",
     "PYTHONDONTWRITEBYTECODE": "1",
     # OpenMP threads spin this many times at a barrier before they sleep. Where the host has taken a virtual CPU
     # away, the other threads spin in vain, and a longer spin makes a step many times slower.

@@ -97,6 +97,8 @@ def _find_lost(
     the turn's own, since templates cut it for later turns, and the model then generates without it too.
     """
     missing = [_find_missing(row, one, texts, template) for one in rendered]
+    if not any(missing):
+        return []
 
     def is_lost(number: int, text: RowText) -> bool:
         found = [

@@ -14,12 +14,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from trainer.errors import ErrorCode, JobError, UsageError
 
 OPEN_MARK, CLOSE_MARK = "\ufdd0", "\ufdd1"
 """Unicode noncharacters, which are reserved for internal use: they mark the ends of a generation block."""
+
+_MAX_DECISIONS: Final = 1024
 
 
 def make_environment(now: datetime, *, marked: bool) -> Any:
@@ -45,10 +47,21 @@ def make_environment(now: datetime, *, marked: bool) -> Any:
     def raise_exception(_message: object) -> None:
         raise TemplateError
 
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """Jinja's sandbox, which decides once for each type and name: its answer depends on nothing else."""
+
+        _decided: dict[tuple[type, str], bool] = {}  # noqa: RUF012 -- of this one environment
+
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            key = (type(obj), attr)
+            if key not in self._decided:
+                if len(self._decided) >= _MAX_DECISIONS:  # names may come from rows
+                    self._decided.clear()
+                self._decided[key] = super().is_safe_attribute(obj, attr, value)
+            return self._decided[key]
+
     # trim_blocks and lstrip_blocks as in transformers: templates are written for this treatment of white space.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = now.strftime

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Final
 
@@ -14,13 +15,17 @@ from trainer.data.examples.masks import MaskOptions
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.rendered_row import MaskedTokens, RenderedRow, TokenizedRow, TokenSpan
 from trainer.data.examples.token_boundaries import Ids
+from trainer.data.examples.tokenizer_thread import TokenizerThread
 from trainer.data.rows import ChatRow, CompletionRow, PreferenceRow, Row, TextRow, UnpairedPreferenceRow
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection, OnOverlong
 
 CHUNK_ROWS: Final = 512
-CHUNK_CHARACTERS: Final = 1 << 22
-"""Rows are tokenised together until there are `CHUNK_ROWS`, or their texts have this many characters."""
+CHUNK_CHARACTERS: Final = 1 << 20
+"""Rows are tokenised together until there are `CHUNK_ROWS`, or their texts have this many characters.
+
+The tokenizer needs about 100 bytes a token while it works.
+"""
 
 
 def encode(row: Row, tokenizer: ModelTokenizer, data: DataSection) -> tuple[Example, ...]:
@@ -38,15 +43,29 @@ def encode(row: Row, tokenizer: ModelTokenizer, data: DataSection) -> tuple[Exam
 def encode_rows(
     rows: Iterable[Row], tokenizer: ModelTokenizer, data: DataSection
 ) -> Iterator[EncodedRow | DataError]:
-    """Yields the encoded rows in their order, or the error of a row that cannot become examples."""
-    for chunk in _render_chunks(rows, tokenizer, MaskOptions.from_section(data)):
-        yield from _encode_chunk(chunk, tokenizer, data)
+    """Yields the encoded rows in their order, or the error of a row that cannot become examples.
+
+    A thread tokenises, on all cores, while this one reads and renders later rows and masks earlier ones. The
+    result depends on the rows alone.
+    """
+    with closing(TokenizerThread()) as thread:
+        chunks = _render_chunks(rows, tokenizer, MaskOptions.from_section(data))
+        # First call of the tokenizer: the texts of all rows.
+        tokenized = thread.each(chunks, lambda chunk: tokenizer.ids_of(_texts(chunk)))
+        # Second call: the texts at the boundaries of spans, few of which are new.
+        bounded = (_continue(chunk, iter(ids)) for chunk, ids in tokenized)
+        for chunk, ids_of in thread.each(bounded, lambda chunk: tokenizer.lookup(_boundary_texts(chunk))):
+            yield from _mask_chunk(chunk, ids_of, tokenizer, data)
+
+
+_RenderedChunk = list[RenderedRow | DataError]
+_TokenizedChunk = list[tuple[RenderedRow, TokenizedRow] | DataError]
 
 
 def _render_chunks(
     rows: Iterable[Row], tokenizer: ModelTokenizer, options: MaskOptions
-) -> Iterator[list[RenderedRow | DataError]]:
-    chunk: list[RenderedRow | DataError] = []
+) -> Iterator[_RenderedChunk]:
+    chunk: _RenderedChunk = []
     characters = 0
     for row in rows:
         try:
@@ -63,29 +82,34 @@ def _render_chunks(
         yield chunk
 
 
-def _encode_chunk(
-    chunk: list[RenderedRow | DataError], tokenizer: ModelTokenizer, data: DataSection
+def _texts(chunk: _RenderedChunk) -> list[str]:
+    return [text for rendered in chunk if isinstance(rendered, RenderedRow) for text in rendered.texts]
+
+
+def _continue(chunk: _RenderedChunk, ids: Iterator[Ids]) -> _TokenizedChunk:
+    """Gives each rendered row the ids of its texts."""
+    return [
+        rendered
+        if isinstance(rendered, DataError)
+        else (rendered, rendered.continue_with(list(itertools.islice(ids, len(rendered.texts)))))
+        for rendered in chunk
+    ]
+
+
+def _boundary_texts(chunk: _TokenizedChunk) -> set[str]:
+    return {text for item in chunk if not isinstance(item, DataError) for text in item[1].boundary_texts}
+
+
+def _mask_chunk(
+    chunk: _TokenizedChunk, ids_of: Mapping[str, Ids], tokenizer: ModelTokenizer, data: DataSection
 ) -> Iterator[EncodedRow | DataError]:
-    # First call of the tokenizer: the texts of all rows.
-    texts = [text for rendered in chunk if isinstance(rendered, RenderedRow) for text in rendered.texts]
-    ids = iter(tokenizer.ids_of(texts))
-    tokenized: list[tuple[RenderedRow, TokenizedRow] | DataError] = []
-    for rendered in chunk:
-        if isinstance(rendered, DataError):
-            tokenized.append(rendered)
-        else:
-            own_ids = list(itertools.islice(ids, len(rendered.texts)))
-            tokenized.append((rendered, rendered.continue_with(own_ids)))
-    # Second call: the texts at the boundaries of spans, few of which are new.
-    pairs = [item for item in tokenized if not isinstance(item, DataError)]
-    ids_of = tokenizer.lookup(text for _, tokenized_row in pairs for text in tokenized_row.boundary_texts)
-    for item in tokenized:
+    for item in chunk:
         if isinstance(item, DataError):
             yield item
             continue
-        rendered, tokenized_row = item
+        rendered, tokenized = item
         try:
-            yield _fit_to_length(rendered, tokenized_row.apply_masks(ids_of), tokenizer, data)
+            yield _fit_to_length(rendered, tokenized.apply_masks(ids_of), tokenizer, data)
         except DataError as error:
             yield error
 
@@ -193,11 +217,15 @@ def _fit_to_length(
     return EncodedRow(row, tuple(examples), tokens, lost, rendered.unrendered)
 
 
-def _says_anything(ids: Ids, spans: Iterable[TokenSpan], tokenizer: ModelTokenizer) -> bool:
+def _says_anything(ids: Ids, spans: Sequence[TokenSpan], tokenizer: ModelTokenizer) -> bool:
     """Returns whether the trained tokens contain more than white space and ends of turns."""
-    said = [id_ for start, end in spans for id_ in ids[start:end] if id_ not in tokenizer.stop_ids]
     # The first tokens settle it for nearly every row, and decoding takes time.
-    return any(tokenizer.text(part).strip() for part in (said[:8], said))
+    return any(
+        tokenizer.text(
+            [id_ for start, end in part for id_ in ids[start:end] if id_ not in tokenizer.stop_ids]
+        ).strip()
+        for part in (((start, min(start + 8, end)) for start, end in spans[:1]), spans)
+    )
 
 
 def _is_usable_pair(row: PreferenceRow, examples: list[Example]) -> bool:

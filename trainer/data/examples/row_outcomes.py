@@ -18,7 +18,7 @@ from trainer.data.examples.held_out import is_held_out, row_digest
 from trainer.data.examples.mixing import Mix, mix_rows
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_remarks import RowRemarks
-from trainer.data.rows import Row
+from trainer.data.examples.token_boundaries import any_of
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import METHOD_RULES, DataSection, MethodName, TrainSection
 
@@ -86,6 +86,7 @@ class RowOutcomes:
         self.labels: Counter[bool] = Counter()
         self._file_numbers: dict[str, int] = {}
         self._tokenizer = tokenizer
+        self._special = any_of(tokenizer.special_texts)
         self._data = data
         self._split_key = split_key
         self._examples_per_row = METHOD_RULES[method].examples_per_row
@@ -102,7 +103,7 @@ class RowOutcomes:
         """Counts a row, whose tokens must be in the base model's embedding; raises a JobError otherwise."""
         self.rows += 1
         self.truncated += encoded.truncated
-        self.special += writes_special(encoded.row, self._tokenizer.special_texts)
+        self.special += any(map(self._special.search, encoded.row.texts))
         self.unrendered.update(sorted(part.value for part in encoded.unrendered))
         self.remarks.add(encoded.row)
         row = encoded.row
@@ -297,11 +298,6 @@ def require_evaluation_rows(rows: int, train: TrainSection) -> None:
         found=0,
         hint="raise data.test_split_size, add files for evaluation, or leave train.eval_steps out",
     )
-
-
-def writes_special(row: Row, special: Sequence[str]) -> bool:
-    """Returns whether a row contains the text of a special token."""
-    return any(token in text for text in row.texts for token in special)
 
 
 def _short(digest: bytes) -> int:

@@ -36,7 +36,7 @@ _PART_OF_ROLE: Final[Mapping[str, RowPart]] = {
 """The part of a row that a message's content is."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RowText:
     """A text or number of a conversation.
 
@@ -86,7 +86,7 @@ _Visit = Callable[[RowText], Scalar]
 """Receives a text and returns what replaces it."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Field:
     """A field of a row, each text of which goes through `visit`."""
 
@@ -99,8 +99,11 @@ class _Field:
         value = text.strip()
         if not value:
             return text
+        replaced = self._replace(value)
+        if replaced == value:
+            return text
         before, _, after = text.partition(value)
-        return f"{before}{self._replace(value)}{after}"
+        return f"{before}{replaced}{after}"
 
     def lines(self, text: str) -> str:
         """Each line by itself, because templates indent lines or begin them with a comment sign."""
@@ -159,6 +162,9 @@ def _rewrite_message(message: Message, number: int, called: frozenset[str], visi
         return _Field(part, f"messages[{number}].{name}", number, visit)
 
     reasoning, name = message.reasoning_content, message.name
+    if reasoning is None and name is None and not message.tool_calls and "</think>" not in message.content:
+        content = in_field(_PART_OF_ROLE[message.role], "content").text(message.content)
+        return message if content == message.content else replace(message, content=content)
     if reasoning is not None:
         reasoning = in_field(RowPart.REASONING_CONTENT, "reasoning_content").text(reasoning)
     *thoughts, answer = _THINK.split(message.content) if message.role == "assistant" else (message.content,)

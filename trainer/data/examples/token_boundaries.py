@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +19,14 @@ Ids = list[int]
 
 CACHED_CHARACTERS: Final = 64
 """Longest text from a special token on whose ids are cached."""
+
+
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Returns a pattern that matches any of some texts, the longest one first."""
+    # An alternation takes its first branch that matches, so of two tokens with a common beginning the longer one
+    # must come first. Without tokens nothing must match, not even the empty text.
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 class SpecialTokenFinder:
@@ -32,10 +40,7 @@ class SpecialTokenFinder:
     def __init__(self, ids: Mapping[str, int]) -> None:
         self.ids = ids
         self._known = frozenset(ids.values())
-        # An alternation takes its first branch that matches, so of two tokens with a common beginning the longer
-        # one must come first. Without tokens nothing must match, not even the empty text.
-        longest_first = sorted(ids, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._pattern = any_of(ids)
 
     def align(self, text: str, ids: Sequence[int]) -> tuple[SpecialTokenMatch, ...]:
         """Returns the special tokens of a text in order; none if the text and its ids do not agree on them."""
