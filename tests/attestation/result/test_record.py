@@ -129,6 +129,39 @@ def test_binary_collateral_cannot_be_saved(world: World) -> None:
         save_record(record(world.change(collateral=b"\xff\xfe")))
 
 
+def of_an_earlier_build(document: dict[str, Any]) -> None:
+    """Changes a record into one that an earlier build wrote: a check fewer and one since dropped, other words."""
+    result = document["result"]
+    result["ear"]["ear_verifier_id"]["build"] = "trainer 0.0.1"
+    del result["checks"]["nonce"]
+    result["checks"]["of-old"] = "affirmed"
+    result["results"] = [each | {"title": "in other words"} for each in result["results"]]
+
+
+def test_an_earlier_build_may_have_known_other_checks_and_words(world: World) -> None:
+    data = edited(save_record(record(world)), of_an_earlier_build)
+    assert load_record(data).result.status == "pass"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda result: result.update(status="fail"),
+        lambda result: result["checks"].update({"quote-signature": "not-demanded"}),
+        lambda result: result.update(checks=[]),
+    ],
+)
+def test_an_earlier_build_cannot_have_come_to_another_verdict(
+    world: World, edit: Callable[[dict[str, Any]], object]
+) -> None:
+    def both(document: dict[str, Any]) -> None:
+        of_an_earlier_build(document)
+        edit(document["result"])
+
+    with pytest.raises(VerificationError, match="not what its evidence gives"):
+        load_record(edited(save_record(record(world)), both))
+
+
 def test_another_build_of_this_tool_that_comes_to_the_same_is_believed(world: World) -> None:
     data = edited(
         save_record(record(world)),

@@ -165,26 +165,42 @@ def load_record(data: bytes, *, policy: Policy | None = None, is_authentic: bool
         nonce_unused=document.nonce_unused,
         endorsements=endorsements,
     )
-    # Only the build may differ, as another version of this tool may have written the record; and freshness, which
-    # a repeated appraisal does not have.
-    repeated, recorded = result_document(result), document.result
-    if recorded.get("fresh") is not document.fresh or _text_of(recorded) != _text_of(repeated):
+    recorded = document.result
+    if recorded.get("fresh") is not document.fresh or not _agree(recorded, result_document(result)):
         status = recorded.get("status")
         raise VerificationError(
             ErrorCode.VERIFICATION_FAILED,
             "the record's result is not what its evidence gives",
-            expected=f"{repeated['status']}, as just appraised by {BUILD}",
+            expected=f"{result.status}, as just appraised by {BUILD}",
             found=f"{status if status in ('pass', 'fail') else 'something else'}, as recorded",
             hint="verify the job again",
         )
     return Record(result, document.evidence, collateral, policy or document.policy, endorsements)
 
 
+def _agree(recorded: dict[str, JsonValue], repeated: dict[str, JsonValue]) -> bool:
+    """Returns whether a recorded outcome is the one of the repeated appraisal, but for its freshness.
+
+    Of another build of this tool, which may know other checks and name them otherwise, the verdict and the states
+    of the checks that both know count. Nothing is ever read from a recorded outcome.
+    """
+    if _build_of(recorded) == _build_of(repeated):
+        return _text_of(recorded) == _text_of(repeated)
+    states, others = recorded.get("checks"), repeated["checks"]
+    if not isinstance(states, dict) or not isinstance(others, dict):
+        return False
+    known = states.keys() & others.keys()
+    return recorded.get("status") == repeated["status"] and all(states[code] == others[code] for code in known)
+
+
+def _build_of(result: dict[str, JsonValue]) -> JsonValue:
+    claims = result.get(EAR)
+    return claims.get(VERIFIER_ID) if isinstance(claims, dict) else None
+
+
 def _text_of(result: dict[str, JsonValue]) -> str:
     """Returns what is compared of a result: JSON, in which 1, 1.0 and true differ, as they do not in Python."""
-    claims = result.get(EAR)
-    others = {**claims, VERIFIER_ID: None} if isinstance(claims, dict) else None
-    return json.dumps({**result, EAR: others, "fresh": None}, sort_keys=True)
+    return json.dumps({**result, "fresh": None}, sort_keys=True)
 
 
 def reappraise(record: Record, *, now: int, policy: Policy | None = None, nonce: str | None = None) -> Record:
