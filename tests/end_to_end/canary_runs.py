@@ -28,7 +28,8 @@ from trainer.encoding import file_sha256
 from trainer.errors import DataError, JobError, TrainerError
 from trainer.provider.dataset_files import count_rows
 from trainer.provider.grants import GrantRecord
-from trainer.provider.opening import OpenedResult, open_sealed_result
+from trainer.provider.opening import open_sealed_result
+from trainer.provider.result_check import OpenedResult
 from trainer.provider.transport.carrier import Carrier
 from trainer.provider.transport.http_carrier import JobClient
 from trainer.sealing.age import Identity

@@ -24,6 +24,7 @@ def test_submit_brings_a_checked_adapter_and_nothing_leaks(
     write_spec: WriteSpec,
     provider: Provider,
     started_trainer: Trainer,
+    trainer: Trainer,
     data: Path,
     tmp_path: Path,
 ) -> None:
@@ -58,6 +59,11 @@ def test_submit_brings_a_checked_adapter_and_nothing_leaks(
     assert not (tmp_path / "result.submission").exists()
     assert ran.json["deletion"]["acknowledged"]
     assert (tmp_path / "result.deletion.json").exists()
+    again = trainer("receipt", "verify", result, "--policy", policy, "--json")
+    assert again.code == 0, again.err
+    assert again.json["deletion"] == ran.json["deletion"]
+    before, now = ran.json["checks"].items(), again.json["checks"].items()
+    assert {code for code, _ in before ^ now} == {"nonce", "nonce-unused"}  # known to the provider alone
 
     # What the operator has: public events, ciphertext, an empty workspace.
     assert {event["event"] for event in job.events} <= {

@@ -25,11 +25,11 @@ from trainer.errors import (
     VerificationError,
 )
 from trainer.models import Phase, Status
-from trainer.provider import acknowledgement, job_wait, submission_directory
+from trainer.provider import acknowledgement, job_wait, receipt_record, submission_directory
 from trainer.provider import submission as steps
 from trainer.provider.grants import GrantRecord
-from trainer.provider.opening import OpenedResult
 from trainer.provider.own_files import LocalSecret
+from trainer.provider.result_check import OpenedResult
 from trainer.provider.submission_request import Submission, SubmissionResult
 from trainer.receipt.statement import ReceiptOutcome
 from trainer.sealing.age import generate_identity
@@ -118,7 +118,10 @@ class Job:
         (target / "report").mkdir(parents=True)
         error = JobError(failure, "failed") if failure else None
         outcome = ReceiptOutcome.FAILED if failure else ReceiptOutcome.SUCCEEDED
-        return OpenedResult(target, cast("Any", SimpleNamespace(outcome=outcome)), (), error)
+        record: Any = SimpleNamespace(model_dump=lambda mode: {"opened": str(target)})
+        record.model_copy = lambda update: record
+        statement = SimpleNamespace(outcome=outcome)
+        return OpenedResult(target, cast("Any", statement), (), error, record=record)
 
     # the reporter, and the clock
 
@@ -183,6 +186,7 @@ def test_a_result_is_not_lost_when_its_place_was_taken_meanwhile(
     again = Job([None])
     assert submit(again).result.folder == output
     assert (again.uploads, (output / "report").is_dir()) == (0, True)
+    assert (tmp_path / "out.record" / "record.json").is_file()
 
 
 def test_a_report_of_an_interruption_is_not_pulled_for_ever(
@@ -191,7 +195,7 @@ def test_a_report_of_an_interruption_is_not_pulled_for_ever(
     """A spool shows the end of the earlier start until the job is started again, which may never be."""
     with pytest.raises(UnavailableError):
         submit(Job([ErrorCode.INTERRUPTED]))
-    assert [path.name for path in tmp_path.glob("out.failure-*")] == ["out.failure-1"]
+    assert {path.name for path in tmp_path.glob("out.failure-*")} == {"out.failure-1", "out.failure-1.record"}
 
 
 def test_a_job_that_always_has_another_key_is_not_appraised_for_ever(
@@ -275,6 +279,7 @@ def test_a_forged_answer_to_the_acknowledgement_costs_neither_result_nor_stateme
         return "verified"
 
     monkeypatch.setattr(acknowledgement, "verify_deletion_statement", verify)
+    monkeypatch.setattr(receipt_record, "parse_attested_envelope", lambda document, what: document)
     job = Job([None], statement=statement, answer=b"forged")
     ended = submit(job)
     assert "no valid answer to the acknowledgement: forged" in job.lines

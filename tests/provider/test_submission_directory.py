@@ -154,9 +154,5 @@ def test_a_folder_of_the_users_own_is_not_adopted(
 def test_numbers_of_failures_lead_nowhere_else(begun: SubmissionDirectory, tmp_path: Path) -> None:
     (begun.path / "failures").write_text(f"{sha256_hex(b'report')}:/../../x\n")
     (tmp_path / "out.failure-1.deletion.json").write_text("mine")
-    folder = begun.make_room_to_open()
-    folder.mkdir()
-    assert (
-        begun.place_opened(folder, tmp_path / "out", failure=sha256_hex(b"report")) == tmp_path / "out.failure-2"
-    )
+    assert begun._find_failure(sha256_hex(b"report"), tmp_path / "out") == tmp_path / "out.failure-2"
     assert (tmp_path / "out.failure-1.deletion.json").read_text() == "mine"

@@ -57,6 +57,10 @@ def expected(run: StatementInputs, spec: JobSpec) -> ExpectedResult:
         attested_at=run.started_at - 60,
         quoted_at=run.finished_at,
         opened_at=run.finished_at + 60,
-        terms=GrantTerms(run.recipients, run.dataset_manifest_sha256, run.dataset_files),
+        terms=GrantTerms(
+            recipients=run.recipients,
+            manifest_sha256=run.dataset_manifest_sha256,
+            dataset_files=dict(run.dataset_files),
+        ),
         own_recipients=frozenset({"age1me"}),
     )

@@ -240,7 +240,7 @@ def test_not_json_is_refused(tmp_path: Path) -> None:
 def demanding(expected: ExpectedResult) -> ExpectedResult:
     assert expected.terms is not None
     return dataclasses.replace(
-        expected, terms=dataclasses.replace(expected.terms, max_epsilon=3.0, max_delta=1e-5)
+        expected, terms=expected.terms.model_copy(update={"max_epsilon": 3.0, "max_delta": 1e-5})
     )
 
 
@@ -313,7 +313,7 @@ def test_a_success_counts_every_row_that_was_sealed(
     run: StatementInputs, expected: ExpectedResult, metrics: dict[str, object], wrong: list[str]
 ) -> None:
     assert expected.terms is not None
-    known = dataclasses.replace(expected, terms=dataclasses.replace(expected.terms, rows=10))
+    known = dataclasses.replace(expected, terms=expected.terms.model_copy(update={"rows": 10}))
     statement = parse_statement(make_statement(dataclasses.replace(run, metrics=metrics)))  # type: ignore[arg-type]
     checks = appraise_statement(statement, known)
     assert [check.code for check in checks if check.state is CheckState.CONTRAINDICATED] == wrong
@@ -328,7 +328,7 @@ def test_rows_that_are_not_drawn_are_counted_where_the_job_spec_mixes_data(
     assert expected.terms is not None
     spec = parse_job_spec(f"{SPEC}{data}\n".encode())
     known = dataclasses.replace(
-        expected, terms=dataclasses.replace(expected.terms, rows=10), job_spec_sha256=spec.sha256()
+        expected, terms=expected.terms.model_copy(update={"rows": 10}), job_spec_sha256=spec.sha256()
     )
     counts: dict[str, JsonValue] = {"train": 4, "eval": 1, "dropped": 1, "truncated": 0, "undrawn": 4}
     statement = parse_statement(make_statement(dataclasses.replace(run, spec=spec, metrics={"rows": counts})))

@@ -23,6 +23,7 @@ from trainer.cli.provider_commands import (
     upload_dataset,
     watch_training,
 )
+from trainer.cli.receipt_commands import receipt_app
 from trainer.cli.result_commands import open_result, submit_dataset
 from trainer.cli.validate_command import validate_dataset
 from trainer.cli.verify_command import verify_job
@@ -71,6 +72,7 @@ app.command("watch")(watch_training)
 app.command("pull")(pull_result)
 app.command("open")(open_result)
 app.command("ack")(acknowledge_result)
+app.add_typer(receipt_app, name="receipt")
 app.add_typer(job_app, name="job")
 app.command("run")(run_job_spec)
 app.command("simulate")(simulate_guest_agent)

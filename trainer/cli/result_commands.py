@@ -27,6 +27,7 @@ from trainer.cli.options import (
     load_attestation,
     local_secret,
     nonces_file,
+    require_absent,
 )
 from trainer.errors import ErrorCode, UsageError
 
@@ -70,6 +71,7 @@ def open_result(
             hint="without it a result of another dataset, or one that others can read, looks like yours; "
             "--dataset-and-recipients-unchecked opens it all the same",
         )
+    require_absent(provider.record_directory(output))
     record = load_attestation(attestation, imported, policy)
     opened = provider.open_sealed_result(
         sealed,
@@ -78,6 +80,7 @@ def open_result(
         record=record,
         grant=provider.read_grant_record(grant) if grant else None,
     )
+    opened.write_record()
     development_root = record.result.development_root
     if not as_json:
         print_all_checks({"the result's receipt": opened.checks}, development_root=development_root)
@@ -89,7 +92,7 @@ def open_result(
         {
             "adapter_dir": str(opened.adapter),
             "development_root": development_root,
-            "checks": _check_states(opened.checks),
+            "checks": check_states(opened.checks),
             "not_checked": list(opened.unchecked),
             **_privacy_line(opened.privacy),
             "summary": opened.statement.metrics,
@@ -152,7 +155,7 @@ def submit_dataset(
         {
             "adapter_dir": str(result.adapter),
             "development_root": submitted.evidence.development_root,
-            "checks": _check_states((*submitted.evidence.checks, *result.checks)),
+            "checks": check_states((*submitted.evidence.checks, *result.checks)),
             "receipt": {"job_spec_sha256": job_spec_sha256},
             **_privacy_line(result.privacy),
             "summary": dict(result.statement.metrics),
@@ -172,7 +175,7 @@ def print_all_checks(checks: Mapping[str, Sequence[Check]], *, development_root:
         print_checks(listed, title=title, development_root=development_root)
 
 
-def _check_states(checks: Sequence[Check]) -> dict[str, str]:
+def check_states(checks: Sequence[Check]) -> dict[str, str]:
     """Returns code → state, in the order of the checks."""
     return {check.code: check.state.value for check in checks}
 

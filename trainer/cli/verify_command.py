@@ -117,6 +117,14 @@ def _report(record: Record, *, quiet: bool, as_json: bool) -> None:
 def _appraise_job(source: str, demanded: Policy | None, nonce: str | None, at: str | None) -> Record:
     from trainer import provider
 
+    if provider.is_result(Path(source)):
+        raise UsageError(
+            ErrorCode.USAGE,
+            f"{source} is an opened result, not a job",
+            expected="an https:// URL, a spool directory, or a file",
+            found="a directory with a receipt",
+            hint=f"`trainer receipt verify {source}` checks a result again",
+        )
     if not source.startswith("https://") and not Path(source).exists():
         raise UsageError(
             ErrorCode.FILE_NOT_FOUND,
@@ -159,7 +167,7 @@ def _appraise_file(path: Path, demanded: Policy | None, nonce: str | None, at: s
             err=True,
         )
     # As of now by default: what was valid when it was saved may have expired or been revoked since.
-    now = recorded.result.appraised_at if at == _RECORDED else _parse_time(at)
+    now = recorded.result.appraised_at if at == _RECORDED else parse_time(at)
     return reappraise(recorded, now=now, policy=demanded, nonce=nonce)
 
 
@@ -183,7 +191,7 @@ def _appraise_evidence(data: bytes, demanded: Policy | None, nonce: str | None, 
         nonce=nonce,
         cache=cache_directory(),
         nonces=nonces_file(),
-        now=None if at is None else _parse_time(at),
+        now=None if at is None else parse_time(at),
         peer_spki_sha256=None,
     )
 
@@ -198,7 +206,7 @@ def _missing_policy() -> UsageError:
     )
 
 
-def _parse_time(text: str | None) -> int:
+def parse_time(text: str | None) -> int:
     """Returns `--at` in Unix seconds; the current time if it is absent."""
     if text is None:
         return int(time.time())

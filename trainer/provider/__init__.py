@@ -35,6 +35,14 @@ from trainer.provider.policies import (
     read_policy,
     render_policy,
 )
+from trainer.provider.receipt_account import give_account
+from trainer.provider.receipt_record import record_directory
+from trainer.provider.receipt_verification import (
+    VerifiedReceipt,
+    is_result,
+    read_receipt_record,
+    verify_result,
+)
 from trainer.provider.submission import run_submission
 from trainer.provider.submission_request import Submission
 from trainer.provider.transport.carrier import require_result_size
@@ -55,6 +63,7 @@ __all__ = [
     "LocalSecret",
     "PolicyDemands",
     "Submission",
+    "VerifiedReceipt",
     "appraise_deployed_app",
     "appraise_evidence",
     "appraise_job",
@@ -62,7 +71,9 @@ __all__ = [
     "create_identity",
     "find_data_files",
     "find_key_service",
+    "give_account",
     "import_record",
+    "is_result",
     "make_authorizer",
     "make_grant",
     "make_privacy_demand",
@@ -74,8 +85,10 @@ __all__ = [
     "read_own_record",
     "read_policy",
     "read_provider_key",
+    "read_receipt_record",
     "read_small_file",
     "read_text_file",
+    "record_directory",
     "render_policy",
     "require_absent",
     "require_result_size",
@@ -84,6 +97,7 @@ __all__ = [
     "save_own_record",
     "seal_dataset",
     "verify_deletion_statement",
+    "verify_result",
     "watch_job",
     "write_private_file",
 ]

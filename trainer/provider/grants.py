@@ -16,6 +16,7 @@ from trainer.models import Strict, parse_strict
 from trainer.provider.dataset_files import count_rows, row_schema_for
 from trainer.provider.local_files import read_small_file
 from trainer.provider_keys import ProviderKey
+from trainer.receipt.receipt_appraisal import GrantTerms
 from trainer.sealing.age import parse_recipient
 from trainer.sealing.bundle import Grant, GrantDemands, Manifest, PrivacyDemand
 from trainer.sealing.grant_secrets import acknowledgement, events_token
@@ -50,6 +51,18 @@ class GrantRecord(Strict):
     def salted_digests(self) -> dict[str, str]:
         """Maps each file of the dataset to the digest by which receipts name it."""
         return self.manifest.salted_digests()
+
+    def terms(self) -> GrantTerms:
+        """Returns what a result must be under this grant; nothing of it is secret."""
+        privacy = self.grant.require.privacy if self.grant.require else None
+        return GrantTerms(
+            recipients=self.grant.recipients,
+            manifest_sha256=self.manifest_sha256,
+            dataset_files=self.salted_digests,
+            max_epsilon=privacy.max_epsilon if privacy else None,
+            max_delta=privacy.max_delta if privacy else None,
+            rows=self.rows,
+        )
 
     def acknowledgement(self, result_sha256: str) -> str:
         """Returns what tells the job that the sealed result of this digest has arrived."""

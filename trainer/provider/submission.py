@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final, TypeVar
 
 from trainer.attestation.result.presentation import DEVELOPMENT_BANNER
@@ -26,9 +25,10 @@ from trainer.provider.grants import GrantRecord, seal_dataset
 from trainer.provider.job_events import NOT_ITS_DATASET, PrivateMetrics, watch_job
 from trainer.provider.job_wait import JobWait
 from trainer.provider.local_files import require_absent, write_beside
-from trainer.provider.opening import OpenedResult, open_sealed_result
+from trainer.provider.opening import open_sealed_result
 from trainer.provider.policies import read_policy
-from trainer.provider.submission_directory import SubmissionDirectory, deletion_path
+from trainer.provider.result_check import OpenedResult
+from trainer.provider.submission_directory import SubmissionDirectory, deletion_path, result_paths
 from trainer.provider.submission_request import ProgressReporter, Submission, SubmissionResult, submission_identity
 from trainer.provider.transport.carrier import FINAL_PHASES, Carrier, require_result_size
 from trainer.provider.transport.carrier_registry import connect_to_job
@@ -58,7 +58,7 @@ class _SubmissionRun:
 
     def __init__(self, submission: Submission, report: ProgressReporter) -> None:
         output = submission.output
-        for path in (output, deletion_path(output)):
+        for path in result_paths(output):
             require_absent(path)
         self._submission = submission
         self._report = report
@@ -288,11 +288,10 @@ class _SubmissionRun:
             # Whoever stores the result chose these bytes: they must not replace the real ones.
             self._directory.refuse_result()
             raise
-        failure, output = opened.failure, self._submission.output
-        target = self._directory.place_opened(opened.folder, output, failure=sealed_sha256 if failure else None)
-        if failure is not None:
-            self._report.line(f"  the job failed ({failure.code.value}); its report is in {target}")
-        return replace(opened, folder=target)
+        placed = self._directory.place_opened(opened, self._submission.output, sealed_sha256)
+        if (failure := placed.failure) is not None:
+            self._report.line(f"  the job failed ({failure.code.value}); its report is in {placed.folder}")
+        return placed
 
     def _acknowledge(
         self, receiver: DeletionReceiver, grant: GrantRecord, result: OpenedResult
@@ -316,4 +315,5 @@ class _SubmissionRun:
             self._report.line("the job gave no statement of what it destroyed")
         else:
             write_beside(deletion_path(result.folder), kept.read_bytes())
+            result.write_record(deletion=kept.read_bytes())
         return statement

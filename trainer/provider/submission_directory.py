@@ -24,6 +24,7 @@ import itertools
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,8 @@ from trainer.errors import ErrorCode, UsageError
 from trainer.provider.acknowledgement import DeletionReceiver
 from trainer.provider.grants import GrantRecord, parse_grant_record
 from trainer.provider.own_files import LocalSecret, OwnDirectory
+from trainer.provider.receipt_record import record_directory
+from trainer.provider.result_check import OpenedResult
 from trainer.provider.transport.carrier import Carrier
 
 _SUBMISSION: Final = "submission.json"
@@ -229,21 +232,25 @@ class SubmissionDirectory:
         shutil.rmtree(folder, ignore_errors=True)
         return folder
 
-    def place_opened(self, folder: Path, output: Path, *, failure: str | None) -> Path:
-        """Moves an opened result to OUTPUT, or an opened failure report to its `OUTPUT.failure-N`; returns which.
+    def place_opened(self, opened: OpenedResult, output: Path, sealed_sha256: str) -> OpenedResult:
+        """Moves an opened result to OUTPUT, or a failure report to its `OUTPUT.failure-N`; writes its record.
 
         Args:
-            folder: the opened result or failure report.
+            opened: the opened result or failure report.
             output: OUTPUT.
-            failure: SHA-256 of the sealed failure report in hex; None for a result.
+            sealed_sha256: SHA-256 of the sealed file in hex.
+
+        Returns:
+            The result where it is now.
 
         Raises:
             UsageError: OUTPUT was created since the submission began; the sealed result stays.
         """
-        target = output if failure is None else self._find_failure(failure, output)
+        folder, is_failure = opened.folder, opened.failure is not None
+        target = self._find_failure(sealed_sha256, output) if is_failure else output
         if not os.path.lexists(target):
             folder.rename(target)
-        elif failure is not None:
+        elif is_failure:
             shutil.rmtree(folder)  # the report that an earlier call opened
         else:  # somebody else's: the result must neither replace it nor be lost for it
             raise UsageError(
@@ -251,28 +258,38 @@ class SubmissionDirectory:
                 f"{target} was created while the job ran",
                 hint="move it away and repeat the command: the sealed result is kept",
             )
-        return target
+        placed = replace(opened, folder=target)
+        placed.write_record()
+        return placed
 
     def _find_failure(self, sealed_sha256: str, output: Path) -> Path:
         """Returns `OUTPUT.failure-N` for a sealed failure report; one that was seen before keeps its number."""
         text = self._failures.read_text("ascii", "replace") if self._failures.exists() else ""
         seen = dict(re.findall("^([0-9a-f]{64}):([1-9][0-9]{0,5})$", text, re.MULTILINE))
         if sealed_sha256 not in seen:
-            free = next(n for n in itertools.count(1) if not any(map(os.path.lexists, failure_paths(output, n))))
+            free = next(
+                n
+                for n in itertools.count(1)
+                if not any(map(os.path.lexists, result_paths(failure_path(output, n))))
+            )
             seen[sealed_sha256] = str(free)
             with replace_atomically(self._failures, PRIVATE_MODE) as file:
                 file.write("\n".join(f"{digest}:{known}" for digest, known in seen.items()).encode())
-        return failure_paths(output, int(seen[sealed_sha256]))[0]
+        return failure_path(output, int(seen[sealed_sha256]))
 
     def remove(self) -> None:
         """Removes the directory: the result is in place."""
         shutil.rmtree(self.path)
 
 
-def failure_paths(output: Path, number: int) -> tuple[Path, Path]:
-    """Returns where the failure report with a number and the job's deletion statement with it belong."""
-    report = output.with_name(f"{output.name}.failure-{number}")
-    return report, deletion_path(report)
+def failure_path(output: Path, number: int) -> Path:
+    """Returns where the failure report with a number belongs."""
+    return output.with_name(f"{output.name}.failure-{number}")
+
+
+def result_paths(folder: Path) -> tuple[Path, Path, Path]:
+    """Returns where an opened result, the job's deletion statement and the record of it belong."""
+    return folder, deletion_path(folder), record_directory(folder)
 
 
 def deletion_path(folder: Path) -> Path:

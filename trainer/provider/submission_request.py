@@ -10,8 +10,8 @@ from typing import Protocol
 from trainer.attestation.policy import Policy
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.encoding import canonical_json, file_sha256
-from trainer.provider.opening import OpenedResult
 from trainer.provider.own_files import LocalSecret
+from trainer.provider.result_check import OpenedResult
 from trainer.provider_keys import ProviderKey
 from trainer.receipt.deletion import DeletionStatement
 from trainer.sealing.age import Identity

@@ -6,10 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import Field
 
 from trainer.attestation.checks import Check, CheckState
 from trainer.attestation.result.attestation_result import CLOCK_SKEW_SECONDS
 from trainer.encoding import canonical_json, sha256_hex
+from trainer.models import MAX_BUNDLE_FILES, Sha256Hex, Strict
 from trainer.receipt.result_files import ADAPTER_FILES, FAILURE_REPORT
 from trainer.receipt.statement import (
     ReceiptOutcome,
@@ -21,11 +25,10 @@ from trainer.receipt.statement import (
 )
 
 
-@dataclass(frozen=True)
-class GrantTerms:
-    """What the provider's record of its grant says a result must be.
+class GrantTerms(Strict):
+    """What the provider's record of its grant says a result must be; no secret is among it.
 
-    Args:
+    Attributes:
         recipients: age recipients of the result, and no others.
         manifest_sha256: digest of the dataset's manifest.
         dataset_files: maps each file of the dataset to its salted digest.
@@ -34,12 +37,12 @@ class GrantTerms:
         rows: number of rows that were sealed; None if it is not known.
     """
 
-    recipients: tuple[str, ...]
-    manifest_sha256: str
-    dataset_files: Mapping[str, str]
+    recipients: Annotated[tuple[str, ...], Field(max_length=16)]
+    manifest_sha256: Sha256Hex
+    dataset_files: Annotated[dict[str, Sha256Hex], Field(max_length=MAX_BUNDLE_FILES)]
     max_epsilon: float | None = None
     max_delta: float | None = None
-    rows: int | None = None
+    rows: Annotated[int, Field(ge=0)] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class ExpectedResult:
         quoted_at: when the claims beside the receipt were issued, Unix seconds.
         opened_at: when the result was opened, Unix seconds.
         terms: the grant's; None if the provider no longer has its record.
-        own_recipients: age recipients of the provider's identities, for want of a grant.
+        own_recipients: age recipients of the provider's identities, for want of a grant; None without them.
     """
 
     job_spec_sha256: str
@@ -68,7 +71,7 @@ class ExpectedResult:
     quoted_at: int
     opened_at: int
     terms: GrantTerms | None
-    own_recipients: frozenset[str] = frozenset()
+    own_recipients: frozenset[str] | None = frozenset()
 
 
 def appraise_statement(statement: Statement, expected: ExpectedResult, *, first: int = 1) -> tuple[Check, ...]:
@@ -223,9 +226,12 @@ def _asks_for_privacy(statement: Statement) -> bool:
 
 def _check_recipients(statement: Statement, expected: ExpectedResult) -> Check:
     code, found = "receipt-recipients", sorted(statement.predicate.buildDefinition.internalParameters.recipients)
+    if expected.terms is None and expected.own_recipients is None:
+        title = "sealed to the recipients that the provider named"
+        return Check(0, code, title, CheckState.NOT_DEMANDED, None, ", ".join(found), "no grant to compare with")
     if expected.terms is None:
         # The provider can check that it is a recipient, but not that it is the only one.
-        own = sorted(recipient_fingerprint(recipient) for recipient in expected.own_recipients)
+        own = sorted(recipient_fingerprint(recipient) for recipient in expected.own_recipients or ())
         return _judge(code, "sealed to us", ", ".join(own), ", ".join(found), holds=not set(own).isdisjoint(found))
     wanted = sorted(recipient_fingerprint(recipient) for recipient in expected.terms.recipients)
     title, is_exact = "sealed to those granted, and nobody else", expected.stanzas == len(wanted)

@@ -1,0 +1,94 @@
+"""What a checked receipt says, as lines for a person: what was made from what, for whom, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from pydantic import JsonValue
+
+from trainer.attestation.result.presentation import shortened, utc
+from trainer.provider.receipt_verification import VerifiedReceipt
+from trainer.receipt.statement import ReceiptOutcome, Statement
+
+_LABEL_COLUMNS = 14
+
+
+def give_account(verified: VerifiedReceipt) -> tuple[str, ...]:
+    """Returns the lines: the outcome, what it was made from, who can read it, a timeline, what is not known."""
+    return (
+        _headline(verified),
+        *(f"  {name:{_LABEL_COLUMNS}}{value}" for name, value in _facts(verified)),
+        "",
+        "When (UTC)",
+        *(f"  {utc(moment)}  {event}" for moment, event in sorted(_timeline(verified))),
+        "",
+        "Not judged",
+        *(f"  ? {question}" for question in verified.open_questions),
+    )
+
+
+def _headline(verified: VerifiedReceipt) -> str:
+    statement = verified.opened.statement
+    if statement.outcome is not ReceiptOutcome.SUCCEEDED:
+        return f"The job failed: {statement.summary.error}"
+    spec = statement.predicate.buildDefinition.externalParameters.jobSpec
+    return f"A LoRA adapter for {_section(spec, 'model').get('model_name_or_path')}"
+
+
+def _facts(verified: VerifiedReceipt) -> Iterator[tuple[str, str]]:
+    statement, attested = verified.opened.statement, verified.attestation.result
+    build = statement.predicate.buildDefinition
+    yield from _training_facts(statement)
+    files = verified.record.terms.dataset_files if verified.record.terms else {}
+    if files:
+        names = ", ".join(sorted(files))
+        yield "data", f"{names} (manifest {shortened(build.internalParameters.datasetManifestSha256, 20)})"
+    yield "read by", f"{len(build.internalParameters.recipients)} recipients, and nobody else"
+    if verified.opened.privacy is not None:
+        privacy = verified.opened.privacy
+        yield (
+            "privacy",
+            f"ε = {privacy.epsilon:g} at δ = {privacy.delta:g} for each row, runs: {privacy.runs}",
+        )
+    yield "program", f"compose {shortened(attested.compose_sha256, 20)}, as the policy accepts it"
+    yield "job spec", shortened(attested.job_spec_sha256, 20)
+    root = "a development root: no TEE is proven" if attested.development_root else "Intel TDX"
+    yield "hardware", root
+    yield "files", f"{len(statement.files)}, each with the digest that the job signed"
+
+
+def _training_facts(statement: Statement) -> Iterator[tuple[str, str]]:
+    """Yields what the worker reported, as far as it has the expected form."""
+    metrics = statement.metrics
+    before, after = metrics.get("eval_loss_before"), metrics.get("eval_loss_after")
+    if isinstance(before, int | float) and isinstance(after, int | float):
+        yield "held-out loss", f"{before:.4f} → {after:.4f}"
+    rows = metrics.get("rows")
+    if isinstance(rows, dict):
+        yield "rows", ", ".join(f"{count} {name}" for name, count in rows.items() if count)
+    if isinstance(steps := metrics.get("steps"), int):
+        yield "steps", str(steps)
+
+
+def _timeline(verified: VerifiedReceipt) -> Iterator[tuple[int, str]]:
+    """Yields Unix seconds and what happened then; the VM's clock is the operator's, which only orders events."""
+    metadata = verified.opened.statement.predicate.runDetails.metadata
+    started, finished = metadata.seconds()
+    attested = verified.attestation.result
+    yield attested.claims.issued_at, "the VM stated its keys and its job, under a quote"
+    yield verified.record.load_attestation().result.appraised_at, "the provider's tool appraised it"
+    yield started, f"the run began ({metadata.invocationId})"
+    yield finished, "the run ended; receipt signed, under a quote"
+    if verified.deletion is not None:
+        predicate = verified.deletion.predicate
+        yield (
+            max(predicate.destroyed.values()),
+            f"plaintext and keys destroyed ({len(predicate.destroyed)} kinds)",
+        )
+        yield predicate.signedAt, "the job signed what it had destroyed, under a quote"
+    yield verified.record.opened_at, f"the result was opened ({verified.record.tool})"
+
+
+def _section(spec: Mapping[str, JsonValue], name: str) -> Mapping[str, JsonValue]:
+    section = spec.get(name)
+    return section if isinstance(section, dict) else {}
