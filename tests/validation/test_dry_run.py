@@ -157,6 +157,25 @@ CASES = {
     "enough held out to audit": audited(12, 14, None, AUDIT),
     "too few held out for the gate": audited(12, 31, "20 held-out ones that are no copies of any", GATE),
     "enough held out for the gate": audited(12, 32, None, GATE),
+    "canaries": Case(
+        "6 rows with random numbers were added to the training rows (privacy.canaries)",
+        data={"test_split_size": 0.0},
+        privacy={"canaries": 3, "canary_repetitions": 2},
+    ),
+    "canaries that do not fit": Case(
+        "canaries cannot be added to this dataset (privacy.canaries)",
+        {"train.jsonl": [{"text": f"row {number}"} for number in range(9)]},
+        data={"max_length": 24, "test_split_size": 0.0},
+        privacy={"canaries": 1},
+        refused=True,
+    ),
+    "a delta that promises nothing": Case(
+        "privacy.target_delta is too large for so many rows",
+        data={"test_split_size": 0.0, "split_turns": "never"},
+        train={"engine": "transformers"},
+        privacy={"noise_multiplier": 1.0, "target_delta": 0.09},
+        refused=True,
+    ),
     "twice the same": Case("3 of 10 rows repeat another one", {"a.jsonl": chats(0, 7), "b.jsonl": chats(0, 3)}),
 }
 

@@ -11,22 +11,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import SystemRandom
 from typing import Any, Final
 
 from trainer.data.examples.conservation import UnrenderedError
 from trainer.data.examples.evaluation_files import check_evaluation_files, split_file_warnings
-from trainer.data.examples.example import EncodedRow
+from trainer.data.examples.example import EncodedRow, Example
 from trainer.data.examples.example_set import check_kind, check_trainable, row_schema
 from trainer.data.examples.held_out import evaluated_warnings, seed_split_key
 from trainer.data.examples.mixing import Mix, check_mix
 from trainer.data.examples.model_config import check_attention, context_length
 from trainer.data.examples.model_tokenizer import ModelTokenizer
-from trainer.data.examples.privacy_rows import require_audit_rows, require_rows_for_delta
+from trainer.data.examples.privacy_rows import canaries_added, require_audit_rows, require_rows_for_delta
 from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.examples.row_outcomes import RowOutcomes, SplitSizes, require_evaluation_rows
 from trainer.data.rows import PreferenceRow, Row, RowFile, list_row_files, scan_rows, too_many_rows
 from trainer.errors import DataError, JobError
 from trainer.spec import METHOD_RULES, JobSpec, LearningRatePath, check_schedule, learning_rate_path
+from trainer.training.privacy.canaries import canary_examples
 from trainer.training.step_count import count_steps
 from trainer.validation.pair_survey import PairLengths
 
@@ -148,6 +150,7 @@ def survey(
         method=method,
         context_length=None if config is None else context_length(config),
     )
+    first: Row | None = None
     for number, encoded in enumerate(encode_rows(trainable, tokens, spec.data)):
         if isinstance(encoded, DataError):
             _count_refusal(found, encoded)
@@ -155,9 +158,15 @@ def survey(
         with _counting_refusals(found):
             outcomes.add(encoded)
         _count_examples(found, encoded)
+        first = first or encoded.row
         if found.shown is None and number >= example and encoded.examples:
             found.shown = encoded
-    _judge_run(found, outcomes, spec)
+    canaries: tuple[Example, ...] = ()
+    if first is not None and spec.privacy.canaries:
+        with _counting_refusals(found):
+            # Others than the job's, which nobody may know.
+            canaries, _ = canary_examples(first, spec.privacy, tokens, spec.data, SystemRandom())
+    _judge_run(found, outcomes, spec, [example.length for example in canaries])
     return found
 
 
@@ -222,7 +231,7 @@ def _count_examples(found: Survey, encoded: EncodedRow) -> None:
         found.pairs.add(encoded.preference())
 
 
-def _judge_run(found: Survey, outcomes: RowOutcomes, spec: JobSpec) -> None:
+def _judge_run(found: Survey, outcomes: RowOutcomes, spec: JobSpec, canaries: list[int]) -> None:
     """Splits the rows as the job will, and judges what follows from their number.
 
     The split of a job with a section `privacy` follows from a secret that does not exist yet: its sizes are then
@@ -250,11 +259,13 @@ def _judge_run(found: Survey, outcomes: RowOutcomes, spec: JobSpec) -> None:
     if found.mix is None:
         return
     found.warnings += mix.warnings()
+    if canaries:
+        found.warnings.append(canaries_added(spec.privacy))
     trained = [length for length, uses in zip(found.lengths, outcomes.uses(mix), strict=True) for _ in range(uses)]
-    canaries = spec.privacy.canaries * spec.privacy.canary_repetitions
+    trained += canaries * spec.privacy.canary_repetitions
     # `num_processes: auto` counts as one GPU, because this machine cannot see how many there are in the VM.
     processes = 1 if spec.train.num_processes == "auto" else spec.train.num_processes
-    found.steps = steps = count_steps(spec, [*trained, *[1] * canaries], processes)
+    found.steps = steps = count_steps(spec, trained, processes)
     found.rates = learning_rate_path(spec.train, steps)
     with _counting_refusals(found):
         found.warnings += check_schedule(spec.train, steps)

@@ -79,7 +79,7 @@ def test_canaries_look_like_rows_and_are_all_different(
     assert len(set(draw_secret_digits(500, Random(1)))) == 500
     assert draw_secret_digits(3, Random(1)) != draw_secret_digits(3, Random(2))
     for like in (TextRow("a", 0, "x"), ChatRow("a", 0, (Message("user", "x"), Message("assistant", "y")))):
-        canaries, references = canary_examples(like, 4, tokens, data, Random(1))
+        canaries, references = canary_examples(like, PrivacySection(canaries=4), tokens, data, Random(1))
         assert (len(canaries), len(references)) == (4, REFERENCES)
         assert len({example.ids.tobytes() for example in (*canaries, *references)}) == 4 + REFERENCES
 
@@ -87,7 +87,7 @@ def test_canaries_look_like_rows_and_are_all_different(
 def test_canaries_that_do_not_fit_are_refused(tiny_model: Path, make_spec: Callable[..., JobSpec]) -> None:
     data = make_spec(data={"max_length": 8}).data
     with pytest.raises(DataError, match="canaries") as error:
-        canary_examples(TextRow("a", 0, "x"), 1, load_tokens(tiny_model), data, Random(1))
+        canary_examples(TextRow("a", 0, "x"), PrivacySection(canaries=1), load_tokens(tiny_model), data, Random(1))
     assert error.value.code is ErrorCode.DATASET_NOT_TRAINABLE
 
 

@@ -30,6 +30,12 @@ def require_audit_rows(members: int, outsiders: int, privacy: PrivacySection) ->
     )
 
 
+def canaries_added(privacy: PrivacySection) -> str:
+    """Returns what the provider should know of a job with canaries: they are rows that nobody sent."""
+    count = privacy.canaries * privacy.canary_repetitions
+    return f"{count} rows with random numbers were added to the training rows (privacy.canaries)"
+
+
 def require_rows_for_delta(rows: int, delta: float) -> None:
     """Requires so many training rows that δ promises something.
 

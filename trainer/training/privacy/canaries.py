@@ -19,7 +19,7 @@ from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.rows import ChatRow, CompletionRow, Message, Row, TextRow
 from trainer.errors import DataError, ErrorCode
-from trainer.spec import REFERENCES, DataSection
+from trainer.spec import REFERENCES, DataSection, PrivacySection
 
 FILE: Final = "canaries"
 DIGITS: Final = 12
@@ -45,24 +45,27 @@ def draw_secret_digits(count: int, random: Random) -> list[str]:
 
 
 def canary_examples(
-    like: Row, count: int, tokens: ModelTokenizer, data: DataSection, random: Random
+    like: Row, privacy: PrivacySection, tokens: ModelTokenizer, data: DataSection, random: Random
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Creates canaries and references as examples, in the same row kind as the dataset.
 
     Args:
-        like: a row of the dataset, which decides the row kind.
-        count: number of canaries.
+        like: a row of the dataset, which decides the row kind; with differential privacy canaries are texts.
+        privacy: number of canaries.
         tokens: tokenizer and chat template.
         data: how rows become examples.
         random: a secret generator.
 
     Returns:
-        `count` canaries, to be trained on, and `REFERENCES` references, not to be trained on.
+        The canaries, to be trained on, and `REFERENCES` references, not to be trained on.
 
     Raises:
         DataError: `DATASET_NOT_TRAINABLE`: they cannot be encoded within `data.max_length`. A canary that lost its
             digits to truncation would measure nothing.
     """
+    count = privacy.canaries
+    # Canaries are trained on. Under differential privacy they may not depend on a row: not even its kind.
+    like = TextRow(like.file, like.index, "") if privacy.differential else like
     secrets = draw_secret_digits(count + REFERENCES, random)
     rows = [_canary_row(like, secret, index) for index, secret in enumerate(secrets)]
     encoded = list(encode_rows(rows, tokens, data))

@@ -13,8 +13,8 @@ from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset
 from trainer.data.examples.held_out import row_digest
 from trainer.data.examples.model_tokenizer import ModelTokenizer
-from trainer.data.examples.privacy_rows import require_audit_rows
-from trainer.data.rows import Row, TextRow
+from trainer.data.examples.privacy_rows import canaries_added, require_audit_rows
+from trainer.data.rows import Row
 from trainer.spec import DataSection, PrivacySection
 from trainer.training.batches import split_micro_batches
 from trainer.training.loss import CausalLoss
@@ -85,12 +85,10 @@ def add_probes(
         probes = Probes(*samples)
     if not privacy.canaries:
         return data, probes
-    # Canaries are trained on. Under differential privacy they may not depend on a row: not even its kind.
-    like = TextRow(rows[0].file, rows[0].index, "") if privacy.differential else rows[0]
-    canaries, references = canary_examples(like, privacy.canaries, tokens, section, random)
+    canaries, references = canary_examples(rows[0], privacy, tokens, section, random)
     added = canaries * privacy.canary_repetitions
-    warning = f"{len(added)} rows with random numbers were added to the training rows (privacy.canaries)"
-    data = dataclasses.replace(data, train=(*data.train, *added), warnings=(*data.warnings, warning))
+    warnings = (*data.warnings, canaries_added(privacy))
+    data = dataclasses.replace(data, train=(*data.train, *added), warnings=warnings)
     return data, dataclasses.replace(probes, canaries=canaries, references=references)
 
 

@@ -10,6 +10,7 @@ from trainer.data.examples.example_set import Dataset, build_dataset
 from trainer.data.examples.held_out import seed_split_key
 from trainer.data.examples.model_config import check_attention, context_length, read_config
 from trainer.data.examples.model_tokenizer import ModelTokenizer
+from trainer.data.examples.privacy_rows import require_rows_for_delta
 from trainer.data.examples.row_outcomes import require_evaluation_rows
 from trainer.data.rows import Row
 from trainer.spec import check_schedule
@@ -76,6 +77,8 @@ def prepare(inputs: RunInputs, rows: list[Row], context: RunContext) -> Prepared
             probe_seed = read_probe_seed(inputs.resume_dir) if inputs.resume_dir else secrets.token_hex(32)
         generator = random.Random(probe_seed)  # noqa: S311 -- of 256 secret bits; a resumed run draws the same
         dataset, probes = add_probes(dataset, rows, tokenizer, (spec.privacy, spec.data), random=generator)
+        if spec.privacy.target_delta is not None:
+            require_rows_for_delta(len(dataset.train), spec.privacy.target_delta)
         lengths = [example.length for example in dataset.train]
         warnings = check_schedule(spec.train, count_steps(spec, lengths, context.ranks.size))
         dataset = replace(dataset, warnings=(*dataset.warnings, *warnings))
