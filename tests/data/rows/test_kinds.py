@@ -290,12 +290,23 @@ WHOLE = {"chosen": [user("p"), said("a")], "rejected": [user("p"), said("b")]}
         },
         {"conversations": [user("p")], "chosen": said("a"), "rejected": said("b")},
         {"messages": [user("p"), said("a")], "rejected_response": "b"},
+        {"instruction": "p", "chosen": "a", "rejected": "b"},
+        {"instruction": "p", "input": "", "chosen": "a", "rejected": "b", "history": None},
     ],
 )
 def test_every_shape_of_a_pair_of_conversations_is_read(document: dict[str, object]) -> None:
     assert sides(row(document)) == ((ASKED, YES), (ASKED, NO), 1)
     with_system = sides(row({**document, "system": "s"}))
     assert with_system == ((Message("system", "s"), ASKED, YES), (Message("system", "s"), ASKED, NO), 2)
+
+
+def test_an_instruction_with_two_answers_has_the_prompt_of_one_with_one_answer() -> None:
+    prompt = {"instruction": "p", "input": "more", "history": [["q", "r"]], "system": "s"}
+    single = row({**prompt, "output": "a"})
+    assert isinstance(single, ChatRow)
+    chosen, rejected, count = sides(row({**prompt, "chosen": "a", "rejected": "b"}))
+    assert chosen == single.messages
+    assert (rejected[:count], rejected[count:]) == (single.messages[:-1], (NO,))
 
 
 def test_a_prompt_may_hold_several_turns_in_every_shape() -> None:
@@ -326,6 +337,11 @@ def test_text_beside_a_system_text_is_a_conversation() -> None:
         ({"messages": [user("p"), said(CANARY)], "rejected_response": CANARY}, "rejected", None),
         ({"messages": [said("a"), user(CANARY)], "rejected_response": "b"}, "messages", None),
         ({"messages": [said(CANARY)], "rejected_response": "b"}, "messages", None),
+        ({"prompt": "p", "input": CANARY, "chosen": "a", "rejected": "b"}, "input", "data.ignore_columns"),
+        ({**WHOLE, "history": [[CANARY, "b"]]}, "history", "data.ignore_columns"),
+        ({"instruction": "p", "prompt": CANARY, "chosen": "a", "rejected": "b"}, None, "data.ignore_columns"),
+        ({"instruction": "p", "chosen": [said(CANARY)], "rejected": [said("b")]}, "chosen", None),
+        ({"instruction": "p", "chosen": "", "rejected": CANARY}, "chosen", None),
         ({"conversations": [user("p")], "chosen": said(CANARY), "rejected": "b"}, "rejected", None),
         ({"conversations": [user("p")], "chosen": user(CANARY), "rejected": said("b")}, "chosen", None),
     ],

@@ -15,17 +15,26 @@ from trainer.data.rows.row import ChatRow, Message, RowLocation
 from trainer.data.rows.row_kind import Document, RowKind
 from trainer.data.rows.values import check_optional_text, check_text, refuse_value
 
+INSTRUCTION_COLUMNS: Final = ("instruction", "input", "history")
+"""Columns of the turns before the answer."""
+
 
 def _parse(location: RowLocation, document: Document) -> ChatRow:
+    prompt = parse_instruction(location, document)
+    answer = Message("assistant", check_text(location, "output", document["output"], empty=False))
+    return make_chat(location, document, add_system_message(location, document, (*prompt, answer)))
+
+
+def parse_instruction(location: RowLocation, document: Document) -> tuple[Message, ...]:
+    """Returns the turns that `INSTRUCTION_COLUMNS` hold: earlier ones, then that of the user.
+
+    Raises:
+        DataError: one of the columns has another form.
+    """
     instruction = check_text(location, "instruction", document["instruction"])
     context = check_optional_text(location, "input", document.get("input"))
-    answer = check_text(location, "output", document["output"], empty=False)
-    turns = (
-        *_parse_history(location, document.get("history")),
-        Message("user", f"{instruction}\n{context}" if context else instruction),
-        Message("assistant", answer),
-    )
-    return make_chat(location, document, add_system_message(location, document, turns))
+    earlier = _parse_history(location, document.get("history"))
+    return (*earlier, Message("user", f"{instruction}\n{context}" if context else instruction))
 
 
 def _parse_history(location: RowLocation, value: object) -> list[Message]:

@@ -5,8 +5,9 @@
   may repeat the prompt, which is then the same messages, or the text of the first user turn.
 - `{"conversations": […], "chosen": {…}, "rejected": {…}}`: a conversation, and the two turns that could follow it.
 - `{"messages": […], "rejected_response": …}`: a conversation, and another text for its last turn.
+- `{"instruction": …, "input": …?, "history": …?, "chosen": …, "rejected": …}`: as Alpaca, and two texts.
 
-Source: TRL's type "preference" (the first), LLaMA-Factory (the second), ms-swift (the third).
+Source: TRL's type "preference" (the first), LLaMA-Factory (the second and last), ms-swift (the third).
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from trainer.data.rows.kinds.alpaca import INSTRUCTION_COLUMNS, parse_instruction
 from trainer.data.rows.kinds.messages import CHAT_COLUMNS, parse_messages
 from trainer.data.rows.kinds.prompt_completion import PromptPart, join_parts, parse_part
 from trainer.data.rows.kinds.sharegpt import parse_turn, parse_turns
 from trainer.data.rows.row import Message, PreferenceRow, RowLocation
 from trainer.data.rows.row_kind import Document, RowKind
-from trainer.data.rows.values import check_text, row_error
+from trainer.data.rows.values import check_text, describe, row_error
 
 _PairParts = tuple[PromptPart, PromptPart, PromptPart]
 """Prompt, chosen answer, rejected answer."""
@@ -36,6 +38,7 @@ def _parse(location: RowLocation, document: Document) -> PreferenceRow:
             found=", ".join(sorted(found)) or "none",
             hint="leave columns out with data.ignore_columns",
         )
+    _check_instruction_columns(location, document)
     prompt, chosen, rejected = _SHAPES[found](location, document)
     if chosen == rejected:
         raise row_error(
@@ -47,6 +50,19 @@ def _parse(location: RowLocation, document: Document) -> PreferenceRow:
         join_parts(location, document, prompt, "chosen", chosen),
         join_parts(location, document, prompt, "rejected", rejected),
     )
+
+
+def _check_instruction_columns(location: RowLocation, document: Document) -> None:
+    lost = next((key for key in INSTRUCTION_COLUMNS if document.get(key)), None)
+    if lost is not None and document.get("instruction") is None:
+        raise row_error(
+            location,
+            "wrong keys",
+            field=lost,
+            expected="none beside a prompt that is no instruction",
+            found=describe(document[lost]),
+            hint="leave columns out with data.ignore_columns",
+        )
 
 
 def _parse_answers(location: RowLocation, document: Document) -> tuple[PromptPart, PromptPart]:
@@ -137,11 +153,21 @@ def _split_at_last_turn(location: RowLocation, document: Document) -> _PairParts
     return tuple(before), (last,), (Message("assistant", text),)
 
 
+def _split_at_instruction(location: RowLocation, document: Document) -> _PairParts:
+    """Returns the turns up to an instruction, and the texts of the two turns that could follow it."""
+    chosen, rejected = (
+        (Message("assistant", check_text(location, key, document[key], empty=False)),)
+        for key in ("chosen", "rejected")
+    )
+    return parse_instruction(location, document), chosen, rejected
+
+
 _SHAPES: Final[Mapping[frozenset[str], Callable[[RowLocation, Document], _PairParts]]] = {
     frozenset({"prompt", "chosen", "rejected"}): _split_at_prompt,
     frozenset({"chosen", "rejected"}): _split_at_common_beginning,
     frozenset({"conversations", "chosen", "rejected"}): _split_at_next_turn,
     frozenset({"messages", "rejected_response"}): _split_at_last_turn,
+    frozenset({"instruction", "chosen", "rejected"}): _split_at_instruction,
 }
 _SHAPE_COLUMNS: Final = frozenset[str]().union(*_SHAPES)
 
@@ -150,6 +176,6 @@ PREFERENCE: Final = RowKind(
     ("chosen", "rejected"),
     _parse,
     alternative=("messages", "rejected_response"),
-    optional=("prompt", "conversations", "system", *CHAT_COLUMNS),
-    json_columns=("conversations", "messages", *CHAT_COLUMNS),
+    optional=("prompt", "conversations", *INSTRUCTION_COLUMNS, "system", *CHAT_COLUMNS),
+    json_columns=("conversations", "messages", "history", *CHAT_COLUMNS),
 )
