@@ -347,3 +347,12 @@ def test_who_may_submit_is_said_plainly() -> None:
     assert named.providers == (key,)
     assert key in named.who_may_submit
     assert "exchange.providers" in str(refused(MINIMAL + "exchange: {providers: ['age1']}\n"))
+
+
+def test_columns_of_another_format_are_refused() -> None:
+    """They would rename nothing, and their author would believe that they do."""
+    error = refused(f"{MINIMAL}data: {{format: sharegpt, columns: {{prompt: question}}}}\n")
+    assert "'prompt' is no column of format sharegpt; expected one of conversations, system, tools" in str(error)
+    known = f"{MINIMAL}data: {{format: alpaca, columns: {{instruction: question}}}}\n"
+    assert parse_job_spec(known.encode()).data.columns == {"instruction": "question"}
+    assert "'cow' is no column of ours" in str(refused(f"{MINIMAL}data: {{columns: {{cow: question}}}}\n"))

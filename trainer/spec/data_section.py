@@ -132,11 +132,11 @@ class DataSection(Strict):
 
     @model_validator(mode="after")
     def _check_columns(self) -> Self:
+        known = FORMAT_COLUMNS.get(self.format, ROW_COLUMNS)
         for name in self.columns:
-            if name not in ROW_COLUMNS:
-                raise ValueError(
-                    f"columns: {name!r} is no column of ours; expected one of {', '.join(ROW_COLUMNS)}"
-                )
+            if name not in known:
+                whose = "ours" if self.format is RowFormat.AUTO else f"format {self.format}"
+                raise ValueError(f"columns: {name!r} is no column of {whose}; expected one of {', '.join(known)}")
         if len(set(self.columns.values())) != len(self.columns):
             raise ValueError("columns: two of ours have the same name in the files")
         for name in _ESSENTIAL_KEYS.intersection(self.ignore_message_keys):
@@ -153,10 +153,27 @@ class DataSection(Strict):
         return self
 
 
-ROW_COLUMNS: Final = (
-    "messages", "tools", "conversations", "system", "instruction", "input", "output", "history",
-    "prompt", "completion", "chosen", "rejected", "rejected_response", "text", "chat_template_kwargs", "label",
+_BESIDE_CHATS: Final = ("tools", "chat_template_kwargs")
+_ANSWER_COLUMNS: Final = (
+    "messages", "conversations", "instruction", "input", "output", "history", "system", "prompt", "completion",
+    *_BESIDE_CHATS,
 )  # fmt: skip
+
+FORMAT_COLUMNS: Final[Mapping[RowFormat, tuple[str, ...]]] = {
+    RowFormat.MESSAGES: ("messages", *_BESIDE_CHATS),
+    RowFormat.SHAREGPT: ("conversations", "system", *_BESIDE_CHATS),
+    RowFormat.ALPACA: ("instruction", "input", "output", "history", "system", *_BESIDE_CHATS),
+    RowFormat.PROMPT_COMPLETION: ("prompt", "completion", "system", *_BESIDE_CHATS),
+    RowFormat.PREFERENCE: (
+        "prompt", "chosen", "rejected", "messages", "rejected_response", "conversations", "instruction", "input",
+        "history", "system", *_BESIDE_CHATS,
+    ),
+    RowFormat.UNPAIRED_PREFERENCE: ("label", *_ANSWER_COLUMNS),
+    RowFormat.TEXT: ("text",),
+}  # fmt: skip
+"""Columns of the rows of each kind."""
+
+ROW_COLUMNS: Final = tuple(dict.fromkeys(name for names in FORMAT_COLUMNS.values() for name in names))
 """Columns of the rows of all kinds."""
 
 _ESSENTIAL_KEYS: Final = frozenset({"role", "content", "from", "value"})

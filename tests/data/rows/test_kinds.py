@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from trainer.data.rows import (
-    ROW_COLUMNS,
     ROW_KINDS,
     ChatRow,
     CompletionRow,
@@ -23,8 +22,7 @@ from trainer.data.rows import (
     parse_row,
 )
 from trainer.errors import DataError, ErrorCode
-from trainer.spec.data_section import ROW_COLUMNS as SPEC_COLUMNS
-from trainer.spec.data_section import RowFormat
+from trainer.spec.data_section import FORMAT_COLUMNS, RowFormat
 
 CANARY = "canary-7f3a9c"
 
@@ -58,7 +56,9 @@ def test_no_object_is_of_two_kinds() -> None:
 
 def test_the_job_spec_names_every_kind_and_every_column() -> None:
     assert {"auto", *ROW_KINDS} == set(RowFormat)
-    assert set(ROW_COLUMNS) == set(SPEC_COLUMNS)
+    assert {name: frozenset(columns) for name, columns in FORMAT_COLUMNS.items()} == {
+        name: kind.columns for name, kind in ROW_KINDS.items()
+    }
     assert all(set(kind.json_columns) <= kind.columns for kind in ROW_KINDS.values())
 
 
