@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import random
 import traceback
 import tracemalloc
@@ -223,6 +225,26 @@ def test_reading_goes_on_behind_a_bad_row_and_ends_at_a_broken_file(tmp_path: Pa
     where = [row.row if isinstance(row, DataError) else row.index for row in found]
     assert where == [0, 1, 2, 3, 4, 5]
     assert [isinstance(row, DataError) for row in found] == [False, True, True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "found"),
+    [
+        ("a.jsonl.zst", pa.compress(lines(CHATS), codec="zstd", asbytes=True), "zstd"),
+        ("a.jsonl.xz", lzma.compress(lines(CHATS)), "xz"),
+        ("a.csv.bz2", bz2.compress(lines(CHATS)), "bzip2"),
+        ("a.xlsx", b"PK\x03\x04" + b"x" * 30, "zip"),
+        ("a.json", gzip.compress(lines(CHATS)), "gzip"),
+        ("a.jsonl.gz", gzip.compress(pa.compress(lines(CHATS), codec="zstd", asbytes=True)), "zstd"),
+    ],
+)
+def test_other_compressions_are_refused_by_their_name(tmp_path: Path, name: str, data: bytes, found: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    (error,) = scan_rows(path, name=name)
+    assert isinstance(error, DataError)
+    assert (error.code, error.row, str(error.found)) == (ErrorCode.DATASET_INVALID, None, f"{found} data")
+    assert "decompress it" in str(error.hint)
 
 
 def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import codecs
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, cast
@@ -24,6 +24,15 @@ MAX_DECOMPRESSION_RATIO: Final = 200
 FREE_DECOMPRESSED_BYTES: Final = 64 << 20
 
 _BUFFER_BYTES: Final = 1 << 20
+
+_COMPRESSIONS: Final[Mapping[bytes, str]] = {
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ\0": "xz",
+    b"BZh91AY&SY": "bzip2",
+    b"PK\x03\x04": "zip",
+    b"\x1f\x8b": "gzip",
+}
+"""First bytes of compressed data, which are no text, → what it is called. Spreadsheets (.xlsx) are zip archives."""
 
 BytesReadCallback = Callable[[int], None]
 """Receives the number of further bytes of a file that were read."""
@@ -52,7 +61,8 @@ class DataFile:
         if self.name.lower().endswith(".gz"):
             raw = cast("BinaryIO", io.BufferedReader(_BoundedGzipReader(raw, self), _BUFFER_BYTES))
         try:
-            start = cast("io.BufferedReader", raw).peek(len(codecs.BOM_UTF8))
+            start = cast("io.BufferedReader", raw).peek(_BUFFER_BYTES)
+            self._require_uncompressed(start)
         except DataError:
             raw.close()
             raise
@@ -61,6 +71,18 @@ class DataFile:
         if start.startswith(codecs.BOM_UTF8):
             raw.read(len(codecs.BOM_UTF8))
         return raw
+
+    def _require_uncompressed(self, start: bytes) -> None:
+        found = next((name for first, name in _COMPRESSIONS.items() if start.startswith(first)), None)
+        if found is not None:
+            raise DataError(
+                ErrorCode.DATASET_INVALID,
+                "the file is compressed",
+                file=self.name,
+                expected="text, or text that is compressed once and named .gz",
+                found=f"{found} data",
+                hint="decompress it, or compress it with gzip; export a spreadsheet as CSV",
+            )
 
     def lines(self, stream: BinaryIO) -> Iterator[bytes]:
         """Yields the lines of an opened file, with their line ends.
