@@ -32,7 +32,7 @@ _COMPRESSIONS: Final[Mapping[bytes, str]] = {
     b"PK\x03\x04": "zip",
     b"\x1f\x8b": "gzip",
 }
-"""First bytes of compressed data, which are no text, → what it is called. Spreadsheets (.xlsx) are zip archives."""
+"""First bytes of compressed data, which are no text, → what it is called. Spreadsheets (.xlsx) are zip."""
 
 BytesReadCallback = Callable[[int], None]
 """Receives the number of further bytes of a file that were read."""
