@@ -50,7 +50,7 @@ def test_json_is_one_object(compose: Path, capsys: pytest.CaptureFixture[str]) -
     assert (first["severity"], first["code"], first["line"]) == ("high", "shared-namespace", 10)
 
 
-def test_a_person_reads_a_table_and_a_summary(compose: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_person_reads_findings_changes_and_a_summary(compose: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old = compose.with_name("old.yaml")
     old.write_text(compose.read_text().replace("pid: host", "tty: true").replace("hunter2", "hunter1"))
     run(["audit", str(compose), "--against", str(old)])
@@ -94,3 +94,16 @@ def test_a_table_ends_somewhere(compose: Path, capsys: pytest.CaptureFixture[str
     text = capsys.readouterr().out
     assert "… and 1302 more findings: --json lists all" in text
     assert "… and 1900 more changes: --json lists all" in text
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_nothing_is_wider_than_the_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    configs = Path(__file__).parents[2] / "configs"
+    old, new = configs / "app-compose-sealed.json", configs / "app-compose-kms.json"
+    run(["audit", str(new), "--against", str(old)])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("changed ") for line in lines)
+    assert [line for line in lines if len(line) > columns or line != line.rstrip()] == []

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import sys
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
+from rich.text import Text
 
-from trainer.cli.console import SafeConsole, print_json, print_line
+from trainer.cli.console import SafeConsole, clean_text, print_json, print_line
 from trainer.errors import ExitCode
 
 if TYPE_CHECKING:
     from trainer.audit import ComposeReview, Finding
 
 _SEVERITY_STYLES = {"critical": "bold red", "high": "red", "medium": "yellow", "low": "cyan", "info": "dim"}
-_FILE_COLUMNS = 160
-_MAX_ROWS = 500
-"""Rows of one table; the layout of more takes long. `--json` has all of them."""
+_INDENT = 10
+_MAX_SHOWN = 500
+"""Findings that are printed, and changes; `--json` has all of them."""
 
 
 def audit_compose_file(
@@ -55,20 +55,20 @@ def read_compose(path: Path) -> bytes:
 
 def print_review(review: ComposeReview, *, compared: bool) -> None:
     """Prints findings, changes if the file was compared with another one, and digests."""
-    from trainer.audit import Severity
+    from trainer.audit import EMBEDDED, Severity
 
-    console = SafeConsole(highlight=False, markup=False, width=None if sys.stdout.isatty() else _FILE_COLUMNS)
-    if review.findings:
-        console.print(_findings_table(review.findings))
-        _print_omitted(len(review.findings), "findings")
-    if review.changes:
-        table = _make_table("changed", "old", "new")
-        for change in review.changes[:_MAX_ROWS]:
-            old, new = ("(absent)" if value is None else value for value in (change.old, change.new))
-            table.add_row(change.path, old, new)
-        console.print(table)
-        _print_omitted(len(review.changes), "changes")
-    elif compared:
+    console = SafeConsole(highlight=False)
+    for finding in review.findings[:_MAX_SHOWN]:
+        _print_finding(console, finding)
+    _print_omitted(len(review.findings), "findings")
+    for change in review.changes[:_MAX_SHOWN]:
+        console.print(Text(f"changed   {change.path}", style="bold"))
+        for sign, value in (("-", change.old), ("+", change.new)):
+            _print_indented(console, f"{sign} {'(absent)' if value is None else value}")
+    _print_omitted(len(review.changes), "changes")
+    if any(finding.path.startswith(EMBEDDED) for finding in review.findings):
+        print_line(f"Lines of {EMBEDDED}.… count within that text.")
+    if compared and not review.changes:
         print_line("changes: none in meaning")
     print_line(f"compose hash: {review.compose_sha256 or 'none: a docker-compose file alone is not measured'}")
     print_line(f"job spec: {review.job_spec_sha256 or 'none in the text'}")
@@ -80,24 +80,23 @@ def print_review(review: ComposeReview, *, compared: bool) -> None:
 
 
 def _print_omitted(count: int, what: str) -> None:
-    if count > _MAX_ROWS:
-        print_line(f"… and {count - _MAX_ROWS} more {what}: --json lists all")
+    if count > _MAX_SHOWN:
+        print_line(f"… and {count - _MAX_SHOWN} more {what}: --json lists all")
 
 
-def _findings_table(findings: tuple[Finding, ...]) -> Table:
-    from trainer.audit import EMBEDDED
-
-    has_embedded = any(finding.path.startswith(EMBEDDED) for finding in findings)
-    table = _make_table("", "line", "code", "where", "what", "hint")
-    table.caption = f"Lines of {EMBEDDED}.… count within that text." if has_embedded else None
-    for finding in findings[:_MAX_ROWS]:
-        cells = (str(finding.line), finding.code, finding.path, finding.message, finding.hint)
-        table.add_row(finding.severity.value, *cells, style=_SEVERITY_STYLES[finding.severity])
-    return table
+def _print_finding(console: SafeConsole, finding: Finding) -> None:
+    """Prints one finding: what it is and where, then what was found, then what to do about it."""
+    style = _SEVERITY_STYLES[finding.severity]
+    console.print(Text(f"{finding.severity.value:{_INDENT}}{finding.code}", style=f"{style} bold"))
+    _print_indented(console, f"{finding.path}, line {finding.line}", style="dim")
+    _print_indented(console, finding.message)
+    _print_indented(console, f"→ {finding.hint}")
 
 
-def _make_table(*columns: str) -> Table:
-    table = Table(show_lines=False, pad_edge=False, caption_justify="left")
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    return table
+def _print_indented(console: SafeConsole, text: str, style: str = "") -> None:
+    """Prints a paragraph that wraps within the terminal, also where a digest is longer than a line."""
+    indent = " " * _INDENT
+    wrapped = textwrap.fill(
+        clean_text(text), console.width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
+    console.print(Text(wrapped, style=style))
