@@ -73,7 +73,7 @@ def print_review(review: ComposeReview, *, compared: bool) -> None:
     print_line(f"compose hash: {review.compose_sha256 or 'none: a docker-compose file alone is not measured'}")
     print_line(f"job spec: {review.job_spec_sha256 or 'none in the text'}")
     if review.who_may_submit is not None:
-        print_line(f"submission: {review.who_may_submit}")
+        console.print(Text(textwrap.fill(clean_text(f"submission: {review.who_may_submit}"), console.width)))
     severities = [finding.severity for finding in review.findings]
     counts = [f"{severities.count(level)} {level.value}" for level in Severity if level in severities]
     print_line(f"findings: {', '.join(counts) or 'none'}")
