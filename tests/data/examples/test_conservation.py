@@ -265,14 +265,28 @@ def test_reasoning_in_tags_may_be_spaced_anew_but_not_cut(make_tokens: MakeToken
     assert lost_parts(CONTENT_ONLY, quoted, make_tokens) == {}
 
 
-def test_a_template_that_demands_a_form_of_names_is_searched_as_it_is(make_tokens: MakeTokens) -> None:
+def test_a_text_of_which_a_template_demands_a_form_is_refused_and_the_others_are_looked_up(
+    make_tokens: MakeTokens,
+) -> None:
+    """Whether "f" is printed, or is the first letter of something else, cannot be told."""
     strict = EVERYTHING.replace(
         "{{ c.function.name }}",
         "{% if c.function.name != 'f' %}{{ raise_exception('name') }}{% endif %}{{ c.function.name }}",
     )
     row = chat(ASKED, Message("assistant", "", tool_calls=(ToolCall("f", {"x": 12345}),)))
-    assert lost_parts(strict, row, make_tokens) == {}
-    assert lost_parts(strict.replace("arguments | tojson", "arguments | length"), row, make_tokens)
+    assert lost_parts(EVERYTHING, row, make_tokens) == {}
+    assert lost_parts(strict, row, make_tokens) == {"tool_calls": 1}
+    counted = strict.replace("arguments | tojson", "arguments | length")
+    assert lost_parts(counted, row, make_tokens) == {"tool_calls": 3}
+
+
+def test_texts_that_a_template_demands_as_they_are_are_refused_if_short(make_tokens: MakeTokens) -> None:
+    """It takes each marker alone, and not two of them."""
+    demanding = "{% if 'user' not in messages | map(attribute='content') | list and "
+    demanding += "'m' not in messages | map(attribute='content') | list %}{{ raise_exception('x') }}{% endif %}"
+    row = chat(Message("user", "user"), Message("assistant", "m"), ASKED, ANSWER)
+    assert lost_parts(demanding + CONTENT_ONLY, row, make_tokens) == {"content": 2}
+    assert lost_parts(CONTENT_ONLY, row, make_tokens) == {}
 
 
 def test_both_sides_of_a_pair_are_looked_up(make_tokens: MakeTokens) -> None:

@@ -5,7 +5,8 @@ reasoning of earlier turns. So every text of a row is looked up in its rendering
 turns and tools anywhere, because templates move these.
 
 A text such as "a" would be found by accident. So a text that is short, or that occurs in another one of the row,
-is replaced by a marker of its own, and the row is rendered once more with the markers.
+is replaced by a marker of its own, and the row is rendered once more with the markers. Where a template refuses a
+marker in place of such a text, it cannot be told whether it prints the text, which then counts as missing.
 """
 
 from __future__ import annotations
@@ -118,12 +119,25 @@ def _find_missing(
     markers = _mark_ambiguous(values)
     if markers == values:
         return _search(own, values, rendered.text)
-    messages, tools = replace_texts(row, rendered.count, markers)
-    try:
-        marked = render_messages(replace(row, messages=messages, tools=tools), rendered.form, template)
-    except TemplateRefusedError:  # it demands a form that a marker lacks
-        return _search(own, values, rendered.text)
-    return _search(own, markers, marked)
+
+    def render(chosen: Sequence[Scalar]) -> str | None:
+        messages, tools = replace_texts(row, rendered.count, chosen)
+        try:
+            return render_messages(replace(row, messages=messages, tools=tools), rendered.form, template)
+        except TemplateRefusedError:  # it demands a form that a marker lacks
+            return None
+
+    if (marked := render(markers)) is not None:
+        return _search(own, markers, marked)
+    # Those markers that it takes alone; then, if it refuses these together, none.
+    taken = [
+        value if value == marker or render([*values[:number], marker, *values[number + 1 :]]) is None else marker
+        for number, (value, marker) in enumerate(zip(values, markers, strict=True))
+    ]
+    if (marked := render(taken)) is None:
+        taken, marked = values, rendered.text
+    unclear = frozenset(number for number, marker in enumerate(markers) if taken[number] != marker)
+    return unclear | _search(own, taken, marked)
 
 
 def _mark_ambiguous(values: Sequence[Scalar]) -> list[Scalar]:
