@@ -51,7 +51,7 @@ MARKS: Final = (
     "spec", "listening", "awaiting-dataset", "submit", "dataset-received", "opening", "training", "first step",
     "sealing", "result-sealed", "submitted", "end",
 )  # fmt: skip
-PARTS: Final = ("import", "load", "read", "tokenize", "sample", "eval", "train", "save", "total")
+PARTS: Final = ("import", "load", "tokenize", "sample", "eval", "train", "save", "total")
 
 Side = Callable[[], Run]
 

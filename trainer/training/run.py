@@ -6,11 +6,13 @@ Each stage is a function in a file of its own, and returns a small frozen datacl
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from contextlib import nullcontext
 
 import torch
 
 from trainer.data.rows import Row
+from trainer.errors import DataError
 from trainer.training.compilation import report_compile_errors
 from trainer.training.engines.base import Loader
 from trainer.training.out_of_memory import raise_if_out_of_memory
@@ -24,12 +26,12 @@ from trainer.training.stages.train import train
 from trainer.training.stages.write import write
 
 
-def run(inputs: RunInputs, rows: list[Row], loader: Loader, context: RunContext) -> Summary:
+def run(inputs: RunInputs, rows: Iterable[Row | DataError], loader: Loader, context: RunContext) -> Summary:
     """Trains an adapter and writes it with its report into `inputs.output_dir`.
 
     Args:
         inputs: the job spec and the directories.
-        rows: the dataset, parsed.
+        rows: the rows of the dataset, read as they are needed, or the errors that refuse them.
         loader: engine that loads the base model.
         context: the services of the process around the run.
 

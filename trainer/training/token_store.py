@@ -163,19 +163,23 @@ class TokenStore:
     """
 
     def __init__(self, examples: Sequence[Example], device: torch.device) -> None:
-        rows = [np.asarray(example.ids, dtype=np.int32) for example in examples]
-        trained = [np.flatnonzero(np.frombuffer(example.trained, dtype=np.uint8)) for example in examples]
         # The last trained token, at position p, is predicted from position p - 1: the first p tokens are stored.
-        self.lengths = [int(positions[-1]) for positions in trained]
-        self.target_counts = [len(positions) for positions in trained]
-        self._input_ids = _upload(
-            np.concatenate([row[:length] for row, length in zip(rows, self.lengths, strict=True)]), device
-        )
-        # Token i is predicted from token i - 1.
-        self._logit_positions = _upload(np.concatenate(trained).astype(np.int32) - 1, device)
-        self._targets = _upload(
-            np.concatenate([row[positions] for row, positions in zip(rows, trained, strict=True)]), device
-        )
+        self.lengths = [example.trained.rindex(1) for example in examples]
+        self.target_counts = [example.targets for example in examples]
+        input_ids = np.empty(sum(self.lengths), dtype=np.int32)
+        logit_positions = np.empty(sum(self.target_counts), dtype=np.int32)
+        targets = np.empty_like(logit_positions)
+        token = target = 0
+        # Row by row into the arrays: beside them no second copy of the dataset is made.
+        for example, length, count in zip(examples, self.lengths, self.target_counts, strict=True):
+            row = np.asarray(example.ids, dtype=np.int32)
+            positions = np.flatnonzero(np.frombuffer(example.trained, dtype=np.uint8))
+            input_ids[token : token + length] = row[:length]
+            logit_positions[target : target + count] = positions - 1  # token i is predicted from token i - 1
+            targets[target : target + count] = row[positions]
+            token, target = token + length, target + count
+        self._input_ids, self._logit_positions = _upload(input_ids, device), _upload(logit_positions, device)
+        self._targets = _upload(targets, device)
         # Two rows, `_TOKENS` and `_TARGETS`. A start is the sum of the sizes before it: their cumulative sum
         # without the row's own size.
         sizes = np.asarray([self.lengths, self.target_counts], dtype=np.int64)

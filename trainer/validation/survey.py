@@ -25,7 +25,7 @@ from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.privacy_rows import canaries_added, require_audit_rows, require_rows_for_delta
 from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.examples.row_outcomes import RowOutcomes, SplitSizes, require_evaluation_rows
-from trainer.data.rows import PreferenceRow, Row, RowFile, list_row_files, scan_rows, too_many_rows
+from trainer.data.rows import PreferenceRow, Row, RowFile, list_row_files, scan_files
 from trainer.errors import DataError, JobError
 from trainer.spec import METHOD_RULES, JobSpec, LearningRatePath, check_schedule, learning_rate_path
 from trainer.training.privacy.canaries import canary_examples
@@ -187,19 +187,12 @@ def as_local_refusal(error: JobError) -> DataError:
 
 
 def _readable_rows(found: Survey, files: list[RowFile], spec: JobSpec, advance: Advance) -> Iterator[Row]:
-    shape, most, count = row_schema(spec.data), spec.data.max_rows, 0
-    for file in files:
-        for row in scan_rows(
-            file.path, name=file.name, schema=shape, for_evaluation=file.for_evaluation, on_bytes_read=advance
-        ):
-            if isinstance(row, DataError):
-                _count_refusal(found, row)
-                continue
-            if count == most:
-                _count_refusal(found, too_many_rows(row, most))
-                return
-            count += 1
-            found.rows[file.name][row.kind_name] += 1
+    shape, most = row_schema(spec.data), spec.data.max_rows
+    for row in scan_files(files, max_rows=most, schema=shape, on_bytes_read=advance):
+        if isinstance(row, DataError):
+            _count_refusal(found, row)
+        else:
+            found.rows[row.file][row.kind_name] += 1
             yield row
 
 

@@ -25,8 +25,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from trainer.data.examples.example_set import row_schema
-from trainer.data.rows import read_files
+from trainer.data.rows import list_row_files
 from trainer.errors import ErrorCode, ExitCode, JobError, TrainerError, UsageError
 from trainer.ipc.channel import STDIN
 from trainer.ipc.worker_messages import (
@@ -147,17 +146,13 @@ def _carry_out(
     interrupts: Interrupts,
     preloader: Preloader | None,
 ) -> None:
-    """Sets the environment, reads the rows, imports the training stack, and trains.
-
-    The rows are read before the imports, which take seconds: a dataset with an error fails in milliseconds.
-    """
+    """Sets the environment, imports the training stack, and trains."""
     watch = Stopwatch()
     spec, output_dir = order.spec, rank.own_output_dir(order.output_dir)
     if preloader is None:  # a preloader has replaced the environment before its own imports
         replace_environment(scratch_dir(output_dir))
     try:
-        with watch.part("read"):
-            rows = read_files(order.data_files, max_rows=spec.data.max_rows, schema=row_schema(spec.data))
+        files = list_row_files(order.data_files, eval_files=spec.data.eval_files)
         with watch.part("import"):
             loader, run_rank = _import_training(order, rank)
         verified = None
@@ -167,7 +162,7 @@ def _carry_out(
         # Before the run reads a file of the model: the tokenizer, the weights, for a merged model both once more.
         with watch.part("load"):
             verified = verified or verify_model(order.model_dir, spec.model.model_file_sha256)
-        summary = run_rank(order, rows, loader, rank, channel=channel, watch=watch, interrupts=interrupts)
+        summary = run_rank(order, files, loader, rank, channel=channel, watch=watch, interrupts=interrupts)
         verified.require_unchanged()
     finally:
         shutil.rmtree(scratch_dir(output_dir), ignore_errors=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from trainer.data.rows import Row
+from collections.abc import Sequence
+
+from trainer.data.examples.example_set import row_schema
+from trainer.data.rows import RowFile, scan_files
 from trainer.ipc.worker_messages import TrainingOrder, WorkerChannel
 from trainer.sandbox.child_environment import allocator_in_use
 from trainer.training.distributed import join_rank_group
@@ -20,7 +23,7 @@ from trainer.worker.event_messages import message_of_event
 
 def run_rank(
     order: TrainingOrder,
-    rows: list[Row],
+    files: Sequence[RowFile],
     loader: Loader,
     rank: ProcessRank,
     *,
@@ -32,7 +35,7 @@ def run_rank(
 
     Args:
         order: the job spec and the directories.
-        rows: the dataset, parsed.
+        files: the files with the rows of the dataset.
         loader: loads the base model.
         rank: the number of this process, and of how many.
         channel: to the supervisor.
@@ -52,5 +55,7 @@ def run_rank(
     split_key = bytes.fromhex(order.split_key)
     inputs = RunInputs(order.spec, order.model_dir, output_dir, order.resume_dir, split_key)
     sharded = order.spec.train.fsdp is not None
+    data = order.spec.data
+    rows = scan_files(files, max_rows=data.max_rows, schema=row_schema(data))
     with join_rank_group(rank, rendezvous_dir(order.output_dir), sharded=sharded) as ranks:
         return run(inputs, rows, loader, RunContext(forward, watch, interrupts, ranks, allocator_in_use()))

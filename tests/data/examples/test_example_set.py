@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from trainer.data.examples.example_set import build_dataset
 from trainer.data.examples.held_out import seed_split_key
 from trainer.data.examples.model_tokenizer import ModelTokenizer
+from trainer.data.examples.row_encoding import CHUNK_ROWS
 from trainer.data.rows import ChatRow, Message, Row, TextRow
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection, OnOverlong, RowPart
@@ -36,6 +38,40 @@ def test_rows_are_counted(make_tokens: MakeTokens) -> None:
     with pytest.raises(DataError) as caught:
         build_dataset(rows, tokens, DataSection(max_length=64), split_key=seed_split_key(0))
     assert (caught.value.code, caught.value.row) == (ErrorCode.DATASET_OVERLONG, 0)
+
+
+def test_rows_are_encoded_while_they_are_read_and_none_is_kept(make_tokens: MakeTokens) -> None:
+    made: list[weakref.ref[Row]] = []
+    most = 0
+
+    def rows() -> Iterator[Row]:
+        nonlocal most
+        for number in range(8 * CHUNK_ROWS):
+            row = TextRow("f", number, f"{number} a")
+            made.append(weakref.ref(row))
+            yield row
+            del row
+            if number % CHUNK_ROWS == 0:
+                most = max(most, sum(one() is not None for one in made))
+
+    dataset = build_dataset(rows(), make_tokens(None), DataSection(test_split_size=0), split_key=seed_split_key(0))
+    assert len(dataset.train) == 8 * CHUNK_ROWS
+    assert most <= 5 * CHUNK_ROWS  # the chunks that are rendered, tokenised and masked
+    assert sum(one() is not None for one in made) == 0
+
+
+def test_the_first_row_in_order_that_cannot_be_used_is_named(make_tokens: MakeTokens) -> None:
+    def refused(row: int) -> DataError:
+        return DataError(ErrorCode.DATASET_ROW_INVALID, "not readable", file="f", row=row)
+
+    rows: list[Row | DataError] = [TextRow("f", 0, "a b"), TextRow("f", 1, "word " * 200), refused(2)]
+    rows += [ChatRow("f", 3, (Message("user", "a"),)), refused(4)]
+    data, found = DataSection(max_length=64), []
+    for number in range(1, 5):
+        with pytest.raises(DataError) as caught:
+            build_dataset([rows[0], *rows[number:]], make_tokens(None), data, split_key=seed_split_key(0))
+        found.append(caught.value.row)
+    assert found == [1, 2, 3, 4]
 
 
 def test_dropping_every_row_is_refused(make_tokens: MakeTokens) -> None:

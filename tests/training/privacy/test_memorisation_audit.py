@@ -119,7 +119,7 @@ def test_the_gate_withholds_what_is_above_its_limits_and_what_was_not_measured()
 def audited_probes(tokens: ModelTokenizer, rows: list[Row], **section: Any) -> Probes:
     data = DataSection()
     dataset = build_dataset(rows, tokens, data, split_key=b"\x5b" * 32)
-    return add_probes(dataset, rows, tokens, (PrivacySection(audit=True, **section), data), random=Random(1))[1]
+    return add_probes(dataset, rows[0], tokens, (PrivacySection(audit=True, **section), data), random=Random(1))[1]
 
 
 def test_the_gate_takes_a_minimum_of_held_out_rows_and_no_copies_of_training_rows(tiny_model: Path) -> None:
@@ -146,7 +146,7 @@ def test_under_differential_privacy_no_row_decides_what_canaries_look_like(tiny_
     canaries = [
         add_probes(
             build_dataset(rows, tokens, data, split_key=b"\x5b" * 32),
-            rows,
+            rows[0],
             tokens,
             (privacy, data),
             random=Random(1),

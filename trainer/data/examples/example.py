@@ -9,7 +9,7 @@ from trainer.data.rows import Row
 from trainer.spec import RowPart
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """A row, or one turn of it, ready for training.
 
@@ -37,7 +37,7 @@ class Example:
     @property
     def targets(self) -> int:
         """Number of trained tokens."""
-        return sum(self.trained)
+        return self.trained.count(1)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final
 
 from trainer.data.examples.evaluation_files import check_evaluation_files
-from trainer.data.examples.example import EncodedRow, Example
+from trainer.data.examples.example import Example
 from trainer.data.examples.mixing import SetCounts, check_mix
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_encoding import encode_rows
@@ -72,7 +73,7 @@ def row_schema(data: DataSection) -> RowSchema:
 
 
 def build_dataset(
-    rows: Sequence[Row],
+    rows: Iterable[Row | DataError],
     tokens: ModelTokenizer,
     data: DataSection,
     *,
@@ -83,9 +84,10 @@ def build_dataset(
     """Encodes every row, and holds out the rows of evaluation files or a fraction of all rows.
 
     With a method that learns from pairs each row gives two examples: the chosen answer, then the rejected answer.
+    No row is kept: the rows may be read from their files while they are encoded.
 
     Args:
-        rows: the rows of all files.
+        rows: the rows of all files, or the errors that refuse them.
         tokens: tokenizer and chat template.
         data: how rows become examples, and which are held out.
         split_key: decides which rows are held out, where no file does, and which ones `data.mix` draws.
@@ -93,23 +95,21 @@ def build_dataset(
         context_length: positions that the base model was made for; None if its configuration does not say.
 
     Raises:
-        DataError: a row is not trainable, no row is left to train on, or no file is for evaluation although the
-            job spec names some.
+        DataError: the first row that cannot be read or is not trainable; no row is left to train on; or no file
+            is for evaluation although the job spec names some.
     """
-    check_evaluation_files({row.file for row in rows}, data)
-    check_mix({row.file for row in rows if not row.for_evaluation}, data)
-    for row in rows:
-        check_trainable(row, tokens, method)
     outcomes = RowOutcomes(tokens, data, split_key, method=method, context_length=context_length)
-    kept: list[EncodedRow] = []
-    for outcome in encode_rows(rows, tokens, data):
+    kept: list[tuple[Example, ...]] = []
+    for outcome in encode_rows(_trainable(rows, tokens, method), tokens, data):
         if isinstance(outcome, DataError):
             raise outcome
         outcomes.add(outcome)
         if outcome.examples:
-            kept.append(outcome)
+            kept.append(outcome.examples)
+    check_evaluation_files(outcomes.file_numbers, data)
+    check_mix(outcomes.files, data)
     outcomes.require_training_rows()
-    sides: tuple[list[EncodedRow], list[EncodedRow]] = ([], [])
+    sides: tuple[list[tuple[Example, ...]], list[tuple[Example, ...]]] = ([], [])
     for one, held in zip(kept, outcomes.held_out, strict=True):
         sides[held].append(one)
     train, evaluation = sides
@@ -124,12 +124,21 @@ def build_dataset(
     )
     used = (one for one, uses in zip(train, mix.uses, strict=True) for _ in range(uses))
     warnings = (*tokens.notes, *outcomes.warnings(), *mix.warnings())
-    return Dataset(examples_of(used), examples_of(evaluation), counts, warnings, mix.sets)
+    return Dataset(tuple(chain(*used)), tuple(chain(*evaluation)), counts, warnings, mix.sets)
 
 
-def examples_of(rows: Iterable[EncodedRow]) -> tuple[Example, ...]:
-    """Returns the examples of all rows, in order."""
-    return tuple(example for row in rows for example in row.examples)
+def _trainable(
+    rows: Iterable[Row | DataError], tokens: ModelTokenizer, method: MethodName
+) -> Iterator[Row | DataError]:
+    """Yields the rows, with the errors of those that the model cannot be trained on in their place."""
+    for row in rows:
+        try:
+            if not isinstance(row, DataError):
+                check_trainable(row, tokens, method)
+        except DataError as error:
+            yield error
+        else:
+            yield row
 
 
 def check_trainable(row: Row, tokens: ModelTokenizer, method: MethodName) -> None:

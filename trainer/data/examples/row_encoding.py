@@ -41,9 +41,9 @@ def encode(row: Row, tokenizer: ModelTokenizer, data: DataSection) -> tuple[Exam
 
 
 def encode_rows(
-    rows: Iterable[Row], tokenizer: ModelTokenizer, data: DataSection
+    rows: Iterable[Row | DataError], tokenizer: ModelTokenizer, data: DataSection
 ) -> Iterator[EncodedRow | DataError]:
-    """Yields the encoded rows in their order, or the error of a row that cannot become examples.
+    """Yields the encoded rows in their order, or the error of a row that cannot be read or become examples.
 
     A thread tokenises, on all cores, while this one reads and renders later rows and masks earlier ones. The
     result depends on the rows alone.
@@ -63,17 +63,17 @@ _TokenizedChunk = list[tuple[RenderedRow, TokenizedRow] | DataError]
 
 
 def _render_chunks(
-    rows: Iterable[Row], tokenizer: ModelTokenizer, options: MaskOptions
+    rows: Iterable[Row | DataError], tokenizer: ModelTokenizer, options: MaskOptions
 ) -> Iterator[_RenderedChunk]:
     chunk: _RenderedChunk = []
     characters = 0
     for row in rows:
         try:
-            rendered = _render(row, tokenizer, options)
+            rendered = row if isinstance(row, DataError) else _render(row, tokenizer, options)
         except DataError as error:
-            chunk.append(error)
-        else:
-            chunk.append(rendered)
+            rendered = error
+        chunk.append(rendered)
+        if isinstance(rendered, RenderedRow):
             characters += sum(map(len, rendered.texts))
         if len(chunk) == CHUNK_ROWS or characters > CHUNK_CHARACTERS:
             yield chunk

@@ -64,7 +64,8 @@ class RowOutcomes:
         unrendered: part of a conversation → number of rows that the chat template prints without it.
         beyond_context: number of rows with more tokens than `context_length`.
         by_files: whether any row, also a dropped one, is in a file for evaluation: then the files decide.
-        files: names of the files that the rows are from, without those of splits for evaluation.
+        file_numbers: name of each file that a row is from → its number.
+        files: names of these files, without those of splits for evaluation.
         remarks: what else the provider should know of the rows.
         labels: label → number of answers that have it.
     """
@@ -84,7 +85,7 @@ class RowOutcomes:
         self.files: dict[str, None] = {}
         self.remarks = RowRemarks(has_template=tokenizer.has_template)
         self.labels: Counter[bool] = Counter()
-        self._file_numbers: dict[str, int] = {}
+        self.file_numbers: dict[str, int] = {}
         self._tokenizer = tokenizer
         self._special = any_of(tokenizer.special_texts)
         self._data = data
@@ -110,7 +111,7 @@ class RowOutcomes:
         if not row.for_evaluation:
             self.files[row.file] = None
         in_evaluation_file = row.for_evaluation or is_for_evaluation(row.file, self._data)
-        file_number = self._file_numbers.setdefault(row.file, len(self._file_numbers))
+        file_number = self.file_numbers.setdefault(row.file, len(self.file_numbers))
         # Also where the row is dropped: whether the files decide must not depend on a single row's length.
         self.by_files |= in_evaluation_file
         examples = encoded.examples
@@ -144,7 +145,7 @@ class RowOutcomes:
         Raises:
             DataError: `DATASET_NOT_TRAINABLE`: a weight of `data.mix` draws no row.
         """
-        names = list(self._file_numbers)
+        names = list(self.file_numbers)
         train, _ = self._sides()
         return mix_rows([names[self._files[row]] for row in train], self._data, key=self._split_key)
 

@@ -11,8 +11,8 @@ from trainer.data.rows.reading import (
     parse_row,
     read_files,
     read_rows,
+    scan_files,
     scan_rows,
-    too_many_rows,
 )
 from trainer.data.rows.row import (
     ROLES,
@@ -53,6 +53,6 @@ __all__ = [
     "parse_row",
     "read_files",
     "read_rows",
+    "scan_files",
     "scan_rows",
-    "too_many_rows",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -11,7 +11,7 @@ from trainer.data.rows.data_file import BytesReadCallback, DataFile
 from trainer.data.rows.formats import find_format
 from trainer.data.rows.formats.json_format import parse_json_line
 from trainer.data.rows.row import Row, RowLocation
-from trainer.data.rows.row_files import list_row_files
+from trainer.data.rows.row_files import RowFile, list_row_files
 from trainer.data.rows.row_schema import RowSchema
 from trainer.errors import DataError, ErrorCode
 
@@ -31,15 +31,51 @@ def read_files(files: Mapping[str, Path], *, max_rows: int, schema: RowSchema = 
         DataError: a row is not acceptable, there are more than `max_rows`, or side files contradict the others.
     """
     rows: list[Row] = []
-    for file in list_row_files(files, eval_files=schema.eval_files):
-        for row in read_rows(file.path, name=file.name, schema=schema, for_evaluation=file.for_evaluation):
-            if len(rows) == max_rows:
-                raise too_many_rows(row, max_rows)
-            rows.append(row)
+    for row in scan_files(list_row_files(files, eval_files=schema.eval_files), max_rows=max_rows, schema=schema):
+        if isinstance(row, DataError):
+            raise row
+        rows.append(row)
     return rows
 
 
-def too_many_rows(row: Row, max_rows: int) -> DataError:
+def scan_files(
+    files: Sequence[RowFile],
+    *,
+    max_rows: int,
+    schema: RowSchema = DEFAULT_SCHEMA,
+    on_bytes_read: BytesReadCallback = lambda _count: None,
+) -> Iterator[Row | DataError]:
+    """Reads the rows of files one by one and continues after rows that are not acceptable.
+
+    Args:
+        files: the files, in the order of their rows.
+        max_rows: most rows that are accepted.
+        schema: how objects become rows.
+        on_bytes_read: called with the number of further bytes that were read.
+
+    Yields:
+        Each row, or the error that refuses it. That of the first row beyond `max_rows` is the last item.
+    """
+    count = 0
+    for file in files:
+        for row in scan_rows(
+            file.path,
+            name=file.name,
+            schema=schema,
+            for_evaluation=file.for_evaluation,
+            on_bytes_read=on_bytes_read,
+        ):
+            if isinstance(row, DataError):
+                yield row
+                continue
+            if count == max_rows:
+                yield _too_many_rows(row, max_rows)
+                return
+            count += 1
+            yield row
+
+
+def _too_many_rows(row: Row, max_rows: int) -> DataError:
     """Returns the error for the first row beyond `data.max_rows`."""
     expected = f"at most {max_rows} (data.max_rows)"
     return row.refuse(ErrorCode.DATASET_TOO_LARGE, "too many rows", expected=expected, found="more")

@@ -14,7 +14,6 @@ from random import Random
 from typing import Final
 
 from trainer.data.examples.example import Example
-from trainer.data.examples.example_set import examples_of
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.rows import ChatRow, CompletionRow, Message, Row, TextRow
@@ -79,7 +78,7 @@ def canary_examples(
             expected="rows of text or chat, and room for a short one in data.max_length",
             found=f"{len(secrets) - len(complete)} of {len(secrets)} that cannot be encoded whole",
         )
-    examples = examples_of(complete)
+    examples = tuple(example for row in complete for example in row.examples)
     return examples[:count], examples[count:]
 
 

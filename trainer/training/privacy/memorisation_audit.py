@@ -47,7 +47,7 @@ class Probes:
 
 def add_probes(
     data: Dataset,
-    rows: Sequence[Row],
+    first: Row,
     tokens: ModelTokenizer,
     sections: tuple[PrivacySection, DataSection],
     *,
@@ -57,7 +57,7 @@ def add_probes(
 
     Args:
         data: the dataset without canaries.
-        rows: its rows; canaries get the row kind of the first one, but with differential privacy they are texts.
+        first: its first row, whose row kind the canaries get; with differential privacy they are texts.
         tokens: tokenizer and chat template.
         sections: what the audit measures, and how rows become examples.
         random: chooses the rows and the digits of the canaries; must be secret.
@@ -85,7 +85,7 @@ def add_probes(
         probes = Probes(*samples)
     if not privacy.canaries:
         return data, probes
-    canaries, references = canary_examples(rows[0], privacy, tokens, section, random)
+    canaries, references = canary_examples(first, privacy, tokens, section, random)
     added = canaries * privacy.canary_repetitions
     warnings = (*data.warnings, canaries_added(privacy))
     data = dataclasses.replace(data, train=(*data.train, *added), warnings=warnings)

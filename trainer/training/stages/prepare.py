@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from trainer.data.examples.example_set import Dataset, build_dataset
 from trainer.data.examples.held_out import seed_split_key
@@ -13,6 +15,7 @@ from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.privacy_rows import require_rows_for_delta
 from trainer.data.examples.row_outcomes import require_evaluation_rows
 from trainer.data.rows import Row
+from trainer.errors import DataError
 from trainer.spec import check_schedule
 from trainer.training.checkpoint import read_probe_seed
 from trainer.training.compilation import require_compiler
@@ -42,7 +45,7 @@ class PreparedData:
     probe_seed: str | None
 
 
-def prepare(inputs: RunInputs, rows: list[Row], context: RunContext) -> PreparedData:
+def prepare(inputs: RunInputs, rows: Iterable[Row | DataError], context: RunContext) -> PreparedData:
     """Turns rows into examples, holds some out, and chooses the probes of the memorisation audit.
 
     Raises:
@@ -61,8 +64,10 @@ def prepare(inputs: RunInputs, rows: list[Row], context: RunContext) -> Prepared
         tokenizer = load_tokens(inputs.model_dir, spec.data)
         # Where privacy is asked for, the key is secret: whoever chooses a row must not choose its side.
         split_key = inputs.split_key if spec.privacy.enabled else seed_split_key(spec.train.seed)
+        rows = iter(rows)
+        first = next(rows, None)
         dataset = build_dataset(
-            rows,
+            rows if first is None else chain([first], rows),
             tokenizer,
             spec.data,
             split_key=split_key,
@@ -76,7 +81,8 @@ def prepare(inputs: RunInputs, rows: list[Row], context: RunContext) -> Prepared
         if spec.privacy.audit or spec.privacy.canaries:
             probe_seed = read_probe_seed(inputs.resume_dir) if inputs.resume_dir else secrets.token_hex(32)
         generator = random.Random(probe_seed)  # noqa: S311 -- of 256 secret bits; a resumed run draws the same
-        dataset, probes = add_probes(dataset, rows, tokenizer, (spec.privacy, spec.data), random=generator)
+        assert isinstance(first, Row)  # noqa: S101 -- there is a dataset, so the first row could be read
+        dataset, probes = add_probes(dataset, first, tokenizer, (spec.privacy, spec.data), random=generator)
         if spec.privacy.target_delta is not None:
             require_rows_for_delta(len(dataset.train), spec.privacy.target_delta)
         lengths = [example.length for example in dataset.train]
