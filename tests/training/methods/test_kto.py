@@ -1,4 +1,4 @@
-"""KTO against its formula written out over whole logits, and what it does to a tiny model."""
+"""KTO against its formula written out over whole logits, against TRL, and what it does to a tiny model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.training.methods.pairs import (
     CPU,
@@ -23,7 +24,8 @@ from tests.training.methods.pairs import (
 )
 from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset, RowCounts
-from trainer.spec import TrainSection
+from trainer.spec import LoraSection, TrainSection
+from trainer.training.adapter import attach_adapter
 from trainer.training.events import StepCompleted, TrainingEvent
 from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
@@ -104,6 +106,41 @@ def test_loss_and_gradient_are_those_of_the_formula(tiny_model: Path, fused: boo
         assert sums[0].item() == pytest.approx(expected.item(), rel=1e-5)
         assert float((got - wanted).norm()) <= 1e-5 * float(wanted.norm())
         model.zero_grad(set_to_none=True)
+
+
+# TRL 1.16.0, KTOTrainer, given `judged(range(8))` with our mismatched answers in one batch, and `llama()` with an
+# adapter that was disturbed after the trainer had taken the fresh one as its reference.
+TRL = {
+    "loss": 0.7898606, "kl": 0.2488360, "rewards_chosen": -0.5235455, "rewards_rejected": 1.4360054,
+    "rewards_margins": -1.9595509, "logps_chosen": -47.6933442, "logps_rejected": -38.4321899,
+}  # fmt: skip
+TRL_GRADIENT_NORM = 2.5276568
+
+
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(1)
+    sizes: dict[str, Any] = {
+        "vocab_size": 512, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    }  # fmt: skip
+    sizes |= {"eos_token_id": 0, "pad_token_id": 1, "tie_word_embeddings": True, "initializer_range": 0.2}
+    return LlamaForCausalLM(LlamaConfig(**sizes))  # type: ignore[no-untyped-call]
+
+
+def test_a_step_has_the_loss_the_metrics_and_the_gradient_of_trl() -> None:
+    base = llama()
+    torch.manual_seed(3)
+    model = attach_adapter(base, LoraSection(lora_r=4))
+    training = made(model, section(), held=())
+    torch.manual_seed(8)
+    disturb(model, -0.05)
+    sums = training.method.compute_gradients(next(training.policy.steps(0)), 10_000)
+    found = training.method.means_of(sums[1:], len(TRAIN))
+    assert found == {name: pytest.approx(value, rel=1e-4) for name, value in TRL.items()}
+    gradients = [
+        parameter.grad.flatten() for parameter in training.policy.parameters if parameter.grad is not None
+    ]
+    assert float(torch.cat(gradients).norm()) == pytest.approx(TRL_GRADIENT_NORM, rel=1e-4)
 
 
 def test_accumulated_batches_are_one_step(tiny_model: Path) -> None:
