@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
@@ -41,19 +43,33 @@ def turned(qkv: torch.Tensor, rows: Segments, heads: Heads) -> torch.Tensor:
     return torch.cat([torch.cat([numbers.real, numbers.imag], dim=2), values], dim=1)
 
 
-def each_row(qkv: torch.Tensor, heads: Heads, rows: Segments, _tables: RotaryTables) -> torch.Tensor:
+def each_row(
+    qkv: torch.Tensor, heads: Heads, rows: Segments, _tables: RotaryTables, *, rounded: torch.dtype = torch.float32
+) -> torch.Tensor:
     out = []
-    for row in torch.split(turned(qkv, rows, heads), list(rows.groups[0].lengths)):
+    for row in torch.split(turned(qkv.float(), rows, heads).to(rounded), list(rows.groups[0].lengths)):
         parts = torch.split(row.transpose(0, 1), [heads.query, heads.key, heads.key])
         query, key, value = (part.repeat_interleave(heads.query // part.shape[0], 0) for part in parts)
         out.append(functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=heads.scale))
     return torch.cat([row.transpose(0, 1).flatten(1) for row in out])
 
 
-@pytest.mark.parametrize("short", [512, 6, 0])
+def in_blocks(monkeypatch: pytest.MonkeyPatch, queries: int, *, kept: bool = False) -> None:
+    """Treats every row as a long one, whose weights are computed for so many queries at a time."""
+    monkeypatch.setattr(attention_cpu, "MAX_BATCH_TOKENS", 0)
+    monkeypatch.setattr(attention_cpu, "MAX_KEPT_TOKENS", 64 if kept else 0)
+    monkeypatch.setattr(attention_cpu, "QUERY_BLOCK", queries)
+    monkeypatch.setattr(attention_cpu, "MAX_BLOCKS", 5)  # so that nine blocks of one token become five of two
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("block", [None, 1, 4, 64])
 @pytest.mark.parametrize("heads", [Heads(4, 2, 8, 0.3), Heads(2, 2, 8, 8**-0.5), Heads(3, 1, 16, 0.25)])
-def test_attention_is_the_one_of_each_row(heads: Heads, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_cpu, "MAX_PRODUCT_TOKENS", short)
+def test_attention_is_the_one_of_each_row(
+    heads: Heads, block: int | None, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if block:
+        in_blocks(monkeypatch, block, kept=kept)
     torch.manual_seed(0)
     rows = segments(1, 5, 5, 9, 9, 9, 2)
     results = []
@@ -64,6 +80,29 @@ def test_attention_is_the_one_of_each_row(heads: Heads, short: int, monkeypatch:
         result.square().sum().backward()  # type: ignore[no-untyped-call]
         results.append((result.detach(), qkv.grad))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+def test_in_bfloat16_blocks_are_no_less_exact_than_other_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    heads, rows = Heads(4, 2, 64, 0.125), segments(90, 150)
+    start = 3 * torch.randn(240, heads.total, heads.head_dim).bfloat16()  # sharp: scores of up to a hundred
+    weight = torch.randn(240, heads.query * heads.head_dim).bfloat16()
+
+    def gradient(dtype: torch.dtype, way: Any = attend) -> torch.Tensor:
+        qkv = start.to(dtype, copy=True).requires_grad_()
+        (way(qkv, heads, rows, tables(rows, heads)) * weight).sum().backward()
+        return torch.Tensor(qkv.grad).float()
+
+    def flash(qkv: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        return each_row(qkv, *arguments, rounded=torch.bfloat16)
+
+    truth = gradient(torch.float32)
+    batched, torch_own = ((gradient(torch.bfloat16, way) - truth).norm() for way in (attend, flash))
+    for kept, expected in ((True, batched), (False, torch_own)):
+        in_blocks(monkeypatch, 32, kept=kept)
+        monkeypatch.setattr(attention_cpu, "MAX_KEPT_TOKENS", 512 if kept else 0)
+        assert (gradient(torch.bfloat16) - truth).norm() <= 1.05 * expected
+        torch.testing.assert_close(gradient(torch.float32), truth, rtol=1e-4, atol=1e-4)
 
 
 def test_a_gpu_rotates_as_a_cpu_does() -> None:
@@ -115,7 +154,10 @@ def test_a_layout_brings_every_vector_back() -> None:
     assert torch.equal(results[layout.result_gradients][layout.results], results)
 
 
-def test_groups_share_a_beginning_each() -> None:
+@pytest.mark.parametrize("block", [None, 4])
+def test_groups_share_a_beginning_each(block: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if block:
+        in_blocks(monkeypatch, block)
     torch.manual_seed(0)
     heads = Heads(4, 2, 8, 0.3)
     parts = [sharing(4, 3, prefix=2), sharing(1, 1, 9, prefix=6)]
@@ -136,7 +178,10 @@ def test_groups_share_a_beginning_each() -> None:
     )
 
 
-def test_a_shared_beginning_is_as_if_every_row_had_it() -> None:
+@pytest.mark.parametrize("block", [None, 4])
+def test_a_shared_beginning_is_as_if_every_row_had_it(block: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if block:
+        in_blocks(monkeypatch, block)
     torch.manual_seed(0)
     heads, alone = Heads(4, 2, 8, 0.3), segments(7, 7, 9, 5)
     front, rests = (

@@ -14,7 +14,9 @@ from trainer.data.examples.example import Example
 from trainer.spec import LoraSection
 from trainer.training.adapter import attach_adapter
 from trainer.training.engines.base import Precision
-from trainer.training.fused.prefix_sharing import share_prefixes
+from trainer.training.fused import attention_cpu
+from trainer.training.fused.decoder import FusedDecoder
+from trainer.training.fused.prefix_sharing import FlatBatch, share_prefixes
 from trainer.training.loss import CausalLoss
 from trainer.training.token_store import Batch, single_batch
 
@@ -76,8 +78,14 @@ def test_without_groups_nothing_but_the_common_beginning_is_shared() -> None:
     assert [group.prefix_length for group in shared.segments.groups] == [0]
 
 
+@pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize("prompts", [OWN, ALIKE, OWN[:1]], ids=["own", "alike", "one pair"])
-def test_loss_and_gradient_stay_what_they_are(model: Any, prompts: list[list[int]]) -> None:
+def test_loss_and_gradient_stay_what_they_are(
+    model: Any, prompts: list[list[int]], long: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if long:
+        monkeypatch.setattr(attention_cpu, "MAX_BATCH_TOKENS", 8)
+        monkeypatch.setattr(attention_cpu, "QUERY_BLOCK", 4)
     batch = batch_of(prompts)
     loss = CausalLoss(model, CPU, pad_id=0, longest=64)
     assert loss.forward_mode == "fused"
@@ -93,3 +101,20 @@ def test_loss_and_gradient_stay_what_they_are(model: Any, prompts: list[list[int
     (rows, gradient), (expected, wanted) = results
     torch.testing.assert_close(rows, expected, rtol=1e-5, atol=1e-5)
     assert float((gradient - wanted).norm()) <= 1e-5 * float(wanted.norm())
+
+
+def test_long_rows_share_their_prompt_too(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = [10 + place % 500 for place in range(600)]
+    batch = batch_of([prompt])
+    loss = CausalLoss(model, CPU, pad_id=0, longest=1024)
+    computed: list[int] = []
+    run_layers = FusedDecoder.hidden_states
+
+    def count(decoder: FusedDecoder, flat: FlatBatch) -> torch.Tensor:
+        computed.append(len(flat.input_ids))
+        return run_layers(decoder, flat)
+
+    monkeypatch.setattr(FusedDecoder, "hidden_states", count)
+    with torch.no_grad():
+        loss.row_losses(batch, rows_per_unit=2)
+    assert computed == [len(batch.input_ids) - len(prompt) + 1]

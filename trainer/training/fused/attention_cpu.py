@@ -6,14 +6,17 @@ For each row and head, with queries Q (scaled), keys K and values V:
     backward   dV = P^T dO           dP = dO V^T         dS = P * (dP - rowsum(P * dP))
                dQ = dS K             dK = dS^T Q
 
-Two kernels compute it. `_ProductAttention` keeps P, which is small for short rows; in bfloat16 its backward pass
-is several times as fast as that of the CPU's flash attention. `_FlashAttention` keeps one number for each query,
-the logsumexp of its scores, and computes P again: for long rows, whose P would fill the memory.
+Two kernels compute it with the same products. `_BatchAttention` takes all rows of a rectangle at once: for short
+rows. `_BlockAttention` takes a block of a row's queries at a time, with the keys that the block sees: half of a
+long row's P is masked, and blocks leave most of that half out. P is kept for the backward pass, except that of the
+longest rows, which would fill the memory: it is computed twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -23,8 +26,17 @@ from torch.autograd import Function
 from trainer.training.fused.attention_layout import AttentionLayout, Heads, Rectangle, RotaryTables
 from trainer.training.fused.segments import Segments
 
-MAX_PRODUCT_TOKENS: Final = 512
+MAX_BATCH_TOKENS: Final = 512
+"""Up to this many tokens of the longest row, all rows of a rectangle are computed at once."""
+
+MAX_KEPT_TOKENS: Final = 2048
 """Up to this many tokens of the longest row, attention weights are kept for the backward pass."""
+
+QUERY_BLOCK: Final = 256
+"""Consecutive queries of a long row that are computed at once; a multiple where `MAX_BLOCKS` would be exceeded."""
+
+MAX_BLOCKS: Final = 16
+"""Blocks of a row. Each has another number of keys, and oneDNN keeps the kernels of a few hundred shapes only."""
 
 
 class RowAttention(Function):
@@ -34,7 +46,7 @@ class RowAttention(Function):
     def forward(ctx: Any, qkv: Tensor, heads: Heads, segments: Segments, tables: RotaryTables) -> Tensor:
         """Computes attention as `attend` describes it: [tokens, query heads * head_dim]."""
         layout = segments.attention_layout(heads)
-        kernel = _ProductAttention if segments.max_seqlen <= MAX_PRODUCT_TOKENS else _FlashAttention
+        kernel = _BatchAttention if segments.max_seqlen <= MAX_BATCH_TOKENS else _BlockAttention
         rotation = layout.rotation(tables)
         vectors = qkv.reshape(-1, heads.head_dim).index_select(0, layout.gather)
         # Rotated queries and keys exist twice where the model computes in 16 bits: in float32, for scores of full
@@ -91,7 +103,7 @@ def _sum_prefix_gradients(layout: AttentionLayout, rectangle: Rectangle, gradien
     return torch.cat([part.sum(0, dtype=torch.float32) for part in parts]).transpose(0, 1)
 
 
-class _ProductAttention:
+class _BatchAttention:
     """Attention as plain batched matrix products: scores in float32, the rest in the inputs' dtype."""
 
     @staticmethod
@@ -128,50 +140,118 @@ class _ProductAttention:
             torch.bmm(weights.transpose(1, 2), dout, out=dvalue)
 
 
-class _FlashAttention:
-    """The CPU's flash attention, without shared prefixes: it takes as many keys as queries.
+class _BlockAttention:
+    """Attention of one key head for a block of queries at a time.
 
-    The queries are scaled already by their rotary factors, hence `scale=1.0`.
+    What is computed again must be the same P. Then scores are products of the rounded queries and keys, since the
+    exact ones are not kept.
     """
 
     @staticmethod
-    def forward(layout: AttentionLayout, vectors: Tensor, _exact: Tensor, output: Tensor) -> list[Tensor]:
-        """Writes O to `output`; returns it, and the logsumexp of each rectangle's scores."""
-        sections, logsumexps = layout.split_sections(vectors), []
-        for rectangle in layout.rectangles:
-            result, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # noqa: SLF001
-                *_view_by_row(rectangle, sections), 0.0, True, scale=1.0
+    def forward(layout: AttentionLayout, vectors: Tensor, exact: Tensor, output: Tensor) -> list[Tensor]:
+        """Writes O to `output`; returns each block's P, or nothing if it must be computed again."""
+        keeps = max(rectangle.key_length for rectangle in layout.rectangles) <= MAX_KEPT_TOKENS
+        queries, keys, values = layout.split_sections(vectors)
+        if keeps:
+            queries, keys = torch.split(exact, [layout.num_queries, layout.num_keys])
+        saved, scores = [], _score_buffer(layout)
+        for block in _query_blocks(layout):
+            weights = block.weights(block.copy_queries(queries), block.view_keys(keys), scores).to(
+                values.dtype, copy=True
             )
-            _view_by_row(rectangle, [output])[0].copy_(result)
-            logsumexps.append(logsumexp)
-        return [output, *logsumexps]
+            block.write_queries(output, weights @ block.view_keys(values))
+            if keeps:
+                saved.append(weights)
+        return saved
 
     @staticmethod
     def backward(
         layout: AttentionLayout, vectors: Tensor, saved: list[Tensor], doutput: Tensor, gradients: Tensor
     ) -> None:
-        """Writes dQ, dK and dV of each rectangle to `gradients`."""
-        sections, gradient_sections = layout.split_sections(vectors), layout.split_sections(gradients)
-        output, *logsumexps = saved
-        for rectangle, logsumexp in zip(layout.rectangles, logsumexps, strict=True):
-            dout, result = _view_by_row(rectangle, [doutput])[0], _view_by_row(rectangle, [output])[0]
-            computed = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(  # noqa: SLF001
-                dout, *_view_by_row(rectangle, sections), result, logsumexp, 0.0, True, scale=1.0
-            )
-            for target, gradient in zip(_view_by_row(rectangle, gradient_sections), computed, strict=True):
-                target.copy_(gradient)
+        """Writes dQ, dK and dV of each rectangle to `gradients`; formulas in the module."""
+        queries, keys, values = layout.split_sections(vectors)
+        dqueries, *dkeys_and_dvalues = layout.split_sections(gradients)
+        # Every block adds to the gradients of the keys that it sees: in float32, as there are several.
+        sums = [torch.zeros_like(section, dtype=torch.float32) for section in dkeys_and_dvalues]
+        scores = None if saved else _score_buffer(layout)
+        for number, block in enumerate(_query_blocks(layout)):
+            query, key, dout = block.copy_queries(queries), block.view_keys(keys), block.copy_queries(doutput)
+            weights = saved[number] if scores is None else block.weights(query, key, scores).to(values.dtype)
+            dweights = dout @ block.view_keys(values).t()
+            dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)  # noqa: SLF001
+            block.write_queries(dqueries, dscores @ key)
+            for target, left, right in zip(sums, (dscores, weights), (query, dout), strict=True):
+                block.view_keys(target).add_(left.t() @ right)
+        for section, total in zip(dkeys_and_dvalues, sums, strict=True):
+            section.copy_(total)
+
+
+@dataclass(frozen=True)
+class _QueryBlock:
+    """Consecutive queries of one row, of all query heads that attend to one key head.
+
+    Attributes:
+        rectangle: what the row is in.
+        key_head: index of row and key head: among [rows * key heads].
+        tokens: the queries' places in the row, without the prefix.
+    """
+
+    rectangle: Rectangle
+    key_head: int
+    tokens: slice
+
+    def copy_queries(self, queries: Tensor) -> Tensor:
+        """Copies this block's part of all queries, or of their gradients: [query heads * tokens, head_dim]."""
+        return self._by_head(queries).flatten(0, 1)
+
+    def write_queries(self, queries: Tensor, values: Tensor) -> None:
+        """Writes what `copy_queries` reads."""
+        target = self._by_head(queries)
+        target.copy_(values.view_as(target))
+
+    def view_keys(self, keys: Tensor) -> Tensor:
+        """Views the keys, or values, that the block's last query sees: [prefix + tokens up to it, head_dim]."""
+        return self.rectangle.view_keys(keys)[self.key_head, : self.rectangle.prefix_length + self.tokens.stop]
+
+    def weights(self, query: Tensor, key: Tensor, buffer: Tensor) -> Tensor:
+        """Computes P in the buffer: float32 [query heads * tokens, keys]."""
+        scores = torch.mm(query.float(), key.float().t(), out=buffer[: len(query) * len(key)].view(-1, len(key)))
+        # The block's own tokens are its last keys; all others are earlier.
+        count = self.tokens.stop - self.tokens.start
+        own = scores.view(-1, count, len(key))[..., -count:]
+        own += torch.full((count, count), -torch.inf).triu_(1)
+        return torch.softmax(scores, -1, out=scores)
+
+    def _by_head(self, queries: Tensor) -> Tensor:
+        """Views this block's part: [query heads, tokens, head_dim]."""
+        rectangle = self.rectangle
+        row = rectangle.view_queries(queries)[self.key_head].view(-1, rectangle.length, rectangle.heads.head_dim)
+        return row[:, self.tokens]
+
+
+def _block_size(rectangle: Rectangle) -> int:
+    """Returns how many consecutive queries of a row are a block; a multiple of `QUERY_BLOCK`."""
+    return QUERY_BLOCK * math.ceil(rectangle.length / (QUERY_BLOCK * MAX_BLOCKS))
+
+
+def _query_blocks(layout: AttentionLayout) -> Iterator[_QueryBlock]:
+    for rectangle in layout.rectangles:
+        size = _block_size(rectangle)
+        for key_head in range(rectangle.rows * rectangle.heads.key):
+            for start in range(0, rectangle.length, size):
+                tokens = slice(start, min(start + size, rectangle.length))
+                yield _QueryBlock(rectangle, key_head, tokens)
+
+
+def _score_buffer(layout: AttentionLayout) -> Tensor:
+    """Allocates the scores of the largest block, float32: once for all blocks, so that its pages stay mapped."""
+    queries = [min(part.length, _block_size(part)) * layout.heads.queries_per_key for part in layout.rectangles]
+    return torch.empty(
+        max(count * part.key_length for count, part in zip(queries, layout.rectangles, strict=True))
+    )
 
 
 def _view_sections(rectangle: Rectangle, sections: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Views a rectangle's part of queries, keys and values, or of their gradients."""
     queries, keys, values = sections
     return rectangle.view_queries(queries), rectangle.view_keys(keys), rectangle.view_keys(values)
-
-
-def _view_by_row(rectangle: Rectangle, sections: Sequence[Tensor]) -> list[Tensor]:
-    """Views a rectangle's part of queries, and of keys and values if given: [rows, heads, length, head_dim]."""
-    views = (rectangle.view_queries, rectangle.view_keys, rectangle.view_keys)
-    return [
-        view(section).view(rectangle.rows, -1, rectangle.length, rectangle.heads.head_dim)
-        for view, section in zip(views, sections, strict=False)
-    ]

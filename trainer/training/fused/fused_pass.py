@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from trainer.training.engines.base import Precision
-from trainer.training.fused.attention_cpu import MAX_PRODUCT_TOKENS
 from trainer.training.fused.decoder import FusedDecoder, find_obstacle, read_heads
 from trainer.training.fused.equivalence import attention_is_equivalent, loss_is_equivalent
 from trainer.training.fused.head_loss import HeadLoss
@@ -58,8 +57,8 @@ class FusedPass:
             is_noisy: whether dropout or noise on embeddings is on. Then a prefix differs from row to row, and is
                 not shared.
         """
-        # The GPU's attention kernel and the flash kernel for long rows on a CPU know no shared prefix.
-        can_share = not (batch.input_ids.is_cuda or is_noisy or batch.max_seqlen > MAX_PRODUCT_TOKENS)
+        # The GPU's attention kernel knows no shared prefix.
+        can_share = not (batch.input_ids.is_cuda or is_noisy)
         if can_share and self.share_prefixes:
             return _token_losses(self._decoder, share_prefixes(batch, rows_per_unit), batch.targets)
         return _token_losses(self._decoder, FlatBatch.without_sharing(batch), batch.targets)
