@@ -46,9 +46,9 @@ def verify(files: Files, source: Path, *options: object) -> int:
     return run(["verify", str(source), "--policy", str(files.policy), "-q", *map(str, options)])
 
 
-def seal(files: Files, *record: object, policy: Path | None = None) -> int:
+def seal(files: Files, *record: object, policy: Path | None = None, rows: str = '{"text": "a row"}\n') -> int:
     data, sealed = files.folder / "rows.jsonl", files.folder / "sealed.age"
-    data.write_text('{"text": "a row"}\n')
+    data.write_text(rows)
     recipient = str(generate_identity(hybrid=False).recipient())
     options = ("--policy", policy or files.policy, "-r", recipient, "-o", sealed, "-q")
     code = run(["seal", *map(str, (data, *options, *record))])
@@ -59,6 +59,16 @@ def seal(files: Files, *record: object, policy: Path | None = None) -> int:
 def test_the_own_record_under_its_policy_is_sealed_to(files: Files, record: Path) -> None:
     assert record.stat().st_mode & 0o777 == 0o600
     assert seal(files, "--attestation", record) == ExitCode.DONE
+
+
+def test_rows_that_the_job_would_refuse_are_not_sealed(files: Files, record: Path, capsys: Captured) -> None:
+    secret = "xylophonequartz"
+    rows = f'{{"text": "a row"}}\n{{"text": ["{secret}"]}}\n'
+    assert seal(files, "--attestation", record, rows=rows) == ExitCode.LOCAL_DATA
+    told = capsys.readouterr()
+    assert "rows.jsonl, row 1, field text" in told.err
+    assert secret not in told.err + told.out
+    assert not list(files.folder.glob("sealed.age*"))
 
 
 def test_a_record_of_somebody_else_is_not_sealed_to(

@@ -118,8 +118,6 @@ class Run:
         model = self.private / self.canaries.tokenizer
         shutil.copytree(base or self.world.tiny_model, model)
         sections["model"] = {"model_name_or_path": str(model), **sections.get("model", {})}
-        # The model's template prints no tools; one is planted all the same.
-        sections["data"] = {"allow_unrendered": ["tools"], **sections.get("data", {})}
         spec = self.world.write_spec(self.private / "job.yaml", **sections)
         self.spooled = spool
         self.ciphertext.mkdir(exist_ok=True)

@@ -7,6 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from trainer.model_files.known_layers import LAYER_MODULES
+from trainer.model_files.lora_targets import language_modules
+from trainer.model_files.tensor_listing import TensorListing
+from trainer.training.placement import language_modules as modules_of_the_worker
 
 SMALL = {
     "vocab_size": 16,
@@ -26,6 +29,8 @@ def test_every_layer_has_these_modules(model_type: str) -> None:
     with torch.device("meta"):
         config = AutoConfig.for_model(model_type, **SMALL)
         model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert language_modules(TensorListing(shapes)) == modules_of_the_worker(model).keys()
     names = {name for name in model.state_dict() if name.endswith(".weight")} - {"lm_head.weight"}
     expected = {f"model.layers.{number}.{name}.weight" for number in (0, 1) for name in LAYER_MODULES[model_type]}
     assert names == expected | {"model.embed_tokens.weight", "model.norm.weight"}

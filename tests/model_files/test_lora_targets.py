@@ -6,7 +6,13 @@ import pytest
 
 from tests.model_files.tiny_files import llama_shapes
 from trainer.errors import JobError
-from trainer.model_files.lora_targets import check_lora_names, language_modules, leaf_counts, placement_warnings
+from trainer.model_files.lora_targets import (
+    check_lora_names,
+    count_targets,
+    language_modules,
+    leaf_counts,
+    placement_warnings,
+)
 from trainer.model_files.tensor_listing import TensorListing
 from trainer.spec import LoraSection
 
@@ -51,7 +57,20 @@ def test_towers_are_no_targets_and_experts_count_once_a_layer() -> None:
         {"vision_tower.layers.0.q_proj.weight": (2, 2)}
         | {f"model.layers.0.mlp.experts.{number}.w1.weight": (2, 2) for number in range(4)}
     )
-    assert language_modules(listing) == {"model.layers.0.mlp.experts.w1"}
-    assert len(placement_warnings(listing)) == 2
-    assert placement_warnings(LISTING) == ()
+    assert language_modules(listing) == {"model.layers.0.mlp.experts.w1", "lm_head"}
+    assert len(placement_warnings(listing, section())) == 2
+    assert placement_warnings(LISTING, section()) == ()
     assert leaf_counts(["a.b.q", "c.q", "a.gate.weight"]) == {"gate.weight": 1, "q": 2}
+
+
+def test_a_head_without_a_tensor_of_its_own_is_a_module_too() -> None:
+    tied = TensorListing({name: shape for name, shape in LISTING.shapes.items() if "lm_head" not in name})
+    assert count_targets(section(lora_target_modules=("lm_head", "q_proj")), tied) == {"lm_head": 1, "q_proj": 2}
+
+
+def test_names_that_select_nothing_of_an_unknown_architecture_are_warned_of() -> None:
+    """Its modules may have other names than its tensors, so that only the job can refuse."""
+    lora = section(lora_target_modules=("q_proj", "qkv_prj"), exclude_modules=("wi",))
+    (warning,) = placement_warnings(LISTING, lora)
+    assert "2: lora.exclude_modules wi, lora.lora_target_modules qkv_prj" in warning
+    assert "q_proj (2)" in warning

@@ -65,6 +65,10 @@ def test_the_table_is_of_other_names_each_once() -> None:
         ),
         ("train.push_to_hub", "there is none: the result is sealed to the data provider, and pushed to no hub"),
         ("adapter", "there is none: the adapter is LoRA; with model.load_in_4bit it is what others call QLoRA"),
+        (
+            "lora.trainable_token_indices",
+            "there is none: embeddings of new tokens are trained in full: lora.modules_to_save: [embed_tokens]",
+        ),
         ("lora.zzzzzz", None),
         ("train.lora_rnk", None),
         ("zzzzzz", None),

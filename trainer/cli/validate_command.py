@@ -149,7 +149,7 @@ def _load_local_model(spec: JobSpec, job: Path, chosen: Path | None) -> _LocalMo
         tokens = _load_tokenizer(files, spec.data)
         if found.tensors is None:
             return _LocalModel(tokens, found.config)
-        warnings, targets = placement_warnings(found.tensors), count_targets(spec.lora, found.tensors)
+        warnings, targets = placement_warnings(found.tensors, spec.lora), count_targets(spec.lora, found.tensors)
         return _LocalModel(tokens, found.config, warnings=warnings, targets=targets)
 
 

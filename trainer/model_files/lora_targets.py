@@ -37,13 +37,8 @@ def check_lora_names(lora: LoraSection, modules: Collection[str]) -> dict[str, i
     Raises:
         JobError: `MODEL_INVALID`: lists the names that select nothing, each with its key.
     """
-    targets = () if isinstance(lora.lora_target_modules, str) else lora.lora_target_modules
-    keys = {"lora_target_modules": targets, "exclude_modules": lora.exclude_modules} | {
-        "modules_to_save": lora.modules_to_save
-    }
-    counts = {name: len(selected_modules(name, modules)) for names in keys.values() for name in names}
-    lost = [f"lora.{key} {name}" for key, names in keys.items() for name in names if not counts[name]]
-    if lost:
+    counts = {name: len(selected_modules(name, modules)) for names in _written(lora).values() for name in names}
+    if lost := _unmatched(lora, modules):
         raise JobError(
             ErrorCode.MODEL_INVALID,
             "the base model has no module of a name in section lora",
@@ -51,7 +46,7 @@ def check_lora_names(lora: LoraSection, modules: Collection[str]) -> dict[str, i
             found=shorten(lost),
             hint="use the base model's own names of modules, or lora_target_modules: all-linear",
         )
-    in_full = select(lora.modules_to_save, modules)
+    in_full, targets = select(lora.modules_to_save, modules), _written(lora)["lora_target_modules"]
     if both := in_full & (select(targets, modules) - select(lora.exclude_modules, modules)):
         raise JobError(
             ErrorCode.MODEL_INVALID,
@@ -62,11 +57,30 @@ def check_lora_names(lora: LoraSection, modules: Collection[str]) -> dict[str, i
     return counts
 
 
+def _written(lora: LoraSection) -> Mapping[str, tuple[str, ...]]:
+    """Returns the keys of section `lora` that name modules, and their names; none for `all-linear`."""
+    targets = () if isinstance(lora.lora_target_modules, str) else lora.lora_target_modules
+    return {
+        "lora_target_modules": targets,
+        "exclude_modules": lora.exclude_modules,
+        "modules_to_save": lora.modules_to_save,
+    }
+
+
+def _unmatched(lora: LoraSection, modules: Collection[str]) -> list[str]:
+    """Returns the names in section `lora` that select nothing, each with its key."""
+    return [
+        f"lora.{key} {name}"
+        for key, names in _written(lora).items()
+        for name in names
+        if not selected_modules(name, modules)
+    ]
+
+
 def count_targets(lora: LoraSection, listing: TensorListing) -> dict[str, int]:
     """Returns each name in `lora.lora_target_modules` → how many modules it selects; nothing for `all-linear`."""
-    targets = () if isinstance(lora.lora_target_modules, str) else lora.lora_target_modules
     modules = language_modules(listing)
-    return {name: len(selected_modules(name, modules)) for name in targets}
+    return {name: len(selected_modules(name, modules)) for name in _written(lora)["lora_target_modules"]}
 
 
 def select(names: Iterable[str], modules: Collection[str]) -> frozenset[str]:
@@ -83,15 +97,22 @@ def describe_leaves(modules: Iterable[str]) -> str:
 def language_modules(listing: TensorListing) -> frozenset[str]:
     """Returns the modules that can have an adapter, by the names of the base model's tensors.
 
-    Parts for images and sound are left out. The experts of a layer count as one module.
+    Parts for images and sound are left out. The experts of a layer count as one module. A head that shares the
+    embedding's matrix has no tensor of its own.
     """
-    return frozenset(_EXPERT.sub(".experts.", name) for name in listing.modules if not is_in_tower(name))
+    modules = frozenset(_EXPERT.sub(".experts.", name) for name in listing.modules if not is_in_tower(name))
+    return modules if any(_leaf(name) == "lm_head" for name in modules) else modules | {"lm_head"}
 
 
-def placement_warnings(listing: TensorListing) -> tuple[str, ...]:
+def placement_warnings(listing: TensorListing, lora: LoraSection) -> tuple[str, ...]:
     """Returns what the provider should know about the modules that the adapter lies on; quotes names only."""
     names = listing.shapes.keys()
     warnings = []
+    if lost := _unmatched(lora, language_modules(listing)):
+        warnings.append(
+            f"no weights in the base model's files are called {shorten(lost)}; there are "
+            f"{describe_leaves(language_modules(listing))}: the job refuses a name that selects no module"
+        )
     if towers := {name for name in names if is_in_tower(name)}:
         warnings.append(f"the base model's parts for images or sound are not trained ({len(towers)} tensors)")
     if any(".experts." in name for name in names):

@@ -63,7 +63,7 @@ def check_model_files(model_dir: Path, names: Collection[str], spec: JobSpec) ->
     if tensors is not None:
         require_whole(config, tensors)
         if text_config(config).get("model_type") in LAYER_MODULES:  # of others, modules may have other names
-            check_lora_names(spec.lora, language_modules(tensors) | {"lm_head"})
+            check_lora_names(spec.lora, language_modules(tensors))
     return ModelFiles(config, tensors)
 
 

@@ -229,6 +229,9 @@ _NONE: Final[Mapping[str, str]] = {
         "compute_accuracy"
     ),
     "runs are deterministic as far as the device allows": "full_determinism deterministic cudnn_benchmark strict",
+    "embeddings of new tokens are trained in full: lora.modules_to_save: [embed_tokens]": (
+        "trainable_token_indices new_tokens new_special_tokens trainable_tokens fix_untrained_tokens"
+    ),
     "batches of all steps have the rows that train.per_device_train_batch_size and accumulation make": (
         "global_batch_size total_batch_size auto_find_batch_size dataloader_drop_last drop_last split_batches"
     ),
