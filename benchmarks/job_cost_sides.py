@@ -104,7 +104,8 @@ def children_of(process: int) -> list[int]:
 def worker_of(job: int) -> int:
     """Return the process id of a job's worker; 0 if it has none."""
     for child in children_of(job):
-        if b"trainer.worker" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
+        words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+        if b"trainer.worker" in words and b"-I" not in words:  # that one stands by
             return child
     return 0
 

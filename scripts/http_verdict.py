@@ -16,6 +16,9 @@ from schemathesis.checks import load_all_checks
 from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi import checks as openapi_checks
 
+from trainer.errors import ErrorCode
+from trainer.models import Phase
+
 _HEADERS: Final = (
     "accept-ranges", "allow", "cache-control", "connection", "content-length", "content-range",
     "content-type", "etag", "location", "retry-after", "transfer-encoding", "tus-extension", "tus-max-size",
@@ -151,8 +154,11 @@ class Judge:
             body = json.loads(answer.body)
         except ValueError:
             body = None
-        if not isinstance(body, dict) or list(body) != ["error"]:
+        with_phase = isinstance(body, dict) and body.get("error") == ErrorCode.WRONG_PHASE
+        if not isinstance(body, dict) or list(body) != (["error", "phase"] if with_phase else ["error"]):
             return [f"error body {answer.body[:80]!r}"]
+        if with_phase and body["phase"] not in set(Phase):
+            return [f"no phase: {answer.body[:80]!r}"]
         allowed = self._codes(method, path, answer.status)
         return (
             [] if body["error"] in allowed else [f"{answer.status} with {body['error']!r}, documented: {allowed}"]

@@ -111,6 +111,17 @@ RESUMABLE: Final = frozenset(
 )
 """Failures of a job that say nothing against its dataset or spec: the next start of the job goes on."""
 
+DATASET_FAULTS: Final = frozenset({
+    ErrorCode.DATASET_INVALID,
+    ErrorCode.DATASET_ROW_INVALID,
+    ErrorCode.DATASET_NOT_TRAINABLE,
+    ErrorCode.DATASET_UNRENDERED,
+    ErrorCode.DATASET_OVERLONG,
+    ErrorCode.DATASET_TOO_LARGE,
+    ErrorCode.PRIVACY_NOT_MET,
+})  # fmt: skip
+"""Failures before the first optimizer step that another dataset, or another grant, would not have."""
+
 
 class TrainerError(Exception):
     """Base of all errors this project raises on purpose.

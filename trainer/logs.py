@@ -92,6 +92,15 @@ class DatasetReceived(PublicEvent):
 
 
 @dataclass(frozen=True)
+class DatasetRefused(PublicEvent):
+    """A dataset was refused before the first optimizer step; details are in its sealed report only."""
+
+    event = "dataset-refused"
+    code: ErrorCode
+    tries_left: int
+
+
+@dataclass(frozen=True)
 class TrainingProgress(PublicEvent):
     """An optimizer step ended."""
 

@@ -96,8 +96,8 @@ class Status(Strict):
     """The public state of a running job: the answer to `GET /status`.
 
     `step` and `total_steps` count optimizer steps. `error` is a public code, set when `phase` is `failed`, and in
-    `awaiting-dataset` after an upload that could not be opened. `result_bytes` is the size of the sealed result
-    (or sealed failure report) once it can be pulled.
+    `awaiting-dataset` after an upload that did not open, or was refused. `result_bytes` is the size of the sealed
+    result, or sealed failure report, once it can be pulled: there is one on a dataset that opened and was refused.
     """
 
     phase: Phase
@@ -106,3 +106,13 @@ class Status(Strict):
     eta_seconds: Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)] | None = None
     error: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")] | None = None
     result_bytes: Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)] | None = None
+
+    @property
+    def announces_refusal(self) -> bool:
+        """Whether the job waits for another dataset, and offers the sealed report on the one that it refused."""
+        is_waiting = self.phase is Phase.AWAITING_DATASET
+        return is_waiting and self.error is not None and self.result_bytes is not None
+
+    def without_refusal(self) -> Status:
+        """Returns the status once a newer dataset is there: error and report are about the one before."""
+        return self.model_copy(update={"error": None, "result_bytes": None})

@@ -244,6 +244,8 @@ class Deployment:
                 if self.container not in (path / "cgroup").read_text():
                     continue
                 words = (path / "cmdline").read_bytes()
+                if b"-I" in words.split(b"\0"):
+                    continue  # a worker that stands by
                 role = next((r for r in ("worker", "front", "fetch") if f"trainer.{r}".encode() in words), None)
                 if role:
                     found[role] = int(path.name)

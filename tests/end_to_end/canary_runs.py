@@ -255,20 +255,10 @@ class Run:
 
     def fetch(self) -> OpenedResult:
         """Watch, pull, open, acknowledge."""
-        self.watch()
-        self._stranger()
-        target = self.private / "result.age"
-        with self.carrier() as client:
-            client.download_result(target, limit=1 << 30)
-        opened = open_sealed_result(
-            target, [self.identity], self.private / "result", record=self.record, grant=self.grant
-        )
+        opened, target, envelope = self._receive("result")
         weights = self.private / "result" / "adapter" / "adapter_model.safetensors"
         if weights.exists():
             self.canaries.later.append(weights.read_bytes()[-96:-32])
-        with self.carrier() as client:
-            assert self.grant is not None
-            envelope = client.acknowledge(self.grant.acknowledgement(file_sha256(target)))
         assert envelope is not None
         assert self.grant is not None
         said = steps.verify_deletion_statement(
@@ -279,6 +269,25 @@ class Run:
         )
         assert said.predicate.acknowledged
         return opened
+
+    def fetch_refusal(self) -> OpenedResult:
+        """The same, of a dataset that the job refuses: it goes on, and states nothing of what it destroys."""
+        opened, _, envelope = self._receive(f"refusal-{len(self.played)}")
+        assert envelope is None
+        return opened
+
+    def _receive(self, name: str) -> tuple[OpenedResult, Path, bytes | None]:
+        self.watch()
+        self._stranger()
+        target = self.private / f"{name}.age"
+        with self.carrier() as client:
+            client.download_result(target, limit=1 << 30)
+        opened = open_sealed_result(
+            target, [self.identity], self.private / name, record=self.record, grant=self.grant
+        )
+        with self.carrier() as client:
+            assert self.grant is not None
+            return opened, target, client.acknowledge(self.grant.acknowledgement(file_sha256(target)))
 
     def _stranger(self) -> None:
         """What anyone may ask, as anyone may ask it."""
@@ -324,6 +333,17 @@ def refused(action: Callable[[], object], code: str) -> None:
     with pytest.raises(TrainerError) as caught:
         action()
     assert caught.value.code.value == code
+
+
+def refused_with(run: Run, code: str) -> JobError:
+    """The job refuses the dataset with a sealed report that names `code`, and goes on; returns the error in it."""
+    opened = run.fetch_refusal()
+    assert opened.failure is not None
+    assert opened.failure.code.value == code, opened.failure
+    refusals = [event for event in run.job.events if event["event"] == "dataset-refused"]
+    assert refusals[-1]["code"] == code
+    assert run.job.process.poll() is None
+    return opened.failure
 
 
 def failed_with(run: Run, code: str) -> JobError:

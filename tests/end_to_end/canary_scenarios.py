@@ -13,6 +13,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +22,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tests.end_to_end.canary_runs import Run, failed_with, plant, refused
+from tests.end_to_end.canary_runs import Run, failed_with, plant, refused, refused_with
 from trainer.encoding import file_sha256
 from trainer.errors import DataError, TrainerError
 from trainer.sealing.age import encrypt_file, encrypting_writer, generate_identity, parse_recipient
@@ -30,6 +31,7 @@ Scenario = Callable[[Run], None]
 Row = Mapping[str, object]
 
 QUICK: dict[str, object] = {"max_steps": 2}
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 NO_SAMPLES: dict[str, object] = {"samples": 0}
 WORKER_WALLS = [
     "worker_no_network", "worker_own_network", "worker_no_programs", "worker_no_signals", "worker_no_tracing",
@@ -141,9 +143,7 @@ def several_outputs(run: Run) -> None:
 
 def provider_settings(run: Run) -> None:
     """Overlong rows are dropped, and a template of the provider's own renders the others."""
-    template = "{{ tools | tojson }}"
-    template += "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    data = {"chat_template": template, "on_overlong": "drop", "max_length": 512}
+    data = {"chat_template": "{{ tools | tojson }}" + TEMPLATE, "on_overlong": "drop", "max_length": 512}
     run.start(train=QUICK, data=data, output={"include_logs": False})
     run.rows([*good_rows(run), {"text": f"{run.canaries.bad} " * 300}], f"{run.canaries.file}.jsonl")
     succeed(run)
@@ -236,16 +236,21 @@ def nobody_fetches(run: Run) -> None:
 # rows that are wrong
 
 
-def wrong_rows(content: Callable[[Run], bytes], code: str, name: str = "train.jsonl", row: int = 0) -> Scenario:
-    """The job refuses a data file with the planted `bad` string in it, at `row`."""
+def wrong_rows(
+    name: str, content: Callable[[Run], bytes], code: str, file: str = "train.jsonl", row: int = 0
+) -> Scenario:
+    """The job refuses a data file with the planted `bad` string in it, at `row`, and waits for another one."""
 
     def scenario(run: Run) -> None:
-        run.start(train=QUICK)
-        run.file(name, content(run))
+        shutil.rmtree(run.private / "data", ignore_errors=True)
+        run.file(file, content(run))
         run.upload()
-        failure = failed_with(run, code)
+        failure = refused_with(run, code)
         assert isinstance(failure, DataError)
         assert failure.row == row
+        run.canaries.later.append(run.canaries.bad)
+        run.canaries.bad = plant("badrow")
+        run.played.append(name)
 
     return scenario
 
@@ -254,11 +259,68 @@ def line(value: object) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
-def template_error(run: Run) -> None:
-    run.start(data={"chat_template": "{{ raise_exception('not ' ~ messages[0]['content'] ~ tools) }}"})
-    good_data(run)
-    run.upload()
-    failed_with(run, "dataset-row-invalid")
+WRONG_ROWS = (
+    wrong_rows("malformed_json", lambda run: b'{"messages": ' + run.canaries.bad.encode(), "dataset-row-invalid"),
+    wrong_rows(
+        "no_table_at_all",
+        lambda run: b"PAR1" + run.canaries.bad.encode() * 9 + b"PAR1",
+        "dataset-invalid",
+        "train.parquet",
+    ),
+    wrong_rows(
+        "nothing_to_train_on",
+        lambda run: line({"messages": [{"role": "user", "content": run.canaries.bad}]}),
+        "dataset-not-trainable",
+    ),
+    wrong_rows(
+        "template_error",
+        lambda run: line(
+            {"messages": [said("user", run.canaries.content), said("user", "bad" + run.canaries.bad)]}
+        ),
+        "dataset-row-invalid",
+    ),
+)
+"""What else can be wrong with a row, `tests/worker/test_worker.py` shows: the job treats all such errors alike."""
+
+RAISES = "{% if messages[-1]['content'].startswith('bad') %}{{ raise_exception('not ' ~ messages) }}{% endif %}"
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def refused_datasets(run: Run) -> None:
+    """Each wrong dataset opens, and is refused under seal; the worker of the next one has seen nothing of it."""
+    for scenario in WRONG_ROWS:
+        scenario(run)
+        assert not [path for path in run.workspace.rglob("*") if path.is_file() and is_private(path)]
+    memory = memory_of(run.pid("trainer.worker"))
+    assert b"trainer.worker" in memory, "it was read indeed"
+    of_the_spec = run.canaries.tokenizer  # the name of the base model's folder
+    assert not [needle for needle in run.canaries.all() if needle != of_the_spec and encoded(needle) in memory]
+    shutil.rmtree(run.private / "data")
+
+
+def encoded(needle: str | bytes) -> bytes:
+    return needle if isinstance(needle, bytes) else needle.encode()
+
+
+def is_private(path: Path) -> bool:
+    """Whether a file of the workspace is neither of the base model nor an empty log."""
+    return path.parent.name != "model" and path.stat().st_size > 0
+
+
+def memory_of(process: int) -> bytes:
+    """What a process has written to its memory: heap, stacks, and what it has mapped for itself."""
+    maps = Path(f"/proc/{process}/maps").read_text().splitlines()
+    spans = [words.split()[0].split("-") for words in maps if words.split()[1].startswith("rw")]
+    read = bytearray()
+    with Path(f"/proc/{process}/mem").open("rb", buffering=0) as memory:
+        for start, end in spans:
+            with suppress(OSError):  # such as that of a device
+                memory.seek(int(start, 16))
+                read += memory.read(int(end, 16) - int(start, 16))
+    return bytes(read)
 
 
 # machines that fail
@@ -416,12 +478,14 @@ def not_opened(run: Run, sealed: Path, code: str) -> None:
 
 
 def refused_uploads(run: Run) -> None:
-    """One job is sent each wrong upload, and then the right one."""
-    run.start(train=QUICK, output=NO_SAMPLES)
+    """One job is sent each wrong upload, each wrong dataset, and then the right one."""
+    run.start(train=QUICK, output=NO_SAMPLES, data={"chat_template": RAISES + TEMPLATE})
     good_data(run)
     for part in (an_expired_grant, sealed_to_a_stranger, no_bundle_inside, hostile_names, damaged_uploads):
         part(run)
         run.played.append(part.__name__)
+    refused_datasets(run)
+    good_data(run)
     run.upload()
     opened = run.fetch()
     assert opened.failure is None
@@ -505,27 +569,14 @@ RUNS: dict[str, Scenario] = {
     for scenario in (
         conversations, through_files, several_outputs, provider_settings, nobody_fetches, preferences,
         two_processes, differentially_private, audited, memorised_too_much, broken_off_and_gone_on,
-        template_error, a_base_model_of_nan, memory_runs_out,
+        a_base_model_of_nan, memory_runs_out,
         a_killed_worker, a_worker_with_a_broken_heap, a_killed_front, a_killed_supervisor,
         told_to_end_while_training, told_to_end_while_preparing, told_to_end_with_a_result,
         a_full_workspace, no_room_for_the_upload, no_room_for_the_result,
         another_model_file, refused_uploads, another_job_spec,
     )
-} | {
-    "malformed_json": wrong_rows(
-        lambda run: b'{"messages": ' + run.canaries.bad.encode(), "dataset-row-invalid"
-    ),
-    "no_table_at_all": wrong_rows(
-        lambda run: b"PAR1" + run.canaries.bad.encode() * 9 + b"PAR1", "dataset-invalid", "train.parquet"
-    ),
-    "nothing_to_train_on": wrong_rows(
-        lambda run: line({"messages": [{"role": "user", "content": run.canaries.bad}]}), "dataset-not-trainable"
-    ),
 }  # fmt: skip
-"""What is played: one job each, or two where a job is started again.
-
-What else can be wrong with a row, `tests/worker/test_worker.py` shows: the job treats all such errors alike.
-"""
+"""What is played: one job each, or two where a job is started again."""
 
 SHARED: dict[str, str] = {
     "strangers_ask_all_the_time": "conversations",
@@ -544,6 +595,10 @@ SHARED: dict[str, str] = {
     "no_bundle_inside": "refused_uploads",
     "an_expired_grant": "refused_uploads",
     "hostile_names": "refused_uploads",
+    "malformed_json": "refused_uploads",
+    "no_table_at_all": "refused_uploads",
+    "nothing_to_train_on": "refused_uploads",
+    "template_error": "refused_uploads",
 }
 """Scenario → the run that it is a part of. Each adds its name to `Run.played`."""
 

@@ -105,7 +105,7 @@ def test_bad_rows_inside_the_job_are_reported_under_seal(
     """The provider's own check is left out here, as an older tool might."""
     asked = {"role": "user", "content": "canary-in-a-bad-row"}
     row = json.dumps({"messages": [asked, {"role": 7, "content": ""}]})
-    spec = write_spec(tmp_path / "job.yaml")
+    spec = write_spec(tmp_path / "job.yaml", exchange={"dataset_tries": 1})
     job: Job = start_job(spec)
     recipient, policy, record = provider.keygen(), provider.policy(spec), tmp_path / "attestation.json"
     assert trainer("verify", job.url, "--policy", policy, "-o", record).code == 0
@@ -131,29 +131,41 @@ def test_bad_rows_inside_the_job_are_reported_under_seal(
     assert list(job.workspace.iterdir()) == []
 
 
-def test_submit_tells_why_a_job_failed_and_keeps_the_report(
+def test_submit_tells_why_a_dataset_was_refused_and_goes_on_with_a_mended_one(
     start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, rows: str, tmp_path: Path
 ) -> None:
     """A row that only the job can refuse: it is too long once it is tokenised."""
     spec = write_spec(tmp_path / "job.yaml")
     job: Job = start_job(spec)
     data, result = tmp_path / "train.jsonl", tmp_path / "result"
-    data.write_text(rows + json.dumps({"text": "canary-in-a-long-row " * 500}) + "\n")
     provider.keygen()
-    ran = trainer(
+    submit = (
         "submit", data, "--job-url", job.url, "--policy", provider.policy(spec), "-i", provider.identity,
         "-o", result, "--json",
     )  # fmt: skip
-    assert_error(ran, 6, "dataset-overlong", "row 40")
+    data.write_text(rows + json.dumps({"text": "canary-in-a-long-row " * 500}) + "\n")
+    ran = trainer(*submit)
+    assert_error(ran, 6, "dataset-overlong", "row 40", "the job waits for another dataset")
     assert ran.json["error"]["code"] == "dataset-overlong"
-    assert job.wait() == 6
     assert not result.exists(), "it stays free for a result"
-    result = tmp_path / "result.failure-1"
-    report = json.loads((result / "report" / "failure.json").read_bytes())
+    refused = tmp_path / "result.failure-1"
+    report = json.loads((refused / "report" / "failure.json").read_bytes())
     assert (report["file"], report["row"]) == ("train.jsonl", 40)
-    assert (result / "receipt.json").exists()
-    assert not (result / "adapter").exists()
+    assert (refused / "receipt.json").exists()
+    assert not (refused / "adapter").exists()
     assert "canary" not in ran.err + ran.out + json.dumps(report)
+
+    again = trainer(*submit)
+    assert_error(again, 6, "dataset-overlong")
+    assert [event["event"] for event in job.events].count("dataset-refused") == 1, "the same data is no try"
+
+    data.write_text(rows)
+    mended = trainer(*submit)
+    assert mended.code == 0, mended.err
+    assert (result / "adapter").exists()
+    assert job.wait() == 0
+    log = (result / "logs" / "job.log").read_text()
+    assert "row 40" not in log, "of the refused dataset nothing is sealed with the next result"
 
 
 # the sealed dataset

@@ -28,12 +28,12 @@ LONG = {"max_steps": 400}
 
 
 def children(pid: int) -> dict[str, int]:
-    """Module → process id of the Python processes that `pid` started."""
+    """Module → process id of the Python processes that `pid` started; without workers that stand by (`-I`)."""
     found: dict[str, int] = {}
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in path.read_text().split():
             words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-            if b"-m" in words:
+            if b"-m" in words and b"-I" not in words:
                 found[words[words.index(b"-m") + 1].decode()] = int(child)
     return found
 

@@ -120,8 +120,9 @@ def children_of_front(spec: Path) -> list[int]:
 
 
 def test_a_failure_for_good_is_not_repeated_until_the_provider_knows_of_it(
-    spec: Path, start_job: StartJob, provider: Provider, trainer: Trainer, tmp_path: Path
+    write_spec: WriteSpec, start_job: StartJob, provider: Provider, trainer: Trainer, tmp_path: Path
 ) -> None:
+    spec = write_spec(tmp_path / "job.yaml", exchange={"port": free_port(), "dataset_tries": 1})
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"messages": [{"role": "user", "content": "only a question"}]}\n' * 3)
     job: Job = start_job(spec)

@@ -144,10 +144,11 @@ class Front:
                 time.sleep(0.01)
         raise AssertionError("the front did not take the status")
 
-    def publish_result(self, content: bytes) -> str:
+    def publish_result(self, content: bytes, *, final: bool = True) -> str:
         (self.spool / "result.tar.age").write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
-        self.send(ResultReady(size=len(content), sha256=digest, acknowledgement_sha256=ACKNOWLEDGEMENT_SHA256))
+        shown = ACKNOWLEDGEMENT_SHA256
+        self.send(ResultReady(size=len(content), sha256=digest, acknowledgement_sha256=shown, final=final))
         self.enter(Phase.AWAITING_PULL)
         return digest
 

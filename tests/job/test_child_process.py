@@ -25,6 +25,24 @@ def test_environment_is_an_allow_list(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert environment["EXTRA"] == "1"
 
 
+def test_a_child_on_standby_imports_nothing_before_its_byte(tmp_path: Path) -> None:
+    """What follows the byte is its own to read; without one it ends."""
+    (tmp_path / "echo.py").write_text("import sys; print(sys.argv[1:], sys.stdin.read())")
+    out, environment = tmp_path / "out", {"PYTHONPATH": str(tmp_path)}
+    for sent, printed in ((b"\nhello", "['-x'] hello\n"), (b"", "")):
+        reading, writing = os.pipe()
+        with out.open("wb") as log:
+            process = children.start_module(
+                "echo", ["-x"], environment=environment, log=log, stdin=reading, standby=True
+            )
+        os.close(reading)
+        assert out.read_text() == ""
+        os.write(writing, sent)
+        os.close(writing)
+        assert process.wait(20) == 0
+        assert out.read_text() == printed
+
+
 def test_a_child_inherits_only_the_descriptors_named(tmp_path: Path) -> None:
     (tmp_path / "listing.py").write_text("import os; print(sorted(os.listdir('/proc/self/fd')))")
     reading, writing = os.pipe()

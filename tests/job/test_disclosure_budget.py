@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.errors import ErrorCode, JobError
+from trainer.errors import DATASET_FAULTS, ErrorCode, JobError
 from trainer.job.disclosure_budget import (
     LEVELS,
     PROGRESS_VALUES,
@@ -24,6 +24,8 @@ from trainer.job.disclosure_budget import (
 )
 from trainer.models import MAX_TOTAL_STEPS
 from trainer.sealing.archive import padded_records
+from trainer.spec import ExchangeSection
+from trainer.spec.exchange_section import MAX_DATASET_TRIES
 
 THREAT_MODEL = (Path(__file__).parents[2] / "docs" / "threat-model.md").read_text("utf-8")
 BEGIN = 1234.5
@@ -58,12 +60,23 @@ ONCE_BITS = {
 }
 
 
+REFUSAL_BITS = {
+    "the end of the try, and its code": FREE_TIME_BITS + bits(len(DATASET_FAULTS)),
+    "the report": FREE_TIME_BITS + SIZE_BITS,
+    "the digest in the receipt's quote": 512,
+}
+"""Of a dataset that is refused: before the first step there is no progress and no checkpoint."""
+
+
 def test_a_start_discloses_less_than_8_kib() -> None:
     assert bits(len(ErrorCode)) <= CODE_BITS
     scheduled = RELEASES * (PROGRESS_BITS + CHECKPOINT_BITS) + TIME_BITS
     total = scheduled + sum(ONCE_BITS.values())
     assert (PROGRESS_BITS, STEP_BITS, SIZE_BITS) == (10, 27, 10)
-    assert total <= 8 * 8192
+    refusal = sum(REFUSAL_BITS.values())
+    assert total + (MAX_DATASET_TRIES - 1) * refusal <= 8 * 8192
+    for number in (refusal, total + (ExchangeSection().dataset_tries - 1) * refusal):
+        assert f"**{number:,} bits**" in THREAT_MODEL
     stated = re.search(r"at most \*\*([0-9,]+) bits\*\* in one start", THREAT_MODEL)
     assert stated is not None
     assert int(stated[1].replace(",", "")) == total
@@ -93,6 +106,15 @@ def test_releases_lie_on_a_fixed_grid_that_becomes_coarser(one: float, other: fl
     assert schedule.count(following) == count + 1
     # An interval is at most a 64th of the time since the beginning, or a tick.
     assert schedule.seconds(count + 1) - schedule.seconds(count) <= max(1, 1 + schedule.seconds(count) / 64)
+
+
+def test_tries_share_the_releases_of_one_start() -> None:
+    """Each begins with the shortest intervals again, and the number of all of them stays."""
+    first = ReleaseSchedule(BEGIN)
+    rest = ReleaseSchedule(BEGIN + 100, RELEASES - first.count(BEGIN + 100))
+    assert first.count(BEGIN + 100) + rest.count(BEGIN + 1e12) == RELEASES
+    assert rest.next_release(BEGIN + 1e12) is None
+    assert CheckpointAllowance(ReleaseSchedule(BEGIN, 0)).time(BEGIN + 5, scheduled=True) is None
 
 
 def test_the_schedule_ends() -> None:

@@ -56,6 +56,7 @@ def test_nobody_writes_where_another_reads(
     assert {plan.account for plan in (plans.front, plans.worker, plans.fetch)} == {None}
     assert set(plans.worker.readable) == {workspace.model, workspace.dataset}
     assert set(plans.worker.writable) == {workspace.output, workspace.scratch}
+    assert plans.standby == ()
     assert plans.front.writable == (tmp_path,)
     assert not plans.front.readable
     assert plans.fetch.writable == (workspace.model,)
@@ -66,6 +67,20 @@ def test_nobody_writes_where_another_reads(
     assert [plan.role for plan in (plans.supervisor, plans.front, plans.worker)] == [
         Role.SUPERVISOR, Role.FRONT, Role.WORKER,
     ]  # fmt: skip
+
+
+def test_the_worker_of_one_try_reaches_the_directories_of_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "can_separate_users", lambda: False)
+    with open_workspace(SHM, tries=3) as workspace:
+        plans = make_plans(spec(), places(workspace, tmp_path))
+        tries = [workspace.of_try(number) for number in (1, 2, 3)]
+        for own, plan in zip(tries, (plans.worker, *plans.standby), strict=True):
+            assert plan.readable == (workspace.model, own.dataset)
+            assert plan.writable == (own.output, own.scratch)
+            same = {"readable": plans.worker.readable, "writable": plans.worker.writable}
+            assert plan.model_copy(update=same) == plans.worker
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to hand directories over")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import ErrorCode, JobError
+from trainer.job.destruction import destroy_try
 from trainer.job.workspace import Workspace, filesystem_type, open_workspace
 
 SHM = Path("/dev/shm")
@@ -39,6 +40,36 @@ def test_it_is_gone_after_a_failure_too() -> None:
     assert not roots[0].exists()
 
 
+@needs_tmpfs
+def test_each_try_has_directories_of_its_own() -> None:
+    with open_workspace(SHM, tries=3) as workspace:
+        tries = [workspace.of_try(number) for number in (1, 2, 3)]
+        assert [one.tries_left for one in tries] == [2, 1, 0]
+        folders = {folder for one in tries for folder in (one.dataset, one.output, one.scratch)}
+        assert len(folders) == 9
+        assert all(folder.is_dir() for folder in folders)
+        assert {one.model for one in tries} == {workspace.model}
+
+
+@needs_tmpfs
+def test_what_a_refused_dataset_left_is_destroyed_and_the_next_ones_directories_stay() -> None:
+    """The log too: the worker wrote about rows to it, and it is sealed to the next provider."""
+    with open_workspace(SHM, tries=2) as workspace:
+        for folder in (workspace.dataset, workspace.output, workspace.scratch, workspace.result):
+            folder.mkdir(exist_ok=True)
+            (folder / "canary").write_text("canary")
+        for log in (workspace.private_log, workspace.front_log):
+            log.write_text("canary")
+        (workspace.model / "config.json").write_text("public")
+        destroy_try(workspace)
+        files = {path.relative_to(workspace.root).as_posix() for path in workspace.root.rglob("*")}
+        assert files == {
+            "job.log", "front.log", "model", "model/config.json",
+            "tries", "tries/2", "tries/2/dataset", "tries/2/output", "tries/2/scratch",
+        }  # fmt: skip
+        assert [log.stat().st_size for log in (workspace.private_log, workspace.front_log)] == [0, 0]
+
+
 ABANDON = """
 import os, signal, sys
 from pathlib import Path
@@ -58,7 +89,7 @@ def test_plaintext_of_a_killed_start_is_removed_by_the_next_and_that_of_a_runnin
         (base / "trainer-other").mkdir()
         with open_workspace(base) as running:
             subprocess.run([sys.executable, "-c", ABANDON, base], check=False, timeout=60)
-            assert len([*base.glob("trainer-job-*/dataset/rows.jsonl")]) == 1
+            assert len([*base.glob("trainer-job-*/tries/1/dataset/rows.jsonl")]) == 1
             with open_workspace(base) as workspace:
                 assert {*base.iterdir()} == {
                     running.root,

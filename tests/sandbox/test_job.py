@@ -107,7 +107,7 @@ def phases(out: Path) -> list[object]:
 
 
 def users_below(pid: int) -> dict[str, int]:
-    """Module of each child → its user."""
+    """Module of each child → its user; without workers that stand by (`-I`), which have read nothing."""
     found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -116,7 +116,7 @@ def users_below(pid: int) -> dict[str, int]:
             user = int((entry / "status").read_text().partition("Uid:")[2].split()[0])
         except OSError:
             continue
-        if parent == pid and b"-m" in words:
+        if parent == pid and b"-m" in words and b"-I" not in words:
             found[words[words.index(b"-m") + 1].decode()] = user
     return found
 

@@ -144,7 +144,7 @@ def watch_training(
     grant: GrantFile = None,
     as_json: Json = False,
 ) -> None:
-    """Follow a job until its result can be pulled. With your identity and grant, also its losses."""
+    """Follow a job until its result, or a report, can be pulled. With your identity and grant, also its losses."""
     from trainer import provider
     from trainer.models import Status
 
@@ -158,6 +158,10 @@ def watch_training(
             eta = f", {event.eta_seconds} s left" if event.eta_seconds is not None else ""
             steps = f" step {event.step} of {event.total_steps}{eta}" if event.total_steps else ""
             print_line(f"{event.phase.value}{steps}" + (f" ({event.error})" if event.error else ""))
+            if event.announces_refusal:
+                print_line(
+                    "  the dataset was refused: pull and open its report, mend the data, seal and upload it"
+                )
         else:
             print_line("  " + event.summarize())
 
@@ -194,7 +198,8 @@ def pull_result(
         require_absent(path)
     client = _connect(source, record)
     with TerminalProgress(quiet=quiet or as_json) as progress:
-        size = provider.require_result_size(client.status(), max_bytes)
+        status = client.status()
+        size = provider.require_result_size(status, max_bytes)
         digest = client.download_result(
             output, limit=max_bytes, progress=lambda done: progress.bytes_done("pulling", done, size)
         )
@@ -202,7 +207,8 @@ def pull_result(
     deletion = provider.DeletionReceiver(client, record, target, digest, manifest_sha256)
     statement = None
     try:
-        statement = deletion.fetch()
+        if not status.announces_refusal:  # a job that goes on has destroyed no keys, and states nothing
+            statement = deletion.fetch()
     except (UnavailableError, VerificationError) as error:  # the result is here; the job ended in between
         print_line(f"no valid statement of what the job destroyed: {error.message}", err=True)
     if acknowledge and grant_record is not None:
@@ -212,7 +218,7 @@ def pull_result(
             if error.code not in provider.STATEMENT_ERRORS:
                 raise
             print_line(f"no valid answer to the acknowledgement: {error.message}", err=True)
-    if statement is None:
+    if statement is None and not status.announces_refusal:
         print_line("the job gave no statement of what it destroyed", err=True)
     print_summary(
         {

@@ -52,10 +52,15 @@ class SpoolTerms(Strict):
 
 
 class SpoolResult(Strict):
-    """`result.json`: size in bytes and SHA-256 that `result.tar.age` must have."""
+    """`result.json`: size in bytes and SHA-256 that `result.tar.age` must have.
+
+    Attributes:
+        final: whether the job ends with it; otherwise it is the report on a refused dataset.
+    """
 
     size: Size
     sha256: Sha256Hex
+    final: bool = True
 
 
 class SpoolEvent(Strict):

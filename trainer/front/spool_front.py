@@ -128,13 +128,15 @@ class SpoolFront:
                 # Accepting again after a delivery: the dataset did not open, and the provider has to send another.
                 if accept and self._delivered:
                     self._clear_dataset()
+                    self.spool.clear(EVENTS_NAME)  # sealed to the provider of the dataset before
                     self._delivered = False
                 self._accepting, self._scope = accept, scope
             case PrivateEvent(sealed=sealed):
                 self._add_event(sealed)
-            case ResultReady(size=size, sha256=digest):
-                self._result = message
-                self._put(RESULT_INFO_NAME, SpoolResult(size=size, sha256=digest).model_dump_json().encode())
+            case ResultReady(size=size, sha256=digest, final=final):
+                self._result, self._acknowledged = message, False
+                result = SpoolResult(size=size, sha256=digest, final=final)
+                self._put(RESULT_INFO_NAME, result.model_dump_json(exclude_defaults=True).encode())
             case DeletionReady(statement=statement):
                 self._put(DELETION_NAME, statement.encode())
 

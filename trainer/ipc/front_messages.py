@@ -142,12 +142,14 @@ class ResultReady(ChannelMessage):
         size: in bytes.
         sha256: digest of the sealed result.
         acknowledgement_sha256: digest of what acknowledges this result, in ASCII.
+        final: whether the job ends with it; otherwise it is the report on a refused dataset, and the job goes on.
     """
 
     kind: Literal["result-ready"] = "result-ready"
     size: Size
     sha256: Sha256Hex
     acknowledgement_sha256: Sha256Hex
+    final: bool = True
 
 
 class DeletionReady(ChannelMessage):

@@ -27,6 +27,14 @@ def clean_environment(home: Path, extra: Mapping[str, str] | None = None) -> dic
     return {**inherited, **directories, **python, **(extra or {})}
 
 
+_STANDBY: Final = """
+import os, sys
+if os.read(0, 1):
+    os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Waits for a byte on stdin, then becomes the program of its arguments; ends if stdin ends first."""
+
+
 def start_module(
     module: str,
     arguments: Sequence[str],
@@ -36,14 +44,28 @@ def start_module(
     pass_fds: Sequence[int] = (),
     stdin: int | None = subprocess.DEVNULL,
     stdout: int | IO[bytes] | None = None,
+    standby: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Starts `python -m module`; its stderr, and its stdout unless one is given, go to a private log.
 
     `-P` removes the working directory, which an operator may mount, from the import path. `-I` would also remove
     the user's site directory, where the package may be installed.
+
+    Args:
+        module: name of the module.
+        arguments: its arguments.
+        environment: all variables of the child.
+        log: the private log.
+        pass_fds: descriptors that the child inherits.
+        stdin: descriptor that becomes the child's stdin.
+        stdout: descriptor or file that becomes its stdout; None is the log.
+        standby: the child imports nothing before it has read one byte from stdin.
     """
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    if standby:  # isolated and without site: it needs no module but two that are built in
+        command = [sys.executable, "-I", "-S", "-c", _STANDBY, *command]
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", module, *arguments],
+        command,
         stdin=stdin,
         stdout=log if stdout is None else stdout,
         stderr=log,

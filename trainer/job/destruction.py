@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 from trainer.errors import ErrorCode, JobError
 from trainer.job.end_record import EndRecord
@@ -36,20 +37,41 @@ def destroy_plaintext(keys: JobKeys, workspace: Workspace) -> dict[DestroyedItem
         (DestroyedItem.MODEL, workspace.model),
         (DestroyedItem.OUTPUT, workspace.output),
         (DestroyedItem.OUTPUT, workspace.scratch),
-        (DestroyedItem.RESULT_TREE, workspace.root / "result"),
+        (DestroyedItem.OUTPUT, workspace.all_tries),  # of tries that were not made
+        (DestroyedItem.RESULT_TREE, workspace.result),
     ):
-        remove_tree(folder)
-        if folder.exists():  # checked, not assumed: the provider relies on the statement
-            raise JobError(ErrorCode.JOB_FAILED, "plaintext could not be removed")
+        _remove(folder)
         destroyed[name] = int(time.time())
-    # Truncated, not removed: this process and the front have the logs open and append to them.
-    for log in (workspace.private_log, workspace.front_log):
-        if log.exists():
-            os.truncate(log, 0)
+    _empty_logs(workspace)
     destroyed[DestroyedItem.LOGS] = int(time.time())
     keys.destroy_identities()
     destroyed[DestroyedItem.IDENTITIES] = int(time.time())
     return destroyed
+
+
+def destroy_try(workspace: Workspace) -> None:
+    """Destroys what a refused dataset left, before another one is accepted: its rows, output, report and logs.
+
+    Raises:
+        JobError: a directory could not be removed.
+    """
+    for folder in (workspace.own, workspace.result):
+        _remove(folder)
+    # The worker wrote about rows to the log, and the log is sealed to the next provider with the next result.
+    _empty_logs(workspace)
+
+
+def _remove(folder: Path) -> None:
+    remove_tree(folder)
+    if folder.exists():  # checked, not assumed: the provider relies on the statement
+        raise JobError(ErrorCode.JOB_FAILED, "plaintext could not be removed")
+
+
+def _empty_logs(workspace: Workspace) -> None:
+    # Truncated, not removed: this process and the front have the logs open and append to them.
+    for log in (workspace.private_log, workspace.front_log):
+        if log.exists():
+            os.truncate(log, 0)
 
 
 def attest_deletion(signer: ReceiptSigner, record: EndRecord) -> bytes:

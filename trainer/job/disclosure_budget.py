@@ -7,6 +7,7 @@ released at times that are fixed when training begins, and each release has few 
     releases     RELEASES in one start: TICKS_PER_LEVEL at TICK_SECONDS apart, as many at twice that, and so on
     a release    one of PROGRESS_VALUES + 1 steps, and one private event of constant size
     checkpoints  one between two releases, at a whole second, and UNSCHEDULED_CHECKPOINTS besides
+    tries        a dataset that is refused before the first step counts: its releases are taken from the next one's
 
 docs/threat-model.md derives the number of bits. Pure: times are arguments, in seconds of one monotonic clock.
 """
@@ -36,9 +37,11 @@ class ReleaseSchedule:
 
     Args:
         begin: when training began.
+        limit: how many there are: what the earlier tries of this start have left of RELEASES.
     """
 
     begin: float
+    limit: int = RELEASES
 
     def count(self, now: float) -> int:
         """Returns how many releases were due by `now`."""
@@ -46,7 +49,7 @@ class ReleaseSchedule:
         # Level n has intervals of 2^n ticks and begins after TICKS_PER_LEVEL * (2^n - 1) of them.
         level = (seconds // TICKS_PER_LEVEL + 1).bit_length() - 1
         in_level = (seconds - TICKS_PER_LEVEL * ((1 << level) - 1)) >> level
-        return min(RELEASES, TICKS_PER_LEVEL * level + in_level)
+        return min(self.limit, TICKS_PER_LEVEL * level + in_level)
 
     def seconds(self, number: int) -> int:
         """Returns the time of a release, counted from 1, in seconds after training began."""
@@ -56,7 +59,7 @@ class ReleaseSchedule:
     def next_release(self, now: float) -> float | None:
         """Returns the time of the first release after `now`; None after the last one."""
         due = self.count(now)
-        return None if due >= RELEASES else self.begin + self.seconds(due + 1)
+        return None if due >= self.limit else self.begin + self.seconds(due + 1)
 
     def next_tick(self, now: float) -> float:
         """Returns the first whole tick after `now`."""
@@ -143,7 +146,7 @@ class CheckpointAllowance:
             self._unscheduled -= 1
             return now if self._unscheduled >= 0 else None
         interval = self._schedule.count(now)
-        if interval in {self._last_interval, RELEASES}:
+        if interval in {self._last_interval, self._schedule.limit}:
             return None
         self._last_interval = interval
         return self._schedule.next_tick(now)

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from trainer.atomic_files import PRIVATE_MODE, open_regular_file, replace_atomically
 from trainer.encoding import canonical_json, parse_json
-from trainer.errors import RESUMABLE, ErrorCode
+from trainer.errors import DATASET_FAULTS, RESUMABLE, ErrorCode
 from trainer.logs import private
 from trainer.models import One, Sha256Hex, Strict, UnixTime
 from trainer.receipt.deletion import DestroyedItem
@@ -92,6 +92,11 @@ class EndRecord(Strict):
     def is_final(self) -> bool:
         """Whether another start has nothing left to do but to offer what there is."""
         return self.error not in RESUMABLE
+
+    @property
+    def is_without_training(self) -> bool:
+        """Whether the job ended because it got no dataset that could be trained on."""
+        return self.error is ErrorCode.DATASET_TIMEOUT or self.error in DATASET_FAULTS
 
     @property
     def is_over(self) -> bool:

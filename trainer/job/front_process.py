@@ -116,7 +116,13 @@ class FrontProcess:
         """
         with self._changed:
             self._acknowledgement_sha256 = result.acknowledgement_sha256
+            self._acknowledged = False  # an earlier result was another one
         self._channel.send(result)
+
+    @property
+    def has_acknowledgement(self) -> bool:
+        """Whether the provider has acknowledged the result that was offered last."""
+        return self._acknowledged
 
     def wait_acknowledged(self, seconds: float) -> bool:
         """Waits until the provider has acknowledged the result; returns False if it did not in time."""

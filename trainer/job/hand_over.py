@@ -6,6 +6,9 @@ The end record lies in the ciphertext directory beside the sealed result. A late
 and only offers the result: what was finished is not trained again, and what failed for good does not fail again.
 The first one says that nothing is destroyed yet: a start that finds it destroys before it offers.
 
+The report on a dataset that is refused while there are tries left is offered beside the wait for another one. That
+leaves no end record: the job has not ended.
+
 The front, which may have been taken over, can write to that directory: no file there is changed, or read again, by
 its name.
 """
@@ -24,7 +27,7 @@ from trainer.encoding import sha256_hex, stream_sha256
 from trainer.errors import ErrorCode, ExitCode, JobError, TrainerError, UnavailableError
 from trainer.ipc.front_messages import DeletionReady, ResultReady
 from trainer.job.ciphertext import CiphertextDirectory
-from trainer.job.destruction import attest_deletion, destroy_plaintext
+from trainer.job.destruction import attest_deletion, destroy_plaintext, destroy_try
 from trainer.job.end_record import EndRecord, EndRecordFile
 from trainer.job.front_process import FrontProcess
 from trainer.job.outcome import RELEASED_ON_FAILURE, JobOutcome, ReceiptSigner, gather_result, with_checked_output
@@ -93,24 +96,63 @@ class HandOver:
         if failure is not None:
             self.workspace.make_room(keep_output=failure.code in RELEASED_ON_FAILURE)
         with self.termination.redirected_to(lambda: None):  # a signal now must not lose a finished result
-            tree = gather_result(self.signer, bundle, outcome, self.workspace)
-            recipients = bundle.grant.result_recipients()
-            sealed = self._store(lambda: seal_result(tree, self.ciphertext.result, recipients))
-            record = EndRecord(
-                error=None if failure is None else failure.code,
-                result_sha256=sealed.sha256,
-                result_bytes=sealed.size,
-                dataset_manifest_sha256=bundle.manifest.sha256(),
-                destroyed={},
-                privacy=outcome.privacy,
-                ended_at=int(time.time()),
-                acknowledgement_sha256=sha256_hex(acknowledgement(bundle.grant.secret, sealed.sha256).encode()),
-            )
+            record = self._seal(bundle, outcome)
             # From here on a start that is killed leaves a finished job.
             self._save(record)
             record = self.destroy(record)
-        self.public(logs.ResultSealed(sealed.size))
+        self.public(logs.ResultSealed(record.result_bytes))
         return record
+
+    def refuse(self, bundle: OpenedBundle, outcome: JobOutcome) -> EndRecord:
+        """Seals the report on a refused dataset, destroys what the dataset left, and offers the report.
+
+        The dataset keys are still needed: there is no deletion statement before the job's end.
+
+        Raises:
+            UnavailableError: STORAGE_FULL: the ciphertext directory had no room within `linger_seconds`.
+            JobError: plaintext could not be removed, or the front ended.
+        """
+        self.enter(Phase.SEALING)
+        report = self._seal(bundle, outcome)
+        destroy_try(self.workspace)
+        self._offer_sealed(report, final=False)
+        self.public(logs.ResultSealed(report.result_bytes))
+        return report
+
+    def give_up(self, report: EndRecord) -> EndRecord:
+        """Ends a job that got no other dataset in time; returns what it offers: its last report on a refused one.
+
+        Raises:
+            JobError: plaintext could not be removed.
+        """
+        update = {"error": ErrorCode.DATASET_TIMEOUT, "acknowledged": self.front.has_acknowledgement}
+        return self.destroy(report.model_copy(update=update))
+
+    def _seal(self, bundle: OpenedBundle, outcome: JobOutcome) -> EndRecord:
+        """Seals the outcome to the grant's recipients; returns its record."""
+        tree = gather_result(self.signer, bundle, outcome, self.workspace)
+        recipients = bundle.grant.result_recipients()
+        sealed = self._store(lambda: seal_result(tree, self.ciphertext.result, recipients))
+        return EndRecord(
+            error=None if outcome.failure is None else outcome.failure.code,
+            result_sha256=sealed.sha256,
+            result_bytes=sealed.size,
+            dataset_manifest_sha256=bundle.manifest.sha256(),
+            destroyed={},
+            privacy=outcome.privacy,
+            ended_at=int(time.time()),
+            acknowledgement_sha256=sha256_hex(acknowledgement(bundle.grant.secret, sealed.sha256).encode()),
+        )
+
+    def _offer_sealed(self, record: EndRecord, *, final: bool) -> None:
+        self.front.offer_result(
+            ResultReady(
+                size=record.result_bytes,
+                sha256=record.result_sha256,
+                acknowledgement_sha256=record.acknowledgement_sha256,
+                final=final,
+            )
+        )
 
     def destroy(self, record: EndRecord) -> EndRecord:
         """Destroys plaintext and dataset keys; returns the record that says so.
@@ -146,13 +188,7 @@ class HandOver:
         if not record.destroyed:
             raise JobError(ErrorCode.JOB_FAILED, "a result must not be offered before its plaintext is destroyed")
         self._publish_deletion(record)
-        self.front.offer_result(
-            ResultReady(
-                size=record.result_bytes,
-                sha256=record.result_sha256,
-                acknowledgement_sha256=record.acknowledgement_sha256,
-            )
-        )
+        self._offer_sealed(record, final=True)
         if record.error is None:
             self.enter(Phase.AWAITING_PULL, result_bytes=record.result_bytes)
         else:

@@ -101,6 +101,7 @@ class JobOutcome:
         failure: the error that ended the job; None on success.
         checkpoint: step of the newest sealed checkpoint, if there is one.
         privacy: what private results over this dataset have spent, this one included; None without any.
+        refused: whether the failure is the dataset's, before the first optimizer step: another one may be sent.
         run: random id of this run, 32 hex digits: two results of one job spec and dataset differ in it.
     """
 
@@ -110,6 +111,7 @@ class JobOutcome:
     failure: TrainerError | None
     checkpoint: int | None = None
     privacy: PrivacySpent | None = None
+    refused: bool = False
     run: str = field(default_factory=lambda: secrets.token_hex(16))
 
 
@@ -202,7 +204,7 @@ def _gather_tree(outcome: JobOutcome, workspace: Workspace, spec: JobSpec) -> Pa
 
     With a failure, the directory that `RELEASED_ON_FAILURE` names is added.
     """
-    tree = workspace.root / "result"
+    tree = workspace.result
     tree.mkdir(mode=0o700)
     if outcome.failure is None:
         # By name: a file that the worker wrote elsewhere, such as a checkpoint, is not part of a result.
@@ -225,14 +227,12 @@ def _gather_tree(outcome: JobOutcome, workspace: Workspace, spec: JobSpec) -> Pa
 
 
 def _is_releasable(output: Path, directory: str, spec: JobSpec) -> bool:
-    if not (output / directory).is_dir():
-        return False
     try:
         _require_result_files(output, directory, spec)
     except JobError as error:
         logs.log_error(f"{directory} is not sealed with the failure report", error)
         return False
-    return True
+    return (output / directory).is_dir()
 
 
 def _copy_log(source: Path, target: Path) -> None:

@@ -12,7 +12,7 @@ from trainer.ipc.front_messages import Ready
 from trainer.job.fetch_process import FetchProcess, start_fetch
 from trainer.job.front_process import FrontProcess, front_process
 from trainer.job.sandbox_plans import JobPaths, make_plans
-from trainer.job.worker_process import WorkerProcess, worker_process
+from trainer.job.worker_process import StandbyWorker, WorkerProcess, standby_worker, worker_process
 from trainer.job.workspace import is_memory, is_swap_off
 from trainer.sandbox.confine import confine
 from trainer.sandbox.plan import Role
@@ -30,7 +30,8 @@ class JobProcesses:
 
     Attributes:
         front: the front, which serves.
-        worker: the worker, which waits for its order.
+        worker: the worker of the first try, which waits for its order.
+        standby: the workers of the further tries, in their order.
         fetch: the fetch process, which downloads the base model.
         ready: the front's port and TLS key.
         sandbox: the sandbox properties that each process measured about itself.
@@ -39,6 +40,7 @@ class JobProcesses:
 
     front: FrontProcess
     worker: WorkerProcess
+    standby: Sequence[StandbyWorker]
     fetch: FetchProcess
     ready: Ready
     sandbox: SandboxReport
@@ -48,6 +50,23 @@ class JobProcesses:
         """Ends the processes that write into the workspace, for a start that trains nothing."""
         self.fetch.end()
         self.worker.end()
+
+    def begin_worker(self, number: int) -> WorkerProcess:
+        """Returns the worker of a further try, confined as the attested one was; it loads the base model again.
+
+        Args:
+            number: of the try, from 2.
+
+        Raises:
+            JobError: `sandbox-incomplete`: it lacks a property that the claims state; or it sent no report.
+        """
+        worker = self.standby[number - 2].begin()
+        attested = [name for name, holds in self.sandbox.items() if holds]
+        require_sandbox(
+            [name for name in attested if name.startswith(f"{Role.WORKER.value}_")], worker.wait_confined()
+        )
+        worker.announce_model()
+        return worker
 
 
 @contextmanager
@@ -62,6 +81,10 @@ def start_processes(spec: JobSpec, paths: JobPaths, *, hub_token: str | None = N
         fetch = start_fetch(spec, paths.spec_folder, workspace, plans.fetch, hub_token=hub_token)
         running.callback(fetch.end)
         worker = running.enter_context(worker_process(workspace, plans.worker, spec))
+        standby = [
+            running.enter_context(standby_worker(workspace.of_try(number), plan, spec))
+            for number, plan in enumerate(plans.standby, 2)
+        ]
         front = running.enter_context(
             front_process(
                 spec.exchange,
@@ -89,7 +112,7 @@ def start_processes(spec: JobSpec, paths: JobPaths, *, hub_token: str | None = N
             **_properties_of(Role.FRONT, ready.sandbox),
             **_properties_of(Role.WORKER, worker.wait_confined()),
         }
-        yield JobProcesses(front, worker, fetch, ready, sandbox, GuestAgent)
+        yield JobProcesses(front, worker, standby, fetch, ready, sandbox, GuestAgent)
 
 
 def _properties_of(role: Role, report: SandboxReport) -> SandboxReport:
@@ -98,7 +121,7 @@ def _properties_of(role: Role, report: SandboxReport) -> SandboxReport:
 
 
 def require_sandbox(demanded: Sequence[SandboxProperty], sandbox: SandboxReport) -> None:
-    """Checks that the sandbox has every property that the job spec demands.
+    """Checks that the sandbox has every property that is demanded.
 
     Raises:
         JobError: `sandbox-incomplete`.
@@ -107,7 +130,7 @@ def require_sandbox(demanded: Sequence[SandboxProperty], sandbox: SandboxReport)
     if missing:
         raise JobError(
             ErrorCode.SANDBOX_INCOMPLETE,
-            "the sandbox lacks a property that the job spec demands",
+            "the sandbox lacks a property that the job spec demands, or the claims state",
             expected=", ".join(demanded),
             found=f"all but {', '.join(missing)}",
             hint="see docs/decisions/0004-sandbox.md for what each property needs of the kernel",

@@ -66,12 +66,15 @@ class SandboxPlans:
     """The plan of each process.
 
     Attributes:
+        worker: of the worker of the first try.
+        standby: of the workers of the further tries: the same, with the directories of their own try.
         separate_users: whether supervisor, front and worker run as three users.
     """
 
     supervisor: SandboxPlan
     front: SandboxPlan
     worker: SandboxPlan
+    standby: tuple[SandboxPlan, ...]
     fetch: SandboxPlan
     separate_users: bool
 
@@ -93,37 +96,49 @@ def make_plans(spec: JobSpec, places: JobPaths) -> SandboxPlans:
         _grant_directories(places)
     # The environment can hold what the operator set for the supervisor alone, such as an access token.
     supervisor_environment = Path("/proc") / str(os.getpid()) / "environ"
-    forbidden = tuple(path for path in _FORBIDDEN_DIRECTORIES if path.is_dir())
+    forbidden = (supervisor_environment, *(path for path in _FORBIDDEN_DIRECTORIES if path.is_dir()))
+    workers = [
+        _worker_plan(spec, workspace.of_try(number), ciphertext, forbidden, separate=separate)
+        for number in range(1, workspace.tries + 1)
+    ]
     return SandboxPlans(
         supervisor=SandboxPlan(
             role=Role.SUPERVISOR,
             writable=(workspace.root, ciphertext),
             removable=(workspace.root.parent, ciphertext.parent),
-            forbidden=forbidden,
+            forbidden=forbidden[1:],
         ),
         front=SandboxPlan(
             role=Role.FRONT,
             account=FRONT if separate else None,
             writable=(ciphertext,),
-            forbidden=(workspace.root, workspace.dataset, supervisor_environment, *forbidden),
+            forbidden=(workspace.root, workspace.dataset, *forbidden),
             hidden=(workspace.root,),
             # A spool's other side is another user, who has to read the sealed result.
             umask=0o022 if places.by_files else privileges.PRIVATE_UMASK,
         ),
-        worker=SandboxPlan(
-            role=Role.WORKER,
-            account=WORKER if separate else None,
-            readable=(workspace.model, workspace.dataset),
-            writable=(workspace.output, workspace.scratch),
-            # Not the ciphertext: a worker that could write there could hand plaintext to the operator.
-            forbidden=(workspace.root, workspace.private_log, ciphertext, supervisor_environment, *forbidden),
-            hidden=(workspace.root, ciphertext),
-            programs=needs_compiler(spec),
-            gpu=bool(gpu_devices()),
-            processes=rank_count(spec),
-        ),
+        worker=workers[0],
+        standby=tuple(workers[1:]),
         fetch=_fetch_plan(spec, places, separate=separate),
         separate_users=separate,
+    )
+
+
+def _worker_plan(
+    spec: JobSpec, workspace: Workspace, ciphertext: Path, forbidden: tuple[Path, ...], *, separate: bool
+) -> SandboxPlan:
+    """Returns the plan of the worker of one try, which reaches the directories of no other one."""
+    return SandboxPlan(
+        role=Role.WORKER,
+        account=WORKER if separate else None,
+        readable=(workspace.model, workspace.dataset),
+        writable=(workspace.output, workspace.scratch),
+        # Not the ciphertext: a worker that could write there could hand plaintext to the operator.
+        forbidden=(workspace.root, workspace.private_log, ciphertext, *forbidden),
+        hidden=(workspace.root, ciphertext),
+        programs=needs_compiler(spec),
+        gpu=bool(gpu_devices()),
+        processes=rank_count(spec),
     )
 
 
@@ -197,20 +212,25 @@ def _grant_directories(places: JobPaths) -> None:
     on another group's.
     """
     workspace = places.workspace
-    for folder, uid, mode in (
-        # The worker may pass through the root but not list it: the private logs lie there.
-        (workspace.root, 0, 0o710),
+    # The worker may pass through the root, but not list it: the private logs lie there.
+    _give(workspace.root, 0, 0o710)
+    _give(workspace.model, 0, 0o2770)
+    _give(workspace.all_tries, 0, 0o710)
+    for number in range(1, workspace.tries + 1):
+        own = workspace.of_try(number)
+        _give(own.own, 0, 0o710)
         # Readable only: a worker must not change the dataset after its manifest was checked.
-        (workspace.dataset, 0, 0o2750),
-        (workspace.model, 0, 0o2770),
-        (workspace.output, WORKER.uid, 0o700),
-        (workspace.scratch, WORKER.uid, 0o700),
-    ):
-        folder.chmod(mode)
-        os.chown(folder, uid, WORKER.gid)
+        _give(own.dataset, 0, 0o2750)
+        _give(own.output, WORKER.uid, 0o700)
+        _give(own.scratch, WORKER.uid, 0o700)
     # The owner and the rights of others stay: the directory is the operator's.
     places.ciphertext.chmod(places.ciphertext.stat().st_mode | 0o2770)
     os.chown(places.ciphertext, -1, FRONT.gid)
+
+
+def _give(folder: Path, uid: int, mode: int) -> None:
+    folder.chmod(mode)
+    os.chown(folder, uid, WORKER.gid)
 
 
 def grant_worker_access(folder: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Protocol
 from trainer.ipc import worker_messages as protocol
 from trainer.job.checkpoints import CheckpointStore
 from trainer.job.disclosure_budget import (
+    RELEASES,
     CheckpointAllowance,
     ProgressRelease,
     ReleaseSchedule,
@@ -56,6 +57,7 @@ class TrainingFollower:
         checkpoints: seals what the worker saves.
         disclosures: publishes.
         is_terminating: returns whether SIGTERM has arrived.
+        releases: how many releases earlier tries of this start have left.
         clock: returns monotonic seconds.
     """
 
@@ -67,6 +69,7 @@ class TrainingFollower:
         disclosures: Disclosures,
         is_terminating: Callable[[], bool],
         *,
+        releases: int = RELEASES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._save_steps = spec.train.save_steps
@@ -75,7 +78,7 @@ class TrainingFollower:
         self._disclosures = disclosures
         self._is_terminating = is_terminating
         self._clock = clock
-        self._schedule = ReleaseSchedule(clock())
+        self._schedule = ReleaseSchedule(clock(), releases)
         self._steps = StepCounter(
             checkpoints.last or 0, spec.train.max_steps if spec.train.max_steps > 0 else None
         )
@@ -85,6 +88,16 @@ class TrainingFollower:
         self._pending: _PendingCheckpoint | None = None
         self._last_saved = self._steps.step
         self._has_size = False
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether there is an optimizer step: of this worker, or in the checkpoint that it goes on from."""
+        return self._steps.step > 0
+
+    @property
+    def releases_left(self) -> int:
+        """How many releases there are for the next try of this start."""
+        return self._schedule.limit - self._released
 
     def wait_seconds(self) -> float | None:
         """Returns the seconds until something has to be released; None if nothing has to be."""
@@ -126,7 +139,8 @@ class TrainingFollower:
     def finish(self) -> None:
         """Releases what is left, at the end of training."""
         self._seal_pending()
-        self._publish(self._schedule.seconds(self._schedule.count(self._clock())))
+        self._released = self._schedule.count(self._clock())
+        self._publish(self._schedule.seconds(self._released))
 
     def _publish(self, seconds: int) -> None:
         if (progress := self._steps.release(seconds)) is not None:

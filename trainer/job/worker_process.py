@@ -10,7 +10,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Final, Protocol
 
 from pydantic import JsonValue
@@ -149,6 +149,36 @@ class WorkerProcess:
             private.warning("the worker ended before it read its instruction")
 
 
+class StandbyWorker:
+    """A worker that has been started and reads, imports and confines nothing before it begins.
+
+    Args:
+        process: the child.
+        channel: the supervisor's end of its control channel.
+        begin_fd: writing end of its stdin, which the channel owns; None for one that does not wait.
+        preparation: what the worker may load before the order comes; None for several ranks.
+    """
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        channel: Channel[protocol.Message, protocol.WorkerInstruction],
+        begin_fd: int | None,
+        preparation: protocol.Preparation | None,
+    ) -> None:
+        self._process = process
+        self._channel = channel
+        self._begin_fd = begin_fd
+        self._preparation = preparation
+
+    def begin(self) -> WorkerProcess:
+        """Has the process become a worker, which confines itself as its first act."""
+        if self._begin_fd is not None:
+            with suppress(BrokenPipeError):  # it has ended: `wait_confined` reports that
+                os.write(self._begin_fd, b"\n")
+        return WorkerProcess(self._process, self._channel, self._preparation)
+
+
 @contextmanager
 def worker_process(workspace: Workspace, plan: SandboxPlan, spec: JobSpec) -> Iterator[WorkerProcess]:
     """Runs a worker for the time of the context.
@@ -158,6 +188,27 @@ def worker_process(workspace: Workspace, plan: SandboxPlan, spec: JobSpec) -> It
         plan: what it confines itself to before it sends its first message.
         spec: the job spec, with which it can prepare itself before there is an order.
     """
+    with _started_worker(workspace, plan, spec, standby=False) as started:
+        yield started.begin()
+
+
+@contextmanager
+def standby_worker(workspace: Workspace, plan: SandboxPlan, spec: JobSpec) -> Iterator[StandbyWorker]:
+    """Has a worker stand by for the time of the context, since this process can start none later.
+
+    Args:
+        workspace: of the try that it is for.
+        plan: what it confines itself to once it has begun.
+        spec: the job spec.
+    """
+    with _started_worker(workspace, plan, spec, standby=True) as started:
+        yield started
+
+
+@contextmanager
+def _started_worker(
+    workspace: Workspace, plan: SandboxPlan, spec: JobSpec, *, standby: bool
+) -> Iterator[StandbyWorker]:
     preparation = None
     if plan.processes == 1:  # of several ranks, none reads anything before the order
         preparation = protocol.Preparation(spec=spec, model_dir=workspace.model, output_dir=workspace.output)
@@ -177,13 +228,13 @@ def worker_process(workspace: Workspace, plan: SandboxPlan, spec: JobSpec) -> It
                     log=log,
                     pass_fds=[events_writing],
                     stdin=stdin_reading,
+                    standby=standby,
                 )
         finally:
             # Only the child may hold these ends: otherwise its death would not show as an end of file here.
             os.close(stdin_reading)
             os.close(events_writing)
-        worker = WorkerProcess(process, channel, preparation)
         try:
-            yield worker
+            yield StandbyWorker(process, channel, stdin_writing if standby else None, preparation)
         finally:
-            worker.end()
+            children.stop_process(process)

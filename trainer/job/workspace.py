@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -28,9 +28,44 @@ _MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
 
 @dataclass(frozen=True)
 class Workspace:
-    """Layout of the private directory, which is removed when the job ends."""
+    """Layout of the private directory, which is removed when the job ends.
+
+    Each try, which is one dataset with one worker, has directories of its own: nothing of a dataset that was
+    refused is left where the worker of the next one reads.
+
+    Args:
+        root: the directory.
+        number: which try the directories `dataset`, `output` and `scratch` are of, counted from 1.
+        tries: how many tries there are directories for.
+    """
 
     root: Path
+    number: int = 1
+    tries: int = 1
+
+    def of_try(self, number: int) -> Workspace:
+        """Returns the layout of another try."""
+        return replace(self, number=number)
+
+    @property
+    def tries_left(self) -> int:
+        """How many tries come after this one."""
+        return self.tries - self.number
+
+    @property
+    def all_tries(self) -> Path:
+        """The directories of all tries."""
+        return self.root / "tries"
+
+    @property
+    def own(self) -> Path:
+        """The directories of this try."""
+        return self.all_tries / str(self.number)
+
+    @property
+    def result(self) -> Path:
+        """The plaintext of the result, or failure report, while it is sealed."""
+        return self.root / "result"
 
     @property
     def private_log(self) -> Path:
@@ -45,22 +80,22 @@ class Workspace:
     @property
     def dataset(self) -> Path:
         """The opened bundle: the dataset in plaintext."""
-        return self.root / "dataset"
+        return self.own / "dataset"
 
     @property
     def model(self) -> Path:
-        """The copy of the base model whose digests were checked."""
+        """The copy of the base model whose digests were checked; the same for all tries."""
         return self.root / "model"
 
     @property
     def output(self) -> Path:
         """The worker's output: adapter, report, checkpoints."""
-        return self.root / "output"
+        return self.own / "output"
 
     @property
     def scratch(self) -> Path:
         """The worker's HOME, TMPDIR and caches."""
-        return self.root / "scratch"
+        return self.own / "scratch"
 
     def model_bytes(self) -> int:
         """Returns the size of the base model's files."""
@@ -82,11 +117,15 @@ class Workspace:
 
 
 @contextmanager
-def open_workspace(base: Path | None) -> Iterator[Workspace]:
+def open_workspace(base: Path | None, tries: int = 1) -> Iterator[Workspace]:
     """Creates the workspace in `base`, or in the first candidate that is in memory; removes it after use.
 
     Workspaces of processes that were killed are removed first: they hold plaintext and use memory, and a job that
     goes on states that all of it was destroyed.
+
+    Args:
+        base: directory to create it in; None looks for one.
+        tries: how many tries it has directories for.
 
     Raises:
         JobError: `workspace-unsafe`: no such directory is in memory, or one that was left cannot be removed.
@@ -94,9 +133,13 @@ def open_workspace(base: Path | None) -> Iterator[Workspace]:
     parent = _memory_directory(base)
     _remove_abandoned(parent)
     with _locked_directory(parent) as root:
-        workspace = Workspace(root)
-        for folder in (workspace.dataset, workspace.model, workspace.output, workspace.scratch):
-            folder.mkdir(mode=0o700)
+        workspace = Workspace(root, tries=tries)
+        workspace.model.mkdir(mode=0o700)
+        # Those of all tries: once this process is confined, it can give no directory to the worker's user.
+        for number in range(1, tries + 1):
+            own = workspace.of_try(number)
+            for folder in (own.dataset, own.output, own.scratch):
+                folder.mkdir(mode=0o700, parents=True)
         yield workspace
 
 

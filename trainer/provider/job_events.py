@@ -11,7 +11,7 @@ from typing import Final
 from pydantic import JsonValue
 
 from trainer.encoding import parse_json
-from trainer.errors import ErrorCode, JobError, SealingError, TrainerError
+from trainer.errors import DATASET_FAULTS, ErrorCode, ExitCode, JobError, SealingError, TrainerError
 from trainer.models import Phase, Status
 from trainer.provider.transport.carrier import FINAL_PHASES, Carrier, SealedEvent
 from trainer.sealing.age import Identity, decrypt
@@ -20,6 +20,12 @@ NOT_ITS_DATASET: Final = frozenset({ErrorCode.NO_IDENTITY_MATCH, ErrorCode.UNAUT
 """What a job says of a dataset that is sealed to an earlier start of it. Files show no TLS key that changed."""
 
 _SUMMARY_METRICS: Final = ("step", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
+
+
+class RefusedBeforeError(SealingError):
+    """The job refused this sealed dataset for its rows before; the report is replaced by that on another one."""
+
+    exit_code = ExitCode.JOB
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class PrivateMetrics:
 def watch_job(
     client: Carrier, identities: Sequence[Identity], token: str | None
 ) -> Iterator[Status | PrivateMetrics]:
-    """Yields a job's status and private metrics until its result or failure report can be pulled.
+    """Yields a job's status and private metrics until its result, or the report on a failure, can be pulled.
 
     Args:
         client: carrier of the job.
@@ -53,7 +59,7 @@ def watch_job(
 
     Raises:
         UnavailableError: the job cannot be reached any more.
-        SealingError: the job could not open the dataset.
+        SealingError: the job could not open the dataset, or refused it before (`RefusedBeforeError`).
         JobError: the job failed and has no sealed report, because it never learned a recipient for one.
     """
     for event in client.events(token):
@@ -63,13 +69,11 @@ def watch_job(
         yield event
         if event.phase is Phase.FAILED and event.result_bytes is None:
             raise JobError(_known_code(event.error), "the job failed and left no report")
+        if event.announces_refusal:
+            return
         # A job that cannot open a dataset does not fail: it waits for another one, with the error in its status.
         if event.phase is Phase.AWAITING_DATASET and event.error is not None:
-            raise SealingError(
-                _known_code(event.error),
-                "the job could not open the dataset",
-                hint="verify the job again and seal the dataset anew: a restarted job may have other keys",
-            )
+            raise _refused(_known_code(event.error))
         if event.phase is Phase.AWAITING_PULL or event.phase in FINAL_PHASES:
             return
 
@@ -87,6 +91,18 @@ def _open_event(event: SealedEvent, identities: Sequence[Identity]) -> list[Priv
         return []
     entries = values if isinstance(values, list) else []
     return [PrivateMetrics(entry) for entry in entries if isinstance(entry, dict)]
+
+
+def _refused(code: ErrorCode) -> SealingError:
+    """Returns the error for a dataset that the job refused without a report."""
+    if code in DATASET_FAULTS:
+        message = "the job refused this sealed dataset before"
+        return RefusedBeforeError(code, message, hint="mend the dataset, and seal it anew")
+    return SealingError(
+        code,
+        "the job could not open the dataset",
+        hint="verify the job again and seal the dataset anew: a restarted job may have other keys",
+    )
 
 
 def _known_code(code: str | None) -> ErrorCode:

@@ -30,16 +30,13 @@ from trainer.provider.policies import read_policy
 from trainer.provider.result_check import OpenedResult
 from trainer.provider.submission_directory import SubmissionDirectory, deletion_path, result_paths
 from trainer.provider.submission_request import ProgressReporter, Submission, SubmissionResult, submission_identity
-from trainer.provider.transport.carrier import FINAL_PHASES, Carrier, require_result_size
+from trainer.provider.transport.carrier import FINAL_PHASES, PHASES_BEFORE_UPLOAD, Carrier, require_result_size
 from trainer.provider.transport.carrier_registry import connect_to_job
 from trainer.provider.verification import appraise_job
 from trainer.receipt.deletion import DeletionStatement
 
 StepResult = TypeVar("StepResult")
 
-_PHASES_BEFORE_UPLOAD: Final = frozenset(
-    {Phase.STARTING, Phase.PREPARING, Phase.AWAITING_DATASET, Phase.AWAITING_GRANT}
-)
 _NO_ANSWER: Final = frozenset({ErrorCode.JOB_UNREACHABLE, ErrorCode.JOB_BUSY, ErrorCode.TIMEOUT})
 
 
@@ -63,7 +60,7 @@ class _SubmissionRun:
         self._submission = submission
         self._report = report
         self._seconds: dict[str, float] = {}
-        self._is_restarted = self._has_answered = False
+        self._is_restarted = self._has_answered = self._is_refused = False
         self._job_wait = JobWait(submission.wait_seconds, report)
         self._policy = read_policy(submission.policy)
         folder = output.with_name(output.name + ".submission")
@@ -83,12 +80,10 @@ class _SubmissionRun:
                     self._adopt_restarted_job()
                 if (result := self._run_steps()) is not None:
                     return result
-                interrupted = UnavailableError(
-                    ErrorCode.JOB_UNREACHABLE,
-                    "the job was interrupted",
-                    hint="once its operator has started it again, repeat this command",
+                hint = "once its operator has started it again, repeat this command"
+                self._job_wait.wait_after(
+                    UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job was interrupted", hint=hint)
                 )
-                self._job_wait.wait_after(interrupted)
             except VerificationError as error:
                 # A restarted job has a new TLS key. Once the result is here, the job is no longer needed.
                 if error.code is not ErrorCode.TLS_KEY_MISMATCH or self._directory.sealed_result.exists():
@@ -129,6 +124,8 @@ class _SubmissionRun:
             receiver = self._measure_time("pull", lambda: self._pull(client, record, grant))
         result = self._measure_time("open", lambda: self._open(record, grant, receiver.result_sha256))
         deletion = self._acknowledge(receiver, grant, result)
+        if self._is_refused:
+            self._report.line("  the job waits for another dataset: mend this one, and repeat the command")
         if result.failure is None:
             self._directory.remove()
         elif result.failure.code in RESUMABLE:
@@ -140,7 +137,6 @@ class _SubmissionRun:
             return None
         else:
             # The dataset or the job spec has to change. What was sealed stays for a job that is started anew.
-            self._directory.forget_upload()
             self._directory.mark_failed()
         return SubmissionResult(result, record.result, self._seconds, deletion)
 
@@ -204,7 +200,7 @@ class _SubmissionRun:
         if directory.uploaded.exists():
             return
         has_begun = directory.upload_begun.exists()
-        if has_begun and client.status().phase not in _PHASES_BEFORE_UPLOAD:
+        if has_begun and client.status().phase not in PHASES_BEFORE_UPLOAD:
             # The upload was complete when an earlier call was interrupted: the job has taken it.
             directory.uploaded.touch()
             return
@@ -242,7 +238,7 @@ class _SubmissionRun:
                 if phase is Phase.TRAINING:
                     self._report.steps_done("training", event.step, event.total_steps)
         except SealingError as error:
-            self._directory.forget_upload()  # the job refused the dataset: the next call uploads again
+            self._directory.forget_refused(error)  # the job refused the dataset: the next call uploads again
             if error.code in NOT_ITS_DATASET and not self._directory.is_sealed_to(
                 self._appraise().result.recipient
             ):
@@ -254,7 +250,8 @@ class _SubmissionRun:
         """Pulls the sealed result, and with it the statement of what the job destroyed: it may be gone soon."""
         self._report.step("pull the sealed result")
         limit = self._submission.max_result_bytes
-        size = require_result_size(client.status(), limit)
+        status = client.status()
+        size, self._is_refused = require_result_size(status, limit), status.announces_refusal
         sealed_sha256 = client.download_result(
             self._directory.sealed_result,
             limit=limit,
@@ -262,7 +259,8 @@ class _SubmissionRun:
         )
         receiver = self._directory.deletion_receiver(client, record, grant, sealed_sha256)
         try:
-            receiver.fetch()
+            if not self._is_refused:  # a job that goes on needs its keys: it states nothing yet
+                receiver.fetch()
         except (UnavailableError, VerificationError) as error:
             self._report.line(f"no valid statement of what the job destroyed: {error.message}")
         return receiver
@@ -311,9 +309,9 @@ class _SubmissionRun:
             self._report.line(f"{reason}: {error.message}")
         if statement is None and kept.exists():
             statement = receiver.verify(kept.read_bytes())  # the one from beside the result
-        if statement is None:
+        if statement is None and not self._is_refused:
             self._report.line("the job gave no statement of what it destroyed")
-        else:
+        elif statement is not None:
             write_beside(deletion_path(result.folder), kept.read_bytes())
             result.write_record(deletion=kept.read_bytes())
         return statement

@@ -32,7 +32,7 @@ from trainer.atomic_files import PRIVATE_MODE, replace_atomically
 from trainer.attestation.policy import Policy
 from trainer.attestation.result.record import Record, load_record, save_record
 from trainer.encoding import canonical_json
-from trainer.errors import ErrorCode, UsageError
+from trainer.errors import DATASET_FAULTS, ErrorCode, SealingError, UsageError
 from trainer.provider.acknowledgement import DeletionReceiver
 from trainer.provider.grants import GrantRecord, parse_grant_record
 from trainer.provider.own_files import LocalSecret, OwnDirectory
@@ -210,6 +210,12 @@ class SubmissionDirectory:
         for file in (self.uploaded, self.upload_begun, self.upload_state):
             file.unlink(missing_ok=True)
 
+    def forget_refused(self, error: SealingError) -> None:
+        """Forgets an upload that the job refused; for its rows: another submission may replace this."""
+        if error.code in DATASET_FAULTS:
+            self.mark_failed()
+        self.forget_upload()
+
     def refuse_result(self) -> None:
         """Sets aside a sealed result that did not open or failed a check, so that the next call pulls another."""
         self.sealed_result.replace(self._refused_result)
@@ -221,7 +227,8 @@ class SubmissionDirectory:
             file.unlink(missing_ok=True)
 
     def mark_failed(self) -> None:
-        """Notes that the job failed for good: another submission may replace this one."""
+        """Notes that the job failed, or refused the dataset: another submission may replace this one."""
+        self.forget_upload()
         for file in (self.sealed_result, self.deletion):
             file.unlink(missing_ok=True)
         self._failed.touch()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -78,6 +78,7 @@ def open_bundle(
     now: int,
     limits: ArchiveLimits,
     providers: Sequence[str] = (),
+    check_grant: Callable[[Grant], None] = lambda _grant: None,
     progress: ProgressCallback | None = None,
 ) -> OpenedBundle:
     """Opens a sealed dataset into `workspace/data/`; returns only after the last chunk has authenticated.
@@ -93,6 +94,7 @@ def open_bundle(
         now: Unix time in seconds.
         limits: limits on files and bytes.
         providers: public keys of those whose bundles are accepted; empty: anyone's.
+        check_grant: called with a grant for this job before any data is written; raises to refuse the bundle.
         progress: called with the number of plaintext bytes decrypted so far.
 
     Raises:
@@ -100,7 +102,11 @@ def open_bundle(
         UsageError: FILE_NOT_FOUND, OUTPUT_EXISTS.
         UnavailableError: STORAGE_FULL.
     """
-    check_grant = partial(require_valid_grant, job_spec_sha256=job_spec_sha256, now=now)
+
+    def check(grant: Grant) -> None:
+        require_valid_grant(grant, job_spec_sha256, now)
+        check_grant(grant)
+
     recipients = [str(identity.recipient()) for identity in identities]
     check_signature = partial(require_signed, recipients=recipients, providers=providers)
     with (
@@ -109,9 +115,7 @@ def open_bundle(
         decrypting_reader(sealed, identities, progress=progress) as bundle,
     ):
         # `unpack_bundle` reads to the end of the stream, which is reached only after the last chunk authenticated.
-        return unpack_bundle(
-            bundle, workspace, limits=limits, check_grant=check_grant, check_signature=check_signature
-        )
+        return unpack_bundle(bundle, workspace, limits=limits, check_grant=check, check_signature=check_signature)
 
 
 def _open_upload(source: Path) -> BinaryIO:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from trainer.models import ProviderPublicKey, Strict
+
+MAX_DATASET_TRIES: Final = 10
+"""Each try has a process that waits for it, and a refused one lets a worker say a little in public."""
 
 
 class ExchangeSection(Strict):
@@ -16,6 +19,8 @@ class ExchangeSection(Strict):
     port: Annotated[int, Field(ge=0, le=65535)] = 8443
     max_upload_bytes: Annotated[int, Field(ge=1 << 10, le=1 << 44)] = 1 << 34
     dataset_timeout_seconds: Annotated[int, Field(ge=1, le=30 * 86400)] = 86400
+    dataset_tries: Annotated[int, Field(ge=1, le=MAX_DATASET_TRIES)] = 5
+    """How many datasets that open may be handed to a worker: each try after the first follows a refusal."""
     linger_seconds: Annotated[int, Field(ge=0, le=30 * 86400)] = 3600
     providers: Annotated[tuple[ProviderPublicKey, ...], Field(max_length=64)] = ()
     """Provider keys of those who may submit a dataset; empty: whoever reaches the job."""

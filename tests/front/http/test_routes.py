@@ -138,7 +138,8 @@ def check_phase(http: httpx.Client, phase: Phase, open_now: bool, has_result: bo
         if offered:
             assert answer.status_code == status
         else:
-            assert (answer.status_code, answer.json()) == (409, {"error": "wrong-phase"})
+            said = {"error": "wrong-phase", "phase": phase.value}
+            assert (answer.status_code, answer.json()) == (409, said), "it says whose turn it is"
 
 
 def test_acknowledged_once(front: Any) -> None:
@@ -148,6 +149,25 @@ def test_acknowledged_once(front: Any) -> None:
     assert front.expect(Acknowledged).acknowledgement == ACKNOWLEDGEMENT
     front.enter(Phase.DONE)
     assert len(front.received(Acknowledged)) == 1
+
+
+def test_after_a_refused_dataset_nothing_of_its_grant_holds_for_the_next(front: Any) -> None:
+    """Its report is still served, and acknowledged at once: a job that goes on signs no deletion statement."""
+    front.send(TokenHash(sha256=hashlib.sha256(TOKEN.encode()).hexdigest()), PrivateEvent(sealed="c2VhbGVk"))
+    front.publish_result(b"a report", final=False)
+    front.enter(Phase.AWAITING_DATASET, accept=True)
+    with front.http() as http:
+        assert http.get("/result").content == b"a report"
+        asks = {**ACKNOWLEDGES, "Accept": DELETION_TYPE}
+        assert [http.post("/ack", headers=asks).status_code for _ in range(2)] == [204, 204]
+        events = http.stream("GET", "/events", headers={"Authorization": f"Bearer {'00' * 32}"})
+        with events as others:  # not yet known, so neither right nor wrong
+            assert others.status_code == 200
+            assert next(line for line in others.iter_lines() if line.startswith("event")) == "event: status"
+        front.publish_result(b"the result")
+        front.enter(Phase.AWAITING_PULL)
+        assert http.post("/ack", headers=ACKNOWLEDGES).status_code == 204
+    assert front.expect(Acknowledged, count=2).acknowledgement == ACKNOWLEDGEMENT
 
 
 def test_a_stranger_cannot_acknowledge(front: Any) -> None:

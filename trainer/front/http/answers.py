@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from fastapi import Request
@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from trainer.errors import ErrorCode
-from trainer.models import Strict
+from trainer.models import Phase, Strict
 
 SECURITY_HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 """Headers of every response; `RequestGuard` and `CappedProtocol` add them."""
@@ -28,9 +28,15 @@ Headers = Mapping[int, dict[str, Any]]
 
 
 class ErrorBody(Strict):
-    """The body of every answer that is not a success."""
+    """The body of every answer that is not a success.
+
+    Attributes:
+        error: public code.
+        phase: with `wrong-phase`: the job's, which says whose turn it is.
+    """
 
     error: ErrorCode
+    phase: Phase | None = None
 
 
 class RequestRefused(Exception):  # noqa: N818 -- it is a response, not a fault
@@ -49,15 +55,26 @@ class RequestRefused(Exception):  # noqa: N818 -- it is a response, not a fault
         self.headers = dict(headers or {})
 
 
-def refusal_response(status: int, code: ErrorCode, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def refusal_response(
+    status: int, code: ErrorCode, headers: Mapping[str, str] | None = None, *, phase: Phase | None = None
+) -> JSONResponse:
     """Returns the response for a refusal."""
-    return JSONResponse({"error": code.value}, status_code=status, headers=headers)
+    body = {"error": code.value} if phase is None else {"error": code.value, "phase": phase.value}
+    return JSONResponse(body, status_code=status, headers=headers)
 
 
-async def answer_refusal(_: Request, refusal: Exception) -> JSONResponse:
-    """Answers a `RequestRefused` with its status and its code."""
-    assert isinstance(refusal, RequestRefused)  # noqa: S101 -- registered for this class only
-    return refusal_response(refusal.status, refusal.code, refusal.headers)
+RefusalHandler = Callable[[Request, Exception], Awaitable[JSONResponse]]
+
+
+def refusal_handler(current_phase: Callable[[], Phase]) -> RefusalHandler:
+    """Returns what answers a `RequestRefused` with its status and its code, and the phase if that is why."""
+
+    async def answer_refusal(_: Request, refusal: Exception) -> JSONResponse:
+        assert isinstance(refusal, RequestRefused)  # noqa: S101 -- registered for this class only
+        phase = current_phase() if refusal.code is ErrorCode.WRONG_PHASE else None
+        return refusal_response(refusal.status, refusal.code, refusal.headers, phase=phase)
+
+    return answer_refusal
 
 
 async def answer_invalid_request(_: Request, error: Exception) -> JSONResponse:

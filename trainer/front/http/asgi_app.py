@@ -15,8 +15,8 @@ from trainer.front.http.answers import (
     RequestRefused,
     answer_internal_error,
     answer_invalid_request,
-    answer_refusal,
     answer_routing_error,
+    refusal_handler,
 )
 from trainer.front.http.control_client import ControlClient
 from trainer.front.http.dataset_routes import UPLOAD_SCHEME, DatasetRoutes
@@ -29,10 +29,11 @@ OPENAPI_PATH = "/openapi.json"
 _DESCRIPTION = """\
 The job's side of the exchange: TLS 1.3, HTTP/1.1. The job's attested claims name its TLS key.
 
-Every refusal is `{"error": CODE}`. Beyond what each operation lists: an unknown path is answered with 404
-`not-found`, a method that a path does not know with 405 `request-invalid` and `Allow`. What is no HTTP/1.1, or
-has both `Content-Length` and `Transfer-Encoding`: 400 `request-invalid` and a closed connection. A head above the
-limits: the same, or 431 `request-invalid`. A connection that is too slow, or one too many, is closed unanswered.
+Every refusal is `{"error": CODE}`; with `wrong-phase` comes the `phase`, which says whose turn it is. Beyond what
+each operation lists: an unknown path is answered with 404 `not-found`, a method that a path does not know with 405
+`request-invalid` and `Allow`. What is no HTTP/1.1, or has both `Content-Length` and `Transfer-Encoding`: 400
+`request-invalid` and a closed connection. A head above the limits: the same, or 431 `request-invalid`. A
+connection that is too slow, or one too many, is closed unanswered.
 """
 
 
@@ -66,7 +67,7 @@ def build_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.add_exception_handler(RequestRefused, answer_refusal)
+    app.add_exception_handler(RequestRefused, refusal_handler(lambda: control.status.phase))
     app.add_exception_handler(RequestValidationError, answer_invalid_request)
     app.add_exception_handler(HTTPException, answer_routing_error)
     app.add_exception_handler(Exception, answer_internal_error)

@@ -123,6 +123,9 @@ class ControlClient:
                     pending.set_result(message)
             case OpenUpload(accept=accept, scope=scope):
                 self.upload_scope = scope
+                if accept:  # token and private events are those of a dataset that was refused
+                    self._token_sha256 = None
+                    self.feed.drop_private()
                 self.on_open_upload(accept)
             case TokenHash(sha256=digest):
                 self._token_sha256 = digest
@@ -138,10 +141,10 @@ class ControlClient:
     async def report_upload(self, size: int) -> None:
         """Reports to the supervisor that a dataset of `size` bytes is complete.
 
-        Clears the error of an earlier dataset first: the client would read it as the verdict on this one.
+        Clears error and report of an earlier dataset first: the client would read them as the verdict on this one.
         """
         if self.status.error is not None:
-            self._publish_status(self.status.model_copy(update={"error": None}))
+            self._publish_status(self.status.without_refusal())
         await self.send(UploadReady(size=size))
 
     def _publish_status(self, status: Status) -> None:

@@ -60,6 +60,11 @@ class EventFeed:
             self._private_bytes -= len(self._private.popleft().data)
         self._notify_readers()
 
+    def drop_private(self) -> None:
+        """Drops the sealed events: those that follow are for others."""
+        self._private.clear()
+        self._private_bytes = 0
+
     def events_since(self, cursor: int, *, private: bool) -> list[FeedEvent]:
         """Returns the events with an id above `cursor` in ascending order; private ones only if `private`."""
         events = [event for event in self._private if event.id > cursor] if private else []

@@ -16,7 +16,7 @@ from trainer.exchange.limits import DELETION_TYPE, Limits
 from trainer.front.http.answers import RequestRefused, documented_responses, header_schema
 from trainer.front.http.bearer import CHALLENGE, UNAUTHORIZED, parse_bearer, unauthorized
 from trainer.front.http.control_client import EVIDENCE_ERRORS, ControlClient
-from trainer.ipc.front_messages import Acknowledged
+from trainer.ipc.front_messages import Acknowledged, ResultReady
 from trainer.models import Status
 
 EVENTS_SCHEME: Final = "eventsToken"
@@ -55,7 +55,7 @@ class JobRoutes:
         self._control = control
         self._limits = limits
         self._open_streams = 0
-        self._acknowledged = False
+        self._acknowledged: ResultReady | None = None
 
     def router(self) -> APIRouter:
         """Returns the routes with the documentation of all their responses."""
@@ -131,18 +131,22 @@ class JobRoutes:
         authorization: Annotated[str | None, Header(max_length=256, include_in_schema=False)] = None,
         accept: Annotated[str, Header(max_length=256)] = "",
     ) -> Response:
-        """Acknowledges the result: the job may end. Another acknowledgement changes nothing.
+        """Acknowledges the result: the job may end, unless it is the report on a refused dataset.
+
+        Another acknowledgement changes nothing.
 
         `Authorization: Bearer ACKNOWLEDGEMENT`: what the grant's secret gives for this result.
         """
-        if self._control.result is None:
+        if (result := self._control.result) is None:
             raise RequestRefused(409, ErrorCode.WRONG_PHASE)
         shown = parse_bearer(authorization)
         if shown is None or not self._control.acknowledges(shown):
             raise unauthorized()
-        if not self._acknowledged:
-            self._acknowledged = True
+        if self._acknowledged is not result:
+            self._acknowledged = result
             await self._control.send(Acknowledged(acknowledgement=shown))
+        if not result.final:
+            return Response(status_code=204)
         if accept == DELETION_TYPE and (statement := await self._control.deletion_statement()) is not None:
             return Response(statement, media_type=DELETION_TYPE)
         return Response(status_code=204)

@@ -16,6 +16,11 @@ Progress = Callable[[int], None]
 Authorize = Callable[[int, str | None], str]
 """Size of an upload in bytes, digest of the job's TLS key (None without TLS) → the token that authorises it."""
 
+PHASES_BEFORE_UPLOAD: Final = frozenset(
+    {Phase.STARTING, Phase.PREPARING, Phase.AWAITING_DATASET, Phase.AWAITING_GRANT}
+)
+"""Phases in which a job has no dataset."""
+
 FINAL_PHASES: Final = frozenset({Phase.DONE, Phase.FAILED})
 """Phases after which no event follows."""
 

@@ -19,6 +19,7 @@ from trainer.encoding import parse_json
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError, UsageError
 from trainer.exchange.limits import MAX_ERROR_BYTES
 from trainer.exchange.tls import PinnedContext
+from trainer.models import Phase
 
 _USAGE_CODES: Final = frozenset({ErrorCode.REQUEST_INVALID, ErrorCode.NOT_FOUND, ErrorCode.UNAUTHORIZED})
 _RETRIED_CODES: Final = frozenset({
@@ -43,12 +44,21 @@ _UPLOAD_HINTS: Final[Mapping[ErrorCode, str]] = {
     ErrorCode.JOB_BUSY: "another upload is under way; one that makes no progress is dropped after some "
     "minutes: repeat the command then",
     ErrorCode.WRONG_PHASE: "the job takes no dataset now: it has one, perhaps another provider's, or it has "
-    "ended; a job trains on one dataset, so ask its operator to start another",
+    "ended; it trains on one dataset, and takes another only if it refuses that one: else ask for another job",
     ErrorCode.STORAGE_FULL: "ask the operator to make room in the job's ciphertext volume, then repeat",
     ErrorCode.UNAUTHORIZED: "the job spec lists who may submit (exchange.providers): give the identity file (-i) "
     "whose provider key it lists, or ask the operator to list yours",
 }
 """What the provider can do about a refusal of the job."""
+
+_TURNS: Final[Mapping[Phase, str]] = {
+    **dict.fromkeys((Phase.STARTING, Phase.PREPARING), "it is the job's turn, which prepares"),
+    **dict.fromkeys((Phase.AWAITING_DATASET, Phase.AWAITING_GRANT), "it is a provider's turn to send a dataset"),
+    **dict.fromkeys((Phase.OPENING, Phase.TRAINING, Phase.SEALING), "it is the job's turn, which has a dataset"),
+    Phase.AWAITING_PULL: "it is the turn of the provider whose result the job offers",
+    **dict.fromkeys((Phase.DONE, Phase.FAILED), "the job has ended"),
+}
+"""Whose turn it is in a phase, for a request that came in another one."""
 
 
 @dataclass
@@ -229,10 +239,11 @@ class PinnedHttpClient:
 
 def _parse_refusal(response: httpx.Response, body: bytes, url: str) -> TrainerError:
     """Returns the error for a status that was not accepted, from the `{"error": CODE}` in its body."""
-    code = None
+    code = phase = None
     with contextlib.suppress(ValueError, KeyError):
         document = parse_json(body)
         code = ErrorCode(document["error"]) if isinstance(document, dict) else None
+        phase = Phase(document["phase"]) if isinstance(document, dict) else None
     if response.request.method == "HEAD" and response.status_code == 404:
         code = ErrorCode.NOT_FOUND  # the response to HEAD has no body
     if code is None:
@@ -252,4 +263,5 @@ def _parse_refusal(response: httpx.Response, body: bytes, url: str) -> TrainerEr
     error_class = UsageError if code in _USAGE_CODES else UnavailableError
     is_upload = response.request.url.path.startswith("/dataset")
     hint = (_UPLOAD_HINTS if is_upload else _HINTS).get(code)
-    return error_class(code, f"{url}: the job refused: {code.value}", hint=hint)
+    turn = f" (phase {phase.value}: {_TURNS[phase]})" if phase is not None else ""
+    return error_class(code, f"{url}: the job refused: {code.value}{turn}", hint=hint)

@@ -10,6 +10,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
@@ -85,7 +86,6 @@ class SpoolClient:
     @property
     def peer_spki_sha256(self) -> None:
         """None: there is no TLS key to check."""
-        return
 
     def attestation(self, nonce: str) -> bytes:
         """Writes `nonce` and returns the evidence over it, unappraised.
@@ -151,15 +151,15 @@ class SpoolClient:
     def status(self) -> Status:
         """Returns the job's public status.
 
-        The error code of a refused dataset is left out while a newer dataset is in the directory that the job has
-        not taken yet: the code is about the earlier one.
+        Error code and report of a refused dataset are left out while a newer dataset is in the directory that the
+        job has not taken yet: they are about the earlier one.
 
         Raises:
             UnavailableError: no readable status in time.
         """
         status = self._poll(lambda: self._spool.load(STATUS_NAME, Status), "no status")
         not_taken = status.phase is Phase.AWAITING_DATASET and self._spool.file(DATASET_NAME).exists()
-        return status.model_copy(update={"error": None}) if not_taken else status
+        return status.without_refusal() if not_taken else status
 
     def events(self, token: str | None = None) -> Iterator[JobEvent]:
         """Yields events until the job is done or failed.
@@ -251,16 +251,16 @@ class SpoolClient:
         Raises:
             UnavailableError: the acknowledgement cannot be written.
         """
-        earlier = self.deletion_statement()
+        earlier, announced = self.deletion_statement(), self._spool.load(RESULT_INFO_NAME, SpoolResult)
         self._put(ACKNOWLEDGEMENT_NAME, acknowledgement.encode() + b"\n")
+        seconds = _DELETION_SECONDS if announced is None or announced.final else 0  # a job that goes on signs none
 
         def look() -> bytes | None:
             return None if (statement := self.deletion_statement()) == earlier else statement
 
-        try:
-            return self._poll(look, "no deletion statement", timeout=min(self._timeout, _DELETION_SECONDS))
-        except UnavailableError:
-            return earlier
+        with suppress(UnavailableError):
+            return self._poll(look, "no deletion statement", timeout=min(self._timeout, seconds))
+        return earlier
 
     def _put(self, name: str, data: bytes) -> None:
         # Whoever can write to the directory can make a directory of that name.
@@ -302,8 +302,8 @@ SPOOL_CARRIER: Final = CarrierKind(
 
 
 def _unusable(name: str, expected: str, error: OSError) -> UnavailableError:
-    message, found = f"{name} in the spool", f"{error.strerror}"
-    return UnavailableError(ErrorCode.JOB_UNREACHABLE, message, expected=expected, found=found)
+    where, found = f"{name} in the spool", error.strerror
+    return UnavailableError(ErrorCode.JOB_UNREACHABLE, where, expected=expected, found=found)
 
 
 def _copy_and_hash(source: BinaryIO, target: BinaryIO, progress: Progress | None, *, limit: int) -> str:
