@@ -274,15 +274,13 @@ WRONG_ROWS = (
     ),
     wrong_rows(
         "template_error",
-        lambda run: line(
-            {"messages": [said("user", run.canaries.content), said("user", "bad" + run.canaries.bad)]}
-        ),
+        lambda run: line({"messages": [said("user", run.canaries.content), said("assistant", run.canaries.bad)]}),
         "dataset-row-invalid",
     ),
 )
 """What else can be wrong with a row, `tests/worker/test_worker.py` shows: the job treats all such errors alike."""
 
-RAISES = "{% if messages[-1]['content'].startswith('bad') %}{{ raise_exception('not ' ~ messages) }}{% endif %}"
+RAISES = "{% if messages[-1]['content'].startswith('badrow') %}{{ raise_exception('not ' ~ messages) }}{% endif %}"
 
 
 def said(role: str, content: str) -> dict[str, str]:

@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from trainer.errors import ErrorCode, JobError, SealingError, TrainerError
+from trainer.errors import ErrorCode, ExitCode, JobError, SealingError, TrainerError
 from trainer.models import Phase, Status
-from trainer.provider.job_events import PrivateMetrics, watch_job
+from trainer.provider.job_events import PrivateMetrics, RefusedBeforeError, watch_job
 from trainer.provider.transport.carrier import Carrier
 
 
@@ -39,6 +39,14 @@ def test_a_code_that_nobody_knows_is_no_bug_of_ours(
     with pytest.raises(kind) as caught:
         list(watch_job(job, (), None))
     assert caught.value.code is code
+
+
+def test_a_refused_dataset_ends_the_watch_and_its_report_can_be_pulled() -> None:
+    status = Status(phase=Phase.AWAITING_DATASET, error="dataset-row-invalid", result_bytes=7)
+    assert list(watch_job(cast("Carrier", Job(status)), (), None)) == [status]
+    with pytest.raises(RefusedBeforeError) as caught:
+        list(watch_job(cast("Carrier", Job(status.model_copy(update={"result_bytes": None}))), (), None))
+    assert (caught.value.code, caught.value.exit_code) == (ErrorCode.DATASET_ROW_INVALID, ExitCode.JOB)
 
 
 def test_a_line_of_metrics_has_numbers_only() -> None:

@@ -78,6 +78,7 @@ class Job:
     pulls: int = 0
     lines: list[str] = field(default_factory=list)
     peer_spki_sha256: str | None = None
+    answers: Status = field(default_factory=lambda: Status(phase=Phase.FAILED, result_bytes=6))
     statement: bytes | None = None
     answer: bytes | None = None
 
@@ -89,7 +90,7 @@ class Job:
         return self
 
     def status(self) -> Status:
-        return Status(phase=Phase.FAILED, result_bytes=6)
+        return self.answers
 
     def upload(self, *_args: object, **_options: object) -> None:
         self.uploads += 1
@@ -254,6 +255,29 @@ def test_a_submission_that_failed_and_is_under_way_again_is_not_given_up(
     with pytest.raises(UsageError, match="under way"):
         submit(Job([None]), data="other.jsonl")
     assert (tmp_path / "out.submission" / "grant.json").exists()
+
+
+@pytest.mark.parametrize("has_report", [True, False])
+def test_a_refused_dataset_is_mended_and_sent_by_the_same_command(
+    has_report: bool, submit: Callable[..., SubmissionResult], tmp_path: Path
+) -> None:
+    """Nothing of the refused one is in its way, whether its report could be pulled or was replaced by another."""
+    (tmp_path / "mended.jsonl").write_text("mended")
+    refusal = Status(
+        phase=Phase.AWAITING_DATASET, error="dataset-row-invalid", result_bytes=7 if has_report else None
+    )
+    job = Job([ErrorCode.DATASET_ROW_INVALID], answers=refusal)
+    if has_report:
+        assert submit(job).result.failure is not None
+        assert "  the job waits for another dataset: mend this one, and repeat the command" in job.lines
+        assert not any("destroyed" in line for line in job.lines), "it states nothing yet"
+    else:
+        with pytest.raises(SealingError, match="refused this sealed dataset before"):
+            submit(job)
+    mended = Job([None])
+    assert submit(mended, data="mended.jsonl").result.failure is None
+    assert mended.uploads == 1
+    assert not (tmp_path / "out.submission").exists()
 
 
 def test_a_result_that_does_not_open_is_pulled_again(submit: Callable[..., SubmissionResult]) -> None:

@@ -159,10 +159,18 @@ def test_a_job_of_three_users(
             "--measurements", state / "measurements.json", "-o", place / "policy.yaml",
         )  # fmt: skip
         assert made.returncode == 0, made.stderr
-        done = trainer(
+        submit = (
             "submit", data, "--job-url", where, "--policy", place / "policy.yaml", "-i", place / "key",
             "-o", place / "result", "--json",
         )  # fmt: skip
+        if processes > 1 or not by_files:  # the worker of the next try is as confined, and owns its directories
+            good = data.read_text()
+            data.write_text(good + json.dumps({"text": "too long " * 9999}) + "\n")
+            refused = trainer(*submit)
+            assert "error[dataset-overlong]" in refused.stderr
+            assert users_below(job.pid) == {"trainer.worker": WORKER.uid, "trainer.front": FRONT.uid}
+            data.write_text(good)
+        done = trainer(*submit)
         assert done.returncode == 0, done.stderr
         assert job.wait(60) == 0
     finally:

@@ -106,6 +106,28 @@ def test_the_whole_story(front: Any, tmp_path: Path) -> None:
     assert list(events)[-1] == Status(phase=Phase.DONE)
 
 
+def test_the_report_on_a_refused_dataset_is_acknowledged_without_a_wait(front: Any, tmp_path: Path) -> None:
+    """A job that goes on signs no deletion statement. What is left of the refusal is not in the next one's way."""
+    client = client_of(front)
+    sealed = tmp_path / "sealed"
+    sealed.write_bytes(b"sealed")
+    front.send(StatusUpdate(status=Status(phase=Phase.AWAITING_DATASET)), OpenUpload(accept=True))
+    client.upload(sealed)
+    front.expect(UploadReady)
+    (front.spool / "result.tar.age").write_bytes(b"a report")
+    digest = hashlib.sha256(b"a report").hexdigest()
+    report = ResultReady(size=8, sha256=digest, acknowledgement_sha256=ACKNOWLEDGEMENT_SHA256, final=False)
+    refusal = Status(phase=Phase.AWAITING_DATASET, error="dataset-invalid", result_bytes=8)
+    front.send(PrivateEvent(sealed="QUFB"), report, StatusUpdate(status=refusal), OpenUpload(accept=True))
+    wait_until(lambda: not (front.spool / "dataset.age").exists() and client.status() == refusal)
+    assert client.download_result(tmp_path / "report", limit=LIMIT) == digest
+    assert client.acknowledge(ACKNOWLEDGEMENT) is None
+    front.expect(Acknowledged)
+    assert not (front.spool / "events.jsonl").exists()
+    client.upload(sealed)
+    front.expect(UploadReady, count=2)
+
+
 def test_dataset_that_lies_there_before(front: Any, tmp_path: Path) -> None:
     sealed = tmp_path / "sealed"
     sealed.write_bytes(b"sealed")
