@@ -3,8 +3,9 @@
     python benchmarks/preference.py --model DIR --data rows.jsonl [--rounds 2] [--steps 12] [--cpu-clock]
 
 Without --model: a Llama of 15 million random weights and pairs of made-up tokens. With --data, rows of questions
-with answers, each pair's rejected answer is another question's. TRL (`pip install trl==1.14.2`) gets the pairs as
-tokens, in the order in which our loop takes them: neighbours in length share its batches too.
+with answers, each pair's rejected answer is another question's. TRL has an environment of its own, as in
+`training`, and gets the pairs as tokens, in the order in which our loop takes them: neighbours in length share its
+batches too.
 
 Contenders: `ours`; `trl`, which runs the reference in each step; and `trl-precompute`, which does so once before
 (`precompute_ref_log_probs`). None with gradient checkpointing.
@@ -34,6 +35,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import training, training_contender
+from benchmarks.peer_environment import peer_interpreter
 
 KINDS = ("ours", "trl-precompute", "trl")
 BETA = 0.1
@@ -228,8 +230,9 @@ def run_contender(order: dict[str, Any]) -> dict[str, Any]:
     """Run one contender in a new process, with the same environment for all."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "HF_HOME": order["folder"]}
     environment |= {"OMP_NUM_THREADS": "1"} if order["cpu_clock"] else {}
+    interpreter = sys.executable if order["kind"] == "ours" else str(peer_interpreter(training.TRL))
     done = subprocess.run(
-        [sys.executable, __file__, "--contender"], input=json.dumps(order), capture_output=True, text=True,
+        [interpreter, __file__, "--contender"], input=json.dumps(order), capture_output=True, text=True,
         env=environment, check=False,
     )  # fmt: skip
     if done.returncode:

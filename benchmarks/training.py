@@ -1,24 +1,37 @@
 """Compare the training step with other trainers: same model, rows, batch, precision, adapter; one process each.
 
-    python benchmarks/training.py --model DIR --data rows.jsonl [--rounds 3] [--steps 24] [--peers ours,hf]
+    python benchmarks/training.py --model DIR --data rows.jsonl [--long] [--steps 24] [--peers ours,hf]
 
-Without --model: a Llama of 15 million random weights, and rows of made-up tokens. Peers are left out where their
-package is missing (`pip install trl==1.14.2`).
+Without --model: a Llama of 15 million random weights, and rows of made-up tokens.
 
-`ours-plain` is the job's loop over the model's own forward pass, `ours-compiled` that with train.torch_compile.
+Contenders:
+
+- `ours`; `ours-packing`; `ours-plain`, the job's loop over the model's own forward pass; `ours-compiled`, that
+  with train.torch_compile; `ours@DIR`, that of another checkout, by its own code;
+- `hf`: transformers' Trainer; `hf-grouped`: by length, so that there is little padding; `hf-single`: one row at a
+  time, no padding, as many accumulated as a batch has;
+- `trl`: TRL's SFTTrainer; `trl-packing`: bins by best fit; `trl-padding-free`; `trl-single` as above;
+  `trl-as-shipped`: with the gradient checkpointing that TRL switches on. Each may name a version, as in
+  `trl-packing@1.14.2`. TRL is installed below `.cache/peers`, in an environment of its own.
+
+No other contender checkpoints gradients. All compute in bfloat16, under autocast over weights of that type, or all
+in float32. Peers have torch's SDPA: other kernels for attention need a GPU.
 
 Ours has the allocator that a job's worker is started with, where the system has it (`libtcmalloc-minimal4`), and
 peers the system's; `--same-allocator` gives it to all.
 
 Times are the best of all rounds, since other work on the machine only ever adds; the rest are medians.
 
-One pass over `steps` times `batch` rows, so everyone is given the same tokens. Columns:
+One pass over `steps` times `batch` rows, so everyone is given the same tokens; the loss of a step is the mean over
+its trained tokens for all. With `--long`, rows are joined to conversations of 1,024 to 4,096 tokens, evenly
+distributed by the logarithms of their lengths. Columns:
 
 - trained, input: tokens a second that the loss is taken on, and that are read; padding does not count;
 - share: of the machine's rate of matrix products, measured in the same rounds in the same numbers on the model's
   layer shapes. What counts as work: 4 operations for each weight of a linear layer and each token read (forward,
   and the input's gradient), 6 for each of the adapter, 4 for each weight of the head and each trained token;
-  work that a contender finds a way around counts as done;
+  attention does not count; work that a contender finds a way around counts as done;
+- train loss: mean of the steps' losses, on the way;
 - held-out: loss per trained token after training, of the plain model with the adapter, row by row, same numbers;
 - compiling: seconds that it took before the first step, which are not in the rest;
 - peak: resident memory of the process, as the kernel counted it up to the end of training.
@@ -27,7 +40,7 @@ One pass over `steps` times `batch` rows, so everyone is given the same tokens. 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import itertools
 import json
 import os
 import random
@@ -47,14 +60,23 @@ KINDS = (
     "ours-compiled",
     "hf",
     "hf-grouped",
+    "hf-single",
     "trl",
     "trl-packing",
     "trl-padding-free",
+    "trl-single",
     "trl-as-shipped",
 )
+TRL = "1.16.0"
+"""The version of TRL that a contender runs which names none."""
+
 LORA_RANK = 16
-CONTENDER = Path(__file__).with_name("training_contender.py")
 HELD_OUT = 24
+LONG = (1024, 4096)
+"""Tokens of the shortest and of the longest row with `--long`."""
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.peer_environment import ROOT, peer_interpreter  # noqa: E402 -- a script finds it by its path
 
 Row = tuple[list[int], list[int]]
 """Token ids, and 1 for each that is trained on."""
@@ -83,6 +105,22 @@ def real_rows(model: Path, data: Path) -> list[Row]:
     rows = read_files({data.name: data}, max_rows=10_000)
     examples = [example for row in rows for example in encode(row, tokens, section)]
     return [(list(example.ids), list(example.trained)) for example in examples]
+
+
+def long_rows(rows: list[Row], count: int) -> list[Row]:
+    """Join rows, again and again from the first on, to conversations with lengths within `LONG`."""
+    source, supply = random.Random(9), itertools.cycle(rows)
+    joined = []
+    for _ in range(count):
+        length = int(LONG[0] * (LONG[1] / LONG[0]) ** source.random())
+        ids: list[int] = []
+        trained: list[int] = []
+        while len(ids) < length:
+            part = next(supply)
+            ids += part[0]
+            trained += part[1]
+        joined.append((ids[:length], trained[:length]))
+    return joined
 
 
 def random_model(folder: Path) -> Path:
@@ -129,9 +167,14 @@ def run_contender(order: dict[str, Any]) -> dict[str, float]:
     environment = {**os.environ, **QUIET}
     environment |= {"OMP_NUM_THREADS": "1"} if order["cpu_clock"] else {}
     environment |= allocator_variables() if order["quick_malloc"] or order["kind"].startswith("ours") else {}
+    kind, _, origin = order["kind"].partition("@")
+    root = Path(origin) if origin and kind == "ours" else ROOT
+    environment["PYTHONPATH"] = str(root)
+    interpreter = str(peer_interpreter(origin or TRL)) if kind.startswith("trl") else sys.executable
     with tempfile.TemporaryDirectory() as kernels:  # as in a job, nothing was compiled before
         done = subprocess.run(
-            [sys.executable, str(CONTENDER)], input=json.dumps(order), capture_output=True, text=True,
+            [interpreter, str(root / "benchmarks" / "training_contender.py")],
+            input=json.dumps(order | {"kind": kind}), capture_output=True, text=True,
             env={**environment, "TORCHINDUCTOR_CACHE_DIR": kernels}, check=False,
         )  # fmt: skip
     if done.returncode:
@@ -146,11 +189,18 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     count = options.steps * options.batch
     rows = real_rows(model, options.data) if options.data else made_up_rows(count + HELD_OUT, 8192)
     random.Random(3).shuffle(rows)
-    rows, held_out = rows[: min(count, len(rows) - HELD_OUT)], rows[-HELD_OUT:]
-    longest = max(len(ids) for ids, _ in rows)
+    rows, held_out = rows[:-HELD_OUT], rows[-HELD_OUT:]
+    rows = long_rows(rows, count) if options.long else rows[:count]
+    longest, of_step = (
+        max(len(ids) for ids, _ in rows),
+        options.batch * sum(len(ids) for ids, _ in rows) // len(rows),
+    )
     order = {
         "model": str(model), "rows": rows, "held_out": held_out, "batch": options.batch, "rate": 1e-3, "seed": 5,
-        "bin": max(longest, options.batch * sum(len(ids) for ids, _ in rows) // len(rows)),
+        # What a packed step has: one bin of short rows, or several bins as long as the longest row; attention over
+        # more than that takes time that no peer needs to spend.
+        "bin": longest if options.long else max(longest, of_step),
+        "bins": max(1, round(of_step / longest)) if options.long else 1,
         "shapes": sorted(set(layer_shapes(model)[0])), "folder": str(folder),
         "cpu_clock": options.cpu_clock, "quick_malloc": options.same_allocator,
     }  # fmt: skip
@@ -172,7 +222,7 @@ def summarise(results: dict[str, list[dict[str, float]]], model: Path, rows: lis
     rates = {name: max(one["flops"] for one in results[name]) / 1e9 for name in results if name.startswith("gemm")}
     table: dict[str, Any] = {}
     for name, made in results.items():
-        kind, dtype = name.split("/")
+        kind, _, dtype = name.rpartition("/")
         if kind != "gemm":
             seconds = min(result["seconds"] for result in made)
             table[name] = {
@@ -186,7 +236,7 @@ def summarise(results: dict[str, list[dict[str, float]]], model: Path, rows: lis
             }
     for name, row in table.items():
         row["ours_against_it"] = (
-            table[f"ours/{name.split('/')[1]}"]["trained_per_second"] / row["trained_per_second"]
+            table[f"ours/{name.rpartition('/')[2]}"]["trained_per_second"] / row["trained_per_second"]
         )
     return {
         "rows": len(rows),
@@ -201,13 +251,14 @@ def show(summary: dict[str, Any]) -> Iterator[str]:
     yield f"{summary['rows']} rows, {summary['input_tokens']} tokens, {summary['trained_tokens']} trained"
     yield ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in summary["gflops"].items())
     yield (
-        f"{'':22}{'trained/s':>10}{'input/s':>9}{'share':>7}{'compiling':>11}{'peak MiB':>10}{'held-out':>10}"
-        f"{'ours is':>9}"
+        f"{'':28}{'trained/s':>10}{'input/s':>9}{'share':>7}{'compiling':>11}{'peak MiB':>10}{'train loss':>12}"
+        f"{'held-out':>10}{'ours is':>9}"
     )
     for name, row in summary["contenders"].items():
         yield (
-            f"{name:22}{row['trained_per_second']:10.0f}{row['input_per_second']:9.0f}{row['share']:7.0%}"
-            f"{row['compiling']:11.0f}{row['peak_mib']:10.0f}{row['held_out_loss']:10.3f}{row['ours_against_it']:8.2f}x"
+            f"{name:28}{row['trained_per_second']:10.0f}{row['input_per_second']:9.0f}{row['share']:7.0%}"
+            f"{row['compiling']:11.0f}{row['peak_mib']:10.0f}{row['train_loss']:12.3f}{row['held_out_loss']:10.3f}"
+            f"{row['ours_against_it']:8.2f}x"
         )
 
 
@@ -215,6 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--data", type=Path, help="rows for --model, in the job's formats")
+    parser.add_argument("--long", action="store_true", help="rows of one to four thousand tokens")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--batch", type=int, default=4, help="rows per optimizer step")
@@ -228,9 +280,6 @@ def main() -> None:
     options = parser.parse_args()
     if (options.model is None) != (options.data is None):
         parser.error("--model and --data belong together")
-    if importlib.util.find_spec("trl") is None:
-        options.peers = [kind for kind in options.peers if not kind.startswith("trl")]
-        print("trl is not installed: left out", file=sys.stderr)
     with tempfile.TemporaryDirectory() as name:
         summary = compare(options, Path(name))
     print(json.dumps(summary) if options.json else "\n".join(show(summary)))

@@ -60,7 +60,7 @@ def train_ours(model: Any, order: dict[str, Any]) -> dict[str, float]:
     precision = Precision(torch.device("cpu"), torch.bfloat16 if bf16 else torch.float32, autocast=bf16)
     packs = order["kind"] == "ours-packing"
     section = TrainSection(
-        per_device_train_batch_size=1 if packs else order["batch"], learning_rate=order["rate"],
+        per_device_train_batch_size=order["bins"] if packs else order["batch"], learning_rate=order["rate"],
         lr_scheduler_type="constant", max_grad_norm=1.0, seed=order["seed"], logging_steps=1,
     )  # fmt: skip
     lengths = [example.length for example in examples]
@@ -130,6 +130,11 @@ def common_arguments(order: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def one_at_a_time(order: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with which a step's rows go through the model one by one, without padding."""
+    return {"per_device_train_batch_size": 1, "gradient_accumulation_steps": order["batch"]}
+
+
 def make_hf(model: Any, order: dict[str, Any]) -> Any:
     import torch
     from transformers import Trainer, TrainingArguments
@@ -151,6 +156,8 @@ def make_hf(model: Any, order: dict[str, Any]) -> Any:
     arguments = common_arguments(order)
     if order["kind"] == "hf-grouped":
         arguments["train_sampling_strategy"] = "group_by_length"
+    if order["kind"] == "hf-single":
+        arguments |= one_at_a_time(order)
     return Trainer(model, TrainingArguments(**arguments), data_collator=collate, train_dataset=rows)
 
 
@@ -161,7 +168,9 @@ def make_trl(model: Any, order: dict[str, Any]) -> Any:
 
     arguments = common_arguments(order) | {"completion_only_loss": True, "max_length": None}
     if order["kind"] == "trl-packing":
-        arguments |= {"packing": True, "max_length": order["bin"], "per_device_train_batch_size": 1}
+        arguments |= {"packing": True, "max_length": order["bin"]} | one_at_a_time({"batch": order["bins"]})
+    if order["kind"] == "trl-single":
+        arguments |= one_at_a_time(order)
     if order["kind"] == "trl-as-shipped":
         arguments |= {"gradient_checkpointing": True}
     if order["kind"] == "trl-padding-free":

@@ -134,8 +134,9 @@ def test_a_step_has_the_loss_the_metrics_and_the_gradient_of_trl() -> None:
     training = made(model, section(), held=())
     torch.manual_seed(8)
     disturb(model, -0.05)
-    sums = training.method.compute_gradients(next(training.policy.steps(0)), 10_000)
-    found = training.method.means_of(sums[1:], len(TRAIN))
+    method: Any = training.method
+    sums = method.compute_gradients(next(training.policy.steps(0)), 10_000)
+    found = method.means_of(sums[1:], len(TRAIN))
     assert found == {name: pytest.approx(value, rel=1e-4) for name, value in TRL.items()}
     gradients = [
         parameter.grad.flatten() for parameter in training.policy.parameters if parameter.grad is not None
