@@ -14,13 +14,13 @@ import pytest
 
 from trainer import logs
 from trainer.errors import ErrorCode, JobError
-from trainer.models import Phase
+from trainer.models import Activity, Phase
 
 CHILD = """
 import ctypes, os, sys
 from pathlib import Path
 from trainer import logs
-from trainer.models import Phase
+from trainer.models import Activity, Phase
 public = logs.take_over_output(Path(sys.argv[1]))
 print("canary from print")
 sys.stderr.write("canary from stderr\\n")
@@ -38,9 +38,10 @@ def test_events_are_json_lines() -> None:
     public = logs.PublicLog(stream)
     public(logs.PhaseEntered(Phase.TRAINING))
     public(logs.TrainingProgress(3, 20, None))
+    public(logs.PreparationProgress(Activity.TOKENIZING, 35, 40))
     public(logs.JobFailed(ErrorCode.WORKER_DIED))
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert [line["event"] for line in lines] == ["phase", "progress", "failed"]
+    assert [line["event"] for line in lines] == ["phase", "progress", "preparation", "failed"]
     assert lines[1] | {"time": 0} == {
         "time": 0,
         "event": "progress",
@@ -48,7 +49,8 @@ def test_events_are_json_lines() -> None:
         "total_steps": 20,
         "eta_seconds": None,
     }
-    assert lines[2]["code"] == "worker-died"
+    assert (lines[2]["activity"], lines[2]["percent"], lines[2]["eta_seconds"]) == ("tokenizing", 35, 40)
+    assert lines[3]["code"] == "worker-died"
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def test_free_text_losses_and_objects_cannot_be_public(value: object) -> None:
 
 
 def test_every_public_event_has_public_fields_only() -> None:
-    allowed = {"Phase", "ErrorCode", "int", "str", "int | None", "str | None"}
+    allowed = {"Phase", "Activity", "ErrorCode", "int", "str", "int | None", "str | None"}
     for event in logs.PublicEvent.__subclasses__():
         if event.__module__ == logs.__name__:
             fields = {name: kind for name, kind in event.__annotations__.items() if name != "event"}

@@ -30,7 +30,7 @@ from trainer.front.http.dataset_routes import DatasetRoutes
 from trainer.front.http.job_routes import JobRoutes
 from trainer.front.http.result_routes import ResultRoutes
 from trainer.job.end_record import EndRecord
-from trainer.models import Phase, Strict
+from trainer.models import Activity, Phase, Strict
 from trainer.provider.grants import GrantRecord
 from trainer.provider.nonces import SpentNonce, SpentNonces
 from trainer.provider_keys import ProviderKey
@@ -142,6 +142,7 @@ def events() -> str:
         logs.PhaseEntered(Phase.AWAITING_DATASET),
         logs.Listening(8443, "1" * 64),
         logs.DatasetReceived(22139),
+        logs.PreparationProgress(Activity.TOKENIZING, 35, 40),
         logs.TrainingProgress(3, 20, 41),
         logs.CheckpointSealed(3, 1214904),
         logs.ResultSealed(73355),

@@ -175,7 +175,7 @@ WRITTEN: tuple[BaseModel, ...] = (
     SpoolEvent(id=1, sealed="QQ=="),
     SpoolResult(size=1, sha256="a" * 64),
     SpoolTerms(max_upload_bytes=1),
-    Status(phase=Phase.TRAINING, step=1, total_steps=1, eta_seconds=1, result_bytes=1),
+    Status(phase=Phase.TRAINING, step=1, total_steps=1, percent=1, eta_seconds=1, result_bytes=1),
     UploadReady(size=1),
 )
 """What the project itself writes and reads again, with 1 in place of every number."""

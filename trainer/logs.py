@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import ClassVar, Final, TextIO
 
 from trainer.errors import ErrorCode, TrainerError
-from trainer.models import Phase
+from trainer.models import Activity, Phase
 
 private: Final = logging.getLogger("trainer")
 """Logger for private content. It writes to the sealed log only, and drops records until that is open."""
@@ -49,7 +49,7 @@ class PublicEvent:
 
 def _public_value(value: object) -> str | int | None:
     # By type, at run time: a text that an event got by mistake, such as an error's message, is never printed.
-    if isinstance(value, Phase | ErrorCode):
+    if isinstance(value, Phase | Activity | ErrorCode):
         return value.value
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
@@ -98,6 +98,16 @@ class DatasetRefused(PublicEvent):
     event = "dataset-refused"
     code: ErrorCode
     tries_left: int
+
+
+@dataclass(frozen=True)
+class PreparationProgress(PublicEvent):
+    """The worker goes on towards its first step."""
+
+    event = "preparation"
+    activity: Activity
+    percent: int | None
+    eta_seconds: int | None
 
 
 @dataclass(frozen=True)

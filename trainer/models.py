@@ -92,17 +92,35 @@ class Phase(StrEnum):
     FAILED = "failed"
 
 
+class Activity(StrEnum):
+    """What a job in the phase `training` does before its first step, in this order; public."""
+
+    TOKENIZING = "tokenizing"
+    """It reads the rows and makes token ids of them."""
+    LOADING = "loading"
+    """It loads the base model and uploads the tokens."""
+    EVALUATING = "evaluating"
+    """It measures the model as it is: samples, references, held-out rows."""
+
+
+Percent = Annotated[int, Field(ge=0, le=100)]
+
+
 class Status(Strict):
     """The public state of a running job: the answer to `GET /status`.
 
-    `step` and `total_steps` count optimizer steps. `error` is a public code, set when `phase` is `failed`, and in
-    `awaiting-dataset` after an upload that did not open, or was refused. `result_bytes` is the size of the sealed
-    result, or sealed failure report, once it can be pulled: there is one on a dataset that opened and was refused.
+    `step` and `total_steps` count optimizer steps. Before the first one `activity` says what the job does, and
+    `percent` how much of that is done, where that is known. `eta_seconds` is how long the steps, or the activity,
+    will still take. `error` is a public code, set when `phase` is `failed`, and in `awaiting-dataset` after an
+    upload that did not open, or was refused. `result_bytes` is the size of the sealed result, or sealed failure
+    report, once it can be pulled: there is one on a dataset that opened and was refused.
     """
 
     phase: Phase
     step: Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)] = 0
     total_steps: Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)] = 0
+    activity: Activity | None = None
+    percent: Percent | None = None
     eta_seconds: Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)] | None = None
     error: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")] | None = None
     result_bytes: Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)] | None = None

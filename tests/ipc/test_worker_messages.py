@@ -26,12 +26,13 @@ from trainer.ipc.worker_messages import (
     Finished,
     Message,
     Metrics,
+    Preparing,
     Progress,
     TrainingOrder,
     to_worker_channel,
     worker_channel,
 )
-from trainer.models import MAX_TOTAL_STEPS
+from trainer.models import MAX_TOTAL_STEPS, Activity
 from trainer.sealing.archive import MAX_NAME_BYTES, ArchiveLimits
 from trainer.spec import JobSpec
 
@@ -39,6 +40,7 @@ counts = st.integers(0, 2**53 - 1)
 steps = st.integers(1, MAX_TOTAL_STEPS)
 messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Progress, step=steps, total_steps=steps),
+    st.builds(Preparing, activity=st.sampled_from(Activity), percent=st.integers(0, 100)),
     st.builds(
         Metrics,
         step=counts,
@@ -80,6 +82,8 @@ def test_other_bytes_are_refused(line: bytes) -> None:
     [
         b'{"kind": "progress", "step": 1, "total_steps": 2, "eta_seconds": 1}',
         b'{"kind": "progress", "step": 0, "total_steps": 2}',
+        b'{"kind": "preparing", "activity": "reading a row", "percent": 1}',
+        b'{"kind": "preparing", "activity": "loading", "percent": 101}',
         b'{"kind": "progress", "step": 1, "total_steps": 100000001}',
         b'{"kind": "progress", "step": "1", "total_steps": 2}',
         b'{"kind": "metrics", "step": 1, "values": {"loss": NaN}}',

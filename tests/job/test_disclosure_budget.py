@@ -13,16 +13,19 @@ from hypothesis import strategies as st
 from trainer.errors import DATASET_FAULTS, ErrorCode, JobError
 from trainer.job.disclosure_budget import (
     LEVELS,
+    PREPARATION_VALUES,
     PROGRESS_VALUES,
     RELEASES,
     TICK_SECONDS,
     TICKS_PER_LEVEL,
     UNSCHEDULED_CHECKPOINTS,
     CheckpointAllowance,
+    PreparationMeter,
+    PreparationRelease,
     ReleaseSchedule,
     StepCounter,
 )
-from trainer.models import MAX_TOTAL_STEPS
+from trainer.models import MAX_TOTAL_STEPS, Activity
 from trainer.sealing.archive import padded_records
 from trainer.spec import ExchangeSection
 from trainer.spec.exchange_section import MAX_DATASET_TRIES
@@ -37,7 +40,7 @@ def bits(choices: float) -> int:
     return math.ceil(math.log2(choices))
 
 
-PROGRESS_BITS = bits(PROGRESS_VALUES + 2)  # or no release
+PROGRESS_BITS = bits(PROGRESS_VALUES + 1 + PREPARATION_VALUES + 1)  # a step, what comes before it, or nothing
 STEP_BITS = bits(MAX_TOTAL_STEPS)
 # A padded number of records has at most 6 significant bits below 2^33 records (80 TiB): all of them, in order.
 SIZES = {padded_records(1 << exponent | (part << exponent) >> 6) for exponent in range(33) for part in range(64)}
@@ -139,6 +142,47 @@ def test_published_steps_are_few_and_grow(total: int, advances: list[int]) -> No
     assert published == sorted(set(published))
     assert all(step % unit == 0 or step == total for step in published)
     assert total // unit <= PROGRESS_VALUES
+
+
+@given(st.lists(st.tuples(st.sampled_from(Activity), st.integers(0, 100)), max_size=300).map(sorted))
+def test_what_is_published_before_the_first_step_is_few_values_that_go_forward(
+    said: list[tuple[Activity, int]],
+) -> None:
+    meter, published = PreparationMeter(), []
+    for second, (activity, percent) in enumerate(
+        sorted(said, key=lambda one: (list(Activity).index(one[0]), one[1]))
+    ):
+        meter.add(activity, percent)
+        if (release := meter.release(second)) is not None:
+            published.append((list(Activity).index(release.activity), release.percent or 0))
+            assert release.eta_seconds is None or release.eta_seconds >= 0
+            assert (release.percent is None) == (release.activity is not Activity.TOKENIZING)
+    assert published == sorted(set(published))
+    assert len(published) <= PREPARATION_VALUES
+
+
+def test_tokenising_is_public_from_the_first_release_and_has_a_time_left() -> None:
+    meter = PreparationMeter()
+    assert meter.release(1) == PreparationRelease(Activity.TOKENIZING, 0, None), (
+        "before the worker has said a word"
+    )
+    meter.add(Activity.TOKENIZING, 4)
+    assert meter.release(2) is None
+    meter.add(Activity.TOKENIZING, 23)
+    assert meter.release(11) == PreparationRelease(Activity.TOKENIZING, 20, 40)
+    meter.add(Activity.TOKENIZING, 100)
+    assert meter.release(13) == PreparationRelease(Activity.TOKENIZING, 95, 1)
+    meter.add(Activity.EVALUATING, 0)
+    assert meter.release(14) == PreparationRelease(Activity.EVALUATING, None, None)
+
+
+@pytest.mark.parametrize("later", [(Activity.TOKENIZING, 50), (Activity.LOADING, 0)])
+def test_a_preparation_never_goes_backwards(later: tuple[Activity, int]) -> None:
+    meter = PreparationMeter()
+    meter.add(Activity.LOADING, 1)
+    with pytest.raises(JobError) as caught:
+        meter.add(*later)
+    assert caught.value.code is ErrorCode.WORKER_DIED
 
 
 def test_nothing_is_published_before_the_first_new_step() -> None:

@@ -26,13 +26,14 @@ from trainer import logs
 from trainer.errors import ErrorCode, JobError
 from trainer.ipc import worker_messages as protocol
 from trainer.ipc.front_messages import PrivateEvent, StatusUpdate
-from trainer.ipc.worker_messages import Metrics, OutputSize, Progress, Saved
+from trainer.ipc.worker_messages import Metrics, OutputSize, Preparing, Progress, Saved
 from trainer.job import disclosure_budget as budget
 from trainer.job.checkpoints import CheckpointStore
 from trainer.job.disclosures import TrainingDisclosures
 from trainer.job.private_events import EVENT_BYTES
 from trainer.job.training_follower import TrainingFollower
 from trainer.job.worker_process import WorkerProcess
+from trainer.models import Activity
 from trainer.sealing.age import decrypt, generate_identity
 from trainer.sealing.bundle import Grant, GrantPermissions
 
@@ -70,6 +71,7 @@ class Operator:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.progress: list[tuple[float, tuple[int, int, int | None]]] = []
+        self.preparation: list[tuple[float, tuple[Activity, int | None]]] = []
         self.private: list[tuple[float, str]] = []
 
     def send(self, message: object) -> None:
@@ -81,6 +83,9 @@ class Operator:
     def require_running(self) -> None: ...
 
     def publish(self, event: logs.PublicEvent) -> None:
+        if isinstance(event, logs.PreparationProgress):
+            self.preparation.append((self.clock.now - 1000.0, (event.activity, event.percent)))
+            return
         assert isinstance(event, logs.TrainingProgress)
         values = (event.step, event.total_steps, event.eta_seconds)
         self.progress.append((self.clock.now - 1000.0, values))
@@ -172,6 +177,27 @@ def test_a_worker_that_floods_says_ten_bits_a_second_by_its_progress() -> None:
     unit = total // budget.PROGRESS_VALUES
     assert {step % unit for _, (step, _, _) in released} == {0}
     assert {total_steps for _, (_, total_steps, _) in released} == {total}
+
+
+def test_what_comes_before_the_first_step_is_public_in_twentieths_at_the_same_times() -> None:
+    played = Played()
+    before: list[protocol.Message] = [
+        Preparing(activity=Activity.TOKENIZING, percent=n // 50) for n in range(5_001)
+    ]
+    before += [Preparing(activity=activity, percent=0) for activity in (Activity.LOADING, Activity.EVALUATING)]
+    played.hear([*before, *(Progress(step=step, total_steps=9000) for step in range(1, 3_001))])
+    released = played.operator.preparation
+    assert on_the_grid(seconds for seconds, _ in (*released, *played.operator.progress))
+    percents = [percent for _, (activity, percent) in released if activity is Activity.TOKENIZING]
+    assert len(percents) == len(set(percents)) == 5, "5,000 messages in five seconds"
+    assert {*percents} <= {*range(0, 100, 5)}
+    assert len(released) + len(played.operator.progress) == 8
+
+
+def test_a_worker_that_prepares_after_its_first_step_is_ended() -> None:
+    with pytest.raises(JobError) as caught:
+        Played().hear([Progress(step=1, total_steps=9), Preparing(activity=Activity.EVALUATING, percent=0)])
+    assert caught.value.code is ErrorCode.WORKER_DIED
 
 
 def test_the_time_left_says_nothing_that_step_and_time_do_not() -> None:

@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 
 from trainer.errors import ErrorCode, ExitCode, JobError, SealingError, TrainerError
-from trainer.models import Phase, Status
-from trainer.provider.job_events import PrivateMetrics, RefusedBeforeError, watch_job
+from trainer.models import Activity, Phase, Status
+from trainer.provider.job_events import PrivateMetrics, RefusedBeforeError, describe_training, watch_job
 from trainer.provider.transport.carrier import Carrier
 
 
@@ -52,3 +52,17 @@ def test_a_refused_dataset_ends_the_watch_and_its_report_can_be_pulled() -> None
 def test_a_line_of_metrics_has_numbers_only() -> None:
     metrics = PrivateMetrics({"step": 3, "loss": 1.25, "eval_loss": "x" * 10_000, "grad_norm": [1], "other": 5})
     assert metrics.summarize() == "step 3  loss 1.25"
+
+
+@pytest.mark.parametrize(
+    ("status", "line"),
+    [
+        ({"activity": Activity.TOKENIZING, "percent": 0}, "tokenizing 0 %"),
+        ({"activity": Activity.TOKENIZING, "percent": 35, "eta_seconds": 40}, "tokenizing 35 %, 40 s left"),
+        ({"activity": Activity.LOADING}, "loading"),
+        ({"step": 3, "total_steps": 20, "eta_seconds": 41}, "step 3 of 20, 41 s left"),
+        ({}, ""),
+    ],
+)
+def test_how_far_training_is_fits_one_line(status: dict[str, Any], line: str) -> None:
+    assert describe_training(Status(phase=Phase.TRAINING, **status)) == line

@@ -36,9 +36,11 @@ from trainer.ipc.worker_messages import (
     Finished,
     Metrics,
     OutputSize,
+    Preparing,
     Progress,
     TrainingOrder,
 )
+from trainer.models import Activity
 from trainer.spec import JobSpec
 
 RunWorker = Callable[..., Any]
@@ -49,7 +51,7 @@ ROOT = Path(__file__).parents[2]
 
 def failed(ended: Any) -> Failed:
     """The one message of a worker that failed."""
-    before = OutputSize | Progress | Metrics
+    before = Preparing | OutputSize | Progress | Metrics
     (message,) = [message for message in ended.messages if not isinstance(message, before)]
     assert isinstance(message, Failed)
     assert CANARY.encode() not in ended.sent
@@ -72,6 +74,8 @@ def test_a_whole_order(run_worker: RunWorker, chat_file: Path, make_spec: MakeSp
     assert summary["eval_loss_after"] < summary["eval_loss_before"]
     assert [message.step for message in first.messages if isinstance(message, Progress)] == [1, 2, 3, 4, 5, 6]
     (size,) = [message for message in first.messages if isinstance(message, OutputSize)]
+    prepared = [(one.activity, one.percent) for one in first.messages if isinstance(one, Preparing)]
+    assert prepared == [(Activity.TOKENIZING, 100), (Activity.LOADING, 0), (Activity.EVALUATING, 0)]
     assert first.messages.index(size) < next(n for n, m in enumerate(first.messages) if isinstance(m, Progress))
     assert size.trained_parameters > 0
     assert 0 < size.copied_bytes < 1 << 20

@@ -155,9 +155,8 @@ def watch_training(
         if as_json:
             print_json(event.model_dump(mode="json") if isinstance(event, Status) else dict(event.values))
         elif isinstance(event, Status):
-            eta = f", {event.eta_seconds} s left" if event.eta_seconds is not None else ""
-            steps = f" step {event.step} of {event.total_steps}{eta}" if event.total_steps else ""
-            print_line(f"{event.phase.value}{steps}" + (f" ({event.error})" if event.error else ""))
+            progress = f" {provider.describe_training(event)}".rstrip()
+            print_line(f"{event.phase.value}{progress}" + (f" ({event.error})" if event.error else ""))
             if event.announces_refusal:
                 print_line(
                     "  the dataset was refused: pull and open its report, mend the data, seal and upload it"

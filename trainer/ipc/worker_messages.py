@@ -5,7 +5,7 @@ training stack and loads the base model while the job waits for a dataset. A wor
 `TrainingOrder` alone.
 
 Everything here is private: it passes between two processes of the same VM. The supervisor decides what becomes
-public, and when: step counts and the code of a failure, nothing else.
+public, and when: activities, step counts and the code of a failure, nothing else.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from trainer.models import (
     MAX_STATUS_STEPS,
     MAX_TOTAL_STEPS,
     MAX_TRAINED_PARAMETERS,
+    Activity,
+    Percent,
     Secret,
 )
 from trainer.sandbox.properties import SandboxReport
@@ -107,6 +109,15 @@ class OutputSize(ChannelMessage):
     copied_bytes: Annotated[int, Field(ge=0, le=MAX_COPIED_BYTES)]
 
 
+class Preparing(ChannelMessage):
+    """What the worker does before its first step, and how much of it is done; never less than before."""
+
+    # Becomes public in coarse steps, as `Progress` does.
+    kind: Literal["preparing"] = "preparing"
+    activity: Activity
+    percent: Percent
+
+
 class Progress(ChannelMessage):
     """An optimizer step ended; steps follow each other, and the number of all steps stays the same."""
 
@@ -146,11 +157,11 @@ class Finished(ChannelMessage):
     summary: dict[str, JsonValue]
 
 
-TrainingMessage = OutputSize | Progress | Metrics | Saved
+TrainingMessage = Preparing | OutputSize | Progress | Metrics | Saved
 """What a worker sends while it carries out an order, before its last message."""
 
 WorkerInstruction = Preparation | ModelReady | TrainingOrder
-Message = Confined | OutputSize | Progress | Metrics | Saved | Failed | Finished
+Message = Confined | Preparing | OutputSize | Progress | Metrics | Saved | Failed | Finished
 
 TO_WORKER: Final[MessageFormat[WorkerInstruction]] = MessageFormat(
     TypeAdapter(Annotated[WorkerInstruction, Field(discriminator="kind")]),

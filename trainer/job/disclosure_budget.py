@@ -5,7 +5,8 @@ what the supervisor publishes on its word: steps, checkpoints, an end. Each of t
 released at times that are fixed when training begins, and each release has few possible values:
 
     releases     RELEASES in one start: TICKS_PER_LEVEL at TICK_SECONDS apart, as many at twice that, and so on
-    a release    one of PROGRESS_VALUES + 1 steps, and one private event of constant size
+    a release    one of PROGRESS_VALUES + 1 steps, or before the first one of PREPARATION_VALUES activities; and
+                 one private event of constant size
     checkpoints  one between two releases, at a whole second, and UNSCHEDULED_CHECKPOINTS besides
     tries        a dataset that is refused before the first step counts: its releases are taken from the next one's
 
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from trainer.ipc.worker_messages import FROM_WORKER
+from trainer.models import Activity
 
 TICK_SECONDS: Final = 1
 TICKS_PER_LEVEL: Final = 64
@@ -27,6 +29,10 @@ RELEASES: Final = TICKS_PER_LEVEL * LEVELS
 """The last one is 48 days after training began; a longer start trains on, and publishes its end alone."""
 
 PROGRESS_VALUES: Final = 1000
+PREPARATION_PERCENT: Final = 5
+PREPARATION_VALUES: Final = 100 // PREPARATION_PERCENT + len(Activity) - 1
+"""Twentieths of the tokenising, and the activities after it. A step, one of these, or nothing: 1,024 values."""
+
 UNSCHEDULED_CHECKPOINTS: Final = 2
 """Checkpoints at any step and time: after the last step, and after SIGTERM."""
 
@@ -73,6 +79,57 @@ class ProgressRelease:
     step: int
     total_steps: int
     eta_seconds: int | None
+
+
+@dataclass(frozen=True)
+class PreparationRelease:
+    """What is published before the first step: the arguments of a public event."""
+
+    activity: Activity
+    percent: int | None
+    eta_seconds: int | None
+
+
+class PreparationMeter:
+    """Follows what the worker does before its first step, and decides what is published of it."""
+
+    def __init__(self) -> None:
+        self._now = (0, 0)  # the number of the activity, and its percent
+        self._published: tuple[int, int] | None = None
+        self._first: tuple[int, int] | None = None
+
+    def add(self, activity: Activity, percent: int) -> None:
+        """Takes what the worker does now.
+
+        Raises:
+            JobError: WORKER_DIED: it did that already, and has gone on since.
+        """
+        reached = (_ACTIVITIES.index(activity), percent)
+        if reached < self._now:
+            raise FROM_WORKER.violation("its preparation goes backwards", expected=self._now, found=reached)
+        self._now = reached
+
+    def release(self, seconds: int) -> PreparationRelease | None:
+        """Returns what to publish, `seconds` after training began; None if it is known already.
+
+        As for steps, the estimate follows from what is published.
+        """
+        number, percent = self._now
+        # Only tokenising is measured; it is never done before the next activity says so.
+        percent = min(percent, 100 - PREPARATION_PERCENT) // PREPARATION_PERCENT * PREPARATION_PERCENT
+        reached = (number, 0 if number else percent)
+        if self._published is not None and reached <= self._published:
+            return None
+        self._published = reached
+        if number:
+            return PreparationRelease(_ACTIVITIES[number], None, None)
+        first_seconds, first_percent = self._first = self._first or (seconds, percent)
+        pace = (seconds - first_seconds) / (percent - first_percent) if percent > first_percent else None
+        left = None if pace is None else math.ceil((100 - percent) * pace)
+        return PreparationRelease(_ACTIVITIES[0], percent, left)
+
+
+_ACTIVITIES: Final = tuple(Activity)
 
 
 class StepCounter:

@@ -9,7 +9,7 @@ from pathlib import Path
 from trainer import logs
 from trainer.ipc.front_messages import PrivateEvent, StatusUpdate
 from trainer.ipc.worker_messages import Metrics, OutputSize
-from trainer.job.disclosure_budget import ProgressRelease
+from trainer.job.disclosure_budget import PreparationRelease, ProgressRelease
 from trainer.job.front_process import FrontProcess
 from trainer.job.private_events import seal_metrics
 from trainer.job.storage_need import require_room
@@ -56,17 +56,13 @@ class TrainingDisclosures:
         """
         require_room(self.folder, self.spec, size, self.replaceable_bytes())
 
-    def publish(self, progress: ProgressRelease) -> None:
+    def publish(self, progress: ProgressRelease | PreparationRelease) -> None:
         """Makes progress public: in the front's status, and as a public event."""
-        status = Status(
-            phase=Phase.TRAINING,
-            step=progress.step,
-            total_steps=progress.total_steps,
-            eta_seconds=progress.eta_seconds,
-        )
+        status = Status(phase=Phase.TRAINING, **vars(progress))
         self.set_status(status)
         self.front.send(StatusUpdate(status=status))
-        self.public(logs.TrainingProgress(progress.step, progress.total_steps, progress.eta_seconds))
+        is_step = isinstance(progress, ProgressRelease)
+        self.public((logs.TrainingProgress if is_step else logs.PreparationProgress)(**vars(progress)))
 
     def send_metrics(self, metrics: Sequence[Metrics]) -> None:
         """Sends the latest metrics to the provider in one private event, if the grant permits any."""

@@ -18,6 +18,8 @@ from trainer.job.checkpoints import CheckpointStore
 from trainer.job.disclosure_budget import (
     RELEASES,
     CheckpointAllowance,
+    PreparationMeter,
+    PreparationRelease,
     ProgressRelease,
     ReleaseSchedule,
     StepCounter,
@@ -35,7 +37,7 @@ class Disclosures(Protocol):
     def require_room(self, size: protocol.OutputSize) -> None:
         """Checks that checkpoints and result fit into the ciphertext directory."""
 
-    def publish(self, progress: ProgressRelease) -> None:
+    def publish(self, progress: ProgressRelease | PreparationRelease) -> None:
         """Makes progress public."""
 
     def send_metrics(self, metrics: list[protocol.Metrics]) -> None:
@@ -82,6 +84,7 @@ class TrainingFollower:
         self._steps = StepCounter(
             checkpoints.last or 0, spec.train.max_steps if spec.train.max_steps > 0 else None
         )
+        self._preparation: PreparationMeter | None = PreparationMeter()
         self._allowance = CheckpointAllowance(self._schedule)
         self._released = 0
         self._metrics: deque[protocol.Metrics] = deque(maxlen=MAX_EVENT_METRICS)
@@ -115,8 +118,13 @@ class TrainingFollower:
         """
         self._disclosures.require_running()
         match message:
+            case protocol.Preparing():
+                if self._preparation is None:
+                    raise protocol.FROM_WORKER.violation("it prepares after its first step")
+                self._preparation.add(message.activity, message.percent)
             case protocol.Progress():
                 self._steps.add(message.step, message.total_steps)
+                self._preparation = None
             case protocol.Metrics():
                 self._metrics.append(message)
             case protocol.Saved():
@@ -143,7 +151,8 @@ class TrainingFollower:
         self._publish(self._schedule.seconds(self._released))
 
     def _publish(self, seconds: int) -> None:
-        if (progress := self._steps.release(seconds)) is not None:
+        progress = (self._preparation or self._steps).release(seconds)
+        if progress is not None:
             self._disclosures.publish(progress)
         metrics = list(self._metrics)
         self._metrics.clear()

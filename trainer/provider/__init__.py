@@ -15,7 +15,7 @@ from trainer.provider.grants import (
     require_same_job,
     seal_dataset,
 )
-from trainer.provider.job_events import watch_job
+from trainer.provider.job_events import describe_training, watch_job
 from trainer.provider.local_files import (
     create_identity,
     read_identities,
@@ -69,6 +69,7 @@ __all__ = [
     "appraise_job",
     "connect_to_job",
     "create_identity",
+    "describe_training",
     "find_data_files",
     "find_key_service",
     "give_account",

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from trainer.encoding import parse_json
 from trainer.errors import DATASET_FAULTS, ErrorCode, ExitCode, JobError, SealingError, TrainerError
 from trainer.models import Phase, Status
+from trainer.provider.submission_request import ProgressReporter
 from trainer.provider.transport.carrier import FINAL_PHASES, Carrier, SealedEvent
 from trainer.sealing.age import Identity, decrypt
 
@@ -76,6 +77,23 @@ def watch_job(
             raise _refused(_known_code(event.error))
         if event.phase is Phase.AWAITING_PULL or event.phase in FINAL_PHASES:
             return
+
+
+def describe_training(status: Status) -> str:
+    """Returns in one line what a job in the phase `training` does, how far it is, and how long it will take."""
+    left = f", {status.eta_seconds} s left" if status.eta_seconds is not None else ""
+    if status.activity is not None:
+        percent = f" {status.percent} %" if status.percent is not None else ""
+        return f"{status.activity.value}{percent}{left}"
+    return f"step {status.step} of {status.total_steps}{left}" if status.total_steps else ""
+
+
+def show_training(status: Status, report: ProgressReporter) -> None:
+    """Shows how far a job in the phase `training` is: a line until its first step, then the steps."""
+    if status.activity is not None:
+        report.line(f"  {describe_training(status)}")
+    else:
+        report.steps_done("training", status.step, status.total_steps)
 
 
 def _open_event(event: SealedEvent, identities: Sequence[Identity]) -> list[PrivateMetrics]:

@@ -22,7 +22,7 @@ from trainer.provider.acknowledgement import STATEMENT_ERRORS, DeletionReceiver
 from trainer.provider.authorization import make_authorizer
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import GrantRecord, seal_dataset
-from trainer.provider.job_events import NOT_ITS_DATASET, PrivateMetrics, watch_job
+from trainer.provider.job_events import NOT_ITS_DATASET, PrivateMetrics, show_training, watch_job
 from trainer.provider.job_wait import JobWait
 from trainer.provider.local_files import require_absent, write_beside
 from trainer.provider.opening import open_sealed_result
@@ -236,7 +236,7 @@ class _SubmissionRun:
                         self._job_wait.end()
                     self._report.line(f"  {phase.value}")
                 if phase is Phase.TRAINING:
-                    self._report.steps_done("training", event.step, event.total_steps)
+                    show_training(event, self._report)
         except SealingError as error:
             self._directory.forget_refused(error)  # the job refused the dataset: the next call uploads again
             if error.code in NOT_ITS_DATASET and not self._directory.is_sealed_to(

@@ -10,7 +10,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainer.models import MAX_COPIED_BYTES, MAX_STATUS_STEPS, MAX_TRAINED_PARAMETERS, Strict
+from trainer.models import (
+    MAX_COPIED_BYTES,
+    MAX_STATUS_STEPS,
+    MAX_TRAINED_PARAMETERS,
+    Activity,
+    Percent,
+    Strict,
+)
 
 _Count = Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)]
 _MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
@@ -27,6 +34,18 @@ class OutputSizeKnown(Strict):
 
     trained_parameters: Annotated[int, Field(ge=0, le=MAX_TRAINED_PARAMETERS)]
     copied_bytes: Annotated[int, Field(ge=0, le=MAX_COPIED_BYTES)]
+
+
+class PreparationAdvanced(Strict):
+    """Reports what the run does before its first step, and how much of it is done; never less than before.
+
+    Attributes:
+        activity: what it does.
+        percent: part of the dataset's bytes that was read, while rows are tokenised; 0 otherwise.
+    """
+
+    activity: Activity
+    percent: Percent = 0
 
 
 class StepCompleted(Strict):
@@ -49,7 +68,7 @@ class CheckpointWritten(Strict):
     step: Annotated[int, Field(ge=1, le=MAX_STATUS_STEPS)]
 
 
-TrainingEvent = OutputSizeKnown | StepCompleted | MetricsMeasured | CheckpointWritten
+TrainingEvent = PreparationAdvanced | OutputSizeKnown | StepCompleted | MetricsMeasured | CheckpointWritten
 
 EventHandler = Callable[[TrainingEvent], None]
 """Receives each event in the training process, between optimizer steps."""

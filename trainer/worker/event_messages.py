@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from trainer.ipc.worker_messages import Metrics, OutputSize, Progress, Saved, TrainingMessage
+from trainer.ipc.worker_messages import Metrics, OutputSize, Preparing, Progress, Saved, TrainingMessage
 from trainer.training.events import (
     CheckpointWritten,
     MetricsMeasured,
     OutputSizeKnown,
+    PreparationAdvanced,
     StepCompleted,
     TrainingEvent,
 )
@@ -15,6 +16,8 @@ from trainer.training.events import (
 def message_of_event(event: TrainingEvent) -> TrainingMessage:
     """Returns the message that carries an event."""
     match event:
+        case PreparationAdvanced():
+            return Preparing(activity=event.activity, percent=event.percent)
         case OutputSizeKnown():
             return OutputSize(trained_parameters=event.trained_parameters, copied_bytes=event.copied_bytes)
         case StepCompleted():

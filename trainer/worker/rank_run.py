@@ -13,6 +13,7 @@ from trainer.training.engines.base import Loader
 from trainer.training.events import TrainingEvent
 from trainer.training.interruption import Interrupts
 from trainer.training.rank import ProcessRank, rendezvous_dir
+from trainer.training.reading_meter import ReadingMeter
 from trainer.training.report.summary import Summary
 from trainer.training.run import run
 from trainer.training.run_inputs import RunInputs
@@ -56,6 +57,7 @@ def run_rank(
     inputs = RunInputs(order.spec, order.model_dir, output_dir, order.resume_dir, split_key)
     sharded = order.spec.train.fsdp is not None
     data = order.spec.data
-    rows = scan_files(files, max_rows=data.max_rows, schema=row_schema(data))
+    meter = ReadingMeter(sum(file.path.stat().st_size for file in files), forward)
+    rows = scan_files(files, max_rows=data.max_rows, schema=row_schema(data), on_bytes_read=meter.add)
     with join_rank_group(rank, rendezvous_dir(order.output_dir), sharded=sharded) as ranks:
         return run(inputs, rows, loader, RunContext(forward, watch, interrupts, ranks, allocator_in_use()))

@@ -95,8 +95,8 @@ def test_status(front: Any) -> None:
             if body["error"]:
                 break
     assert body == {
-        "phase": "failed", "step": 0, "total_steps": 0, "eta_seconds": None,
-        "error": "out-of-memory", "result_bytes": 7,
+        "phase": "failed", "step": 0, "total_steps": 0, "activity": None, "percent": None,
+        "eta_seconds": None, "error": "out-of-memory", "result_bytes": 7,
     }  # fmt: skip
 
 

@@ -11,12 +11,12 @@ import torch
 from trainer.data.examples.example_set import Dataset
 from trainer.errors import ErrorCode, JobError
 from trainer.model_files.companion_files import companion_bytes
-from trainer.models import MAX_COPIED_BYTES, MAX_TRAINED_PARAMETERS
+from trainer.models import MAX_COPIED_BYTES, MAX_TRAINED_PARAMETERS, Activity
 from trainer.training.adapter import save_initial_adapter
 from trainer.training.checkpoint import ResumedState, read_state
 from trainer.training.compilation import Compilation
 from trainer.training.engines.base import Loader, Precision, choose_precision
-from trainer.training.events import OutputSizeKnown
+from trainer.training.events import OutputSizeKnown, PreparationAdvanced
 from trainer.training.loss import CausalLoss
 from trainer.training.placement import Placement, read_placement
 from trainer.training.run_inputs import RunInputs
@@ -57,6 +57,7 @@ def load(inputs: RunInputs, data: PreparedData, loader: Loader, context: RunCont
         JobError: `MODEL_INVALID`, `OUT_OF_MEMORY`, `ENGINE_UNAVAILABLE` or `CHECKPOINT_INVALID`.
     """
     spec, ranks = inputs.spec, context.ranks
+    context.report(PreparationAdvanced(activity=Activity.LOADING))
     precision, warnings = choose_precision(spec)
     with context.watch.part("load"):
         # A model that will be sharded is loaded to the CPU first: it need not fit into the memory of one GPU.

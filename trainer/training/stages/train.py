@@ -12,10 +12,11 @@ from trainer.data.examples.held_out import choose_evaluated
 from trainer.data.examples.model_tokenizer import chosen_template
 from trainer.errors import JobError
 from trainer.model_files.companion_files import copy_companions
+from trainer.models import Activity
 from trainer.spec import JobSpec
 from trainer.training.adapter import save_adapter
 from trainer.training.checkpoint import CheckpointWriter, SavedState
-from trainer.training.events import MetricsMeasured
+from trainer.training.events import MetricsMeasured, PreparationAdvanced
 from trainer.training.interruption import Interruption
 from trainer.training.loop import Trainer
 from trainer.training.merged import save_merged
@@ -65,6 +66,7 @@ def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: R
         Interruption: a signal came.
     """
     spec, resumed = inputs.spec, loaded.resumed
+    context.report(PreparationAdvanced(activity=Activity.EVALUATING))
     # The first row of a unit has the desired answer; its prompt is the sample's.
     rows_per_unit = METHODS[spec.train.method].rows_per_unit
     sampler = Sampler(
