@@ -67,7 +67,7 @@ def test_submit_brings_a_checked_adapter_and_nothing_leaks(
 
     # What the operator has: public events, ciphertext, an empty workspace.
     assert {event["event"] for event in job.events} <= {
-        "spec", "phase", "listening", "dataset-received", "progress", "result-sealed",
+        "spec", "phase", "listening", "dataset-received", "preparation", "progress", "result-sealed",
     }  # fmt: skip
     assert job.err.read_bytes() == b""
     assert list(job.workspace.iterdir()) == []
