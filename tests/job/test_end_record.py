@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.errors import RESUMABLE, ErrorCode
+from trainer.errors import DATASET_FAULTS, RESUMABLE, ErrorCode
 from trainer.job.end_record import MAX_END_RECORD_BYTES, EndRecord, EndRecordFile, PrivacySpent
 from trainer.receipt.deletion import DestroyedItem
 from trainer.tee.key_derivation import end_record_key
@@ -88,6 +88,12 @@ def test_what_is_no_file_is_no_record(file: EndRecordFile, tmp_path: Path) -> No
     file.path.unlink()
     file.path.mkdir()
     assert file.load() is None
+
+
+def test_a_job_that_got_no_dataset_to_train_on_leaves_the_checkpoints_of_another() -> None:
+    for code in ErrorCode:
+        assert record(code).is_without_training is (code in DATASET_FAULTS or code is ErrorCode.DATASET_TIMEOUT)
+    assert not record().is_without_training
 
 
 def test_only_what_says_nothing_against_the_job_is_gone_on_from() -> None:

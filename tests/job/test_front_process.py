@@ -84,3 +84,6 @@ def test_a_front_that_was_taken_over_cannot_acknowledge_a_result() -> None:
         assert not front.wait_acknowledged(0)
         channel.send(Acknowledged(acknowledgement=right))
         assert front.wait_acknowledged(20)
+        assert front.has_acknowledgement
+        front.offer_result(result.model_copy(update={"acknowledgement_sha256": sha256_hex(b"of the next result")}))
+        assert not front.has_acknowledgement

@@ -273,21 +273,69 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def sealing(hand_over: HandOver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], EndRecord]:
-    """`seal()` with a real sealed file, of a job that succeeded; plaintext and keys are destroyed at once."""
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A bundle whose outcome is sealed for real; plaintext and keys are destroyed at once."""
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "report").write_bytes(b"{}")
     recipient = generate_identity(hybrid=False).recipient()
-    bundle = SimpleNamespace(
-        grant=SimpleNamespace(result_recipients=lambda: [recipient], secret="ab" * 32),
-        manifest=SimpleNamespace(sha256=lambda: "34" * 32),
-    )
     monkeypatch.setattr(module, "with_checked_output", lambda outcome, *_: outcome)
     monkeypatch.setattr(module, "gather_result", lambda *_: tree)
     monkeypatch.setattr(module, "destroy_plaintext", lambda *_: dict.fromkeys(DestroyedItem, 1790000000))
-    outcome = JobOutcome(1, 2, {}, None)
-    return lambda: hand_over.seal(cast("Any", bundle), outcome)
+    return SimpleNamespace(
+        grant=SimpleNamespace(result_recipients=lambda: [recipient], secret="ab" * 32),
+        manifest=SimpleNamespace(sha256=lambda: "34" * 32),
+    )
+
+
+@pytest.fixture
+def sealing(hand_over: HandOver, bundle: Any) -> Callable[[], EndRecord]:
+    """`seal()` of a job that succeeded."""
+    return lambda: hand_over.seal(bundle, JobOutcome(1, 2, {}, None))
+
+
+REFUSED = JobOutcome(1, 2, {}, JobError(ErrorCode.DATASET_INVALID, "no rows"), refused=True)
+
+
+@pytest.fixture
+def refusing(hand_over: HandOver, bundle: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], EndRecord]:
+    """`refuse()` of a dataset; its directories are destroyed before its report is offered."""
+
+    def destroy(_workspace: object) -> None:
+        assert cast("Front", hand_over.front).messages == []
+
+    monkeypatch.setattr(module, "destroy_try", destroy)
+    return lambda: hand_over.refuse(bundle, REFUSED)
+
+
+def test_the_report_on_a_refused_dataset_is_offered_and_the_job_has_not_ended(
+    hand_over: HandOver, refusing: Callable[[], EndRecord]
+) -> None:
+    report = refusing()
+    assert report.error is ErrorCode.DATASET_INVALID
+    assert sha256_hex(hand_over.ciphertext.result.read_bytes()) == report.result_sha256
+    (offered,) = cast("Front", hand_over.front).messages
+    assert isinstance(offered, ResultReady)
+    assert (offered.final, offered.sha256) == (False, report.result_sha256)
+    assert hand_over.record_file.load() is None, "another start accepts a dataset"
+    assert not hand_over.ciphertext.deletion.exists(), "the dataset keys are still needed"
+
+
+@pytest.mark.parametrize("acknowledged", [True, False])
+def test_a_job_without_another_dataset_ends_with_its_last_report(
+    acknowledged: bool, hand_over: HandOver, refusing: Callable[[], EndRecord]
+) -> None:
+    front = cast("Any", hand_over.front)
+    report = refusing()
+    front.has_acknowledgement = front.is_acknowledged = acknowledged
+    record = hand_over.give_up(report)
+    assert (record.error, record.result_sha256) == (ErrorCode.DATASET_TIMEOUT, report.result_sha256)
+    assert set(record.destroyed) == set(DestroyedItem)
+    assert hand_over.offer(record) is ExitCode.JOB
+    assert (front.waited == 0) is acknowledged, "who has the report is not waited for"
+    kept = hand_over.record_file.load()
+    assert kept is not None
+    assert kept.is_over, "the next start accepts a dataset"
 
 
 def test_a_link_that_takes_the_place_of_a_result_is_not_followed(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.front.conftest import ACKNOWLEDGEMENT
@@ -25,6 +26,7 @@ from trainer.ipc.front_messages import Acknowledged, DeletionReady, PrivateEvent
 from trainer.models import Phase, Status
 from trainer.provider.transport.carrier import SealedEvent
 from trainer.provider.transport.http_carrier import JobClient
+from trainer.provider.transport.pinned_http import _parse_refusal
 
 NONCE = "cd" * 32
 LIMIT = 16 << 20
@@ -231,3 +233,22 @@ def test_strange_answers_are_errors_of_ours(answer: bytes) -> None:
         client.status()
     stranger.close()
     assert caught.value.code is ErrorCode.JOB_UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    ("phase", "said"),
+    [
+        *(
+            ('"training"', "the job's turn"),
+            ('"awaiting-dataset"', "a provider's turn"),
+            ('"failed"', "has ended"),
+        ),
+        *(('"made-up"', "refused: wrong-phase"), ("7", "refused: wrong-phase"), ("[]", "refused: wrong-phase")),
+    ],
+)
+def test_a_request_in_the_wrong_phase_is_told_whose_turn_it_is(phase: str, said: str) -> None:
+    answer = httpx.Response(409, request=httpx.Request("POST", "https://job.invalid/dataset"))
+    body = b'{"error":"wrong-phase","phase":%s}' % phase.encode()
+    error = _parse_refusal(answer, body, "https://job.invalid")
+    assert (error.code, error.exit_code) == (ErrorCode.WRONG_PHASE, 3)
+    assert said in str(error)
