@@ -64,6 +64,7 @@ HONEST = {
     "merged/tokenizer.model": TOKENIZER,
     "merged/sub/a.txt": b"\xff",
     "report/metrics.jsonl": b'{"step":1,"loss":0.5}\n{"step":2}\n',
+    "report/task.json": b'[{"answered": "yes"}]',
     "report/samples.json": '[{"after": "\\u009b é"}]'.encode(),
     "report/summary.json": b"{}",
     "report/report.html": page("<main><p class=base>1 &lt; 2</p></main>").encode(),

@@ -46,6 +46,8 @@ class Key:
 NOTHING: Sections = {}
 EVALUATED = (NOTHING, BY_FILES)
 STEPS = train(eval_steps=5)
+TASK: Sections = {"evaluation": {"metrics": ["exact_match"]}}
+CHOICES: Sections = {"evaluation": {"metrics": ["choice_accuracy"]}}
 UNHELD_STEPS: Sections = {**UNHELD, **STEPS}
 
 KEYS = {
@@ -107,6 +109,13 @@ KEYS = {
     ),
     "train.load_best_model_at_end": Key(True, (STEPS,), (NOTHING, UNHELD_STEPS)),
     "train.save_total_limit": Key(3, (train(save_steps=5),), (NOTHING,)),
+    "evaluation.metrics": Key(
+        ["token_f1"],
+        (*EVALUATED, DPO, ORPO, KTO, data(format="messages")),
+        (UNHELD, data(format="text"), {**BY_FILES, "data": {"format": "text", "eval_files": "dev/*"}}),
+    ),
+    "evaluation.max_rows": Key(5, (TASK, CHOICES), (NOTHING,)),
+    "evaluation.max_new_tokens": Key(5, (TASK,), (NOTHING, CHOICES)),
     "output.samples": Key(2, EVALUATED, (UNHELD,)),
     "output.sample_max_new_tokens": Key(8, EVALUATED, (UNHELD, {"output": {"samples": 0}})),
     "privacy.max_grad_norm": Key(0.5, (PRIVATE,), (NOTHING, {"privacy": {"audit": True}})),
@@ -189,3 +198,16 @@ def test_all_of_them_are_told_at_once() -> None:
         "output.samples",
     ):
         assert key in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
+def test_choices_need_answers_that_rows_have_in_common(method: str) -> None:
+    with pytest.raises(UsageError, match=f"choice_accuracy means nothing to train.method {method}"):
+        parse(train(method=method), "evaluation.metrics", ["choice_accuracy"])
+
+
+def test_a_metric_is_named_once_and_known() -> None:
+    with pytest.raises(UsageError, match="names a metric twice"):
+        parse(NOTHING, "evaluation.metrics", ["token_f1", "token_f1"])
+    with pytest.raises(UsageError, match="exact_match"):
+        parse(NOTHING, "evaluation.metrics", ["bleu"])

@@ -18,6 +18,8 @@ from trainer.data.examples.held_out import seed_split_key
 from trainer.data.examples.model_tokenizer import ModelTokenizer, read_tokenizer
 from trainer.data.examples.privacy_rows import require_rows_for_delta
 from trainer.data.examples.row_outcomes import RowOutcomes, SplitSizes
+from trainer.data.examples.task_draw import TaskDraw
+from trainer.data.examples.task_rows import read_tasks
 from trainer.data.rows import TextRow, read_files
 from trainer.errors import DataError, ErrorCode, UsageError
 from trainer.spec import JobSpec, MethodName, OnOverlong
@@ -25,6 +27,7 @@ from trainer.training.step_count import count_steps
 from trainer.validation.lengths import histogram, quantiles
 from trainer.validation.model_files import files_of_the_job, find_model
 from trainer.validation.survey import SHOWN_PROBLEMS, survey
+from trainer.validation.task_counts import TaskCounts
 
 
 def spec(**sections: dict[str, Any]) -> JobSpec:
@@ -435,3 +438,49 @@ def test_how_many_held_out_rows_are_evaluated_is_said(tmp_path: Path, tokens: Mo
     found = survey(files, job, tokens)
     assert found.sizes is not None
     assert any(f"2 of {found.sizes.evaluation} held-out rows are evaluated" in text for text in found.warnings)
+
+
+def asked(question: str, answer: str) -> dict[str, object]:
+    return {"prompt": question, "completion": answer}
+
+
+@pytest.mark.parametrize("by_files", [False, True])
+def test_task_metrics_judge_the_rows_that_the_job_judges(
+    tmp_path: Path, tokens: ModelTokenizer, by_files: bool
+) -> None:
+    rows: list[object] = [
+        asked(f"Question {number}?" + " word" * number, "yes" if number % 3 else "no") for number in range(60)
+    ]
+    rows += [{"text": f"plain {number}"} for number in range(20)]
+    files = {"a.jsonl": write(tmp_path / "a.jsonl", rows)}
+    if by_files:  # what hashes would hold out of the file before it is trained on then
+        files["eval/b.jsonl"] = write(tmp_path / "eval" / "b.jsonl", rows[:14] + rows[54:74])
+    metrics = {"metrics": ["token_f1", "choice_accuracy"], "max_rows": 16, "max_new_tokens": 8}
+    job = spec(data={"max_length": 200, "test_split_size": 0.4}, evaluation=metrics)
+    found = survey(files, job, tokens, {"max_position_embeddings": 80})
+    draw = TaskDraw(16, seed=job.train.seed)
+    read = read_files(files, max_rows=200)
+    data = build_dataset(read, tokens, job.data, split_key=seed_split_key(job.train.seed), draw=draw)
+    assert not found.refused
+    assert found.task == TaskCounts.of(read_tasks(draw, tokens, job, context_length=80))
+    assert found.task.judged + sum(found.task.not_judged.values()) == data.rows.eval
+    assert found.task.choices == 2
+    assert {"not_drawn", "no_prompt", "too_long"} <= set(found.task.not_judged)
+    assert not by_files or {row.file for row in draw.rows} == {"eval/b.jsonl"}
+
+
+def test_what_task_metrics_cannot_judge_is_refused(tmp_path: Path, tokens: ModelTokenizer) -> None:
+    def refusals(rows: list[object], **sections: dict[str, Any]) -> list[str]:
+        files = {"a.jsonl": write(tmp_path / "a.jsonl", rows)}
+        metrics = {"metrics": ["choice_accuracy"]}
+        found = survey(files, spec(evaluation=metrics, data={"test_split_size": 0.5}, **sections), tokens)
+        assert found.task is None
+        return [str(problem) for problem in found.problems] + [each for each in found.warnings if "secret" in each]
+
+    plain: list[object] = [{"text": f"plain {number}"} for number in range(20)]
+    (problem,) = refusals(plain)
+    assert "no held-out row can be judged" in problem
+    (problem,) = refusals([asked("?", f"answer {number}") for number in range(200)])
+    assert "2 to 64 distinct answers" in problem
+    (warning,) = refusals(plain, privacy={"canaries": 2})
+    assert "will probably refuse" in warning

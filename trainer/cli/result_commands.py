@@ -34,10 +34,12 @@ from trainer.errors import ErrorCode, UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pydantic import JsonValue
+
     from trainer.attestation.checks import Check
     from trainer.receipt.privacy_statement import PrivacyPredicate
 
-_SHOWN_FIELDS = ("adapter_dir", "privacy")
+_SHOWN_FIELDS = ("adapter_dir", "privacy", "task")
 """What is printed of a result without `--json`."""
 
 
@@ -95,6 +97,7 @@ def open_result(
             "checks": check_states(opened.checks),
             "not_checked": list(opened.unchecked),
             **_privacy_line(opened.privacy),
+            **_task_line(opened.statement.metrics),
             "summary": opened.statement.metrics,
         },
         as_json=as_json,
@@ -158,6 +161,7 @@ def submit_dataset(
             "checks": check_states((*submitted.evidence.checks, *result.checks)),
             "receipt": {"job_spec_sha256": job_spec_sha256},
             **_privacy_line(result.privacy),
+            **_task_line(result.statement.metrics),
             "summary": dict(result.statement.metrics),
             "seconds": dict(submitted.seconds),
             "deletion": submitted.deletion.predicate.model_dump(mode="json") if submitted.deletion else None,
@@ -188,3 +192,17 @@ def _privacy_line(privacy: PrivacyPredicate | None) -> dict[str, object]:
         "privacy": f"ε = {privacy.epsilon:g} at δ = {privacy.delta:g} for each row, "
         f"over {privacy.runs} run{'s' if privacy.runs > 1 else ''}"
     }
+
+
+def _task_line(metrics: Mapping[str, JsonValue]) -> dict[str, object]:
+    """Returns the task metrics before and after training, as the receipt has them; empty without any."""
+    from pydantic import ValidationError
+
+    from trainer.training.task_summary import TaskSummary
+
+    try:
+        task = TaskSummary.model_validate(metrics.get("task"))
+    except ValidationError:  # also what a worker has made up: nothing is shown but names and numbers
+        return {}
+    changes = ", ".join(f"{name} {before:.1%} → {after:.1%}" for name, before, after in task.changes())
+    return {"task": f"{changes}, over {task.judged} held-out row{'s' if task.judged != 1 else ''}"}

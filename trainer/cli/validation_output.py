@@ -117,6 +117,7 @@ class ValidationReport:
             "duplicate_rows": outcomes.duplicates if outcomes else 0,
             "beyond_context_rows": outcomes.beyond_context if outcomes else 0,
             "split": {**asdict(sizes), "exact": found.exact} if sizes else None,
+            "task": asdict(found.task) if found.task else None,
         }
 
 
@@ -204,6 +205,7 @@ def _cost_lines(result: ValidationReport) -> Iterator[str]:
         sets = found.mix.sets if found.mix else {}
         yield from (f"          {name}: {counts}" for name, counts in sets.items())
         yield f"steps     {about}{found.steps} optimizer steps"
+        yield from _task_lines(result, about)
         rates = "  ".join(f"{name} {value:g}" for name, value in asdict(found.rates).items())
         ratio = result.spec.train.loraplus_lr_ratio
         of_b = f"; {ratio:g} times as much for the matrices B" if ratio else ""
@@ -215,6 +217,31 @@ def _cost_lines(result: ValidationReport) -> Iterator[str]:
         shares = ", ".join(f"{name} {size / GIB:.2f}" for name, size in asdict(memory).items())
         total = f"{memory.total / GIB:.2f} GiB"
         yield f"GPU       about {total}: {shares} (estimated from widths, not measured yet)"
+
+
+def _task_lines(result: ValidationReport, about: str) -> Iterator[str]:
+    task, section = result.found.task, result.spec.evaluation
+    if task is None:
+        return
+    metrics = ", ".join(section.metrics)
+    yield f"task      {about}{task.judged} held-out rows judged, before and after training: {metrics}"
+    for reason, count in task.not_judged.items():
+        yield f"          {about}{count} not judged: {_NOT_JUDGED[reason]}"
+    if section.generates:
+        most = task.judged * section.max_new_tokens
+        yield f"          each time {task.prompt_tokens} tokens of prompts, and {most} generated at most"
+    if task.choices:
+        yield f"          each time {task.judged * task.choices} answers compared, {task.choices} to a row"
+
+
+_NOT_JUDGED: Final[Mapping[str, str]] = {
+    "not_drawn": "more than evaluation.max_rows",
+    "no_prompt": "no prompt before an answer",
+    "no_answer": "no answer in text",
+    "call": "the answer calls a tool",
+    "undesirable": "the label is false",
+    "too_long": "the prompt does not fit",
+}
 
 
 def _percent(part: int, total: int) -> str:

@@ -94,7 +94,7 @@ _KINDS: Final[tuple[tuple[str, Reader], ...]] = (
     (r"merged/(config|generation_config|model\.safetensors\.index)\.json", _require_json),
     (r"merged/model(-[0-9]{5}-of-[0-9]{5})?\.safetensors", _require_safetensors),
     (r"report/failure\.json", _require_json),
-    (r"report/(samples|summary)\.json", _require_shown_json),
+    (r"report/(samples|summary|task)\.json", _require_shown_json),
     (r"report/metrics\.jsonl", _require_json_lines),
     (r"report/report\.html", _require_page),
     (r"logs/(front|job)\.log", _require_text),

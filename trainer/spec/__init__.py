@@ -13,6 +13,7 @@ from trainer.spec.data_section import (
     SplitTurns,
     TrainOn,
 )
+from trainer.spec.evaluation_section import MAX_CHOICES, EvaluationSection, TaskMetric
 from trainer.spec.exchange_section import ExchangeSection
 from trainer.spec.job_spec import MAX_SPEC_BYTES, JobSpec, leaf_names, parse_job_spec, read_job_spec
 from trainer.spec.job_variable import (
@@ -42,6 +43,7 @@ from trainer.spec.training_methods import METHOD_RULES, LearnedRows, MethodName
 __all__ = [
     "GATE_OUTSIDERS",
     "JOB_VARIABLE",
+    "MAX_CHOICES",
     "MAX_SPEC_BYTES",
     "MAX_VARIABLE_BYTES",
     "METHOD_RULES",
@@ -51,6 +53,7 @@ __all__ = [
     "DataSection",
     "Dtype",
     "Engine",
+    "EvaluationSection",
     "ExchangeSection",
     "JobSpec",
     "LearnedRows",
@@ -65,6 +68,7 @@ __all__ = [
     "RowFormat",
     "RowPart",
     "SplitTurns",
+    "TaskMetric",
     "TeeSection",
     "TemplateArgument",
     "TrainOn",

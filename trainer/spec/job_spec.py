@@ -12,6 +12,7 @@ from trainer.encoding import canonical_json, exact_json, sha256_hex
 from trainer.errors import ErrorCode, UsageError
 from trainer.models import One, Strict
 from trainer.spec.data_section import DataSection, check_method
+from trainer.spec.evaluation_section import EvaluationSection
 from trainer.spec.exchange_section import ExchangeSection
 from trainer.spec.key_meaning import meaningless_keys
 from trainer.spec.lora_section import LoraSection
@@ -21,6 +22,7 @@ from trainer.spec.privacy_section import PrivacySection, privacy_refusals
 from trainer.spec.spec_errors import spec_error
 from trainer.spec.tee_section import TeeSection
 from trainer.spec.train_section import Engine, TrainSection
+from trainer.spec.training_methods import METHOD_RULES
 from trainer.strict_yaml import parse_yaml
 
 MAX_SPEC_BYTES: Final = 1 << 18
@@ -34,6 +36,7 @@ class JobSpec(Strict):
     lora: LoraSection = LoraSection()
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
+    evaluation: EvaluationSection = EvaluationSection()
     output: OutputSection = OutputSection()
     privacy: PrivacySection = PrivacySection()
     exchange: ExchangeSection = ExchangeSection()
@@ -45,6 +48,11 @@ class JobSpec(Strict):
         template = self.data.chat_template_path
         if template is not None and template not in self.model.model_file_sha256:
             raise ValueError("data.chat_template_path: expected the name of a file in model.model_file_sha256")
+        if self.evaluation.chooses and METHOD_RULES[self.train.method].learns_from != "answers":
+            raise ValueError(
+                f"evaluation.metrics: choice_accuracy means nothing to train.method {self.train.method}: answers "
+                "that are judged are no choices that all rows have in common"
+            )
         for refusal in privacy_refusals(self):
             raise ValueError(refusal)
         if meaningless := "; ".join(meaningless_keys(self)):

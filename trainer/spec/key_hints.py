@@ -119,8 +119,9 @@ _OTHER_NAMES: Final[Mapping[str, str]] = {
     "output.merged_16bit": (
         "merge_lora merge_adapter save_merged merge_and_unload save_method export_dir merge_weights"
     ),
-    "output.samples": "generation_samples num_samples do_bench_eval predict_with_generate",
-    "output.sample_max_new_tokens": "max_new_tokens eval_max_new_tokens generation_max_length",
+    "evaluation.metrics": "predict_with_generate compute_accuracy compute_metrics eval_metrics",
+    "output.samples": "generation_samples num_samples do_bench_eval",
+    "output.sample_max_new_tokens": "eval_max_new_tokens generation_max_length",
     "output.include_logs": "save_logs",
     "privacy.target_epsilon": "epsilon dp_epsilon",
     "privacy.target_delta": "delta dp_delta",
@@ -225,8 +226,7 @@ _NONE: Final[Mapping[str, str]] = {
     ),
     "the best adapter is that of the lowest held-out loss": "metric_for_best_model greater_is_better",
     "one command trains, evaluates before and after, and ends": (
-        "do_train do_predict do_test eval_on_start prediction_loss_only eval_delay logging_first_step "
-        "compute_accuracy"
+        "do_train do_predict do_test eval_on_start prediction_loss_only eval_delay logging_first_step"
     ),
     "runs are deterministic as far as the device allows": "full_determinism deterministic cudnn_benchmark strict",
     "embeddings of new tokens are trained in full: lora.modules_to_save: [embed_tokens]": (

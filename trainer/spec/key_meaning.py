@@ -81,6 +81,10 @@ _RENDERED: Final = Meaning(
     lambda spec: spec.data.format is not RowFormat.TEXT, "to data.format text, which has no messages"
 )
 _EVALUATION: Final = Meaning(is_evaluated, _HELD_OUT)
+_PROMPTED: Final = Meaning(
+    lambda spec: spec.data.format is not RowFormat.TEXT, "to data.format text, which has no prompts and no answers"
+)
+_TASK: Final = Meaning(lambda spec: bool(spec.evaluation.metrics), "without evaluation.metrics")
 _EVALUATION_STEPS: Final = Meaning(lambda spec: spec.train.eval_steps is not None, "without train.eval_steps")
 _ADAM: Final = Meaning(lambda spec: spec.train.optim in ADAM_OPTIMIZERS, "to optim {spec.train.optim}")
 _WARMUP: Final = Meaning(
@@ -181,6 +185,11 @@ MEANINGS: Final[Mapping[str, tuple[Meaning, ...]]] = {
         ),
     ),
     "train.load_best_model_at_end": (_EVALUATION_STEPS, _EVALUATION),
+    "evaluation.metrics": (_EVALUATION, _PROMPTED),
+    "evaluation.max_rows": (_TASK,),
+    "evaluation.max_new_tokens": (
+        Meaning(lambda spec: spec.evaluation.generates, "without exact_match or token_f1 in evaluation.metrics"),
+    ),
     "train.save_total_limit": (
         Meaning(lambda spec: spec.train.save_steps is not None, "without train.save_steps"),
     ),

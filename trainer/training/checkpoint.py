@@ -14,22 +14,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
 import torch
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.errors import ErrorCode, JobError
-from trainer.models import MAX_STATUS_STEPS, One, Strict
+from trainer.training.checkpoint_document import BestDocument, StateDocument
 from trainer.training.early_stopping import BestEvaluation
 from trainer.training.events import CheckpointWritten, EventHandler, MetricsMeasured
 from trainer.training.interruption import Interrupts
 from trainer.training.progress import TrainState
 from trainer.training.report.samples import Sample
 from trainer.training.run_inputs import CHECKPOINT_FILES, CHECKPOINTS_DIR
+from trainer.training.task_summary import TaskFigures
 from trainer.training.tree import flatten_tree, unflatten_tree
 
 METRICS, STATE, TENSORS = CHECKPOINT_FILES
@@ -38,41 +39,6 @@ _SEALING_TIMEOUT_SECONDS: Final = 30.0
 """Time that a checkpoint waits until the supervisor has sealed and removed the previous one."""
 
 _POLL_SECONDS: Final = 0.005  # the supervisor says that a checkpoint is sealed by removing it
-
-_Step = Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)]
-_MAX_SUMS: Final = 16  # numbers in `Method.state`; the methods of this version have at most 11
-_Totals = tuple[float, _Step, _Step]
-
-
-class _BestDocument(Strict):
-    loss: float
-    step: _Step
-    stale: _Step
-    adapter: bool
-
-
-class _StateDocument(Strict):
-    """`state.json`. The tensors beside it are named `adapter/I`, `best/I`, `random/I` and `optimizer/PATH`."""
-
-    version: One
-    step: Annotated[int, Field(ge=1, le=MAX_STATUS_STEPS)]
-    parameters: tuple[str, ...]
-    optimizer: JsonValue
-    generators: Annotated[int, Field(ge=1, le=2)]
-    totals: _Totals
-    recent: _Totals
-    since: float
-    budget: Annotated[int, Field(ge=1)]
-    best: _BestDocument | None
-    last: tuple[_Step, float] | None
-    before: float | None
-    train_seconds: float
-    eval_seconds: float
-    pairs: Annotated[tuple[float, ...], Field(max_length=_MAX_SUMS)]
-    warnings: tuple[str, ...]
-    samples: tuple[dict[str, str], ...]
-    draw: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
-    resumed_at: tuple[_Step, ...]
 
 
 @dataclass(frozen=True)
@@ -84,12 +50,14 @@ class SavedState:
         samples: the prompts, with the model's answers before training.
         resumed_at: the steps after which the run was resumed, in order.
         draw: secret seed with which the privacy audit chose its rows and canaries, in hex; None without an audit.
+        task: the figures of task metrics before the first step; None without `evaluation.metrics`.
     """
 
     metrics: Sequence[MetricsMeasured]
     samples: Sequence[Sample]
     resumed_at: tuple[int, ...]
     draw: str | None = None
+    task: TaskFigures | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,10 +142,10 @@ def write_state(folder: Path, parameters: Sequence[str], state: TrainState, save
         TypeError: the optimizer's state contains a value that `flatten_tree` does not support.
     """
     best = state.best
-    # The table of tensors that `_StateDocument` describes; `flatten_tree` below adds those of the optimizer.
+    # The table of tensors that `StateDocument` describes; `flatten_tree` below adds those of the optimizer.
     groups = {"adapter": state.adapter, "random": state.random, "best": best.adapter if best else ()}
     tensors = {f"{kind}/{number}": item for kind, group in groups.items() for number, item in enumerate(group)}
-    document = _StateDocument(
+    document = StateDocument(
         version=1,
         step=state.step,
         parameters=tuple(parameters),
@@ -187,7 +155,7 @@ def write_state(folder: Path, parameters: Sequence[str], state: TrainState, save
         recent=state.recent,
         since=state.since,
         budget=state.budget,
-        best=_BestDocument(loss=best.loss, step=best.step, stale=best.stale, adapter=bool(best.adapter))
+        best=BestDocument(loss=best.loss, step=best.step, stale=best.stale, adapter=bool(best.adapter))
         if best
         else None,
         last=state.last,
@@ -198,6 +166,7 @@ def write_state(folder: Path, parameters: Sequence[str], state: TrainState, save
         warnings=state.warnings,
         samples=tuple(sample.as_dict() for sample in saved.samples),
         draw=saved.draw,
+        task=saved.task,
         resumed_at=saved.resumed_at,
     )
     # Copies on the CPU: safetensors refuses tensors that share a storage, and the reader loads to the CPU.
@@ -222,7 +191,7 @@ def read_state(folder: Path, trained: Mapping[str, Tensor]) -> ResumedState:
         JobError: `CHECKPOINT_INVALID`: a file is malformed, or belongs to a run with other parameters.
     """
     with _invalid_if_raising():
-        document = _StateDocument.model_validate_json((folder / STATE).read_bytes())
+        document = StateDocument.model_validate_json((folder / STATE).read_bytes())
         tensors = load_file(folder / TENSORS)
         metrics = []
         for line in (folder / METRICS).read_bytes().splitlines():
@@ -233,7 +202,7 @@ def read_state(folder: Path, trained: Mapping[str, Tensor]) -> ResumedState:
         state = _parse_train_state(document, tensors, trained)
         samples = tuple(Sample(**sample) for sample in document.samples)
     resumed_at = (*document.resumed_at, document.step)
-    return ResumedState(tuple(metrics), samples, resumed_at, document.draw, state=state)
+    return ResumedState(tuple(metrics), samples, resumed_at, document.draw, document.task, state=state)
 
 
 def read_probe_seed(folder: Path) -> str:
@@ -243,7 +212,7 @@ def read_probe_seed(folder: Path) -> str:
         JobError: `CHECKPOINT_INVALID`; also without a seed: a new one would change the canaries in mid-run.
     """
     with _invalid_if_raising():
-        draw = _StateDocument.model_validate_json((folder / STATE).read_bytes()).draw
+        draw = StateDocument.model_validate_json((folder / STATE).read_bytes()).draw
         if draw is None:
             raise ValueError("nothing was drawn")
         return draw
@@ -265,7 +234,7 @@ def _invalid_if_raising() -> Iterator[None]:
 
 
 def _parse_train_state(
-    document: _StateDocument, tensors: dict[str, Tensor], trained: Mapping[str, Tensor]
+    document: StateDocument, tensors: dict[str, Tensor], trained: Mapping[str, Tensor]
 ) -> TrainState:
     """Returns the state that a document and its tensors describe, for a run with these parameters.
 

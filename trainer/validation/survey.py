@@ -1,6 +1,7 @@
 """One pass over a dataset that reads and encodes every row as the job does, and stores numbers only.
 
-Memory grows with the number of rows (about 100 bytes each), not with their length.
+Memory grows with the number of rows (about 100 bytes each), not with their length; besides, it holds the rows that
+task metrics judge, `evaluation.max_rows` of them at most.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.privacy_rows import canaries_added, require_audit_rows, require_rows_for_delta
 from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.examples.row_outcomes import RowOutcomes, SplitSizes, require_evaluation_rows
+from trainer.data.examples.task_draw import TaskDraw
+from trainer.data.examples.task_rows import read_tasks
 from trainer.data.rows import PreferenceRow, Row, RowFile, list_row_files, scan_files
 from trainer.errors import DataError, JobError
 from trainer.spec import METHOD_RULES, JobSpec, LearningRatePath, check_schedule, learning_rate_path
 from trainer.training.privacy.canaries import canary_examples
 from trainer.training.step_count import count_steps
 from trainer.validation.pair_survey import PairLengths
+from trainer.validation.task_counts import TaskCounts
 
 SHOWN_PROBLEMS: Final = 20
 
@@ -60,6 +64,8 @@ class Survey:
         mix: how often an epoch uses the training rows; None as `sizes`, and where it was refused.
         steps: number of optimizer steps; None before the pass has ended, or without a training row.
         rates: the learning rates of these steps.
+        task: the rows that task metrics judge, in numbers; None as `sizes`, without `evaluation.metrics`, or where
+            none can be judged.
         warnings: what the job would warn of.
     """
 
@@ -80,6 +86,7 @@ class Survey:
     mix: Mix | None = None
     steps: int | None = None
     rates: LearningRatePath | None = None
+    task: TaskCounts | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -151,12 +158,15 @@ def survey(
         context_length=None if config is None else context_length(config),
     )
     first: Row | None = None
+    draw = TaskDraw(spec.evaluation.max_rows, seed=spec.train.seed)
     for number, encoded in enumerate(encode_rows(trainable, tokens, spec.data)):
         if isinstance(encoded, DataError):
             _count_refusal(found, encoded)
             continue
         with _counting_refusals(found):
             outcomes.add(encoded)
+            if spec.evaluation.metrics:
+                draw.add(encoded, outcomes)
         _count_examples(found, encoded)
         first = first or encoded.row
         if found.shown is None and number >= example and encoded.examples:
@@ -167,6 +177,12 @@ def survey(
             # Others than the job's, which nobody may know.
             canaries, _ = canary_examples(first, spec.privacy, tokens, spec.data, SystemRandom())
     _judge_run(found, outcomes, spec, [example.length for example in canaries])
+    if spec.evaluation.metrics and outcomes.rows:
+        context = None if config is None else context_length(config)
+        try:
+            found.task = TaskCounts.of(read_tasks(draw, tokens, spec, context_length=context))
+        except DataError as error:
+            _count_or_announce(found, error)
     return found
 
 
@@ -278,7 +294,12 @@ def _judge_privacy(found: Survey, outcomes: RowOutcomes, sizes: SplitSizes, spec
             canaries = privacy.canaries * privacy.canary_repetitions
             require_rows_for_delta(members + canaries, privacy.target_delta)
     except DataError as error:
-        if found.exact:
-            _count_refusal(found, error)
-        else:
-            found.warnings.append(f"the job splits by a secret and will probably refuse these rows: {error}")
+        _count_or_announce(found, error)
+
+
+def _count_or_announce(found: Survey, error: DataError) -> None:
+    """Counts a refusal that follows from the split, or warns of it where the job will split otherwise."""
+    if found.exact:
+        _count_refusal(found, error)
+    else:
+        found.warnings.append(f"the job splits by a secret and will probably refuse these rows: {error}")

@@ -13,7 +13,7 @@ from trainer.data.examples.example import Example
 from trainer.spec import JobSpec
 from trainer.training.engines.base import Precision
 from trainer.training.engines.transformers_engine import TransformersLoader
-from trainer.training.report.samples import Sampler, pad_left, split_example
+from trainer.training.report.samples import Sampler, split_example
 from trainer.training.tokenizer import load_tokens
 
 CPU = Precision(torch.device("cpu"), torch.float32, autocast=False)
@@ -26,12 +26,6 @@ def example(ids: list[int], trained: list[int]) -> Example:
 def test_an_example_is_split_where_training_begins() -> None:
     assert split_example(example([5, 6, 7, 8], [0, 0, 1, 1])) == ([5, 6], [7, 8])
     assert split_example(example([5, 6, 7, 8, 9], [0, 1, 0, 0, 1])) == ([5], [6])
-
-
-def test_prompts_end_at_the_same_place() -> None:
-    ids, mask = pad_left([[1, 2, 3], [4]], 0, torch.device("cpu"))
-    assert ids.tolist() == [[1, 2, 3], [0, 0, 4]]
-    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
 @pytest.fixture

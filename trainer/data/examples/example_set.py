@@ -13,6 +13,7 @@ from trainer.data.examples.mixing import SetCounts, check_mix
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.examples.row_outcomes import RowOutcomes
+from trainer.data.examples.task_draw import TaskDraw
 from trainer.data.rows import ChatRow, PreferenceRow, Row, RowSchema, UnpairedPreferenceRow
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import METHOD_RULES, DataSection, LearnedRows, MethodName
@@ -80,6 +81,7 @@ def build_dataset(
     split_key: bytes,
     method: MethodName = "sft",
     context_length: int | None = None,
+    draw: TaskDraw | None = None,
 ) -> Dataset:
     """Encodes every row, and holds out the rows of evaluation files or a fraction of all rows.
 
@@ -93,6 +95,7 @@ def build_dataset(
         split_key: decides which rows are held out, where no file does, and which ones `data.mix` draws.
         method: what is learned from a row.
         context_length: positions that the base model was made for; None if its configuration does not say.
+        draw: draws from the held-out rows, for task metrics.
 
     Raises:
         DataError: the first row that cannot be read or is not trainable; no row is left to train on; or no file
@@ -104,6 +107,8 @@ def build_dataset(
         if isinstance(outcome, DataError):
             raise outcome
         outcomes.add(outcome)
+        if draw is not None:
+            draw.add(outcome, outcomes)
         if outcome.examples:
             kept.append(outcome.examples)
     check_evaluation_files(outcomes.file_numbers, data)

@@ -124,7 +124,7 @@ def _render(row: Row, tokenizer: ModelTokenizer, options: MaskOptions) -> Render
             row,
             (row.text,),
             lambda ids: TokenizedRow.finished(
-                MaskedTokens.train_on_all(_add_end(_add_start(ids[0], tokenizer), tokenizer))
+                MaskedTokens.train_on_all(_add_end(add_start(ids[0], tokenizer), tokenizer))
             ),
         )
     if isinstance(row, PreferenceRow):
@@ -138,7 +138,7 @@ def _render_completion(row: CompletionRow, tokenizer: ModelTokenizer, options: M
     """Renders the prompt as generation will see it, then the completion and the end of the sequence."""
 
     def tokenize(ids: list[Ids]) -> TokenizedRow:
-        prompt, both = (_add_start(part, tokenizer) for part in ids)
+        prompt, both = (add_start(part, tokenizer) for part in ids)
         if both[: len(prompt)] != prompt:
             # A token crosses the boundary. Generation starts from the prompt's own tokens, so training does too.
             both = prompt + tokenizer.ids(row.completion)
@@ -168,7 +168,7 @@ def _judging(options: MaskOptions) -> MaskOptions:
     return replace(options, assistant_only=True, completion_only=True, last_turn=False, split_turns=False)
 
 
-def _add_start(ids: Ids, tokenizer: ModelTokenizer) -> Ids:
+def add_start(ids: Ids, tokenizer: ModelTokenizer) -> Ids:
     """Returns the ids after the tokenizer's start of text, unless they begin with it already."""
     start = list(tokenizer.start_ids)
     return ids if start and ids[: len(start)] == start else start + ids

@@ -90,15 +90,17 @@ def write_report(
         samples: held-out prompts with their answers.
         losses: what the memorisation audit measured, for its charts.
     """
+    write_shown_json(directory / "summary.json", summary.model_dump(mode="json"))
+    write_shown_json(directory / "samples.json", [sample.as_dict() for sample in samples])
     page = render_page(summary, metrics, spec, samples, losses)
-    documents = {
-        "summary.json": json.dumps(summary.model_dump(mode="json"), indent=2) + "\n",
-        "samples.json": json.dumps([sample.as_dict() for sample in samples], indent=2, ensure_ascii=False) + "\n",
-        "report.html": page,
-    }
-    for name, text in documents.items():
-        # JSON leaves DEL and U+0080 to U+009F as they are; their visible escapes are JSON's own.
-        (directory / name).write_text(without_controls(text), encoding="utf-8")
+    (directory / "report.html").write_text(without_controls(page), encoding="utf-8")
+
+
+def write_shown_json(target: Path, value: object) -> None:
+    """Writes JSON that people read as a text."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    # JSON leaves DEL and U+0080 to U+009F as they are; their visible escapes are JSON's own.
+    target.write_text(without_controls(text), encoding="utf-8")
 
 
 def render_page(
@@ -123,6 +125,7 @@ def render_page(
         "<div class=columns>",
         render_table("Rows", summary.rows),
         *(render_table(f"Rows of {name}", counts) for name, counts in summary.mix.items()),
+        render_table("Task metrics: rows", summary.task.counts()) if summary.task else "",
         render_table("Tokens of a row", summary.tokens),
         render_table("Adapter", summary.adapter),
         render_table("Seconds", summary.seconds),
@@ -137,6 +140,7 @@ def render_page(
 def _render_headline(summary: Summary, spec: JobSpec, words: MethodWords) -> str:
     figures = [
         *_held_out_figures(summary, words),
+        *_task_figures(summary),
         ("training loss", f"{summary.train_loss:.4f}"),
         ("steps", f"{summary.steps:,}"),
         ("tokens trained on", f"{summary.trained_tokens:,}"),
@@ -159,6 +163,12 @@ def _held_out_figures(summary: Summary, words: MethodWords) -> Iterator[tuple[st
     # exp(loss) is a perplexity only where the loss is a mean negative log-likelihood of tokens.
     if words.has_perplexity:
         yield "perplexity on held-out rows", f"{perplexity(before):.2f} → {perplexity(after):.2f}"
+
+
+def _task_figures(summary: Summary) -> Iterator[tuple[str, str]]:
+    """Yields label and value of each task metric."""
+    for name, before, after in summary.task.changes() if summary.task else ():
+        yield f"{name} on held-out rows", f"{before:.1%} → {after:.1%}"
 
 
 def _render_charts(metrics: Sequence[MetricsMeasured], words: MethodWords) -> str:

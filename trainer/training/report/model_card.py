@@ -97,8 +97,12 @@ def _result_values(summary: Summary, spec: JobSpec) -> dict[str, object]:
             values[f"held-out loss {name}"] = round(loss, 4)
             if words.has_perplexity:
                 values[f"held-out perplexity {name}"] = round(perplexity(loss), 2)
-    held_out = {f"held-out {name.removeprefix('eval_')}": round(value, 4) for name, value in summary.pairs.items()}
-    return values | held_out
+    held_out: dict[str, object] = {
+        f"held-out {name.removeprefix('eval_')}": round(value, 4) for name, value in summary.pairs.items()
+    }
+    for name, before, after in summary.task.changes() if summary.task else ():
+        held_out |= {f"held-out {name} before": round(before, 4), f"held-out {name} after": round(after, 4)}
+    return values | held_out | ({"held-out rows judged": summary.task.judged} if summary.task else {})
 
 
 def perplexity(loss: float) -> float:

@@ -10,11 +10,10 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from trainer.data.examples.example import Example
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.training.engines.base import Precision
+from trainer.training.generation import generate_answers
 
 
 @dataclass(frozen=True)
@@ -86,33 +85,13 @@ class Sampler:
             replace(sample, after=answer) for sample, answer in zip(samples, self._generate_answers(), strict=True)
         )
 
-    @torch.no_grad()
     def _generate_answers(self) -> list[str]:
         if not self._parts:
             return []
         prompts = [prompt for prompt, _ in self._parts]
         # Greedy decoding, so that both answers to a prompt differ by training alone and not by chance.
-        ids, mask = pad_left(prompts, self._tokens.pad_id, self._precision.device)
-        was_training = self._model.training
-        self._model.eval()
-        # A compiled model runs uncompiled here: with each new token the cached keys have another shape.
-        with self._precision.context(), torch.compiler.set_stance("force_eager"):
-            generated = self._model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=self._limit,
-                do_sample=False,
-                use_cache=True,
-                pad_token_id=self._tokens.pad_id,
-                eos_token_id=sorted(self._tokens.stop_ids),
-            )
-        self._model.train(was_training)
-        answers = []
-        for row in generated[:, ids.shape[1] :].tolist():
-            # Generation goes on until every row has a stop token: what follows in this one is padding.
-            stops = [position for position, token in enumerate(row) if token in self._tokens.stop_ids]
-            answers.append(self._tokens.text(row[: stops[0] + 1] if stops else row))
-        return answers
+        answers = generate_answers(self._model, self._tokens, self._precision, prompts, max_new_tokens=self._limit)
+        return [self._tokens.text(answer) for answer in answers]
 
 
 def split_example(example: Example) -> tuple[list[int], list[int]]:
@@ -122,21 +101,3 @@ def split_example(example: Example) -> tuple[list[int], list[int]]:
     end = example.trained.find(b"\0", start)
     ids = list(example.ids)
     return ids[:start], ids[start : len(ids) if end == -1 else end]
-
-
-def pad_left(
-    prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pads prompts on the left, so that all end where generation begins.
-
-    Returns:
-        Ids and attention mask: int64 [prompts, longest prompt] each.
-    """
-    # The model predicts after the last column, which must therefore hold the last token of every prompt.
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.int64)
-        mask[row, width - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)

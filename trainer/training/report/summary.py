@@ -17,6 +17,7 @@ from trainer.training.engines.base import Precision
 from trainer.training.loss import CausalLoss
 from trainer.training.privacy.privacy_findings import Privacy
 from trainer.training.progress import TrainingOutcome
+from trainer.training.task_summary import TaskSummary
 
 
 class Summary(Strict):
@@ -41,6 +42,7 @@ class Summary(Strict):
         warnings: texts for the provider.
         resumed_at: the steps after which the run was interrupted and resumed.
         privacy: findings on the privacy of the weights, where the job spec asks for any.
+        task: task metrics on held-out rows, where the job spec names any.
     """
 
     eval_loss_before: float | None
@@ -59,6 +61,7 @@ class Summary(Strict):
     warnings: tuple[str, ...]
     resumed_at: tuple[int, ...] = ()
     privacy: Privacy | None = None
+    task: TaskSummary | None = None
 
 
 def describe_lengths(examples: Sequence[Example]) -> dict[str, int]:
@@ -109,6 +112,7 @@ def summarize(
     warnings: tuple[str, ...],
     privacy: Privacy | None,
     resumed_at: tuple[int, ...],
+    task: TaskSummary | None,
 ) -> Summary:
     """Builds the summary at the end of a run.
 
@@ -121,6 +125,7 @@ def summarize(
         warnings: texts for the provider.
         privacy: findings on the privacy of the weights, if asked for.
         resumed_at: steps after which the run was resumed.
+        task: task metrics, if asked for.
     """
     return Summary(
         eval_loss_before=outcome.eval_loss_before,
@@ -139,4 +144,5 @@ def summarize(
         warnings=warnings,
         resumed_at=resumed_at,
         privacy=privacy,
+        task=task,
     )

@@ -77,7 +77,7 @@ def load(inputs: RunInputs, data: PreparedData, loader: Loader, context: RunCont
             model,
             precision,
             pad_id=data.tokenizer.pad_id,
-            longest=max(example.length for example in (*data.dataset.train, *data.dataset.evaluation)),
+            longest=data.longest,
             checkpointing=spec.train.gradient_checkpointing,
             neftune_alpha=spec.train.neftune_noise_alpha,
             fused=may_fuse,

@@ -8,12 +8,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
 
+from trainer.data.examples.choices import longest_choice
 from trainer.data.examples.example_set import Dataset, build_dataset
 from trainer.data.examples.held_out import seed_split_key
 from trainer.data.examples.model_config import check_attention, context_length, read_config
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.privacy_rows import require_rows_for_delta
 from trainer.data.examples.row_outcomes import require_evaluation_rows
+from trainer.data.examples.task_draw import TaskDraw
+from trainer.data.examples.task_rows import TaskRows, read_tasks
 from trainer.data.rows import Row
 from trainer.errors import DataError
 from trainer.spec import check_schedule
@@ -37,12 +40,16 @@ class PreparedData:
         dataset: the training examples, canaries included, and the held-out examples.
         probes: examples that the memorisation audit measures.
         probe_seed: secret seed with which the probes were drawn, in hex; None where nothing was drawn.
+        tasks: the held-out rows that `evaluation.metrics` judge; none without.
+        longest: tokens of the longest row that the loss is computed of.
     """
 
     tokenizer: ModelTokenizer
     dataset: Dataset
     probes: Probes
     probe_seed: str | None
+    tasks: TaskRows
+    longest: int
 
 
 def prepare(inputs: RunInputs, rows: Iterable[Row | DataError], context: RunContext) -> PreparedData:
@@ -66,6 +73,7 @@ def prepare(inputs: RunInputs, rows: Iterable[Row | DataError], context: RunCont
         split_key = inputs.split_key if spec.privacy.enabled else seed_split_key(spec.train.seed)
         rows = iter(rows)
         first = next(rows, None)
+        draw = TaskDraw(spec.evaluation.max_rows, seed=spec.train.seed) if spec.evaluation.metrics else None
         dataset = build_dataset(
             rows if first is None else chain([first], rows),
             tokenizer,
@@ -73,6 +81,7 @@ def prepare(inputs: RunInputs, rows: Iterable[Row | DataError], context: RunCont
             split_key=split_key,
             method=spec.train.method,
             context_length=context_length(config),
+            draw=draw,
         )
         require_evaluation_rows(dataset.rows.eval, spec.train)
         # The canaries' texts follow from this seed. Drawn from the public `train.seed` they would be known to
@@ -88,4 +97,7 @@ def prepare(inputs: RunInputs, rows: Iterable[Row | DataError], context: RunCont
         lengths = [example.length for example in dataset.train]
         warnings = check_schedule(spec.train, count_steps(spec, lengths, context.ranks.size))
         dataset = replace(dataset, warnings=(*dataset.warnings, *warnings))
-    return PreparedData(tokenizer, dataset, probes, probe_seed)
+        tasks = read_tasks(draw, tokenizer, spec, context_length=context_length(config)) if draw else TaskRows()
+        longest = max(example.length for example in (*dataset.train, *dataset.evaluation))
+        longest = max(longest, longest_choice(tasks, tokenizer))
+    return PreparedData(tokenizer, dataset, probes, probe_seed, tasks, longest)

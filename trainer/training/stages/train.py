@@ -33,6 +33,7 @@ from trainer.training.stages.load import LoadedModel, trained_parameters
 from trainer.training.stages.prepare import PreparedData
 from trainer.training.stages.run_context import RunContext
 from trainer.training.step_policy import PlainStepPolicy, StepPolicy
+from trainer.training.task_evaluation import TaskComparison, TaskEvaluation
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class TrainedModel:
         privacy: the findings on the privacy of the weights; None where the spec asks for none.
         withheld: the reason why the adapter must not be released; None if it may be.
         probe_losses: losses of the audited rows, by group.
+        task: the task metrics before and after training; None without `evaluation.metrics`.
     """
 
     outcome: TrainingOutcome
@@ -54,6 +56,7 @@ class TrainedModel:
     privacy: Privacy | None
     withheld: JobError | None
     probe_losses: dict[str, list[float]]
+    task: TaskComparison | None
 
 
 def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: RunContext) -> TrainedModel:
@@ -81,7 +84,13 @@ def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: R
     # A resumed run takes the answers from before the first step, like all earlier metrics, from its checkpoint.
     with context.watch.part("sample"):
         samples = resumed.samples if resumed else sampler.sample_before_training()
-    # A report without an audit does not mention the part `audit`.
+    evaluation = _make_task_evaluation(data, loaded, spec, context)
+    # A report without task metrics, or without an audit, does not mention these parts.
+    timed_task = partial(context.watch.part, "task") if evaluation else nullcontext
+    with timed_task():
+        task_before = resumed.task if resumed else None
+        if evaluation and task_before is None:
+            task_before = evaluation.measure(as_base=spec.lora.starts_as_base).figures
     timed_audit = partial(context.watch.part, "audit") if spec.privacy.enabled else nullcontext
     audit = MemorisationAudit(
         loaded.loss, data.probes, repetitions=spec.privacy.canary_repetitions, device=loaded.precision.device
@@ -91,7 +100,9 @@ def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: R
         audit.before()
     earlier_metrics = resumed.metrics if resumed else ()
     with MetricsRecorder(inputs.output_dir / "report", context.report, earlier_metrics) as recorder:
-        saved = SavedState(recorder.metrics, samples, resumed.resumed_at if resumed else (), data.probe_seed)
+        saved = SavedState(
+            recorder.metrics, samples, resumed.resumed_at if resumed else (), data.probe_seed, task_before
+        )
         parameters = tuple(trained_parameters(loaded.model))
         checkpoints = CheckpointWriter(
             inputs.output_dir, parameters, saved, report=context.report, interrupts=context.interrupts
@@ -104,6 +115,8 @@ def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: R
             outcome = _run_trainer(trainer, inputs, loaded, context)
             with context.watch.part("sample"):
                 samples = sampler.sample_after_training(samples)
+            with timed_task():
+                task = evaluation.compare(task_before) if evaluation and task_before else None
             # The judgement comes before the first byte of the adapter is written: an adapter that is withheld
             # never reaches the disk. An error of `judge_privacy` has the same effect.
             with timed_audit():
@@ -111,11 +124,29 @@ def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: R
             if withheld is None and context.ranks.rank == 0:
                 _save_adapter(inputs, loaded, context)
         except Interruption:
-            # The state after the last complete step: the samples and the audit are repeated by the resumed run.
+            # The state after the last complete step: what follows it is repeated by the resumed run.
             if (state := trainer.resumable_state()) is not None:
                 checkpoints.save(state, True)
             raise
-    return TrainedModel(outcome, recorder.metrics, samples, privacy, withheld, audit.losses)
+    return TrainedModel(outcome, recorder.metrics, samples, privacy, withheld, audit.losses, task)
+
+
+def _make_task_evaluation(
+    data: PreparedData, loaded: LoadedModel, spec: JobSpec, context: RunContext
+) -> TaskEvaluation | None:
+    """Returns what measures the task metrics of a spec; None if it names none."""
+    if not spec.evaluation.metrics:
+        return None
+    return TaskEvaluation(
+        data.tasks,
+        spec.evaluation,
+        model=loaded.model,
+        tokens=data.tokenizer,
+        loss=loaded.loss,
+        precision=loaded.precision,
+        batch_rows=spec.train.per_device_eval_batch_size,
+        ranks=context.ranks,
+    )
 
 
 def _make_trainer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trainer.data.examples.held_out import evaluated_warnings
 from trainer.encoding import without_controls
 from trainer.training.methods.registry import METHODS
-from trainer.training.report.html_report import write_report
+from trainer.training.report.html_report import write_report, write_shown_json
 from trainer.training.report.model_card import render_model_card
 from trainer.training.report.summary import Summary, describe_environment, summarize
 from trainer.training.run_inputs import RunInputs
@@ -40,11 +40,14 @@ def write(
         (*data.dataset.warnings, *evaluated, *loaded.warnings, *trained.outcome.warnings),
         trained.privacy,
         loaded.resumed.resumed_at if loaded.resumed else (),
+        trained.task.summary if trained.task else None,
     )
     if context.ranks.rank:
         return summary
     report_dir = inputs.output_dir / "report"
     write_report(report_dir, summary, trained.metrics, inputs.spec, trained.samples, trained.probe_losses)
+    if trained.task is not None:
+        write_shown_json(report_dir / "task.json", trained.task.answers)
     # After the report, which says why: it is sealed with the failure. There is no adapter for a model card.
     if trained.withheld is not None:
         raise trained.withheld
