@@ -53,6 +53,18 @@ class Case:
     refused: bool = False
 
 
+THOUGHTS = (
+    "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content and enable_thinking %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+THOUGHTFUL = {
+    "messages": [
+        {"role": "user", "content": "How many are left?"},
+        {"role": "assistant", "content": "Five.", "reasoning_content": "Two shelves, and three on one."},
+    ]
+}
 AUDIT = {"audit": True}
 GATE = {"audit": True, "max_membership_auc": 0.7}
 
@@ -157,6 +169,22 @@ CASES = {
     "enough held out to audit": audited(12, 14, None, AUDIT),
     "too few held out for the gate": audited(12, 31, "20 held-out ones that are no copies of any", GATE),
     "enough held out for the gate": audited(12, 32, None, GATE),
+    "tools, thoughts and arguments, packed": Case(
+        None,
+        {"train.jsonl": [{**THOUGHTFUL, "tools": json.dumps([{"name": "stock_of"}])}]},
+        data={
+            "test_split_size": 0.0,
+            "packing": True,
+            "chat_template": THOUGHTS,
+            "chat_template_kwargs": {"enable_thinking": True},
+        },
+    ),
+    "thoughts without the argument": Case(
+        "the chat template does not print all of the row",
+        {"train.jsonl": [THOUGHTFUL]},
+        data={"test_split_size": 0.0, "chat_template": THOUGHTS},
+        refused=True,
+    ),
     "canaries": Case(
         "6 rows with random numbers were added to the training rows (privacy.canaries)",
         data={"test_split_size": 0.0},
@@ -218,7 +246,7 @@ def spec_of(case: Case) -> JobSpec:
 def provider_says(files: dict[str, Path], spec: JobSpec, model: Path) -> tuple[bool, list[str]]:
     try:
         config = check_model_files(model, [path.name for path in model.iterdir()], spec).config
-        tokens = read_tokenizer(model)
+        tokens = read_tokenizer(model, spec.data)
     except JobError as error:
         return True, [str(error)]
     found = survey(files, spec, tokens, config)

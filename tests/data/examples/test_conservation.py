@@ -125,6 +125,13 @@ def test_leaving_out_contents_is_no_advice(make_tokens: MakeTokens) -> None:
     assert error.hint == "a data.chat_template can print them"
 
 
+def test_variables_that_the_template_reads_are_named(make_tokens: MakeTokens) -> None:
+    thinks = each_turn("{{ m.reasoning_content if enable_thinking }}{{ m.content }}")
+    (error,) = encode_rows([chat(ASKED, REASONED)], make_tokens(thinks), DataSection())
+    assert isinstance(error, UnrenderedError)
+    assert "; or set data.chat_template_kwargs (the template reads enable_thinking)" in str(error.hint)
+
+
 def test_nothing_is_found_by_accident(make_tokens: MakeTokens) -> None:
     """Each of these texts occurs in what the template prints by itself."""
     row = chat(Message("system", "m"), Message("user", "a"), Message("assistant", "user"), tools=[{"name": "st"}])

@@ -12,7 +12,7 @@ marker in place of such a text, it cannot be told whether it prints the text, wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Final
@@ -40,11 +40,17 @@ class UnrenderedError(DataError):
     Args:
         row: the row.
         lost: the texts that are missing, in their order; at least one.
+        variables: names of the variables that the template reads.
     """
 
-    def __init__(self, row: ChatRow, lost: Sequence[RowText]) -> None:
+    def __init__(self, row: ChatRow, lost: Sequence[RowText], variables: Collection[str] = ()) -> None:
         self.parts = Counter(text.part.value for text in lost)
         names, counts = ", ".join(self.parts), ", ".join(f"{count} {part}" for part, count in self.parts.items())
+        hint = "a data.chat_template can print them"
+        if RowPart.CONTENT not in self.parts:  # without it, what would be left to learn?
+            hint = f"data.allow_unrendered: [{names}] trains without them; {hint}"
+        if variables:
+            hint += f"; or set data.chat_template_kwargs (the template reads {', '.join(sorted(variables))})"
         super().__init__(
             ErrorCode.DATASET_UNRENDERED,
             "the chat template does not print all of the row",
@@ -53,9 +59,7 @@ class UnrenderedError(DataError):
             field=lost[0].field,
             expected="every text of the row in its rendering",
             found=f"{len(lost)} missing ({counts})",
-            hint="a data.chat_template can print them"
-            if RowPart.CONTENT in self.parts  # what would be left to learn?
-            else f"data.allow_unrendered: [{names}] trains without them; a data.chat_template can print them",
+            hint=hint,
         )
 
 
@@ -71,7 +75,7 @@ def check_rendered(
     lost = _find_lost(row, rendered, texts, tokenizer.template)
     refused = [text for text in lost if text.part not in allowed]
     if refused:
-        raise UnrenderedError(row, refused)
+        raise UnrenderedError(row, refused, tokenizer.template.variables)
     answered = Counter(text.message for text in texts if text.part in _ANSWER)
     answered.subtract(text.message for text in lost if text.part in _ANSWER)
     for text in rendered:
