@@ -19,6 +19,7 @@ from trainer.provider.grants import GrantRecord
 from trainer.provider.opening import open_sealed_result
 from trainer.provider.result_check import OpenedResult
 from trainer.receipt.dsse import public_key_der, sign_envelope
+from trainer.receipt.model_signature import MODEL_SIGNATURE, sign_model
 from trainer.receipt.statement import ReceiptOutcome
 from trainer.receipt.statement_writer import StatementInputs, make_statement
 from trainer.sealing.age import X25519Identity, generate_identity
@@ -63,6 +64,7 @@ class Sealing:
         for name, content in self.files.items():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             (tree / name).write_bytes(content)
+        (tree / MODEL_SIGNATURE).write_bytes(sign_model(tree_digests(tree), self.key))
         now = self.world.now
         inputs = StatementInputs(
             spec=self.spec,

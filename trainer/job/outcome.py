@@ -27,6 +27,7 @@ from trainer.job.workspace import Workspace
 from trainer.model_files.companion_files import copied_digests
 from trainer.receipt.attested_envelope import AttestedEnvelope
 from trainer.receipt.dsse import parse_envelope, sign_envelope
+from trainer.receipt.model_signature import MODEL_SIGNATURE, sign_model
 from trainer.receipt.privacy_statement import (
     PRIVACY_STATEMENT,
     PrivacyPredicate,
@@ -126,6 +127,7 @@ def gather_result(signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutco
     if outcome.failure is None:
         _add_provenance(tree / "adapter" / "README.md", signer, bundle)
         _add_privacy_statement(tree, signer, outcome)
+        (tree / MODEL_SIGNATURE).write_bytes(sign_model(tree_digests(tree), signer.keys.receipt))
     # The order of the rest follows from what each step covers: the model card is listed in the statement, the
     # claims hold the statement's digest, the quote covers the claims. Only then is the tree complete.
     statement = make_statement(_statement_inputs(signer, bundle, outcome, tree))

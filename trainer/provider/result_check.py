@@ -17,6 +17,7 @@ from trainer.provider.receipt_record import ReceiptRecord, write_receipt_record
 from trainer.provider.verification import verify_privacy_statement
 from trainer.receipt.attested_statement import require_acceptable, verify_statement
 from trainer.receipt.dsse import MAX_ENVELOPE_BYTES
+from trainer.receipt.model_signature import MODEL_SIGNATURE, verify_model_signature
 from trainer.receipt.privacy_statement import MAX_STATEMENT_BYTES, PRIVACY_STATEMENT, PrivacyPredicate
 from trainer.receipt.receipt_appraisal import ExpectedResult, GrantTerms, appraise_statement
 from trainer.receipt.result_files import FAILURE_REPORT, require_result_file
@@ -116,6 +117,9 @@ def check_result(
     content = appraise_statement(statement, expected, first=2)
     require_acceptable(content)
     _require_result_files(folder, statement)
+    if statement.outcome is ReceiptOutcome.SUCCEEDED:
+        signed = _read_limited(folder, MODEL_SIGNATURE, MAX_ENVELOPE_BYTES)
+        verify_model_signature(signed, files, bytes.fromhex(evidence.claims.receipt_key))
     privacy, stated = None, statement.privacy.get("differential") if isinstance(statement.privacy, dict) else None
     if stated is not None and statement.outcome is ReceiptOutcome.SUCCEEDED:
         privacy, check = _check_privacy_statement(

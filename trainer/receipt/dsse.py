@@ -95,7 +95,7 @@ def verify_envelope(envelope: bytes, public_key: bytes) -> bytes:
     payload = _decode_base64(parsed.payload)
     if parsed.payloadType != PAYLOAD_TYPE:
         raise _receipt_invalid("wrong payload type", expected=PAYLOAD_TYPE, found=parsed.payloadType[:80])
-    key = _load_public_key(public_key)  # 2
+    key = load_public_key(public_key)  # 2
     message = pre_authentication_encoding(PAYLOAD_TYPE, payload)
     try:
         key.verify(_decode_base64(parsed.signatures[0].sig), message, ec.ECDSA(hashes.SHA256()))  # 3
@@ -136,7 +136,12 @@ def _decode_base64(text: str) -> bytes:
     return data
 
 
-def _load_public_key(der: bytes) -> ec.EllipticCurvePublicKey:
+def load_public_key(der: bytes) -> ec.EllipticCurvePublicKey:
+    """Returns the receipt key from its DER SubjectPublicKeyInfo.
+
+    Raises:
+        VerificationError: RECEIPT_INVALID: not an EC P-256 key.
+    """
     try:
         key = serialization.load_der_public_key(der)
     except (ValueError, UnsupportedAlgorithm):
