@@ -19,7 +19,7 @@ from trainer.job.ciphertext import CiphertextDirectory
 from trainer.job.dataset_tries import DatasetTries
 from trainer.job.disclosure_budget import RELEASES
 from trainer.job.end_record import EndRecord, PrivacySpent
-from trainer.job.outcome import JobOutcome
+from trainer.job.result_statements import JobOutcome
 from trainer.job.termination import Termination
 from trainer.job.training_follower import TrainingFollower
 from trainer.job.workspace import Workspace

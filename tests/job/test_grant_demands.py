@@ -11,7 +11,8 @@ from tests.job.test_outcome import SHM, SPEC
 from trainer.errors import ErrorCode, JobError, UsageError
 from trainer.job.end_record import PrivacySpent
 from trainer.job.grant_demands import require_privacy_met, require_privacy_promised, spent_by
-from trainer.job.outcome import JobOutcome, _gather_tree
+from trainer.job.outcome import _gather_tree
+from trainer.job.result_statements import JobOutcome
 from trainer.job.workspace import filesystem_type, open_workspace
 from trainer.provider import make_privacy_demand
 from trainer.sealing.age import generate_identity

@@ -21,7 +21,7 @@ from trainer.job import hand_over as module
 from trainer.job.ciphertext import CiphertextDirectory
 from trainer.job.end_record import EndRecord, EndRecordFile
 from trainer.job.hand_over import MIN_OFFER_SECONDS, HandOver
-from trainer.job.outcome import JobOutcome, ReceiptSigner
+from trainer.job.result_statements import JobOutcome, ReceiptSigner
 from trainer.job.termination import Termination
 from trainer.provider.verification import verify_deletion_statement
 from trainer.receipt.deletion import DestroyedItem

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import ErrorCode, JobError
-from trainer.job.outcome import MAX_LOG_BYTES, JobOutcome, _gather_tree, with_checked_output
+from trainer.job.outcome import MAX_LOG_BYTES, _gather_tree, with_checked_output
+from trainer.job.result_statements import JobOutcome
 from trainer.job.tree_removal import remove_tree
 from trainer.job.workspace import Workspace, filesystem_type, open_workspace
 from trainer.spec import parse_job_spec

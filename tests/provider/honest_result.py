@@ -11,16 +11,18 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import JsonValue
 
-from trainer.attestation.evidence import StatementClaims
+from trainer.attestation.evidence import StatementClaims, StatementPurpose
 from trainer.attestation.result.record import Record
-from trainer.encoding import sha256_hex
-from trainer.job.outcome import tree_digests
+from trainer.encoding import canonical_json, sha256_hex
+from trainer.job.result_statements import tree_digests
 from trainer.provider.grants import GrantRecord
 from trainer.provider.opening import open_sealed_result
 from trainer.provider.result_check import OpenedResult
-from trainer.receipt.dsse import public_key_der, sign_envelope
+from trainer.receipt.attested_envelope import AttestedEnvelope
+from trainer.receipt.dsse import parse_envelope, public_key_der, sign_envelope
 from trainer.receipt.model_signature import MODEL_SIGNATURE, sign_model
-from trainer.receipt.statement import ReceiptOutcome
+from trainer.receipt.public_provenance import PUBLIC_PROVENANCE, make_public_provenance
+from trainer.receipt.statement import ReceiptOutcome, parse_statement
 from trainer.receipt.statement_writer import StatementInputs, make_statement
 from trainer.sealing.age import X25519Identity, generate_identity
 from trainer.sealing.bundle import Grant, Manifest, ManifestFile
@@ -58,13 +60,15 @@ class Sealing:
     quoted_at: int | None = None
     key: ec.EllipticCurvePrivateKey = RECEIPT_KEY
     quoted_key: ec.EllipticCurvePrivateKey | None = None
+    signature: bytes | None = None
+    public: bytes | None = None
+    public_purpose: StatementPurpose = "provenance"
 
     def seal(self, folder: Path) -> Path:
         tree = folder / "tree"
         for name, content in self.files.items():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             (tree / name).write_bytes(content)
-        (tree / MODEL_SIGNATURE).write_bytes(sign_model(tree_digests(tree), self.key))
         now = self.world.now
         inputs = StatementInputs(
             spec=self.spec,
@@ -80,20 +84,33 @@ class Sealing:
             outcome=ReceiptOutcome.SUCCEEDED,
             metrics={"rows": ROWS},
         )
-        statement = make_statement(replace(inputs, **self.statement))
-        claims = StatementClaims(
-            version=1,
-            purpose="receipt",
-            job_spec_sha256=self.spec.sha256(),
-            statement_sha256=sha256_hex(statement),
-            receipt_key=public_key_der((self.quoted_key or self.key).public_key()).hex(),
-            issued_at=self.quoted_at or self.statement.get("finished_at", now + 60),
-        )
-        (tree / "receipt.json").write_bytes(sign_envelope(statement, self.key))
-        (tree / "evidence.json").write_bytes(self.world.change(receipt=claims).receipt_evidence().canonical())
+        stated = replace(inputs, **self.statement)
+        if stated.outcome is ReceiptOutcome.SUCCEEDED:
+            signature = self.signature or sign_model(tree_digests(tree), self.key)
+            public = self.public or make_public_provenance(parse_statement(make_statement(stated)))
+            (tree / MODEL_SIGNATURE).write_bytes(signature)
+            (tree / PUBLIC_PROVENANCE).write_bytes(self.attest(public, self.public_purpose).canonical())
+        statement = make_statement(replace(stated, files=self.statement.get("files", tree_digests(tree))))
+        attested = self.attest(statement, "receipt")
+        (tree / "receipt.json").write_bytes(canonical_json(attested.envelope.model_dump(mode="json")))
+        (tree / "evidence.json").write_bytes(attested.evidence.canonical())
         recipients = [identity.recipient() for identity in (IDENTITY, BACKUP, *self.also_sealed_to)]
         seal_result(tree, folder / "result.tar.age", recipients)
         return folder / "result.tar.age"
+
+    def attest(self, statement: bytes, purpose: StatementPurpose) -> AttestedEnvelope:
+        claims = StatementClaims(
+            version=1,
+            purpose=purpose,
+            job_spec_sha256=self.spec.sha256(),
+            statement_sha256=sha256_hex(statement),
+            receipt_key=public_key_der((self.quoted_key or self.key).public_key()).hex(),
+            issued_at=self.quoted_at or self.statement.get("finished_at", self.world.now + 60),
+        )
+        return AttestedEnvelope(
+            envelope=parse_envelope(sign_envelope(statement, self.key)),
+            evidence=self.world.change(receipt=claims).receipt_evidence(),
+        )
 
     def record(self) -> Record:
         world = self.world

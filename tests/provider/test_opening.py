@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -29,7 +30,7 @@ from trainer.attestation.checks import CheckState
 from trainer.attestation.evidence import StatementClaims
 from trainer.attestation.result.record import Record
 from trainer.cli.result_commands import _privacy_line
-from trainer.encoding import sha256_hex
+from trainer.encoding import canonical_json, sha256_hex
 from trainer.error_document import FailureReport
 from trainer.errors import ErrorCode, JobError, TrainerError, UsageError, VerificationError
 from trainer.provider.grants import read_grant_record
@@ -38,12 +39,14 @@ from trainer.provider.result_check import OpenedResult
 from trainer.provider.verification import verify_privacy_statement
 from trainer.receipt.attested_envelope import AttestedEnvelope
 from trainer.receipt.dsse import parse_envelope, public_key_der, sign_envelope
+from trainer.receipt.model_signature import sign_model
 from trainer.receipt.privacy_statement import (
     PRIVACY_STATEMENT,
     PrivacyPredicate,
     make_privacy_statement,
 )
-from trainer.receipt.statement import ReceiptOutcome
+from trainer.receipt.public_provenance import make_public_provenance
+from trainer.receipt.statement import ReceiptOutcome, parse_statement, recipient_fingerprint
 from trainer.sealing.age import generate_identity
 from trainer.simulator.agent import SimulatedVm
 from trainer.simulator.appraisal_world import APP_COMPOSE, SEED
@@ -189,6 +192,51 @@ def test_one_difference_is_refused_and_nothing_is_written(sealing: Sealing, tmp_
     assert refused.value.code is ErrorCode.RECEIPT_MISMATCH
     assert f"the check {code} " in refused.value.message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["result.tar.age", "tree"]
+
+
+def test_a_model_signature_and_a_public_provenance_that_say_something_else(
+    sealing: Sealing, tmp_path: Path
+) -> None:
+    """The receipt lists both files with their digests, so a job that was taken over could sign for anything."""
+    other = {name: sha256_hex(b"other") for name in FILES}
+    receipt = parse_statement(honest_statement(sealing, tmp_path / "honest"))
+    public = json.loads(make_public_provenance(receipt))
+    more = public | {"predicate": public["predicate"] | {"loss": 1}}
+    wrong = {
+        "no signature": replace(sealing, signature=b"{}"),
+        "of other files": replace(sealing, signature=sign_model(other, RECEIPT_KEY)),
+        "with a loss": replace(sealing, public=canonical_json(more)),
+        "another purpose": replace(sealing, public_purpose="deletion"),
+    }
+    for name, changed in wrong.items():
+        (tmp_path / name).mkdir()
+        with pytest.raises(VerificationError):
+            opened(changed, tmp_path / name)
+        assert not (tmp_path / name / "out").exists(), name
+
+
+def test_the_public_provenance_names_nothing_private(sealing: Sealing, tmp_path: Path) -> None:
+    result = opened(sealing, tmp_path)
+    document = json.loads((result.folder / "provenance.json").read_bytes())
+    text = base64.b64decode(document["envelope"]["payload"]).decode()
+    terms = grant_record(sealing.spec).terms()
+    fingerprints = [recipient_fingerprint(recipient) for recipient in terms.recipients]
+    private = [
+        "train.jsonl",
+        terms.manifest_sha256,
+        *terms.dataset_files.values(),
+        *fingerprints,
+        "rows",
+        "startedOn",
+    ]
+    assert [word for word in private if word in text] == []
+    assert "adapter/adapter_model.safetensors" in text
+
+
+def honest_statement(sealing: Sealing, folder: Path) -> bytes:
+    folder.mkdir()
+    envelope = json.loads((opened(sealing, folder).folder / "receipt.json").read_bytes())
+    return base64.b64decode(envelope["payload"])
 
 
 @pytest.mark.parametrize(

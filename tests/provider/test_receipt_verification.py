@@ -169,3 +169,20 @@ def test_the_commands_say_what_a_result_is(result: Path, capsys: pytest.CaptureF
     before = tree(result)
     assert run_command_line(["verify", str(result), "--policy", str(result)]) == 2
     assert tree(result) == before
+
+
+def test_stock_tools_read_what_is_exported(result: Path, tmp_path: Path) -> None:
+    verifying = pytest.importorskip("model_signing.verifying")
+    dsse = pytest.importorskip("securesystemslib.dsse")
+    signer = pytest.importorskip("securesystemslib.signer")
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    output = tmp_path / "public"
+    assert run_command_line(["receipt", "export", str(result), "-o", str(output)]) == 2
+    assert run_command_line(["receipt", "export", str(result), "--public", "-o", str(output)]) == 0
+    pem = output / "receipt-key.pem"
+    verifying.Config().use_elliptic_key_verifier(public_key=pem).verify(result / "adapter", output / "model.sig")
+    envelope = dsse.Envelope.from_dict(json.loads((output / "provenance.intoto.jsonl").read_bytes()))
+    key = signer.SSlibKey.from_crypto(load_pem_public_key(pem.read_bytes()), keyid=next(iter(envelope.signatures)))
+    assert list(envelope.verify([key], threshold=1)) == [key.keyid]
+    assert run_command_line(["receipt", "export", str(result), "--public", "-o", str(output)]) == 2

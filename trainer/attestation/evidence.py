@@ -83,7 +83,7 @@ class DatasetClaims(Strict):
     expires_at: UnixTime
 
 
-StatementPurpose = Literal["receipt", "deletion", "privacy"]
+StatementPurpose = Literal["receipt", "deletion", "privacy", "provenance"]
 
 
 class StatementClaims(Strict):

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainer.cli.console import print_json, print_line
-from trainer.cli.options import Json, Quiet
+from trainer.cli.options import Json, Quiet, require_absent
 from trainer.cli.result_commands import check_states, print_all_checks
 from trainer.cli.verify_command import parse_time
+from trainer.errors import ErrorCode, UsageError
 
 if TYPE_CHECKING:
     from trainer.provider import VerifiedReceipt
@@ -81,6 +82,31 @@ def show_receipt(
         print_all_checks({}, development_root=True)
     for line in provider.give_account(verified):
         print_line(line)
+
+
+@receipt_app.command("export")
+def export_receipt(
+    result: Result,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the files; must not exist.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="What may be shown to everyone: no data, no losses, no recipients.")
+    ] = False,
+    record: RecordOption = None,
+) -> None:
+    """Write what stock tools read: DSSE envelope, public key, model signature. Everything is checked first."""
+    from trainer import provider
+
+    if not public:
+        raise UsageError(
+            ErrorCode.USAGE,
+            "what to export",
+            expected="--public",
+            found="nothing",
+            hint="the receipt itself names your files, recipients and losses: it is receipt.json in the result",
+        )
+    require_absent(output)
+    for path in provider.export_public(_verify(result, record, None, None), output):
+        print_line(str(path))
 
 
 def _verify(result: Path, record: Path | None, policy: Path | None, at: str | None) -> VerifiedReceipt:

@@ -28,9 +28,9 @@ from trainer.job.end_record import EndRecord, PrivacySpent
 from trainer.job.grant_demands import require_privacy_met, require_privacy_promised, spent_by
 from trainer.job.hand_over import HandOver, PhaseChange
 from trainer.job.job_keys import JobKeys
-from trainer.job.outcome import JobOutcome
 from trainer.job.processes import JobProcesses
 from trainer.job.reception import Reception
+from trainer.job.result_statements import JobOutcome
 from trainer.job.sandbox_plans import grant_worker_access
 from trainer.job.termination import INTERRUPTED_MESSAGE, Termination
 from trainer.job.training_follower import TrainingFollower

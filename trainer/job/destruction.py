@@ -9,7 +9,7 @@ from pathlib import Path
 from trainer.errors import ErrorCode, JobError
 from trainer.job.end_record import EndRecord
 from trainer.job.job_keys import JobKeys
-from trainer.job.outcome import ReceiptSigner
+from trainer.job.result_statements import ReceiptSigner
 from trainer.job.tree_removal import remove_tree
 from trainer.job.workspace import Workspace
 from trainer.receipt.attested_envelope import AttestedEnvelope

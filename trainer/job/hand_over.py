@@ -30,7 +30,8 @@ from trainer.job.ciphertext import CiphertextDirectory
 from trainer.job.destruction import attest_deletion, destroy_plaintext, destroy_try
 from trainer.job.end_record import EndRecord, EndRecordFile
 from trainer.job.front_process import FrontProcess
-from trainer.job.outcome import RELEASED_ON_FAILURE, JobOutcome, ReceiptSigner, gather_result, with_checked_output
+from trainer.job.outcome import RELEASED_ON_FAILURE, gather_result, with_checked_output
+from trainer.job.result_statements import JobOutcome, ReceiptSigner
 from trainer.job.termination import Termination
 from trainer.job.workspace import Workspace
 from trainer.models import Phase

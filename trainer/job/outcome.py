@@ -1,4 +1,4 @@
-"""Gathers the result of a job: digests of all files, statement, signature, quote over the statement.
+"""Gathers the result of a job: files of the worker, failure report, logs, then what is signed about them.
 
 The provider verifies in the opposite direction: decrypt, quote → statement → digests → files.
 """
@@ -7,42 +7,23 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
-
-from pydantic import JsonValue
+from typing import Final
 
 from trainer import logs
-from trainer.attestation.evidence import StatementClaims, StatementEvidence, StatementPurpose
-from trainer.encoding import file_sha256, rounded_up, sha256_hex, without_controls
+from trainer.encoding import sha256_hex, without_controls
 from trainer.error_document import FailureReport
-from trainer.errors import ErrorCode, JobError, TrainerError
-from trainer.job.end_record import PrivacySpent
-from trainer.job.job_keys import JobKeys
+from trainer.errors import ErrorCode, JobError
+from trainer.job.result_statements import JobOutcome, ReceiptSigner, add_statements
 from trainer.job.workspace import Workspace
 from trainer.model_files.companion_files import copied_digests
-from trainer.receipt.attested_envelope import AttestedEnvelope
-from trainer.receipt.dsse import parse_envelope, sign_envelope
-from trainer.receipt.model_signature import MODEL_SIGNATURE, sign_model
-from trainer.receipt.privacy_statement import (
-    PRIVACY_STATEMENT,
-    PrivacyPredicate,
-    make_privacy_statement,
-)
 from trainer.receipt.result_files import ADAPTER_FILES, require_result_file
-from trainer.receipt.statement import ReceiptOutcome
-from trainer.receipt.statement_writer import StatementInputs, make_statement
 from trainer.sealing.bundle import OpenedBundle
 from trainer.sealing.sealed_result import open_inside
 from trainer.spec import JobSpec
-from trainer.tee.quoted_evidence import collect_statement
-
-if TYPE_CHECKING:
-    from trainer.tee.guest_agent import GuestAgent
 
 RESULT_DIRECTORIES: Final = ("adapter", "merged", "report")
 """The directories of the worker's output that a result has."""
@@ -57,65 +38,6 @@ MAX_LOG_BYTES: Final = 4 << 20
 """What is sealed of a log: half of it from its beginning, half from its end."""
 
 
-@dataclass(frozen=True)
-class ReceiptSigner:
-    """Signs statements: the job's keys, the guest agent that issues quotes, and facts about the software."""
-
-    agent: GuestAgent
-    keys: JobKeys
-    spec: JobSpec
-    compose_sha256: str
-    software: Mapping[str, str]
-
-    def attest(
-        self, statement: bytes, purpose: StatementPurpose, *, issued_at: int
-    ) -> tuple[bytes, StatementEvidence]:
-        """Returns the envelope of a signed statement, and the quote over the statement and the key that signed it.
-
-        Args:
-            statement: the payload.
-            purpose: what kind of statement it is.
-            issued_at: Unix seconds.
-
-        Raises:
-            UnavailableError: the guest agent issues no quote.
-        """
-        claims = StatementClaims(
-            version=1,
-            purpose=purpose,
-            job_spec_sha256=self.spec.sha256(),
-            statement_sha256=sha256_hex(statement),
-            receipt_key=self.keys.receipt_public_key,
-            issued_at=issued_at,
-        )
-        return sign_envelope(statement, self.keys.receipt), collect_statement(self.agent, claims)
-
-
-@dataclass(frozen=True)
-class JobOutcome:
-    """How the job ended.
-
-    Attributes:
-        started_at: Unix time in seconds at which training started.
-        finished_at: Unix time in seconds at which training ended.
-        metrics: the worker's summary.
-        failure: the error that ended the job; None on success.
-        checkpoint: step of the newest sealed checkpoint, if there is one.
-        privacy: what private results over this dataset have spent, this one included; None without any.
-        refused: whether the failure is the dataset's, before the first optimizer step: another one may be sent.
-        run: random id of this run, 32 hex digits: two results of one job spec and dataset differ in it.
-    """
-
-    started_at: int
-    finished_at: int
-    metrics: Mapping[str, JsonValue]
-    failure: TrainerError | None
-    checkpoint: int | None = None
-    privacy: PrivacySpent | None = None
-    refused: bool = False
-    run: str = field(default_factory=lambda: secrets.token_hex(16))
-
-
 def gather_result(signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutcome, workspace: Workspace) -> Path:
     """Returns the directory with all files of the result (or failure report), receipt and evidence included.
 
@@ -126,34 +48,8 @@ def gather_result(signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutco
     tree = _gather_tree(outcome, workspace, signer.spec)
     if outcome.failure is None:
         _add_provenance(tree / "adapter" / "README.md", signer, bundle)
-        _add_privacy_statement(tree, signer, outcome)
-        (tree / MODEL_SIGNATURE).write_bytes(sign_model(tree_digests(tree), signer.keys.receipt))
-    # The order of the rest follows from what each step covers: the model card is listed in the statement, the
-    # claims hold the statement's digest, the quote covers the claims. Only then is the tree complete.
-    statement = make_statement(_statement_inputs(signer, bundle, outcome, tree))
-    envelope, evidence = signer.attest(statement, "receipt", issued_at=outcome.finished_at)
-    (tree / "receipt.json").write_bytes(envelope)
-    # The key that signed is this start's own. The quote says so, to a provider who appraised an earlier start too.
-    (tree / "evidence.json").write_bytes(evidence.canonical())
+    add_statements(tree, signer, bundle, outcome)
     return tree
-
-
-def _add_privacy_statement(tree: Path, signer: ReceiptSigner, outcome: JobOutcome) -> None:
-    """Writes `privacy.json` beside private weights: what of the receipt may travel with them."""
-    if not signer.spec.privacy.differential or outcome.privacy is None:
-        return
-    predicate = PrivacyPredicate(
-        jobSpecSha256=signer.spec.sha256(),
-        run=outcome.run,
-        runs=outcome.privacy.runs,
-        epsilon=rounded_up(outcome.privacy.epsilon),
-        delta=outcome.privacy.delta,
-        accountant=signer.spec.privacy.accountant,
-    )
-    statement = make_privacy_statement(predicate, tree_digests(tree))
-    envelope, evidence = signer.attest(statement, "privacy", issued_at=outcome.finished_at)
-    attested = AttestedEnvelope(envelope=parse_envelope(envelope), evidence=evidence)
-    (tree / PRIVACY_STATEMENT).write_bytes(attested.canonical())
 
 
 def with_checked_output(outcome: JobOutcome, workspace: Workspace, spec: JobSpec) -> JobOutcome:
@@ -281,41 +177,3 @@ _PROVENANCE: Final = """
 `receipt.json` beside this folder lists the digest of every file here, signed inside the confidential VM, and
 `evidence.json` contains the hardware's quote over that list. `trainer open` checks both.
 """
-
-
-def tree_digests(tree: Path) -> dict[str, str]:
-    """Returns the SHA-256 of every file below `tree`, by its relative POSIX name.
-
-    Raises:
-        JobError: an entry is neither a file nor a directory. A link, which the worker could create, would have the
-            supervisor seal a file from outside the tree.
-    """
-    digests: dict[str, str] = {}
-    for path in sorted(tree.rglob("*")):
-        mode = path.lstat().st_mode  # of a link itself
-        if stat.S_ISREG(mode):
-            digests[path.relative_to(tree).as_posix()] = file_sha256(path)
-        elif not stat.S_ISDIR(mode):
-            raise JobError(ErrorCode.JOB_FAILED, "the worker left what is neither a file nor a directory")
-    return digests
-
-
-def _statement_inputs(
-    signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutcome, tree: Path
-) -> StatementInputs:
-    """Returns what the statement is made from; of the dataset, names and salted digests."""
-    return StatementInputs(
-        spec=signer.spec,
-        files=tree_digests(tree),
-        dataset_files=bundle.manifest.salted_digests(),
-        dataset_manifest_sha256=bundle.manifest.sha256(),
-        recipients=bundle.grant.recipients,
-        compose_sha256=signer.compose_sha256,
-        software=signer.software,
-        started_at=outcome.started_at,
-        finished_at=outcome.finished_at,
-        run=outcome.run,
-        outcome=ReceiptOutcome.SUCCEEDED if outcome.failure is None else ReceiptOutcome.FAILED,
-        metrics=outcome.metrics,
-        error=None if outcome.failure is None else outcome.failure.code,
-    )

@@ -28,9 +28,9 @@ from trainer.job.hand_over import HandOver
 from trainer.job.job_keys import JobKeys, derive_keys
 from trainer.job.job_options import JobOptions
 from trainer.job.memory_limit import memory_limit, require_memory
-from trainer.job.outcome import ReceiptSigner
 from trainer.job.processes import JobProcesses, require_sandbox, start_processes
 from trainer.job.reception import Reception
+from trainer.job.result_statements import ReceiptSigner
 from trainer.job.sandbox_plans import JobPaths
 from trainer.job.start_checks import require_usable_socket
 from trainer.job.termination import Termination, handle_termination

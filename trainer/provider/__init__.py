@@ -35,6 +35,7 @@ from trainer.provider.policies import (
     read_policy,
     render_policy,
 )
+from trainer.provider.public_export import export_public
 from trainer.provider.receipt_account import give_account
 from trainer.provider.receipt_record import record_directory
 from trainer.provider.receipt_verification import (
@@ -70,6 +71,7 @@ __all__ = [
     "connect_to_job",
     "create_identity",
     "describe_training",
+    "export_public",
     "find_data_files",
     "find_key_service",
     "give_account",

@@ -87,7 +87,7 @@ def _require_safetensors(source: BinaryIO, size: int) -> None:
 
 
 _KINDS: Final[tuple[tuple[str, Reader], ...]] = (
-    (r"receipt\.json|evidence\.json|privacy\.json|model\.sig", _require_json),
+    (r"receipt\.json|evidence\.json|privacy\.json|provenance\.json|model\.sig", _require_json),
     (r"adapter/adapter_config\.json", _require_json),
     (r"adapter/adapter_model\.safetensors", _require_safetensors),
     (r"adapter/README\.md", _require_markdown),
