@@ -59,7 +59,7 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch, queries: int, *, kept: bool = Fal
     monkeypatch.setattr(attention_cpu, "MAX_BATCH_TOKENS", 0)
     monkeypatch.setattr(attention_cpu, "MAX_KEPT_TOKENS", 64 if kept else 0)
     monkeypatch.setattr(attention_cpu, "QUERY_BLOCK", queries)
-    monkeypatch.setattr(attention_cpu, "MAX_BLOCKS", 5)  # so that nine blocks of one token become five of two
+    monkeypatch.setattr(attention_cpu, "MAX_KEY_COUNTS", 5)  # so that nine blocks of one token see 2, 4, 6, 8 or 9
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -80,6 +80,16 @@ def test_attention_is_the_one_of_each_row(
         result.square().sum().backward()  # type: ignore[no-untyped-call]
         results.append((result.detach(), qkv.grad))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_very_long_row_takes_neither_many_kernels_nor_much_memory() -> None:
+    heads = Heads(2, 1, 8, 0.3)
+    layout = segments(20_000).attention_layout(heads)
+    blocks = list(attention_cpu._query_blocks(layout))
+    assert len({block.end for block in blocks}) <= attention_cpu.MAX_KEY_COUNTS
+    assert attention_cpu._score_buffer(layout).numel() == attention_cpu.QUERY_BLOCK * 2 * 20_000
+    assert [block.tokens.stop for block in blocks][-1] == blocks[-1].end == 20_000
+    assert all(block.tokens.stop <= block.end for block in blocks)
 
 
 def test_in_bfloat16_blocks_are_no_less_exact_than_other_attention(monkeypatch: pytest.MonkeyPatch) -> None:

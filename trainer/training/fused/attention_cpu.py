@@ -33,10 +33,10 @@ MAX_KEPT_TOKENS: Final = 2048
 """Up to this many tokens of the longest row, attention weights are kept for the backward pass."""
 
 QUERY_BLOCK: Final = 256
-"""Consecutive queries of a long row that are computed at once; a multiple where `MAX_BLOCKS` would be exceeded."""
+"""Consecutive queries of a long row that are computed at once."""
 
-MAX_BLOCKS: Final = 16
-"""Blocks of a row. Each has another number of keys, and oneDNN keeps the kernels of a few hundred shapes only."""
+MAX_KEY_COUNTS: Final = 16
+"""Different numbers of keys that the blocks of a row have: oneDNN keeps the kernels of few hundred shapes only."""
 
 
 class RowAttention(Function):
@@ -194,11 +194,13 @@ class _QueryBlock:
         rectangle: what the row is in.
         key_head: index of row and key head: among [rows * key heads].
         tokens: the queries' places in the row, without the prefix.
+        end: place after the last token whose key takes part; at least `tokens.stop`.
     """
 
     rectangle: Rectangle
     key_head: int
     tokens: slice
+    end: int
 
     def copy_queries(self, queries: Tensor) -> Tensor:
         """Copies this block's part of all queries, or of their gradients: [query heads * tokens, head_dim]."""
@@ -210,16 +212,16 @@ class _QueryBlock:
         target.copy_(values.view_as(target))
 
     def view_keys(self, keys: Tensor) -> Tensor:
-        """Views the keys, or values, that the block's last query sees: [prefix + tokens up to it, head_dim]."""
-        return self.rectangle.view_keys(keys)[self.key_head, : self.rectangle.prefix_length + self.tokens.stop]
+        """Views the keys, or values, that take part: [prefix + tokens before `end`, head_dim]."""
+        return self.rectangle.view_keys(keys)[self.key_head, : self.rectangle.prefix_length + self.end]
 
     def weights(self, query: Tensor, key: Tensor, buffer: Tensor) -> Tensor:
         """Computes P in the buffer: float32 [query heads * tokens, keys]."""
         scores = torch.mm(query.float(), key.float().t(), out=buffer[: len(query) * len(key)].view(-1, len(key)))
-        # The block's own tokens are its last keys; all others are earlier.
-        count = self.tokens.stop - self.tokens.start
-        own = scores.view(-1, count, len(key))[..., -count:]
-        own += torch.full((count, count), -torch.inf).triu_(1)
+        # From the block's first token on, keys may be later than a query; all others are earlier.
+        count, later = self.tokens.stop - self.tokens.start, self.end - self.tokens.start
+        own = scores.view(-1, count, len(key))[..., -later:]
+        own += torch.full((count, later), -torch.inf).triu_(1)
         return torch.softmax(scores, -1, out=scores)
 
     def _by_head(self, queries: Tensor) -> Tensor:
@@ -229,26 +231,21 @@ class _QueryBlock:
         return row[:, self.tokens]
 
 
-def _block_size(rectangle: Rectangle) -> int:
-    """Returns how many consecutive queries of a row are a block; a multiple of `QUERY_BLOCK`."""
-    return QUERY_BLOCK * math.ceil(rectangle.length / (QUERY_BLOCK * MAX_BLOCKS))
-
-
 def _query_blocks(layout: AttentionLayout) -> Iterator[_QueryBlock]:
     for rectangle in layout.rectangles:
-        size = _block_size(rectangle)
+        length = rectangle.length
+        # The end of a block's keys is rounded up, to few different numbers.
+        step = QUERY_BLOCK * math.ceil(length / (QUERY_BLOCK * MAX_KEY_COUNTS))
         for key_head in range(rectangle.rows * rectangle.heads.key):
-            for start in range(0, rectangle.length, size):
-                tokens = slice(start, min(start + size, rectangle.length))
-                yield _QueryBlock(rectangle, key_head, tokens)
+            for start in range(0, length, QUERY_BLOCK):
+                tokens = slice(start, min(start + QUERY_BLOCK, length))
+                yield _QueryBlock(rectangle, key_head, tokens, min(math.ceil(tokens.stop / step) * step, length))
 
 
 def _score_buffer(layout: AttentionLayout) -> Tensor:
     """Allocates the scores of the largest block, float32: once for all blocks, so that its pages stay mapped."""
-    queries = [min(part.length, _block_size(part)) * layout.heads.queries_per_key for part in layout.rectangles]
-    return torch.empty(
-        max(count * part.key_length for count, part in zip(queries, layout.rectangles, strict=True))
-    )
+    heads = layout.heads.queries_per_key
+    return torch.empty(max(min(part.length, QUERY_BLOCK) * heads * part.key_length for part in layout.rectangles))
 
 
 def _view_sections(rectangle: Rectangle, sections: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
