@@ -204,7 +204,7 @@ def _honest_envelope() -> bytes:
 
 
 def _statement(data: bytes) -> None:
-    terms = GrantTerms(("age1" + "q" * 58,), "", {})
+    terms = GrantTerms(recipients=("age1" + "q" * 58,), manifest_sha256="0" * 64, dataset_files={})
     expected = ExpectedResult("", "", {}, None, 1, NOW, NOW, NOW, terms)
     appraise_statement(parse_statement(data), expected)
 
