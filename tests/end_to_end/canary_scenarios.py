@@ -31,7 +31,10 @@ Scenario = Callable[[Run], None]
 Row = Mapping[str, object]
 
 QUICK: dict[str, object] = {"max_steps": 2}
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+TEMPLATE = (
+    "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+)
 NO_SAMPLES: dict[str, object] = {"samples": 0}
 WORKER_WALLS = [
     "worker_no_network", "worker_own_network", "worker_no_programs", "worker_no_signals", "worker_no_tracing",
@@ -143,7 +146,7 @@ def several_outputs(run: Run) -> None:
 
 def provider_settings(run: Run) -> None:
     """Overlong rows are dropped, and a template of the provider's own renders the others."""
-    data = {"chat_template": "{{ tools | tojson }}" + TEMPLATE, "on_overlong": "drop", "max_length": 512}
+    data = {"chat_template": TEMPLATE, "on_overlong": "drop", "max_length": 512}
     run.start(train=QUICK, data=data, output={"include_logs": False})
     run.rows([*good_rows(run), {"text": f"{run.canaries.bad} " * 300}], f"{run.canaries.file}.jsonl")
     succeed(run)
