@@ -25,6 +25,8 @@ class Targets:
     tcp_port: int
     udp_port: int
     workspace: str
+    own: str
+    other: str
     ciphertext: str
     open_folder: str
     """A directory that everybody may write to, with a file `world-readable` in it."""

@@ -242,19 +242,21 @@ OF_WORKER: dict[str, Attack] = {
     "write_ciphertext": lambda t: open_path(f"{t.ciphertext}/leak", os.O_WRONLY | os.O_CREAT),
     "read_private_log": lambda t: open_path(f"{t.workspace}/job.log"),
     "change_the_model": lambda t: open_path(f"{t.workspace}/model/added", os.O_WRONLY | os.O_CREAT),
-    "change_the_dataset": lambda t: open_path(f"{t.workspace}/dataset/rows.jsonl", os.O_WRONLY),
-    "remove_the_dataset": lambda t: os.unlink(f"{t.workspace}/dataset/rows.jsonl"),
-    "follow_a_link_outside": lambda t: _through_link(f"{t.workspace}/output", f"{t.ciphertext}/dataset.age"),
-    "hard_link_outside": lambda t: _hard_link(f"{t.workspace}/output", f"{t.open_folder}/world-readable"),
-    "rename_out": lambda t: os.rename(f"{t.workspace}/output/own", f"{t.open_folder}/own"),
+    "change_the_dataset": lambda t: open_path(f"{t.own}/dataset/rows.jsonl", os.O_WRONLY),
+    "read_the_dataset_of_another_try": lambda t: open_path(f"{t.other}/dataset/rows.jsonl"),
+    "write_the_output_of_another_try": lambda t: open_path(f"{t.other}/output/added", os.O_WRONLY | os.O_CREAT),
+    "remove_the_dataset": lambda t: os.unlink(f"{t.own}/dataset/rows.jsonl"),
+    "follow_a_link_outside": lambda t: _through_link(f"{t.own}/output", f"{t.ciphertext}/dataset.age"),
+    "hard_link_outside": lambda t: _hard_link(f"{t.own}/output", f"{t.open_folder}/world-readable"),
+    "rename_out": lambda t: os.rename(f"{t.own}/output/own", f"{t.open_folder}/own"),
 }
 OF_FRONT: dict[str, Attack] = {
     "list_workspace": lambda t: os.listdir(t.workspace),
-    "read_plaintext": lambda t: open_path(f"{t.workspace}/dataset/rows.jsonl"),
+    "read_plaintext": lambda t: open_path(f"{t.own}/dataset/rows.jsonl"),
     "read_private_log": lambda t: open_path(f"{t.workspace}/job.log"),
-    "read_weights": lambda t: open_path(f"{t.workspace}/output/own"),
-    "follow_a_link_to_plaintext": lambda t: _through_link(t.ciphertext, f"{t.workspace}/dataset/rows.jsonl"),
-    "write_into_output": lambda t: open_path(f"{t.workspace}/output/added", os.O_WRONLY | os.O_CREAT),
+    "read_weights": lambda t: open_path(f"{t.own}/output/own"),
+    "follow_a_link_to_plaintext": lambda t: _through_link(t.ciphertext, f"{t.own}/dataset/rows.jsonl"),
+    "write_into_output": lambda t: open_path(f"{t.own}/output/added", os.O_WRONLY | os.O_CREAT),
 }
 
 ATTACKS: dict[str, dict[str, Attack]] = {
@@ -271,10 +273,10 @@ ATTACKS: dict[str, dict[str, Attack]] = {
 
 ALLOWED: dict[str, dict[str, Attack]] = {
     "worker": {
-        "read_the_dataset": lambda t: open_path(f"{t.workspace}/dataset/rows.jsonl"),
+        "read_the_dataset": lambda t: open_path(f"{t.own}/dataset/rows.jsonl"),
         "read_the_model": lambda t: open_path(f"{t.workspace}/model/config.json"),
-        "write_its_output": lambda t: open_path(f"{t.workspace}/output/result", os.O_WRONLY | os.O_CREAT),
-        "write_its_scratch": lambda t: open_path(f"{t.workspace}/scratch/cache", os.O_WRONLY | os.O_CREAT),
+        "write_its_output": lambda t: open_path(f"{t.own}/output/result", os.O_WRONLY | os.O_CREAT),
+        "write_its_scratch": lambda t: open_path(f"{t.own}/scratch/cache", os.O_WRONLY | os.O_CREAT),
         "make_threads": lambda t: threading.Thread(target=int).start(),
         "signal_itself": lambda t: os.kill(os.getpid(), 0),
     },
@@ -285,7 +287,7 @@ ALLOWED: dict[str, dict[str, Attack]] = {
     "supervisor": {
         "ask_the_guest_agent": lambda t: _connect(socket.AF_UNIX, socket.SOCK_STREAM, t.agent),
         "write_the_workspace": lambda t: open_path(f"{t.workspace}/receipt", os.O_WRONLY | os.O_CREAT),
-        "read_what_the_worker_wrote": lambda t: open_path(f"{t.workspace}/output/own"),
+        "read_what_the_worker_wrote": lambda t: open_path(f"{t.own}/output/own"),
         "write_the_result": lambda t: open_path(f"{t.ciphertext}/result.tar.age", os.O_WRONLY | os.O_CREAT),
     },
 }

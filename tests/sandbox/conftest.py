@@ -149,6 +149,8 @@ def outcomes(
                 "supervisor": 0,
                 "init": 0,
                 "workspace": "",
+                "own": "",
+                "other": "",
                 "agent": str(guest_agent),
                 "ciphertext": str(ciphertext),
                 "open_folder": str(open_folder),

@@ -45,10 +45,11 @@ def household(given: dict[str, Any]) -> dict[str, Any]:
         planning.can_separate_users = lambda: False
     spec = JobSpec.model_validate_json(json.dumps(given["spec"]))
     ciphertext = Path(given["targets"]["ciphertext"])
-    with open_workspace(Path(given["base"])) as workspace, init_process() as init:
+    with open_workspace(Path(given["base"]), tries=2) as workspace, init_process() as init:
         places = planning.JobPaths(workspace, ciphertext, Path("/"), by_files=False)
         plans = planning.make_plans(spec, places)
-        known = {"supervisor": os.getpid(), "init": init, "workspace": str(workspace.root)}
+        tries = {"own": str(workspace.own), "other": str(workspace.of_try(2).own)}
+        known = {"supervisor": os.getpid(), "init": init, "workspace": str(workspace.root), **tries}
         targets = {**given["targets"], **known}
         fill(workspace, ciphertext, plans)
         if not given["confined"]:
@@ -74,7 +75,8 @@ def init_process() -> Iterator[int]:
 def fill(workspace: Workspace, ciphertext: Path, plans: planning.SandboxPlans) -> None:
     """Put something where each process has something to lose."""
     workspace.private_log.write_text("a row")
-    (workspace.dataset / "rows.jsonl").write_text("a row")
+    for one in (workspace, workspace.of_try(2)):
+        (one.dataset / "rows.jsonl").write_text("a row")
     (workspace.model / "config.json").write_text("{}")
     (workspace.output / "own").write_text("weights")
     (ciphertext / "dataset.age").write_text("sealed")

@@ -31,7 +31,7 @@ from trainer.job.job_keys import JobKeys
 from trainer.job.processes import JobProcesses
 from trainer.job.reception import Reception
 from trainer.job.result_statements import JobOutcome
-from trainer.job.sandbox_plans import grant_worker_access
+from trainer.job.sandbox_plans import grant_worker_access, open_try
 from trainer.job.termination import INTERRUPTED_MESSAGE, Termination
 from trainer.job.training_follower import TrainingFollower
 from trainer.job.worker_process import WorkerProcess
@@ -103,9 +103,11 @@ class DatasetTries:
 
     def _begin_next(self) -> WorkerProcess:
         """Returns the worker of the next try, which is the current one from here on."""
-        workspace = self.hand_over.workspace
-        self.hand_over = replace(self.hand_over, workspace=workspace.of_try(workspace.number + 1))
-        return self.processes.begin_worker(workspace.number + 1)
+        workspace = self.hand_over.workspace.of_try(self.hand_over.workspace.number + 1)
+        self.hand_over = replace(self.hand_over, workspace=workspace)
+        if self.processes.sandbox.get(SandboxProperty.SEPARATE_USERS):
+            open_try(workspace)
+        return self.processes.begin_worker(workspace.number)
 
     def _receive(self) -> OpenedBundle:
         bundle = self.reception.receive(self.hand_over.workspace.dataset)

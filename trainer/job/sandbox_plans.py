@@ -218,7 +218,8 @@ def _grant_directories(places: JobPaths) -> None:
     _give(workspace.all_tries, 0, 0o710)
     for number in range(1, workspace.tries + 1):
         own = workspace.of_try(number)
-        _give(own.own, 0, 0o710)
+        # Closed until its worker begins: without Landlock the one before, of the same user, could write there.
+        _give(own.own, 0, 0o710 if number == workspace.number else 0o700)
         # Readable only: a worker must not change the dataset after its manifest was checked.
         _give(own.dataset, 0, 0o2750)
         _give(own.output, WORKER.uid, 0o700)
@@ -231,6 +232,11 @@ def _grant_directories(places: JobPaths) -> None:
 def _give(folder: Path, uid: int, mode: int) -> None:
     folder.chmod(mode)
     os.chown(folder, uid, WORKER.gid)
+
+
+def open_try(workspace: Workspace) -> None:
+    """Lets the worker's group pass to the directories of a further try."""
+    workspace.own.chmod(0o710)
 
 
 def grant_worker_access(folder: Path) -> None:
