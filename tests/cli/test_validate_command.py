@@ -11,10 +11,15 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.model_files.tiny_files import lora_tensors, write_weights
 from trainer.cli.app import run_command_line as run
-from trainer.cli.validation_output import show_control_characters
+from trainer.cli.console import show_control_characters
 from trainer.encoding import file_sha256
 from trainer.errors import ExitCode
+from trainer.model_files.safetensors_header import add_metadata
+from trainer.model_files.start_adapter import base_metadata
+from trainer.model_files.tensor_listing import list_tensors
+from trainer.spec import read_job_spec
 
 CANARY = "canary-7f3a9c"
 
@@ -275,3 +280,52 @@ def test_names_of_modules_are_counted_or_refused(
     assert found["error"]["code"] == "model-invalid"
     assert "lora.lora_target_modules qkv_prj" in found["error"]["found"]
     assert found["exit_code"] == 7
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, tiny_model: Path, job: Path) -> Path:
+    """An earlier adapter of rank 4 on all linear modules; the job starts from it."""
+    document = yaml.safe_load(job.read_text())
+    job.write_text(yaml.safe_dump({**document, "lora": {"lora_r": 4, "lora_alpha": 8, "start_from": "adapter"}}))
+    listing = list_tensors(tiny_model, {path.name for path in tiny_model.iterdir()})
+    assert listing is not None
+    shapes = {name: list(shape or ()) for name, shape in listing.shapes.items()}
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    modules = [name for name in listing.modules if ".layers." in name]
+    write_weights(folder / "adapter_model.safetensors", lora_tensors(shapes, modules, rank=4))
+    add_metadata(folder / "adapter_model.safetensors", base_metadata(read_job_spec(job).model))
+    return folder
+
+
+def test_an_adapter_to_start_from_is_judged_and_counted(
+    job: Path, data: Path, adapter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["validate", str(data), "--job", str(job), "--adapter", str(adapter)]
+    assert run(arguments) == ExitCode.DONE
+    assert "start     start adapter (SHA-256): " in capsys.readouterr().out
+    assert run([*arguments, "--json"]) == ExitCode.DONE
+    found = json.loads(capsys.readouterr().out)
+    digest = file_sha256(adapter / "adapter_model.safetensors")
+    assert (found["start_adapter"]["sha256"], found["start_adapter"]["base_is_checked"]) == (digest, True)
+    assert (found["rows"], found["files"]) == (20, {"train.jsonl": {"messages": 20}})
+
+
+@pytest.mark.parametrize("damage", ["it is not given", "another rank", "a layer is missing"])
+def test_an_adapter_that_the_job_would_refuse_is_refused_here(
+    damage: str, job: Path, data: Path, adapter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["validate", str(data), "--job", str(job), "--adapter", str(adapter)]
+    if damage == "it is not given":
+        arguments = arguments[:-2]
+    if damage == "another rank":
+        (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8, "lora_alpha": 8}')
+    if damage == "a layer is missing":
+        weights = adapter / "adapter_model.safetensors"
+        shapes = {"model.layers.0.self_attn.q_proj.weight": [4, 4]}
+        write_weights(weights, lora_tensors(shapes, ["model.layers.0.self_attn.q_proj"], rank=4))
+        add_metadata(weights, base_metadata(read_job_spec(job).model))
+    assert run(arguments) == ExitCode.LOCAL_DATA
+    assert "adapter/adapter_" in capsys.readouterr().err

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
 Shapes = dict[str, list[int]]
+Tensors = dict[str, tuple[str, list[int]]]
+"""Name → type and shape."""
 
 CONFIG: dict[str, object] = {
     "model_type": "llama",
@@ -60,3 +62,30 @@ def write_model(folder: Path, shapes: Mapping[str, list[int]], **config: object)
 def write_index(folder: Path, files: Mapping[str, str]) -> None:
     """Writes an index: tensor → file."""
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+
+
+def lora_tensors(shapes: Mapping[str, Sequence[int]], modules: list[str], rank: int = 2) -> Tensors:
+    """The tensors of an adapter on modules whose weights have these shapes."""
+    tensors: Tensors = {}
+    for name in modules:
+        outputs, inputs = shapes[f"{name}.weight"]
+        tensors[f"base_model.model.{name}.lora_A.weight"] = ("F32", [rank, inputs])
+        tensors[f"base_model.model.{name}.lora_B.weight"] = ("F32", [outputs, rank])
+    return tensors
+
+
+_SIZES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
+
+
+def write_weights(path: Path, tensors: Mapping[str, tuple[str, list[int]]], fill: bytes = b"\0") -> None:
+    """Writes a file of tensors as PEFT does: name → type and shape; `fill` is repeated."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        size = _SIZES[dtype]
+        for dimension in shape:
+            size *= dimension
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + (fill * end)[:end])

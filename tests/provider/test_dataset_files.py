@@ -11,6 +11,7 @@ import pytest
 from trainer.data.rows import RowSchema
 from trainer.errors import DataError, ErrorCode, UsageError, VerificationError
 from trainer.provider.dataset_files import count_rows, find_data_files, row_schema_for
+from trainer.provider.grants import seal_dataset
 from trainer.spec import read_job_spec
 
 JOB = f"""\
@@ -40,6 +41,8 @@ def test_folders_keep_their_names_and_hidden_files_stay(tmp_path: Path) -> None:
         (("d/notes.txt",), ("d",), ErrorCode.USAGE),
         (("d/README.md",), ("d",), ErrorCode.USAGE),
         (("a.csv",), ("a.csv", "a.csv"), ErrorCode.USAGE),
+        (("d/adapter/a.csv",), ("d",), ErrorCode.USAGE),
+        (("d/adapter/adapter_config.json",), ("d",), ErrorCode.USAGE),
         (("d/eval/a.csv", "e/eval/a.csv"), ("d", "e"), ErrorCode.USAGE),
     ],
 )
@@ -107,3 +110,76 @@ def test_another_jobs_spec_is_refused(tmp_path: Path) -> None:
     appraised: Any = SimpleNamespace(job_spec_sha256="0" * 64)
     with pytest.raises(VerificationError, match="not the spec of the appraised job"):
         row_schema_for(appraised, job)
+
+
+OPENED = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "README.md",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
+)
+"""What `trainer open` may leave in an adapter's directory."""
+
+
+def write_adapter_dir(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    return folder
+
+
+def test_the_adapter_of_a_result_is_taken_as_it_lies(tmp_path: Path) -> None:
+    adapter = write_adapter_dir(tmp_path / "result" / "adapter", *OPENED)
+    (tmp_path / "a.csv").write_text("x")
+    assert find_data_files([tmp_path / "a.csv"], adapter) == {
+        "a.csv": tmp_path / "a.csv",
+        "adapter/adapter_config.json": adapter / "adapter_config.json",
+        "adapter/adapter_model.safetensors": adapter / "adapter_model.safetensors",
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ((), "no such directory"),
+        (OPENED[:1], "adapter_model.safetensors"),
+        (OPENED[1:], "adapter_config.json"),
+        (("adapter/adapter_config.json", "receipt.json"), "the directory"),
+        ((*OPENED, "adapter_model.bin"), "adapter_model.bin"),
+        ((*OPENED, "optimizer.pt"), "optimizer.pt"),
+        ((*OPENED, "checkpoint-10/adapter_model.safetensors"), "checkpoint-10/adapter_model.safetensors"),
+        ((*OPENED, ".git/hooks/x.py"), ".git/hooks/x.py"),
+    ],
+)
+def test_another_directory_is_no_adapter(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_data_files([], write_adapter_dir(tmp_path / "d", *names))
+    assert said in f"{caught.value} {caught.value.hint}"
+
+
+def seal(files: dict[str, Path], job: Path | None, tmp_path: Path) -> None:
+    result = SimpleNamespace(job_spec_sha256=read_job_spec(job).sha256() if job else "")
+    seal_dataset(files, cast("Any", result), [], tmp_path / "sealed.age", job=job)
+
+
+def test_an_adapter_is_not_sealed_to_a_job_that_would_not_take_it(tmp_path: Path) -> None:
+    """Before anything is written: the job would refuse it, after the upload."""
+    adapter = write_adapter_dir(tmp_path / "adapter", *OPENED)
+    rows = tmp_path / "a.jsonl"
+    rows.write_text('{"story": "x"}\n')
+    files = find_data_files([rows], adapter)
+    with pytest.raises(UsageError, match="--adapter needs --job"):
+        seal(files, None, tmp_path)
+    job = tmp_path / "job.yaml"
+    job.write_text(JOB)
+    with pytest.raises(DataError, match=r"lora\.start_from"):
+        seal(files, job, tmp_path)
+    job.write_text(JOB + "lora: {start_from: adapter}\n")
+    with pytest.raises(DataError, match=r"the adapter is not there"):
+        seal({"a.jsonl": rows}, job, tmp_path)
+    with pytest.raises(DataError, match=r"adapter_config\.json: the file cannot be read"):
+        seal(files, job, tmp_path)
+    assert not (tmp_path / "sealed.age").exists()

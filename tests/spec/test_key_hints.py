@@ -44,6 +44,7 @@ def test_the_table_is_of_other_names_each_once() -> None:
         ("lora.rank", "did you mean lora.lora_r?"),
         ("train.packing", "did you mean data.packing?"),
         ("train.load_in_4bit", "did you mean model.load_in_4bit?"),
+        ("adapter_name_or_path", "did you mean lora.start_from?"),
         ("max_grad_norm", "did you mean train.max_grad_norm or privacy.max_grad_norm?"),
         ("learning_rate", "did you mean train.learning_rate?"),
         ("train.rl", "did you mean train.method?"),
@@ -79,7 +80,7 @@ def test_hints(key: str, hint: str | None) -> None:
 
 
 def test_reasons_where_there_is_no_such_key() -> None:
-    for key in ("deepspeed", "fp16", "max_samples", "use_liger_kernel", "lora_model_dir", "output_dir"):
+    for key in ("deepspeed", "fp16", "max_samples", "use_liger_kernel", "push_to_hub", "output_dir"):
         hint = key_hint(key, KNOWN)
         assert hint is not None
         assert hint.startswith("there is none: ")

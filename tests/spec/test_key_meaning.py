@@ -54,6 +54,7 @@ KEYS = {
     "model.model_revision": Key("a" * 40, ({"model": HUB},), ({"model": LOCAL},)),
     "model.model_urls": Key(URLS, ({"model": HUB},), ({"model": LOCAL},)),
     "model.attn_implementation": Key("eager", (NOTHING, train(engine="transformers")), (train(engine="unsloth"),)),
+    "lora.init_lora_weights": Key("gaussian", (NOTHING,), ({"lora": {"start_from": "adapter"}},)),
     "data.test_split_size": Key(0.2, (NOTHING,), (BY_FILES,)),
     "data.assistant_only_loss": Key(
         False,
@@ -131,7 +132,7 @@ ALWAYS = """
     model.model_name_or_path model.model_file_sha256 model.dtype model.load_in_4bit model.load_in_8bit
     model.trust_remote_code model.license
     lora.lora_r lora.lora_alpha lora.lora_dropout lora.lora_target_modules lora.use_rslora lora.use_dora
-    lora.init_lora_weights lora.exclude_modules lora.modules_to_save
+    lora.exclude_modules lora.modules_to_save lora.start_from
     data.format data.columns data.ignore_columns data.eval_files data.max_length data.on_overlong data.max_rows
     data.mix train.loraplus_lr_ratio
     train.method train.engine train.num_processes train.fsdp train.per_device_train_batch_size

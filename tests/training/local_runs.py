@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from trainer.data.rows import read_files
+from trainer.model_files.start_adapter import StartAdapter
 from trainer.spec import JobSpec
 from trainer.training.engines.choice import choose_engine
 from trainer.training.events import CheckpointWritten, StepCompleted, TrainingEvent
@@ -20,6 +21,8 @@ from trainer.training.run import run
 from trainer.training.run_inputs import CHECKPOINT_FILES, RunInputs
 from trainer.training.stages.run_context import RunContext
 from trainer.training.stopwatch import Stopwatch
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 RATES = {"tokens_per_second", "input_tokens_per_second"}
 """The only metrics that depend on how fast the machine is."""
@@ -54,6 +57,7 @@ class Runs:
     def __init__(self, folder: Path, model: Path, data: Path, spec: JobSpec) -> None:
         self.folder, self.model, self.data, self.spec = folder, model, data, spec
         self.count = 0
+        self.adapter: Path | None = None  # directory of the adapter that training starts from
 
     def __call__(
         self, resume: Path | None = None, *, watch: Callable[[TrainingEvent, Interrupts], None] | None = None,
@@ -74,8 +78,10 @@ class Runs:
             if watch is not None:
                 watch(message, interrupts)
 
+        start = self.adapter
         order = RunInputs(
             spec=self.spec, model_dir=self.model, output_dir=output, resume_dir=resume, split_key=b"\x5b" * 32,
+            start_adapter=StartAdapter(*(start / name for name in ADAPTER_FILES)) if start else None,
         )  # fmt: skip
         rows = read_files({self.data.name: self.data}, max_rows=1000)
         torch.manual_seed(self.count)  # a new process begins anywhere

@@ -17,9 +17,11 @@ from typing import IO, Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from tests.training.conftest import pinning
 from tests.training.forked_worker import ForkedWorker, in_training
+from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, ExitCode, JobError
 from trainer.ipc.worker_messages import (
     FROM_WORKER,
@@ -34,10 +36,13 @@ from trainer.ipc.worker_messages import (
     to_worker_channel,
     worker_channel,
 )
+from trainer.model_files.adapter_tensors import WEIGHTS_FILE
+from trainer.provider import find_data_files
 from trainer.sandbox import privileges
 from trainer.sandbox.plan import Role, SandboxPlan
 from trainer.sandbox.properties import SandboxProperty
 from trainer.spec import JobSpec
+from trainer.training.adapter import attach_adapter, save_adapter
 from trainer.training.rank import ProcessRank
 from trainer.worker import launch
 
@@ -72,18 +77,32 @@ def test_two_processes_do_the_job_of_one(run_worker: RunWorker, chat_file: Path,
         torch.testing.assert_close(adapter[name], tensor, rtol=1e-3, atol=1e-5)
 
 
-def test_a_base_spread_over_two_processes(run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec) -> None:
-    """The samples before and after are the model's own answers, which take all processes; the adapter is whole."""
+def test_a_base_spread_over_two_processes(
+    run_worker: RunWorker, tmp_path: Path, tiny_model: Path, chat_file: Path, make_spec: MakeSpec
+) -> None:
+    """The samples before and after are the model's own answers, which take all processes; the adapter is whole.
+
+    Both start from an earlier adapter, whose files come with the rows: two steps of Adam move no number of it by
+    more than twice the learning rate.
+    """
     train = {"max_steps": 2, "num_processes": 2, "fsdp": "full_shard", "per_device_train_batch_size": 2}
-    ended = run_worker(chat_file, make_spec(train=train), processes=2)
+    spec = make_spec(lora={"start_from": "adapter"}, train=train)
+    torch.manual_seed(5)
+    made = attach_adapter(AutoModelForCausalLM.from_pretrained(tiny_model), spec.lora)
+    save_adapter(made, pinning(spec, tiny_model).model, tmp_path / "earlier")
+    data = find_data_files([chat_file], tmp_path / "earlier")
+    ended = run_worker(data, spec, processes=2)
     assert ended.code == ExitCode.DONE, ended.log
     summary = json.loads((ended.output_dir / "report" / "summary.json").read_bytes())
     assert summary["environment"]["base"] == "spread over all"
     assert summary["environment"]["forward"] == "selected"
+    assert summary["adapter"]["start adapter (SHA-256)"] == sha256_hex(data[WEIGHTS_FILE].read_bytes())
     assert summary["eval_loss_after"] < summary["eval_loss_before"]
     assert len(json.loads((ended.output_dir / "report" / "samples.json").read_bytes())) > 0
     adapter = load_file(ended.output_dir / "adapter" / "adapter_model.safetensors")
     assert {min(one.shape) for one in adapter.values()} == {4}
+    for name, tensor in load_file(data[WEIGHTS_FILE]).items():
+        torch.testing.assert_close(adapter[name], tensor, rtol=0, atol=2.01 * spec.train.learning_rate)
 
 
 def losses(ended: Any) -> list[float]:

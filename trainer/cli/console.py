@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import traceback
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -198,3 +199,16 @@ class TerminalProgress:
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._task, self._last_tenth = None, None, -1
+
+
+def show_control_characters(text: str) -> str:
+    """Returns the text with symbols in place of control characters: data must not control a terminal."""
+    shown: list[str] = []
+    for character in text:
+        # Cc: control characters; Cf: format characters, among them those that reverse the direction of writing.
+        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf"):
+            shown.append(character)
+        else:
+            # The block Control Pictures has the symbols of the codes 0 to 31 in their order, from U+2400 on.
+            shown.append(chr(0x2400 + ord(character)) if character < " " else "␡")
+    return "".join(shown)

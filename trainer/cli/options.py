@@ -52,7 +52,15 @@ MaxBytes = Annotated[
 ]
 JobFile = Annotated[
     Path | None,
-    typer.Option("--job", help="The job's spec: needed where job.yaml names columns or a format for the data."),
+    typer.Option(
+        "--job", help="The job's spec: needed where it names columns or a format for the data, or an adapter."
+    ),
+]
+AdapterDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapter", metavar="DIR", help="Start from this earlier adapter: for a job spec with lora.start_from."
+    ),
 ]
 MaxEpsilon = Annotated[
     float | None,

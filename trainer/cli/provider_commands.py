@@ -10,6 +10,7 @@ import typer
 from trainer.cli.console import TerminalProgress, print_json, print_line, print_summary
 from trainer.cli.options import (
     DEFAULT_MAX_RESULT_BYTES,
+    AdapterDir,
     GrantFile,
     ImportedRecord,
     JobFile,
@@ -64,6 +65,7 @@ def seal_data(
     imported: ImportedRecord = None,
     identity: SigningIdentity = None,
     job: JobFile = None,
+    adapter: AdapterDir = None,
     grant: GrantFile = None,
     max_epsilon: MaxEpsilon = None,
     max_delta: MaxDelta = None,
@@ -83,7 +85,7 @@ def seal_data(
         require_absent(path)
     with TerminalProgress(quiet=quiet or as_json) as progress:
         grant_record = provider.seal_dataset(
-            provider.find_data_files(data),
+            provider.find_data_files(data, adapter),
             record.result,
             recipient,
             output,

@@ -11,6 +11,7 @@ from trainer.cli.check_output import print_checks, print_development_banner
 from trainer.cli.console import TerminalProgress, print_line, print_summary
 from trainer.cli.options import (
     DEFAULT_MAX_RESULT_BYTES,
+    AdapterDir,
     GrantFile,
     IdentityFile,
     ImportedRecord,
@@ -112,6 +113,7 @@ def submit_dataset(
     identity: IdentityFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the result; must not exist.")],
     job: JobFile = None,
+    adapter: AdapterDir = None,
     max_bytes: MaxBytes = DEFAULT_MAX_RESULT_BYTES,
     max_epsilon: MaxEpsilon = None,
     max_delta: MaxDelta = None,
@@ -141,6 +143,7 @@ def submit_dataset(
         max_result_bytes=max_bytes,
         nonces=nonces_file(),
         key=provider.read_provider_key(identity),
+        adapter=adapter,
         job=job,
         require=provider.make_privacy_demand(max_epsilon, max_delta),
         wait_seconds=wait,

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trainer.cli.console import TerminalProgress, print_json
-from trainer.cli.options import Json, Quiet, require_absent
+from trainer.cli.options import AdapterDir, Json, Quiet, require_absent
 from trainer.errors import DataError, ErrorCode, ExitCode, JobError, UsageError
 
 if TYPE_CHECKING:
     from trainer.data.examples.model_tokenizer import ModelTokenizer
+    from trainer.model_files.model_check import ModelFiles
     from trainer.spec import DataSection, JobSpec
     from trainer.validation.survey import Survey
 
@@ -34,6 +35,7 @@ def validate_dataset(
             "--model", help="The base model's directory, if job.yaml names no local one; weights are not needed."
         ),
     ] = None,
+    adapter: AdapterDir = None,
     example: Annotated[
         int | None,
         typer.Option("--example", min=0, help="Show this row as the model will see it; rows count from 0."),
@@ -47,6 +49,7 @@ def validate_dataset(
 ) -> None:
     """Read and tokenise every row as the job will: on this machine, without a GPU, before anything is sent."""
     from trainer.cli import validation_output as output
+    from trainer.model_files.start_adapter import check_start_adapter, take_start_adapter
     from trainer.provider import find_data_files, write_private_file
     from trainer.spec import read_job_spec
     from trainer.validation.survey import as_local_refusal, survey
@@ -54,9 +57,10 @@ def validate_dataset(
     if html is not None:
         require_absent(html)
     spec = read_job_spec(job)
-    files = find_data_files(data)
+    files, start = take_start_adapter(find_data_files(data, adapter), spec)
     try:
         base = _load_local_model(spec, job, model)
+        checked = check_start_adapter(start, spec, base.files) if start else None
     except JobError as error:
         raise as_local_refusal(error) from error
     total, done = sum(path.stat().st_size for path in files.values()), 0
@@ -69,7 +73,7 @@ def validate_dataset(
             report.bytes_done("validating", min(done, total), total)
 
         found = survey(files, spec, base.tokens, base.config, example=example or 0, advance=advance)
-    found.warnings += base.warnings
+    found.warnings += (*base.warnings, *(checked.warnings() if checked else ()))
     result = output.ValidationReport(
         spec,
         found,
@@ -78,6 +82,7 @@ def validate_dataset(
         base.unknown,
         base.targets,
         show_example=example is not None or not as_json,
+        start_adapter=checked,
     )
     if html is not None:
         write_private_file(html, output.render_page_html(result).encode())
@@ -117,6 +122,7 @@ class _LocalModel:
         unknown: why nothing is known.
         warnings: what the provider should know of it.
         targets: name in `lora.lora_target_modules` → number of modules that it selects.
+        files: what its files say; None if they are not here.
     """
 
     tokens: ModelTokenizer | None = None
@@ -124,6 +130,7 @@ class _LocalModel:
     unknown: str = ""
     warnings: tuple[str, ...] = ()
     targets: Mapping[str, int] = field(default_factory=dict)
+    files: ModelFiles | None = None
 
 
 def _load_local_model(spec: JobSpec, job: Path, chosen: Path | None) -> _LocalModel:
@@ -148,9 +155,9 @@ def _load_local_model(spec: JobSpec, job: Path, chosen: Path | None) -> _LocalMo
         found = check_model_files(files, spec.model.model_file_sha256, spec)
         tokens = _load_tokenizer(files, spec.data)
         if found.tensors is None:
-            return _LocalModel(tokens, found.config)
+            return _LocalModel(tokens, found.config, files=found)
         warnings, targets = placement_warnings(found.tensors, spec.lora), count_targets(spec.lora, found.tensors)
-        return _LocalModel(tokens, found.config, warnings=warnings, targets=targets)
+        return _LocalModel(tokens, found.config, warnings=warnings, targets=targets, files=found)
 
 
 def _load_tokenizer(files: Path, data: DataSection) -> ModelTokenizer:

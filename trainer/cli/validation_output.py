@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import html
-import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from rich.text import Text
 
-from trainer.cli.console import SafeConsole, clean_text
+from trainer.cli.console import SafeConsole, clean_text, show_control_characters
 from trainer.data.examples.example import Example
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.errors import DataError
 from trainer.model_files.architecture import architecture_of
+from trainer.model_files.start_adapter import CheckedAdapter
 from trainer.spec import JobSpec
 from trainer.validation.lengths import histogram, quantiles
 from trainer.validation.memory import GIB, MemoryEstimate, estimate_memory
@@ -39,6 +39,7 @@ class ValidationReport:
         unknown: why there is no tokenizer, if there is none.
         targets: name in `lora.lora_target_modules` → number of modules that it selects.
         show_example: whether a row's text may be shown.
+        start_adapter: the adapter that training starts from; None for a fresh one.
     """
 
     spec: JobSpec
@@ -48,6 +49,7 @@ class ValidationReport:
     unknown: str
     targets: Mapping[str, int]
     show_example: bool
+    start_adapter: CheckedAdapter | None = None
 
     @property
     def memory(self) -> MemoryEstimate | None:
@@ -85,6 +87,7 @@ class ValidationReport:
             "steps": found.steps,
             "learning_rate": asdict(found.rates) if found.rates else None,
             "targets": dict(self.targets),
+            "start_adapter": self.start_adapter.as_json() if self.start_adapter else None,
             "providers": list(self.spec.exchange.providers),
             "memory": {**asdict(self.memory), "total": self.memory.total} if self.memory else None,
             "warnings": list(self.warnings),
@@ -213,6 +216,8 @@ def _cost_lines(result: ValidationReport) -> Iterator[str]:
     if result.targets:
         counts = "  ".join(f"{name} {count}" for name, count in result.targets.items())
         yield f"adapter   {counts} (modules of each name in lora.lora_target_modules)"
+    if result.start_adapter is not None:
+        yield from (f"start     {name}: {text}" for name, text in result.start_adapter.describe().items())
     if memory is not None:
         shares = ", ".join(f"{name} {size / GIB:.2f}" for name, size in asdict(memory).items())
         total = f"{memory.total / GIB:.2f} GiB"
@@ -270,19 +275,6 @@ def _print_example(console: SafeConsole, result: ValidationReport) -> None:
             shown_text = show_control_characters(text)[:MAX_EXAMPLE_CHARACTERS]
             line.append(f"⟦{shown_text}⟧" if trained else shown_text, style="green" if trained else "dim")
         console.print(line)
-
-
-def show_control_characters(text: str) -> str:
-    """Returns the text with symbols in place of control characters: data must not control a terminal."""
-    shown: list[str] = []
-    for character in text:
-        # Cc: control characters; Cf: format characters, among them those that reverse the direction of writing.
-        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf"):
-            shown.append(character)
-        else:
-            # The block Control Pictures has the symbols of the codes 0 to 31 in their order, from U+2400 on.
-            shown.append(chr(0x2400 + ord(character)) if character < " " else "␡")
-    return "".join(shown)
 
 
 _PAGE_STYLE: Final = (

@@ -76,7 +76,7 @@ class TrainingOrder(ChannelMessage):
     Attributes:
         spec: the job spec.
         model_dir: base model; holds the files listed in the spec and no others.
-        data_files: name as the provider gave it → file.
+        data_files: name as the provider gave it → file, those of a start adapter below `adapter/` among them.
         output_dir: empty directory on the private tmpfs; gets `adapter/` and `report/`.
         split_key: 32 secret bytes in hex that decide which rows a job with a section `privacy` holds out.
         resume_dir: the files of a checkpoint of this job, authenticated; None starts at the first step.

@@ -107,7 +107,7 @@ def _read_shapes(path: Path) -> dict[str, Shape]:
             header = read_safetensors_header(file, path.stat().st_size)
     except (OSError, ValueError) as error:
         raise _invalid(f"{path.name} in the format safetensors", error) from error
-    return {name: entry.shape for name, entry in header.items()}
+    return {name: entry.shape for name, entry in header.tensors.items()}
 
 
 def _invalid(expected: str, found: object) -> JobError:

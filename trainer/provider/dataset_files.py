@@ -12,15 +12,18 @@ from trainer.data.examples.example_set import row_schema
 from trainer.data.rows import DEFAULT_SCHEMA, FOLDER_SUFFIXES, RowSchema, list_row_files, read_rows
 from trainer.data.rows.hub_repository import README, has_front_matter
 from trainer.errors import ErrorCode, UsageError, VerificationError
+from trainer.model_files.adapter_config import ADAPTER_PREFIX
+from trainer.provider.adapter_files import find_adapter_files
 from trainer.spec import read_job_spec
 
 
-def find_data_files(paths: Sequence[Path]) -> dict[str, Path]:
-    """Returns the data files, and the side files that say what they are: name in the bundle → path.
+def find_data_files(paths: Sequence[Path], adapter: Path | None = None) -> dict[str, Path]:
+    """Returns data files, side files that say what they are, and a start adapter: name in the bundle → path.
 
     Args:
         paths: files, or folders whose files are all taken, named relative to the folder; hidden ones are left out.
             If two would have the same name, the folders that files lie in become part of all names.
+        adapter: directory of the adapter that training starts from; None for a fresh one.
 
     Raises:
         UsageError: a file is missing or given twice, a folder contains a file of another kind, or names are equal.
@@ -36,8 +39,14 @@ def find_data_files(paths: Sequence[Path]) -> dict[str, Path]:
                 f"two data files are called {name}",
                 hint="name each file once, and give the folder that contains both instead of its folders",
             )
+        if name.startswith(ADAPTER_PREFIX):
+            raise UsageError(
+                ErrorCode.USAGE,
+                f"{file} would be {name} in the bundle, which is the place of an earlier adapter",
+                hint="give the directory of an adapter with --adapter, and rows a folder of another name",
+            )
         files[name] = file
-    return files
+    return files | (find_adapter_files(adapter) if adapter is not None else {})
 
 
 def _name_apart(listed: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:

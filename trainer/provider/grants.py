@@ -12,6 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.errors import ErrorCode, UsageError, VerificationError
+from trainer.model_files.adapter_config import ADAPTER_PREFIX
+from trainer.model_files.start_adapter import check_start_adapter, take_start_adapter
 from trainer.models import Strict, parse_strict
 from trainer.provider.dataset_files import count_rows, row_schema_for
 from trainer.provider.local_files import read_small_file
@@ -150,19 +152,21 @@ def seal_dataset(
         recipients: age recipients of the result.
         target: path of the sealed dataset.
         progress: receives the bytes sealed.
-        job: path of the job spec, if it names columns or a format for the data.
+        job: path of the job spec, if it names columns or a format for the data, or a start adapter.
         secret: as for `make_grant`.
         require: as for `make_grant`.
         key: the provider's, which signs the bundle; None leaves it unsigned.
 
     Raises:
-        DataError: a row is malformed.
-        UsageError: the spec in `job` lists providers, and not this one.
+        DataError: a row is malformed, or the start adapter is not one of the job spec.
+        UsageError: there is a start adapter and no job spec; the spec in `job` lists providers, and not this one.
         VerificationError: the appraisal is not a pass or has expired, or `job` is not the appraised job's spec.
     """
-    if job is not None:
-        require_listed_provider(read_job_spec(job), key)
-    rows = count_rows(files, row_schema_for(result, job))
+    spec = read_job_spec(job) if job is not None else None
+    if spec is not None:
+        require_listed_provider(spec, key)
+    schema = row_schema_for(result, job)
+    rows = count_rows(_take_row_files(files, spec), schema)
     now = int(time.time())
     grant = make_grant(result, recipients, now=now, secret=secret, require=require)
     # `seal` counts the archive's headers too, so the bytes done may exceed the sum of the file sizes.
@@ -177,6 +181,20 @@ def seal_dataset(
         progress=(lambda done: progress(min(done, total), total)) if progress else None,
     )
     return GrantRecord(grant=grant, manifest=manifest, rows=rows.total())
+
+
+def _take_row_files(files: Mapping[str, Path], spec: JobSpec | None) -> Mapping[str, Path]:
+    """Returns the files with rows, after the start adapter among the others was judged."""
+    if spec is None:
+        if any(name.startswith(ADAPTER_PREFIX) for name in files):
+            raise UsageError(
+                ErrorCode.USAGE, "--adapter needs --job: the job's spec decides whether training starts from it"
+            )
+        return files
+    row_files, adapter = take_start_adapter(files, spec)
+    if adapter is not None:
+        check_start_adapter(adapter, spec, None)
+    return row_files
 
 
 def require_same_job(record: GrantRecord, result: AttestationResult) -> None:

@@ -65,7 +65,7 @@ class _SubmissionRun:
         self._policy = read_policy(submission.policy)
         folder = output.with_name(output.name + ".submission")
         self._directory = SubmissionDirectory(folder, submission.secret, self._policy)
-        self._files = find_data_files(submission.data)
+        self._files = find_data_files(submission.data, submission.adapter)
         self._recipients = [str(identity.recipient()) for identity in submission.identities]
 
     def run(self) -> SubmissionResult:

@@ -50,7 +50,8 @@ class Submission:
         nonces: file that remembers spent nonces; None keeps no record of them.
         key: the provider's, which signs what is sent; None signs nothing.
         require: what the grant demands of the job beyond its spec.
-        job: path of the job spec; needed if it names columns or a format for the data.
+        adapter: directory of the adapter that training starts from; None for a fresh one.
+        job: path of the job spec; needed if it names columns or a format for the data, or with `adapter`.
         wait_seconds: how long a job that does not answer, or was interrupted, is waited for.
     """
 
@@ -64,6 +65,7 @@ class Submission:
     max_result_bytes: int
     nonces: Path | None = None
     key: ProviderKey | None = None
+    adapter: Path | None = None
     job: Path | None = None
     require: GrantDemands | None = None
     wait_seconds: float = 900.0

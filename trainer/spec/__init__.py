@@ -31,7 +31,7 @@ from trainer.spec.learning_rate import (
     steps_per_epoch,
     total_steps,
 )
-from trainer.spec.lora_section import LoraSection
+from trainer.spec.lora_section import LoraSection, StartFrom
 from trainer.spec.model_section import MODEL_FILE_SUFFIXES, Dtype, ModelSection, is_protected_url
 from trainer.spec.output_section import OutputSection
 from trainer.spec.privacy_section import GATE_OUTSIDERS, REFERENCES, PrivacySection
@@ -68,6 +68,7 @@ __all__ = [
     "RowFormat",
     "RowPart",
     "SplitTurns",
+    "StartFrom",
     "TaskMetric",
     "TeeSection",
     "TemplateArgument",

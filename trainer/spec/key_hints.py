@@ -30,6 +30,9 @@ _OTHER_NAMES: Final[Mapping[str, str]] = {
     "lora.exclude_modules": "lora_exclude_modules excluded_modules",
     "lora.modules_to_save": "lora_modules_to_save additional_target train_embeddings",
     "lora.init_lora_weights": "init_weights peft_init_lora_weights pissa_init lora_initialization",
+    "lora.start_from": (
+        "lora_model_dir adapter_name_or_path adapters adapter_checkpoint resume_adapter finetuned_adapter"
+    ),
     "data.format": "type formatting dataset_format ds_type conversation",
     "data.columns": (
         "dataset_text_field text_column column_mapping column_map columns_mapping field_messages "
@@ -171,10 +174,6 @@ _NONE: Final[Mapping[str, str]] = {
         "resume_from_checkpoint auto_resume_from_checkpoints resume_only_model ignore_data_skip "
         "should_save_checkpoints"
     ),
-    "training starts from a fresh adapter on the base model": (
-        "lora_model_dir adapter_name_or_path adapters adapter_checkpoint resume_adapter finetuned_adapter "
-        "ref_adapters"
-    ),
     "the adapter is LoRA; with model.load_in_4bit it is what others call QLoRA": (
         "adapter finetuning_type train_type tuner_type sft_type use_peft peft_type use_lora task_type "
         "inference_mode full_finetuning freeze_trainable_layers unfrozen_parameters"
@@ -217,9 +216,9 @@ _NONE: Final[Mapping[str, str]] = {
         "model_type is_llama_derived_model is_mistral_derived_model is_falcon_derived_model model_class "
         "rope_theta rope_scaling_type"
     ),
-    "the reference is the base model without the adapter, computed once before the first step": (
-        "ref_model reference_model precompute_ref_log_probs ref_model_mixup_alpha sync_ref_model reference_free "
-        "precompute_ref_batch_size"
+    "the reference is the model that training starts from, computed once before the first step": (
+        "ref_model ref_adapters reference_model precompute_ref_log_probs ref_model_mixup_alpha sync_ref_model "
+        "reference_free precompute_ref_batch_size"
     ),
     "train.method dpo has the terms of train.loss_type": (
         "simpo_gamma cpo_alpha dpop_lambda discopop_tau f_divergence_type use_weighting bco_gemma"

@@ -99,7 +99,7 @@ _MEANS_ALWAYS: Final = (
     "model.model_name_or_path model.model_file_sha256 model.dtype model.load_in_4bit model.load_in_8bit "
     "model.trust_remote_code model.license "
     "lora.lora_r lora.lora_alpha lora.lora_dropout lora.lora_target_modules lora.use_rslora lora.use_dora "
-    "lora.init_lora_weights lora.exclude_modules lora.modules_to_save "
+    "lora.exclude_modules lora.modules_to_save lora.start_from "
     "data.format data.columns data.ignore_columns data.eval_files data.max_length data.on_overlong data.max_rows "
     "data.mix train.loraplus_lr_ratio "
     "train.method train.engine train.num_processes train.fsdp train.per_device_train_batch_size "
@@ -125,6 +125,11 @@ MEANINGS: Final[Mapping[str, tuple[Meaning, ...]]] = {
         Meaning(
             lambda spec: spec.train.engine is not Engine.UNSLOTH,
             "to engine unsloth, which brings its own attention",
+        ),
+    ),
+    "lora.init_lora_weights": (
+        Meaning(
+            lambda spec: spec.lora.start_from is None, "beside lora.start_from, which gives the initial weights"
         ),
     ),
     "data.test_split_size": (

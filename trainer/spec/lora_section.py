@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -9,6 +10,13 @@ from pydantic import Field, model_validator
 from trainer.models import NO_NUMBER, Strict
 
 _ModuleName = Annotated[str, Field(pattern=r"^[\w.]{1,128}$")]
+
+
+class StartFrom(StrEnum):
+    """What training starts from instead of a fresh adapter: `adapter/` in the provider's bundle."""
+
+    ADAPTER = "adapter"
+    ADAPTER_OF_UNCHECKED_BASE = "adapter_of_unchecked_base"
 
 
 class LoraSection(Strict):
@@ -21,6 +29,10 @@ class LoraSection(Strict):
     A name of a module is its full name, or the end of it after a dot. `exclude_modules` takes modules out of
     `lora_target_modules`. `modules_to_save` names modules that are trained in full and saved with the adapter,
     such as `embed_tokens` for the embeddings of new tokens.
+
+    `start_from: adapter` starts from the adapter that the provider sends below `adapter/`, and not from a fresh
+    one. It must be one of this section and of this base model, which its file's metadata name by
+    `ModelSection.base_sha256`. `adapter_of_unchecked_base` also takes one that names no base model.
     """
 
     lora_r: Annotated[int, Field(ge=1, le=1024)] = 16
@@ -37,6 +49,7 @@ class LoraSection(Strict):
         Annotated[Literal[True, "gaussian", "orthogonal", "olora", "pissa"], NO_NUMBER]
         | Annotated[str, Field(pattern=r"^pissa_niter_[1-9][0-9]?$")]
     ) = True
+    start_from: StartFrom | None = None
 
     @model_validator(mode="after")
     def _check_initialisation(self) -> Self:
@@ -70,7 +83,12 @@ class LoraSection(Strict):
     @property
     def starts_as_base(self) -> bool:
         """Whether the initial adapter leaves every output bitwise unchanged: B is zero, no rescaling."""
-        return self.init_lora_weights in (True, "gaussian") and not self.use_dora
+        return self.init_lora_weights in (True, "gaussian") and not self.use_dora and self.start_from is None
+
+    @property
+    def is_fresh_on_base(self) -> bool:
+        """Whether the model that training starts from is the one without its adapter."""
+        return self.start_from is None and not self.changes_base
 
     @property
     def changes_base(self) -> bool:

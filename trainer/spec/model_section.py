@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from trainer.encoding import canonical_json, sha256_hex
 from trainer.models import NO_NUMBER, Sha256Hex, Strict
 
 MODEL_FILE_SUFFIXES: Final = (".safetensors", ".json", ".txt", ".model", ".jinja")
@@ -64,6 +65,16 @@ class ModelSection(Strict):
         more = f" and {len(weights) - 1} more files" if len(weights) > 1 else ""
         return f"a local model, {name} of SHA-256 {digest}{more}"
 
+    @property
+    def base_sha256(self) -> str:
+        """The digest by which an adapter names the base model that it was trained on, in hex.
+
+        SHA-256 of the RFC 8785 form of name → SHA-256, of config.json and the files with weights. Tokenizer and
+        chat template may change without making another base model.
+        """
+        names = sorted(name for name in self.model_file_sha256 if is_base_file(name))
+        return sha256_hex(canonical_json({name: self.model_file_sha256[name] for name in names}))
+
     @model_validator(mode="after")
     def _check_model(self) -> Self:
         if self.load_in_4bit and self.load_in_8bit:
@@ -87,6 +98,11 @@ class ModelSection(Strict):
             if name not in self.model_file_sha256:
                 raise ValueError(f"model_urls: {name!r} is not in model_file_sha256, so it would not be loaded")
             _check_model_url(name, url)
+
+
+def is_base_file(name: str) -> bool:
+    """Returns whether a file of a base model decides what the model computes from token ids."""
+    return name == "config.json" or name.endswith((".safetensors", ".safetensors.index.json"))
 
 
 def is_protected_url(url: str) -> bool:

@@ -113,6 +113,11 @@ def privacy_refusals(spec: JobSpec) -> Iterator[str]:
         yield "privacy: rows are drawn and measured in one process: train.num_processes must be 1"
     if spec.privacy.enabled and spec.data.mix:
         yield "privacy: data.mix must be left out: a row that is used twice reveals itself twice"
+    if spec.privacy.enabled and spec.lora.start_from is not None:
+        yield (
+            "privacy: lora.start_from must be left out: what the earlier adapter has learned of rows is neither "
+            "measured nor accounted for"
+        )
     if spec.privacy.differential:
         set_by = "(privacy.target_epsilon or noise_multiplier is set)"
         yield from (f"{where}: {why} {set_by}" for where, why, breaks in _dp_conditions(spec) if breaks)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from trainer.errors import ErrorCode, JobError
+from trainer.model_files.safetensors_header import add_metadata
+from trainer.model_files.start_adapter import base_metadata
 from trainer.spec import LoraSection, ModelSection
 from trainer.training.placement import check_placement, choose_modules
 
@@ -99,6 +101,8 @@ def save_initial_adapter(model: Any, target: Path) -> None:
 def save_adapter(model: Any, section: ModelSection, target: Path, *, initial: Path | None = None) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors`; `trainer.training.stages.write` adds a card.
 
+    The metadata of the second name the base model, so that a later job can start from this adapter.
+
     Args:
         model: PEFT model.
         section: names the base model; no directory is mentioned, neither the operator's nor the worker's.
@@ -123,4 +127,5 @@ def save_adapter(model: Any, section: ModelSection, target: Path, *, initial: Pa
         save_embedding_layers=False,
         path_initial_model_for_weight_conversion=None if initial is None else str(initial),
     )
+    add_metadata(target / "adapter_model.safetensors", base_metadata(section))
     (target / "README.md").unlink(missing_ok=True)  # PEFT's template; the run's own model card replaces it

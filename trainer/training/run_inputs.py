@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from trainer.model_files.start_adapter import StartAdapter
 from trainer.spec import JobSpec
 
 CHECKPOINTS_DIR: Final = "checkpoints"
@@ -25,6 +26,7 @@ class RunInputs:
         model_dir: directory of the base model, with the files that the spec lists and no others.
         output_dir: private directory; receives `adapter/`, `report/` and `checkpoints/`.
         resume_dir: directory with a checkpoint of this run, already authenticated; None for a fresh run.
+        start_adapter: files of the adapter that training starts from, not judged yet; None for a fresh one.
         split_key: 32 secret bytes that decide which rows a job with a section `privacy` holds out. A resumed run
             needs those of the run before.
     """
@@ -33,4 +35,5 @@ class RunInputs:
     model_dir: Path
     output_dir: Path
     resume_dir: Path | None = None
+    start_adapter: StartAdapter | None = None
     split_key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)

@@ -38,6 +38,7 @@ from trainer.ipc.worker_messages import (
     WorkerChannel,
     worker_channel,
 )
+from trainer.model_files.start_adapter import take_start_adapter
 from trainer.sandbox.confine import confine
 from trainer.sandbox.plan import SandboxPlan
 from trainer.sandbox.privileges import keep_to_itself
@@ -152,7 +153,8 @@ def _carry_out(
     if preloader is None:  # a preloader has replaced the environment before its own imports
         replace_environment(scratch_dir(output_dir))
     try:
-        files = list_row_files(order.data_files, eval_files=spec.data.eval_files)
+        row_files, start_adapter = take_start_adapter(order.data_files, spec)
+        files = list_row_files(row_files, eval_files=spec.data.eval_files)
         with watch.part("import"):
             loader, run_rank = _import_training(order, rank)
         verified = None
@@ -162,7 +164,9 @@ def _carry_out(
         # Before the run reads a file of the model: the tokenizer, the weights, for a merged model both once more.
         with watch.part("load"):
             verified = verified or verify_model(order.model_dir, spec.model.model_file_sha256)
-        summary = run_rank(order, files, loader, rank, channel=channel, watch=watch, interrupts=interrupts)
+        summary = run_rank(
+            order, files, start_adapter, loader, rank, channel=channel, watch=watch, interrupts=interrupts
+        )
         verified.require_unchanged()
     finally:
         shutil.rmtree(scratch_dir(output_dir), ignore_errors=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from trainer.data.examples.example_set import row_schema
 from trainer.data.rows import RowFile, scan_files
 from trainer.ipc.worker_messages import TrainingOrder, WorkerChannel
+from trainer.model_files.start_adapter import StartAdapter
 from trainer.sandbox.child_environment import allocator_in_use
 from trainer.training.distributed import join_rank_group
 from trainer.training.engines.base import Loader
@@ -25,6 +26,7 @@ from trainer.worker.event_messages import message_of_event
 def run_rank(
     order: TrainingOrder,
     files: Sequence[RowFile],
+    start_adapter: StartAdapter | None,
     loader: Loader,
     rank: ProcessRank,
     *,
@@ -37,6 +39,7 @@ def run_rank(
     Args:
         order: the job spec and the directories.
         files: the files with the rows of the dataset.
+        start_adapter: the adapter that training starts from, not judged yet.
         loader: loads the base model.
         rank: the number of this process, and of how many.
         channel: to the supervisor.
@@ -54,7 +57,7 @@ def run_rank(
 
     output_dir = rank.own_output_dir(order.output_dir)
     split_key = bytes.fromhex(order.split_key)
-    inputs = RunInputs(order.spec, order.model_dir, output_dir, order.resume_dir, split_key)
+    inputs = RunInputs(order.spec, order.model_dir, output_dir, order.resume_dir, start_adapter, split_key)
     sharded = order.spec.train.fsdp is not None
     data = order.spec.data
     meter = ReadingMeter(sum(file.path.stat().st_size for file in files), forward)

@@ -1,9 +1,10 @@
 """The method `dpo`: Direct Preference Optimization (Rafailov et al. 2023, arXiv 2305.18290).
 
-The reference is the base model. The log-probability of each answer under it is computed once, before the first
-step, and remains on the device as one number for each row. So there is no second model in memory, and a step costs
-as much as a step of supervised fine-tuning on the same number of tokens. Checkpoints do not contain these numbers:
-a resumed run computes them again from the same rows and base model. On a CPU the result is bitwise the same.
+The reference is the model that training starts from: the base model, or with `lora.start_from` the base model with
+the earlier adapter. The log-probability of each answer under it is computed once, before the first step, and stays
+on the device as one number for each row. So there is no second model in memory, and a step costs as much as a step
+of supervised fine-tuning on the same number of tokens. Checkpoints do not contain these numbers: a resumed run
+computes them again from the same rows and files. On a CPU the result is bitwise the same.
 """
 
 from __future__ import annotations
@@ -17,15 +18,12 @@ from trainer.training.methods.reference import log_probabilities
 
 
 class DirectPreferenceOptimization(PairMethod):
-    """Trains on pairs of answers relative to the base model.
+    """Trains on pairs of answers relative to the model that training starts from.
 
-    The constructor computes the log-probabilities of the reference, so it must be called while the adapter is
-    fresh.
+    The constructor computes the log-probabilities of the reference, so it must be called before the first step.
 
     Args:
-        inputs: pairs and `reference`. Some initialisations subtract the fresh adapter's product from the base
-            weights. Then the reference is the model with its fresh adapter, since the two together compute the
-            base model.
+        inputs: pairs and `reference`.
     """
 
     name = "dpo"
@@ -34,7 +32,7 @@ class DirectPreferenceOptimization(PairMethod):
         loss_unit="mean over pairs",
         card_sentence=(
             "Trained on pairs of answers by Direct Preference Optimization "
-            "([arXiv 2305.18290](https://arxiv.org/abs/2305.18290)), the base model being the reference."
+            "([arXiv 2305.18290](https://arxiv.org/abs/2305.18290)), with the model before training as reference."
         ),
         card_tags=("dpo",),
         tiles=(
@@ -54,7 +52,7 @@ class DirectPreferenceOptimization(PairMethod):
             ),
             MetricChart(
                 "Rewards",
-                "beta times how much likelier than in the base model",
+                "beta times how much likelier than before training",
                 (("chosen", "rewards_chosen"), ("rejected", "rewards_rejected")),
             ),
         ),

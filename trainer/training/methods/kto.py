@@ -12,7 +12,8 @@ prompt after another prompt. Each row has one mismatched answer, the same in the
 optimizer step is the mean over its answers, and z the mean over their mismatched answers, on all ranks: so the
 split into micro-batches does not change it. TRL takes a z for each micro-batch.
 
-As with `dpo`, the reference is the base model, and its log-probabilities are computed once, before the first step.
+As with `dpo`, the reference is the model that training starts from, and its log-probabilities are computed once,
+before the first step.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ log-probabilities of the undesirable ones; z."""
 
 
 class KahnemanTverskyOptimization(Method):
-    """Trains on single answers, each desirable or undesirable, relative to the base model.
+    """Trains on single answers, each desirable or undesirable, relative to the model that training starts from.
 
     The constructor computes the log-probabilities of the reference, so it must be called while the adapter is
     fresh.
@@ -53,12 +54,12 @@ class KahnemanTverskyOptimization(Method):
         loss_unit="mean over answers",
         card_sentence=(
             "Trained on desirable and undesirable answers by Kahneman-Tversky Optimization "
-            "([arXiv 2402.01306](https://arxiv.org/abs/2402.01306)), the base model being the reference."
+            "([arXiv 2402.01306](https://arxiv.org/abs/2402.01306)), with the model before training as reference."
         ),
         card_tags=("kto",),
         tiles=(
             MetricTile("eval_rewards_margins", "reward margin on held-out answers", ".3f"),
-            MetricTile("eval_kl", "KL divergence from the base model on held-out answers", ".3f"),
+            MetricTile("eval_kl", "KL divergence from the start on held-out answers", ".3f"),
         ),
         charts=(
             MetricChart(
@@ -68,11 +69,11 @@ class KahnemanTverskyOptimization(Method):
             ),
             MetricChart(
                 "Rewards",
-                "beta times how much likelier than in the base model",
+                "beta times how much likelier than before training",
                 (("desirable", "rewards_chosen"), ("undesirable", "rewards_rejected")),
             ),
             MetricChart(
-                "KL divergence from the base model",
+                "KL divergence from the model before training",
                 "nats per answer, estimated from mismatched answers",
                 (("each step", "kl"), ("held-out answers", "eval_kl")),
             ),

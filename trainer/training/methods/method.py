@@ -25,7 +25,7 @@ from trainer.training.progress import Meter
 from trainer.training.token_store import OrderedTokens
 
 Reference = Callable[[], AbstractContextManager[None]]
-"""Returns a context in which the model computes what the base model computes, without gradients or dropout."""
+"""Returns a context in which the model computes what training starts from, without gradients or dropout."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class MethodInputs:
         train: batch sizes and the method's own keys.
         device: device of the model.
         data: how rows are grouped into units.
-        reference: switches the model to the base model; None where the caller has no reference.
+        reference: switches the model to what training starts from; None where the caller has no reference.
         ranks: the ranks that train together, and which of them this process is.
     """
 
@@ -139,8 +139,8 @@ class Method(ABC):
         words: texts for reports.
         rows_per_unit: number of adjacent examples that always stay together: 2 for pairs. The first of them is the
             desired answer, and the prompts of samples are taken from it.
-        uses_reference: whether the method needs `MethodInputs.reference`. It is then created while the adapter is
-            fresh.
+        uses_reference: whether the method needs `MethodInputs.reference`. It is then created before the first
+            step, and before a checkpoint is restored.
         units: the rows of each unit; the batch size counts units.
         evaluation: evaluation on the held-out rows.
     """

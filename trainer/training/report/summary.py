@@ -38,7 +38,7 @@ class Summary(Strict):
         seconds: durations of the run's parts. `ahead` is what was done before there was a dataset; it is not part
             of `total`.
         environment: what the run was computed with.
-        adapter: what was trained, by the last parts of modules' names.
+        adapter: what was trained, by the last parts of modules' names, and the adapter that training started from.
         warnings: texts for the provider.
         resumed_at: the steps after which the run was interrupted and resumed.
         privacy: findings on the privacy of the weights, where the job spec asks for any.
@@ -121,7 +121,7 @@ def summarize(
         data: the examples.
         seconds: durations of the run's parts, by name.
         environment: return value of `describe_environment`, and the ranks where there are several.
-        adapter: what was trained, as `Placement.describe` returns it.
+        adapter: what was trained and from which start, as `Placement` and `CheckedAdapter` describe it.
         warnings: texts for the provider.
         privacy: findings on the privacy of the weights, if asked for.
         resumed_at: steps after which the run was resumed.

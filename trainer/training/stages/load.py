@@ -13,6 +13,7 @@ from trainer.errors import ErrorCode, JobError
 from trainer.model_files.companion_files import companion_bytes
 from trainer.models import MAX_COPIED_BYTES, MAX_TRAINED_PARAMETERS, Activity
 from trainer.training.adapter import save_initial_adapter
+from trainer.training.adapter_loading import load_start_adapter
 from trainer.training.checkpoint import ResumedState, read_state
 from trainer.training.compilation import Compilation
 from trainer.training.engines.base import Loader, Precision, choose_precision
@@ -63,6 +64,9 @@ def load(inputs: RunInputs, data: PreparedData, loader: Loader, context: RunCont
         # A model that will be sharded is loaded to the CPU first: it need not fit into the memory of one GPU.
         loading_precision = replace(precision, device=torch.device("cpu")) if ranks.sharded else precision
         model = loader.load(inputs.model_dir, spec, loading_precision)
+        # Before the base is sharded and before the fused pass copies the adapter. A preloaded model is fresh.
+        if data.start_adapter is not None:
+            load_start_adapter(model, data.start_adapter)
         shard_base_model(model, precision, ranks)
         _check_vocabulary(model, data.dataset)
         # Before the first step, and before a checkpoint is restored: the result is a difference from this adapter.
@@ -86,7 +90,7 @@ def load(inputs: RunInputs, data: PreparedData, loader: Loader, context: RunCont
     context.report(_output_size(model, companion_bytes(inputs.model_dir), merged=spec.output.merged_16bit))
     resumed = read_state(inputs.resume_dir, trained_parameters(model)) if inputs.resume_dir else None
     placement = read_placement(model, spec.lora)
-    warnings = (*warnings, *placement.warnings())
+    warnings = (*warnings, *placement.warnings(), *(data.start_adapter.warnings() if data.start_adapter else ()))
     return LoadedModel(model, precision, loss, loader.name, initial_adapter, resumed, placement, warnings)
 
 

@@ -19,6 +19,8 @@ from trainer.data.examples.task_draw import TaskDraw
 from trainer.data.examples.task_rows import TaskRows, read_tasks
 from trainer.data.rows import Row
 from trainer.errors import DataError
+from trainer.model_files.model_check import ModelFiles
+from trainer.model_files.start_adapter import CheckedAdapter, check_start_adapter
 from trainer.spec import check_schedule
 from trainer.training.checkpoint import read_probe_seed
 from trainer.training.compilation import require_compiler
@@ -39,6 +41,7 @@ class PreparedData:
         tokenizer: tokenizer of the base model.
         dataset: the training examples, canaries included, and the held-out examples.
         probes: examples that the memorisation audit measures.
+        start_adapter: the adapter that training starts from, judged; None for a fresh one.
         probe_seed: secret seed with which the probes were drawn, in hex; None where nothing was drawn.
         tasks: the held-out rows that `evaluation.metrics` judge; none without.
         longest: tokens of the longest row that the loss is computed of.
@@ -47,6 +50,7 @@ class PreparedData:
     tokenizer: ModelTokenizer
     dataset: Dataset
     probes: Probes
+    start_adapter: CheckedAdapter | None
     probe_seed: str | None
     tasks: TaskRows
     longest: int
@@ -66,7 +70,9 @@ def prepare(inputs: RunInputs, rows: Iterable[Row | DataError], context: RunCont
     with watch.part("tokenize"):
         if spec.privacy.differential:
             require_float_weights(read_config(inputs.model_dir))  # also what is supported otherwise
-        config = check_model_dir(inputs.model_dir, spec).config
+        base = check_model_dir(inputs.model_dir, spec)
+        start_adapter = _check_start_adapter(inputs, base)
+        config = base.config
         check_attention(config, spec)
         tokenizer = load_tokens(inputs.model_dir, spec.data)
         # Where privacy is asked for, the key is secret: whoever chooses a row must not choose its side.
@@ -100,4 +106,10 @@ def prepare(inputs: RunInputs, rows: Iterable[Row | DataError], context: RunCont
         tasks = read_tasks(draw, tokenizer, spec, context_length=context_length(config)) if draw else TaskRows()
         longest = max(example.length for example in (*dataset.train, *dataset.evaluation))
         longest = max(longest, longest_choice(tasks, tokenizer))
-    return PreparedData(tokenizer, dataset, probes, probe_seed, tasks, longest)
+    return PreparedData(tokenizer, dataset, probes, start_adapter, probe_seed, tasks, longest)
+
+
+def _check_start_adapter(inputs: RunInputs, base: ModelFiles) -> CheckedAdapter | None:
+    if (inputs.start_adapter is None) != (inputs.spec.lora.start_from is None):
+        raise AssertionError("a start adapter and lora.start_from go together")
+    return check_start_adapter(inputs.start_adapter, inputs.spec, base) if inputs.start_adapter else None

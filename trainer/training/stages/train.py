@@ -95,7 +95,8 @@ def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: R
     audit = MemorisationAudit(
         loaded.loss, data.probes, repetitions=spec.privacy.canary_repetitions, device=loaded.precision.device
     )
-    # The adapter is fresh here, also in a resumed run: these are the losses of the base model.
+    # The adapter is fresh here, also in a resumed run: these are the losses of the base model. Section `privacy`
+    # excludes an earlier adapter.
     with timed_audit():
         audit.before()
     earlier_metrics = resumed.metrics if resumed else ()
@@ -107,7 +108,7 @@ def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: R
         checkpoints = CheckpointWriter(
             inputs.output_dir, parameters, saved, report=context.report, interrupts=context.interrupts
         )
-        # The method computes a reference with the fresh adapter, so the checkpoint is restored only after it.
+        # The method computes a reference with the initial adapter, so the checkpoint is restored only after it.
         trainer = _make_trainer(data, loaded, spec, context, recorder, checkpoints)
         if resumed:
             trainer.restore(resumed.state)
@@ -171,9 +172,9 @@ def _make_trainer(
         spec.train,
         loaded.precision.device,
         data=spec.data,
-        # Where the adapter's initialisation changed the base weights, both together compute what the base model
-        # computes by itself.
-        reference=loaded.loss.evaluating if spec.lora.changes_base else loaded.loss.adapter_disabled,
+        # What training starts from. Where the adapter's initialisation changed the base weights, only both
+        # together compute what the base model computes by itself; and an earlier adapter is part of the start.
+        reference=loaded.loss.adapter_disabled if spec.lora.is_fresh_on_base else loaded.loss.evaluating,
         ranks=context.ranks,
     )
     with context.watch.part("reference") if method_class.uses_reference else nullcontext():

@@ -36,7 +36,7 @@ def write(
         data.dataset,
         context.watch.read(),
         environment,
-        loaded.placement.describe(),
+        loaded.placement.describe() | (data.start_adapter.describe() if data.start_adapter else {}),
         (*data.dataset.warnings, *evaluated, *loaded.warnings, *trained.outcome.warnings),
         trained.privacy,
         loaded.resumed.resumed_at if loaded.resumed else (),
